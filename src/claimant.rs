@@ -1,0 +1,220 @@
+//! On whose behalf a lock is taken: the process that becomes its owner, and whether it still wants the lock.
+
+use std::os::fd::BorrowedFd;
+
+use jiff::Timestamp;
+use rustix::process::{Pid, getpid, getppid};
+
+use crate::backend::{Content, Stored};
+use crate::owner::{Owner, Place};
+use crate::printable;
+use crate::process::{self, Observation, Process};
+use crate::record::{self, Record, random_token};
+use crate::verdict::{RUN_VARIABLE, started_after};
+
+/// The inode number of the first PID namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`), where PID 1 never ends.
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// Programs that adopt orphans: a `lock` that has one as its parent was left behind, or is started by a service manager.
+const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
+
+/// Somebody who wants to hold a mutex.
+pub trait Claimant {
+    /// A record of a new acquisition.
+    ///
+    /// # Errors
+    /// When the operating system has no random numbers.
+    fn record(&self) -> std::io::Result<Record>;
+
+    /// Whether what is stored is certainly this claimant's.
+    fn owns(&self, stored: &Stored) -> bool;
+
+    /// Whether it still wants the lock.
+    fn is_present(&self) -> bool;
+
+    /// These become readable when it does not want the lock any more.
+    fn absence_fds(&self) -> Vec<BorrowedFd<'_>>;
+}
+
+/// Why there is nobody to own a lock.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoOwner {
+    /// `getppid` is 0.
+    #[error("the parent process is in another container (PID namespace), so it cannot own a lock")]
+    OutsideParent,
+    /// The parent never ends and did not ask for a lock.
+    #[error("the parent process is pid {pid} ({command}), which would hold the lock for ever")]
+    Adopter {
+        /// Its PID.
+        pid: Pid,
+        /// Its name.
+        command: String,
+    },
+    /// `meltano invoke` ends with the command.
+    #[error("`meltano invoke` ends at once, and its lock with it")]
+    MeltanoInvoke,
+    /// The parent ended while we looked.
+    #[error("the parent process has ended")]
+    ParentEnded,
+    /// The named owner does not run.
+    #[error("there is no process {pid} that could own it")]
+    NotRunning {
+        /// The PID that was asked for.
+        pid: Pid,
+    },
+}
+
+impl NoOwner {
+    /// What the user can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::MeltanoInvoke => {
+                "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name the process that is to \
+                 own the lock: `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock` in a script"
+            }
+            Self::NotRunning { .. } => "check `--owner-pid` or `SERIALIZER_OWNER_PID`",
+            Self::OutsideParent | Self::Adopter { .. } | Self::ParentEnded => {
+                "name the process that is to own the lock with `--owner-pid PID` or `SERIALIZER_OWNER_PID`"
+            }
+        }
+    }
+}
+
+/// A process that owns, or wants to own, a lock; we act for it.
+#[derive(Debug)]
+pub struct ProcessClaimant {
+    owner: Result<Owner, NoOwner>,
+    command: String,
+    run: Option<String>,
+    /// Read once: after an orphan has been adopted, the answer is another process.
+    parent: Option<Pid>,
+    /// The parent and the owner. When either is gone, nobody waits for the lock any more.
+    watched: Vec<Process>,
+    /// We count as the owner, too: shells replace themselves by the last command of a script.
+    is_itself_an_owner: bool,
+}
+
+impl ProcessClaimant {
+    /// Finds out who owns: the process `owner_pid`, or else the parent of this one.
+    pub fn discover(here: &Place, owner_pid: Option<Pid>) -> Self {
+        let parent = getppid();
+        let mut watched = Vec::new();
+        let mut parent_instance = None;
+        if let Some(pid) = parent
+            && let Observation::Running(process) = process::observe(pid)
+        {
+            parent_instance = Some(process.instance);
+            watched.push(process);
+        }
+        // A pidfd opened before this check belongs to the parent, not to a process that reused its PID.
+        let parent_ended = getppid() != parent;
+
+        let pid = owner_pid.or(parent);
+        let arguments = pid.map(process::arguments).unwrap_or_default();
+        let command = printable::command_line(&arguments);
+        let instance = match (owner_pid, parent) {
+            (Some(pid), _) => match process::observe(pid) {
+                Observation::Running(process) => {
+                    let instance = process.instance;
+                    watched.push(process);
+                    Ok((pid, instance))
+                }
+                Observation::Gone | Observation::Thread | Observation::Ended => Err(NoOwner::NotRunning { pid }),
+            },
+            (None, None) => Err(NoOwner::OutsideParent),
+            (None, Some(pid)) => match parent_instance.filter(|_| !parent_ended) {
+                Some(instance) => check_parent(here, pid, &arguments).map(|()| (pid, instance)),
+                None => Err(NoOwner::ParentEnded),
+            },
+        };
+        let uid = Some(rustix::process::getuid().as_raw());
+        Self {
+            owner: instance.map(|(pid, instance)| Owner { pid, uid, place: here.clone(), instance }),
+            command,
+            run: std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty()),
+            parent,
+            watched,
+            is_itself_an_owner: owner_pid.is_none(),
+        }
+    }
+
+    /// The process that would own the lock.
+    ///
+    /// # Errors
+    /// When there is none that could.
+    pub fn owner(&self) -> Result<&Owner, NoOwner> {
+        self.owner.as_ref().map_err(Clone::clone)
+    }
+
+    /// The owner's PID and command, for messages.
+    pub fn describe(&self) -> String {
+        match &self.owner {
+            Ok(owner) if self.command.is_empty() => format!("pid {}", owner.pid),
+            Ok(owner) => format!("pid {} ({})", owner.pid, self.command),
+            Err(no_owner) => no_owner.to_string(),
+        }
+    }
+
+    fn owns_legacy(&self, record: &Record, stored: &Stored) -> bool {
+        let itself = self.itself(record);
+        let mut candidates = self.owner.iter().chain(&itself);
+        candidates.any(|owner| owner.pid == record.owner.pid && !started_after(owner.instance, stored.written))
+    }
+
+    /// This very process; looked at only when a record names its PID.
+    fn itself(&self, record: &Record) -> Option<Owner> {
+        let pid = getpid();
+        if !self.is_itself_an_owner || record.owner.pid != pid {
+            return None;
+        }
+        let Observation::Running(process) = process::observe(pid) else { return None };
+        Some(Owner { pid, uid: None, place: Place::here(), instance: process.instance })
+    }
+}
+
+fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), NoOwner> {
+    // Some write their state behind their name: `init [2]`.
+    let program = arguments.first().and_then(|program| program.split(' ').next()?.rsplit('/').next()).unwrap_or("");
+    let adopts = ADOPTERS.contains(&program);
+    let never_ends = pid.is_init() && here.pid_namespace == Some(FIRST_PID_NAMESPACE);
+    if never_ends || (adopts && (pid.is_init() || program == "systemd")) {
+        return Err(NoOwner::Adopter { pid, command: printable::command_line(arguments) });
+    }
+    let meltano = arguments.iter().take(3).position(|argument| argument.rsplit('/').next() == Some("meltano"));
+    let subcommand = |argument: &&String| ["invoke", "run", "job", "el", "elt"].contains(&argument.as_str());
+    match meltano.and_then(|position| arguments[position..].iter().find(subcommand)) {
+        Some(command) if command == "invoke" => Err(NoOwner::MeltanoInvoke),
+        _ => Ok(()),
+    }
+}
+
+impl Claimant for ProcessClaimant {
+    fn record(&self) -> std::io::Result<Record> {
+        let owner = self.owner.clone().map_err(std::io::Error::other)?;
+        Ok(Record {
+            version: Some(record::VERSION),
+            owner,
+            since: Some(Timestamp::now()),
+            token: Some(random_token()?),
+            run: self.run.clone(),
+            command: Some(self.command.clone()).filter(|command| !command.is_empty()),
+        })
+    }
+
+    fn owns(&self, stored: &Stored) -> bool {
+        let Content::Record(record) = &stored.content else { return false };
+        if record.is_legacy() {
+            return self.owns_legacy(record, stored);
+        }
+        self.owner.as_ref().is_ok_and(|owner| owner.is(&record.owner))
+            || self.itself(record).is_some_and(|itself| itself.is(&record.owner))
+    }
+
+    fn is_present(&self) -> bool {
+        getppid() == self.parent && !self.watched.iter().any(Process::has_ended)
+    }
+
+    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.watched.iter().filter_map(Process::ended_fd).collect()
+    }
+}

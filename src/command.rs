@@ -1,0 +1,45 @@
+//! The subcommands, one file each.
+
+mod completions;
+mod describe;
+mod initialize;
+mod lock;
+mod man;
+mod progress;
+mod status;
+mod unlock;
+
+use std::io::{self, Write};
+
+use crate::cli::Command;
+use crate::config::Environment;
+use crate::error::Error;
+
+/// Runs a command.
+///
+/// # Errors
+/// Whatever kept it from being done.
+pub fn run(command: &Command) -> Result<(), Error> {
+    let environment = Environment::read();
+    match command {
+        Command::Lock(args) => lock::run(args, &environment?),
+        Command::Unlock(args) => unlock::run(args, &environment?),
+        Command::Status(args) => status::run(args, &environment?),
+        Command::Initialize(args) => initialize::run(args, &environment?),
+        Command::Describe(args) => describe::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
+    }
+}
+
+/// Writes data to stdout.
+fn print(text: &[u8]) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        // Whoever read it has read enough (`| head`).
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        answer => {
+            answer.map_err(|error| Error::failed(format!("cannot write to standard output: {}", crate::backend::plain(&error))))
+        }
+    }
+}

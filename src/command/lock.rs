@@ -1,0 +1,38 @@
+//! `serializer lock`
+
+use super::progress::Progress;
+use crate::backend;
+use crate::claimant::ProcessClaimant;
+use crate::cli::LockArgs;
+use crate::config::Environment;
+use crate::error::Error;
+use crate::holder::Holder;
+use crate::mutex::{Acquired, Mutex};
+use crate::owner::Place;
+use crate::verdict::LocalJudge;
+
+pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
+    let path = environment.lock_file(&args.file)?;
+    let waiting = environment.waiting(args)?;
+    let owner_pid = environment.owner_pid(&args.owner)?;
+    let here = Place::here();
+    let claimant = ProcessClaimant::discover(&here, owner_pid);
+    let judge = LocalJudge { here, orphans: environment.orphans(args.owner.orphans)? };
+
+    let mut mutex = Mutex::new(backend::open(&path), &judge);
+    let location = mutex.location();
+    claimant.owner().map_err(|error| Error::no_owner(&location, &error))?;
+    let mut progress = Progress::new(waiting.max_attempts);
+    let acquired = mutex.acquire(&claimant, &waiting, &mut progress);
+    progress.clear();
+    match acquired.map_err(|error| Error::mutex("lock", &location, error))? {
+        Acquired::Free => tracing::info!("locked `{location}` for {}", claimant.describe()),
+        Acquired::TakenOver(from, why) => {
+            tracing::info!("locked `{location}` for {}, taken over from {}: {why}", claimant.describe(), Holder::new(&from));
+        }
+        Acquired::AlreadyHeld(stored) => {
+            tracing::warn!("`{location}` was already locked by {}", Holder::new(&stored));
+        }
+    }
+    Ok(())
+}

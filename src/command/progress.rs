@@ -1,0 +1,76 @@
+//! What is shown while a lock is waited for: on a terminal one live line, elsewhere a line from time to time.
+
+use std::io::{self, IsTerminal, Write};
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use crate::error::who;
+use crate::mutex::Holding;
+use crate::record::Record;
+use crate::waiting::Observer;
+
+/// How often the live line is drawn.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// How long a log says nothing new about the same holder.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// As long as nobody needs to be told.
+const NEVER: Duration = Duration::from_secs(3600);
+
+pub struct Progress {
+    max_attempts: Option<NonZeroU32>,
+    is_live: bool,
+    is_drawn: bool,
+    told: Option<(Option<Record>, Instant)>,
+}
+
+impl Progress {
+    pub fn new(max_attempts: Option<NonZeroU32>) -> Self {
+        let is_live = io::stderr().is_terminal() && tracing::enabled!(tracing::Level::INFO);
+        Self { max_attempts, is_live, is_drawn: false, told: None }
+    }
+
+    /// Removes the live line, before something else is written.
+    pub fn clear(&mut self) {
+        if std::mem::take(&mut self.is_drawn) {
+            write_stderr("\r\x1b[K");
+        }
+    }
+
+    fn draw(&mut self, message: &str) {
+        // A line that wraps could not be drawn over.
+        let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col).max(20));
+        let line: String = message.chars().take(width - 1).collect();
+        write_stderr(&format!("\r\x1b[K{line}"));
+        self.is_drawn = true;
+    }
+}
+
+fn write_stderr(text: &str) {
+    // Nobody can be told that stderr does not work.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+impl Observer for Progress {
+    fn waiting(&mut self, holding: Option<&Holding>, attempt: u32) {
+        let record = holding.and_then(|holding| holding.stored.content.record().cloned());
+        let now = Instant::now();
+        let is_old_news = self.told.as_ref().is_some_and(|(told, when)| *told == record && now.duration_since(*when) < REPEAT);
+        if is_old_news && !self.is_live {
+            return;
+        }
+        let attempts = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
+        let message = format!("waiting for {}, attempt {attempt}{attempts}", who(holding));
+        if self.is_live {
+            self.draw(&message);
+        } else {
+            tracing::info!("{message}");
+            self.told = Some((record, now));
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        if self.is_live { REFRESH } else { NEVER }
+    }
+}

@@ -1,0 +1,216 @@
+//! Flags and environment, resolved into typed values. A flag beats its variable, an empty variable counts as unset, and what
+//! a command does not use it does not complain about.
+
+use std::ffi::OsString;
+use std::num::NonZeroU32;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Pid;
+use serde::Deserialize;
+
+use crate::cli::{LockArgs, LockFileArgs, OwnerArgs};
+use crate::error::Error;
+use crate::verdict::Orphans;
+use crate::waiting::Waiting;
+use crate::{printable, record};
+
+/// What all our variables begin with.
+const PREFIX: &str = "SERIALIZER_";
+
+const DEFAULT_DIR: &str = "/tmp";
+const DEFAULT_FILE_NAME: &str = "serializer.lck";
+const DEFAULT_SLEEP: Duration = Duration::from_secs(1);
+
+/// The longest time between two tries, in seconds: a year, far from what overflows a clock.
+const MAX_SLEEP_SECONDS: u64 = 31_536_000;
+
+/// The `SERIALIZER_*` variables, as they are written.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Environment {
+    file_name: Option<String>,
+    dir: Option<String>,
+    max_attempts: Option<String>,
+    sleep_seconds: Option<String>,
+    owner_pid: Option<String>,
+    orphans: Option<String>,
+    /// `MELTANO_PROJECT_ROOT`, where relative directories start.
+    #[serde(skip)]
+    project_root: Option<PathBuf>,
+}
+
+impl Environment {
+    /// Reads the environment of this process.
+    ///
+    /// # Errors
+    /// When one of our variables is not UTF-8.
+    pub fn read() -> Result<Self, Error> {
+        let mut variables = Vec::new();
+        // envy panics on what is not UTF-8, wherever in the environment it is.
+        for (name, value) in std::env::vars_os().filter(|(name, value)| is_ours(name) && !value.is_empty()) {
+            let (Ok(name), value) = (name.into_string(), value.into_string()) else { continue };
+            let value = value.map_err(|_| Error::usage(format!("cannot use `{name}`: it is not valid UTF-8"), None))?;
+            variables.push((name, value));
+        }
+        let mut environment: Self = envy::prefixed(PREFIX)
+            .from_iter(variables)
+            .map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"), None))?;
+        environment.project_root = std::env::var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
+        Ok(environment)
+    }
+
+    /// Where the lock file is.
+    ///
+    /// # Errors
+    /// When the path cannot be one of a lock file.
+    pub fn lock_file(&self, args: &LockFileArgs) -> Result<PathBuf, Error> {
+        let name = or(args.file_name.as_deref(), self.file_name.as_deref(), DEFAULT_FILE_NAME);
+        self.path_in_directory(args, name)
+    }
+
+    /// Where the lock file `name` is.
+    ///
+    /// # Errors
+    /// When the path cannot be one of a lock file.
+    pub fn path_in_directory(&self, args: &LockFileArgs, name: &Path) -> Result<PathBuf, Error> {
+        let path = self.directory(args).join(name);
+        let shown = printable::path(&path);
+        if !path.to_string_lossy().chars().all(printable::is_safe) {
+            return Err(Error::usage(
+                format!("cannot use `{shown}` as a lock file: its name contains a control character"),
+                None,
+            ));
+        }
+        if path.file_name().is_none() || name.as_os_str().as_bytes().ends_with(b"/") {
+            return Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory"), None));
+        }
+        Ok(path)
+    }
+
+    /// Where lock files are.
+    pub fn directory(&self, args: &LockFileArgs) -> PathBuf {
+        let directory = or(args.dir.as_deref(), self.dir.as_deref(), DEFAULT_DIR);
+        // Meltano runs plugins in the user's working directory, where two runs would use two different files.
+        let directory = self.project_root.as_deref().unwrap_or(Path::new("")).join(directory);
+        // Only a working directory that was removed has no absolute path.
+        std::path::absolute(&directory).unwrap_or(directory)
+    }
+
+    /// How to wait.
+    ///
+    /// # Errors
+    /// When a variable is malformed.
+    pub fn waiting(&self, args: &LockArgs) -> Result<Waiting, Error> {
+        let max = resolve(args.max_attempts, "MAX_ATTEMPTS", self.max_attempts.as_deref(), parse_max_attempts)?;
+        let sleep = resolve(args.sleep_seconds, "SLEEP_SECONDS", self.sleep_seconds.as_deref(), parse_sleep_seconds)?;
+        Ok(Waiting { max_attempts: max.and_then(NonZeroU32::new), sleep: sleep.unwrap_or(DEFAULT_SLEEP) })
+    }
+
+    /// The process that is to own the lock; `None` for the parent.
+    ///
+    /// # Errors
+    /// When the variable is malformed.
+    pub fn owner_pid(&self, args: &OwnerArgs) -> Result<Option<Pid>, Error> {
+        resolve(args.owner_pid, "OWNER_PID", self.owner_pid.as_deref(), parse_owner_pid)
+    }
+
+    /// Whether to wait for what outlives a holder.
+    ///
+    /// # Errors
+    /// When the variable is malformed.
+    pub fn orphans(&self, flag: Option<Orphans>) -> Result<Orphans, Error> {
+        // A program that shows a status must not fail on what it is told to wait for; the default is the careful one.
+        let orphans = resolve(flag, "ORPHANS", self.orphans.as_deref(), parse_orphans)?;
+        Ok(orphans.unwrap_or(Orphans::Wait))
+    }
+}
+
+fn is_ours(name: &OsString) -> bool {
+    name.as_bytes().starts_with(PREFIX.as_bytes())
+}
+
+fn or<'a>(flag: Option<&'a Path>, variable: Option<&'a str>, default: &'a str) -> &'a Path {
+    flag.unwrap_or_else(|| Path::new(variable.unwrap_or(default)))
+}
+
+fn resolve<T>(
+    flag: Option<T>,
+    variable: &str,
+    value: Option<&str>,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, Error> {
+    let (None, Some(value)) = (&flag, value) else { return Ok(flag) };
+    parse(value).map(Some).map_err(|expected| {
+        let value = printable::field(value);
+        Error::usage(format!("cannot use `{PREFIX}{variable}` `{value}`: {expected}"), None)
+    })
+}
+
+/// A number of attempts.
+///
+/// # Errors
+/// What was expected instead.
+pub fn parse_max_attempts(text: &str) -> Result<u32, String> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse().ok().filter(|_| digits);
+    number.ok_or_else(|| format!("expected a whole number from 0 (try for ever) to {}", u32::MAX))
+}
+
+/// Seconds, with a fraction or without.
+///
+/// # Errors
+/// What was expected instead.
+pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
+    // Rust's numbers also come as `inf`, `nan`, `1e3` and `+1`.
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let seconds = text.parse::<f64>().ok().filter(|seconds| plain && *seconds <= MAX_SLEEP_SECONDS as f64);
+    let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    duration.ok_or_else(|| format!("expected a number of seconds from 0 to {MAX_SLEEP_SECONDS}, such as 1 or 0.5"))
+}
+
+/// A process id.
+///
+/// # Errors
+/// What was expected instead.
+pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {
+    record::parse_pid(text).ok_or_else(|| format!("expected a process id, a whole number from 1 to {}", i32::MAX))
+}
+
+/// What to make of orphans.
+///
+/// # Errors
+/// What was expected instead.
+pub fn parse_orphans(text: &str) -> Result<Orphans, String> {
+    match text {
+        "wait" => Ok(Orphans::Wait),
+        "ignore" => Ok(Orphans::Ignore),
+        _ => Err("expected `wait` or `ignore`".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{parse_max_attempts, parse_sleep_seconds};
+
+    #[test]
+    fn attempts_are_whole_numbers() {
+        assert_eq!(parse_max_attempts("0"), Ok(0));
+        assert_eq!(parse_max_attempts("60"), Ok(60));
+        for bad in ["", "abc", "-1", "+1", "1e3", "1.5", " 1", "4294967296"] {
+            assert!(parse_max_attempts(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn seconds_may_have_a_fraction_and_nothing_else() {
+        assert_eq!(parse_sleep_seconds("0"), Ok(Duration::ZERO));
+        assert_eq!(parse_sleep_seconds("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_sleep_seconds("0.25"), Ok(Duration::from_millis(250)));
+        for bad in ["", "abc", "-1", "+1", "1e3", "inf", "nan", "1s", ".", "31536001", "1.2.3"] {
+            assert!(parse_sleep_seconds(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Everything that can end a command, as one line for people, with an exit code and a hint.
+
+use crate::backend;
+use crate::claimant::NoOwner;
+use crate::exit_code::ExitCode;
+use crate::holder::Holder;
+use crate::mutex::{self, Holding};
+use crate::verdict::{Held, Unknown};
+
+/// Why a command failed. The message is complete.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    message: String,
+    hint: Option<String>,
+    code: ExitCode,
+}
+
+impl Error {
+    /// A wrong command line or setting.
+    pub fn usage(message: impl Into<String>, hint: Option<String>) -> Self {
+        Self { message: message.into(), hint, code: ExitCode::Usage }
+    }
+
+    /// Something else that could not be done.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, code: ExitCode::Failed }
+    }
+
+    /// There is nobody to own the lock at `location`.
+    pub fn no_owner(location: &str, error: &NoOwner) -> Self {
+        let code = if *error == NoOwner::ParentEnded { ExitCode::Failed } else { ExitCode::Usage };
+        Self { message: format!("cannot lock `{location}`: {error}"), hint: Some(error.hint().to_owned()), code }
+    }
+
+    /// A mutex's answer to `verb` (lock, unlock) on `location`.
+    pub fn mutex(verb: &str, location: &str, error: mutex::Error) -> Self {
+        let message = format!("cannot {verb} `{location}`");
+        match error {
+            mutex::Error::Busy(holding) => Self {
+                message: format!("{message}: gave up, held by {}", who(holding.as_deref())),
+                hint: holding.and_then(|holding| hint_for(&holding)),
+                code: ExitCode::Busy,
+            },
+            mutex::Error::NotOurs(holding) => Self {
+                message: format!("{message}: held by {}", who(holding.as_deref())),
+                hint: Some("the process that locked must unlock; `--force` takes the lock away from it".into()),
+                code: ExitCode::Refused,
+            },
+            mutex::Error::Backend(error) => error.into(),
+            error @ (mutex::Error::Absent | mutex::Error::NotLocked | mutex::Error::Token(_)) => {
+                Self::failed(format!("{message}: {error}"))
+            }
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// How the program is to end.
+    pub fn exit_code(&self) -> ExitCode {
+        self.code
+    }
+}
+
+impl From<backend::Error> for Error {
+    fn from(error: backend::Error) -> Self {
+        Self { message: error.to_string(), hint: error.hint(), code: ExitCode::Failed }
+    }
+}
+
+/// The holder, and why it counts as one if that is not plain.
+pub fn who(holding: Option<&Holding>) -> String {
+    let Some(Holding { stored, held }) = holding else { return "one process after another".to_owned() };
+    let holder = Holder::new(stored);
+    match held {
+        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => holder.to_string(),
+        held => format!("{holder}; {held}"),
+    }
+}
+
+fn hint_for(holding: &Holding) -> Option<String> {
+    match holding.held {
+        Held::RunGoesOn { .. } => Some("`SERIALIZER_ORPHANS=ignore` does not wait for such processes".into()),
+        Held::Unknown(Unknown::OtherHost | Unknown::OtherBoot | Unknown::OtherPidNamespace) => {
+            Some("when you are certain that it has ended, `serializer unlock --force`".into())
+        }
+        _ => None,
+    }
+}

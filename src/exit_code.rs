@@ -1,0 +1,28 @@
+//! Exit codes, documented in the README.
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitCode {
+    /// It was done.
+    Done,
+    /// It could not be done.
+    Failed,
+    /// The command line or a setting is wrong; nothing was tried.
+    Usage,
+    /// The lock was held until all attempts were used up (`EX_TEMPFAIL` of sysexits.h).
+    Busy,
+    /// Somebody else holds the lock, so it was not released.
+    Refused,
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(match code {
+            ExitCode::Done => 0,
+            ExitCode::Failed => 1,
+            ExitCode::Usage => 2,
+            ExitCode::Busy => 75,
+            ExitCode::Refused => 77,
+        })
+    }
+}

@@ -1,0 +1,35 @@
+//! `serializer` is a mutex for data pipelines: it makes the parts that must not overlap run one at a time.
+//!
+//! ```text
+//! main → cli → config → command → mutex → backend
+//! ```
+//!
+//! [`cli`] declares the command line, [`config`] resolves it together with the environment, `command` holds the subcommands.
+//! [`mutex`] is policy: it tries, judges, takes over, waits and releases, on behalf of a [`claimant`], by the [`verdict`] on
+//! whoever holds the lock. A [`backend`] is mechanism: a register that is written only if it is in an expected state.
+//! The whole design is told in `docs/design.md`.
+
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("serializer knows the processes of Linux only, as yet");
+
+pub mod backend;
+pub mod claimant;
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod error;
+pub mod exit_code;
+pub mod holder;
+pub mod local_time;
+pub mod logging;
+pub mod mutex;
+pub mod owner;
+pub mod printable;
+pub mod process;
+pub mod record;
+pub mod usage;
+pub mod verdict;
+pub mod waiting;

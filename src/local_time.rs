@@ -1,0 +1,46 @@
+//! Times and durations as people read them.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::fmt::friendly::{Designator, Spacing, SpanPrinter};
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+
+/// `YYYY-MM-DD HH:MM:SS` in the local time zone, as the Python plugin writes it.
+pub fn local_time(time: Timestamp) -> impl fmt::Display {
+    time.to_zoned(zone()).strftime("%Y-%m-%d %H:%M:%S")
+}
+
+/// A duration in whole seconds, such as `2m10s`.
+pub fn short(duration: Duration) -> String {
+    let seconds = SignedDuration::from_secs(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX));
+    SpanPrinter::new().designator(Designator::Compact).spacing(Spacing::None).duration_to_string(&seconds)
+}
+
+/// The zone that `TZ` names, or else the system's. jiff could look names up itself, but reads the whole directory of zones
+/// for it, which takes longer than locking.
+fn zone() -> TimeZone {
+    let name = std::env::var("TZ").ok().filter(|name| !name.is_empty() && !name.contains(".."));
+    let named = name.and_then(|name| {
+        let name = name.trim_start_matches(':');
+        let bytes = std::fs::read(Path::new("/usr/share/zoneinfo").join(name)).ok()?;
+        TimeZone::tzif(name, &bytes).ok()
+    });
+    named.unwrap_or_else(TimeZone::system)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::short;
+
+    #[test]
+    fn a_duration_is_short() {
+        assert_eq!(short(Duration::from_millis(130_999)), "2m10s");
+        assert_eq!(short(Duration::ZERO), "0s");
+        assert_eq!(short(Duration::from_secs(90_000)), "25h");
+    }
+}

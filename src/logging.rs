@@ -1,0 +1,103 @@
+//! Messages: single lines on stderr, plain for people or as JSON in Meltano's form.
+
+use std::fmt;
+use std::io::IsTerminal;
+
+use jiff::Timestamp;
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormattedFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::cli::LogArgs;
+use crate::error::Error;
+use crate::local_time::local_time;
+
+struct Lines {
+    json: bool,
+    timestamps: bool,
+    levels: bool,
+    /// Meltano begins each line with the plugin's name itself.
+    name: &'static str,
+}
+
+/// Starts reporting, as flags and environment say.
+pub fn start(args: &LogArgs) {
+    let level = args.log_level.clone().or_else(|| variable("LOG_LEVEL"));
+    let lines = Lines {
+        json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
+        timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
+        levels: args.log_levels || is_on("LOG_LEVELS"),
+        name: if variable("MELTANO_PROJECT_ROOT").is_some() { "" } else { "serializer: " },
+    };
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(parse_level(level.as_deref()))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .event_format(lines)
+        .finish();
+    // Fails only when somebody has started it before; then that one reports.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Reports why a command failed, as the last line on stderr.
+pub fn report(error: &Error) {
+    let message = error.to_string();
+    match error.hint() {
+        None => tracing::error!("{message}"),
+        // Programs and logs show the last line only, so that it must hold everything.
+        Some(hint) if !std::io::stderr().is_terminal() => tracing::error!("{message} (hint: {hint})"),
+        Some(hint) => tracing::error!("{message}\n  hint: {hint}"),
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+// The words that the Python plugin takes for yes.
+fn is_on(name: &str) -> bool {
+    variable(name).is_some_and(|value| ["1", "true", "t", "yes", "y", "on"].contains(&value.to_ascii_lowercase().as_str()))
+}
+
+/// LOG_LEVEL is not ours alone, so a level that we do not know is no error.
+fn parse_level(level: Option<&str>) -> LevelFilter {
+    match level.map(str::to_ascii_lowercase).as_deref() {
+        Some("trace" | "notset") => LevelFilter::TRACE,
+        Some("debug") => LevelFilter::DEBUG,
+        Some("warning" | "warn") => LevelFilter::WARN,
+        Some("error" | "critical" | "fatal") => LevelFilter::ERROR,
+        _ => LevelFilter::INFO,
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut fields = FormattedFields::<N>::new(String::new());
+        context.format_fields(fields.as_writer(), event)?;
+        let message = fields.fields;
+        let level = match *event.metadata().level() {
+            Level::TRACE | Level::DEBUG => "debug",
+            Level::INFO => "info",
+            Level::WARN => "warning",
+            Level::ERROR => "error",
+        };
+        if self.json {
+            let line = serde_json::json!({ "timestamp": Timestamp::now().to_string(), "level": level, "event": message });
+            return writeln!(out, "{line}");
+        }
+        if self.timestamps {
+            write!(out, "{} ", local_time(Timestamp::now()))?;
+        }
+        if self.levels || level == "warning" {
+            writeln!(out, "{}{level}: {message}", self.name)
+        } else {
+            writeln!(out, "{}{message}", self.name)
+        }
+    }
+}

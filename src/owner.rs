@@ -1,0 +1,84 @@
+//! Who owns a lock: a process, named so that it cannot be taken for another one.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::process::Pid;
+
+/// Where a PID means something: one boot of one machine, seen from one PID namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The host's name.
+    pub host: Option<String>,
+    /// `/etc/machine-id`.
+    pub machine: Option<String>,
+    /// The kernel's random id of this boot.
+    pub boot: Option<String>,
+    /// The inode number of the PID namespace.
+    pub pid_namespace: Option<u64>,
+}
+
+impl Place {
+    /// The place of this very process. What cannot be read is `None`, and then proves nothing.
+    pub fn here() -> Self {
+        Self {
+            host: rustix::system::uname().nodename().to_str().ok().and_then(known),
+            machine: read("/etc/machine-id"),
+            boot: read("/proc/sys/kernel/random/boot_id"),
+            pid_namespace: fs::metadata("/proc/self/ns/pid").ok().map(|metadata| metadata.ino()),
+        }
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> Option<String> {
+    known(&fs::read_to_string(path).ok()?)
+}
+
+// systemd writes `uninitialized` on first boot; images are shipped with an empty machine-id.
+fn known(text: &str) -> Option<String> {
+    let text = text.trim();
+    (!text.is_empty() && text != "uninitialized" && text != "(none)").then(|| text.to_owned())
+}
+
+/// Which of the processes that had a PID one after another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Instance {
+    /// Start time in clock ticks since boot, `/proc/PID/stat` field 22. Quick reuse can repeat it.
+    pub start: Option<u64>,
+    /// The inode number of its pidfd: unique until reboot, on Linux 6.9 and newer (`fs/pidfs.c`).
+    pub pidfd: Option<u64>,
+}
+
+impl Instance {
+    /// Whether both are the same process, given that their PID is; `None` when there is nothing to compare.
+    pub fn same_as(self, other: Self) -> Option<bool> {
+        // The pidfd decides alone where both have one: the start time shifts between time namespaces.
+        self.pidfd.zip(other.pidfd).or(self.start.zip(other.start)).map(|(one, two)| one == two)
+    }
+}
+
+/// The identity of the process that owns a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its process id, in its PID namespace.
+    pub pid: Pid,
+    /// Its user.
+    pub uid: Option<u32>,
+    /// Where the PID counts.
+    pub place: Place,
+    /// Which process of that PID.
+    pub instance: Instance,
+}
+
+impl Owner {
+    /// Whether both are provably the same process. Host names do not matter: the boot id is unique among hosts, and the
+    /// owner of a lock must be recognised when somebody renames its host.
+    pub fn is(&self, other: &Self) -> bool {
+        let same_place = self.place.boot.is_some()
+            && self.place.boot == other.place.boot
+            && self.place.pid_namespace.is_some()
+            && self.place.pid_namespace == other.place.pid_namespace;
+        same_place && self.pid == other.pid && self.instance.same_as(other.instance) == Some(true)
+    }
+}

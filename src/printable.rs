@@ -1,0 +1,107 @@
+//! What others wrote (file contents, command lines, paths), made safe to print: one line, bounded, without control
+//! characters and, for command lines, without secrets.
+
+use std::path::Path;
+
+/// The longest value of a record's field, in characters of at most four bytes; all fields together fit into a page.
+const MAX_FIELD: usize = 120;
+
+/// The value of a record's field: trimmed, on one line and bounded.
+pub fn field(text: &str) -> String {
+    text.trim().chars().map(|c| if is_safe(c) { c } else { ' ' }).take(MAX_FIELD).collect()
+}
+
+/// A path for a message. Control characters are shown as `?`.
+pub fn path(path: &Path) -> String {
+    path.to_string_lossy().chars().map(|c| if is_safe(c) { c } else { '?' }).collect()
+}
+
+/// Neither a control character nor one that reorders the text around it.
+pub fn is_safe(c: char) -> bool {
+    !c.is_control() && !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+}
+
+/// A process's arguments as one line for people: the interpreter and the program's directory are left out, and so are
+/// passwords in options, assignments and URLs.
+pub fn command_line(arguments: &[String]) -> String {
+    let mut arguments = arguments;
+    // A Python console script is known by its own name, not by its interpreter's.
+    if let [interpreter, script, ..] = arguments
+        && base_name(interpreter).starts_with("python")
+        && !script.starts_with('-')
+    {
+        arguments = &arguments[1..];
+    }
+    let Some((program, rest)) = arguments.split_first() else { return String::new() };
+    let line = [base_name(program)].into_iter().chain(rest.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
+
+    let mut shown = Vec::new();
+    let mut hide_next = false;
+    for word in line.split_whitespace() {
+        shown.push(if hide_next { "***".to_owned() } else { without_secret(word) });
+        hide_next = word.starts_with('-') && !word.contains('=') && names_a_secret(word);
+    }
+    let line = shown.join(" ");
+    if line.chars().count() <= MAX_FIELD {
+        field(&line)
+    } else {
+        field(&line).chars().take(MAX_FIELD - 1).chain(['…']).collect()
+    }
+}
+
+fn base_name(program: &str) -> &str {
+    program.rsplit('/').next().unwrap_or(program)
+}
+
+fn names_a_secret(word: &str) -> bool {
+    let word = word.to_ascii_lowercase().replace(['-', '_'], "");
+    ["password", "passwd", "passphrase", "pwd", "secret", "token", "apikey", "credential"].iter().any(|name| word.contains(name))
+}
+
+fn without_secret(word: &str) -> String {
+    if let Some((name, _)) = word.split_once('=')
+        && names_a_secret(name)
+    {
+        return format!("{name}=***");
+    }
+    if let Some((scheme, rest)) = word.split_once("://")
+        && let Some((user, host)) = rest.split('/').next().and_then(|authority| authority.rsplit_once('@'))
+        && let Some((name, _)) = user.split_once(':')
+    {
+        let tail = &rest[user.len() + 1 + host.len()..];
+        return format!("{scheme}://{name}:***@{host}{tail}");
+    }
+    word.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{command_line, field};
+
+    fn shown(line: &str) -> String {
+        command_line(&line.split(' ').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_console_script_is_shown_by_its_name() {
+        assert_eq!(shown("/venv/bin/python3 /venv/bin/meltano run tap-x"), "meltano run tap-x");
+        assert_eq!(shown("/usr/bin/python3 -c pass"), "python3 -c pass");
+        assert_eq!(shown("bash ./nightly.sh"), "bash ./nightly.sh");
+        assert_eq!(command_line(&[]), "");
+    }
+
+    #[test]
+    fn secrets_on_a_command_line_are_not_shown() {
+        assert_eq!(shown("psql postgres://me:hunter2@db/x?a=b"), "psql postgres://me:***@db/x?a=b");
+        assert_eq!(shown("x --password hunter2 --y"), "x --password *** --y");
+        assert_eq!(shown("x --api-key=hunter2"), "x --api-key=***");
+        assert_eq!(command_line(&["sh".into(), "-c".into(), "PGPASSWORD=hunter2 psql".into()]), "sh -c PGPASSWORD=*** psql");
+        assert_eq!(shown("psql postgres://me@db/x"), "psql postgres://me@db/x");
+    }
+
+    #[test]
+    fn nothing_that_moves_the_cursor_is_printed() {
+        assert_eq!(field("a\x1b[2Jb\r\nc\u{202e}d"), "a [2Jb  c d");
+        assert_eq!(field(&"x".repeat(9999)).len(), super::MAX_FIELD);
+    }
+}

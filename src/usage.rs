@@ -1,0 +1,35 @@
+//! A wrong command line, told in one line as all other errors are.
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+
+use crate::cli::LogArgs;
+use crate::error::Error;
+use crate::logging;
+
+/// Prints what clap has to say: help and version as they are, an error as one line.
+pub fn answer(error: &clap::Error) -> ExitCode {
+    let is_help = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    if is_help {
+        // Whoever read it has read enough (`| head`).
+        let _ = error.print();
+    } else {
+        logging::start(&LogArgs::default());
+        logging::report(&one_line(error));
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+fn one_line(error: &clap::Error) -> Error {
+    let text = error.to_string();
+    // clap writes paragraphs: the error, tips, the usage, where to find help.
+    let mut paragraphs = text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let message = paragraphs.next().unwrap_or_default();
+    let tip = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    Error::usage(message, Some(tip.unwrap_or_else(|| "`--help` shows what is possible".to_owned())))
+}

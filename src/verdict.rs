@@ -1,0 +1,262 @@
+//! Is the owner that a record names alive? The first line of this table that applies decides, failing closed: what
+//! cannot be proved stale is held.
+//!
+//! | observation | verdict |
+//! | --- | --- |
+//! | empty file, younger than 2 s | held: being written |
+//! | empty file, older | stale: abandoned |
+//! | written by a newer version of this program | unknown |
+//! | other machine id or host name | unknown |
+//! | same machine, other boot id | stale: rebooted |
+//! | same boot, other PID namespace | unknown; that PID is never looked at |
+//! | no such process | stale |
+//! | the PID is a thread's | stale |
+//! | ended, but not yet reaped | stale |
+//! | another process has the PID now | stale |
+//! | otherwise, also when it may not be looked at | alive |
+//!
+//! A stale owner's lock is held all the same while another process of its pipeline run goes on.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, SystemTime};
+
+use crate::backend::{Content, Stored};
+use crate::owner::{Instance, Place};
+use crate::process::{self, Observation, Process, Relative};
+use crate::record::{self, Record};
+
+/// The variable by which the processes of one Meltano run know each other.
+pub const RUN_VARIABLE: &str = "MELTANO_PARENT_CONTEXT_UUID";
+
+/// How long an empty file counts as being written: only the Python plugin leaves one, between its open and its write.
+pub const BEING_WRITTEN: Duration = Duration::from_secs(2);
+
+/// How much later than its file a legacy owner must have started to be another process: the file's time is the
+/// kernel's coarse clock, and start times are whole clock ticks.
+const LEGACY_MARGIN: Duration = Duration::from_secs(1);
+
+/// Whether a lock may be taken over.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It may not.
+    Held(Held),
+    /// Its owner is proved gone.
+    Stale(Stale),
+}
+
+/// Why a lock counts as held.
+#[derive(Debug)]
+pub enum Held {
+    /// Its owner runs.
+    Alive(Option<Process>),
+    /// Its owner is dead, but a process that the owner's pipeline run started goes on.
+    RunGoesOn {
+        /// What became of the owner.
+        owner: Stale,
+        /// The process that goes on.
+        relative: Relative,
+        /// The same, to wait for.
+        process: Option<Process>,
+    },
+    /// Nobody here can tell.
+    Unknown(Unknown),
+}
+
+/// Why nobody here can tell whether an owner lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unknown {
+    /// The file is empty, and young.
+    #[error("the lock file is just being written")]
+    BeingWritten,
+    /// The owner is dead, but not whether processes of its run go on.
+    #[error("its process is gone, but processes of the same run cannot be looked for")]
+    NoProcessTable,
+    /// Somebody keeps the file flocked.
+    #[error("another process keeps the lock file locked (flock)")]
+    Contended,
+    /// A record of a later format.
+    #[error("a newer version of serializer wrote the lock")]
+    NewerVersion,
+    /// The record names another host or machine.
+    #[error("its process is on another host")]
+    OtherHost,
+    /// Another boot, but it is not certain that it is one of this machine.
+    #[error("it cannot be told whether this machine has rebooted or another one holds the lock")]
+    OtherBoot,
+    /// The record's PID counts in another PID namespace.
+    #[error("its process is in another container")]
+    OtherPidNamespace,
+}
+
+/// Why an owner is proved gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Stale {
+    /// The machine was rebooted since.
+    #[error("the machine has rebooted")]
+    Rebooted,
+    /// No process has that PID.
+    #[error("its process is gone")]
+    Gone,
+    /// The PID belongs to a thread, so its process is gone.
+    #[error("its process is gone (a thread has its id)")]
+    Thread,
+    /// A zombie.
+    #[error("its process has ended")]
+    Ended,
+    /// The PID belongs to another process.
+    #[error("its process is gone (another one has its id)")]
+    Reused,
+    /// The file has been empty for too long.
+    #[error("the lock file was left empty")]
+    Abandoned,
+}
+
+impl Held {
+    /// Becomes readable when the lock may have become stale.
+    pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Alive(process) | Self::RunGoesOn { process, .. } => process.as_ref()?.ended_fd(),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Alive(_) => f.write_str("its process is running"),
+            Self::RunGoesOn { owner, relative, .. } => {
+                let Relative { pid, command } = relative;
+                write!(f, "{owner}, but pid {pid} ({command}) of the same run goes on")
+            }
+            Self::Unknown(why) => why.fmt(f),
+        }
+    }
+}
+
+/// What to make of processes that outlive the owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Orphans {
+    /// They keep the lock held.
+    #[default]
+    Wait,
+    /// They do not count.
+    Ignore,
+}
+
+/// Tells whether a stored lock is held.
+pub trait Judge {
+    /// Judges what is stored, given that the caller has watched it unchanged for so long.
+    fn judge(&self, stored: &Stored, unchanged_for: Duration) -> Verdict;
+}
+
+/// Judges by looking at this machine's processes.
+#[derive(Clone, Debug)]
+pub struct LocalJudge {
+    /// Where we look from.
+    pub here: Place,
+    /// Whether orphans of a dead owner count.
+    pub orphans: Orphans,
+}
+
+impl Judge for LocalJudge {
+    fn judge(&self, stored: &Stored, unchanged_for: Duration) -> Verdict {
+        let record = match &stored.content {
+            Content::Empty => return judge_empty(stored.written, unchanged_for),
+            Content::Record(record) => record,
+        };
+        let verdict = match self.look(record, stored.written) {
+            Ok(process) => return Verdict::Held(Held::Alive(process)),
+            Err(verdict) => verdict,
+        };
+        match verdict {
+            // Whatever outlived its owner did not outlive a reboot.
+            Verdict::Stale(stale) if stale != Stale::Rebooted => self.look_for_orphans(record, stale),
+            verdict => verdict,
+        }
+    }
+}
+
+fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict {
+    // A file from the future (the clock was set back) has no age; then only having watched it counts.
+    let age = written.and_then(|written| written.elapsed().ok()).unwrap_or(Duration::ZERO);
+    if age.max(unchanged_for) >= BEING_WRITTEN {
+        Verdict::Stale(Stale::Abandoned)
+    } else {
+        Verdict::Held(Held::Unknown(Unknown::BeingWritten))
+    }
+}
+
+fn unknown<T>(why: Unknown) -> Result<T, Verdict> {
+    Err(Verdict::Held(Held::Unknown(why)))
+}
+
+fn stale<T>(why: Stale) -> Result<T, Verdict> {
+    Err(Verdict::Stale(why))
+}
+
+impl LocalJudge {
+    fn look(&self, record: &Record, written: Option<SystemTime>) -> Result<Option<Process>, Verdict> {
+        if record.version.is_some_and(|version| version > record::VERSION) {
+            return unknown(Unknown::NewerVersion);
+        }
+        if !record.is_legacy() {
+            self.check_place(&record.owner.place)?;
+        }
+        let process = match process::observe(record.owner.pid) {
+            Observation::Gone => return stale(Stale::Gone),
+            Observation::Thread => return stale(Stale::Thread),
+            Observation::Ended => return stale(Stale::Ended),
+            Observation::Running(process) => process,
+        };
+        let reused = if record.is_legacy() {
+            started_after(process.instance, written)
+        } else {
+            record.owner.instance.same_as(process.instance) == Some(false)
+        };
+        if reused { stale(Stale::Reused) } else { Ok(Some(process)) }
+    }
+
+    fn check_place(&self, place: &Place) -> Result<(), Verdict> {
+        let differ = |one: &Option<String>, two: &Option<String>| one.is_some() && two.is_some() && one != two;
+        if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
+            return unknown(Unknown::OtherHost);
+        }
+        if place.boot.is_none() || place.boot != self.here.boot {
+            // Host names repeat (every container may be `worker`), so only the machine id proves that it was this one.
+            let same_machine = place.machine.is_some() && place.machine == self.here.machine && place.host == self.here.host;
+            let both_known = place.boot.is_some() && self.here.boot.is_some();
+            return if same_machine && both_known { stale(Stale::Rebooted) } else { unknown(Unknown::OtherBoot) };
+        }
+        if place.pid_namespace.is_none() || place.pid_namespace != self.here.pid_namespace {
+            return unknown(Unknown::OtherPidNamespace);
+        }
+        Ok(())
+    }
+
+    fn look_for_orphans(&self, record: &Record, owner: Stale) -> Verdict {
+        let (Orphans::Wait, Some(run), Some(uid)) = (self.orphans, &record.run, record.owner.uid) else {
+            return Verdict::Stale(owner);
+        };
+        let relative = match process::find_by_environment(RUN_VARIABLE, run, uid) {
+            Ok(Some(relative)) => relative,
+            Ok(None) => return Verdict::Stale(owner),
+            Err(_) => return Verdict::Held(Held::Unknown(Unknown::NoProcessTable)),
+        };
+        // It may end in between; the next look finds out.
+        let process = match process::observe(relative.pid) {
+            Observation::Running(process) => Some(process),
+            Observation::Gone | Observation::Thread | Observation::Ended => None,
+        };
+        Verdict::Held(Held::RunGoesOn { owner, relative, process })
+    }
+}
+
+/// Whether a process started after a legacy record about its PID was written: then the record means another process.
+pub fn started_after(instance: Instance, written: Option<SystemTime>) -> bool {
+    let started = instance.start.and_then(process::wall_clock);
+    started.zip(written).is_some_and(|(started, written)| started > written + LEGACY_MARGIN)
+}
