@@ -1,0 +1,236 @@
+//! What the tests of the program share: a directory of its own for each test, the program in a clean environment, and
+//! shells that own locks.
+
+#![allow(dead_code, reason = "each test binary uses another part of this")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_serializer");
+
+/// A directory of locks.
+pub struct Locks {
+    dir: TempDir,
+}
+
+impl Locks {
+    pub fn new() -> Self {
+        Self { dir: TempDir::with_prefix("serializer-test-").expect("a temporary directory") }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The default lock file.
+    pub fn file(&self) -> PathBuf {
+        self.dir().join("serializer.lck")
+    }
+
+    /// `program` with nothing in its environment but the directory; the test process is its parent, and so its owner.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("SERIALIZER_DIR", self.dir()).env("S", PROGRAM).stdin(Stdio::null());
+        command
+    }
+
+    /// `serializer ARGS…`, not yet started.
+    pub fn serializer(&self, args: &[&str]) -> Command {
+        let mut command = self.command(PROGRAM);
+        command.args(args);
+        command
+    }
+
+    /// Runs `serializer ARGS…` to its end.
+    pub fn run(&self, args: &[&str]) -> Ended {
+        ended(&mut self.serializer(args))
+    }
+
+    /// Runs a bash script to its end; `"$S"` is the program.
+    pub fn script(&self, script: &str) -> Ended {
+        ended(self.command("bash").args(["-c", script]))
+    }
+
+    pub fn write(&self, content: impl AsRef<[u8]>) {
+        fs::write(self.file(), content).expect("the lock file can be written");
+    }
+
+    pub fn read(&self) -> String {
+        fs::read_to_string(self.file()).expect("the lock file can be read")
+    }
+
+    /// What is in the directory.
+    pub fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir()).expect("the directory can be read");
+        let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// `serializer status --json`'s answer for the default lock: its state and the reason.
+    pub fn state(&self) -> (String, String) {
+        let ended = self.run(&["status", "--json"]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("status prints JSON");
+        let text = |key: &str| report["locks"][0][key].as_str().unwrap_or("").to_owned();
+        (text("state"), text("reason"))
+    }
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; 128 + n when signal n killed it.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    pub fn last_line(&self) -> &str {
+        self.stderr.lines().last().unwrap_or("")
+    }
+}
+
+pub fn ended(command: &mut Command) -> Ended {
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    Ended::from(output)
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let code = output.status.code().or(output.status.signal().map(|signal| 128 + signal)).expect("an exit code");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+/// A bash that does what it is told, line by line: a process that can own locks, and die. Killed when dropped.
+pub struct Shell {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    pub fn start(locks: &Locks) -> Self {
+        Self::start_with(locks.command("bash"))
+    }
+
+    /// `command` must be a bash without arguments.
+    pub fn start_with(mut command: Command) -> Self {
+        let script = r#"while IFS= read -r line; do eval "$line"; echo "rc=$?"; done"#;
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("bash starts");
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().expect("its output"));
+        Self { child, stdin, stdout }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Runs a line and returns its exit code, after the output that precedes it.
+    pub fn output(&mut self, line: &str) -> (i32, String) {
+        let stdin = self.stdin.as_mut().expect("the shell takes lines");
+        writeln!(stdin, "{line}").expect("the shell reads");
+        let mut output = String::new();
+        loop {
+            let mut answer = String::new();
+            assert_ne!(self.stdout.read_line(&mut answer).expect("the shell answers"), 0, "the shell died of `{line}`");
+            match answer.strip_prefix("rc=") {
+                Some(code) => return (code.trim().parse().expect("an exit code"), output),
+                None => output.push_str(&answer),
+            }
+        }
+    }
+
+    /// Runs a line and returns its exit code.
+    pub fn run(&mut self, line: &str) -> i32 {
+        self.output(line).0
+    }
+
+    /// `serializer lock`, which must succeed.
+    pub fn lock(&mut self) {
+        assert_eq!(self.run(r#""$S" lock 2>/dev/null"#), 0, "the shell gets the lock");
+    }
+
+    /// `serializer unlock`, which must succeed.
+    pub fn unlock(&mut self) {
+        assert_eq!(self.run(r#""$S" unlock 2>/dev/null"#), 0, "the shell releases the lock");
+    }
+
+    /// SIGKILL; returns when nothing but its zombie is left, which [`Shell::reap`] or dropping removes.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the shell can be killed");
+    }
+
+    /// SIGKILL, and waits until the PID is free.
+    pub fn reap(mut self) {
+        self.kill();
+        self.child.wait().expect("the shell ends");
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A `serializer lock` that waits, known to do so by what it says.
+pub struct Waiter {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Waiter {
+    /// Returns when the program has said that it waits. `command` must be one that comes to that.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the waiter starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("its messages"));
+        let mut line = String::new();
+        while !line.contains("waiting for") {
+            line.clear();
+            assert_ne!(stderr.read_line(&mut line).expect("it says something"), 0, "the waiter ended without waiting");
+        }
+        Self { child, stderr }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn is_waiting(&mut self) -> bool {
+        self.child.try_wait().expect("the waiter can be asked").is_none()
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the waiter can be killed");
+    }
+
+    /// Waits until it ends.
+    pub fn end(mut self) -> Ended {
+        let mut stderr = String::new();
+        self.stderr.read_to_string(&mut stderr).expect("its messages");
+        let status = self.child.wait().expect("it ends");
+        let code = status.code().or(status.signal().map(|signal| 128 + signal)).expect("an exit code");
+        Ended { code, stdout: String::new(), stderr }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
