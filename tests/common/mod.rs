@@ -69,7 +69,8 @@ impl Locks {
     /// What is in the directory.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir()).expect("the directory can be read");
-        let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
@@ -138,19 +139,29 @@ impl Shell {
         self.child.id()
     }
 
-    /// Runs a line and returns its exit code, after the output that precedes it.
-    pub fn output(&mut self, line: &str) -> (i32, String) {
+    /// Begins to run a line; [`Shell::answer`] tells how it ended.
+    pub fn send(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("the shell takes lines");
         writeln!(stdin, "{line}").expect("the shell reads");
+    }
+
+    /// The exit code of the line that was sent, and its output.
+    pub fn answer(&mut self) -> (i32, String) {
         let mut output = String::new();
         loop {
             let mut answer = String::new();
-            assert_ne!(self.stdout.read_line(&mut answer).expect("the shell answers"), 0, "the shell died of `{line}`");
+            assert_ne!(self.stdout.read_line(&mut answer).expect("the shell answers"), 0, "the shell died");
             match answer.strip_prefix("rc=") {
                 Some(code) => return (code.trim().parse().expect("an exit code"), output),
                 None => output.push_str(&answer),
             }
         }
+    }
+
+    /// Runs a line and returns its exit code and its output.
+    pub fn output(&mut self, line: &str) -> (i32, String) {
+        self.send(line);
+        self.answer()
     }
 
     /// Runs a line and returns its exit code.
@@ -233,4 +244,42 @@ impl Drop for Waiter {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The Python plugin's algorithm, expressed anew: an exclusive create; on failure a look at the first line, and an
+/// overwrite in place, without any lock, if that process cannot be signalled.
+pub const LEGACY: &str = r#"
+import os, sys, time
+
+path, owner = sys.argv[1], sys.argv[2]
+
+def attempt():
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        os.write(file, f"{owner}\n{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        os.close(file)
+        return True
+    except FileExistsError:
+        pass
+    try:
+        with open(path) as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return False
+    if not lines:
+        return False
+    try:
+        os.kill(int(lines[0]), 0)
+        return False
+    except OSError:
+        pass
+    with open(path, "w") as file:
+        file.write(owner)
+    return True
+"#;
+
+/// How often to repeat what may go wrong once in a while: `usual` times, or `SERIALIZER_TEST_FACTOR` times that.
+pub fn rounds(usual: usize) -> usize {
+    let factor = std::env::var("SERIALIZER_TEST_FACTOR").ok();
+    usual * factor.map_or(1, |factor| factor.parse().expect("SERIALIZER_TEST_FACTOR is a number"))
 }
