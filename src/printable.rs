@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-/// The longest value of a record's field, in characters of at most four bytes; all fields together fit into a page.
+/// The longest value of a record's field, in characters of at most four bytes; all fields together fit into a record.
 const MAX_FIELD: usize = 120;
 
 /// The value of a record's field: trimmed, on one line and bounded.

@@ -3,11 +3,10 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
-use common::{LEGACY, Locks, Shell, rounds};
+use common::{Locks, Shell, legacy_plugin, rounds};
 
 /// One worker: it locks, reads the counter, lets others run, writes the counter, and logs when it held the lock.
 const WORKER: &str = r#"
@@ -23,10 +22,14 @@ count() {
 "#;
 
 fn worker(locks: &Locks, script: &str) -> Command {
-    let mut command = locks.command("bash");
+    let mut command = in_worker_environment(locks.command("bash"), locks);
+    command.args(["-c", &format!("{WORKER}\n{script}")]);
+    command
+}
+
+fn in_worker_environment(mut command: Command, locks: &Locks) -> Command {
     command.env("SERIALIZER_SLEEP_SECONDS", "0.01");
     command.env("COUNTER", locks.dir().join("counter")).env("LOG", locks.dir().join("log"));
-    command.args(["-c", &format!("{WORKER}\n{script}")]);
     command
 }
 
@@ -121,7 +124,7 @@ fn the_python_plugin_and_this_program_exclude_each_other() {
     let locks = Locks::new();
     fs::write(locks.dir().join("counter"), "0\n").expect("the counter");
     let legacy = format!(
-        r#"{LEGACY}
+        r#"
 for _ in range({each}):
     while not attempt():
         time.sleep(0.003)
@@ -140,11 +143,7 @@ for _ in range({each}):
     for _ in 0..3 {
         let ours = format!("for _ in {{1..{each}}}; do count; done");
         children.push(worker(&locks, &ours).spawn().expect("a shell"));
-        let mut python = worker(&locks, r#"exec python3 - "$0" "$$""#);
-        python.arg(locks.file()).stdin(Stdio::piped());
-        let mut child = python.spawn().expect("python3");
-        child.stdin.take().expect("its input").write_all(legacy.as_bytes()).expect("it reads");
-        children.push(child);
+        children.push(in_worker_environment(legacy_plugin(&locks, &legacy), &locks).spawn().expect("python3"));
     }
     for mut child in children {
         assert!(child.wait().expect("it ends").success(), "{:?}", fs::read_to_string(locks.dir().join("log.err")));

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 
-use common::{LEGACY, Locks, Shell, rounds};
+use common::{Locks, Shell, legacy_plugin, rounds};
 
 const STARTERS: usize = 8;
 
@@ -94,9 +94,8 @@ struct LegacyTaker {
 
 impl LegacyTaker {
     fn start(locks: &Locks) -> Self {
-        let script = format!("{LEGACY}\nfor line in sys.stdin:\n    print('won' if attempt() else 'busy', flush=True)\n");
-        let mut command = locks.command("bash");
-        command.args(["-c", r#"exec python3 -c "$1" "$2" "$$""#, "bash", &script]).arg(locks.file());
+        let then = "for line in sys.stdin:\n    print('won' if attempt() else 'busy', flush=True)\n";
+        let mut command = legacy_plugin(locks, then);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3");
         let answers = BufReader::new(child.stdout.take().expect("its output"));
         Self { child, answers }
@@ -124,11 +123,12 @@ impl Drop for LegacyTaker {
     }
 }
 
-/// Races seven starters and a Python plugin, and counts the rounds in which not exactly one of them won.
-fn rounds_without_one_winner(locks: &Locks, stale: &str, rounds: usize) -> usize {
+/// Races seven starters and a Python plugin, and returns the rounds in which not exactly one of them won: the exit codes of
+/// the starters, whether the plugin won, and what the lock file says then.
+fn rounds_without_one_winner(locks: &Locks, stale: &str, rounds: usize) -> Vec<(Vec<i32>, bool, String)> {
     let mut shells: Vec<Shell> = (1..STARTERS).map(|_| Shell::start(locks)).collect();
     let mut legacy = LegacyTaker::start(locks);
-    let mut bad = 0;
+    let mut bad = Vec::new();
     for round in 0..rounds {
         locks.write(stale);
         // The plugin comes now early, now late: before, among and after the others.
@@ -142,8 +142,10 @@ fn rounds_without_one_winner(locks: &Locks, stale: &str, rounds: usize) -> usize
             legacy.send();
         }
         let codes: Vec<i32> = shells.iter_mut().map(|shell| shell.answer().0).collect();
-        let winners = codes.iter().filter(|code| **code == 0).count() + usize::from(legacy.has_won());
-        bad += usize::from(winners != 1);
+        let legacy_has_won = legacy.has_won();
+        if codes.iter().filter(|code| **code == 0).count() + usize::from(legacy_has_won) != 1 {
+            bad.push((codes, legacy_has_won, locks.read()));
+        }
         fs::remove_file(locks.file()).expect("somebody holds it");
     }
     bad
@@ -153,12 +155,12 @@ fn rounds_without_one_winner(locks: &Locks, stale: &str, rounds: usize) -> usize
 fn a_python_plugin_among_the_takers_of_its_own_stale_lock_excludes_them_or_is_excluded() {
     let locks = Locks::new();
     let stale = legacy_record_of_a_dead_holder(&locks);
-    assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), 0);
+    assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), []);
 }
 
 #[test]
 fn a_python_plugin_among_the_takers_of_our_stale_lock_excludes_them_or_is_excluded() {
     let locks = Locks::new();
     let stale = record_of_a_dead_holder(&locks);
-    assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), 0);
+    assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), []);
 }

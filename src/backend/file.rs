@@ -2,26 +2,30 @@
 //!
 //! # Why two writers never both succeed
 //!
-//! * **create** makes a complete file without a name and links it to the path. `link(2)` is atomic and fails if the path
-//!   exists, so of any number of creators one wins, and nobody ever sees an incomplete file.
-//! * **replace** and **delete** hold an exclusive flock on the file while they check that the path still leads to this very
-//!   file (same inode) and that it still holds the bytes that were judged, and while they write or unlink. Of any number
-//!   of writers that judged the same bytes, the first one changes them or removes the file, and all others find out.
-//!   The flock lies on an inode that cannot be reused while it is open, so the check cannot pass on another file.
-//! * create needs no flock: it succeeds only where there is no file, hence nobody who holds a flock that counts.
+//! A lock file is never written to once it has its name: each record is a new file, complete before anybody can see it.
+//!
+//! * **create** links it to the path. `link(2)` is atomic and fails if the path exists, so of any number of creators one wins.
+//! * **replace** renames it over the old file, **delete** unlinks the old file. Both do so only while they hold an exclusive flock
+//!   on the old file, and only if the path still leads to it (same inode) and it still holds the bytes that were judged. Of any
+//!   number of writers that judged the same file one is first, and for all others the path then leads elsewhere. The inode
+//!   number cannot be reused meanwhile, because they have it open.
+//! * create needs no flock: it succeeds only where there is no file, hence nobody whose flock counts. replace leaves no moment
+//!   without a file, in which a creator could come between.
 //!
 //! # What a kill leaves behind
 //!
-//! The kernel undoes an open file without a name, and a flock, with the process. The rewrite is one write within one page,
-//! which SIGKILL cannot split, and it covers all old bytes (with blank lines, which mean nothing). So at each system call
-//! the path holds either the old record or the new one, whole. Where hard links of unnamed files are not to be had, a
-//! named temporary file may be left over; it is never read. Where hard links are not to be had at all, an empty file may be.
+//! The kernel removes a file without a name, and a flock, together with the process. Each change is one system call, before which
+//! the path shows the old state and after which the new one. Between the two calls of replace, and wherever the file system
+//! has no unnamed files, a file `.serializer.*.tmp` may be left over; nobody ever reads it. Where the file system has no
+//! hard links (FAT), an empty lock file may be.
 //!
 //! # The Python plugin
 //!
 //! It creates with `O_EXCL`, which excludes `link` and is excluded by it. It takes over by truncating and rewriting the file in
-//! place, without any lock. So a takeover of a record that such a taker may be after *settles*: it rewrites in place as well
-//! (the same inode: the last writer wins, for both to see), waits longer than that taker takes, and looks whether it is still there.
+//! place, without any lock and without looking again. Between its look at the old record and its writing there is a gap, in
+//! which replace may come. So where such a taker may be about, replace waits longer than the gap is, and then looks at both files:
+//! if the plugin got at the new one, that now shows its PID; if it had opened the old one, which we keep open, that does. Either
+//! way the plugin holds the lock, and replace yields.
 
 mod wakeup;
 
@@ -33,13 +37,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, lstat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use wakeup::WakeUp;
 
 use super::{Backend, Content, Error, Stored, Version, Write};
-use crate::printable;
 use crate::record::{MAX_BYTES, Record, random_token};
+use crate::{printable, process};
 
 /// How long to try for the flock. Its holders do a handful of system calls, or settle; whoever keeps it longer is
 /// stopped or hostile, and must not be waited for without end.
@@ -48,12 +52,15 @@ const FLOCK_LIMIT: Duration = Duration::from_secs(2);
 /// Between two tries for the flock: about as long as its holders need.
 const FLOCK_PAUSE: Duration = Duration::from_micros(500);
 
-/// How long a rewritten legacy record must stay ours. Between its look and its write the Python plugin takes well below a
-/// millisecond; this leaves a hundred times that for a busy machine.
+/// How long a Python plugin has to show that it took the lock over at the same time. Between its look and its write it takes
+/// well below a millisecond; this leaves a hundred times that for a busy machine.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// How often to open a path whose file is exchanged under our hands. Each time means that somebody else succeeded.
 const MAX_OPENS: usize = 16;
+
+/// Whoever may come next must be able to read it; the user's umask says who else.
+const MODE: Mode = Mode::from_raw_mode(0o666);
 
 /// The lock file at a path.
 #[derive(Debug)]
@@ -133,41 +140,29 @@ impl LockFile {
         Record::parse(bytes).map(|record| Content::Record(Box::new(record))).map_err(|why| self.not_a_lock(why))
     }
 
-    /// Whether the path leads to this very file.
-    fn leads_to(&self, file: &File) -> io::Result<bool> {
-        let there = match rustix::fs::lstat(&self.path) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT | Errno::STALE) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        let here = rustix::fs::fstat(file)?;
-        Ok(there.st_dev == here.st_dev && there.st_ino == here.st_ino)
-    }
-
-    /// Opens the file and locks it against all other writers, given that it is still in the state `seen`.
-    fn open_exclusively(&self, action: &'static str, seen: &Stored, access: OFlags) -> Result<Option<Exclusive>, ExclusiveError> {
+    /// Opens the file and locks it against all other writers of this program, given that it is still in the state `seen`.
+    fn open_exclusively(&self, action: &'static str, seen: &Version) -> Result<Option<File>, Error> {
         for _ in 0..MAX_OPENS {
-            let Some(file) = self.open(access).map_err(|error| match error {
-                OpenError::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => ExclusiveError::Denied(error),
-                error => ExclusiveError::Other(self.open_error(action, error)),
-            })?
-            else {
-                return Ok(None);
+            let opened = match self.open(OFlags::RDWR) {
+                // Renaming and unlinking need no right to write to the file; the flock needs one on NFS only.
+                Err(OpenError::Io(error)) if error.kind() == io::ErrorKind::PermissionDenied => self.open(OFlags::RDONLY),
+                opened => opened,
             };
-            self.flock(&file, FileExt::try_lock)?;
-            if !self.leads_to(&file).map_err(|error| self.io_error(action, error))? {
+            let Some(file) = opened.map_err(|error| self.open_error(action, error))? else { return Ok(None) };
+            self.flock(&file)?;
+            if !leads_to(&self.path, &file).map_err(|error| self.io_error(action, error))? {
                 continue;
             }
-            let (bytes, version) = self.read(&file)?;
-            return Ok((version == seen.version).then_some(Exclusive { file, bytes }));
+            let (_, version) = self.read(&file)?;
+            return Ok((version == *seen).then_some(file));
         }
         Ok(None)
     }
 
-    fn flock(&self, file: &File, try_lock: fn(&File) -> Result<(), TryLockError>) -> Result<(), Error> {
+    fn flock(&self, file: &File) -> Result<(), Error> {
         let give_up = Instant::now() + FLOCK_LIMIT;
         loop {
-            match try_lock(file) {
+            match FileExt::try_lock(file) {
                 Ok(()) => return Ok(()),
                 Err(TryLockError::WouldBlock) if Instant::now() >= give_up => {
                     return Err(Error::Contended { path: printable::path(&self.path) });
@@ -180,36 +175,25 @@ impl LockFile {
     }
 
     /// Makes a complete file and gives it the lock's name, unless that is taken.
-    fn link_new(&self, text: &[u8]) -> Result<Write, Error> {
+    fn link_new(&self, text: &[u8]) -> Result<Write, LinkError> {
         match self.link_unnamed(text) {
-            Err(LinkError::Unsupported) => {}
-            answer => return self.link_answer(answer),
+            Err(LinkError::Unsupported) => self.link_named(text),
+            answer => answer,
         }
-        match self.link_named(text) {
-            Err(LinkError::Unsupported) => self.create_in_place(text),
-            answer => self.link_answer(answer),
-        }
-    }
-
-    fn link_answer(&self, answer: Result<Write, LinkError>) -> Result<Write, Error> {
-        answer.map_err(|error| match error {
-            LinkError::Io(error) => self.io_error("create", error),
-            LinkError::Unsupported => self.io_error("create", Errno::OPNOTSUPP),
-        })
     }
 
     /// The usual way: the file has no other name, so that no kill leaves one behind.
     fn link_unnamed(&self, text: &[u8]) -> Result<Write, LinkError> {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         // File systems without it (NFS, FAT) answer EOPNOTSUPP, old kernels EISDIR.
-        let file = match openat(CWD, self.directory(), flags, Mode::from_raw_mode(0o666)) {
+        let file = match openat(CWD, self.directory(), flags, MODE) {
             Ok(fd) => File::from(fd),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => return Err(LinkError::Unsupported),
             Err(error) => return Err(LinkError::Io(error.into())),
         };
         file.write_all_at(text, 0).map_err(LinkError::Io)?;
-        let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-        match linkat(CWD, name, CWD, &self.path, AtFlags::SYMLINK_FOLLOW) {
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match linkat(CWD, unnamed, CWD, &self.path, AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => Ok(Write::Done),
             Err(Errno::EXIST) => Ok(Write::Conflict),
             // No /proc, or a file system that does not link.
@@ -217,41 +201,47 @@ impl LockFile {
         }
     }
 
-    /// On NFS, for example: a temporary file with a name of its own.
+    /// On NFS, for example: by way of a temporary name.
     fn link_named(&self, text: &[u8]) -> Result<Write, LinkError> {
-        let temporary = self.temporary_path().map_err(|error| LinkError::Io(error.into()))?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(CWD, &temporary, flags, Mode::from_raw_mode(0o666)).map_err(|error| LinkError::Io(error.into()))?;
-        let file = File::from(file);
-        let answer = file.write_all_at(text, 0).map_err(LinkError::Io).and_then(|()| {
-            let answer = linkat(CWD, &temporary, CWD, &self.path, AtFlags::empty());
-            // A repeated NFS request makes success look like EEXIST, so only the inode tells.
-            match (self.leads_to(&file), answer) {
-                (Ok(true), _) => Ok(Write::Done),
-                (Ok(false), Ok(()) | Err(Errno::EXIST)) => Ok(Write::Conflict),
-                (Ok(false), Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK)) => Err(LinkError::Unsupported),
-                (Ok(false), Err(error)) => Err(LinkError::Io(error.into())),
-                (Err(error), _) => Err(LinkError::Io(error)),
-            }
-        });
+        let (temporary, file) = self.write_temporary(text)?;
+        let answer = linkat(CWD, &temporary, CWD, &self.path, AtFlags::empty());
+        // A repeated NFS request makes success look like EEXIST, so only the inode tells.
+        let is_ours = leads_to(&self.path, &file);
         // The lock stands or not, whatever becomes of this name.
         let _ = unlinkat(CWD, &temporary, AtFlags::empty());
-        answer
+        match (is_ours?, answer) {
+            (true, _) => Ok(Write::Done),
+            (false, Ok(()) | Err(Errno::EXIST)) => Ok(Write::Conflict),
+            (false, Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK)) => Err(LinkError::Unsupported),
+            (false, Err(error)) => Err(LinkError::Io(error.into())),
+        }
+    }
+
+    /// A complete file with a name that nobody else has.
+    fn write_temporary(&self, text: &[u8]) -> io::Result<(PathBuf, File)> {
+        let temporary = self.directory().join(format!(".serializer.{}.tmp", random_token()?));
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(openat(CWD, &temporary, flags, MODE)?);
+        if let Err(error) = file.write_all_at(text, 0) {
+            let _ = unlinkat(CWD, &temporary, AtFlags::empty());
+            return Err(error);
+        }
+        Ok((temporary, file))
     }
 
     /// Where there are no hard links (FAT, some FUSE file systems): everybody sees the file empty for a moment.
     fn create_in_place(&self, text: &[u8]) -> Result<Write, Error> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match openat(CWD, &self.path, flags, Mode::from_raw_mode(0o666)) {
+        let file = match openat(CWD, &self.path, flags, MODE) {
             Ok(fd) => File::from(fd),
             Err(Errno::EXIST) => return Ok(Write::Conflict),
             Err(error) => return Err(self.io_error("create", error)),
         };
         // We may have slept here for so long that others took the empty file for abandoned; they hold the flock then, or
         // have written.
-        self.flock(&file, FileExt::try_lock)?;
+        self.flock(&file)?;
         let still_empty = file.metadata().map_err(|error| self.io_error("create", error))?.len() == 0;
-        if !still_empty || !self.leads_to(&file).map_err(|error| self.io_error("create", error))? {
+        if !still_empty || !leads_to(&self.path, &file).map_err(|error| self.io_error("create", error))? {
             return Ok(Write::Conflict);
         }
         if let Err(error) = file.write_all_at(text, 0) {
@@ -268,68 +258,51 @@ impl LockFile {
         }
     }
 
-    fn temporary_path(&self) -> rustix::io::Result<PathBuf> {
-        Ok(self.directory().join(format!(".serializer.{}.tmp", random_token()?)))
+    /// Puts a new file in the place of the old one, which must be flocked.
+    fn rename_over(&self, text: &[u8]) -> io::Result<()> {
+        let (temporary, _) = self.write_temporary(text)?;
+        renameat(CWD, &temporary, CWD, &self.path).map_err(|error| {
+            let _ = unlinkat(CWD, &temporary, AtFlags::empty());
+            error.into()
+        })
     }
 
-    fn rewrite(&self, exclusive: &Exclusive, text: &str) -> Result<(), Error> {
-        let Exclusive { file, bytes: old } = exclusive;
-        let mut new = text.as_bytes().to_vec();
-        // Blank lines over the rest of a longer old record: a kill before the truncation leaves no garbage.
-        new.resize(new.len().max(old.len()), b'\n');
-        if let Err(error) = file.write_all_at(&new, 0) {
-            // A file system may fail in the middle (full, over quota): put back what was there.
-            let _ = file.write_all_at(old, 0).and_then(|()| file.set_len(old.len() as u64));
-            return Err(self.io_error("take over", error));
+    /// Whether the lock is still ours after a Python plugin that was taking it over at the same time has had its time.
+    fn settle(&self, seen: &Stored, old: &File, text: &[u8]) -> Result<Write, Error> {
+        let was_legacy = seen.content.record().is_none_or(Record::is_legacy);
+        // A plugin that looked before we wrote is about by now, or has written. Where nobody can tell, it may be.
+        if was_legacy || process::any_runs_python_script("serializer").unwrap_or(true) {
+            std::thread::sleep(SETTLE);
         }
-        if new.len() > text.len() {
-            // Failing to shorten it changes nothing that counts.
-            let _ = file.set_len(text.len() as u64);
-        }
-        Ok(())
-    }
-
-    /// Whether the file at the path still says what we wrote after a legacy taker has had its time.
-    fn settle(&self, text: &str) -> Result<Write, Error> {
-        std::thread::sleep(SETTLE);
-        let Some(file) = self.open(OFlags::RDONLY).map_err(|error| self.open_error("read", error))? else {
+        let Some(new) = self.open(OFlags::RDONLY).map_err(|error| self.open_error("read", error))? else {
             return Ok(Write::Conflict);
         };
-        let (bytes, _) = self.read(&file)?;
-        Ok(if bytes == text.as_bytes() { Write::Done } else { Write::Conflict })
-    }
-
-    /// For a file that we may not write to, in a directory where we may remove it.
-    fn replace_by_another_file(&mut self, seen: &Stored, text: &str) -> Result<Write, Error> {
-        match self.remove(seen, "take over")? {
-            Write::Done => self.link_new(text.as_bytes()),
-            Write::Conflict => Ok(Write::Conflict),
-        }
-    }
-
-    fn remove(&self, seen: &Stored, action: &'static str) -> Result<Write, Error> {
-        let exclusive = match self.open_exclusively(action, seen, OFlags::RDWR) {
-            // Removing needs no right to write to the file; the flock needs one on NFS only.
-            Err(ExclusiveError::Denied(_)) => self.open_exclusively(action, seen, OFlags::RDONLY),
-            answer => answer,
-        };
-        let Some(_exclusive) = exclusive.map_err(|error| self.exclusive_error(action, error))? else {
+        let (new_bytes, ours) = self.read(&new)?;
+        if new_bytes != text {
             return Ok(Write::Conflict);
-        };
-        match unlinkat(CWD, &self.path, AtFlags::empty()) {
-            Ok(()) => Ok(Write::Done),
-            // Only the Python plugin removes without the flock.
-            Err(Errno::NOENT) => Ok(Write::Conflict),
-            Err(error) => Err(self.io_error(action, error)),
         }
+        let (old_bytes, version) = self.read(old)?;
+        if version == seen.version {
+            return Ok(Write::Done);
+        }
+        // The plugin had opened the old file, and thinks that it holds the lock: say so for it. Its PID is there, or will be
+        // missed within the time that an empty file is given.
+        if self.open_exclusively("give back", &ours)?.is_some() {
+            self.rename_over(&old_bytes).map_err(|error| self.io_error("give back", error))?;
+        }
+        Ok(Write::Conflict)
     }
+}
 
-    fn exclusive_error(&self, action: &'static str, error: ExclusiveError) -> Error {
-        match error {
-            ExclusiveError::Denied(error) => self.io_error(action, error),
-            ExclusiveError::Other(error) => error,
-        }
-    }
+/// Whether `path` leads to this very file.
+fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
+    let there = match lstat(path) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT | Errno::STALE) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    let here = fstat(file)?;
+    Ok(there.st_dev == here.st_dev && there.st_ino == here.st_ino)
 }
 
 enum OpenError {
@@ -342,21 +315,10 @@ enum LinkError {
     Io(io::Error),
 }
 
-enum ExclusiveError {
-    Denied(io::Error),
-    Other(Error),
-}
-
-impl From<Error> for ExclusiveError {
-    fn from(error: Error) -> Self {
-        Self::Other(error)
+impl From<io::Error> for LinkError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
-}
-
-/// The lock file, open and flocked, and what it holds. Closing it releases the flock.
-struct Exclusive {
-    file: File,
-    bytes: Vec<u8>,
 }
 
 impl Backend for LockFile {
@@ -368,42 +330,39 @@ impl Backend for LockFile {
         let Some(file) = self.open(OFlags::RDONLY).map_err(|error| self.open_error("read", error))? else {
             return Ok(None);
         };
-        let (mut bytes, mut version) = self.read(&file)?;
-        let content = match self.content(&bytes) {
-            Ok(content) => content,
-            // A reader may see a rewrite half done (ext4 reads without its lock), but not under the flock.
-            Err(_) => {
-                self.flock(&file, FileExt::try_lock_shared)?;
-                (bytes, version) = self.read(&file)?;
-                self.content(&bytes)?
-            }
-        };
+        let (bytes, version) = self.read(&file)?;
+        let content = self.content(&bytes)?;
         let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
         Ok(Some(Stored { content, version, written }))
     }
 
     fn create(&mut self, record: &Record) -> Result<Write, Error> {
-        self.link_new(record.to_text().as_bytes())
+        let text = record.to_text();
+        match self.link_new(text.as_bytes()) {
+            Ok(answer) => Ok(answer),
+            Err(LinkError::Unsupported) => self.create_in_place(text.as_bytes()),
+            Err(LinkError::Io(error)) => Err(self.io_error("create", error)),
+        }
     }
 
     fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
+        let Some(old) = self.open_exclusively("take over", &seen.version)? else { return Ok(Write::Conflict) };
         let text = record.to_text();
-        let exclusive = match self.open_exclusively("take over", seen, OFlags::RDWR) {
-            Err(ExclusiveError::Denied(_)) => return self.replace_by_another_file(seen, &text),
-            answer => answer.map_err(|error| self.exclusive_error("take over", error))?,
-        };
-        let Some(exclusive) = exclusive else { return Ok(Write::Conflict) };
-        self.rewrite(&exclusive, &text)?;
-        let a_legacy_taker_may_be_after_it = seen.content.record().is_none_or(Record::is_legacy);
-        if a_legacy_taker_may_be_after_it { self.settle(&text) } else { Ok(Write::Done) }
+        self.rename_over(text.as_bytes()).map_err(|error| self.io_error("take over", error))?;
+        self.settle(seen, &old, text.as_bytes())
     }
 
     fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
-        let answer = self.remove(seen, "remove")?;
-        if answer == Write::Done {
-            self.wake_up.send();
+        let Some(_flocked) = self.open_exclusively("remove", &seen.version)? else { return Ok(Write::Conflict) };
+        match unlinkat(CWD, &self.path, AtFlags::empty()) {
+            Ok(()) => {
+                self.wake_up.send();
+                Ok(Write::Done)
+            }
+            // Only the Python plugin removes without the flock.
+            Err(Errno::NOENT) => Ok(Write::Conflict),
+            Err(error) => Err(self.io_error("remove", error)),
         }
-        Ok(answer)
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Output, Stdio};
@@ -282,4 +283,67 @@ def attempt():
 pub fn rounds(usual: usize) -> usize {
     let factor = std::env::var("SERIALIZER_TEST_FACTOR").ok();
     usual * factor.map_or(1, |factor| factor.parse().expect("SERIALIZER_TEST_FACTOR is a number"))
+}
+
+/// A bash in namespaces of its own, made by `unshare` with `flags`. It is root there, whoever runs the tests.
+pub fn unshared_shell(locks: &Locks, flags: &[&str]) -> Shell {
+    let mut command = locks.command("unshare");
+    command.args(["--user", "--map-root-user"]).args(flags).arg("bash");
+    let mut shell = Shell::start_with(command);
+    assert_eq!(shell.run("test $(id -u) = 0"), 0, "namespaces can be made");
+    shell
+}
+
+/// Somebody without root's powers: whoever runs the tests or, if that is root, `nobody`.
+pub struct OrdinaryUser {
+    /// A copy, because the build directory may be out of reach.
+    program: Option<(TempDir, PathBuf)>,
+}
+
+impl OrdinaryUser {
+    /// Lets them into the directory.
+    pub fn new(locks: &Locks) -> Self {
+        if !rustix::process::geteuid().is_root() {
+            return Self { program: None };
+        }
+        let dir = TempDir::with_prefix("serializer-program-").expect("a temporary directory");
+        let program = dir.path().join("serializer");
+        fs::copy(PROGRAM, &program).expect("the program can be copied");
+        for (path, mode) in [(dir.path(), 0o755), (&program, 0o755), (locks.dir(), 0o777)] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("they can be let in");
+        }
+        Self { program: Some((dir, program)) }
+    }
+
+    /// `program ARGS…` as that user; the test process is its parent.
+    pub fn command(&self, locks: &Locks, program: &str, args: &[&str]) -> Command {
+        let mut command = match &self.program {
+            None => locks.command(program),
+            Some((_, copy)) => {
+                let mut command = locks.command("setpriv");
+                command.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]).env("S", copy);
+                command
+            }
+        };
+        command.args(args);
+        command
+    }
+
+    /// Runs `serializer ARGS…` as that user.
+    pub fn run(&self, locks: &Locks, args: &[&str]) -> Ended {
+        let program = self.program.as_ref().map_or(PROGRAM, |(_, copy)| copy.to_str().expect("UTF-8"));
+        ended(&mut self.command(locks, program, args))
+    }
+}
+
+/// Starts the Python plugin's algorithm, followed by `then`, as the plugin is run: a Python script named `serializer`. Its
+/// parent, a shell, is the owner.
+pub fn legacy_plugin(locks: &Locks, then: &str) -> Command {
+    let dir = locks.dir().join("venv");
+    fs::create_dir_all(&dir).expect("a directory for the plugin");
+    let script = dir.join("serializer");
+    fs::write(&script, format!("{LEGACY}\n{then}")).expect("the plugin's script");
+    let mut command = locks.command("bash");
+    command.args(["-c", r#"python3 "$0" "$1" "$$"; exit $?"#]).arg(script).arg(locks.file());
+    command
 }

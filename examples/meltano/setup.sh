@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Sets up the example: Meltano, a copy of this project and its plugins, with the mutex built from this checkout; all of it
+# under `target/meltano`. Quick when repeated. `demo.sh` and the tests (tests/meltano.rs) use what it leaves.
+set -euo pipefail
+
+example=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+checkout=$(cd "$example/../.." && pwd)
+state=$checkout/target/meltano
+project=$state/project
+
+export MELTANO_SEND_ANONYMOUS_USAGE_STATS=false
+# Where the internet is out of reach, Meltano's look for a newer version costs seconds at each start.
+export MELTANO_CLI_DISABLE_VERSION_CHECK=true
+
+say() { printf '%s\n' "$*"; }
+
+# Runs a command that only a failure makes worth reading about.
+quietly() {
+    if ! "$@" >"$state/setup.log" 2>&1; then
+        cat "$state/setup.log" >&2
+        say "setup failed: $*" >&2
+        exit 1
+    fi
+}
+
+mkdir -p "$project"
+
+if ! "$state/venv/bin/meltano" --version >/dev/null 2>&1; then
+    say "Installing Meltano from PyPI into target/meltano/venv …"
+    quietly python3 -m venv --clear "$state/venv"
+    quietly "$state/venv/bin/python" -m pip install --disable-pip-version-check 'meltano~=4.4.0'
+fi
+
+# A copy, because running leaves databases and logs in a project.
+rm -rf "$project/transform"
+cp -R "$example/meltano.yml" "$example/tap-shop" "$example/transform" "$project/"
+# Meltano splits what it finds at spaces, so that the path is quoted for it, too.
+printf 'SERIALIZER_PIP_URL="%s"\n' "'$checkout'" >"$project/.env"
+
+cd "$project"
+if ! cmp -s meltano.yml "$state/installed.yml"; then
+    say "Installing the plugins into target/meltano/project/.meltano (dbt is big) …"
+    quietly "$state/venv/bin/meltano" install
+    cp meltano.yml "$state/installed.yml"
+else
+    # The others are there; what this checkout holds may have changed.
+    quietly "$state/venv/bin/meltano" install --plugin-type=utility dbtmutex
+fi
+say "Set up: $("$state/venv/bin/meltano" --version), $(.meltano/utilities/dbtmutex/venv/bin/serializer --version)"
