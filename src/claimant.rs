@@ -56,6 +56,12 @@ pub enum NoOwner {
     /// The parent ended while we looked.
     #[error("the parent process has ended")]
     ParentEnded,
+    /// `/proc` does not tell what tells the owner from other processes, so that nobody could recognise it later.
+    #[error("pid {pid} cannot be told from other processes: /proc is not mounted, or cannot be read")]
+    Unidentifiable {
+        /// Its PID.
+        pid: Pid,
+    },
     /// The named owner does not run.
     #[error("there is no process {pid} that could own it")]
     NotRunning {
@@ -73,6 +79,7 @@ impl NoOwner {
                  own the lock: `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock` in a script"
             }
             Self::NotRunning { .. } => "check `--owner-pid` or `SERIALIZER_OWNER_PID`",
+            Self::Unidentifiable { .. } => "mount /proc, or lock where it can be read",
             Self::OutsideParent | Self::Adopter { .. } | Self::ParentEnded => {
                 "name the process that is to own the lock with `--owner-pid PID` or `SERIALIZER_OWNER_PID`"
             }
@@ -128,8 +135,10 @@ impl ProcessClaimant {
             },
         };
         let uid = Some(rustix::process::getuid().as_raw());
+        let owner = instance.map(|(pid, instance)| Owner { pid, uid, place: here.clone(), instance });
         Self {
-            owner: instance.map(|(pid, instance)| Owner { pid, uid, place: here.clone(), instance }),
+            owner: owner
+                .and_then(|owner| if owner.is(&owner) { Ok(owner) } else { Err(NoOwner::Unidentifiable { pid: owner.pid }) }),
             command,
             run: std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty()),
             parent,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Two pipelines at once that end in one DuckDB file: first without the mutex, where one of them dies of DuckDB's lock, then with
-# it, where one waits for the other and both succeed. Exits with 0 only if both happened.
+# Two pipelines at once that end in one DuckDB file: first without the mutex, where one of them dies of DuckDB's lock, then
+# with it, where one waits for the other and both succeed. Exits with 0 only if both happened.
 set -euo pipefail
 
 example=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,17 +16,18 @@ export MELTANO_CLI_DISABLE_VERSION_CHECK=true
 # A demonstration had better fail than wait for ever.
 export SERIALIZER_MAX_ATTEMPTS=300
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$@"; }
 
+# Ctrl-C does not reach what a script has started in the background.
 trap 'jobs -p | xargs -r kill 2>/dev/null' EXIT
 
-# Runs one region's pipeline, ending in the given blocks. --state-id-suffix: else Meltano itself would refuse to run the same
+# Becomes one region's pipeline, ending in the given blocks. --state-id-suffix: else Meltano itself would refuse to run the same
 # extractor and loader twice at a time.
-pipeline() {
+become_pipeline() {
     local region=$1
     shift
-    TAP_SHOP_REGION=$region "$state/venv/bin/meltano" run "--state-id-suffix=$region" tap-shop target-jsonl "$@" \
-        >"$logs/$region.log" 2>&1
+    export TAP_SHOP_REGION=$region
+    exec "$state/venv/bin/meltano" run "--state-id-suffix=$region" tap-shop target-jsonl "$@" >"$logs/$region.log" 2>&1
 }
 
 # Runs both pipelines at once; their exit codes are in $north and $south then.
@@ -34,9 +35,9 @@ both() {
     say "" "  $ meltano run --state-id-suffix=north tap-shop target-jsonl $* &"
     say "  $ meltano run --state-id-suffix=south tap-shop target-jsonl $* &"
     rm -rf output warehouse.duckdb*
-    pipeline north "$@" &
+    become_pipeline north "$@" &
     local first=$!
-    pipeline south "$@" &
+    become_pipeline south "$@" &
     local second=$!
     north=0 south=0
     wait "$first" || north=$?
@@ -71,7 +72,7 @@ for ((round = 1; ; round++)); do
     ((round < rounds)) || fail "the pipelines have not met in $rounds rounds"
     say "  They have not met; once more."
 done
-show "Could not set lock on file"
+show "Could not set lock on file" | head -n 1
 
 say "" "== With the mutex: the second waits until the first has unlocked =="
 for ((round = 1; ; round++)); do
