@@ -90,6 +90,7 @@ impl NoOwner {
 /// A process that owns, or wants to own, a lock; we act for it.
 #[derive(Debug)]
 pub struct ProcessClaimant {
+    here: Place,
     owner: Result<Owner, NoOwner>,
     command: String,
     run: Option<String>,
@@ -137,6 +138,7 @@ impl ProcessClaimant {
         let uid = Some(rustix::process::getuid().as_raw());
         let owner = instance.map(|(pid, instance)| Owner { pid, uid, place: here.clone(), instance });
         Self {
+            here: here.clone(),
             owner: owner
                 .and_then(|owner| if owner.is(&owner) { Ok(owner) } else { Err(NoOwner::Unidentifiable { pid: owner.pid }) }),
             command,
@@ -165,19 +167,21 @@ impl ProcessClaimant {
     }
 
     fn owns_legacy(&self, record: &Record, stored: &Stored) -> bool {
-        let itself = self.itself(record);
+        let itself = self.itself_as_owner(record);
         let mut candidates = self.owner.iter().chain(&itself);
         candidates.any(|owner| owner.pid == record.owner.pid && !started_after(owner.instance, stored.written))
     }
 
-    /// This very process; looked at only when a record names its PID.
-    fn itself(&self, record: &Record) -> Option<Owner> {
+    /// This very process.
+    fn itself(&self) -> Option<Owner> {
         let pid = getpid();
-        if !self.is_itself_an_owner || record.owner.pid != pid {
-            return None;
-        }
         let Observation::Running(process) = process::observe(pid) else { return None };
-        Some(Owner { pid, uid: None, place: Place::here(), instance: process.instance })
+        Some(Owner { pid, uid: Some(rustix::process::getuid().as_raw()), place: self.here.clone(), instance: process.instance })
+    }
+
+    /// This very process, if it counts as the owner; looked at only when a record names its PID.
+    fn itself_as_owner(&self, record: &Record) -> Option<Owner> {
+        (self.is_itself_an_owner && record.owner.pid == getpid()).then(|| self.itself())?
     }
 }
 
@@ -199,7 +203,8 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), NoOw
 
 impl Claimant for ProcessClaimant {
     fn record(&self) -> std::io::Result<Record> {
-        let owner = self.owner.clone().map_err(std::io::Error::other)?;
+        // Only a release comes here without an owner, and holds the lock for a moment in our own name.
+        let owner = self.owner.clone().or_else(|no_owner| self.itself().ok_or(no_owner)).map_err(std::io::Error::other)?;
         Ok(Record {
             version: Some(record::VERSION),
             owner,
@@ -216,7 +221,7 @@ impl Claimant for ProcessClaimant {
             return self.owns_legacy(record, stored);
         }
         self.owner.as_ref().is_ok_and(|owner| owner.is(&record.owner))
-            || self.itself(record).is_some_and(|itself| itself.is(&record.owner))
+            || self.itself_as_owner(record).is_some_and(|itself| itself.is(&record.owner))
     }
 
     fn is_present(&self) -> bool {

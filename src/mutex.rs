@@ -28,6 +28,9 @@ const MAX_ROUNDS: usize = 16;
 /// The shortest time between two looks that do not count as attempts: a flood of wake-ups must not cost more than this.
 const MIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Looks may take one part in so many of a waiter's time: some have to read the whole process table.
+const LOOK_SHARE: u32 = 20;
+
 /// A mutex as one claimant sees it.
 pub struct Mutex<'a> {
     backend: Box<dyn Backend + 'a>,
@@ -142,10 +145,11 @@ impl<'a> Mutex<'a> {
             if waiting.max_attempts.is_some_and(|max| attempts >= max.get()) {
                 return Err(Error::Busy(holding.map(Box::new)));
             }
+            let pace = MIN_LOOK_INTERVAL.max(looked.elapsed() * LOOK_SHARE);
             observer.waiting(holding.as_ref(), attempts);
             self.sleep_until(next_attempt, claimant, holding.as_ref(), observer.interval())?;
             // Pace the looks, not the way to the first one after a long sleep.
-            std::thread::sleep(MIN_LOOK_INTERVAL.saturating_sub(looked.elapsed()));
+            std::thread::sleep(pace.saturating_sub(looked.elapsed()));
         }
     }
 
@@ -162,13 +166,36 @@ impl<'a> Mutex<'a> {
                 Verdict::Held(held) if force => Released::Forced(stored.clone(), held),
                 Verdict::Held(held) => return Err(Error::NotOurs(Some(Box::new(Holding { stored, held })))),
             };
-            if self.backend.delete(&stored)? == Write::Done {
+            let write = match released {
+                Released::Stale(..) => self.delete_stale(claimant, &stored)?,
+                Released::Own(_) | Released::Forced(..) => self.backend.delete(&stored)?,
+            };
+            if write == Write::Done {
                 return Ok(released);
             }
             // Whoever holds it now is not the one whom the user wanted to take it from.
             force = false;
         }
         Err(Error::NotOurs(None))
+    }
+
+    /// Takes a stale lock over before it is deleted, because a takeover finds out who else is taking it over.
+    fn delete_stale(&mut self, claimant: &dyn Claimant, stale: &Stored) -> Result<Write, Error> {
+        let record = claimant.record().map_err(Error::Token)?;
+        match self.backend.replace(stale, &record)? {
+            Write::Done => Ok(self.delete_own(&record)?),
+            Write::Conflict => Ok(Write::Conflict),
+        }
+    }
+
+    /// Deletes a record that was just written; a conflict means that somebody has taken it over.
+    fn delete_own(&mut self, record: &Record) -> Result<Write, backend::Error> {
+        match self.backend.load()? {
+            Some(stored) if stored.content.record().is_some_and(|stored| stored.token == record.token) => {
+                self.backend.delete(&stored)
+            }
+            _ => Ok(Write::Conflict),
+        }
     }
 
     /// One try, which never waits.
@@ -185,7 +212,9 @@ impl<'a> Mutex<'a> {
                     Write::Conflict => continue,
                 }
             };
-            if claimant.owns(&stored) {
+            // The PID in a legacy record may be another container's, which is reason enough to unlock, but not to lock.
+            let is_legacy = stored.content.record().is_some_and(Record::is_legacy);
+            if !is_legacy && claimant.owns(&stored) {
                 return Ok(Attempt::Acquired(Acquired::AlreadyHeld(stored)));
             }
             let why = match verdict {
@@ -212,12 +241,7 @@ impl<'a> Mutex<'a> {
         if claimant.is_present() {
             return Ok(Attempt::Acquired(acquired));
         }
-        if let Some(stored) = self.backend.load()?
-            && stored.content.record().is_some_and(|stored| stored.token == record.token)
-        {
-            // In a conflict somebody has found it stale, and taken it over.
-            self.backend.delete(&stored)?;
-        }
+        self.delete_own(record)?;
         Err(Error::Absent)
     }
 

@@ -49,7 +49,8 @@ pub fn command_line(arguments: &[String]) -> String {
     }
 }
 
-fn base_name(program: &str) -> &str {
+/// The last component of a path.
+pub fn base_name(program: &str) -> &str {
     program.rsplit('/').next().unwrap_or(program)
 }
 

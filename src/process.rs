@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FsWord, fstat, fstatfs};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
@@ -115,16 +115,21 @@ pub fn arguments(pid: Pid) -> Vec<String> {
 
 /// Whether a process runs the Python script `name`, such as `/venv/bin/python /venv/bin/serializer lock`.
 ///
-/// Reads every process's arguments, without more (5 µs each): a hand-off waits for the answer.
+/// Reads every process's name, without more (5 µs each): a hand-off waits for the answer. The arguments of others are not
+/// read, because that waits for a process that hangs in its memory's lock.
 ///
 /// # Errors
 /// When the processes cannot be listed.
-pub fn any_runs_python_script(name: &str) -> std::io::Result<bool> {
+pub fn any_runs_python_script(script: &str) -> std::io::Result<bool> {
     let is_it = |pid: Pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        // The kernel calls an interpreted script by its own name, unless it was given to the interpreter.
+        if name.trim_end() != script && !name.starts_with("python") {
+            return false;
+        }
         let arguments = arguments(pid);
-        let base_name = |argument: &String| argument.rsplit('/').next().map(str::to_owned);
-        arguments.first().and_then(base_name).is_some_and(|program| program.starts_with("python"))
-            && arguments.iter().skip(1).filter_map(base_name).any(|argument| argument == name)
+        let is_python = arguments.first().is_some_and(|program| printable::base_name(program).starts_with("python"));
+        is_python && arguments.iter().skip(1).any(|argument| printable::base_name(argument) == script)
     };
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
@@ -144,7 +149,8 @@ pub struct Relative {
     pub command: String,
 }
 
-/// Finds a process other than this one that runs as `uid` with `variable=value` in its environment; `None` when there is none.
+/// Finds a process that does work and runs as `uid` with `variable=value` in its environment: neither one of
+/// our own ancestors nor another `serializer`. `None` when there is none.
 ///
 /// Reads all of `/proc` (milliseconds), so ask only where a record names a run whose owner is dead.
 ///
@@ -159,9 +165,12 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Opti
     let mut system = System::new()?;
     system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
     let wanted = format!("{variable}={value}");
+    let ancestors = ancestors(&system);
     let relative = |process: &sysinfo::Process| {
         let pid = Pid::from_raw(i32::try_from(process.pid().as_u32()).ok()?)?;
-        let is_related = pid != getpid()
+        // Neither what waits here, nor other waiters of that run: they would wait for each other.
+        let does_work = !ancestors.contains(&process.pid()) && process.name() != "serializer";
+        let is_related = does_work
             && process.user_id().is_some_and(|user| **user == uid)
             && process.environ().iter().any(|entry| entry.to_str() == Some(&wanted))
             && matches!(observe(pid), Observation::Running(_));
@@ -170,4 +179,16 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Opti
     };
     // The oldest one, which the others probably come from.
     Ok(system.processes().values().filter_map(relative).min_by_key(|relative| relative.pid.as_raw_pid()))
+}
+
+/// This process, its parent and so on.
+fn ancestors(system: &System) -> Vec<sysinfo::Pid> {
+    let mut line = vec![sysinfo::Pid::from_u32(std::process::id())];
+    // Processes may come and go while the table is read, so a circle is not impossible.
+    while let Some(parent) = line.last().and_then(|last| system.process(*last)?.parent())
+        && !line.contains(&parent)
+    {
+        line.push(parent);
+    }
+    line
 }

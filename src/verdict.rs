@@ -21,8 +21,11 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
+use rustix::process::Pid;
+
 use crate::backend::{Content, Stored};
 use crate::owner::{Instance, Place};
+use crate::printable;
 use crate::process::{self, Observation, Process, Relative};
 use crate::record::{self, Record};
 
@@ -213,7 +216,8 @@ impl LocalJudge {
             Observation::Running(process) => process,
         };
         let reused = if record.is_legacy() {
-            started_after(process.instance, written)
+            // A live one must not be lost to a clock that was set forward, so not on the clock's word alone.
+            started_after(process.instance, written) && !is_meltano(record.owner.pid)
         } else {
             record.owner.instance.same_as(process.instance) == Some(false)
         };
@@ -259,4 +263,9 @@ impl LocalJudge {
 pub fn started_after(instance: Instance, written: Option<SystemTime>) -> bool {
     let started = instance.start.and_then(process::wall_clock);
     started.zip(written).is_some_and(|(started, written)| started > written + LEGACY_MARGIN)
+}
+
+/// Whether a process may be what a legacy lock belongs to.
+fn is_meltano(pid: Pid) -> bool {
+    process::arguments(pid).iter().any(|argument| printable::base_name(argument) == "meltano")
 }

@@ -164,3 +164,67 @@ fn a_python_plugin_among_the_takers_of_our_stale_lock_excludes_them_or_is_exclud
     let stale = record_of_a_dead_holder(&locks);
     assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), []);
 }
+
+/// A `serializer lock` that is stopped between its look at a stale record and the moment in which it replaces it.
+struct StoppedTaker {
+    shell: Shell,
+    pid: String,
+}
+
+impl StoppedTaker {
+    fn start(locks: &Locks) -> Self {
+        let mut shell = Shell::start(locks);
+        let trace = locks.dir().join("trace");
+        // The signal arrives when the new record has been written to its temporary file. `-D`: not strace is the parent.
+        shell.send(&format!(
+            r#"strace -D -qq -o {} -e trace=pwrite64 -e inject=pwrite64:signal=STOP:when=1 "$S" lock --max-attempts 1 2> /dev/null"#,
+            trace.display()
+        ));
+        while !fs::read_to_string(&trace).is_ok_and(|trace| trace.contains("stopped by SIGSTOP")) {
+            std::thread::yield_now();
+        }
+        let children = std::process::Command::new("pgrep").args(["-P", &shell.pid().to_string(), "-x", "serializer"]).output();
+        let pid = String::from_utf8(children.expect("pgrep runs").stdout).expect("a number").trim().to_owned();
+        Self { shell, pid }
+    }
+
+    fn go_on(&self) {
+        let killed = std::process::Command::new("kill").args(["-CONT", &self.pid]).status();
+        assert!(killed.expect("kill runs").success());
+    }
+}
+
+#[test]
+fn a_python_plugin_that_writes_in_the_middle_of_a_takeover_keeps_the_lock() {
+    for stale in [record_of_a_dead_holder, legacy_record_of_a_dead_holder] {
+        let locks = Locks::new();
+        let stale = stale(&locks);
+        locks.write(stale);
+        let mut taker = StoppedTaker::start(&locks);
+        // What the plugin does after its look: it truncates the file and writes its owner's PID, which is this test's.
+        let owner = std::process::id().to_string();
+        locks.write(&owner);
+        taker.go_on();
+        assert_eq!(taker.shell.answer().0, 75, "the taker yields");
+        assert_eq!(locks.read(), owner, "the plugin's record stands");
+    }
+}
+
+#[test]
+fn a_python_plugin_that_is_slow_in_the_middle_of_a_takeover_keeps_the_lock() {
+    let locks = Locks::new();
+    let stale = legacy_record_of_a_dead_holder(&locks);
+    locks.write(stale);
+    let mut taker = StoppedTaker::start(&locks);
+    let owner = std::process::id().to_string();
+    let mut opened = fs::File::create(locks.file()).expect("it truncates the file");
+    taker.go_on();
+    // The new record is in place: only then the plugin writes to the file that it had opened.
+    while !fs::read_to_string(locks.file()).is_ok_and(|text| text.contains("v=1")) {
+        std::thread::yield_now();
+    }
+    opened.write_all(owner.as_bytes()).expect("it writes");
+    drop(opened);
+    assert_eq!(taker.shell.answer().0, 75, "the taker yields");
+    assert_eq!(locks.read(), owner, "the plugin's record stands");
+}

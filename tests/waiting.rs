@@ -98,6 +98,10 @@ fn forged_wake_ups_use_up_no_attempts() {
     let name = format!("serializer:{:x}:{:x}:serializer.lck", dir.dev(), dir.ino());
     let address = SocketAddr::from_abstract_name(name).expect("a name");
     let socket = UnixDatagram::unbound().expect("a socket");
+    // It says that it waits before it listens.
+    while socket.send_to_addr(b"!", &address).is_err() {
+        std::thread::yield_now();
+    }
     for _ in 0..200 {
         // Blocks while the waiter's queue is full, so that it has looked many times when this ends.
         socket.send_to_addr(b"!", &address).expect("the waiter listens");

@@ -43,6 +43,7 @@ use wakeup::WakeUp;
 
 use super::{Backend, Content, Error, Stored, Version, Write};
 use crate::record::{MAX_BYTES, Record, random_token};
+use crate::verdict::BEING_WRITTEN;
 use crate::{printable, process};
 
 /// How long to try for the flock. Its holders do a handful of system calls, or settle; whoever keeps it longer is
@@ -113,26 +114,6 @@ impl LockFile {
         }
     }
 
-    fn read(&self, file: &File) -> Result<(Vec<u8>, Version), Error> {
-        // One byte more than a record can have shows that it is none.
-        let mut bytes = vec![0; MAX_BYTES + 1];
-        let mut length = 0;
-        // Bounded by the buffer: each read fills some of it, or is the last one.
-        loop {
-            match file.read_at(&mut bytes[length..], length as u64).map_err(|error| self.io_error("read", error))? {
-                0 => break,
-                count => length += count,
-            }
-        }
-        bytes.truncate(length);
-        let metadata = file.metadata().map_err(|error| self.io_error("read", error))?;
-        let mut version = Vec::with_capacity(bytes.len() + 16);
-        version.extend(metadata.dev().to_ne_bytes());
-        version.extend(metadata.ino().to_ne_bytes());
-        version.extend(&bytes);
-        Ok((bytes, Version(version)))
-    }
-
     fn content(&self, bytes: &[u8]) -> Result<Content, Error> {
         if bytes.is_empty() {
             return Ok(Content::Empty);
@@ -153,7 +134,7 @@ impl LockFile {
             if !leads_to(&self.path, &file).map_err(|error| self.io_error(action, error))? {
                 continue;
             }
-            let (_, version) = self.read(&file)?;
+            let (_, version) = read(&file).map_err(|error| self.io_error("read", error))?;
             return Ok((version == *seen).then_some(file));
         }
         Ok(None)
@@ -184,7 +165,7 @@ impl LockFile {
 
     /// The usual way: the file has no other name, so that no kill leaves one behind.
     fn link_unnamed(&self, text: &[u8]) -> Result<Write, LinkError> {
-        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         // File systems without it (NFS, FAT) answer EOPNOTSUPP, old kernels EISDIR.
         let file = match openat(CWD, self.directory(), flags, MODE) {
             Ok(fd) => File::from(fd),
@@ -192,6 +173,7 @@ impl LockFile {
             Err(error) => return Err(LinkError::Io(error.into())),
         };
         file.write_all_at(text, 0).map_err(LinkError::Io)?;
+        FileExt::try_lock(&file).map_err(flock_error)?;
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
         match linkat(CWD, unnamed, CWD, &self.path, AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => Ok(Write::Done),
@@ -220,9 +202,9 @@ impl LockFile {
     /// A complete file with a name that nobody else has.
     fn write_temporary(&self, text: &[u8]) -> io::Result<(PathBuf, File)> {
         let temporary = self.directory().join(format!(".serializer.{}.tmp", random_token()?));
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(openat(CWD, &temporary, flags, MODE)?);
-        if let Err(error) = file.write_all_at(text, 0) {
+        if let Err(error) = file.write_all_at(text, 0).and_then(|()| FileExt::try_lock(&file).map_err(flock_error)) {
             let _ = unlinkat(CWD, &temporary, AtFlags::empty());
             return Err(error);
         }
@@ -258,40 +240,81 @@ impl LockFile {
         }
     }
 
-    /// Puts a new file in the place of the old one, which must be flocked.
-    fn rename_over(&self, text: &[u8]) -> io::Result<()> {
-        let (temporary, _) = self.write_temporary(text)?;
-        renameat(CWD, &temporary, CWD, &self.path).map_err(|error| {
-            let _ = unlinkat(CWD, &temporary, AtFlags::empty());
-            error.into()
-        })
+    /// Puts a new file in the place of the old one; both are flocked then.
+    fn rename_over(&self, text: &[u8]) -> io::Result<File> {
+        let (temporary, new) = self.write_temporary(text)?;
+        match renameat(CWD, &temporary, CWD, &self.path) {
+            Ok(()) => Ok(new),
+            Err(error) => {
+                let _ = unlinkat(CWD, &temporary, AtFlags::empty());
+                Err(error.into())
+            }
+        }
     }
 
     /// Whether the lock is still ours after a Python plugin that was taking it over at the same time has had its time.
-    fn settle(&self, seen: &Stored, old: &File, text: &[u8]) -> Result<Write, Error> {
+    fn settle(&self, seen: &Stored, old: &File, new: &File, text: &[u8]) -> io::Result<Settled> {
         let was_legacy = seen.content.record().is_none_or(Record::is_legacy);
         // A plugin that looked before we wrote is about by now, or has written. Where nobody can tell, it may be.
         if was_legacy || process::any_runs_python_script("serializer").unwrap_or(true) {
             std::thread::sleep(SETTLE);
         }
-        let Some(new) = self.open(OFlags::RDONLY).map_err(|error| self.open_error("read", error))? else {
-            return Ok(Write::Conflict);
-        };
-        let (new_bytes, ours) = self.read(&new)?;
-        if new_bytes != text {
-            return Ok(Write::Conflict);
+        let (mut old_bytes, version) = read(old)?;
+        // Truncated and not yet written: its PID will be here.
+        for _ in 0..BEING_WRITTEN.as_millis() / SETTLE.as_millis() {
+            if version == seen.version || !old_bytes.is_empty() {
+                break;
+            }
+            std::thread::sleep(SETTLE);
+            (old_bytes, _) = read(old)?;
         }
-        let (old_bytes, version) = self.read(old)?;
-        if version == seen.version {
-            return Ok(Write::Done);
+        let (new_bytes, _) = read(new)?;
+        if new_bytes != text || !leads_to(&self.path, new)? {
+            Ok(Settled::Lost)
+        } else if version == seen.version {
+            Ok(Settled::Ours)
+        } else {
+            Ok(Settled::Plugins(old_bytes))
         }
-        // The plugin had opened the old file, and thinks that it holds the lock: say so for it. Its PID is there, or will be
-        // missed within the time that an empty file is given.
-        if self.open_exclusively("give back", &ours)?.is_some() {
-            self.rename_over(&old_bytes).map_err(|error| self.io_error("give back", error))?;
-        }
-        Ok(Write::Conflict)
     }
+}
+
+/// Who holds the lock after a takeover.
+enum Settled {
+    Ours,
+    /// Whoever the file at the path says.
+    Lost,
+    /// A Python plugin that had opened the old file and wrote this to it.
+    Plugins(Vec<u8>),
+}
+
+/// A new file is flocked before it is the lock: where that does not work, nobody could release it.
+fn flock_error(error: TryLockError) -> io::Error {
+    match error {
+        TryLockError::Error(error) => error,
+        TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+    }
+}
+
+/// What a file holds, at most one byte more than a record can have, and which state of which file that is.
+fn read(file: &File) -> io::Result<(Vec<u8>, Version)> {
+    let mut bytes = vec![0; MAX_BYTES + 1];
+    let mut length = 0;
+    // Bounded by the buffer: each read fills some of it, or is the last one.
+    loop {
+        match file.read_at(&mut bytes[length..], length as u64)? {
+            0 => break,
+            count => length += count,
+        }
+    }
+    bytes.truncate(length);
+    let metadata = file.metadata()?;
+    let mut version = bytes.clone();
+    // The time tells an empty file from another one that got its inode number.
+    for number in [metadata.dev(), metadata.ino(), metadata.mtime() as u64, metadata.mtime_nsec() as u64] {
+        version.extend(number.to_ne_bytes());
+    }
+    Ok((bytes, Version(version)))
 }
 
 /// Whether `path` leads to this very file.
@@ -330,7 +353,7 @@ impl Backend for LockFile {
         let Some(file) = self.open(OFlags::RDONLY).map_err(|error| self.open_error("read", error))? else {
             return Ok(None);
         };
-        let (bytes, version) = self.read(&file)?;
+        let (bytes, version) = read(&file).map_err(|error| self.io_error("read", error))?;
         let content = self.content(&bytes)?;
         let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
         Ok(Some(Stored { content, version, written }))
@@ -348,8 +371,23 @@ impl Backend for LockFile {
     fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
         let Some(old) = self.open_exclusively("take over", &seen.version)? else { return Ok(Write::Conflict) };
         let text = record.to_text();
-        self.rename_over(text.as_bytes()).map_err(|error| self.io_error("take over", error))?;
-        self.settle(seen, &old, text.as_bytes())
+        let new = self.rename_over(text.as_bytes()).map_err(|error| self.io_error("take over", error))?;
+        match self.settle(seen, &old, &new, text.as_bytes()) {
+            Ok(Settled::Ours) => Ok(Write::Done),
+            Ok(Settled::Lost) => Ok(Write::Conflict),
+            Ok(Settled::Plugins(bytes)) => {
+                // If this fails, our record keeps others out in the plugin's stead.
+                self.rename_over(&bytes).map_err(|error| self.io_error("give back", error))?;
+                Ok(Write::Conflict)
+            }
+            Err(error) => {
+                // The caller will say that it has no lock, so there must be none.
+                if leads_to(&self.path, &new).unwrap_or(false) {
+                    let _ = unlinkat(CWD, &self.path, AtFlags::empty());
+                }
+                Err(self.io_error("take over", error))
+            }
+        }
     }
 
     fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {

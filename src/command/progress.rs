@@ -40,8 +40,9 @@ impl Progress {
 
     fn draw(&mut self, message: &str) {
         // A line that wraps could not be drawn over.
-        let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| usize::from(size.ws_col).max(20));
-        let line: String = message.chars().take(width - 1).collect();
+        let width =
+            rustix::termios::tcgetwinsize(io::stderr()).ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 1);
+        let line: String = message.chars().take(width.unwrap_or(80) - 1).collect();
         write_stderr(&format!("\r\x1b[K{line}"));
         self.is_drawn = true;
     }

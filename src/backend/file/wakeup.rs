@@ -22,6 +22,9 @@ use rustix::io::Errno;
 /// wake each other's waiters, which is harmless.
 const MAX_NAME: usize = 40;
 
+/// How often a waiter looks that does not have the socket, because another one has it.
+const UNHEARD: Duration = Duration::from_secs(1);
+
 /// How many datagrams to read away at once; a socket's queue holds fewer unless the administrator raised the limit, and
 /// what remains costs one more look each time.
 const MAX_DATAGRAMS: usize = 64;
@@ -72,6 +75,7 @@ impl WakeUp {
         let wake_up = self.socket.as_ref().map(AsFd::as_fd);
         let mut poll_fds: Vec<_> =
             fds.iter().copied().chain(wake_up).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+        let limit = if self.socket.is_some() { limit } else { limit.min(UNHEARD) };
         let timeout = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
         match poll(&mut poll_fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
