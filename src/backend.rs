@@ -108,6 +108,16 @@ pub enum Error {
         /// The path, printable.
         path: String,
     },
+    /// Whether the lock is stale is known, but not how to take it over so that nobody else does at the same time.
+    #[error(
+        "cannot take over the stale lock file `{path}`: flock does not exclude other hosts on its file system ({file_system})"
+    )]
+    FakedFlock {
+        /// The path, printable.
+        path: String,
+        /// The file system's name.
+        file_system: String,
+    },
     /// The operating system refused; nothing was changed.
     #[error("cannot {action} the lock file `{path}`: {}", plain(source_error))]
     Io {
@@ -126,6 +136,7 @@ impl Error {
         use std::io::ErrorKind;
         match self {
             Self::NotALock { .. } => Some("check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed".into()),
+            Self::FakedFlock { path, .. } => Some(format!("when you are certain that nobody uses it, remove `{path}`")),
             Self::Contended { path } => Some(format!("`fuser -v {path}` shows who has it open")),
             Self::Io { source_error, path, action } => match source_error.kind() {
                 ErrorKind::NotFound => {

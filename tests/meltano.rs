@@ -38,10 +38,10 @@ plugins:
       works: works
       fails: fails
       waits: waits
-  - name: loadmutex
+  - name: heir
     inherit_from: dbtmutex
     config:
-      file_name: load.lck
+      file_name: heir.lck
 jobs:
 - name: guarded
   tasks:
@@ -352,6 +352,23 @@ fn the_job_of_the_example_runs_dbt() {
 }
 
 #[test]
+fn the_example_configuration_runs() {
+    let project = Project::with_config(&Path::new(CHECKOUT).join("meltano.yml.example"));
+    let mut command = project.meltano(&["run", "north"]);
+    command.env_remove("DBTMUTEX_DIR").env_remove("DBTMUTEX_FILE_NAME");
+    let ended = Run::start(command).end();
+    assert_eq!(ended.code, 0, "{ended:#?}");
+    assert!(ended.said(&["dbt ", "PASS=1"]), "{ended:#?}");
+    for (mutex, name) in [("loadmutex", "load.lck"), ("dbtmutex", "dbt.lck")] {
+        let file = project.path(".meltano").join(name);
+        let said = ended.of(mutex);
+        assert!(said[0].starts_with(&format!("locked `{}` ", file.display())), "{ended:#?}");
+        assert_eq!(said[1], format!("unlocked `{}`", file.display()));
+        assert!(!file.exists());
+    }
+}
+
+#[test]
 fn the_next_run_takes_over_what_a_failing_block_left_locked() {
     let project = Project::new();
     let run = Run::start(project.meltano(&["run", "dbtmutex:lock", "stage:fails", "dbtmutex:unlock"]));
@@ -368,6 +385,10 @@ fn the_next_run_takes_over_what_a_failing_block_left_locked() {
     assert_eq!(project.locks.names(), Vec::<String>::new());
 }
 
+/// How long what Meltano leaves behind may take to notice. Less than the half a minute after which a waiter writes its next
+/// line, into the pipe that Meltano has left, and might die of that instead.
+const NOTICING: Duration = Duration::from_secs(10);
+
 /// Ends a Meltano whose `lock` waits, and looks for what is left of it.
 fn no_waiter_outlives_meltano(end: impl FnOnce(&Run)) {
     let project = Project::new();
@@ -377,9 +398,11 @@ fn no_waiter_outlives_meltano(end: impl FnOnce(&Run)) {
     run.line_with(&["dbtmutex", "waiting for pid", &holder.pid().to_string()]);
     let waiter = run.plugin();
 
+    let meltano = Process::open(run.pid());
     end(&run);
+    assert!(meltano.ends_within(PATIENCE), "Meltano ends");
     // The lock is still held, so that nothing but Meltano's end can make the waiter end.
-    assert!(waiter.ends_within(PATIENCE), "`lock` waits on without Meltano");
+    assert!(waiter.ends_within(NOTICING), "`lock` waits on without Meltano");
     let ended = run.end();
     assert_ne!(ended.code, 0, "{ended:#?}");
     assert_eq!(ended.of("stage"), Vec::<&str>::new(), "{ended:#?}");
@@ -547,12 +570,12 @@ fn a_relative_directory_is_one_lock_wherever_meltano_is_started() {
 #[test]
 fn an_inherited_mutex_is_another_lock() {
     let project = Project::new();
-    let mut command = project.meltano(&["run", "dbtmutex:lock", "loadmutex:lock", "dbtmutex:unlock", "loadmutex:unlock"]);
+    let mut command = project.meltano(&["run", "dbtmutex:lock", "heir:lock", "dbtmutex:unlock", "heir:unlock"]);
     command.env_remove("DBTMUTEX_FILE_NAME").env("SERIALIZER_FILE_NAME", "not-this-one.lck");
     let ended = Run::start(command).end();
     assert_eq!(ended.code, 0, "{ended:#?}");
     let file = |name: &str| project.locks.dir().join(name).display().to_string();
-    for (mutex, name) in [("dbtmutex", "dbt.lck"), ("loadmutex", "load.lck")] {
+    for (mutex, name) in [("dbtmutex", "dbt.lck"), ("heir", "heir.lck")] {
         let said = ended.of(mutex);
         assert!(said[0].starts_with(&format!("locked `{}` ", file(name))), "{ended:#?}");
         assert_eq!(said[1], format!("unlocked `{}`", file(name)));

@@ -713,12 +713,9 @@ fn a_waiter_wakes_when_the_last_process_of_the_run_has_ended() {
     let locks = Locks::new();
     let (_, relative) = orphaned(&locks);
     let owner = Shell::start(&locks);
-    // Longer than the next look would be away: only being woken gets it the lock in time.
-    let mut command = locks.command("timeout");
     let owner_pid = owner.pid().to_string();
-    command.args(["60", common::PROGRAM, "lock", "--sleep-seconds", "3600", "--owner-pid", &owner_pid]);
-    let mut waiter = Waiter::start(command);
-    assert!(waiter.is_waiting());
+    let waiter = Waiter::start(locks.serializer(&["lock", "--sleep-seconds", "3600", "--owner-pid", &owner_pid]));
+    waiter.asleep();
     relative.reap();
     let ended = waiter.end();
     assert_eq!(ended.code, 0, "{ended:?}");
@@ -726,12 +723,24 @@ fn a_waiter_wakes_when_the_last_process_of_the_run_has_ended() {
 }
 
 #[test]
-fn the_process_that_asks_is_no_orphan() {
+fn who_asks_and_its_ancestors_are_no_orphans() {
+    let locks = Locks::new();
+    let (pid, mut relative) = orphaned(&locks);
+    // A later block of the same run; seen by others, the run goes on.
+    assert_eq!(locks.state().0, "held");
+    expect_stale(&locks, &mut inside(&mut relative), pid, GONE);
+}
+
+#[test]
+fn who_waits_in_the_same_run_is_no_orphan() {
     let locks = Locks::new();
     let (pid, relative) = orphaned(&locks);
-    let run = run_id(&locks);
+    let mut other = Shell::start(&locks);
+    assert_eq!(other.run(r#""$S" lock --file-name other.lck 2>/dev/null"#), 0);
+    let mut command = locks.serializer(&["lock", "--file-name", "other.lck"]);
+    command.env("MELTANO_PARENT_CONTEXT_UUID", run_id(&locks));
+    let mut waiter = Waiter::start(command);
     relative.reap();
-    // A later block of the same run: only the program itself, started by somebody outside, has the variable.
-    let mut run_in_the_run = |args: &[&str]| ended(locks.serializer(args).env("MELTANO_PARENT_CONTEXT_UUID", &run));
-    expect_stale(&locks, &mut run_in_the_run, pid, GONE);
+    assert_eq!(locks.state(), ("stale".to_owned(), GONE.to_owned()), "pid {pid}");
+    assert!(waiter.is_waiting());
 }

@@ -19,14 +19,10 @@
 //! has no unnamed files, a file `.serializer.*.tmp` may be left over; nobody ever reads it. Where the file system has no
 //! hard links (FAT), an empty lock file may be.
 //!
-//! # The Python plugin
-//!
-//! It creates with `O_EXCL`, which excludes `link` and is excluded by it. It takes over by truncating and rewriting the file in
-//! place, without any lock and without looking again. Between its look at the old record and its writing there is a gap, in
-//! which replace may come. So where such a taker may be about, replace waits longer than the gap is, and then looks at both files:
-//! if the plugin got at the new one, that now shows its PID; if it had opened the old one, which we keep open, that does. Either
-//! way the plugin holds the lock, and replace yields.
+//! How it lives beside the Python plugin, which knows nothing of all this, is told in `file/legacy.rs`.
 
+mod filesystem;
+mod legacy;
 mod wakeup;
 
 use std::fs::File;
@@ -42,9 +38,8 @@ use rustix::io::Errno;
 use wakeup::WakeUp;
 
 use super::{Backend, Content, Error, Stored, Version, Write};
+use crate::printable;
 use crate::record::{MAX_BYTES, Record, random_token};
-use crate::verdict::BEING_WRITTEN;
-use crate::{printable, process};
 
 /// How long to try for the flock. Its holders do a handful of system calls, or settle; whoever keeps it longer is
 /// stopped or hostile, and must not be waited for without end.
@@ -52,10 +47,6 @@ const FLOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Between two tries for the flock: about as long as its holders need.
 const FLOCK_PAUSE: Duration = Duration::from_micros(500);
-
-/// How long a Python plugin has to show that it took the lock over at the same time. Between its look and its write it takes
-/// well below a millisecond; this leaves a hundred times that for a busy machine.
-const SETTLE: Duration = Duration::from_millis(100);
 
 /// How often to open a path whose file is exchanged under our hands. Each time means that somebody else succeeded.
 const MAX_OPENS: usize = 16;
@@ -251,41 +242,6 @@ impl LockFile {
             }
         }
     }
-
-    /// Whether the lock is still ours after a Python plugin that was taking it over at the same time has had its time.
-    fn settle(&self, seen: &Stored, old: &File, new: &File, text: &[u8]) -> io::Result<Settled> {
-        let was_legacy = seen.content.record().is_none_or(Record::is_legacy);
-        // A plugin that looked before we wrote is about by now, or has written. Where nobody can tell, it may be.
-        if was_legacy || process::any_runs_python_script("serializer").unwrap_or(true) {
-            std::thread::sleep(SETTLE);
-        }
-        let (mut old_bytes, version) = read(old)?;
-        // Truncated and not yet written: its PID will be here.
-        for _ in 0..BEING_WRITTEN.as_millis() / SETTLE.as_millis() {
-            if version == seen.version || !old_bytes.is_empty() {
-                break;
-            }
-            std::thread::sleep(SETTLE);
-            (old_bytes, _) = read(old)?;
-        }
-        let (new_bytes, _) = read(new)?;
-        if new_bytes != text || !leads_to(&self.path, new)? {
-            Ok(Settled::Lost)
-        } else if version == seen.version {
-            Ok(Settled::Ours)
-        } else {
-            Ok(Settled::Plugins(old_bytes))
-        }
-    }
-}
-
-/// Who holds the lock after a takeover.
-enum Settled {
-    Ours,
-    /// Whoever the file at the path says.
-    Lost,
-    /// A Python plugin that had opened the old file and wrote this to it.
-    Plugins(Vec<u8>),
 }
 
 /// A new file is flocked before it is the lock: where that does not work, nobody could release it.
@@ -370,12 +326,15 @@ impl Backend for LockFile {
 
     fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
         let Some(old) = self.open_exclusively("take over", &seen.version)? else { return Ok(Write::Conflict) };
+        if let Some(file_system) = filesystem::with_faked_flock(&old) {
+            return Err(Error::FakedFlock { path: printable::path(&self.path), file_system });
+        }
         let text = record.to_text();
         let new = self.rename_over(text.as_bytes()).map_err(|error| self.io_error("take over", error))?;
-        match self.settle(seen, &old, &new, text.as_bytes()) {
-            Ok(Settled::Ours) => Ok(Write::Done),
-            Ok(Settled::Lost) => Ok(Write::Conflict),
-            Ok(Settled::Plugins(bytes)) => {
+        match legacy::settle(&self.path, seen, &old, &new, text.as_bytes()) {
+            Ok(legacy::Settled::Ours) => Ok(Write::Done),
+            Ok(legacy::Settled::Lost) => Ok(Write::Conflict),
+            Ok(legacy::Settled::Plugins(bytes)) => {
                 // If this fails, our record keeps others out in the plugin's stead.
                 self.rename_over(&bytes).map_err(|error| self.io_error("give back", error))?;
                 Ok(Write::Conflict)

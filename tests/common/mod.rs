@@ -10,6 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Output, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
 /// The program under test.
@@ -230,8 +231,23 @@ impl Waiter {
         self.child.kill().expect("the waiter can be killed");
     }
 
-    /// Waits until it ends.
+    /// Returns when it sleeps: it has looked as often as it does without being woken. What happens before that would also be
+    /// noticed by a waiter that nothing wakes.
+    pub fn asleep(&self) {
+        let what = format!("/proc/{}/wchan", self.pid());
+        while !fs::read_to_string(&what).expect("the waiter runs, and can be looked at").starts_with("poll") {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Waits until it ends, which must not take minutes.
     pub fn end(mut self) -> Ended {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        if let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+            let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+            let limit = Timespec { tv_sec: 120, tv_nsec: 0 };
+            assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "nothing has woken the waiter");
+        }
         let mut stderr = String::new();
         self.stderr.read_to_string(&mut stderr).expect("its messages");
         let status = self.child.wait().expect("it ends");

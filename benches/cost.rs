@@ -1,0 +1,148 @@
+//! What locking costs, as ratios against peers in the same run: `cargo bench`.
+//!
+//! Each figure is the median of many rounds, in which the peers take turns. Whole processes are timed, from before they are
+//! spawned until they have been waited for.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_serializer");
+const PAIR_ROUNDS: usize = 300;
+const HAND_OFF_ROUNDS: usize = 100;
+
+fn main() {
+    let dir = TempDir::with_prefix("serializer-bench-").expect("a temporary directory");
+    pairs(dir.path());
+    hand_offs(dir.path());
+    asleep(dir.path());
+}
+
+fn command(dir: &Path, program: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).env("SERIALIZER_DIR", dir).env_remove("MELTANO_PROJECT_ROOT").env("LOG_LEVEL", "warning");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn run(dir: &Path, program: &str, args: &[&str]) {
+    let status = command(dir, program, args).status().unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
+    assert!(status.success(), "{program} {args:?} fails");
+}
+
+fn time(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn ms(duration: Duration) -> String {
+    format!("{:7.3} ms", duration.as_secs_f64() * 1e3)
+}
+
+fn pairs(dir: &Path) {
+    let flocked = dir.join("flocked").display().to_string();
+    let (mut ours, mut flocks, mut pythons, mut nothings) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..PAIR_ROUNDS {
+        ours.push(time(|| {
+            run(dir, PROGRAM, &["lock"]);
+            run(dir, PROGRAM, &["unlock"]);
+        }));
+        flocks.push(time(|| {
+            run(dir, "flock", &["-n", &flocked, "true"]);
+            run(dir, "flock", &["-n", &flocked, "true"]);
+        }));
+        nothings.push(time(|| {
+            run(dir, "true", &[]);
+            run(dir, "true", &[]);
+        }));
+    }
+    for _ in 0..PAIR_ROUNDS / 10 {
+        pythons.push(time(|| run(dir, "python3", &["-c", "pass"])));
+    }
+    let (ours, flocks, pythons, nothings) = (median(ours), median(flocks), median(pythons), median(nothings));
+    println!("lock + unlock               {}", ms(ours));
+    println!("2 × flock -n FILE true      {}   ours is {:.2} of it", ms(flocks), ours.as_secs_f64() / flocks.as_secs_f64());
+    println!("python3 -c pass             {}   ours is {:.2} of it", ms(pythons), ours.as_secs_f64() / pythons.as_secs_f64());
+    println!("2 × true (the floor)        {}", ms(nothings));
+}
+
+/// A process that owns the lock for us: this process is the waiters' parent, and must not own it already.
+fn holder(dir: &Path) -> Child {
+    let holder = command(dir, "sleep", &["3600"]).spawn().expect("sleep starts");
+    run(dir, PROGRAM, &["lock", "--owner-pid", &holder.id().to_string()]);
+    holder
+}
+
+fn waiter(mut command: Command) -> Child {
+    let waiter = command.spawn().expect("the waiter starts");
+    // Long enough to be asleep; a benchmark may guess where a test must not.
+    std::thread::sleep(Duration::from_millis(30));
+    waiter
+}
+
+fn hand_offs(dir: &Path) {
+    let flocked = File::create(dir.join("flocked")).expect("a file");
+    let (mut releases, mut deaths, mut flocks) = (Vec::new(), Vec::new(), Vec::new());
+    let lock = || command(dir, PROGRAM, &["lock", "--sleep-seconds", "3600"]);
+    for _ in 0..HAND_OFF_ROUNDS {
+        let mut owner = holder(dir);
+        let mut waiting = waiter(lock());
+        releases.push(time(|| {
+            run(dir, PROGRAM, &["unlock", "--owner-pid", &owner.id().to_string()]);
+            waiting.wait().expect("it ends");
+        }));
+        owner.kill().and_then(|()| owner.wait()).expect("it dies");
+        run(dir, PROGRAM, &["unlock"]);
+
+        let mut owner = holder(dir);
+        let mut waiting = waiter(lock());
+        deaths.push(time(|| {
+            owner.kill().expect("it dies");
+            waiting.wait().expect("it ends");
+        }));
+        owner.wait().expect("it is dead");
+        run(dir, PROGRAM, &["unlock"]);
+
+        flocked.lock().expect("flock works");
+        let mut waiting = waiter(command(dir, "flock", &[&dir.join("flocked").display().to_string(), "true"]));
+        flocks.push(time(|| {
+            flocked.unlock().expect("flock works");
+            waiting.wait().expect("it ends");
+        }));
+    }
+    let flock = median(flocks);
+    println!("hand-off by flock           {}   (no process to start, then `true`)", ms(flock));
+    for (what, times) in [("hand-off by unlock     ", releases), ("hand-off by death      ", deaths)] {
+        let ours = median(times);
+        let more = ours.as_secs_f64() * 1e3 - flock.as_secs_f64() * 1e3;
+        println!("{what}     {}   {more:+.3} ms against flock", ms(ours));
+    }
+}
+
+fn asleep(dir: &Path) {
+    let mut owner = holder(dir);
+    let mut waiting = waiter(command(dir, PROGRAM, &["lock", "--sleep-seconds", "3600"]));
+    let proc = format!("/proc/{}", waiting.id());
+    let ticks = || {
+        let stat = fs::read_to_string(format!("{proc}/stat")).expect("its times");
+        let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
+        fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime")
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(2));
+    let used = ticks() - before;
+    let status = fs::read_to_string(format!("{proc}/status")).expect("its memory");
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident size").trim().to_owned();
+    println!("a waiter asleep             {memory} of memory, {used} clock ticks of CPU in 2 s");
+    waiting.kill().and_then(|()| waiting.wait()).expect("it dies");
+    owner.kill().and_then(|()| owner.wait()).expect("it dies");
+}

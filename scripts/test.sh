@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Sets up what the tests need, and runs them all. On Debian it installs missing packages (as root, or by sudo); elsewhere it says
+# what is missing. Needs Rust with rustfmt and clippy.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# A package for each command that a test runs.
+declare -A package_of=(
+    [cc]=gcc [git]=git [python3]=python3 [strace]=strace [unshare]=util-linux [setpriv]=util-linux [flock]=util-linux
+    [script]=bsdutils [pgrep]=procps [mount]=mount [shellcheck]=shellcheck
+)
+missing=()
+for command in "${!package_of[@]}"; do
+    command -v "$command" >/dev/null || missing+=("${package_of[$command]}")
+done
+# Debian's Python comes without the means to make a virtual environment.
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+[ -e "$(cc -print-file-name=libc.a 2>/dev/null)" ] || missing+=(libc6-dev)
+
+if ((${#missing[@]})); then
+    as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    if ! command -v apt-get >/dev/null; then
+        echo "scripts/test.sh: install what these Debian packages have: ${missing[*]}" >&2
+        exit 1
+    fi
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"
+fi
+
+cargo fmt --check
+cargo clippy --all-targets -- -D warnings
+RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet
+shellcheck scripts/*.sh examples/meltano/*.sh
+
+# Meltano with the example project, which tests/meltano.rs runs.
+examples/meltano/setup.sh
+cargo test --no-fail-fast

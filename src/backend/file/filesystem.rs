@@ -1,0 +1,51 @@
+//! Does flock exclude here? Some file systems grant it to every host at once.
+
+use std::fs::{self, File};
+
+use rustix::fs::{FsWord, NFS_SUPER_MAGIC, fstat, fstatfs, major, minor};
+
+/// `FUSE_SUPER_MAGIC` of `linux/magic.h`.
+const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
+
+/// The name of the file's file system if it is known to keep flocks to itself: sshfs, and NFS mounted with `nolock` or
+/// `local_lock`.
+pub fn with_faked_flock(file: &File) -> Option<String> {
+    // All others are local, or pass flocks on; the list of mounts is long on some machines.
+    if ![FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC].contains(&fstatfs(file).ok()?.f_type) {
+        return None;
+    }
+    let device = fstat(file).ok()?.st_dev;
+    faked(&fs::read_to_string("/proc/self/mountinfo").ok()?, &format!("{}:{}", major(device), minor(device)))
+}
+
+/// Looks a device up in the text of `/proc/self/mountinfo`, see proc(5).
+fn faked(mountinfo: &str, device: &str) -> Option<String> {
+    let line = mountinfo.lines().find(|line| line.split(' ').nth(2) == Some(device))?;
+    let (_, file_system) = line.split_once(" - ")?;
+    let mut fields = file_system.split(' ');
+    let (name, options) = (fields.next()?, fields.nth(1).unwrap_or(""));
+    let keeps_locks = |option| matches!(option, "nolock" | "local_lock=all" | "local_lock=flock");
+    let is_faked = name == "fuse.sshfs" || name.starts_with("nfs") && options.split(',').any(keeps_locks);
+    is_faked.then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::faked;
+
+    #[test]
+    fn file_systems_that_keep_flocks_to_themselves_are_known() {
+        let mountinfo = "\
+25 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
+90 25 0:45 / /mnt/a rw,nosuid shared:40 - fuse.sshfs me@host:/dir rw,user_id=0
+91 25 0:46 / /mnt/b rw shared:41 master:2 - nfs4 host:/dir rw,vers=4.2,local_lock=none
+92 25 0:47 / /mnt/c rw - nfs host:/dir rw,vers=3,nolock,local_lock=all
+93 25 0:48 / /mnt/d rw - fuse.gocryptfs /x rw
+";
+        assert_eq!(faked(mountinfo, "0:45").as_deref(), Some("fuse.sshfs"));
+        assert_eq!(faked(mountinfo, "0:47").as_deref(), Some("nfs"));
+        for device in ["254:0", "0:46", "0:48", "9:9"] {
+            assert_eq!(faked(mountinfo, device), None, "{device}");
+        }
+    }
+}
