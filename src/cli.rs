@@ -19,14 +19,16 @@ Examples:
       serializer status
 
 Environment variables (a flag beats its variable; an empty variable counts as unset):
-  SERIALIZER_FILE_NAME      the lock file's name [serializer.lck]; an absolute one overrides the directory
-  SERIALIZER_DIR            the directory of lock files [/tmp]; a relative one starts at MELTANO_PROJECT_ROOT if that is set
+  SERIALIZER_FILE_NAME      name of the lock file [serializer.lck]; an absolute one overrides the directory
+  SERIALIZER_DIR            directory of lock files [/tmp]; a relative one starts at MELTANO_PROJECT_ROOT
   SERIALIZER_MAX_ATTEMPTS   how often `lock` tries [0: for ever]
   SERIALIZER_SLEEP_SECONDS  from one try to the next, in seconds [1]; fractions are allowed
-  SERIALIZER_OWNER_PID      the process that owns the lock [the parent process]
-  SERIALIZER_ORPHANS        `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [wait]
+  SERIALIZER_OWNER_PID      process that owns the lock [the parent process]
+  SERIALIZER_ORPHANS        `wait` for what outlives the Meltano run that held the lock, or `ignore` it [wait]
   LOG_LEVEL                 debug, info, warning or error [info]
-  LOG_TIMESTAMPS, LOG_LEVELS, MELTANO_LOG_JSON    1 to add times or levels to messages, or to write them as JSON
+  LOG_TIMESTAMPS            1: messages begin with the time
+  LOG_LEVELS                1: messages begin with their level
+  MELTANO_LOG_JSON          1: messages are JSON
 
 Exit codes:
   0   done
@@ -43,9 +45,9 @@ Examples:
   serializer lock --max-attempts 60 --sleep-seconds 10    # ten minutes at most, then exit code 75
   serializer lock --dir ~/locks --file-name warehouse.lck
 
-The lock belongs to the parent process (the script, the Meltano run), and is stale once that has ended: the next `lock` takes
-it over at once. Locking what the same process holds already succeeds with a warning. Between the tries, `lock` wakes up as soon
-as the lock is released or its owner ends.";
+The lock belongs to the parent process (the script, the Meltano run), and is stale once that has ended: \
+the next `lock` takes it over at once. Locking what the same process holds already succeeds with a warning. \
+Between the tries, `lock` wakes up as soon as the lock is released or its owner ends.";
 
 const UNLOCK_HELP: &str = "\
 Examples:
@@ -67,7 +69,7 @@ Examples:
     version,
     about = "A mutex for data pipelines: makes the parts that must not overlap run one at a time"
 )]
-#[command(after_help = AFTER_HELP, max_term_width = 120, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = AFTER_HELP, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
     /// How to report.
     #[command(flatten)]
@@ -104,16 +106,16 @@ pub enum Command {
 #[command(next_help_heading = "Messages")]
 pub struct LogArgs {
     /// Least important messages to show: debug, info, warning or error [env: LOG_LEVEL]
-    #[arg(long, global = true, value_name = "LEVEL", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "LEVEL")]
     pub log_level: Option<String>,
     /// Begin messages with the time [env: LOG_TIMESTAMPS]
-    #[arg(long, global = true, hide_short_help = true)]
+    #[arg(long, global = true)]
     pub log_timestamps: bool,
     /// Begin messages with their level [env: LOG_LEVELS]
-    #[arg(long, global = true, hide_short_help = true)]
+    #[arg(long, global = true)]
     pub log_levels: bool,
     /// Write messages as JSON, a line each [env: MELTANO_LOG_JSON]
-    #[arg(long, global = true, hide_short_help = true)]
+    #[arg(long, global = true)]
     pub meltano_log_json: bool,
 }
 
@@ -135,7 +137,7 @@ pub struct OwnerArgs {
     #[arg(long, value_name = "PID", value_parser = config::parse_owner_pid, allow_negative_numbers = true)]
     pub owner_pid: Option<Pid>,
     /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
-    #[arg(long, value_name = "wait|ignore", value_parser = config::parse_orphans)]
+    #[arg(long, value_name = "wait|ignore", value_parser = config::parse_orphans, allow_negative_numbers = true)]
     pub orphans: Option<Orphans>,
 }
 

@@ -1,10 +1,9 @@
 //! Flags and environment, resolved into typed values. A flag beats its variable, an empty variable counts as unset, and what
 //! a command does not use it does not complain about.
 
-use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -35,6 +34,9 @@ pub struct Environment {
     sleep_seconds: Option<String>,
     owner_pid: Option<String>,
     orphans: Option<String>,
+    /// The names of those that are not UTF-8, without the prefix.
+    #[serde(skip)]
+    not_utf8: Vec<String>,
     /// `MELTANO_PROJECT_ROOT`, where relative directories start.
     #[serde(skip)]
     project_root: Option<PathBuf>,
@@ -44,20 +46,23 @@ impl Environment {
     /// Reads the environment of this process.
     ///
     /// # Errors
-    /// When one of our variables is not UTF-8.
+    /// When the variables cannot be read at all.
     pub fn read() -> Result<Self, Error> {
         let mut variables = Vec::new();
+        let mut not_utf8 = Vec::new();
         // envy panics on what is not UTF-8, wherever in the environment it is.
-        for (name, value) in std::env::vars_os().filter(|(name, value)| is_ours(name) && !value.is_empty()) {
-            let (Ok(name), value) = (name.into_string(), value.into_string()) else { continue };
-            let value = value.map_err(|_| Error::usage(format!("cannot use `{name}`: it is not valid UTF-8"), None))?;
-            variables.push((name, value));
+        for (name, value) in std::env::vars_os().filter(|(_, value)| !value.is_empty()) {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
+            match value.into_string() {
+                Ok(value) => variables.push((name.to_owned(), value)),
+                Err(_) => not_utf8.push(name[PREFIX.len()..].to_owned()),
+            }
         }
-        let mut environment: Self = envy::prefixed(PREFIX)
+        let environment: Self = envy::prefixed(PREFIX)
             .from_iter(variables)
             .map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"), None))?;
-        environment.project_root = std::env::var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
-        Ok(environment)
+        let project_root = std::env::var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
+        Ok(Self { not_utf8, project_root, ..environment })
     }
 
     /// Where the lock file is.
@@ -65,8 +70,8 @@ impl Environment {
     /// # Errors
     /// When the path cannot be one of a lock file.
     pub fn lock_file(&self, args: &LockFileArgs) -> Result<PathBuf, Error> {
-        let name = or(args.file_name.as_deref(), self.file_name.as_deref(), DEFAULT_FILE_NAME);
-        self.path_in_directory(args, name)
+        let name = self.resolve(args.file_name.clone(), "FILE_NAME", self.file_name.as_deref(), parse_path)?;
+        self.path_in_directory(args, &name.unwrap_or_else(|| DEFAULT_FILE_NAME.into()))
     }
 
     /// Where the lock file `name` is.
@@ -74,7 +79,7 @@ impl Environment {
     /// # Errors
     /// When the path cannot be one of a lock file.
     pub fn path_in_directory(&self, args: &LockFileArgs, name: &Path) -> Result<PathBuf, Error> {
-        let path = self.directory(args).join(name);
+        let path = self.directory(args)?.join(name);
         let shown = printable::path(&path);
         if !path.to_string_lossy().chars().all(printable::is_safe) {
             return Err(Error::usage(
@@ -82,19 +87,24 @@ impl Environment {
                 None,
             ));
         }
-        if path.file_name().is_none() || name.as_os_str().as_bytes().ends_with(b"/") {
+        let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
+        if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
             return Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory"), None));
         }
         Ok(path)
     }
 
     /// Where lock files are.
-    pub fn directory(&self, args: &LockFileArgs) -> PathBuf {
-        let directory = or(args.dir.as_deref(), self.dir.as_deref(), DEFAULT_DIR);
+    ///
+    /// # Errors
+    /// When the variable cannot be used.
+    pub fn directory(&self, args: &LockFileArgs) -> Result<PathBuf, Error> {
+        let directory = self.resolve(args.dir.clone(), "DIR", self.dir.as_deref(), parse_path)?;
         // Meltano runs plugins in the user's working directory, where two runs would use two different files.
-        let directory = self.project_root.as_deref().unwrap_or(Path::new("")).join(directory);
+        let root = self.project_root.as_deref().unwrap_or(Path::new(""));
+        let directory = root.join(directory.unwrap_or_else(|| DEFAULT_DIR.into()));
         // Only a working directory that was removed has no absolute path.
-        std::path::absolute(&directory).unwrap_or(directory)
+        Ok(std::path::absolute(&directory).unwrap_or(directory))
     }
 
     /// How to wait.
@@ -102,8 +112,8 @@ impl Environment {
     /// # Errors
     /// When a variable is malformed.
     pub fn waiting(&self, args: &LockArgs) -> Result<Waiting, Error> {
-        let max = resolve(args.max_attempts, "MAX_ATTEMPTS", self.max_attempts.as_deref(), parse_max_attempts)?;
-        let sleep = resolve(args.sleep_seconds, "SLEEP_SECONDS", self.sleep_seconds.as_deref(), parse_sleep_seconds)?;
+        let max = self.resolve(args.max_attempts, "MAX_ATTEMPTS", self.max_attempts.as_deref(), parse_max_attempts)?;
+        let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", self.sleep_seconds.as_deref(), parse_sleep_seconds)?;
         Ok(Waiting { max_attempts: max.and_then(NonZeroU32::new), sleep: sleep.unwrap_or(DEFAULT_SLEEP) })
     }
 
@@ -112,7 +122,7 @@ impl Environment {
     /// # Errors
     /// When the variable is malformed.
     pub fn owner_pid(&self, args: &OwnerArgs) -> Result<Option<Pid>, Error> {
-        resolve(args.owner_pid, "OWNER_PID", self.owner_pid.as_deref(), parse_owner_pid)
+        self.resolve(args.owner_pid, "OWNER_PID", self.owner_pid.as_deref(), parse_owner_pid)
     }
 
     /// Whether to wait for what outlives a holder.
@@ -120,31 +130,32 @@ impl Environment {
     /// # Errors
     /// When the variable is malformed.
     pub fn orphans(&self, flag: Option<Orphans>) -> Result<Orphans, Error> {
-        // A program that shows a status must not fail on what it is told to wait for; the default is the careful one.
-        let orphans = resolve(flag, "ORPHANS", self.orphans.as_deref(), parse_orphans)?;
+        let orphans = self.resolve(flag, "ORPHANS", self.orphans.as_deref(), parse_orphans)?;
         Ok(orphans.unwrap_or(Orphans::Wait))
+    }
+
+    fn resolve<T>(
+        &self,
+        flag: Option<T>,
+        variable: &str,
+        value: Option<&str>,
+        parse: fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Error> {
+        if flag.is_some() {
+            return Ok(flag);
+        }
+        if self.not_utf8.iter().any(|name| name == variable) {
+            return Err(Error::usage(format!("cannot use `{PREFIX}{variable}`: it is not valid UTF-8"), None));
+        }
+        let parsed = value.map(|value| parse(value).map_err(|expected| (value, expected))).transpose();
+        parsed.map_err(|(value, expected)| {
+            Error::usage(format!("cannot use `{PREFIX}{variable}` `{}`: {expected}", printable::field(value)), None)
+        })
     }
 }
 
-fn is_ours(name: &OsString) -> bool {
-    name.as_bytes().starts_with(PREFIX.as_bytes())
-}
-
-fn or<'a>(flag: Option<&'a Path>, variable: Option<&'a str>, default: &'a str) -> &'a Path {
-    flag.unwrap_or_else(|| Path::new(variable.unwrap_or(default)))
-}
-
-fn resolve<T>(
-    flag: Option<T>,
-    variable: &str,
-    value: Option<&str>,
-    parse: fn(&str) -> Result<T, String>,
-) -> Result<Option<T>, Error> {
-    let (None, Some(value)) = (&flag, value) else { return Ok(flag) };
-    parse(value).map(Some).map_err(|expected| {
-        let value = printable::field(value);
-        Error::usage(format!("cannot use `{PREFIX}{variable}` `{value}`: {expected}"), None)
-    })
+fn parse_path(text: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(text))
 }
 
 /// A number of attempts.

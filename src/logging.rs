@@ -35,6 +35,8 @@ pub fn start(args: &LogArgs) {
         .with_max_level(parse_level(level.as_deref()))
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // It would report that stderr does not work on stderr, and die of it; the lock matters more.
+        .log_internal_errors(false)
         .event_format(lines)
         .finish();
     // Fails only when somebody has started it before; then that one reports.

@@ -6,6 +6,9 @@ use std::path::Path;
 /// The longest value of a record's field, in characters of at most four bytes; all fields together fit into a record.
 const MAX_FIELD: usize = 120;
 
+/// Stands for what is not shown.
+const HIDDEN: &str = "***";
+
 /// The value of a record's field: trimmed, on one line and bounded.
 pub fn field(text: &str) -> String {
     text.trim().chars().map(|c| if is_safe(c) { c } else { ' ' }).take(MAX_FIELD).collect()
@@ -33,13 +36,27 @@ pub fn command_line(arguments: &[String]) -> String {
         arguments = &arguments[1..];
     }
     let Some((program, rest)) = arguments.split_first() else { return String::new() };
-    let line = [base_name(program)].into_iter().chain(rest.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
-
-    let mut shown = Vec::new();
+    let mut shown = vec![base_name(program).to_owned()];
     let mut hide_next = false;
-    for word in line.split_whitespace() {
-        shown.push(if hide_next { "***".to_owned() } else { without_secret(word) });
-        hide_next = word.starts_with('-') && !word.contains('=') && names_a_secret(word);
+    for argument in rest {
+        // What follows an option is hidden whole; a script in an argument is looked at word by word.
+        if std::mem::take(&mut hide_next) {
+            shown.push(HIDDEN.to_owned());
+            continue;
+        }
+        // A value may hold spaces, so it is hidden up to the argument's end.
+        if let Some((name, _)) = argument.split_once('=')
+            && !name.contains(char::is_whitespace)
+            && names_a_secret(name)
+            && !name.contains("://")
+        {
+            shown.push(format!("{name}={HIDDEN}"));
+            continue;
+        }
+        for word in argument.split_whitespace() {
+            shown.push(if hide_next { HIDDEN.to_owned() } else { without_secret(word) });
+            hide_next = word.starts_with('-') && !word.contains('=') && names_a_secret(word);
+        }
     }
     let line = shown.join(" ");
     if line.chars().count() <= MAX_FIELD {
@@ -60,19 +77,27 @@ fn names_a_secret(word: &str) -> bool {
 }
 
 fn without_secret(word: &str) -> String {
-    if let Some((name, _)) = word.split_once('=')
-        && names_a_secret(name)
-    {
-        return format!("{name}=***");
-    }
+    // Each setting of a URL's query, or of a list, for itself.
+    let pieces = word.split_inclusive(['?', '&', ';', ',']).map(|piece| match piece.split_once('=') {
+        Some((name, value)) if names_a_secret(name) => {
+            let separator = value.strip_suffix(['?', '&', ';', ',']).map_or("", |value_only| &value[value_only.len()..]);
+            format!("{name}={HIDDEN}{separator}")
+        }
+        _ => piece.to_owned(),
+    });
+    let word: String = pieces.collect();
+    // A password may hold `/`, `:` and `@` although it should not: it ends at the last `@`.
     if let Some((scheme, rest)) = word.split_once("://")
-        && let Some((user, host)) = rest.split('/').next().and_then(|authority| authority.rsplit_once('@'))
-        && let Some((name, _)) = user.split_once(':')
+        && let Some((user, host)) = rest.rsplit_once('@')
     {
-        let tail = &rest[user.len() + 1 + host.len()..];
-        return format!("{scheme}://{name}:***@{host}{tail}");
+        return match user.split_once(':') {
+            Some((name, _)) => format!("{scheme}://{name}:{HIDDEN}@{host}"),
+            // Tokens for git and package indexes stand where the user does.
+            None if scheme.ends_with("http") || scheme.ends_with("https") => format!("{scheme}://{HIDDEN}@{host}"),
+            None => word,
+        };
     }
-    word.to_owned()
+    word
 }
 
 #[cfg(test)]
@@ -96,8 +121,16 @@ mod tests {
         assert_eq!(shown("psql postgres://me:hunter2@db/x?a=b"), "psql postgres://me:***@db/x?a=b");
         assert_eq!(shown("x --password hunter2 --y"), "x --password *** --y");
         assert_eq!(shown("x --api-key=hunter2"), "x --api-key=***");
-        assert_eq!(command_line(&["sh".into(), "-c".into(), "PGPASSWORD=hunter2 psql".into()]), "sh -c PGPASSWORD=*** psql");
+        assert_eq!(command_line(&["sh".into(), "-c".into(), "PGPASSWORD=hunter2 psql".into()]), "sh -c PGPASSWORD=***");
+        assert_eq!(
+            command_line(&["sh".into(), "-c".into(), "cd x; PGPASSWORD=hunter2 psql".into()]),
+            "sh -c cd x; PGPASSWORD=*** psql"
+        );
+        assert_eq!(shown("git clone https://hunter2@host/x"), "git clone https://***@host/x");
         assert_eq!(shown("psql postgres://me@db/x"), "psql postgres://me@db/x");
+        assert_eq!(shown("psql postgres://me:hunter2/x@db/x"), "psql postgres://me:***@db/x");
+        assert_eq!(shown("psql postgres://db/x?user=me&password=hunter2&y=1"), "psql postgres://db/x?user=me&password=***&y=1");
+        assert_eq!(command_line(&["x".into(), "--password".into(), "hunter2 hunter2".into(), "y".into()]), "x --password *** y");
     }
 
     #[test]

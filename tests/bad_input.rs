@@ -296,8 +296,8 @@ fn a_stale_lock_that_may_not_be_changed_stays() {
     set_mode(locks.dir(), 0o555);
     let before = snapshot(locks.dir());
     refused(&user.run(&locks, LOCK), 1, &["cannot take over the lock file", "permission denied (hint: `ls -l "]);
-    refused(&user.run(&locks, &["unlock"]), 1, &["cannot remove the lock file", "permission denied (hint: `ls -l "]);
-    refused(&user.run(&locks, &["unlock", "--force"]), 1, &["cannot remove the lock file", "permission denied"]);
+    refused(&user.run(&locks, &["unlock"]), 1, &["the lock file", "permission denied (hint: `ls -l "]);
+    refused(&user.run(&locks, &["unlock", "--force"]), 1, &["the lock file", "permission denied"]);
     assert_eq!(user.run(&locks, &["status"]).code, 0);
     assert_eq!(snapshot(locks.dir()), before);
     set_mode(locks.dir(), 0o755);
@@ -366,7 +366,7 @@ fn a_read_only_file_system_is_named() {
     let before = snapshot_in(&mut shell);
     assert!(before.contains("./serializer.lck"), "{before}");
     refused(&in_shell(&mut shell, "lock --max-attempts 1"), 1, &["cannot take over the lock file", why]);
-    refused(&in_shell(&mut shell, "unlock"), 1, &["cannot remove the lock file", why]);
+    refused(&in_shell(&mut shell, "unlock"), 1, &["the lock file", why]);
     assert_eq!(in_shell(&mut shell, "status").code, 0);
     assert_eq!(snapshot_in(&mut shell), before);
 }
@@ -387,7 +387,34 @@ fn a_full_disk_is_named_and_nothing_is_left_on_it() {
     let before = snapshot_in(&mut shell);
     refused(&in_shell(&mut shell, "lock --max-attempts 1 --file-name empty"), 1, &["cannot take over the lock file", why]);
     assert_eq!(snapshot_in(&mut shell), before);
-    assert_eq!(in_shell(&mut shell, "unlock --file-name empty").code, 0, "removing needs no room");
+    // What is stale is taken over before it is removed.
+    refused(&in_shell(&mut shell, "unlock --file-name empty"), 1, &["the lock file", why]);
+    assert_eq!(snapshot_in(&mut shell), before);
+    assert_eq!(shell.run(r#"rm "$SERIALIZER_DIR"/full"#), 0);
+    assert_eq!(in_shell(&mut shell, "unlock --file-name empty").code, 0);
+}
+
+#[test]
+fn a_lock_that_one_holds_is_released_on_a_full_disk() {
+    let locks = Locks::new();
+    let mut shell = with_small_disk(&locks, "size=64k");
+    shell.lock();
+    assert_eq!(shell.run(r#"! head -c 1M /dev/zero 2>/dev/null > "$SERIALIZER_DIR"/full 2>/dev/null"#), 0, "the disk is full");
+    shell.unlock();
+    assert_eq!(shell.output(r#"ls -A "$SERIALIZER_DIR""#).1, "full\n");
+}
+
+#[test]
+fn anothers_lock_in_a_directory_that_may_not_be_written_to_stays_even_by_force() {
+    let locks = Locks::new();
+    let user = OrdinaryUser::new(&locks);
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    set_mode(locks.dir(), 0o555);
+    let before = snapshot(locks.dir());
+    refused(&user.run(&locks, &["unlock", "--force"]), 1, &["cannot remove the lock file", "permission denied (hint: `ls -l "]);
+    assert_eq!(snapshot(locks.dir()), before);
+    set_mode(locks.dir(), 0o755);
 }
 
 #[test]

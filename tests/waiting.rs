@@ -26,6 +26,7 @@ fn a_waiter_wakes_up_when_the_lock_is_released() {
         let mut holder = Shell::start(&locks);
         holder.lock();
         let waiter = Waiter::start(waiter(&locks, &HOUR));
+        waiter.asleep();
         holder.unlock();
         let ended = waiter.end();
         assert_eq!(ended.code, 0, "{ended:?}");
@@ -39,6 +40,7 @@ fn a_waiter_wakes_up_when_the_holder_dies() {
         let mut holder = Shell::start(&locks);
         holder.lock();
         let waiter = Waiter::start(waiter(&locks, &HOUR));
+        waiter.asleep();
         holder.kill();
         let ended = waiter.end();
         assert_eq!(ended.code, 0, "{ended:?}");
@@ -170,6 +172,7 @@ fn a_waiter_gives_up_when_the_owner_that_it_waits_for_dies() {
     holder.lock();
     let mut owner = Shell::start(&locks);
     let waiter = Waiter::start(waiter(&locks, &["--sleep-seconds", "3600", "--owner-pid", &owner.pid().to_string()]));
+    waiter.asleep();
     owner.kill();
     let ended = waiter.end();
     assert_eq!(ended.code, 1, "{ended:?}");

@@ -62,6 +62,8 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
             Ok(found) => locks.push(report(&path, found)),
             // Other programs keep files of that name, too.
             Err(error @ backend::Error::NotALock { .. }) if args.all => tracing::debug!("{error}"),
+            // One that cannot be read must not hide the others.
+            Err(error) if args.all => tracing::warn!("{error}"),
             Err(error) => return Err(error.into()),
         }
     }
@@ -70,7 +72,7 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
         return super::print(format!("{json}\n").as_bytes());
     }
     if locks.is_empty() {
-        let directory = printable::path(&environment.directory(&args.file));
+        let directory = printable::path(&environment.directory(&args.file)?);
         tracing::info!("there are no locks in `{directory}`");
         return Ok(());
     }
@@ -79,7 +81,7 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
 
 fn paths(args: &StatusArgs, environment: &Environment) -> Result<Vec<PathBuf>, Error> {
     if args.all {
-        return all_in(&environment.directory(&args.file));
+        return all_in(&environment.directory(&args.file)?);
     }
     if args.names.is_empty() {
         return Ok(vec![environment.lock_file(&args.file)?]);

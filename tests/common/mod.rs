@@ -10,6 +10,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Output, Stdio};
 
+use std::time::{Duration, Instant};
+
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
@@ -235,7 +237,9 @@ impl Waiter {
     /// noticed by a waiter that nothing wakes.
     pub fn asleep(&self) {
         let what = format!("/proc/{}/wchan", self.pid());
+        let limit = Instant::now() + Duration::from_secs(60);
         while !fs::read_to_string(&what).expect("the waiter runs, and can be looked at").starts_with("poll") {
+            assert!(Instant::now() < limit, "{what} does not say that the waiter sleeps");
             std::thread::yield_now();
         }
     }
