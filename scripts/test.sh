@@ -35,4 +35,9 @@ shellcheck scripts/*.sh examples/meltano/*.sh
 
 # Meltano with the example project, which tests/meltano.rs runs.
 examples/meltano/setup.sh
-cargo test --no-fail-fast
+
+results=$(mktemp)
+trap 'rm -f "$results"' EXIT
+cargo test --no-fail-fast --lib --tests | tee "$results"
+# One line for all test programs, each of which has counted its own.
+awk '/^test result:/ { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$results"

@@ -18,6 +18,9 @@ const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// Programs that adopt orphans: a `lock` that has one as its parent was left behind, or is started by a service manager.
 const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
 
+/// Programs that run a command and end with it, so that a lock of theirs would be stale at once.
+const WRAPPERS: [&str; 7] = ["timeout", "time", "sudo", "doas", "su", "runuser", "xargs"];
+
 /// Somebody who wants to hold a mutex.
 pub trait Claimant {
     /// A record of a new acquisition.
@@ -50,6 +53,12 @@ pub enum NoOwner {
         /// Its name.
         command: String,
     },
+    /// The parent ends with the command.
+    #[error("the parent process is `{program}`, which ends at once, and its lock with it")]
+    Wrapper {
+        /// Its name.
+        program: &'static str,
+    },
     /// `meltano invoke` ends with the command.
     #[error("`meltano invoke` ends at once, and its lock with it")]
     MeltanoInvoke,
@@ -77,6 +86,10 @@ impl NoOwner {
             Self::MeltanoInvoke => {
                 "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name the process that is to \
                  own the lock: `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock` in a script"
+            }
+            Self::Wrapper { .. } => {
+                "name the process that is to own the lock: `--owner-pid $$` in a script; `--max-attempts` and \
+                 `--sleep-seconds` limit the waiting"
             }
             Self::NotRunning { .. } => "check `--owner-pid` or `SERIALIZER_OWNER_PID`",
             Self::Unidentifiable { .. } => "mount /proc, or lock where it can be read",
@@ -192,6 +205,9 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), NoOw
     let never_ends = pid.is_init() && here.pid_namespace == Some(FIRST_PID_NAMESPACE);
     if never_ends || (adopts && (pid.is_init() || program == "systemd")) {
         return Err(NoOwner::Adopter { pid, command: printable::command_line(arguments) });
+    }
+    if let Some(program) = WRAPPERS.into_iter().find(|wrapper| *wrapper == program) {
+        return Err(NoOwner::Wrapper { program });
     }
     let meltano = arguments.iter().take(3).position(|argument| argument.rsplit('/').next() == Some("meltano"));
     let subcommand = |argument: &&String| ["invoke", "run", "job", "el", "elt"].contains(&argument.as_str());

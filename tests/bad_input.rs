@@ -19,10 +19,10 @@ const ALL: [&[&str]; 5] =
 
 const LOCK: &[&str] = &["lock", "--max-attempts", "1"];
 
-/// `serializer ARGS…`, ended by `timeout` if it hangs.
+/// `serializer ARGS…` in a shell, ended by `timeout` (which may not own a lock) if it hangs.
 fn limited(locks: &Locks, args: &[&str]) -> Command {
     let mut command = locks.command("timeout");
-    command.args(["60", PROGRAM]).args(args);
+    command.args(["60", "bash", "-c", r#""$0" "$@"; exit $?"#, PROGRAM]).args(args);
     command
 }
 
@@ -937,4 +937,15 @@ fn a_password_in_an_option_is_shown_nowhere() {
 fn a_password_of_several_words_is_shown_nowhere() {
     keeps_secret(&["--password", "correct hunter2"], "--password ***");
     keeps_secret(&["--password=correct hunter2"], "--password=***");
+}
+
+#[test]
+fn a_wrapper_that_ends_with_the_command_cannot_own_a_lock() {
+    let locks = Locks::new();
+    let ended = locks.script(r#"timeout 60 "$S" lock; exit $?"#);
+    assert_eq!(ended.code, 2, "{ended:?}");
+    assert!(ended.last_line().contains("the parent process is `timeout`, which ends at once"), "{ended:?}");
+    assert_eq!(locks.names(), Vec::<String>::new());
+    let ended = locks.script(r#"timeout 60 "$S" lock --owner-pid $$ && "$S" unlock; exit $?"#);
+    assert_eq!(ended.code, 0, "{ended:?}");
 }
