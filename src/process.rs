@@ -141,12 +141,14 @@ pub fn any_runs_python_script(script: &str) -> std::io::Result<bool> {
 }
 
 /// A process that belongs to a pipeline run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Relative {
     /// Its PID.
     pub pid: Pid,
     /// Its command line, as people may read it.
     pub command: String,
+    /// The process, to wait for.
+    pub process: Process,
 }
 
 /// Finds a process that does work and runs as `uid` with `variable=value` in its environment: neither one of
@@ -172,10 +174,10 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Opti
         let does_work = !ancestors.contains(&process.pid()) && process.name() != "serializer";
         let is_related = does_work
             && process.user_id().is_some_and(|user| **user == uid)
-            && process.environ().iter().any(|entry| entry.to_str() == Some(&wanted))
-            && matches!(observe(pid), Observation::Running(_));
+            && process.environ().iter().any(|entry| entry.to_str() == Some(&wanted));
+        let Observation::Running(running) = is_related.then(|| observe(pid))? else { return None };
         let arguments: Vec<String> = process.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        is_related.then(|| Relative { pid, command: printable::command_line(&arguments) })
+        Some(Relative { pid, command: printable::command_line(&arguments), process: running })
     };
     // The oldest one, which the others probably come from.
     Ok(system.processes().values().filter_map(relative).min_by_key(|relative| relative.pid.as_raw_pid()))

@@ -59,8 +59,6 @@ pub enum Held {
         owner: Stale,
         /// The process that goes on.
         relative: Relative,
-        /// The same, to wait for.
-        process: Option<Process>,
     },
     /// Nobody here can tell.
     Unknown(Unknown),
@@ -121,7 +119,8 @@ impl Held {
     /// Becomes readable when the lock may have become stale.
     pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Alive(process) | Self::RunGoesOn { process, .. } => process.as_ref()?.ended_fd(),
+            Self::Alive(process) => process.as_ref()?.ended_fd(),
+            Self::RunGoesOn { relative, .. } => relative.process.ended_fd(),
             Self::Unknown(_) => None,
         }
     }
@@ -132,7 +131,7 @@ impl fmt::Display for Held {
         match self {
             Self::Alive(_) => f.write_str("its process is running"),
             Self::RunGoesOn { owner, relative, .. } => {
-                let Relative { pid, command } = relative;
+                let Relative { pid, command, .. } = relative;
                 write!(f, "{owner}, but pid {pid} ({command}) of the same run goes on")
             }
             Self::Unknown(why) => why.fmt(f),
@@ -245,17 +244,11 @@ impl LocalJudge {
         let (Orphans::Wait, Some(run), Some(uid)) = (self.orphans, &record.run, record.owner.uid) else {
             return Verdict::Stale(owner);
         };
-        let relative = match process::find_by_environment(RUN_VARIABLE, run, uid) {
-            Ok(Some(relative)) => relative,
-            Ok(None) => return Verdict::Stale(owner),
-            Err(_) => return Verdict::Held(Held::Unknown(Unknown::NoProcessTable)),
-        };
-        // It may end in between; the next look finds out.
-        let process = match process::observe(relative.pid) {
-            Observation::Running(process) => Some(process),
-            Observation::Gone | Observation::Thread | Observation::Ended => None,
-        };
-        Verdict::Held(Held::RunGoesOn { owner, relative, process })
+        match process::find_by_environment(RUN_VARIABLE, run, uid) {
+            Ok(Some(relative)) => Verdict::Held(Held::RunGoesOn { owner, relative }),
+            Ok(None) => Verdict::Stale(owner),
+            Err(_) => Verdict::Held(Held::Unknown(Unknown::NoProcessTable)),
+        }
     }
 }
 
