@@ -145,6 +145,11 @@ impl Error {
                 ErrorKind::PermissionDenied if *action == "create" => {
                     Some("name a directory that you can write to with `SERIALIZER_DIR`".into())
                 }
+                ErrorKind::PermissionDenied if *action == "take over" => Some(
+                    "its owner is gone, but only the user whose file it is, or root, can remove it; for several users, name \
+                     a directory without the sticky bit with `SERIALIZER_DIR`"
+                        .into(),
+                ),
                 ErrorKind::PermissionDenied => Some(format!("`ls -l {path}` shows whose file it is")),
                 ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                     Some("name another directory with `SERIALIZER_DIR`".into())

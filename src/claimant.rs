@@ -18,8 +18,8 @@ const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 /// Programs that adopt orphans: a `lock` that has one as its parent was left behind, or is started by a service manager.
 const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
 
-/// Programs that run a command and end with it, so that a lock of theirs would be stale at once.
-const WRAPPERS: [&str; 7] = ["timeout", "time", "sudo", "doas", "su", "runuser", "xargs"];
+/// Shells, which run a script, whatever arguments it gets.
+const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "ksh", "zsh", "fish"];
 
 /// Somebody who wants to hold a mutex.
 pub trait Claimant {
@@ -53,11 +53,11 @@ pub enum NoOwner {
         /// Its name.
         command: String,
     },
-    /// The parent ends with the command.
-    #[error("the parent process is `{program}`, which ends at once, and its lock with it")]
+    /// The parent does nothing but run this command, and ends with it: `timeout 5 serializer lock`.
+    #[error("the parent process (`{command}`) does nothing else, so that the lock would end at once, with it")]
     Wrapper {
-        /// Its name.
-        program: &'static str,
+        /// Its command line.
+        command: String,
     },
     /// `meltano invoke` ends with the command.
     #[error("`meltano invoke` ends at once, and its lock with it")]
@@ -88,8 +88,8 @@ impl NoOwner {
                  own the lock: `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock` in a script"
             }
             Self::Wrapper { .. } => {
-                "name the process that is to own the lock: `--owner-pid $$` in a script; `--max-attempts` and \
-                 `--sleep-seconds` limit the waiting"
+                "name the process that is to own the lock, for `unlock` too: `--owner-pid $$` in a script; or put the work \
+                 into the same command: `sh -c 'serializer lock && …; serializer unlock'`"
             }
             Self::NotRunning { .. } => "check `--owner-pid` or `SERIALIZER_OWNER_PID`",
             Self::Unidentifiable { .. } => "mount /proc, or lock where it can be read",
@@ -206,8 +206,9 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), NoOw
     if never_ends || (adopts && (pid.is_init() || program == "systemd")) {
         return Err(NoOwner::Adopter { pid, command: printable::command_line(arguments) });
     }
-    if let Some(program) = WRAPPERS.into_iter().find(|wrapper| *wrapper == program) {
-        return Err(NoOwner::Wrapper { program });
+    let ours: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if is_wrapper(arguments, &ours) {
+        return Err(NoOwner::Wrapper { command: printable::command_line(arguments) });
     }
     let meltano = arguments.iter().take(3).position(|argument| argument.rsplit('/').next() == Some("meltano"));
     let subcommand = |argument: &&String| ["invoke", "run", "job", "el", "elt"].contains(&argument.as_str());
@@ -215,6 +216,20 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), NoOw
         Some(command) if command == "invoke" => Err(NoOwner::MeltanoInvoke),
         _ => Ok(()),
     }
+}
+
+/// Whether a parent with these arguments was only started to run our command: its arguments end with ours (`timeout 5 …`,
+/// `sudo …`, `flock FILE …`), or it is a shell whose whole script is our command (`os.system("serializer lock")`).
+fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
+    let [program, arguments @ ..] = ours else { return false };
+    let is_program = |word: &str| printable::base_name(word) == printable::base_name(program);
+    if parent.first().is_some_and(|shell| SHELLS.contains(&printable::base_name(shell).trim_start_matches('-'))) {
+        let [_, option, script] = parent else { return false };
+        let mut words = script.split_whitespace();
+        return option == "-c" && words.next().is_some_and(is_program) && words.eq(arguments.iter());
+    }
+    let Some(split) = parent.len().checked_sub(ours.len()) else { return false };
+    split > 0 && is_program(&parent[split]) && parent[split + 1..] == *arguments
 }
 
 impl Claimant for ProcessClaimant {
@@ -246,5 +261,34 @@ impl Claimant for ProcessClaimant {
 
     fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
         self.watched.iter().filter_map(Process::ended_fd).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_wrapper;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_parent_that_only_runs_this_command_is_a_wrapper() {
+        let ours = words("serializer lock --max-attempts 1");
+        for parent in ["timeout 5 /bin/serializer lock --max-attempts 1", "flock x serializer lock --max-attempts 1"] {
+            assert!(is_wrapper(&words(parent), &ours), "{parent}");
+        }
+        let shell = |script: &str| ["sh", "-c", script].map(str::to_owned);
+        assert!(is_wrapper(&shell("serializer lock  --max-attempts 1"), &ours));
+        assert!(!is_wrapper(&shell("serializer lock --max-attempts 1 && dbt run"), &ours));
+        for parent in [
+            "serializer lock --max-attempts 1",
+            "bash",
+            "bash nightly.sh",
+            "meltano run dbtmutex:lock",
+            "x lock --max-attempts 1",
+        ] {
+            assert!(!is_wrapper(&words(parent), &ours), "{parent}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use rustix::process::Pid;
 
@@ -18,13 +19,14 @@ Examples:
   Who holds it?
       serializer status
 
-Environment variables (a flag beats its variable; an empty variable counts as unset):
-  SERIALIZER_FILE_NAME      name of the lock file [serializer.lck]; an absolute one overrides the directory
-  SERIALIZER_DIR            directory of lock files [/tmp]; a relative one starts at MELTANO_PROJECT_ROOT
+Environment variables (a flag beats its variable, an empty one counts as unset):
+  SERIALIZER_FILE_NAME      name of the lock file [serializer.lck]
+  SERIALIZER_DIR            directory of lock files [/tmp]; a relative one starts
+                            at MELTANO_PROJECT_ROOT if that is set
   SERIALIZER_MAX_ATTEMPTS   how often `lock` tries [0: for ever]
-  SERIALIZER_SLEEP_SECONDS  from one try to the next, in seconds [1]; fractions are allowed
+  SERIALIZER_SLEEP_SECONDS  from one try to the next, in seconds [1]
   SERIALIZER_OWNER_PID      process that owns the lock [the parent process]
-  SERIALIZER_ORPHANS        `wait` for what outlives the Meltano run that held the lock, or `ignore` it [wait]
+  SERIALIZER_ORPHANS        `wait` for what outlives a Meltano run, or `ignore`
   LOG_LEVEL                 debug, info, warning or error [info]
   LOG_TIMESTAMPS            1: messages begin with the time
   LOG_LEVELS                1: messages begin with their level
@@ -106,7 +108,8 @@ pub enum Command {
 #[command(next_help_heading = "Messages")]
 pub struct LogArgs {
     /// Least important messages to show: debug, info, warning or error [env: LOG_LEVEL]
-    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(long, global = true, value_name = "LEVEL", ignore_case = true, hide_possible_values = true)]
+    #[arg(value_parser = ["debug", "info", "warning", "warn", "error", "critical"])]
     pub log_level: Option<String>,
     /// Begin messages with the time [env: LOG_TIMESTAMPS]
     #[arg(long, global = true)]
@@ -130,6 +133,11 @@ pub struct LockFileArgs {
     pub dir: Option<PathBuf>,
 }
 
+/// Completions know the possible values of this parser.
+fn orphans() -> impl TypedValueParser<Value = Orphans> {
+    PossibleValuesParser::new(["wait", "ignore"]).try_map(|word| config::parse_orphans(&word))
+}
+
 /// Who owns the lock, and what keeps it held.
 #[derive(Args, Clone, Debug, Default)]
 pub struct OwnerArgs {
@@ -137,7 +145,7 @@ pub struct OwnerArgs {
     #[arg(long, value_name = "PID", value_parser = config::parse_owner_pid, allow_negative_numbers = true)]
     pub owner_pid: Option<Pid>,
     /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
-    #[arg(long, value_name = "wait|ignore", value_parser = config::parse_orphans, allow_negative_numbers = true)]
+    #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide_possible_values = true)]
     pub orphans: Option<Orphans>,
 }
 
@@ -188,7 +196,7 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub file: LockFileArgs,
     /// Whose processes count.
-    #[arg(long, value_name = "wait|ignore", value_parser = config::parse_orphans, hide = true)]
+    #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide = true)]
     pub orphans: Option<Orphans>,
 }
 

@@ -52,14 +52,15 @@ impl Environment {
         let mut not_utf8 = Vec::new();
         // envy panics on what is not UTF-8, wherever in the environment it is.
         for (name, value) in std::env::vars_os().filter(|(_, value)| !value.is_empty()) {
-            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
+            // Not by `envy::prefixed`: it takes the prefix off again and again, and Meltano also exports variables such as
+            // `SERIALIZER_SERIALIZER_DIR`, which are not ours.
+            let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
             match value.into_string() {
                 Ok(value) => variables.push((name.to_owned(), value)),
-                Err(_) => not_utf8.push(name[PREFIX.len()..].to_owned()),
+                Err(_) => not_utf8.push(name.to_owned()),
             }
         }
-        let environment: Self = envy::prefixed(PREFIX)
-            .from_iter(variables)
+        let environment: Self = envy::from_iter(variables)
             .map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"), None))?;
         let project_root = std::env::var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
         Ok(Self { not_utf8, project_root, ..environment })

@@ -37,14 +37,20 @@ impl Error {
     pub fn mutex(verb: &str, location: &str, error: mutex::Error) -> Self {
         let message = format!("cannot {verb} `{location}`");
         match error {
-            mutex::Error::Busy(holding) => Self {
-                message: format!("{message}: gave up, held by {}", who(holding.as_deref())),
+            mutex::Error::Busy(attempts, holding) => Self {
+                message: format!(
+                    "{message}: gave up after {attempts} attempt{}, held by {}",
+                    if attempts == 1 { "" } else { "s" },
+                    who(holding.as_deref())
+                ),
                 hint: holding.and_then(|holding| hint_for(&holding)),
                 code: ExitCode::Busy,
             },
             mutex::Error::NotOurs(holding) => Self {
                 message: format!("{message}: held by {}", who(holding.as_deref())),
-                hint: Some("the process that locked must unlock; `--force` takes the lock away from it".into()),
+                hint: holding
+                    .and_then(|holding| hint_for(&holding))
+                    .or_else(|| Some("the process that locked must unlock; `--force` takes the lock away from it".into())),
                 code: ExitCode::Refused,
             },
             mutex::Error::Backend(error) => error.into(),
@@ -71,12 +77,21 @@ impl From<backend::Error> for Error {
     }
 }
 
-/// The holder, and why it counts as one if that is not plain.
-pub fn who(holding: Option<&Holding>) -> String {
+/// The holder in full, and why it counts as one if that is not plain.
+fn who(holding: Option<&Holding>) -> String {
+    describe(holding, |holder| holder.to_string())
+}
+
+/// The same, shorter: what changes while one waits.
+pub fn who_in_short(holding: Option<&Holding>) -> String {
+    describe(holding, |holder| format!("{holder:#}"))
+}
+
+fn describe(holding: Option<&Holding>, format: impl Fn(&Holder) -> String) -> String {
     let Some(Holding { stored, held }) = holding else { return "one process after another".to_owned() };
-    let holder = Holder::new(stored);
+    let holder = format(&Holder::new(stored));
     match held {
-        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => holder.to_string(),
+        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => holder,
         held => format!("{holder}; {held}"),
     }
 }

@@ -52,7 +52,8 @@ impl fmt::Display for Holder {
                 }
             }
         }
-        if let Some(since) = self.since {
+        // The alternate form leaves out what "held for" says as well.
+        if let Some(since) = self.since.filter(|_| !f.alternate()) {
             write!(f, ", since {}", local_time(since))?;
         }
         match self.held_for() {

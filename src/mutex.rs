@@ -72,11 +72,11 @@ pub struct Holding {
 /// Why a lock was not acquired or released.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// All attempts are used up. `None`: the holder changed all the time.
+    /// So many attempts are used up. `None`: the holder changed all the time.
     #[error("another process holds the lock")]
-    Busy(Option<Box<Holding>>),
+    Busy(u32, Option<Box<Holding>>),
     /// The claimant went away before it got the lock; nothing is held.
-    #[error("nobody waits for the lock any more")]
+    #[error("the process that asked for it has ended")]
     Absent,
     /// Nothing is locked.
     #[error("it is not locked")]
@@ -143,7 +143,7 @@ impl<'a> Mutex<'a> {
                 Attempt::Busy(holding) => holding,
             };
             if waiting.max_attempts.is_some_and(|max| attempts >= max.get()) {
-                return Err(Error::Busy(holding.map(Box::new)));
+                return Err(Error::Busy(attempts, holding.map(Box::new)));
             }
             let pace = MIN_LOOK_INTERVAL.max(looked.elapsed() * LOOK_SHARE);
             observer.waiting(holding.as_ref(), attempts);

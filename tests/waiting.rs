@@ -162,7 +162,7 @@ fn an_orphaned_waiter_says_why_it_gives_up() {
     let mut parent = Waiter::start(parent);
     parent.kill();
     let ended = parent.end();
-    assert!(ended.last_line().contains("nobody waits for the lock any more"), "{ended:?}");
+    assert!(ended.last_line().contains("the process that asked for it has ended"), "{ended:?}");
 }
 
 #[test]

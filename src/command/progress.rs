@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use crate::error::who;
+use crate::error::who_in_short;
 use crate::mutex::Holding;
 use crate::record::Record;
 use crate::waiting::Observer;
@@ -27,7 +27,7 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(max_attempts: Option<NonZeroU32>) -> Self {
-        let is_live = io::stderr().is_terminal() && tracing::enabled!(tracing::Level::INFO);
+        let is_live = io::stderr().is_terminal() && is_in_foreground() && tracing::enabled!(tracing::Level::INFO);
         Self { max_attempts, is_live, is_drawn: false, told: None }
     }
 
@@ -42,10 +42,21 @@ impl Progress {
         // A line that wraps could not be drawn over.
         let width =
             rustix::termios::tcgetwinsize(io::stderr()).ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 1);
-        let line: String = message.chars().take(width.unwrap_or(80) - 1).collect();
+        // Room for the `^C` that a terminal shows.
+        let room = width.unwrap_or(80).saturating_sub(3);
+        let mut line: String = message.chars().take(room).collect();
+        if line.len() < message.len() {
+            line.pop();
+            line.push('…');
+        }
         write_stderr(&format!("\r\x1b[K{line}"));
         self.is_drawn = true;
     }
+}
+
+/// A background job must not draw over what somebody types.
+fn is_in_foreground() -> bool {
+    rustix::termios::tcgetpgrp(io::stderr()).is_ok_and(|foreground| foreground == rustix::process::getpgrp())
 }
 
 fn write_stderr(text: &str) {
@@ -62,7 +73,7 @@ impl Observer for Progress {
             return;
         }
         let attempts = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
-        let message = format!("waiting for {}, attempt {attempt}{attempts}", who(holding));
+        let message = format!("waiting for {}, attempt {attempt}{attempts}", who_in_short(holding));
         if self.is_live {
             self.draw(&message);
         } else {

@@ -109,8 +109,13 @@ fn all_in(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 fn report(path: &Path, found: Option<(Stored, Verdict)>) -> Lock {
+    // Perhaps the name is mistyped.
+    let is_nowhere = path.parent().is_some_and(|directory| !directory.is_dir());
     let path = printable::path(path);
-    let Some((stored, verdict)) = found else { return Lock { path, state: State::Free, reason: None, holder: None } };
+    let Some((stored, verdict)) = found else {
+        let reason = is_nowhere.then(|| "its directory does not exist".to_owned());
+        return Lock { path, state: State::Free, reason, holder: None };
+    };
     let (state, reason) = match verdict {
         Verdict::Held(held @ Held::Unknown(_)) => (State::Unknown, held.to_string()),
         Verdict::Held(held) => (State::Held, held.to_string()),

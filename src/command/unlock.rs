@@ -21,7 +21,8 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     match mutex.release(&claimant, args.force).map_err(|error| Error::mutex("unlock", &location, error))? {
         Released::Own(_) => tracing::info!("unlocked `{location}`"),
         Released::Stale(stored, why) => {
-            tracing::info!("removed the stale lock `{location}` of {}: {why}", Holder::new(&stored));
+            // Perhaps nobody wanted it any more; but perhaps the owner of a lock that was relied on ended too early.
+            tracing::warn!("removed the stale lock `{location}` of {}: {why}", Holder::new(&stored));
         }
         Released::Forced(stored, held) => {
             tracing::warn!("took the lock `{location}` away from {}: {held}", Holder::new(&stored));
