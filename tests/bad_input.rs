@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, ended, unshared_shell};
+use common::{Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, copy_program, ended, unshared_shell};
 
 /// `lock`, `unlock` and `status` in all the ways that touch the file.
 const ALL: [&[&str]; 5] =
@@ -803,7 +803,7 @@ const IN_A_CONTAINER: [&str; 7] = ["--user", "--map-root-user", "--mount", "--pi
 fn bash_named(locks: &Locks, name: &str) -> String {
     let path = locks.dir().join(name);
     let bash = ended(locks.command("bash").args(["-c", "type -P bash"])).stdout;
-    fs::copy(bash.trim(), &path).expect("bash can be copied");
+    copy_program(Path::new(bash.trim()), &path);
     path.to_str().expect("UTF-8").to_owned()
 }
 

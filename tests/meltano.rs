@@ -42,6 +42,32 @@ plugins:
     inherit_from: dbtmutex
     config:
       file_name: heir.lck
+  # As the README of the Python plugin has it.
+  - name: oldmutex
+    namespace: serializer
+    executable: ./serializer
+    settings:
+    - name: serializer_max_attempts
+      kind: integer
+      value: 6
+      description: How many times to try to get the lock
+      env: SERIALIZER_MAX_ATTEMPTS
+    - name: serializer_sleep_seconds
+      kind: integer
+      value: 10
+      description: How long to wait between lock attempts
+      env: SERIALIZER_SLEEP_SECONDS
+    - name: serializer_file_name
+      value: old.lck
+      description: Name of the file to use for locking
+      env: SERIALIZER_FILE_NAME
+    commands:
+      lock:
+        args: lock
+        description: Acquire a lock
+      unlock:
+        args: unlock
+        description: Release a lock
 jobs:
 - name: guarded
   tasks:
@@ -103,6 +129,7 @@ impl Project {
         }
         project.create_dir(".meltano/utilities/dbtmutex/venv/bin");
         project.link(Path::new(PROGRAM), ".meltano/utilities/dbtmutex/venv/bin/serializer");
+        project.link(Path::new(PROGRAM), "serializer");
         project.create_dir("home");
         rustix::fs::mkfifoat(rustix::fs::CWD, project.path("gate"), 0o600.into()).expect("a FIFO");
         project
@@ -366,6 +393,15 @@ fn the_example_configuration_runs() {
         assert_eq!(said[1], format!("unlocked `{}`", file.display()));
         assert!(!file.exists());
     }
+}
+
+#[test]
+fn a_configuration_of_the_python_plugin_goes_on_working() {
+    let project = Project::new();
+    let ended = project.run(&["run", "oldmutex:lock", "stage:works", "oldmutex:unlock"]);
+    assert_eq!(ended.code, 0, "{ended:#?}");
+    let said = ended.of("oldmutex");
+    assert!(said[0].starts_with("locked `") && said[0].contains("/old.lck` for pid "), "{ended:#?}");
 }
 
 #[test]

@@ -328,7 +328,7 @@ impl OrdinaryUser {
         }
         let dir = TempDir::with_prefix("serializer-program-").expect("a temporary directory");
         let program = dir.path().join("serializer");
-        fs::copy(PROGRAM, &program).expect("the program can be copied");
+        copy_program(Path::new(PROGRAM), &program);
         for (path, mode) in [(dir.path(), 0o755), (&program, 0o755), (locks.dir(), 0o777)] {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("they can be let in");
         }
@@ -366,4 +366,10 @@ pub fn legacy_plugin(locks: &Locks, then: &str) -> Command {
     let mut command = locks.command("bash");
     command.args(["-c", r#"python3 "$0" "$1" "$$"; exit $?"#]).arg(script).arg(locks.file());
     command
+}
+
+/// Copies a program in a process of its own: this one may be starting others in another thread, which would inherit the copy
+/// while it is open for writing, and make it a text file that is busy.
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").args([from, to]).status().expect("cp runs").success());
 }
