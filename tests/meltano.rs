@@ -568,7 +568,7 @@ fn a_run_that_gives_up_names_the_holder() {
     let [waiting, gave_up] = said[..] else { panic!("{ended:#?}") };
     let who = format!("pid {} (bash -c ", holder.pid());
     assert!(waiting.starts_with(&format!("waiting for {who}")) && waiting.ends_with(", attempt 1 of 2"), "{waiting}");
-    let cannot = format!("cannot lock `{}`: gave up, held by {who}", project.locks.file().display());
+    let cannot = format!("cannot lock `{}`: gave up after 2 attempts, held by {who}", project.locks.file().display());
     assert!(gave_up.starts_with(&cannot), "{gave_up}");
     assert!(gave_up.contains(", since ") && gave_up.contains(", held for "), "{gave_up}");
     assert_eq!(ended.of("stage"), Vec::<&str>::new(), "the run ends there: {ended:#?}");
@@ -595,7 +595,10 @@ fn a_relative_directory_is_one_lock_wherever_meltano_is_started() {
     for command in [below, elsewhere] {
         let ended = Run::start(command).end();
         assert_eq!(ended.code, 1, "{ended:#?}");
-        assert!(ended.of("dbtmutex")[0].contains(&format!("gave up, held by pid {pid} (meltano run ")), "{ended:#?}");
+        assert!(
+            ended.of("dbtmutex")[0].contains(&format!("gave up after 1 attempt, held by pid {pid} (meltano run ")),
+            "{ended:#?}"
+        );
     }
     project.open_gate();
     let ended = holder.end();
