@@ -44,7 +44,8 @@ Exit codes:
 const LOCK_HELP: &str = "\
 Examples:
   serializer lock && dbt run; serializer unlock
-  serializer lock --max-attempts 60 --sleep-seconds 10    # ten minutes at most, then exit code 75
+  serializer lock --timeout 10m || exit     # ten minutes at most, then exit code 75
+  serializer lock --no-wait && { dbt run; serializer unlock; }
   serializer lock --dir ~/locks --file-name warehouse.lck
 
 The lock belongs to the parent process (the script, the Meltano run), and is stale once that has ended: \
@@ -149,18 +150,36 @@ pub struct OwnerArgs {
     pub orphans: Option<Orphans>,
 }
 
-/// `lock`
+/// How long to wait.
 #[derive(Args, Clone, Debug, Default)]
-pub struct LockArgs {
-    /// Which lock.
-    #[command(flatten)]
-    pub file: LockFileArgs,
+pub struct WaitingArgs {
     /// How often to try; 0 = for ever [env: SERIALIZER_MAX_ATTEMPTS] [default: 0]
     #[arg(long, alias = "maxattempts", value_name = "N", value_parser = config::parse_max_attempts, allow_negative_numbers = true)]
     pub max_attempts: Option<u32>,
     /// Seconds from one try to the next; fractions are allowed [env: SERIALIZER_SLEEP_SECONDS] [default: 1]
     #[arg(long, alias = "sleepseconds", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
     pub sleep_seconds: Option<Duration>,
+    /// How long to wait at most, such as 90s, 2m or 1h30m; however many tries that takes
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_timeout, allow_negative_numbers = true)]
+    #[arg(conflicts_with = "max_attempts")]
+    pub timeout: Option<Duration>,
+    /// Try once, and do not wait
+    #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout"])]
+    pub no_wait: bool,
+    /// Exit code when the lock was held until the end of the waiting
+    #[arg(long, short = 'E', value_name = "CODE", default_value_t = 75)]
+    pub conflict_exit_code: u8,
+}
+
+/// `lock`
+#[derive(Args, Clone, Debug, Default)]
+pub struct LockArgs {
+    /// Which lock.
+    #[command(flatten)]
+    pub file: LockFileArgs,
+    /// How to wait.
+    #[command(flatten)]
+    pub waiting: WaitingArgs,
     /// For whom.
     #[command(flatten)]
     pub owner: OwnerArgs,

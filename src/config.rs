@@ -6,10 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use rustix::process::Pid;
 use serde::Deserialize;
 
-use crate::cli::{LockArgs, LockFileArgs, OwnerArgs};
+use crate::cli::{LockFileArgs, OwnerArgs, WaitingArgs};
 use crate::error::Error;
 use crate::verdict::Orphans;
 use crate::waiting::Waiting;
@@ -112,10 +113,12 @@ impl Environment {
     ///
     /// # Errors
     /// When a variable is malformed.
-    pub fn waiting(&self, args: &LockArgs) -> Result<Waiting, Error> {
-        let max = self.resolve(args.max_attempts, "MAX_ATTEMPTS", self.max_attempts.as_deref(), parse_max_attempts)?;
+    pub fn waiting(&self, args: &WaitingArgs) -> Result<Waiting, Error> {
+        // A flag that says how long to wait beats the variable that does.
+        let flag = if args.no_wait { Some(1) } else { args.max_attempts.or(args.timeout.map(|_| 0)) };
+        let max = self.resolve(flag, "MAX_ATTEMPTS", self.max_attempts.as_deref(), parse_max_attempts)?;
         let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", self.sleep_seconds.as_deref(), parse_sleep_seconds)?;
-        Ok(Waiting { max_attempts: max.and_then(NonZeroU32::new), sleep: sleep.unwrap_or(DEFAULT_SLEEP) })
+        Ok(Waiting { max_attempts: max.and_then(NonZeroU32::new), sleep: sleep.unwrap_or(DEFAULT_SLEEP), timeout: args.timeout })
     }
 
     /// The process that is to own the lock; `None` for the parent.
@@ -181,6 +184,16 @@ pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
     duration.ok_or_else(|| format!("expected a number of seconds from 0 to {MAX_SLEEP_SECONDS}, such as 1 or 0.5"))
 }
 
+/// A duration with units.
+///
+/// # Errors
+/// What was expected instead.
+pub fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let duration = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+    let duration = duration.filter(|duration| duration.as_secs() <= MAX_SLEEP_SECONDS);
+    duration.ok_or_else(|| "expected a duration with units up to a year, such as 90s, 2m or 1h30m".to_owned())
+}
+
 /// A process id.
 ///
 /// # Errors
@@ -205,7 +218,7 @@ pub fn parse_orphans(text: &str) -> Result<Orphans, String> {
 mod tests {
     use std::time::Duration;
 
-    use super::{parse_max_attempts, parse_sleep_seconds};
+    use super::{parse_max_attempts, parse_sleep_seconds, parse_timeout};
 
     #[test]
     fn attempts_are_whole_numbers() {
@@ -223,6 +236,18 @@ mod tests {
         assert_eq!(parse_sleep_seconds("0.25"), Ok(Duration::from_millis(250)));
         for bad in ["", "abc", "-1", "+1", "1e3", "inf", "nan", "1s", ".", "31536001", "1.2.3"] {
             assert!(parse_sleep_seconds(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_has_a_unit() {
+        assert_eq!(parse_timeout("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_timeout("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_timeout("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_timeout("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_timeout("0s"), Ok(Duration::ZERO));
+        for bad in ["", "90", "-1s", "1s ago", "1 fortnight", "9999h9999h", "400000h", "1y"] {
+            assert!(parse_timeout(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -60,6 +60,11 @@ impl Error {
         }
     }
 
+    /// Ends with the exit code `code` if the lock was held.
+    pub fn or_if_busy(self, code: u8) -> Self {
+        if self.code == ExitCode::Busy { Self { code: ExitCode::Conflict(code), ..self } } else { self }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()

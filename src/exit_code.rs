@@ -11,6 +11,8 @@ pub enum ExitCode {
     Usage,
     /// The lock was held until all attempts were used up (`EX_TEMPFAIL` of sysexits.h).
     Busy,
+    /// The same, with the code that the user chose for it.
+    Conflict(u8),
     /// Somebody else holds the lock, so it was not released.
     Refused,
 }
@@ -22,6 +24,7 @@ impl From<ExitCode> for std::process::ExitCode {
             ExitCode::Failed => 1,
             ExitCode::Usage => 2,
             ExitCode::Busy => 75,
+            ExitCode::Conflict(code) => code,
             ExitCode::Refused => 77,
         })
     }

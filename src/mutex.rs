@@ -130,6 +130,7 @@ impl<'a> Mutex<'a> {
     ) -> Result<Acquired, Error> {
         let mut attempts: u32 = 0;
         let mut next_attempt = Instant::now();
+        let deadline = waiting.timeout.map(|timeout| next_attempt + timeout);
         // Ends when the attempts are used up; if the user allows any number, when the claimant goes away.
         loop {
             let looked = Instant::now();
@@ -142,12 +143,14 @@ impl<'a> Mutex<'a> {
                 Attempt::Acquired(acquired) => return Ok(acquired),
                 Attempt::Busy(holding) => holding,
             };
-            if waiting.max_attempts.is_some_and(|max| attempts >= max.get()) {
+            let is_too_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if is_too_late || waiting.max_attempts.is_some_and(|max| attempts >= max.get()) {
                 return Err(Error::Busy(attempts, holding.map(Box::new)));
             }
             let pace = MIN_LOOK_INTERVAL.max(looked.elapsed() * LOOK_SHARE);
             observer.waiting(holding.as_ref(), attempts);
-            self.sleep_until(next_attempt, claimant, holding.as_ref(), observer.interval())?;
+            let until = deadline.map_or(next_attempt, |deadline| next_attempt.min(deadline));
+            self.sleep_until(until, claimant, holding.as_ref(), observer.interval())?;
             // Pace the looks, not the way to the first one after a long sleep.
             std::thread::sleep(pace.saturating_sub(looked.elapsed()));
         }

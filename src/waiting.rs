@@ -12,6 +12,8 @@ pub struct Waiting {
     pub max_attempts: Option<NonZeroU32>,
     /// From one attempt to the next.
     pub sleep: Duration,
+    /// How long to wait altogether; `None` for any time. The deadline counts from the first attempt.
+    pub timeout: Option<Duration>,
 }
 
 /// Is told while a lock is waited for.

@@ -212,7 +212,7 @@ impl Machine {
             let ended = here.clone();
             let mut mutex = Mutex::new(Box::new(Gated { register, here, go: permits }), &judge);
             let done = if is_lock {
-                let waiting = Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO };
+                let waiting = Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None };
                 mutex.acquire(&process, &waiting, &mut Silent).is_ok()
             } else {
                 mutex.release(&process, false).is_ok()
@@ -254,7 +254,7 @@ impl Machine {
         }
         let judge = ByPid(self.alive.clone());
         let process = Process { pid: self.owners[0], alive: self.alive.clone(), tokens: self.tokens.clone() };
-        let waiting = Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO };
+        let waiting = Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None };
         Mutex::new(Box::new(self.register.clone()), &judge).acquire(&process, &waiting, &mut Silent).is_ok()
     }
 }

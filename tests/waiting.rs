@@ -243,3 +243,64 @@ fn a_terminal_shows_live_whom_it_waits_for() {
     assert!(drawn >= 2, "drawn again while it waits: {ended:?}");
     assert!(ended.stdout.contains("\r\x1b[Kserializer: cannot lock"), "the live line makes room for the message: {ended:?}");
 }
+
+#[test]
+fn a_timeout_ends_the_waiting_however_long_the_sleep() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    // The variable would end it after one attempt, and the sleep after an hour.
+    let mut command = waiter(&locks, &["--timeout", "50ms", "--sleep-seconds", "3600"]);
+    let ended = common::ended(command.env("SERIALIZER_MAX_ATTEMPTS", "1"));
+    assert_eq!(ended.code, 75, "{ended:?}");
+    assert!(ended.stderr.contains("waiting for"), "{ended:?}");
+}
+
+#[test]
+fn a_lock_that_is_released_within_the_timeout_is_had() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    let waiter = Waiter::start(waiter(&locks, &["--timeout", "1h", "--sleep-seconds", "3600"]));
+    waiter.asleep();
+    holder.unlock();
+    assert_eq!(waiter.end().code, 0);
+}
+
+#[test]
+fn no_wait_tries_once() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    for flag in ["--no-wait", "-n"] {
+        let mut command = waiter(&locks, &[flag, "--sleep-seconds", "3600"]);
+        let ended = common::ended(command.env("SERIALIZER_MAX_ATTEMPTS", "0"));
+        assert_eq!(ended.code, 75, "{ended:?}");
+        assert!(!ended.stderr.contains("waiting"), "{ended:?}");
+    }
+    holder.unlock();
+    assert_eq!(ended_lock(&locks, &["--no-wait"]).code, 0);
+}
+
+#[test]
+fn the_exit_code_for_a_held_lock_can_be_chosen() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    assert_eq!(ended_lock(&locks, &["-n", "-E", "9"]).code, 9);
+    assert_eq!(ended_lock(&locks, &["-n", "--conflict-exit-code", "0"]).code, 0);
+    for bad in ["256", "-1", "x", ""] {
+        assert_eq!(ended_lock(&locks, &["-n", "-E", bad]).code, 2, "{bad:?}");
+    }
+    // It stands for a held lock, and for nothing else.
+    assert_eq!(ended_lock(&locks, &["-n", "-E", "9", "--file-name", "no/such/dir"]).code, 1);
+}
+
+#[test]
+fn flags_that_say_how_long_to_wait_exclude_each_other() {
+    let locks = Locks::new();
+    for args in [["-n", "--max-attempts=2"], ["-n", "--timeout=1s"], ["--timeout=1s", "--max-attempts=2"]] {
+        assert_eq!(ended_lock(&locks, &args).code, 2, "{args:?}");
+    }
+    assert_eq!(locks.names(), Vec::<String>::new());
+}

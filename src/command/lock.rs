@@ -13,7 +13,7 @@ use crate::verdict::LocalJudge;
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let path = environment.lock_file(&args.file)?;
-    let waiting = environment.waiting(args)?;
+    let waiting = environment.waiting(&args.waiting)?;
     let owner_pid = environment.owner_pid(&args.owner)?;
     let here = Place::here();
     let claimant = ProcessClaimant::discover(&here, owner_pid);
@@ -25,7 +25,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let mut progress = Progress::new(waiting.max_attempts);
     let acquired = mutex.acquire(&claimant, &waiting, &mut progress);
     progress.clear();
-    match acquired.map_err(|error| Error::mutex("lock", &location, error))? {
+    let acquired = acquired.map_err(|error| Error::mutex("lock", &location, error).or_if_busy(args.waiting.conflict_exit_code));
+    match acquired? {
         Acquired::Free => tracing::info!("locked `{location}` for {}", claimant.describe()),
         Acquired::TakenOver(from, why) => {
             tracing::info!("locked `{location}` for {}, taken over from {}: {why}", claimant.describe(), Holder::new(&from));
