@@ -50,6 +50,7 @@ fn ms(duration: Duration) -> String {
 
 fn pairs(dir: &Path) {
     let flocked = dir.join("flocked").display().to_string();
+    let python = ["/usr/bin/python3", "python3"].into_iter().find(|path| Path::new(path).exists()).unwrap_or("python3");
     let (mut ours, mut flocks, mut pythons, mut nothings) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..PAIR_ROUNDS {
         ours.push(time(|| {
@@ -66,7 +67,7 @@ fn pairs(dir: &Path) {
         }));
     }
     for _ in 0..PAIR_ROUNDS / 10 {
-        pythons.push(time(|| run(dir, "python3", &["-c", "pass"])));
+        pythons.push(time(|| run(dir, python, &["-c", "pass"])));
     }
     let (ours, flocks, pythons, nothings) = (median(ours), median(flocks), median(pythons), median(nothings));
     println!("lock + unlock               {}", ms(ours));
