@@ -29,6 +29,12 @@ pub trait Claimant {
     /// When the operating system has no random numbers.
     fn record(&self) -> std::io::Result<Record>;
 
+    /// A record in the name of this very process, which is stale as soon as it ends.
+    ///
+    /// # Errors
+    /// As for [`Claimant::record`].
+    fn transient_record(&self) -> std::io::Result<Record>;
+
     /// Whether what is stored is certainly this claimant's.
     fn owns(&self, stored: &Stored) -> bool;
 
@@ -232,18 +238,20 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
     split > 0 && is_program(&parent[split]) && parent[split + 1..] == *arguments
 }
 
+fn record_of(owner: Owner, run: Option<String>, command: Option<String>) -> std::io::Result<Record> {
+    let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
+    Ok(Record { version: Some(record::VERSION), owner, since, token, run, command })
+}
+
 impl Claimant for ProcessClaimant {
     fn record(&self) -> std::io::Result<Record> {
-        // Only a release comes here without an owner, and holds the lock for a moment in our own name.
-        let owner = self.owner.clone().or_else(|no_owner| self.itself().ok_or(no_owner)).map_err(std::io::Error::other)?;
-        Ok(Record {
-            version: Some(record::VERSION),
-            owner,
-            since: Some(Timestamp::now()),
-            token: Some(random_token()?),
-            run: self.run.clone(),
-            command: Some(self.command.clone()).filter(|command| !command.is_empty()),
-        })
+        let command = Some(self.command.clone()).filter(|command| !command.is_empty());
+        record_of(self.owner.clone().map_err(std::io::Error::other)?, self.run.clone(), command)
+    }
+
+    fn transient_record(&self) -> std::io::Result<Record> {
+        let itself = self.itself().ok_or_else(|| std::io::Error::other("this process cannot be looked at"))?;
+        record_of(itself, None, Some("serializer unlock".to_owned()))
     }
 
     fn owns(&self, stored: &Stored) -> bool {

@@ -56,6 +56,10 @@ impl Environment {
             // Not by `envy::prefixed`: it takes the prefix off again and again, and Meltano also exports variables such as
             // `SERIALIZER_SERIALIZER_DIR`, which are not ours.
             let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+            // envy does not tell `SERIALIZER_dir` from `SERIALIZER_DIR`; the shell does.
+            if name.chars().any(char::is_lowercase) {
+                continue;
+            }
             match value.into_string() {
                 Ok(value) => variables.push((name.to_owned(), value)),
                 Err(_) => not_utf8.push(name.to_owned()),

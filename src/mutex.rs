@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::backend::{self, Backend, Stored, Version, Write};
 use crate::claimant::Claimant;
 use crate::record::Record;
-use crate::verdict::{Held, Judge, Stale, Unknown, Verdict};
+use crate::verdict::{BEING_WRITTEN, Held, Judge, Stale, Unknown, Verdict};
 use crate::waiting::{Observer, Waiting};
 
 /// How often one attempt starts again because the register has changed under it. Each time somebody else made progress, so
@@ -27,6 +27,9 @@ const MAX_ROUNDS: usize = 16;
 
 /// The shortest time between two looks that do not count as attempts: a flood of wake-ups must not cost more than this.
 const MIN_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The longest such time: a look that took long (a busy flock, a stopped process, a slow disk) must not be paid for in hours.
+const MAX_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Looks may take one part in so many of a waiter's time: some have to read the whole process table.
 const LOOK_SHARE: u32 = 20;
@@ -147,7 +150,7 @@ impl<'a> Mutex<'a> {
             if is_too_late || waiting.max_attempts.is_some_and(|max| attempts >= max.get()) {
                 return Err(Error::Busy(attempts, holding.map(Box::new)));
             }
-            let pace = MIN_LOOK_INTERVAL.max(looked.elapsed() * LOOK_SHARE);
+            let pace = looked.elapsed().saturating_mul(LOOK_SHARE).clamp(MIN_LOOK_INTERVAL, MAX_LOOK_INTERVAL);
             observer.waiting(holding.as_ref(), attempts);
             let until = deadline.map_or(next_attempt, |deadline| next_attempt.min(deadline));
             self.sleep_until(until, claimant, holding.as_ref(), observer.interval())?;
@@ -170,8 +173,8 @@ impl<'a> Mutex<'a> {
                 Verdict::Held(held) => return Err(Error::NotOurs(Some(Box::new(Holding { stored, held })))),
             };
             let write = match released {
-                Released::Stale(..) => self.delete_stale(claimant, &stored)?,
-                Released::Own(_) | Released::Forced(..) => self.backend.delete(&stored)?,
+                Released::Stale(..) if !force => self.delete_stale(claimant, &stored)?,
+                _ => self.backend.delete(&stored)?,
             };
             if write == Write::Done {
                 return Ok(released);
@@ -183,8 +186,9 @@ impl<'a> Mutex<'a> {
     }
 
     /// Takes a stale lock over before it is deleted, because a takeover finds out who else is taking it over.
+    /// In the name of this very process: if it is killed in between, the record is stale again.
     fn delete_stale(&mut self, claimant: &dyn Claimant, stale: &Stored) -> Result<Write, Error> {
-        let record = claimant.record().map_err(Error::Token)?;
+        let record = claimant.transient_record().map_err(Error::Token)?;
         match self.backend.replace(stale, &record)? {
             Write::Done => Ok(self.delete_own(&record)?),
             Write::Conflict => Ok(Write::Conflict),
@@ -267,6 +271,9 @@ impl<'a> Mutex<'a> {
         holding: Option<&Holding>,
         at_most: Duration,
     ) -> Result<(), backend::Error> {
+        // An empty file becomes stale by nothing but time.
+        let is_being_written = holding.is_some_and(|holding| matches!(holding.held, Held::Unknown(Unknown::BeingWritten)));
+        let at_most = if is_being_written { at_most.min(BEING_WRITTEN) } else { at_most };
         let mut fds = claimant.absence_fds();
         fds.extend(holding.and_then(|holding| holding.held.ended_fd()));
         self.backend.wait(until.saturating_duration_since(Instant::now()).min(at_most), &fds)

@@ -54,6 +54,10 @@ pub fn command_line(arguments: &[String]) -> String {
             continue;
         }
         for word in argument.split_whitespace() {
+            if has_a_secret_behind_it(word) {
+                shown.push(HIDDEN.to_owned());
+                break;
+            }
             shown.push(if hide_next { HIDDEN.to_owned() } else { without_secret(word) });
             hide_next = word.starts_with('-') && !word.contains('=') && names_a_secret(word);
         }
@@ -73,7 +77,16 @@ pub fn base_name(program: &str) -> &str {
 
 fn names_a_secret(word: &str) -> bool {
     let word = word.to_ascii_lowercase().replace(['-', '_'], "");
-    ["password", "passwd", "passphrase", "pwd", "secret", "token", "apikey", "credential"].iter().any(|name| word.contains(name))
+    ["pass", "pwd", "secret", "token", "apikey", "accesskey", "privatekey", "credential", "auth", "bearer"]
+        .iter()
+        .any(|name| word.contains(name))
+}
+
+/// `Authorization: Bearer x`, `{"password": "x"}`, `password='x y'`: where the value ends is not known.
+fn has_a_secret_behind_it(word: &str) -> bool {
+    let name = word.split_once("='").or(word.split_once("=\"")).map(|(name, _)| name);
+    let name = name.or_else(|| word.split_once(':').filter(|(_, rest)| !rest.starts_with("//")).map(|(name, _)| name));
+    name.is_some_and(names_a_secret)
 }
 
 fn without_secret(word: &str) -> String {
@@ -126,6 +139,11 @@ mod tests {
             command_line(&["sh".into(), "-c".into(), "cd x; PGPASSWORD=hunter2 psql".into()]),
             "sh -c cd x; PGPASSWORD=*** psql"
         );
+        let header = ["curl", "-H", "Authorization: Bearer hunter2", "x"].map(str::to_owned);
+        assert_eq!(command_line(&header), "curl -H *** x");
+        let script = ["sh", "-c", "cd x; password='a hunter2' y"].map(str::to_owned);
+        assert_eq!(command_line(&script), "sh -c cd x; ***");
+        assert_eq!(shown("meltano run tap-auth0 target-x"), "meltano run tap-auth0 target-x");
         assert_eq!(shown("git clone https://hunter2@host/x"), "git clone https://***@host/x");
         assert_eq!(shown("psql postgres://me@db/x"), "psql postgres://me@db/x");
         assert_eq!(shown("psql postgres://me:hunter2/x@db/x"), "psql postgres://me:***@db/x");

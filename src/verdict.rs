@@ -255,7 +255,9 @@ impl LocalJudge {
 /// Whether a process started after a legacy record about its PID was written: then the record means another process.
 pub fn started_after(instance: Instance, written: Option<SystemTime>) -> bool {
     let started = instance.start.and_then(process::wall_clock);
-    started.zip(written).is_some_and(|(started, written)| started > written + LEGACY_MARGIN)
+    // A file's time can be anything; one at the end of time is before no start.
+    let latest = written.and_then(|written| written.checked_add(LEGACY_MARGIN));
+    started.zip(latest).is_some_and(|(started, latest)| started > latest)
 }
 
 /// Whether a process may be what a legacy lock belongs to.

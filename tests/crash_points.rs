@@ -120,7 +120,7 @@ fn at_every_system_call(before: Before, command: &str, injection: &str) {
             scene.prepare(before);
             let code = scene.trace(&format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"), command);
             // There may be fewer processes to look at than before; then it was done before the kill.
-            let is_certain = count <= MOST_OF_A_KIND;
+            let is_certain = count <= MOST_OF_A_KIND && name != "getdents64";
             assert!(!injection.starts_with("signal=KILL") || code == 137 || !is_certain, "{name} {ordinal}: it is killed");
             scene.check(&format!("{command}, {injection} at {name} {ordinal}"), command.starts_with("lock"), code);
         }

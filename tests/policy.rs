@@ -51,6 +51,10 @@ impl Claimant for Process {
         })
     }
 
+    fn transient_record(&self) -> std::io::Result<Record> {
+        self.record()
+    }
+
     fn owns(&self, stored: &Stored) -> bool {
         stored.content.record().is_some_and(|record| record.owner.pid.as_raw_pid() == self.pid)
     }

@@ -121,7 +121,7 @@ fn a_name_that_somebody_else_has_taken_only_makes_a_waiter_look_by_itself() {
     let _thief = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name).expect("a name")).expect("the name is free");
     let mut holder = Shell::start(&locks);
     holder.lock();
-    let waiter = Waiter::start(waiter(&locks, &["--sleep-seconds", "0.05"]));
+    let waiter = Waiter::start(waiter(&locks, &["--sleep-seconds", "3600"]));
     holder.unlock();
     let ended = waiter.end();
     assert_eq!(ended.code, 0, "{ended:?}");

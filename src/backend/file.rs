@@ -2,7 +2,7 @@
 //!
 //! # Why two writers never both succeed
 //!
-//! A lock file is never written to once it has its name: each record is a new file, complete before anybody can see it.
+//! A lock file is not written to once it has its name: each record is a new file, complete before anybody can see it.
 //!
 //! * **create** links it to the path. `link(2)` is atomic and fails if the path exists, so of any number of creators one wins.
 //! * **replace** renames it over the old file, **delete** unlinks the old file. Both do so only while they hold an exclusive flock
@@ -182,11 +182,12 @@ impl LockFile {
         let is_ours = leads_to(&self.path, &file);
         // The lock stands or not, whatever becomes of this name.
         let _ = unlinkat(CWD, &temporary, AtFlags::empty());
-        match (is_ours?, answer) {
-            (true, _) => Ok(Write::Done),
-            (false, Ok(()) | Err(Errno::EXIST)) => Ok(Write::Conflict),
-            (false, Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK)) => Err(LinkError::Unsupported),
-            (false, Err(error)) => Err(LinkError::Io(error.into())),
+        match (answer, is_ours) {
+            (Ok(()), _) | (Err(_), Ok(true)) => Ok(Write::Done),
+            (Err(Errno::EXIST), Ok(false)) => Ok(Write::Conflict),
+            (Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK), Ok(false)) => Err(LinkError::Unsupported),
+            (Err(error), Ok(false)) => Err(LinkError::Io(error.into())),
+            (Err(_), Err(error)) => Err(LinkError::Io(error)),
         }
     }
 
@@ -335,14 +336,20 @@ impl Backend for LockFile {
             Ok(legacy::Settled::Ours) => Ok(Write::Done),
             Ok(legacy::Settled::Lost) => Ok(Write::Conflict),
             Ok(legacy::Settled::Plugins(bytes)) => {
-                // If this fails, our record keeps others out in the plugin's stead.
-                self.rename_over(&bytes).map_err(|error| self.io_error("give back", error))?;
+                if self.rename_over(&bytes).is_err() {
+                    // No room for another file: ours, which nobody relies on yet, is to say it. Empty, it is being written.
+                    let rewritten = new.set_len(0).and_then(|()| new.write_all_at(&bytes, 0));
+                    rewritten.map_err(|error| self.io_error("give back", error))?;
+                }
+                // Who waits has seen our record, and watches our owner.
+                self.wake_up.send();
                 Ok(Write::Conflict)
             }
             Err(error) => {
-                // The caller will say that it has no lock, so there must be none.
+                // The caller will say that it has no lock, so there must be none of ours.
                 if leads_to(&self.path, &new).unwrap_or(false) {
                     let _ = unlinkat(CWD, &self.path, AtFlags::empty());
+                    self.wake_up.send();
                 }
                 Err(self.io_error("take over", error))
             }

@@ -23,7 +23,13 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     }
     let token =
         random_token().map_err(|error| Error::failed(format!("cannot draw a token: {}", backend::plain(&error.into()))))?;
-    try_out(backend::open(&directory.join(format!(".serializer.{token}.probe"))).as_mut(), &probe(getpid(), token))?;
+    let path = directory.join(format!(".serializer.{token}.probe"));
+    let tried = try_out(backend::open(&path).as_mut(), &probe(getpid(), token));
+    if tried.is_err() {
+        // It has a random name, so it is ours. It may not be there.
+        let _ = fs::remove_file(&path);
+    }
+    tried?;
     tracing::info!("locks can be kept in `{shown}`; the lock file is `{}`", printable::path(&lock_file));
     Ok(())
 }

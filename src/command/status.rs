@@ -57,26 +57,37 @@ struct HolderReport {
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     let judge = LocalJudge { here: Place::here(), orphans: environment.orphans(args.orphans)? };
     let mut locks = Vec::new();
-    for path in paths(args, environment)? {
+    let mut failure = None;
+    let paths = paths(args, environment)?;
+    let is_one_of_several = args.all || paths.len() > 1;
+    for path in paths {
         match Mutex::new(backend::open(&path), &judge).look() {
             Ok(found) => locks.push(report(&path, found)),
             // Other programs keep files of that name, too.
             Err(error @ backend::Error::NotALock { .. }) if args.all => tracing::debug!("{error}"),
             // One that cannot be read must not hide the others.
-            Err(error) if args.all => tracing::warn!("{error}"),
-            Err(error) => return Err(error.into()),
+            Err(error) if !is_one_of_several => return Err(error.into()),
+            Err(error) => {
+                locks.push(Lock {
+                    path: printable::path(&path),
+                    state: State::Unknown,
+                    reason: Some(error.to_string()),
+                    holder: None,
+                });
+                failure = failure.or(Some(error));
+            }
         }
     }
     if args.json {
         let json = serde_json::to_string_pretty(&Report { locks }).map_err(|error| Error::failed(error.to_string()))?;
-        return super::print(format!("{json}\n").as_bytes());
-    }
-    if locks.is_empty() {
+        super::print(format!("{json}\n").as_bytes())?;
+    } else if locks.is_empty() {
         let directory = printable::path(&environment.directory(&args.file)?);
         tracing::info!("there are no locks in `{directory}`");
-        return Ok(());
+    } else {
+        super::print(table(&locks).as_bytes())?;
     }
-    super::print(table(&locks).as_bytes())
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
 fn paths(args: &StatusArgs, environment: &Environment) -> Result<Vec<PathBuf>, Error> {
