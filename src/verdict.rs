@@ -32,7 +32,8 @@ use crate::record::{self, Record};
 /// The variable by which the processes of one Meltano run know each other.
 pub const RUN_VARIABLE: &str = "MELTANO_PARENT_CONTEXT_UUID";
 
-/// How long an empty file counts as being written: only the Python plugin leaves one, between its open and its write.
+/// How long an empty file counts as being written: the Python plugin leaves one between its open and its write, and so do we
+/// where the file system has no hard links.
 pub const BEING_WRITTEN: Duration = Duration::from_secs(2);
 
 /// How much later than its file a legacy owner must have started to be another process: the file's time is the

@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::backend::{self, Stored};
@@ -172,6 +173,22 @@ fn table(locks: &[Lock]) -> String {
             or_dash(lock.reason.clone()),
         ]);
     }
-    let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned() + "\n").collect();
-    lines.concat()
+    if let Some(width) = terminal_width() {
+        // What is long is folded; what is short, and read column by column, is not.
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        for column in [1, 2, 4, 5, 6] {
+            if let Some(column) = table.column_mut(column) {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
+        }
+    }
+    // The style puts a space before the first column, too.
+    let unindented = |line: String| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned() + "\n";
+    table.lines().map(unindented).collect()
+}
+
+fn terminal_width() -> Option<u16> {
+    let stdout = std::io::stdout();
+    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())?;
+    size.map(|size| size.ws_col).filter(|width| *width > 0)
 }
