@@ -3,7 +3,7 @@
 use crate::backend;
 use crate::claimant::NoOwner;
 use crate::exit_code::ExitCode;
-use crate::holder::Holder;
+use crate::holder::in_full;
 use crate::mutex::{self, Holding};
 use crate::verdict::{Held, Unknown};
 
@@ -41,13 +41,13 @@ impl Error {
                 message: format!(
                     "{message}: gave up after {attempts} attempt{}, held by {}",
                     if attempts == 1 { "" } else { "s" },
-                    who(holding.as_deref())
+                    in_full(holding.as_deref())
                 ),
                 hint: holding.and_then(|holding| hint_for(&holding)),
                 code: ExitCode::Busy,
             },
             mutex::Error::NotOurs(holding) => Self {
-                message: format!("{message}: held by {}", who(holding.as_deref())),
+                message: format!("{message}: held by {}", in_full(holding.as_deref())),
                 hint: holding
                     .and_then(|holding| hint_for(&holding))
                     .or_else(|| Some("the process that locked must unlock; `--force` takes the lock away from it".into())),
@@ -79,25 +79,6 @@ impl Error {
 impl From<backend::Error> for Error {
     fn from(error: backend::Error) -> Self {
         Self { message: error.to_string(), hint: error.hint(), code: ExitCode::Failed }
-    }
-}
-
-/// The holder in full, and why it counts as one if that is not plain.
-fn who(holding: Option<&Holding>) -> String {
-    describe(holding, |holder| holder.to_string())
-}
-
-/// The same, shorter: what changes while one waits.
-pub fn who_in_short(holding: Option<&Holding>) -> String {
-    describe(holding, |holder| format!("{holder:#}"))
-}
-
-fn describe(holding: Option<&Holding>, format: impl Fn(&Holder) -> String) -> String {
-    let Some(Holding { stored, held }) = holding else { return "one process after another".to_owned() };
-    let holder = format(&Holder::new(stored));
-    match held {
-        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => holder,
-        held => format!("{holder}; {held}"),
     }
 }
 

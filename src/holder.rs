@@ -7,7 +7,9 @@ use jiff::Timestamp;
 
 use crate::backend::Stored;
 use crate::local_time::{local_time, short};
+use crate::mutex::Holding;
 use crate::record::Record;
+use crate::verdict::{Held, Unknown};
 use crate::{printable, process};
 
 /// What a message says about whoever holds a lock.
@@ -60,5 +62,24 @@ impl fmt::Display for Holder {
             Some(duration) => write!(f, ", held for {}", short(duration)),
             None => Ok(()),
         }
+    }
+}
+
+/// The holder in full, and why it counts as one if that is not plain.
+pub fn in_full(holding: Option<&Holding>) -> String {
+    with_reason(holding, |holder| holder.to_string())
+}
+
+/// The same, shorter: what changes while one waits.
+pub fn in_short(holding: Option<&Holding>) -> String {
+    with_reason(holding, |holder| format!("{holder:#}"))
+}
+
+fn with_reason(holding: Option<&Holding>, format: impl Fn(&Holder) -> String) -> String {
+    let Some(Holding { stored, held }) = holding else { return "one process after another".to_owned() };
+    let holder = format(&Holder::new(stored));
+    match held {
+        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => holder,
+        held => format!("{holder}; {held}"),
     }
 }

@@ -3,13 +3,15 @@
 //! A pidfd is asked first (2 µs, not fooled by zombies and thread ids, not hidden by `hidepid`); `/proc` where it cannot answer.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FsWord, fstat, fstatfs};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
@@ -84,15 +86,25 @@ fn inode(pidfd: &OwnedFd) -> Option<u64> {
     (fstatfs(pidfd).ok()?.f_type == PIDFS_MAGIC).then(|| fstat(pidfd).ok().map(|stat| stat.st_ino))?
 }
 
+/// What `/proc` says about a PID. Nothing where it is mounted for another PID namespace (`unshare --pid` alone), in which
+/// the number is another process's.
+fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
+    static COUNTS_AS_WE_DO: LazyLock<bool> =
+        LazyLock::new(|| fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == getpid().to_string().as_str()));
+    COUNTS_AS_WE_DO.then(|| fs::read(format!("/proc/{pid}/{name}")).ok())?
+}
+
 fn is_thread(pid: Pid) -> bool {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let Some(status) = read_proc(pid, "status") else { return false };
+    let status = String::from_utf8_lossy(&status);
     let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
     group.is_some_and(|group| group.trim() != pid.to_string())
 }
 
 /// Start time in clock ticks since boot: field 22 of `/proc/PID/stat`, see proc(5).
 fn start_time(pid: Pid) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = read_proc(pid, "stat")?;
+    let stat = String::from_utf8_lossy(&stat);
     // The name in field 2 may itself hold spaces and parentheses, so count from the last one; field 3 comes next.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
 }
@@ -108,12 +120,14 @@ pub fn wall_clock(start: u64) -> Option<SystemTime> {
 
 /// The arguments of a process, or an empty list where they cannot be read.
 pub fn arguments(pid: Pid) -> Vec<String> {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_else(|_| Vec::new());
-    let text = String::from_utf8_lossy(&bytes);
-    text.split_terminator('\0').map(str::to_owned).collect()
+    split_arguments(&read_proc(pid, "cmdline").unwrap_or_default())
 }
 
-/// Whether a process runs the Python script `name`, such as `/venv/bin/python /venv/bin/serializer lock`.
+fn split_arguments(cmdline: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(cmdline).split_terminator('\0').map(str::to_owned).collect()
+}
+
+/// Whether a process runs, or may run, the Python script `script`, such as `/venv/bin/python /venv/bin/serializer lock`.
 ///
 /// Reads every process's name, without more (5 µs each): a hand-off waits for the answer. The arguments of others are not
 /// read, because that waits for a process that hangs in its memory's lock.
@@ -121,24 +135,39 @@ pub fn arguments(pid: Pid) -> Vec<String> {
 /// # Errors
 /// When the processes cannot be listed.
 pub fn any_runs_python_script(script: &str) -> std::io::Result<bool> {
-    let is_it = |pid: Pid| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    // Whoever is gone does not run it; of whom nothing can be read, it is not known.
+    let is_gone =
+        |error: std::io::Error| error.kind() == ErrorKind::NotFound || Errno::from_io_error(&error) == Some(Errno::SRCH);
+    // Not through `read_proc`: in whatever namespace these numbers count, they are looked up where they were listed.
+    let may_run_it = |pid: Pid| {
+        let name = match fs::read(format!("/proc/{pid}/comm")) {
+            Ok(name) => name,
+            Err(error) => return !is_gone(error),
+        };
         // The kernel calls an interpreted script by its own name, unless it was given to the interpreter.
-        if name.trim_end() != script && !name.starts_with("python") {
+        if name.trim_ascii_end() != script.as_bytes() && !name.starts_with(b"python") {
             return false;
         }
-        let arguments = arguments(pid);
+        let arguments = match fs::read(format!("/proc/{pid}/cmdline")) {
+            Ok(cmdline) => split_arguments(&cmdline),
+            Err(error) => return !is_gone(error),
+        };
         let is_python = arguments.first().is_some_and(|program| printable::base_name(program).starts_with("python"));
         is_python && arguments.iter().skip(1).any(|argument| printable::base_name(argument) == script)
     };
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        if pid.is_some_and(is_it) {
+        if pid.is_some_and(may_run_it) {
             return Ok(true);
         }
     }
     Ok(false)
 }
+
+/// The processes of this machine cannot be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the process table cannot be read")]
+pub struct NoProcessTable;
 
 /// A process that belongs to a pipeline run.
 #[derive(Debug)]
@@ -157,14 +186,15 @@ pub struct Relative {
 /// Reads all of `/proc` (milliseconds), so ask only where a record names a run whose owner is dead.
 ///
 /// # Errors
-/// When the process table cannot be read.
-pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Option<Relative>, sysinfo::Error> {
+/// When the process table cannot be read, or counts otherwise than this process does.
+pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Option<Relative>, NoProcessTable> {
+    read_proc(getpid(), "stat").ok_or(NoProcessTable)?;
     let what = ProcessRefreshKind::nothing()
         .with_environ(UpdateKind::Always)
         .with_user(UpdateKind::Always)
         .with_cmd(UpdateKind::Always)
         .without_tasks();
-    let mut system = System::new()?;
+    let mut system = System::new().map_err(|_| NoProcessTable)?;
     system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
     let wanted = format!("{variable}={value}");
     let ancestors = ancestors(&system);

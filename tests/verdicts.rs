@@ -744,3 +744,24 @@ fn who_waits_in_the_same_run_is_no_orphan() {
     assert_eq!(locks.state(), ("stale".to_owned(), GONE.to_owned()), "pid {pid}");
     assert!(waiter.is_waiting());
 }
+
+#[test]
+fn a_proc_of_another_namespace_is_not_asked() {
+    let locks = Locks::new();
+    // A PID namespace of its own, but the /proc of the one outside: there, the shell's number is another process's.
+    let mut shell = unshared_shell(&locks, &["--pid", "--fork", "--kill-child"]);
+    assert_eq!(shell.run("test $$ = 1 && test $$ != $(readlink /proc/self)"), 0);
+    let outside = Locks::new();
+    assert_eq!(outside.run(&["lock"]).code, 0);
+    if !outside.read().contains("\npidfd=") {
+        // Before Linux 6.9 nothing would tell the owner from other processes.
+        assert_eq!(shell.run(r#""$S" lock 2> /dev/null"#), 2);
+        return;
+    }
+    shell.lock();
+    let record = locks.read();
+    assert!(record.starts_with("1\n") && record.contains("\npidfd="), "{record}");
+    assert!(!record.contains("\nstart=") && !record.contains("\ncommand="), "what another process's would be: {record}");
+    assert_eq!(shell.run(r#""$S" status --json | grep -q '"held"'"#), 0);
+    shell.unlock();
+}

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use crate::error::who_in_short;
+use crate::holder::in_short;
 use crate::mutex::Holding;
 use crate::record::Record;
 use crate::waiting::Observer;
@@ -73,7 +73,7 @@ impl Observer for Progress {
             return;
         }
         let attempts = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
-        let message = format!("waiting for {}, attempt {attempt}{attempts}", who_in_short(holding));
+        let message = format!("waiting for {}, attempt {attempt}{attempts}", in_short(holding));
         if self.is_live {
             self.draw(&message);
         } else {
