@@ -9,6 +9,8 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use rustix::process::Pid;
+
 use crate::record::Record;
 
 /// A register that holds at most one record.
@@ -34,7 +36,7 @@ pub trait Backend {
     /// As for [`Backend::create`].
     fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error>;
 
-    /// Stores nothing any more, only if `seen` is still what is stored. Wakes a waiter.
+    /// Stores nothing any more, only if `seen` is still what is stored.
     ///
     /// # Errors
     /// When `seen` certainly was not removed, for another reason than a conflict.
@@ -46,6 +48,38 @@ pub trait Backend {
     /// # Errors
     /// When it cannot sleep.
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error>;
+
+    /// Wakes whoever is to look next, because a holder has gone.
+    fn notify(&mut self) {}
+
+    /// Whether nobody waits who came before. A backend without a queue serves in any order.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn is_first(&mut self) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    /// Whether it waits behind others, and so will be woken when its turn comes.
+    fn is_in_line(&mut self) -> bool {
+        false
+    }
+
+    /// Waits no more, and lets the next one come.
+    fn leave(&mut self) {}
+
+    /// Waits to be told how it went, without wanting the lock: takes no turn, but is seen by [`Backend::is_awaited`].
+    fn attend(&mut self) {}
+
+    /// Whether others wait, as far as it is known.
+    fn is_awaited(&mut self) -> bool {
+        false
+    }
+
+    /// The processes that wait, in turn, as far as they are known.
+    fn waiters(&mut self) -> Vec<Pid> {
+        Vec::new()
+    }
 }
 
 /// What a backend holds, as of one moment.

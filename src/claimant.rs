@@ -1,15 +1,14 @@
 //! On whose behalf a lock is taken: the process that becomes its owner, and whether it still wants the lock.
 
 use std::os::fd::BorrowedFd;
+use std::time::SystemTime;
 
-use jiff::Timestamp;
 use rustix::process::{Pid, getpid, getppid};
 
-use crate::backend::{Content, Stored};
 use crate::owner::{Owner, Place};
 use crate::printable;
 use crate::process::{self, Observation, Process};
-use crate::record::{self, Record, random_token};
+use crate::record::{Entry, Record};
 use crate::verdict::{RUN_VARIABLE, started_after};
 
 /// The inode number of the first PID namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`), where PID 1 never ends.
@@ -23,20 +22,20 @@ const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "ksh", "zsh", "fish"];
 
 /// Somebody who wants to hold a mutex.
 pub trait Claimant {
-    /// A record of a new acquisition.
+    /// Its part of a record, for a new acquisition of a plain mutex.
     ///
     /// # Errors
-    /// When the operating system has no random numbers.
-    fn record(&self) -> std::io::Result<Record>;
+    /// When there is nobody to own it, or the operating system has no random numbers.
+    fn entry(&self) -> std::io::Result<Entry>;
 
-    /// A record in the name of this very process, which is stale as soon as it ends.
+    /// The same in the name of this very process, which is stale as soon as it ends.
     ///
     /// # Errors
-    /// As for [`Claimant::record`].
-    fn transient_record(&self) -> std::io::Result<Record>;
+    /// As for [`Claimant::entry`].
+    fn transient_entry(&self) -> std::io::Result<Entry>;
 
-    /// Whether what is stored is certainly this claimant's.
-    fn owns(&self, stored: &Stored) -> bool;
+    /// Whether one of the record's entries is certainly this claimant's, given when the record was stored.
+    fn owns(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> bool;
 
     /// Whether it still wants the lock.
     fn is_present(&self) -> bool;
@@ -185,10 +184,10 @@ impl ProcessClaimant {
         }
     }
 
-    fn owns_legacy(&self, record: &Record, stored: &Stored) -> bool {
-        let itself = self.itself_as_owner(record);
+    fn owns_legacy(&self, entry: &Entry, written: Option<SystemTime>) -> bool {
+        let itself = self.itself_as_owner(entry);
         let mut candidates = self.owner.iter().chain(&itself);
-        candidates.any(|owner| owner.pid == record.owner.pid && !started_after(owner.instance, stored.written))
+        candidates.any(|owner| owner.pid == entry.owner.pid && !started_after(owner.instance, written))
     }
 
     /// This very process.
@@ -198,9 +197,9 @@ impl ProcessClaimant {
         Some(Owner { pid, uid: Some(rustix::process::getuid().as_raw()), place: self.here.clone(), instance: process.instance })
     }
 
-    /// This very process, if it counts as the owner; looked at only when a record names its PID.
-    fn itself_as_owner(&self, record: &Record) -> Option<Owner> {
-        (self.is_itself_an_owner && record.owner.pid == getpid()).then(|| self.itself())?
+    /// This very process, if it counts as the owner; looked at only when an entry names its PID.
+    fn itself_as_owner(&self, entry: &Entry) -> Option<Owner> {
+        (self.is_itself_an_owner && entry.owner.pid == getpid()).then(|| self.itself())?
     }
 }
 
@@ -238,29 +237,23 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
     split > 0 && is_program(&parent[split]) && parent[split + 1..] == *arguments
 }
 
-fn record_of(owner: Owner, run: Option<String>, command: Option<String>) -> std::io::Result<Record> {
-    let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
-    Ok(Record { version: Some(record::VERSION), owner, since, token, run, command })
-}
-
 impl Claimant for ProcessClaimant {
-    fn record(&self) -> std::io::Result<Record> {
+    fn entry(&self) -> std::io::Result<Entry> {
         let command = Some(self.command.clone()).filter(|command| !command.is_empty());
-        record_of(self.owner.clone().map_err(std::io::Error::other)?, self.run.clone(), command)
+        Entry::new(self.owner.clone().map_err(std::io::Error::other)?, self.run.clone(), command)
     }
 
-    fn transient_record(&self) -> std::io::Result<Record> {
+    fn transient_entry(&self) -> std::io::Result<Entry> {
         let itself = self.itself().ok_or_else(|| std::io::Error::other("this process cannot be looked at"))?;
-        record_of(itself, None, Some("serializer unlock".to_owned()))
+        Entry::new(itself, None, Some("serializer unlock".to_owned()))
     }
 
-    fn owns(&self, stored: &Stored) -> bool {
-        let Content::Record(record) = &stored.content else { return false };
+    fn owns(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> bool {
         if record.is_legacy() {
-            return self.owns_legacy(record, stored);
+            return self.owns_legacy(entry, written);
         }
-        self.owner.as_ref().is_ok_and(|owner| owner.is(&record.owner))
-            || self.itself_as_owner(record).is_some_and(|itself| itself.is(&record.owner))
+        self.owner.as_ref().is_ok_and(|owner| owner.is(&entry.owner))
+            || self.itself_as_owner(entry).is_some_and(|itself| itself.is(&entry.owner))
     }
 
     fn is_present(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The command line, declared. What the words mean is decided in [`crate::config`] and [`crate::command`].
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ Environment variables (a flag beats its variable, an empty one counts as unset):
                             at MELTANO_PROJECT_ROOT if that is set
   SERIALIZER_MAX_ATTEMPTS   how often `lock` tries [0: for ever]
   SERIALIZER_SLEEP_SECONDS  from one try to the next, in seconds [1]
+  SERIALIZER_SLOTS          how many may hold the lock at the same time [1]
   SERIALIZER_OWNER_PID      process that owns the lock [the parent process]
   SERIALIZER_ORPHANS        `wait` for what outlives a Meltano run, or `ignore`
   LOG_LEVEL                 debug, info, warning or error [info]
@@ -160,7 +162,7 @@ pub struct WaitingArgs {
     #[arg(long, alias = "sleepseconds", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
     pub sleep_seconds: Option<Duration>,
     /// How long to wait at most, such as 90s, 2m or 1h30m; however many tries that takes
-    #[arg(long, value_name = "DURATION", value_parser = config::parse_timeout, allow_negative_numbers = true)]
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
     #[arg(conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
     /// Try once, and do not wait
@@ -171,12 +173,29 @@ pub struct WaitingArgs {
     pub conflict_exit_code: u8,
 }
 
+/// Together with whom, and how long at least.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RequestArgs {
+    /// Let so many hold the lock at the same time; all who use it should say the same number [env: SERIALIZER_SLOTS] [default: 1]
+    #[arg(long, value_name = "N", value_parser = config::parse_slots, allow_negative_numbers = true)]
+    pub slots: Option<NonZeroU32>,
+    /// Hold the lock together with others that share it; it excludes only those who do not
+    #[arg(long, short = 's', conflicts_with = "slots")]
+    pub shared: bool,
+    /// Keep the lock held for so long, such as 30s, even if it is released earlier
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
+    pub hold_at_least: Option<Duration>,
+}
+
 /// `lock`
 #[derive(Args, Clone, Debug, Default)]
 pub struct LockArgs {
     /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,
+    /// How to hold it.
+    #[command(flatten)]
+    pub request: RequestArgs,
     /// How to wait.
     #[command(flatten)]
     pub waiting: WaitingArgs,

@@ -10,8 +10,10 @@ use jiff::SignedDuration;
 use rustix::process::Pid;
 use serde::Deserialize;
 
-use crate::cli::{LockFileArgs, OwnerArgs, WaitingArgs};
+use crate::cli::{LockFileArgs, OwnerArgs, RequestArgs, WaitingArgs};
 use crate::error::Error;
+use crate::mode::{MAX_SLOTS, Mode};
+use crate::mutex::Request;
 use crate::verdict::Orphans;
 use crate::waiting::Waiting;
 use crate::{printable, record};
@@ -33,6 +35,7 @@ pub struct Environment {
     dir: Option<String>,
     max_attempts: Option<String>,
     sleep_seconds: Option<String>,
+    slots: Option<String>,
     owner_pid: Option<String>,
     orphans: Option<String>,
     /// The names of those that are not UTF-8, without the prefix.
@@ -125,6 +128,20 @@ impl Environment {
         Ok(Waiting { max_attempts: max.and_then(NonZeroU32::new), sleep: sleep.unwrap_or(DEFAULT_SLEEP), timeout: args.timeout })
     }
 
+    /// What to ask for.
+    ///
+    /// # Errors
+    /// When a variable is malformed.
+    pub fn request(&self, args: &RequestArgs) -> Result<Request, Error> {
+        let mode = if args.shared {
+            Mode::Shared
+        } else {
+            let slots = self.resolve(args.slots, "SLOTS", self.slots.as_deref(), parse_slots)?;
+            slots.map_or(Mode::EXCLUSIVE, Mode::Slots)
+        };
+        Ok(Request { mode, at_least: args.hold_at_least.filter(|at_least| !at_least.is_zero()) })
+    }
+
     /// The process that is to own the lock; `None` for the parent.
     ///
     /// # Errors
@@ -176,6 +193,16 @@ pub fn parse_max_attempts(text: &str) -> Result<u32, String> {
     number.ok_or_else(|| format!("expected a whole number from 0 (try for ever) to {}", u32::MAX))
 }
 
+/// A number of slots.
+///
+/// # Errors
+/// What was expected instead.
+pub fn parse_slots(text: &str) -> Result<NonZeroU32, String> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse().ok().and_then(NonZeroU32::new).filter(|number| digits && number.get() <= MAX_SLOTS);
+    number.ok_or_else(|| format!("expected a whole number from 1 to {MAX_SLOTS}"))
+}
+
 /// Seconds, with a fraction or without.
 ///
 /// # Errors
@@ -192,7 +219,7 @@ pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 /// What was expected instead.
-pub fn parse_timeout(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
     let duration = duration.filter(|duration| duration.as_secs() <= MAX_SLEEP_SECONDS);
     duration.ok_or_else(|| "expected a duration with units up to a year, such as 90s, 2m or 1h30m".to_owned())
@@ -222,7 +249,7 @@ pub fn parse_orphans(text: &str) -> Result<Orphans, String> {
 mod tests {
     use std::time::Duration;
 
-    use super::{parse_max_attempts, parse_sleep_seconds, parse_timeout};
+    use super::{parse_duration, parse_max_attempts, parse_sleep_seconds};
 
     #[test]
     fn attempts_are_whole_numbers() {
@@ -245,13 +272,13 @@ mod tests {
 
     #[test]
     fn a_timeout_has_a_unit() {
-        assert_eq!(parse_timeout("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_timeout("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse_timeout("1h30m"), Ok(Duration::from_secs(5400)));
-        assert_eq!(parse_timeout("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_timeout("0s"), Ok(Duration::ZERO));
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
         for bad in ["", "90", "-1s", "1s ago", "1 fortnight", "9999h9999h", "400000h", "1y"] {
-            assert!(parse_timeout(bad).is_err(), "{bad:?}");
+            assert!(parse_duration(bad).is_err(), "{bad:?}");
         }
     }
 }

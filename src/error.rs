@@ -4,8 +4,8 @@ use crate::backend;
 use crate::claimant::NoOwner;
 use crate::exit_code::ExitCode;
 use crate::holder::in_full;
-use crate::mutex::{self, Holding};
-use crate::verdict::{Held, Unknown};
+use crate::mutex;
+use crate::verdict::{Held, Holding, Unknown};
 
 /// Why a command failed. The message is complete.
 #[derive(Debug, thiserror::Error)]
@@ -37,24 +37,30 @@ impl Error {
     pub fn mutex(verb: &str, location: &str, error: mutex::Error) -> Self {
         let message = format!("cannot {verb} `{location}`");
         match error {
-            mutex::Error::Busy(attempts, holding) => Self {
+            mutex::Error::Busy(attempts, holders) => Self {
                 message: format!(
                     "{message}: gave up after {attempts} attempt{}, held by {}",
                     if attempts == 1 { "" } else { "s" },
-                    in_full(holding.as_deref())
+                    in_full(&holders)
                 ),
-                hint: holding.and_then(|holding| hint_for(&holding)),
+                hint: holders.iter().find_map(hint_for),
                 code: ExitCode::Busy,
             },
-            mutex::Error::NotOurs(holding) => Self {
-                message: format!("{message}: held by {}", in_full(holding.as_deref())),
-                hint: holding
-                    .and_then(|holding| hint_for(&holding))
+            mutex::Error::NotOurs(holders) => Self {
+                message: format!("{message}: held by {}", in_full(&holders)),
+                hint: holders
+                    .iter()
+                    .find_map(hint_for)
                     .or_else(|| Some("the process that locked must unlock; `--force` takes the lock away from it".into())),
                 code: ExitCode::Refused,
             },
+            error @ mutex::Error::HeldOtherwise(_) => Self {
+                message: format!("{message}: {error}"),
+                hint: Some("`serializer unlock` first".into()),
+                code: ExitCode::Failed,
+            },
             mutex::Error::Backend(error) => error.into(),
-            error @ (mutex::Error::Absent | mutex::Error::NotLocked | mutex::Error::Token(_)) => {
+            error @ (mutex::Error::Absent | mutex::Error::NotLocked | mutex::Error::Entry(_)) => {
                 Self::failed(format!("{message}: {error}"))
             }
         }
@@ -83,7 +89,7 @@ impl From<backend::Error> for Error {
 }
 
 fn hint_for(holding: &Holding) -> Option<String> {
-    match holding.held {
+    match holding.verdict {
         Held::RunGoesOn { .. } => Some("`SERIALIZER_ORPHANS=ignore` does not wait for such processes".into()),
         Held::Unknown(Unknown::OtherHost | Unknown::OtherBoot | Unknown::OtherPidNamespace) => {
             Some("when you are certain that it has ended, `serializer unlock --force`".into())

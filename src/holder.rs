@@ -5,33 +5,31 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::backend::Stored;
 use crate::local_time::{local_time, short};
-use crate::mutex::Holding;
-use crate::record::Record;
-use crate::verdict::{Held, Unknown};
+use crate::record::Entry;
+use crate::verdict::{Held, Holding, Judged, Unknown};
 use crate::{printable, process};
 
 /// What a message says about whoever holds a lock.
 #[derive(Clone, Debug)]
 pub struct Holder {
-    /// The record, unless the file is empty.
-    pub record: Option<Record>,
+    /// Its part of the record, unless the file is empty.
+    pub entry: Option<Entry>,
     /// Since when, by the record or else by the file's time.
     pub since: Option<Timestamp>,
 }
 
 impl Holder {
-    /// The holder that a record names.
-    pub fn new(stored: &Stored) -> Self {
-        let mut record = stored.content.record().cloned();
-        if let Some(legacy) = record.as_mut().filter(|record| record.is_legacy()) {
-            // The Python plugin writes no more than a PID, so ask the process.
+    /// The holder that was judged.
+    pub fn new<V>(judged: &Judged<V>) -> Self {
+        let mut entry = judged.entry.clone();
+        // The Python plugin writes no more than a PID, so ask the process.
+        if let Some(legacy) = entry.as_mut().filter(|entry| entry.token.is_none() && entry.owner.place.boot.is_none()) {
             let command = printable::command_line(&process::arguments(legacy.owner.pid));
             legacy.command = Some(command).filter(|command| !command.is_empty());
         }
-        let written = stored.written.and_then(|written| Timestamp::try_from(written).ok());
-        Self { since: record.as_ref().and_then(|record| record.since).or(written), record }
+        let written = judged.written.and_then(|written| Timestamp::try_from(written).ok());
+        Self { since: entry.as_ref().and_then(|entry| entry.since).or(written), entry }
     }
 
     /// For how long it has been held; `None` when the clock says less than nothing.
@@ -42,14 +40,14 @@ impl Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.record {
+        match &self.entry {
             None => f.write_str("a process that has not written its name yet")?,
-            Some(record) => {
-                write!(f, "pid {}", record.owner.pid)?;
-                if let Some(command) = &record.command {
+            Some(entry) => {
+                write!(f, "pid {}", entry.owner.pid)?;
+                if let Some(command) = &entry.command {
                     write!(f, " ({command})")?;
                 }
-                if let Some(host) = &record.owner.place.host {
+                if let Some(host) = &entry.owner.place.host {
                     write!(f, " on {host}")?;
                 }
             }
@@ -65,21 +63,26 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The holder in full, and why it counts as one if that is not plain.
-pub fn in_full(holding: Option<&Holding>) -> String {
-    with_reason(holding, |holder| holder.to_string())
+/// The holders in full, and why they count as such if that is not plain.
+pub fn in_full(holders: &[Holding]) -> String {
+    with_reasons(holders, |holder| holder.to_string())
 }
 
 /// The same, shorter: what changes while one waits.
-pub fn in_short(holding: Option<&Holding>) -> String {
-    with_reason(holding, |holder| format!("{holder:#}"))
+pub fn in_short(holders: &[Holding]) -> String {
+    with_reasons(holders, |holder| format!("{holder:#}"))
 }
 
-fn with_reason(holding: Option<&Holding>, format: impl Fn(&Holder) -> String) -> String {
-    let Some(Holding { stored, held }) = holding else { return "one process after another".to_owned() };
-    let holder = format(&Holder::new(stored));
-    match held {
-        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => holder,
-        held => format!("{holder}; {held}"),
+fn with_reasons(holders: &[Holding], format: impl Fn(&Holder) -> String) -> String {
+    let Some((first, others)) = holders.split_first() else { return "one process after another".to_owned() };
+    let mut text = format(&Holder::new(first));
+    match &first.verdict {
+        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => {}
+        held => text = format!("{text}; {held}"),
+    }
+    match others.len() {
+        0 => text,
+        1 => text + ", and 1 other",
+        others => format!("{text}, and {others} others"),
     }
 }

@@ -25,6 +25,7 @@ pub mod exit_code;
 pub mod holder;
 pub mod local_time;
 pub mod logging;
+pub mod mode;
 pub mod mutex;
 pub mod owner;
 pub mod printable;

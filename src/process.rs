@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
@@ -103,10 +104,19 @@ fn is_thread(pid: Pid) -> bool {
 
 /// Start time in clock ticks since boot: field 22 of `/proc/PID/stat`, see proc(5).
 fn start_time(pid: Pid) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// The parent of a process: field 4.
+pub fn parent(pid: Pid) -> Option<Pid> {
+    stat_field(pid, 4).and_then(Pid::from_raw)
+}
+
+fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     let stat = read_proc(pid, "stat")?;
     let stat = String::from_utf8_lossy(&stat);
     // The name in field 2 may itself hold spaces and parentheses, so count from the last one; field 3 comes next.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
 /// When a process with that start time started, by the wall clock. Wrong by as much as the clock was set since.

@@ -6,6 +6,8 @@
 //! | empty file, younger than 2 s | held: being written |
 //! | empty file, older | stale: abandoned |
 //! | written by a newer version of this program | unknown |
+//! | released, and not to be held any longer | stale |
+//! | same boot, and to be held at least until later | held, whatever became of the process |
 //! | other machine id or host name | unknown |
 //! | same machine, other boot id | stale: rebooted |
 //! | same boot, other PID namespace | unknown; that PID is never looked at |
@@ -22,12 +24,14 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Pid;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::backend::{Content, Stored};
+use crate::local_time::short;
 use crate::owner::{Instance, Place};
 use crate::printable;
 use crate::process::{self, Observation, Process, Relative};
-use crate::record::{self, Record};
+use crate::record::{Entry, Record};
 
 /// The variable by which the processes of one Meltano run know each other.
 pub const RUN_VARIABLE: &str = "MELTANO_PARENT_CONTEXT_UUID";
@@ -39,6 +43,26 @@ pub const BEING_WRITTEN: Duration = Duration::from_secs(2);
 /// How much later than its file a legacy owner must have started to be another process: the file's time is the
 /// kernel's coarse clock, and start times are whole clock ticks.
 const LEGACY_MARGIN: Duration = Duration::from_secs(1);
+
+/// How often to look at a holder that nobody here can watch: neither its end nor its release is heard.
+const UNHEARD: Duration = Duration::from_secs(1);
+
+/// One holder of what is stored, with a verdict on it.
+#[derive(Debug)]
+pub struct Judged<V> {
+    /// Its part of the record; `None` for an empty file.
+    pub entry: Option<Entry>,
+    /// When that was stored.
+    pub written: Option<SystemTime>,
+    /// The verdict.
+    pub verdict: V,
+}
+
+/// A holder of a lock, and why it counts as one.
+pub type Holding = Judged<Held>;
+
+/// A former holder of a lock, and why it is none any more.
+pub type Former = Judged<Stale>;
 
 /// Whether a lock may be taken over.
 #[derive(Debug)]
@@ -61,6 +85,8 @@ pub enum Held {
         /// The process that goes on.
         relative: Relative,
     },
+    /// Its owner has released it or is gone, but it is to be held for some time yet.
+    AtLeast(Duration),
     /// Nobody here can tell.
     Unknown(Unknown),
 }
@@ -96,6 +122,9 @@ pub enum Unknown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Stale {
+    /// Nobody holds it any more.
+    #[error("it was released")]
+    Released,
     /// The machine was rebooted since.
     #[error("the machine has rebooted")]
     Rebooted,
@@ -122,7 +151,18 @@ impl Held {
         match self {
             Self::Alive(process) => process.as_ref()?.ended_fd(),
             Self::RunGoesOn { relative, .. } => relative.process.ended_fd(),
-            Self::Unknown(_) => None,
+            Self::AtLeast(_) | Self::Unknown(_) => None,
+        }
+    }
+
+    /// When to look again, because nothing else will tell; `None` if something will.
+    pub fn look_again_in(&self) -> Option<Duration> {
+        match self {
+            Self::Alive(_) | Self::RunGoesOn { .. } => None,
+            Self::AtLeast(remaining) => Some(*remaining),
+            // An empty file becomes stale by nothing but time.
+            Self::Unknown(Unknown::BeingWritten) => Some(BEING_WRITTEN),
+            Self::Unknown(_) => Some(UNHEARD),
         }
     }
 }
@@ -135,6 +175,8 @@ impl fmt::Display for Held {
                 let Relative { pid, command, .. } = relative;
                 write!(f, "{owner}, but pid {pid} ({command}) of the same run goes on")
             }
+            // In whole seconds, rounded up, so that nobody reads "0s".
+            Self::AtLeast(remaining) => write!(f, "to be held for another {}", short(*remaining + Duration::from_millis(999))),
             Self::Unknown(why) => why.fmt(f),
         }
     }
@@ -150,10 +192,23 @@ pub enum Orphans {
     Ignore,
 }
 
-/// Tells whether a stored lock is held.
+/// Tells whether a holder still holds.
 pub trait Judge {
-    /// Judges what is stored, given that the caller has watched it unchanged for so long.
-    fn judge(&self, stored: &Stored, unchanged_for: Duration) -> Verdict;
+    /// Judges one of the record's entries, given when the record was stored.
+    fn judge(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> Verdict;
+}
+
+/// Judges all that is stored, given that the caller has watched it unchanged for so long: one verdict or more.
+pub fn judge_all(judge: &dyn Judge, stored: &Stored, unchanged_for: Duration) -> Vec<Judged<Verdict>> {
+    let written = stored.written;
+    let Content::Record(record) = &stored.content else {
+        return vec![Judged { entry: None, written, verdict: judge_empty(written, unchanged_for) }];
+    };
+    let verdict = |entry: &Entry| match record.is_newer() {
+        true => Verdict::Held(Held::Unknown(Unknown::NewerVersion)),
+        false => judge.judge(record, entry, written),
+    };
+    record.entries().iter().map(|entry| Judged { entry: Some(entry.clone()), written, verdict: verdict(entry) }).collect()
 }
 
 /// Judges by looking at this machine's processes.
@@ -166,21 +221,35 @@ pub struct LocalJudge {
 }
 
 impl Judge for LocalJudge {
-    fn judge(&self, stored: &Stored, unchanged_for: Duration) -> Verdict {
-        let record = match &stored.content {
-            Content::Empty => return judge_empty(stored.written, unchanged_for),
-            Content::Record(record) => record,
-        };
-        let verdict = match self.look(record, stored.written) {
+    fn judge(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> Verdict {
+        if entry.released.is_some() {
+            return self.judge_released(entry);
+        }
+        let verdict = match self.look(record, entry, written) {
             Ok(process) => return Verdict::Held(Held::Alive(process)),
             Err(verdict) => verdict,
         };
         match verdict {
             // Whatever outlived its owner did not outlive a reboot.
-            Verdict::Stale(stale) if stale != Stale::Rebooted => self.look_for_orphans(record, stale),
+            Verdict::Stale(stale) if stale != Stale::Rebooted => match remaining(entry) {
+                Some(remaining) => Verdict::Held(Held::AtLeast(remaining)),
+                None => self.look_for_orphans(entry, stale),
+            },
             verdict => verdict,
         }
     }
+}
+
+/// For how long it is to be held yet, given that it was acquired in this boot.
+fn remaining(entry: &Entry) -> Option<Duration> {
+    let remaining = entry.until?.checked_sub(since_boot())?;
+    (remaining > 0).then(|| Duration::from_millis(remaining))
+}
+
+/// Milliseconds since this machine has booted, sleep included; nobody sets this clock.
+pub fn since_boot() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
 fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict {
@@ -202,14 +271,32 @@ fn stale<T>(why: Stale) -> Result<T, Verdict> {
 }
 
 impl LocalJudge {
-    fn look(&self, record: &Record, written: Option<SystemTime>) -> Result<Option<Process>, Verdict> {
-        if record.version.is_some_and(|version| version > record::VERSION) {
-            return unknown(Unknown::NewerVersion);
+    fn judge_released(&self, entry: &Entry) -> Verdict {
+        if entry.until.is_none() {
+            return Verdict::Stale(Stale::Released);
         }
+        // Containers of one boot share its clock.
+        if let Err(verdict) = self.check_boot(&entry.owner.place) {
+            return verdict;
+        }
+        remaining(entry).map_or(Verdict::Stale(Stale::Released), |remaining| Verdict::Held(Held::AtLeast(remaining)))
+    }
+
+    fn look(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> Result<Option<Process>, Verdict> {
+        let owner = &entry.owner;
         if !record.is_legacy() {
-            self.check_place(&record.owner.place)?;
+            self.check_boot(&owner.place)?;
+            if owner.place.pid_namespace.is_none() || owner.place.pid_namespace != self.here.pid_namespace {
+                return unknown(Unknown::OtherPidNamespace);
+            }
         }
-        let process = match process::observe(record.owner.pid) {
+        if let Some((pid, instance)) = entry.keeper
+            && let Observation::Running(keeper) = process::observe(pid)
+            && instance.same_as(keeper.instance) != Some(false)
+        {
+            return Ok(Some(keeper));
+        }
+        let process = match process::observe(owner.pid) {
             Observation::Gone => return stale(Stale::Gone),
             Observation::Thread => return stale(Stale::Thread),
             Observation::Ended => return stale(Stale::Ended),
@@ -217,14 +304,14 @@ impl LocalJudge {
         };
         let reused = if record.is_legacy() {
             // A live one must not be lost to a clock that was set forward, so not on the clock's word alone.
-            started_after(process.instance, written) && !is_meltano(record.owner.pid)
+            started_after(process.instance, written) && !is_meltano(owner.pid)
         } else {
-            record.owner.instance.same_as(process.instance) == Some(false)
+            owner.instance.same_as(process.instance) == Some(false)
         };
         if reused { stale(Stale::Reused) } else { Ok(Some(process)) }
     }
 
-    fn check_place(&self, place: &Place) -> Result<(), Verdict> {
+    fn check_boot(&self, place: &Place) -> Result<(), Verdict> {
         let differ = |one: &Option<String>, two: &Option<String>| one.is_some() && two.is_some() && one != two;
         if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
             return unknown(Unknown::OtherHost);
@@ -235,14 +322,11 @@ impl LocalJudge {
             let both_known = place.boot.is_some() && self.here.boot.is_some();
             return if same_machine && both_known { stale(Stale::Rebooted) } else { unknown(Unknown::OtherBoot) };
         }
-        if place.pid_namespace.is_none() || place.pid_namespace != self.here.pid_namespace {
-            return unknown(Unknown::OtherPidNamespace);
-        }
         Ok(())
     }
 
-    fn look_for_orphans(&self, record: &Record, owner: Stale) -> Verdict {
-        let (Orphans::Wait, Some(run), Some(uid)) = (self.orphans, &record.run, record.owner.uid) else {
+    fn look_for_orphans(&self, entry: &Entry, owner: Stale) -> Verdict {
+        let (Orphans::Wait, Some(run), Some(uid)) = (self.orphans, &entry.run, entry.owner.uid) else {
             return Verdict::Stale(owner);
         };
         match process::find_by_environment(RUN_VARIABLE, run, uid) {

@@ -1,9 +1,9 @@
 //! How long to wait for a lock, and who is told meanwhile.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::mutex::Holding;
+use crate::verdict::Holding;
 
 /// How often and how far apart to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,10 +16,106 @@ pub struct Waiting {
     pub timeout: Option<Duration>,
 }
 
+/// Looks that follow each other within so long are counted together.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// So many looks may follow each other without a rest: hand-offs come in bursts.
+const BURST: u32 = 20;
+
+/// Looks may take one part in so many of a waiter's time: some have to read the whole process table.
+const SHARE: u32 = 20;
+
+/// The shortest rest behind a burst: a flood of wake-ups must not cost more than this.
+const MIN_REST: Duration = Duration::from_millis(10);
+
+/// The longest such rest: a look that took long (a busy flock, a stopped process, a slow disk) must not be paid for in hours.
+const MAX_REST: Duration = Duration::from_secs(1);
+
+/// Keeps looks from costing too much.
+#[derive(Debug)]
+pub struct Pace {
+    since: Instant,
+    looks: u32,
+    spent: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { since: Instant::now(), looks: 0, spent: Duration::ZERO }
+    }
+}
+
+impl Pace {
+    /// How long to rest after a look that took so long.
+    pub fn rest(&mut self, look: Duration) -> Duration {
+        if self.since.elapsed() >= WINDOW {
+            *self = Self::default();
+        }
+        self.looks += 1;
+        self.spent += look;
+        if self.looks <= BURST && self.spent <= WINDOW / SHARE {
+            return Duration::ZERO;
+        }
+        look.saturating_mul(SHARE).clamp(MIN_REST, MAX_REST)
+    }
+}
+
+/// How often attempts come due, and when they are over.
+#[derive(Debug)]
+pub struct Attempts<'a> {
+    waiting: &'a Waiting,
+    made: u32,
+    next: Instant,
+    deadline: Option<Instant>,
+}
+
+impl<'a> Attempts<'a> {
+    /// The first one is due now.
+    pub fn new(waiting: &'a Waiting) -> Self {
+        let next = Instant::now();
+        Self { waiting, made: 0, next, deadline: waiting.timeout.map(|timeout| next + timeout) }
+    }
+
+    /// Counts those that have come due. A look before the next one is due, after a wake-up, is no attempt.
+    pub fn count(&mut self, now: Instant) {
+        if now < self.next {
+            return;
+        }
+        // Whoever is not first in line sleeps through some.
+        let sleep = self.waiting.sleep.as_nanos();
+        let missed = (now - self.next).as_nanos().checked_div(sleep).and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
+        self.made = self.made.saturating_add(missed).saturating_add(1);
+        self.next = now + self.waiting.sleep;
+    }
+
+    /// How many there were.
+    pub fn made(&self) -> u32 {
+        self.made
+    }
+
+    /// Whether there are no more.
+    pub fn are_over(&self) -> bool {
+        let is_too_late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        is_too_late || self.waiting.max_attempts.is_some_and(|max| self.made >= max.get())
+    }
+
+    /// When to make the next one.
+    pub fn next(&self) -> Instant {
+        self.deadline.map_or(self.next, |deadline| self.next.min(deadline))
+    }
+
+    /// When to make the last one; `None` when there is none.
+    pub fn last(&self) -> Option<Instant> {
+        let more = self.waiting.max_attempts.map(|max| max.get().saturating_sub(self.made).saturating_sub(1));
+        let last = more.and_then(|more| self.next.checked_add(self.waiting.sleep.checked_mul(more)?));
+        last.into_iter().chain(self.deadline).min()
+    }
+}
+
 /// Is told while a lock is waited for.
 pub trait Observer {
-    /// The lock is held; `attempt` attempts have been made. `None`: the holder changed all the time.
-    fn waiting(&mut self, holding: Option<&Holding>, attempt: u32);
+    /// The lock is held; `attempt` attempts have been made. Nobody: the holder changed all the time.
+    fn waiting(&mut self, holders: &[Holding], attempt: u32);
 
     /// How often it wants to be told at least.
     fn interval(&self) -> Duration;

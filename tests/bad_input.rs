@@ -148,11 +148,11 @@ fn a_huge_file_is_left_alone() {
     after_a_pid.resize(huge, b'\n');
     let mut after_a_record = stale_record().into_bytes();
     after_a_record.resize(huge, b'x');
-    let mut page_and_one = stale_record().into_bytes();
-    page_and_one.resize(4097, b'x');
-    for bytes in [vec![b'x'; huge], vec![0; huge], vec![b'1'; huge], after_a_pid, after_a_record, page_and_one] {
+    let mut a_byte_too_many = stale_record().into_bytes();
+    a_byte_too_many.resize(65_537, b'x');
+    for bytes in [vec![b'x'; huge], vec![0; huge], vec![b'1'; huge], after_a_pid, after_a_record, a_byte_too_many] {
         locks.write(bytes);
-        not_a_lock(&locks, "it is larger than 4096 bytes");
+        not_a_lock(&locks, "it is larger than 64 KiB");
     }
 }
 
@@ -237,7 +237,7 @@ fn what_an_attacker_wrote_into_a_record_is_not_echoed_raw() {
 fn a_record_with_a_line_of_65_kib_is_refused_without_showing_it() {
     let locks = Locks::new();
     locks.write(format!("{}command={}\n", stale_record(), "\x1b[31mz".repeat(65_536 / 6)));
-    not_a_lock(&locks, "it is larger than 4096 bytes");
+    not_a_lock(&locks, "it is larger than 64 KiB");
 }
 
 // Places where no lock can be.

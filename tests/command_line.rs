@@ -400,7 +400,11 @@ fn status_tells_programs_everything() {
     let locks = Locks::new();
     let free = json(&locks.run(&["status", "--json"]));
     let path = text(&locks.file()).to_owned();
-    assert_eq!(free, serde_json::json!({ "locks": [{ "path": path, "state": "free", "reason": null, "holder": null }] }));
+    let nobody: [(); 0] = [];
+    let lock = serde_json::json!(
+        { "path": path, "state": "free", "reason": null, "holder": null, "holders": nobody, "waiters": nobody }
+    );
+    assert_eq!(free, serde_json::json!({ "locks": [lock] }));
 
     let mut command = locks.command("bash");
     command.env("MELTANO_PARENT_CONTEXT_UUID", "a-run");
@@ -413,6 +417,10 @@ fn status_tells_programs_everything() {
         assert_eq!(lock[key], value, "{lock}");
     }
     let known = &lock["holder"];
+    assert_eq!(lock["holders"], serde_json::json!([known]));
+    assert_eq!(known["state"], "held");
+    assert_eq!(known["reason"], "its process is running");
+    assert_eq!(known["mode"], "exclusive");
     assert_eq!(known["pid"], holder.pid());
     assert_eq!(known["uid"], rustix::process::getuid().as_raw());
     assert_eq!(known["run"], "a-run");

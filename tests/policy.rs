@@ -8,20 +8,23 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex as StdMutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use proptest::{collection, prop_assert};
 use serializer::backend::memory::Memory;
 use serializer::backend::{self, Backend, Stored, Write};
 use serializer::claimant::Claimant;
-use serializer::mutex::{Holding, Mutex};
+use serializer::mode::Mode;
+use serializer::mutex::{Mutex, Request, Whose};
 use serializer::owner::{Instance, Owner, Place};
-use serializer::record::{Record, parse_pid};
-use serializer::verdict::{Held, Judge, Stale, Verdict};
+use serializer::record::{Entry, Outcome, Record, parse_pid};
+use serializer::verdict::{Held, Holding, Judge, Stale, Verdict};
 use serializer::waiting::{Observer, Waiting};
 
 const OWNERS: usize = 3;
+
+const EXCLUSIVE: Request = Request { mode: Mode::EXCLUSIVE, at_least: None };
 
 /// The PIDs of the owners that live. A PID is never used again.
 type Alive = Arc<StdMutex<HashSet<i32>>>;
@@ -35,28 +38,23 @@ struct Process {
 }
 
 impl Claimant for Process {
-    fn record(&self) -> std::io::Result<Record> {
-        Ok(Record {
-            version: Some(1),
-            owner: Owner {
-                pid: parse_pid(&self.pid.to_string()).expect("a pid"),
-                uid: None,
-                place: Place::default(),
-                instance: Instance::default(),
-            },
-            since: None,
-            token: Some(self.tokens.fetch_add(1, Ordering::Relaxed).to_string()),
-            run: None,
-            command: None,
-        })
+    fn entry(&self) -> std::io::Result<Entry> {
+        let owner = Owner {
+            pid: parse_pid(&self.pid.to_string()).expect("a pid"),
+            uid: None,
+            place: Place::default(),
+            instance: Instance::default(),
+        };
+        let token = Some(self.tokens.fetch_add(1, Ordering::Relaxed).to_string());
+        Ok(Entry { token, ..Entry::new(owner, None, None)? })
     }
 
-    fn transient_record(&self) -> std::io::Result<Record> {
-        self.record()
+    fn transient_entry(&self) -> std::io::Result<Entry> {
+        self.entry()
     }
 
-    fn owns(&self, stored: &Stored) -> bool {
-        stored.content.record().is_some_and(|record| record.owner.pid.as_raw_pid() == self.pid)
+    fn owns(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> bool {
+        entry.owner.pid.as_raw_pid() == self.pid
     }
 
     fn is_present(&self) -> bool {
@@ -71,9 +69,8 @@ impl Claimant for Process {
 struct ByPid(Alive);
 
 impl Judge for ByPid {
-    fn judge(&self, stored: &Stored, _unchanged_for: Duration) -> Verdict {
-        let pid = stored.content.record().expect("the register holds records only").owner.pid.as_raw_pid();
-        if self.0.lock().expect("no panic").contains(&pid) {
+    fn judge(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> Verdict {
+        if self.0.lock().expect("no panic").contains(&entry.owner.pid.as_raw_pid()) {
             Verdict::Held(Held::Alive(None))
         } else {
             Verdict::Stale(Stale::Gone)
@@ -84,7 +81,7 @@ impl Judge for ByPid {
 struct Silent;
 
 impl Observer for Silent {
-    fn waiting(&mut self, _holding: Option<&Holding>, _attempt: u32) {}
+    fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {}
 
     fn interval(&self) -> Duration {
         Duration::ZERO
@@ -217,9 +214,9 @@ impl Machine {
             let mut mutex = Mutex::new(Box::new(Gated { register, here, go: permits }), &judge);
             let done = if is_lock {
                 let waiting = Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None };
-                mutex.acquire(&process, &waiting, &mut Silent).is_ok()
+                mutex.acquire(&process, &EXCLUSIVE, &waiting, &mut Silent).is_ok()
             } else {
-                mutex.release(&process, false).is_ok()
+                mutex.release(&process, Whose::Own, Outcome::Unknown).is_ok()
             };
             // Nobody listens to a process that has crashed.
             let _ = ended.send(Event::Ended(done));
@@ -259,7 +256,7 @@ impl Machine {
         let judge = ByPid(self.alive.clone());
         let process = Process { pid: self.owners[0], alive: self.alive.clone(), tokens: self.tokens.clone() };
         let waiting = Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None };
-        Mutex::new(Box::new(self.register.clone()), &judge).acquire(&process, &waiting, &mut Silent).is_ok()
+        Mutex::new(Box::new(self.register.clone()), &judge).acquire(&process, &EXCLUSIVE, &waiting, &mut Silent).is_ok()
     }
 }
 

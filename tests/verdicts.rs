@@ -557,7 +557,7 @@ fn where_there_is_no_proc_nothing_is_stale_but_what_is_certainly_gone() {
 fn a_lock_that_a_newer_version_wrote_is_held() {
     let locks = Locks::new();
     let (pid, record) = left_by_a_dead_shell(&locks);
-    locks.write(with(&record, "v", Some("2")));
+    locks.write(with(&record, "v", Some("3")));
     unknown(&locks, pid, "a newer version of serializer wrote the lock");
 }
 

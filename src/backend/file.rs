@@ -23,23 +23,28 @@
 
 mod filesystem;
 mod legacy;
+mod publish;
+mod queue;
 mod wakeup;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt as _, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, lstat, openat, renameat, unlinkat};
+use publish::LinkError;
+use queue::Queue;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, lstat, openat, unlinkat};
 use rustix::io::Errno;
+use rustix::process::Pid;
 use wakeup::WakeUp;
 
 use super::{Backend, Content, Error, Stored, Version, Write};
 use crate::printable;
-use crate::record::{MAX_BYTES, Record, random_token};
+use crate::record::{MAX_BYTES, Record};
 
 /// How long to try for the flock. Its holders do a handful of system calls, or settle; whoever keeps it longer is
 /// stopped or hostile, and must not be waited for without end.
@@ -51,6 +56,9 @@ const FLOCK_PAUSE: Duration = Duration::from_micros(500);
 /// How often to open a path whose file is exchanged under our hands. Each time means that somebody else succeeded.
 const MAX_OPENS: usize = 16;
 
+/// How often to look where wake-ups are not heard.
+const UNHEARD: Duration = Duration::from_secs(1);
+
 /// Whoever may come next must be able to read it; the user's umask says who else.
 const MODE: Mode = Mode::from_raw_mode(0o666);
 
@@ -58,13 +66,14 @@ const MODE: Mode = Mode::from_raw_mode(0o666);
 #[derive(Debug)]
 pub struct LockFile {
     path: PathBuf,
+    queue: Queue,
     wake_up: WakeUp,
 }
 
 impl LockFile {
     /// Does not touch the file system yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), wake_up: WakeUp::new(path) }
+        Self { path: path.to_owned(), queue: Queue::new(path), wake_up: WakeUp::new(path) }
     }
 
     fn io_error(&self, action: &'static str, error: impl Into<io::Error>) -> Error {
@@ -146,126 +155,28 @@ impl LockFile {
         }
     }
 
-    /// Makes a complete file and gives it the lock's name, unless that is taken.
-    fn link_new(&self, text: &[u8]) -> Result<Write, LinkError> {
-        match self.link_unnamed(text) {
-            Err(LinkError::Unsupported) => self.link_named(text),
-            answer => answer,
-        }
-    }
-
-    /// The usual way: the file has no other name, so that no kill leaves one behind.
-    fn link_unnamed(&self, text: &[u8]) -> Result<Write, LinkError> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        // File systems without it (NFS, FAT) answer EOPNOTSUPP, old kernels EISDIR.
-        let file = match openat(CWD, self.directory(), flags, MODE) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => return Err(LinkError::Unsupported),
-            Err(error) => return Err(LinkError::Io(error.into())),
-        };
-        file.write_all_at(text, 0).map_err(LinkError::Io)?;
-        FileExt::try_lock(&file).map_err(flock_error)?;
-        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        match linkat(CWD, unnamed, CWD, &self.path, AtFlags::SYMLINK_FOLLOW) {
-            Ok(()) => Ok(Write::Done),
-            Err(Errno::EXIST) => Ok(Write::Conflict),
-            // No /proc, or a file system that does not link.
-            Err(_) => Err(LinkError::Unsupported),
-        }
-    }
-
-    /// On NFS, for example: by way of a temporary name.
-    fn link_named(&self, text: &[u8]) -> Result<Write, LinkError> {
-        let (temporary, file) = self.write_temporary(text)?;
-        let answer = linkat(CWD, &temporary, CWD, &self.path, AtFlags::empty());
-        // A repeated NFS request makes success look like EEXIST, so only the inode tells.
-        let is_ours = leads_to(&self.path, &file);
-        // The lock stands or not, whatever becomes of this name.
-        let _ = unlinkat(CWD, &temporary, AtFlags::empty());
-        match (answer, is_ours) {
-            (Ok(()), _) | (Err(_), Ok(true)) => Ok(Write::Done),
-            (Err(Errno::EXIST), Ok(false)) => Ok(Write::Conflict),
-            (Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK), Ok(false)) => Err(LinkError::Unsupported),
-            (Err(error), Ok(false)) => Err(LinkError::Io(error.into())),
-            (Err(_), Err(error)) => Err(LinkError::Io(error)),
-        }
-    }
-
-    /// A complete file with a name that nobody else has.
-    fn write_temporary(&self, text: &[u8]) -> io::Result<(PathBuf, File)> {
-        let temporary = self.directory().join(format!(".serializer.{}.tmp", random_token()?));
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(openat(CWD, &temporary, flags, MODE)?);
-        if let Err(error) = file.write_all_at(text, 0).and_then(|()| FileExt::try_lock(&file).map_err(flock_error)) {
-            let _ = unlinkat(CWD, &temporary, AtFlags::empty());
-            return Err(error);
-        }
-        Ok((temporary, file))
-    }
-
-    /// Where there are no hard links (FAT, some FUSE file systems): everybody sees the file empty for a moment.
-    fn create_in_place(&self, text: &[u8]) -> Result<Write, Error> {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match openat(CWD, &self.path, flags, MODE) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::EXIST) => return Ok(Write::Conflict),
-            Err(error) => return Err(self.io_error("create", error)),
-        };
-        // We may have slept here for so long that others took the empty file for abandoned; they hold the flock then, or
-        // have written.
-        self.flock(&file)?;
-        let still_empty = file.metadata().map_err(|error| self.io_error("create", error))?.len() == 0;
-        if !still_empty || !leads_to(&self.path, &file).map_err(|error| self.io_error("create", error))? {
-            return Ok(Write::Conflict);
-        }
-        if let Err(error) = file.write_all_at(text, 0) {
-            let _ = unlinkat(CWD, &self.path, AtFlags::empty());
-            return Err(self.io_error("create", error));
-        }
-        Ok(Write::Done)
-    }
-
     fn directory(&self) -> &Path {
         match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         }
     }
-
-    /// Puts a new file in the place of the old one; both are flocked then.
-    fn rename_over(&self, text: &[u8]) -> io::Result<File> {
-        let (temporary, new) = self.write_temporary(text)?;
-        match renameat(CWD, &temporary, CWD, &self.path) {
-            Ok(()) => Ok(new),
-            Err(error) => {
-                let _ = unlinkat(CWD, &temporary, AtFlags::empty());
-                Err(error.into())
-            }
-        }
-    }
-}
-
-/// A new file is flocked before it is the lock: where that does not work, nobody could release it.
-fn flock_error(error: TryLockError) -> io::Error {
-    match error {
-        TryLockError::Error(error) => error,
-        TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
-    }
 }
 
 /// What a file holds, at most one byte more than a record can have, and which state of which file that is.
 fn read(file: &File) -> io::Result<(Vec<u8>, Version)> {
-    let mut bytes = vec![0; MAX_BYTES + 1];
+    let metadata = file.metadata()?;
+    // A byte more than it should have shows that it has grown meanwhile.
+    let mut bytes = vec![0; metadata.len().min(MAX_BYTES as u64) as usize + 1];
     let mut length = 0;
     // Bounded by the buffer: each read fills some of it, or is the last one.
-    loop {
+    while length < bytes.len() {
         match file.read_at(&mut bytes[length..], length as u64)? {
             0 => break,
             count => length += count,
         }
     }
     bytes.truncate(length);
-    let metadata = file.metadata()?;
     let mut version = bytes.clone();
     // The time tells an empty file from another one that got its inode number.
     for number in [metadata.dev(), metadata.ino(), metadata.mtime() as u64, metadata.mtime_nsec() as u64] {
@@ -288,17 +199,6 @@ fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
 enum OpenError {
     Not(&'static str),
     Io(io::Error),
-}
-
-enum LinkError {
-    Unsupported,
-    Io(io::Error),
-}
-
-impl From<io::Error> for LinkError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
 }
 
 impl Backend for LockFile {
@@ -359,10 +259,7 @@ impl Backend for LockFile {
     fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
         let Some(_flocked) = self.open_exclusively("remove", &seen.version)? else { return Ok(Write::Conflict) };
         match unlinkat(CWD, &self.path, AtFlags::empty()) {
-            Ok(()) => {
-                self.wake_up.send();
-                Ok(Write::Done)
-            }
+            Ok(()) => Ok(Write::Done),
             // Only the Python plugin removes without the flock.
             Err(Errno::NOENT) => Ok(Write::Conflict),
             Err(error) => Err(self.io_error("remove", error)),
@@ -370,6 +267,46 @@ impl Backend for LockFile {
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        self.wake_up.wait(limit, fds).map_err(|error| self.io_error("wait for", error))
+        // What was released before one was first, or before the socket existed, has not been heard: look first.
+        let has_come = self.queue.join();
+        let is_first = self.queue.is_first();
+        if (is_first && self.wake_up.listen()) || has_come {
+            return Ok(());
+        }
+        let fds: Vec<_> = fds.iter().copied().chain(self.queue.turn_fd()).collect();
+        // Another process has the name of the socket, or there are no such sockets.
+        let limit = if is_first && !self.wake_up.is_listening() { limit.min(UNHEARD) } else { limit };
+        self.wake_up.wait(limit, &fds).map_err(|error| self.io_error("wait for", error))
+    }
+
+    fn notify(&mut self) {
+        self.wake_up.send();
+        self.queue.sweep();
+    }
+
+    fn is_first(&mut self) -> Result<bool, Error> {
+        Ok(self.queue.is_first())
+    }
+
+    fn is_in_line(&mut self) -> bool {
+        self.queue.is_in_line()
+    }
+
+    fn leave(&mut self) {
+        // The next one is to find the name of the socket free.
+        self.wake_up.stop_listening();
+        self.queue.leave();
+    }
+
+    fn attend(&mut self) {
+        self.queue.stand_beside();
+    }
+
+    fn is_awaited(&mut self) -> bool {
+        self.queue.others_are_there()
+    }
+
+    fn waiters(&mut self) -> Vec<Pid> {
+        self.queue.waiters()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rustix::process::{Pid, getpid};
+use rustix::process::getpid;
 
 use crate::backend::{self, Backend, Stored, Write};
 use crate::cli::InitializeArgs;
@@ -10,7 +10,7 @@ use crate::config::Environment;
 use crate::error::Error;
 use crate::owner::{Instance, Owner, Place};
 use crate::printable;
-use crate::record::{self, Record, random_token};
+use crate::record::{Entry, Record, random_token};
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
     let lock_file = environment.lock_file(&args.file)?;
@@ -21,10 +21,11 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
         fs::create_dir_all(directory).map_err(cannot)?;
         tracing::info!("created the lock directory `{shown}`");
     }
-    let token =
-        random_token().map_err(|error| Error::failed(format!("cannot draw a token: {}", backend::plain(&error.into()))))?;
+    let cannot = |error| Error::failed(format!("cannot draw a token: {}", backend::plain(&error)));
+    let token = random_token().map_err(|error| cannot(error.into()))?;
+    let probe = probe().map_err(cannot)?;
     let path = directory.join(format!(".serializer.{token}.probe"));
-    let tried = try_out(backend::open(&path).as_mut(), &probe(getpid(), token));
+    let tried = try_out(backend::open(&path).as_mut(), &probe);
     if tried.is_err() {
         // It has a random name, so it is ours. It may not be there.
         let _ = fs::remove_file(&path);
@@ -34,15 +35,9 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     Ok(())
 }
 
-fn probe(pid: Pid, token: String) -> Record {
-    Record {
-        version: Some(record::VERSION),
-        owner: Owner { pid, uid: None, place: Place::here(), instance: Instance::default() },
-        since: None,
-        token: Some(token),
-        run: None,
-        command: None,
-    }
+fn probe() -> std::io::Result<Record> {
+    let owner = Owner { pid: getpid(), uid: None, place: Place::here(), instance: Instance::default() };
+    Record::of(vec![Entry::new(owner, None, None)?]).ok_or_else(|| std::io::ErrorKind::FileTooLarge.into())
 }
 
 /// Does all that locks will need: a file system may refuse links, flock or writing.

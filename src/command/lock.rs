@@ -23,16 +23,21 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let location = mutex.location();
     claimant.owner().map_err(|error| Error::no_owner(&location, &error))?;
     let mut progress = Progress::new(waiting.max_attempts);
-    let acquired = mutex.acquire(&claimant, &waiting, &mut progress);
+    let acquired = mutex.acquire(&claimant, &environment.request(&args.request)?, &waiting, &mut progress);
     progress.clear();
     let acquired = acquired.map_err(|error| Error::mutex("lock", &location, error).or_if_busy(args.waiting.conflict_exit_code));
     match acquired? {
-        Acquired::Free => tracing::info!("locked `{location}` for {}", claimant.describe()),
-        Acquired::TakenOver(from, why) => {
-            tracing::info!("locked `{location}` for {}, taken over from {}: {why}", claimant.describe(), Holder::new(&from));
+        Acquired::Free(_) => tracing::info!("locked `{location}` for {}", claimant.describe()),
+        Acquired::TakenOver(_, from) => {
+            tracing::info!(
+                "locked `{location}` for {}, taken over from {}: {}",
+                claimant.describe(),
+                Holder::new(&from),
+                from.verdict
+            );
         }
-        Acquired::AlreadyHeld(stored) => {
-            tracing::warn!("`{location}` was already locked by {}", Holder::new(&stored));
+        Acquired::AlreadyHeld(held) => {
+            tracing::warn!("`{location}` was already locked by {}", Holder::new(&held));
         }
     }
     Ok(())

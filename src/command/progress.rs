@@ -5,8 +5,8 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use crate::holder::in_short;
-use crate::mutex::Holding;
-use crate::record::Record;
+use crate::record::Entry;
+use crate::verdict::Holding;
 use crate::waiting::Observer;
 
 /// How often the live line is drawn.
@@ -22,7 +22,7 @@ pub struct Progress {
     max_attempts: Option<NonZeroU32>,
     is_live: bool,
     is_drawn: bool,
-    told: Option<(Option<Record>, Instant)>,
+    told: Option<(Option<Entry>, Instant)>,
 }
 
 impl Progress {
@@ -65,20 +65,20 @@ fn write_stderr(text: &str) {
 }
 
 impl Observer for Progress {
-    fn waiting(&mut self, holding: Option<&Holding>, attempt: u32) {
-        let record = holding.and_then(|holding| holding.stored.content.record().cloned());
+    fn waiting(&mut self, holders: &[Holding], attempt: u32) {
+        let entry = holders.first().and_then(|holding| holding.entry.clone());
         let now = Instant::now();
-        let is_old_news = self.told.as_ref().is_some_and(|(told, when)| *told == record && now.duration_since(*when) < REPEAT);
+        let is_old_news = self.told.as_ref().is_some_and(|(told, when)| *told == entry && now.duration_since(*when) < REPEAT);
         if is_old_news && !self.is_live {
             return;
         }
         let attempts = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
-        let message = format!("waiting for {}, attempt {attempt}{attempts}", in_short(holding));
+        let message = format!("waiting for {}, attempt {attempt}{attempts}", in_short(holders));
         if self.is_live {
             self.draw(&message);
         } else {
             tracing::info!("{message}");
-            self.told = Some((record, now));
+            self.told = Some((entry, now));
         }
     }
 

@@ -6,43 +6,63 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
+use rustix::process::Pid;
 use serde::Serialize;
 
-use crate::backend::{self, Stored};
+use crate::backend;
 use crate::cli::StatusArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::holder::Holder;
 use crate::local_time::{local_time, short};
-use crate::mutex::Mutex;
+use crate::mode::Mode;
+use crate::mutex::{Looked, Mutex};
 use crate::owner::Place;
-use crate::printable;
-use crate::verdict::{Held, LocalJudge, Verdict};
+use crate::verdict::{Held, Judged, LocalJudge, Stale, Verdict};
+use crate::{printable, process};
 
 #[derive(Serialize)]
 struct Report {
     locks: Vec<Lock>,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Lock {
     path: String,
     state: State,
     reason: Option<String>,
+    /// The first of them, for whoever knows plain mutexes only.
     holder: Option<HolderReport>,
+    holders: Vec<HolderReport>,
+    waiters: Vec<WaiterReport>,
 }
 
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Default, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum State {
+    #[default]
     Free,
     Held,
     Stale,
     Unknown,
 }
 
-#[derive(Serialize)]
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Held => "held",
+            Self::Stale => "stale",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+#[derive(Clone, Serialize)]
 struct HolderReport {
+    state: State,
+    reason: String,
+    mode: Option<String>,
     pid: Option<i32>,
     command: Option<String>,
     host: Option<String>,
@@ -55,6 +75,12 @@ struct HolderReport {
     holder: Holder,
 }
 
+#[derive(Serialize)]
+struct WaiterReport {
+    pid: i32,
+    command: String,
+}
+
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     let judge = LocalJudge { here: Place::here(), orphans: environment.orphans(args.orphans)? };
     let mut locks = Vec::new();
@@ -62,8 +88,9 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     let paths = paths(args, environment)?;
     let is_one_of_several = args.all || paths.len() > 1;
     for path in paths {
-        match Mutex::new(backend::open(&path), &judge).look() {
-            Ok(found) => locks.push(report(&path, found)),
+        let mut mutex = Mutex::new(backend::open(&path), &judge);
+        match mutex.look() {
+            Ok(found) => locks.push(report(&path, found, mutex.waiters())),
             // Other programs keep files of that name, too.
             Err(error @ backend::Error::NotALock { .. }) if args.all => tracing::debug!("{error}"),
             // One that cannot be read must not hide the others.
@@ -73,7 +100,7 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
                     path: printable::path(&path),
                     state: State::Unknown,
                     reason: Some(error.to_string()),
-                    holder: None,
+                    ..Lock::default()
                 });
                 failure = failure.or(Some(error));
             }
@@ -120,33 +147,57 @@ fn all_in(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-fn report(path: &Path, found: Option<(Stored, Verdict)>) -> Lock {
+fn report(path: &Path, found: Option<Looked>, waiters: Vec<Pid>) -> Lock {
     // Perhaps the name is mistyped.
     let is_nowhere = path.parent().is_some_and(|directory| !directory.is_dir());
     let path = printable::path(path);
-    let Some((stored, verdict)) = found else {
+    let waiters = waiters.into_iter().map(waiter).collect();
+    let judged = found.map(|(_, judged)| judged).unwrap_or_default();
+    // What only tells that it was released is nobody's.
+    let is_left = |judged: &&Judged<Verdict>| !matches!(judged.verdict, Verdict::Stale(Stale::Released));
+    let holders: Vec<_> = judged.iter().filter(is_left).map(holder).collect();
+    // Whoever still holds it counts, wherever in the record it stands.
+    let first = [State::Held, State::Unknown, State::Stale]
+        .into_iter()
+        .find_map(|state| holders.iter().find(|holder| holder.state == state))
+        .cloned();
+    let Some(first) = first else {
         let reason = is_nowhere.then(|| "its directory does not exist".to_owned());
-        return Lock { path, state: State::Free, reason, holder: None };
+        return Lock { path, reason, waiters, ..Lock::default() };
     };
-    let (state, reason) = match verdict {
+    Lock { path, state: first.state, reason: Some(first.reason.clone()), holder: Some(first), holders, waiters }
+}
+
+fn holder(judged: &Judged<Verdict>) -> HolderReport {
+    let (state, reason) = match &judged.verdict {
         Verdict::Held(held @ Held::Unknown(_)) => (State::Unknown, held.to_string()),
         Verdict::Held(held) => (State::Held, held.to_string()),
         Verdict::Stale(why) => (State::Stale, why.to_string()),
     };
-    let holder = Holder::new(&stored);
-    let record = holder.record.as_ref();
-    let report = HolderReport {
-        pid: record.map(|record| record.owner.pid.as_raw_pid()),
-        command: record.and_then(|record| record.command.clone()),
-        host: record.and_then(|record| record.owner.place.host.clone()),
-        uid: record.and_then(|record| record.owner.uid),
+    let holder = Holder::new(judged);
+    let entry = holder.entry.as_ref();
+    HolderReport {
+        state,
+        reason,
+        mode: entry.map(|entry| entry.mode.to_string()),
+        pid: entry.map(|entry| entry.owner.pid.as_raw_pid()),
+        command: entry.and_then(|entry| entry.command.clone()),
+        host: entry.and_then(|entry| entry.owner.place.host.clone()),
+        uid: entry.and_then(|entry| entry.owner.uid),
         since: holder.since.map(|since| since.to_string()),
         held_seconds: holder.held_for().map(|duration| duration.as_secs()),
-        run: record.and_then(|record| record.run.clone()),
-        token: record.and_then(|record| record.token.clone()),
+        run: entry.and_then(|entry| entry.run.clone()),
+        token: entry.and_then(|entry| entry.token.clone()),
         holder,
-    };
-    Lock { path, state, reason: Some(reason), holder: Some(report) }
+    }
+}
+
+fn waiter(pid: Pid) -> WaiterReport {
+    let arguments = process::arguments(pid);
+    // `serializer lock` waits for its parent, and that is what people know.
+    let is_lock = arguments.iter().skip(1).find(|argument| !argument.starts_with('-')).is_some_and(|word| word == "lock");
+    let arguments = is_lock.then(|| process::parent(pid)).flatten().map_or(arguments, process::arguments);
+    WaiterReport { pid: pid.as_raw_pid(), command: printable::command_line(&arguments) }
 }
 
 fn table(locks: &[Lock]) -> String {
@@ -155,23 +206,33 @@ fn table(locks: &[Lock]) -> String {
     table.set_header(["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"]);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     for lock in locks {
-        let state = match lock.state {
-            State::Free => "free",
-            State::Held => "held",
-            State::Stale => "stale",
-            State::Unknown => "unknown",
-        };
-        let holder = lock.holder.as_ref();
-        table.add_row([
-            lock.path.clone(),
-            state.to_owned(),
-            or_dash(holder.and_then(|holder| holder.pid).map(|pid| pid.to_string())),
-            or_dash(holder.and_then(|holder| holder.command.clone())),
-            or_dash(holder.and_then(|holder| holder.host.clone())),
-            or_dash(holder.and_then(|holder| holder.holder.since).map(|since| local_time(since).to_string())),
-            or_dash(holder.and_then(|holder| holder.holder.held_for()).map(short)),
-            or_dash(lock.reason.clone()),
-        ]);
+        if lock.holders.is_empty() {
+            let mut row = vec![lock.path.clone(), lock.state.word().to_owned()];
+            row.extend(std::iter::repeat_n("-".to_owned(), 5));
+            row.push(or_dash(lock.reason.clone()));
+            table.add_row(row);
+        }
+        for holder in &lock.holders {
+            let mode = holder.mode.as_ref().filter(|mode| **mode != Mode::EXCLUSIVE.to_string());
+            table.add_row([
+                lock.path.clone(),
+                holder.state.word().to_owned(),
+                or_dash(holder.pid.map(|pid| pid.to_string())),
+                or_dash(holder.command.clone()),
+                or_dash(holder.host.clone()),
+                or_dash(holder.holder.since.map(|since| local_time(since).to_string())),
+                or_dash(holder.holder.held_for().map(short)),
+                mode.map_or_else(|| holder.reason.clone(), |mode| format!("{}; {mode}", holder.reason)),
+            ]);
+        }
+        for (place, waiter) in lock.waiters.iter().enumerate() {
+            let place = match place {
+                0 => "next".to_owned(),
+                place => format!("behind {place} other{}", if place == 1 { "" } else { "s" }),
+            };
+            let row = [&lock.path, "waits", &waiter.pid.to_string(), &waiter.command, "-", "-", "-", &place];
+            table.add_row(row.map(str::to_owned));
+        }
     }
     if let Some(width) = terminal_width() {
         // What is long is folded; what is short, and read column by column, is not.

@@ -6,8 +6,10 @@ use crate::cli::UnlockArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::holder::Holder;
-use crate::mutex::{Mutex, Released};
+use crate::local_time::short;
+use crate::mutex::{Mutex, Released, Whose};
 use crate::owner::Place;
+use crate::record::Outcome;
 use crate::verdict::LocalJudge;
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
@@ -18,14 +20,21 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
 
     let mut mutex = Mutex::new(backend::open(&path), &judge);
     let location = mutex.location();
-    match mutex.release(&claimant, args.force).map_err(|error| Error::mutex("unlock", &location, error))? {
-        Released::Own(_) => tracing::info!("unlocked `{location}`"),
-        Released::Stale(stored, why) => {
-            // Perhaps nobody wanted it any more; but perhaps the owner of a lock that was relied on ended too early.
-            tracing::warn!("removed the stale lock `{location}` of {}: {why}", Holder::new(&stored));
+    let whose = if args.force { Whose::Anybodys } else { Whose::Own };
+    let released = mutex.release(&claimant, whose, Outcome::Unknown);
+    match released.map_err(|error| Error::mutex("unlock", &location, error))? {
+        Released::Own(None) => tracing::info!("unlocked `{location}`"),
+        Released::Own(Some(remaining)) => {
+            tracing::info!("unlocked `{location}`, which stays held for another {}", short(remaining));
         }
-        Released::Forced(stored, held) => {
-            tracing::warn!("took the lock `{location}` away from {}: {held}", Holder::new(&stored));
+        Released::Stale(former) => {
+            // Perhaps nobody wanted it any more; but perhaps the owner of a lock that was relied on ended too early.
+            tracing::warn!("removed the stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);
+        }
+        Released::Forced(holders) => {
+            for holding in holders {
+                tracing::warn!("took the lock `{location}` away from {}: {}", Holder::new(&holding), holding.verdict);
+            }
         }
     }
     Ok(())

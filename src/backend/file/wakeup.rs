@@ -1,5 +1,5 @@
 //! How a release wakes a waiter: a datagram socket in the abstract namespace, named after the lock, which the waiter that
-//! comes first binds and the releaser sends to. The kernel removes it with the process, at no cost (closing an inotify
+//! is first in line binds and the releaser sends to. The kernel removes it with the process, at no cost (closing an inotify
 //! descriptor takes 5 to 20 ms).
 //!
 //! It carries no meaning but "look again": anybody may send, or take the name first, and other network namespaces are not
@@ -21,9 +21,6 @@ use rustix::io::Errno;
 /// How much of a file's name goes into the socket's name, which holds 107 bytes. Two names that only differ behind it
 /// wake each other's waiters, which is harmless.
 const MAX_NAME: usize = 40;
-
-/// How often a waiter looks that does not have the socket, because another one has it.
-const UNHEARD: Duration = Duration::from_secs(1);
 
 /// How many datagrams to read away at once; a socket's queue holds fewer unless the administrator raised the limit, and
 /// what remains costs one more look each time.
@@ -63,19 +60,30 @@ impl WakeUp {
         }
     }
 
-    /// Sleeps until a wake-up, `limit`, or one of `fds` is readable.
-    pub fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
-        if self.socket.is_none() {
-            self.socket = self.bind();
-            if self.socket.is_some() {
-                // What was released before the socket existed has not been heard: the caller must look first.
-                return Ok(());
-            }
+    /// Begins to hear wake-ups; returns whether that is new, so that what came before has to be looked for.
+    pub fn listen(&mut self) -> bool {
+        if self.socket.is_some() {
+            return false;
         }
+        self.socket = self.bind();
+        self.socket.is_some()
+    }
+
+    /// Whether it hears them.
+    pub fn is_listening(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Lets another one hear them.
+    pub fn stop_listening(&mut self) {
+        self.socket = None;
+    }
+
+    /// Sleeps until a wake-up, `limit`, or one of `fds` is readable.
+    pub fn wait(&self, limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
         let wake_up = self.socket.as_ref().map(AsFd::as_fd);
         let mut poll_fds: Vec<_> =
             fds.iter().copied().chain(wake_up).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let limit = if self.socket.is_some() { limit } else { limit.min(UNHEARD) };
         let timeout = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
         match poll(&mut poll_fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}

@@ -1,0 +1,201 @@
+//! Acquiring a mutex: try, judge, take over, wait.
+
+use std::time::{Duration, Instant};
+
+use super::{Acquired, Error, MAX_ROUNDS, Mutex, Request, split};
+use crate::backend::{self, Stored, Write};
+use crate::claimant::Claimant;
+use crate::mode::Mode;
+use crate::record::{Entry, Outcome, Record};
+use crate::verdict::{Former, Held, Holding, Judged, Stale, Unknown, since_boot};
+use crate::waiting::{Attempts, Observer, Pace, Waiting};
+
+/// For how long a free lock is left to those who came first. They need milliseconds; one that is stopped must not stop
+/// all others.
+pub const PATIENCE: Duration = Duration::from_millis(200);
+
+/// How often one that waits behind others looks whether they take what is free. Costs nothing, and only delays what ought
+/// not to happen.
+const IN_LINE: Duration = Duration::from_secs(10);
+
+/// How often somebody who must not wait any longer leaves a free lock to others before it says that it is busy: every time,
+/// somebody else has had it.
+const MAX_DEFERRALS: usize = 50;
+
+enum Attempt {
+    Acquired(Acquired),
+    Busy(Vec<Holding>),
+    /// It is free, but others were first.
+    LeftToOthers,
+}
+
+impl Mutex<'_> {
+    /// Acquires the lock, waiting for it within `waiting`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the attempts are used up, [`Error::Absent`] when the claimant goes away; nothing is held then.
+    pub fn acquire(
+        &mut self,
+        claimant: &dyn Claimant,
+        request: &Request,
+        waiting: &Waiting,
+        observer: &mut dyn Observer,
+    ) -> Result<Acquired, Error> {
+        let acquired = self.wait_and_acquire(claimant, request, waiting, observer);
+        self.backend.leave();
+        acquired
+    }
+
+    fn wait_and_acquire(
+        &mut self,
+        claimant: &dyn Claimant,
+        request: &Request,
+        waiting: &Waiting,
+        observer: &mut dyn Observer,
+    ) -> Result<Acquired, Error> {
+        let mut attempts = Attempts::new(waiting);
+        let mut pace = Pace::default();
+        let mut deferrals = 0;
+        // Ends when the attempts are used up; if the user allows any number, when the claimant goes away.
+        loop {
+            let looked = Instant::now();
+            attempts.count(looked);
+            let (holders, is_free) = match self.attempt(claimant, request)? {
+                Attempt::Acquired(acquired) => return Ok(acquired),
+                Attempt::Busy(holders) => (holders, false),
+                Attempt::LeftToOthers => (Vec::new(), true),
+            };
+            if attempts.are_over() && (!is_free || deferrals >= MAX_DEFERRALS) {
+                return Err(Error::Busy(attempts.made(), holders));
+            }
+            if is_free {
+                deferrals += 1;
+                self.sleep_until(looked + PATIENCE, claimant, &holders)?;
+                continue;
+            }
+            let rest = pace.rest(looked.elapsed());
+            observer.waiting(&holders, attempts.made());
+            let mut until = attempts.next().min(looked + observer.interval());
+            if self.backend.is_in_line() {
+                // The first in line is woken by whatever happens; the others only by its leaving.
+                let next_look = looked + IN_LINE.min(observer.interval());
+                until = attempts.last().map_or(next_look, |last| last.min(next_look));
+            }
+            self.sleep_until(until, claimant, &holders)?;
+            // Pace the looks, not the way to the first one after a long sleep.
+            std::thread::sleep(rest.saturating_sub(looked.elapsed()));
+        }
+    }
+
+    /// One try, which never waits.
+    fn attempt(&mut self, claimant: &dyn Claimant, request: &Request) -> Result<Attempt, Error> {
+        let mut last = Vec::new();
+        for _ in 0..MAX_ROUNDS {
+            if !claimant.is_present() {
+                return Err(Error::Absent);
+            }
+            let (stored, judged) = self.look()?.map_or((None, Vec::new()), |(stored, judged)| (Some(stored), judged));
+            let record = stored.as_ref().and_then(|stored| stored.content.record());
+            // The PID in a legacy record may be another container's, which is reason enough to unlock, but not to lock.
+            let record = record.filter(|record| !record.is_legacy());
+            let is_own =
+                |entry: &Entry| record.is_some_and(|record| entry.released.is_none() && claimant.owns(record, entry, None));
+            let (own, others): (Vec<_>, Vec<_>) =
+                judged.into_iter().partition(|judged| judged.entry.as_ref().is_some_and(is_own));
+            if let Some(own) = own.into_iter().next() {
+                return match own.entry.as_ref().map(|entry| entry.mode) {
+                    Some(mode) if mode != request.mode => Err(Error::HeldOtherwise(mode)),
+                    _ => Ok(Attempt::Acquired(Acquired::AlreadyHeld(Box::new(own)))),
+                };
+            }
+            let (held, former) = split(others);
+            if !joins(request.mode, &held) {
+                return Ok(Attempt::Busy(held));
+            }
+            if !self.is_next(stored.as_ref())? {
+                return Ok(Attempt::LeftToOthers);
+            }
+            let mut entry = claimant.entry().map_err(Error::Entry)?;
+            entry.mode = request.mode;
+            entry.until = request.at_least.map(|at_least| since_boot() + u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX));
+            entry.previous = former.iter().find_map(success);
+            let token = entry.token.clone().unwrap_or_default();
+            let Some(record) = Record::of(held.iter().filter_map(|held| held.entry.clone()).chain([entry.clone()]).collect())
+            else {
+                return Ok(Attempt::Busy(held));
+            };
+            let write = match &stored {
+                None => self.backend.create(&record),
+                Some(stored) => self.backend.replace(stored, &record),
+            };
+            match write {
+                Ok(Write::Done) if claimant.is_present() => {
+                    let taken_from = former.into_iter().find(|former| former.verdict != Stale::Released);
+                    let acquired =
+                        taken_from.map_or(Acquired::Free(token.clone()), |from| Acquired::TakenOver(token, Box::new(from)));
+                    return Ok(Attempt::Acquired(acquired));
+                }
+                // It has gone away meanwhile, so what was acquired for it is given back.
+                Ok(Write::Done) => {
+                    self.withdraw(&entry)?;
+                    return Err(Error::Absent);
+                }
+                Ok(Write::Conflict) => last.clear(),
+                // Nothing was changed, and nobody can tell what the other one is about.
+                Err(backend::Error::Contended { .. }) => {
+                    let contended = |former: Former| Judged {
+                        entry: former.entry,
+                        written: former.written,
+                        verdict: Held::Unknown(Unknown::Contended),
+                    };
+                    last = held.into_iter().chain(former.into_iter().map(contended)).collect();
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Attempt::Busy(last))
+    }
+
+    /// Whether it is this one's turn: nobody waits who came first, or nobody of those takes it.
+    fn is_next(&mut self, seen: Option<&Stored>) -> Result<bool, Error> {
+        if self.backend.is_first()? {
+            self.left_to_others = None;
+            return Ok(true);
+        }
+        let seen = seen.map(|seen| &seen.version);
+        match &self.left_to_others {
+            Some((version, since)) if version.as_ref() == seen => Ok(since.elapsed() >= PATIENCE),
+            _ => {
+                self.left_to_others = Some((seen.cloned(), Instant::now()));
+                Ok(false)
+            }
+        }
+    }
+
+    fn sleep_until(&mut self, until: Instant, claimant: &dyn Claimant, holders: &[Holding]) -> Result<(), backend::Error> {
+        let limit = until.saturating_duration_since(Instant::now());
+        let limit = holders.iter().filter_map(|holding| holding.verdict.look_again_in()).fold(limit, Duration::min);
+        let mut fds = claimant.absence_fds();
+        // What becomes of the holders concerns the first in line.
+        if !self.backend.is_in_line() {
+            fds.extend(holders.iter().filter_map(|holding| holding.verdict.ended_fd()));
+        }
+        self.backend.wait(limit, &fds)
+    }
+}
+
+/// Whether somebody may come to these holders; not where they may mean something that is not understood here.
+fn joins(mode: Mode, holders: &[Holding]) -> bool {
+    let modes = holders.iter().map(|holding| match (&holding.verdict, &holding.entry) {
+        (Held::Unknown(Unknown::NewerVersion | Unknown::BeingWritten | Unknown::Contended), _) | (_, None) => None,
+        // Nobody holds it; it stays as it is for a time.
+        (Held::AtLeast(_), Some(entry)) | (_, Some(entry)) => Some(entry.mode),
+    });
+    modes.collect::<Option<Vec<_>>>().is_some_and(|modes| mode.joins(&modes))
+}
+
+fn success(former: &Former) -> Option<(String, Outcome)> {
+    let entry = former.entry.as_ref().filter(|entry| entry.released == Some(Outcome::Succeeded))?;
+    Some((entry.token.clone()?, Outcome::Succeeded))
+}

@@ -1,0 +1,120 @@
+//! Releasing a mutex: one's own, a stale one, or on request another's.
+
+use std::time::Duration;
+
+use super::{Error, MAX_ROUNDS, Mutex, Released, Whose, split};
+use crate::backend::{self, Stored, Write};
+use crate::claimant::Claimant;
+use crate::record::{Entry, Outcome, Record};
+use crate::verdict::{Holding, Judged, Stale, Verdict, since_boot};
+
+impl Mutex<'_> {
+    /// Releases the lock if it is the claimant's or stale, or as `whose` says; that only if it is still the one seen first.
+    /// `outcome` is told to those who wait for it.
+    ///
+    /// # Errors
+    /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then.
+    pub fn release(&mut self, claimant: &dyn Claimant, mut whose: Whose, outcome: Outcome) -> Result<Released, Error> {
+        for _ in 0..MAX_ROUNDS {
+            let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
+            let record = stored.content.record();
+            let is_own = |judged: &Judged<Verdict>| {
+                let entry = judged.entry.as_ref().filter(|entry| entry.released.is_none());
+                record.zip(entry).is_some_and(|(record, entry)| claimant.owns(record, entry, judged.written))
+            };
+            let (own, others): (Vec<_>, Vec<_>) = judged.into_iter().partition(is_own);
+            let (mut held, mut former) = split(others);
+            let released;
+            if !own.is_empty() {
+                let left = own.into_iter().filter_map(|own| self.what_stays(own.entry?, outcome));
+                let (until, left): (Vec<_>, Vec<_>) = left.unzip();
+                released = Released::Own(until.into_iter().flatten().max());
+                let rest = entries(held).chain(left).collect();
+                if self.store(&stored, rest)? == Write::Done {
+                    return Ok(released);
+                }
+            } else if held.is_empty() {
+                let stale = former.iter().position(|former| former.verdict != Stale::Released);
+                let Some(stale) = stale else { return Err(Error::NotLocked) };
+                let write = match whose {
+                    Whose::Own => self.delete_stale(claimant, &stored)?,
+                    _ => self.backend.delete(&stored)?,
+                };
+                if write == Write::Done {
+                    self.backend.notify();
+                    return Ok(Released::Stale(Box::new(former.swap_remove(stale))));
+                }
+            } else {
+                let is_taken = |holding: &Holding| match whose {
+                    Whose::Own => false,
+                    Whose::Anybodys => true,
+                    Whose::Of(token) => holding.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
+                };
+                let taken: Vec<_> = held.extract_if(.., |holding| is_taken(holding)).collect();
+                if taken.is_empty() {
+                    return Err(Error::NotOurs(held));
+                }
+                if self.store(&stored, entries(held).collect())? == Write::Done {
+                    return Ok(Released::Forced(taken));
+                }
+            }
+            // Whoever holds it now is not the one whom the user wanted to take it from.
+            if whose == Whose::Anybodys {
+                whose = Whose::Own;
+            }
+        }
+        Err(Error::NotOurs(Vec::new()))
+    }
+
+    /// What is left of a holder's own entry when it releases, and for how long yet.
+    fn what_stays(&mut self, entry: Entry, outcome: Outcome) -> Option<(Option<Duration>, Entry)> {
+        let remaining = entry.until.and_then(|until| until.checked_sub(since_boot())).filter(|remaining| *remaining > 0);
+        let is_told = outcome == Outcome::Succeeded && self.backend.is_awaited();
+        let stays = remaining.is_some() || is_told;
+        stays.then(|| (remaining.map(Duration::from_millis), Entry { released: Some(outcome), ..entry }))
+    }
+
+    /// Leaves these entries, or nothing if there are none, and wakes who waits.
+    fn store(&mut self, seen: &Stored, entries: Vec<Entry>) -> Result<Write, backend::Error> {
+        let write = match Record::of(entries) {
+            // Fewer entries than there were fit.
+            Some(record) => self.backend.replace(seen, &record)?,
+            None => self.backend.delete(seen)?,
+        };
+        if write == Write::Done {
+            self.backend.notify();
+        }
+        Ok(write)
+    }
+
+    /// Takes a stale lock over before it is deleted, because a takeover finds out who else is taking it over.
+    /// In the name of this very process: if it is killed in between, the record is stale again.
+    fn delete_stale(&mut self, claimant: &dyn Claimant, stale: &Stored) -> Result<Write, Error> {
+        let entry = claimant.transient_entry().map_err(Error::Entry)?;
+        let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
+        match self.backend.replace(stale, &record)? {
+            Write::Done => Ok(self.withdraw(&entry)?),
+            Write::Conflict => Ok(Write::Conflict),
+        }
+    }
+
+    /// Takes away an entry that was just written; a conflict means that somebody has taken it over.
+    pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, backend::Error> {
+        for _ in 0..MAX_ROUNDS {
+            let Some(stored) = self.backend.load()? else { return Ok(Write::Conflict) };
+            let entries = stored.content.record().map(Record::entries).unwrap_or_default();
+            let rest: Vec<_> = entries.iter().filter(|other| other.token != entry.token).cloned().collect();
+            if rest.len() == entries.len() {
+                return Ok(Write::Conflict);
+            }
+            if self.store(&stored, rest)? == Write::Done {
+                return Ok(Write::Done);
+            }
+        }
+        Ok(Write::Conflict)
+    }
+}
+
+fn entries(holders: Vec<Holding>) -> impl Iterator<Item = Entry> {
+    holders.into_iter().filter_map(|holding| holding.entry)
+}
