@@ -49,6 +49,14 @@ pub trait Backend {
     /// When it cannot sleep.
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error>;
 
+    /// Sleeps as [`Backend::wait`] does, without a place among those who want the lock.
+    ///
+    /// # Errors
+    /// When it cannot sleep.
+    fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        self.wait(limit, fds)
+    }
+
     /// Wakes whoever is to look next, because a holder has gone.
     fn notify(&mut self) {}
 

@@ -7,12 +7,9 @@ use rustix::process::{Pid, getpid, getppid};
 
 use crate::owner::{Owner, Place};
 use crate::printable;
-use crate::process::{self, Observation, Process};
+use crate::process::{self, FIRST_PID_NAMESPACE, Observation, Process};
 use crate::record::{Entry, Record};
 use crate::verdict::{RUN_VARIABLE, started_after};
-
-/// The inode number of the first PID namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`), where PID 1 never ends.
-const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// Programs that adopt orphans: a `lock` that has one as its parent was left behind, or is started by a service manager.
 const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
@@ -99,7 +96,8 @@ impl NoOwner {
             Self::NotRunning { .. } => "check `--owner-pid` or `SERIALIZER_OWNER_PID`",
             Self::Unidentifiable { .. } => "mount /proc, or lock where it can be read",
             Self::OutsideParent | Self::Adopter { .. } | Self::ParentEnded => {
-                "name the process that is to own the lock with `--owner-pid PID` or `SERIALIZER_OWNER_PID`"
+                "let `serializer run -- COMMAND` hold it for a command, or name the process that is to own the lock with \
+                 `--owner-pid PID` or `SERIALIZER_OWNER_PID`"
             }
         }
     }

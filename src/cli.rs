@@ -61,6 +61,21 @@ Examples:
 
 Only the process that locked can unlock, or anybody once that has ended. Anything else is refused with exit code 77.";
 
+const WAIT_HELP: &str = "\
+Examples:
+  serializer wait --timeout 10m && echo 'nobody loads the warehouse'
+  serializer wait load.lck dbt.lck
+
+When it returns, nobody held each of them at one moment; somebody may hold them again. `lock` is what keeps others out.";
+
+const BREAK_HELP: &str = "\
+Examples:
+  serializer status --json | jq -r '.locks[].holders[] | [.pid, .command, .token] | @tsv'
+  serializer break dbt.lck --token 6f0c0d21a7d34e0c8b8d9f5b7a3c1e42
+
+Only the acquisition that has this token loses the lock: whoever has got it in the meantime keeps it. \
+Its process is not ended, and does not learn of it before it unlocks.";
+
 const STATUS_HELP: &str = "\
 Examples:
   serializer status
@@ -93,6 +108,12 @@ pub enum Command {
     /// Release the lock
     #[command(after_help = UNLOCK_HELP)]
     Unlock(UnlockArgs),
+    /// Wait until nobody holds the lock, without taking it
+    #[command(after_help = WAIT_HELP)]
+    Wait(WaitArgs),
+    /// Take the lock away from one certain holder
+    #[command(after_help = BREAK_HELP)]
+    Break(BreakArgs),
     /// Show who holds the lock, since when, and whether that process still runs
     #[command(after_help = STATUS_HELP)]
     Status(StatusArgs),
@@ -216,6 +237,37 @@ pub struct UnlockArgs {
     /// For whom.
     #[command(flatten)]
     pub owner: OwnerArgs,
+}
+
+/// `wait`
+#[derive(Args, Clone, Debug, Default)]
+pub struct WaitArgs {
+    /// Lock files to wait for, one after the other, instead of the one that is set up
+    #[arg(value_name = "NAME", conflicts_with = "file_name")]
+    pub names: Vec<PathBuf>,
+    /// Which lock.
+    #[command(flatten)]
+    pub file: LockFileArgs,
+    /// How to wait.
+    #[command(flatten)]
+    pub waiting: WaitingArgs,
+    /// Whose processes count.
+    #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide = true)]
+    pub orphans: Option<Orphans>,
+}
+
+/// `break`
+#[derive(Args, Clone, Debug, Default)]
+pub struct BreakArgs {
+    /// Lock file, instead of the one that is set up
+    #[arg(value_name = "NAME", conflicts_with = "file_name")]
+    pub name: Option<PathBuf>,
+    /// Token of the holder, as `serializer status --json` shows it
+    #[arg(long, value_name = "TOKEN")]
+    pub token: String,
+    /// Which lock.
+    #[command(flatten)]
+    pub file: LockFileArgs,
 }
 
 /// `status`

@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+mod r#break;
 mod completions;
 mod describe;
 mod initialize;
@@ -8,6 +9,7 @@ mod man;
 mod progress;
 mod status;
 mod unlock;
+mod wait;
 
 use std::io::{self, Write};
 
@@ -24,6 +26,8 @@ pub fn run(command: &Command) -> Result<(), Error> {
     match command {
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),
+        Command::Wait(args) => wait::run(args, &environment?),
+        Command::Break(args) => r#break::run(args, &environment?),
         Command::Status(args) => status::run(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
         Command::Describe(args) => describe::run(args),

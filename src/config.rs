@@ -103,6 +103,17 @@ impl Environment {
         Ok(path)
     }
 
+    /// Where the lock files `names` are, or the one that is set up if there are no names.
+    ///
+    /// # Errors
+    /// When a path cannot be one of a lock file.
+    pub fn named_lock_files(&self, args: &LockFileArgs, names: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+        if names.is_empty() {
+            return Ok(vec![self.lock_file(args)?]);
+        }
+        names.iter().map(|name| self.path_in_directory(args, name)).collect()
+    }
+
     /// Where lock files are.
     ///
     /// # Errors
@@ -139,7 +150,7 @@ impl Environment {
             let slots = self.resolve(args.slots, "SLOTS", self.slots.as_deref(), parse_slots)?;
             slots.map_or(Mode::EXCLUSIVE, Mode::Slots)
         };
-        Ok(Request { mode, at_least: args.hold_at_least.filter(|at_least| !at_least.is_zero()) })
+        Ok(Request { mode, at_least: args.hold_at_least.filter(|at_least| !at_least.is_zero()), skip_if_done: false })
     }
 
     /// The process that is to own the lock; `None` for the parent.

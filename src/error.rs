@@ -91,7 +91,12 @@ impl From<backend::Error> for Error {
 fn hint_for(holding: &Holding) -> Option<String> {
     match holding.verdict {
         Held::RunGoesOn { .. } => Some("`SERIALIZER_ORPHANS=ignore` does not wait for such processes".into()),
-        Held::Unknown(Unknown::OtherHost | Unknown::OtherBoot | Unknown::OtherPidNamespace) => {
+        Held::Unknown(Unknown::OtherPidNamespace) => Some(
+            "containers that share a PID namespace see each other's processes (`docker run --pid=host`, \
+             `shareProcessNamespace: true`); when you are certain that it has ended, `serializer unlock --force`"
+                .into(),
+        ),
+        Held::Unknown(Unknown::OtherHost | Unknown::OtherBoot) => {
             Some("when you are certain that it has ended, `serializer unlock --force`".into())
         }
         _ => None,

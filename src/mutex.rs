@@ -48,6 +48,8 @@ pub struct Request {
     pub mode: Mode,
     /// For how long the lock is to be held at least, even if it is released or its owner ends earlier.
     pub at_least: Option<Duration>,
+    /// Whether it is not needed any more once whoever held it has succeeded.
+    pub skip_if_done: bool,
 }
 
 /// How a lock was acquired.
@@ -59,6 +61,8 @@ pub enum Acquired {
     TakenOver(String, Box<Former>),
     /// The claimant held it before.
     AlreadyHeld(Box<Judged<Verdict>>),
+    /// It was not: another has done meanwhile what it was wanted for.
+    NotNeeded,
 }
 
 /// Whose hold is to be released.

@@ -22,6 +22,9 @@ use crate::printable;
 /// `PIDFS_MAGIC` of `linux/magic.h`: only there is a pidfd's inode number an identity.
 const PIDFS_MAGIC: FsWord = 0x5049_4446;
 
+/// The inode number of the first PID namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`), where PID 1 never ends.
+pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
 /// What a look at a PID found.
 #[derive(Debug)]
 pub enum Observation {
@@ -47,6 +50,11 @@ impl Process {
     /// Readable when the process has ended; `None` where the kernel gives no pidfd.
     pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The same process.
+    pub fn try_clone(&self) -> Option<Self> {
+        Some(Self { pidfd: Some(self.pidfd.as_ref()?.try_clone().ok()?), instance: self.instance })
     }
 
     /// Whether it has ended since it was observed; an unclear answer counts as not ended.
@@ -172,6 +180,40 @@ pub fn any_runs_python_script(script: &str) -> std::io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Finds the process whose pidfd has that inode number, under whatever number it is known here. `None` only if it is certain
+/// that there is none: all processes of the machine are seen from here.
+///
+/// Opens a pidfd for every process (some microseconds each).
+///
+/// # Errors
+/// When it is not found, and may exist all the same.
+pub fn find_by_inode(wanted: u64) -> Result<Option<Process>, NoProcessTable> {
+    let mut sees_all = sees_all_processes();
+    for entry in fs::read_dir("/proc").map_err(|_| NoProcessTable)? {
+        let entry = entry.map_err(|_| NoProcessTable)?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => match inode(&pidfd) {
+                Some(found) if found == wanted && !is_readable(&pidfd) => {
+                    let instance = Instance { start: start_time(pid), pidfd: Some(found) };
+                    return Ok(Some(Process { pidfd: Some(pidfd), instance }));
+                }
+                found => sees_all &= found.is_some(),
+            },
+            Err(Errno::SRCH) => {}
+            Err(_) => sees_all = false,
+        }
+    }
+    if sees_all { Ok(None) } else { Err(NoProcessTable) }
+}
+
+/// Whether `/proc` lists every process: it is that of the first PID namespace, and hides nobody (`hidepid`).
+fn sees_all_processes() -> bool {
+    let namespace = fs::metadata("/proc/self/ns/pid").map(|metadata| std::os::unix::fs::MetadataExt::ino(&metadata));
+    // PID 1 is root's, and would be the first to be hidden.
+    namespace.is_ok_and(|inode| inode == FIRST_PID_NAMESPACE) && read_proc(Pid::INIT, "stat").is_some()
 }
 
 /// The processes of this machine cannot be looked at.

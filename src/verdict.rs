@@ -10,7 +10,7 @@
 //! | same boot, and to be held at least until later | held, whatever became of the process |
 //! | other machine id or host name | unknown |
 //! | same machine, other boot id | stale: rebooted |
-//! | same boot, other PID namespace | unknown; that PID is never looked at |
+//! | same boot, other PID namespace | that PID is never looked at, but processes seen from here whose pidfd has the recorded inode: alive, or ended if it was seen before, or gone if all processes of the machine are seen from here; otherwise unknown |
 //! | no such process | stale |
 //! | the PID is a thread's | stale |
 //! | ended, but not yet reaped | stale |
@@ -19,6 +19,8 @@
 //!
 //! A stale owner's lock is held all the same while another process of its pipeline run goes on.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, hash_map};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
@@ -30,7 +32,7 @@ use crate::backend::{Content, Stored};
 use crate::local_time::short;
 use crate::owner::{Instance, Place};
 use crate::printable;
-use crate::process::{self, Observation, Process, Relative};
+use crate::process::{self, NoProcessTable, Observation, Process, Relative};
 use crate::record::{Entry, Record};
 
 /// The variable by which the processes of one Meltano run know each other.
@@ -212,12 +214,19 @@ pub fn judge_all(judge: &dyn Judge, stored: &Stored, unchanged_for: Duration) ->
 }
 
 /// Judges by looking at this machine's processes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct LocalJudge {
-    /// Where we look from.
-    pub here: Place,
-    /// Whether orphans of a dead owner count.
-    pub orphans: Orphans,
+    here: Place,
+    orphans: Orphans,
+    /// Processes of other PID namespaces that were seen, by the inode numbers of their pidfds.
+    seen: RefCell<HashMap<u64, Process>>,
+}
+
+impl LocalJudge {
+    /// Looks from here; `orphans` tells whether those of a dead owner count.
+    pub fn new(here: Place, orphans: Orphans) -> Self {
+        Self { here, orphans, seen: RefCell::default() }
+    }
 }
 
 impl Judge for LocalJudge {
@@ -287,7 +296,7 @@ impl LocalJudge {
         if !record.is_legacy() {
             self.check_boot(&owner.place)?;
             if owner.place.pid_namespace.is_none() || owner.place.pid_namespace != self.here.pid_namespace {
-                return unknown(Unknown::OtherPidNamespace);
+                return self.look_into_container(entry);
             }
         }
         if let Some((pid, instance)) = entry.keeper
@@ -309,6 +318,35 @@ impl LocalJudge {
             owner.instance.same_as(process.instance) == Some(false)
         };
         if reused { stale(Stale::Reused) } else { Ok(Some(process)) }
+    }
+
+    /// From outside, a process in a container is seen under another number. The inode number of its pidfd is the same in all
+    /// PID namespaces, and unique until reboot.
+    fn look_into_container(&self, entry: &Entry) -> Result<Option<Process>, Verdict> {
+        let instances = entry.keeper.iter().map(|(_, keeper)| keeper).chain([&entry.owner.instance]);
+        let mut is_unknown = false;
+        for instance in instances {
+            match instance.pidfd.map(|inode| self.find_outside(inode)) {
+                Some(Ok(Some(process))) => return Ok(Some(process)),
+                Some(Ok(None)) => {}
+                Some(Err(_)) | None => is_unknown = true,
+            }
+        }
+        if is_unknown { unknown(Unknown::OtherPidNamespace) } else { stale(Stale::Gone) }
+    }
+
+    /// A process of another PID namespace; `None` if it is proved gone.
+    fn find_outside(&self, inode: u64) -> Result<Option<Process>, NoProcessTable> {
+        let mut seen = self.seen.borrow_mut();
+        // Whoever was seen once is seen to end, from wherever one looks.
+        let process = match seen.entry(inode) {
+            hash_map::Entry::Occupied(seen) => seen.into_mut(),
+            hash_map::Entry::Vacant(vacant) => match process::find_by_inode(inode)? {
+                Some(process) => vacant.insert(process),
+                None => return Ok(None),
+            },
+        };
+        if process.has_ended() { Ok(None) } else { process.try_clone().map(Some).ok_or(NoProcessTable) }
     }
 
     fn check_boot(&self, place: &Place) -> Result<(), Verdict> {

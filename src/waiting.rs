@@ -16,6 +16,13 @@ pub struct Waiting {
     pub timeout: Option<Duration>,
 }
 
+impl Waiting {
+    /// What is left of it after so long; the attempts begin anew.
+    pub fn after(self, elapsed: Duration) -> Self {
+        Self { timeout: self.timeout.map(|timeout| timeout.saturating_sub(elapsed)), ..self }
+    }
+}
+
 /// Looks that follow each other within so long are counted together.
 const WINDOW: Duration = Duration::from_secs(1);
 

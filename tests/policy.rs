@@ -24,7 +24,7 @@ use serializer::waiting::{Observer, Waiting};
 
 const OWNERS: usize = 3;
 
-const EXCLUSIVE: Request = Request { mode: Mode::EXCLUSIVE, at_least: None };
+const EXCLUSIVE: Request = Request { mode: Mode::EXCLUSIVE, at_least: None, skip_if_done: false };
 
 /// The PIDs of the owners that live. A PID is never used again.
 type Alive = Arc<StdMutex<HashSet<i32>>>;

@@ -40,7 +40,7 @@ use queue::Queue;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, lstat, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::Pid;
-use wakeup::WakeUp;
+use wakeup::{WakeUp, Watch};
 
 use super::{Backend, Content, Error, Stored, Version, Write};
 use crate::printable;
@@ -68,12 +68,13 @@ pub struct LockFile {
     path: PathBuf,
     queue: Queue,
     wake_up: WakeUp,
+    watch: Watch,
 }
 
 impl LockFile {
     /// Does not touch the file system yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), queue: Queue::new(path), wake_up: WakeUp::new(path) }
+        Self { path: path.to_owned(), queue: Queue::new(path), wake_up: WakeUp::new(path), watch: Watch::default() }
     }
 
     fn io_error(&self, action: &'static str, error: impl Into<io::Error>) -> Error {
@@ -277,6 +278,15 @@ impl Backend for LockFile {
         // Another process has the name of the socket, or there are no such sockets.
         let limit = if is_first && !self.wake_up.is_listening() { limit.min(UNHEARD) } else { limit };
         self.wake_up.wait(limit, &fds).map_err(|error| self.io_error("wait for", error))
+    }
+
+    fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        if self.watch.follow(&self.path) {
+            return Ok(());
+        }
+        let fds: Vec<_> = fds.iter().copied().chain(self.watch.changed_fd()).collect();
+        let limit = limit.min(UNHEARD);
+        wakeup::sleep(limit, &fds).map_err(|error| self.io_error("wait for", error))
     }
 
     fn notify(&mut self) {

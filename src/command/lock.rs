@@ -17,7 +17,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let owner_pid = environment.owner_pid(&args.owner)?;
     let here = Place::here();
     let claimant = ProcessClaimant::discover(&here, owner_pid);
-    let judge = LocalJudge { here, orphans: environment.orphans(args.owner.orphans)? };
+    let judge = LocalJudge::new(here, environment.orphans(args.owner.orphans)?);
 
     let mut mutex = Mutex::new(backend::open(&path), &judge);
     let location = mutex.location();
@@ -36,6 +36,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
                 from.verdict
             );
         }
+        // Nobody asks for that here.
+        Acquired::NotNeeded => {}
         Acquired::AlreadyHeld(held) => {
             tracing::warn!("`{location}` was already locked by {}", Holder::new(&held));
         }

@@ -82,7 +82,7 @@ struct WaiterReport {
 }
 
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
-    let judge = LocalJudge { here: Place::here(), orphans: environment.orphans(args.orphans)? };
+    let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let mut locks = Vec::new();
     let mut failure = None;
     let paths = paths(args, environment)?;
@@ -122,10 +122,7 @@ fn paths(args: &StatusArgs, environment: &Environment) -> Result<Vec<PathBuf>, E
     if args.all {
         return all_in(&environment.directory(&args.file)?);
     }
-    if args.names.is_empty() {
-        return Ok(vec![environment.lock_file(&args.file)?]);
-    }
-    args.names.iter().map(|name| environment.path_in_directory(&args.file, name)).collect()
+    environment.named_lock_files(&args.file, &args.names)
 }
 
 fn all_in(directory: &Path) -> Result<Vec<PathBuf>, Error> {

@@ -16,13 +16,19 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     let path = environment.lock_file(&args.file)?;
     let here = Place::here();
     let claimant = ProcessClaimant::discover(&here, environment.owner_pid(&args.owner)?);
-    let judge = LocalJudge { here, orphans: environment.orphans(args.owner.orphans)? };
+    let judge = LocalJudge::new(here, environment.orphans(args.owner.orphans)?);
 
     let mut mutex = Mutex::new(backend::open(&path), &judge);
     let location = mutex.location();
     let whose = if args.force { Whose::Anybodys } else { Whose::Own };
     let released = mutex.release(&claimant, whose, Outcome::Unknown);
-    match released.map_err(|error| Error::mutex("unlock", &location, error))? {
+    report(&location, released.map_err(|error| Error::mutex("unlock", &location, error))?);
+    Ok(())
+}
+
+/// Tells what was released.
+pub fn report(location: &str, released: Released) {
+    match released {
         Released::Own(None) => tracing::info!("unlocked `{location}`"),
         Released::Own(Some(remaining)) => {
             tracing::info!("unlocked `{location}`, which stays held for another {}", short(remaining));
@@ -37,5 +43,4 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
 }

@@ -23,7 +23,7 @@ const IN_LINE: Duration = Duration::from_secs(10);
 const MAX_DEFERRALS: usize = 50;
 
 enum Attempt {
-    Acquired(Acquired),
+    Done(Acquired),
     Busy(Vec<Holding>),
     /// It is free, but others were first.
     LeftToOthers,
@@ -31,6 +31,9 @@ enum Attempt {
 
 impl Mutex<'_> {
     /// Acquires the lock, waiting for it within `waiting`.
+    ///
+    /// With `skip_if_done` it stands beside the line, and waits for whoever holds the lock at the moment: if that one says that
+    /// it has succeeded, nothing is acquired; otherwise it tries again, and may have to wait for the next one.
     ///
     /// # Errors
     /// [`Error::Busy`] when the attempts are used up, [`Error::Absent`] when the claimant goes away; nothing is held then.
@@ -41,8 +44,15 @@ impl Mutex<'_> {
         waiting: &Waiting,
         observer: &mut dyn Observer,
     ) -> Result<Acquired, Error> {
+        if request.skip_if_done {
+            // Before the first look: whoever is seen holding the lock is to know that it is awaited.
+            self.backend.attend();
+        }
         let acquired = self.wait_and_acquire(claimant, request, waiting, observer);
         self.backend.leave();
+        if matches!(acquired, Ok(Acquired::NotNeeded)) && !self.backend.is_awaited() {
+            self.forget_outcome()?;
+        }
         acquired
     }
 
@@ -56,12 +66,13 @@ impl Mutex<'_> {
         let mut attempts = Attempts::new(waiting);
         let mut pace = Pace::default();
         let mut deferrals = 0;
+        let mut awaited: Option<String> = None;
         // Ends when the attempts are used up; if the user allows any number, when the claimant goes away.
         loop {
             let looked = Instant::now();
             attempts.count(looked);
-            let (holders, is_free) = match self.attempt(claimant, request)? {
-                Attempt::Acquired(acquired) => return Ok(acquired),
+            let (holders, is_free) = match self.attempt(claimant, request, awaited.as_deref())? {
+                Attempt::Done(acquired) => return Ok(acquired),
                 Attempt::Busy(holders) => (holders, false),
                 Attempt::LeftToOthers => (Vec::new(), true),
             };
@@ -70,8 +81,11 @@ impl Mutex<'_> {
             }
             if is_free {
                 deferrals += 1;
-                self.sleep_until(looked + PATIENCE, claimant, &holders)?;
+                self.sleep_until(looked + PATIENCE, claimant, request, &holders)?;
                 continue;
+            }
+            if request.skip_if_done {
+                awaited = holders.first().and_then(|holding| holding.entry.as_ref()?.token.clone());
             }
             let rest = pace.rest(looked.elapsed());
             observer.waiting(&holders, attempts.made());
@@ -81,14 +95,14 @@ impl Mutex<'_> {
                 let next_look = looked + IN_LINE.min(observer.interval());
                 until = attempts.last().map_or(next_look, |last| last.min(next_look));
             }
-            self.sleep_until(until, claimant, &holders)?;
+            self.sleep_until(until, claimant, request, &holders)?;
             // Pace the looks, not the way to the first one after a long sleep.
             std::thread::sleep(rest.saturating_sub(looked.elapsed()));
         }
     }
 
-    /// One try, which never waits.
-    fn attempt(&mut self, claimant: &dyn Claimant, request: &Request) -> Result<Attempt, Error> {
+    /// One try, which never waits. It is in vain if the acquisition `awaited` has succeeded.
+    fn attempt(&mut self, claimant: &dyn Claimant, request: &Request, awaited: Option<&str>) -> Result<Attempt, Error> {
         let mut last = Vec::new();
         for _ in 0..MAX_ROUNDS {
             if !claimant.is_present() {
@@ -105,10 +119,13 @@ impl Mutex<'_> {
             if let Some(own) = own.into_iter().next() {
                 return match own.entry.as_ref().map(|entry| entry.mode) {
                     Some(mode) if mode != request.mode => Err(Error::HeldOtherwise(mode)),
-                    _ => Ok(Attempt::Acquired(Acquired::AlreadyHeld(Box::new(own)))),
+                    _ => Ok(Attempt::Done(Acquired::AlreadyHeld(Box::new(own)))),
                 };
             }
             let (held, former) = split(others);
+            if awaited.is_some_and(|token| has_succeeded(token, &held, &former)) {
+                return Ok(Attempt::Done(Acquired::NotNeeded));
+            }
             if !joins(request.mode, &held) {
                 return Ok(Attempt::Busy(held));
             }
@@ -117,7 +134,9 @@ impl Mutex<'_> {
             }
             let mut entry = claimant.entry().map_err(Error::Entry)?;
             entry.mode = request.mode;
-            entry.until = request.at_least.map(|at_least| since_boot() + u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX));
+            entry.until = request
+                .at_least
+                .map(|at_least| since_boot().saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX)));
             entry.previous = former.iter().find_map(success);
             let token = entry.token.clone().unwrap_or_default();
             let Some(record) = Record::of(held.iter().filter_map(|held| held.entry.clone()).chain([entry.clone()]).collect())
@@ -133,7 +152,7 @@ impl Mutex<'_> {
                     let taken_from = former.into_iter().find(|former| former.verdict != Stale::Released);
                     let acquired =
                         taken_from.map_or(Acquired::Free(token.clone()), |from| Acquired::TakenOver(token, Box::new(from)));
-                    return Ok(Attempt::Acquired(acquired));
+                    return Ok(Attempt::Done(acquired));
                 }
                 // It has gone away meanwhile, so what was acquired for it is given back.
                 Ok(Write::Done) => {
@@ -173,7 +192,13 @@ impl Mutex<'_> {
         }
     }
 
-    fn sleep_until(&mut self, until: Instant, claimant: &dyn Claimant, holders: &[Holding]) -> Result<(), backend::Error> {
+    fn sleep_until(
+        &mut self,
+        until: Instant,
+        claimant: &dyn Claimant,
+        request: &Request,
+        holders: &[Holding],
+    ) -> Result<(), backend::Error> {
         let limit = until.saturating_duration_since(Instant::now());
         let limit = holders.iter().filter_map(|holding| holding.verdict.look_again_in()).fold(limit, Duration::min);
         let mut fds = claimant.absence_fds();
@@ -181,7 +206,46 @@ impl Mutex<'_> {
         if !self.backend.is_in_line() {
             fds.extend(holders.iter().filter_map(|holding| holding.verdict.ended_fd()));
         }
-        self.backend.wait(limit, &fds)
+        if request.skip_if_done { self.backend.watch(limit, &fds) } else { self.backend.wait(limit, &fds) }
+    }
+
+    /// Waits until nobody holds the lock, without wanting it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the attempts are used up.
+    pub fn wait_until_free(&mut self, waiting: &Waiting, observer: &mut dyn Observer) -> Result<(), Error> {
+        let mut attempts = Attempts::new(waiting);
+        let mut pace = Pace::default();
+        // Ends when the attempts are used up; for ever, if the user wants that.
+        loop {
+            let looked = Instant::now();
+            attempts.count(looked);
+            let (held, _) = split(self.look()?.map(|(_, judged)| judged).unwrap_or_default());
+            if held.is_empty() {
+                return Ok(());
+            }
+            if attempts.are_over() {
+                return Err(Error::Busy(attempts.made(), held));
+            }
+            let rest = pace.rest(looked.elapsed());
+            observer.waiting(&held, attempts.made());
+            let limit = attempts.next().min(looked + observer.interval()).saturating_duration_since(Instant::now());
+            let limit = held.iter().filter_map(|holding| holding.verdict.look_again_in()).fold(limit, Duration::min);
+            let fds: Vec<_> = held.iter().filter_map(|holding| holding.verdict.ended_fd()).collect();
+            self.backend.watch(limit, &fds)?;
+            std::thread::sleep(rest.saturating_sub(looked.elapsed()));
+        }
+    }
+
+    /// Removes what tells how an acquisition went, if there is nothing else.
+    fn forget_outcome(&mut self) -> Result<(), Error> {
+        let Some(stored) = self.backend.load()? else { return Ok(()) };
+        let tells_only = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
+        if stored.content.record().is_some_and(|record| record.entries().iter().all(tells_only)) {
+            // In a conflict, somebody has come who makes use of it.
+            self.backend.delete(&stored)?;
+        }
+        Ok(())
     }
 }
 
@@ -193,6 +257,16 @@ fn joins(mode: Mode, holders: &[Holding]) -> bool {
         (Held::AtLeast(_), Some(entry)) | (_, Some(entry)) => Some(entry.mode),
     });
     modes.collect::<Option<Vec<_>>>().is_some_and(|modes| mode.joins(&modes))
+}
+
+/// Whether the record says that the acquisition `token` has ended, and that it has succeeded.
+fn has_succeeded(token: &str, held: &[Holding], former: &[Former]) -> bool {
+    let entries = held.iter().map(|holding| &holding.entry).chain(former.iter().map(|former| &former.entry)).flatten();
+    let says_so = |entry: &Entry| {
+        let is_it = entry.token.as_deref() == Some(token) && entry.released == Some(Outcome::Succeeded);
+        is_it || entry.previous.as_ref().is_some_and(|(previous, outcome)| previous == token && *outcome == Outcome::Succeeded)
+    };
+    entries.into_iter().any(says_so)
 }
 
 fn success(former: &Former) -> Option<(String, Outcome)> {

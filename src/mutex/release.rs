@@ -26,11 +26,18 @@ impl Mutex<'_> {
             let (mut held, mut former) = split(others);
             let released;
             if !own.is_empty() {
-                let left = own.into_iter().filter_map(|own| self.what_stays(own.entry?, outcome));
+                let left = own.into_iter().filter_map(|own| what_stays(own.entry?, outcome));
                 let (until, left): (Vec<_>, Vec<_>) = left.unzip();
                 released = Released::Own(until.into_iter().flatten().max());
+                let told = left.iter().find(|_| outcome == Outcome::Succeeded).cloned();
                 let rest = entries(held).chain(left).collect();
                 if self.store(&stored, rest)? == Write::Done {
+                    // Asked only now: who comes later sees that it has ended, and does not wait for that.
+                    if let Some(told) = told.filter(|told| told.until.is_none_or(|until| until <= since_boot()))
+                        && !self.backend.is_awaited()
+                    {
+                        self.withdraw(&told)?;
+                    }
                     return Ok(released);
                 }
             } else if held.is_empty() {
@@ -64,14 +71,6 @@ impl Mutex<'_> {
             }
         }
         Err(Error::NotOurs(Vec::new()))
-    }
-
-    /// What is left of a holder's own entry when it releases, and for how long yet.
-    fn what_stays(&mut self, entry: Entry, outcome: Outcome) -> Option<(Option<Duration>, Entry)> {
-        let remaining = entry.until.and_then(|until| until.checked_sub(since_boot())).filter(|remaining| *remaining > 0);
-        let is_told = outcome == Outcome::Succeeded && self.backend.is_awaited();
-        let stays = remaining.is_some() || is_told;
-        stays.then(|| (remaining.map(Duration::from_millis), Entry { released: Some(outcome), ..entry }))
     }
 
     /// Leaves these entries, or nothing if there are none, and wakes who waits.
@@ -117,4 +116,11 @@ impl Mutex<'_> {
 
 fn entries(holders: Vec<Holding>) -> impl Iterator<Item = Entry> {
     holders.into_iter().filter_map(|holding| holding.entry)
+}
+
+/// What is left of a holder's own entry when it releases, and for how long yet.
+fn what_stays(entry: Entry, outcome: Outcome) -> Option<(Option<Duration>, Entry)> {
+    let remaining = entry.until.and_then(|until| until.checked_sub(since_boot())).filter(|remaining| *remaining > 0);
+    let stays = remaining.is_some() || outcome == Outcome::Succeeded;
+    stays.then(|| (remaining.map(Duration::from_millis), Entry { released: Some(outcome), ..entry }))
 }

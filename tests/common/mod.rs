@@ -314,6 +314,13 @@ pub fn unshared_shell(locks: &Locks, flags: &[&str]) -> Shell {
     shell
 }
 
+/// A bash that is PID 1 of a PID namespace of its own, as in a container. Killing `unshare`, its parent, ends it.
+pub fn pid_namespace(locks: &Locks) -> Shell {
+    let mut shell = unshared_shell(locks, &["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    assert_eq!(shell.run("test $$ = 1"), 0);
+    shell
+}
+
 /// Somebody without root's powers: whoever runs the tests or, if that is root, `nobody`.
 pub struct OrdinaryUser {
     /// A copy, because the build directory may be out of reach.

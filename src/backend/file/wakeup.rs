@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
 use rustix::io::Errno;
 
 /// How much of a file's name goes into the socket's name, which holds 107 bytes. Two names that only differ behind it
@@ -82,13 +83,8 @@ impl WakeUp {
     /// Sleeps until a wake-up, `limit`, or one of `fds` is readable.
     pub fn wait(&self, limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
         let wake_up = self.socket.as_ref().map(AsFd::as_fd);
-        let mut poll_fds: Vec<_> =
-            fds.iter().copied().chain(wake_up).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let timeout = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
-        match poll(&mut poll_fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
+        let fds: Vec<_> = fds.iter().copied().chain(wake_up).collect();
+        sleep(limit, &fds)?;
         self.drain();
         Ok(())
     }
@@ -108,5 +104,46 @@ impl WakeUp {
                 break;
             }
         }
+    }
+}
+
+/// Sleeps until `limit`, or one of `fds` is readable.
+pub fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+    let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let timeout = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// How those hear of a change who must not take the socket from the first in line. Ending it takes the kernel some
+/// milliseconds, which nobody else waits for.
+#[derive(Debug, Default)]
+pub struct Watch {
+    inotify: Option<OwnedFd>,
+    watched: Option<i32>,
+}
+
+impl Watch {
+    /// Begins to watch the file at the path; returns whether it is another one than before, so that what has become of that has
+    /// to be looked for.
+    pub fn follow(&mut self, path: &Path) -> bool {
+        if self.inotify.is_none() {
+            self.inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok();
+        }
+        let Some(inotify) = &self.inotify else { return false };
+        // What it tells is only that there is something to see. Bounded by the kernel's queue of events.
+        let mut events = [0_u8; 4096];
+        while rustix::io::read(inotify, &mut events).is_ok_and(|length| length > 0) {}
+        // Unlinking the file and renaming another one over it change the number of its names.
+        let what = inotify::WatchFlags::ATTRIB | inotify::WatchFlags::DELETE_SELF;
+        let watched = inotify::add_watch(inotify, path, what).ok();
+        std::mem::replace(&mut self.watched, watched) != watched
+    }
+
+    /// Becomes readable when the file is not the lock file any more.
+    pub fn changed_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().map(AsFd::as_fd)
     }
 }

@@ -1,0 +1,28 @@
+//! `serializer break`
+
+use super::unlock;
+use crate::backend;
+use crate::claimant::ProcessClaimant;
+use crate::cli::BreakArgs;
+use crate::config::Environment;
+use crate::error::Error;
+use crate::mutex::{Mutex, Whose};
+use crate::owner::Place;
+use crate::record::Outcome;
+use crate::verdict::LocalJudge;
+
+pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
+    let path = match &args.name {
+        Some(name) => environment.path_in_directory(&args.file, name)?,
+        None => environment.lock_file(&args.file)?,
+    };
+    let here = Place::here();
+    // Nobody owns what is taken away like this; the own lock has to be named as well.
+    let claimant = ProcessClaimant::discover(&here, None);
+    let judge = LocalJudge::new(here, environment.orphans(None)?);
+    let mut mutex = Mutex::new(backend::open(&path), &judge);
+    let location = mutex.location();
+    let released = mutex.release(&claimant, Whose::Of(&args.token), Outcome::Unknown);
+    unlock::report(&location, released.map_err(|error| Error::mutex("break", &location, error))?);
+    Ok(())
+}

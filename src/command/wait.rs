@@ -1,0 +1,27 @@
+//! `serializer wait`
+
+use super::progress::Progress;
+use crate::backend;
+use crate::cli::WaitArgs;
+use crate::config::Environment;
+use crate::error::Error;
+use crate::mutex::Mutex;
+use crate::owner::Place;
+use crate::verdict::LocalJudge;
+
+pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
+    let waiting = environment.waiting(&args.waiting)?;
+    let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
+    let started = std::time::Instant::now();
+    for path in environment.named_lock_files(&args.file, &args.names)? {
+        let mut mutex = Mutex::new(backend::open(&path), &judge);
+        let location = mutex.location();
+        // One deadline for all of them.
+        let waiting = waiting.after(started.elapsed());
+        let mut progress = Progress::new(waiting.max_attempts);
+        let free = mutex.wait_until_free(&waiting, &mut progress);
+        progress.clear();
+        free.map_err(|error| Error::mutex("wait for", &location, error).or_if_busy(args.waiting.conflict_exit_code))?;
+    }
+    Ok(())
+}

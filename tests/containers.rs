@@ -1,0 +1,127 @@
+//! Containers that share a directory of locks: PID namespaces made by `unshare`. A live holder in another one is never robbed,
+//! and its end is noticed wherever it can be seen.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Ended, Locks, Shell, Waiter, pid_namespace};
+
+/// Runs the program in a container.
+fn inside(shell: &mut Shell, args: &str) -> Ended {
+    let (code, stdout) = shell.output(&format!(r#""$S" {args} 2>&1"#));
+    Ended { code, stderr: stdout.clone(), stdout }
+}
+
+fn lock_once(locks: &Locks) -> Command {
+    locks.serializer(&["lock", "--sleep-seconds", "3600"])
+}
+
+/// Whether the tests run where every process of the machine is seen.
+fn is_first_namespace() -> bool {
+    let namespace = std::fs::read_link("/proc/self/ns/pid").expect("a namespace");
+    namespace.as_os_str() == "pid:[4026531836]"
+}
+
+#[test]
+fn a_holder_in_another_container_is_not_robbed_and_the_message_says_what_to_set() {
+    let locks = Locks::new();
+    let (mut one, mut two) = (pid_namespace(&locks), pid_namespace(&locks));
+    one.lock();
+    let ended = inside(&mut two, "lock --no-wait");
+    assert_eq!(ended.code, 75, "{ended:?}");
+    assert!(ended.last_line().contains("held by pid 1 (bash"), "{ended:?}");
+    assert!(ended.last_line().contains("its process is in another container"), "{ended:?}");
+    for hint in ["--pid=host", "shareProcessNamespace", "unlock --force"] {
+        assert!(ended.last_line().contains(hint), "{ended:?}");
+    }
+    assert_eq!(inside(&mut two, "unlock").code, 77);
+    // Nor can it be seen that it is gone.
+    one.reap();
+    assert_eq!(inside(&mut two, "lock --no-wait").code, 75);
+    assert_eq!(inside(&mut two, "unlock --force").code, 0);
+    two.lock();
+}
+
+#[test]
+fn a_waiter_in_another_container_gets_a_lock_that_is_released() {
+    let locks = Locks::new();
+    let (mut one, mut two) = (pid_namespace(&locks), pid_namespace(&locks));
+    one.lock();
+    // Two seconds for the attempt and an hour to the next: only what does not depend on it can help.
+    two.send(r#""$S" lock --sleep-seconds 3600 2>/dev/null"#);
+    while locks.names() != ["serializer.lck", "serializer.lck.queue"] {
+        std::thread::yield_now();
+    }
+    one.unlock();
+    assert_eq!(two.answer().0, 0);
+    two.unlock();
+    assert_eq!(locks.names(), [""; 0]);
+}
+
+#[test]
+fn from_outside_a_holder_in_a_container_is_seen_alive_and_its_end_is_noticed() {
+    let locks = Locks::new();
+    let mut container = pid_namespace(&locks);
+    container.lock();
+    assert_eq!(locks.read().lines().next(), Some("1"), "the shell is PID 1 there");
+    assert_eq!(locks.state(), ("held".to_owned(), "its process is running".to_owned()));
+    assert_eq!(locks.run(&["lock", "--no-wait"]).code, 75);
+    assert_eq!(locks.run(&["unlock"]).code, 77);
+    let waiter = Waiter::start(lock_once(&locks));
+    waiter.asleep();
+    container.reap();
+    let ended = waiter.end();
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.stderr.contains("taken over from pid 1 (bash"), "{ended:?}");
+}
+
+#[test]
+fn a_container_in_a_container_is_seen_by_the_outer_one() {
+    let locks = Locks::new();
+    let mut outer = pid_namespace(&locks);
+    let nested = r#"unshare --pid --fork --kill-child bash -c '"$S" lock 2>/dev/null && echo locked && read -r' <&8 >&9"#;
+    assert_eq!(outer.run(&format!("cd {}; mkfifo in out; exec 8<>in 9<>out; {nested} & inner=$!", locks.dir().display())), 0);
+    assert_eq!(outer.run("read -r line <&9; test $line = locked"), 0);
+    assert!(inside(&mut outer, "status --json").stdout.contains("\"its process is running\""));
+    outer.send(r#""$S" lock --sleep-seconds 3600 2>said; code=$?; cat said; (exit $code)"#);
+    while !locks.names().contains(&"serializer.lck.queue".to_owned()) {
+        std::thread::yield_now();
+    }
+    // The holder's process ends, and its namespace with it.
+    std::fs::write(locks.dir().join("in"), "\n").expect("the inner shell reads");
+    let (code, said) = outer.answer();
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("taken over from pid 1"), "{said}");
+}
+
+#[test]
+fn where_all_processes_are_seen_a_holder_that_died_in_its_container_is_proved_gone() {
+    if !is_first_namespace() {
+        eprintln!("SKIPPED: not in the first PID namespace, where every process is seen");
+        return;
+    }
+    let locks = Locks::new();
+    let mut container = pid_namespace(&locks);
+    container.lock();
+    container.reap();
+    // The kernel kills it after `unshare`.
+    while locks.state().0 == "held" {}
+    assert_eq!(locks.state(), ("stale".to_owned(), "its process is gone".to_owned()));
+    assert_eq!(locks.run(&["lock", "--no-wait"]).code, 0);
+}
+
+#[test]
+fn a_command_that_is_started_from_outside_its_container_is_told_what_to_do() {
+    let locks = Locks::new();
+    let container = pid_namespace(&locks);
+    // As `docker exec` does: the parent is in no namespace that is seen inside.
+    let child = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid())).expect("its children");
+    let mut command = locks.command("nsenter");
+    command.args(["--target", child.trim(), "--user", "--preserve-credentials", "--pid", "--mount", common::PROGRAM, "lock"]);
+    let ended = common::ended(&mut command);
+    assert_eq!(ended.code, 2, "{ended:?}");
+    assert!(ended.last_line().contains("the parent process is in another container"), "{ended:?}");
+    assert!(ended.last_line().contains("--owner-pid"), "{ended:?}");
+    assert!(ended.last_line().contains("serializer run"), "{ended:?}");
+}
