@@ -6,7 +6,7 @@ use super::{Error, MAX_ROUNDS, Mutex, Released, Whose, split};
 use crate::backend::{self, Stored, Write};
 use crate::claimant::Claimant;
 use crate::record::{Entry, Outcome, Record};
-use crate::verdict::{Holding, Judged, Stale, Verdict, since_boot};
+use crate::verdict::{Former, Holding, Judged, Stale, Verdict, since_boot};
 
 impl Mutex<'_> {
     /// Releases the lock if it is the claimant's or stale, or as `whose` says; that only if it is still the one seen first.
@@ -19,6 +19,10 @@ impl Mutex<'_> {
             let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
             let record = stored.content.record();
             let is_own = |judged: &Judged<Verdict>| {
+                // What is named by its token is that, and nothing else.
+                if matches!(whose, Whose::Of(_)) {
+                    return false;
+                }
                 let entry = judged.entry.as_ref().filter(|entry| entry.released.is_none());
                 record.zip(entry).is_some_and(|(record, entry)| claimant.owns(record, entry, judged.written))
             };
@@ -41,7 +45,11 @@ impl Mutex<'_> {
                     return Ok(released);
                 }
             } else if held.is_empty() {
-                let stale = former.iter().position(|former| former.verdict != Stale::Released);
+                let is_meant = |former: &Former| match whose {
+                    Whose::Of(token) => former.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
+                    Whose::Own | Whose::Anybodys => true,
+                };
+                let stale = former.iter().position(|former| former.verdict != Stale::Released && is_meant(former));
                 let Some(stale) = stale else { return Err(Error::NotLocked) };
                 let write = match whose {
                     Whose::Own => self.delete_stale(claimant, &stored)?,
