@@ -13,12 +13,17 @@ use tempfile::TempDir;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_serializer");
 const PAIR_ROUNDS: usize = 300;
 const HAND_OFF_ROUNDS: usize = 100;
+const HAND_OFFS: usize = 1000;
 
 fn main() {
     let dir = TempDir::with_prefix("serializer-bench-").expect("a temporary directory");
     pairs(dir.path());
+    runs(dir.path());
     hand_offs(dir.path());
     asleep(dir.path());
+    for waiters in [2, 20, 200] {
+        rates(waiters);
+    }
 }
 
 fn command(dir: &Path, program: &str, args: &[&str]) -> Command {
@@ -76,6 +81,18 @@ fn pairs(dir: &Path) {
     println!("2 × true (the floor)        {}", ms(nothings));
 }
 
+fn runs(dir: &Path) {
+    let flocked = dir.join("flocked").display().to_string();
+    let (mut ours, mut flocks) = (Vec::new(), Vec::new());
+    for _ in 0..PAIR_ROUNDS {
+        ours.push(time(|| run(dir, PROGRAM, &["run", "--", "true"])));
+        flocks.push(time(|| run(dir, "flock", &[&flocked, "true"])));
+    }
+    let (ours, flocks) = (median(ours), median(flocks));
+    println!("run -- true                 {}", ms(ours));
+    println!("flock FILE true             {}   ours is {:.2} of it", ms(flocks), ours.as_secs_f64() / flocks.as_secs_f64());
+}
+
 /// A process that owns the lock for us: this process is the waiters' parent, and must not own it already.
 fn holder(dir: &Path) -> Child {
     let holder = command(dir, "sleep", &["3600"]).spawn().expect("sleep starts");
@@ -127,6 +144,51 @@ fn hand_offs(dir: &Path) {
         let more = ours.as_secs_f64() * 1e3 - flock.as_secs_f64() * 1e3;
         println!("{what}     {}   {more:+.3} ms against flock", ms(ours));
     }
+}
+
+/// How fast a lock goes from hand to hand, and what that costs, while so many wait for it all the time.
+fn rates(waiters: usize) {
+    let each = HAND_OFFS / waiters;
+    let peers = [
+        ("lock; unlock", format!(r#"for i in {{1..{each}}}; do "$S" lock && "$S" unlock; done"#)),
+        ("run -- true ", format!(r#"for i in {{1..{each}}}; do "$S" run -- true; done"#)),
+        ("flock F true", format!(r#"for i in {{1..{each}}}; do flock "$F" true; done"#)),
+    ];
+    for (name, script) in peers {
+        let dir = TempDir::with_prefix("serializer-bench-").expect("a temporary directory");
+        let flocked = dir.path().join("flocked");
+        let gate = File::create(&flocked).expect("a file");
+        gate.lock().expect("flock works");
+        let mut owner = holder(dir.path());
+        let start = |_| {
+            let mut shell = command(dir.path(), "bash", &["-c", &script]);
+            shell.env("S", PROGRAM).env("F", &flocked).env("SERIALIZER_SLEEP_SECONDS", "3600").spawn().expect("bash starts")
+        };
+        let mut shells: Vec<Child> = (0..waiters).map(start).collect();
+        // Long enough for all to wait; a benchmark may guess where a test must not.
+        std::thread::sleep(Duration::from_millis(500 + 10 * waiters as u64));
+        let spent = children_cpu();
+        let took = time(|| {
+            gate.unlock().expect("flock works");
+            run(dir.path(), PROGRAM, &["unlock", "--owner-pid", &owner.id().to_string()]);
+            for shell in &mut shells {
+                assert!(shell.wait().expect("it ends").success());
+            }
+        });
+        let spent = (children_cpu() - spent) / (each * waiters) as u32;
+        let took = took / (each * waiters) as u32;
+        let rate = 1.0 / took.as_secs_f64();
+        println!("{name} with {waiters:3} waiters  {}   {rate:4.0} hand-offs/s, {} of CPU each", ms(took), ms(spent));
+        owner.kill().and_then(|()| owner.wait()).expect("it dies");
+    }
+}
+
+/// The CPU time of all children that have been waited for.
+fn children_cpu() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").expect("its times");
+    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
+    let ticks: u64 = [fields[13], fields[14]].iter().map(|field| field.parse::<u64>().expect("ticks")).sum();
+    Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
 }
 
 fn asleep(dir: &Path) {
