@@ -1,5 +1,6 @@
 //! The command line, declared. What the words mean is decided in [`crate::config`] and [`crate::command`].
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,6 +41,16 @@ Exit codes:
   77  refused: the lock is held by somebody else
 
 `serializer COMMAND --help` tells more.";
+
+const RUN_HELP: &str = "\
+Examples:
+  serializer run dbt run --select sales
+  serializer run --timeout 10m -- dbt run       # ten minutes at most, then exit code 75
+  serializer run -c 'dbt deps && dbt run'
+
+The lock belongs to the command, and is released when that ends, however it does. Signals reach the command. The exit code is the \
+command's, 128 + n if signal n ended it, 127 if it is not found and 126 if it cannot be run; 76 if it succeeded, but the lock was \
+lost meanwhile.";
 
 const LOCK_HELP: &str = "\
 Examples:
@@ -85,6 +96,9 @@ pub struct Cli {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a command while holding the lock: take it, run, release it
+    #[command(after_help = RUN_HELP)]
+    Run(RunArgs),
     /// Take the lock, waiting for it as long as another process holds it
     #[command(after_help = LOCK_HELP)]
     Lock(LockArgs),
@@ -169,6 +183,29 @@ pub struct WaitingArgs {
     /// Exit code when the lock was held until the end of the waiting
     #[arg(long, short = 'E', value_name = "CODE", default_value_t = 75)]
     pub conflict_exit_code: u8,
+}
+
+/// `run`
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunArgs {
+    /// Which lock.
+    #[command(flatten)]
+    pub file: LockFileArgs,
+    /// How to wait.
+    #[command(flatten)]
+    pub waiting: WaitingArgs,
+    /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
+    #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide_possible_values = true)]
+    pub orphans: Option<Orphans>,
+    /// Wait for all processes that the command has started, too
+    #[arg(long, hide = true)]
+    pub until_children_exit: bool,
+    /// Run a script with `$SHELL`, or with /bin/sh
+    #[arg(short = 'c', value_name = "SCRIPT", conflicts_with = "command")]
+    pub script: Option<OsString>,
+    /// The command and its arguments; options of ours stand before it
+    #[arg(value_name = "CMD", trailing_var_arg = true, required_unless_present = "script")]
+    pub command: Vec<OsString>,
 }
 
 /// `lock`

@@ -6,6 +6,7 @@ mod initialize;
 mod lock;
 mod man;
 mod progress;
+mod run;
 mod status;
 mod unlock;
 
@@ -14,14 +15,16 @@ use std::io::{self, Write};
 use crate::cli::Command;
 use crate::config::Environment;
 use crate::error::Error;
+use crate::exit_code::ExitCode;
 
 /// Runs a command.
 ///
 /// # Errors
 /// Whatever kept it from being done.
-pub fn run(command: &Command) -> Result<(), Error> {
+pub fn run(command: &Command) -> Result<ExitCode, Error> {
     let environment = Environment::read();
     match command {
+        Command::Run(args) => return run::run(args, &environment?),
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),
         Command::Status(args) => status::run(args, &environment?),
@@ -29,7 +32,8 @@ pub fn run(command: &Command) -> Result<(), Error> {
         Command::Describe(args) => describe::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
-    }
+    }?;
+    Ok(ExitCode::Done)
 }
 
 /// Writes data to stdout.
