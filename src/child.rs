@@ -207,8 +207,10 @@ impl Running {
                 }
                 None => {}
             }
-            self.pass_on_signals(Some(self.pid))?;
-            self.sleep()?;
+            // One of those that were read may have told of an end or a stop.
+            if !self.pass_on_signals(Some(self.pid))? {
+                self.sleep()?;
+            }
         };
         let not_run = shim::failure(&self.channel);
         self.witness = None;
@@ -243,10 +245,12 @@ impl Running {
         }
     }
 
-    /// Passes on what was sent to us alone.
-    fn pass_on_signals(&mut self, to: Option<Pid>) -> io::Result<()> {
+    /// Passes on what was sent to us alone. Whether there was any signal.
+    fn pass_on_signals(&mut self, to: Option<Pid>) -> io::Result<bool> {
+        let mut has_any = false;
         while let Some(received) = self.signals.receive()? {
-            if !self.was_sent_to_all(&received) {
+            has_any = true;
+            if received.signal != Signal::SIGCHLD && !self.was_sent_to_all(&received) {
                 let receivers = to.map_or_else(children, |pid| vec![pid]);
                 for pid in receivers {
                     // It may just have ended; then nobody is left to be told. It has not been reaped, so that the PID is its own.
@@ -254,7 +258,7 @@ impl Running {
                 }
             }
         }
-        Ok(())
+        Ok(has_any)
     }
 
     /// Whether the command has got the signal, too.
@@ -297,7 +301,9 @@ impl Running {
                 Err(Errno::CHILD) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
-            self.pass_on_signals(None)?;
+            if self.pass_on_signals(None)? {
+                continue;
+            }
             // No witness: it would be one of those who are waited for.
             self.has_tried_witness = true;
             self.sleep()?;

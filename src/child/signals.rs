@@ -105,14 +105,11 @@ impl Signals {
         }
     }
 
-    /// The next signal that is to be passed on.
+    /// The next signal that has come.
     pub fn receive(&self) -> io::Result<Option<Received>> {
         for fd in [&self.ending, &self.stopping, &self.harmless] {
-            while let Some(information) = fd.read_signal()? {
-                // SIGCHLD only wakes us.
-                if let Some(received) = received(&information).filter(|received| received.signal != Signal::SIGCHLD) {
-                    return Ok(Some(received));
-                }
+            if let Some(received) = fd.read_signal()?.as_ref().and_then(received) {
+                return Ok(Some(received));
             }
         }
         Ok(None)
