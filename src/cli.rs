@@ -1,5 +1,8 @@
 //! The command line, declared. What the words mean is decided in [`crate::config`] and [`crate::command`].
 
+mod help;
+
+use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,77 +14,6 @@ use rustix::process::Pid;
 use crate::config;
 use crate::verdict::Orphans;
 
-const AFTER_HELP: &str = "\
-Examples:
-  In a shell script (the script owns the lock):
-      serializer lock && dbt run; serializer unlock
-  In a Meltano pipeline, as a utility plugin named `dbtmutex`:
-      meltano run tap-x target-y dbt:deps dbtmutex:lock dbt:run dbtmutex:unlock
-  Who holds it?
-      serializer status
-
-Environment variables (a flag beats its variable, an empty one counts as unset):
-  SERIALIZER_FILE_NAME      name of the lock file [serializer.lck]
-  SERIALIZER_DIR            directory of lock files [/tmp]; a relative one starts
-                            at MELTANO_PROJECT_ROOT if that is set
-  SERIALIZER_MAX_ATTEMPTS   how often `lock` tries [0: for ever]
-  SERIALIZER_SLEEP_SECONDS  from one try to the next, in seconds [1]
-  SERIALIZER_SLOTS          how many may hold the lock at the same time [1]
-  SERIALIZER_OWNER_PID      process that owns the lock [the parent process]
-  SERIALIZER_ORPHANS        `wait` for what outlives a Meltano run, or `ignore`
-  LOG_LEVEL                 debug, info, warning or error [info]
-  LOG_TIMESTAMPS            1: messages begin with the time
-  LOG_LEVELS                1: messages begin with their level
-  MELTANO_LOG_JSON          1: messages are JSON
-
-Exit codes:
-  0   done
-  1   failed
-  2   wrong usage or setting
-  75  busy: held by another process until all attempts were used up
-  77  refused: the lock is held by somebody else
-
-`serializer COMMAND --help` tells more.";
-
-const LOCK_HELP: &str = "\
-Examples:
-  serializer lock && dbt run; serializer unlock
-  serializer lock --timeout 10m || exit     # ten minutes at most, then exit code 75
-  serializer lock --no-wait && { dbt run; serializer unlock; }
-  serializer lock --dir ~/locks --file-name warehouse.lck
-
-The lock belongs to the parent process (the script, the Meltano run), and is stale once that has ended: \
-the next `lock` takes it over at once. Locking what the same process holds already succeeds with a warning. \
-Between the tries, `lock` wakes up as soon as the lock is released or its owner ends.";
-
-const UNLOCK_HELP: &str = "\
-Examples:
-  serializer unlock
-  serializer unlock --force    # takes the lock away from its owner, and says from whom
-
-Only the process that locked can unlock, or anybody once that has ended. Anything else is refused with exit code 77.";
-
-const WAIT_HELP: &str = "\
-Examples:
-  serializer wait --timeout 10m && echo 'nobody loads the warehouse'
-  serializer wait load.lck dbt.lck
-
-When it returns, nobody held each of them at one moment; somebody may hold them again. `lock` is what keeps others out.";
-
-const BREAK_HELP: &str = "\
-Examples:
-  serializer status --json | jq -r '.locks[].holders[] | [.pid, .command, .token] | @tsv'
-  serializer break dbt.lck --token 6f0c0d21a7d34e0c8b8d9f5b7a3c1e42
-
-Only the acquisition that has this token loses the lock: whoever has got it in the meantime keeps it. \
-Its process is not ended, and does not learn of it before it unlocks.";
-
-const STATUS_HELP: &str = "\
-Examples:
-  serializer status
-  serializer status --all --dir ~/locks
-  serializer status --json | jq -r '.locks[].state'    # free, held, stale or unknown";
-
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(
@@ -89,7 +21,7 @@ Examples:
     version,
     about = "A mutex for data pipelines: makes the parts that must not overlap run one at a time"
 )]
-#[command(after_help = AFTER_HELP, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = help::AFTER_HELP, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
     /// How to report.
     #[command(flatten)]
@@ -102,20 +34,26 @@ pub struct Cli {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a command while holding the lock: take it, run, release it
+    #[command(after_help = help::RUN_HELP)]
+    Run(RunArgs),
     /// Take the lock, waiting for it as long as another process holds it
-    #[command(after_help = LOCK_HELP)]
+    #[command(after_help = help::LOCK_HELP)]
     Lock(LockArgs),
     /// Release the lock
-    #[command(after_help = UNLOCK_HELP)]
+    #[command(after_help = help::UNLOCK_HELP)]
     Unlock(UnlockArgs),
     /// Wait until nobody holds the lock, without taking it
-    #[command(after_help = WAIT_HELP)]
+    #[command(after_help = help::WAIT_HELP)]
     Wait(WaitArgs),
     /// Take the lock away from one certain holder
-    #[command(after_help = BREAK_HELP)]
+    #[command(after_help = help::BREAK_HELP)]
     Break(BreakArgs),
+    /// Run a command under a lock, with the command line of flock(1)
+    #[command(after_help = help::FLOCK_HELP)]
+    Flock(FlockArgs),
     /// Show who holds the lock, since when, and whether that process still runs
-    #[command(after_help = STATUS_HELP)]
+    #[command(after_help = help::STATUS_HELP)]
     Status(StatusArgs),
     /// Make sure that locks can be kept in the directory, creating it if need be
     Initialize(InitializeArgs),
@@ -186,8 +124,12 @@ pub struct WaitingArgs {
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
     #[arg(conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
+    /// The same in seconds, as flock(1) takes it
+    #[arg(short, long, value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
+    #[arg(conflicts_with_all = ["max_attempts", "timeout"])]
+    pub wait: Option<Duration>,
     /// Try once, and do not wait
-    #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout"])]
+    #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout", "wait"])]
     pub no_wait: bool,
     /// Exit code when the lock was held until the end of the waiting
     #[arg(long, short = 'E', value_name = "CODE", default_value_t = 75)]
@@ -206,6 +148,88 @@ pub struct RequestArgs {
     /// Keep the lock held for so long, such as 30s, even if it is released earlier
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
     pub hold_at_least: Option<Duration>,
+}
+
+/// `run`
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunArgs {
+    /// Which lock.
+    #[command(flatten)]
+    pub file: LockFileArgs,
+    /// Name the lock after the command: equal command lines exclude each other, and others do not
+    #[arg(long, conflicts_with = "file_name")]
+    pub name_from_command: bool,
+    /// How to hold it.
+    #[command(flatten)]
+    pub request: RequestArgs,
+    /// Hold the lock alone; that is what it does anyway
+    #[arg(short = 'x', long, conflicts_with_all = ["shared", "slots"])]
+    pub exclusive: bool,
+    /// How to wait.
+    #[command(flatten)]
+    pub waiting: WaitingArgs,
+    /// If another holds the lock: wait until that one has done it, and skip the command; but run it if the other has failed
+    #[arg(long, conflicts_with_all = ["shared", "slots"])]
+    pub wait_and_skip: bool,
+    /// Exit code when the command was skipped
+    #[arg(long, value_name = "CODE", default_value_t = 0, requires = "wait_and_skip")]
+    pub skipped_exit_code: u8,
+    /// Hold the lock until all processes that the command has started have ended, also those in the background
+    #[arg(long)]
+    pub until_children_exit: bool,
+    /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
+    #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide_possible_values = true)]
+    pub orphans: Option<Orphans>,
+    /// Accepted because flock(1) has it: the command never inherits the lock
+    #[arg(short = 'o', long, hide = true)]
+    pub close: bool,
+    /// Say when the lock was had and released
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Run a script by `$SHELL`, or by /bin/sh
+    #[arg(short = 'c', value_name = "SCRIPT", conflicts_with = "command")]
+    pub script: Option<OsString>,
+    /// The command and its arguments; options of `run` stand before it
+    #[arg(value_name = "CMD", trailing_var_arg = true, required_unless_present = "script")]
+    pub command: Vec<OsString>,
+}
+
+/// `flock`
+#[derive(Args, Clone, Debug, Default)]
+pub struct FlockArgs {
+    /// Share the lock with others that share it
+    #[arg(short, long)]
+    pub shared: bool,
+    /// Hold the lock alone (the default)
+    #[arg(short = 'x', short_alias = 'e', long, conflicts_with = "shared")]
+    pub exclusive: bool,
+    /// Fail rather than wait
+    #[arg(short, long, visible_alias = "nb")]
+    pub nonblock: bool,
+    /// Fail after so many seconds
+    #[arg(short, long, alias = "wait", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
+    pub timeout: Option<Duration>,
+    /// Exit code when the lock was held
+    #[arg(short = 'E', long, value_name = "CODE", default_value_t = 1)]
+    pub conflict_exit_code: u8,
+    /// Accepted: the command never inherits the lock
+    #[arg(short = 'o', long)]
+    pub close: bool,
+    /// Accepted: the lock is held by the command's own process
+    #[arg(short = 'F', long, conflicts_with = "close")]
+    pub no_fork: bool,
+    /// Say when the lock was had and released
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Not possible: who unlocks is the one that locked
+    #[arg(short, long, hide = true)]
+    pub unlock: bool,
+    /// Lock file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Command and its arguments, or `-c SCRIPT`
+    #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
 }
 
 /// `lock`

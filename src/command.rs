@@ -3,10 +3,12 @@
 mod r#break;
 mod completions;
 mod describe;
+mod flock;
 mod initialize;
 mod lock;
 mod man;
 mod progress;
+mod run;
 mod status;
 mod unlock;
 mod wait;
@@ -16,14 +18,17 @@ use std::io::{self, Write};
 use crate::cli::Command;
 use crate::config::Environment;
 use crate::error::Error;
+use crate::exit_code::ExitCode;
 
 /// Runs a command.
 ///
 /// # Errors
 /// Whatever kept it from being done.
-pub fn run(command: &Command) -> Result<(), Error> {
+pub fn run(command: &Command) -> Result<ExitCode, Error> {
     let environment = Environment::read();
     match command {
+        Command::Run(args) => return run::run(args, &environment?),
+        Command::Flock(args) => return flock::run(args, &environment?),
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),
         Command::Wait(args) => wait::run(args, &environment?),
@@ -33,7 +38,8 @@ pub fn run(command: &Command) -> Result<(), Error> {
         Command::Describe(args) => describe::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
-    }
+    }?;
+    Ok(ExitCode::Done)
 }
 
 /// Writes data to stdout.

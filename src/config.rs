@@ -88,19 +88,7 @@ impl Environment {
     /// # Errors
     /// When the path cannot be one of a lock file.
     pub fn path_in_directory(&self, args: &LockFileArgs, name: &Path) -> Result<PathBuf, Error> {
-        let path = self.directory(args)?.join(name);
-        let shown = printable::path(&path);
-        if !path.to_string_lossy().chars().all(printable::is_safe) {
-            return Err(Error::usage(
-                format!("cannot use `{shown}` as a lock file: its name contains a control character"),
-                None,
-            ));
-        }
-        let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
-        if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
-            return Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory"), None));
-        }
-        Ok(path)
+        check_lock_file(self.directory(args)?.join(name), name)
     }
 
     /// Where the lock files `names` are, or the one that is set up if there are no names.
@@ -132,11 +120,12 @@ impl Environment {
     /// # Errors
     /// When a variable is malformed.
     pub fn waiting(&self, args: &WaitingArgs) -> Result<Waiting, Error> {
+        let timeout = args.timeout.or(args.wait);
         // A flag that says how long to wait beats the variable that does.
-        let flag = if args.no_wait { Some(1) } else { args.max_attempts.or(args.timeout.map(|_| 0)) };
+        let flag = if args.no_wait { Some(1) } else { args.max_attempts.or(timeout.map(|_| 0)) };
         let max = self.resolve(flag, "MAX_ATTEMPTS", self.max_attempts.as_deref(), parse_max_attempts)?;
         let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", self.sleep_seconds.as_deref(), parse_sleep_seconds)?;
-        Ok(Waiting { max_attempts: max.and_then(NonZeroU32::new), sleep: sleep.unwrap_or(DEFAULT_SLEEP), timeout: args.timeout })
+        Ok(Waiting { max_attempts: max.and_then(NonZeroU32::new), sleep: sleep.unwrap_or(DEFAULT_SLEEP), timeout })
     }
 
     /// What to ask for.
@@ -188,6 +177,28 @@ impl Environment {
             Error::usage(format!("cannot use `{PREFIX}{variable}` `{}`: {expected}", printable::field(value)), None)
         })
     }
+}
+
+/// The lock file at a path as it stands, from the working directory.
+///
+/// # Errors
+/// When the path cannot be one of a lock file.
+pub fn lock_file_at(path: &Path) -> Result<PathBuf, Error> {
+    check_lock_file(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), path)
+}
+
+/// The path, given the name by which it was made.
+fn check_lock_file(path: PathBuf, name: &Path) -> Result<PathBuf, Error> {
+    let shown = printable::path(&path);
+    if !path.to_string_lossy().chars().all(printable::is_safe) {
+        let message = format!("cannot use `{shown}` as a lock file: its name contains a control character");
+        return Err(Error::usage(message, None));
+    }
+    let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
+    if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory"), None));
+    }
+    Ok(path)
 }
 
 fn parse_path(text: &str) -> Result<PathBuf, String> {

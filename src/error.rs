@@ -27,6 +27,23 @@ impl Error {
         Self { message: message.into(), hint: None, code: ExitCode::Failed }
     }
 
+    /// A command that could not be run.
+    pub fn command(message: impl Into<String>, code: ExitCode) -> Self {
+        Self { message: message.into(), hint: None, code }
+    }
+
+    /// The lock at `location` was not the command's any more when that ended.
+    pub fn lost(location: &str) -> Self {
+        let message =
+            format!("`{location}` was not locked by the command any more when it ended, so that it may not have run alone");
+        Self { message, hint: None, code: ExitCode::Lost }
+    }
+
+    /// Says what the user can do about it.
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
     /// There is nobody to own the lock at `location`.
     pub fn no_owner(location: &str, error: &NoOwner) -> Self {
         let code = if *error == NoOwner::ParentEnded { ExitCode::Failed } else { ExitCode::Usage };

@@ -13,8 +13,16 @@ pub enum ExitCode {
     Busy,
     /// The same, with the code that the user chose for it.
     Conflict(u8),
+    /// The lock was lost while the command ran, which was therefore not alone (`EX_PROTOCOL`).
+    Lost,
     /// Somebody else holds the lock, so it was not released.
     Refused,
+    /// The command was found, but cannot be run.
+    CannotRun,
+    /// The command was not found.
+    NotFound,
+    /// As the command has ended; 128 + n if signal n ended it.
+    Command(u8),
 }
 
 impl From<ExitCode> for std::process::ExitCode {
@@ -24,8 +32,11 @@ impl From<ExitCode> for std::process::ExitCode {
             ExitCode::Failed => 1,
             ExitCode::Usage => 2,
             ExitCode::Busy => 75,
-            ExitCode::Conflict(code) => code,
+            ExitCode::Conflict(code) | ExitCode::Command(code) => code,
+            ExitCode::Lost => 76,
             ExitCode::Refused => 77,
+            ExitCode::CannotRun => 126,
+            ExitCode::NotFound => 127,
         })
     }
 }

@@ -16,6 +16,7 @@
 compile_error!("serializer knows the processes of Linux only, as yet");
 
 pub mod backend;
+pub mod child;
 pub mod claimant;
 pub mod cli;
 pub mod command;

@@ -4,16 +4,19 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serializer::cli::Cli;
-use serializer::{command, exit_code, logging, usage};
+use serializer::{child, command, logging, usage};
 
 fn main() -> ExitCode {
+    if let Some(code) = child::help() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage::answer(&error),
     };
     logging::start(&cli.log);
     match command::run(&cli.command) {
-        Ok(()) => exit_code::ExitCode::Done.into(),
+        Ok(code) => code.into(),
         Err(error) => {
             logging::report(&error);
             error.exit_code().into()

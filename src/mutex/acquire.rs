@@ -18,6 +18,9 @@ pub const PATIENCE: Duration = Duration::from_millis(200);
 /// not to happen.
 const IN_LINE: Duration = Duration::from_secs(10);
 
+/// How often one that stands beside the line looks whether what is free has been taken.
+const BESIDE: Duration = Duration::from_millis(5);
+
 /// How often somebody who must not wait any longer leaves a free lock to others before it says that it is busy: every time,
 /// somebody else has had it.
 const MAX_DEFERRALS: usize = 50;
@@ -81,7 +84,9 @@ impl Mutex<'_> {
             }
             if is_free {
                 deferrals += 1;
-                self.sleep_until(looked + PATIENCE, claimant, request, &holders)?;
+                // Those in line are woken when it is their turn.
+                let until = if request.skip_if_done { BESIDE } else { PATIENCE };
+                self.sleep_until(looked + until, claimant, request, &holders)?;
                 continue;
             }
             if request.skip_if_done {

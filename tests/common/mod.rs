@@ -380,3 +380,12 @@ pub fn legacy_plugin(locks: &Locks, then: &str) -> Command {
 pub fn copy_program(from: &Path, to: &Path) {
     assert!(Command::new("cp").args([from, to]).status().expect("cp runs").success());
 }
+
+/// Waits for what must come, with a limit for when it does not.
+pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(60);
+    while !has_come() {
+        assert!(Instant::now() < limit, "{what}");
+        std::thread::yield_now();
+    }
+}

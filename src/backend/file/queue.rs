@@ -75,7 +75,14 @@ impl Queue {
                 Err(TryRecvError::Empty) => return false,
                 Ok(Err(_)) | Err(TryRecvError::Disconnected) => self.place = Place::Unkept,
             },
-            Place::Outside | Place::Beside(_) => {
+            // By the file that it has: closing another one would take its record lock away (fcntl(2)).
+            // Shared and for a moment, so that those beside do not take each other for one who waits, nor keep others from it.
+            Place::Beside(file) => match FileExt::try_lock_shared(file) {
+                Ok(()) => drop(FileExt::unlock(file)),
+                Err(TryLockError::WouldBlock) => return false,
+                Err(TryLockError::Error(_)) => {}
+            },
+            Place::Outside => {
                 // Nobody waits: the usual case, and the only cost of it.
                 if !self.exists() {
                     return true;

@@ -1,0 +1,324 @@
+//! Running a command of the user's, so that its PID is known before it does anything, and so that it is as alone with its
+//! signals and its terminal as without us.
+//!
+//! ```text
+//! Prepared::spawn   a shim of this program waits, under the PID that the command will have
+//! Prepared::start   the go message; the shim becomes the command (exec)
+//! Running::wait     signals that were meant for the command are passed on; we stop when it stops
+//! ```
+//!
+//! The command stays in our process group. Whatever a terminal or `kill -TERM -PGID` sends to the group it gets by itself; what
+//! is sent to us alone we pass on. A [`witness`] tells the two apart.
+
+pub mod claimant;
+pub mod lookup;
+mod shim;
+mod signals;
+mod witness;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
+
+pub use signals::are_ends_lost;
+use signals::{Received, Signals, barrier};
+use witness::Witness;
+
+/// How long a command has to last to be worth a witness. Before that, it has hardly begun to care about signals.
+const SHORT: Duration = Duration::from_millis(10);
+
+/// What is to become of the processes that a command leaves behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leftovers {
+    /// They are nobody's business.
+    #[default]
+    Leave,
+    /// The command has ended when they have.
+    Await,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub enum End {
+    /// With an exit code.
+    Exited(i32),
+    /// By a signal.
+    Killed(i32),
+    /// It never began.
+    NotRun(io::Error),
+}
+
+/// A process that will be the command, and does nothing until it is told to start. Dropped before that, it is ended.
+pub struct Prepared {
+    /// Empty when it was started.
+    shim: Option<Shim>,
+    /// Signals are held back from its making on.
+    signals: Option<Signals>,
+    leftovers: Leftovers,
+}
+
+struct Shim {
+    pid: Pid,
+    channel: OwnedFd,
+}
+
+/// A command that runs. It goes on when this is dropped.
+pub struct Running {
+    pid: Pid,
+    channel: OwnedFd,
+    signals: Signals,
+    leftovers: Leftovers,
+    begun: Instant,
+    witness: Option<Witness>,
+    has_tried_witness: bool,
+}
+
+/// If this process was started as one of our helpers, does a helper's work. To be asked before anything else: it has to be quick.
+pub fn help() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    match arguments.next()?.to_str()? {
+        shim::NAME => Some(shim::main(arguments)),
+        witness::NAME => Some(witness::main()),
+        _ => None,
+    }
+}
+
+/// This program again, with a connection as its stdin.
+fn spawn_helper(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io::Result<(Pid, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let mut command = Command::new("/proc/self/exe");
+    std::os::unix::process::CommandExt::arg0(&mut command, arg0);
+    command.arg(name).stdin(theirs);
+    adapt(&mut command);
+    let child = command.spawn()?;
+    Ok((Pid::from_child(&child), ours))
+}
+
+impl Prepared {
+    /// Makes the process that is to be `command`, a program and its arguments.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn spawn(command: &[OsString], leftovers: Leftovers) -> io::Result<Self> {
+        if leftovers == Leftovers::Await {
+            set_child_subreaper(Some(getpid()))?;
+        }
+        // With all signals as they were given to us, which are the command's, too. They end it while it waits; and when they end
+        // us before the next line, it ends because we have.
+        let (pid, channel) = spawn_helper("serializer", shim::NAME, |shim| {
+            shim.args(command);
+        })?;
+        let mut prepared = Self { shim: Some(Shim { pid, channel }), signals: None, leftovers };
+        prepared.signals = Some(Signals::hold()?);
+        Ok(prepared)
+    }
+
+    /// The PID that the command will have.
+    ///
+    /// # Panics
+    /// Never: it is there until it is started, which consumes this.
+    pub fn pid(&self) -> Pid {
+        self.shim.as_ref().expect("it is there").pid
+    }
+
+    /// Whether it can still be started: neither has somebody killed it, nor has a signal come that is to end us.
+    /// A signal that is to stop us does so here.
+    pub fn is_ready(&self) -> bool {
+        let Some(signals) = &self.signals else { return false };
+        signals.stop_if_asked();
+        let ended = wait_for(self.pid(), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT);
+        !signals.is_ending() && matches!(ended, Ok(None))
+    }
+
+    /// These become readable when that may have changed.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.signals.iter().flat_map(Signals::fds).collect()
+    }
+
+    /// Ends the process, and then ourselves by the signal that has come, if one has.
+    pub fn give_up(mut self) -> Option<i32> {
+        self.end();
+        self.signals.take()?.die()
+    }
+
+    /// Lets the command run, with our stdin and with `environment` besides our own (`NAME=VALUE`).
+    ///
+    /// # Errors
+    /// When it does not run, and never will.
+    pub fn start(mut self, environment: &[String]) -> Result<Running, (io::Error, Box<Self>)> {
+        let (Some(shim), Some(signals)) = (self.shim.take(), self.signals.take()) else { unreachable!("they are there") };
+        if let Err(error) = shim::go(&shim.channel, environment) {
+            self.shim = Some(shim);
+            self.signals = Some(signals);
+            return Err((error, Box::new(self)));
+        }
+        let Shim { pid, channel } = shim;
+        let (leftovers, begun) = (self.leftovers, Instant::now());
+        Ok(Running { pid, channel, signals, leftovers, begun, witness: None, has_tried_witness: false })
+    }
+
+    fn end(&mut self) {
+        let Some(Shim { pid, channel }) = self.shim.take() else { return };
+        drop(channel);
+        // It has not been reaped, so that the PID is its own.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let _ = wait_for(pid, WaitIdOptions::EXITED);
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn wait_for(pid: Pid, options: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
+    rustix::io::retry_on_intr(|| waitid(WaitId::Pid(pid), options))
+}
+
+impl Running {
+    /// The command's PID.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Waits for the command's end. Nobody but this may wait for it.
+    ///
+    /// # Errors
+    /// When its end cannot be learned.
+    pub fn wait(mut self) -> io::Result<End> {
+        let status = loop {
+            let what = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+            match wait_for(self.pid, what)? {
+                Some(status) if !status.stopped() => break status,
+                // Signals first: one that has us go on again must not be lost to this stop.
+                Some(status) => {
+                    self.pass_on_signals(Some(self.pid))?;
+                    self.stop(status.stopping_signal());
+                    continue;
+                }
+                None => {}
+            }
+            // One of those that were read may have told of an end or a stop.
+            if !self.pass_on_signals(Some(self.pid))? {
+                self.sleep()?;
+            }
+        };
+        let not_run = shim::failure(&self.channel);
+        self.witness = None;
+        if self.leftovers == Leftovers::Await {
+            self.reap_leftovers()?;
+        }
+        if let Some(error) = not_run {
+            return Ok(End::NotRun(error));
+        }
+        match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Ok(End::Exited(code)),
+            (None, Some(signal)) => Ok(End::Killed(signal)),
+            (None, None) => Err(io::Error::other("it ended in an unknown way")),
+        }
+    }
+
+    /// Until something happens, or it is time for a witness.
+    fn sleep(&mut self) -> io::Result<()> {
+        let wait = if self.has_tried_witness { None } else { Some(SHORT.saturating_sub(self.begun.elapsed())) };
+        if wait.is_some_and(|wait| wait.is_zero()) {
+            self.has_tried_witness = true;
+            let witness = Witness::spawn();
+            self.witness = witness.inspect_err(|error| tracing::debug!("cannot start a witness of signals: {error}")).ok();
+            return Ok(());
+        }
+        let mut fds: Vec<PollFd<'_>> = self.signals.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).to_vec();
+        let wait = wait.map(|wait| Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) });
+        match poll(&mut fds, wait.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Passes on what was sent to us alone. Whether there was any signal.
+    fn pass_on_signals(&mut self, to: Option<Pid>) -> io::Result<bool> {
+        let mut has_any = false;
+        while let Some(received) = self.signals.receive()? {
+            has_any = true;
+            if received.signal != Signal::SIGCHLD && !self.was_sent_to_all(&received) {
+                let receivers = to.map_or_else(children, |pid| vec![pid]);
+                for pid in receivers {
+                    // It may just have ended; then nobody is left to be told. It has not been reaped, so that the PID is its own.
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.as_raw_pid()), received.signal);
+                }
+            }
+        }
+        Ok(has_any)
+    }
+
+    /// Whether the command has got the signal, too.
+    fn was_sent_to_all(&mut self, received: &Received) -> bool {
+        // A terminal sends to the whole group. Hang-ups have another way besides: to the leader of the session alone.
+        let is_terminals = received.is_from_kernel && received.signal != Signal::SIGHUP;
+        // The witness is asked in any case, so that it does not remember this signal when the next one comes.
+        match self.witness.as_mut().map(|witness| witness.has_seen(received.signal, is_terminals)) {
+            Some(Ok(has_seen)) => has_seen || is_terminals,
+            Some(Err(error)) => {
+                tracing::debug!("the witness of signals does not answer: {error}");
+                self.witness = None;
+                received.is_from_kernel
+            }
+            None => received.is_from_kernel,
+        }
+    }
+
+    /// Stops ourselves as the command was stopped, so that a shell sees that the job has.
+    fn stop(&self, signal: Option<i32>) {
+        let Some(signal) = signal.and_then(|signal| Signal::try_from(signal).ok()) else { return };
+        // SIGSTOP would stop us where nobody watches jobs and has us go on again (an orphaned process group); and it cannot be
+        // taken back.
+        let signal = if signal == Signal::SIGSTOP { Signal::SIGTSTP } else { signal };
+        self.signals.stop_unless(signal, || {
+            // The signal that lets all go on may be on its way. It takes back our stop signal if it comes after this.
+            barrier();
+            let what = WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
+            let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            !matches!(wait_for(self.pid, what), Ok(None)) || !matches!(wait_for(self.pid, ended), Ok(None))
+        });
+    }
+
+    /// Waits until no process is left that the command has started.
+    fn reap_leftovers(&mut self) -> io::Result<()> {
+        loop {
+            match rustix::io::retry_on_intr(|| waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)) {
+                Ok(Some(_)) => continue,
+                Ok(None) => {}
+                Err(Errno::CHILD) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+            if self.pass_on_signals(None)? {
+                continue;
+            }
+            // No witness: it would be one of those who are waited for.
+            self.has_tried_witness = true;
+            self.sleep()?;
+        }
+    }
+}
+
+/// Our children; none where the kernel does not tell (`CONFIG_PROC_CHILDREN`).
+fn children() -> Vec<Pid> {
+    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+/// Whether somebody waits at the other end, or has closed it.
+fn is_readable(fd: &impl AsFd, limit: Duration) -> io::Result<bool> {
+    let limit = Timespec { tv_sec: 0, tv_nsec: i64::from(limit.subsec_nanos()) };
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit)))? > 0)
+}

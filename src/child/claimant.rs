@@ -1,0 +1,106 @@
+//! On whose behalf `run` locks: the command that it is about to start.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use std::time::SystemTime;
+
+use rustix::process::{Pid, getpid, getuid};
+
+use super::{Leftovers, Prepared};
+use crate::claimant::{Claimant, NoOwner};
+use crate::owner::{Owner, Place};
+use crate::printable;
+use crate::process::{self, Observation};
+use crate::record::{Entry, Record};
+use crate::verdict::RUN_VARIABLE;
+
+/// The command that is to hold a lock while it runs. Its process is made when the lock seems to be free, and not before: who
+/// only waits is ended by signals as any other program.
+pub struct RunClaimant {
+    here: Place,
+    command: Vec<OsString>,
+    leftovers: Leftovers,
+    prepared: OnceCell<Prepared>,
+    /// Of each record that was made: it may be the one that is stored.
+    tokens: RefCell<Vec<String>>,
+    failure: Cell<Option<io::Error>>,
+}
+
+impl RunClaimant {
+    /// Does not start anything yet.
+    pub fn new(here: &Place, command: Vec<OsString>, leftovers: Leftovers) -> Self {
+        let (prepared, tokens, failure) = (OnceCell::new(), RefCell::default(), Cell::new(None));
+        Self { here: here.clone(), command, leftovers, prepared, tokens, failure }
+    }
+
+    /// The process that waits to be the command, if it was needed, for good.
+    pub fn take(&mut self) -> Option<Prepared> {
+        self.prepared.take()
+    }
+
+    /// Why it could not be made.
+    pub fn failure(&self) -> Option<io::Error> {
+        self.failure.take()
+    }
+
+    /// The command, as people may read it.
+    pub fn describe(&self) -> String {
+        let words: Vec<String> = self.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        printable::command_line(&words)
+    }
+
+    fn prepared(&self) -> io::Result<&Prepared> {
+        if self.prepared.get().is_none() {
+            let _ = self.prepared.set(Prepared::spawn(&self.command, self.leftovers)?);
+        }
+        self.prepared.get().ok_or_else(|| io::Error::other("it was not made"))
+    }
+
+    fn owner(&self, pid: Pid) -> io::Result<Owner> {
+        let Observation::Running(process) = process::observe(pid) else {
+            return Err(io::Error::other("its process has ended"));
+        };
+        let owner = Owner { pid, uid: Some(getuid().as_raw()), place: self.here.clone(), instance: process.instance };
+        if owner.is(&owner) { Ok(owner) } else { Err(io::Error::other(NoOwner::Unidentifiable { pid })) }
+    }
+
+    /// The command owns the lock, so that it never goes on without; this process keeps it until it has released it, so that
+    /// nobody takes over what is about to be released.
+    fn entry_of(&self, command: Pid) -> io::Result<Entry> {
+        let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
+        let keeper = self.owner(getpid())?;
+        let entry = Entry::new(self.owner(command)?, run, Some(self.describe()))?;
+        self.tokens.borrow_mut().extend(entry.token.clone());
+        Ok(Entry { keeper: Some((keeper.pid, keeper.instance)), ..entry })
+    }
+}
+
+impl Claimant for RunClaimant {
+    fn entry(&self) -> io::Result<Entry> {
+        let entry = self.prepared().and_then(|prepared| self.entry_of(prepared.pid()));
+        entry.map_err(|error| {
+            let kind = error.kind();
+            self.failure.set(Some(error));
+            kind.into()
+        })
+    }
+
+    fn transient_entry(&self) -> io::Result<Entry> {
+        Entry::new(self.owner(getpid())?, None, Some("serializer run".to_owned()))
+    }
+
+    fn owns(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> bool {
+        entry.token.as_ref().is_some_and(|token| self.tokens.borrow().contains(token))
+    }
+
+    fn is_present(&self) -> bool {
+        self.prepared.get().is_none_or(Prepared::is_ready)
+    }
+
+    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.prepared.get().map(Prepared::fds).unwrap_or_default()
+    }
+}

@@ -1,0 +1,93 @@
+//! The process that becomes the command: it waits for the go message, and then replaces itself (exec), so that the PID stays.
+//! When its connection is closed without one, because whoever started it is dead, it ends.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recv, recvmsg, send, sendmsg,
+};
+
+/// What this process is called on its command line.
+pub const NAME: &str = "exec-locked";
+
+/// The largest go message.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+/// What the go message brings.
+struct Go {
+    stdin: OwnedFd,
+    environment: Vec<(OsString, OsString)>,
+}
+
+/// Sends the go message, with our stdin.
+pub fn go(channel: &OwnedFd, environment: &[String]) -> io::Result<()> {
+    // Never empty, which would look like the end of the connection.
+    let message = format!("go\0{}", environment.join("\0"));
+    if message.len() > MAX_MESSAGE {
+        return Err(io::Error::from(io::ErrorKind::ArgumentListTooLong));
+    }
+    let stdin = io::stdin();
+    let stdin = [stdin.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&stdin));
+    sendmsg(channel, &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Why the shim, which has ended, could not become the command, if that is so.
+pub fn failure(channel: &OwnedFd) -> Option<io::Error> {
+    let mut code = [0; 4];
+    let (_, length) = recv(channel, &mut code, RecvFlags::DONTWAIT).ok()?;
+    (length == code.len()).then(|| io::Error::from_raw_os_error(i32::from_ne_bytes(code)))
+}
+
+/// The shim itself.
+pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
+    // Its file is called `/proc/self/exe`; and who looks for work that goes on must know that this is none.
+    let _ = rustix::thread::set_name(c"serializer");
+    // A copy, because the command's stdin takes the place of this one. It is closed by the exec.
+    let channel = io::stdin().as_fd().try_clone_to_owned();
+    let (Ok(channel), Some(program)) = (channel, command.next()) else { return super::witness::not_by_hand(NAME) };
+    let go = match receive(&channel) {
+        Ok(Some(go)) => go,
+        Ok(None) => return ExitCode::FAILURE,
+        Err(_) => return super::witness::not_by_hand(NAME),
+    };
+    let error = Command::new(program).args(command).envs(go.environment).stdin(go.stdin).exec();
+    let code = error.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
+    let _ = send(&channel, &code.to_ne_bytes(), SendFlags::NOSIGNAL);
+    ExitCode::FAILURE
+}
+
+fn receive(channel: &OwnedFd) -> io::Result<Option<Go>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut message = vec![0; MAX_MESSAGE];
+    let received = rustix::io::retry_on_intr(|| {
+        recvmsg(channel, &mut [IoSliceMut::new(&mut message)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let descriptors = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    let is_whole = !received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    let stdin = descriptors.filter(|_| is_whole).ok_or_else(|| io::Error::other("it was cut"))?;
+    let environment = message[..received.bytes].split(|byte| *byte == 0).filter_map(|variable| {
+        let variable = OsStr::from_bytes(variable).as_bytes();
+        let equals = variable.iter().position(|byte| *byte == b'=')?;
+        let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        Some((text(&variable[..equals]), text(&variable[equals + 1..])))
+    });
+    Ok(Some(Go { stdin, environment: environment.collect() }))
+}

@@ -1,0 +1,108 @@
+//! What stands behind the lists of options: examples, variables, exit codes.
+
+/// Behind the help of the program.
+pub const AFTER_HELP: &str = "\
+Examples:
+  Around one command:
+      serializer run -- dbt run
+  In a shell script (the script owns the lock):
+      serializer lock && dbt run; serializer unlock
+  In a Meltano pipeline, as a utility plugin named `dbtmutex`:
+      meltano run tap-x target-y dbt:deps dbtmutex:lock dbt:run dbtmutex:unlock
+  Who holds it?
+      serializer status
+
+Environment variables (a flag beats its variable, an empty one counts as unset):
+  SERIALIZER_FILE_NAME      name of the lock file [serializer.lck]
+  SERIALIZER_DIR            directory of lock files [/tmp]; a relative one starts
+                            at MELTANO_PROJECT_ROOT if that is set
+  SERIALIZER_MAX_ATTEMPTS   how often to try [0: for ever]
+  SERIALIZER_SLEEP_SECONDS  from one try to the next, in seconds [1]
+  SERIALIZER_SLOTS          how many may hold the lock at the same time [1]
+  SERIALIZER_OWNER_PID      process that owns the lock [the parent process]
+  SERIALIZER_ORPHANS        `wait` for what outlives a Meltano run, or `ignore`
+  LOG_LEVEL                 debug, info, warning or error [info]
+  LOG_TIMESTAMPS            1: messages begin with the time
+  LOG_LEVELS                1: messages begin with their level
+  MELTANO_LOG_JSON          1: messages are JSON
+
+Exit codes:
+  0   done
+  1   failed
+  2   wrong usage or setting
+  75  busy: held by another process until all attempts were used up
+  76  the lock was lost while the command of `run` was running
+  77  refused: the lock is held by somebody else
+  126 the command cannot be run
+  127 the command is not found
+  128 + n  the command was ended by signal n
+  `run` ends with the exit code of its command otherwise.
+
+`serializer COMMAND --help` tells more.";
+
+/// Behind the help of `run`.
+pub const RUN_HELP: &str = "\
+Examples:
+  serializer run -- dbt run --select sales
+  serializer run --timeout 10m -- dbt run       # ten minutes at most, then exit code 75
+  serializer run -c 'dbt deps && dbt run'
+  serializer run --slots 3 --file-name taps.lck -- meltano run tap-x target-y    # three at a time
+  serializer run --name-from-command --no-wait -- ./sync.sh orders     # the same command never twice at once
+  serializer run --wait-and-skip -- ./refresh-cache.sh     # who comes meanwhile waits, and does not do it again
+
+The lock belongs to the command, and is released when that ends, however it does. Signals reach the command. The exit code is the \
+command's, 128 + n if signal n ended it, 127 if it is not found and 126 if it cannot be run; 76 if it succeeded, but the lock was \
+lost meanwhile.";
+
+/// Behind the help of `lock`.
+pub const LOCK_HELP: &str = "\
+Examples:
+  serializer lock && dbt run; serializer unlock
+  serializer lock --timeout 10m || exit     # ten minutes at most, then exit code 75
+  serializer lock --no-wait && { dbt run; serializer unlock; }
+  serializer lock --dir ~/locks --file-name warehouse.lck
+
+The lock belongs to the parent process (the script, the Meltano run), and is stale once that has ended: \
+the next `lock` takes it over at once. Locking what the same process holds already succeeds with a warning. \
+Between the tries, `lock` wakes up as soon as the lock is released or its owner ends.";
+
+/// Behind the help of `unlock`.
+pub const UNLOCK_HELP: &str = "\
+Examples:
+  serializer unlock
+  serializer unlock --force    # takes the lock away from its owner, and says from whom
+
+Only the process that locked can unlock, or anybody once that has ended. Anything else is refused with exit code 77.";
+
+/// Behind the help of `wait`.
+pub const WAIT_HELP: &str = "\
+Examples:
+  serializer wait --timeout 10m && echo 'nobody loads the warehouse'
+  serializer wait load.lck dbt.lck
+
+When it returns, nobody held each of them at one moment; somebody may hold them again. `lock` is what keeps others out.";
+
+/// Behind the help of `break`.
+pub const BREAK_HELP: &str = "\
+Examples:
+  serializer status --json | jq -r '.locks[].holders[] | [.pid, .command, .token] | @tsv'
+  serializer break dbt.lck --token 6f0c0d21a7d34e0c8b8d9f5b7a3c1e42
+
+Only the acquisition that has this token loses the lock: whoever has got it in the meantime keeps it. \
+Its process is not ended, and does not learn of it before it unlocks.";
+
+/// Behind the help of `status`.
+pub const STATUS_HELP: &str = "\
+Examples:
+  serializer status
+  serializer status --all --dir ~/locks
+  serializer status --json | jq -r '.locks[].state'    # free, held, stale or unknown";
+
+/// Behind the help of `flock`.
+pub const FLOCK_HELP: &str = "\
+Examples:
+  */5 * * * *  serializer flock -n /tmp/sync.lock ./sync.sh
+  serializer flock -w 10 -E 4 sync.lock -c 'dbt run'
+
+FILE is a lock file of this program, and excludes only those who lock it by this program, too. An empty file that flock(1) \
+has left there is taken for one; any other is refused.";

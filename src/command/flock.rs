@@ -1,0 +1,51 @@
+//! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched by a word.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::run::{Job, execute, script_of_shell};
+use crate::child::Leftovers;
+use crate::cli::FlockArgs;
+use crate::config::{Environment, lock_file_at};
+use crate::error::Error;
+use crate::exit_code::ExitCode;
+use crate::mode::Mode;
+use crate::mutex::Request;
+use crate::waiting::Waiting;
+
+/// From one look to the next where nothing wakes us; flock has no such setting.
+const SLEEP: Duration = Duration::from_secs(1);
+
+pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Error> {
+    let command = match args.command.as_slice() {
+        [] => return Err(no_command(args)),
+        [option, script] if option == "-c" || option == "--command" => script_of_shell(script),
+        [option, ..] if option == "-c" || option == "--command" => {
+            return Err(Error::usage("cannot run what follows `-c`: expected exactly one argument, a script", None));
+        }
+        command => command.to_vec(),
+    };
+    let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
+    execute(Job {
+        path: lock_file_at(&args.file)?,
+        request: Request { mode: if args.shared { Mode::Shared } else { Mode::EXCLUSIVE }, at_least: None, skip_if_done: false },
+        waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout },
+        orphans: environment.orphans(None)?,
+        command,
+        leftovers: Leftovers::Leave,
+        conflict_exit_code: args.conflict_exit_code,
+        skipped_exit_code: 0,
+        is_verbose: args.verbose,
+    })
+}
+
+fn no_command(args: &FlockArgs) -> Error {
+    let is_descriptor = !Path::new(&args.file).exists() && args.file.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit());
+    let (message, hint) = if args.unlock || is_descriptor {
+        let hint = "in a script, put `serializer lock` before and `serializer unlock` behind what must not overlap";
+        ("cannot lock an open file: the lock belongs to a process, not to a file descriptor", hint)
+    } else {
+        ("cannot lock for nothing: there is no command", "`serializer flock FILE COMMAND`, or `serializer lock` in a script")
+    };
+    Error::usage(message, Some(hint.to_owned()))
+}

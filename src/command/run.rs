@@ -1,0 +1,239 @@
+//! `serializer run`
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use super::progress::Progress;
+use crate::backend;
+use crate::child::claimant::RunClaimant;
+use crate::child::lookup::look_up;
+use crate::child::{self, End, Leftovers};
+use crate::claimant::Claimant;
+use crate::cli::RunArgs;
+use crate::config::Environment;
+use crate::error::Error;
+use crate::exit_code::ExitCode;
+use crate::holder::Holder;
+use crate::local_time::short;
+use crate::mutex::{self, Acquired, Mutex, Released, Request, Whose};
+use crate::owner::Place;
+use crate::printable;
+use crate::record::Outcome;
+use crate::verdict::{LocalJudge, Orphans};
+use crate::waiting::Waiting;
+
+/// What to run, and how to lock for it.
+pub struct Job {
+    /// The lock.
+    pub path: PathBuf,
+    /// How to hold it.
+    pub request: Request,
+    /// How to wait for it.
+    pub waiting: Waiting,
+    /// Whether orphans of a former holder count.
+    pub orphans: Orphans,
+    /// Program and arguments.
+    pub command: Vec<OsString>,
+    /// What to do about what the command leaves behind.
+    pub leftovers: Leftovers,
+    /// Exit code when the lock was held.
+    pub conflict_exit_code: u8,
+    /// Exit code when the command was skipped.
+    pub skipped_exit_code: u8,
+    /// Whether to say what usually goes without saying.
+    pub is_verbose: bool,
+}
+
+pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error> {
+    let command = match &args.script {
+        Some(script) => script_of_shell(script),
+        None => args.command.clone(),
+    };
+    let path = if args.name_from_command {
+        environment.path_in_directory(&args.file, &name_from_command(&command))?
+    } else {
+        environment.lock_file(&args.file)?
+    };
+    execute(Job {
+        path,
+        request: Request { skip_if_done: args.wait_and_skip, ..environment.request(&args.request)? },
+        waiting: environment.waiting(&args.waiting)?,
+        orphans: environment.orphans(args.orphans)?,
+        command,
+        leftovers: if args.until_children_exit { Leftovers::Await } else { Leftovers::Leave },
+        conflict_exit_code: args.waiting.conflict_exit_code,
+        skipped_exit_code: args.skipped_exit_code,
+        is_verbose: args.verbose,
+    })
+}
+
+/// Runs a job; tells how its command ended.
+pub fn execute(job: Job) -> Result<ExitCode, Error> {
+    let here = Place::here();
+    let judge = LocalJudge::new(here.clone(), job.orphans);
+    let program = job.command.first().cloned().unwrap_or_default();
+    // Somebody who has mistyped a command must not wait for hours to be told.
+    look_up(&program).map_err(|error| cannot_run(&program, &error))?;
+    if child::are_ends_lost() {
+        return Err(Error::failed(format!(
+            "cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored",
+            shown(&program)
+        ))
+        .with_hint("`env --default-signal=CHLD serializer run …`"));
+    }
+
+    let mut mutex = Mutex::new(backend::open(&job.path), &judge);
+    let location = mutex.location();
+    let mut claimant = RunClaimant::new(&here, job.command, job.leftovers);
+    let mut progress = Progress::new(job.waiting.max_attempts);
+    let acquired = mutex.acquire(&claimant, &job.request, &job.waiting, &mut progress);
+    progress.clear();
+    let acquired = match acquired {
+        Ok(acquired) => acquired,
+        Err(mutex::Error::Absent) => return Ok(ended_early(claimant, &program)),
+        Err(error) => {
+            let failure = claimant.failure();
+            return Err(match failure {
+                Some(failure) => cannot_run(&program, &failure),
+                None => Error::mutex("lock", &location, error).or_if_busy(job.conflict_exit_code),
+            });
+        }
+    };
+    match acquired {
+        Acquired::NotNeeded => {
+            tracing::info!("skipped `{}`: another process has just done it under `{location}`", claimant.describe());
+            return Ok(ExitCode::Command(job.skipped_exit_code));
+        }
+        Acquired::Free(_) | Acquired::AlreadyHeld(_) if job.is_verbose => {
+            tracing::info!("locked `{location}` for `{}`", claimant.describe());
+        }
+        Acquired::Free(_) | Acquired::AlreadyHeld(_) => tracing::debug!("locked `{location}` for `{}`", claimant.describe()),
+        Acquired::TakenOver(_, from) => {
+            let (holder, why) = (Holder::new(&from), from.verdict);
+            tracing::info!("locked `{location}` for `{}`, taken over from {holder}: {why}", claimant.describe());
+        }
+    }
+
+    let started = match claimant.take() {
+        Some(prepared) if prepared.is_ready() => prepared.start(&[]).map_err(|(error, prepared)| {
+            tracing::debug!("cannot start it: {error}");
+            prepared
+        }),
+        Some(prepared) => Err(Box::new(prepared)),
+        None => return Err(Error::failed(format!("cannot run `{}`: it was not prepared", shown(&program)))),
+    };
+    let running = match started {
+        Ok(running) => running,
+        Err(prepared) => {
+            release(&mut mutex, &claimant, &location, Outcome::Unknown)?;
+            return Ok(gave_up(*prepared, &program));
+        }
+    };
+    let end = running.wait();
+    let is_to_be_told = job.request.skip_if_done && matches!(end, Ok(End::Exited(0)));
+    let outcome = if is_to_be_told { Outcome::Succeeded } else { Outcome::Unknown };
+    let released = release(&mut mutex, &claimant, &location, outcome);
+    let code = match end {
+        Ok(End::Exited(code)) => u8::try_from(code).unwrap_or(u8::MAX),
+        Ok(End::Killed(signal)) => killed(signal),
+        // Nothing has run, so that a lost lock has done no harm.
+        Ok(End::NotRun(error)) => return Err(cannot_run(&program, &error)),
+        Err(error) => {
+            let why = backend::plain(&error);
+            return Err(Error::failed(format!("cannot tell how `{}` ended: {why}", shown(&program))));
+        }
+    };
+    match released {
+        Ok(remaining) => {
+            let held = remaining.map(|remaining| format!(", which stays held for another {}", short(remaining)));
+            let held = held.unwrap_or_default();
+            match job.is_verbose {
+                true => tracing::info!("unlocked `{location}`{held}"),
+                false => tracing::debug!("unlocked `{location}`{held}"),
+            }
+        }
+        Err(error) if code == 0 => return Err(error),
+        Err(error) => tracing::warn!("{error}"),
+    }
+    Ok(ExitCode::Command(code))
+}
+
+/// The command that runs a script, as flock(1) does it.
+pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
+    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into());
+    vec![shell, "-c".into(), script.to_owned()]
+}
+
+/// A file name that is the same for equal commands, and for no others.
+fn name_from_command(command: &[OsString]) -> PathBuf {
+    let mut hash = Sha256::new();
+    for word in command {
+        hash.update(word.as_bytes());
+        // No argument holds a zero byte, so that `a b` and `ab` differ.
+        hash.update([0]);
+    }
+    let hash: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
+    let is_plain = |c: &char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(c);
+    let program: String = printable::base_name(&program).chars().filter(is_plain).take(40).collect();
+    format!("{}-{hash}.lck", program.trim_start_matches('.')).into()
+}
+
+/// Gives the lock back, if it is still the command's; tells for how long it stays held all the same.
+fn release(mutex: &mut Mutex<'_>, claimant: &RunClaimant, location: &str, outcome: Outcome) -> Result<Option<Duration>, Error> {
+    // Looked at first, because a stale lock of another's is nothing that we should remove.
+    let is_ours = mutex.look()?.is_some_and(|(stored, _)| {
+        let entries =
+            stored.content.record().into_iter().flat_map(|record| record.entries().iter().map(move |entry| (record, entry)));
+        entries.into_iter().any(|(record, entry)| claimant.owns(record, entry, None))
+    });
+    match is_ours.then(|| mutex.release(claimant, Whose::Own, outcome)) {
+        Some(Ok(Released::Own(remaining))) => Ok(remaining),
+        None | Some(Ok(_) | Err(mutex::Error::NotLocked | mutex::Error::NotOurs(_))) => Err(Error::lost(location)),
+        Some(Err(error)) => Err(Error::mutex("unlock", location, error)),
+    }
+}
+
+/// A signal, or somebody who killed what was to be the command. Nothing is held any more.
+fn ended_early(mut claimant: RunClaimant, program: &OsString) -> ExitCode {
+    match claimant.take() {
+        Some(prepared) => gave_up(prepared, program),
+        None => ExitCode::Failed,
+    }
+}
+
+fn gave_up(prepared: child::Prepared, program: &OsString) -> ExitCode {
+    match prepared.give_up() {
+        Some(signal) => ExitCode::Command(killed(signal)),
+        None => {
+            tracing::error!("cannot run `{}`: its process was killed before it began", shown(program));
+            ExitCode::Failed
+        }
+    }
+}
+
+/// As shells tell it.
+fn killed(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
+}
+
+fn shown(program: &OsString) -> String {
+    printable::path(program.as_ref())
+}
+
+fn cannot_run(program: &OsString, error: &io::Error) -> Error {
+    let shown = shown(program);
+    if Errno::from_io_error(error) != Some(Errno::NOENT) {
+        let message = format!("cannot run `{shown}`: {}", backend::plain(error));
+        return Error::command(message, ExitCode::CannotRun);
+    }
+    let is_there = shown.contains('/') && std::path::Path::new(program).exists();
+    let why = if is_there { "the interpreter that its first line names is not found" } else { "command not found" };
+    Error::command(format!("cannot run `{shown}`: {why}"), ExitCode::NotFound)
+}
