@@ -34,7 +34,8 @@ impl Error {
 
     /// The lock at `location` was not the command's any more when that ended.
     pub fn lost(location: &str) -> Self {
-        let message = format!("`{location}` was not locked by the command any more when it ended, so that it may not have run alone");
+        let message =
+            format!("`{location}` was not locked by the command any more when it ended, so that it may not have run alone");
         Self { message, hint: None, code: ExitCode::Lost }
     }
 

@@ -157,7 +157,8 @@ fn a_parent_that_ignores_the_ends_of_its_children_is_told_so() {
 }
 
 /// A first act that proves that the lock is the command's own.
-const PROVE: &str = r#"[ "$("$S" status --json | grep '"pid"' | tr -dc 0-9)" = $$ ] && [ "$("$S" status --json | grep -c '"held"')" = 1 ]"#;
+const PROVE: &str =
+    r#"[ "$("$S" status --json | grep '"pid"' | tr -dc 0-9)" = $$ ] && [ "$("$S" status --json | grep -c '"held"')" = 1 ]"#;
 
 #[test]
 fn the_lock_is_the_commands_own_from_the_start() {
@@ -238,11 +239,8 @@ fn what_the_command_leaves_behind_is_waited_for_on_request() {
 #[test]
 fn a_run_that_is_killed_leaves_the_lock_to_the_command() {
     let locks = Locks::new();
-    let mut child = run(&locks, &["bash", "-c", "echo $$; read line"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it runs");
+    let mut child =
+        run(&locks, &["bash", "-c", "echo $$; read line"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
     let mut stdin = child.stdin.take().expect("its stdin");
     let mut pid = [0; 1];
     child.stdout.as_mut().expect("its output").read_exact(&mut pid).expect("the command runs");
@@ -281,10 +279,15 @@ fn a_run_that_is_killed_at_any_system_call_never_leaves_a_command_without_the_lo
     quiet.stderr(Stdio::null());
     let mut shell = Shell::start_with(quiet);
     let log = locks.dir().join("log");
-    let command = format!(r#"bash -c '{{ {} && echo locked || echo free; }} >> "$SERIALIZER_DIR/log"; : gone >&9' "#, PROVE.replace('\'', "'\\''"));
+    let command = format!(
+        r#"bash -c '{{ {} && echo locked || echo free; }} >> "$SERIALIZER_DIR/log"; : gone >&9' "#,
+        PROVE.replace('\'', "'\\''")
+    );
     // The command, or whatever was to be it, has ended when nobody has the pipe open any more.
     let line = |options: &str| {
-        format!(r#"{{ cd "$SERIALIZER_DIR"; strace -D -qq -o trace {options} "$S" run {command} 9>&1 > /dev/null 2>&1; }} | cat > /dev/null; : "#)
+        format!(
+            r#"{{ cd "$SERIALIZER_DIR"; strace -D -qq -o trace {options} "$S" run {command} 9>&1 > /dev/null 2>&1; }} | cat > /dev/null; : "#
+        )
     };
     shell.run(&line(""));
     assert_eq!(fs::read_to_string(&log).expect("a log"), "locked\n");

@@ -31,8 +31,11 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
     // Somebody who has mistyped a command must not wait for hours to be told.
     look_up(&program).map_err(|error| cannot_run(&program, &error))?;
     if child::are_ends_lost() {
-        return Err(Error::failed(format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", shown(&program)))
-            .with_hint("`env --default-signal=CHLD serializer run …`"));
+        return Err(Error::failed(format!(
+            "cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored",
+            shown(&program)
+        ))
+        .with_hint("`env --default-signal=CHLD serializer run …`"));
     }
 
     let mut mutex = Mutex::new(backend::open(&path), &judge);
@@ -61,7 +64,8 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
     }
 
     let started = match claimant.take() {
-        Some(prepared) if prepared.is_ready() => prepared.start(&[]).map_err(|(error, prepared)| {
+        Some(prepared) if prepared.is_ready() => prepared.start(&[]).map_err(|not_started| {
+            let (error, prepared) = *not_started;
             tracing::debug!("cannot start it: {error}");
             prepared
         }),
