@@ -154,7 +154,9 @@ fn signals_to_the_group_that_come_together_reach_the_command_once_each() {
         for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
             kill_process_group(job.pid(), signal).expect("it runs");
         }
-        [Signal::TERM, Signal::INT, Signal::HUP].map(|signal| job.taken(signal));
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+            job.taken(signal);
+        }
         let mut told = job.told(Signal::TERM);
         told.sort();
         assert_eq!(told, ["SIGHUP", "SIGINT", "SIGTERM"]);
