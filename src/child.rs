@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The command stays in our process group. Whatever a terminal or `kill -TERM -PGID` sends to the group it gets by itself; what
-//! is sent to us alone we pass on. A [`witness`] tells the two apart.
+//! is sent to us alone we pass on. A witness tells the two apart.
 
 pub mod claimant;
 pub mod lookup;
@@ -152,13 +152,13 @@ impl Prepared {
     /// Lets the command run, with our stdin and with `environment` besides our own (`NAME=VALUE`).
     ///
     /// # Errors
-    /// When it does not run, and never will.
-    pub fn start(mut self, environment: &[String]) -> Result<Running, (io::Error, Box<Self>)> {
+    /// When it does not run, and never will; with this, to be given up.
+    pub fn start(mut self, environment: &[String]) -> Result<Running, Box<(io::Error, Self)>> {
         let (Some(shim), Some(signals)) = (self.shim.take(), self.signals.take()) else { unreachable!("they are there") };
         if let Err(error) = shim::go(&shim.channel, environment) {
             self.shim = Some(shim);
             self.signals = Some(signals);
-            return Err((error, Box::new(self)));
+            return Err(Box::new((error, self)));
         }
         let Shim { pid, channel } = shim;
         let (leftovers, begun) = (self.leftovers, Instant::now());
@@ -277,17 +277,21 @@ impl Running {
     }
 
     /// Stops ourselves as the command was stopped, so that a shell sees that the job has.
-    fn stop(&self, signal: Option<i32>) {
+    fn stop(&mut self, signal: Option<i32>) {
         let Some(signal) = signal.and_then(|signal| Signal::try_from(signal).ok()) else { return };
         // SIGSTOP would stop us where nobody watches jobs and has us go on again (an orphaned process group); and it cannot be
         // taken back.
         let signal = if signal == Signal::SIGSTOP { Signal::SIGTSTP } else { signal };
-        self.signals.stop_unless(signal, || {
+        let (pid, signals, witness) = (self.pid, &self.signals, &mut self.witness);
+        signals.stop_unless(signal, || {
             // The signal that lets all go on may be on its way. It takes back our stop signal if it comes after this.
             barrier();
+            if witness.as_mut().is_some_and(|witness| witness.after_stop(|| signals.is_continuing()).is_err()) {
+                *witness = None;
+            }
             let what = WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
             let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            !matches!(wait_for(self.pid, what), Ok(None)) || !matches!(wait_for(self.pid, ended), Ok(None))
+            !matches!(wait_for(pid, what), Ok(None)) || !matches!(wait_for(pid, ended), Ok(None))
         });
     }
 

@@ -15,9 +15,6 @@ const ENDING: [Signal; 6] = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Si
 /// They stop a process unless it does something about them.
 pub const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
 
-/// They do nothing to a process that runs.
-const HARMLESS: [Signal; 2] = [Signal::SIGCONT, Signal::SIGCHLD];
-
 /// `SI_KERNEL` of `asm-generic/siginfo.h`: it comes from no process.
 const SI_KERNEL: i32 = 0x80;
 
@@ -27,7 +24,8 @@ pub struct Signals {
     held: SigSet,
     ending: SignalFd,
     stopping: SignalFd,
-    harmless: SignalFd,
+    continuing: SignalFd,
+    child: SignalFd,
 }
 
 /// A signal that has come.
@@ -60,21 +58,27 @@ impl Signals {
         let wanted = |signals: &[Signal]| -> SigSet {
             signals.iter().copied().filter(|signal| ignored >> (*signal as i32 - 1) & 1 == 0).collect()
         };
-        let (ending, stopping, harmless) = (wanted(&ENDING), wanted(&STOPPING), wanted(&HARMLESS));
-        let held: SigSet = [&ending, &stopping, &harmless].into_iter().flat_map(SigSet::iter).collect();
-        let (ending, stopping, harmless) = (descriptor(&ending)?, descriptor(&stopping)?, descriptor(&harmless)?);
+        let sets = [wanted(&ENDING), wanted(&STOPPING), wanted(&[Signal::SIGCONT]), wanted(&[Signal::SIGCHLD])];
+        let held: SigSet = sets.iter().flat_map(SigSet::iter).collect();
+        let [ending, stopping, continuing, child] = sets.map(|set| descriptor(&set));
+        let (ending, stopping, continuing, child) = (ending?, stopping?, continuing?, child?);
         let before = held.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        Ok(Self { before, held, ending, stopping, harmless })
+        Ok(Self { before, held, ending, stopping, continuing, child })
     }
 
     /// Become readable when a signal has come.
-    pub fn fds(&self) -> [BorrowedFd<'_>; 3] {
-        [self.ending.as_fd(), self.stopping.as_fd(), self.harmless.as_fd()]
+    pub fn fds(&self) -> [BorrowedFd<'_>; 4] {
+        [&self.ending, &self.stopping, &self.continuing, &self.child].map(AsFd::as_fd)
     }
 
     /// Whether one has come that is to end us.
     pub fn is_ending(&self) -> bool {
         super::is_readable(&self.ending, std::time::Duration::ZERO).unwrap_or(true)
+    }
+
+    /// Whether one has come that ends a stop.
+    pub fn is_continuing(&self) -> bool {
+        super::is_readable(&self.continuing, std::time::Duration::ZERO).unwrap_or(false)
     }
 
     /// Stops this process if it was asked to, as if nothing were held back.
@@ -84,7 +88,9 @@ impl Signals {
                 self.stop_unless(signal, || false);
             }
         }
-        while let Ok(Some(_)) = self.harmless.read_signal() {}
+        for fd in [&self.continuing, &self.child] {
+            while let Ok(Some(_)) = fd.read_signal() {}
+        }
     }
 
     /// Stops this process by `signal`, unless it is ignored, or taken back, or `is_over`. What takes it back, SIGCONT, does so from the moment
@@ -106,7 +112,7 @@ impl Signals {
 
     /// The next signal that has come.
     pub fn receive(&self) -> io::Result<Option<Received>> {
-        for fd in [&self.ending, &self.stopping, &self.harmless] {
+        for fd in [&self.ending, &self.stopping, &self.continuing, &self.child] {
             if let Some(received) = fd.read_signal()?.as_ref().and_then(received) {
                 return Ok(Some(received));
             }

@@ -63,11 +63,19 @@ impl Witness {
             self.seen |= self.ask()?;
         }
         let has_seen = self.seen & wanted != 0;
-        self.seen &= !wanted;
-        if job_control() & wanted != 0 {
+        // The one that takes a stop back is still to come to us, too.
+        self.seen &= if signal == Signal::SIGCONT { !job_control() } else { !bit(signal) };
+        Ok(has_seen)
+    }
+
+    /// To be called when our own stop may have removed the signal that ends a stop, where it was sent to us.
+    pub fn after_stop(&mut self, is_continuing: impl FnOnce() -> bool) -> io::Result<()> {
+        self.seen |= self.ask()?;
+        // Asked later: if it comes in between, it will be seen here, too.
+        if !is_continuing() {
             self.seen &= !job_control();
         }
-        Ok(has_seen)
+        Ok(())
     }
 
     fn ask(&self) -> io::Result<u64> {

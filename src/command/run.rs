@@ -121,18 +121,19 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     }
 
     let started = match claimant.take() {
-        Some(prepared) if prepared.is_ready() => prepared.start(&[]).map_err(|(error, prepared)| {
+        Some(prepared) if prepared.is_ready() => prepared.start(&[]).map_err(|not_started| {
+            let (error, prepared) = *not_started;
             tracing::debug!("cannot start it: {error}");
             prepared
         }),
-        Some(prepared) => Err(Box::new(prepared)),
+        Some(prepared) => Err(prepared),
         None => return Err(Error::failed(format!("cannot run `{}`: it was not prepared", shown(&program)))),
     };
     let running = match started {
         Ok(running) => running,
         Err(prepared) => {
             release(&mut mutex, &claimant, &location, Outcome::Unknown)?;
-            return Ok(gave_up(*prepared, &program));
+            return Ok(gave_up(prepared, &program));
         }
     };
     let end = running.wait();
