@@ -207,7 +207,7 @@ pub struct FlockArgs {
     #[arg(short, long, visible_alias = "nb")]
     pub nonblock: bool,
     /// Fail after so many seconds
-    #[arg(short, long, alias = "wait", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
+    #[arg(short = 'w', long, visible_alias = "wait", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
     /// Exit code when the lock was held
     #[arg(short = 'E', long, value_name = "CODE", default_value_t = 1)]
