@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use common::{Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, ended};
 use serde_json::Value;
 
-const COMMANDS: [&str; 7] = ["lock", "unlock", "status", "initialize", "describe", "completions", "man"];
+const COMMANDS: [&str; 8] = ["run", "lock", "unlock", "status", "initialize", "describe", "completions", "man"];
 
 const VARIABLES: [&str; 11] = [
     "SERIALIZER_FILE_NAME",
