@@ -96,7 +96,7 @@ pub struct Cli {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a command while holding the lock: take it, run, release it
+    /// Take the lock, run a command, and release it
     #[command(after_help = RUN_HELP)]
     Run(RunArgs),
     /// Take the lock, waiting for it as long as another process holds it
