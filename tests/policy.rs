@@ -260,8 +260,7 @@ impl Machine {
     /// Two of those who believe that they hold the lock, and may not hold it together with the others.
     fn conflict(&self) -> Option<String> {
         let may_be_there = |(pid, mode): (&i32, &Mode)| {
-            let others: Vec<Mode> =
-                self.believe.iter().filter(|(other, _)| *other != pid).map(|(_, mode)| *mode).collect();
+            let others: Vec<Mode> = self.believe.iter().filter(|(other, _)| *other != pid).map(|(_, mode)| *mode).collect();
             mode.joins(&others)
         };
         (!self.believe.iter().all(may_be_there)).then(|| format!("{:?} all believe that they hold the lock", self.believe))

@@ -277,8 +277,7 @@ fn status_lists_every_holder() {
 
 #[test]
 fn the_file_of_a_plain_mutex_is_what_it_was_before_there_were_others() {
-    const KEYS: [&str; 11] =
-        ["v", "host", "machine", "boot", "pidns", "start", "pidfd", "uid", "since", "token", "command"];
+    const KEYS: [&str; 11] = ["v", "host", "machine", "boot", "pidns", "start", "pidfd", "uid", "since", "token", "command"];
     for lock in [PLAIN, r#""$S" lock -n --slots 1 2>&1"#, r#""$S" lock -n --hold-at-least 0s 2>&1"#] {
         let locks = Locks::new();
         let [holder] = shells(&locks, [lock]);
