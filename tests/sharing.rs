@@ -174,6 +174,8 @@ fn later_sharers_do_not_starve_whoever_wants_it_alone() {
         assert_eq!(refused.code, 75, "{refused:?}");
         assert!(refused.stdout.contains("held by pid"), "{refused:?}");
     }
+    let refused = somebody(&locks, &SHARED.replace("-n", "--max-attempts 2 --sleep-seconds 0"));
+    assert!(refused.stdout.contains("gave up after 2 attempts, held by pid"), "{refused:?}");
     let mut later = wait_in_line(&locks, SHARED);
     one.unlock();
     assert_eq!(locks.pids("holders"), pids(&[&two]));

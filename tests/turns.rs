@@ -4,11 +4,10 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Ended, Locks, OrdinaryUser, Shell, Waiter, ended, until};
+use common::{Ended, Locks, Shell, Waiter, ended, until};
 
 /// Locks, waiting for it, and says nothing.
 const LOCK: &str = r#""$S" lock --sleep-seconds 3600 2> /dev/null"#;
@@ -106,45 +105,26 @@ fn waiters_that_are_killed_make_room_and_change_no_order() {
 }
 
 #[test]
-fn the_queue_file_of_a_killed_waiter_is_removed_by_the_next_unlock() {
+fn a_newcomer_leaves_what_is_free_to_those_who_wait() {
+    const ROUNDS: usize = 5;
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
-    holder.lock();
-    let _shells = line(&locks, 1);
-    signal("KILL", locks.pids("waiters")[0]);
-    until("nobody waits", || locks.pids("waiters").is_empty());
-    assert_eq!(locks.names(), ["serializer.lck", "serializer.lck.queue"], "a kill leaves it");
-    holder.unlock();
-    assert_eq!(locks.names(), Vec::<String>::new());
-}
-
-#[test]
-fn the_queue_file_of_a_killed_waiter_is_removed_by_the_next_lock_if_nobody_unlocks() {
-    let locks = Locks::new();
-    let mut holder = Shell::start(&locks);
-    holder.lock();
-    let _shells = line(&locks, 1);
-    signal("KILL", locks.pids("waiters")[0]);
-    until("nobody waits", || locks.pids("waiters").is_empty());
-    holder.reap();
-    let mut next = Shell::start(&locks);
-    assert_eq!(next.run(r#""$S" lock -n 2> /dev/null"#), 0);
-    assert_eq!(locks.names(), ["serializer.lck"]);
-}
-
-#[test]
-fn a_newcomer_does_not_overtake_those_who_wait() {
-    let locks = Locks::new();
-    let mut holder = Shell::start(&locks);
-    holder.lock();
-    let mut shells = line(&locks, 3);
-    // Whoever has had it comes again at once.
-    let again = format!(r#""$S" unlock 2> /dev/null; {LOCK} && echo 3 >> "$SERIALIZER_DIR/order""#);
-    assert_eq!(holder.run(&again), 0);
-    for shell in &mut shells {
-        assert_eq!(shell.answer().0, 0);
+    // It needs a tenth of a second for its last step: long enough for a newcomer to see that the lock is free.
+    let slow = "strace -D -qq -o /dev/null -e trace=linkat -e inject=linkat:delay_enter=100000";
+    for _ in 0..ROUNDS {
+        holder.lock();
+        let mut first = Shell::start(&locks);
+        first.send(&format!(r#"{slow} {LOCK} && echo 0 >> "$SERIALIZER_DIR/order" && "$S" unlock 2> /dev/null"#));
+        until("it is first", || locks.pids("waiters").len() == 1);
+        // Whoever has had it comes again at once.
+        let again = format!(r#""$S" unlock 2> /dev/null; {LOCK} && echo 1 >> "$SERIALIZER_DIR/order""#);
+        assert_eq!(holder.run(&again), 0);
+        holder.unlock();
+        assert_eq!(first.answer().0, 0);
     }
-    assert_eq!(order(&locks), [0, 1, 2, 3]);
+    // On a very busy machine the first one may take so long that it is not waited for.
+    let order = order(&locks);
+    assert!(order.chunks(2).any(|round| round == [0, 1]), "{order:?}");
 }
 
 #[test]
@@ -300,84 +280,4 @@ fn whoever_is_in_line_leaves_when_nobody_wants_the_lock_any_more() {
     holder.unlock();
     assert_eq!(shells[0].answer().0, 0);
     assert_eq!(locks.names(), ["order"]);
-}
-
-/// A waiter gets the lock in a directory where something is in the place of the queue file.
-fn can_be_waited_for(locks: &Locks) {
-    let mut holder = Shell::start(locks);
-    holder.lock();
-    let waiter = Waiter::start(locks.serializer(&["lock", "--sleep-seconds", "3600"]));
-    waiter.asleep();
-    holder.unlock();
-    assert_eq!(waiter.end().code, 0);
-    assert_eq!(locks.run(&["unlock"]).code, 0);
-    assert!(!locks.file().exists());
-}
-
-#[test]
-fn somebodys_data_in_the_place_of_the_queue_file_is_left_alone() {
-    let locks = Locks::new();
-    let queue = locks.dir().join("serializer.lck.queue");
-    fs::write(&queue, "important\n").expect("somebody's file");
-    let before = fs::metadata(&queue).and_then(|metadata| metadata.modified()).expect("its time");
-    can_be_waited_for(&locks);
-    assert_eq!(fs::read_to_string(&queue).expect("it is still there"), "important\n");
-    assert_eq!(fs::metadata(&queue).and_then(|metadata| metadata.modified()).expect("its time"), before);
-    fs::remove_file(&queue).expect("it can be removed");
-
-    fs::create_dir(&queue).expect("somebody's directory");
-    can_be_waited_for(&locks);
-    fs::remove_dir(&queue).expect("it is still there");
-
-    fs::write(locks.dir().join("target"), "").expect("somebody's file");
-    symlink("target", &queue).expect("somebody's link");
-    can_be_waited_for(&locks);
-    fs::remove_file(&queue).expect("it is still there");
-    assert!(locks.dir().join("target").exists());
-
-    assert!(Command::new("mkfifo").arg(&queue).status().expect("mkfifo runs").success());
-    can_be_waited_for(&locks);
-    assert_eq!(locks.names(), ["serializer.lck.queue", "target"]);
-}
-
-#[test]
-fn a_queue_file_that_cannot_be_read_only_means_that_no_order_is_kept() {
-    let locks = Locks::new();
-    let user = OrdinaryUser::new(&locks);
-    let queue = locks.dir().join("serializer.lck.queue");
-    fs::write(&queue, "secret").expect("somebody's file");
-    fs::set_permissions(&queue, fs::Permissions::from_mode(0)).expect("nobody may read it");
-    let mut shell = Shell::start_with(user.command(&locks, "bash", &[]));
-    shell.lock();
-    let waiter = Waiter::start(user.command(&locks, "bash", &["-c", &format!("{LOCK}; true").replace("2> /dev/null", "")]));
-    shell.unlock();
-    assert_eq!(waiter.end().code, 0);
-    assert_eq!(fs::metadata(&queue).expect("it is still there").len(), 6);
-}
-
-#[test]
-fn another_user_takes_his_turn_in_a_sticky_directory() {
-    let locks = Locks::new();
-    let user = OrdinaryUser::new(&locks);
-    fs::set_permissions(locks.dir(), fs::Permissions::from_mode(0o1777)).expect("a directory like /tmp");
-    let mut holder = Shell::start(&locks);
-    holder.lock();
-    // The queue file is the first one's, and the last one cannot remove it.
-    let mut first = Shell::start(&locks);
-    first.send(LOCK);
-    until("it is in line", || locks.pids("waiters").len() == 1);
-    let mut second = Shell::start_with(user.command(&locks, "bash", &[]));
-    second.send(LOCK);
-    until("it is in line", || locks.pids("waiters").len() == 2);
-    holder.unlock();
-    assert_eq!(first.answer().0, 0);
-    assert_eq!(locks.pids("waiters").len(), 1);
-    first.unlock();
-    assert_eq!(second.answer().0, 0);
-    assert_eq!(first.run(r#""$S" lock -n 2> /dev/null"#), 75);
-    second.unlock();
-    // Its owner does.
-    first.lock();
-    first.unlock();
-    assert_eq!(locks.names(), Vec::<String>::new());
 }
