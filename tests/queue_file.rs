@@ -90,7 +90,7 @@ fn a_queue_file_that_cannot_be_read_only_means_that_no_order_is_kept() {
     let user = OrdinaryUser::new(&locks);
     let queue = locks.dir().join("serializer.lck.queue");
     fs::write(&queue, "secret").expect("somebody's file");
-    fs::set_permissions(&queue, fs::Permissions::from_mode(0)).expect("nobody may read it");
+    fs::set_permissions(&queue, fs::Permissions::from_mode(0o000)).expect("nobody may read it");
     let mut shell = Shell::start_with(user.command(&locks, "bash", &[]));
     shell.lock();
     let waiter = Waiter::start(user.command(&locks, "bash", &["-c", &format!("{LOCK}; true").replace("2> /dev/null", "")]));
