@@ -91,7 +91,9 @@ impl<'a> Attempts<'a> {
         // Whoever is not first in line sleeps through some.
         let sleep = self.waiting.sleep.as_nanos();
         let missed = (now - self.next).as_nanos().checked_div(sleep).and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
-        self.made = self.made.saturating_add(missed).saturating_add(1);
+        let made = self.made.saturating_add(missed).saturating_add(1);
+        // What follows the last one, to give others the time to take what is free, is none.
+        self.made = self.waiting.max_attempts.map_or(made, |max| made.min(max.get()));
         self.next = now + self.waiting.sleep;
     }
 

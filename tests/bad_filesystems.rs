@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Ended, Locks, ended};
+use common::{Ended, Locks, Shell, Waiter, ended};
 
 /// Locks and unlocks in one shell while each named system call of `lock` fails as given.
 fn with_failing(locks: &Locks, failing: &[&str]) -> Ended {
@@ -40,4 +40,21 @@ fn where_flock_does_not_work_nothing_is_locked() {
         assert!(ended.last_line().contains("cannot create the lock file"), "{ended:?}");
         assert_eq!(locks.names(), Vec::<String>::new(), "nothing is left behind");
     }
+}
+
+#[test]
+fn where_no_order_can_be_kept_a_waiter_leaves_no_queue_file() {
+    // NFS locks no file like this that is not open for writing.
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    let queue = locks.dir().join("serializer.lck.queue");
+    let failing = format!("strace -D -f -qq -o /dev/null -P {} -e inject=flock:error=EBADF", queue.display());
+    let mut parent = locks.command("bash");
+    parent.args(["-c", &format!(r#"{failing} "$S" lock --sleep-seconds 3600 && {failing} "$S" unlock; exit $?"#)]);
+    let waiter = Waiter::start(parent);
+    holder.unlock();
+    let ended = waiter.end();
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_eq!(locks.names(), Vec::<String>::new());
 }

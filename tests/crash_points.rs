@@ -19,7 +19,14 @@ enum Before {
     StaleLegacy,
     /// The owner holds the lock.
     Own,
+    /// Somebody else who lives holds one of two slots.
+    OneSlot,
+    /// Somebody else who lives, and then the owner, hold two slots.
+    BothSlots,
 }
+
+/// Takes one of two slots.
+const SLOT: &str = r#""$S" lock --slots 2 --max-attempts 1 2> /dev/null"#;
 
 /// How many calls of a name to disturb, from the first one on and back from the last one.
 const MOST_OF_A_KIND: usize = 16;
@@ -28,6 +35,8 @@ struct Scene {
     locks: Locks,
     owner: Shell,
     other: Shell,
+    /// The one that holds a slot all the time.
+    third: Shell,
     stale: String,
 }
 
@@ -44,7 +53,7 @@ impl Scene {
         // bash reports each kill.
         let mut quiet = locks.command("bash");
         quiet.stderr(Stdio::null());
-        Self { owner: Shell::start_with(quiet), other: Shell::start(&locks), locks, stale }
+        Self { owner: Shell::start_with(quiet), other: Shell::start(&locks), third: Shell::start(&locks), locks, stale }
     }
 
     fn prepare(&mut self, before: Before) {
@@ -53,6 +62,8 @@ impl Scene {
             Before::Stale => self.locks.write(&self.stale),
             Before::StaleLegacy => self.locks.write(self.stale.lines().take(2).collect::<Vec<_>>().join("\n")),
             Before::Own => self.owner.lock(),
+            Before::OneSlot => assert_eq!(self.third.run(SLOT), 0),
+            Before::BothSlots => assert_eq!((self.third.run(SLOT), self.owner.run(SLOT)), (0, 0)),
         }
     }
 
@@ -66,6 +77,9 @@ impl Scene {
         self.prepare(before);
         assert_eq!(self.owner.run(&format!("cd {}", self.locks.dir().display())), 0);
         assert_eq!(self.trace("", command), 0);
+        if matches!(before, Before::OneSlot | Before::BothSlots) {
+            assert_eq!(self.third.run(r#""$S" unlock 2> /dev/null"#), 0);
+        }
         self.back_to_nothing();
         let trace = std::fs::read_to_string(self.locks.dir().join("trace")).expect("a trace");
         let mut calls: HashMap<String, usize> = HashMap::new();
@@ -96,6 +110,26 @@ impl Scene {
         assert_eq!(self.owner.run(r#""$S" unlock 2> /dev/null"#), 0, "{what}: the owner releases it");
         assert_eq!(other(self), 0, "{what}: the next one gets it");
         assert_eq!(self.other.run(r#""$S" unlock 2> /dev/null"#), 0);
+        self.check_names(what);
+    }
+
+    /// The same where somebody else holds one of two slots, which must not be lost.
+    fn check_slots(&mut self, what: &str, is_lock: bool, code: i32) {
+        let holders = self.locks.pids("holders");
+        assert!(holders.contains(&self.third.pid()), "{what}: another holder is lost");
+        if code == 0 {
+            assert_eq!(holders.contains(&self.owner.pid()), is_lock, "{what}: it said what is not true");
+        }
+        assert_eq!(self.owner.run(SLOT), 0, "{what}: the owner gets it");
+        assert_eq!(self.other.run(SLOT), 75, "{what}: a third one gets it, too");
+        assert_eq!(self.owner.run(r#""$S" unlock 2> /dev/null"#), 0, "{what}: the owner releases it");
+        assert_eq!(self.other.run(SLOT), 0, "{what}: the next one gets it");
+        assert_eq!(self.other.run(r#""$S" unlock 2> /dev/null"#), 0);
+        assert_eq!(self.third.run(r#""$S" unlock 2> /dev/null"#), 0, "{what}: it has its slot until it releases it");
+        self.check_names(what);
+    }
+
+    fn check_names(&self, what: &str) {
         let names = self.locks.names();
         let left: Vec<_> = names.iter().filter(|name| *name != "trace").collect();
         // A temporary file may stay when it cannot be removed any more; the README says so.
@@ -122,7 +156,9 @@ fn at_every_system_call(before: Before, command: &str, injection: &str) {
             // There may be fewer processes to look at than before; then it was done before the kill.
             let is_certain = count <= MOST_OF_A_KIND && name != "getdents64";
             assert!(!injection.starts_with("signal=KILL") || code == 137 || !is_certain, "{name} {ordinal}: it is killed");
-            scene.check(&format!("{command}, {injection} at {name} {ordinal}"), command.starts_with("lock"), code);
+            let what = format!("{command}, {injection} at {name} {ordinal}");
+            let check = if matches!(before, Before::OneSlot | Before::BothSlots) { Scene::check_slots } else { Scene::check };
+            check(&mut scene, &what, command.starts_with("lock"), code);
         }
     }
 }
@@ -160,4 +196,26 @@ fn a_takeover_says_the_truth_whichever_system_call_fails() {
 #[test]
 fn an_unlock_says_the_truth_whichever_system_call_fails() {
     at_every_system_call(Before::Own, "unlock", "error=EIO");
+}
+
+#[test]
+fn a_holder_that_joins_another_and_is_killed_at_any_system_call_takes_nothing_from_it() {
+    at_every_system_call(Before::OneSlot, "lock --slots 2 --max-attempts 1", "signal=KILL");
+}
+
+#[test]
+fn a_holder_that_leaves_another_and_is_killed_at_any_system_call_takes_nothing_from_it() {
+    at_every_system_call(Before::BothSlots, "unlock", "signal=KILL");
+}
+
+#[test]
+#[ignore = "fails: a replacement whose outcome cannot be looked at removes what others hold, too"]
+fn a_holder_that_joins_another_takes_nothing_from_it_whichever_system_call_fails() {
+    at_every_system_call(Before::OneSlot, "lock --slots 2 --max-attempts 1", "error=EIO");
+}
+
+#[test]
+#[ignore = "fails: a replacement whose outcome cannot be looked at removes what others hold, too"]
+fn a_holder_that_leaves_another_takes_nothing_from_it_whichever_system_call_fails() {
+    at_every_system_call(Before::BothSlots, "unlock", "error=EIO");
 }

@@ -1,7 +1,7 @@
 //! The mutex's policy on a register in memory: whatever the order in which several processes take their steps, crash and die,
-//! at most one live owner believes that it holds the lock, and it can always be had again.
+//! those live owners who believe that they hold the lock may hold it together, and it can always be had again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,15 +16,28 @@ use serializer::backend::memory::Memory;
 use serializer::backend::{self, Backend, Stored, Write};
 use serializer::claimant::Claimant;
 use serializer::mode::Mode;
-use serializer::mutex::{Mutex, Request, Whose};
+use serializer::mutex::{Mutex, Released, Request, Whose};
 use serializer::owner::{Instance, Owner, Place};
 use serializer::record::{Entry, Outcome, Record, parse_pid};
 use serializer::verdict::{Held, Holding, Judge, Stale, Verdict};
 use serializer::waiting::{Observer, Waiting};
 
-const OWNERS: usize = 3;
+const OWNERS: usize = 4;
 
-const EXCLUSIVE: Request = Request { mode: Mode::EXCLUSIVE, at_least: None, skip_if_done: false };
+/// In which an owner may ask for the lock.
+const MODES: [Mode; 4] = [Mode::EXCLUSIVE, slots(2), slots(3), Mode::Shared];
+
+const fn slots(number: u32) -> Mode {
+    Mode::Slots(NonZeroU32::new(number).expect("a number of slots"))
+}
+
+fn in_mode(mode: Mode) -> Request {
+    Request { mode, at_least: None, skip_if_done: false }
+}
+
+fn one_attempt() -> Waiting {
+    Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None }
+}
 
 /// The PIDs of the owners that live. A PID is never used again.
 type Alive = Arc<StdMutex<HashSet<i32>>>;
@@ -140,7 +153,8 @@ impl Backend for Gated {
 
 /// A `lock` or `unlock` that is under way.
 struct Command {
-    is_lock: bool,
+    /// Of a `lock`.
+    mode: Option<Mode>,
     pid: i32,
     go: Sender<()>,
     events: Receiver<Event>,
@@ -155,7 +169,8 @@ struct Machine {
     next_pid: i32,
     owners: Vec<i32>,
     commands: Vec<Option<Command>>,
-    believe: HashSet<i32>,
+    /// Who believes that it holds the lock, and how.
+    believe: HashMap<i32, Mode>,
 }
 
 impl Machine {
@@ -167,7 +182,7 @@ impl Machine {
             next_pid: 1,
             owners: Vec::new(),
             commands: Vec::new(),
-            believe: HashSet::new(),
+            believe: HashMap::new(),
         };
         for _ in 0..OWNERS {
             let pid = machine.born();
@@ -184,26 +199,29 @@ impl Machine {
         pid
     }
 
-    /// The owner's command does one operation; if it runs none, it starts the one whose turn it is.
-    fn step(&mut self, owner: usize) {
-        let command = self.commands[owner].take().unwrap_or_else(|| self.start(owner));
+    /// The owner's command does one operation; if it runs none, it starts the one whose turn it is, a `lock` in `mode`.
+    fn step(&mut self, owner: usize, mode: Mode) {
+        let command = self.commands[owner].take().unwrap_or_else(|| self.start(owner, mode));
         command.go.send(()).expect("it waits");
         match command.events.recv().expect("it goes on") {
             Event::AtAnOperation => self.commands[owner] = Some(command),
             Event::Ended(done) => {
                 command.thread.join().expect("no panic");
                 // The answer of a lock counts for an owner that is there to hear it.
-                if done && command.is_lock && self.owners[owner] == command.pid {
-                    self.believe.insert(command.pid);
+                if let Some(mode) = command.mode
+                    && done
+                    && self.owners[owner] == command.pid
+                {
+                    self.believe.insert(command.pid, mode);
                 }
             }
         }
     }
 
-    fn start(&mut self, owner: usize) -> Command {
+    fn start(&mut self, owner: usize, mode: Mode) -> Command {
         let pid = self.owners[owner];
         // Whoever unlocks relies on the lock no longer.
-        let is_lock = !self.believe.remove(&pid);
+        let mode = self.believe.remove(&pid).is_none().then_some(mode);
         let (here, events) = channel();
         let (go, permits) = channel();
         let process = Process { pid, alive: self.alive.clone(), tokens: self.tokens.clone() };
@@ -212,17 +230,15 @@ impl Machine {
             let judge = ByPid(alive);
             let ended = here.clone();
             let mut mutex = Mutex::new(Box::new(Gated { register, here, go: permits }), &judge);
-            let done = if is_lock {
-                let waiting = Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None };
-                mutex.acquire(&process, &EXCLUSIVE, &waiting, &mut Silent).is_ok()
-            } else {
-                mutex.release(&process, Whose::Own, Outcome::Unknown).is_ok()
+            let done = match mode {
+                Some(mode) => mutex.acquire(&process, &in_mode(mode), &one_attempt(), &mut Silent).is_ok(),
+                None => mutex.release(&process, Whose::Own, Outcome::Unknown).is_ok(),
             };
             // Nobody listens to a process that has crashed.
             let _ = ended.send(Event::Ended(done));
         });
         assert!(matches!(events.recv(), Ok(Event::AtAnOperation)), "every command looks first");
-        Command { is_lock, pid, go, events, thread }
+        Command { mode, pid, go, events, thread }
     }
 
     /// The owner's command is killed where it is.
@@ -241,6 +257,25 @@ impl Machine {
         self.owners[owner] = self.born();
     }
 
+    /// Two of those who believe that they hold the lock, and may not hold it together with the others.
+    fn conflict(&self) -> Option<String> {
+        let may_be_there = |(pid, mode): (&i32, &Mode)| {
+            let others: Vec<Mode> = self.believe.iter().filter(|(other, _)| *other != pid).map(|(_, mode)| *mode).collect();
+            mode.joins(&others)
+        };
+        (!self.believe.iter().all(may_be_there)).then(|| format!("{:?} all believe that they hold the lock", self.believe))
+    }
+
+    /// Somebody who believes that it holds the lock, and of whom nothing is written down. (Whose command runs does not know
+    /// yet.)
+    fn loss(&self) -> Option<String> {
+        let stored = self.register.clone().load().expect("a register in memory can be read");
+        let record = stored.as_ref().and_then(|stored| stored.content.record());
+        let entries = record.map(Record::entries).unwrap_or_default();
+        let is_written = |pid: i32| entries.iter().any(|entry| entry.owner.pid.as_raw_pid() == pid);
+        self.believe.keys().find(|pid| !is_written(**pid)).map(|pid| format!("{pid} has lost the lock: {entries:?}"))
+    }
+
     /// Lets everything end, and then somebody new ask for the lock.
     fn can_be_had(mut self) -> bool {
         for owner in 0..OWNERS {
@@ -249,44 +284,106 @@ impl Machine {
                 if self.commands[owner].is_none() {
                     break;
                 }
-                self.step(owner);
+                self.step(owner, Mode::EXCLUSIVE);
             }
             self.die(owner);
         }
         let judge = ByPid(self.alive.clone());
         let process = Process { pid: self.owners[0], alive: self.alive.clone(), tokens: self.tokens.clone() };
-        let waiting = Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None };
-        Mutex::new(Box::new(self.register.clone()), &judge).acquire(&process, &EXCLUSIVE, &waiting, &mut Silent).is_ok()
+        let mut mutex = Mutex::new(Box::new(self.register.clone()), &judge);
+        mutex.acquire(&process, &in_mode(Mode::EXCLUSIVE), &one_attempt(), &mut Silent).is_ok()
     }
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Action {
-    Step(usize),
+    Step(usize, Mode),
     Crash(usize),
     Die(usize),
 }
 
 fn action() -> impl Strategy<Value = Action> {
-    (0..OWNERS).prop_flat_map(
-        |owner| prop_oneof![12 => Just(Action::Step(owner)), 1 => Just(Action::Crash(owner)), 2 => Just(Action::Die(owner))],
-    )
+    (0..OWNERS, proptest::sample::select(MODES.to_vec())).prop_flat_map(|(owner, mode)| {
+        prop_oneof![12 => Just(Action::Step(owner, mode)), 1 => Just(Action::Crash(owner)), 2 => Just(Action::Die(owner))]
+    })
+}
+
+/// Runs the actions; says what went wrong.
+fn run(actions: &[Action]) -> Result<(), String> {
+    let mut machine = Machine::new();
+    for action in actions {
+        match *action {
+            Action::Step(owner, mode) => machine.step(owner, mode),
+            Action::Crash(owner) => machine.crash(owner),
+            Action::Die(owner) => machine.die(owner),
+        }
+        machine.conflict().or_else(|| machine.loss()).map_or(Ok(()), Err)?;
+    }
+    if machine.can_be_had() { Ok(()) } else { Err("nobody can get the lock any more".to_owned()) }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn at_most_one_live_owner_believes_that_it_holds_the_lock(actions in collection::vec(action(), 1..80)) {
-        let mut machine = Machine::new();
-        for action in actions {
-            match action {
-                Action::Step(owner) => machine.step(owner),
-                Action::Crash(owner) => machine.crash(owner),
-                Action::Die(owner) => machine.die(owner),
-            }
-            prop_assert!(machine.believe.len() <= 1, "{:?} all believe that they hold the lock", machine.believe);
-        }
-        prop_assert!(machine.can_be_had(), "nobody can get the lock any more");
+    fn live_owners_who_believe_that_they_hold_the_lock_may_hold_it_together(actions in collection::vec(action(), 1..120)) {
+        let answer = run(&actions);
+        prop_assert!(answer.is_ok(), "{:?}", answer);
     }
+}
+
+/// With plain mutexes only, which is what most are used for.
+#[derive(Clone, Copy, Debug)]
+struct Plain(Action);
+
+fn plain() -> impl Strategy<Value = Plain> {
+    action().prop_map(|action| match action {
+        Action::Step(owner, _) => Plain(Action::Step(owner, Mode::EXCLUSIVE)),
+        other => Plain(other),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn at_most_one_live_owner_believes_that_it_holds_a_plain_mutex(actions in collection::vec(plain(), 1..80)) {
+        let answer = run(&actions.iter().map(|Plain(action)| *action).collect::<Vec<_>>());
+        prop_assert!(answer.is_ok(), "{:?}", answer);
+    }
+}
+
+#[test]
+fn no_holder_of_a_full_record_is_lost_when_one_releases() {
+    const MOST: usize = serializer::record::MAX_BYTES;
+    let alive = Alive::default();
+    let tokens = Arc::<AtomicU32>::default();
+    let entry = |pid: i32| {
+        alive.lock().expect("no panic").insert(pid);
+        let process = Process { pid, alive: alive.clone(), tokens: tokens.clone() };
+        Entry { mode: Mode::Shared, ..process.entry().expect("an entry") }
+    };
+    // What is noted of the first one when it releases makes its entry longer.
+    let mut entries = vec![Entry { until: Some(u64::MAX), ..entry(1) }];
+    let length = |entries: &[Entry]| Record::of(entries.to_vec()).map_or(usize::MAX, |record| record.to_text().len());
+    while length(&entries) < MOST - 200 {
+        entries.push(entry(entries.len() as i32 + 1));
+    }
+    // Fields are cut, so that it takes some to fill what is left.
+    let count = entries.len();
+    for entry in &mut entries[count - 4..] {
+        entry.command = Some("x".to_owned());
+    }
+    for number in 0..MOST - length(&entries) {
+        entries[count - 4 + number % 4].command.get_or_insert_default().push('x');
+    }
+    assert_eq!(length(&entries), MOST);
+    let mut register = Memory::default();
+    assert_eq!(register.create(&Record::of(entries.clone()).expect("a record")).expect("memory"), Write::Done);
+    let judge = ByPid(alive.clone());
+    let process = Process { pid: 1, alive: alive.clone(), tokens: tokens.clone() };
+    let released = Mutex::new(Box::new(register.clone()), &judge).release(&process, Whose::Own, Outcome::Unknown);
+    assert!(matches!(released, Ok(Released::Own(_))), "{released:?}");
+    let stored = register.load().expect("memory").expect("the others hold it");
+    assert_eq!(stored.content.record().expect("a record").entries(), &entries[1..]);
 }

@@ -32,6 +32,14 @@ enum Attempt {
     LeftToOthers,
 }
 
+/// Whose turn it is to take what is free.
+enum Turn {
+    Ours,
+    Others,
+    /// Others are first, and do not take it.
+    Nobodys,
+}
+
 impl Mutex<'_> {
     /// Acquires the lock, waiting for it within `waiting`.
     ///
@@ -132,10 +140,14 @@ impl Mutex<'_> {
                 return Ok(Attempt::Done(Acquired::NotNeeded));
             }
             if !joins(request.mode, &held) {
+                self.left_to_others = None;
                 return Ok(Attempt::Busy(held));
             }
-            if !self.is_next(stored.as_ref())? {
-                return Ok(Attempt::LeftToOthers);
+            match self.turn(stored.as_ref())? {
+                Turn::Ours => {}
+                Turn::Others => return Ok(Attempt::LeftToOthers),
+                Turn::Nobodys if may_overtake(request.mode, &held) => {}
+                Turn::Nobodys => return Ok(Attempt::Busy(held)),
             }
             let mut entry = claimant.entry().map_err(Error::Entry)?;
             entry.mode = request.mode;
@@ -181,18 +193,18 @@ impl Mutex<'_> {
         Ok(Attempt::Busy(last))
     }
 
-    /// Whether it is this one's turn: nobody waits who came first, or nobody of those takes it.
-    fn is_next(&mut self, seen: Option<&Stored>) -> Result<bool, Error> {
+    fn turn(&mut self, seen: Option<&Stored>) -> Result<Turn, Error> {
         if self.backend.is_first()? {
             self.left_to_others = None;
-            return Ok(true);
+            return Ok(Turn::Ours);
         }
         let seen = seen.map(|seen| &seen.version);
         match &self.left_to_others {
-            Some((version, since)) if version.as_ref() == seen => Ok(since.elapsed() >= PATIENCE),
+            Some((version, since)) if version.as_ref() == seen && since.elapsed() >= PATIENCE => Ok(Turn::Nobodys),
+            Some((version, _)) if version.as_ref() == seen => Ok(Turn::Others),
             _ => {
                 self.left_to_others = Some((seen.cloned(), Instant::now()));
-                Ok(false)
+                Ok(Turn::Others)
             }
         }
     }
@@ -204,11 +216,11 @@ impl Mutex<'_> {
         request: &Request,
         holders: &[Holding],
     ) -> Result<(), backend::Error> {
-        let limit = until.saturating_duration_since(Instant::now());
-        let limit = holders.iter().filter_map(|holding| holding.verdict.look_again_in()).fold(limit, Duration::min);
+        let mut limit = until.saturating_duration_since(Instant::now());
         let mut fds = claimant.absence_fds();
         // What becomes of the holders concerns the first in line.
         if !self.backend.is_in_line() {
+            limit = holders.iter().filter_map(|holding| holding.verdict.look_again_in()).fold(limit, Duration::min);
             fds.extend(holders.iter().filter_map(|holding| holding.verdict.ended_fd()));
         }
         if request.skip_if_done { self.backend.watch(limit, &fds) } else { self.backend.wait(limit, &fds) }
@@ -272,6 +284,14 @@ fn has_succeeded(token: &str, held: &[Holding], former: &[Former]) -> bool {
         is_it || entry.previous.as_ref().is_some_and(|(previous, outcome)| previous == token && *outcome == Outcome::Succeeded)
     };
     entries.into_iter().any(says_so)
+}
+
+/// Whether those who are first, and do not take what this one could have, may be overtaken: not if they may be waiting for the
+/// very holders whom it would join. Sharers who come one after the other would keep out for ever whoever wants it alone; who
+/// asks for one of so many slots, as all holders did, can expect that those who wait did so, too.
+fn may_overtake(mode: Mode, holders: &[Holding]) -> bool {
+    let is_alike = |holding: &Holding| holding.entry.as_ref().is_some_and(|entry| entry.mode == mode);
+    holders.is_empty() || (mode != Mode::Shared && holders.iter().all(is_alike))
 }
 
 fn success(former: &Former) -> Option<(String, Outcome)> {

@@ -82,11 +82,18 @@ impl Mutex<'_> {
     }
 
     /// Leaves these entries, or nothing if there are none, and wakes who waits.
-    fn store(&mut self, seen: &Stored, entries: Vec<Entry>) -> Result<Write, backend::Error> {
-        let write = match Record::of(entries) {
-            // Fewer entries than there were fit.
+    fn store(&mut self, seen: &Stored, mut entries: Vec<Entry>) -> Result<Write, backend::Error> {
+        let mut record = Record::of(entries.clone());
+        if record.is_none() {
+            // What is added to an entry that is released may be too much for a full record. Fewer entries than there were fit,
+            // and nobody holds this one.
+            entries.retain(|entry| entry.released.is_none());
+            record = Record::of(entries.clone());
+        }
+        let write = match record {
             Some(record) => self.backend.replace(seen, &record)?,
-            None => self.backend.delete(seen)?,
+            None if entries.is_empty() => self.backend.delete(seen)?,
+            None => Write::Conflict,
         };
         if write == Write::Done {
             self.backend.notify();

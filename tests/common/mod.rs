@@ -79,13 +79,26 @@ impl Locks {
         names
     }
 
-    /// `serializer status --json`'s answer for the default lock: its state and the reason.
-    pub fn state(&self) -> (String, String) {
+    /// `serializer status --json`'s answer for the default lock.
+    pub fn report(&self) -> serde_json::Value {
         let ended = self.run(&["status", "--json"]);
         assert_eq!(ended.code, 0, "{ended:?}");
-        let report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("status prints JSON");
-        let text = |key: &str| report["locks"][0][key].as_str().unwrap_or("").to_owned();
+        let mut report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("status prints JSON");
+        report["locks"][0].take()
+    }
+
+    /// Its state and the reason.
+    pub fn state(&self) -> (String, String) {
+        let report = self.report();
+        let text = |key: &str| report[key].as_str().unwrap_or("").to_owned();
         (text("state"), text("reason"))
+    }
+
+    /// The PIDs in its list of `holders` or `waiters`.
+    pub fn pids(&self, list: &str) -> Vec<u32> {
+        let report = self.report();
+        let pids = report[list].as_array().expect("a list").iter();
+        pids.map(|one| one["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid")).collect()
     }
 }
 

@@ -182,7 +182,11 @@ impl Queue {
                 Ok(()) if leads_to(&self.path, &file)? => return Ok(Some(file)),
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(error),
+                Err(TryLockError::Error(error)) => {
+                    // Nobody can take a place here, so that nothing is lost; and nobody could remove it later.
+                    remove_if_alone(&self.path, &file);
+                    return Err(error);
+                }
             }
         }
         Err(io::ErrorKind::ResourceBusy.into())
@@ -254,7 +258,7 @@ fn others_are_at(file: &File) -> bool {
     matches!(fcntl_getlk(file, &everything), Ok(Some(_)))
 }
 
-/// Removes the file, whose flock the caller has, if nobody else is there.
+/// Removes the file, whose flock the caller has or nobody can have, if nobody else is there.
 fn remove_if_alone(path: &Path, file: &File) {
     if !others_are_at(file) && leads_to(path, file).unwrap_or(false) {
         // In a sticky directory it may be another user's, who will remove it another time.
