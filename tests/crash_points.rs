@@ -209,13 +209,11 @@ fn a_holder_that_leaves_another_and_is_killed_at_any_system_call_takes_nothing_f
 }
 
 #[test]
-#[ignore = "fails: a replacement whose outcome cannot be looked at removes what others hold, too"]
 fn a_holder_that_joins_another_takes_nothing_from_it_whichever_system_call_fails() {
     at_every_system_call(Before::OneSlot, "lock --slots 2 --max-attempts 1", "error=EIO");
 }
 
 #[test]
-#[ignore = "fails: a replacement whose outcome cannot be looked at removes what others hold, too"]
 fn a_holder_that_leaves_another_takes_nothing_from_it_whichever_system_call_fails() {
     at_every_system_call(Before::BothSlots, "unlock", "error=EIO");
 }

@@ -247,9 +247,13 @@ impl Backend for LockFile {
                 Ok(Write::Conflict)
             }
             Err(error) => {
-                // The caller will say that it has no lock, so there must be none of ours.
+                // The caller will say that nothing was changed, so there must be no lock of ours.
                 if leads_to(&self.path, &new).unwrap_or(false) {
-                    let _ = unlinkat(CWD, &self.path, AtFlags::empty());
+                    match seen.content.record().filter(|record| !record.is_plain()) {
+                        // Others may hold it, whose entries must not be lost. If this fails, an entry too many is the lesser evil.
+                        Some(record) => drop(self.rename_over(record.to_text().as_bytes())),
+                        None => drop(unlinkat(CWD, &self.path, AtFlags::empty())),
+                    }
                     self.wake_up.send();
                 }
                 Err(self.io_error("take over", error))
