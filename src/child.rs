@@ -28,8 +28,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
-pub use signals::are_ends_lost;
 use signals::{Received, Signals, barrier};
+pub use signals::{are_ends_lost, die_of_interrupt};
 use witness::Witness;
 
 /// How long a command has to last to be worth a witness. Before that, it has hardly begun to care about signals.
@@ -52,6 +52,8 @@ pub enum End {
     Exited(i32),
     /// By a signal.
     Killed(i32),
+    /// By SIGINT, which we have got as well: somebody has pressed Ctrl-C.
+    Interrupted,
     /// It never began.
     NotRun(io::Error),
 }
@@ -79,6 +81,7 @@ pub struct Running {
     begun: Instant,
     witness: Option<Witness>,
     has_tried_witness: bool,
+    is_interrupted: bool,
 }
 
 /// If this process was started as one of our helpers, does a helper's work. To be asked before anything else: it has to be quick.
@@ -162,7 +165,7 @@ impl Prepared {
         }
         let Shim { pid, channel } = shim;
         let (leftovers, begun) = (self.leftovers, Instant::now());
-        Ok(Running { pid, channel, signals, leftovers, begun, witness: None, has_tried_witness: false })
+        Ok(Running { pid, channel, signals, leftovers, begun, witness: None, has_tried_witness: false, is_interrupted: false })
     }
 
     fn end(&mut self) {
@@ -212,6 +215,11 @@ impl Running {
                 self.sleep()?;
             }
         };
+        // What has ended the command may be on its way to us.
+        barrier();
+        while let Some(received) = self.signals.receive()? {
+            self.is_interrupted |= received.signal == Signal::SIGINT;
+        }
         let not_run = shim::failure(&self.channel);
         self.witness = None;
         if self.leftovers == Leftovers::Await {
@@ -222,6 +230,7 @@ impl Running {
         }
         match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Ok(End::Exited(code)),
+            (None, Some(signal)) if signal == Signal::SIGINT as i32 && self.is_interrupted => Ok(End::Interrupted),
             (None, Some(signal)) => Ok(End::Killed(signal)),
             (None, None) => Err(io::Error::other("it ended in an unknown way")),
         }
@@ -249,6 +258,7 @@ impl Running {
         let mut has_any = false;
         while let Some(received) = self.signals.receive()? {
             has_any = true;
+            self.is_interrupted |= received.signal == Signal::SIGINT;
             if received.signal != Signal::SIGCHLD && !self.was_sent_to_all(&received) {
                 let receivers = to.map_or_else(children, |pid| vec![pid]);
                 for pid in receivers {

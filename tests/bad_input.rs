@@ -855,7 +855,11 @@ fn a_parent_in_another_container_owns_no_lock() {
     let mut command = locks.command("timeout");
     let ended = ended(command.args(["60", "unshare"]).args(IN_A_CONTAINER).args([PROGRAM, "lock"]));
     let why = "the parent process is in another container (PID namespace), so it cannot own a lock";
-    refused(&ended, 2, &["cannot lock", why, "(hint: name the process that is to own the lock with `--owner-pid PID`"]);
+    refused(
+        &ended,
+        2,
+        &["cannot lock", why, "serializer run -- COMMAND", "name the process that is to own the lock with `--owner-pid PID`"],
+    );
     assert_eq!(locks.names(), [""; 0]);
 }
 

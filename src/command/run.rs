@@ -140,13 +140,14 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     let is_to_be_told = job.request.skip_if_done && matches!(end, Ok(End::Exited(0)));
     let outcome = if is_to_be_told { Outcome::Succeeded } else { Outcome::Unknown };
     let released = release(&mut mutex, &claimant, &location, outcome);
-    let code = match end {
-        Ok(End::Exited(code)) => u8::try_from(code).unwrap_or(u8::MAX),
-        Ok(End::Killed(signal)) => killed(signal),
+    let code = match &end {
+        Ok(End::Exited(code)) => u8::try_from(*code).unwrap_or(u8::MAX),
+        Ok(End::Killed(signal)) => killed(*signal),
+        Ok(End::Interrupted) => killed(rustix::process::Signal::INT.as_raw()),
         // Nothing has run, so that a lost lock has done no harm.
-        Ok(End::NotRun(error)) => return Err(cannot_run(&program, &error)),
+        Ok(End::NotRun(error)) => return Err(cannot_run(&program, error)),
         Err(error) => {
-            let why = backend::plain(&error);
+            let why = backend::plain(error);
             return Err(Error::failed(format!("cannot tell how `{}` ended: {why}", shown(&program))));
         }
     };
@@ -162,6 +163,7 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
         Err(error) if code == 0 => return Err(error),
         Err(error) => tracing::warn!("{error}"),
     }
+    let code = if matches!(end, Ok(End::Interrupted)) { child::die_of_interrupt() } else { code };
     Ok(ExitCode::Command(code))
 }
 

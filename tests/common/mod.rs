@@ -402,3 +402,16 @@ pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
         std::thread::yield_now();
     }
 }
+
+/// A command that tells which signals it gets, a line each, until its stdin ends.
+pub const TELLER: &str = r#"
+import os, signal, sys
+names = ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT"]
+def tell(number, frame):
+    os.write(1, f"{signal.Signals(number).name}\n".encode())
+for name in names:
+    signal.signal(getattr(signal, name), tell)
+os.write(1, b"ready %d\n" % os.getpid())
+sys.stdin.buffer.read()
+os.write(1, b"end\n")
+"#;
