@@ -187,9 +187,9 @@ impl Error {
                 ErrorKind::PermissionDenied if *action == "create" => {
                     Some("name a directory that you can write to with `SERIALIZER_DIR`".into())
                 }
-                ErrorKind::PermissionDenied if *action == "take over" => Some(
-                    "its owner is gone, but only the user whose file it is, or root, can remove it; for several users, name \
-                     a directory without the sticky bit with `SERIALIZER_DIR`"
+                ErrorKind::PermissionDenied if ["take over", "change"].contains(action) => Some(
+                    "in a directory with the sticky bit, only the user whose file it is, or root, can replace it; for several \
+                     users, name a directory without that with `SERIALIZER_DIR`"
                         .into(),
                 ),
                 ErrorKind::PermissionDenied => Some(format!("`ls -l {path}` shows whose file it is")),

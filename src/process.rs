@@ -115,6 +115,18 @@ fn start_time(pid: Pid) -> Option<u64> {
     stat_field(pid, 22)
 }
 
+/// The short name of a process (`comm`).
+pub fn name(pid: Pid) -> Option<Vec<u8>> {
+    read_proc(pid, "comm")
+}
+
+/// Whether `pid` is this process, its parent, or the parent of that, and so on.
+pub fn is_ancestor(pid: Pid) -> bool {
+    // More generations than there are in practice; processes may come and go while one looks.
+    let ancestors = std::iter::successors(Some(getpid()), |child| parent(*child)).take(64);
+    ancestors.into_iter().any(|ancestor| ancestor == pid)
+}
+
 /// The parent of a process: field 4.
 pub fn parent(pid: Pid) -> Option<Pid> {
     stat_field(pid, 4).and_then(Pid::from_raw)

@@ -227,12 +227,15 @@ impl Backend for LockFile {
     }
 
     fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
-        let Some(old) = self.open_exclusively("take over", &seen.version)? else { return Ok(Write::Conflict) };
+        // Whoever joins or leaves several holders takes nothing over.
+        let is_plain = seen.content.record().is_none_or(Record::is_plain);
+        let action = if is_plain { "take over" } else { "change" };
+        let Some(old) = self.open_exclusively(action, &seen.version)? else { return Ok(Write::Conflict) };
         if let Some(file_system) = filesystem::with_faked_flock(&old) {
             return Err(Error::FakedFlock { path: printable::path(&self.path), file_system });
         }
         let text = record.to_text();
-        let new = self.rename_over(text.as_bytes()).map_err(|error| self.io_error("take over", error))?;
+        let new = self.rename_over(text.as_bytes()).map_err(|error| self.io_error(action, error))?;
         match legacy::settle(&self.path, seen, &old, &new, text.as_bytes()) {
             Ok(legacy::Settled::Ours) => Ok(Write::Done),
             Ok(legacy::Settled::Lost) => Ok(Write::Conflict),
@@ -256,7 +259,7 @@ impl Backend for LockFile {
                     }
                     self.wake_up.send();
                 }
-                Err(self.io_error("take over", error))
+                Err(self.io_error(action, error))
             }
         }
     }

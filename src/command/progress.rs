@@ -5,8 +5,9 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use crate::holder::in_short;
+use crate::process;
 use crate::record::Entry;
-use crate::verdict::Holding;
+use crate::verdict::{Held, Holding};
 use crate::waiting::Observer;
 
 /// How often the live line is drawn.
@@ -22,19 +23,34 @@ pub struct Progress {
     max_attempts: Option<NonZeroU32>,
     is_live: bool,
     is_drawn: bool,
+    has_looked_for_itself: bool,
     told: Option<(Option<Entry>, Instant)>,
 }
 
 impl Progress {
     pub fn new(max_attempts: Option<NonZeroU32>) -> Self {
         let is_live = io::stderr().is_terminal() && is_in_foreground() && tracing::enabled!(tracing::Level::INFO);
-        Self { max_attempts, is_live, is_drawn: false, told: None }
+        Self { max_attempts, is_live, is_drawn: false, has_looked_for_itself: false, told: None }
     }
 
     /// Removes the live line, before something else is written.
     pub fn clear(&mut self) {
         if std::mem::take(&mut self.is_drawn) {
             write_stderr("\r\x1b[K");
+        }
+    }
+
+    /// A holder that has started us may be waiting for us, while we wait for it. It need not be: `lock`, then a job in the
+    /// background, then `unlock`.
+    fn warn_of_itself(&mut self, holders: &[Holding]) {
+        if std::mem::replace(&mut self.has_looked_for_itself, true) {
+            return;
+        }
+        let is_alive = |holding: &&Holding| matches!(holding.verdict, Held::Alive(_));
+        let mut owners = holders.iter().filter(is_alive).filter_map(|holding| Some(holding.entry.as_ref()?.owner.pid));
+        if let Some(pid) = owners.find(|pid| process::is_ancestor(*pid)) {
+            self.clear();
+            tracing::warn!("pid {pid}, which holds the lock, has started this: if it waits for its end, neither goes on");
         }
     }
 
@@ -80,6 +96,7 @@ impl Observer for Progress {
             tracing::info!("{message}");
             self.told = Some((entry, now));
         }
+        self.warn_of_itself(holders);
     }
 
     fn interval(&self) -> Duration {

@@ -19,9 +19,10 @@ use fs4::{FileExt, TryLockError};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, fcntl_lock, lstat, openat, unlinkat};
 use rustix::io::Errno;
-use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk};
+use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk, getpid};
 
 use super::leads_to;
+use crate::process;
 
 /// How often to ask again at a new file. Each time means that all who waited at the old one have left.
 const MAX_FILES: usize = 100;
@@ -167,7 +168,8 @@ impl Queue {
     pub fn waiters(&self) -> Vec<Pid> {
         let Ok(there) = fs::symlink_metadata(&self.path) else { return Vec::new() };
         let Ok(locks) = fs::read_to_string("/proc/locks") else { return Vec::new() };
-        flocks_on(&locks, there.dev(), there.ino())
+        let is_ours = |pid: Pid| process::name(pid).is_some_and(|name| Some(name) == process::name(getpid()));
+        flocks_on(&locks, there.dev(), there.ino(), is_ours)
     }
 
     /// Also where that cannot be told.
@@ -266,21 +268,24 @@ fn remove_if_alone(path: &Path, file: &File) {
     }
 }
 
-/// The PIDs behind the flock on a file, in the order in which they were or will be granted, from `/proc/locks` (proc(5)).
-fn flocks_on(locks: &str, dev: u64, inode: u64) -> Vec<Pid> {
-    let file = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(dev), rustix::fs::minor(dev));
+/// The PIDs behind the flock on a file, in the order in which they were or will be granted, from `/proc/locks` (proc(5)). Some
+/// file systems (btrfs) have another device number there: then `is_ours` decides about those that have the same inode number.
+fn flocks_on(locks: &str, dev: u64, inode: u64, is_ours: impl Fn(Pid) -> bool) -> Vec<Pid> {
+    let device = format!("{:02x}:{:02x}", rustix::fs::major(dev), rustix::fs::minor(dev));
     let pid = |line: &str| {
         let (_, line) = line.split_once(": ")?;
         let words: Vec<&str> = line.trim_start().trim_start_matches("-> ").split_ascii_whitespace().collect();
         let ["FLOCK", _, _, pid, at, ..] = words.as_slice() else { return None };
-        (*at == file).then(|| pid.parse().ok().and_then(Pid::from_raw)).flatten()
+        let (its_device, its_inode) = at.rsplit_once(':')?;
+        let pid = pid.parse().ok().and_then(Pid::from_raw)?;
+        (its_inode.parse() == Ok(inode) && (its_device == device || is_ours(pid))).then_some(pid)
     };
     locks.lines().filter_map(pid).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::flocks_on;
+    use super::{Pid, flocks_on};
 
     #[test]
     fn the_line_is_read_from_proc_locks_in_turn() {
@@ -291,9 +296,13 @@ mod tests {
 2:  -> FLOCK  ADVISORY  WRITE 21336 fe:00:10010636 0 EOF
 3: FLOCK  ADVISORY  WRITE 4 fe:00:1001063 0 EOF
 4: FLOCK  ADVISORY  WRITE 5 fd:00:10010636 0 EOF
+4: -> FLOCK  ADVISORY  WRITE 6 fd:00:10010636 0 EOF
 ";
-        let pids: Vec<i32> =
-            flocks_on(locks, rustix::fs::makedev(0xfe, 0), 10_010_636).iter().map(|pid| pid.as_raw_pid()).collect();
-        assert_eq!(pids, [21329, 21333, 21336]);
+        let line = |is_ours: fn(Pid) -> bool| -> Vec<i32> {
+            let pids = flocks_on(locks, rustix::fs::makedev(0xfe, 0), 10_010_636, is_ours);
+            pids.iter().map(|pid| pid.as_raw_pid()).collect()
+        };
+        assert_eq!(line(|_| false), [21329, 21333, 21336]);
+        assert_eq!(line(|pid| pid.as_raw_pid() == 6), [21329, 21333, 21336, 6]);
     }
 }
