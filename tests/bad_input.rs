@@ -300,7 +300,7 @@ fn a_stale_lock_that_may_not_be_changed_stays() {
         1,
         &["cannot take over the lock file", "permission denied (hint: in a directory with the sticky bit, only"],
     );
-    refused(&user.run(&locks, &["unlock"]), 1, &["the lock file", "permission denied (hint: its owner is gone"]);
+    refused(&user.run(&locks, &["unlock"]), 1, &["the lock file", "permission denied (hint: in a directory with the sticky bit"]);
     refused(&user.run(&locks, &["unlock", "--force"]), 1, &["the lock file", "permission denied"]);
     assert_eq!(user.run(&locks, &["status"]).code, 0);
     assert_eq!(snapshot(locks.dir()), before);
