@@ -305,3 +305,15 @@ fn the_last_of_several_holders_leaves_nothing_behind() {
     two.unlock();
     assert_eq!(locks.names(), Vec::<String>::new());
 }
+
+#[test]
+fn whoever_shares_a_lock_and_takes_it_away_by_force_takes_it_from_all() {
+    let locks = Locks::new();
+    let (mut one, mut two) = (Shell::start(&locks), Shell::start(&locks));
+    let share = r#""$S" lock --shared 2> /dev/null"#;
+    assert_eq!((one.run(share), two.run(share)), (0, 0));
+    let (code, said) = one.output(r#""$S" unlock --force 2>&1"#);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains(&format!("away from pid {}", two.pid())), "{said}");
+    assert_eq!(locks.names(), [""; 0]);
+}

@@ -19,59 +19,24 @@ impl Mutex<'_> {
             let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
             let record = stored.content.record();
             let is_own = |judged: &Judged<Verdict>| {
-                // What is named by its token is that, and nothing else.
-                if matches!(whose, Whose::Of(_)) {
-                    return false;
-                }
                 let entry = judged.entry.as_ref().filter(|entry| entry.released.is_none());
                 record.zip(entry).is_some_and(|(record, entry)| claimant.owns(record, entry, judged.written))
             };
             let (own, others): (Vec<_>, Vec<_>) = judged.into_iter().partition(is_own);
-            let (mut held, mut former) = split(others);
-            let released;
-            if !own.is_empty() {
-                let left = own.into_iter().filter_map(|own| what_stays(own.entry?, outcome));
-                let (until, left): (Vec<_>, Vec<_>) = left.unzip();
-                released = Released::Own(until.into_iter().flatten().max());
-                let told = left.iter().find(|_| outcome == Outcome::Succeeded).cloned();
-                let rest = entries(held).chain(left).collect();
-                if self.store(&stored, rest)? == Write::Done {
-                    // Asked only now: who comes later sees that it has ended, and does not wait for that.
-                    if let Some(told) = told.filter(|told| told.until.is_none_or(|until| until <= since_boot()))
-                        && !self.backend.is_awaited()
-                    {
-                        self.withdraw(&told)?;
-                    }
-                    return Ok(released);
+            let (held, former) = split(others);
+            let released = match whose {
+                // Nobody has to be forced.
+                Whose::Own | Whose::Anybodys if !own.is_empty() && (whose == Whose::Own || held.is_empty()) => {
+                    self.release_own(&stored, own, held, outcome)?
                 }
-            } else if held.is_empty() {
-                let is_meant = |former: &Former| match whose {
-                    Whose::Of(token) => former.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
-                    Whose::Own | Whose::Anybodys => true,
-                };
-                let stale = former.iter().position(|former| former.verdict != Stale::Released && is_meant(former));
-                let Some(stale) = stale else { return Err(Error::NotLocked) };
-                let write = match whose {
-                    Whose::Own => self.delete_stale(claimant, &stored)?,
-                    _ => self.backend.delete(&stored)?,
-                };
-                if write == Write::Done {
-                    self.backend.notify();
-                    return Ok(Released::Stale(Box::new(former.swap_remove(stale))));
+                _ if own.is_empty() && held.is_empty() => self.remove_stale(claimant, &stored, former, whose)?,
+                _ => {
+                    let (own, _) = split(own);
+                    self.take_away(&stored, own.into_iter().chain(held).collect(), whose)?
                 }
-            } else {
-                let is_taken = |holding: &Holding| match whose {
-                    Whose::Own => false,
-                    Whose::Anybodys => true,
-                    Whose::Of(token) => holding.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
-                };
-                let taken: Vec<_> = held.extract_if(.., |holding| is_taken(holding)).collect();
-                if taken.is_empty() {
-                    return Err(Error::NotOurs(held));
-                }
-                if self.store(&stored, entries(held).collect())? == Write::Done {
-                    return Ok(Released::Forced(taken));
-                }
+            };
+            if let Some(released) = released {
+                return Ok(released);
             }
             // Whoever holds it now is not the one whom the user wanted to take it from.
             if whose == Whose::Anybodys {
@@ -79,6 +44,64 @@ impl Mutex<'_> {
             }
         }
         Err(Error::NotOurs(Vec::new()))
+    }
+
+    /// `None` where somebody has changed the record; so for the next two.
+    fn release_own(
+        &mut self,
+        stored: &Stored,
+        own: Vec<Judged<Verdict>>,
+        others: Vec<Holding>,
+        outcome: Outcome,
+    ) -> Result<Option<Released>, Error> {
+        let left = own.into_iter().filter_map(|own| what_stays(own.entry?, outcome));
+        let (until, left): (Vec<_>, Vec<_>) = left.unzip();
+        let told = left.iter().find(|_| outcome == Outcome::Succeeded).cloned();
+        if self.store(stored, entries(others).chain(left).collect())? == Write::Conflict {
+            return Ok(None);
+        }
+        // Asked only now: who comes later sees that it has ended, and does not wait for that.
+        if let Some(told) = told.filter(|told| told.until.is_none_or(|until| until <= since_boot()))
+            && !self.backend.is_awaited()
+        {
+            self.withdraw(&told)?;
+        }
+        Ok(Some(Released::Own(until.into_iter().flatten().max())))
+    }
+
+    fn remove_stale(
+        &mut self,
+        claimant: &dyn Claimant,
+        stored: &Stored,
+        mut former: Vec<Former>,
+        whose: Whose,
+    ) -> Result<Option<Released>, Error> {
+        let is_meant = |former: &Former| match whose {
+            Whose::Of(token) => former.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
+            Whose::Own | Whose::Anybodys => true,
+        };
+        let stale = former.iter().position(|former| former.verdict != Stale::Released && is_meant(former));
+        let stale = former.swap_remove(stale.ok_or(Error::NotLocked)?);
+        let write = match whose {
+            Whose::Own => self.delete_stale(claimant, stored)?,
+            Whose::Anybodys | Whose::Of(_) => self.backend.delete(stored)?,
+        };
+        self.backend.notify();
+        Ok((write == Write::Done).then(|| Released::Stale(Box::new(stale))))
+    }
+
+    fn take_away(&mut self, stored: &Stored, mut holders: Vec<Holding>, whose: Whose) -> Result<Option<Released>, Error> {
+        let is_meant = |holding: &Holding| match whose {
+            Whose::Own => false,
+            Whose::Anybodys => true,
+            Whose::Of(token) => holding.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
+        };
+        let taken: Vec<_> = holders.extract_if(.., |holding| is_meant(holding)).collect();
+        if taken.is_empty() {
+            return Err(Error::NotOurs(holders));
+        }
+        let write = self.store(stored, entries(holders).collect())?;
+        Ok((write == Write::Done).then_some(Released::Forced(taken)))
     }
 
     /// Leaves these entries, or nothing if there are none, and wakes who waits.
