@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A package_of=(
     [cc]=gcc [git]=git [python3]=python3 [strace]=strace [unshare]=util-linux [setpriv]=util-linux [flock]=util-linux
     [script]=bsdutils [pgrep]=procps [mount]=mount [shellcheck]=shellcheck
+    [make]=make [jq]=jq
 )
 missing=()
 for command in "${!package_of[@]}"; do
