@@ -99,6 +99,8 @@ pub struct Stored {
     pub version: Version,
     /// When it was stored, by the clock of this machine.
     pub written: Option<SystemTime>,
+    /// Whether no other machine can have stored it.
+    pub is_local: bool,
 }
 
 /// What is stored says this.

@@ -88,6 +88,11 @@ impl Error {
         if self.code == ExitCode::Busy { Self { code: ExitCode::Conflict(code), ..self } } else { self }
     }
 
+    /// Whether the program fails because of it: `-E 0` makes a busy lock a success.
+    pub fn is_failure(&self) -> bool {
+        self.code != ExitCode::Conflict(0)
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()

@@ -46,6 +46,11 @@ pub fn start(args: &LogArgs) {
 /// Reports why a command failed, as the last line on stderr.
 pub fn report(error: &Error) {
     let message = error.to_string();
+    if !error.is_failure() {
+        // Somebody who has it count as a success, in cron for example, must be able not to hear of it.
+        tracing::info!("{message}");
+        return;
+    }
     match error.hint() {
         None => tracing::error!("{message}"),
         // Programs and logs show the last line only, so that it must hold everything.

@@ -8,7 +8,7 @@
 //! | written by a newer version of this program | unknown |
 //! | released, and not to be held any longer | stale |
 //! | same boot, and to be held at least until later | held, whatever became of the process |
-//! | other machine id or host name | unknown |
+//! | other machine id or host name (but for an equal boot id on a file system that only this machine sees) | unknown |
 //! | same machine, other boot id | stale: rebooted |
 //! | same boot, other PID namespace | that PID is never looked at, but processes seen from here whose pidfd has the recorded inode: alive, or ended if it was seen before, or gone if all processes of the machine are seen from here; otherwise unknown |
 //! | no such process | stale |
@@ -196,8 +196,8 @@ pub enum Orphans {
 
 /// Tells whether a holder still holds.
 pub trait Judge {
-    /// Judges one of the record's entries, given when the record was stored.
-    fn judge(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> Verdict;
+    /// Judges one entry of the record that is stored.
+    fn judge(&self, stored: &Stored, record: &Record, entry: &Entry) -> Verdict;
 }
 
 /// Judges all that is stored, given that the caller has watched it unchanged for so long: one verdict or more.
@@ -208,7 +208,7 @@ pub fn judge_all(judge: &dyn Judge, stored: &Stored, unchanged_for: Duration) ->
     };
     let verdict = |entry: &Entry| match record.is_newer() {
         true => Verdict::Held(Held::Unknown(Unknown::NewerVersion)),
-        false => judge.judge(record, entry, written),
+        false => judge.judge(stored, record, entry),
     };
     record.entries().iter().map(|entry| Judged { entry: Some(entry.clone()), written, verdict: verdict(entry) }).collect()
 }
@@ -230,11 +230,11 @@ impl LocalJudge {
 }
 
 impl Judge for LocalJudge {
-    fn judge(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> Verdict {
+    fn judge(&self, stored: &Stored, record: &Record, entry: &Entry) -> Verdict {
         if entry.released.is_some() {
-            return self.judge_released(entry);
+            return self.judge_released(stored, entry);
         }
-        let verdict = match self.look(record, entry, written) {
+        let verdict = match self.look(stored, record, entry) {
             Ok(process) => return Verdict::Held(Held::Alive(process)),
             Err(verdict) => verdict,
         };
@@ -280,21 +280,21 @@ fn stale<T>(why: Stale) -> Result<T, Verdict> {
 }
 
 impl LocalJudge {
-    fn judge_released(&self, entry: &Entry) -> Verdict {
+    fn judge_released(&self, stored: &Stored, entry: &Entry) -> Verdict {
         if entry.until.is_none() {
             return Verdict::Stale(Stale::Released);
         }
         // Containers of one boot share its clock.
-        if let Err(verdict) = self.check_boot(&entry.owner.place) {
+        if let Err(verdict) = self.check_boot(stored, &entry.owner.place) {
             return verdict;
         }
         remaining(entry).map_or(Verdict::Stale(Stale::Released), |remaining| Verdict::Held(Held::AtLeast(remaining)))
     }
 
-    fn look(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> Result<Option<Process>, Verdict> {
+    fn look(&self, stored: &Stored, record: &Record, entry: &Entry) -> Result<Option<Process>, Verdict> {
         let owner = &entry.owner;
         if !record.is_legacy() {
-            self.check_boot(&owner.place)?;
+            self.check_boot(stored, &owner.place)?;
             if owner.place.pid_namespace.is_none() || owner.place.pid_namespace != self.here.pid_namespace {
                 return self.look_into_container(entry);
             }
@@ -313,7 +313,7 @@ impl LocalJudge {
         };
         let reused = if record.is_legacy() {
             // A live one must not be lost to a clock that was set forward, so not on the clock's word alone.
-            started_after(process.instance, written) && !is_meltano(owner.pid)
+            started_after(process.instance, stored.written) && !is_meltano(owner.pid)
         } else {
             owner.instance.same_as(process.instance) == Some(false)
         };
@@ -349,7 +349,12 @@ impl LocalJudge {
         if process.has_ended() { Ok(None) } else { process.try_clone().map(Some).ok_or(NoProcessTable) }
     }
 
-    fn check_boot(&self, place: &Place) -> Result<(), Verdict> {
+    fn check_boot(&self, stored: &Stored, place: &Place) -> Result<(), Verdict> {
+        // Containers have host names and machine ids of their own. Where others could have written this, an equal boot id is not
+        // enough: clones of a virtual machine have the same one.
+        if stored.is_local && place.boot.is_some() && place.boot == self.here.boot {
+            return Ok(());
+        }
         let differ = |one: &Option<String>, two: &Option<String>| one.is_some() && two.is_some() && one != two;
         if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
             return unknown(Unknown::OtherHost);

@@ -77,6 +77,23 @@ fn from_outside_a_holder_in_a_container_is_seen_alive_and_its_end_is_noticed() {
 }
 
 #[test]
+fn a_container_has_a_host_name_of_its_own_and_is_seen_all_the_same() {
+    let locks = Locks::new();
+    let mut container = common::unshared_shell(&locks, &["--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    assert_eq!(container.run("hostname a-container"), 0);
+    container.lock();
+    assert!(locks.read().contains("\nhost=a-container\n"), "{}", locks.read());
+    assert_eq!(locks.state(), ("held".to_owned(), "its process is running".to_owned()));
+    assert_eq!(
+        container.run(r#""$S" unlock 2>/dev/null && "$S" lock --hold-at-least 10ms 2>/dev/null && "$S" unlock 2>/dev/null"#),
+        0
+    );
+    // What is only to be held for a time is over for every container.
+    let waiter = locks.serializer(&["lock", "--timeout", "60s"]).output().expect("it runs");
+    assert!(waiter.status.success(), "{waiter:?}");
+}
+
+#[test]
 fn a_container_in_a_container_is_seen_by_the_outer_one() {
     let locks = Locks::new();
     let mut outer = pid_namespace(&locks);

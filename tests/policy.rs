@@ -82,7 +82,7 @@ impl Claimant for Process {
 struct ByPid(Alive);
 
 impl Judge for ByPid {
-    fn judge(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> Verdict {
+    fn judge(&self, _stored: &Stored, _record: &Record, entry: &Entry) -> Verdict {
         if self.0.lock().expect("no panic").contains(&entry.owner.pid.as_raw_pid()) {
             Verdict::Held(Held::Alive(None))
         } else {

@@ -191,6 +191,7 @@ fn runner(shell: &mut Shell, prefix: &str) -> impl FnMut(&[&str]) -> Ended {
 fn a_lock_of_another_machine_is_held() {
     let locks = Locks::new();
     let (pid, record) = left_by_a_dead_shell(&locks);
+    let record = with(&record, "boot", Some("00000000-1111-2222-3333-444444444444"));
     locks.write(with(&with(&record, "machine", Some("0123456789abcdef0123456789abcdef")), "host", None));
     let mut elsewhere = machine(&locks, "fedcba9876543210fedcba9876543210");
     expect_held(&locks, &mut inside(&mut elsewhere), "unknown", pid, "its process is on another host");
@@ -200,6 +201,7 @@ fn a_lock_of_another_machine_is_held() {
 fn a_lock_of_another_host_is_held() {
     let locks = Locks::new();
     let (pid, record) = left_by_a_dead_shell(&locks);
+    let record = with(&record, "boot", Some("00000000-1111-2222-3333-444444444444"));
     for machine in [value_of(&record, "machine"), None] {
         locks.write(with(&with(&record, "host", Some("elsewhere.example")), "machine", machine));
         unknown(&locks, pid, "its process is on another host");
@@ -207,6 +209,23 @@ fn a_lock_of_another_host_is_held() {
         assert!(ended.last_line().contains("on elsewhere.example"), "the holder is named with its host: {ended:?}");
         assert!(ended.last_line().contains("(hint: when you are certain"), "{ended:?}");
     }
+}
+
+#[test]
+fn a_lock_of_another_name_and_this_boot_is_judged_by_its_process_where_only_this_machine_can_have_written_it() {
+    let locks = Locks::new();
+    let named = |record: &str| with(&with(record, "host", Some("a-container")), "machine", Some("0123456789abcdef"));
+    let (shell, record) = locked_by_a_shell(&locks);
+    locks.write(named(&record));
+    held(&locks, shell.pid());
+    shell.reap();
+    assert_eq!(locks.state(), ("stale".to_owned(), GONE.to_owned()));
+
+    // Clones of a virtual machine have one boot id, and may share a file system that is not known to be of one machine.
+    let mut anywhere = locks.command("strace");
+    anywhere.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fstatfs", "-e", "inject=fstatfs:error=ENOSYS"]);
+    let ended = common::ended(anywhere.args([common::PROGRAM, "status"]));
+    assert!(ended.stdout.contains("its process is on another host"), "{ended:?}");
 }
 
 #[test]

@@ -214,7 +214,7 @@ impl Backend for LockFile {
         let (bytes, version) = read(&file).map_err(|error| self.io_error("read", error))?;
         let content = self.content(&bytes)?;
         let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
-        Ok(Some(Stored { content, version, written }))
+        Ok(Some(Stored { content, version, written, is_local: filesystem::is_local(&file) }))
     }
 
     fn create(&mut self, record: &Record) -> Result<Write, Error> {

@@ -50,6 +50,7 @@ impl Backend for Memory {
             content: Content::Record(Box::new(record.clone())),
             version: register.version(),
             written: None,
+            is_local: true,
         };
         Ok(register.record.as_ref().map(stored))
     }

@@ -1,4 +1,4 @@
-//! Does flock exclude here? Some file systems grant it to every host at once.
+//! What kind of file system is this? Some grant a flock to every host at once; some are seen by one machine only.
 
 use std::fs::{self, File};
 
@@ -6,6 +6,15 @@ use rustix::fs::{FsWord, NFS_SUPER_MAGIC, fstat, fstatfs, major, minor};
 
 /// `FUSE_SUPER_MAGIC` of `linux/magic.h`.
 const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
+
+/// File systems of one machine alone, `linux/magic.h` and their own sources: ext2 to ext4, XFS, Btrfs, F2FS, bcachefs, ZFS, tmpfs, and
+/// overlayfs, whose writable part may not be a network's.
+const LOCAL: [FsWord; 8] = [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0xCA45_1A4E, 0x2FC1_2FC1, 0x0102_1994, 0x794C_7630];
+
+/// Whether the file is certainly seen by this machine alone.
+pub fn is_local(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|file_system| LOCAL.contains(&file_system.f_type))
+}
 
 /// The name of the file's file system if it is known to keep flocks to itself: sshfs, and NFS mounted with `nolock` or
 /// `local_lock`.
