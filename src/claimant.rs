@@ -228,7 +228,8 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
     let is_program = |word: &str| printable::base_name(word) == printable::base_name(program);
     if parent.first().is_some_and(|shell| SHELLS.contains(&printable::base_name(shell).trim_start_matches('-'))) {
         let [_, option, script] = parent else { return false };
-        let mut words = script.split_whitespace();
+        // `2>/dev/null` is the shell's.
+        let mut words = script.split_whitespace().filter(|word| !word.contains(['<', '>']));
         return option == "-c" && words.next().is_some_and(is_program) && words.eq(arguments.iter());
     }
     let Some(split) = parent.len().checked_sub(ours.len()) else { return false };
@@ -279,6 +280,7 @@ mod tests {
         }
         let shell = |script: &str| ["sh", "-c", script].map(str::to_owned);
         assert!(is_wrapper(&shell("serializer lock  --max-attempts 1"), &ours));
+        assert!(is_wrapper(&shell("serializer lock --max-attempts 1 2>/dev/null"), &ours));
         assert!(!is_wrapper(&shell("serializer lock --max-attempts 1 && dbt run"), &ours));
         for parent in [
             "serializer lock --max-attempts 1",

@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 
-use common::{Ended, Locks, Shell, Waiter};
+use common::{Ended, Locks, Shell, until};
 
 /// Which program answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -88,6 +88,11 @@ fn without_blocking_a_held_lock_is_a_failure_with_the_code_that_was_asked_for() 
         ] {
             let ended = scene.run(args);
             assert_eq!((ended.code, ended.stdout.as_str()), (code, ""), "{peer:?} {args:?} {ended:?}");
+            // A crontab that was switched must not begin to send mail.
+            assert_eq!(ended.stderr, "", "{peer:?} {args:?}");
+        }
+        if peer == Peer::Ours {
+            assert!(scene.run(&["-nv", "file", "true"]).stderr.contains("held by pid"));
         }
         scene.release();
         assert_eq!(scene.run(&["--nonblock", "file", "true"]).code, 0, "{peer:?}");
@@ -127,9 +132,12 @@ fn a_timeout_ends_the_waiting_and_zero_does_at_once() {
 fn a_lock_that_is_released_in_time_is_had() {
     let mut scene = Scene::new(Peer::Ours);
     scene.hold(&[]);
-    let waiter = Waiter::start(scene.flock(&["--timeout", "3600", "file", "sh", "-c", "exit 8"]));
+    let mut command = scene.flock(&["--timeout", "3600", "file", "sh", "-c", "exit 8"]);
+    let waiter = command.stderr(Stdio::piped()).spawn().expect("it starts");
+    until("it waits", || scene.locks.dir().join("file.queue").exists());
     scene.release();
-    assert_eq!(waiter.end().code, 8);
+    let ended = Ended::from(waiter.wait_with_output().expect("it ends"));
+    assert_eq!((ended.code, ended.stderr.as_str()), (8, ""), "as silent as flock");
 }
 
 #[test]

@@ -358,3 +358,22 @@ fn whoever_waits_for_its_own_ancestor_is_told_so() {
     assert_eq!(stranger.code, 75, "{stranger:?}");
     assert!(!stranger.stderr.contains("has started this"), "{stranger:?}");
 }
+
+#[test]
+fn a_whole_line_as_the_command_is_answered_by_the_way_to_run_one() {
+    let locks = Locks::new();
+    let ended = ran(&locks, &["--", "echo a; echo b"]);
+    assert_eq!(ended.code, 127);
+    assert!(ended.last_line().ends_with("(hint: `-c` runs a script)"), "{ended:?}");
+}
+
+#[test]
+fn who_takes_a_held_lock_for_a_success_need_not_hear_of_it() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    let ended = ended(&mut run(&locks, &["-n", "-E", "0", "--log-level", "warning", "true"]));
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    let told = common::ended(&mut run(&locks, &["-n", "-E", "0", "true"]));
+    assert!(told.last_line().contains("held by pid"), "{told:?}");
+}

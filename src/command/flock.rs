@@ -36,6 +36,8 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         conflict_exit_code: args.conflict_exit_code,
         skipped_exit_code: 0,
         is_verbose: args.verbose,
+        // As flock(1): else a crontab that was switched begins to send mail.
+        is_silent_if_busy: !args.verbose,
     })
 }
 

@@ -23,6 +23,7 @@ pub struct Progress {
     max_attempts: Option<NonZeroU32>,
     is_live: bool,
     is_drawn: bool,
+    is_silent: bool,
     has_looked_for_itself: bool,
     told: Option<(Option<Entry>, Instant)>,
 }
@@ -30,7 +31,12 @@ pub struct Progress {
 impl Progress {
     pub fn new(max_attempts: Option<NonZeroU32>) -> Self {
         let is_live = io::stderr().is_terminal() && is_in_foreground() && tracing::enabled!(tracing::Level::INFO);
-        Self { max_attempts, is_live, is_drawn: false, has_looked_for_itself: false, told: None }
+        Self { max_attempts, is_live, is_drawn: false, is_silent: false, has_looked_for_itself: false, told: None }
+    }
+
+    /// Leaves logs alone.
+    pub fn only_on_a_terminal(self) -> Self {
+        Self { is_silent: true, ..self }
     }
 
     /// Removes the live line, before something else is written.
@@ -85,7 +91,7 @@ impl Observer for Progress {
         let entry = holders.first().and_then(|holding| holding.entry.clone());
         let now = Instant::now();
         let is_old_news = self.told.as_ref().is_some_and(|(told, when)| *told == entry && now.duration_since(*when) < REPEAT);
-        if is_old_news && !self.is_live {
+        if !self.is_live && (is_old_news || self.is_silent) {
             return;
         }
         let attempts = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();

@@ -48,6 +48,8 @@ pub struct Job {
     pub skipped_exit_code: u8,
     /// Whether to say what usually goes without saying.
     pub is_verbose: bool,
+    /// Whether not even to say that the lock is held.
+    pub is_silent_if_busy: bool,
 }
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error> {
@@ -70,6 +72,7 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
         conflict_exit_code: args.waiting.conflict_exit_code,
         skipped_exit_code: args.skipped_exit_code,
         is_verbose: args.verbose,
+        is_silent_if_busy: false,
     })
 }
 
@@ -92,6 +95,9 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     let location = mutex.location();
     let mut claimant = RunClaimant::new(&here, job.command, job.leftovers);
     let mut progress = Progress::new(job.waiting.max_attempts);
+    if job.is_silent_if_busy {
+        progress = progress.only_on_a_terminal();
+    }
     let acquired = mutex.acquire(&claimant, &job.request, &job.waiting, &mut progress);
     progress.clear();
     let acquired = match acquired {
@@ -101,6 +107,10 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
             let failure = claimant.failure();
             return Err(match failure {
                 Some(failure) => cannot_run(&program, &failure),
+                None if job.is_silent_if_busy && matches!(error, mutex::Error::Busy(..)) => {
+                    tracing::debug!("{}", Error::mutex("lock", &location, error));
+                    return Ok(ExitCode::Conflict(job.conflict_exit_code));
+                }
                 None => Error::mutex("lock", &location, error).or_if_busy(job.conflict_exit_code),
             });
         }
@@ -238,5 +248,7 @@ fn cannot_run(program: &OsString, error: &io::Error) -> Error {
     }
     let is_there = shown.contains('/') && std::path::Path::new(program).exists();
     let why = if is_there { "the interpreter that its first line names is not found" } else { "command not found" };
-    Error::command(format!("cannot run `{shown}`: {why}"), ExitCode::NotFound)
+    let error = Error::command(format!("cannot run `{shown}`: {why}"), ExitCode::NotFound);
+    // A whole line in quotes.
+    if shown.contains(char::is_whitespace) { error.with_hint("`-c` runs a script") } else { error }
 }
