@@ -58,6 +58,31 @@ pub enum End {
     NotRun(io::Error),
 }
 
+/// Signals that end who waits. Only PID 1 of a container has to hold them back for that: the kernel ends it by none.
+pub struct Interruptions(Signals);
+
+impl Interruptions {
+    /// Where they are needed.
+    pub fn hold() -> Option<Self> {
+        getpid().is_init().then(|| Signals::hold().ok().map(Self))?
+    }
+
+    /// Whether one has come.
+    pub fn have_come(&self) -> bool {
+        self.0.is_ending()
+    }
+
+    /// These become readable when that may have changed.
+    pub fn fds(&self) -> [BorrowedFd<'_>; 1] {
+        [self.0.ending_fd()]
+    }
+
+    /// Which one has come.
+    pub fn take(self) -> Option<i32> {
+        self.0.die()
+    }
+}
+
 /// A process that will be the command, and does nothing until it is told to start. Dropped before that, it is ended.
 pub struct Prepared {
     /// Empty when it was started.
@@ -106,11 +131,11 @@ fn spawn_helper(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io:
 }
 
 impl Prepared {
-    /// Makes the process that is to be `command`, a program and its arguments.
+    /// Makes the process that is to be `command`, a program and its arguments. What was held back `earlier` is not in the way.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn spawn(command: &[OsString], leftovers: Leftovers) -> io::Result<Self> {
+    pub fn spawn(command: &[OsString], leftovers: Leftovers, earlier: Option<&Interruptions>) -> io::Result<Self> {
         if leftovers == Leftovers::Await {
             set_child_subreaper(Some(getpid()))?;
         }
@@ -120,7 +145,11 @@ impl Prepared {
             shim.args(command);
         })?;
         let mut prepared = Self { shim: Some(Shim { pid, channel }), signals: None, leftovers };
-        prepared.signals = Some(Signals::hold()?);
+        let signals = Signals::hold()?;
+        prepared.signals = Some(match earlier {
+            Some(Interruptions(earlier)) => signals.held_since(earlier),
+            None => signals,
+        });
         Ok(prepared)
     }
 
@@ -158,7 +187,7 @@ impl Prepared {
     /// When it does not run, and never will; with this, to be given up.
     pub fn start(mut self, environment: &[String]) -> Result<Running, Box<(io::Error, Self)>> {
         let (Some(shim), Some(signals)) = (self.shim.take(), self.signals.take()) else { unreachable!("they are there") };
-        if let Err(error) = shim::go(&shim.channel, environment) {
+        if let Err(error) = shim::go(&shim.channel, environment, &signals.of_command()) {
             self.shim = Some(shim);
             self.signals = Some(signals);
             return Err(Box::new((error, self)));
@@ -258,6 +287,9 @@ impl Running {
         let mut has_any = false;
         while let Some(received) = self.signals.receive()? {
             has_any = true;
+            if received.signal == Signal::SIGCHLD && (self.leftovers == Leftovers::Await || getpid().is_init()) {
+                self.reap_adopted();
+            }
             self.is_interrupted |= received.signal == Signal::SIGINT;
             if received.signal != Signal::SIGCHLD && !self.was_sent_to_all(&received) {
                 let receivers = to.map_or_else(children, |pid| vec![pid]);
@@ -268,6 +300,14 @@ impl Running {
             }
         }
         Ok(has_any)
+    }
+
+    /// Nobody else does so where orphans are ours.
+    fn reap_adopted(&self) {
+        let own = [Some(self.pid), self.witness.as_ref().map(Witness::pid)];
+        for pid in children().into_iter().filter(|pid| !own.contains(&Some(*pid))) {
+            let _ = wait_for(pid, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        }
     }
 
     /// Whether the command has got the signal, too.

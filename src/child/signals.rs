@@ -70,9 +70,24 @@ impl Signals {
         Ok(Self { before, held, ending, stopping, continuing, child })
     }
 
+    /// As if they had been held back since `earlier`.
+    pub fn held_since(self, earlier: &Self) -> Self {
+        Self { before: earlier.before, ..self }
+    }
+
+    /// Those that were not held back before, and are to reach the command.
+    pub fn of_command(&self) -> SigSet {
+        self.held.iter().filter(|signal| !self.before.contains(*signal)).collect()
+    }
+
     /// Become readable when a signal has come.
     pub fn fds(&self) -> [BorrowedFd<'_>; 4] {
         [&self.ending, &self.stopping, &self.continuing, &self.child].map(AsFd::as_fd)
+    }
+
+    /// Becomes readable when one has come that is to end us.
+    pub fn ending_fd(&self) -> BorrowedFd<'_> {
+        self.ending.as_fd()
     }
 
     /// Whether one has come that is to end us.

@@ -52,6 +52,11 @@ impl Witness {
         Ok(Self { pid, channel, seen: 0 })
     }
 
+    /// Its PID.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Whether `signal`, which we have got, was sent to it, too.
     pub fn has_seen(&mut self, signal: Signal, is_certain: bool) -> io::Result<bool> {
         barrier();
