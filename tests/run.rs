@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use common::{Ended, Locks, Shell, Waiter, ended, rounds, until};
@@ -268,6 +269,29 @@ fn a_waiter_that_is_ended_by_a_signal_leaves_nothing() {
         assert_eq!(holder.run(r#""$S" unlock 2> /dev/null"#), 0);
         assert_eq!(locks.names(), Vec::<String>::new());
     }
+}
+
+#[test]
+fn what_waits_for_our_turn_takes_no_signals_that_are_for_the_command() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    let start = || Waiter::start(run(&locks, &["--sleep-seconds", "3600", "true"]));
+    let (first, second) = (start(), start());
+    let thread = || {
+        let mut threads = fs::read_dir(format!("/proc/{}/task", second.pid())).expect("its threads");
+        let is_queue = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "queue\n");
+        threads.find_map(|thread| Some(thread.ok()?.path()).filter(is_queue))
+    };
+    until("one of them waits in line", || thread().is_some());
+    let status = fs::read_to_string(thread().expect("it waits").join("status")).expect("it can be read");
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).expect("what it blocks");
+    let bits = u64::from_str_radix(bits, 16).expect("bits");
+    for signal in [1, 2, 3, 10, 12, 15, 18, 20, 21, 22] {
+        assert!(bits >> (signal - 1) & 1 == 1, "{signal}: {bits:x}");
+    }
+    holder.unlock();
+    assert_eq!((first.end().code, second.end().code), (0, 0));
 }
 
 #[test]
