@@ -234,7 +234,7 @@ impl Running {
                 // Signals first: one that has us go on again must not be lost to this stop.
                 Some(status) => {
                     self.pass_on_signals(Some(self.pid))?;
-                    self.stop(status.stopping_signal());
+                    self.stop(WaitId::Pid(self.pid), status.stopping_signal());
                     continue;
                 }
                 None => {}
@@ -326,29 +326,42 @@ impl Running {
         }
     }
 
-    /// Stops ourselves as the command was stopped, so that a shell sees that the job has.
-    fn stop(&mut self, signal: Option<i32>) {
+    /// Stops ourselves as the command was stopped, or what it has left behind, so that a shell sees that the job has.
+    fn stop(&mut self, whom: WaitId<'_>, signal: Option<i32>) {
         let Some(signal) = signal.and_then(|signal| Signal::try_from(signal).ok()) else { return };
+        // A terminal stops all; SIGSTOP may be meant for the command alone (`cpulimit`), which is then let go on alone. A shell that
+        // watches jobs, and would have us go on, makes us the leader of our group; that of a script does not.
+        if signal == Signal::SIGSTOP && nix::unistd::getpgrp() != nix::unistd::getpid() {
+            return;
+        }
         // SIGSTOP would stop us where nobody watches jobs and has us go on again (an orphaned process group); and it cannot be
         // taken back.
         let signal = if signal == Signal::SIGSTOP { Signal::SIGTSTP } else { signal };
-        let (pid, signals, witness) = (self.pid, &self.signals, &mut self.witness);
+        let (signals, witness) = (&self.signals, &mut self.witness);
         signals.stop_unless(signal, || {
             // The signal that lets all go on may be on its way. It takes back our stop signal if it comes after this.
             barrier();
             if witness.as_mut().is_some_and(|witness| witness.after_stop(|| signals.is_continuing()).is_err()) {
                 *witness = None;
             }
-            let what = WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
+            let goes_on = WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
             let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            !matches!(wait_for(pid, what), Ok(None)) || !matches!(wait_for(pid, ended), Ok(None))
+            let is_so = |what| !matches!(rustix::io::retry_on_intr(|| waitid(whom.clone(), what)), Ok(None));
+            // Of several, others may be stopped yet when one has ended.
+            is_so(goes_on) || (matches!(whom, WaitId::Pid(_)) && is_so(ended))
         });
     }
 
     /// Waits until no process is left that the command has started.
     fn reap_leftovers(&mut self) -> io::Result<()> {
         loop {
-            match rustix::io::retry_on_intr(|| waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)) {
+            let what = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+            match rustix::io::retry_on_intr(|| waitid(WaitId::All, what)) {
+                Ok(Some(status)) if status.stopped() => {
+                    self.pass_on_signals(None)?;
+                    self.stop(WaitId::All, status.stopping_signal());
+                    continue;
+                }
                 Ok(Some(_)) => continue,
                 Ok(None) => {}
                 Err(Errno::CHILD) => return Ok(()),
