@@ -126,7 +126,11 @@ fn spawn_helper(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io:
     std::os::unix::process::CommandExt::arg0(&mut command, arg0);
     command.arg(name).stdin(theirs);
     adapt(&mut command);
-    let child = command.spawn()?;
+    // It is this program that is not found then, and not whatever it is to run.
+    let child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io::Error::other("/proc is not mounted"),
+        _ => error,
+    })?;
     Ok((Pid::from_child(&child), ours))
 }
 

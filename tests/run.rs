@@ -157,6 +157,15 @@ fn a_parent_that_ignores_the_ends_of_its_children_is_told_so() {
     assert_eq!(locks.names(), Vec::<String>::new(), "{ended:?}");
 }
 
+#[test]
+fn without_proc_it_is_said_what_is_missing() {
+    let locks = Locks::new();
+    let mut shell = common::unshared_shell(&locks, &["--mount"]);
+    let (code, said) = shell.output(r#"mount -t tmpfs none /proc; "$S" run true 2>&1"#);
+    assert_eq!((code, said.as_str()), (126, "serializer: cannot run `true`: /proc is not mounted\n"));
+    assert_eq!(locks.names(), Vec::<String>::new());
+}
+
 /// A first act that proves that the lock is the command's own.
 const PROVE: &str = r#"[ "$("$S" status --json | grep -m1 '"pid"' | tr -dc 0-9)" = $$ ] && "$S" status --json | grep -m1 '"state"' | grep -q held"#;
 
