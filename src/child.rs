@@ -58,6 +58,31 @@ pub enum End {
     NotRun(io::Error),
 }
 
+/// Signals that end who waits. Only PID 1 of a container has to hold them back for that: the kernel ends it by none.
+pub struct Interruptions(Signals);
+
+impl Interruptions {
+    /// Where they are needed.
+    pub fn hold() -> Option<Self> {
+        getpid().is_init().then(|| Signals::hold().ok().map(Self))?
+    }
+
+    /// Whether one has come.
+    pub fn have_come(&self) -> bool {
+        self.0.is_ending()
+    }
+
+    /// These become readable when that may have changed.
+    pub fn fds(&self) -> [BorrowedFd<'_>; 1] {
+        [self.0.ending_fd()]
+    }
+
+    /// Which one has come.
+    pub fn take(self) -> Option<i32> {
+        self.0.die()
+    }
+}
+
 /// A process that will be the command, and does nothing until it is told to start. Dropped before that, it is ended.
 pub struct Prepared {
     /// Empty when it was started.
@@ -101,16 +126,20 @@ fn spawn_helper(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io:
     std::os::unix::process::CommandExt::arg0(&mut command, arg0);
     command.arg(name).stdin(theirs);
     adapt(&mut command);
-    let child = command.spawn()?;
+    // It is this program that is not found then, and not whatever it is to run.
+    let child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io::Error::other("/proc is not mounted"),
+        _ => error,
+    })?;
     Ok((Pid::from_child(&child), ours))
 }
 
 impl Prepared {
-    /// Makes the process that is to be `command`, a program and its arguments.
+    /// Makes the process that is to be `command`, a program and its arguments. What was held back `earlier` is not in the way.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn spawn(command: &[OsString], leftovers: Leftovers) -> io::Result<Self> {
+    pub fn spawn(command: &[OsString], leftovers: Leftovers, earlier: Option<&Interruptions>) -> io::Result<Self> {
         if leftovers == Leftovers::Await {
             set_child_subreaper(Some(getpid()))?;
         }
@@ -120,7 +149,11 @@ impl Prepared {
             shim.args(command);
         })?;
         let mut prepared = Self { shim: Some(Shim { pid, channel }), signals: None, leftovers };
-        prepared.signals = Some(Signals::hold()?);
+        let signals = Signals::hold()?;
+        prepared.signals = Some(match earlier {
+            Some(Interruptions(earlier)) => signals.held_since(earlier),
+            None => signals,
+        });
         Ok(prepared)
     }
 
@@ -158,7 +191,7 @@ impl Prepared {
     /// When it does not run, and never will; with this, to be given up.
     pub fn start(mut self, environment: &[String]) -> Result<Running, Box<(io::Error, Self)>> {
         let (Some(shim), Some(signals)) = (self.shim.take(), self.signals.take()) else { unreachable!("they are there") };
-        if let Err(error) = shim::go(&shim.channel, environment) {
+        if let Err(error) = shim::go(&shim.channel, environment, &signals.of_command()) {
             self.shim = Some(shim);
             self.signals = Some(signals);
             return Err(Box::new((error, self)));
@@ -205,7 +238,7 @@ impl Running {
                 // Signals first: one that has us go on again must not be lost to this stop.
                 Some(status) => {
                     self.pass_on_signals(Some(self.pid))?;
-                    self.stop(status.stopping_signal());
+                    self.stop(WaitId::Pid(self.pid), status.stopping_signal());
                     continue;
                 }
                 None => {}
@@ -258,6 +291,9 @@ impl Running {
         let mut has_any = false;
         while let Some(received) = self.signals.receive()? {
             has_any = true;
+            if received.signal == Signal::SIGCHLD && (self.leftovers == Leftovers::Await || getpid().is_init()) {
+                self.reap_adopted();
+            }
             self.is_interrupted |= received.signal == Signal::SIGINT;
             if received.signal != Signal::SIGCHLD && !self.was_sent_to_all(&received) {
                 let receivers = to.map_or_else(children, |pid| vec![pid]);
@@ -268,6 +304,14 @@ impl Running {
             }
         }
         Ok(has_any)
+    }
+
+    /// Nobody else does so where orphans are ours.
+    fn reap_adopted(&self) {
+        let own = [Some(self.pid), self.witness.as_ref().map(Witness::pid)];
+        for pid in children().into_iter().filter(|pid| !own.contains(&Some(*pid))) {
+            let _ = wait_for(pid, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        }
     }
 
     /// Whether the command has got the signal, too.
@@ -286,29 +330,42 @@ impl Running {
         }
     }
 
-    /// Stops ourselves as the command was stopped, so that a shell sees that the job has.
-    fn stop(&mut self, signal: Option<i32>) {
+    /// Stops ourselves as the command was stopped, or what it has left behind, so that a shell sees that the job has.
+    fn stop(&mut self, whom: WaitId<'_>, signal: Option<i32>) {
         let Some(signal) = signal.and_then(|signal| Signal::try_from(signal).ok()) else { return };
+        // A terminal stops all; SIGSTOP may be meant for the command alone (`cpulimit`), which is then let go on alone. A shell that
+        // watches jobs, and would have us go on, makes us the leader of our group; that of a script does not.
+        if signal == Signal::SIGSTOP && nix::unistd::getpgrp() != nix::unistd::getpid() {
+            return;
+        }
         // SIGSTOP would stop us where nobody watches jobs and has us go on again (an orphaned process group); and it cannot be
         // taken back.
         let signal = if signal == Signal::SIGSTOP { Signal::SIGTSTP } else { signal };
-        let (pid, signals, witness) = (self.pid, &self.signals, &mut self.witness);
+        let (signals, witness) = (&self.signals, &mut self.witness);
         signals.stop_unless(signal, || {
             // The signal that lets all go on may be on its way. It takes back our stop signal if it comes after this.
             barrier();
             if witness.as_mut().is_some_and(|witness| witness.after_stop(|| signals.is_continuing()).is_err()) {
                 *witness = None;
             }
-            let what = WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
+            let goes_on = WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
             let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            !matches!(wait_for(pid, what), Ok(None)) || !matches!(wait_for(pid, ended), Ok(None))
+            let is_so = |what| !matches!(rustix::io::retry_on_intr(|| waitid(whom.clone(), what)), Ok(None));
+            // Of several, others may be stopped yet when one has ended.
+            is_so(goes_on) || (matches!(whom, WaitId::Pid(_)) && is_so(ended))
         });
     }
 
     /// Waits until no process is left that the command has started.
     fn reap_leftovers(&mut self) -> io::Result<()> {
         loop {
-            match rustix::io::retry_on_intr(|| waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)) {
+            let what = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+            match rustix::io::retry_on_intr(|| waitid(WaitId::All, what)) {
+                Ok(Some(status)) if status.stopped() => {
+                    self.pass_on_signals(None)?;
+                    self.stop(WaitId::All, status.stopping_signal());
+                    continue;
+                }
                 Ok(Some(_)) => continue,
                 Ok(None) => {}
                 Err(Errno::CHILD) => return Ok(()),

@@ -103,6 +103,14 @@ fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
     COUNTS_AS_WE_DO.then(|| fs::read(format!("/proc/{pid}/{name}")).ok())?
 }
 
+/// The signals that were sent to a process and not yet taken by it, as a bit set; `None` where `/proc` does not tell.
+pub fn pending_signals(pid: Pid) -> Option<u64> {
+    let status = read_proc(pid, "status")?;
+    let status = String::from_utf8_lossy(&status);
+    let bits = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"))?;
+    u64::from_str_radix(bits.trim(), 16).ok()
+}
+
 fn is_thread(pid: Pid) -> bool {
     let Some(status) = read_proc(pid, "status") else { return false };
     let status = String::from_utf8_lossy(&status);

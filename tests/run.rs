@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use common::{Ended, Locks, Shell, Waiter, ended, rounds, until};
@@ -156,6 +157,15 @@ fn a_parent_that_ignores_the_ends_of_its_children_is_told_so() {
     assert_eq!(locks.names(), Vec::<String>::new(), "{ended:?}");
 }
 
+#[test]
+fn without_proc_it_is_said_what_is_missing() {
+    let locks = Locks::new();
+    let mut shell = common::unshared_shell(&locks, &["--mount"]);
+    let (code, said) = shell.output(r#"mount -t tmpfs none /proc; "$S" run true 2>&1"#);
+    assert_eq!((code, said.as_str()), (126, "serializer: cannot run `true`: /proc is not mounted\n"));
+    assert_eq!(locks.names(), Vec::<String>::new());
+}
+
 /// A first act that proves that the lock is the command's own.
 const PROVE: &str = r#"[ "$("$S" status --json | grep -m1 '"pid"' | tr -dc 0-9)" = $$ ] && "$S" status --json | grep -m1 '"state"' | grep -q held"#;
 
@@ -268,6 +278,29 @@ fn a_waiter_that_is_ended_by_a_signal_leaves_nothing() {
         assert_eq!(holder.run(r#""$S" unlock 2> /dev/null"#), 0);
         assert_eq!(locks.names(), Vec::<String>::new());
     }
+}
+
+#[test]
+fn what_waits_for_our_turn_takes_no_signals_that_are_for_the_command() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    let start = || Waiter::start(run(&locks, &["--sleep-seconds", "3600", "true"]));
+    let (first, second) = (start(), start());
+    let thread = || {
+        let mut threads = fs::read_dir(format!("/proc/{}/task", second.pid())).expect("its threads");
+        let is_queue = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "queue\n");
+        threads.find_map(|thread| Some(thread.ok()?.path()).filter(is_queue))
+    };
+    until("one of them waits in line", || thread().is_some());
+    let status = fs::read_to_string(thread().expect("it waits").join("status")).expect("it can be read");
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).expect("what it blocks");
+    let bits = u64::from_str_radix(bits, 16).expect("bits");
+    for signal in [1, 2, 3, 10, 12, 15, 18, 20, 21, 22] {
+        assert!(bits >> (signal - 1) & 1 == 1, "{signal}: {bits:x}");
+    }
+    holder.unlock();
+    assert_eq!((first.end().code, second.end().code), (0, 0));
 }
 
 #[test]

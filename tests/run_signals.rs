@@ -182,6 +182,26 @@ fn without_a_witness_signals_are_passed_on() {
 }
 
 #[test]
+fn a_witness_that_does_not_answer_is_replaced_and_what_it_has_got_is_known_all_the_same() {
+    let locks = Locks::new();
+    let mut job = Job::teller(&locks);
+    for (to_all, name) in [(true, "SIGINT"), (false, "SIGTERM")] {
+        let witness = job.witness().expect("a witness");
+        kill_process(witness, Signal::STOP).expect("it can be stopped");
+        let (kill, signal): (fn(Pid, Signal) -> _, _) =
+            if to_all { (kill_process_group, Signal::INT) } else { (kill_process, Signal::TERM) };
+        kill(job.pid(), signal).expect("it runs");
+        assert_eq!(job.told(signal), [name], "to all: {to_all}");
+        assert_ne!(job.witness().expect("another witness"), witness);
+    }
+    for (signal, name) in SIX {
+        kill_process_group(job.pid(), signal).expect("it runs");
+        assert_eq!(job.told(signal), [name]);
+    }
+    assert_eq!(job.end(), 0);
+}
+
+#[test]
 fn the_signal_that_ends_the_command_is_its_exit_code_and_the_lock_is_released() {
     let locks = Locks::new();
     for to_all in [false, true] {

@@ -75,6 +75,7 @@ fn on_a_terminal(locks: &Locks, script: &str) {
         .env("TERM", "dumb")
         .env("HISTFILE", "/dev/null")
         .env("HOME", locks.dir())
+        .current_dir(locks.dir())
         .args(["-c", &format!("{TERMINAL}\n{script}")]);
     let ended = ended(&mut python);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -222,4 +223,56 @@ assert t.end() == 0
 "#;
     on_a_terminal(&locks, script);
     assert_eq!(locks.names(), Vec::<String>::new());
+}
+
+#[test]
+fn a_command_of_a_script_that_others_stop_and_let_go_on_does_not_leave_run_behind() {
+    let locks = Locks::new();
+    let script = r#"
+t = Terminal("bash", "--norc", "--noprofile", "-i")
+t.type("PS1='prompt''> '\n")
+t.until("prompt> ")
+# A shell without jobs, which lets nothing go on, in a session with one that has some.
+t.type("""bash -c '"$S" run python3 -c "$TELLER"; echo "went on after $?"'\n""")
+command = int(t.until(r"ready (\d+)")[1][1])
+run = parent(command)
+for _ in range(3):
+    os.kill(command, signal.SIGSTOP)
+    until("it stops", lambda: state(command) == "T")
+    taken(run, signal.SIGCHLD)
+    os.kill(command, signal.SIGCONT)
+    t.until("SIGCONT")
+t.type("\x04")
+t.until("went on after 0")
+t.until("prompt> ")
+t.type("exit\n")
+assert t.end() == 0
+"#;
+    on_a_terminal(&locks, script);
+    assert_eq!(locks.names(), Vec::<String>::new());
+}
+
+#[test]
+fn a_shell_stops_a_job_of_which_only_leftovers_go_on() {
+    let locks = Locks::new();
+    let script = r#"
+t = Terminal("bash", "--norc", "--noprofile", "-i")
+t.type("PS1='prompt''> '; mkfifo fifo\n")
+t.until("prompt> ")
+t.type(""""$S" run --until-children-exit sh -c 'read -r line < fifo & echo ready $$; exit 3'\n""")
+command = int(t.until(r"ready (\d+)")[1][1])
+until("the command ends", lambda: not os.path.exists(f"/proc/{command}"))
+for _ in range(3):
+    t.type("\x1a")
+    t.until("Stopped")
+    t.until("prompt> ")
+    t.type("fg\n")
+    t.until("run --until-children-exit")
+open("fifo", "w").write("words\n")
+t.until("prompt> ")
+t.type("echo $?; exit\n")
+t.until("3\r\n")
+t.end()
+"#;
+    on_a_terminal(&locks, script);
 }

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use rustix::process::{Pid, getpid, getuid};
 
-use super::{Leftovers, Prepared};
+use super::{Interruptions, Leftovers, Prepared};
 use crate::claimant::{Claimant, NoOwner};
 use crate::owner::{Owner, Place};
 use crate::printable;
@@ -23,6 +23,7 @@ pub struct RunClaimant {
     here: Place,
     command: Vec<OsString>,
     leftovers: Leftovers,
+    interruptions: Option<Interruptions>,
     prepared: OnceCell<Prepared>,
     /// Of each record that was made: it may be the one that is stored.
     tokens: RefCell<Vec<String>>,
@@ -33,12 +34,18 @@ impl RunClaimant {
     /// Does not start anything yet.
     pub fn new(here: &Place, command: Vec<OsString>, leftovers: Leftovers) -> Self {
         let (prepared, tokens, failure) = (OnceCell::new(), RefCell::default(), Cell::new(None));
-        Self { here: here.clone(), command, leftovers, prepared, tokens, failure }
+        let interruptions = Interruptions::hold();
+        Self { here: here.clone(), command, leftovers, interruptions, prepared, tokens, failure }
     }
 
     /// The process that waits to be the command, if it was needed, for good.
     pub fn take(&mut self) -> Option<Prepared> {
         self.prepared.take()
+    }
+
+    /// The signal that has ended the waiting, if one has.
+    pub fn interruption(&mut self) -> Option<i32> {
+        self.interruptions.take()?.take()
     }
 
     /// Why it could not be made.
@@ -54,7 +61,7 @@ impl RunClaimant {
 
     fn prepared(&self) -> io::Result<&Prepared> {
         if self.prepared.get().is_none() {
-            let _ = self.prepared.set(Prepared::spawn(&self.command, self.leftovers)?);
+            let _ = self.prepared.set(Prepared::spawn(&self.command, self.leftovers, self.interruptions.as_ref())?);
         }
         self.prepared.get().ok_or_else(|| io::Error::other("it was not made"))
     }
@@ -97,10 +104,16 @@ impl Claimant for RunClaimant {
     }
 
     fn is_present(&self) -> bool {
-        self.prepared.get().is_none_or(Prepared::is_ready)
+        match self.prepared.get() {
+            Some(prepared) => prepared.is_ready(),
+            None => !self.interruptions.as_ref().is_some_and(Interruptions::have_come),
+        }
     }
 
     fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.prepared.get().map(Prepared::fds).unwrap_or_default()
+        match self.prepared.get() {
+            Some(prepared) => prepared.fds(),
+            None => self.interruptions.iter().flat_map(Interruptions::fds).collect(),
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
+use nix::sys::signal::{SigSet, Signal};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recv, recvmsg, send, sendmsg,
@@ -23,13 +24,15 @@ const MAX_MESSAGE: usize = 16 * 1024;
 /// What the go message brings.
 struct Go {
     stdin: OwnedFd,
+    signals: SigSet,
     environment: Vec<(OsString, OsString)>,
 }
 
-/// Sends the go message, with our stdin.
-pub fn go(channel: &OwnedFd, environment: &[String]) -> io::Result<()> {
+/// Sends the go message, with our stdin. `signals` are to be blocked no longer.
+pub fn go(channel: &OwnedFd, environment: &[String], signals: &SigSet) -> io::Result<()> {
     // Never empty, which would look like the end of the connection.
-    let message = format!("go\0{}", environment.join("\0"));
+    let signals: String = signals.iter().map(|signal| format!(" {}", signal as i32)).collect();
+    let message = format!("go{signals}\0{}", environment.join("\0"));
     if message.len() > MAX_MESSAGE {
         return Err(io::Error::from(io::ErrorKind::ArgumentListTooLong));
     }
@@ -61,6 +64,7 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(None) => return ExitCode::FAILURE,
         Err(_) => return super::witness::not_by_hand(NAME),
     };
+    let _ = go.signals.thread_unblock();
     let error = Command::new(program).args(command).envs(go.environment).stdin(go.stdin).exec();
     let code = error.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
     let _ = send(&channel, &code.to_ne_bytes(), SendFlags::NOSIGNAL);
@@ -83,11 +87,14 @@ fn receive(channel: &OwnedFd) -> io::Result<Option<Go>> {
     });
     let is_whole = !received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
     let stdin = descriptors.filter(|_| is_whole).ok_or_else(|| io::Error::other("it was cut"))?;
-    let environment = message[..received.bytes].split(|byte| *byte == 0).filter_map(|variable| {
+    let message = &message[..received.bytes];
+    let numbers = String::from_utf8_lossy(message.split(|byte| *byte == 0).next().unwrap_or_default());
+    let signals = numbers.split(' ').filter_map(|number| Signal::try_from(number.parse::<i32>().ok()?).ok()).collect();
+    let environment = message.split(|byte| *byte == 0).filter_map(|variable| {
         let variable = OsStr::from_bytes(variable).as_bytes();
         let equals = variable.iter().position(|byte| *byte == b'=')?;
         let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
         Some((text(&variable[..equals]), text(&variable[equals + 1..])))
     });
-    Ok(Some(Go { stdin, environment: environment.collect() }))
+    Ok(Some(Go { stdin, signals, environment: environment.collect() }))
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::process::{getpgrp, setpgid};
+use rustix::process::{Pid, setpgid};
 
 /// They end a process unless it does something about them.
 const ENDING: [Signal; 6] = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
@@ -34,11 +34,15 @@ pub struct Received {
     pub is_from_kernel: bool,
 }
 
-/// Returns when every signal that is being sent to the process group has reached all its members: the kernel sends it under
+/// Returns when every signal that is being sent to a process group has reached all its members: the kernel sends it under
 /// a lock (`tasklist_lock`, for reading) that this call takes for writing. It changes nothing.
+///
+/// As yet, the kernel begins with the youngest member, so that we, who are older than the witness and the command, are the last
+/// one anyway. That is nowhere promised.
 pub fn barrier() {
-    // A session's leader is told that it may not; by then, the lock was taken.
-    let _ = setpgid(None, Some(getpgrp()));
+    // The lock is taken before the process is looked for. No process has this number, which is larger than any (`PID_MAX_LIMIT`);
+    // our own, with our own group, would not do where its leader is in another PID namespace, and the group has no number here.
+    let _ = setpgid(Pid::from_raw(i32::MAX), Pid::from_raw(i32::MAX));
 }
 
 /// A description of signals, to be read without waiting.
@@ -66,9 +70,24 @@ impl Signals {
         Ok(Self { before, held, ending, stopping, continuing, child })
     }
 
+    /// As if they had been held back since `earlier`.
+    pub fn held_since(self, earlier: &Self) -> Self {
+        Self { before: earlier.before, ..self }
+    }
+
+    /// Those that were not held back before, and are to reach the command.
+    pub fn of_command(&self) -> SigSet {
+        self.held.iter().filter(|signal| !self.before.contains(*signal)).collect()
+    }
+
     /// Become readable when a signal has come.
     pub fn fds(&self) -> [BorrowedFd<'_>; 4] {
         [&self.ending, &self.stopping, &self.continuing, &self.child].map(AsFd::as_fd)
+    }
+
+    /// Becomes readable when one has come that is to end us.
+    pub fn ending_fd(&self) -> BorrowedFd<'_> {
+        self.ending.as_fd()
     }
 
     /// Whether one has come that is to end us.

@@ -11,6 +11,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Pid, WaitIdOptions};
 
 use super::signals::{self, STOPPING, barrier};
+use crate::process;
 
 /// What this process is called on its command line.
 pub const NAME: &str = "witness";
@@ -18,7 +19,7 @@ pub const NAME: &str = "witness";
 /// Not our own name: `pkill serializer` must not look like a signal to the group.
 const PROCESS_NAME: &str = "run-witness";
 
-/// How long to wait for an answer.
+/// How long to wait for an answer before the kernel is asked instead.
 const LIMIT: Duration = Duration::from_millis(999);
 
 /// How long to give others who send a signal to every process, one after another, as service managers do.
@@ -51,6 +52,11 @@ impl Witness {
         Ok(Self { pid, channel, seen: 0 })
     }
 
+    /// Its PID.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Whether `signal`, which we have got, was sent to it, too.
     pub fn has_seen(&mut self, signal: Signal, is_certain: bool) -> io::Result<bool> {
         barrier();
@@ -78,10 +84,17 @@ impl Witness {
         Ok(())
     }
 
-    fn ask(&self) -> io::Result<u64> {
+    /// The signals that it has got since it was asked last.
+    fn ask(&mut self) -> io::Result<u64> {
         send(&self.channel, b"?", SendFlags::NOSIGNAL)?;
         if !super::is_readable(&self.channel, LIMIT)? {
-            return Err(io::ErrorKind::TimedOut.into());
+            // The machine has no time for it, or has stood still itself, or somebody has stopped it. What waits for it is known all
+            // the same; but it would tell that again.
+            let seen = process::pending_signals(self.pid).ok_or(io::ErrorKind::TimedOut)?;
+            tracing::debug!("the witness of signals does not answer, and is replaced");
+            let seen_before = std::mem::replace(self, Self::spawn()?).seen;
+            self.seen = seen_before;
+            return Ok(seen);
         }
         let mut answer = [0; 8];
         let (_, length) = recv(&self.channel, &mut answer, RecvFlags::DONTWAIT)?;

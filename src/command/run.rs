@@ -217,7 +217,7 @@ fn release(mutex: &mut Mutex<'_>, claimant: &RunClaimant, location: &str, outcom
 fn ended_early(mut claimant: RunClaimant, program: &OsString) -> ExitCode {
     match claimant.take() {
         Some(prepared) => gave_up(prepared, program),
-        None => ExitCode::Failed,
+        None => claimant.interruption().map_or(ExitCode::Failed, |signal| ExitCode::Command(killed(signal))),
     }
 }
 

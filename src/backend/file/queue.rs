@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 
 use fs4::{FileExt, TryLockError};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, fcntl_lock, lstat, openat, unlinkat};
 use rustix::io::Errno;
@@ -199,7 +200,13 @@ impl Queue {
         let has_come = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let wake = has_come.try_clone()?;
         let queue = Self { path: self.path.clone(), place: Place::Outside };
-        thread::Builder::new().name("queue".to_owned()).stack_size(STACK_BYTES).spawn(move || queue.wait(&sender, &wake))?;
+        // It inherits that. What is sent to this process is the other thread's, which may hold it back while a command runs: one
+        // that has gone ahead of those who came first still waits here.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let thread = thread::Builder::new().name("queue".to_owned()).stack_size(STACK_BYTES);
+        let spawned = thread.spawn(move || queue.wait(&sender, &wake));
+        before.thread_set_mask()?;
+        spawned?;
         Ok(Turn { first, has_come })
     }
 
