@@ -11,6 +11,7 @@
 //! is sent to us alone we pass on. A witness tells the two apart.
 
 pub mod claimant;
+mod interruptions;
 pub mod lookup;
 mod shim;
 mod signals;
@@ -28,6 +29,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
+pub use interruptions::Interruptions;
 use signals::{Received, Signals, barrier};
 pub use signals::{are_ends_lost, die_of_interrupt};
 use witness::Witness;
@@ -56,31 +58,6 @@ pub enum End {
     Interrupted,
     /// It never began.
     NotRun(io::Error),
-}
-
-/// Signals that end who waits. Only PID 1 of a container has to hold them back for that: the kernel ends it by none.
-pub struct Interruptions(Signals);
-
-impl Interruptions {
-    /// Where they are needed.
-    pub fn hold() -> Option<Self> {
-        getpid().is_init().then(|| Signals::hold().ok().map(Self))?
-    }
-
-    /// Whether one has come.
-    pub fn have_come(&self) -> bool {
-        self.0.is_ending()
-    }
-
-    /// These become readable when that may have changed.
-    pub fn fds(&self) -> [BorrowedFd<'_>; 1] {
-        [self.0.ending_fd()]
-    }
-
-    /// Which one has come.
-    pub fn take(self) -> Option<i32> {
-        self.0.die()
-    }
 }
 
 /// A process that will be the command, and does nothing until it is told to start. Dropped before that, it is ended.
@@ -151,7 +128,7 @@ impl Prepared {
         let mut prepared = Self { shim: Some(Shim { pid, channel }), signals: None, leftovers };
         let signals = Signals::hold()?;
         prepared.signals = Some(match earlier {
-            Some(Interruptions(earlier)) => signals.held_since(earlier),
+            Some(earlier) => signals.held_since(earlier.signals()),
             None => signals,
         });
         Ok(prepared)
@@ -319,7 +296,11 @@ impl Running {
         // A terminal sends to the whole group. Hang-ups have another way besides: to the leader of the session alone.
         let is_terminals = received.is_from_kernel && received.signal != Signal::SIGHUP;
         // The witness is asked in any case, so that it does not remember this signal when the next one comes.
-        match self.witness.as_mut().map(|witness| witness.has_seen(received.signal, is_terminals)) {
+        let has_seen = self.witness.as_mut().map(|witness| witness.has_seen(received.signal, is_terminals));
+        if self.has_left_the_group() {
+            return false;
+        }
+        match has_seen {
             Some(Ok(has_seen)) => has_seen || is_terminals,
             Some(Err(error)) => {
                 tracing::debug!("the witness of signals does not answer: {error}");
@@ -328,6 +309,13 @@ impl Running {
             }
             None => received.is_from_kernel,
         }
+    }
+
+    /// Whether the command has made a process group of its own, as `timeout` does. Without us, it would have led the one that the
+    /// signal was sent to.
+    fn has_left_the_group(&self) -> bool {
+        let group = |pid: Option<Pid>| nix::unistd::getpgid(pid.map(|pid| nix::unistd::Pid::from_raw(pid.as_raw_pid())));
+        group(Some(self.pid)).is_ok_and(|its| group(None).is_ok_and(|ours| its != ours))
     }
 
     /// Stops ourselves as the command was stopped, or what it has left behind, so that a shell sees that the job has.

@@ -296,3 +296,15 @@ fn a_command_that_others_stop_and_let_go_on_is_waited_for() {
     assert_eq!(line(&mut stdout), "end");
     until("it ends", || child.try_wait().expect("it can be asked").is_some_and(|status| status.success()));
 }
+
+#[test]
+fn a_signal_to_the_group_reaches_a_command_that_has_made_one_of_its_own() {
+    let locks = Locks::new();
+    let leaver = format!("import os\nos.setpgid(0, 0)\n{TELLER}");
+    let mut job = Job::start(&locks, &["python3", "-c", &leaver]);
+    for (signal, name) in SIX {
+        kill_process_group(job.pid(), signal).expect("it runs");
+        assert_eq!(job.told(signal), [name]);
+    }
+    assert_eq!(job.end(), 0);
+}
