@@ -25,6 +25,13 @@ pub enum ExitCode {
     Command(u8),
 }
 
+impl ExitCode {
+    /// Of what a signal has ended, as shells tell it.
+    pub fn killed(signal: i32) -> Self {
+        Self::Command(u8::try_from(128 + signal).unwrap_or(u8::MAX))
+    }
+}
+
 impl From<ExitCode> for std::process::ExitCode {
     fn from(code: ExitCode) -> Self {
         Self::from(match code {

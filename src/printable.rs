@@ -38,6 +38,8 @@ pub fn command_line(arguments: &[String]) -> String {
     let Some((program, rest)) = arguments.split_first() else { return String::new() };
     let mut shown = vec![base_name(program).to_owned()];
     let mut hide_next = false;
+    let mut is_user_next = false;
+    let mut takes_passwords = PASSWORD_TAKERS.contains(&base_name(program));
     for argument in rest {
         // What follows an option is hidden whole; a script in an argument is looked at word by word.
         if std::mem::take(&mut hide_next) {
@@ -58,8 +60,16 @@ pub fn command_line(arguments: &[String]) -> String {
                 shown.push(HIDDEN.to_owned());
                 break;
             }
-            shown.push(if hide_next { HIDDEN.to_owned() } else { without_secret(word) });
+            takes_passwords |= PASSWORD_TAKERS.contains(&base_name(word));
+            shown.push(match word.split_once(':') {
+                _ if hide_next => HIDDEN.to_owned(),
+                _ if takes_passwords && word.starts_with("-p") && word.len() > 2 => format!("-p{HIDDEN}"),
+                Some((user, _)) if is_user_next => format!("{user}:{HIDDEN}"),
+                _ => without_secret(word),
+            });
             hide_next = word.starts_with('-') && !word.contains('=') && names_a_secret(word);
+            hide_next |= word == "-p" && shown.iter().any(|word| word == "sshpass");
+            is_user_next = ["-u", "-U", "--user", "--proxy-user"].contains(&word);
         }
     }
     let line = shown.join(" ");
@@ -74,6 +84,9 @@ pub fn command_line(arguments: &[String]) -> String {
 pub fn base_name(program: &str) -> &str {
     program.rsplit('/').next().unwrap_or(program)
 }
+
+/// Programs whose option `-p` has a password behind it, without a space.
+const PASSWORD_TAKERS: [&str; 6] = ["mysql", "mysqldump", "mysqladmin", "mariadb", "mariadb-dump", "sshpass"];
 
 fn names_a_secret(word: &str) -> bool {
     let word = word.to_ascii_lowercase().replace(['-', '_'], "");
@@ -143,6 +156,15 @@ mod tests {
         assert_eq!(command_line(&header), "curl -H *** x");
         let script = ["sh", "-c", "cd x; password='a hunter2' y"].map(str::to_owned);
         assert_eq!(command_line(&script), "sh -c cd x; ***");
+        assert_eq!(shown("curl -u me:hunter2 x"), "curl -u me:*** x");
+        assert_eq!(shown("curl --user me x:y"), "curl --user me x:y");
+        assert_eq!(shown("mysql -u me -phunter2 -p"), "mysql -u me -p*** -p");
+        assert_eq!(
+            command_line(&["sh".into(), "-c".into(), "cd x; mysqldump -phunter2 db".into()]),
+            "sh -c cd x; mysqldump -p*** db"
+        );
+        assert_eq!(shown("sshpass -p hunter2 ssh -p 22 x"), "sshpass -p *** ssh -p *** x");
+        assert_eq!(shown("mkdir -pv x"), "mkdir -pv x");
         assert_eq!(shown("meltano run tap-auth0 target-x"), "meltano run tap-auth0 target-x");
         assert_eq!(shown("git clone https://hunter2@host/x"), "git clone https://***@host/x");
         assert_eq!(shown("psql postgres://me@db/x"), "psql postgres://me@db/x");

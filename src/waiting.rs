@@ -1,6 +1,7 @@
 //! How long to wait for a lock, and who is told meanwhile.
 
 use std::num::NonZeroU32;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::verdict::Holding;
@@ -128,4 +129,14 @@ pub trait Observer {
 
     /// How often it wants to be told at least.
     fn interval(&self) -> Duration;
+
+    /// Whether it has heard that the waiting is to end.
+    fn is_interrupted(&self) -> bool {
+        false
+    }
+
+    /// These become readable when that may have changed.
+    fn interruption_fds(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
 }

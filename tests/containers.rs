@@ -143,11 +143,11 @@ fn a_command_that_is_started_from_outside_its_container_is_told_what_to_do() {
     assert!(ended.last_line().contains("serializer run"), "{ended:?}");
 }
 
-/// `serializer run ARGS…` as PID 1 of a container.
-fn run_as_init(locks: &Locks, args: &[&str]) -> Command {
+/// `serializer ARGS…` as PID 1 of a container.
+fn as_init(locks: &Locks, args: &[&str]) -> Command {
     let mut command = locks.command("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-    command.args([common::PROGRAM, "run", "--sleep-seconds=3600"]).args(args);
+    command.arg(common::PROGRAM).args(args);
     command
 }
 
@@ -162,18 +162,20 @@ fn a_run_whose_process_group_is_led_from_outside_its_container_stays_in_it() {
     let locks = Locks::new();
     // It says which group it is in when it has passed a signal on, and has asked the witness for that.
     let script = r#"trap : USR1; sleep 0.1; kill -USR1 1; sleep 0.1; cut -d" " -f5 /proc/1/stat; exit 3"#;
-    let ended = common::ended(&mut run_as_init(&locks, &["sh", "-c", script]));
+    let ended = common::ended(&mut as_init(&locks, &["run", "--sleep-seconds=3600", "sh", "-c", script]));
     assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (3, "0\n", ""));
     assert_eq!(locks.names(), [""; 0]);
 }
 
 #[test]
-fn a_run_that_is_the_first_process_of_its_container_can_be_ended_while_it_waits() {
-    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+fn the_first_process_of_a_container_can_be_ended_while_it_waits() {
+    use rustix::process::Signal;
+    let (run, wait) = (&["run", "--sleep-seconds=3600", "touch", "ran"][..], &["wait"][..]);
+    for (args, signal) in [(run, Signal::TERM), (run, Signal::INT), (wait, Signal::TERM), (wait, Signal::INT)] {
         let locks = Locks::new();
         let mut holder = Shell::start(&locks);
         holder.lock();
-        let waiter = Waiter::start(run_as_init(&locks, &["touch", "ran"]));
+        let waiter = Waiter::start(as_init(&locks, args));
         rustix::process::kill_process(child_of(waiter.pid()).expect("it runs"), signal).expect("it runs");
         assert_eq!(waiter.end().code, 128 + signal.as_raw());
         holder.unlock();
@@ -188,7 +190,7 @@ fn a_run_that_is_the_first_process_of_its_container_gives_the_command_its_signal
     holder.lock();
     let script = r#"grep SigBlk /proc/self/status; for i in 1 2 3; do (true &); done
         while grep -s "^State:.Z" /proc/[0-9]*/status > /dev/null; do sleep 0.01; done; exit 4"#;
-    let mut run = run_as_init(&locks, &["sh", "-c", script]);
+    let mut run = as_init(&locks, &["run", "--sleep-seconds=3600", "sh", "-c", script]);
     let child = run.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().expect("it starts");
     while !locks.names().contains(&"serializer.lck.queue".to_owned()) {
         std::thread::yield_now();

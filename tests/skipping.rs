@@ -208,6 +208,18 @@ fn of_many_that_come_together_one_runs_the_command_for_all_that_waited() {
 }
 
 #[test]
+fn what_has_just_succeeded_and_is_held_on_for_a_time_is_not_done_again() {
+    let locks = Locks::new();
+    let job = ["run", "--wait-and-skip", "--skipped-exit-code=9", "--hold-at-least=1h", "-n", "--", "true"];
+    assert_eq!(locks.run(&job).code, 0);
+    assert_eq!(locks.run(&job).code, 9);
+    // Who wants to run something else is told for how long it is held.
+    let ended = locks.run(&["run", "-n", "--", "true"]);
+    assert_eq!(ended.code, 75, "{ended:?}");
+    assert!(ended.last_line().contains("to be held for another"), "{ended:?}");
+}
+
+#[test]
 fn skipping_does_not_go_together_with_several_holders() {
     let locks = Locks::new();
     for args in [["--wait-and-skip", "--shared"], ["--wait-and-skip", "--slots=2"], ["--skipped-exit-code=9", "--verbose"]] {

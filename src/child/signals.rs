@@ -151,14 +151,13 @@ impl Signals {
 }
 
 /// Ends this process by SIGINT, as the command was ended: a shell that runs a script ends that only if its child did not take
-/// Ctrl-C for an answer. Returns the exit code for where SIGINT does not end us.
-pub fn die_of_interrupt() -> u8 {
+/// Ctrl-C for an answer. Returns where SIGINT does not end us.
+pub fn die_of_interrupt() {
     let interrupt: SigSet = [Signal::SIGINT].into_iter().collect();
     // It is blocked, and comes with the end of that.
     if raise(Signal::SIGINT).is_ok() {
         let _ = interrupt.thread_unblock();
     }
-    128 + Signal::SIGINT as u8
 }
 
 fn received(information: &nix::sys::signalfd::siginfo) -> Option<Received> {

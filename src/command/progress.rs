@@ -2,8 +2,10 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU32;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use crate::child::Interruptions;
 use crate::holder::in_short;
 use crate::process;
 use crate::record::Entry;
@@ -24,6 +26,7 @@ pub struct Progress {
     is_live: bool,
     is_drawn: bool,
     is_silent: bool,
+    interruptions: Option<Interruptions>,
     has_looked_for_itself: bool,
     told: Option<(Option<Entry>, Instant)>,
 }
@@ -31,12 +34,30 @@ pub struct Progress {
 impl Progress {
     pub fn new(max_attempts: Option<NonZeroU32>) -> Self {
         let is_live = io::stderr().is_terminal() && is_in_foreground() && tracing::enabled!(tracing::Level::INFO);
-        Self { max_attempts, is_live, is_drawn: false, is_silent: false, has_looked_for_itself: false, told: None }
+        Self {
+            max_attempts,
+            is_live,
+            is_drawn: false,
+            is_silent: false,
+            interruptions: None,
+            has_looked_for_itself: false,
+            told: None,
+        }
     }
 
     /// Leaves logs alone.
     pub fn only_on_a_terminal(self) -> Self {
         Self { is_silent: true, ..self }
+    }
+
+    /// Ends the waiting by a signal where the kernel does not.
+    pub fn interrupted_by(self, interruptions: Option<Interruptions>) -> Self {
+        Self { interruptions, ..self }
+    }
+
+    /// What has ended the waiting.
+    pub fn interruption(&mut self) -> Option<i32> {
+        self.interruptions.take()?.take()
     }
 
     /// Removes the live line, before something else is written.
@@ -78,7 +99,7 @@ impl Progress {
 
 /// A background job must not draw over what somebody types.
 fn is_in_foreground() -> bool {
-    rustix::termios::tcgetpgrp(io::stderr()).is_ok_and(|foreground| foreground == rustix::process::getpgrp())
+    rustix::termios::tcgetpgrp(io::stderr()).is_ok_and(|foreground| foreground.as_raw_pid() == nix::unistd::getpgrp().as_raw())
 }
 
 fn write_stderr(text: &str) {
@@ -107,5 +128,13 @@ impl Observer for Progress {
 
     fn interval(&self) -> Duration {
         if self.is_live { REFRESH } else { NEVER }
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interruptions.as_ref().is_some_and(Interruptions::have_come)
+    }
+
+    fn interruption_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.interruptions.iter().flat_map(Interruptions::fds).collect()
     }
 }

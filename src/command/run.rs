@@ -150,17 +150,7 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     let is_to_be_told = job.request.skip_if_done && matches!(end, Ok(End::Exited(0)));
     let outcome = if is_to_be_told { Outcome::Succeeded } else { Outcome::Unknown };
     let released = release(&mut mutex, &claimant, &location, outcome);
-    let code = match &end {
-        Ok(End::Exited(code)) => u8::try_from(*code).unwrap_or(u8::MAX),
-        Ok(End::Killed(signal)) => killed(*signal),
-        Ok(End::Interrupted) => killed(rustix::process::Signal::INT.as_raw()),
-        // Nothing has run, so that a lost lock has done no harm.
-        Ok(End::NotRun(error)) => return Err(cannot_run(&program, error)),
-        Err(error) => {
-            let why = backend::plain(error);
-            return Err(Error::failed(format!("cannot tell how `{}` ended: {why}", shown(&program))));
-        }
-    };
+    let code = exit_code(&end, &program)?;
     match released {
         Ok(remaining) => {
             let held = remaining.map(|remaining| format!(", which stays held for another {}", short(remaining)));
@@ -170,11 +160,28 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
                 false => tracing::debug!("unlocked `{location}`{held}"),
             }
         }
-        Err(error) if code == 0 => return Err(error),
+        Err(error) if code == ExitCode::Command(0) => return Err(error),
         Err(error) => tracing::warn!("{error}"),
     }
-    let code = if matches!(end, Ok(End::Interrupted)) { child::die_of_interrupt() } else { code };
-    Ok(ExitCode::Command(code))
+    if matches!(end, Ok(End::Interrupted)) {
+        child::die_of_interrupt();
+    }
+    Ok(code)
+}
+
+/// How the command has ended, as our own end.
+fn exit_code(end: &io::Result<End>, program: &OsString) -> Result<ExitCode, Error> {
+    match end {
+        Ok(End::Exited(code)) => Ok(ExitCode::Command(u8::try_from(*code).unwrap_or(u8::MAX))),
+        Ok(End::Killed(signal)) => Ok(ExitCode::killed(*signal)),
+        Ok(End::Interrupted) => Ok(ExitCode::killed(rustix::process::Signal::INT.as_raw())),
+        // Nothing has run, so that a lost lock has done no harm.
+        Ok(End::NotRun(error)) => Err(cannot_run(program, error)),
+        Err(error) => {
+            let why = backend::plain(error);
+            Err(Error::failed(format!("cannot tell how `{}` ended: {why}", shown(program))))
+        }
+    }
 }
 
 /// The command that runs a script, as flock(1) does it.
@@ -217,23 +224,18 @@ fn release(mutex: &mut Mutex<'_>, claimant: &RunClaimant, location: &str, outcom
 fn ended_early(mut claimant: RunClaimant, program: &OsString) -> ExitCode {
     match claimant.take() {
         Some(prepared) => gave_up(prepared, program),
-        None => claimant.interruption().map_or(ExitCode::Failed, |signal| ExitCode::Command(killed(signal))),
+        None => claimant.interruption().map_or(ExitCode::Failed, ExitCode::killed),
     }
 }
 
 fn gave_up(prepared: child::Prepared, program: &OsString) -> ExitCode {
     match prepared.give_up() {
-        Some(signal) => ExitCode::Command(killed(signal)),
+        Some(signal) => ExitCode::killed(signal),
         None => {
             tracing::error!("cannot run `{}`: its process was killed before it began", shown(program));
             ExitCode::Failed
         }
     }
-}
-
-/// As shells tell it.
-fn killed(signal: i32) -> u8 {
-    u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
 
 fn shown(program: &OsString) -> String {

@@ -137,7 +137,12 @@ impl Mutex<'_> {
                 };
             }
             let (held, former) = split(others);
-            if awaited.is_some_and(|token| has_succeeded(token, &held, &former)) {
+            // What has just succeeded, and is only to be held for a time, need not even have been seen running.
+            let is_done =
+                |holding: &Holding| holding.entry.as_ref().is_some_and(|entry| entry.released == Some(Outcome::Succeeded));
+            if awaited.is_some_and(|token| has_succeeded(token, &held, &former))
+                || (request.skip_if_done && held.iter().any(is_done))
+            {
                 return Ok(Attempt::Done(Acquired::NotNeeded));
             }
             if !joins(request.mode, &held) {
@@ -230,7 +235,7 @@ impl Mutex<'_> {
     /// Waits until nobody holds the lock, without wanting it.
     ///
     /// # Errors
-    /// [`Error::Busy`] when the attempts are used up.
+    /// [`Error::Busy`] when the attempts are used up, [`Error::Absent`] when the observer is interrupted.
     pub fn wait_until_free(&mut self, waiting: &Waiting, observer: &mut dyn Observer) -> Result<(), Error> {
         let mut attempts = Attempts::new(waiting);
         let mut pace = Pace::default();
@@ -242,6 +247,9 @@ impl Mutex<'_> {
             if held.is_empty() {
                 return Ok(());
             }
+            if observer.is_interrupted() {
+                return Err(Error::Absent);
+            }
             if attempts.are_over() {
                 return Err(Error::Busy(attempts.made(), held));
             }
@@ -249,7 +257,8 @@ impl Mutex<'_> {
             observer.waiting(&held, attempts.made());
             let limit = attempts.next().min(looked + observer.interval()).saturating_duration_since(Instant::now());
             let limit = held.iter().filter_map(|holding| holding.verdict.look_again_in()).fold(limit, Duration::min);
-            let fds: Vec<_> = held.iter().filter_map(|holding| holding.verdict.ended_fd()).collect();
+            let ends = held.iter().filter_map(|holding| holding.verdict.ended_fd());
+            let fds: Vec<_> = ends.chain(observer.interruption_fds()).collect();
             self.backend.watch(limit, &fds)?;
             std::thread::sleep(rest.saturating_sub(looked.elapsed()));
         }
