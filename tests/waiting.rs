@@ -142,8 +142,9 @@ fn a_waiter_whose_parent_dies_never_acquires() {
         assert!(killed.expect("kill runs").success());
         // SIGINT does not end a shell that waits for a child; Ctrl-C signals both.
         if signal == "INT" {
+            // Unless it was not waiting yet: then it has ended, and has no child any more.
             let waiters = Command::new("pkill").args(["-INT", "-P", &parent.pid().to_string()]).status();
-            assert!(waiters.expect("pkill runs").success());
+            waiters.expect("pkill runs");
         }
         let ended = parent.end();
         assert_ne!(ended.code, 0, "{ended:?}");

@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
+use std::time::Duration;
 
 use fs4::{FileExt, TryLockError};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -27,6 +28,12 @@ use crate::process;
 
 /// How often to ask again at a new file. Each time means that all who waited at the old one have left.
 const MAX_FILES: usize = 100;
+
+/// How often to try to sweep. Others who do so need microseconds; and what is left costs nobody anything.
+const MAX_SWEEPS: usize = 10;
+
+/// Between two such tries.
+const SWEEP_PAUSE: Duration = Duration::from_millis(1);
 
 /// What follows the lock's name in the name of its queue file.
 const SUFFIX: &str = ".queue";
@@ -135,7 +142,12 @@ impl Queue {
     /// Lets the next one come. The last one leaves nothing behind.
     pub fn leave(&mut self) {
         match std::mem::replace(&mut self.place, Place::Outside) {
-            Place::First(file) => remove_if_alone(&self.path, &file),
+            Place::First(file) => {
+                remove_if_alone(&self.path, &file);
+                drop(file);
+                // Somebody who stood beside may have left between the look and the closing, and have seen us.
+                self.sweep();
+            }
             Place::Beside(file) => {
                 drop(file);
                 self.sweep();
@@ -150,10 +162,18 @@ impl Queue {
         if !matches!(self.place, Place::Outside) || !self.exists() {
             return;
         }
-        if let Ok(Some(file)) = open_existing(&self.path)
-            && FileExt::try_lock(&file).is_ok()
-        {
-            remove_if_alone(&self.path, &file);
+        let Ok(Some(file)) = open_existing(&self.path) else { return };
+        for _ in 0..MAX_SWEEPS {
+            // Whoever is there sweeps when it leaves.
+            if others_are_at(&file) {
+                return;
+            }
+            match FileExt::try_lock(&file) {
+                Ok(()) => return remove_if_alone(&self.path, &file),
+                // Somebody else sweeps, and may have seen us there.
+                Err(TryLockError::WouldBlock) => thread::sleep(SWEEP_PAUSE),
+                Err(TryLockError::Error(_)) => return,
+            }
         }
     }
 
