@@ -222,15 +222,22 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), NoOw
 }
 
 /// Whether a parent with these arguments was only started to run our command: its arguments end with ours (`timeout 5 …`,
-/// `sudo …`, `flock FILE …`), or it is a shell whose whole script is our command (`os.system("serializer lock")`).
+/// `sudo …`, `flock FILE …`), or one of them is a script that is nothing but our command (`os.system("serializer lock")`; bash
+/// lets a script's last command take its place, so that the parent may be `su -c …` itself).
 fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
     let [program, arguments @ ..] = ours else { return false };
     let is_program = |word: &str| printable::base_name(word) == printable::base_name(program);
+    let is_ours = |script: &String| {
+        // `exec` and `2>/dev/null` are the shell's.
+        let mut words = script.split_whitespace().filter(|word| *word != "exec" && !word.contains(['<', '>']));
+        words.next().is_some_and(is_program) && words.eq(arguments.iter())
+    };
+    if parent.iter().skip(1).any(|argument| argument.contains(char::is_whitespace) && is_ours(argument)) {
+        return true;
+    }
+    // A shell runs a script, whatever arguments it gets.
     if parent.first().is_some_and(|shell| SHELLS.contains(&printable::base_name(shell).trim_start_matches('-'))) {
-        let [_, option, script] = parent else { return false };
-        // `2>/dev/null` is the shell's.
-        let mut words = script.split_whitespace().filter(|word| !word.contains(['<', '>']));
-        return option == "-c" && words.next().is_some_and(is_program) && words.eq(arguments.iter());
+        return false;
     }
     let Some(split) = parent.len().checked_sub(ours.len()) else { return false };
     split > 0 && is_program(&parent[split]) && parent[split + 1..] == *arguments
@@ -281,6 +288,8 @@ mod tests {
         let shell = |script: &str| ["sh", "-c", script].map(str::to_owned);
         assert!(is_wrapper(&shell("serializer lock  --max-attempts 1"), &ours));
         assert!(is_wrapper(&shell("serializer lock --max-attempts 1 2>/dev/null"), &ours));
+        let su = ["su", "me", "-c", "exec serializer lock --max-attempts 1"].map(str::to_owned);
+        assert!(is_wrapper(&su, &ours));
         assert!(!is_wrapper(&shell("serializer lock --max-attempts 1 && dbt run"), &ours));
         for parent in [
             "serializer lock --max-attempts 1",

@@ -88,6 +88,11 @@ impl Error {
         if self.code == ExitCode::Busy { Self { code: ExitCode::Conflict(code), ..self } } else { self }
     }
 
+    /// Ends with the exit code `code` if it failed for no more special reason.
+    pub fn or_if_failed(self, code: u8) -> Self {
+        if self.code == ExitCode::Failed { Self { code: ExitCode::Command(code), ..self } } else { self }
+    }
+
     /// Whether the program fails because of it: `-E 0` makes a busy lock a success.
     pub fn is_failure(&self) -> bool {
         self.code != ExitCode::Conflict(0)

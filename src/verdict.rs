@@ -87,6 +87,8 @@ pub enum Held {
         /// The process that goes on.
         relative: Relative,
     },
+    /// Its owner has ended, but the process that started it has not released it yet.
+    Kept(Pid, Process),
     /// Its owner has released it or is gone, but it is to be held for some time yet.
     AtLeast(Duration),
     /// Nobody here can tell.
@@ -153,6 +155,7 @@ impl Held {
         match self {
             Self::Alive(process) => process.as_ref()?.ended_fd(),
             Self::RunGoesOn { relative, .. } => relative.process.ended_fd(),
+            Self::Kept(_, process) => process.ended_fd(),
             Self::AtLeast(_) | Self::Unknown(_) => None,
         }
     }
@@ -160,7 +163,7 @@ impl Held {
     /// When to look again, because nothing else will tell; `None` if something will.
     pub fn look_again_in(&self) -> Option<Duration> {
         match self {
-            Self::Alive(_) | Self::RunGoesOn { .. } => None,
+            Self::Alive(_) | Self::RunGoesOn { .. } | Self::Kept(..) => None,
             Self::AtLeast(remaining) => Some(*remaining),
             // An empty file becomes stale by nothing but time.
             Self::Unknown(Unknown::BeingWritten) => Some(BEING_WRITTEN),
@@ -177,6 +180,7 @@ impl fmt::Display for Held {
                 let Relative { pid, command, .. } = relative;
                 write!(f, "{owner}, but pid {pid} ({command}) of the same run goes on")
             }
+            Self::Kept(pid, _) => write!(f, "its command has ended, but `run` (pid {pid}) still waits for what that has started"),
             // In whole seconds, rounded up, so that nobody reads "0s".
             Self::AtLeast(remaining) => write!(f, "to be held for another {}", short(*remaining + Duration::from_millis(999))),
             Self::Unknown(why) => why.fmt(f),
@@ -303,7 +307,11 @@ impl LocalJudge {
             && let Observation::Running(keeper) = process::observe(pid)
             && instance.same_as(keeper.instance) != Some(false)
         {
-            return Ok(Some(keeper));
+            return match process::observe(owner.pid) {
+                // Both are waited for by their keeper's end.
+                Observation::Running(_) => Ok(Some(keeper)),
+                _ => Err(Verdict::Held(Held::Kept(pid, keeper))),
+            };
         }
         let process = match process::observe(owner.pid) {
             Observation::Gone => return stale(Stale::Gone),

@@ -47,8 +47,8 @@ Examples:
   serializer run --timeout 10m -- dbt run       # ten minutes at most, then exit code 75
   serializer run -c 'dbt deps && dbt run'
   serializer run --slots 3 --file-name taps.lck -- meltano run tap-x target-y    # three at a time
-  serializer run --name-from-command --no-wait -- ./sync.sh orders     # the same command never twice at once
-  serializer run --wait-and-skip -- ./refresh-cache.sh     # who comes meanwhile waits, and does not do it again
+  serializer run --name-from-command --no-wait -- ./sync.sh orders     # never twice at once
+  serializer run --name-from-command --wait-and-skip -- ./refresh.sh   # who comes meanwhile waits and skips it
 
 The lock belongs to the command, and is released when that ends, however it does. Signals reach the command. The exit code is the \
 command's, 128 + n if signal n ended it, 127 if it is not found and 126 if it cannot be run; 76 if it succeeded, but the lock was \

@@ -6,7 +6,7 @@ use crate::claimant::ProcessClaimant;
 use crate::cli::BreakArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::mutex::{Mutex, Whose};
+use crate::mutex::{self, Mutex, Whose};
 use crate::owner::Place;
 use crate::record::Outcome;
 use crate::verdict::LocalJudge;
@@ -23,6 +23,13 @@ pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
     let mut mutex = Mutex::new(backend::open(&path), &judge);
     let location = mutex.location();
     let released = mutex.release(&claimant, Whose::Of(&args.token), Outcome::Unknown);
-    unlock::report(&location, released.map_err(|error| Error::mutex("break", &location, error))?);
+    unlock::report(&location, released.map_err(|error| cannot(&location, error))?);
     Ok(())
+}
+
+fn cannot(location: &str, error: mutex::Error) -> Error {
+    let is_anothers = matches!(error, mutex::Error::NotOurs(_));
+    let error = Error::mutex("break", location, error);
+    let hint = "no holder has this token, so the lock has changed hands; `serializer status --json` shows the tokens";
+    if is_anothers { error.with_hint(hint) } else { error }
 }

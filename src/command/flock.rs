@@ -13,6 +13,9 @@ use crate::mode::Mode;
 use crate::mutex::Request;
 use crate::waiting::Waiting;
 
+/// `EX_NOINPUT` of sysexits.h, by which flock tells a file that cannot be used from one that is locked.
+const NO_INPUT: u8 = 66;
+
 /// From one look to the next where nothing wakes us; flock has no such setting.
 const SLEEP: Duration = Duration::from_secs(1);
 
@@ -39,6 +42,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         // As flock(1): else a crontab that was switched begins to send mail.
         is_silent_if_busy: !args.verbose,
     })
+    .map_err(|error| error.or_if_failed(NO_INPUT))
 }
 
 fn no_command(args: &FlockArgs) -> Error {

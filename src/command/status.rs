@@ -9,7 +9,7 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use rustix::process::Pid;
 use serde::Serialize;
 
-use crate::backend;
+use crate::backend::{self, Content};
 use crate::cli::StatusArgs;
 use crate::config::Environment;
 use crate::error::Error;
@@ -90,6 +90,8 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     for path in paths {
         let mut mutex = Mutex::new(backend::open(&path), &judge);
         match mutex.look() {
+            // What flock(1) and others leave behind is no lock of ours.
+            Ok(Some((stored, _))) if args.all && stored.content == Content::Empty => {}
             Ok(found) => locks.push(report(&path, found, mutex.waiters())),
             // Other programs keep files of that name, too.
             Err(error @ backend::Error::NotALock { .. }) if args.all => tracing::debug!("{error}"),
