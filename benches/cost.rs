@@ -22,7 +22,10 @@ fn main() {
     hand_offs(dir.path());
     asleep(dir.path());
     for waiters in [2, 20, 200] {
-        rates(waiters);
+        rates(waiters, 1);
+    }
+    for waiters in [2, 20, 200] {
+        rates(waiters, HAND_OFFS / waiters);
     }
 }
 
@@ -146,9 +149,10 @@ fn hand_offs(dir: &Path) {
     }
 }
 
-/// How fast a lock goes from hand to hand, and what that costs, while so many wait for it all the time.
-fn rates(waiters: usize) {
-    let each = HAND_OFFS / waiters;
+/// How fast a lock goes from hand to hand, and what that costs. Either so many have been waiting, and each takes it once; then the
+/// CPU is that of their start and their lining up, too. Or so many ask for it again and again.
+fn rates(waiters: usize, each: usize) {
+    let how = if each == 1 { "that wait    " } else { "again & again" };
     let peers = [
         ("lock; unlock", format!(r#"for i in {{1..{each}}}; do "$S" lock && "$S" unlock; done"#)),
         ("run -- true ", format!(r#"for i in {{1..{each}}}; do "$S" run -- true; done"#)),
@@ -178,7 +182,7 @@ fn rates(waiters: usize) {
         let spent = (children_cpu() - spent) / (each * waiters) as u32;
         let took = took / (each * waiters) as u32;
         let rate = 1.0 / took.as_secs_f64();
-        println!("{name} with {waiters:3} waiters  {}   {rate:4.0} hand-offs/s, {} of CPU each", ms(took), ms(spent));
+        println!("{name}, {waiters:3} {how}  {}   {rate:4.0} hand-offs/s, {} of CPU each", ms(took), ms(spent));
         owner.kill().and_then(|()| owner.wait()).expect("it dies");
     }
 }
