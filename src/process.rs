@@ -147,6 +147,12 @@ fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
+/// Milliseconds since this machine has booted, sleep included; nobody sets this clock.
+pub fn since_boot() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
 /// When a process with that start time started, by the wall clock. Wrong by as much as the clock was set since.
 pub fn wall_clock(start: u64) -> Option<SystemTime> {
     let ticks = rustix::param::clock_ticks_per_second();

@@ -26,7 +26,6 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Pid;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::backend::{Content, Stored};
 use crate::local_time::short;
@@ -255,14 +254,8 @@ impl Judge for LocalJudge {
 
 /// For how long it is to be held yet, given that it was acquired in this boot.
 fn remaining(entry: &Entry) -> Option<Duration> {
-    let remaining = entry.until?.checked_sub(since_boot())?;
+    let remaining = entry.until?.checked_sub(process::since_boot())?;
     (remaining > 0).then(|| Duration::from_millis(remaining))
-}
-
-/// Milliseconds since this machine has booted, sleep included; nobody sets this clock.
-pub fn since_boot() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
 fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict {

@@ -6,8 +6,9 @@ use super::{Acquired, Error, MAX_ROUNDS, Mutex, Request, split};
 use crate::backend::{self, Stored, Write};
 use crate::claimant::Claimant;
 use crate::mode::Mode;
+use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
-use crate::verdict::{Former, Held, Holding, Judged, Stale, Unknown, since_boot};
+use crate::verdict::{Former, Held, Holding, Judged, Stale, Unknown};
 use crate::waiting::{Attempts, Observer, Pace, Waiting};
 
 /// For how long a free lock is left to those who came first. They need milliseconds; one that is stopped must not stop

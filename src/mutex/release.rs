@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::{Error, MAX_ROUNDS, Mutex, Released, Whose, split};
 use crate::backend::{self, Stored, Write};
 use crate::claimant::Claimant;
+use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
-use crate::verdict::{Former, Holding, Judged, Stale, Verdict, since_boot};
+use crate::verdict::{Former, Holding, Judged, Stale, Verdict};
 
 impl Mutex<'_> {
     /// Releases the lock if it is the claimant's or stale, or as `whose` says; that only if it is still the one seen first.
