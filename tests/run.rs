@@ -412,3 +412,14 @@ fn who_takes_a_held_lock_for_a_success_need_not_hear_of_it() {
     let told = common::ended(&mut run(&locks, &["-n", "-E", "0", "true"]));
     assert!(told.last_line().contains("held by pid"), "{told:?}");
 }
+
+#[test]
+fn flags_that_stand_for_one_holder_beat_the_variable_for_several() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    assert_eq!(holder.run(r#""$S" lock --slots 2 2>/dev/null"#), 0);
+    let code = |args: &[&str]| ended(run(&locks, args).env("SERIALIZER_SLOTS", "2")).code;
+    assert_eq!(code(&["-n", "true"]), 0);
+    assert_eq!(code(&["-n", "--exclusive", "true"]), 75);
+    assert_eq!(code(&["-n", "--wait-and-skip", "true"]), 75);
+}

@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::exit_code::ExitCode;
 use crate::holder::Holder;
 use crate::local_time::short;
+use crate::mode::Mode;
 use crate::mutex::{self, Acquired, Mutex, Released, Request, Whose};
 use crate::owner::Place;
 use crate::printable;
@@ -64,7 +65,7 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
     };
     execute(Job {
         path,
-        request: Request { skip_if_done: args.wait_and_skip, ..environment.request(&args.request)? },
+        request: request(args, environment)?,
         waiting: environment.waiting(&args.waiting)?,
         orphans: environment.orphans(args.orphans)?,
         command,
@@ -74,6 +75,13 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
         is_verbose: args.verbose,
         is_silent_if_busy: false,
     })
+}
+
+fn request(args: &RunArgs, environment: &Environment) -> Result<Request, Error> {
+    let request = environment.request(&args.request)?;
+    // Flags that stand for one holder beat SERIALIZER_SLOTS.
+    let mode = if args.exclusive || args.wait_and_skip { Mode::EXCLUSIVE } else { request.mode };
+    Ok(Request { mode, skip_if_done: args.wait_and_skip, ..request })
 }
 
 /// Runs a job; tells how its command ended.
