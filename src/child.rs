@@ -29,6 +29,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
+use crate::process;
 pub use interruptions::Interruptions;
 use signals::{Received, Signals, barrier};
 pub use signals::{are_ends_lost, die_of_interrupt};
@@ -273,8 +274,11 @@ impl Running {
             }
             self.is_interrupted |= received.signal == Signal::SIGINT;
             if received.signal != Signal::SIGCHLD && !self.was_sent_to_all(&received) {
-                let receivers = to.map_or_else(children, |pid| vec![pid]);
-                for pid in receivers {
+                let receivers = to.map(|pid| vec![pid]).or_else(process::children);
+                if receivers.is_none() {
+                    tracing::warn!("cannot pass {} on: /proc does not tell what the command has left behind", received.signal);
+                }
+                for pid in receivers.into_iter().flatten() {
                     // It may just have ended; then nobody is left to be told. It has not been reaped, so that the PID is its own.
                     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.as_raw_pid()), received.signal);
                 }
@@ -286,7 +290,7 @@ impl Running {
     /// Nobody else does so where orphans are ours.
     fn reap_adopted(&self) {
         let own = [Some(self.pid), self.witness.as_ref().map(Witness::pid)];
-        for pid in children().into_iter().filter(|pid| !own.contains(&Some(*pid))) {
+        for pid in process::children().into_iter().flatten().filter(|pid| !own.contains(&Some(*pid))) {
             let _ = wait_for(pid, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
         }
     }
@@ -367,12 +371,6 @@ impl Running {
             self.sleep()?;
         }
     }
-}
-
-/// Our children; none where the kernel does not tell (`CONFIG_PROC_CHILDREN`).
-fn children() -> Vec<Pid> {
-    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-    children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
 /// Whether somebody waits at the other end, or has closed it.

@@ -135,6 +135,15 @@ pub fn is_ancestor(pid: Pid) -> bool {
     ancestors.into_iter().any(|ancestor| ancestor == pid)
 }
 
+/// What this process's main thread has started or adopted; `None` where `/proc` does not tell (`CONFIG_PROC_CHILDREN`), or tells numbers
+/// of another PID namespace, by which others would be signalled.
+pub fn children() -> Option<Vec<Pid>> {
+    let pid = getpid();
+    let children = read_proc(pid, &format!("task/{pid}/children"))?;
+    let children = String::from_utf8_lossy(&children);
+    Some(children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect())
+}
+
 /// The parent of a process: field 4.
 pub fn parent(pid: Pid) -> Option<Pid> {
     stat_field(pid, 4).and_then(Pid::from_raw)
