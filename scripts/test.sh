@@ -41,4 +41,5 @@ results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 cargo test --no-fail-fast --lib --tests | tee "$results"
 # One line for all test programs, each of which has counted its own.
-awk '/^test result:/ { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$results"
+awk '/^test result:/ { passed += $4; failed += $6 } /^SKIPPED: / { skipped++ }
+    END { printf "%d passed (of which %d could not run here), %d failed\n", passed, skipped, failed }' "$results"

@@ -179,7 +179,7 @@ impl fmt::Display for Held {
                 let Relative { pid, command, .. } = relative;
                 write!(f, "{owner}, but pid {pid} ({command}) of the same run goes on")
             }
-            Self::Kept(pid, _) => write!(f, "its command has ended, but `run` (pid {pid}) still waits for what that has started"),
+            Self::Kept(pid, _) => write!(f, "its command has ended, but `run` (pid {pid}) has not released it yet"),
             // In whole seconds, rounded up, so that nobody reads "0s".
             Self::AtLeast(remaining) => write!(f, "to be held for another {}", short(*remaining + Duration::from_millis(999))),
             Self::Unknown(why) => why.fmt(f),

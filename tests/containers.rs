@@ -115,7 +115,7 @@ fn a_container_in_a_container_is_seen_by_the_outer_one() {
 #[test]
 fn where_all_processes_are_seen_a_holder_that_died_in_its_container_is_proved_gone() {
     if !is_first_namespace() {
-        eprintln!("SKIPPED: not in the first PID namespace, where every process is seen");
+        common::skipped("not in the first PID namespace, where every process is seen");
         return;
     }
     let locks = Locks::new();
@@ -161,7 +161,13 @@ fn child_of(pid: u32) -> Option<rustix::process::Pid> {
 fn a_run_whose_process_group_is_led_from_outside_its_container_stays_in_it() {
     let locks = Locks::new();
     // It says which group it is in when it has passed a signal on, and has asked the witness for that.
-    let script = r#"trap : USR1; sleep 0.1; kill -USR1 1; sleep 0.1; cut -d" " -f5 /proc/1/stat; exit 3"#;
+    let script = r#"
+        got=; trap got=1 USR1
+        # The command and the witness.
+        until set -- $(cat /proc/1/task/1/children) && [ $# = 2 ]; do :; done
+        kill -USR1 1
+        until [ "$got" ]; do :; done
+        cut -d" " -f5 /proc/1/stat; exit 3"#;
     let ended = common::ended(&mut as_init(&locks, &["run", "--sleep-seconds=3600", "sh", "-c", script]));
     assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (3, "0\n", ""));
     assert_eq!(locks.names(), [""; 0]);
@@ -189,7 +195,7 @@ fn a_run_that_is_the_first_process_of_its_container_gives_the_command_its_signal
     let mut holder = Shell::start(&locks);
     holder.lock();
     let script = r#"grep SigBlk /proc/self/status; for i in 1 2 3; do (true &); done
-        while grep -s "^State:.Z" /proc/[0-9]*/status > /dev/null; do sleep 0.01; done; exit 4"#;
+        while grep -s "^State:.Z" /proc/[0-9]*/status > /dev/null; do :; done; exit 4"#;
     let mut run = as_init(&locks, &["run", "--sleep-seconds=3600", "sh", "-c", script]);
     let child = run.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().expect("it starts");
     while !locks.names().contains(&"serializer.lck.queue".to_owned()) {
