@@ -1,17 +1,32 @@
 //! Where lock records are kept. A backend is a compare-and-swap register, not a lock: what a record means, whether it is
 //! stale and who may replace it is decided in [`crate::mutex`].
 
+mod engines;
 pub mod file;
 pub mod memory;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+pub mod remote;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod sql;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::Pid;
 
+use crate::printable;
 use crate::record::Record;
+use crate::store::StoreSettings;
+use engines::Engine;
+use remote::Failure;
 
 /// A register that holds at most one record.
 pub trait Backend {
@@ -60,6 +75,19 @@ pub trait Backend {
     /// Wakes whoever is to look next, because a holder has gone.
     fn notify(&mut self) {}
 
+    /// What the store's clock says now, in milliseconds, or a little later: as what was loaded last tells. `None` where it has none.
+    fn now(&self) -> Option<u64> {
+        None
+    }
+
+    /// The number of whoever writes next, given what was loaded last: larger than all before it. `None` where nobody counts.
+    fn next_number(&self) -> Option<u64> {
+        None
+    }
+
+    /// Gives up what it keeps open, until it is used again: a command may run for hours.
+    fn disconnect(&mut self) {}
+
     /// Whether nobody waits who came before. A backend without a queue serves in any order.
     ///
     /// # Errors
@@ -101,6 +129,8 @@ pub struct Stored {
     pub written: Option<SystemTime>,
     /// Whether no other machine can have stored it.
     pub is_local: bool,
+    /// What the store's clock said when it was read, in milliseconds, where it has one.
+    pub now: Option<u64>,
 }
 
 /// What is stored says this.
@@ -162,6 +192,9 @@ pub enum Error {
         /// The file system's name.
         file_system: String,
     },
+    /// A store did not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The operating system refused; nothing was changed.
     #[error("cannot {action} the lock file `{path}`: {}", plain(source_error))]
     Io {
@@ -175,10 +208,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it may work soon.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_transient)
+    }
+
+    /// Whether it may have been done all the same.
+    pub fn is_indefinite(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_indefinite)
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         use std::io::ErrorKind;
         match self {
+            Self::Store(error) => error.hint.clone(),
             Self::NotALock { .. } => Some("check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed".into()),
             Self::FakedFlock { path, .. } => Some(format!("when you are certain that nobody uses it, remove `{path}`")),
             Self::Contended { path } => Some(format!("`fuser -v {path}` shows who has it open")),
@@ -204,6 +248,24 @@ impl Error {
     }
 }
 
+/// Why a store did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} the lock `{location}`: {why}{}", if *is_indefinite { "; whether it was changed is not known" } else { "" })]
+pub struct StoreError {
+    /// What was tried: read, write …
+    pub action: &'static str,
+    /// The lock, printable and without secrets.
+    pub location: String,
+    /// What the store says, or what is in the way.
+    pub why: String,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+    /// Whether it may work soon.
+    pub is_transient: bool,
+    /// Whether it may have been done all the same.
+    pub is_indefinite: bool,
+}
+
 /// An operating system's error as part of a sentence: lower case and without its number.
 pub fn plain(error: &std::io::Error) -> impl fmt::Display {
     let text = error.to_string();
@@ -215,7 +277,73 @@ pub fn plain(error: &std::io::Error) -> impl fmt::Display {
         .unwrap_or_else(|| "unknown error".to_owned())
 }
 
-/// Opens the backend that keeps the lock at `path`. The one place that knows which backends there are.
-pub fn open(path: &Path) -> Box<dyn Backend> {
-    Box::new(file::LockFile::new(path))
+/// Sleeps at most `limit`, or until one of `fds` becomes readable.
+///
+/// # Errors
+/// When it cannot sleep.
+pub fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+    let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let timeout = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Which lock, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// A file at this path.
+    File(PathBuf),
+    /// A lock of this name in a store that many hosts share.
+    Store(StoreSettings, OsString),
+}
+
+impl Location {
+    /// What it is called in messages.
+    pub fn printable(&self) -> String {
+        match self {
+            Self::File(path) => printable::path(path),
+            Self::Store(settings, name) => format!("{}#{}", settings.url, printable::path(Path::new(name))),
+        }
+    }
+
+    /// Whether those who hold it cannot see each other.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Store(..))
+    }
+}
+
+/// Opens the backend that keeps a lock, without touching it.
+///
+/// # Errors
+/// When this program was built without it, or its address cannot be used.
+pub fn open(location: &Location) -> Result<Box<dyn Backend>, Error> {
+    match location {
+        Location::File(path) => Ok(Box::new(file::LockFile::new(path))),
+        Location::Store(settings, name) => {
+            let cannot = |failure: Failure| failure.during("use", location.printable());
+            let engine = Engine::of(settings.url.scheme()).map_err(cannot)?;
+            Ok((engine.open)(settings, name, location.printable()).map_err(cannot)?)
+        }
+    }
+}
+
+/// All locks of a store that somebody holds, or held, in the order of their names.
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
+    let names = Engine::of(settings.url.scheme()).and_then(|engine| (engine.names)(settings));
+    let names = names.map_err(|failure| failure.during("list", settings.url.to_string()))?;
+    Ok(names.into_iter().map(|name| Location::Store(settings.clone(), name.into())).collect())
+}
+
+/// The statements that make a store's table.
+///
+/// # Errors
+/// When this program was built without the store.
+pub fn schema(settings: &StoreSettings) -> Result<&'static str, Error> {
+    let engine = Engine::of(settings.url.scheme());
+    Ok(engine.map_err(|failure| failure.during("use", settings.url.to_string()))?.schema)
 }

@@ -11,7 +11,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use rustix::process::Pid;
 
-use crate::config;
+use crate::config::{self, OnLost};
+use crate::store::StoreUrl;
 use crate::verdict::Orphans;
 
 /// The whole command line.
@@ -93,6 +94,24 @@ pub struct LockFileArgs {
     /// Directory of the lock file [env: SERIALIZER_DIR] [default: /tmp]
     #[arg(long, alias = "filedir", value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// Store that many hosts share, instead of a directory, such as postgres://user@host/database [env: SERIALIZER_STORE]
+    #[arg(long, value_name = "URL", value_parser = config::parse_store)]
+    pub store: Option<StoreUrl>,
+    /// How long a lock in a store outlives a host that does not renew it [env: SERIALIZER_LEASE_SECONDS] [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = config::parse_lease_seconds, allow_negative_numbers = true)]
+    pub lease_seconds: Option<Duration>,
+}
+
+/// What if the lock is lost.
+#[derive(Args, Clone, Debug, Default)]
+pub struct LostArgs {
+    /// When a lock of a store is lost while it is held: `terminate` what holds it, or `warn` [env: SERIALIZER_ON_LOST]
+    #[arg(long, value_name = "terminate|warn", value_parser = on_lost(), hide_possible_values = true)]
+    pub on_lost: Option<OnLost>,
+}
+
+fn on_lost() -> impl TypedValueParser<Value = OnLost> {
+    PossibleValuesParser::new(["terminate", "warn"]).try_map(|word| config::parse_on_lost(&word))
 }
 
 /// Completions know the possible values of this parser.
@@ -180,6 +199,9 @@ pub struct RunArgs {
     /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
     #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide_possible_values = true)]
     pub orphans: Option<Orphans>,
+    /// What if it is lost: by default, `run` ends the command.
+    #[command(flatten)]
+    pub lost: LostArgs,
     /// Accepted because flock(1) has it: the command never inherits the lock
     #[arg(short = 'o', long, hide = true)]
     pub close: bool,
@@ -247,6 +269,12 @@ pub struct LockArgs {
     /// For whom.
     #[command(flatten)]
     pub owner: OwnerArgs,
+    /// What if it is lost: by default, `unlock` fails.
+    #[command(flatten)]
+    pub lost: LostArgs,
+    /// Print the lock's fencing token: a number that is larger than that of everybody who held the lock before
+    #[arg(long)]
+    pub print_token: bool,
 }
 
 /// `unlock`
@@ -320,6 +348,9 @@ pub struct InitializeArgs {
     /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,
+    /// Print the SQL that makes the store's table, for somebody who has the right to, and do nothing
+    #[arg(long)]
+    pub print_sql: bool,
     /// Accepted because Meltano extensions have it; there is nothing to overwrite
     #[arg(long, hide = true, action = ArgAction::SetTrue)]
     pub force: bool,

@@ -1,22 +1,30 @@
 //! Flags and environment, resolved into typed values. A flag beats its variable, an empty variable counts as unset, and what
 //! a command does not use it does not complain about.
 
+mod values;
+
 use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use rustix::process::Pid;
 use serde::Deserialize;
+use values::parse_path;
+pub use values::{
+    parse_duration, parse_lease_seconds, parse_max_attempts, parse_on_lost, parse_orphans, parse_owner_pid, parse_sleep_seconds,
+    parse_slots, parse_store,
+};
 
+use crate::backend::Location;
 use crate::cli::{LockFileArgs, OwnerArgs, RequestArgs, WaitingArgs};
 use crate::error::Error;
-use crate::mode::{MAX_SLOTS, Mode};
+use crate::mode::Mode;
 use crate::mutex::Request;
+use crate::printable;
+use crate::store::{StoreSettings, StoreUrl};
 use crate::verdict::Orphans;
 use crate::waiting::Waiting;
-use crate::{printable, record};
 
 /// What all our variables begin with.
 const PREFIX: &str = "SERIALIZER_";
@@ -25,8 +33,10 @@ const DEFAULT_DIR: &str = "/tmp";
 const DEFAULT_FILE_NAME: &str = "serializer.lck";
 const DEFAULT_SLEEP: Duration = Duration::from_secs(1);
 
-/// The longest time between two tries, in seconds: a year, far from what overflows a clock.
-const MAX_SLEEP_SECONDS: u64 = 31_536_000;
+const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+
+/// The longest time to wait for an answer of a store.
+const MAX_ANSWER: Duration = Duration::from_secs(5);
 
 /// The `SERIALIZER_*` variables, as they are written.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -38,6 +48,10 @@ pub struct Environment {
     slots: Option<String>,
     owner_pid: Option<String>,
     orphans: Option<String>,
+    store: Option<String>,
+    password_file: Option<String>,
+    lease_seconds: Option<String>,
+    on_lost: Option<String>,
     /// The names of those that are not UTF-8, without the prefix.
     #[serde(skip)]
     not_utf8: Vec<String>,
@@ -74,32 +88,72 @@ impl Environment {
         Ok(Self { not_utf8, project_root, ..environment })
     }
 
-    /// Where the lock file is.
+    /// Which lock is set up.
     ///
     /// # Errors
-    /// When the path cannot be one of a lock file.
-    pub fn lock_file(&self, args: &LockFileArgs) -> Result<PathBuf, Error> {
+    /// When a setting cannot be used.
+    pub fn lock(&self, args: &LockFileArgs) -> Result<Location, Error> {
         let name = self.resolve(args.file_name.clone(), "FILE_NAME", self.file_name.as_deref(), parse_path)?;
-        self.path_in_directory(args, &name.unwrap_or_else(|| DEFAULT_FILE_NAME.into()))
+        self.lock_named(args, &name.unwrap_or_else(|| DEFAULT_FILE_NAME.into()))
     }
 
-    /// Where the lock file `name` is.
+    /// The lock of that name.
     ///
     /// # Errors
-    /// When the path cannot be one of a lock file.
-    pub fn path_in_directory(&self, args: &LockFileArgs, name: &Path) -> Result<PathBuf, Error> {
-        check_lock_file(self.directory(args)?.join(name), name)
-    }
-
-    /// Where the lock files `names` are, or the one that is set up if there are no names.
-    ///
-    /// # Errors
-    /// When a path cannot be one of a lock file.
-    pub fn named_lock_files(&self, args: &LockFileArgs, names: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
-        if names.is_empty() {
-            return Ok(vec![self.lock_file(args)?]);
+    /// When a setting, or the name, cannot be used.
+    pub fn lock_named(&self, args: &LockFileArgs, name: &Path) -> Result<Location, Error> {
+        match self.store(args)? {
+            Some(store) => Ok(Location::Store(store, check_name(name)?.as_os_str().to_owned())),
+            None => check_lock_file(self.directory(args)?.join(name), name),
         }
-        names.iter().map(|name| self.path_in_directory(args, name)).collect()
+    }
+
+    /// The locks `names`, or the one that is set up if there are no names.
+    ///
+    /// # Errors
+    /// When a setting, or a name, cannot be used.
+    pub fn locks_named(&self, args: &LockFileArgs, names: &[PathBuf]) -> Result<Vec<Location>, Error> {
+        if names.is_empty() {
+            return Ok(vec![self.lock(args)?]);
+        }
+        names.iter().map(|name| self.lock_named(args, name)).collect()
+    }
+
+    /// The store that locks are kept in; `None` where they are files.
+    ///
+    /// # Errors
+    /// When a setting cannot be used.
+    pub fn store(&self, args: &LockFileArgs) -> Result<Option<StoreSettings>, Error> {
+        if let (None, Some(text)) = (&args.store, &self.store) {
+            // Not by `resolve`, which repeats what it does not understand: this may hold a password.
+            let url =
+                parse_store(text).map_err(|expected| Error::usage(format!("cannot use `{PREFIX}STORE`: {expected}"), None))?;
+            return self.store_at(args, url).map(Some);
+        }
+        let url = self.resolve(args.store.clone(), "STORE", None, parse_store)?;
+        url.map(|url| self.store_at(args, url)).transpose()
+    }
+
+    fn store_at(&self, args: &LockFileArgs, url: StoreUrl) -> Result<StoreSettings, Error> {
+        let password_file = self.resolve(None, "PASSWORD_FILE", self.password_file.as_deref(), parse_path)?;
+        let lease = self.lease(args)?;
+        // Several answers have to fit into what is left of a lease when it is renewed.
+        let timeout = (lease / 6).min(MAX_ANSWER);
+        Ok(StoreSettings { url, password_file, timeout })
+    }
+
+    /// For how long a lock of a store is held unless that is renewed.
+    fn lease(&self, args: &LockFileArgs) -> Result<Duration, Error> {
+        let lease = self.resolve(args.lease_seconds, "LEASE_SECONDS", self.lease_seconds.as_deref(), parse_lease_seconds)?;
+        Ok(lease.unwrap_or(DEFAULT_LEASE))
+    }
+
+    /// What to do when a lock is lost while it is held; `None` if nobody has said.
+    ///
+    /// # Errors
+    /// When the variable is malformed.
+    pub fn on_lost(&self, flag: Option<OnLost>) -> Result<Option<OnLost>, Error> {
+        self.resolve(flag, "ON_LOST", self.on_lost.as_deref(), parse_on_lost)
     }
 
     /// Where lock files are.
@@ -132,14 +186,16 @@ impl Environment {
     ///
     /// # Errors
     /// When a variable is malformed.
-    pub fn request(&self, args: &RequestArgs) -> Result<Request, Error> {
+    pub fn request(&self, args: &RequestArgs, lock: &LockFileArgs, location: &Location) -> Result<Request, Error> {
         let mode = if args.shared {
             Mode::Shared
         } else {
             let slots = self.resolve(args.slots, "SLOTS", self.slots.as_deref(), parse_slots)?;
             slots.map_or(Mode::EXCLUSIVE, Mode::Slots)
         };
-        Ok(Request { mode, at_least: args.hold_at_least.filter(|at_least| !at_least.is_zero()), skip_if_done: false })
+        let lease = location.is_shared().then(|| self.lease(lock)).transpose()?;
+        let at_least = args.hold_at_least.filter(|at_least| !at_least.is_zero());
+        Ok(Request { mode, at_least, skip_if_done: false, lease })
     }
 
     /// The process that is to own the lock; `None` for the parent.
@@ -179,128 +235,39 @@ impl Environment {
     }
 }
 
+/// What to do when a lock is lost while it is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnLost {
+    /// End what runs under it.
+    Terminate,
+    /// Say so, and leave it alone.
+    Warn,
+}
+
 /// The lock file at a path as it stands, from the working directory.
 ///
 /// # Errors
 /// When the path cannot be one of a lock file.
-pub fn lock_file_at(path: &Path) -> Result<PathBuf, Error> {
+pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     check_lock_file(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), path)
 }
 
 /// The path, given the name by which it was made.
-fn check_lock_file(path: PathBuf, name: &Path) -> Result<PathBuf, Error> {
-    let shown = printable::path(&path);
-    if !path.to_string_lossy().chars().all(printable::is_safe) {
+fn check_lock_file(path: PathBuf, name: &Path) -> Result<Location, Error> {
+    check_name(&path)?;
+    let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
+    if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
+        let shown = printable::path(&path);
+        return Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory"), None));
+    }
+    Ok(Location::File(path))
+}
+
+fn check_name(name: &Path) -> Result<&Path, Error> {
+    if !name.to_string_lossy().chars().all(printable::is_safe) {
+        let shown = printable::path(name);
         let message = format!("cannot use `{shown}` as a lock file: its name contains a control character");
         return Err(Error::usage(message, None));
     }
-    let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
-    if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
-        return Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory"), None));
-    }
-    Ok(path)
-}
-
-fn parse_path(text: &str) -> Result<PathBuf, String> {
-    Ok(PathBuf::from(text))
-}
-
-/// A number of attempts.
-///
-/// # Errors
-/// What was expected instead.
-pub fn parse_max_attempts(text: &str) -> Result<u32, String> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = text.parse().ok().filter(|_| digits);
-    number.ok_or_else(|| format!("expected a whole number from 0 (try for ever) to {}", u32::MAX))
-}
-
-/// A number of slots.
-///
-/// # Errors
-/// What was expected instead.
-pub fn parse_slots(text: &str) -> Result<NonZeroU32, String> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = text.parse().ok().and_then(NonZeroU32::new).filter(|number| digits && number.get() <= MAX_SLOTS);
-    number.ok_or_else(|| format!("expected a whole number from 1 to {MAX_SLOTS}"))
-}
-
-/// Seconds, with a fraction or without.
-///
-/// # Errors
-/// What was expected instead.
-pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
-    // Rust's numbers also come as `inf`, `nan`, `1e3` and `+1`.
-    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let seconds = text.parse::<f64>().ok().filter(|seconds| plain && *seconds <= MAX_SLEEP_SECONDS as f64);
-    let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    duration.ok_or_else(|| format!("expected a number of seconds from 0 to {MAX_SLEEP_SECONDS}, such as 1 or 0.5"))
-}
-
-/// A duration with units.
-///
-/// # Errors
-/// What was expected instead.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    let duration = duration.filter(|duration| duration.as_secs() <= MAX_SLEEP_SECONDS);
-    duration.ok_or_else(|| "expected a duration with units up to a year, such as 90s, 2m or 1h30m".to_owned())
-}
-
-/// A process id.
-///
-/// # Errors
-/// What was expected instead.
-pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {
-    record::parse_pid(text).ok_or_else(|| format!("expected a process id, a whole number from 1 to {}", i32::MAX))
-}
-
-/// What to make of orphans.
-///
-/// # Errors
-/// What was expected instead.
-pub fn parse_orphans(text: &str) -> Result<Orphans, String> {
-    match text {
-        "wait" => Ok(Orphans::Wait),
-        "ignore" => Ok(Orphans::Ignore),
-        _ => Err("expected `wait` or `ignore`".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::{parse_duration, parse_max_attempts, parse_sleep_seconds};
-
-    #[test]
-    fn attempts_are_whole_numbers() {
-        assert_eq!(parse_max_attempts("0"), Ok(0));
-        assert_eq!(parse_max_attempts("60"), Ok(60));
-        for bad in ["", "abc", "-1", "+1", "1e3", "1.5", " 1", "4294967296"] {
-            assert!(parse_max_attempts(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn seconds_may_have_a_fraction_and_nothing_else() {
-        assert_eq!(parse_sleep_seconds("0"), Ok(Duration::ZERO));
-        assert_eq!(parse_sleep_seconds("10"), Ok(Duration::from_secs(10)));
-        assert_eq!(parse_sleep_seconds("0.25"), Ok(Duration::from_millis(250)));
-        for bad in ["", "abc", "-1", "+1", "1e3", "inf", "nan", "1s", ".", "31536001", "1.2.3"] {
-            assert!(parse_sleep_seconds(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_timeout_has_a_unit() {
-        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
-        for bad in ["", "90", "-1s", "1s ago", "1 fortnight", "9999h9999h", "400000h", "1y"] {
-            assert!(parse_duration(bad).is_err(), "{bad:?}");
-        }
-    }
+    Ok(name)
 }

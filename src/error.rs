@@ -76,6 +76,14 @@ impl Error {
                 hint: Some("`serializer unlock` first".into()),
                 code: ExitCode::Failed,
             },
+            mutex::Error::Lost(how, holders) => Self {
+                message: match holders.is_empty() {
+                    true => format!("{message}: {how}"),
+                    false => format!("{message}: {how}; held now by {}", in_full(&holders)),
+                },
+                hint: Some("what ran under it may not have run alone".into()),
+                code: ExitCode::Lost,
+            },
             mutex::Error::Backend(error) => error.into(),
             error @ (mutex::Error::Absent | mutex::Error::NotLocked | mutex::Error::Entry(_)) => {
                 Self::failed(format!("{message}: {error}"))

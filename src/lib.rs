@@ -32,6 +32,7 @@ pub mod owner;
 pub mod printable;
 pub mod process;
 pub mod record;
+pub mod store;
 pub mod usage;
 pub mod verdict;
 pub mod waiting;

@@ -14,13 +14,26 @@
 //! A claimant that dies at any point leaves nothing, or an entry of its owner, which is judged like any other one. A claimant
 //! whose owner has gone away gives back what it has just acquired, and if it dies before that, its entry is stale already.
 //! Turns are kept by courtesy: whoever waits behind one that does not take what is free goes ahead after a while.
+//!
+//! # Leases
+//!
+//! Where holders cannot see each other, the proof is that a lease has expired ([`crate::verdict`]). It stays true, because nobody
+//! renews a lease that has expired, and a renewal is conditional on the state in which it had not: so either the renewal comes
+//! first, and the taker's write is a conflict, or the takeover does, and the renewal is. A holder stops before its lease is over
+//! by its own clock, which it reads *before* it sends what begins the lease: so its end is never later than the one that others
+//! see. Who loses a lease finds its entry marked as lost, by whoever took it over, and is told when it releases.
 
 mod acquire;
 mod release;
+mod renew;
+mod watched;
+
+pub use renew::Lost;
 
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
+use watched::Watched;
 
 use crate::backend::{self, Backend, Stored, Version};
 use crate::mode::Mode;
@@ -34,7 +47,9 @@ const MAX_ROUNDS: usize = 16;
 pub struct Mutex<'a> {
     backend: Box<dyn Backend + 'a>,
     judge: &'a dyn Judge,
-    watched: Option<(Version, Instant)>,
+    watched: Watched,
+    /// What was asked for, and may have been granted: the answer was lost.
+    asked_for: Vec<Grant>,
     left_to_others: Option<(Option<Version>, Instant)>,
 }
 
@@ -50,15 +65,28 @@ pub struct Request {
     pub at_least: Option<Duration>,
     /// Whether it is not needed any more once whoever held it has succeeded.
     pub skip_if_done: bool,
+    /// For how long it is held unless that is renewed; `None` where all who want it see each other.
+    pub lease: Option<Duration>,
+}
+
+/// What a claimant was granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The acquisition's own.
+    pub token: String,
+    /// Larger than that of every acquisition before, where the store counts them.
+    pub fencing: Option<u64>,
+    /// From when on the lease counts, in milliseconds since boot.
+    pub leased_at: u64,
 }
 
 /// How a lock was acquired.
 #[derive(Debug)]
 pub enum Acquired {
-    /// It was free, or open to more holders. The token is the acquisition's.
-    Free(String),
+    /// It was free, or open to more holders.
+    Free(Grant),
     /// From holders that are proved gone, or from nobody where a lock file was left empty.
-    TakenOver(String, Box<Former>),
+    TakenOver(Grant, Box<Former>),
     /// The claimant held it before.
     AlreadyHeld(Box<Judged<Verdict>>),
     /// It was not: another has done meanwhile what it was wanted for.
@@ -105,6 +133,9 @@ pub enum Error {
     /// It is another's. Nobody: it changed all the time.
     #[error("another process holds the lock")]
     NotOurs(Vec<Holding>),
+    /// It was the claimant's, and is not any more, although it did not release it. It is held by these now.
+    #[error("{0}")]
+    Lost(Lost, Vec<Holding>),
     /// The backend failed.
     #[error(transparent)]
     Backend(#[from] backend::Error),
@@ -116,7 +147,7 @@ pub enum Error {
 impl<'a> Mutex<'a> {
     /// Does not touch the register yet.
     pub fn new(backend: Box<dyn Backend + 'a>, judge: &'a dyn Judge) -> Self {
-        Self { backend, judge, watched: None, left_to_others: None }
+        Self { backend, judge, watched: Watched::default(), asked_for: Vec::new(), left_to_others: None }
     }
 
     /// What this mutex is called in messages.
@@ -129,21 +160,20 @@ impl<'a> Mutex<'a> {
         self.backend.waiters()
     }
 
+    /// Closes what is open, until it is used again.
+    pub fn disconnect(&mut self) {
+        self.backend.disconnect();
+    }
+
     /// What is stored, with a judgement of each holder.
     ///
     /// # Errors
     /// When the backend cannot tell.
     pub fn look(&mut self) -> Result<Option<Looked>, backend::Error> {
+        let asked = Instant::now();
         let Some(stored) = self.backend.load()? else { return Ok(None) };
-        let now = Instant::now();
-        let since = match &self.watched {
-            Some((version, since)) if *version == stored.version => *since,
-            _ => {
-                self.watched = Some((stored.version.clone(), now));
-                now
-            }
-        };
-        let judged = judge_all(self.judge, &stored, now - since);
+        self.watched.see(&stored);
+        let judged = judge_all(self.judge, &stored, &|entry| self.watched.unchanged_for(entry, asked));
         Ok(Some((stored, judged)))
     }
 }

@@ -12,16 +12,11 @@
 //! Where several hold the lock (slots, sharers), each has such an entry, one behind the other; that and whatever else a
 //! program that knows plain mutexes only must not overlook is `v=2`, which such a program takes for held.
 
-use std::fmt::Write as _;
-use std::num::NonZeroU32;
+mod entry;
 
-use jiff::Timestamp;
-use rustix::process::Pid;
+pub use entry::{Entry, Lease, Outcome, parse_pid, random_token};
 
-use crate::local_time::local_time;
-use crate::mode::Mode;
-use crate::owner::{Instance, Owner, Place};
-use crate::printable;
+use entry::Fields;
 
 /// The largest record, in bytes: more than [`crate::mode::MAX_SLOTS`] entries usually need, and read in no time.
 pub const MAX_BYTES: usize = 64 * 1024;
@@ -37,40 +32,6 @@ pub const VERSION: u32 = 2;
 pub struct Record {
     version: Option<u32>,
     entries: Vec<Entry>,
-}
-
-/// One process's part in a record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Who holds the lock.
-    pub owner: Owner,
-    /// Together with whom.
-    pub mode: Mode,
-    /// When it was acquired, if the record says so.
-    pub since: Option<Timestamp>,
-    /// Random, different for each acquisition: two entries are of the same acquisition if and only if this is equal.
-    pub token: Option<String>,
-    /// The pipeline run that the owner belongs to (`MELTANO_PARENT_CONTEXT_UUID`).
-    pub run: Option<String>,
-    /// The owner's command line, as people may read it.
-    pub command: Option<String>,
-    /// Another process of the owner's place, which started the owner and will release the lock: held as long as it lives, too.
-    pub keeper: Option<(Pid, Instance)>,
-    /// Held at least until then, in milliseconds since boot, whatever becomes of the owner.
-    pub until: Option<u64>,
-    /// The owner has released it; what is left stands for `until`, or tells how it went.
-    pub released: Option<Outcome>,
-    /// How the acquisition before this one ended, for those who waited for that.
-    pub previous: Option<(String, Outcome)>,
-}
-
-/// How an acquisition ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The command that ran under it succeeded.
-    Succeeded,
-    /// Nobody said that it did.
-    Unknown,
 }
 
 /// Why some bytes are no lock record.
@@ -151,172 +112,16 @@ impl Record {
     }
 }
 
-impl Entry {
-    /// The entry of a new acquisition of a plain mutex.
-    ///
-    /// # Errors
-    /// When the operating system has no random numbers.
-    pub fn new(owner: Owner, run: Option<String>, command: Option<String>) -> std::io::Result<Self> {
-        let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
-        Ok(Self {
-            owner,
-            mode: Mode::EXCLUSIVE,
-            since,
-            token,
-            run,
-            command,
-            keeper: None,
-            until: None,
-            released: None,
-            previous: None,
-        })
-    }
-
-    /// Whether whoever only knows plain mutexes would understand it.
-    fn is_plain(&self) -> bool {
-        self.mode == Mode::EXCLUSIVE && self.until.is_none() && self.released.is_none() && self.previous.is_none()
-    }
-
-    fn parse(lines: &[&str]) -> Option<Self> {
-        let fields = Fields::of(lines);
-        let mode = match fields.text("mode").as_deref() {
-            Some("shared") => Mode::Shared,
-            _ => Mode::Slots(fields.number("slots").unwrap_or(NonZeroU32::MIN)),
-        };
-        Some(Self {
-            owner: Owner {
-                pid: parse_pid(lines.first()?)?,
-                uid: fields.number("uid"),
-                place: Place {
-                    host: fields.text("host"),
-                    machine: fields.text("machine"),
-                    boot: fields.text("boot"),
-                    pid_namespace: fields.number("pidns"),
-                },
-                instance: Instance { start: fields.number("start"), pidfd: fields.number("pidfd") },
-            },
-            mode,
-            since: fields.text("since").and_then(|time| time.parse().ok()),
-            token: fields.text("token"),
-            run: fields.text("run"),
-            command: fields.text("command"),
-            keeper: fields.text("keeper").and_then(|text| parse_process(&text)),
-            until: fields.number("until"),
-            released: fields.text("released").map(|word| Outcome::parse(&word)),
-            previous: fields.text("previous").and_then(|text| {
-                let (token, word) = text.split_once(' ')?;
-                Some((token.to_owned(), Outcome::parse(word)))
-            }),
-        })
-    }
-
-    fn write(&self, text: &mut String, version: Option<u32>) {
-        let _ = writeln!(text, "{}", self.owner.pid);
-        if let Some(since) = self.since {
-            text.push_str(&local_time(since).to_string());
-        }
-        text.push('\n');
-        let Owner { uid, place, instance, .. } = &self.owner;
-        push(text, "v", version);
-        match self.mode {
-            Mode::EXCLUSIVE => {}
-            Mode::Slots(slots) => push(text, "slots", Some(slots)),
-            Mode::Shared => push(text, "mode", Some("shared")),
-        }
-        push(text, "host", place.host.as_deref());
-        push(text, "machine", place.machine.as_deref());
-        push(text, "boot", place.boot.as_deref());
-        push(text, "pidns", place.pid_namespace);
-        push(text, "start", instance.start);
-        push(text, "pidfd", instance.pidfd);
-        push(text, "uid", *uid);
-        push(text, "since", self.since);
-        push(text, "token", self.token.as_deref());
-        push(text, "run", self.run.as_deref());
-        push(text, "command", self.command.as_deref());
-        push(text, "keeper", self.keeper.map(|(pid, instance)| process_text(pid, instance)));
-        push(text, "until", self.until);
-        push(text, "released", self.released.map(Outcome::word));
-        push(text, "previous", self.previous.as_ref().map(|(token, outcome)| format!("{token} {}", outcome.word())));
-    }
-}
-
-impl Outcome {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Succeeded => "succeeded",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    fn parse(word: &str) -> Self {
-        if word == Self::Succeeded.word() { Self::Succeeded } else { Self::Unknown }
-    }
-}
-
-fn push(text: &mut String, key: &str, value: Option<impl ToString>) {
-    if let Some(value) = value {
-        let value = printable::field(&value.to_string());
-        let _ = writeln!(text, "{key}={value}");
-    }
-}
-
-/// PID, start time and pidfd; `-` stands for what is not known.
-fn process_text(pid: Pid, instance: Instance) -> String {
-    let or_dash = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
-    format!("{pid} {} {}", or_dash(instance.start), or_dash(instance.pidfd))
-}
-
-fn parse_process(text: &str) -> Option<(Pid, Instance)> {
-    let mut words = text.split(' ');
-    let pid = parse_pid(words.next()?)?;
-    let mut number = || words.next().and_then(|word| word.parse().ok());
-    Some((pid, Instance { start: number(), pidfd: number() }))
-}
-
-/// 128 random bits in hexadecimal.
-///
-/// # Errors
-/// When the operating system has none.
-pub fn random_token() -> rustix::io::Result<String> {
-    let mut bytes = [0_u8; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
-}
-
-/// A decimal PID from 1 to 2³¹−1, as the kernel knows them; no sign, no white space.
-pub fn parse_pid(text: &str) -> Option<Pid> {
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    text.parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)
-}
-
 fn is_local_time_or_empty(line: &str) -> bool {
     line.is_empty() || jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", line).is_ok()
 }
 
-struct Fields<'a>(Vec<(&'a str, &'a str)>);
-
-impl<'a> Fields<'a> {
-    /// The `key=value` lines behind the first two.
-    fn of(lines: &[&'a str]) -> Self {
-        Self(lines.iter().skip(2).filter_map(|line| line.split_once('=')).collect())
-    }
-
-    fn text(&self, key: &str) -> Option<String> {
-        let (_, value) = self.0.iter().find(|(name, _)| *name == key)?;
-        Some(printable::field(value)).filter(|value| !value.is_empty())
-    }
-
-    fn number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
-        self.text(key)?.parse().ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Entry, MAX_BYTES, Mode, NotARecord, Outcome, Record};
+    use std::time::Duration;
+
+    use super::{Entry, Lease, MAX_BYTES, NotARecord, Outcome, Record};
+    use crate::mode::Mode;
 
     fn sample() -> Record {
         let text = "4121\n2026-11-22 08:00:00\nv=1\nhost=a\nmachine=m\nboot=b\npidns=7\nstart=8\npidfd=9\nuid=10\n\
@@ -354,7 +159,7 @@ mod tests {
     fn the_record_of_a_plain_mutex_is_what_it_was_before_there_were_others() {
         let text = sample().to_text();
         assert!(text.contains("\nv=1\n"), "{text}");
-        for key in ["mode", "slots", "until", "released", "previous"] {
+        for key in ["mode", "slots", "until", "released", "previous", "lease", "fencing"] {
             assert!(!text.contains(key), "{text}");
         }
     }
@@ -367,6 +172,10 @@ mod tests {
             Entry { mode: Mode::Slots(std::num::NonZeroU32::new(3).expect("three")), ..plain.clone() },
             Entry { until: Some(7), ..plain.clone() },
             Entry { released: Some(Outcome::Succeeded), ..plain.clone() },
+            Entry { released: Some(Outcome::Lost), ..plain.clone() },
+            Entry { lease: Some(Lease { duration: Duration::from_secs(30), expires: Some(7), renewals: 3 }), ..plain.clone() },
+            Entry { lease: Some(Lease { duration: Duration::from_secs(30), expires: None, renewals: 0 }), ..plain.clone() },
+            Entry { fencing: Some(7), ..plain.clone() },
             Entry { previous: Some(("t".to_owned(), Outcome::Unknown)), ..plain.clone() },
         ];
         let records = others.iter().map(|entry| vec![entry.clone()]).chain([others.to_vec(), vec![plain.clone(), plain]]);

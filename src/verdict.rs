@@ -7,6 +7,8 @@
 //! | empty file, older | stale: abandoned |
 //! | written by a newer version of this program | unknown |
 //! | released, and not to be held any longer | stale |
+//! | with a lease that has expired, by the store's clock or because it was watched unchanged for so long | stale |
+//! | with a lease, and nothing of the below proves that it lives or that it is stale without a reboot | held: leased |
 //! | same boot, and to be held at least until later | held, whatever became of the process |
 //! | other machine id or host name (but for an equal boot id on a file system that only this machine sees) | unknown |
 //! | same machine, other boot id | stale: rebooted |
@@ -19,8 +21,11 @@
 //!
 //! A stale owner's lock is held all the same while another process of its pipeline run goes on.
 
-use std::cell::RefCell;
-use std::collections::{HashMap, hash_map};
+mod lease;
+mod local;
+
+pub use local::LocalJudge;
+
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
@@ -29,9 +34,8 @@ use rustix::process::Pid;
 
 use crate::backend::{Content, Stored};
 use crate::local_time::short;
-use crate::owner::{Instance, Place};
-use crate::printable;
-use crate::process::{self, NoProcessTable, Observation, Process, Relative};
+use crate::owner::Instance;
+use crate::process::{self, Process, Relative};
 use crate::record::{Entry, Record};
 
 /// The variable by which the processes of one Meltano run know each other.
@@ -90,6 +94,8 @@ pub enum Held {
     Kept(Pid, Process),
     /// Its owner has released it or is gone, but it is to be held for some time yet.
     AtLeast(Duration),
+    /// Nobody here sees its owner, but what that has promised runs for so long yet.
+    Leased(Duration),
     /// Nobody here can tell.
     Unknown(Unknown),
 }
@@ -143,6 +149,9 @@ pub enum Stale {
     /// The PID belongs to another process.
     #[error("its process is gone (another one has its id)")]
     Reused,
+    /// Its lease was not renewed.
+    #[error("its lease has expired")]
+    Expired,
     /// The file has been empty for too long.
     #[error("the lock file was left empty")]
     Abandoned,
@@ -155,7 +164,7 @@ impl Held {
             Self::Alive(process) => process.as_ref()?.ended_fd(),
             Self::RunGoesOn { relative, .. } => relative.process.ended_fd(),
             Self::Kept(_, process) => process.ended_fd(),
-            Self::AtLeast(_) | Self::Unknown(_) => None,
+            Self::AtLeast(_) | Self::Leased(_) | Self::Unknown(_) => None,
         }
     }
 
@@ -163,7 +172,7 @@ impl Held {
     pub fn look_again_in(&self) -> Option<Duration> {
         match self {
             Self::Alive(_) | Self::RunGoesOn { .. } | Self::Kept(..) => None,
-            Self::AtLeast(remaining) => Some(*remaining),
+            Self::AtLeast(remaining) | Self::Leased(remaining) => Some(*remaining),
             // An empty file becomes stale by nothing but time.
             Self::Unknown(Unknown::BeingWritten) => Some(BEING_WRITTEN),
             Self::Unknown(_) => Some(UNHEARD),
@@ -182,6 +191,9 @@ impl fmt::Display for Held {
             Self::Kept(pid, _) => write!(f, "its command has ended, but `run` (pid {pid}) has not released it yet"),
             // In whole seconds, rounded up, so that nobody reads "0s".
             Self::AtLeast(remaining) => write!(f, "to be held for another {}", short(*remaining + Duration::from_millis(999))),
+            Self::Leased(remaining) => {
+                write!(f, "its lease runs for another {}", short(*remaining + Duration::from_millis(999)))
+            }
             Self::Unknown(why) => why.fmt(f),
         }
     }
@@ -203,59 +215,19 @@ pub trait Judge {
     fn judge(&self, stored: &Stored, record: &Record, entry: &Entry) -> Verdict;
 }
 
-/// Judges all that is stored, given that the caller has watched it unchanged for so long: one verdict or more.
-pub fn judge_all(judge: &dyn Judge, stored: &Stored, unchanged_for: Duration) -> Vec<Judged<Verdict>> {
+/// Judges all that is stored: one verdict or more. `unchanged_for` tells for how long the caller has watched an entry without a
+/// renewal, or with `None`, the whole register without a change.
+pub fn judge_all(judge: &dyn Judge, stored: &Stored, unchanged_for: &dyn Fn(Option<&Entry>) -> Duration) -> Vec<Judged<Verdict>> {
     let written = stored.written;
     let Content::Record(record) = &stored.content else {
-        return vec![Judged { entry: None, written, verdict: judge_empty(written, unchanged_for) }];
+        return vec![Judged { entry: None, written, verdict: judge_empty(written, unchanged_for(None)) }];
     };
-    let verdict = |entry: &Entry| match record.is_newer() {
-        true => Verdict::Held(Held::Unknown(Unknown::NewerVersion)),
-        false => judge.judge(stored, record, entry),
+    let verdict = |entry: &Entry| match entry.lease {
+        _ if record.is_newer() => Verdict::Held(Held::Unknown(Unknown::NewerVersion)),
+        Some(lease) => lease::judge(judge, stored, record, entry, lease, unchanged_for(Some(entry))),
+        None => judge.judge(stored, record, entry),
     };
     record.entries().iter().map(|entry| Judged { entry: Some(entry.clone()), written, verdict: verdict(entry) }).collect()
-}
-
-/// Judges by looking at this machine's processes.
-#[derive(Debug)]
-pub struct LocalJudge {
-    here: Place,
-    orphans: Orphans,
-    /// Processes of other PID namespaces that were seen, by the inode numbers of their pidfds.
-    seen: RefCell<HashMap<u64, Process>>,
-}
-
-impl LocalJudge {
-    /// Looks from here; `orphans` tells whether those of a dead owner count.
-    pub fn new(here: Place, orphans: Orphans) -> Self {
-        Self { here, orphans, seen: RefCell::default() }
-    }
-}
-
-impl Judge for LocalJudge {
-    fn judge(&self, stored: &Stored, record: &Record, entry: &Entry) -> Verdict {
-        if entry.released.is_some() {
-            return self.judge_released(stored, entry);
-        }
-        let verdict = match self.look(stored, record, entry) {
-            Ok(process) => return Verdict::Held(Held::Alive(process)),
-            Err(verdict) => verdict,
-        };
-        match verdict {
-            // Whatever outlived its owner did not outlive a reboot.
-            Verdict::Stale(stale) if stale != Stale::Rebooted => match remaining(entry) {
-                Some(remaining) => Verdict::Held(Held::AtLeast(remaining)),
-                None => self.look_for_orphans(entry, stale),
-            },
-            verdict => verdict,
-        }
-    }
-}
-
-/// For how long it is to be held yet, given that it was acquired in this boot.
-fn remaining(entry: &Entry) -> Option<Duration> {
-    let remaining = entry.until?.checked_sub(process::since_boot())?;
-    (remaining > 0).then(|| Duration::from_millis(remaining))
 }
 
 fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict {
@@ -268,128 +240,10 @@ fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict 
     }
 }
 
-fn unknown<T>(why: Unknown) -> Result<T, Verdict> {
-    Err(Verdict::Held(Held::Unknown(why)))
-}
-
-fn stale<T>(why: Stale) -> Result<T, Verdict> {
-    Err(Verdict::Stale(why))
-}
-
-impl LocalJudge {
-    fn judge_released(&self, stored: &Stored, entry: &Entry) -> Verdict {
-        if entry.until.is_none() {
-            return Verdict::Stale(Stale::Released);
-        }
-        // Containers of one boot share its clock.
-        if let Err(verdict) = self.check_boot(stored, &entry.owner.place) {
-            return verdict;
-        }
-        remaining(entry).map_or(Verdict::Stale(Stale::Released), |remaining| Verdict::Held(Held::AtLeast(remaining)))
-    }
-
-    fn look(&self, stored: &Stored, record: &Record, entry: &Entry) -> Result<Option<Process>, Verdict> {
-        let owner = &entry.owner;
-        if !record.is_legacy() {
-            self.check_boot(stored, &owner.place)?;
-            if owner.place.pid_namespace.is_none() || owner.place.pid_namespace != self.here.pid_namespace {
-                return self.look_into_container(entry);
-            }
-        }
-        if let Some((pid, instance)) = entry.keeper
-            && let Observation::Running(keeper) = process::observe(pid)
-            && instance.same_as(keeper.instance) != Some(false)
-        {
-            return match process::observe(owner.pid) {
-                // Both are waited for by their keeper's end.
-                Observation::Running(_) => Ok(Some(keeper)),
-                _ => Err(Verdict::Held(Held::Kept(pid, keeper))),
-            };
-        }
-        let process = match process::observe(owner.pid) {
-            Observation::Gone => return stale(Stale::Gone),
-            Observation::Thread => return stale(Stale::Thread),
-            Observation::Ended => return stale(Stale::Ended),
-            Observation::Running(process) => process,
-        };
-        let reused = if record.is_legacy() {
-            // A live one must not be lost to a clock that was set forward, so not on the clock's word alone.
-            started_after(process.instance, stored.written) && !is_meltano(owner.pid)
-        } else {
-            owner.instance.same_as(process.instance) == Some(false)
-        };
-        if reused { stale(Stale::Reused) } else { Ok(Some(process)) }
-    }
-
-    /// From outside, a process in a container is seen under another number. The inode number of its pidfd is the same in all
-    /// PID namespaces, and unique until reboot.
-    fn look_into_container(&self, entry: &Entry) -> Result<Option<Process>, Verdict> {
-        let instances = entry.keeper.iter().map(|(_, keeper)| keeper).chain([&entry.owner.instance]);
-        let mut is_unknown = false;
-        for instance in instances {
-            match instance.pidfd.map(|inode| self.find_outside(inode)) {
-                Some(Ok(Some(process))) => return Ok(Some(process)),
-                Some(Ok(None)) => {}
-                Some(Err(_)) | None => is_unknown = true,
-            }
-        }
-        if is_unknown { unknown(Unknown::OtherPidNamespace) } else { stale(Stale::Gone) }
-    }
-
-    /// A process of another PID namespace; `None` if it is proved gone.
-    fn find_outside(&self, inode: u64) -> Result<Option<Process>, NoProcessTable> {
-        let mut seen = self.seen.borrow_mut();
-        // Whoever was seen once is seen to end, from wherever one looks.
-        let process = match seen.entry(inode) {
-            hash_map::Entry::Occupied(seen) => seen.into_mut(),
-            hash_map::Entry::Vacant(vacant) => match process::find_by_inode(inode)? {
-                Some(process) => vacant.insert(process),
-                None => return Ok(None),
-            },
-        };
-        if process.has_ended() { Ok(None) } else { process.try_clone().map(Some).ok_or(NoProcessTable) }
-    }
-
-    fn check_boot(&self, stored: &Stored, place: &Place) -> Result<(), Verdict> {
-        // Containers have host names and machine ids of their own. Where others could have written this, an equal boot id is not
-        // enough: clones of a virtual machine have the same one.
-        if stored.is_local && place.boot.is_some() && place.boot == self.here.boot {
-            return Ok(());
-        }
-        let differ = |one: &Option<String>, two: &Option<String>| one.is_some() && two.is_some() && one != two;
-        if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
-            return unknown(Unknown::OtherHost);
-        }
-        if place.boot.is_none() || place.boot != self.here.boot {
-            // Host names repeat (every container may be `worker`), so only the machine id proves that it was this one.
-            let same_machine = place.machine.is_some() && place.machine == self.here.machine && place.host == self.here.host;
-            let both_known = place.boot.is_some() && self.here.boot.is_some();
-            return if same_machine && both_known { stale(Stale::Rebooted) } else { unknown(Unknown::OtherBoot) };
-        }
-        Ok(())
-    }
-
-    fn look_for_orphans(&self, entry: &Entry, owner: Stale) -> Verdict {
-        let (Orphans::Wait, Some(run), Some(uid)) = (self.orphans, &entry.run, entry.owner.uid) else {
-            return Verdict::Stale(owner);
-        };
-        match process::find_by_environment(RUN_VARIABLE, run, uid) {
-            Ok(Some(relative)) => Verdict::Held(Held::RunGoesOn { owner, relative }),
-            Ok(None) => Verdict::Stale(owner),
-            Err(_) => Verdict::Held(Held::Unknown(Unknown::NoProcessTable)),
-        }
-    }
-}
-
 /// Whether a process started after a legacy record about its PID was written: then the record means another process.
 pub fn started_after(instance: Instance, written: Option<SystemTime>) -> bool {
     let started = instance.start.and_then(process::wall_clock);
     // A file's time can be anything; one at the end of time is before no start.
     let latest = written.and_then(|written| written.checked_add(LEGACY_MARGIN));
     started.zip(latest).is_some_and(|(started, latest)| started > latest)
-}
-
-/// Whether a process may be what a legacy lock belongs to.
-fn is_meltano(pid: Pid) -> bool {
-    process::arguments(pid).iter().any(|argument| printable::base_name(argument) == "meltano")
 }

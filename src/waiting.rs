@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use crate::backend;
 use crate::verdict::Holding;
 
 /// How often and how far apart to try.
@@ -114,6 +115,11 @@ impl<'a> Attempts<'a> {
         self.deadline.map_or(self.next, |deadline| self.next.min(deadline))
     }
 
+    /// When all of it is over, however many attempts were made.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
     /// When to make the last one; `None` when there is none.
     pub fn last(&self) -> Option<Instant> {
         let more = self.waiting.max_attempts.map(|max| max.get().saturating_sub(self.made).saturating_sub(1));
@@ -126,6 +132,9 @@ impl<'a> Attempts<'a> {
 pub trait Observer {
     /// The lock is held; `attempt` attempts have been made. Nobody: the holder changed all the time.
     fn waiting(&mut self, holders: &[Holding], attempt: u32);
+
+    /// It cannot be told whether the lock is held, and will be tried again.
+    fn failing(&mut self, _error: &backend::Error, _attempt: u32) {}
 
     /// How often it wants to be told at least.
     fn interval(&self) -> Duration;

@@ -214,7 +214,7 @@ impl Backend for LockFile {
         let (bytes, version) = read(&file).map_err(|error| self.io_error("read", error))?;
         let content = self.content(&bytes)?;
         let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
-        Ok(Some(Stored { content, version, written, is_local: filesystem::is_local(&file) }))
+        Ok(Some(Stored { content, version, written, is_local: filesystem::is_local(&file), now: None }))
     }
 
     fn create(&mut self, record: &Record) -> Result<Write, Error> {
@@ -293,7 +293,7 @@ impl Backend for LockFile {
         }
         let fds: Vec<_> = fds.iter().copied().chain(self.watch.changed_fd()).collect();
         let limit = limit.min(UNHEARD);
-        wakeup::sleep(limit, &fds).map_err(|error| self.io_error("wait for", error))
+        super::sleep(limit, &fds).map_err(|error| self.io_error("wait for", error))
     }
 
     fn notify(&mut self) {

@@ -15,9 +15,23 @@ pub struct Memory(Arc<Mutex<Register>>);
 struct Register {
     record: Option<Record>,
     changes: u64,
+    clock: Option<u64>,
 }
 
 impl Memory {
+    /// One with a clock, as stores have it, which stands still until it is set.
+    pub fn with_clock() -> Self {
+        let memory = Self::default();
+        memory.register().clock = Some(0);
+        memory
+    }
+
+    /// Lets the clock go on by so many milliseconds.
+    pub fn tick(&self, milliseconds: u64) {
+        let mut register = self.register();
+        register.clock = register.clock.map(|clock| clock + milliseconds);
+    }
+
     fn register(&self) -> MutexGuard<'_, Register> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,7 +64,8 @@ impl Backend for Memory {
             content: Content::Record(Box::new(record.clone())),
             version: register.version(),
             written: None,
-            is_local: true,
+            is_local: register.clock.is_none(),
+            now: register.clock,
         };
         Ok(register.record.as_ref().map(stored))
     }
@@ -65,6 +80,15 @@ impl Backend for Memory {
 
     fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
         Ok(self.register().write(Some(&seen.version), None))
+    }
+
+    fn now(&self) -> Option<u64> {
+        self.register().clock
+    }
+
+    fn next_number(&self) -> Option<u64> {
+        let register = self.register();
+        register.clock.map(|_| register.changes + 1)
     }
 
     fn wait(&mut self, _limit: Duration, _fds: &[BorrowedFd<'_>]) -> Result<(), Error> {

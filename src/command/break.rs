@@ -12,15 +12,15 @@ use crate::record::Outcome;
 use crate::verdict::LocalJudge;
 
 pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
-    let path = match &args.name {
-        Some(name) => environment.path_in_directory(&args.file, name)?,
-        None => environment.lock_file(&args.file)?,
+    let location = match &args.name {
+        Some(name) => environment.lock_named(&args.file, name)?,
+        None => environment.lock(&args.file)?,
     };
     let here = Place::here();
     // Nobody owns what is taken away like this; the own lock has to be named as well.
     let claimant = ProcessClaimant::discover(&here, None);
     let judge = LocalJudge::new(here, environment.orphans(None)?);
-    let mut mutex = Mutex::new(backend::open(&path), &judge);
+    let mut mutex = Mutex::new(backend::open(&location)?, &judge);
     let location = mutex.location();
     let released = mutex.release(&claimant, Whose::Of(&args.token), Outcome::Unknown);
     unlock::report(&location, released.map_err(|error| cannot(&location, error))?);

@@ -30,8 +30,13 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
     };
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
     execute(Job {
-        path: lock_file_at(&args.file)?,
-        request: Request { mode: if args.shared { Mode::Shared } else { Mode::EXCLUSIVE }, at_least: None, skip_if_done: false },
+        lock: lock_file_at(&args.file)?,
+        request: Request {
+            mode: if args.shared { Mode::Shared } else { Mode::EXCLUSIVE },
+            at_least: None,
+            skip_if_done: false,
+            lease: None,
+        },
         waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout },
         orphans: environment.orphans(None)?,
         command,

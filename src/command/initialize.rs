@@ -1,10 +1,11 @@
 //! `serializer initialize`
 
 use std::fs;
+use std::path::Path;
 
 use rustix::process::getpid;
 
-use crate::backend::{self, Backend, Stored, Write};
+use crate::backend::{self, Backend, Location, Stored, Write};
 use crate::cli::InitializeArgs;
 use crate::config::Environment;
 use crate::error::Error;
@@ -13,26 +14,49 @@ use crate::printable;
 use crate::record::{Entry, Record, random_token};
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
-    let lock_file = environment.lock_file(&args.file)?;
-    let directory = lock_file.parent().unwrap_or(&lock_file);
+    let lock = environment.lock(&args.file)?;
+    match &lock {
+        Location::Store(settings, _) if args.print_sql => super::print(backend::schema(settings)?.as_bytes()),
+        _ if args.print_sql => {
+            let hint = "name one with `--store` or `SERIALIZER_STORE`";
+            Err(Error::usage("cannot print SQL: locks are files as long as no store is named", Some(hint.to_owned())))
+        }
+        Location::Store(settings, _) => {
+            let name = format!(".serializer.{}.probe", token()?).into();
+            try_out(backend::open(&Location::Store(settings.clone(), name))?.as_mut(), &probe().map_err(cannot_draw)?)?;
+            tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
+            Ok(())
+        }
+        Location::File(path) => initialize_directory(path),
+    }
+}
+
+fn initialize_directory(lock_file: &Path) -> Result<(), Error> {
+    let directory = lock_file.parent().unwrap_or(lock_file);
     let shown = printable::path(directory);
     if !directory.is_dir() {
         let cannot = |error| Error::failed(format!("cannot create the lock directory `{shown}`: {}", backend::plain(&error)));
         fs::create_dir_all(directory).map_err(cannot)?;
         tracing::info!("created the lock directory `{shown}`");
     }
-    let cannot = |error| Error::failed(format!("cannot draw a token: {}", backend::plain(&error)));
-    let token = random_token().map_err(|error| cannot(error.into()))?;
-    let probe = probe().map_err(cannot)?;
-    let path = directory.join(format!(".serializer.{token}.probe"));
-    let tried = try_out(backend::open(&path).as_mut(), &probe);
+    let probe = probe().map_err(cannot_draw)?;
+    let path = directory.join(format!(".serializer.{}.probe", token()?));
+    let tried = try_out(backend::open(&Location::File(path.clone()))?.as_mut(), &probe);
     if tried.is_err() {
         // It has a random name, so it is ours. It may not be there.
         let _ = fs::remove_file(&path);
     }
     tried?;
-    tracing::info!("locks can be kept in `{shown}`; the lock file is `{}`", printable::path(&lock_file));
+    tracing::info!("locks can be kept in `{shown}`; the lock file is `{}`", printable::path(lock_file));
     Ok(())
+}
+
+fn cannot_draw(error: std::io::Error) -> Error {
+    Error::failed(format!("cannot draw a token: {}", backend::plain(&error)))
+}
+
+fn token() -> Result<String, Error> {
+    random_token().map_err(|error| cannot_draw(error.into()))
 }
 
 fn probe() -> std::io::Result<Record> {
@@ -43,9 +67,12 @@ fn probe() -> std::io::Result<Record> {
 /// Does all that locks will need: a file system may refuse links, flock or writing.
 fn try_out(backend: &mut dyn Backend, record: &Record) -> Result<(), Error> {
     let location = backend.location();
-    let unexpected = || Error::failed(format!("the file system does not keep what is written to `{location}`"));
+    let unexpected = || Error::failed(format!("what is written to `{location}` is not kept there"));
     let load = |backend: &mut dyn Backend| -> Result<Stored, Error> { backend.load()?.ok_or_else(unexpected) };
-    let _ = backend.create(record)?;
+    // The first time, it may only make the place.
+    if backend.create(record)? == Write::Conflict {
+        let _ = backend.create(record)?;
+    }
     let seen = load(backend)?;
     let replaced = backend.replace(&seen, record)?;
     let seen = load(backend)?;

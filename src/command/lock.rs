@@ -12,18 +12,18 @@ use crate::owner::Place;
 use crate::verdict::LocalJudge;
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
-    let path = environment.lock_file(&args.file)?;
+    let lock = environment.lock(&args.file)?;
     let waiting = environment.waiting(&args.waiting)?;
     let owner_pid = environment.owner_pid(&args.owner)?;
     let here = Place::here();
     let claimant = ProcessClaimant::discover(&here, owner_pid);
     let judge = LocalJudge::new(here, environment.orphans(args.owner.orphans)?);
 
-    let mut mutex = Mutex::new(backend::open(&path), &judge);
+    let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
     let location = mutex.location();
     claimant.owner().map_err(|error| Error::no_owner(&location, &error))?;
     let mut progress = Progress::new(waiting.max_attempts);
-    let acquired = mutex.acquire(&claimant, &environment.request(&args.request)?, &waiting, &mut progress);
+    let acquired = mutex.acquire(&claimant, &environment.request(&args.request, &args.file, &lock)?, &waiting, &mut progress);
     progress.clear();
     let acquired = acquired.map_err(|error| Error::mutex("lock", &location, error).or_if_busy(args.waiting.conflict_exit_code));
     match acquired? {

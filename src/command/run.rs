@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
-use crate::backend;
+use crate::backend::{self, Location};
 use crate::child::claimant::RunClaimant;
 use crate::child::lookup::look_up;
 use crate::child::{self, End, Leftovers};
@@ -32,7 +32,7 @@ use crate::waiting::Waiting;
 /// What to run, and how to lock for it.
 pub struct Job {
     /// The lock.
-    pub path: PathBuf,
+    pub lock: Location,
     /// How to hold it.
     pub request: Request,
     /// How to wait for it.
@@ -58,14 +58,14 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
         Some(script) => script_of_shell(script),
         None => args.command.clone(),
     };
-    let path = if args.name_from_command {
-        environment.path_in_directory(&args.file, &name_from_command(&command))?
+    let lock = if args.name_from_command {
+        environment.lock_named(&args.file, &name_from_command(&command))?
     } else {
-        environment.lock_file(&args.file)?
+        environment.lock(&args.file)?
     };
     execute(Job {
-        path,
-        request: request(args, environment)?,
+        request: request(args, environment, &lock)?,
+        lock,
         waiting: environment.waiting(&args.waiting)?,
         orphans: environment.orphans(args.orphans)?,
         command,
@@ -77,8 +77,8 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
     })
 }
 
-fn request(args: &RunArgs, environment: &Environment) -> Result<Request, Error> {
-    let request = environment.request(&args.request)?;
+fn request(args: &RunArgs, environment: &Environment, lock: &Location) -> Result<Request, Error> {
+    let request = environment.request(&args.request, &args.file, lock)?;
     // Flags that stand for one holder beat SERIALIZER_SLOTS.
     let mode = if args.exclusive || args.wait_and_skip { Mode::EXCLUSIVE } else { request.mode };
     Ok(Request { mode, skip_if_done: args.wait_and_skip, ..request })
@@ -99,7 +99,7 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
         .with_hint("`env --default-signal=CHLD serializer run …`"));
     }
 
-    let mut mutex = Mutex::new(backend::open(&job.path), &judge);
+    let mut mutex = Mutex::new(backend::open(&job.lock)?, &judge);
     let location = mutex.location();
     let mut claimant = RunClaimant::new(&here, job.command, job.leftovers);
     let mut progress = Progress::new(job.waiting.max_attempts);

@@ -9,7 +9,7 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use rustix::process::Pid;
 use serde::Serialize;
 
-use crate::backend::{self, Content};
+use crate::backend::{self, Content, Location};
 use crate::cli::StatusArgs;
 use crate::config::Environment;
 use crate::error::Error;
@@ -85,21 +85,21 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let mut locks = Vec::new();
     let mut failure = None;
-    let paths = paths(args, environment)?;
-    let is_one_of_several = args.all || paths.len() > 1;
-    for path in paths {
-        let mut mutex = Mutex::new(backend::open(&path), &judge);
+    let locations = locations(args, environment)?;
+    let is_one_of_several = args.all || locations.len() > 1;
+    for location in locations {
+        let mut mutex = Mutex::new(backend::open(&location)?, &judge);
         match mutex.look() {
             // What flock(1) and others leave behind is no lock of ours.
             Ok(Some((stored, _))) if args.all && stored.content == Content::Empty => {}
-            Ok(found) => locks.push(report(&path, found, mutex.waiters())),
+            Ok(found) => locks.push(report(&location, found, mutex.waiters())),
             // Other programs keep files of that name, too.
             Err(error @ backend::Error::NotALock { .. }) if args.all => tracing::debug!("{error}"),
             // One that cannot be read must not hide the others.
             Err(error) if !is_one_of_several => return Err(error.into()),
             Err(error) => {
                 locks.push(Lock {
-                    path: printable::path(&path),
+                    path: location.printable(),
                     state: State::Unknown,
                     reason: Some(error.to_string()),
                     ..Lock::default()
@@ -112,19 +112,25 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
         let json = serde_json::to_string_pretty(&Report { locks }).map_err(|error| Error::failed(error.to_string()))?;
         super::print(format!("{json}\n").as_bytes())?;
     } else if locks.is_empty() {
-        let directory = printable::path(&environment.directory(&args.file)?);
-        tracing::info!("there are no locks in `{directory}`");
+        let place = match environment.store(&args.file)? {
+            Some(store) => store.url.to_string(),
+            None => printable::path(&environment.directory(&args.file)?),
+        };
+        tracing::info!("there are no locks in `{place}`");
     } else {
         super::print(table(&locks).as_bytes())?;
     }
     failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
-fn paths(args: &StatusArgs, environment: &Environment) -> Result<Vec<PathBuf>, Error> {
-    if args.all {
-        return all_in(&environment.directory(&args.file)?);
+fn locations(args: &StatusArgs, environment: &Environment) -> Result<Vec<Location>, Error> {
+    if !args.all {
+        return environment.locks_named(&args.file, &args.names);
     }
-    environment.named_lock_files(&args.file, &args.names)
+    match environment.store(&args.file)? {
+        Some(store) => Ok(backend::all_in(&store)?),
+        None => Ok(all_in(&environment.directory(&args.file)?)?.into_iter().map(Location::File).collect()),
+    }
 }
 
 fn all_in(directory: &Path) -> Result<Vec<PathBuf>, Error> {
@@ -146,10 +152,13 @@ fn all_in(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-fn report(path: &Path, found: Option<Looked>, waiters: Vec<Pid>) -> Lock {
+fn report(location: &Location, found: Option<Looked>, waiters: Vec<Pid>) -> Lock {
     // Perhaps the name is mistyped.
-    let is_nowhere = path.parent().is_some_and(|directory| !directory.is_dir());
-    let path = printable::path(path);
+    let is_nowhere = match location {
+        Location::File(path) => path.parent().is_some_and(|directory| !directory.is_dir()),
+        Location::Store(..) => false,
+    };
+    let path = location.printable();
     let waiters = waiters.into_iter().map(waiter).collect();
     let judged = found.map(|(_, judged)| judged).unwrap_or_default();
     // What only tells that it was released is nobody's.

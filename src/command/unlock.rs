@@ -13,12 +13,12 @@ use crate::record::Outcome;
 use crate::verdict::LocalJudge;
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
-    let path = environment.lock_file(&args.file)?;
+    let lock = environment.lock(&args.file)?;
     let here = Place::here();
     let claimant = ProcessClaimant::discover(&here, environment.owner_pid(&args.owner)?);
     let judge = LocalJudge::new(here, environment.orphans(args.owner.orphans)?);
 
-    let mut mutex = Mutex::new(backend::open(&path), &judge);
+    let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
     let location = mutex.location();
     let whose = if args.force { Whose::Anybodys } else { Whose::Own };
     let released = mutex.release(&claimant, whose, Outcome::Unknown);

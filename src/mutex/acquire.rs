@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Acquired, Error, MAX_ROUNDS, Mutex, Request, split};
+use super::{Acquired, Error, Grant, MAX_ROUNDS, Mutex, Request, split};
 use crate::backend::{self, Stored, Write};
 use crate::claimant::Claimant;
 use crate::mode::Mode;
 use crate::process::since_boot;
-use crate::record::{Entry, Outcome, Record};
-use crate::verdict::{Former, Held, Holding, Judged, Stale, Unknown};
+use crate::record::{Entry, Lease, Outcome, Record};
+use crate::verdict::{Former, Held, Holding, Judged, Stale, Unknown, Verdict};
 use crate::waiting::{Attempts, Observer, Pace, Waiting};
 
 /// For how long a free lock is left to those who came first. They need milliseconds; one that is stopped must not stop
@@ -21,6 +21,9 @@ const IN_LINE: Duration = Duration::from_secs(10);
 
 /// How often one that stands beside the line looks whether what is free has been taken.
 const BESIDE: Duration = Duration::from_millis(5);
+
+/// How often a store that does not answer is asked at most: whoever sleeps for no time between two tries must not flood it.
+const MIN_OUTAGE: Duration = Duration::from_millis(200);
 
 /// How often somebody who must not wait any longer leaves a free lock to others before it says that it is busy: every time,
 /// somebody else has had it.
@@ -84,10 +87,23 @@ impl Mutex<'_> {
         loop {
             let looked = Instant::now();
             attempts.count(looked);
-            let (holders, is_free) = match self.attempt(claimant, request, awaited.as_deref())? {
-                Attempt::Done(acquired) => return Ok(acquired),
-                Attempt::Busy(holders) => (holders, false),
-                Attempt::LeftToOthers => (Vec::new(), true),
+            let (holders, is_free) = match self.attempt(claimant, request, awaited.as_deref()) {
+                Ok(Attempt::Done(acquired)) => return Ok(acquired),
+                Ok(Attempt::Busy(holders)) => (holders, false),
+                Ok(Attempt::LeftToOthers) => (Vec::new(), true),
+                // The store may be there again before the attempts are used up.
+                Err(Error::Backend(error)) if error.is_transient() && !attempts.are_over() => {
+                    observer.failing(&error, attempts.made());
+                    let until = attempts.next().max(looked + MIN_OUTAGE).min(looked + observer.interval());
+                    let until = attempts.deadline().map_or(until, |deadline| until.min(deadline));
+                    let limit = until.saturating_duration_since(Instant::now());
+                    backend::sleep(limit, &claimant.absence_fds()).map_err(|error| Error::Entry(error.into()))?;
+                    if !claimant.is_present() {
+                        return Err(Error::Absent);
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             if attempts.are_over() && (!is_free || deferrals >= MAX_DEFERRALS) {
                 return Err(Error::Busy(attempts.made(), holders));
@@ -129,14 +145,23 @@ impl Mutex<'_> {
             let record = record.filter(|record| !record.is_legacy());
             let is_own =
                 |entry: &Entry| record.is_some_and(|record| entry.released.is_none() && claimant.owns(record, entry, None));
-            let (own, others): (Vec<_>, Vec<_>) =
-                judged.into_iter().partition(|judged| judged.entry.as_ref().is_some_and(is_own));
+            let (own, others): (Vec<_>, Vec<_>) = judged.into_iter().partition(|judged| {
+                let is_expired = matches!(judged.verdict, Verdict::Stale(Stale::Expired));
+                !is_expired && judged.entry.as_ref().is_some_and(is_own)
+            });
             if let Some(own) = own.into_iter().next() {
+                let token = own.entry.as_ref().and_then(|entry| entry.token.as_deref());
+                // The answer to an earlier attempt was lost: it was granted.
+                if let Some(grant) = self.asked_for.iter().find(|grant| Some(grant.token.as_str()) == token) {
+                    return Ok(Attempt::Done(Acquired::Free(grant.clone())));
+                }
                 return match own.entry.as_ref().map(|entry| entry.mode) {
                     Some(mode) if mode != request.mode => Err(Error::HeldOtherwise(mode)),
                     _ => Ok(Attempt::Done(Acquired::AlreadyHeld(Box::new(own)))),
                 };
             }
+            // Who asks again has noticed that its lock was lost.
+            let is_own_or_was = |entry: &Entry| record.is_some_and(|record| claimant.owns(record, entry, None));
             let (held, former) = split(others);
             // What has just succeeded, and is only to be held for a time, need not even have been seen running.
             let is_done =
@@ -158,15 +183,20 @@ impl Mutex<'_> {
             }
             let mut entry = claimant.entry().map_err(Error::Entry)?;
             entry.mode = request.mode;
-            entry.until = request
-                .at_least
-                .map(|at_least| since_boot().saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX)));
+            let clock = if request.lease.is_some() { self.backend.now() } else { Some(since_boot()) };
+            let end =
+                |at_least: Duration| Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)));
+            entry.until = request.at_least.and_then(end);
             entry.previous = former.iter().find_map(success);
-            let token = entry.token.clone().unwrap_or_default();
-            let Some(record) = Record::of(held.iter().filter_map(|held| held.entry.clone()).chain([entry.clone()]).collect())
-            else {
+            entry.lease = request.lease.map(|duration| Lease { duration, expires: self.expiry(duration), renewals: 0 });
+            entry.fencing = request.lease.and_then(|_| self.backend.next_number());
+            let lost = self.lost_marks(&former, is_own_or_was);
+            let kept = held.iter().filter_map(|held| held.entry.clone()).chain(lost);
+            let Some(record) = Record::of(kept.chain([entry.clone()]).collect()) else {
                 return Ok(Attempt::Busy(held));
             };
+            let leased_at = since_boot();
+            let grant = Grant { token: entry.token.clone().unwrap_or_default(), fencing: entry.fencing, leased_at };
             let write = match &stored {
                 None => self.backend.create(&record),
                 Some(stored) => self.backend.replace(stored, &record),
@@ -174,9 +204,10 @@ impl Mutex<'_> {
             match write {
                 Ok(Write::Done) if claimant.is_present() => {
                     let taken_from = former.into_iter().find(|former| former.verdict != Stale::Released);
-                    let acquired =
-                        taken_from.map_or(Acquired::Free(token.clone()), |from| Acquired::TakenOver(token, Box::new(from)));
-                    return Ok(Attempt::Done(acquired));
+                    return Ok(Attempt::Done(match taken_from {
+                        Some(from) => Acquired::TakenOver(grant, Box::new(from)),
+                        None => Acquired::Free(grant),
+                    }));
                 }
                 // It has gone away meanwhile, so what was acquired for it is given back.
                 Ok(Write::Done) => {
@@ -194,7 +225,12 @@ impl Mutex<'_> {
                     last = held.into_iter().chain(former.into_iter().map(contended)).collect();
                     break;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if error.is_indefinite() {
+                        self.asked_for.push(grant);
+                    }
+                    return Err(error.into());
+                }
             }
         }
         Ok(Attempt::Busy(last))
@@ -268,7 +304,7 @@ impl Mutex<'_> {
     /// Removes what tells how an acquisition went, if there is nothing else.
     fn forget_outcome(&mut self) -> Result<(), Error> {
         let Some(stored) = self.backend.load()? else { return Ok(()) };
-        let tells_only = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
+        let tells_only = |entry: &Entry| entry.released == Some(Outcome::Succeeded) && entry.until.is_none();
         if stored.content.record().is_some_and(|record| record.entries().iter().all(tells_only)) {
             // In a conflict, somebody has come who makes use of it.
             self.backend.delete(&stored)?;

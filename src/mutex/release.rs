@@ -1,39 +1,81 @@
 //! Releasing a mutex: one's own, a stale one, or on request another's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{Error, MAX_ROUNDS, Mutex, Released, Whose, split};
+use super::renew::mark_lost;
+use super::{Error, Lost, MAX_ROUNDS, Mutex, Released, Whose, split};
 use crate::backend::{self, Stored, Write};
 use crate::claimant::Claimant;
 use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
 use crate::verdict::{Former, Holding, Judged, Stale, Verdict};
 
+/// For how long to try to release while the store does not answer: it may be starting again. Nothing is lost if it takes longer:
+/// the lease ends with its owner.
+const OUTAGE: Duration = Duration::from_secs(15);
+
+/// Between two such tries.
+const PAUSE: Duration = Duration::from_millis(250);
+
 impl Mutex<'_> {
     /// Releases the lock if it is the claimant's or stale, or as `whose` says; that only if it is still the one seen first.
-    /// `outcome` is told to those who wait for it.
+    /// `outcome` is told to those who wait for it. A store that does not answer is asked for some time.
     ///
     /// # Errors
-    /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then.
-    pub fn release(&mut self, claimant: &dyn Claimant, mut whose: Whose, outcome: Outcome) -> Result<Released, Error> {
+    /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the claimant's.
+    pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
+        let begun = Instant::now();
+        let mut may_be_done = false;
+        // Ends with the patience.
+        loop {
+            match self.try_to_release(claimant, whose, outcome) {
+                Err(Error::Backend(error)) if error.is_transient() && begun.elapsed() < OUTAGE => {
+                    may_be_done |= error.is_indefinite();
+                    tracing::debug!("{error}; trying again");
+                    backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
+                }
+                // What was found before was the claimant's, and is gone, as it was asked to.
+                Err(Error::NotLocked | Error::NotOurs(_)) if may_be_done && whose == Whose::Own => {
+                    return Ok(Released::Own(None));
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn try_to_release(&mut self, claimant: &dyn Claimant, mut whose: Whose, outcome: Outcome) -> Result<Released, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
             let record = stored.content.record();
+            let is_claimants = |entry: &Entry| record.is_some_and(|record| claimant.owns(record, entry, stored.written));
+            let lost = judged.iter().filter(|judged| is_lost(judged)).filter_map(|judged| judged.entry.as_ref());
+            let lost: Vec<Entry> = lost.filter(|entry| is_claimants(entry)).cloned().collect();
             let is_own = |judged: &Judged<Verdict>| {
-                let entry = judged.entry.as_ref().filter(|entry| entry.released.is_none());
-                record.zip(entry).is_some_and(|(record, entry)| claimant.owns(record, entry, judged.written))
+                judged.entry.as_ref().is_some_and(|entry| entry.released.is_none() && !is_lost(judged) && is_claimants(entry))
             };
             let (own, others): (Vec<_>, Vec<_>) = judged.into_iter().partition(is_own);
+            if let Some(entry) = lost.first()
+                && own.is_empty()
+                && whose == Whose::Own
+            {
+                let how = if entry.released.is_none() { self.expired(entry) } else { Lost::TakenOver };
+                let left = others.iter().filter_map(|judged| judged.entry.clone());
+                let left = left.filter(|entry| lost.iter().all(|lost| lost.token != entry.token)).collect();
+                if self.store(&stored, left)? == Write::Done {
+                    return Err(Error::Lost(how, split(others).0));
+                }
+                continue;
+            }
             let (held, former) = split(others);
             let released = match whose {
                 // Nobody has to be forced.
                 Whose::Own | Whose::Anybodys if !own.is_empty() && (whose == Whose::Own || held.is_empty()) => {
-                    self.release_own(&stored, own, held, outcome)?
+                    self.release_own(&stored, own, held, &former, outcome)?
                 }
                 _ if own.is_empty() && held.is_empty() => self.remove_stale(claimant, &stored, former, whose)?,
                 _ => {
                     let (own, _) = split(own);
-                    self.take_away(&stored, own.into_iter().chain(held).collect(), whose)?
+                    self.take_away(&stored, own.into_iter().chain(held).collect(), &former, whose)?
                 }
             };
             if let Some(released) = released {
@@ -53,16 +95,23 @@ impl Mutex<'_> {
         stored: &Stored,
         own: Vec<Judged<Verdict>>,
         others: Vec<Holding>,
+        former: &[Former],
         outcome: Outcome,
     ) -> Result<Option<Released>, Error> {
-        let left = own.into_iter().filter_map(|own| what_stays(own.entry?, outcome));
+        let now = |entry: &Entry| if entry.lease.is_some() { self.backend.now() } else { Some(since_boot()) };
+        let left = own.into_iter().filter_map(|own| {
+            let entry = own.entry?;
+            what_stays(now(&entry), entry, outcome)
+        });
         let (until, left): (Vec<_>, Vec<_>) = left.unzip();
         let told = left.iter().find(|_| outcome == Outcome::Succeeded).cloned();
-        if self.store(stored, entries(others).chain(left).collect())? == Write::Conflict {
+        let is_to_stay = until.iter().any(Option::is_some);
+        let lost = self.lost_marks(former, |_| false);
+        if self.store(stored, entries(others).chain(lost).chain(left).collect())? == Write::Conflict {
             return Ok(None);
         }
         // Asked only now: who comes later sees that it has ended, and does not wait for that.
-        if let Some(told) = told.filter(|told| told.until.is_none_or(|until| until <= since_boot()))
+        if let Some(told) = told.filter(|_| !is_to_stay)
             && !self.backend.is_awaited()
         {
             self.withdraw(&told)?;
@@ -84,6 +133,12 @@ impl Mutex<'_> {
         let stale = former.iter().position(|former| former.verdict != Stale::Released && is_meant(former));
         let stale = former.swap_remove(stale.ok_or(Error::NotLocked)?);
         let write = match whose {
+            // Who has lost it is told.
+            _ if stale.entry.as_ref().is_some_and(|entry| entry.lease.is_some()) => {
+                former.push(Former { entry: stale.entry.clone(), ..stale });
+                let lost = self.lost_marks(&former, |_| false);
+                self.store(stored, lost)?
+            }
             Whose::Own => self.delete_stale(claimant, stored)?,
             Whose::Anybodys | Whose::Of(_) => self.backend.delete(stored)?,
         };
@@ -91,7 +146,13 @@ impl Mutex<'_> {
         Ok((write == Write::Done).then(|| Released::Stale(Box::new(stale))))
     }
 
-    fn take_away(&mut self, stored: &Stored, mut holders: Vec<Holding>, whose: Whose) -> Result<Option<Released>, Error> {
+    fn take_away(
+        &mut self,
+        stored: &Stored,
+        mut holders: Vec<Holding>,
+        former: &[Former],
+        whose: Whose,
+    ) -> Result<Option<Released>, Error> {
         let is_meant = |holding: &Holding| match whose {
             Whose::Own => false,
             Whose::Anybodys => true,
@@ -101,7 +162,10 @@ impl Mutex<'_> {
         if taken.is_empty() {
             return Err(Error::NotOurs(holders));
         }
-        let write = self.store(stored, entries(holders).collect())?;
+        let is_to_be_told = |entry: &&Entry| entry.lease.is_some() && entry.released.is_none();
+        let lost = taken.iter().filter_map(|holding| holding.entry.as_ref()).filter(is_to_be_told).map(mark_lost);
+        let lost: Vec<_> = self.lost_marks(former, |_| false).into_iter().chain(lost).collect();
+        let write = self.store(stored, entries(holders).chain(lost).collect())?;
         Ok((write == Write::Done).then_some(Released::Forced(taken)))
     }
 
@@ -157,9 +221,15 @@ fn entries(holders: Vec<Holding>) -> impl Iterator<Item = Entry> {
     holders.into_iter().filter_map(|holding| holding.entry)
 }
 
-/// What is left of a holder's own entry when it releases, and for how long yet.
-fn what_stays(entry: Entry, outcome: Outcome) -> Option<(Option<Duration>, Entry)> {
-    let remaining = entry.until.and_then(|until| until.checked_sub(since_boot())).filter(|remaining| *remaining > 0);
+/// Whether it was held once, and its lease has expired, or it was taken away.
+fn is_lost(judged: &Judged<Verdict>) -> bool {
+    let is_told = judged.entry.as_ref().is_some_and(|entry| entry.released == Some(Outcome::Lost));
+    is_told || matches!(judged.verdict, Verdict::Stale(Stale::Expired))
+}
+
+/// What is left of a holder's own entry when it releases at `now`, and for how long yet.
+fn what_stays(now: Option<u64>, entry: Entry, outcome: Outcome) -> Option<(Option<Duration>, Entry)> {
+    let remaining = entry.until.and_then(|until| until.checked_sub(now?)).filter(|remaining| *remaining > 0);
     let stays = remaining.is_some() || outcome == Outcome::Succeeded;
     stays.then(|| (remaining.map(Duration::from_millis), Entry { released: Some(outcome), ..entry }))
 }

@@ -15,9 +15,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
-use rustix::io::Errno;
 
 /// How much of a file's name goes into the socket's name, which holds 107 bytes. Two names that only differ behind it
 /// wake each other's waiters, which is harmless.
@@ -84,7 +82,7 @@ impl WakeUp {
     pub fn wait(&self, limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
         let wake_up = self.socket.as_ref().map(AsFd::as_fd);
         let fds: Vec<_> = fds.iter().copied().chain(wake_up).collect();
-        sleep(limit, &fds)?;
+        crate::backend::sleep(limit, &fds)?;
         self.drain();
         Ok(())
     }
@@ -104,16 +102,6 @@ impl WakeUp {
                 break;
             }
         }
-    }
-}
-
-/// Sleeps until `limit`, or one of `fds` is readable.
-pub fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
-    let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-    let timeout = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error),
     }
 }
 

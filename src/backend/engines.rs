@@ -1,0 +1,47 @@
+//! Which stores this program was built with. The one place that knows all of them, and all cargo features.
+
+use std::ffi::OsStr;
+
+use super::Backend;
+use super::remote::Failure;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+use super::remote::Remote;
+use crate::store::{Scheme, StoreSettings};
+
+/// What makes the backend of a lock, given its name and what it is called in messages.
+type Open = fn(&StoreSettings, &OsStr, String) -> Result<Box<dyn Backend>, Failure>;
+
+/// How to use a kind of store.
+pub struct Engine {
+    pub open: Open,
+    /// The names of all locks that somebody holds.
+    pub names: fn(&StoreSettings) -> Result<Vec<String>, Failure>,
+    /// The statements that make the place where locks live.
+    pub schema: &'static str,
+}
+
+impl Engine {
+    /// Of these addresses; fails where this program was built without it.
+    pub fn of(scheme: Scheme) -> Result<Self, Failure> {
+        match scheme {
+            #[cfg(feature = "postgres")]
+            Scheme::Postgres => Ok(Self {
+                open: |settings, name, location| {
+                    Ok(Box::new(Remote::new(super::postgres::Table::new(settings, name)?, location)))
+                },
+                names: super::postgres::names,
+                schema: super::postgres::SCHEMA,
+            }),
+            #[cfg(feature = "mysql")]
+            Scheme::Mysql => Ok(Self {
+                open: |settings, name, location| Ok(Box::new(Remote::new(super::mysql::Table::new(settings, name)?, location))),
+                names: super::mysql::names,
+                schema: super::mysql::SCHEMA,
+            }),
+            #[cfg(not(feature = "postgres"))]
+            Scheme::Postgres => Err(Failure::not_built(scheme)),
+            #[cfg(not(feature = "mysql"))]
+            Scheme::Mysql => Err(Failure::not_built(scheme)),
+        }
+    }
+}

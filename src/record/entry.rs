@@ -1,0 +1,251 @@
+//! One holder's part of a lock record.
+
+use std::fmt::Write as _;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::process::Pid;
+
+use crate::local_time::local_time;
+use crate::mode::Mode;
+use crate::owner::{Instance, Owner, Place};
+use crate::printable;
+
+/// One process's part in a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Who holds the lock.
+    pub owner: Owner,
+    /// Together with whom.
+    pub mode: Mode,
+    /// When it was acquired, if the record says so.
+    pub since: Option<Timestamp>,
+    /// Random, different for each acquisition: two entries are of the same acquisition if and only if this is equal.
+    pub token: Option<String>,
+    /// The pipeline run that the owner belongs to (`MELTANO_PARENT_CONTEXT_UUID`).
+    pub run: Option<String>,
+    /// The owner's command line, as people may read it.
+    pub command: Option<String>,
+    /// Another process of the owner's place, which started the owner and will release the lock: held as long as it lives, too.
+    pub keeper: Option<(Pid, Instance)>,
+    /// Held at least until then, in milliseconds, whatever becomes of the owner: since boot, or with a lease, of the store's clock.
+    pub until: Option<u64>,
+    /// Holds only as long as it is renewed: where others cannot see whether the owner lives.
+    pub lease: Option<Lease>,
+    /// Larger than that of every acquisition before it.
+    pub fencing: Option<u64>,
+    /// The owner has released it; what is left stands for `until`, or tells how it went.
+    pub released: Option<Outcome>,
+    /// How the acquisition before this one ended, for those who waited for that.
+    pub previous: Option<(String, Outcome)>,
+}
+
+/// For how long a holder holds unless it renews that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// From one renewal on, for so long, in whole milliseconds.
+    pub duration: Duration,
+    /// Until then, in milliseconds of the store's clock, where it has one.
+    pub expires: Option<u64>,
+    /// Differs after each renewal, so that whoever only watches sees it.
+    pub renewals: u64,
+}
+
+/// How an acquisition ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The command that ran under it succeeded.
+    Succeeded,
+    /// Its owner did not release it: the lease ran out, or somebody took it away. The owner is to be told.
+    Lost,
+    /// Nobody said that it did.
+    Unknown,
+}
+
+impl Entry {
+    /// The entry of a new acquisition of a plain mutex.
+    ///
+    /// # Errors
+    /// When the operating system has no random numbers.
+    pub fn new(owner: Owner, run: Option<String>, command: Option<String>) -> std::io::Result<Self> {
+        let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
+        Ok(Self {
+            owner,
+            mode: Mode::EXCLUSIVE,
+            since,
+            token,
+            run,
+            command,
+            keeper: None,
+            until: None,
+            lease: None,
+            fencing: None,
+            released: None,
+            previous: None,
+        })
+    }
+
+    /// Whether whoever only knows plain mutexes would understand it.
+    pub(super) fn is_plain(&self) -> bool {
+        self.mode == Mode::EXCLUSIVE
+            && (self.until, self.released, self.lease, self.fencing) == (None, None, None, None)
+            && self.previous.is_none()
+    }
+
+    pub(super) fn parse(lines: &[&str]) -> Option<Self> {
+        let fields = Fields::of(lines);
+        let mode = match fields.text("mode").as_deref() {
+            Some("shared") => Mode::Shared,
+            _ => Mode::Slots(fields.number("slots").unwrap_or(NonZeroU32::MIN)),
+        };
+        Some(Self {
+            owner: Owner {
+                pid: parse_pid(lines.first()?)?,
+                uid: fields.number("uid"),
+                place: Place {
+                    host: fields.text("host"),
+                    machine: fields.text("machine"),
+                    boot: fields.text("boot"),
+                    pid_namespace: fields.number("pidns"),
+                },
+                instance: Instance { start: fields.number("start"), pidfd: fields.number("pidfd") },
+            },
+            mode,
+            since: fields.text("since").and_then(|time| time.parse().ok()),
+            token: fields.text("token"),
+            run: fields.text("run"),
+            command: fields.text("command"),
+            keeper: fields.text("keeper").and_then(|text| parse_process(&text)),
+            until: fields.number("until"),
+            lease: fields.text("lease").and_then(|text| Lease::parse(&text)),
+            fencing: fields.number("fencing"),
+            released: fields.text("released").map(|word| Outcome::parse(&word)),
+            previous: fields.text("previous").and_then(|text| {
+                let (token, word) = text.split_once(' ')?;
+                Some((token.to_owned(), Outcome::parse(word)))
+            }),
+        })
+    }
+
+    pub(super) fn write(&self, text: &mut String, version: Option<u32>) {
+        let _ = writeln!(text, "{}", self.owner.pid);
+        if let Some(since) = self.since {
+            text.push_str(&local_time(since).to_string());
+        }
+        text.push('\n');
+        let Owner { uid, place, instance, .. } = &self.owner;
+        push(text, "v", version);
+        match self.mode {
+            Mode::EXCLUSIVE => {}
+            Mode::Slots(slots) => push(text, "slots", Some(slots)),
+            Mode::Shared => push(text, "mode", Some("shared")),
+        }
+        push(text, "host", place.host.as_deref());
+        push(text, "machine", place.machine.as_deref());
+        push(text, "boot", place.boot.as_deref());
+        push(text, "pidns", place.pid_namespace);
+        push(text, "start", instance.start);
+        push(text, "pidfd", instance.pidfd);
+        push(text, "uid", *uid);
+        push(text, "since", self.since);
+        push(text, "token", self.token.as_deref());
+        push(text, "run", self.run.as_deref());
+        push(text, "command", self.command.as_deref());
+        push(text, "keeper", self.keeper.map(|(pid, instance)| process_text(pid, instance)));
+        push(text, "until", self.until);
+        push(text, "lease", self.lease.map(Lease::text));
+        push(text, "fencing", self.fencing);
+        push(text, "released", self.released.map(Outcome::word));
+        push(text, "previous", self.previous.as_ref().map(|(token, outcome)| format!("{token} {}", outcome.word())));
+    }
+}
+
+impl Lease {
+    /// Duration and end in milliseconds, and the number of renewals.
+    fn text(self) -> String {
+        format!("{} {} {}", self.duration.as_millis(), or_dash(self.expires), self.renewals)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let mut number = || words.next().and_then(|word| word.parse().ok());
+        let (duration, expires, renewals) = (number()?, number(), number()?);
+        Some(Self { duration: Duration::from_millis(duration), expires, renewals })
+    }
+}
+
+impl Outcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Lost => "lost",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn parse(word: &str) -> Self {
+        let outcomes = [Self::Succeeded, Self::Lost];
+        outcomes.into_iter().find(|outcome| outcome.word() == word).unwrap_or(Self::Unknown)
+    }
+}
+
+fn push(text: &mut String, key: &str, value: Option<impl ToString>) {
+    if let Some(value) = value {
+        let value = printable::field(&value.to_string());
+        let _ = writeln!(text, "{key}={value}");
+    }
+}
+
+/// PID, start time and pidfd; `-` stands for what is not known.
+fn process_text(pid: Pid, instance: Instance) -> String {
+    format!("{pid} {} {}", or_dash(instance.start), or_dash(instance.pidfd))
+}
+
+fn or_dash(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+fn parse_process(text: &str) -> Option<(Pid, Instance)> {
+    let mut words = text.split(' ');
+    let pid = parse_pid(words.next()?)?;
+    let mut number = || words.next().and_then(|word| word.parse().ok());
+    Some((pid, Instance { start: number(), pidfd: number() }))
+}
+
+/// 128 random bits in hexadecimal.
+///
+/// # Errors
+/// When the operating system has none.
+pub fn random_token() -> rustix::io::Result<String> {
+    let mut bytes = [0_u8; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
+/// A decimal PID from 1 to 2³¹−1, as the kernel knows them; no sign, no white space.
+pub fn parse_pid(text: &str) -> Option<Pid> {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)
+}
+
+/// The settings of one entry.
+pub(super) struct Fields<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Fields<'a> {
+    /// The `key=value` lines behind the first two.
+    pub(super) fn of(lines: &[&'a str]) -> Self {
+        Self(lines.iter().skip(2).filter_map(|line| line.split_once('=')).collect())
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        let (_, value) = self.0.iter().find(|(name, _)| *name == key)?;
+        Some(printable::field(value)).filter(|value| !value.is_empty())
+    }
+
+    pub(super) fn number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
+        self.text(key)?.parse().ok()
+    }
+}

@@ -1,0 +1,141 @@
+//! Which store locks live in, and how it is spoken to. Its address may hold a password, which is never shown.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The engines whose addresses are understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// PostgreSQL.
+    Postgres,
+    /// MySQL and MariaDB.
+    Mysql,
+}
+
+impl Scheme {
+    /// What it is called, and the cargo feature that brings it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Mysql => "mysql",
+        }
+    }
+
+    /// Of what stands before `://`. SQLAlchemy writes `dialect+driver`, where the driver is no business of ours.
+    fn of(text: &str) -> Option<Self> {
+        match text.split('+').next()?.to_ascii_lowercase().as_str() {
+            "postgres" | "postgresql" | "cockroachdb" => Some(Self::Postgres),
+            "mysql" | "mariadb" => Some(Self::Mysql),
+            _ => None,
+        }
+    }
+}
+
+/// How to use a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// Where it is.
+    pub url: StoreUrl,
+    /// A file with the password, if the address has none.
+    pub password_file: Option<PathBuf>,
+    /// How long to wait for a connection, and for each answer.
+    pub timeout: Duration,
+}
+
+/// The address of a store.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreUrl {
+    scheme: Scheme,
+    /// What stands behind `://`.
+    rest: String,
+}
+
+impl StoreUrl {
+    /// Reads an address.
+    ///
+    /// # Errors
+    /// What was expected instead. Nothing of the text is in it, which may hold a password.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let expected = "expected an address such as postgres://user@host/database or mysql://user@host/database";
+        let Some((scheme, rest)) = text.trim().split_once("://") else { return Err(expected.to_owned()) };
+        if scheme.split('+').next().is_some_and(|dialect| dialect.eq_ignore_ascii_case("sqlite")) {
+            return Err("SQLite is a file of one machine, for which the lock file is made: leave the store out, and set \
+                        `SERIALIZER_DIR` to a directory of the project"
+                .to_owned());
+        }
+        let scheme = Scheme::of(scheme).ok_or(expected)?;
+        if rest.chars().any(char::is_control) {
+            return Err("the address contains a control character".to_owned());
+        }
+        Ok(Self { scheme, rest: rest.to_owned() })
+    }
+
+    /// Which engine it is.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// All of it, with the password: `scheme://user:password@host/database?option=value`, with the scheme of [`Scheme::name`].
+    pub fn secret(&self) -> String {
+        format!("{}://{}", self.scheme.name(), self.rest)
+    }
+}
+
+/// Without user, password and options.
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@` that stands before no option.
+        let end = self.rest.rfind('@').map_or(0, |at| at + 1);
+        let place = self.rest[end..].split(['?', '#']).next().unwrap_or("");
+        write!(f, "{}://{place}", self.scheme.name())
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Scheme, StoreUrl};
+
+    #[test]
+    fn the_spellings_of_sqlalchemy_are_understood() {
+        for (text, scheme) in [
+            ("postgresql://db/x", Scheme::Postgres),
+            ("postgresql+psycopg://db/x", Scheme::Postgres),
+            ("postgresql+psycopg2://db/x", Scheme::Postgres),
+            ("postgres://db/x", Scheme::Postgres),
+            ("mysql+pymysql://db/x", Scheme::Mysql),
+            ("mariadb+mariadbconnector://db/x", Scheme::Mysql),
+            ("mysql://db/x", Scheme::Mysql),
+        ] {
+            assert_eq!(StoreUrl::parse(text).map(|url| url.scheme()), Ok(scheme), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        for text in [
+            "postgres://me:hunter2@db:5432/x?sslmode=require",
+            "postgres://me:hunter2/@?x@db:5432/x",
+            "postgres://db:5432/x?user=me&password=hunter2",
+            "postgres://hunter2@db:5432/x?password=a@db:5432/x",
+        ] {
+            let url = StoreUrl::parse(text).expect(text);
+            assert_eq!(url.to_string(), "postgres://db:5432/x", "{text}");
+            assert_eq!(format!("{url:?}"), "postgres://db:5432/x", "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_not_repeated() {
+        for text in ["hunter2", "", "ftp://me:hunter2@db/x", "sqlite:///hunter2.db", "sqlite+pysqlite:///hunter2.db"] {
+            let error = StoreUrl::parse(text).expect_err(text);
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}
