@@ -153,7 +153,7 @@ impl Content {
 }
 
 /// Identifies a state of a register; only the backend that made it knows what is inside.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Version(Vec<u8>);
 
 /// How a conditional write ended.

@@ -11,41 +11,49 @@
 //! is sent to us alone we pass on. A witness tells the two apart.
 
 pub mod claimant;
+pub(crate) mod helper;
 mod interruptions;
 pub mod lookup;
 mod shim;
 mod signals;
+pub mod termination;
 mod witness;
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
 use crate::process;
 pub use interruptions::Interruptions;
 use signals::{Received, Signals, barrier};
 pub use signals::{are_ends_lost, die_of_interrupt};
+use termination::{Termination, is_anything_left};
 use witness::Witness;
 
 /// How long a command has to last to be worth a witness. Before that, it has hardly begun to care about signals.
 const SHORT: Duration = Duration::from_millis(10);
 
-/// What is to become of the processes that a command leaves behind.
+/// What is to become of the processes that a command leaves behind. By default, they are nobody's business.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Leftovers {
-    /// They are nobody's business.
-    #[default]
-    Leave,
+pub struct Leftovers {
     /// The command has ended when they have.
-    Await,
+    pub are_awaited: bool,
+    /// They, and the command, are ended when the lock is lost.
+    pub end_with_the_lock: bool,
+}
+
+impl Leftovers {
+    /// Whether they have to become our children when their parents end.
+    fn are_adopted(self) -> bool {
+        self.are_awaited || self.end_with_the_lock
+    }
 }
 
 /// How a command ended.
@@ -97,33 +105,18 @@ pub fn help() -> Option<ExitCode> {
     }
 }
 
-/// This program again, with a connection as its stdin.
-fn spawn_helper(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io::Result<(Pid, OwnedFd)> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let mut command = Command::new("/proc/self/exe");
-    std::os::unix::process::CommandExt::arg0(&mut command, arg0);
-    command.arg(name).stdin(theirs);
-    adapt(&mut command);
-    // It is this program that is not found then, and not whatever it is to run.
-    let child = command.spawn().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => io::Error::other("/proc is not mounted"),
-        _ => error,
-    })?;
-    Ok((Pid::from_child(&child), ours))
-}
-
 impl Prepared {
     /// Makes the process that is to be `command`, a program and its arguments. What was held back `earlier` is not in the way.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn spawn(command: &[OsString], leftovers: Leftovers, earlier: Option<&Interruptions>) -> io::Result<Self> {
-        if leftovers == Leftovers::Await {
+        if leftovers.are_adopted() {
             set_child_subreaper(Some(getpid()))?;
         }
         // With all signals as they were given to us, which are the command's, too. They end it while it waits; and when they end
         // us before the next line, it ends because we have.
-        let (pid, channel) = spawn_helper("serializer", shim::NAME, |shim| {
+        let (pid, channel) = helper::spawn("serializer", shim::NAME, |shim| {
             shim.args(command);
         })?;
         let mut prepared = Self { shim: Some(Shim { pid, channel }), signals: None, leftovers };
@@ -163,13 +156,15 @@ impl Prepared {
         self.signals.take()?.die()
     }
 
-    /// Lets the command run, with our stdin and with `environment` besides our own (`NAME=VALUE`).
+    /// Lets the command run, with our stdin and with `environment` besides our own (`NAME=VALUE`). If it is to end with its lock, it
+    /// is killed when this process ends, because nobody renews the lease then.
     ///
     /// # Errors
     /// When it does not run, and never will; with this, to be given up.
     pub fn start(mut self, environment: &[String]) -> Result<Running, Box<(io::Error, Self)>> {
         let (Some(shim), Some(signals)) = (self.shim.take(), self.signals.take()) else { unreachable!("they are there") };
-        if let Err(error) = shim::go(&shim.channel, environment, &signals.of_command()) {
+        let is_bound = self.leftovers.end_with_the_lock;
+        if let Err(error) = shim::go(&shim.channel, environment, &signals.of_command(), is_bound) {
             self.shim = Some(shim);
             self.signals = Some(signals);
             return Err(Box::new((error, self)));
@@ -204,11 +199,11 @@ impl Running {
         self.pid
     }
 
-    /// Waits for the command's end. Nobody but this may wait for it.
+    /// Waits for the command's end, and brings it about if `termination` says so. Nobody but this may wait for it.
     ///
     /// # Errors
     /// When its end cannot be learned.
-    pub fn wait(mut self) -> io::Result<End> {
+    pub fn wait(mut self, mut termination: Option<&mut Termination<'_>>) -> io::Result<End> {
         let status = loop {
             let what = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
             match wait_for(self.pid, what)? {
@@ -222,8 +217,8 @@ impl Running {
                 None => {}
             }
             // One of those that were read may have told of an end or a stop.
-            if !self.pass_on_signals(Some(self.pid))? {
-                self.sleep()?;
+            if !self.pass_on_signals(Some(self.pid))? && !self.advance(termination.as_deref_mut())? {
+                self.sleep(termination.as_deref())?;
             }
         };
         // What has ended the command may be on its way to us.
@@ -233,8 +228,15 @@ impl Running {
         }
         let not_run = shim::failure(&self.channel);
         self.witness = None;
-        if self.leftovers == Leftovers::Await {
-            self.reap_leftovers()?;
+        if self.leftovers.are_awaited {
+            self.reap_leftovers(termination.as_deref_mut())?;
+        }
+        // What the command has started is to end with it then.
+        while termination.as_ref().is_some_and(|termination| termination.is_going_on()) && is_anything_left(None) {
+            self.reap_adopted();
+            if !self.pass_on_signals(None)? && !self.advance(termination.as_deref_mut())? {
+                self.sleep(termination.as_deref())?;
+            }
         }
         if let Some(error) = not_run {
             return Ok(End::NotRun(error));
@@ -247,8 +249,14 @@ impl Running {
         }
     }
 
+    /// Whether it was time to do something about the command, which is done.
+    fn advance(&mut self, termination: Option<&mut Termination<'_>>) -> io::Result<bool> {
+        let witness = self.witness.as_ref().map(Witness::pid);
+        termination.map_or(Ok(false), |termination| termination.advance(witness))
+    }
+
     /// Until something happens, or it is time for a witness.
-    fn sleep(&mut self) -> io::Result<()> {
+    fn sleep(&mut self, termination: Option<&Termination<'_>>) -> io::Result<()> {
         let wait = if self.has_tried_witness { None } else { Some(SHORT.saturating_sub(self.begun.elapsed())) };
         if wait.is_some_and(|wait| wait.is_zero()) {
             self.has_tried_witness = true;
@@ -257,7 +265,9 @@ impl Running {
             return Ok(());
         }
         let mut fds: Vec<PollFd<'_>> = self.signals.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).to_vec();
-        let wait = wait.map(|wait| Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) });
+        fds.extend(termination.and_then(Termination::fd).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let wait = wait.into_iter().chain(termination.and_then(Termination::limit)).min();
+        let wait = wait.and_then(|wait| Timespec::try_from(wait).ok());
         match poll(&mut fds, wait.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -269,7 +279,7 @@ impl Running {
         let mut has_any = false;
         while let Some(received) = self.signals.receive()? {
             has_any = true;
-            if received.signal == Signal::SIGCHLD && (self.leftovers == Leftovers::Await || getpid().is_init()) {
+            if received.signal == Signal::SIGCHLD && (self.leftovers.are_adopted() || getpid().is_init()) {
                 self.reap_adopted();
             }
             self.is_interrupted |= received.signal == Signal::SIGINT;
@@ -349,7 +359,7 @@ impl Running {
     }
 
     /// Waits until no process is left that the command has started.
-    fn reap_leftovers(&mut self) -> io::Result<()> {
+    fn reap_leftovers(&mut self, mut termination: Option<&mut Termination<'_>>) -> io::Result<()> {
         loop {
             let what = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
             match rustix::io::retry_on_intr(|| waitid(WaitId::All, what)) {
@@ -368,7 +378,9 @@ impl Running {
             }
             // No witness: it would be one of those who are waited for.
             self.has_tried_witness = true;
-            self.sleep()?;
+            if !self.advance(termination.as_deref_mut())? {
+                self.sleep(termination.as_deref())?;
+            }
         }
     }
 }

@@ -39,6 +39,14 @@ impl Error {
         Self { message, hint: None, code: ExitCode::Lost }
     }
 
+    /// `command` was ended because the lock at `location` was lost, for this reason.
+    pub fn ended(location: &str, command: &str, why: &str) -> Self {
+        let message = format!("ended `{command}`, because its lock `{location}` was lost: {why}");
+        let hint =
+            "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer outages";
+        Self { message, hint: Some(hint.into()), code: ExitCode::Lost }
+    }
+
     /// Says what the user can do about it.
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }

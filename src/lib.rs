@@ -24,6 +24,7 @@ pub mod config;
 pub mod error;
 pub mod exit_code;
 pub mod holder;
+pub mod keeper;
 pub mod local_time;
 pub mod logging;
 pub mod mode;

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serializer::cli::Cli;
-use serializer::{child, command, logging, usage};
+use serializer::{child, command, keeper, logging, usage};
 
 fn main() -> ExitCode {
-    if let Some(code) = child::help() {
+    if let Some(code) = child::help().or_else(keeper::process::help) {
         return code;
     }
     let cli = match Cli::try_parse() {

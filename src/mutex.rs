@@ -37,6 +37,7 @@ use watched::Watched;
 
 use crate::backend::{self, Backend, Stored, Version};
 use crate::mode::Mode;
+use crate::record::Entry;
 use crate::verdict::{Former, Holding, Judge, Judged, Verdict, judge_all};
 
 /// How often one try starts again because the register has changed under it. Each time somebody else made progress, so
@@ -93,11 +94,24 @@ pub enum Acquired {
     NotNeeded,
 }
 
+impl Acquired {
+    /// The number of the acquisition, where the store counts them.
+    pub fn fencing(&self) -> Option<u64> {
+        match self {
+            Self::Free(grant) | Self::TakenOver(grant, _) => grant.fencing,
+            Self::AlreadyHeld(held) => held.entry.as_ref()?.fencing,
+            Self::NotNeeded => None,
+        }
+    }
+}
+
 /// Whose hold is to be released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose<'a> {
-    /// The claimant's.
+    /// The claimant's, or a stale one.
     Own,
+    /// The claimant's, and nothing else.
+    OwnAlone,
     /// That of whoever has it.
     Anybodys,
     /// The acquisition's that has this token.
@@ -107,8 +121,13 @@ pub enum Whose<'a> {
 /// How a lock was released.
 #[derive(Debug)]
 pub enum Released {
-    /// It was the claimant's. It stays held for so long, as it was asked to.
-    Own(Option<Duration>),
+    /// It was the claimant's.
+    Own {
+        /// It stays held for so long, as it was asked to.
+        stays: Option<Duration>,
+        /// What was written down about it.
+        was: Vec<Entry>,
+    },
     /// Its owners are proved gone.
     Stale(Box<Former>),
     /// It was others', and taken away on request.

@@ -91,6 +91,11 @@ pub fn observe(pid: Pid) -> Observation {
     }
 }
 
+/// Whether certainly this process of that PID runs.
+pub fn is_running((pid, instance): (Pid, Instance)) -> bool {
+    matches!(observe(pid), Observation::Running(process) if instance.same_as(process.instance) == Some(true))
+}
+
 fn inode(pidfd: &OwnedFd) -> Option<u64> {
     (fstatfs(pidfd).ok()?.f_type == PIDFS_MAGIC).then(|| fstat(pidfd).ok().map(|stat| stat.st_ino))?
 }
@@ -130,9 +135,28 @@ pub fn name(pid: Pid) -> Option<Vec<u8>> {
 
 /// Whether `pid` is this process, its parent, or the parent of that, and so on.
 pub fn is_ancestor(pid: Pid) -> bool {
+    has_ancestor(getpid(), pid)
+}
+
+/// Whether `wanted` is `pid`, its parent, or the parent of that, and so on.
+pub fn has_ancestor(pid: Pid, wanted: Pid) -> bool {
     // More generations than there are in practice; processes may come and go while one looks.
-    let ancestors = std::iter::successors(Some(getpid()), |child| parent(*child)).take(64);
-    ancestors.into_iter().any(|ancestor| ancestor == pid)
+    std::iter::successors(Some(pid), |child| parent(*child)).take(64).any(|ancestor| ancestor == wanted)
+}
+
+/// All that this process has started or adopted, and what those have, and so on, as far as `/proc` tells. Reads all of it.
+pub fn descendants() -> Vec<Pid> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+    let mut all: Vec<(Pid, Option<Pid>)> = pids.map(|pid| (pid, parent(pid))).collect();
+    let mut found = vec![getpid()];
+    let mut seen = 0;
+    // Each round finds the children of one; nobody is found twice.
+    while let Some(ancestor) = found.get(seen).copied() {
+        seen += 1;
+        found.extend(all.extract_if(.., |(_, parent)| *parent == Some(ancestor)).map(|(pid, _)| pid));
+    }
+    found.split_off(1)
 }
 
 /// What this process's main thread has started or adopted; `None` where `/proc` does not tell (`CONFIG_PROC_CHILDREN`), or tells numbers

@@ -383,7 +383,7 @@ fn no_holder_of_a_full_record_is_lost_when_one_releases() {
     let judge = ByPid(alive.clone());
     let process = Process { pid: 1, alive: alive.clone(), tokens: tokens.clone() };
     let released = Mutex::new(Box::new(register.clone()), &judge).release(&process, Whose::Own, Outcome::Unknown);
-    assert!(matches!(released, Ok(Released::Own(_))), "{released:?}");
+    assert!(matches!(released, Ok(Released::Own { .. })), "{released:?}");
     let stored = register.load().expect("memory").expect("the others hold it");
     assert_eq!(stored.content.record().expect("a record").entries(), &entries[1..]);
 }

@@ -14,6 +14,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recv, recvmsg, send, sendmsg,
 };
+use rustix::process::{getppid, set_parent_process_death_signal};
 
 /// What this process is called on its command line.
 pub const NAME: &str = "exec-locked";
@@ -26,13 +27,19 @@ struct Go {
     stdin: OwnedFd,
     signals: SigSet,
     environment: Vec<(OsString, OsString)>,
+    is_bound: bool,
 }
 
-/// Sends the go message, with our stdin. `signals` are to be blocked no longer.
-pub fn go(channel: &OwnedFd, environment: &[String], signals: &SigSet) -> io::Result<()> {
+/// Stands in the go message of a command that is to end with who started it.
+const BOUND: &str = "bound";
+
+/// Sends the go message, with our stdin. `signals` are to be blocked no longer. A command that `is_bound` is killed when this
+/// process ends.
+pub fn go(channel: &OwnedFd, environment: &[String], signals: &SigSet, is_bound: bool) -> io::Result<()> {
     // Never empty, which would look like the end of the connection.
     let signals: String = signals.iter().map(|signal| format!(" {}", signal as i32)).collect();
-    let message = format!("go{signals}\0{}", environment.join("\0"));
+    let bound = if is_bound { format!(" {BOUND}") } else { String::new() };
+    let message = format!("go{bound}{signals}\0{}", environment.join("\0"));
     if message.len() > MAX_MESSAGE {
         return Err(io::Error::from(io::ErrorKind::ArgumentListTooLong));
     }
@@ -57,13 +64,21 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
     // Its file is called `/proc/self/exe`; and who looks for work that goes on must know that this is none.
     let _ = rustix::thread::set_name(c"serializer");
     // A copy, because the command's stdin takes the place of this one. It is closed by the exec.
+    let parent = getppid();
     let channel = io::stdin().as_fd().try_clone_to_owned();
-    let (Ok(channel), Some(program)) = (channel, command.next()) else { return super::witness::not_by_hand(NAME) };
+    let (Ok(channel), Some(program)) = (channel, command.next()) else { return super::helper::not_by_hand(NAME) };
     let go = match receive(&channel) {
         Ok(Some(go)) => go,
         Ok(None) => return ExitCode::FAILURE,
-        Err(_) => return super::witness::not_by_hand(NAME),
+        Err(_) => return super::helper::not_by_hand(NAME),
     };
+    if go.is_bound {
+        // Nobody would renew its lease then. The thread that has made this process is the main one, which ends last.
+        let _ = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        if getppid() != parent {
+            return ExitCode::FAILURE;
+        }
+    }
     let _ = go.signals.thread_unblock();
     let error = Command::new(program).args(command).envs(go.environment).stdin(go.stdin).exec();
     let code = error.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
@@ -96,5 +111,6 @@ fn receive(channel: &OwnedFd) -> io::Result<Option<Go>> {
         let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
         Some((text(&variable[..equals]), text(&variable[equals + 1..])))
     });
-    Ok(Some(Go { stdin, signals, environment: environment.collect() }))
+    let is_bound = numbers.split(' ').any(|word| word == BOUND);
+    Ok(Some(Go { stdin, signals, environment: environment.collect(), is_bound }))
 }

@@ -45,7 +45,7 @@ fn job_control() -> u64 {
 impl Witness {
     /// All that it is to see must be blocked: it inherits that, and so misses nothing from its first moment on.
     pub fn spawn() -> io::Result<Self> {
-        let (pid, channel) = super::spawn_helper(PROCESS_NAME, NAME, |command| {
+        let (pid, channel) = super::helper::spawn(PROCESS_NAME, NAME, |command| {
             // Nothing by which others could take it for a part of a pipeline run.
             command.env_clear().current_dir("/").stdout(Stdio::null()).stderr(Stdio::null());
         })?;
@@ -128,11 +128,5 @@ pub fn main() -> ExitCode {
         }
         Ok(())
     };
-    if answer_all().is_err() { not_by_hand(NAME) } else { ExitCode::SUCCESS }
-}
-
-/// For who starts a helper from a shell.
-pub fn not_by_hand(name: &str) -> ExitCode {
-    eprintln!("serializer: cannot run `{name}` by hand: it is a part of `serializer run`");
-    ExitCode::from(2)
+    if answer_all().is_err() { super::helper::not_by_hand(NAME) } else { ExitCode::SUCCESS }
 }

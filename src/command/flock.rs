@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::run::{Job, execute, script_of_shell};
 use crate::child::Leftovers;
 use crate::cli::FlockArgs;
-use crate::config::{Environment, lock_file_at};
+use crate::config::{Environment, OnLost, lock_file_at};
 use crate::error::Error;
 use crate::exit_code::ExitCode;
 use crate::mode::Mode;
@@ -40,7 +40,8 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout },
         orphans: environment.orphans(None)?,
         command,
-        leftovers: Leftovers::Leave,
+        leftovers: Leftovers::default(),
+        on_lost: OnLost::Terminate,
         conflict_exit_code: args.conflict_exit_code,
         skipped_exit_code: 0,
         is_verbose: args.verbose,

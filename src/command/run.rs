@@ -13,13 +13,15 @@ use super::progress::Progress;
 use crate::backend::{self, Location};
 use crate::child::claimant::RunClaimant;
 use crate::child::lookup::look_up;
+use crate::child::termination::Termination;
 use crate::child::{self, End, Leftovers};
-use crate::claimant::Claimant;
 use crate::cli::RunArgs;
-use crate::config::Environment;
+use crate::config::{Environment, OnLost};
 use crate::error::Error;
 use crate::exit_code::ExitCode;
 use crate::holder::Holder;
+use crate::keeper::Charge;
+use crate::keeper::thread::Renewing;
 use crate::local_time::short;
 use crate::mode::Mode;
 use crate::mutex::{self, Acquired, Mutex, Released, Request, Whose};
@@ -28,6 +30,9 @@ use crate::printable;
 use crate::record::Outcome;
 use crate::verdict::{LocalJudge, Orphans};
 use crate::waiting::Waiting;
+
+/// What the command learns the number of its acquisition by.
+const FENCING_TOKEN: &str = "SERIALIZER_FENCING_TOKEN";
 
 /// What to run, and how to lock for it.
 pub struct Job {
@@ -43,6 +48,8 @@ pub struct Job {
     pub command: Vec<OsString>,
     /// What to do about what the command leaves behind.
     pub leftovers: Leftovers,
+    /// What to do when the lock is lost.
+    pub on_lost: OnLost,
     /// Exit code when the lock was held.
     pub conflict_exit_code: u8,
     /// Exit code when the command was skipped.
@@ -63,13 +70,18 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
     } else {
         environment.lock(&args.file)?
     };
+    let on_lost = environment.on_lost(args.lost.on_lost)?.unwrap_or(OnLost::Terminate);
     execute(Job {
         request: request(args, environment, &lock)?,
-        lock,
         waiting: environment.waiting(&args.waiting)?,
         orphans: environment.orphans(args.orphans)?,
         command,
-        leftovers: if args.until_children_exit { Leftovers::Await } else { Leftovers::Leave },
+        leftovers: Leftovers {
+            are_awaited: args.until_children_exit,
+            end_with_the_lock: on_lost == OnLost::Terminate && lock.is_shared(),
+        },
+        on_lost,
+        lock,
         conflict_exit_code: args.waiting.conflict_exit_code,
         skipped_exit_code: args.skipped_exit_code,
         is_verbose: args.verbose,
@@ -123,23 +135,40 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
             });
         }
     };
-    match acquired {
+    let grant = match acquired {
         Acquired::NotNeeded => {
             tracing::info!("skipped `{}`: another process has just done it under `{location}`", claimant.describe());
             return Ok(ExitCode::Command(job.skipped_exit_code));
         }
-        Acquired::Free(_) | Acquired::AlreadyHeld(_) if job.is_verbose => {
-            tracing::info!("locked `{location}` for `{}`", claimant.describe());
+        // The command's process is new, so that nobody can have locked for it before.
+        Acquired::AlreadyHeld(_) => return Err(Error::failed(format!("cannot lock `{location}`: it is locked already"))),
+        Acquired::Free(grant) => {
+            match job.is_verbose {
+                true => tracing::info!("locked `{location}` for `{}`", claimant.describe()),
+                false => tracing::debug!("locked `{location}` for `{}`", claimant.describe()),
+            }
+            grant
         }
-        Acquired::Free(_) | Acquired::AlreadyHeld(_) => tracing::debug!("locked `{location}` for `{}`", claimant.describe()),
-        Acquired::TakenOver(_, from) => {
+        Acquired::TakenOver(grant, from) => {
             let (holder, why) = (Holder::new(&from), from.verdict);
             tracing::info!("locked `{location}` for `{}`, taken over from {holder}: {why}", claimant.describe());
+            grant
         }
-    }
+    };
+    // Its connection is not needed before the command has ended.
+    mutex.disconnect();
+    let environment: Vec<String> = grant.fencing.map(|number| format!("{FENCING_TOKEN}={number}")).into_iter().collect();
+    let renewing = job.request.lease.map(|lease| Renewing::start(&job.lock, Charge { grant, lease }));
+    let renewing = match renewing.transpose() {
+        Ok(renewing) => renewing,
+        Err(error) => {
+            release(&mut mutex, &claimant, &location, Outcome::Unknown)?;
+            return Err(Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))));
+        }
+    };
 
     let started = match claimant.take() {
-        Some(prepared) if prepared.is_ready() => prepared.start(&[]).map_err(|not_started| {
+        Some(prepared) if prepared.is_ready() => prepared.start(&environment).map_err(|not_started| {
             let (error, prepared) = *not_started;
             tracing::debug!("cannot start it: {error}");
             prepared
@@ -154,11 +183,23 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
             return Ok(gave_up(prepared, &program));
         }
     };
-    let end = running.wait();
+    let why = || renewing.as_ref().map(Renewing::why).unwrap_or_default();
+    let mut termination = renewing
+        .as_ref()
+        .filter(|_| job.on_lost == OnLost::Terminate)
+        .map(|renewing| Termination::new(renewing.lost_fd(), renewing.grace(), &why));
+    let end = running.wait(termination.as_mut());
+    let was_ended = termination.is_some_and(|termination| termination.has_begun());
+    let why = why();
+    // From here on, nothing is renewed any more.
+    drop(renewing);
     let is_to_be_told = job.request.skip_if_done && matches!(end, Ok(End::Exited(0)));
     let outcome = if is_to_be_told { Outcome::Succeeded } else { Outcome::Unknown };
     let released = release(&mut mutex, &claimant, &location, outcome);
     let code = exit_code(&end, &program)?;
+    if was_ended {
+        return Err(Error::ended(&location, &shown(&program), &why));
+    }
     match released {
         Ok(remaining) => {
             let held = remaining.map(|remaining| format!(", which stays held for another {}", short(remaining)));
@@ -168,6 +209,8 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
                 false => tracing::debug!("unlocked `{location}`{held}"),
             }
         }
+        // Nothing is lost but time: what is not renewed any more lapses.
+        Err(error) if job.request.lease.is_some() && error.exit_code() == ExitCode::Failed => tracing::warn!("{error}"),
         Err(error) if code == ExitCode::Command(0) => return Err(error),
         Err(error) => tracing::warn!("{error}"),
     }
@@ -215,16 +258,11 @@ fn name_from_command(command: &[OsString]) -> PathBuf {
 
 /// Gives the lock back, if it is still the command's; tells for how long it stays held all the same.
 fn release(mutex: &mut Mutex<'_>, claimant: &RunClaimant, location: &str, outcome: Outcome) -> Result<Option<Duration>, Error> {
-    // Looked at first, because a stale lock of another's is nothing that we should remove.
-    let is_ours = mutex.look()?.is_some_and(|(stored, _)| {
-        let entries =
-            stored.content.record().into_iter().flat_map(|record| record.entries().iter().map(move |entry| (record, entry)));
-        entries.into_iter().any(|(record, entry)| claimant.owns(record, entry, None))
-    });
-    match is_ours.then(|| mutex.release(claimant, Whose::Own, outcome)) {
-        Some(Ok(Released::Own(remaining))) => Ok(remaining),
-        None | Some(Ok(_) | Err(mutex::Error::NotLocked | mutex::Error::NotOurs(_))) => Err(Error::lost(location)),
-        Some(Err(error)) => Err(Error::mutex("unlock", location, error)),
+    // A stale lock of another's is nothing that we should remove.
+    match mutex.release(claimant, Whose::OwnAlone, outcome) {
+        Ok(Released::Own { stays, .. }) => Ok(stays),
+        Ok(_) | Err(mutex::Error::NotLocked | mutex::Error::NotOurs(_) | mutex::Error::Lost(..)) => Err(Error::lost(location)),
+        Err(error) => Err(Error::mutex("unlock", location, error)),
     }
 }
 

@@ -6,6 +6,7 @@ use crate::cli::UnlockArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::holder::Holder;
+use crate::keeper;
 use crate::local_time::short;
 use crate::mutex::{Mutex, Released, Whose};
 use crate::owner::Place;
@@ -16,22 +17,26 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file)?;
     let here = Place::here();
     let claimant = ProcessClaimant::discover(&here, environment.owner_pid(&args.owner)?);
-    let judge = LocalJudge::new(here, environment.orphans(args.owner.orphans)?);
+    let judge = LocalJudge::new(here.clone(), environment.orphans(args.owner.orphans)?);
 
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
     let location = mutex.location();
     let whose = if args.force { Whose::Anybodys } else { Whose::Own };
     let released = mutex.release(&claimant, whose, Outcome::Unknown);
-    report(&location, released.map_err(|error| Error::mutex("unlock", &location, error))?);
+    let released = released.map_err(|error| Error::mutex("unlock", &location, error))?;
+    if let Released::Own { was, .. } = &released {
+        was.iter().for_each(|entry| keeper::process::dismiss(entry, &here));
+    }
+    report(&location, released);
     Ok(())
 }
 
 /// Tells what was released.
 pub fn report(location: &str, released: Released) {
     match released {
-        Released::Own(None) => tracing::info!("unlocked `{location}`"),
-        Released::Own(Some(remaining)) => {
-            tracing::info!("unlocked `{location}`, which stays held for another {}", short(remaining));
+        Released::Own { stays: None, .. } => tracing::info!("unlocked `{location}`"),
+        Released::Own { stays: Some(stays), .. } => {
+            tracing::info!("unlocked `{location}`, which stays held for another {}", short(stays));
         }
         Released::Stale(former) => {
             // Perhaps nobody wanted it any more; but perhaps the owner of a lock that was relied on ended too early.

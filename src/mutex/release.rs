@@ -35,8 +35,8 @@ impl Mutex<'_> {
                     backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
                 }
                 // What was found before was the claimant's, and is gone, as it was asked to.
-                Err(Error::NotLocked | Error::NotOurs(_)) if may_be_done && whose == Whose::Own => {
-                    return Ok(Released::Own(None));
+                Err(Error::NotLocked | Error::NotOurs(_)) if may_be_done && whose.is_own() => {
+                    return Ok(Released::Own { stays: None, was: Vec::new() });
                 }
                 answer => return answer,
             }
@@ -56,7 +56,7 @@ impl Mutex<'_> {
             let (own, others): (Vec<_>, Vec<_>) = judged.into_iter().partition(is_own);
             if let Some(entry) = lost.first()
                 && own.is_empty()
-                && whose == Whose::Own
+                && whose.is_own()
             {
                 let how = if entry.released.is_none() { self.expired(entry) } else { Lost::TakenOver };
                 let left = others.iter().filter_map(|judged| judged.entry.clone());
@@ -69,9 +69,10 @@ impl Mutex<'_> {
             let (held, former) = split(others);
             let released = match whose {
                 // Nobody has to be forced.
-                Whose::Own | Whose::Anybodys if !own.is_empty() && (whose == Whose::Own || held.is_empty()) => {
+                Whose::Own | Whose::OwnAlone | Whose::Anybodys if !own.is_empty() && (whose.is_own() || held.is_empty()) => {
                     self.release_own(&stored, own, held, &former, outcome)?
                 }
+                Whose::OwnAlone if own.is_empty() && held.is_empty() => return Err(Error::NotLocked),
                 _ if own.is_empty() && held.is_empty() => self.remove_stale(claimant, &stored, former, whose)?,
                 _ => {
                     let (own, _) = split(own);
@@ -98,6 +99,7 @@ impl Mutex<'_> {
         former: &[Former],
         outcome: Outcome,
     ) -> Result<Option<Released>, Error> {
+        let was = own.iter().filter_map(|own| own.entry.clone()).collect();
         let now = |entry: &Entry| if entry.lease.is_some() { self.backend.now() } else { Some(since_boot()) };
         let left = own.into_iter().filter_map(|own| {
             let entry = own.entry?;
@@ -116,7 +118,7 @@ impl Mutex<'_> {
         {
             self.withdraw(&told)?;
         }
-        Ok(Some(Released::Own(until.into_iter().flatten().max())))
+        Ok(Some(Released::Own { stays: until.into_iter().flatten().max(), was }))
     }
 
     fn remove_stale(
@@ -128,7 +130,7 @@ impl Mutex<'_> {
     ) -> Result<Option<Released>, Error> {
         let is_meant = |former: &Former| match whose {
             Whose::Of(token) => former.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
-            Whose::Own | Whose::Anybodys => true,
+            Whose::Own | Whose::OwnAlone | Whose::Anybodys => true,
         };
         let stale = former.iter().position(|former| former.verdict != Stale::Released && is_meant(former));
         let stale = former.swap_remove(stale.ok_or(Error::NotLocked)?);
@@ -139,7 +141,7 @@ impl Mutex<'_> {
                 let lost = self.lost_marks(&former, |_| false);
                 self.store(stored, lost)?
             }
-            Whose::Own => self.delete_stale(claimant, stored)?,
+            Whose::Own | Whose::OwnAlone => self.delete_stale(claimant, stored)?,
             Whose::Anybodys | Whose::Of(_) => self.backend.delete(stored)?,
         };
         self.backend.notify();
@@ -154,7 +156,7 @@ impl Mutex<'_> {
         whose: Whose,
     ) -> Result<Option<Released>, Error> {
         let is_meant = |holding: &Holding| match whose {
-            Whose::Own => false,
+            Whose::Own | Whose::OwnAlone => false,
             Whose::Anybodys => true,
             Whose::Of(token) => holding.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
         };
@@ -214,6 +216,12 @@ impl Mutex<'_> {
             }
         }
         Ok(Write::Conflict)
+    }
+}
+
+impl Whose<'_> {
+    fn is_own(self) -> bool {
+        matches!(self, Self::Own | Self::OwnAlone)
     }
 }
 

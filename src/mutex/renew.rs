@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::{Error, Grant, MAX_ROUNDS, Mutex, split};
 use crate::backend::Write;
-use crate::claimant::Claimant;
 use crate::local_time::short;
 use crate::process::since_boot;
 use crate::record::{Entry, Lease, Outcome, Record};
@@ -48,7 +47,7 @@ impl Mutex<'_> {
     ///
     /// # Errors
     /// [`Error::Lost`] when it certainly is not held any more.
-    pub fn renew(&mut self, claimant: &dyn Claimant, token: &str) -> Result<Grant, Error> {
+    pub fn renew(&mut self, token: &str) -> Result<Grant, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::Lost(Lost::Gone, Vec::new())) };
             let is_it =
@@ -62,9 +61,6 @@ impl Mutex<'_> {
             };
             if matches!(own.verdict, Verdict::Stale(Stale::Expired)) {
                 return Err(Error::Lost(self.expired(entry), Vec::new()));
-            }
-            if !claimant.is_present() {
-                return Err(Error::Absent);
             }
             let fencing = entry.fencing;
             let renewed = Entry { lease: Some(self.renewed(lease)), ..entry.clone() };

@@ -1,0 +1,29 @@
+//! Helpers: this program again, doing a small part of the work in a process of its own.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{Command, ExitCode};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Pid;
+
+/// This program again, with a connection as its stdin.
+pub fn spawn(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io::Result<(Pid, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let mut command = Command::new("/proc/self/exe");
+    std::os::unix::process::CommandExt::arg0(&mut command, arg0);
+    command.arg(name).stdin(theirs);
+    adapt(&mut command);
+    // It is this program that is not found then, and not whatever it is to run.
+    let child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => io::Error::other("/proc is not mounted"),
+        _ => error,
+    })?;
+    Ok((Pid::from_child(&child), ours))
+}
+
+/// For who starts a helper from a shell.
+pub fn not_by_hand(name: &str) -> ExitCode {
+    eprintln!("serializer: cannot run `{name}` by hand: it is a part of other commands");
+    ExitCode::from(2)
+}

@@ -1,0 +1,70 @@
+//! A process that locks in a store: besides what it is, it has a keeper, which the record names.
+
+use std::cell::{OnceCell, RefCell};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::SystemTime;
+
+use super::process::Keeper;
+use crate::claimant::{Claimant, ProcessClaimant};
+use crate::record::{Entry, Record};
+
+/// The owner of a lock whose lease, if it has one, is kept by another process. That is made when the lock seems to be free, and not
+/// before.
+pub struct KeptClaimant<'a> {
+    owner: &'a ProcessClaimant,
+    needs_keeper: bool,
+    keeper: OnceCell<Keeper>,
+    /// Each that was made: it may be the one that is stored.
+    entries: RefCell<Vec<Entry>>,
+}
+
+impl<'a> KeptClaimant<'a> {
+    /// Does not start anything yet.
+    pub fn new(owner: &'a ProcessClaimant, needs_keeper: bool) -> Self {
+        Self { owner, needs_keeper, keeper: OnceCell::new(), entries: RefCell::default() }
+    }
+
+    /// The keeper, made if need be. Dropped before it was told what to keep, it ends.
+    ///
+    /// # Errors
+    /// When there cannot be one.
+    pub fn keeper(&self) -> io::Result<&Keeper> {
+        if self.keeper.get().is_none() {
+            let _ = self.keeper.set(Keeper::spawn()?);
+        }
+        self.keeper.get().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The entry that was made with this token.
+    pub fn made(&self, token: &str) -> Option<Entry> {
+        self.entries.borrow().iter().find(|entry| entry.token.as_deref() == Some(token)).cloned()
+    }
+}
+
+impl Claimant for KeptClaimant<'_> {
+    fn entry(&self) -> io::Result<Entry> {
+        let mut entry = self.owner.entry()?;
+        if self.needs_keeper {
+            entry.keeper = Some(self.keeper()?.identity());
+            self.entries.borrow_mut().push(entry.clone());
+        }
+        Ok(entry)
+    }
+
+    fn transient_entry(&self) -> io::Result<Entry> {
+        self.owner.transient_entry()
+    }
+
+    fn owns(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> bool {
+        self.owner.owns(record, entry, written)
+    }
+
+    fn is_present(&self) -> bool {
+        self.owner.is_present()
+    }
+
+    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.owner.absence_fds()
+    }
+}
