@@ -328,12 +328,15 @@ pub struct StatusArgs {
     /// Lock files to look at, instead of the one that is set up
     #[arg(value_name = "NAME", conflicts_with_all = ["file_name", "all"])]
     pub names: Vec<PathBuf>,
-    /// Look at every lock in the directory (files named *.lck or *.lock)
+    /// Look at every lock in the directory (files named *.lck or *.lock), or in the store
     #[arg(long)]
     pub all: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Look every second, and show it in place, until Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    pub watch: bool,
     /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,

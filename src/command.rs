@@ -44,12 +44,16 @@ pub fn run(command: &Command) -> Result<ExitCode, Error> {
 
 /// Writes data to stdout.
 fn print(text: &[u8]) -> Result<(), Error> {
+    is_read(text).map(|_| ())
+}
+
+/// Writes data to stdout; tells whether anybody reads it yet.
+fn is_read(text: &[u8]) -> Result<bool, Error> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
         // Whoever read it has read enough (`| head`).
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        answer => {
-            answer.map_err(|error| Error::failed(format!("cannot write to standard output: {}", crate::backend::plain(&error))))
-        }
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::failed(format!("cannot write to standard output: {}", crate::backend::plain(&error)))),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Backend, Content, Error, Stored, Version, Write};
+use crate::process::since_boot;
 use crate::record::Record;
 
 /// A shared register in memory.
@@ -15,21 +16,22 @@ pub struct Memory(Arc<Mutex<Register>>);
 struct Register {
     record: Option<Record>,
     changes: u64,
-    clock: Option<u64>,
+    /// How far its clock is ahead of ours.
+    ahead: Option<u64>,
 }
 
 impl Memory {
-    /// One with a clock, as stores have it, which stands still until it is set.
-    pub fn with_clock() -> Self {
+    /// One as a store is that many hosts share: with a clock of its own, and without knowing who waits.
+    pub fn shared() -> Self {
         let memory = Self::default();
-        memory.register().clock = Some(0);
+        memory.register().ahead = Some(0);
         memory
     }
 
-    /// Lets the clock go on by so many milliseconds.
-    pub fn tick(&self, milliseconds: u64) {
+    /// Sets its clock ahead by so many milliseconds.
+    pub fn leap(&self, milliseconds: u64) {
         let mut register = self.register();
-        register.clock = register.clock.map(|clock| clock + milliseconds);
+        register.ahead = register.ahead.map(|ahead| ahead + milliseconds);
     }
 
     fn register(&self) -> MutexGuard<'_, Register> {
@@ -38,6 +40,10 @@ impl Memory {
 }
 
 impl Register {
+    fn now(&self) -> Option<u64> {
+        self.ahead.map(|ahead| since_boot() + ahead)
+    }
+
     fn version(&self) -> Version {
         Version(self.changes.to_be_bytes().to_vec())
     }
@@ -64,8 +70,8 @@ impl Backend for Memory {
             content: Content::Record(Box::new(record.clone())),
             version: register.version(),
             written: None,
-            is_local: register.clock.is_none(),
-            now: register.clock,
+            is_local: register.ahead.is_none(),
+            now: register.now(),
         };
         Ok(register.record.as_ref().map(stored))
     }
@@ -82,16 +88,24 @@ impl Backend for Memory {
         Ok(self.register().write(Some(&seen.version), None))
     }
 
+    fn is_awaited(&mut self) -> bool {
+        self.register().ahead.is_some()
+    }
+
     fn now(&self) -> Option<u64> {
-        self.register().clock
+        self.register().now()
     }
 
     fn next_number(&self) -> Option<u64> {
         let register = self.register();
-        register.clock.map(|_| register.changes + 1)
+        register.ahead.map(|_| register.changes + 1)
     }
 
-    fn wait(&mut self, _limit: Duration, _fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        if self.register().ahead.is_some() {
+            // Nobody tells of changes.
+            let _ = super::sleep(limit.min(Duration::from_millis(20)), fds);
+        }
         Ok(())
     }
 }

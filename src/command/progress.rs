@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use crate::backend;
 use crate::child::Interruptions;
 use crate::holder::in_short;
 use crate::process;
@@ -29,6 +30,8 @@ pub struct Progress {
     interruptions: Option<Interruptions>,
     has_looked_for_itself: bool,
     told: Option<(Option<Entry>, Instant)>,
+    /// When it was told last that the store does not answer.
+    failed: Option<Instant>,
 }
 
 impl Progress {
@@ -42,6 +45,7 @@ impl Progress {
             interruptions: None,
             has_looked_for_itself: false,
             told: None,
+            failed: None,
         }
     }
 
@@ -124,6 +128,17 @@ impl Observer for Progress {
             self.told = Some((entry, now));
         }
         self.warn_of_itself(holders);
+    }
+
+    fn failing(&mut self, error: &backend::Error, attempt: u32) {
+        let attempts = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
+        let message = format!("trying again: {error}, attempt {attempt}{attempts}");
+        if self.is_live {
+            self.draw(&message);
+        } else if !self.is_silent && self.failed.is_none_or(|told| told.elapsed() >= REPEAT) {
+            tracing::warn!("{message}");
+            self.failed = Some(Instant::now());
+        }
     }
 
     fn interval(&self) -> Duration {

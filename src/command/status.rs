@@ -1,87 +1,84 @@
 //! `serializer status`
 
+mod report;
+mod table;
+
 use std::ffi::OsStr;
 use std::fs;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, stdout};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
-use rustix::process::Pid;
-use serde::Serialize;
+use report::{Lock, Report, State, report};
+use table::table;
 
 use crate::backend::{self, Content, Location};
 use crate::cli::StatusArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::holder::Holder;
-use crate::local_time::{local_time, short};
-use crate::mode::Mode;
-use crate::mutex::{Looked, Mutex};
+use crate::mutex::Mutex;
 use crate::owner::Place;
-use crate::verdict::{Held, Judged, LocalJudge, Stale, Verdict};
-use crate::{printable, process};
+use crate::printable;
+use crate::verdict::LocalJudge;
 
-#[derive(Serialize)]
-struct Report {
-    locks: Vec<Lock>,
+/// How often `--watch` looks.
+const REFRESH: Duration = Duration::from_secs(1);
+
+pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
+    if args.watch {
+        return watch(args, environment);
+    }
+    let (locks, failure) = look(args, environment)?;
+    if args.json {
+        let json = serde_json::to_string_pretty(&Report { locks }).map_err(|error| Error::failed(error.to_string()))?;
+        super::print(format!("{json}\n").as_bytes())?;
+    } else if locks.is_empty() {
+        tracing::info!("{}", none(args, environment)?);
+    } else {
+        super::print(table(&locks).as_bytes())?;
+    }
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
-#[derive(Default, Serialize)]
-struct Lock {
-    path: String,
-    state: State,
-    reason: Option<String>,
-    /// The first of them, for whoever knows plain mutexes only.
-    holder: Option<HolderReport>,
-    holders: Vec<HolderReport>,
-    waiters: Vec<WaiterReport>,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum State {
-    #[default]
-    Free,
-    Held,
-    Stale,
-    Unknown,
-}
-
-impl State {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Free => "free",
-            Self::Held => "held",
-            Self::Stale => "stale",
-            Self::Unknown => "unknown",
+/// Looks again and again, until somebody ends it.
+fn watch(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
+    let is_terminal = stdout().is_terminal();
+    let mut shown = String::new();
+    // For ever: that is what it is for.
+    loop {
+        let text = match look(args, environment) {
+            Ok((locks, _)) if locks.is_empty() => none(args, environment)? + "\n",
+            Ok((locks, _)) => table(&locks),
+            Err(error) if shown.is_empty() => return Err(error),
+            // It may be over soon.
+            Err(error) => format!("{error}\n"),
+        };
+        let is_read = if is_terminal {
+            // From the top, over what was there, and then nothing.
+            let text = text.replace('\n', "\x1b[K\n");
+            let clear = if shown.is_empty() { "\x1b[2J" } else { "" };
+            super::is_read(format!("{clear}\x1b[H{text}\x1b[J").as_bytes())?
+        } else {
+            text == shown || super::is_read(text.as_bytes())?
+        };
+        if !is_read {
+            return Ok(());
         }
+        shown = text;
+        std::thread::sleep(REFRESH);
     }
 }
 
-#[derive(Clone, Serialize)]
-struct HolderReport {
-    state: State,
-    reason: String,
-    mode: Option<String>,
-    pid: Option<i32>,
-    command: Option<String>,
-    host: Option<String>,
-    uid: Option<u32>,
-    since: Option<String>,
-    held_seconds: Option<u64>,
-    run: Option<String>,
-    token: Option<String>,
-    #[serde(skip)]
-    holder: Holder,
+fn none(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
+    let place = match environment.store(&args.file)? {
+        Some(store) => store.url.to_string(),
+        None => printable::path(&environment.directory(&args.file)?),
+    };
+    Ok(format!("there are no locks in `{place}`"))
 }
 
-#[derive(Serialize)]
-struct WaiterReport {
-    pid: i32,
-    command: String,
-}
-
-pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
+/// All that was asked for, and the first of them that could not be looked at.
+fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Lock>, Option<backend::Error>), Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let mut locks = Vec::new();
     let mut failure = None;
@@ -108,19 +105,7 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
             }
         }
     }
-    if args.json {
-        let json = serde_json::to_string_pretty(&Report { locks }).map_err(|error| Error::failed(error.to_string()))?;
-        super::print(format!("{json}\n").as_bytes())?;
-    } else if locks.is_empty() {
-        let place = match environment.store(&args.file)? {
-            Some(store) => store.url.to_string(),
-            None => printable::path(&environment.directory(&args.file)?),
-        };
-        tracing::info!("there are no locks in `{place}`");
-    } else {
-        super::print(table(&locks).as_bytes())?;
-    }
-    failure.map_or(Ok(()), |error| Err(error.into()))
+    Ok((locks, failure))
 }
 
 fn locations(args: &StatusArgs, environment: &Environment) -> Result<Vec<Location>, Error> {
@@ -150,114 +135,4 @@ fn all_in(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     }
     paths.sort();
     Ok(paths)
-}
-
-fn report(location: &Location, found: Option<Looked>, waiters: Vec<Pid>) -> Lock {
-    // Perhaps the name is mistyped.
-    let is_nowhere = match location {
-        Location::File(path) => path.parent().is_some_and(|directory| !directory.is_dir()),
-        Location::Store(..) => false,
-    };
-    let path = location.printable();
-    let waiters = waiters.into_iter().map(waiter).collect();
-    let judged = found.map(|(_, judged)| judged).unwrap_or_default();
-    // What only tells that it was released is nobody's.
-    let is_left = |judged: &&Judged<Verdict>| !matches!(judged.verdict, Verdict::Stale(Stale::Released));
-    let holders: Vec<_> = judged.iter().filter(is_left).map(holder).collect();
-    // Whoever still holds it counts, wherever in the record it stands.
-    let first = [State::Held, State::Unknown, State::Stale]
-        .into_iter()
-        .find_map(|state| holders.iter().find(|holder| holder.state == state))
-        .cloned();
-    let Some(first) = first else {
-        let reason = is_nowhere.then(|| "its directory does not exist".to_owned());
-        return Lock { path, reason, waiters, ..Lock::default() };
-    };
-    Lock { path, state: first.state, reason: Some(first.reason.clone()), holder: Some(first), holders, waiters }
-}
-
-fn holder(judged: &Judged<Verdict>) -> HolderReport {
-    let (state, reason) = match &judged.verdict {
-        Verdict::Held(held @ Held::Unknown(_)) => (State::Unknown, held.to_string()),
-        Verdict::Held(held) => (State::Held, held.to_string()),
-        Verdict::Stale(why) => (State::Stale, why.to_string()),
-    };
-    let holder = Holder::new(judged);
-    let entry = holder.entry.as_ref();
-    HolderReport {
-        state,
-        reason,
-        mode: entry.map(|entry| entry.mode.to_string()),
-        pid: entry.map(|entry| entry.owner.pid.as_raw_pid()),
-        command: entry.and_then(|entry| entry.command.clone()),
-        host: entry.and_then(|entry| entry.owner.place.host.clone()),
-        uid: entry.and_then(|entry| entry.owner.uid),
-        since: holder.since.map(|since| since.to_string()),
-        held_seconds: holder.held_for().map(|duration| duration.as_secs()),
-        run: entry.and_then(|entry| entry.run.clone()),
-        token: entry.and_then(|entry| entry.token.clone()),
-        holder,
-    }
-}
-
-fn waiter(pid: Pid) -> WaiterReport {
-    let arguments = process::arguments(pid);
-    // `serializer lock` waits for its parent, and that is what people know.
-    let is_lock = arguments.iter().skip(1).find(|argument| !argument.starts_with('-')).is_some_and(|word| word == "lock");
-    let arguments = is_lock.then(|| process::parent(pid)).flatten().map_or(arguments, process::arguments);
-    WaiterReport { pid: pid.as_raw_pid(), command: printable::command_line(&arguments) }
-}
-
-fn table(locks: &[Lock]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"]);
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    for lock in locks {
-        if lock.holders.is_empty() {
-            let mut row = vec![lock.path.clone(), lock.state.word().to_owned()];
-            row.extend(std::iter::repeat_n("-".to_owned(), 5));
-            row.push(or_dash(lock.reason.clone()));
-            table.add_row(row);
-        }
-        for holder in &lock.holders {
-            let mode = holder.mode.as_ref().filter(|mode| **mode != Mode::EXCLUSIVE.to_string());
-            table.add_row([
-                lock.path.clone(),
-                holder.state.word().to_owned(),
-                or_dash(holder.pid.map(|pid| pid.to_string())),
-                or_dash(holder.command.clone()),
-                or_dash(holder.host.clone()),
-                or_dash(holder.holder.since.map(|since| local_time(since).to_string())),
-                or_dash(holder.holder.held_for().map(short)),
-                mode.map_or_else(|| holder.reason.clone(), |mode| format!("{}; {mode}", holder.reason)),
-            ]);
-        }
-        for (place, waiter) in lock.waiters.iter().enumerate() {
-            let place = match place {
-                0 => "next".to_owned(),
-                place => format!("behind {place} other{}", if place == 1 { "" } else { "s" }),
-            };
-            let row = [&lock.path, "waits", &waiter.pid.to_string(), &waiter.command, "-", "-", "-", &place];
-            table.add_row(row.map(str::to_owned));
-        }
-    }
-    if let Some(width) = terminal_width() {
-        // What is long is folded; what is short, and read column by column, is not.
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-        for column in [1, 2, 4, 5, 6] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_constraint(ColumnConstraint::ContentWidth);
-            }
-        }
-    }
-    // The style puts a space before the first column, too.
-    let unindented = |line: String| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned() + "\n";
-    table.lines().map(unindented).collect()
-}
-
-fn terminal_width() -> Option<u16> {
-    let stdout = std::io::stdout();
-    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())?;
-    size.map(|size| size.ws_col).filter(|width| *width > 0)
 }

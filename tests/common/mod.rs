@@ -117,6 +117,15 @@ impl Ended {
     }
 }
 
+/// What a child whose output is a pipe says first.
+pub fn first_line(child: &mut Child) -> String {
+    let mut line = String::new();
+    // Not read to its end, which would wait for the child's.
+    let mut output = BufReader::with_capacity(1, child.stdout.as_mut().expect("its output is a pipe"));
+    output.read_line(&mut line).expect("it can be read");
+    line.trim_end().to_owned()
+}
+
 pub fn ended(command: &mut Command) -> Ended {
     let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     Ended::from(output)
