@@ -1,55 +1,256 @@
 //! Locks in PostgreSQL: a row for each name.
+//!
+//! Every question is one statement, one round trip and one transaction, without anything that a session would have to remember:
+//! so it does not matter which session of a pooler it gets. The exception is `LISTEN`, which is only a faster way to what
+//! looking every second finds out as well, and is only used where the session is our own ([`session`]).
+
+mod address;
+mod connect;
+mod failures;
+mod link;
+mod options;
+mod passwords;
+mod service;
+mod session;
+mod tls;
+mod wait;
 
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::Write;
-use super::remote::{Failure, Register, Row};
-use super::sql;
+use sha2::{Digest, Sha256};
+use tokio::runtime::{Builder, Runtime};
+use tokio_postgres::types::Type;
+
+use self::link::Link;
+use self::options::{Options, Surroundings};
+use super::remote::{Cause, Failure, Register, Row};
+use super::{Write, plain, sleep, sql};
+use crate::record::random_token;
 use crate::store::StoreSettings;
 
 /// The table.
-pub const SCHEMA: &str = "";
+pub const SCHEMA: &str = "\
+-- Locks of `serializer`: a row for each name. Rows stay when a lock is released.
+CREATE TABLE IF NOT EXISTS serializer_locks (
+    name    text COLLATE \"C\" PRIMARY KEY,
+    version bigint NOT NULL,                                 -- the number of the state; never goes back
+    record  text,                                            -- who holds it; NULL when nobody does
+    changed timestamptz NOT NULL DEFAULT clock_timestamp(),  -- for people
+    format  smallint NOT NULL DEFAULT 1 CHECK (format = 1)   -- what the columns mean
+);
+-- For each role that is to use it:
+-- GRANT SELECT, INSERT, UPDATE ON serializer_locks TO ...;
+-- COMMENT ON TABLE serializer_locks IS 'locks of serializer, one row for each name';
+";
+
+/// The state of a name, and also without one, the server's clock, and the process that answers.
+const READ: &str = "\
+SELECT lock.version, lock.record, lock.format,
+       floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_backend_pid()
+FROM (VALUES (1)) AS always LEFT JOIN serializer_locks AS lock ON lock.name = $1";
+
+const INSERT: &str = "\
+INSERT INTO serializer_locks (name, version, record) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+
+const UPDATE: &str = "\
+UPDATE serializer_locks SET version = $2, record = $3, changed = clock_timestamp()
+WHERE name = $1 AND version = $4 AND format = $5";
+
+const NAMES: &str = "SELECT name FROM serializer_locks WHERE record IS NOT NULL ORDER BY name";
+
+const NOTIFY: &str = "SELECT pg_notify($1, '')";
 
 /// One lock's row.
 pub struct Table {
     key: String,
+    /// What changes of this lock are told on.
+    channel: String,
+    server: Server,
+    /// The process of the server that has answered last.
+    process: Option<i32>,
 }
 
 /// The names of all locks that somebody holds.
-pub fn names(_settings: &StoreSettings) -> Result<Vec<String>, Failure> {
-    Err(not_yet())
-}
-
-fn not_yet() -> Failure {
-    Failure::permanent(format!("it is not spoken yet (format {})", sql::FORMAT))
+pub fn names(settings: &StoreSettings) -> Result<Vec<String>, Failure> {
+    let mut server = Server::new(settings)?;
+    let limit = server.options.answer_timeout;
+    match server.ask(async |link| link.query(limit, NAMES, &[]).await) {
+        Ok(rows) => rows.iter().map(|row| row.try_get(0).map_err(|error| failures::of(&error, false))).collect(),
+        Err(Failure { cause: Cause::NotPrepared, .. }) => Ok(Vec::new()),
+        Err(failure) => Err(failure),
+    }
 }
 
 impl Table {
     /// Does not connect yet.
-    pub fn new(_settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
-        Ok(Self { key: sql::key(name) })
+    pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
+        let key = sql::key(name);
+        let hash: String = Sha256::digest(&key).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { key, channel: format!("serializer_{hash}"), server: Server::new(settings)?, process: None })
     }
 }
 
 impl Register for Table {
     fn read(&mut self) -> Result<Row, Failure> {
-        tracing::debug!("reading `{}`", self.key);
-        Err(not_yet())
+        let Self { key, server, process, .. } = self;
+        let limit = server.options.answer_timeout;
+        let rows = server.ask(async |link| link.query(limit, READ, &[(key, Type::TEXT)]).await)?;
+        let row = rows.first().ok_or_else(|| Failure::permanent("the server answers with nothing"))?;
+        let cannot = |error| failures::of(&error, false);
+        *process = row.try_get(4).map_err(cannot)?;
+        if row.try_get::<_, Option<i16>>(2).map_err(cannot)?.is_some_and(|format| format != sql::FORMAT) {
+            return Err(
+                Failure::permanent("a newer version of this program has written it").with_hint("use that version here, too")
+            );
+        }
+        let version: Option<i64> = row.try_get(0).map_err(cannot)?;
+        let number = u64::try_from(version.unwrap_or(0)).map_err(|_| Failure::permanent("its version is negative"))?;
+        let now: i64 = row.try_get(3).map_err(cannot)?;
+        Ok(Row {
+            version: version.map(|version| version.to_be_bytes().to_vec()),
+            number,
+            text: row.try_get(1).map_err(cannot)?,
+            now: u64::try_from(now).ok(),
+        })
     }
 
-    fn write(&mut self, _seen: &Row, _next: u64, _text: Option<&str>) -> Result<Write, Failure> {
-        Err(not_yet())
+    fn write(&mut self, seen: &Row, next: u64, text: Option<&str>) -> Result<Write, Failure> {
+        let Self { key, server, .. } = self;
+        let limit = server.options.answer_timeout;
+        let too_large = |_| Failure::permanent("its version is too large");
+        let (next, number) = (i64::try_from(next).map_err(too_large)?, i64::try_from(seen.number).map_err(too_large)?);
+        let is_there = seen.version.is_some();
+        let rows = server.ask(async |link| {
+            if is_there {
+                let values: [link::Parameter<'_>; 5] = [
+                    (key, Type::TEXT),
+                    (&next, Type::INT8),
+                    (&text, Type::TEXT),
+                    (&number, Type::INT8),
+                    (&sql::FORMAT, Type::INT2),
+                ];
+                link.execute(limit, UPDATE, &values).await
+            } else {
+                link.execute(limit, INSERT, &[(key, Type::TEXT), (&next, Type::INT8), (&text, Type::TEXT)]).await
+            }
+        })?;
+        Ok(if rows == 0 { Write::Conflict } else { Write::Done })
     }
 
     fn prepare(&mut self) -> Result<(), Failure> {
-        Err(not_yet())
+        let limit = self.server.options.answer_timeout;
+        let Err(failure) = self.server.ask(async |link| link.batch(limit, SCHEMA).await) else { return Ok(()) };
+        // Two who make it at the same time get in each other's way, in spite of the `IF NOT EXISTS`; and who may use it need not
+        // be one who may make it.
+        self.read().map(|_| ()).map_err(|_| failure)
     }
 
-    fn wait(&mut self, _limit: Duration, _fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        Err(not_yet())
+    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        if self.listen() {
+            // What has changed before that was not told.
+            return Ok(());
+        }
+        let Server { runtime, link, .. } = &mut self.server;
+        let slept = match (runtime, link.as_mut().filter(|link| link.is_open())) {
+            (Some(runtime), Some(link)) => {
+                let pause = if link.listens == Some(true) { wait::TOLD } else { wait::UNTOLD };
+                wait::wait(runtime, link, limit.min(wait::jittered(pause)), fds)
+            }
+            _ => sleep(limit.min(wait::jittered(wait::UNTOLD)), fds),
+        };
+        slept.map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
     }
 
-    fn disconnect(&mut self) {}
+    fn notify(&mut self) {
+        let Self { channel, server, .. } = self;
+        let limit = server.options.answer_timeout;
+        if server.link.as_ref().is_some_and(Link::is_open) {
+            // Who waits looks now and then without being told.
+            let told = server.ask(async |link| link.query(limit, NOTIFY, &[(channel, Type::TEXT)]).await);
+            told.inspect_err(|failure| tracing::debug!("cannot tell those who wait: {}", failure.why)).ok();
+        }
+    }
+
+    fn disconnect(&mut self) {
+        self.server.disconnect();
+    }
+}
+
+impl Table {
+    /// Makes sure, the first time, that the server tells of changes, if it can; returns whether it does from now on.
+    fn listen(&mut self) -> bool {
+        let Self { channel, server, process, .. } = self;
+        let limit = server.options.answer_timeout.min(wait::UNTOLD);
+        let Some(link) = server.link.as_mut().filter(|link| link.is_open() && link.listens.is_none()) else { return false };
+        link.listens = Some(false);
+        if process.is_none() || link.process() != *process {
+            tracing::debug!("a pooler lends out the sessions: looking for changes every second");
+            return false;
+        }
+        let Ok(word) = random_token() else { return false };
+        match server.ask(async |link| link.listen(limit, channel, &word).await) {
+            Ok(listens) => {
+                server.link.iter_mut().for_each(|link| link.listens = Some(listens));
+                listens
+            }
+            Err(failure) => {
+                tracing::debug!("the server does not tell of changes: {}", failure.why);
+                false
+            }
+        }
+    }
+}
+
+/// A server, and the session with it if there is one.
+struct Server {
+    options: Options,
+    runtime: Option<Runtime>,
+    link: Option<Link>,
+}
+
+impl Server {
+    fn new(settings: &StoreSettings) -> Result<Self, Failure> {
+        Ok(Self { options: Options::new(settings, &Surroundings::here())?, runtime: None, link: None })
+    }
+
+    /// Asks it something, connecting if need be.
+    fn ask<T>(&mut self, question: impl AsyncFnOnce(&mut Link) -> Result<T, Failure>) -> Result<T, Failure> {
+        let Self { options, runtime, link } = self;
+        let runtime = match runtime {
+            Some(runtime) => runtime,
+            None => {
+                let made = Builder::new_current_thread().enable_all().build();
+                let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
+                runtime.insert(made.map_err(cannot)?)
+            }
+        };
+        runtime.block_on(async {
+            *link = link.take().filter(Link::is_open);
+            let link = match link {
+                Some(link) => link,
+                None => link.insert(connect::connect(options).await?),
+            };
+            question(link).await
+        })
+    }
+
+    fn disconnect(&mut self) {
+        let Self { runtime, link, .. } = self;
+        if let (Some(runtime), Some(link)) = (runtime, link.take()) {
+            let _inside = runtime.enter();
+            link.close();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.disconnect();
+        // A name that is still being looked up must not hold anybody up.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }

@@ -1,0 +1,43 @@
+//! Sleeping until something may have changed.
+
+use std::future::poll_fn;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+
+use super::link::Link;
+use crate::backend::sleep;
+
+/// How long to sleep at most where the server tells of changes: against what it may have failed to tell.
+pub const TOLD: Duration = Duration::from_secs(10);
+
+/// How long to sleep at most where it does not.
+pub const UNTOLD: Duration = Duration::from_secs(1);
+
+/// How long to listen to a session that says something, until that has come. It comes in one piece.
+const LISTENING: Duration = Duration::from_millis(1);
+
+/// Between three and five quarters of it: those who wait for the same must not all ask at the same moment.
+pub fn jittered(pause: Duration) -> Duration {
+    let mut bytes = [0_u8; 2];
+    // Without random numbers, there is no jitter.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    pause * 3 / 4 + pause / 2 * u32::from(u16::from_le_bytes(bytes)) / u32::from(u16::MAX)
+}
+
+/// Sleeps for `limit`, until one of `fds` is readable, or until the session says something, or ends. Nothing is lost before or
+/// between: what the session has said by then was taken in by whoever asked it something, or is in its socket.
+pub fn wait(runtime: &Runtime, link: &mut Link, limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+    if link.was_told() {
+        return Ok(());
+    }
+    // By poll and not by the runtime, which would have to be trusted (`unsafe`) not to keep what is only lent.
+    let all: Vec<_> = fds.iter().copied().chain([link.socket()]).collect();
+    sleep(limit, &all)?;
+    // However much has come is one event.
+    let _ = runtime.block_on(async { timeout(LISTENING, poll_fn(|context| link.poll_told(context))).await });
+    link.was_told();
+    Ok(())
+}
