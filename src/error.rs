@@ -86,8 +86,8 @@ impl Error {
             },
             mutex::Error::Lost(how, holders) => Self {
                 message: match holders.is_empty() {
-                    true => format!("{message}: {how}"),
-                    false => format!("{message}: {how}; held now by {}", in_full(&holders)),
+                    true => format!("{message}, because the lock was lost: {how}"),
+                    false => format!("{message}, because the lock was lost: {how}; held now by {}", in_full(&holders)),
                 },
                 hint: Some("what ran under it may not have run alone".into()),
                 code: ExitCode::Lost,

@@ -8,7 +8,7 @@
 //! | written by a newer version of this program | unknown |
 //! | released, and not to be held any longer | stale |
 //! | with a lease that has expired, by the store's clock or because it was watched unchanged for so long | stale |
-//! | with a lease, and nothing of the below proves that it lives or that it is stale without a reboot | held: leased |
+//! | with a lease, and its process is not seen to live | held: leased |
 //! | same boot, and to be held at least until later | held, whatever became of the process |
 //! | other machine id or host name (but for an equal boot id on a file system that only this machine sees) | unknown |
 //! | same machine, other boot id | stale: rebooted |
@@ -188,7 +188,7 @@ impl fmt::Display for Held {
                 let Relative { pid, command, .. } = relative;
                 write!(f, "{owner}, but pid {pid} ({command}) of the same run goes on")
             }
-            Self::Kept(pid, _) => write!(f, "its command has ended, but `run` (pid {pid}) has not released it yet"),
+            Self::Kept(pid, _) => write!(f, "its process has ended, but pid {pid}, which keeps the lock for it, has not released it yet"),
             // In whole seconds, rounded up, so that nobody reads "0s".
             Self::AtLeast(remaining) => write!(f, "to be held for another {}", short(*remaining + Duration::from_millis(999))),
             Self::Leased(remaining) => {

@@ -40,7 +40,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let acquired =
         acquired.map_err(|error| Error::mutex("lock", &location, error).or_if_busy(args.waiting.conflict_exit_code))?;
     let entry = kept(&mut mutex, &claimant, &acquired).map_err(|error| Error::mutex("lock", &location, error))?;
-    if let (Some((grant, entry)), Some(lease)) = (entry, request.lease) {
+    if let (Some((mut grant, entry)), Some(lease)) = (entry, request.lease) {
+        mutex.refresh(&mut grant, lease).map_err(|error| Error::mutex("lock", &location, error))?;
         let charge = Charge { grant, lease };
         let begun = claimant.keeper().and_then(|keeper| keeper.keep(&lock, &entry, &charge, orphans, on_lost));
         if let Err(error) = begun {

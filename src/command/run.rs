@@ -155,6 +155,10 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
             grant
         }
     };
+    let mut grant = grant;
+    if let Some(lease) = job.request.lease {
+        mutex.refresh(&mut grant, lease).map_err(|error| Error::mutex("lock", &location, error))?;
+    }
     // Its connection is not needed before the command has ended.
     mutex.disconnect();
     let environment: Vec<String> = grant.fencing.map(|number| format!("{FENCING_TOKEN}={number}")).into_iter().collect();

@@ -1,5 +1,6 @@
 //! Acquiring a mutex: try, judge, take over, wait.
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::{Acquired, Error, Grant, MAX_ROUNDS, Mutex, Request, split};
@@ -91,13 +92,8 @@ impl Mutex<'_> {
                 Ok(Attempt::Done(acquired)) => return Ok(acquired),
                 Ok(Attempt::Busy(holders)) => (holders, false),
                 Ok(Attempt::LeftToOthers) => (Vec::new(), true),
-                // The store may be there again before the attempts are used up.
                 Err(Error::Backend(error)) if error.is_transient() && !attempts.are_over() => {
-                    observer.failing(&error, attempts.made());
-                    let until = attempts.next().max(looked + MIN_OUTAGE).min(looked + observer.interval());
-                    let until = attempts.deadline().map_or(until, |deadline| until.min(deadline));
-                    let limit = until.saturating_duration_since(Instant::now());
-                    backend::sleep(limit, &claimant.absence_fds()).map_err(|error| Error::Entry(error.into()))?;
+                    wait_for_store(&error, &attempts, observer, &claimant.absence_fds())?;
                     if !claimant.is_present() {
                         return Err(Error::Absent);
                     }
@@ -188,6 +184,8 @@ impl Mutex<'_> {
                 |at_least: Duration| Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)));
             entry.until = request.at_least.and_then(end);
             entry.previous = former.iter().find_map(success);
+            // Before the end that others see is reckoned, and before it is sent.
+            let leased_at = since_boot();
             entry.lease = request.lease.map(|duration| Lease { duration, expires: self.expiry(duration), renewals: 0 });
             entry.fencing = request.lease.and_then(|_| self.backend.next_number());
             let lost = self.lost_marks(&former, is_own_or_was);
@@ -195,7 +193,6 @@ impl Mutex<'_> {
             let Some(record) = Record::of(kept.chain([entry.clone()]).collect()) else {
                 return Ok(Attempt::Busy(held));
             };
-            let leased_at = since_boot();
             let grant = Grant { token: entry.token.clone().unwrap_or_default(), fencing: entry.fencing, leased_at };
             let write = match &stored {
                 None => self.backend.create(&record),
@@ -236,6 +233,16 @@ impl Mutex<'_> {
         Ok(Attempt::Busy(last))
     }
 
+    /// When to look again at a holder, because nothing else may tell; `None` if something will.
+    fn look_again_in(&self, holding: &Holding) -> Option<Duration> {
+        let lease = holding.entry.as_ref().and_then(|entry| entry.lease);
+        let remaining = lease.map(|lease| match lease.expires.zip(self.backend.now()) {
+            Some((expires, now)) => Duration::from_millis(expires.saturating_sub(now)).min(lease.duration),
+            None => lease.duration,
+        });
+        remaining.into_iter().chain(holding.verdict.look_again_in()).min()
+    }
+
     fn turn(&mut self, seen: Option<&Stored>) -> Result<Turn, Error> {
         if self.backend.is_first()? {
             self.left_to_others = None;
@@ -263,7 +270,7 @@ impl Mutex<'_> {
         let mut fds = claimant.absence_fds();
         // What becomes of the holders concerns the first in line.
         if !self.backend.is_in_line() {
-            limit = holders.iter().filter_map(|holding| holding.verdict.look_again_in()).fold(limit, Duration::min);
+            limit = holders.iter().filter_map(|holding| self.look_again_in(holding)).fold(limit, Duration::min);
             fds.extend(holders.iter().filter_map(|holding| holding.verdict.ended_fd()));
         }
         if request.skip_if_done { self.backend.watch(limit, &fds) } else { self.backend.wait(limit, &fds) }
@@ -280,7 +287,14 @@ impl Mutex<'_> {
         loop {
             let looked = Instant::now();
             attempts.count(looked);
-            let (held, _) = split(self.look()?.map(|(_, judged)| judged).unwrap_or_default());
+            let held = match self.look() {
+                Ok(looked) => split(looked.map(|(_, judged)| judged).unwrap_or_default()).0,
+                Err(error) if error.is_transient() && !attempts.are_over() && !observer.is_interrupted() => {
+                    wait_for_store(&error, &attempts, observer, &[])?;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             if held.is_empty() {
                 return Ok(());
             }
@@ -293,7 +307,7 @@ impl Mutex<'_> {
             let rest = pace.rest(looked.elapsed());
             observer.waiting(&held, attempts.made());
             let limit = attempts.next().min(looked + observer.interval()).saturating_duration_since(Instant::now());
-            let limit = held.iter().filter_map(|holding| holding.verdict.look_again_in()).fold(limit, Duration::min);
+            let limit = held.iter().filter_map(|holding| self.look_again_in(holding)).fold(limit, Duration::min);
             let ends = held.iter().filter_map(|holding| holding.verdict.ended_fd());
             let fds: Vec<_> = ends.chain(observer.interruption_fds()).collect();
             self.backend.watch(limit, &fds)?;
@@ -311,6 +325,21 @@ impl Mutex<'_> {
         }
         Ok(())
     }
+}
+
+/// Until the store is asked again, which may be there before the attempts are used up.
+fn wait_for_store(
+    error: &backend::Error,
+    attempts: &Attempts<'_>,
+    observer: &mut dyn Observer,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), Error> {
+    observer.failing(error, attempts.made());
+    let now = Instant::now();
+    let until = attempts.next().min(now + observer.interval()).max(now + MIN_OUTAGE);
+    let until = attempts.deadline().map_or(until, |deadline| until.min(deadline));
+    let fds: Vec<_> = fds.iter().copied().chain(observer.interruption_fds()).collect();
+    backend::sleep(until.saturating_duration_since(now), &fds).map_err(|error| Error::Entry(error.into()))
 }
 
 /// Whether somebody may come to these holders; not where they may mean something that is not understood here.

@@ -36,8 +36,8 @@ impl fmt::Display for Lost {
             Self::Expired(None) => {
                 f.write_str("its lease has expired, because it was not renewed; nobody else has held it since")
             }
-            Self::TakenOver => f.write_str("it was lost while it was held: its lease expired, or it was taken away"),
-            Self::Gone => f.write_str("it was lost while it was held"),
+            Self::TakenOver => f.write_str("its lease expired, or it was taken away; others may have held it since"),
+            Self::Gone => f.write_str("nothing is stored there any more"),
         }
     }
 }
@@ -63,16 +63,29 @@ impl Mutex<'_> {
                 return Err(Error::Lost(self.expired(entry), Vec::new()));
             }
             let fencing = entry.fencing;
+            // Before the end that others see is reckoned, and before it is sent.
+            let leased_at = since_boot();
             let renewed = Entry { lease: Some(self.renewed(lease)), ..entry.clone() };
             let others = stored.content.record().map(Record::entries).unwrap_or_default();
             let others = others.iter().map(|other| if other.token.as_deref() == Some(token) { &renewed } else { other });
             let Some(record) = Record::of(others.cloned().collect()) else { return Err(Error::Lost(Lost::Gone, Vec::new())) };
-            let leased_at = since_boot();
             if self.backend.replace(&stored, &record)? == Write::Done {
                 return Ok(Grant { token: token.to_owned(), fencing, leased_at });
             }
         }
         Err(Error::NotOurs(Vec::new()))
+    }
+
+    /// Makes sure that what was granted has not been waiting for this host for so long that it is over, or soon will be.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when it is.
+    pub fn refresh(&mut self, grant: &mut Grant, lease: Duration) -> Result<(), Error> {
+        let age = Duration::from_millis(since_boot().saturating_sub(grant.leased_at));
+        if age >= lease / 3 {
+            *grant = self.renew(&grant.token)?;
+        }
+        Ok(())
     }
 
     /// A lease that counts from now on.

@@ -31,9 +31,9 @@ pub fn judge(
         return stale(Stale::Expired);
     }
     match judge.judge(stored, record, entry) {
-        // Other machines may have the same name and id (containers of one image), and wait no longer than the lease.
-        Verdict::Stale(Stale::Rebooted) | Verdict::Held(Held::Unknown(_)) => Verdict::Held(Held::Leased(remaining)),
-        Verdict::Stale(why) => stale(why),
+        // What is seen here proves nothing there: another machine may have the same name, ids and even boot id (containers of one
+        // image, copies of a running machine). Its keeper releases it, or the lease ends.
+        Verdict::Stale(_) | Verdict::Held(Held::Unknown(_) | Held::AtLeast(_)) => Verdict::Held(Held::Leased(remaining)),
         held => held,
     }
 }
