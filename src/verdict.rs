@@ -188,7 +188,9 @@ impl fmt::Display for Held {
                 let Relative { pid, command, .. } = relative;
                 write!(f, "{owner}, but pid {pid} ({command}) of the same run goes on")
             }
-            Self::Kept(pid, _) => write!(f, "its process has ended, but pid {pid}, which keeps the lock for it, has not released it yet"),
+            Self::Kept(pid, _) => {
+                write!(f, "its process has ended, but pid {pid}, which keeps the lock for it, has not released it yet")
+            }
             // In whole seconds, rounded up, so that nobody reads "0s".
             Self::AtLeast(remaining) => write!(f, "to be held for another {}", short(*remaining + Duration::from_millis(999))),
             Self::Leased(remaining) => {

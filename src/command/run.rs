@@ -162,7 +162,7 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     // Its connection is not needed before the command has ended.
     mutex.disconnect();
     let environment: Vec<String> = grant.fencing.map(|number| format!("{FENCING_TOKEN}={number}")).into_iter().collect();
-    let renewing = job.request.lease.map(|lease| Renewing::start(&job.lock, Charge { grant, lease }));
+    let renewing = job.request.lease.map(|lease| Renewing::start(&job.lock, Charge { grant, lease }, job.on_lost));
     let renewing = match renewing.transpose() {
         Ok(renewing) => renewing,
         Err(error) => {

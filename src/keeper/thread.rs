@@ -8,6 +8,7 @@ use std::thread;
 use super::timer::Timer;
 use super::{Charge, Kept, keep};
 use crate::backend::{self, Location};
+use crate::config::OnLost;
 use crate::mutex::Mutex;
 use crate::owner::Place;
 use crate::verdict::{LocalJudge, Orphans};
@@ -27,12 +28,13 @@ impl Renewing {
     ///
     /// # Errors
     /// When there cannot be a thread.
-    pub fn start(location: &Location, charge: Charge) -> io::Result<Self> {
+    pub fn start(location: &Location, charge: Charge, on_lost: OnLost) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
         let timer = Timer::new()?;
         timer.set(charge.given_up())?;
         let why = Arc::new(StdMutex::new(None));
-        let keeper = Keeper { location: location.clone(), charge: charge.clone(), timer: timer.try_clone()?, why: why.clone() };
+        let keeper =
+            Keeper { location: location.clone(), charge: charge.clone(), on_lost, timer: timer.try_clone()?, why: why.clone() };
         // It is not waited for in the end: it holds nothing, and what it may yet write is conditional on the lock being held.
         thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.run(stopped.as_fd()))?;
         Ok(Self { charge, timer, why, _stop: stop })
@@ -58,6 +60,7 @@ impl Renewing {
 struct Keeper {
     location: Location,
     charge: Charge,
+    on_lost: OnLost,
     timer: Timer,
     why: Arc<StdMutex<Option<String>>>,
 }
@@ -69,6 +72,9 @@ impl Keeper {
             Ok(Some(lost)) => lost,
             Err(error) => format!("it cannot be kept: {}", backend::plain(&error)),
         };
+        if self.on_lost == OnLost::Warn {
+            tracing::warn!("the lock `{}` is lost: {error}", self.location.printable());
+        }
         *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         // If that fails, the timer still runs out when the last renewal is too old.
         let _ = self.timer.set(1);

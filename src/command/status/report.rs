@@ -61,6 +61,9 @@ pub struct HolderReport {
     pub token: Option<String>,
     pub fencing_token: Option<u64>,
     pub lease_seconds: Option<f64>,
+    pub lease_renewals: Option<u64>,
+    /// What renews the lease, or releases the lock when the command has ended.
+    pub keeper_pid: Option<i32>,
     #[serde(skip)]
     pub holder: Holder,
 }
@@ -104,6 +107,8 @@ fn holder(judged: &Judged<Verdict>) -> HolderReport {
     let holder = Holder::new(judged);
     let entry = holder.entry.as_ref();
     HolderReport {
+        lease_renewals: entry.and_then(|entry| entry.lease).map(|lease| lease.renewals),
+        keeper_pid: entry.and_then(|entry| entry.keeper).map(|(pid, _)| pid.as_raw_pid()),
         state,
         reason,
         mode: entry.map(|entry| entry.mode.to_string()),
