@@ -8,7 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A package_of=(
     [cc]=gcc [git]=git [python3]=python3 [strace]=strace [unshare]=util-linux [setpriv]=util-linux [flock]=util-linux
     [script]=bsdutils [pgrep]=procps [mount]=mount [shellcheck]=shellcheck
-    [make]=make [jq]=jq
+    [make]=make [jq]=jq [nsenter]=util-linux [openssl]=openssl [psql]=postgresql-client [mariadb]=mariadb-client
+    [mariadb-install-db]=mariadb-server
 )
 missing=()
 for command in "${!package_of[@]}"; do
@@ -16,6 +17,15 @@ for command in "${!package_of[@]}"; do
 done
 # Debian's Python comes without the means to make a virtual environment.
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+# Servers are not on everybody's PATH, and PostgreSQL's is not on anybody's. The tests start their own ones, whatever else runs.
+declare -A server_package_of=(
+    [postgres]=postgresql [initdb]=postgresql [mariadbd]=mariadb-server [pgbouncer]=pgbouncer [ip]=iproute2
+)
+for command in "${!server_package_of[@]}"; do
+    PATH="$PATH:/usr/sbin:/sbin:$(printf '%s:' /usr/lib/postgresql/*/bin)" command -v "$command" >/dev/null ||
+        missing+=("${server_package_of[$command]}")
+done
+compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
 [ -e "$(cc -print-file-name=libc.a 2>/dev/null)" ] || missing+=(libc6-dev)
 
 if ((${#missing[@]})); then

@@ -1,0 +1,398 @@
+//! A network between a client and a server that does what networks do: be slow, lose answers, break.
+
+#![allow(dead_code, reason = "each test binary uses another part of this")]
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_linger;
+
+/// A TCP proxy on a port of the loopback interface. What it is told holds when the call returns. Gone when dropped, with its
+/// connections.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    listener: TcpListener,
+    server: SocketAddr,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Clone, PartialEq)]
+enum Mode {
+    Pass,
+    Cut,
+    BlackHole,
+    SwallowAnswers,
+    /// The client's bytes to wait for, and whether they are to arrive.
+    CutAt(Vec<u8>, bool),
+    End,
+}
+
+struct State {
+    mode: Mode,
+    delay: Duration,
+    /// What wakes those who look after the connections.
+    connections: HashMap<u64, UnixStream>,
+    accepted: u64,
+    client_bytes: u64,
+    is_hit: bool,
+}
+
+impl Proxy {
+    /// A proxy for the server at this address.
+    pub fn to(server: SocketAddr) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").expect("a free port"), server)
+    }
+
+    /// A proxy that listens here, be it in another network.
+    pub fn on(listener: TcpListener, server: SocketAddr) -> Self {
+        let connections = HashMap::new();
+        let (mode, delay) = (Mode::Pass, Duration::ZERO);
+        let state = Mutex::new(State { mode, delay, connections, accepted: 0, client_bytes: 0, is_hit: false });
+        let shared = Arc::new(Shared { listener, server, state, changed: Condvar::new() });
+        let accepting = Arc::clone(&shared);
+        let acceptor = std::thread::spawn(move || accept(&accepting));
+        Self { shared, acceptor: Some(acceptor) }
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.shared.listener.local_addr().expect("it has an address")
+    }
+
+    /// Resets all connections, and has new ones refused until [`mend`](Self::mend).
+    pub fn cut(&self) {
+        self.set(Mode::Cut);
+    }
+
+    /// Accepts connections, and leaves it at that: nothing passes, not even the end of a connection, until [`mend`](Self::mend).
+    /// What was sent arrives then, as in TCP, in connections whose ends still exist.
+    pub fn black_hole(&self) {
+        self.set(Mode::BlackHole);
+    }
+
+    /// What clients send arrives, and no answer comes back. Connections that have lost something are reset by
+    /// [`mend`](Self::mend): there would be a hole in what comes.
+    pub fn swallow_answers(&self) {
+        self.set(Mode::SwallowAnswers);
+    }
+
+    /// Lets everything pass until a client has sent `marker`: that arrives, its answer does not, and when it has been given the
+    /// connection is reset. The client cannot know what has happened. Other connections are not touched, nor are later ones.
+    ///
+    /// The first answer is what counts: where statements are prepared first, `marker` must be in what is sent when they are
+    /// executed, such as the value of a parameter.
+    pub fn swallow_answer_then_cut(&self, marker: &[u8]) {
+        self.set(Mode::CutAt(marker.to_owned(), true));
+    }
+
+    /// Lets everything pass until a client sends `marker`: the end of that does not arrive, and the connection is reset. Other connections are not touched, nor are later ones.
+    pub fn cut_before(&self, marker: &[u8]) {
+        self.set(Mode::CutAt(marker.to_owned(), false));
+    }
+
+    /// Returns when the connection with the marker has been reset.
+    pub fn wait_until_hit(&self) {
+        let is_missing = |state: &mut State| !state.is_hit;
+        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), Duration::from_secs(30), is_missing);
+        let is_hit = waited.expect("no panic").0.is_hit;
+        assert!(is_hit, "the marker has not come, or has not been answered");
+    }
+
+    /// What comes from now on takes so long, in both directions.
+    pub fn delay(&self, delay: Duration) {
+        self.shared.lock().delay = delay;
+    }
+
+    /// Lets everything pass again, in as much time as [`delay`](Self::delay) says.
+    pub fn mend(&self) {
+        self.set(Mode::Pass);
+    }
+
+    /// How many connections there have been.
+    pub fn accepted(&self) -> u64 {
+        self.shared.lock().accepted
+    }
+
+    /// How many bytes clients have sent.
+    pub fn client_bytes(&self) -> u64 {
+        self.shared.lock().client_bytes
+    }
+
+    fn set(&self, mode: Mode) {
+        let mut state = self.shared.lock();
+        let is_over = |mode: &Mode| matches!(mode, Mode::Cut | Mode::End);
+        if is_over(&mode) && !is_over(&state.mode) {
+            // It keeps its port, and does not listen.
+            rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Read).expect("it listens");
+        } else if is_over(&state.mode) && !is_over(&mode) {
+            rustix::net::listen(&self.shared.listener, 128).expect("it can listen again");
+        }
+        state.is_hit &= !matches!(mode, Mode::CutAt(..));
+        state.mode = mode;
+        self.shared.changed.notify_all();
+        for waker in state.connections.values() {
+            // One that is full wakes as well.
+            let _ = (&mut &*waker).write(&[0]);
+        }
+        if is_over(&state.mode) {
+            drop(self.shared.changed.wait_while(state, |state| !state.connections.is_empty()).expect("no panic"));
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.set(Mode::End);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic")
+    }
+}
+
+fn accept(shared: &Arc<Shared>) {
+    loop {
+        let accepted = shared.listener.accept();
+        let mut state = shared.lock();
+        match (accepted, &state.mode) {
+            (_, Mode::End) => return,
+            (Ok((client, _)), Mode::Cut) => reset(client),
+            (Ok((client, _)), _) => {
+                let (waker, woken) = UnixStream::pair().expect("a pair of sockets");
+                for socket in [&waker, &woken] {
+                    socket.set_nonblocking(true).expect("it can be asked");
+                }
+                state.accepted += 1;
+                let number = state.accepted;
+                state.connections.insert(number, waker);
+                let shared = Arc::clone(shared);
+                std::thread::spawn(move || {
+                    let is_hit = Connection::new(client, woken).serve(&shared);
+                    let mut state = shared.lock();
+                    state.connections.remove(&number);
+                    state.is_hit |= is_hit;
+                    shared.changed.notify_all();
+                });
+            }
+            // It does not listen until it is mended.
+            (Err(_), Mode::Cut) => drop(shared.changed.wait_while(state, |state| state.mode == Mode::Cut).expect("no panic")),
+            // Mended meanwhile.
+            (Err(_), _) => {}
+        }
+    }
+}
+
+/// Closes a connection in a way that the other end takes for an error.
+fn reset(socket: TcpStream) {
+    let _ = set_socket_linger(&socket, Some(Duration::ZERO));
+}
+
+/// More than this is not taken from one end before the other one has some of it.
+const ENOUGH: usize = 64;
+
+/// What goes one way, and when it is due. Nothing is its end.
+#[derive(Default)]
+struct Way {
+    queue: VecDeque<(Instant, Vec<u8>)>,
+    /// Whether nothing comes any more, and whether the other end knows.
+    has_ended: bool,
+    is_shut: bool,
+}
+
+impl Way {
+    fn due(&self) -> Option<Duration> {
+        self.queue.front().map(|(due, _)| due.saturating_duration_since(Instant::now()))
+    }
+
+    fn is_due(&self) -> bool {
+        self.due() == Some(Duration::ZERO)
+    }
+
+    /// What comes, for as long as there is something now.
+    fn read(&mut self, mut from: &TcpStream) -> std::io::Result<Option<Vec<u8>>> {
+        let mut buffer = vec![0; 65536];
+        if self.has_ended || self.queue.len() >= ENOUGH {
+            return Ok(None);
+        }
+        match from.read(&mut buffer) {
+            Ok(count) => {
+                self.has_ended = count == 0;
+                buffer.truncate(count);
+                Ok(Some(buffer))
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what is due, as far as it is taken.
+    fn write(&mut self, mut to: &TcpStream) -> std::io::Result<()> {
+        while self.is_due() {
+            let Some((_, bytes)) = self.queue.front_mut() else { break };
+            if bytes.is_empty() {
+                to.shutdown(Shutdown::Write)?;
+                self.is_shut = true;
+            } else {
+                match to.write(bytes) {
+                    Ok(count) => drop(bytes.drain(..count)),
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => break,
+                    Err(error) => return Err(error),
+                }
+                if !bytes.is_empty() {
+                    continue;
+                }
+            }
+            self.queue.pop_front();
+        }
+        Ok(())
+    }
+}
+
+struct Connection {
+    client: TcpStream,
+    /// Connected to when something may pass.
+    server: Option<TcpStream>,
+    woken: UnixStream,
+    requests: Way,
+    answers: Way,
+    /// The last bytes from the client, in which a marker may have begun.
+    tail: Vec<u8>,
+    /// Whether the marker is on its way to the server, and its answer is not to come back.
+    is_doomed: bool,
+    has_lost: bool,
+}
+
+impl Connection {
+    fn new(client: TcpStream, woken: UnixStream) -> Self {
+        let (requests, answers) = Default::default();
+        Self { client, server: None, woken, requests, answers, tail: Vec::new(), is_doomed: false, has_lost: false }
+    }
+
+    /// Until its end; returns whether that came from the marker.
+    fn serve(mut self, shared: &Shared) -> bool {
+        let mut is_hit = false;
+        let is_orderly = loop {
+            // What decides and what acts on it are one step for those who change the mode.
+            let mut state = shared.lock();
+            match self.step(&mut state, shared.server) {
+                Ok(false) => {}
+                Ok(true) => break true,
+                Err(End::Error) => break false,
+                Err(End::Hit) => {
+                    is_hit = true;
+                    break false;
+                }
+            }
+            let is_hole = state.mode == Mode::BlackHole;
+            drop(state);
+            self.sleep(is_hole);
+        };
+        if !is_orderly {
+            reset(self.client);
+            self.server.into_iter().for_each(reset);
+        }
+        is_hit
+    }
+
+    /// Does what can be done now; returns whether both ends have ended.
+    fn step(&mut self, state: &mut State, address: SocketAddr) -> Result<bool, End> {
+        while matches!(self.woken.read(&mut [0; 64]), Ok(count) if count > 0) {}
+        match state.mode {
+            Mode::Cut | Mode::End => return Err(End::Error),
+            Mode::BlackHole => return Ok(false),
+            Mode::SwallowAnswers => {}
+            _ if self.has_lost => return Err(End::Error),
+            _ => {}
+        }
+        if self.server.is_none() {
+            let server = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+            for socket in [&server, &self.client] {
+                socket.set_nonblocking(true)?;
+                socket.set_nodelay(true)?;
+            }
+            self.server = Some(server);
+        }
+        let server = self.server.as_ref().ok_or(End::Error)?;
+        let due = Instant::now() + state.delay;
+        while let Some(bytes) = self.requests.read(&self.client)? {
+            state.client_bytes += bytes.len() as u64;
+            self.tail.extend(&bytes);
+            if let Mode::CutAt(marker, arrives) = &state.mode {
+                if self.tail.windows(marker.len()).any(|window| window == marker) {
+                    self.is_doomed = *arrives;
+                    state.mode = Mode::Pass;
+                    if !self.is_doomed {
+                        return Err(End::Hit);
+                    }
+                } else {
+                    self.tail.drain(..self.tail.len().saturating_sub(marker.len() - 1));
+                }
+            } else {
+                self.tail.clear();
+            }
+            self.requests.queue.push_back((due, bytes));
+        }
+        self.requests.write(server)?;
+        while let Some(bytes) = self.answers.read(server)? {
+            if self.is_doomed {
+                return Err(End::Hit);
+            } else if state.mode == Mode::SwallowAnswers {
+                self.has_lost = true;
+            } else {
+                self.answers.queue.push_back((due, bytes));
+            }
+        }
+        self.answers.write(&self.client)?;
+        Ok(self.requests.is_shut && self.answers.is_shut)
+    }
+
+    /// Until there is something to do.
+    fn sleep(&self, is_hole: bool) {
+        let mut fds = vec![PollFd::new(&self.woken, PollFlags::IN)];
+        let mut limit = None;
+        if let (false, Some(server)) = (is_hole, &self.server) {
+            for (from, in_way, out_way) in
+                [(&self.client, &self.requests, &self.answers), (server, &self.answers, &self.requests)]
+            {
+                let mut flags = PollFlags::empty();
+                flags.set(PollFlags::IN, !in_way.has_ended && in_way.queue.len() < ENOUGH);
+                flags.set(PollFlags::OUT, out_way.is_due());
+                // One that has hung up would say so without end.
+                if !flags.is_empty() {
+                    fds.push(PollFd::from_borrowed_fd(std::os::fd::AsFd::as_fd(from), flags));
+                }
+            }
+            limit = [&self.requests, &self.answers].into_iter().filter_map(Way::due).filter(|due| !due.is_zero()).min();
+        }
+        let limit = limit.map(|limit| Timespec::try_from(limit).expect("a short time"));
+        // An interrupted one looks again.
+        let _ = poll(&mut fds, limit.as_ref());
+    }
+}
+
+/// How a connection ends out of order.
+enum End {
+    Error,
+    Hit,
+}
+
+impl From<std::io::Error> for End {
+    fn from(_: std::io::Error) -> Self {
+        Self::Error
+    }
+}
