@@ -118,7 +118,7 @@ async fn connect_so(options: &Options, target: &Target, is_encrypted: bool, shar
 fn refusal(error: Error) -> Refusal {
     let failure = failures::of(&error, false);
     let is_about_hosts = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
-    let is_about_tls = error.as_db_error().is_none() && failure.why.starts_with("the connection cannot be encrypted");
+    let is_about_tls = error.as_db_error().is_none() && failure.why.starts_with(failures::NOT_ENCRYPTED);
     if is_about_hosts || is_about_tls { Refusal::Otherwise(failure) } else { Refusal::Anyway(failure) }
 }
 
