@@ -134,7 +134,7 @@ pub fn of_name(name: &str, error: &io::Error) -> Failure {
     let why = why.rsplit(": ").next().unwrap_or("").to_lowercase();
     let shown = printable::field(name);
     // The only thing in which the two kinds differ is the text; an unknown name stays unknown.
-    let is_passing = why.contains("try again") || why.contains("temporary");
+    let is_passing = error.kind() == io::ErrorKind::TimedOut || why.contains("try again") || why.contains("temporary");
     let why = format!("cannot find the address of `{shown}`: {why}");
     if is_passing { Failure::transient(why) } else { Failure::permanent(why) }
 }
