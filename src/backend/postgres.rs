@@ -8,6 +8,7 @@ mod address;
 mod connect;
 mod failures;
 mod link;
+mod lookup;
 mod options;
 mod passwords;
 mod service;
@@ -248,9 +249,5 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.disconnect();
-        // A name that is still being looked up must not hold anybody up.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }

@@ -79,7 +79,13 @@ pub fn parse(address: &str) -> Result<Pairs, Failure> {
     }
     let (place, options) = rest.split_once('?').unwrap_or((rest, ""));
     let (hosts, database) = place.split_once('/').unwrap_or((place, ""));
-    pairs.set("host", decoded(hosts)?);
+    // Apart, because an option may replace the one and leave the other.
+    let places: Vec<_> = hosts.split(',').map(host_and_port).collect();
+    if places.iter().any(|(_, port)| port.is_some()) {
+        pairs.set("port", places.iter().map(|(_, port)| port.unwrap_or("")).collect::<Vec<_>>().join(","));
+    }
+    let hosts = places.iter().map(|(host, _)| decoded(host)).collect::<Result<Vec<_>, _>>()?;
+    pairs.set("host", hosts.join(","));
     pairs.set("dbname", decoded(database)?);
     let mut hosts: Vec<String> = Vec::new();
     for (name, value) in options.split('&').filter_map(|option| option.split_once('=')) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_postgres::config::{ChannelBinding, SslMode as Encrypted, SslNegotiation};
 use tokio_postgres::error::SqlState;
@@ -15,6 +15,7 @@ use tokio_postgres::{Config, Error, NoTls};
 
 use super::failures;
 use super::link::Link;
+use super::lookup;
 use super::options::{Host, Options, SslMode, Target};
 use super::session::{Ear, Overheard, OverheardTls};
 use super::tls;
@@ -118,7 +119,7 @@ async fn connect_so(options: &Options, target: &Target, is_encrypted: bool, shar
 fn refusal(error: Error) -> Refusal {
     let failure = failures::of(&error, false);
     let is_about_hosts = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
-    let is_about_tls = error.as_db_error().is_none() && failure.why.starts_with("the connection cannot be encrypted");
+    let is_about_tls = error.as_db_error().is_none() && failure.why.starts_with(failures::NOT_ENCRYPTED);
     if is_about_hosts || is_about_tls { Refusal::Otherwise(failure) } else { Refusal::Anyway(failure) }
 }
 
@@ -151,8 +152,8 @@ async fn reach(options: &Options, target: &Target, share: Duration) -> Result<(W
             return Ok((Box::new(stream), socket));
         }
     };
-    let addresses = lookup_host((name.as_str(), target.port)).await.map_err(|error| failures::of_name(&name, &error))?;
-    let addresses: Vec<_> = addresses.collect();
+    // Nothing else is to be done meanwhile.
+    let addresses = lookup::addresses(&name, target.port, share).map_err(|error| failures::of_name(&name, &error))?;
     let share = share / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let mut failure = None;
     for address in addresses {

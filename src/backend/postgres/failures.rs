@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::io;
 
+use rustls::CertificateError;
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
@@ -12,6 +13,9 @@ use crate::printable;
 
 /// Classes of errors that pass: connections, transactions that were rolled back, resources, the operator, the system.
 const PASSING: [&str; 5] = ["08", "40", "53", "57", "58"];
+
+/// How what is said begins where the encryption failed.
+pub const NOT_ENCRYPTED: &str = "the connection cannot be encrypted";
 
 /// What is said of an error, which `was_write` if it answers a statement that was to change something.
 pub fn of(error: &Error, was_write: bool) -> Failure {
@@ -28,7 +32,7 @@ pub fn of(error: &Error, was_write: bool) -> Failure {
         return if was_write { Failure { is_indefinite: true, ..failure } } else { failure };
     }
     if let Some(error) = innermost.downcast_ref::<rustls::Error>() {
-        return Failure::permanent(format!("the connection cannot be encrypted: {}", one_line(&error.to_string())));
+        return of_encryption(error);
     }
     let text = one_line(&innermost.to_string());
     if error.is_closed() {
@@ -94,7 +98,7 @@ pub fn of_system(error: &io::Error) -> Failure {
     let why = plain(error).to_string();
     // rustls puts its own errors into such ones.
     if let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
-        return Failure::permanent(format!("the connection cannot be encrypted: {}", one_line(&error.to_string())));
+        return of_encryption(error);
     }
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => Failure::permanent(why),
@@ -103,13 +107,34 @@ pub fn of_system(error: &io::Error) -> Failure {
     }
 }
 
+/// What encryption says. It begins with [`NOT_ENCRYPTED`].
+fn of_encryption(error: &rustls::Error) -> Failure {
+    let rustls::Error::InvalidCertificate(reason) = error else {
+        return Failure::permanent(format!("{NOT_ENCRYPTED}: {}", one_line(&error.to_string())));
+    };
+    let why = match reason {
+        CertificateError::UnknownIssuer | CertificateError::Other(_) => {
+            "nobody who is trusted has signed it for a server".to_owned()
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired".to_owned(),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet".to_owned(),
+        CertificateError::NotValidForName => {
+            "it is for another host, and its names are looked for in `subjectAltName`".to_owned()
+        }
+        reason => one_line(&reason.to_string()),
+    };
+    let hint = "`sslrootcert` names a file with the certificate of whoever signed the server's; `sslmode=verify-ca` does not look \
+                at the name";
+    Failure::permanent(format!("{NOT_ENCRYPTED}: the server's certificate is not accepted: {why}")).with_hint(hint)
+}
+
 /// What the system says about a name.
 pub fn of_name(name: &str, error: &io::Error) -> Failure {
     let why = plain(error).to_string();
     let why = why.rsplit(": ").next().unwrap_or("").to_lowercase();
     let shown = printable::field(name);
     // The only thing in which the two kinds differ is the text; an unknown name stays unknown.
-    let is_passing = why.contains("try again") || why.contains("temporary");
+    let is_passing = error.kind() == io::ErrorKind::TimedOut || why.contains("try again") || why.contains("temporary");
     let why = format!("cannot find the address of `{shown}`: {why}");
     if is_passing { Failure::transient(why) } else { Failure::permanent(why) }
 }

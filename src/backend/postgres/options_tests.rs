@@ -47,6 +47,7 @@ fn servers_are_named_in_all_ways_that_are_usual() {
         ("postgres://[::1]:7,h:8/db", vec![("::1", 7), ("h", 8)]),
         ("postgres://%2Frun%2Fpg:99/db", vec![("/run/pg", 99)]),
         ("postgres:///db?host=/run/pg", vec![("/run/pg", 5432)]),
+        ("postgres://u:p@h:99/db?host=/run/pg", vec![("/run/pg", 99)]),
         ("postgres://u:p@/db?host=/run/pg&port=9", vec![("/run/pg", 9)]),
         ("postgres:///db?host=a,b&port=1,2", vec![("a", 1), ("b", 2)]),
         ("postgres:///db?host=a:1&host=b:2", vec![("a", 1), ("b", 2)]),
