@@ -20,12 +20,13 @@ use super::transport::{Stream, Wire};
 use crate::printable;
 
 /// What we can do. No `CLIENT_FOUND_ROWS`: it is the rows that were changed that are counted. No `CLIENT_LOCAL_FILES`: no server
-/// gets a file.
+/// gets a file. All of it is said before TLS begins: MariaDB does not listen a second time.
 const CAPABILITIES: CapabilityFlags = CapabilityFlags::CLIENT_LONG_PASSWORD
     .union(CapabilityFlags::CLIENT_LONG_FLAG)
     .union(CapabilityFlags::CLIENT_PROTOCOL_41)
     .union(CapabilityFlags::CLIENT_TRANSACTIONS)
     .union(CapabilityFlags::CLIENT_SECURE_CONNECTION)
+    .union(CapabilityFlags::CLIENT_CONNECT_WITH_DB)
     .union(CapabilityFlags::CLIENT_PLUGIN_AUTH)
     .union(CapabilityFlags::CLIENT_PLUGIN_AUTH_LENENC_CLIENT_DATA)
     .union(CapabilityFlags::CLIENT_CONNECT_ATTRS);

@@ -262,7 +262,7 @@ mod tests {
         std::fs::write(file.path(), "secret \nmore\n").expect("written");
         let url = StoreUrl::parse("mysql://me@db/meta").expect("address");
         let settings = StoreSettings { url, password_file: Some(file.path().to_owned()), timeout: Duration::from_secs(5) };
-        let options = Options::read(&settings, &|name| (name == "MYSQL_PWD").then(|| "other".to_owned())).ok().expect("read");
+        let options = Options::read(&settings, &|name| (name == "MYSQL_PWD").then(|| "other".to_owned())).expect("read");
         assert_eq!(options.password, "secret ");
     }
 }

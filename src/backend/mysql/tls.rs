@@ -10,7 +10,9 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned};
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned,
+};
 
 use super::super::remote::Failure;
 use super::failure::Trouble;
@@ -60,13 +62,23 @@ pub fn secure(wire: Wire, host: &str, options: &Options) -> Result<Stream, Troub
 
 /// What cannot be agreed on stays so; a broken connection is no TLS error.
 pub fn trouble(error: &rustls::Error) -> Trouble {
-    let mut failure = Failure::permanent(format!("no TLS connection can be made: {}", printable::field(&error.to_string())));
-    if matches!(error, rustls::Error::InvalidCertificate(_)) {
-        failure = failure.with_hint(
-            "`ssl_ca` names the file with the certificate that has signed the server's; `ssl_mode=REQUIRED` encrypts without looking",
-        );
-    }
-    Trouble::Unusable(failure)
+    let rustls::Error::InvalidCertificate(reason) = error else {
+        let why = format!("no TLS connection can be made: {}", printable::field(&error.to_string()));
+        return Trouble::Unusable(Failure::permanent(why));
+    };
+    let why = match reason {
+        CertificateError::UnknownIssuer => "nobody who is trusted has signed it",
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired",
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet",
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => "it is for another name",
+        CertificateError::Revoked => "it was revoked",
+        CertificateError::BadEncoding => "it cannot be read",
+        // Signed by itself, mostly.
+        _ => "nobody who is trusted has signed it properly",
+    };
+    let hint = "`ssl_ca` names the file with the certificate that has signed the server's, or with that one itself; \
+                `ssl_mode=REQUIRED` encrypts without looking";
+    Trouble::Unusable(Failure::permanent(format!("the server's certificate cannot be trusted: {why}")).with_hint(hint))
 }
 
 /// Those whom to trust; `None` if that does not matter.
