@@ -51,6 +51,27 @@ pub trait Register {
     /// When it cannot sleep; not when the connection breaks.
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure>;
 
+    /// Sleeps as [`Register::wait`] does, without a place among those who want the lock.
+    ///
+    /// # Errors
+    /// As for [`Register::wait`].
+    fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        self.wait(limit, fds)
+    }
+
+    /// Whether nobody waits who came before, as far as it is known from the last look.
+    fn is_first(&mut self) -> bool {
+        true
+    }
+
+    /// Whether it waits behind others, and so will be woken when its turn comes.
+    fn is_in_line(&mut self) -> bool {
+        false
+    }
+
+    /// Waits no more, and lets the next one come.
+    fn leave(&mut self) {}
+
     /// Tells others who wait that something has changed, if that can be told. Nobody relies on it.
     fn notify(&mut self) {}
 
@@ -290,6 +311,22 @@ impl<R: Register> Backend for Remote<R> {
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         self.register.wait(limit, fds).map_err(|failure| self.error("wait for", failure))
+    }
+
+    fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        self.register.watch(limit, fds).map_err(|failure| self.error("wait for", failure))
+    }
+
+    fn is_first(&mut self) -> Result<bool, Error> {
+        Ok(self.register.is_first())
+    }
+
+    fn is_in_line(&mut self) -> bool {
+        self.register.is_in_line()
+    }
+
+    fn leave(&mut self) {
+        self.register.leave();
     }
 
     fn notify(&mut self) {

@@ -1,0 +1,163 @@
+//! What goes wrong between this program and a server, and what can be done about it.
+
+use super::super::remote::{Cause, Failure};
+use crate::printable;
+
+/// Why a question has no answer, or no good one.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The server has answered, and the answer is no.
+    Refused { code: u16, message: String },
+    /// There is no connection (any more), for this reason.
+    Broken(String),
+    /// The way to the server cannot be used as it was asked for: a certificate, a file.
+    Unusable(Failure),
+}
+
+/// No connection, for the operating system's reason.
+impl From<std::io::Error> for Trouble {
+    fn from(error: std::io::Error) -> Self {
+        // rustls hands its own errors on as these.
+        if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return super::tls::trouble(tls);
+        }
+        Self::Broken(match error.kind() {
+            std::io::ErrorKind::TimedOut => "the server does not answer in time".to_owned(),
+            std::io::ErrorKind::UnexpectedEof => "the server has closed the connection".to_owned(),
+            _ => super::super::plain(&error).to_string(),
+        })
+    }
+}
+
+impl From<mysql_common::proto::codec::error::PacketCodecError> for Trouble {
+    fn from(error: mysql_common::proto::codec::error::PacketCodecError) -> Self {
+        match error {
+            mysql_common::proto::codec::error::PacketCodecError::Io(error) => error.into(),
+            other => Self::Broken(format!("what the server says is not understood: {}", sentence(&other.to_string()))),
+        }
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Refused { code, message } => refusal(code, &message),
+            Trouble::Broken(why) => Self::transient(why),
+            Trouble::Unusable(failure) => failure,
+        }
+    }
+}
+
+/// What the server's errors mean.
+fn refusal(code: u16, message: &str) -> Failure {
+    let why = format!("{} (error {code})", sentence(message));
+    let cause = match code {
+        1146 => Cause::NotPrepared,
+        // Full (disk, memory, connections, tables), starting, ending, killed, deadlock (of Galera, too), waited too long,
+        // read-only (a fail-over is under way), node without a cluster.
+        1021
+        | 1037
+        | 1038
+        | 1040
+        | 1041
+        | 1047
+        | 1053
+        | 1077
+        | 1079
+        | 1080
+        | 1114
+        | 1135
+        | 1152
+        | 1158..=1161
+        | 1180
+        | 1184
+        | 1203
+        | 1205
+        | 1206
+        | 1213
+        | 1226
+        | 1290
+        | 1317
+        | 1412
+        | 1436
+        | 1614
+        | 1615
+        | 1637
+        | 1792
+        | 1836
+        | 1927
+        | 1969
+        | 3024
+        | 3058
+        | 3100
+        | 3101
+        | 3572
+        | 4031 => Cause::Transient,
+        _ => Cause::Permanent,
+    };
+    Failure { why, cause, hint: hint(code).map(str::to_owned), is_indefinite: false }
+}
+
+fn hint(code: u16) -> Option<&'static str> {
+    Some(match code {
+        1045 | 1698 => {
+            "check user and password: the address's own, `SERIALIZER_PASSWORD_FILE`, `~/.my.cnf` and `MYSQL_PWD` are used, \
+             in this order"
+        }
+        1044 | 1049 => {
+            "check the database's name in the address; `CREATE DATABASE` makes it, and `GRANT SELECT, INSERT, UPDATE ON \
+             DATABASE.serializer_locks TO USER` lets a user in"
+        }
+        1142 | 1143 | 1227 => {
+            "`serializer initialize --print-sql` prints what somebody with the right to can run; the user needs `GRANT SELECT, \
+             INSERT, UPDATE ON DATABASE.serializer_locks TO USER`"
+        }
+        1129 => "too many connections from this host have failed; `mariadb-admin flush-hosts` lets it in again",
+        1130 => "the server lets no user in from this host; `CREATE USER … @'%'` makes one that may come from anywhere",
+        1040 | 1203 | 1226 => "each command that waits needs one connection; `max_connections` is how many there may be",
+        1290 | 1792 | 1836 => "name the primary server in the address: a replica cannot be written to",
+        1054 | 1364 | 1406 => "another program's table is called `serializer_locks`; name another database",
+        1820 | 1862 => "the user's password has expired, and has to be changed first",
+        3159 => "the server wants TLS; leave out `ssl_disabled` and `ssl_mode=DISABLED`",
+        _ => return None,
+    })
+}
+
+/// The server's words as a part of a sentence: on one line, bounded, without capital letter and full stop.
+fn sentence(text: &str) -> String {
+    let text = printable::field(text);
+    let text = text.trim_end_matches('.');
+    let mut letters = text.chars();
+    let (first, second) = (letters.next(), letters.next());
+    match (first, second) {
+        (Some(first), Some(second)) if !second.is_uppercase() => {
+            first.to_lowercase().chain(text.chars().skip(1)).collect::<String>()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Failure, Trouble, sentence};
+    use crate::backend::remote::Cause;
+
+    #[test]
+    fn what_the_server_says_becomes_part_of_a_sentence() {
+        assert_eq!(sentence("Too many\nconnections."), "too many connections");
+        assert_eq!(sentence("WSREP has not yet prepared node"), "WSREP has not yet prepared node");
+        assert_eq!(sentence(""), "");
+    }
+
+    #[test]
+    fn what_may_pass_is_told_from_what_will_not() {
+        let cause = |code| Failure::from(Trouble::Refused { code, message: "Oh".to_owned() }).cause;
+        for code in [1040, 1047, 1053, 1203, 1205, 1213, 1290, 1836, 1927] {
+            assert_eq!(cause(code), Cause::Transient, "{code}");
+        }
+        for code in [1044, 1045, 1049, 1064, 1142, 1143] {
+            assert_eq!(cause(code), Cause::Permanent, "{code}");
+        }
+        assert_eq!(cause(1146), Cause::NotPrepared);
+    }
+}
