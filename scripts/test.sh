@@ -41,7 +41,8 @@ fi
 
 cargo fmt --check
 cargo clippy --all-targets -- -D warnings
-RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet
+cargo clippy --all-targets --all-features -- -D warnings
+RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet --all-features
 shellcheck scripts/*.sh examples/meltano/*.sh
 
 # Meltano with the example project, which tests/meltano.rs runs.
@@ -49,7 +50,9 @@ examples/meltano/setup.sh
 
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
-cargo test --no-fail-fast --lib --tests | tee "$results"
+# The small build, and then everything with all stores.
+cargo test --no-fail-fast --test small_build | tee "$results"
+cargo test --no-fail-fast --all-features --lib --tests | tee -a "$results"
 # One line for all test programs, each of which has counted its own.
 awk '/^test result:/ { passed += $4; failed += $6 } /^SKIPPED: / { skipped++ }
     END { printf "%d passed (of which %d could not run here), %d failed\n", passed, skipped, failed }' "$results"

@@ -250,9 +250,9 @@ impl Error {
 
 /// Why a store did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} the lock `{location}`: {why}{}", if *is_indefinite { "; whether it was changed is not known" } else { "" })]
+#[error("cannot {action} `{location}`: {why}{}", if *is_indefinite { "; whether it was changed is not known" } else { "" })]
 pub struct StoreError {
-    /// What was tried: read, write …
+    /// What was tried, and with what: read the lock …
     pub action: &'static str,
     /// The lock, printable and without secrets.
     pub location: String,
@@ -322,7 +322,7 @@ pub fn open(location: &Location) -> Result<Box<dyn Backend>, Error> {
     match location {
         Location::File(path) => Ok(Box::new(file::LockFile::new(path))),
         Location::Store(settings, name) => {
-            let cannot = |failure: Failure| failure.during("use", location.printable());
+            let cannot = |failure: Failure| failure.during("use the lock", location.printable());
             let engine = Engine::of(settings.url.scheme()).map_err(cannot)?;
             Ok((engine.open)(settings, name, location.printable()).map_err(cannot)?)
         }
@@ -335,7 +335,7 @@ pub fn open(location: &Location) -> Result<Box<dyn Backend>, Error> {
 /// When they cannot be listed.
 pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
     let names = Engine::of(settings.url.scheme()).and_then(|engine| (engine.names)(settings));
-    let names = names.map_err(|failure| failure.during("list", settings.url.to_string()))?;
+    let names = names.map_err(|failure| failure.during("list the locks of", settings.url.to_string()))?;
     Ok(names.into_iter().map(|name| Location::Store(settings.clone(), name.into())).collect())
 }
 
@@ -345,5 +345,5 @@ pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
 /// When this program was built without the store.
 pub fn schema(settings: &StoreSettings) -> Result<&'static str, Error> {
     let engine = Engine::of(settings.url.scheme());
-    Ok(engine.map_err(|failure| failure.during("use", settings.url.to_string()))?.schema)
+    Ok(engine.map_err(|failure| failure.during("use the store", settings.url.to_string()))?.schema)
 }

@@ -10,7 +10,7 @@
 //! conflict is reported, and the policy looks again, by tokens.
 
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Backend, Content, Error, StoreError, Stored, Version, Write};
 use crate::process::since_boot;
@@ -20,6 +20,9 @@ use crate::store::Scheme;
 /// How often a question is asked again when the connection breaks or the store is busy: a hiccup, not an outage. Who
 /// wants to wait for longer asks again later.
 const MAX_TRIES: u32 = 4;
+
+/// Not again after so long: who renews a lease has to give up in time.
+const LIMIT: Duration = Duration::from_secs(2);
 
 /// Before the second try; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(40);
@@ -190,7 +193,7 @@ impl<R: Register> Remote<R> {
         let (row, is_prepared) = match read {
             Ok(row) => (row, true),
             Err(Failure { cause: Cause::NotPrepared, .. }) => (Row::default(), false),
-            Err(failure) => return Err(self.error("read", failure)),
+            Err(failure) => return Err(self.error("read the lock", failure)),
         };
         Ok(self.last.insert(Last { row, asked, is_prepared }))
     }
@@ -205,7 +208,7 @@ impl<R: Register> Remote<R> {
         if !last.is_prepared {
             let prepared = retry(|_| self.register.prepare().inspect_err(|_| self.register.disconnect()));
             // The next look finds an empty place, with a clock.
-            return prepared.map(|()| Write::Conflict).map_err(|failure| self.error("write", failure));
+            return prepared.map(|()| Write::Conflict).map_err(|failure| self.error("write the lock", failure));
         }
         let next = number_after(&last.row);
         let mut is_indefinite = false;
@@ -220,14 +223,14 @@ impl<R: Register> Remote<R> {
         match write {
             Ok(Write::Conflict) if is_indefinite => {
                 let row = retry(|_| self.register.read().inspect_err(|_| self.register.disconnect()));
-                let row = row.map_err(|failure| self.error("write", failure.indefinite()))?;
+                let row = row.map_err(|failure| self.error("write the lock", failure.indefinite()))?;
                 // What is stored is what we have written, or nothing, as we wanted.
                 Ok(if row.text.as_deref() == text { Write::Done } else { Write::Conflict })
             }
             Ok(write) => Ok(write),
             Err(failure) => {
                 let failure = Failure { is_indefinite: failure.is_indefinite || is_indefinite, ..failure };
-                Err(self.error("write", failure))
+                Err(self.error("write the lock", failure))
             }
         }
     }
@@ -259,11 +262,12 @@ fn number_after(row: &Row) -> u64 {
 fn retry<T>(mut ask: impl FnMut(u32) -> Result<T, Failure>) -> Result<T, Failure> {
     let mut pause = FIRST_PAUSE;
     let mut tries = 0;
+    let begun = Instant::now();
     // Ends after so many tries.
     loop {
         tries += 1;
         match ask(tries) {
-            Err(failure) if failure.cause == Cause::Transient && tries < MAX_TRIES => {
+            Err(failure) if failure.cause == Cause::Transient && tries < MAX_TRIES && begun.elapsed() < LIMIT => {
                 tracing::debug!("trying again: {}", failure.why);
                 std::thread::sleep(jittered(pause));
                 pause *= 2;
@@ -291,7 +295,7 @@ impl<R: Register> Backend for Remote<R> {
         let (Some(text), Some(version)) = (row.text, row.version) else { return Ok(None) };
         let record = Record::parse(text.as_bytes()).map_err(|error| {
             let failure = Failure::permanent(format!("what is stored there is no lock record: {error}"));
-            self.error("read", failure)
+            self.error("read the lock", failure)
         })?;
         let content = Content::Record(Box::new(record));
         Ok(Some(Stored { content, version: Version(version), written: None, is_local: false, now: row.now }))
@@ -310,11 +314,11 @@ impl<R: Register> Backend for Remote<R> {
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        self.register.wait(limit, fds).map_err(|failure| self.error("wait for", failure))
+        self.register.wait(limit, fds).map_err(|failure| self.error("wait for the lock", failure))
     }
 
     fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        self.register.watch(limit, fds).map_err(|failure| self.error("wait for", failure))
+        self.register.watch(limit, fds).map_err(|failure| self.error("wait for the lock", failure))
     }
 
     fn is_first(&mut self) -> Result<bool, Error> {

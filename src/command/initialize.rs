@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::process::getpid;
 
-use crate::backend::{self, Backend, Location, Stored, Write};
+use crate::backend::{self, Backend, Location, Write};
 use crate::cli::InitializeArgs;
 use crate::config::Environment;
 use crate::error::Error;
@@ -22,8 +22,9 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             Err(Error::usage("cannot print SQL: locks are files as long as no store is named", Some(hint.to_owned())))
         }
         Location::Store(settings, _) => {
-            let name = format!(".serializer.{}.probe", token()?).into();
-            try_out(backend::open(&Location::Store(settings.clone(), name))?.as_mut(), &probe().map_err(cannot_draw)?)?;
+            // Rows stay, so that there is one for all who try.
+            let probed = Location::Store(settings.clone(), ".serializer.probe".into());
+            try_out(backend::open(&probed)?.as_mut(), &probe().map_err(cannot_draw)?)?;
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
             Ok(())
         }
@@ -64,18 +65,24 @@ fn probe() -> std::io::Result<Record> {
     Record::of(vec![Entry::new(owner, None, None)?]).ok_or_else(|| std::io::ErrorKind::FileTooLarge.into())
 }
 
-/// Does all that locks will need: a file system may refuse links, flock or writing.
+/// How often to begin again when somebody else tries it out at the same time.
+const MAX_ROUNDS: usize = 16;
+
+/// Does all that locks will need: a file system may refuse links, flock or writing, a database the rights to.
 fn try_out(backend: &mut dyn Backend, record: &Record) -> Result<(), Error> {
-    let location = backend.location();
-    let unexpected = || Error::failed(format!("what is written to `{location}` is not kept there"));
-    let load = |backend: &mut dyn Backend| -> Result<Stored, Error> { backend.load()?.ok_or_else(unexpected) };
-    // The first time, it may only make the place.
-    if backend.create(record)? == Write::Conflict {
-        let _ = backend.create(record)?;
+    for _ in 0..MAX_ROUNDS {
+        let created = match backend.load()? {
+            // Left behind by one that was killed.
+            Some(seen) => backend.replace(&seen, record)?,
+            // The first time, it may only make the place.
+            None => backend.create(record)?,
+        };
+        let Some(seen) = backend.load()?.filter(|_| created == Write::Done) else { continue };
+        let replaced = backend.replace(&seen, record)?;
+        let Some(seen) = backend.load()?.filter(|_| replaced == Write::Done) else { continue };
+        if backend.delete(&seen)? == Write::Done {
+            return Ok(());
+        }
     }
-    let seen = load(backend)?;
-    let replaced = backend.replace(&seen, record)?;
-    let seen = load(backend)?;
-    let deleted = backend.delete(&seen)?;
-    if replaced == Write::Done && deleted == Write::Done { Ok(()) } else { Err(unexpected()) }
+    Err(Error::failed(format!("what is written to `{}` is not kept there", backend.location())))
 }

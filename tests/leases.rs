@@ -1,0 +1,297 @@
+//! Locks that are held across hosts are kept by those who hold them, and by nobody else.
+
+mod common;
+#[path = "common/servers.rs"]
+mod servers;
+#[path = "common/stores.rs"]
+mod stores;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use common::until;
+use rustix::process::{Pid, Signal, kill_process};
+use stores::Store;
+
+/// Does not end while a test runs, unless it is ended.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Short enough to be waited for.
+const SHORT: Duration = Duration::from_millis(1500);
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+    kill_process(pid, signal).expect("it can be signalled");
+}
+
+fn runs(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn until_gone(pid: u32) {
+    until("it has ended", || !runs(pid));
+}
+
+/// A `run` whose command has said the PIDs of itself and of what it has started.
+fn running(store: &Store, args: &[&str], script: &str) -> (Child, Vec<u32>) {
+    let mut command = store.serializer(&[&["run"], args, &["bash", "-c", script]].concat());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut output = BufReader::with_capacity(1, child.stdout.as_mut().expect("a pipe"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("it says something");
+    let pids = line.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect();
+    (child, pids)
+}
+
+fn end(child: Child) -> common::Ended {
+    child.wait_with_output().expect("it ends").into()
+}
+
+#[test]
+fn a_killed_owner_frees_its_lock_although_its_lease_goes_on() {
+    for store in Store::all(LONG) {
+        let mut owner = store.shell();
+        owner.lock();
+        let keeper = store.keeper();
+        let waiter = store.waiter(&["lock"]);
+        owner.kill();
+        assert_eq!(waiter.end().code, 0, "{}", store.url);
+        until_gone(keeper);
+    }
+}
+
+#[test]
+fn the_keeper_ends_with_the_lock() {
+    for store in Store::all(LONG) {
+        let mut owner = store.shell();
+        owner.lock();
+        let keeper = store.keeper();
+        assert!(runs(keeper));
+        owner.unlock();
+        until_gone(keeper);
+        assert_eq!(store.state(), "free");
+    }
+}
+
+#[test]
+fn a_lock_is_held_for_longer_than_its_lease() {
+    for store in Store::all(SHORT) {
+        let mut owner = store.shell();
+        owner.lock();
+        let renewals = || store.holder("lease_renewals").as_u64().expect("a number");
+        until("three leases have passed", || {
+            assert_eq!(store.run(&["lock", "-n"]).code, 75);
+            renewals() >= 9
+        });
+        owner.unlock();
+    }
+}
+
+#[test]
+fn without_its_keeper_a_lock_lapses_and_unlock_says_so() {
+    for store in Store::all(SHORT) {
+        let mut owner = store.shell();
+        owner.lock();
+        signal(store.keeper(), Signal::KILL);
+        let mut other = store.shell();
+        let (code, output) = other.output(r#""$S" lock 2>&1"#);
+        assert!(code == 0 && output.contains("its lease has expired"), "{output}");
+        let (code, output) = owner.output(r#""$S" unlock 2>&1"#);
+        assert!(code == 76 && output.contains("held now by"), "{code} {output}");
+        other.unlock();
+    }
+}
+
+#[test]
+fn an_owner_whose_lease_nobody_has_taken_is_told_all_the_same() {
+    for store in Store::all(SHORT) {
+        let mut owner = store.shell();
+        owner.lock();
+        signal(store.keeper(), Signal::KILL);
+        until("it has expired", || store.state() == "stale");
+        let (code, output) = owner.output(r#""$S" unlock 2>&1"#);
+        assert!(code == 76 && output.contains("nobody else has held it since"), "{code} {output}");
+        assert_eq!(store.state(), "free");
+    }
+}
+
+#[test]
+fn who_locks_again_gets_a_new_keeper_if_the_old_one_was_killed() {
+    for store in Store::all(Duration::from_secs(6)) {
+        let mut owner = store.shell();
+        owner.lock();
+        signal(store.keeper(), Signal::KILL);
+        until_gone(store.keeper());
+        let (code, output) = owner.output(r#""$S" lock 2>&1"#);
+        assert!(code == 0 && output.contains("already locked"), "{output}");
+        let renewals = || store.holder("lease_renewals").as_u64().expect("a number");
+        let before = renewals();
+        until("it is renewed again", || renewals() > before);
+        owner.unlock();
+    }
+}
+
+#[test]
+fn the_keeper_has_none_of_the_files_of_lock() {
+    for store in Store::all(LONG) {
+        // A pipe ends when all who have it do; a flock, too.
+        let script = r#"exec 9> file; flock 9; said=$("$S" lock --owner-pid $$ 2>&1) || exit 1; exec 9>&-
+                        flock -n file true || exit 2; "$S" unlock --owner-pid $$"#;
+        let ended = store.script(script);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+}
+
+#[test]
+fn a_run_that_goes_on_without_its_owner_keeps_the_lock() {
+    for store in Store::all(SHORT) {
+        let run = [("MELTANO_PARENT_CONTEXT_UUID", store.name.as_str())];
+        let mut owner = common::Shell::start_with({
+            let mut bash = store.command("bash");
+            bash.envs(run);
+            bash
+        });
+        owner.lock();
+        let mut relative = store.command("sleep").arg("600").envs(run).spawn().expect("it starts");
+        let renewals = || store.holder("lease_renewals").as_u64().unwrap_or(0);
+        owner.kill();
+        let before = renewals();
+        until("it is renewed for the one that goes on", || renewals() > before + 4);
+        assert_eq!(store.run(&["lock", "-n"]).code, 75);
+        relative.kill().expect("it can be killed");
+        relative.wait().expect("it ends");
+        until("it is released", || store.state() == "free");
+    }
+}
+
+#[test]
+fn a_command_whose_lock_was_taken_away_is_ended_with_all_that_it_has_started() {
+    for store in Store::all(SHORT) {
+        let (child, pids) = running(&store, &[], "sleep 600 & echo $$ $!; wait; sleep 600");
+        assert_eq!(store.run(&["unlock", "--force"]).code, 0);
+        let ended = end(child);
+        assert_eq!(ended.code, 76, "{ended:?}");
+        assert!(ended.stderr.contains("ending the command, because its lock is lost"), "{ended:?}");
+        pids.into_iter().for_each(|pid| assert!(!runs(pid)));
+    }
+}
+
+#[test]
+fn a_command_that_does_not_heed_its_end_is_killed() {
+    for store in Store::all(SHORT) {
+        let (child, pids) = running(&store, &[], "trap '' TERM; (trap '' TERM; sleep 600) & echo $$ $!; wait; sleep 600");
+        assert_eq!(store.run(&["unlock", "--force"]).code, 0);
+        let ended = end(child);
+        assert_eq!(ended.code, 76, "{ended:?}");
+        assert!(ended.stderr.contains("killing the command"), "{ended:?}");
+        pids.into_iter().for_each(|pid| assert!(!runs(pid)));
+    }
+}
+
+#[test]
+fn who_only_wants_a_warning_runs_on_and_is_told_at_the_end() {
+    for store in Store::all(SHORT) {
+        let go = store.locks.dir().join("go");
+        common::ended(std::process::Command::new("mkfifo").arg(&go));
+        let (mut child, _) = running(&store, &["--on-lost", "warn"], "echo; read -r line < go");
+        let token = store.holder("token").as_str().expect("a token").to_owned();
+        assert_eq!(store.run(&["break", &store.name, "--token", &token]).code, 0);
+        let mut other = store.shell();
+        other.lock();
+        let mut said = String::new();
+        let mut messages = BufReader::with_capacity(1, child.stderr.as_mut().expect("a pipe"));
+        messages.read_line(&mut said).expect("it says something");
+        assert!(said.contains("is lost"), "{said}");
+        // The command waits for that.
+        fs::write(&go, "on\n").expect("it is read");
+        let ended = end(child);
+        assert_eq!(ended.code, 76, "{ended:?}");
+        other.unlock();
+    }
+}
+
+#[test]
+fn an_owner_that_asked_for_it_is_ended_when_its_lock_is_lost() {
+    for store in Store::all(SHORT) {
+        let mut owner = store.shell();
+        assert_eq!(owner.run(r#""$S" lock --on-lost terminate 2> /dev/null"#), 0);
+        assert_eq!(store.run(&["unlock", "--force"]).code, 0);
+        until_gone(owner.pid());
+    }
+}
+
+#[test]
+fn a_command_dies_with_the_run_that_renews_its_lease() {
+    for store in Store::all(LONG) {
+        let (child, pids) = running(&store, &[], "echo $$; exec sleep 600");
+        signal(child.id(), Signal::KILL);
+        pids.into_iter().for_each(until_gone);
+        drop(end(child));
+    }
+}
+
+#[test]
+fn who_slept_through_its_lease_stops_what_it_ran_when_it_wakes() {
+    for store in Store::all(SHORT) {
+        let (child, pids) = running(&store, &[], "echo $$; exec sleep 600");
+        let sleepers = [pids.clone(), vec![child.id()]].concat();
+        sleepers.iter().for_each(|pid| signal(*pid, Signal::STOP));
+        let mut other = store.shell();
+        assert_eq!(other.run(r#""$S" lock 2> /dev/null"#), 0);
+        sleepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
+        let ended = end(child);
+        assert_eq!(ended.code, 76, "{ended:?}");
+        pids.into_iter().for_each(|pid| assert!(!runs(pid)));
+        other.unlock();
+
+        let mut owner = store.shell();
+        owner.lock();
+        let sleepers = [store.keeper(), owner.pid()];
+        sleepers.iter().for_each(|pid| signal(*pid, Signal::STOP));
+        other.lock();
+        sleepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
+        assert_eq!(owner.run(r#""$S" unlock 2> /dev/null"#), 76);
+        until_gone(sleepers[0]);
+        other.unlock();
+    }
+}
+
+#[test]
+fn each_acquisition_has_a_larger_number_than_those_before() {
+    for store in Store::all(LONG) {
+        let script = r#"for i in 1 2 3; do "$S" lock --print-token || exit 1; "$S" status --json | jq .locks[0].holder.fencing_token
+                        "$S" unlock; "$S" run -- sh -c 'echo $SERIALIZER_FENCING_TOKEN'; done 2> /dev/null"#;
+        let ended = store.script(script);
+        let numbers: Vec<u64> = ended.stdout.lines().map(|line| line.parse().expect("a number")).collect();
+        assert_eq!(numbers.len(), 9, "{ended:?}");
+        assert!(numbers.chunks(3).all(|round| round[0] == round[1] && round[1] < round[2]), "{numbers:?}");
+        assert!(numbers.chunks(3).is_sorted_by(|one, next| one[2] < next[0]), "{numbers:?}");
+    }
+    let locks = common::Locks::new();
+    let ended = locks.run(&["lock", "--print-token"]);
+    assert!(ended.code == 2 && ended.stderr.contains("only stores count"), "{ended:?}");
+}
+
+#[test]
+fn who_waits_for_another_run_need_not_do_it_again() {
+    for store in Store::all(LONG) {
+        let go = store.locks.dir().join("go");
+        common::ended(std::process::Command::new("mkfifo").arg(&go));
+        let (child, _) = running(&store, &["--wait-and-skip"], "echo; read -r line < go; exit $line");
+        let waiters: Vec<_> =
+            (0..3).map(|_| store.waiter(&["run", "--wait-and-skip", "--skipped-exit-code", "7", "true"])).collect();
+        fs::write(&go, "0\n").expect("it is read");
+        assert_eq!(end(child).code, 0);
+        waiters.into_iter().for_each(|waiter| assert_eq!(waiter.end().code, 7));
+        // Nobody has to have succeeded for this one.
+        assert_eq!(store.run(&["run", "--wait-and-skip", "--skipped-exit-code", "7", "true"]).code, 0);
+
+        let (child, _) = running(&store, &["--wait-and-skip"], "echo; read -r line < go; exit $line");
+        let waiter = store.waiter(&["run", "--wait-and-skip", "--skipped-exit-code", "7", "sh", "-c", "exit 5"]);
+        fs::write(&go, "1\n").expect("it is read");
+        assert_eq!(end(child).code, 1);
+        assert_eq!(waiter.end().code, 5);
+    }
+}

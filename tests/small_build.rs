@@ -1,0 +1,21 @@
+//! Without the features for stores, the program is whole all the same.
+
+#![cfg(not(any(feature = "postgres", feature = "mysql")))]
+
+mod common;
+
+use common::{Locks, ended};
+
+#[test]
+fn a_store_that_was_left_out_is_named_with_the_way_to_get_it() {
+    let locks = Locks::new();
+    for (url, feature) in [("postgresql+psycopg://me:hunter2@db/x", "postgres"), ("mysql+pymysql://me:hunter2@db/x", "mysql")] {
+        for command in [&["lock", "-n"][..], &["status", "--all"], &["initialize", "--print-sql"], &["run", "true"]] {
+            let ended = ended(locks.serializer(command).env("SERIALIZER_STORE", url));
+            assert_eq!(ended.code, 1, "{ended:?}");
+            let what = format!("built without the store `{feature}`");
+            assert!(ended.stderr.contains(&what) && ended.stderr.contains("--features"), "{ended:?}");
+            assert!(!ended.stderr.contains("hunter2"), "{ended:?}");
+        }
+    }
+}
