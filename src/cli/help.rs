@@ -11,6 +11,8 @@ Examples:
       meltano run tap-x target-y dbt:deps dbtmutex:lock dbt:run dbtmutex:unlock
   Who holds it?
       serializer status
+  On many hosts, by a database that they share:
+      SERIALIZER_STORE=postgres://etl@db/meltano serializer run -- dbt run
 
 Environment variables (a flag beats its variable, an empty one counts as unset):
   SERIALIZER_FILE_NAME      name of the lock file [serializer.lck]
@@ -19,6 +21,13 @@ Environment variables (a flag beats its variable, an empty one counts as unset):
   SERIALIZER_MAX_ATTEMPTS   how often to try [0: for ever]
   SERIALIZER_SLEEP_SECONDS  from one try to the next, in seconds [1]
   SERIALIZER_SLOTS          how many may hold the lock at the same time [1]
+  SERIALIZER_STORE          store that many hosts share, instead of a directory:
+                            postgres://user@host/database, mysql://...
+  SERIALIZER_PASSWORD_FILE  file with the store's password
+  SERIALIZER_LEASE_SECONDS  how long a lock in a store outlives a host that does
+                            not renew it [30]
+  SERIALIZER_ON_LOST        when such a lock is lost: `terminate` what holds it,
+                            or `warn` [run: terminate, lock: warn]
   SERIALIZER_OWNER_PID      process that owns the lock [the parent process]
   SERIALIZER_ORPHANS        `wait` for what outlives a Meltano run, or `ignore`
   LOG_LEVEL                 debug, info, warning or error [info]
@@ -31,7 +40,7 @@ Exit codes:
   1   failed
   2   wrong usage or setting
   75  busy: held by another process until all attempts were used up
-  76  the lock was lost while the command of `run` was running
+  76  the lock was lost while it was held
   77  refused: the lock is held by somebody else
   126 the command cannot be run
   127 the command is not found
@@ -52,7 +61,8 @@ Examples:
 
 The lock belongs to the command, and is released when that ends, however it does. Signals reach the command. The exit code is the \
 command's, 128 + n if signal n ended it, 127 if it is not found and 126 if it cannot be run; 76 if it succeeded, but the lock was \
-lost meanwhile.";
+lost meanwhile. In a store, the lock has a lease, which `run` renews: if it cannot, or the lock is taken away, the command is \
+ended (TERM, then KILL), and the exit code is 76. The command finds its fencing token in SERIALIZER_FENCING_TOKEN.";
 
 /// Behind the help of `lock`.
 pub const LOCK_HELP: &str = "\
@@ -61,10 +71,12 @@ Examples:
   serializer lock --timeout 10m || exit     # ten minutes at most, then exit code 75
   serializer lock --no-wait && { dbt run; serializer unlock; }
   serializer lock --dir ~/locks --file-name warehouse.lck
+  token=$(serializer lock --store postgres://etl@db/meltano --print-token)
 
 The lock belongs to the parent process (the script, the Meltano run), and is stale once that has ended: \
 the next `lock` takes it over at once. Locking what the same process holds already succeeds with a warning. \
-Between the tries, `lock` wakes up as soon as the lock is released or its owner ends.";
+Between the tries, `lock` wakes up as soon as the lock is released or its owner ends. For a lock in a store, a process stays behind \
+that renews its lease, and releases it when the owner ends.";
 
 /// Behind the help of `unlock`.
 pub const UNLOCK_HELP: &str = "\
@@ -72,7 +84,8 @@ Examples:
   serializer unlock
   serializer unlock --force    # takes the lock away from its owner, and says from whom
 
-Only the process that locked can unlock, or anybody once that has ended. Anything else is refused with exit code 77.";
+Only the process that locked can unlock, or anybody once that has ended. Anything else is refused with exit code 77. \
+If the lock was lost meanwhile (its lease was not renewed, or it was taken away), it fails with 76.";
 
 /// Behind the help of `wait`.
 pub const WAIT_HELP: &str = "\
@@ -96,6 +109,7 @@ pub const STATUS_HELP: &str = "\
 Examples:
   serializer status
   serializer status --all --dir ~/locks
+  serializer status --all --watch
   serializer status --json | jq -r '.locks[].state'    # free, held, stale or unknown";
 
 /// Behind the help of `flock`.
