@@ -73,8 +73,9 @@ impl Job {
         // It takes one after another.
         let (mark, name) = if signal == Signal::USR1 { SIX[5] } else { SIX[4] };
         let mut told = Vec::new();
-        // Twice: two that come together are told in the order of their numbers.
         for _ in 0..2 {
+            // Those that come together are told in the order of their numbers, and those that come meanwhile before others.
+            until("the command has told what it has got", || state(self.command) == 'S');
             kill_process(self.pid(), mark).expect("it runs");
             loop {
                 let next = line(&mut self.stdout);
