@@ -5,6 +5,8 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "common/servers.rs"]
+mod servers;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,10 +19,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Locks, PROGRAM, Shell};
+use common::{Locks, PROGRAM, Shell, until};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
+use servers::shared_postgres;
 
 /// How long an event may take until it counts as missing. Meltano and dbt need seconds to start, several at a time more.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -633,4 +636,56 @@ fn the_plugin_definition_can_be_added() {
     assert_eq!(ended.code, 0, "{ended:#?}");
     let file = project.locks.file().display().to_string();
     assert_eq!(ended.of("dbtmutex").last(), Some(&format!("unlocked `{file}`").as_str()), "{ended:#?}");
+}
+
+/// As two machines have it: nothing in common but a database.
+#[test]
+fn projects_take_turns_by_a_database() {
+    let (one, other) = (Project::new(), Project::new());
+    let url = shared_postgres().url().replacen("postgresql:", "postgresql+psycopg:", 1);
+    let run = |project: &Project, stage: &str| {
+        let mut command = project.meltano(&["run", "dbtmutex:lock", stage, "dbtmutex:unlock"]);
+        // As `meltano.yml` would have it, too: `store: $MELTANO_DATABASE_URI`.
+        command.env("DBTMUTEX_STORE", "$A_DATABASE_URI").env("A_DATABASE_URI", &url);
+        Run::start(command)
+    };
+    let mut holder = run(&one, "stage:waits");
+    holder.line_with(&["stage ", " waits"]);
+    let mut waiter = run(&other, "stage:works");
+    waiter.line_with(&["dbtmutex", "waiting for", "meltano run"]);
+    one.open_gate();
+    let (holder, waiter) = (holder.end(), waiter.end());
+    assert_eq!((holder.code, waiter.code), (0, 0), "{holder:#?} {waiter:#?}");
+    assert!(waiter.of("dbtmutex").last().is_some_and(|line| line.starts_with("unlocked `postgres://127.0.0.1")), "{waiter:#?}");
+    let all = [holder.lines, waiter.lines].concat();
+    assert!(!all.iter().any(|line| line.contains("hunter2")), "{all:#?}");
+}
+
+#[test]
+fn a_killed_meltano_frees_its_lock_in_a_database_when_the_last_of_its_run_has_ended() {
+    let (one, other) = (Project::new(), Project::new());
+    let run = |project: &Project, stage: &str| {
+        let mut command = project.meltano(&["run", "dbtmutex:lock", stage, "dbtmutex:unlock"]);
+        command.env("DBTMUTEX_STORE", shared_postgres().url()).env("DBTMUTEX_FILE_NAME", "killed");
+        command.env("DBTMUTEX_LEASE_SECONDS", "600");
+        Run::start(command)
+    };
+    let mut holder = run(&one, "stage:waits");
+    holder.line_with(&["stage ", " waits"]);
+    let stage = holder.plugin();
+    let mut waiter = run(&other, "stage:works");
+    waiter.line_with(&["dbtmutex", "waiting for", "meltano run"]);
+    holder.send(Signal::KILL);
+    // Meltano is dead, and its run goes on.
+    until("it is seen that the keeper keeps it", || {
+        let mut status = one.command(PROGRAM);
+        status.args(["status", "killed"]).env("SERIALIZER_STORE", shared_postgres().url());
+        let output = status.output().expect("it runs");
+        String::from_utf8_lossy(&output.stdout).contains("its process has ended, but pid")
+    });
+    assert!(stage.is_running());
+    kill_process(stage.pid, Signal::KILL).expect("it runs");
+    let ended = waiter.end();
+    assert_eq!(ended.code, 0, "{ended:#?}");
+    until("all of it has ended", || !stage.is_running());
 }

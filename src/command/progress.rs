@@ -5,11 +5,13 @@ use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 use crate::backend;
 use crate::child::Interruptions;
 use crate::holder::in_short;
 use crate::process;
-use crate::record::Entry;
+
 use crate::verdict::{Held, Holding};
 use crate::waiting::Observer;
 
@@ -22,6 +24,9 @@ const REPEAT: Duration = Duration::from_secs(30);
 /// As long as nobody needs to be told.
 const NEVER: Duration = Duration::from_secs(3600);
 
+/// A holder, and its acquisition.
+type Told = (Pid, Option<String>);
+
 pub struct Progress {
     max_attempts: Option<NonZeroU32>,
     is_live: bool,
@@ -29,7 +34,8 @@ pub struct Progress {
     is_silent: bool,
     interruptions: Option<Interruptions>,
     has_looked_for_itself: bool,
-    told: Option<(Option<Entry>, Instant)>,
+    /// Who was told of last, and when.
+    told: Option<(Option<Told>, Instant)>,
     /// When it was told last that the store does not answer.
     failed: Option<Instant>,
 }
@@ -113,9 +119,11 @@ fn write_stderr(text: &str) {
 
 impl Observer for Progress {
     fn waiting(&mut self, holders: &[Holding], attempt: u32) {
-        let entry = holders.first().and_then(|holding| holding.entry.clone());
+        // Whose lease was renewed is the same holder.
+        let holder = holders.first().and_then(|holding| holding.entry.as_ref());
+        let holder = holder.map(|entry| (entry.owner.pid, entry.token.clone()));
         let now = Instant::now();
-        let is_old_news = self.told.as_ref().is_some_and(|(told, when)| *told == entry && now.duration_since(*when) < REPEAT);
+        let is_old_news = self.told.as_ref().is_some_and(|(told, when)| *told == holder && now.duration_since(*when) < REPEAT);
         if !self.is_live && (is_old_news || self.is_silent) {
             return;
         }
@@ -125,7 +133,7 @@ impl Observer for Progress {
             self.draw(&message);
         } else {
             tracing::info!("{message}");
-            self.told = Some((entry, now));
+            self.told = Some((holder, now));
         }
         self.warn_of_itself(holders);
     }
