@@ -4,6 +4,8 @@ use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use crate::backend;
 use crate::verdict::Holding;
 
@@ -31,13 +33,14 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// So many looks may follow each other without a rest: hand-offs come in bursts.
 const BURST: u32 = 20;
 
-/// Looks may take one part in so many of a waiter's time: some have to read the whole process table.
+/// Looks may take one part in so many of a waiter's time, as processor time: some have to read the whole process table. Waiting
+/// for a store's answer costs nobody anything.
 const SHARE: u32 = 20;
 
 /// The shortest rest behind a burst: a flood of wake-ups must not cost more than this.
 const MIN_REST: Duration = Duration::from_millis(10);
 
-/// The longest such rest: a look that took long (a busy flock, a stopped process, a slow disk) must not be paid for in hours.
+/// The longest such rest: what was expensive once must not be paid for in hours.
 const MAX_REST: Duration = Duration::from_secs(1);
 
 /// Keeps looks from costing too much.
@@ -46,19 +49,32 @@ pub struct Pace {
     since: Instant,
     looks: u32,
     spent: Duration,
+    /// The processor time when the look began.
+    begun: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { since: Instant::now(), looks: 0, spent: Duration::ZERO }
+        Self { since: Instant::now(), looks: 0, spent: Duration::ZERO, begun: processor_time() }
     }
 }
 
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 impl Pace {
-    /// How long to rest after a look that took so long.
-    pub fn rest(&mut self, look: Duration) -> Duration {
+    /// A look begins.
+    pub fn begin(&mut self) {
+        self.begun = processor_time();
+    }
+
+    /// How long to rest after it.
+    pub fn rest(&mut self) -> Duration {
+        let look = processor_time().saturating_sub(self.begun);
         if self.since.elapsed() >= WINDOW {
-            *self = Self::default();
+            *self = Self { begun: self.begun, ..Self::default() };
         }
         self.looks += 1;
         self.spent += look;

@@ -87,6 +87,7 @@ impl Mutex<'_> {
         // Ends when the attempts are used up; if the user allows any number, when the claimant goes away.
         loop {
             let looked = Instant::now();
+            pace.begin();
             attempts.count(looked);
             let (holders, is_free) = match self.attempt(claimant, request, awaited.as_deref()) {
                 Ok(Attempt::Done(acquired)) => return Ok(acquired),
@@ -114,7 +115,7 @@ impl Mutex<'_> {
             if request.skip_if_done {
                 awaited = holders.first().and_then(|holding| holding.entry.as_ref()?.token.clone());
             }
-            let rest = pace.rest(looked.elapsed());
+            let rest = pace.rest();
             observer.waiting(&holders, attempts.made());
             let mut until = attempts.next().min(looked + observer.interval());
             if self.backend.is_in_line() {
@@ -286,6 +287,7 @@ impl Mutex<'_> {
         // Ends when the attempts are used up; for ever, if the user wants that.
         loop {
             let looked = Instant::now();
+            pace.begin();
             attempts.count(looked);
             let held = match self.look() {
                 Ok(looked) => split(looked.map(|(_, judged)| judged).unwrap_or_default()).0,
@@ -304,7 +306,7 @@ impl Mutex<'_> {
             if attempts.are_over() {
                 return Err(Error::Busy(attempts.made(), held));
             }
-            let rest = pace.rest(looked.elapsed());
+            let rest = pace.rest();
             observer.waiting(&held, attempts.made());
             let limit = attempts.next().min(looked + observer.interval()).saturating_duration_since(Instant::now());
             let limit = held.iter().filter_map(|holding| self.look_again_in(holding)).fold(limit, Duration::min);
