@@ -45,6 +45,10 @@ plugins:
     inherit_from: dbtmutex
     config:
       file_name: heir.lck
+  - name: shared
+    inherit_from: dbtmutex
+    config:
+      store: $A_DATABASE_URI
   # As the README of the Python plugin has it.
   - name: oldmutex
     namespace: serializer
@@ -644,19 +648,18 @@ fn projects_take_turns_by_a_database() {
     let (one, other) = (Project::new(), Project::new());
     let url = shared_postgres().url().replacen("postgresql:", "postgresql+psycopg:", 1);
     let run = |project: &Project, stage: &str| {
-        let mut command = project.meltano(&["run", "dbtmutex:lock", stage, "dbtmutex:unlock"]);
-        // As `meltano.yml` would have it, too: `store: $MELTANO_DATABASE_URI`.
-        command.env("DBTMUTEX_STORE", "$A_DATABASE_URI").env("A_DATABASE_URI", &url);
+        let mut command = project.meltano(&["run", "shared:lock", stage, "shared:unlock"]);
+        command.env("A_DATABASE_URI", &url);
         Run::start(command)
     };
     let mut holder = run(&one, "stage:waits");
     holder.line_with(&["stage ", " waits"]);
     let mut waiter = run(&other, "stage:works");
-    waiter.line_with(&["dbtmutex", "waiting for", "meltano run"]);
+    waiter.line_with(&["shared", "waiting for", "meltano run"]);
     one.open_gate();
     let (holder, waiter) = (holder.end(), waiter.end());
     assert_eq!((holder.code, waiter.code), (0, 0), "{holder:#?} {waiter:#?}");
-    assert!(waiter.of("dbtmutex").last().is_some_and(|line| line.starts_with("unlocked `postgres://127.0.0.1")), "{waiter:#?}");
+    assert!(waiter.of("shared").last().is_some_and(|line| line.starts_with("unlocked `postgres://127.0.0.1")), "{waiter:#?}");
     let all = [holder.lines, waiter.lines].concat();
     assert!(!all.iter().any(|line| line.contains("hunter2")), "{all:#?}");
 }
