@@ -2,6 +2,7 @@
 
 mod help;
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use rustix::process::Pid;
 
 use crate::config::{self, OnLost};
-use crate::store::StoreUrl;
+use crate::store::Unread;
 use crate::verdict::Orphans;
 
 /// The whole command line.
@@ -95,8 +96,8 @@ pub struct LockFileArgs {
     #[arg(long, alias = "filedir", value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Store that many hosts share, instead of a directory, such as postgres://user@host/database [env: SERIALIZER_STORE]
-    #[arg(long, value_name = "URL", value_parser = config::parse_store)]
-    pub store: Option<StoreUrl>,
+    #[arg(long, value_name = "URL", value_parser = |text: &str| Ok::<_, Infallible>(Unread::from(text)), conflicts_with = "dir")]
+    pub store: Option<Unread>,
     /// How long a lock in a store outlives a host that does not renew it [env: SERIALIZER_LEASE_SECONDS] [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = config::parse_lease_seconds, allow_negative_numbers = true)]
     pub lease_seconds: Option<Duration>,

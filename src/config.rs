@@ -13,7 +13,7 @@ use serde::Deserialize;
 use values::parse_path;
 pub use values::{
     parse_duration, parse_lease_seconds, parse_max_attempts, parse_on_lost, parse_orphans, parse_owner_pid, parse_sleep_seconds,
-    parse_slots, parse_store,
+    parse_slots,
 };
 
 use crate::backend::Location;
@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::mode::Mode;
 use crate::mutex::Request;
 use crate::printable;
-use crate::store::{StoreSettings, StoreUrl};
+use crate::store::{StoreSettings, StoreUrl, Unread};
 use crate::verdict::Orphans;
 use crate::waiting::Waiting;
 
@@ -124,14 +124,19 @@ impl Environment {
     /// # Errors
     /// When a setting cannot be used.
     pub fn store(&self, args: &LockFileArgs) -> Result<Option<StoreSettings>, Error> {
-        if let (None, Some(text)) = (&args.store, &self.store) {
-            // Not by `resolve`, which repeats what it does not understand: this may hold a password.
-            let url =
-                parse_store(text).map_err(|expected| Error::usage(format!("cannot use `{PREFIX}STORE`: {expected}"), None))?;
-            return self.store_at(args, url).map(Some);
+        // A flag beats a variable.
+        if args.dir.is_some() {
+            return Ok(None);
         }
-        let url = self.resolve(args.store.clone(), "STORE", None, parse_store)?;
-        url.map(|url| self.store_at(args, url)).transpose()
+        let (given, name) = match &args.store {
+            Some(flag) => (Some(flag.clone()), "--store".to_owned()),
+            None => {
+                (self.resolve(None, "STORE", self.store.as_deref(), |text| Ok(Unread::from(text)))?, format!("{PREFIX}STORE"))
+            }
+        };
+        let Some(given) = given else { return Ok(None) };
+        let url = given.read().map_err(|expected| Error::usage(format!("cannot use `{name}`: {expected}"), None))?;
+        self.store_at(args, url).map(Some)
     }
 
     fn store_at(&self, args: &LockFileArgs, url: StoreUrl) -> Result<StoreSettings, Error> {

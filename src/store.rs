@@ -43,6 +43,32 @@ pub struct StoreSettings {
     pub timeout: Duration,
 }
 
+/// What was given as an address. It may hold a password, and may be no address at all, so that nobody repeats it.
+#[derive(Clone)]
+pub struct Unread(String);
+
+impl From<&str> for Unread {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl Unread {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What was expected instead. Nothing of the text is in it.
+    pub fn read(&self) -> Result<StoreUrl, String> {
+        StoreUrl::parse(&self.0)
+    }
+}
+
 /// The address of a store.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoreUrl {

@@ -733,3 +733,38 @@ fn the_record_begins_as_the_python_plugin_writes_it() {
     assert_eq!(lines.next(), Some("v=1"));
     assert!(lines.all(|line| line.contains('=')), "{record}");
 }
+
+#[test]
+fn a_directory_that_is_named_beats_a_store_that_is_a_variable() {
+    let locks = Locks::new();
+    let dir = locks.dir().display().to_string();
+    let with_store = |args: &[&str]| ended(locks.serializer(args).env("SERIALIZER_STORE", "postgres://127.0.0.1:1/x"));
+    assert_eq!(with_store(&["lock", "--dir", &dir]).code, 0);
+    assert!(locks.file().exists());
+    assert_eq!(with_store(&["lock", "-n"]).code, 1);
+    let ended = with_store(&["lock", "--dir", &dir, "--store", "postgres://127.0.0.1:1/x"]);
+    assert_eq!(ended.code, 2, "{ended:?}");
+}
+
+#[test]
+fn a_store_that_cannot_be_one_is_refused_without_repeating_it() {
+    let locks = Locks::new();
+    for url in ["me:hunter2@db", "sqlite:///hunter2/meltano.db", "ftp://me:hunter2@db/x", "postgres:///x\nhunter2"] {
+        for command in [&["lock", "-n"][..], &["unlock"], &["run", "true"], &["status"], &["status", "--all"], &["initialize"]] {
+            let by_variable = ended(locks.serializer(command).env("SERIALIZER_STORE", url));
+            let by_flag = locks.run(&[&command[..1], &["--store", url], &command[1..]].concat());
+            for ended in [by_variable, by_flag] {
+                assert!(ended.code == 2 && (ended.stderr.contains("STORE") || ended.stderr.contains("--store")), "{ended:?}");
+                assert!(!ended.stderr.contains("hunter2"), "{ended:?}");
+            }
+        }
+    }
+    let ended = ended(locks.serializer(&["lock"]).env("SERIALIZER_STORE", "sqlite:////srv/.meltano/meltano.db"));
+    assert!(ended.stderr.contains("SERIALIZER_DIR"), "{ended:?}");
+    for (name, value) in [("LEASE_SECONDS", "0"), ("LEASE_SECONDS", "abc"), ("ON_LOST", "explode")] {
+        let mut lock = locks.serializer(&["lock"]);
+        let ended = common::ended(lock.env("SERIALIZER_STORE", "postgres://db/x").env(format!("SERIALIZER_{name}"), value));
+        assert!(ended.code == 2 && ended.stderr.contains(&format!("`SERIALIZER_{name}` `{value}`")), "{ended:?}");
+    }
+    assert_eq!(locks.names(), Vec::<String>::new());
+}

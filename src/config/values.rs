@@ -10,7 +10,6 @@ use rustix::process::Pid;
 use super::OnLost;
 use crate::mode::MAX_SLOTS;
 use crate::record;
-use crate::store::StoreUrl;
 use crate::verdict::Orphans;
 
 /// The longest time between two tries, in seconds: a year, far from what overflows a clock.
@@ -103,14 +102,6 @@ pub fn parse_on_lost(text: &str) -> Result<OnLost, String> {
         "warn" => Ok(OnLost::Warn),
         _ => Err("expected `terminate` or `warn`".to_owned()),
     }
-}
-
-/// The address of a store.
-///
-/// # Errors
-/// What was expected instead; nothing of the text is in it.
-pub fn parse_store(text: &str) -> Result<StoreUrl, String> {
-    StoreUrl::parse(text)
 }
 
 #[cfg(test)]
