@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -114,4 +116,39 @@ pub fn start(store: &Store, args: &[&str]) -> Child {
 
 pub fn end(child: Child) -> Ended {
     child.wait_with_output().expect("it ends").into()
+}
+
+/// Something that waits, whose messages are in a file.
+pub struct Logged {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Logged {
+    pub fn start(store: &Store, args: &[&str]) -> Self {
+        let log = store.locks.dir().join("log");
+        let file = fs::File::create(&log).expect("a file");
+        let child = store.serializer(args).stderr(file).spawn().expect("it starts");
+        Self { child, log }
+    }
+
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).expect("it can be read")
+    }
+
+    pub fn until_said(&self, what: &str) {
+        until("it does not say it", || self.said().contains(what));
+    }
+
+    pub fn end(mut self) -> (i32, String) {
+        until("it does not end", || self.child.try_wait().expect("it can be asked").is_some());
+        (self.child.wait().expect("it ends").code().expect("a code"), self.said())
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

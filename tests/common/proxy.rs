@@ -53,7 +53,11 @@ struct State {
 impl Proxy {
     /// A proxy for the server at this address.
     pub fn to(server: SocketAddr) -> Self {
-        Self::on(TcpListener::bind("127.0.0.1:0").expect("a free port"), server)
+        let any = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+        // A socket that has not asked for its port by number loses it when it does not listen any more. Somebody else may take it
+        // in between.
+        let listener = (0..100).find_map(|_| TcpListener::bind(any()).ok());
+        Self::on(listener.expect("a free port"), server)
     }
 
     /// A proxy that listens here, be it in another network.
