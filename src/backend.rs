@@ -163,6 +163,8 @@ pub enum Write {
     Done,
     /// Nothing was changed: the register did not hold what the caller expected.
     Conflict,
+    /// It is not what is stored now; but it may have been done, with somebody else's change behind it.
+    Unclear,
 }
 
 /// Why a backend could not do its work. The message is complete: it says what could not be done, to what, and why.

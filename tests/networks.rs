@@ -107,7 +107,9 @@ fn a_proxy_that_is_cut_resets_connections_and_refuses_new_ones_until_it_is_mende
     let refused = at(&proxy, "SELECT 1");
     assert!(refused.stderr.contains("Connection refused"), "{refused:?}");
     proxy.cut();
+    let address = proxy.addr();
     proxy.mend();
+    assert_eq!(proxy.addr(), address);
     assert_eq!(at(&proxy, "SELECT 1").stdout, "1\n");
 }
 

@@ -6,8 +6,8 @@
 //! If the answer to a write is lost, the write may have been done, may never be, or may yet be (the store has it, and waits for
 //! something). So it is sent again, with the same condition: if that is done, the first one never will be. If that is a
 //! conflict, the version has changed, and what is stored now tells by whom: each record that is written is different from all
-//! others (random tokens, renewals), so that if it is ours, we have written it. If others have written behind us meanwhile, a
-//! conflict is reported, and the policy looks again, by tokens.
+//! others (random tokens, renewals), so that if it is ours, we have written it. If others have written behind us meanwhile,
+//! [`Write::Unclear`] is reported, and the policy looks again, by tokens.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -225,7 +225,7 @@ impl<R: Register> Remote<R> {
                 let row = retry(|_| self.register.read().inspect_err(|_| self.register.disconnect()));
                 let row = row.map_err(|failure| self.error("write the lock", failure.indefinite()))?;
                 // What is stored is what we have written, or nothing, as we wanted.
-                Ok(if row.text.as_deref() == text { Write::Done } else { Write::Conflict })
+                Ok(if row.text.as_deref() == text { Write::Done } else { Write::Unclear })
             }
             Ok(write) => Ok(write),
             Err(failure) => {

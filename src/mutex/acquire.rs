@@ -213,6 +213,11 @@ impl Mutex<'_> {
                     return Err(Error::Absent);
                 }
                 Ok(Write::Conflict) => last.clear(),
+                // The next look tells, by the token.
+                Ok(Write::Unclear) => {
+                    self.asked_for.push(grant);
+                    last.clear();
+                }
                 // Nothing was changed, and nobody can tell what the other one is about.
                 Err(backend::Error::Contended { .. }) => {
                     let contended = |former: Former| Judged {

@@ -17,6 +17,16 @@ const OUTAGE: Duration = Duration::from_secs(15);
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// What was tried so far, and may have been done: the answer was lost.
+#[derive(Default)]
+struct Tried {
+    may_be_done: bool,
+    /// What was to be released.
+    was: Vec<Entry>,
+    /// What was to be told instead, because it was lost before.
+    lost: Option<Lost>,
+}
+
 impl Mutex<'_> {
     /// Releases the lock if it is the claimant's or stale, or as `whose` says; that only if it is still the one seen first.
     /// `outcome` is told to those who wait for it. A store that does not answer is asked for some time.
@@ -25,25 +35,35 @@ impl Mutex<'_> {
     /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the claimant's.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
         let begun = Instant::now();
-        let mut may_be_done = false;
+        let mut tried = Tried::default();
         // Ends with the patience.
         loop {
-            match self.try_to_release(claimant, whose, outcome) {
+            match self.try_to_release(claimant, whose, outcome, &mut tried) {
                 Err(Error::Backend(error)) if error.is_transient() && begun.elapsed() < OUTAGE => {
-                    may_be_done |= error.is_indefinite();
+                    tried.may_be_done |= error.is_indefinite();
                     tracing::debug!("{error}; trying again");
                     backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
                 }
                 // What was found before was the claimant's, and is gone, as it was asked to.
-                Err(Error::NotLocked | Error::NotOurs(_)) if may_be_done && whose.is_own() => {
-                    return Ok(Released::Own { stays: None, was: Vec::new() });
+                Err(gone @ (Error::NotLocked | Error::NotOurs(_))) if tried.may_be_done && whose.is_own() => {
+                    let holders = if let Error::NotOurs(holders) = gone { holders } else { Vec::new() };
+                    return match tried.lost {
+                        Some(how) => Err(Error::Lost(how, holders)),
+                        None => Ok(Released::Own { stays: None, was: tried.was }),
+                    };
                 }
                 answer => return answer,
             }
         }
     }
 
-    fn try_to_release(&mut self, claimant: &dyn Claimant, mut whose: Whose, outcome: Outcome) -> Result<Released, Error> {
+    fn try_to_release(
+        &mut self,
+        claimant: &dyn Claimant,
+        mut whose: Whose,
+        outcome: Outcome,
+        tried: &mut Tried,
+    ) -> Result<Released, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
             let record = stored.content.record();
@@ -61,8 +81,10 @@ impl Mutex<'_> {
                 let how = if entry.released.is_none() { self.expired(entry) } else { Lost::TakenOver };
                 let left = others.iter().filter_map(|judged| judged.entry.clone());
                 let left = left.filter(|entry| lost.iter().all(|lost| lost.token != entry.token)).collect();
-                if self.store(&stored, left)? == Write::Done {
-                    return Err(Error::Lost(how, split(others).0));
+                tried.lost = Some(how);
+                match self.store(&stored, left)? {
+                    Write::Done => return Err(Error::Lost(how, split(others).0)),
+                    write => tried.may_be_done |= write == Write::Unclear,
                 }
                 continue;
             }
@@ -70,7 +92,7 @@ impl Mutex<'_> {
             let released = match whose {
                 // Nobody has to be forced.
                 Whose::Own | Whose::OwnAlone | Whose::Anybodys if !own.is_empty() && (whose.is_own() || held.is_empty()) => {
-                    self.release_own(&stored, own, held, &former, outcome)?
+                    self.release_own(&stored, own, held, &former, outcome, tried)?
                 }
                 Whose::OwnAlone if own.is_empty() && held.is_empty() => return Err(Error::NotLocked),
                 _ if own.is_empty() && held.is_empty() => self.remove_stale(claimant, &stored, former, whose)?,
@@ -98,8 +120,9 @@ impl Mutex<'_> {
         others: Vec<Holding>,
         former: &[Former],
         outcome: Outcome,
+        tried: &mut Tried,
     ) -> Result<Option<Released>, Error> {
-        let was = own.iter().filter_map(|own| own.entry.clone()).collect();
+        let was: Vec<_> = own.iter().filter_map(|own| own.entry.clone()).collect();
         let now = |entry: &Entry| if entry.lease.is_some() { self.backend.now() } else { Some(since_boot()) };
         let left = own.into_iter().filter_map(|own| {
             let entry = own.entry?;
@@ -109,8 +132,13 @@ impl Mutex<'_> {
         let told = left.iter().find(|_| outcome == Outcome::Succeeded).cloned();
         let is_to_stay = until.iter().any(Option::is_some);
         let lost = self.lost_marks(former, |_| false);
-        if self.store(stored, entries(others).chain(lost).chain(left).collect())? == Write::Conflict {
-            return Ok(None);
+        *tried = Tried { was: was.clone(), lost: None, ..*tried };
+        match self.store(stored, entries(others).chain(lost).chain(left).collect())? {
+            Write::Done => {}
+            write => {
+                tried.may_be_done |= write == Write::Unclear;
+                return Ok(None);
+            }
         }
         // Asked only now: who comes later sees that it has ended, and does not wait for that.
         if let Some(told) = told.filter(|_| !is_to_stay)
@@ -198,7 +226,7 @@ impl Mutex<'_> {
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
         match self.backend.replace(stale, &record)? {
             Write::Done => Ok(self.withdraw(&entry)?),
-            Write::Conflict => Ok(Write::Conflict),
+            write => Ok(write),
         }
     }
 

@@ -35,6 +35,8 @@ enum Mode {
     SwallowAnswers,
     /// The client's bytes to wait for, and whether they are to arrive.
     CutAt(Vec<u8>, bool),
+    /// The client's bytes from which on no answer comes back.
+    SwallowFrom(Vec<u8>),
     End,
 }
 
@@ -51,7 +53,11 @@ struct State {
 impl Proxy {
     /// A proxy for the server at this address.
     pub fn to(server: SocketAddr) -> Self {
-        Self::on(TcpListener::bind("127.0.0.1:0").expect("a free port"), server)
+        let any = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+        // A socket that has not asked for its port by number loses it when it does not listen any more. Somebody else may take it
+        // in between.
+        let listener = (0..100).find_map(|_| TcpListener::bind(any()).ok());
+        Self::on(listener.expect("a free port"), server)
     }
 
     /// A proxy that listens here, be it in another network.
@@ -100,7 +106,13 @@ impl Proxy {
         self.set(Mode::CutAt(marker.to_owned(), false));
     }
 
-    /// Returns when the connection with the marker has been reset.
+    /// Lets everything pass until a client has sent `marker`, and swallows all answers from then on, as
+    /// [`swallow_answers`](Self::swallow_answers) does: so others have time to do something before the client asks again.
+    pub fn swallow_answers_from(&self, marker: &[u8]) {
+        self.set(Mode::SwallowFrom(marker.to_owned()));
+    }
+
+    /// Returns when the connection with the marker has been reset, or its answers are swallowed.
     pub fn wait_until_hit(&self) {
         let is_missing = |state: &mut State| !state.is_hit;
         let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), Duration::from_secs(30), is_missing);
@@ -137,7 +149,7 @@ impl Proxy {
         } else if is_over(&state.mode) && !is_over(&mode) {
             rustix::net::listen(&self.shared.listener, 128).expect("it can listen again");
         }
-        state.is_hit &= !matches!(mode, Mode::CutAt(..));
+        state.is_hit &= !matches!(mode, Mode::CutAt(..) | Mode::SwallowFrom(_));
         state.mode = mode;
         self.shared.changed.notify_all();
         for waker in state.connections.values() {
@@ -289,7 +301,7 @@ impl Connection {
         let is_orderly = loop {
             // What decides and what acts on it are one step for those who change the mode.
             let mut state = shared.lock();
-            match self.step(&mut state, shared.server) {
+            match self.step(&mut state, shared) {
                 Ok(false) => {}
                 Ok(true) => break true,
                 Err(End::Error) => break false,
@@ -310,7 +322,7 @@ impl Connection {
     }
 
     /// Does what can be done now; returns whether both ends have ended.
-    fn step(&mut self, state: &mut State, address: SocketAddr) -> Result<bool, End> {
+    fn step(&mut self, state: &mut State, shared: &Shared) -> Result<bool, End> {
         while matches!(self.woken.read(&mut [0; 64]), Ok(count) if count > 0) {}
         match state.mode {
             Mode::Cut | Mode::End => return Err(End::Error),
@@ -320,7 +332,7 @@ impl Connection {
             _ => {}
         }
         if self.server.is_none() {
-            let server = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+            let server = TcpStream::connect_timeout(&shared.server, Duration::from_secs(10))?;
             for socket in [&server, &self.client] {
                 socket.set_nonblocking(true)?;
                 socket.set_nodelay(true)?;
@@ -332,18 +344,25 @@ impl Connection {
         while let Some(bytes) = self.requests.read(&self.client)? {
             state.client_bytes += bytes.len() as u64;
             self.tail.extend(&bytes);
-            if let Mode::CutAt(marker, arrives) = &state.mode {
-                if self.tail.windows(marker.len()).any(|window| window == marker) {
+            match &state.mode {
+                Mode::CutAt(marker, _) | Mode::SwallowFrom(marker)
+                    if !self.tail.windows(marker.len()).any(|window| window == marker) =>
+                {
+                    self.tail.drain(..self.tail.len().saturating_sub(marker.len() - 1));
+                }
+                Mode::CutAt(_, arrives) => {
                     self.is_doomed = *arrives;
                     state.mode = Mode::Pass;
                     if !self.is_doomed {
                         return Err(End::Hit);
                     }
-                } else {
-                    self.tail.drain(..self.tail.len().saturating_sub(marker.len() - 1));
                 }
-            } else {
-                self.tail.clear();
+                Mode::SwallowFrom(_) => {
+                    state.mode = Mode::SwallowAnswers;
+                    state.is_hit = true;
+                    shared.changed.notify_all();
+                }
+                _ => self.tail.clear(),
             }
             self.requests.queue.push_back((due, bytes));
         }

@@ -1,0 +1,154 @@
+//! Servers of both kinds, for tests that break them, and networks between them and the program.
+
+#![allow(dead_code, reason = "each test binary uses another part of this")]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use crate::common::{Ended, until};
+use crate::proxy::Proxy;
+use crate::servers::{MariaDb, Options, Postgres};
+use crate::stores::Store;
+
+/// A server of a test's own.
+pub enum Server {
+    Postgres(Postgres),
+    MariaDb(MariaDb),
+}
+
+/// The same for both.
+macro_rules! of_both {
+    ($self:expr, $server:ident => $what:expr) => {
+        match $self {
+            Server::Postgres($server) => $what,
+            Server::MariaDb($server) => $what,
+        }
+    };
+}
+
+impl Server {
+    pub fn both() -> [Self; 2] {
+        Self::both_with(Options::default())
+    }
+
+    pub fn both_with(options: Options) -> [Self; 2] {
+        [Self::Postgres(Postgres::start_with(options)), Self::MariaDb(MariaDb::start_with(options))]
+    }
+
+    /// A lock there, whose leases last so long.
+    pub fn store(&self, lease: Duration) -> Store {
+        Store { lease: lease.as_secs_f64().to_string(), ..Store::at(&self.url()) }
+    }
+
+    pub fn url(&self) -> String {
+        of_both!(self, server => server.url())
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        of_both!(self, server => server.address())
+    }
+
+    pub fn kill(&mut self) {
+        of_both!(self, server => server.kill());
+    }
+
+    pub fn stop(&mut self) {
+        of_both!(self, server => server.stop());
+    }
+
+    pub fn restart(&mut self) {
+        of_both!(self, server => server.restart());
+    }
+
+    pub fn pause(&self) {
+        of_both!(self, server => server.pause());
+    }
+
+    pub fn resume(&self) {
+        of_both!(self, server => server.resume());
+    }
+
+    pub fn set_clock(&self, clock: &str) {
+        of_both!(self, server => server.set_clock(clock));
+    }
+
+    pub fn certificate(&self) -> String {
+        of_both!(self, server => server.certificate())
+    }
+
+    /// The answer to statements of the superuser.
+    pub fn sql(&self, sql: &str) -> String {
+        match self {
+            Self::Postgres(server) => server.psql(sql),
+            Self::MariaDb(server) => server.sql(sql),
+        }
+    }
+}
+
+/// Another way to the same lock, which can be broken.
+pub fn proxied(store: &Store) -> (Proxy, Store) {
+    let (start, end) = store.url.rsplit_once('@').expect("a user");
+    let (address, database) = end.split_once('/').expect("a database");
+    let proxy = Proxy::to(address.parse().expect("an address"));
+    let through = store.through(&format!("{start}@{}/{database}", proxy.addr()));
+    (proxy, through)
+}
+
+/// How often its lease was renewed.
+pub fn renewals(store: &Store) -> u64 {
+    store.holder("lease_renewals").as_u64().expect("it is held")
+}
+
+/// Returns when it was renewed twice more, of which one has begun since.
+pub fn until_renewed(store: &Store) {
+    let before = renewals(store);
+    until("it is not renewed", || renewals(store) > before + 1);
+}
+
+/// `serializer ARGS…`, running.
+pub fn start(store: &Store, args: &[&str]) -> Child {
+    let mut command = store.serializer(args);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+}
+
+pub fn end(child: Child) -> Ended {
+    child.wait_with_output().expect("it ends").into()
+}
+
+/// Something that waits, whose messages are in a file.
+pub struct Logged {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Logged {
+    pub fn start(store: &Store, args: &[&str]) -> Self {
+        let log = store.locks.dir().join("log");
+        let file = fs::File::create(&log).expect("a file");
+        let child = store.serializer(args).stderr(file).spawn().expect("it starts");
+        Self { child, log }
+    }
+
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).expect("it can be read")
+    }
+
+    pub fn until_said(&self, what: &str) {
+        until("it does not say it", || self.said().contains(what));
+    }
+
+    pub fn end(mut self) -> (i32, String) {
+        until("it does not end", || self.child.try_wait().expect("it can be asked").is_some());
+        (self.child.wait().expect("it ends").code().expect("a code"), self.said())
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,277 @@
+//! Networks that lose what is said to a store, or what it answers: whoever asked finds out what was done, and does it once.
+
+mod common;
+#[path = "common/faults.rs"]
+mod faults;
+#[path = "common/proxy.rs"]
+mod proxy;
+#[path = "common/servers.rs"]
+mod servers;
+#[path = "common/stores.rs"]
+mod stores;
+
+use std::fs;
+use std::process::Command;
+use std::sync::Once;
+use std::time::Duration;
+
+use common::{Shell, ended, until};
+use faults::{end, proxied, start, until_renewed};
+use proxy::Proxy;
+use stores::Store;
+
+/// Does not end while a test runs.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Renewed every two seconds.
+const RENEWED: Duration = Duration::from_secs(6);
+
+/// What the statements begin with, of both engines.
+const READ: &[u8] = b"LEFT JOIN serializer_locks";
+const INSERT: &[u8] = b"INSERT INTO serializer_locks";
+const UPDATE: &[u8] = b"UPDATE serializer_locks";
+
+/// What is lost.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    /// The statement does not arrive.
+    Statement,
+    /// It was done, and nobody says so.
+    Answer,
+}
+
+impl Loss {
+    const BOTH: [Self; 2] = [Self::Statement, Self::Answer];
+
+    fn at(self, proxy: &Proxy, marker: &[u8]) {
+        match self {
+            Self::Statement => proxy.cut_before(marker),
+            Self::Answer => proxy.swallow_answer_then_cut(marker),
+        }
+    }
+}
+
+/// A lock of each kind that nobody has held yet, where tables are made.
+fn stores(lease: Duration) -> Vec<Store> {
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| Store::all(LONG).iter().for_each(|store| assert_eq!(store.run(&["run", "true"]).code, 0)));
+    Store::all(lease)
+}
+
+fn holders(store: &Store) -> Vec<u64> {
+    let report = store.report();
+    let holders = report["holders"].as_array().expect("a list").iter();
+    holders.map(|holder| holder["pid"].as_u64().expect("a PID")).collect()
+}
+
+/// What the owner is told in full, which must be that it has the lock, and had not before.
+fn locks(owner: &mut Shell, args: &str) {
+    owner.send(&format!(r#""$S" lock {args} 2>&1"#));
+    has_locked(owner);
+}
+
+fn has_locked(owner: &mut Shell) {
+    let (code, said) = owner.answer();
+    let last = said.lines().last().unwrap_or_default();
+    assert!(code == 0 && last.starts_with("serializer: locked `") && !last.contains("taken over"), "{code} {said}");
+}
+
+fn unlocks(owner: &mut Shell) {
+    let (code, said) = owner.output(r#""$S" unlock 2>&1"#);
+    assert!(code == 0 && said.starts_with("serializer: unlocked `"), "{code} {said}");
+}
+
+fn fifo(store: &Store) -> std::path::PathBuf {
+    let go = store.locks.dir().join("go");
+    assert_eq!(ended(Command::new("mkfifo").arg(&go)).code, 0);
+    go
+}
+
+#[test]
+fn whoever_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once() {
+    for loss in Loss::BOTH {
+        for store in stores(LONG) {
+            let (proxy, through) = proxied(&store);
+            // First there is no row yet; then there is one.
+            for marker in [INSERT, UPDATE, READ] {
+                let mut owner = through.shell();
+                loss.at(&proxy, marker);
+                locks(&mut owner, "");
+                proxy.wait_until_hit();
+                assert_eq!(holders(&store), [u64::from(owner.pid())], "{loss:?} {}", store.url);
+                assert_eq!(store.holder("lease_renewals").as_u64(), Some(0));
+                assert_eq!(store.run(&["lock", "-n"]).code, 75);
+                owner.unlock();
+                assert_eq!(store.state(), "free");
+            }
+        }
+    }
+}
+
+#[test]
+fn whoever_has_one_attempt_needs_no_more_because_of_a_lost_answer() {
+    for loss in Loss::BOTH {
+        for store in stores(LONG) {
+            let (proxy, through) = proxied(&store);
+            let mut owner = through.shell();
+            loss.at(&proxy, INSERT);
+            locks(&mut owner, "-n");
+            proxy.wait_until_hit();
+            unlocks(&mut owner);
+        }
+    }
+}
+
+#[test]
+fn whoever_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked() {
+    for loss in Loss::BOTH {
+        for store in stores(LONG) {
+            let (proxy, through) = proxied(&store);
+            for marker in [UPDATE, READ] {
+                let mut owner = through.shell();
+                owner.lock();
+                loss.at(&proxy, marker);
+                unlocks(&mut owner);
+                proxy.wait_until_hit();
+                assert_eq!(store.state(), "free", "{loss:?} {}", store.url);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_command_runs_once_whatever_is_lost_before_and_behind_it() {
+    for loss in Loss::BOTH {
+        for marker in [READ, INSERT, UPDATE] {
+            for store in stores(LONG) {
+                let (proxy, through) = proxied(&store);
+                loss.at(&proxy, marker);
+                let ran = through.run(&["run", "sh", "-c", "echo ran; exit 3"]);
+                proxy.wait_until_hit();
+                assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "ran\n", ""), "{loss:?} {}", store.url);
+                assert_eq!(store.state(), "free");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lease_is_renewed_whatever_is_lost_of_a_renewal() {
+    for loss in Loss::BOTH {
+        for store in stores(RENEWED) {
+            let (proxy, through) = proxied(&store);
+            let mut owner = through.shell();
+            owner.lock();
+            loss.at(&proxy, UPDATE);
+            proxy.wait_until_hit();
+            until_renewed(&store);
+            assert_eq!(holders(&store), [u64::from(owner.pid())]);
+            unlocks(&mut owner);
+
+            let go = fifo(&through);
+            let child = start(&through, &["run", "sh", "-c", "read -r line < go; echo $line"]);
+            until("it does not run", || store.state() == "held");
+            loss.at(&proxy, UPDATE);
+            proxy.wait_until_hit();
+            until_renewed(&store);
+            fs::write(&go, "done\n").expect("it is read");
+            let ran = end(child);
+            assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "done\n", ""), "{loss:?} {}", store.url);
+        }
+    }
+}
+
+/// Returns when the write that is lost has been done, and the one who has sent it does not know that yet.
+fn until_done_in_silence(proxy: &Proxy, store: &Store, state: &str) {
+    proxy.wait_until_hit();
+    until("it is not done", || store.state() == state);
+}
+
+#[test]
+fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since() {
+    for store in stores(RENEWED) {
+        let (proxy, through) = proxied(&store);
+        let (mut owner, mut other) = (through.shell(), store.shell());
+        proxy.swallow_answers_from(INSERT);
+        owner.send(r#""$S" lock --slots 2 2>&1"#);
+        until_done_in_silence(&proxy, &store, "held");
+        assert_eq!(other.run(r#""$S" lock --slots 2 2> /dev/null"#), 0);
+        proxy.mend();
+        has_locked(&mut owner);
+        let pids = [&owner, &other].map(|shell| u64::from(shell.pid()));
+        assert!(holders(&store).len() == 2 && pids.iter().all(|pid| holders(&store).contains(pid)), "{}", store.url);
+        // Nobody else's entry is left.
+        other.unlock();
+        until_renewed(&store);
+        unlocks(&mut owner);
+        assert_eq!(store.state(), "free");
+    }
+}
+
+#[test]
+fn a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_come_since() {
+    for store in stores(LONG) {
+        let (proxy, through) = proxied(&store);
+        let mut other = store.shell();
+        proxy.swallow_answers_from(INSERT);
+        let child = start(&through, &["run", "--slots", "2", "echo", "ran"]);
+        until_done_in_silence(&proxy, &store, "held");
+        assert_eq!(other.run(r#""$S" lock --slots 2 2> /dev/null"#), 0);
+        proxy.mend();
+        let ran = end(child);
+        assert_eq!((ran.code, ran.stdout.as_str()), (0, "ran\n"), "{} {ran:?}", store.url);
+        assert_eq!(holders(&store), [u64::from(other.pid())]);
+        other.unlock();
+    }
+}
+
+#[test]
+fn whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait() {
+    for store in stores(LONG) {
+        let (proxy, through) = proxied(&store);
+        let (mut owner, mut other) = (through.shell(), store.shell());
+        proxy.swallow_answers_from(INSERT);
+        owner.send(r#""$S" lock 2>&1"#);
+        until_done_in_silence(&proxy, &store, "held");
+        assert_eq!(store.run(&["unlock", "--force"]).code, 0);
+        other.lock();
+        proxy.mend();
+        // It has had no answer to its first question yet, which it asks again; then it has to wait.
+        assert_eq!(store.run(&["lock", "-n"]).code, 75);
+        assert_eq!(holders(&store), [u64::from(other.pid())]);
+        other.unlock();
+        has_locked(&mut owner);
+        unlocks(&mut owner);
+    }
+}
+
+#[test]
+fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since() {
+    for store in stores(LONG) {
+        let (proxy, through) = proxied(&store);
+        let (mut owner, mut other) = (through.shell(), store.shell());
+        owner.lock();
+        proxy.swallow_answers_from(UPDATE);
+        owner.send(r#""$S" unlock 2>&1"#);
+        until_done_in_silence(&proxy, &store, "free");
+        other.lock();
+        proxy.mend();
+        let (code, said) = owner.answer();
+        assert!(code == 0 && said.starts_with("serializer: unlocked `"), "{} {code} {said}", store.url);
+        assert_eq!(holders(&store), [u64::from(other.pid())]);
+        other.unlock();
+
+        // Nor is the end of a command taken for a loss.
+        let go = fifo(&through);
+        let child = start(&through, &["run", "sh", "-c", "read -r line < go"]);
+        until("it does not run", || store.state() == "held");
+        proxy.swallow_answers_from(UPDATE);
+        fs::write(&go, "done\n").expect("it is read");
+        until_done_in_silence(&proxy, &store, "free");
+        other.lock();
+        proxy.mend();
+        let ran = end(child);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", store.url);
+        other.unlock();
+    }
+}
