@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
-use crate::common::Shell;
+use crate::common::{Shell, until};
 use crate::proxy::Proxy;
 
 /// At this end of each host's cable.
@@ -42,12 +42,29 @@ pub struct Host {
     outside: Mutex<Shell>,
     outside_pid: u32,
     address: Ipv4Addr,
+    name: String,
+    machine: u32,
+    boot: u32,
 }
 
 impl Host {
     pub fn new(name: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(1);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let number = next_number();
+        Self::with(name, number, number)
+    }
+
+    /// With the same name and the same machine's identity, as containers of one image have them.
+    pub fn like(other: &Self) -> Self {
+        Self::with(&other.name, other.machine, next_number())
+    }
+
+    /// And with the same boot's identity, as containers of one image on one machine have it, and copies of a virtual machine.
+    pub fn copy_of(other: &Self) -> Self {
+        Self::with(&other.name, other.machine, other.boot)
+    }
+
+    fn with(name: &str, machine: u32, boot: u32) -> Self {
+        let number = next_number();
         // Each is alone with its cable: addresses may come again.
         let address = Ipv4Addr::new(10, 99, 0, u8::try_from(number % 250 + 2).expect("less than 252"));
 
@@ -77,14 +94,15 @@ impl Host {
         run(
             &mut inside,
             &format!(
-                "mount -t tmpfs tmpfs /tmp && printf '%032x\\n' {number} > /tmp/machine-id && \
-                 printf '{number:08x}-0000-4000-8000-000000000000\\n' > /tmp/boot_id && \
+                "mount -t tmpfs tmpfs /tmp && printf '%032x\\n' {machine} > /tmp/machine-id && \
+                 printf '{boot:08x}-0000-4000-8000-000000000000\\n' > /tmp/boot_id && \
                  mount --bind /tmp/machine-id /etc/machine-id && \
                  mount --bind /tmp/boot_id /proc/sys/kernel/random/boot_id && umount /tmp"
             ),
         );
         let outside_pid = outside.pid();
-        Self { relays: Mutex::default(), inside, first, first_fd, outside: Mutex::new(outside), outside_pid, address }
+        let (relays, outside, name) = (Mutex::default(), Mutex::new(outside), name.to_owned());
+        Self { relays, inside, first, first_fd, outside, outside_pid, address, name, machine, boot }
     }
 
     /// Its own address.
@@ -99,6 +117,30 @@ impl Host {
         // It is the child of what enters, which is all that a test can kill.
         command.args(["setpriv", "--pdeathsig=KILL", program]);
         command
+    }
+
+    /// Stops all of its processes at once, as if it slept. Its clocks go on.
+    pub fn suspend(&self) {
+        self.signal_all("STOP");
+    }
+
+    /// Lets them all go on, after [`suspend`](Self::suspend), and those that have been made by [`command`](Self::command) of which
+    /// these are the PIDs.
+    pub fn resume(&self, entered: &[u32]) {
+        self.signal_all("CONT");
+        for pid in entered {
+            // What has entered the host stops itself as soon as it sees its child stopped, and nobody there can let it go on.
+            let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there");
+            until("it does not stop with its child", || state().contains(") T "));
+            let pid = Pid::from_raw(i32::try_from(*pid).expect("a PID")).expect("a PID");
+            kill_process(pid, Signal::CONT).expect("it can be signalled");
+        }
+    }
+
+    /// Every process but the first one and that which sends the signal.
+    fn signal_all(&self, signal: &str) {
+        let sent = self.command("kill").args([&format!("-{signal}"), "--", "-1"]).status();
+        assert!(sent.expect("it runs").success());
     }
 
     /// Where a server that listens at this port of the loopback interface can be reached from this host.
@@ -157,6 +199,11 @@ impl Drop for Host {
             self.kill();
         }
     }
+}
+
+fn next_number() -> u32 {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    COUNT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn plain(program: &str) -> Command {
