@@ -8,7 +8,6 @@ mod address;
 mod connect;
 mod failures;
 mod link;
-mod lookup;
 mod options;
 mod passwords;
 mod service;
@@ -26,6 +25,7 @@ use tokio_postgres::types::Type;
 
 use self::link::Link;
 use self::options::{Options, Surroundings};
+use super::network::jittered;
 use super::remote::{Cause, Failure, Register, Row};
 use super::{Write, plain, sleep, sql};
 use crate::record::random_token;
@@ -157,9 +157,9 @@ impl Register for Table {
         let slept = match (runtime, link.as_mut().filter(|link| link.is_open())) {
             (Some(runtime), Some(link)) => {
                 let pause = if link.listens == Some(true) { wait::TOLD } else { wait::UNTOLD };
-                wait::wait(runtime, link, limit.min(wait::jittered(pause)), fds)
+                wait::wait(runtime, link, limit.min(jittered(pause)), fds)
             }
-            _ => sleep(limit.min(wait::jittered(wait::UNTOLD)), fds),
+            _ => sleep(limit.min(jittered(wait::UNTOLD)), fds),
         };
         slept.map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
     }

@@ -19,14 +19,6 @@ pub const UNTOLD: Duration = Duration::from_secs(1);
 /// How long to listen to a session that says something, until that has come. It comes in one piece.
 const LISTENING: Duration = Duration::from_millis(1);
 
-/// Between three and five quarters of it: those who wait for the same must not all ask at the same moment.
-pub fn jittered(pause: Duration) -> Duration {
-    let mut bytes = [0_u8; 2];
-    // Without random numbers, there is no jitter.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    pause * 3 / 4 + pause / 2 * u32::from(u16::from_le_bytes(bytes)) / u32::from(u16::MAX)
-}
-
 /// Sleeps for `limit`, until one of `fds` is readable, or until the session says something, or ends. Nothing is lost before or
 /// between: what the session has said by then was taken in by whoever asked it something, or is in its socket.
 pub fn wait(runtime: &Runtime, link: &mut Link, limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
