@@ -58,6 +58,7 @@ impl Address {
     }
 
     /// What an option says first, if it says anything.
+    #[cfg_attr(not(feature = "mysql"), allow(dead_code, reason = "others go through all of them"))]
     pub fn option(&self, name: &str) -> Option<&str> {
         self.options.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
