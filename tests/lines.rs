@@ -119,7 +119,8 @@ for_stores! {
     the_death_of_the_holder_lets_the_first_in_line_in_and_no_other,
     waiters_that_are_killed_make_room_and_change_no_order,
     a_newcomer_sees_those_who_wait_until_they_have_left,
-    a_stopped_waiter_that_is_first_keeps_nobody_out,
+    a_stopped_waiter_that_is_first_does_not_keep_a_newcomer_out,
+    a_stopped_waiter_that_is_first_does_not_keep_those_behind_it_out,
     whoever_is_in_line_gives_up_in_time,
     a_hand_off_wakes_the_same_few_however_many_wait,
 }
@@ -216,14 +217,23 @@ fn a_newcomer_sees_those_who_wait_until_they_have_left(lined: &Lined) {
     assert!(is_first());
 }
 
-fn a_stopped_waiter_that_is_first_keeps_nobody_out(lined: &Lined) {
+fn a_stopped_waiter_that_is_first_does_not_keep_a_newcomer_out(lined: &Lined) {
     let mut holder = lined.holder();
-    let mut shells = lined.line(2);
+    let mut shells = lined.line(1);
     signal("STOP", lined.waiter(0));
     holder.unlock();
     let mut newcomer = lined.store.shell();
     assert_eq!(newcomer.run(r#""$S" lock -n 2> /dev/null"#), 0);
     newcomer.unlock();
+    signal("CONT", lined.waiter(0));
+    assert_eq!(shells[0].answer().0, 0);
+}
+
+fn a_stopped_waiter_that_is_first_does_not_keep_those_behind_it_out(lined: &Lined) {
+    let mut holder = lined.holder();
+    let mut shells = lined.line(2);
+    signal("STOP", lined.waiter(0));
+    holder.unlock();
     assert_eq!(shells[1].answer().0, 0);
     signal("CONT", lined.waiter(0));
     assert_eq!(shells[0].answer().0, 0);

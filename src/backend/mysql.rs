@@ -258,7 +258,11 @@ impl Register for Table {
             let statement = self.line.stand();
             let sent = self.connection().map_err(Trouble::Unusable).and_then(|connection| connection.send(&statement));
             match sent {
-                Ok(()) => self.place = Place::InLine,
+                Ok(()) => {
+                    self.place = Place::InLine;
+                    // What wakes one that stands alone is not to wake one that stands behind others.
+                    return Ok(());
+                }
                 Err(trouble) => self.without_line(&trouble),
             }
         }
