@@ -6,6 +6,8 @@ pub mod file;
 pub mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod network;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod remote;

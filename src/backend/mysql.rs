@@ -6,7 +6,6 @@
 //! other, and the second one ends as a deadlock (1213), which is definite: it was not done. `GET_LOCK` excludes nobody there, and is
 //! used for the order only (`line`).
 
-mod address;
 mod connection;
 mod failure;
 mod handshake;
@@ -22,9 +21,9 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::Write;
+use super::network::jittered;
 use super::remote::{Cause, Failure, Register, Row};
 use super::sql;
 use crate::store::StoreSettings;
@@ -259,7 +258,11 @@ impl Register for Table {
             let statement = self.line.stand();
             let sent = self.connection().map_err(Trouble::Unusable).and_then(|connection| connection.send(&statement));
             match sent {
-                Ok(()) => self.place = Place::InLine,
+                Ok(()) => {
+                    self.place = Place::InLine;
+                    // What wakes one that stands alone is not to wake one that stands behind others.
+                    return Ok(());
+                }
                 Err(trouble) => self.without_line(&trouble),
             }
         }
@@ -320,12 +323,4 @@ fn is_readable_within(limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<bool, F
         Err(rustix::io::Errno::INTR) => Ok(true),
         Err(error) => slept(Err(error)).map(|()| true),
     }
-}
-
-/// Three to five quarters of it: those who come together must not look together for ever.
-fn jittered(pause: Duration) -> Duration {
-    let mut byte = [128_u8];
-    // Without random numbers, there is no jitter.
-    let _ = getrandom(&mut byte, GetRandomFlags::empty());
-    pause * 3 / 4 + pause / 2 * u32::from(byte[0]) / 255
 }

@@ -2,13 +2,14 @@
 //!
 //! Every question is one statement, one round trip and one transaction, without anything that a session would have to remember:
 //! so it does not matter which session of a pooler it gets. The exception is `LISTEN`, which is only a faster way to what
-//! looking every second finds out as well, and is only used where the session is our own ([`session`]).
+//! looking every second finds out as well, and the place in line ([`line`]), which is a courtesy; both are only used where the
+//! session is our own ([`session`]). Behind a pooler there is no line, and everybody looks every second.
 
 mod address;
 mod connect;
 mod failures;
+mod line;
 mod link;
-mod lookup;
 mod options;
 mod passwords;
 mod service;
@@ -24,8 +25,10 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::types::Type;
 
+use self::line::Place;
 use self::link::Link;
 use self::options::{Options, Surroundings};
+use super::network::jittered;
 use super::remote::{Cause, Failure, Register, Row};
 use super::{Write, plain, sleep, sql};
 use crate::record::random_token;
@@ -46,11 +49,14 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 -- COMMENT ON TABLE serializer_locks IS 'locks of serializer, one row for each name';
 ";
 
-/// The state of a name, and also without one, the server's clock, and the process that answers.
-const READ: &str = "\
-SELECT lock.version, lock.record, lock.format,
-       floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_backend_pid()
-FROM (VALUES (1)) AS always LEFT JOIN serializer_locks AS lock ON lock.name = $1";
+/// The state of a name, and also without one, the server's clock, and the process that answers; and who is `ahead` in line.
+fn read(ahead: &str) -> String {
+    format!(
+        "SELECT lock.version, lock.record, lock.format, \
+         floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_backend_pid(), {ahead} \
+         FROM (VALUES (1)) AS always LEFT JOIN serializer_locks AS lock ON lock.name = $1"
+    )
+}
 
 const INSERT: &str = "\
 INSERT INTO serializer_locks (name, version, record) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
@@ -71,6 +77,12 @@ pub struct Table {
     server: Server,
     /// The process of the server that has answered last.
     process: Option<i32>,
+    /// The lock's line.
+    line: i32,
+    /// Whether the server has lines.
+    has_lines: bool,
+    /// Whose ticket is right before ours, or the last one if we have none, when the row was last read.
+    ahead: Option<i32>,
 }
 
 /// The names of all locks that somebody holds.
@@ -89,18 +101,27 @@ impl Table {
     pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
         let key = sql::key(name);
         let hash: String = Sha256::digest(&key).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { key, channel: format!("serializer_{hash}"), server: Server::new(settings)?, process: None })
+        Ok(Self {
+            line: line::number(&key),
+            key,
+            channel: format!("serializer_{hash}"),
+            server: Server::new(settings)?,
+            process: None,
+            has_lines: true,
+            ahead: None,
+        })
     }
 }
 
 impl Register for Table {
     fn read(&mut self) -> Result<Row, Failure> {
-        let Self { key, server, process, .. } = self;
-        let limit = server.options.answer_timeout;
-        let rows = server.ask(async |link| link.query(limit, READ, &[(key, Type::TEXT)]).await)?;
+        let rows = self.read_row()?;
         let row = rows.first().ok_or_else(|| Failure::permanent("the server answers with nothing"))?;
         let cannot = |error| failures::of(&error, false);
-        *process = row.try_get(4).map_err(cannot)?;
+        if !self.server.is_standing() {
+            self.process = row.try_get(4).map_err(cannot)?;
+        }
+        self.ahead = row.try_get(5).map_err(cannot)?;
         if row.try_get::<_, Option<i16>>(2).map_err(cannot)?.is_some_and(|format| format != sql::FORMAT) {
             return Err(
                 Failure::permanent("a newer version of this program has written it").with_hint("use that version here, too")
@@ -149,6 +170,17 @@ impl Register for Table {
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        if self.place().is_none() && self.line_up() {
+            // Who is ahead is to be seen, and the row once more: what was released before was told to others.
+            return Ok(());
+        }
+        match (self.place(), self.ahead) {
+            (Some(place), Some(ahead)) => self.stand(place, ahead, limit, fds),
+            _ => self.watch(limit, fds),
+        }
+    }
+
+    fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         if self.listen() {
             // What has changed before that was not told.
             return Ok(());
@@ -157,9 +189,9 @@ impl Register for Table {
         let slept = match (runtime, link.as_mut().filter(|link| link.is_open())) {
             (Some(runtime), Some(link)) => {
                 let pause = if link.listens == Some(true) { wait::TOLD } else { wait::UNTOLD };
-                wait::wait(runtime, link, limit.min(wait::jittered(pause)), fds)
+                wait::wait(runtime, link, limit.min(jittered(pause)), fds)
             }
-            _ => sleep(limit.min(wait::jittered(wait::UNTOLD)), fds),
+            _ => sleep(limit.min(jittered(wait::UNTOLD)), fds),
         };
         slept.map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
     }
@@ -174,12 +206,104 @@ impl Register for Table {
         }
     }
 
+    fn is_first(&mut self) -> bool {
+        // Who cannot stand in line would wait for ever for those who can.
+        self.ahead.is_none() || !self.is_own_session()
+    }
+
+    fn is_in_line(&mut self) -> bool {
+        self.place().is_some() && self.ahead.is_some()
+    }
+
+    fn leave(&mut self) {
+        let Some(place) = self.place() else { return };
+        let limit = self.server.options.answer_timeout;
+        let values: [link::Parameter<'_>; 2] = [(&place.line, Type::INT4), (&place.ticket, Type::INT4)];
+        // Asleep, it is told to wake up by nothing but the end of the session, which the server notices when the statement ends.
+        let has_left =
+            !self.server.is_standing() && self.server.ask(async |link| link.query(limit, line::LEAVE, &values).await).is_ok();
+        if has_left {
+            self.server.link.iter_mut().for_each(|link| link.place = None);
+        } else {
+            self.server.disconnect();
+        }
+    }
+
     fn disconnect(&mut self) {
         self.server.disconnect();
     }
 }
 
 impl Table {
+    fn read_row(&mut self) -> Result<Vec<tokio_postgres::Row>, Failure> {
+        let ticket = self.place().map_or(line::BEHIND_ALL, |place| place.ticket.into());
+        let Self { key, server, line, .. } = self;
+        let limit = server.options.answer_timeout;
+        if self.has_lines {
+            let values: [link::Parameter<'_>; 3] = [(key, Type::TEXT), (line, Type::INT4), (&ticket, Type::INT8)];
+            let statement = read(line::AHEAD);
+            match server.ask(async |link| link.query(limit, &statement, &values).await) {
+                Err(failure) if failure.cause != Cause::Transient => {}
+                answer => return answer,
+            }
+        }
+        let statement = read("NULL::integer");
+        let rows = server.ask(async |link| link.query(limit, &statement, &[(key, Type::TEXT)]).await)?;
+        // A server that only speaks like PostgreSQL.
+        self.has_lines = false;
+        Ok(rows)
+    }
+
+    /// Whether the session is ours alone; see [`session`].
+    fn is_own_session(&self) -> bool {
+        let link = self.server.link.as_ref();
+        self.process.is_some() && link.is_some_and(|link| link.is_open() && link.process() == self.process)
+    }
+
+    fn place(&self) -> Option<Place> {
+        self.server.link.as_ref().filter(|link| link.is_open())?.place
+    }
+
+    /// Takes a place in line, if there is one; returns whether it has.
+    fn line_up(&mut self) -> bool {
+        if !self.has_lines || !self.is_own_session() {
+            return false;
+        }
+        let Self { line, server, .. } = self;
+        let limit = server.options.answer_timeout;
+        let taken = server.ask(async |link| {
+            let rows = link.query(limit, line::TAKE, &[(line, Type::INT4)]).await?;
+            let Some(row) = rows.first() else { return Ok(false) };
+            let cannot = |error| failures::of(&error, false);
+            link.place = Some(Place { line: row.try_get(0).map_err(cannot)?, ticket: row.try_get(1).map_err(cannot)? });
+            Ok(true)
+        });
+        taken.unwrap_or_else(|failure| {
+            self.without_line(&failure);
+            false
+        })
+    }
+
+    /// Sleeps until it may be its turn.
+    fn stand(&mut self, place: Place, ahead: i32, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        let Server { runtime: Some(runtime), link: Some(link), .. } = &mut self.server else { return Ok(()) };
+        if !link.is_standing() {
+            link.stand(place, ahead, limit.min(wait::TOLD));
+        }
+        // It ends by itself; that takes a moment more.
+        if let Err(failure) = wait::stand(runtime, link, limit + wait::ANSWERING, fds) {
+            self.without_line(&failure);
+        }
+        Ok(())
+    }
+
+    /// There is no place, for this reason.
+    fn without_line(&mut self, failure: &Failure) {
+        tracing::debug!("no line before the lock: {}", failure.why);
+        self.has_lines &= failure.cause == Cause::Transient;
+        self.server.disconnect();
+    }
+
     /// Makes sure, the first time, that the server tells of changes, if it can; returns whether it does from now on.
     fn listen(&mut self) -> bool {
         let Self { channel, server, process, .. } = self;
@@ -216,6 +340,11 @@ impl Server {
         Ok(Self { options: Options::new(settings, &Surroundings::here())?, runtime: None, link: None })
     }
 
+    /// Whether the session can be asked nothing, because it sleeps in line.
+    fn is_standing(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.is_open() && link.is_standing())
+    }
+
     /// Asks it something, connecting if need be.
     fn ask<T>(&mut self, question: impl AsyncFnOnce(&mut Link) -> Result<T, Failure>) -> Result<T, Failure> {
         let Self { options, runtime, link } = self;
@@ -229,6 +358,12 @@ impl Server {
         };
         runtime.block_on(async {
             *link = link.take().filter(Link::is_open);
+            if link.as_ref().is_some_and(Link::is_standing) {
+                let mut aside = connect::connect(options).await?;
+                let answer = question(&mut aside).await;
+                aside.close();
+                return answer;
+            }
             let link = match link {
                 Some(link) => link,
                 None => link.insert(connect::connect(options).await?),

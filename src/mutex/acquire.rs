@@ -117,13 +117,16 @@ impl Mutex<'_> {
             }
             let rest = pace.rest();
             observer.waiting(&holders, attempts.made());
-            let mut until = attempts.next().min(looked + observer.interval());
-            if self.backend.is_in_line() {
-                // The first in line is woken by whatever happens; the others only by its leaving.
-                let next_look = looked + IN_LINE.min(observer.interval());
-                until = attempts.last().map_or(next_look, |last| last.min(next_look));
+            let next_look = looked + IN_LINE.min(observer.interval());
+            // The first in line is woken by whatever happens; the others only by its leaving.
+            let in_line = attempts.last().map_or(next_look, |last| last.min(next_look));
+            let alone = attempts.next().min(looked + observer.interval());
+            let was_in_line = self.backend.is_in_line();
+            self.sleep_until(if was_in_line { in_line } else { alone }, claimant, request, &holders)?;
+            if !was_in_line && self.backend.is_in_line() {
+                // It has just come behind others. What the holder does is not to wake all of them.
+                self.sleep_until(in_line, claimant, request, &holders)?;
             }
-            self.sleep_until(until, claimant, request, &holders)?;
             // Pace the looks, not the way to the first one after a long sleep.
             std::thread::sleep(rest.saturating_sub(looked.elapsed()));
         }

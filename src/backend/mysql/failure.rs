@@ -1,7 +1,8 @@
 //! What goes wrong between this program and a server, and what can be done about it.
 
+use super::super::network::{sentence, tls};
 use super::super::remote::{Cause, Failure};
-use crate::printable;
+use super::tls::WORDS;
 
 /// Why a question has no answer, or no good one.
 #[derive(Debug)]
@@ -18,8 +19,8 @@ pub enum Trouble {
 impl From<std::io::Error> for Trouble {
     fn from(error: std::io::Error) -> Self {
         // rustls hands its own errors on as these.
-        if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            return super::tls::trouble(tls);
+        if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return Self::Unusable(tls::failure(error, &WORDS));
         }
         Self::Broken(match error.kind() {
             std::io::ErrorKind::TimedOut => "the server does not answer in time".to_owned(),
@@ -123,31 +124,10 @@ fn hint(code: u16) -> Option<&'static str> {
     })
 }
 
-/// The server's words as a part of a sentence: on one line, bounded, without capital letter and full stop.
-fn sentence(text: &str) -> String {
-    let text = printable::field(text);
-    let text = text.trim_end_matches('.');
-    let mut letters = text.chars();
-    let (first, second) = (letters.next(), letters.next());
-    match (first, second) {
-        (Some(first), Some(second)) if !second.is_uppercase() => {
-            first.to_lowercase().chain(text.chars().skip(1)).collect::<String>()
-        }
-        _ => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Failure, Trouble, sentence};
+    use super::{Failure, Trouble};
     use crate::backend::remote::Cause;
-
-    #[test]
-    fn what_the_server_says_becomes_part_of_a_sentence() {
-        assert_eq!(sentence("Too many\nconnections."), "too many connections");
-        assert_eq!(sentence("WSREP has not yet prepared node"), "WSREP has not yet prepared node");
-        assert_eq!(sentence(""), "");
-    }
 
     #[test]
     fn what_may_pass_is_told_from_what_will_not() {

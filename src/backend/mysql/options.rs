@@ -1,17 +1,45 @@
 //! Where a server is, and who we are for it: what the address says, then `~/.my.cnf`, then the variables that the server's own
 //! clients read, then what is usual.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::super::network::address::Address;
+use super::super::network::passwords::first_line;
 use super::super::remote::Failure;
-use super::address::Address;
 use super::my_cnf::OptionFile;
-use crate::printable;
 use crate::store::StoreSettings;
 
 const PORT: u16 = 3306;
+
+/// Options that are understood; or that have no meaning here, because nothing depends on them.
+const KNOWN: &[&str] = &[
+    "charset",
+    "connect_timeout",
+    "database",
+    "db",
+    "host",
+    "password",
+    "port",
+    "read_default_file",
+    "read_default_group",
+    "read_timeout",
+    "socket",
+    "ssl",
+    "ssl_ca",
+    "ssl_cert",
+    "ssl_check_hostname",
+    "ssl_disabled",
+    "ssl_key",
+    "ssl_mode",
+    "ssl_verify_cert",
+    "ssl_verify_identity",
+    "ssl_verify_server_cert",
+    "unix_socket",
+    "use_unicode",
+    "user",
+    "write_timeout",
+];
 
 /// How to reach a server. No `Debug`: it holds a password.
 pub struct Options {
@@ -57,8 +85,10 @@ impl Options {
     }
 
     fn read(settings: &StoreSettings, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, Failure> {
-        let secret = settings.url.secret();
-        let address = Address::parse(secret.split_once("://").map_or("", |(_, rest)| rest))?;
+        let address = Address::parse(&settings.url.secret())?;
+        for (name, _) in address.options.iter().filter(|(name, _)| !KNOWN.contains(&name.as_str())) {
+            tracing::debug!("the address's option `{}` is not known here", crate::printable::field(name));
+        }
         let file = OptionFile::read(address.option("read_default_file"), variable("HOME").as_deref())?;
         let group = address.option("read_default_group");
         let from_file = |names: &[&str]| file.value(group, names);
@@ -123,11 +153,14 @@ fn endpoint(
     if let Some(path) = address.option("unix_socket").or(address.option("socket")) {
         return Ok(Endpoint::File(path.into()));
     }
-    let host = address.host.clone().or_else(|| address.option("host").map(str::to_owned));
+    let [(host, port)] = address.places.as_slice() else {
+        return Err(Failure::permanent("the address names several servers").with_hint("name one, or a proxy before them"));
+    };
+    let host = Some(host.clone()).filter(|host| !host.is_empty()).or_else(|| address.option("host").map(str::to_owned));
     let file_host = from_file(&["host"]);
     if host.is_none() && file_host.is_none() {
         let file_socket = from_file(&["socket"]);
-        let is_elsewhere = address.port.is_some() || variable("MYSQL_HOST").is_some();
+        let is_elsewhere = port.is_some() || variable("MYSQL_HOST").is_some();
         if let Some(path) = file_socket.or_else(|| variable("MYSQL_UNIX_PORT").filter(|_| !is_elsewhere)) {
             return Ok(Endpoint::File(path.into()));
         }
@@ -135,7 +168,7 @@ fn endpoint(
     // A port belongs to the host that it is written beside.
     let nearby = host.is_none().then(|| from_file(&["port"])).flatten();
     let usual = || nearby.or_else(|| variable("MYSQL_TCP_PORT"));
-    let port = match address.port.clone().or_else(|| address.option("port").map(str::to_owned)).or_else(usual) {
+    let port = match port.clone().or_else(|| address.option("port").map(str::to_owned)).or_else(usual) {
         Some(port) => port.parse().map_err(|_| Failure::permanent("the address's port is no number from 0 to 65535"))?,
         None => PORT,
     };
@@ -177,14 +210,6 @@ fn truth(text: &str) -> Option<bool> {
         "0" | "false" | "no" | "off" => Some(false),
         _ => None,
     }
-}
-
-fn first_line(path: &std::path::Path) -> Result<String, Failure> {
-    let text = fs::read_to_string(path).map_err(|error| {
-        let why = super::super::plain(&error).to_string();
-        Failure::permanent(format!("cannot read the password file `{}`: {why}", printable::path(path)))
-    })?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]

@@ -1,25 +1,17 @@
 //! Bytes to and from a server, by a deadline: over TCP, with or without TLS, or over a socket file.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt;
 use rustls::{ClientConnection, StreamOwned};
 
+use super::super::network::{Keepalive, lookup};
 use super::failure::Trouble;
-
-/// A connection that has been idle for so long is asked whether it is still there: shorter than what firewalls remember, and
-/// enough to notice within a minute that a server has gone while it makes us wait.
-const IDLE: Duration = Duration::from_secs(30);
-
-/// So often, so many times, until it is given up.
-const PROBE: (Duration, u32) = (Duration::from_secs(10), 3);
 
 /// A socket whose operations end by a deadline.
 pub struct Wire {
@@ -43,7 +35,8 @@ impl Wire {
 
     /// Connects to the first of a host's addresses that answers.
     pub fn to_host(host: &str, port: u16, deadline: Instant) -> Result<Self, Trouble> {
-        let addresses = addresses(host, port, deadline)?;
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let addresses = lookup::addresses(host, port, limit).map_err(Trouble::Unusable)?;
         let mut last = io::Error::from(ErrorKind::TimedOut);
         for (index, address) in addresses.iter().enumerate() {
             // A silent one must not use up the time of those behind it.
@@ -89,36 +82,8 @@ pub fn is_ready(fd: BorrowedFd<'_>, flags: PollFlags, limit: Duration) -> io::Re
 fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nonblocking(true)?;
     stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(&stream, true)?;
-    sockopt::set_tcp_keepidle(&stream, IDLE)?;
-    sockopt::set_tcp_keepintvl(&stream, PROBE.0)?;
-    sockopt::set_tcp_keepcnt(&stream, PROBE.1)?;
+    Keepalive::default().set(&stream)?;
     Ok(stream)
-}
-
-/// All addresses of a host.
-fn addresses(host: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, Trouble> {
-    if let Ok(address) = host.parse::<IpAddr>() {
-        return Ok(vec![(address, port).into()]);
-    }
-    // The resolver cannot be told when to end; a thread that outlives the deadline ends with the process.
-    let (sender, receiver) = mpsc::channel();
-    let name = host.to_owned();
-    std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
-        let _ = sender.send((name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>));
-    })?;
-    let host = crate::printable::field(host);
-    let limit = deadline.saturating_duration_since(Instant::now());
-    match receiver.recv_timeout(limit) {
-        Ok(Ok(addresses)) if !addresses.is_empty() => Ok(addresses),
-        Ok(Ok(_)) => Err(Trouble::Broken(format!("the host `{host}` has no address"))),
-        Ok(Err(error)) => {
-            let error = super::super::plain(&error).to_string();
-            let why = error.rsplit(": ").next().unwrap_or(&error).to_lowercase();
-            Err(Trouble::Broken(format!("the address of the host `{host}` cannot be found: {why}")))
-        }
-        Err(_) => Err(Trouble::Broken(format!("the address of the host `{host}` was not found in time"))),
-    }
 }
 
 impl AsFd for Wire {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -15,10 +15,11 @@ use tokio_postgres::{Config, Error, NoTls};
 
 use super::failures;
 use super::link::Link;
-use super::lookup;
 use super::options::{Host, Options, SslMode, Target};
 use super::session::{Ear, Overheard, OverheardTls};
 use super::tls;
+use crate::backend::network::lookup;
+use crate::backend::network::tls::NOT_ENCRYPTED;
 use crate::backend::remote::{Cause, Failure};
 use crate::printable;
 
@@ -119,7 +120,7 @@ async fn connect_so(options: &Options, target: &Target, is_encrypted: bool, shar
 fn refusal(error: Error) -> Refusal {
     let failure = failures::of(&error, false);
     let is_about_hosts = error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
-    let is_about_tls = error.as_db_error().is_none() && failure.why.starts_with(failures::NOT_ENCRYPTED);
+    let is_about_tls = error.as_db_error().is_none() && failure.why.starts_with(NOT_ENCRYPTED);
     if is_about_hosts || is_about_tls { Refusal::Otherwise(failure) } else { Refusal::Anyway(failure) }
 }
 
@@ -153,7 +154,7 @@ async fn reach(options: &Options, target: &Target, share: Duration) -> Result<(W
         }
     };
     // Nothing else is to be done meanwhile.
-    let addresses = lookup::addresses(&name, target.port, share).map_err(|error| failures::of_name(&name, &error))?;
+    let addresses = lookup::addresses(&name, target.port, share)?;
     let share = share / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
     let mut failure = None;
     for address in addresses {
@@ -174,12 +175,9 @@ fn with_place(failure: Failure, place: &str) -> Failure {
 fn set_up(stream: &TcpStream, options: &Options) -> std::io::Result<OwnedFd> {
     stream.set_nodelay(true)?;
     let unconfirmed = u32::try_from(options.unconfirmed.as_millis()).unwrap_or(u32::MAX);
-    sockopt::set_tcp_user_timeout(stream, unconfirmed)?;
+    set_tcp_user_timeout(stream, unconfirmed)?;
     if let Some(keepalive) = options.keepalive {
-        sockopt::set_socket_keepalive(stream, true)?;
-        sockopt::set_tcp_keepidle(stream, keepalive.idle)?;
-        sockopt::set_tcp_keepintvl(stream, keepalive.interval)?;
-        sockopt::set_tcp_keepcnt(stream, keepalive.count)?;
+        keepalive.set(stream)?;
     }
     stream.as_fd().try_clone_to_owned()
 }

@@ -3,19 +3,16 @@
 use std::error::Error as _;
 use std::io;
 
-use rustls::CertificateError;
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
+use super::tls::WORDS;
+use crate::backend::network::{sentence, tls};
 use crate::backend::plain;
 use crate::backend::remote::{Cause, Failure};
-use crate::printable;
 
 /// Classes of errors that pass: connections, transactions that were rolled back, resources, the operator, the system.
 const PASSING: [&str; 5] = ["08", "40", "53", "57", "58"];
-
-/// How what is said begins where the encryption failed.
-pub const NOT_ENCRYPTED: &str = "the connection cannot be encrypted";
 
 /// What is said of an error, which `was_write` if it answers a statement that was to change something.
 pub fn of(error: &Error, was_write: bool) -> Failure {
@@ -32,9 +29,9 @@ pub fn of(error: &Error, was_write: bool) -> Failure {
         return if was_write { Failure { is_indefinite: true, ..failure } } else { failure };
     }
     if let Some(error) = innermost.downcast_ref::<rustls::Error>() {
-        return of_encryption(error);
+        return tls::failure(error, &WORDS);
     }
-    let text = one_line(&innermost.to_string());
+    let text = sentence(&innermost.to_string());
     if error.is_closed() {
         let closed = Failure::transient("the server closed the connection");
         return if was_write { closed.indefinite() } else { closed };
@@ -56,7 +53,7 @@ pub fn no_answer(was_write: bool) -> Failure {
 }
 
 fn of_server(error: &DbError, was_write: bool) -> Failure {
-    let why = one_line(error.message());
+    let why = sentence(error.message());
     let code = error.code();
     let cause = match code {
         &SqlState::UNDEFINED_TABLE => Cause::NotPrepared,
@@ -98,56 +95,11 @@ pub fn of_system(error: &io::Error) -> Failure {
     let why = plain(error).to_string();
     // rustls puts its own errors into such ones.
     if let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
-        return of_encryption(error);
+        return tls::failure(error, &WORDS);
     }
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => Failure::permanent(why),
         io::ErrorKind::UnexpectedEof => Failure::transient("the server closed the connection"),
         _ => Failure::transient(why),
     }
-}
-
-/// What encryption says. It begins with [`NOT_ENCRYPTED`].
-fn of_encryption(error: &rustls::Error) -> Failure {
-    let rustls::Error::InvalidCertificate(reason) = error else {
-        return Failure::permanent(format!("{NOT_ENCRYPTED}: {}", one_line(&error.to_string())));
-    };
-    let why = match reason {
-        CertificateError::UnknownIssuer | CertificateError::Other(_) => {
-            "nobody who is trusted has signed it for a server".to_owned()
-        }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "it has expired".to_owned(),
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "it is not valid yet".to_owned(),
-        CertificateError::NotValidForName => {
-            "it is for another host, and its names are looked for in `subjectAltName`".to_owned()
-        }
-        reason => one_line(&reason.to_string()),
-    };
-    let hint = "`sslrootcert` names a file with the certificate of whoever signed the server's; `sslmode=verify-ca` does not look \
-                at the name";
-    Failure::permanent(format!("{NOT_ENCRYPTED}: the server's certificate is not accepted: {why}")).with_hint(hint)
-}
-
-/// What the system says about a name.
-pub fn of_name(name: &str, error: &io::Error) -> Failure {
-    let why = plain(error).to_string();
-    let why = why.rsplit(": ").next().unwrap_or("").to_lowercase();
-    let shown = printable::field(name);
-    // The only thing in which the two kinds differ is the text; an unknown name stays unknown.
-    let is_passing = error.kind() == io::ErrorKind::TimedOut || why.contains("try again") || why.contains("temporary");
-    let why = format!("cannot find the address of `{shown}`: {why}");
-    if is_passing { Failure::transient(why) } else { Failure::permanent(why) }
-}
-
-/// As part of a sentence: on one line, lower case where it is a word, and without its end.
-fn one_line(text: &str) -> String {
-    let text: String = text.chars().map(|c| if printable::is_safe(c) { c } else { ' ' }).take(300).collect();
-    let text = text.trim().trim_end_matches('.');
-    let mut letters = text.chars();
-    let (Some(first), second) = (letters.next(), text.chars().nth(1)) else { return "unknown error".to_owned() };
-    // An abbreviation stays one.
-    if second.is_some_and(char::is_uppercase) {
-        return text.to_owned();
-    }
-    first.to_lowercase().chain(letters).collect()
 }

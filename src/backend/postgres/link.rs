@@ -4,6 +4,7 @@
 use std::future::poll_fn;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Error, Row};
 
 use super::failures;
+use super::line::{self, Place};
 use super::session::Ear;
 use crate::backend::remote::Failure;
 
@@ -21,9 +23,12 @@ pub type Messages = Box<dyn FnMut(&mut Context<'_>) -> Poll<Option<Result<AsyncM
 /// A value for a statement, and its type. Types that are told need not be asked for.
 pub type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
+/// The answer to a statement that takes as long as others like.
+type Standing = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
+
 /// A session.
 pub struct Link {
-    client: Client,
+    client: Rc<Client>,
     /// What the session says; `None` once it has ended.
     messages: Option<Messages>,
     /// Why it has ended.
@@ -37,12 +42,27 @@ pub struct Link {
     payloads: Option<Vec<String>>,
     /// Whether it is told when something changes; `None` until somebody has waited.
     pub listens: Option<bool>,
+    /// Its place in line, which ends with the session.
+    pub place: Option<Place>,
+    /// While it sleeps there, nothing else can be asked.
+    standing: Option<Standing>,
 }
 
 impl Link {
     /// A session that has begun.
     pub fn new(client: Client, messages: Messages, ear: Ear, socket: OwnedFd) -> Self {
-        Self { client, messages: Some(messages), end: None, ear, socket, is_told: false, payloads: None, listens: None }
+        Self {
+            client: Rc::new(client),
+            messages: Some(messages),
+            end: None,
+            ear,
+            socket,
+            is_told: false,
+            payloads: None,
+            listens: None,
+            place: None,
+            standing: None,
+        }
     }
 
     /// Readable when the session says something.
@@ -113,10 +133,43 @@ impl Link {
         if self.is_told || self.messages.is_none() { Poll::Ready(()) } else { Poll::Pending }
     }
 
+    /// Begins to sleep until whoever is `ahead` of this place leaves, or for `limit`.
+    pub fn stand(&mut self, place: Place, ahead: i32, limit: Duration) {
+        let client = Rc::clone(&self.client);
+        // 0 would be for ever.
+        let limit = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX).max(1);
+        self.standing = Some(Box::pin(async move {
+            let values: [Parameter<'_>; 3] = [(&place.line, Type::INT4), (&ahead, Type::INT4), (&limit, Type::INT8)];
+            client.query_typed(line::SET, &values).await?;
+            client.batch_execute(line::STAND).await
+        }));
+    }
+
+    /// Whether it sleeps in line.
+    pub fn is_standing(&self) -> bool {
+        self.standing.is_some()
+    }
+
+    /// Ends when it sleeps in line no more.
+    pub fn poll_standing(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let Some(standing) = &mut self.standing else { return Poll::Ready(Ok(())) };
+        // The first time, this sends the question; each answer may be followed by another question.
+        let mut answer = standing.as_mut().poll(context);
+        for _ in 0..2 {
+            if answer.is_pending() {
+                poll(&mut self.messages, &mut self.end, &mut self.is_told, &mut self.payloads, context);
+                answer = standing.as_mut().poll(context);
+            }
+        }
+        let Poll::Ready(answer) = answer else { return Poll::Pending };
+        self.standing = None;
+        Poll::Ready(self.answer(Some(answer), false))
+    }
+
     /// Says goodbye, so that the server need not wonder. Does not wait for it.
     pub fn close(self) {
-        let Self { client, messages, .. } = self;
-        drop(client);
+        let Self { client, messages, standing, .. } = self;
+        drop((client, standing));
         if let Some(mut messages) = messages {
             // Whether it works does not matter.
             let _ = messages(&mut Context::from_waker(Waker::noop()));

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{self, Pairs};
-use super::passwords::{self, PassFile};
+use super::passwords::PassFile;
 use super::service;
+use crate::backend::network::address::host_and_port;
+use crate::backend::network::tls::Roots;
+use crate::backend::network::{Keepalive, passwords};
 use crate::backend::remote::Failure;
 use crate::store::StoreSettings;
 
@@ -114,26 +117,6 @@ pub enum SslMode {
     VerifyCa,
     /// With a server whose certificate is trusted, and of that name.
     VerifyFull,
-}
-
-/// Whose certificates are trusted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Roots {
-    /// Those that the system trusts.
-    System,
-    /// Those in this file.
-    File(PathBuf),
-}
-
-/// When the system asks whether the other end is still there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalive {
-    /// After silence for so long.
-    pub idle: Duration,
-    /// And so often, if there is no answer.
-    pub interval: Duration,
-    /// So many times.
-    pub count: u32,
 }
 
 /// Looks an environment variable up.
@@ -268,7 +251,7 @@ fn targets(pairs: &mut Pairs) -> Result<Vec<Target>, Failure> {
             let address = addresses.get(index).filter(|address| !address.is_empty());
             let address = address.map(|address| address.parse::<IpAddr>()).transpose();
             let address = address.map_err(|_| Failure::permanent("`hostaddr` is not an address"))?;
-            let (host, own_port) = address::host_and_port(hosts.get(index).map_or("", String::as_str));
+            let (host, own_port) = host_and_port(hosts.get(index).map_or("", String::as_str));
             let port = own_port.or_else(|| ports.get(index).or(ports.first()).map(String::as_str));
             let port = port.filter(|port| !port.is_empty()).map_or(Ok(DEFAULT_PORT), str::parse);
             let port = port.ok().filter(|port| *port != 0).ok_or_else(|| Failure::permanent("the port is not a number"))?;
@@ -326,14 +309,13 @@ fn ssl(pairs: &mut Pairs, around: &Surroundings) -> Result<Ssl, Failure> {
 }
 
 fn keepalive(pairs: &mut Pairs) -> Result<Option<Keepalive>, Failure> {
-    // While it waits, nothing else tells it that the other end is gone; and firewalls forget silent connections.
-    let idle = pairs.seconds("keepalives_idle")?.filter(|idle| !idle.is_zero()).unwrap_or(Duration::from_secs(20));
-    let interval = pairs.seconds("keepalives_interval")?.filter(|interval| !interval.is_zero());
-    let interval = interval.unwrap_or(Duration::from_secs(5));
-    let count = pairs.number("keepalives_count")?.filter(|count| *count > 0).unwrap_or(3);
+    let usual = Keepalive::default();
+    let idle = pairs.seconds("keepalives_idle")?.filter(|idle| !idle.is_zero()).unwrap_or(usual.idle);
+    let interval = pairs.seconds("keepalives_interval")?.filter(|interval| !interval.is_zero()).unwrap_or(usual.interval);
+    let count =
+        pairs.number("keepalives_count")?.filter(|count| *count > 0).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let is_off = pairs.take("keepalives").as_deref() == Some("0");
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    Ok((!is_off).then_some(Keepalive { idle, interval, count }))
+    Ok((!is_off).then_some(Keepalive { idle, interval, count: count.unwrap_or(usual.count) }))
 }
 
 #[cfg(test)]

@@ -1,29 +1,12 @@
-//! Files with passwords.
+//! libpq's file of passwords.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use crate::backend::network::passwords::MAX_FILE;
 use crate::backend::plain;
-use crate::backend::remote::Failure;
 use crate::printable;
-
-/// Larger files hold something else.
-const MAX_FILE: u64 = 1 << 20;
-
-/// The first line of a file, without its end.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn first_line(path: &Path) -> Result<String, Failure> {
-    let shown = printable::path(path);
-    let cannot =
-        |error: std::io::Error| Failure::permanent(format!("cannot read the password file `{shown}`: {}", plain(&error)));
-    let mut text = String::new();
-    File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text)).map_err(cannot)?;
-    Ok(text.lines().next().unwrap_or("").to_owned())
-}
 
 /// libpq's `~/.pgpass`. Not `Debug`.
 pub struct PassFile {
