@@ -34,8 +34,14 @@ use options::Options;
 pub use statements::SCHEMA;
 use statements::column;
 
-/// How often the first in line looks at the row: a hand-off takes half of it, and nobody else looks.
+/// How often the first in line looks at the row at first: a hand-off takes half of it, and nobody else looks.
 const FIRST_LOOKS: Duration = Duration::from_millis(50);
+
+/// And in the end. Whoever has waited for an hour does not mind a quarter of a second, and the server minds the looks.
+const LAST_LOOKS: Duration = Duration::from_millis(500);
+
+/// It has waited for so many times as long as there is between two looks.
+const LOOKS_GROW: u32 = 100;
 
 /// How often everybody looks where there is no line, or who stands beside it: times the number of those who wait.
 const LOOKS: Duration = Duration::from_secs(1);
@@ -52,6 +58,8 @@ pub struct Table {
     connection: Option<Connection>,
     line: Line,
     place: Place,
+    /// Since when it has been first.
+    first_since: Option<Instant>,
     /// Whether the server has lines.
     has_lines: bool,
     /// Whether somebody was first in line when the row was last read.
@@ -85,6 +93,7 @@ impl Table {
             options: Some(options),
             connection: None,
             place: Place::None,
+            first_since: None,
             has_lines: true,
             is_awaited: false,
             seen: None,
@@ -145,7 +154,10 @@ impl Table {
         };
         match connection.answer_if_there() {
             Ok(None) => {}
-            Ok(Some(answer)) => self.place = if answer.number(0) == Some(1) { Place::First } else { Place::None },
+            Ok(Some(answer)) => {
+                self.place = if answer.number(0) == Some(1) { Place::First } else { Place::None };
+                self.first_since = Some(Instant::now());
+            }
             Err(trouble) => self.without_line(&trouble),
         }
     }
@@ -189,7 +201,9 @@ impl Table {
         // Ends with the deadline.
         loop {
             let limit = deadline.saturating_duration_since(Instant::now());
-            if is_readable_within(limit.min(jittered(FIRST_LOOKS)), fds)? || limit.is_zero() {
+            let waited = self.first_since.map(|since| since.elapsed()).unwrap_or_default();
+            let pause = (waited / LOOKS_GROW).clamp(FIRST_LOOKS, LAST_LOOKS);
+            if is_readable_within(limit.min(jittered(pause)), fds)? || limit.is_zero() {
                 return Ok(());
             }
             match self.ask(&statement) {
