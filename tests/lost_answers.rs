@@ -13,11 +13,13 @@ mod stores;
 use std::fs;
 use std::process::Command;
 use std::sync::Once;
+use std::thread;
 use std::time::Duration;
 
-use common::{Shell, ended, until};
-use faults::{end, proxied, start, until_renewed};
+use common::{Shell, ended, rounds, until};
+use faults::{each, end, proxied, start, until_renewed};
 use proxy::Proxy;
+use serializer::record::random_token;
 use stores::Store;
 
 /// Does not end while a test runs.
@@ -189,7 +191,7 @@ fn until_done_in_silence(proxy: &Proxy, store: &Store, state: &str) {
 
 #[test]
 fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since() {
-    for store in stores(RENEWED) {
+    each(stores(RENEWED), |store| {
         let (proxy, through) = proxied(&store);
         let (mut owner, mut other) = (through.shell(), store.shell());
         proxy.swallow_answers_from(INSERT);
@@ -205,12 +207,12 @@ fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since(
         until_renewed(&store);
         unlocks(&mut owner);
         assert_eq!(store.state(), "free");
-    }
+    });
 }
 
 #[test]
 fn a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_come_since() {
-    for store in stores(LONG) {
+    each(stores(LONG), |store| {
         let (proxy, through) = proxied(&store);
         let mut other = store.shell();
         proxy.swallow_answers_from(INSERT);
@@ -222,12 +224,12 @@ fn a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_c
         assert_eq!((ran.code, ran.stdout.as_str()), (0, "ran\n"), "{} {ran:?}", store.url);
         assert_eq!(holders(&store), [u64::from(other.pid())]);
         other.unlock();
-    }
+    });
 }
 
 #[test]
 fn whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait() {
-    for store in stores(LONG) {
+    each(stores(LONG), |store| {
         let (proxy, through) = proxied(&store);
         let (mut owner, mut other) = (through.shell(), store.shell());
         proxy.swallow_answers_from(INSERT);
@@ -242,12 +244,12 @@ fn whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait()
         other.unlock();
         has_locked(&mut owner);
         unlocks(&mut owner);
-    }
+    });
 }
 
 #[test]
 fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since() {
-    for store in stores(LONG) {
+    each(stores(LONG), |store| {
         let (proxy, through) = proxied(&store);
         let (mut owner, mut other) = (through.shell(), store.shell());
         owner.lock();
@@ -273,5 +275,74 @@ fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_tha
         let ran = end(child);
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", store.url);
         other.unlock();
+    });
+}
+
+/// Something that goes wrong, chosen by a number.
+fn disturb(proxy: &Proxy, chance: u8) {
+    let marker = [READ, INSERT, UPDATE][usize::from(chance / 4 % 3)];
+    match chance % 4 {
+        0 => proxy.cut(),
+        1 => proxy.swallow_answers(),
+        2 => proxy.cut_before(marker),
+        _ => proxy.swallow_answer_then_cut(marker),
     }
+    thread::sleep(Duration::from_millis(u64::from(chance) / 4));
+    // What has a marker to wait for goes on with that.
+    if chance % 4 < 2 {
+        proxy.mend();
+    }
+}
+
+#[test]
+fn no_count_is_lost_over_a_network_that_breaks_again_and_again() {
+    const WORKERS: usize = 4;
+    let count = rounds(4);
+    each(stores(Duration::from_secs(60)), |store| {
+        let (proxy, through) = proxied(&store);
+        fs::write(through.locks.dir().join("counter"), "0\n").expect("it can be written");
+        let script = format!(
+            r#"round='read -r n < counter; sleep 0.001; echo $((n + 1)) > counter'
+               for i in {{1..{count}}}; do
+                   "$S" run --sleep-seconds 0.1 -- sh -c "$round" || exit
+                   "$S" lock --sleep-seconds 0.1 && eval "$round" && "$S" unlock || exit
+               done"#
+        );
+        let script = || {
+            let ended = through.script(&script);
+            assert!(ended.code == 0 && !ended.stderr.contains("already"), "{ended:?}");
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(script)).collect();
+            while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
+                let chances = random_token().expect("random numbers");
+                for chance in chances.as_bytes().chunks(2) {
+                    let chance = u8::from_str_radix(std::str::from_utf8(chance).expect("digits"), 16).expect("digits");
+                    disturb(&proxy, chance);
+                }
+            }
+        });
+        let counted = fs::read_to_string(through.locks.dir().join("counter")).expect("it can be read");
+        assert_eq!(counted.trim(), (2 * WORKERS * count).to_string(), "{}", store.url);
+        assert_eq!(store.state(), "free");
+    });
+}
+
+#[test]
+fn an_owner_that_has_unlocked_in_silence_is_not_taken_for_one_that_has_lost_its_lock() {
+    each(stores(LONG), |store| {
+        let (proxy, through) = proxied(&store);
+        let (mut owner, mut other) = (through.shell(), store.shell());
+        assert_eq!(owner.run(r#""$S" lock --on-lost terminate 2> /dev/null"#), 0);
+        let keeper = store.keeper();
+        proxy.swallow_answers_from(UPDATE);
+        owner.send(r#""$S" unlock 2>&1"#);
+        until_done_in_silence(&proxy, &store, "free");
+        other.lock();
+        proxy.mend();
+        assert_eq!(owner.answer().0, 0, "{}", store.url);
+        until("its keeper goes on", || !std::path::Path::new(&format!("/proc/{keeper}")).exists());
+        assert_eq!(owner.run("true"), 0);
+        other.unlock();
+    });
 }

@@ -17,7 +17,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use common::{Shell, Waiter, ended, first_line, until};
-use faults::{Logged, Server, end, proxied, renewals, start, until_renewed};
+use faults::{Logged, Server, each, end, proxied, renewals, start, until_renewed};
 use servers::Options;
 use stores::Store;
 
@@ -54,7 +54,7 @@ const DOWNS: [Down; 2] = [Server::kill, Server::stop];
 
 #[test]
 fn holders_outlast_a_server_that_is_killed_or_stopped_and_starts_again() {
-    for mut server in Server::both() {
+    each(Server::both(), |mut server| {
         for down in DOWNS {
             let (lock, run) = (server.store(USUAL), server.store(USUAL));
             let mut owner = lock.shell();
@@ -71,12 +71,12 @@ fn holders_outlast_a_server_that_is_killed_or_stopped_and_starts_again() {
             assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{}", server.url());
             assert_eq!((lock.state(), run.state()), ("free".to_owned(), "free".to_owned()));
         }
-    }
+    });
 }
 
 #[test]
 fn whoever_waits_says_that_the_server_is_gone_and_gets_the_lock_when_it_is_back() {
-    for mut server in Server::both() {
+    each(Server::both(), |mut server| {
         for down in DOWNS {
             let store = server.store(USUAL);
             let mut owner = store.shell();
@@ -91,12 +91,12 @@ fn whoever_waits_says_that_the_server_is_gone_and_gets_the_lock_when_it_is_back(
             assert_eq!(code, 0, "{said}");
             assert_eq!(store.state(), "free");
         }
-    }
+    });
 }
 
 #[test]
 fn unlock_waits_for_a_server_that_starts_again() {
-    for mut server in Server::both() {
+    each(Server::both(), |mut server| {
         let store = server.store(USUAL);
         let mut owner = store.shell();
         owner.lock();
@@ -108,12 +108,12 @@ fn unlock_waits_for_a_server_that_starts_again() {
         let (code, said) = owner.answer();
         assert!(code == 0 && said.contains("unlocked `"), "{said}");
         assert_eq!(store.state(), "free");
-    }
+    });
 }
 
 #[test]
 fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_reason() {
-    for server in Server::both() {
+    each(Server::both(), |server| {
         let store = server.store(SHORT);
         assert_eq!(store.run(&["run", "true"]).code, 0);
         server.pause();
@@ -142,7 +142,7 @@ fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_r
         let (code, said) = waiter.end();
         assert!(code == 0 && store.locks.dir().join("ran").exists(), "{said}");
         assert_eq!(store.state(), "free");
-    }
+    });
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn unlock_tries_for_some_time_where_nobody_answers_and_then_says_why_it_failed()
             (store, proxy, through, owner)
         })
         .collect();
-    for (store, proxy, through, mut owner) in held {
+    each(held, |(store, proxy, through, mut owner)| {
         let url = format!("SERIALIZER_STORE='{}'", through.url);
         let (code, said) = owner.output(&format!(r#"{url} "$S" unlock 2>&1"#));
         assert!(code == 1 && said.contains("cannot read the lock") && said.contains("refused"), "{code} {said}");
@@ -167,12 +167,12 @@ fn unlock_tries_for_some_time_where_nobody_answers_and_then_says_why_it_failed()
         proxy.mend();
         assert_eq!(owner.run(&format!(r#"{url} "$S" unlock 2> /dev/null"#)), 0);
         assert_eq!(store.state(), "free");
-    }
+    });
 }
 
 #[test]
 fn whoever_cannot_know_whether_it_was_done_says_so() {
-    for server in Server::both() {
+    each(Server::both(), |server| {
         let store = server.store(SHORT);
         assert_eq!(store.run(&["run", "true"]).code, 0);
         let (proxy, through) = proxied(&store);
@@ -184,12 +184,12 @@ fn whoever_cannot_know_whether_it_was_done_says_so() {
         // It was done, and nobody keeps it.
         let next = store.run(&["run", "echo", "ran"]);
         assert_eq!((next.code, next.stdout.as_str()), (0, "ran\n"), "{next:?}");
-    }
+    });
 }
 
 #[test]
 fn an_outage_that_is_shorter_than_the_lease_harms_nobody() {
-    for server in Server::both() {
+    each(Server::both(), |server| {
         let (lock, run) = (server.store(RENEWED), server.store(RENEWED));
         let ((cut, lock_through), (hole, run_through)) = (proxied(&lock), proxied(&run));
         let mut owner = lock_through.shell();
@@ -209,7 +209,7 @@ fn an_outage_that_is_shorter_than_the_lease_harms_nobody() {
         go(&run_through);
         let ended = end(child);
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{}", server.url());
-    }
+    });
 }
 
 /// Notes when it holds the lock by a clock that all have: each writes a file of its own.
@@ -225,8 +225,8 @@ fn noted(dir: &Path, name: &str) -> f64 {
 #[test]
 fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
     let breaks: [fn(&proxy::Proxy); 2] = [proxy::Proxy::cut, proxy::Proxy::black_hole];
-    for server in Server::both() {
-        for cut_off in breaks {
+    each(Server::both(), |server| {
+        each(breaks, |cut_off| {
             let store = server.store(SHORT);
             let (proxy, through) = proxied(&store);
             let dir = store.locks.dir();
@@ -243,13 +243,13 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
             assert!(lost.code == 76 && lost.stderr.contains("its lease could not be renewed in time"), "{lost:?}");
             assert_eq!(second.end().code, 0);
             assert!(noted(dir, "out.one") <= noted(dir, "in.two"), "{}", server.url());
-        }
-    }
+        });
+    });
 }
 
 #[test]
 fn an_owner_that_was_cut_off_for_too_long_is_told_when_it_unlocks() {
-    for server in Server::both() {
+    each(Server::both(), |server| {
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
         let (mut owner, mut other) = (through.shell(), store.shell());
@@ -261,12 +261,12 @@ fn an_owner_that_was_cut_off_for_too_long_is_told_when_it_unlocks() {
         let (code, said) = owner.output(r#""$S" unlock 2>&1"#);
         assert!(code == 76 && said.contains("held now by"), "{code} {said}");
         other.unlock();
-    }
+    });
 }
 
 #[test]
 fn an_owner_that_asked_for_it_is_ended_while_it_is_cut_off_before_another_gets_the_lock() {
-    for server in Server::both() {
+    each(Server::both(), |server| {
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
         let mut owner = through.shell();
@@ -275,7 +275,7 @@ fn an_owner_that_asked_for_it_is_ended_while_it_is_cut_off_before_another_gets_t
         proxy.cut();
         assert_eq!(waiter.end().code, 0);
         assert!(has_ended(&owner), "{}", server.url());
-    }
+    });
 }
 
 fn has_ended(shell: &Shell) -> bool {
@@ -305,4 +305,40 @@ fn a_server_whose_clock_is_hours_apart_keeps_locks_as_long_as_any() {
             assert_eq!(store.run(&["run", "true"]).code, 0);
         }
     }
+}
+
+#[test]
+fn a_server_whose_clock_is_set_forward_gives_a_lock_away_at_once_and_its_holder_ends_at_its_next_renewal() {
+    each(Server::both_with(Options { faketime: Some("+0"), ..Options::default() }), |server| {
+        let store = server.store(RENEWED);
+        let child = running(&store);
+        server.set_clock("+1h");
+        let mut other = store.shell();
+        other.lock();
+        let lost = end(child);
+        assert!(lost.code == 76 && lost.stderr.contains("was lost"), "{lost:?}");
+        // By the new time, all is as it was.
+        until_renewed(&store);
+        assert_eq!(store.run(&["lock", "-n"]).code, 75);
+        other.unlock();
+    });
+}
+
+#[test]
+fn a_server_whose_clock_is_set_back_keeps_a_lock_no_longer_than_its_lease() {
+    each(Server::both_with(Options { faketime: Some("+1h"), ..Options::default() }), |server| {
+        let store = server.store(SHORT);
+        let mut owner = store.shell();
+        owner.lock();
+        server.set_clock("+0");
+        until_renewed(&store);
+        assert_eq!(store.run(&["lock", "-n"]).code, 75);
+        // Nobody renews it from now on: by its clock, what was renewed last expires in an hour.
+        let keeper = store.keeper();
+        assert_eq!(ended(Command::new("kill").args(["-KILL", &keeper.to_string()])).code, 0);
+        server.set_clock("-1h");
+        let mut other = store.shell();
+        other.lock();
+        other.unlock();
+    });
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use crate::common::{Ended, until};
@@ -86,6 +87,12 @@ impl Server {
             Self::MariaDb(server) => server.sql(sql),
         }
     }
+}
+
+/// The same for each of them, side by side: they wait for clocks, and not for the processor.
+pub fn each<T: Send>(all: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
+    let test = &test;
+    thread::scope(|scope| all.into_iter().for_each(|one| drop(scope.spawn(move || test(one)))));
 }
 
 /// Another way to the same lock, which can be broken.
