@@ -5,11 +5,12 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use common::{Ended, Locks, Shell, Waiter, ended, rounds, until};
+use common::{Ended, Locks, OrdinaryUser, Shell, Waiter, ended, rounds, until};
 
 fn run(locks: &Locks, args: &[&str]) -> Command {
     let mut command = locks.serializer(&["run"]);
@@ -61,6 +62,23 @@ fn a_script_is_run_by_the_users_shell() {
     assert_eq!(ran(&locks, &["-c", "echo $0 && exit 3"]).code, 3);
     assert_eq!(ended(run(&locks, &["-c", "echo $0"]).env("SHELL", "/bin/echo")).stdout, "-c echo $0\n");
     assert_eq!(ended(run(&locks, &["-c", "echo $0"]).env("SHELL", "")).stdout, "/bin/sh\n");
+}
+
+#[test]
+fn a_directory_of_the_path_that_may_not_be_looked_into_has_no_commands() {
+    let locks = Locks::new();
+    let user = OrdinaryUser::new(&locks);
+    let hidden = locks.dir().join("hidden");
+    fs::create_dir(&hidden).expect("a directory");
+    let set = |mode| fs::set_permissions(&hidden, fs::Permissions::from_mode(mode)).expect("it is ours");
+    set(0);
+    let run = |command: &str| {
+        let line = format!("PATH={}:$PATH exec \"$S\" run -- {command}", hidden.display());
+        ended(&mut user.command(&locks, "bash", &["-c", &line]))
+    };
+    let codes = ["no-such-command", "true"].map(|command| run(command).code);
+    set(0o700);
+    assert_eq!(codes, [127, 0]);
 }
 
 #[test]

@@ -13,6 +13,8 @@ enum Candidate {
     Runs,
     Missing,
     Denied,
+    /// Its directory must not be looked into.
+    Hidden,
     Unknown,
 }
 
@@ -25,7 +27,7 @@ pub fn look_up(program: &OsStr) -> io::Result<()> {
         return match candidate(Path::new(program)) {
             Candidate::Missing => Err(Errno::NOENT.into()),
             Candidate::Denied => Err(Errno::ACCESS.into()),
-            Candidate::Runs | Candidate::Unknown => Ok(()),
+            Candidate::Runs | Candidate::Hidden | Candidate::Unknown => Ok(()),
         };
     }
     if program.is_empty() {
@@ -38,7 +40,8 @@ pub fn look_up(program: &OsStr) -> io::Result<()> {
         match candidate(&Path::new(".").join(directory).join(program)) {
             Candidate::Runs | Candidate::Unknown => return Ok(()),
             Candidate::Denied => is_denied = true,
-            Candidate::Missing => {}
+            // Another user's directory on the PATH has no commands for this one.
+            Candidate::Missing | Candidate::Hidden => {}
         }
     }
     Err(if is_denied { Errno::ACCESS } else { Errno::NOENT }.into())
@@ -54,6 +57,7 @@ fn candidate(path: &Path) -> Candidate {
         },
         Err(error) => match Errno::from_io_error(&error) {
             Some(Errno::NOENT | Errno::NOTDIR) => Candidate::Missing,
+            Some(Errno::ACCESS) => Candidate::Hidden,
             _ => Candidate::Unknown,
         },
     }
