@@ -91,11 +91,13 @@ struct Writer {
 impl Writer {
     /// Sends up to and including the line that begins so.
     fn go_on(&mut self, up_to: &str) {
+        let mut sql = Vec::new();
         let line = self.lines.by_ref().find(|line| {
-            self.session.send(line.trim_end_matches(';'));
+            sql.push(*line);
             line.starts_with(up_to)
         });
         assert!(line.is_some(), "{up_to}");
+        self.session.send(sql.join("\n").trim_end_matches(';'));
     }
 
     /// Returns when all that was sent has been answered.

@@ -26,7 +26,8 @@ impl Session {
     }
 
     pub fn send(&mut self, sql: &str) {
-        writeln!(self.stdin, "{sql};").expect("it reads");
+        // At once: it may end before it has read all of it.
+        self.stdin.write_all(format!("{sql};\n").as_bytes()).expect("it reads");
     }
 
     /// A line, or nothing at its end.
