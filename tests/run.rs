@@ -399,15 +399,17 @@ fn a_run_that_is_killed_at_any_moment_never_leaves_a_command_without_the_lock() 
 #[test]
 fn whoever_waits_for_its_own_ancestor_is_told_so() {
     let locks = Locks::new();
-    let nested = common::ended(run(&locks, &[common::PROGRAM, "run", "-w", "0.01", "true"]).stdin(Stdio::null()));
+    let nested = common::ended(
+        run(&locks, &[common::PROGRAM, "run", "--max-attempts", "2", "--sleep-seconds", "0.01", "true"]).stdin(Stdio::null()),
+    );
     assert_eq!(nested.code, 75, "{nested:?}");
     assert!(nested.stderr.contains("which holds the lock, has started this"), "{nested:?}");
     let mut holder = Shell::start(&locks);
     holder.lock();
-    let (code, said) = holder.output(r#""$S" run -w 0.01 true 2>&1"#);
+    let (code, said) = holder.output(r#""$S" run --max-attempts 2 --sleep-seconds 0.01 true 2>&1"#);
     assert_eq!(code, 75);
     assert!(said.contains(&format!("pid {}, which holds the lock, has started this", holder.pid())), "{said}");
-    let stranger = ended(&mut run(&locks, &["-w", "0.01", "true"]));
+    let stranger = ended(&mut run(&locks, &["--max-attempts", "2", "--sleep-seconds", "0.01", "true"]));
     assert_eq!(stranger.code, 75, "{stranger:?}");
     assert!(!stranger.stderr.contains("has started this"), "{stranger:?}");
 }
