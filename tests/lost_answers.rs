@@ -292,6 +292,8 @@ fn disturb(proxy: &Proxy, chance: u8) {
     if chance % 4 < 2 {
         proxy.mend();
     }
+    // In between it works for long enough to get something done: `unlock` does not try for ever.
+    thread::sleep(Duration::from_millis(100));
 }
 
 #[test]
