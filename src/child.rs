@@ -34,7 +34,7 @@ use crate::process;
 pub use interruptions::Interruptions;
 use signals::{Received, Signals, barrier};
 pub use signals::{are_ends_lost, die_of_interrupt};
-use termination::{Termination, is_anything_left};
+use termination::{Termination, is_anything_left, signal_tree};
 use witness::Witness;
 
 /// How long a command has to last to be worth a witness. Before that, it has hardly begun to care about signals.
@@ -216,10 +216,7 @@ impl Running {
                 }
                 None => {}
             }
-            // One of those that were read may have told of an end or a stop.
-            if !self.pass_on_signals(Some(self.pid))? && !self.advance(termination.as_deref_mut())? {
-                self.sleep(termination.as_deref())?;
-            }
+            self.step(Some(self.pid), termination.as_deref_mut())?;
         };
         // What has ended the command may be on its way to us.
         barrier();
@@ -234,9 +231,7 @@ impl Running {
         // What the command has started is to end with it then.
         while termination.as_ref().is_some_and(|termination| termination.is_going_on()) && is_anything_left(None) {
             self.reap_adopted();
-            if !self.pass_on_signals(None)? && !self.advance(termination.as_deref_mut())? {
-                self.sleep(termination.as_deref())?;
-            }
+            self.step(None, termination.as_deref_mut())?;
         }
         if let Some(error) = not_run {
             return Ok(End::NotRun(error));
@@ -249,10 +244,16 @@ impl Running {
         }
     }
 
-    /// Whether it was time to do something about the command, which is done.
-    fn advance(&mut self, termination: Option<&mut Termination<'_>>) -> io::Result<bool> {
+    /// Does what is to be done for the command, or what it has left behind, or sleeps until there may be something.
+    fn step(&mut self, command: Option<Pid>, mut termination: Option<&mut Termination<'_>>) -> io::Result<()> {
         let witness = self.witness.as_ref().map(Witness::pid);
-        termination.map_or(Ok(false), |termination| termination.advance(witness))
+        // Also where signals come all the time.
+        let has_advanced = termination.as_deref_mut().map_or(Ok(false), |termination| termination.advance(command, witness))?;
+        // One of those that are read may have told of an end or a stop.
+        if !self.pass_on_signals(command)? && !has_advanced {
+            self.sleep(termination.as_deref())?;
+        }
+        Ok(())
     }
 
     /// Until something happens, or it is time for a witness.
@@ -343,6 +344,11 @@ impl Running {
         // SIGSTOP would stop us where nobody watches jobs and has us go on again (an orphaned process group); and it cannot be
         // taken back.
         let signal = if signal == Signal::SIGSTOP { Signal::SIGTSTP } else { signal };
+        // While we are stopped, nothing is renewed, so that nothing may go on, also what has left our group, as `timeout` does.
+        let tree = self.leftovers.end_with_the_lock.then(|| self.witness.as_ref().map(Witness::pid));
+        if let Some(witness) = tree {
+            signal_tree(getpid(), rustix::process::Signal::STOP, witness);
+        }
         let (signals, witness) = (&self.signals, &mut self.witness);
         signals.stop_unless(signal, || {
             // The signal that lets all go on may be on its way. It takes back our stop signal if it comes after this.
@@ -356,6 +362,9 @@ impl Running {
             // Of several, others may be stopped yet when one has ended.
             is_so(goes_on) || (matches!(whom, WaitId::Pid(_)) && is_so(ended))
         });
+        if let Some(witness) = tree {
+            signal_tree(getpid(), rustix::process::Signal::CONT, witness);
+        }
     }
 
     /// Waits until no process is left that the command has started.
@@ -373,14 +382,9 @@ impl Running {
                 Err(Errno::CHILD) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
-            if self.pass_on_signals(None)? {
-                continue;
-            }
             // No witness: it would be one of those who are waited for.
             self.has_tried_witness = true;
-            if !self.advance(termination.as_deref_mut())? {
-                self.sleep(termination.as_deref())?;
-            }
+            self.step(None, termination.as_deref_mut())?;
         }
     }
 }

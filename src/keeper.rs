@@ -6,7 +6,7 @@
 //!              (again and again, if the store does not answer)
 //! ```
 //!
-//! All of it is measured by a clock of this host that goes on while the host sleeps (`CLOCK_BOOTTIME`), and that nobody sets.
+//! Giving up is measured by a timer of its own, because a renewal may hang for some time. All of it is measured by a clock of this host that goes on while the host sleeps (`CLOCK_BOOTTIME`), and that nobody sets.
 //! Giving up means that what holds the lock is ended, if that is wanted. Renewing is tried all the same as long as the store
 //! does not say that the lease is lost: what takes long to end is better under the lock.
 //!
@@ -29,6 +29,9 @@ use crate::mutex::{Error, Grant, Mutex};
 use crate::process::since_boot;
 use crate::record::{Entry, Record};
 
+/// As long as nothing happens.
+const LONG: Duration = Duration::from_secs(3600);
+
 /// What is to be kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Charge {
@@ -38,16 +41,8 @@ pub struct Charge {
     pub lease: Duration,
 }
 
-/// What a keeper has come to.
-#[derive(Debug)]
-pub enum Kept {
-    /// One of the descriptors is readable.
-    Interrupted,
-    /// The store says that the lock is lost.
-    Lost(Error),
-    /// There was no renewal for too long. This is told once.
-    GivenUp,
-}
+/// The longest time that a command has to end in.
+const MAX_GRACE: Duration = Duration::from_secs(10);
 
 impl Charge {
     /// When to renew it.
@@ -62,7 +57,12 @@ impl Charge {
 
     /// How long that may take before it is killed.
     pub fn grace(&self) -> Duration {
-        self.lease / 6
+        (self.lease / 6).min(MAX_GRACE)
+    }
+
+    /// When others may take the lock, as far as is known here.
+    pub fn over(&self) -> u64 {
+        self.after(1, 1)
     }
 
     /// In milliseconds since boot.
@@ -77,59 +77,52 @@ impl Charge {
     }
 }
 
-/// Renews until something happens. `has_given_up` tells whether it was told already that there was no renewal for too long; each
-/// renewal is told to `renewed`.
+/// Renews until `stopped` is readable, which answers nothing, or the store says that the lock is lost. Each renewal is told to `renewed`.
 ///
 /// # Errors
 /// When it cannot sleep.
-pub fn keep(
+fn keep(
     mutex: &mut Mutex<'_>,
     charge: &mut Charge,
-    has_given_up: &mut bool,
-    fds: &[BorrowedFd<'_>],
+    stopped: BorrowedFd<'_>,
     renewed: &mut dyn FnMut(&Charge) -> io::Result<()>,
-) -> io::Result<Kept> {
-    let mut next = charge.due();
+) -> io::Result<Option<Error>> {
     let timer = Timer::new()?;
-    // Ends when one of the descriptors is readable, or the lease is lost, which it is once the store answers.
+    timer.set(charge.due())?;
+    // Ends when it is told to, or with the lease, which the store calls lost then, once it answers.
     loop {
-        let until = if *has_given_up { next } else { next.min(charge.given_up()) };
-        timer.set(until)?;
-        let all: Vec<_> = fds.iter().copied().chain([timer.fd()]).collect();
-        backend::sleep(Duration::MAX.min(Duration::from_secs(3600)), &all)?;
-        if is_any_readable(fds)? {
-            return Ok(Kept::Interrupted);
+        backend::sleep(LONG, &[stopped, timer.fd()])?;
+        if is_readable(stopped)? {
+            return Ok(None);
         }
-        if !*has_given_up && since_boot() >= charge.given_up() {
-            *has_given_up = true;
-            return Ok(Kept::GivenUp);
-        }
-        if since_boot() < next {
+        if !is_readable(timer.fd())? {
             continue;
         }
-        match mutex.renew(&charge.grant.token) {
+        let next = match mutex.renew(&charge.grant.token, None) {
             Ok(grant) => {
                 tracing::debug!("renewed the lease of `{}`", mutex.location());
                 charge.grant = grant;
-                next = charge.due();
-                *has_given_up = false;
                 renewed(charge)?;
+                charge.due()
             }
-            Err(lost @ Error::Lost(..)) => return Ok(Kept::Lost(lost)),
+            // What was released meanwhile is not lost.
+            Err(Error::Lost(..)) if is_readable(stopped)? => return Ok(None),
+            Err(lost @ Error::Lost(..)) => return Ok(Some(lost)),
             // Whatever it is, it may be over soon, and nobody has said yet that the lock is lost.
             Err(error) => {
                 tracing::debug!("cannot renew the lease: {error}");
-                next = since_boot() + charge.pause();
+                since_boot() + charge.pause()
             }
-        }
+        };
         // Who only keeps a connection for its next renewal keeps it from others.
         mutex.disconnect();
+        timer.set(next)?;
     }
 }
 
-fn is_any_readable(fds: &[BorrowedFd<'_>]) -> io::Result<bool> {
+fn is_readable(fd: BorrowedFd<'_>) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now)))? > 0)
 }

@@ -144,12 +144,12 @@ pub fn has_ancestor(pid: Pid, wanted: Pid) -> bool {
     std::iter::successors(Some(pid), |child| parent(*child)).take(64).any(|ancestor| ancestor == wanted)
 }
 
-/// All that this process has started or adopted, and what those have, and so on, as far as `/proc` tells. Reads all of it.
-pub fn descendants() -> Vec<Pid> {
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
-    let mut all: Vec<(Pid, Option<Pid>)> = pids.map(|pid| (pid, parent(pid))).collect();
-    let mut found = vec![getpid()];
+/// All that `pid` has started or adopted, and what those have, and so on, as far as `/proc` tells. Reads all of it.
+pub fn descendants_of(pid: Pid) -> Vec<Pid> {
+    let listed = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let listed = listed.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+    let mut all: Vec<(Pid, Option<Pid>)> = listed.map(|pid| (pid, parent(pid))).collect();
+    let mut found = vec![pid];
     let mut seen = 0;
     // Each round finds the children of one; nobody is found twice.
     while let Some(ancestor) = found.get(seen).copied() {

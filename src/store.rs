@@ -111,9 +111,9 @@ impl StoreUrl {
 /// Without user, password and options.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@` that stands before no option.
-        let end = self.rest.rfind('@').map_or(0, |at| at + 1);
-        let place = self.rest[end..].split(['?', '#']).next().unwrap_or("");
+        // A password may hold `/`, `?` and `@` although it should not. Where an `@` stands behind a `?`, nobody can tell where it ends.
+        let (place, options) = self.rest.split_once(['?', '#']).unwrap_or((&self.rest, ""));
+        let place = if options.contains('@') { "…" } else { place.rsplit('@').next().unwrap_or("") };
         write!(f, "{}://{place}", self.scheme.name())
     }
 }
@@ -147,13 +147,20 @@ mod tests {
     fn no_secret_is_shown() {
         for text in [
             "postgres://me:hunter2@db:5432/x?sslmode=require",
-            "postgres://me:hunter2/@?x@db:5432/x",
+            "postgres://me:hunter2/@db:5432/x",
             "postgres://db:5432/x?user=me&password=hunter2",
-            "postgres://hunter2@db:5432/x?password=a@db:5432/x",
+            "postgres://hunter2@db:5432/x?password=a",
         ] {
             let url = StoreUrl::parse(text).expect(text);
             assert_eq!(url.to_string(), "postgres://db:5432/x", "{text}");
             assert_eq!(format!("{url:?}"), "postgres://db:5432/x", "{text}");
+        }
+    }
+
+    #[test]
+    fn where_a_password_cannot_be_told_from_the_rest_nothing_is_shown() {
+        for text in ["postgres://me:hunter2/@?x@db:5432/x", "postgres://db:5432/x?user=me&password=hunter@2secret"] {
+            assert_eq!(StoreUrl::parse(text).expect(text).to_string(), "postgres://…", "{text}");
         }
     }
 

@@ -295,3 +295,73 @@ fn who_waits_for_another_run_need_not_do_it_again() {
         assert_eq!(waiter.end().code, 5);
     }
 }
+
+#[test]
+fn a_command_runs_for_longer_than_its_lease() {
+    for store in Store::all(SHORT) {
+        let go = store.locks.dir().join("go");
+        common::ended(std::process::Command::new("mkfifo").arg(&go));
+        let (child, _) = running(&store, &[], "echo; read -r line < go; exit 3");
+        let renewals = || store.holder("lease_renewals").as_u64().expect("a number");
+        until("three leases have passed", || renewals() >= 9);
+        fs::write(&go, "on\n").expect("it is read");
+        let ended = end(child);
+        assert_eq!((ended.code, ended.stderr.as_str()), (3, ""));
+    }
+}
+
+/// What has unlocked is no owner any more, whatever its keeper has heard of that.
+#[test]
+fn an_owner_that_has_unlocked_is_not_ended() {
+    for store in Store::all(SHORT) {
+        let script = r#"trap '' TERM; "$S" lock --on-lost terminate; "$S" status --json | jq .locks[0].holder.keeper_pid > keeper
+                        "$S" unlock; while kill -0 "$(cat keeper)"; do sleep 0.05; done 2> /dev/null; echo done"#;
+        let ended = store.script(script);
+        assert!(ended.stdout.ends_with("done\n"), "{ended:?}");
+        // Nor one whose keeper was replaced.
+        let script = r#"keeper() { "$S" status --json | jq .locks[0].holder.keeper_pid; }
+                        "$S" lock --on-lost terminate; first=$(keeper); kill -KILL "$first"; "$S" lock --on-lost terminate
+                        second=$(keeper); test "$first" != "$second" || exit 1
+                        "$S" unlock; while kill -0 "$second"; do sleep 0.05; done 2> /dev/null; echo done"#;
+        let ended = store.script(script);
+        assert!(ended.stdout.ends_with("done\n"), "{ended:?}");
+    }
+}
+
+#[test]
+fn an_owner_that_asked_for_it_is_ended_with_all_that_it_has_started() {
+    for store in Store::all(SHORT) {
+        let script = r#""$S" lock --on-lost terminate 2> /dev/null; (trap '' TERM; sleep 600) & echo $$ $!; wait; sleep 600"#;
+        let mut bash = store.command("bash");
+        let mut owner = bash.args(["-c", script]).stdout(Stdio::piped()).spawn().expect("bash starts");
+        let pids: Vec<u32> = common::first_line(&mut owner).split(' ').map(|pid| pid.parse().expect("a pid")).collect();
+        assert_eq!(store.run(&["unlock", "--force"]).code, 0);
+        owner.wait().expect("it ends");
+        pids.into_iter().for_each(until_gone);
+    }
+}
+
+/// What a terminal does at Ctrl-Z, to a command that has left the group, as `timeout` does.
+#[test]
+fn what_runs_under_a_lease_does_not_go_on_while_nobody_can_renew_it() {
+    for store in Store::all(Duration::from_secs(600)) {
+        let script = "set -m; (echo $BASHPID; exec sleep 600) & wait; kill -TSTP $$; sleep 600";
+        let mut run = store.serializer(&["run", "bash", "-c", script]);
+        let mut child =
+            std::os::unix::process::CommandExt::process_group(&mut run, 0).stdout(Stdio::piped()).spawn().expect("it starts");
+        let escaped: u32 = common::first_line(&mut child).parse().expect("a pid");
+        let state = |pid: u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+            stat.rsplit_once(") ").expect("a state").1.chars().next()
+        };
+        // The shell inside waits for the one that has left; let it stop itself.
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid")).expect("a pid");
+        rustix::process::kill_process_group(pid, Signal::TSTP).expect("it can be signalled");
+        until("all of it has stopped", || state(child.id()) == Some('T') && state(escaped) == Some('T'));
+        rustix::process::kill_process_group(pid, Signal::CONT).expect("it can be signalled");
+        until("all of it goes on", || state(child.id()) != Some('T') && state(escaped) != Some('T'));
+        signal(escaped, Signal::KILL);
+        rustix::process::kill_process_group(pid, Signal::KILL).expect("it can be signalled");
+        child.wait().expect("it ends");
+    }
+}

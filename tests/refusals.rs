@@ -245,3 +245,16 @@ fn nothing_is_counted_twice_through_a_pool_and_who_waits_there_gets_the_lock() {
         assert_eq!(waiter.end().code, 0);
     }
 }
+
+/// The example of the server's manual for `init_connect`, which everybody gets but superusers.
+#[test]
+fn a_server_that_does_not_commit_by_itself_is_made_to() {
+    let server = servers::MariaDb::start();
+    server.sql("SET GLOBAL init_connect = 'SET autocommit = 0'");
+    let store = stores::Store::at(&server.url());
+    let mut owner = store.shell();
+    owner.lock();
+    assert_eq!(store.run(&["lock", "-n"]).code, 75);
+    owner.unlock();
+    assert_eq!(store.state(), "free");
+}

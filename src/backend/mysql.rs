@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Write;
-use super::network::jittered;
+use super::remote::jittered;
 use super::remote::{Cause, Failure, Register, Row};
 use super::sql;
 use crate::store::StoreSettings;

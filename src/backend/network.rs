@@ -47,14 +47,6 @@ impl Keepalive {
     }
 }
 
-/// Between three and five quarters of it: those who wait for the same must not all ask at the same moment.
-pub fn jittered(pause: Duration) -> Duration {
-    let mut bytes = [0_u8; 2];
-    // Without random numbers, there is no jitter.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    pause * 3 / 4 + pause / 2 * u32::from(u16::from_le_bytes(bytes)) / u32::from(u16::MAX)
-}
-
 /// A server's words as part of a sentence: on one line, lower case where it is a word, and without its end.
 pub fn sentence(text: &str) -> String {
     let text: String = text.chars().map(|c| if printable::is_safe(c) { c } else { ' ' }).take(MAX_TEXT).collect();
@@ -72,7 +64,8 @@ pub fn sentence(text: &str) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::{jittered, sentence};
+    use super::sentence;
+    use crate::backend::remote::jittered;
 
     #[test]
     fn what_the_server_says_becomes_part_of_a_sentence() {

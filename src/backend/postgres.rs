@@ -28,7 +28,7 @@ use tokio_postgres::types::Type;
 use self::line::Place;
 use self::link::Link;
 use self::options::{Options, Surroundings};
-use super::network::jittered;
+use super::remote::jittered;
 use super::remote::{Cause, Failure, Register, Row};
 use super::{Write, plain, sleep, sql};
 use crate::record::random_token;
@@ -63,7 +63,7 @@ INSERT INTO serializer_locks (name, version, record) VALUES ($1, $2, $3) ON CONF
 
 const UPDATE: &str = "\
 UPDATE serializer_locks SET version = $2, record = $3, changed = clock_timestamp()
-WHERE name = $1 AND version = $4 AND format = $5";
+WHERE name = $1 AND version = $4 AND record IS NOT DISTINCT FROM $6 AND format = $5";
 
 const NAMES: &str = "SELECT name FROM serializer_locks WHERE record IS NOT NULL ORDER BY name";
 
@@ -146,12 +146,14 @@ impl Register for Table {
         let is_there = seen.version.is_some();
         let rows = server.ask(async |link| {
             if is_there {
-                let values: [link::Parameter<'_>; 5] = [
+                let values: [link::Parameter<'_>; 6] = [
                     (key, Type::TEXT),
                     (&next, Type::INT8),
                     (&text, Type::TEXT),
                     (&number, Type::INT8),
                     (&sql::FORMAT, Type::INT2),
+                    // A server that has forgotten its last commits counts them again.
+                    (&seen.text, Type::TEXT),
                 ];
                 link.execute(limit, UPDATE, &values).await
             } else {

@@ -277,12 +277,13 @@ fn retry<T>(mut ask: impl FnMut(u32) -> Result<T, Failure>) -> Result<T, Failure
     }
 }
 
-/// Between half and the whole of it: those whom one event has stopped must not all come back at the same moment.
-fn jittered(pause: Duration) -> Duration {
-    let mut byte = [0_u8; 1];
+/// Between three and five quarters of it: those whom one event has stopped, or who wait for the same, must not all come back at the
+/// same moment.
+pub fn jittered(pause: Duration) -> Duration {
+    let mut bytes = [0_u8; 2];
     // Without random numbers, there is no jitter.
-    let _ = rustix::rand::getrandom(&mut byte, rustix::rand::GetRandomFlags::empty());
-    pause / 2 + pause / 2 * u32::from(byte[0]) / 256
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    pause * 3 / 4 + pause / 2 * u32::from(u16::from_le_bytes(bytes)) / u32::from(u16::MAX)
 }
 
 impl<R: Register> Backend for Remote<R> {
@@ -294,7 +295,8 @@ impl<R: Register> Backend for Remote<R> {
         let row = self.read()?.row.clone();
         let (Some(text), Some(version)) = (row.text, row.version) else { return Ok(None) };
         let record = Record::parse(text.as_bytes()).map_err(|error| {
-            let failure = Failure::permanent(format!("what is stored there is no lock record: {error}"));
+            let failure = Failure::permanent(format!("what is stored there is no lock record: {error}"))
+                .with_hint("somebody else has written to its row; setting `record` to NULL there frees the lock");
             self.error("read the lock", failure)
         })?;
         let content = Content::Record(Box::new(record));

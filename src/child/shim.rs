@@ -14,7 +14,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recv, recvmsg, send, sendmsg,
 };
-use rustix::process::{getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, getpid, getppid, set_parent_process_death_signal};
 
 /// What this process is called on its command line.
 pub const NAME: &str = "exec-locked";
@@ -27,18 +27,19 @@ struct Go {
     stdin: OwnedFd,
     signals: SigSet,
     environment: Vec<(OsString, OsString)>,
-    is_bound: bool,
+    /// Who has started it, if it is to end with that process.
+    bound_to: Option<i32>,
 }
 
-/// Stands in the go message of a command that is to end with who started it.
-const BOUND: &str = "bound";
+/// Stands in the go message of a command that is to end with who started it, before the PID of that one.
+const BOUND: &str = "bound=";
 
 /// Sends the go message, with our stdin. `signals` are to be blocked no longer. A command that `is_bound` is killed when this
 /// process ends.
 pub fn go(channel: &OwnedFd, environment: &[String], signals: &SigSet, is_bound: bool) -> io::Result<()> {
     // Never empty, which would look like the end of the connection.
     let signals: String = signals.iter().map(|signal| format!(" {}", signal as i32)).collect();
-    let bound = if is_bound { format!(" {BOUND}") } else { String::new() };
+    let bound = if is_bound { format!(" {BOUND}{}", getpid()) } else { String::new() };
     let message = format!("go{bound}{signals}\0{}", environment.join("\0"));
     if message.len() > MAX_MESSAGE {
         return Err(io::Error::from(io::ErrorKind::ArgumentListTooLong));
@@ -64,7 +65,6 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
     // Its file is called `/proc/self/exe`; and who looks for work that goes on must know that this is none.
     let _ = rustix::thread::set_name(c"serializer");
     // A copy, because the command's stdin takes the place of this one. It is closed by the exec.
-    let parent = getppid();
     let channel = io::stdin().as_fd().try_clone_to_owned();
     let (Ok(channel), Some(program)) = (channel, command.next()) else { return super::helper::not_by_hand(NAME) };
     let go = match receive(&channel) {
@@ -72,10 +72,10 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(None) => return ExitCode::FAILURE,
         Err(_) => return super::helper::not_by_hand(NAME),
     };
-    if go.is_bound {
+    if let Some(parent) = go.bound_to {
         // Nobody would renew its lease then. The thread that has made this process is the main one, which ends last.
         let _ = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-        if getppid() != parent {
+        if getppid().map(Pid::as_raw_pid) != Some(parent) {
             return ExitCode::FAILURE;
         }
     }
@@ -111,6 +111,6 @@ fn receive(channel: &OwnedFd) -> io::Result<Option<Go>> {
         let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
         Some((text(&variable[..equals]), text(&variable[equals + 1..])))
     });
-    let is_bound = numbers.split(' ').any(|word| word == BOUND);
-    Ok(Some(Go { stdin, signals, environment: environment.collect(), is_bound }))
+    let bound_to = numbers.split(' ').find_map(|word| word.strip_prefix(BOUND)?.parse().ok());
+    Ok(Some(Go { stdin, signals, environment: environment.collect(), bound_to }))
 }

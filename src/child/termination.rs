@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getpid, pidfd_send_signal};
 
-use crate::process::{self, Observation};
+use crate::process::{self, Observation, Process};
 
 /// How often to look for what is left to be killed: whoever starts processes all the time may be a little quicker.
 const MAX_KILLS: usize = 50;
@@ -57,22 +57,23 @@ impl<'a> Termination<'a> {
         (!self.has_begun()).then_some(self.when)
     }
 
-    /// Takes the step that is due, if one is; `spared` is no part of the command. Whether it took one.
+    /// Takes the step that is due, if one is, for the command, which has not been reaped if it is named, and all that it has started;
+    /// `spared` is no part of it. Whether it took one.
     ///
     /// # Errors
     /// When it cannot be told whether it is time.
-    pub fn advance(&mut self, spared: Option<Pid>) -> io::Result<bool> {
+    pub fn advance(&mut self, command: Option<Pid>, spared: Option<Pid>) -> io::Result<bool> {
         match self.stage {
             Stage::Running if super::is_readable(&self.when, Duration::ZERO)? => {
                 tracing::error!("ending the command, because its lock is lost: {}", (self.why)());
-                send_to_descendants(Signal::TERM, spared);
+                send(command, Signal::TERM, spared);
                 self.stage = Stage::Asked(Instant::now() + self.grace);
                 Ok(true)
             }
             Stage::Asked(until) if Instant::now() >= until => {
                 tracing::error!("killing the command, which has not ended in time");
                 for _ in 0..MAX_KILLS {
-                    if send_to_descendants(Signal::KILL, spared) == 0 {
+                    if send(command, Signal::KILL, spared) == 0 {
                         break;
                     }
                 }
@@ -86,19 +87,34 @@ impl<'a> Termination<'a> {
 
 /// Whether anything is left of a command.
 pub fn is_anything_left(spared: Option<Pid>) -> bool {
-    !process::descendants().into_iter().all(|pid| Some(pid) == spared)
+    !process::descendants_of(getpid()).into_iter().all(|pid| Some(pid) == spared)
 }
 
-/// Signals everything that this process and its descendants have started; tells how many got it.
-fn send_to_descendants(signal: Signal, spared: Option<Pid>) -> usize {
-    let mut sent = 0;
-    for pid in process::descendants().into_iter().filter(|pid| Some(*pid) != spared) {
-        let Observation::Running(process) = process::observe(pid) else { continue };
-        // The number may have become another process's since it was listed; this one is looked at again through its pidfd.
-        let is_ours = process::has_ancestor(pid, getpid());
-        if let Some(pidfd) = process.ended_fd().filter(|_| is_ours) {
-            sent += usize::from(pidfd_send_signal(pidfd, signal).is_ok());
-        }
+/// Signals the command, and everything that this process and its descendants have started; tells how many got it.
+fn send(command: Option<Pid>, signal: Signal, spared: Option<Pid>) -> usize {
+    let listed = signal_tree(getpid(), signal, spared);
+    // Where /proc tells nothing of it. It has not been reaped, so that the PID is its own.
+    match command.filter(|_| listed == 0) {
+        Some(command) => usize::from(rustix::process::kill_process(command, signal).is_ok()),
+        None => listed,
     }
-    sent
+}
+
+/// Signals `root`, unless that is this process, and everything that it and its descendants have started, but not `spared`; tells how
+/// many got it.
+pub fn signal_tree(root: Pid, signal: Signal, spared: Option<Pid>) -> usize {
+    let all = tree(root, spared);
+    all.iter().filter_map(Process::ended_fd).filter(|pidfd| pidfd_send_signal(*pidfd, signal).is_ok()).count()
+}
+
+/// `root`, unless that is this process, and everything that it and its descendants have started, but not `spared`.
+pub fn tree(root: Pid, spared: Option<Pid>) -> Vec<Process> {
+    let itself = Some(root).filter(|root| *root != getpid());
+    let pids = process::descendants_of(root).into_iter().chain(itself).filter(|pid| Some(*pid) != spared);
+    let look = |pid| match process::observe(pid) {
+        // The number may have become another process's since it was listed: then it does not come from this one.
+        Observation::Running(process) if process::has_ancestor(pid, root) => Some(process),
+        _ => None,
+    };
+    pids.filter_map(look).collect()
 }

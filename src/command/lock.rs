@@ -68,7 +68,8 @@ fn kept(mutex: &mut Mutex<'_>, claimant: &KeptClaimant<'_>, acquired: &Acquired)
             // Whoever kept it has been killed.
             let Some(entry) = held.entry.as_ref().filter(is_unkept) else { return Ok(None) };
             let Some(token) = &entry.token else { return Ok(None) };
-            Ok(Some((mutex.renew(token)?, entry.clone())))
+            let keeper = claimant.keeper().map_err(mutex::Error::Entry)?.identity();
+            Ok(Some((mutex.renew(token, Some(keeper))?, entry.clone())))
         }
         Acquired::NotNeeded => Ok(None),
     }

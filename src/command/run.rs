@@ -24,7 +24,7 @@ use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
 use crate::local_time::short;
 use crate::mode::Mode;
-use crate::mutex::{self, Acquired, Mutex, Released, Request, Whose};
+use crate::mutex::{self, Acquired, Lost, Mutex, Released, Request, Whose};
 use crate::owner::Place;
 use crate::printable;
 use crate::record::Outcome;
@@ -171,7 +171,14 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
         }
     };
 
+    // Whoever was stopped meanwhile has not renewed anything.
+    let is_lost = renewing.as_ref().is_some_and(|renewing| renewing.is_given_up().unwrap_or(true));
     let started = match claimant.take() {
+        Some(prepared) if is_lost => {
+            drop(prepared);
+            let _ = release(&mut mutex, &claimant, &location, Outcome::Unknown);
+            return Err(Error::lost_before(&location, &shown(&program)));
+        }
         Some(prepared) if prepared.is_ready() => prepared.start(&environment).map_err(|not_started| {
             let (error, prepared) = *not_started;
             tracing::debug!("cannot start it: {error}");
@@ -195,9 +202,10 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     let end = running.wait(termination.as_mut());
     let was_ended = termination.is_some_and(|termination| termination.has_begun());
     let why = why();
+    let was_good = renewing.as_ref().is_some_and(Renewing::is_good);
     // From here on, nothing is renewed any more.
     drop(renewing);
-    let is_to_be_told = job.request.skip_if_done && matches!(end, Ok(End::Exited(0)));
+    let is_to_be_told = job.request.skip_if_done && matches!(end, Ok(End::Exited(0))) && !was_ended;
     let outcome = if is_to_be_told { Outcome::Succeeded } else { Outcome::Unknown };
     let released = release(&mut mutex, &claimant, &location, outcome);
     let code = exit_code(&end, &program)?;
@@ -213,6 +221,8 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
                 false => tracing::debug!("unlocked `{location}`{held}"),
             }
         }
+        // Nobody has had it since, and it was held until the command had ended.
+        Err(error) if was_good && error.is_mere_lapse() => tracing::warn!("{error}"),
         // Nothing is lost but time: what is not renewed any more lapses.
         Err(error) if job.request.lease.is_some() && error.exit_code() == ExitCode::Failed => tracing::warn!("{error}"),
         Err(error) if code == ExitCode::Command(0) => return Err(error),
@@ -265,7 +275,9 @@ fn release(mutex: &mut Mutex<'_>, claimant: &RunClaimant, location: &str, outcom
     // A stale lock of another's is nothing that we should remove.
     match mutex.release(claimant, Whose::OwnAlone, outcome) {
         Ok(Released::Own { stays, .. }) => Ok(stays),
-        Ok(_) | Err(mutex::Error::NotLocked | mutex::Error::NotOurs(_) | mutex::Error::Lost(..)) => Err(Error::lost(location)),
+        Ok(_) | Err(mutex::Error::NotLocked | mutex::Error::NotOurs(_) | mutex::Error::Lost(Lost::TakenOver | Lost::Gone, _)) => {
+            Err(Error::lost(location))
+        }
         Err(error) => Err(Error::mutex("unlock", location, error)),
     }
 }

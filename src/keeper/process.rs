@@ -17,16 +17,18 @@ use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use rustix::process::{Pid, Signal, pidfd_send_signal};
+use rustix::process::{Pid, Signal, getpid, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use super::{Charge, Kept, TokenHolder, keep};
+use super::thread::Renewing;
+use super::{Charge, LONG, TokenHolder, is_readable};
 use crate::backend::{self, Content, Location, Stored, Version};
 use crate::child::helper::{self, not_by_hand};
+use crate::child::termination::tree;
 use crate::config::OnLost;
 use crate::mutex::{Grant, Mutex, Whose};
 use crate::owner::{Instance, Place};
-use crate::process::{self, Observation};
+use crate::process::{self, Observation, Process};
 use crate::record::{Entry, Outcome, Record};
 use crate::store::{StoreSettings, StoreUrl};
 use crate::verdict::{Held, Judge, LocalJudge, Orphans, Verdict};
@@ -120,7 +122,9 @@ impl Keeper {
 
 /// Ends the keeper of a lock that was released, if it is a process of this place.
 pub fn dismiss(entry: &Entry, here: &Place) {
-    let Some((pid, instance)) = entry.keeper.filter(|_| entry.lease.is_some() && entry.owner.place == *here) else { return };
+    // Hosts are renamed, and that does not matter here.
+    let is_here = |place: &Place| place.boot.is_some() && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace);
+    let Some((pid, instance)) = entry.keeper.filter(|_| entry.lease.is_some() && is_here(&entry.owner.place)) else { return };
     // The keeper of a command is `run` itself.
     if process::arguments(pid).get(1).is_none_or(|name| name != NAME) {
         return;
@@ -129,8 +133,9 @@ pub fn dismiss(entry: &Entry, here: &Place) {
         && instance.same_as(keeper.instance) == Some(true)
         && let Some(pidfd) = keeper.ended_fd()
     {
-        // It would notice by itself when it renews the lease the next time.
-        let _ = pidfd_send_signal(pidfd, Signal::TERM);
+        // It would notice by itself when it renews the lease the next time. Not by SIGTERM, which a script may ignore, and its keeper
+        // with it.
+        let _ = pidfd_send_signal(pidfd, Signal::KILL);
     }
 }
 
@@ -190,33 +195,33 @@ impl Ward {
         })
     }
 
-    fn keep(mut self) -> io::Result<()> {
+    fn keep(self) -> io::Result<()> {
         let judge = LocalJudge::new(Place::here(), self.orphans);
-        let mut mutex = Mutex::new(backend::open(&self.location).map_err(io::Error::other)?, &judge);
-        let mut has_given_up = false;
+        let token = self.charge.grant.token.clone();
+        let renewing = Renewing::start(&self.location, self.charge.clone(), self.on_lost)?;
         // Ends with the owner, or with the lease.
         loop {
             let Some(held) = self.judge_owner(&judge)? else {
+                drop(renewing);
+                let mut mutex = Mutex::new(backend::open(&self.location).map_err(io::Error::other)?, &judge);
                 // If that cannot be done, the lease runs out.
-                let _ = mutex.release(&TokenHolder(&self.charge.grant.token), Whose::Own, Outcome::Unknown);
+                let _ = mutex.release(&TokenHolder(&token), Whose::OwnAlone, Outcome::Unknown);
                 return Ok(());
             };
+            let lost = match self.on_lost {
+                OnLost::Terminate => renewing.lost_fd(),
+                OnLost::Warn => renewing.ended_fd(),
+            };
             // What nobody tells is looked at from time to time.
-            let looks_again = super::timer::Timer::new()?;
-            if let Some(limit) = held.look_again_in().or(held.ended_fd().is_none().then_some(UNHEARD)) {
-                looks_again.set(process::since_boot() + u64::try_from(limit.as_millis()).unwrap_or(1000))?;
-            }
-            let fds: Vec<BorrowedFd<'_>> = held.ended_fd().into_iter().chain([looks_again.fd()]).collect();
-            match keep(&mut mutex, &mut self.charge, &mut has_given_up, &fds, &mut |_| Ok(()))? {
-                Kept::Interrupted => {}
-                Kept::GivenUp if self.on_lost == OnLost::Warn => {}
-                Kept::GivenUp => return self.terminate(&held),
-                Kept::Lost(_) => {
-                    if self.on_lost == OnLost::Terminate {
-                        self.terminate(&held)?;
-                    }
-                    return Ok(());
+            let limit = held.look_again_in().or(held.ended_fd().is_none().then_some(UNHEARD)).unwrap_or(LONG);
+            let fds: Vec<BorrowedFd<'_>> = held.ended_fd().into_iter().chain([lost]).collect();
+            backend::sleep(limit, &fds)?;
+            if is_readable(lost)? {
+                // The owner may have unlocked without being able to tell us.
+                if self.on_lost == OnLost::Terminate && !renewing.is_released() {
+                    self.terminate(&held)?;
                 }
+                return Ok(());
             }
         }
     }
@@ -234,15 +239,36 @@ impl Ward {
         })
     }
 
-    /// Ends the owner, or what goes on for it.
+    /// Ends the owner, or what goes on for it, and all that it has started.
     fn terminate(&self, held: &Held) -> io::Result<()> {
-        let Some(owner) = held.ended_fd() else { return Ok(()) };
-        let _ = pidfd_send_signal(owner, Signal::TERM);
+        let Some(pid) = self.pid_of(held) else { return Ok(()) };
+        // Looked up now: whoever outlives the owner is nobody's child any more.
+        let all = tree(pid, Some(getpid()));
+        let send = |signal: Signal| {
+            for pidfd in all.iter().filter_map(Process::ended_fd) {
+                // It may have ended.
+                let _ = pidfd_send_signal(pidfd, signal);
+            }
+        };
+        send(Signal::TERM);
         let begun = Instant::now();
-        backend::sleep(self.charge.grace(), &[owner])?;
-        if begun.elapsed() >= self.charge.grace() {
-            let _ = pidfd_send_signal(owner, Signal::KILL);
+        let grace = self.charge.grace();
+        // Ends with the time of grace.
+        while let Some(rest) = grace.checked_sub(begun.elapsed())
+            && let Some(one) = all.iter().find(|process| !process.has_ended())
+        {
+            backend::sleep(rest, &one.ended_fd().into_iter().collect::<Vec<_>>())?;
         }
+        send(Signal::KILL);
         Ok(())
+    }
+
+    /// The process that the lock is held for.
+    fn pid_of(&self, held: &Held) -> Option<Pid> {
+        match held {
+            Held::Alive(_) => Some(self.entry.owner.pid),
+            Held::RunGoesOn { relative, .. } => Some(relative.pid),
+            _ => None,
+        }
     }
 }

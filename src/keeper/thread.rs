@@ -1,59 +1,97 @@
-//! Keeping a lease by a thread of the process that holds the lock, or waits for what does.
+//! Keeping a lease by a thread of the process that holds the lock, or looks after what does.
 
-use std::io::{self, PipeWriter};
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use super::timer::Timer;
-use super::{Charge, Kept, keep};
+use super::{Charge, is_readable, keep};
 use crate::backend::{self, Location};
 use crate::config::OnLost;
-use crate::mutex::Mutex;
+use crate::mutex::{Error, Lost, Mutex};
 use crate::owner::Place;
+use crate::process::since_boot;
 use crate::verdict::{LocalJudge, Orphans};
 
 /// A lease that is being renewed as long as this lives.
 #[derive(Debug)]
 pub struct Renewing {
-    charge: Charge,
-    /// Runs out when the lease is given up or lost.
-    timer: Timer,
-    why: Arc<StdMutex<Option<String>>>,
+    grace: Duration,
+    known: Arc<Known>,
+    /// Has an end when the thread has.
+    ended: PipeReader,
     _stop: PipeWriter,
 }
 
+/// What the thread tells.
+#[derive(Debug)]
+struct Known {
+    /// Runs out when the lease is given up or lost.
+    timer: Timer,
+    /// When others may take the lock, in milliseconds since boot.
+    over: AtomicU64,
+    lost: StdMutex<Option<(String, Option<Lost>)>>,
+}
+
 impl Renewing {
-    /// Begins to renew it.
+    /// Begins to renew it. A loss is said at once if nothing else is to be done about it.
     ///
     /// # Errors
     /// When there cannot be a thread.
     pub fn start(location: &Location, charge: Charge, on_lost: OnLost) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
+        let (ended, end) = io::pipe()?;
         let timer = Timer::new()?;
         timer.set(charge.given_up())?;
-        let why = Arc::new(StdMutex::new(None));
-        let keeper =
-            Keeper { location: location.clone(), charge: charge.clone(), on_lost, timer: timer.try_clone()?, why: why.clone() };
+        let known = Arc::new(Known { timer, over: AtomicU64::new(charge.over()), lost: StdMutex::new(None) });
+        let grace = charge.grace();
+        let keeper = Keeper { location: location.clone(), charge, on_lost, known: known.clone(), _end: end };
         // It is not waited for in the end: it holds nothing, and what it may yet write is conditional on the lock being held.
         thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.run(stopped.as_fd()))?;
-        Ok(Self { charge, timer, why, _stop: stop })
+        Ok(Self { grace, known, ended, _stop: stop })
     }
 
     /// Becomes readable when the lock is lost, or so close to it that what runs under it has to end.
     pub fn lost_fd(&self) -> BorrowedFd<'_> {
-        self.timer.fd()
+        self.known.timer.fd()
     }
 
-    /// How long that may take.
-    pub fn grace(&self) -> std::time::Duration {
-        self.charge.grace()
+    /// Becomes readable when nothing is renewed any more, because the lock is certainly lost.
+    pub fn ended_fd(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
+    /// Whether what runs under it has to end.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub fn is_given_up(&self) -> io::Result<bool> {
+        is_readable(self.lost_fd())
+    }
+
+    /// Whether nobody else can have had the lock yet, unless it was taken away.
+    pub fn is_good(&self) -> bool {
+        since_boot() < self.known.over.load(Ordering::Acquire)
+    }
+
+    /// How long it may take to end what runs under it.
+    pub fn grace(&self) -> Duration {
+        self.grace
     }
 
     /// What has become of it.
     pub fn why(&self) -> String {
-        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner);
-        why.clone().unwrap_or_else(|| "its lease could not be renewed in time".to_owned())
+        let lost = self.known.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.as_ref().map_or_else(|| "its lease could not be renewed in time".to_owned(), |(why, _)| why.clone())
+    }
+
+    /// Whether nothing is left of it in the store, not even the word that it was lost: it was released.
+    pub fn is_released(&self) -> bool {
+        let lost = self.known.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*lost, Some((_, Some(Lost::Gone))))
     }
 }
 
@@ -61,39 +99,34 @@ struct Keeper {
     location: Location,
     charge: Charge,
     on_lost: OnLost,
-    timer: Timer,
-    why: Arc<StdMutex<Option<String>>>,
+    known: Arc<Known>,
+    _end: PipeWriter,
 }
 
 impl Keeper {
     fn run(mut self, stopped: BorrowedFd<'_>) {
-        let error = match self.keep(stopped) {
+        let (why, how) = match self.keep(stopped) {
             Ok(None) => return,
-            Ok(Some(lost)) => lost,
-            Err(error) => format!("it cannot be kept: {}", backend::plain(&error)),
+            Ok(Some(Error::Lost(how, _))) => (how.to_string(), Some(how)),
+            Ok(Some(error)) => (error.to_string(), None),
+            Err(error) => (format!("it cannot be kept: {}", backend::plain(&error)), None),
         };
         if self.on_lost == OnLost::Warn {
-            tracing::warn!("the lock `{}` is lost: {error}", self.location.printable());
+            tracing::warn!("the lock `{}` is lost: {why}", self.location.printable());
         }
-        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        *self.known.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some((why, how));
         // If that fails, the timer still runs out when the last renewal is too old.
-        let _ = self.timer.set(1);
+        let _ = self.known.timer.set(1);
     }
 
-    fn keep(&mut self, stopped: BorrowedFd<'_>) -> io::Result<Option<String>> {
+    fn keep(&mut self, stopped: BorrowedFd<'_>) -> io::Result<Option<Error>> {
         let judge = LocalJudge::new(Place::default(), Orphans::Ignore);
         let backend = backend::open(&self.location).map_err(io::Error::other)?;
         let mut mutex = Mutex::new(backend, &judge);
-        let timer = &self.timer;
-        let mut has_given_up = false;
-        // Ends when it is told to, or with the lease.
-        loop {
-            match keep(&mut mutex, &mut self.charge, &mut has_given_up, &[stopped], &mut |charge| timer.set(charge.given_up()))? {
-                Kept::Interrupted => return Ok(None),
-                Kept::Lost(error) => return Ok(Some(error.to_string())),
-                // The timer has told it.
-                Kept::GivenUp => {}
-            }
-        }
+        let known = &self.known;
+        keep(&mut mutex, &mut self.charge, stopped, &mut |charge| {
+            known.over.store(charge.over(), Ordering::Release);
+            known.timer.set(charge.given_up())
+        })
     }
 }

@@ -3,9 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
+use rustix::process::Pid;
+
 use super::{Error, Grant, MAX_ROUNDS, Mutex, split};
 use crate::backend::Write;
 use crate::local_time::short;
+use crate::owner::Instance;
 use crate::process::since_boot;
 use crate::record::{Entry, Lease, Outcome, Record};
 use crate::verdict::{Former, Judged, Stale, Verdict};
@@ -23,7 +26,7 @@ pub enum Lost {
     Expired(Option<Duration>),
     /// Somebody else has taken it since, or it was taken away.
     TakenOver,
-    /// Nobody knows how.
+    /// Nothing tells of it any more: it was released, or somebody has removed it.
     Gone,
 }
 
@@ -37,23 +40,24 @@ impl fmt::Display for Lost {
                 f.write_str("its lease has expired, because it was not renewed; nobody else has held it since")
             }
             Self::TakenOver => f.write_str("its lease expired, or it was taken away; others may have held it since"),
-            Self::Gone => f.write_str("nothing is stored there any more"),
+            Self::Gone => f.write_str("nothing tells of it in the store any more"),
         }
     }
 }
 
 impl Mutex<'_> {
-    /// Makes the lease of the acquisition `token` count from now on; tells from when.
+    /// Makes the lease of the acquisition `token` count from now on; tells from when. `keeper` is who keeps it from now on, if that is
+    /// somebody else than before.
     ///
     /// # Errors
     /// [`Error::Lost`] when it certainly is not held any more.
-    pub fn renew(&mut self, token: &str) -> Result<Grant, Error> {
+    pub fn renew(&mut self, token: &str, keeper: Option<(Pid, Instance)>) -> Result<Grant, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::Lost(Lost::Gone, Vec::new())) };
             let is_it =
                 |judged: &Judged<Verdict>| judged.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token));
             let Some(own) = judged.iter().find(|judged| is_it(judged)) else {
-                return Err(Error::Lost(Lost::TakenOver, split(judged).0));
+                return Err(Error::Lost(Lost::Gone, split(judged).0));
             };
             let entry = own.entry.as_ref().filter(|entry| entry.released.is_none());
             let Some((entry, lease)) = entry.and_then(|entry| entry.lease.map(|lease| (entry, lease))) else {
@@ -65,10 +69,12 @@ impl Mutex<'_> {
             let fencing = entry.fencing;
             // Before the end that others see is reckoned, and before it is sent.
             let leased_at = since_boot();
-            let renewed = Entry { lease: Some(self.renewed(lease)), ..entry.clone() };
+            let renewed = Entry { lease: Some(self.renewed(lease)), keeper: keeper.or(entry.keeper), ..entry.clone() };
             let others = stored.content.record().map(Record::entries).unwrap_or_default();
             let others = others.iter().map(|other| if other.token.as_deref() == Some(token) { &renewed } else { other });
-            let Some(record) = Record::of(others.cloned().collect()) else { return Err(Error::Lost(Lost::Gone, Vec::new())) };
+            let record = Record::of(others.cloned().collect());
+            // A renewal takes as much room as the one before, but another keeper may not.
+            let record = record.ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
             if self.backend.replace(&stored, &record)? == Write::Done {
                 return Ok(Grant { token: token.to_owned(), fencing, leased_at });
             }
@@ -83,7 +89,7 @@ impl Mutex<'_> {
     pub fn refresh(&mut self, grant: &mut Grant, lease: Duration) -> Result<(), Error> {
         let age = Duration::from_millis(since_boot().saturating_sub(grant.leased_at));
         if age >= lease / 3 {
-            *grant = self.renew(&grant.token)?;
+            *grant = self.renew(&grant.token, None)?;
         }
         Ok(())
     }

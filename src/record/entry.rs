@@ -164,7 +164,8 @@ impl Entry {
 impl Lease {
     /// Duration and end in milliseconds, and the number of renewals.
     fn text(self) -> String {
-        format!("{} {} {}", self.duration.as_millis(), or_dash(self.expires), self.renewals)
+        // As long after each renewal, so that a record that has fitted still does.
+        format!("{} {} {:010}", self.duration.as_millis(), or_dash(self.expires), self.renewals)
     }
 
     fn parse(text: &str) -> Option<Self> {

@@ -121,8 +121,8 @@ pub fn a_foreign_token_breaks_nothing(subject: &Subject) {
     let grant = granted(acquire(&mut mutex, 1, &for_so_long(LONG)));
     let broken = mutex.release(&Stranger(2), Whose::Of("another"), Outcome::Unknown);
     assert!(matches!(broken, Err(Error::NotOurs(_))), "{broken:?}");
-    assert!(matches!(mutex.renew("another"), Err(Error::Lost(Lost::TakenOver, _))));
-    mutex.renew(&grant.token).expect("it is held yet");
+    assert!(matches!(mutex.renew("another", None), Err(Error::Lost(Lost::Gone, _))));
+    mutex.renew(&grant.token, None).expect("it is held yet");
 }
 
 pub fn a_lease_that_is_not_renewed_expires(subject: &Subject) {
@@ -152,7 +152,7 @@ pub fn a_lease_that_is_renewed_does_not_expire(subject: &Subject) {
     let first = grant.leased_at;
     let mut last = grant.leased_at;
     until("three leases have passed", || {
-        let renewed = mutex.renew(&grant.token).expect("it is held yet");
+        let renewed = mutex.renew(&grant.token, None).expect("it is held yet");
         assert!(renewed.leased_at >= last && renewed.fencing == grant.fencing);
         last = renewed.leased_at;
         assert!(matches!(acquire(&mut other, 2, &for_so_long(LONG)), Err(Error::Busy(..))));
@@ -165,7 +165,7 @@ pub fn an_expired_lease_is_not_renewed(subject: &Subject) {
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     let grant = granted(acquire(&mut mutex, 1, &for_so_long(SHORT)));
     until("it expires", || is_expired(&mut mutex));
-    let renewed = mutex.renew(&grant.token);
+    let renewed = mutex.renew(&grant.token, None);
     assert!(matches!(renewed, Err(Error::Lost(Lost::Expired(_), _))), "{renewed:?}");
 }
 
@@ -179,7 +179,7 @@ pub fn who_has_lost_it_is_told_and_releases_nobody_elses(subject: &Subject) {
         grant = acquire(&mut other, 2, &for_so_long(LONG)).ok();
         grant.is_some()
     });
-    assert!(matches!(mutex.renew(&lost.token), Err(Error::Lost(Lost::TakenOver, _))));
+    assert!(matches!(mutex.renew(&lost.token, None), Err(Error::Lost(Lost::TakenOver, _))));
     match mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown) {
         Err(Error::Lost(Lost::TakenOver, holders)) => assert_eq!(holders.len(), 1),
         other => panic!("{other:?}"),
@@ -187,7 +187,7 @@ pub fn who_has_lost_it_is_told_and_releases_nobody_elses(subject: &Subject) {
     // It is told once.
     let released = mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown);
     assert!(matches!(released, Err(Error::NotOurs(_))), "{released:?}");
-    other.renew(&granted(Ok(grant.expect("a grant"))).token).expect("it is held yet");
+    other.renew(&granted(Ok(grant.expect("a grant"))).token, None).expect("it is held yet");
     // Also when whoever took it has released it.
     let third = granted(acquire(&mut Mutex::new(subject.open("y"), &judge), 3, &for_so_long(SHORT)));
     let mut fourth = Mutex::new(subject.open("y"), &judge);
@@ -229,7 +229,7 @@ pub fn slots_are_so_many_and_sharers_any_number(subject: &Subject) {
     let request = Request { mode: slots, ..for_so_long(LONG) };
     let grants: Vec<_> = (1..=3).map(|who| granted(acquire(&mut mutex, who, &request))).collect();
     assert!(matches!(acquire(&mut mutex, 4, &request), Err(Error::Busy(..))));
-    grants.iter().for_each(|grant| drop(mutex.renew(&grant.token).expect("it is held yet")));
+    grants.iter().for_each(|grant| drop(mutex.renew(&grant.token, None).expect("it is held yet")));
     mutex.release(&Stranger(2), Whose::Own, Outcome::Unknown).expect("it is its own");
     granted(acquire(&mut mutex, 4, &request));
 
@@ -247,7 +247,7 @@ pub fn a_holder_whose_lock_was_broken_is_told(subject: &Subject) {
     let grant = granted(acquire(&mut mutex, 1, &for_so_long(LONG)));
     let broken = mutex.release(&Stranger(2), Whose::Of(&grant.token), Outcome::Unknown);
     assert!(matches!(broken, Ok(Released::Forced(_))), "{broken:?}");
-    assert!(matches!(mutex.renew(&grant.token), Err(Error::Lost(Lost::TakenOver, _))));
+    assert!(matches!(mutex.renew(&grant.token, None), Err(Error::Lost(Lost::TakenOver, _))));
     granted(acquire(&mut mutex, 3, &for_so_long(LONG)));
     let released = mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown);
     assert!(matches!(released, Err(Error::Lost(Lost::TakenOver, _))), "{released:?}");

@@ -115,7 +115,8 @@ pub fn names_are_independent_whatever_is_in_them(subject: &Subject) {
 
 pub fn a_record_is_kept_whole(subject: &Subject) {
     let mut backend = subject.open("x");
-    let entries = |number: usize| vec![record(7).entries()[0].clone(); number];
+    let entry = record(7).entries()[0].clone();
+    let entries = |number: usize| vec![entry.clone(); number];
     let most = (1..).take_while(|number| Record::of(entries(*number)).is_some()).last().expect("one fits");
     let record = Record::of(entries(most)).expect("they fit");
     assert!(record.to_text().len() > MAX_BYTES - 1000);

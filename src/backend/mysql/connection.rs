@@ -22,6 +22,8 @@ const COM_QUERY: u8 = 3;
 pub struct Connection {
     framed: MySyncFramed<Stream>,
     session: Session,
+    /// Of the last answer.
+    status: StatusFlags,
     timeout: Duration,
 }
 
@@ -48,12 +50,8 @@ impl Connection {
     /// Connects and logs in, all of it within the time of one answer.
     pub fn open(options: &Options) -> Result<Self, Trouble> {
         let (framed, session) = handshake::connect(options, Instant::now() + options.connect_timeout)?;
-        let mut connection = Self { framed, session, timeout: options.timeout };
-        // Each statement is a transaction of its own.
-        if !connection.session.status.contains(StatusFlags::SERVER_STATUS_AUTOCOMMIT) {
-            connection.ask("SET autocommit = 1")?;
-        }
-        Ok(connection)
+        let status = session.status;
+        Ok(Self { framed, session, status, timeout: options.timeout })
     }
 
     /// Who we are for the server.
@@ -79,7 +77,14 @@ impl Connection {
     /// Sends a statement and waits for its answer.
     pub fn ask(&mut self, statement: &str) -> Result<Answer, Trouble> {
         self.send(statement)?;
-        self.answer()
+        let answer = self.answer()?;
+        // Each statement is to be a transaction of its own. A server's `init_connect` may have switched that off since we have
+        // logged in; switching it on ends the transaction that this statement has begun.
+        if !self.status.contains(StatusFlags::SERVER_STATUS_AUTOCOMMIT) {
+            let unclear = |_| Trouble::Broken("the server does not end the transaction".to_owned());
+            self.send("SET autocommit = 1").and_then(|()| self.answer()).map_err(unclear)?;
+        }
+        Ok(answer)
     }
 
     /// Sends a statement.
@@ -113,7 +118,10 @@ impl Connection {
     fn rest(&mut self, first: &[u8]) -> Result<Answer, Trouble> {
         let mut columns = match first {
             [0, ..] => {
-                let affected = ParseBuf(&first[1..]).checked_eat_lenenc_int().ok_or_else(garbled)?;
+                let mut rest = ParseBuf(&first[1..]);
+                let affected = rest.checked_eat_lenenc_int().ok_or_else(garbled)?;
+                rest.checked_eat_lenenc_int().ok_or_else(garbled)?;
+                self.status = StatusFlags::from_bits_truncate(rest.checked_eat_u16_le().ok_or_else(garbled)?);
                 return Ok(Answer { affected, ..Answer::default() });
             }
             // It asks for a file of ours, which we have not said that we give.
@@ -130,7 +138,13 @@ impl Connection {
         // Ends with the rows, or the deadline.
         loop {
             let packet = packet(&mut self.framed)?;
-            if matches!(&*packet, [0xfe, ..] if packet.len() < 9) {
+            if let [0xfe, end @ ..] = &*packet
+                && end.len() < 8
+            {
+                // The number of warnings stands before it.
+                if let [_, _, low, high, ..] = end {
+                    self.status = StatusFlags::from_bits_truncate(u16::from_le_bytes([*low, *high]));
+                }
                 return Ok(answer);
             }
             answer.rows.push(row(&packet).ok_or_else(garbled)?);

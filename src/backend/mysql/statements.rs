@@ -79,8 +79,10 @@ pub fn write(key: &str, seen: &Row, next: u64, text: Option<&str>) -> String {
     }
     format!(
         "UPDATE serializer_locks SET version = {next}, record = {text} \
-         WHERE name = {key} AND version = {} AND format = {FORMAT}",
-        seen.number
+         WHERE name = {key} AND version = {} AND CAST(record AS BINARY) <=> {} AND format = {FORMAT}",
+        seen.number,
+        // A server that has forgotten its last commits counts them again.
+        seen.text.as_ref().map_or_else(|| "NULL".to_owned(), |text| literal(text.as_bytes()))
     )
 }
 
@@ -109,8 +111,11 @@ mod tests {
 
     #[test]
     fn every_write_has_its_condition() {
-        let seen = Row { version: Some(b"6".to_vec()), number: 6, ..Row::default() };
-        assert!(write("a", &seen, 7, None).ends_with("WHERE name = X'61' AND version = 6 AND format = 1"));
+        let seen = Row { version: Some(b"6".to_vec()), number: 6, text: Some("b".to_owned()), ..Row::default() };
+        assert!(
+            write("a", &seen, 7, None)
+                .ends_with("WHERE name = X'61' AND version = 6 AND CAST(record AS BINARY) <=> X'62' AND format = 1")
+        );
         assert!(write("a", &Row::default(), 7, None).starts_with("INSERT INTO"));
     }
 }
