@@ -6,6 +6,7 @@
 //! session is our own ([`session`]). Behind a pooler there is no line, and everybody looks every second.
 
 mod address;
+mod cancel;
 mod connect;
 mod failures;
 mod line;
@@ -49,7 +50,8 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 -- COMMENT ON TABLE serializer_locks IS 'locks of serializer, one row for each name';
 ";
 
-/// The state of a name, and also without one, the server's clock, and the process that answers; and who is `ahead` in line.
+/// The state of a name, and also without one, the server's clock, and the process that answers; and who is `ahead` in line, and
+/// whether a write [can be cancelled](cancel::IS_SAFE).
 fn read(ahead: &str) -> String {
     format!(
         "SELECT lock.version, lock.record, lock.format, \
@@ -83,6 +85,8 @@ pub struct Table {
     has_lines: bool,
     /// Whose ticket is right before ours, or the last one if we have none, when the row was last read.
     ahead: Option<i32>,
+    /// Whether a write could be cancelled, when the row was last read.
+    cancels_writes: bool,
 }
 
 /// The names of all locks that somebody holds.
@@ -109,6 +113,7 @@ impl Table {
             process: None,
             has_lines: true,
             ahead: None,
+            cancels_writes: false,
         })
     }
 }
@@ -122,6 +127,7 @@ impl Register for Table {
             self.process = row.try_get(4).map_err(cannot)?;
         }
         self.ahead = row.try_get(5).map_err(cannot)?;
+        self.cancels_writes = row.try_get::<_, Option<bool>>(6).map_err(cannot)?.unwrap_or(false);
         if row.try_get::<_, Option<i16>>(2).map_err(cannot)?.is_some_and(|format| format != sql::FORMAT) {
             return Err(
                 Failure::permanent("a newer version of this program has written it").with_hint("use that version here, too")
@@ -139,12 +145,13 @@ impl Register for Table {
     }
 
     fn write(&mut self, seen: &Row, next: u64, text: Option<&str>) -> Result<Write, Failure> {
-        let Self { key, server, .. } = self;
+        let Self { key, server, cancels_writes, .. } = self;
         let limit = server.options.answer_timeout;
         let too_large = |_| Failure::permanent("its version is too large");
         let (next, number) = (i64::try_from(next).map_err(too_large)?, i64::try_from(seen.number).map_err(too_large)?);
         let is_there = seen.version.is_some();
         let rows = server.ask(async |link| {
+            link.cancels_writes = *cancels_writes;
             if is_there {
                 let values: [link::Parameter<'_>; 6] = [
                     (key, Type::TEXT),
@@ -243,13 +250,13 @@ impl Table {
         let limit = server.options.answer_timeout;
         if self.has_lines {
             let values: [link::Parameter<'_>; 3] = [(key, Type::TEXT), (line, Type::INT4), (&ticket, Type::INT8)];
-            let statement = read(line::AHEAD);
+            let statement = read(&format!("{}, {}", line::AHEAD, cancel::IS_SAFE));
             match server.ask(async |link| link.query(limit, &statement, &values).await) {
                 Err(failure) if failure.cause != Cause::Transient => {}
                 answer => return answer,
             }
         }
-        let statement = read("NULL::integer");
+        let statement = read("NULL::integer, false");
         let rows = server.ask(async |link| link.query(limit, &statement, &[(key, Type::TEXT)]).await)?;
         // A server that only speaks like PostgreSQL.
         self.has_lines = false;

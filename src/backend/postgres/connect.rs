@@ -13,6 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Config, Error, NoTls};
 
+use super::cancel::{Canceller, Encryption, Place};
 use super::failures;
 use super::link::Link;
 use super::options::{Host, Options, SslMode, Target};
@@ -29,9 +30,10 @@ const SSL_YES: u8 = b'S';
 const SSL_NO: u8 = b'N';
 
 /// A connection, of whatever kind.
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
-type Wire = Box<dyn Io>;
+/// Without what it is.
+pub type Wire = Box<dyn Io>;
 
 /// Why there is no session.
 enum Refusal {
@@ -90,7 +92,7 @@ async fn connect_to(options: &Options, target: &Target, share: Duration) -> Resu
 }
 
 async fn connect_so(options: &Options, target: &Target, is_encrypted: bool, share: Duration) -> Result<Link, Refusal> {
-    let (mut wire, socket) = reach(options, target, share).await?;
+    let (mut wire, socket, place) = reach(options, target, share).await?;
     let mut config = config(options, target);
     let ear = Ear::default();
     let is_encrypted = is_encrypted && (options.ssl.is_direct || offers_tls(&mut wire, options.ssl.mode).await?);
@@ -98,7 +100,8 @@ async fn connect_so(options: &Options, target: &Target, is_encrypted: bool, shar
         config.ssl_mode(Encrypted::Disable);
         let session = config.connect_raw(Overheard::new(wire, ear.clone()), NoTls).await;
         let (client, mut connection) = session.map_err(refusal)?;
-        return Ok(Link::new(client, Box::new(move |context| connection.poll_message(context)), ear, socket));
+        let canceller = Canceller { place, encryption: None };
+        return Ok(Link::new(client, Box::new(move |context| connection.poll_message(context)), ear, socket, canceller));
     }
     // The question has been asked.
     config.ssl_mode(Encrypted::Require).ssl_negotiation(SslNegotiation::Direct);
@@ -106,14 +109,16 @@ async fn connect_so(options: &Options, target: &Target, is_encrypted: bool, shar
         (Host::Name(name), _) => name.clone(),
         (Host::Directories(_), address) => address.map(|address| address.to_string()).unwrap_or_default(),
     };
-    let mut connector = tls::connector(&options.ssl)?;
-    let connector = match MakeTlsConnect::<Wire>::make_tls_connect(&mut connector, &name) {
+    let mut maker = tls::connector(&options.ssl)?;
+    let connector = match MakeTlsConnect::<Wire>::make_tls_connect(&mut maker, &name) {
         Ok(connector) => connector,
         Err(never) => match never {},
     };
     let session = config.connect_raw(wire, OverheardTls::new(connector, ear.clone())).await;
     let (client, mut connection) = session.map_err(refusal)?;
-    Ok(Link::new(client, Box::new(move |context| connection.poll_message(context)), ear, socket))
+    let encryption = Some(Encryption { connector: maker, name, is_direct: options.ssl.is_direct });
+    let canceller = Canceller { place, encryption };
+    Ok(Link::new(client, Box::new(move |context| connection.poll_message(context)), ear, socket, canceller))
 }
 
 /// `pg_hba.conf` may have lines for encrypted connections, or for others, only.
@@ -124,7 +129,11 @@ fn refusal(error: Error) -> Refusal {
     if is_about_hosts || is_about_tls { Refusal::Otherwise(failure) } else { Refusal::Anyway(failure) }
 }
 
-async fn offers_tls(wire: &mut Wire, mode: SslMode) -> Result<bool, Failure> {
+/// Whether a server that was told nothing yet encrypts; it is to begin with that at once.
+///
+/// # Errors
+/// When it does not, and has to.
+pub async fn offers_tls(wire: &mut Wire, mode: SslMode) -> Result<bool, Failure> {
     let cannot = |error: std::io::Error| failures::of_system(&error);
     wire.write_all(&SSL_REQUEST).await.map_err(cannot)?;
     match wire.read_u8().await.map_err(cannot)? {
@@ -138,7 +147,7 @@ async fn offers_tls(wire: &mut Wire, mode: SslMode) -> Result<bool, Failure> {
 }
 
 /// A connection to the server, on which nothing was said yet.
-async fn reach(options: &Options, target: &Target, share: Duration) -> Result<(Wire, OwnedFd), Failure> {
+async fn reach(options: &Options, target: &Target, share: Duration) -> Result<(Wire, OwnedFd, Place), Failure> {
     let name = match (&target.host, target.address) {
         (_, Some(address)) => address.to_string(),
         (Host::Name(name), None) => name.clone(),
@@ -150,7 +159,7 @@ async fn reach(options: &Options, target: &Target, share: Duration) -> Result<(W
             let cannot = |error: std::io::Error| with_place(failures::of_system(&error), &printable::path(path));
             let stream = UnixStream::connect(path).await.map_err(cannot)?;
             let socket = stream.as_fd().try_clone_to_owned().map_err(cannot)?;
-            return Ok((Box::new(stream), socket));
+            return Ok((Box::new(stream), socket, Place::Local(path.to_owned())));
         }
     };
     // Nothing else is to be done meanwhile.
@@ -161,7 +170,7 @@ async fn reach(options: &Options, target: &Target, share: Duration) -> Result<(W
         let connected = timeout(share, TcpStream::connect(address)).await;
         let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
         match connected.and_then(|stream| Ok((set_up(&stream, options)?, stream))) {
-            Ok((socket, stream)) => return Ok((Box::new(stream), socket)),
+            Ok((socket, stream)) => return Ok((Box::new(stream), socket, Place::Remote(address))),
             Err(error) => failure = failure.or(Some(with_place(failures::of_system(&error), &address.to_string()))),
         }
     }

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Error, Row};
 
+use super::cancel::Canceller;
 use super::failures;
 use super::line::{self, Place};
 use super::session::Ear;
@@ -46,11 +47,14 @@ pub struct Link {
     pub place: Option<Place>,
     /// While it sleeps there, nothing else can be asked.
     standing: Option<Standing>,
+    canceller: Canceller,
+    /// Whether a write is cancelled, too, when it is not answered in time. Everything else is.
+    pub cancels_writes: bool,
 }
 
 impl Link {
     /// A session that has begun.
-    pub fn new(client: Client, messages: Messages, ear: Ear, socket: OwnedFd) -> Self {
+    pub fn new(client: Client, messages: Messages, ear: Ear, socket: OwnedFd, canceller: Canceller) -> Self {
         Self {
             client: Rc::new(client),
             messages: Some(messages),
@@ -62,6 +66,8 @@ impl Link {
             listens: None,
             place: None,
             standing: None,
+            canceller,
+            cancels_writes: false,
         }
     }
 
@@ -85,21 +91,21 @@ impl Link {
     pub async fn query(&mut self, limit: Duration, statement: &str, values: &[Parameter<'_>]) -> Result<Vec<Row>, Failure> {
         let Self { client, messages, end, is_told, payloads, .. } = self;
         let asked = timeout(limit, drive(messages, end, is_told, payloads, client.query_typed(statement, values))).await;
-        self.answer(asked.ok(), false)
+        self.in_time(limit, asked.ok(), false).await
     }
 
     /// Runs a statement that changes rows, and says how many.
     pub async fn execute(&mut self, limit: Duration, statement: &str, values: &[Parameter<'_>]) -> Result<u64, Failure> {
         let Self { client, messages, end, is_told, payloads, .. } = self;
         let asked = timeout(limit, drive(messages, end, is_told, payloads, client.execute_typed(statement, values))).await;
-        self.answer(asked.ok(), true)
+        self.in_time(limit, asked.ok(), true).await
     }
 
     /// Runs several statements, in one transaction.
     pub async fn batch(&mut self, limit: Duration, statements: &str) -> Result<(), Failure> {
         let Self { client, messages, end, is_told, payloads, .. } = self;
         let asked = timeout(limit, drive(messages, end, is_told, payloads, client.batch_execute(statements))).await;
-        self.answer(asked.ok(), false)
+        self.in_time(limit, asked.ok(), false).await
     }
 
     /// Fails if nothing can be changed through it.
@@ -163,7 +169,7 @@ impl Link {
         }
         let Poll::Ready(answer) = answer else { return Poll::Pending };
         self.standing = None;
-        Poll::Ready(self.answer(Some(answer), false))
+        Poll::Ready(self.answer(answer, false))
     }
 
     /// Says goodbye, so that the server need not wonder. Does not wait for it.
@@ -176,22 +182,31 @@ impl Link {
         }
     }
 
-    fn answer<T>(&mut self, asked: Option<Result<T, Error>>, was_write: bool) -> Result<T, Failure> {
+    /// The answer that has come within `limit`, if there is one.
+    async fn in_time<T>(&mut self, limit: Duration, asked: Option<Result<T, Error>>, was_write: bool) -> Result<T, Failure> {
+        if let Some(asked) = asked {
+            return self.answer(asked, was_write);
+        }
+        // Before the connection goes: a pooler would know no more what is meant.
+        if self.cancels_writes || !was_write {
+            self.canceller.cancel(self.ear.key(), limit).await;
+        }
+        // An answer that comes yet must not be taken for that to the next question.
+        self.messages = None;
+        Err(failures::no_answer(was_write))
+    }
+
+    fn answer<T>(&mut self, asked: Result<T, Error>, was_write: bool) -> Result<T, Failure> {
         match asked {
-            Some(Ok(answer)) => Ok(answer),
+            Ok(answer) => Ok(answer),
             // Why it was closed says more than that it was.
-            Some(Err(error)) if error.is_closed() => {
+            Err(error) if error.is_closed() => {
                 let end = self.end.take().unwrap_or(error);
                 let failure = failures::of(&end, was_write);
                 // What ended the session before was no answer to this.
                 Err(if was_write { failure.indefinite() } else { failure })
             }
-            Some(Err(error)) => Err(failures::of(&error, was_write)),
-            None => {
-                // An answer that comes yet must not be taken for that to the next question.
-                self.messages = None;
-                Err(failures::no_answer(was_write))
-            }
+            Err(error) => Err(failures::of(&error, was_write)),
         }
     }
 }

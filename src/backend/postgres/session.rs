@@ -3,7 +3,8 @@
 //! It matters for notifications: a `LISTEN` through such a pooler is another's session, who gets what we wait for, and trying it
 //! out does not tell: what a session tells itself comes before the end of its transaction, and so through every pooler. But
 //! a server says at the beginning which of its processes one speaks to (for requests to cancel), where a pooler has to say
-//! something else, because that changes. tokio-postgres keeps that to itself, so it is read on its way.
+//! something else, because that changes. tokio-postgres keeps that to itself, so it is read on its way, and
+//! with it the key for such requests: those that tokio-postgres sends are not fit for poolers, see [`super::cancel`].
 
 use std::cell::Cell;
 use std::io;
@@ -14,18 +15,20 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-/// The message that tells the process (`BackendKeyData`), and the one that ends the beginning (`ReadyForQuery`).
+/// The message that tells the process and its key (`BackendKeyData`), and the one that ends the beginning (`ReadyForQuery`).
 const KEY_DATA: u8 = b'K';
 const READY: u8 = b'Z';
 
 /// Of a message, its kind and its length, which counts itself.
 const HEAD: usize = 5;
-const LENGTH: usize = 4;
+
+/// What is told: four bytes each. A longer key would have to be asked for, with a newer version of the protocol.
+pub type Key = [u8; 8];
 
 /// Listens to the beginning of a session.
 #[derive(Clone, Default)]
 pub struct Ear {
-    process: Rc<Cell<Option<i32>>>,
+    key: Rc<Cell<Option<Key>>>,
     is_done: bool,
     /// What was read of a message's head, and of what it tells.
     head: Vec<u8>,
@@ -36,7 +39,12 @@ pub struct Ear {
 impl Ear {
     /// The process that the other end says to be, once the session has begun.
     pub fn process(&self) -> Option<i32> {
-        self.process.get()
+        self.key().map(|[a, b, c, d, ..]| i32::from_be_bytes([a, b, c, d]))
+    }
+
+    /// The process, and by what it knows that a request to cancel comes from us, once the session has begun.
+    pub fn key(&self) -> Option<Key> {
+        self.key.get()
     }
 
     fn hear(&mut self, mut bytes: &[u8]) {
@@ -52,10 +60,11 @@ impl Ear {
             bytes = rest;
             self.head.push(*byte);
             match self.head.as_slice() {
-                [KEY_DATA, _, _, _, _, process @ ..] if process.len() < LENGTH => {}
-                [KEY_DATA, _, _, _, _, a, b, c, d] => {
-                    self.process.set(Some(i32::from_be_bytes([*a, *b, *c, *d])));
-                    self.is_done = true;
+                [KEY_DATA, _, _, _, _, key @ ..] => {
+                    if let Ok(key) = key.try_into() {
+                        self.key.set(Some(key));
+                        self.is_done = true;
+                    }
                 }
                 [READY, ..] => self.is_done = true,
                 [_, a, b, c, d] => {
@@ -164,6 +173,7 @@ mod tests {
             let mut ear = Ear::default();
             all.chunks(size).for_each(|chunk| ear.hear(chunk));
             assert_eq!(ear.process(), Some(process), "{size}");
+            assert_eq!(ear.key().expect("a key")[4..], [1, 2, 3, 4], "{size}");
         }
         let mut ear = Ear::default();
         ear.hear(&[message(b'R', &[0; 4]), message(b'Z', b"I"), message(b'K', &[1; 8])].concat());
