@@ -258,7 +258,7 @@ fn what_the_command_leaves_behind_is_waited_for_on_request() {
     // Opens only when the one that was left behind reads.
     let mut fifo = fs::OpenOptions::new().write(true).open(fifo).expect("it can be written to");
     assert!(child.try_wait().expect("it can be asked").is_none());
-    until("the command ends", || locks.state().1.starts_with("its command has ended, but `run` (pid "));
+    until("the command ends", || locks.state().1.starts_with("its process has ended, but pid "));
     assert_eq!(ended(&mut run(&locks, &["-n", "true"])).code, 75);
     fifo.write_all(b"go\n").expect("it reads");
     assert_eq!(child.wait().expect("it ends").code(), Some(3));
