@@ -21,7 +21,7 @@
 //! renews a lease that has expired, and a renewal is conditional on the state in which it had not: so either the renewal comes
 //! first, and the taker's write is a conflict, or the takeover does, and the renewal is. A holder stops before its lease is over
 //! by its own clock, which it reads *before* it sends what begins the lease: so its end is never later than the one that others
-//! see. Who loses a lease finds its entry marked as lost, by whoever took it over, and is told when it releases.
+//! see. (As long as the store's clock does not leap forward, and a server that takes over for it has its last commits.) Who loses a lease finds its entry marked as lost, by whoever took it over, and is told when it releases.
 
 mod acquire;
 mod release;
