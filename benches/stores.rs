@@ -10,9 +10,10 @@ mod stores;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use servers::{PASSWORD, shared_mariadb, shared_postgres, url_at};
+use servers::{Options, PASSWORD, Postgres, shared_mariadb, url_at};
 use stores::Store;
 
 const PAIR_ROUNDS: usize = 200;
@@ -46,8 +47,14 @@ fn compile(dir: &Path, name: &str, flags: &[&str]) -> PathBuf {
     program
 }
 
+/// With room for all who wait, who have a connection each.
+fn roomy_postgres() -> &'static Postgres {
+    static SERVER: OnceLock<Postgres> = OnceLock::new();
+    SERVER.get_or_init(|| Postgres::start_with(Options { settings: &[("max_connections", "300")], ..Options::default() }))
+}
+
 fn postgres(dir: &Path) -> Engine {
-    let server = shared_postgres();
+    let server = roomy_postgres();
     server.psql("CREATE TABLE peer (held boolean); INSERT INTO peer VALUES (false); GRANT ALL ON peer TO meltano");
     Engine {
         name: "PostgreSQL",
@@ -56,7 +63,7 @@ fn postgres(dir: &Path) -> Engine {
         arguments: vec![url_at(server.address())],
         statements: || {
             let count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'meltano'";
-            shared_postgres().psql(count).trim().parse().expect("a number")
+            roomy_postgres().psql(count).trim().parse().expect("a number")
         },
     }
 }
