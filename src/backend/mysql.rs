@@ -331,7 +331,8 @@ fn slept(slept: rustix::io::Result<()>) -> Result<(), Failure> {
 /// Whether one of them becomes readable, or a signal comes.
 fn is_readable_within(limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<bool, Failure> {
     let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-    let limit = Timespec::try_from(limit).unwrap_or_default();
+    // No time at all in place of too long a one would be a loop that never sleeps.
+    let Ok(limit) = Timespec::try_from(limit) else { return slept(Err(rustix::io::Errno::INVAL)).map(|()| true) };
     match poll(&mut fds, Some(&limit)) {
         Ok(ready) => Ok(ready > 0),
         Err(rustix::io::Errno::INTR) => Ok(true),

@@ -130,14 +130,14 @@ mod tests {
 
     #[test]
     fn there_may_be_several_hosts() {
-        let address = Address::parse("a:1,b,[::1]:3/x").unwrap_or_default();
+        let address = Address::parse("a:1,b,[::1]:3/x").expect("an address");
         let places: Vec<_> = address.places.iter().map(|(host, port)| (host.as_str(), port.as_deref())).collect();
         assert_eq!(places, [("a", Some("1")), ("b", None), ("::1", Some("3"))]);
     }
 
     #[test]
     fn options_are_found_whatever_their_spelling() {
-        let address = Address::parse("db/x?SSL-Mode=REQUIRED&ssl_ca=%2Fa%20b+c&odd&empty=").unwrap_or_default();
+        let address = Address::parse("db/x?SSL-Mode=REQUIRED&ssl_ca=%2Fa%20b+c&odd&empty=").expect("an address");
         assert_eq!(address.option("ssl_mode"), Some("REQUIRED"));
         assert_eq!(address.option("ssl_ca"), Some("/a b+c"));
         assert_eq!(address.option("empty"), None);
