@@ -3,6 +3,8 @@
 
 mod engines;
 pub mod file;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod key;
 pub mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
@@ -343,11 +345,11 @@ pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
     Ok(names.into_iter().map(|name| Location::Store(settings.clone(), name.into())).collect())
 }
 
-/// The statements that make a store's table.
+/// The statements that make a store's table; `None` where it is not made by statements.
 ///
 /// # Errors
 /// When this program was built without the store.
-pub fn schema(settings: &StoreSettings) -> Result<&'static str, Error> {
+pub fn schema(settings: &StoreSettings) -> Result<Option<&'static str>, Error> {
     let engine = Engine::of(settings.url.scheme());
     Ok(engine.map_err(|failure| failure.during("use the store", settings.url.to_string()))?.schema)
 }

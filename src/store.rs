@@ -11,14 +11,34 @@ pub enum Scheme {
     Postgres,
     /// MySQL and MariaDB.
     Mysql,
+    /// Amazon DynamoDB.
+    Dynamodb,
+    /// Amazon S3, and what speaks its protocol.
+    S3,
+    /// Azure Blob Storage.
+    Azure,
+    /// Google Cloud Storage.
+    Gcs,
 }
 
 impl Scheme {
-    /// What it is called, and the cargo feature that brings it.
+    /// What it is called in addresses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::Mysql => "mysql",
+            Self::Dynamodb => "dynamodb",
+            Self::S3 => "s3",
+            Self::Azure => "az",
+            Self::Gcs => "gs",
+        }
+    }
+
+    /// The cargo feature that brings it.
+    pub fn feature(self) -> &'static str {
+        match self {
+            Self::Postgres | Self::Mysql | Self::Dynamodb => self.name(),
+            Self::S3 | Self::Azure | Self::Gcs => "object-store",
         }
     }
 
@@ -27,6 +47,11 @@ impl Scheme {
         match text.split('+').next()?.to_ascii_lowercase().as_str() {
             "postgres" | "postgresql" | "cockroachdb" => Some(Self::Postgres),
             "mysql" | "mariadb" => Some(Self::Mysql),
+            "dynamodb" => Some(Self::Dynamodb),
+            "s3" => Some(Self::S3),
+            // The last one is what Meltano's state backend takes.
+            "az" | "azure" => Some(Self::Azure),
+            "gs" => Some(Self::Gcs),
             _ => None,
         }
     }

@@ -9,12 +9,17 @@ use common::{Locks, ended};
 #[test]
 fn a_store_that_was_left_out_is_named_with_the_way_to_get_it() {
     let locks = Locks::new();
-    for (url, feature) in [("postgresql+psycopg://me:hunter2@db/x", "postgres"), ("mysql+pymysql://me:hunter2@db/x", "mysql")] {
+    for (url, feature) in [
+        ("postgresql+psycopg://me:hunter2@db/x", "postgres"),
+        ("mysql+pymysql://me:hunter2@db/x", "mysql"),
+        ("dynamodb://x", "dynamodb"),
+        ("s3://x", "object-store"),
+    ] {
         for command in [&["lock", "-n"][..], &["status", "--all"], &["initialize", "--print-sql"], &["run", "true"]] {
             let ended = ended(locks.serializer(command).env("SERIALIZER_STORE", url));
             assert_eq!(ended.code, 1, "{ended:?}");
-            let what = format!("built without the store `{feature}`");
-            assert!(ended.stderr.contains(&what) && ended.stderr.contains("--features"), "{ended:?}");
+            let how = format!("--features {feature}`");
+            assert!(ended.stderr.contains("built without the store") && ended.stderr.contains(&how), "{ended:?}");
             assert!(!ended.stderr.contains("hunter2"), "{ended:?}");
         }
     }

@@ -16,8 +16,8 @@ pub struct Engine {
     pub open: Open,
     /// The names of all locks that somebody holds.
     pub names: fn(&StoreSettings) -> Result<Vec<String>, Failure>,
-    /// The statements that make the place where locks live.
-    pub schema: &'static str,
+    /// The statements that make the place where locks live; `None` where it is not made by statements.
+    pub schema: Option<&'static str>,
 }
 
 impl Engine {
@@ -30,18 +30,19 @@ impl Engine {
                     Ok(Box::new(Remote::new(super::postgres::Table::new(settings, name)?, location)))
                 },
                 names: super::postgres::names,
-                schema: super::postgres::SCHEMA,
+                schema: Some(super::postgres::SCHEMA),
             }),
             #[cfg(feature = "mysql")]
             Scheme::Mysql => Ok(Self {
                 open: |settings, name, location| Ok(Box::new(Remote::new(super::mysql::Table::new(settings, name)?, location))),
                 names: super::mysql::names,
-                schema: super::mysql::SCHEMA,
+                schema: Some(super::mysql::SCHEMA),
             }),
             #[cfg(not(feature = "postgres"))]
             Scheme::Postgres => Err(Failure::not_built(scheme)),
             #[cfg(not(feature = "mysql"))]
             Scheme::Mysql => Err(Failure::not_built(scheme)),
+            Scheme::Dynamodb | Scheme::S3 | Scheme::Azure | Scheme::Gcs => Err(Failure::not_built(scheme)),
         }
     }
 }

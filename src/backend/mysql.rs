@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Write;
+use super::key::key;
 use super::remote::jittered;
 use super::remote::{Cause, Failure, Register, Row};
 use super::sql;
@@ -85,7 +86,7 @@ impl Table {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
         let options = Options::of(settings)?;
-        let key = sql::key(name);
+        let key = key(name);
         Ok(Self {
             line: Line::of(&options.database, &key),
             key,
@@ -316,6 +317,10 @@ impl Register for Table {
             self.disconnect();
         }
         self.place = Place::None;
+    }
+
+    fn repair(&self) -> &'static str {
+        sql::REPAIR
     }
 
     fn disconnect(&mut self) {

@@ -29,6 +29,7 @@ use tokio_postgres::types::Type;
 use self::line::Place;
 use self::link::Link;
 use self::options::{Options, Surroundings};
+use super::key::key;
 use super::remote::jittered;
 use super::remote::{Cause, Failure, Register, Row};
 use super::{Write, plain, sleep, sql};
@@ -103,7 +104,7 @@ pub fn names(settings: &StoreSettings) -> Result<Vec<String>, Failure> {
 impl Table {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
-        let key = sql::key(name);
+        let key = key(name);
         let hash: String = Sha256::digest(&key).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
             line: line::number(&key),
@@ -236,6 +237,10 @@ impl Register for Table {
         } else {
             self.server.disconnect();
         }
+    }
+
+    fn repair(&self) -> &'static str {
+        sql::REPAIR
     }
 
     fn disconnect(&mut self) {

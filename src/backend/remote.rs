@@ -10,7 +10,7 @@
 //! [`Write::Unclear`] is reported, and the policy looks again, by tokens.
 
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Backend, Content, Error, StoreError, Stored, Version, Write};
 use crate::process::since_boot;
@@ -80,6 +80,9 @@ pub trait Register {
 
     /// Closes the connection, if there is one.
     fn disconnect(&mut self);
+
+    /// What frees the lock where what is stored is none of ours, as part of a sentence.
+    fn repair(&self) -> &'static str;
 }
 
 /// What a store says about one name.
@@ -142,9 +145,8 @@ impl Failure {
 
     /// This program was built without it.
     pub fn not_built(scheme: Scheme) -> Self {
-        let name = scheme.name();
-        Self::permanent(format!("this program was built without the store `{name}`"))
-            .with_hint(format!("`cargo install … --features {name}`, or a released wheel, which has all stores"))
+        Self::permanent(format!("this program was built without the store `{}`", scheme.name()))
+            .with_hint(format!("`cargo install … --features {}`, or a released wheel, which has all stores", scheme.feature()))
     }
 
     /// As an error of the lock at `location`.
@@ -166,6 +168,8 @@ struct Last {
     row: Row,
     /// Before it was asked for, in milliseconds since boot: the store's clock then was at most what it said.
     asked: u64,
+    /// The number of whoever writes next.
+    next: u64,
     is_prepared: bool,
 }
 
@@ -195,7 +199,8 @@ impl<R: Register> Remote<R> {
             Err(Failure { cause: Cause::NotPrepared, .. }) => (Row::default(), false),
             Err(failure) => return Err(self.error("read the lock", failure)),
         };
-        Ok(self.last.insert(Last { row, asked, is_prepared }))
+        let next = number_after(&row);
+        Ok(self.last.insert(Last { row, asked, next, is_prepared }))
     }
 
     /// Writes if the state is still what was read last.
@@ -210,10 +215,9 @@ impl<R: Register> Remote<R> {
             // The next look finds an empty place, with a clock.
             return prepared.map(|()| Write::Conflict).map_err(|failure| self.error("write the lock", failure));
         }
-        let next = number_after(&last.row);
         let mut is_indefinite = false;
         let write = retry(|_| {
-            self.register.write(&last.row, next, text).inspect_err(|failure| {
+            self.register.write(&last.row, last.next, text).inspect_err(|failure| {
                 is_indefinite |= failure.is_indefinite;
                 if failure.cause == Cause::Transient {
                     self.register.disconnect();
@@ -250,12 +254,18 @@ impl<R: Register> Remote<R> {
 }
 
 /// Larger than all before it. The first one is the time, so that the number does not go back when somebody tidies the store up:
-/// locks change hands less than a thousand times a second.
+/// locks change hands less than a thousand times a second. Where the store has no clock, it is this host's.
 fn number_after(row: &Row) -> u64 {
     match row.version {
         Some(_) => row.number + 1,
-        None => row.now.unwrap_or(0).max(row.number + 1),
+        None => row.now.unwrap_or_else(since_1970).max(row.number + 1),
     }
+}
+
+/// In milliseconds.
+fn since_1970() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(0)
 }
 
 /// Asks again while the answer is that it may work soon.
@@ -296,7 +306,7 @@ impl<R: Register> Backend for Remote<R> {
         let (Some(text), Some(version)) = (row.text, row.version) else { return Ok(None) };
         let record = Record::parse(text.as_bytes()).map_err(|error| {
             let failure = Failure::permanent(format!("what is stored there is no lock record: {error}"))
-                .with_hint("somebody else has written to its row; setting `record` to NULL there frees the lock");
+                .with_hint(format!("somebody else has written there; {} frees the lock", self.register.repair()));
             self.error("read the lock", failure)
         })?;
         let content = Content::Record(Box::new(record));
@@ -350,7 +360,7 @@ impl<R: Register> Backend for Remote<R> {
     }
 
     fn next_number(&self) -> Option<u64> {
-        self.last.as_ref().filter(|last| last.is_prepared).map(|last| number_after(&last.row))
+        self.last.as_ref().filter(|last| last.is_prepared).map(|last| last.next)
     }
 
     fn disconnect(&mut self) {

@@ -16,7 +16,10 @@ use crate::record::{Entry, Record, random_token};
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file)?;
     match &lock {
-        Location::Store(settings, _) if args.print_sql => super::print(backend::schema(settings)?.as_bytes()),
+        Location::Store(settings, _) if args.print_sql => match backend::schema(settings)? {
+            Some(statements) => super::print(statements.as_bytes()),
+            None => Err(Error::usage(format!("cannot print SQL: `{}` is made without", settings.url), None)),
+        },
         _ if args.print_sql => {
             let hint = "name one with `--store` or `SERIALIZER_STORE`";
             Err(Error::usage("cannot print SQL: locks are files as long as no store is named", Some(hint.to_owned())))
