@@ -47,6 +47,9 @@ const LOOKS_GROW: u32 = 100;
 /// How often everybody looks where there is no line, or who stands beside it: times the number of those who wait.
 const LOOKS: Duration = Duration::from_secs(1);
 
+/// And where there was no room in line. Others come first, and each look is a new connection.
+const CROWDED: Duration = Duration::from_secs(2);
+
 /// A row exists already.
 const DUPLICATE_KEY: u16 = 1062;
 
@@ -163,6 +166,13 @@ impl Table {
         }
     }
 
+    /// Whether there is no room for those who only wait. A server that does not tell has room.
+    fn is_crowded(&mut self) -> bool {
+        let connected = self.ask(line::CONNECTED);
+        let limits = self.ask(line::LIMITS);
+        connected.ok().zip(limits.ok()).is_some_and(|(connected, limits)| line::is_crowded(&connected, &limits))
+    }
+
     /// There is no place, for this reason.
     fn without_line(&mut self, trouble: &Trouble) {
         self.place = Place::None;
@@ -269,6 +279,11 @@ impl Register for Table {
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let deadline = Instant::now() + limit;
+        if self.place == Place::None && self.has_lines && self.is_crowded() {
+            // Who only waits leaves the rest of a server's connections to who holds a lock, and comes back for each look.
+            self.disconnect();
+            return slept(super::sleep(limit.min(jittered(CROWDED)), fds));
+        }
         if self.place == Place::None && self.has_lines {
             let statement = self.line.stand();
             let sent = self.connection().map_err(Trouble::Unusable).and_then(|connection| connection.send(&statement));

@@ -13,6 +13,7 @@ mod line;
 mod link;
 mod options;
 mod passwords;
+mod server;
 mod service;
 mod session;
 mod tls;
@@ -23,12 +24,11 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::types::Type;
 
 use self::line::Place;
 use self::link::Link;
-use self::options::{Options, Surroundings};
+use self::server::Server;
 use super::key::key;
 use super::remote::jittered;
 use super::remote::{Cause, Failure, Register, Row};
@@ -180,9 +180,17 @@ impl Register for Table {
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        if self.place().is_none() && self.line_up() {
-            // Who is ahead is to be seen, and the row once more: what was released before was told to others.
-            return Ok(());
+        if self.place().is_none() {
+            match self.line_up() {
+                // Who is ahead is to be seen, and the row once more: what was released before was told to others.
+                Some(true) => return Ok(()),
+                // Who only waits leaves the rest of a server's connections to who holds a lock, and comes back for each look.
+                Some(false) => {
+                    self.server.disconnect();
+                    return slept(sleep(limit.min(jittered(wait::CROWDED)), fds));
+                }
+                None => {}
+            }
         }
         match (self.place(), self.ahead) {
             (Some(place), Some(ahead)) => self.stand(place, ahead, limit, fds),
@@ -203,7 +211,7 @@ impl Register for Table {
             }
             _ => sleep(limit.min(jittered(wait::UNTOLD)), fds),
         };
-        slept.map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
+        self::slept(slept)
     }
 
     fn notify(&mut self) {
@@ -278,10 +286,10 @@ impl Table {
         self.server.link.as_ref().filter(|link| link.is_open())?.place
     }
 
-    /// Takes a place in line, if there is one; returns whether it has.
-    fn line_up(&mut self) -> bool {
+    /// Takes a place in line, and returns whether there was one; `None` where there are no lines.
+    fn line_up(&mut self) -> Option<bool> {
         if !self.has_lines || !self.is_own_session() {
-            return false;
+            return None;
         }
         let Self { line, server, .. } = self;
         let limit = server.options.answer_timeout;
@@ -292,10 +300,7 @@ impl Table {
             link.place = Some(Place { line: row.try_get(0).map_err(cannot)?, ticket: row.try_get(1).map_err(cannot)? });
             Ok(true)
         });
-        taken.unwrap_or_else(|failure| {
-            self.without_line(&failure);
-            false
-        })
+        taken.inspect_err(|failure| self.without_line(failure)).ok()
     }
 
     /// Sleeps until it may be its turn.
@@ -342,61 +347,6 @@ impl Table {
     }
 }
 
-/// A server, and the session with it if there is one.
-struct Server {
-    options: Options,
-    runtime: Option<Runtime>,
-    link: Option<Link>,
-}
-
-impl Server {
-    fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        Ok(Self { options: Options::new(settings, &Surroundings::here())?, runtime: None, link: None })
-    }
-
-    /// Whether the session can be asked nothing, because it sleeps in line.
-    fn is_standing(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.is_open() && link.is_standing())
-    }
-
-    /// Asks it something, connecting if need be.
-    fn ask<T>(&mut self, question: impl AsyncFnOnce(&mut Link) -> Result<T, Failure>) -> Result<T, Failure> {
-        let Self { options, runtime, link } = self;
-        let runtime = match runtime {
-            Some(runtime) => runtime,
-            None => {
-                let made = Builder::new_current_thread().enable_all().build();
-                let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
-                runtime.insert(made.map_err(cannot)?)
-            }
-        };
-        runtime.block_on(async {
-            *link = link.take().filter(Link::is_open);
-            if link.as_ref().is_some_and(Link::is_standing) {
-                let mut aside = connect::connect(options).await?;
-                let answer = question(&mut aside).await;
-                aside.close();
-                return answer;
-            }
-            let link = match link {
-                Some(link) => link,
-                None => link.insert(connect::connect(options).await?),
-            };
-            question(link).await
-        })
-    }
-
-    fn disconnect(&mut self) {
-        let Self { runtime, link, .. } = self;
-        if let (Some(runtime), Some(link)) = (runtime, link.take()) {
-            let _inside = runtime.enter();
-            link.close();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.disconnect();
-    }
+fn slept(slept: rustix::io::Result<()>) -> Result<(), Failure> {
+    slept.map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
 }

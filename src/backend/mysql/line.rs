@@ -4,8 +4,13 @@
 //! (it is a metadata lock). Whoever has it is first, and the only one that looks at the row; all others sleep in that one
 //! statement. A server ends a waiter's place within a second of its connection's end, so that nobody has to tidy up. It is
 //! per server: with Galera there are as many lines as nodes, or none where it is refused, and then everybody looks now and then.
+//!
+//! A place costs one of the server's connections, which whoever renews or releases a lock needs more. So nobody takes one when
+//! three quarters of those that may be had are in use: it comes back now and then.
 
 use sha2::{Digest, Sha256};
+
+use super::connection::Answer;
 
 /// For how long one statement stands in line, in seconds. Who asks again stands behind all others, so that it is long; the end
 /// of a server that says nothing is noticed by the connection's keep-alive.
@@ -50,6 +55,21 @@ impl Line {
     pub fn first(&self) -> String {
         format!("IS_USED_LOCK('{}')", self.name)
     }
+}
+
+/// How many connections there are, as the second column.
+pub const CONNECTED: &str = "SHOW GLOBAL STATUS LIKE 'Threads_connected'";
+
+/// How many there may be, how many this user may have (0 if as many as there are), and how many it has.
+pub const LIMITS: &str = "SELECT @@max_connections, @@max_user_connections, COUNT(*) FROM information_schema.processlist \
+                          WHERE user = SUBSTRING_INDEX(USER(), '@', 1)";
+
+/// Whether there is no room for those who only wait, as [`CONNECTED`] and [`LIMITS`] were answered.
+pub fn is_crowded(connected: &Answer, limits: &Answer) -> bool {
+    let fills = |used: Option<u64>, most: Option<u64>| {
+        used.zip(most.filter(|most| *most > 0)).is_some_and(|(used, most)| used.saturating_mul(4) >= most.saturating_mul(3))
+    };
+    fills(connected.number(1), limits.number(0)) || fills(limits.number(2), limits.number(1))
 }
 
 /// Whether a server's answer means that it has no such locks: Galera, proxies, and programs that only speak like MySQL.

@@ -9,6 +9,9 @@
 //! what anybody has changed since, in the whole database. So it has to end after a while, which would cost the place. A ticket
 //! stays. And between two such statements, the session is free to look at the row.
 //!
+//! A place costs one of the server's connections, which whoever renews or releases a lock needs more. So nobody takes one when
+//! three quarters of those that may be had (of the server's, the database's or the role's) are in use: it comes back now and then.
+//!
 //! The statement catches its own time-out (and the server's for statements), so that no error is logged. What it waits for is
 //! in settings of the session, so that its text is always the same, of which `pg_stat_statements` keeps one.
 
@@ -26,7 +29,8 @@ pub const AHEAD: &str = "\
    AND taken.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
    AND taken.classid = ($2 # 'serializer_locks'::regclass::oid::integer)::oid AND taken.objid::bigint < $3)";
 
-/// Takes the next ticket of the line $1. Several who do so at the same time get different ones; nobody gets one if too many do.
+/// Takes the next ticket of the line $1. Several who do so at the same time get different ones; nobody gets one if too many do, or
+/// the server is crowded.
 pub const TAKE: &str = "\
 SELECT line.number, ticket::integer
 FROM (SELECT $1 # 'serializer_locks'::regclass::oid::integer AS number) AS line,
@@ -35,7 +39,13 @@ FROM (SELECT $1 # 'serializer_locks'::regclass::oid::integer AS number) AS line,
                 AND taken.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
                 AND taken.classid = line.number::oid) AS last,
      LATERAL generate_series(last.number + 1, last.number + 100) AS ticket
-WHERE pg_try_advisory_lock(line.number, ticket::integer)
+WHERE (SELECT count(*) * 4 < 3 * (current_setting('max_connections')::integer
+                              - current_setting('superuser_reserved_connections')::integer)
+              AND (min(base.datconnlimit) < 0 OR count(*) FILTER (WHERE client.datid = base.oid) * 4 < 3 * min(base.datconnlimit))
+              AND (min(role.rolconnlimit) < 0 OR count(*) FILTER (WHERE client.usesysid = role.oid) * 4 < 3 * min(role.rolconnlimit))
+       FROM pg_catalog.pg_stat_activity AS client, pg_catalog.pg_database AS base, pg_catalog.pg_roles AS role
+       WHERE client.backend_type = 'client backend' AND base.datname = current_database() AND role.rolname = session_user)
+  AND pg_try_advisory_lock(line.number, ticket::integer)
 LIMIT 1";
 
 /// Gives a ticket back.

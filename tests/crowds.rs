@@ -1,0 +1,66 @@
+//! More wait for a lock than a server has connections: those who hold it, and the rest of the world, still get theirs.
+
+mod common;
+#[path = "common/servers.rs"]
+mod servers;
+#[path = "common/stores.rs"]
+mod stores;
+
+use common::{ended, until};
+use servers::{MariaDb, Options, Postgres, psql_at};
+use stores::Store;
+
+/// More than the servers below have connections.
+const WAITERS: usize = 30;
+
+/// As often as a lease has to be renewed to be kept three times over.
+const RENEWALS: u64 = 9;
+
+/// A lock that is held for long while many wait for it, in a server that holds so many connections at most, as `connected` counts.
+fn is_kept_for_its_holder(url: &str, most: u64, connected: impl Fn() -> u64) {
+    let store = Store { lease: "2".to_owned(), ..Store::at(url) };
+    let mut holder = store.shell();
+    holder.lock();
+    let waiters: Vec<_> = (0..WAITERS).map(|_| store.waiter(&["run", "true"])).collect();
+    let renewals = || store.holder("lease_renewals").as_u64().expect("a number");
+    until("those who have found no room have left", || connected() <= most);
+    let before = renewals();
+    until("it is kept", || renewals() >= before + RENEWALS);
+    assert!(connected() > 3, "some wait in line");
+    holder.unlock();
+    for waiter in waiters {
+        let ended = waiter.end();
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+}
+
+#[test]
+fn postgres_has_room_for_holders_however_many_wait() {
+    let server = Postgres::start_with(Options { settings: &[("max_connections", "20")], ..Options::default() });
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'meltano' AND wait_event_type = 'Lock'";
+    is_kept_for_its_holder(&server.url(), 13, || server.psql(count).trim().parse().expect("a number"));
+}
+
+#[test]
+fn a_role_that_may_have_few_connections_has_room_for_holders() {
+    let server = Postgres::start();
+    server.psql("ALTER ROLE meltano CONNECTION LIMIT 12");
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'meltano' AND wait_event_type = 'Lock'";
+    is_kept_for_its_holder(&server.url(), 9, || server.psql(count).trim().parse().expect("a number"));
+    assert_eq!(ended(&mut psql_at(&server.url(), "SELECT 1")).code, 0);
+}
+
+#[test]
+fn mariadb_has_room_for_holders_however_many_wait() {
+    let server = MariaDb::start_with(Options { settings: &[("max_connections", "20")], ..Options::default() });
+    let count = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT GET_LOCK%'";
+    is_kept_for_its_holder(&server.url(), 15, || server.sql(count).trim().parse().expect("a number"));
+}
+
+#[test]
+fn a_user_who_may_have_few_connections_has_room_for_holders() {
+    let server = MariaDb::start();
+    server.sql("ALTER USER meltano WITH MAX_USER_CONNECTIONS 12");
+    let count = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT GET_LOCK%'";
+    is_kept_for_its_holder(&server.url(), 9, || server.sql(count).trim().parse().expect("a number"));
+}
