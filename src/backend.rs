@@ -1,6 +1,7 @@
 //! Where lock records are kept. A backend is a compare-and-swap register, not a lock: what a record means, whether it is
 //! stale and who may replace it is decided in [`crate::mutex`].
 
+mod directory;
 mod engines;
 pub mod file;
 #[cfg(any(feature = "postgres", feature = "mysql"))]

@@ -102,6 +102,14 @@ impl Environment {
     /// # Errors
     /// When a setting, or the name, cannot be used.
     pub fn lock_named(&self, args: &LockFileArgs, name: &Path) -> Result<Location, Error> {
+        if let Some(directory) = self.shared_directory(args)? {
+            // The name may be a path of its own.
+            let path = directory.join(name);
+            check_path(&path, name)?;
+            let directory = path.parent().unwrap_or(&directory);
+            let store = self.store_at(args, StoreUrl::of_directory(directory))?;
+            return Ok(Location::Store(store, path.file_name().unwrap_or_default().to_owned()));
+        }
         match self.store(args)? {
             Some(store) => Ok(Location::Store(store, check_name(name)?.as_os_str().to_owned())),
             None => check_lock_file(self.directory(args)?.join(name), name),
@@ -119,11 +127,14 @@ impl Environment {
         names.iter().map(|name| self.lock_named(args, name)).collect()
     }
 
-    /// The store that locks are kept in; `None` where they are files.
+    /// The store that locks are kept in; `None` where they are files of one machine.
     ///
     /// # Errors
     /// When a setting cannot be used.
     pub fn store(&self, args: &LockFileArgs) -> Result<Option<StoreSettings>, Error> {
+        if let Some(directory) = self.shared_directory(args)? {
+            return self.store_at(args, StoreUrl::of_directory(&directory)).map(Some);
+        }
         // A flag beats a variable.
         if args.dir.is_some() {
             return Ok(None);
@@ -137,6 +148,14 @@ impl Environment {
         let Some(given) = given else { return Ok(None) };
         let url = given.read().map_err(|expected| Error::usage(format!("cannot use `{name}`: {expected}"), None))?;
         self.store_at(args, url).map(Some)
+    }
+
+    /// The directory that locks are kept in, if many hosts are to share it: whoever names a lease and a directory says so.
+    fn shared_directory(&self, args: &LockFileArgs) -> Result<Option<PathBuf>, Error> {
+        let is_in_a_store = args.dir.is_none() && (args.store.is_some() || self.is_set("STORE", self.store.as_deref()));
+        let is_named = args.dir.is_some() || self.is_set("DIR", self.dir.as_deref());
+        let has_lease = args.lease_seconds.is_some() || self.is_set("LEASE_SECONDS", self.lease_seconds.as_deref());
+        (!is_in_a_store && is_named && has_lease).then(|| self.directory(args)).transpose()
     }
 
     fn store_at(&self, args: &LockFileArgs, url: StoreUrl) -> Result<StoreSettings, Error> {
@@ -220,6 +239,11 @@ impl Environment {
         Ok(orphans.unwrap_or(Orphans::Wait))
     }
 
+    /// Whether a variable has a value, good or bad.
+    fn is_set(&self, variable: &str, value: Option<&str>) -> bool {
+        value.is_some() || self.not_utf8.iter().any(|name| name == variable)
+    }
+
     fn resolve<T>(
         &self,
         flag: Option<T>,
@@ -259,13 +283,18 @@ pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
 
 /// The path, given the name by which it was made.
 fn check_lock_file(path: PathBuf, name: &Path) -> Result<Location, Error> {
-    check_name(&path)?;
+    check_path(&path, name)?;
+    Ok(Location::File(path))
+}
+
+fn check_path(path: &Path, name: &Path) -> Result<(), Error> {
+    check_name(path)?;
     let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
     if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
-        let shown = printable::path(&path);
+        let shown = printable::path(path);
         return Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory"), None));
     }
-    Ok(Location::File(path))
+    Ok(())
 }
 
 fn check_name(name: &Path) -> Result<&Path, Error> {

@@ -1,12 +1,20 @@
 //! Which store locks live in, and how it is spoken to. Its address may hold a password, which is never shown.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The engines whose addresses are understood.
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+
+/// What an address of a directory says by its code.
+const IN_PATHS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#').add(b' ');
+
+/// The kinds of stores whose addresses are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
+    /// A directory on a file system that many hosts share.
+    Directory,
     /// PostgreSQL.
     Postgres,
     /// MySQL and MariaDB.
@@ -25,6 +33,7 @@ impl Scheme {
     /// What it is called in addresses.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Directory => "file",
             Self::Postgres => "postgres",
             Self::Mysql => "mysql",
             Self::Dynamodb => "dynamodb",
@@ -34,10 +43,10 @@ impl Scheme {
         }
     }
 
-    /// The cargo feature that brings it.
+    /// The cargo feature that brings it, for those that need one.
     pub fn feature(self) -> &'static str {
         match self {
-            Self::Postgres | Self::Mysql | Self::Dynamodb => self.name(),
+            Self::Directory | Self::Postgres | Self::Mysql | Self::Dynamodb => self.name(),
             Self::S3 | Self::Azure | Self::Gcs => "object-store",
         }
     }
@@ -47,6 +56,7 @@ impl Scheme {
         match text.split('+').next()?.to_ascii_lowercase().as_str() {
             "postgres" | "postgresql" | "cockroachdb" => Some(Self::Postgres),
             "mysql" | "mariadb" => Some(Self::Mysql),
+            "file" => Some(Self::Directory),
             "dynamodb" => Some(Self::Dynamodb),
             "s3" => Some(Self::S3),
             // The last one is what Meltano's state backend takes.
@@ -108,7 +118,8 @@ impl StoreUrl {
     /// # Errors
     /// What was expected instead. Nothing of the text is in it, which may hold a password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let expected = "expected an address such as postgres://user@host/database or mysql://user@host/database";
+        let expected =
+            "expected an address such as postgres://user@host/database, mysql://user@host/database or file:///shared/directory";
         let Some((scheme, rest)) = text.trim().split_once("://") else { return Err(expected.to_owned()) };
         if scheme.split('+').next().is_some_and(|dialect| dialect.eq_ignore_ascii_case("sqlite")) {
             return Err("SQLite is a file of one machine, for which the lock file is made: leave the store out, and set \
@@ -116,15 +127,29 @@ impl StoreUrl {
                 .to_owned());
         }
         let scheme = Scheme::of(scheme).ok_or(expected)?;
+        if scheme == Scheme::Directory && rest.contains(['?', '#']) {
+            return Err("a directory has no options; where its name has a `?` or `#`, write `%3F` or `%23`".to_owned());
+        }
         if rest.chars().any(char::is_control) {
             return Err("the address contains a control character".to_owned());
         }
         Ok(Self { scheme, rest: rest.to_owned() })
     }
 
-    /// Which engine it is.
+    /// That of a directory.
+    pub fn of_directory(path: &Path) -> Self {
+        let rest = percent_encode(path.as_os_str().as_bytes(), IN_PATHS).to_string();
+        Self { scheme: Scheme::Directory, rest }
+    }
+
+    /// Which kind of store it is.
     pub fn scheme(&self) -> Scheme {
         self.scheme
+    }
+
+    /// What stands behind `://`.
+    pub fn place(&self) -> &str {
+        &self.rest
     }
 
     /// All of it, with the password: `scheme://user:password@host/database?option=value`, with the scheme of [`Scheme::name`].
@@ -136,6 +161,9 @@ impl StoreUrl {
 /// Without user, password and options.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.scheme == Scheme::Directory {
+            return write!(f, "{}://{}", self.scheme.name(), self.rest);
+        }
         // A password may hold `/`, `?` and `@` although it should not. Where an `@` stands behind a `?`, nobody can tell where it ends.
         let (place, options) = self.rest.split_once(['?', '#']).unwrap_or((&self.rest, ""));
         let place = if options.contains('@') { "…" } else { place.rsplit('@').next().unwrap_or("") };

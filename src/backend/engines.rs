@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 
 use super::Backend;
 use super::remote::Failure;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
 use super::remote::Remote;
 use crate::store::{Scheme, StoreSettings};
 
@@ -24,6 +23,13 @@ impl Engine {
     /// Of these addresses; fails where this program was built without it.
     pub fn of(scheme: Scheme) -> Result<Self, Failure> {
         match scheme {
+            Scheme::Directory => Ok(Self {
+                open: |settings, name, location| {
+                    Ok(Box::new(Remote::new(super::directory::SharedFile::new(settings, name)?, location)))
+                },
+                names: super::directory::names,
+                schema: None,
+            }),
             #[cfg(feature = "postgres")]
             Scheme::Postgres => Ok(Self {
                 open: |settings, name, location| {

@@ -21,7 +21,7 @@
 //!
 //! How it lives beside the Python plugin, which knows nothing of all this, is told in `file/legacy.rs`.
 
-mod filesystem;
+pub(super) mod filesystem;
 mod legacy;
 mod publish;
 mod queue;
@@ -187,7 +187,7 @@ fn read(file: &File) -> io::Result<(Vec<u8>, Version)> {
 }
 
 /// Whether `path` leads to this very file.
-fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
+pub(super) fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
     let there = match lstat(path) {
         Ok(stat) => stat,
         Err(Errno::NOENT | Errno::STALE) => return Ok(false),

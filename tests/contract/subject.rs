@@ -40,6 +40,12 @@ impl Subject {
         Self::of(Kind::File)
     }
 
+    pub fn directory() -> Self {
+        let mut subject = Self::of(Kind::File);
+        subject.kind = Kind::Store(format!("file://{}", subject.locks.dir().display()));
+        subject
+    }
+
     pub fn postgres() -> Self {
         Self::of(Kind::Store(shared_postgres().url()))
     }

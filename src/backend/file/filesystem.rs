@@ -11,6 +11,10 @@ const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
 /// overlayfs, whose writable part may not be a network's.
 const LOCAL: [FsWord; 8] = [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0xCA45_1A4E, 0x2FC1_2FC1, 0x0102_1994, 0x794C_7630];
 
+/// File systems of many machines that pass flocks on, and show what was written before one was given up to whoever gets it next,
+/// as their makers say: CephFS, GFS2, OCFS2. NFS does unless its mount says otherwise.
+const SHARED: [FsWord; 3] = [0x00C3_6400, 0x0116_1970, 0x7461_636F];
+
 /// Whether the file is certainly seen by this machine alone.
 pub fn is_local(file: &File) -> bool {
     fstatfs(file).is_ok_and(|file_system| LOCAL.contains(&file_system.f_type))
@@ -27,12 +31,37 @@ pub fn with_faked_flock(file: &File) -> Option<String> {
     faked(&fs::read_to_string("/proc/self/mountinfo").ok()?, &format!("{}:{}", major(device), minor(device)))
 }
 
-/// Looks a device up in the text of `/proc/self/mountinfo`, see proc(5).
-fn faked(mountinfo: &str, device: &str) -> Option<String> {
+/// Whether all who see the file also see its flocks.
+///
+/// # Errors
+/// The name of its file system, if that is not known.
+pub fn check_shared(file: &File) -> Result<(), String> {
+    let unknown = |_| "of an unknown kind".to_owned();
+    let kind = fstatfs(file).map_err(unknown)?.f_type;
+    if LOCAL.contains(&kind) || SHARED.contains(&kind) {
+        return Ok(());
+    }
+    let device = fstat(file).map_err(unknown)?.st_dev;
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let device = format!("{}:{}", major(device), minor(device));
+    match (kind == NFS_SUPER_MAGIC, mounted(&mountinfo, &device)) {
+        (true, Some(_)) if faked(&mountinfo, &device).is_none() => Ok(()),
+        (_, Some((name, _))) => Err(name.to_owned()),
+        (_, None) => Err(format!("type {kind:#x}")),
+    }
+}
+
+/// Looks a device up in the text of `/proc/self/mountinfo`, see proc(5): name and options of its file system.
+fn mounted<'a>(mountinfo: &'a str, device: &str) -> Option<(&'a str, &'a str)> {
     let line = mountinfo.lines().find(|line| line.split(' ').nth(2) == Some(device))?;
     let (_, file_system) = line.split_once(" - ")?;
     let mut fields = file_system.split(' ');
-    let (name, options) = (fields.next()?, fields.nth(1).unwrap_or(""));
+    Some((fields.next()?, fields.nth(1).unwrap_or("")))
+}
+
+/// The name of a device's file system, if it keeps flocks to itself.
+fn faked(mountinfo: &str, device: &str) -> Option<String> {
+    let (name, options) = mounted(mountinfo, device)?;
     let keeps_locks = |option| matches!(option, "nolock" | "local_lock=all" | "local_lock=flock");
     let is_faked = name == "fuse.sshfs" || name.starts_with("nfs") && options.split(',').any(keeps_locks);
     is_faked.then(|| name.to_owned())

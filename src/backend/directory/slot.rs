@@ -1,0 +1,220 @@
+//! The two places in a file where a state can stand.
+//!
+//! ```text
+//! offset 0        serializer-lock 1 NUMBER NONCE LENGTH HASH⏎ and the text
+//! offset 128 KiB  the same, of another state
+//! ```
+//!
+//! The state with the larger number is the present one, if its hash is that of the rest: what was written halfway does not count.
+//! `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was removed and made again has no state twice.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use sha2::{Digest, Sha256};
+
+use crate::record::{MAX_BYTES, random_token};
+
+/// How far apart they are: twice of what is needed.
+const DISTANCE: u64 = 128 * 1024;
+
+/// What each begins with, before the number of the format.
+const MAGIC: &str = "serializer-lock ";
+
+const FORMAT: &str = "1";
+
+/// A header is shorter.
+const MAX_HEADER: usize = 256;
+
+/// What is read at first, which nearly always is all.
+const FIRST_READ: usize = 4096;
+
+/// A state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Larger than those of all states before it.
+    pub number: u64,
+    nonce: String,
+    /// What is stored.
+    pub text: Option<String>,
+}
+
+/// Why there is no telling what a file says.
+#[derive(Debug)]
+pub enum Unreadable {
+    Io(io::Error),
+    /// A later format.
+    Newer,
+    /// Something else.
+    Foreign,
+}
+
+impl Slot {
+    /// Fails where there are no random numbers.
+    pub fn new(number: u64, text: Option<String>) -> rustix::io::Result<Self> {
+        Ok(Self { number, nonce: random_token()?, text })
+    }
+
+    /// Different for each state.
+    pub fn identity(&self) -> Vec<u8> {
+        format!("{} {}", self.number, self.nonce).into_bytes()
+    }
+
+    fn head(&self) -> String {
+        let length = self.text.as_ref().map_or_else(|| "-".to_owned(), |text| text.len().to_string());
+        format!("{MAGIC}{FORMAT} {} {} {length}", self.number, self.nonce)
+    }
+
+    fn hash(&self) -> String {
+        let digest = Sha256::new().chain_update(self.head()).chain_update(self.text.as_deref().unwrap_or("")).finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Stands there then, once the file is synced; until then, nobody knows.
+    pub fn write(&self, file: &File, place: usize) -> io::Result<()> {
+        let whole = format!("{} {}\n{}", self.head(), self.hash(), self.text.as_deref().unwrap_or(""));
+        file.write_all_at(whole.as_bytes(), offset(place))
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (header, rest) = split(bytes)?;
+        let mut words = header.strip_prefix(MAGIC)?.strip_prefix(FORMAT)?.strip_prefix(' ')?.split(' ');
+        let (number, nonce) = (words.next()?.parse().ok()?, words.next()?.to_owned());
+        let text = match words.next()? {
+            "-" => None,
+            length => Some(std::str::from_utf8(rest.get(..length.parse().ok()?)?).ok()?.to_owned()),
+        };
+        let slot = Self { number, nonce, text };
+        (words.next()? == slot.hash() && words.next().is_none()).then_some(slot)
+    }
+}
+
+fn offset(place: usize) -> u64 {
+    place as u64 * DISTANCE
+}
+
+fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let end = bytes.iter().take(MAX_HEADER).position(|byte| *byte == b'\n')?;
+    Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
+}
+
+/// The present state of a file that is locked, and its place; `None` if nobody has written a whole one.
+pub fn present(file: &File) -> Result<Option<(Slot, usize)>, Unreadable> {
+    let mut present: Option<(Slot, usize)> = None;
+    for place in [0, 1] {
+        let bytes = read(file, place).map_err(Unreadable::Io)?;
+        match Slot::parse(&bytes) {
+            Some(slot) if present.as_ref().is_none_or(|(other, _)| other.number < slot.number) => present = Some((slot, place)),
+            Some(_) => {}
+            None => check_torn(&bytes)?,
+        }
+    }
+    Ok(present)
+}
+
+/// All of a slot's bytes that may belong to it.
+fn read(file: &File, place: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = read_at(file, FIRST_READ, offset(place))?;
+    let is_longer = bytes.len() == FIRST_READ && Slot::parse(&bytes).is_none();
+    if is_longer {
+        bytes.extend(read_at(file, MAX_HEADER + MAX_BYTES - FIRST_READ, offset(place) + FIRST_READ as u64)?);
+    }
+    Ok(bytes)
+}
+
+fn read_at(file: &File, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut filled = 0;
+    // Bounded by the buffer: each read fills some of it, or is the last one.
+    while filled < length {
+        match file.read_at(&mut bytes[filled..], offset + filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// What is not whole must be ours all the same: nothing yet, or what was written halfway.
+fn check_torn(bytes: &[u8]) -> Result<(), Unreadable> {
+    // What was not written is zeros.
+    let begun = bytes.iter().position(|byte| *byte == 0).map_or(bytes, |end| &bytes[..end]);
+    let expected = MAGIC.as_bytes();
+    let length = begun.len().min(expected.len());
+    if begun[..length] != expected[..length] {
+        return Err(Unreadable::Foreign);
+    }
+    let format = &begun[length..];
+    let is_ours = format.is_empty() || format.starts_with(FORMAT.as_bytes()) && format.get(1).is_none_or(|byte| *byte == b' ');
+    if is_ours { Ok(()) } else { Err(Unreadable::Newer) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use super::{MAGIC, Slot, Unreadable, offset, present};
+    use crate::record::MAX_BYTES;
+
+    fn slot(number: u64, text: Option<&str>) -> Slot {
+        Slot::new(number, text.map(str::to_owned)).expect("random numbers")
+    }
+
+    fn file() -> File {
+        tempfile::tempfile().expect("a file")
+    }
+
+    fn present_in(file: &File) -> Option<(Slot, usize)> {
+        present(file).expect("it can be read")
+    }
+
+    #[test]
+    fn the_newer_of_two_states_is_the_present_one() {
+        let file = file();
+        assert_eq!(present_in(&file), None);
+        let (old, new) = (slot(7, Some("old")), slot(8, None));
+        old.write(&file, 0).expect("written");
+        assert_eq!(present_in(&file), Some((old.clone(), 0)));
+        new.write(&file, 1).expect("written");
+        assert_eq!(present_in(&file), Some((new, 1)));
+        let newest = slot(9, Some(&"x".repeat(MAX_BYTES)));
+        newest.write(&file, 0).expect("written");
+        assert_eq!(present_in(&file), Some((newest, 0)));
+    }
+
+    #[test]
+    fn what_was_written_halfway_was_never_written() {
+        let text = "0123456789".repeat(1000);
+        let whole = tempfile::NamedTempFile::new().expect("a file");
+        slot(8, Some(&text)).write(whole.as_file(), 0).expect("written");
+        let whole = std::fs::read(whole.path()).expect("readable");
+        for length in [0, 1, 5, MAGIC.len(), MAGIC.len() + 1, 30, 100, 200, 4095, 4096, 5000, whole.len() - 1] {
+            for place in [0, 1] {
+                let file = file();
+                let before = slot(7, Some("before"));
+                before.write(&file, 1 - place).expect("written");
+                file.write_all_at(&whole[..length], offset(place)).expect("written");
+                assert_eq!(present_in(&file), Some((before, 1 - place)), "{length}");
+                // Nor over a longer one, of which the rest is still there.
+                slot(6, Some(&text.replace('9', "8"))).write(&file, place).expect("written");
+                file.write_all_at(&whole[..length], offset(place)).expect("written");
+                assert_eq!(present_in(&file).map(|(slot, _)| slot.number), Some(7), "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_others_have_written_is_left_alone() {
+        for text in ["4121\n2026-11-22 08:00:00\nv=1\n", "hello", "serialized"] {
+            let file = file();
+            file.write_all_at(text.as_bytes(), 0).expect("written");
+            assert!(matches!(present(&file), Err(Unreadable::Foreign)), "{text}");
+        }
+        let file = file();
+        file.write_all_at(format!("{MAGIC}2 x\n").as_bytes(), 0).expect("written");
+        assert!(matches!(present(&file), Err(Unreadable::Newer)));
+    }
+}
