@@ -1,14 +1,16 @@
 //! Where lock records are kept. A backend is a compare-and-swap register, not a lock: what a record means, whether it is
 //! stale and who may replace it is decided in [`crate::mutex`].
 
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 mod engines;
 pub mod file;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
 mod key;
 pub mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
 mod network;
 #[cfg(feature = "postgres")]
 mod postgres;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::process::Signal;
 
@@ -39,6 +40,21 @@ impl Dynalite {
         let command = [find_program("node"), program].into_iter().chain(options.map(str::to_owned)).collect();
         Self { server: start(keeper, port, command) }
     }
+
+    pub fn url(&self) -> String {
+        dynamodb_at(self.address())
+    }
+}
+
+/// One for all tests of a program, each of which uses names of its own. It goes when the program does.
+pub fn shared_dynalite() -> &'static Dynalite {
+    static SHARED: OnceLock<Dynalite> = OnceLock::new();
+    SHARED.get_or_init(Dynalite::start)
+}
+
+/// The URL of a table for an emulator or a proxy at this address. Emulators believe any credentials unless they are told not to.
+pub fn dynamodb_at(address: SocketAddr) -> String {
+    format!("dynamodb://AKIAEXAMPLE:hunter2@serializer-locks?region=eu-west-1&endpoint=http://{address}")
 }
 
 /// DynamoDB with permissions, and other services of AWS. It forgets everything when it ends.
