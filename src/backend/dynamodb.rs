@@ -108,7 +108,7 @@ impl Register for Table {
             match item::write(request, options, seen, next, text).send().await {
                 Ok(_) => Ok(Write::Done),
                 Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(Write::Conflict),
-                Err(error) => Err(failures::of(&error, "dynamodb:UpdateItem", place)),
+                Err(error) => Err(failures::of_write(&error, "dynamodb:UpdateItem", place)),
             }
         })
     }

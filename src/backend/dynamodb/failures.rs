@@ -36,14 +36,22 @@ impl std::fmt::Display for Unresolved {
 
 impl Error for Unresolved {}
 
-/// What `action` has failed of.
+/// What `action` has failed of, which changes no lock.
 pub fn of<E>(error: &SdkError<E, HttpResponse>, action: &str, place: &Place) -> Failure
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    Failure { is_indefinite: false, ..of_write(error, action, place) }
+}
+
+/// What `action` has failed of, which may have been done all the same.
+pub fn of_write<E>(error: &SdkError<E, HttpResponse>, action: &str, place: &Place) -> Failure
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
     match error {
         SdkError::ServiceError(answer) => {
-            let (code, text) = (answer.err().code().unwrap_or(""), sentence(answer.err().message().unwrap_or("no reason")));
+            let (code, text) = (answer.err().code().unwrap_or(""), sentence(answer.err().message().unwrap_or("no reason given")));
             refused(code, &text, action, place).unwrap_or_else(|| unknown(code, &text, answer.raw().status().as_u16(), place))
         }
         SdkError::ConstructionFailure(failure) => cannot_ask(failure_of(failure), place),
@@ -122,8 +130,8 @@ fn refused(code: &str, text: &str, action: &str, place: &Place) -> Option<Failur
 
 /// Nobody knows what has happened, nor who says so.
 fn unknown(code: &str, text: &str, status: u16, place: &Place) -> Failure {
-    let code = if code.is_empty() { String::new() } else { format!("{}: ", sentence(code)) };
-    let failure = Failure::transient(format!("{place} answers with {code}{text} (status {status})")).indefinite();
+    let said = if code.is_empty() { String::new() } else { format!(", {}: {text}", sentence(code)) };
+    let failure = Failure::transient(format!("{place} answers with the status {status}{said}")).indefinite();
     let is_final = (400..500).contains(&status) && !matches!(status, 408 | 429);
     if is_final { Failure { cause: Cause::Permanent, ..failure } } else { failure }
 }
@@ -167,10 +175,12 @@ pub fn innermost(error: &(dyn Error + 'static)) -> String {
 /// Why there are no credentials. Nothing was sent then.
 pub fn of_credentials(error: &CredentialsError, profile: Option<&str>) -> Failure {
     let why = innermost(error);
+    // What a command for credentials says may be anything.
+    let why = why.split(". Stderr:").next().unwrap_or("");
     match (error, profile) {
         (CredentialsError::CredentialsNotLoaded(_), Some(profile)) => {
-            let failure = Failure::permanent(format!("the profile `{}` has no credentials: {why}", printable::field(profile)));
-            failure.with_hint("`aws configure list-profiles` shows which there are")
+            let why = format!("the profile `{}` does not exist, or has no credentials", printable::field(profile));
+            Failure::permanent(why).with_hint("`aws configure list-profiles` shows which there are")
         }
         (CredentialsError::CredentialsNotLoaded(_), None) => Failure::permanent("there are no credentials for AWS")
             .with_hint("`AWS_PROFILE`, `AWS_ACCESS_KEY_ID`, `aws sso login` or a role of this host or container provide them"),
