@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A package_of=(
     [cc]=gcc [git]=git [python3]=python3 [strace]=strace [unshare]=util-linux [setpriv]=util-linux [flock]=util-linux
     [script]=bsdutils [pgrep]=procps [mount]=mount [shellcheck]=shellcheck
-    [make]=make [jq]=jq [nsenter]=util-linux [openssl]=openssl [psql]=postgresql-client [mariadb]=mariadb-client
+    [node]=nodejs [npm]=npm [make]=make [jq]=jq [nsenter]=util-linux [openssl]=openssl [psql]=postgresql-client [mariadb]=mariadb-client
     [mariadb-install-db]=mariadb-server
 )
 missing=()
@@ -44,6 +44,9 @@ cargo clippy --all-targets -- -D warnings
 cargo clippy --all-targets --all-features -- -D warnings
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet --all-features
 shellcheck scripts/*.sh examples/meltano/*.sh
+
+# Stores that only others have.
+scripts/emulators.sh
 
 # Meltano with the example project, which tests/meltano.rs runs.
 examples/meltano/setup.sh

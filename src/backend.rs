@@ -2,14 +2,16 @@
 //! stale and who may replace it is decided in [`crate::mutex`].
 
 mod directory;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 mod engines;
 pub mod file;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
 mod key;
 pub mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
 mod network;
 #[cfg(feature = "postgres")]
 mod postgres;

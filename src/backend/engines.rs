@@ -44,11 +44,21 @@ impl Engine {
                 names: super::mysql::names,
                 schema: Some(super::mysql::SCHEMA),
             }),
+            #[cfg(feature = "dynamodb")]
+            Scheme::Dynamodb => Ok(Self {
+                open: |settings, name, location| {
+                    Ok(Box::new(Remote::new(super::dynamodb::Table::new(settings, name)?, location)))
+                },
+                names: super::dynamodb::names,
+                schema: None,
+            }),
             #[cfg(not(feature = "postgres"))]
             Scheme::Postgres => Err(Failure::not_built(scheme)),
             #[cfg(not(feature = "mysql"))]
             Scheme::Mysql => Err(Failure::not_built(scheme)),
-            Scheme::Dynamodb | Scheme::S3 | Scheme::Azure | Scheme::Gcs => Err(Failure::not_built(scheme)),
+            #[cfg(not(feature = "dynamodb"))]
+            Scheme::Dynamodb => Err(Failure::not_built(scheme)),
+            Scheme::S3 | Scheme::Azure | Scheme::Gcs => Err(Failure::not_built(scheme)),
         }
     }
 }

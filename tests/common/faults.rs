@@ -1,4 +1,4 @@
-//! Servers of both kinds, for tests that break them, and networks between them and the program.
+//! Servers of all kinds, for tests that break them, and networks between them and the program.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::common::{Ended, until};
 use crate::proxy::Proxy;
+use crate::servers::emulators::Dynalite;
 use crate::servers::{MariaDb, Options, Postgres};
 use crate::stores::Store;
 
@@ -18,19 +19,27 @@ use crate::stores::Store;
 pub enum Server {
     Postgres(Postgres),
     MariaDb(MariaDb),
+    Dynalite(Dynalite),
 }
 
-/// The same for both.
-macro_rules! of_both {
+/// The same for all.
+macro_rules! of_all {
     ($self:expr, $server:ident => $what:expr) => {
         match $self {
             Server::Postgres($server) => $what,
             Server::MariaDb($server) => $what,
+            Server::Dynalite($server) => $what,
         }
     };
 }
 
 impl Server {
+    /// One of each kind.
+    pub fn all() -> Vec<Self> {
+        Self::both().into_iter().chain([Self::Dynalite(Dynalite::start())]).collect()
+    }
+
+    /// Databases, which have clocks.
     pub fn both() -> [Self; 2] {
         Self::both_with(Options::default())
     }
@@ -45,39 +54,39 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
-        of_both!(self, server => server.url())
+        of_all!(self, server => server.url())
     }
 
     pub fn address(&self) -> SocketAddr {
-        of_both!(self, server => server.address())
+        of_all!(self, server => server.address())
     }
 
     pub fn kill(&mut self) {
-        of_both!(self, server => server.kill());
+        of_all!(self, server => server.kill());
     }
 
     pub fn stop(&mut self) {
-        of_both!(self, server => server.stop());
+        of_all!(self, server => server.stop());
     }
 
     pub fn restart(&mut self) {
-        of_both!(self, server => server.restart());
+        of_all!(self, server => server.restart());
     }
 
     pub fn pause(&self) {
-        of_both!(self, server => server.pause());
+        of_all!(self, server => server.pause());
     }
 
     pub fn resume(&self) {
-        of_both!(self, server => server.resume());
+        of_all!(self, server => server.resume());
     }
 
     pub fn set_clock(&self, clock: &str) {
-        of_both!(self, server => server.set_clock(clock));
+        of_all!(self, server => server.set_clock(clock));
     }
 
     pub fn certificate(&self) -> String {
-        of_both!(self, server => server.certificate())
+        of_all!(self, server => server.certificate())
     }
 
     /// The answer to statements of the superuser.
@@ -85,6 +94,7 @@ impl Server {
         match self {
             Self::Postgres(server) => server.psql(sql),
             Self::MariaDb(server) => server.sql(sql),
+            Self::Dynalite(_) => panic!("it does not take SQL"),
         }
     }
 }
@@ -97,10 +107,9 @@ pub fn each<T: Send>(all: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) 
 
 /// Another way to the same lock, which can be broken.
 pub fn proxied(store: &Store) -> (Proxy, Store) {
-    let (start, end) = store.url.rsplit_once('@').expect("a user");
-    let (address, database) = end.split_once('/').expect("a database");
+    let address = store.address();
     let proxy = Proxy::to(address.parse().expect("an address"));
-    let through = store.through(&format!("{start}@{}/{database}", proxy.addr()));
+    let through = store.through(&store.url.replace(&address, &proxy.addr().to_string()));
     (proxy, through)
 }
 

@@ -154,6 +154,8 @@ macro_rules! server {
     };
 }
 
+pub mod emulators;
+
 pub struct Postgres {
     server: Server,
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use serializer::record::random_token;
 
 use super::common::{Ended, Locks, PROGRAM, Shell, Waiter, ended};
+use super::servers::emulators::shared_dynalite;
 use super::servers::{shared_mariadb, shared_postgres};
 
 /// One lock in a store.
@@ -30,13 +31,36 @@ impl Store {
 
     /// One of each kind, whose leases last so long.
     pub fn all(lease: Duration) -> Vec<Self> {
+        let mut all = Self::with_a_clock(lease);
+        all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&shared_dynalite().url()) });
+        all
+    }
+
+    /// One of each kind that has a clock, by which everybody sees at once that a lease is over. These are databases that also take
+    /// other statements.
+    pub fn with_a_clock(lease: Duration) -> Vec<Self> {
         let urls = [shared_postgres().url(), shared_mariadb().url()];
         urls.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }).into()
+    }
+
+    /// What a request to look holds, one to write where nothing has been yet, and one to write what has changed.
+    pub fn markers(&self) -> [&'static [u8]; 3] {
+        if self.url.starts_with("dynamodb:") {
+            return [b"DynamoDB_20120810.GetItem", b"attribute_not_exists(#key)", b"#version = :number AND"];
+        }
+        [b"LEFT JOIN serializer_locks", b"INSERT INTO serializer_locks", b"UPDATE serializer_locks"]
     }
 
     /// The same lock, reached by another address.
     pub fn through(&self, url: &str) -> Self {
         Self { locks: Locks::new(), url: url.to_owned(), name: self.name.clone(), lease: self.lease.clone() }
+    }
+
+    /// Where its server is.
+    pub fn address(&self) -> String {
+        let behind_user = || Some(self.url.rsplit_once('@')?.1.split_once('/')?.0);
+        let endpoint = self.url.split_once("endpoint=http://").map(|(_, endpoint)| endpoint);
+        endpoint.or_else(behind_user).expect("an address").to_owned()
     }
 
     /// `program` with the store, and little else, in its environment.

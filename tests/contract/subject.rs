@@ -13,6 +13,7 @@ use serializer::record::random_token;
 use serializer::store::{StoreSettings, StoreUrl};
 
 use crate::common::Locks;
+use crate::servers::emulators::shared_dynalite;
 use crate::servers::{shared_mariadb, shared_postgres};
 
 pub struct Subject {
@@ -52,6 +53,10 @@ impl Subject {
 
     pub fn mysql() -> Self {
         Self::of(Kind::Store(shared_mariadb().url()))
+    }
+
+    pub fn dynamodb() -> Self {
+        Self::of(Kind::Store(shared_dynalite().url()))
     }
 
     /// Whether it counts acquisitions.

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Installs the emulators that tests start as servers into `target/emulators`, with the versions below. Quick when repeated.
+#   dynalite (npm): DynamoDB on disk, exact under concurrent conditional writes.
+#   moto (PyPI): DynamoDB with IAM, and S3; only by tests/common/moto_server.py, which has it answer one request at a time.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+dynalite=4.0.0
+moto=5.2.5
+
+state=$PWD/target/emulators
+mkdir -p "$state"
+# Of two that run at the same time, the second finds all done.
+exec 9>"$state/lock"
+flock 9
+
+# Runs a command that only a failure makes worth reading about.
+quietly() {
+    if ! "$@" >"$state/setup.log" 2>&1; then
+        cat "$state/setup.log" >&2
+        echo "scripts/emulators.sh: cannot install the emulators: $*" >&2
+        exit 1
+    fi
+}
+
+# Whether something is there in this version; what is half installed has no such file.
+is_there() { [ "$(cat "$state/$1.version" 2>/dev/null)" = "$2" ]; }
+
+npm_package() {
+    local name=$1 version=$2
+    is_there "$name" "$version" && return
+    echo "Installing $name $version from npm into target/emulators/$name …"
+    rm -rf "${state:?}/$name" "$state/$name.version"
+    quietly npm install --prefix "$state/$name" --no-save --no-audit --no-fund "$name@$version"
+    echo "$version" >"$state/$name.version"
+}
+
+python_package() {
+    local name=$1 extras=$2 version=$3
+    is_there "$name" "$version" && return
+    echo "Installing $name $version from PyPI into target/emulators/$name …"
+    rm -rf "${state:?}/$name" "$state/$name.version"
+    quietly "$python" -m venv "$state/$name"
+    quietly "$state/$name/bin/python" -m pip install --disable-pip-version-check "${name}[${extras}]==$version"
+    echo "$version" >"$state/$name.version"
+}
+
+# As root, the tests run servers as nobody, who cannot use a Python in root's home.
+python=/usr/bin/python3
+"$python" -c 'import ensurepip, venv' 2>/dev/null || python=python3
+
+npm_package dynalite "$dynalite"
+python_package moto server,dynamodb,s3,iam "$moto"

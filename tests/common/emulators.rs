@@ -1,0 +1,80 @@
+//! Emulators of stores that nobody can run at home, as servers of tests: `scripts/emulators.sh` installs them.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use rustix::process::Signal;
+
+use super::keeper::{Keeper, Port, Server, find_program};
+use super::{loopback, set_clock};
+
+/// Where they are installed.
+fn installed(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/emulators").join(path);
+    assert!(path.exists(), "`{}` is not there: scripts/emulators.sh installs it", path.display());
+    path.into_os_string().into_string().expect("UTF-8")
+}
+
+/// Starts something that answers as soon as it listens.
+fn start(keeper: Keeper, port: Port, command: Vec<String>) -> Server {
+    let address = loopback(port.number());
+    Server::start(keeper, port, command, move || TcpStream::connect(address).is_ok())
+}
+
+/// DynamoDB, whose tables are on disk. Its conditions are exact, and its tables take a moment to be made, as they do there.
+pub struct Dynalite {
+    server: Server,
+}
+
+server!(Dynalite, Signal::KILL);
+
+impl Dynalite {
+    pub fn start() -> Self {
+        let keeper = Keeper::new();
+        let port = Port::reserve();
+        let (number, data) = (port.number().to_string(), keeper.path("data"));
+        let program = installed("dynalite/node_modules/dynalite/cli.js");
+        let options = ["--host", "127.0.0.1", "--port", &number, "--path", &data, "--createTableMs", "100"];
+        let command = [find_program("node"), program].into_iter().chain(options.map(str::to_owned)).collect();
+        Self { server: start(keeper, port, command) }
+    }
+
+    pub fn url(&self) -> String {
+        dynamodb_at(self.address())
+    }
+}
+
+/// One for all tests of a program, each of which uses names of its own. It goes when the program does.
+pub fn shared_dynalite() -> &'static Dynalite {
+    static SHARED: OnceLock<Dynalite> = OnceLock::new();
+    SHARED.get_or_init(Dynalite::start)
+}
+
+/// The URL of a table for an emulator or a proxy at this address. Emulators believe any credentials unless they are told not to.
+pub fn dynamodb_at(address: SocketAddr) -> String {
+    format!("dynamodb://AKIAEXAMPLE:hunter2@serializer-locks?region=eu-west-1&endpoint=http://{address}")
+}
+
+/// DynamoDB with permissions, and other services of AWS. It forgets everything when it ends.
+pub struct Moto {
+    server: Server,
+}
+
+server!(Moto, Signal::KILL);
+
+impl Moto {
+    pub fn start() -> Self {
+        let keeper = Keeper::new();
+        let port = Port::reserve();
+        let number = port.number().to_string();
+        // A copy, because the checkout may not be everybody's to read.
+        keeper.write("moto_server.py", include_str!("moto_server.py"));
+        keeper.give_away();
+        let words =
+            ["env", &format!("HOME={}", keeper.dir().display()), &installed("moto/bin/python"), &keeper.path("moto_server.py")];
+        let command = words.into_iter().chain([number.as_str()]).map(str::to_owned).collect();
+        Self { server: start(keeper, port, command) }
+    }
+}
