@@ -104,6 +104,10 @@ impl Error {
                 code: ExitCode::Failed,
                 is_mere_lapse: false,
             },
+            error @ mutex::Error::NoClock => Self::usage(
+                format!("{message}: {error}"),
+                Some("`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine".into()),
+            ),
             mutex::Error::Lost(how, holders) => Self {
                 message: match holders.is_empty() {
                     true => format!("{message}, because the lock was lost: {how}"),
@@ -160,6 +164,15 @@ fn hint_for(holding: &Holding) -> Option<String> {
              `shareProcessNamespace: true`); when you are certain that it has ended, `serializer unlock --force`"
                 .into(),
         ),
+        // Where there is no clock, only who watches for so long can tell.
+        Held::Leased(remaining)
+            if holding.entry.as_ref().and_then(|entry| entry.lease).is_some_and(|lease| lease.expires.is_none()) =>
+        {
+            Some(format!(
+                "whether it is still renewed is seen by whoever waits for longer, as with `--timeout {}s`",
+                remaining.as_secs() + 5
+            ))
+        }
         Held::Unknown(Unknown::OtherHost | Unknown::OtherBoot) => {
             Some("when you are certain that it has ended, `serializer unlock --force`".into())
         }

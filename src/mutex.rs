@@ -149,6 +149,9 @@ pub enum Error {
     /// The same owner holds it in this mode, which is not the one that was asked for.
     #[error("the same process holds it already, as {0}")]
     HeldOtherwise(Mode),
+    /// It cannot be held for a time: nobody would know when that is over.
+    #[error("the store has no clock, by which all could tell for how long it has been held")]
+    NoClock,
     /// It is another's. Nobody: it changed all the time.
     #[error("another process holds the lock")]
     NotOurs(Vec<Holding>),

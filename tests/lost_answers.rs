@@ -67,8 +67,8 @@ impl Loss {
 /// A lock of each kind that nobody has held yet, where tables are made.
 fn stores(lease: Duration) -> Vec<Store> {
     static PREPARED: Once = Once::new();
-    PREPARED.call_once(|| Store::all(LONG).iter().for_each(|store| assert_eq!(store.run(&["run", "true"]).code, 0)));
-    Store::all(lease)
+    PREPARED.call_once(|| Store::over_networks(LONG).iter().for_each(|store| assert_eq!(store.run(&["run", "true"]).code, 0)));
+    Store::over_networks(lease)
 }
 
 fn holders(store: &Store) -> Vec<u64> {

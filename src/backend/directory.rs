@@ -41,6 +41,7 @@ use super::remote::{Cause, Failure, Register, Row, jittered};
 use super::{Write, plain, sleep};
 use crate::printable;
 use crate::store::StoreSettings;
+pub use slot::MAGIC;
 use slot::{Slot, Unreadable};
 
 /// How often to look at first, and in the end. A look is some five messages to a file server.

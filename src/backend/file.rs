@@ -119,6 +119,9 @@ impl LockFile {
         if bytes.is_empty() {
             return Ok(Content::Empty);
         }
+        if bytes.starts_with(super::directory::MAGIC.as_bytes()) {
+            return Err(self.not_a_lock("hosts share it, under leases; `SERIALIZER_LEASE_SECONDS` says that this one does, too"));
+        }
         Record::parse(bytes).map(|record| Content::Record(Box::new(record))).map_err(|why| self.not_a_lock(why))
     }
 

@@ -140,6 +140,9 @@ impl Mutex<'_> {
                 return Err(Error::Absent);
             }
             let (stored, judged) = self.look()?.map_or((None, Vec::new()), |(stored, judged)| (Some(stored), judged));
+            if request.at_least.is_some() && request.lease.is_some() && self.has_no_clock() {
+                return Err(Error::NoClock);
+            }
             let record = stored.as_ref().and_then(|stored| stored.content.record());
             // The PID in a legacy record may be another container's, which is reason enough to unlock, but not to lock.
             let record = record.filter(|record| !record.is_legacy());

@@ -104,6 +104,11 @@ impl Mutex<'_> {
         Some(self.backend.now()? + u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2))
     }
 
+    /// Whether what was looked at has numbers, and so a place to write to, but no clock. Elsewhere it may be yet to come.
+    pub(super) fn has_no_clock(&self) -> bool {
+        self.backend.now().is_none() && self.backend.next_number().is_some()
+    }
+
     pub(super) fn expired(&self, entry: &Entry) -> Lost {
         let expires = entry.lease.and_then(|lease| lease.expires);
         let ago = self.backend.now().zip(expires).map(|(now, expires)| now.saturating_sub(expires));

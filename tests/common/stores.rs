@@ -31,9 +31,23 @@ impl Store {
 
     /// One of each kind, whose leases last so long.
     pub fn all(lease: Duration) -> Vec<Self> {
+        let mut all = Self::over_networks(lease);
+        all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::in_a_directory() });
+        all
+    }
+
+    /// One of each kind that is reached by a network.
+    pub fn over_networks(lease: Duration) -> Vec<Self> {
         let mut all = Self::with_a_clock(lease);
         all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&shared_dynalite().url()) });
         all
+    }
+
+    /// In a directory of its own.
+    pub fn in_a_directory() -> Self {
+        let mut store = Self::at("");
+        store.url = format!("file://{}", store.locks.dir().display());
+        store
     }
 
     /// One of each kind that has a clock, by which everybody sees at once that a lease is over. These are databases that also take

@@ -20,7 +20,7 @@ use crate::record::{MAX_BYTES, random_token};
 const DISTANCE: u64 = 128 * 1024;
 
 /// What each begins with, before the number of the format.
-const MAGIC: &str = "serializer-lock ";
+pub const MAGIC: &str = "serializer-lock ";
 
 const FORMAT: &str = "1";
 
