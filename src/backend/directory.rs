@@ -69,6 +69,8 @@ pub struct SharedFile {
     /// How long to try for the flock.
     timeout: Duration,
     waits_since: Option<Instant>,
+    /// Which state was written last without an answer.
+    tried: Option<Vec<u8>>,
 }
 
 /// The directory of an address.
@@ -131,7 +133,7 @@ impl SharedFile {
     }
 
     fn at(directory: PathBuf, path: PathBuf, timeout: Duration) -> Self {
-        Self { directory, path, timeout, waits_since: None }
+        Self { directory, path, timeout, waits_since: None, tried: None }
     }
 
     /// Opens the file, which must be a regular one on a file system whose flocks all hosts see; `None` when there is none.
@@ -214,14 +216,17 @@ impl Register for SharedFile {
             return Err(Failure::transient("somebody has removed its file"));
         }
         let present = self.present(&file)?;
-        let place = present.as_ref().map_or(0, |(_, place)| 1 - place);
-        let there = present.map(|(slot, _)| row(slot)).unwrap_or_default();
-        if there.version != seen.version {
-            return Ok(Write::Conflict);
-        }
+        let place = match present {
+            // Written by an earlier try, of which nobody knows whether the server has it on its disk: once more.
+            Some((slot, place)) if Some(slot.identity()) == self.tried => place,
+            Some((slot, place)) if Some(slot.identity()) == seen.version => 1 - place,
+            None if seen.version.is_none() => 0,
+            _ => return Ok(Write::Conflict),
+        };
         let slot = Slot::new(next, text.map(str::to_owned)).map_err(|error| trouble(&self.directory, &error.into()))?;
         let written = slot.write(&file, place).and_then(|()| file.sync_data());
         // It may be whole all the same.
+        self.tried = written.is_err().then(|| slot.identity());
         written.map_err(|error| trouble(&self.directory, &error).indefinite())?;
         Ok(Write::Done)
     }

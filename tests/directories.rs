@@ -1,0 +1,213 @@
+//! Locks in a directory that hosts share: settings, refusals, and what a crash leaves behind. That hosts exclude each other there is shown
+//! by `nfs.rs`, on NFS.
+
+mod common;
+#[path = "common/servers.rs"]
+mod servers;
+#[path = "common/stores.rs"]
+mod stores;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use common::{Ended, Locks, ended};
+use stores::Store;
+
+/// A directory that is shared because a lease is named.
+fn shared(locks: &Locks, args: &[&str]) -> Ended {
+    ended(locks.serializer(args).env("SERIALIZER_LEASE_SECONDS", "60"))
+}
+
+#[test]
+fn a_directory_and_a_lease_are_a_store() {
+    let locks = Locks::new();
+    let script = r#""$S" lock && "$S" status && "$S" unlock"#;
+    let locked = ended(locks.command("bash").env("SERIALIZER_LEASE_SECONDS", "60").args(["-c", script]));
+    assert_eq!(locked.code, 0, "{locked:?}");
+    let location = format!("file://{}#serializer.lck", locks.dir().display());
+    assert!(locked.stdout.contains(&location) && locked.stderr.contains(&location), "{locked:?}");
+    assert!(locks.read().starts_with("serializer-lock 1 "), "{}", locks.read());
+    // By its address, it is the same one.
+    let store = format!("file://{}", locks.dir().display());
+    let number = |ended: Ended| ended.stdout.trim().parse::<u64>().expect("a number");
+    let print = ["run", "--", "sh", "-c", "echo $SERIALIZER_FENCING_TOKEN"];
+    let first = number(shared(&locks, &print));
+    let second = number(ended(locks.serializer(&print).env_remove("SERIALIZER_DIR").env("SERIALIZER_STORE", store)));
+    let file = locks.file().display().to_string();
+    let third = number(shared(&locks, &[&["run", "--file-name", &file][..], &print[1..]].concat()));
+    assert!(first < second && second < third, "{first} {second} {third}");
+}
+
+#[test]
+fn without_a_directory_a_lease_makes_no_store_and_a_flag_does() {
+    let locks = Locks::new();
+    let mut plain = locks.serializer(&["describe"]);
+    assert_eq!(ended(plain.env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", "60")).code, 0);
+    let name = locks.file().display().to_string();
+    let status = ["status", "--json", "--file-name", &name];
+    let ended_as =
+        |lease: &str| ended(locks.serializer(&status).env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", lease));
+    assert!(!ended_as("60").stdout.contains("file://"));
+    let dir = locks.dir().display().to_string();
+    let flags =
+        ended(locks.serializer(&[&status[..], &["--dir", &dir, "--lease-seconds", "9"]].concat()).env_remove("SERIALIZER_DIR"));
+    assert!(flags.stdout.contains("file://"), "{flags:?}");
+}
+
+#[test]
+fn a_lock_file_of_one_machine_and_one_that_hosts_share_are_not_taken_for_each_other() {
+    let locks = Locks::new();
+    let script = r#""$S" lock && ( "$S" lock -n; export SERIALIZER_LEASE_SECONDS=60; "$S" lock -n ); echo $?; "$S" unlock"#;
+    let mixed = locks.script(script);
+    assert_eq!((mixed.code, mixed.stdout.as_str()), (0, "1\n"), "{mixed:?}");
+    assert!(mixed.stderr.contains("it is not a lock that hosts share"), "{mixed:?}");
+    assert_eq!(shared(&locks, &["run", "true"]).code, 0);
+    let before = fs::read(locks.file()).expect("it stays");
+    for command in [&["lock", "-n"][..], &["unlock", "--force"], &["status"], &["run", "true"]] {
+        let refused = locks.run(command);
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.stderr.contains("hosts share it") && refused.stderr.contains("SERIALIZER_LEASE_SECONDS"), "{refused:?}");
+    }
+    assert_eq!(fs::read(locks.file()).expect("it stays"), before);
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
+    let locks = Locks::new();
+    let dir = locks.dir();
+    fs::write(dir.join("other"), "something else\n").expect("written");
+    fs::write(dir.join("newer"), "serializer-lock 2 x\n").expect("written");
+    fs::create_dir(dir.join("directory")).expect("made");
+    symlink("other", dir.join("link")).expect("made");
+    for (name, why) in [
+        ("other", "it is not a lock that hosts share"),
+        ("newer", "a newer version of this program has written it"),
+        ("directory", "directory"),
+        ("link", "it is a symbolic link"),
+    ] {
+        for command in ["lock", "run", "status"] {
+            let args = [command, "--file-name", name, "-n", "true"];
+            let refused = shared(
+                &locks,
+                if command == "run" {
+                    &args
+                } else if command == "lock" {
+                    &args[..4]
+                } else {
+                    &args[..3]
+                },
+            );
+            assert_eq!(refused.code, 1, "{refused:?}");
+            assert!(refused.last_line().contains(why), "{refused:?}");
+        }
+    }
+    assert_eq!(fs::read_to_string(dir.join("other")).expect("it is there"), "something else\n");
+    for (store, why, code) in [
+        ("file:///nowhere/at/all", "there is no directory `/nowhere/at/all`", 1),
+        ("file:///sys/kernel", "(sysfs) are not known to exclude other hosts", 1),
+        ("file://relative", "its address has no absolute path", 1),
+        ("file:///tmp?x=1", "a directory has no options", 2),
+    ] {
+        for command in [&["lock", "-n"][..], &["initialize"], &["run", "true"]] {
+            // One that is there, because nothing is made in the file systems of the kernel.
+            let name = if store.contains("sys") { "notes" } else { "x" };
+            let refused = ended(
+                locks
+                    .command(common::PROGRAM)
+                    .env("SERIALIZER_STORE", store)
+                    .env("SERIALIZER_FILE_NAME", name)
+                    .env_remove("SERIALIZER_DIR")
+                    .args(command),
+            );
+            if command[0] == "initialize" && name == "notes" {
+                continue;
+            }
+            assert_eq!(refused.code, code, "{refused:?}");
+            assert!(refused.last_line().contains(why), "{refused:?}");
+        }
+    }
+}
+
+#[test]
+fn what_needs_a_clock_is_refused() {
+    for mut store in [Store::in_a_directory()] {
+        store.lease = "60".to_owned();
+        for command in [&["run", "--hold-at-least", "1m", "true"][..], &["lock", "--hold-at-least", "1m"]] {
+            let refused = store.run(command);
+            assert_eq!(refused.code, 2, "{refused:?}");
+            assert!(refused.stderr.contains("has no clock"), "{refused:?}");
+        }
+        assert_eq!(store.state(), "free");
+    }
+}
+
+#[test]
+fn whoever_gives_up_at_once_is_told_how_to_see_whether_a_lease_goes_on() {
+    let store = Store::in_a_directory();
+    let mut holder = store.shell();
+    holder.lock();
+    let keeper = store.keeper();
+    assert_eq!(holder.run(&format!("kill -KILL {keeper}")), 0);
+    holder.reap();
+    let busy = store.run(&["lock", "-n"]);
+    assert_eq!(busy.code, 75, "{busy:?}");
+    assert!(busy.stderr.contains("--timeout 605s"), "{busy:?}");
+}
+
+#[test]
+fn all_locks_of_a_directory_are_listed_and_nothing_else() {
+    let locks = Locks::new();
+    fs::write(locks.dir().join("other"), "something else\n").expect("written");
+    let script = r#"export SERIALIZER_LEASE_SECONDS=60; for name in "a b" é .c d%; do "$S" lock --file-name "$name" || exit 9; done
+        "$S" run --file-name free true; "$S" status --all --json; for name in "a b" é .c d%; do "$S" unlock --file-name "$name"; done"#;
+    let listed = locks.script(script);
+    assert_eq!(listed.code, 0, "{listed:?}");
+    let report: serde_json::Value = serde_json::from_str(&listed.stdout).expect("JSON");
+    let paths: Vec<_> =
+        report["locks"].as_array().expect("a list").iter().map(|lock| lock["path"].as_str().expect("a path")).collect();
+    let at = |name: &str| format!("file://{}#{name}", locks.dir().display());
+    assert_eq!(paths, [at(".c"), at("a b"), at("d%"), at("é")]);
+}
+
+#[test]
+fn a_crash_at_any_moment_leaves_a_lock_that_others_get() {
+    let store = Store { lease: "1".to_owned(), ..Store::in_a_directory() };
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    let file = store.locks.dir().join(&store.name);
+    for command in [r#""$S" lock -n"#, r#""$S" lock -n && exec $TRACE "$S" unlock"#] {
+        for call in ["flock", "pread64", "pwrite64", "fdatasync", "openat"] {
+            for when in 1..=3 {
+                // Only what is done to the lock's file.
+                let trace = format!(
+                    "strace -f -qq -o /dev/null -P {} -e trace={call} -e inject={call}:signal=KILL:when={when}",
+                    file.display()
+                );
+                let script =
+                    if command.contains("TRACE") { command.replace("$TRACE", &trace) } else { format!("{trace} {command}") };
+                store.script(&format!("{script}; exit 0"));
+                let next = store.run(&["run", "--timeout", "30s", "true"]);
+                assert_eq!(next.code, 0, "{call} {when} of `{command}`: {next:?}");
+                assert_eq!(store.state(), "free", "{call} {when} of `{command}`");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_server_that_fails_grants_nothing_and_says_what_is_not_known() {
+    let store = Store { lease: "60".to_owned(), ..Store::in_a_directory() };
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    let file = store.locks.dir().join(&store.name);
+    for (call, error, is_known) in
+        [("fdatasync", "EIO", false), ("pwrite64", "ENOSPC", false), ("flock", "ENOLCK", true), ("openat", "EACCES", true)]
+    {
+        let failing =
+            format!("strace -D -f -qq -o /dev/null -P {} -e trace={call} -e inject={call}:error={error}", file.display());
+        let failed = store.script(&format!(r#"{failing} "$S" run -n -- echo ran"#));
+        assert_eq!((failed.code, failed.stdout.as_str()), (1, ""), "{call}: {failed:?}");
+        assert_eq!(failed.stderr.contains("whether it was changed is not known"), !is_known, "{call}: {failed:?}");
+        let is_free = store.state() == "free";
+        assert_eq!(is_free, is_known || call == "pwrite64", "{call}");
+        assert_eq!(store.run(&["unlock", "--force"]).code, i32::from(is_free));
+    }
+}
