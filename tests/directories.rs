@@ -174,21 +174,23 @@ fn a_crash_at_any_moment_leaves_a_lock_that_others_get() {
     let store = Store { lease: "1".to_owned(), ..Store::in_a_directory() };
     assert_eq!(store.run(&["run", "true"]).code, 0);
     let file = store.locks.dir().join(&store.name);
-    for command in [r#""$S" lock -n"#, r#""$S" lock -n && exec $TRACE "$S" unlock"#] {
+    for command in [r#"$TRACE "$S" lock -n"#, r#""$S" lock -n && $TRACE "$S" unlock"#] {
         for call in ["flock", "pread64", "pwrite64", "fdatasync", "openat"] {
+            let mut killed = 0;
             for when in 1..=3 {
                 // Only what is done to the lock's file.
                 let trace = format!(
-                    "strace -f -qq -o /dev/null -P {} -e trace={call} -e inject={call}:signal=KILL:when={when}",
+                    "strace -D -f -qq -o /dev/null -P {} -e trace={call} -e inject={call}:signal=KILL:when={when}",
                     file.display()
                 );
-                let script =
-                    if command.contains("TRACE") { command.replace("$TRACE", &trace) } else { format!("{trace} {command}") };
-                store.script(&format!("{script}; exit 0"));
+                let ended = store.script(&format!("{}; exit $?", command.replace("$TRACE", &trace)));
+                assert!([0, 137].contains(&ended.code), "{call} {when} of `{command}`: {ended:?}");
+                killed += i32::from(ended.code == 137);
                 let next = store.run(&["run", "--timeout", "30s", "true"]);
                 assert_eq!(next.code, 0, "{call} {when} of `{command}`: {next:?}");
                 assert_eq!(store.state(), "free", "{call} {when} of `{command}`");
             }
+            assert!(killed > 0, "{call} of `{command}`");
         }
     }
 }
