@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use super::Backend;
 use super::remote::Failure;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "object-store"))]
 use super::remote::Remote;
 use crate::store::{Scheme, StoreSettings};
 
@@ -38,11 +38,19 @@ impl Engine {
                 names: super::mysql::names,
                 schema: Some(super::mysql::SCHEMA),
             }),
+            #[cfg(feature = "object-store")]
+            Scheme::S3 | Scheme::Azure | Scheme::Gcs => Ok(Self {
+                open: |settings, name, location| Ok(Box::new(Remote::new(super::object::Object::new(settings, name)?, location))),
+                names: super::object::names,
+                schema: None,
+            }),
             #[cfg(not(feature = "postgres"))]
             Scheme::Postgres => Err(Failure::not_built(scheme)),
             #[cfg(not(feature = "mysql"))]
             Scheme::Mysql => Err(Failure::not_built(scheme)),
-            Scheme::Dynamodb | Scheme::S3 | Scheme::Azure | Scheme::Gcs => Err(Failure::not_built(scheme)),
+            #[cfg(not(feature = "object-store"))]
+            Scheme::S3 | Scheme::Azure | Scheme::Gcs => Err(Failure::not_built(scheme)),
+            Scheme::Dynamodb => Err(Failure::not_built(scheme)),
         }
     }
 }

@@ -2,13 +2,18 @@
 
 pub mod address;
 pub mod lookup;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 pub mod passwords;
 pub mod tls;
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 use std::io;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 use std::os::fd::AsFd;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 use std::time::Duration;
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 use rustix::net::sockopt;
 
 use crate::printable;
@@ -18,6 +23,7 @@ const MAX_TEXT: usize = 300;
 
 /// When the system asks whether the other end of a silent connection is still there: while somebody waits, nothing else tells that;
 /// and firewalls forget silent connections.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
     /// After silence for so long.
@@ -28,12 +34,14 @@ pub struct Keepalive {
     pub count: u32,
 }
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 impl Default for Keepalive {
     fn default() -> Self {
         Self { idle: Duration::from_secs(20), interval: Duration::from_secs(5), count: 3 }
     }
 }
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 impl Keepalive {
     /// Asks the system for it.
     ///
