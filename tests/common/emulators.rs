@@ -10,14 +10,14 @@ use super::keeper::{Keeper, Port, Server, find_program};
 use super::{loopback, set_clock};
 
 /// Where they are installed.
-fn installed(path: &str) -> String {
+pub(super) fn installed(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/emulators").join(path);
     assert!(path.exists(), "`{}` is not there: scripts/emulators.sh installs it", path.display());
     path.into_os_string().into_string().expect("UTF-8")
 }
 
 /// Starts something that answers as soon as it listens.
-fn start(keeper: Keeper, port: Port, command: Vec<String>) -> Server {
+pub(super) fn start(keeper: Keeper, port: Port, command: Vec<String>) -> Server {
     let address = loopback(port.number());
     Server::start(keeper, port, command, move || TcpStream::connect(address).is_ok())
 }
