@@ -28,10 +28,37 @@ const LONG: Duration = Duration::from_secs(600);
 /// Renewed every two seconds.
 const RENEWED: Duration = Duration::from_secs(6);
 
-/// What the statements begin with, of both engines.
-const READ: &[u8] = b"LEFT JOIN serializer_locks";
-const INSERT: &[u8] = b"INSERT INTO serializer_locks";
-const UPDATE: &[u8] = b"UPDATE serializer_locks";
+/// What questions begin with.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Read,
+    Insert,
+    Update,
+}
+
+use Asked::{Insert, Read, Update};
+
+impl Asked {
+    fn of(self, store: &Store) -> &'static [u8] {
+        match (self, store.is_s3()) {
+            (Read, false) => b"LEFT JOIN serializer_locks",
+            (Insert, false) => b"INSERT INTO serializer_locks",
+            (Update, false) => b"UPDATE serializer_locks",
+            (Read, true) => b"GET /",
+            (Insert, true) => b"if-none-match",
+            (Update, true) => b"if-match",
+        }
+    }
+}
+
+/// What grants a lock that nobody has held yet: in S3, its object is made and tried out before.
+fn granting(store: &Store) -> &'static [u8] {
+    if !store.is_s3() {
+        return Insert.of(store);
+    }
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    Update.of(store)
+}
 
 /// What is lost.
 #[derive(Clone, Copy, Debug)]
@@ -95,9 +122,9 @@ fn whoever_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once() {
         for store in stores(LONG) {
             let (proxy, through) = proxied(&store);
             // First there is no row yet; then there is one.
-            for marker in [INSERT, UPDATE, READ] {
+            for marker in [Insert, Update, Read] {
                 let mut owner = through.shell();
-                loss.at(&proxy, marker);
+                loss.at(&proxy, marker.of(&store));
                 locks(&mut owner, "");
                 proxy.wait_until_hit();
                 assert_eq!(holders(&store), [u64::from(owner.pid())], "{loss:?} {}", store.url);
@@ -116,7 +143,7 @@ fn whoever_has_one_attempt_needs_no_more_because_of_a_lost_answer() {
         for store in stores(LONG) {
             let (proxy, through) = proxied(&store);
             let mut owner = through.shell();
-            loss.at(&proxy, INSERT);
+            loss.at(&proxy, Insert.of(&store));
             locks(&mut owner, "-n");
             proxy.wait_until_hit();
             unlocks(&mut owner);
@@ -129,10 +156,10 @@ fn whoever_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked() {
     for loss in Loss::BOTH {
         for store in stores(LONG) {
             let (proxy, through) = proxied(&store);
-            for marker in [UPDATE, READ] {
+            for marker in [Update, Read] {
                 let mut owner = through.shell();
                 owner.lock();
-                loss.at(&proxy, marker);
+                loss.at(&proxy, marker.of(&store));
                 unlocks(&mut owner);
                 proxy.wait_until_hit();
                 assert_eq!(store.state(), "free", "{loss:?} {}", store.url);
@@ -144,10 +171,10 @@ fn whoever_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked() {
 #[test]
 fn a_command_runs_once_whatever_is_lost_before_and_behind_it() {
     for loss in Loss::BOTH {
-        for marker in [READ, INSERT, UPDATE] {
+        for marker in [Read, Insert, Update] {
             for store in stores(LONG) {
                 let (proxy, through) = proxied(&store);
-                loss.at(&proxy, marker);
+                loss.at(&proxy, marker.of(&store));
                 let ran = through.run(&["run", "sh", "-c", "echo ran; exit 3"]);
                 proxy.wait_until_hit();
                 assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "ran\n", ""), "{loss:?} {}", store.url);
@@ -164,7 +191,7 @@ fn a_lease_is_renewed_whatever_is_lost_of_a_renewal() {
             let (proxy, through) = proxied(&store);
             let mut owner = through.shell();
             owner.lock();
-            loss.at(&proxy, UPDATE);
+            loss.at(&proxy, Update.of(&store));
             proxy.wait_until_hit();
             until_renewed(&store);
             assert_eq!(holders(&store), [u64::from(owner.pid())]);
@@ -173,7 +200,7 @@ fn a_lease_is_renewed_whatever_is_lost_of_a_renewal() {
             let go = fifo(&through);
             let child = start(&through, &["run", "sh", "-c", "read -r line < go; echo $line"]);
             until("it does not run", || store.state() == "held");
-            loss.at(&proxy, UPDATE);
+            loss.at(&proxy, Update.of(&store));
             proxy.wait_until_hit();
             until_renewed(&store);
             fs::write(&go, "done\n").expect("it is read");
@@ -194,7 +221,7 @@ fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since(
     each(stores(RENEWED), |store| {
         let (proxy, through) = proxied(&store);
         let (mut owner, mut other) = (through.shell(), store.shell());
-        proxy.swallow_answers_from(INSERT);
+        proxy.swallow_answers_from(granting(&store));
         owner.send(r#""$S" lock --slots 2 2>&1"#);
         until_done_in_silence(&proxy, &store, "held");
         assert_eq!(other.run(r#""$S" lock --slots 2 2> /dev/null"#), 0);
@@ -215,7 +242,7 @@ fn a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_c
     each(stores(LONG), |store| {
         let (proxy, through) = proxied(&store);
         let mut other = store.shell();
-        proxy.swallow_answers_from(INSERT);
+        proxy.swallow_answers_from(granting(&store));
         let child = start(&through, &["run", "--slots", "2", "echo", "ran"]);
         until_done_in_silence(&proxy, &store, "held");
         assert_eq!(other.run(r#""$S" lock --slots 2 2> /dev/null"#), 0);
@@ -232,7 +259,7 @@ fn whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait()
     each(stores(LONG), |store| {
         let (proxy, through) = proxied(&store);
         let (mut owner, mut other) = (through.shell(), store.shell());
-        proxy.swallow_answers_from(INSERT);
+        proxy.swallow_answers_from(granting(&store));
         owner.send(r#""$S" lock 2>&1"#);
         until_done_in_silence(&proxy, &store, "held");
         assert_eq!(store.run(&["unlock", "--force"]).code, 0);
@@ -253,7 +280,7 @@ fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_tha
         let (proxy, through) = proxied(&store);
         let (mut owner, mut other) = (through.shell(), store.shell());
         owner.lock();
-        proxy.swallow_answers_from(UPDATE);
+        proxy.swallow_answers_from(Update.of(&store));
         owner.send(r#""$S" unlock 2>&1"#);
         until_done_in_silence(&proxy, &store, "free");
         other.lock();
@@ -267,7 +294,7 @@ fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_tha
         let go = fifo(&through);
         let child = start(&through, &["run", "sh", "-c", "read -r line < go"]);
         until("it does not run", || store.state() == "held");
-        proxy.swallow_answers_from(UPDATE);
+        proxy.swallow_answers_from(Update.of(&store));
         fs::write(&go, "done\n").expect("it is read");
         until_done_in_silence(&proxy, &store, "free");
         other.lock();
@@ -279,8 +306,8 @@ fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_tha
 }
 
 /// Something that goes wrong, chosen by a number.
-fn disturb(proxy: &Proxy, chance: u8) {
-    let marker = [READ, INSERT, UPDATE][usize::from(chance / 4 % 3)];
+fn disturb(proxy: &Proxy, store: &Store, chance: u8) {
+    let marker = [Read, Insert, Update][usize::from(chance / 4 % 3)].of(store);
     match chance % 4 {
         0 => proxy.cut(),
         1 => proxy.swallow_answers(),
@@ -320,7 +347,7 @@ fn no_count_is_lost_over_a_network_that_breaks_again_and_again() {
                 let chances = random_token().expect("random numbers");
                 for chance in chances.as_bytes().chunks(2) {
                     let chance = u8::from_str_radix(std::str::from_utf8(chance).expect("digits"), 16).expect("digits");
-                    disturb(&proxy, chance);
+                    disturb(&proxy, &store, chance);
                 }
             }
         });
@@ -337,7 +364,7 @@ fn an_owner_that_has_unlocked_in_silence_is_not_taken_for_one_that_has_lost_its_
         let (mut owner, mut other) = (through.shell(), store.shell());
         assert_eq!(owner.run(r#""$S" lock --on-lost terminate 2> /dev/null"#), 0);
         let keeper = store.keeper();
-        proxy.swallow_answers_from(UPDATE);
+        proxy.swallow_answers_from(Update.of(&store));
         owner.send(r#""$S" unlock 2>&1"#);
         until_done_in_silence(&proxy, &store, "free");
         other.lock();

@@ -54,7 +54,7 @@ const DOWNS: [Down; 2] = [Server::kill, Server::stop];
 
 #[test]
 fn holders_outlast_a_server_that_is_killed_or_stopped_and_starts_again() {
-    each(Server::both(), |mut server| {
+    each(Server::all(), |mut server| {
         for down in DOWNS {
             let (lock, run) = (server.store(USUAL), server.store(USUAL));
             let mut owner = lock.shell();
@@ -76,7 +76,7 @@ fn holders_outlast_a_server_that_is_killed_or_stopped_and_starts_again() {
 
 #[test]
 fn whoever_waits_says_that_the_server_is_gone_and_gets_the_lock_when_it_is_back() {
-    each(Server::both(), |mut server| {
+    each(Server::all(), |mut server| {
         for down in DOWNS {
             let store = server.store(USUAL);
             let mut owner = store.shell();
@@ -96,7 +96,7 @@ fn whoever_waits_says_that_the_server_is_gone_and_gets_the_lock_when_it_is_back(
 
 #[test]
 fn unlock_waits_for_a_server_that_starts_again() {
-    each(Server::both(), |mut server| {
+    each(Server::all(), |mut server| {
         let store = server.store(USUAL);
         let mut owner = store.shell();
         owner.lock();
@@ -113,7 +113,7 @@ fn unlock_waits_for_a_server_that_starts_again() {
 
 #[test]
 fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_reason() {
-    each(Server::both(), |server| {
+    each(Server::all(), |server| {
         let store = server.store(SHORT);
         assert_eq!(store.run(&["run", "true"]).code, 0);
         server.pause();
@@ -147,7 +147,7 @@ fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_r
 
 #[test]
 fn unlock_tries_for_some_time_where_nobody_answers_and_then_says_why_it_failed() {
-    let servers = Server::both();
+    let servers = Server::all();
     let held: Vec<_> = servers
         .iter()
         .map(|server| {
@@ -172,11 +172,11 @@ fn unlock_tries_for_some_time_where_nobody_answers_and_then_says_why_it_failed()
 
 #[test]
 fn whoever_cannot_know_whether_it_was_done_says_so() {
-    each(Server::both(), |server| {
+    each(Server::all(), |server| {
         let store = server.store(SHORT);
         assert_eq!(store.run(&["run", "true"]).code, 0);
         let (proxy, through) = proxied(&store);
-        proxy.swallow_answers_from(b"UPDATE serializer_locks");
+        proxy.swallow_answers_from(if store.is_s3() { b"if-match".as_slice() } else { b"UPDATE serializer_locks" });
         let ended = through.run(&["run", "-n", "touch", "ran"]);
         proxy.wait_until_hit();
         assert!(ended.code == 1 && ended.stderr.contains("whether it was changed is not known"), "{ended:?}");
@@ -189,7 +189,7 @@ fn whoever_cannot_know_whether_it_was_done_says_so() {
 
 #[test]
 fn an_outage_that_is_shorter_than_the_lease_harms_nobody() {
-    each(Server::both(), |server| {
+    each(Server::all(), |server| {
         let (lock, run) = (server.store(RENEWED), server.store(RENEWED));
         let ((cut, lock_through), (hole, run_through)) = (proxied(&lock), proxied(&run));
         let mut owner = lock_through.shell();
@@ -225,7 +225,7 @@ fn noted(dir: &Path, name: &str) -> f64 {
 #[test]
 fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
     let breaks: [fn(&proxy::Proxy); 2] = [proxy::Proxy::cut, proxy::Proxy::black_hole];
-    each(Server::both(), |server| {
+    each(Server::all(), |server| {
         each(breaks, |cut_off| {
             let store = server.store(SHORT);
             let (proxy, through) = proxied(&store);
@@ -249,7 +249,7 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
 
 #[test]
 fn an_owner_that_was_cut_off_for_too_long_is_told_when_it_unlocks() {
-    each(Server::both(), |server| {
+    each(Server::all(), |server| {
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
         let (mut owner, mut other) = (through.shell(), store.shell());
@@ -266,7 +266,7 @@ fn an_owner_that_was_cut_off_for_too_long_is_told_when_it_unlocks() {
 
 #[test]
 fn an_owner_that_asked_for_it_is_ended_while_it_is_cut_off_before_another_gets_the_lock() {
-    each(Server::both(), |server| {
+    each(Server::all(), |server| {
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
         let mut owner = through.shell();

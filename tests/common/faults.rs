@@ -1,4 +1,4 @@
-//! Servers of both kinds, for tests that break them, and networks between them and the program.
+//! Servers of all kinds, for tests that break them, and networks between them and the program.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use crate::common::{Ended, until};
 use crate::proxy::Proxy;
+use crate::servers::buckets::{s3_url_at, start_s3};
+use crate::servers::emulators::Moto;
 use crate::servers::{MariaDb, Options, Postgres};
 use crate::stores::Store;
 
@@ -18,19 +20,19 @@ use crate::stores::Store;
 pub enum Server {
     Postgres(Postgres),
     MariaDb(MariaDb),
-}
-
-/// The same for both.
-macro_rules! of_both {
-    ($self:expr, $server:ident => $what:expr) => {
-        match $self {
-            Server::Postgres($server) => $what,
-            Server::MariaDb($server) => $what,
-        }
-    };
+    /// It goes and comes back as its users see that: the emulator would forget everything.
+    S3(Moto, Proxy),
 }
 
 impl Server {
+    /// One of each kind.
+    pub fn all() -> Vec<Self> {
+        let moto = start_s3();
+        let proxy = Proxy::to(moto.address());
+        Self::both().into_iter().chain([Self::S3(moto, proxy)]).collect()
+    }
+
+    /// Those that are databases.
     pub fn both() -> [Self; 2] {
         Self::both_with(Options::default())
     }
@@ -45,39 +47,76 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
-        of_both!(self, server => server.url())
+        match self {
+            Self::Postgres(server) => server.url(),
+            Self::MariaDb(server) => server.url(),
+            Self::S3(_, proxy) => s3_url_at(proxy.addr()),
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
-        of_both!(self, server => server.address())
+        match self {
+            Self::Postgres(server) => server.address(),
+            Self::MariaDb(server) => server.address(),
+            Self::S3(_, proxy) => proxy.addr(),
+        }
     }
 
     pub fn kill(&mut self) {
-        of_both!(self, server => server.kill());
+        match self {
+            Self::Postgres(server) => server.kill(),
+            Self::MariaDb(server) => server.kill(),
+            Self::S3(_, proxy) => proxy.cut(),
+        }
     }
 
     pub fn stop(&mut self) {
-        of_both!(self, server => server.stop());
+        match self {
+            Self::Postgres(server) => server.stop(),
+            Self::MariaDb(server) => server.stop(),
+            Self::S3(_, proxy) => proxy.cut(),
+        }
     }
 
     pub fn restart(&mut self) {
-        of_both!(self, server => server.restart());
+        match self {
+            Self::Postgres(server) => server.restart(),
+            Self::MariaDb(server) => server.restart(),
+            Self::S3(_, proxy) => proxy.mend(),
+        }
     }
 
     pub fn pause(&self) {
-        of_both!(self, server => server.pause());
+        match self {
+            Self::Postgres(server) => server.pause(),
+            Self::MariaDb(server) => server.pause(),
+            Self::S3(server, _) => server.pause(),
+        }
     }
 
     pub fn resume(&self) {
-        of_both!(self, server => server.resume());
+        match self {
+            Self::Postgres(server) => server.resume(),
+            Self::MariaDb(server) => server.resume(),
+            Self::S3(server, _) => server.resume(),
+        }
     }
 
+    /// The clock by which leases end.
     pub fn set_clock(&self, clock: &str) {
-        of_both!(self, server => server.set_clock(clock));
+        match self {
+            Self::Postgres(server) => server.set_clock(clock),
+            Self::MariaDb(server) => server.set_clock(clock),
+            Self::S3(..) => panic!("it has none"),
+        }
     }
 
     pub fn certificate(&self) -> String {
-        of_both!(self, server => server.certificate())
+        match self {
+            Self::Postgres(server) => server.certificate(),
+            Self::MariaDb(server) => server.certificate(),
+            Self::S3(..) => panic!("it has none"),
+        }
     }
 
     /// The answer to statements of the superuser.
@@ -85,6 +124,7 @@ impl Server {
         match self {
             Self::Postgres(server) => server.psql(sql),
             Self::MariaDb(server) => server.sql(sql),
+            Self::S3(..) => panic!("it speaks no SQL"),
         }
     }
 }
@@ -97,10 +137,9 @@ pub fn each<T: Send>(all: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) 
 
 /// Another way to the same lock, which can be broken.
 pub fn proxied(store: &Store) -> (Proxy, Store) {
-    let (start, end) = store.url.rsplit_once('@').expect("a user");
-    let (address, database) = end.split_once('/').expect("a database");
-    let proxy = Proxy::to(address.parse().expect("an address"));
-    let through = store.through(&format!("{start}@{}/{database}", proxy.addr()));
+    let address = store.address();
+    let proxy = Proxy::to(address);
+    let through = store.through(&store.url.replace(&address.to_string(), &proxy.addr().to_string()));
     (proxy, through)
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use serde_json::Value;
 use serializer::record::random_token;
 
 use super::common::{Ended, Locks, PROGRAM, Shell, Waiter, ended};
+use super::servers::buckets::{s3_url_at, shared_s3};
 use super::servers::{shared_mariadb, shared_postgres};
 
 /// One lock in a store.
@@ -30,8 +32,28 @@ impl Store {
 
     /// One of each kind, whose leases last so long.
     pub fn all(lease: Duration) -> Vec<Self> {
-        let urls = [shared_postgres().url(), shared_mariadb().url()];
+        let without_clock = Self::of([s3_url_at(shared_s3().address())], lease);
+        Self::with_clocks(lease).into_iter().chain(without_clock).collect()
+    }
+
+    /// One of each kind that has a clock: one look tells there whether a lease is over.
+    pub fn with_clocks(lease: Duration) -> Vec<Self> {
+        Self::of([shared_postgres().url(), shared_mariadb().url()], lease)
+    }
+
+    fn of<const N: usize>(urls: [String; N], lease: Duration) -> Vec<Self> {
         urls.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }).into()
+    }
+
+    /// Where its server listens.
+    pub fn address(&self) -> SocketAddr {
+        let at = self.url.find("127.0.0.1:").expect("it is of this machine");
+        let address: String = self.url[at..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
+        address.parse().expect("an address")
+    }
+
+    pub fn is_s3(&self) -> bool {
+        self.url.starts_with("s3:")
     }
 
     /// The same lock, reached by another address.
