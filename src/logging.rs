@@ -6,8 +6,10 @@ use std::io::IsTerminal;
 use jiff::Timestamp;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormattedFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::LogArgs;
@@ -31,14 +33,17 @@ pub fn start(args: &LogArgs) {
         levels: args.log_levels || is_on("LOG_LEVELS"),
         name: if variable("MELTANO_PROJECT_ROOT").is_some() { "" } else { "serializer: " },
     };
+    let level = parse_level(level.as_deref());
     let subscriber = tracing_subscriber::fmt()
-        .with_max_level(parse_level(level.as_deref()))
+        .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         // It would report that stderr does not work on stderr, and die of it; the lock matters more.
         .log_internal_errors(false)
         .event_format(lines)
-        .finish();
+        .finish()
+        // What libraries report is for those who work on them, and may hold what nobody is to read.
+        .with(filter_fn(|metadata| metadata.target().starts_with(env!("CARGO_CRATE_NAME"))).with_max_level_hint(level));
     // Fails only when somebody has started it before; then that one reports.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }

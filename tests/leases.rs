@@ -106,7 +106,7 @@ fn without_its_keeper_a_lock_lapses_and_unlock_says_so() {
 
 #[test]
 fn an_owner_whose_lease_nobody_has_taken_is_told_all_the_same() {
-    for store in Store::with_clocks(SHORT) {
+    for store in Store::with_a_clock(SHORT) {
         let mut owner = store.shell();
         owner.lock();
         signal(store.keeper(), Signal::KILL);

@@ -28,26 +28,19 @@ const LONG: Duration = Duration::from_secs(600);
 /// Renewed every two seconds.
 const RENEWED: Duration = Duration::from_secs(6);
 
-/// What questions begin with.
+/// What is sent, in the order of [`Store::markers`].
 #[derive(Clone, Copy, Debug)]
-enum Asked {
+enum Marker {
     Read,
     Insert,
     Update,
 }
 
-use Asked::{Insert, Read, Update};
+use Marker::{Insert, Read, Update};
 
-impl Asked {
+impl Marker {
     fn of(self, store: &Store) -> &'static [u8] {
-        match (self, store.is_s3()) {
-            (Read, false) => b"LEFT JOIN serializer_locks",
-            (Insert, false) => b"INSERT INTO serializer_locks",
-            (Update, false) => b"UPDATE serializer_locks",
-            (Read, true) => b"GET /",
-            (Insert, true) => b"if-none-match",
-            (Update, true) => b"if-match",
-        }
+        store.markers()[self as usize]
     }
 }
 
@@ -307,7 +300,7 @@ fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_tha
 
 /// Something that goes wrong, chosen by a number.
 fn disturb(proxy: &Proxy, store: &Store, chance: u8) {
-    let marker = [Read, Insert, Update][usize::from(chance / 4 % 3)].of(store);
+    let marker = store.markers()[usize::from(chance / 4 % 3)];
     match chance % 4 {
         0 => proxy.cut(),
         1 => proxy.swallow_answers(),

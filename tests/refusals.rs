@@ -100,7 +100,7 @@ fn who_may_not_make_the_table_is_told_who_can_and_how_and_that_works() {
 #[test]
 fn who_is_not_let_in_is_told_at_once_however_long_it_would_wait() {
     let said = [("password authentication failed", "does not exist"), ("access denied", "access denied")];
-    for (store, (password, database)) in Store::with_clocks(LONG).into_iter().zip(said) {
+    for (store, (password, database)) in Store::with_a_clock(LONG).into_iter().zip(said) {
         let (server, _) = store.url.rsplit_once('/').expect("a database");
         let nowhere = store.through(&format!("{server}/nowhere"));
         for args in [&["lock"][..], &["unlock"], &["run", "true"], &["status"], &["wait"]] {
@@ -113,7 +113,7 @@ fn who_is_not_let_in_is_told_at_once_however_long_it_would_wait() {
 #[test]
 fn who_names_a_server_that_is_not_there_is_told_so() {
     for store in Store::all(LONG) {
-        let address = store.address().to_string();
+        let address = store.address();
         // Nobody listens where somebody has just stopped to.
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
         for (elsewhere, why) in [("no-such-host.invalid", "no-such-host.invalid"), (&port.to_string(), "connection refused")] {

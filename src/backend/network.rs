@@ -1,59 +1,21 @@
 //! What stores that are reached over a network have in common, whatever they speak.
 
 pub mod address;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod keepalive;
 pub mod lookup;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub mod passwords;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "object-store"))]
 pub mod tls;
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]
-use std::io;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-use std::os::fd::AsFd;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-use std::time::Duration;
-
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-use rustix::net::sockopt;
+pub use keepalive::Keepalive;
 
 use crate::printable;
 
 /// The longest text of a server that is repeated, in characters.
 const MAX_TEXT: usize = 300;
-
-/// When the system asks whether the other end of a silent connection is still there: while somebody waits, nothing else tells that;
-/// and firewalls forget silent connections.
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalive {
-    /// After silence for so long.
-    pub idle: Duration,
-    /// And so often, if there is no answer.
-    pub interval: Duration,
-    /// So many times.
-    pub count: u32,
-}
-
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-impl Default for Keepalive {
-    fn default() -> Self {
-        Self { idle: Duration::from_secs(20), interval: Duration::from_secs(5), count: 3 }
-    }
-}
-
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-impl Keepalive {
-    /// Asks the system for it.
-    ///
-    /// # Errors
-    /// When the system does not do it.
-    pub fn set(&self, socket: impl AsFd) -> io::Result<()> {
-        sockopt::set_socket_keepalive(&socket, true)?;
-        sockopt::set_tcp_keepidle(&socket, self.idle)?;
-        sockopt::set_tcp_keepintvl(&socket, self.interval)?;
-        Ok(sockopt::set_tcp_keepcnt(&socket, self.count)?)
-    }
-}
 
 /// A server's words as part of a sentence: on one line, lower case where it is a word, and without its end.
 pub fn sentence(text: &str) -> String {

@@ -23,11 +23,22 @@ pub const ACCOUNT_KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuF
 /// A secret that no message may hold, with what people's secrets have.
 pub const SECRET: &str = "hunter2/x+y";
 
-/// The answer of an HTTP server to a question without credentials, which moto does not ask for.
+/// The answer of S3 to somebody whom it does not ask for a proof.
 pub fn asked(address: SocketAddr, method: &str, path: &str, body: &str) -> String {
+    asked_with(address, &format!("{method} {path}"), "s3", "text/plain", body)
+}
+
+/// The answer to an administrator of AWS, as long as nobody has to have rights.
+pub fn asked_as_administrator(address: SocketAddr, service: &str, path: &str, form: &str) -> String {
+    asked_with(address, &format!("POST {path}"), service, "application/x-www-form-urlencoded", form)
+}
+
+fn asked_with(address: SocketAddr, what: &str, service: &str, kind: &str, body: &str) -> String {
+    let credential = format!("Credential=AKIATEST/20260101/us-east-1/{service}/aws4_request, SignedHeaders=host, Signature=0");
+    let headers = format!("Authorization: AWS4-HMAC-SHA256 {credential}\r\nContent-Type: {kind}\r\n");
     let mut stream = TcpStream::connect(address).expect("it listens");
     let length = body.len();
-    let question = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n{body}");
+    let question = format!("{what} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
     stream.write_all(question.as_bytes()).expect("it takes the question");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("it answers");
@@ -49,6 +60,16 @@ pub fn azure_url_at(address: SocketAddr) -> String {
 pub fn start_s3() -> Moto {
     let moto = Moto::start();
     make_bucket(moto.address(), BUCKET);
+    moto
+}
+
+/// The same with TLS.
+pub fn start_s3_with_tls() -> Moto {
+    let moto = Moto::start_with_tls();
+    let script = "import ssl, sys, urllib.request as r; \
+                  r.urlopen(r.Request(sys.argv[1], method='PUT'), context=ssl.create_default_context(cafile=sys.argv[2]), timeout=20)";
+    let bucket = format!("https://{}/{BUCKET}", moto.address());
+    answer(Command::new("python3").args(["-c", script, &bucket, &moto.certificate()]));
     moto
 }
 

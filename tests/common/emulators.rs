@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::process::Signal;
 
 use super::keeper::{Keeper, Port, Server, find_program};
-use super::{loopback, set_clock};
+use super::{loopback, make_certificate, set_clock};
 
 /// Where they are installed.
 pub(super) fn installed(path: &str) -> String {
@@ -50,7 +50,18 @@ server!(Moto, Signal::KILL);
 
 impl Moto {
     pub fn start() -> Self {
-        let keeper = Keeper::new();
+        Self::start_in(Keeper::new(), &[])
+    }
+
+    /// With a certificate.
+    pub fn start_with_tls() -> Self {
+        let mut keeper = Keeper::new();
+        make_certificate(&mut keeper);
+        let files = ["server.crt", "server.key"].map(|name| keeper.path(name));
+        Self::start_in(keeper, &files)
+    }
+
+    fn start_in(keeper: Keeper, certificate: &[String]) -> Self {
         let port = Port::reserve();
         let number = port.number().to_string();
         // A copy, because the checkout may not be everybody's to read.
@@ -58,7 +69,8 @@ impl Moto {
         keeper.give_away();
         let words =
             ["env", &format!("HOME={}", keeper.dir().display()), &installed("moto/bin/python"), &keeper.path("moto_server.py")];
-        let command = words.into_iter().chain([number.as_str()]).map(str::to_owned).collect();
+        let words = words.into_iter().chain([number.as_str()]).map(str::to_owned);
+        let command = words.chain(certificate.iter().cloned()).collect();
         Self { server: start(keeper, port, command) }
     }
 }

@@ -138,8 +138,8 @@ pub fn each<T: Send>(all: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) 
 /// Another way to the same lock, which can be broken.
 pub fn proxied(store: &Store) -> (Proxy, Store) {
     let address = store.address();
-    let proxy = Proxy::to(address);
-    let through = store.through(&store.url.replace(&address.to_string(), &proxy.addr().to_string()));
+    let proxy = Proxy::to(address.parse().expect("an address"));
+    let through = store.through(&store.url.replace(&address, &proxy.addr().to_string()));
     (proxy, through)
 }
 

@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
-use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -32,33 +31,40 @@ impl Store {
 
     /// One of each kind, whose leases last so long.
     pub fn all(lease: Duration) -> Vec<Self> {
-        let without_clock = Self::of([s3_url_at(shared_s3().address())], lease);
-        Self::with_clocks(lease).into_iter().chain(without_clock).collect()
+        let mut all = Self::with_a_clock(lease);
+        all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&s3_url_at(shared_s3().address())) });
+        all
     }
 
-    /// One of each kind that has a clock: one look tells there whether a lease is over.
-    pub fn with_clocks(lease: Duration) -> Vec<Self> {
-        Self::of([shared_postgres().url(), shared_mariadb().url()], lease)
-    }
-
-    fn of<const N: usize>(urls: [String; N], lease: Duration) -> Vec<Self> {
+    /// One of each kind that has a clock, by which everybody sees at once that a lease is over. These are databases that also take
+    /// other statements.
+    pub fn with_a_clock(lease: Duration) -> Vec<Self> {
+        let urls = [shared_postgres().url(), shared_mariadb().url()];
         urls.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }).into()
-    }
-
-    /// Where its server listens.
-    pub fn address(&self) -> SocketAddr {
-        let at = self.url.find("127.0.0.1:").expect("it is of this machine");
-        let address: String = self.url[at..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
-        address.parse().expect("an address")
     }
 
     pub fn is_s3(&self) -> bool {
         self.url.starts_with("s3:")
     }
 
+    /// What a request to look holds, one to write where nothing has been yet, and one to write what has changed.
+    pub fn markers(&self) -> [&'static [u8]; 3] {
+        if self.is_s3() {
+            return [b"GET /", b"if-none-match", b"if-match"];
+        }
+        [b"LEFT JOIN serializer_locks", b"INSERT INTO serializer_locks", b"UPDATE serializer_locks"]
+    }
+
     /// The same lock, reached by another address.
     pub fn through(&self, url: &str) -> Self {
         Self { locks: Locks::new(), url: url.to_owned(), name: self.name.clone(), lease: self.lease.clone() }
+    }
+
+    /// Where its server is.
+    pub fn address(&self) -> String {
+        let behind_user = || Some(self.url.rsplit_once('@')?.1.split_once('/')?.0);
+        let endpoint = self.url.split_once("endpoint=http://").map(|(_, endpoint)| endpoint);
+        endpoint.or_else(behind_user).expect("an address").to_owned()
     }
 
     /// `program` with the store, and little else, in its environment.

@@ -36,7 +36,7 @@ impl Answer {
             (None, None) => (header("x-ms-error-code").unwrap_or_default(), String::new()),
         };
         // Azure's second line is an identification.
-        let message = sentence(message.lines().next().unwrap_or(""));
+        let message = message.lines().next().filter(|line| !line.trim().is_empty()).map(sentence).unwrap_or_default();
         let region = header("x-amz-bucket-region").or_else(|| element(&text, "Region"));
         let code = if code.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) { code } else { String::new() };
         let region = region.filter(|region| region.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'));
