@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Installs the emulators that tests start as servers into `target/emulators`, with the versions below. Quick when repeated.
 #   dynalite (npm): DynamoDB on disk, exact under concurrent conditional writes.
+#   azurite (npm): Azure Blob Storage, exact under concurrent conditional writes.
 #   moto (PyPI): DynamoDB with IAM, and S3; only by tests/common/moto_server.py, which has it answer one request at a time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+azurite=3.35.0
 dynalite=4.0.0
 moto=5.2.5
 
@@ -49,5 +51,6 @@ python_package() {
 python=/usr/bin/python3
 "$python" -c 'import ensurepip, venv' 2>/dev/null || python=python3
 
+npm_package azurite "$azurite"
 npm_package dynalite "$dynalite"
 python_package moto server,dynamodb,s3,iam "$moto"

@@ -6,13 +6,15 @@ mod directory;
 mod dynamodb;
 mod engines;
 pub mod file;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
 mod key;
 pub mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
 mod network;
+#[cfg(feature = "object-store")]
+mod object;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod remote;
@@ -63,6 +65,14 @@ pub trait Backend {
     /// # Errors
     /// When `seen` certainly was not removed, for another reason than a conflict.
     fn delete(&mut self, seen: &Stored) -> Result<Write, Error>;
+
+    /// Tries whether it refuses what it has to, where that depends on what it is kept by. Nobody may use the lock meanwhile.
+    ///
+    /// # Errors
+    /// When it does not.
+    fn prove(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Sleeps at most `limit`. Returns early when something may have changed, when one of `fds` becomes readable, or for
     /// no reason at all.

@@ -118,8 +118,8 @@ impl StoreUrl {
     /// # Errors
     /// What was expected instead. Nothing of the text is in it, which may hold a password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let expected =
-            "expected an address such as postgres://user@host/database, mysql://user@host/database or file:///shared/directory";
+        let expected = "expected an address such as postgres://user@host/database, mysql://user@host/database, s3://bucket/prefix or \
+             file:///shared/directory";
         let Some((scheme, rest)) = text.trim().split_once("://") else { return Err(expected.to_owned()) };
         if scheme.split('+').next().is_some_and(|dialect| dialect.eq_ignore_ascii_case("sqlite")) {
             return Err("SQLite is a file of one machine, for which the lock file is made: leave the store out, and set \

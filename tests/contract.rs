@@ -42,7 +42,7 @@ mod of {
         of_many_that_create_one_succeeds,
         of_many_that_replace_one_succeeds,
         numbers_never_go_back
-        => memory, file, directory, postgres, mysql, dynamodb);
+        => memory, file, directory, postgres, mysql, dynamodb, s3, azure);
     contract!(leases:
         the_same_owner_holds_it_already,
         another_owner_finds_it_held_and_does_not_release_it,
@@ -54,9 +54,9 @@ mod of {
         who_has_let_it_expire_is_told,
         slots_are_so_many_and_sharers_any_number,
         a_holder_whose_lock_was_broken_is_told
-        => memory, file, directory, postgres, mysql, dynamodb);
-    // Neither a directory nor DynamoDB has a clock that all hosts read, and a file's waiters are seen by the queue file, at which only
-    // processes stand.
+        => memory, file, directory, postgres, mysql, dynamodb, s3, azure);
+    // Directories, DynamoDB and object stores have no clock that all hosts read, and a file's waiters are seen by the queue file, at
+    // which only processes stand.
     contract!(leases_by_a_clock:
         what_is_to_be_held_at_least_stays_held,
         success_is_told_to_who_waits_for_it
@@ -65,5 +65,5 @@ mod of {
         of_sixteen_programs_one_gets_the_lock,
         a_counter_is_counted_by_one_at_a_time,
         names_of_every_kind_are_names_of_locks
-        => file, directory, postgres, mysql, dynamodb);
+        => file, directory, postgres, mysql, dynamodb, s3, azure);
 }

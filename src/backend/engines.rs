@@ -52,12 +52,19 @@ impl Engine {
                 names: super::dynamodb::names,
                 schema: None,
             }),
+            #[cfg(feature = "object-store")]
+            Scheme::S3 | Scheme::Azure | Scheme::Gcs => Ok(Self {
+                open: |settings, name, location| Ok(Box::new(Remote::new(super::object::Object::new(settings, name)?, location))),
+                names: super::object::names,
+                schema: None,
+            }),
             #[cfg(not(feature = "postgres"))]
             Scheme::Postgres => Err(Failure::not_built(scheme)),
             #[cfg(not(feature = "mysql"))]
             Scheme::Mysql => Err(Failure::not_built(scheme)),
             #[cfg(not(feature = "dynamodb"))]
             Scheme::Dynamodb => Err(Failure::not_built(scheme)),
+            #[cfg(not(feature = "object-store"))]
             Scheme::S3 | Scheme::Azure | Scheme::Gcs => Err(Failure::not_built(scheme)),
         }
     }

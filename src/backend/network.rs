@@ -4,8 +4,9 @@ pub mod address;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod keepalive;
 pub mod lookup;
-pub mod passwords;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
+pub mod passwords;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "object-store"))]
 pub mod tls;
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]

@@ -47,6 +47,14 @@ pub trait Register {
     /// When it cannot be made.
     fn prepare(&mut self) -> Result<(), Failure>;
 
+    /// Tries whether the store refuses what it has to, where that is not certain: some only speak like others.
+    ///
+    /// # Errors
+    /// When it does not, or has no answer.
+    fn prove(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Sleeps at most `limit`, until one of `fds` is readable, or until something may have changed that is worth a look; also
     /// without a connection. How often it is worth to look without being told is for the engine to know.
     ///
@@ -263,7 +271,7 @@ fn number_after(row: &Row) -> u64 {
 }
 
 /// In milliseconds.
-fn since_1970() -> u64 {
+pub fn since_1970() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(0)
 }
@@ -323,6 +331,11 @@ impl<R: Register> Backend for Remote<R> {
 
     fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
         self.write_if_seen(Some(seen), None)
+    }
+
+    fn prove(&mut self) -> Result<(), Error> {
+        let proved = retry(|_| self.register.prove().inspect_err(|_| self.register.disconnect()));
+        proved.map_err(|failure| self.error("use the lock", failure))
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {

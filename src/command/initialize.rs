@@ -27,7 +27,9 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
         Location::Store(settings, _) => {
             // Rows stay, so that there is one for all who try.
             let probed = Location::Store(settings.clone(), ".serializer.probe".into());
-            try_out(backend::open(&probed)?.as_mut(), &probe().map_err(cannot_draw)?)?;
+            let mut backend = backend::open(&probed)?;
+            try_out(backend.as_mut(), &probe().map_err(cannot_draw)?)?;
+            backend.prove()?;
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
             Ok(())
         }

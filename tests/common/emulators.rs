@@ -8,17 +8,17 @@ use std::sync::OnceLock;
 use rustix::process::Signal;
 
 use super::keeper::{Keeper, Port, Server, find_program};
-use super::{loopback, set_clock};
+use super::{loopback, make_certificate, set_clock};
 
 /// Where they are installed.
-fn installed(path: &str) -> String {
+pub(super) fn installed(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/emulators").join(path);
     assert!(path.exists(), "`{}` is not there: scripts/emulators.sh installs it", path.display());
     path.into_os_string().into_string().expect("UTF-8")
 }
 
 /// Starts something that answers as soon as it listens.
-fn start(keeper: Keeper, port: Port, command: Vec<String>) -> Server {
+pub(super) fn start(keeper: Keeper, port: Port, command: Vec<String>) -> Server {
     let address = loopback(port.number());
     Server::start(keeper, port, command, move || TcpStream::connect(address).is_ok())
 }
@@ -66,7 +66,18 @@ server!(Moto, Signal::KILL);
 
 impl Moto {
     pub fn start() -> Self {
-        let keeper = Keeper::new();
+        Self::start_in(Keeper::new(), &[])
+    }
+
+    /// With a certificate.
+    pub fn start_with_tls() -> Self {
+        let mut keeper = Keeper::new();
+        make_certificate(&mut keeper);
+        let files = ["server.crt", "server.key"].map(|name| keeper.path(name));
+        Self::start_in(keeper, &files)
+    }
+
+    fn start_in(keeper: Keeper, certificate: &[String]) -> Self {
         let port = Port::reserve();
         let number = port.number().to_string();
         // A copy, because the checkout may not be everybody's to read.
@@ -74,7 +85,8 @@ impl Moto {
         keeper.give_away();
         let words =
             ["env", &format!("HOME={}", keeper.dir().display()), &installed("moto/bin/python"), &keeper.path("moto_server.py")];
-        let command = words.into_iter().chain([number.as_str()]).map(str::to_owned).collect();
+        let words = words.into_iter().chain([number.as_str()]).map(str::to_owned);
+        let command = words.chain(certificate.iter().cloned()).collect();
         Self { server: start(keeper, port, command) }
     }
 }

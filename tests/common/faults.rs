@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use crate::common::{Ended, until};
 use crate::proxy::Proxy;
-use crate::servers::emulators::Dynalite;
+use crate::servers::buckets::{s3_url_at, start_s3};
+use crate::servers::emulators::{Dynalite, Moto};
 use crate::servers::{MariaDb, Options, Postgres};
 use crate::stores::Store;
 
@@ -20,15 +21,18 @@ pub enum Server {
     Postgres(Postgres),
     MariaDb(MariaDb),
     Dynalite(Dynalite),
+    /// It goes and comes back as its users see that: the emulator would forget everything.
+    S3(Moto, Proxy),
 }
 
-/// The same for all.
+/// The same for all but S3.
 macro_rules! of_all {
-    ($self:expr, $server:ident => $what:expr) => {
+    ($self:expr, $server:ident => $what:expr, $moto:pat, $proxy:pat => $else:expr) => {
         match $self {
             Server::Postgres($server) => $what,
             Server::MariaDb($server) => $what,
             Server::Dynalite($server) => $what,
+            Server::S3($moto, $proxy) => $else,
         }
     };
 }
@@ -36,7 +40,9 @@ macro_rules! of_all {
 impl Server {
     /// One of each kind.
     pub fn all() -> Vec<Self> {
-        Self::both().into_iter().chain([Self::Dynalite(Dynalite::start())]).collect()
+        let moto = start_s3();
+        let proxy = Proxy::to(moto.address());
+        Self::both().into_iter().chain([Self::Dynalite(Dynalite::start()), Self::S3(moto, proxy)]).collect()
     }
 
     /// Databases, which have clocks.
@@ -54,39 +60,40 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
-        of_all!(self, server => server.url())
+        of_all!(self, server => server.url(), _, proxy => s3_url_at(proxy.addr()))
     }
 
     pub fn address(&self) -> SocketAddr {
-        of_all!(self, server => server.address())
+        of_all!(self, server => server.address(), _, proxy => proxy.addr())
     }
 
     pub fn kill(&mut self) {
-        of_all!(self, server => server.kill());
+        of_all!(self, server => server.kill(), _, proxy => proxy.cut());
     }
 
     pub fn stop(&mut self) {
-        of_all!(self, server => server.stop());
+        of_all!(self, server => server.stop(), _, proxy => proxy.cut());
     }
 
     pub fn restart(&mut self) {
-        of_all!(self, server => server.restart());
+        of_all!(self, server => server.restart(), _, proxy => proxy.mend());
     }
 
     pub fn pause(&self) {
-        of_all!(self, server => server.pause());
+        of_all!(self, server => server.pause(), moto, _ => moto.pause());
     }
 
     pub fn resume(&self) {
-        of_all!(self, server => server.resume());
+        of_all!(self, server => server.resume(), moto, _ => moto.resume());
     }
 
+    /// The clock by which leases end.
     pub fn set_clock(&self, clock: &str) {
-        of_all!(self, server => server.set_clock(clock));
+        of_all!(self, server => server.set_clock(clock), _, _ => panic!("it has none"));
     }
 
     pub fn certificate(&self) -> String {
-        of_all!(self, server => server.certificate())
+        of_all!(self, server => server.certificate(), _, _ => panic!("it has none"))
     }
 
     /// The answer to statements of the superuser.
@@ -94,7 +101,7 @@ impl Server {
         match self {
             Self::Postgres(server) => server.psql(sql),
             Self::MariaDb(server) => server.sql(sql),
-            Self::Dynalite(_) => panic!("it does not take SQL"),
+            Self::Dynalite(_) | Self::S3(..) => panic!("it does not take SQL"),
         }
     }
 }

@@ -1,5 +1,5 @@
 """Moto as a server on a port of the loopback interface, which answers one request at a time: with threads, its conditions are not
-exact. Its argument is the port. Nothing is kept when it ends."""
+exact. Its arguments are the port, and if it is to encrypt, the files with its certificate and key. Nothing is kept when it ends."""
 
 import sys
 
@@ -12,4 +12,11 @@ class Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.0"
 
 
-run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False, request_handler=Handler)
+run_simple(
+    "127.0.0.1",
+    int(sys.argv[1]),
+    DomainDispatcherApplication(create_backend_app),
+    threaded=False,
+    request_handler=Handler,
+    ssl_context=tuple(sys.argv[2:4]) or None,
+)

@@ -154,6 +154,7 @@ macro_rules! server {
     };
 }
 
+pub mod buckets;
 pub mod emulators;
 
 pub struct Postgres {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use serializer::record::random_token;
 
 use super::common::{Ended, Locks, PROGRAM, Shell, Waiter, ended};
+use super::servers::buckets::{s3_url_at, shared_s3};
 use super::servers::emulators::shared_dynalite;
 use super::servers::{shared_mariadb, shared_postgres};
 
@@ -40,6 +41,7 @@ impl Store {
     pub fn over_networks(lease: Duration) -> Vec<Self> {
         let mut all = Self::with_a_clock(lease);
         all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&shared_dynalite().url()) });
+        all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&s3_url_at(shared_s3().address())) });
         all
     }
 
@@ -57,10 +59,17 @@ impl Store {
         urls.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }).into()
     }
 
+    pub fn is_s3(&self) -> bool {
+        self.url.starts_with("s3:")
+    }
+
     /// What a request to look holds, one to write where nothing has been yet, and one to write what has changed.
     pub fn markers(&self) -> [&'static [u8]; 3] {
         if self.url.starts_with("dynamodb:") {
             return [b"DynamoDB_20120810.GetItem", b"attribute_not_exists(#key)", b"#version = :number AND"];
+        }
+        if self.is_s3() {
+            return [b"GET /", b"if-none-match", b"if-match"];
         }
         [b"LEFT JOIN serializer_locks", b"INSERT INTO serializer_locks", b"UPDATE serializer_locks"]
     }

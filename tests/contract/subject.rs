@@ -13,6 +13,7 @@ use serializer::record::random_token;
 use serializer::store::{StoreSettings, StoreUrl};
 
 use crate::common::Locks;
+use crate::servers::buckets::{s3_url_at, shared_azure, shared_s3};
 use crate::servers::emulators::shared_dynalite;
 use crate::servers::{shared_mariadb, shared_postgres};
 
@@ -57,6 +58,14 @@ impl Subject {
 
     pub fn dynamodb() -> Self {
         Self::of(Kind::Store(shared_dynalite().url()))
+    }
+
+    pub fn s3() -> Self {
+        Self::of(Kind::Store(s3_url_at(shared_s3().address())))
+    }
+
+    pub fn azure() -> Self {
+        Self::of(Kind::Store(shared_azure().url()))
     }
 
     /// Whether it counts acquisitions.

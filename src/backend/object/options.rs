@@ -1,0 +1,155 @@
+//! Where a store is, and who we are for it: what the address says, then the settings of Meltano's state backend, then the variables of
+//! each cloud's own tools.
+
+use std::path::PathBuf;
+
+use super::azure;
+use crate::backend::network::address::Address;
+use crate::backend::network::tls::Roots;
+use crate::backend::remote::Failure;
+use crate::printable;
+use crate::store::{Scheme, StoreSettings};
+
+/// Of S3. Keys are spelled as its tools spell them.
+const S3: &[&str] = &["access_key_id", "ca", "endpoint", "path_style", "region", "secret_access_key", "session_token"];
+const AZURE: &[&str] = &["account", "account_key", "ca", "endpoint", "sas_token"];
+const GCS: &[&str] = &["application_credentials", "ca", "endpoint"];
+
+/// How to reach a store. No `Debug`: it holds keys.
+pub struct Options {
+    pub scheme: Scheme,
+    pub bucket: String,
+    /// What the names of all objects begin with; empty, or without `/` at either end.
+    pub prefix: String,
+    pub access: Access,
+    pub roots: Roots,
+    /// Whether the machine may be asked who it is.
+    pub asks_machine: bool,
+}
+
+/// Of each kind of store. What is missing is looked for in the environment, by the crate.
+pub enum Access {
+    S3 { keys: Option<Keys>, region: Option<String>, endpoint: Option<String>, is_path_style: bool },
+    Azure(azure::Account),
+    Gcs { credentials: Option<String>, endpoint: Option<String> },
+}
+
+/// Who signs.
+pub struct Keys {
+    pub id: String,
+    pub secret: String,
+    pub token: Option<String>,
+}
+
+/// An environment.
+type Variables<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+impl Options {
+    /// Reads the address and the environment.
+    pub fn of(settings: &StoreSettings) -> Result<Self, Failure> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self::read(settings, &variable)
+    }
+
+    fn read(settings: &StoreSettings, variable: &Variables<'_>) -> Result<Self, Failure> {
+        let scheme = settings.url.scheme();
+        let address = Address::parse(&settings.url.secret())?;
+        let known = match scheme {
+            Scheme::Azure => AZURE,
+            Scheme::Gcs => GCS,
+            _ => S3,
+        };
+        if let Some((name, _)) = address.options.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            let failure = Failure::permanent(format!("the address's option `{}` is not known", printable::field(name)));
+            return Err(failure.with_hint(format!("options are {}", known.join(", "))));
+        }
+        let bucket = bucket(scheme, &address)?;
+        let prefix: Vec<_> =
+            address.database.as_deref().unwrap_or("").split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        if prefix.iter().any(|part| part == "." || part == ".." || part.chars().any(char::is_control)) {
+            return Err(Failure::permanent("the address's prefix is no name of an object"));
+        }
+        let option = |name: &str| address.option(name).map(str::to_owned);
+        let meltano = |name: &str| variable(&format!("MELTANO_STATE_BACKEND_{name}"));
+        let access = match scheme {
+            Scheme::Azure => {
+                let connection = meltano("AZURE_CONNECTION_STRING").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"));
+                let endpoint = option("endpoint").or_else(|| meltano("AZURE_STORAGE_ACCOUNT_URL"));
+                let connection = connection.as_deref().filter(|_| endpoint.is_none() && option("account").is_none());
+                let account = connection.map(azure::Account::of_connection_string).transpose()?.unwrap_or_default();
+                Access::Azure(azure::Account {
+                    name: option("account").or(account.name),
+                    endpoint: endpoint.or(account.endpoint),
+                    key: option("account_key").or(account.key),
+                    sas: option("sas_token").or(account.sas),
+                })
+            }
+            Scheme::Gcs => {
+                let path = || meltano("GCS_APPLICATION_CREDENTIALS_PATH").or_else(|| meltano("GCS_APPLICATION_CREDENTIALS"));
+                Access::Gcs { credentials: option("application_credentials").or_else(path), endpoint: option("endpoint") }
+            }
+            _ => Access::S3 {
+                keys: keys(&address, &meltano)?,
+                region: option("region"),
+                endpoint: option("endpoint").or_else(|| meltano("S3_ENDPOINT_URL")),
+                is_path_style: flag(&address, "path_style")?.unwrap_or(true),
+            },
+        };
+        let bundle = || variable("AWS_CA_BUNDLE").filter(|_| scheme == Scheme::S3);
+        let roots = option("ca").or_else(bundle).map_or(Roots::System, |path| Roots::File(PathBuf::from(path)));
+        let asks_machine = variable("AWS_EC2_METADATA_DISABLED").is_none_or(|value| !value.eq_ignore_ascii_case("true"));
+        Ok(Self { scheme, bucket, prefix: prefix.join("/"), access, roots, asks_machine })
+    }
+}
+
+fn bucket(scheme: Scheme, address: &Address) -> Result<String, Failure> {
+    let example = match scheme {
+        Scheme::Azure => "`azure://CONTAINER/PREFIX`",
+        Scheme::Gcs => "`gs://BUCKET/PREFIX`",
+        _ => "`s3://BUCKET/PREFIX`, or with credentials `s3://KEY:SECRET@BUCKET/PREFIX`",
+    };
+    let has_login = address.user.is_some() || address.password.is_some();
+    let is_complete = address.user.is_some() && address.password.as_ref().is_some_and(|password| !password.is_empty());
+    if has_login && (scheme != Scheme::S3 || !is_complete) {
+        let why = if scheme == Scheme::S3 { "a key without its secret" } else { "a user" };
+        return Err(Failure::permanent(format!("the address names {why} before an `@`"))
+            .with_hint(format!("{example}; an `@` in a prefix is written as `%40`")));
+    }
+    match address.places.as_slice() {
+        [(bucket, None)] if !bucket.is_empty() && !bucket.contains(['/', '\\']) => Ok(bucket.clone()),
+        [(bucket, None)] if bucket.is_empty() => Err(Failure::permanent("the address names no bucket").with_hint(example)),
+        _ => Err(Failure::permanent("the address's bucket is no name of one").with_hint(example)),
+    }
+}
+
+/// In the address, as Meltano has them, or in Meltano's settings; the first place that has one has to have both.
+fn keys(address: &Address, meltano: &dyn Fn(&str) -> Option<String>) -> Result<Option<Keys>, Failure> {
+    let option = |name: &str| address.option(name).map(str::to_owned);
+    let token = option("session_token");
+    let places = [
+        (address.user.clone(), address.password.clone(), token.clone()),
+        (option("access_key_id"), option("secret_access_key"), token),
+        (meltano("S3_AWS_ACCESS_KEY_ID"), meltano("S3_AWS_SECRET_ACCESS_KEY"), None),
+    ];
+    for place in places {
+        match place {
+            (Some(id), Some(secret), token) => return Ok(Some(Keys { id, secret, token })),
+            (None, None, _) => {}
+            _ => return Err(Failure::permanent("of a key and its secret, only one is given")),
+        }
+    }
+    Ok(None)
+}
+
+fn flag(address: &Address, name: &str) -> Result<Option<bool>, Failure> {
+    match address.option(name).map(str::to_ascii_lowercase).as_deref() {
+        None => Ok(None),
+        Some("true" | "1" | "yes" | "on") => Ok(Some(true)),
+        Some("false" | "0" | "no" | "off") => Ok(Some(false)),
+        Some(_) => Err(Failure::permanent(format!("the address's option `{name}` is neither `true` nor `false`"))),
+    }
+}
+
+#[cfg(test)]
+#[path = "options_tests.rs"]
+mod tests;

@@ -1,0 +1,79 @@
+use std::time::Duration;
+
+use super::{Access, Options};
+use crate::backend::network::tls::Roots;
+use crate::backend::remote::Failure;
+use crate::store::{StoreSettings, StoreUrl};
+
+fn read(url: &str, variables: &[(&str, &str)]) -> Result<Options, Failure> {
+    let url = StoreUrl::parse(url).expect(url);
+    let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(5) };
+    let variable = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned());
+    Options::read(&settings, &variable)
+}
+
+fn read_well(url: &str, variables: &[(&str, &str)]) -> Options {
+    read(url, variables).unwrap_or_else(|failure| panic!("{url}: {}", failure.why))
+}
+
+#[test]
+fn the_addresses_of_meltano_s_state_backends_are_understood() {
+    let options = read_well("s3://AKIA123:wJal/rX+x%2Fy@my-bucket/meltano/state/", &[]);
+    assert_eq!((options.bucket.as_str(), options.prefix.as_str()), ("my-bucket", "meltano/state"));
+    let Access::S3 { keys: Some(keys), .. } = options.access else { panic!("keys") };
+    assert_eq!((keys.id.as_str(), keys.secret.as_str(), keys.token), ("AKIA123", "wJal/rX+x/y", None));
+    for url in ["azure://states/meltano", "az://states/meltano", "gs://states/meltano", "s3://states//meltano"] {
+        let options = read_well(url, &[("AZURE_STORAGE_CONNECTION_STRING", "AccountName=shop;AccountKey=a==")]);
+        assert_eq!((options.bucket.as_str(), options.prefix.as_str()), ("states", "meltano"), "{url}");
+    }
+    assert_eq!(read_well("s3://bucket", &[]).prefix, "");
+}
+
+#[test]
+fn meltano_s_settings_are_used_where_the_address_says_nothing() {
+    let variables = [
+        ("MELTANO_STATE_BACKEND_S3_AWS_ACCESS_KEY_ID", "id"),
+        ("MELTANO_STATE_BACKEND_S3_AWS_SECRET_ACCESS_KEY", "secret"),
+        ("MELTANO_STATE_BACKEND_S3_ENDPOINT_URL", "http://minio:9000"),
+        ("MELTANO_STATE_BACKEND_AZURE_CONNECTION_STRING", "AccountName=shop;AccountKey=a=="),
+    ];
+    let Access::S3 { keys: Some(keys), endpoint, .. } = read_well("s3://b", &variables).access else { panic!("keys") };
+    assert_eq!((keys.id.as_str(), endpoint.as_deref()), ("id", Some("http://minio:9000")));
+    let Access::S3 { keys: Some(keys), .. } = read_well("s3://other:x@b", &variables).access else { panic!("keys") };
+    assert_eq!(keys.id, "other");
+    let Access::Azure(account) = read_well("azure://c", &variables).access else { panic!("an account") };
+    assert_eq!((account.name().as_deref(), account.key.as_deref()), (Some("shop"), Some("a==")));
+    // Another account's key is of no use.
+    let Access::Azure(account) = read_well("azure://c?account=other", &variables).access else { panic!("an account") };
+    assert_eq!((account.name().as_deref(), account.key), (Some("other"), None));
+}
+
+#[test]
+fn options_say_where_the_store_is() {
+    let url = "s3://b/p?region=eu-central-1&endpoint=https://s3.example:9000&path-style=false&ca=/etc/ca.pem";
+    let options = read_well(url, &[("AWS_CA_BUNDLE", "/other.pem")]);
+    assert_eq!(options.roots, Roots::File("/etc/ca.pem".into()));
+    let Access::S3 { keys: None, region, endpoint, is_path_style } = options.access else { panic!("no keys") };
+    assert_eq!((region.as_deref(), endpoint.as_deref()), (Some("eu-central-1"), Some("https://s3.example:9000")));
+    assert!(!is_path_style);
+}
+
+#[test]
+fn what_cannot_be_used_is_named_and_nothing_secret_with_it() {
+    for (url, part) in [
+        ("s3://b?regoin=x", "`regoin`"),
+        ("gs://b?region=x", "`region`"),
+        ("s3://hunter2@b/p", "without its secret"),
+        ("s3://hunter2:@b/p", "without its secret"),
+        ("azure://me:hunter2@c/p", "a user"),
+        ("s3:///p", "no bucket"),
+        ("s3://b:1/p", "no name of one"),
+        ("s3://b,c/p", "no name of one"),
+        ("s3://b/../p", "prefix"),
+        ("s3://b?path_style=hunter2", "path_style"),
+        ("s3://b?access_key_id=hunter2", "only one"),
+    ] {
+        let failure = read(url, &[]).err().expect(url);
+        assert!(failure.why.contains(part) && !failure.why.contains("hunter2"), "{url}: {}", failure.why);
+    }
+}

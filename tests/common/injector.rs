@@ -1,0 +1,160 @@
+//! A server of S3 that passes on to another one what it is asked, and now and then answers itself, or changes what it passes on: what no
+//! emulator does of its own accord. Answers are those of S3's documentation, word for word.
+
+#![allow(dead_code, reason = "each test binary uses another part of this")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+pub struct Injector {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    server: SocketAddr,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    planned: Vec<Planned>,
+    /// Headers that are not passed on.
+    ignored: Vec<&'static str>,
+    /// First lines of what was asked.
+    asked: Vec<String>,
+    has_ended: bool,
+}
+
+struct Planned {
+    /// What it is an answer to: something in the first lines of a question.
+    marker: String,
+    times: usize,
+    answer: String,
+    /// Whether the server is asked all the same.
+    is_done: bool,
+}
+
+/// An answer with an error in it.
+pub fn error(status: &str, headers: &str, code: &str, message: &str) -> String {
+    let body =
+        format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>");
+    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+}
+
+impl Injector {
+    pub fn before(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::new(Shared { server, state: Mutex::default() });
+        let serving = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if serving.lock().has_ended {
+                    return;
+                }
+                let serving = Arc::clone(&serving);
+                // A client that has gone away is none of its business.
+                std::thread::spawn(move || drop(serving.serve(&client)));
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// So many questions with `marker` in their first lines get this answer, and nobody else hears of them.
+    pub fn refuse(&self, marker: &str, times: usize, answer: &str) {
+        let (marker, answer) = (marker.to_owned(), answer.to_owned());
+        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: false });
+    }
+
+    /// The next question with `marker` in its first lines is passed on, and gets this answer in place of the server's.
+    pub fn misreport(&self, marker: &str, answer: &str) {
+        let (marker, answer) = (marker.to_owned(), answer.to_owned());
+        self.shared.lock().planned.push(Planned { marker, times: 1, answer, is_done: true });
+    }
+
+    /// From now on, these headers are not passed on.
+    pub fn ignore(&self, headers: &[&'static str]) {
+        self.shared.lock().ignored = headers.to_vec();
+    }
+
+    /// Whether all that was planned has happened.
+    pub fn is_through(&self) -> bool {
+        self.shared.lock().planned.is_empty()
+    }
+
+    /// The first lines of all questions since this was asked last.
+    pub fn take_asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.lock().asked)
+    }
+}
+
+impl Drop for Injector {
+    fn drop(&mut self) {
+        self.shared.lock().has_ended = true;
+        // Wakes it up.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic")
+    }
+
+    /// One question.
+    fn serve(&self, mut client: &TcpStream) -> std::io::Result<()> {
+        let mut reader = BufReader::new(client);
+        let (mut head, mut length) = (Vec::new(), 0);
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            if line.trim_end().is_empty() {
+                break;
+            }
+            let name = line.split(':').next().unwrap_or("").to_ascii_lowercase();
+            if name == "content-length" {
+                length = line.split(':').nth(1).and_then(|value| value.trim().parse().ok()).unwrap_or(0);
+            }
+            head.push((name, line));
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        let text: String = head.iter().map(|(_, line)| line.as_str()).collect();
+        let (planned, ignored) = {
+            let mut state = self.lock();
+            state.asked.push(head.first().map(|(_, line)| line.trim_end().to_owned()).unwrap_or_default());
+            let at = state.planned.iter().position(|planned| text.contains(&planned.marker));
+            let planned = at.map(|at| {
+                let planned = &mut state.planned[at];
+                planned.times -= 1;
+                let told = (planned.answer.clone(), planned.is_done);
+                if planned.times == 0 {
+                    state.planned.remove(at);
+                }
+                told
+            });
+            (planned, state.ignored.clone())
+        };
+        if let Some((answer, false)) = &planned {
+            return client.write_all(answer.as_bytes());
+        }
+        let mut server = TcpStream::connect(self.server)?;
+        for (_, line) in head.iter().filter(|(name, _)| !ignored.contains(&name.as_str())) {
+            server.write_all(line.as_bytes())?;
+        }
+        server.write_all(b"\r\n")?;
+        server.write_all(&body)?;
+        let mut answer = Vec::new();
+        server.read_to_end(&mut answer)?;
+        client.write_all(planned.as_ref().map_or(&answer, |(answer, _)| answer.as_bytes()))?;
+        client.shutdown(Shutdown::Both)
+    }
+}
