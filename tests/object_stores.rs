@@ -323,6 +323,8 @@ fn who_has_no_credentials_is_told_where_they_are_looked_for() {
     is_refused(&ended, "there are no credentials", "AWS_SECRET_ACCESS_KEY");
     let azure = Store::at(&format!("azure://{BUCKET}/p"));
     is_refused(&azure.run(&["lock"]), "account", "AZURE_STORAGE_CONNECTION_STRING");
+    let garbled = azure.through(&format!("{}?account=a&account_key=hunter2!", azure.url));
+    is_refused(&garbled.run(&["lock"]), "cannot be used", "AZURE_STORAGE_CONNECTION_STRING");
     is_refused(&Store::at("s3://AKIATEST:hunter2@b?regoin=x").run(&["lock"]), "`regoin`", "region");
 }
 
@@ -365,4 +367,31 @@ fn a_certificate_has_to_be_signed_by_somebody_who_is_trusted() {
     is_refused(&store.run(&["lock"]), "certificate", "`?ca=…`");
     let told = ended(store.serializer(&["run", "true"]).env("AWS_CA_BUNDLE", moto.certificate()));
     assert_eq!(told.code, 0, "{told:?}");
+}
+
+/// As in EKS, where an agent of the node gives credentials out.
+#[test]
+fn a_role_s_credentials_are_fetched_and_a_failure_to_is_not_taken_for_one_of_the_store() {
+    let agent = Injector::before(shared_s3().address());
+    let store = Store::at(&format!("s3://{BUCKET}/p?region=us-east-1&endpoint=http://{}", shared_s3().address()));
+    let token = store.locks.dir().join("token");
+    std::fs::write(&token, "hunter2").expect("it can be written");
+    let run = || {
+        let mut command = store.serializer(&["run", "-n", "true"]);
+        command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{}/v1/credentials", agent.address()));
+        ended(command.env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", &token))
+    };
+    let body = r#"{"AccessKeyId":"ASIATEST","SecretAccessKey":"hunter2","Token":"hunter3","Expiration":"2100-01-01T00:00:00Z"}"#;
+    let given = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    agent.refuse("GET /v1/credentials", 1, &given);
+    let ran = run();
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert_eq!(agent.take_asked().len(), 1, "once for all questions");
+    agent.refuse("GET /v1/credentials", 1, &error("403 Forbidden", "", "AccessDenied", "No such role."));
+    is_refused(&run(), "cannot get credentials from `127.0.0.1:", "AWS_ACCESS_KEY_ID");
+    // Somebody who has too much to do is asked again.
+    agent.refuse("GET /v1/credentials", 2, &error("503 Service Unavailable", "", "Busy", "Later."));
+    agent.refuse("GET /v1/credentials", 1, &given);
+    assert_eq!(run().code, 0);
+    assert!(agent.is_through());
 }

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use hyper::http::Uri;
+
 use super::azure;
 use crate::backend::network::address::Address;
 use crate::backend::network::tls::Roots;
@@ -32,6 +34,52 @@ pub enum Access {
     S3 { keys: Option<Keys>, region: Option<String>, endpoint: Option<String>, is_path_style: bool },
     Azure(azure::Account),
     Gcs { credentials: Option<String>, endpoint: Option<String> },
+}
+
+impl Access {
+    /// The crate takes for granted that they can be parts of a URL, or of a header, and ends the program otherwise.
+    fn check(&self) -> Result<(), Failure> {
+        let (endpoint, word) = match self {
+            Self::S3 { keys, region, endpoint, .. } => {
+                for part in keys.iter().flat_map(|keys| [Some(&keys.id), keys.token.as_ref()]).flatten() {
+                    check_header(part, "key or token")?;
+                }
+                (endpoint, region)
+            }
+            Self::Azure(account) => (&account.endpoint, &account.name),
+            Self::Gcs { endpoint, .. } => (endpoint, &None),
+        };
+        endpoint.as_ref().map_or(Ok(()), |endpoint| check_endpoint(endpoint, "store's endpoint"))?;
+        word.as_ref().map_or(Ok(()), |word| check_word(word, "store's region or account"))
+    }
+}
+
+fn check_endpoint(text: &str, what: &str) -> Result<(), Failure> {
+    let is_url = text.parse::<Uri>().is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.query().is_none()
+    });
+    if is_url {
+        return Ok(());
+    }
+    let failure = Failure::permanent(format!("the {what} is no address of a server"));
+    Err(failure.with_hint("it looks like `https://host:port`"))
+}
+
+/// It is sent as a header, or in one.
+fn check_header(text: &str, what: &str) -> Result<(), Failure> {
+    if text.chars().all(|c| c.is_ascii_graphic()) {
+        return Ok(());
+    }
+    Err(Failure::permanent(format!("the {what} has characters that no key has")).with_hint("perhaps a line end, or a space"))
+}
+
+fn check_word(text: &str, what: &str) -> Result<(), Failure> {
+    if text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+        return Ok(());
+    }
+    Err(Failure::permanent(format!("the {what} is no name of one")).with_hint("it has letters, digits and `-` only"))
 }
 
 /// Who signs.
@@ -96,6 +144,18 @@ impl Options {
             },
         };
         let bundle = || variable("AWS_CA_BUNDLE").filter(|_| scheme == Scheme::S3);
+        access.check()?;
+        // These the crate reads by itself.
+        for name in ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "AZURE_STORAGE_ENDPOINT"]
+        {
+            variable(name).map_or(Ok(()), |value| check_endpoint(&value, &format!("variable `{name}`")))?;
+        }
+        for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
+            variable(name).map_or(Ok(()), |value| check_word(&value, &format!("variable `{name}`")))?;
+        }
+        for name in ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AZURE_STORAGE_TOKEN", "GOOGLE_BEARER_TOKEN"] {
+            variable(name).map_or(Ok(()), |value| check_header(&value, &format!("variable `{name}`")))?;
+        }
         let roots = option("ca").or_else(bundle).map_or(Roots::System, |path| Roots::File(PathBuf::from(path)));
         let asks_machine = variable("AWS_EC2_METADATA_DISABLED").is_none_or(|value| !value.eq_ignore_ascii_case("true"));
         Ok(Self { scheme, bucket, prefix: prefix.join("/"), access, roots, asks_machine })
@@ -116,10 +176,14 @@ fn bucket(scheme: Scheme, address: &Address) -> Result<String, Failure> {
             .with_hint(format!("{example}; an `@` in a prefix is written as `%40`")));
     }
     match address.places.as_slice() {
-        [(bucket, None)] if !bucket.is_empty() && !bucket.contains(['/', '\\']) => Ok(bucket.clone()),
+        [(bucket, None)] if !bucket.is_empty() && bucket.chars().all(is_of_bucket) => Ok(bucket.clone()),
         [(bucket, None)] if bucket.is_empty() => Err(Failure::permanent("the address names no bucket").with_hint(example)),
         _ => Err(Failure::permanent("the address's bucket is no name of one").with_hint(example)),
     }
+}
+
+fn is_of_bucket(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-._$".contains(c)
 }
 
 /// In the address, as Meltano has them, or in Meltano's settings; the first place that has one has to have both.

@@ -72,8 +72,25 @@ fn what_cannot_be_used_is_named_and_nothing_secret_with_it() {
         ("s3://b/../p", "prefix"),
         ("s3://b?path_style=hunter2", "path_style"),
         ("s3://b?access_key_id=hunter2", "only one"),
+        ("s3://a b/p", "no name of one"),
+        ("s3://b?region=eu west", "region"),
+        ("s3://b?endpoint=nonsense", "no address of a server"),
+        ("s3://b?endpoint=ftp://hunter2", "no address of a server"),
+        ("s3://b?endpoint=http://", "no address of a server"),
+        ("gs://b?endpoint=http://a b", "no address of a server"),
+        ("azure://c?account=a/b", "account"),
+        ("s3://hunter2%0A:x@b/p", "characters that no key has"),
+        ("s3://a:x@b/p?session_token=hunter2%20", "characters that no key has"),
     ] {
         let failure = read(url, &[]).err().expect(url);
         assert!(failure.why.contains(part) && !failure.why.contains("hunter2"), "{url}: {}", failure.why);
+    }
+}
+
+#[test]
+fn what_the_environment_says_is_looked_at_before_it_is_used() {
+    for (name, value) in [("AWS_ENDPOINT_URL", "nonsense"), ("AWS_REGION", "eu west"), ("AWS_SESSION_TOKEN", "x\n")] {
+        let failure = read("s3://b", &[(name, value)]).err().expect(name);
+        assert!(failure.why.contains(name), "{}", failure.why);
     }
 }

@@ -148,7 +148,8 @@ fn build(options: &Options, shared: &Arc<Shared>) -> Result<Arc<dyn ObjectStore>
             builder.with_retry(once()).with_http_connector(connector).build().map(|store| Arc::new(store) as _)
         }
     };
-    built.map_err(|error| Failure::permanent(innermost(&error)).with_hint(Words::of(options.scheme).credentials))
+    let unusable = |error| format!("credentials or settings cannot be used: {}", innermost(&error));
+    built.map_err(|error| Failure::permanent(unusable(error)).with_hint(Words::of(options.scheme).credentials))
 }
 
 fn azure(account: &Account, container: &str) -> object_store::Result<MicrosoftAzureBuilder> {
