@@ -8,12 +8,11 @@ mod session;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::{ended, until};
-use servers::emulators::{Dynalite, Moto};
+use servers::emulators::{Dynalite, Moto, dynamodb};
 use servers::{MariaDb, Options, PgBouncer, Postgres, mariadb_at, psql_at, shared_mariadb, shared_postgres};
 use session::{Session, session_at};
 
@@ -46,23 +45,6 @@ fn a_killed_mariadb_comes_back_with_what_was_committed() {
     assert!(mariadb.log().contains("Starting crash recovery"), "{}", mariadb.log());
 }
 
-/// The answer of an emulator of DynamoDB, which believes whatever credentials it gets.
-fn asked(address: SocketAddr, action: &str, body: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    let credential = "Credential=AKIAEXAMPLE/20260101/eu-west-1/dynamodb/aws4_request, SignedHeaders=host, Signature=0";
-    write!(
-        stream,
-        "POST / HTTP/1.0\r\nHost: {address}\r\nX-Amz-Target: DynamoDB_20120810.{action}\r\nX-Amz-Date: 20260101T000000Z\r\n\
-         Content-Type: application/x-amz-json-1.0\r\nAuthorization: AWS4-HMAC-SHA256 {credential}\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
-    answer
-}
-
 const TABLE: &str = r#"{"TableName": "kept", "BillingMode": "PAY_PER_REQUEST",
     "AttributeDefinitions": [{"AttributeName": "name", "AttributeType": "S"}],
     "KeySchema": [{"AttributeName": "name", "KeyType": "HASH"}]}"#;
@@ -70,22 +52,22 @@ const TABLE: &str = r#"{"TableName": "kept", "BillingMode": "PAY_PER_REQUEST",
 #[test]
 fn a_killed_dynalite_comes_back_with_what_it_had() {
     let mut dynalite = Dynalite::start();
-    let made = asked(dynalite.address(), "CreateTable", TABLE);
+    let made = dynamodb(dynalite.address(), "CreateTable", TABLE);
     assert!(made.contains("200 OK"), "{made}");
     dynalite.kill();
     dynalite.restart();
-    assert!(asked(dynalite.address(), "ListTables", "{}").contains(r#"["kept"]"#));
+    assert!(dynamodb(dynalite.address(), "ListTables", "{}").contains(r#"["kept"]"#));
 }
 
 #[test]
 fn a_killed_moto_comes_back_empty() {
     let mut moto = Moto::start();
-    let made = asked(moto.address(), "CreateTable", TABLE);
+    let made = dynamodb(moto.address(), "CreateTable", TABLE);
     assert!(made.contains("200 OK"), "{made}");
-    assert!(asked(moto.address(), "ListTables", "{}").contains(r#"["kept"]"#));
+    assert!(dynamodb(moto.address(), "ListTables", "{}").contains(r#"["kept"]"#));
     moto.kill();
     moto.restart();
-    assert!(asked(moto.address(), "ListTables", "{}").contains("[]"));
+    assert!(dynamodb(moto.address(), "ListTables", "{}").contains("[]"));
 }
 
 #[test]

@@ -29,8 +29,8 @@ use options::Options;
 /// How often to look at first: short steps follow each other quickly.
 const FIRST_LOOKS: Duration = Duration::from_millis(100);
 
-/// And in the end, after twenty seconds. An hour of that is 1,800 looks.
-const LAST_LOOKS: Duration = Duration::from_secs(2);
+/// And in the end, unless the next attempt is due earlier: that is after a second if nobody says otherwise.
+const LAST_LOOKS: Duration = Duration::from_secs(10);
 
 /// It has waited for so many times as long as there is between two looks.
 const LOOKS_GROW: u32 = 10;
@@ -88,6 +88,11 @@ async fn read_item(client: &Client, options: &Options, place: &Place, key: &str)
     answer.item.as_ref().map_or_else(|| Ok(Row::default()), item::row)
 }
 
+/// How long to sleep between two looks.
+fn pause_after(waited: Duration) -> Duration {
+    (waited / LOOKS_GROW).clamp(FIRST_LOOKS, LAST_LOOKS)
+}
+
 impl Table {
     /// Asks nobody yet.
     pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
@@ -119,8 +124,7 @@ impl Register for Table {
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let waited = self.waits_since.get_or_insert_with(Instant::now).elapsed();
-        let pause = (waited / LOOKS_GROW).clamp(FIRST_LOOKS, LAST_LOOKS);
-        sleep(limit.min(jittered(pause)), fds).map_err(|error| Failure::permanent(plain(&error.into()).to_string()))
+        sleep(limit.min(jittered(pause_after(waited))), fds).map_err(|error| Failure::permanent(plain(&error.into()).to_string()))
     }
 
     fn leave(&mut self) {
@@ -133,5 +137,27 @@ impl Register for Table {
 
     fn repair(&self) -> &'static str {
         REPAIR
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::pause_after;
+
+    /// How many looks there are while it waits for so long.
+    fn looks(time: Duration, at_most: Duration) -> usize {
+        let next = |waited: &Duration| Some(*waited + pause_after(*waited).min(at_most));
+        std::iter::successors(Some(Duration::ZERO), next).take_while(|waited| *waited < time).count()
+    }
+
+    #[test]
+    fn waiting_costs_what_is_documented() {
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        assert_eq!(looks(second, second), 10);
+        assert!((3600..3650).contains(&looks(hour, second)), "{}", looks(hour, second));
+        assert!((360..420).contains(&looks(hour, Duration::from_secs(10))), "{}", looks(hour, Duration::from_secs(10)));
+        assert_eq!(looks(hour, hour), looks(hour, Duration::from_secs(10)));
     }
 }

@@ -1,6 +1,7 @@
 //! Emulators of stores that nobody can run at home, as servers of tests: `scripts/emulators.sh` installs them.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -57,6 +58,28 @@ pub fn dynamodb_at(address: SocketAddr) -> String {
     format!("dynamodb://AKIAEXAMPLE:hunter2@serializer-locks?region=eu-west-1&endpoint=http://{address}")
 }
 
+/// What somebody asks who may do anything, and believes the answer: its status, headers and body.
+fn answer_to(address: SocketAddr, path: &str, service: &str, headers: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    let credential = format!("AKIAEXAMPLE/20260101/eu-west-1/{service}/aws4_request, SignedHeaders=host, Signature=0");
+    write!(
+        stream,
+        "POST {path} HTTP/1.0\r\nHost: {address}\r\nX-Amz-Date: 20260101T000000Z\r\n{headers}\
+         Authorization: AWS4-HMAC-SHA256 Credential={credential}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer
+}
+
+/// The answer of an emulator of DynamoDB to what the program does not ask.
+pub fn dynamodb(address: SocketAddr, action: &str, body: &str) -> String {
+    let kind = "Content-Type: application/x-amz-json-1.0\r\n";
+    answer_to(address, "/", "dynamodb", &format!("{kind}X-Amz-Target: DynamoDB_20120810.{action}\r\n"), body)
+}
+
 /// DynamoDB with permissions, and other services of AWS. It forgets everything when it ends.
 pub struct Moto {
     server: Server,
@@ -88,5 +111,52 @@ impl Moto {
         let words = words.into_iter().chain([number.as_str()]).map(str::to_owned);
         let command = words.chain(certificate.iter().cloned()).collect();
         Self { server: start(keeper, port, command) }
+    }
+
+    pub fn url(&self) -> String {
+        dynamodb_at(self.address())
+    }
+
+    /// Makes a user, and returns an access key and its secret. Permissions do not count until [`Self::obey_permissions`].
+    pub fn user(&self, name: &str) -> (String, String) {
+        self.iam("CreateUser", name, "");
+        let made = self.iam("CreateAccessKey", name, "");
+        let part = |tag: &str| {
+            let (_, rest) = made.split_once(&format!("<{tag}>")).expect("a key");
+            rest.split('<').next().expect("a text").to_owned()
+        };
+        (part("AccessKeyId"), part("SecretAccessKey"))
+    }
+
+    /// Gives a user these permissions, in place of those from before.
+    pub fn permit(&self, name: &str, policy: &str) {
+        let encoded: String = policy.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        self.iam("PutUserPolicy", name, &format!("&PolicyName=locks&PolicyDocument={encoded}"));
+    }
+
+    fn iam(&self, action: &str, user: &str, more: &str) -> String {
+        // Moto asks for permissions after so many requests, and takes this for one.
+        self.ask_for_permissions_after(1_000_000);
+        let kind = "Content-Type: application/x-www-form-urlencoded\r\n";
+        let body = format!("Action={action}&Version=2010-05-08&UserName={user}{more}");
+        let answer = answer_to(self.address(), "/", "iam", kind, &body);
+        assert!(answer.contains("200 OK"), "{answer}");
+        answer
+    }
+
+    /// From now on, nobody may do what no policy permits.
+    pub fn obey_permissions(&self) {
+        self.ask_for_permissions_after(0);
+    }
+
+    fn ask_for_permissions_after(&self, requests: u32) {
+        let answer = answer_to(self.address(), "/moto-api/reset-auth", "moto", "", &requests.to_string());
+        assert!(answer.contains("200 OK"), "{answer}");
+    }
+
+    /// As somebody who may do anything.
+    pub fn dynamodb(&self, action: &str, body: &str) -> String {
+        self.ask_for_permissions_after(1_000_000);
+        dynamodb(self.address(), action, body)
     }
 }

@@ -1,5 +1,5 @@
-//! A server of S3 that passes on to another one what it is asked, and now and then answers itself, or changes what it passes on: what no
-//! emulator does of its own accord. Answers are those of S3's documentation, word for word.
+//! A server that passes on to another one what it is asked, and now and then answers itself, or changes what it passes on: what no
+//! emulator does of its own accord. Answers are those of the documentation of AWS, word for word.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -36,11 +36,18 @@ struct Planned {
     is_done: bool,
 }
 
-/// An answer with an error in it.
+/// An answer of S3 with an error in it.
 pub fn error(status: &str, headers: &str, code: &str, message: &str) -> String {
     let body =
         format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>");
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+}
+
+/// An answer of DynamoDB with an error in it.
+pub fn dynamodb_error(status: u16, code: &str, message: &str) -> String {
+    let body = format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{code}","message":"{message}"}}"#);
+    let kind = "Content-Type: application/x-amz-json-1.0\r\n";
+    format!("HTTP/1.1 {status} Refused\r\n{kind}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
 
 impl Injector {
@@ -72,10 +79,15 @@ impl Injector {
         self.shared.lock().planned.push(Planned { marker, times, answer, is_done: false });
     }
 
-    /// The next question with `marker` in its first lines is passed on, and gets this answer in place of the server's.
-    pub fn misreport(&self, marker: &str, answer: &str) {
+    /// So many questions with `marker` in their first lines are passed on, and get this answer in place of the server's.
+    pub fn misreport(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());
-        self.shared.lock().planned.push(Planned { marker, times: 1, answer, is_done: true });
+        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: true });
+    }
+
+    /// Nothing is planned any more.
+    pub fn mend(&self) {
+        self.shared.lock().planned.clear();
     }
 
     /// From now on, these headers are not passed on.
@@ -147,10 +159,10 @@ impl Shared {
             return client.write_all(answer.as_bytes());
         }
         let mut server = TcpStream::connect(self.server)?;
-        for (_, line) in head.iter().filter(|(name, _)| !ignored.contains(&name.as_str())) {
+        for (_, line) in head.iter().filter(|(name, _)| name != "connection" && !ignored.contains(&name.as_str())) {
             server.write_all(line.as_bytes())?;
         }
-        server.write_all(b"\r\n")?;
+        server.write_all(b"Connection: close\r\n\r\n")?;
         server.write_all(&body)?;
         let mut answer = Vec::new();
         server.read_to_end(&mut answer)?;

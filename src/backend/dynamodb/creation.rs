@@ -30,7 +30,7 @@ pub async fn prepare(client: &Client, options: &Options, place: &Place) -> Resul
         Err(error) => {
             let (code, failure) = (error.code().map(str::to_owned), failures::of(&error, "dynamodb:CreateTable", place));
             match code.as_deref() {
-                Some("ResourceInUseException") => not_going(client, options, place).await?,
+                Some("ResourceInUseException") => {}
                 // Who may not make it can use the one that somebody else has made meanwhile.
                 Some("AccessDeniedException") if read_item(client, options, place, PROBE).await.is_ok() => return Ok(()),
                 Some("AccessDeniedException") => return Err(not_permitted(failure, place)),
@@ -48,8 +48,10 @@ pub async fn prepare(client: &Client, options: &Options, place: &Place) -> Resul
             Err(failure) if begun.elapsed() >= LIMIT => {
                 return Err(Failure::transient(format!("the {} is not ready: {}", place.table(), failure.why)));
             }
-            Err(_) => tokio::time::sleep(jittered(PAUSE)).await,
+            Err(_) if !is_ours => not_going(client, options, place).await?,
+            Err(_) => {}
         }
+        tokio::time::sleep(jittered(PAUSE)).await;
     }
     if is_ours {
         tracing::info!("made the {}", place.table());
@@ -72,14 +74,13 @@ async fn create(client: &Client, options: &Options) -> Result<Created, Failure> 
     Ok(request.attribute_definitions(attribute).key_schema(key).send().await.map(|_| ()))
 }
 
-/// It is there, or will be, unless it is being deleted.
+/// Somebody else's is there, or will be, unless it is being deleted. Who may not ask that waits.
 async fn not_going(client: &Client, options: &Options, place: &Place) -> Result<(), Failure> {
-    let described = client.describe_table().table_name(&options.table).send().await;
-    let status = described.ok().and_then(|described| described.table?.table_status);
-    if status == Some(TableStatus::Deleting) {
-        return Err(Failure::transient(format!("the {} is being deleted", place.table())));
-    }
-    Ok(())
+    let is_going = match client.describe_table().table_name(&options.table).send().await {
+        Ok(described) => described.table.and_then(|table| table.table_status) == Some(TableStatus::Deleting),
+        Err(error) => error.code() == Some("ResourceNotFoundException"),
+    };
+    if is_going { Err(Failure::transient(format!("the {} is being deleted", place.table()))) } else { Ok(()) }
 }
 
 fn not_permitted(failure: Failure, place: &Place) -> Failure {

@@ -19,6 +19,9 @@ use crate::printable;
 /// What the permissions are, in hints.
 const PERMISSIONS: &str = "docs/stores.md of this program has the policy that it needs";
 
+/// What is said of keys that the table does not have, or that are no texts.
+const WRONG_KEYS: [&str; 4] = ["key element", "key schema", "conditions on the keys", "Type mismatch for key"];
+
 /// A name that was not found, on its way through the SDK.
 #[derive(Debug, Clone)]
 pub struct Unresolved {
@@ -112,10 +115,7 @@ fn refused(code: &str, text: &str, action: &str, place: &Place) -> Option<Failur
             Failure::permanent(format!("{place} does not accept the signature: {text}"))
                 .with_hint("the secret key is another one, or this host's clock is wrong (`timedatectl`)")
         }
-        // It means the types as well.
-        "ValidationException"
-            if text.contains("key element") || text.contains("key schema") || text.contains("Type mismatch") =>
-        {
+        "ValidationException" if WRONG_KEYS.iter().any(|said| text.contains(said)) => {
             let why = format!("the key of {} is not just the text `{}`", place.table(), place.key);
             let hint = "`key=…` in the address names it; a table that also has a sort key cannot be used";
             Failure::permanent(why).with_hint(hint)

@@ -45,7 +45,9 @@ pub fn row(item: &HashMap<String, AttributeValue>) -> Result<Row, Failure> {
     }
     let number: u64 = text_of(VERSION)?.and_then(|number| number.parse().ok()).ok_or_else(|| foreign(VERSION))?;
     let text = text_of(RECORD)?.cloned();
-    Ok(Row { version: Some(number.to_string().into_bytes()), number, text, now: None })
+    // A table that was restored may have had another state of that number.
+    let version = format!("{number} {}", text.as_deref().unwrap_or(""));
+    Ok(Row { version: Some(version.into_bytes()), number, text, now: None })
 }
 
 /// Somebody else uses the table, and this key.
