@@ -4,7 +4,7 @@ pub mod address;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod keepalive;
 pub mod lookup;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
 pub mod passwords;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "object-store"))]
 pub mod tls;
