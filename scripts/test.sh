@@ -10,6 +10,7 @@ declare -A package_of=(
     [script]=bsdutils [pgrep]=procps [mount]=mount [shellcheck]=shellcheck
     [make]=make [jq]=jq [nsenter]=util-linux [openssl]=openssl [psql]=postgresql-client [mariadb]=mariadb-client
     [mariadb-install-db]=mariadb-server [taskset]=util-linux [strip]=binutils [linux.uml]=user-mode-linux
+    [sshfs]=sshfs
 )
 missing=()
 for command in "${!package_of[@]}"; do
@@ -27,6 +28,7 @@ for command in "${!server_package_of[@]}"; do
         missing+=("${server_package_of[$command]}")
 done
 compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
+[ -e /usr/lib/openssh/sftp-server ] || missing+=(openssh-sftp-server)
 [ -e "$(cc -print-file-name=libc.a 2>/dev/null)" ] || missing+=(libc6-dev)
 
 if ((${#missing[@]})); then
