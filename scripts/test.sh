@@ -9,7 +9,8 @@ declare -A package_of=(
     [cc]=gcc [git]=git [python3]=python3 [strace]=strace [unshare]=util-linux [setpriv]=util-linux [flock]=util-linux
     [script]=bsdutils [pgrep]=procps [mount]=mount [shellcheck]=shellcheck
     [node]=nodejs [npm]=npm [make]=make [jq]=jq [nsenter]=util-linux [openssl]=openssl [psql]=postgresql-client [mariadb]=mariadb-client
-    [mariadb-install-db]=mariadb-server
+    [mariadb-install-db]=mariadb-server [taskset]=util-linux [strip]=binutils [linux.uml]=user-mode-linux
+    [sshfs]=sshfs
 )
 missing=()
 for command in "${!package_of[@]}"; do
@@ -20,12 +21,14 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-ven
 # Servers are not on everybody's PATH, and PostgreSQL's is not on anybody's. The tests start their own ones, whatever else runs.
 declare -A server_package_of=(
     [postgres]=postgresql [initdb]=postgresql [mariadbd]=mariadb-server [pgbouncer]=pgbouncer [ip]=iproute2
+    [modprobe]=kmod [rpcbind]=rpcbind [rpc.nfsd]=nfs-kernel-server [mount.nfs]=nfs-common [mkfs.ext4]=e2fsprogs
 )
 for command in "${!server_package_of[@]}"; do
     PATH="$PATH:/usr/sbin:/sbin:$(printf '%s:' /usr/lib/postgresql/*/bin)" command -v "$command" >/dev/null ||
         missing+=("${server_package_of[$command]}")
 done
 compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
+[ -e /usr/lib/openssh/sftp-server ] || missing+=(openssh-sftp-server)
 [ -e "$(cc -print-file-name=libc.a 2>/dev/null)" ] || missing+=(libc6-dev)
 
 if ((${#missing[@]})); then
@@ -43,7 +46,7 @@ cargo fmt --check
 cargo clippy --all-targets -- -D warnings
 cargo clippy --all-targets --all-features -- -D warnings
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet --all-features
-shellcheck scripts/*.sh examples/meltano/*.sh
+shellcheck scripts/*.sh examples/meltano/*.sh tests/nfs/*.sh
 
 # Stores that only others have.
 scripts/emulators.sh
