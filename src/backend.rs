@@ -201,11 +201,13 @@ pub enum Error {
         /// The path, printable.
         path: String,
     },
-    /// Whether the lock is stale is known, but not how to take it over so that nobody else does at the same time.
+    /// Whether the lock may be changed is known, but not how to do that so that nobody else does at the same time.
     #[error(
-        "cannot take over the stale lock file `{path}`: flock does not exclude other hosts on its file system ({file_system})"
+        "cannot {action} the lock file `{path}`: on its file system ({file_system}), hosts do not see at once that a file is exchanged"
     )]
-    FakedFlock {
+    NoExchange {
+        /// What was tried.
+        action: &'static str,
         /// The path, printable.
         path: String,
         /// The file system's name.
@@ -243,7 +245,10 @@ impl Error {
         match self {
             Self::Store(error) => error.hint.clone(),
             Self::NotALock { .. } => Some("check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed".into()),
-            Self::FakedFlock { path, .. } => Some(format!("when you are certain that nobody uses it, remove `{path}`")),
+            Self::NoExchange { path, .. } => Some(format!(
+                "for locks that end with their holders there, set `SERIALIZER_LEASE_SECONDS` on all hosts; when you are certain that \
+                 nobody uses it, remove `{path}`"
+            )),
             Self::Contended { path } => Some(format!("`fuser -v {path}` shows who has it open")),
             Self::Io { source_error, path, action } => match source_error.kind() {
                 ErrorKind::NotFound => {

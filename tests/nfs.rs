@@ -29,24 +29,19 @@ fn holds_do_not_intersect(settings: &[(&str, &str)]) {
 fn over_nfs_3_hosts_hold_a_lock_one_after_the_other() {
     // There a flock excludes the record locks (fcntl) of others, which is how those in line are seen: nobody's turn would come before
     // the look that is made every ten seconds.
-    holds_do_not_intersect(&[
-        ("NFS_VERSION", "3"),
-        ("NFS_HOLDS", "50"),
-        ("NFS_QUEUE", "none"),
-        ("NFS_TOLERATED", "stale file handle"),
-    ]);
+    holds_do_not_intersect(&[("NFS_VERSION", "3"), ("NFS_HOLDS", "25"), ("NFS_QUEUE", "none")]);
 }
 
 #[test]
 fn over_nfs_4_2_hosts_hold_a_lock_one_after_the_other() {
     // Whoever looks at the file gets it delegated, which the server has to call back before the lock can be released: that takes
     // tenths of a second.
-    holds_do_not_intersect(&[("NFS_VERSION", "4.2"), ("NFS_HOLDS", "20"), ("NFS_TOLERATED", "stale file handle")]);
+    holds_do_not_intersect(&[("NFS_VERSION", "4.2"), ("NFS_HOLDS", "20")]);
 }
 
 #[test]
 fn over_nfs_4_2_without_delegations_hosts_hold_a_lock_one_after_the_other() {
-    let settings = [("NFS_DELEGATIONS", "no"), ("NFS_HOLDS", "20"), ("NFS_TOLERATED", "stale file handle")];
+    let settings = [("NFS_DELEGATIONS", "no"), ("NFS_HOLDS", "20")];
     holds_do_not_intersect(&settings);
 }
 
@@ -56,5 +51,30 @@ fn what_does_not_exclude_over_nfs_is_seen_not_to() {
         let ended = bed(&[("NFS_VERSION", version), ("NFS_LOCKER", "naive"), ("NFS_HOLDS", "25")]);
         assert_eq!(ended.code, 1, "{}", ended.stdout);
         assert!(ended.stdout.contains("100 holds in ") && !ended.stdout.contains(" 0 intersections"), "{}", ended.stdout);
+    }
+}
+
+/// A directory that hosts share under leases.
+fn shared(version: &str, workload: &str) -> Ended {
+    bed(&[("NFS_VERSION", version), ("NFS_WORKLOAD", workload), ("NFS_HOLDS", "25"), ("SERIALIZER_LEASE_SECONDS", "6")])
+}
+
+#[test]
+fn over_nfs_3_a_lock_that_hosts_share_is_held_by_one_after_the_other() {
+    let ended = shared("3", "exclusion");
+    assert!(ended.code == 0 && ended.stdout.contains(" 0 intersections\n"), "{}\n{}", ended.stdout, ended.stderr);
+}
+
+#[test]
+fn over_nfs_4_2_a_lock_that_hosts_share_is_held_by_one_after_the_other() {
+    let ended = shared("4.2", "exclusion");
+    assert!(ended.code == 0 && ended.stdout.contains(" 0 intersections\n"), "{}\n{}", ended.stdout, ended.stderr);
+}
+
+#[test]
+fn over_nfs_what_a_host_that_died_has_held_is_free_after_the_lease_and_not_before() {
+    for version in ["3", "4.2"] {
+        let ended = shared(version, "lease");
+        assert_eq!(ended.code, 0, "{}\n{}", ended.stdout, ended.stderr);
     }
 }

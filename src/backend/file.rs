@@ -98,7 +98,11 @@ impl LockFile {
             Err(Errno::NXIO) => return Err(OpenError::Not("it is not a regular file")),
             Err(error) => return Err(OpenError::Io(error.into())),
         };
-        let kind = file.metadata().map_err(OpenError::Io)?.file_type();
+        let kind = match file.metadata() {
+            Ok(metadata) => metadata.file_type(),
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(OpenError::Io(error)),
+        };
         if kind.is_dir() {
             return Err(OpenError::Not("it is a directory"));
         }
@@ -134,12 +138,18 @@ impl LockFile {
                 opened => opened,
             };
             let Some(file) = opened.map_err(|error| self.open_error(action, error))? else { return Ok(None) };
-            self.flock(&file)?;
+            match self.flock(&file) {
+                Err(Error::Io { source_error, .. }) if is_gone(&source_error) => continue,
+                flocked => flocked?,
+            }
             if !leads_to(&self.path, &file).map_err(|error| self.io_error(action, error))? {
                 continue;
             }
-            let (_, version) = read(&file).map_err(|error| self.io_error("read", error))?;
-            return Ok((version == *seen).then_some(file));
+            match read(&file) {
+                Ok((_, version)) => return Ok((version == *seen).then_some(file)),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(self.io_error("read", error)),
+            }
         }
         Ok(None)
     }
@@ -196,8 +206,17 @@ pub(super) fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
         Err(Errno::NOENT | Errno::STALE) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    let here = fstat(file)?;
+    let here = match fstat(file) {
+        Ok(stat) => stat,
+        Err(Errno::STALE) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
     Ok(there.st_dev == here.st_dev && there.st_ino == here.st_ino)
+}
+
+/// Over NFS, a file may be removed while it is open.
+fn is_gone(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::STALE)
 }
 
 enum OpenError {
@@ -211,13 +230,22 @@ impl Backend for LockFile {
     }
 
     fn load(&mut self) -> Result<Option<Stored>, Error> {
-        let Some(file) = self.open(OFlags::RDONLY).map_err(|error| self.open_error("read", error))? else {
-            return Ok(None);
-        };
-        let (bytes, version) = read(&file).map_err(|error| self.io_error("read", error))?;
-        let content = self.content(&bytes)?;
-        let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
-        Ok(Some(Stored { content, version, written, is_local: filesystem::is_local(&file), now: None }))
+        let mut gone = None;
+        for _ in 0..MAX_OPENS {
+            let Some(file) = self.open(OFlags::RDONLY).map_err(|error| self.open_error("read", error))? else {
+                return Ok(None);
+            };
+            match read(&file) {
+                Ok((bytes, version)) => {
+                    let content = self.content(&bytes)?;
+                    let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
+                    return Ok(Some(Stored { content, version, written, is_local: filesystem::is_local(&file), now: None }));
+                }
+                Err(error) if is_gone(&error) => gone = Some(error),
+                Err(error) => return Err(self.io_error("read", error)),
+            }
+        }
+        Err(self.io_error("read", gone.unwrap_or_else(|| io::ErrorKind::NotFound.into())))
     }
 
     fn create(&mut self, record: &Record) -> Result<Write, Error> {
@@ -234,8 +262,12 @@ impl Backend for LockFile {
         let is_plain = seen.content.record().is_none_or(Record::is_plain);
         let action = if is_plain { "take over" } else { "change" };
         let Some(old) = self.open_exclusively(action, &seen.version)? else { return Ok(Write::Conflict) };
-        if let Some(file_system) = filesystem::with_faked_flock(&old) {
-            return Err(Error::FakedFlock { path: printable::path(&self.path), file_system });
+        if let Some(file_system) = filesystem::without_exchange(&old) {
+            // What only tells how it went can be left out.
+            return match record.entries().iter().all(|entry| entry.released.is_some() && entry.until.is_none()) {
+                true => self.delete(seen),
+                false => Err(Error::NoExchange { action, path: printable::path(&self.path), file_system }),
+            };
         }
         let text = record.to_text();
         let new = self.rename_over(text.as_bytes()).map_err(|error| self.io_error(action, error))?;

@@ -20,15 +20,23 @@ pub fn is_local(file: &File) -> bool {
     fstatfs(file).is_ok_and(|file_system| LOCAL.contains(&file_system.f_type))
 }
 
-/// The name of the file's file system if it is known to keep flocks to itself: sshfs, and NFS mounted with `nolock` or
-/// `local_lock`.
-pub fn with_faked_flock(file: &File) -> Option<String> {
-    // All others are local, or pass flocks on; the list of mounts is long on some machines.
-    if ![FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC].contains(&fstatfs(file).ok()?.f_type) {
+/// The name of the file's file system if a file there cannot be exchanged for another so that all hosts agree on it: NFS, where a host may
+/// be told late, and where a file that is open is moved out of the way first, so that for a moment there is none; sshfs, which
+/// keeps flocks to itself.
+pub fn without_exchange(file: &File) -> Option<String> {
+    // All others are local, or not known to do this; the list of mounts is long on some machines.
+    let kind = fstatfs(file).ok()?.f_type;
+    if ![FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC].contains(&kind) {
         return None;
     }
+    let name = name_of(file);
+    (kind == NFS_SUPER_MAGIC || name.as_deref() == Some("fuse.sshfs")).then(|| name.unwrap_or_else(|| "nfs".to_owned()))
+}
+
+fn name_of(file: &File) -> Option<String> {
     let device = fstat(file).ok()?.st_dev;
-    faked(&fs::read_to_string("/proc/self/mountinfo").ok()?, &format!("{}:{}", major(device), minor(device)))
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounted(&mountinfo, &format!("{}:{}", major(device), minor(device))).map(|(name, _)| name.to_owned())
 }
 
 /// Whether all who see the file also see its flocks.
@@ -45,7 +53,7 @@ pub fn check_shared(file: &File) -> Result<(), String> {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let device = format!("{}:{}", major(device), minor(device));
     match (kind == NFS_SUPER_MAGIC, mounted(&mountinfo, &device)) {
-        (true, Some(_)) if faked(&mountinfo, &device).is_none() => Ok(()),
+        (true, Some((_, options))) if !keeps_locks(options) => Ok(()),
         (_, Some((name, _))) => Err(name.to_owned()),
         (_, None) => Err(format!("type {kind:#x}")),
     }
@@ -59,20 +67,17 @@ fn mounted<'a>(mountinfo: &'a str, device: &str) -> Option<(&'a str, &'a str)> {
     Some((fields.next()?, fields.nth(1).unwrap_or("")))
 }
 
-/// The name of a device's file system, if it keeps flocks to itself.
-fn faked(mountinfo: &str, device: &str) -> Option<String> {
-    let (name, options) = mounted(mountinfo, device)?;
-    let keeps_locks = |option| matches!(option, "nolock" | "local_lock=all" | "local_lock=flock");
-    let is_faked = name == "fuse.sshfs" || name.starts_with("nfs") && options.split(',').any(keeps_locks);
-    is_faked.then(|| name.to_owned())
+/// Whether an NFS mount with these options keeps flocks to its host.
+fn keeps_locks(options: &str) -> bool {
+    options.split(',').any(|option| matches!(option, "nolock" | "local_lock=all" | "local_lock=flock"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::faked;
+    use super::{keeps_locks, mounted};
 
     #[test]
-    fn file_systems_that_keep_flocks_to_themselves_are_known() {
+    fn mounts_that_keep_flocks_to_themselves_are_known() {
         let mountinfo = "\
 25 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 90 25 0:45 / /mnt/a rw,nosuid shared:40 - fuse.sshfs me@host:/dir rw,user_id=0
@@ -80,10 +85,11 @@ mod tests {
 92 25 0:47 / /mnt/c rw - nfs host:/dir rw,vers=3,nolock,local_lock=all
 93 25 0:48 / /mnt/d rw - fuse.gocryptfs /x rw
 ";
-        assert_eq!(faked(mountinfo, "0:45").as_deref(), Some("fuse.sshfs"));
-        assert_eq!(faked(mountinfo, "0:47").as_deref(), Some("nfs"));
-        for device in ["254:0", "0:46", "0:48", "9:9"] {
-            assert_eq!(faked(mountinfo, device), None, "{device}");
-        }
+        let keeps = |device| mounted(mountinfo, device).map(|(name, options)| (name, keeps_locks(options)));
+        assert_eq!(keeps("0:45"), Some(("fuse.sshfs", false)));
+        assert_eq!(keeps("0:46"), Some(("nfs4", false)));
+        assert_eq!(keeps("0:47"), Some(("nfs", true)));
+        assert_eq!(keeps("254:0"), Some(("ext4", false)));
+        assert_eq!(keeps("9:9"), None);
     }
 }
