@@ -49,5 +49,10 @@ python_package() {
 python=/usr/bin/python3
 "$python" -c 'import ensurepip, venv' 2>/dev/null || python=python3
 
+if [ "$(node --print 'process.versions.node.split(".")[0]')" -lt 20 ]; then
+    echo "scripts/emulators.sh: dynalite $dynalite needs Node.js 20 or newer; this is $(node --version)" >&2
+    exit 1
+fi
+
 npm_package dynalite "$dynalite"
 python_package moto server,dynamodb,s3,iam "$moto"
