@@ -9,6 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 azurite=3.35.0
 dynalite=4.0.0
 moto=5.2.5
+node=20.20.2
 
 state=$PWD/target/emulators
 mkdir -p "$state"
@@ -51,6 +52,8 @@ python_package() {
 python=/usr/bin/python3
 "$python" -c 'import ensurepip, venv' 2>/dev/null || python=python3
 
+# Debian 12 has an older one than dynalite needs.
+if [ "$(node --print 'process.versions.node.split(".")[0]')" -lt 20 ]; then npm_package node "$node"; fi
 npm_package azurite "$azurite"
 npm_package dynalite "$dynalite"
 python_package moto server,dynamodb,s3,iam "$moto"

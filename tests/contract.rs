@@ -40,6 +40,7 @@ mod of {
         names_are_independent_whatever_is_in_them,
         a_record_is_kept_whole,
         of_many_that_create_one_succeeds,
+        of_many_that_are_the_first_one_succeeds,
         of_many_that_replace_one_succeeds,
         numbers_never_go_back
         => memory, file, directory, postgres, mysql, dynamodb, s3, azure);

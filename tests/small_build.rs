@@ -1,6 +1,6 @@
 //! Without the features for stores, the program is whole all the same.
 
-#![cfg(not(any(feature = "postgres", feature = "mysql", feature = "object-store")))]
+#![cfg(not(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store")))]
 
 mod common;
 

@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 
 use rustix::process::Signal;
 
-use super::emulators::{Moto, installed, start};
-use super::keeper::{Keeper, Port, Server, find_program};
+use super::emulators::{Moto, installed, node, start};
+use super::keeper::{Keeper, Port, Server};
 use super::{answer, loopback, set_clock};
 
 /// Where locks of tests are.
@@ -94,7 +94,7 @@ impl Azurite {
         let (program, home) = (installed("azurite/node_modules/azurite/dist/src/blob/main.js"), keeper.path("."));
         let options =
             ["--blobHost", "127.0.0.1", "--blobPort", &number, "--inMemoryPersistence", "--silent", "--disableTelemetry"];
-        let words = ["env", &format!("HOME={home}"), &format!("--chdir={home}"), &find_program("node"), &program];
+        let words = ["env", &format!("HOME={home}"), &format!("--chdir={home}"), &node(), &program];
         let command = words.into_iter().chain(options).map(str::to_owned).collect();
         let azurite = Self { server: start(keeper, port, command) };
         azurite.tool(&["make", &number, BUCKET]);

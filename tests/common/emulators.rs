@@ -18,6 +18,12 @@ pub(super) fn installed(path: &str) -> String {
     path.into_os_string().into_string().expect("UTF-8")
 }
 
+/// The one of the machine, unless that is too old.
+pub(super) fn node() -> String {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/emulators/node/node_modules/node/bin/node");
+    if own.exists() { own.into_os_string().into_string().expect("UTF-8") } else { find_program("node") }
+}
+
 /// Starts something that answers as soon as it listens.
 pub(super) fn start(keeper: Keeper, port: Port, command: Vec<String>) -> Server {
     let address = loopback(port.number());
@@ -38,7 +44,7 @@ impl Dynalite {
         let (number, data) = (port.number().to_string(), keeper.path("data"));
         let program = installed("dynalite/node_modules/dynalite/cli.js");
         let options = ["--host", "127.0.0.1", "--port", &number, "--path", &data, "--createTableMs", "100"];
-        let command = [find_program("node"), program].into_iter().chain(options.map(str::to_owned)).collect();
+        let command = [node(), program].into_iter().chain(options.map(str::to_owned)).collect();
         Self { server: start(keeper, port, command) }
     }
 

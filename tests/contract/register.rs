@@ -125,12 +125,12 @@ pub fn a_record_is_kept_whole(subject: &Subject) {
 }
 
 /// Lets so many do the same at the same time, each with a register of its own; tells how many of them succeeded.
-fn race(subject: &Subject, number: i32, write: impl Fn(&mut dyn Backend, &Barrier, i32) -> Write + Sync) -> usize {
+fn race(subject: &Subject, name: &str, number: i32, write: impl Fn(&mut dyn Backend, &Barrier, i32) -> Write + Sync) -> usize {
     let start = Barrier::new(usize::try_from(number).expect("some"));
     thread::scope(|scope| {
         let racer = |number| {
             let (start, write) = (&start, &write);
-            scope.spawn(move || write(&mut *subject.open("x"), start, number))
+            scope.spawn(move || write(&mut *subject.open(name), start, number))
         };
         let threads: Vec<_> = (1..=number).map(racer).collect();
         let ended = threads.into_iter().map(|thread| thread.join().expect("it ends"));
@@ -145,7 +145,20 @@ pub fn of_many_that_create_one_succeeds(subject: &Subject) {
     for _ in 0..rounds(10) {
         let seen = stored(&mut *backend);
         assert_eq!(backend.delete(&seen).expect("an answer"), Write::Done);
-        let done = race(subject, 16, |backend, start, number| {
+        let done = race(subject, "x", 16, |backend, start, number| {
+            assert!(load(backend).is_none());
+            start.wait();
+            backend.create(&record(number)).expect("an answer")
+        });
+        assert_eq!(done, 1);
+    }
+}
+
+pub fn of_many_that_are_the_first_one_succeeds(subject: &Subject) {
+    // So that none of them has to make the place.
+    assert_eq!(create(&mut *subject.open("x"), &record(1)), Write::Done);
+    for round in 0..rounds(10) {
+        let done = race(subject, &format!("new {round}"), 16, |backend, start, number| {
             assert!(load(backend).is_none());
             start.wait();
             backend.create(&record(number)).expect("an answer")
@@ -158,7 +171,7 @@ pub fn of_many_that_replace_one_succeeds(subject: &Subject) {
     let mut backend = subject.open("x");
     assert_eq!(create(&mut *backend, &record(1)), Write::Done);
     for round in 0..rounds(10) {
-        let done = race(subject, 16, |backend, start, number| {
+        let done = race(subject, "x", 16, |backend, start, number| {
             let seen = stored(backend);
             start.wait();
             match (round + usize::try_from(number).expect("some")) % 4 {
