@@ -11,7 +11,7 @@ Examples:
       meltano run tap-x target-y dbt:deps dbtmutex:lock dbt:run dbtmutex:unlock
   Who holds it?
       serializer status
-  On many hosts, by a database that they share:
+  On many hosts, by a store that they share:
       SERIALIZER_STORE=postgres://etl@db/meltano serializer run -- dbt run
 
 Environment variables (a flag beats its variable, an empty one counts as unset):
@@ -23,10 +23,12 @@ Environment variables (a flag beats its variable, an empty one counts as unset):
   SERIALIZER_SLOTS          how many may hold the lock at the same time [1]
   SERIALIZER_STORE          store that many hosts share, instead of a directory:
                             postgres://user@host/database, mysql://...,
-                            s3://bucket/prefix, azure://..., gs://...
+                            dynamodb://TABLE?region=REGION, s3://bucket/prefix,
+                            azure://..., gs://..., file:///shared/directory
   SERIALIZER_PASSWORD_FILE  file with the store's password
   SERIALIZER_LEASE_SECONDS  how long a lock in a store outlives a host that does
-                            not renew it [30]
+                            not renew it [30]; with a directory, it says that
+                            hosts share that
   SERIALIZER_ON_LOST        when such a lock is lost: `terminate` what holds it,
                             or `warn` [run: terminate, lock: warn]
   SERIALIZER_OWNER_PID      process that owns the lock [the parent process]
