@@ -55,7 +55,7 @@ timeout -k 5 "${NFS_SECONDS:-80}" unshare --user --map-root-user --mount --pid -
     init=/usr/bin/setpriv ubd0="$work/disk" NFS_WORK="$work" -- --no-new-privs "$here/init.sh" </dev/null >"$work/console" 2>&1 || code=$?
 
 if [ ! -s "$work/code" ]; then
-    cat "$work/console" >&2
+    cat "$work/results" "$work/console" >&2 || true
     cannot "the user-mode kernel did not do its work, and ended with $code (124: it took more than ${NFS_SECONDS:-80} s)"
 fi
 cat "$work/results"

@@ -1,5 +1,6 @@
 """Measures what this NFS does, of what lock files rely on. Fails only where something does not exclude that has to."""
 
+import os
 import statistics
 import sys
 import time
@@ -157,21 +158,30 @@ def takeover():
         "by stat, after opening the name anew": "ask(lambda: open('name').close())",
     }.items():
         seen = {}
-        for _ in range(20):
+        for _ in range(10):
             a.run("write('name', 'old'); write('new', 'new'); lock('name')")
             b.run("until(lambda: os.path.exists('name') and open('name').read() == 'old'); os.stat('name'); file = open('name', 'r+')")
+            # As the server numbers them.
+            old, new = (os.stat(f"/mnt/export/{name}").st_ino for name in ("name", "new"))
             b.send(f"""
+old, new = {old}, {new}
 def ask(what):
     try:
         return what()
     except OSError as error:
         return errno.errorcode[error.errno]
-fcntl.flock(file, fcntl.LOCK_EX)
+# As `replace` does, which does not block.
+got = None
+def tried():
+    global got
+    got = outcome(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return got != "EAGAIN"
+until(tried)
 {first}
 named, held = [ask(lambda: os.stat('name').st_ino), ask(lambda: os.fstat(file.fileno()).st_ino)]
 content = ask(lambda: os.pread(file.fileno(), 9, 0).decode())
-fresh = ask(lambda: open('name').read())
-answer = f"the name {{'STILL LEADS TO IT' if named == held else 'leads elsewhere'}}, it holds {{content}}; opened anew: {{fresh}}"
+names = {{old: "the old file", new: "the new file"}}
+answer = f"flock {{got}}; the name leads to {{names.get(named, named)}}; fstat: {{names.get(held, held)}}, which holds {{content}}"
 file.close()
 """)
             # Until it blocks there.
@@ -180,7 +190,7 @@ file.close()
             answer = b.receive()
             seen[answer] = seen.get(answer, 0) + 1
         for answer, count in sorted(seen.items()):
-            fact(f"behind a takeover, {how}: {count} of 20 times {answer}")
+            fact(f"behind a takeover, {how}: {count} of 10 times {answer}")
 
 
 HIDDEN = "f\"{sum(name.startswith('.nfs') for name in os.listdir('.'))} files .nfs…\""
