@@ -90,9 +90,22 @@ const PASSWORD_TAKERS: [&str; 6] = ["mysql", "mysqldump", "mysqladmin", "mariadb
 
 fn names_a_secret(word: &str) -> bool {
     let word = word.to_ascii_lowercase().replace(['-', '_'], "");
-    ["pass", "pwd", "secret", "token", "apikey", "accesskey", "privatekey", "credential", "auth", "bearer"]
-        .iter()
-        .any(|name| word.contains(name))
+    let parts = [
+        "pass",
+        "pwd",
+        "secret",
+        "token",
+        "apikey",
+        "accesskey",
+        "accountkey",
+        "privatekey",
+        "signature",
+        "credential",
+        "auth",
+        "bearer",
+    ];
+    // Of Azure's shared access signatures, by which a URL may begin.
+    word == "sig" || word.ends_with("?sig") || parts.iter().any(|name| word.contains(name))
 }
 
 /// `Authorization: Bearer x`, `{"password": "x"}`, `password='x y'`: where the value ends is not known.

@@ -127,9 +127,6 @@ impl StoreUrl {
                 .to_owned());
         }
         let scheme = Scheme::of(scheme).ok_or(expected)?;
-        if scheme == Scheme::Directory && rest.contains(['?', '#']) {
-            return Err("a directory has no options; where its name has a `?` or `#`, write `%3F` or `%23`".to_owned());
-        }
         if rest.chars().any(char::is_control) {
             return Err("the address contains a control character".to_owned());
         }

@@ -194,7 +194,7 @@ impl fmt::Display for Held {
             // In whole seconds, rounded up, so that nobody reads "0s".
             Self::AtLeast(remaining) => write!(f, "to be held for another {}", short(*remaining + Duration::from_millis(999))),
             Self::Leased(remaining) => {
-                write!(f, "its lease runs for another {}", short(*remaining + Duration::from_millis(999)))
+                write!(f, "free in {} unless its lease is renewed", short(*remaining + Duration::from_millis(999)))
             }
             Self::Unknown(why) => why.fmt(f),
         }

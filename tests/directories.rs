@@ -9,6 +9,7 @@ mod stores;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
 
 use common::{Ended, Locks, ended};
 use stores::Store;
@@ -18,9 +19,16 @@ fn shared(locks: &Locks, args: &[&str]) -> Ended {
     ended(locks.serializer(args).env("SERIALIZER_LEASE_SECONDS", "60"))
 }
 
+/// A directory that is meant to be shared.
+fn locks() -> Locks {
+    let locks = Locks::new();
+    locks.is_shared();
+    locks
+}
+
 #[test]
 fn a_directory_and_a_lease_are_a_store() {
-    let locks = Locks::new();
+    let locks = locks();
     let script = r#""$S" lock && "$S" status && "$S" unlock"#;
     let locked = ended(locks.command("bash").env("SERIALIZER_LEASE_SECONDS", "60").args(["-c", script]));
     assert_eq!(locked.code, 0, "{locked:?}");
@@ -40,7 +48,7 @@ fn a_directory_and_a_lease_are_a_store() {
 
 #[test]
 fn without_a_directory_a_lease_makes_no_store_and_a_flag_does() {
-    let locks = Locks::new();
+    let locks = locks();
     let mut plain = locks.serializer(&["describe"]);
     assert_eq!(ended(plain.env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", "60")).code, 0);
     let name = locks.file().display().to_string();
@@ -56,7 +64,7 @@ fn without_a_directory_a_lease_makes_no_store_and_a_flag_does() {
 
 #[test]
 fn a_lock_file_of_one_machine_and_one_that_hosts_share_are_not_taken_for_each_other() {
-    let locks = Locks::new();
+    let locks = locks();
     let script = r#""$S" lock && ( "$S" lock -n; export SERIALIZER_LEASE_SECONDS=60; "$S" lock -n ); echo $?; "$S" unlock"#;
     let mixed = locks.script(script);
     assert_eq!((mixed.code, mixed.stdout.as_str()), (0, "1\n"), "{mixed:?}");
@@ -73,7 +81,7 @@ fn a_lock_file_of_one_machine_and_one_that_hosts_share_are_not_taken_for_each_ot
 
 #[test]
 fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
-    let locks = Locks::new();
+    let locks = locks();
     let dir = locks.dir();
     fs::write(dir.join("other"), "something else\n").expect("written");
     fs::write(dir.join("newer"), "serializer-lock 2 x\n").expect("written");
@@ -106,7 +114,7 @@ fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
         ("file:///nowhere/at/all", "there is no directory `/nowhere/at/all`", 1),
         ("file:///sys/kernel", "(sysfs) are not known to exclude other hosts", 1),
         ("file://relative", "its address has no absolute path", 1),
-        ("file:///tmp?x=1", "a directory has no options", 2),
+        ("file:///tmp?x=1", "a directory has no option but `nfs=3`", 1),
     ] {
         for command in [&["lock", "-n"][..], &["initialize"], &["run", "true"]] {
             // One that is there, because nothing is made in the file systems of the kernel.
@@ -156,7 +164,7 @@ fn whoever_gives_up_at_once_is_told_how_to_see_whether_a_lease_goes_on() {
 
 #[test]
 fn all_locks_of_a_directory_are_listed_and_nothing_else() {
-    let locks = Locks::new();
+    let locks = locks();
     fs::write(locks.dir().join("other"), "something else\n").expect("written");
     let script = r#"export SERIALIZER_LEASE_SECONDS=60; for name in "a b" é .c d%; do "$S" lock --file-name "$name" || exit 9; done
         "$S" run --file-name free true; "$S" status --all --json; for name in "a b" é .c d%; do "$S" unlock --file-name "$name"; done"#;
@@ -212,4 +220,36 @@ fn a_file_server_that_fails_grants_nothing_and_says_what_is_not_known() {
         assert_eq!(is_free, is_known || call == "pwrite64", "{call}");
         assert_eq!(store.run(&["unlock", "--force"]).code, i32::from(is_free));
     }
+}
+
+#[test]
+fn a_directory_of_one_machine_is_used_once_somebody_has_said_that_it_is_meant() {
+    let locks = Locks::new();
+    for command in [&["lock", "-n"][..], &["run", "true"], &["status"]] {
+        let refused = shared(&locks, command);
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.stderr.contains("a directory of this machine alone") && refused.stderr.contains("mount"), "{refused:?}");
+    }
+    assert_eq!(locks.names(), Vec::<String>::new());
+    assert_eq!(shared(&locks, &["initialize"]).code, 0);
+    assert_eq!(shared(&locks, &["run", "true"]).code, 0);
+}
+
+/// What a file server holds in the name of a client of NFS.
+const RECORD_LOCK: &str = "import fcntl, sys\nfile = open(sys.argv[1], 'r+')\nfcntl.lockf(file, fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()";
+
+#[test]
+fn whoever_uses_the_directory_on_the_file_server_itself_waits_for_its_clients() {
+    let store = Store { lease: "6".to_owned(), ..Store::in_a_directory() };
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    let file = store.locks.dir().join(&store.name).display().to_string();
+    let mut client = Command::new("python3");
+    let mut client =
+        client.args(["-c", RECORD_LOCK, &file]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 runs");
+    assert_eq!(common::first_line(&mut client), "held");
+    let refused = store.run(&["run", "-n", "true"]);
+    assert!(refused.code == 1 && refused.stderr.contains("another process keeps it locked"), "{refused:?}");
+    drop(client.stdin.take());
+    assert!(client.wait().expect("it ends").success());
+    assert_eq!(store.run(&["run", "-n", "true"]).code, 0);
 }

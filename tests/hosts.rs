@@ -223,7 +223,7 @@ fn a_lock_of_another_host_is_shown_awaited_and_broken() {
         let holder = &report["holder"];
         assert_eq!((&report["state"], &holder["host"]), (&"held".into(), &"one".into()), "{report}");
         assert_eq!(holder["lease_seconds"].as_f64(), Some(600.0), "{report}");
-        assert!(report["reason"].as_str().is_some_and(|reason| reason.starts_with("its lease runs for another ")), "{report}");
+        assert!(report["reason"].as_str().is_some_and(|reason| reason.ends_with("unless its lease is renewed")), "{report}");
         let waiter = cluster.waiter(1, &["wait", &cluster.name]);
         assert_eq!(cluster.run(1, &["wait", "-n", &cluster.name]).code, 75);
         owner.unlock();
@@ -328,7 +328,7 @@ fn hosts_that_cannot_be_told_apart_take_nothing_from_each_other() {
         let (mut owner, mut other) = (shell_with_pid(&cluster, 0, 4000), shell_with_pid(&cluster, 1, 4000));
         owner.lock();
         let (code, said) = other.output(r#""$S" lock -n 2>&1"#);
-        assert!(code == 75 && said.contains("its lease runs for another"), "{kind:?} {is_same_boot}: {code} {said}");
+        assert!(code == 75 && said.contains("unless its lease is renewed"), "{kind:?} {is_same_boot}: {code} {said}");
         assert_eq!(other.run(r#""$S" unlock 2> /dev/null"#), 77, "{kind:?} {is_same_boot}");
         assert_eq!(cluster.state(1), "held");
         // Nor what is told to one of them.

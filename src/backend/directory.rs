@@ -16,10 +16,18 @@
 //!
 //! # Who keeps a flock
 //!
-//! A host that has died loses its locks when the server notices: with NFS version 4 within its lease (90 s as a rule), and what it
-//! would write afterwards is refused. Whoever stops in between keeps all others from looking for as long; that grants nobody
-//! anything.
+//! With NFS version 4, a host that has died loses its locks within the server's lease (90 s as a rule), and what it would write
+//! afterwards is refused. Version 3 does neither, and so has to be asked for (`?nfs=3`). Whoever stops in between keeps all others
+//! from looking for as long; that grants nobody anything.
+//!
+//! A server takes record locks (`fcntl`) for the flocks of its clients. Who uses the file on the server itself takes both, therefore.
+//!
+//! # Where nothing is mounted
+//!
+//! A directory of one machine is only used if somebody has said so (`serializer initialize` leaves a file there): where the hosts' file system is
+//! not mounted, there is mostly a directory all the same, and each host has its own.
 
+mod names;
 mod slot;
 
 use std::ffi::{OsStr, OsString};
@@ -31,16 +39,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
-use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use percent_encoding::percent_decode;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 
-use super::file::{filesystem, leads_to};
+use super::file::filesystem::{self, Reach};
+use super::file::leads_to;
 use super::remote::{Cause, Failure, Register, Row, jittered};
 use super::{Write, plain, sleep};
 use crate::printable;
 use crate::store::StoreSettings;
+use names::file_name;
 pub use slot::MAGIC;
 use slot::{Slot, Unreadable};
 
@@ -53,18 +62,17 @@ const LOOKS_GROW: u32 = 20;
 /// Between two tries for the flock: its holders read or write a few hundred bytes.
 const FLOCK_PAUSE: Duration = Duration::from_millis(4);
 
-/// The longest name of a file, in bytes; most file systems take 255.
-const MAX_NAME: usize = 240;
-
 /// Whoever may come next must be able to use it; the user's umask says who else.
 const MODE: Mode = Mode::from_raw_mode(0o666);
 
-/// What a file's name cannot have, or means something else by.
-const ENCODED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
+/// What tells that a directory of one machine is meant. No lock's file begins with a dot.
+const MARKER: &str = ".serializer-shared";
 
 /// One lock's file.
 pub struct SharedFile {
     directory: PathBuf,
+    /// Whether NFS version 3 was asked for.
+    takes_nfs3: bool,
     path: PathBuf,
     /// How long to try for the flock.
     timeout: Duration,
@@ -73,28 +81,37 @@ pub struct SharedFile {
     tried: Option<Vec<u8>>,
 }
 
-/// The directory of an address.
-fn directory(settings: &StoreSettings) -> Result<PathBuf, Failure> {
-    let path = settings.url.place();
+/// The directory of an address, and whether it may be on NFS version 3.
+fn directory(settings: &StoreSettings) -> Result<(PathBuf, bool), Failure> {
+    let (path, options) = settings.url.place().split_once('?').unwrap_or((settings.url.place(), ""));
+    let takes_nfs3 = match options {
+        "" => false,
+        "nfs=3" => true,
+        _ => {
+            return Err(
+                Failure::permanent("a directory has no option but `nfs=3`").with_hint("where its name has a `?`, write `%3F`")
+            );
+        }
+    };
     // RFC 8089: this host's files.
     let path = path.strip_prefix("localhost").unwrap_or(path);
     let decoded = PathBuf::from(OsString::from_vec(percent_decode(path.as_bytes()).collect()));
     if !decoded.is_absolute() {
         return Err(Failure::permanent("its address has no absolute path").with_hint("it looks like `file:///mnt/shared/locks`"));
     }
-    Ok(decoded)
+    Ok((decoded, takes_nfs3))
 }
 
 /// The names of all locks that somebody holds.
 pub fn names(settings: &StoreSettings) -> Result<Vec<String>, Failure> {
-    let directory = directory(settings)?;
+    let (directory, takes_nfs3) = directory(settings)?;
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).map_err(|error| trouble(&directory, &error))? {
         let entry = entry.map_err(|error| trouble(&directory, &error))?;
         if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;
         }
-        let file = SharedFile::at(directory.clone(), entry.path(), settings.timeout);
+        let file = SharedFile::at(directory.clone(), entry.path(), settings.timeout, takes_nfs3);
         // Other programs keep files there, too.
         if file.read_slot().is_ok_and(|slot| slot.is_some_and(|slot| slot.text.is_some())) {
             names.push(String::from_utf8_lossy(&percent_decode(entry.file_name().as_bytes()).collect::<Vec<_>>()).into_owned());
@@ -104,77 +121,117 @@ pub fn names(settings: &StoreSettings) -> Result<Vec<String>, Failure> {
     Ok(names)
 }
 
-/// The name of a lock's file: that of the lock, or if that is too long, its beginning and a hash.
-fn file_name(name: &OsStr) -> OsString {
-    let bytes = name.as_bytes();
-    // No path leads to these, and hidden files are easily overlooked.
-    let (dot, rest) = bytes.strip_prefix(b".").map_or(("", bytes), |rest| ("%2E", rest));
-    let mut encoded = dot.as_bytes().to_vec();
-    for piece in rest.split_inclusive(|byte| !byte.is_ascii()) {
-        // Letters that are not ASCII stay what they are.
-        let (ascii, other) = piece.split_at(piece.iter().take_while(|byte| byte.is_ascii()).count());
-        encoded.extend(percent_encode(ascii, ENCODED).to_string().into_bytes());
-        encoded.extend(other);
-    }
-    if bytes.is_empty() || encoded.len() > MAX_NAME {
-        let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        let shown: String = String::from_utf8_lossy(&encoded).chars().filter(|one| *one != '%').take(30).collect();
-        return format!("{shown}%7E{hash}").into();
-    }
-    OsString::from_vec(encoded)
-}
-
 impl SharedFile {
     /// Touches nothing yet.
     pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
-        let directory = directory(settings)?;
+        let (directory, takes_nfs3) = directory(settings)?;
         let path = directory.join(file_name(name));
-        Ok(Self::at(directory, path, settings.timeout))
+        Ok(Self::at(directory, path, settings.timeout, takes_nfs3))
     }
 
-    fn at(directory: PathBuf, path: PathBuf, timeout: Duration) -> Self {
-        Self { directory, path, timeout, waits_since: None, tried: None }
+    fn at(directory: PathBuf, path: PathBuf, timeout: Duration, takes_nfs3: bool) -> Self {
+        Self { directory, takes_nfs3, path, timeout, waits_since: None, tried: None }
+    }
+
+    /// Asks the server whether names in the directory lead elsewhere now; else another host's renaming might be seen seconds late.
+    fn look_anew(&self) -> Result<(), Failure> {
+        match statx(CWD, &self.directory, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS) {
+            Ok(_) => Ok(()),
+            Err(Errno::NOENT) => Err(missing(&self.directory)),
+            Err(error) => Err(trouble(&self.directory, &error.into())),
+        }
     }
 
     /// Opens the file, which must be a regular one on a file system whose flocks all hosts see; `None` when there is none.
     fn open(&self, access: OFlags) -> Result<Option<File>, Failure> {
+        self.look_anew()?;
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let file = match openat(CWD, &self.path, flags, MODE) {
             Ok(fd) => File::from(fd),
-            Err(Errno::NOENT) if self.directory.is_dir() => return Ok(None),
-            Err(Errno::NOENT) => return Err(missing(&self.directory)),
+            Err(Errno::NOENT) => {
+                // What holds for the file holds for its directory; nobody is to wait for a lock that cannot be kept.
+                let directory = File::open(&self.directory).map_err(|error| trouble(&self.directory, &error))?;
+                return self.check(&directory).map(|_| None);
+            }
             Err(Errno::LOOP) => return Err(Failure::permanent("it is a symbolic link")),
             Err(error) => return Err(trouble(&self.directory, &error.into())),
         };
         if !file.metadata().map_err(|error| trouble(&self.directory, &error))?.is_file() {
             return Err(Failure::permanent("it is not a regular file"));
         }
-        filesystem::check_shared(&file).map_err(|name| {
-            let why = format!("flocks on its file system ({name}) are not known to exclude other hosts");
-            Failure::permanent(why)
-                .with_hint("NFS mounted without `nolock` and `local_lock` does; or name a store, such as `postgres://…`")
-        })?;
+        self.check(&file)?;
         Ok(Some(file))
+    }
+
+    /// Whether locks can be kept on its file system; tells whether that is one machine's.
+    fn check(&self, file: &File) -> Result<bool, Failure> {
+        let (reach, name) = filesystem::reach(file);
+        match reach {
+            Reach::Hosts => Ok(false),
+            Reach::HostsUnfenced if self.takes_nfs3 => Ok(false),
+            Reach::HostsUnfenced => Err(Failure::permanent(
+                "NFS before version 4 keeps the locks of hosts that have died, and writes for those that have lost theirs",
+            )
+            .with_hint("mount it with `vers=4.2`; or accept that by `file:///…?nfs=3`, see docs/stores.md")),
+            Reach::Machine if self.directory.join(MARKER).exists() => Ok(true),
+            Reach::Machine => Err(Failure::permanent(format!(
+                "`{}` is a directory of this machine alone",
+                printable::path(&self.directory)
+            ))
+            .with_hint(
+                "mount what the hosts share; or, if it is meant (containers, the file server itself), `serializer initialize`",
+            )),
+            Reach::Unknown => {
+                Err(Failure::permanent(format!("flocks on its file system ({name}) are not known to exclude other hosts"))
+                    .with_hint("NFS mounted without `nolock` and `local_lock` does; or name a store, such as `postgres://…`"))
+            }
+        }
     }
 
     /// Locks it against writers, or if that is what is wanted, against all.
     fn flock(&self, file: &File, exclusively: bool) -> Result<(), Failure> {
+        let is_of_machine = self.check(file)?;
         let begun = Instant::now();
         // Ends with the time for an answer.
         loop {
             let locked = if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) };
-            match locked {
-                Ok(()) => return Ok(()),
-                Err(TryLockError::WouldBlock) if begun.elapsed() < self.timeout => std::thread::sleep(jittered(FLOCK_PAUSE)),
-                Err(TryLockError::WouldBlock) => {
-                    let hint =
-                        "a host that was cut off loses its flocks after a minute or two; `fuser -v` shows those of this host";
-                    return Err(Failure::transient("another process keeps it locked (flock)").with_hint(hint));
-                }
+            let is_locked = match locked {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => false,
                 Err(TryLockError::Error(error)) => {
-                    return Err(Failure::permanent(format!("flock does not work there: {}", plain(&error))));
+                    let failure = trouble(&self.directory, &error);
+                    return Err(Failure { why: format!("flock does not work there: {}", failure.why), ..failure });
                 }
+            };
+            if is_locked && (!is_of_machine || self.lock_records(file, exclusively)?) {
+                return Ok(());
             }
+            if begun.elapsed() >= self.timeout {
+                let hint = "`fuser -v` shows who has it open on this host; NFS version 4 takes the locks of a host that was cut off from it \
+                            after some 90 s, version 3 does not";
+                return Err(Failure::transient("another process keeps it locked (flock)").with_hint(hint));
+            }
+            if is_locked {
+                // Whoever has the records may be waiting for this.
+                FileExt::unlock(file).map_err(|error| trouble(&self.directory, &error))?;
+            }
+            std::thread::sleep(jittered(FLOCK_PAUSE));
+        }
+    }
+
+    /// What a file server has for the flocks of its clients; of this open file, not of this process.
+    fn lock_records(&self, file: &File, exclusively: bool) -> Result<bool, Failure> {
+        let whole = nix::libc::flock {
+            l_type: if exclusively { nix::libc::F_WRLCK } else { nix::libc::F_RDLCK } as _,
+            l_whence: nix::libc::SEEK_SET as _,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        match nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)) {
+            Ok(_) => Ok(true),
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+            Err(error) => Err(trouble(&self.directory, &error.into())),
         }
     }
 
@@ -212,14 +269,15 @@ impl Register for SharedFile {
             },
         };
         self.flock(&file, true)?;
+        self.look_anew()?;
         if !leads_to(&self.path, &file).map_err(|error| trouble(&self.directory, &error))? {
             return Err(Failure::transient("somebody has removed its file"));
         }
         let present = self.present(&file)?;
         let place = match present {
+            Some((slot, place)) if Some(slot.identity()) == seen.version => 1 - place,
             // Written by an earlier try, of which nobody knows whether the server has it on its disk: once more.
             Some((slot, place)) if Some(slot.identity()) == self.tried => place,
-            Some((slot, place)) if Some(slot.identity()) == seen.version => 1 - place,
             None if seen.version.is_none() => 0,
             _ => return Ok(Write::Conflict),
         };
@@ -233,6 +291,15 @@ impl Register for SharedFile {
 
     /// Never makes the directory: where nothing is mounted yet, each host would have one of its own.
     fn prepare(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Somebody says that a directory of this machine is meant.
+    fn prove(&mut self) -> Result<(), Failure> {
+        let directory = File::open(&self.directory).map_err(|error| trouble(&self.directory, &error))?;
+        if filesystem::reach(&directory).0 == Reach::Machine {
+            File::create(self.directory.join(MARKER)).map_err(|error| trouble(&self.directory, &error))?;
+        }
         Ok(())
     }
 
@@ -266,55 +333,20 @@ fn trouble(directory: &Path, error: &io::Error) -> Failure {
     match errno {
         Some(Errno::NOENT) => missing(directory),
         // It was removed, the server starts again, or takes longer than a soft mount waits.
-        Some(Errno::STALE | Errno::IO | Errno::TIMEDOUT | Errno::HOSTDOWN | Errno::HOSTUNREACH | Errno::AGAIN | Errno::INTR) => {
-            failure
-        }
+        Some(
+            Errno::STALE
+            | Errno::NOLCK
+            | Errno::IO
+            | Errno::TIMEDOUT
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::AGAIN
+            | Errno::INTR,
+        ) => failure,
         Some(Errno::ACCESS | Errno::PERM) => {
             let hint = "whoever uses it needs to read and write the file, and to make files in its directory";
             Failure { cause: Cause::Permanent, ..failure }.with_hint(hint)
         }
         _ => Failure { cause: Cause::Permanent, ..failure },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-    use std::ffi::OsStr;
-    use std::os::unix::ffi::OsStrExt;
-
-    use super::{MAX_NAME, file_name};
-
-    #[test]
-    fn different_names_are_different_files() {
-        let long = "é".repeat(3000);
-        let names: [&[u8]; 13] = [
-            b"a",
-            b"A",
-            b"",
-            b".",
-            b"..",
-            b"../a",
-            b"a/b",
-            b"a%2Fb",
-            b"\xff",
-            b"\n",
-            "é".as_bytes(),
-            long.as_bytes(),
-            &long.as_bytes()[2..],
-        ];
-        let files: HashSet<_> = names.iter().map(|name| file_name(OsStr::from_bytes(name))).collect();
-        assert_eq!(files.len(), names.len(), "{files:?}");
-        for file in files {
-            let bytes = file.as_bytes();
-            assert!(bytes.len() <= MAX_NAME && !bytes.starts_with(b".") && !bytes.contains(&b'/'), "{file:?}");
-        }
-    }
-
-    #[test]
-    fn usual_names_stay_what_they_are() {
-        for name in ["serializer.lck", "dbt run é", "a~b"] {
-            assert_eq!(file_name(OsStr::new(name)), name);
-        }
     }
 }

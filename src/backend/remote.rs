@@ -6,7 +6,8 @@
 //! If the answer to a write is lost, the write may have been done, may never be, or may yet be (the store has it, and waits for
 //! something). So it is sent again, with the same condition: if that is done, the first one never will be. If that is a
 //! conflict, the version has changed, and what is stored now tells by whom: each record that is written is different from all
-//! others (random tokens, renewals), so that if it is ours, we have written it. If others have written behind us meanwhile,
+//! others (random tokens, renewals), so that if it is ours, we have written it. A conflict without a lost answer is looked at in the same
+//! way: proxies lose answers, too, and some send a write again by themselves, whose second answer is a conflict. If others have written behind us meanwhile,
 //! [`Write::Unclear`] is reported, and the policy looks again, by tokens.
 
 use std::os::fd::BorrowedFd;
@@ -207,7 +208,10 @@ impl<R: Register> Remote<R> {
             Err(Failure { cause: Cause::NotPrepared, .. }) => (Row::default(), false),
             Err(failure) => return Err(self.error("read the lock", failure)),
         };
-        let next = number_after(&row);
+        let Some(next) = number_after(&row) else {
+            let failure = Failure::permanent("its number is the last one that there is, which is none of ours");
+            return Err(self.error("read the lock", failure.with_hint(format!("{} frees the lock", self.register.repair()))));
+        };
         Ok(self.last.insert(Last { row, asked, next, is_prepared }))
     }
 
@@ -233,11 +237,18 @@ impl<R: Register> Remote<R> {
             })
         });
         match write {
-            Ok(Write::Conflict) if is_indefinite => {
-                let row = retry(|_| self.register.read().inspect_err(|_| self.register.disconnect()));
-                let row = row.map_err(|failure| self.error("write the lock", failure.indefinite()))?;
-                // What is stored is what we have written, or nothing, as we wanted.
-                Ok(if row.text.as_deref() == text { Write::Done } else { Write::Unclear })
+            // Also where no answer of ours was lost: something on the way may have asked twice.
+            Ok(Write::Conflict) => {
+                let read = retry(|_| self.register.read().inspect_err(|_| self.register.disconnect()));
+                match read {
+                    Ok(row) if text.is_some() && row.text.as_deref() == text => Ok(Write::Done),
+                    // Nothing is stored, as we wanted; but others may have wanted that, too.
+                    Ok(row) if row.text.as_deref() == text => Ok(if is_indefinite { Write::Done } else { Write::Unclear }),
+                    Ok(_) if is_indefinite => Ok(Write::Unclear),
+                    Ok(_) => Ok(Write::Conflict),
+                    Err(failure) if is_indefinite => Err(self.error("write the lock", failure.indefinite())),
+                    Err(_) => Ok(Write::Unclear),
+                }
             }
             Ok(write) => Ok(write),
             Err(failure) => {
@@ -263,11 +274,9 @@ impl<R: Register> Remote<R> {
 
 /// Larger than all before it. The first one is the time, so that the number does not go back when somebody tidies the store up:
 /// locks change hands less than a thousand times a second. Where the store has no clock, it is this host's.
-fn number_after(row: &Row) -> u64 {
-    match row.version {
-        Some(_) => row.number + 1,
-        None => row.now.unwrap_or_else(since_1970).max(row.number + 1),
-    }
+fn number_after(row: &Row) -> Option<u64> {
+    let next = row.number.checked_add(1)?;
+    Some(if row.version.is_some() { next } else { row.now.unwrap_or_else(since_1970).max(next) })
 }
 
 /// In milliseconds.

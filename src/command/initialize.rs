@@ -28,8 +28,8 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             // Rows stay, so that there is one for all who try.
             let probed = Location::Store(settings.clone(), ".serializer.probe".into());
             let mut backend = backend::open(&probed)?;
-            try_out(backend.as_mut(), &probe().map_err(cannot_draw)?)?;
             backend.prove()?;
+            try_out(backend.as_mut(), &probe().map_err(cannot_draw)?)?;
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
             Ok(())
         }

@@ -218,10 +218,9 @@ impl Mutex<'_> {
                     self.withdraw(&entry)?;
                     return Err(Error::Absent);
                 }
-                Ok(Write::Conflict) => last.clear(),
-                // The next look tells, by the token.
-                Ok(Write::Unclear) => {
-                    self.asked_for.push(grant);
+                // The next look tells, by the token. A conflict may be one with our own write, if something on the way has sent it twice.
+                Ok(Write::Conflict | Write::Unclear) => {
+                    self.remember(grant);
                     last.clear();
                 }
                 // Nothing was changed, and nobody can tell what the other one is about.
@@ -236,13 +235,19 @@ impl Mutex<'_> {
                 }
                 Err(error) => {
                     if error.is_indefinite() {
-                        self.asked_for.push(grant);
+                        self.remember(grant);
                     }
                     return Err(error.into());
                 }
             }
         }
         Ok(Attempt::Busy(last))
+    }
+
+    /// It may have been granted, as the next look will tell.
+    fn remember(&mut self, grant: Grant) {
+        self.asked_for.truncate(MAX_ROUNDS - 1);
+        self.asked_for.insert(0, grant);
     }
 
     /// When to look again at a holder, because nothing else may tell; `None` if something will.

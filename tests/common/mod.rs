@@ -32,6 +32,11 @@ impl Locks {
         self.dir.path()
     }
 
+    /// Says that hosts share it, as `serializer initialize` does.
+    pub fn is_shared(&self) {
+        fs::write(self.dir().join(".serializer-shared"), "").expect("the directory can be written to");
+    }
+
     /// The default lock file.
     pub fn file(&self) -> PathBuf {
         self.dir().join("serializer.lck")

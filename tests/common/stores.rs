@@ -48,6 +48,7 @@ impl Store {
     /// In a directory of its own.
     pub fn in_a_directory() -> Self {
         let mut store = Self::at("");
+        store.locks.is_shared();
         store.url = format!("file://{}", store.locks.dir().display());
         store
     }

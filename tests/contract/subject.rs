@@ -44,6 +44,7 @@ impl Subject {
 
     pub fn directory() -> Self {
         let mut subject = Self::of(Kind::File);
+        subject.locks.is_shared();
         subject.kind = Kind::Store(format!("file://{}", subject.locks.dir().display()));
         subject
     }

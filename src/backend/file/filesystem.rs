@@ -39,23 +39,39 @@ fn name_of(file: &File) -> Option<String> {
     mounted(&mountinfo, &format!("{}:{}", major(device), minor(device))).map(|(name, _)| name.to_owned())
 }
 
-/// Whether all who see the file also see its flocks.
-///
-/// # Errors
-/// The name of its file system, if that is not known.
-pub fn check_shared(file: &File) -> Result<(), String> {
-    let unknown = |_| "of an unknown kind".to_owned();
-    let kind = fstatfs(file).map_err(unknown)?.f_type;
-    if LOCAL.contains(&kind) || SHARED.contains(&kind) {
-        return Ok(());
+/// Who sees the flocks of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// This machine, as far as is known: nobody else has the file, or others have it from here.
+    Machine,
+    /// All hosts, and whoever has lost one cannot write any more.
+    Hosts,
+    /// All hosts; but what was on its way when one was lost may be written all the same, and one whose host has died may stay: NFS
+    /// before version 4.
+    HostsUnfenced,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// Who sees the flocks of the file, and the name of its file system.
+pub fn reach(file: &File) -> (Reach, String) {
+    let Ok(kind) = fstatfs(file).map(|file_system| file_system.f_type) else {
+        return (Reach::Unknown, "of an unknown kind".to_owned());
+    };
+    if LOCAL.contains(&kind) {
+        return (Reach::Machine, String::new());
     }
-    let device = fstat(file).map_err(unknown)?.st_dev;
+    if SHARED.contains(&kind) {
+        return (Reach::Hosts, String::new());
+    }
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let device = format!("{}:{}", major(device), minor(device));
-    match (kind == NFS_SUPER_MAGIC, mounted(&mountinfo, &device)) {
-        (true, Some((_, options))) if !keeps_locks(options) => Ok(()),
-        (_, Some((name, _))) => Err(name.to_owned()),
-        (_, None) => Err(format!("type {kind:#x}")),
+    let device = fstat(file).map(|stat| format!("{}:{}", major(stat.st_dev), minor(stat.st_dev))).unwrap_or_default();
+    match mounted(&mountinfo, &device) {
+        Some((name, options)) if kind == NFS_SUPER_MAGIC && !keeps_locks(options) => {
+            (if name == "nfs4" { Reach::Hosts } else { Reach::HostsUnfenced }, name.to_owned())
+        }
+        Some((name, _)) => (Reach::Unknown, name.to_owned()),
+        None => (Reach::Unknown, format!("type {kind:#x}")),
     }
 }
 

@@ -30,7 +30,7 @@ pub const AHEAD: &str = "\
    AND taken.classid = ($2 # 'serializer_locks'::regclass::oid::integer)::oid AND taken.objid::bigint < $3)";
 
 /// Takes the next ticket of the line $1. Several who do so at the same time get different ones; nobody gets one if too many do, or
-/// the server is crowded.
+/// the server is crowded. (What kind of session others have is hidden from ordinary roles, but not in which database.)
 pub const TAKE: &str = "\
 SELECT line.number, ticket::integer
 FROM (SELECT $1 # 'serializer_locks'::regclass::oid::integer AS number) AS line,
@@ -44,7 +44,7 @@ WHERE (SELECT count(*) * 4 < 3 * (current_setting('max_connections')::integer
               AND (min(base.datconnlimit) < 0 OR count(*) FILTER (WHERE client.datid = base.oid) * 4 < 3 * min(base.datconnlimit))
               AND (min(role.rolconnlimit) < 0 OR count(*) FILTER (WHERE client.usesysid = role.oid) * 4 < 3 * min(role.rolconnlimit))
        FROM pg_catalog.pg_stat_activity AS client, pg_catalog.pg_database AS base, pg_catalog.pg_roles AS role
-       WHERE client.backend_type = 'client backend' AND base.datname = current_database() AND role.rolname = session_user)
+       WHERE client.datid IS NOT NULL AND base.datname = current_database() AND role.rolname = session_user)
   AND pg_try_advisory_lock(line.number, ticket::integer)
 LIMIT 1";
 

@@ -1,0 +1,75 @@
+//! The names of locks as names of files.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use sha2::{Digest, Sha256};
+
+/// The longest name of a file, in bytes; most file systems take 255.
+const MAX_NAME: usize = 240;
+
+/// What a file's name cannot have, or means something else by.
+const ENCODED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
+
+/// The name of a lock's file: that of the lock, or if that is too long, its beginning and a hash.
+pub fn file_name(name: &OsStr) -> OsString {
+    let bytes = name.as_bytes();
+    // No path leads to these, and hidden files are easily overlooked.
+    let (dot, rest) = bytes.strip_prefix(b".").map_or(("", bytes), |rest| ("%2E", rest));
+    let mut encoded = dot.as_bytes().to_vec();
+    for piece in rest.split_inclusive(|byte| !byte.is_ascii()) {
+        // Letters that are not ASCII stay what they are.
+        let (ascii, other) = piece.split_at(piece.iter().take_while(|byte| byte.is_ascii()).count());
+        encoded.extend(percent_encode(ascii, ENCODED).to_string().into_bytes());
+        encoded.extend(other);
+    }
+    if bytes.is_empty() || encoded.len() > MAX_NAME {
+        let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let shown: String = String::from_utf8_lossy(&encoded).chars().filter(|one| *one != '%').take(30).collect();
+        return format!("{shown}%7E{hash}").into();
+    }
+    OsString::from_vec(encoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::{MAX_NAME, file_name};
+
+    #[test]
+    fn different_names_are_different_files() {
+        let long = "é".repeat(3000);
+        let names: [&[u8]; 13] = [
+            b"a",
+            b"A",
+            b"",
+            b".",
+            b"..",
+            b"../a",
+            b"a/b",
+            b"a%2Fb",
+            b"\xff",
+            b"\n",
+            "é".as_bytes(),
+            long.as_bytes(),
+            &long.as_bytes()[2..],
+        ];
+        let files: HashSet<_> = names.iter().map(|name| file_name(OsStr::from_bytes(name))).collect();
+        assert_eq!(files.len(), names.len(), "{files:?}");
+        for file in files {
+            let bytes = file.as_bytes();
+            assert!(bytes.len() <= MAX_NAME && !bytes.starts_with(b".") && !bytes.contains(&b'/'), "{file:?}");
+        }
+    }
+
+    #[test]
+    fn usual_names_stay_what_they_are() {
+        for name in ["serializer.lck", "dbt run é", "a~b"] {
+            assert_eq!(file_name(OsStr::new(name)), name);
+        }
+    }
+}
