@@ -396,3 +396,27 @@ fn a_role_s_credentials_are_fetched_and_a_failure_to_is_not_taken_for_one_of_the
     assert_eq!(run().code, 0);
     assert!(agent.is_through());
 }
+
+#[test]
+fn a_write_that_something_on_the_way_sends_twice_counts_once() {
+    let (injector, mut store) = injected();
+    store.lease = "3".to_owned();
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    let mut owner = store.shell();
+    // The second answer says that somebody else was faster.
+    injector.repeat("PUT ", 1);
+    owner.lock();
+    assert!(injector.is_through());
+    assert_eq!(store.run(&["lock", "-n"]).code, 75);
+    injector.repeat("PUT ", 1);
+    until_renewed(&store);
+    assert!(injector.is_through());
+    injector.repeat("PUT ", 1);
+    owner.unlock();
+    assert!(injector.is_through());
+    injector.repeat("PUT ", 2);
+    let ended = store.run(&["run", "echo", "ran"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "ran\n"), "{ended:?}");
+    assert!(injector.is_through());
+    assert_eq!(store.state(), "free");
+}

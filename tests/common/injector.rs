@@ -34,6 +34,8 @@ struct Planned {
     answer: String,
     /// Whether the server is asked all the same.
     is_done: bool,
+    /// Whether it is asked twice, and its second answer is passed on.
+    is_repeated: bool,
 }
 
 /// An answer of S3 with an error in it.
@@ -76,13 +78,19 @@ impl Injector {
     /// So many questions with `marker` in their first lines get this answer, and nobody else hears of them.
     pub fn refuse(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());
-        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: false });
+        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: false, is_repeated: false });
     }
 
     /// So many questions with `marker` in their first lines are passed on, and get this answer in place of the server's.
     pub fn misreport(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());
-        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: true });
+        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: true, is_repeated: false });
+    }
+
+    /// So many questions with `marker` in their first lines are passed on twice, as by a proxy that has lost the first answer.
+    pub fn repeat(&self, marker: &str, times: usize) {
+        let (marker, answer) = (marker.to_owned(), String::new());
+        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: true, is_repeated: true });
     }
 
     /// Nothing is planned any more.
@@ -147,7 +155,7 @@ impl Shared {
             let planned = at.map(|at| {
                 let planned = &mut state.planned[at];
                 planned.times -= 1;
-                let told = (planned.answer.clone(), planned.is_done);
+                let told = (planned.answer.clone(), planned.is_done, planned.is_repeated);
                 if planned.times == 0 {
                     state.planned.remove(at);
                 }
@@ -155,18 +163,27 @@ impl Shared {
             });
             (planned, state.ignored.clone())
         };
-        if let Some((answer, false)) = &planned {
+        if let Some((answer, false, _)) = &planned {
             return client.write_all(answer.as_bytes());
         }
-        let mut server = TcpStream::connect(self.server)?;
-        for (_, line) in head.iter().filter(|(name, _)| name != "connection" && !ignored.contains(&name.as_str())) {
-            server.write_all(line.as_bytes())?;
+        let ask = || -> std::io::Result<Vec<u8>> {
+            let mut server = TcpStream::connect(self.server)?;
+            for (_, line) in head.iter().filter(|(name, _)| name != "connection" && !ignored.contains(&name.as_str())) {
+                server.write_all(line.as_bytes())?;
+            }
+            server.write_all(b"Connection: close\r\n\r\n")?;
+            server.write_all(&body)?;
+            let mut answer = Vec::new();
+            server.read_to_end(&mut answer)?;
+            Ok(answer)
+        };
+        let mut answer = ask()?;
+        match &planned {
+            Some((_, _, true)) => answer = ask()?,
+            Some((instead, ..)) => answer = instead.clone().into_bytes(),
+            None => {}
         }
-        server.write_all(b"Connection: close\r\n\r\n")?;
-        server.write_all(&body)?;
-        let mut answer = Vec::new();
-        server.read_to_end(&mut answer)?;
-        client.write_all(planned.as_ref().map_or(&answer, |(answer, _)| answer.as_bytes()))?;
+        client.write_all(&answer)?;
         client.shutdown(Shutdown::Both)
     }
 }
