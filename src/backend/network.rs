@@ -6,6 +6,8 @@ mod keepalive;
 pub mod lookup;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
 pub mod passwords;
+#[cfg(any(feature = "postgres", feature = "dynamodb", feature = "object-store"))]
+pub mod runtime;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "object-store"))]
 pub mod tls;
 

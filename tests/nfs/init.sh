@@ -74,11 +74,11 @@ all() {
     mount -t proc proc /proc
     mount -t sysfs sysfs /sys
     mount -t tmpfs tmpfs /mnt
-    mkdir /mnt/work /mnt/nfs /mnt/sockets /mnt/bin
-    mount -t hostfs -o "$NFS_WORK" none /mnt/work
+    mkdir /mnt/outside /mnt/nfs /mnt/sockets /mnt/bin
+    mount -t hostfs -o "$NFS_WORK" none /mnt/outside
     # Nothing has to be asked of what is outside while the workload runs.
-    cp /mnt/work/serializer /mnt/bin/serializer
-    while IFS= read -r line; do export "${line?}"; done </mnt/work/environment
+    cp /mnt/outside/serializer /mnt/bin/serializer
+    while IFS= read -r line; do export "${line?}"; done </mnt/outside/environment
     loopback_and_rpcbind
     server
     mkdir /run/netns
@@ -95,7 +95,7 @@ all() {
     until_true test -S /mnt/sockets/b
     local script=workload
     if [ "$NFS_WORKLOAD" = facts ]; then script=facts; fi
-    python3 -B "$here/$script.py" >/mnt/work/results
+    python3 -B "$here/$script.py" >/mnt/outside/results
 }
 
 if [ "${1:-}" = host ]; then
@@ -106,5 +106,5 @@ code=0
 ( all ) & wait $! || code=$?
 dmesg | tail -30 >&2
 # Only the workload itself says 0 or 1, and it says something.
-if [ -s /mnt/work/results ]; then echo "$code" >/mnt/work/code; fi
+if [ -s /mnt/outside/results ]; then echo "$code" >/mnt/outside/code; fi
 power_off

@@ -18,12 +18,11 @@ use aws_smithy_http_client::{Connector, proxy::ProxyConfig};
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 use aws_smithy_runtime_api::client::http::{HttpConnectorSettings, SharedHttpConnector, http_client_fn};
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 use super::failures::{self, Unresolved};
 use super::options::Options;
-use crate::backend::network::lookup;
-use crate::backend::plain;
+use crate::backend::network::{lookup, runtime};
 use crate::backend::remote::{Cause, Failure};
 
 /// Credentials are renewed so long before they expire.
@@ -84,14 +83,7 @@ impl Account {
     /// Asks something.
     pub fn ask<T>(&mut self, question: impl AsyncFnOnce(&Client, &Options, &Place) -> Result<T, Failure>) -> Result<T, Failure> {
         let Self { options, runtime, known, client } = self;
-        let runtime = match runtime {
-            Some(runtime) => runtime,
-            None => {
-                let made = Builder::new_current_thread().enable_all().build();
-                let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
-                runtime.insert(made.map_err(cannot)?)
-            }
-        };
+        let runtime = runtime::made(runtime)?;
         runtime.block_on(async {
             let known = match known {
                 Some(known) => known,

@@ -8,7 +8,7 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::{ObjectStore, RetryConfig, StaticCredentialProvider};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use super::azure::Account;
@@ -16,7 +16,7 @@ use super::failure::{Question, Refusal, innermost, refusal};
 use super::http::{Connector, Shared};
 use super::options::{Access, Keys, Options};
 use super::words::Words;
-use crate::backend::plain;
+use crate::backend::network::runtime;
 use crate::backend::remote::Failure;
 use crate::store::StoreSettings;
 
@@ -65,14 +65,7 @@ impl Store {
             Some(client) => Arc::clone(client),
             None => Arc::clone(self.client.insert(build(&self.options, &self.shared)?)),
         };
-        let runtime = match &self.runtime {
-            Some(runtime) => runtime,
-            None => {
-                let made = Builder::new_current_thread().enable_all().build();
-                let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
-                self.runtime.insert(made.map_err(cannot)?)
-            }
-        };
+        let runtime = runtime::made(&mut self.runtime)?;
         self.shared.take_last();
         let asked = runtime.block_on(async { timeout(self.limit, ask(client.as_ref())).await });
         let error = match asked {

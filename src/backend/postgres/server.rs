@@ -1,11 +1,11 @@
 //! A session with a server, made when it is needed.
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 use super::connect;
 use super::link::Link;
 use super::options::{Options, Surroundings};
-use crate::backend::plain;
+use crate::backend::network::runtime;
 use crate::backend::remote::Failure;
 use crate::store::StoreSettings;
 
@@ -30,14 +30,7 @@ impl Server {
     /// Asks it something, connecting if need be.
     pub fn ask<T>(&mut self, question: impl AsyncFnOnce(&mut Link) -> Result<T, Failure>) -> Result<T, Failure> {
         let Self { options, runtime, link } = self;
-        let runtime = match runtime {
-            Some(runtime) => runtime,
-            None => {
-                let made = Builder::new_current_thread().enable_all().build();
-                let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
-                runtime.insert(made.map_err(cannot)?)
-            }
-        };
+        let runtime = runtime::made(runtime)?;
         runtime.block_on(async {
             *link = link.take().filter(Link::is_open);
             if link.as_ref().is_some_and(Link::is_standing) {
