@@ -22,9 +22,9 @@ Environment variables (a flag beats its variable, an empty one counts as unset):
   SERIALIZER_SLEEP_SECONDS  from one try to the next, in seconds [1]
   SERIALIZER_SLOTS          how many may hold the lock at the same time [1]
   SERIALIZER_STORE          store that many hosts share, instead of a directory:
-                            postgres://user@host/database, mysql://...,
-                            dynamodb://TABLE?region=REGION, s3://bucket/prefix,
-                            azure://..., gs://..., file:///shared/directory
+                            postgres://..., mysql://..., dynamodb://TABLE,
+                            s3://bucket/prefix, azure://..., gs://...,
+                            or a shared file:///directory
   SERIALIZER_PASSWORD_FILE  file with the store's password
   SERIALIZER_LEASE_SECONDS  how long a lock in a store outlives a host that does
                             not renew it [30]; with a directory, it says that
