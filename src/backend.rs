@@ -195,6 +195,12 @@ pub enum Error {
         /// What it is instead.
         why: String,
     },
+    /// The file is a lock of another kind.
+    #[error("`{path}` is a lock that hosts share, under leases")]
+    SharedByHosts {
+        /// The path, printable.
+        path: String,
+    },
     /// Somebody keeps the lock file busy; nothing was changed.
     #[error("another process keeps the lock file `{path}` locked (flock)")]
     Contended {
@@ -245,6 +251,7 @@ impl Error {
         match self {
             Self::Store(error) => error.hint.clone(),
             Self::NotALock { .. } => Some("check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed".into()),
+            Self::SharedByHosts { .. } => Some("set `SERIALIZER_LEASE_SECONDS` here, too, as they have it".into()),
             Self::NoExchange { path, .. } => Some(format!(
                 "for locks that end with their holders there, set `SERIALIZER_LEASE_SECONDS` on all hosts; when you are certain that \
                  nobody uses it, remove `{path}`"

@@ -102,18 +102,17 @@ impl Environment {
     /// # Errors
     /// When a setting, or the name, cannot be used.
     pub fn lock_named(&self, args: &LockFileArgs, name: &Path) -> Result<Location, Error> {
-        if let Some(directory) = self.shared_directory(args)? {
-            // The name may be a path of its own.
-            let path = directory.join(name);
-            check_path(&path, name)?;
-            let directory = path.parent().unwrap_or(&directory);
-            let store = self.store_at(args, StoreUrl::of_directory(directory))?;
-            return Ok(Location::Store(store, path.file_name().unwrap_or_default().to_owned()));
-        }
-        match self.store(args)? {
-            Some(store) => Ok(Location::Store(store, check_name(name)?.as_os_str().to_owned())),
-            None => check_lock_file(self.directory(args)?.join(name), name),
-        }
+        let Some(store) = self.store_for(args, Some(name))? else {
+            return check_lock_file(self.directory(args)?.join(name), name);
+        };
+        let Some(directory) = store.url.directory() else {
+            return Ok(Location::Store(store, check_name(name)?.as_os_str().to_owned()));
+        };
+        // The name may be a path of its own. However a file is named, it is one lock.
+        let path = directory.join(name);
+        check_path(&path, name)?;
+        let url = store.url.in_directory(path.parent().unwrap_or(&directory));
+        Ok(Location::Store(StoreSettings { url, ..store }, path.file_name().unwrap_or_default().to_owned()))
     }
 
     /// The locks `names`, or the one that is set up if there are no names.
@@ -132,7 +131,12 @@ impl Environment {
     /// # Errors
     /// When a setting cannot be used.
     pub fn store(&self, args: &LockFileArgs) -> Result<Option<StoreSettings>, Error> {
-        if let Some(directory) = self.shared_directory(args)? {
+        self.store_for(args, None)
+    }
+
+    /// The one for a lock of that name.
+    fn store_for(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Option<StoreSettings>, Error> {
+        if let Some(directory) = self.shared_directory(args, name)? {
             return self.store_at(args, StoreUrl::of_directory(&directory)).map(Some);
         }
         // A flag beats a variable.
@@ -150,10 +154,12 @@ impl Environment {
         self.store_at(args, url).map(Some)
     }
 
-    /// The directory that locks are kept in, if many hosts are to share it: whoever names a lease and a directory says so.
-    fn shared_directory(&self, args: &LockFileArgs) -> Result<Option<PathBuf>, Error> {
-        let is_in_a_store = args.dir.is_none() && (args.store.is_some() || self.is_set("STORE", self.store.as_deref()));
-        let is_named = args.dir.is_some() || self.is_set("DIR", self.dir.as_deref());
+    /// The directory that locks are kept in, if many hosts are to share it: whoever names a lease and a directory says so, and whoever
+    /// gives a lease as a flag.
+    fn shared_directory(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Option<PathBuf>, Error> {
+        let is_in_a_store = args.dir.is_none() && (args.store.is_some() || self.has_store());
+        let is_named = args.dir.is_some() || args.lease_seconds.is_some() || self.is_set("DIR", self.dir.as_deref());
+        let is_named = is_named || name.is_some_and(Path::is_absolute);
         let has_lease = args.lease_seconds.is_some() || self.is_set("LEASE_SECONDS", self.lease_seconds.as_deref());
         (!is_in_a_store && is_named && has_lease).then(|| self.directory(args)).transpose()
     }
@@ -237,6 +243,11 @@ impl Environment {
     pub fn orphans(&self, flag: Option<Orphans>) -> Result<Orphans, Error> {
         let orphans = self.resolve(flag, "ORPHANS", self.orphans.as_deref(), parse_orphans)?;
         Ok(orphans.unwrap_or(Orphans::Wait))
+    }
+
+    /// Whether a store is set up by its variable.
+    pub fn has_store(&self) -> bool {
+        self.is_set("STORE", self.store.as_deref())
     }
 
     /// Whether a variable has a value, good or bad.

@@ -1,11 +1,12 @@
 //! Which store locks live in, and how it is spoken to. Its address may hold a password, which is never shown.
 
+use std::ffi::OsString;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
 
 /// What an address of a directory says by its code.
 const IN_PATHS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#').add(b' ');
@@ -118,8 +119,8 @@ impl StoreUrl {
     /// # Errors
     /// What was expected instead. Nothing of the text is in it, which may hold a password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let expected = "expected an address such as postgres://user@host/database, mysql://user@host/database, s3://bucket/prefix or \
-             file:///shared/directory";
+        let expected = "expected an address such as postgres://user@host/database, mysql://user@host/database, dynamodb://TABLE, \
+             s3://bucket/prefix or file:///shared/directory";
         let Some((scheme, rest)) = text.trim().split_once("://") else { return Err(expected.to_owned()) };
         if scheme.split('+').next().is_some_and(|dialect| dialect.eq_ignore_ascii_case("sqlite")) {
             return Err("SQLite is a file of one machine, for which the lock file is made: leave the store out, and set \
@@ -137,6 +138,21 @@ impl StoreUrl {
     pub fn of_directory(path: &Path) -> Self {
         let rest = percent_encode(path.as_os_str().as_bytes(), IN_PATHS).to_string();
         Self { scheme: Scheme::Directory, rest }
+    }
+
+    /// The directory, if it is one.
+    pub fn directory(&self) -> Option<PathBuf> {
+        let path = self.rest.split_once('?').map_or(self.rest.as_str(), |(path, _)| path);
+        // RFC 8089: this host's files.
+        let path = path.strip_prefix("localhost").unwrap_or(path);
+        (self.scheme == Scheme::Directory).then(|| PathBuf::from(OsString::from_vec(percent_decode(path.as_bytes()).collect())))
+    }
+
+    /// Another directory, with the same options.
+    pub fn in_directory(&self, path: &Path) -> Self {
+        let options = self.rest.find('?').map_or("", |at| &self.rest[at..]);
+        let Self { scheme, rest } = Self::of_directory(path);
+        Self { scheme, rest: rest + options }
     }
 
     /// Which kind of store it is.
@@ -164,7 +180,12 @@ impl fmt::Display for StoreUrl {
         // A password may hold `/`, `?` and `@` although it should not. Where an `@` stands behind a `?`, nobody can tell where it ends.
         let (place, options) = self.rest.split_once(['?', '#']).unwrap_or((&self.rest, ""));
         let place = if options.contains('@') { "…" } else { place.rsplit('@').next().unwrap_or("") };
-        write!(f, "{}://{place}", self.scheme.name())
+        write!(f, "{}://{place}", self.scheme.name())?;
+        // The same table in two regions is two tables.
+        match options.split('&').find_map(|option| option.strip_prefix("region=")).filter(|_| place != "…") {
+            Some(region) if self.scheme == Scheme::Dynamodb => write!(f, "?region={region}"),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -42,7 +42,12 @@ fn a_directory_and_a_lease_are_a_store() {
     let first = number(shared(&locks, &print));
     let second = number(ended(locks.serializer(&print).env_remove("SERIALIZER_DIR").env("SERIALIZER_STORE", store)));
     let file = locks.file().display().to_string();
-    let third = number(shared(&locks, &[&["run", "--file-name", &file][..], &print[1..]].concat()));
+    let named = [&["run", "--file-name", &file][..], &print[1..]].concat();
+    let third = number(shared(&locks, &named));
+    let fourth = number(ended(locks.serializer(&named).env_remove("SERIALIZER_DIR").env("SERIALIZER_STORE", "file:///tmp")));
+    assert!(third < fourth, "{third} {fourth}");
+    let fifth = number(ended(locks.serializer(&named).env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", "60")));
+    assert!(fourth < fifth, "{fourth} {fifth}");
     assert!(first < second && second < third, "{first} {second} {third}");
 }
 
@@ -55,7 +60,8 @@ fn without_a_directory_a_lease_makes_no_store_and_a_flag_does() {
     let status = ["status", "--json", "--file-name", &name];
     let ended_as =
         |lease: &str| ended(locks.serializer(&status).env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", lease));
-    assert!(!ended_as("60").stdout.contains("file://"));
+    let marked = ended_as("60");
+    assert!(marked.stdout.contains("file://"), "an absolute name names a directory: {marked:?}");
     let dir = locks.dir().display().to_string();
     let flags =
         ended(locks.serializer(&[&status[..], &["--dir", &dir, "--lease-seconds", "9"]].concat()).env_remove("SERIALIZER_DIR"));
@@ -74,7 +80,11 @@ fn a_lock_file_of_one_machine_and_one_that_hosts_share_are_not_taken_for_each_ot
     for command in [&["lock", "-n"][..], &["unlock", "--force"], &["status"], &["run", "true"]] {
         let refused = locks.run(command);
         assert_eq!(refused.code, 1, "{refused:?}");
-        assert!(refused.stderr.contains("hosts share it") && refused.stderr.contains("SERIALIZER_LEASE_SECONDS"), "{refused:?}");
+        assert!(
+            refused.stderr.contains("a lock that hosts share, under leases")
+                && refused.stderr.contains("SERIALIZER_LEASE_SECONDS"),
+            "{refused:?}"
+        );
     }
     assert_eq!(fs::read(locks.file()).expect("it stays"), before);
 }

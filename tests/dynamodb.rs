@@ -399,7 +399,7 @@ fn all_that_is_held_is_listed_however_large_the_table_is() {
     }
     let all = store.run(&["status", "--all"]);
     let listed: Vec<_> = all.stdout.lines().skip(1).map(|line| line.split("  ").next().unwrap_or_default()).collect();
-    let expected: Vec<_> = names.iter().map(|name| format!("dynamodb://{TABLE}#{name}")).collect();
+    let expected: Vec<_> = names.iter().map(|name| format!("dynamodb://{TABLE}?region=eu-west-1#{name}")).collect();
     assert_eq!(listed, expected, "{all:?}");
 }
 

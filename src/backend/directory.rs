@@ -30,11 +30,11 @@
 mod names;
 mod slot;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -83,19 +83,16 @@ pub struct SharedFile {
 
 /// The directory of an address, and whether it may be on NFS version 3.
 fn directory(settings: &StoreSettings) -> Result<(PathBuf, bool), Failure> {
-    let (path, options) = settings.url.place().split_once('?').unwrap_or((settings.url.place(), ""));
-    let takes_nfs3 = match options {
-        "" => false,
-        "nfs=3" => true,
-        _ => {
+    let takes_nfs3 = match settings.url.place().split_once('?') {
+        None => false,
+        Some((_, "nfs=3")) => true,
+        Some(_) => {
             return Err(
                 Failure::permanent("a directory has no option but `nfs=3`").with_hint("where its name has a `?`, write `%3F`")
             );
         }
     };
-    // RFC 8089: this host's files.
-    let path = path.strip_prefix("localhost").unwrap_or(path);
-    let decoded = PathBuf::from(OsString::from_vec(percent_decode(path.as_bytes()).collect()));
+    let decoded = settings.url.directory().unwrap_or_default();
     if !decoded.is_absolute() {
         return Err(Failure::permanent("its address has no absolute path").with_hint("it looks like `file:///mnt/shared/locks`"));
     }
@@ -298,6 +295,10 @@ impl Register for SharedFile {
     fn prove(&mut self) -> Result<(), Failure> {
         let directory = File::open(&self.directory).map_err(|error| trouble(&self.directory, &error))?;
         if filesystem::reach(&directory).0 == Reach::Machine {
+            let shown = printable::path(&self.directory);
+            tracing::warn!(
+                "`{shown}` is a directory of this machine alone: other hosts do not exclude each other there, nor this one"
+            );
             File::create(self.directory.join(MARKER)).map_err(|error| trouble(&self.directory, &error))?;
         }
         Ok(())

@@ -124,7 +124,7 @@ impl LockFile {
             return Ok(Content::Empty);
         }
         if bytes.starts_with(super::directory::MAGIC.as_bytes()) {
-            return Err(self.not_a_lock("hosts share it, under leases; `SERIALIZER_LEASE_SECONDS` says that this one does, too"));
+            return Err(Error::SharedByHosts { path: printable::path(&self.path) });
         }
         Record::parse(bytes).map(|record| Content::Record(Box::new(record))).map_err(|why| self.not_a_lock(why))
     }

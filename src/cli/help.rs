@@ -105,7 +105,8 @@ Examples:
   serializer break dbt.lck --token 6f0c0d21a7d34e0c8b8d9f5b7a3c1e42
 
 Only the acquisition that has this token loses the lock: whoever has got it in the meantime keeps it. \
-Its process is not ended, and does not learn of it before it unlocks.";
+Its process is not ended, and does not learn of it before it unlocks; but
+`run` in a store ends its command when it renews the lease the next time.";
 
 /// Behind the help of `status`.
 pub const STATUS_HELP: &str = "\

@@ -28,6 +28,9 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         }
         command => command.to_vec(),
     };
+    if environment.has_store() {
+        tracing::warn!("`flock` locks a file of this machine; `SERIALIZER_STORE` is for `lock` and `run`");
+    }
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
     execute(Job {
         lock: lock_file_at(&args.file)?,

@@ -18,7 +18,7 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     match &lock {
         Location::Store(settings, _) if args.print_sql => match backend::schema(settings)? {
             Some(statements) => super::print(statements.as_bytes()),
-            None => Err(Error::usage(format!("cannot print SQL: `{}` is made without", settings.url), None)),
+            None => Err(Error::usage(format!("cannot print SQL: `{}` is no database that takes it", settings.url), None)),
         },
         _ if args.print_sql => {
             let hint = "name one with `--store` or `SERIALIZER_STORE`";

@@ -161,7 +161,11 @@ pub fn of_many_that_are_the_first_one_succeeds(subject: &Subject) {
         let done = race(subject, &format!("new {round}"), 16, |backend, start, number| {
             assert!(load(backend).is_none());
             start.wait();
-            backend.create(&record(number)).expect("an answer")
+            match backend.create(&record(number)).expect("an answer") {
+                Write::Done => Write::Done,
+                // Where each name has a place of its own, it may only have been made.
+                _ => create(backend, &record(number)),
+            }
         });
         assert_eq!(done, 1);
     }

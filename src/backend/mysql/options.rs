@@ -59,6 +59,9 @@ pub struct Options {
     pub timeout: Duration,
 }
 
+/// Options of other clients about TLS that mean nothing here.
+const OTHER_SSL: [&str; 6] = ["ssl_capath", "ssl_cipher", "ssl_crl", "ssl_crlpath", "ssl_fips_mode", "ssl_key_password"];
+
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -87,7 +90,13 @@ impl Options {
     fn read(settings: &StoreSettings, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, Failure> {
         let address = Address::parse(&settings.url.secret())?;
         for (name, _) in address.options.iter().filter(|(name, _)| !KNOWN.contains(&name.as_str())) {
-            tracing::debug!("the address's option `{}` is not known here", crate::printable::field(name));
+            let shown = crate::printable::field(name);
+            // Whoever has mistyped one of these would not be as safe as wanted.
+            if name.starts_with("ssl") && !OTHER_SSL.contains(&name.as_str()) {
+                return Err(Failure::permanent(format!("the option `{shown}` of the address is not known"))
+                    .with_hint("`ssl_mode`, `ssl_ca`, `ssl_cert` and `ssl_key` are"));
+            }
+            tracing::debug!("the address's option `{shown}` is not known here");
         }
         let file = OptionFile::read(address.option("read_default_file"), variable("HOME").as_deref())?;
         let group = address.option("read_default_group");

@@ -119,6 +119,19 @@ pub enum SslMode {
     VerifyFull,
 }
 
+/// Options of PostgreSQL's own clients about TLS that mean nothing here.
+const OTHER_SSL: [&str; 9] = [
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslkeylogfile",
+    "sslpassword",
+    "sslsni",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+];
+
 /// Looks an environment variable up.
 type Variable = Box<dyn Fn(&str) -> Option<String>>;
 
@@ -211,6 +224,11 @@ impl Options {
             answer_timeout: settings.timeout,
         };
         for name in pairs.names() {
+            // Whoever has mistyped one of these would not be as safe as wanted.
+            if name.starts_with("ssl") && !OTHER_SSL.contains(&name) {
+                return Err(Failure::permanent(format!("the option `{name}` of the address is not known"))
+                    .with_hint("`sslmode`, `sslrootcert`, `sslcert` and `sslkey` are"));
+            }
             tracing::debug!("the option `{name}` of the address means nothing here");
         }
         Ok(options)
