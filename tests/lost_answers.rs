@@ -20,6 +20,7 @@ use common::{Shell, ended, rounds, until};
 use faults::{each, end, proxied, start, until_renewed};
 use proxy::Proxy;
 use serializer::record::random_token;
+use servers::shared_mariadb;
 use stores::Store;
 
 /// Does not end while a test runs.
@@ -296,6 +297,37 @@ fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_tha
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", store.url);
         other.unlock();
     });
+}
+
+/// What a server answers that was cut off from its cluster while it committed: that there was an error.
+fn error_while_committing() -> Vec<u8> {
+    let text = b"\xff\x9c\x04#HY000Error while committing";
+    // A packet is its length, its number and itself.
+    [&[u8::try_from(text.len()).expect("short"), 0, 0, 1], text.as_slice()].concat()
+}
+
+#[test]
+fn whoever_is_told_wrongly_that_its_write_has_failed_has_the_lock_and_keeps_it() {
+    let store = Store { lease: RENEWED.as_secs_f64().to_string(), ..Store::at(&shared_mariadb().url()) };
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    let (proxy, through) = proxied(&store);
+    let (mut owner, mut other) = (through.shell(), store.shell());
+    proxy.answer_wrongly_from(Update.of(&store), &error_while_committing());
+    owner.send(r#""$S" lock 2>&1"#);
+    until_done_in_silence(&proxy, &store, "held");
+    proxy.mend();
+    has_locked(&mut owner);
+    until_renewed(&store);
+
+    proxy.answer_wrongly_from(Update.of(&store), &error_while_committing());
+    owner.send(r#""$S" unlock 2>&1"#);
+    until_done_in_silence(&proxy, &store, "free");
+    other.lock();
+    proxy.mend();
+    let (code, said) = owner.answer();
+    assert!(code == 0 && said.starts_with("serializer: unlocked `"), "{code} {said}");
+    assert_eq!(holders(&store), [u64::from(other.pid())]);
+    other.unlock();
 }
 
 /// Something that goes wrong, chosen by a number.

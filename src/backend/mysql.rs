@@ -3,8 +3,9 @@
 //! Every statement is a transaction of its own, and every write is conditional on the state that was read. So what is read need
 //! not be the last word: where it is stale (a node of Galera without `wsrep_sync_wait`, a replica), the write is a conflict, or is
 //! refused, and nothing is granted. With Galera, two writes on two nodes with the same condition are certified one after the
-//! other, and the second one ends as a deadlock (1213), which is definite: it was not done. `GET_LOCK` excludes nobody there, and is
-//! used for the order only (`line`).
+//! other, and the second one ends as a deadlock (1213). A node that loses the others while it commits says that it has failed, which the
+//! others may have another opinion about ([`failure::may_be_done`]). `GET_LOCK` excludes nobody there, and is used for the order only
+//! (`line`).
 
 mod connection;
 mod failure;
@@ -259,8 +260,7 @@ impl Register for Table {
         match connection.ask(&statement) {
             Ok(answer) if answer.affected == 1 => Ok(Write::Done),
             Ok(_) | Err(Trouble::Refused { code: DUPLICATE_KEY, .. }) => Ok(Write::Conflict),
-            // Whatever the server says, it has not done it.
-            Err(trouble @ Trouble::Refused { .. }) => Err(trouble.into()),
+            Err(trouble @ Trouble::Refused { code, .. }) if !failure::may_be_done(code) => Err(trouble.into()),
             Err(trouble) => {
                 self.disconnect();
                 Err(Failure::from(trouble).indefinite())

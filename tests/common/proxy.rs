@@ -22,7 +22,6 @@ pub struct Proxy {
 
 struct Shared {
     listener: TcpListener,
-    server: SocketAddr,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -37,10 +36,13 @@ enum Mode {
     CutAt(Vec<u8>, bool),
     /// The client's bytes from which on no answer comes back.
     SwallowFrom(Vec<u8>),
+    /// The same, but for one answer, which is this one.
+    AnswerFrom(Vec<u8>, Vec<u8>),
     End,
 }
 
 struct State {
+    server: SocketAddr,
     mode: Mode,
     delay: Duration,
     /// What wakes those who look after the connections.
@@ -64,8 +66,8 @@ impl Proxy {
     pub fn on(listener: TcpListener, server: SocketAddr) -> Self {
         let connections = HashMap::new();
         let (mode, delay) = (Mode::Pass, Duration::ZERO);
-        let state = Mutex::new(State { mode, delay, connections, accepted: 0, client_bytes: 0, is_hit: false });
-        let shared = Arc::new(Shared { listener, server, state, changed: Condvar::new() });
+        let state = Mutex::new(State { server, mode, delay, connections, accepted: 0, client_bytes: 0, is_hit: false });
+        let shared = Arc::new(Shared { listener, state, changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
         let acceptor = std::thread::spawn(move || accept(&accepting));
         Self { shared, acceptor: Some(acceptor) }
@@ -92,6 +94,11 @@ impl Proxy {
         self.set(Mode::SwallowAnswers);
     }
 
+    /// New connections lead to another server.
+    pub fn lead_to(&self, server: SocketAddr) {
+        self.shared.lock().server = server;
+    }
+
     /// Lets everything pass until a client has sent `marker`: that arrives, its answer does not, and when it has been given the
     /// connection is reset. The client cannot know what has happened. Other connections are not touched, nor are later ones.
     ///
@@ -110,6 +117,12 @@ impl Proxy {
     /// [`swallow_answers`](Self::swallow_answers) does: so others have time to do something before the client asks again.
     pub fn swallow_answers_from(&self, marker: &[u8]) {
         self.set(Mode::SwallowFrom(marker.to_owned()));
+    }
+
+    /// As [`swallow_answers_from`](Self::swallow_answers_from), but what the client has sent with `marker` is answered, by `answer`
+    /// in place of what the server says, which has done it.
+    pub fn answer_wrongly_from(&self, marker: &[u8], answer: &[u8]) {
+        self.set(Mode::AnswerFrom(marker.to_owned(), answer.to_owned()));
     }
 
     /// Returns when the connection with the marker has been reset, or its answers are swallowed.
@@ -149,7 +162,7 @@ impl Proxy {
         } else if is_over(&state.mode) && !is_over(&mode) {
             rustix::net::listen(&self.shared.listener, 128).expect("it can listen again");
         }
-        state.is_hit &= !matches!(mode, Mode::CutAt(..) | Mode::SwallowFrom(_));
+        state.is_hit &= !matches!(mode, Mode::CutAt(..) | Mode::SwallowFrom(_) | Mode::AnswerFrom(..));
         state.mode = mode;
         self.shared.changed.notify_all();
         for waker in state.connections.values() {
@@ -286,13 +299,25 @@ struct Connection {
     tail: Vec<u8>,
     /// Whether the marker is on its way to the server, and its answer is not to come back.
     is_doomed: bool,
+    /// What is to be answered next, whatever the server says.
+    instead: Option<Vec<u8>>,
     has_lost: bool,
 }
 
 impl Connection {
     fn new(client: TcpStream, woken: UnixStream) -> Self {
         let (requests, answers) = Default::default();
-        Self { client, server: None, woken, requests, answers, tail: Vec::new(), is_doomed: false, has_lost: false }
+        Self {
+            client,
+            server: None,
+            woken,
+            requests,
+            answers,
+            tail: Vec::new(),
+            is_doomed: false,
+            instead: None,
+            has_lost: false,
+        }
     }
 
     /// Until its end; returns whether that came from the marker.
@@ -332,7 +357,7 @@ impl Connection {
             _ => {}
         }
         if self.server.is_none() {
-            let server = TcpStream::connect_timeout(&shared.server, Duration::from_secs(10))?;
+            let server = TcpStream::connect_timeout(&state.server, Duration::from_secs(10))?;
             for socket in [&server, &self.client] {
                 socket.set_nonblocking(true)?;
                 socket.set_nodelay(true)?;
@@ -345,7 +370,7 @@ impl Connection {
             state.client_bytes += bytes.len() as u64;
             self.tail.extend(&bytes);
             match &state.mode {
-                Mode::CutAt(marker, _) | Mode::SwallowFrom(marker)
+                Mode::CutAt(marker, _) | Mode::SwallowFrom(marker) | Mode::AnswerFrom(marker, _)
                     if !self.tail.windows(marker.len()).any(|window| window == marker) =>
                 {
                     self.tail.drain(..self.tail.len().saturating_sub(marker.len() - 1));
@@ -357,7 +382,10 @@ impl Connection {
                         return Err(End::Hit);
                     }
                 }
-                Mode::SwallowFrom(_) => {
+                Mode::SwallowFrom(_) | Mode::AnswerFrom(..) => {
+                    if let Mode::AnswerFrom(_, answer) = &state.mode {
+                        self.instead = Some(answer.clone());
+                    }
                     state.mode = Mode::SwallowAnswers;
                     state.is_hit = true;
                     shared.changed.notify_all();
@@ -370,6 +398,8 @@ impl Connection {
         while let Some(bytes) = self.answers.read(server)? {
             if self.is_doomed {
                 return Err(End::Hit);
+            } else if let Some(answer) = self.instead.take() {
+                self.answers.queue.push_back((due, answer));
             } else if state.mode == Mode::SwallowAnswers {
                 self.has_lost = true;
             } else {

@@ -99,6 +99,12 @@ fn refusal(code: u16, message: &str) -> Failure {
     Failure { why, cause, hint: hint(code).map(str::to_owned), is_indefinite: false }
 }
 
+/// Whether a server may have done, or yet do, what it says has failed. A node of a cluster (Galera, group replication) that loses the
+/// others while it commits does not know whether they have it, and a session that is ended may be ended after its commit.
+pub fn may_be_done(code: u16) -> bool {
+    matches!(code, 1047 | 1053 | 1158..=1161 | 1180 | 1213 | 1317 | 1927 | 1969 | 3024 | 3100 | 3101 | 4031)
+}
+
 fn hint(code: u16) -> Option<&'static str> {
     Some(match code {
         1045 | 1698 => {
@@ -126,7 +132,7 @@ fn hint(code: u16) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Failure, Trouble};
+    use super::{Failure, Trouble, may_be_done};
     use crate::backend::remote::Cause;
 
     #[test]
@@ -139,5 +145,16 @@ mod tests {
             assert_eq!(cause(code), Cause::Permanent, "{code}");
         }
         assert_eq!(cause(1146), Cause::NotPrepared);
+    }
+
+    #[test]
+    fn only_what_passes_may_have_been_done() {
+        for code in (1000..5000).filter(|code| may_be_done(*code)) {
+            assert_eq!(Failure::from(Trouble::Refused { code, message: "Oh".to_owned() }).cause, Cause::Transient, "{code}");
+        }
+        // What a row or a right forbids was not done.
+        for code in [1062, 1142, 1205, 1290] {
+            assert!(!may_be_done(code), "{code}");
+        }
     }
 }
