@@ -1,0 +1,675 @@
+//! Leases on a simulated store: whatever the order in which holders, their keepers and those who want the lock take their steps, crash
+//! and die, whatever is lost on the way to the store or arrives late, and whenever time passes, those whose leases go on may hold the
+//! lock together, who has lost it is told when it unlocks, numbers grow, and the lock can always be had again.
+//!
+//! The program's own parts are the policy (`Mutex`) and what makes a backend of a store that may not answer (`Remote`). Time is the
+//! store's: a lease is so long that what passes of the real one is nothing beside it.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof};
+use proptest::test_runner::{TestCaseError, TestRunner};
+use proptest::{collection, sample};
+use serializer::backend::memory::Memory;
+use serializer::backend::remote::{Failure, Register, Remote, Row};
+use serializer::backend::{self, Backend, Stored, Write};
+use serializer::claimant::Claimant;
+use serializer::mode::Mode;
+use serializer::mutex::{Acquired, Grant, Mutex, Released, Request, Whose};
+use serializer::owner::{Instance, Owner, Place};
+use serializer::process::since_boot;
+use serializer::record::{Entry, Outcome, Record, parse_pid};
+use serializer::verdict::{Held, Holding, Judge, Verdict};
+use serializer::waiting::{Observer, Waiting};
+
+const OWNERS: usize = 3;
+
+/// In milliseconds: a day.
+const LEASE: u64 = 24 * 60 * 60 * 1000;
+
+const SLOTS: Mode = Mode::Slots(NonZeroU32::new(2).expect("a number of slots"));
+
+/// What becomes of a question and its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Answered,
+    /// It does not arrive.
+    QuestionLost,
+    /// It is done, and nobody says so.
+    AnswerLost,
+    /// It is on its way, and nobody knows for how long.
+    Late,
+    /// Something on the way asks twice, and hands on the second answer.
+    Twice,
+}
+
+/// A conditional write: what it expects, its number, and what is to be stored.
+type Change = (u64, u64, Option<String>);
+
+/// A store: one row, a clock, and what is still on its way.
+#[derive(Debug, Default)]
+struct Store {
+    number: u64,
+    text: Option<String>,
+    now: u64,
+    late: Vec<Change>,
+}
+
+impl Store {
+    fn change(&mut self, (expected, next, text): Change) -> Write {
+        if expected != self.number {
+            return Write::Conflict;
+        }
+        (self.number, self.text) = (next, text);
+        Write::Done
+    }
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<StdMutex<Store>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.0.lock().expect("no panic")
+    }
+
+    fn now(&self) -> u64 {
+        self.lock().now
+    }
+}
+
+enum Event {
+    /// It has a question for the store.
+    Asks,
+    Ended(Ended),
+}
+
+/// How a command has ended.
+enum Ended {
+    Locked { grant: Grant, since: u64, was_held: bool },
+    Renewed { since: u64 },
+    Unlocked,
+    Otherwise,
+}
+
+/// One connection to the store, whose questions wait for what the test wants to become of them.
+struct Gated {
+    store: Shared,
+    here: Sender<Event>,
+    fates: Receiver<Fate>,
+}
+
+impl Gated {
+    /// Fails where the process that asks was killed.
+    fn fate(&self) -> Result<Fate, Failure> {
+        let killed = || Failure::permanent("a killed process asks nothing more");
+        self.here.send(Event::Asks).map_err(|_| killed())?;
+        self.fates.recv().map_err(|_| killed())
+    }
+}
+
+impl Register for Gated {
+    fn read(&mut self) -> Result<Row, Failure> {
+        if self.fate()? != Fate::Answered {
+            return Err(Failure::transient("no answer"));
+        }
+        let store = self.store.lock();
+        let version = (store.number > 0).then(|| store.number.to_string().into_bytes());
+        Ok(Row { version, number: store.number, text: store.text.clone(), now: Some(store.now) })
+    }
+
+    fn write(&mut self, seen: &Row, next: u64, text: Option<&str>) -> Result<Write, Failure> {
+        let fate = self.fate()?;
+        let change = (seen.number, next, text.map(str::to_owned));
+        let mut store = self.store.lock();
+        match fate {
+            Fate::Answered => return Ok(store.change(change)),
+            Fate::Twice => {
+                store.change(change.clone());
+                return Ok(store.change(change));
+            }
+            Fate::QuestionLost => {}
+            Fate::AnswerLost => drop(store.change(change)),
+            Fate::Late => store.late.push(change),
+        }
+        Err(Failure::transient("no answer").indefinite())
+    }
+
+    fn prepare(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn wait(&mut self, _limit: Duration, _fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {}
+
+    fn repair(&self) -> &'static str {
+        "nothing"
+    }
+}
+
+/// Notes the store's time when something is to be written, which is when a lease is reckoned from.
+struct Noting {
+    remote: Remote<Gated>,
+    store: Shared,
+    noted: Arc<AtomicU64>,
+}
+
+impl Noting {
+    fn note(&self) {
+        self.noted.store(self.store.now(), Ordering::Relaxed);
+    }
+}
+
+impl Backend for Noting {
+    fn location(&self) -> String {
+        self.remote.location()
+    }
+
+    fn load(&mut self) -> Result<Option<Stored>, backend::Error> {
+        self.remote.load()
+    }
+
+    fn create(&mut self, record: &Record) -> Result<Write, backend::Error> {
+        self.note();
+        self.remote.create(record)
+    }
+
+    fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, backend::Error> {
+        self.note();
+        self.remote.replace(seen, record)
+    }
+
+    fn delete(&mut self, seen: &Stored) -> Result<Write, backend::Error> {
+        self.remote.delete(seen)
+    }
+
+    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), backend::Error> {
+        self.remote.wait(limit, fds)
+    }
+
+    fn now(&self) -> Option<u64> {
+        self.remote.now()
+    }
+
+    fn next_number(&self) -> Option<u64> {
+        self.remote.next_number()
+    }
+
+    fn is_awaited(&mut self) -> bool {
+        self.remote.is_awaited()
+    }
+}
+
+/// An owner, as its commands see it.
+#[derive(Clone)]
+struct Process {
+    pid: i32,
+    store: Shared,
+    tokens: Arc<AtomicU64>,
+    /// When each entry was made, by its token.
+    made: Arc<StdMutex<HashMap<String, u64>>>,
+}
+
+impl Claimant for Process {
+    fn entry(&self) -> std::io::Result<Entry> {
+        let pid = parse_pid(&self.pid.to_string()).expect("a pid");
+        let owner = Owner { pid, uid: None, place: Place::default(), instance: Instance::default() };
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed).to_string();
+        self.made.lock().expect("no panic").insert(token.clone(), self.store.now());
+        Ok(Entry { token: Some(token), ..Entry::new(owner, None, None)? })
+    }
+
+    fn transient_entry(&self) -> std::io::Result<Entry> {
+        self.entry()
+    }
+
+    fn owns(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> bool {
+        entry.owner.pid.as_raw_pid() == self.pid
+    }
+
+    fn is_present(&self) -> bool {
+        true
+    }
+
+    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+}
+
+/// Nobody sees another's process.
+struct Blind;
+
+impl Judge for Blind {
+    fn judge(&self, _stored: &Stored, _record: &Record, _entry: &Entry) -> Verdict {
+        Verdict::Held(Held::Alive(None))
+    }
+}
+
+struct Silent;
+
+impl Observer for Silent {
+    fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {}
+
+    fn interval(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+fn request(mode: Mode) -> Request {
+    Request { mode, at_least: None, skip_if_done: false, lease: Some(Duration::from_millis(LEASE)) }
+}
+
+fn attempts(number: u32) -> Waiting {
+    Waiting { max_attempts: NonZeroU32::new(number), sleep: Duration::ZERO, timeout: None }
+}
+
+#[derive(Clone, Debug)]
+enum Order {
+    Lock(Mode),
+    Unlock,
+    Renew(String),
+}
+
+/// A process that is under way.
+struct Command {
+    order: Order,
+    fates: Sender<Fate>,
+    events: Receiver<Event>,
+    thread: JoinHandle<()>,
+    /// The largest number that had been granted when it began.
+    largest: u64,
+}
+
+/// What an owner relies on, as long as its lease goes on.
+#[derive(Clone, Debug)]
+struct Belief {
+    mode: Mode,
+    grant: Grant,
+    until: u64,
+    /// Whether others have had the lock since who may not have it with this one.
+    is_broken: bool,
+}
+
+struct Host {
+    pid: i32,
+    /// A `lock` or `unlock`, and a renewal.
+    command: Option<Command>,
+    keeper: Option<Command>,
+    belief: Option<Belief>,
+    /// What it relied on when it began to unlock.
+    given_back: Option<Belief>,
+}
+
+struct World {
+    store: Shared,
+    tokens: Arc<AtomicU64>,
+    made: Arc<StdMutex<HashMap<String, u64>>>,
+    hosts: Vec<Host>,
+    next_pid: i32,
+    largest: u64,
+    fencing: HashSet<u64>,
+}
+
+impl World {
+    fn new() -> Self {
+        let store = Shared::default();
+        // As a clock is.
+        store.lock().now = 1_800_000_000_000;
+        let (tokens, made) = Default::default();
+        let mut world = Self { store, tokens, made, hosts: Vec::new(), next_pid: 2, largest: 0, fencing: HashSet::new() };
+        for _ in 0..OWNERS {
+            let host = world.born();
+            world.hosts.push(host);
+        }
+        world
+    }
+
+    fn born(&mut self) -> Host {
+        self.next_pid += 1;
+        Host { pid: self.next_pid, command: None, keeper: None, belief: None, given_back: None }
+    }
+
+    fn process(&self, pid: i32) -> Process {
+        Process { pid, store: self.store.clone(), tokens: self.tokens.clone(), made: self.made.clone() }
+    }
+
+    fn start(&self, pid: i32, order: Order) -> Command {
+        let (here, events) = channel();
+        let (fates, permits) = channel();
+        let process = self.process(pid);
+        let (store, asked) = (self.store.clone(), order.clone());
+        let thread = thread::spawn(move || {
+            let ended = here.clone();
+            let noted = Arc::new(AtomicU64::new(0));
+            let remote = Remote::new(Gated { store: store.clone(), here, fates: permits }, "simulated".to_owned());
+            let mut mutex = Mutex::new(Box::new(Noting { remote, store, noted: noted.clone() }), &Blind);
+            // Nobody listens to a process that was killed.
+            let _ = ended.send(Event::Ended(do_it(&mut mutex, &process, &asked, &noted)));
+        });
+        assert!(matches!(events.recv(), Ok(Event::Asks)), "every command looks first");
+        Command { order, fates, events, thread, largest: self.largest }
+    }
+
+    /// The owner's command asks one question; if it has none, it begins with what is next.
+    fn step(&mut self, host: usize, mode: Mode, fate: Fate) -> Result<(), String> {
+        let pid = self.hosts[host].pid;
+        let command = self.hosts[host].command.take().unwrap_or_else(|| {
+            // Whoever unlocks relies on the lock no longer.
+            let belief = self.hosts[host].belief.take();
+            self.hosts[host].given_back = belief.clone();
+            self.start(pid, belief.map_or(Order::Lock(mode), |_| Order::Unlock))
+        });
+        let (command, ended) = advance(command, fate);
+        self.hosts[host].command = command;
+        ended.map_or(Ok(()), |(order, ended, largest)| self.ended(host, &order, ended, largest))
+    }
+
+    /// The same for the renewal of what is held.
+    fn keep(&mut self, host: usize, fate: Fate) -> Result<(), String> {
+        let pid = self.hosts[host].pid;
+        let token = self.hosts[host].belief.as_ref().map(|belief| belief.grant.token.clone());
+        let keeper = self.hosts[host].keeper.take().or_else(|| Some(self.start(pid, Order::Renew(token?))));
+        let Some(keeper) = keeper else { return Ok(()) };
+        let (keeper, ended) = advance(keeper, fate);
+        self.hosts[host].keeper = keeper;
+        ended.map_or(Ok(()), |(order, ended, largest)| self.ended(host, &order, ended, largest))
+    }
+
+    fn ended(&mut self, host: usize, order: &Order, ended: Ended, largest: u64) -> Result<(), String> {
+        let lasts = |since: u64| since + LEASE;
+        match (order, ended) {
+            (Order::Lock(mode), Ended::Locked { grant, since, was_held }) => {
+                let number = grant.fencing.ok_or("it has no number")?;
+                let is_new = self.fencing.insert(number);
+                if !was_held && (number <= largest || !is_new) {
+                    return Err(format!("{grant:?} comes after {largest}"));
+                }
+                self.largest = self.largest.max(number);
+                for other in self.hosts.iter_mut().enumerate().filter(|(other, _)| *other != host).map(|(_, other)| other) {
+                    if let Some(belief) = &mut other.belief {
+                        belief.is_broken |= Some(number) > belief.grant.fencing && !mode.joins(&[belief.mode]);
+                    }
+                }
+                self.hosts[host].belief = Some(Belief { mode: *mode, grant, until: lasts(since), is_broken: false });
+            }
+            (Order::Renew(token), Ended::Renewed { since }) => {
+                if let Some(belief) = self.hosts[host].belief.as_mut().filter(|belief| belief.grant.token == *token) {
+                    if belief.is_broken {
+                        return Err(format!("{belief:?} was renewed"));
+                    }
+                    belief.until = lasts(since);
+                }
+            }
+            (Order::Unlock, Ended::Unlocked) => {
+                if let Some(belief) = self.hosts[host].given_back.take().filter(|belief| belief.is_broken) {
+                    return Err(format!("{belief:?} was lost, and its owner was not told"));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The owner's command, or what renews its lease, is killed.
+    fn kill(&mut self, host: usize, is_keeper: bool) {
+        let host = &mut self.hosts[host];
+        let killed = if is_keeper { host.keeper.take() } else { host.command.take() };
+        killed.into_iter().for_each(kill);
+    }
+
+    /// A host is gone, with all that it runs, and another one comes in its place.
+    fn die(&mut self, host: usize) {
+        self.kill(host, true);
+        self.kill(host, false);
+        self.hosts[host] = self.born();
+    }
+
+    /// Something that was on its way arrives.
+    fn arrive(&mut self, which: usize) {
+        let mut store = self.store.lock();
+        if !store.late.is_empty() {
+            let which = which % store.late.len();
+            let change = store.late.remove(which);
+            store.change(change);
+        }
+    }
+
+    /// Those who rely on the lock, and may not have it together.
+    fn conflict(&self) -> Result<(), String> {
+        let now = self.store.now();
+        let believe: Vec<_> =
+            self.hosts.iter().filter_map(|host| host.belief.as_ref()).filter(|belief| now < belief.until).collect();
+        for (index, one) in believe.iter().enumerate() {
+            let others: Vec<Mode> =
+                believe.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, other)| other.mode).collect();
+            if !one.mode.joins(&others) {
+                return Err(format!("at {now}, these rely on the lock: {believe:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody gets it when all others are gone, and their leases are over.
+    fn can_be_had(mut self) -> Result<(), String> {
+        for host in 0..OWNERS {
+            self.die(host);
+        }
+        self.store.lock().now += 2 * LEASE;
+        // Two looks and a write are enough; what is too many is no end.
+        for _ in 0..10 {
+            self.step(0, Mode::EXCLUSIVE, Fate::Answered)?;
+            if self.hosts[0].belief.is_some() {
+                return Ok(());
+            }
+        }
+        Err(format!("nobody gets the lock any more: {:?}", self.store.lock()))
+    }
+}
+
+/// One question more; tells how it has ended.
+fn advance(command: Command, fate: Fate) -> (Option<Command>, Option<(Order, Ended, u64)>) {
+    command.fates.send(fate).expect("it waits");
+    match command.events.recv().expect("it goes on") {
+        Event::Asks => (Some(command), None),
+        Event::Ended(ended) => {
+            command.thread.join().expect("no panic");
+            (None, Some((command.order, ended, command.largest)))
+        }
+    }
+}
+
+fn kill(command: Command) {
+    let Command { fates, events, thread, .. } = command;
+    drop((fates, events));
+    thread.join().expect("no panic");
+}
+
+fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, noted: &AtomicU64) -> Ended {
+    match order {
+        Order::Lock(mode) => match mutex.acquire(process, &request(*mode), &attempts(3), &mut Silent) {
+            Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => {
+                let since = process.made.lock().expect("no panic")[&grant.token];
+                Ended::Locked { grant, since, was_held: false }
+            }
+            // Nobody keeps it any more, so that it is renewed at once, as `lock` does.
+            Ok(Acquired::AlreadyHeld(held)) => {
+                let token = held.entry.and_then(|entry| entry.token).expect("an entry of ours");
+                match mutex.renew(&token, None) {
+                    Ok(grant) => Ended::Locked { grant, since: noted.load(Ordering::Relaxed), was_held: true },
+                    Err(_) => Ended::Otherwise,
+                }
+            }
+            Ok(Acquired::NotNeeded) | Err(_) => Ended::Otherwise,
+        },
+        Order::Renew(token) => match mutex.renew(token, None) {
+            Ok(_) => Ended::Renewed { since: noted.load(Ordering::Relaxed) },
+            Err(_) => Ended::Otherwise,
+        },
+        Order::Unlock => match mutex.release(process, Whose::Own, Outcome::Unknown) {
+            Ok(Released::Own { .. }) => Ended::Unlocked,
+            Ok(_) | Err(_) => Ended::Otherwise,
+        },
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Step(usize, Mode, Fate),
+    Keep(usize, Fate),
+    Kill(usize, bool),
+    Die(usize),
+    Arrive(usize),
+    /// So many twelfths of a lease pass.
+    Pass(u64),
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        24 => Just(Fate::Answered),
+        1 => Just(Fate::QuestionLost),
+        2 => Just(Fate::AnswerLost),
+        1 => Just(Fate::Late),
+        1 => Just(Fate::Twice),
+    ]
+}
+
+fn action(modes: &'static [Mode]) -> impl Strategy<Value = Action> {
+    (0..OWNERS, sample::select(modes), fate(), 0..8_usize).prop_flat_map(|(host, mode, fate, number)| {
+        prop_oneof![
+            24 => Just(Action::Step(host, mode, fate)),
+            10 => Just(Action::Keep(host, fate)),
+            1 => Just(Action::Kill(host, number % 2 == 0)),
+            1 => Just(Action::Die(host)),
+            2 => Just(Action::Arrive(number)),
+            4 => Just(Action::Pass(number as u64)),
+        ]
+    })
+}
+
+/// Does it all; says what went wrong.
+fn run(actions: &[Action]) -> Result<(), String> {
+    let mut world = World::new();
+    for action in actions {
+        match *action {
+            Action::Step(host, mode, fate) => world.step(host, mode, fate)?,
+            Action::Keep(host, fate) => world.keep(host, fate)?,
+            Action::Kill(host, is_keeper) => world.kill(host, is_keeper),
+            Action::Die(host) => world.die(host),
+            Action::Arrive(which) => world.arrive(which),
+            Action::Pass(twelfths) => world.store.lock().now += twelfths * LEASE / 12,
+        }
+        world.conflict()?;
+    }
+    world.can_be_had()
+}
+
+/// How often, times `SERIALIZER_TEST_FACTOR`.
+fn factor() -> u32 {
+    std::env::var("SERIALIZER_TEST_FACTOR").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// Many worlds side by side, because what is lost is asked again after a while.
+fn try_all(modes: &'static [Mode]) {
+    thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(move || {
+                let config = ProptestConfig {
+                    cases: 25 * factor(),
+                    failure_persistence: None,
+                    max_shrink_iters: 500,
+                    ..ProptestConfig::default()
+                };
+                let all = collection::vec(action(modes), 1..150);
+                let tried = TestRunner::new(config).run(&all, |actions| run(&actions).map_err(TestCaseError::fail));
+                if let Err(error) = tried {
+                    panic!("{error}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn at_most_one_relies_on_a_plain_lock_whatever_the_store_answers() {
+    try_all(&[Mode::EXCLUSIVE]);
+}
+
+#[test]
+fn those_who_rely_on_a_lock_of_several_may_hold_it_together_whatever_the_store_answers() {
+    try_all(&[Mode::EXCLUSIVE, SLOTS, Mode::Shared]);
+}
+
+/// A register that takes its time, and knows since when.
+struct Slow {
+    memory: Memory,
+    asked: Arc<AtomicU64>,
+}
+
+impl Slow {
+    fn ask(&self) {
+        let now = since_boot();
+        self.asked.store(now, Ordering::Relaxed);
+        // Until the clock that leases are counted by has moved.
+        while since_boot() < now + 2 {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+impl Backend for Slow {
+    fn location(&self) -> String {
+        self.memory.location()
+    }
+
+    fn load(&mut self) -> Result<Option<Stored>, backend::Error> {
+        self.memory.load()
+    }
+
+    fn create(&mut self, record: &Record) -> Result<Write, backend::Error> {
+        self.ask();
+        self.memory.create(record)
+    }
+
+    fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, backend::Error> {
+        self.ask();
+        self.memory.replace(seen, record)
+    }
+
+    fn delete(&mut self, seen: &Stored) -> Result<Write, backend::Error> {
+        self.memory.delete(seen)
+    }
+
+    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), backend::Error> {
+        self.memory.wait(limit, fds)
+    }
+
+    fn now(&self) -> Option<u64> {
+        self.memory.now()
+    }
+
+    fn next_number(&self) -> Option<u64> {
+        self.memory.next_number()
+    }
+}
+
+#[test]
+fn a_lease_counts_from_before_it_was_asked_for() {
+    let asked = Arc::new(AtomicU64::new(0));
+    let mut mutex = Mutex::new(Box::new(Slow { memory: Memory::shared(), asked: asked.clone() }), &Blind);
+    let process = World::new().process(2);
+    let acquired = mutex.acquire(&process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
+    let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };
+    assert!(grant.leased_at <= asked.load(Ordering::Relaxed));
+    let renewed = mutex.renew(&grant.token, None).expect("it is held");
+    assert!(grant.leased_at < renewed.leased_at && renewed.leased_at <= asked.load(Ordering::Relaxed));
+}
