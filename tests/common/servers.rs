@@ -52,7 +52,7 @@ fn set_clock(keeper: &Keeper, clock: &str) {
     keeper.give_away();
 }
 
-fn faketime_library() -> String {
+pub fn faketime_library() -> String {
     let dirs = fs::read_dir("/usr/lib").expect("there are libraries").flatten().map(|entry| entry.path());
     let found = dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1")).find(|library| library.exists());
     found.expect("libfaketime is installed: scripts/test.sh does that").into_os_string().into_string().expect("UTF-8")
@@ -190,11 +190,21 @@ impl Postgres {
         Self::start_in(keeper, options, "meltano")
     }
 
+    /// A copy that follows another server, and only answers questions until it is promoted.
+    pub fn standby_of(primary: &Self) -> Self {
+        let mut keeper = Keeper::new();
+        let (copy, dir, port) = (find_program("pg_basebackup"), primary.dir().display(), primary.port());
+        keeper.run(&format!(
+            "{copy} --no-sync --checkpoint=fast --write-recovery-conf -h '{dir}' -p {port} -U postgres -D data 2>&1"
+        ));
+        Self::start_in(keeper, Options::default(), "meltano")
+    }
+
     /// Starts it on the data that are there, of which one database is known to be.
     fn start_in(keeper: Keeper, options: Options, database: &str) -> Self {
         let port = Port::reserve();
         let kind = if options.is_tls { "hostssl" } else { "host" };
-        keeper.write("hba", &format!("local all all trust\n{kind} all all 127.0.0.1/32 scram-sha-256\n"));
+        keeper.write("hba", &format!("local all,replication all trust\n{kind} all all 127.0.0.1/32 scram-sha-256\n"));
         keeper.give_away();
         let mut command = command_line(&keeper, "postgres", &options);
         command.extend(["-D".to_owned(), keeper.path("data"), "-p".to_owned(), port.number().to_string()]);
@@ -329,6 +339,43 @@ impl MariaDb {
 
     fn sql_in(&self, database: &str, sql: &str) -> String {
         answer(&mut mariadb(&self.server.keeper.path("socket"), database, sql))
+    }
+}
+
+/// Three servers of MariaDB that have the same data, each with all of it (Galera).
+pub struct Galera {
+    pub nodes: [MariaDb; 3],
+    /// For what they say to each other.
+    _ports: Vec<[Port; 3]>,
+}
+
+impl Galera {
+    pub fn start() -> Self {
+        let ports: Vec<_> = (0..3).map(|_| [(); 3].map(|()| Port::reserve())).collect();
+        let at = |port: &Port| loopback(port.number()).to_string();
+        let all: Vec<_> = ports.iter().map(|[group, ..]| at(group)).collect();
+        // The first one begins without others.
+        let others = format!("gcomm://{}", all.join(","));
+        let addresses = ["gcomm://", &others, &others];
+        let nodes = addresses.into_iter().zip(&ports).map(|(address, [group, increments, whole])| {
+            let options = format!("gmcast.listen_addr=tcp://{};ist.recv_addr={};gcache.size=4M", at(group), at(increments));
+            let settings = [
+                ("wsrep-on", "ON"),
+                // Where Debian has it.
+                ("wsrep-provider", "/usr/lib/galera/libgalera_smm.so"),
+                ("wsrep-provider-options", &options),
+                ("wsrep-cluster-address", address),
+                ("wsrep-node-address", "127.0.0.1"),
+                ("wsrep-sst-method", "rsync"),
+                ("wsrep-sst-receive-address", &at(whole)),
+                ("binlog-format", "ROW"),
+                ("innodb-autoinc-lock-mode", "2"),
+            ];
+            MariaDb::start_with(Options { settings: &settings, ..Options::default() })
+        });
+        let nodes: Vec<_> = nodes.collect();
+        let nodes = nodes.try_into().unwrap_or_else(|_| panic!("there are three"));
+        Self { nodes, _ports: ports }
     }
 }
 
