@@ -4,7 +4,7 @@ use crate::backend;
 use crate::claimant::NoOwner;
 use crate::exit_code::ExitCode;
 use crate::holder::in_full;
-use crate::mutex::{self, Lost};
+use crate::mutex;
 use crate::verdict::{Held, Holding, Unknown};
 
 /// Why a command failed. The message is complete.
@@ -14,30 +14,36 @@ pub struct Error {
     message: String,
     hint: Option<String>,
     code: ExitCode,
-    is_mere_lapse: bool,
 }
 
 impl Error {
     /// A wrong command line or setting.
     pub fn usage(message: impl Into<String>, hint: Option<String>) -> Self {
-        Self { message: message.into(), hint, code: ExitCode::Usage, is_mere_lapse: false }
+        Self { message: message.into(), hint, code: ExitCode::Usage }
     }
 
     /// Something else that could not be done.
     pub fn failed(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, code: ExitCode::Failed, is_mere_lapse: false }
+        Self { message: message.into(), hint: None, code: ExitCode::Failed }
     }
 
     /// A command that could not be run.
     pub fn command(message: impl Into<String>, code: ExitCode) -> Self {
-        Self { message: message.into(), hint: None, code, is_mere_lapse: false }
+        Self { message: message.into(), hint: None, code }
     }
 
     /// The lock at `location` was not the command's any more when that ended.
     pub fn lost(location: &str) -> Self {
         let message =
             format!("`{location}` was not locked by the command any more when it ended, so that it may not have run alone");
-        Self { message, hint: None, code: ExitCode::Lost, is_mere_lapse: false }
+        Self { message, hint: None, code: ExitCode::Lost }
+    }
+
+    /// The lease of the lock at `location` was over when the command ended, and for this reason nobody knows who has had it since.
+    pub fn not_kept(location: &str, error: &mutex::Error) -> Self {
+        let message =
+            format!("the lease of `{location}` was over when the command ended, so that it may not have run alone: {error}");
+        Self { message, hint: None, code: ExitCode::Lost }
     }
 
     /// `command` was ended because the lock at `location` was lost, for this reason.
@@ -45,18 +51,20 @@ impl Error {
         let message = format!("ended `{command}`, because its lock `{location}` was lost: {why}");
         let hint =
             "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer outages";
-        Self { message, hint: Some(hint.into()), code: ExitCode::Lost, is_mere_lapse: false }
+        Self { message, hint: Some(hint.into()), code: ExitCode::Lost }
+    }
+
+    /// The lease of the lock at `location` was over, or nearly so, before it was kept.
+    pub fn late(location: &str) -> Self {
+        let message = format!("cannot lock `{location}`: its lease was over before anybody kept it");
+        let hint = "a longer `SERIALIZER_LEASE_SECONDS` leaves more time";
+        Self { message, hint: Some(hint.into()), code: ExitCode::Lost }
     }
 
     /// `command` was not begun, because the lock at `location` was lost before that.
     pub fn lost_before(location: &str, command: &str) -> Self {
         let message = format!("cannot run `{command}`: its lock `{location}` was lost before it began");
-        Self { message, hint: None, code: ExitCode::Lost, is_mere_lapse: false }
-    }
-
-    /// Whether a lease was found to be over, and nobody to have made use of that.
-    pub fn is_mere_lapse(&self) -> bool {
-        self.is_mere_lapse
+        Self { message, hint: None, code: ExitCode::Lost }
     }
 
     /// Says what the user can do about it.
@@ -67,12 +75,7 @@ impl Error {
     /// There is nobody to own the lock at `location`.
     pub fn no_owner(location: &str, error: &NoOwner) -> Self {
         let code = if *error == NoOwner::ParentEnded { ExitCode::Failed } else { ExitCode::Usage };
-        Self {
-            message: format!("cannot lock `{location}`: {error}"),
-            hint: Some(error.hint().to_owned()),
-            code,
-            is_mere_lapse: false,
-        }
+        Self { message: format!("cannot lock `{location}`: {error}"), hint: Some(error.hint().to_owned()), code }
     }
 
     /// A mutex's answer to `verb` (lock, unlock) on `location`.
@@ -87,7 +90,6 @@ impl Error {
                 ),
                 hint: holders.iter().find_map(hint_for),
                 code: ExitCode::Busy,
-                is_mere_lapse: false,
             },
             mutex::Error::NotOurs(holders) => Self {
                 message: format!("{message}: held by {}", in_full(&holders)),
@@ -96,13 +98,11 @@ impl Error {
                     .find_map(hint_for)
                     .or_else(|| Some("the process that locked must unlock; `--force` takes the lock away from it".into())),
                 code: ExitCode::Refused,
-                is_mere_lapse: false,
             },
             error @ mutex::Error::HeldOtherwise(_) => Self {
                 message: format!("{message}: {error}"),
                 hint: Some("`serializer unlock` first".into()),
                 code: ExitCode::Failed,
-                is_mere_lapse: false,
             },
             error @ mutex::Error::NoClock => Self::usage(
                 format!("{message}: {error}"),
@@ -115,7 +115,6 @@ impl Error {
                 },
                 hint: Some("what ran under it may not have run alone".into()),
                 code: ExitCode::Lost,
-                is_mere_lapse: matches!(how, Lost::Expired(_)),
             },
             mutex::Error::Backend(error) => error.into(),
             error @ (mutex::Error::Absent | mutex::Error::NotLocked | mutex::Error::Entry(_)) => {
@@ -152,7 +151,7 @@ impl Error {
 
 impl From<backend::Error> for Error {
     fn from(error: backend::Error) -> Self {
-        Self { message: error.to_string(), hint: error.hint(), code: ExitCode::Failed, is_mere_lapse: false }
+        Self { message: error.to_string(), hint: error.hint(), code: ExitCode::Failed }
     }
 }
 

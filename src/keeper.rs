@@ -55,6 +55,11 @@ impl Charge {
         self.after(3, 4)
     }
 
+    /// Whether that should have been done.
+    pub fn is_given_up(&self) -> bool {
+        since_boot() >= self.given_up()
+    }
+
     /// How long that may take before it is killed.
     pub fn grace(&self) -> Duration {
         (self.lease / 6).min(MAX_GRACE)

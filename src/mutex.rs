@@ -52,6 +52,8 @@ pub struct Mutex<'a> {
     /// What was asked for, and may have been granted: the answer was lost.
     asked_for: Vec<Grant>,
     left_to_others: Option<(Option<Version>, Instant)>,
+    /// How the claimant has lost the lock before, which is to be told once.
+    lost: Option<Lost>,
 }
 
 /// What is stored, with a judgement of each holder.
@@ -169,7 +171,7 @@ pub enum Error {
 impl<'a> Mutex<'a> {
     /// Does not touch the register yet.
     pub fn new(backend: Box<dyn Backend + 'a>, judge: &'a dyn Judge) -> Self {
-        Self { backend, judge, watched: Watched::default(), asked_for: Vec::new(), left_to_others: None }
+        Self { backend, judge, watched: Watched::default(), asked_for: Vec::new(), left_to_others: None, lost: None }
     }
 
     /// What this mutex is called in messages.

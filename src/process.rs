@@ -41,12 +41,18 @@ pub enum Observation {
 /// A process that runs.
 #[derive(Debug)]
 pub struct Process {
+    pid: Pid,
     pidfd: Option<OwnedFd>,
     /// Which process of that PID.
     pub instance: Instance,
 }
 
 impl Process {
+    /// Its number, which may be another's once it has been reaped.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Readable when the process has ended; `None` where the kernel gives no pidfd.
     pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)
@@ -54,7 +60,7 @@ impl Process {
 
     /// The same process.
     pub fn try_clone(&self) -> Option<Self> {
-        Some(Self { pidfd: Some(self.pidfd.as_ref()?.try_clone().ok()?), instance: self.instance })
+        Some(Self { pid: self.pid, pidfd: Some(self.pidfd.as_ref()?.try_clone().ok()?), instance: self.instance })
     }
 
     /// Whether it has ended since it was observed; an unclear answer counts as not ended.
@@ -79,7 +85,7 @@ pub fn observe(pid: Pid) -> Observation {
             if is_readable(&pidfd) {
                 return Observation::Ended;
             }
-            Observation::Running(Process { pidfd: Some(pidfd), instance })
+            Observation::Running(Process { pid, pidfd: Some(pidfd), instance })
         }
         Err(Errno::SRCH) => Observation::Gone,
         // EINVAL or, since Linux 6.16, ENOENT: alive, but not the leader of a thread group.
@@ -87,7 +93,7 @@ pub fn observe(pid: Pid) -> Observation {
         // Without pidfds (ENOSYS, or EPERM of a seccomp filter) a zombie cannot be told from a process whose main
         // thread has ended, so only absence counts.
         Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => Observation::Gone,
-        Err(_) => Observation::Running(Process { pidfd: None, instance: Instance { start: start_time(pid), pidfd: None } }),
+        Err(_) => Observation::Running(Process { pid, pidfd: None, instance: Instance { start: start_time(pid), pidfd: None } }),
     }
 }
 
@@ -257,7 +263,7 @@ pub fn find_by_inode(wanted: u64) -> Result<Option<Process>, NoProcessTable> {
             Ok(pidfd) => match inode(&pidfd) {
                 Some(found) if found == wanted && !is_readable(&pidfd) => {
                     let instance = Instance { start: start_time(pid), pidfd: Some(found) };
-                    return Ok(Some(Process { pidfd: Some(pidfd), instance }));
+                    return Ok(Some(Process { pid, pidfd: Some(pidfd), instance }));
                 }
                 found => sees_all &= found.is_some(),
             },

@@ -44,10 +44,17 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         mutex.refresh(&mut grant, lease).map_err(|error| Error::mutex("lock", &location, error))?;
         let charge = Charge { grant, lease };
         let begun = claimant.keeper().and_then(|keeper| keeper.keep(&lock, &entry, &charge, orphans, on_lost));
-        if let Err(error) = begun {
+        // Whoever was stopped meanwhile, or waited for long, may not have it any more.
+        let begun = match begun {
+            _ if charge.is_given_up() => Err(Error::late(&location)),
+            begun => {
+                begun.map_err(|error| Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))))
+            }
+        };
+        if begun.is_err() {
             let _ = mutex.release(&TokenHolder(&charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
-            return Err(Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))));
         }
+        begun?;
     }
     report(&location, &owner.describe(), &acquired);
     match acquired.fencing().filter(|_| args.print_token) {
@@ -63,11 +70,14 @@ fn kept(mutex: &mut Mutex<'_>, claimant: &KeptClaimant<'_>, acquired: &Acquired)
             Ok(claimant.made(&grant.token).map(|entry| (grant.clone(), entry)))
         }
         Acquired::AlreadyHeld(held) => {
-            let is_unkept =
-                |entry: &&Entry| entry.lease.is_some() && entry.keeper.is_none_or(|keeper| !process::is_running(keeper));
-            // Whoever kept it has been killed.
-            let Some(entry) = held.entry.as_ref().filter(is_unkept) else { return Ok(None) };
+            // Whoever kept it has been killed, or has been made just now, and has had no orders yet.
+            let is_kept = |keeper| process::is_running(keeper) && !claimant.has_made(keeper);
+            let Some(entry) = held.entry.as_ref().filter(|entry| entry.lease.is_some()) else { return Ok(None) };
             let Some(token) = &entry.token else { return Ok(None) };
+            if entry.keeper.is_some_and(is_kept) {
+                // What was only read may be older than it ought to be (of a node that lags behind). What is written is not.
+                return mutex.renew(token, None).map(|_| None);
+            }
             let keeper = claimant.keeper().map_err(mutex::Error::Entry)?.identity();
             Ok(Some((mutex.renew(token, Some(keeper))?, entry.clone())))
         }

@@ -166,7 +166,7 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     let renewing = match renewing.transpose() {
         Ok(renewing) => renewing,
         Err(error) => {
-            release(&mut mutex, &claimant, &location, Outcome::Unknown)?;
+            give_back(&mut mutex, &claimant, &location)?;
             return Err(Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))));
         }
     };
@@ -176,7 +176,7 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     let started = match claimant.take() {
         Some(prepared) if is_lost => {
             drop(prepared);
-            let _ = release(&mut mutex, &claimant, &location, Outcome::Unknown);
+            let _ = give_back(&mut mutex, &claimant, &location);
             return Err(Error::lost_before(&location, &shown(&program)));
         }
         Some(prepared) if prepared.is_ready() => prepared.start(&environment).map_err(|not_started| {
@@ -190,15 +190,16 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     let running = match started {
         Ok(running) => running,
         Err(prepared) => {
-            release(&mut mutex, &claimant, &location, Outcome::Unknown)?;
+            give_back(&mut mutex, &claimant, &location)?;
             return Ok(gave_up(prepared, &program));
         }
     };
     let why = || renewing.as_ref().map(Renewing::why).unwrap_or_default();
+    let kill_at = || renewing.as_ref().map(Renewing::kill_at).unwrap_or_default();
     let mut termination = renewing
         .as_ref()
         .filter(|_| job.on_lost == OnLost::Terminate)
-        .map(|renewing| Termination::new(renewing.lost_fd(), renewing.grace(), &why));
+        .map(|renewing| Termination::new(renewing.lost_fd(), &kill_at, &why));
     let end = running.wait(termination.as_mut());
     let was_ended = termination.is_some_and(|termination| termination.has_begun());
     let why = why();
@@ -207,7 +208,7 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     drop(renewing);
     let is_to_be_told = job.request.skip_if_done && matches!(end, Ok(End::Exited(0))) && !was_ended;
     let outcome = if is_to_be_told { Outcome::Succeeded } else { Outcome::Unknown };
-    let released = release(&mut mutex, &claimant, &location, outcome);
+    let released = release(&mut mutex, &claimant, outcome);
     let code = exit_code(&end, &program)?;
     if was_ended {
         return Err(Error::ended(&location, &shown(&program), &why));
@@ -221,12 +222,14 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
                 false => tracing::debug!("unlocked `{location}`{held}"),
             }
         }
-        // Nobody has had it since, and it was held until the command had ended.
-        Err(error) if was_good && error.is_mere_lapse() => tracing::warn!("{error}"),
-        // Nothing is lost but time: what is not renewed any more lapses.
-        Err(error) if job.request.lease.is_some() && error.exit_code() == ExitCode::Failed => tracing::warn!("{error}"),
-        Err(error) if code == ExitCode::Command(0) => return Err(error),
-        Err(error) => tracing::warn!("{error}"),
+        Err(error) => {
+            let error = not_released(&location, error, job.request.lease.is_some().then_some(was_good));
+            match error {
+                NotReleased::Harmless(error) => tracing::warn!("{error}"),
+                NotReleased::Fatal(error) if code == ExitCode::Command(0) => return Err(error),
+                NotReleased::Fatal(error) => tracing::warn!("{error}"),
+            }
+        }
     }
     if matches!(end, Ok(End::Interrupted)) {
         child::die_of_interrupt();
@@ -271,14 +274,41 @@ fn name_from_command(command: &[OsString]) -> PathBuf {
 }
 
 /// Gives the lock back, if it is still the command's; tells for how long it stays held all the same.
-fn release(mutex: &mut Mutex<'_>, claimant: &RunClaimant, location: &str, outcome: Outcome) -> Result<Option<Duration>, Error> {
+fn release(mutex: &mut Mutex<'_>, claimant: &RunClaimant, outcome: Outcome) -> Result<Option<Duration>, mutex::Error> {
     // A stale lock of another's is nothing that we should remove.
-    match mutex.release(claimant, Whose::OwnAlone, outcome) {
-        Ok(Released::Own { stays, .. }) => Ok(stays),
-        Ok(_) | Err(mutex::Error::NotLocked | mutex::Error::NotOurs(_) | mutex::Error::Lost(Lost::TakenOver | Lost::Gone, _)) => {
-            Err(Error::lost(location))
-        }
-        Err(error) => Err(Error::mutex("unlock", location, error)),
+    match mutex.release(claimant, Whose::OwnAlone, outcome)? {
+        Released::Own { stays, .. } => Ok(stays),
+        Released::Stale(_) | Released::Forced(_) => Err(mutex::Error::NotLocked),
+    }
+}
+
+/// Gives back what nothing has run under.
+fn give_back(mutex: &mut Mutex<'_>, claimant: &RunClaimant, location: &str) -> Result<(), Error> {
+    release(mutex, claimant, Outcome::Unknown).map(drop).map_err(|error| Error::mutex("unlock", location, error))
+}
+
+/// What it means that a lock could not be given back.
+enum NotReleased {
+    /// The command has run alone.
+    Harmless(Error),
+    /// It may not have, or the lock stays held.
+    Fatal(Error),
+}
+
+/// `was_good`, of a lease, says that nobody else can have had the lock before the command had ended, unless it was taken away.
+fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> NotReleased {
+    let is_taken = match &error {
+        mutex::Error::NotLocked | mutex::Error::Lost(Lost::TakenOver | Lost::Gone, _) => true,
+        // Nobody: it has changed all the time.
+        mutex::Error::NotOurs(holders) => !holders.is_empty(),
+        _ => false,
+    };
+    match was_good {
+        _ if is_taken => NotReleased::Fatal(Error::lost(location)),
+        // Nobody has had it since, or nothing is lost but time: what is not renewed any more lapses.
+        Some(true) => NotReleased::Harmless(Error::mutex("unlock", location, error)),
+        Some(false) if !matches!(error, mutex::Error::Lost(..)) => NotReleased::Fatal(Error::not_kept(location, &error)),
+        Some(false) | None => NotReleased::Fatal(Error::mutex("unlock", location, error)),
     }
 }
 

@@ -5,8 +5,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::SystemTime;
 
+use rustix::process::Pid;
+
 use super::process::Keeper;
 use crate::claimant::{Claimant, ProcessClaimant};
+use crate::owner::Instance;
 use crate::record::{Entry, Record};
 
 /// The owner of a lock whose lease, if it has one, is kept by another process. That is made when the lock seems to be free, and not
@@ -34,6 +37,11 @@ impl<'a> KeptClaimant<'a> {
             let _ = self.keeper.set(Keeper::spawn()?);
         }
         self.keeper.get().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Whether this keeper is the one that was made here.
+    pub fn has_made(&self, keeper: (Pid, Instance)) -> bool {
+        self.keeper.get().is_some_and(|own| own.identity() == keeper)
     }
 
     /// The entry that was made with this token.

@@ -14,21 +14,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use rustix::process::{Pid, Signal, getpid, pidfd_send_signal};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::thread::Renewing;
 use super::{Charge, LONG, TokenHolder, is_readable};
 use crate::backend::{self, Content, Location, Stored, Version};
 use crate::child::helper::{self, not_by_hand};
-use crate::child::termination::tree;
+use crate::child::termination::end_tree;
 use crate::config::OnLost;
 use crate::mutex::{Grant, Mutex, Whose};
 use crate::owner::{Instance, Place};
-use crate::process::{self, Observation, Process};
+use crate::process::{self, Observation, since_boot};
 use crate::record::{Entry, Outcome, Record};
 use crate::store::{StoreSettings, StoreUrl};
 use crate::verdict::{Held, Judge, LocalJudge, Orphans, Verdict};
@@ -110,7 +110,9 @@ impl Keeper {
             terminates: on_lost == OnLost::Terminate,
         };
         send(&self.channel, &serde_json::to_vec(&orders)?, SendFlags::NOSIGNAL)?;
-        backend::sleep(START, &[self.channel.as_fd()])?;
+        // Nor longer than there is something to keep.
+        let rest = Duration::from_millis(charge.given_up().saturating_sub(since_boot()));
+        backend::sleep(START.min(rest), &[self.channel.as_fd()])?;
         let mut answer = [0; 1];
         match recv(&self.channel, &mut answer, RecvFlags::DONTWAIT) {
             Ok((_, 1)) => Ok(()),
@@ -218,8 +220,11 @@ impl Ward {
             backend::sleep(limit, &fds)?;
             if is_readable(lost)? {
                 // The owner may have unlocked without being able to tell us.
-                if self.on_lost == OnLost::Terminate && !renewing.is_released() {
-                    self.terminate(&held)?;
+                if self.on_lost == OnLost::Terminate
+                    && !renewing.is_released()
+                    && let Some(pid) = self.pid_of(&held)
+                {
+                    end_tree(pid, renewing.kill_at())?;
                 }
                 return Ok(());
             }
@@ -237,30 +242,6 @@ impl Ward {
             Verdict::Held(held) => Some(held),
             Verdict::Stale(_) => None,
         })
-    }
-
-    /// Ends the owner, or what goes on for it, and all that it has started.
-    fn terminate(&self, held: &Held) -> io::Result<()> {
-        let Some(pid) = self.pid_of(held) else { return Ok(()) };
-        // Looked up now: whoever outlives the owner is nobody's child any more.
-        let all = tree(pid, Some(getpid()));
-        let send = |signal: Signal| {
-            for pidfd in all.iter().filter_map(Process::ended_fd) {
-                // It may have ended.
-                let _ = pidfd_send_signal(pidfd, signal);
-            }
-        };
-        send(Signal::TERM);
-        let begun = Instant::now();
-        let grace = self.charge.grace();
-        // Ends with the time of grace.
-        while let Some(rest) = grace.checked_sub(begun.elapsed())
-            && let Some(one) = all.iter().find(|process| !process.has_ended())
-        {
-            backend::sleep(rest, &one.ended_fd().into_iter().collect::<Vec<_>>())?;
-        }
-        send(Signal::KILL);
-        Ok(())
     }
 
     /// The process that the lock is held for.

@@ -77,9 +77,11 @@ impl Renewing {
         since_boot() < self.known.over.load(Ordering::Acquire)
     }
 
-    /// How long it may take to end what runs under it.
-    pub fn grace(&self) -> Duration {
-        self.grace
+    /// What runs under it, and is told to end now, has to be killed then, in milliseconds since boot: after some time of grace, but not
+    /// when others may have the lock already.
+    pub fn kill_at(&self) -> u64 {
+        let grace = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX / 2);
+        (since_boot() + grace).min(self.known.over.load(Ordering::Acquire))
     }
 
     /// What has become of it.

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use super::{Acquired, Error, Grant, MAX_ROUNDS, Mutex, Request, split};
+use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, split};
 use crate::backend::{self, Stored, Write};
 use crate::claimant::Claimant;
 use crate::mode::Mode;
@@ -163,9 +163,25 @@ impl Mutex<'_> {
                     _ => Ok(Attempt::Done(Acquired::AlreadyHeld(Box::new(own)))),
                 };
             }
-            // Who asks again has noticed that its lock was lost.
-            let is_own_or_was = |entry: &Entry| record.is_some_and(|record| claimant.owns(record, entry, None));
             let (held, former) = split(others);
+            let is_own_or_was = |entry: &Entry| record.is_some_and(|record| claimant.owns(record, entry, None));
+            // Whoever asks again need not have noticed that its lock was lost, and that others may have had it since.
+            let is_lost = |former: &Former| {
+                former.entry.as_ref().is_some_and(|entry| entry.released == Some(Outcome::Lost) && is_own_or_was(entry))
+            };
+            if let Some(stored) = &stored
+                && former.iter().any(is_lost)
+            {
+                self.lost = Some(Lost::TakenOver);
+                let kept = held.iter().filter_map(|held| held.entry.clone());
+                let kept = kept.chain(self.lost_marks(&former, is_own_or_was)).collect();
+                if self.store(stored, kept)? != Write::Done {
+                    continue;
+                }
+            }
+            if let Some(how) = self.lost.take() {
+                return Err(Error::Lost(how, held));
+            }
             // What has just succeeded, and is only to be held for a time, need not even have been seen running.
             let is_done =
                 |holding: &Holding| holding.entry.as_ref().is_some_and(|entry| entry.released == Some(Outcome::Succeeded));
@@ -233,10 +249,9 @@ impl Mutex<'_> {
                     last = held.into_iter().chain(former.into_iter().map(contended)).collect();
                     break;
                 }
+                // Also where it says that nothing was done: what is found with this token is ours all the same.
                 Err(error) => {
-                    if error.is_indefinite() {
-                        self.remember(grant);
-                    }
+                    self.remember(grant);
                     return Err(error.into());
                 }
             }

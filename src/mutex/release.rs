@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 use super::renew::mark_lost;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, Released, Whose, split};
 use crate::backend::{self, Stored, Write};
@@ -25,6 +27,17 @@ struct Tried {
     was: Vec<Entry>,
     /// What was to be told instead, because it was lost before.
     lost: Option<Lost>,
+    /// Whom to take the lock away from: whoever held it at the first look, and nobody who has come since.
+    aim: Option<Vec<Identity>>,
+    /// From whom it was to be taken away.
+    taken: Vec<Holding>,
+}
+
+/// Of an acquisition, as far as it is written down.
+type Identity = (Option<Pid>, Option<String>);
+
+fn identity(entry: Option<&Entry>) -> Identity {
+    (entry.map(|entry| entry.owner.pid), entry.and_then(|entry| entry.token.clone()))
 }
 
 impl Mutex<'_> {
@@ -52,6 +65,9 @@ impl Mutex<'_> {
                         None => Ok(Released::Own { stays: None, was: tried.was }),
                     };
                 }
+                Err(Error::NotLocked | Error::NotOurs(_)) if tried.may_be_done && !tried.taken.is_empty() => {
+                    return Ok(Released::Forced(tried.taken));
+                }
                 answer => return answer,
             }
         }
@@ -60,7 +76,7 @@ impl Mutex<'_> {
     fn try_to_release(
         &mut self,
         claimant: &dyn Claimant,
-        mut whose: Whose,
+        whose: Whose,
         outcome: Outcome,
         tried: &mut Tried,
     ) -> Result<Released, Error> {
@@ -89,6 +105,10 @@ impl Mutex<'_> {
                 continue;
             }
             let (held, former) = split(others);
+            if whose == Whose::Anybodys && tried.aim.is_none() {
+                let all = own.iter().map(|own| own.entry.as_ref()).chain(held.iter().map(|held| held.entry.as_ref()));
+                tried.aim = Some(all.map(identity).collect());
+            }
             let released = match whose {
                 // Nobody has to be forced.
                 Whose::Own | Whose::OwnAlone | Whose::Anybodys if !own.is_empty() && (whose.is_own() || held.is_empty()) => {
@@ -98,15 +118,11 @@ impl Mutex<'_> {
                 _ if own.is_empty() && held.is_empty() => self.remove_stale(claimant, &stored, former, whose)?,
                 _ => {
                     let (own, _) = split(own);
-                    self.take_away(&stored, own.into_iter().chain(held).collect(), &former, whose)?
+                    self.take_away(&stored, own.into_iter().chain(held).collect(), &former, whose, tried)?
                 }
             };
             if let Some(released) = released {
                 return Ok(released);
-            }
-            // Whoever holds it now is not the one whom the user wanted to take it from.
-            if whose == Whose::Anybodys {
-                whose = Whose::Own;
             }
         }
         Err(Error::NotOurs(Vec::new()))
@@ -132,7 +148,7 @@ impl Mutex<'_> {
         let told = left.iter().find(|_| outcome == Outcome::Succeeded).cloned();
         let is_to_stay = until.iter().any(Option::is_some);
         let lost = self.lost_marks(former, |_| false);
-        *tried = Tried { was: was.clone(), lost: None, ..*tried };
+        (tried.was, tried.lost) = (was.clone(), None);
         match self.store(stored, entries(others).chain(lost).chain(left).collect())? {
             Write::Done => {}
             write => {
@@ -182,10 +198,11 @@ impl Mutex<'_> {
         mut holders: Vec<Holding>,
         former: &[Former],
         whose: Whose,
+        tried: &mut Tried,
     ) -> Result<Option<Released>, Error> {
         let is_meant = |holding: &Holding| match whose {
             Whose::Own | Whose::OwnAlone => false,
-            Whose::Anybodys => true,
+            Whose::Anybodys => tried.aim.as_ref().is_some_and(|aim| aim.contains(&identity(holding.entry.as_ref()))),
             Whose::Of(token) => holding.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
         };
         let taken: Vec<_> = holders.extract_if(.., |holding| is_meant(holding)).collect();
@@ -195,12 +212,14 @@ impl Mutex<'_> {
         let is_to_be_told = |entry: &&Entry| entry.lease.is_some() && entry.released.is_none();
         let lost = taken.iter().filter_map(|holding| holding.entry.as_ref()).filter(is_to_be_told).map(mark_lost);
         let lost: Vec<_> = self.lost_marks(former, |_| false).into_iter().chain(lost).collect();
+        tried.taken = taken;
         let write = self.store(stored, entries(holders).chain(lost).collect())?;
-        Ok((write == Write::Done).then_some(Released::Forced(taken)))
+        tried.may_be_done |= write == Write::Unclear;
+        Ok((write == Write::Done).then(|| Released::Forced(std::mem::take(&mut tried.taken))))
     }
 
     /// Leaves these entries, or nothing if there are none, and wakes who waits.
-    fn store(&mut self, seen: &Stored, mut entries: Vec<Entry>) -> Result<Write, backend::Error> {
+    pub(super) fn store(&mut self, seen: &Stored, mut entries: Vec<Entry>) -> Result<Write, backend::Error> {
         let mut record = Record::of(entries.clone());
         if record.is_none() {
             // What is added to an entry that is released may be too much for a full record. Fewer entries than there were fit,

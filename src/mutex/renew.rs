@@ -59,10 +59,15 @@ impl Mutex<'_> {
             let Some(own) = judged.iter().find(|judged| is_it(judged)) else {
                 return Err(Error::Lost(Lost::Gone, split(judged).0));
             };
-            let entry = own.entry.as_ref().filter(|entry| entry.released.is_none());
-            let Some((entry, lease)) = entry.and_then(|entry| entry.lease.map(|lease| (entry, lease))) else {
-                return Err(Error::Lost(Lost::TakenOver, Vec::new()));
+            let Some((entry, lease)) = own.entry.as_ref().and_then(|entry| entry.lease.map(|lease| (entry, lease))) else {
+                return Err(Error::Lost(Lost::Gone, Vec::new()));
             };
+            match entry.released {
+                None => {}
+                Some(Outcome::Lost) => return Err(Error::Lost(Lost::TakenOver, Vec::new())),
+                // Released, and held for a time yet.
+                Some(_) => return Err(Error::Lost(Lost::Gone, Vec::new())),
+            }
             if matches!(own.verdict, Verdict::Stale(Stale::Expired)) {
                 return Err(Error::Lost(self.expired(entry), Vec::new()));
             }
@@ -85,11 +90,15 @@ impl Mutex<'_> {
     /// Makes sure that what was granted has not been waiting for this host for so long that it is over, or soon will be.
     ///
     /// # Errors
-    /// [`Error::Lost`] when it is.
+    /// [`Error::Lost`] when it is. If the store does not answer, whoever keeps the lease goes on asking.
     pub fn refresh(&mut self, grant: &mut Grant, lease: Duration) -> Result<(), Error> {
         let age = Duration::from_millis(since_boot().saturating_sub(grant.leased_at));
         if age >= lease / 3 {
-            *grant = self.renew(&grant.token, None)?;
+            match self.renew(&grant.token, None) {
+                Ok(renewed) => *grant = renewed,
+                Err(lost @ Error::Lost(..)) => return Err(lost),
+                Err(error) => tracing::debug!("cannot renew the lease: {error}"),
+            }
         }
         Ok(())
     }
