@@ -108,8 +108,9 @@ impl Keeper {
         let mut words = vec!["setpriv"];
         words.extend(identity.iter().filter(|_| is_root()));
         words.extend(["--pdeathsig=KILL", "unshare", "--user", "--map-root-user", "--mount", "--pid", "--ipc", "--fork"]);
-        // Root there, for the mount, and then nobody special again.
-        words.extend(["--kill-child", "bash", "-c", r#"mount -t tmpfs tmpfs /dev/shm && exec "$0" "$@""#]);
+        // Root there, for the mounts, and then nobody special again. Scripts of servers look for their children in /proc.
+        words.extend(["--kill-child", "bash", "-c"]);
+        words.push(r#"mount -t tmpfs tmpfs /dev/shm && mount -t proc proc /proc && exec "$0" "$@""#);
         words.extend(["unshare", "--user", "--map-user=1000", "--map-group=1000"]);
         words.extend(command.iter().map(String::as_str));
         let words: Vec<_> = words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();

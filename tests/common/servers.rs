@@ -346,19 +346,21 @@ impl MariaDb {
 pub struct Galera {
     pub nodes: [MariaDb; 3],
     /// For what they say to each other.
-    _ports: Vec<[Port; 3]>,
+    _ports: Vec<[Port; 2]>,
 }
 
 impl Galera {
     pub fn start() -> Self {
-        let ports: Vec<_> = (0..3).map(|_| [(); 3].map(|()| Port::reserve())).collect();
+        let ports: Vec<_> = (0..3).map(|_| [(); 2].map(|()| Port::reserve())).collect();
         let at = |port: &Port| loopback(port.number()).to_string();
-        let all: Vec<_> = ports.iter().map(|[group, ..]| at(group)).collect();
+        let all: Vec<_> = ports.iter().map(|[group, _]| at(group)).collect();
         // The first one begins without others.
         let others = format!("gcomm://{}", all.join(","));
         let addresses = ["gcomm://", &others, &others];
-        let nodes = addresses.into_iter().zip(&ports).map(|(address, [group, increments, whole])| {
+        let nodes = addresses.into_iter().zip(&ports).map(|(address, [group, increments])| {
             let options = format!("gmcast.listen_addr=tcp://{};ist.recv_addr={};gcache.size=4M", at(group), at(increments));
+            // By rsync, which does not take a port that is reserved.
+            let whole = at(&Port::reserve());
             let settings = [
                 ("wsrep-on", "ON"),
                 // Where Debian has it.
@@ -367,7 +369,7 @@ impl Galera {
                 ("wsrep-cluster-address", address),
                 ("wsrep-node-address", "127.0.0.1"),
                 ("wsrep-sst-method", "rsync"),
-                ("wsrep-sst-receive-address", &at(whole)),
+                ("wsrep-sst-receive-address", &whole),
                 ("binlog-format", "ROW"),
                 ("innodb-autoinc-lock-mode", "2"),
             ];
