@@ -35,7 +35,7 @@ use crate::printable;
 use crate::record::Record;
 use crate::store::StoreSettings;
 use engines::Engine;
-use remote::Failure;
+use remote::{Cause, Failure};
 
 /// A register that holds at most one record.
 pub trait Backend {
@@ -115,6 +115,11 @@ pub trait Backend {
 
     /// Whether it waits behind others, and so will be woken when its turn comes.
     fn is_in_line(&mut self) -> bool {
+        false
+    }
+
+    /// Whether it had better not look as often as others do, because there is no room for those who wait.
+    fn is_kept_out(&self) -> bool {
         false
     }
 
@@ -222,6 +227,9 @@ pub enum Error {
     /// A store did not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A store cannot be asked, because of what was set up. Nothing was tried.
+    #[error(transparent)]
+    Unusable(StoreError),
     /// The operating system refused; nothing was changed.
     #[error("cannot {action} the lock file `{path}`: {}", plain(source_error))]
     Io {
@@ -237,7 +245,12 @@ pub enum Error {
 impl Error {
     /// Whether it may work soon.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Store(error) if error.is_transient)
+        matches!(self, Self::Store(error) if error.cause.passes())
+    }
+
+    /// Whether there was no connection to be had, of which those who hold locks have more need than those who wait.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Store(error) if error.cause == Cause::Full)
     }
 
     /// Whether it may have been done all the same.
@@ -249,7 +262,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         use std::io::ErrorKind;
         match self {
-            Self::Store(error) => error.hint.clone(),
+            Self::Store(error) | Self::Unusable(error) => error.hint.clone(),
             Self::NotALock { .. } => Some("check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed".into()),
             Self::SharedByHosts { .. } => Some("set `SERIALIZER_LEASE_SECONDS` here, too, as they have it".into()),
             Self::NoExchange { path, .. } => Some(format!(
@@ -291,8 +304,8 @@ pub struct StoreError {
     pub why: String,
     /// What the user can do about it.
     pub hint: Option<String>,
-    /// Whether it may work soon.
-    pub is_transient: bool,
+    /// What kind of reason that is.
+    pub cause: Cause,
     /// Whether it may have been done all the same.
     pub is_indefinite: bool,
 }
@@ -353,9 +366,9 @@ pub fn open(location: &Location) -> Result<Box<dyn Backend>, Error> {
     match location {
         Location::File(path) => Ok(Box::new(file::LockFile::new(path))),
         Location::Store(settings, name) => {
-            let cannot = |failure: Failure| failure.during("use the lock", location.printable());
+            let cannot = |failure: Failure| Error::Unusable(failure.during("use the lock", location.printable()));
             let engine = Engine::of(settings.url.scheme()).map_err(cannot)?;
-            Ok((engine.open)(settings, name, location.printable()).map_err(cannot)?)
+            (engine.open)(settings, name, location.printable()).map_err(cannot)
         }
     }
 }
@@ -365,6 +378,8 @@ pub fn open(location: &Location) -> Result<Box<dyn Backend>, Error> {
 /// # Errors
 /// When they cannot be listed.
 pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
+    // What is wrong with the settings is told in the same way as for one lock.
+    open(&Location::Store(settings.clone(), OsString::new()))?;
     let names = Engine::of(settings.url.scheme()).and_then(|engine| (engine.names)(settings));
     let names = names.map_err(|failure| failure.during("list the locks of", settings.url.to_string()))?;
     Ok(names.into_iter().map(|name| Location::Store(settings.clone(), name.into())).collect())

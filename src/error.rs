@@ -151,7 +151,8 @@ impl Error {
 
 impl From<backend::Error> for Error {
     fn from(error: backend::Error) -> Self {
-        Self { message: error.to_string(), hint: error.hint(), code: ExitCode::Failed }
+        let code = if matches!(error, backend::Error::Unusable(_)) { ExitCode::Usage } else { ExitCode::Failed };
+        Self { message: error.to_string(), hint: error.hint(), code }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::backend;
+use crate::backend::remote::jittered;
 use crate::verdict::Holding;
 
 /// How often and how far apart to try.
@@ -82,6 +83,39 @@ impl Pace {
             return Duration::ZERO;
         }
         look.saturating_mul(SHARE).clamp(MIN_REST, MAX_REST)
+    }
+}
+
+/// How long whoever waits stays away at first from a store that has no room for it.
+const FIRST_ABSENCE: Duration = Duration::from_secs(2);
+
+/// And in the end: those who come back all the time would fill it, too.
+const LAST_ABSENCE: Duration = Duration::from_secs(10);
+
+/// It has waited for so many times as long as it stays away.
+const ABSENCE_GROWS: u32 = 4;
+
+/// Those who wait for a store that has no connection to spare for them.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    since: Option<Instant>,
+}
+
+impl Crowd {
+    /// There was no room: how long to stay away.
+    pub fn pause(&mut self) -> Duration {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        jittered((since.elapsed() / ABSENCE_GROWS).clamp(FIRST_ABSENCE, LAST_ABSENCE))
+    }
+
+    /// Whether there was none, the last time.
+    pub fn is_kept_out(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// There was room.
+    pub fn end(&mut self) {
+        self.since = None;
     }
 }
 

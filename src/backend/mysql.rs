@@ -29,6 +29,7 @@ use super::remote::jittered;
 use super::remote::{Cause, Failure, Register, Row};
 use super::sql;
 use crate::store::StoreSettings;
+use crate::waiting::Crowd;
 use connection::{Answer, Connection};
 use failure::Trouble;
 use line::{Line, Place};
@@ -48,9 +49,6 @@ const LOOKS_GROW: u32 = 100;
 /// How often everybody looks where there is no line, or who stands beside it: times the number of those who wait.
 const LOOKS: Duration = Duration::from_secs(1);
 
-/// And where there was no room in line. Others come first, and each look is a new connection.
-const CROWDED: Duration = Duration::from_secs(2);
-
 /// A row exists already.
 const DUPLICATE_KEY: u16 = 1062;
 
@@ -62,6 +60,7 @@ pub struct Table {
     options: Option<Options>,
     connection: Option<Connection>,
     line: Line,
+    crowd: Crowd,
     place: Place,
     /// Since when it has been first.
     first_since: Option<Instant>,
@@ -97,6 +96,7 @@ impl Table {
             settings: settings.clone(),
             options: Some(options),
             connection: None,
+            crowd: Crowd::default(),
             place: Place::None,
             first_since: None,
             has_lines: true,
@@ -282,13 +282,14 @@ impl Register for Table {
         if self.place == Place::None && self.has_lines && self.is_crowded() {
             // Who only waits leaves the rest of a server's connections to who holds a lock, and comes back for each look.
             self.disconnect();
-            return slept(super::sleep(limit.min(jittered(CROWDED)), fds));
+            return slept(super::sleep(limit.min(self.crowd.pause()), fds));
         }
         if self.place == Place::None && self.has_lines {
             let statement = self.line.stand();
             let sent = self.connection().map_err(Trouble::Unusable).and_then(|connection| connection.send(&statement));
             match sent {
                 Ok(()) => {
+                    self.crowd.end();
                     self.place = Place::InLine;
                     // What wakes one that stands alone is not to wake one that stands behind others.
                     return Ok(());
@@ -319,6 +320,10 @@ impl Register for Table {
     fn is_in_line(&mut self) -> bool {
         self.hear_of_turn();
         self.place == Place::InLine
+    }
+
+    fn is_kept_out(&self) -> bool {
+        self.crowd.is_kept_out()
     }
 
     fn leave(&mut self) {

@@ -35,6 +35,7 @@ use super::remote::{Cause, Failure, Register, Row};
 use super::{Write, plain, sleep, sql};
 use crate::record::random_token;
 use crate::store::StoreSettings;
+use crate::waiting::Crowd;
 
 /// The table.
 pub const SCHEMA: &str = "\
@@ -82,6 +83,7 @@ pub struct Table {
     process: Option<i32>,
     /// The lock's line.
     line: i32,
+    crowd: Crowd,
     /// Whether the server has lines.
     has_lines: bool,
     /// Whose ticket is right before ours, or the last one if we have none, when the row was last read.
@@ -111,6 +113,7 @@ impl Table {
             key,
             channel: format!("serializer_{hash}"),
             server: Server::new(settings)?,
+            crowd: Crowd::default(),
             process: None,
             has_lines: true,
             ahead: None,
@@ -183,11 +186,14 @@ impl Register for Table {
         if self.place().is_none() {
             match self.line_up() {
                 // Who is ahead is to be seen, and the row once more: what was released before was told to others.
-                Some(true) => return Ok(()),
+                Some(true) => {
+                    self.crowd.end();
+                    return Ok(());
+                }
                 // Who only waits leaves the rest of a server's connections to who holds a lock, and comes back for each look.
                 Some(false) => {
                     self.server.disconnect();
-                    return slept(sleep(limit.min(jittered(wait::CROWDED)), fds));
+                    return slept(sleep(limit.min(self.crowd.pause()), fds));
                 }
                 None => {}
             }
@@ -233,6 +239,10 @@ impl Register for Table {
         self.place().is_some() && self.ahead.is_some()
     }
 
+    fn is_kept_out(&self) -> bool {
+        self.crowd.is_kept_out()
+    }
+
     fn leave(&mut self) {
         let Some(place) = self.place() else { return };
         let limit = self.server.options.answer_timeout;
@@ -265,7 +275,7 @@ impl Table {
             let values: [link::Parameter<'_>; 3] = [(key, Type::TEXT), (line, Type::INT4), (&ticket, Type::INT8)];
             let statement = read(&format!("{}, {}", line::AHEAD, cancel::IS_SAFE));
             match server.ask(async |link| link.query(limit, &statement, &values).await) {
-                Err(failure) if failure.cause != Cause::Transient => {}
+                Err(failure) if !failure.cause.passes() => {}
                 answer => return answer,
             }
         }
@@ -319,7 +329,7 @@ impl Table {
     /// There is no place, for this reason.
     fn without_line(&mut self, failure: &Failure) {
         tracing::debug!("no line before the lock: {}", failure.why);
-        self.has_lines &= failure.cause == Cause::Transient;
+        self.has_lines &= failure.cause.passes();
         self.server.disconnect();
     }
 

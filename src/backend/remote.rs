@@ -81,6 +81,11 @@ pub trait Register {
         false
     }
 
+    /// Whether it had better not look as often as others do, because there is no room for those who wait.
+    fn is_kept_out(&self) -> bool {
+        false
+    }
+
     /// Waits no more, and lets the next one come.
     fn leave(&mut self) {}
 
@@ -123,12 +128,21 @@ pub struct Failure {
 /// Kinds of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// It may work soon: the connection broke, the store is full or starts, a deadlock.
+    /// It may work soon: the connection broke, the store starts, a deadlock.
     Transient,
+    /// It may work later: there is no connection to be had, and who asks again at once keeps others from one.
+    Full,
     /// It will not work until somebody does something.
     Permanent,
     /// The place where locks live has not been made yet.
     NotPrepared,
+}
+
+impl Cause {
+    /// Whether it may work by itself.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Transient | Self::Full)
+    }
 }
 
 impl Failure {
@@ -160,8 +174,8 @@ impl Failure {
 
     /// As an error of the lock at `location`.
     pub fn during(self, action: &'static str, location: String) -> StoreError {
-        let is_transient = self.cause == Cause::Transient;
-        StoreError { action, location, why: self.why, hint: self.hint, is_transient, is_indefinite: self.is_indefinite }
+        let Self { why, cause, hint, is_indefinite } = self;
+        StoreError { action, location, why, hint, cause, is_indefinite }
     }
 }
 
@@ -198,7 +212,7 @@ impl<R: Register> Remote<R> {
         let read = retry(|_| {
             asked = since_boot();
             let row = self.register.read();
-            if row.as_ref().is_err_and(|failure| failure.cause == Cause::Transient) {
+            if row.as_ref().is_err_and(|failure| failure.cause.passes()) {
                 self.register.disconnect();
             }
             row
@@ -231,7 +245,7 @@ impl<R: Register> Remote<R> {
         let write = retry(|_| {
             self.register.write(&last.row, last.next, text).inspect_err(|failure| {
                 is_indefinite |= failure.is_indefinite;
-                if failure.cause == Cause::Transient {
+                if failure.cause.passes() {
                     self.register.disconnect();
                 }
             })
@@ -361,6 +375,10 @@ impl<R: Register> Backend for Remote<R> {
 
     fn is_in_line(&mut self) -> bool {
         self.register.is_in_line()
+    }
+
+    fn is_kept_out(&self) -> bool {
+        self.register.is_kept_out()
     }
 
     fn leave(&mut self) {

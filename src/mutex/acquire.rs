@@ -10,7 +10,7 @@ use crate::mode::Mode;
 use crate::process::since_boot;
 use crate::record::{Entry, Lease, Outcome, Record};
 use crate::verdict::{Former, Held, Holding, Judged, Stale, Unknown, Verdict};
-use crate::waiting::{Attempts, Observer, Pace, Waiting};
+use crate::waiting::{Attempts, Crowd, Observer, Pace, Waiting};
 
 /// For how long a free lock is left to those who came first. They need milliseconds; one that is stopped must not stop
 /// all others.
@@ -82,6 +82,7 @@ impl Mutex<'_> {
     ) -> Result<Acquired, Error> {
         let mut attempts = Attempts::new(waiting);
         let mut pace = Pace::default();
+        let mut crowd = Crowd::default();
         let mut deferrals = 0;
         let mut awaited: Option<String> = None;
         // Ends when the attempts are used up; if the user allows any number, when the claimant goes away.
@@ -94,7 +95,7 @@ impl Mutex<'_> {
                 Ok(Attempt::Busy(holders)) => (holders, false),
                 Ok(Attempt::LeftToOthers) => (Vec::new(), true),
                 Err(Error::Backend(error)) if error.is_transient() && !attempts.are_over() => {
-                    wait_for_store(&error, &attempts, observer, &claimant.absence_fds())?;
+                    wait_for_store(&error, &attempts, &mut crowd, observer, &claimant.absence_fds())?;
                     if !claimant.is_present() {
                         return Err(Error::Absent);
                     }
@@ -102,6 +103,7 @@ impl Mutex<'_> {
                 }
                 Err(error) => return Err(error),
             };
+            crowd.end();
             if attempts.are_over() && (!is_free || deferrals >= MAX_DEFERRALS) {
                 return Err(Error::Busy(attempts.made(), holders));
             }
@@ -122,7 +124,8 @@ impl Mutex<'_> {
             let in_line = attempts.last().map_or(next_look, |last| last.min(next_look));
             let alone = attempts.next().min(looked + observer.interval());
             let was_in_line = self.backend.is_in_line();
-            self.sleep_until(if was_in_line { in_line } else { alone }, claimant, request, &holders)?;
+            let is_patient = was_in_line || self.backend.is_kept_out();
+            self.sleep_until(if is_patient { in_line } else { alone }, claimant, request, &holders)?;
             if !was_in_line && self.backend.is_in_line() {
                 // It has just come behind others. What the holder does is not to wake all of them.
                 self.sleep_until(in_line, claimant, request, &holders)?;
@@ -166,9 +169,12 @@ impl Mutex<'_> {
             let (held, former) = split(others);
             let is_own_or_was = |entry: &Entry| record.is_some_and(|record| claimant.owns(record, entry, None));
             // Whoever asks again need not have noticed that its lock was lost, and that others may have had it since.
-            let is_lost = |former: &Former| {
-                former.entry.as_ref().is_some_and(|entry| entry.released == Some(Outcome::Lost) && is_own_or_was(entry))
+            // What was asked for just now, and granted in silence, nobody has relied on.
+            let is_news = |entry: &Entry| {
+                let is_asked_for = |grant: &Grant| Some(grant.token.as_str()) == entry.token.as_deref();
+                entry.released == Some(Outcome::Lost) && is_own_or_was(entry) && !self.asked_for.iter().any(is_asked_for)
             };
+            let is_lost = |former: &Former| former.entry.as_ref().is_some_and(is_news);
             if let Some(stored) = &stored
                 && former.iter().any(is_lost)
             {
@@ -315,6 +321,7 @@ impl Mutex<'_> {
     pub fn wait_until_free(&mut self, waiting: &Waiting, observer: &mut dyn Observer) -> Result<(), Error> {
         let mut attempts = Attempts::new(waiting);
         let mut pace = Pace::default();
+        let mut crowd = Crowd::default();
         // Ends when the attempts are used up; for ever, if the user wants that.
         loop {
             let looked = Instant::now();
@@ -323,11 +330,12 @@ impl Mutex<'_> {
             let held = match self.look() {
                 Ok(looked) => split(looked.map(|(_, judged)| judged).unwrap_or_default()).0,
                 Err(error) if error.is_transient() && !attempts.are_over() && !observer.is_interrupted() => {
-                    wait_for_store(&error, &attempts, observer, &[])?;
+                    wait_for_store(&error, &attempts, &mut crowd, observer, &[])?;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
             };
+            crowd.end();
             if held.is_empty() {
                 return Ok(());
             }
@@ -364,12 +372,20 @@ impl Mutex<'_> {
 fn wait_for_store(
     error: &backend::Error,
     attempts: &Attempts<'_>,
+    crowd: &mut Crowd,
     observer: &mut dyn Observer,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(), Error> {
     observer.failing(error, attempts.made());
     let now = Instant::now();
     let until = attempts.next().min(now + observer.interval()).max(now + MIN_OUTAGE);
+    let until = if error.is_full() {
+        let until = until.max(now + crowd.pause());
+        attempts.last().map_or(until, |last| until.min(last.max(now + MIN_OUTAGE)))
+    } else {
+        crowd.end();
+        until
+    };
     let until = attempts.deadline().map_or(until, |deadline| until.min(deadline));
     let fds: Vec<_> = fds.iter().copied().chain(observer.interruption_fds()).collect();
     backend::sleep(until.saturating_duration_since(now), &fds).map_err(|error| Error::Entry(error.into()))

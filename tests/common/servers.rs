@@ -82,6 +82,12 @@ fn answer(command: &mut Command) -> String {
     ended.stdout
 }
 
+/// The answer, if there is one.
+fn try_answer(command: &mut Command) -> Option<String> {
+    let ended = ended(command);
+    (ended.code == 0).then_some(ended.stdout)
+}
+
 fn is_answered(mut command: Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
@@ -240,6 +246,11 @@ impl Postgres {
         self.psql_in("meltano", sql)
     }
 
+    /// The same, where the server may be full.
+    pub fn try_psql(&self, sql: &str) -> Option<String> {
+        try_answer(&mut psql(&self.server.keeper.dir().display().to_string(), self.port(), "meltano", sql))
+    }
+
     fn psql_in(&self, database: &str, sql: &str) -> String {
         answer(&mut psql(&self.server.keeper.dir().display().to_string(), self.port(), database, sql))
     }
@@ -335,6 +346,11 @@ impl MariaDb {
     /// The answer to statements of the superuser, a row per line, which must succeed.
     pub fn sql(&self, sql: &str) -> String {
         self.sql_in("meltano", sql)
+    }
+
+    /// The same, where the server may be full.
+    pub fn try_sql(&self, sql: &str) -> Option<String> {
+        try_answer(&mut mariadb(&self.server.keeper.path("socket"), "meltano", sql))
     }
 
     fn sql_in(&self, database: &str, sql: &str) -> String {

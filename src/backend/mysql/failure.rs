@@ -54,12 +54,14 @@ fn refusal(code: u16, message: &str) -> Failure {
     let why = format!("{} (error {code})", sentence(message));
     let cause = match code {
         1146 => Cause::NotPrepared,
-        // Full (disk, memory, connections, tables), starting, ending, killed, deadlock (of Galera, too), waited too long,
+        1040 | 1203 | 1226 => Cause::Full,
+        // What proxies say for servers that they have lost, in the words of clients or in their own (ProxySQL, MaxScale).
+        2000..3000 | 9000..10000 => Cause::Transient,
+        // Full (disk, memory, tables), starting, ending, killed, deadlock (of Galera, too), waited too long,
         // read-only (a fail-over is under way), node without a cluster.
         1021
         | 1037
         | 1038
-        | 1040
         | 1041
         | 1047
         | 1053
@@ -72,11 +74,9 @@ fn refusal(code: u16, message: &str) -> Failure {
         | 1158..=1161
         | 1180
         | 1184
-        | 1203
         | 1205
         | 1206
         | 1213
-        | 1226
         | 1290
         | 1317
         | 1412
@@ -100,9 +100,12 @@ fn refusal(code: u16, message: &str) -> Failure {
 }
 
 /// Whether a server may have done, or yet do, what it says has failed. A node of a cluster (Galera, group replication) that loses the
-/// others while it commits does not know whether they have it, and a session that is ended may be ended after its commit.
+/// others while it commits does not know whether they have it, a session that is ended may be ended after its commit, and a proxy may
+/// lose a server that has done it.
 pub fn may_be_done(code: u16) -> bool {
     matches!(code, 1047 | 1053 | 1158..=1161 | 1180 | 1213 | 1317 | 1927 | 1969 | 3024 | 3100 | 3101 | 4031)
+        || (2000..3000).contains(&code)
+        || (9000..10000).contains(&code)
 }
 
 fn hint(code: u16) -> Option<&'static str> {
@@ -138,18 +141,21 @@ mod tests {
     #[test]
     fn what_may_pass_is_told_from_what_will_not() {
         let cause = |code| Failure::from(Trouble::Refused { code, message: "Oh".to_owned() }).cause;
-        for code in [1040, 1047, 1053, 1203, 1205, 1213, 1290, 1836, 1927] {
+        for code in [1047, 1053, 1205, 1213, 1290, 1836, 1927] {
             assert_eq!(cause(code), Cause::Transient, "{code}");
         }
         for code in [1044, 1045, 1049, 1064, 1142, 1143] {
             assert_eq!(cause(code), Cause::Permanent, "{code}");
+        }
+        for code in [1040, 1203, 1226] {
+            assert_eq!(cause(code), Cause::Full, "{code}");
         }
         assert_eq!(cause(1146), Cause::NotPrepared);
     }
 
     #[test]
     fn only_what_passes_may_have_been_done() {
-        for code in (1000..5000).filter(|code| may_be_done(*code)) {
+        for code in (1000..10000).filter(|code| may_be_done(*code)) {
             assert_eq!(Failure::from(Trouble::Refused { code, message: "Oh".to_owned() }).cause, Cause::Transient, "{code}");
         }
         // What a row or a right forbids was not done.

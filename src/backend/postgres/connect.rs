@@ -8,7 +8,7 @@ use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
-use tokio_postgres::config::{ChannelBinding, SslMode as Encrypted, SslNegotiation};
+use tokio_postgres::config::{SslMode as Encrypted, SslNegotiation};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Config, Error, NoTls};
@@ -21,7 +21,7 @@ use super::session::{Ear, Overheard, OverheardTls};
 use super::tls;
 use crate::backend::network::lookup;
 use crate::backend::network::tls::NOT_ENCRYPTED;
-use crate::backend::remote::{Cause, Failure};
+use crate::backend::remote::Failure;
 use crate::printable;
 
 /// Asks whether the server encrypts: a message without a kind, of this length and number. The answer is one byte.
@@ -59,7 +59,7 @@ pub async fn connect(options: &Options) -> Result<Link, Failure> {
         match tried.unwrap_or_else(|_| Err(late())) {
             Ok(link) => return Ok(link),
             // If one of them may be back soon, it is worth to try again.
-            Err(next) => failure = failure.filter(|failure| failure.cause == Cause::Transient).or(Some(next)),
+            Err(next) => failure = failure.filter(|failure| failure.cause.passes()).or(Some(next)),
         }
     }
     Err(failure.unwrap_or_else(|| Failure::permanent("the address names no server")))
@@ -200,10 +200,6 @@ fn config(options: &Options, target: &Target) -> Config {
     if let Some(password) = &target.password {
         config.password(password);
     }
-    config.channel_binding(match options.channel_binding.as_deref() {
-        Some("disable") => ChannelBinding::Disable,
-        Some("require") => ChannelBinding::Require,
-        _ => ChannelBinding::Prefer,
-    });
+    config.channel_binding(options.channel_binding);
     config
 }

@@ -58,6 +58,7 @@ fn of_server(error: &DbError, was_write: bool) -> Failure {
     let cause = match code {
         &SqlState::UNDEFINED_TABLE => Cause::NotPrepared,
         &SqlState::READ_ONLY_SQL_TRANSACTION | &SqlState::LOCK_NOT_AVAILABLE | &SqlState::OBJECT_IN_USE => Cause::Transient,
+        &SqlState::TOO_MANY_CONNECTIONS => Cause::Full,
         _ if PASSING.iter().any(|class| code.code().starts_with(class)) => Cause::Transient,
         _ => Cause::Permanent,
     };

@@ -19,9 +19,6 @@ pub const TOLD: Duration = Duration::from_secs(10);
 /// How long to sleep at most where it does not.
 pub const UNTOLD: Duration = Duration::from_secs(1);
 
-/// How long to sleep at most where there was no room in line. Others come first, and each look is a new connection.
-pub const CROWDED: Duration = Duration::from_secs(2);
-
 /// How long a statement that ends by itself may take for that.
 pub const ANSWERING: Duration = Duration::from_millis(100);
 
