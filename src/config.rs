@@ -52,6 +52,9 @@ pub struct Environment {
     password_file: Option<String>,
     lease_seconds: Option<String>,
     on_lost: Option<String>,
+    /// Whether `SERIALIZER_STORE` is there, and has no value.
+    #[serde(skip)]
+    has_empty_store: bool,
     /// The names of those that are not UTF-8, without the prefix.
     #[serde(skip)]
     not_utf8: Vec<String>,
@@ -85,7 +88,8 @@ impl Environment {
         let environment: Self = envy::from_iter(variables)
             .map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"), None))?;
         let project_root = std::env::var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
-        Ok(Self { not_utf8, project_root, ..environment })
+        let has_empty_store = std::env::var_os(format!("{PREFIX}STORE")).is_some_and(|store| store.is_empty());
+        Ok(Self { has_empty_store, not_utf8, project_root, ..environment })
     }
 
     /// Which lock is set up.
@@ -149,6 +153,11 @@ impl Environment {
                 (self.resolve(None, "STORE", self.store.as_deref(), |text| Ok(Unread::from(text)))?, format!("{PREFIX}STORE"))
             }
         };
+        // Whoever has written `SERIALIZER_STORE=$MELTANO_DATABASE_URI` where that is not set believes that hosts exclude each other.
+        if given.is_none() && self.has_empty_store {
+            let hint = "set it to an address, or unset it for locks of this machine alone";
+            return Err(Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty"), Some(hint.into())));
+        }
         let Some(given) = given else { return Ok(None) };
         let url = given.read().map_err(|expected| Error::usage(format!("cannot use `{name}`: {expected}"), None))?;
         self.store_at(args, url).map(Some)
@@ -224,6 +233,11 @@ impl Environment {
             slots.map_or(Mode::EXCLUSIVE, Mode::Slots)
         };
         let lease = location.is_shared().then(|| self.lease(lock)).transpose()?;
+        if lease.is_none() && self.is_set("LEASE_SECONDS", self.lease_seconds.as_deref()) {
+            tracing::warn!(
+                "`{PREFIX}LEASE_SECONDS` has no effect without `{PREFIX}STORE` or `{PREFIX}DIR`: the lock is one of this machine alone"
+            );
+        }
         let at_least = args.hold_at_least.filter(|at_least| !at_least.is_zero());
         Ok(Request { mode, at_least, skip_if_done: false, lease })
     }

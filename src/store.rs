@@ -179,7 +179,13 @@ impl fmt::Display for StoreUrl {
         }
         // A password may hold `/`, `?` and `@` although it should not. Where an `@` stands behind a `?`, nobody can tell where it ends.
         let (place, options) = self.rest.split_once(['?', '#']).unwrap_or((&self.rest, ""));
-        let place = if options.contains('@') { "…" } else { place.rsplit('@').next().unwrap_or("") };
+        let place = match place.rsplit_once('@') {
+            _ if options.contains('@') => "…",
+            Some((_, place)) => place,
+            // Without a host, what looks like its port may be a password.
+            None if !has_ports_only(place) => "…",
+            None => place,
+        };
         write!(f, "{}://{place}", self.scheme.name())?;
         // The same table in two regions is two tables.
         match options.split('&').find_map(|option| option.strip_prefix("region=")).filter(|_| place != "…") {
@@ -187,6 +193,15 @@ impl fmt::Display for StoreUrl {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether what stands behind colons, if anything does, are numbers of ports.
+fn has_ports_only(place: &str) -> bool {
+    let hosts = place.split('/').next().unwrap_or("").split(',');
+    hosts.map(|host| host.rsplit_once(']').map_or(host, |(_, rest)| rest)).all(|host| {
+        let port = host.split_once(':').map_or("", |(_, port)| port);
+        port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit())
+    })
 }
 
 impl fmt::Debug for StoreUrl {
@@ -230,8 +245,18 @@ mod tests {
 
     #[test]
     fn where_a_password_cannot_be_told_from_the_rest_nothing_is_shown() {
-        for text in ["postgres://me:hunter2/@?x@db:5432/x", "postgres://db:5432/x?user=me&password=hunter@2secret"] {
+        for text in [
+            "postgres://me:hunter2/@?x@db:5432/x",
+            "postgres://db:5432/x?user=me&password=hunter@2secret",
+            "postgres://me:hunter2/x",
+            "postgres://me:hunter2",
+            "postgres://db:5432,me:hunter2/x",
+            "postgres://[::1]:hunter2/x",
+        ] {
             assert_eq!(StoreUrl::parse(text).expect(text).to_string(), "postgres://…", "{text}");
+        }
+        for place in ["db/x", "db:5432/x", "db:5432,other:5433/x", "[::1]:5432/x", "/x", ":5432/x"] {
+            assert_eq!(StoreUrl::parse(&format!("postgres://{place}")).expect(place).to_string(), format!("postgres://{place}"));
         }
     }
 

@@ -659,6 +659,21 @@ fn an_empty_variable_counts_as_unset() {
 }
 
 #[test]
+fn an_empty_store_is_no_lock_of_this_machine() {
+    // As `SERIALIZER_STORE=$MELTANO_DATABASE_URI` is where that is not set: others would not be excluded.
+    let locks = Locks::new();
+    for args in [&["lock"][..], &["run", "true"], &["status"], &["status", "--all"], &["unlock"], &["wait"]] {
+        let ended = ended(locks.serializer(args).env("SERIALIZER_STORE", ""));
+        refused(&ended, 2, &["cannot use `SERIALIZER_STORE`: it is empty", "unset it"]);
+    }
+    assert!(locks.names().is_empty());
+    // Who names another place by a flag has said what is meant.
+    let elsewhere = locks.dir().display().to_string();
+    let ended = ended(locks.serializer(&["run", "--dir", &elsewhere, "true"]).env("SERIALIZER_STORE", ""));
+    assert_eq!(ended.code, 0, "{ended:?}");
+}
+
+#[test]
 fn zero_attempts_by_flag_means_for_ever_whatever_the_variable_says() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);

@@ -252,6 +252,39 @@ fn nothing_is_counted_twice_through_a_pool_and_who_waits_there_gets_the_lock() {
     }
 }
 
+#[test]
+fn a_socket_file_at_which_nobody_answers_is_waited_for_no_longer_than_it_was_asked_for() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let server = servers::MariaDb::start();
+    let file = server.dir().join("socket");
+    let store = Store::at(&format!("{}?unix_socket={}", server.url(), file.display()));
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    server.pause();
+    let address = SocketAddrUnix::new(&file).expect("short");
+    let socket = || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).expect("a socket");
+    let guests: Vec<_> = std::iter::repeat_with(socket).take_while(|socket| connect(socket, &address).is_ok()).collect();
+    let waiter = Logged::start(&store, &["lock", "--timeout", "1s"]);
+    let (code, said) = waiter.end();
+    assert!(code == 1 && said.contains("does not answer in time"), "{code} {said} {}", guests.len());
+}
+
+#[test]
+fn an_address_that_cannot_be_used_is_wrong_usage() {
+    for address in [
+        "postgres://db:port/meltano",
+        "postgres://db/meltano?sslmode=on",
+        "mysql://me@db:port/meltano",
+        "mysql://me@db",
+        "mysql://me@db,other/meltano",
+    ] {
+        let store = Store::at(address);
+        for args in [&["lock", "-n"][..], &["run", "true"], &["status"], &["status", "--all"], &["unlock"], &["initialize"]] {
+            let ended = store.run(args);
+            assert!(ended.code == 2 && ended.stderr.starts_with("serializer: cannot "), "{address} {args:?}: {ended:?}");
+        }
+    }
+}
+
 /// The example of the server's manual for `init_connect`, which everybody gets but superusers.
 #[test]
 fn a_server_that_does_not_commit_by_itself_is_made_to() {

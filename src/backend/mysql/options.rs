@@ -96,7 +96,10 @@ impl Options {
                 return Err(Failure::permanent(format!("the option `{shown}` of the address is not known"))
                     .with_hint("`ssl_mode`, `ssl_ca`, `ssl_cert` and `ssl_key` are"));
             }
-            tracing::debug!("the address's option `{shown}` is not known here");
+            // Parts of a password that was not encoded look like options.
+            if !name.contains(['@', ':', '/']) {
+                tracing::debug!("the address's option `{shown}` is not known here");
+            }
         }
         let file = OptionFile::read(address.option("read_default_file"), variable("HOME").as_deref())?;
         let group = address.option("read_default_group");
@@ -187,8 +190,17 @@ fn endpoint(
 
 /// What the spellings of all the drivers come to.
 fn tls_mode(option: &dyn Fn(&[&str]) -> Option<String>, has_authority: bool, has_certificate: bool) -> Result<TlsMode, Failure> {
-    let flag = |names: &[&str]| option(names).as_deref().and_then(truth);
-    if flag(&["ssl_disabled"]) == Some(true) || flag(&["ssl"]) == Some(false) {
+    // To go on with less than was meant would be worse.
+    let unclear = || {
+        Failure::permanent("an option about TLS in the address is neither `true` nor `false`").with_hint(
+        "`ssl_mode` is DISABLED, PREFERRED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY; others, such as `ssl`, are `true` or `false`",
+    )
+    };
+    let flag = |names: &[&str]| option(names).map(|value| truth(&value).ok_or_else(unclear)).transpose();
+    let (disabled, wanted) = (flag(&["ssl_disabled"])?, flag(&["ssl"])?);
+    let (verify, identity) =
+        (flag(&["ssl_verify_cert", "ssl_verify_server_cert"])?, flag(&["ssl_verify_identity", "ssl_check_hostname"])?);
+    if disabled == Some(true) || wanted == Some(false) {
         return Ok(TlsMode::Disabled);
     }
     if let Some(mode) = option(&["ssl_mode"]) {
@@ -198,18 +210,16 @@ fn tls_mode(option: &dyn Fn(&[&str]) -> Option<String>, has_authority: bool, has
             "REQUIRED" => Ok(TlsMode::Required),
             "VERIFY_CA" => Ok(TlsMode::VerifyCa),
             "VERIFY_IDENTITY" => Ok(TlsMode::VerifyIdentity),
-            // To go on with less than was meant would be worse.
             _ => Err(Failure::permanent("`ssl_mode` is none of DISABLED, PREFERRED, REQUIRED, VERIFY_CA and VERIFY_IDENTITY")),
         };
     }
-    let verify = flag(&["ssl_verify_cert", "ssl_verify_server_cert"]);
-    if flag(&["ssl_verify_identity", "ssl_check_hostname"]) == Some(true) {
+    if identity == Some(true) {
         return Ok(TlsMode::VerifyIdentity);
     }
     if verify == Some(true) || (has_authority && verify.is_none()) {
         return Ok(TlsMode::VerifyCa);
     }
-    let is_wanted = has_authority || has_certificate || flag(&["ssl"]) == Some(true);
+    let is_wanted = has_authority || has_certificate || wanted == Some(true);
     Ok(if is_wanted { TlsMode::Required } else { TlsMode::Preferred })
 }
 
@@ -279,7 +289,11 @@ mod tests {
             let options = read(&format!("mysql://me@db/meta?{option}"), &[]).expect(option);
             assert_eq!(options.tls, mode, "{option}");
         }
-        assert!(read("mysql://me@db/meta?ssl_mode=VERIFY", &[]).is_err());
+        for mistyped in
+            ["ssl_mode=VERIFY", "ssl=require", "ssl_verify_cert=ture", "ssl_verify_identity=required", "ssl_disabled=no!"]
+        {
+            assert!(read(&format!("mysql://me@db/meta?{mistyped}"), &[]).is_err(), "{mistyped}");
+        }
     }
 
     #[test]

@@ -8,10 +8,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustls::{ClientConnection, StreamOwned};
 
 use super::super::network::{Keepalive, lookup};
 use super::failure::Trouble;
+
+/// How long to wait before asking again a server that has a full backlog.
+const FULL: Duration = Duration::from_millis(20);
 
 /// A socket whose operations end by a deadline.
 pub struct Wire {
@@ -27,10 +32,19 @@ enum Socket {
 impl Wire {
     /// Connects to a socket file.
     pub fn to_file(path: &Path, deadline: Instant) -> Result<Self, Trouble> {
-        // Does not wait for anything but a full backlog, which ends with the server.
-        let stream = UnixStream::connect(path)?;
-        stream.set_nonblocking(true)?;
-        Ok(Self { socket: Socket::Unix(stream), deadline })
+        let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None);
+        let socket = socket.map_err(io::Error::from)?;
+        // Ends with the deadline: a server that is stopped lets nobody in, and nothing tells when it does.
+        loop {
+            match connect(&socket, &address) {
+                Ok(()) => return Ok(Self { socket: Socket::Unix(socket.into()), deadline }),
+                Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(FULL),
+                Err(Errno::AGAIN) => return Err(io::Error::from(ErrorKind::TimedOut).into()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+        }
     }
 
     /// Connects to the first of a host's addresses that answers.

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio_postgres::config::ChannelBinding;
+
 use super::address::{self, Pairs};
 use super::passwords::PassFile;
 use super::service;
@@ -55,7 +57,7 @@ pub struct Options {
     /// Whether and how the connection is encrypted.
     pub ssl: Ssl,
     /// Whether authentication is bound to the encrypted connection: `disable`, `prefer`, `require`.
-    pub channel_binding: Option<String>,
+    pub channel_binding: ChannelBinding,
     /// Whether to go on to the next server if one is read-only.
     pub is_to_be_writable: bool,
     /// How a connection whose other end is gone is noticed; `None` to leave it to the system.
@@ -131,6 +133,9 @@ const OTHER_SSL: [&str; 9] = [
     "ssl_max_protocol_version",
     "ssl_min_protocol_version",
 ];
+
+/// Options by which a connection is more secure, which cannot be had here: to go on with less than was meant would be worse.
+const MORE_SECURE: [&str; 4] = ["require_auth", "requirepeer", "sslcrl", "sslcrldir"];
 
 /// Looks an environment variable up.
 type Variable = Box<dyn Fn(&str) -> Option<String>>;
@@ -217,19 +222,29 @@ impl Options {
             application_name: pairs.take("application_name").unwrap_or_else(|| "serializer".to_owned()),
             server_options: pairs.take("options"),
             ssl,
-            channel_binding: pairs.take("channel_binding"),
+            channel_binding: channel_binding(&mut pairs)?,
             keepalive: keepalive(&mut pairs)?,
             unconfirmed: pairs.milliseconds("tcp_user_timeout")?.unwrap_or(settings.timeout),
             connect_timeout: connect_timeout.map_or(settings.timeout, |timeout| timeout.min(settings.timeout)),
             answer_timeout: settings.timeout,
         };
+        if pairs.take("gssencmode").is_some_and(|mode| mode == "require") {
+            return Err(Failure::permanent("`gssencmode=require` is not supported").with_hint("`sslmode=verify-full` is"));
+        }
         for name in pairs.names() {
             // Whoever has mistyped one of these would not be as safe as wanted.
             if name.starts_with("ssl") && !OTHER_SSL.contains(&name) {
                 return Err(Failure::permanent(format!("the option `{name}` of the address is not known"))
                     .with_hint("`sslmode`, `sslrootcert`, `sslcert` and `sslkey` are"));
             }
-            tracing::debug!("the option `{name}` of the address means nothing here");
+            if MORE_SECURE.contains(&name) {
+                return Err(Failure::permanent(format!("the option `{name}` of the address is not supported"))
+                    .with_hint("leave it out if the connection is secure enough without; `sslmode=verify-full` is supported"));
+            }
+            // Parts of a password that was not encoded look like options.
+            if !name.contains(['@', ':', '/']) {
+                tracing::debug!("the option `{name}` of the address means nothing here");
+            }
         }
         Ok(options)
     }
@@ -324,6 +339,19 @@ fn ssl(pairs: &mut Pairs, around: &Surroundings) -> Result<Ssl, Failure> {
         negotiation => negotiation == Some("direct"),
     };
     Ok(Ssl { mode, roots, own: certificate.zip(key), is_direct })
+}
+
+/// Whether the password is proved to the very server that the certificate is of.
+fn channel_binding(pairs: &mut Pairs) -> Result<ChannelBinding, Failure> {
+    match pairs.take("channel_binding").as_deref() {
+        None | Some("prefer") => Ok(ChannelBinding::Prefer),
+        Some("disable") => Ok(ChannelBinding::Disable),
+        Some("require") => Ok(ChannelBinding::Require),
+        Some(_) => {
+            Err(Failure::permanent("`channel_binding` has an unknown value")
+                .with_hint("it can be `disable`, `prefer`, `require`"))
+        }
+    }
 }
 
 fn keepalive(pairs: &mut Pairs) -> Result<Option<Keepalive>, Failure> {

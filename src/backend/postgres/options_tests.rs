@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio_postgres::config::ChannelBinding;
+
 use super::{Host, Options, Roots, SslMode, Surroundings};
 use crate::backend::remote::Failure;
 use crate::store::{StoreSettings, StoreUrl};
@@ -92,7 +94,7 @@ fn options_of_drivers_do_not_disturb() {
     assert_eq!(options.answer_timeout, Duration::from_secs(5));
     assert_eq!(options.application_name, "etl");
     assert_eq!(options.server_options.as_deref(), Some("-csearch_path=x"));
-    assert_eq!(options.channel_binding.as_deref(), Some("require"));
+    assert_eq!(options.channel_binding, ChannelBinding::Require);
     assert_eq!(options.keepalive, None);
     assert!(options.is_to_be_writable);
 }
@@ -117,6 +119,10 @@ fn how_much_is_encrypted_follows_libpq() {
         "postgres://h/db?sslmode=required",
         "postgres://h/db?sslmode=require&sslrootcert=system",
         "postgres://h/db?sslnegotiation=direct",
+        "postgres://h/db?channel_binding=requre",
+        "postgres://h/db?require_auth=scram-sha-256",
+        "postgres://h/db?sslcrl=/r.crl",
+        "postgres://h/db?gssencmode=require",
     ] {
         assert!(mode(address).is_err(), "{address}");
     }
