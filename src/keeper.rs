@@ -82,7 +82,8 @@ impl Charge {
     }
 }
 
-/// Renews until `stopped` is readable, which answers nothing, or the store says that the lock is lost. Each renewal is told to `renewed`.
+/// Renews until `stopped` is readable, which answers nothing, or the store says that the lock is lost. Each renewal is told to `tell`,
+/// and why there was none.
 ///
 /// # Errors
 /// When it cannot sleep.
@@ -90,7 +91,7 @@ fn keep(
     mutex: &mut Mutex<'_>,
     charge: &mut Charge,
     stopped: BorrowedFd<'_>,
-    renewed: &mut dyn FnMut(&Charge) -> io::Result<()>,
+    tell: &mut dyn FnMut(Result<&Charge, &Error>) -> io::Result<()>,
 ) -> io::Result<Option<Error>> {
     let timer = Timer::new()?;
     timer.set(charge.due())?;
@@ -107,7 +108,7 @@ fn keep(
             Ok(grant) => {
                 tracing::debug!("renewed the lease of `{}`", mutex.location());
                 charge.grant = grant;
-                renewed(charge)?;
+                tell(Ok(charge))?;
                 charge.due()
             }
             // What was released meanwhile is not lost.
@@ -116,6 +117,7 @@ fn keep(
             // Whatever it is, it may be over soon, and nobody has said yet that the lock is lost.
             Err(error) => {
                 tracing::debug!("cannot renew the lease: {error}");
+                tell(Err(&error))?;
                 since_boot() + charge.pause()
             }
         };

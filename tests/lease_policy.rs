@@ -22,7 +22,7 @@ use serializer::backend::remote::{Failure, Register, Remote, Row};
 use serializer::backend::{self, Backend, Stored, Write};
 use serializer::claimant::Claimant;
 use serializer::mode::Mode;
-use serializer::mutex::{Acquired, Grant, Mutex, Released, Request, Whose};
+use serializer::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
 use serializer::owner::{Instance, Owner, Place};
 use serializer::process::since_boot;
 use serializer::record::{Entry, Outcome, Record, parse_pid};
@@ -660,6 +660,105 @@ impl Backend for Slow {
     fn next_number(&self) -> Option<u64> {
         self.memory.next_number()
     }
+}
+
+/// A register with which something happens right before the first change by whoever has it.
+struct Meddling {
+    memory: Memory,
+    first: Option<Box<dyn FnOnce()>>,
+}
+
+impl Backend for Meddling {
+    fn location(&self) -> String {
+        self.memory.location()
+    }
+
+    fn load(&mut self) -> Result<Option<Stored>, backend::Error> {
+        self.memory.load()
+    }
+
+    fn create(&mut self, record: &Record) -> Result<Write, backend::Error> {
+        self.memory.create(record)
+    }
+
+    fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, backend::Error> {
+        self.first.take().into_iter().for_each(|first| first());
+        self.memory.replace(seen, record)
+    }
+
+    fn delete(&mut self, seen: &Stored) -> Result<Write, backend::Error> {
+        self.first.take().into_iter().for_each(|first| first());
+        self.memory.delete(seen)
+    }
+
+    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), backend::Error> {
+        self.memory.wait(limit, fds)
+    }
+
+    fn now(&self) -> Option<u64> {
+        self.memory.now()
+    }
+
+    fn next_number(&self) -> Option<u64> {
+        self.memory.next_number()
+    }
+}
+
+fn acquire(memory: &Memory, process: &Process) -> Grant {
+    let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+    match mutex.acquire(process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent) {
+        Ok(Acquired::Free(grant)) => grant,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What becomes of a lock that is taken away from its holder by force, if that does `first` after it was looked at.
+fn force(first: impl FnOnce(Memory, Grant) + 'static) -> (Result<Released, mutex::Error>, Memory) {
+    let world = World::new();
+    let memory = Memory::shared();
+    let grant = acquire(&memory, &world.process(2));
+    let there = memory.clone();
+    let first: Box<dyn FnOnce()> = Box::new(move || first(there, grant));
+    let mut mutex = Mutex::new(Box::new(Meddling { memory: memory.clone(), first: Some(first) }), &Blind);
+    (mutex.release(&world.process(9), Whose::Anybodys, Outcome::Unknown), memory)
+}
+
+#[test]
+fn a_lock_is_taken_away_also_from_a_holder_that_renews_it_meanwhile() {
+    let (forced, mut memory) = force(|memory, grant| {
+        Mutex::new(Box::new(memory), &Blind).renew(&grant.token, None).expect("it is held");
+    });
+    assert!(matches!(forced, Ok(Released::Forced(_))), "{forced:?}");
+    let stored = memory.load().expect("memory").expect("it tells of the loss");
+    assert!(stored.content.record().expect("a record").entries().iter().all(|entry| entry.released == Some(Outcome::Lost)));
+}
+
+#[test]
+fn a_lock_is_not_taken_away_from_whoever_has_come_meanwhile() {
+    let (forced, mut memory) = force(|memory, _| {
+        let world = World::new();
+        let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+        mutex.release(&world.process(2), Whose::Own, Outcome::Unknown).expect("it is held");
+        acquire(&memory, &world.process(3));
+    });
+    assert!(matches!(forced, Err(mutex::Error::NotOurs(_))), "{forced:?}");
+    let stored = memory.load().expect("memory").expect("it is held");
+    let entries = stored.content.record().expect("a record").entries();
+    assert!(entries.len() == 1 && entries[0].owner.pid.as_raw_pid() == 3 && entries[0].released.is_none(), "{entries:?}");
+}
+
+#[test]
+fn what_was_released_and_is_held_for_a_time_yet_is_not_lost() {
+    let world = World::new();
+    let memory = Memory::shared();
+    let mut mutex = Mutex::new(Box::new(memory), &Blind);
+    let request = Request { at_least: Some(Duration::from_secs(600)), ..request(Mode::EXCLUSIVE) };
+    let acquired = mutex.acquire(&world.process(2), &request, &attempts(1), &mut Silent);
+    let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };
+    let released = mutex.release(&world.process(2), Whose::Own, Outcome::Unknown);
+    assert!(matches!(released, Ok(Released::Own { stays: Some(_), .. })), "{released:?}");
+    let renewed = mutex.renew(&grant.token, None);
+    assert!(matches!(renewed, Err(mutex::Error::Lost(Lost::Gone, _))), "{renewed:?}");
 }
 
 #[test]

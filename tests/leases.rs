@@ -242,7 +242,8 @@ fn who_slept_through_its_lease_stops_what_it_ran_when_it_wakes() {
         assert_eq!(other.run(r#""$S" lock 2> /dev/null"#), 0);
         sleepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
         let ended = end(child);
-        assert_eq!(ended.code, 76, "{ended:?}");
+        // Another one has the lock, so that there is no time of grace.
+        assert!(ended.code == 76 && ended.stderr.contains("killing the command, because its lock is lost"), "{ended:?}");
         pids.into_iter().for_each(|pid| assert!(!runs(pid)));
         other.unlock();
 
@@ -338,6 +339,50 @@ fn an_owner_that_asked_for_it_is_ended_with_all_that_it_has_started() {
         assert_eq!(store.run(&["unlock", "--force"]).code, 0);
         owner.wait().expect("it ends");
         pids.into_iter().for_each(until_gone);
+    }
+}
+
+#[test]
+fn whoever_is_told_to_end_does_not_go_on_by_starting_others() {
+    for store in Store::all(SHORT) {
+        let script = r#"trap : TERM; "$S" lock --on-lost terminate 2> /dev/null; echo $$
+                        while :; do sleep 600 & echo $! >> workers; wait; done"#;
+        let mut bash = store.command("bash");
+        let mut owner = bash.args(["-c", script]).stdout(Stdio::piped()).spawn().expect("bash starts");
+        assert_ne!(common::first_line(&mut owner), "");
+        assert_eq!(store.run(&["unlock", "--force"]).code, 0);
+        owner.wait().expect("it ends");
+        let workers = fs::read_to_string(store.locks.dir().join("workers")).expect("it has started some");
+        assert!(workers.lines().count() > 1, "it has gone on for a while: {workers}");
+        workers.lines().for_each(|pid| until_gone(pid.parse().expect("a pid")));
+    }
+}
+
+#[test]
+fn who_locks_again_after_a_loss_is_told_of_it_once() {
+    for store in Store::all(SHORT) {
+        let (mut owner, mut other) = (store.shell(), store.shell());
+        owner.lock();
+        signal(store.keeper(), Signal::KILL);
+        assert_eq!(other.run(r#""$S" lock 2> /dev/null"#), 0);
+        other.unlock();
+        let (code, said) = owner.output(r#""$S" lock 2>&1"#);
+        assert!(code == 76 && said.contains("others may have held it since"), "{code} {said}");
+        assert_eq!(store.state(), "free");
+        owner.lock();
+        owner.unlock();
+    }
+}
+
+#[test]
+fn a_keeper_that_cannot_ask_the_store_is_not_relied_on() {
+    for store in Store::with_a_clock(LONG) {
+        let (before, behind) = store.url.split_once("//meltano:").expect("a user");
+        let without_password = format!("{before}//meltano@{}", behind.rsplit_once('@').expect("a host").1);
+        let script = format!(r#"SERIALIZER_PASSWORD_FILE=<(echo '{}') "$S" lock"#, servers::PASSWORD);
+        let ended = store.through(&without_password).script(&script);
+        assert!(ended.code == 1 && ended.stderr.contains("cannot keep the lease of"), "{ended:?}");
+        assert_eq!(store.state(), "free");
     }
 }
 

@@ -299,6 +299,24 @@ fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_tha
     });
 }
 
+#[test]
+fn whoever_takes_a_lock_away_in_silence_takes_it_from_nobody_who_has_come_since() {
+    each(stores(LONG), |store| {
+        let (proxy, through) = proxied(&store);
+        let (mut owner, mut other) = (store.shell(), store.shell());
+        owner.lock();
+        proxy.swallow_answers_from(Update.of(&store));
+        let child = start(&through, &["unlock", "--force"]);
+        until_done_in_silence(&proxy, &store, "free");
+        other.lock();
+        proxy.mend();
+        let forced = end(child);
+        assert!(forced.code == 0 && forced.stderr.contains(&format!("pid {} ", owner.pid())), "{} {forced:?}", store.url);
+        assert_eq!(holders(&store), [u64::from(other.pid())]);
+        other.unlock();
+    });
+}
+
 /// What a server answers that was cut off from its cluster while it committed: that there was an error.
 fn error_while_committing() -> Vec<u8> {
     let text = b"\xff\x9c\x04#HY000Error while committing";

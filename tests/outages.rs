@@ -248,6 +248,23 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
 }
 
 #[test]
+fn a_command_whose_lease_was_over_when_it_ended_is_not_taken_to_have_run_alone() {
+    each(Server::all(), |server| {
+        let store = server.store(SHORT);
+        let (proxy, through) = proxied(&store);
+        fifo(&through);
+        let mut child = start(&through, &["run", "--on-lost", "warn", "sh", "-c", "echo runs; read -r line < go"]);
+        assert_eq!(first_line(&mut child), "runs");
+        proxy.cut();
+        assert_eq!(store.run(&["run", "true"]).code, 0);
+        // It cannot ask what has become of its lock.
+        go(&through);
+        let ended = end(child);
+        assert!(ended.code == 76 && ended.stderr.contains("was over when the command ended"), "{}: {ended:?}", server.url());
+    });
+}
+
+#[test]
 fn an_owner_that_was_cut_off_for_too_long_is_told_when_it_unlocks() {
     each(Server::all(), |server| {
         let store = server.store(SHORT);

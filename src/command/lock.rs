@@ -44,9 +44,11 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         mutex.refresh(&mut grant, lease).map_err(|error| Error::mutex("lock", &location, error))?;
         let charge = Charge { grant, lease };
         let begun = claimant.keeper().and_then(|keeper| keeper.keep(&lock, &entry, &charge, orphans, on_lost));
-        // Whoever was stopped meanwhile, or waited for long, may not have it any more.
         let begun = match begun {
-            _ if charge.is_given_up() => Err(Error::late(&location)),
+            // Whoever was stopped meanwhile, or has waited for long, may not have it any more.
+            Ok(()) if charge.is_given_up() => {
+                mutex.renew(&charge.grant.token, None).map(drop).map_err(|_| Error::late(&location))
+            }
             begun => {
                 begun.map_err(|error| Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))))
             }

@@ -39,6 +39,12 @@ const NAME: &str = "keep-lease";
 /// The largest message: a record of one holder, and an address.
 const MAX_MESSAGE: usize = 64 * 1024;
 
+/// What it says when it has begun; anything else is why it cannot.
+const BEGUN: &[u8] = b"+";
+
+/// More than what it says.
+const MAX_ANSWER: usize = 4096;
+
 /// How long to wait for the new process to say that it is there. It only has to start.
 const START: Duration = Duration::from_secs(10);
 
@@ -113,10 +119,11 @@ impl Keeper {
         // Nor longer than there is something to keep.
         let rest = Duration::from_millis(charge.given_up().saturating_sub(since_boot()));
         backend::sleep(START.min(rest), &[self.channel.as_fd()])?;
-        let mut answer = [0; 1];
+        let mut answer = [0; MAX_ANSWER];
         match recv(&self.channel, &mut answer, RecvFlags::DONTWAIT) {
-            Ok((_, 1)) => Ok(()),
-            Ok(_) => Err(io::Error::other("the process that keeps the lease has ended")),
+            Ok((_, 0)) => Err(io::Error::other("the process that keeps the lease has ended")),
+            Ok((_, length)) if &answer[..length] == BEGUN => Ok(()),
+            Ok((_, length)) => Err(io::Error::other(String::from_utf8_lossy(&answer[..length]).into_owned())),
             Err(error) => Err(error.into()),
         }
     }
@@ -158,9 +165,15 @@ fn main() -> ExitCode {
         Err(_) => return not_by_hand(NAME),
     };
     let Some(ward) = orders.ok().and_then(Ward::of) else { return ExitCode::FAILURE };
+    // What `lock` could read need not be there any more (a password in a pipe).
+    if let Err(error) = backend::open(&ward.location) {
+        let why = error.to_string();
+        let _ = send(&channel, &why.as_bytes()[..why.len().min(MAX_ANSWER)], SendFlags::NOSIGNAL);
+        return ExitCode::FAILURE;
+    }
     // Ctrl-C is meant for the owner.
     let _ = rustix::process::setsid();
-    if send(&channel, b"+", SendFlags::NOSIGNAL).is_err() {
+    if send(&channel, BEGUN, SendFlags::NOSIGNAL).is_err() {
         return ExitCode::FAILURE;
     }
     drop(channel);

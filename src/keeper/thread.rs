@@ -33,6 +33,8 @@ struct Known {
     timer: Timer,
     /// When others may take the lock, in milliseconds since boot.
     over: AtomicU64,
+    /// Why it was not renewed, the last time that it was tried.
+    trouble: StdMutex<Option<String>>,
     lost: StdMutex<Option<(String, Option<Lost>)>>,
 }
 
@@ -46,7 +48,12 @@ impl Renewing {
         let (ended, end) = io::pipe()?;
         let timer = Timer::new()?;
         timer.set(charge.given_up())?;
-        let known = Arc::new(Known { timer, over: AtomicU64::new(charge.over()), lost: StdMutex::new(None) });
+        let known = Arc::new(Known {
+            timer,
+            over: AtomicU64::new(charge.over()),
+            trouble: StdMutex::default(),
+            lost: StdMutex::new(None),
+        });
         let grace = charge.grace();
         let keeper = Keeper { location: location.clone(), charge, on_lost, known: known.clone(), _end: end };
         // It is not waited for in the end: it holds nothing, and what it may yet write is conditional on the lock being held.
@@ -87,7 +94,12 @@ impl Renewing {
     /// What has become of it.
     pub fn why(&self) -> String {
         let lost = self.known.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        lost.as_ref().map_or_else(|| "its lease could not be renewed in time".to_owned(), |(why, _)| why.clone())
+        if let Some((why, _)) = &*lost {
+            return why.clone();
+        }
+        let trouble = self.known.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = trouble.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        format!("its lease could not be renewed in time{why}")
     }
 
     /// Whether nothing is left of it in the store, not even the word that it was lost: it was released.
@@ -126,7 +138,9 @@ impl Keeper {
         let backend = backend::open(&self.location).map_err(io::Error::other)?;
         let mut mutex = Mutex::new(backend, &judge);
         let known = &self.known;
-        keep(&mut mutex, &mut self.charge, stopped, &mut |charge| {
+        keep(&mut mutex, &mut self.charge, stopped, &mut |renewed| {
+            *known.trouble.lock().unwrap_or_else(PoisonError::into_inner) = renewed.err().map(ToString::to_string);
+            let Ok(charge) = renewed else { return Ok(()) };
             known.over.store(charge.over(), Ordering::Release);
             known.timer.set(charge.given_up())
         })
