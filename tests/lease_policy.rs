@@ -529,7 +529,7 @@ enum Action {
     Kill(usize, bool),
     Die(usize),
     Arrive(usize),
-    /// So many twelfths of a lease pass.
+    /// So many milliseconds pass.
     Pass(u64),
 }
 
@@ -544,14 +544,15 @@ fn fate() -> impl Strategy<Value = Fate> {
 }
 
 fn action(modes: &'static [Mode]) -> impl Strategy<Value = Action> {
-    (0..OWNERS, sample::select(modes), fate(), 0..8_usize).prop_flat_map(|(host, mode, fate, number)| {
+    let all = (0..OWNERS, sample::select(modes), fate(), 0..8_usize, 0..LEASE * 2 / 3);
+    all.prop_flat_map(|(host, mode, fate, number, time)| {
         prop_oneof![
             24 => Just(Action::Step(host, mode, fate)),
             10 => Just(Action::Keep(host, fate)),
             1 => Just(Action::Kill(host, number % 2 == 0)),
             1 => Just(Action::Die(host)),
             2 => Just(Action::Arrive(number)),
-            4 => Just(Action::Pass(number as u64)),
+            4 => Just(Action::Pass(time)),
         ]
     })
 }
@@ -566,7 +567,7 @@ fn run(actions: &[Action]) -> Result<(), String> {
             Action::Kill(host, is_keeper) => world.kill(host, is_keeper),
             Action::Die(host) => world.die(host),
             Action::Arrive(which) => world.arrive(which),
-            Action::Pass(twelfths) => world.store.lock().now += twelfths * LEASE / 12,
+            Action::Pass(time) => world.store.lock().now += time,
         }
         world.conflict()?;
     }
