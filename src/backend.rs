@@ -29,11 +29,11 @@ use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::Pid;
 
 use crate::printable;
 use crate::record::Record;
 use crate::store::StoreSettings;
+use crate::waiter::Waiter;
 use engines::Engine;
 use remote::{Cause, Failure};
 
@@ -134,8 +134,8 @@ pub trait Backend {
         false
     }
 
-    /// The processes that wait, in turn, as far as they are known.
-    fn waiters(&mut self) -> Vec<Pid> {
+    /// Those who wait, in turn, as far as they are known.
+    fn waiters(&mut self) -> Vec<Waiter> {
         Vec::new()
     }
 }

@@ -36,4 +36,5 @@ pub mod record;
 pub mod store;
 pub mod usage;
 pub mod verdict;
+pub mod waiter;
 pub mod waiting;

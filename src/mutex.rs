@@ -32,13 +32,13 @@ pub use renew::Lost;
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
 use watched::Watched;
 
 use crate::backend::{self, Backend, Stored, Version};
 use crate::mode::Mode;
 use crate::record::Entry;
 use crate::verdict::{Former, Holding, Judge, Judged, Verdict, judge_all};
+use crate::waiter::Waiter;
 
 /// How often one try starts again because the register has changed under it. Each time somebody else made progress, so
 /// that "held by another" is a true answer after so many.
@@ -179,8 +179,8 @@ impl<'a> Mutex<'a> {
         self.backend.location()
     }
 
-    /// The processes that wait for it, in turn, as far as they are known.
-    pub fn waiters(&mut self) -> Vec<Pid> {
+    /// Those who wait for it, in turn, as far as they are known.
+    pub fn waiters(&mut self) -> Vec<Waiter> {
         self.backend.waiters()
     }
 

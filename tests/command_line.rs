@@ -73,7 +73,7 @@ fn the_python_plugins_option_names_are_understood() {
     // They are more than accepted.
     let mut other = Shell::start(&locks);
     let (code, said) = other.output(&format!(
-        r#""$S" lock --maxattempts 2 --sleepseconds 0.01 --filename old.lck --filedir '{}' 2>&1"#,
+        r#""$S" lock --maxattempts 2 --sleepseconds 0.5 --filename old.lck --filedir '{}' 2>&1"#,
         text(dir.dir())
     ));
     assert_eq!(code, 75, "{said}");

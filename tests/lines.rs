@@ -10,7 +10,7 @@ mod stores;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Shell, until};
@@ -123,6 +123,38 @@ for_stores! {
     a_stopped_waiter_that_is_first_does_not_keep_those_behind_it_out,
     whoever_is_in_line_gives_up_in_time,
     a_hand_off_wakes_the_same_few_however_many_wait,
+}
+
+#[test]
+fn status_lists_those_who_wait_in_turn() {
+    // The first one in line of MariaDB only looks now and then, and is known by where it comes from in between.
+    for (url, unknown) in [(shared_postgres().url(), 0), (shared_mariadb().url(), 1)] {
+        let store = Store::at(&url);
+        let mut holder = store.shell();
+        holder.lock();
+        let waiters = || store.report()["waiters"].as_array().expect("a list").clone();
+        let mut runs = Vec::new();
+        for number in 1..=3 {
+            let mut run = store.serializer(&["run", "sh", "-c", &format!(": {number} '*/'")]);
+            runs.push(run.stderr(Stdio::null()).spawn().expect("it starts"));
+            until("it is not listed", || waiters().len() == number);
+        }
+        let listed = waiters();
+        for (number, (waiter, run)) in listed.iter().zip(&runs).enumerate().skip(unknown) {
+            assert_eq!(waiter["pid"].as_u64(), Some(u64::from(run.id())), "{url}: {listed:?}");
+            let command = waiter["command"].as_str().expect("a command");
+            assert!(command.contains(&format!("run sh -c : {} ", number + 1)), "{url}: {listed:?}");
+            assert_eq!(waiter["host"], store.holder("host"), "{url}: {listed:?}");
+        }
+        assert!(listed[0]["host"].is_string(), "{url}: {listed:?}");
+        let table = store.run(&["status"]).stdout;
+        assert!(table.contains("waits") && table.contains("next") && table.contains("behind 2 others"), "{table}");
+        holder.unlock();
+        for mut run in runs {
+            assert!(run.wait().expect("it ends").success());
+        }
+        until("somebody is listed", || waiters().is_empty());
+    }
 }
 
 fn signal(name: &str, pid: u32) {

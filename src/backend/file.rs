@@ -39,12 +39,13 @@ use publish::LinkError;
 use queue::Queue;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, lstat, openat, unlinkat};
 use rustix::io::Errno;
-use rustix::process::Pid;
+
 use wakeup::{WakeUp, Watch};
 
 use super::{Backend, Content, Error, Stored, Version, Write};
 use crate::printable;
 use crate::record::{MAX_BYTES, Record};
+use crate::waiter::Waiter;
 
 /// How long to try for the flock. Its holders do a handful of system calls, or settle; whoever keeps it longer is
 /// stopped or hostile, and must not be waited for without end.
@@ -358,7 +359,7 @@ impl Backend for LockFile {
         self.queue.others_are_there()
     }
 
-    fn waiters(&mut self) -> Vec<Pid> {
-        self.queue.waiters()
+    fn waiters(&mut self) -> Vec<Waiter> {
+        self.queue.waiters().into_iter().map(Waiter::of).collect()
     }
 }

@@ -29,6 +29,7 @@ use super::remote::jittered;
 use super::remote::{Cause, Failure, Register, Row};
 use super::sql;
 use crate::store::StoreSettings;
+use crate::waiter::Waiter;
 use crate::waiting::Crowd;
 use connection::{Answer, Connection};
 use failure::Trouble;
@@ -337,6 +338,24 @@ impl Register for Table {
             self.disconnect();
         }
         self.place = Place::None;
+    }
+
+    fn waiters(&mut self) -> Vec<Waiter> {
+        if !self.has_lines {
+            return Vec::new();
+        }
+        let statement = self.line.waiters();
+        let asked = self.ask(&statement).map_err(Failure::from);
+        let answer = asked.inspect_err(|failure| tracing::debug!("cannot tell who waits: {}", failure.why)).unwrap_or_default();
+        let waiter = |row: &Vec<Option<Vec<u8>>>| {
+            let text = |column: usize| Some(String::from_utf8_lossy(row.get(column)?.as_deref()?).into_owned());
+            let label = |info: String| Waiter::parse(info.split_once("/* ")?.1.trim_end_matches(" */"));
+            let told = text(0).and_then(label).unwrap_or_default();
+            // An address with a port.
+            let host = || Some(text(1)?.rsplit_once(':')?.0.to_owned());
+            Waiter { host: told.host.or_else(host), ..told }
+        };
+        answer.rows.iter().map(waiter).collect()
     }
 
     fn repair(&self) -> &'static str {

@@ -35,6 +35,7 @@ use super::remote::{Cause, Failure, Register, Row};
 use super::{Write, plain, sleep, sql};
 use crate::record::random_token;
 use crate::store::StoreSettings;
+use crate::waiter::Waiter;
 use crate::waiting::Crowd;
 
 /// The table.
@@ -255,6 +256,19 @@ impl Register for Table {
         } else {
             self.server.disconnect();
         }
+    }
+
+    fn waiters(&mut self) -> Vec<Waiter> {
+        let Self { line, server, .. } = self;
+        let limit = server.options.answer_timeout;
+        let asked = server.ask(async |link| link.query(limit, line::WAITERS, &[(line, Type::INT4)]).await);
+        let rows = asked.inspect_err(|failure| tracing::debug!("cannot tell who waits: {}", failure.why)).unwrap_or_default();
+        let waiter = |row: &tokio_postgres::Row| {
+            let text = |column| row.try_get::<_, Option<String>>(column).ok().flatten();
+            let told = text(0).and_then(|label| Waiter::parse(&label)).unwrap_or_default();
+            Waiter { host: told.host.or_else(|| text(1)), ..told }
+        };
+        rows.iter().map(waiter).collect()
     }
 
     fn repair(&self) -> &'static str {

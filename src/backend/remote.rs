@@ -17,6 +17,7 @@ use super::{Backend, Content, Error, StoreError, Stored, Version, Write};
 use crate::process::since_boot;
 use crate::record::Record;
 use crate::store::Scheme;
+use crate::waiter::Waiter;
 
 /// How often a question is asked again when the connection breaks or the store is busy: a hiccup, not an outage. Who
 /// wants to wait for longer asks again later.
@@ -88,6 +89,11 @@ pub trait Register {
 
     /// Waits no more, and lets the next one come.
     fn leave(&mut self) {}
+
+    /// Those who wait, in turn, as far as they are known.
+    fn waiters(&mut self) -> Vec<Waiter> {
+        Vec::new()
+    }
 
     /// Tells others who wait that something has changed, if that can be told. Nobody relies on it.
     fn notify(&mut self) {}
@@ -401,6 +407,10 @@ impl<R: Register> Backend for Remote<R> {
 
     fn next_number(&self) -> Option<u64> {
         self.last.as_ref().filter(|last| last.is_prepared).map(|last| last.next)
+    }
+
+    fn waiters(&mut self) -> Vec<Waiter> {
+        self.register.waiters()
     }
 
     fn disconnect(&mut self) {

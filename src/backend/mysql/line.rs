@@ -11,10 +11,14 @@
 use sha2::{Digest, Sha256};
 
 use super::connection::Answer;
+use crate::waiter::Waiter;
 
 /// For how long one statement stands in line, in seconds. Who asks again stands behind all others, so that it is long; the end
 /// of a server that says nothing is noticed by the connection's keep-alive.
 const STAND: u32 = 6 * 3600;
+
+/// Of what is told about who waits, in bytes.
+const MAX_LABEL: usize = 120;
 
 /// Where one waiter stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +47,22 @@ impl Line {
 
     /// Answers 1 when it is one's turn, 0 when that takes too long.
     pub fn stand(&self) -> String {
-        format!("SELECT GET_LOCK('{}', {STAND})", self.name)
+        // Others see in the list of processes who waits.
+        format!("{}{STAND}) /* {} */", self.waiting(), Waiter::label(MAX_LABEL))
+    }
+
+    fn waiting(&self) -> String {
+        format!("SELECT GET_LOCK('{}', ", self.name)
+    }
+
+    /// Who waits, in turn: what they are doing, and where they come from. The first one does nothing at most times.
+    pub fn waiters(&self) -> String {
+        let waiting = self.waiting().replace('\'', "''");
+        let first = format!("id = {}", self.first());
+        format!(
+            "SELECT info, host FROM information_schema.processlist WHERE {first} OR info LIKE '{waiting}%' \
+             ORDER BY {first} DESC, time DESC, id"
+        )
     }
 
     /// Lets the next one come.

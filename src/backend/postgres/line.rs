@@ -48,6 +48,16 @@ WHERE (SELECT count(*) * 4 < 3 * (current_setting('max_connections')::integer
   AND pg_try_advisory_lock(line.number, ticket::integer)
 LIMIT 1";
 
+/// Who has a ticket of the line $1, in turn: what they tell about themselves, and where they come from. (Other roles' are hidden from
+/// ordinary ones.)
+pub const WAITERS: &str = "\
+SELECT client.application_name, host(client.client_addr)
+FROM pg_catalog.pg_locks AS taken LEFT JOIN pg_catalog.pg_stat_activity AS client ON client.pid = taken.pid
+WHERE taken.locktype = 'advisory' AND taken.objsubid = 2 AND taken.mode = 'ExclusiveLock' AND taken.granted
+  AND taken.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND taken.classid = ($1 # 'serializer_locks'::regclass::oid::integer)::oid
+ORDER BY taken.objid::bigint";
+
 /// Gives a ticket back.
 pub const LEAVE: &str = "SELECT pg_advisory_unlock($1, $2)";
 

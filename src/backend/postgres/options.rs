@@ -14,6 +14,7 @@ use crate::backend::network::tls::Roots;
 use crate::backend::network::{Keepalive, passwords};
 use crate::backend::remote::Failure;
 use crate::store::StoreSettings;
+use crate::waiter::Waiter;
 
 /// The directories in which a server of this machine has its socket: what Debian's packages and PostgreSQL itself have set up.
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
@@ -137,6 +138,9 @@ const OTHER_SSL: [&str; 9] = [
 /// Options by which a connection is more secure, which cannot be had here: to go on with less than was meant would be worse.
 const MORE_SECURE: [&str; 4] = ["require_auth", "requirepeer", "sslcrl", "sslcrldir"];
 
+/// A server cuts what is longer.
+const MAX_APPLICATION_NAME: usize = 63;
+
 /// Looks an environment variable up.
 type Variable = Box<dyn Fn(&str) -> Option<String>>;
 
@@ -148,6 +152,8 @@ pub struct Surroundings {
     pub home: Option<PathBuf>,
     /// The name of the user whom this process runs as.
     pub user: Option<String>,
+    /// What to tell a server about this process.
+    pub label: String,
 }
 
 impl Surroundings {
@@ -155,7 +161,8 @@ impl Surroundings {
     pub fn here() -> Self {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let user = user_named_in("/etc/passwd").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
-        Self { variable: Box::new(variable), home: variable("HOME").map(PathBuf::from), user }
+        let label = Waiter::label(MAX_APPLICATION_NAME);
+        Self { variable: Box::new(variable), home: variable("HOME").map(PathBuf::from), user, label }
     }
 }
 
@@ -219,7 +226,7 @@ impl Options {
             targets,
             user,
             database,
-            application_name: pairs.take("application_name").unwrap_or_else(|| "serializer".to_owned()),
+            application_name: pairs.take("application_name").unwrap_or_else(|| around.label.clone()),
             server_options: pairs.take("options"),
             ssl,
             channel_binding: channel_binding(&mut pairs)?,

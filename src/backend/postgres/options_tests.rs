@@ -18,7 +18,7 @@ fn settings(address: &str) -> StoreSettings {
 fn around(variables: &[(&str, &str)], home: Option<&std::path::Path>) -> Surroundings {
     let variables: HashMap<_, _> = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let variable = Box::new(move |name: &str| variables.get(name).cloned());
-    Surroundings { variable, home: home.map(PathBuf::from), user: Some("me".to_owned()) }
+    Surroundings { variable, home: home.map(PathBuf::from), user: Some("me".to_owned()), label: "etl".to_owned() }
 }
 
 fn options(address: &str) -> Result<Options, Failure> {

@@ -7,7 +7,7 @@ use crate::backend::Location;
 use crate::holder::Holder;
 use crate::mutex::Looked;
 use crate::verdict::{Held, Judged, Stale, Verdict};
-use crate::{printable, process};
+use crate::waiter::Waiter;
 
 #[derive(Serialize)]
 pub struct Report {
@@ -70,17 +70,19 @@ pub struct HolderReport {
 
 #[derive(Serialize)]
 pub struct WaiterReport {
-    pub pid: i32,
-    pub command: String,
+    pub pid: Option<i32>,
+    pub command: Option<String>,
+    pub host: Option<String>,
 }
 
-pub fn report(location: &Location, found: Option<Looked>, waiters: Vec<Pid>) -> Lock {
+pub fn report(location: &Location, found: Option<Looked>, waiters: Vec<Waiter>) -> Lock {
     // Perhaps the name is mistyped.
     let is_nowhere = match location {
         Location::File(path) => path.parent().is_some_and(|directory| !directory.is_dir()),
         Location::Store(..) => false,
     };
     let path = location.printable();
+    let waiter = |Waiter { pid, host, command }| WaiterReport { pid: pid.map(Pid::as_raw_pid), command, host };
     let waiters = waiters.into_iter().map(waiter).collect();
     let judged = found.map(|(_, judged)| judged).unwrap_or_default();
     // What only tells that it was released is nobody's.
@@ -124,12 +126,4 @@ fn holder(judged: &Judged<Verdict>) -> HolderReport {
         lease_seconds: entry.and_then(|entry| entry.lease).map(|lease| lease.duration.as_secs_f64()),
         holder,
     }
-}
-
-fn waiter(pid: Pid) -> WaiterReport {
-    let arguments = process::arguments(pid);
-    // `serializer lock` waits for its parent, and that is what people know.
-    let is_lock = arguments.iter().skip(1).find(|argument| !argument.starts_with('-')).is_some_and(|word| word == "lock");
-    let arguments = is_lock.then(|| process::parent(pid)).flatten().map_or(arguments, process::arguments);
-    WaiterReport { pid: pid.as_raw_pid(), command: printable::command_line(&arguments) }
 }

@@ -39,7 +39,9 @@ pub fn table(locks: &[Lock]) -> String {
                 0 => "next".to_owned(),
                 place => format!("behind {place} other{}", if place == 1 { "" } else { "s" }),
             };
-            let row = [&lock.path, "waits", &waiter.pid.to_string(), &waiter.command, "-", "-", "-", &place];
+            let pid = or_dash(waiter.pid.map(|pid| pid.to_string()));
+            let (command, host) = (or_dash(waiter.command.clone()), or_dash(waiter.host.clone()));
+            let row = [&lock.path, "waits", &pid, &command, &host, "-", "-", &place];
             table.add_row(row.map(str::to_owned));
         }
     }
