@@ -218,16 +218,24 @@ fn a_file_server_that_fails_grants_nothing_and_says_what_is_not_known() {
     let store = Store { lease: "60".to_owned(), ..Store::in_a_directory() };
     assert_eq!(store.run(&["run", "true"]).code, 0);
     let file = store.locks.dir().join(&store.name);
-    for (call, error, is_known) in
-        [("fdatasync", "EIO", false), ("pwrite64", "ENOSPC", false), ("flock", "ENOLCK", true), ("openat", "EACCES", true)]
-    {
-        let failing =
-            format!("strace -D -f -qq -o /dev/null -P {} -e trace={call} -e inject={call}:error={error}", file.display());
+    // What is there already is written and synced again first.
+    for (call, error, when, is_known) in [
+        ("fdatasync", "EIO", "1+", true),
+        ("fdatasync", "EIO", "2+", false),
+        ("pwrite64", "ENOSPC", "1+", true),
+        ("pwrite64", "ENOSPC", "2+", false),
+        ("flock", "ENOLCK", "1+", true),
+        ("openat", "EACCES", "1+", true),
+    ] {
+        let failing = format!(
+            "strace -D -f -qq -o /dev/null -P {} -e trace={call} -e inject={call}:error={error}:when={when}",
+            file.display()
+        );
         let failed = store.script(&format!(r#"{failing} "$S" run -n -- echo ran"#));
-        assert_eq!((failed.code, failed.stdout.as_str()), (1, ""), "{call}: {failed:?}");
-        assert_eq!(failed.stderr.contains("whether it was changed is not known"), !is_known, "{call}: {failed:?}");
+        assert_eq!((failed.code, failed.stdout.as_str()), (1, ""), "{call} {when}: {failed:?}");
+        assert_eq!(failed.stderr.contains("whether it was changed is not known"), !is_known, "{call} {when}: {failed:?}");
         let is_free = store.state() == "free";
-        assert_eq!(is_free, is_known || call == "pwrite64", "{call}");
+        assert_eq!(is_free, is_known || call == "pwrite64", "{call} {when}");
         assert_eq!(store.run(&["unlock", "--force"]).code, i32::from(is_free));
     }
 }

@@ -14,6 +14,22 @@
 //! is the present one when it is whole: what a crash has left half written counts as never written, and nobody was told otherwise,
 //! because success is only reported after the server has it on its disk.
 //!
+//! # What may be built on
+//!
+//! A state can be read that is on no disk yet, and will be gone when the server starts again: its writer was killed before the sync, or that
+//! failed. Nobody sees by looking, and whoever only waits need not care. But nobody builds on one that is not *secured*: synced
+//! by whoever says so, or written once more, as it stands, and synced. (Only a sync of one's own tells; and after one that has
+//! failed, the next one succeeds without having written anything.)
+//!
+//! * A state is secured before another is written, which goes where the one *before* it stood. So the state before the present
+//!   one is always on the disk, and whatever a crash takes away, what is left is the present state or the one before.
+//! * Whoever has lost the answer to a write secures whatever stands there, by whomever, before it looks for its own entry in it. Only it
+//!   adds that; so it is in all later states until it is taken away, and those are only written over what is secured.
+//!   If another host has written behind it, unsynced, and so with our entry in it, that is secured just the same.
+//! * A write that is tried again goes where it was, over a state that nobody has written behind: the one before it stays. Others may
+//!   have secured what was there in the meantime, but what they found of their own in it is in the one before, too.
+//! * Securing changes nothing, not even the nonce: it is no conflict with anybody, and one that is cut off halfway has put the same bytes over the same.
+//!
 //! # Who keeps a flock
 //!
 //! With NFS version 4, a host that has died loses its locks within the server's lease (90 s as a rule), and what it would write
@@ -79,6 +95,8 @@ pub struct SharedFile {
     waits_since: Option<Instant>,
     /// Which state was written last without an answer.
     tried: Option<Vec<u8>>,
+    /// Which state is on the server's disk, as it has said last.
+    secured: Option<Vec<u8>>,
 }
 
 /// The directory of an address, and whether it may be on NFS version 3.
@@ -127,7 +145,7 @@ impl SharedFile {
     }
 
     fn at(directory: PathBuf, path: PathBuf, timeout: Duration, takes_nfs3: bool) -> Self {
-        Self { directory, takes_nfs3, path, timeout, waits_since: None, tried: None }
+        Self { directory, takes_nfs3, path, timeout, waits_since: None, tried: None, secured: None }
     }
 
     /// Asks the server whether names in the directory lead elsewhere now; else another host's renaming might be seen seconds late.
@@ -239,10 +257,44 @@ impl SharedFile {
         self.present(&file).map(|present| present.map(|(slot, _)| slot))
     }
 
+    /// Opens the file and locks it against all; it is the one that has the name then.
+    fn open_alone(&self, access: OFlags) -> Result<Option<File>, Failure> {
+        let Some(file) = self.open(OFlags::RDWR | access)? else { return Ok(None) };
+        self.flock(&file, true)?;
+        self.look_anew()?;
+        if !leads_to(&self.path, &file).map_err(|error| trouble(&self.directory, &error))? {
+            return Err(Failure::transient("somebody has removed its file"));
+        }
+        Ok(Some(file))
+    }
+
+    /// What it says, after a write of which nobody knows whether it was done: once that is certain to stay.
+    fn settle(&mut self) -> Result<Option<Slot>, Failure> {
+        let Some(file) = self.open_alone(OFlags::empty())? else { return Ok(None) };
+        let present = self.present(&file)?;
+        if let Some((slot, place)) = &present {
+            self.secure(&file, slot, *place)?;
+        }
+        self.tried = None;
+        Ok(present.map(|(slot, _)| slot))
+    }
+
+    /// Makes sure that the present state is on the server's disk.
+    fn secure(&mut self, file: &File, slot: &Slot, place: usize) -> Result<(), Failure> {
+        if self.secured.as_ref() != Some(&slot.identity()) {
+            let written = slot.write(file, place).and_then(|()| file.sync_data());
+            written.map_err(|error| trouble(&self.directory, &error))?;
+            self.secured = Some(slot.identity());
+        }
+        Ok(())
+    }
+
     /// The present state, and in which slot it stands.
     fn present(&self, file: &File) -> Result<Option<(Slot, usize)>, Failure> {
         slot::present(file).map_err(|unreadable| match unreadable {
             Unreadable::Io(error) => trouble(&self.directory, &error),
+            Unreadable::Torn => Failure::permanent("it is damaged: neither of its two states is whole")
+                .with_hint("something else has written to it, or the file system has lost data; once nobody uses the lock, remove the file"),
             Unreadable::Newer => Failure::permanent("a newer version of this program has written it").with_hint("update this program"),
             Unreadable::Foreign => Failure::permanent("it is not a lock that hosts share").with_hint(
                 "a lock file of one machine has that name, or another program's; once nobody uses it, remove it, or choose another name",
@@ -253,26 +305,28 @@ impl SharedFile {
 
 impl Register for SharedFile {
     fn read(&mut self) -> Result<Row, Failure> {
-        Ok(self.read_slot()?.map(row).unwrap_or_default())
+        let slot = match self.tried {
+            None => self.read_slot()?,
+            // Whatever fails now, the write may have been done.
+            Some(_) => self.settle().map_err(Failure::indefinite)?,
+        };
+        Ok(slot.map(row).unwrap_or_default())
     }
 
     fn write(&mut self, seen: &Row, next: u64, text: Option<&str>) -> Result<Write, Failure> {
-        let file = match self.open(OFlags::RDWR)? {
+        let file = match self.open_alone(OFlags::empty())? {
             Some(file) => file,
             // In directories that are sticky, others' files cannot be opened so.
-            None => match self.open(OFlags::RDWR | OFlags::CREATE)? {
+            None => match self.open_alone(OFlags::CREATE)? {
                 Some(file) => file,
                 None => return Err(missing(&self.directory)),
             },
         };
-        self.flock(&file, true)?;
-        self.look_anew()?;
-        if !leads_to(&self.path, &file).map_err(|error| trouble(&self.directory, &error))? {
-            return Err(Failure::transient("somebody has removed its file"));
-        }
-        let present = self.present(&file)?;
-        let place = match present {
-            Some((slot, place)) if Some(slot.identity()) == seen.version => 1 - place,
+        let place = match self.present(&file)? {
+            Some((slot, place)) if Some(slot.identity()) == seen.version => {
+                self.secure(&file, &slot, place)?;
+                1 - place
+            }
             // Written by an earlier try, of which nobody knows whether the server has it on its disk: once more.
             Some((slot, place)) if Some(slot.identity()) == self.tried => place,
             None if seen.version.is_none() => 0,
@@ -283,6 +337,7 @@ impl Register for SharedFile {
         // It may be whole all the same.
         self.tried = written.is_err().then(|| slot.identity());
         written.map_err(|error| trouble(&self.directory, &error).indefinite())?;
+        self.secured = Some(slot.identity());
         Ok(Write::Done)
     }
 

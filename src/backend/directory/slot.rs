@@ -48,6 +48,8 @@ pub enum Unreadable {
     Newer,
     /// Something else.
     Foreign,
+    /// Two states, neither of which is whole: no crash leaves that.
+    Torn,
 }
 
 impl Slot {
@@ -99,9 +101,11 @@ fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
 }
 
-/// The present state of a file that is locked, and its place; `None` if nobody has written a whole one.
+/// The present state of a file that is locked, and its place; `None` if nobody has written a whole one. The first one stands in the
+/// first place, and stays there until the second one is whole: so where the second place has been written to, one of them is.
 pub fn present(file: &File) -> Result<Option<(Slot, usize)>, Unreadable> {
     let mut present: Option<(Slot, usize)> = None;
+    let mut is_written = false;
     for place in [0, 1] {
         let bytes = read(file, place).map_err(Unreadable::Io)?;
         match Slot::parse(&bytes) {
@@ -109,8 +113,9 @@ pub fn present(file: &File) -> Result<Option<(Slot, usize)>, Unreadable> {
             Some(_) => {}
             None => check_torn(&bytes)?,
         }
+        is_written = bytes.iter().any(|byte| *byte != 0);
     }
-    Ok(present)
+    if present.is_none() && is_written { Err(Unreadable::Torn) } else { Ok(present) }
 }
 
 /// All of a slot's bytes that may belong to it.
@@ -203,6 +208,34 @@ mod tests {
                 file.write_all_at(&whole[..length], offset(place)).expect("written");
                 assert_eq!(present_in(&file).map(|(slot, _)| slot.number), Some(7), "{length}");
             }
+        }
+    }
+
+    #[test]
+    fn a_state_that_is_written_again_is_the_same() {
+        let file = file();
+        for text in [None, Some(""), Some("some\ntext")] {
+            let mut before = vec![0; 1000];
+            slot(7, text).write(&file, 1).expect("written");
+            let length = file.read_at(&mut before, offset(1)).expect("readable");
+            present_in(&file).expect("it is whole").0.write(&file, 1).expect("written");
+            let mut after = vec![0; 1000];
+            assert_eq!(file.read_at(&mut after, offset(1)).expect("readable"), length);
+            assert_eq!(before, after);
+        }
+    }
+
+    #[test]
+    fn where_two_states_are_damaged_nobody_says_that_there_was_none() {
+        for length in [1, 30, 200] {
+            let file = file();
+            slot(7, Some(&"x".repeat(500))).write(&file, 0).expect("written");
+            slot(8, Some(&"y".repeat(500))).write(&file, 1).expect("written");
+            for place in [0, 1] {
+                assert!(present_in(&file).is_some(), "{length} {place}");
+                file.write_all_at(&vec![0; 500], offset(place) + length).expect("written");
+            }
+            assert!(matches!(present(&file), Err(Unreadable::Torn)), "{length}");
         }
     }
 

@@ -1,0 +1,167 @@
+//! File servers that fail, for locks in directories that hosts share: each call to the lock's file fails, or is the last one of its process.
+//! Nobody gets a lock twice, or by what is on no disk, and the next one gets it. Needs strace.
+
+mod common;
+#[path = "common/servers.rs"]
+mod servers;
+#[path = "common/stores.rs"]
+mod stores;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use common::{Ended, until};
+use rustix::process::{Pid, Signal, kill_process};
+use stores::Store;
+
+/// Where the second state of a file stands.
+const SECOND: u64 = 128 * 1024;
+
+/// What a program did to the lock's file, and that it ran a command.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Done {
+    /// At this offset.
+    Written(u64),
+    Synced,
+    Failed,
+    Ran,
+}
+
+/// strace, so that it writes down what is done to files, with the faults `inject`.
+fn strace(store: &Store, inject: &[&str]) -> (String, PathBuf) {
+    let trace = store.locks.dir().join("trace");
+    let inject: String = inject.iter().map(|fault| format!(" -e inject={fault}")).collect();
+    let strace = format!("strace -f -qq -s 0 -o {} -e trace=pwrite64,fdatasync,execve{inject}", trace.display());
+    (strace, trace)
+}
+
+/// What the trace tells.
+fn done(trace: &Path) -> Vec<Done> {
+    let trace = fs::read_to_string(trace).expect("a trace");
+    let mut begun = HashMap::new();
+    let call = |line: &str| {
+        let (pid, mut call) = line.split_once(' ')?;
+        let whole;
+        // Of two processes, the calls may overlap.
+        if let Some(first) = call.strip_suffix(" <unfinished ...>") {
+            begun.insert(pid.to_owned(), first.to_owned());
+            return None;
+        } else if let Some((_, rest)) = call.split_once(" resumed>") {
+            whole = begun.remove(pid)? + rest;
+            call = &whole;
+        }
+        let (call, result) = call.rsplit_once(" = ")?;
+        let has_failed = result.starts_with('-') || result.starts_with('?');
+        match call.trim_start().split_once('(')? {
+            ("pwrite64" | "fdatasync", _) if has_failed => Some(Done::Failed),
+            ("pwrite64", arguments) => {
+                let offset = arguments.rsplit_once(", ")?.1.trim_end_matches([')', ' ']);
+                Some(Done::Written(offset.parse().expect("an offset")))
+            }
+            ("fdatasync", _) => Some(Done::Synced),
+            ("execve", arguments) if arguments.contains("/echo\"") && !has_failed => Some(Done::Ran),
+            _ => None,
+        }
+    };
+    trace.lines().filter_map(call).collect()
+}
+
+/// The command ran once, and only after something was written and synced, with nothing behind it.
+fn ran_on_what_was_synced(ended: &Ended, done: &[Done], what: &str) {
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "ran\n"), "{what}: {ended:?}");
+    let ran = done.iter().position(|done| *done == Done::Ran).expect("the command is in the trace");
+    let before = &done[..ran];
+    assert!(matches!(before, [.., Done::Written(_), Done::Synced]), "{what}: {before:?}");
+}
+
+const RUN: &str = r#""$S" run --sleep-seconds 0.1 --timeout 60s -- echo ran"#;
+
+#[test]
+fn no_lock_is_granted_by_what_was_never_synced() {
+    // Nobody has ever written; or somebody has, so that this is secured first.
+    for is_new in [true, false] {
+        for first in 1..=3 {
+            for failures in [1, 3, 4, 5, 8, 9] {
+                let store = Store::in_a_directory();
+                assert!(is_new || store.run(&["run", "true"]).code == 0);
+                let (strace, trace) = strace(&store, &[&format!("fdatasync:error=EIO:when={first}..{}", first + failures - 1)]);
+                let ended = store.script(&format!("{strace} {RUN}"));
+                let what = format!("{is_new} {first} {failures}");
+                ran_on_what_was_synced(&ended, &done(&trace), &what);
+                assert_eq!(store.state(), "free", "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_failed_sync_and_a_failed_write_leave_behind_is_synced_before_it_is_believed() {
+    // What is found then is ours, and not what was tried last.
+    for failures in [2, 3, 4] {
+        let store = Store::in_a_directory();
+        let writes = format!("pwrite64:error=EIO:when=2..{failures}");
+        let (strace, trace) = strace(&store, &["fdatasync:error=EIO:when=1", &writes]);
+        let ended = store.script(&format!("{strace} {RUN}"));
+        ran_on_what_was_synced(&ended, &done(&trace), &failures.to_string());
+    }
+}
+
+#[test]
+fn whoever_cannot_sync_is_not_granted_what_it_reads() {
+    let store = Store::in_a_directory();
+    let (strace, trace) = strace(&store, &["fdatasync:error=EIO"]);
+    let ended = store.script(&format!(r#"{strace} "$S" run --sleep-seconds 0.1 --timeout 3s -- echo ran"#));
+    assert_eq!((ended.code, ended.stdout.as_str()), (1, ""), "{ended:?}");
+    assert!(ended.last_line().contains("whether it was changed is not known"), "{ended:?}");
+    // It has looked after its first attempt, and found itself.
+    assert!(done(&trace).iter().filter(|done| **done == Done::Failed).count() > 4, "{:?}", done(&trace));
+    assert_eq!(store.state(), "held");
+}
+
+#[test]
+fn what_another_has_written_behind_a_failed_sync_is_synced_before_it_is_believed() {
+    let store = Store::in_a_directory();
+    let (one, trace) = strace(&store, &["fdatasync:error=EIO:when=1..4"]);
+    let mut command = store.command("bash");
+    let log = store.locks.dir().join("log");
+    command.stdout(Stdio::piped()).stderr(fs::File::create(&log).expect("a file"));
+    let script = format!(r#"exec {one} "$S" run --slots 2 --sleep-seconds 5 --timeout 60s -- echo ran"#);
+    let child = command.args(["-c", &script]).spawn().expect("it starts");
+    until("it has synced", || fs::read_to_string(&log).expect("a file").contains("input/output error"));
+    // strace has this one child.
+    let tracer = child.id();
+    let traced = fs::read_to_string(format!("/proc/{tracer}/task/{tracer}/children")).expect("it runs");
+    let pid = traced.trim().parse().ok().and_then(Pid::from_raw).expect("a PID");
+    kill_process(pid, Signal::STOP).expect("it can be stopped");
+    // The other one takes the second slot, after securing what it has read, and cannot sync that either.
+    let other = store.through(&store.url);
+    let (two, others) = strace(&other, &["fdatasync:error=EIO:when=2+"]);
+    let failed = other.script(&format!(r#"{two} "$S" run --slots 2 -n -- echo ran"#));
+    assert_eq!((failed.code, failed.stdout.as_str()), (1, ""), "{failed:?}");
+    assert!(matches!(done(&others)[..], [Done::Written(0), Done::Synced, Done::Written(SECOND), Done::Failed, ..]));
+    kill_process(pid, Signal::CONT).expect("it can go on");
+    let ended = Ended::from(child.wait_with_output().expect("it ends"));
+    ran_on_what_was_synced(&ended, &done(&trace), "with another");
+    let settled = done(&trace).into_iter().skip_while(|done| *done != Done::Synced).collect::<Vec<_>>();
+    // Which is the other one's state, and not its own.
+    let before = done(&trace).len() - settled.len();
+    assert_eq!(done(&trace)[before - 1], Done::Written(SECOND));
+}
+
+#[test]
+fn what_a_writer_that_was_killed_has_not_synced_is_synced_before_the_state_before_it_is_written_over() {
+    let store = Store { lease: "1".to_owned(), ..Store::in_a_directory() };
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    // The first one secures, the second one would be of the lock.
+    let (strace_one, _) = strace(&store, &["fdatasync:signal=KILL:when=2"]);
+    assert_eq!(store.script(&format!("{strace_one} {RUN}; exit $?")).code, 137);
+    assert_eq!(store.state(), "held");
+    let (strace_two, trace) = strace(&store, &[]);
+    let ended = store.script(&format!("{strace_two} {RUN}"));
+    let done = done(&trace);
+    ran_on_what_was_synced(&ended, &done, "taken over");
+    let [Done::Written(present), Done::Synced, Done::Written(next), Done::Synced, ..] = done[..] else { panic!("{done:?}") };
+    assert_eq!(present + next, SECOND, "{done:?}");
+}
