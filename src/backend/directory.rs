@@ -44,6 +44,7 @@
 //! not mounted, there is mostly a directory all the same, and each host has its own.
 
 mod names;
+mod reach;
 mod slot;
 
 use std::ffi::OsStr;
@@ -59,13 +60,13 @@ use percent_encoding::percent_decode;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
-use super::file::filesystem::{self, Reach};
 use super::file::leads_to;
 use super::remote::{Cause, Failure, Register, Row, jittered};
 use super::{Write, plain, sleep};
 use crate::printable;
 use crate::store::StoreSettings;
 use names::file_name;
+use reach::{Reach, reach};
 pub use slot::MAGIC;
 use slot::{Slot, Unreadable};
 
@@ -81,7 +82,7 @@ const FLOCK_PAUSE: Duration = Duration::from_millis(4);
 /// Whoever may come next must be able to use it; the user's umask says who else.
 const MODE: Mode = Mode::from_raw_mode(0o666);
 
-/// What tells that a directory of one machine is meant. No lock's file begins with a dot.
+/// What tells that a directory of one machine is meant, or that hosts share one where that cannot be seen. No lock's file begins with a dot.
 const MARKER: &str = ".serializer-shared";
 
 /// One lock's file.
@@ -178,17 +179,16 @@ impl SharedFile {
         Ok(Some(file))
     }
 
-    /// Whether locks can be kept on its file system; tells whether that is one machine's.
+    /// Whether locks can be kept on its file system; tells whether that is one machine's, or may be.
     fn check(&self, file: &File) -> Result<bool, Failure> {
-        let (reach, name) = filesystem::reach(file);
-        match reach {
+        match reach(file) {
             Reach::Hosts => Ok(false),
             Reach::HostsUnfenced if self.takes_nfs3 => Ok(false),
             Reach::HostsUnfenced => Err(Failure::permanent(
                 "NFS before version 4 keeps the locks of hosts that have died, and writes for those that have lost theirs",
             )
             .with_hint("mount it with `vers=4.2`; or accept that by `file:///…?nfs=3`, see docs/stores.md")),
-            Reach::Machine if self.directory.join(MARKER).exists() => Ok(true),
+            Reach::Machine | Reach::Untold(_) if self.directory.join(MARKER).exists() => Ok(true),
             Reach::Machine => Err(Failure::permanent(format!(
                 "`{}` is a directory of this machine alone",
                 printable::path(&self.directory)
@@ -196,7 +196,14 @@ impl SharedFile {
             .with_hint(
                 "mount what the hosts share; or, if it is meant (containers, the file server itself), `serializer initialize`",
             )),
-            Reach::Unknown => {
+            Reach::Untold(name) => Err(Failure::permanent(format!(
+                "its mount does not tell whether flocks on its file system ({name}) exclude other hosts"
+            ))
+            .with_hint(
+                "if all hosts use it as one cluster, without `localflocks`, say so by `serializer initialize`; GFS2 tells when it is \
+                 mounted with `lockproto=lock_dlm`",
+            )),
+            Reach::Unknown(name) => {
                 Err(Failure::permanent(format!("flocks on its file system ({name}) are not known to exclude other hosts"))
                     .with_hint("NFS mounted without `nolock` and `local_lock` does; or name a store, such as `postgres://…`"))
             }
@@ -346,16 +353,20 @@ impl Register for SharedFile {
         Ok(())
     }
 
-    /// Somebody says that a directory of this machine is meant.
+    /// Somebody says that a directory of this machine is meant, or that one reaches all hosts.
     fn prove(&mut self) -> Result<(), Failure> {
         let directory = File::open(&self.directory).map_err(|error| trouble(&self.directory, &error))?;
-        if filesystem::reach(&directory).0 == Reach::Machine {
-            let shown = printable::path(&self.directory);
-            tracing::warn!(
+        let shown = printable::path(&self.directory);
+        match reach(&directory) {
+            Reach::Machine => tracing::warn!(
                 "`{shown}` is a directory of this machine alone: other hosts do not exclude each other there, nor this one"
-            );
-            File::create(self.directory.join(MARKER)).map_err(|error| trouble(&self.directory, &error))?;
+            ),
+            Reach::Untold(name) => tracing::warn!(
+                "`{shown}` is on {name}, whose mount does not tell whether hosts exclude each other there: you have said so now"
+            ),
+            _ => return Ok(()),
         }
+        File::create(self.directory.join(MARKER)).map_err(|error| trouble(&self.directory, &error))?;
         Ok(())
     }
 
