@@ -382,7 +382,7 @@ pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
     open(&Location::Store(settings.clone(), OsString::new()))?;
     let names = Engine::of(settings.url.scheme()).and_then(|engine| (engine.names)(settings));
     let names = names.map_err(|failure| failure.during("list the locks of", settings.url.to_string()))?;
-    Ok(names.into_iter().map(|name| Location::Store(settings.clone(), name.into())).collect())
+    Ok(names.into_iter().map(|name| Location::Store(settings.clone(), name)).collect())
 }
 
 /// The statements that make a store's table; `None` where it is not made by statements.

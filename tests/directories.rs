@@ -9,6 +9,7 @@ mod stores;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{Ended, Locks, ended};
@@ -166,6 +167,7 @@ fn whoever_gives_up_at_once_is_told_how_to_see_whether_a_lease_goes_on() {
     holder.lock();
     let keeper = store.keeper();
     assert_eq!(holder.run(&format!("kill -KILL {keeper}")), 0);
+    common::until("it is not killed", || !Path::new(&format!("/proc/{keeper}")).exists());
     holder.reap();
     let busy = store.run(&["lock", "-n"]);
     assert_eq!(busy.code, 75, "{busy:?}");
@@ -185,6 +187,67 @@ fn all_locks_of_a_directory_are_listed_and_nothing_else() {
         report["locks"].as_array().expect("a list").iter().map(|lock| lock["path"].as_str().expect("a path")).collect();
     let at = |name: &str| format!("file://{}#{name}", locks.dir().display());
     assert_eq!(paths, [at(".c"), at("a b"), at("d%"), at("é")]);
+}
+
+/// `status --all --json`: each lock's path and state, and how it ended.
+fn listed(store: &Store) -> (Vec<(String, String)>, Ended) {
+    let ended = store.run(&["status", "--all", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+    let locks = report["locks"].as_array().expect("a list").iter();
+    (locks.map(|lock| (text(&lock["path"]), text(&lock["state"]))).collect(), ended)
+}
+
+#[test]
+fn a_lock_whose_name_is_too_long_for_a_file_is_listed_as_what_it_is_and_named_so() {
+    let store = Store::in_a_directory();
+    let mut holder = store.shell();
+    let long = format!(".{}", "é%".repeat(150));
+    assert_eq!(holder.run(&format!(r#""$S" lock --file-name '{long}' 2> /dev/null"#)), 0);
+    // Nobody wants to type this one, either.
+    assert_eq!(holder.run(r#""$S" lock --file-name $'\xff' 2> /dev/null"#), 0);
+    let (locks, ended) = listed(&store);
+    let states: Vec<_> = locks.iter().map(|(_, state)| state.as_str()).collect();
+    assert_eq!(states, ["held", "held"], "{ended:?}");
+    let name = locks.iter().find_map(|(path, _)| path.split_once("#2E")).expect("the long one").1;
+    assert_eq!(holder.run(&format!(r#""$S" unlock --file-name '2E{name}' 2> /dev/null"#)), 0);
+    assert_eq!(holder.run(&format!(r#""$S" unlock --file-name '{long}' 2> /dev/null"#)), 1);
+}
+
+/// A file that is kept flocked, until this is dropped.
+fn flocked(path: &Path) -> fs::File {
+    let file = fs::File::open(path).expect("it is there");
+    fs4::FileExt::lock(&file).expect("nobody else has it");
+    file
+}
+
+#[test]
+fn locks_are_listed_although_others_keep_files_locked() {
+    let store = Store { lease: "3".to_owned(), ..Store::in_a_directory() };
+    let mut holder = store.shell();
+    for name in ["a", "b", "c"] {
+        assert_eq!(holder.run(&format!(r#""$S" lock --file-name {name} 2> /dev/null"#)), 0);
+    }
+    let dir = store.locks.dir();
+    fs::write(dir.join("other"), "something else\n").expect("written");
+    fs::write(dir.join("empty"), "").expect("written");
+    let _others = ["other", "empty"].map(|name| flocked(&dir.join(name)));
+    // What is none of ours is not even asked for.
+    let trace = r#"strace -f -qq -o trace -e trace=flock -y "$S" status --all > /dev/null; cat trace"#;
+    let trace = store.script(trace).stdout;
+    assert!(trace.contains("/a>") && !trace.contains("/other>") && !trace.contains("/empty>"), "{trace}");
+    let busy = flocked(&dir.join("b"));
+    let (locks, ended) = listed(&store);
+    let at = |name: &str, state: &str| (format!("{}#{name}", store.url), state.to_owned());
+    assert_eq!(locks, [at("a", "held"), at("b", "unknown"), at("c", "held")], "{ended:?}");
+    assert!(ended.code == 1 && ended.stderr.contains("another process keeps it locked"), "{ended:?}");
+    drop(busy);
+    let (locks, ended) = listed(&store);
+    assert_eq!((locks.len(), ended.code), (3, 0), "{ended:?}");
+    for name in ["a", "b", "c"] {
+        assert_eq!(holder.run(&format!(r#""$S" unlock --file-name {name} 2> /dev/null"#)), 0);
+    }
+    assert_eq!(listed(&store).0, []);
 }
 
 #[test]
@@ -243,7 +306,7 @@ fn a_file_server_that_fails_grants_nothing_and_says_what_is_not_known() {
 #[test]
 fn a_directory_of_one_machine_is_used_once_somebody_has_said_that_it_is_meant() {
     let locks = Locks::new();
-    for command in [&["lock", "-n"][..], &["run", "true"], &["status"]] {
+    for command in [&["lock", "-n"][..], &["run", "true"], &["status"], &["status", "--all"]] {
         let refused = shared(&locks, command);
         assert_eq!(refused.code, 1, "{refused:?}");
         assert!(refused.stderr.contains("a directory of this machine alone") && refused.stderr.contains("mount"), "{refused:?}");

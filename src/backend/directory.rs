@@ -47,16 +47,14 @@ mod names;
 mod reach;
 mod slot;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
-use percent_encoding::percent_decode;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
@@ -65,7 +63,7 @@ use super::remote::{Cause, Failure, Register, Row, jittered};
 use super::{Write, plain, sleep};
 use crate::printable;
 use crate::store::StoreSettings;
-use names::file_name;
+use names::{file_name, lock_name};
 use reach::{Reach, reach};
 pub use slot::MAGIC;
 use slot::{Slot, Unreadable};
@@ -81,6 +79,9 @@ const FLOCK_PAUSE: Duration = Duration::from_millis(4);
 
 /// Whoever may come next must be able to use it; the user's umask says who else.
 const MODE: Mode = Mode::from_raw_mode(0o666);
+
+/// Whatever it is that has the name, opening it does nothing to it.
+const OPENING: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
 
 /// What tells that a directory of one machine is meant, or that hosts share one where that cannot be seen. No lock's file begins with a dot.
 const MARKER: &str = ".serializer-shared";
@@ -118,23 +119,33 @@ fn directory(settings: &StoreSettings) -> Result<(PathBuf, bool), Failure> {
     Ok((decoded, takes_nfs3))
 }
 
-/// The names of all locks that somebody holds.
-pub fn names(settings: &StoreSettings) -> Result<Vec<String>, Failure> {
+/// The names of all locks that somebody holds, or that cannot be looked at now: whoever looks at them is told why.
+pub fn names(settings: &StoreSettings) -> Result<Vec<OsString>, Failure> {
     let (directory, takes_nfs3) = directory(settings)?;
+    // Somebody else's flock on one lock is not waited for here.
+    let at = |path| SharedFile::at(directory.clone(), path, Duration::ZERO, takes_nfs3);
+    let listed = File::open(&directory).map_err(|error| trouble(&directory, &error))?;
+    at(directory.clone()).check(&listed)?;
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).map_err(|error| trouble(&directory, &error))? {
         let entry = entry.map_err(|error| trouble(&directory, &error))?;
-        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+        // Other programs keep files there, too, which are not even to be locked.
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) || !is_begun(&entry.path()) {
             continue;
         }
-        let file = SharedFile::at(directory.clone(), entry.path(), settings.timeout, takes_nfs3);
-        // Other programs keep files there, too.
-        if file.read_slot().is_ok_and(|slot| slot.is_some_and(|slot| slot.text.is_some())) {
-            names.push(String::from_utf8_lossy(&percent_decode(entry.file_name().as_bytes()).collect::<Vec<_>>()).into_owned());
+        let Some(name) = lock_name(&entry.file_name()) else { continue };
+        if at(entry.path()).read_slot().is_ok_and(|slot| slot.is_none_or(|slot| slot.text.is_none())) {
+            continue;
         }
+        names.push(name);
     }
     names.sort();
     Ok(names)
+}
+
+/// Whether a file looks like a lock's.
+fn is_begun(path: &Path) -> bool {
+    openat(CWD, path, OFlags::RDONLY | OPENING, MODE).is_ok_and(|fd| slot::is_begun(&File::from(fd)))
 }
 
 impl SharedFile {
@@ -161,8 +172,7 @@ impl SharedFile {
     /// Opens the file, which must be a regular one on a file system whose flocks all hosts see; `None` when there is none.
     fn open(&self, access: OFlags) -> Result<Option<File>, Failure> {
         self.look_anew()?;
-        let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let file = match openat(CWD, &self.path, flags, MODE) {
+        let file = match openat(CWD, &self.path, access | OPENING, MODE) {
             Ok(fd) => File::from(fd),
             Err(Errno::NOENT) => {
                 // What holds for the file holds for its directory; nobody is to wait for a lock that cannot be kept.

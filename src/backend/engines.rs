@@ -1,6 +1,6 @@
 //! Which stores this program was built with. The one place that knows all of them, and all cargo features.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 
 use super::Backend;
 use super::remote::Failure;
@@ -14,7 +14,7 @@ type Open = fn(&StoreSettings, &OsStr, String) -> Result<Box<dyn Backend>, Failu
 pub struct Engine {
     pub open: Open,
     /// The names of all locks that somebody holds.
-    pub names: fn(&StoreSettings) -> Result<Vec<String>, Failure>,
+    pub names: fn(&StoreSettings) -> Result<Vec<OsString>, Failure>,
     /// The statements that make the place where locks live; `None` where it is not made by statements.
     pub schema: Option<&'static str>,
 }
@@ -35,13 +35,13 @@ impl Engine {
                 open: |settings, name, location| {
                     Ok(Box::new(Remote::new(super::postgres::Table::new(settings, name)?, location)))
                 },
-                names: super::postgres::names,
+                names: |settings| super::postgres::names(settings).map(texts),
                 schema: Some(super::postgres::SCHEMA),
             }),
             #[cfg(feature = "mysql")]
             Scheme::Mysql => Ok(Self {
                 open: |settings, name, location| Ok(Box::new(Remote::new(super::mysql::Table::new(settings, name)?, location))),
-                names: super::mysql::names,
+                names: |settings| super::mysql::names(settings).map(texts),
                 schema: Some(super::mysql::SCHEMA),
             }),
             #[cfg(feature = "dynamodb")]
@@ -49,13 +49,13 @@ impl Engine {
                 open: |settings, name, location| {
                     Ok(Box::new(Remote::new(super::dynamodb::Table::new(settings, name)?, location)))
                 },
-                names: super::dynamodb::names,
+                names: |settings| super::dynamodb::names(settings).map(texts),
                 schema: None,
             }),
             #[cfg(feature = "object-store")]
             Scheme::S3 | Scheme::Azure | Scheme::Gcs => Ok(Self {
                 open: |settings, name, location| Ok(Box::new(Remote::new(super::object::Object::new(settings, name)?, location))),
-                names: super::object::names,
+                names: |settings| super::object::names(settings).map(texts),
                 schema: None,
             }),
             #[cfg(not(feature = "postgres"))]
@@ -68,4 +68,10 @@ impl Engine {
             Scheme::S3 | Scheme::Azure | Scheme::Gcs => Err(Failure::not_built(scheme)),
         }
     }
+}
+
+/// Names that are texts, in stores that keep no others.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
+fn texts(names: Vec<String>) -> Vec<OsString> {
+    names.into_iter().map(Into::into).collect()
 }

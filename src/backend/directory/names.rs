@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
 use sha2::{Digest, Sha256};
 
 /// The longest name of a file, in bytes; most file systems take 255.
@@ -12,7 +12,7 @@ const MAX_NAME: usize = 240;
 /// What a file's name cannot have, or means something else by.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
 
-/// The name of a lock's file: that of the lock, or if that is too long, its beginning and a hash.
+/// The name of a lock's file: that of the lock, or if that is too long, its beginning and a hash, which is a name that leads to the same file.
 pub fn file_name(name: &OsStr) -> OsString {
     let bytes = name.as_bytes();
     // No path leads to these, and hidden files are easily overlooked.
@@ -27,9 +27,15 @@ pub fn file_name(name: &OsStr) -> OsString {
     if bytes.is_empty() || encoded.len() > MAX_NAME {
         let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         let shown: String = String::from_utf8_lossy(&encoded).chars().filter(|one| *one != '%').take(30).collect();
-        return format!("{shown}%7E{hash}").into();
+        return format!("{shown}~{hash}").into();
     }
     OsString::from_vec(encoded)
+}
+
+/// The name of the lock whose file this is; `None` if it is none of a lock.
+pub fn lock_name(file: &OsStr) -> Option<OsString> {
+    let name = OsString::from_vec(percent_decode(file.as_bytes()).collect());
+    (file_name(&name) == file).then_some(name)
 }
 
 #[cfg(test)]
@@ -38,12 +44,14 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
-    use super::{MAX_NAME, file_name};
+    use super::{MAX_NAME, file_name, lock_name};
 
     #[test]
-    fn different_names_are_different_files() {
+    fn different_names_are_different_files_that_lead_back_to_them() {
         let long = "é".repeat(3000);
-        let names: [&[u8]; 13] = [
+        let dots = [b'.'; 300];
+        let names: [&[u8]; 14] = [
+            &dots,
             b"a",
             b"A",
             b"",
@@ -60,9 +68,22 @@ mod tests {
         ];
         let files: HashSet<_> = names.iter().map(|name| file_name(OsStr::from_bytes(name))).collect();
         assert_eq!(files.len(), names.len(), "{files:?}");
+        for name in names {
+            let file = file_name(OsStr::from_bytes(name));
+            let listed = lock_name(&file).expect("it is one of a lock");
+            assert_eq!(file_name(&listed), file, "{listed:?}");
+            assert!(listed.as_bytes() == name || name.len() > MAX_NAME || name.is_empty(), "{listed:?}");
+        }
         for file in files {
             let bytes = file.as_bytes();
             assert!(bytes.len() <= MAX_NAME && !bytes.starts_with(b".") && !bytes.contains(&b'/'), "{file:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_named_as_no_lock_is_is_none() {
+        for file in ["%41", "%2e", "a%2fb", ".hidden", "%", "%zz"] {
+            assert_eq!(lock_name(OsStr::new(file)), None, "{file}");
         }
     }
 

@@ -118,6 +118,11 @@ pub fn present(file: &File) -> Result<Option<(Slot, usize)>, Unreadable> {
     if present.is_none() && is_written { Err(Unreadable::Torn) } else { Ok(present) }
 }
 
+/// Whether a file looks like a lock's, whoever has it locked: what is begun begins like this, also while it is written.
+pub fn is_begun(file: &File) -> bool {
+    [0, 1].into_iter().any(|place| read_at(file, MAGIC.len(), offset(place)).is_ok_and(|bytes| bytes == MAGIC.as_bytes()))
+}
+
 /// All of a slot's bytes that may belong to it.
 fn read(file: &File, place: usize) -> io::Result<Vec<u8>> {
     let mut bytes = read_at(file, FIRST_READ, offset(place))?;
@@ -161,7 +166,7 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
 
-    use super::{MAGIC, Slot, Unreadable, offset, present};
+    use super::{MAGIC, Slot, Unreadable, is_begun, offset, present};
     use crate::record::MAX_BYTES;
 
     fn slot(number: u64, text: Option<&str>) -> Slot {
@@ -179,7 +184,7 @@ mod tests {
     #[test]
     fn the_newer_of_two_states_is_the_present_one() {
         let file = file();
-        assert_eq!(present_in(&file), None);
+        assert_eq!((present_in(&file), is_begun(&file)), (None, false));
         let (old, new) = (slot(7, Some("old")), slot(8, None));
         old.write(&file, 0).expect("written");
         assert_eq!(present_in(&file), Some((old.clone(), 0)));
@@ -187,6 +192,7 @@ mod tests {
         assert_eq!(present_in(&file), Some((new, 1)));
         let newest = slot(9, Some(&"x".repeat(MAX_BYTES)));
         newest.write(&file, 0).expect("written");
+        assert!(is_begun(&file));
         assert_eq!(present_in(&file), Some((newest, 0)));
     }
 
@@ -244,6 +250,7 @@ mod tests {
         for text in ["4121\n2026-11-22 08:00:00\nv=1\n", "hello", "serialized"] {
             let file = file();
             file.write_all_at(text.as_bytes(), 0).expect("written");
+            assert!(!is_begun(&file), "{text}");
             assert!(matches!(present(&file), Err(Unreadable::Foreign)), "{text}");
         }
         let file = file();
