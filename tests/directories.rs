@@ -316,6 +316,24 @@ fn a_directory_of_one_machine_is_used_once_somebody_has_said_that_it_is_meant() 
     assert_eq!(shared(&locks, &["run", "true"]).code, 0);
 }
 
+#[test]
+fn whoever_takes_the_address_of_meltano_s_states_on_one_machine_is_told_what_to_do() {
+    let locks = Locks::new();
+    let states = locks.dir().join("project/.meltano/state");
+    let store = format!("file://{}", states.display());
+    let lock = || ended(locks.serializer(&["lock", "-n"]).env_remove("SERIALIZER_DIR").env("SERIALIZER_STORE", &store));
+    for why in ["there is no directory", "a directory of this machine alone"] {
+        let refused = lock();
+        assert_eq!(refused.code, 1, "{refused:?}");
+        let advice = "for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`";
+        assert!(refused.stderr.contains(why) && refused.stderr.contains(advice), "{refused:?}");
+        fs::create_dir_all(&states).expect("made");
+    }
+    assert_eq!(fs::read_dir(&states).expect("it is there").count(), 0);
+    let elsewhere = shared(&locks, &["lock", "-n"]);
+    assert!(!elsewhere.stderr.contains("Meltano"), "{elsewhere:?}");
+}
+
 /// What a file server holds in the name of a client of NFS.
 const RECORD_LOCK: &str = "import fcntl, sys\nfile = open(sys.argv[1], 'r+')\nfcntl.lockf(file, fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()";
 

@@ -204,7 +204,8 @@ impl SharedFile {
                 printable::path(&self.directory)
             ))
             .with_hint(
-                "mount what the hosts share; or, if it is meant (containers, the file server itself), `serializer initialize`",
+                "mount what the hosts share; or, if it is meant (containers, the file server itself), `serializer initialize`".to_owned()
+                    + on_one_machine(&self.directory),
             )),
             Reach::Untold(name) => Err(Failure::permanent(format!(
                 "its mount does not tell whether flocks on its file system ({name}) exclude other hosts"
@@ -399,8 +400,17 @@ fn row(slot: Slot) -> Row {
 }
 
 fn missing(directory: &Path) -> Failure {
+    let hint = "mount it, or make it on the file system that the hosts share; nobody else makes it, because a directory of each host would lock nothing";
     Failure::permanent(format!("there is no directory `{}`", printable::path(directory)))
-        .with_hint("mount it, or make it on the file system that the hosts share; nobody else makes it, because a directory of each host would lock nothing")
+        .with_hint(hint.to_owned() + on_one_machine(directory))
+}
+
+/// What else to do on one machine, where somebody has taken the address of Meltano's states, as is right for buckets.
+fn on_one_machine(directory: &Path) -> &'static str {
+    match directory.iter().any(|part| part == ".meltano") {
+        true => "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`",
+        false => "",
+    }
 }
 
 /// What the operating system answers.
