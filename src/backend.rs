@@ -15,6 +15,7 @@ mod mysql;
 mod network;
 #[cfg(feature = "object-store")]
 mod object;
+mod pace;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod remote;

@@ -317,6 +317,52 @@ fn an_item_stays_with_its_number_and_only_a_free_one_may_be_removed_and_that_not
     owner.unlock();
 }
 
+/// Costs, which docs/stores.md tells, in units of capacity as the emulator counts them.
+#[test]
+fn so_many_units_are_needed() {
+    let store = Store { lease: "3".to_owned(), ..shared() };
+    let (injector, through) = injected(&store);
+    injector.meter();
+    let units = || {
+        let costs = injector.take_costs();
+        let of = |asked: &str| costs.iter().filter(|(action, _)| action == asked).map(|(_, units)| units).sum::<f64>();
+        let (reads, writes) = (of("GetItem"), of("UpdateItem"));
+        assert!((reads + writes - costs.iter().map(|(_, units)| units).sum::<f64>()).abs() < 0.1, "{costs:?}");
+        (reads, writes)
+    };
+    let mut owner = through.shell();
+    owner.lock();
+    assert_eq!(units(), (1.0, 1.0), "lock");
+    // Looked at by another way, which is not counted.
+    until_renewed(&store);
+    let (reads, writes) = units();
+    assert!(writes >= 1.0 && (0.0..=1.0).contains(&(reads - writes)), "a renewal is a look and a write: {reads} {writes}");
+    owner.unlock();
+    let patient = Store { lease: "600".to_owned(), ..through.through(&through.url) };
+    units();
+    let mut owner = patient.shell();
+    owner.lock();
+    units();
+    owner.unlock();
+    assert_eq!(units(), (1.0, 1.0), "unlock");
+    assert_eq!(patient.run(&["run", "true"]).code, 0);
+    assert_eq!(units(), (2.0, 2.0), "run");
+    assert_eq!(patient.run(&["status"]).code, 0);
+    assert_eq!(units(), (1.0, 0.0), "status");
+    owner.lock();
+    units();
+    let waiter = Logged::start(&patient, &["run", "true"]);
+    let mut looks = 0.0;
+    until("it does not look again", || {
+        let (reads, writes) = units();
+        assert!(writes < 0.1, "who waits writes nothing");
+        looks += reads;
+        looks > 2.5
+    });
+    owner.unlock();
+    assert_eq!(waiter.end().0, 0);
+}
+
 #[test]
 fn numbers_do_not_go_back_when_an_item_is_removed() {
     let store = shared();

@@ -215,6 +215,27 @@ fn so_many_requests_are_needed_and_nothing_is_ever_deleted() {
 }
 
 #[test]
+fn who_waits_looks_no_more_often_because_the_holder_renews_its_lease() {
+    let (injector, through) = injected();
+    let held = Store { lease: "3".to_owned(), ..through.through(&s3_url_at(shared_s3().address())) };
+    let mut owner = held.shell();
+    owner.lock();
+    let waiter = faults::Logged::start(&through, &["run", "true"]);
+    let until_renewed = |times: u64| {
+        let before = faults::renewals(&held);
+        common::until("it is not renewed", || faults::renewals(&held) >= before + times);
+    };
+    // There is a second between two renewals, and between two attempts.
+    until_renewed(9);
+    injector.take_asked();
+    until_renewed(4);
+    let looks = injector.take_asked().len();
+    assert!((1..=16).contains(&looks), "{looks} looks during four renewals");
+    owner.unlock();
+    assert_eq!(waiter.end().0, 0);
+}
+
+#[test]
 fn all_locks_are_listed_however_many_objects_are_there() {
     let moto = servers::buckets::start_s3();
     let store = Store::at(&s3_url_at(moto.address()));

@@ -59,8 +59,9 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
 use super::file::leads_to;
+use super::pace::Looks;
 use super::remote::{Cause, Failure, Register, Row, jittered};
-use super::{Write, plain, sleep};
+use super::{Write, plain};
 use crate::printable;
 use crate::store::StoreSettings;
 use names::{file_name, lock_name};
@@ -70,9 +71,6 @@ use slot::{Slot, Unreadable};
 
 /// How often to look at first, and in the end. A look is some five messages to a file server.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-
-/// It has waited for so many times as long as there is between two looks.
-const LOOKS_GROW: u32 = 20;
 
 /// Between two tries for the flock: its holders read or write a few hundred bytes.
 const FLOCK_PAUSE: Duration = Duration::from_millis(4);
@@ -94,7 +92,7 @@ pub struct SharedFile {
     path: PathBuf,
     /// How long to try for the flock.
     timeout: Duration,
-    waits_since: Option<Instant>,
+    looks: Looks,
     /// Which state was written last without an answer.
     tried: Option<Vec<u8>>,
     /// Which state is on the server's disk, as it has said last.
@@ -157,7 +155,8 @@ impl SharedFile {
     }
 
     fn at(directory: PathBuf, path: PathBuf, timeout: Duration, takes_nfs3: bool) -> Self {
-        Self { directory, takes_nfs3, path, timeout, waits_since: None, tried: None, secured: None }
+        let looks = Looks::new(LOOKS.0, LOOKS.1);
+        Self { directory, takes_nfs3, path, timeout, looks, tried: None, secured: None }
     }
 
     /// Asks the server whether names in the directory lead elsewhere now; else another host's renaming might be seen seconds late.
@@ -382,10 +381,11 @@ impl Register for SharedFile {
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        let waited = self.waits_since.get_or_insert_with(Instant::now).elapsed();
-        let pause = (waited / LOOKS_GROW).clamp(LOOKS.0, LOOKS.1);
-        sleep(limit.min(jittered(pause)), fds)
-            .map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
+        self.looks.sleep(limit, fds)
+    }
+
+    fn leave(&mut self) {
+        self.looks.end();
     }
 
     fn disconnect(&mut self) {}

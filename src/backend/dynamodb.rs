@@ -13,27 +13,19 @@ mod options;
 
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_dynamodb::types::AttributeValue;
 
+use super::Write;
 use super::key::key;
-use super::remote::{Cause, Failure, Register, Row, jittered};
-use super::{Write, plain, sleep};
+use super::pace::Looks;
+use super::remote::{Cause, Failure, Register, Row};
 use crate::store::StoreSettings;
 use account::{Account, Place};
 use options::Options;
-
-/// How often to look at first: short steps follow each other quickly.
-const FIRST_LOOKS: Duration = Duration::from_millis(100);
-
-/// And in the end, unless the next attempt is due earlier: that is after a second if nobody says otherwise.
-const LAST_LOOKS: Duration = Duration::from_secs(10);
-
-/// It has waited for so many times as long as there is between two looks.
-const LOOKS_GROW: u32 = 10;
 
 /// A page is a megabyte. A table with more than that in it is not for locks alone, and to go through it costs money each time.
 const MAX_PAGES: u32 = 100;
@@ -45,8 +37,7 @@ const REPAIR: &str = "deleting its item";
 pub struct Table {
     key: String,
     account: Account,
-    /// Since when it waits.
-    waits_since: Option<Instant>,
+    looks: Looks,
 }
 
 /// The names of all locks that somebody holds.
@@ -88,15 +79,10 @@ async fn read_item(client: &Client, options: &Options, place: &Place, key: &str)
     answer.item.as_ref().map_or_else(|| Ok(Row::default()), item::row)
 }
 
-/// How long to sleep between two looks.
-fn pause_after(waited: Duration) -> Duration {
-    (waited / LOOKS_GROW).clamp(FIRST_LOOKS, LAST_LOOKS)
-}
-
 impl Table {
     /// Asks nobody yet.
     pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
-        Ok(Self { key: key(name), account: Account::new(Options::new(settings)?), waits_since: None })
+        Ok(Self { key: key(name), account: Account::new(Options::new(settings)?), looks: Looks::paid() })
     }
 }
 
@@ -123,12 +109,11 @@ impl Register for Table {
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        let waited = self.waits_since.get_or_insert_with(Instant::now).elapsed();
-        sleep(limit.min(jittered(pause_after(waited))), fds).map_err(|error| Failure::permanent(plain(&error.into()).to_string()))
+        self.looks.sleep(limit, fds)
     }
 
     fn leave(&mut self) {
-        self.waits_since = None;
+        self.looks.end();
     }
 
     fn disconnect(&mut self) {
@@ -137,27 +122,5 @@ impl Register for Table {
 
     fn repair(&self) -> &'static str {
         REPAIR
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::pause_after;
-
-    /// How many looks there are while it waits for so long.
-    fn looks(time: Duration, at_most: Duration) -> usize {
-        let next = |waited: &Duration| Some(*waited + pause_after(*waited).min(at_most));
-        std::iter::successors(Some(Duration::ZERO), next).take_while(|waited| *waited < time).count()
-    }
-
-    #[test]
-    fn waiting_costs_what_is_documented() {
-        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
-        assert_eq!(looks(second, second), 10);
-        assert!((3600..3650).contains(&looks(hour, second)), "{}", looks(hour, second));
-        assert!((360..420).contains(&looks(hour, Duration::from_secs(10))), "{}", looks(hour, Duration::from_secs(10)));
-        assert_eq!(looks(hour, hour), looks(hour, Duration::from_secs(10)));
     }
 }

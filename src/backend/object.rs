@@ -21,7 +21,7 @@ mod words;
 
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
@@ -31,19 +31,11 @@ use self::failure::{CONDITIONS, Question, Refusal};
 use self::store::Store;
 use super::key::key;
 use super::network::tls;
-use super::remote::{Cause, Failure, Register, Row, jittered};
-use super::{Write, plain, sleep};
+use super::pace::Looks;
+use super::remote::{Cause, Failure, Register, Row};
+use super::{Write, plain};
 use crate::record::random_token;
 use crate::store::StoreSettings;
-
-/// How often one that waits looks at first: a hand-off takes half of it.
-const FIRST_LOOKS: Duration = Duration::from_millis(100);
-
-/// And in the end, when it has waited for longer: 1800 looks an hour.
-const LAST_LOOKS: Duration = Duration::from_secs(2);
-
-/// It has waited for so many times as long as there is between two looks.
-const LOOKS_GROW: u32 = 20;
 
 /// How certificates are spoken of.
 const WORDS: tls::Words = tls::Words {
@@ -55,10 +47,7 @@ const WORDS: tls::Words = tls::Words {
 pub struct Object {
     path: Path,
     store: Store,
-    /// Since when it has waited without seeing a change, and what it has seen.
-    waits: Option<(Instant, Option<Vec<u8>>)>,
-    /// What was read last.
-    seen: Option<Vec<u8>>,
+    looks: Looks,
 }
 
 /// The names of all locks that somebody holds.
@@ -87,7 +76,7 @@ impl Object {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
         let store = Store::new(settings)?;
-        Ok(Self { path: store.path(&name::encode(&key(name)))?, store, waits: None, seen: None })
+        Ok(Self { path: store.path(&name::encode(&key(name)))?, store, looks: Looks::paid() })
     }
 
     /// Writes under a condition, and tells which state that has made.
@@ -125,7 +114,6 @@ impl Object {
 impl Register for Object {
     fn read(&mut self) -> Result<Row, Failure> {
         let found = read(&mut self.store, &self.path)?;
-        self.seen = found.as_ref().map(|(_, version)| version.clone());
         match found {
             None | Some((Body { state: State::New, .. }, _)) => Err(not_prepared()),
             Some((Body { number, state }, version)) => {
@@ -174,14 +162,11 @@ impl Register for Object {
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        let now = Instant::now();
-        let since = match &self.waits {
-            Some((since, seen)) if *seen == self.seen => *since,
-            _ => self.waits.insert((now, self.seen.clone())).0,
-        };
-        let pause = (now.duration_since(since) / LOOKS_GROW).clamp(FIRST_LOOKS, LAST_LOOKS);
-        let slept = sleep(limit.min(jittered(pause)), fds);
-        slept.map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
+        self.looks.sleep(limit, fds)
+    }
+
+    fn leave(&mut self) {
+        self.looks.end();
     }
 
     fn repair(&self) -> &'static str {

@@ -24,6 +24,10 @@ struct State {
     ignored: Vec<&'static str>,
     /// First lines of what was asked.
     asked: Vec<String>,
+    /// Whether DynamoDB is asked for what each question costs.
+    is_metered: bool,
+    /// What was asked for, and its units.
+    costs: Vec<(String, f64)>,
     has_ended: bool,
 }
 
@@ -103,6 +107,16 @@ impl Injector {
         self.shared.lock().ignored = headers.to_vec();
     }
 
+    /// From now on, DynamoDB is asked for what each question costs, as the program does not.
+    pub fn meter(&self) {
+        self.shared.lock().is_metered = true;
+    }
+
+    /// What each question since this was asked last was, and its units of capacity.
+    pub fn take_costs(&self) -> Vec<(String, f64)> {
+        std::mem::take(&mut self.shared.lock().costs)
+    }
+
     /// Whether all that was planned has happened.
     pub fn is_through(&self) -> bool {
         self.shared.lock().planned.is_empty()
@@ -148,7 +162,7 @@ impl Shared {
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         let text: String = head.iter().map(|(_, line)| line.as_str()).collect();
-        let (planned, ignored) = {
+        let (planned, ignored, is_metered) = {
             let mut state = self.lock();
             state.asked.push(head.first().map(|(_, line)| line.trim_end().to_owned()).unwrap_or_default());
             let at = state.planned.iter().position(|planned| text.contains(&planned.marker));
@@ -161,8 +175,14 @@ impl Shared {
                 }
                 told
             });
-            (planned, state.ignored.clone())
+            (planned, state.ignored.clone(), state.is_metered)
         };
+        if is_metered {
+            let question = String::from_utf8_lossy(&body).into_owned();
+            body = question.replacen('{', r#"{"ReturnConsumedCapacity":"TOTAL","#, 1).into_bytes();
+            let length = head.iter_mut().find(|(name, _)| name == "content-length").expect("it has a length");
+            length.1 = format!("Content-Length: {}\r\n", body.len());
+        }
         if let Some((answer, false, _)) = &planned {
             return client.write_all(answer.as_bytes());
         }
@@ -182,6 +202,13 @@ impl Shared {
             Some((_, _, true)) => answer = ask()?,
             Some((instead, ..)) => answer = instead.clone().into_bytes(),
             None => {}
+        }
+        if is_metered {
+            let action = text.split("DynamoDB_20120810.").nth(1).and_then(|rest| rest.split_whitespace().next());
+            let answer = String::from_utf8_lossy(&answer);
+            let units = answer.split(r#""CapacityUnits":"#).nth(1).and_then(|rest| rest.split([',', '}']).next());
+            let units = units.and_then(|units| units.parse().ok()).expect("it says what it costs");
+            self.lock().costs.push((action.expect("an action").to_owned(), units));
         }
         client.write_all(&answer)?;
         client.shutdown(Shutdown::Both)
