@@ -214,6 +214,42 @@ fn credentials_come_from_where_aws_has_them() {
     assert_eq!(ended.code, 0, "{ended:?}");
 }
 
+/// What libraries take for granted, and end the program for.
+#[test]
+fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long_it_would_wait() {
+    let store = shared();
+    let bare = store.through(&store.url.replace("AKIAEXAMPLE:hunter2@", ""));
+    let run = |store: &Store, variables: &[(&str, &str)]| {
+        let mut command = store.serializer(&["run", "true"]);
+        command.env("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "hunter2").envs(variables.iter().copied());
+        ended(&mut command)
+    };
+    let mounted = run(&bare, &[("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE\n"), ("AWS_SECRET_ACCESS_KEY", "hunter2\r\n")]);
+    assert_eq!((mounted.code, mounted.stderr.as_str()), (0, ""));
+    let (before, _) = bare.url.split_once("&endpoint=").expect("an endpoint");
+    let elsewhere = bare.through(before);
+    for (ended, why) in [
+        (run(&store.through(&store.url.replace("AKIAEXAMPLE", "a%0ab")), &[]), "the access key has characters"),
+        (run(&bare, &[("AWS_ACCESS_KEY_ID", "a b")]), "the access key has characters"),
+        (run(&bare, &[("AWS_SESSION_TOKEN", "hunter2\nhunter3")]), "the session token has characters"),
+        (run(&bare.through(&format!("{before}&endpoint=http://a b")), &[]), "`endpoint` is no address of a server"),
+        (run(&bare.through(&format!("{before}&endpoint=http://h:99999")), &[]), "`endpoint` is no address of a server"),
+        (run(&elsewhere, &[("AWS_ENDPOINT_URL", "http://a b")]), "the variable `AWS_ENDPOINT_URL` is no address of a server"),
+        (run(&elsewhere, &[("AWS_ENDPOINT_URL_DYNAMODB", "http://xn--a")]), "`AWS_ENDPOINT_URL_DYNAMODB` is no address"),
+        (run(&bare.through(&bare.url.replace("eu-west-1", "eu west")), &[]), "the region is no name of one"),
+    ] {
+        assert!(ended.code == 1 && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "), "{why}: {ended:?}");
+        assert!(ended.stderr.lines().count() == 1 && !ended.stderr.contains("hunter"), "{ended:?}");
+    }
+    let config = bare.locks.dir().join("config");
+    fs::write(&config, "[default]\nendpoint_url = http://a b\n").expect("a file");
+    let ended = run(&elsewhere, &[("AWS_CONFIG_FILE", config.to_str().expect("UTF-8"))]);
+    assert!(
+        ended.code == 1 && ended.stderr.contains("its endpoint is no address") && ended.stderr.lines().count() == 1,
+        "{ended:?}"
+    );
+}
+
 #[test]
 fn too_many_requests_are_waited_for_and_take_no_lock_away() {
     let (code, text) = ("ThrottlingException", "Throughput exceeds the current capacity of your table");

@@ -1,6 +1,8 @@
 //! What stores that are reached over a network have in common, whatever they speak.
 
 pub mod address;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+pub mod checks;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod keepalive;
 pub mod lookup;

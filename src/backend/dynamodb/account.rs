@@ -22,7 +22,7 @@ use tokio::runtime::Runtime;
 
 use super::failures::{self, Unresolved};
 use super::options::Options;
-use crate::backend::network::{lookup, runtime};
+use crate::backend::network::{checks, lookup, runtime};
 use crate::backend::remote::{Cause, Failure};
 
 /// Credentials are renewed so long before they expire.
@@ -139,6 +139,12 @@ impl Known {
             let hint = "`region=…` in the address, `AWS_REGION`, or `region` of the profile names it";
             return Err(Failure::permanent("it is not known in which region the table is").with_hint(hint));
         };
+        checks::word(&region, "region")?;
+        // Those that the service's own settings name are read when a client is made.
+        for name in ["AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL"] {
+            let value = std::env::var(name).ok().filter(|value| options.endpoint.is_none() && !value.is_empty());
+            value.map_or(Ok(()), |value| checks::endpoint(&value, &format!("variable `{name}`")))?;
+        }
         // Another setting's may have a password.
         let endpoint = config.endpoint_url().map(|url| url.rsplit('@').next().unwrap_or("").to_owned());
         let place = Place { table: options.table.clone(), key: options.key.clone(), region, endpoint };
@@ -157,7 +163,7 @@ impl Known {
         let provider = self.config.credentials_provider().ok_or_else(|| Failure::permanent("there are no credentials"))?;
         let failure = match tokio::time::timeout(options.timeout, provider.provide_credentials()).await {
             Ok(Ok(credentials)) => {
-                self.credentials = Some(credentials);
+                self.credentials = Some(usable(&credentials)?);
                 return Ok(true);
             }
             Ok(Err(error)) => failures::of_credentials(&error, options.profile.as_deref()),
@@ -181,6 +187,15 @@ impl Known {
             .retry_config(RetryConfig::disabled());
         Ok(Client::from_conf(config.build()))
     }
+}
+
+/// As they can be sent: without the line end that a mounted secret may have. The SDK ends the program where a header cannot be made of them.
+fn usable(credentials: &Credentials) -> Result<Credentials, Failure> {
+    let (id, token) = (checks::trimmed(credentials.access_key_id()), credentials.session_token().map(checks::trimmed));
+    checks::header(id, "access key")?;
+    token.map_or(Ok(()), |token| checks::header(token, "session token"))?;
+    let secret = checks::trimmed(credentials.secret_access_key());
+    Ok(Credentials::new(id, secret, token.map(str::to_owned), credentials.expiry(), "checked"))
 }
 
 /// One that keeps its connections.

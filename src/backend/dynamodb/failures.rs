@@ -143,6 +143,11 @@ fn unreachable(error: &(dyn Error + 'static), place: &Place) -> Failure {
         return failure
             .with_hint("check the region and the `endpoint`; who has no way to AWS needs a VPC endpoint or `HTTPS_PROXY`");
     }
+    // As a profile may have it; nothing was sent.
+    if chain(error).any(|error| error.is::<http::uri::InvalidUri>() || error.is::<http::uri::InvalidUriParts>()) {
+        return cannot_ask("its endpoint is no address of a server".to_owned(), place)
+            .with_hint("`endpoint_url` of the profile looks like `https://host:port`");
+    }
     let is_late = chain(error).any(|error| error.is::<aws_smithy_async::future::timeout::TimedOutError>());
     let why = if is_late { "no answer in time".to_owned() } else { innermost(error) };
     let is_certain = why.starts_with("invalid peer certificate");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::item;
 use crate::backend::network::address::Address;
+use crate::backend::network::checks;
 use crate::backend::network::passwords::first_line;
 use crate::backend::remote::Failure;
 use crate::printable;
@@ -92,11 +93,12 @@ impl Options {
         if self.key == self.ttl {
             return Err(Failure::permanent("`key` and `ttl` are the same attribute"));
         }
-        // What stands before an `@` may be a password, which messages would show.
-        let is_place = |url: &str| (url.starts_with("http://") || url.starts_with("https://")) && !url.contains('@');
-        if self.endpoint.as_deref().is_some_and(|endpoint| !is_place(endpoint)) {
-            let hint = "such as `endpoint=http://127.0.0.1:8000`";
-            return Err(Failure::permanent("`endpoint` is neither `http://…` nor `https://…`").with_hint(hint));
+        if let Some(endpoint) = &self.endpoint {
+            checks::endpoint(endpoint, "address's `endpoint`")?;
+            // What stands before an `@` may be a password, which messages would show.
+            if endpoint.contains('@') {
+                return Err(Failure::permanent("the address's `endpoint` names a user").with_hint("a server has none here"));
+            }
         }
         if self.login.is_some() && self.profile.is_some() {
             return Err(Failure::permanent("the address has both an access key and a `profile`"));
@@ -170,6 +172,8 @@ mod tests {
             ("dynamodb://locks?ttl=name", "the same"),
             ("dynamodb://locks?endpoint=127.0.0.1", "`endpoint`"),
             ("dynamodb://locks?endpoint=http://me:hunter2@here", "`endpoint`"),
+            ("dynamodb://locks?endpoint=http://a b", "`endpoint`"),
+            ("dynamodb://locks?endpoint=http://h:99999", "`endpoint`"),
             ("dynamodb://AKIA@locks", "secret"),
             ("dynamodb://AKIA:hunter2@locks?profile=etl", "both"),
         ] {
