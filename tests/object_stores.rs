@@ -419,6 +419,161 @@ fn a_role_s_credentials_are_fetched_and_a_failure_to_is_not_taken_for_one_of_the
     assert!(agent.is_through());
 }
 
+/// What libraries take for granted, and end the program for.
+#[test]
+fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line() {
+    let keys = [("AWS_ACCESS_KEY_ID", "AKIATEST"), ("AWS_SECRET_ACCESS_KEY", "hunter2")];
+    let with = |url: &str, more: &[(&str, &str)], why: &str| {
+        let store = Store::at(url);
+        let mut command = store.serializer(&["run", "true"]);
+        command
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(keys.into_iter().filter(|_| more.len() != 2))
+            .envs(more.iter().copied());
+        is_refused(&ended(&mut command), why, "");
+    };
+    for endpoint in ["http://h:99999", "http://999.1.1.1", "http://xn--a", "http://a b"] {
+        with(&format!("s3://b?endpoint={endpoint}"), &[], "the store's endpoint is no address of a server");
+        for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
+            with("s3://b", &[(name, endpoint)], &format!("the variable `{name}` is no address of a server"));
+        }
+    }
+    with("s3://b?endpoint=http://127.0.0.1:1&path_style=false", &[], "the bucket cannot stand before the name");
+    with("s3://xn--a?path_style=false", &[], "the bucket cannot stand before the name");
+    with("s3://b?region=xn--a", &[], "the store's region or account is no name of one");
+    with("s3://b", &[("AWS_REGION", "xn--a")], "the variable `AWS_REGION` is no name of one");
+    let store = Store::at("s3://b?endpoint=http://127.0.0.1:1");
+    let token = store.locks.dir().join("token");
+    std::fs::write(&token, "hunter2\nhunter3\n").expect("it can be written");
+    let token = ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().expect("UTF-8"));
+    with(&store.url, &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/"), token], "characters that no token has");
+}
+
+#[test]
+fn the_line_end_of_a_mounted_secret_is_cut() {
+    let store = Store::at(&format!("s3://{BUCKET}/p?endpoint=http://{}", shared_s3().address()));
+    let mut command = store.serializer(&["run", "true"]);
+    command.env("AWS_ACCESS_KEY_ID", "AKIATEST\n").env("AWS_SECRET_ACCESS_KEY", "hunter2\n").env("AWS_REGION", "us-east-1\n");
+    let ran = ended(&mut command);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn a_name_of_a_host_that_is_not_found_is_said_with_what_to_do() {
+    let keys = "access_key_id=a&secret_access_key=hunter2";
+    is_refused(
+        &Store::at(&format!("s3://b?{keys}&endpoint=http://nowhere.invalid")).run(&["status"]),
+        "nowhere.invalid",
+        "endpoint=",
+    );
+}
+
+#[test]
+fn the_azure_cli_is_not_run_since_it_may_take_any_time() {
+    let store = Store::at("azure://c?account=a&endpoint=http://127.0.0.1:1/a");
+    let az = store.locks.dir().join("az");
+    std::fs::write(&az, "#!/bin/sh\ntouch ran\n").expect("it can be written");
+    assert!(std::process::Command::new("chmod").arg("755").arg(&az).status().expect("chmod runs").success());
+    let path = format!("{}:{}", store.locks.dir().display(), std::env::var("PATH").expect("a path"));
+    for (name, value) in [("AZURE_USE_AZURE_CLI", "true"), ("AZURE_CREDENTIAL_TYPE", "azure_cli")] {
+        let ended = ended(store.serializer(&["run", "true"]).env(name, value).env("PATH", &path));
+        is_refused(&ended, "credentials of the Azure CLI are not asked for", "AZURE_STORAGE_TOKEN");
+    }
+    assert!(!store.locks.dir().join("ran").exists());
+}
+
+#[test]
+fn nobody_but_a_machine_of_ec2_is_silenced_by_the_variable_for_it() {
+    for (url, name, value, asked) in [
+        (
+            format!("s3://{BUCKET}?endpoint=http://127.0.0.1:1"),
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "/v2/x",
+            "169.254.170.2",
+        ),
+        ("gs://b".to_owned(), "HOME", "/nonexistent", "169.254.169.254"),
+    ] {
+        let store = Store { lease: "3".to_owned(), ..Store::at(&url) };
+        let ended = ended(store.serializer(&["status"]).env("AWS_EC2_METADATA_DISABLED", "true").env(name, value));
+        let is_asked = ended.stderr.contains(asked) && !ended.stderr.contains("AWS_EC2_METADATA_DISABLED");
+        assert!(ended.code == 1 && is_asked, "{ended:?}");
+    }
+}
+
+/// An answer with credentials that are good for so long.
+fn role(seconds: u64) -> String {
+    let end =
+        std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ", "-d", &format!("{seconds} seconds")]).output();
+    let end = String::from_utf8(end.expect("date runs").stdout).expect("UTF-8");
+    let keys = r#""AccessKeyId":"ASIATEST","SecretAccessKey":"hunter2","Token":"hunter3""#;
+    let body = format!(r#"{{{keys},"Expiration":"{}"}}"#, end.trim());
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+}
+
+#[test]
+fn a_container_s_agent_is_shown_its_token_wherever_that_stands() {
+    let agent = Injector::before(shared_s3().address());
+    let store = Store::at(&format!("s3://{BUCKET}/p?region=us-east-1&endpoint=http://{}", shared_s3().address()));
+    let file = store.locks.dir().join("token");
+    std::fs::write(&file, "Bearer hunter2\n").expect("it can be written");
+    for (name, value) in [
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "Bearer-hunter2"),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", file.to_str().expect("UTF-8")),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", ""),
+    ] {
+        let shown = match (name.ends_with("FILE"), value.is_empty()) {
+            (true, _) => "authorization: Bearer hunter2\r\n",
+            (_, false) => "authorization: Bearer-hunter2\r\n",
+            _ => "GET /v1/credentials",
+        };
+        agent.refuse(shown, 1, &role(3600));
+        let mut command = store.serializer(&["run", "-n", "true"]);
+        command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{}/v1/credentials", agent.address()));
+        let ran = ended(command.env(name, value));
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{name}");
+        assert!(agent.is_through());
+    }
+}
+
+#[test]
+fn a_lease_is_renewed_with_the_last_credentials_while_there_are_no_new_ones() {
+    let address = shared_s3().address();
+    let refused = error("503 Service Unavailable", "", "Busy", "Later.");
+    for is_machine in [false, true] {
+        let agent = Injector::before(address);
+        let store =
+            Store { lease: "3".to_owned(), ..Store::at(&format!("s3://{BUCKET}/p?region=us-east-1&endpoint=http://{address}")) };
+        let mut command = store.command("bash");
+        if is_machine {
+            command.env("AWS_METADATA_ENDPOINT", format!("http://{}", agent.address()));
+            let text =
+                |text: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len());
+            agent.refuse("PUT /latest/api/token", ALWAYS, &text("token"));
+            agent.refuse("GET /latest/meta-data/iam/security-credentials/etl", ALWAYS, &role(200));
+            agent.refuse("GET /latest/meta-data/iam/security-credentials/ ", ALWAYS, &text("etl"));
+        } else {
+            command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{}/latest/", agent.address()));
+            // So short that they are to be renewed each time.
+            agent.refuse("GET /latest/", ALWAYS, &role(200));
+        }
+        let mut owner = common::Shell::start_with(command);
+        owner.lock();
+        let aside = store.through(&s3_url_at(address).replace("meltano/state", "p"));
+        until_renewed(&aside);
+        agent.mend();
+        agent.refuse("/latest/", ALWAYS, &refused);
+        agent.take_asked();
+        // Longer than a lease.
+        until_renewed(&aside);
+        until_renewed(&aside);
+        assert!(!agent.take_asked().is_empty(), "nobody has asked for new ones");
+        // Who has none is told.
+        assert_eq!(owner.run(r#""$S" status 2> err"#), 1);
+        let said = std::fs::read_to_string(store.locks.dir().join("err")).expect("it was written");
+        assert!(said.contains("cannot get credentials from"), "{said}");
+    }
+}
+
 #[test]
 fn a_write_that_something_on_the_way_sends_twice_counts_once() {
     let (injector, mut store) = injected();

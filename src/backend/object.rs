@@ -11,6 +11,8 @@
 mod answer;
 mod azure;
 mod body;
+mod credentials;
+mod environment;
 mod failure;
 mod http;
 mod name;

@@ -54,11 +54,12 @@ pub fn refusal(
     error: Option<&object_store::Error>,
 ) -> Refusal {
     let unusual = || error.map_or_else(|| "no answer in time".to_owned(), innermost);
-    let Some(exchange) = exchange else { return Failure::permanent(unusual()).into() };
+    let Some(exchange) = exchange else { return Failure::permanent(unusual()).with_hint(words.credentials).into() };
     if !exchange.is_store {
         return without_credentials(words, &exchange, &unusual()).into();
     }
     match exchange.outcome {
+        Outcome::NotSent(failure) if failure.hint.is_none() => failure.with_hint(words.elsewhere).into(),
         Outcome::NotSent(failure) => failure.into(),
         Outcome::NoAnswer(why) => open(question, Failure::transient(why)).into(),
         // It was done, as far as that goes.

@@ -27,7 +27,10 @@ use crate::backend::network::tls::{self, Roots, Trust};
 use crate::backend::remote::Failure;
 
 /// Where machines in clouds ask who they are. Nobody answers there elsewhere, which must not take long.
-const METADATA: [&str; 4] = ["169.254.169.254", "169.254.170.2", "[fd00:ec2::254]", "metadata.google.internal"];
+const METADATA: [&str; 3] = ["169.254.169.254", "[fd00:ec2::254]", "metadata.google.internal"];
+
+/// Of these, where machines of EC2 ask.
+const EC2: [&str; 2] = ["169.254.169.254", "[fd00:ec2::254]"];
 
 /// Whether somebody is asked who this machine is.
 pub fn is_metadata(place: &Place) -> bool {
@@ -63,8 +66,8 @@ pub enum Outcome {
 pub struct Shared {
     limit: Duration,
     roots: Roots,
-    /// Whether machines may be asked who they are.
-    asks_machine: bool,
+    /// Whether machines of EC2 may be asked who they are.
+    asks_ec2: bool,
     /// How many clients were made. The last one of a store is for its questions, those before it are for credentials.
     clients: AtomicUsize,
     now: Mutex<Now>,
@@ -78,8 +81,8 @@ struct Now {
 }
 
 impl Shared {
-    pub fn new(limit: Duration, roots: Roots, asks_machine: bool) -> Arc<Self> {
-        Arc::new(Self { limit, roots, asks_machine, clients: AtomicUsize::new(0), now: Mutex::default() })
+    pub fn new(limit: Duration, roots: Roots, asks_ec2: bool) -> Arc<Self> {
+        Arc::new(Self { limit, roots, asks_ec2, clients: AtomicUsize::new(0), now: Mutex::default() })
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
@@ -115,7 +118,7 @@ impl Shared {
             return Ok(wire);
         }
         let is_machine = is_metadata(place);
-        if is_machine && !self.asks_machine {
+        if !self.asks_ec2 && EC2.contains(&place.host.as_str()) {
             return Err(Failure::permanent("`AWS_EC2_METADATA_DISABLED` is set"));
         }
         let limit = if is_machine { self.limit.min(METADATA_LIMIT) } else { self.limit };
@@ -125,6 +128,7 @@ impl Shared {
 }
 
 /// What makes clients.
+#[derive(Clone)]
 pub struct Connector(pub Arc<Shared>);
 
 impl fmt::Debug for Connector {
@@ -135,14 +139,21 @@ impl fmt::Debug for Connector {
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let number = self.0.clients.fetch_add(1, Ordering::Relaxed) + 1;
         let is_plain = options.get_config_value(&ClientConfigKey::AllowHttp);
-        let may_be_plain = is_plain.is_some_and(|value| value == "true");
-        Ok(HttpClient::new(Client { shared: Arc::clone(&self.0), number, may_be_plain }))
+        Ok(HttpClient::new(self.client(is_plain.is_some_and(|value| value == "true"))))
     }
 }
 
-struct Client {
+impl Connector {
+    /// The next one.
+    pub fn client(&self, may_be_plain: bool) -> Client {
+        let number = self.0.clients.fetch_add(1, Ordering::Relaxed) + 1;
+        Client { shared: Arc::clone(&self.0), number, may_be_plain }
+    }
+}
+
+/// Asks whoever it is told to.
+pub struct Client {
     shared: Arc<Shared>,
     number: usize,
     may_be_plain: bool,
@@ -170,7 +181,11 @@ impl Client {
         self.shared.now().last = Some(Exchange { is_store, place: place.cloned(), outcome });
     }
 
-    async fn ask(&self, mut request: HttpRequest) -> Result<(Parts, Bytes), HttpErrorKind> {
+    /// Asks, and notes what becomes of it.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn ask(&self, mut request: HttpRequest) -> Result<(Parts, Bytes), HttpErrorKind> {
         let not_sent = |place: Option<&Place>, failure: Failure| {
             self.note(place, Outcome::NotSent(failure));
             HttpErrorKind::Connect

@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 
-use hyper::http::Uri;
-
 use super::azure;
+use super::credentials::Agent;
+use super::environment::{self, Variables};
 use crate::backend::network::address::Address;
+use crate::backend::network::checks;
 use crate::backend::network::tls::Roots;
 use crate::backend::remote::Failure;
 use crate::printable;
@@ -25,13 +26,13 @@ pub struct Options {
     pub prefix: String,
     pub access: Access,
     pub roots: Roots,
-    /// Whether the machine may be asked who it is.
-    pub asks_machine: bool,
+    /// Whether a machine of EC2 may be asked who it is.
+    pub asks_ec2: bool,
 }
 
 /// Of each kind of store. What is missing is looked for in the environment, by the crate.
 pub enum Access {
-    S3 { keys: Option<Keys>, region: Option<String>, endpoint: Option<String>, is_path_style: bool },
+    S3 { keys: Option<Keys>, agent: Option<Agent>, region: Option<String>, endpoint: Option<String>, is_path_style: bool },
     Azure(azure::Account),
     Gcs { credentials: Option<String>, endpoint: Option<String> },
 }
@@ -42,44 +43,16 @@ impl Access {
         let (endpoint, word) = match self {
             Self::S3 { keys, region, endpoint, .. } => {
                 for part in keys.iter().flat_map(|keys| [Some(&keys.id), keys.token.as_ref()]).flatten() {
-                    check_header(part, "key or token")?;
+                    checks::header(part, "key or token")?;
                 }
                 (endpoint, region)
             }
             Self::Azure(account) => (&account.endpoint, &account.name),
             Self::Gcs { endpoint, .. } => (endpoint, &None),
         };
-        endpoint.as_ref().map_or(Ok(()), |endpoint| check_endpoint(endpoint, "store's endpoint"))?;
-        word.as_ref().map_or(Ok(()), |word| check_word(word, "store's region or account"))
+        endpoint.as_ref().map_or(Ok(()), |endpoint| checks::endpoint(endpoint, "store's endpoint"))?;
+        word.as_ref().map_or(Ok(()), |word| checks::word(word, "store's region or account"))
     }
-}
-
-fn check_endpoint(text: &str, what: &str) -> Result<(), Failure> {
-    let is_url = text.parse::<Uri>().is_ok_and(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https"))
-            && uri.host().is_some_and(|host| !host.is_empty())
-            && uri.query().is_none()
-    });
-    if is_url {
-        return Ok(());
-    }
-    let failure = Failure::permanent(format!("the {what} is no address of a server"));
-    Err(failure.with_hint("it looks like `https://host:port`"))
-}
-
-/// It is sent as a header, or in one.
-fn check_header(text: &str, what: &str) -> Result<(), Failure> {
-    if text.chars().all(|c| c.is_ascii_graphic()) {
-        return Ok(());
-    }
-    Err(Failure::permanent(format!("the {what} has characters that no key has")).with_hint("perhaps a line end, or a space"))
-}
-
-fn check_word(text: &str, what: &str) -> Result<(), Failure> {
-    if text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
-        return Ok(());
-    }
-    Err(Failure::permanent(format!("the {what} is no name of one")).with_hint("it has letters, digits and `-` only"))
 }
 
 /// Who signs.
@@ -89,17 +62,14 @@ pub struct Keys {
     pub token: Option<String>,
 }
 
-/// An environment.
-type Variables<'a> = dyn Fn(&str) -> Option<String> + 'a;
-
 impl Options {
     /// Reads the address and the environment.
     pub fn of(settings: &StoreSettings) -> Result<Self, Failure> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        Self::read(settings, &variable)
+        Self::read(settings, &|name| std::env::var(name).ok())
     }
 
-    fn read(settings: &StoreSettings, variable: &Variables<'_>) -> Result<Self, Failure> {
+    fn read(settings: &StoreSettings, raw: &Variables<'_>) -> Result<Self, Failure> {
+        let variable = |name: &str| raw(name).map(|value| checks::trimmed(&value).to_owned()).filter(|value| !value.is_empty());
         let scheme = settings.url.scheme();
         let address = Address::parse(&settings.url.secret())?;
         let known = match scheme {
@@ -112,6 +82,7 @@ impl Options {
             return Err(failure.with_hint(format!("options are {}", known.join(", "))));
         }
         let bucket = bucket(scheme, &address)?;
+        environment::check(scheme, &|name| raw(name).filter(|value| !value.is_empty()))?;
         let prefix: Vec<_> =
             address.database.as_deref().unwrap_or("").split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
         if prefix.iter().any(|part| part == "." || part == ".." || part.chars().any(char::is_control)) {
@@ -136,29 +107,21 @@ impl Options {
                 let path = || meltano("GCS_APPLICATION_CREDENTIALS_PATH").or_else(|| meltano("GCS_APPLICATION_CREDENTIALS"));
                 Access::Gcs { credentials: option("application_credentials").or_else(path), endpoint: option("endpoint") }
             }
-            _ => Access::S3 {
-                keys: keys(&address, &meltano)?,
-                region: option("region"),
-                endpoint: option("endpoint").or_else(|| meltano("S3_ENDPOINT_URL")),
-                is_path_style: flag(&address, "path_style")?.unwrap_or(true),
-            },
+            _ => {
+                let keys = keys(&address, &meltano)?;
+                let agent = if keys.is_none() { agent(&variable)? } else { None };
+                let endpoint = option("endpoint").or_else(|| meltano("S3_ENDPOINT_URL"));
+                let is_path_style = flag(&address, "path_style")?.unwrap_or(true);
+                Access::S3 { keys, agent, region: option("region"), endpoint, is_path_style }
+            }
         };
         let bundle = || variable("AWS_CA_BUNDLE").filter(|_| scheme == Scheme::S3);
         access.check()?;
-        // These the crate reads by itself.
-        for name in ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "AZURE_STORAGE_ENDPOINT"]
-        {
-            variable(name).map_or(Ok(()), |value| check_endpoint(&value, &format!("variable `{name}`")))?;
-        }
-        for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
-            variable(name).map_or(Ok(()), |value| check_word(&value, &format!("variable `{name}`")))?;
-        }
-        for name in ["AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AZURE_STORAGE_TOKEN", "GOOGLE_BEARER_TOKEN"] {
-            variable(name).map_or(Ok(()), |value| check_header(&value, &format!("variable `{name}`")))?;
-        }
         let roots = option("ca").or_else(bundle).map_or(Roots::System, |path| Roots::File(PathBuf::from(path)));
-        let asks_machine = variable("AWS_EC2_METADATA_DISABLED").is_none_or(|value| !value.eq_ignore_ascii_case("true"));
-        Ok(Self { scheme, bucket, prefix: prefix.join("/"), access, roots, asks_machine })
+        // Of this machine alone: agents of containers, and other clouds, are not meant.
+        let asks_ec2 =
+            scheme != Scheme::S3 || variable("AWS_EC2_METADATA_DISABLED").is_none_or(|value| !value.eq_ignore_ascii_case("true"));
+        Ok(Self { scheme, bucket, prefix: prefix.join("/"), access, roots, asks_ec2 })
     }
 }
 
@@ -203,6 +166,13 @@ fn keys(address: &Address, meltano: &dyn Fn(&str) -> Option<String>) -> Result<O
         }
     }
     Ok(None)
+}
+
+/// Who gives credentials out to this container, unless there are others that come before.
+fn agent(variable: &Variables<'_>) -> Result<Option<Agent>, Failure> {
+    let is_identity = variable("AWS_WEB_IDENTITY_TOKEN_FILE").and(variable("AWS_ROLE_ARN")).is_some();
+    let has_keys = variable("AWS_ACCESS_KEY_ID").or_else(|| variable("AWS_SECRET_ACCESS_KEY")).is_some();
+    if is_identity || has_keys { Ok(None) } else { Agent::find(variable) }
 }
 
 fn flag(address: &Address, name: &str) -> Result<Option<bool>, Failure> {

@@ -53,7 +53,7 @@ fn options_say_where_the_store_is() {
     let url = "s3://b/p?region=eu-central-1&endpoint=https://s3.example:9000&path-style=false&ca=/etc/ca.pem";
     let options = read_well(url, &[("AWS_CA_BUNDLE", "/other.pem")]);
     assert_eq!(options.roots, Roots::File("/etc/ca.pem".into()));
-    let Access::S3 { keys: None, region, endpoint, is_path_style } = options.access else { panic!("no keys") };
+    let Access::S3 { keys: None, region, endpoint, is_path_style, .. } = options.access else { panic!("no keys") };
     assert_eq!((region.as_deref(), endpoint.as_deref()), (Some("eu-central-1"), Some("https://s3.example:9000")));
     assert!(!is_path_style);
 }
@@ -77,6 +77,9 @@ fn what_cannot_be_used_is_named_and_nothing_secret_with_it() {
         ("s3://b?endpoint=nonsense", "no address of a server"),
         ("s3://b?endpoint=ftp://hunter2", "no address of a server"),
         ("s3://b?endpoint=http://", "no address of a server"),
+        ("s3://b?endpoint=http://h:99999", "no address of a server"),
+        ("s3://b?endpoint=http://999.1.1.1", "no address of a server"),
+        ("s3://b?endpoint=http://xn--a", "no address of a server"),
         ("gs://b?endpoint=http://a b", "no address of a server"),
         ("azure://c?account=a/b", "account"),
         ("s3://hunter2%0A:x@b/p", "characters that no key has"),
@@ -89,8 +92,62 @@ fn what_cannot_be_used_is_named_and_nothing_secret_with_it() {
 
 #[test]
 fn what_the_environment_says_is_looked_at_before_it_is_used() {
-    for (name, value) in [("AWS_ENDPOINT_URL", "nonsense"), ("AWS_REGION", "eu west"), ("AWS_SESSION_TOKEN", "x\n")] {
-        let failure = read("s3://b", &[(name, value)]).err().expect(name);
-        assert!(failure.why.contains(name), "{}", failure.why);
+    let nonsense = ["AWS_ENDPOINT_URL", "AWS_METADATA_ENDPOINT", "AZURE_AUTHORITY_HOST", "AZURE_MSI_ENDPOINT", "GOOGLE_BASE_URL"];
+    let others = [
+        ("AWS_REGION", "eu west"),
+        ("AWS_SESSION_TOKEN", "hunter2\nx"),
+        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/a b"),
+        ("AZURE_TENANT_ID", "a b"),
+        ("GCE_METADATA_HOST", "h\n"),
+        // The crate reads it by itself, and sends it as it is.
+        ("IDENTITY_HEADER", "hunter2\n"),
+    ];
+    for (name, value) in nonsense.map(|name| (name, "nonsense")).into_iter().chain(others) {
+        let own = |prefix: &str| name.starts_with(prefix);
+        let url = if own("AWS_") {
+            "s3://b"
+        } else if own("G") {
+            "gs://b"
+        } else {
+            "azure://c?account=a"
+        };
+        let failure = read(url, &[(name, value)]).err().expect(name);
+        assert!(failure.why.contains(name) && !failure.why.contains("hunter2"), "{}", failure.why);
+        // Other clouds' are no business of this one.
+        let other = if own("AWS_") { "gs://b" } else { "s3://b" };
+        read_well(other, &[(name, value)]);
+    }
+}
+
+#[test]
+fn the_line_end_of_a_mounted_secret_is_not_taken_for_a_part_of_it() {
+    read_well(
+        "s3://b",
+        &[("AWS_ACCESS_KEY_ID", "AKIA\n"), ("AWS_REGION", "eu-west-1\r\n"), ("AWS_ENDPOINT_URL", "http://a:1\n")],
+    );
+    let variables =
+        [("MELTANO_STATE_BACKEND_S3_AWS_ACCESS_KEY_ID", "id\n"), ("MELTANO_STATE_BACKEND_S3_AWS_SECRET_ACCESS_KEY", "x\n")];
+    let Access::S3 { keys: Some(keys), .. } = read_well("s3://b", &variables).access else { panic!("keys") };
+    assert_eq!((keys.id.as_str(), keys.secret.as_str()), ("id", "x"));
+}
+
+#[test]
+fn a_container_s_agent_is_asked_only_where_nobody_else_can_listen() {
+    let agent = |variables: &[(&str, &str)]| match read("s3://b", variables)?.access {
+        Access::S3 { agent, .. } => Ok::<_, Failure>(agent),
+        _ => panic!("S3"),
+    };
+    let is_asked = |url: &str| agent(&[("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)]).is_ok_and(|agent| agent.is_some());
+    for url in ["http://169.254.170.23/v1/credentials", "http://127.0.0.1:51679/", "http://[::1]/?a=b", "https://a.example/"] {
+        assert!(is_asked(url), "{url}");
+    }
+    for url in ["http://a.example/", "http://169.254.169.254/", "nonsense", "ftp://127.0.0.1/"] {
+        assert!(!is_asked(url), "{url}");
+    }
+    let relative = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/x");
+    let found = agent(&[relative]).map_err(|failure| failure.why).expect("an address").expect("an agent");
+    assert_eq!(found.url.to_string(), "http://169.254.170.2/v2/x");
+    for other in [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "x")] {
+        assert!(agent(&[relative, other]).is_ok_and(|agent| agent.is_none()));
     }
 }

@@ -1,10 +1,10 @@
 //! A bucket, and the questions that are put to it, one at a time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, S3ConditionalPut};
-use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, AwsCredentialProvider, S3ConditionalPut};
+use object_store::azure::{AzureConfigKey, AzureCredential, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::{ObjectStore, RetryConfig, StaticCredentialProvider};
@@ -12,12 +12,14 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use super::azure::Account;
+use super::credentials::{Container, Kept};
+use super::environment::given;
 use super::failure::{Question, Refusal, innermost, refusal};
 use super::http::{Connector, Shared};
 use super::options::{Access, Keys, Options};
 use super::words::Words;
-use crate::backend::network::runtime;
-use crate::backend::remote::Failure;
+use crate::backend::network::{checks, runtime};
+use crate::backend::remote::{Cause, Failure};
 use crate::store::StoreSettings;
 
 /// A bucket. Nothing is set up before it is used.
@@ -34,7 +36,7 @@ impl Store {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
         let options = Options::of(settings)?;
-        let shared = Shared::new(settings.timeout, options.roots.clone(), options.asks_machine);
+        let shared = Shared::new(settings.timeout, options.roots.clone(), options.asks_ec2);
         Ok(Self { options, limit: settings.timeout * 2, shared, runtime: None, client: None })
     }
 
@@ -74,7 +76,12 @@ impl Store {
             Err(_) => None,
         };
         let exchange = self.shared.take_last();
-        Err(refusal(question, self.words(), &self.options.bucket, exchange, error.as_ref()))
+        let refusal = refusal(question, self.words(), &self.options.bucket, exchange, error.as_ref());
+        if matches!(refusal, Refusal::Failed(Failure { cause: Cause::Permanent, .. })) {
+            // Next time, what is wrong with the credentials may have been put right.
+            self.client = None;
+        }
+        Err(refusal)
     }
 
     /// Closes its connections. Credentials are kept.
@@ -102,64 +109,121 @@ fn is_plain(endpoint: Option<&str>) -> bool {
 
 fn build(options: &Options, shared: &Arc<Shared>) -> Result<Arc<dyn ObjectStore>, Failure> {
     let connector = Connector(Arc::clone(shared));
-    let built: object_store::Result<Arc<dyn ObjectStore>> = match &options.access {
-        Access::S3 { keys, region, endpoint, is_path_style } => {
-            let mut builder = AmazonS3Builder::from_env().with_bucket_name(&options.bucket);
-            if let Some(Keys { id, secret, token }) = keys {
-                let (key_id, secret_key) = (id.clone(), secret.clone());
-                let credential = AwsCredential { key_id, secret_key, token: token.clone() };
+    let unusable = |error| {
+        let failure = Failure::permanent(format!("credentials or settings cannot be used: {}", innermost(&error)));
+        failure.with_hint(Words::of(options.scheme).credentials)
+    };
+    // Built once for the credentials that the crate finds, and once more to go on with these. Who made the last client asks the store.
+    match &options.access {
+        Access::S3 { keys, agent, region, endpoint, is_path_style } => {
+            let builder = s3(&options.bucket, region.as_deref(), endpoint.as_deref(), *is_path_style)?.with_retry(once());
+            let builder = builder.with_http_connector(connector.clone());
+            let provider: AwsCredentialProvider = match (keys, agent) {
                 // Not by the builder, which would add the token of the environment's credentials.
-                builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential)));
-            }
-            if let Some(region) = region {
-                builder = builder.with_region(region);
-            }
-            let usual = || {
-                let value = |key| builder.get_config_value(&key);
-                value(AmazonS3ConfigKey::S3Endpoint).or_else(|| value(AmazonS3ConfigKey::Endpoint))
+                (Some(Keys { id, secret, token }), _) => {
+                    let (key_id, secret_key) = (id.clone(), secret.clone());
+                    Arc::new(StaticCredentialProvider::new(AwsCredential { key_id, secret_key, token: token.clone() }))
+                }
+                (None, Some(agent)) => {
+                    Arc::new(Container { agent: agent.clone(), client: connector.client(true), known: Mutex::default() })
+                }
+                (None, None) => Arc::clone(builder.clone().build().map_err(unusable)?.credentials()),
             };
-            if let Some(endpoint) = endpoint.clone().or_else(usual) {
-                let endpoint = if *is_path_style { endpoint } else { with_bucket(&endpoint, &options.bucket) };
-                builder = builder.with_allow_http(is_plain(Some(&endpoint)));
-                builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
-            }
-            let builder = builder.with_virtual_hosted_style_request(!is_path_style);
-            let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_disable_tagging(true);
-            builder.with_retry(once()).with_http_connector(connector).build().map(|store| Arc::new(store) as _)
+            let is_header = |credential: &AwsCredential| {
+                [Some(&credential.key_id), credential.token.as_ref()].into_iter().flatten().all(|part| is_header(part))
+            };
+            let builder = builder.with_credentials(Arc::new(Kept::new(provider, is_header)));
+            Ok(Arc::new(builder.build().map_err(unusable)?))
         }
-        Access::Azure(account) => azure(account, &options.bucket).and_then(|builder| {
-            builder.with_retry(once()).with_http_connector(connector).build().map(|store| Arc::new(store) as _)
-        }),
+        Access::Azure(account) => {
+            let builder = azure(account, &options.bucket)?.with_retry(once()).with_http_connector(connector);
+            let provider = Arc::clone(builder.clone().build().map_err(unusable)?.credentials());
+            let is_header = |credential: &AzureCredential| match credential {
+                AzureCredential::BearerToken(token) => is_header(token),
+                AzureCredential::AccessKey(_) | AzureCredential::SASToken(_) => true,
+            };
+            let builder = builder.with_credentials(Arc::new(Kept::new(provider, is_header)));
+            Ok(Arc::new(builder.build().map_err(unusable)?))
+        }
         Access::Gcs { credentials, endpoint } => {
-            let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(&options.bucket);
+            let service = given("SERVICE_ACCOUNT");
+            let builder = given("GOOGLE_")
+                .chain(service)
+                .fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
+            let mut builder = builder.with_bucket_name(&options.bucket);
             if let Some(path) = credentials {
                 builder = builder.with_application_credentials(path);
             }
             if let Some(endpoint) = endpoint {
                 builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
             }
-            builder.with_retry(once()).with_http_connector(connector).build().map(|store| Arc::new(store) as _)
+            let builder = builder.with_retry(once()).with_http_connector(connector);
+            let provider = Arc::clone(builder.clone().build().map_err(unusable)?.credentials());
+            let builder = builder.with_credentials(Arc::new(Kept::new(provider, |credential| is_header(&credential.bearer))));
+            Ok(Arc::new(builder.build().map_err(unusable)?))
         }
-    };
-    let unusable = |error| format!("credentials or settings cannot be used: {}", innermost(&error));
-    built.map_err(|error| Failure::permanent(unusable(error)).with_hint(Words::of(options.scheme).credentials))
+    }
 }
 
-fn azure(account: &Account, container: &str) -> object_store::Result<MicrosoftAzureBuilder> {
+fn is_header(text: &str) -> bool {
+    checks::header(text, "credential").is_ok()
+}
+
+fn s3(bucket: &str, region: Option<&str>, endpoint: Option<&str>, is_path_style: bool) -> Result<AmazonS3Builder, Failure> {
+    let builder = given("AWS_").fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value));
+    let mut builder = builder.with_bucket_name(bucket);
+    if let Some(region) = region {
+        builder = builder.with_region(region);
+    }
+    let value = |key| builder.get_config_value(&key);
+    let usual = || value(AmazonS3ConfigKey::S3Endpoint).or_else(|| value(AmazonS3ConfigKey::Endpoint));
+    let endpoint = endpoint.map(str::to_owned).or_else(usual);
+    let server = endpoint.clone().unwrap_or_else(|| {
+        let region = value(AmazonS3ConfigKey::Region).unwrap_or_else(|| "us-east-1".to_owned());
+        format!("https://s3.{region}.amazonaws.com")
+    });
+    // As the crate makes it, which takes it for granted that it is one.
+    checks::endpoint(&server, "store's endpoint")?;
+    if !is_path_style && !checks::is_url(&with_bucket(&server, bucket)) {
+        let failure = Failure::permanent("the bucket cannot stand before the name of the store's host");
+        return Err(failure.with_hint("without `path_style=false` in the address, it stands behind it"));
+    }
+    if let Some(endpoint) = endpoint {
+        let endpoint = if is_path_style { endpoint } else { with_bucket(&endpoint, bucket) };
+        builder = builder.with_allow_http(is_plain(Some(&endpoint)));
+        builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+    }
+    let builder = builder.with_virtual_hosted_style_request(!is_path_style);
+    Ok(builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_disable_tagging(true))
+}
+
+fn azure(account: &Account, container: &str) -> Result<MicrosoftAzureBuilder, Failure> {
     let has_credentials = account.key.is_some() || account.sas.is_some();
     // Credentials of the environment come before others, whoever has given these.
-    let usual = MicrosoftAzureBuilder::from_env();
+    let identity = given("IDENTITY_ENDPOINT");
+    let usual = given("AZURE_")
+        .chain(identity)
+        .fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
     let name = account.name().or_else(|| usual.get_config_value(&AzureConfigKey::AccountName));
     let endpoint = account.endpoint.clone().or_else(|| {
         // Another account's endpoint is of no use.
         usual.get_config_value(&AzureConfigKey::Endpoint).filter(|_| account.name.is_none())
     });
+    if !has_credentials && is_of_cli(&usual) {
+        let failure = Failure::permanent("credentials of the Azure CLI are not asked for, which may take any time");
+        return Err(failure.with_hint(
+            "`az account get-access-token --resource https://storage.azure.com --query accessToken -o tsv` prints a token for \
+             `AZURE_STORAGE_TOKEN`",
+        ));
+    }
     let mut builder = if has_credentials { MicrosoftAzureBuilder::new() } else { usual };
     builder = builder.with_container_name(container);
     if let Some(name) = name {
+        checks::word(&name, "store's account")?;
         builder = builder.with_account(name);
     }
     if let Some(endpoint) = endpoint {
+        checks::endpoint(&endpoint, "store's endpoint")?;
         builder = builder.with_allow_http(is_plain(Some(&endpoint))).with_endpoint(endpoint);
     }
     if let Some(key) = &account.key {
@@ -168,6 +232,27 @@ fn azure(account: &Account, container: &str) -> object_store::Result<MicrosoftAz
         builder = builder.with_config(AzureConfigKey::SasKey, sas);
     }
     Ok(builder.with_disable_tagging(true))
+}
+
+/// Whether the crate would run `az`, and wait for it without a limit.
+fn is_of_cli(usual: &MicrosoftAzureBuilder) -> bool {
+    let value = |key| usual.get_config_value(&key);
+    let others = [
+        AzureConfigKey::Token,
+        AzureConfigKey::AccessKey,
+        AzureConfigKey::SasKey,
+        AzureConfigKey::ClientSecret,
+        AzureConfigKey::FederatedTokenFile,
+    ];
+    match value(AzureConfigKey::CredentialType).as_deref() {
+        Some("azure_cli") => true,
+        None | Some("auto") => {
+            let is_wanted = value(AzureConfigKey::UseAzureCli)
+                .is_some_and(|value| !["0", "false", "off", "no", "n"].contains(&value.to_ascii_lowercase().as_str()));
+            is_wanted && others.into_iter().all(|key| value(key).is_none())
+        }
+        Some(_) => false,
+    }
 }
 
 /// The endpoint of a bucket that has a host of its own.
