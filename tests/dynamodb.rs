@@ -353,6 +353,33 @@ fn an_item_stays_with_its_number_and_only_a_free_one_may_be_removed_and_that_not
     owner.unlock();
 }
 
+#[test]
+fn what_only_tells_how_an_acquisition_went_is_removed_in_the_end_as_well() {
+    let store = Store { lease: RENEWED.to_owned(), ..shared() };
+    let expires = |item: &Value| item["expires_at"]["N"].is_string();
+    // Somebody may wait elsewhere, for whom it is left that it has succeeded.
+    assert_eq!(store.run(&["run", "--wait-and-skip", "true"]).code, 0);
+    let succeeded = item(&store);
+    assert!(
+        succeeded["record"]["S"].as_str().expect("a record").contains("released=succeeded") && expires(&succeeded),
+        "{succeeded}"
+    );
+    let mut owner = store.shell();
+    owner.lock();
+    until_renewed(&store);
+    assert!(!expires(&item(&store)));
+    // Taken away by force, it is left for its owner to be told.
+    assert_eq!(store.run(&["unlock", "--force"]).code, 0);
+    let lost = item(&store);
+    assert!(lost["record"]["S"].as_str().expect("a record").contains("released=lost") && expires(&lost), "{lost}");
+    // Whoever holds it beside such an entry is never removed.
+    let mut other = store.shell();
+    other.lock();
+    assert!(item(&store)["record"]["S"].as_str().expect("a record").contains("released=lost") && !expires(&item(&store)));
+    other.unlock();
+    assert!(expires(&item(&store)));
+}
+
 /// Costs, which docs/stores.md tells, in units of capacity as the emulator counts them.
 #[test]
 fn so_many_units_are_needed() {

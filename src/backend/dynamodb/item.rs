@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use super::REPAIR;
 use super::options::Options;
 use crate::backend::remote::{Failure, Row};
+use crate::record::{Entry, Record};
 
 /// The usual key.
 pub const NAME: &str = "name";
@@ -75,14 +76,24 @@ pub fn write(
         .expression_attribute_values(":next", number(next))
         .expression_attribute_values(":format", number(CURRENT_FORMAT.into()))
         .expression_attribute_values(":changed", AttributeValue::S(Timestamp::now().to_string()));
-    let request = match text {
-        Some(text) => request
-            .update_expression("SET #version = :next, #format = :format, #changed = :changed, #record = :text REMOVE #ttl")
-            .expression_attribute_values(":text", AttributeValue::S(text.to_owned())),
-        None => request
-            .update_expression("SET #version = :next, #format = :format, #changed = :changed, #ttl = :ttl REMOVE #record")
-            .expression_attribute_values(":ttl", number(kept_until(next))),
+    let (mut set, mut remove) = (vec!["#version = :next", "#format = :format", "#changed = :changed"], Vec::new());
+    let request = if text.is_some_and(is_held) {
+        remove.push("#ttl");
+        request
+    } else {
+        set.push("#ttl = :ttl");
+        request.expression_attribute_values(":ttl", number(kept_until(next)))
     };
+    let request = if let Some(text) = text {
+        set.push("#record = :text");
+        request.expression_attribute_values(":text", AttributeValue::S(text.to_owned()))
+    } else {
+        remove.push("#record");
+        request
+    };
+    let update = [("SET", set), ("REMOVE", remove)].into_iter().filter(|(_, parts)| !parts.is_empty());
+    let update: Vec<_> = update.map(|(word, parts)| format!("{word} {}", parts.join(", "))).collect();
+    let request = request.update_expression(update.join(" "));
     if seen.version.is_none() {
         // Any item has the key.
         return request.condition_expression("attribute_not_exists(#key)").expression_attribute_names("#key", &options.key);
@@ -94,6 +105,12 @@ pub fn write(
             .expression_attribute_values(":seen", AttributeValue::S(text.clone())),
         None => request.condition_expression("#version = :number AND #format = :format AND attribute_not_exists(#record)"),
     }
+}
+
+/// Whether somebody holds what is stored so: what only tells how an acquisition went is nobody's. What cannot be read is kept.
+fn is_held(text: &str) -> bool {
+    let is_released = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
+    Record::parse(text.as_bytes()).map_or(true, |record| record.is_newer() || !record.entries().iter().all(is_released))
 }
 
 /// Which items are locks that somebody holds.
