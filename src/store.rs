@@ -121,6 +121,11 @@ impl StoreUrl {
     pub fn parse(text: &str) -> Result<Self, String> {
         let expected = "expected an address such as postgres://user@host/database, mysql://user@host/database, dynamodb://TABLE, \
              s3://bucket/prefix or file:///shared/directory";
+        if text.trim() == "systemdb" {
+            return Err("`systemdb` is Meltano's word for its own database: set `SERIALIZER_STORE` to the address of that, \
+                        `$MELTANO_DATABASE_URI`"
+                .to_owned());
+        }
         let Some((scheme, rest)) = text.trim().split_once("://") else { return Err(expected.to_owned()) };
         if scheme.split('+').next().is_some_and(|dialect| dialect.eq_ignore_ascii_case("sqlite")) {
             return Err("SQLite is a file of one machine, for which the lock file is made: leave the store out, and set \
@@ -258,6 +263,11 @@ mod tests {
         for place in ["db/x", "db:5432/x", "db:5432,other:5433/x", "[::1]:5432/x", "/x", ":5432/x"] {
             assert_eq!(StoreUrl::parse(&format!("postgres://{place}")).expect(place).to_string(), format!("postgres://{place}"));
         }
+    }
+
+    #[test]
+    fn meltano_s_word_for_its_own_database_is_no_address_but_a_reason_to_name_it() {
+        assert!(StoreUrl::parse("systemdb").is_err_and(|error| error.contains("MELTANO_DATABASE_URI")));
     }
 
     #[test]

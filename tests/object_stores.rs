@@ -381,6 +381,19 @@ fn the_addresses_and_settings_of_meltano_s_state_backends_are_taken_as_they_are(
 }
 
 #[test]
+fn meltano_s_json_for_google_is_used_and_comes_before_other_credentials() {
+    let injector = Injector::before(shared_s3().address());
+    let keys = r#""private_key":"","private_key_id":"","client_email":"","disable_oauth":true"#;
+    let json = format!(r#"{{{keys},"gcs_base_url":"http://{}"}}"#, injector.address());
+    injector.refuse("GET ", ALWAYS, &error("403 Forbidden", "", "AccessDenied", "Access Denied"));
+    let store = Store::at("gs://b/p");
+    let mut command = store.serializer(&["status"]);
+    command.env("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON", json).env("GOOGLE_SERVICE_ACCOUNT", "/nonexistent");
+    is_refused(&ended(&mut command), "may not read in `b`", "roles/storage.objectUser");
+    assert_eq!(injector.take_asked().len(), 1);
+}
+
+#[test]
 fn a_certificate_has_to_be_signed_by_somebody_who_is_trusted() {
     let moto = start_s3_with_tls();
     let url = s3_url_at(moto.address()).replace("http://", "https://");

@@ -34,7 +34,7 @@ pub struct Options {
 pub enum Access {
     S3 { keys: Option<Keys>, agent: Option<Agent>, region: Option<String>, endpoint: Option<String>, is_path_style: bool },
     Azure(azure::Account),
-    Gcs { credentials: Option<String>, endpoint: Option<String> },
+    Gcs { credentials: Option<Credentials>, endpoint: Option<String> },
 }
 
 impl Access {
@@ -53,6 +53,14 @@ impl Access {
         endpoint.as_ref().map_or(Ok(()), |endpoint| checks::endpoint(endpoint, "store's endpoint"))?;
         word.as_ref().map_or(Ok(()), |word| checks::word(word, "store's region or account"))
     }
+}
+
+/// Of a service account of Google.
+pub enum Credentials {
+    /// The path of a file.
+    File(String),
+    /// What would be in one.
+    Json(String),
 }
 
 /// Who signs.
@@ -104,8 +112,11 @@ impl Options {
                 })
             }
             Scheme::Gcs => {
-                let path = || meltano("GCS_APPLICATION_CREDENTIALS_PATH").or_else(|| meltano("GCS_APPLICATION_CREDENTIALS"));
-                Access::Gcs { credentials: option("application_credentials").or_else(path), endpoint: option("endpoint") }
+                let credentials = match option("application_credentials") {
+                    Some(path) => Some(Credentials::File(path)),
+                    None => google(&meltano)?,
+                };
+                Access::Gcs { credentials, endpoint: option("endpoint") }
             }
             _ => {
                 let keys = keys(&address, &meltano)?;
@@ -149,14 +160,32 @@ fn is_of_bucket(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-._$".contains(c)
 }
 
-/// In the address, as Meltano has them, or in Meltano's settings; the first place that has one has to have both.
+/// Of Meltano's settings, which does not take two of them either.
+fn google(meltano: &dyn Fn(&str) -> Option<String>) -> Result<Option<Credentials>, Failure> {
+    let path = meltano("GCS_APPLICATION_CREDENTIALS_PATH").or_else(|| meltano("GCS_APPLICATION_CREDENTIALS"));
+    match (path, meltano("GCS_APPLICATION_CREDENTIALS_JSON")) {
+        (Some(_), Some(_)) => Err(Failure::permanent(
+            "of Meltano's settings for Google, both `application_credentials_path` and `application_credentials_json` are there",
+        )
+        .with_hint("only one of them can be used")),
+        // The crate's error would repeat what it finds in place of an object.
+        (None, Some(text)) if !serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|value| value.is_object()) => {
+            Err(Failure::permanent("`MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON` is no JSON object")
+                .with_hint("it holds what is in the file with the key of a service account"))
+        }
+        (path, text) => Ok(path.map(Credentials::File).or(text.map(Credentials::Json))),
+    }
+}
+
+/// In the address's options, in Meltano's settings, or in the address as Meltano has them, where its settings come first, too; the first
+/// place that has one has to have both.
 fn keys(address: &Address, meltano: &dyn Fn(&str) -> Option<String>) -> Result<Option<Keys>, Failure> {
     let option = |name: &str| address.option(name).map(str::to_owned);
     let token = option("session_token");
     let places = [
-        (address.user.clone(), address.password.clone(), token.clone()),
-        (option("access_key_id"), option("secret_access_key"), token),
+        (option("access_key_id"), option("secret_access_key"), token.clone()),
         (meltano("S3_AWS_ACCESS_KEY_ID"), meltano("S3_AWS_SECRET_ACCESS_KEY"), None),
+        (address.user.clone(), address.password.clone(), token),
     ];
     for place in places {
         match place {

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Access, Options};
+use super::{Access, Credentials, Options};
 use crate::backend::network::tls::Roots;
 use crate::backend::remote::Failure;
 use crate::store::{StoreSettings, StoreUrl};
@@ -39,13 +39,42 @@ fn meltano_s_settings_are_used_where_the_address_says_nothing() {
     ];
     let Access::S3 { keys: Some(keys), endpoint, .. } = read_well("s3://b", &variables).access else { panic!("keys") };
     assert_eq!((keys.id.as_str(), endpoint.as_deref()), ("id", Some("http://minio:9000")));
+    // As in Meltano, whose settings come before what its address says.
     let Access::S3 { keys: Some(keys), .. } = read_well("s3://other:x@b", &variables).access else { panic!("keys") };
-    assert_eq!(keys.id, "other");
+    assert_eq!(keys.id, "id");
+    let url = "s3://other:x@b?access_key_id=own&secret_access_key=x";
+    let Access::S3 { keys: Some(keys), .. } = read_well(url, &variables).access else { panic!("keys") };
+    assert_eq!(keys.id, "own");
+    assert!(read("s3://other:x@b", &variables[..1]).is_err_and(|failure| failure.why.contains("only one")));
     let Access::Azure(account) = read_well("azure://c", &variables).access else { panic!("an account") };
     assert_eq!((account.name().as_deref(), account.key.as_deref()), (Some("shop"), Some("a==")));
     // Another account's key is of no use.
     let Access::Azure(account) = read_well("azure://c?account=other", &variables).access else { panic!("an account") };
     assert_eq!((account.name().as_deref(), account.key), (Some("other"), None));
+}
+
+#[test]
+fn meltano_s_settings_for_google_are_a_path_or_what_would_be_there_and_not_both() {
+    let path = ("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_PATH", "/key.json");
+    let old = ("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS", "/old.json");
+    let json = ("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON", "{}");
+    let credentials = |url: &str, variables: &[(&str, &str)]| match read(url, variables)?.access {
+        Access::Gcs { credentials, .. } => Ok::<_, Failure>(credentials),
+        _ => panic!("Google"),
+    };
+    for (url, variables, expected) in [
+        ("gs://b", &[path, old][..], "/key.json"),
+        ("gs://b", &[old], "/old.json"),
+        ("gs://b?application_credentials=/own.json", &[path, json], "/own.json"),
+    ] {
+        assert!(matches!(credentials(url, variables), Ok(Some(Credentials::File(path))) if path == expected), "{expected}");
+    }
+    assert!(matches!(credentials("gs://b", &[json]), Ok(Some(Credentials::Json(text))) if text == "{}"));
+    assert!(credentials("gs://b", &[path, json]).is_err());
+    for text in ["hunter2", "\"hunter2\"", "{hunter2}"] {
+        let failure = credentials("gs://b", &[(json.0, text)]).err().expect(text);
+        assert!(failure.why.contains("no JSON object") && !failure.why.contains("hunter2"), "{}", failure.why);
+    }
 }
 
 #[test]

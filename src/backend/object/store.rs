@@ -16,7 +16,7 @@ use super::credentials::{Container, Kept};
 use super::environment::given;
 use super::failure::{Question, Refusal, innermost, refusal};
 use super::http::{Connector, Shared};
-use super::options::{Access, Keys, Options};
+use super::options::{Access, Credentials, Keys, Options};
 use super::words::Words;
 use crate::backend::network::{checks, runtime};
 use crate::backend::remote::{Cause, Failure};
@@ -147,13 +147,17 @@ fn build(options: &Options, shared: &Arc<Shared>) -> Result<Arc<dyn ObjectStore>
         }
         Access::Gcs { credentials, endpoint } => {
             let service = given("SERVICE_ACCOUNT");
-            let builder = given("GOOGLE_")
-                .chain(service)
-                .fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
+            // The crate would take others first.
+            let others =
+                [GoogleConfigKey::ServiceAccount, GoogleConfigKey::ServiceAccountKey, GoogleConfigKey::ApplicationCredentials];
+            let usual = given("GOOGLE_").chain(service).filter(|(key, _)| credentials.is_none() || !others.contains(key));
+            let builder = usual.fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
             let mut builder = builder.with_bucket_name(&options.bucket);
-            if let Some(path) = credentials {
-                builder = builder.with_application_credentials(path);
-            }
+            builder = match credentials {
+                Some(Credentials::File(path)) => builder.with_application_credentials(path),
+                Some(Credentials::Json(text)) => builder.with_service_account_key(text),
+                None => builder,
+            };
             if let Some(endpoint) = endpoint {
                 builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
             }
