@@ -241,6 +241,27 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long
         assert!(ended.code == 1 && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "), "{why}: {ended:?}");
         assert!(ended.stderr.lines().count() == 1 && !ended.stderr.contains("hunter"), "{ended:?}");
     }
+    let token = bare.locks.dir().join("token");
+    fs::write(&token, "hunter3\n").expect("a file");
+    let token = token.to_str().expect("UTF-8");
+    for (variables, why) in [
+        (
+            [("AWS_WEB_IDENTITY_TOKEN_FILE", token), ("AWS_ROLE_ARN", "arn"), ("AWS_ENDPOINT_URL_STS", "http://a b")],
+            "invalid uri",
+        ),
+        (
+            [
+                ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/"),
+                ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token),
+                ("AWS_EC2_METADATA_DISABLED", "true"),
+            ],
+            "AWS's settings cannot be used",
+        ),
+    ] {
+        let ended = ended(bare.serializer(&["run", "true"]).envs(variables));
+        assert!(ended.code == 1 && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "), "{why}: {ended:?}");
+        assert!(ended.stderr.lines().count() == 1 && !ended.stderr.contains("hunter"), "{ended:?}");
+    }
     let config = bare.locks.dir().join("config");
     fs::write(&config, "[default]\nendpoint_url = http://a b\n").expect("a file");
     let ended = run(&elsewhere, &[("AWS_CONFIG_FILE", config.to_str().expect("UTF-8"))]);

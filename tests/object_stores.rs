@@ -391,6 +391,9 @@ fn meltano_s_json_for_google_is_used_and_comes_before_other_credentials() {
     command.env("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON", json).env("GOOGLE_SERVICE_ACCOUNT", "/nonexistent");
     is_refused(&ended(&mut command), "may not read in `b`", "roles/storage.objectUser");
     assert_eq!(injector.take_asked().len(), 1);
+    let odd = format!(r#"{{{keys},"gcs_base_url":"http://a b"}}"#);
+    command.env("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON", odd);
+    is_refused(&ended(&mut command), "`gcs_base_url` is no address of a server", "https://");
 }
 
 #[test]

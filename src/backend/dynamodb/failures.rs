@@ -144,7 +144,7 @@ fn unreachable(error: &(dyn Error + 'static), place: &Place) -> Failure {
             .with_hint("check the region and the `endpoint`; who has no way to AWS needs a VPC endpoint or `HTTPS_PROXY`");
     }
     // As a profile may have it; nothing was sent.
-    if chain(error).any(|error| error.is::<http::uri::InvalidUri>() || error.is::<http::uri::InvalidUriParts>()) {
+    if is_about_address(error) {
         return cannot_ask("its endpoint is no address of a server".to_owned(), place)
             .with_hint("`endpoint_url` of the profile looks like `https://host:port`");
     }
@@ -161,6 +161,10 @@ fn unreachable(error: &(dyn Error + 'static), place: &Place) -> Failure {
         return Failure { cause: Cause::Permanent, ..failure }.with_hint(hint);
     }
     failure
+}
+
+fn is_about_address(error: &(dyn Error + 'static)) -> bool {
+    chain(error).any(|error| error.is::<http::uri::InvalidUri>() || error.is::<http::uri::InvalidUriParts>())
 }
 
 /// An error and what it comes from. What an `io::Error` has inside is none of its sources.
@@ -189,14 +193,15 @@ pub fn of_credentials(error: &CredentialsError, profile: Option<&str>) -> Failur
         }
         (CredentialsError::CredentialsNotLoaded(_), None) => Failure::permanent("there are no credentials for AWS")
             .with_hint("`AWS_PROFILE`, `AWS_ACCESS_KEY_ID`, `aws sso login` or a role of this host or container provide them"),
-        (CredentialsError::InvalidConfiguration(_), _) => Failure::permanent(format!("AWS's settings cannot be used: {why}")),
+        (CredentialsError::InvalidConfiguration(_), _) => Failure::permanent(format!("AWS's settings cannot be used: {why}"))
+            .with_hint("perhaps a variable, or a file with a token, has a line end that it should not have"),
         (CredentialsError::ProviderTimedOut(_), _) => Failure::transient("the credentials do not come in time"),
         _ => {
             let failure = Failure::transient(format!("cannot get credentials: {why}"));
             // Who answers has refused them; who does not may do so soon.
             let is_late = chain(error).any(|error| error.is::<aws_smithy_async::future::timeout::TimedOutError>());
             let is_broken = chain(error).any(|error| error.is::<ConnectorError>());
-            let cause = if is_late || is_broken { Cause::Transient } else { Cause::Permanent };
+            let cause = if (is_late || is_broken) && !is_about_address(error) { Cause::Transient } else { Cause::Permanent };
             Failure { cause, ..failure }
                 .with_hint("`aws sts get-caller-identity` tries credentials out; `aws sso login` renews them")
         }

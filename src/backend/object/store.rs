@@ -161,12 +161,23 @@ fn build(options: &Options, shared: &Arc<Shared>) -> Result<Arc<dyn ObjectStore>
             if let Some(endpoint) = endpoint {
                 builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
             }
+            check_account(&builder)?;
             let builder = builder.with_retry(once()).with_http_connector(connector);
             let provider = Arc::clone(builder.clone().build().map_err(unusable)?.credentials());
             let builder = builder.with_credentials(Arc::new(Kept::new(provider, |credential| is_header(&credential.bearer))));
             Ok(Arc::new(builder.build().map_err(unusable)?))
         }
     }
+}
+
+/// A service account may say where the store is, as emulators' do.
+fn check_account(builder: &GoogleCloudStorageBuilder) -> Result<(), Failure> {
+    let value = |key| builder.get_config_value(&key);
+    let of_file = || std::fs::read_to_string(value(GoogleConfigKey::ServiceAccount)?).ok();
+    let text = value(GoogleConfigKey::ServiceAccountKey).or_else(of_file).unwrap_or_default();
+    let account = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
+    let endpoint = account.get("gcs_base_url").and_then(serde_json::Value::as_str);
+    endpoint.map_or(Ok(()), |endpoint| checks::endpoint(endpoint, "service account's `gcs_base_url`"))
 }
 
 fn is_header(text: &str) -> bool {
