@@ -404,7 +404,8 @@ fn what_only_tells_how_an_acquisition_went_is_removed_in_the_end_as_well() {
 /// Costs, which docs/stores.md tells, in units of capacity as the emulator counts them.
 #[test]
 fn so_many_units_are_needed() {
-    let store = Store { lease: "3".to_owned(), ..shared() };
+    // Long enough for each answer to come in time.
+    let store = Store { lease: "12".to_owned(), ..shared() };
     let (injector, through) = injected(&store);
     injector.meter();
     let units = || {

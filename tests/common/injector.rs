@@ -85,6 +85,12 @@ impl Injector {
         self.shared.lock().planned.push(Planned { marker, times, answer, is_done: false, is_repeated: false });
     }
 
+    /// The same, and nothing else is planned any more; there is no moment in between.
+    pub fn refuse_instead(&self, marker: &str, times: usize, answer: &str) {
+        let (marker, answer) = (marker.to_owned(), answer.to_owned());
+        self.shared.lock().planned = vec![Planned { marker, times, answer, is_done: false, is_repeated: false }];
+    }
+
     /// So many questions with `marker` in their first lines are passed on, and get this answer in place of the server's.
     pub fn misreport(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());

@@ -55,13 +55,15 @@ impl Agent {
     pub fn find(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, Failure> {
         let relative = variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").map(|path| format!("http://{}{path}", AGENTS[0]));
         let Some(url) = relative.or_else(|| variable("AWS_CONTAINER_CREDENTIALS_FULL_URI")) else { return Ok(None) };
-        let cannot = |why: &str| Failure::permanent(format!("credentials cannot be asked for where the variables say: {why}"));
+        let cannot = |why: &str| {
+            Failure::permanent(format!("credentials cannot be asked for where the variables say: {why}"))
+                .with_hint("`AWS_CONTAINER_CREDENTIALS_FULL_URI` begins with `https://`, or names this machine or such an agent")
+        };
         let url: Uri = url.parse().map_err(|_| cannot("that is no address of a server"))?;
         let host = url.host().unwrap_or("").trim_matches(['[', ']']);
         let is_own = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         if url.scheme_str() != Some("https") && !is_own && !AGENTS.contains(&host) {
-            return Err(cannot("without encryption, only this machine and agents of containers are asked")
-                .with_hint("`AWS_CONTAINER_CREDENTIALS_FULL_URI` begins with `https://`, or names one of these"));
+            return Err(cannot("without encryption, only this machine and agents of containers are asked"));
         }
         let file = variable("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE").map(|path| Token::File(path.into()));
         Ok(Some(Self { url, token: file.or_else(|| variable("AWS_CONTAINER_AUTHORIZATION_TOKEN").map(Token::Given)) }))

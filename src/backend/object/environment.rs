@@ -84,7 +84,10 @@ pub fn check(scheme: Scheme, raw: &Variables<'_>) -> Result<(), Failure> {
     HEADERS.iter().try_for_each(|name| check(name, &checks::header))?;
     let part = |before: &'static str| {
         move |value: &str, what: &str| {
-            let failure = || Failure::permanent(format!("the {what} is no address, nor a part of one"));
+            let failure = || {
+                let failure = Failure::permanent(format!("the {what} is no address, nor a part of one"));
+                failure.with_hint("perhaps it has a line end, or a space")
+            };
             if is_url(&format!("{before}{value}")) { Ok(()) } else { Err(failure()) }
         }
     };
