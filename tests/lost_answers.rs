@@ -45,9 +45,9 @@ impl Marker {
     }
 }
 
-/// What grants a lock that nobody has held yet: in S3, its object is made and tried out before.
+/// What grants a lock that nobody has held yet: in a bucket, its object is made and tried out before.
 fn granting(store: &Store) -> &'static [u8] {
-    if !store.is_s3() {
+    if !store.is_bucket() {
         return Insert.of(store);
     }
     assert_eq!(store.run(&["run", "true"]).code, 0);

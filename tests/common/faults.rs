@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::common::{Ended, until};
 use crate::proxy::Proxy;
-use crate::servers::buckets::{s3_url_at, start_s3};
+use crate::servers::buckets::{Azurite, azure_url_at, s3_url_at, start_s3};
 use crate::servers::emulators::{Dynalite, Moto};
 use crate::servers::{MariaDb, Options, Postgres};
 use crate::stores::Store;
@@ -23,9 +23,11 @@ pub enum Server {
     Dynalite(Dynalite),
     /// It goes and comes back as its users see that: the emulator would forget everything.
     S3(Moto, Proxy),
+    /// The same.
+    Azure(Azurite, Proxy),
 }
 
-/// The same for all but S3.
+/// The same for all but buckets.
 macro_rules! of_all {
     ($self:expr, $server:ident => $what:expr, $moto:pat, $proxy:pat => $else:expr) => {
         match $self {
@@ -33,6 +35,7 @@ macro_rules! of_all {
             Server::MariaDb($server) => $what,
             Server::Dynalite($server) => $what,
             Server::S3($moto, $proxy) => $else,
+            Server::Azure($moto, $proxy) => $else,
         }
     };
 }
@@ -40,9 +43,10 @@ macro_rules! of_all {
 impl Server {
     /// One of each kind.
     pub fn all() -> Vec<Self> {
-        let moto = start_s3();
-        let proxy = Proxy::to(moto.address());
-        Self::both().into_iter().chain([Self::Dynalite(Dynalite::start()), Self::S3(moto, proxy)]).collect()
+        let (moto, azurite) = (start_s3(), Azurite::start());
+        let (s3, azure) = (Proxy::to(moto.address()), Proxy::to(azurite.address()));
+        let others = [Self::Dynalite(Dynalite::start()), Self::S3(moto, s3), Self::Azure(azurite, azure)];
+        Self::both().into_iter().chain(others).collect()
     }
 
     /// Databases, which have clocks.
@@ -60,7 +64,11 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
-        of_all!(self, server => server.url(), _, proxy => s3_url_at(proxy.addr()))
+        match self {
+            Self::S3(_, proxy) => s3_url_at(proxy.addr()),
+            Self::Azure(_, proxy) => azure_url_at(proxy.addr()),
+            server => of_all!(server, server => server.url(), _, _ => panic!("a bucket")),
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -101,7 +109,7 @@ impl Server {
         match self {
             Self::Postgres(server) => server.psql(sql),
             Self::MariaDb(server) => server.sql(sql),
-            Self::Dynalite(_) | Self::S3(..) => panic!("it does not take SQL"),
+            Self::Dynalite(_) | Self::S3(..) | Self::Azure(..) => panic!("it does not take SQL"),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use serializer::record::random_token;
 
 use super::common::{Ended, Locks, PROGRAM, Shell, Waiter, ended};
-use super::servers::buckets::{s3_url_at, shared_s3};
+use super::servers::buckets::{s3_url_at, shared_azure, shared_s3};
 use super::servers::emulators::shared_dynalite;
 use super::servers::{shared_mariadb, shared_postgres};
 
@@ -40,8 +40,8 @@ impl Store {
     /// One of each kind that is reached by a network.
     pub fn over_networks(lease: Duration) -> Vec<Self> {
         let mut all = Self::with_a_clock(lease);
-        all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&shared_dynalite().url()) });
-        all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&s3_url_at(shared_s3().address())) });
+        let others = [shared_dynalite().url(), s3_url_at(shared_s3().address()), shared_azure().url()];
+        all.extend(others.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }));
         all
     }
 
@@ -60,8 +60,8 @@ impl Store {
         urls.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }).into()
     }
 
-    pub fn is_s3(&self) -> bool {
-        self.url.starts_with("s3:")
+    pub fn is_bucket(&self) -> bool {
+        self.url.starts_with("s3:") || self.url.starts_with("azure:")
     }
 
     /// What a request to look holds, one to write where nothing has been yet, and one to write what has changed.
@@ -69,7 +69,7 @@ impl Store {
         if self.url.starts_with("dynamodb:") {
             return [b"DynamoDB_20120810.GetItem", b"attribute_not_exists(#key)", b"#version = :number AND"];
         }
-        if self.is_s3() {
+        if self.is_bucket() {
             return [b"GET /", b"if-none-match", b"if-match"];
         }
         [b"LEFT JOIN serializer_locks", b"INSERT INTO serializer_locks", b"UPDATE serializer_locks"]
@@ -83,7 +83,7 @@ impl Store {
     /// Where its server is.
     pub fn address(&self) -> String {
         let behind_user = || Some(self.url.rsplit_once('@')?.1.split_once('/')?.0);
-        let endpoint = self.url.split_once("endpoint=http://").map(|(_, endpoint)| endpoint);
+        let endpoint = self.url.split_once("endpoint=http://").and_then(|(_, endpoint)| endpoint.split('/').next());
         endpoint.or_else(behind_user).expect("an address").to_owned()
     }
 
