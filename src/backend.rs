@@ -8,6 +8,7 @@ mod engines;
 pub mod file;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
 mod key;
+mod looks;
 pub mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
@@ -15,7 +16,6 @@ mod mysql;
 mod network;
 #[cfg(feature = "object-store")]
 mod object;
-mod pace;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod remote;
@@ -392,5 +392,6 @@ pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
 /// When this program was built without the store.
 pub fn schema(settings: &StoreSettings) -> Result<Option<&'static str>, Error> {
     let engine = Engine::of(settings.url.scheme());
-    Ok(engine.map_err(|failure| failure.during("use the store", settings.url.to_string()))?.schema)
+    let cannot = |failure: Failure| Error::Unusable(failure.during("use the store", settings.url.to_string()));
+    Ok(engine.map_err(cannot)?.schema)
 }

@@ -140,6 +140,11 @@ impl Environment {
 
     /// The one for a lock of that name.
     fn store_for(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Option<StoreSettings>, Error> {
+        // Whoever has written `SERIALIZER_STORE=$MELTANO_DATABASE_URI` where that is not set believes that hosts exclude each other.
+        if self.has_empty_store && args.store.is_none() && args.dir.is_none() {
+            let hint = "set it to an address, or unset it for locks of this machine alone";
+            return Err(Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty"), Some(hint.into())));
+        }
         if let Some(directory) = self.shared_directory(args, name)? {
             return self.store_at(args, StoreUrl::of_directory(&directory)).map(Some);
         }
@@ -153,11 +158,6 @@ impl Environment {
                 (self.resolve(None, "STORE", self.store.as_deref(), |text| Ok(Unread::from(text)))?, format!("{PREFIX}STORE"))
             }
         };
-        // Whoever has written `SERIALIZER_STORE=$MELTANO_DATABASE_URI` where that is not set believes that hosts exclude each other.
-        if given.is_none() && self.has_empty_store {
-            let hint = "set it to an address, or unset it for locks of this machine alone";
-            return Err(Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty"), Some(hint.into())));
-        }
         let Some(given) = given else { return Ok(None) };
         let url = given.read().map_err(|expected| Error::usage(format!("cannot use `{name}`: {expected}"), None))?;
         self.store_at(args, url).map(Some)

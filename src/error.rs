@@ -113,7 +113,12 @@ impl Error {
                     true => format!("{message}, because the lock was lost: {how}"),
                     false => format!("{message}, because the lock was lost: {how}; held now by {}", in_full(&holders)),
                 },
-                hint: Some("what ran under it may not have run alone".into()),
+                hint: Some(match verb {
+                    "lock" => {
+                        "what has run since it was locked the last time may not have run alone; it can be locked again".into()
+                    }
+                    _ => "what ran under it may not have run alone".into(),
+                }),
                 code: ExitCode::Lost,
             },
             mutex::Error::Backend(error) => error.into(),

@@ -15,19 +15,17 @@
 pub mod claimant;
 pub mod process;
 pub mod thread;
-pub mod timer;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
-
-use timer::Timer;
 
 use crate::backend;
 use crate::claimant::Claimant;
 use crate::mutex::{Error, Grant, Mutex};
 use crate::process::since_boot;
 use crate::record::{Entry, Record};
+use crate::timer::Timer;
 
 /// As long as nothing happens.
 const LONG: Duration = Duration::from_secs(3600);

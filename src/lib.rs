@@ -34,6 +34,7 @@ pub mod printable;
 pub mod process;
 pub mod record;
 pub mod store;
+pub mod timer;
 pub mod usage;
 pub mod verdict;
 pub mod waiter;

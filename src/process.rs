@@ -2,6 +2,7 @@
 //!
 //! A pidfd is asked first (2 µs, not fooled by zombies and thread ids, not hidden by `hidepid`); `/proc` where it cannot answer.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -146,23 +147,33 @@ pub fn is_ancestor(pid: Pid) -> bool {
 
 /// Whether `wanted` is `pid`, its parent, or the parent of that, and so on.
 pub fn has_ancestor(pid: Pid, wanted: Pid) -> bool {
+    has_ancestor_among(pid, &HashSet::from([wanted]))
+}
+
+/// Whether it is one of these, or has come from one of them.
+pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
     // More generations than there are in practice; processes may come and go while one looks.
-    std::iter::successors(Some(pid), |child| parent(*child)).take(64).any(|ancestor| ancestor == wanted)
+    std::iter::successors(Some(pid), |child| parent(*child)).take(64).any(|ancestor| wanted.contains(&ancestor))
 }
 
 /// All that `pid` has started or adopted, and what those have, and so on, as far as `/proc` tells. Reads all of it.
 pub fn descendants_of(pid: Pid) -> Vec<Pid> {
+    descendants_of_all(&[pid])
+}
+
+/// The same for all of these, of which some may have started others.
+pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
     let listed = fs::read_dir("/proc").into_iter().flatten().flatten();
     let listed = listed.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
     let mut all: Vec<(Pid, Option<Pid>)> = listed.map(|pid| (pid, parent(pid))).collect();
-    let mut found = vec![pid];
+    let mut found = pids.to_vec();
     let mut seen = 0;
     // Each round finds the children of one; nobody is found twice.
     while let Some(ancestor) = found.get(seen).copied() {
         seen += 1;
         found.extend(all.extract_if(.., |(_, parent)| *parent == Some(ancestor)).map(|(pid, _)| pid));
     }
-    found.split_off(1)
+    found.split_off(pids.len())
 }
 
 /// What this process's main thread has started or adopted; `None` where `/proc` does not tell (`CONFIG_PROC_CHILDREN`), or tells numbers

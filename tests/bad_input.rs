@@ -666,6 +666,9 @@ fn an_empty_store_is_no_lock_of_this_machine() {
         let ended = ended(locks.serializer(args).env("SERIALIZER_STORE", ""));
         refused(&ended, 2, &["cannot use `SERIALIZER_STORE`: it is empty", "unset it"]);
     }
+    // Nor one of hosts that share a directory.
+    let in_a_directory = ended(locks.serializer(&["lock"]).env("SERIALIZER_STORE", "").env("SERIALIZER_LEASE_SECONDS", "6"));
+    refused(&in_a_directory, 2, &["cannot use `SERIALIZER_STORE`: it is empty"]);
     assert!(locks.names().is_empty());
     // Who names another place by a flag has said what is meant.
     let elsewhere = locks.dir().display().to_string();

@@ -25,7 +25,7 @@ use serializer::mode::Mode;
 use serializer::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
 use serializer::owner::{Instance, Owner, Place};
 use serializer::process::since_boot;
-use serializer::record::{Entry, Outcome, Record, parse_pid};
+use serializer::record::{Entry, Lease, Outcome, Record, parse_pid};
 use serializer::verdict::{Held, Holding, Judge, Verdict};
 use serializer::waiting::{Observer, Waiting};
 
@@ -746,6 +746,49 @@ fn a_lock_is_not_taken_away_from_whoever_has_come_meanwhile() {
     let stored = memory.load().expect("memory").expect("it is held");
     let entries = stored.content.record().expect("a record").entries();
     assert!(entries.len() == 1 && entries[0].owner.pid.as_raw_pid() == 3 && entries[0].released.is_none(), "{entries:?}");
+}
+
+/// An entry of this process, with what has become of it.
+fn entry(process: &Process, released: Option<Outcome>) -> Entry {
+    let lease = Some(Lease { duration: Duration::from_secs(600), expires: Some(since_boot() + 600_000), renewals: 0 });
+    Entry { lease, released, ..process.entry().expect("an entry") }
+}
+
+fn entries(memory: &mut Memory) -> Vec<Entry> {
+    let stored = memory.load().expect("memory");
+    stored.and_then(|stored| Some(stored.content.record()?.entries().to_vec())).unwrap_or_default()
+}
+
+#[test]
+fn the_word_of_a_loss_takes_no_other_word_with_it() {
+    let world = World::new();
+    let mut memory = Memory::shared();
+    let lost = entry(&world.process(2), Some(Outcome::Lost));
+    let others = [entry(&world.process(3), Some(Outcome::Lost)), entry(&world.process(4), Some(Outcome::Succeeded))];
+    let all = [&[lost], others.as_slice()].concat();
+    assert_eq!(memory.create(&Record::of(all).expect("a record")).expect("memory"), Write::Done);
+    let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+    let mut lock = || mutex.acquire(&world.process(2), &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
+    assert!(matches!(lock(), Err(mutex::Error::Lost(Lost::TakenOver, _))));
+    let tokens = |entries: &[Entry]| entries.iter().map(|entry| entry.token.clone()).collect::<HashSet<_>>();
+    assert_eq!(tokens(&entries(&mut memory)), tokens(&others));
+    assert!(matches!(lock(), Ok(Acquired::Free(_))));
+}
+
+#[test]
+fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_itself() {
+    let world = World::new();
+    let mut memory = Memory::shared();
+    for pid in [2, 3] {
+        let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+        let acquired = mutex.acquire(&world.process(pid), &request(SLOTS), &attempts(1), &mut Silent);
+        assert!(matches!(acquired, Ok(Acquired::Free(_))), "{acquired:?}");
+    }
+    let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+    let forced = mutex.release(&world.process(2), Whose::Anybodys, Outcome::Unknown);
+    assert!(matches!(&forced, Ok(Released::Forced(taken)) if taken.len() == 2), "{forced:?}");
+    let left = entries(&mut memory);
+    assert!(left.len() == 1 && left[0].owner.pid.as_raw_pid() == 3 && left[0].released == Some(Outcome::Lost), "{left:?}");
 }
 
 #[test]

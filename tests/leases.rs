@@ -375,6 +375,22 @@ fn who_locks_again_after_a_loss_is_told_of_it_once() {
 }
 
 #[test]
+fn who_locks_again_keeps_the_lease_that_is_there() {
+    for store in Store::all(SHORT) {
+        let mut owner = store.shell();
+        owner.lock();
+        signal(store.keeper(), Signal::KILL);
+        until_gone(store.keeper());
+        assert_eq!(owner.run(r#"SERIALIZER_LEASE_SECONDS=600 "$S" lock 2> /dev/null"#), 0);
+        // The store knows the first one only.
+        let renewals = || store.holder("lease_renewals").as_u64().unwrap_or(0);
+        until("it is not renewed in time", || renewals() >= 6);
+        assert_eq!(store.holder("pid").as_u64(), Some(u64::from(owner.pid())));
+        owner.unlock();
+    }
+}
+
+#[test]
 fn a_keeper_that_cannot_ask_the_store_is_not_relied_on() {
     for store in Store::with_a_clock(LONG) {
         let (before, behind) = store.url.split_once("//meltano:").expect("a user");

@@ -17,7 +17,7 @@ fn a_store_that_was_left_out_is_named_with_the_way_to_get_it() {
     ] {
         for command in [&["lock", "-n"][..], &["status", "--all"], &["initialize", "--print-sql"], &["run", "true"]] {
             let ended = ended(locks.serializer(command).env("SERIALIZER_STORE", url));
-            assert_eq!(ended.code, 1, "{ended:?}");
+            assert_eq!(ended.code, 2, "{ended:?}");
             let how = format!("--features {feature}`");
             assert!(ended.stderr.contains("built without the store") && ended.stderr.contains(&how), "{ended:?}");
             assert!(!ended.stderr.contains("hunter2"), "{ended:?}");

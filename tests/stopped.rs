@@ -65,6 +65,32 @@ fn is_stopped_at(store: &Store, call: &str, number: usize) -> bool {
     true
 }
 
+/// Delays `lock` at one of its calls; says whether it has come to that.
+fn is_delayed_at(store: &Store, number: usize) -> bool {
+    let mut owner = store.shell();
+    let code = owner.run(&format!(
+        "strace -D -qq -o trace -e trace=sendto -e inject=sendto:delay_enter=1500ms:when={number} \
+         \"$S\" lock -n --on-lost terminate 2> said"
+    ));
+    let (alive, said) = (owner.run("true"), fs::read_to_string(store.locks.dir().join("said")).expect("it can be read"));
+    assert!(alive == 0 && [0, 76].contains(&code), "{} {number}: {code} {said}", store.url);
+    if code == 0 {
+        owner.unlock();
+    }
+    // Nobody keeps what it does not have.
+    assert_eq!(store.run(&["run", "--timeout", "20s", "true"]).code, 0, "{} {number}: {code} {said}", store.url);
+    fs::read_to_string(store.locks.dir().join("trace")).expect("it can be read").contains("(DELAYED)")
+}
+
+#[test]
+fn an_owner_that_was_never_told_that_it_has_the_lock_is_not_ended_when_that_is_lost() {
+    for store in Store::with_a_clock(LEASE) {
+        assert_eq!(store.run(&["run", "true"]).code, 0);
+        let delays = (1..=MOST_OF_A_KIND).take_while(|number| is_delayed_at(&store, *number)).count();
+        assert!(delays > 2, "{}: {delays}", store.url);
+    }
+}
+
 #[test]
 fn whoever_is_stopped_while_it_locks_does_not_believe_that_it_has_what_another_has() {
     let mut stops = 0;

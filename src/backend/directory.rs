@@ -59,7 +59,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
 use super::file::leads_to;
-use super::pace::Looks;
+use super::looks::Looks;
 use super::remote::{Cause, Failure, Register, Row, jittered};
 use super::{Write, plain};
 use crate::printable;

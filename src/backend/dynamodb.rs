@@ -21,7 +21,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::Write;
 use super::key::key;
-use super::pace::Looks;
+use super::looks::Looks;
 use super::remote::{Cause, Failure, Register, Row};
 use crate::store::StoreSettings;
 use account::{Account, Place};

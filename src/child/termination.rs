@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, getpid, pidfd_send_signal};
 
 use crate::backend;
 use crate::process::{self, Observation, Process, since_boot};
+use crate::timer::Timer;
 
 /// How often to look for what is left to be stopped or killed: each time, somebody has started others meanwhile.
 const MAX_ROUNDS: usize = 50;
@@ -22,6 +23,8 @@ pub struct Termination<'a> {
     kill_at: &'a dyn Fn() -> u64,
     why: &'a dyn Fn() -> String,
     stage: Stage,
+    /// When it is to be killed: by the clock that goes on while the host sleeps. None where the kernel has none left.
+    timer: Option<Timer>,
 }
 
 enum Stage {
@@ -37,7 +40,7 @@ impl<'a> Termination<'a> {
     /// A command is to be ended when `when` becomes readable. `kill_at` is asked then until when that may take, in milliseconds since
     /// boot: what is over must not go on. `why` is for people.
     pub fn new(when: BorrowedFd<'a>, kill_at: &'a dyn Fn() -> u64, why: &'a dyn Fn() -> String) -> Self {
-        Self { when, kill_at, why, stage: Stage::Running }
+        Self { when, kill_at, why, stage: Stage::Running, timer: None }
     }
 
     /// Whether the command was told to end.
@@ -58,9 +61,13 @@ impl<'a> Termination<'a> {
         }
     }
 
-    /// Becomes readable when it is time for the first step.
-    pub fn fd(&self) -> Option<BorrowedFd<'a>> {
-        (!self.has_begun()).then_some(self.when)
+    /// Becomes readable when it is time for the next step.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self.stage {
+            Stage::Running => Some(self.when),
+            Stage::Asked(_) => self.timer.as_ref().map(Timer::fd),
+            Stage::Killed => None,
+        }
     }
 
     /// Takes the step that is due, if one is, for the command, which has not been reaped if it is named, and all that it has started;
@@ -78,6 +85,7 @@ impl<'a> Termination<'a> {
                 } else {
                     tracing::error!("ending the command, because its lock is lost: {}", (self.why)());
                     send(command, Signal::TERM, spared);
+                    self.timer = Timer::new().and_then(|timer| timer.set(until).map(|()| timer)).ok();
                     return Ok(true);
                 }
             }
@@ -134,15 +142,10 @@ pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
 fn add_descendants(all: &mut Vec<Process>, spared: Option<Pid>) -> bool {
     let running = |all: &[Process]| all.iter().filter(|process| !process.has_ended()).map(Process::pid).collect::<HashSet<_>>();
     let known = running(all);
-    let new: HashSet<Pid> = known
-        .iter()
-        .flat_map(|pid| process::descendants_of(*pid))
-        .filter(|pid| !known.contains(pid) && Some(*pid) != spared)
-        .collect();
+    let new = process::descendants_of_all(&known.iter().copied().collect::<Vec<_>>());
+    let new: HashSet<Pid> = new.into_iter().filter(|pid| !known.contains(pid) && Some(*pid) != spared).collect();
     let before = all.len();
-    all.extend(
-        new.into_iter().filter_map(|pid| descendant(pid, |pid| known.iter().any(|root| process::has_ancestor(pid, *root)))),
-    );
+    all.extend(new.into_iter().filter_map(|pid| descendant(pid, |pid| process::has_ancestor_among(pid, &known))));
     all.len() > before
 }
 

@@ -8,6 +8,7 @@ use crate::config::{Environment, OnLost};
 use crate::error::Error;
 use crate::holder::Holder;
 use crate::keeper::claimant::KeptClaimant;
+use crate::keeper::process::Keeper;
 use crate::keeper::{Charge, TokenHolder};
 use crate::mutex::{self, Acquired, Grant, Mutex, Whose};
 use crate::owner::Place;
@@ -41,22 +42,29 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         acquired.map_err(|error| Error::mutex("lock", &location, error).or_if_busy(args.waiting.conflict_exit_code))?;
     let entry = kept(&mut mutex, &claimant, &acquired).map_err(|error| Error::mutex("lock", &location, error))?;
     if let (Some((mut grant, entry)), Some(lease)) = (entry, request.lease) {
+        // What is held already has the lease that it was acquired with.
+        let lease = entry.lease.map_or(lease, |own| own.duration);
         mutex.refresh(&mut grant, lease).map_err(|error| Error::mutex("lock", &location, error))?;
         let charge = Charge { grant, lease };
         let begun = claimant.keeper().and_then(|keeper| keeper.keep(&lock, &entry, &charge, orphans, on_lost));
         let begun = match begun {
             // Whoever was stopped meanwhile, or has waited for long, may not have it any more.
-            Ok(()) if charge.is_given_up() => {
-                mutex.renew(&charge.grant.token, None).map(drop).map_err(|_| Error::late(&location))
-            }
+            Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
+                Ok(_) => Ok(()),
+                Err(mutex::Error::Lost(..)) => Err(Error::late(&location)),
+                Err(error) => Err(Error::mutex("lock", &location, error)),
+            },
+            Err(_) if charge.is_given_up() => Err(Error::late(&location)),
             begun => {
                 begun.map_err(|error| Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))))
             }
         };
-        if begun.is_err() {
+        if let Err(error) = begun {
+            // Whatever orders it has had: nobody relies on the lock, so that nobody must keep it.
+            let _ = claimant.keeper().map(Keeper::kill);
             let _ = mutex.release(&TokenHolder(&charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
+            return Err(error);
         }
-        begun?;
     }
     report(&location, &owner.describe(), &acquired);
     match acquired.fencing().filter(|_| args.print_token) {

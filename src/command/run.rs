@@ -307,6 +307,8 @@ fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> 
         _ if is_taken => NotReleased::Fatal(Error::lost(location)),
         // Nobody has had it since, or nothing is lost but time: what is not renewed any more lapses.
         Some(true) => NotReleased::Harmless(Error::mutex("unlock", location, error)),
+        // Its process has ended, so that the lock is stale.
+        None if matches!(error, mutex::Error::NotOurs(_)) => NotReleased::Harmless(Error::mutex("unlock", location, error)),
         Some(false) if !matches!(error, mutex::Error::Lost(..)) => NotReleased::Fatal(Error::not_kept(location, &error)),
         Some(false) | None => NotReleased::Fatal(Error::mutex("unlock", location, error)),
     }

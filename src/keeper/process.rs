@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -124,8 +125,25 @@ impl Keeper {
             Ok((_, 0)) => Err(io::Error::other("the process that keeps the lease has ended")),
             Ok((_, length)) if &answer[..length] == BEGUN => Ok(()),
             Ok((_, length)) => Err(io::Error::other(String::from_utf8_lossy(&answer[..length]).into_owned())),
+            Err(Errno::AGAIN) => Err(io::Error::other("the process that keeps the lease does not answer")),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Ends it, whatever it does.
+    pub fn kill(&self) {
+        kill((self.pid, self.instance));
+    }
+}
+
+/// By what it is and not by its number alone, which may have become another one's.
+fn kill((pid, instance): (Pid, Instance)) {
+    if let Observation::Running(process) = process::observe(pid)
+        && instance.same_as(process.instance) == Some(true)
+        && let Some(pidfd) = process.ended_fd()
+    {
+        // Not by SIGTERM, which a script may ignore, and its keeper with it.
+        let _ = pidfd_send_signal(pidfd, Signal::KILL);
     }
 }
 
@@ -138,14 +156,8 @@ pub fn dismiss(entry: &Entry, here: &Place) {
     if process::arguments(pid).get(1).is_none_or(|name| name != NAME) {
         return;
     }
-    if let Observation::Running(keeper) = process::observe(pid)
-        && instance.same_as(keeper.instance) == Some(true)
-        && let Some(pidfd) = keeper.ended_fd()
-    {
-        // It would notice by itself when it renews the lease the next time. Not by SIGTERM, which a script may ignore, and its keeper
-        // with it.
-        let _ = pidfd_send_signal(pidfd, Signal::KILL);
-    }
+    // It would notice by itself when it renews the lease the next time.
+    kill((pid, instance));
 }
 
 /// If this process was started as a keeper, is one. To be asked before anything else.
@@ -165,9 +177,14 @@ fn main() -> ExitCode {
         Err(_) => return not_by_hand(NAME),
     };
     let Some(ward) = orders.ok().and_then(Ward::of) else { return ExitCode::FAILURE };
-    // What `lock` could read need not be there any more (a password in a pipe).
-    if let Err(error) = backend::open(&ward.location) {
-        let why = error.to_string();
+    // What `lock` could read need not be there any more (a password in a pipe). And whoever begins too late must not end an owner that
+    // was never told that it has the lock.
+    let begun = if ward.charge.is_given_up() {
+        Err("its lease is over".to_owned())
+    } else {
+        backend::open(&ward.location).map(drop).map_err(|error| error.to_string())
+    };
+    if let Err(why) = begun {
         let _ = send(&channel, &why.as_bytes()[..why.len().min(MAX_ANSWER)], SendFlags::NOSIGNAL);
         return ExitCode::FAILURE;
     }
@@ -231,6 +248,10 @@ impl Ward {
             let limit = held.look_again_in().or(held.ended_fd().is_none().then_some(UNHEARD)).unwrap_or(LONG);
             let fds: Vec<BorrowedFd<'_>> = held.ended_fd().into_iter().chain([lost]).collect();
             backend::sleep(limit, &fds)?;
+            // Whoever has ended needs no end, and its number may have become another one's.
+            if held.ended_fd().map(is_readable).transpose()? == Some(true) {
+                continue;
+            }
             if is_readable(lost)? {
                 // The owner may have unlocked without being able to tell us.
                 if self.on_lost == OnLost::Terminate

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::timer::Timer;
 use super::{Charge, is_readable, keep};
 use crate::backend::{self, Location};
 use crate::config::OnLost;
 use crate::mutex::{Error, Lost, Mutex};
 use crate::owner::Place;
 use crate::process::since_boot;
+use crate::timer::Timer;
 use crate::verdict::{LocalJudge, Orphans};
 
 /// A lease that is being renewed as long as this lives.

@@ -30,6 +30,9 @@ const MIN_OUTAGE: Duration = Duration::from_millis(200);
 /// somebody else has had it.
 const MAX_DEFERRALS: usize = 50;
 
+/// So many grants are remembered that may have been made in silence. A store that breaks all the time has made the last ones, if any.
+const MAX_ASKED_FOR: usize = 256;
+
 enum Attempt {
     Done(Acquired),
     Busy(Vec<Holding>),
@@ -180,7 +183,9 @@ impl Mutex<'_> {
             {
                 self.lost = Some(Lost::TakenOver);
                 let kept = held.iter().filter_map(|held| held.entry.clone());
-                let kept = kept.chain(self.lost_marks(&former, is_own_or_was)).collect();
+                // Others may be waiting for the word that it was done.
+                let told = former.iter().filter(|former| success(former).is_some()).filter_map(|former| former.entry.clone());
+                let kept = kept.chain(told).chain(self.lost_marks(&former, is_own_or_was)).collect();
                 if self.store(stored, kept)? != Write::Done {
                     continue;
                 }
@@ -267,7 +272,7 @@ impl Mutex<'_> {
 
     /// It may have been granted, as the next look will tell.
     fn remember(&mut self, grant: Grant) {
-        self.asked_for.truncate(MAX_ROUNDS - 1);
+        self.asked_for.truncate(MAX_ASKED_FOR - 1);
         self.asked_for.insert(0, grant);
     }
 

@@ -118,7 +118,8 @@ impl Mutex<'_> {
                 _ if own.is_empty() && held.is_empty() => self.remove_stale(claimant, &stored, former, whose)?,
                 _ => {
                     let (own, _) = split(own);
-                    self.take_away(&stored, own.into_iter().chain(held).collect(), &former, whose, tried)?
+                    let all = own.into_iter().chain(held).collect();
+                    self.take_away(&stored, all, &former, whose, tried, &is_claimants)?
                 }
             };
             if let Some(released) = released {
@@ -199,6 +200,7 @@ impl Mutex<'_> {
         former: &[Former],
         whose: Whose,
         tried: &mut Tried,
+        is_claimants: &dyn Fn(&Entry) -> bool,
     ) -> Result<Option<Released>, Error> {
         let is_meant = |holding: &Holding| match whose {
             Whose::Own | Whose::OwnAlone => false,
@@ -209,7 +211,8 @@ impl Mutex<'_> {
         if taken.is_empty() {
             return Err(Error::NotOurs(holders));
         }
-        let is_to_be_told = |entry: &&Entry| entry.lease.is_some() && entry.released.is_none();
+        // Who does it itself knows.
+        let is_to_be_told = |entry: &&Entry| entry.lease.is_some() && entry.released.is_none() && !is_claimants(entry);
         let lost = taken.iter().filter_map(|holding| holding.entry.as_ref()).filter(is_to_be_told).map(mark_lost);
         let lost: Vec<_> = self.lost_marks(former, |_| false).into_iter().chain(lost).collect();
         tried.taken = taken;

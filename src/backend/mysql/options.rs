@@ -96,10 +96,8 @@ impl Options {
                 return Err(Failure::permanent(format!("the option `{shown}` of the address is not known"))
                     .with_hint("`ssl_mode`, `ssl_ca`, `ssl_cert` and `ssl_key` are"));
             }
-            // Parts of a password that was not encoded look like options.
-            if !name.contains(['@', ':', '/']) {
-                tracing::debug!("the address's option `{shown}` is not known here");
-            }
+            // Which one is not said: parts of a password that was not encoded look like options.
+            tracing::debug!("an option of the address is not known here");
         }
         let file = OptionFile::read(address.option("read_default_file"), variable("HOME").as_deref())?;
         let group = address.option("read_default_group");

@@ -22,7 +22,7 @@ const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 const DEFAULT_PORT: u16 = 5432;
 
 /// libpq's variables, and the options that they stand for.
-const VARIABLES: [(&str, &str); 18] = [
+const VARIABLES: [(&str, &str); 24] = [
     ("PGHOST", "host"),
     ("PGHOSTADDR", "hostaddr"),
     ("PGPORT", "port"),
@@ -41,6 +41,13 @@ const VARIABLES: [(&str, &str); 18] = [
     ("PGCONNECT_TIMEOUT", "connect_timeout"),
     ("PGTARGETSESSIONATTRS", "target_session_attrs"),
     ("PGCHANNELBINDING", "channel_binding"),
+    // What cannot be had here must not go unnoticed.
+    ("PGREQUIREAUTH", "require_auth"),
+    ("PGREQUIREPEER", "requirepeer"),
+    ("PGSSLCRL", "sslcrl"),
+    ("PGSSLCRLDIR", "sslcrldir"),
+    ("PGGSSENCMODE", "gssencmode"),
+    ("PGSSLMINPROTOCOLVERSION", "ssl_min_protocol_version"),
 ];
 
 /// How to connect. Not `Debug`, because of the passwords.
@@ -238,6 +245,11 @@ impl Options {
         if pairs.take("gssencmode").is_some_and(|mode| mode == "require") {
             return Err(Failure::permanent("`gssencmode=require` is not supported").with_hint("`sslmode=verify-full` is"));
         }
+        if pairs.take("ssl_min_protocol_version").is_some_and(|version| version.eq_ignore_ascii_case("TLSv1.3")) {
+            return Err(
+                Failure::permanent("`ssl_min_protocol_version=TLSv1.3` is not supported").with_hint("TLSv1.2 is always wanted")
+            );
+        }
         for name in pairs.names() {
             // Whoever has mistyped one of these would not be as safe as wanted.
             if name.starts_with("ssl") && !OTHER_SSL.contains(&name) {
@@ -248,10 +260,8 @@ impl Options {
                 return Err(Failure::permanent(format!("the option `{name}` of the address is not supported"))
                     .with_hint("leave it out if the connection is secure enough without; `sslmode=verify-full` is supported"));
             }
-            // Parts of a password that was not encoded look like options.
-            if !name.contains(['@', ':', '/']) {
-                tracing::debug!("the option `{name}` of the address means nothing here");
-            }
+            // Which one is not said: parts of a password that was not encoded look like options.
+            tracing::debug!("an option of the address means nothing here");
         }
         Ok(options)
     }

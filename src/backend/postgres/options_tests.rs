@@ -123,6 +123,7 @@ fn how_much_is_encrypted_follows_libpq() {
         "postgres://h/db?require_auth=scram-sha-256",
         "postgres://h/db?sslcrl=/r.crl",
         "postgres://h/db?gssencmode=require",
+        "postgres://h/db?ssl_min_protocol_version=TLSv1.3",
     ] {
         assert!(mode(address).is_err(), "{address}");
     }
