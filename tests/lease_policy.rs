@@ -157,56 +157,50 @@ impl Register for Gated {
     }
 }
 
-/// Notes the store's time when something is to be written, which is when a lease is reckoned from.
-struct Noting {
-    remote: Remote<Gated>,
-    store: Shared,
-    noted: Arc<AtomicU64>,
+/// A register with which something happens right before each change.
+struct Before<B> {
+    register: B,
+    happens: Box<dyn FnMut()>,
 }
 
-impl Noting {
-    fn note(&self) {
-        self.noted.store(self.store.now(), Ordering::Relaxed);
-    }
-}
-
-impl Backend for Noting {
+impl<B: Backend> Backend for Before<B> {
     fn location(&self) -> String {
-        self.remote.location()
+        self.register.location()
     }
 
     fn load(&mut self) -> Result<Option<Stored>, backend::Error> {
-        self.remote.load()
+        self.register.load()
     }
 
     fn create(&mut self, record: &Record) -> Result<Write, backend::Error> {
-        self.note();
-        self.remote.create(record)
+        (self.happens)();
+        self.register.create(record)
     }
 
     fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, backend::Error> {
-        self.note();
-        self.remote.replace(seen, record)
+        (self.happens)();
+        self.register.replace(seen, record)
     }
 
     fn delete(&mut self, seen: &Stored) -> Result<Write, backend::Error> {
-        self.remote.delete(seen)
+        (self.happens)();
+        self.register.delete(seen)
     }
 
     fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), backend::Error> {
-        self.remote.wait(limit, fds)
+        self.register.wait(limit, fds)
     }
 
     fn now(&self) -> Option<u64> {
-        self.remote.now()
+        self.register.now()
     }
 
     fn next_number(&self) -> Option<u64> {
-        self.remote.next_number()
+        self.register.next_number()
     }
 
     fn is_awaited(&mut self) -> bool {
-        self.remote.is_awaited()
+        self.register.is_awaited()
     }
 }
 
@@ -351,8 +345,13 @@ impl World {
         let thread = thread::spawn(move || {
             let ended = here.clone();
             let noted = Arc::new(AtomicU64::new(0));
-            let remote = Remote::new(Gated { store: store.clone(), here, fates: permits }, "simulated".to_owned());
-            let mut mutex = Mutex::new(Box::new(Noting { remote, store, noted: noted.clone() }), &Blind);
+            let register = Remote::new(Gated { store: store.clone(), here, fates: permits }, "simulated".to_owned());
+            // Which is when a lease is reckoned from.
+            let happens = {
+                let noted = noted.clone();
+                Box::new(move || noted.store(store.now(), Ordering::Relaxed))
+            };
+            let mut mutex = Mutex::new(Box::new(Before { register, happens }), &Blind);
             // Nobody listens to a process that was killed.
             let _ = ended.send(Event::Ended(do_it(&mut mutex, &process, &asked, &noted)));
         });
@@ -610,101 +609,6 @@ fn those_who_rely_on_a_lock_of_several_may_hold_it_together_whatever_the_store_a
     try_all(&[Mode::EXCLUSIVE, SLOTS, Mode::Shared]);
 }
 
-/// A register that takes its time, and knows since when.
-struct Slow {
-    memory: Memory,
-    asked: Arc<AtomicU64>,
-}
-
-impl Slow {
-    fn ask(&self) {
-        let now = since_boot();
-        self.asked.store(now, Ordering::Relaxed);
-        // Until the clock that leases are counted by has moved.
-        while since_boot() < now + 2 {
-            std::hint::spin_loop();
-        }
-    }
-}
-
-impl Backend for Slow {
-    fn location(&self) -> String {
-        self.memory.location()
-    }
-
-    fn load(&mut self) -> Result<Option<Stored>, backend::Error> {
-        self.memory.load()
-    }
-
-    fn create(&mut self, record: &Record) -> Result<Write, backend::Error> {
-        self.ask();
-        self.memory.create(record)
-    }
-
-    fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, backend::Error> {
-        self.ask();
-        self.memory.replace(seen, record)
-    }
-
-    fn delete(&mut self, seen: &Stored) -> Result<Write, backend::Error> {
-        self.memory.delete(seen)
-    }
-
-    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), backend::Error> {
-        self.memory.wait(limit, fds)
-    }
-
-    fn now(&self) -> Option<u64> {
-        self.memory.now()
-    }
-
-    fn next_number(&self) -> Option<u64> {
-        self.memory.next_number()
-    }
-}
-
-/// A register with which something happens right before the first change by whoever has it.
-struct Meddling {
-    memory: Memory,
-    first: Option<Box<dyn FnOnce()>>,
-}
-
-impl Backend for Meddling {
-    fn location(&self) -> String {
-        self.memory.location()
-    }
-
-    fn load(&mut self) -> Result<Option<Stored>, backend::Error> {
-        self.memory.load()
-    }
-
-    fn create(&mut self, record: &Record) -> Result<Write, backend::Error> {
-        self.memory.create(record)
-    }
-
-    fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, backend::Error> {
-        self.first.take().into_iter().for_each(|first| first());
-        self.memory.replace(seen, record)
-    }
-
-    fn delete(&mut self, seen: &Stored) -> Result<Write, backend::Error> {
-        self.first.take().into_iter().for_each(|first| first());
-        self.memory.delete(seen)
-    }
-
-    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), backend::Error> {
-        self.memory.wait(limit, fds)
-    }
-
-    fn now(&self) -> Option<u64> {
-        self.memory.now()
-    }
-
-    fn next_number(&self) -> Option<u64> {
-        self.memory.next_number()
-    }
-}
-
 fn acquire(memory: &Memory, process: &Process) -> Grant {
     let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
     match mutex.acquire(process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent) {
@@ -719,8 +623,9 @@ fn force(first: impl FnOnce(Memory, Grant) + 'static) -> (Result<Released, mutex
     let memory = Memory::shared();
     let grant = acquire(&memory, &world.process(2));
     let there = memory.clone();
-    let first: Box<dyn FnOnce()> = Box::new(move || first(there, grant));
-    let mut mutex = Mutex::new(Box::new(Meddling { memory: memory.clone(), first: Some(first) }), &Blind);
+    let mut first = Some(move || first(there, grant));
+    let happens = Box::new(move || first.take().into_iter().for_each(|first| first()));
+    let mut mutex = Mutex::new(Box::new(Before { register: memory.clone(), happens }), &Blind);
     (mutex.release(&world.process(9), Whose::Anybodys, Outcome::Unknown), memory)
 }
 
@@ -808,7 +713,18 @@ fn what_was_released_and_is_held_for_a_time_yet_is_not_lost() {
 #[test]
 fn a_lease_counts_from_before_it_was_asked_for() {
     let asked = Arc::new(AtomicU64::new(0));
-    let mut mutex = Mutex::new(Box::new(Slow { memory: Memory::shared(), asked: asked.clone() }), &Blind);
+    let happens = {
+        let asked = asked.clone();
+        Box::new(move || {
+            let now = since_boot();
+            asked.store(now, Ordering::Relaxed);
+            // Until the clock that leases are counted by has moved.
+            while since_boot() < now + 2 {
+                std::hint::spin_loop();
+            }
+        })
+    };
+    let mut mutex = Mutex::new(Box::new(Before { register: Memory::shared(), happens }), &Blind);
     let process = World::new().process(2);
     let acquired = mutex.acquire(&process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
     let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };
