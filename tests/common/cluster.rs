@@ -12,6 +12,8 @@ use serializer::record::random_token;
 
 use crate::common::{Ended, Locks, PROGRAM, Shell, Waiter, ended, first_line};
 use crate::hosts::Host;
+use crate::servers::buckets::{s3_url_at, shared_s3};
+use crate::servers::emulators::{dynamodb_at, shared_dynalite};
 use crate::servers::{shared_mariadb, shared_postgres, url_at};
 
 /// Which store.
@@ -19,9 +21,15 @@ use crate::servers::{shared_mariadb, shared_postgres, url_at};
 pub enum Kind {
     Postgres,
     MariaDb,
+    DynamoDb,
+    S3,
 }
 
+/// Databases, which have clocks.
 pub const KINDS: [Kind; 2] = [Kind::Postgres, Kind::MariaDb];
+
+/// With those that have none.
+pub const ALL_KINDS: [Kind; 4] = [Kind::Postgres, Kind::MariaDb, Kind::DynamoDb, Kind::S3];
 
 /// Hosts are told apart by their numbers, 0 and 1.
 pub struct Cluster {
@@ -57,6 +65,8 @@ impl Cluster {
                 let address = self.hosts[host].address_of_server(server.port());
                 server.url().replace(&server.host_port(), &address.to_string())
             }
+            Kind::DynamoDb => dynamodb_at(self.hosts[host].address_of_server(shared_dynalite().port())),
+            Kind::S3 => s3_url_at(self.hosts[host].address_of_server(shared_s3().port())),
         }
     }
 
