@@ -37,6 +37,9 @@ pub use signals::{are_ends_lost, die_of_interrupt};
 use termination::{Termination, is_anything_left, signal_tree};
 use witness::Witness;
 
+/// So many signals are passed on before something else gets its turn: somebody may send them without a pause.
+const MAX_SIGNALS: usize = 64;
+
 /// How long a command has to last to be worth a witness. Before that, it has hardly begun to care about signals.
 const SHORT: Duration = Duration::from_millis(10);
 
@@ -220,7 +223,8 @@ impl Running {
         };
         // What has ended the command may be on its way to us.
         barrier();
-        while let Some(received) = self.signals.receive()? {
+        for _ in 0..MAX_SIGNALS {
+            let Some(received) = self.signals.receive()? else { break };
             self.is_interrupted |= received.signal == Signal::SIGINT;
         }
         let not_run = shim::failure(&self.channel);
@@ -278,7 +282,8 @@ impl Running {
     /// Passes on what was sent to us alone. Whether there was any signal.
     fn pass_on_signals(&mut self, to: Option<Pid>) -> io::Result<bool> {
         let mut has_any = false;
-        while let Some(received) = self.signals.receive()? {
+        for _ in 0..MAX_SIGNALS {
+            let Some(received) = self.signals.receive()? else { break };
             has_any = true;
             if received.signal == Signal::SIGCHLD && (self.leftovers.are_adopted() || getpid().is_init()) {
                 self.reap_adopted();
