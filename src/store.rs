@@ -126,13 +126,19 @@ impl StoreUrl {
                         `$MELTANO_DATABASE_URI`"
                 .to_owned());
         }
-        let Some((scheme, rest)) = text.trim().split_once("://") else { return Err(expected.to_owned()) };
+        let Some((scheme, rest)) = text.trim().split_once("://") else {
+            let is_path = text.trim_start().starts_with('/');
+            return Err(if is_path { "a directory that hosts share is named as `file:///…`" } else { expected }.to_owned());
+        };
         if scheme.split('+').next().is_some_and(|dialect| dialect.eq_ignore_ascii_case("sqlite")) {
             return Err("SQLite is a file of one machine, for which the lock file is made: leave the store out, and set \
                         `SERIALIZER_DIR` to a directory of the project"
                 .to_owned());
         }
-        let scheme = Scheme::of(scheme).ok_or(expected)?;
+        let is_word = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+');
+        let unknown =
+            || if is_word { format!("`{scheme}://` is no store that is known; {expected}") } else { expected.to_owned() };
+        let scheme = Scheme::of(scheme).ok_or_else(unknown)?;
         if rest.chars().any(char::is_control) {
             return Err("the address contains a control character".to_owned());
         }

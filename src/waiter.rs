@@ -9,6 +9,9 @@ use crate::{printable, process};
 /// What a label begins with.
 const NAME: &str = "serializer ";
 
+/// Stands where a label was cut off.
+const CUT: &str = "...";
+
 /// Somebody who waits, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiter {
@@ -37,7 +40,8 @@ impl Waiter {
         let host = uname().nodename().to_string_lossy().into_owned();
         let label = format!("{NAME}{}@{host}: {command}", getpid());
         let plain = |c: char| if (c.is_ascii_graphic() || c == ' ') && !"*'\"\\".contains(c) { c } else { '?' };
-        label.chars().map(plain).take(most).collect()
+        let label: String = label.chars().map(plain).collect();
+        if label.len() <= most { label } else { label[..most.saturating_sub(CUT.len())].to_owned() + CUT }
     }
 
     /// What a label says.

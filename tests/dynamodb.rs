@@ -239,7 +239,10 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long
         (run(&bare.through(&bare.url.replace("eu-west-1", "eu west")), &[]), "the region is no name of one"),
     ] {
         // What the address says is known before anything is tried.
-        assert!([1, 2].contains(&ended.code) && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "), "{why}: {ended:?}");
+        assert!(
+            [1, 2].contains(&ended.code) && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "),
+            "{why}: {ended:?}"
+        );
         assert!(ended.stderr.lines().count() == 1 && !ended.stderr.contains("hunter"), "{ended:?}");
     }
     let token = bare.locks.dir().join("token");

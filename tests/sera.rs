@@ -262,7 +262,7 @@ fn without_a_place_for_locks_nothing_runs() {
     assert!(refused.code == 1 && !refused.stderr.contains("secret"), "{refused:?}");
     let without_database = url.trim_end_matches("meltano");
     let refused = place.run(0, &format!("env 'SERIALIZER_STORE={without_database}' {}", lines[0]), &place.job());
-    assert!(refused.code == 1 && refused.stderr.contains("database"), "{refused:?}");
+    assert!(refused.code == 2 && refused.stderr.contains("database"), "{refused:?}");
     server.kill();
     for line in lines {
         for setting in [format!("SERIALIZER_STORE={url}"), "SERIALIZER_DIR=/no/such/directory".to_owned()] {

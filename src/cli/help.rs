@@ -14,7 +14,8 @@ Examples:
   On many hosts, by a store that they share:
       SERIALIZER_STORE=postgres://etl@db/meltano serializer run -- dbt run
 
-Environment variables (a flag beats its variable, an empty one counts as unset):
+Environment variables (a flag beats its variable, an empty one counts as unset,
+but for SERIALIZER_STORE, which must not be empty):
   SERIALIZER_FILE_NAME      name of the lock file [serializer.lck]
   SERIALIZER_DIR            directory of lock files [/tmp]; a relative one starts
                             at MELTANO_PROJECT_ROOT if that is set

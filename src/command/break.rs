@@ -30,6 +30,7 @@ pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
 fn cannot(location: &str, error: mutex::Error) -> Error {
     let is_anothers = matches!(error, mutex::Error::NotOurs(_));
     let error = Error::mutex("break", location, error);
-    let hint = "no holder has this token, so the lock has changed hands; `serializer status --json` shows the tokens";
+    let hint =
+        "no holder has this token: the lock has changed hands, or it is a fencing token; `serializer status --json` shows both";
     if is_anothers { error.with_hint(hint) } else { error }
 }

@@ -137,10 +137,21 @@ impl Keeper {
         let judge = LocalJudge::new(Place::default(), Orphans::Ignore);
         let backend = backend::open(&self.location).map_err(io::Error::other)?;
         let mut mutex = Mutex::new(backend, &judge);
-        let known = &self.known;
+        let (known, location, on_lost) = (&self.known, self.location.printable(), self.on_lost);
+        let (mut given_up, mut is_told) = (self.charge.given_up(), false);
         keep(&mut mutex, &mut self.charge, stopped, &mut |renewed| {
             *known.trouble.lock().unwrap_or_else(PoisonError::into_inner) = renewed.err().map(ToString::to_string);
-            let Ok(charge) = renewed else { return Ok(()) };
+            let charge = match renewed {
+                Ok(charge) => charge,
+                Err(error) => {
+                    // Nothing else is done about it, and it may go on for long.
+                    if on_lost == OnLost::Warn && since_boot() >= given_up && !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!("the lease of `{location}` could not be renewed in time: {error}");
+                    }
+                    return Ok(());
+                }
+            };
+            (given_up, is_told) = (charge.given_up(), false);
             known.over.store(charge.over(), Ordering::Release);
             known.timer.set(charge.given_up())
         })

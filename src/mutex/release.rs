@@ -213,8 +213,9 @@ impl Mutex<'_> {
         if taken.is_empty() {
             return Err(Error::NotOurs(holders));
         }
-        // Who does it itself knows.
-        let is_to_be_told = |entry: &&Entry| entry.lease.is_some() && entry.released.is_none() && !is_claimants(entry);
+        // Who takes it from all, and so from itself, knows.
+        let knows = |entry: &Entry| whose == Whose::Anybodys && is_claimants(entry);
+        let is_to_be_told = |entry: &&Entry| entry.lease.is_some() && entry.released.is_none() && !knows(entry);
         let lost = taken.iter().filter_map(|holding| holding.entry.as_ref()).filter(is_to_be_told).map(mark_lost);
         let lost: Vec<_> = self.lost_marks(former, |_| false).into_iter().chain(lost).collect();
         tried.taken = taken;

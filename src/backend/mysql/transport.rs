@@ -64,7 +64,10 @@ impl Wire {
                 Err(error) => last = error,
             }
         }
-        Err(last.into())
+        Err(match last.into() {
+            Trouble::Broken(why) => Trouble::Broken(format!("cannot connect to `{host}:{port}`: {why}")),
+            other => other,
+        })
     }
 
     fn attempt<T>(&mut self, flags: PollFlags, mut operation: impl FnMut(&mut Socket) -> io::Result<T>) -> io::Result<T> {

@@ -67,9 +67,9 @@ fn of_server(error: &DbError, was_write: bool) -> Failure {
             "the password is that of the address, else the first line of `SERIALIZER_PASSWORD_FILE`, else `PGPASSWORD`, else \
              that in `~/.pgpass`",
         ),
-        &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
-            Some("the server's `pg_hba.conf` says who may connect from where, and whether encrypted (`?sslmode=require`)")
-        }
+        &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => Some(
+            "check the user's name; the server's `pg_hba.conf` says who may connect from where, and whether encrypted (`?sslmode=require`)",
+        ),
         &SqlState::INVALID_CATALOG_NAME => Some("create the database, or name another one at the end of the address"),
         &SqlState::INSUFFICIENT_PRIVILEGE => Some(
             "`serializer initialize --print-sql` prints what somebody who has the right to can run, who then lets you use the \
