@@ -321,7 +321,8 @@ fn an_owner_that_has_unlocked_is_not_ended() {
         assert!(ended.stdout.ends_with("done\n"), "{ended:?}");
         // Nor one whose keeper was replaced.
         let script = r#"keeper() { "$S" status --json | jq .locks[0].holder.keeper_pid; }
-                        "$S" lock --on-lost terminate; first=$(keeper); kill -KILL "$first"; "$S" lock --on-lost terminate
+                        "$S" lock --on-lost terminate; first=$(keeper); kill -KILL "$first"
+                        while kill -0 "$first"; do sleep 0.01; done 2> /dev/null; "$S" lock --on-lost terminate
                         second=$(keeper); test "$first" != "$second" || exit 1
                         "$S" unlock; while kill -0 "$second"; do sleep 0.05; done 2> /dev/null; echo done"#;
         let ended = store.script(script);
