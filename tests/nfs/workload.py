@@ -168,7 +168,9 @@ class Takeover:
         if self.tokens(record) - self.tokens(self.record):
             self.taken = written
             return True
-        self.record, self.renewed = record, written
+        # Whoever makes sure that a state stays writes the same once more, which is no renewal.
+        if record != self.record:
+            self.record, self.renewed = record, written
         return False
 
     def came_in_time(self, what, lease):
