@@ -54,9 +54,6 @@ scripts/emulators.sh
 # Meltano with the example project, which tests/meltano.rs runs.
 examples/meltano/setup.sh
 
-# What is linked with the system's library can be given another clock (tests/clocks.rs).
-RUSTFLAGS='-C target-feature=-crt-static' cargo build --features postgres,mysql --target-dir "${CARGO_TARGET_DIR:-target}/dynamic"
-
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 # The small build, and then everything with all stores.

@@ -1,6 +1,4 @@
 //! Hosts whose clocks are hours apart, from each other and from the store's: nobody's lease ends sooner or later for that.
-//!
-//! A static program cannot be given another clock from outside, so that `scripts/test.sh` builds one that is not.
 
 #[path = "common/cluster.rs"]
 mod cluster;
@@ -12,8 +10,6 @@ mod proxy;
 #[path = "common/servers.rs"]
 mod servers;
 
-use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -26,19 +22,10 @@ const LEASE: Duration = Duration::from_secs(3);
 /// Of the two hosts: more hours apart than a lease may last.
 const CLOCKS: [&str; 2] = ["+19h", "-18h"];
 
-/// The program, linked with the system's library, which libfaketime stands before.
-fn program() -> String {
-    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).ancestors().map(|directory| directory.join("dynamic"));
-    let built = built.filter_map(|directory| fs::read_dir(directory).ok()).flatten().flatten();
-    let found = built.map(|entry| entry.path().join("debug/serializer")).find(|program| program.is_file());
-    let found = found.expect("it is there: scripts/test.sh builds it into `dynamic` of the build directory");
-    found.into_os_string().into_string().expect("UTF-8")
-}
-
 /// `program` on a host, by its clock.
 fn command(cluster: &Cluster, host: usize, program: &str) -> Command {
     let mut command = cluster.command(host, program);
-    command.env("S", self::program()).env("LD_PRELOAD", servers::faketime_library()).env("FAKETIME", CLOCKS[host]);
+    command.env("LD_PRELOAD", servers::faketime_library()).env("FAKETIME", CLOCKS[host]);
     // Only the calendar's clock is another one, not that for timeouts.
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     command
