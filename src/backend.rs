@@ -19,6 +19,7 @@ mod object;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod remote;
+pub mod seam;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod sql;
 
@@ -120,7 +121,7 @@ pub trait Backend {
     }
 
     /// Whether it had better not look as often as others do, because there is no room for those who wait.
-    fn is_kept_out(&self) -> bool {
+    fn is_kept_out(&mut self) -> bool {
         false
     }
 

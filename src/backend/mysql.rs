@@ -323,7 +323,7 @@ impl Register for Table {
         self.place == Place::InLine
     }
 
-    fn is_kept_out(&self) -> bool {
+    fn is_kept_out(&mut self) -> bool {
         self.crowd.is_kept_out()
     }
 

@@ -240,7 +240,7 @@ impl Register for Table {
         self.place().is_some() && self.ahead.is_some()
     }
 
-    fn is_kept_out(&self) -> bool {
+    fn is_kept_out(&mut self) -> bool {
         self.crowd.is_kept_out()
     }
 

@@ -83,7 +83,7 @@ pub trait Register {
     }
 
     /// Whether it had better not look as often as others do, because there is no room for those who wait.
-    fn is_kept_out(&self) -> bool {
+    fn is_kept_out(&mut self) -> bool {
         false
     }
 
@@ -383,7 +383,7 @@ impl<R: Register> Backend for Remote<R> {
         self.register.is_in_line()
     }
 
-    fn is_kept_out(&self) -> bool {
+    fn is_kept_out(&mut self) -> bool {
         self.register.is_kept_out()
     }
 
