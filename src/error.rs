@@ -159,8 +159,8 @@ impl Error {
 
 impl From<backend::Error> for Error {
     fn from(error: backend::Error) -> Self {
-        let code = if matches!(error, backend::Error::Unusable(_)) { ExitCode::Usage } else { ExitCode::Failed };
-        Self { message: error.to_string(), hint: error.hint(), code }
+        let code = if error.cause == backend::Cause::Unusable { ExitCode::Usage } else { ExitCode::Failed };
+        Self { message: error.to_string(), hint: error.hint, code }
     }
 }
 

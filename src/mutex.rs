@@ -1,8 +1,8 @@
-//! The mutex: the policy over a [`Backend`] register. Try, judge, take over, wait, release; the only retry loop.
+//! The mutex: the policy over a [`Register`]. Try, judge, take over, wait, release; the only retry loop.
 //!
 //! # Why no two hold it that exclude each other
 //!
-//! A claimant holds the mutex when its own conditional write was [`Write::Done`](crate::backend::Write::Done): either `create` (nothing was stored) or
+//! A claimant holds the mutex when its own conditional write was [`Write::Done`](register::Write::Done): either `create` (nothing was stored) or
 //! `replace` of exactly the state that was judged. In that state every holder's entry either was proved stale, and the proof
 //! stays true (a dead process does not come back), or is kept in the new record, whose holders all may hold it together
 //! ([`Mode::joins`]). So no live owner's entry is ever lost to somebody else's write.
@@ -24,6 +24,7 @@
 //! see. (As long as the store's clock does not leap forward, and a server that takes over for it has its last commits.) Who loses a lease finds its entry marked as lost, by whoever took it over, and is told when it releases.
 
 mod acquire;
+pub mod register;
 mod release;
 mod renew;
 mod watched;
@@ -32,9 +33,10 @@ pub use renew::Lost;
 
 use std::time::{Duration, Instant};
 
+use register::{Register, Stored};
 use watched::Watched;
 
-use crate::backend::{self, Backend, Stored, Version};
+use crate::backend;
 use crate::mode::Mode;
 use crate::record::Entry;
 use crate::verdict::{Former, Holding, Judge, Judged, Verdict, judge_all};
@@ -46,12 +48,12 @@ const MAX_ROUNDS: usize = 16;
 
 /// A mutex as one claimant sees it.
 pub struct Mutex<'a> {
-    backend: Box<dyn Backend + 'a>,
+    register: Register<'a>,
     judge: &'a dyn Judge,
     watched: Watched,
     /// What was asked for, and may have been granted: the answer was lost.
     asked_for: Vec<Grant>,
-    left_to_others: Option<(Option<Version>, Instant)>,
+    left_to_others: Option<(Option<Vec<u8>>, Instant)>,
     /// How the claimant has lost the lock before, which is to be told once.
     lost: Option<Lost>,
 }
@@ -170,23 +172,23 @@ pub enum Error {
 
 impl<'a> Mutex<'a> {
     /// Does not touch the register yet.
-    pub fn new(backend: Box<dyn Backend + 'a>, judge: &'a dyn Judge) -> Self {
-        Self { backend, judge, watched: Watched::default(), asked_for: Vec::new(), left_to_others: None, lost: None }
+    pub fn new(register: Register<'a>, judge: &'a dyn Judge) -> Self {
+        Self { register, judge, watched: Watched::default(), asked_for: Vec::new(), left_to_others: None, lost: None }
     }
 
     /// What this mutex is called in messages.
     pub fn location(&self) -> String {
-        self.backend.location()
+        self.register.location().to_owned()
     }
 
     /// Those who wait for it, in turn, as far as they are known.
     pub fn waiters(&mut self) -> Vec<Waiter> {
-        self.backend.waiters()
+        self.register.waiters()
     }
 
     /// Closes what is open, until it is used again.
     pub fn disconnect(&mut self) {
-        self.backend.disconnect();
+        self.register.disconnect();
     }
 
     /// What is stored, with a judgement of each holder.
@@ -195,7 +197,7 @@ impl<'a> Mutex<'a> {
     /// When the backend cannot tell.
     pub fn look(&mut self) -> Result<Option<Looked>, backend::Error> {
         let asked = Instant::now();
-        let Some(stored) = self.backend.load()? else { return Ok(None) };
+        let Some(stored) = self.register.load()? else { return Ok(None) };
         self.watched.see(&stored);
         let judged = judge_all(self.judge, &stored, &|entry| self.watched.unchanged_for(entry, asked));
         Ok(Some((stored, judged)))

@@ -32,7 +32,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::Pid;
 
-use crate::backend::{Content, Stored};
+use crate::mutex::register::{Content, Stored};
 use crate::local_time::short;
 use crate::owner::Instance;
 use crate::process::{self, Process, Relative};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::backend;
-use crate::backend::remote::jittered;
+use crate::backend::retry::jittered;
 use crate::verdict::Holding;
 
 /// How often and how far apart to try.

@@ -2,7 +2,7 @@
 //! and die, whatever is lost on the way to the store or arrives late, and whenever time passes, those whose leases go on may hold the
 //! lock together, who has lost it is told when it unlocks, numbers grow, and the lock can always be had again.
 //!
-//! The program's own parts are the policy (`Mutex`) and what makes a backend of a store that may not answer (`Remote`). Time is the
+//! The program's own parts are the policy (`Mutex`) and the register of a store that may not answer (`Register`). Time is the
 //! store's: a lease is so long that what passes of the real one is nothing beside it.
 
 use std::collections::{HashMap, HashSet};
@@ -18,8 +18,8 @@ use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof};
 use proptest::test_runner::{TestCaseError, TestRunner};
 use proptest::{collection, sample};
 use serializer::backend::memory::Memory;
-use serializer::backend::remote::{Failure, Register, Remote, Row};
-use serializer::backend::{self, Backend, Stored, Write};
+use serializer::backend::Failure;
+use serializer::backend::seam::{Key, Kind, Next, Page, State, Store, Write};
 use serializer::claimant::Claimant;
 use serializer::mode::Mode;
 use serializer::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
@@ -55,14 +55,14 @@ type Change = (u64, u64, Option<String>);
 
 /// A store: one row, a clock, and what is still on its way.
 #[derive(Debug, Default)]
-struct Store {
+struct Row {
     number: u64,
     text: Option<String>,
     now: u64,
     late: Vec<Change>,
 }
 
-impl Store {
+impl Row {
     fn change(&mut self, (expected, next, text): Change) -> Write {
         if expected != self.number {
             return Write::Conflict;
@@ -73,10 +73,10 @@ impl Store {
 }
 
 #[derive(Clone, Default)]
-struct Shared(Arc<StdMutex<Store>>);
+struct Shared(Arc<StdMutex<Row>>);
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Store> {
+    fn lock(&self) -> MutexGuard<'_, Row> {
         self.0.lock().expect("no panic")
     }
 
@@ -115,93 +115,93 @@ impl Gated {
     }
 }
 
-impl Register for Gated {
-    fn read(&mut self) -> Result<Row, Failure> {
+impl Store for Gated {
+    fn get(&mut self, _key: &Key) -> Result<State, Failure> {
         if self.fate()? != Fate::Answered {
             return Err(Failure::transient("no answer"));
         }
-        let store = self.store.lock();
-        let version = (store.number > 0).then(|| store.number.to_string().into_bytes());
-        Ok(Row { version, number: store.number, text: store.text.clone(), now: Some(store.now) })
+        let row = self.store.lock();
+        let version = (row.number > 0).then(|| row.number.to_string().into_bytes());
+        Ok(State { version, number: row.number, value: row.text.clone(), now: Some(row.now), ..State::default() })
     }
 
-    fn write(&mut self, seen: &Row, next: u64, text: Option<&str>) -> Result<Write, Failure> {
+    fn put(&mut self, _key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         let fate = self.fate()?;
-        let change = (seen.number, next, text.map(str::to_owned));
-        let mut store = self.store.lock();
+        let change = (expected.number, next.number, next.value.map(str::to_owned));
+        let mut row = self.store.lock();
         match fate {
-            Fate::Answered => return Ok(store.change(change)),
+            Fate::Answered => return Ok(row.change(change)),
             Fate::Twice => {
-                store.change(change.clone());
-                return Ok(store.change(change));
+                row.change(change.clone());
+                return Ok(row.change(change));
             }
             Fate::QuestionLost => {}
-            Fate::AnswerLost => drop(store.change(change)),
-            Fate::Late => store.late.push(change),
+            Fate::AnswerLost => drop(row.change(change)),
+            Fate::Late => row.late.push(change),
         }
         Err(Failure::transient("no answer").indefinite())
     }
 
-    fn prepare(&mut self) -> Result<(), Failure> {
-        Ok(())
+    fn list(&mut self, _kind: Kind, _after: Option<&OsStr>) -> Result<Page, Failure> {
+        Ok(Page::default())
     }
 
-    fn wait(&mut self, _limit: Duration, _fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        Ok(())
+    fn purge(&mut self, _key: &Key, _expected: &State) -> Result<Write, Failure> {
+        Ok(Write::Conflict)
     }
 
-    fn disconnect(&mut self) {}
+    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
+        Ok(())
+    }
 
     fn repair(&self) -> &'static str {
         "nothing"
     }
+
+    fn poll_interval(&self) -> (Duration, Duration) {
+        (Duration::ZERO, Duration::ZERO)
+    }
 }
 
-/// A register with which something happens right before each change.
-struct Before<B> {
-    register: B,
+/// A store with which something happens right before each change.
+struct Before<S> {
+    store: S,
     happens: Box<dyn FnMut()>,
 }
 
-impl<B: Backend> Backend for Before<B> {
-    fn location(&self) -> String {
-        self.register.location()
+impl<S: Store> Store for Before<S> {
+    fn get(&mut self, key: &Key) -> Result<State, Failure> {
+        self.store.get(key)
     }
 
-    fn load(&mut self) -> Result<Option<Stored>, backend::Error> {
-        self.register.load()
-    }
-
-    fn create(&mut self, record: &Record) -> Result<Write, backend::Error> {
+    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         (self.happens)();
-        self.register.create(record)
+        self.store.put(key, expected, next)
     }
 
-    fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, backend::Error> {
-        (self.happens)();
-        self.register.replace(seen, record)
+    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
+        self.store.list(kind, after)
     }
 
-    fn delete(&mut self, seen: &Stored) -> Result<Write, backend::Error> {
-        (self.happens)();
-        self.register.delete(seen)
+    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
+        self.store.purge(key, expected)
     }
 
-    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), backend::Error> {
-        self.register.wait(limit, fds)
+    fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
+        self.store.create_schema(key)
     }
 
-    fn now(&self) -> Option<u64> {
-        self.register.now()
+    fn repair(&self) -> &'static str {
+        self.store.repair()
     }
 
-    fn next_number(&self) -> Option<u64> {
-        self.register.next_number()
+    fn poll_interval(&self) -> (Duration, Duration) {
+        self.store.poll_interval()
     }
+}
 
-    fn is_awaited(&mut self) -> bool {
-        self.register.is_awaited()
-    }
+fn register(store: impl Store + 'static) -> Register<'static> {
+    Register::new(Box::new(store), Key::lock(OsStr::new("lock")), "simulated".to_owned())
 }
 
 /// An owner, as its commands see it.
@@ -345,13 +345,13 @@ impl World {
         let thread = thread::spawn(move || {
             let ended = here.clone();
             let noted = Arc::new(AtomicU64::new(0));
-            let register = Remote::new(Gated { store: store.clone(), here, fates: permits }, "simulated".to_owned());
+            let gated = Gated { store: store.clone(), here, fates: permits };
             // Which is when a lease is reckoned from.
             let happens = {
                 let noted = noted.clone();
                 Box::new(move || noted.store(store.now(), Ordering::Relaxed))
             };
-            let mut mutex = Mutex::new(Box::new(Before { register, happens }), &Blind);
+            let mut mutex = Mutex::new(register(Before { store: gated, happens }), &Blind);
             // Nobody listens to a process that was killed.
             let _ = ended.send(Event::Ended(do_it(&mut mutex, &process, &asked, &noted)));
         });
@@ -610,7 +610,7 @@ fn those_who_rely_on_a_lock_of_several_may_hold_it_together_whatever_the_store_a
 }
 
 fn acquire(memory: &Memory, process: &Process) -> Grant {
-    let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+    let mut mutex = Mutex::new(register(memory.clone()), &Blind);
     match mutex.acquire(process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent) {
         Ok(Acquired::Free(grant)) => grant,
         other => panic!("{other:?}"),
@@ -625,14 +625,14 @@ fn force(first: impl FnOnce(Memory, Grant) + 'static) -> (Result<Released, mutex
     let there = memory.clone();
     let mut first = Some(move || first(there, grant));
     let happens = Box::new(move || first.take().into_iter().for_each(|first| first()));
-    let mut mutex = Mutex::new(Box::new(Before { register: memory.clone(), happens }), &Blind);
+    let mut mutex = Mutex::new(register(Before { store: memory.clone(), happens }), &Blind);
     (mutex.release(&world.process(9), Whose::Anybodys, Outcome::Unknown), memory)
 }
 
 #[test]
 fn a_lock_is_taken_away_also_from_a_holder_that_renews_it_meanwhile() {
     let (forced, mut memory) = force(|memory, grant| {
-        Mutex::new(Box::new(memory), &Blind).renew(&grant.token, None).expect("it is held");
+        Mutex::new(register(memory), &Blind).renew(&grant.token, None).expect("it is held");
     });
     assert!(matches!(forced, Ok(Released::Forced(_))), "{forced:?}");
     let stored = memory.load().expect("memory").expect("it tells of the loss");
@@ -643,7 +643,7 @@ fn a_lock_is_taken_away_also_from_a_holder_that_renews_it_meanwhile() {
 fn a_lock_is_not_taken_away_from_whoever_has_come_meanwhile() {
     let (forced, mut memory) = force(|memory, _| {
         let world = World::new();
-        let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+        let mut mutex = Mutex::new(register(memory.clone()), &Blind);
         mutex.release(&world.process(2), Whose::Own, Outcome::Unknown).expect("it is held");
         acquire(&memory, &world.process(3));
     });
@@ -672,7 +672,7 @@ fn the_word_of_a_loss_takes_no_other_word_with_it() {
     let others = [entry(&world.process(3), Some(Outcome::Lost)), entry(&world.process(4), Some(Outcome::Succeeded))];
     let all = [&[lost], others.as_slice()].concat();
     assert_eq!(memory.create(&Record::of(all).expect("a record")).expect("memory"), Write::Done);
-    let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+    let mut mutex = Mutex::new(register(memory.clone()), &Blind);
     let mut lock = || mutex.acquire(&world.process(2), &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
     assert!(matches!(lock(), Err(mutex::Error::Lost(Lost::TakenOver, _))));
     let tokens = |entries: &[Entry]| entries.iter().map(|entry| entry.token.clone()).collect::<HashSet<_>>();
@@ -685,11 +685,11 @@ fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_its
     let world = World::new();
     let mut memory = Memory::shared();
     for pid in [2, 3] {
-        let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+        let mut mutex = Mutex::new(register(memory.clone()), &Blind);
         let acquired = mutex.acquire(&world.process(pid), &request(SLOTS), &attempts(1), &mut Silent);
         assert!(matches!(acquired, Ok(Acquired::Free(_))), "{acquired:?}");
     }
-    let mut mutex = Mutex::new(Box::new(memory.clone()), &Blind);
+    let mut mutex = Mutex::new(register(memory.clone()), &Blind);
     let forced = mutex.release(&world.process(2), Whose::Anybodys, Outcome::Unknown);
     assert!(matches!(&forced, Ok(Released::Forced(taken)) if taken.len() == 2), "{forced:?}");
     let left = entries(&mut memory);
@@ -700,7 +700,7 @@ fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_its
 fn what_was_released_and_is_held_for_a_time_yet_is_not_lost() {
     let world = World::new();
     let memory = Memory::shared();
-    let mut mutex = Mutex::new(Box::new(memory), &Blind);
+    let mut mutex = Mutex::new(register(memory), &Blind);
     let request = Request { at_least: Some(Duration::from_secs(600)), ..request(Mode::EXCLUSIVE) };
     let acquired = mutex.acquire(&world.process(2), &request, &attempts(1), &mut Silent);
     let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };
@@ -724,7 +724,7 @@ fn a_lease_counts_from_before_it_was_asked_for() {
             }
         })
     };
-    let mut mutex = Mutex::new(Box::new(Before { register: Memory::shared(), happens }), &Blind);
+    let mut mutex = Mutex::new(register(Before { store: Memory::shared(), happens }), &Blind);
     let process = World::new().process(2);
     let acquired = mutex.acquire(&process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
     let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };

@@ -14,7 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Shell, until};
-use serializer::backend::{Backend, Location, open};
+use serializer::backend::{Location, open};
+use serializer::mutex::register::Register;
 use serializer::store::{StoreSettings, StoreUrl};
 use servers::{PgBouncer, shared_mariadb, shared_postgres};
 use sha2::{Digest, Sha256};
@@ -89,7 +90,7 @@ impl Lined {
     }
 
     /// The lock, as another program would see it.
-    fn open(&self) -> Box<dyn Backend> {
+    fn open(&self) -> Register<'static> {
         let url = StoreUrl::parse(&self.store.url).expect("an address");
         let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(20) };
         open(&Location::Store(settings, self.store.name.clone().into())).expect("the program was built with it")
@@ -215,35 +216,35 @@ fn a_newcomer_sees_those_who_wait_until_they_have_left(lined: &Lined) {
     let (mut first, mut second, mut newcomer) = (lined.open(), lined.open(), lined.open());
     let mut is_first = || {
         newcomer.load().expect("an answer");
-        newcomer.is_first().expect("an answer")
+        newcomer.is_first()
     };
     assert!(is_first());
-    let step = |backend: &mut dyn Backend| {
+    let step = |backend: &mut Register<'_>| {
         backend.load().expect("an answer");
         backend.wait(Duration::from_millis(10), &[]).expect("it sleeps");
         backend.load().expect("an answer");
     };
     until("it is first", || {
-        step(&mut *first);
-        !first.is_in_line() && (lined.count)() == 1
+        step(&mut first);
+        !first.is_queued() && (lined.count)() == 1
     });
-    assert!(first.is_first().expect("an answer"));
+    assert!(first.is_first());
     until("it is in line", || {
-        step(&mut *second);
-        second.is_in_line() && (lined.count)() == 2
+        step(&mut second);
+        second.is_queued() && (lined.count)() == 2
     });
-    assert!(!second.is_first().expect("an answer"));
+    assert!(!second.is_first());
     assert!(!is_first());
-    first.leave();
+    first.leave_queue();
     until("it is its turn", || {
-        step(&mut *second);
-        !second.is_in_line()
+        step(&mut second);
+        !second.is_queued()
     });
-    assert!(second.is_first().expect("an answer"));
+    assert!(second.is_first());
     assert!(!is_first());
     first.load().expect("an answer");
-    assert!(!first.is_first().expect("an answer"), "who has left is a newcomer");
-    second.leave();
+    assert!(!first.is_first(), "who has left is a newcomer");
+    second.leave_queue();
     assert!(is_first());
 }
 

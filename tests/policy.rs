@@ -13,7 +13,8 @@ use std::time::{Duration, SystemTime};
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use proptest::{collection, prop_assert};
 use serializer::backend::memory::Memory;
-use serializer::backend::{self, Backend, Stored, Write};
+use serializer::backend::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
+use serializer::backend::{Cause, Failure};
 use serializer::claimant::Claimant;
 use serializer::mode::Mode;
 use serializer::mutex::{Mutex, Released, Request, Whose};
@@ -101,9 +102,9 @@ impl Observer for Silent {
     }
 }
 
-/// A register whose every operation waits until the scheduler lets it happen, or tells that the process has crashed.
+/// A store whose every operation waits until the scheduler lets it happen, or tells that the process has crashed.
 struct Gated {
-    register: Memory,
+    store: Memory,
     here: Sender<Event>,
     go: Receiver<()>,
 }
@@ -114,41 +115,59 @@ enum Event {
 }
 
 impl Gated {
-    fn pass(&self) -> Result<(), backend::Error> {
-        let crashed = || backend::Error::Contended { path: "a crashed process does nothing more".to_owned() };
+    fn pass(&self) -> Result<(), Failure> {
+        let crashed = || Failure { cause: Cause::Contended, ..Failure::permanent("a crashed process does nothing more") };
         self.here.send(Event::AtAnOperation).map_err(|_| crashed())?;
         self.go.recv().map_err(|_| crashed())
     }
 }
 
-impl Backend for Gated {
-    fn location(&self) -> String {
-        self.register.location()
-    }
-
-    fn load(&mut self) -> Result<Option<Stored>, backend::Error> {
+impl Store for Gated {
+    fn get(&mut self, key: &Key) -> Result<State, Failure> {
         self.pass()?;
-        self.register.load()
+        self.store.get(key)
     }
 
-    fn create(&mut self, record: &Record) -> Result<Write, backend::Error> {
+    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         self.pass()?;
-        self.register.create(record)
+        self.store.put(key, expected, next)
     }
 
-    fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, backend::Error> {
-        self.pass()?;
-        self.register.replace(seen, record)
+    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
+        self.store.list(kind, after)
     }
 
-    fn delete(&mut self, seen: &Stored) -> Result<Write, backend::Error> {
-        self.pass()?;
-        self.register.delete(seen)
+    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
+        self.store.purge(key, expected)
     }
 
-    fn wait(&mut self, _limit: Duration, _fds: &[BorrowedFd<'_>]) -> Result<(), backend::Error> {
+    fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
+        self.store.create_schema(key)
+    }
+
+    fn repair(&self) -> &'static str {
+        self.store.repair()
+    }
+
+    fn counts(&self) -> bool {
+        self.store.counts()
+    }
+
+    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
+        Some(self)
+    }
+}
+
+impl Notifier for Gated {
+    fn wait(&mut self, _key: &Key, _limit: Duration, _fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         self.pass()
     }
+
+    fn notify(&mut self, _key: &Key) {}
+}
+
+fn register(store: impl Store + 'static) -> Register<'static> {
+    Register::new(Box::new(store), Key::lock(OsStr::new("lock")), "memory".to_owned())
 }
 
 /// A `lock` or `unlock` that is under way.
@@ -163,7 +182,7 @@ struct Command {
 
 /// A machine with some owners, each of which runs one command after another.
 struct Machine {
-    register: Memory,
+    store: Memory,
     alive: Alive,
     tokens: Arc<AtomicU32>,
     next_pid: i32,
@@ -176,7 +195,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let mut machine = Self {
-            register: Memory::default(),
+            store: Memory::default(),
             alive: Alive::default(),
             tokens: Arc::default(),
             next_pid: 1,
@@ -229,7 +248,7 @@ impl Machine {
         let thread = thread::spawn(move || {
             let judge = ByPid(alive);
             let ended = here.clone();
-            let mut mutex = Mutex::new(Box::new(Gated { register, here, go: permits }), &judge);
+            let mut mutex = Mutex::new(register(Gated { store, here, go: permits }), &judge);
             let done = match mode {
                 Some(mode) => mutex.acquire(&process, &in_mode(mode), &one_attempt(), &mut Silent).is_ok(),
                 None => mutex.release(&process, Whose::Own, Outcome::Unknown).is_ok(),
@@ -290,7 +309,7 @@ impl Machine {
         }
         let judge = ByPid(self.alive.clone());
         let process = Process { pid: self.owners[0], alive: self.alive.clone(), tokens: self.tokens.clone() };
-        let mut mutex = Mutex::new(Box::new(self.register.clone()), &judge);
+        let mut mutex = Mutex::new(register(self.store.clone()), &judge);
         mutex.acquire(&process, &in_mode(Mode::EXCLUSIVE), &one_attempt(), &mut Silent).is_ok()
     }
 }
@@ -382,7 +401,7 @@ fn no_holder_of_a_full_record_is_lost_when_one_releases() {
     assert_eq!(register.create(&Record::of(entries.clone()).expect("a record")).expect("memory"), Write::Done);
     let judge = ByPid(alive.clone());
     let process = Process { pid: 1, alive: alive.clone(), tokens: tokens.clone() };
-    let released = Mutex::new(Box::new(register.clone()), &judge).release(&process, Whose::Own, Outcome::Unknown);
+    let released = Mutex::new(register(store.clone()), &judge).release(&process, Whose::Own, Outcome::Unknown);
     assert!(matches!(released, Ok(Released::Own { .. })), "{released:?}");
     let stored = register.load().expect("memory").expect("the others hold it");
     assert_eq!(stored.content.record().expect("a record").entries(), &entries[1..]);

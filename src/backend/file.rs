@@ -1,365 +1,223 @@
-//! The lock file: a compare-and-swap register made of one file.
-//!
-//! # Why two writers never both succeed
-//!
-//! A lock file is not written to once it has its name: each record is a new file, complete before anybody can see it.
-//!
-//! * **create** links it to the path. `link(2)` is atomic and fails if the path exists, so of any number of creators one wins.
-//! * **replace** renames it over the old file, **delete** unlinks the old file. Both do so only while they hold an exclusive flock
-//!   on the old file, and only if the path still leads to it (same inode) and it still holds the bytes that were judged. Of any
-//!   number of writers that judged the same file one is first, and for all others the path then leads elsewhere. The inode
-//!   number cannot be reused meanwhile, because they have it open.
-//! * create needs no flock: it succeeds only where there is no file, hence nobody whose flock counts. replace leaves no moment
-//!   without a file, in which a creator could come between.
-//!
-//! # What a kill leaves behind
-//!
-//! The kernel removes a file without a name, and a flock, together with the process. Each change is one system call, before which
-//! the path shows the old state and after which the new one. Between the two calls of replace, and wherever the file system
-//! has no unnamed files, a file `.serializer.*.tmp` may be left over; nobody ever reads it. Where the file system has no
-//! hard links (FAT), an empty lock file may be.
-//!
-//! How it lives beside the Python plugin, which knows nothing of all this, is told in `file/legacy.rs`.
+//! Locks of one machine: a file for each, in a directory.
 
 pub(super) mod filesystem;
 mod legacy;
+mod lock_file;
 mod publish;
 mod queue;
 mod wakeup;
 
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileExt as _, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use fs4::{FileExt, TryLockError};
-use publish::LinkError;
-use queue::Queue;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, lstat, openat, unlinkat};
-use rustix::io::Errno;
-
-use wakeup::{WakeUp, Watch};
-
-use super::{Backend, Content, Error, Stored, Version, Write};
+use super::directory::{name_of, stored_name};
+use super::failure::{Cause, Failure};
+use super::plain;
+use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
 use crate::printable;
-use crate::record::{MAX_BYTES, Record};
 use crate::waiter::Waiter;
+use lock_file::LockFile;
+pub(super) use lock_file::leads_to;
 
-/// How long to try for the flock. Its holders do a handful of system calls, or settle; whoever keeps it longer is
-/// stopped or hostile, and must not be waited for without end.
-const FLOCK_LIMIT: Duration = Duration::from_secs(2);
-
-/// Between two tries for the flock: about as long as its holders need.
-const FLOCK_PAUSE: Duration = Duration::from_micros(500);
-
-/// How often to open a path whose file is exchanged under our hands. Each time means that somebody else succeeded.
-const MAX_OPENS: usize = 16;
-
-/// How often to look where wake-ups are not heard.
+/// The interval between two polls where wake-ups are not heard.
 const UNHEARD: Duration = Duration::from_secs(1);
 
-/// Whoever may come next must be able to read it; the user's umask says who else.
-const MODE: Mode = Mode::from_raw_mode(0o666);
+const CREATE: &str = "create the lock file";
+const READ: &str = "read the lock file";
+const CHANGE: &str = "take over the lock file";
+const REMOVE: &str = "remove the lock file";
+const WAIT: &str = "wait for the lock file";
 
-/// The lock file at a path.
+/// A directory with lock files.
 #[derive(Debug)]
-pub struct LockFile {
-    path: PathBuf,
-    queue: Queue,
-    wake_up: WakeUp,
-    watch: Watch,
+pub struct Files {
+    directory: PathBuf,
+    /// Those that were used, with their queues.
+    open: BTreeMap<Key, LockFile>,
 }
 
-impl LockFile {
+impl Files {
     /// Does not touch the file system yet.
-    pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), queue: Queue::new(path), wake_up: WakeUp::new(path), watch: Watch::default() }
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), open: BTreeMap::new() }
     }
 
-    fn io_error(&self, action: &'static str, error: impl Into<io::Error>) -> Error {
-        Error::Io { action, path: printable::path(&self.path), source_error: error.into() }
-    }
-
-    fn not_a_lock(&self, why: impl ToString) -> Error {
-        Error::NotALock { path: printable::path(&self.path), why: why.to_string() }
-    }
-
-    /// Opens what is at the path, which must be a regular file; `None` when nothing is there. Never creates, follows a
-    /// symbolic link or waits for the other end of a FIFO.
-    fn open(&self, access: OFlags) -> Result<Option<File>, OpenError> {
-        let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let file = match openat(CWD, &self.path, flags, Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            // ESTALE: an NFS server's way to say that the file was removed.
-            Err(Errno::NOENT | Errno::STALE) => return Ok(None),
-            Err(Errno::LOOP) => return Err(OpenError::Not("it is a symbolic link")),
-            Err(Errno::ISDIR) => return Err(OpenError::Not("it is a directory")),
-            Err(Errno::NXIO) => return Err(OpenError::Not("it is not a regular file")),
-            Err(error) => return Err(OpenError::Io(error.into())),
-        };
-        let kind = match file.metadata() {
-            Ok(metadata) => metadata.file_type(),
-            Err(error) if is_gone(&error) => return Ok(None),
-            Err(error) => return Err(OpenError::Io(error)),
-        };
-        if kind.is_dir() {
-            return Err(OpenError::Not("it is a directory"));
-        }
-        if !kind.is_file() {
-            return Err(OpenError::Not("it is not a regular file"));
-        }
-        Ok(Some(file))
-    }
-
-    fn open_error(&self, action: &'static str, error: OpenError) -> Error {
-        match error {
-            OpenError::Not(why) => self.not_a_lock(why),
-            OpenError::Io(error) => self.io_error(action, error),
-        }
-    }
-
-    fn content(&self, bytes: &[u8]) -> Result<Content, Error> {
-        if bytes.is_empty() {
-            return Ok(Content::Empty);
-        }
-        if bytes.starts_with(super::directory::MAGIC.as_bytes()) {
-            return Err(Error::SharedByHosts { path: printable::path(&self.path) });
-        }
-        Record::parse(bytes).map(|record| Content::Record(Box::new(record))).map_err(|why| self.not_a_lock(why))
-    }
-
-    /// Opens the file and locks it against all other writers of this program, given that it is still in the state `seen`.
-    fn open_exclusively(&self, action: &'static str, seen: &Version) -> Result<Option<File>, Error> {
-        for _ in 0..MAX_OPENS {
-            let opened = match self.open(OFlags::RDWR) {
-                // Renaming and unlinking need no right to write to the file; the flock needs one on NFS only.
-                Err(OpenError::Io(error)) if error.kind() == io::ErrorKind::PermissionDenied => self.open(OFlags::RDONLY),
-                opened => opened,
-            };
-            let Some(file) = opened.map_err(|error| self.open_error(action, error))? else { return Ok(None) };
-            match self.flock(&file) {
-                Err(Error::Io { source_error, .. }) if is_gone(&source_error) => continue,
-                flocked => flocked?,
-            }
-            if !leads_to(&self.path, &file).map_err(|error| self.io_error(action, error))? {
-                continue;
-            }
-            match read(&file) {
-                Ok((_, version)) => return Ok((version == *seen).then_some(file)),
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(self.io_error("read", error)),
-            }
-        }
-        Ok(None)
-    }
-
-    fn flock(&self, file: &File) -> Result<(), Error> {
-        let give_up = Instant::now() + FLOCK_LIMIT;
-        loop {
-            match FileExt::try_lock(file) {
-                Ok(()) => return Ok(()),
-                Err(TryLockError::WouldBlock) if Instant::now() >= give_up => {
-                    return Err(Error::Contended { path: printable::path(&self.path) });
-                }
-                // A blocking flock could not be given up without a signal or a thread.
-                Err(TryLockError::WouldBlock) => std::thread::sleep(FLOCK_PAUSE),
-                Err(TryLockError::Error(error)) => return Err(self.io_error("flock", error)),
-            }
-        }
-    }
-
-    fn directory(&self) -> &Path {
-        match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        }
+    fn file(&mut self, key: &Key) -> &mut LockFile {
+        let directory = &self.directory;
+        self.open.entry(key.clone()).or_insert_with(|| LockFile::new(&directory.join(file_name(key))))
     }
 }
 
-/// What a file holds, at most one byte more than a record can have, and which state of which file that is.
-fn read(file: &File) -> io::Result<(Vec<u8>, Version)> {
-    let metadata = file.metadata()?;
-    // A byte more than it should have shows that it has grown meanwhile.
-    let mut bytes = vec![0; metadata.len().min(MAX_BYTES as u64) as usize + 1];
-    let mut length = 0;
-    // Bounded by the buffer: each read fills some of it, or is the last one.
-    while length < bytes.len() {
-        match file.read_at(&mut bytes[length..], length as u64)? {
-            0 => break,
-            count => length += count,
-        }
-    }
-    bytes.truncate(length);
-    let mut version = bytes.clone();
-    // The time tells an empty file from another one that got its inode number.
-    for number in [metadata.dev(), metadata.ino(), metadata.mtime() as u64, metadata.mtime_nsec() as u64] {
-        version.extend(number.to_ne_bytes());
-    }
-    Ok((bytes, Version(version)))
+/// A lock's file has the name of the lock. Other kinds are named as in a shared directory.
+fn file_name(key: &Key) -> OsString {
+    if key.kind == Kind::Lock { key.name.clone() } else { stored_name(key) }
 }
 
-/// Whether `path` leads to this very file.
-pub(super) fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
-    let there = match lstat(path) {
-        Ok(stat) => stat,
-        Err(Errno::NOENT | Errno::STALE) => return Ok(false),
-        Err(error) => return Err(error.into()),
+/// The register whose file this is.
+fn key_of(kind: Kind, file: &OsStr) -> Option<Key> {
+    let is_named_like_a_lock = || Path::new(file).extension().is_some_and(|end| end == "lck" || end == "lock");
+    let name = match kind {
+        Kind::Lock => is_named_like_a_lock().then(|| file.to_owned()),
+        _ => name_of(kind, file),
     };
-    let here = match fstat(file) {
-        Ok(stat) => stat,
-        Err(Errno::STALE) => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(there.st_dev == here.st_dev && there.st_ino == here.st_ino)
+    name.map(|name| Key { kind, name })
 }
 
-/// Over NFS, a file may be removed while it is open.
-fn is_gone(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::STALE)
+impl Store for Files {
+    fn get(&mut self, key: &Key) -> Result<State, Failure> {
+        self.file(key).load()
+    }
+
+    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
+        let file = self.file(key);
+        match (&expected.version, next.value) {
+            (None, Some(text)) => file.create(text),
+            (Some(version), Some(text)) => file.replace(expected, version, next, text),
+            (Some(version), None) => file.delete(version),
+            (None, None) => Ok(Write::Conflict),
+        }
+    }
+
+    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
+        let cannot = |error: io::Error| io_failure(&self.directory, READ, &error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(cannot)? {
+            let entry = entry.map_err(cannot)?;
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                names.push(entry.file_name());
+            }
+        }
+        names.sort();
+        let mut entries = Vec::new();
+        for key in names.iter().filter_map(|name| key_of(kind, name)) {
+            // Other programs have files there, too.
+            if after.is_none_or(|after| key.name.as_os_str() > after)
+                && let Ok(state) = self.file(&key).load()
+            {
+                entries.push((key.name, state));
+            }
+        }
+        Ok(Page { entries, next: None })
+    }
+
+    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
+        match &expected.version {
+            Some(version) => self.file(key).delete(version),
+            None => Ok(Write::Conflict),
+        }
+    }
+
+    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn repair(&self) -> &'static str {
+        "removing the file when nothing uses it"
+    }
+
+    fn counts(&self) -> bool {
+        false
+    }
+
+    fn foreign(&self, why: &str) -> Failure {
+        not_a_lock(why)
+    }
+
+    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
+        Some(self)
+    }
+
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        Some(self)
+    }
 }
 
-enum OpenError {
-    Not(&'static str),
-    Io(io::Error),
-}
-
-impl Backend for LockFile {
-    fn location(&self) -> String {
-        printable::path(&self.path)
-    }
-
-    fn load(&mut self) -> Result<Option<Stored>, Error> {
-        let mut gone = None;
-        for _ in 0..MAX_OPENS {
-            let Some(file) = self.open(OFlags::RDONLY).map_err(|error| self.open_error("read", error))? else {
-                return Ok(None);
-            };
-            match read(&file) {
-                Ok((bytes, version)) => {
-                    let content = self.content(&bytes)?;
-                    let written = file.metadata().and_then(|metadata| metadata.modified()).ok();
-                    return Ok(Some(Stored { content, version, written, is_local: filesystem::is_local(&file), now: None }));
-                }
-                Err(error) if is_gone(&error) => gone = Some(error),
-                Err(error) => return Err(self.io_error("read", error)),
-            }
-        }
-        Err(self.io_error("read", gone.unwrap_or_else(|| io::ErrorKind::NotFound.into())))
-    }
-
-    fn create(&mut self, record: &Record) -> Result<Write, Error> {
-        let text = record.to_text();
-        match self.link_new(text.as_bytes()) {
-            Ok(answer) => Ok(answer),
-            Err(LinkError::Unsupported) => self.create_in_place(text.as_bytes()),
-            Err(LinkError::Io(error)) => Err(self.io_error("create", error)),
-        }
-    }
-
-    fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
-        // Whoever joins or leaves several holders takes nothing over.
-        let is_plain = seen.content.record().is_none_or(Record::is_plain);
-        let action = if is_plain { "take over" } else { "change" };
-        let Some(old) = self.open_exclusively(action, &seen.version)? else { return Ok(Write::Conflict) };
-        if let Some(file_system) = filesystem::without_exchange(&old) {
-            // What only tells how it went can be left out.
-            return match record.entries().iter().all(|entry| entry.released.is_some() && entry.until.is_none()) {
-                true => self.delete(seen),
-                false => Err(Error::NoExchange { action, path: printable::path(&self.path), file_system }),
-            };
-        }
-        let text = record.to_text();
-        let new = self.rename_over(text.as_bytes()).map_err(|error| self.io_error(action, error))?;
-        match legacy::settle(&self.path, seen, &old, &new, text.as_bytes()) {
-            Ok(legacy::Settled::Ours) => Ok(Write::Done),
-            Ok(legacy::Settled::Lost) => Ok(Write::Conflict),
-            Ok(legacy::Settled::Plugins(bytes)) => {
-                if self.rename_over(&bytes).is_err() {
-                    // No room for another file: ours, which nobody relies on yet, is to say it. Empty, it is being written.
-                    let rewritten = new.set_len(0).and_then(|()| new.write_all_at(&bytes, 0));
-                    rewritten.map_err(|error| self.io_error("give back", error))?;
-                }
-                // Who waits has seen our record, and watches our owner.
-                self.wake_up.send();
-                Ok(Write::Conflict)
-            }
-            Err(error) => {
-                // The caller will say that nothing was changed, so there must be no lock of ours.
-                if leads_to(&self.path, &new).unwrap_or(false) {
-                    match seen.content.record().filter(|record| !record.is_plain()) {
-                        // Others may hold it, whose entries must not be lost. If this fails, an entry too many is the lesser evil.
-                        Some(record) => drop(self.rename_over(record.to_text().as_bytes())),
-                        None => drop(unlinkat(CWD, &self.path, AtFlags::empty())),
-                    }
-                    self.wake_up.send();
-                }
-                Err(self.io_error(action, error))
-            }
-        }
-    }
-
-    fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
-        let Some(_flocked) = self.open_exclusively("remove", &seen.version)? else { return Ok(Write::Conflict) };
-        match unlinkat(CWD, &self.path, AtFlags::empty()) {
-            Ok(()) => Ok(Write::Done),
-            // Only the Python plugin removes without the flock.
-            Err(Errno::NOENT) => Ok(Write::Conflict),
-            Err(error) => Err(self.io_error("remove", error)),
-        }
-    }
-
-    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        // What was released before one was first, or before the socket existed, has not been heard: look first.
-        let has_come = self.queue.join();
-        let is_first = self.queue.is_first();
-        if (is_first && self.wake_up.listen()) || has_come {
+impl Notifier for Files {
+    fn wait(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        let file = self.file(key);
+        if file.follow() {
             return Ok(());
         }
-        let fds: Vec<_> = fds.iter().copied().chain(self.queue.turn_fd()).collect();
+        let fds: Vec<_> = fds.iter().copied().chain(file.watch.changed_fd()).collect();
+        super::sleep(limit.min(UNHEARD), &fds).map_err(|error| file.io_failure(WAIT, error))
+    }
+
+    fn notify(&mut self, key: &Key) {
+        let file = self.file(key);
+        file.wake_up.send();
+        file.queue.sweep();
+    }
+}
+
+impl Queue for Files {
+    fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        let file = self.file(key);
+        // A release before it was first, or before the socket existed, has not been heard: look first.
+        let has_come = file.queue.join();
+        let is_first = file.queue.is_first();
+        if (is_first && file.wake_up.listen()) || has_come {
+            return Ok(());
+        }
+        let fds: Vec<_> = fds.iter().copied().chain(file.queue.turn_fd()).collect();
         // Another process has the name of the socket, or there are no such sockets.
-        let limit = if is_first && !self.wake_up.is_listening() { limit.min(UNHEARD) } else { limit };
-        self.wake_up.wait(limit, &fds).map_err(|error| self.io_error("wait for", error))
+        let limit = if is_first && !file.wake_up.is_listening() { limit.min(UNHEARD) } else { limit };
+        file.wake_up.wait(limit, &fds).map_err(|error| file.io_failure(WAIT, error))
     }
 
-    fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        if self.watch.follow(&self.path) {
-            return Ok(());
+    fn is_first(&mut self, key: &Key) -> bool {
+        self.file(key).queue.is_first()
+    }
+
+    fn is_queued(&mut self, key: &Key) -> bool {
+        self.file(key).queue.is_in_line()
+    }
+
+    fn leave(&mut self, key: &Key) {
+        let file = self.file(key);
+        // The next waiter is to find the name of the socket free.
+        file.wake_up.stop_listening();
+        file.queue.leave();
+    }
+
+    fn observe(&mut self, key: &Key) {
+        self.file(key).queue.stand_beside();
+    }
+
+    fn has_waiters(&mut self, key: &Key) -> bool {
+        self.file(key).queue.others_are_there()
+    }
+
+    fn waiters(&mut self, key: &Key) -> Vec<Waiter> {
+        self.file(key).queue.waiters().into_iter().map(Waiter::of).collect()
+    }
+}
+
+/// The path leads to something else.
+fn not_a_lock(why: &str) -> Failure {
+    let hint = "check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed";
+    Failure { cause: Cause::NotALock, ..Failure::permanent(why) }.with_hint(hint)
+}
+
+/// The operating system refused; nothing was changed.
+fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
+    use io::ErrorKind;
+    let hint = match error.kind() {
+        ErrorKind::NotFound => "create the directory with `serializer initialize`, or name another one with `SERIALIZER_DIR`",
+        ErrorKind::PermissionDenied if action == CREATE => "name a directory that you can write to with `SERIALIZER_DIR`",
+        ErrorKind::PermissionDenied if action == CHANGE => {
+            "in a directory with the sticky bit, only the user whose file it is, or root, can replace it; for several users, name \
+             a directory without that with `SERIALIZER_DIR`"
         }
-        let fds: Vec<_> = fds.iter().copied().chain(self.watch.changed_fd()).collect();
-        let limit = limit.min(UNHEARD);
-        super::sleep(limit, &fds).map_err(|error| self.io_error("wait for", error))
-    }
-
-    fn notify(&mut self) {
-        self.wake_up.send();
-        self.queue.sweep();
-    }
-
-    fn is_first(&mut self) -> Result<bool, Error> {
-        Ok(self.queue.is_first())
-    }
-
-    fn is_in_line(&mut self) -> bool {
-        self.queue.is_in_line()
-    }
-
-    fn leave(&mut self) {
-        // The next one is to find the name of the socket free.
-        self.wake_up.stop_listening();
-        self.queue.leave();
-    }
-
-    fn attend(&mut self) {
-        self.queue.stand_beside();
-    }
-
-    fn is_awaited(&mut self) -> bool {
-        self.queue.others_are_there()
-    }
-
-    fn waiters(&mut self) -> Vec<Waiter> {
-        self.queue.waiters().into_iter().map(Waiter::of).collect()
-    }
+        ErrorKind::PermissionDenied => &format!("`ls -l {}` shows whose file it is", printable::path(path)),
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "name another directory with `SERIALIZER_DIR`"
+        }
+        _ => return Failure::permanent(plain(error).to_string()).during_action(action),
+    };
+    Failure::permanent(plain(error).to_string()).with_hint(hint).during_action(action)
 }

@@ -5,7 +5,8 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use super::remote::{Failure, jittered};
+use super::failure::Failure;
+use super::retry::jittered;
 use super::{plain, sleep};
 
 /// It has waited for so many times as long as there is between two looks.
@@ -24,12 +25,6 @@ impl Looks {
     /// With so long between two of them, at first and in the end.
     pub fn new(first: Duration, last: Duration) -> Self {
         Self { first, last, since: None }
-    }
-
-    /// Where each look costs money.
-    #[cfg(any(feature = "dynamodb", feature = "object-store"))]
-    pub fn paid() -> Self {
-        Self::new(Duration::from_millis(100), Duration::from_secs(10))
     }
 
     /// Sleeps until the next look, at most `limit`, or until one of `fds` is readable.

@@ -1,111 +1,156 @@
-//! A register in memory, for tests of what is built on registers. Clones share one register.
+//! A store in memory, for tests of what is built on stores. Clones share it.
 
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::ops::Bound;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Backend, Content, Error, Stored, Version, Write};
+use super::failure::Failure;
+use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
 use crate::process::since_boot;
-use crate::record::Record;
+use crate::waiter::Waiter;
 
-/// A shared register in memory.
+/// A shared store in memory.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<Register>>);
+pub struct Memory(Arc<Mutex<Registers>>);
 
 #[derive(Debug, Default)]
-struct Register {
-    record: Option<Record>,
-    changes: u64,
+struct Registers {
+    /// By kind and name: the number of the state, and the value.
+    states: BTreeMap<(Kind, OsString), (u64, Option<String>)>,
+    /// Of all writes, so that a number never repeats after a purge.
+    last_number: u64,
     /// How far its clock is ahead of ours.
     ahead: Option<u64>,
 }
 
 impl Memory {
-    /// One as a store is that many hosts share: with a clock of its own, and without knowing who waits.
+    /// One as hosts share it: with a clock of its own, numbered states, and unknown waiters.
     pub fn shared() -> Self {
         let memory = Self::default();
-        memory.register().ahead = Some(0);
+        memory.registers().ahead = Some(0);
         memory
     }
 
     /// Sets its clock ahead by so many milliseconds.
     pub fn leap(&self, milliseconds: u64) {
-        let mut register = self.register();
-        register.ahead = register.ahead.map(|ahead| ahead + milliseconds);
+        let mut registers = self.registers();
+        registers.ahead = registers.ahead.map(|ahead| ahead + milliseconds);
     }
 
-    fn register(&self) -> MutexGuard<'_, Register> {
+    fn registers(&self) -> MutexGuard<'_, Registers> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Register {
-    fn now(&self) -> Option<u64> {
-        self.ahead.map(|ahead| since_boot() + ahead)
-    }
-
-    fn version(&self) -> Version {
-        Version(self.changes.to_be_bytes().to_vec())
-    }
-
-    fn write(&mut self, expected: Option<&Version>, record: Option<&Record>) -> Write {
-        let current = self.record.as_ref().map(|_| self.version());
-        if expected != current.as_ref() {
-            return Write::Conflict;
-        }
-        self.record = record.cloned();
-        self.changes += 1;
-        Write::Done
+impl Registers {
+    fn state(&self, stored: Option<&(u64, Option<String>)>) -> State {
+        let (now, is_local) = (self.ahead.map(|ahead| since_boot() + ahead), self.ahead.is_none());
+        let Some((number, value)) = stored else { return State { now, is_local, ..State::default() } };
+        let version = Some(number.to_be_bytes().to_vec());
+        State { version, number: *number, value: value.clone(), now, is_local, written: None }
     }
 }
 
-impl Backend for Memory {
-    fn location(&self) -> String {
-        "memory".to_owned()
+fn place(key: &Key) -> (Kind, OsString) {
+    (key.kind, key.name.clone())
+}
+
+impl Store for Memory {
+    fn get(&mut self, key: &Key) -> Result<State, Failure> {
+        let registers = self.registers();
+        Ok(registers.state(registers.states.get(&place(key))))
     }
 
-    fn load(&mut self) -> Result<Option<Stored>, Error> {
-        let register = self.register();
-        let stored = |record: &Record| Stored {
-            content: Content::Record(Box::new(record.clone())),
-            version: register.version(),
-            written: None,
-            is_local: register.ahead.is_none(),
-            now: register.now(),
+    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
+        let mut registers = self.registers();
+        let current = registers.state(registers.states.get(&place(key)));
+        if current.version != expected.version {
+            return Ok(Write::Conflict);
+        }
+        // A store that does not count numbers its states all the same, to tell them apart.
+        let number = next.number.max(registers.last_number + 1);
+        registers.last_number = number;
+        registers.states.insert(place(key), (number, next.value.map(str::to_owned)));
+        Ok(Write::Done)
+    }
+
+    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
+        let registers = self.registers();
+        let first = match after {
+            Some(after) => Bound::Excluded((kind, after.to_owned())),
+            None => Bound::Included((kind, OsString::new())),
         };
-        Ok(register.record.as_ref().map(stored))
+        let rest = registers.states.range((first, Bound::Unbounded)).take_while(|((other, _), _)| *other == kind);
+        let entries = rest.map(|((_, name), stored)| (name.clone(), registers.state(Some(stored))));
+        Ok(Page { entries: entries.collect(), next: None })
     }
 
-    fn create(&mut self, record: &Record) -> Result<Write, Error> {
-        Ok(self.register().write(None, Some(record)))
+    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
+        let mut registers = self.registers();
+        let current = registers.state(registers.states.get(&place(key)));
+        if current.version.is_none() || current.version != expected.version {
+            return Ok(Write::Conflict);
+        }
+        registers.states.remove(&place(key));
+        Ok(Write::Done)
     }
 
-    fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
-        Ok(self.register().write(Some(&seen.version), Some(record)))
+    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
+        Ok(())
     }
 
-    fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
-        Ok(self.register().write(Some(&seen.version), None))
+    fn repair(&self) -> &'static str {
+        "a new process"
     }
 
-    fn is_awaited(&mut self) -> bool {
-        self.register().ahead.is_some()
+    fn counts(&self) -> bool {
+        self.registers().ahead.is_some()
     }
 
-    fn now(&self) -> Option<u64> {
-        self.register().now()
+    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
+        Some(self)
     }
 
-    fn next_number(&self) -> Option<u64> {
-        let register = self.register();
-        register.ahead.map(|_| register.changes + 1)
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        Some(self)
     }
+}
 
-    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        if self.register().ahead.is_some() {
-            // Nobody tells of changes.
+impl Notifier for Memory {
+    fn wait(&mut self, _key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        if self.counts() {
+            // It wakes nothing.
             let _ = super::sleep(limit.min(Duration::from_millis(20)), fds);
         }
         Ok(())
+    }
+
+    fn notify(&mut self, _key: &Key) {}
+}
+
+impl Queue for Memory {
+    fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        self.wait(key, limit, fds)
+    }
+
+    fn is_first(&mut self, _key: &Key) -> bool {
+        true
+    }
+
+    fn is_queued(&mut self, _key: &Key) -> bool {
+        false
+    }
+
+    fn leave(&mut self, _key: &Key) {}
+
+    fn has_waiters(&mut self, _key: &Key) -> bool {
+        self.counts()
+    }
+
+    fn waiters(&mut self, _key: &Key) -> Vec<Waiter> {
+        Vec::new()
     }
 }

@@ -6,14 +6,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, SystemTime};
 
-use super::Write;
-use super::remote::{Failure, Register, Row};
+use super::failure::Failure;
 use crate::waiter::Waiter;
 
 /// What a register is for. Each kind has names of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A lock.
     Lock,
@@ -25,8 +25,27 @@ pub enum Kind {
     Session,
 }
 
+impl Kind {
+    /// What the stored name of a register of this kind begins with. A lock's is its name, as it always was; a lock whose name
+    /// begins like another kind's is stored under a hash.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Lock => "",
+            Self::Once => "once/",
+            Self::Schedule => "schedule/",
+            Self::Session => "session/",
+        }
+    }
+
+    /// Whether a lock of this name would be taken for a register of another kind.
+    pub fn is_reserved(name: &OsStr) -> bool {
+        let kinds = [Self::Once, Self::Schedule, Self::Session];
+        kinds.iter().any(|kind| name.as_bytes().starts_with(kind.prefix().as_bytes()))
+    }
+}
+
 /// Names one register of a store.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     /// What it is for.
     pub kind: Kind,
@@ -52,6 +71,21 @@ pub struct State {
     pub value: Option<String>,
     /// The store's clock, in milliseconds since 1970, for a store with one clock for all its clients. Read before the value.
     pub now: Option<u64>,
+    /// When it was stored, by the clock of this machine.
+    pub written: Option<SystemTime>,
+    /// Whether no other machine can have stored it.
+    pub is_local: bool,
+}
+
+/// How a conditional write ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// It was done.
+    Done,
+    /// Nothing was changed: the register was in another state.
+    Conflict,
+    /// It may have been done, and the state has changed since.
+    Unknown,
 }
 
 /// What to write.
@@ -68,17 +102,17 @@ pub struct Next<'a> {
 /// Some registers of one kind, in the order of their stored names.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The stored name and the state of each. A long name, or one that is not text, is stored shortened; the stored name opens
-    /// the same register.
+    /// The name and the state of each. A long name, or one that is not text, may be a shortened one, which opens the same
+    /// register. The value of a register that cannot be read is empty; [`Store::get`] tells why.
     pub entries: Vec<(OsString, State)>,
-    /// The stored name to continue after; `None` on the last page.
+    /// What to continue after; `None` on the last page.
     pub next: Option<OsString>,
 }
 
 /// A compare-and-swap register per key.
 pub trait Store {
     /// The register's state, strongly consistent. A store whose schema does not exist fails with
-    /// [`Cause::NotPrepared`](super::remote::Cause::NotPrepared).
+    /// [`Cause::NotPrepared`](super::failure::Cause::NotPrepared).
     ///
     /// # Errors
     /// When there is no answer.
@@ -90,7 +124,7 @@ pub trait Store {
     /// When there is no answer, or it is a refusal. A failure that is not [indefinite](Failure::is_indefinite) has changed nothing.
     fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure>;
 
-    /// A page of the registers of `kind` whose stored names come after `after`, those without a value included.
+    /// A page of the registers of `kind` after `after`, which is [`Page::next`] of the page before; those without a value included.
     ///
     /// # Errors
     /// As for [`Store::get`].
@@ -121,6 +155,23 @@ pub trait Store {
 
     /// What frees a register with a foreign value, as part of a sentence.
     fn repair(&self) -> &'static str;
+
+    /// The failure to report for a value that is not a record, for the reason `why`.
+    fn foreign(&self, why: &str) -> Failure {
+        let hint = format!("another program has written there; {} frees the lock", self.repair());
+        Failure::permanent(format!("what is stored there is not a lock record: {why}")).with_hint(hint)
+    }
+
+    /// Whether the store numbers its states. The file of one machine does not: its states are not ordered, an empty file is one
+    /// that is being written, and an answer is never lost.
+    fn counts(&self) -> bool {
+        true
+    }
+
+    /// The statements that create the schema; `None` for a store that is not set up by statements.
+    fn schema(&self) -> Option<&'static str> {
+        None
+    }
 
     /// The shortest and the longest interval between two polls of a waiter, in a store without a notifier.
     fn poll_interval(&self) -> (Duration, Duration) {
@@ -160,10 +211,10 @@ pub trait Queue {
     fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure>;
 
     /// Whether no earlier waiter is known, as of the last [`Store::get`].
-    fn is_first(&mut self) -> bool;
+    fn is_first(&mut self, key: &Key) -> bool;
 
     /// Whether it waits behind another waiter, whose leaving wakes it.
-    fn is_queued(&mut self) -> bool;
+    fn is_queued(&mut self, key: &Key) -> bool;
 
     /// Whether the store has no room for another waiter, which should stay away for a while.
     fn is_turned_away(&mut self) -> bool {
@@ -171,109 +222,16 @@ pub trait Queue {
     }
 
     /// Gives up the place.
-    fn leave(&mut self);
+    fn leave(&mut self, key: &Key);
 
     /// Lets holders see that it waits, without a place in the queue.
-    fn observe(&mut self) {}
+    fn observe(&mut self, _key: &Key) {}
 
     /// Whether there are other waiters; `true` where the store cannot tell.
-    fn has_waiters(&mut self) -> bool {
+    fn has_waiters(&mut self, _key: &Key) -> bool {
         true
     }
 
     /// The waiters in their order, as far as they are known.
     fn waiters(&mut self, key: &Key) -> Vec<Waiter>;
-}
-
-/// One register of a store, as the policy of remote locks uses it.
-pub struct StoreRegister<S> {
-    store: S,
-    key: Key,
-    backoff: super::looks::Looks,
-}
-
-impl<S: Store> StoreRegister<S> {
-    /// Does not connect yet.
-    pub fn new(store: S, key: Key) -> Self {
-        let (first, last) = store.poll_interval();
-        Self { store, key, backoff: super::looks::Looks::new(first, last) }
-    }
-}
-
-fn row(state: State) -> Row {
-    Row { version: state.version, number: state.number, text: state.value, now: state.now }
-}
-
-fn state(row: &Row) -> State {
-    State { version: row.version.clone(), number: row.number, value: row.text.clone(), now: row.now }
-}
-
-impl<S: Store> Register for StoreRegister<S> {
-    fn read(&mut self) -> Result<Row, Failure> {
-        self.store.get(&self.key).map(row)
-    }
-
-    fn write(&mut self, seen: &Row, next: u64, text: Option<&str>) -> Result<Write, Failure> {
-        let keep = text.is_none().then_some(Duration::from_secs(35 * 24 * 60 * 60));
-        self.store.put(&self.key, &state(seen), &Next { number: next, value: text, keep })
-    }
-
-    fn prepare(&mut self) -> Result<(), Failure> {
-        self.store.create_schema(&self.key)
-    }
-
-    fn prove(&mut self) -> Result<(), Failure> {
-        self.store.verify_conditional_writes(&self.key)
-    }
-
-    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        match self.store.queue() {
-            Some(queue) => queue.wait_in_turn(&self.key, limit, fds),
-            None => self.watch(limit, fds),
-        }
-    }
-
-    fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        match self.store.notifier() {
-            Some(notifier) => notifier.wait(&self.key, limit, fds),
-            None => self.backoff.sleep(limit, fds),
-        }
-    }
-
-    fn is_first(&mut self) -> bool {
-        self.store.queue().is_none_or(Queue::is_first)
-    }
-
-    fn is_in_line(&mut self) -> bool {
-        self.store.queue().is_some_and(Queue::is_queued)
-    }
-
-    fn is_kept_out(&mut self) -> bool {
-        self.store.queue().is_some_and(Queue::is_turned_away)
-    }
-
-    fn leave(&mut self) {
-        self.backoff.end();
-        if let Some(queue) = self.store.queue() {
-            queue.leave();
-        }
-    }
-
-    fn waiters(&mut self) -> Vec<Waiter> {
-        self.store.queue().map(|queue| queue.waiters(&self.key)).unwrap_or_default()
-    }
-
-    fn notify(&mut self) {
-        if let Some(notifier) = self.store.notifier() {
-            notifier.notify(&self.key);
-        }
-    }
-
-    fn disconnect(&mut self) {
-        self.store.disconnect();
-    }
-
-    fn repair(&self) -> &'static str {
-        self.store.repair()
-    }
 }

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use rustix::process::getpid;
 
-use crate::backend::{self, Backend, Location, Write};
+use crate::backend::{self, Location};
 use crate::cli::InitializeArgs;
 use crate::config::Environment;
 use crate::error::Error;
+use crate::mutex::register::{Register, Write};
 use crate::owner::{Instance, Owner, Place};
 use crate::printable;
 use crate::record::{Entry, Record, random_token};
@@ -27,9 +28,9 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
         Location::Store(settings, _) => {
             // Rows stay, so that there is one for all who try.
             let probed = Location::Store(settings.clone(), ".serializer.probe".into());
-            let mut backend = backend::open(&probed)?;
-            backend.prove()?;
-            try_out(backend.as_mut(), &probe().map_err(cannot_draw)?)?;
+            let mut register = backend::open(&probed)?;
+            register.verify_conditional_writes()?;
+            try_out(&mut register, &probe().map_err(cannot_draw)?)?;
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
             Ok(())
         }
@@ -47,7 +48,7 @@ fn initialize_directory(lock_file: &Path) -> Result<(), Error> {
     }
     let probe = probe().map_err(cannot_draw)?;
     let path = directory.join(format!(".serializer.{}.probe", token()?));
-    let tried = try_out(backend::open(&Location::File(path.clone()))?.as_mut(), &probe);
+    let tried = try_out(&mut backend::open(&Location::File(path.clone()))?, &probe);
     if tried.is_err() {
         // It has a random name, so it is ours. It may not be there.
         let _ = fs::remove_file(&path);
@@ -74,20 +75,20 @@ fn probe() -> std::io::Result<Record> {
 const MAX_ROUNDS: usize = 16;
 
 /// Does all that locks will need: a file system may refuse links, flock or writing, a database the rights to.
-fn try_out(backend: &mut dyn Backend, record: &Record) -> Result<(), Error> {
+fn try_out(register: &mut Register<'_>, record: &Record) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
-        let created = match backend.load()? {
+        let created = match register.load()? {
             // Left behind by one that was killed.
-            Some(seen) => backend.replace(&seen, record)?,
+            Some(seen) => register.replace(&seen, record)?,
             // The first time, it may only make the place.
-            None => backend.create(record)?,
+            None => register.create(record)?,
         };
-        let Some(seen) = backend.load()?.filter(|_| created == Write::Done) else { continue };
-        let replaced = backend.replace(&seen, record)?;
-        let Some(seen) = backend.load()?.filter(|_| replaced == Write::Done) else { continue };
-        if backend.delete(&seen)? == Write::Done {
+        let Some(seen) = register.load()?.filter(|_| created == Write::Done) else { continue };
+        let replaced = register.replace(&seen, record)?;
+        let Some(seen) = register.load()?.filter(|_| replaced == Write::Done) else { continue };
+        if register.delete(&seen)? == Write::Done {
             return Ok(());
         }
     }
-    Err(Error::failed(format!("what is written to `{}` is not kept there", backend.location())))
+    Err(Error::failed(format!("what is written to `{}` is not kept there", register.location())))
 }

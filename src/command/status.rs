@@ -12,11 +12,12 @@ use std::time::Duration;
 use report::{Lock, Report, State, report};
 use table::table;
 
-use crate::backend::{self, Content, Location};
+use crate::backend::{self, Cause, Location};
 use crate::cli::StatusArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::mutex::Mutex;
+use crate::mutex::register::Content;
 use crate::owner::Place;
 use crate::printable;
 use crate::verdict::LocalJudge;
@@ -91,7 +92,7 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Lock>, Opti
             Ok(Some((stored, _))) if args.all && stored.content == Content::Empty => {}
             Ok(found) => locks.push(report(&location, found, mutex.waiters())),
             // Other programs keep files of that name, too.
-            Err(error @ backend::Error::NotALock { .. }) if args.all => tracing::debug!("{error}"),
+            Err(error) if args.all && error.cause == Cause::NotALock => tracing::debug!("{error}"),
             // One that cannot be read must not hide the others.
             Err(error) if !is_one_of_several => return Err(error.into()),
             Err(error) => {

@@ -23,10 +23,11 @@ use serde::{Deserialize, Serialize};
 
 use super::thread::Renewing;
 use super::{Charge, LONG, TokenHolder, is_readable};
-use crate::backend::{self, Content, Location, Stored, Version};
+use crate::backend::{self, Location};
 use crate::child::helper::{self, not_by_hand};
 use crate::child::termination::end_tree;
 use crate::config::OnLost;
+use crate::mutex::register::{Content, Stored, Version};
 use crate::mutex::{Grant, Mutex, Whose};
 use crate::owner::{Instance, Place};
 use crate::process::{self, Observation, since_boot};

@@ -4,7 +4,8 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, split};
-use crate::backend::{self, Stored, Write};
+use super::register::Write;
+use crate::backend;
 use crate::claimant::Claimant;
 use crate::mode::Mode;
 use crate::process::since_boot;
@@ -65,11 +66,11 @@ impl Mutex<'_> {
     ) -> Result<Acquired, Error> {
         if request.skip_if_done {
             // Before the first look: whoever is seen holding the lock is to know that it is awaited.
-            self.backend.attend();
+            self.register.observe_queue();
         }
         let acquired = self.wait_and_acquire(claimant, request, waiting, observer);
-        self.backend.leave();
-        if matches!(acquired, Ok(Acquired::NotNeeded)) && !self.backend.is_awaited() {
+        self.register.leave_queue();
+        if matches!(acquired, Ok(Acquired::NotNeeded)) && !self.register.has_waiters() {
             // If it cannot, the next holder does; it was done all the same.
             let _ = self.forget_outcome();
         }
@@ -126,10 +127,10 @@ impl Mutex<'_> {
             // The first in line is woken by whatever happens; the others only by its leaving.
             let in_line = attempts.last().map_or(next_look, |last| last.min(next_look));
             let alone = attempts.next().min(looked + observer.interval());
-            let was_in_line = self.backend.is_in_line();
-            let is_patient = was_in_line || self.backend.is_kept_out();
+            let was_in_line = self.register.is_queued();
+            let is_patient = was_in_line || self.register.is_turned_away();
             self.sleep_until(if is_patient { in_line } else { alone }, claimant, request, &holders)?;
-            if !was_in_line && self.backend.is_in_line() {
+            if !was_in_line && self.register.is_queued() {
                 // It has just come behind others. What the holder does is not to wake all of them.
                 self.sleep_until(in_line, claimant, request, &holders)?;
             }
@@ -205,7 +206,7 @@ impl Mutex<'_> {
                 self.left_to_others = None;
                 return Ok(Attempt::Busy(held));
             }
-            match self.turn(stored.as_ref())? {
+            match self.turn() {
                 Turn::Ours => {}
                 Turn::Others => return Ok(Attempt::LeftToOthers),
                 Turn::Nobodys if may_overtake(request.mode, &held) => {}
@@ -213,7 +214,7 @@ impl Mutex<'_> {
             }
             let mut entry = claimant.entry().map_err(Error::Entry)?;
             entry.mode = request.mode;
-            let clock = if request.lease.is_some() { self.backend.now() } else { Some(since_boot()) };
+            let clock = if request.lease.is_some() { self.register.now() } else { Some(since_boot()) };
             let end =
                 |at_least: Duration| Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)));
             entry.until = request.at_least.and_then(end);
@@ -221,7 +222,7 @@ impl Mutex<'_> {
             // Before the end that others see is reckoned, and before it is sent.
             let leased_at = since_boot();
             entry.lease = request.lease.map(|duration| Lease { duration, expires: self.expiry(duration), renewals: 0 });
-            entry.fencing = request.lease.and_then(|_| self.backend.next_number());
+            entry.fencing = request.lease.and_then(|_| self.register.next_number());
             let lost = self.lost_marks(&former, is_own_or_was);
             let kept = held.iter().filter_map(|held| held.entry.clone()).chain(lost);
             let Some(record) = Record::of(kept.chain([entry.clone()]).collect()) else {
@@ -229,8 +230,8 @@ impl Mutex<'_> {
             };
             let grant = Grant { token: entry.token.clone().unwrap_or_default(), fencing: entry.fencing, leased_at };
             let write = match &stored {
-                None => self.backend.create(&record),
-                Some(stored) => self.backend.replace(stored, &record),
+                None => self.register.create(&record),
+                Some(stored) => self.register.replace(stored, &record),
             };
             match write {
                 Ok(Write::Done) if claimant.is_present() => {
@@ -246,12 +247,12 @@ impl Mutex<'_> {
                     return Err(Error::Absent);
                 }
                 // The next look tells, by the token. A conflict may be one with our own write, if something on the way has sent it twice.
-                Ok(Write::Conflict | Write::Unclear) => {
+                Ok(Write::Conflict | Write::Unknown) => {
                     self.remember(grant);
                     last.clear();
                 }
                 // Nothing was changed, and nobody can tell what the other one is about.
-                Err(backend::Error::Contended { .. }) => {
+                Err(error) if error.cause == backend::Cause::Contended => {
                     let contended = |former: Former| Judged {
                         entry: former.entry,
                         written: former.written,
@@ -279,25 +280,26 @@ impl Mutex<'_> {
     /// When to look again at a holder, because nothing else may tell; `None` if something will.
     fn look_again_in(&self, holding: &Holding) -> Option<Duration> {
         let lease = holding.entry.as_ref().and_then(|entry| entry.lease);
-        let remaining = lease.map(|lease| match lease.expires.zip(self.backend.now()) {
+        let remaining = lease.map(|lease| match lease.expires.zip(self.register.now()) {
             Some((expires, now)) => Duration::from_millis(expires.saturating_sub(now)).min(lease.duration),
             None => lease.duration,
         });
         remaining.into_iter().chain(holding.verdict.look_again_in()).min()
     }
 
-    fn turn(&mut self, seen: Option<&Stored>) -> Result<Turn, Error> {
-        if self.backend.is_first()? {
+    fn turn(&mut self) -> Turn {
+        if self.register.is_first() {
             self.left_to_others = None;
-            return Ok(Turn::Ours);
+            return Turn::Ours;
         }
-        let seen = seen.map(|seen| &seen.version);
+        // Of a free register, too: two hand-offs between two polls leave it free each time.
+        let seen = self.register.version();
         match &self.left_to_others {
-            Some((version, since)) if version.as_ref() == seen && since.elapsed() >= PATIENCE => Ok(Turn::Nobodys),
-            Some((version, _)) if version.as_ref() == seen => Ok(Turn::Others),
+            Some((version, since)) if version.as_deref() == seen && since.elapsed() >= PATIENCE => Turn::Nobodys,
+            Some((version, _)) if version.as_deref() == seen => Turn::Others,
             _ => {
-                self.left_to_others = Some((seen.cloned(), Instant::now()));
-                Ok(Turn::Others)
+                self.left_to_others = Some((seen.map(<[u8]>::to_vec), Instant::now()));
+                Turn::Others
             }
         }
     }
@@ -312,11 +314,11 @@ impl Mutex<'_> {
         let mut limit = until.saturating_duration_since(Instant::now());
         let mut fds = claimant.absence_fds();
         // What becomes of the holders concerns the first in line.
-        if !self.backend.is_in_line() {
+        if !self.register.is_queued() {
             limit = holders.iter().filter_map(|holding| self.look_again_in(holding)).fold(limit, Duration::min);
             fds.extend(holders.iter().filter_map(|holding| holding.verdict.ended_fd()));
         }
-        if request.skip_if_done { self.backend.watch(limit, &fds) } else { self.backend.wait(limit, &fds) }
+        if request.skip_if_done { self.register.watch(limit, &fds) } else { self.register.wait(limit, &fds) }
     }
 
     /// Waits until nobody holds the lock, without wanting it.
@@ -356,18 +358,18 @@ impl Mutex<'_> {
             let limit = held.iter().filter_map(|holding| self.look_again_in(holding)).fold(limit, Duration::min);
             let ends = held.iter().filter_map(|holding| holding.verdict.ended_fd());
             let fds: Vec<_> = ends.chain(observer.interruption_fds()).collect();
-            self.backend.watch(limit, &fds)?;
+            self.register.watch(limit, &fds)?;
             std::thread::sleep(rest.saturating_sub(looked.elapsed()));
         }
     }
 
     /// Removes what tells how an acquisition went, if there is nothing else.
     fn forget_outcome(&mut self) -> Result<(), Error> {
-        let Some(stored) = self.backend.load()? else { return Ok(()) };
+        let Some(stored) = self.register.load()? else { return Ok(()) };
         let tells_only = |entry: &Entry| entry.released == Some(Outcome::Succeeded) && entry.until.is_none();
         if stored.content.record().is_some_and(|record| record.entries().iter().all(tells_only)) {
             // In a conflict, somebody has come who makes use of it.
-            self.backend.delete(&stored)?;
+            self.register.delete(&stored)?;
         }
         Ok(())
     }

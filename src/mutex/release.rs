@@ -6,7 +6,8 @@ use rustix::process::Pid;
 
 use super::renew::mark_lost;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, Released, Whose, split};
-use crate::backend::{self, Stored, Write};
+use super::register::{Stored, Write};
+use crate::backend;
 use crate::claimant::Claimant;
 use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
@@ -53,7 +54,7 @@ impl Mutex<'_> {
         loop {
             match self.try_to_release(claimant, whose, outcome, &mut tried) {
                 Err(Error::Backend(error)) if error.is_transient() && begun.elapsed() < OUTAGE => {
-                    tried.may_be_done |= error.is_indefinite();
+                    tried.may_be_done |= error.is_indefinite;
                     tracing::debug!("{error}; trying again");
                     backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
                 }
@@ -100,7 +101,7 @@ impl Mutex<'_> {
                 tried.lost = Some(how);
                 match self.store(&stored, left)? {
                     Write::Done => return Err(Error::Lost(how, split(others).0)),
-                    write => tried.may_be_done |= write == Write::Unclear,
+                    write => tried.may_be_done |= write == Write::Unknown,
                 }
                 continue;
             }
@@ -140,7 +141,7 @@ impl Mutex<'_> {
         tried: &mut Tried,
     ) -> Result<Option<Released>, Error> {
         let was: Vec<_> = own.iter().filter_map(|own| own.entry.clone()).collect();
-        let now = |entry: &Entry| if entry.lease.is_some() { self.backend.now() } else { Some(since_boot()) };
+        let now = |entry: &Entry| if entry.lease.is_some() { self.register.now() } else { Some(since_boot()) };
         let left = own.into_iter().filter_map(|own| {
             let entry = own.entry?;
             what_stays(now(&entry), entry, outcome)
@@ -155,13 +156,13 @@ impl Mutex<'_> {
         match self.store(stored, entries(others).chain(lost).chain(left).collect())? {
             Write::Done => {}
             write => {
-                tried.may_be_done |= write == Write::Unclear || leaves_marks;
+                tried.may_be_done |= write == Write::Unknown || leaves_marks;
                 return Ok(None);
             }
         }
         // Asked only now: who comes later sees that it has ended, and does not wait for that.
         if let Some(told) = told.filter(|_| !is_to_stay)
-            && !self.backend.is_awaited()
+            && !self.register.has_waiters()
         {
             self.withdraw(&told)?;
         }
@@ -189,9 +190,9 @@ impl Mutex<'_> {
                 self.store(stored, lost)?
             }
             Whose::Own | Whose::OwnAlone => self.delete_stale(claimant, stored)?,
-            Whose::Anybodys | Whose::Of(_) => self.backend.delete(stored)?,
+            Whose::Anybodys | Whose::Of(_) => self.register.delete(stored)?,
         };
-        self.backend.notify();
+        self.register.notify();
         Ok((write == Write::Done).then(|| Released::Stale(Box::new(stale))))
     }
 
@@ -220,7 +221,7 @@ impl Mutex<'_> {
         let lost: Vec<_> = self.lost_marks(former, |_| false).into_iter().chain(lost).collect();
         tried.taken = taken;
         let write = self.store(stored, entries(holders).chain(lost).collect())?;
-        tried.may_be_done |= write == Write::Unclear;
+        tried.may_be_done |= write == Write::Unknown;
         Ok((write == Write::Done).then(|| Released::Forced(std::mem::take(&mut tried.taken))))
     }
 
@@ -234,12 +235,12 @@ impl Mutex<'_> {
             record = Record::of(entries.clone());
         }
         let write = match record {
-            Some(record) => self.backend.replace(seen, &record)?,
-            None if entries.is_empty() => self.backend.delete(seen)?,
+            Some(record) => self.register.replace(seen, &record)?,
+            None if entries.is_empty() => self.register.delete(seen)?,
             None => Write::Conflict,
         };
         if write == Write::Done {
-            self.backend.notify();
+            self.register.notify();
         }
         Ok(write)
     }
@@ -249,7 +250,7 @@ impl Mutex<'_> {
     fn delete_stale(&mut self, claimant: &dyn Claimant, stale: &Stored) -> Result<Write, Error> {
         let entry = claimant.transient_entry().map_err(Error::Entry)?;
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
-        match self.backend.replace(stale, &record)? {
+        match self.register.replace(stale, &record)? {
             Write::Done => Ok(self.withdraw(&entry)?),
             write => Ok(write),
         }
@@ -258,7 +259,7 @@ impl Mutex<'_> {
     /// Takes away an entry that was just written; a conflict means that somebody has taken it over.
     pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, backend::Error> {
         for _ in 0..MAX_ROUNDS {
-            let Some(stored) = self.backend.load()? else { return Ok(Write::Conflict) };
+            let Some(stored) = self.register.load()? else { return Ok(Write::Conflict) };
             let entries = stored.content.record().map(Record::entries).unwrap_or_default();
             let rest: Vec<_> = entries.iter().filter(|other| other.token != entry.token).cloned().collect();
             if rest.len() == entries.len() {

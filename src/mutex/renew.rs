@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use super::{Error, Grant, MAX_ROUNDS, Mutex, split};
-use crate::backend::Write;
+use super::register::Write;
 use crate::local_time::short;
 use crate::owner::Instance;
 use crate::process::since_boot;
@@ -80,7 +80,7 @@ impl Mutex<'_> {
             let record = Record::of(others.cloned().collect());
             // A renewal takes as much room as the one before, but another keeper may not.
             let record = record.ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
-            if self.backend.replace(&stored, &record)? == Write::Done {
+            if self.register.replace(&stored, &record)? == Write::Done {
                 return Ok(Grant { token: token.to_owned(), fencing, leased_at });
             }
         }
@@ -110,23 +110,23 @@ impl Mutex<'_> {
 
     /// When a lease that begins now is over by the store's clock: never earlier than by ours.
     pub(super) fn expiry(&self, duration: Duration) -> Option<u64> {
-        Some(self.backend.now()? + u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2))
+        Some(self.register.now()? + u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2))
     }
 
     /// Whether what was looked at has numbers, and so a place to write to, but no clock. Elsewhere it may be yet to come.
     pub(super) fn has_no_clock(&self) -> bool {
-        self.backend.now().is_none() && self.backend.next_number().is_some()
+        self.register.now().is_none() && self.register.next_number().is_some()
     }
 
     pub(super) fn expired(&self, entry: &Entry) -> Lost {
         let expires = entry.lease.and_then(|lease| lease.expires);
-        let ago = self.backend.now().zip(expires).map(|(now, expires)| now.saturating_sub(expires));
+        let ago = self.register.now().zip(expires).map(|(now, expires)| now.saturating_sub(expires));
         Lost::Expired(ago.map(Duration::from_millis))
     }
 
     /// What has to be told to those whose leases have expired, when they ask.
     pub(super) fn lost_marks<'f>(&self, former: &'f [Former], is_own: impl Fn(&Entry) -> bool + 'f) -> Vec<Entry> {
-        let now = self.backend.now();
+        let now = self.register.now();
         let is_recent = |entry: &Entry| {
             let expired = entry.lease.and_then(|lease| lease.expires);
             now.zip(expired).is_none_or(|(now, expired)| now.saturating_sub(expired) < REMEMBERED)

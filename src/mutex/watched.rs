@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Stored, Version};
+use super::register::{Stored, Version};
 use crate::record::{Entry, Record};
 
 /// Since when what was looked at has not changed.

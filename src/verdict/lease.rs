@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{Held, Judge, Stale, Verdict};
-use crate::backend::Stored;
+use crate::mutex::register::Stored;
 use crate::record::{Entry, Lease, Record};
 
 /// Judges an entry with a lease, of which no renewal was seen for so long.

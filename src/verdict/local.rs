@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use super::{Held, Judge, Orphans, RUN_VARIABLE, Stale, Unknown, Verdict, started_after};
-use crate::backend::Stored;
+use crate::mutex::register::Stored;
 use crate::owner::Place;
 use crate::printable;
 use crate::process::{self, NoProcessTable, Observation, Process};

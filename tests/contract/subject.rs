@@ -1,14 +1,13 @@
 //! A backend under test, with names that no other test uses.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use serializer::backend::memory::Memory;
-use serializer::backend::{Backend, Location, open};
+use serializer::backend::seam::Key;
+use serializer::backend::{Location, open};
+use serializer::mutex::register::Register;
 use serializer::record::random_token;
 use serializer::store::{StoreSettings, StoreUrl};
 
@@ -24,7 +23,7 @@ pub struct Subject {
 }
 
 enum Kind {
-    Memory(Mutex<HashMap<PathBuf, Memory>>),
+    Memory(Memory),
     File,
     Store(String),
 }
@@ -35,7 +34,7 @@ impl Subject {
     }
 
     pub fn memory() -> Self {
-        Self::of(Kind::Memory(Mutex::default()))
+        Self::of(Kind::Memory(Memory::shared()))
     }
 
     pub fn file() -> Self {
@@ -85,13 +84,10 @@ impl Subject {
     }
 
     /// A register of that name, as another process would open it.
-    pub fn open(&self, name: impl AsRef<OsStr>) -> Box<dyn Backend> {
+    pub fn open(&self, name: impl AsRef<OsStr>) -> Register<'static> {
         let name = name.as_ref();
         match &self.kind {
-            Kind::Memory(registers) => {
-                let mut registers = registers.lock().expect("no panic");
-                Box::new(registers.entry(name.into()).or_insert_with(Memory::shared).clone())
-            }
+            Kind::Memory(memory) => Register::new(Box::new(memory.clone()), Key::lock(name), "memory".to_owned()),
             Kind::File => open(&Location::File(self.locks.dir().join(name))).expect("files are always there"),
             Kind::Store(url) => {
                 let url = StoreUrl::parse(url).expect("an address");

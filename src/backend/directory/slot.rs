@@ -6,11 +6,15 @@
 //! ```
 //!
 //! The state with the larger number is the present one, if its hash is that of the rest: what was written halfway does not count.
-//! `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was removed and made again has no state twice.
+//! `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was removed and made again has no state twice. A
+//! nonce that begins with `w` says that the file has its whole length, so that one which was cut off since is noticed.
+//!
+//! The initial state, number 0, stands in a file before that has its name.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -26,6 +30,15 @@ const FORMAT: &str = "1";
 
 /// A header is shorter.
 const MAX_HEADER: usize = 256;
+
+/// The length of a file with both slots.
+const WHOLE: u64 = 2 * DISTANCE;
+
+/// A nonce of a file with its whole length begins with this.
+const IS_WHOLE: char = 'w';
+
+/// An older program leaves a file empty for a moment when it makes one. This long, by the server's clock or a host's.
+const BEING_MADE: Duration = Duration::from_secs(10);
 
 /// What is read at first, which nearly always is all.
 const FIRST_READ: usize = 4096;
@@ -43,19 +56,32 @@ pub struct Slot {
 /// Why there is no telling what a file says.
 #[derive(Debug)]
 pub enum Unreadable {
+    /// The operating system's answer.
     Io(io::Error),
     /// A later format.
     Newer,
     /// Something else.
     Foreign,
-    /// Two states, neither of which is whole: no crash leaves that.
+    /// Cut off, or without a whole state: no crash leaves that.
     Torn,
+    /// Empty, and just made.
+    Young,
 }
 
 impl Slot {
     /// Fails where there are no random numbers.
     pub fn new(number: u64, text: Option<String>) -> rustix::io::Result<Self> {
-        Ok(Self { number, nonce: random_token()?, text })
+        Ok(Self { number, nonce: format!("{IS_WHOLE}{}", random_token()?), text })
+    }
+
+    /// Random, for this state alone.
+    pub fn nonce(&self) -> &str {
+        &self.nonce
+    }
+
+    /// Whether it says only that the register was never written.
+    pub fn is_initial(&self) -> bool {
+        self.number == 0
     }
 
     /// Different for each state.
@@ -76,6 +102,9 @@ impl Slot {
     /// Stands there then, once the file is synced; until then, nobody knows.
     pub fn write(&self, file: &File, place: usize) -> io::Result<()> {
         let whole = format!("{} {}\n{}", self.head(), self.hash(), self.text.as_deref().unwrap_or(""));
+        if file.metadata()?.len() < WHOLE {
+            file.set_len(WHOLE)?;
+        }
         file.write_all_at(whole.as_bytes(), offset(place))
     }
 
@@ -101,24 +130,32 @@ fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
 }
 
-/// The present state of a file that is locked, and its place; `None` if nobody has written a whole one. The first one stands in the
-/// first place, and stays there until the second one is whole: so where the second place has been written to, one of them is.
-pub fn present(file: &File) -> Result<Option<(Slot, usize)>, Unreadable> {
+/// The present state of a file that is locked, and its place. One state is always whole, since a file is made with one, and the
+/// one before the present stays until the next is written.
+pub fn present(file: &File) -> Result<(Slot, usize), Unreadable> {
     let mut present: Option<(Slot, usize)> = None;
-    let mut is_written = false;
+    let metadata = file.metadata().map_err(Unreadable::Io)?;
+    let mut is_cut_off = false;
     for place in [0, 1] {
         let bytes = read(file, place).map_err(Unreadable::Io)?;
-        match Slot::parse(&bytes) {
-            Some(slot) if present.as_ref().is_none_or(|(other, _)| other.number < slot.number) => present = Some((slot, place)),
-            Some(_) => {}
-            None => check_torn(&bytes)?,
+        let Some(slot) = Slot::parse(&bytes) else {
+            check_torn(&bytes)?;
+            continue;
+        };
+        is_cut_off |= slot.nonce.starts_with(IS_WHOLE) && metadata.len() < WHOLE;
+        if present.as_ref().is_none_or(|(other, _)| other.number < slot.number) {
+            present = Some((slot, place));
         }
-        is_written = bytes.iter().any(|byte| *byte != 0);
     }
-    if present.is_none() && is_written { Err(Unreadable::Torn) } else { Ok(present) }
+    let is_young = |age: Duration| metadata.len() == 0 && age < BEING_MADE;
+    match present {
+        Some(present) if !is_cut_off => Ok(present),
+        None if metadata.modified().is_ok_and(|made| made.elapsed().is_ok_and(is_young)) => Err(Unreadable::Young),
+        _ => Err(Unreadable::Torn),
+    }
 }
 
-/// Whether a file looks like a lock's, whoever has it locked: what is begun begins like this, also while it is written.
+/// Whether a file looks like a lock's, also while it is flocked: what is begun begins like this, also while it is written.
 pub fn is_begun(file: &File) -> bool {
     [0, 1].into_iter().any(|place| read_at(file, MAGIC.len(), offset(place)).is_ok_and(|bytes| bytes == MAGIC.as_bytes()))
 }
@@ -177,23 +214,23 @@ mod tests {
         tempfile::tempfile().expect("a file")
     }
 
-    fn present_in(file: &File) -> Option<(Slot, usize)> {
+    fn present_in(file: &File) -> (Slot, usize) {
         present(file).expect("it can be read")
     }
 
     #[test]
     fn the_newer_of_two_states_is_the_present_one() {
         let file = file();
-        assert_eq!((present_in(&file), is_begun(&file)), (None, false));
+        assert!(matches!(present(&file), Err(Unreadable::Young)) && !is_begun(&file));
         let (old, new) = (slot(7, Some("old")), slot(8, None));
         old.write(&file, 0).expect("written");
-        assert_eq!(present_in(&file), Some((old.clone(), 0)));
+        assert_eq!(present_in(&file), (old.clone(), 0));
         new.write(&file, 1).expect("written");
-        assert_eq!(present_in(&file), Some((new, 1)));
+        assert_eq!(present_in(&file), (new, 1));
         let newest = slot(9, Some(&"x".repeat(MAX_BYTES)));
         newest.write(&file, 0).expect("written");
         assert!(is_begun(&file));
-        assert_eq!(present_in(&file), Some((newest, 0)));
+        assert_eq!(present_in(&file), (newest, 0));
     }
 
     #[test]
@@ -208,11 +245,11 @@ mod tests {
                 let before = slot(7, Some("before"));
                 before.write(&file, 1 - place).expect("written");
                 file.write_all_at(&whole[..length], offset(place)).expect("written");
-                assert_eq!(present_in(&file), Some((before, 1 - place)), "{length}");
+                assert_eq!(present_in(&file), (before, 1 - place), "{length}");
                 // Nor over a longer one, of which the rest is still there.
                 slot(6, Some(&text.replace('9', "8"))).write(&file, place).expect("written");
                 file.write_all_at(&whole[..length], offset(place)).expect("written");
-                assert_eq!(present_in(&file).map(|(slot, _)| slot.number), Some(7), "{length}");
+                assert_eq!(present_in(&file).0.number, 7, "{length}");
             }
         }
     }
@@ -224,7 +261,7 @@ mod tests {
             let mut before = vec![0; 1000];
             slot(7, text).write(&file, 1).expect("written");
             let length = file.read_at(&mut before, offset(1)).expect("readable");
-            present_in(&file).expect("it is whole").0.write(&file, 1).expect("written");
+            present_in(&file).0.write(&file, 1).expect("written");
             let mut after = vec![0; 1000];
             assert_eq!(file.read_at(&mut after, offset(1)).expect("readable"), length);
             assert_eq!(before, after);
@@ -238,10 +275,27 @@ mod tests {
             slot(7, Some(&"x".repeat(500))).write(&file, 0).expect("written");
             slot(8, Some(&"y".repeat(500))).write(&file, 1).expect("written");
             for place in [0, 1] {
-                assert!(present_in(&file).is_some(), "{length} {place}");
+                assert!(present(&file).is_ok(), "{length} {place}");
                 file.write_all_at(&vec![0; 500], offset(place) + length).expect("written");
             }
             assert!(matches!(present(&file), Err(Unreadable::Torn)), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_anywhere_is_damaged_and_not_free() {
+        let file = file();
+        for (number, place) in [(0, 0), (7, 1), (8, 0), (9, 1)] {
+            slot(number, Some("held").filter(|_| number > 0)).write(&file, place).expect("written");
+            let whole = file.metadata().expect("its length").len();
+            for length in [0, 1, 100, 500, offset(1) - 1, offset(1), offset(1) + 1, offset(1) + 100, whole - 1] {
+                let copy = self::file();
+                let mut bytes = vec![0; usize::try_from(length).expect("it fits")];
+                file.read_exact_at(&mut bytes, 0).expect("readable");
+                copy.write_all_at(&bytes, 0).expect("written");
+                copy.set_modified(std::time::UNIX_EPOCH).expect("its time");
+                assert!(matches!(present(&copy), Err(Unreadable::Torn)), "{number} {length}");
+            }
         }
     }
 

@@ -14,10 +14,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{leads_to, read};
-use crate::backend::Stored;
+use super::lock_file::{leads_to, read};
 use crate::process;
-use crate::record::Record;
 use crate::verdict::BEING_WRITTEN;
 
 /// How long a Python plugin has to show that it took the lock over at the same time. Between its look and its write it takes
@@ -37,9 +35,15 @@ pub enum Settled {
     Plugins(Vec<u8>),
 }
 
-/// Finds out whether the lock is ours after `new`, which holds `text`, has replaced `old`, which held what was `seen`.
-pub fn settle(path: &Path, seen: &Stored, old: &File, new: &File, text: &[u8]) -> io::Result<Settled> {
-    let was_legacy = seen.content.record().is_none_or(Record::is_legacy);
+/// Whether a text may be the plugin's, which writes two lines, or has not written yet.
+fn is_legacy(text: &str) -> bool {
+    text.lines().skip(2).all(str::is_empty)
+}
+
+/// Finds out whether the lock is ours after `new`, which holds `text`, has replaced `old`, which held `seen_text` in the state
+/// `seen`.
+pub fn settle(path: &Path, seen: &[u8], seen_text: &str, old: &File, new: &File, text: &[u8]) -> io::Result<Settled> {
+    let was_legacy = is_legacy(seen_text);
     // A plugin that looked before we wrote is about by now, or has written. Where nobody can tell, it may be.
     if was_legacy || process::any_runs_python_script(SCRIPT).unwrap_or(true) {
         std::thread::sleep(SETTLE);
@@ -47,7 +51,7 @@ pub fn settle(path: &Path, seen: &Stored, old: &File, new: &File, text: &[u8]) -
     let (mut old_bytes, version) = read(old)?;
     // Truncated and not yet written: its PID will be here.
     for _ in 0..BEING_WRITTEN.as_millis() / SETTLE.as_millis() {
-        if version == seen.version || !old_bytes.is_empty() {
+        if version == seen || !old_bytes.is_empty() {
             break;
         }
         std::thread::sleep(SETTLE);
@@ -56,7 +60,7 @@ pub fn settle(path: &Path, seen: &Stored, old: &File, new: &File, text: &[u8]) -
     let (new_bytes, _) = read(new)?;
     if new_bytes != text || !leads_to(path, new)? {
         Ok(Settled::Lost)
-    } else if version == seen.version {
+    } else if version == seen {
         Ok(Settled::Ours)
     } else {
         Ok(Settled::Plugins(old_bytes))

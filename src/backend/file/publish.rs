@@ -10,8 +10,10 @@ use fs4::{FileExt, TryLockError};
 use rustix::fs::{AtFlags, CWD, OFlags, linkat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
-use super::{LockFile, MODE, leads_to};
-use crate::backend::{Error, Write};
+use super::CREATE;
+use super::lock_file::{LockFile, MODE, leads_to};
+use crate::backend::failure::Failure;
+use crate::backend::seam::Write;
 use crate::record::random_token;
 
 /// Why there is no new lock file.
@@ -47,7 +49,7 @@ impl LockFile {
         file.write_all_at(text, 0).map_err(LinkError::Io)?;
         FileExt::try_lock(&file).map_err(flock_error)?;
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        match linkat(CWD, unnamed, CWD, &self.path, AtFlags::SYMLINK_FOLLOW) {
+        match linkat(CWD, unnamed, CWD, self.path(), AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => Ok(Write::Done),
             Err(Errno::EXIST) => Ok(Write::Conflict),
             // No /proc, or a file system that does not link.
@@ -58,9 +60,9 @@ impl LockFile {
     /// On NFS, for example: by way of a temporary name.
     fn link_named(&self, text: &[u8]) -> Result<Write, LinkError> {
         let (temporary, file) = self.write_temporary(text)?;
-        let answer = linkat(CWD, &temporary, CWD, &self.path, AtFlags::empty());
+        let answer = linkat(CWD, &temporary, CWD, self.path(), AtFlags::empty());
         // A repeated NFS request makes success look like EEXIST, so only the inode tells.
-        let is_ours = leads_to(&self.path, &file);
+        let is_ours = leads_to(self.path(), &file);
         // The lock stands or not, whatever becomes of this name.
         let _ = unlinkat(CWD, &temporary, AtFlags::empty());
         match (answer, is_ours) {
@@ -85,23 +87,23 @@ impl LockFile {
     }
 
     /// Where there are no hard links (FAT, some FUSE file systems): everybody sees the file empty for a moment.
-    pub(super) fn create_in_place(&self, text: &[u8]) -> Result<Write, Error> {
+    pub(super) fn create_in_place(&self, text: &[u8]) -> Result<Write, Failure> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match openat(CWD, &self.path, flags, MODE) {
+        let file = match openat(CWD, self.path(), flags, MODE) {
             Ok(fd) => File::from(fd),
             Err(Errno::EXIST) => return Ok(Write::Conflict),
-            Err(error) => return Err(self.io_error("create", error)),
+            Err(error) => return Err(self.io_failure(CREATE, error)),
         };
         // We may have slept here for so long that others took the empty file for abandoned; they hold the flock then, or
         // have written.
         self.flock(&file)?;
-        let still_empty = file.metadata().map_err(|error| self.io_error("create", error))?.len() == 0;
-        if !still_empty || !leads_to(&self.path, &file).map_err(|error| self.io_error("create", error))? {
+        let still_empty = file.metadata().map_err(|error| self.io_failure(CREATE, error))?.len() == 0;
+        if !still_empty || !leads_to(self.path(), &file).map_err(|error| self.io_failure(CREATE, error))? {
             return Ok(Write::Conflict);
         }
         if let Err(error) = file.write_all_at(text, 0) {
-            let _ = unlinkat(CWD, &self.path, AtFlags::empty());
-            return Err(self.io_error("create", error));
+            let _ = unlinkat(CWD, self.path(), AtFlags::empty());
+            return Err(self.io_failure(CREATE, error));
         }
         Ok(Write::Done)
     }
@@ -109,7 +111,7 @@ impl LockFile {
     /// Puts a new file in the place of the old one; both are flocked then.
     pub(super) fn rename_over(&self, text: &[u8]) -> io::Result<File> {
         let (temporary, new) = self.write_temporary(text)?;
-        match renameat(CWD, &temporary, CWD, &self.path) {
+        match renameat(CWD, &temporary, CWD, self.path()) {
             Ok(()) => Ok(new),
             Err(error) => {
                 let _ = unlinkat(CWD, &temporary, AtFlags::empty());

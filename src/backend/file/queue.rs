@@ -23,7 +23,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, fcntl_lock, lstat, 
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk, getpid};
 
-use super::leads_to;
+use super::lock_file::leads_to;
 use crate::process;
 
 /// How often to ask again at a new file. Each time means that all who waited at the old one have left.
@@ -260,7 +260,7 @@ impl Queue {
                 return Ok(file);
             }
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match openat(CWD, &self.path, flags, super::MODE) {
+            match openat(CWD, &self.path, flags, super::lock_file::MODE) {
                 Ok(_) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -1,0 +1,320 @@
+//! A register's file in a directory that hosts share.
+//!
+//! # Why this is not the lock file of one machine
+//!
+//! That one is exchanged for another file each time. Over NFS, a host may be told late that a name leads to another file now, and a
+//! file that is open somewhere on the host is moved out of the way before another takes its name, so that for a moment there is
+//! none. Both would let two hosts think that they have written. What is *in* a file, however, is seen by whoever has locked the file, as
+//! it was when the one before let go: clients read anew when they lock, and have written all when they unlock. So here a file is made
+//! once and stays, and is read and written in place, always under a flock of its own.
+//!
+//! # What a crash leaves behind
+//!
+//! A file has two [`Slot`]s, one with the present state and one with the one before. The new state is written over the older one, and
+//! is the present one when it is whole: what a crash has left half written counts as never written, and nobody was told otherwise,
+//! because success is only reported after the server has it on its disk.
+//!
+//! # What may be built on
+//!
+//! A state can be read that is on no disk yet, and will be gone when the server starts again: its writer was killed before the sync, or that
+//! failed. Nobody sees by looking, and whoever only waits need not care. But nobody builds on one that is not *secured*: synced
+//! by whoever says so, or written once more, as it stands, and synced. (Only a sync of one's own tells; and after one that has
+//! failed, the next one succeeds without having written anything.)
+//!
+//! * A state is secured before another is written, which goes where the one *before* it stood. So the state before the present
+//!   one is always on the disk, and whatever a crash takes away, what is left is the present state or the one before.
+//! * Whoever has lost the answer to a write secures whatever stands there, by whomever, before it looks for its own entry in it. Only it
+//!   adds that; so it is in all later states until it is taken away, and those are only written over what is secured.
+//!   If another host has written behind it, unsynced, and so with our entry in it, that is secured just the same.
+//! * A write that is tried again goes where it was, over a state that nobody has written behind: the one before it stays. Others may
+//!   have secured what was there in the meantime, but what they found of their own in it is in the one before, too.
+//! * Securing changes nothing, not even the nonce: it is no conflict with anybody, and one that is cut off halfway has put the same bytes over the same.
+//!
+//! # Who keeps a flock
+//!
+//! With NFS version 4, a host that has died loses its locks within the server's lease (90 s as a rule), and what it would write
+//! afterwards is refused. Version 3 does neither, and so has to be asked for (`?nfs=3`). Whoever stops in between keeps all others
+//! from looking for as long; that grants nobody anything.
+//!
+//! A server takes record locks (`fcntl`) for the flocks of its clients. Who uses the file on the server itself takes both, therefore.
+//!
+//! # Where nothing is mounted
+//!
+//! A directory of one machine is only used if somebody has said so (`serializer initialize` leaves a file there): where the hosts' file system is
+//! not mounted, there is mostly a directory all the same, and each host has its own.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use fs4::{FileExt, TryLockError};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, linkat, openat, statx};
+use rustix::io::Errno;
+
+use super::slot::{self, Slot, Unreadable};
+use super::{missing, scope, trouble};
+use crate::backend::failure::Failure;
+use crate::backend::file::leads_to;
+use crate::backend::retry::jittered;
+use crate::backend::seam::{Next, State, Write};
+
+/// Between two tries for the flock: its holders read or write a few hundred bytes.
+const FLOCK_PAUSE: Duration = Duration::from_millis(4);
+
+/// Every host's users must be able to use it; the user's umask says who else.
+const MODE: Mode = Mode::from_raw_mode(0o666);
+
+/// Whatever it is that has the name, opening it does nothing to it.
+pub(super) const OPENING: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
+
+/// One register's file.
+#[derive(Debug)]
+pub struct SharedFile {
+    directory: PathBuf,
+    path: PathBuf,
+    /// How long to try for the flock.
+    timeout: Duration,
+    /// Which state was written last without an answer.
+    tried: Option<Vec<u8>>,
+    /// Which state is on the server's disk, as it has said last.
+    secured: Option<Vec<u8>>,
+}
+
+impl SharedFile {
+    /// The file `name` in a directory. Touches nothing yet.
+    pub fn new(directory: &Path, name: &OsStr, timeout: Duration) -> Self {
+        Self { directory: directory.to_owned(), path: directory.join(name), timeout, tried: None, secured: None }
+    }
+
+    /// The register's state, as it is stored or, after a write without an answer, once that is certain to stay.
+    pub fn load(&mut self) -> Result<State, Failure> {
+        let slot = match self.tried {
+            None => self.read_slot()?,
+            // Whatever fails now, the write may have been done.
+            Some(_) => self.settle().map_err(Failure::indefinite)?,
+        };
+        Ok(slot.map(state).unwrap_or_default())
+    }
+
+    /// Writes `next` if the state is still `expected`.
+    pub fn store(&mut self, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
+        let file = match self.open_alone()? {
+            Some(file) => file,
+            None => {
+                self.publish()?;
+                self.open_alone()?.ok_or_else(|| Failure::transient("another process has removed its file"))?
+            }
+        };
+        let (slot, place) = self.present(&file)?;
+        let place = if version(&slot) == expected.version {
+            if slot.is_initial() {
+                // No state may stand in a file whose name a crash can take away.
+                self.sync_directory()?;
+            } else {
+                self.secure(&file, &slot, place)?;
+            }
+            1 - place
+        } else if self.tried.is_some() && version(&slot) == self.tried {
+            // Written by an earlier try, which may not be on the server's disk: once more.
+            place
+        } else {
+            return Ok(Write::Conflict);
+        };
+        let slot = Slot::new(next.number, next.value.map(str::to_owned)).map_err(|error| self.trouble(&error.into()))?;
+        let written = slot.write(&file, place).and_then(|()| file.sync_data());
+        // It may be whole all the same.
+        self.tried = written.is_err().then(|| slot.identity());
+        written.map_err(|error| self.trouble(&error).indefinite())?;
+        self.secured = Some(slot.identity());
+        Ok(Write::Done)
+    }
+
+    /// Removes the file if the state is still `expected`.
+    pub fn remove(&mut self, expected: &State) -> Result<Write, Failure> {
+        let Some(file) = self.open_alone()? else { return Ok(Write::Conflict) };
+        let (slot, _) = self.present(&file)?;
+        if slot.is_initial() || version(&slot) != expected.version {
+            return Ok(Write::Conflict);
+        }
+        fs::remove_file(&self.path).map_err(|error| self.trouble(&error))?;
+        self.sync_directory()?;
+        Ok(Write::Done)
+    }
+
+    /// Makes the file, in its initial state and whole before it has its name: a shorter one is damaged. The name is certain to
+    /// stay once the directory is synced, which is done before the first state is written.
+    fn publish(&self) -> Result<(), Failure> {
+        let slot = Slot::new(0, None).map_err(|error| self.trouble(&error.into()))?;
+        let temporary = self.directory.join(format!(".serializer.{}.tmp", slot.nonce()));
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OPENING;
+        let file = File::from(openat(CWD, &temporary, flags, MODE).map_err(|error| self.trouble(&error.into()))?);
+        let written = self.check(&file).and_then(|_| {
+            let written = slot.write(&file, 0).and_then(|()| file.sync_data());
+            written.map_err(|error| self.trouble(&error))
+        });
+        // Another process may have made it, or a repeated NFS request makes success look like EEXIST: what has the name counts.
+        let linked = written.map(|()| linkat(CWD, &temporary, CWD, &self.path, AtFlags::empty()));
+        let _ = fs::remove_file(&temporary);
+        match linked? {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(self.trouble(&error.into())),
+        }
+    }
+
+    fn sync_directory(&self) -> Result<(), Failure> {
+        let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|error| self.trouble(&error))
+    }
+
+    /// Asks the server whether names in the directory lead elsewhere now; else another host's renaming might be seen seconds late.
+    fn look_anew(&self) -> Result<(), Failure> {
+        match statx(CWD, &self.directory, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS) {
+            Ok(_) => Ok(()),
+            Err(Errno::NOENT) => Err(missing(&self.directory)),
+            Err(error) => Err(self.trouble(&error.into())),
+        }
+    }
+
+    /// Opens the file, which must be a regular one on a file system whose flocks all hosts see; `None` when there is none.
+    fn open(&self, access: OFlags) -> Result<Option<File>, Failure> {
+        self.look_anew()?;
+        let file = match openat(CWD, &self.path, access | OPENING, MODE) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::NOENT) => {
+                // What holds for the file holds for its directory; nobody is to wait for a lock that cannot be kept.
+                let directory = File::open(&self.directory).map_err(|error| self.trouble(&error))?;
+                return self.check(&directory).map(|_| None);
+            }
+            Err(Errno::LOOP) => return Err(Failure::permanent("it is a symbolic link")),
+            Err(error) => return Err(self.trouble(&error.into())),
+        };
+        if !file.metadata().map_err(|error| self.trouble(&error))?.is_file() {
+            return Err(Failure::permanent("it is not a regular file"));
+        }
+        self.check(&file)?;
+        Ok(Some(file))
+    }
+
+    /// Whether locks can be kept on its file system; tells whether record locks are needed beside flocks.
+    fn check(&self, file: &File) -> Result<bool, Failure> {
+        scope::check(&self.directory, file)
+    }
+
+    /// Locks it against writers, or if that is what is wanted, against all.
+    fn flock(&self, file: &File, exclusively: bool) -> Result<(), Failure> {
+        let is_of_machine = self.check(file)?;
+        let begun = Instant::now();
+        // Ends with the time for an answer.
+        loop {
+            let locked = if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) };
+            let is_locked = match locked {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => false,
+                Err(TryLockError::Error(error)) => {
+                    let failure = self.trouble(&error);
+                    return Err(Failure { why: format!("flock does not work there: {}", failure.why), ..failure });
+                }
+            };
+            if is_locked && (!is_of_machine || self.lock_records(file, exclusively)?) {
+                return Ok(());
+            }
+            if begun.elapsed() >= self.timeout {
+                let hint = "`fuser -v` shows who has it open on this host; NFS version 4 takes the locks of a host that was cut off from it \
+                            after some 90 s, version 3 does not";
+                return Err(Failure::transient("another process keeps it locked (flock)").with_hint(hint));
+            }
+            if is_locked {
+                // Whoever has the records may be waiting for this.
+                FileExt::unlock(file).map_err(|error| self.trouble(&error))?;
+            }
+            std::thread::sleep(jittered(FLOCK_PAUSE));
+        }
+    }
+
+    /// What a file server has for the flocks of its clients; of this open file, not of this process.
+    fn lock_records(&self, file: &File, exclusively: bool) -> Result<bool, Failure> {
+        let whole = nix::libc::flock {
+            l_type: if exclusively { nix::libc::F_WRLCK } else { nix::libc::F_RDLCK } as _,
+            l_whence: nix::libc::SEEK_SET as _,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        match nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)) {
+            Ok(_) => Ok(true),
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+            Err(error) => Err(self.trouble(&error.into())),
+        }
+    }
+
+    /// What it says, if somebody has ever written to it.
+    fn read_slot(&self) -> Result<Option<Slot>, Failure> {
+        let Some(file) = self.open(OFlags::RDONLY)? else { return Ok(None) };
+        self.flock(&file, false)?;
+        self.present(&file).map(|(slot, _)| Some(slot))
+    }
+
+    /// Opens the file and locks it against all; it is the one that has the name then.
+    fn open_alone(&self) -> Result<Option<File>, Failure> {
+        let Some(file) = self.open(OFlags::RDWR)? else { return Ok(None) };
+        self.flock(&file, true)?;
+        self.look_anew()?;
+        if !leads_to(&self.path, &file).map_err(|error| self.trouble(&error))? {
+            return Err(Failure::transient("another process has removed its file"));
+        }
+        Ok(Some(file))
+    }
+
+    /// What it says, after a write without an answer: once that is certain to stay.
+    fn settle(&mut self) -> Result<Option<Slot>, Failure> {
+        let Some(file) = self.open_alone()? else { return Ok(None) };
+        let (slot, place) = self.present(&file)?;
+        if !slot.is_initial() {
+            self.secure(&file, &slot, place)?;
+        }
+        self.tried = None;
+        Ok(Some(slot))
+    }
+
+    /// Makes sure that the present state is on the server's disk.
+    fn secure(&mut self, file: &File, slot: &Slot, place: usize) -> Result<(), Failure> {
+        if self.secured.as_ref() != Some(&slot.identity()) {
+            let written = slot.write(file, place).and_then(|()| file.sync_data());
+            written.map_err(|error| self.trouble(&error))?;
+            self.secured = Some(slot.identity());
+        }
+        Ok(())
+    }
+
+    /// The present state, and in which slot it stands.
+    fn present(&self, file: &File) -> Result<(Slot, usize), Failure> {
+        let removed = "once nothing uses the lock, remove the file";
+        slot::present(file).map_err(|unreadable| match unreadable {
+            Unreadable::Io(error) => self.trouble(&error),
+            Unreadable::Young => Failure::transient("its file is being made"),
+            Unreadable::Torn => Failure::permanent("it is damaged: cut off, or neither of its two states is whole").with_hint(format!(
+                "another program has written to it, or the file system has lost data; {removed}"
+            )),
+            Unreadable::Newer => {
+                Failure::permanent("a newer version of this program has written it").with_hint("update this program")
+            }
+            Unreadable::Foreign => Failure::permanent("it is not a lock that hosts share").with_hint(format!(
+                "a lock file of one machine has that name, or another program's; {removed}, or choose another name"
+            )),
+        })
+    }
+
+    fn trouble(&self, error: &io::Error) -> Failure {
+        trouble(&self.directory, error)
+    }
+}
+
+fn version(slot: &Slot) -> Option<Vec<u8>> {
+    (!slot.is_initial()).then(|| slot.identity())
+}
+
+fn state(slot: Slot) -> State {
+    State { version: version(&slot), number: slot.number, value: slot.text, ..State::default() }
+}

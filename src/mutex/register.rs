@@ -1,0 +1,362 @@
+//! The register of one lock: a record in a store, read and written as a whole.
+//!
+//! Every write is conditional on the state that was read last. A lost answer is resolved by the section "After an ambiguous
+//! answer" of `docs/protocol.md`: the same conditional write is sent again, and on a conflict the stored record, which differs
+//! from every other one, shows whose write was done.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, SystemTime};
+
+use crate::backend::failure::{Cause, Error, Failure};
+use crate::backend::looks::Looks;
+use crate::backend::retry::{retry, since_1970};
+use crate::backend::seam::{Key, Next, Queue, State, Store};
+use crate::process::since_boot;
+use crate::record::{Entry, Record};
+use crate::waiter::Waiter;
+
+pub use crate::backend::seam::Write;
+
+/// A store may forget a released record after this time. The next number is then a host's clock, so this also bounds by how
+/// much a clock may be slow before numbers go back.
+const KEPT: Duration = Duration::from_secs(35 * 24 * 60 * 60);
+
+/// What a register holds, as of one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// What it says.
+    pub content: Content,
+    /// Which state of the register this is.
+    pub version: Version,
+    /// When it was stored, by the clock of this machine.
+    pub written: Option<SystemTime>,
+    /// Whether no other machine can have stored it.
+    pub is_local: bool,
+    /// What the store's clock said when it was read, in milliseconds, if the store has one.
+    pub now: Option<u64>,
+}
+
+/// The stored value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing yet: a file that is being written.
+    Empty,
+    /// A record of holders.
+    Record(Box<Record>),
+}
+
+impl Content {
+    /// The record, if there is one.
+    pub fn record(&self) -> Option<&Record> {
+        match self {
+            Self::Empty => None,
+            Self::Record(record) => Some(record),
+        }
+    }
+}
+
+/// Identifies a state of a register; opaque to all but its store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Version(Vec<u8>);
+
+/// The register of one lock.
+pub struct Register<'a> {
+    store: Box<dyn Store + 'a>,
+    key: Key,
+    location: String,
+    backoff: Looks,
+    last: Option<Last>,
+}
+
+/// The state that was read last.
+struct Last {
+    state: State,
+    /// In milliseconds since boot, before the question: the store's clock then was at most what it said.
+    asked: u64,
+    /// The number of the next write.
+    next: u64,
+    is_prepared: bool,
+}
+
+impl<'a> Register<'a> {
+    /// The register `key` of a store, called `location` in messages. Does not connect yet.
+    pub fn new(store: Box<dyn Store + 'a>, key: Key, location: String) -> Self {
+        let (first, last) = store.poll_interval();
+        Self { store, key, location, backoff: Looks::new(first, last), last: None }
+    }
+
+    /// What the lock is called in messages.
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    /// What is stored; `None` when nothing is.
+    ///
+    /// # Errors
+    /// When there is no answer, or the stored value is not a record.
+    pub fn load(&mut self) -> Result<Option<Stored>, Error> {
+        let state = self.read()?.state.clone();
+        let (Some(value), Some(version)) = (state.value, state.version) else { return Ok(None) };
+        let content = if value.is_empty() && !self.store.counts() {
+            Content::Empty
+        } else {
+            let record = Record::parse(value.as_bytes());
+            let record = record.map_err(|why| self.error("read the lock", self.store.foreign(&why.to_string())))?;
+            Content::Record(Box::new(record))
+        };
+        let State { written, is_local, now, .. } = state;
+        Ok(Some(Stored { content, version: Version(version), written, is_local, now }))
+    }
+
+    /// Stores `record` only if nothing is stored.
+    ///
+    /// # Errors
+    /// When there is no answer, or it is a refusal.
+    pub fn create(&mut self, record: &Record) -> Result<Write, Error> {
+        self.write_if_seen(None, Some(record))
+    }
+
+    /// Stores `record` only if `seen` is still what is stored.
+    ///
+    /// # Errors
+    /// As for [`Register::create`].
+    pub fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
+        self.write_if_seen(Some(seen), Some(record))
+    }
+
+    /// Stores nothing any more, only if `seen` is still what is stored.
+    ///
+    /// # Errors
+    /// As for [`Register::create`].
+    pub fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
+        self.write_if_seen(Some(seen), None)
+    }
+
+    /// Checks that the store refuses what it has to. The lock must not be in use meanwhile.
+    ///
+    /// # Errors
+    /// When it does not, or does not answer.
+    pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
+        let Self { store, key, .. } = self;
+        let verified = retry(|_| store.verify_conditional_writes(key).inspect_err(|_| store.disconnect()));
+        verified.map_err(|failure| self.error("use the lock", failure))
+    }
+
+    /// The version of the state that was read last, whether something is stored in it or not.
+    pub fn version(&self) -> Option<&[u8]> {
+        self.last.as_ref()?.state.version.as_deref()
+    }
+
+    /// What the store's clock says now, in milliseconds, or a little later, as of what was read last. `None` without a clock.
+    pub fn now(&self) -> Option<u64> {
+        let Last { state, asked, .. } = self.last.as_ref()?;
+        Some(state.now? + since_boot().saturating_sub(*asked))
+    }
+
+    /// The number of the next write, larger than all before it. `None` for a store that does not count.
+    pub fn next_number(&self) -> Option<u64> {
+        let last = self.last.as_ref().filter(|last| last.is_prepared && self.store.counts());
+        last.map(|last| last.next)
+    }
+
+    /// Sleeps at most `limit`, until one of `fds` is readable, or until it may be the caller's turn. Takes a place in the queue.
+    ///
+    /// # Errors
+    /// When it cannot sleep.
+    pub fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let slept = match self.store.queue() {
+            Some(queue) => queue.wait_in_turn(&self.key, limit, fds),
+            None => return self.watch(limit, fds),
+        };
+        slept.map_err(|failure| self.error("wait for the lock", failure))
+    }
+
+    /// Sleeps as [`Register::wait`] does, without a place in the queue.
+    ///
+    /// # Errors
+    /// When it cannot sleep.
+    pub fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let slept = match self.store.notifier() {
+            Some(notifier) => notifier.wait(&self.key, limit, fds),
+            None => self.backoff.sleep(limit, fds),
+        };
+        slept.map_err(|failure| self.error("wait for the lock", failure))
+    }
+
+    /// Wakes the waiter that is to look next, because a holder has gone.
+    pub fn notify(&mut self) {
+        if let Some(notifier) = self.store.notifier() {
+            notifier.notify(&self.key);
+        }
+    }
+
+    /// Closes the connection, until it is used again.
+    pub fn disconnect(&mut self) {
+        self.store.disconnect();
+    }
+
+    /// Whether no earlier waiter is known. A store without a queue serves in any order.
+    pub fn is_first(&mut self) -> bool {
+        let key = &self.key;
+        self.store.queue().is_none_or(|queue| queue.is_first(key))
+    }
+
+    /// Whether it waits behind another waiter, and so will be woken when its turn comes.
+    pub fn is_queued(&mut self) -> bool {
+        let key = &self.key;
+        self.store.queue().is_some_and(|queue| queue.is_queued(key))
+    }
+
+    /// Whether the store has no room for another waiter, which should poll less.
+    pub fn is_turned_away(&mut self) -> bool {
+        self.store.queue().is_some_and(Queue::is_turned_away)
+    }
+
+    /// Waits no more, and lets the next waiter come.
+    pub fn leave_queue(&mut self) {
+        self.backoff.end();
+        if let Some(queue) = self.store.queue() {
+            queue.leave(&self.key);
+        }
+    }
+
+    /// Waits for the outcome without wanting the lock: takes no turn, but is seen by [`Register::has_waiters`].
+    pub fn observe_queue(&mut self) {
+        if let Some(queue) = self.store.queue() {
+            queue.observe(&self.key);
+        }
+    }
+
+    /// Whether there are other waiters; `true` where the store cannot tell.
+    pub fn has_waiters(&mut self) -> bool {
+        let key = &self.key;
+        self.store.queue().is_none_or(|queue| queue.has_waiters(key))
+    }
+
+    /// The waiters in their order, as far as they are known.
+    pub fn waiters(&mut self) -> Vec<Waiter> {
+        let key = &self.key;
+        self.store.queue().map(|queue| queue.waiters(key)).unwrap_or_default()
+    }
+
+    fn error(&self, action: &'static str, failure: Failure) -> Error {
+        failure.during(action, self.location.clone())
+    }
+
+    /// The state, read anew.
+    fn read(&mut self) -> Result<&Last, Error> {
+        let Self { store, key, .. } = self;
+        let mut asked = since_boot();
+        let read = retry(|_| {
+            asked = since_boot();
+            store.get(key).inspect_err(|failure| {
+                if failure.cause.passes() {
+                    store.disconnect();
+                }
+            })
+        });
+        let (state, is_prepared) = match read {
+            Ok(state) => (state, true),
+            Err(Failure { cause: Cause::NotPrepared, .. }) => (State::default(), false),
+            Err(failure) => return Err(self.error("read the lock", failure)),
+        };
+        let Some(next) = number_after(&state) else {
+            let failure = self.store.foreign("its number is the largest possible one");
+            return Err(self.error("read the lock", failure));
+        };
+        Ok(self.last.insert(Last { state, asked, next, is_prepared }))
+    }
+
+    /// Writes if the state that was read last is the one that the caller has seen.
+    fn write_if_seen(&mut self, seen: Option<&Stored>, record: Option<&Record>) -> Result<Write, Error> {
+        if self.last.is_none() {
+            self.read()?;
+        }
+        let Some(last) = self.last.take() else { return Ok(Write::Conflict) };
+        let version = last.state.value.as_ref().and(last.state.version.as_ref());
+        if version != seen.map(|seen| &seen.version.0) {
+            return Ok(Write::Conflict);
+        }
+        if last.is_prepared {
+            return self.write(&last, record);
+        }
+        let Self { store, key, .. } = self;
+        let created = retry(|_| store.create_schema(key).inspect_err(|_| store.disconnect()));
+        // The next read finds a register without a state, and the clock.
+        created.map(|()| Write::Conflict).map_err(|failure| self.error("write the lock", failure))
+    }
+
+    /// Writes if the state is still `last`.
+    fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Error> {
+        let text = record.map(Record::to_text);
+        let value = text.as_deref();
+        let keep = record.is_none_or(is_for_information).then_some(KEPT);
+        let Self { store, key, .. } = self;
+        let mut is_indefinite = false;
+        let write = retry(|_| {
+            store.put(key, &last.state, &Next { number: last.next, value, keep }).inspect_err(|failure| {
+                is_indefinite |= failure.is_indefinite;
+                if failure.cause.passes() {
+                    store.disconnect();
+                }
+            })
+        });
+        match write {
+            Ok(Write::Conflict) if self.store.counts() => self.resolve_conflict(value, is_indefinite),
+            Ok(write) => Ok(write),
+            Err(failure) => {
+                let is_indefinite = failure.is_indefinite || is_indefinite;
+                Err(self.error("write the lock", Failure { is_indefinite, ..failure }))
+            }
+        }
+    }
+
+    /// Finds out whose write a conflict was with. Also where the answer was not lost: a proxy may have sent the write twice.
+    fn resolve_conflict(&mut self, value: Option<&str>, is_indefinite: bool) -> Result<Write, Error> {
+        let Self { store, key, .. } = self;
+        let read = retry(|_| store.get(key).inspect_err(|_| store.disconnect()));
+        match read {
+            Ok(state) if state.value.as_deref() == value => Ok(match value {
+                Some(_) => Write::Done,
+                // Nothing is stored, as intended; another process may have intended that, too.
+                None if is_indefinite => Write::Done,
+                None => Write::Unknown,
+            }),
+            Ok(_) if is_indefinite => Ok(Write::Unknown),
+            Ok(_) => Ok(Write::Conflict),
+            Err(failure) if is_indefinite => Err(self.error("write the lock", failure.indefinite())),
+            Err(_) => Ok(Write::Unknown),
+        }
+    }
+}
+
+/// Larger than all numbers before it, also after a restored backup, which counts again from an older state: never below the
+/// time in milliseconds, and a lock changes hands less than a thousand times a second. Without a clock in the store, the time
+/// is this host's.
+fn number_after(state: &State) -> Option<u64> {
+    let next = state.number.checked_add(1)?;
+    Some(state.now.unwrap_or_else(since_1970).max(next))
+}
+
+/// Whether a record only tells how acquisitions went, and nothing is held any more. A newer format may say more.
+fn is_for_information(record: &Record) -> bool {
+    let is_released = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
+    !record.is_newer() && record.entries().iter().all(is_released)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{State, number_after};
+
+    #[test]
+    fn a_number_never_goes_back_whatever_is_restored() {
+        let state = |number, now| State { number, now: Some(now), ..State::default() };
+        assert_eq!(number_after(&state(0, 1_000)), Some(1_000));
+        assert_eq!(number_after(&state(1_000, 1_000)), Some(1_001));
+        // The clock was set back.
+        assert_eq!(number_after(&state(5_000, 1_000)), Some(5_001));
+        // A row of yesterday's backup.
+        assert_eq!(number_after(&state(1_000, 9_000)), Some(9_000));
+        assert_eq!(number_after(&state(u64::MAX, 9_000)), None);
+    }
+}
