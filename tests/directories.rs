@@ -96,11 +96,25 @@ fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
     let dir = locks.dir();
     fs::write(dir.join("other"), "something else\n").expect("written");
     fs::write(dir.join("newer"), "serializer-lock 2 x\n").expect("written");
+    // A held one that was cut off since.
+    let mut holders = Vec::new();
+    for (name, length) in [("cut-off", 1000), ("emptied", 0)] {
+        let mut command = locks.command("bash");
+        command.env("SERIALIZER_LEASE_SECONDS", "60");
+        let mut shell = common::Shell::start_with(command);
+        assert_eq!(shell.run(&format!(r#""$S" lock --file-name {name}"#)), 0);
+        let file = fs::File::options().write(true).open(dir.join(name)).expect("it is there");
+        file.set_len(length).expect("cut off");
+        file.set_modified(std::time::UNIX_EPOCH).expect("its time");
+        holders.push(shell);
+    }
     fs::create_dir(dir.join("directory")).expect("made");
     symlink("other", dir.join("link")).expect("made");
     for (name, why) in [
         ("other", "it is not a lock that hosts share"),
         ("newer", "a newer version of this program has written it"),
+        ("cut-off", "it is damaged: cut off"),
+        ("emptied", "it is damaged: cut off"),
         ("directory", "directory"),
         ("link", "it is a symbolic link"),
     ] {
@@ -123,9 +137,10 @@ fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
     assert_eq!(fs::read_to_string(dir.join("other")).expect("it is there"), "something else\n");
     for (store, why, code) in [
         ("file:///nowhere/at/all", "there is no directory `/nowhere/at/all`", 1),
-        ("file:///sys/kernel", "(sysfs) are not known to exclude other hosts", 1),
+        ("file:///sys/kernel", "(sysfs) are not known to lock out other hosts", 1),
         ("file://relative", "its address has no absolute path", 2),
-        ("file:///tmp?x=1", "a directory has no option but `nfs=3`", 2),
+        ("file:///tmp?x=1", "the address of a directory has no options", 2),
+        ("file:///tmp?nfs=3", "`nfs=3` is not an option any more", 2),
     ] {
         for command in [&["lock", "-n"][..], &["initialize"], &["run", "true"]] {
             // One that is there, because nothing is made in the file systems of the kernel.
@@ -296,7 +311,7 @@ fn a_file_server_that_fails_grants_nothing_and_says_what_is_not_known() {
         );
         let failed = store.script(&format!(r#"{failing} "$S" run -n -- echo ran"#));
         assert_eq!((failed.code, failed.stdout.as_str()), (1, ""), "{call} {when}: {failed:?}");
-        assert_eq!(failed.stderr.contains("whether it was changed is not known"), !is_known, "{call} {when}: {failed:?}");
+        assert_eq!(failed.stderr.contains("the write may or may not have happened"), !is_known, "{call} {when}: {failed:?}");
         let is_free = store.state() == "free";
         assert_eq!(is_free, is_known || call == "pwrite64", "{call} {when}");
         assert_eq!(store.run(&["unlock", "--force"]).code, i32::from(is_free));
@@ -309,7 +324,7 @@ fn a_directory_of_one_machine_is_used_once_somebody_has_said_that_it_is_meant() 
     for command in [&["lock", "-n"][..], &["run", "true"], &["status"], &["status", "--all"]] {
         let refused = shared(&locks, command);
         assert_eq!(refused.code, 1, "{refused:?}");
-        assert!(refused.stderr.contains("a directory of this machine alone") && refused.stderr.contains("mount"), "{refused:?}");
+        assert!(refused.stderr.contains("is on a local disk: it does not lock out other hosts") && refused.stderr.contains("mount"), "{refused:?}");
     }
     assert_eq!(locks.names(), Vec::<String>::new());
     assert_eq!(shared(&locks, &["initialize"]).code, 0);
@@ -322,7 +337,7 @@ fn whoever_takes_the_address_of_meltano_s_states_on_one_machine_is_told_what_to_
     let states = locks.dir().join("project/.meltano/state");
     let store = format!("file://{}", states.display());
     let lock = || ended(locks.serializer(&["lock", "-n"]).env_remove("SERIALIZER_DIR").env("SERIALIZER_STORE", &store));
-    for why in ["there is no directory", "a directory of this machine alone"] {
+    for why in ["there is no directory", "is on a local disk: it does not lock out other hosts"] {
         let refused = lock();
         assert_eq!(refused.code, 1, "{refused:?}");
         let advice = "for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`";

@@ -6,6 +6,7 @@
 //! store's: a lease is so long that what passes of the real one is nothing beside it.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use serializer::backend::Failure;
 use serializer::backend::seam::{Key, Kind, Next, Page, State, Store, Write};
 use serializer::claimant::Claimant;
 use serializer::mode::Mode;
+use serializer::mutex::register::{Register, Stored};
 use serializer::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
 use serializer::owner::{Instance, Owner, Place};
 use serializer::process::since_boot;
@@ -631,24 +633,24 @@ fn force(first: impl FnOnce(Memory, Grant) + 'static) -> (Result<Released, mutex
 
 #[test]
 fn a_lock_is_taken_away_also_from_a_holder_that_renews_it_meanwhile() {
-    let (forced, mut memory) = force(|memory, grant| {
+    let (forced, memory) = force(|memory, grant| {
         Mutex::new(register(memory), &Blind).renew(&grant.token, None).expect("it is held");
     });
     assert!(matches!(forced, Ok(Released::Forced(_))), "{forced:?}");
-    let stored = memory.load().expect("memory").expect("it tells of the loss");
+    let stored = register(memory.clone()).load().expect("memory").expect("it tells of the loss");
     assert!(stored.content.record().expect("a record").entries().iter().all(|entry| entry.released == Some(Outcome::Lost)));
 }
 
 #[test]
 fn a_lock_is_not_taken_away_from_whoever_has_come_meanwhile() {
-    let (forced, mut memory) = force(|memory, _| {
+    let (forced, memory) = force(|memory, _| {
         let world = World::new();
         let mut mutex = Mutex::new(register(memory.clone()), &Blind);
         mutex.release(&world.process(2), Whose::Own, Outcome::Unknown).expect("it is held");
         acquire(&memory, &world.process(3));
     });
     assert!(matches!(forced, Err(mutex::Error::NotOurs(_))), "{forced:?}");
-    let stored = memory.load().expect("memory").expect("it is held");
+    let stored = register(memory.clone()).load().expect("memory").expect("it is held");
     let entries = stored.content.record().expect("a record").entries();
     assert!(entries.len() == 1 && entries[0].owner.pid.as_raw_pid() == 3 && entries[0].released.is_none(), "{entries:?}");
 }
@@ -659,31 +661,31 @@ fn entry(process: &Process, released: Option<Outcome>) -> Entry {
     Entry { lease, released, ..process.entry().expect("an entry") }
 }
 
-fn entries(memory: &mut Memory) -> Vec<Entry> {
-    let stored = memory.load().expect("memory");
+fn entries(memory: &Memory) -> Vec<Entry> {
+    let stored = register(memory.clone()).load().expect("memory");
     stored.and_then(|stored| Some(stored.content.record()?.entries().to_vec())).unwrap_or_default()
 }
 
 #[test]
 fn the_word_of_a_loss_takes_no_other_word_with_it() {
     let world = World::new();
-    let mut memory = Memory::shared();
+    let memory = Memory::shared();
     let lost = entry(&world.process(2), Some(Outcome::Lost));
     let others = [entry(&world.process(3), Some(Outcome::Lost)), entry(&world.process(4), Some(Outcome::Succeeded))];
     let all = [&[lost], others.as_slice()].concat();
-    assert_eq!(memory.create(&Record::of(all).expect("a record")).expect("memory"), Write::Done);
+    assert_eq!(register(memory.clone()).create(&Record::of(all).expect("a record")).expect("memory"), Write::Done);
     let mut mutex = Mutex::new(register(memory.clone()), &Blind);
     let mut lock = || mutex.acquire(&world.process(2), &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
     assert!(matches!(lock(), Err(mutex::Error::Lost(Lost::TakenOver, _))));
     let tokens = |entries: &[Entry]| entries.iter().map(|entry| entry.token.clone()).collect::<HashSet<_>>();
-    assert_eq!(tokens(&entries(&mut memory)), tokens(&others));
+    assert_eq!(tokens(&entries(&memory)), tokens(&others));
     assert!(matches!(lock(), Ok(Acquired::Free(_))));
 }
 
 #[test]
 fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_itself() {
     let world = World::new();
-    let mut memory = Memory::shared();
+    let memory = Memory::shared();
     for pid in [2, 3] {
         let mut mutex = Mutex::new(register(memory.clone()), &Blind);
         let acquired = mutex.acquire(&world.process(pid), &request(SLOTS), &attempts(1), &mut Silent);
@@ -692,7 +694,7 @@ fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_its
     let mut mutex = Mutex::new(register(memory.clone()), &Blind);
     let forced = mutex.release(&world.process(2), Whose::Anybodys, Outcome::Unknown);
     assert!(matches!(&forced, Ok(Released::Forced(taken)) if taken.len() == 2), "{forced:?}");
-    let left = entries(&mut memory);
+    let left = entries(&memory);
     assert!(left.len() == 1 && left[0].owner.pid.as_raw_pid() == 3 && left[0].released == Some(Outcome::Lost), "{left:?}");
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
+use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,6 +18,7 @@ use serializer::backend::seam::{Key, Kind, Next, Notifier, Page, State, Store, W
 use serializer::backend::{Cause, Failure};
 use serializer::claimant::Claimant;
 use serializer::mode::Mode;
+use serializer::mutex::register::{Register, Stored};
 use serializer::mutex::{Mutex, Released, Request, Whose};
 use serializer::owner::{Instance, Owner, Place};
 use serializer::record::{Entry, Outcome, Record, parse_pid};
@@ -244,7 +246,7 @@ impl Machine {
         let (here, events) = channel();
         let (go, permits) = channel();
         let process = Process { pid, alive: self.alive.clone(), tokens: self.tokens.clone() };
-        let (register, alive) = (self.register.clone(), self.alive.clone());
+        let (store, alive) = (self.store.clone(), self.alive.clone());
         let thread = thread::spawn(move || {
             let judge = ByPid(alive);
             let ended = here.clone();
@@ -288,7 +290,7 @@ impl Machine {
     /// Somebody who believes that it holds the lock, and of whom nothing is written down. (Whose command runs does not know
     /// yet.)
     fn loss(&self) -> Option<String> {
-        let stored = self.register.clone().load().expect("a register in memory can be read");
+        let stored = register(self.store.clone()).load().expect("a register in memory can be read");
         let record = stored.as_ref().and_then(|stored| stored.content.record());
         let entries = record.map(Record::entries).unwrap_or_default();
         let is_written = |pid: i32| entries.iter().any(|entry| entry.owner.pid.as_raw_pid() == pid);
@@ -397,12 +399,12 @@ fn no_holder_of_a_full_record_is_lost_when_one_releases() {
         entries[count - 4 + number % 4].command.get_or_insert_default().push('x');
     }
     assert_eq!(length(&entries), MOST);
-    let mut register = Memory::default();
-    assert_eq!(register.create(&Record::of(entries.clone()).expect("a record")).expect("memory"), Write::Done);
+    let store = Memory::default();
+    assert_eq!(register(store.clone()).create(&Record::of(entries.clone()).expect("a record")).expect("memory"), Write::Done);
     let judge = ByPid(alive.clone());
     let process = Process { pid: 1, alive: alive.clone(), tokens: tokens.clone() };
     let released = Mutex::new(register(store.clone()), &judge).release(&process, Whose::Own, Outcome::Unknown);
     assert!(matches!(released, Ok(Released::Own { .. })), "{released:?}");
-    let stored = register.load().expect("memory").expect("the others hold it");
+    let stored = register(store).load().expect("memory").expect("the others hold it");
     assert_eq!(stored.content.record().expect("a record").entries(), &entries[1..]);
 }

@@ -3,7 +3,7 @@
 pub(super) mod filesystem;
 mod legacy;
 mod lock_file;
-mod publish;
+pub(super) mod publish;
 mod queue;
 mod wakeup;
 

@@ -50,13 +50,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, linkat, openat, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
 use super::slot::{self, Slot, Unreadable};
 use super::{missing, scope, trouble};
 use crate::backend::failure::Failure;
 use crate::backend::file::leads_to;
+use crate::backend::file::publish::{LinkError, link_new};
 use crate::backend::retry::jittered;
 use crate::backend::seam::{Next, State, Write};
 
@@ -147,19 +148,11 @@ impl SharedFile {
     /// stay once the directory is synced, which is done before the first state is written.
     fn publish(&self) -> Result<(), Failure> {
         let slot = Slot::new(0, None).map_err(|error| self.trouble(&error.into()))?;
-        let temporary = self.directory.join(format!(".serializer.{}.tmp", slot.nonce()));
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OPENING;
-        let file = File::from(openat(CWD, &temporary, flags, MODE).map_err(|error| self.trouble(&error.into()))?);
-        let written = self.check(&file).and_then(|_| {
-            let written = slot.write(&file, 0).and_then(|()| file.sync_data());
-            written.map_err(|error| self.trouble(&error))
-        });
-        // Another process may have made it, or a repeated NFS request makes success look like EEXIST: what has the name counts.
-        let linked = written.map(|()| linkat(CWD, &temporary, CWD, &self.path, AtFlags::empty()));
-        let _ = fs::remove_file(&temporary);
-        match linked? {
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(error) => Err(self.trouble(&error.into())),
+        // Another process may have made it meanwhile.
+        match link_new(&self.path, &|file| slot.write(file, 0).and_then(|()| file.sync_data())) {
+            Ok(_) => Ok(()),
+            Err(LinkError::Io(error)) => Err(self.trouble(&error)),
+            Err(LinkError::Unsupported) => Err(Failure::permanent("its file system has no hard links")),
         }
     }
 

@@ -32,7 +32,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, lstat, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::legacy::{self, Settled};
-use super::publish::LinkError;
+use super::publish::{LinkError, link_new};
 use super::queue::Queue;
 use super::wakeup::{WakeUp, Watch};
 use super::{CHANGE, CREATE, READ, REMOVE, filesystem, io_failure};
@@ -172,13 +172,6 @@ impl LockFile {
             }
         }
     }
-
-    pub(super) fn directory(&self) -> &Path {
-        match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        }
-    }
 }
 
 /// What a file holds, at most one byte more than a record can have, and which state of which file that is.
@@ -260,7 +253,7 @@ impl LockFile {
 
     /// Stores a text where there is no file.
     pub(super) fn create(&self, text: &str) -> Result<Write, Failure> {
-        match self.link_new(text.as_bytes()) {
+        match link_new(&self.path, &|file| file.write_all_at(text.as_bytes(), 0)) {
             Ok(answer) => Ok(answer),
             Err(LinkError::Unsupported) => self.create_in_place(text.as_bytes()),
             Err(LinkError::Io(error)) => Err(self.io_failure(CREATE, error)),
