@@ -42,7 +42,8 @@ mod of {
         of_many_that_create_one_succeeds,
         of_many_that_are_the_first_one_succeeds,
         of_many_that_replace_one_succeeds,
-        numbers_never_go_back
+        numbers_never_go_back,
+        a_name_that_is_not_used_any_more_is_removed_and_numbers_still_grow
         => memory, file, directory, postgres, mysql, dynamodb, s3, azure);
     contract!(leases:
         the_same_owner_holds_it_already,

@@ -6,7 +6,7 @@ mod shared_file;
 mod slot;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,9 @@ use crate::store::StoreSettings;
 pub(super) use names::{name_of, stored_name};
 use shared_file::{OPENING, SharedFile};
 pub(super) use slot::MAGIC;
+
+/// So many files are read for a page.
+const PAGE: usize = 100;
 
 /// A directory with a file for each register.
 pub struct Directory {
@@ -78,21 +81,25 @@ impl Store for Directory {
         let cannot = |error: io::Error| trouble(&self.directory, &error);
         let listed = File::open(&self.directory).map_err(cannot)?;
         scope::check(&self.directory, &listed)?;
-        let mut entries = Vec::new();
+        let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(cannot)? {
             let entry = entry.map_err(cannot)?;
             let name = name_of(kind, &entry.file_name()).filter(|name| after.is_none_or(|after| name.as_os_str() > after));
-            // Other programs keep files there, too, which are not even to be locked.
-            let is_ours = || entry.file_type().is_ok_and(|kind| kind.is_file()) && is_begun(&entry.path());
-            if let Some(name) = name.filter(|_| is_ours()) {
-                // A flock on one register is not waited for here.
-                let mut file = SharedFile::new(&self.directory, &entry.file_name(), Duration::ZERO);
-                let unreadable = || State { value: Some(String::new()), ..State::default() };
-                entries.push((name, file.load().unwrap_or_else(|_| unreadable())));
+            if let Some(name) = name.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) {
+                files.push((name, entry.file_name()));
             }
         }
-        entries.sort_by(|(one, _), (other, _)| one.cmp(other));
-        Ok(Page { entries, next: None })
+        files.sort();
+        let next = files.get(PAGE).map(|_| files[PAGE - 1].0.clone());
+        files.truncate(PAGE);
+        // Other programs keep files there, too, which are not even to be locked.
+        files.retain(|(_, file)| is_begun(&self.directory.join(file)));
+        let state = |file: OsString| {
+            // A flock on one register is not waited for here.
+            let state = SharedFile::new(&self.directory, &file, Duration::ZERO).load();
+            state.unwrap_or_else(|_| State { value: Some(String::new()), ..State::default() })
+        };
+        Ok(Page { entries: files.into_iter().map(|(name, file)| (name, state(file))).collect(), next })
     }
 
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {

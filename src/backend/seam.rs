@@ -168,6 +168,11 @@ pub trait Store {
         true
     }
 
+    /// Whether the store itself removes what need not be kept any longer, by [`Next::keep`] or as it is set up.
+    fn expires(&self) -> bool {
+        false
+    }
+
     /// The statements that create the schema; `None` for a store that is not set up by statements.
     fn schema(&self) -> Option<&'static str> {
         None

@@ -7,6 +7,8 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
+use rustix::rand::GetRandomFlags;
+
 use crate::backend::failure::{Cause, Error, Failure};
 use crate::backend::looks::Looks;
 use crate::backend::retry::{retry, since_1970};
@@ -19,7 +21,10 @@ pub use crate::backend::seam::Write;
 
 /// A store may forget a released record after this time. The next number is then a host's clock, so this also bounds by how
 /// much a clock may be slow before numbers go back.
-const KEPT: Duration = Duration::from_secs(35 * 24 * 60 * 60);
+pub const KEPT: Duration = Duration::from_secs(35 * 24 * 60 * 60);
+
+/// At most so many unused registers are removed by one release from each page, which bounds how long it takes.
+const MAX_REMOVED: usize = 50;
 
 /// What a register holds, as of one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,6 +242,35 @@ impl<'a> Register<'a> {
     pub fn waiters(&mut self) -> Vec<Waiter> {
         let key = &self.key;
         self.store.queue().map(|queue| queue.waiters(key)).unwrap_or_default()
+    }
+
+    /// Whether this release is the one in 64, by chance, that looks for unused registers.
+    pub fn is_sweep_due(&self) -> bool {
+        let mut byte = [0_u8; 1];
+        let has_to = self.store.counts() && !self.store.expires();
+        has_to && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok() && byte[0] % 64 == 0
+    }
+
+    /// Removes some registers whose last release is older than `age`, by their numbers, which begin as times. Best effort, and
+    /// safe at any moment: a removal is conditional on the released state, and the next number is a later time.
+    pub fn remove_unused(&mut self, age: Duration) {
+        let Self { store, key, .. } = self;
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        // From here on, and from the beginning: names that begin with a date, as many do, are used up in their order.
+        for after in [Some(key.name.clone()), None] {
+            let Ok(page) = store.list(key.kind, after.as_deref()) else { return };
+            let is_unused = |state: &State| {
+                let now = state.now.unwrap_or_else(since_1970);
+                state.version.is_some() && state.value.is_none() && state.number.saturating_add(age) < now
+            };
+            for (name, state) in page.entries.into_iter().filter(|(_, state)| is_unused(state)).take(MAX_REMOVED) {
+                if let Err(failure) = store.purge(&Key { kind: key.kind, name }, &state) {
+                    // Without the right to delete, they stay.
+                    tracing::debug!("cannot remove an unused lock: {}", failure.why);
+                    return;
+                }
+            }
+        }
     }
 
     fn error(&self, action: &'static str, failure: Failure) -> Error {

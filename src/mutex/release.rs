@@ -6,7 +6,7 @@ use rustix::process::Pid;
 
 use super::renew::mark_lost;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, Released, Whose, split};
-use super::register::{Stored, Write};
+use super::register::{KEPT, Stored, Write};
 use crate::backend;
 use crate::claimant::Claimant;
 use crate::process::since_boot;
@@ -48,6 +48,14 @@ impl Mutex<'_> {
     /// # Errors
     /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the claimant's.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
+        let released = self.release_within_outage(claimant, whose, outcome);
+        if released.is_ok() && self.register.is_sweep_due() {
+            self.register.remove_unused(KEPT);
+        }
+        released
+    }
+
+    fn release_within_outage(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
         let begun = Instant::now();
         let mut tried = Tried::default();
         // Ends with the patience.

@@ -4,12 +4,13 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Barrier;
 use std::thread;
+use std::time::Duration;
 
 use serializer::mutex::register::{Register, Stored, Write};
 use serializer::owner::{Instance, Owner, Place};
 use serializer::record::{Entry, MAX_BYTES, Record, parse_pid};
 
-use crate::common::rounds;
+use crate::common::{self, rounds};
 use crate::subject::Subject;
 
 fn record(pid: i32) -> Record {
@@ -210,4 +211,39 @@ pub fn numbers_never_go_back(subject: &Subject) {
             assert_eq!(round, 0);
         }
     }
+}
+
+/// Where each name has a place of its own, the first write may only make it.
+fn release(register: &mut Register<'_>) {
+    let seen = stored(register);
+    assert_eq!(register.delete(&seen).expect("an answer"), Write::Done);
+}
+
+pub fn a_name_that_is_not_used_any_more_is_removed_and_numbers_still_grow(subject: &Subject) {
+    let (mut used, mut unused, mut held) = (subject.open("a"), subject.open("b"), subject.open("c"));
+    for register in [&mut used, &mut unused, &mut held] {
+        assert_eq!(create(register, &record(1)), Write::Done);
+    }
+    assert!(load(&mut unused).is_some());
+    let number = unused.next_number();
+    release(&mut unused);
+    assert!(load(&mut unused).is_none());
+    let was_there = unused.version().is_some();
+    assert_eq!(was_there, subject.has_numbers());
+    // Not before its time, and nothing that is held.
+    used.remove_unused(Duration::from_secs(3600));
+    assert!(load(&mut unused).is_none() && unused.version().is_some() == was_there);
+    if !subject.removes_by_itself() {
+        common::until("it is removed", || {
+            // Other tests use the store, too: what is younger is theirs.
+            used.remove_unused(Duration::from_secs(2));
+            load(&mut unused).is_none() && unused.version().is_none()
+        });
+    }
+    assert_eq!(pid_in(&mut held), Some(1));
+    // An expectation from before is not met any more; a new write is.
+    assert!(load(&mut unused).is_none());
+    assert!(number.is_none() || unused.next_number() > number);
+    assert_eq!(create(&mut unused, &record(2)), Write::Done);
+    assert_eq!(pid_in(&mut unused), Some(2));
 }

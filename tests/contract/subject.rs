@@ -73,6 +73,15 @@ impl Subject {
         !matches!(self.kind, Kind::File)
     }
 
+    /// Whether the store itself removes what is not used any longer.
+    pub fn removes_by_itself(&self) -> bool {
+        match &self.kind {
+            Kind::Store(url) => url.starts_with("dynamodb") || url.starts_with("s3") || url.starts_with("az"),
+            Kind::File => true,
+            Kind::Memory(_) => false,
+        }
+    }
+
     /// The longest name that it takes, in bytes.
     pub fn longest_name(&self) -> usize {
         if matches!(self.kind, Kind::File) { 200 } else { 5000 }
