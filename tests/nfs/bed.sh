@@ -2,7 +2,7 @@
 # Runs a workload on two hosts that have mounted one directory of an NFS server. All three are network namespaces of a kernel
 # that runs as an ordinary process (User Mode Linux), so that it works for everybody, whatever the kernel below can do.
 #
-#     bed.sh PROGRAM        PROGRAM is a `serializer` that is linked statically
+#     bed.sh PROGRAM        PROGRAM is the `serializer` to test
 #
 # In its environment:
 #     NFS_VERSION               3 or 4.2 (the default)
