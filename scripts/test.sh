@@ -46,12 +46,12 @@ cargo fmt --check
 cargo clippy --all-targets -- -D warnings
 cargo clippy --all-targets --all-features -- -D warnings
 RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet --all-features
-shellcheck scripts/*.sh examples/meltano/*.sh tests/nfs/*.sh
+shellcheck scripts/*.sh examples/meltano/*.sh tests/alone/nfs/*.sh
 
 # Stores that only others have.
 scripts/emulators.sh
 
-# Meltano with the example project, which tests/meltano.rs runs.
+# Meltano with the example project, which tests/meltano/main.rs runs.
 examples/meltano/setup.sh
 
 results=$(mktemp)
