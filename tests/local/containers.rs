@@ -145,7 +145,8 @@ fn a_command_that_is_started_from_outside_its_container_is_told_what_to_do() {
 fn as_init(locks: &Locks, args: &[&str]) -> Command {
     let mut command = locks.command("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-    command.arg(support::PROGRAM).args(args);
+    // A shell's background job ignores SIGINT, and so do the processes that it starts.
+    command.args(["env", "--default-signal=INT,QUIT", support::PROGRAM]).args(args);
     command
 }
 

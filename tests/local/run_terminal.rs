@@ -211,7 +211,7 @@ t.type("\x03")
 assert t.end() == -signal.SIGINT
 assert "went on" not in t.seen and "ready" not in t.seen, t.seen
 script = """
-"$S" run bash -c 'trap "exit 4" INT; echo ready; read -r line'; echo "went on after $?"
+"$S" run bash -c 'trap "exit 4" INT; echo ready; while :; do read -r -t 1 line; done'; echo "went on after $?"
 """
 t = Terminal("bash", "-c", script)
 t.until("ready")

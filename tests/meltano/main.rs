@@ -178,8 +178,9 @@ impl Project {
     }
 
     fn meltano(&self, args: &[&str]) -> Command {
-        let mut command = self.command(&self.meltano);
-        command.args(args);
+        // A shell's background job ignores SIGINT, and so would Meltano, a Python program.
+        let mut command = self.command("env");
+        command.arg("--default-signal=INT,QUIT").arg(&self.meltano).args(args);
         command
     }
 
