@@ -22,7 +22,6 @@ mod run;
 mod run_terminal;
 mod sharing;
 mod skipping;
-mod small_build;
 mod sshfs;
 mod takeover;
 mod turns;

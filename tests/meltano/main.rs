@@ -4,6 +4,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod small_build;
 #[path = "../support/mod.rs"]
 mod support;
 
