@@ -26,11 +26,12 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             Err(Error::usage("cannot print SQL: locks are files as long as no store is named", Some(hint.to_owned())))
         }
         Location::Store(settings, _) => {
-            // Rows stay, so that there is one for all who try.
+            // One for all processes that try, since not every store can remove it.
             let probed = Location::Store(settings.clone(), ".serializer.probe".into());
             let mut register = backend::open(&probed)?;
             register.verify_conditional_writes()?;
             try_out(&mut register, &probe().map_err(cannot_draw)?)?;
+            register.remove_if_free();
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
             Ok(())
         }

@@ -244,6 +244,18 @@ impl<'a> Register<'a> {
         self.store.queue().map(|queue| queue.waiters(key)).unwrap_or_default()
     }
 
+    /// Removes the register itself, if nothing is stored in it. Best effort.
+    pub fn remove_if_free(&mut self) {
+        if let Ok(Last { state, .. }) = self.read() {
+            let state = state.clone();
+            if state.version.is_some() && state.value.is_none() {
+                // In a conflict another process uses it, and without the right to delete it stays.
+                let _ = self.store.purge(&self.key, &state);
+            }
+        }
+        self.last = None;
+    }
+
     /// Whether this release is the one in 64, by chance, that looks for unused registers.
     pub fn is_sweep_due(&self) -> bool {
         let mut byte = [0_u8; 1];
