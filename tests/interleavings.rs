@@ -344,8 +344,8 @@ fn a_takeover_that_cannot_see_whether_it_succeeded_leaves_no_lock() {
     let locks = Locks::new();
     locks.write(legacy_record_of_a_dead_holder(&locks));
     let mut taker = Shell::start(&locks);
-    // Two reads to look, two to look again under the flock; the fifth is to tell who has it.
-    let lock = r#"strace -D -qq -o /dev/null -e inject=pread64:error=EIO:when=5 "$S" lock --max-attempts 1 2> /dev/null"#;
+    // Two reads of the lock to look, two to look again under the flock; the fifth is to tell which process has it.
+    let lock = r#"strace -D -qq -o /dev/null -P "$SERIALIZER_DIR/serializer.lck" -e inject=pread64:error=EIO:when=5 "$S" lock --max-attempts 1 2> /dev/null"#;
     assert_eq!(taker.run(lock), 1);
     assert_eq!(locks.names(), Vec::<String>::new());
 }
