@@ -298,7 +298,7 @@ enum NotReleased {
 /// `was_good`, of a lease, says that nobody else can have had the lock before the command had ended, unless it was taken away.
 fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> NotReleased {
     let is_taken = match &error {
-        mutex::Error::NotLocked | mutex::Error::Lost(Lost::TakenOver | Lost::Gone, _) => true,
+        mutex::Error::NotLocked | mutex::Error::Lost(Lost::TakenOver | Lost::Broken | Lost::Gone, _) => true,
         // Nobody: it has changed all the time.
         mutex::Error::NotOurs(holders) => !holders.is_empty(),
         _ => false,
