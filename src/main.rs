@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serializer::cli::Cli;
-use serializer::{child, command, keeper, logging, usage};
+use serializer::{child, command, keeper, logging, panics, usage};
 
 /// Called before Rust's runtime starts, which ignores SIGPIPE. After that, no system call and no file of `/proc` shows whether the
 /// caller ignored it, which a command of `run` has to inherit. No safe means exists: std's own (`-Zon-broken-pipe`) is not stable,
@@ -20,6 +20,7 @@ use serializer::{child, command, keeper, logging, usage};
 static BEFORE_THE_RUNTIME: extern "C" fn() = child::note_ignored_signals;
 
 fn main() -> ExitCode {
+    panics::end_the_process();
     if let Some(code) = child::help().or_else(keeper::process::help) {
         return code;
     }

@@ -14,7 +14,7 @@ use crate::verdict::{Former, Held, Holding, Judged, Stale, Verdict};
 
 /// For how long to try to release while the store does not answer: it may be starting again. Nothing is lost if it takes longer:
 /// the lease ends with its owner.
-const OUTAGE: Duration = Duration::from_secs(15);
+pub const OUTAGE: Duration = Duration::from_secs(15);
 
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -47,12 +47,26 @@ impl Mutex<'_> {
     /// # Errors
     /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the claimant's.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
+        self.release_within(OUTAGE, claimant, whose, outcome)
+    }
+
+    /// The same, but a store that does not answer is asked again for so long only.
+    ///
+    /// # Errors
+    /// As for [`Mutex::release`].
+    pub fn release_within(
+        &mut self,
+        patience: Duration,
+        claimant: &dyn Claimant,
+        whose: Whose,
+        outcome: Outcome,
+    ) -> Result<Released, Error> {
         let begun = Instant::now();
         let mut tried = Tried::default();
         // Ends with the patience.
         loop {
             match self.try_to_release(claimant, whose, outcome, &mut tried) {
-                Err(Error::Backend(error)) if error.is_transient() && begun.elapsed() < OUTAGE => {
+                Err(Error::Backend(error)) if error.is_transient() && begun.elapsed() < patience => {
                     tried.may_be_done |= error.is_indefinite();
                     tracing::debug!("{error}; trying again");
                     backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
