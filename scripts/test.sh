@@ -51,6 +51,9 @@ shellcheck scripts/*.sh examples/meltano/*.sh tests/nfs/*.sh
 # Stores that only others have.
 scripts/emulators.sh
 
+# Another C library, for tests/foreign_root.rs.
+scripts/foreign-root.sh
+
 # Meltano with the example project, which tests/meltano.rs runs.
 examples/meltano/setup.sh
 
