@@ -136,10 +136,10 @@ pub trait Backend {
         false
     }
 
-    /// Leaves word that these acquisitions were broken, where what is stored does not tell it. Best effort.
+    /// Leaves notices of broken acquisitions, where the record itself cannot hold them. Best effort.
     fn leave_notices(&mut self, _broken: &[Entry]) {}
 
-    /// Whether such a word was left for an acquisition for which `is_own` holds; it is told once.
+    /// Whether there was a notice for which `is_own` holds. Removes it.
     fn take_notices(&mut self, _is_own: &dyn Fn(&Record, &Entry) -> bool) -> bool {
         false
     }

@@ -1,9 +1,10 @@
-//! What a panic does, of this program or of a library: one line on stderr, and an end by a defined exit code.
+//! What a panic does, of this program or of a library: one line on stderr, and a defined exit code.
 //!
-//! All of it happens in the hook, which does not return: release builds abort after it. What a panic says may hold a secret (an
-//! address with its password), so only its place is shown.
+//! The hook does all of it and does not return: release builds abort after it. The panic's message
+//! may hold a secret (an address with its password), so only its place is shown.
 //!
-//! While a lease is kept, a panic counts as its loss: what runs under the lock must not go on unwatched.
+//! While a lease is kept, a panic counts as its loss: a command must not run on under a lease that
+//! is not renewed.
 
 use std::io::Write;
 use std::panic::{Location, PanicHookInfo};
@@ -17,10 +18,10 @@ use crate::logging;
 
 /// A lease that is kept by this process.
 pub trait Kept: Send + Sync {
-    /// It is lost, because the thread that renews it, or one that this thread relies on, does not go on. The main thread does.
+    /// Marks it as lost: a thread that renews it has panicked. The main thread goes on.
     fn lose(&self, why: &str);
 
-    /// It is lost, and the main thread does not go on: ends what runs under the lock.
+    /// Ends what runs under the lock: the main thread has panicked.
     fn end(&self);
 }
 
@@ -60,7 +61,7 @@ fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
     match kept {
         Some(kept) if thread::current().id() != main => {
             kept.lose(&what);
-            // For ever: returning would abort, or let others go on with what this thread has left half done.
+            // For ever: returning would abort, or unwind into a library in an unknown state.
             loop {
                 thread::park();
             }
@@ -79,7 +80,7 @@ fn report(what: &str) {
                     right, please report this line";
         logging::report(&Error::failed(what).with_hint(hint));
     } else {
-        // Where stderr does not work, nothing can be said.
+        // No other place is left to report a failure of stderr.
         let _ = writeln!(std::io::stderr(), "serializer: {what}");
     }
 }

@@ -1,11 +1,13 @@
-//! Notices for owners that lost their lock: a file beside the lock, with an entry for each acquisition that was broken.
+//! Notices for owners that lost their lock: a file beside the lock, with an entry for each broken
+//! acquisition.
 //!
-//! Not in the lock file itself: with a sticky directory only the file's user could replace it, and older programs and the Python
-//! plugin would have to know what it means. A notice decides nothing about the lock. It is read only by an owner whose entry is
-//! gone, and then changes the answer from "not locked" or "not yours" to "broken".
+//! The lock file itself cannot hold them. In a sticky directory, only the file's user could replace
+//! it; and older programs, and the Python plugin, would take it for a lock. A notice decides nothing
+//! about the lock. It is read only for an owner without an entry, and then changes the answer from
+//! "not locked" or "not yours" to "broken".
 //!
-//! It is left after the lock was broken: a kill in between only costs the notice. It is removed when its owner has asked, or, by
-//! the next change of the file, when the owner has ended.
+//! A notice is left after the lock was broken: a kill in between only costs the notice. It is removed
+//! when its owner has asked, or by a later change of the file when its owner has ended.
 
 use std::path::Path;
 
@@ -18,10 +20,10 @@ use crate::record::{Entry, Record};
 /// What follows the lock's name in the name of the file.
 const SUFFIX: &str = ".broken";
 
-/// So many are kept, the newest ones: few owners lose a lock and go on.
+/// The newest are kept: few owners lose a lock and go on.
 const MAX_NOTICES: usize = 8;
 
-/// The notices of one lock. The file is written as a lock file is, so that no change is lost or half done.
+/// The notices of one lock. The file is changed as a lock file is: no change is lost or half done.
 pub struct Notices(LockFile);
 
 impl Notices {
@@ -32,12 +34,13 @@ impl Notices {
         Self(LockFile::new(Path::new(&name)))
     }
 
-    /// Leaves these.
+    /// Leaves a notice of each of these entries.
     pub fn add(&mut self, broken: &[Entry]) -> Result<(), Error> {
         self.change(&mut |entries| entries.extend_from_slice(broken))
     }
 
-    /// Removes those for which `is_own` holds; whether there were any, also where they cannot be removed.
+    /// Removes the notices for which `is_own` holds. Returns whether there were any, also where they
+    /// cannot be removed.
     pub fn take(&mut self, is_own: &dyn Fn(&Record, &Entry) -> bool) -> bool {
         let Ok(Some(stored)) = self.0.load() else { return false };
         let Some(record) = stored.content.record() else { return false };
