@@ -24,11 +24,13 @@
 //! see. (As long as the store's clock does not leap forward, and a server that takes over for it has its last commits.) Who loses a lease finds its entry marked as lost, by whoever took it over, and is told when it releases.
 
 mod acquire;
+mod notices;
 pub mod register;
 mod release;
 mod renew;
 mod watched;
 
+pub use release::OUTAGE;
 pub use renew::Lost;
 
 use std::time::{Duration, Instant};

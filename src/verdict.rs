@@ -32,8 +32,8 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::Pid;
 
-use crate::mutex::register::{Content, Stored};
 use crate::local_time::short;
+use crate::mutex::register::{Content, Stored};
 use crate::owner::Instance;
 use crate::process::{self, Process, Relative};
 use crate::record::{Entry, Record};

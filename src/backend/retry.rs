@@ -47,4 +47,3 @@ pub fn jittered(pause: Duration) -> Duration {
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     pause * 3 / 4 + pause / 2 * u32::from(u16::from_le_bytes(bytes)) / u32::from(u16::MAX)
 }
-

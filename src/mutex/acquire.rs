@@ -3,8 +3,8 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, split};
 use super::register::Write;
+use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, split};
 use crate::backend;
 use crate::claimant::Claimant;
 use crate::mode::Mode;

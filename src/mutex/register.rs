@@ -285,6 +285,21 @@ impl<'a> Register<'a> {
         }
     }
 
+    /// Whether its states have numbers.
+    pub fn is_numbered(&self) -> bool {
+        self.store.counts()
+    }
+
+    /// Does something to another register of the same store, whose name is this one's and `suffix`.
+    pub fn beside<T>(&mut self, suffix: &str, work: impl FnOnce(&mut Self) -> T) -> T {
+        let mut key = self.key.clone();
+        key.name.push(suffix);
+        let here = (std::mem::replace(&mut self.key, key), self.last.take());
+        let done = work(self);
+        (self.key, self.last) = here;
+        done
+    }
+
     fn error(&self, action: &'static str, failure: Failure) -> Error {
         failure.during(action, self.location.clone())
     }

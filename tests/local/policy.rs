@@ -2,8 +2,8 @@
 //! those live owners who believe that they hold the lock may hold it together, and it can always be had again.
 
 use std::collections::{HashMap, HashSet};
-use std::num::NonZeroU32;
 use std::ffi::OsStr;
+use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};

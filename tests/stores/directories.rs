@@ -47,6 +47,16 @@ fn a_directory_and_a_lease_are_a_store() {
 }
 
 #[test]
+fn a_command_that_ignores_sigpipe_has_its_fencing_token_once_and_the_rest_of_the_environment() {
+    let locks = locks();
+    let script = r#"export X=x SERIALIZER_FENCING_TOKEN=old; trap '' PIPE; "$S" run -- env"#;
+    let ended = ended(locks.command("bash").env("SERIALIZER_LEASE_SECONDS", "60").args(["-c", script]));
+    let of = |name: &str| ended.stdout.lines().filter_map(|line| line.strip_prefix(name)).collect::<Vec<_>>();
+    assert_eq!(of("X="), ["x"], "{ended:?}");
+    assert!(matches!(of("SERIALIZER_FENCING_TOKEN=")[..], [token] if token.parse::<u64>().is_ok()), "{ended:?}");
+}
+
+#[test]
 fn without_a_directory_a_lease_makes_no_store_and_a_flag_does() {
     let locks = locks();
     let mut plain = locks.serializer(&["describe"]);
@@ -318,7 +328,10 @@ fn a_directory_of_one_machine_is_used_once_somebody_has_said_that_it_is_meant() 
     for command in [&["lock", "-n"][..], &["run", "true"], &["status"], &["status", "--all"]] {
         let refused = shared(&locks, command);
         assert_eq!(refused.code, 1, "{refused:?}");
-        assert!(refused.stderr.contains("is on a local disk: it does not lock out other hosts") && refused.stderr.contains("mount"), "{refused:?}");
+        assert!(
+            refused.stderr.contains("is on a local disk: it does not lock out other hosts") && refused.stderr.contains("mount"),
+            "{refused:?}"
+        );
     }
     assert_eq!(locks.names(), Vec::<String>::new());
     assert_eq!(shared(&locks, &["initialize"]).code, 0);

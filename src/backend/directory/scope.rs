@@ -46,17 +46,18 @@ pub fn check(directory: &Path, file: &File) -> Result<bool, Failure> {
         FlockScope::Untold(name) if is_declared() => Ok(!name.starts_with("nfs")),
         FlockScope::Machine => Err(Failure::permanent(format!("`{shown}` is on a local disk: it does not lock out other hosts"))
             .with_hint(
-                "mount what the hosts share; or, if it is meant (containers, the file server itself), `serializer initialize`".to_owned()
+                "mount what the hosts share; or, if it is meant (containers, the file server itself), `serializer initialize`"
+                    .to_owned()
                     + super::on_one_machine(directory),
             )),
         FlockScope::Untold(name) => Err(Failure::permanent(format!(
             "its mount does not tell whether flocks on its file system ({name}) lock out other hosts"
         ))
         .with_hint("NFS version 4 (`vers=4.2`) does; if this one does, too, say so with `serializer initialize`")),
-        FlockScope::Unknown(name) => Err(Failure::permanent(format!(
-            "flocks on its file system ({name}) are not known to lock out other hosts"
-        ))
-        .with_hint("NFS mounted without `nolock` and `local_lock` does; or name a store, such as `postgres://…`")),
+        FlockScope::Unknown(name) => {
+            Err(Failure::permanent(format!("flocks on its file system ({name}) are not known to lock out other hosts"))
+                .with_hint("NFS mounted without `nolock` and `local_lock` does; or name a store, such as `postgres://…`"))
+        }
     }
 }
 

@@ -287,9 +287,8 @@ impl SharedFile {
         slot::present(file).map_err(|unreadable| match unreadable {
             Unreadable::Io(error) => self.trouble(&error),
             Unreadable::Young => Failure::transient("its file is being made"),
-            Unreadable::Torn => Failure::permanent("it is damaged: cut off, or neither of its two states is whole").with_hint(format!(
-                "another program has written to it, or the file system has lost data; {removed}"
-            )),
+            Unreadable::Torn => Failure::permanent("it is damaged: cut off, or neither of its two states is whole")
+                .with_hint(format!("another program has written to it, or the file system has lost data; {removed}")),
             Unreadable::Newer => {
                 Failure::permanent("a newer version of this program has written it").with_hint("update this program")
             }
