@@ -23,6 +23,10 @@ pub use crate::backend::seam::Write;
 /// much a clock may be slow before numbers go back.
 pub const KEPT: Duration = Duration::from_secs(35 * 24 * 60 * 60);
 
+/// A state that was read so many milliseconds ago is read again before a write: the number of the write must not be behind
+/// numbers of a register that was made, used and purged meanwhile.
+const MAX_AGE: u64 = 60_000;
+
 /// At most so many unused registers are removed by one release from each page, which bounds how long it takes.
 const MAX_REMOVED: usize = 50;
 
@@ -336,6 +340,9 @@ impl<'a> Register<'a> {
         let Some(last) = self.last.take() else { return Ok(Write::Conflict) };
         let version = last.state.value.as_ref().and(last.state.version.as_ref());
         if version != seen.map(|seen| &seen.version.0) {
+            return Ok(Write::Conflict);
+        }
+        if since_boot().saturating_sub(last.asked) > MAX_AGE {
             return Ok(Write::Conflict);
         }
         if last.is_prepared {

@@ -165,10 +165,17 @@ impl Store for Gated {
     }
 }
 
-/// A store with which something happens right before each change.
+/// A store with which something happens right before each change, though not before the same write is sent again.
 struct Before<S> {
     store: S,
     happens: Box<dyn FnMut()>,
+    changed: Option<State>,
+}
+
+impl<S> Before<S> {
+    fn new(store: S, happens: Box<dyn FnMut()>) -> Self {
+        Self { store, happens, changed: None }
+    }
 }
 
 impl<S: Store> Store for Before<S> {
@@ -177,7 +184,9 @@ impl<S: Store> Store for Before<S> {
     }
 
     fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
-        (self.happens)();
+        if self.changed.replace(expected.clone()).as_ref() != Some(expected) {
+            (self.happens)();
+        }
         self.store.put(key, expected, next)
     }
 
@@ -353,7 +362,7 @@ impl World {
                 let noted = noted.clone();
                 Box::new(move || noted.store(store.now(), Ordering::Relaxed))
             };
-            let mut mutex = Mutex::new(register(Before { store: gated, happens }), &Blind);
+            let mut mutex = Mutex::new(register(Before::new(gated, happens)), &Blind);
             // Nobody listens to a process that was killed.
             let _ = ended.send(Event::Ended(do_it(&mut mutex, &process, &asked, &noted)));
         });
@@ -627,7 +636,7 @@ fn force(first: impl FnOnce(Memory, Grant) + 'static) -> (Result<Released, mutex
     let there = memory.clone();
     let mut first = Some(move || first(there, grant));
     let happens = Box::new(move || first.take().into_iter().for_each(|first| first()));
-    let mut mutex = Mutex::new(register(Before { store: memory.clone(), happens }), &Blind);
+    let mut mutex = Mutex::new(register(Before::new(memory.clone(), happens)), &Blind);
     (mutex.release(&world.process(9), Whose::Anybodys, Outcome::Unknown), memory)
 }
 
@@ -726,7 +735,7 @@ fn a_lease_counts_from_before_it_was_asked_for() {
             }
         })
     };
-    let mut mutex = Mutex::new(register(Before { store: Memory::shared(), happens }), &Blind);
+    let mut mutex = Mutex::new(register(Before::new(Memory::shared(), happens)), &Blind);
     let process = World::new().process(2);
     let acquired = mutex.acquire(&process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
     let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };

@@ -1,6 +1,7 @@
 //! Which hosts see the flocks of a file. Some file systems grant one to every host at once, always or as they are mounted.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 
 use rustix::fs::{FsWord, NFS_SUPER_MAGIC, fstatfs};
@@ -21,6 +22,9 @@ const LOCAL_FLOCKS: [&str; 5] = ["nolock", "local_lock=all", "local_lock=flock",
 /// The user's word that a directory is the right one. No register's file begins with a dot.
 const MARKER: &str = ".serializer-shared";
 
+/// The marker's word for a directory of one machine.
+const MACHINE: &str = "machine";
+
 /// Which hosts see the flocks of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum FlockScope {
@@ -37,13 +41,13 @@ enum FlockScope {
 /// Whether registers can be kept on the file system of `file`; tells whether record locks are needed beside flocks, as a file
 /// server has them for the flocks of its clients.
 pub fn check(directory: &Path, file: &File) -> Result<bool, Failure> {
-    let is_declared = || directory.join(MARKER).exists();
+    let is_declared = |name: &str| is_declared(directory, name);
     let shown = printable::path(directory);
     match scope(file) {
         FlockScope::Hosts => Ok(false),
-        FlockScope::Machine if is_declared() => Ok(true),
+        FlockScope::Machine if is_declared(MACHINE) => Ok(true),
         // NFS takes record locks for flocks, too: a file cannot have both.
-        FlockScope::Untold(name) if is_declared() => Ok(!name.starts_with("nfs")),
+        FlockScope::Untold(name) if is_declared(&name) => Ok(!name.starts_with("nfs")),
         FlockScope::Machine => Err(Failure::permanent(format!("`{shown}` is on a local disk: it does not lock out other hosts"))
             .with_hint(
                 "mount what the hosts share; or, if it is meant (containers, the file server itself), `serializer initialize`"
@@ -61,19 +65,33 @@ pub fn check(directory: &Path, file: &File) -> Result<bool, Failure> {
     }
 }
 
-/// Takes the user's word that a directory of this machine is meant, or that one locks out other hosts.
+/// Whether the marker names this kind of file system. An empty one is an older program's, which knew other words for NFS.
+fn is_declared(directory: &Path, name: &str) -> bool {
+    let marker = fs::read_to_string(directory.join(MARKER));
+    marker.is_ok_and(|text| text.lines().any(|line| line == name) || text.is_empty() && name != "nfs")
+}
+
+/// Takes the user's word that a directory of this machine is meant, or that one locks out other hosts. The marker stands in the
+/// shared directory, so that it names the kind of file system: the word of the file server is not that of its clients.
 pub fn declare(directory: &Path) -> Result<(), Failure> {
     let cannot = |error: std::io::Error| trouble(directory, &error);
     let shown = printable::path(directory);
-    match scope(&File::open(directory).map_err(cannot)?) {
-        FlockScope::Machine => tracing::warn!("`{shown}` is on a local disk: it does not lock out other hosts"),
+    let name = match scope(&File::open(directory).map_err(cannot)?) {
+        FlockScope::Machine => {
+            tracing::warn!("`{shown}` is on a local disk: it does not lock out other hosts");
+            MACHINE.to_owned()
+        }
         FlockScope::Untold(name) => {
             tracing::warn!("`{shown}` is on {name}, whose mount does not tell whether it locks out other hosts: taken as yes");
+            name
         }
         FlockScope::Hosts | FlockScope::Unknown(_) => return Ok(()),
+    };
+    if is_declared(directory, &name) {
+        return Ok(());
     }
-    File::create(directory.join(MARKER)).map_err(cannot)?;
-    Ok(())
+    let marker = File::options().create(true).append(true).open(directory.join(MARKER));
+    marker.and_then(|mut marker| writeln!(marker, "{name}")).map_err(cannot)
 }
 
 fn scope(file: &File) -> FlockScope {

@@ -1,47 +1,12 @@
 //! A register's file in a directory that hosts share.
 //!
-//! # Why this is not the lock file of one machine
+//! The lock file of one machine is exchanged for another file at each change. Over NFS, a host learns late that a name leads to
+//! another file. The content of a file, however, is current for a process that has flocked it. So this file is made once, and is
+//! read and written in place, always under a flock of its own.
 //!
-//! That one is exchanged for another file each time. Over NFS, a host may be told late that a name leads to another file now, and a
-//! file that is open somewhere on the host is moved out of the way before another takes its name, so that for a moment there is
-//! none. Both would let two hosts think that they have written. What is *in* a file, however, is seen by whoever has locked the file, as
-//! it was when the one before let go: clients read anew when they lock, and have written all when they unlock. So here a file is made
-//! once and stays, and is read and written in place, always under a flock of its own.
-//!
-//! # What a crash leaves behind
-//!
-//! A file has two [`Slot`]s, one with the present state and one with the one before. The new state is written over the older one, and
-//! is the present one when it is whole: what a crash has left half written counts as never written, and nobody was told otherwise,
-//! because success is only reported after the server has it on its disk.
-//!
-//! # What may be built on
-//!
-//! A state can be read that is on no disk yet, and will be gone when the server starts again: its writer was killed before the sync, or that
-//! failed. Nobody sees by looking, and whoever only waits need not care. But nobody builds on one that is not *secured*: synced
-//! by whoever says so, or written once more, as it stands, and synced. (Only a sync of one's own tells; and after one that has
-//! failed, the next one succeeds without having written anything.)
-//!
-//! * A state is secured before another is written, which goes where the one *before* it stood. So the state before the present
-//!   one is always on the disk, and whatever a crash takes away, what is left is the present state or the one before.
-//! * Whoever has lost the answer to a write secures whatever stands there, by whomever, before it looks for its own entry in it. Only it
-//!   adds that; so it is in all later states until it is taken away, and those are only written over what is secured.
-//!   If another host has written behind it, unsynced, and so with our entry in it, that is secured just the same.
-//! * A write that is tried again goes where it was, over a state that nobody has written behind: the one before it stays. Others may
-//!   have secured what was there in the meantime, but what they found of their own in it is in the one before, too.
-//! * Securing changes nothing, not even the nonce: it is no conflict with anybody, and one that is cut off halfway has put the same bytes over the same.
-//!
-//! # Who keeps a flock
-//!
-//! With NFS version 4, a host that has died loses its locks within the server's lease (90 s as a rule), and what it would write
-//! afterwards is refused. Version 3 does neither, and so has to be asked for (`?nfs=3`). Whoever stops in between keeps all others
-//! from looking for as long; that grants nobody anything.
-//!
-//! A server takes record locks (`fcntl`) for the flocks of its clients. Who uses the file on the server itself takes both, therefore.
-//!
-//! # Where nothing is mounted
-//!
-//! A directory of one machine is only used if somebody has said so (`serializer initialize` leaves a file there): where the hosts' file system is
-//! not mounted, there is mostly a directory all the same, and each host has its own.
+//! Two [`Slot`]s hold the present state and the one before; a new state is written over the older one. A process builds only on
+//! a state that it knows to be on the server's disk (*secured*). `docs/protocol.md`, "The file in a shared directory", has the
+//! argument.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -104,12 +69,16 @@ impl SharedFile {
         let file = match self.open_alone()? {
             Some(file) => file,
             None => {
-                self.publish()?;
+                // Not 0: an older program counts on from it.
+                self.publish(next.number - 1)?;
                 self.open_alone()?.ok_or_else(|| Failure::transient("another process has removed its file"))?
             }
         };
         let (slot, place) = self.present(&file)?;
-        let place = if version(&slot) == expected.version {
+        let is_tried = self.tried.is_some() && version(&slot) == self.tried;
+        let place = if next.number <= slot.number && !is_tried {
+            return Ok(Write::Conflict);
+        } else if version(&slot) == expected.version {
             if slot.is_initial() {
                 // No state may stand in a file whose name a crash can take away.
                 self.sync_directory()?;
@@ -117,7 +86,7 @@ impl SharedFile {
                 self.secure(&file, &slot, place)?;
             }
             1 - place
-        } else if self.tried.is_some() && version(&slot) == self.tried {
+        } else if is_tried {
             // Written by an earlier try, which may not be on the server's disk: once more.
             place
         } else {
@@ -132,22 +101,25 @@ impl SharedFile {
         Ok(Write::Done)
     }
 
-    /// Removes the file if the state is still `expected`.
+    /// Removes the file if the state is still `expected`. Only where a flock cannot be lost while its process lives: over NFS a
+    /// removal that was held up could arrive when another host holds the lock. And only a file of this format: an older program
+    /// would make an empty one in its place.
     pub fn remove(&mut self, expected: &State) -> Result<Write, Failure> {
         let Some(file) = self.open_alone()? else { return Ok(Write::Conflict) };
         let (slot, _) = self.present(&file)?;
-        if slot.is_initial() || version(&slot) != expected.version {
+        let is_it = slot.is_whole() && version(&slot).is_some_and(|version| Some(version) == expected.version);
+        if !is_it || !self.check(&file)? {
             return Ok(Write::Conflict);
         }
         fs::remove_file(&self.path).map_err(|error| self.trouble(&error))?;
-        self.sync_directory()?;
+        self.sync_directory().map_err(Failure::indefinite)?;
         Ok(Write::Done)
     }
 
     /// Makes the file, in its initial state and whole before it has its name: a shorter one is damaged. The name is certain to
     /// stay once the directory is synced, which is done before the first state is written.
-    fn publish(&self) -> Result<(), Failure> {
-        let slot = Slot::new(0, None).map_err(|error| self.trouble(&error.into()))?;
+    fn publish(&self, number: u64) -> Result<(), Failure> {
+        let slot = Slot::initial(number).map_err(|error| self.trouble(&error.into()))?;
         // Another process may have made it meanwhile.
         match link_new(&self.path, &|file| slot.write(file, 0).and_then(|()| file.sync_data())) {
             Ok(_) => Ok(()),

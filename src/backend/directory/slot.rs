@@ -9,7 +9,7 @@
 //! `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was removed and made again has no state twice. A
 //! nonce that begins with `w` says that the file has its whole length, so that one which was cut off since is noticed.
 //!
-//! The initial state, number 0, stands in a file before that has its name.
+//! The initial state, whose nonce begins with `wn`, stands in a file before that has its name.
 
 use std::fs::File;
 use std::io;
@@ -36,6 +36,9 @@ const WHOLE: u64 = 2 * DISTANCE;
 
 /// A nonce of a file with its whole length begins with this.
 const IS_WHOLE: char = 'w';
+
+/// Next in the nonce of an initial state.
+const IS_INITIAL: char = 'n';
 
 /// An older program leaves a file empty for a moment when it makes one. This long, by the server's clock or a host's.
 const BEING_MADE: Duration = Duration::from_secs(10);
@@ -74,9 +77,19 @@ impl Slot {
         Ok(Self { number, nonce: format!("{IS_WHOLE}{}", random_token()?), text })
     }
 
+    /// The state in which a file is made.
+    pub fn initial(number: u64) -> rustix::io::Result<Self> {
+        Ok(Self { number, nonce: format!("{IS_WHOLE}{IS_INITIAL}{}", random_token()?), text: None })
+    }
+
     /// Whether it says only that the register was never written.
     pub fn is_initial(&self) -> bool {
-        self.number == 0
+        self.nonce.strip_prefix(IS_WHOLE).is_some_and(|rest| rest.starts_with(IS_INITIAL))
+    }
+
+    /// Whether its file had the whole length.
+    pub fn is_whole(&self) -> bool {
+        self.nonce.starts_with(IS_WHOLE)
     }
 
     /// Different for each state.
@@ -137,15 +150,16 @@ pub fn present(file: &File) -> Result<(Slot, usize), Unreadable> {
             check_torn(&bytes)?;
             continue;
         };
-        is_cut_off |= slot.nonce.starts_with(IS_WHOLE) && metadata.len() < WHOLE;
+        is_cut_off |= slot.is_whole() && metadata.len() < WHOLE;
         if present.as_ref().is_none_or(|(other, _)| other.number < slot.number) {
             present = Some((slot, place));
         }
     }
-    let is_young = |age: Duration| metadata.len() == 0 && age < BEING_MADE;
+    // The server's clock may be ahead of this host's.
+    let age = metadata.modified().map(|made| made.elapsed().unwrap_or_else(|ahead| ahead.duration()));
     match present {
         Some(present) if !is_cut_off => Ok(present),
-        None if metadata.modified().is_ok_and(|made| made.elapsed().is_ok_and(is_young)) => Err(Unreadable::Young),
+        None if metadata.len() == 0 && age.is_ok_and(|age| age < BEING_MADE) => Err(Unreadable::Young),
         _ => Err(Unreadable::Torn),
     }
 }

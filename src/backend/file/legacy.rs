@@ -40,6 +40,11 @@ fn is_legacy(text: &str) -> bool {
     text.lines().skip(2).all(str::is_empty)
 }
 
+/// Whether a text is the plugin's, or the record of a plain mutex, which has been proved stale if it is replaced.
+pub fn has_one_holder(text: &str) -> bool {
+    is_legacy(text) || text.lines().nth(2) == Some("v=1")
+}
+
 /// Finds out whether the lock is ours after `new`, which holds `text`, has replaced `old`, which held `seen_text` in the state
 /// `seen`.
 pub fn settle(path: &Path, seen: &[u8], seen_text: &str, old: &File, new: &File, text: &[u8]) -> io::Result<Settled> {

@@ -284,10 +284,14 @@ impl LockFile {
                 Ok(Write::Conflict)
             }
             Err(error) => {
-                // The caller will say that nothing was changed: what stood there is to stand there again. If that fails, an entry
-                // too many is a lesser evil than one that is lost.
+                // The caller will say that nothing was changed, so there must be no lock of ours.
                 if leads_to(&self.path, &new).unwrap_or(false) {
-                    drop(self.rename_over(seen_text.as_bytes()));
+                    if legacy::has_one_holder(seen_text) {
+                        let _ = unlinkat(CWD, &self.path, AtFlags::empty());
+                    } else {
+                        // Others may hold it. If this fails, an entry too many is a lesser evil than one that is lost.
+                        drop(self.rename_over(seen_text.as_bytes()));
+                    }
                     self.wake_up.send();
                 }
                 Err(self.io_failure(CHANGE, error))
