@@ -5,6 +5,8 @@ use std::ffi::{OsStr, OsString};
 use super::Backend;
 use super::remote::Failure;
 use super::remote::Remote;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+use super::seam::{Key, StoreRegister};
 use crate::store::{Scheme, StoreSettings};
 
 /// What makes the backend of a lock, given its name and what it is called in messages.
@@ -33,9 +35,10 @@ impl Engine {
             #[cfg(feature = "postgres")]
             Scheme::Postgres => Ok(Self {
                 open: |settings, name, location| {
-                    Ok(Box::new(Remote::new(super::postgres::Table::new(settings, name)?, location)))
+                    let store = super::postgres::Postgres::new(settings)?;
+                    Ok(Box::new(Remote::new(StoreRegister::new(store, Key::lock(name)), location)))
                 },
-                names: |settings| super::postgres::names(settings).map(texts),
+                names: super::postgres::names,
                 schema: Some(super::postgres::SCHEMA),
             }),
             #[cfg(feature = "mysql")]

@@ -14,6 +14,7 @@ pub mod runtime;
 pub mod tls;
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]
+#[allow(unused_imports)]
 pub use keepalive::Keepalive;
 
 use crate::printable;

@@ -138,6 +138,26 @@ pub trait Store {
     }
 }
 
+/// The stored names of all locks that have a value.
+///
+/// # Errors
+/// As for [`Store::list`]; a store without a schema has no locks.
+pub fn held(store: &mut dyn Store) -> Result<Vec<OsString>, Failure> {
+    let (mut names, mut after) = (Vec::new(), None);
+    // Ends with the last page: each begins behind the one before.
+    loop {
+        let page = match store.list(Kind::Lock, after.as_deref()) {
+            Err(Failure { cause: super::remote::Cause::NotPrepared, .. }) => return Ok(names),
+            page => page?,
+        };
+        names.extend(page.entries.into_iter().filter(|(_, state)| state.value.is_some()).map(|(name, _)| name));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(names),
+        }
+    }
+}
+
 /// Wakes waiters.
 pub trait Notifier {
     /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have changed. Without a connection, or
