@@ -43,8 +43,11 @@ impl Engine {
             }),
             #[cfg(feature = "mysql")]
             Scheme::Mysql => Ok(Self {
-                open: |settings, name, location| Ok(Box::new(Remote::new(super::mysql::Table::new(settings, name)?, location))),
-                names: |settings| super::mysql::names(settings).map(texts),
+                open: |settings, name, location| {
+                    let store = super::mysql::MySql::new(settings)?;
+                    Ok(Box::new(Remote::new(StoreRegister::new(store, Key::lock(name)), location)))
+                },
+                names: super::mysql::names,
                 schema: Some(super::mysql::SCHEMA),
             }),
             #[cfg(feature = "dynamodb")]
@@ -74,7 +77,7 @@ impl Engine {
 }
 
 /// Names that are texts, in stores that keep no others.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
 fn texts(names: Vec<String>) -> Vec<OsString> {
     names.into_iter().map(Into::into).collect()
 }

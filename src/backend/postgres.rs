@@ -138,14 +138,14 @@ impl Postgres {
                 self.driver.run(connect(&options, limit, None))??
             }
         };
-        let answer = self.driver.run(timeout(limit, link.ask(statement, phase)))?;
+        let answer = self.driver.run_within(limit, link.ask(statement, phase))?;
         let failure = match answer {
-            Ok(Ok(answer)) => {
+            Some(Ok(answer)) => {
                 self.keep(link);
                 self.is_answering = true;
                 return Ok(answer);
             }
-            Ok(Err(Error::Database(error))) => {
+            Some(Err(Error::Database(error))) => {
                 let error = error.downcast_ref::<PgDatabaseError>();
                 let failure = refusal(error, phase);
                 if matches!(error.severity(), PgSeverity::Error) {
@@ -159,7 +159,7 @@ impl Postgres {
                 // An answer that comes later must not be taken for that to the next question.
                 self.driver.discard(link);
                 match failed {
-                    Ok(Err(error)) => of(&error, phase, &HINTS),
+                    Some(Err(error)) => of(&error, phase, &HINTS),
                     _ if phase == Phase::Write => no_answer().indefinite(),
                     _ => no_answer(),
                 }

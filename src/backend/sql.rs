@@ -70,6 +70,14 @@ impl Driver {
         Ok(self.runtime()?.block_on(future))
     }
 
+    /// Runs a future for at most `limit`; `None` if it has not ended by then.
+    ///
+    /// # Errors
+    /// When there is no runtime.
+    pub fn run_within<F: Future>(&mut self, limit: Duration, future: F) -> Result<Option<F::Output>, Failure> {
+        self.run(async { timeout(limit, future).await.ok() })
+    }
+
     /// Waits for `event`, at most `limit`, or until one of `fds` is readable; `None` if it has not happened.
     ///
     /// # Errors

@@ -76,7 +76,13 @@ impl Address {
         let pairs = url.into_iter().flat_map(Url::query_pairs).filter(|(name, _)| !name.is_empty());
         let pairs = pairs.map(|(name, value)| (name.to_ascii_lowercase().replace('-', "_"), value.into_owned()));
         let is_ambiguous = behind.split_once('?').is_some_and(|(_, options)| options.contains('@'));
-        let options: Vec<_> = pairs.filter(|(_, value)| !value.is_empty()).collect();
+        let pairs: Vec<_> = pairs.collect();
+        let is_security = |name: &str| name.contains("ssl") || name.contains("tls");
+        if let Some((name, _)) = pairs.iter().find(|(name, value)| value.is_empty() && is_security(name)) {
+            let shown = crate::printable::field(name);
+            return Err(Failure::permanent(format!("the option `{shown}` of the address has no value")));
+        }
+        let options: Vec<_> = pairs.into_iter().filter(|(_, value)| !value.is_empty()).collect();
         if options.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
             return Err(Failure::permanent("the address contains a null character"));
         }
