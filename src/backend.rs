@@ -375,6 +375,16 @@ pub fn open(location: &Location) -> Result<Box<dyn Backend>, Error> {
     }
 }
 
+/// Opens a store, without touching it; `None` where it is not behind the seam yet.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_store(settings: &StoreSettings) -> Result<Option<Box<dyn seam::Store>>, Error> {
+    let cannot = |failure: Failure| Error::Unusable(failure.during("use the store", settings.url.to_string()));
+    let engine = Engine::of(settings.url.scheme()).map_err(cannot)?;
+    engine.store.map(|open| open(settings)).transpose().map_err(cannot)
+}
+
 /// All locks of a store that somebody holds, or held, in the order of their names.
 ///
 /// # Errors

@@ -9,6 +9,8 @@ mod programs;
 mod register;
 #[path = "common/servers.rs"]
 mod servers;
+#[path = "contract/store.rs"]
+mod store;
 #[path = "contract/subject.rs"]
 mod subject;
 
@@ -20,6 +22,20 @@ macro_rules! contract {
         mod $suite {
             contract!(@backends [$($test),*] $suite $($backend)*);
         }
+    };
+    (stores: $($test:ident),* $(,)? => $stores:tt) => {
+        contract!(@stores [$($test),*] $stores);
+    };
+    (@stores $tests:tt [$($backend:ident),* $(,)?]) => {
+        mod store {
+            $(mod $backend { contract!(@store $tests $backend); })*
+        }
+    };
+    (@store [$($test:ident),*] $backend:ident) => {
+        $(#[test]
+        fn $test() {
+            crate::store::$test(&mut *crate::subject::Subject::$backend().store());
+        })*
     };
     (@backends $tests:tt $suite:ident $($backend:ident)*) => {
         $(mod $backend { contract!(@tests $tests $suite $backend); })*
@@ -67,4 +83,10 @@ mod of {
         a_counter_is_counted_by_one_at_a_time,
         names_of_every_kind_are_names_of_locks
         => file, directory, postgres, mysql, dynamodb, s3, azure);
+    contract!(stores:
+        registers_are_listed_by_kind_with_their_states,
+        a_listed_name_opens_its_register,
+        a_page_begins_after_a_name,
+        only_the_state_that_was_seen_is_purged
+        => [postgres, mysql]);
 }

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use super::Backend;
 use super::remote::Failure;
 use super::remote::Remote;
+use super::seam::Store;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 use super::seam::{Key, StoreRegister};
 use crate::store::{Scheme, StoreSettings};
@@ -17,6 +18,8 @@ pub struct Engine {
     pub open: Open,
     /// The names of all locks that somebody holds.
     pub names: fn(&StoreSettings) -> Result<Vec<OsString>, Failure>,
+    /// What opens it as a store; `None` where that is not behind the seam yet.
+    pub store: Option<fn(&StoreSettings) -> Result<Box<dyn Store>, Failure>>,
     /// The statements that make the place where locks live; `None` where it is not made by statements.
     pub schema: Option<&'static str>,
 }
@@ -30,6 +33,7 @@ impl Engine {
                     Ok(Box::new(Remote::new(super::directory::SharedFile::new(settings, name)?, location)))
                 },
                 names: super::directory::names,
+                store: None,
                 schema: None,
             }),
             #[cfg(feature = "postgres")]
@@ -39,6 +43,7 @@ impl Engine {
                     Ok(Box::new(Remote::new(StoreRegister::new(store, Key::lock(name)), location)))
                 },
                 names: super::postgres::names,
+                store: Some(|settings| Ok(Box::new(super::postgres::Postgres::new(settings)?))),
                 schema: Some(super::postgres::SCHEMA),
             }),
             #[cfg(feature = "mysql")]
@@ -48,6 +53,7 @@ impl Engine {
                     Ok(Box::new(Remote::new(StoreRegister::new(store, Key::lock(name)), location)))
                 },
                 names: super::mysql::names,
+                store: Some(|settings| Ok(Box::new(super::mysql::MySql::new(settings)?))),
                 schema: Some(super::mysql::SCHEMA),
             }),
             #[cfg(feature = "dynamodb")]
@@ -56,12 +62,14 @@ impl Engine {
                     Ok(Box::new(Remote::new(super::dynamodb::Table::new(settings, name)?, location)))
                 },
                 names: |settings| super::dynamodb::names(settings).map(texts),
+                store: None,
                 schema: None,
             }),
             #[cfg(feature = "object-store")]
             Scheme::S3 | Scheme::Azure | Scheme::Gcs => Ok(Self {
                 open: |settings, name, location| Ok(Box::new(Remote::new(super::object::Object::new(settings, name)?, location))),
                 names: |settings| super::object::names(settings).map(texts),
+                store: None,
                 schema: None,
             }),
             #[cfg(not(feature = "postgres"))]

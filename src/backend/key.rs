@@ -10,7 +10,8 @@ use super::seam::{Key, Kind};
 /// The kinds of keys whose stored names have a prefix.
 pub const PREFIXED: [Kind; 3] = [Kind::Once, Kind::Schedule, Kind::Session];
 
-/// What the stored names of a kind begin with. Those of locks, which came first, begin with nothing.
+/// What the stored names of a kind begin with. Those of locks, which came first, begin with
+/// nothing.
 pub fn prefix(kind: Kind) -> &'static str {
     match kind {
         Kind::Lock => "",
@@ -21,8 +22,8 @@ pub fn prefix(kind: Kind) -> &'static str {
 }
 
 impl Key {
-    /// The name of its register in a store: the prefix of its kind and [`key`] of its name. A lock whose name begins with
-    /// such a prefix is stored under a hashed form that does not.
+    /// The name of its register in a store: the prefix of its kind and [`key`] of its name. A lock
+    /// whose name begins with such a prefix is stored under a hashed form that does not.
     pub fn stored_name(&self) -> String {
         let name = key(&self.name);
         if self.kind != Kind::Lock {
@@ -38,7 +39,8 @@ impl Key {
 /// The longest name that is kept as it is, in bytes: what every engine can index.
 const MAX_NAME: usize = 200;
 
-/// A lock's name as the store has it: itself, or if that is too long or no text, its beginning and a hash.
+/// A lock's name as the store has it: itself, or if that is too long or no text, its beginning and
+/// a hash.
 pub fn key(name: &OsStr) -> String {
     let bytes = name.as_bytes();
     if let Some(text) = name.to_str()

@@ -1,12 +1,14 @@
 //! Keys in MySQL and MariaDB: a row for each name.
 //!
-//! Each statement is a transaction of its own, and each write is conditional on the state that was read. So a read may be stale (a
-//! node of Galera without `wsrep_sync_wait`, a replica): the write is then a conflict, or is refused, and nothing is granted. With
-//! Galera, two writes on two nodes with the same condition are certified one after the other, and the second one ends as a
-//! deadlock (1213). A node that loses the others while it commits reports a failure, which the others may not share
-//! ([`failure::may_be_done`]).
+//! Each statement is a transaction of its own, and each write is conditional on the state that was
+//! read. So a read may be stale (a node of Galera without `wsrep_sync_wait`, a replica): the write
+//! is then a conflict, or is refused, and nothing is granted. With Galera, two writes on two nodes
+//! with the same condition are certified one after the other, and the second one ends as a deadlock
+//! (1213). A node that loses the others while it commits reports a failure, which the others may
+//! not share ([`failure::may_be_done`]).
 //!
-//! A connection counts rows that were found, not changed: so a row is inserted plainly, and a duplicate is the conflict.
+//! A connection counts rows that were found, not changed: so a row is inserted plainly, and a
+//! duplicate is the conflict.
 
 mod failure;
 mod options;
@@ -148,14 +150,16 @@ impl MySql {
             Some(Err(error)) => return Err(of_connecting(&error, &options.place, &HINTS)),
             None => return Err(no_answer()),
         };
-        // Each statement is to be a transaction of its own, whatever `init_connect` says. A statement that waits for a lock ends before
-        // its answer is missed: what is given up here must not be done there.
+        // Each statement is to be a transaction of its own, whatever `init_connect` says. A
+        // statement that waits for a lock ends before its answer is missed: what is given up here
+        // must not be done there.
         let bound = (self.timeout.as_secs() / 2).max(1);
         let setup = format!("SET autocommit = 1, lock_wait_timeout = {bound}, innodb_lock_wait_timeout = {bound}; ");
         Ok(Link { connection, setup: Some(setup) })
     }
 
-    /// Asks over the connection that there is, or a new one; while it waits in the queue, over one beside it.
+    /// Asks over the connection that there is, or a new one; while it waits in the queue, over one
+    /// beside it.
     fn ask(&mut self, statement: &str, phase: Phase) -> Result<Answer, Trouble> {
         self.hear_of_turn();
         let mut link = match self.link.take() {
@@ -254,8 +258,9 @@ impl From<Trouble> for Failure {
 impl Store for MySql {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
         let name = key.stored_name();
-        // The clock is UTC arithmetic: `UNIX_TIMESTAMP` of a local time repeats itself when summer time ends. It is that of the
-        // statement's begin, before the row is read. The record comes as bytes, which no setting converts.
+        // The clock is UTC arithmetic: `UNIX_TIMESTAMP` of a local time repeats itself when summer
+        // time ends. It is that of the statement's begin, before the row is read. The record comes
+        // as bytes, which no setting converts.
         let read = |first: &str| {
             format!(
                 "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000, {first}, l.version, \
@@ -283,9 +288,8 @@ impl Store for MySql {
         let (number, record) = (next.number, literal_or_null(next.value));
         if expected.version.is_none() {
             let name = literal(&key.stored_name());
-            return self.write(&format!(
-                "INSERT INTO serializer_locks (name, version, record) VALUES ({name}, {number}, {record})"
-            ));
+            return self
+                .write(&format!("INSERT INTO serializer_locks (name, version, record) VALUES ({name}, {number}, {record})"));
         }
         let condition = Self::condition(key, expected);
         self.write(&format!("UPDATE serializer_locks SET version = {number}, record = {record} WHERE {condition}"))

@@ -1,25 +1,28 @@
 //! Keys in PostgreSQL: a row for each name.
 //!
-//! Each question is one round trip and one transaction, and needs nothing that a session remembers: a pooler may give it to any
-//! session. The exceptions are the place in the queue and `LISTEN` ([`queue`]), which are used in a session of one's own only.
+//! Each question is one round trip and one transaction, and needs nothing that a session remembers:
+//! a pooler may give it to any session. The exceptions are the place in the queue and `LISTEN`
+//! ([`queue`]), which are used in a session of one's own only.
 
+mod escape;
 mod options;
 mod queue;
+mod session;
+mod tickets;
 
-use std::ffi::OsStr;
-use std::time::Duration;
+use std::ffi::{OsStr, OsString};
 
-use sqlx::postgres::{PgConnection, PgDatabaseError, PgListener, PgPool, PgRow, PgSeverity};
-use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, raw_sql};
-use tokio::time::timeout;
+use sqlx::Error;
+use sqlx::postgres::{PgDatabaseError, PgRow, PgSeverity};
 
-use self::options::{HINTS, Options, Server};
+use self::escape::{escaped, unescaped};
+use self::options::{HINTS, Options};
 use self::queue::Line;
+use self::session::{Answer, Link, column, connect, refusal};
 use super::Write;
-use super::network::sentence;
 use super::remote::{Cause, Failure};
 use super::seam::{self, Key, Kind, Next, Notifier, Page, Queue, State, Store};
-use super::sql::failure::{Phase, no_answer, of, of_connecting};
+use super::sql::failure::{Phase, no_answer, of};
 use super::sql::{self, Driver, FORMAT, ReadOnly, hex};
 use crate::store::StoreSettings;
 
@@ -37,50 +40,6 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 -- GRANT SELECT, INSERT, UPDATE, DELETE ON serializer_locks TO ...;
 -- COMMENT ON TABLE serializer_locks IS 'locks of serializer, one row for each name';
 ";
-
-/// Classes of errors that pass: connections, rolled back transactions, resources, the operator, the system.
-const PASSING: [&str; 5] = ["08", "40", "53", "57", "58"];
-
-/// A session, of the kind that its use needs.
-enum Link {
-    Plain(PgConnection),
-    /// One of our own, which also gets notifications.
-    Own(PgListener, PgPool),
-}
-
-/// Rows, or how many were changed.
-struct Answer {
-    rows: Vec<PgRow>,
-    changed: u64,
-}
-
-impl Link {
-    async fn ask(&mut self, statement: String, phase: Phase) -> Result<Answer, Error> {
-        let query = raw_sql(AssertSqlSafe(statement));
-        if phase == Phase::Write {
-            let done = match self {
-                Self::Plain(link) => query.execute(link).await,
-                Self::Own(link, _) => query.execute(link).await,
-            };
-            return Ok(Answer { rows: Vec::new(), changed: done?.rows_affected() });
-        }
-        let rows = match self {
-            Self::Plain(link) => query.fetch_all(link).await,
-            Self::Own(link, _) => query.fetch_all(link).await,
-        };
-        Ok(Answer { rows: rows?, changed: 0 })
-    }
-
-    async fn close(self) {
-        match self {
-            Self::Plain(link) => drop(link.close().await),
-            Self::Own(link, pool) => {
-                drop(link);
-                pool.close().await;
-            }
-        }
-    }
-}
 
 /// A store in PostgreSQL.
 pub struct Postgres {
@@ -100,7 +59,7 @@ pub struct Postgres {
 }
 
 /// The names of all locks that are held.
-pub fn names(settings: &StoreSettings) -> Result<Vec<std::ffi::OsString>, Failure> {
+pub fn names(settings: &StoreSettings) -> Result<Vec<OsString>, Failure> {
     seam::held(&mut Postgres::new(settings)?)
 }
 
@@ -128,7 +87,8 @@ impl Postgres {
         self.options.take().map_or_else(|| Options::new(&self.settings), Ok)
     }
 
-    /// Asks in the session that there is, or in a new one; while it waits in the queue, in one beside it.
+    /// Asks in the session that there is, or in a new one; while it waits in the queue, in one
+    /// beside it.
     fn ask(&mut self, statement: String, phase: Phase) -> Result<Answer, Failure> {
         let limit = self.settings.timeout;
         let mut link = match self.link.take() {
@@ -178,7 +138,8 @@ impl Postgres {
         }
     }
 
-    /// What a statement that may be kept waiting begins with: it ends before its answer is missed, also when this process is gone.
+    /// What a statement that may be kept waiting begins with: it ends before its answer is missed,
+    /// also when this process is gone.
     fn bounds(&self) -> String {
         format!("SET LOCAL statement_timeout = {}; ", (self.settings.timeout * 3 / 4).as_millis().max(1))
     }
@@ -241,145 +202,6 @@ impl Postgres {
 
 /// What a refused write says of a server that is read-only.
 const READ_ONLY: &str = "read-only";
-
-fn column<'r, T>(row: &'r PgRow, index: usize) -> Result<T, Failure>
-where
-    T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
-{
-    row.try_get(index).map_err(|error| of(&error, Phase::Read, &HINTS))
-}
-
-/// A session with the first server that grants one. Nothing was sent if there is none. One of its own begins with `session`.
-async fn connect(options: &Options, limit: Duration, session: Option<&(String, String)>) -> Result<Link, Failure> {
-    // A silent server leaves time for the next one.
-    let share = options.connect_timeout / u32::try_from(options.servers.len()).unwrap_or(u32::MAX).max(1);
-    let mut failure: Option<Failure> = None;
-    for server in &options.servers {
-        let tried = timeout(share.min(limit), connect_to(options, server, session)).await;
-        let late = || Failure::transient(format!("no connection within {} s", share.as_secs_f32()));
-        match tried.unwrap_or_else(|_| Err(late())) {
-            Ok(link) => return Ok(link),
-            // If one of them may be back soon, trying again is of use.
-            Err(next) => failure = failure.filter(|failure| failure.cause.passes()).or(Some(next)),
-        }
-    }
-    Err(failure.unwrap_or_else(|| Failure::permanent("the address names no server")))
-}
-
-async fn connect_to(options: &Options, server: &Server, session: Option<&(String, String)>) -> Result<Link, Failure> {
-    let mut first = None;
-    for mode in options.modes(server) {
-        let way = options.for_sqlx(server, *mode, session)?;
-        let connected = match session {
-            None => PgConnection::connect_with(&way).await.map(Link::Plain),
-            Some(_) => queue::own(way, options.connect_timeout).await,
-        };
-        let mut link = match connected {
-            Ok(link) => link,
-            Err(error) => {
-                let (failure, is_about_tls) = of_login(&error, server);
-                if is_about_tls {
-                    first = first.or(Some(failure));
-                    continue;
-                }
-                return Err(first.unwrap_or(failure));
-            }
-        };
-        if options.wants_writable {
-            let asked = link.ask("SELECT current_setting('transaction_read_only')".to_owned(), Phase::Read).await;
-            let asked = asked.map_err(|error| of_login(&error, server).0)?;
-            if asked.rows.first().map(|row| column::<String>(row, 0)).transpose()?.as_deref() == Some("on") {
-                return Err(Failure::transient("the server is read-only"));
-            }
-        }
-        return Ok(link);
-    }
-    Err(first.unwrap_or_else(|| Failure::permanent("the address names no server")))
-}
-
-/// Why there is no session, and whether there might be one with more or less TLS.
-fn of_login(error: &Error, server: &Server) -> (Failure, bool) {
-    match error {
-        Error::Database(error) => {
-            let error = error.downcast_ref::<PgDatabaseError>();
-            (refusal(error, Phase::Connect), error.code() == "28000")
-        }
-        error => (of_connecting(error, &format!("{}:{}", server.host, server.port), &HINTS), false),
-    }
-}
-
-/// What a server's refusal means.
-fn refusal(error: &PgDatabaseError, phase: Phase) -> Failure {
-    let code = error.code();
-    let cause = match code {
-        "42P01" => Cause::NotPrepared,
-        // Read-only, a lock that was waited for too long, an object in use.
-        "25006" | "55P03" | "55006" => Cause::Transient,
-        "53300" => Cause::Full,
-        // What a pooler says of settings that it does not know.
-        "08P01" if phase == Phase::Connect => Cause::Permanent,
-        _ if PASSING.iter().any(|class| code.starts_with(class)) => Cause::Transient,
-        _ => Cause::Permanent,
-    };
-    // Its own limit, which ends what would otherwise go on without us.
-    let why = if code == "57014" { no_answer().why } else { sentence(error.message()) };
-    let hint = match code {
-        "28P01" => Some(
-            "the password is that of the address, else the first line of `SERIALIZER_PASSWORD_FILE`, else `PGPASSWORD`, else \
-             that in `~/.pgpass`",
-        ),
-        "28000" => Some(
-            "check the user's name; the server's `pg_hba.conf` says which users may connect from where, and whether encrypted \
-             (`?sslmode=require`)",
-        ),
-        "3D000" => Some("create the database, or name another one at the end of the address"),
-        "42501" => Some(
-            "`serializer initialize --print-sql` prints the statements for an administrator; a role needs `GRANT SELECT, INSERT, \
-             UPDATE ON serializer_locks TO …`, and `DELETE` to tidy up",
-        ),
-        "3F000" => Some("the table is made in the first schema of `search_path`; `?options=-csearch_path%3DSCHEMA` names one"),
-        "42703" | "42883" => {
-            Some("there is another table `serializer_locks`; `?options=-csearch_path%3DSCHEMA` names a schema of its own")
-        }
-        _ => None,
-    };
-    // An ordinary error rolls back. But a pooler may have lost its server, and an error that ends the session may come after the
-    // end of the transaction.
-    let is_fatal = !matches!(error.severity(), PgSeverity::Error);
-    let is_unknown = code == "40003" || code.starts_with("08");
-    let is_indefinite = phase == Phase::Write && (is_fatal || is_unknown);
-    Failure { why, cause, hint: hint.map(str::to_owned), is_indefinite }
-}
-
-/// A text in ASCII: other characters as `\u{…}`, and a backslash that could be taken for the beginning of one as well.
-fn escaped(text: &str) -> String {
-    let text = text.replace("\\u{", "\\u{5c}u{");
-    text.chars().map(|c| if c.is_ascii() { c.to_string() } else { c.escape_unicode().to_string() }).collect()
-}
-
-/// The text that was [`escaped`]. Any other text is itself, but for what looks like an escape.
-fn unescaped(text: &str) -> String {
-    let mut rest = text;
-    let mut plain = String::with_capacity(text.len());
-    // Ends with the last escape.
-    while let Some((before, after)) = rest.split_once("\\u{") {
-        let escape = after.split_once('}').and_then(|(digits, behind)| {
-            Some((char::from_u32(u32::from_str_radix(digits, 16).ok()?)?, behind))
-        });
-        plain.push_str(before);
-        match escape {
-            Some((character, behind)) => {
-                plain.push(character);
-                rest = behind;
-            }
-            None => {
-                plain.push_str("\\u{");
-                rest = after;
-            }
-        }
-    }
-    plain + rest
-}
 
 impl Store for Postgres {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
@@ -451,8 +273,8 @@ impl Store for Postgres {
 
     fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
         let Err(failure) = self.ask(SCHEMA.to_owned(), Phase::Read) else { return Ok(()) };
-        // Two processes that create it at the same time disturb each other, in spite of the `IF NOT EXISTS`; and the right to use it
-        // does not imply the right to create it.
+        // Two processes that create it at the same time disturb each other, in spite of the `IF NOT
+        // EXISTS`; and the right to use it does not imply the right to create it.
         self.get(key).map(drop).map_err(|_| failure)
     }
 
@@ -479,18 +301,5 @@ impl Store for Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         self.disconnect();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{escaped, unescaped};
-
-    #[test]
-    fn what_is_escaped_is_ascii_and_comes_back() {
-        for text in ["", "plain", "# Łódź", "\\u{41}", "\\u{5c}u{41}", "\\\\u{", "é\\u{zz}", "\u{10ffff}\\"] {
-            assert!(escaped(text).is_ascii());
-            assert_eq!(unescaped(&escaped(text)), text);
-        }
     }
 }

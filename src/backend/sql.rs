@@ -1,10 +1,12 @@
 //! What PostgreSQL and MySQL have in common, whose protocols `sqlx` speaks.
 //!
-//! The table has one row for each name: `name`, `version` (the number of the state), `record` (the text, or NULL), `changed`
-//! (for people) and `format` (of the table: another number means that a later program has changed the columns).
+//! The table has one row for each name: `name`, `version` (the number of the state), `record` (the
+//! text, or NULL), `changed` (for people) and `format` (of the table: another number means that a
+//! later program has changed the columns).
 //!
-//! Statements are simple queries whose values are hexadecimal literals. A pooler may send each of them to another session, so
-//! nothing is prepared, and nothing that a statement sets outlives its transaction.
+//! Statements are simple queries whose values are hexadecimal literals. A pooler may send each of
+//! them to another session, so nothing is prepared, and nothing that a statement sets outlives its
+//! transaction.
 
 pub mod address;
 pub mod failure;
@@ -39,7 +41,8 @@ pub const PAGE: usize = 500;
 /// How long closing a connection politely may take: it only saves a line in the server's log.
 const GOODBYE: Duration = Duration::from_millis(100);
 
-/// How long a read-only server counts as one that fails over. Only an administrator ends what lasts longer.
+/// How long a read-only server counts as one that fails over. Only an administrator ends what lasts
+/// longer.
 const FAIL_OVER: Duration = Duration::from_secs(120);
 
 /// Runs the futures of a store, on the thread that calls it. Starts when it is first used.
@@ -53,7 +56,10 @@ impl Driver {
     /// When the system does not provide one.
     fn runtime(&mut self) -> Result<&Runtime, Failure> {
         if self.0.is_none() {
-            // `run` reads signals from a descriptor. A thread that looks up names must not consume them.
+            // sqlx asks for the one of the process where a name is not verified. It may be set.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            // `run` reads signals from a descriptor. A thread that looks up names must not consume
+            // them.
             let block_signals = || drop(SigSet::all().thread_block());
             let built = Builder::new_current_thread().enable_all().on_thread_start(block_signals).build();
             let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
@@ -78,7 +84,8 @@ impl Driver {
         self.run(async { timeout(limit, future).await.ok() })
     }
 
-    /// Waits for `event`, at most `limit`, or until one of `fds` is readable; `None` if it has not happened.
+    /// Waits for `event`, at most `limit`, or until one of `fds` is readable; `None` if it has not
+    /// happened.
     ///
     /// # Errors
     /// When it cannot wait.
@@ -190,7 +197,8 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
 }
 
-/// What a page of names of a kind holds, as a condition on a column: `literal` writes a text of the engine.
+/// What a page of names of a kind holds, as a condition on a column: `literal` writes a text of the
+/// engine.
 pub fn condition(kind: Kind, after: Option<&OsStr>, column: &str, literal: impl Fn(&str) -> String) -> String {
     let range = |kind| {
         let prefix = key::prefix(kind);
@@ -216,4 +224,51 @@ pub fn listed(kind: Kind, stored: &str) -> OsString {
 pub fn page(entries: Vec<(OsString, State)>) -> super::seam::Page {
     let next = if entries.len() < PAGE { None } else { entries.last().map(|(name, _)| name.clone()) };
     super::seam::Page { entries, next }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+    use std::time::{Duration, Instant};
+
+    use super::{Driver, FAIL_OVER, ReadOnly, condition, listed};
+    use crate::backend::remote::{Cause, Failure};
+    use crate::backend::seam::Kind;
+
+    #[test]
+    fn a_read_only_server_is_waited_for_as_long_as_a_fail_over_takes() {
+        let mut read_only = ReadOnly::default();
+        let mut cause = |read_only: &mut ReadOnly| read_only.judge(Failure::transient("read-only")).cause;
+        assert_eq!(cause(&mut read_only), Cause::Transient);
+        read_only.0 = Instant::now().checked_sub(FAIL_OVER);
+        assert_eq!(cause(&mut read_only), Cause::Permanent);
+        read_only.end();
+        assert_eq!(cause(&mut read_only), Cause::Transient);
+    }
+
+    #[test]
+    fn a_readable_descriptor_ends_waiting_and_stays_readable() {
+        let (mut one, mut other) = UnixStream::pair().expect("a pair");
+        let mut driver = Driver::default();
+        let never = || std::future::pending::<()>();
+        assert!(driver.wait(Duration::from_millis(1), &[one.as_fd()], never()).is_ok_and(|event| event.is_none()));
+        other.write_all(b"x").expect("it can be written");
+        let long = Duration::from_secs(3600);
+        for _ in 0..2 {
+            assert!(driver.wait(long, &[one.as_fd()], never()).is_ok_and(|event| event.is_none()));
+        }
+        assert!(driver.wait(long, &[], async { 7 }).is_ok_and(|event| event == Some(7)));
+        one.read_exact(&mut [0]).expect("it can be read");
+    }
+
+    #[test]
+    fn pages_have_the_names_of_one_kind() {
+        let literal = |text: &str| format!("'{text}'");
+        let once = condition(Kind::Once, Some("a".as_ref()), "name", literal);
+        assert_eq!(once, "(name >= 'once/' AND name < 'once0') AND name > 'once/a'");
+        assert!(condition(Kind::Lock, None, "name", literal).starts_with("NOT (name >= 'once/'"));
+        assert_eq!(listed(Kind::Session, "session/a"), "a");
+    }
 }

@@ -103,6 +103,18 @@ impl Subject {
         }
     }
 
+    /// All registers, as another process would open them.
+    pub fn store(&self) -> Box<dyn serializer::backend::seam::Store> {
+        let Kind::Store(url) = &self.kind else { panic!("it is not behind the seam of the stores") };
+        let url = StoreUrl::parse(url).expect("an address");
+        let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(5) };
+        let store = serializer::backend::open_store(&settings).expect("the program was built with it");
+        let mut store = store.expect("it is behind the seam of the stores");
+        let key = serializer::backend::seam::Key::lock(OsStr::new("schema"));
+        store.create_schema(&key).unwrap_or_else(|failure| panic!("{}", failure.why));
+        store
+    }
+
     /// `program` with this backend in its environment.
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.locks.command(program);

@@ -23,7 +23,8 @@ pub const HINTS: Hints = Hints {
 
 const PORT: u16 = 3306;
 
-/// Options that are true or false, and what they ask for then: PyMySQL's, mysqlclient's, MariaDB's and Oracle's connectors', JDBC's.
+/// Options that are true or false, and what they ask for then: PyMySQL's, mysqlclient's, MariaDB's
+/// and Oracle's connectors', JDBC's.
 const FLAGS: [(&str, TlsMode); 11] = [
     ("ssl", TlsMode::Require),
     ("usessl", TlsMode::Require),
@@ -62,7 +63,8 @@ impl Options {
         let mut address = Address::parse(&settings.url.secret())?;
         let option_user = address.take("user")?;
         let user = address.user.clone().or(option_user).or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
-        let user = user.ok_or_else(|| Failure::permanent("the address names no user").with_hint("`mysql://USER@HOST/DATABASE`"))?;
+        let user =
+            user.ok_or_else(|| Failure::permanent("the address names no user").with_hint("`mysql://USER@HOST/DATABASE`"))?;
         let password = match (address.password.clone().or(address.take("password")?), &settings.password_file) {
             (None, Some(path)) => first_line(path)?,
             (password, _) => password.unwrap_or_default(),
@@ -125,7 +127,8 @@ fn mode(mode: TlsMode, is_local: bool) -> MySqlSslMode {
     }
 }
 
-/// How much TLS is asked for, in the spellings of all drivers: as much as the strictest option asks for.
+/// How much TLS is asked for, in the spellings of all drivers: as much as the strictest option asks
+/// for.
 fn tls(address: &mut Address) -> Result<Tls, Failure> {
     let unknown = |name: &str, hint: &'static str| {
         Failure::permanent(format!("the option `{name}` of the address has an unknown value")).with_hint(hint)

@@ -1,12 +1,13 @@
 //! Order in MySQL and MariaDB. A courtesy: exclusion never depends on it.
 //!
-//! Waiters ask the server for a lock of its own by `GET_LOCK`, which is granted in the order in which it was asked for (it is a
-//! metadata lock). The waiter that has it is first, and the only one that polls the row; all others sleep in that one statement.
-//! A server ends a waiter's place within a second of its connection's end. The queue is per server: with Galera there are as many
+//! Waiters ask the server for a lock of its own by `GET_LOCK`, which is granted in the order in
+//! which it was asked for (it is a metadata lock). The waiter that has it is first, and the only
+//! one that polls the row; all others sleep in that one statement. A server ends a waiter's place
+//! within a second of its connection's end. The queue is per server: with Galera there are as many
 //! as nodes, or none where `GET_LOCK` is refused, and then all waiters poll.
 //!
-//! A place costs one of the server's connections, which holders need to renew and release. So waiters use three quarters of those
-//! that may be had; the others come back now and then.
+//! A place costs one of the server's connections, which holders need to renew and release. So
+//! waiters use three quarters of those that may be had; the others come back now and then.
 
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
@@ -31,7 +32,8 @@ const LAST_POLL: Duration = Duration::from_millis(500);
 /// It has waited for so many times as long as there is between two polls.
 const POLL_GROWS: u32 = 20;
 
-/// For how long one statement waits in the queue, in seconds. A waiter that asks again stands behind all others.
+/// For how long one statement waits in the queue, in seconds. A waiter that asks again stands
+/// behind all others.
 const STANDING: u32 = 6 * 3600;
 
 /// Of what is told about a waiter, in bytes.
@@ -40,7 +42,8 @@ const MAX_LABEL: usize = 120;
 /// How long to look whether an answer has come.
 const LISTENING: Duration = Duration::from_millis(1);
 
-/// How many connections there are; how many there may be, how many this user may have (0 for any number), and how many it has.
+/// How many connections there are; how many there may be, how many this user may have (0 for any
+/// number), and how many it has.
 const ROOM: &str = "SHOW GLOBAL STATUS LIKE 'Threads_connected'; \
     SELECT @@max_connections, @@max_user_connections, COUNT(*) FROM information_schema.processlist \
     WHERE user = SUBSTRING_INDEX(USER(), '@', 1)";
@@ -83,7 +86,8 @@ impl Line {
         Self { database, is_supported: true, place, standing: None, taken, first_since: None, has_first: false, seen: 0, crowd }
     }
 
-    /// What the server's lock is called. It may have 64 characters, and is the same for all databases of a server.
+    /// What the server's lock is called. It may have 64 characters, and is the same for all
+    /// databases of a server.
     fn name(&self, key: &str) -> String {
         let hash = Sha256::digest(format!("{}\0{key}", self.database).as_bytes());
         let hash: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
@@ -120,7 +124,8 @@ fn is_crowded(answer: &Answer) -> bool {
     fills(connected, answer.number(1, 0)) || fills(answer.number(1, 2), answer.number(1, 1))
 }
 
-/// Whether a server's answer means that it has no such locks: Galera, proxies, programs that only speak like MySQL.
+/// Whether a server's answer means that it has no such locks: Galera, proxies, programs that only
+/// speak like MySQL.
 pub fn is_unsupported(code: u16) -> bool {
     matches!(code, 1064 | 1105 | 1128 | 1148 | 1227 | 1235 | 1289 | 1295 | 1305 | 1370 | 4121 | 8003)
 }

@@ -32,7 +32,8 @@ const PORT: u16 = 5432;
 /// A server cuts what is longer.
 const MAX_LABEL: usize = 63;
 
-/// libpq's variables for options that the address leaves out. Those that are not supported are refused like the options.
+/// libpq's variables for options that the address leaves out. Those that are not supported are
+/// refused like the options.
 const VARIABLES: &str = "PGHOSTADDR=hostaddr PGUSER=user PGDATABASE=dbname PGSERVICE=service \
     PGSSLMODE=sslmode PGSSLROOTCERT=sslrootcert PGSSLCERT=sslcert PGSSLKEY=sslkey PGSSLNEGOTIATION=sslnegotiation \
     PGAPPNAME=application_name PGCONNECT_TIMEOUT=connect_timeout \
@@ -107,8 +108,10 @@ impl Options {
             None => servers.len() > 1,
             Some("any") => false,
             Some("read-write" | "primary") => true,
-            Some(_) => return Err(Failure::permanent("`target_session_attrs` is neither `any` nor `read-write` nor `primary`")
-                .with_hint("locks are written, so that a standby is of no use")),
+            Some(_) => {
+                return Err(Failure::permanent("`target_session_attrs` is neither `any` nor `read-write` nor `primary`")
+                    .with_hint("locks are written, so that a standby is of no use"));
+            }
         };
         let timeout = address.seconds("connect_timeout")?.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let options = Self {
@@ -127,7 +130,8 @@ impl Options {
         Ok(options)
     }
 
-    /// How much TLS to try, one after the other: `pg_hba.conf` can refuse connections with it, or without.
+    /// How much TLS to try, one after the other: `pg_hba.conf` can refuse connections with it, or
+    /// without.
     pub fn modes(&self, server: &Server) -> &'static [PgSslMode] {
         match self.tls.mode {
             // Sockets of this machine are not encrypted.
@@ -142,7 +146,12 @@ impl Options {
     }
 
     /// For sqlx. Each of its own defaults from the environment is replaced.
-    pub fn for_sqlx(&self, server: &Server, mode: PgSslMode, extra: Option<&(String, String)>) -> Result<PgConnectOptions, Failure> {
+    pub fn for_sqlx(
+        &self,
+        server: &Server,
+        mode: PgSslMode,
+        extra: Option<&(String, String)>,
+    ) -> Result<PgConnectOptions, Failure> {
         let Server { host, port } = server;
         let socket = host.starts_with('/');
         // The only way to `~/.pgpass`, which has `localhost` for sockets.
@@ -213,7 +222,8 @@ fn servers(own: &[(String, Option<u16>)], hosts: &str, ports: Option<&str>) -> R
     names.iter().enumerate().map(of_name).collect()
 }
 
-/// `-c name=value`, `-cname=value` and `--name=value`, in which a backslash takes the next character as it stands.
+/// `-c name=value`, `-cname=value` and `--name=value`, in which a backslash takes the next
+/// character as it stands.
 fn server_settings(text: &str) -> Result<Vec<(String, String)>, Failure> {
     let mut words = vec![String::new()];
     let mut characters = text.chars();
@@ -269,8 +279,10 @@ fn tls(address: &mut Address, home: Option<&Path>) -> Result<Tls, Failure> {
             Some("require" | "true" | "1") => TlsMode::Require,
             Some("verify-ca") => TlsMode::VerifyCa,
             Some("verify-full") => TlsMode::VerifyFull,
-            Some(_) => return Err(Failure::permanent(format!("`{name}` has an unknown value"))
-                .with_hint("it is `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`")),
+            Some(_) => {
+                return Err(Failure::permanent(format!("`{name}` has an unknown value"))
+                    .with_hint("it is `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`"));
+            }
         };
         if mode.is_some_and(|mode| mode != asked) {
             return Err(Failure::permanent(format!("`{name}` contradicts another option of the address")));

@@ -1,27 +1,31 @@
 //! Order and wake-ups in PostgreSQL.
 //!
-//! A waiter takes a ticket: the next number, as an advisory lock of its session on the pair of the queue and the number. `pg_locks`
-//! shows which numbers are taken. The lowest is first, and only it listens for notifications. Each other waiter sleeps in a
-//! statement that waits for the ticket before its own, so that only the end of that ticket wakes it. The server gives up the
-//! tickets of a session that ends.
+//! A waiter takes a ticket: the next number, as an advisory lock of its session on the pair of the
+//! queue and the number. `pg_locks` shows which numbers are taken. The lowest is first, and only it
+//! listens for notifications. Each other waiter sleeps in a statement that waits for the ticket
+//! before its own, so that only the end of that ticket wakes it. The server gives up the tickets of
+//! a session that ends.
 //!
-//! One lock for all waiters would not do: a statement that waits has a snapshot, which keeps `VACUUM` from removing rows in the
-//! whole database. So it has to end after a while, which would cost the place. A ticket stays.
+//! One lock for all waiters would not do: a statement that waits has a snapshot, which keeps
+//! `VACUUM` from removing rows in the whole database. So it has to end after a while, which would
+//! cost the place. A ticket stays.
 //!
-//! A place costs one of the server's connections, which holders need to renew and release. So waiters use three quarters of
-//! those that may be had (of the server's, the database's or the role's); the others come back now and then.
+//! A place costs one of the server's connections, which holders need to renew and release. So
+//! waiters use three quarters of those that may be had (of the server's, the database's or the
+//! role's); the others come back now and then.
 //!
-//! Behind a pooler there is no session of one's own, hence neither tickets nor notifications: waiters poll, in no order.
+//! Behind a pooler there is no session of one's own, hence neither tickets nor notifications:
+//! waiters poll, in no order.
 
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use sqlx::Error;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 
-use super::{Link, Postgres, column};
+use super::Postgres;
+use super::session::{Link, column, connect};
+use super::tickets::{Place, ROOM, channel, line, stand, take, tickets};
 use crate::backend::plain;
 use crate::backend::remote::{Failure, jittered};
 use crate::backend::seam::{Key, Notifier, Queue};
@@ -32,7 +36,8 @@ use crate::record::random_token;
 use crate::waiter::Waiter;
 use crate::waiting::Crowd;
 
-/// How long the first waiter sleeps at most without a notification, which can be lost with a server.
+/// How long the first waiter sleeps at most without a notification, which can be lost with a
+/// server.
 const FIRST_POLL: Duration = Duration::from_secs(10);
 
 /// How long other waiters sleep at most in one statement: it keeps a snapshot.
@@ -44,68 +49,6 @@ const POOLED_POLL: Duration = Duration::from_millis(2500);
 /// How long a statement that ends by itself may take for that.
 const ANSWERING: Duration = Duration::from_millis(500);
 
-/// Which advisory locks are tickets of a queue. The table is part of the queue, so that tables of the same name in different
-/// schemas have queues of their own.
-fn tickets(line: i32) -> String {
-    format!(
-        "taken.locktype = 'advisory' AND taken.objsubid = 2 AND taken.mode = 'ExclusiveLock' AND taken.granted \
-         AND taken.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-         AND taken.classid = {}::oid",
-        number(line)
-    )
-}
-
-/// The queue's number in the server.
-fn number(line: i32) -> String {
-    format!("(({line}) # 'serializer_locks'::regclass::oid::integer)")
-}
-
-/// Whether there is room for one more waiter. The kind of others' sessions is hidden from ordinary roles, but not their database.
-const ROOM: &str = "(\
-SELECT count(*) * 4 < 3 * (current_setting('max_connections')::integer
-                           - current_setting('superuser_reserved_connections')::integer)
-   AND (min(base.datconnlimit) < 0 OR count(*) FILTER (WHERE client.datid = base.oid) * 4 < 3 * min(base.datconnlimit))
-   AND (min(role.rolconnlimit) < 0 OR count(*) FILTER (WHERE client.usesysid = role.oid) * 4 < 3 * min(role.rolconnlimit))
-FROM pg_catalog.pg_stat_activity AS client, pg_catalog.pg_database AS base, pg_catalog.pg_roles AS role
-WHERE client.datid IS NOT NULL AND base.datname = current_database() AND role.rolname = session_user)";
-
-/// Takes the next ticket. Several waiters at the same time get different ones.
-fn take(line: i32) -> String {
-    format!(
-        "SELECT line.number, ticket::integer FROM (SELECT {} AS number) AS line, \
-         LATERAL (SELECT coalesce(max(taken.objid::bigint), 0) AS number FROM pg_catalog.pg_locks AS taken WHERE {}) AS last, \
-         LATERAL generate_series(last.number + 1, last.number + 100) AS ticket \
-         WHERE {ROOM} AND pg_try_advisory_lock(line.number, ticket::integer) LIMIT 1",
-        number(line),
-        tickets(line)
-    )
-}
-
-/// Ends when the ticket `ahead` was given back, or after `limit`. It catches its own end, so that no error is logged, and its text
-/// is always the same, of which `pg_stat_statements` keeps one.
-fn stand(place: Place, ahead: i32, limit: Duration) -> [String; 2] {
-    let set = format!(
-        "SELECT set_config('serializer.line', '{}', false), set_config('serializer.ahead', '{ahead}', false), \
-         set_config('serializer.limit', '{}', false)",
-        place.line,
-        limit.as_millis().max(1)
-    );
-    let wait = "DO $$BEGIN
-    PERFORM set_config('lock_timeout', current_setting('serializer.limit'), true);
-    PERFORM pg_advisory_xact_lock_shared(
-        current_setting('serializer.line')::integer, current_setting('serializer.ahead')::integer);
-EXCEPTION WHEN lock_not_available OR query_canceled THEN NULL;
-END$$";
-    [set, wait.to_owned()]
-}
-
-/// A ticket.
-#[derive(Clone, Copy)]
-struct Place {
-    line: i32,
-    ticket: i32,
-}
-
 /// A session that sleeps in the queue, and comes back when that ends.
 type Standing = Pin<Box<dyn Future<Output = (Link, Result<(), Error>)>>>;
 
@@ -113,7 +56,8 @@ type Standing = Pin<Box<dyn Future<Output = (Link, Result<(), Error>)>>>;
 pub struct Line {
     /// Whether the server has what tickets need.
     pub is_supported: bool,
-    /// The ticket right before the own one, or the last one without an own one, as of the last look.
+    /// The ticket right before the own one, or the last one without an own one, as of the last
+    /// look.
     pub ahead: Option<i32>,
     /// Whether a pooler lends out sessions; `None` until it was tried.
     is_pooled: Option<bool>,
@@ -153,16 +97,6 @@ impl Line {
     }
 }
 
-/// The number of a name's queue. Waiters of two names with the same number sleep behind each other, and poll now and then.
-fn line(name: &str) -> i32 {
-    Sha256::digest(name).iter().take(4).fold(0, |number, byte| number << 8 | i32::from(*byte))
-}
-
-fn channel(name: &str) -> String {
-    let hash: String = Sha256::digest(name).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    format!("serializer_{hash}")
-}
-
 fn slept(slept: rustix::io::Result<()>) -> Result<(), Failure> {
     slept.map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
 }
@@ -184,7 +118,7 @@ impl Postgres {
         }
         // A server keeps what a session was begun with; a pooler refuses it, or forgets it.
         let session = ("serializer.session".to_owned(), word.clone());
-        match self.driver.run(super::connect(&options, self.settings.timeout, Some(&session)))? {
+        match self.driver.run(connect(&options, self.settings.timeout, Some(&session)))? {
             Ok(link) => self.link = Some(link),
             Err(failure) if failure.cause.passes() => return Err(failure),
             Err(failure) => {
@@ -193,7 +127,8 @@ impl Postgres {
                 return Ok(false);
             }
         }
-        // The server also frees the place of a waiter that is killed while it sleeps (since PostgreSQL 14).
+        // The server also frees the place of a waiter that is killed while it sleeps (since
+        // PostgreSQL 14).
         let own = format!("current_setting('serializer.session', true) = '{word}'");
         let answer = self.ask(
             format!(
@@ -280,18 +215,6 @@ impl Postgres {
     }
 }
 
-/// A session that gets notifications.
-pub(super) async fn own(options: PgConnectOptions, limit: Duration) -> Result<Link, Error> {
-    // A listener takes its session from a pool. It is to keep it.
-    let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
-    let pool = pool.test_before_acquire(false).acquire_timeout(limit).connect_lazy_with(options);
-    let mut listener = PgListener::connect_with(&pool).await?;
-    // Another session would not have the ticket.
-    listener.eager_reconnect(false);
-    listener.ignore_pool_close_event(true);
-    Ok(Link::Own(listener, pool))
-}
-
 impl Notifier for Postgres {
     fn wait(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         match self.listen(&key.stored_name()) {
@@ -325,7 +248,8 @@ impl Queue for Postgres {
     fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         if self.line.place.is_none() && self.line.is_supported && self.line.is_pooled != Some(true) {
             match self.enqueue(&key.stored_name()) {
-                // The ticket ahead is to be read, and the row once more: what was released before was told to others.
+                // The ticket ahead is to be read, and the row once more: what was released before
+                // was told to others.
                 Ok(Some(true)) => {
                     self.line.crowd.end();
                     return Ok(());

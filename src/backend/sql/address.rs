@@ -1,7 +1,8 @@
-//! The address of a server, `scheme://user:password@host:port,host:port/database?option=value`, as people and drivers write it.
+//! The address of a server, `scheme://user:password@host:port,host:port/database?option=value`, as
+//! people and drivers write it.
 //!
-//! Each option is honoured, known to change nothing here, or refused by its name: an option about security that went unnoticed
-//! would leave a connection less safe than its user believes.
+//! Each option is honoured, known to change nothing here, or refused by its name: an option about
+//! security that went unnoticed would leave a connection less safe than its user believes.
 
 use percent_encoding::percent_decode_str;
 use url::{Host, Url};
@@ -44,7 +45,8 @@ impl Address {
     /// When it cannot be understood. Nothing of it is repeated.
     pub fn parse(text: &str) -> Result<Self, Failure> {
         let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
-        // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@` before an option.
+        // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@`
+        // before an option.
         let at = rest[..options_at(rest)].rfind('@');
         let (login, rest) = at.map_or((None, rest), |at| (Some(&rest[..at]), &rest[at + 1..]));
         let (user, password) = match login.map(|login| login.split_once(':').ok_or(login)) {

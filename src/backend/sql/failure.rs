@@ -1,7 +1,8 @@
-//! What an error of a connection means: of the network, of TLS, of the client. What a server answers is the engine's to judge.
+//! What an error of a connection means: of the network, of TLS, of the client. What a server
+//! answers is the engine's to judge.
 //!
-//! Only a server's refusal is definite. Once there is a connection, a statement that was not sent and one without an answer look
-//! alike.
+//! Only a server's refusal is definite. Once there is a connection, a statement that was not sent
+//! and one without an answer look alike.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -51,9 +52,7 @@ pub fn of(error: &Error, phase: Phase, hints: &Hints) -> Failure {
         },
         Error::PoolTimedOut => no_answer(),
         // The server speaks, but not this protocol, or wants a password in an unknown way.
-        Error::Protocol(text) if phase == Phase::Connect => {
-            Failure::permanent(format!("cannot log in: {}", sentence(text)))
-        }
+        Error::Protocol(text) if phase == Phase::Connect => Failure::permanent(format!("cannot log in: {}", sentence(text))),
         Error::Configuration(error) => Failure::permanent(sentence(&error.to_string())),
         other => Failure::transient(sentence(&other.to_string())),
     };
@@ -101,8 +100,7 @@ fn of_tls(error: &rustls::Error, hints: &Hints) -> Failure {
     const UNVERIFIABLE: &str = "of a kind that this program cannot verify; P-256, P-384 and RSA are supported, P-521 is not";
     let rustls::Error::InvalidCertificate(reason) = error else {
         let why = match error {
-            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure)
-            | rustls::Error::PeerIncompatible(_) => {
+            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) | rustls::Error::PeerIncompatible(_) => {
                 format!("both sides have no method in common; perhaps the server's key is {UNVERIFIABLE}")
             }
             rustls::Error::InconsistentKeys(_) => "the own key does not belong to the own certificate".to_owned(),
@@ -143,18 +141,15 @@ pub fn check_files(tls: &Tls, hints: &Hints) -> Result<(), Failure> {
     }
     let Some((certificate, key)) = tls.own.as_ref().filter(|_| tls.mode > TlsMode::Disable) else { return Ok(()) };
     check_certificates(certificate)?;
-    let cannot = |why: String| {
-        Failure::permanent(format!("cannot use the key `{}`: {why}", printable::path(key))).with_hint(hints.key)
-    };
+    let cannot =
+        |why: String| Failure::permanent(format!("cannot use the key `{}`: {why}", printable::path(key))).with_hint(hints.key);
     let key = PrivateKeyDer::from_pem_file(key).map_err(|error| cannot(of_pem(&error, "key")))?;
     let usable = rustls::crypto::ring::sign::any_supported_type(&key);
     usable.map(drop).map_err(|error| cannot(sentence(&error.to_string())))
 }
 
 fn check_certificates(path: &Path) -> Result<(), Failure> {
-    let cannot = |why: String| {
-        Failure::permanent(format!("cannot use the certificates in `{}`: {why}", printable::path(path)))
-    };
+    let cannot = |why: String| Failure::permanent(format!("cannot use the certificates in `{}`: {why}", printable::path(path)));
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let all = read.map_err(|error| cannot(of_pem(&error, "certificate")))?;
     if all.is_empty() {
@@ -169,5 +164,69 @@ fn of_pem(error: &pem::Error, what: &str) -> String {
         pem::Error::Io(error) => plain(error).to_string(),
         pem::Error::NoItemsFound => format!("there is no {what} in it, in PEM without a passphrase"),
         other => format!("it is not PEM: {}", sentence(&other.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustls::pki_types::ServerName;
+    use rustls::{AlertDescription, CertificateError};
+
+    use super::{Hints, check_files, of_tls};
+    use crate::backend::sql::{Tls, TlsMode};
+
+    const HINTS: Hints = Hints { roots: "roots", key: "key", plain: "plain" };
+
+    #[test]
+    fn what_is_wrong_with_a_certificate_is_said() {
+        let expected = ServerName::try_from("db.example").expect("a name");
+        let of_names = |names: &[&str]| CertificateError::NotValidForNameContext {
+            expected: expected.clone(),
+            presented: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        for (error, why) in [
+            (of_names(&[]).into(), "a name in `CN` alone does not count"),
+            (of_names(&["other.example"]).into(), "for another host"),
+            (CertificateError::UnknownIssuer.into(), "no trusted authority"),
+            (CertificateError::Expired.into(), "expired"),
+            (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "P-521 is not"),
+        ] {
+            let failure = of_tls(&error, &HINTS);
+            assert!(failure.why.contains(why) && failure.hint.is_some(), "{}", failure.why);
+            assert!(!failure.cause.passes(), "{}", failure.why);
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named_with_what_is_wrong() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, text).expect("it can be written");
+            path
+        };
+        let authority = file("root.crt", include_str!("../../../tests/common/root.crt"));
+        let pem = |kind: &str, body: &str| format!("-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n");
+        let (empty, broken) = (file("empty", ""), file("broken", &pem("CERTIFICATE", "!!!")));
+        let garbage = file("garbage", &pem("CERTIFICATE", "AAAA"));
+        let key = file("key", &pem("PRIVATE KEY", "AAAA"));
+        let refused = |roots: Option<&_>, own: Option<(&_, &_)>| {
+            let own = own.map(|(one, other): (&std::path::PathBuf, &std::path::PathBuf)| (one.clone(), other.clone()));
+            let tls = Tls { mode: TlsMode::VerifyFull, roots: roots.cloned(), own };
+            check_files(&tls, &HINTS).err().map(|failure| failure.why)
+        };
+        assert_eq!(refused(Some(&authority), None), None);
+        for (found, name, why) in [
+            (refused(Some(&empty), None), "empty", "no certificate"),
+            (refused(Some(&broken), None), "broken", "not PEM"),
+            (refused(Some(&garbage), None), "garbage", "certificate"),
+            (refused(None, Some((&authority, &empty))), "empty", "no key"),
+            (refused(None, Some((&authority, &key))), "key", "cannot use the key"),
+        ] {
+            let found = found.expect(why);
+            assert!(found.contains(name) && found.contains(why), "{found}");
+        }
     }
 }
