@@ -13,13 +13,16 @@ use crate::store::{Scheme, StoreSettings};
 /// What makes the backend of a lock, given its name and what it is called in messages.
 type Open = fn(&StoreSettings, &OsStr, String) -> Result<Box<dyn Backend>, Failure>;
 
+/// What opens a store.
+type OpenStore = fn(&StoreSettings) -> Result<Box<dyn Store>, Failure>;
+
 /// How to use a kind of store.
 pub struct Engine {
     pub open: Open,
     /// The names of all locks that somebody holds.
     pub names: fn(&StoreSettings) -> Result<Vec<OsString>, Failure>,
     /// What opens it as a store; `None` where that is not behind the seam yet.
-    pub store: Option<fn(&StoreSettings) -> Result<Box<dyn Store>, Failure>>,
+    pub store: Option<OpenStore>,
     /// The statements that make the place where locks live; `None` where it is not made by statements.
     pub schema: Option<&'static str>,
 }

@@ -13,21 +13,23 @@
 mod failure;
 mod options;
 mod queue;
+mod session;
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlRow};
-use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, raw_sql};
+use sqlx::{Connection as _, Error};
 
 use self::failure::{is_read_only, may_be_done, refusal};
 use self::options::{HINTS, Options};
 use self::queue::Line;
+use self::session::{Answer, Link, Trouble, literal, literal_or_null, number, text};
 use super::Write;
 use super::remote::Failure;
 use super::seam::{self, Key, Kind, Next, Page, Queue, State, Store};
 use super::sql::failure::{Phase, no_answer, of, of_connecting};
-use super::sql::{self, Driver, FORMAT, ReadOnly, hex};
+use super::sql::{self, Driver, FORMAT, ReadOnly};
 use crate::store::StoreSettings;
 
 /// The statements that make the table.
@@ -54,58 +56,6 @@ const DUPLICATE_KEY: u16 = 1062;
 
 /// How often a waiter polls where there is no queue, or that stands beside it.
 const POLL: Duration = Duration::from_secs(1);
-
-/// A connection.
-struct Link {
-    connection: MySqlConnection,
-    /// What its first statement begins with.
-    setup: Option<String>,
-}
-
-/// What a statement is answered with.
-#[derive(Default)]
-struct Answer {
-    rows: Vec<MySqlRow>,
-    changed: u64,
-}
-
-impl Answer {
-    fn number(&self, row: usize, column: usize) -> Option<u64> {
-        number(self.rows.get(row)?, column)
-    }
-}
-
-/// A column that is a number. The types of functions differ between MySQL and MariaDB.
-fn number(row: &MySqlRow, column: usize) -> Option<u64> {
-    row.try_get_unchecked::<Option<u64>, _>(column).ok().flatten()
-}
-
-/// A column that is a text.
-fn text(row: &MySqlRow, column: usize) -> Option<String> {
-    let bytes = row.try_get_unchecked::<Option<Vec<u8>>, _>(column).ok().flatten()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// A literal, which means the same whatever `sql_mode` says, and leaves nothing to escape.
-fn literal(text: &str) -> String {
-    format!("X'{}'", hex(text.as_bytes()))
-}
-
-fn literal_or_null(text: Option<&str>) -> String {
-    text.map_or_else(|| "NULL".to_owned(), literal)
-}
-
-impl Link {
-    async fn ask(&mut self, statement: &str, phase: Phase) -> Result<Answer, Error> {
-        let statement = self.setup.take().unwrap_or_default() + statement;
-        let query = raw_sql(AssertSqlSafe(statement));
-        if phase == Phase::Write {
-            let changed = query.execute(&mut self.connection).await?.rows_affected();
-            return Ok(Answer { rows: Vec::new(), changed });
-        }
-        Ok(Answer { rows: query.fetch_all(&mut self.connection).await?, changed: 0 })
-    }
-}
 
 /// A store in MySQL or MariaDB.
 pub struct MySql {
@@ -233,25 +183,6 @@ impl MySql {
             // Also by the value: a server that has forgotten its last commits counts them again.
             literal_or_null(expected.value.as_deref())
         )
-    }
-}
-
-/// Why a statement has no answer, or a refusal.
-struct Trouble {
-    /// The server's code for its refusal.
-    code: Option<u16>,
-    failure: Failure,
-}
-
-impl From<Failure> for Trouble {
-    fn from(failure: Failure) -> Self {
-        Self { code: None, failure }
-    }
-}
-
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Self {
-        trouble.failure
     }
 }
 

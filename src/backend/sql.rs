@@ -1,4 +1,4 @@
-//! What PostgreSQL and MySQL have in common, whose protocols `sqlx` speaks.
+//! What PostgreSQL and MySQL have in common. `sqlx` speaks their protocols.
 //!
 //! The table has one row for each name: `name`, `version` (the number of the state), `record` (the
 //! text, or NULL), `changed` (for people) and `format` (of the table: another number means that a
@@ -60,7 +60,7 @@ impl Driver {
             let _ = rustls::crypto::ring::default_provider().install_default();
             // `run` reads signals from a descriptor. A thread that looks up names must not consume
             // them.
-            let block_signals = || drop(SigSet::all().thread_block());
+            let block_signals = || SigSet::all().thread_block().unwrap_or_default();
             let built = Builder::new_current_thread().enable_all().on_thread_start(block_signals).build();
             let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
             self.0 = Some(built.map_err(cannot)?);
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn a_read_only_server_is_waited_for_as_long_as_a_fail_over_takes() {
         let mut read_only = ReadOnly::default();
-        let mut cause = |read_only: &mut ReadOnly| read_only.judge(Failure::transient("read-only")).cause;
+        let cause = |read_only: &mut ReadOnly| read_only.judge(Failure::transient("read-only")).cause;
         assert_eq!(cause(&mut read_only), Cause::Transient);
         read_only.0 = Instant::now().checked_sub(FAIL_OVER);
         assert_eq!(cause(&mut read_only), Cause::Permanent);

@@ -25,7 +25,7 @@ fn put(store: &mut dyn Store, key: &Key, value: Option<&str>) -> State {
     get(store, key)
 }
 
-/// All registers of a kind whose names begin with `prefix`, which others do not use.
+/// All registers of a kind with names that begin with `prefix`, which others do not use.
 fn listed(store: &mut dyn Store, kind: Kind, prefix: &str) -> Vec<(OsString, State)> {
     let (mut all, mut after) = (Vec::new(), None::<OsString>);
     for _ in 0..MAX_PAGES {
@@ -44,7 +44,7 @@ fn is_same(one: &State, other: &State) -> bool {
     (one.number, &one.value) == (other.number, &other.value)
 }
 
-/// Call it with a store whose schema exists.
+/// For a store with a schema.
 pub fn registers_are_listed_by_kind_with_their_states(store: &mut dyn Store) {
     let prefix = random_token().expect("random numbers");
     let names = ["a", "b", "released", "ä%_'\\"].map(|name| OsString::from(format!("{prefix}{name}")));
@@ -70,7 +70,7 @@ pub fn registers_are_listed_by_kind_with_their_states(store: &mut dyn Store) {
     }
 }
 
-/// Call it with a store whose schema exists.
+/// For a store with a schema.
 pub fn a_listed_name_opens_its_register(store: &mut dyn Store) {
     let prefix = random_token().expect("random numbers")[..20].to_owned();
     let long = format!("{prefix}{}", "x".repeat(500));
@@ -81,7 +81,7 @@ pub fn a_listed_name_opens_its_register(store: &mut dyn Store) {
         assert_eq!(listed.len(), 1, "{kind:?}: {listed:?}");
         assert!(is_same(&get(store, &Key { kind, name: listed[0].0.clone() }), &state), "{kind:?}");
     }
-    // A lock whose name looks like that of another kind is not one of those.
+    // A lock with a name that looks like that of another kind is not one of those.
     for kind in [Kind::Once, Kind::Schedule, Kind::Session] {
         let name = format!("{prefix}{kind:?}").to_lowercase();
         let lookalike = Key::lock(OsStr::new(&format!("{}/{name}", format!("{kind:?}").to_lowercase())));
@@ -91,7 +91,7 @@ pub fn a_listed_name_opens_its_register(store: &mut dyn Store) {
     }
 }
 
-/// Call it with a store whose schema exists.
+/// For a store with a schema.
 pub fn a_page_begins_after_a_name(store: &mut dyn Store) {
     let prefix = random_token().expect("random numbers");
     let names = ["a", "b", "c"].map(|name| format!("{prefix}{name}"));
@@ -105,7 +105,7 @@ pub fn a_page_begins_after_a_name(store: &mut dyn Store) {
     }
 }
 
-/// Call it with a store whose schema exists.
+/// For a store with a schema.
 pub fn only_the_state_that_was_seen_is_purged(store: &mut dyn Store) {
     let name = random_token().expect("random numbers");
     for kind in KINDS {

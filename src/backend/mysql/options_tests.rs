@@ -19,7 +19,7 @@ fn asked(query: &str) -> Result<TlsMode, Failure> {
 
 #[test]
 fn an_address_says_all_that_is_needed() {
-    let options = read("mysql+pymysql://me:secret@db:3307/meta?charset=utf8mb4&connect_timeout=2").ok().expect("options");
+    let options = read("mysql+pymysql://me:secret@db:3307/meta?charset=utf8mb4&connect_timeout=2").expect("options");
     assert_eq!((options.place.as_str(), options.database.as_str()), ("db:3307", "meta"));
     assert_eq!((options.connect_timeout, options.timeout), (Duration::from_secs(2), Duration::from_secs(5)));
     for (url, place) in [
@@ -114,6 +114,6 @@ fn the_password_file_counts_by_its_first_line() {
     let url = StoreUrl::parse("mysql://me@db/meta").expect("an address");
     let settings = StoreSettings { url, password_file: Some(file.path().to_owned()), timeout: Duration::from_secs(5) };
     // What sqlx was given, it shows to debuggers only.
-    let shown = format!("{:?}", Options::new(&settings).ok().expect("options").server);
+    let shown = format!("{:?}", Options::new(&settings).expect("options").server);
     assert!(shown.contains("\"secret \""), "{shown}");
 }

@@ -17,7 +17,8 @@ use sha2::{Digest, Sha256};
 use sqlx::Error;
 use sqlx::mysql::MySqlDatabaseError;
 
-use super::{Answer, Link, MySql, POLL, Trouble, text};
+use super::session::{Answer, Link, Trouble, literal, text};
+use super::{MySql, POLL};
 use crate::backend::remote::{Failure, jittered};
 use crate::backend::seam::{Key, Queue};
 use crate::backend::sql::failure::Phase;
@@ -175,7 +176,7 @@ impl MySql {
             Some(link) => link,
             None => self.connect()?,
         };
-        // Others see in the list of processes who waits.
+        // The list of processes shows it to others.
         let label = Waiter::label(MAX_LABEL);
         self.line.taken = self.line.name(name);
         let statement = format!("SELECT GET_LOCK('{}', {STANDING}) /* {label} */", self.line.taken);
@@ -192,7 +193,7 @@ impl MySql {
 
     /// Waits until one of `fds` is readable, or until the row has changed.
     fn poll_row(&mut self, name: &str, deadline: Instant, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        let statement = format!("SELECT version FROM serializer_locks WHERE name = {}", super::literal(name));
+        let statement = format!("SELECT version FROM serializer_locks WHERE name = {}", literal(name));
         // Ends with the deadline.
         loop {
             let limit = deadline.saturating_duration_since(Instant::now());

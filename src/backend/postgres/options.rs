@@ -45,7 +45,6 @@ const VARIABLES: &str = "PGHOSTADDR=hostaddr PGUSER=user PGDATABASE=dbname PGSER
 pub struct Options {
     /// The servers to try, in this order; never empty.
     pub servers: Vec<Server>,
-    /// As whom.
     user: String,
     database: String,
     /// Before `PGPASSWORD` and `~/.pgpass`, which sqlx reads.
@@ -176,10 +175,11 @@ impl Options {
         if let Some((certificate, key)) = &self.tls.own {
             options = options.ssl_client_cert(certificate).ssl_client_key(key);
         }
-        // A pooler refuses settings that it does not know.
-        let options = options.extra_float_digits(None).statement_cache_capacity(0).application_name(&self.label);
-        let settings = self.settings.iter().chain(extra).map(|(name, value)| (name, value));
-        Ok(options.options(settings).disable_statement_logging())
+        let options = options.extra_float_digits(None).statement_cache_capacity(0);
+        let options = options.application_name(&self.label).disable_statement_logging();
+        let settings: Vec<_> = self.settings.iter().chain(extra).cloned().collect();
+        // A pooler refuses settings that it does not know, also an empty list of them.
+        Ok(if settings.is_empty() { options } else { options.options(settings) })
     }
 }
 

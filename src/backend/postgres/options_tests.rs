@@ -48,9 +48,9 @@ fn servers_are_named_in_all_usual_ways() {
         assert_eq!(places(&options), expected, "{address}");
     }
     let variables = [("PGHOST", "e,f"), ("PGPORT", "9"), ("PGUSER", "eu")];
-    let options = read("postgres:///db", None, &variables).ok().expect("options");
+    let options = read("postgres:///db", None, &variables).expect("options");
     assert_eq!((places(&options), options.user.as_str()), (vec![("e", 9), ("f", 9)], "eu"));
-    assert_eq!(places(&read("postgres://h:1", None, &variables).ok().expect("options")), [("h", 1)]);
+    assert_eq!(places(&read("postgres://h:1", None, &variables).expect("options")), [("h", 1)]);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn users_databases_and_passwords_are_read_as_they_stand_and_encoded() {
     }
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "  in the file \r\nnot this\n").expect("it can be written");
-    let password = |address: &str| read(address, Some(file.path().to_owned()), &[]).ok().expect(address).password;
+    let password = |address: &str| read(address, Some(file.path().to_owned()), &[]).expect(address).password;
     assert_eq!(password("postgres://u@h/db").as_deref(), Some("  in the file "));
     assert_eq!(password("postgres://u:p@h/db").as_deref(), Some("p"));
 }

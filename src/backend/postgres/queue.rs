@@ -154,7 +154,7 @@ impl Postgres {
 
     /// Takes a ticket, and returns whether there was room; `None` where there is no queue.
     fn enqueue(&mut self, name: &str) -> Result<Option<bool>, Failure> {
-        // Before it opens a session, so that those who look for room use up none.
+        // Before it opens a session, so that looking for room takes none.
         if !matches!(self.link, Some(Link::Own(..))) {
             let answer = self.ask(format!("SELECT {ROOM}"), Phase::Read)?;
             if answer.rows.first().map(|row| column::<bool>(row, 0)).transpose()? != Some(true) {

@@ -24,7 +24,7 @@ const HARMLESS: &str = "\
 
 /// The parts of an address. Not `Debug`: it holds a password.
 pub struct Address {
-    /// As whom.
+    /// The user's name.
     pub user: Option<String>,
     /// Empty where the address says so.
     pub password: Option<String>,

@@ -162,7 +162,7 @@ fn check_certificates(path: &Path) -> Result<(), Failure> {
 fn of_pem(error: &pem::Error, what: &str) -> String {
     match error {
         pem::Error::Io(error) => plain(error).to_string(),
-        pem::Error::NoItemsFound => format!("there is no {what} in it, in PEM without a passphrase"),
+        pem::Error::NoItemsFound => format!("it holds no {what}, in PEM without a passphrase"),
         other => format!("it is not PEM: {}", sentence(&other.to_string())),
     }
 }
