@@ -106,6 +106,14 @@ pub fn open(location: &Location) -> Result<Register<'static>, Error> {
     }
 }
 
+/// Opens a store, without connecting to it.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn seam::Store>, Error> {
+    engines::open(settings).map_err(|failure| unusable(failure, "use the store", settings.url.to_string()))
+}
+
 fn unusable(failure: Failure, action: &'static str, location: String) -> Error {
     Failure { cause: Cause::Unusable, ..failure }.during(action, location)
 }
@@ -119,7 +127,7 @@ const MAX_PAGES: usize = 1000;
 /// When they cannot be listed.
 pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
     let place = || settings.url.to_string();
-    let mut store = engines::open(settings).map_err(|failure| unusable(failure, "list the locks of", place()))?;
+    let mut store = open_store(settings)?;
     let mut locks = Vec::new();
     let mut after = None;
     for _ in 0..MAX_PAGES {
@@ -143,6 +151,5 @@ pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
 /// # Errors
 /// When this program was built without the store, or its address cannot be used.
 pub fn schema(settings: &StoreSettings) -> Result<Option<&'static str>, Error> {
-    let store = engines::open(settings);
-    Ok(store.map_err(|failure| unusable(failure, "use the store", settings.url.to_string()))?.schema())
+    Ok(open_store(settings)?.schema())
 }

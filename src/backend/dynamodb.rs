@@ -19,10 +19,10 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::ProvideErrorMetadata;
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::Write;
+use super::failure::{Cause, Failure, Register, Row};
 use super::key::key;
 use super::looks::Looks;
-use super::remote::{Cause, Failure, Register, Row};
+use super::seam::Write;
 use crate::store::StoreSettings;
 use account::{Account, Place};
 use options::Options;

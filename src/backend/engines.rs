@@ -14,7 +14,7 @@ pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>, Failure> {
         #[cfg(feature = "postgres")]
         Scheme::Postgres => Box::new(super::postgres::Postgres::new(settings)?),
         #[cfg(feature = "mysql")]
-        Scheme::Mysql => Box::new(super::mysql::Mysql::new(settings)?),
+        Scheme::Mysql => Box::new(super::mysql::MySql::new(settings)?),
         #[cfg(feature = "dynamodb")]
         Scheme::Dynamodb => Box::new(super::dynamodb::DynamoDb::new(settings)?),
         #[cfg(feature = "object-store")]

@@ -5,10 +5,28 @@ use std::os::unix::ffi::OsStrExt;
 
 use sha2::{Digest, Sha256};
 
+use super::seam::{Key, Kind};
+
+impl Key {
+    /// The name of its register in a store: the prefix of its kind and [`key`] of its name. A lock
+    /// whose name begins with such a prefix is stored under a hashed form that does not.
+    pub fn stored_name(&self) -> String {
+        let name = key(&self.name);
+        if self.kind != Kind::Lock {
+            return format!("{}{name}", self.kind.prefix());
+        }
+        if Kind::is_reserved(&self.name) {
+            return hashed(&self.name).replacen('/', "_", 1);
+        }
+        name
+    }
+}
+
 /// The longest name that is kept as it is, in bytes: what every engine can index.
 const MAX_NAME: usize = 200;
 
-/// A lock's name as the store has it: itself, or if that is too long or no text, its beginning and a hash.
+/// A lock's name as the store has it: itself, or if that is too long or no text, its beginning and
+/// a hash.
 pub fn key(name: &OsStr) -> String {
     let bytes = name.as_bytes();
     if let Some(text) = name.to_str()
@@ -17,7 +35,12 @@ pub fn key(name: &OsStr) -> String {
     {
         return text.to_owned();
     }
-    let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    hashed(name)
+}
+
+/// The beginning of a name and its hash.
+fn hashed(name: &OsStr) -> String {
+    let hash: String = Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let shown: String = name.to_string_lossy().chars().filter(|c| *c != '\0').take(30).collect();
     format!("{shown}~{hash}")
 }
@@ -27,7 +50,29 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
+    use super::super::seam::{Key, Kind};
     use super::{MAX_NAME, key};
+
+    #[test]
+    fn a_lock_is_never_stored_under_the_prefix_of_another_kind() {
+        let stored = |kind, name: &str| Key { kind, name: name.into() }.stored_name();
+        assert_eq!(stored(Kind::Lock, "load"), "load");
+        assert_eq!(stored(Kind::Once, "load"), "once/load");
+        let long = format!("once/{}", "x".repeat(500));
+        let names = ["once/load", "schedule/", "session/once/a", long.as_str()];
+        let mut seen = std::collections::HashSet::new();
+        for name in names {
+            let lock = stored(Kind::Lock, name);
+            assert!(Kind::PREFIXED.iter().all(|kind| !lock.starts_with(kind.prefix())), "{lock}");
+            assert!(lock.len() <= MAX_NAME && seen.insert(lock.clone()), "{lock}");
+            for kind in Kind::PREFIXED {
+                assert!(seen.insert(stored(kind, name)), "{name}");
+                // What `list` shows opens the same register.
+                let shown = stored(kind, name).replacen(kind.prefix(), "", 1);
+                assert_eq!(stored(kind, &shown), stored(kind, name));
+            }
+        }
+    }
 
     #[test]
     fn different_names_have_different_keys_that_fit() {

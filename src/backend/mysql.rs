@@ -1,385 +1,299 @@
-//! Locks in MySQL and MariaDB: a row for each name.
+//! Keys in MySQL and MariaDB: a row for each name.
 //!
-//! Every statement is a transaction of its own, and every write is conditional on the state that was read. So what is read need
-//! not be the last word: where it is stale (a node of Galera without `wsrep_sync_wait`, a replica), the write is a conflict, or is
-//! refused, and nothing is granted. With Galera, two writes on two nodes with the same condition are certified one after the
-//! other, and the second one ends as a deadlock (1213). A node that loses the others while it commits says that it has failed, which the
-//! others may have another opinion about ([`failure::may_be_done`]). `GET_LOCK` excludes nobody there, and is used for the order only
-//! (`line`).
+//! Each statement is a transaction of its own, and each write is conditional on the state that was
+//! read. So a read may be stale (a node of Galera without `wsrep_sync_wait`, a replica): the write
+//! is then a conflict, or is refused, and nothing is granted. With Galera, two writes on two nodes
+//! with the same condition are certified one after the other, and the second one ends as a deadlock
+//! (1213). A node that loses the others while it commits reports a failure, which the others may
+//! not share ([`failure::may_be_done`]).
+//!
+//! A connection counts rows that were found, not changed: so a row is inserted plainly, and a
+//! duplicate is the conflict.
 
-mod connection;
 mod failure;
-mod handshake;
-mod line;
-mod my_cnf;
 mod options;
-mod statements;
-mod tls;
-mod transport;
+mod queue;
+mod session;
 
 use std::ffi::OsStr;
-use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlRow};
+use sqlx::{Connection as _, Error};
 
-use super::Write;
-use super::key::key;
-use super::remote::jittered;
-use super::remote::{Cause, Failure, Register, Row};
-use super::sql;
+use self::failure::{is_read_only, may_be_done, refusal};
+use self::options::{HINTS, Options};
+use self::queue::Line;
+use self::session::{Answer, Link, Trouble, literal, literal_or_null, number, text};
+use super::failure::Failure;
+use super::seam::Write;
+use super::seam::{Key, Kind, Next, Page, Queue, State, Store};
+use super::sql::failure::{Phase, no_answer, of, of_connecting};
+use super::sql::{self, Driver, FORMAT, ReadOnly};
 use crate::store::StoreSettings;
-use crate::waiter::Waiter;
-use crate::waiting::Crowd;
-use connection::{Answer, Connection};
-use failure::Trouble;
-use line::{Line, Place};
-use options::Options;
-pub use statements::SCHEMA;
-use statements::column;
 
-/// How often the first in line looks at the row at first: a hand-off takes half of it, and nobody else looks.
-const FIRST_LOOKS: Duration = Duration::from_millis(50);
-
-/// And in the end. Whoever has waited for an hour does not mind a quarter of a second, and the server minds the looks.
-const LAST_LOOKS: Duration = Duration::from_millis(500);
-
-/// It has waited for so many times as long as there is between two looks.
-const LOOKS_GROW: u32 = 100;
-
-/// How often everybody looks where there is no line, or who stands beside it: times the number of those who wait.
-const LOOKS: Duration = Duration::from_secs(1);
+/// The statements that make the table.
+const SCHEMA: &str = "\
+-- Locks of `serializer`: one row for each name. Rows stay when a lock is released, so that the numbers never go back.
+-- Its users need (with the database's and the user's name):
+--   GRANT SELECT, INSERT, UPDATE, DELETE ON my_database.serializer_locks TO 'my_user'@'%';
+CREATE TABLE IF NOT EXISTS serializer_locks (
+  -- What the lock is called. Compared byte by byte.
+  name VARBINARY(255) NOT NULL PRIMARY KEY,
+  -- The number of the row's state; it only grows.
+  version BIGINT UNSIGNED NOT NULL,
+  -- What is stored; NULL when a lock is free.
+  record MEDIUMTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,
+  -- When that was written. Only for people.
+  changed TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6) ON UPDATE CURRENT_TIMESTAMP(6),
+  -- What the columns mean: another number, something else.
+  format SMALLINT NOT NULL DEFAULT 1 CHECK (format = 1)
+) ENGINE = InnoDB;
+";
 
 /// A row exists already.
 const DUPLICATE_KEY: u16 = 1062;
 
-/// One lock's row.
-pub struct Table {
-    key: String,
+/// How often a waiter polls where there is no queue, or that stands beside it.
+const POLL: Duration = Duration::from_secs(1);
+
+/// A store in MySQL or MariaDB.
+pub struct MySql {
     settings: StoreSettings,
-    /// What was read at first; read anew for every later connection, because passwords change.
+    /// What was read at first; read anew for each later connection, because passwords change.
     options: Option<Options>,
-    connection: Option<Connection>,
+    /// For each answer.
+    timeout: Duration,
+    link: Option<Link>,
     line: Line,
-    crowd: Crowd,
-    place: Place,
-    /// Since when it has been first.
-    first_since: Option<Instant>,
-    /// Whether the server has lines.
-    has_lines: bool,
-    /// Whether somebody was first in line when the row was last read.
-    is_awaited: bool,
-    /// The state's number when the row was last read.
-    seen: Option<u64>,
+    read_only: ReadOnly,
+    driver: Driver,
 }
 
-/// The names of all locks that somebody holds.
-pub fn names(settings: &StoreSettings) -> Result<Vec<String>, Failure> {
-    let asked = Connection::open(&Options::of(settings)?).and_then(|mut connection| connection.ask(statements::NAMES));
-    match asked.map_err(Failure::from) {
-        Ok(answer) => {
-            let names = answer.rows.iter().filter_map(|row| row.first()?.as_deref());
-            Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
-        }
-        Err(Failure { cause: Cause::NotPrepared, .. }) => Ok(Vec::new()),
-        Err(failure) => Err(failure),
-    }
-}
-
-impl Table {
+impl MySql {
     /// Does not connect yet.
-    pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
-        let options = Options::of(settings)?;
-        let key = key(name);
+    pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
+        let options = Options::new(settings)?;
         Ok(Self {
-            line: Line::of(&options.database, &key),
-            key,
             settings: settings.clone(),
+            timeout: options.timeout,
+            line: Line::new(&options.database),
             options: Some(options),
-            connection: None,
-            crowd: Crowd::default(),
-            place: Place::None,
-            first_since: None,
-            has_lines: true,
-            is_awaited: false,
-            seen: None,
+            link: None,
+            read_only: ReadOnly::default(),
+            driver: Driver::default(),
         })
     }
 
-    fn connect(&mut self) -> Result<Connection, Failure> {
-        let options = match self.options.take() {
-            Some(options) => options,
-            None => Options::of(&self.settings)?,
+    /// A new connection. Without one, nothing was sent.
+    fn connect(&mut self) -> Result<Link, Failure> {
+        let options = self.options.take().map_or_else(|| Options::new(&self.settings), Ok)?;
+        let connecting = MySqlConnection::connect_with(&options.server);
+        let connection = match self.driver.run_within(options.connect_timeout, connecting)? {
+            Some(Ok(connection)) => connection,
+            Some(Err(Error::Database(error))) => return Err(refusal(error.downcast_ref::<MySqlDatabaseError>())),
+            Some(Err(error)) => return Err(of_connecting(&error, &options.place, &HINTS)),
+            None => return Err(no_answer()),
         };
-        let mut connection = Connection::open(&options)?;
-        if !connection.is_mariadb() {
-            connection.ask(&statements::bounds(self.bound()))?;
-        }
-        Ok(connection)
+        // Each statement is to be a transaction of its own, whatever `init_connect` says. A
+        // statement that waits for a lock ends before its answer is missed: what is given up here
+        // must not be done there.
+        let bound = (self.timeout.as_secs() / 2).max(1);
+        let setup = format!("SET autocommit = 1, lock_wait_timeout = {bound}, innodb_lock_wait_timeout = {bound}; ");
+        Ok(Link { connection, setup: Some(setup) })
     }
 
-    /// For how long a write may wait in the server, in seconds.
-    fn bound(&self) -> u64 {
-        (self.settings.timeout.as_secs() / 2).max(1)
-    }
-
-    /// The connection, which must not be standing in line.
-    fn connection(&mut self) -> Result<&mut Connection, Failure> {
-        // What a server has closed since is found before something is sent whose answer would be missed.
-        if self.connection.as_ref().is_some_and(Connection::is_stale) {
-            self.disconnect();
-        }
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
+    /// Asks over the connection that there is, or a new one; while it waits in the queue, over one
+    /// beside it.
+    fn ask(&mut self, statement: &str, phase: Phase) -> Result<Answer, Trouble> {
+        self.hear_of_turn();
+        let mut link = match self.link.take() {
+            Some(link) => link,
             None => self.connect()?,
         };
-        Ok(self.connection.insert(connection))
-    }
-
-    /// Asks over a connection that is free; while ours stands in line, that is another one.
-    fn ask(&mut self, statement: &str) -> Result<Answer, Trouble> {
-        self.hear_of_turn();
-        if self.place == Place::InLine {
-            return self.connect().map_err(Trouble::Unusable)?.ask(statement);
-        }
-        let answer = self.connection().map_err(Trouble::Unusable)?.ask(statement);
-        if let Err(Trouble::Broken(_)) = answer {
-            self.disconnect();
-        }
-        answer
-    }
-
-    /// Takes notice of the answer to having lined up, if there is one.
-    fn hear_of_turn(&mut self) {
-        if self.place != Place::InLine {
-            return;
-        }
-        let Some(connection) = &mut self.connection else {
-            self.place = Place::None;
-            return;
+        let answer = self.driver.run_within(self.timeout, link.ask(statement, phase))?;
+        let trouble = match answer {
+            Some(Ok(answer)) => {
+                self.keep(link);
+                return Ok(answer);
+            }
+            Some(Err(Error::Database(error))) => {
+                let error = error.downcast_ref::<MySqlDatabaseError>();
+                let failure = refusal(error);
+                let is_unknown = phase == Phase::Write && may_be_done(error.number());
+                if !failure.cause.passes() {
+                    self.keep(link);
+                } else {
+                    self.close(link);
+                }
+                let failure = if is_unknown { failure.indefinite() } else { failure };
+                return Err(Trouble { code: Some(error.number()), failure });
+            }
+            Some(Err(error)) => of(&error, phase, &HINTS),
+            None if phase == Phase::Write => no_answer().indefinite(),
+            None => no_answer(),
         };
-        match connection.answer_if_there() {
-            Ok(None) => {}
-            Ok(Some(answer)) => {
-                self.place = if answer.number(0) == Some(1) { Place::First } else { Place::None };
-                self.first_since = Some(Instant::now());
+        // An answer that comes later must not be taken for that to the next statement.
+        drop(link);
+        Err(trouble.into())
+    }
+
+    /// Keeps a connection for the next statement, unless one waits in the queue.
+    fn keep(&mut self, link: Link) {
+        if self.line.is_standing() { self.close(link) } else { self.link = Some(link) }
+    }
+
+    fn close(&mut self, link: Link) {
+        self.driver.close(link.connection.close());
+    }
+
+    fn write(&mut self, statement: &str) -> Result<Write, Failure> {
+        match self.ask(statement, Phase::Write) {
+            Ok(answer) => {
+                self.read_only.end();
+                Ok(if answer.changed == 1 { Write::Done } else { Write::Conflict })
             }
-            Err(trouble) => self.without_line(&trouble),
+            Err(Trouble { code: Some(DUPLICATE_KEY), .. }) => Ok(Write::Conflict),
+            Err(Trouble { code: Some(code), failure }) if is_read_only(code) => Err(self.read_only.judge(failure)),
+            Err(trouble) => Err(trouble.failure),
         }
     }
 
-    /// Whether there is no room for those who only wait. A server that does not tell has room.
-    fn is_crowded(&mut self) -> bool {
-        let connected = self.ask(line::CONNECTED);
-        let limits = self.ask(line::LIMITS);
-        connected.ok().zip(limits.ok()).is_some_and(|(connected, limits)| line::is_crowded(&connected, &limits))
-    }
-
-    /// There is no place, for this reason.
-    fn without_line(&mut self, trouble: &Trouble) {
-        self.place = Place::None;
-        match trouble {
-            Trouble::Refused { code, message } => {
-                tracing::debug!("no line before the lock: {} (error {code})", crate::printable::field(message));
-                self.has_lines &= !line::is_unsupported(*code);
-            }
-            Trouble::Broken(_) | Trouble::Unusable(_) => self.disconnect(),
-        }
-    }
-
-    fn read_row(&mut self) -> Result<Answer, Trouble> {
-        let first = if self.has_lines { self.line.first() } else { "NULL".to_owned() };
-        match self.ask(&statements::read(&self.key, &first)) {
-            Err(Trouble::Refused { code, .. }) if self.has_lines && line::is_unsupported(code) => {
-                self.has_lines = false;
-                self.ask(&statements::read(&self.key, "NULL"))
-            }
-            answer => answer,
-        }
-    }
-
-    /// Sleeps until one of `fds` is readable or it may be its turn.
-    fn stand(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        if let Some(connection) = &self.connection {
-            let fds: Vec<_> = fds.iter().copied().chain([connection.fd()]).collect();
-            slept(super::sleep(limit, &fds))?;
-        }
-        self.hear_of_turn();
-        Ok(())
-    }
-
-    /// Sleeps until one of `fds` is readable or the row has changed.
-    fn look_out(&mut self, deadline: Instant, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        let statement = statements::version(&self.key);
-        // Ends with the deadline.
-        loop {
-            let limit = deadline.saturating_duration_since(Instant::now());
-            let waited = self.first_since.map(|since| since.elapsed()).unwrap_or_default();
-            let pause = (waited / LOOKS_GROW).clamp(FIRST_LOOKS, LAST_LOOKS);
-            if is_readable_within(limit.min(jittered(pause)), fds)? || limit.is_zero() {
-                return Ok(());
-            }
-            match self.ask(&statement) {
-                Ok(answer) if answer.number(0) == self.seen => {}
-                // The next look tells what has happened, and what is in the way.
-                Ok(_) | Err(_) => return Ok(()),
-            }
-        }
-    }
-}
-
-impl Register for Table {
-    fn read(&mut self) -> Result<Row, Failure> {
-        let answer = self.read_row()?;
-        let now = answer.number(column::NOW);
-        if now.is_none() {
-            return Err(Failure::transient("the server does not say what time it is"));
-        }
-        let first = answer.number(column::FIRST);
-        self.is_awaited = first.is_some() && first != self.connection.as_ref().map(Connection::id);
-        self.seen = answer.number(column::VERSION);
-        let Some(number) = self.seen else { return Ok(Row { now, ..Row::default() }) };
-        if answer.number(column::FORMAT) != u64::try_from(sql::FORMAT).ok() {
+    /// `version, record, format` of a row, from the column `first` on.
+    fn state(row: &MySqlRow, first: usize) -> Result<State, Failure> {
+        let Some(number) = number(row, first) else { return Ok(State::default()) };
+        if self::number(row, first + 2) != u64::try_from(FORMAT).ok() {
             let failure = Failure::permanent("a newer version of this program has changed the table");
             return Err(failure.with_hint("update this program"));
         }
-        let text = answer.value(column::RECORD).map(|text| String::from_utf8_lossy(text).into_owned());
-        Ok(Row { version: Some(number.to_string().into_bytes()), number, text, now })
+        Ok(State { version: Some(number.to_string().into_bytes()), number, value: text(row, first + 1), ..State::default() })
     }
 
-    fn write(&mut self, seen: &Row, next: u64, text: Option<&str>) -> Result<Write, Failure> {
-        self.hear_of_turn();
-        let statement = statements::bounded(&statements::write(&self.key, seen, next, text), self.bound());
-        let mut aside;
-        let connection = if self.place == Place::InLine {
-            aside = self.connect()?;
-            &mut aside
-        } else {
-            // Not to be able to connect is definite: nothing was sent.
-            self.connection()?
+    /// That a row is still in this state.
+    fn condition(key: &Key, expected: &State) -> String {
+        format!(
+            "name = {} AND version = {} AND CAST(record AS BINARY) <=> {} AND format = {FORMAT}",
+            literal(&key.stored_name()),
+            expected.number,
+            // Also by the value: a server that has forgotten its last commits counts them again.
+            literal_or_null(expected.value.as_deref())
+        )
+    }
+}
+
+impl Store for MySql {
+    fn get(&mut self, key: &Key) -> Result<State, Failure> {
+        let name = key.stored_name();
+        // The clock is UTC arithmetic: `UNIX_TIMESTAMP` of a local time repeats itself when summer
+        // time ends. It is that of the statement's begin, before the row is read. The record comes
+        // as bytes, which no setting converts.
+        let read = |first: &str| {
+            format!(
+                "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000, {first}, l.version, \
+                 CAST(l.record AS BINARY), l.format \
+                 FROM (SELECT 1 AS one) AS o LEFT JOIN serializer_locks AS l ON l.name = {}",
+                literal(&name)
+            )
         };
-        match connection.ask(&statement) {
-            Ok(answer) if answer.affected == 1 => Ok(Write::Done),
-            Ok(_) | Err(Trouble::Refused { code: DUPLICATE_KEY, .. }) => Ok(Write::Conflict),
-            Err(trouble @ Trouble::Refused { code, .. }) if !failure::may_be_done(code) => Err(trouble.into()),
-            Err(trouble) => {
-                self.disconnect();
-                Err(Failure::from(trouble).indefinite())
+        let first = if self.line.is_supported { self.line.first(&name) } else { "NULL".to_owned() };
+        let answer = match self.ask(&read(&first), Phase::Read) {
+            Err(Trouble { code: Some(code), .. }) if self.line.is_supported && queue::is_unsupported(code) => {
+                self.line.is_supported = false;
+                self.ask(&read("NULL"), Phase::Read)
+            }
+            answer => answer,
+        }?;
+        let row = answer.rows.first().ok_or_else(|| Failure::transient("the server answers with nothing"))?;
+        let now = number(row, 0).ok_or_else(|| Failure::transient("the server does not say what time it is"))?;
+        let state = Self::state(row, 2)?;
+        self.line.look(number(row, 1).is_some(), state.number);
+        Ok(State { now: Some(now), ..state })
+    }
+
+    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
+        let (number, record) = (next.number, literal_or_null(next.value));
+        if expected.version.is_none() {
+            let name = literal(&key.stored_name());
+            return self
+                .write(&format!("INSERT INTO serializer_locks (name, version, record) VALUES ({name}, {number}, {record})"));
+        }
+        let condition = Self::condition(key, expected);
+        self.write(&format!("UPDATE serializer_locks SET version = {number}, record = {record} WHERE {condition}"))
+    }
+
+    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
+        let condition = sql::condition(kind, after, "name", literal);
+        let statement = format!(
+            "SELECT name, version, CAST(record AS BINARY), format FROM serializer_locks WHERE {condition} ORDER BY name LIMIT {}",
+            sql::PAGE
+        );
+        let answer = self.ask(&statement, Phase::Read)?;
+        let entry = |row| Ok((sql::listed(kind, &text(row, 0).unwrap_or_default()), Self::state(row, 1)?));
+        Ok(sql::page(answer.rows.iter().map(entry).collect::<Result<_, Failure>>()?))
+    }
+
+    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
+        self.write(&format!("DELETE FROM serializer_locks WHERE {}", Self::condition(key, expected)))
+    }
+
+    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
+        if let Err(Trouble { code, failure }) = self.ask(SCHEMA, Phase::Read) {
+            // The right to use it does not imply the right to create it.
+            let is_denied = matches!(code, Some(1142 | 1044 | 1290));
+            if !is_denied || self.ask("SELECT 1 FROM serializer_locks LIMIT 0", Phase::Read).is_err() {
+                return Err(failure);
             }
         }
+        let flushed = "SELECT @@innodb_flush_log_at_trx_commit";
+        let flushed = self.ask(flushed, Phase::Read).ok().and_then(|answer| answer.number(0, 0));
+        if let Some(other) = flushed.filter(|flushed| *flushed != 1) {
+            tracing::warn!(
+                "the server runs with `innodb_flush_log_at_trx_commit = {other}`: after a crash of its machine, a lock that was \
+                 granted within the last second may be granted again; 1 is safe"
+            );
+        }
+        Ok(())
     }
 
-    fn prepare(&mut self) -> Result<(), Failure> {
-        let Err(refused) = self.ask(SCHEMA) else { return Ok(()) };
-        // Who may not make it can use the one that somebody else has made.
-        if matches!(refused, Trouble::Refused { code: 1142 | 1044 | 1290, .. }) && self.ask(statements::LOOK).is_ok() {
-            return Ok(());
-        }
-        Err(refused.into())
-    }
-
-    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        let deadline = Instant::now() + limit;
-        if self.place == Place::None && self.has_lines && self.is_crowded() {
-            // Who only waits leaves the rest of a server's connections to who holds a lock, and comes back for each look.
-            self.disconnect();
-            return slept(super::sleep(limit.min(self.crowd.pause()), fds));
-        }
-        if self.place == Place::None && self.has_lines {
-            let statement = self.line.stand();
-            let sent = self.connection().map_err(Trouble::Unusable).and_then(|connection| connection.send(&statement));
-            match sent {
-                Ok(()) => {
-                    self.crowd.end();
-                    self.place = Place::InLine;
-                    // What wakes one that stands alone is not to wake one that stands behind others.
-                    return Ok(());
-                }
-                Err(trouble) => self.without_line(&trouble),
-            }
-        }
-        match self.place {
-            Place::InLine => self.stand(limit, fds),
-            Place::First => self.look_out(deadline, fds),
-            Place::None => slept(super::sleep(limit.min(jittered(LOOKS)), fds)),
+    fn disconnect(&mut self) {
+        self.line.forget();
+        if let Some(link) = self.link.take() {
+            self.close(link);
         }
     }
 
-    fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        slept(super::sleep(limit.min(jittered(LOOKS)), fds))
-    }
-
-    fn is_first(&mut self) -> bool {
-        self.hear_of_turn();
-        match self.place {
-            Place::First => true,
-            Place::InLine => false,
-            Place::None => !self.is_awaited,
-        }
-    }
-
-    fn is_in_line(&mut self) -> bool {
-        self.hear_of_turn();
-        self.place == Place::InLine
-    }
-
-    fn is_kept_out(&mut self) -> bool {
-        self.crowd.is_kept_out()
-    }
-
-    fn leave(&mut self) {
-        self.hear_of_turn();
-        // In line, the server takes the place away when it notices that nobody is there.
-        let has_left = match (self.place, &mut self.connection) {
-            (Place::First, Some(connection)) => connection.ask(&self.line.leave()).is_ok(),
-            (place, _) => place == Place::None,
-        };
-        if !has_left {
-            self.disconnect();
-        }
-        self.place = Place::None;
-    }
-
-    fn waiters(&mut self) -> Vec<Waiter> {
-        if !self.has_lines {
-            return Vec::new();
-        }
-        let statement = self.line.waiters();
-        let asked = self.ask(&statement).map_err(Failure::from);
-        let answer = asked.inspect_err(|failure| tracing::debug!("cannot tell who waits: {}", failure.why)).unwrap_or_default();
-        let waiter = |row: &Vec<Option<Vec<u8>>>| {
-            let text = |column: usize| Some(String::from_utf8_lossy(row.get(column)?.as_deref()?).into_owned());
-            let label = |info: String| Waiter::parse(info.split_once("/* ")?.1.trim_end_matches(" */"));
-            let told = text(0).and_then(label).unwrap_or_default();
-            // An address with a port.
-            let host = || Some(text(1)?.rsplit_once(':')?.0.to_owned());
-            Waiter { host: told.host.or_else(host), ..told }
-        };
-        answer.rows.iter().map(waiter).collect()
+    fn schema(&self) -> Option<&'static str> {
+        Some(SCHEMA)
     }
 
     fn repair(&self) -> &'static str {
         sql::REPAIR
     }
 
-    fn disconnect(&mut self) {
-        self.connection = None;
-        self.place = Place::None;
+    fn poll_interval(&self) -> (Duration, Duration) {
+        (POLL, POLL)
+    }
+
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        Some(self)
     }
 }
 
-fn slept(slept: rustix::io::Result<()>) -> Result<(), Failure> {
-    slept.map_err(|error| Failure::permanent(super::plain(&error.into()).to_string()))
+impl Drop for MySql {
+    fn drop(&mut self) {
+        self.disconnect();
+    }
 }
 
-/// Whether one of them becomes readable, or a signal comes.
-fn is_readable_within(limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<bool, Failure> {
-    let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-    // No time at all in place of too long a one would be a loop that never sleeps.
-    let Ok(limit) = Timespec::try_from(limit) else { return slept(Err(rustix::io::Errno::INVAL)).map(|()| true) };
-    match poll(&mut fds, Some(&limit)) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(true),
-        Err(error) => slept(Err(error)).map(|()| true),
+#[cfg(test)]
+mod tests {
+    use super::{Key, MySql, State, literal};
+
+    #[test]
+    fn nothing_of_a_value_is_read_as_sql_and_each_write_has_its_condition() {
+        assert_eq!(literal("a'\\é"), "X'61275cc3a9'");
+        let expected = State { version: Some(b"6".to_vec()), number: 6, value: Some("b".to_owned()), now: None };
+        let condition = MySql::condition(&Key::lock("a".as_ref()), &expected);
+        assert_eq!(condition, "name = X'61' AND version = 6 AND CAST(record AS BINARY) <=> X'62' AND format = 1");
     }
 }

@@ -1,20 +1,17 @@
 //! What stores that are reached over a network have in common, whatever they speak.
 
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
 pub mod address;
 #[cfg(any(feature = "dynamodb", feature = "object-store"))]
 pub mod checks;
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-mod keepalive;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
 pub mod lookup;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
 pub mod passwords;
-#[cfg(any(feature = "postgres", feature = "dynamodb", feature = "object-store"))]
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
 pub mod runtime;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "object-store"))]
+#[cfg(feature = "object-store")]
 pub mod tls;
-
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-pub use keepalive::Keepalive;
 
 use crate::printable;
 
@@ -39,7 +36,7 @@ mod tests {
     use std::time::Duration;
 
     use super::sentence;
-    use crate::backend::remote::jittered;
+    use crate::backend::retry::jittered;
 
     #[test]
     fn what_the_server_says_becomes_part_of_a_sentence() {

@@ -31,10 +31,10 @@ use object_store::{ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
 use self::body::{Body, MAX_BODY, State, foreign};
 use self::failure::{CONDITIONS, Question, Refusal};
 use self::store::Store;
+use super::failure::{Cause, Failure, Register, Row};
 use super::key::key;
 use super::looks::Looks;
 use super::network::tls;
-use super::remote::{Cause, Failure, Register, Row};
 use super::{Write, plain};
 use crate::record::random_token;
 use crate::store::StoreSettings;
@@ -231,7 +231,7 @@ fn other_version(version: &[u8]) -> Vec<u8> {
 
 /// A little less than what the first acquisition would begin with.
 fn first_number() -> u64 {
-    super::remote::since_1970()
+    super::failure::since_1970()
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kinds whose stored names have a prefix.
+    pub const PREFIXED: [Self; 3] = [Self::Once, Self::Schedule, Self::Session];
+
     /// What the stored name of a register of this kind begins with. A lock's is its name, as it always was; a lock whose name
     /// begins like another kind's is stored under a hash.
     pub fn prefix(self) -> &'static str {
@@ -39,8 +42,7 @@ impl Kind {
 
     /// Whether a lock of this name would be taken for a register of another kind.
     pub fn is_reserved(name: &OsStr) -> bool {
-        let kinds = [Self::Once, Self::Schedule, Self::Session];
-        kinds.iter().any(|kind| name.as_bytes().starts_with(kind.prefix().as_bytes()))
+        Self::PREFIXED.iter().any(|kind| name.as_bytes().starts_with(kind.prefix().as_bytes()))
     }
 }
 

@@ -144,7 +144,10 @@ impl Observer for Progress {
         if self.is_live {
             self.draw(&message);
         } else if !self.is_silent && self.failed.is_none_or(|told| told.elapsed() >= REPEAT) {
-            tracing::warn!("{message}");
+            match error.hint.as_deref().filter(|_| self.failed.is_none()) {
+                Some(hint) => tracing::warn!("{message} (hint: {hint})"),
+                None => tracing::warn!("{message}"),
+            }
             self.failed = Some(Instant::now());
         }
     }

@@ -19,7 +19,7 @@ pub const PATIENCE: Duration = Duration::from_millis(200);
 
 /// How often one that waits behind others looks whether they take what is free. Costs nothing, and only delays what ought
 /// not to happen.
-const IN_LINE: Duration = Duration::from_secs(10);
+const IN_LINE: Duration = Duration::from_secs(60);
 
 /// How often one that stands beside the line looks whether what is free has been taken.
 const BESIDE: Duration = Duration::from_millis(5);

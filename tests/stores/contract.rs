@@ -3,6 +3,7 @@
 mod leases;
 mod programs;
 mod register;
+mod store;
 mod subject;
 
 use leases as leases_by_a_clock;
@@ -61,4 +62,10 @@ mod of {
         a_counter_is_counted_by_one_at_a_time,
         names_of_every_kind_are_names_of_locks
         => file, directory, postgres, mysql, dynamodb, s3, azure);
+    contract!(store:
+        registers_are_listed_by_kind_with_their_states,
+        a_listed_name_opens_its_register,
+        a_page_begins_after_a_name,
+        only_the_state_that_was_seen_is_purged
+        => memory, directory, postgres, mysql);
 }

@@ -6,6 +6,7 @@ mod support;
 mod abandoned;
 mod clocks;
 mod contract;
+mod databases;
 mod directories;
 mod directory_crash_points;
 mod directory_faults;

@@ -22,8 +22,8 @@ use tokio::runtime::Runtime;
 
 use super::failures::{self, Unresolved};
 use super::options::Options;
+use crate::backend::failure::{Cause, Failure};
 use crate::backend::network::{checks, lookup, runtime};
-use crate::backend::remote::{Cause, Failure};
 
 /// Credentials are renewed so long before they expire.
 const EARLY: Duration = Duration::from_secs(60);

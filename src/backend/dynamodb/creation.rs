@@ -12,7 +12,7 @@ use super::account::Place;
 use super::failures;
 use super::options::Options;
 use super::read_item;
-use crate::backend::remote::{Cause, Failure, jittered};
+use crate::backend::failure::{Cause, Failure, jittered};
 
 /// It takes DynamoDB some seconds. Who waits for longer asks again.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -12,8 +12,8 @@ use aws_sdk_dynamodb::config::http::HttpResponse;
 use aws_sdk_dynamodb::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 
 use super::account::Place;
+use crate::backend::failure::{Cause, Failure};
 use crate::backend::network::sentence;
-use crate::backend::remote::{Cause, Failure};
 use crate::printable;
 
 /// What the permissions are, in hints.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::REPAIR;
 use super::options::Options;
-use crate::backend::remote::{Failure, Row};
+use crate::backend::failure::{Failure, Row};
 use crate::record::{Entry, Record};
 
 /// The usual key.

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::item;
+use crate::backend::failure::Failure;
 use crate::backend::network::address::Address;
 use crate::backend::network::checks;
 use crate::backend::network::passwords::first_line;
-use crate::backend::remote::Failure;
 use crate::printable;
 use crate::store::StoreSettings;
 
@@ -126,7 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::Options;
-    use crate::backend::remote::Failure;
+    use crate::backend::failure::Failure;
     use crate::store::{StoreSettings, StoreUrl};
 
     fn read(url: &str) -> Result<Options, Failure> {

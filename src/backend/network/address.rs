@@ -2,7 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use crate::backend::remote::Failure;
+use crate::backend::failure::Failure;
 
 /// The parts of an address, decoded. All may be missing. Not `Debug`: it holds a password.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use http::Uri;
 use url::Url;
 
-use crate::backend::remote::Failure;
+use crate::backend::failure::Failure;
 
 /// Without the line end that many files with secrets have.
 pub fn trimmed(text: &str) -> &str {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 
+use crate::backend::failure::Failure;
 use crate::backend::plain;
-use crate::backend::remote::Failure;
 use crate::printable;
 
 /// The addresses of `name`, within `limit`; at least one.
@@ -62,7 +62,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{addresses, failure};
-    use crate::backend::remote::Cause;
+    use crate::backend::failure::Cause;
 
     #[test]
     fn what_is_an_address_is_not_looked_up() {

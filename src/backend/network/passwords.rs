@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use crate::backend::failure::Failure;
 use crate::backend::plain;
-use crate::backend::remote::Failure;
 use crate::printable;
 
 /// Larger files hold something else.

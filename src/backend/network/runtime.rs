@@ -2,8 +2,8 @@
 
 use tokio::runtime::{Builder, Runtime};
 
+use crate::backend::failure::Failure;
 use crate::backend::plain;
-use crate::backend::remote::Failure;
 
 /// The one that is there, or a new one. It has no thread of its own.
 ///

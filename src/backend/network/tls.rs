@@ -15,8 +15,8 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use super::sentence;
+use crate::backend::failure::Failure;
 use crate::backend::plain;
-use crate::backend::remote::Failure;
 use crate::printable;
 
 /// How what is said begins where the encryption failed.
@@ -32,7 +32,7 @@ pub struct Words {
 
 /// Whom to trust.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code, reason = "HTTPS always looks at the name"))]
+#[allow(dead_code, reason = "HTTPS always looks at the name")]
 pub enum Trust<'a> {
     /// Whoever answers: against those who only listen.
     Anybody,

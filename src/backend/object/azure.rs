@@ -1,6 +1,6 @@
 //! An account of Azure Storage, as connection strings name it: `AccountName=…;AccountKey=…;EndpointSuffix=…`.
 
-use crate::backend::remote::Failure;
+use crate::backend::failure::Failure;
 
 /// What is said of an account. No `Debug`: it holds keys.
 #[derive(Default)]

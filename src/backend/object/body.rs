@@ -12,7 +12,7 @@
 //! No two bodies are equal, because of the nonce: S3's ETags are hashes of bodies, and an ETag that came back would let a write be done
 //! that was meant for an earlier state.
 
-use crate::backend::remote::Failure;
+use crate::backend::failure::Failure;
 use crate::record::MAX_BYTES;
 
 /// What the first line begins with.

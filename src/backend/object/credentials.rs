@@ -16,8 +16,8 @@ use object_store::aws::AwsCredential;
 use object_store::client::{HttpRequest, HttpRequestBody};
 
 use super::http::Client;
+use crate::backend::failure::Failure;
 use crate::backend::network::checks;
-use crate::backend::remote::Failure;
 use crate::printable;
 
 /// New ones are got so long before the end of the old ones, here and in the crate (at Google, a minute later).

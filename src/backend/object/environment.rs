@@ -3,8 +3,8 @@
 
 use std::str::FromStr;
 
+use crate::backend::failure::Failure;
 use crate::backend::network::checks::{self, is_url, trimmed};
-use crate::backend::remote::Failure;
 use crate::store::Scheme;
 
 /// An environment.

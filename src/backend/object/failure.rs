@@ -6,8 +6,8 @@
 use super::answer::Answer;
 use super::http::{Exchange, Outcome};
 use super::words::Words;
+use crate::backend::failure::{Cause, Failure};
 use crate::backend::network::sentence;
-use crate::backend::remote::{Cause, Failure};
 
 /// What was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,8 +23,8 @@ use tokio::time::timeout;
 use super::WORDS;
 use super::answer::Answer;
 use super::wire::{Place, Wire};
+use crate::backend::failure::Failure;
 use crate::backend::network::tls::{self, Roots, Trust};
-use crate::backend::remote::Failure;
 
 /// Where machines in clouds ask who they are. Nobody answers there elsewhere, which must not take long.
 const METADATA: [&str; 3] = ["169.254.169.254", "[fd00:ec2::254]", "metadata.google.internal"];

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use super::azure;
 use super::credentials::Agent;
 use super::environment::{self, Variables};
+use crate::backend::failure::Failure;
 use crate::backend::network::address::Address;
 use crate::backend::network::checks;
 use crate::backend::network::tls::Roots;
-use crate::backend::remote::Failure;
 use crate::printable;
 use crate::store::{Scheme, StoreSettings};
 

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use super::{Access, Credentials, Options};
+use crate::backend::failure::Failure;
 use crate::backend::network::tls::Roots;
-use crate::backend::remote::Failure;
 use crate::store::{StoreSettings, StoreUrl};
 
 fn read(url: &str, variables: &[(&str, &str)]) -> Result<Options, Failure> {

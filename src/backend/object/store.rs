@@ -18,8 +18,8 @@ use super::failure::{Question, Refusal, innermost, refusal};
 use super::http::{Connector, Shared};
 use super::options::{Access, Credentials, Keys, Options};
 use super::words::Words;
+use crate::backend::failure::{Cause, Failure};
 use crate::backend::network::{checks, runtime};
-use crate::backend::remote::{Cause, Failure};
 use crate::store::StoreSettings;
 
 /// A bucket. Nothing is set up before it is used.

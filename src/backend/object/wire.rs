@@ -22,9 +22,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::backend::failure::Failure;
 use crate::backend::network::{lookup, tls};
 use crate::backend::plain;
-use crate::backend::remote::Failure;
 use crate::printable;
 
 use super::WORDS;

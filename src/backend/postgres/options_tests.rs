@@ -1,66 +1,56 @@
-use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio_postgres::config::ChannelBinding;
-
-use super::{Host, Options, Roots, SslMode, Surroundings};
-use crate::backend::remote::Failure;
+use super::{Options, TlsMode, server_settings};
+use crate::backend::failure::Failure;
 use crate::store::{StoreSettings, StoreUrl};
 
-fn settings(address: &str) -> StoreSettings {
+fn read(address: &str, file: Option<PathBuf>, variables: &[(&str, &str)]) -> Result<Options, Failure> {
     let url = StoreUrl::parse(address).expect(address);
-    StoreSettings { url, password_file: None, timeout: Duration::from_secs(5) }
-}
-
-fn around(variables: &[(&str, &str)], home: Option<&std::path::Path>) -> Surroundings {
-    let variables: HashMap<_, _> = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let variable = Box::new(move |name: &str| variables.get(name).cloned());
-    Surroundings { variable, home: home.map(PathBuf::from), user: Some("me".to_owned()), label: "etl".to_owned() }
+    let settings = StoreSettings { url, password_file: file, timeout: Duration::from_secs(5) };
+    let variable = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned());
+    Options::read(&settings, &variable)
 }
 
 fn options(address: &str) -> Result<Options, Failure> {
-    Options::new(&settings(address), &around(&[], None))
+    read(address, None, &[("USER", "me")])
 }
 
-fn places(options: &Options) -> Vec<(String, u16)> {
-    let name = |host: &Host| match host {
-        Host::Name(name) => name.clone(),
-        Host::Directories(paths) => paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" "),
-    };
-    options.targets.iter().map(|target| (name(&target.host), target.port)).collect()
+fn places(options: &Options) -> Vec<(&str, u16)> {
+    options.servers.iter().map(|server| (server.host.as_str(), server.port)).collect()
 }
 
 #[test]
-fn servers_are_named_in_all_ways_that_are_usual() {
-    let usual = "/var/run/postgresql /tmp";
+fn servers_are_named_in_all_usual_ways() {
+    let usual = "/var/run/postgresql";
     for (address, expected) in [
-        ("postgres://", vec![(usual, 5432)]),
-        ("postgres:///db", vec![(usual, 5432)]),
-        ("postgres://u:p@/db", vec![(usual, 5432)]),
+        ("postgres://", vec![(usual, 5431)]),
+        ("postgres:///db", vec![(usual, 5431)]),
+        ("postgres://u:p@/db", vec![(usual, 5431)]),
         ("postgres://u@:99/db", vec![(usual, 99)]),
-        ("postgresql+psycopg2://h/db", vec![("h", 5432)]),
+        ("postgresql+psycopg2://h/db", vec![("h", 5431)]),
         ("postgres://h:1/db", vec![("h", 1)]),
         ("postgres://a:1,b:2,c/db", vec![("a", 1), ("b", 2), ("c", 5432)]),
         ("postgres://[::1]:7/db", vec![("::1", 7)]),
-        ("postgres://[fe80::1]/db", vec![("fe80::1", 5432)]),
+        ("postgres://[fe80::1]/db", vec![("fe80::1", 5431)]),
         ("postgres://[::1]:7,h:8/db", vec![("::1", 7), ("h", 8)]),
         ("postgres://%2Frun%2Fpg:99/db", vec![("/run/pg", 99)]),
-        ("postgres:///db?host=/run/pg", vec![("/run/pg", 5432)]),
+        ("postgres:///db?host=/run/pg", vec![("/run/pg", 5431)]),
         ("postgres://u:p@h:99/db?host=/run/pg", vec![("/run/pg", 99)]),
         ("postgres://u:p@/db?host=/run/pg&port=9", vec![("/run/pg", 9)]),
         ("postgres:///db?host=a,b&port=1,2", vec![("a", 1), ("b", 2)]),
         ("postgres:///db?host=a:1&host=b:2", vec![("a", 1), ("b", 2)]),
         ("postgres:///db?host=a,b&port=7", vec![("a", 7), ("b", 7)]),
-        ("postgres:///db?hostaddr=10.0.0.1", vec![("10.0.0.1", 5432)]),
-        ("postgres://h/db?hostaddr=10.0.0.1", vec![("h", 5432)]),
     ] {
-        let options = options(address).unwrap_or_else(|failure| panic!("{address}: {}", failure.why));
-        let expected: Vec<_> = expected.into_iter().map(|(host, port)| (host.to_owned(), port)).collect();
+        // A port without a server of this machine.
+        let options = read(address, None, &[("USER", "me"), ("PGPORT", "5431")]);
+        let options = options.unwrap_or_else(|failure| panic!("{address}: {}", failure.why));
         assert_eq!(places(&options), expected, "{address}");
     }
+    let variables = [("PGHOST", "e,f"), ("PGPORT", "9"), ("PGUSER", "eu")];
+    let options = read("postgres:///db", None, &variables).expect("options");
+    assert_eq!((places(&options), options.user.as_str()), (vec![("e", 9), ("f", 9)], "eu"));
+    assert_eq!(places(&read("postgres://h:1", None, &variables).expect("options")), [("h", 1)]);
 }
 
 #[test]
@@ -68,64 +58,94 @@ fn users_databases_and_passwords_are_read_as_they_stand_and_encoded() {
     for (address, user, password, database) in [
         ("postgres://u:p@h/db", "u", Some("p"), "db"),
         ("postgres://u@h", "u", None, "u"),
-        ("postgres://h", "me", None, "me"),
         ("postgres://u:@h/db", "u", None, "db"),
         ("postgres://u%40x:p%2Fq%3A%25@h/d%20b", "u@x", Some("p/q:%"), "d b"),
-        ("postgres://u:p:q@h/db", "u", Some("p:q"), "db"),
         ("postgres://u:p@q/r?s#t@h/db", "u", Some("p@q/r?s#t"), "db"),
         ("postgres://u:100%@h/db", "u", Some("100%"), "db"),
-        ("postgres://u:p@h/db?sslmode=disable", "u", Some("p"), "db"),
         ("postgres://h/db?user=u&password=p%26@q", "u", Some("p&@q"), "db"),
         ("postgres://h/?dbname=db&user=u", "u", None, "db"),
     ] {
         let options = options(address).unwrap_or_else(|failure| panic!("{address}: {}", failure.why));
-        let found = (options.user.as_str(), options.targets[0].password.as_deref(), options.database.as_str());
+        let found = (options.user.as_str(), options.password.as_deref(), options.database.as_str());
         assert_eq!(found, (user, password, database), "{address}");
     }
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "  in the file \r\nnot this\n").expect("it can be written");
+    let password = |address: &str| read(address, Some(file.path().to_owned()), &[]).expect(address).password;
+    assert_eq!(password("postgres://u@h/db").as_deref(), Some("  in the file "));
+    assert_eq!(password("postgres://u:p@h/db").as_deref(), Some("p"));
 }
 
 #[test]
-fn options_of_drivers_do_not_disturb() {
+fn options_of_drivers_are_used_or_change_nothing() {
     let address = "postgresql+asyncpg://h/db?prepared_statement_cache_size=0&client_encoding=utf8&gssencmode=disable\
-                   &channel_binding=require&keepalives=0&keepalives_idle=7&connect_timeout=2&application_name=etl\
-                   &options=-csearch_path%3Dx&target_session_attrs=read-write&pool_size=3&flag&=&async_fallback=true";
+                   &channel_binding=prefer&keepalives=0&keepalives_idle=7&connect_timeout=2&application_name=etl\
+                   &options=-csearch_path%3Dx&target_session_attrs=read-write&pool_size=3&=&async_fallback=true";
     let options = options(address).unwrap_or_else(|failure| panic!("{}", failure.why));
     assert_eq!(options.connect_timeout, Duration::from_secs(2));
-    assert_eq!(options.answer_timeout, Duration::from_secs(5));
-    assert_eq!(options.application_name, "etl");
-    assert_eq!(options.server_options.as_deref(), Some("-csearch_path=x"));
-    assert_eq!(options.channel_binding, ChannelBinding::Require);
-    assert_eq!(options.keepalive, None);
-    assert!(options.is_to_be_writable);
+    assert_eq!(options.label, "etl");
+    assert_eq!(options.settings, [("search_path".to_owned(), "x".to_owned())]);
+    assert!(options.wants_writable);
+    let settings = server_settings(r"-c a=b\ c  --d=e").ok();
+    assert_eq!(settings, Some(vec![("a".to_owned(), "b c".to_owned()), ("d".to_owned(), "e".to_owned())]));
 }
 
 #[test]
 fn how_much_is_encrypted_follows_libpq() {
-    let mode = |address: &str| options(address).map(|options| (options.ssl.mode, options.ssl.roots));
-    let file = || Some(Roots::File("/r.crt".into()));
-    for (address, expected) in [
-        ("postgres://h/db", (SslMode::Prefer, None)),
-        ("postgres://h/db?sslmode=disable", (SslMode::Disable, None)),
-        ("postgres://h/db?sslmode=allow", (SslMode::Allow, None)),
-        ("postgres://h/db?sslmode=require", (SslMode::Require, None)),
-        ("postgres://h/db?ssl=true", (SslMode::Require, None)),
-        ("postgres://h/db?sslmode=require&sslrootcert=/r.crt", (SslMode::VerifyCa, file())),
-        ("postgres://h/db?sslmode=verify-full&sslrootcert=/r.crt", (SslMode::VerifyFull, file())),
-        ("postgres://h/db?sslrootcert=system", (SslMode::VerifyFull, Some(Roots::System))),
+    let root = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(root.path(), include_str!("../../../tests/common/root.crt")).expect("it can be written");
+    let path = root.path().to_str().expect("UTF-8");
+    for (query, expected) in [
+        ("", (TlsMode::Prefer, false)),
+        ("sslmode=disable", (TlsMode::Disable, false)),
+        ("sslmode=allow", (TlsMode::Allow, false)),
+        ("sslmode=require", (TlsMode::Require, false)),
+        ("sslMode=VERIFY_FULL", (TlsMode::VerifyFull, false)),
+        ("ssl=true", (TlsMode::Require, false)),
+        ("ssl=verify-full", (TlsMode::VerifyFull, false)),
+        ("requiressl=1", (TlsMode::Require, false)),
+        (&format!("sslmode=require&sslrootcert={path}"), (TlsMode::VerifyCa, true)),
+        (&format!("sslmode=verify-full&sslrootcert={path}"), (TlsMode::VerifyFull, true)),
+        ("sslrootcert=system", (TlsMode::VerifyFull, false)),
     ] {
-        assert_eq!(mode(address).ok(), Some(expected), "{address}");
+        let options = options(&format!("postgres://h/db?{query}")).unwrap_or_else(|failure| panic!("{query}: {}", failure.why));
+        assert_eq!((options.tls.mode, options.tls.roots.is_some()), expected, "{query}");
     }
-    for address in [
-        "postgres://h/db?sslmode=required",
-        "postgres://h/db?sslmode=require&sslrootcert=system",
-        "postgres://h/db?sslnegotiation=direct",
-        "postgres://h/db?channel_binding=requre",
-        "postgres://h/db?require_auth=scram-sha-256",
-        "postgres://h/db?sslcrl=/r.crl",
-        "postgres://h/db?gssencmode=require",
-        "postgres://h/db?ssl_min_protocol_version=TLSv1.3",
+}
+
+#[test]
+fn what_would_be_less_secure_than_it_was_meant_is_refused_by_name() {
+    for (query, name) in [
+        ("sslmode=required", "sslmode"),
+        ("sslmode=disable&ssl=true", "ssl"),
+        ("sslmode=require&sslmode=disable", "sslmode"),
+        ("sslmode=verify-ca", "sslmode"),
+        ("sslmode=require&sslrootcert=system", "sslrootcert"),
+        ("sslmode=verify-full&sslrootcert=/nonexistent/ca.crt", "/nonexistent/ca.crt"),
+        ("sslcert=/nonexistent/own.crt&sslkey=/k", "/nonexistent/own.crt"),
+        ("sslnegotiation=direct", "sslnegotiation"),
+        ("channel_binding=require", "channel_binding"),
+        ("require_auth=scram-sha-256", "require_auth"),
+        ("requirepeer=postgres", "requirepeer"),
+        ("sslcrl=/r.crl", "sslcrl"),
+        ("sslpassword=x", "sslpassword"),
+        ("sslcertmode=require", "sslcertmode"),
+        ("gssencmode=require", "gssencmode"),
+        ("ssl_min_protocol_version=TLSv1.3", "ssl_min_protocol_version"),
+        ("use_ssl=true", "use_ssl"),
+        ("sslmod=verify-full", "sslmod"),
+        ("service=mine", "service"),
+        ("hostaddr=10.0.0.1", "hostaddr"),
+        ("passfile=/p", "passfile"),
+        ("target_session_attrs=standby", "target_session_attrs"),
+        ("options=-E", "options"),
     ] {
-        assert!(mode(address).is_err(), "{address}");
+        let failure = options(&format!("postgres://h/db?{query}")).err().unwrap_or_else(|| panic!("{query}"));
+        assert!(failure.why.contains(name), "{query}: {}", failure.why);
+    }
+    for (variable, name) in [("PGHOSTADDR", "hostaddr"), ("PGSERVICE", "service"), ("PGREQUIREAUTH", "require_auth")] {
+        let failure = read("postgres://u@h/db", None, &[(variable, "x")]).err().expect(variable);
+        assert!(failure.why.contains(name), "{}", failure.why);
     }
 }
 
@@ -139,48 +159,13 @@ fn what_cannot_be_used_is_said_without_repeating_it() {
         "postgres://h/db?sslmode=hunter2",
         "postgres://h/db?service=hunter2",
         "postgres://h/db?hostaddr=hunter2",
+        "postgres://h/db?options=hunter2",
         "postgres://u:%ff@h/db",
+        "postgres://u:x?hunter2=y@h/db",
         "postgres://h:1,i:2/db?port=1,2,3",
     ] {
         let failure = options(address).err().unwrap_or_else(|| panic!("{address}"));
         assert!(!failure.why.contains("hunter2"), "{}", failure.why);
         assert!(!failure.hint.unwrap_or_default().contains("hunter2"), "{address}");
     }
-}
-
-#[test]
-fn what_the_address_leaves_out_comes_from_a_file_a_service_the_environment_and_the_password_file_in_this_order() {
-    let home = tempfile::tempdir().expect("tempdir");
-    let write = |name: &str, text: &str, mode: u32| {
-        let path = home.path().join(name);
-        fs::write(&path, text).expect("write");
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
-        path
-    };
-    write(".pg_service.conf", "# x\n[other]\nhost=o\n\n[mine]\nhost = s\nport=7\nuser=service\ndbname=sd\n[z]\nhost=z\n", 0o644);
-    write(".pgpass", "#c\nx:*:*:*:wrong\ns:7:sd:*:from\\:pgp\\\\ass:x\n*:*:*:*:any\n", 0o600);
-    let password = |address: &str, variables: &[(&str, &str)], file: Option<PathBuf>| {
-        let settings = StoreSettings { password_file: file, ..settings(address) };
-        let options = Options::new(&settings, &around(variables, Some(home.path())));
-        let mut options = options.unwrap_or_else(|failure| panic!("{address}: {}", failure.why));
-        (places(&options).remove(0), options.user.clone(), options.targets.remove(0).password)
-    };
-    let place = |host: &str, port| (host.to_owned(), port);
-    let some = |text: &str| Some(text.to_owned());
-    let file = || Some(write("secret", "  in the file \r\nnot this\n", 0o600));
-    let pgpassword = ("PGPASSWORD", "variable");
-    assert_eq!(password("postgres://u:p@h/db", &[pgpassword], file()), (place("h", 5432), "u".into(), some("p")));
-    assert_eq!(password("postgres://u@h/db", &[pgpassword], file()).2, some("  in the file "));
-    assert_eq!(password("postgres://u@h/db", &[pgpassword], None).2, some("variable"));
-    assert_eq!(password("postgres://u@h/db", &[], None).2, some("any"));
-    let service = (place("s", 7), "service".to_owned(), some("from:pgp\\ass:x"));
-    assert_eq!(password("postgres://?service=mine", &[("PGHOST", "e")], None), service);
-    assert_eq!(password("postgres://", &[("PGSERVICE", "mine"), ("PGUSER", "e")], None), service);
-    let found = password("postgres://", &[("PGHOST", "e"), ("PGPORT", "9"), ("PGUSER", "eu")], None);
-    assert_eq!(found, (place("e", 9), "eu".into(), some("any")));
-    let elsewhere = write("elsewhere", "localhost:5432:*:*:local\n", 0o600);
-    let variable = [("PGPASSFILE", elsewhere.to_str().expect("text"))];
-    assert_eq!(password("postgres:///db", &variable, None).2, some("local"));
-    write(".pgpass", "*:*:*:*:any\n", 0o640);
-    assert_eq!(password("postgres://u@h/db", &[], None).2, None);
 }

@@ -1,182 +1,180 @@
-//! Whether a connection is a session of the server's own, or one with a pooler that lends out sessions for a transaction each.
-//!
-//! It matters for notifications: a `LISTEN` through such a pooler is another's session, who gets what we wait for, and trying it
-//! out does not tell: what a session tells itself comes before the end of its transaction, and so through every pooler. But
-//! a server says at the beginning which of its processes one speaks to (for requests to cancel), where a pooler has to say
-//! something else, because that changes. tokio-postgres keeps that to itself, so it is read on its way, and
-//! with it the key for such requests: those that tokio-postgres sends are not fit for poolers, see [`super::cancel`].
+//! Sessions with PostgreSQL: making one, asking it, and what a refusal means.
 
-use std::cell::Cell;
-use std::io;
-use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgListener, PgPool, PgPoolOptions, PgRow, PgSeverity};
+use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, raw_sql};
+use tokio::time::timeout;
 
-/// The message that tells the process and its key (`BackendKeyData`), and the one that ends the beginning (`ReadyForQuery`).
-const KEY_DATA: u8 = b'K';
-const READY: u8 = b'Z';
+use super::options::{HINTS, Options, Server};
+use crate::backend::failure::{Cause, Failure};
+use crate::backend::network::sentence;
+use crate::backend::sql::failure::{Phase, no_answer, of, of_connecting};
 
-/// Of a message, its kind and its length, which counts itself.
-const HEAD: usize = 5;
+/// Classes of errors that pass: connections, rolled back transactions, resources, the operator, the
+/// system.
+const PASSING: [&str; 5] = ["08", "40", "53", "57", "58"];
 
-/// What is told: four bytes each. A longer key would have to be asked for, with a newer version of the protocol.
-pub type Key = [u8; 8];
-
-/// Listens to the beginning of a session.
-#[derive(Clone, Default)]
-pub struct Ear {
-    key: Rc<Cell<Option<Key>>>,
-    is_done: bool,
-    /// What was read of a message's head, and of what it tells.
-    head: Vec<u8>,
-    /// How much of the message is of no interest.
-    skip: usize,
+/// A session, of the kind that its use needs.
+pub enum Link {
+    Plain(PgConnection),
+    /// One of our own, which also gets notifications.
+    Own(PgListener, PgPool),
 }
 
-impl Ear {
-    /// The process that the other end says to be, once the session has begun.
-    pub fn process(&self) -> Option<i32> {
-        self.key().map(|[a, b, c, d, ..]| i32::from_be_bytes([a, b, c, d]))
-    }
+/// Rows, or how many were changed.
+pub struct Answer {
+    pub rows: Vec<PgRow>,
+    pub changed: u64,
+}
 
-    /// The process, and by what it knows that a request to cancel comes from us, once the session has begun.
-    pub fn key(&self) -> Option<Key> {
-        self.key.get()
-    }
-
-    fn hear(&mut self, mut bytes: &[u8]) {
-        while let Some((byte, rest)) = bytes.split_first()
-            && !self.is_done
-        {
-            if self.skip > 0 {
-                let skipped = self.skip.min(bytes.len());
-                self.skip -= skipped;
-                bytes = &bytes[skipped..];
-                continue;
-            }
-            bytes = rest;
-            self.head.push(*byte);
-            match self.head.as_slice() {
-                [KEY_DATA, _, _, _, _, key @ ..] => {
-                    if let Ok(key) = key.try_into() {
-                        self.key.set(Some(key));
-                        self.is_done = true;
-                    }
-                }
-                [READY, ..] => self.is_done = true,
-                [_, a, b, c, d] => {
-                    let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
-                    self.skip = length.saturating_sub(HEAD - 1);
-                    self.head.clear();
-                }
-                _ => {}
-            }
+impl Link {
+    pub async fn ask(&mut self, statement: String, phase: Phase) -> Result<Answer, Error> {
+        let query = raw_sql(AssertSqlSafe(statement));
+        if phase == Phase::Write {
+            let done = match self {
+                Self::Plain(link) => query.execute(link).await,
+                Self::Own(link, _) => query.execute(link).await,
+            };
+            return Ok(Answer { rows: Vec::new(), changed: done?.rows_affected() });
         }
-    }
-}
-
-/// A stream that is listened to.
-pub struct Overheard<S> {
-    inner: S,
-    ear: Ear,
-}
-
-impl<S> Overheard<S> {
-    /// Listens from now on.
-    pub fn new(inner: S, ear: Ear) -> Self {
-        Self { inner, ear }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Overheard<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
-        if !self.ear.is_done {
-            self.ear.hear(&buffer.filled()[before..]);
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
-    }
-}
-
-impl<S: TlsStream + Unpin> TlsStream for Overheard<S> {
-    fn channel_binding(&self) -> ChannelBinding {
-        self.inner.channel_binding()
-    }
-}
-
-/// Encrypts, and listens to what was encrypted.
-pub struct OverheardTls<T> {
-    inner: T,
-    ear: Ear,
-}
-
-impl<T> OverheardTls<T> {
-    /// Listens once it is connected.
-    pub fn new(inner: T, ear: Ear) -> Self {
-        Self { inner, ear }
-    }
-}
-
-impl<S, T> TlsConnect<S> for OverheardTls<T>
-where
-    T: TlsConnect<S>,
-    T::Future: 'static,
-{
-    type Stream = Overheard<T::Stream>;
-    type Error = T::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Stream, Self::Error>>>>;
-
-    fn connect(self, stream: S) -> Self::Future {
-        let connecting = self.inner.connect(stream);
-        Box::pin(async move { Ok(Overheard::new(connecting.await?, self.ear)) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Ear;
-
-    #[test]
-    fn the_process_is_heard_however_the_bytes_are_cut() {
-        let message = |kind: u8, body: &[u8]| {
-            let length = u32::try_from(body.len() + 4).expect("short");
-            [&[kind][..], &length.to_be_bytes(), body].concat()
+        let rows = match self {
+            Self::Plain(link) => query.fetch_all(link).await,
+            Self::Own(link, _) => query.fetch_all(link).await,
         };
-        let process = 0x4b5a_0102_i32;
-        let all = [
-            message(b'R', &[0; 4]),
-            message(b'S', b"K\0\0\0\x0c"),
-            message(b'S', b""),
-            message(b'K', &[&process.to_be_bytes()[..], &[1, 2, 3, 4]].concat()),
-            message(b'Z', b"I"),
-        ]
-        .concat();
-        for size in 1..=all.len() {
-            let mut ear = Ear::default();
-            all.chunks(size).for_each(|chunk| ear.hear(chunk));
-            assert_eq!(ear.process(), Some(process), "{size}");
-            assert_eq!(ear.key().expect("a key")[4..], [1, 2, 3, 4], "{size}");
-        }
-        let mut ear = Ear::default();
-        ear.hear(&[message(b'R', &[0; 4]), message(b'Z', b"I"), message(b'K', &[1; 8])].concat());
-        assert_eq!(ear.process(), None);
+        Ok(Answer { rows: rows?, changed: 0 })
     }
+
+    pub async fn close(self) {
+        match self {
+            Self::Plain(link) => drop(link.close().await),
+            Self::Own(link, pool) => {
+                drop(link);
+                pool.close().await;
+            }
+        }
+    }
+}
+
+/// A column of a row.
+pub fn column<'r, T>(row: &'r PgRow, index: usize) -> Result<T, Failure>
+where
+    T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    row.try_get(index).map_err(|error| of(&error, Phase::Read, &HINTS))
+}
+
+/// A session with the first server that grants one. Nothing was sent if there is none. One of its
+/// own begins with `session`.
+pub async fn connect(options: &Options, limit: Duration, session: Option<&(String, String)>) -> Result<Link, Failure> {
+    // A silent server leaves time for the next one.
+    let share = options.connect_timeout / u32::try_from(options.servers.len()).unwrap_or(u32::MAX).max(1);
+    let mut failure: Option<Failure> = None;
+    for server in &options.servers {
+        let tried = timeout(share.min(limit), connect_to(options, server, session)).await;
+        let late = || Failure::transient(format!("no connection within {} s", share.as_secs_f32()));
+        match tried.unwrap_or_else(|_| Err(late())) {
+            Ok(link) => return Ok(link),
+            // If one of them may be back soon, trying again is of use.
+            Err(next) => failure = failure.filter(|failure| failure.cause.passes()).or(Some(next)),
+        }
+    }
+    Err(failure.unwrap_or_else(|| Failure::permanent("the address names no server")))
+}
+
+async fn connect_to(options: &Options, server: &Server, session: Option<&(String, String)>) -> Result<Link, Failure> {
+    let mut first = None;
+    for mode in options.modes(server) {
+        let way = options.for_sqlx(server, *mode, session)?;
+        let connected = match session {
+            None => PgConnection::connect_with(&way).await.map(Link::Plain),
+            Some(_) => own(way, options.connect_timeout).await,
+        };
+        let mut link = match connected {
+            Ok(link) => link,
+            Err(error) => {
+                let (failure, is_about_tls) = of_login(&error, server);
+                if is_about_tls {
+                    first = first.or(Some(failure));
+                    continue;
+                }
+                return Err(first.unwrap_or(failure));
+            }
+        };
+        if options.wants_writable {
+            let asked = link.ask("SELECT current_setting('transaction_read_only')".to_owned(), Phase::Read).await;
+            let asked = asked.map_err(|error| of_login(&error, server).0)?;
+            if asked.rows.first().map(|row| column::<String>(row, 0)).transpose()?.as_deref() == Some("on") {
+                return Err(Failure::transient("the server is read-only"));
+            }
+        }
+        return Ok(link);
+    }
+    Err(first.unwrap_or_else(|| Failure::permanent("the address names no server")))
+}
+
+/// A session that gets notifications.
+async fn own(options: PgConnectOptions, limit: Duration) -> Result<Link, Error> {
+    // A listener takes its session from a pool. It is to keep it.
+    let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
+    let pool = pool.test_before_acquire(false).acquire_timeout(limit).connect_lazy_with(options);
+    let mut listener = PgListener::connect_with(&pool).await?;
+    // Another session would not have the ticket.
+    listener.eager_reconnect(false);
+    listener.ignore_pool_close_event(true);
+    Ok(Link::Own(listener, pool))
+}
+
+/// Why there is no session, and whether there might be one with more or less TLS.
+fn of_login(error: &Error, server: &Server) -> (Failure, bool) {
+    match error {
+        Error::Database(error) => {
+            let error = error.downcast_ref::<PgDatabaseError>();
+            (refusal(error, Phase::Connect), error.code() == "28000")
+        }
+        error => (of_connecting(error, &format!("{}:{}", server.host, server.port), &HINTS), false),
+    }
+}
+
+/// What a server's refusal means.
+pub fn refusal(error: &PgDatabaseError, phase: Phase) -> Failure {
+    let code = error.code();
+    let cause = match code {
+        "42P01" => Cause::NotPrepared,
+        // Read-only, a lock that was waited for too long, an object in use.
+        "25006" | "55P03" | "55006" => Cause::Transient,
+        "53300" => Cause::Full,
+        // What a pooler says of settings that it does not know.
+        "08P01" if phase == Phase::Connect => Cause::Permanent,
+        _ if PASSING.iter().any(|class| code.starts_with(class)) => Cause::Transient,
+        _ => Cause::Permanent,
+    };
+    // Its own limit, which ends what would otherwise go on without us.
+    let why = if code == "57014" { no_answer().why } else { sentence(error.message()) };
+    let hint = match code {
+        "28P01" => Some(
+            "the password is that of the address, else the first line of `SERIALIZER_PASSWORD_FILE`, else `PGPASSWORD`, else \
+             that in `~/.pgpass`",
+        ),
+        "28000" => Some(
+            "check the user's name; the server's `pg_hba.conf` says which users may connect from where, and whether encrypted \
+             (`?sslmode=require`)",
+        ),
+        "3D000" => Some("create the database, or name another one at the end of the address"),
+        "42501" => Some(
+            "`serializer initialize --print-sql` prints the statements for an administrator; a role needs `GRANT SELECT, INSERT, \
+             UPDATE ON serializer_locks TO …`, and `DELETE` to tidy up",
+        ),
+        "3F000" => Some("the table is made in the first schema of `search_path`; `?options=-csearch_path%3DSCHEMA` names one"),
+        "42703" | "42883" => {
+            Some("there is another table `serializer_locks`; `?options=-csearch_path%3DSCHEMA` names a schema of its own")
+        }
+        _ => None,
+    };
+    // An ordinary error rolls back. But a pooler may have lost its server, and an error that ends
+    // the session may come after the end of the transaction.
+    let is_fatal = !matches!(error.severity(), PgSeverity::Error);
+    let is_unknown = code == "40003" || code.starts_with("08");
+    let is_indefinite = phase == Phase::Write && (is_fatal || is_unknown);
+    Failure { why, cause, hint: hint.map(str::to_owned), is_indefinite, action: None }
 }

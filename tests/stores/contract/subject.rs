@@ -4,9 +4,10 @@ use std::ffi::OsStr;
 use std::process::Command;
 use std::time::Duration;
 
+use serializer::backend::file::Files;
 use serializer::backend::memory::Memory;
-use serializer::backend::seam::Key;
-use serializer::backend::{Location, open};
+use serializer::backend::seam::{Key, Store};
+use serializer::backend::{Location, open, open_store};
 use serializer::mutex::register::Register;
 use serializer::record::random_token;
 use serializer::store::{StoreSettings, StoreUrl};
@@ -26,6 +27,11 @@ enum Kind {
     Memory(Memory),
     File,
     Store(String),
+}
+
+fn settings(url: &str) -> StoreSettings {
+    let url = StoreUrl::parse(url).expect("an address");
+    StoreSettings { url, password_file: None, timeout: Duration::from_secs(5) }
 }
 
 impl Subject {
@@ -99,13 +105,23 @@ impl Subject {
             Kind::Memory(memory) => Register::new(Box::new(memory.clone()), Key::lock(name), "memory".to_owned()),
             Kind::File => open(&Location::File(self.locks.dir().join(name))).expect("files are always there"),
             Kind::Store(url) => {
-                let url = StoreUrl::parse(url).expect("an address");
-                let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(5) };
                 let mut prefixed = std::ffi::OsString::from(&self.prefix);
                 prefixed.push(name);
-                open(&Location::Store(settings, prefixed)).expect("the program was built with it")
+                open(&Location::Store(settings(url), prefixed)).expect("the program was built with it")
             }
         }
+    }
+
+    /// All registers, as another process would open them.
+    pub fn store(&self) -> Box<dyn Store> {
+        let mut store = match &self.kind {
+            Kind::Memory(memory) => return Box::new(memory.clone()),
+            Kind::File => Box::new(Files::new(self.locks.dir())),
+            Kind::Store(url) => open_store(&settings(url)).expect("the program was built with it"),
+        };
+        let key = Key::lock(OsStr::new("schema"));
+        store.create_schema(&key).unwrap_or_else(|failure| panic!("{}", failure.why));
+        store
     }
 
     /// `program` with this backend in its environment.
