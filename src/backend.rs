@@ -1,6 +1,10 @@
 //! Where lock records are kept. A backend is a compare-and-swap register, not a lock: what a record means, whether it is
 //! stale and who may replace it is decided in [`crate::mutex`].
 
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+mod aws;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+mod checks;
 mod directory;
 #[cfg(feature = "dynamodb")]
 mod dynamodb;
@@ -19,6 +23,8 @@ mod object;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod remote;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+mod runtime;
 pub mod seam;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod sql;
@@ -37,6 +43,7 @@ use crate::record::Record;
 use crate::store::StoreSettings;
 use crate::waiter::Waiter;
 use engines::Engine;
+pub use engines::open_store;
 use remote::{Cause, Failure};
 
 /// A register that holds at most one record.

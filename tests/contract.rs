@@ -1,8 +1,12 @@
 //! One contract for every backend: what a register has to promise, what a mutex on it promises then, and what programs get.
 
 mod common;
+#[path = "common/injector.rs"]
+mod injector;
 #[path = "contract/leases.rs"]
 mod leases;
+#[path = "contract/listing_objects.rs"]
+mod listing_objects;
 #[path = "contract/programs.rs"]
 mod programs;
 #[path = "contract/register.rs"]

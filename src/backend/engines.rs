@@ -5,6 +5,8 @@ use std::ffi::{OsStr, OsString};
 use super::Backend;
 use super::remote::Failure;
 use super::remote::Remote;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+use super::seam::{Key, StoreRegister, held};
 use crate::store::{Scheme, StoreSettings};
 
 /// What makes the backend of a lock, given its name and what it is called in messages.
@@ -47,15 +49,19 @@ impl Engine {
             #[cfg(feature = "dynamodb")]
             Scheme::Dynamodb => Ok(Self {
                 open: |settings, name, location| {
-                    Ok(Box::new(Remote::new(super::dynamodb::Table::new(settings, name)?, location)))
+                    let store = super::dynamodb::DynamoDb::new(settings)?;
+                    Ok(Box::new(Remote::new(StoreRegister::new(store, Key::lock(name)), location)))
                 },
-                names: |settings| super::dynamodb::names(settings).map(texts),
+                names: |settings| held(&mut super::dynamodb::DynamoDb::new(settings)?),
                 schema: None,
             }),
             #[cfg(feature = "object-store")]
             Scheme::S3 | Scheme::Azure | Scheme::Gcs => Ok(Self {
-                open: |settings, name, location| Ok(Box::new(Remote::new(super::object::Object::new(settings, name)?, location))),
-                names: |settings| super::object::names(settings).map(texts),
+                open: |settings, name, location| {
+                    let store = super::object::ObjectStore::new(settings)?;
+                    Ok(Box::new(Remote::new(StoreRegister::new(store, Key::lock(name)), location)))
+                },
+                names: |settings| held(&mut super::object::ObjectStore::new(settings)?),
                 schema: None,
             }),
             #[cfg(not(feature = "postgres"))]
@@ -70,8 +76,22 @@ impl Engine {
     }
 }
 
+/// The store of an address, without connecting to it.
+///
+/// # Errors
+/// When this program was built without it, or the settings cannot be used.
+pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn super::seam::Store>, Failure> {
+    match settings.url.scheme() {
+        #[cfg(feature = "dynamodb")]
+        Scheme::Dynamodb => Ok(Box::new(super::dynamodb::DynamoDb::new(settings)?)),
+        #[cfg(feature = "object-store")]
+        Scheme::S3 | Scheme::Azure | Scheme::Gcs => Ok(Box::new(super::object::ObjectStore::new(settings)?)),
+        scheme => Err(Failure::not_built(scheme)),
+    }
+}
+
 /// Names that are texts, in stores that keep no others.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 fn texts(names: Vec<String>) -> Vec<OsString> {
     names.into_iter().map(Into::into).collect()
 }

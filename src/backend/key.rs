@@ -5,6 +5,43 @@ use std::os::unix::ffi::OsStrExt;
 
 use sha2::{Digest, Sha256};
 
+use super::seam::{Key, Kind};
+
+/// The kinds of keys whose stored names have a prefix.
+pub const PREFIXED: [Kind; 3] = [Kind::Once, Kind::Schedule, Kind::Session];
+
+/// What the stored names of a kind begin with. Those of locks, which came first, begin with nothing.
+pub fn prefix(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Lock => "",
+        Kind::Once => "once/",
+        Kind::Schedule => "schedule/",
+        Kind::Session => "session/",
+    }
+}
+
+/// The kind of the register with this stored name, and a name that opens it.
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+pub fn kind_and_name(stored: &str) -> (Kind, &str) {
+    let found = PREFIXED.iter().find_map(|kind| Some((*kind, stored.strip_prefix(prefix(*kind))?)));
+    found.unwrap_or((Kind::Lock, stored))
+}
+
+impl Key {
+    /// The name of its register in a store: the prefix of its kind and [`key`] of its name. A lock whose name begins with
+    /// such a prefix is stored under a hashed form that does not.
+    pub fn stored_name(&self) -> String {
+        let name = key(&self.name);
+        if self.kind != Kind::Lock {
+            return format!("{}{name}", prefix(self.kind));
+        }
+        if PREFIXED.iter().any(|kind| name.starts_with(prefix(*kind))) {
+            return hashed(&self.name).replacen('/', "_", 1);
+        }
+        name
+    }
+}
+
 /// The longest name that is kept as it is, in bytes: what every engine can index.
 const MAX_NAME: usize = 200;
 
@@ -17,7 +54,12 @@ pub fn key(name: &OsStr) -> String {
     {
         return text.to_owned();
     }
-    let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    hashed(name)
+}
+
+/// The beginning of a name and its hash.
+fn hashed(name: &OsStr) -> String {
+    let hash: String = Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let shown: String = name.to_string_lossy().chars().filter(|c| *c != '\0').take(30).collect();
     format!("{shown}~{hash}")
 }
@@ -27,7 +69,29 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
-    use super::{MAX_NAME, key};
+    use super::super::seam::{Key, Kind};
+    use super::{MAX_NAME, PREFIXED, key, prefix};
+
+    #[test]
+    fn a_lock_is_never_stored_under_the_prefix_of_another_kind() {
+        let stored = |kind, name: &str| Key { kind, name: name.into() }.stored_name();
+        assert_eq!(stored(Kind::Lock, "load"), "load");
+        assert_eq!(stored(Kind::Once, "load"), "once/load");
+        let long = format!("once/{}", "x".repeat(500));
+        let names = ["once/load", "schedule/", "session/once/a", long.as_str()];
+        let mut seen = std::collections::HashSet::new();
+        for name in names {
+            let lock = stored(Kind::Lock, name);
+            assert!(PREFIXED.iter().all(|kind| !lock.starts_with(prefix(*kind))), "{lock}");
+            assert!(lock.len() <= MAX_NAME && seen.insert(lock.clone()), "{lock}");
+            for kind in PREFIXED {
+                assert!(seen.insert(stored(kind, name)), "{name}");
+                // What `list` shows opens the same register.
+                let shown = stored(kind, name).replacen(prefix(kind), "", 1);
+                assert_eq!(stored(kind, &shown), stored(kind, name));
+            }
+        }
+    }
 
     #[test]
     fn different_names_have_different_keys_that_fit() {

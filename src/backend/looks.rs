@@ -26,12 +26,6 @@ impl Looks {
         Self { first, last, since: None }
     }
 
-    /// Where each look costs money.
-    #[cfg(any(feature = "dynamodb", feature = "object-store"))]
-    pub fn paid() -> Self {
-        Self::new(Duration::from_millis(100), Duration::from_secs(10))
-    }
-
     /// Sleeps until the next look, at most `limit`, or until one of `fds` is readable.
     ///
     /// # Errors

@@ -1,16 +1,16 @@
 //! What stores that are reached over a network have in common, whatever they speak.
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 pub mod address;
-#[cfg(any(feature = "dynamodb", feature = "object-store"))]
-pub mod checks;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod keepalive;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 pub mod lookup;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 pub mod passwords;
-#[cfg(any(feature = "postgres", feature = "dynamodb", feature = "object-store"))]
+#[cfg(feature = "postgres")]
 pub mod runtime;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "object-store"))]
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 pub mod tls;
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]

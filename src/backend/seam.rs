@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::Write;
 use super::remote::{Failure, Register, Row};
+use crate::record::{Entry, Record};
 use crate::waiter::Waiter;
 
 /// What a register is for. Each kind has names of its own.
@@ -200,6 +201,36 @@ impl<S: Store> StoreRegister<S> {
     }
 }
 
+/// The stored names of all locks that have a value.
+///
+/// # Errors
+/// As for [`Store::list`]; a store without a schema has no locks.
+pub fn held(store: &mut dyn Store) -> Result<Vec<OsString>, Failure> {
+    let (mut names, mut after) = (Vec::new(), None);
+    // Ends with the last page: each begins behind the one before.
+    loop {
+        let page = match store.list(Kind::Lock, after.as_deref()) {
+            Err(Failure { cause: super::remote::Cause::NotPrepared, .. }) => return Ok(names),
+            page => page?,
+        };
+        names.extend(page.entries.into_iter().filter(|(_, state)| state.value.is_some()).map(|(name, _)| name));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(names),
+        }
+    }
+}
+
+/// For so long a register is kept that no process holds. A clock may be slow by less than this before numbers go back.
+const KEEP: Duration = Duration::from_secs(35 * 24 * 60 * 60);
+
+/// Whether a process holds what a record says. A record that only tells how an acquisition went is not held; one that cannot be
+/// read may be.
+fn is_held(text: &str) -> bool {
+    let is_released = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
+    Record::parse(text.as_bytes()).map_or(true, |record| record.is_newer() || !record.entries().iter().all(is_released))
+}
+
 fn row(state: State) -> Row {
     Row { version: state.version, number: state.number, text: state.value, now: state.now }
 }
@@ -214,7 +245,7 @@ impl<S: Store> Register for StoreRegister<S> {
     }
 
     fn write(&mut self, seen: &Row, next: u64, text: Option<&str>) -> Result<Write, Failure> {
-        let keep = text.is_none().then_some(Duration::from_secs(35 * 24 * 60 * 60));
+        let keep = text.is_none_or(|text| !is_held(text)).then_some(KEEP);
         self.store.put(&self.key, &state(seen), &Next { number: next, value: text, keep })
     }
 
