@@ -1,6 +1,10 @@
 //! Where registers are kept. A store is a compare-and-swap register per key, not a lock: what a record means, whether it is
 //! stale and when it is replaced is decided in [`crate::mutex`]. The seam between the two is [`seam::Store`].
 
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+mod aws;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+mod checks;
 mod directory;
 #[cfg(feature = "dynamodb")]
 mod dynamodb;
@@ -20,6 +24,8 @@ mod object;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod retry;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+mod runtime;
 pub mod seam;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod sql;

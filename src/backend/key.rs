@@ -7,6 +7,13 @@ use sha2::{Digest, Sha256};
 
 use super::seam::{Key, Kind};
 
+/// The kind of the register with this stored name, and a name that opens it.
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+pub fn kind_and_name(stored: &str) -> (Kind, &str) {
+    let found = Kind::PREFIXED.iter().find_map(|kind| Some((*kind, stored.strip_prefix(kind.prefix())?)));
+    found.unwrap_or((Kind::Lock, stored))
+}
+
 impl Key {
     /// The name of its register in a store: the prefix of its kind and [`key`] of its name. A lock
     /// whose name begins with such a prefix is stored under a hashed form that does not.

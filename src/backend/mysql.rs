@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn nothing_of_a_value_is_read_as_sql_and_each_write_has_its_condition() {
         assert_eq!(literal("a'\\é"), "X'61275cc3a9'");
-        let expected = State { version: Some(b"6".to_vec()), number: 6, value: Some("b".to_owned()), now: None };
+        let expected = State { version: Some(b"6".to_vec()), number: 6, value: Some("b".to_owned()), ..State::default() };
         let condition = MySql::condition(&Key::lock("a".as_ref()), &expected);
         assert_eq!(condition, "name = X'61' AND version = 6 AND CAST(record AS BINARY) <=> X'62' AND format = 1");
     }

@@ -1,17 +1,7 @@
-//! What stores that are reached over a network have in common, whatever they speak.
+//! What stores that are reached over a network have in common.
 
-#[cfg(any(feature = "dynamodb", feature = "object-store"))]
-pub mod address;
-#[cfg(any(feature = "dynamodb", feature = "object-store"))]
-pub mod checks;
-#[cfg(any(feature = "dynamodb", feature = "object-store"))]
-pub mod lookup;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
+#[cfg(any(feature = "postgres", feature = "mysql"))]
 pub mod passwords;
-#[cfg(any(feature = "dynamodb", feature = "object-store"))]
-pub mod runtime;
-#[cfg(feature = "object-store")]
-pub mod tls;
 
 use crate::printable;
 
@@ -33,21 +23,12 @@ pub fn sentence(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::sentence;
-    use crate::backend::retry::jittered;
 
     #[test]
     fn what_the_server_says_becomes_part_of_a_sentence() {
         assert_eq!(sentence("Too many\nconnections."), "too many connections");
         assert_eq!(sentence("WSREP has not yet prepared node"), "WSREP has not yet prepared node");
         assert_eq!(sentence(""), "unknown error");
-    }
-
-    #[test]
-    fn pauses_are_about_as_long_as_they_are_meant_to_be() {
-        let pause = Duration::from_secs(8);
-        assert!((0..1000).all(|_| (Duration::from_secs(6)..=Duration::from_secs(10)).contains(&jittered(pause))));
     }
 }

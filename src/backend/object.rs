@@ -1,225 +1,303 @@
-//! Locks in object stores: S3 and what speaks its protocol, Azure Blob Storage, Google Cloud Storage. An object for each name.
+//! Object stores: S3 and what speaks its protocol, Azure Blob Storage, Google Cloud Storage. One object per key.
 //!
-//! An object is made if there is none (`If-None-Match: *`) and replaced if it is still what was read (`If-Match`), and never removed: so
-//! its number never goes back, and a write that arrives late finds that its condition does not hold any more. All rests on the store's
-//! keeping to conditions, and some that speak S3's protocol ignore them. So a new object is not used before it has been tried out
-//! ([`Object::try_out`]).
+//! An object is created if there is none (`If-None-Match: *`), and replaced or deleted only if it is still what was
+//! read (`If-Match`, at Google generations). Some stores that speak S3's protocol ignore conditions: each new object is
+//! used only after the store has refused two writes to it (`verify`), and objects are purged only by a store that has
+//! refused to delete one.
 //!
-//! There is no clock that all hosts read, and nobody tells of changes: leases are watched, and who waits looks now and then, which costs
-//! money.
+//! There is no clock that all hosts read, and no wake-up; each poll costs money.
 
-mod answer;
-mod azure;
-mod body;
-mod credentials;
-mod environment;
-mod failure;
-mod http;
-mod name;
-mod options;
-mod store;
-mod wire;
-mod words;
+mod address;
+mod client;
+mod connector;
+mod failures;
+mod layout;
 
-use std::ffi::OsStr;
-use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
 
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
+use object_store::{ObjectStoreExt, PutMode, PutPayload};
+use tokio::time::timeout;
 
-use self::body::{Body, MAX_BODY, State, foreign};
-use self::failure::{CONDITIONS, Question, Refusal};
-use self::store::Store;
-use super::failure::{Cause, Failure, Register, Row};
-use super::key::key;
-use super::looks::Looks;
-use super::network::tls;
-use super::{Write, plain};
+use self::address::{Access, Options};
+use self::client::Client;
+use self::connector::Shared;
+use self::failures::{CONDITIONS, Question, Refusal, refusal};
+use self::layout::{Body, Content, MAX_BODY, decode, encode, foreign};
+use super::aws::{Account, innermost};
+use super::failure::{Cause, Failure};
+use super::key::kind_and_name;
+use super::plain;
+use super::retry::since_1970;
+use super::runtime::PrivateRuntime;
+use super::seam::Write;
+use super::seam::{Key, Kind, Next, Page, State, Store};
 use crate::record::random_token;
 use crate::store::StoreSettings;
 
-/// How certificates are spoken of.
-const WORDS: tls::Words = tls::Words {
-    roots: "`?ca=…` at the end of the address, or `AWS_CA_BUNDLE`, names a file with the certificate of whoever signed the server's",
-    key: "",
-};
+/// So many objects are read for a page of a list.
+const PAGE: usize = 1000;
 
-/// One lock's object.
-pub struct Object {
-    path: Path,
-    store: Store,
-    looks: Looks,
+/// A bucket with an object per key.
+pub struct ObjectStore {
+    options: Options,
+    shared: Arc<Shared>,
+    runtime: PrivateRuntime,
+    account: Option<Account>,
+    client: Option<Client>,
+    /// Whether it has refused to delete an object in another state.
+    obeys_deletes: bool,
 }
 
-/// The names of all locks that somebody holds.
-pub fn names(settings: &StoreSettings) -> Result<Vec<String>, Failure> {
-    let mut store = Store::new(settings)?;
-    let prefix = store.prefix()?;
-    let listed = store.ask(Question::List, async |client| client.list_with_delimiter(prefix.as_ref()).await);
-    let listed = match listed {
-        Ok(listed) => listed,
-        Err(Refusal::Missing) => return Ok(Vec::new()),
-        Err(refusal) => return Err(unexpected(refusal)),
-    };
-    let mut names = Vec::new();
-    for object in listed.objects {
-        let Some(name) = object.location.filename().and_then(name::decode) else { continue };
-        // What is there beside locks is not worth to fail for.
-        if let Ok(Some((Body { state: State::Held(_), .. }, _))) = read(&mut store, &object.location) {
-            names.push(name);
+/// An object as it was read: what it says, and its version.
+type Found = Option<(Body, Vec<u8>)>;
+
+impl ObjectStore {
+    /// Does not connect yet.
+    ///
+    /// # Errors
+    /// When the address or other settings cannot be used.
+    pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
+        let options = Options::of(settings)?;
+        let shared = Shared::new(options.timeout, options.roots.clone());
+        let runtime = PrivateRuntime::default();
+        Ok(Self { options, shared, runtime, account: None, client: None, obeys_deletes: false })
+    }
+
+    /// Asks the store, with credentials that are good for a while.
+    fn ask<T>(&mut self, question: Question, ask: impl AsyncFnOnce(&Client) -> object_store::Result<T>) -> Result<T, Refusal> {
+        let Self { options, shared, runtime, account, client, .. } = self;
+        let answer = runtime.block_on(async {
+            if let Access::S3 { wanted, .. } = &options.access {
+                let account = match account {
+                    Some(account) => account,
+                    None => account.insert(Account::find(wanted, "S3", false).await?),
+                };
+                if options.is_signed() && account.renew(options.timeout).await? {
+                    *client = None;
+                }
+            }
+            let client = match client {
+                Some(client) => client,
+                None => client.insert(Client::new(options, account.as_ref(), shared)?),
+            };
+            shared.take_last();
+            // Credentials first, then the store.
+            let answer = timeout(options.timeout * 2, ask(client)).await;
+            let unusual = |error| innermost(&error);
+            answer.map_or(Err(None), |answer| answer.map_err(|error| Some(unusual(error)))).map_err(|error| {
+                let unusual = || error.unwrap_or_else(|| "no answer in time".to_owned());
+                refusal(question, options.hints, &options.bucket, shared.take_last(), unusual)
+            })
+        })?;
+        if let Err(Refusal::Failed(Failure { cause: Cause::Permanent, .. })) = answer {
+            // What is wrong with the credentials may be put right meanwhile.
+            (self.account, self.client) = (None, None);
+        }
+        answer
+    }
+
+    fn path(&self, key: &Key) -> Result<Path, Failure> {
+        self.path_of(&key.stored_name())
+    }
+
+    fn path_of(&self, stored: &str) -> Result<Path, Failure> {
+        let (prefix, name) = (&self.options.prefix, encode(stored));
+        let path = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+        let cannot = |_| Failure::permanent("the address's prefix cannot be part of an object's name");
+        Path::parse(path).map_err(cannot)
+    }
+
+    /// The bytes of an object, and its version.
+    fn fetch(&mut self, path: &Path) -> Result<Option<(Vec<u8>, Vec<u8>)>, Failure> {
+        let got = self.ask(Question::Read, async |client| {
+            let got = client.store().get(path).await?;
+            let seen = version(got.meta.e_tag.as_deref(), got.meta.version.as_deref());
+            Ok((got.bytes().await?.into(), seen))
+        });
+        match got {
+            Ok(found) => Ok(Some(found)),
+            Err(Refusal::Missing) => Ok(None),
+            Err(refusal) => Err(refusal.into()),
         }
     }
-    names.sort();
-    Ok(names)
-}
 
-impl Object {
-    /// Does not connect yet.
-    pub fn new(settings: &StoreSettings, name: &OsStr) -> Result<Self, Failure> {
-        let store = Store::new(settings)?;
-        Ok(Self { path: store.path(&name::encode(&key(name)))?, store, looks: Looks::paid() })
+    fn read(&mut self, path: &Path) -> Result<Found, Failure> {
+        let Some((bytes, seen)) = self.fetch(path)? else { return Ok(None) };
+        if bytes.len() > MAX_BODY {
+            return Err(foreign());
+        }
+        Ok(Some((Body::parse(&bytes)?, seen)))
     }
 
-    /// Writes under a condition, and tells which state that has made.
-    fn put(&mut self, mode: PutMode, body: &Body) -> Result<Vec<u8>, Refusal> {
-        let question = if matches!(mode, PutMode::Create) { Question::Create } else { Question::Replace };
-        let nonce =
-            random_token().map_err(|error| Failure::permanent(format!("cannot draw a token: {}", plain(&error.into()))))?;
-        let payload = PutPayload::from(body.to_text(&nonce));
-        let Self { path, store, .. } = self;
-        let put = store.ask(question, async |client| client.put_opts(path, payload, mode.into()).await)?;
+    /// Writes under a condition, and returns the new version.
+    fn write(&mut self, path: &Path, seen: Option<&[u8]>, body: &Body) -> Result<Vec<u8>, Refusal> {
+        let cannot = |error: rustix::io::Errno| Failure::permanent(format!("cannot draw a token: {}", plain(&error.into())));
+        let payload = PutPayload::from(body.to_text(&random_token().map_err(cannot)?));
+        let (question, mode) = match seen {
+            None => (Question::Create, PutMode::Create),
+            Some(seen) => (Question::Replace, PutMode::Update(client::condition(seen))),
+        };
+        let put = async |client: &Client| client.store().put_opts(path, payload, mode.into()).await;
+        let put = self.ask(question, put)?;
         Ok(version(put.e_tag.as_deref(), put.version.as_deref()))
     }
 
-    /// Tries whether the store refuses what it has to refuse. Where it does not, nothing but the place of a lock is overwritten that
-    /// nobody has ever held.
-    fn try_out(&mut self, seen: &[u8], body: &Body) -> Result<(), Failure> {
-        let ignored = |header: &str| {
-            let failure =
-                Failure::permanent(format!("the store ignores the condition `{header}`, so that two could hold a lock"));
-            failure.with_hint(CONDITIONS)
-        };
-        match self.put(PutMode::Create, body) {
-            Err(Refusal::Conflict) => {}
-            Ok(_) => return Err(ignored("If-None-Match: *")),
-            Err(refusal) => return Err(unexpected(refusal)),
+    /// Checks that the store refuses two writes whose conditions do not hold. If it does not, only an object is
+    /// overwritten that no lock has been kept in.
+    fn verify(&mut self, path: &Path, seen: &[u8], body: &Body) -> Result<(), Failure> {
+        for (condition, named) in [(None, "If-None-Match: *"), (Some(other_version(seen)), "If-Match")] {
+            match self.write(path, condition.as_deref(), body) {
+                Err(Refusal::Conflict) => {}
+                Ok(_) => {
+                    let why = format!("the store ignores the condition `{named}`: two holders could have a lock");
+                    return Err(Failure::permanent(why).with_hint(CONDITIONS));
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
         }
-        match self.put(PutMode::Update(update(&other_version(seen))), body) {
-            Err(Refusal::Conflict) => Ok(()),
-            Ok(_) => Err(ignored("If-Match")),
-            Err(refusal) => Err(unexpected(refusal)),
+        Ok(())
+    }
+
+    /// Checks once, by an object of its own, that the store does not delete what has changed.
+    fn verify_deletes(&mut self) -> Result<(), Failure> {
+        if self.obeys_deletes {
+            return Ok(());
         }
+        let cannot = |error: rustix::io::Errno| Failure::permanent(format!("cannot draw a token: {}", plain(&error.into())));
+        let path = self.path_of(&format!(".probe-{}", random_token().map_err(cannot)?))?;
+        let probe = Body { number: since_1970(), content: Content::Unverified };
+        let seen = self.write(&path, None, &probe)?;
+        match self.delete(&path, &other_version(&seen)) {
+            Err(Refusal::Conflict) => self.obeys_deletes = true,
+            Ok(()) => {
+                let why = "the store ignores the condition `If-Match` of a deletion: it could delete a lock";
+                return Err(Failure::permanent(why).with_hint("docs/stores.md tells how to remove old objects"));
+            }
+            Err(refusal) => return Err(refusal.into()),
+        }
+        Ok(self.delete(&path, &seen)?)
+    }
+
+    fn delete(&mut self, path: &Path, seen: &[u8]) -> Result<(), Refusal> {
+        let shared = Arc::clone(&self.shared);
+        self.ask(Question::Delete, async |client| client.delete(path, seen, &shared).await)
     }
 }
 
-impl Register for Object {
-    fn read(&mut self) -> Result<Row, Failure> {
-        let found = read(&mut self.store, &self.path)?;
-        match found {
-            None | Some((Body { state: State::New, .. }, _)) => Err(not_prepared()),
-            Some((Body { number, state }, version)) => {
-                let text = if let State::Held(text) = state { Some(text) } else { None };
-                Ok(Row { version: Some(version), number, text, now: None })
-            }
-        }
+impl Store for ObjectStore {
+    fn get(&mut self, key: &Key) -> Result<State, Failure> {
+        let path = self.path(key)?;
+        let found = self.read(&path)?;
+        found
+            .and_then(state)
+            .ok_or_else(|| Failure { cause: Cause::NotPrepared, ..Failure::transient("the lock's object does not exist yet") })
     }
 
-    fn write(&mut self, seen: &Row, next: u64, text: Option<&str>) -> Result<Write, Failure> {
-        let Some(seen) = &seen.version else { return Ok(Write::Conflict) };
-        let state = text.map_or(State::Free, |text| State::Held(text.to_owned()));
-        match self.put(PutMode::Update(update(seen)), &Body { number: next, state }) {
-            Ok(_) => Ok(Write::Done),
-            // Somebody has removed it, or written.
-            Err(Refusal::Conflict | Refusal::Missing) => Ok(Write::Conflict),
-            Err(Refusal::Failed(failure)) => Err(failure),
-        }
+    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
+        let Some(seen) = &expected.version else { return Ok(Write::Conflict) };
+        let content = next.value.map_or(Content::Free, |value| Content::Held(value.to_owned()));
+        let path = self.path(key)?;
+        done(self.write(&path, Some(seen), &Body { number: next.number, content }).map(drop))
     }
 
-    /// Makes the object, tries the store out by it, and says in it that this was done. Of several that do so at the same time, one says it.
-    fn prepare(&mut self) -> Result<(), Failure> {
-        let place = Body { number: first_number(), state: State::New };
-        let (seen, number) = match read(&mut self.store, &self.path)? {
-            None => match self.put(PutMode::Create, &place) {
+    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
+        let prefix = Some(Path::from(self.options.prefix.as_str())).filter(|path| !path.as_ref().is_empty());
+        let listed = self.ask(Question::List, async |client| client.store().list_with_delimiter(prefix.as_ref()).await);
+        let listed = match listed {
+            Ok(listed) => listed.objects,
+            Err(Refusal::Missing) => Vec::new(),
+            Err(refusal) => return Err(refusal.into()),
+        };
+        let name = |path: &Path| {
+            let stored = decode(path.filename()?)?;
+            let (found, name) = kind_and_name(&stored);
+            (found == kind).then(|| OsString::from(name))
+        };
+        let listed = listed.into_iter().filter_map(|object| Some((name(&object.location)?, object.location)));
+        let mut listed: Vec<_> = listed.filter(|(name, _)| after.is_none_or(|after| name.as_os_str() > after)).collect();
+        listed.sort();
+        let next = listed.get(PAGE).map(|_| listed[PAGE - 1].0.clone());
+        let mut entries = Vec::new();
+        for (name, path) in listed.into_iter().take(PAGE) {
+            let Some((bytes, seen)) = self.fetch(&path)? else { continue };
+            // An object of another program is not worth to fail for.
+            let Ok(body) = Body::parse(&bytes) else { continue };
+            entries.extend(state((body, seen)).map(|state| (name, state)));
+        }
+        Ok(Page { entries, next })
+    }
+
+    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
+        let Some(seen) = &expected.version else { return Ok(Write::Conflict) };
+        self.verify_deletes()?;
+        let path = self.path(key)?;
+        done(self.delete(&path, seen))
+    }
+
+    /// Creates the object, verifies the store by it, and notes that in it. Of several processes that do so at the
+    /// same time, one notes it.
+    fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
+        let path = self.path(key)?;
+        let place = Body { number: since_1970(), content: Content::Unverified };
+        let (seen, number) = match self.read(&path)? {
+            None => match self.write(&path, None, &place) {
                 Ok(seen) => (seen, place.number),
                 Err(Refusal::Conflict) => return Ok(()),
-                Err(refusal) => return Err(unexpected(refusal)),
+                Err(refusal) => return Err(refusal.into()),
             },
-            Some((Body { number, state: State::New }, seen)) => (seen, number),
+            Some((Body { number, content: Content::Unverified }, seen)) => (seen, number),
             Some(_) => return Ok(()),
         };
-        self.try_out(&seen, &place)?;
-        match self.put(PutMode::Update(update(&seen)), &Body { number: number + 1, state: State::Free }) {
-            Ok(_) | Err(Refusal::Conflict | Refusal::Missing) => Ok(()),
-            Err(Refusal::Failed(failure)) => Err(failure),
+        self.verify(&path, &seen, &place)?;
+        let verified = Body { number: number + 1, content: Content::Free };
+        done(self.write(&path, Some(&seen), &verified).map(drop)).map(drop)
+    }
+
+    fn verify_conditional_writes(&mut self, key: &Key) -> Result<(), Failure> {
+        let path = self.path(key)?;
+        match self.read(&path)? {
+            Some((Body { content: Content::Held(_), .. }, _)) | None => Ok(()),
+            Some((body, seen)) => self.verify(&path, &seen, &body),
         }
     }
 
-    fn prove(&mut self) -> Result<(), Failure> {
-        match read(&mut self.store, &self.path)? {
-            // Who is tried out is free: otherwise somebody else does the same at this moment.
-            Some((body @ Body { state: State::Free | State::New, .. }, seen)) => self.try_out(&seen, &body),
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        self.looks.sleep(limit, fds)
-    }
-
-    fn leave(&mut self) {
-        self.looks.end();
+    fn disconnect(&mut self) {
+        // The client and its credentials stay; their connections go with the runtime.
+        self.runtime.shut_down();
     }
 
     fn repair(&self) -> &'static str {
         "deleting its object"
     }
+}
 
-    fn disconnect(&mut self) {
-        self.store.disconnect();
+/// The state that an object is in, unless it is not verified yet.
+fn state((Body { number, content }, version): (Body, Vec<u8>)) -> Option<State> {
+    let value = match content {
+        Content::Unverified => return None,
+        Content::Free => None,
+        Content::Held(value) => Some(value),
+    };
+    Some(State { version: Some(version), number, value, ..State::default() })
+}
+
+/// How a conditional write ended. An object that is gone has changed.
+fn done(written: Result<(), Refusal>) -> Result<Write, Failure> {
+    match written {
+        Ok(()) => Ok(Write::Done),
+        Err(Refusal::Conflict | Refusal::Missing) => Ok(Write::Conflict),
+        Err(Refusal::Failed(failure)) => Err(failure),
     }
 }
 
-/// What an object says, and which state that is; `None` where there is none.
-fn read(store: &mut Store, path: &Path) -> Result<Option<(Body, Vec<u8>)>, Failure> {
-    let got = store.ask(Question::Read, async |client| {
-        let got = client.get(path).await?;
-        let seen = version(got.meta.e_tag.as_deref(), got.meta.version.as_deref());
-        Ok((got.bytes().await?, seen))
-    });
-    match got {
-        Ok((bytes, _)) if bytes.len() > MAX_BODY => Err(foreign()),
-        Ok((bytes, seen)) => Ok(Some((Body::parse(&bytes)?, seen))),
-        Err(Refusal::Missing) => Ok(None),
-        Err(refusal) => Err(unexpected(refusal)),
-    }
-}
-
-fn not_prepared() -> Failure {
-    Failure { cause: Cause::NotPrepared, ..Failure::transient("the lock's object has not been made yet") }
-}
-
-fn unexpected(refusal: Refusal) -> Failure {
-    match refusal {
-        Refusal::Failed(failure) => failure,
-        // Looking again tells.
-        Refusal::Missing | Refusal::Conflict => Failure::transient("somebody else has changed it at the same moment"),
-    }
-}
-
-/// S3 and Azure go by the ETag, Google by the generation.
+/// S3 and Azure compare the ETag, Google the generation.
 fn version(e_tag: Option<&str>, generation: Option<&str>) -> Vec<u8> {
     format!("{}\n{}", e_tag.unwrap_or(""), generation.unwrap_or("")).into_bytes()
 }
 
-fn update(version: &[u8]) -> UpdateVersion {
-    let text = String::from_utf8_lossy(version);
-    let (e_tag, generation) = text.split_once('\n').unwrap_or((&text, ""));
-    let there = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-    UpdateVersion { e_tag: there(e_tag), version: there(generation) }
-}
-
-/// One that looks alike and is not this: another last digit in each of its parts.
+/// A version that looks alike and is another: each of its parts has another last digit.
 fn other_version(version: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(version);
     let other = |part: &str| match part.rfind(|c: char| c.is_ascii_hexdigit()) {
@@ -229,17 +307,13 @@ fn other_version(version: &[u8]) -> Vec<u8> {
     text.split('\n').map(other).collect::<Vec<_>>().join("\n").into_bytes()
 }
 
-/// A little less than what the first acquisition would begin with.
-fn first_number() -> u64 {
-    super::failure::since_1970()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{other_version, update, version};
+    use super::client::condition;
+    use super::{other_version, version};
 
     #[test]
-    fn what_a_condition_is_tried_with_looks_like_a_version_and_is_another() {
+    fn a_version_to_verify_with_looks_alike_and_is_another() {
         for (e_tag, generation, expected) in [
             (Some("\"5f0c\""), None, "\"5f01\"\n"),
             (Some("\"0x8DC1\""), Some(""), "\"0x8DC2\"\n"),
@@ -248,7 +322,7 @@ mod tests {
             let seen = version(e_tag, generation);
             let other = other_version(&seen);
             assert_eq!(String::from_utf8_lossy(&other), expected);
-            assert_ne!(update(&seen).e_tag, update(&other).e_tag);
+            assert_ne!(condition(&seen).e_tag, condition(&other).e_tag);
         }
     }
 }

@@ -47,3 +47,16 @@ pub fn jittered(pause: Duration) -> Duration {
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     pause * 3 / 4 + pause / 2 * u32::from(u16::from_le_bytes(bytes)) / u32::from(u16::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::jittered;
+
+    #[test]
+    fn pauses_are_about_as_long_as_they_are_meant_to_be() {
+        let pause = Duration::from_secs(8);
+        assert!((0..1000).all(|_| (Duration::from_secs(6)..=Duration::from_secs(10)).contains(&jittered(pause))));
+    }
+}

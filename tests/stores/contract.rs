@@ -1,6 +1,7 @@
 //! One contract for every backend: what a register has to promise, what a mutex on it promises then, and what programs get.
 
 mod leases;
+mod listing_objects;
 mod programs;
 mod register;
 mod store;

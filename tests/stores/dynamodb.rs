@@ -124,7 +124,7 @@ fn each_documented_permission_is_needed_and_who_lacks_it_is_told_which() {
             args,
             "there is no table `serializer-locks` in `eu-west-1`, and no permission for `dynamodb:CreateTable`",
         );
-        assert!(store.run(args).stderr.contains("`serializer initialize` by somebody who may make it"));
+        assert!(store.run(args).stderr.contains("`serializer initialize` with that permission creates it"));
     }
     // Where it cannot be had, what nobody uses stays.
     permit_all_but(&["UpdateTimeToLive", "DescribeTable"]);
@@ -220,11 +220,11 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long
         (run(&store.through(&store.url.replace("AKIAEXAMPLE", "a%0ab")), &[]), "the access key has characters"),
         (run(&bare, &[("AWS_ACCESS_KEY_ID", "a b")]), "the access key has characters"),
         (run(&bare, &[("AWS_SESSION_TOKEN", "hunter2\nhunter3")]), "the session token has characters"),
-        (run(&bare.through(&format!("{before}&endpoint=http://a b")), &[]), "`endpoint` is no address of a server"),
-        (run(&bare.through(&format!("{before}&endpoint=http://h:99999")), &[]), "`endpoint` is no address of a server"),
-        (run(&elsewhere, &[("AWS_ENDPOINT_URL", "http://a b")]), "the variable `AWS_ENDPOINT_URL` is no address of a server"),
-        (run(&elsewhere, &[("AWS_ENDPOINT_URL_DYNAMODB", "http://xn--a")]), "`AWS_ENDPOINT_URL_DYNAMODB` is no address"),
-        (run(&bare.through(&bare.url.replace("eu-west-1", "eu west")), &[]), "the region is no name of one"),
+        (run(&bare.through(&format!("{before}&endpoint=http://a b")), &[]), "`endpoint` is not the URL of a server"),
+        (run(&bare.through(&format!("{before}&endpoint=http://h:99999")), &[]), "`endpoint` is not the URL of a server"),
+        (run(&elsewhere, &[("AWS_ENDPOINT_URL", "http://a b")]), "the variable `AWS_ENDPOINT_URL` is not the URL of a server"),
+        (run(&elsewhere, &[("AWS_ENDPOINT_URL_DYNAMODB", "http://xn--a")]), "`AWS_ENDPOINT_URL_DYNAMODB` is not the URL"),
+        (run(&bare.through(&bare.url.replace("eu-west-1", "eu west")), &[]), "the region is not valid"),
     ] {
         // What the address says is known before anything is tried.
         assert!(
@@ -258,7 +258,7 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long
     fs::write(&config, "[default]\nendpoint_url = http://a b\n").expect("a file");
     let ended = run(&elsewhere, &[("AWS_CONFIG_FILE", config.to_str().expect("UTF-8"))]);
     assert!(
-        ended.code == 1 && ended.stderr.contains("its endpoint is no address") && ended.stderr.lines().count() == 1,
+        ended.code == 1 && ended.stderr.contains("endpoint is not the URL") && ended.stderr.lines().count() == 1,
         "{ended:?}"
     );
 }
@@ -468,7 +468,7 @@ fn what_somebody_else_has_stored_is_neither_overwritten_nor_listed() {
     let foreign = json!({"name": {"S": store.name}, "record": {"S": "mine"}, "cost": {"N": "7"}});
     asked(address, "PutItem", &json!({"TableName": TABLE, "Item": foreign}));
     for args in [&["lock"][..], &["run", "touch", "ran"], &["status"], &["unlock", "--force"]] {
-        is_refused(&store, args, "the item of that key is no lock");
+        is_refused(&store, args, "the item of that key is not a lock");
     }
     assert_eq!(item(&store), foreign);
     let all = store.run(&["status", "--all"]);

@@ -93,7 +93,7 @@ fn options_of_drivers_are_used_or_change_nothing() {
 #[test]
 fn how_much_is_encrypted_follows_libpq() {
     let root = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(root.path(), include_str!("../../../tests/common/root.crt")).expect("it can be written");
+    std::fs::write(root.path(), include_str!("../../../tests/support/root.crt")).expect("it can be written");
     let path = root.path().to_str().expect("UTF-8");
     for (query, expected) in [
         ("", (TlsMode::Prefer, false)),

@@ -207,7 +207,7 @@ mod tests {
             fs::write(&path, text).expect("it can be written");
             path
         };
-        let authority = file("root.crt", include_str!("../../../tests/common/root.crt"));
+        let authority = file("root.crt", include_str!("../../../tests/support/root.crt"));
         let pem = |kind: &str, body: &str| format!("-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n");
         let (empty, broken) = (file("empty", ""), file("broken", &pem("CERTIFICATE", "!!!")));
         let garbage = file("garbage", &pem("CERTIFICATE", "AAAA"));
