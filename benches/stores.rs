@@ -1,20 +1,16 @@
 //! What locking in a store costs, as ratios against the engines' own client libraries in the same run:
 //! `cargo bench --features full --bench stores`. Needs libpq-dev and libmariadb-dev, and the servers that the tests need.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-#[path = "../tests/common/servers.rs"]
-mod servers;
-#[path = "../tests/common/stores.rs"]
-mod stores;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use servers::{Options, PASSWORD, Postgres, shared_mariadb, url_at};
-use stores::Store;
+use support::servers::{Options, PASSWORD, Postgres, shared_mariadb, url_at};
+use support::stores::Store;
 
 const PAIR_ROUNDS: usize = 200;
 const HAND_OFF_ROUNDS: usize = 60;
@@ -162,7 +158,7 @@ fn hand_offs(engine: &Engine) {
         }
         if engine.name == "MariaDB" {
             let mut holder = engine.peers("hold").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
-            assert_eq!(common::first_line(&mut holder), "held");
+            assert_eq!(support::first_line(&mut holder), "held");
             let mut waiting = engine.peers("get_lock").spawn().expect("it starts");
             std::thread::sleep(Duration::from_millis(100));
             sera.push(time(|| {

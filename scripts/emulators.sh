@@ -2,7 +2,7 @@
 # Installs the emulators that tests start as servers into `target/emulators`, with the versions below. Quick when repeated.
 #   dynalite (npm): DynamoDB on disk, exact under concurrent conditional writes.
 #   azurite (npm): Azure Blob Storage, exact under concurrent conditional writes.
-#   moto (PyPI): DynamoDB with IAM, and S3; only by tests/common/moto_server.py, which has it answer one request at a time.
+#   moto (PyPI): DynamoDB with IAM, and S3; only by tests/support/servers/moto_server.py, which has it answer one request at a time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

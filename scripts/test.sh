@@ -1,64 +1,190 @@
 #!/usr/bin/env bash
-# Sets up what the tests need, and runs them all. On Debian it installs missing packages (as root, or by sudo); elsewhere it says
-# what is missing. Needs Rust with rustfmt and clippy.
+# Sets up what the tests need, and runs them all; with `--quick` only what needs no server and no Meltano: formatting, clippy, and
+# the tests of one host. On Debian it installs missing packages (as root, or by sudo); elsewhere it says what is missing. Needs Rust
+# with rustfmt and clippy. `SERIALIZER_TEST_FACTOR=20` repeats races twenty times as often.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# A shell has its background jobs ignore these, and so would all that the tests start.
+if [ "${1-}" != --signals-are-default ]; then
+    exec env --default-signal=INT,QUIT bash scripts/test.sh --signals-are-default "$@"
+fi
+shift
+case $* in
+'') quick='' steps=5 ;;
+--quick) quick=1 steps=4 ;;
+*) echo "usage: scripts/test.sh [--quick]" >&2 && exit 2 ;;
+esac
+
+logs=$PWD/target/test-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+step=0
+failed_steps=()
+
+say() { printf '%s\n' "$*"; }
+
+# What comes now, and how long it takes on two processors that have nothing else to do.
+announce() {
+    step=$((step + 1))
+    say "── step $step of $steps: $*"
+}
+
+# The end, however it comes about: what has failed, and one line for all test programs, each of which has counted its own.
+finish() {
+    local code=$? results
+    trap - EXIT
+    # Whatever is still running was started here.
+    jobs -rp | xargs --no-run-if-empty kill 2>/dev/null || true
+    ((code == 0)) || ((${#failed_steps[@]})) || failed_steps=("step $step")
+    for name in "${failed_steps[@]}"; do say "failed: $name"; done
+    results=$(cat "$logs"/test-*.log 2>/dev/null || true)
+    awk -v steps="${#failed_steps[@]}" '
+        /^test result:/ { passed += $4; failed += $6; ignored += $8 } /^SKIPPED: / { skipped++ }
+        END {
+            if (skipped) printf "of those that passed, %d could not run here (SKIPPED in target/test-logs)\n", skipped
+            # A step that fails without a test that does, such as the compiler, counts as one.
+            if (steps && !failed) failed = steps
+            printf "%d passed, %d failed\n", passed, failed
+        }' <<<"$results"
+    ((${#failed_steps[@]} == 0)) || exit 1
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+# Runs a step that says nothing unless it fails, to its log.
+quietly() {
+    local name=$1 started=$SECONDS
+    shift
+    if "$@" >"$logs/$name.log" 2>&1; then
+        say "   $name: done in $((SECONDS - started)) s"
+    else
+        cat "$logs/$name.log"
+        say "   $name: failed after $((SECONDS - started)) s"
+        return 1
+    fi
+}
+
+# Runs a test program: THREADS of its tests at a time.
+tests() {
+    local name=$1 threads=$2 started=$SECONDS code=0 log=$logs/test-$1.log
+    shift 2
+    RUST_TEST_THREADS=$threads "${program_of[$name]}" "$@" >"$log" 2>&1 || code=$?
+    ((code == 0)) || sed -n '/^failures:$/,$p' "$log"
+    # A program that is killed has no result.
+    grep -q '^test result:' "$log" || say "test result: FAILED. 0 passed; 1 failed; 0 ignored" | tee -a "$log"
+    say "   $name: $(sed -n 's/^test result: [A-Za-z]*\. \(.*\) failed;.*/\1 failed/p' "$log") in $((SECONDS - started)) s"
+    return "$code"
+}
+
+# Waits for background jobs, which are pairs of a name and a PID.
+await() {
+    while (($#)); do
+        wait "$2" || failed_steps+=("$1")
+        shift 2
+    done
+}
+
+announce "packages (nothing to do, or a minute or two)"
 # A package for each command that a test runs.
 declare -A package_of=(
     [cc]=gcc [git]=git [python3]=python3 [strace]=strace [unshare]=util-linux [setpriv]=util-linux [flock]=util-linux
-    [script]=bsdutils [pgrep]=procps [mount]=mount [shellcheck]=shellcheck
-    [node]=nodejs [npm]=npm [make]=make [jq]=jq [nsenter]=util-linux [openssl]=openssl [psql]=postgresql-client [mariadb]=mariadb-client
-    [mariadb-install-db]=mariadb-server [taskset]=util-linux [strip]=binutils [linux.uml]=user-mode-linux
-    [sshfs]=sshfs
+    [script]=bsdutils [pgrep]=procps [mount]=mount [shellcheck]=shellcheck [make]=make [jq]=jq [nsenter]=util-linux
+    [sshfs]=sshfs [taskset]=util-linux
+)
+# Servers are not on everybody's PATH, and PostgreSQL's is not on anybody's. The tests start their own ones, whatever else runs.
+declare -A server_package_of=(
+    [node]=nodejs [npm]=npm [openssl]=openssl [strip]=binutils [linux.uml]=user-mode-linux
+    [psql]=postgresql-client [postgres]=postgresql [initdb]=postgresql [pgbouncer]=pgbouncer
+    [mariadb]=mariadb-client [mariadbd]=mariadb-server [mariadb-install-db]=mariadb-server
+    [ip]=iproute2 [modprobe]=kmod [mkfs.ext4]=e2fsprogs
+    [rpcbind]=rpcbind [rpc.nfsd]=nfs-kernel-server [mount.nfs]=nfs-common
 )
 missing=()
 for command in "${!package_of[@]}"; do
     command -v "$command" >/dev/null || missing+=("${package_of[$command]}")
 done
-# Debian's Python comes without the means to make a virtual environment.
-python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
-# Servers are not on everybody's PATH, and PostgreSQL's is not on anybody's. The tests start their own ones, whatever else runs.
-declare -A server_package_of=(
-    [postgres]=postgresql [initdb]=postgresql [mariadbd]=mariadb-server [pgbouncer]=pgbouncer [ip]=iproute2
-    [modprobe]=kmod [rpcbind]=rpcbind [rpc.nfsd]=nfs-kernel-server [mount.nfs]=nfs-common [mkfs.ext4]=e2fsprogs
-)
-for command in "${!server_package_of[@]}"; do
-    PATH="$PATH:/usr/sbin:/sbin:$(printf '%s:' /usr/lib/postgresql/*/bin)" command -v "$command" >/dev/null ||
-        missing+=("${server_package_of[$command]}")
-done
-compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
 [ -e /usr/lib/openssh/sftp-server ] || missing+=(openssh-sftp-server)
 [ -e "$(cc -print-file-name=libc.a 2>/dev/null)" ] || missing+=(libc6-dev)
-
+if [ ! "$quick" ]; then
+    # Debian's Python comes without the means to make a virtual environment.
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
+    for command in "${!server_package_of[@]}"; do
+        PATH="$PATH:/usr/sbin:/sbin:$(printf '%s:' /usr/lib/postgresql/*/bin)" command -v "$command" >/dev/null ||
+            missing+=("${server_package_of[$command]}")
+    done
+    compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(libfaketime)
+fi
 if ((${#missing[@]})); then
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+    say "   missing packages: ${missing[*]}"
+    command -v apt-get >/dev/null || { say "   install what these Debian packages have" && exit 1; }
     as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo)
-    if ! command -v apt-get >/dev/null; then
-        echo "scripts/test.sh: install what these Debian packages have: ${missing[*]}" >&2
-        exit 1
-    fi
+    # On a terminal, apt-get asks: some of these are servers, which Debian starts.
+    yes=(-y)
+    [ ! -t 0 ] || yes=()
     "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install "${yes[@]}" -qq --no-install-recommends "${missing[@]}"
 fi
 
-cargo fmt --check
-cargo clippy --all-targets -- -D warnings
-cargo clippy --all-targets --all-features -- -D warnings
-RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet --all-features
-shellcheck scripts/*.sh examples/meltano/*.sh tests/nfs/*.sh
+announce "formatting and shell scripts (seconds)"
+quietly fmt cargo fmt --check || failed_steps+=(fmt)
+quietly shellcheck shellcheck scripts/*.sh examples/meltano/*.sh tests/alone/nfs/*.sh || failed_steps+=(shellcheck)
 
-# Stores that only others have.
-scripts/emulators.sh
+if [ "$quick" ]; then
+    announce "the test programs (half a minute; three minutes at first)"
+    kinds=(--lib --test local)
+else
+    announce "the test programs, emulators and Meltano (half a minute; six minutes at first)"
+    # What they wait for is mostly the network.
+    quietly emulators scripts/emulators.sh &
+    setting_up=(emulators $!)
+    quietly meltano examples/meltano/setup.sh &
+    setting_up+=(meltano $!)
+    quietly foreign-root scripts/foreign-root.sh &
+    setting_up+=(foreign-root $!)
+    kinds=(--lib --test '*')
+fi
+declare -A program_of
+build() { cargo test --all-features "${kinds[@]}" --no-run --message-format=json-render-diagnostics >"$logs/programs.json"; }
+quietly build build || { failed_steps+=("the compiler") && exit 1; }
+while read -r name program; do program_of[$name]=$program; done < <(jq -r \
+    'select(.profile.test and .executable) | "\(if .target.kind[0] == "test" then .target.name else .target.kind[0] end) \(.executable)"' \
+    "$logs/programs.json")
 
-# Meltano with the example project, which tests/meltano.rs runs.
-examples/meltano/setup.sh
+lint() {
+    quietly clippy cargo clippy --all-targets --all-features -- -D warnings
+    # Other code is unused without the stores.
+    quietly clippy-without-stores cargo clippy --all-targets -- -D warnings
+}
+document() { RUSTDOCFLAGS='-D warnings' quietly doc cargo doc --no-deps --quiet --all-features; }
 
-results=$(mktemp)
-trap 'rm -f "$results"' EXIT
-# The small build, and then everything with all stores.
-cargo test --no-fail-fast --test small_build | tee "$results"
-cargo test --no-fail-fast --all-features --lib --tests | tee -a "$results"
-# One line for all test programs, each of which has counted its own.
-awk '/^test result:/ { passed += $4; failed += $6 } /^SKIPPED: / { skipped++ }
-    END { printf "%d passed (of which %d could not run here), %d failed\n", passed, skipped, failed }' "$results"
+if [ "$quick" ]; then
+    announce "clippy, and the tests of one host (two minutes)"
+    lint &
+    running=(clippy $!)
+    tests lib 2 &
+    await "${running[@]}" "the library's tests" $!
+    tests local 4 || failed_steps+=(local)
+    exit 0
+fi
+
+await "${setting_up[@]}"
+# What waits most comes first, and what needs processors after it.
+announce "the tests of stores and those that run one by one; clippy and the documentation beside them (eight minutes)"
+tests alone 1 &
+running=(alone $!)
+tests stores 4 &
+running+=(stores $!)
+{ lint && document; } &
+running+=("clippy or doc" $!)
+await "${running[@]}"
+
+announce "the tests of one host, and Meltano (four minutes)"
+tests lib 2 &
+await "the library's tests" $!
+tests meltano 2 &
+running=(meltano $!)
+tests local 2 &
+await "${running[@]}" local $!

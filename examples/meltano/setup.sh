@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the example: Meltano, a copy of this project and its plugins, with the mutex built from this checkout; all of it
-# under `target/meltano`. Quick when repeated. `demo.sh` and the tests (tests/meltano.rs) use what it leaves.
+# under `target/meltano`. Quick when repeated. `demo.sh` and the tests (tests/meltano/main.rs) use what it leaves.
 set -euo pipefail
 
 example=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -50,8 +50,8 @@ pub struct ObjectStore {
     obeys_deletes: bool,
 }
 
-/// An object as it was read: what it says, and its version.
-type Found = Option<(Body, Vec<u8>)>;
+/// An object as it was read, and its version; `None` without one.
+type Found<T> = Option<(T, Vec<u8>)>;
 
 impl ObjectStore {
     /// Does not connect yet.
@@ -110,7 +110,7 @@ impl ObjectStore {
     }
 
     /// The bytes of an object, and its version.
-    fn fetch(&mut self, path: &Path) -> Result<Option<(Vec<u8>, Vec<u8>)>, Failure> {
+    fn fetch(&mut self, path: &Path) -> Result<Found<Vec<u8>>, Failure> {
         let got = self.ask(Question::Read, async |client| {
             let got = client.store().get(path).await?;
             let seen = version(got.meta.e_tag.as_deref(), got.meta.version.as_deref());
@@ -123,7 +123,7 @@ impl ObjectStore {
         }
     }
 
-    fn read(&mut self, path: &Path) -> Result<Found, Failure> {
+    fn read(&mut self, path: &Path) -> Result<Found<Body>, Failure> {
         let Some((bytes, seen)) = self.fetch(path)? else { return Ok(None) };
         if bytes.len() > MAX_BODY {
             return Err(foreign());

@@ -251,7 +251,8 @@ fn check_variables(scheme: Scheme, raw: Variables<'_>) -> Result<(), Failure> {
     };
     let is_part = |text: &str| !text.contains(char::is_whitespace) && is_url(&format!("http://{text}"));
     let is_header = |text: &str| text.chars().all(|c| c.is_ascii_graphic());
-    let checks: [(&str, &dyn Fn(&str) -> bool, &str); 3] = [
+    type Check<'a> = (&'a str, &'a dyn Fn(&str) -> bool, &'a str);
+    let checks: [Check<'_>; 3] = [
         (urls, &is_url, "the URL of a server"),
         (parts, &is_part, "a part of a URL"),
         (headers, &is_header, "the value of a header"),

@@ -1,0 +1,309 @@
+//! Whatever a signal is sent to - to `run` alone, to its process group, or by a terminal - the command gets it once; and a job stops
+//! and goes on as one.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use crate::support::{Locks, PROGRAM, TELLER, rounds, until};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+const SIX: [(Signal, &str); 6] = [
+    (Signal::TERM, "SIGTERM"),
+    (Signal::HUP, "SIGHUP"),
+    (Signal::INT, "SIGINT"),
+    (Signal::QUIT, "SIGQUIT"),
+    (Signal::USR1, "SIGUSR1"),
+    (Signal::USR2, "SIGUSR2"),
+];
+
+/// A `run` that leads a process group of its own, and its command.
+struct Job {
+    child: Child,
+    command: Pid,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Job {
+    /// Returns when the command, which begins with a line `ready PID`, runs, and the witness does.
+    fn start(locks: &Locks, args: &[&str]) -> Self {
+        let mut run = locks.command("env");
+        run.args(["--default-signal", PROGRAM, "run"]).args(args);
+        let mut child = run.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
+        let stdin = child.stdin.take().expect("its stdin");
+        let mut stdout = BufReader::new(child.stdout.take().expect("its output"));
+        let command = line(&mut stdout).strip_prefix("ready ").and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+        let job = Self { child, command: command.expect("it says its PID"), stdin, stdout };
+        until("there is a witness", || job.witness().is_some());
+        job
+    }
+
+    fn teller(locks: &Locks) -> Self {
+        Self::start(locks, &["python3", "-c", TELLER])
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn witness(&self) -> Option<Pid> {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+        let is_witness = |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "run-witness\n");
+        Pid::from_raw(children.split_ascii_whitespace().find(is_witness)?.parse().expect("a PID"))
+    }
+
+    /// Returns when `run` has taken the signal.
+    fn taken(&self, signal: Signal) {
+        until("it takes the signal", || {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+            let bits = status.lines().filter(|line| line.starts_with("SigPnd") || line.starts_with("ShdPnd"));
+            let mut bits = bits.map(|line| u64::from_str_radix(line.rsplit('\t').next().unwrap_or(""), 16).expect("bits"));
+            bits.all(|bits| bits >> (signal.as_raw() - 1) & 1 == 0)
+        });
+    }
+
+    /// What the command has got when `run` has done all that it does about `signal`, which was sent to it.
+    fn told(&mut self, signal: Signal) -> Vec<String> {
+        self.taken(signal);
+        // It takes one after another.
+        let (mark, name) = if signal == Signal::USR1 { SIX[5] } else { SIX[4] };
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            // Those that come together are told in the order of their numbers, and those that come meanwhile before others.
+            until("the command has told what it has got", || state(self.command) == 'S');
+            kill_process(self.pid(), mark).expect("it runs");
+            loop {
+                let next = line(&mut self.stdout);
+                assert_ne!(next, "", "the command goes on");
+                if next == name {
+                    break;
+                }
+                told.push(next);
+            }
+        }
+        told
+    }
+
+    fn end(mut self) -> i32 {
+        drop(self.stdin);
+        assert_eq!(line(&mut self.stdout), "end");
+        self.child.wait().expect("it ends").code().expect("an exit code")
+    }
+}
+
+fn line(from: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    from.read_line(&mut line).expect("it can be read");
+    line.trim_end().to_owned()
+}
+
+fn state(pid: Pid) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    stat.rsplit_once(") ").expect("a state").1.chars().next().expect("a state")
+}
+
+#[test]
+fn a_signal_to_run_alone_reaches_the_command_once() {
+    let locks = Locks::new();
+    let mut job = Job::teller(&locks);
+    for _ in 0..rounds(5) {
+        for (signal, name) in SIX {
+            kill_process(job.pid(), signal).expect("it runs");
+            assert_eq!(job.told(signal), [name]);
+        }
+    }
+    assert_eq!(job.end(), 0);
+    assert_eq!(locks.names(), Vec::<String>::new());
+}
+
+#[test]
+fn a_signal_to_the_process_group_reaches_the_command_once() {
+    let locks = Locks::new();
+    let mut job = Job::teller(&locks);
+    for _ in 0..rounds(100) {
+        for (signal, name) in SIX {
+            kill_process_group(job.pid(), signal).expect("it runs");
+            assert_eq!(job.told(signal), [name]);
+        }
+    }
+    assert_eq!(job.end(), 0);
+}
+
+#[test]
+fn signals_to_the_group_that_come_together_reach_the_command_once_each() {
+    let locks = Locks::new();
+    let mut job = Job::teller(&locks);
+    for _ in 0..rounds(50) {
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+            kill_process_group(job.pid(), signal).expect("it runs");
+        }
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+            job.taken(signal);
+        }
+        let mut told = job.told(Signal::TERM);
+        told.sort();
+        assert_eq!(told, ["SIGHUP", "SIGINT", "SIGTERM"]);
+    }
+    assert_eq!(job.end(), 0);
+}
+
+#[test]
+fn signals_to_all_and_to_run_alone_are_told_apart_in_any_order() {
+    let locks = Locks::new();
+    let mut job = Job::teller(&locks);
+    for round in 0..rounds(50) {
+        for (signal, name) in SIX {
+            if round % 2 == 0 {
+                kill_process_group(job.pid(), signal).expect("it runs");
+                assert_eq!(job.told(signal), [name], "to all");
+            }
+            kill_process(job.pid(), signal).expect("it runs");
+            assert_eq!(job.told(signal), [name], "to one");
+        }
+    }
+    assert_eq!(job.end(), 0);
+}
+
+#[test]
+fn without_a_witness_signals_are_passed_on() {
+    let locks = Locks::new();
+    let mut job = Job::teller(&locks);
+    let witness = job.witness().expect("a witness");
+    kill_process(witness, Signal::KILL).expect("it can be killed");
+    for (signal, name) in SIX {
+        kill_process(job.pid(), signal).expect("it runs");
+        assert_eq!(job.told(signal), [name]);
+    }
+    assert_eq!(job.end(), 0);
+}
+
+#[test]
+fn a_witness_that_does_not_answer_is_replaced_and_what_it_has_got_is_known_all_the_same() {
+    let locks = Locks::new();
+    let mut job = Job::teller(&locks);
+    for (to_all, name) in [(true, "SIGINT"), (false, "SIGTERM")] {
+        let witness = job.witness().expect("a witness");
+        kill_process(witness, Signal::STOP).expect("it can be stopped");
+        let (kill, signal): (fn(Pid, Signal) -> _, _) =
+            if to_all { (kill_process_group, Signal::INT) } else { (kill_process, Signal::TERM) };
+        kill(job.pid(), signal).expect("it runs");
+        assert_eq!(job.told(signal), [name], "to all: {to_all}");
+        assert_ne!(job.witness().expect("another witness"), witness);
+    }
+    for (signal, name) in SIX {
+        kill_process_group(job.pid(), signal).expect("it runs");
+        assert_eq!(job.told(signal), [name]);
+    }
+    assert_eq!(job.end(), 0);
+}
+
+#[test]
+fn the_signal_that_ends_the_command_is_its_exit_code_and_the_lock_is_released() {
+    let locks = Locks::new();
+    for to_all in [false, true] {
+        let mut job = Job::start(&locks, &["bash", "-c", "echo ready $$; exec cat"]);
+        let kill = if to_all { kill_process_group } else { kill_process };
+        kill(job.pid(), Signal::TERM).expect("it runs");
+        assert_eq!(job.child.wait().expect("it ends").code(), Some(143), "to all: {to_all}");
+        assert_eq!(locks.names(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_command_that_cleans_up_is_waited_for() {
+    let locks = Locks::new();
+    let script = r#"trap '"$S" status --json | grep "\"state\""; exit 5' TERM; echo ready $$; while :; do read -r line; done"#;
+    let mut job = Job::start(&locks, &["bash", "-c", script]);
+    kill_process(job.pid(), Signal::TERM).expect("it runs");
+    assert_eq!(line(&mut job.stdout).trim(), r#""state": "held","#);
+    assert_eq!(job.child.wait().expect("it ends").code(), Some(5));
+}
+
+#[test]
+fn the_witness_ends_with_run() {
+    let locks = Locks::new();
+    let mut job = Job::teller(&locks);
+    let witness = job.witness().expect("a witness");
+    let has_ended = || {
+        !fs::read_to_string(format!("/proc/{witness}/comm")).is_ok_and(|name| name == "run-witness\n") || state(witness) == 'Z'
+    };
+    job.child.kill().expect("it can be killed");
+    job.child.wait().expect("it ends");
+    until("the witness ends when run is killed", has_ended);
+    drop(job.stdin);
+    assert_eq!(line(&mut job.stdout), "end", "the command goes on");
+    let job = Job::teller(&locks);
+    let witness = job.witness().expect("a witness");
+    assert_eq!(job.end(), 0);
+    assert!(!fs::exists(format!("/proc/{witness}")).expect("/proc"), "it is gone when run is");
+}
+
+#[test]
+fn a_stop_that_is_sent_to_run_alone_stops_the_job_and_its_end_lets_it_go_on() {
+    let locks = Locks::new();
+    for signal in [Signal::TSTP, Signal::TTIN, Signal::TTOU] {
+        let mut job = Job::teller(&locks);
+        for _ in 0..rounds(3) {
+            kill_process(job.pid(), signal).expect("it runs");
+            until("the command stops", || state(job.command) == 'T');
+            until("run stops", || state(job.pid()) == 'T');
+            kill_process(job.pid(), Signal::CONT).expect("it runs");
+            assert_eq!(line(&mut job.stdout), "SIGCONT");
+            assert_eq!(job.told(Signal::CONT), Vec::<String>::new(), "once");
+        }
+        assert_eq!(job.end(), 0);
+    }
+}
+
+#[test]
+fn a_stop_of_the_group_that_is_taken_back_at_once_leaves_nobody_behind() {
+    let locks = Locks::new();
+    let mut job = Job::teller(&locks);
+    for _ in 0..rounds(200) {
+        kill_process_group(job.pid(), Signal::TSTP).expect("it runs");
+        kill_process_group(job.pid(), Signal::CONT).expect("it runs");
+        until("run goes on", || state(job.pid()) != 'T');
+        // Both count as one or two, if the second comes before the first is dealt with.
+        job.taken(Signal::CONT);
+        until("the command goes on", || state(job.command) != 'T');
+        let told = job.told(Signal::TSTP);
+        assert!(told.iter().all(|name| name == "SIGCONT") && told.len() == 1, "{told:?}");
+    }
+    assert_eq!(job.end(), 0);
+}
+
+#[test]
+fn a_command_that_others_stop_and_let_go_on_is_waited_for() {
+    let locks = Locks::new();
+    // Nobody watches the jobs of a session that has no other process.
+    let mut run = locks.command("setsid");
+    run.args(["env", "--default-signal", PROGRAM, "run", "python3", "-c", TELLER]);
+    let mut child = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut stdout = BufReader::new(child.stdout.take().expect("its output"));
+    let ready = line(&mut stdout);
+    let command = Pid::from_raw(ready.trim_start_matches("ready ").parse().expect("a PID")).expect("a PID");
+    for _ in 0..rounds(20) {
+        kill_process(command, Signal::STOP).expect("it runs");
+        until("the command stops", || state(command) == 'T');
+        kill_process(command, Signal::CONT).expect("it runs");
+        assert_eq!(line(&mut stdout), "SIGCONT");
+    }
+    drop(child.stdin.take());
+    assert_eq!(line(&mut stdout), "end");
+    until("it ends", || child.try_wait().expect("it can be asked").is_some_and(|status| status.success()));
+}
+
+#[test]
+fn a_signal_to_the_group_reaches_a_command_that_has_made_one_of_its_own() {
+    let locks = Locks::new();
+    let leaver = format!("import os\nos.setpgid(0, 0)\n{TELLER}");
+    let mut job = Job::start(&locks, &["python3", "-c", &leaver]);
+    for (signal, name) in SIX {
+        kill_process_group(job.pid(), signal).expect("it runs");
+        assert_eq!(job.told(signal), [name]);
+    }
+    assert_eq!(job.end(), 0);
+}

@@ -1,0 +1,31 @@
+//! Tests of what one host does: locks as files, without any server.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_filesystems;
+mod bad_input;
+mod command_line;
+mod containers;
+mod crash_points;
+mod crash_points_in_line;
+mod flock;
+mod hammer;
+mod holding_at_least;
+mod interleavings;
+mod lease_policy;
+mod mutual_exclusion;
+mod panics;
+mod policy;
+mod queue_file;
+mod recipes;
+mod run;
+mod run_terminal;
+mod sharing;
+mod skipping;
+mod sshfs;
+mod takeover;
+mod turns;
+mod verdicts;
+mod wait_and_break;
+mod waiting;

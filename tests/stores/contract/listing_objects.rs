@@ -1,0 +1,160 @@
+//! What DynamoDB and object stores list and purge.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use serializer::backend::remote::Cause;
+use serializer::backend::seam::{Key, Kind, Next, State, Store};
+use serializer::backend::{Write, open_store};
+use serializer::record::random_token;
+use serializer::store::{StoreSettings, StoreUrl};
+
+use crate::support::injector::Injector;
+use crate::support::servers::buckets::{s3_url_at, shared_azure, shared_s3};
+use crate::support::servers::emulators::shared_dynalite;
+
+const KINDS: [Kind; 4] = [Kind::Lock, Kind::Once, Kind::Schedule, Kind::Session];
+
+fn open(url: &str) -> Box<dyn Store> {
+    let url = StoreUrl::parse(url).expect("an address");
+    let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(20) };
+    open_store(&settings).unwrap_or_else(|failure| panic!("{}", failure.why))
+}
+
+/// With a place of its own in each store, in which there is nothing yet.
+fn addresses() -> [String; 3] {
+    let token = random_token().expect("random numbers");
+    [
+        shared_dynalite().url().replace("serializer-locks", &token),
+        s3_url_at(shared_s3().address()).replace("meltano/state", &token),
+        shared_azure().url().replace("meltano/state", &token),
+    ]
+}
+
+fn key(kind: Kind, name: &str) -> Key {
+    Key { kind, name: name.into() }
+}
+
+/// The state of a register; that of one that was never written where there is none.
+fn state_of(store: &mut dyn Store, key: &Key) -> State {
+    match store.get(key) {
+        Ok(state) => state,
+        Err(failure) if failure.cause == Cause::NotPrepared => State::default(),
+        Err(failure) => panic!("{}", failure.why),
+    }
+}
+
+/// Writes a register, whatever its state is, and returns the new one.
+fn write(store: &mut dyn Store, key: &Key, value: Option<&str>) -> State {
+    if state_of(store, key).version.is_none() {
+        store.create_schema(key).unwrap_or_else(|failure| panic!("{}", failure.why));
+    }
+    let seen = state_of(store, key);
+    let next = Next { number: seen.number + 7, value, keep: None };
+    let written = store.put(key, &seen, &next).unwrap_or_else(|failure| panic!("{}", failure.why));
+    assert_eq!(written, Write::Done);
+    let now = state_of(store, key);
+    assert_eq!((now.number, now.value.as_deref()), (next.number, value));
+    now
+}
+
+fn names(store: &mut dyn Store, kind: Kind, after: Option<&str>) -> Vec<OsString> {
+    let page = store.list(kind, after.map(str::as_ref)).unwrap_or_else(|failure| panic!("{}", failure.why));
+    assert_eq!(page.next, None);
+    page.entries.into_iter().map(|(name, _)| name).collect()
+}
+
+fn purge(store: &mut dyn Store, key: &Key, expected: &State) -> Write {
+    store.purge(key, expected).unwrap_or_else(|failure| panic!("{}", failure.why))
+}
+
+#[test]
+fn registers_are_listed_by_kind_and_in_order_under_names_that_open_them() {
+    for url in addresses() {
+        let mut store = open(&url);
+        let store = store.as_mut();
+        let long = "long".repeat(100);
+        let all = ["b", "a", "ä/b c", "once/a", long.as_str()];
+        for kind in KINDS {
+            for name in all {
+                write(store, &key(kind, name), Some(name));
+            }
+            write(store, &key(kind, "released"), Some("x"));
+            write(store, &key(kind, "released"), None);
+        }
+        for kind in KINDS {
+            let page = store.list(kind, None).unwrap_or_else(|failure| panic!("{}", failure.why));
+            let listed: Vec<_> = page.entries.iter().map(|(name, _)| name.clone()).collect();
+            assert!(listed.is_sorted() && listed.len() == all.len() + 1, "{url}: {listed:?}");
+            let mut values: Vec<_> = page.entries.iter().filter_map(|(_, state)| state.value.as_deref()).collect();
+            let mut expected = all.to_vec();
+            values.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(values, expected, "{url}");
+            for (name, state) in &page.entries {
+                assert_eq!(state_of(store, &Key { kind, name: name.clone() }), *state, "{url}: {name:?}");
+            }
+            let rest: Vec<_> = listed.iter().filter(|name| name.as_os_str() > "b").cloned().collect();
+            assert_eq!(names(store, kind, Some("b")), rest, "{url}");
+        }
+    }
+}
+
+#[test]
+fn only_the_state_that_was_seen_is_purged_and_the_register_starts_again() {
+    for url in addresses() {
+        let (mut store, mut other) = (open(&url), open(&url));
+        let (store, other) = (store.as_mut(), other.as_mut());
+        let key = key(Kind::Once, "daily");
+        let old = write(store, &key, Some("old"));
+        let held = write(other, &key, Some("held"));
+        assert_eq!(purge(store, &key, &old), Write::Conflict, "{url}");
+        assert_eq!(purge(store, &key, &State::default()), Write::Conflict, "{url}");
+        assert_eq!(state_of(other, &key), held, "{url}");
+        assert_eq!(purge(store, &key, &held), Write::Done, "{url}");
+        assert_eq!(state_of(other, &key).version, None, "{url}");
+        assert!(names(store, Kind::Once, None).is_empty(), "{url}");
+        // What arrives late finds that its condition does not hold any more.
+        let next = Next { number: held.number + 1, value: Some("late"), keep: None };
+        let late = other.put(&key, &held, &next).unwrap_or_else(|failure| panic!("{}", failure.why));
+        assert_eq!((late, purge(other, &key, &held)), (Write::Conflict, Write::Conflict), "{url}");
+        let free = write(other, &key, None);
+        assert_eq!(purge(store, &key, &held), Write::Conflict, "{url}");
+        assert_eq!(purge(store, &key, &free), Write::Done, "{url}");
+    }
+}
+
+#[test]
+fn a_bucket_whose_store_ignores_the_condition_of_a_deletion_is_not_purged() {
+    let injector = Injector::before(shared_s3().address());
+    let url = s3_url_at(injector.address());
+    let mut store = open(&url);
+    let key = Key::lock(random_token().expect("random numbers").as_ref());
+    let free = write(store.as_mut(), &key, None);
+    injector.ignore(&["if-match"]);
+    let failure = store.purge(&key, &free).expect_err("it ignores the condition");
+    assert!(failure.cause == Cause::Permanent && failure.why.contains("ignores the condition `If-Match`"), "{failure:?}");
+    assert_eq!(state_of(store.as_mut(), &key), free);
+}
+
+#[test]
+fn a_purge_whose_answer_is_lost_leaves_open_whether_it_was_done() {
+    let (token, answer) = (random_token().expect("random numbers"), "HTTP/1.1 500 Internal Server Error\r\n\r\n");
+    let bucket = Injector::before(shared_s3().address());
+    let table = Injector::before(shared_dynalite().address());
+    let dynamodb = shared_dynalite().url().replace(&shared_dynalite().address().to_string(), &table.address().to_string());
+    for (url, injector, marker) in
+        [(s3_url_at(bucket.address()), &bucket, "DELETE "), (dynamodb, &table, "DynamoDB_20120810.DeleteItem")]
+    {
+        let mut store = open(&url);
+        let [first, second] = ["a", "b"].map(|name| Key::lock(format!("{token}{name}").as_ref()));
+        let free = write(store.as_mut(), &first, None);
+        // Whether the store obeys conditions is found out once.
+        assert_eq!(purge(store.as_mut(), &first, &free), Write::Done);
+        let free = write(store.as_mut(), &second, None);
+        injector.misreport(marker, 1, answer);
+        let failure = store.purge(&second, &free).expect_err("there is no answer");
+        assert!(failure.is_indefinite && failure.cause == Cause::Transient, "{failure:?}");
+        assert_eq!(purge(store.as_mut(), &second, &free), Write::Conflict, "it was done");
+    }
+}

@@ -1,0 +1,213 @@
+//! What a register has to promise.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Barrier;
+use std::thread;
+
+use serializer::backend::{Backend, Stored, Write};
+use serializer::owner::{Instance, Owner, Place};
+use serializer::record::{Entry, MAX_BYTES, Record, parse_pid};
+
+use super::subject::Subject;
+use crate::support::rounds;
+
+fn record(pid: i32) -> Record {
+    let owner = Owner {
+        pid: parse_pid(&pid.to_string()).expect("a pid"),
+        uid: None,
+        place: Place { host: Some("elsewhere".to_owned()), ..Place::default() },
+        instance: Instance::default(),
+    };
+    Record::of(vec![Entry::new(owner, None, Some("é – ☃ 'x' \"y\" \\ %s".to_owned())).expect("an entry")]).expect("a record")
+}
+
+/// Creates, given that the place for it may have to be made first.
+fn create(backend: &mut dyn Backend, record: &Record) -> Write {
+    for _ in 0..3 {
+        let is_there = backend.load().expect("it can be loaded").is_some();
+        let write = backend.create(record).expect("it can be created");
+        if is_there || write == Write::Done {
+            return write;
+        }
+    }
+    Write::Conflict
+}
+
+fn load(backend: &mut dyn Backend) -> Option<Stored> {
+    backend.load().expect("it can be loaded")
+}
+
+fn stored(backend: &mut dyn Backend) -> Stored {
+    load(backend).expect("something is stored")
+}
+
+fn pid_in(backend: &mut dyn Backend) -> Option<i32> {
+    let stored = load(backend)?;
+    Some(stored.content.record().expect("a record").entries()[0].owner.pid.as_raw_pid())
+}
+
+pub fn what_is_created_is_loaded_and_is_created_once(subject: &Subject) {
+    let (mut one, mut other) = (subject.open("x"), subject.open("x"));
+    assert!(load(&mut *one).is_none());
+    let record = record(1);
+    assert_eq!(create(&mut *one, &record), Write::Done);
+    assert_eq!(stored(&mut *other).content.record(), Some(&record));
+    assert_eq!(create(&mut *other, &self::record(2)), Write::Conflict);
+    assert_eq!(pid_in(&mut *one), Some(1));
+}
+
+pub fn only_what_was_seen_is_replaced(subject: &Subject) {
+    let (mut one, mut other) = (subject.open("x"), subject.open("x"));
+    assert_eq!(create(&mut *one, &record(1)), Write::Done);
+    let (seen, also_seen) = (stored(&mut *one), stored(&mut *other));
+    assert_eq!(seen.version, also_seen.version);
+    assert_eq!(one.replace(&seen, &record(2)).expect("an answer"), Write::Done);
+    assert_eq!(other.replace(&also_seen, &record(3)).expect("an answer"), Write::Conflict);
+    assert_eq!(one.replace(&seen, &record(4)).expect("an answer"), Write::Conflict);
+    assert_eq!(pid_in(&mut *other), Some(2));
+    // What was there before is another state when it is there again.
+    let seen = stored(&mut *one);
+    assert_eq!(one.delete(&seen).expect("an answer"), Write::Done);
+    let same = seen.content.record().expect("a record").clone();
+    assert_eq!(create(&mut *one, &same), Write::Done);
+    let _ = other.load();
+    assert_eq!(other.replace(&seen, &record(5)).expect("an answer"), Write::Conflict);
+}
+
+pub fn only_what_was_seen_is_deleted(subject: &Subject) {
+    let (mut one, mut other) = (subject.open("x"), subject.open("x"));
+    assert_eq!(create(&mut *one, &record(1)), Write::Done);
+    let (seen, also_seen) = (stored(&mut *one), stored(&mut *other));
+    assert_eq!(one.replace(&seen, &record(2)).expect("an answer"), Write::Done);
+    assert_eq!(other.delete(&also_seen).expect("an answer"), Write::Conflict);
+    let seen = stored(&mut *other);
+    assert_eq!(other.delete(&seen).expect("an answer"), Write::Done);
+    assert!(load(&mut *one).is_none());
+    assert_eq!(one.delete(&seen).expect("an answer"), Write::Conflict);
+    assert_eq!(one.replace(&seen, &record(3)).expect("an answer"), Write::Conflict);
+    assert!(load(&mut *other).is_none());
+    assert_eq!(create(&mut *other, &record(4)), Write::Done);
+}
+
+pub fn names_are_independent_whatever_is_in_them(subject: &Subject) {
+    let long = "x".repeat(subject.longest_name());
+    let mut names: Vec<Vec<u8>> =
+        ["a", "A", "a ", "ä", "a\u{308}", "%", "_", "'", "\"", "`", "\\", ";--", "☃", "a.b", "null", "NULL"]
+            .map(|name| name.as_bytes().to_vec())
+            .to_vec();
+    names.push(b"\xff\xfe".to_vec());
+    names.push(b"\xff".to_vec());
+    names.push(long.as_bytes().to_vec());
+    names.push(long.as_bytes()[1..].to_vec());
+    if subject.takes_slashes() {
+        names.extend([b"/a/b".to_vec(), b"a/b".to_vec(), b"../a".to_vec(), b"\n".to_vec(), Vec::new()]);
+    }
+    for (number, name) in (1..).zip(&names) {
+        let mut backend = subject.open(OsStr::from_bytes(name));
+        assert!(load(&mut *backend).is_none(), "{name:?}");
+        assert_eq!(create(&mut *backend, &record(number)), Write::Done, "{name:?}");
+    }
+    for (number, name) in (1..).zip(&names) {
+        assert_eq!(pid_in(&mut *subject.open(OsStr::from_bytes(name))), Some(number), "{name:?}");
+    }
+}
+
+pub fn a_record_is_kept_whole(subject: &Subject) {
+    let mut backend = subject.open("x");
+    let entry = record(7).entries()[0].clone();
+    let entries = |number: usize| vec![entry.clone(); number];
+    let most = (1..).take_while(|number| Record::of(entries(*number)).is_some()).last().expect("one fits");
+    let record = Record::of(entries(most)).expect("they fit");
+    assert!(record.to_text().len() > MAX_BYTES - 1000);
+    assert_eq!(create(&mut *backend, &record), Write::Done);
+    assert_eq!(stored(&mut *subject.open("x")).content.record(), Some(&record));
+}
+
+/// Lets so many do the same at the same time, each with a register of its own; tells how many of them succeeded.
+fn race(subject: &Subject, name: &str, number: i32, write: impl Fn(&mut dyn Backend, &Barrier, i32) -> Write + Sync) -> usize {
+    let start = Barrier::new(usize::try_from(number).expect("some"));
+    thread::scope(|scope| {
+        let racer = |number| {
+            let (start, write) = (&start, &write);
+            scope.spawn(move || write(&mut *subject.open(name), start, number))
+        };
+        let threads: Vec<_> = (1..=number).map(racer).collect();
+        let ended = threads.into_iter().map(|thread| thread.join().expect("it ends"));
+        ended.filter(|write| *write == Write::Done).count()
+    })
+}
+
+pub fn of_many_that_create_one_succeeds(subject: &Subject) {
+    // So that none of them has to make the place.
+    let mut backend = subject.open("x");
+    assert_eq!(create(&mut *backend, &record(1)), Write::Done);
+    for _ in 0..rounds(10) {
+        let seen = stored(&mut *backend);
+        assert_eq!(backend.delete(&seen).expect("an answer"), Write::Done);
+        let done = race(subject, "x", 16, |backend, start, number| {
+            assert!(load(backend).is_none());
+            start.wait();
+            backend.create(&record(number)).expect("an answer")
+        });
+        assert_eq!(done, 1);
+    }
+}
+
+pub fn of_many_that_are_the_first_one_succeeds(subject: &Subject) {
+    // So that none of them has to make the place.
+    assert_eq!(create(&mut *subject.open("x"), &record(1)), Write::Done);
+    for round in 0..rounds(10) {
+        let done = race(subject, &format!("new {round}"), 16, |backend, start, number| {
+            assert!(load(backend).is_none());
+            start.wait();
+            match backend.create(&record(number)).expect("an answer") {
+                Write::Done => Write::Done,
+                // Where each name has a place of its own, it may only have been made.
+                _ => create(backend, &record(number)),
+            }
+        });
+        assert_eq!(done, 1);
+    }
+}
+
+pub fn of_many_that_replace_one_succeeds(subject: &Subject) {
+    let mut backend = subject.open("x");
+    assert_eq!(create(&mut *backend, &record(1)), Write::Done);
+    for round in 0..rounds(10) {
+        let done = race(subject, "x", 16, |backend, start, number| {
+            let seen = stored(backend);
+            start.wait();
+            match (round + usize::try_from(number).expect("some")) % 4 {
+                0 => backend.delete(&seen).expect("an answer"),
+                _ => backend.replace(&seen, &record(number)).expect("an answer"),
+            }
+        });
+        assert_eq!(done, 1);
+        if load(&mut *backend).is_none() {
+            assert_eq!(create(&mut *backend, &record(1)), Write::Done);
+        }
+    }
+}
+
+pub fn numbers_never_go_back(subject: &Subject) {
+    let mut backend = subject.open("x");
+    let mut last = None;
+    for round in 0..20 {
+        let seen = load(&mut *backend);
+        let number = backend.next_number();
+        assert!(number.is_some() || !subject.has_numbers() || round == 0);
+        assert!(number.is_none() || number > last, "{number:?} comes after {last:?}");
+        let write = match &seen {
+            None => backend.create(&record(1)),
+            Some(seen) if round % 3 == 0 => backend.delete(seen),
+            Some(seen) => backend.replace(seen, &record(2)),
+        };
+        // At first, the place may have to be made.
+        if write.expect("an answer") == Write::Done {
+            last = number.or(last);
+        } else {
+            assert_eq!(round, 0);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A backend under test, with names that no other test uses.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serializer::backend::memory::Memory;
+use serializer::backend::{Backend, Location, open};
+use serializer::record::random_token;
+use serializer::store::{StoreSettings, StoreUrl};
+
+use crate::support::Locks;
+use crate::support::servers::buckets::{s3_url_at, shared_azure, shared_s3};
+use crate::support::servers::emulators::shared_dynalite;
+use crate::support::servers::{shared_mariadb, shared_postgres};
+
+pub struct Subject {
+    kind: Kind,
+    prefix: String,
+    pub locks: Locks,
+}
+
+enum Kind {
+    Memory(Mutex<HashMap<PathBuf, Memory>>),
+    File,
+    Store(String),
+}
+
+impl Subject {
+    fn of(kind: Kind) -> Self {
+        Self { kind, prefix: random_token().expect("random numbers"), locks: Locks::new() }
+    }
+
+    pub fn memory() -> Self {
+        Self::of(Kind::Memory(Mutex::default()))
+    }
+
+    pub fn file() -> Self {
+        Self::of(Kind::File)
+    }
+
+    pub fn directory() -> Self {
+        let mut subject = Self::of(Kind::File);
+        subject.locks.is_shared();
+        subject.kind = Kind::Store(format!("file://{}", subject.locks.dir().display()));
+        subject
+    }
+
+    pub fn postgres() -> Self {
+        Self::of(Kind::Store(shared_postgres().url()))
+    }
+
+    pub fn mysql() -> Self {
+        Self::of(Kind::Store(shared_mariadb().url()))
+    }
+
+    pub fn dynamodb() -> Self {
+        Self::of(Kind::Store(shared_dynalite().url()))
+    }
+
+    pub fn s3() -> Self {
+        Self::of(Kind::Store(s3_url_at(shared_s3().address())))
+    }
+
+    pub fn azure() -> Self {
+        Self::of(Kind::Store(shared_azure().url()))
+    }
+
+    /// Whether it counts acquisitions.
+    pub fn has_numbers(&self) -> bool {
+        !matches!(self.kind, Kind::File)
+    }
+
+    /// The longest name that it takes, in bytes.
+    pub fn longest_name(&self) -> usize {
+        if matches!(self.kind, Kind::File) { 200 } else { 5000 }
+    }
+
+    /// Whether a name may hold a slash.
+    pub fn takes_slashes(&self) -> bool {
+        !matches!(self.kind, Kind::File)
+    }
+
+    /// A register of that name, as another process would open it.
+    pub fn open(&self, name: impl AsRef<OsStr>) -> Box<dyn Backend> {
+        let name = name.as_ref();
+        match &self.kind {
+            Kind::Memory(registers) => {
+                let mut registers = registers.lock().expect("no panic");
+                Box::new(registers.entry(name.into()).or_insert_with(Memory::shared).clone())
+            }
+            Kind::File => open(&Location::File(self.locks.dir().join(name))).expect("files are always there"),
+            Kind::Store(url) => {
+                let url = StoreUrl::parse(url).expect("an address");
+                let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(5) };
+                let mut prefixed = std::ffi::OsString::from(&self.prefix);
+                prefixed.push(name);
+                open(&Location::Store(settings, prefixed)).expect("the program was built with it")
+            }
+        }
+    }
+
+    /// `program` with this backend in its environment.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.locks.command(program);
+        if let Kind::Store(url) = &self.kind {
+            command.env("SERIALIZER_STORE", url);
+        }
+        command.env("SERIALIZER_FILE_NAME", self.name("serializer.lck"));
+        command
+    }
+
+    /// A name of a lock, for programs.
+    pub fn name(&self, name: &str) -> String {
+        if matches!(self.kind, Kind::Store(_)) { format!("{}{name}", self.prefix) } else { name.to_owned() }
+    }
+}

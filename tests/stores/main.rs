@@ -1,0 +1,27 @@
+//! Tests of the stores that hosts share, with servers of their own.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod abandoned;
+mod clocks;
+mod contract;
+mod directories;
+mod directory_crash_points;
+mod directory_faults;
+mod dynamodb;
+mod failover;
+mod fencing;
+mod foreign_root;
+mod galera;
+mod hosts;
+mod identities;
+mod leases;
+mod lines;
+mod lost_answers;
+mod object_stores;
+mod outages;
+mod refusals;
+mod sera;
+mod servers;
+mod stopped;

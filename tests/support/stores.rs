@@ -1,0 +1,144 @@
+//! Locks in real stores, for programs: each test has a lock of its own in a server that the tests of a program share.
+
+#![allow(dead_code, reason = "each test binary uses another part of this")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use serializer::record::random_token;
+
+use super::servers::buckets::{s3_url_at, shared_azure, shared_s3};
+use super::servers::emulators::shared_dynalite;
+use super::servers::{shared_mariadb, shared_postgres};
+use super::{Ended, Locks, PROGRAM, Shell, Waiter, ended};
+
+/// One lock in a store.
+pub struct Store {
+    /// For what needs a directory.
+    pub locks: Locks,
+    pub url: String,
+    pub name: String,
+    /// In seconds.
+    pub lease: String,
+}
+
+impl Store {
+    /// At an address.
+    pub fn at(url: &str) -> Self {
+        let name = random_token().expect("random numbers");
+        Self { locks: Locks::new(), url: url.to_owned(), name, lease: "600".to_owned() }
+    }
+
+    /// One of each kind, whose leases last so long.
+    pub fn all(lease: Duration) -> Vec<Self> {
+        let mut all = Self::over_networks(lease);
+        all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::in_a_directory() });
+        all
+    }
+
+    /// One of each kind that is reached by a network.
+    pub fn over_networks(lease: Duration) -> Vec<Self> {
+        let mut all = Self::with_a_clock(lease);
+        let others = [shared_dynalite().url(), s3_url_at(shared_s3().address()), shared_azure().url()];
+        all.extend(others.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }));
+        all
+    }
+
+    /// In a directory of its own.
+    pub fn in_a_directory() -> Self {
+        let mut store = Self::at("");
+        store.locks.is_shared();
+        store.url = format!("file://{}", store.locks.dir().display());
+        store
+    }
+
+    /// One of each kind that has a clock, by which everybody sees at once that a lease is over. These are databases that also take
+    /// other statements.
+    pub fn with_a_clock(lease: Duration) -> Vec<Self> {
+        let urls = [shared_postgres().url(), shared_mariadb().url()];
+        urls.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }).into()
+    }
+
+    pub fn is_bucket(&self) -> bool {
+        self.url.starts_with("s3:") || self.url.starts_with("azure:")
+    }
+
+    /// What a request to look holds, one to write where nothing has been yet, and one to write what has changed.
+    pub fn markers(&self) -> [&'static [u8]; 3] {
+        if self.url.starts_with("dynamodb:") {
+            return [b"DynamoDB_20120810.GetItem", b"attribute_not_exists(#key)", b"#version = :number AND"];
+        }
+        if self.is_bucket() {
+            return [b"GET /", b"if-none-match", b"if-match"];
+        }
+        [b"LEFT JOIN serializer_locks", b"INSERT INTO serializer_locks", b"UPDATE serializer_locks"]
+    }
+
+    /// The same lock, reached by another address.
+    pub fn through(&self, url: &str) -> Self {
+        Self { locks: Locks::new(), url: url.to_owned(), name: self.name.clone(), lease: self.lease.clone() }
+    }
+
+    /// Where its server is.
+    pub fn address(&self) -> String {
+        let behind_user = || Some(self.url.rsplit_once('@')?.1.split_once('/')?.0);
+        let endpoint = self.url.split_once("endpoint=http://").and_then(|(_, endpoint)| endpoint.split('/').next());
+        endpoint.or_else(behind_user).expect("an address").to_owned()
+    }
+
+    /// `program` with the store, and little else, in its environment.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.locks.command(program);
+        command.env("SERIALIZER_STORE", &self.url).env("SERIALIZER_FILE_NAME", &self.name);
+        command.env("SERIALIZER_LEASE_SECONDS", &self.lease).current_dir(self.locks.dir());
+        command
+    }
+
+    pub fn serializer(&self, args: &[&str]) -> Command {
+        let mut command = self.command(PROGRAM);
+        command.args(args);
+        command
+    }
+
+    /// Runs `serializer ARGS…` to its end.
+    pub fn run(&self, args: &[&str]) -> Ended {
+        ended(&mut self.serializer(args))
+    }
+
+    /// Runs a bash script to its end; `"$S"` is the program.
+    pub fn script(&self, script: &str) -> Ended {
+        ended(self.command("bash").args(["-c", script]))
+    }
+
+    pub fn shell(&self) -> Shell {
+        Shell::start_with(self.command("bash"))
+    }
+
+    /// A `serializer ARGS…` that waits.
+    pub fn waiter(&self, args: &[&str]) -> Waiter {
+        Waiter::start(self.serializer(args))
+    }
+
+    /// `serializer status --json`'s answer.
+    pub fn report(&self) -> Value {
+        let ended = self.run(&["status", "--json"]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let mut report: Value = serde_json::from_str(&ended.stdout).expect("status prints JSON");
+        report["locks"][0].take()
+    }
+
+    pub fn state(&self) -> String {
+        self.report()["state"].as_str().expect("a state").to_owned()
+    }
+
+    /// Something about the first holder.
+    pub fn holder(&self, key: &str) -> Value {
+        self.report()["holder"][key].take()
+    }
+
+    /// What keeps the lease.
+    pub fn keeper(&self) -> u32 {
+        self.holder("keeper_pid").as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("there is a keeper")
+    }
+}
