@@ -200,6 +200,9 @@ pub fn tls_problem(error: &rustls::Error) -> String {
         E::NotValidForName | E::NotValidForNameContext { .. } => {
             "it is for another host; only names in `subjectAltName` count".to_owned()
         }
+        other if other.to_string().contains("CaUsedAsEndEntity") => {
+            "it is one of an authority; a server's own has `basicConstraints=CA:FALSE`".to_owned()
+        }
         other => super::network::sentence(&other.to_string()),
     };
     format!("the server's certificate is not accepted: {why}")

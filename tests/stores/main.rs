@@ -16,6 +16,7 @@ mod fencing;
 mod foreign_root;
 mod galera;
 mod hosts;
+mod identities;
 mod leases;
 mod lines;
 mod lost_answers;

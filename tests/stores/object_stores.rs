@@ -467,7 +467,7 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line() {
     with("s3://b?endpoint=http://127.0.0.1:1&path_style=false", &[], "the bucket cannot stand before the name");
     with("s3://xn--a?path_style=false", &[], "the bucket cannot stand before the name");
     with("s3://b?region=xn--a", &[], "the region is not valid");
-    with("s3://b", &[("AWS_REGION", "xn--a")], "the variable `AWS_REGION` is not valid");
+    with("s3://b", &[("AWS_REGION", "xn--a")], "the variable `AWS_REGION` is not a part of a URL");
     let store = Store::at("s3://b?endpoint=http://127.0.0.1:1");
     let token = store.locks.dir().join("token");
     std::fs::write(&token, "hunter2\nhunter3\n").expect("it can be written");

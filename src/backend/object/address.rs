@@ -1,75 +1,21 @@
 //! Where an object store is, and which identity to use: the address, then the settings of Meltano's state backend,
 //! then the variables of each cloud's own tools.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 
+use super::azure;
+use super::failures::{AZURE, GCS, Hints, S3};
 use crate::backend::aws::Wanted;
 use crate::backend::checks::{self, Address, is_url, trimmed};
 use crate::backend::failure::Failure;
 use crate::store::{Scheme, StoreSettings};
-
-/// How the users of a kind of store speak, for messages.
-pub struct Hints {
-    /// What objects are in.
-    pub bucket: &'static str,
-    /// How credentials are given.
-    pub credentials: &'static str,
-    /// What is required to read, to write, to delete, and to list.
-    pub may_read: &'static str,
-    pub may_write: &'static str,
-    pub may_delete: &'static str,
-    pub may_list: &'static str,
-    /// How to say where the store is.
-    pub elsewhere: &'static str,
-}
-
-const S3: Hints = Hints {
-    bucket: "bucket",
-    credentials: "credentials are looked for in the address (`s3://KEY:SECRET@bucket`), then where the AWS CLI finds \
-                  them: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY` (with `AWS_SESSION_TOKEN`), `AWS_PROFILE`, a \
-                  role of this host or container",
-    may_read: "it requires `s3:GetObject` on the objects, and `s3:ListBucket` on the bucket, without which S3 does \
-               not tell that there is no object",
-    may_write: "it requires `s3:PutObject` on the objects",
-    may_delete: "it requires `s3:DeleteObject` on the objects",
-    may_list: "it requires `s3:ListBucket` on the bucket",
-    elsewhere: "`?region=…` and `?endpoint=…` at the end of the address, or `AWS_REGION` and `AWS_ENDPOINT_URL`, say \
-                where it is",
-};
-
-const AZURE_ROLE: &str = "it requires the role `Storage Blob Data Contributor` on the container, or a SAS for it with `sp=rcwl`";
-
-const AZURE: Hints = Hints {
-    bucket: "container",
-    credentials: "credentials are looked for in `AZURE_STORAGE_CONNECTION_STRING`, in `AZURE_STORAGE_ACCOUNT_NAME` \
-                  with `AZURE_STORAGE_ACCOUNT_KEY` or `AZURE_STORAGE_SAS_TOKEN`, then those of an identity are \
-                  fetched",
-    may_read: AZURE_ROLE,
-    may_write: AZURE_ROLE,
-    may_delete: "it requires the role `Storage Blob Data Contributor` on the container, or a SAS for it with `sp=rcwdl`",
-    may_list: AZURE_ROLE,
-    elsewhere: "`?account=…` or `?endpoint=…` at the end of the address, or `AZURE_STORAGE_ACCOUNT_NAME`, say where \
-                it is",
-};
-
-const GCS_ROLE: &str = "it requires the role `roles/storage.objectUser` on the bucket";
-
-const GCS: Hints = Hints {
-    bucket: "bucket",
-    credentials: "credentials are looked for where `GOOGLE_APPLICATION_CREDENTIALS` says, and where `gcloud auth \
-                  application-default login` leaves them; then those of the machine are fetched",
-    may_read: GCS_ROLE,
-    may_write: GCS_ROLE,
-    may_delete: GCS_ROLE,
-    may_list: GCS_ROLE,
-    elsewhere: "`?endpoint=…` at the end of the address says where it is",
-};
 
 /// How to reach a store. Not `Debug`: it holds keys.
 pub struct Options {
@@ -103,7 +49,11 @@ impl Options {
     }
 }
 
-type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+/// All variables.
+pub(super) type Environment<'a> = &'a [(String, String)];
+
+/// Finds the value of a variable.
+pub(super) type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl Options {
     /// Reads the address and the environment.
@@ -111,14 +61,12 @@ impl Options {
     /// # Errors
     /// When they cannot be used. Values are not repeated: they may be parts of a secret.
     pub fn of(settings: &StoreSettings) -> Result<Self, Failure> {
-        Self::read(
-            settings,
-            &|name| std::env::var(name).ok(),
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
-        )
+        let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        Self::read(settings, &std::env::vars_os().filter_map(text).collect::<Vec<_>>())
     }
 
-    fn read(settings: &StoreSettings, raw: Variables<'_>, all: impl Iterator<Item = (String, String)>) -> Result<Self, Failure> {
+    fn read(settings: &StoreSettings, all: Environment<'_>) -> Result<Self, Failure> {
+        let find = |name: &str| all.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone());
         let scheme = settings.url.scheme();
         let (known, hints): (&[&str], _) = match scheme {
             Scheme::Azure => (&["account", "account_key", "ca", "endpoint", "sas_token"], &AZURE),
@@ -130,17 +78,17 @@ impl Options {
         };
         let address = Address::parse(settings, known)?;
         let bucket = bucket(scheme, &address)?;
-        check_variables(scheme, raw)?;
+        check_variables(scheme, &find)?;
         let prefix: Vec<_> = address.path.split('/').filter(|part| !part.is_empty()).collect();
         if prefix.iter().any(|part| [".", ".."].contains(part) || part.chars().any(char::is_control)) {
             return Err(Failure::permanent("the address's prefix cannot be part of an object's name"));
         }
-        let variable = |name: &str| Some(trimmed(&raw(name)?).to_owned()).filter(|value| !value.is_empty());
+        let variable = |name: &str| Some(trimmed(&find(name)?).to_owned()).filter(|value| !value.is_empty());
         if let Some(endpoint) = address.option("endpoint") {
             checks::endpoint(&endpoint, "store's endpoint")?;
         }
         let access = match scheme {
-            Scheme::Azure => azure(&address, &bucket, &variable, all)?,
+            Scheme::Azure => azure::access(&address, &bucket, &variable, all)?,
             Scheme::Gcs => google(&address, &bucket, &variable, all)?,
             _ => s3(&address, &bucket, &variable, settings, all)?,
         };
@@ -176,15 +124,11 @@ fn bucket(scheme: Scheme, address: &Address) -> Result<String, Failure> {
 }
 
 /// The variables that a builder of the crate knows, without the line ends of mounted secrets.
-fn given<K: FromStr>(
-    prefixes: &'static [&'static str],
-    all: impl Iterator<Item = (String, String)>,
-) -> impl Iterator<Item = (K, String)> {
-    all.filter_map(move |(name, value)| {
+pub(super) fn given<K: FromStr>(prefixes: &[&str], all: Environment<'_>) -> impl Iterator<Item = (K, String)> {
+    all.iter().filter_map(move |(name, value)| {
         let is_ours = prefixes.iter().any(|prefix| name.starts_with(prefix));
         let key = is_ours.then(|| name.to_ascii_lowercase().parse().ok())??;
-        let value = trimmed(&value).to_owned();
-        (!value.is_empty()).then_some((key, value))
+        Some((key, trimmed(value).to_owned())).filter(|(_, value)| !value.is_empty())
     })
 }
 
@@ -193,7 +137,7 @@ fn s3(
     bucket: &str,
     variable: Variables<'_>,
     settings: &StoreSettings,
-    all: impl Iterator<Item = (String, String)>,
+    all: Environment<'_>,
 ) -> Result<Access, Failure> {
     let meltano = |name: &str| variable(&format!("MELTANO_STATE_BACKEND_S3_{name}"));
     let option = |name: &str| address.option(name);
@@ -245,134 +189,7 @@ fn s3(
     Ok(Access::S3 { wanted, builder: Box::new(builder), is_path_style })
 }
 
-/// `AccountName=…;AccountKey=…;EndpointSuffix=…` as a map.
-fn connection_string(text: &str) -> Result<impl Fn(&str) -> Option<String>, Failure> {
-    let mut pairs = Vec::new();
-    for pair in text.trim().split(';').filter(|pair| !pair.trim().is_empty()) {
-        let (name, value) = pair.split_once('=').ok_or_else(|| {
-            Failure::permanent("the connection string of the storage account is not valid")
-                .with_hint("it looks like `AccountName=…;AccountKey=…;EndpointSuffix=core.windows.net`")
-        })?;
-        pairs.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
-    }
-    Ok(move |name: &str| pairs.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone()))
-}
-
-/// The account of `UseDevelopmentStorage=true`, which is public knowledge.
-const DEVELOPMENT: &str = "AccountName=devstoreaccount1;\
-    AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;\
-    BlobEndpoint=http://127.0.0.1:10000/devstoreaccount1";
-
-/// An account of Azure Storage.
-#[derive(Default)]
-struct Account {
-    name: Option<String>,
-    endpoint: Option<String>,
-    key: Option<String>,
-    sas: Option<String>,
-}
-
-impl Account {
-    /// Reads a connection string. Nothing of it is repeated.
-    fn of_connection_string(text: &str) -> Result<Self, Failure> {
-        let value = connection_string(text)?;
-        if value("usedevelopmentstorage").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-            return Self::of_connection_string(DEVELOPMENT);
-        }
-        let name = value("accountname");
-        let scheme = value("defaultendpointsprotocol").unwrap_or_else(|| "https".to_owned());
-        let suffix = value("endpointsuffix").unwrap_or_else(|| "core.windows.net".to_owned());
-        let usual = || Some(format!("{scheme}://{}.blob.{suffix}", name.as_deref()?));
-        let Some(endpoint) = value("blobendpoint").or_else(usual) else {
-            return Err(Failure::permanent("the connection string names no storage account"));
-        };
-        let endpoint = Some(endpoint.trim_end_matches('/').to_owned());
-        Ok(Self { name, endpoint, key: value("accountkey"), sas: value("sharedaccesssignature") })
-    }
-}
-
-fn azure(
-    address: &Address,
-    container: &str,
-    variable: Variables<'_>,
-    all: impl Iterator<Item = (String, String)>,
-) -> Result<Access, Failure> {
-    let meltano = |name: &str| variable(&format!("MELTANO_STATE_BACKEND_AZURE_{name}"));
-    let named = address.option("endpoint").or_else(|| meltano("STORAGE_ACCOUNT_URL"));
-    let connection = || meltano("CONNECTION_STRING").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"));
-    let account = match (&named, address.option("account")) {
-        (None, None) => connection().map_or(Ok(Account::default()), |text| Account::of_connection_string(&text))?,
-        (_, name) => Account { name, ..Account::default() },
-    };
-    let endpoint = named.or(account.endpoint);
-    let key = address.option("account_key").or(account.key);
-    let sas = address.option("sas_token").or(account.sas);
-    let start = MicrosoftAzureBuilder::new();
-    let usual = given(&["AZURE_", "IDENTITY_ENDPOINT", "MSI_ENDPOINT"], all)
-        .fold(start, |builder, (key, value)| builder.with_config(key, value));
-    let value = |key| usual.get_config_value(&key);
-    // An endpoint's host begins with the account's name. Another account's endpoint is of no use.
-    let of_endpoint = |endpoint: &String| {
-        let host = endpoint.split("://").nth(1)?;
-        Some(host.split(['.', '/', ':']).next()?.to_owned()).filter(|name| !name.is_empty())
-    };
-    let named_in_address = account.name.is_some();
-    let name = account.name.or_else(|| endpoint.as_ref().and_then(of_endpoint));
-    let name = name.or_else(|| value(AzureConfigKey::AccountName));
-    let endpoint = endpoint.or_else(|| value(AzureConfigKey::Endpoint).filter(|_| !named_in_address));
-    let has_credentials = key.is_some() || sas.is_some();
-    if !has_credentials && is_of_cli(&usual) {
-        let why = "credentials of the Azure CLI are not asked for, which may take any time";
-        return Err(Failure::permanent(why).with_hint(
-            "`az account get-access-token --resource https://storage.azure.com --query accessToken -o tsv` prints a \
-             token for `AZURE_STORAGE_TOKEN`",
-        ));
-    }
-    let Some(name) = name else {
-        return Err(Failure::permanent("no storage account is named").with_hint(AZURE.credentials));
-    };
-    checks::word(&name, "storage account")?;
-    // Credentials of the environment would come before those of the address.
-    let key_of_encryption = value(AzureConfigKey::EncryptionKey).filter(|_| has_credentials);
-    let mut builder = if has_credentials { MicrosoftAzureBuilder::new() } else { usual };
-    if let Some(key) = key_of_encryption {
-        builder = builder.with_config(AzureConfigKey::EncryptionKey, key);
-    }
-    builder = builder.with_container_name(container).with_account(name).with_disable_tagging(true);
-    if let Some(endpoint) = endpoint {
-        checks::endpoint(&endpoint, "store's endpoint")?;
-        builder = builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint);
-    }
-    builder = match (key, sas) {
-        (Some(key), _) => builder.with_access_key(key),
-        (None, Some(sas)) => builder.with_config(AzureConfigKey::SasKey, sas),
-        (None, None) => builder,
-    };
-    Ok(Access::Azure(Box::new(builder)))
-}
-
-/// Whether the crate would run `az`, and wait for it without a limit.
-fn is_of_cli(usual: &MicrosoftAzureBuilder) -> bool {
-    use AzureConfigKey as Key;
-    let value = |key| usual.get_config_value(&key);
-    let others = [Key::Token, Key::AccessKey, Key::SasKey, Key::ClientSecret, Key::FederatedTokenFile];
-    let is_off = |value: &str| ["0", "false", "off", "no", "n"].contains(&value.to_ascii_lowercase().as_str());
-    match value(Key::CredentialType).as_deref() {
-        Some("azure_cli") => true,
-        None | Some("auto") => {
-            let is_wanted = value(Key::UseAzureCli).is_some_and(|value| !is_off(&value));
-            is_wanted && others.into_iter().all(|key| value(key).is_none())
-        }
-        Some(_) => false,
-    }
-}
-
-fn google(
-    address: &Address,
-    bucket: &str,
-    variable: Variables<'_>,
-    all: impl Iterator<Item = (String, String)>,
-) -> Result<Access, Failure> {
+fn google(address: &Address, bucket: &str, variable: Variables<'_>, all: Environment<'_>) -> Result<Access, Failure> {
     use GoogleConfigKey as Key;
     let meltano = |name: &str| variable(&format!("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS{name}"));
     let (path, json) = match address.option("application_credentials") {
@@ -419,58 +236,36 @@ fn google(
     Ok(Access::Gcs(Box::new(builder)))
 }
 
-/// The crate takes for granted that these variables can be parts of URLs and headers, and panics otherwise.
+/// The crate panics if these variables cannot be parts of URLs and headers.
 fn check_variables(scheme: Scheme, raw: Variables<'_>) -> Result<(), Failure> {
-    type Check = fn(&str, &str) -> Result<(), Failure>;
-    // The crate reads some by itself, with the line end that cannot be cut here.
-    const RAW: [&str; 4] = ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT", "IDENTITY_HEADER"];
-    let url: Check = |value, what| if is_url(value) { Ok(()) } else { checks::endpoint("", what) };
-    let host: Check = |value, what| if is_url(&format!("http://{value}")) { Ok(()) } else { checks::word("", what) };
-    let part: Check = |value, what| if is_url(&format!("http://host/{value}")) { Ok(()) } else { checks::word("", what) };
-    let all: &[(Check, &[&str])] = match scheme {
-        Scheme::Azure => &[
-            (
-                url,
-                &[
-                    "AZURE_AUTHORITY_HOST",
-                    "AZURE_ENDPOINT",
-                    "AZURE_FABRIC_TOKEN_SERVICE_URL",
-                    "AZURE_IDENTITY_ENDPOINT",
-                    "AZURE_MSI_ENDPOINT",
-                    "AZURE_STORAGE_AUTHORITY_HOST",
-                    "AZURE_STORAGE_ENDPOINT",
-                    "IDENTITY_ENDPOINT",
-                    "MSI_ENDPOINT",
-                ],
-            ),
-            (checks::word, &["AZURE_STORAGE_ACCOUNT_NAME"]),
-            (part, &["AZURE_AUTHORITY_ID", "AZURE_STORAGE_AUTHORITY_ID", "AZURE_STORAGE_TENANT_ID", "AZURE_TENANT_ID"]),
-            (
-                checks::header,
-                &[
-                    "AZURE_FABRIC_CLUSTER_IDENTIFIER",
-                    "AZURE_FABRIC_SESSION_TOKEN",
-                    "AZURE_FABRIC_WORKLOAD_HOST",
-                    "AZURE_STORAGE_TOKEN",
-                    "IDENTITY_HEADER",
-                ],
-            ),
-        ],
-        Scheme::Gcs => &[
-            (checks::endpoint, &["GOOGLE_BASE_URL"]),
-            (host, &["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"]),
-            (checks::header, &["GOOGLE_BEARER_TOKEN"]),
-        ],
-        _ => &[
-            (checks::endpoint, &["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS"]),
-            (checks::word, &["AWS_REGION", "AWS_DEFAULT_REGION"]),
-        ],
+    let (urls, parts, headers) = match scheme {
+        Scheme::Azure => (
+            "AZURE_AUTHORITY_HOST AZURE_ENDPOINT AZURE_FABRIC_TOKEN_SERVICE_URL AZURE_IDENTITY_ENDPOINT \
+             AZURE_MSI_ENDPOINT AZURE_STORAGE_AUTHORITY_HOST IDENTITY_ENDPOINT MSI_ENDPOINT",
+            "AZURE_AUTHORITY_ID AZURE_STORAGE_AUTHORITY_ID AZURE_STORAGE_TENANT_ID AZURE_TENANT_ID",
+            "AZURE_FABRIC_CLUSTER_IDENTIFIER AZURE_FABRIC_SESSION_TOKEN AZURE_FABRIC_WORKLOAD_HOST \
+             AZURE_STORAGE_TOKEN IDENTITY_HEADER",
+        ),
+        Scheme::Gcs => ("GOOGLE_BASE_URL", "GCE_METADATA_HOST GCE_METADATA_IP GCE_METADATA_ROOT", "GOOGLE_BEARER_TOKEN"),
+        _ => ("AWS_ENDPOINT_URL AWS_ENDPOINT_URL_S3", "AWS_REGION AWS_DEFAULT_REGION", ""),
     };
-    for (check, names) in all {
-        for name in *names {
+    let is_part = |text: &str| !text.contains(char::is_whitespace) && is_url(&format!("http://{text}"));
+    let is_header = |text: &str| text.chars().all(|c| c.is_ascii_graphic());
+    type Check<'a> = (&'a str, &'a dyn Fn(&str) -> bool, &'a str);
+    let checks: [Check<'_>; 3] = [
+        (urls, &is_url, "the URL of a server"),
+        (parts, &is_part, "a part of a URL"),
+        (headers, &is_header, "the value of a header"),
+    ];
+    for (names, is_valid, what) in checks {
+        for name in names.split_whitespace() {
             let Some(value) = raw(name).filter(|value| !value.is_empty()) else { continue };
-            let value = if RAW.contains(name) { value.as_str() } else { trimmed(&value) };
-            check(value, &format!("variable `{name}`"))?;
+            // The crate reads some by itself, with the line end that cannot be cut here.
+            let is_raw = name.starts_with("GCE_") || name == "IDENTITY_HEADER";
+            if !is_valid(if is_raw { &value } else { trimmed(&value) }) {
+                let failure = Failure::permanent(format!("the variable `{name}` is not {what}"));
+                return Err(failure.with_hint("it may have a line end or a space"));
+            }
         }
     }
     Ok(())

@@ -4,7 +4,8 @@ use object_store::aws::AmazonS3ConfigKey;
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 
-use super::{Access, Account, Options};
+use super::super::azure::Account;
+use super::{Access, Options};
 use crate::backend::aws::Wanted;
 use crate::backend::failure::Failure;
 use crate::store::{StoreSettings, StoreUrl};
@@ -15,8 +16,7 @@ fn read(url: &str, variables: Environment<'_>) -> Result<Options, Failure> {
     let url = StoreUrl::parse(url).expect(url);
     let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(5) };
     let all = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let variable = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned());
-    Options::read(&settings, &variable, all)
+    Options::read(&settings, &all.collect::<Vec<_>>())
 }
 
 fn read_well(url: &str, variables: Environment<'_>) -> Options {

@@ -136,7 +136,7 @@ impl Client {
 const IN_PATHS: &percent_encoding::AsciiSet =
     &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A version of [`super::version`] as the crate has it.
+/// A version as the crate has it.
 pub fn condition(version: &[u8]) -> UpdateVersion {
     let text = String::from_utf8_lossy(version);
     let (e_tag, generation) = text.split_once('\n').unwrap_or((&text, ""));
@@ -174,4 +174,38 @@ fn s3(builder: &AmazonS3Builder, region: &str, url: &str, bucket: &str, is_path_
         .with_virtual_hosted_style_request(!is_path_style)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_disable_tagging(true)
+}
+
+/// S3 and Azure compare the ETag, Google the generation.
+pub fn version(e_tag: Option<&str>, generation: Option<&str>) -> Vec<u8> {
+    format!("{}\n{}", e_tag.unwrap_or(""), generation.unwrap_or("")).into_bytes()
+}
+
+/// A version that looks alike and is another: each of its parts has another last digit.
+pub fn other_version(version: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(version);
+    let other = |part: &str| match part.rfind(|c: char| c.is_ascii_hexdigit()) {
+        Some(at) => format!("{}{}{}", &part[..at], if &part[at..=at] == "1" { '2' } else { '1' }, &part[at + 1..]),
+        None => part.to_owned(),
+    };
+    text.split('\n').map(other).collect::<Vec<_>>().join("\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{condition, other_version, version};
+
+    #[test]
+    fn a_version_to_verify_with_looks_alike_and_is_another() {
+        for (e_tag, generation, expected) in [
+            (Some("\"5f0c\""), None, "\"5f01\"\n"),
+            (Some("\"0x8DC1\""), Some(""), "\"0x8DC2\"\n"),
+            (Some("CJ0="), Some("1763798400123"), "CJ1=\n1763798400121"),
+        ] {
+            let seen = version(e_tag, generation);
+            let other = other_version(&seen);
+            assert_eq!(String::from_utf8_lossy(&other), expected);
+            assert_ne!(condition(&seen).e_tag, condition(&other).e_tag);
+        }
+    }
 }

@@ -4,9 +4,55 @@
 //! refusal. All else leaves it open: no answer, a server's error, a status without the store's own code, which any
 //! proxy may send.
 
-use super::address::Hints;
-use super::connector::{Answer, Exchange, Outcome};
+use super::answer::Answer;
+use super::connector::{Exchange, Outcome};
 use crate::backend::failure::{Cause, Failure};
+
+/// How the users of a kind of store speak, for messages.
+pub struct Hints {
+    /// What objects are in.
+    pub bucket: &'static str,
+    /// How credentials are given.
+    pub credentials: &'static str,
+    /// Which rights are required.
+    pub rights: &'static str,
+    /// How to say where the store is.
+    pub elsewhere: &'static str,
+}
+
+/// Of S3.
+pub const S3: Hints = Hints {
+    bucket: "bucket",
+    credentials: "credentials are looked for in the address (`s3://KEY:SECRET@bucket`), then where \
+        the AWS CLI finds them: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY` (with \
+        `AWS_SESSION_TOKEN`), `AWS_PROFILE`, a role of this host or container",
+    rights: "locks require `s3:GetObject` and `s3:PutObject` on the objects, and `s3:ListBucket` on \
+        the bucket, without which S3 does not tell that there is no object; to remove unused ones, \
+        `s3:DeleteObject`",
+    elsewhere: "`?region=…` and `?endpoint=…` at the end of the address, or `AWS_REGION` and \
+        `AWS_ENDPOINT_URL`, say where it is",
+};
+
+/// Of Azure.
+pub const AZURE: Hints = Hints {
+    bucket: "container",
+    credentials: "credentials are looked for in `AZURE_STORAGE_CONNECTION_STRING`, in \
+        `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY` or `AZURE_STORAGE_SAS_TOKEN`, \
+        then those of an identity are fetched",
+    rights: "locks require the role `Storage Blob Data Contributor` on the container, or a SAS for it \
+        with `sp=rcwl`; to remove unused ones, `sp=rcwdl`",
+    elsewhere: "`?account=…` or `?endpoint=…` at the end of the address, or \
+        `AZURE_STORAGE_ACCOUNT_NAME`, say where it is",
+};
+
+/// Of Google.
+pub const GCS: Hints = Hints {
+    bucket: "bucket",
+    credentials: "credentials are looked for where `GOOGLE_APPLICATION_CREDENTIALS` says, and where \
+        `gcloud auth application-default login` leaves them; then those of the machine are fetched",
+    rights: "locks require the role `roles/storage.objectUser` on the bucket",
+    elsewhere: "`?endpoint=…` at the end of the address says where it is",
+};
 
 /// What was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,58 +101,28 @@ pub const CONDITIONS: &str =
     "locks need a store with conditional writes (`If-None-Match: *` and `If-Match`), as S3 itself has them";
 
 /// Codes for credentials that were good once.
-const EXPIRED: &[&str] = &["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"];
+const EXPIRED: &str = "ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired";
 
 /// Codes for credentials that are wrong.
-const WRONG: &[&str] = &[
-    "AuthenticationFailed",
-    "AuthenticationRequired",
-    "InvalidAccessKeyId",
-    "InvalidAuthenticationInfo",
-    "InvalidClientTokenId",
-    "InvalidSecurity",
-    "InvalidToken",
-    "NoAuthenticationInformation",
-    "SignatureDoesNotMatch",
-];
+const WRONG: &str = "AuthenticationFailed AuthenticationRequired InvalidAccessKeyId \
+    InvalidAuthenticationInfo InvalidClientTokenId InvalidSecurity InvalidToken \
+    NoAuthenticationInformation SignatureDoesNotMatch";
 
 /// Codes for a missing right.
-const DENIED: &[&str] = &[
-    "AccessDenied",
-    "AccountIsDisabled",
-    "AccountProblem",
-    "AllAccessDisabled",
-    "AuthorizationFailure",
-    "AuthorizationPermissionMismatch",
-    "AuthorizationProtocolMismatch",
-    "AuthorizationResourceTypeMismatch",
-    "AuthorizationServiceMismatch",
-    "AuthorizationSourceIPMismatch",
-    "InsufficientAccountPermissions",
-    "PublicAccessNotPermitted",
-    "UserProjectAccountProblem",
-];
+const DENIED: &str = "AccessDenied AccountIsDisabled AccountProblem AllAccessDisabled \
+    AuthorizationFailure AuthorizationPermissionMismatch AuthorizationProtocolMismatch \
+    AuthorizationResourceTypeMismatch AuthorizationServiceMismatch AuthorizationSourceIPMismatch \
+    InsufficientAccountPermissions PublicAccessNotPermitted UserProjectAccountProblem";
 
 /// Other codes that certainly refuse.
-const REFUSED: &[&str] = &[
-    "AuthorizationHeaderMalformed",
-    "BlobImmutableDueToPolicy",
-    "IllegalLocationConstraintException",
-    "InvalidArgument",
-    "InvalidBucketName",
-    "InvalidHeaderValue",
-    "InvalidRequest",
-    "InvalidStorageClass",
-    "InvalidUri",
-    "KMS.DisabledException",
-    "KMS.NotFoundException",
-    "MethodNotAllowed",
-    "NotImplemented",
-    "PermanentRedirect",
-    "ServerSideEncryptionConfigurationNotFoundError",
-    "TemporaryRedirect",
-    "UnsupportedHeader",
-];
+const REFUSED: &str = "AuthorizationHeaderMalformed BlobImmutableDueToPolicy \
+    IllegalLocationConstraintException InvalidArgument InvalidBucketName InvalidHeaderValue \
+    InvalidRequest InvalidStorageClass InvalidUri KMS.DisabledException KMS.NotFoundException \
+    MethodNotAllowed NotImplemented PermanentRedirect TemporaryRedirect UnsupportedHeader";
+
+fn is_among(code: &str, codes: &str) -> bool {
+    codes.split_whitespace().any(|other| other == code)
+}
 
 /// What a failed request means. `unusual` is what the crate says about it.
 pub fn refusal(
@@ -168,7 +184,7 @@ fn of_answer(question: Question, hints: &Hints, bucket: &str, answer: &Answer) -
         (300..=399, code) => {
             let failure = Failure::permanent(format!("the server is elsewhere: {why}"));
             let failure = failure.with_hint(hints.elsewhere);
-            if REFUSED.contains(&code) { failure.into() } else { open(question, failure).into() }
+            if is_among(code, REFUSED) { failure.into() } else { open(question, failure).into() }
         }
         (503, "SlowDown" | "ServerBusy") | (429, _) => {
             open(question, Failure::transient(format!("the store has too much to do: {why}"))).into()
@@ -178,24 +194,25 @@ fn of_answer(question: Question, hints: &Hints, bucket: &str, answer: &Answer) -
         (403, "RequestTimeTooSkewed") => {
             Failure::permanent(why).with_hint("this machine's clock is wrong; `timedatectl` shows it").into()
         }
-        (_, code) if EXPIRED.contains(&code) => {
+        (_, code) if is_among(code, EXPIRED) => {
             Failure::permanent(format!("the credentials have expired: {why}")).with_hint(hints.credentials).into()
         }
         // Azure's emulator has the code of a missing right for a wrong key.
-        (_, code) if WRONG.contains(&code) || why.contains("failed to authenticate") => {
+        (_, code) if is_among(code, WRONG) || why.contains("failed to authenticate") => {
             let failure = Failure::permanent(format!("the credentials are not accepted: {why}"));
             failure.with_hint(hints.credentials).into()
         }
-        (_, code) if DENIED.contains(&code) => {
-            let (verb, hint) = match question {
-                Question::Read => ("read", hints.may_read),
-                Question::Create | Question::Replace => ("write", hints.may_write),
-                Question::Delete => ("delete", hints.may_delete),
-                Question::List => ("list", hints.may_list),
+        (_, code) if is_among(code, DENIED) => {
+            let verb = match question {
+                Question::Read => "read",
+                Question::Create | Question::Replace => "write",
+                Question::Delete => "delete",
+                Question::List => "list",
             };
-            Failure::permanent(format!("may not {verb} in `{bucket}`: {why}")).with_hint(hint).into()
+            let failure = Failure::permanent(format!("may not {verb} in `{bucket}`: {why}"));
+            failure.with_hint(hints.rights).into()
         }
-        (_, code) if REFUSED.contains(&code) => Failure::permanent(why).into(),
+        (_, code) if is_among(code, REFUSED) => Failure::permanent(why).into(),
         // A proxy may say this; what it has done is not known.
         _ => open(question, Failure::permanent(why)).with_hint(hints.elsewhere).into(),
     }

@@ -87,7 +87,8 @@ fn registers_are_listed_by_kind_and_in_order_under_names_that_open_them() {
             assert!(listed.is_sorted() && listed.len() == all.len() + 1, "{url}: {listed:?}");
             let mut values: Vec<_> = page.entries.iter().filter_map(|(_, state)| state.value.as_deref()).collect();
             let mut expected = all.to_vec();
-            (values.sort_unstable(), expected.sort_unstable());
+            values.sort_unstable();
+            expected.sort_unstable();
             assert_eq!(values, expected, "{url}");
             for (name, state) in &page.entries {
                 assert_eq!(state_of(store, &Key { kind, name: name.clone() }), *state, "{url}: {name:?}");
