@@ -19,12 +19,12 @@ find src -name '*.rs' -print0 | LC_ALL=C sort -z | xargs -0 awk '
         put("lock", "mutex lock once schedule verdict staleness record mode waiting waiter claimant requester owner")
         put("lease", "keeper lease")
         put("run", "child run")
-        put("store", "backend store store/url backend/seam backend/remote backend/engines backend/key backend/looks")
+        put("store", "backend store store/url backend/seam backend/failure backend/retry backend/engines backend/key backend/looks")
         put("store", "backend/network store/seam store/retry store/network store/key store/poll store/address store/factory")
         put("file", "backend/file store/file")
         put("directory", "backend/directory store/directory backend/memory store/memory")
         put("sql", "backend/sql store/sql backend/postgres store/postgres backend/mysql store/mysql")
-        put("aws", "backend/aws store/aws backend/object store/object backend/dynamodb store/dynamodb")
+        put("aws", "backend/checks backend/runtime backend/aws store/aws backend/object store/object backend/dynamodb store/dynamodb")
         put("command", "command")
         put("cli", "cli config")
         put("sys", "sys process timer local_time printable")
@@ -55,7 +55,7 @@ find src -name '*.rs' -print0 | LC_ALL=C sort -z | xargs -0 awk '
     FNR == 1 {
         end_of_file()
         file = FILENAME; file_lines = 0; open = 0; pending = 0
-        is_test_file = file ~ /_tests\.rs$/; in_tests = is_test_file
+        is_test_file = file ~ /(_tests|/tests)\.rs$/; in_tests = is_test_file
         room = find_room(file)
         if (room == "") unknown = unknown "  " file "\n"
     }

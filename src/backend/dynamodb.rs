@@ -259,6 +259,11 @@ impl Store for DynamoDb {
     fn repair(&self) -> &'static str {
         "deleting its item"
     }
+
+    /// By the items' TTL.
+    fn expires(&self) -> bool {
+        true
+    }
 }
 
 fn number(number: u64) -> AttributeValue {

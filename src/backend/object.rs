@@ -271,6 +271,11 @@ impl Store for ObjectStore {
     fn repair(&self) -> &'static str {
         "deleting its object"
     }
+
+    /// By a lifecycle rule. To read all objects at a release would take seconds.
+    fn expires(&self) -> bool {
+        true
+    }
 }
 
 fn token() -> Result<String, Failure> {

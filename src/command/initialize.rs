@@ -9,7 +9,7 @@ use crate::backend::{self, Location};
 use crate::cli::InitializeArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::mutex::register::{Register, Write};
+use crate::mutex::register::{KEPT, Register, Write};
 use crate::owner::{Instance, Owner, Place};
 use crate::printable;
 use crate::record::{Entry, Record, random_token};
@@ -32,6 +32,7 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             register.verify_conditional_writes()?;
             try_out(&mut register, &probe().map_err(cannot_draw)?)?;
             register.remove_if_free();
+            register.remove_unused(KEPT);
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
             Ok(())
         }
