@@ -55,7 +55,7 @@ find src -name '*.rs' -print0 | LC_ALL=C sort -z | xargs -0 awk '
     FNR == 1 {
         end_of_file()
         file = FILENAME; file_lines = 0; open = 0; pending = 0
-        is_test_file = file ~ /(_tests|/tests)\.rs$/; in_tests = is_test_file
+        is_test_file = file ~ /_tests\.rs$/ || file ~ /\/tests\.rs$/; in_tests = is_test_file
         room = find_room(file)
         if (room == "") unknown = unknown "  " file "\n"
     }
