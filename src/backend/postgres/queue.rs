@@ -278,7 +278,8 @@ impl Queue for Postgres {
     }
 
     fn is_turned_away(&mut self) -> bool {
-        self.line.crowd.is_kept_out()
+        // Behind a pooler, polls are further apart than attempts.
+        self.line.crowd.is_kept_out() || self.line.is_pooled == Some(true)
     }
 
     fn leave(&mut self) {
