@@ -10,6 +10,7 @@ mod proxy;
 #[path = "common/servers.rs"]
 mod servers;
 
+use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
