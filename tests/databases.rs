@@ -43,11 +43,14 @@ fn a_database_whose_encoding_lacks_a_character_of_a_command_keeps_its_lock() {
         let run = store.run(&["run", "sh", "-c", command, "sh", "x"]);
         assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{run:?}");
     }
-    let mut owner = store.shell();
-    assert_eq!(owner.run("exec -a 'Łódź-é-\\u{41}' bash --norc"), 0);
-    owner.lock();
+    let command = "sleep 600 # Łódź, é, ☃, \\u{41}";
+    let mut holder = faults::start(&store, &["run", "sh", "-c", command]);
+    until("it is not held", || store.state() == "held");
+    assert!(store.holder("command").as_str().is_some_and(|told| told.contains("Łódź, é, ☃, \\u{41}")));
     assert_eq!(store.run(&["lock", "-n"]).code, 75);
-    owner.unlock();
+    holder.kill().expect("it can be killed");
+    holder.wait().expect("it ends");
+    assert_eq!(store.run(&["unlock", "--force"]).code, 0);
     assert_eq!(store.state(), "free");
 }
 
