@@ -79,7 +79,9 @@ impl Postgres {
     }
 
     fn options(&mut self) -> Result<Options, Failure> {
-        self.options.take().map_or_else(|| Options::new(&self.settings), Ok)
+        let mut options = self.options.take().map_or_else(|| Options::new(&self.settings), Ok)?;
+        options.is_labelled = !self.line.is_pooled();
+        Ok(options)
     }
 
     /// Asks in the session that there is, or in a new one; while it waits in the queue, in one

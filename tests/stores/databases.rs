@@ -27,17 +27,20 @@ fn a_granted_lock_outlasts_a_crash_of_a_server_that_does_not_wait_for_its_log() 
 fn a_database_whose_encoding_lacks_a_character_of_a_command_keeps_its_lock() {
     let server = Postgres::start();
     server.psql("CREATE DATABASE latin OWNER meltano ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
-    let store = Store::at(&server.url().replace("/meltano", "/latin"));
+    let store = Store::at(&server.url().replace("/meltano", "/latin").replace("//latin:", "//meltano:"));
     let command = "test \"$1\" # Łódź, é, ☃";
     for _ in 0..2 {
         let run = store.run(&["run", "sh", "-c", command, "sh", "x"]);
         assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{run:?}");
     }
-    let mut owner = store.shell();
-    assert_eq!(owner.run("exec -a 'Łódź-é-\\u{41}' bash --norc"), 0);
-    owner.lock();
+    let command = "sleep 600 # Łódź, é, ☃, \\u{41}";
+    let mut holder = faults::start(&store, &["run", "sh", "-c", command]);
+    until("it is not held", || store.state() == "held");
+    assert!(store.holder("command").as_str().is_some_and(|told| told.contains("Łódź, é, ☃, \\u{41}")));
     assert_eq!(store.run(&["lock", "-n"]).code, 75);
-    owner.unlock();
+    holder.kill().expect("it can be killed");
+    holder.wait().expect("it ends");
+    assert_eq!(store.run(&["unlock", "--force"]).code, 0);
     assert_eq!(store.state(), "free");
 }
 
@@ -157,8 +160,8 @@ fn waiters_behind_a_pooler_ask_once_every_two_seconds_at_most() {
     let server = Postgres::start();
     let pool = PgBouncer::start(&server, 3);
     let begun = transactions(&server);
-    // Each has looked, and found out that it has no session of its own.
-    let are_waiting = || transactions(&server) > begun + 4 * WAITERS as u64;
+    // Each has looked often enough to know that it has no session of its own.
+    let are_waiting = || transactions(&server) > begun + 10 * WAITERS as u64;
     let asked = asked(&pool.url(), are_waiting, || transactions(&server));
     #[allow(clippy::cast_precision_loss, reason = "there are not so many")]
     let most = WAITERS as f64 / 2.0;

@@ -49,7 +49,11 @@ pub struct Options {
     database: String,
     /// Before `PGPASSWORD` and `~/.pgpass`, which sqlx reads.
     password: Option<String>,
-    label: String,
+    /// What the server calls the session in `pg_stat_activity`, if it has a name of its own.
+    label: Option<String>,
+    /// Whether a session without a name is labelled. Behind a pooler each change of label costs a
+    /// statement.
+    pub is_labelled: bool,
     /// What the server sets for the session.
     settings: Vec<(String, String)>,
     tls: Tls,
@@ -118,7 +122,8 @@ impl Options {
             user,
             database,
             password,
-            label: address.take("application_name")?.unwrap_or_else(|| Waiter::label(MAX_LABEL)),
+            label: address.take("application_name")?,
+            is_labelled: true,
             settings: server_settings(&address.take("options")?.unwrap_or_default())?,
             tls,
             wants_writable,
@@ -176,7 +181,11 @@ impl Options {
             options = options.ssl_client_cert(certificate).ssl_client_key(key);
         }
         let options = options.extra_float_digits(None).statement_cache_capacity(0);
-        let options = options.application_name(&self.label).disable_statement_logging();
+        let mut options = options.disable_statement_logging();
+        let label = self.label.clone().or_else(|| self.is_labelled.then(|| Waiter::label(MAX_LABEL)));
+        if let Some(label) = label {
+            options = options.application_name(&label);
+        }
         let settings: Vec<_> = self.settings.iter().chain(extra).cloned().collect();
         // A pooler refuses settings that it does not know, also an empty list of them.
         Ok(if settings.is_empty() { options } else { options.options(settings) })

@@ -83,7 +83,7 @@ fn options_of_drivers_are_used_or_change_nothing() {
                    &options=-csearch_path%3Dx&target_session_attrs=read-write&pool_size=3&=&async_fallback=true";
     let options = options(address).unwrap_or_else(|failure| panic!("{}", failure.why));
     assert_eq!(options.connect_timeout, Duration::from_secs(2));
-    assert_eq!(options.label, "etl");
+    assert_eq!(options.label.as_deref(), Some("etl"));
     assert_eq!(options.settings, [("search_path".to_owned(), "x".to_owned())]);
     assert!(options.wants_writable);
     let settings = server_settings(r"-c a=b\ c  --d=e").ok();

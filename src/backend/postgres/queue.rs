@@ -86,6 +86,11 @@ impl Line {
         )
     }
 
+    /// Whether a pooler lends out the sessions, as far as it is known.
+    pub fn is_pooled(&self) -> bool {
+        self.is_pooled == Some(true)
+    }
+
     /// Whether the session sleeps in the queue.
     pub fn is_standing(&self) -> bool {
         self.standing.is_some()
@@ -108,7 +113,7 @@ impl Postgres {
         if matches!(self.link, Some(Link::Own(..))) {
             return Ok(true);
         }
-        if self.line.is_pooled == Some(true) || !self.line.is_supported {
+        if self.line.is_pooled() || !self.line.is_supported {
             return Ok(false);
         }
         let word = random_token().map_err(|error| Failure::permanent(format!("no random numbers: {error}")))?;
@@ -247,7 +252,7 @@ impl Notifier for Postgres {
 
 impl Queue for Postgres {
     fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        if self.line.place.is_none() && self.line.is_supported && self.line.is_pooled != Some(true) {
+        if self.line.place.is_none() && self.line.is_supported && !self.line.is_pooled() {
             match self.enqueue(&key.stored_name()) {
                 // The ticket ahead is to be read, and the row once more: what was released before
                 // was told to others.
@@ -271,7 +276,7 @@ impl Queue for Postgres {
 
     fn is_first(&mut self, _key: &Key) -> bool {
         // Without a place, one would wait for ever for those that have one.
-        self.line.ahead.is_none() || self.line.is_pooled == Some(true)
+        self.line.ahead.is_none() || self.line.is_pooled()
     }
 
     fn is_queued(&mut self, _key: &Key) -> bool {
@@ -279,7 +284,8 @@ impl Queue for Postgres {
     }
 
     fn is_turned_away(&mut self) -> bool {
-        self.line.crowd.is_kept_out()
+        // Behind a pooler, polls are further apart than attempts.
+        self.line.crowd.is_kept_out() || self.line.is_pooled()
     }
 
     fn leave(&mut self, _key: &Key) {
