@@ -122,7 +122,7 @@ fn region_and_endpoint_are_those_of_the_profile() {
         let text = format!("{profile}[services local]\n{service} =\n  endpoint_url = {endpoint}\n");
         std::fs::write(aws.store.locks.dir().join(".aws/config"), text).expect("a file");
         let ran = aws.run(place, &[("AWS_PROFILE", "own")]);
-        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{place}");
+        assert_eq!(ran.code, 0, "{place}: {ran:?}");
     }
 }
 
@@ -204,7 +204,7 @@ fn a_certificate_that_is_not_accepted_is_told_with_what_is_wrong_with_it() {
         std::fs::write(store.locks.dir().join("ca.pem"), text).expect("a file");
         for url in [
             format!("s3://b?{keys}&endpoint=https://127.0.0.1:1&ca={}/ca.pem", store.locks.dir().display()),
-            format!("azure://c?account=a&account_key=aa==&ca={}/ca.pem", store.locks.dir().display()),
+            format!("azure://c?account=a&account_key=aaaa&ca={}/ca.pem", store.locks.dir().display()),
         ] {
             let told = store.through(&url).run(&["run", "true"]);
             assert!(told.code == 1 && told.stderr.contains(why) && !told.stderr.contains("hunter2"), "{why}: {told:?}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, IF_MATCH};
 use http::{HeaderName, Method, Request};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsAuthorizer, AwsCredential, S3ConditionalPut};
-use object_store::azure::{AzureAuthorizer, AzureConfigKey, MicrosoftAzure};
+use object_store::azure::{AzureAccessKey, AzureAuthorizer, AzureConfigKey, MicrosoftAzure};
 use object_store::client::HttpRequestBody;
 use object_store::gcp::{GoogleCloudStorage, GoogleConfigKey};
 use object_store::path::Path;
@@ -67,6 +67,11 @@ impl Client {
                 let usual = || format!("https://{account}.blob.core.windows.net");
                 let endpoint = value(AzureConfigKey::Endpoint).unwrap_or_else(usual);
                 let url = format!("{}/{bucket}", endpoint.trim_end_matches('/'));
+                // The crate's error repeats a part of it.
+                if value(AzureConfigKey::AccessKey).is_some_and(|key| AzureAccessKey::try_new(&key).is_err()) {
+                    let failure = Failure::permanent("settings cannot be used: the storage account's key is not base64");
+                    return Err(failure.with_hint(options.hints.credentials));
+                }
                 let fixed = [AzureConfigKey::AccessKey, AzureConfigKey::SasKey].map(value);
                 let is_plain = url.starts_with("http://") && fixed.iter().any(Option::is_some);
                 let builder = builder.as_ref().clone().with_http_connector(connector(is_plain));

@@ -105,7 +105,7 @@ impl HttpConnector for Connector {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("serializer/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(limit)
-            .timeout(shared.timeout)
+            .read_timeout(shared.timeout)
             .https_only(!is_plain)
             .http1_only()
             // After a redirect, a PUT becomes a GET, whose success looks like that of the PUT.
