@@ -3,10 +3,12 @@
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
+pub mod calls;
 pub mod cluster;
 pub mod faults;
 pub mod hosts;
 pub mod injector;
+pub mod namespace;
 pub mod proxy;
 pub mod servers;
 pub mod session;
@@ -273,11 +275,9 @@ impl Waiter {
     /// noticed by a waiter that nothing wakes.
     pub fn asleep(&self) {
         let what = format!("/proc/{}/wchan", self.pid());
-        let limit = Instant::now() + Duration::from_secs(60);
-        while !fs::read_to_string(&what).expect("the waiter runs, and can be looked at").starts_with("poll") {
-            assert!(Instant::now() < limit, "{what} does not say that the waiter sleeps");
-            std::thread::yield_now();
-        }
+        until(&format!("{what} does not say that the waiter sleeps"), || {
+            fs::read_to_string(&what).expect("the waiter runs, and can be looked at").starts_with("poll")
+        });
     }
 
     /// Waits until it ends, which must not take minutes.
@@ -419,10 +419,13 @@ pub fn copy_program(from: &Path, to: &Path) {
 
 /// Waits for what must come, with a limit for when it does not.
 pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(60);
+    let limit = Instant::now() + Duration::from_secs(120);
+    // Most questions start a program: a loop without pauses would take the processor from what it waits for.
+    let mut pause = Duration::from_millis(1);
     while !has_come() {
         assert!(Instant::now() < limit, "{what}");
-        std::thread::yield_now();
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(Duration::from_millis(16));
     }
 }
 
