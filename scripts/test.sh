@@ -142,6 +142,8 @@ else
     setting_up=(emulators $!)
     quietly meltano examples/meltano/setup.sh &
     setting_up+=(meltano $!)
+    quietly foreign-root scripts/foreign-root.sh &
+    setting_up+=(foreign-root $!)
     kinds=(--lib --test '*')
 fi
 declare -A program_of

@@ -33,7 +33,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::printable;
-use crate::record::Record;
+use crate::record::{Entry, Record};
 use crate::store::StoreSettings;
 use crate::waiter::Waiter;
 use engines::Engine;
@@ -133,6 +133,14 @@ pub trait Backend {
 
     /// Whether others wait, as far as it is known.
     fn is_awaited(&mut self) -> bool {
+        false
+    }
+
+    /// Leaves notices of broken acquisitions, where the record itself cannot hold them. Best effort.
+    fn leave_notices(&mut self, _broken: &[Entry]) {}
+
+    /// Whether there was a notice for which `is_own` holds. Removes it.
+    fn take_notices(&mut self, _is_own: &dyn Fn(&Record, &Entry) -> bool) -> bool {
         false
     }
 

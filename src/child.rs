@@ -33,7 +33,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_chil
 use crate::process;
 pub use interruptions::Interruptions;
 use signals::{Received, Signals, barrier};
-pub use signals::{are_ends_lost, die_of_interrupt};
+pub use signals::{are_ends_lost, die_of_interrupt, note_ignored_signals};
 use termination::{Termination, is_anything_left, signal_tree};
 use witness::Witness;
 

@@ -213,12 +213,24 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), NoOw
     if is_wrapper(arguments, &ours) {
         return Err(NoOwner::Wrapper { command: printable::command_line(arguments) });
     }
-    let meltano = arguments.iter().take(3).position(|argument| argument.rsplit('/').next() == Some("meltano"));
-    let subcommand = |argument: &&String| ["invoke", "run", "job", "el", "elt"].contains(&argument.as_str());
-    match meltano.and_then(|position| arguments[position..].iter().find(subcommand)) {
+    let is_subcommand = |argument: &&String| SUBCOMMANDS.contains(&argument.as_str());
+    match of_meltano(arguments).and_then(|arguments| arguments.iter().find(is_subcommand)) {
         Some(command) if command == "invoke" => Err(NoOwner::MeltanoInvoke),
         _ => Ok(()),
     }
+}
+
+/// The subcommands of Meltano that start plugins.
+const SUBCOMMANDS: [&str; 5] = ["invoke", "run", "job", "el", "elt"];
+
+/// What Meltano was given, if this is its command line; a launcher and one word more may stand before it.
+fn of_meltano(arguments: &[String]) -> Option<&[String]> {
+    let (program, rest) = printable::program(arguments)?;
+    if program == "meltano" {
+        return Some(rest);
+    }
+    let at = rest.iter().take(2).position(|argument| printable::base_name(argument) == "meltano")?;
+    Some(&rest[at + 1..])
 }
 
 /// Whether a parent with these arguments was only started to run our command: its arguments end with ours (`timeout 5 …`,

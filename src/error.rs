@@ -4,7 +4,7 @@ use crate::backend;
 use crate::claimant::NoOwner;
 use crate::exit_code::ExitCode;
 use crate::holder::in_full;
-use crate::mutex;
+use crate::mutex::{self, Lost};
 use crate::verdict::{Held, Holding, Unknown};
 
 /// Why a command failed. The message is complete.
@@ -109,9 +109,11 @@ impl Error {
                 Some("`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine".into()),
             ),
             mutex::Error::Lost(how, holders) => Self {
-                message: match holders.is_empty() {
-                    true => format!("{message}, because the lock was lost: {how}"),
-                    false => format!("{message}, because the lock was lost: {how}; held now by {}", in_full(&holders)),
+                message: match (how, holders.is_empty()) {
+                    (Lost::Broken, true) => format!("your lock on `{location}` was broken"),
+                    (Lost::Broken, false) => format!("your lock on `{location}` was broken; held now by {}", in_full(&holders)),
+                    (_, true) => format!("{message}, because the lock was lost: {how}"),
+                    (_, false) => format!("{message}, because the lock was lost: {how}; held now by {}", in_full(&holders)),
                 },
                 hint: Some(match verb {
                     "lock" => {

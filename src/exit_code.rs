@@ -30,20 +30,25 @@ impl ExitCode {
     pub fn killed(signal: i32) -> Self {
         Self::Command(u8::try_from(128 + signal).unwrap_or(u8::MAX))
     }
+
+    /// What the operating system is told.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Busy => 75,
+            Self::Conflict(code) | Self::Command(code) => code,
+            Self::Lost => 76,
+            Self::Refused => 77,
+            Self::CannotRun => 126,
+            Self::NotFound => 127,
+        }
+    }
 }
 
 impl From<ExitCode> for std::process::ExitCode {
     fn from(code: ExitCode) -> Self {
-        Self::from(match code {
-            ExitCode::Done => 0,
-            ExitCode::Failed => 1,
-            ExitCode::Usage => 2,
-            ExitCode::Busy => 75,
-            ExitCode::Conflict(code) | ExitCode::Command(code) => code,
-            ExitCode::Lost => 76,
-            ExitCode::Refused => 77,
-            ExitCode::CannotRun => 126,
-            ExitCode::NotFound => 127,
-        })
+        Self::from(code.number())
     }
 }

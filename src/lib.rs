@@ -30,6 +30,7 @@ pub mod logging;
 pub mod mode;
 pub mod mutex;
 pub mod owner;
+pub mod panics;
 pub mod printable;
 pub mod process;
 pub mod record;

@@ -28,6 +28,7 @@ mod release;
 mod renew;
 mod watched;
 
+pub use release::OUTAGE;
 pub use renew::Lost;
 
 use std::time::{Duration, Instant};

@@ -27,19 +27,11 @@ pub fn is_safe(c: char) -> bool {
 /// A process's arguments as one line for people: the interpreter and the program's directory are left out, and so are
 /// passwords in options, assignments and URLs.
 pub fn command_line(arguments: &[String]) -> String {
-    let mut arguments = arguments;
-    // A Python console script is known by its own name, not by its interpreter's.
-    if let [interpreter, script, ..] = arguments
-        && base_name(interpreter).starts_with("python")
-        && !script.starts_with('-')
-    {
-        arguments = &arguments[1..];
-    }
-    let Some((program, rest)) = arguments.split_first() else { return String::new() };
-    let mut shown = vec![base_name(program).to_owned()];
+    let Some((program, rest)) = program(arguments) else { return String::new() };
+    let mut shown = vec![program.to_owned()];
     let mut hide_next = false;
     let mut is_user_next = false;
-    let mut takes_passwords = PASSWORD_TAKERS.contains(&base_name(program));
+    let mut takes_passwords = PASSWORD_TAKERS.contains(&program);
     for argument in rest {
         // What follows an option is hidden whole; a script in an argument is looked at word by word.
         if std::mem::take(&mut hide_next) {
@@ -78,6 +70,44 @@ pub fn command_line(arguments: &[String]) -> String {
     } else {
         field(&line).chars().take(MAX_FIELD - 1).chain(['…']).collect()
     }
+}
+
+/// The name of the program that a process runs, and the program's arguments. A Python script or module is known by its own
+/// name: the interpreter and its options are left out.
+pub fn program(arguments: &[String]) -> Option<(&str, &[String])> {
+    let (first, rest) = arguments.split_first()?;
+    let name = base_name(first);
+    let is_python = name.starts_with("python") || name.starts_with("pypy");
+    Some(is_python.then(|| python_script(rest)).flatten().unwrap_or((name, rest)))
+}
+
+/// What an interpreter with these arguments runs, and the arguments of that; `None` for a script on its command line or its
+/// stdin.
+fn python_script(mut arguments: &[String]) -> Option<(&str, &[String])> {
+    // Each round takes an argument.
+    while let Some((word, rest)) = arguments.split_first() {
+        arguments = rest;
+        match word.strip_prefix('-') {
+            // Meltano starts itself by a link that is called so, in a directory of its project.
+            None if Path::new(word).ends_with("run/bin") => return Some(("meltano", rest)),
+            None => return Some((base_name(word), rest)),
+            Some("") => return None,
+            Some("-check-hash-based-pycs") => arguments = rest.get(1..)?,
+            Some(long) if long.starts_with('-') => {}
+            // Several options may share one word, the last of which has its value behind it, or in the next word.
+            Some(options) => match options.find(['c', 'm', 'W', 'X']) {
+                None => {}
+                Some(at) => match (&options[at..=at], &options[at + 1..]) {
+                    ("c", _) => return None,
+                    ("m", "") => return rest.split_first().map(|(module, rest)| (module.as_str(), rest)),
+                    ("m", module) => return Some((module, rest)),
+                    (_, "") => arguments = rest.get(1..)?,
+                    _ => {}
+                },
+            },
+        }
+    }
+    None
 }
 
 /// The last component of a path.
@@ -154,7 +184,14 @@ mod tests {
     #[test]
     fn a_console_script_is_shown_by_its_name() {
         assert_eq!(shown("/venv/bin/python3 /venv/bin/meltano run tap-x"), "meltano run tap-x");
-        assert_eq!(shown("/usr/bin/python3 -c pass"), "python3 -c pass");
+        assert_eq!(shown("/venv/bin/python /p/.meltano/run/bin run tap-x"), "meltano run tap-x");
+        for options in ["-X dev", "-Xdev", "-uW ignore", "-sE --check-hash-based-pycs never", "-I -m", "-Im", "-mmeltano"] {
+            let script = if options == "-mmeltano" { "" } else { "meltano " };
+            assert_eq!(shown(&format!("python3.11 {options} {script}run tap-x")), "meltano run tap-x");
+        }
+        for line in ["python3", "python3 -c pass", "python3 -Ic pass", "python3 - x", "python3 -X", "python3 -m"] {
+            assert_eq!(shown(&format!("/usr/bin/{line}")), line);
+        }
         assert_eq!(shown("bash ./nightly.sh"), "bash ./nightly.sh");
         assert_eq!(command_line(&[]), "");
     }

@@ -23,6 +23,7 @@
 
 pub(super) mod filesystem;
 mod legacy;
+mod notices;
 mod publish;
 mod queue;
 mod wakeup;
@@ -35,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
+use notices::Notices;
 use publish::LinkError;
 use queue::Queue;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, lstat, openat, unlinkat};
@@ -44,7 +46,7 @@ use wakeup::{WakeUp, Watch};
 
 use super::{Backend, Content, Error, Stored, Version, Write};
 use crate::printable;
-use crate::record::{MAX_BYTES, Record};
+use crate::record::{Entry, MAX_BYTES, Record};
 use crate::waiter::Waiter;
 
 /// How long to try for the flock. Its holders do a handful of system calls, or settle; whoever keeps it longer is
@@ -357,6 +359,16 @@ impl Backend for LockFile {
 
     fn is_awaited(&mut self) -> bool {
         self.queue.others_are_there()
+    }
+
+    fn leave_notices(&mut self, broken: &[Entry]) {
+        if let Err(error) = Notices::new(&self.path).add(broken) {
+            tracing::debug!("{error}");
+        }
+    }
+
+    fn take_notices(&mut self, is_own: &dyn Fn(&Record, &Entry) -> bool) -> bool {
+        Notices::new(&self.path).take(is_own)
     }
 
     fn waiters(&mut self) -> Vec<Waiter> {

@@ -1,7 +1,7 @@
 //! The process that becomes the command: it waits for the go message, and then replaces itself (exec), so that the PID stays.
 //! When its connection is closed without one, because whoever started it is dead, it ends.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,11 +10,14 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{dup2_stdin, execvpe};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recv, recvmsg, send, sendmsg,
 };
 use rustix::process::{Pid, getpid, getppid, set_parent_process_death_signal};
+
+use super::signals::is_pipe_ignored;
 
 /// What this process is called on its command line.
 pub const NAME: &str = "exec-locked";
@@ -29,10 +32,15 @@ struct Go {
     environment: Vec<(OsString, OsString)>,
     /// Who has started it, if it is to end with that process.
     bound_to: Option<i32>,
+    /// Whether the command ignores SIGPIPE.
+    ignores_pipe: bool,
 }
 
 /// Stands in the go message of a command that is to end with who started it, before the PID of that one.
 const BOUND: &str = "bound=";
+
+/// Stands there if the command ignores SIGPIPE.
+const IGNORES_PIPE: &str = "ignores-pipe";
 
 /// Sends the go message, with our stdin. `signals` are to be blocked no longer. A command that `is_bound` is killed when this
 /// process ends.
@@ -40,7 +48,8 @@ pub fn go(channel: &OwnedFd, environment: &[String], signals: &SigSet, is_bound:
     // Never empty, which would look like the end of the connection.
     let signals: String = signals.iter().map(|signal| format!(" {}", signal as i32)).collect();
     let bound = if is_bound { format!(" {BOUND}{}", getpid()) } else { String::new() };
-    let message = format!("go{bound}{signals}\0{}", environment.join("\0"));
+    let pipe = if is_pipe_ignored() { format!(" {IGNORES_PIPE}") } else { String::new() };
+    let message = format!("go{bound}{pipe}{signals}\0{}", environment.join("\0"));
     if message.len() > MAX_MESSAGE {
         return Err(io::Error::from(io::ErrorKind::ArgumentListTooLong));
     }
@@ -80,10 +89,33 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
         }
     }
     let _ = go.signals.thread_unblock();
-    let error = Command::new(program).args(command).envs(go.environment).stdin(go.stdin).exec();
+    let error = if go.ignores_pipe {
+        exec_as_it_is(program, command, go)
+    } else {
+        Command::new(program).args(command).envs(go.environment).stdin(go.stdin).exec()
+    };
     let code = error.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
     let _ = send(&channel, &code.to_ne_bytes(), SendFlags::NOSIGNAL);
     ExitCode::FAILURE
+}
+
+/// Becomes the command with SIGPIPE ignored, as it is in this process. std's `exec` always resets that.
+fn exec_as_it_is(program: OsString, arguments: impl Iterator<Item = OsString>, go: Go) -> io::Error {
+    let text = |word: OsString| CString::new(word.into_vec());
+    let variable = |(mut name, value): (OsString, OsString)| {
+        name.push("=");
+        name.push(value);
+        text(name)
+    };
+    let is_kept = |name: &OsString| go.environment.iter().all(|(other, _)| other != name);
+    let kept: Vec<_> = std::env::vars_os().filter(|(name, _)| is_kept(name)).collect();
+    let words: Result<Vec<_>, _> = std::iter::once(program).chain(arguments).map(text).collect();
+    let environment: Result<Vec<_>, _> = kept.into_iter().chain(go.environment).map(variable).collect();
+    let (Ok(words), Ok(environment)) = (words, environment) else { return io::ErrorKind::InvalidInput.into() };
+    match dup2_stdin(go.stdin).and_then(|()| execvpe(&words[0], &words, &environment)) {
+        Err(error) => error.into(),
+        Ok(never) => match never {},
+    }
 }
 
 fn receive(channel: &OwnedFd) -> io::Result<Option<Go>> {
@@ -112,5 +144,6 @@ fn receive(channel: &OwnedFd) -> io::Result<Option<Go>> {
         Some((text(&variable[..equals]), text(&variable[equals + 1..])))
     });
     let bound_to = numbers.split(' ').find_map(|word| word.strip_prefix(BOUND)?.parse().ok());
-    Ok(Some(Go { stdin, signals, environment: environment.collect(), bound_to }))
+    let ignores_pipe = numbers.split(' ').any(|word| word == IGNORES_PIPE);
+    Ok(Some(Go { stdin, signals, environment: environment.collect(), bound_to, ignores_pipe }))
 }

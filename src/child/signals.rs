@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -59,9 +60,8 @@ impl Signals {
     /// Holds signals back from now on.
     pub fn hold() -> io::Result<Self> {
         let ignored = ignored()?;
-        let wanted = |signals: &[Signal]| -> SigSet {
-            signals.iter().copied().filter(|signal| ignored >> (*signal as i32 - 1) & 1 == 0).collect()
-        };
+        let wanted =
+            |signals: &[Signal]| -> SigSet { signals.iter().copied().filter(|signal| !contains(ignored, *signal)).collect() };
         let sets = [wanted(&ENDING), wanted(&STOPPING), wanted(&[Signal::SIGCONT]), wanted(&[Signal::SIGCHLD])];
         let held: SigSet = sets.iter().flat_map(SigSet::iter).collect();
         let [ending, stopping, continuing, child] = sets.map(|set| descriptor(&set));
@@ -165,14 +165,37 @@ fn received(information: &nix::sys::signalfd::siginfo) -> Option<Received> {
     Some(Received { signal, is_from_kernel: information.ssi_code == SI_KERNEL })
 }
 
-/// The signals that are ignored, as a bit set.
+/// The signals that were ignored when the program started, as a bit set. Unset where `/proc` does not show them, and in programs
+/// that only use this library.
+static AT_START: OnceLock<u64> = OnceLock::new();
+
+/// To be called before Rust's runtime starts, which ignores SIGPIPE.
+pub extern "C" fn note_ignored_signals() {
+    if let Ok(ignored) = ignored_now() {
+        let _ = AT_START.set(ignored);
+    }
+}
+
 fn ignored() -> io::Result<u64> {
+    AT_START.get().copied().map_or_else(ignored_now, Ok)
+}
+
+fn ignored_now() -> io::Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let bits = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     bits.ok_or_else(|| io::Error::other("/proc/self/status does not tell which signals are ignored"))
 }
 
+fn contains(signals: u64, signal: Signal) -> bool {
+    signals >> (signal as i32 - 1) & 1 == 1
+}
+
 /// Whether we were started so that the ends of our children are not told.
 pub fn are_ends_lost() -> bool {
-    ignored().is_ok_and(|ignored| ignored >> (Signal::SIGCHLD as i32 - 1) & 1 == 1)
+    ignored().is_ok_and(|ignored| contains(ignored, Signal::SIGCHLD))
+}
+
+/// Whether we were started to ignore SIGPIPE, as all programs of this kind do from their start on.
+pub fn is_pipe_ignored() -> bool {
+    AT_START.get().is_some_and(|ignored| contains(*ignored, Signal::SIGPIPE))
 }

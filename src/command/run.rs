@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::process::{Signal, getpid};
 use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
 use crate::backend::{self, Location};
 use crate::child::claimant::RunClaimant;
 use crate::child::lookup::look_up;
-use crate::child::termination::Termination;
+use crate::child::termination::{Termination, signal_tree};
 use crate::child::{self, End, Leftovers};
 use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost};
@@ -24,7 +25,7 @@ use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
 use crate::local_time::short;
 use crate::mode::Mode;
-use crate::mutex::{self, Acquired, Lost, Mutex, Released, Request, Whose};
+use crate::mutex::{self, Acquired, Lost, Mutex, OUTAGE, Released, Request, Whose};
 use crate::owner::Place;
 use crate::printable;
 use crate::record::Outcome;
@@ -162,7 +163,14 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     // Its connection is not needed before the command has ended.
     mutex.disconnect();
     let environment: Vec<String> = grant.fencing.map(|number| format!("{FENCING_TOKEN}={number}")).into_iter().collect();
-    let renewing = job.request.lease.map(|lease| Renewing::start(&job.lock, Charge { grant, lease }, job.on_lost));
+    let is_bound = job.leftovers.end_with_the_lock;
+    let at_worst = move || {
+        if is_bound {
+            signal_tree(getpid(), Signal::KILL, None);
+        }
+    };
+    let keep = |lease| Renewing::start(&job.lock, Charge { grant, lease }, job.on_lost, Box::new(at_worst));
+    let renewing = job.request.lease.map(keep);
     let renewing = match renewing.transpose() {
         Ok(renewing) => renewing,
         Err(error) => {
@@ -176,7 +184,7 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     let started = match claimant.take() {
         Some(prepared) if is_lost => {
             drop(prepared);
-            let _ = give_back(&mut mutex, &claimant, &location);
+            let _ = release(&mut mutex, &claimant, Outcome::Unknown, Duration::ZERO);
             return Err(Error::lost_before(&location, &shown(&program)));
         }
         Some(prepared) if prepared.is_ready() => prepared.start(&environment).map_err(|not_started| {
@@ -204,11 +212,18 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     let was_ended = termination.is_some_and(|termination| termination.has_begun());
     let why = why();
     let was_good = renewing.as_ref().is_some_and(Renewing::is_good);
+    let is_unanswered = renewing.as_ref().is_some_and(Renewing::is_unanswered);
+    // A lost lease ends by itself: one request frees it earlier, but a store that is away is not waited for.
+    let is_lost = renewing.is_some() && (was_ended || !was_good);
+    let patience = if is_lost { Duration::ZERO } else { OUTAGE };
     // From here on, nothing is renewed any more.
     drop(renewing);
     let is_to_be_told = job.request.skip_if_done && matches!(end, Ok(End::Exited(0))) && !was_ended;
     let outcome = if is_to_be_told { Outcome::Succeeded } else { Outcome::Unknown };
-    let released = release(&mut mutex, &claimant, outcome);
+    let released = match was_ended && is_unanswered {
+        true => Ok(None),
+        false => release(&mut mutex, &claimant, outcome, patience),
+    };
     let code = exit_code(&end, &program)?;
     if was_ended {
         return Err(Error::ended(&location, &shown(&program), &why));
@@ -242,7 +257,7 @@ fn exit_code(end: &io::Result<End>, program: &OsString) -> Result<ExitCode, Erro
     match end {
         Ok(End::Exited(code)) => Ok(ExitCode::Command(u8::try_from(*code).unwrap_or(u8::MAX))),
         Ok(End::Killed(signal)) => Ok(ExitCode::killed(*signal)),
-        Ok(End::Interrupted) => Ok(ExitCode::killed(rustix::process::Signal::INT.as_raw())),
+        Ok(End::Interrupted) => Ok(ExitCode::killed(Signal::INT.as_raw())),
         // Nothing has run, so that a lost lock has done no harm.
         Ok(End::NotRun(error)) => Err(cannot_run(program, error)),
         Err(error) => {
@@ -274,9 +289,14 @@ fn name_from_command(command: &[OsString]) -> PathBuf {
 }
 
 /// Gives the lock back, if it is still the command's; tells for how long it stays held all the same.
-fn release(mutex: &mut Mutex<'_>, claimant: &RunClaimant, outcome: Outcome) -> Result<Option<Duration>, mutex::Error> {
+fn release(
+    mutex: &mut Mutex<'_>,
+    claimant: &RunClaimant,
+    outcome: Outcome,
+    patience: Duration,
+) -> Result<Option<Duration>, mutex::Error> {
     // A stale lock of another's is nothing that we should remove.
-    match mutex.release(claimant, Whose::OwnAlone, outcome)? {
+    match mutex.release_within(patience, claimant, Whose::OwnAlone, outcome)? {
         Released::Own { stays, .. } => Ok(stays),
         Released::Stale(_) | Released::Forced(_) => Err(mutex::Error::NotLocked),
     }
@@ -284,7 +304,7 @@ fn release(mutex: &mut Mutex<'_>, claimant: &RunClaimant, outcome: Outcome) -> R
 
 /// Gives back what nothing has run under.
 fn give_back(mutex: &mut Mutex<'_>, claimant: &RunClaimant, location: &str) -> Result<(), Error> {
-    release(mutex, claimant, Outcome::Unknown).map(drop).map_err(|error| Error::mutex("unlock", location, error))
+    release(mutex, claimant, Outcome::Unknown, OUTAGE).map(drop).map_err(|error| Error::mutex("unlock", location, error))
 }
 
 /// What it means that a lock could not be given back.
@@ -298,7 +318,7 @@ enum NotReleased {
 /// `was_good`, of a lease, says that nobody else can have had the lock before the command had ended, unless it was taken away.
 fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> NotReleased {
     let is_taken = match &error {
-        mutex::Error::NotLocked | mutex::Error::Lost(Lost::TakenOver | Lost::Gone, _) => true,
+        mutex::Error::NotLocked | mutex::Error::Lost(Lost::TakenOver | Lost::Broken | Lost::Gone, _) => true,
         // Nobody: it has changed all the time.
         mutex::Error::NotOurs(holders) => !holders.is_empty(),
         _ => false,

@@ -230,7 +230,7 @@ impl Ward {
     fn keep(self) -> io::Result<()> {
         let judge = LocalJudge::new(Place::here(), self.orphans);
         let token = self.charge.grant.token.clone();
-        let renewing = Renewing::start(&self.location, self.charge.clone(), self.on_lost)?;
+        let renewing = Renewing::start(&self.location, self.charge.clone(), self.on_lost, self.at_worst())?;
         // Ends with the owner, or with the lease.
         loop {
             let Some(held) = self.judge_owner(&judge)? else {
@@ -263,6 +263,19 @@ impl Ward {
                 return Ok(());
             }
         }
+    }
+
+    /// What is done about the owner when this process cannot go on.
+    fn at_worst(&self) -> Box<dyn Fn() + Send + Sync> {
+        let (owner, grace) = (self.entry.owner.clone(), self.charge.grace());
+        let ends_owner = self.on_lost == OnLost::Terminate;
+        Box::new(move || {
+            if ends_owner && process::is_running((owner.pid, owner.instance)) {
+                let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX / 2);
+                // Nothing is left to be done where it fails.
+                let _ = end_tree(owner.pid, since_boot() + grace);
+            }
+        })
     }
 
     /// Why the lock is to be held yet, if it is.

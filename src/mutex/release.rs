@@ -10,11 +10,11 @@ use crate::backend::{self, Stored, Write};
 use crate::claimant::Claimant;
 use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
-use crate::verdict::{Former, Holding, Judged, Stale, Verdict};
+use crate::verdict::{Former, Held, Holding, Judged, Stale, Verdict};
 
 /// For how long to try to release while the store does not answer: it may be starting again. Nothing is lost if it takes longer:
 /// the lease ends with its owner.
-const OUTAGE: Duration = Duration::from_secs(15);
+pub const OUTAGE: Duration = Duration::from_secs(15);
 
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -47,12 +47,26 @@ impl Mutex<'_> {
     /// # Errors
     /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the claimant's.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
+        self.release_within(OUTAGE, claimant, whose, outcome)
+    }
+
+    /// The same, but a store that does not answer is asked again for so long only.
+    ///
+    /// # Errors
+    /// As for [`Mutex::release`].
+    pub fn release_within(
+        &mut self,
+        patience: Duration,
+        claimant: &dyn Claimant,
+        whose: Whose,
+        outcome: Outcome,
+    ) -> Result<Released, Error> {
         let begun = Instant::now();
         let mut tried = Tried::default();
         // Ends with the patience.
         loop {
             match self.try_to_release(claimant, whose, outcome, &mut tried) {
-                Err(Error::Backend(error)) if error.is_transient() && begun.elapsed() < OUTAGE => {
+                Err(Error::Backend(error)) if error.is_transient() && begun.elapsed() < patience => {
                     tried.may_be_done |= error.is_indefinite();
                     tracing::debug!("{error}; trying again");
                     backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
@@ -68,8 +82,19 @@ impl Mutex<'_> {
                 Err(Error::NotLocked | Error::NotOurs(_)) if tried.may_be_done && !tried.taken.is_empty() => {
                     return Ok(Released::Forced(tried.taken));
                 }
-                answer => return answer,
+                answer => return answer.map_err(|error| self.or_broken(error, claimant, whose)),
             }
+        }
+    }
+
+    /// The same error, or another one if the claimant's lock was broken.
+    fn or_broken(&mut self, error: Error, claimant: &dyn Claimant, whose: Whose) -> Error {
+        let is_own = |record: &Record, entry: &Entry| claimant.owns(record, entry, None);
+        match error {
+            Error::NotLocked | Error::NotOurs(_) if !whose.is_own() || !self.backend.take_notices(&is_own) => error,
+            Error::NotLocked => Error::Lost(Lost::Broken, Vec::new()),
+            Error::NotOurs(holders) => Error::Lost(Lost::Broken, holders),
+            error => error,
         }
     }
 
@@ -218,9 +243,17 @@ impl Mutex<'_> {
         let is_to_be_told = |entry: &&Entry| entry.lease.is_some() && entry.released.is_none() && !knows(entry);
         let lost = taken.iter().filter_map(|holding| holding.entry.as_ref()).filter(is_to_be_told).map(mark_lost);
         let lost: Vec<_> = self.lost_marks(former, |_| false).into_iter().chain(lost).collect();
+        // An owner without a lease that does not run never asks.
+        let is_seen = |holding: &&Holding| matches!(holding.verdict, Held::Alive(_));
+        let broken = taken.iter().filter(is_seen).filter_map(|holding| holding.entry.clone());
+        let broken: Vec<_> =
+            broken.filter(|entry| entry.lease.is_none() && !knows(entry)).map(|entry| mark_lost(&entry)).collect();
         tried.taken = taken;
         let write = self.store(stored, entries(holders).chain(lost).collect())?;
         tried.may_be_done |= write == Write::Unclear;
+        if write == Write::Done && !broken.is_empty() {
+            self.backend.leave_notices(&broken);
+        }
         Ok((write == Write::Done).then(|| Released::Forced(std::mem::take(&mut tried.taken))))
     }
 

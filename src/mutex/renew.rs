@@ -26,6 +26,8 @@ pub enum Lost {
     Expired(Option<Duration>),
     /// Somebody else has taken it since, or it was taken away.
     TakenOver,
+    /// It was taken away on request.
+    Broken,
     /// Nothing tells of it any more: it was released, or somebody has removed it.
     Gone,
 }
@@ -40,6 +42,7 @@ impl fmt::Display for Lost {
                 f.write_str("its lease has expired, because it was not renewed; nobody else has held it since")
             }
             Self::TakenOver => f.write_str("its lease expired, or it was taken away; others may have held it since"),
+            Self::Broken => f.write_str("it was broken"),
             Self::Gone => f.write_str("nothing tells of it in the store any more"),
         }
     }

@@ -775,8 +775,55 @@ fn anothers_lock_is_not_unlocked_unless_by_force() {
     let forced = locks.run(&["unlock", "--force"]);
     assert_eq!(forced.code, 0, "{forced:?}");
     assert!(forced.stderr.contains(&format!("away from pid {} (bash ", holder.pid())), "{forced:?}");
+    assert!(!locks.file().exists(), "{:?}", locks.names());
+
+    // The former holder is told, once, whether another process has the lock now or none has.
+    let told = format!("serializer: your lock on `{}` was broken", locks.file().display());
+    let unlock = r#""$S" unlock 2>&1"#;
+    let (code, said) = holder.output(unlock);
+    assert!(code == 76 && said.starts_with(&told) && !said.contains("force"), "{code} {said}");
     assert_eq!(locks.names(), [""; 0]);
-    assert_eq!(holder.run(r#""$S" unlock 2>/dev/null"#), 1, "its former holder is told that it is not locked");
+    assert_eq!(holder.run(r#""$S" unlock 2>/dev/null"#), 1);
+
+    holder.lock();
+    assert_eq!(locks.run(&["unlock", "--force"]).code, 0);
+    let mut other = Shell::start(&locks);
+    other.lock();
+    let (code, said) = holder.output(unlock);
+    let held = format!("{told}; held now by pid {} ", other.pid());
+    assert!(code == 76 && said.starts_with(&held) && !said.contains("force"), "{code} {said}");
+    assert_eq!(locks.names(), ["serializer.lck"]);
+    assert_eq!(holder.run(r#""$S" unlock 2>/dev/null"#), 77);
+    assert_eq!(other.run(r#""$S" unlock"#), 0);
+}
+
+#[test]
+fn a_notice_of_a_broken_lock_ends_with_its_owner_and_is_in_nobodys_way() {
+    let locks = Locks::new();
+    let notices = locks.dir().join("serializer.lck.broken");
+    let mut first = Shell::start(&locks);
+    first.lock();
+    let token = locks.report()["holder"]["token"].as_str().expect("a token").to_owned();
+    assert_eq!(locks.run(&["break", "--token", &token]).code, 0);
+    assert!(fs::read_to_string(&notices).is_ok_and(|text| text.contains(&token)), "{:?}", locks.names());
+    first.lock();
+    assert_eq!(first.run(r#""$S" unlock"#), 0, "it has locked again since");
+    first.reap();
+
+    // The next one that is left removes what is not asked for any more.
+    let mut second = Shell::start(&locks);
+    second.lock();
+    assert_eq!(locks.run(&["unlock", "--force"]).code, 0);
+    assert!(fs::read_to_string(&notices).is_ok_and(|text| !text.contains(&token)));
+    assert_eq!(second.run(r#""$S" unlock 2>/dev/null"#), 76);
+    assert_eq!(locks.names(), [""; 0]);
+
+    // What is no notice is left as it is.
+    fs::write(&notices, "something else\n").expect("a file");
+    second.lock();
+    assert_eq!(locks.run(&["unlock", "--force"]).code, 0);
+    assert_eq!(second.run(r#""$S" unlock 2>/dev/null"#), 1);
+    assert_eq!(fs::read_to_string(&notices).expect("it is there"), "something else\n");
 }
 
 // Owners.

@@ -126,6 +126,9 @@ fn what_is_piped_in_and_out_is_the_commands() {
     // Who reads no more ends it.
     let ended = locks.script(r#""$S" run yes | head -n 1; echo "${PIPESTATUS[@]}""#);
     assert_eq!(ended.stdout, "y\n141 0\n", "{ended:?}");
+    // Unless it was started so that it is told instead, as by a service manager.
+    let ended = locks.script(r#"trap '' PIPE; "$S" run yes | head -n 1; echo "${PIPESTATUS[@]}""#);
+    assert_eq!(ended.stdout, "y\n1 0\n", "{ended:?}");
 }
 
 #[test]
@@ -143,7 +146,9 @@ fn no_descriptor_of_ours_reaches_the_command() {
 #[test]
 fn signals_are_ignored_and_blocked_as_without_us() {
     let locks = Locks::new();
-    for options in ["--default-signal", "--ignore-signal=HUP,INT,QUIT,TSTP", "--block-signal=TERM,USR1,CHLD"] {
+    let options = ["--default-signal", "--ignore-signal=HUP,INT,QUIT,TSTP", "--block-signal=TERM,USR1,CHLD"];
+    let options = options.into_iter().chain(["--ignore-signal=PIPE", "--ignore-signal=TERM,USR1,USR2,ALRM,TTIN,TTOU,CONT"]);
+    for options in options {
         let show = |command: &str| {
             let grep = "grep -E '^Sig(Blk|Ign)' /proc/self/status";
             let ended = locks.script(&format!("exec env --default-signal {options} {command} {grep}"));
@@ -154,6 +159,7 @@ fn signals_are_ignored_and_blocked_as_without_us() {
         let without = show("");
         assert_eq!(without.len(), 2);
         assert_eq!(show(r#""$S" run --"#), without, "{options}");
+        assert_eq!(show(r#""$S" flock "$SERIALIZER_DIR/other""#), without, "{options}");
     }
 }
 

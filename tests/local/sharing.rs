@@ -213,12 +213,16 @@ fn only_a_holder_can_unlock_and_only_for_itself() {
 #[test]
 fn force_takes_the_lock_away_from_all_and_names_each() {
     let locks = Locks::new();
-    let holders = shells(&locks, [SHARED; 3]);
+    let mut holders = shells(&locks, [SHARED; 3]);
     let forced = somebody(&locks, r#""$S" unlock --force 2>&1"#);
     assert_eq!(forced.code, 0, "{forced:?}");
     for holder in &holders {
         let whom = format!("took the lock `{}` away from pid {} (bash", locks.file().display(), holder.pid());
         assert!(forced.stdout.contains(&whom), "{forced:?}");
+    }
+    assert!(!locks.file().exists(), "{:?}", locks.names());
+    for holder in &mut holders {
+        assert_eq!(holder.run(r#""$S" unlock 2> /dev/null"#), 76, "each is told that its lock was broken");
     }
     assert_eq!(locks.names(), Vec::<String>::new());
 }
@@ -313,5 +317,8 @@ fn whoever_shares_a_lock_and_takes_it_away_by_force_takes_it_from_all() {
     let (code, said) = one.output(r#""$S" unlock --force 2>&1"#);
     assert_eq!(code, 0, "{said}");
     assert!(said.contains(&format!("away from pid {}", two.pid())), "{said}");
+    assert!(!locks.file().exists(), "{:?}", locks.names());
+    let unlock = r#""$S" unlock 2> /dev/null"#;
+    assert_eq!((one.run(unlock), two.run(unlock)), (1, 76), "only the other one has to be told");
     assert_eq!(locks.names(), [""; 0]);
 }

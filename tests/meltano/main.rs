@@ -530,12 +530,37 @@ fn orphans_can_be_ignored() {
 #[test]
 fn meltano_invoke_cannot_lock_and_says_why() {
     let project = Project::new();
-    let ended = project.run(&["invoke", "dbtmutex:lock"]);
-    assert_eq!(ended.code, 2, "{ended:#?}");
-    let last = ended.lines.last().map_or("", String::as_str);
-    assert!(last.contains("`meltano invoke` ends at once"), "{ended:#?}");
-    assert!(last.contains("`SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock`"), "{ended:#?}");
-    assert_eq!(project.locks.names(), Vec::<String>::new());
+    let python = project.meltano.with_file_name("python").display().to_string();
+    let meltano = project.meltano.display().to_string();
+    let ways = [
+        vec![meltano.as_str()],
+        // Meltano's own link, which the first one has made.
+        vec![".meltano/run/bin"],
+        vec![python.as_str(), "-X", "dev", ".meltano/run/bin"],
+        vec![python.as_str(), "-uW", "ignore", "-Xutf8", &meltano],
+    ];
+    for way in ways {
+        let mut command = project.command(way[0]);
+        command.args(&way[1..]).args(["invoke", "dbtmutex:lock"]);
+        let ended = Run::start(command).end();
+        assert_eq!(ended.code, 2, "{way:?}: {ended:#?}");
+        assert!(ended.said(&["`meltano invoke` ends at once"]), "{way:?}: {ended:#?}");
+        assert!(ended.said(&["`SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock`"]), "{way:?}: {ended:#?}");
+        assert_eq!(project.locks.names(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_run_by_meltanos_own_link_is_shown_as_one_of_meltano() {
+    let project = Project::new();
+    project.create_dir(".meltano/run");
+    project.link(&project.meltano, ".meltano/run/bin");
+    let mut command = project.command(project.path(".meltano/run/bin"));
+    command.args(["run", "dbtmutex:lock", "stage:waits"]);
+    let mut run = Run::start(command);
+    run.line_with(&["stage ", " waits"]);
+    let command = project.locks.report()["holder"]["command"].clone();
+    assert_eq!(command, "meltano run dbtmutex:lock stage:waits");
 }
 
 #[test]

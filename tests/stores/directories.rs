@@ -47,6 +47,16 @@ fn a_directory_and_a_lease_are_a_store() {
 }
 
 #[test]
+fn a_command_that_ignores_sigpipe_has_its_fencing_token_once_and_the_rest_of_the_environment() {
+    let locks = locks();
+    let script = r#"export X=x SERIALIZER_FENCING_TOKEN=old; trap '' PIPE; "$S" run -- env"#;
+    let ended = ended(locks.command("bash").env("SERIALIZER_LEASE_SECONDS", "60").args(["-c", script]));
+    let of = |name: &str| ended.stdout.lines().filter_map(|line| line.strip_prefix(name)).collect::<Vec<_>>();
+    assert_eq!(of("X="), ["x"], "{ended:?}");
+    assert!(matches!(of("SERIALIZER_FENCING_TOKEN=")[..], [token] if token.parse::<u64>().is_ok()), "{ended:?}");
+}
+
+#[test]
 fn without_a_directory_a_lease_makes_no_store_and_a_flag_does() {
     let locks = locks();
     let mut plain = locks.serializer(&["describe"]);

@@ -12,6 +12,7 @@ mod directory_faults;
 mod dynamodb;
 mod failover;
 mod fencing;
+mod foreign_root;
 mod galera;
 mod hosts;
 mod leases;

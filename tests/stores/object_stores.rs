@@ -26,6 +26,19 @@ fn is_refused(ended: &Ended, why: &str, hint: &str) {
 const ALWAYS: usize = usize::MAX;
 
 #[test]
+fn a_setting_that_a_library_does_not_expect_is_answered_in_one_line_before_the_command_begins() {
+    let store = Store::at("gs://b/p");
+    for json in ["0", "1"] {
+        let mut run = store.serializer(&["run", "touch", "ran"]);
+        let ended = ended(run.env("GCE_METADATA_HOST", "").env("HOME", "/nonexistent").env("MELTANO_LOG_JSON", json));
+        assert!(ended.code == 1 && ended.stderr.lines().count() == 1 && ended.stderr.contains("(hint: "), "{ended:?}");
+        assert!(!ended.stderr.contains("panicked") && !ended.stderr.contains(".cargo"), "{ended:?}");
+        assert_eq!(ended.stderr.starts_with('{'), json == "1", "{ended:?}");
+        assert!(!store.locks.dir().join("ran").exists());
+    }
+}
+
+#[test]
 fn what_a_store_refuses_for_good_is_said_at_once_with_what_to_do() {
     let region = "x-amz-bucket-region: eu-central-1\r\n";
     for (status, headers, code, message, why, hint) in [

@@ -39,6 +39,9 @@ fn running(store: &Store) -> Child {
     child
 }
 
+/// Said, for those who want to know all, when a store does not release a lock, and is to be asked again.
+const RELEASING_AGAIN: &str = "; trying again";
+
 type Down = fn(&mut Server);
 const DOWNS: [Down; 2] = [Server::kill, Server::stop];
 
@@ -220,7 +223,7 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
             let store = server.store(SHORT);
             let (proxy, through) = proxied(&store);
             let dir = store.locks.dir();
-            let mut first = through.serializer(&["run", "bash", "-c", NOTING, "bash", "one"]);
+            let mut first = through.serializer(&["run", "--log-level", "debug", "bash", "-c", NOTING, "bash", "one"]);
             let first = first.current_dir(dir).stderr(std::process::Stdio::piped()).spawn().expect("it starts");
             until("it does not run", || dir.join("out.one").exists());
             let second = Waiter::start({
@@ -231,6 +234,7 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
             cut_off(&proxy);
             let lost = end(first);
             assert!(lost.code == 76 && lost.stderr.contains("its lease could not be renewed in time"), "{lost:?}");
+            assert!(!lost.stderr.contains(RELEASING_AGAIN), "it ends with its command: {lost:?}");
             assert_eq!(second.end().code, 0);
             assert!(noted(dir, "out.one") <= noted(dir, "in.two"), "{}", server.url());
         });
@@ -243,7 +247,8 @@ fn a_command_whose_lease_was_over_when_it_ended_is_not_taken_to_have_run_alone()
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
         fifo(&through);
-        let mut child = start(&through, &["run", "--on-lost", "warn", "sh", "-c", "echo runs; read -r line < go"]);
+        let run = ["run", "--on-lost", "warn", "--log-level", "debug", "sh", "-c", "echo runs; read -r line < go"];
+        let mut child = start(&through, &run);
         assert_eq!(first_line(&mut child), "runs");
         proxy.cut();
         assert_eq!(store.run(&["run", "true"]).code, 0);
@@ -251,6 +256,7 @@ fn a_command_whose_lease_was_over_when_it_ended_is_not_taken_to_have_run_alone()
         go(&through);
         let ended = end(child);
         assert!(ended.code == 76 && ended.stderr.contains("was over when the command ended"), "{}: {ended:?}", server.url());
+        assert!(!ended.stderr.contains(RELEASING_AGAIN), "{}: {ended:?}", server.url());
     });
 }
 

@@ -1,0 +1,96 @@
+//! What a panic does, of this program or of a library: one line on stderr, and a defined exit code.
+//!
+//! The hook does all of it and does not return: release builds abort after it. The panic's message
+//! may hold a secret (an address with its password), so only its place is shown.
+//!
+//! While a lease is kept, a panic counts as its loss: a command must not run on under a lease that
+//! is not renewed.
+
+use std::io::Write;
+use std::panic::{Location, PanicHookInfo};
+use std::process;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
+
+use crate::error::Error;
+use crate::exit_code::ExitCode;
+use crate::logging;
+
+/// A lease that is kept by this process.
+pub trait Kept: Send + Sync {
+    /// Marks it as lost: a thread that renews it has panicked. The main thread goes on.
+    fn lose(&self, why: &str);
+
+    /// Ends what runs under the lock: the main thread has panicked.
+    fn end(&self);
+}
+
+static KEPT: Mutex<Option<Arc<dyn Kept>>> = Mutex::new(None);
+
+/// A lease is kept as long as this lives.
+#[derive(Debug)]
+pub struct Registration(());
+
+impl Registration {
+    /// There is one at a time.
+    pub fn of(kept: Arc<dyn Kept>) -> Self {
+        *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        Self(())
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// From now on, a panic ends this process. To be called by the main thread.
+pub fn end_the_process() {
+    let main = thread::current().id();
+    std::panic::set_hook(Box::new(move |panic| end(panic, main)));
+}
+
+fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
+    let what = match panic.location() {
+        Some(location) => format!("internal error at `{}`", place(location)),
+        None => "internal error".to_owned(),
+    };
+    report(&what);
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    match kept {
+        Some(kept) if thread::current().id() != main => {
+            kept.lose(&what);
+            // For ever: returning would abort, or unwind into a library in an unknown state.
+            loop {
+                thread::park();
+            }
+        }
+        Some(kept) => {
+            kept.end();
+            process::exit(ExitCode::Lost.number().into())
+        }
+        None => process::exit(ExitCode::Failed.number().into()),
+    }
+}
+
+fn report(what: &str) {
+    if tracing::dispatcher::has_been_set() {
+        let hint = "check the variables and files that set up the store's client (endpoints, proxies, certificates); if they are \
+                    right, please report this line";
+        logging::report(&Error::failed(what).with_hint(hint));
+    } else {
+        // No other place is left to report a failure of stderr.
+        let _ = writeln!(std::io::stderr(), "serializer: {what}");
+    }
+}
+
+/// File and line, without what the directories of the build machine are called.
+fn place(location: &Location<'_>) -> String {
+    let file = location.file();
+    let file = match file.split_once("/registry/src/") {
+        Some((_, of_registry)) => of_registry.split_once('/').map_or(of_registry, |(_, of_crate)| of_crate),
+        None => file.split_once("/library/").map_or(file, |(_, of_std)| of_std),
+    };
+    format!("{file}:{}", location.line())
+}
