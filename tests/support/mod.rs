@@ -425,7 +425,7 @@ pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
     while !has_come() {
         assert!(Instant::now() < limit, "{what}");
         std::thread::sleep(pause);
-        pause = (2 * pause).min(Duration::from_millis(16));
+        pause = (2 * pause).min(Duration::from_millis(64));
     }
 }
 
