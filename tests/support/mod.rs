@@ -6,6 +6,7 @@
 pub mod calls;
 pub mod cluster;
 pub mod faults;
+pub mod guard;
 pub mod hosts;
 pub mod injector;
 pub mod namespace;
@@ -58,6 +59,7 @@ impl Locks {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("SERIALIZER_DIR", self.dir()).env("S", PROGRAM).stdin(Stdio::null());
+        guard::mark(&mut command);
         command
     }
 
