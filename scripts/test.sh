@@ -65,11 +65,11 @@ quietly() {
     fi
 }
 
-# Runs a test program: THREADS of its tests at a time.
+# Runs a test program, or some of its tests (`PROGRAM-SOME`, by what the arguments choose): THREADS at a time.
 tests() {
     local name=$1 threads=$2 started=$SECONDS code=0 log=$logs/test-$1.log
     shift 2
-    RUST_TEST_THREADS=$threads "${program_of[$name]}" "$@" >"$log" 2>&1 || code=$?
+    RUST_TEST_THREADS=$threads "${program_of[${name%%-*}]}" "$@" >"$log" 2>&1 || code=$?
     ((code == 0)) || sed -n '/^failures:$/,$p' "$log"
     # A program that is killed has no result.
     grep -q '^test result:' "$log" || say "test result: FAILED. 0 passed; 1 failed; 0 ignored" | tee -a "$log"
@@ -171,20 +171,32 @@ if [ "$quick" ]; then
 fi
 
 await "${setting_up[@]}"
-# What waits most comes first, and what needs processors after it.
-announce "the tests of stores and those that run one by one; clippy and the documentation beside them (eight minutes)"
-tests alone 1 &
+# Of the stores' tests these compute; the others wait for leases and servers, side by side.
+busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
+
+# The kernels of NFS's hosts boot and wait: two at a time. The other tests of this program are alone.
+run_alone() {
+    local code=0
+    tests alone-nfs 2 nfs:: || code=$?
+    tests alone-others 1 --skip nfs:: || code=$?
+    return "$code"
+}
+
+announce "tests that wait: of stores and over NFS; clippy and the documentation beside them (five minutes)"
+run_alone &
 running=(alone $!)
-tests stores 4 &
-running+=(stores $!)
+tests stores-waiting 12 "${busy[@]/#/--skip=}" &
+running+=("stores that wait" $!)
+tests stores-busy 2 "${busy[@]}" &
+running+=("stores that compute" $!)
 { lint && document; } &
 running+=("clippy or doc" $!)
 await "${running[@]}"
 
-announce "the tests of one host, and Meltano (four minutes)"
+announce "the tests of one host, and Meltano (three minutes)"
 tests lib 2 &
 await "the library's tests" $!
 tests meltano 2 &
 running=(meltano $!)
-tests local 2 &
+tests local 3 &
 await "${running[@]}" local $!

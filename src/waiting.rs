@@ -140,9 +140,10 @@ impl<'a> Attempts<'a> {
         if now < self.next {
             return;
         }
-        // Whoever is not first in line sleeps through some.
+        // A waiter that is not first in line sleeps through some. The first attempt has none before it, however late it is.
+        let late = if self.made == 0 { Duration::ZERO } else { now - self.next };
         let sleep = self.waiting.sleep.as_nanos();
-        let missed = (now - self.next).as_nanos().checked_div(sleep).and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
+        let missed = late.as_nanos().checked_div(sleep).and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
         let made = self.made.saturating_add(missed).saturating_add(1);
         // What follows the last one, to give others the time to take what is free, is none.
         self.made = self.waiting.max_attempts.map_or(made, |max| made.min(max.get()));
@@ -197,5 +198,27 @@ pub trait Observer {
     /// These become readable when that may have changed.
     fn interruption_fds(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_attempt_that_is_late_counts_once_and_a_later_one_for_those_that_were_slept_through() {
+        let sleep = Duration::from_millis(10);
+        let waiting = Waiting { max_attempts: NonZeroU32::new(7), sleep, timeout: None };
+        let mut attempts = Attempts::new(&waiting);
+        let late = Instant::now() + 100 * sleep;
+        attempts.count(late);
+        assert_eq!((attempts.made(), attempts.next()), (1, late + sleep));
+        attempts.count(late);
+        assert_eq!(attempts.made(), 1, "a wake-up is not an attempt");
+        attempts.count(late + 3 * sleep);
+        assert_eq!(attempts.made(), 4);
+        attempts.count(late + 100 * sleep);
+        assert_eq!(attempts.made(), 7, "attempts end at their maximum");
+        assert!(attempts.are_over());
     }
 }

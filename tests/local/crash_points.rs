@@ -1,9 +1,11 @@
 //! `lock` and `unlock` are killed at every system call that they make, and every system call is made to fail: afterwards the
 //! owner knows where it stands, the next one gets in, and two never hold the lock. Needs strace.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
 
+use crate::support::calls::{ends, own_calls};
+use crate::support::namespace::in_pid_namespaces;
 use crate::support::{Locks, Shell};
 
 /// What the command under test finds.
@@ -70,8 +72,8 @@ impl Scene {
         self.owner.run(&format!(r#"strace -D -qq -o trace {options} "$S" {command} 2> /dev/null"#))
     }
 
-    /// The system calls of an undisturbed run, and how often each is made.
-    fn system_calls(&mut self, before: Before, command: &str) -> HashMap<String, usize> {
+    /// The system calls of an undisturbed run.
+    fn system_calls(&mut self, before: Before, command: &str) -> BTreeMap<String, BTreeSet<usize>> {
         self.prepare(before);
         assert_eq!(self.owner.run(&format!("cd {}", self.locks.dir().display())), 0);
         assert_eq!(self.trace("", command), 0);
@@ -80,10 +82,7 @@ impl Scene {
         }
         self.back_to_nothing();
         let trace = std::fs::read_to_string(self.locks.dir().join("trace")).expect("a trace");
-        let mut calls: HashMap<String, usize> = HashMap::new();
-        for (name, _) in trace.lines().filter_map(|line| line.split_once('(')) {
-            *calls.entry(name.to_owned()).or_default() += 1;
-        }
+        let calls = own_calls(&trace);
         let changes_names = |name: &String| name.contains("link") || name.contains("rename");
         assert!(calls.keys().any(changes_names), "{trace}");
         calls
@@ -141,18 +140,17 @@ impl Scene {
 
 fn at_every_system_call(before: Before, command: &str, injection: &str) {
     let mut scene = Scene::new();
-    for (name, count) in scene.system_calls(before, command) {
-        // The kernel starts the program before anything can be done to it, and nothing makes an exit fail.
-        if name == "execve" || (name == "exit_group" && injection.starts_with("error")) {
+    for (name, numbers) in scene.system_calls(before, command) {
+        // Nothing makes an exit fail.
+        if name == "exit_group" && injection.starts_with("error") {
             continue;
         }
-        // A takeover looks at every process of the machine, each in the same way; what comes before and after counts.
-        let ordinals = (1..=count).filter(|ordinal| *ordinal <= MOST_OF_A_KIND || *ordinal + MOST_OF_A_KIND > count);
-        for ordinal in ordinals {
+        // A takeover looks at every process, each in the same way; what comes before and after counts.
+        for ordinal in ends(&numbers, MOST_OF_A_KIND) {
             scene.prepare(before);
             let code = scene.trace(&format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"), command);
             // There may be fewer processes to look at than before; then it was done before the kill.
-            let is_certain = count <= MOST_OF_A_KIND && name != "getdents64";
+            let is_certain = numbers.len() <= MOST_OF_A_KIND && name != "getdents64";
             assert!(!injection.starts_with("signal=KILL") || code == 137 || !is_certain, "{name} {ordinal}: it is killed");
             let what = format!("{command}, {injection} at {name} {ordinal}");
             let check = if matches!(before, Before::OneSlot | Before::BothSlots) { Scene::check_slots } else { Scene::check };
@@ -161,57 +159,27 @@ fn at_every_system_call(before: Before, command: &str, injection: &str) {
     }
 }
 
-#[test]
-fn a_lock_that_is_killed_at_any_system_call_lets_the_next_one_in() {
-    at_every_system_call(Before::Free, "lock --max-attempts 1", "signal=KILL");
-}
-
-#[test]
-fn a_takeover_that_is_killed_at_any_system_call_lets_the_next_one_in() {
-    at_every_system_call(Before::Stale, "lock --max-attempts 1", "signal=KILL");
-}
-
-#[test]
-fn a_takeover_from_the_python_plugin_that_is_killed_at_any_system_call_lets_the_next_one_in() {
-    at_every_system_call(Before::StaleLegacy, "lock --max-attempts 1", "signal=KILL");
-}
-
-#[test]
-fn an_unlock_that_is_killed_at_any_system_call_lets_the_next_one_in() {
-    at_every_system_call(Before::Own, "unlock", "signal=KILL");
-}
-
-#[test]
-fn a_lock_says_the_truth_whichever_system_call_fails() {
-    at_every_system_call(Before::Free, "lock --max-attempts 1", "error=EIO");
-}
-
-#[test]
-fn a_takeover_says_the_truth_whichever_system_call_fails() {
-    at_every_system_call(Before::Stale, "lock --max-attempts 1", "error=ENOSPC");
-}
-
-#[test]
-fn an_unlock_says_the_truth_whichever_system_call_fails() {
-    at_every_system_call(Before::Own, "unlock", "error=EIO");
-}
-
-#[test]
-fn a_holder_that_joins_another_and_is_killed_at_any_system_call_takes_nothing_from_it() {
-    at_every_system_call(Before::OneSlot, "lock --slots 2 --max-attempts 1", "signal=KILL");
-}
-
-#[test]
-fn a_holder_that_leaves_another_and_is_killed_at_any_system_call_takes_nothing_from_it() {
-    at_every_system_call(Before::BothSlots, "unlock", "signal=KILL");
-}
-
-#[test]
-fn a_holder_that_joins_another_takes_nothing_from_it_whichever_system_call_fails() {
-    at_every_system_call(Before::OneSlot, "lock --slots 2 --max-attempts 1", "error=EIO");
-}
-
-#[test]
-fn a_holder_that_leaves_another_takes_nothing_from_it_whichever_system_call_fails() {
-    at_every_system_call(Before::BothSlots, "unlock", "error=EIO");
+in_pid_namespaces! {
+    a_lock_that_is_killed_at_any_system_call_lets_the_next_one_in:
+        at_every_system_call(Before::Free, "lock --max-attempts 1", "signal=KILL");
+    a_takeover_that_is_killed_at_any_system_call_lets_the_next_one_in:
+        at_every_system_call(Before::Stale, "lock --max-attempts 1", "signal=KILL");
+    a_takeover_from_the_python_plugin_that_is_killed_at_any_system_call_lets_the_next_one_in:
+        at_every_system_call(Before::StaleLegacy, "lock --max-attempts 1", "signal=KILL");
+    an_unlock_that_is_killed_at_any_system_call_lets_the_next_one_in:
+        at_every_system_call(Before::Own, "unlock", "signal=KILL");
+    a_lock_says_the_truth_whichever_system_call_fails:
+        at_every_system_call(Before::Free, "lock --max-attempts 1", "error=EIO");
+    a_takeover_says_the_truth_whichever_system_call_fails:
+        at_every_system_call(Before::Stale, "lock --max-attempts 1", "error=ENOSPC");
+    an_unlock_says_the_truth_whichever_system_call_fails:
+        at_every_system_call(Before::Own, "unlock", "error=EIO");
+    a_holder_that_joins_another_and_is_killed_at_any_system_call_takes_nothing_from_it:
+        at_every_system_call(Before::OneSlot, "lock --slots 2 --max-attempts 1", "signal=KILL");
+    a_holder_that_leaves_another_and_is_killed_at_any_system_call_takes_nothing_from_it:
+        at_every_system_call(Before::BothSlots, "unlock", "signal=KILL");
+    a_holder_that_joins_another_takes_nothing_from_it_whichever_system_call_fails:
+        at_every_system_call(Before::OneSlot, "lock --slots 2 --max-attempts 1", "error=EIO");
+    a_holder_that_leaves_another_takes_nothing_from_it_whichever_system_call_fails:
+        at_every_system_call(Before::BothSlots, "unlock", "error=EIO");
 }

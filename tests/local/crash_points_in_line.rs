@@ -1,10 +1,12 @@
 //! Whoever waits in line is killed at every system call that it makes, until it has the lock, and every such call is made to
 //! fail: those before it and behind it get the lock all the same. Needs strace.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Stdio;
 
+use crate::support::calls::{ends, own_calls};
+use crate::support::namespace::in_pid_namespaces;
 use crate::support::{Locks, Shell, until};
 
 /// How many calls of a name to disturb, from the first one on and back from the last one.
@@ -87,50 +89,34 @@ impl Scene {
         }
     }
 
-    /// The system calls of an undisturbed run, and how often a thread makes each at most.
-    fn system_calls(&mut self) -> HashMap<String, usize> {
+    /// The system calls of an undisturbed run.
+    fn system_calls(&mut self) -> BTreeMap<String, BTreeSet<usize>> {
         let code = self.pass_on("");
         assert_eq!(code, 0);
         self.check("undisturbed", code);
         let trace = fs::read_to_string(self.locks.dir().join("trace")).expect("a trace");
-        let mut calls: HashMap<(&str, &str), usize> = HashMap::new();
-        for line in trace.lines() {
-            let Some((thread, call)) = line.split_once(' ') else { continue };
-            if let Some((name, _)) = call.trim_start().split_once('(').filter(|(name, _)| !name.contains(' ')) {
-                *calls.entry((thread, name)).or_default() += 1;
-            }
-        }
-        let mut most: HashMap<String, usize> = HashMap::new();
-        for ((_, name), count) in calls {
-            let most = most.entry(name.to_owned()).or_default();
-            *most = count.max(*most);
-        }
-        assert!(most.contains_key("flock") && most.contains_key("linkat"), "{trace}");
-        most
+        let calls = own_calls(&trace);
+        assert!(calls.contains_key("flock") && calls.contains_key("linkat"), "{trace}");
+        calls
     }
 }
 
 fn at_every_system_call(injection: &str) {
     let mut scene = Scene::new();
-    for (name, count) in scene.system_calls() {
-        // The kernel starts the program before anything can be done to it, and nothing makes an exit fail.
-        if name == "execve" || (["exit", "exit_group"].contains(&name.as_str()) && injection.starts_with("error")) {
+    for (name, numbers) in scene.system_calls() {
+        // Nothing makes an exit fail.
+        if ["exit", "exit_group"].contains(&name.as_str()) && injection.starts_with("error") {
             continue;
         }
-        let ordinals = (1..=count).filter(|ordinal| *ordinal <= MOST_OF_A_KIND || *ordinal + MOST_OF_A_KIND > count);
-        for ordinal in ordinals {
+        for ordinal in ends(&numbers, MOST_OF_A_KIND) {
             let code = scene.pass_on(&format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"));
             scene.check(&format!("{injection} at {name} {ordinal}"), code);
         }
     }
 }
 
-#[test]
-fn a_waiter_that_is_killed_at_any_system_call_lets_those_behind_it_in() {
-    at_every_system_call("signal=KILL");
-}
-
-#[test]
-fn a_waiter_says_the_truth_whichever_system_call_fails() {
-    at_every_system_call("error=EIO");
+in_pid_namespaces! {
+    a_waiter_that_is_killed_at_any_system_call_lets_those_behind_it_in:
+        at_every_system_call("signal=KILL");
+    a_waiter_says_the_truth_whichever_system_call_fails: at_every_system_call("error=EIO");
 }

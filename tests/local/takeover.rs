@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 
+use crate::support::namespace::in_pid_namespaces;
 use crate::support::{Locks, Shell, legacy_plugin, rounds};
 
 const STARTERS: usize = 8;
@@ -45,43 +46,41 @@ fn exactly_one_wins_each_round(locks: &Locks, stale: &str, rounds: usize) {
     }
 }
 
-#[test]
-fn one_of_eight_takes_over_a_stale_lock() {
-    let locks = Locks::new();
-    let stale = record_of_a_dead_holder(&locks);
-    exactly_one_wins_each_round(&locks, &stale, rounds(300));
-}
+in_pid_namespaces! {
+    one_of_eight_takes_over_a_stale_lock: {
+        let locks = Locks::new();
+        let stale = record_of_a_dead_holder(&locks);
+        exactly_one_wins_each_round(&locks, &stale, rounds(300));
+    };
 
-#[test]
-fn one_of_eight_takes_over_a_stale_lock_of_the_python_plugin() {
-    let locks = Locks::new();
-    let stale = legacy_record_of_a_dead_holder(&locks);
-    exactly_one_wins_each_round(&locks, &stale, rounds(100));
-}
+    one_of_eight_takes_over_a_stale_lock_of_the_python_plugin: {
+        let locks = Locks::new();
+        let stale = legacy_record_of_a_dead_holder(&locks);
+        exactly_one_wins_each_round(&locks, &stale, rounds(100));
+    };
 
-#[test]
-fn one_of_eight_gets_a_lock_that_was_left_empty() {
-    let locks = Locks::new();
-    let mut shells: Vec<Shell> = (0..STARTERS).map(|_| Shell::start(&locks)).collect();
-    for round in 0..rounds(30) {
-        let file = fs::File::create(locks.file()).expect("an empty file");
-        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(10);
-        file.set_modified(long_ago).expect("its time can be set");
-        let winners = race(&mut shells);
-        assert_eq!(winners.len(), 1, "round {round}: {winners:?}");
-        shells[winners[0]].unlock();
-    }
-}
+    one_of_eight_gets_a_lock_that_was_left_empty: {
+        let locks = Locks::new();
+        let mut shells: Vec<Shell> = (0..STARTERS).map(|_| Shell::start(&locks)).collect();
+        for round in 0..rounds(30) {
+            let file = fs::File::create(locks.file()).expect("an empty file");
+            let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(10);
+            file.set_modified(long_ago).expect("its time can be set");
+            let winners = race(&mut shells);
+            assert_eq!(winners.len(), 1, "round {round}: {winners:?}");
+            shells[winners[0]].unlock();
+        }
+    };
 
-#[test]
-fn one_of_eight_gets_a_free_lock() {
-    let locks = Locks::new();
-    let mut shells: Vec<Shell> = (0..STARTERS).map(|_| Shell::start(&locks)).collect();
-    for round in 0..rounds(200) {
-        let winners = race(&mut shells);
-        assert_eq!(winners.len(), 1, "round {round}: {winners:?}");
-        shells[winners[0]].unlock();
-    }
+    one_of_eight_gets_a_free_lock: {
+        let locks = Locks::new();
+        let mut shells: Vec<Shell> = (0..STARTERS).map(|_| Shell::start(&locks)).collect();
+        for round in 0..rounds(200) {
+            let winners = race(&mut shells);
+            assert_eq!(winners.len(), 1, "round {round}: {winners:?}");
+            shells[winners[0]].unlock();
+        }
+    };
 }
 
 /// The Python plugin's algorithm as a process that tries whenever it is told to.
@@ -149,16 +148,16 @@ fn rounds_without_one_winner(locks: &Locks, stale: &str, rounds: usize) -> Vec<(
     bad
 }
 
-#[test]
-fn a_python_plugin_among_the_takers_of_its_own_stale_lock_excludes_them_or_is_excluded() {
-    let locks = Locks::new();
-    let stale = legacy_record_of_a_dead_holder(&locks);
-    assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), []);
-}
+in_pid_namespaces! {
+    a_python_plugin_among_the_takers_of_its_own_stale_lock_excludes_them_or_is_excluded: {
+        let locks = Locks::new();
+        let stale = legacy_record_of_a_dead_holder(&locks);
+        assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), []);
+    };
 
-#[test]
-fn a_python_plugin_among_the_takers_of_our_stale_lock_excludes_them_or_is_excluded() {
-    let locks = Locks::new();
-    let stale = record_of_a_dead_holder(&locks);
-    assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), []);
+    a_python_plugin_among_the_takers_of_our_stale_lock_excludes_them_or_is_excluded: {
+        let locks = Locks::new();
+        let stale = record_of_a_dead_holder(&locks);
+        assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), []);
+    };
 }

@@ -169,6 +169,7 @@ impl Project {
     fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.root).env_clear().stdin(Stdio::null());
+        support::guard::mark(&mut command);
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.path("home"));
         command.env("S", PROGRAM).env("MELTANO", &self.meltano);
         command.env("MELTANO_SEND_ANONYMOUS_USAGE_STATS", "false").env("MELTANO_CLI_DISABLE_VERSION_CHECK", "true");

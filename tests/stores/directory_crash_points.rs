@@ -2,10 +2,11 @@
 //! fail, and those to the lock's file in all the ways in which a file server fails: afterwards the owner knows where it stands, the next one
 //! gets in, and two never hold the lock. Needs strace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Stdio;
 
+use crate::support::calls::{ends, own_calls};
 use crate::support::stores::Store;
 use crate::support::{self, Shell};
 
@@ -60,17 +61,14 @@ impl Scene {
         fs::read_to_string(self.store.locks.dir().join("said")).expect("it can be read")
     }
 
-    /// The system calls of an undisturbed run, and how often each is made.
-    fn system_calls(&mut self, before: Before, command: &str) -> BTreeMap<String, usize> {
+    /// The system calls of an undisturbed run.
+    fn system_calls(&mut self, before: Before, command: &str) -> BTreeMap<String, BTreeSet<usize>> {
         self.prepare(before);
         assert_eq!(self.trace("", command), 0);
         let file = self.store.locks.dir().join("trace");
         // strace may still be writing.
         support::until("the trace ends", || fs::read_to_string(&file).expect("a trace").contains("exit_group("));
-        let mut calls = BTreeMap::new();
-        for (name, _) in fs::read_to_string(&file).expect("a trace").lines().filter_map(|line| line.split_once('(')) {
-            *calls.entry(name.to_owned()).or_default() += 1;
-        }
+        let calls = own_calls(&fs::read_to_string(&file).expect("a trace"));
         assert!(calls.contains_key("fdatasync"), "{calls:?}");
         if command.starts_with("lock") {
             self.owner.unlock();
@@ -107,18 +105,17 @@ impl Scene {
 
 fn at_every_system_call(before: Before, command: &str, injection: &str) {
     let mut scene = Scene::new();
-    for (name, count) in scene.system_calls(before, command) {
-        // The kernel starts the program before anything can be done to it, and nothing makes an exit fail.
-        if name == "execve" || (name == "exit_group" && injection.starts_with("error")) {
+    for (name, numbers) in scene.system_calls(before, command) {
+        // Nothing makes an exit fail.
+        if name == "exit_group" && injection.starts_with("error") {
             continue;
         }
-        let ordinals = (1..=count).filter(|ordinal| *ordinal <= MOST_OF_A_KIND || *ordinal + MOST_OF_A_KIND > count);
-        for ordinal in ordinals {
+        for ordinal in ends(&numbers, MOST_OF_A_KIND) {
             scene.prepare(before);
             let code = scene.trace(&format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"), command);
             let what = format!("{before:?}, {command}, {injection} at {name} {ordinal}");
             // How much there is to read differs.
-            let is_certain = count <= MOST_OF_A_KIND && !["read", "pread64"].contains(&name.as_str());
+            let is_certain = numbers.len() <= MOST_OF_A_KIND && !["read", "pread64"].contains(&name.as_str());
             assert!(!injection.starts_with("signal") || code == 137 || !is_certain, "{what}: it is killed");
             scene.check(&what, command.starts_with("lock"), code);
         }

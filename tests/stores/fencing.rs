@@ -4,9 +4,10 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::cluster::{Cluster, KINDS, end};
+use crate::support::cluster::{Cluster, end};
 use crate::support::servers::{PASSWORD, psql_at, shared_postgres, url_at};
 use crate::support::session::{Session, session_at};
+use crate::support::stores::{Kind, of_each};
 use crate::support::{self, ended, until};
 
 const FENCING: &str = include_str!("../../docs/fencing.md");
@@ -109,44 +110,44 @@ impl Writer {
 /// Writes as the document says, in a host, when it is told to; without the fence if it is told that.
 const LATE: &str = r#"echo begun; read -r how < go; "$@" -v token=$SERIALIZER_FENCING_TOKEN -f $how.sql; echo $? > code.$1"#;
 
-#[test]
-fn a_host_that_has_slept_through_its_lease_cannot_write_any_more() {
-    for kind in KINDS {
-        for is_fenced in [true, false] {
-            let cluster = Cluster::new(kind, Duration::from_secs(2));
-            let target = Target::new();
-            let write = snippet("write");
-            let unfenced: String =
-                write.lines().filter(|line| !line.contains("fence(")).map(|line| format!("{line}\n")).collect();
-            assert_ne!(unfenced, write);
-            for (name, sql) in [("fenced.sql", write), ("unfenced.sql", &unfenced)] {
-                fs::write(cluster.locks.dir().join(name), sql).expect("a file");
-            }
-            cluster.make_fifo("go");
-            let how = if is_fenced { "fenced" } else { "unfenced" };
+of_each! { databases:
+a_host_that_has_slept_through_its_lease_cannot_write_any_more,
+=> Postgres, MariaDb }
 
-            let writer = |host: usize, script: &str| {
-                let address = cluster.hosts[host].address_of_server(shared_postgres().port());
-                let psql = client(&target.url(&url_at(address)));
-                format!("set -- {psql}; {}", script.replace("code.$1", &format!("code.{host}")))
-            };
-            // It is not ended when it wakes up, so that nothing but the target stops it.
-            let late = cluster.running(0, &["--on-lost", "warn"], &writer(0, LATE));
-            cluster.hosts[0].suspend();
-            let script = writer(1, &LATE.replace("read -r how < go", &format!("how={how}")));
-            let successor = cluster.run(1, &["run", "--", "bash", "-c", &script]);
-            assert_eq!((successor.code, cluster.read("code.1").as_str()), (0, "0\n"), "{successor:?}");
-            assert!(successor.stderr.contains("its lease has expired"), "{successor:?}");
-            assert_eq!(target.total(), "1");
-            cluster.hosts[0].resume(&[late.id()]);
-            cluster.tell("go", how);
-            let late = end(late);
-            assert_eq!(late.code, 76, "{late:?}");
-            let refused = late.stderr.contains("is not the newest any more: the lock was lost");
-            let expected = if is_fenced { ("1", "3\n", true) } else { ("2", "0\n", false) };
-            let code = cluster.read("code.0");
-            assert_eq!((target.total().as_str(), code.as_str(), refused), expected, "{kind:?} {late:?}");
+fn a_host_that_has_slept_through_its_lease_cannot_write_any_more(kind: Kind) {
+    for is_fenced in [true, false] {
+        let cluster = Cluster::new(kind, Duration::from_secs(6));
+        let target = Target::new();
+        let write = snippet("write");
+        let unfenced: String = write.lines().filter(|line| !line.contains("fence(")).map(|line| format!("{line}\n")).collect();
+        assert_ne!(unfenced, write);
+        for (name, sql) in [("fenced.sql", write), ("unfenced.sql", &unfenced)] {
+            fs::write(cluster.locks.dir().join(name), sql).expect("a file");
         }
+        cluster.make_fifo("go");
+        let how = if is_fenced { "fenced" } else { "unfenced" };
+
+        let writer = |host: usize, script: &str| {
+            let address = cluster.hosts[host].address_of_server(shared_postgres().port());
+            let psql = client(&target.url(&url_at(address)));
+            format!("set -- {psql}; {}", script.replace("code.$1", &format!("code.{host}")))
+        };
+        // It is not ended when it wakes up, so that nothing but the target stops it.
+        let late = cluster.running(0, &["--on-lost", "warn"], &writer(0, LATE));
+        cluster.hosts[0].suspend();
+        let script = writer(1, &LATE.replace("read -r how < go", &format!("how={how}")));
+        let successor = cluster.run(1, &["run", "--", "bash", "-c", &script]);
+        assert_eq!((successor.code, cluster.read("code.1").as_str()), (0, "0\n"), "{successor:?}");
+        assert!(successor.stderr.contains("its lease has expired"), "{successor:?}");
+        assert_eq!(target.total(), "1");
+        cluster.hosts[0].resume(&[late.id()]);
+        cluster.tell("go", how);
+        let late = end(late);
+        assert_eq!(late.code, 76, "{late:?}");
+        let refused = late.stderr.contains("is not the newest any more: the lock was lost");
+        let expected = if is_fenced { ("1", "3\n", true) } else { ("2", "0\n", false) };
+        let code = cluster.read("code.0");
+        assert_eq!((target.total().as_str(), code.as_str(), refused), expected, "{kind:?} {late:?}");
     }
 }
 

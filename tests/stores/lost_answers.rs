@@ -6,10 +6,10 @@ use std::sync::Once;
 use std::thread;
 use std::time::Duration;
 
-use crate::support::faults::{each, end, proxied, start, until_renewed};
+use crate::support::faults::{end, proxied, start, until_renewed};
 use crate::support::proxy::Proxy;
 use crate::support::servers::shared_mariadb;
-use crate::support::stores::Store;
+use crate::support::stores::{Kind, Store, of_each};
 use crate::support::{Shell, ended, rounds, until};
 use serializer::record::random_token;
 
@@ -64,11 +64,11 @@ impl Loss {
     }
 }
 
-/// A lock of each kind that nobody has held yet, where tables are made.
-fn stores(lease: Duration) -> Vec<Store> {
+/// A lock that nobody has held yet, in a store where tables are made.
+fn store(kind: Kind, lease: Duration) -> Store {
     static PREPARED: Once = Once::new();
     PREPARED.call_once(|| Store::over_networks(LONG).iter().for_each(|store| assert_eq!(store.run(&["run", "true"]).code, 0)));
-    Store::over_networks(lease)
+    Store::of(kind, lease)
 }
 
 fn holders(store: &Store) -> Vec<u64> {
@@ -100,97 +100,102 @@ fn fifo(store: &Store) -> std::path::PathBuf {
     go
 }
 
-#[test]
-fn whoever_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once() {
-    for loss in Loss::BOTH {
-        for store in stores(LONG) {
-            let (proxy, through) = proxied(&store);
-            // First there is no row yet; then there is one.
-            for marker in [Insert, Update, Read] {
-                let mut owner = through.shell();
-                loss.at(&proxy, marker.of(&store));
-                locks(&mut owner, "");
-                proxy.wait_until_hit();
-                assert_eq!(holders(&store), [u64::from(owner.pid())], "{loss:?} {}", store.url);
-                assert_eq!(store.holder("lease_renewals").as_u64(), Some(0));
-                assert_eq!(store.run(&["lock", "-n"]).code, 75);
-                owner.unlock();
-                assert_eq!(store.state(), "free");
-            }
-        }
-    }
-}
+of_each! { over_networks:
+whoever_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once,
+whoever_has_one_attempt_needs_no_more_because_of_a_lost_answer,
+whoever_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked,
+a_command_runs_once_whatever_is_lost_before_and_behind_it,
+a_lease_is_renewed_whatever_is_lost_of_a_renewal,
+whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since,
+a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_come_since,
+whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait,
+whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since,
+whoever_takes_a_lock_away_in_silence_takes_it_from_nobody_who_has_come_since,
+no_count_is_lost_over_a_network_that_breaks_again_and_again,
+an_owner_that_has_unlocked_in_silence_is_not_taken_for_one_that_has_lost_its_lock,
+=> Postgres, MariaDb, DynamoDb, S3, Azure }
 
-#[test]
-fn whoever_has_one_attempt_needs_no_more_because_of_a_lost_answer() {
+fn whoever_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once(kind: Kind) {
     for loss in Loss::BOTH {
-        for store in stores(LONG) {
-            let (proxy, through) = proxied(&store);
+        let store = store(kind, LONG);
+        let (proxy, through) = proxied(&store);
+        // First there is no row yet; then there is one.
+        for marker in [Insert, Update, Read] {
             let mut owner = through.shell();
-            loss.at(&proxy, Insert.of(&store));
-            locks(&mut owner, "-n");
+            loss.at(&proxy, marker.of(&store));
+            locks(&mut owner, "");
             proxy.wait_until_hit();
-            unlocks(&mut owner);
+            assert_eq!(holders(&store), [u64::from(owner.pid())], "{loss:?} {}", store.url);
+            assert_eq!(store.holder("lease_renewals").as_u64(), Some(0));
+            assert_eq!(store.run(&["lock", "-n"]).code, 75);
+            owner.unlock();
+            assert_eq!(store.state(), "free");
         }
     }
 }
 
-#[test]
-fn whoever_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked() {
+fn whoever_has_one_attempt_needs_no_more_because_of_a_lost_answer(kind: Kind) {
     for loss in Loss::BOTH {
-        for store in stores(LONG) {
-            let (proxy, through) = proxied(&store);
-            for marker in [Update, Read] {
-                let mut owner = through.shell();
-                owner.lock();
-                loss.at(&proxy, marker.of(&store));
-                unlocks(&mut owner);
-                proxy.wait_until_hit();
-                assert_eq!(store.state(), "free", "{loss:?} {}", store.url);
-            }
-        }
+        let store = store(kind, LONG);
+        let (proxy, through) = proxied(&store);
+        let mut owner = through.shell();
+        loss.at(&proxy, Insert.of(&store));
+        locks(&mut owner, "-n");
+        proxy.wait_until_hit();
+        unlocks(&mut owner);
     }
 }
 
-#[test]
-fn a_command_runs_once_whatever_is_lost_before_and_behind_it() {
+fn whoever_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked(kind: Kind) {
     for loss in Loss::BOTH {
-        for marker in [Read, Insert, Update] {
-            for store in stores(LONG) {
-                let (proxy, through) = proxied(&store);
-                loss.at(&proxy, marker.of(&store));
-                let ran = through.run(&["run", "sh", "-c", "echo ran; exit 3"]);
-                proxy.wait_until_hit();
-                assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "ran\n", ""), "{loss:?} {}", store.url);
-                assert_eq!(store.state(), "free");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_lease_is_renewed_whatever_is_lost_of_a_renewal() {
-    for loss in Loss::BOTH {
-        for store in stores(RENEWED) {
-            let (proxy, through) = proxied(&store);
+        let store = store(kind, LONG);
+        let (proxy, through) = proxied(&store);
+        for marker in [Update, Read] {
             let mut owner = through.shell();
             owner.lock();
-            loss.at(&proxy, Update.of(&store));
-            proxy.wait_until_hit();
-            until_renewed(&store);
-            assert_eq!(holders(&store), [u64::from(owner.pid())]);
+            loss.at(&proxy, marker.of(&store));
             unlocks(&mut owner);
-
-            let go = fifo(&through);
-            let child = start(&through, &["run", "sh", "-c", "read -r line < go; echo $line"]);
-            until("it does not run", || store.state() == "held");
-            loss.at(&proxy, Update.of(&store));
             proxy.wait_until_hit();
-            until_renewed(&store);
-            fs::write(&go, "done\n").expect("it is read");
-            let ran = end(child);
-            assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "done\n", ""), "{loss:?} {}", store.url);
+            assert_eq!(store.state(), "free", "{loss:?} {}", store.url);
         }
+    }
+}
+
+fn a_command_runs_once_whatever_is_lost_before_and_behind_it(kind: Kind) {
+    for loss in Loss::BOTH {
+        for marker in [Read, Insert, Update] {
+            let store = store(kind, LONG);
+            let (proxy, through) = proxied(&store);
+            loss.at(&proxy, marker.of(&store));
+            let ran = through.run(&["run", "sh", "-c", "echo ran; exit 3"]);
+            proxy.wait_until_hit();
+            assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "ran\n", ""), "{loss:?} {}", store.url);
+            assert_eq!(store.state(), "free");
+        }
+    }
+}
+
+fn a_lease_is_renewed_whatever_is_lost_of_a_renewal(kind: Kind) {
+    for loss in Loss::BOTH {
+        let store = store(kind, RENEWED);
+        let (proxy, through) = proxied(&store);
+        let mut owner = through.shell();
+        owner.lock();
+        loss.at(&proxy, Update.of(&store));
+        proxy.wait_until_hit();
+        until_renewed(&store);
+        assert_eq!(holders(&store), [u64::from(owner.pid())]);
+        unlocks(&mut owner);
+
+        let go = fifo(&through);
+        let child = start(&through, &["run", "sh", "-c", "read -r line < go; echo $line"]);
+        until("it does not run", || store.state() == "held");
+        loss.at(&proxy, Update.of(&store));
+        proxy.wait_until_hit();
+        until_renewed(&store);
+        fs::write(&go, "done\n").expect("it is read");
+        let ran = end(child);
+        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "done\n", ""), "{loss:?} {}", store.url);
     }
 }
 
@@ -200,111 +205,101 @@ fn until_done_in_silence(proxy: &Proxy, store: &Store, state: &str) {
     until("it is not done", || store.state() == state);
 }
 
-#[test]
-fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since() {
-    each(stores(RENEWED), |store| {
-        let (proxy, through) = proxied(&store);
-        let (mut owner, mut other) = (through.shell(), store.shell());
-        proxy.swallow_answers_from(granting(&store));
-        owner.send(r#""$S" lock --slots 2 2>&1"#);
-        until_done_in_silence(&proxy, &store, "held");
-        assert_eq!(other.run(r#""$S" lock --slots 2 2> /dev/null"#), 0);
-        proxy.mend();
-        has_locked(&mut owner);
-        let pids = [&owner, &other].map(|shell| u64::from(shell.pid()));
-        assert!(holders(&store).len() == 2 && pids.iter().all(|pid| holders(&store).contains(pid)), "{}", store.url);
-        // Nobody else's entry is left.
-        other.unlock();
-        until_renewed(&store);
-        unlocks(&mut owner);
-        assert_eq!(store.state(), "free");
-    });
+fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since(kind: Kind) {
+    let store = store(kind, RENEWED);
+    let (proxy, through) = proxied(&store);
+    let (mut owner, mut other) = (through.shell(), store.shell());
+    proxy.swallow_answers_from(granting(&store));
+    owner.send(r#""$S" lock --slots 2 2>&1"#);
+    until_done_in_silence(&proxy, &store, "held");
+    assert_eq!(other.run(r#""$S" lock --slots 2 2> /dev/null"#), 0);
+    proxy.mend();
+    has_locked(&mut owner);
+    let pids = [&owner, &other].map(|shell| u64::from(shell.pid()));
+    assert!(holders(&store).len() == 2 && pids.iter().all(|pid| holders(&store).contains(pid)), "{}", store.url);
+    // Nobody else's entry is left.
+    other.unlock();
+    until_renewed(&store);
+    unlocks(&mut owner);
+    assert_eq!(store.state(), "free");
 }
 
-#[test]
-fn a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_come_since() {
-    each(stores(LONG), |store| {
-        let (proxy, through) = proxied(&store);
-        let mut other = store.shell();
-        proxy.swallow_answers_from(granting(&store));
-        let child = start(&through, &["run", "--slots", "2", "echo", "ran"]);
-        until_done_in_silence(&proxy, &store, "held");
-        assert_eq!(other.run(r#""$S" lock --slots 2 2> /dev/null"#), 0);
-        proxy.mend();
-        let ran = end(child);
-        assert_eq!((ran.code, ran.stdout.as_str()), (0, "ran\n"), "{} {ran:?}", store.url);
-        assert_eq!(holders(&store), [u64::from(other.pid())]);
-        other.unlock();
-    });
+fn a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_come_since(kind: Kind) {
+    let store = store(kind, LONG);
+    let (proxy, through) = proxied(&store);
+    let mut other = store.shell();
+    proxy.swallow_answers_from(granting(&store));
+    let child = start(&through, &["run", "--slots", "2", "echo", "ran"]);
+    until_done_in_silence(&proxy, &store, "held");
+    assert_eq!(other.run(r#""$S" lock --slots 2 2> /dev/null"#), 0);
+    proxy.mend();
+    let ran = end(child);
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, "ran\n"), "{} {ran:?}", store.url);
+    assert_eq!(holders(&store), [u64::from(other.pid())]);
+    other.unlock();
 }
 
-#[test]
-fn whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait() {
-    each(stores(LONG), |store| {
-        let (proxy, through) = proxied(&store);
-        let (mut owner, mut other) = (through.shell(), store.shell());
-        proxy.swallow_answers_from(granting(&store));
-        owner.send(r#""$S" lock 2>&1"#);
-        until_done_in_silence(&proxy, &store, "held");
-        assert_eq!(store.run(&["unlock", "--force"]).code, 0);
-        other.lock();
-        proxy.mend();
-        // It has had no answer to its first question yet, which it asks again; then it has to wait.
-        assert_eq!(store.run(&["lock", "-n"]).code, 75);
-        assert_eq!(holders(&store), [u64::from(other.pid())]);
-        other.unlock();
-        has_locked(&mut owner);
-        unlocks(&mut owner);
-    });
+fn whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait(kind: Kind) {
+    let store = store(kind, LONG);
+    let (proxy, through) = proxied(&store);
+    let (mut owner, mut other) = (through.shell(), store.shell());
+    proxy.swallow_answers_from(granting(&store));
+    owner.send(r#""$S" lock 2>&1"#);
+    until_done_in_silence(&proxy, &store, "held");
+    assert_eq!(store.run(&["unlock", "--force"]).code, 0);
+    other.lock();
+    proxy.mend();
+    // It has had no answer to its first question yet, which it asks again; then it has to wait.
+    assert_eq!(store.run(&["lock", "-n"]).code, 75);
+    assert_eq!(holders(&store), [u64::from(other.pid())]);
+    other.unlock();
+    has_locked(&mut owner);
+    unlocks(&mut owner);
 }
 
-#[test]
-fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since() {
-    each(stores(LONG), |store| {
-        let (proxy, through) = proxied(&store);
-        let (mut owner, mut other) = (through.shell(), store.shell());
-        owner.lock();
-        proxy.swallow_answers_from(Update.of(&store));
-        owner.send(r#""$S" unlock 2>&1"#);
-        until_done_in_silence(&proxy, &store, "free");
-        other.lock();
-        proxy.mend();
-        let (code, said) = owner.answer();
-        assert!(code == 0 && said.starts_with("serializer: unlocked `"), "{} {code} {said}", store.url);
-        assert_eq!(holders(&store), [u64::from(other.pid())]);
-        other.unlock();
+fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since(kind: Kind) {
+    let store = store(kind, LONG);
+    let (proxy, through) = proxied(&store);
+    let (mut owner, mut other) = (through.shell(), store.shell());
+    owner.lock();
+    proxy.swallow_answers_from(Update.of(&store));
+    owner.send(r#""$S" unlock 2>&1"#);
+    until_done_in_silence(&proxy, &store, "free");
+    other.lock();
+    proxy.mend();
+    let (code, said) = owner.answer();
+    assert!(code == 0 && said.starts_with("serializer: unlocked `"), "{} {code} {said}", store.url);
+    assert_eq!(holders(&store), [u64::from(other.pid())]);
+    other.unlock();
 
-        // Nor is the end of a command taken for a loss.
-        let go = fifo(&through);
-        let child = start(&through, &["run", "sh", "-c", "read -r line < go"]);
-        until("it does not run", || store.state() == "held");
-        proxy.swallow_answers_from(Update.of(&store));
-        fs::write(&go, "done\n").expect("it is read");
-        until_done_in_silence(&proxy, &store, "free");
-        other.lock();
-        proxy.mend();
-        let ran = end(child);
-        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", store.url);
-        other.unlock();
-    });
+    // Nor is the end of a command taken for a loss.
+    let go = fifo(&through);
+    let child = start(&through, &["run", "sh", "-c", "read -r line < go"]);
+    until("it does not run", || store.state() == "held");
+    proxy.swallow_answers_from(Update.of(&store));
+    fs::write(&go, "done\n").expect("it is read");
+    until_done_in_silence(&proxy, &store, "free");
+    other.lock();
+    proxy.mend();
+    let ran = end(child);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", store.url);
+    other.unlock();
 }
 
-#[test]
-fn whoever_takes_a_lock_away_in_silence_takes_it_from_nobody_who_has_come_since() {
-    each(stores(LONG), |store| {
-        let (proxy, through) = proxied(&store);
-        let (mut owner, mut other) = (store.shell(), store.shell());
-        owner.lock();
-        proxy.swallow_answers_from(Update.of(&store));
-        let child = start(&through, &["unlock", "--force"]);
-        until_done_in_silence(&proxy, &store, "free");
-        other.lock();
-        proxy.mend();
-        let forced = end(child);
-        assert!(forced.code == 0 && forced.stderr.contains(&format!("pid {} ", owner.pid())), "{} {forced:?}", store.url);
-        assert_eq!(holders(&store), [u64::from(other.pid())]);
-        other.unlock();
-    });
+fn whoever_takes_a_lock_away_in_silence_takes_it_from_nobody_who_has_come_since(kind: Kind) {
+    let store = store(kind, LONG);
+    let (proxy, through) = proxied(&store);
+    let (mut owner, mut other) = (store.shell(), store.shell());
+    owner.lock();
+    proxy.swallow_answers_from(Update.of(&store));
+    let child = start(&through, &["unlock", "--force"]);
+    until_done_in_silence(&proxy, &store, "free");
+    other.lock();
+    proxy.mend();
+    let forced = end(child);
+    assert!(forced.code == 0 && forced.stderr.contains(&format!("pid {} ", owner.pid())), "{} {forced:?}", store.url);
+    assert_eq!(holders(&store), [u64::from(other.pid())]);
+    other.unlock();
 }
 
 /// What a server answers that was cut off from its cluster while it committed: that there was an error.
@@ -356,55 +351,51 @@ fn disturb(proxy: &Proxy, store: &Store, chance: u8) {
     thread::sleep(Duration::from_millis(100));
 }
 
-#[test]
-fn no_count_is_lost_over_a_network_that_breaks_again_and_again() {
+fn no_count_is_lost_over_a_network_that_breaks_again_and_again(kind: Kind) {
     const WORKERS: usize = 4;
     let count = rounds(4);
-    each(stores(Duration::from_secs(60)), |store| {
-        let (proxy, through) = proxied(&store);
-        fs::write(through.locks.dir().join("counter"), "0\n").expect("it can be written");
-        let script = format!(
-            r#"round='read -r n < counter; sleep 0.001; echo $((n + 1)) > counter'
-               for i in {{1..{count}}}; do
-                   "$S" run --sleep-seconds 0.1 -- sh -c "$round" || exit
-                   "$S" lock --sleep-seconds 0.1 && eval "$round" && "$S" unlock || exit
-               done"#
-        );
-        let script = || {
-            let ended = through.script(&script);
-            assert!(ended.code == 0 && !ended.stderr.contains("already"), "{ended:?}");
-        };
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(script)).collect();
-            while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
-                let chances = random_token().expect("random numbers");
-                for chance in chances.as_bytes().chunks(2) {
-                    let chance = u8::from_str_radix(std::str::from_utf8(chance).expect("digits"), 16).expect("digits");
-                    disturb(&proxy, &store, chance);
-                }
+    let store = store(kind, Duration::from_secs(60));
+    let (proxy, through) = proxied(&store);
+    fs::write(through.locks.dir().join("counter"), "0\n").expect("it can be written");
+    let script = format!(
+        r#"round='read -r n < counter; sleep 0.001; echo $((n + 1)) > counter'
+           for i in {{1..{count}}}; do
+               "$S" run --sleep-seconds 0.1 -- sh -c "$round" || exit
+               "$S" lock --sleep-seconds 0.1 && eval "$round" && "$S" unlock || exit
+           done"#
+    );
+    let script = || {
+        let ended = through.script(&script);
+        assert!(ended.code == 0 && !ended.stderr.contains("already"), "{ended:?}");
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(script)).collect();
+        while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
+            let chances = random_token().expect("random numbers");
+            for chance in chances.as_bytes().chunks(2) {
+                let chance = u8::from_str_radix(std::str::from_utf8(chance).expect("digits"), 16).expect("digits");
+                disturb(&proxy, &store, chance);
             }
-        });
-        let counted = fs::read_to_string(through.locks.dir().join("counter")).expect("it can be read");
-        assert_eq!(counted.trim(), (2 * WORKERS * count).to_string(), "{}", store.url);
-        assert_eq!(store.state(), "free");
+        }
     });
+    let counted = fs::read_to_string(through.locks.dir().join("counter")).expect("it can be read");
+    assert_eq!(counted.trim(), (2 * WORKERS * count).to_string(), "{}", store.url);
+    assert_eq!(store.state(), "free");
 }
 
-#[test]
-fn an_owner_that_has_unlocked_in_silence_is_not_taken_for_one_that_has_lost_its_lock() {
-    each(stores(LONG), |store| {
-        let (proxy, through) = proxied(&store);
-        let (mut owner, mut other) = (through.shell(), store.shell());
-        assert_eq!(owner.run(r#""$S" lock --on-lost terminate 2> /dev/null"#), 0);
-        let keeper = store.keeper();
-        proxy.swallow_answers_from(Update.of(&store));
-        owner.send(r#""$S" unlock 2>&1"#);
-        until_done_in_silence(&proxy, &store, "free");
-        other.lock();
-        proxy.mend();
-        assert_eq!(owner.answer().0, 0, "{}", store.url);
-        until("its keeper goes on", || !std::path::Path::new(&format!("/proc/{keeper}")).exists());
-        assert_eq!(owner.run("true"), 0);
-        other.unlock();
-    });
+fn an_owner_that_has_unlocked_in_silence_is_not_taken_for_one_that_has_lost_its_lock(kind: Kind) {
+    let store = store(kind, LONG);
+    let (proxy, through) = proxied(&store);
+    let (mut owner, mut other) = (through.shell(), store.shell());
+    assert_eq!(owner.run(r#""$S" lock --on-lost terminate 2> /dev/null"#), 0);
+    let keeper = store.keeper();
+    proxy.swallow_answers_from(Update.of(&store));
+    owner.send(r#""$S" unlock 2>&1"#);
+    until_done_in_silence(&proxy, &store, "free");
+    other.lock();
+    proxy.mend();
+    assert_eq!(owner.answer().0, 0, "{}", store.url);
+    until("its keeper goes on", || !std::path::Path::new(&format!("/proc/{keeper}")).exists());
+    assert_eq!(owner.run("true"), 0);
+    other.unlock();
 }

@@ -21,7 +21,7 @@ const USUAL: Duration = Duration::from_secs(30);
 const RENEWED: Duration = Duration::from_secs(12);
 
 /// Short enough to be waited for.
-const SHORT: Duration = Duration::from_secs(3);
+const SHORT: Duration = Duration::from_secs(6);
 
 fn fifo(store: &Store) {
     assert_eq!(ended(Command::new("mkfifo").arg(store.locks.dir().join("go"))).code, 0);
@@ -106,7 +106,7 @@ fn unlock_waits_for_a_server_that_starts_again() {
 
 #[test]
 fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_reason() {
-    each(Server::all(), |server| {
+    each(Server::all_alone(), |server| {
         let store = server.store(SHORT);
         assert_eq!(store.run(&["run", "true"]).code, 0);
         server.pause();
@@ -140,7 +140,7 @@ fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_r
 
 #[test]
 fn unlock_tries_for_some_time_where_nobody_answers_and_then_says_why_it_failed() {
-    let servers = Server::all();
+    let servers = Server::shared();
     let held: Vec<_> = servers
         .iter()
         .map(|server| {
@@ -165,7 +165,7 @@ fn unlock_tries_for_some_time_where_nobody_answers_and_then_says_why_it_failed()
 
 #[test]
 fn whoever_cannot_know_whether_it_was_done_says_so() {
-    each(Server::all(), |server| {
+    each(Server::shared(), |server| {
         let store = server.store(SHORT);
         assert_eq!(store.run(&["run", "true"]).code, 0);
         let (proxy, through) = proxied(&store);
@@ -182,7 +182,7 @@ fn whoever_cannot_know_whether_it_was_done_says_so() {
 
 #[test]
 fn an_outage_that_is_shorter_than_the_lease_harms_nobody() {
-    each(Server::all(), |server| {
+    each(Server::shared(), |server| {
         let (lock, run) = (server.store(RENEWED), server.store(RENEWED));
         let ((cut, lock_through), (hole, run_through)) = (proxied(&lock), proxied(&run));
         let mut owner = lock_through.shell();
@@ -218,7 +218,7 @@ fn noted(dir: &Path, name: &str) -> f64 {
 #[test]
 fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
     let breaks: [fn(&proxy::Proxy); 2] = [proxy::Proxy::cut, proxy::Proxy::black_hole];
-    each(Server::all(), |server| {
+    each(Server::shared(), |server| {
         each(breaks, |cut_off| {
             let store = server.store(SHORT);
             let (proxy, through) = proxied(&store);
@@ -243,7 +243,7 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
 
 #[test]
 fn a_command_whose_lease_was_over_when_it_ended_is_not_taken_to_have_run_alone() {
-    each(Server::all(), |server| {
+    each(Server::shared(), |server| {
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
         fifo(&through);
@@ -262,7 +262,7 @@ fn a_command_whose_lease_was_over_when_it_ended_is_not_taken_to_have_run_alone()
 
 #[test]
 fn an_owner_that_was_cut_off_for_too_long_is_told_when_it_unlocks() {
-    each(Server::all(), |server| {
+    each(Server::shared(), |server| {
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
         let (mut owner, mut other) = (through.shell(), store.shell());
@@ -279,7 +279,7 @@ fn an_owner_that_was_cut_off_for_too_long_is_told_when_it_unlocks() {
 
 #[test]
 fn an_owner_that_asked_for_it_is_ended_while_it_is_cut_off_before_another_gets_the_lock() {
-    each(Server::all(), |server| {
+    each(Server::shared(), |server| {
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
         let mut owner = through.shell();

@@ -14,22 +14,11 @@ use crate::support::hosts::Host;
 use crate::support::servers::buckets::{s3_url_at, shared_s3};
 use crate::support::servers::emulators::{dynamodb_at, shared_dynalite};
 use crate::support::servers::{shared_mariadb, shared_postgres, url_at};
+pub use crate::support::stores::Kind;
 use crate::support::{Ended, Locks, PROGRAM, Shell, Waiter, ended, first_line};
-
-/// Which store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Postgres,
-    MariaDb,
-    DynamoDb,
-    S3,
-}
 
 /// Databases, which have clocks.
 pub const KINDS: [Kind; 2] = [Kind::Postgres, Kind::MariaDb];
-
-/// With those that have none.
-pub const ALL_KINDS: [Kind; 4] = [Kind::Postgres, Kind::MariaDb, Kind::DynamoDb, Kind::S3];
 
 /// Hosts are told apart by their numbers, 0 and 1.
 pub struct Cluster {
@@ -67,6 +56,7 @@ impl Cluster {
             }
             Kind::DynamoDb => dynamodb_at(self.hosts[host].address_of_server(shared_dynalite().port())),
             Kind::S3 => s3_url_at(self.hosts[host].address_of_server(shared_s3().port())),
+            Kind::Azure | Kind::Directory => panic!("simulated hosts have no way to it"),
         }
     }
 

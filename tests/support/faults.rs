@@ -10,10 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::proxy::Proxy;
-use crate::support::servers::buckets::{Azurite, azure_url_at, s3_url_at, start_s3};
+use crate::support::servers::buckets::{Azurite, azure_url_at, s3_url_at, shared_azure, shared_s3, start_s3};
 use crate::support::servers::emulators::{Dynalite, Moto};
 use crate::support::servers::{MariaDb, Options, Postgres};
-use crate::support::stores::Store;
+use crate::support::stores::{Kind, Store};
 use crate::support::{Ended, until};
 
 /// A server of a test's own.
@@ -21,10 +21,13 @@ pub enum Server {
     Postgres(Postgres),
     MariaDb(MariaDb),
     Dynalite(Dynalite),
-    /// It goes and comes back as its users see that: the emulator would forget everything.
-    S3(Moto, Proxy),
+    /// It goes and comes back as its users see that: the emulator would forget everything. Without an emulator of its own it is
+    /// a way to the one that tests share.
+    S3(Option<Moto>, Proxy),
     /// The same.
-    Azure(Azurite, Proxy),
+    Azure(Option<Azurite>, Proxy),
+    /// One that tests share, for those that break the network before it.
+    Shared(Kind),
 }
 
 /// The same for all but buckets.
@@ -36,17 +39,33 @@ macro_rules! of_all {
             Server::Dynalite($server) => $what,
             Server::S3($moto, $proxy) => $else,
             Server::Azure($moto, $proxy) => $else,
+            Server::Shared(kind) => panic!("tests share {kind:?}"),
         }
     };
 }
 
 impl Server {
-    /// One of each kind.
+    /// One of each kind, which can be killed and stopped.
     pub fn all() -> Vec<Self> {
+        let s3 = Self::S3(None, Proxy::to(shared_s3().address()));
+        let azure = Self::Azure(None, Proxy::to(shared_azure().address()));
+        Self::databases_and([s3, azure])
+    }
+
+    /// The same, which can be paused, too.
+    pub fn all_alone() -> Vec<Self> {
         let (moto, azurite) = (start_s3(), Azurite::start());
         let (s3, azure) = (Proxy::to(moto.address()), Proxy::to(azurite.address()));
-        let others = [Self::Dynalite(Dynalite::start()), Self::S3(moto, s3), Self::Azure(azurite, azure)];
-        Self::both().into_iter().chain(others).collect()
+        Self::databases_and([Self::S3(Some(moto), s3), Self::Azure(Some(azurite), azure)])
+    }
+
+    fn databases_and(buckets: [Self; 2]) -> Vec<Self> {
+        Self::both().into_iter().chain([Self::Dynalite(Dynalite::start())]).chain(buckets).collect()
+    }
+
+    /// Those that tests share.
+    pub fn shared() -> [Self; 5] {
+        [Kind::Postgres, Kind::MariaDb, Kind::DynamoDb, Kind::S3, Kind::Azure].map(Self::Shared)
     }
 
     /// Databases, which have clocks.
@@ -67,6 +86,7 @@ impl Server {
         match self {
             Self::S3(_, proxy) => s3_url_at(proxy.addr()),
             Self::Azure(_, proxy) => azure_url_at(proxy.addr()),
+            Self::Shared(kind) => Store::of(*kind, Duration::ZERO).url,
             server => of_all!(server, server => server.url(), _, _ => panic!("a bucket")),
         }
     }
@@ -88,11 +108,11 @@ impl Server {
     }
 
     pub fn pause(&self) {
-        of_all!(self, server => server.pause(), moto, _ => moto.pause());
+        of_all!(self, server => server.pause(), moto, _ => moto.as_ref().expect("one of its own").pause());
     }
 
     pub fn resume(&self) {
-        of_all!(self, server => server.resume(), moto, _ => moto.resume());
+        of_all!(self, server => server.resume(), moto, _ => moto.as_ref().expect("one of its own").resume());
     }
 
     /// The clock by which leases end.
@@ -109,7 +129,7 @@ impl Server {
         match self {
             Self::Postgres(server) => server.psql(sql),
             Self::MariaDb(server) => server.sql(sql),
-            Self::Dynalite(_) | Self::S3(..) | Self::Azure(..) => panic!("it does not take SQL"),
+            _ => panic!("it does not take SQL"),
         }
     }
 }

@@ -18,7 +18,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 use crate::support::proxy::Proxy;
-use crate::support::{Shell, until};
+use crate::support::{Shell, guard, until};
 
 /// At this end of each host's cable.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -209,6 +209,7 @@ fn next_number() -> u32 {
 fn plain(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", path()).stdin(Stdio::null());
+    guard::mark(&mut command);
     command
 }
 

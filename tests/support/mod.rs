@@ -3,10 +3,13 @@
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
+pub mod calls;
 pub mod cluster;
 pub mod faults;
+pub mod guard;
 pub mod hosts;
 pub mod injector;
+pub mod namespace;
 pub mod proxy;
 pub mod servers;
 pub mod session;
@@ -56,6 +59,7 @@ impl Locks {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("SERIALIZER_DIR", self.dir()).env("S", PROGRAM).stdin(Stdio::null());
+        guard::mark(&mut command);
         command
     }
 
@@ -273,11 +277,9 @@ impl Waiter {
     /// noticed by a waiter that nothing wakes.
     pub fn asleep(&self) {
         let what = format!("/proc/{}/wchan", self.pid());
-        let limit = Instant::now() + Duration::from_secs(60);
-        while !fs::read_to_string(&what).expect("the waiter runs, and can be looked at").contains("poll") {
-            assert!(Instant::now() < limit, "{what} does not say that the waiter sleeps");
-            std::thread::yield_now();
-        }
+        until(&format!("{what} does not say that the waiter sleeps"), || {
+            fs::read_to_string(&what).expect("the waiter runs, and can be looked at").contains("poll")
+        });
     }
 
     /// Waits until it ends, which must not take minutes.
@@ -419,10 +421,13 @@ pub fn copy_program(from: &Path, to: &Path) {
 
 /// Waits for what must come, with a limit for when it does not.
 pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(60);
+    let limit = Instant::now() + Duration::from_secs(120);
+    // Most questions start a program: a loop without pauses would take the processor from what it waits for.
+    let mut pause = Duration::from_millis(1);
     while !has_come() {
         assert!(Instant::now() < limit, "{what}");
-        std::thread::yield_now();
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(Duration::from_millis(64));
     }
 }
 

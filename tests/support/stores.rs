@@ -13,6 +13,39 @@ use super::servers::emulators::shared_dynalite;
 use super::servers::{shared_mariadb, shared_postgres};
 use super::{Ended, Locks, PROGRAM, Shell, Waiter, ended};
 
+/// Makes a test of each kind of store from each function that takes one.
+#[allow(unused_macros, reason = "not every test program has such tests")]
+macro_rules! of_each {
+    ($group:ident: $($test:ident),* $(,)? => $($kind:ident),*) => {
+        mod $group {
+            crate::support::stores::of_each!(@kinds [$($test),*] $($kind)*);
+        }
+    };
+    (@kinds $tests:tt $($kind:ident)*) => { $(crate::support::stores::of_each!(@tests $tests $kind);)* };
+    (@tests [$($test:ident),*] $kind:ident) => {
+        #[allow(non_snake_case, reason = "named after the kind")]
+        mod $kind {
+            $(#[test]
+            fn $test() {
+                super::super::$test(crate::support::stores::Kind::$kind);
+            })*
+        }
+    };
+}
+#[allow(unused_imports, reason = "not every test program has such tests")]
+pub(crate) use of_each;
+
+/// Which store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Postgres,
+    MariaDb,
+    DynamoDb,
+    S3,
+    Azure,
+    Directory,
+}
+
 /// One lock in a store.
 pub struct Store {
     /// For what needs a directory.
@@ -30,19 +63,23 @@ impl Store {
         Self { locks: Locks::new(), url: url.to_owned(), name, lease: "600".to_owned() }
     }
 
-    /// One of each kind, whose leases last so long.
-    pub fn all(lease: Duration) -> Vec<Self> {
-        let mut all = Self::over_networks(lease);
-        all.push(Self { lease: lease.as_secs_f64().to_string(), ..Self::in_a_directory() });
-        all
+    /// One of this kind, whose leases last so long.
+    pub fn of(kind: Kind, lease: Duration) -> Self {
+        let store = match kind {
+            Kind::Postgres => Self::at(&shared_postgres().url()),
+            Kind::MariaDb => Self::at(&shared_mariadb().url()),
+            Kind::DynamoDb => Self::at(&shared_dynalite().url()),
+            Kind::S3 => Self::at(&s3_url_at(shared_s3().address())),
+            Kind::Azure => Self::at(&shared_azure().url()),
+            Kind::Directory => Self::in_a_directory(),
+        };
+        Self { lease: lease.as_secs_f64().to_string(), ..store }
     }
 
     /// One of each kind that is reached by a network.
     pub fn over_networks(lease: Duration) -> Vec<Self> {
-        let mut all = Self::with_a_clock(lease);
-        let others = [shared_dynalite().url(), s3_url_at(shared_s3().address()), shared_azure().url()];
-        all.extend(others.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }));
-        all
+        let kinds = [Kind::Postgres, Kind::MariaDb, Kind::DynamoDb, Kind::S3, Kind::Azure];
+        kinds.map(|kind| Self::of(kind, lease)).into()
     }
 
     /// In a directory of its own.
@@ -56,8 +93,7 @@ impl Store {
     /// One of each kind that has a clock, by which everybody sees at once that a lease is over. These are databases that also take
     /// other statements.
     pub fn with_a_clock(lease: Duration) -> Vec<Self> {
-        let urls = [shared_postgres().url(), shared_mariadb().url()];
-        urls.map(|url| Self { lease: lease.as_secs_f64().to_string(), ..Self::at(&url) }).into()
+        [Kind::Postgres, Kind::MariaDb].map(|kind| Self::of(kind, lease)).into()
     }
 
     pub fn is_bucket(&self) -> bool {
