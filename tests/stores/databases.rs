@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::faults::Logged;
+use crate::support::faults::{self, Logged};
 use crate::support::servers::{MariaDb, Options, PgBouncer, Postgres, shared_mariadb, shared_postgres};
 use crate::support::stores::Store;
 use crate::support::{Waiter, until};
