@@ -244,6 +244,10 @@ impl Store for MySql {
                 return Err(failure);
             }
         }
+        Ok(())
+    }
+
+    fn verify_conditional_writes(&mut self, _key: &Key) -> Result<(), Failure> {
         let flushed = "SELECT @@innodb_flush_log_at_trx_commit";
         let flushed = self.ask(flushed, Phase::Read).ok().and_then(|answer| answer.number(0, 0));
         if let Some(other) = flushed.filter(|flushed| *flushed != 1) {
