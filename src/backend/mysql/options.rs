@@ -122,8 +122,8 @@ fn mode(mode: TlsMode, is_local: bool) -> MySqlSslMode {
         TlsMode::Allow | TlsMode::Prefer if is_local => MySqlSslMode::Disabled,
         TlsMode::Allow | TlsMode::Prefer => MySqlSslMode::Preferred,
         TlsMode::Require => MySqlSslMode::Required,
-        TlsMode::VerifyCa => MySqlSslMode::VerifyCa,
-        TlsMode::VerifyFull => MySqlSslMode::VerifyIdentity,
+        // sqlx trusts the system's authorities beside the named one: without the name, any site's certificate would do.
+        TlsMode::VerifyCa | TlsMode::VerifyFull => MySqlSslMode::VerifyIdentity,
     }
 }
 
@@ -159,6 +159,10 @@ fn tls(address: &mut Address) -> Result<Tls, Failure> {
         match address.flag(name)? {
             Some(true) => asked.push(mode),
             Some(false) if matches!(name, "ssl" | "usessl" | "use_ssl") => is_off = true,
+            Some(false) if name == "ssl_check_hostname" => {
+                let failure = Failure::permanent("the option `ssl_check_hostname=false` of the address is not supported");
+                return Err(failure.with_hint("a certificate is verified with its name, or not at all (`ssl_mode=REQUIRED`)"));
+            }
             Some(false) => is_unverified |= mode == TlsMode::VerifyCa,
             None => {}
         }

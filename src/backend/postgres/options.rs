@@ -19,7 +19,7 @@ use crate::waiter::Waiter;
 /// What libpq calls the options.
 pub const HINTS: Hints = Hints {
     roots: "`sslrootcert` names a file with the authority's certificate, or is `system` with `sslmode=verify-full`; \
-            `sslmode=verify-ca` does not look at the name",
+            the certificate's name is checked with `sslmode=verify-ca`, too",
     key: "it is a PEM file without a passphrase, which `sslkey` names",
     plain: "`?sslmode=disable` at the end of the address does without encryption",
 };
@@ -144,8 +144,8 @@ impl Options {
             TlsMode::Allow => &[PgSslMode::Disable, PgSslMode::Require],
             TlsMode::Prefer => &[PgSslMode::Prefer, PgSslMode::Disable],
             TlsMode::Require => &[PgSslMode::Require],
-            TlsMode::VerifyCa => &[PgSslMode::VerifyCa],
-            TlsMode::VerifyFull => &[PgSslMode::VerifyFull],
+            // sqlx trusts the system's authorities beside the named one: without the name, any site's certificate would do.
+            TlsMode::VerifyCa | TlsMode::VerifyFull => &[PgSslMode::VerifyFull],
         }
     }
 
