@@ -187,7 +187,7 @@ run_alone &
 running=(alone $!)
 tests stores-waiting 12 "${busy[@]/#/--skip=}" &
 running+=("stores that wait" $!)
-tests stores-busy 2 "${busy[@]}" &
+tests stores-busy 4 "${busy[@]}" &
 running+=("stores that compute" $!)
 { lint && document; } &
 running+=("clippy or doc" $!)

@@ -297,27 +297,26 @@ fn has_ended(shell: &Shell) -> bool {
 
 #[test]
 fn a_server_whose_clock_is_hours_apart_keeps_locks_as_long_as_any() {
-    for clock in ["+5h", "-5h"] {
-        for server in Server::both_with(Options { faketime: Some(clock), ..Options::default() }) {
-            let store = server.store(SHORT);
-            let mut owner = store.shell();
-            owner.lock();
-            until_renewed(&store);
-            assert_eq!(store.run(&["lock", "-n"]).code, 75);
-            // Its keeper is killed, so that it is not renewed any more.
-            let keeper = store.keeper();
-            assert_eq!(ended(Command::new("kill").args(["-KILL", &keeper.to_string()])).code, 0);
-            let mut other = store.shell();
-            let (code, said) = other.output(r#""$S" lock 2>&1"#);
-            assert!(code == 0 && said.contains("its lease has expired"), "{clock} {said}");
-            other.unlock();
+    let by = |clock| Server::both_with(Options { faketime: Some(clock), ..Options::default() }).map(|server| (clock, server));
+    each(["+5h", "-5h"].into_iter().flat_map(by), |(clock, server)| {
+        let store = server.store(SHORT);
+        let mut owner = store.shell();
+        owner.lock();
+        until_renewed(&store);
+        assert_eq!(store.run(&["lock", "-n"]).code, 75);
+        // Its keeper is killed, so that it is not renewed any more.
+        let keeper = store.keeper();
+        assert_eq!(ended(Command::new("kill").args(["-KILL", &keeper.to_string()])).code, 0);
+        let mut other = store.shell();
+        let (code, said) = other.output(r#""$S" lock 2>&1"#);
+        assert!(code == 0 && said.contains("its lease has expired"), "{clock} {said}");
+        other.unlock();
 
-            let told = store.run(&["run", "--verbose", "--hold-at-least", "2s", "true"]);
-            assert!(told.code == 0 && told.stderr.contains("which stays held for another"), "{told:?}");
-            assert_eq!(store.run(&["lock", "-n"]).code, 75);
-            assert_eq!(store.run(&["run", "true"]).code, 0);
-        }
-    }
+        let told = store.run(&["run", "--verbose", "--hold-at-least", "2s", "true"]);
+        assert!(told.code == 0 && told.stderr.contains("which stays held for another"), "{told:?}");
+        assert_eq!(store.run(&["lock", "-n"]).code, 75);
+        assert_eq!(store.run(&["run", "true"]).code, 0);
+    });
 }
 
 #[test]
