@@ -4,10 +4,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use rustix::process::Signal;
 
+use super::super::PROGRAM;
 use super::keeper::{Keeper, Port, Server, find_program};
 use super::{loopback, make_certificate, set_clock};
 
@@ -56,7 +58,13 @@ impl Dynalite {
 /// One for all tests of a program, each of which uses names of its own. It goes when the program does.
 pub fn shared_dynalite() -> &'static Dynalite {
     static SHARED: OnceLock<Dynalite> = OnceLock::new();
-    SHARED.get_or_init(Dynalite::start)
+    SHARED.get_or_init(|| {
+        let server = Dynalite::start();
+        // With its table: the first command to use it would say that it has made one.
+        let made = Command::new(PROGRAM).arg("initialize").env("SERIALIZER_STORE", server.url()).output().expect("it runs");
+        assert!(made.status.success(), "{made:?}");
+        server
+    })
 }
 
 /// The URL of a table for an emulator or a proxy at this address. Emulators believe any credentials unless they are told not to.
