@@ -191,7 +191,7 @@ fn victim() {
 fn nothing_is_left_of_servers_whose_test_was_killed_or_has_ended() {
     for is_killed in [true, false] {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
-        command.args(["--ignored", "--exact", "victim", "--nocapture"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["--ignored", "--exact", "servers::victim", "--nocapture"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("it starts");
         let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
         let line = lines.find(|line| line.starts_with("VICTIM ")).expect("it says where the servers are");
