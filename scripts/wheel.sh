@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the wheel that is released, into target/wheels: with all stores, at fixed addresses. It runs
+# Builds the wheel that is released, into target/wheels: with all stores. It runs
 # on every Linux with this glibc or a newer one. Needs Rust and Python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +11,7 @@ tools=$target/wheel-tools
     "$tools/bin/python" -m pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'
 }
 rm -rf "${target:?}/wheels"
-RUSTFLAGS="-C relocation-model=static" "$tools/bin/maturin" build --release --locked --features full --compatibility linux --out "$target/wheels"
+"$tools/bin/maturin" build --release --locked --features full --compatibility linux --out "$target/wheels"
 
 # What is released is tried once, as `pip` installs it: it knows all stores.
 tried=$(mktemp -d)
