@@ -146,6 +146,10 @@ impl Account {
 
 /// Refuses what the SDK would read in another way than the AWS CLI, or pass over in silence.
 async fn refuse_doubtful_settings(wanted: &Wanted) -> Result<(), Failure> {
+    // Keys in the address are used whatever a profile says.
+    if wanted.keys.is_some() {
+        return Ok(());
+    }
     let profile = wanted.profile.clone().or_else(|| variable("AWS_PROFILE"));
     if let Some(other) = variable("AWS_DEFAULT_PROFILE").filter(|_| wanted.profile.is_none())
         && profile.as_ref() != Some(&other)
@@ -153,7 +157,7 @@ async fn refuse_doubtful_settings(wanted: &Wanted) -> Result<(), Failure> {
         let why = "`AWS_DEFAULT_PROFILE` names another profile than `AWS_PROFILE`";
         return Err(Failure::permanent(why).with_hint("set `AWS_PROFILE` alone"));
     }
-    if wanted.keys.is_none() && wanted.profile.is_none() {
+    if wanted.profile.is_none() {
         let names = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
         if let [Some(_), None] | [None, Some(_)] = names.map(variable) {
             let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";

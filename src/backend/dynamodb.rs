@@ -16,7 +16,8 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::SharedCredentialsProvider;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::operation::update_item::UpdateItemOutput;
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use jiff::Timestamp;
 
 use self::options::Options;
@@ -112,6 +113,8 @@ fn connect(account: &Account, options: &Options) -> Result<Client, Failure> {
         // A write that is sent again by the SDK looks like a conflict.
         .retry_config(RetryConfig::disabled());
     config.set_endpoint_url(account.endpoint.clone());
+    // Its own: the one that finds credentials keeps the time limits of its first user, a metadata service.
+    config.set_http_client(Some(super::aws::http_client(options.wanted.roots.as_deref())?));
     Ok(Client::from_conf(config.build()))
 }
 
@@ -156,7 +159,14 @@ impl Table<'_> {
         let request = request.key(&self.options.key, AttributeValue::S(stored));
         let request = request.set_expression_attribute_names(Some(owned(names)));
         let request = request.set_expression_attribute_values(Some(owned(values))).condition_expression(condition);
-        self.done(request.send().await, "dynamodb:UpdateItem")
+        let sent = request.return_values(ReturnValue::UpdatedNew).send().await;
+        // A server that answers anything with 200 is not DynamoDB: the SDK takes an empty body for success.
+        let is_confirmed =
+            |answer: &UpdateItemOutput| answer.attributes().and_then(|new| new.get(VERSION)) == Some(&number(next.number));
+        if sent.as_ref().is_ok_and(|answer| !is_confirmed(answer)) {
+            return Err(Failure::permanent("the server does not answer as DynamoDB does").indefinite());
+        }
+        self.done(sent, "dynamodb:UpdateItem")
     }
 
     async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {

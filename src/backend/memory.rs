@@ -91,7 +91,7 @@ impl Store for Memory {
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
         let mut registers = self.registers();
         let current = registers.state(registers.states.get(&place(key)));
-        if current.version.is_none() || current.version != expected.version {
+        if current.version.is_none() || (&current.version, &current.value) != (&expected.version, &expected.value) {
             return Ok(Write::Conflict);
         }
         registers.states.remove(&place(key));

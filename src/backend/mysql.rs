@@ -247,16 +247,13 @@ impl Store for MySql {
         Ok(())
     }
 
-    fn verify_conditional_writes(&mut self, _key: &Key) -> Result<(), Failure> {
+    fn advice(&mut self) -> Option<String> {
         let flushed = "SELECT @@innodb_flush_log_at_trx_commit";
-        let flushed = self.ask(flushed, Phase::Read).ok().and_then(|answer| answer.number(0, 0));
-        if let Some(other) = flushed.filter(|flushed| *flushed != 1) {
-            tracing::warn!(
-                "the server runs with `innodb_flush_log_at_trx_commit = {other}`: after a crash of its machine, a lock that was \
-                 granted within the last second may be granted again; 1 is safe"
-            );
-        }
-        Ok(())
+        let flushed = self.ask(flushed, Phase::Read).ok()?.number(0, 0).filter(|flushed| *flushed != 1)?;
+        Some(format!(
+            "the server runs with `innodb_flush_log_at_trx_commit = {flushed}`: after a crash of its machine, a lock that was \
+             granted within the last second may be granted again; 1 is safe"
+        ))
     }
 
     fn disconnect(&mut self) {

@@ -166,18 +166,24 @@ impl ObjectStore {
         if self.obeys_deletes {
             return Ok(());
         }
-        let path = self.path_of(&format!(".probe-{}", token()?))?;
-        let probe = Body { number: since_1970(), content: Content::Unverified };
-        let seen = self.write(&path, None, &probe)?;
+        let path = self.path_of(".probe")?;
+        let seen = match self.read(&path)? {
+            // Left by a process that was killed, or may not delete.
+            Some((_, seen)) => seen,
+            None => self.write(&path, None, &Body { number: since_1970(), content: Content::Unverified })?,
+        };
         match self.delete(&path, &other_version(&seen)) {
-            Err(Refusal::Conflict) => self.obeys_deletes = true,
+            Err(Refusal::Conflict) => {}
             Ok(()) => {
                 let why = "the store ignores the condition `If-Match` of a deletion: it could delete a lock";
                 return Err(Failure::permanent(why).with_hint("docs/stores.md tells how to remove old objects"));
             }
             Err(refusal) => return Err(refusal.into()),
         }
-        Ok(self.delete(&path, &seen)?)
+        // It was there all the time, so that the refusal was one of the condition.
+        self.delete(&path, &seen)?;
+        self.obeys_deletes = true;
+        Ok(())
     }
 
     fn delete(&mut self, path: &Path, seen: &[u8]) -> Result<(), Refusal> {
@@ -203,7 +209,9 @@ impl Store for ObjectStore {
     }
 
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
-        let prefix = Some(Path::from(self.options.prefix.as_str())).filter(|path| !path.as_ref().is_empty());
+        let cannot = |_| Failure::permanent("the address's prefix cannot be part of an object's name");
+        let prefix = Path::parse(&self.options.prefix).map_err(cannot)?;
+        let prefix = Some(prefix).filter(|path| !path.as_ref().is_empty());
         let listed = self.ask(Question::List, async |client| client.store().list_with_delimiter(prefix.as_ref()).await);
         let listed = match listed {
             Ok(listed) => listed.objects,

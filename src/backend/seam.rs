@@ -152,6 +152,11 @@ pub trait Store {
         Ok(())
     }
 
+    /// What is wrong with the server's settings, for `initialize` to warn of.
+    fn advice(&mut self) -> Option<String> {
+        None
+    }
+
     /// Closes the connection politely, if there is one. The next call opens another.
     fn disconnect(&mut self) {}
 

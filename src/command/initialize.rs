@@ -31,6 +31,9 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             let mut register = backend::open(&probed)?;
             register.verify_conditional_writes()?;
             try_out(&mut register, &probe().map_err(cannot_draw)?)?;
+            if let Some(advice) = register.advice() {
+                tracing::warn!("{advice}");
+            }
             register.remove_if_free();
             register.remove_unused(KEPT);
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());

@@ -151,6 +151,11 @@ impl<'a> Register<'a> {
         verified.map_err(|failure| self.error("use the lock", failure))
     }
 
+    /// What is wrong with the store's settings.
+    pub fn advice(&mut self) -> Option<String> {
+        self.store.advice()
+    }
+
     /// The version of the state that was read last, whether something is stored in it or not.
     pub fn version(&self) -> Option<&[u8]> {
         self.last.as_ref()?.state.version.as_deref()

@@ -15,8 +15,8 @@ const CALLS: [&str; 6] = ["connect", "sendto", "recvfrom", "write", "read", "pol
 /// More are alike.
 const MOST_OF_A_KIND: usize = 10;
 
-/// The shortest.
-const LEASE: Duration = Duration::from_secs(1);
+/// Short, since it is waited for often; a connection may take a sixth of it.
+const LEASE: Duration = Duration::from_secs(2);
 
 /// What the shell waits for: the program under test.
 fn child_of(shell: u32) -> Option<Pid> {
@@ -41,7 +41,7 @@ fn is_stopped_at(store: &Store, call: &str, number: usize) -> bool {
         owner.unlock();
         return false;
     };
-    let mut other = store.serializer(&["run", "--timeout", "3s", "sh", "-c", "echo held; read -r line < go"]);
+    let mut other = store.serializer(&["run", "--timeout", "6s", "sh", "-c", "echo held; read -r line < go"]);
     let mut other = other.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
     let is_taken = first_line(&mut other) == "held";
     kill_process(pid, Signal::CONT).expect("it is stopped");
@@ -63,7 +63,7 @@ fn is_stopped_at(store: &Store, call: &str, number: usize) -> bool {
 fn is_delayed_at(store: &Store, number: usize) -> bool {
     let mut owner = store.shell();
     let code = owner.run(&format!(
-        "strace -D -qq -o trace -e trace=sendto -e inject=sendto:delay_enter=1500ms:when={number} \
+        "strace -D -qq -o trace -e trace=sendto -e inject=sendto:delay_enter=3000ms:when={number} \
          \"$S\" lock -n --on-lost terminate 2> said"
     ));
     let (alive, said) = (owner.run("true"), fs::read_to_string(store.locks.dir().join("said")).expect("it can be read"));

@@ -78,7 +78,7 @@ impl SharedFile {
         let is_tried = self.tried.is_some() && version(&slot) == self.tried;
         let place = if next.number <= slot.number && !is_tried {
             return Ok(Write::Conflict);
-        } else if version(&slot) == expected.version {
+        } else if is_in(&slot, expected) {
             if slot.is_initial() {
                 // No state may stand in a file whose name a crash can take away.
                 self.sync_directory()?;
@@ -107,8 +107,8 @@ impl SharedFile {
     pub fn remove(&mut self, expected: &State) -> Result<Write, Failure> {
         let Some(file) = self.open_alone()? else { return Ok(Write::Conflict) };
         let (slot, _) = self.present(&file)?;
-        let is_it = slot.is_whole() && version(&slot).is_some_and(|version| Some(version) == expected.version);
-        if !is_it || !self.check(&file)? {
+        let is_it = slot.is_whole() && is_in(&slot, expected);
+        if slot.is_initial() || !is_it || !self.check(&file)? {
             return Ok(Write::Conflict);
         }
         fs::remove_file(&self.path).map_err(|error| self.trouble(&error))?;
@@ -277,6 +277,10 @@ impl SharedFile {
 
 fn version(slot: &Slot) -> Option<Vec<u8>> {
     (!slot.is_initial()).then(|| slot.identity())
+}
+
+fn is_in(slot: &Slot, expected: &State) -> bool {
+    (version(slot), &slot.text) == (expected.version.clone(), &expected.value)
 }
 
 fn state(slot: Slot) -> State {

@@ -180,12 +180,13 @@ fn s3(
     let bundle = option("ca").or_else(|| variable("AWS_CA_BUNDLE")).map(PathBuf::from);
     let timeout = settings.timeout;
     let wanted = Wanted { keys, profile, region, endpoint, roots: bundle, timeout };
-    let start = AmazonS3Builder::new().with_bucket_name(bucket);
-    let builder = given(&["AWS_"], all).fold(start, |builder, (key, value)| match key {
+    let builder = given(&["AWS_"], all).fold(AmazonS3Builder::new(), |builder, (key, value)| match key {
         // These are found otherwise.
         AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint => builder,
         key => builder.with_config(key, value),
     });
+    // Last: `AWS_BUCKET` is a setting of the crate, too.
+    let builder = builder.with_bucket_name(bucket);
     Ok(Access::S3 { wanted, builder: Box::new(builder), is_path_style })
 }
 
@@ -210,14 +211,16 @@ fn google(address: &Address, bucket: &str, variable: Variables<'_>, all: Environ
         _ => {}
     }
     // The crate would use others of the environment first.
-    let others = [Key::ServiceAccount, Key::ServiceAccountKey, Key::ApplicationCredentials];
+    let others = [Key::ServiceAccount, Key::ServiceAccountKey, Key::ApplicationCredentials, Key::BearerToken];
     let is_given = path.is_some() || json.is_some();
-    let mut builder = GoogleCloudStorageBuilder::new().with_bucket_name(bucket);
+    let mut builder = GoogleCloudStorageBuilder::new();
     for (key, value) in given(&["GOOGLE_", "SERVICE_ACCOUNT"], all) {
         if !is_given || !others.contains(&key) {
             builder = builder.with_config(key, value);
         }
     }
+    // Last: `GOOGLE_BUCKET` is a setting of the crate, too.
+    builder = builder.with_bucket_name(bucket);
     builder = match (path, json) {
         (Some(path), _) => builder.with_application_credentials(path),
         (None, Some(json)) => builder.with_service_account_key(json),

@@ -143,6 +143,18 @@ fn options_say_where_the_store_is() {
 }
 
 #[test]
+fn no_variable_replaces_the_bucket_of_the_address() {
+    let variables = ["AWS_BUCKET", "AWS_BUCKET_NAME", "GOOGLE_BUCKET", "GOOGLE_BUCKET_NAME", "AZURE_CONTAINER_NAME"];
+    let variables: Vec<_> = variables.map(|name| (name, "other")).into_iter().chain([CONNECTION]).collect();
+    let Access::S3 { builder, .. } = read_well("s3://locks/p", &variables).access else { panic!("S3") };
+    assert_eq!(builder.get_config_value(&AmazonS3ConfigKey::Bucket).as_deref(), Some("locks"));
+    let builder = google("gs://locks/p", &variables);
+    assert_eq!(builder.get_config_value(&GoogleConfigKey::Bucket).as_deref(), Some("locks"));
+    let builder = azure("az://locks/p", &variables);
+    assert_eq!(builder.get_config_value(&AzureConfigKey::ContainerName).as_deref(), Some("locks"));
+}
+
+#[test]
 fn settings_for_encryption_at_rest_are_passed_on() {
     let variables = [
         ("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms"),

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub struct Exchange {
     pub server: String,
     /// Whether the connection is encrypted.
     pub is_encrypted: bool,
+    /// Whether the store has answered before, and so credentials could be fetched.
+    pub has_worked: bool,
     /// How far the request got.
     pub outcome: Outcome,
 }
@@ -54,6 +56,7 @@ pub struct Shared {
     roots: Option<PathBuf>,
     /// The store's client is connected last; those before it fetch credentials.
     connected: AtomicUsize,
+    has_worked: AtomicBool,
     last: Mutex<Option<Exchange>>,
     store: Mutex<Option<HttpClient>>,
 }
@@ -62,7 +65,8 @@ impl Shared {
     /// For one store. `roots` is a file with the certificates to trust instead of the system's.
     pub fn new(timeout: Duration, roots: Option<PathBuf>) -> Arc<Self> {
         let connected = AtomicUsize::new(0);
-        Arc::new(Self { timeout, roots, connected, last: Mutex::new(None), store: Mutex::new(None) })
+        let has_worked = AtomicBool::new(false);
+        Arc::new(Self { timeout, roots, connected, has_worked, last: Mutex::new(None), store: Mutex::new(None) })
     }
 
     /// The store's client, once it is connected.
@@ -148,7 +152,9 @@ impl HttpService for Noting {
         let (server, is_encrypted) = (printable::field(server), uri.scheme_str() == Some("https"));
         let note = |outcome| {
             let is_store = self.number == self.shared.connected.load(Ordering::Relaxed);
-            let last = Exchange { is_store, server: server.clone(), is_encrypted, outcome };
+            let is_answered = is_store && matches!(outcome, Outcome::Answered(_));
+            let has_worked = self.shared.has_worked.fetch_or(is_answered, Ordering::Relaxed);
+            let last = Exchange { is_store, server: server.clone(), is_encrypted, has_worked, outcome };
             *self.shared.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
         };
         // If the caller gives up, this is what is known.

@@ -180,7 +180,11 @@ fn of_answer(question: Question, hints: &Hints, bucket: &str, answer: &Answer) -
         (409, "ConditionalRequestConflict" | "OperationAborted") => {
             Failure::transient("another process writes it at the same moment").into()
         }
-        (301 | 307 | 400, _) if answer.region.is_some() => in_region(bucket, answer).into(),
+        (301 | 307, _) | (400, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException")
+            if answer.region.is_some() =>
+        {
+            in_region(bucket, answer).into()
+        }
         (300..=399, code) => {
             let failure = Failure::permanent(format!("the server is elsewhere: {why}"));
             let failure = failure.with_hint(hints.elsewhere);
@@ -226,8 +230,9 @@ fn in_region(bucket: &str, answer: &Answer) -> Failure {
 
 /// The store was not asked. Outside of clouds, a server that gives out credentials does not answer, and never will.
 fn without_credentials(hints: &Hints, exchange: &Exchange, unusual: impl FnOnce() -> String) -> Failure {
-    let Exchange { server, is_encrypted, outcome, .. } = exchange;
-    let lasting = if *is_encrypted { Cause::Transient } else { Cause::Permanent };
+    let Exchange { server, is_encrypted, has_worked, outcome, .. } = exchange;
+    // A metadata service that is not there has never answered; one that has may answer again.
+    let lasting = if *is_encrypted || *has_worked { Cause::Transient } else { Cause::Permanent };
     let cannot = |why: &str| format!("cannot get credentials from `{server}`: {why}");
     let (why, cause) = match outcome {
         Outcome::NotSent(failure) => {

@@ -100,7 +100,7 @@ def exclusion():
         print(f"{tolerated} times the program was asked again because of `{TOLERATED}`")
     # What is made for this, and a file that stays because hosts share it.
     ours = [] if queue_is_kept else [os.path.basename(FILE) + ".queue"]
-    ours += [os.path.basename(FILE), ".serializer-shared"] if "SERIALIZER_LEASE_SECONDS" in SETTINGS else []
+    ours += [os.path.basename(FILE), ".serializer-shared", "%2Eserializer.probe"] if "SERIALIZER_LEASE_SECONDS" in SETTINGS else []
     left = sorted(name for name in os.listdir("/mnt/export") if name not in ours)
     print("left behind:", *left or ["nothing"])
     # Without changes there was nothing to exclude.
