@@ -228,7 +228,9 @@ impl Store for MySql {
             sql::PAGE
         );
         let answer = self.ask(&statement, Phase::Read)?;
-        let entry = |row| Ok((sql::listed(kind, &text(row, 0).unwrap_or_default()), Self::state(row, 1)?));
+        let unreadable = |_| State { value: Some(String::new()), ..State::default() };
+        let entry =
+            |row| Ok((sql::listed(kind, &text(row, 0).unwrap_or_default()), Self::state(row, 1).unwrap_or_else(unreadable)));
         Ok(sql::page(answer.rows.iter().map(entry).collect::<Result<_, Failure>>()?))
     }
 
@@ -241,7 +243,7 @@ impl Store for MySql {
             // The right to use it does not imply the right to create it.
             let is_denied = matches!(code, Some(1142 | 1044 | 1290));
             if !is_denied || self.ask("SELECT 1 FROM serializer_locks LIMIT 0", Phase::Read).is_err() {
-                return Err(failure);
+                return Err(if code.is_some_and(is_read_only) { self.read_only.judge(failure) } else { failure });
             }
         }
         Ok(())

@@ -149,16 +149,21 @@ impl Postgres {
                 self.read_only.end();
                 Ok(if answer.changed == 0 { Write::Conflict } else { Write::Done })
             }
-            Err(failure) if failure.why.contains(READ_ONLY) => {
-                let hint = if self.is_standby {
-                    "the server is a standby: name the primary in the address, or all servers, of which the primary is used"
-                } else {
-                    "`default_transaction_read_only` is set for the server, the database or the role"
-                };
-                Err(self.read_only.judge(failure.with_hint(hint)))
-            }
-            Err(failure) => Err(failure),
+            Err(failure) => Err(self.judge(failure)),
         }
+    }
+
+    /// The refusal of a write: of a server that is read-only it says why, and is not waited for without end.
+    fn judge(&mut self, failure: Failure) -> Failure {
+        if !failure.why.contains(READ_ONLY) {
+            return failure;
+        }
+        let hint = if self.is_standby {
+            "the server is a standby: name the primary in the address, or all servers, of which the primary is used"
+        } else {
+            "`default_transaction_read_only` is set for the server, the database or the role"
+        };
+        self.read_only.judge(failure.with_hint(hint))
     }
 
     /// The stored text of a value. What an encoding such as LATIN1 cannot store is escaped.
@@ -259,7 +264,8 @@ impl Store for Postgres {
         if let Some(row) = answer.rows.first() {
             self.is_unicode = matches!(column::<String>(row, 4)?.as_str(), "UTF8" | "SQL_ASCII");
         }
-        let entry = |row| Ok((sql::listed(kind, &column::<String>(row, 3)?), self.state(row)?));
+        let unreadable = |_| State { value: Some(String::new()), ..State::default() };
+        let entry = |row| Ok((sql::listed(kind, &column::<String>(row, 3)?), self.state(row).unwrap_or_else(unreadable)));
         Ok(sql::page(answer.rows.iter().map(entry).collect::<Result<_, Failure>>()?))
     }
 
@@ -272,14 +278,15 @@ impl Store for Postgres {
         let Err(failure) = self.ask(SCHEMA.to_owned(), Phase::Read) else { return Ok(()) };
         // Two processes that create it at the same time disturb each other, in spite of the `IF NOT
         // EXISTS`; and the right to use it does not imply the right to create it.
-        self.get(key).map(drop).map_err(|_| failure)
+        self.get(key).map(drop).map_err(|_| self.judge(failure))
     }
 
     fn disconnect(&mut self) {
-        self.line.forget(&mut self.driver);
         if let Some(link) = self.link.take() {
             self.driver.close(link.close());
         }
+        self.line.forget(&mut self.driver);
+        self.driver.end();
     }
 
     fn schema(&self) -> Option<&'static str> {

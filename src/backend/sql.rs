@@ -111,6 +111,13 @@ impl Driver {
         drop(value);
     }
 
+    /// Ends all that is left of connections: a pool gives a session back in a task, which runs only while something is asked.
+    pub fn end(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+
     /// Closes a connection politely.
     pub fn close(&mut self, closing: impl Future) {
         // The server also notices the end of a connection that was not closed.
@@ -121,9 +128,7 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         // Not by waiting: a name that is being looked up can take a minute.
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
+        self.end();
     }
 }
 
@@ -143,9 +148,9 @@ async fn readable(fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     .await
 }
 
-/// Since when a server refuses writes because it is read-only.
+/// Since when a server refuses writes because it is read-only, and when it has done so last.
 #[derive(Default)]
-pub struct ReadOnly(Option<Instant>);
+pub struct ReadOnly(Option<(Instant, Instant)>);
 
 impl ReadOnly {
     /// A write was not refused for that reason.
@@ -155,7 +160,10 @@ impl ReadOnly {
 
     /// The refusal of a write, as transient for as long as a fail-over takes.
     pub fn judge(&mut self, failure: Failure) -> Failure {
-        let since = *self.0.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        // An earlier fail-over is not this one.
+        let since = self.0.filter(|(_, last)| last.elapsed() < FAIL_OVER).map_or(now, |(since, _)| since);
+        self.0 = Some((since, now));
         let cause = if since.elapsed() < FAIL_OVER { Cause::Transient } else { Cause::Permanent };
         Failure { cause, ..failure }
     }
@@ -241,8 +249,12 @@ mod tests {
         let mut read_only = ReadOnly::default();
         let cause = |read_only: &mut ReadOnly| read_only.judge(Failure::transient("read-only")).cause;
         assert_eq!(cause(&mut read_only), Cause::Transient);
-        read_only.0 = Instant::now().checked_sub(FAIL_OVER);
+        let (now, before) = (Instant::now(), Instant::now().checked_sub(FAIL_OVER).expect("the machine runs for longer"));
+        read_only.0 = Some((before, now));
         assert_eq!(cause(&mut read_only), Cause::Permanent);
+        // Another fail-over.
+        read_only.0 = Some((before, before));
+        assert_eq!(cause(&mut read_only), Cause::Transient);
         read_only.end();
         assert_eq!(cause(&mut read_only), Cause::Transient);
     }

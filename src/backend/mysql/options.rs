@@ -154,6 +154,10 @@ fn tls(address: &mut Address) -> Result<Tls, Failure> {
         Some("true") => Some(TlsMode::VerifyFull),
         Some(_) => return Err(unknown("tls", "it is true, false, skip-verify or preferred")),
     });
+    // sqlx always asks the server for its key.
+    if address.flag("allowpublickeyretrieval")? == Some(false) {
+        return Err(Failure::permanent("the option `allowPublicKeyRetrieval=false` of the address is not supported"));
+    }
     let mut is_unverified = false;
     for (name, mode) in FLAGS {
         match address.flag(name)? {

@@ -78,6 +78,7 @@ fn what_cannot_be_had_or_is_not_known_is_refused_by_name() {
         ("ssl_verify_cert=true", "ssl_ca"),
         ("ssl_mode=VERIFY_CA", "ssl_ca"),
         ("ssl_ca=/ca.pem&ssl_check_hostname=false", "ssl_check_hostname"),
+        ("allowPublicKeyRetrieval=false", "allowPublicKeyRetrieval"),
         ("ssl_disabled=no!", "ssl_disabled"),
         ("ssl_disabled=true&ssl_ca=/ca.pem", "switches it off"),
         ("ssl_mode=REQUIRED&ssl=false", "switches it off"),

@@ -55,13 +55,16 @@ pub fn literal_or_null(text: Option<&str>) -> String {
 impl Link {
     /// Asks something; the answer to a write is how many rows were changed.
     pub async fn ask(&mut self, statement: &str, phase: Phase) -> Result<Answer, Error> {
-        let statement = self.setup.take().unwrap_or_default() + statement;
+        // Until it is answered: a refused statement may not have set anything.
+        let statement = format!("{}{statement}", self.setup.as_deref().unwrap_or_default());
         let query = raw_sql(AssertSqlSafe(statement));
-        if phase == Phase::Write {
-            let changed = query.execute(&mut self.connection).await?.rows_affected();
-            return Ok(Answer { rows: Vec::new(), changed });
-        }
-        Ok(Answer { rows: query.fetch_all(&mut self.connection).await?, changed: 0 })
+        let answer = if phase == Phase::Write {
+            Answer { rows: Vec::new(), changed: query.execute(&mut self.connection).await?.rows_affected() }
+        } else {
+            Answer { rows: query.fetch_all(&mut self.connection).await?, changed: 0 }
+        };
+        self.setup = None;
+        Ok(answer)
     }
 }
 

@@ -35,7 +35,7 @@ const MAX_LABEL: usize = 63;
 /// libpq's variables for options that the address leaves out. Those that are not supported are
 /// refused like the options.
 const VARIABLES: &str = "PGHOSTADDR=hostaddr PGUSER=user PGDATABASE=dbname PGSERVICE=service \
-    PGSSLMODE=sslmode PGSSLROOTCERT=sslrootcert PGSSLCERT=sslcert PGSSLKEY=sslkey PGSSLNEGOTIATION=sslnegotiation \
+    PGSSLMODE=sslmode PGREQUIRESSL=requiressl PGSSLROOTCERT=sslrootcert PGSSLCERT=sslcert PGSSLKEY=sslkey PGSSLNEGOTIATION=sslnegotiation \
     PGAPPNAME=application_name PGCONNECT_TIMEOUT=connect_timeout \
     PGTARGETSESSIONATTRS=target_session_attrs PGCHANNELBINDING=channel_binding PGREQUIREAUTH=require_auth \
     PGREQUIREPEER=requirepeer PGSSLCRL=sslcrl PGSSLCRLDIR=sslcrldir PGGSSENCMODE=gssencmode \

@@ -24,12 +24,12 @@ use std::time::Duration;
 use sqlx::Error;
 
 use super::Postgres;
-use super::session::{Link, column, connect};
+use super::session::{Link, column, connect, refusal};
 use super::tickets::{Place, ROOM, channel, line, stand, take, tickets};
 use crate::backend::failure::Failure;
 use crate::backend::plain;
 use crate::backend::retry::jittered;
-use crate::backend::seam::{Key, Notifier, Queue};
+use crate::backend::seam::{Key, Notifier, Queue, Store};
 use crate::backend::sleep;
 use crate::backend::sql::Driver;
 use crate::backend::sql::failure::Phase;
@@ -196,7 +196,11 @@ impl Postgres {
                 Err(error) => {
                     tracing::debug!("the place in the queue is lost: {error}");
                     self.driver.discard(link);
-                    self.line.forget(&mut self.driver);
+                    match error {
+                        // Without the right to use PL/pgSQL, for example.
+                        Error::Database(error) => self.without_queue(&refusal(error.downcast_ref(), Phase::Read)),
+                        _ => self.line.forget(&mut self.driver),
+                    }
                 }
             }
         }
@@ -206,8 +210,7 @@ impl Postgres {
     fn without_queue(&mut self, failure: &Failure) {
         tracing::debug!("no queue before the lock: {}", failure.why);
         self.line.is_supported &= failure.cause.passes();
-        self.line.forget(&mut self.driver);
-        self.disconnect_session();
+        self.disconnect();
     }
 
     /// Whether the session is notified from now on, and was not before.
@@ -261,11 +264,16 @@ impl Queue for Postgres {
                     return Ok(());
                 }
                 Ok(Some(false)) => {
-                    self.disconnect_session();
+                    self.disconnect();
                     return slept(sleep(limit.min(self.line.crowd.pause()), fds));
                 }
                 Ok(None) => {}
-                Err(failure) => self.without_queue(&failure),
+                Err(failure) => {
+                    self.without_queue(&failure);
+                    if failure.cause.passes() {
+                        return slept(sleep(limit.min(self.line.crowd.pause()), fds));
+                    }
+                }
             }
         }
         match (self.line.place, self.line.ahead) {
@@ -293,8 +301,7 @@ impl Queue for Postgres {
         let statement = format!("SELECT pg_advisory_unlock({}, {})", place.line, place.ticket);
         // Only the end of its session wakes one that sleeps.
         if self.line.is_standing() || self.ask(statement, Phase::Read).is_err() {
-            self.line.forget(&mut self.driver);
-            self.disconnect_session();
+            self.disconnect();
         }
         self.line.place = None;
     }

@@ -6,6 +6,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgListener
 use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, raw_sql};
 use tokio::time::timeout;
 
+use super::READ_ONLY;
 use super::options::{HINTS, Options, Server};
 use crate::backend::failure::{Cause, Failure};
 use crate::backend::network::sentence;
@@ -144,13 +145,19 @@ pub fn refusal(error: &PgDatabaseError, phase: Phase) -> Failure {
         // Read-only, a lock that was waited for too long, an object in use.
         "25006" | "55P03" | "55006" => Cause::Transient,
         "53300" => Cause::Full,
-        // What a pooler says of settings that it does not know.
-        "08P01" if phase == Phase::Connect => Cause::Permanent,
+        // PgBouncer says everything by this code: of settings that it does not know, and of its limits.
+        "08P01" if phase == Phase::Connect && error.message().contains("startup parameter") => Cause::Permanent,
+        "08P01" if error.message().contains("no more connections") => Cause::Full,
         _ if PASSING.iter().any(|class| code.starts_with(class)) => Cause::Transient,
         _ => Cause::Permanent,
     };
     // Its own limit, which ends what would otherwise go on without us.
-    let why = if code == "57014" { no_answer().why } else { sentence(error.message()) };
+    let why = match code {
+        "57014" => no_answer().why,
+        // In any language.
+        "25006" => format!("the server is {READ_ONLY}"),
+        _ => sentence(error.message()),
+    };
     let hint = match code {
         "28P01" => Some(
             "the password is that of the address, else the first line of `SERIALIZER_PASSWORD_FILE`, else `PGPASSWORD`, else \
@@ -174,7 +181,7 @@ pub fn refusal(error: &PgDatabaseError, phase: Phase) -> Failure {
     // An ordinary error rolls back. But a pooler may have lost its server, and an error that ends
     // the session may come after the end of the transaction.
     let is_fatal = !matches!(error.severity(), PgSeverity::Error);
-    let is_unknown = code == "40003" || code.starts_with("08");
+    let is_unknown = code == "40003" || ["08", "58", "XX"].iter().any(|class| code.starts_with(class));
     let is_indefinite = phase == Phase::Write && (is_fatal || is_unknown);
     Failure { why, cause, hint: hint.map(str::to_owned), is_indefinite, action: None }
 }

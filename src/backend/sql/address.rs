@@ -11,7 +11,7 @@ use crate::backend::failure::Failure;
 
 /// Options of drivers and pools on which nothing depends here.
 const HARMLESS: &str = "\
-    allowmultiqueries allownativepasswords allowpublickeyretrieval async_fallback autocommit \
+    allowmultiqueries allownativepasswords async_fallback autocommit \
     autoreconnect binary_prefix buffered characterencoding charset client_encoding \
     clientfoundrows collation columnswithalias command_timeout compress \
     fallback_application_name interpolateparams keepalives keepalives_count keepalives_idle \
