@@ -67,7 +67,8 @@ fn is_delayed_at(store: &Store, number: usize) -> bool {
          \"$S\" lock -n --on-lost terminate 2> said"
     ));
     let (alive, said) = (owner.run("true"), fs::read_to_string(store.locks.dir().join("said")).expect("it can be read"));
-    assert!(alive == 0 && [0, 76].contains(&code), "{} {number}: {code} {said}", store.url);
+    // 1: a connection or an answer came too late for it to say that it has the lock.
+    assert!(alive == 0 && [0, 1, 76].contains(&code), "{} {number}: {code} {said}", store.url);
     if code == 0 {
         owner.unlock();
     }
