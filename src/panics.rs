@@ -1,10 +1,11 @@
-//! What a panic does, of this program or of a library: one line on stderr, and a defined exit code.
+//! A panic of this program or of a library writes one line to stderr, and ends with a defined exit
+//! code.
 //!
 //! The hook does all of it and does not return: release builds abort after it. The panic's message
-//! may hold a secret (an address with its password), so only its place is shown.
+//! may contain a secret (an address with its password), so only its location is shown.
 //!
-//! While a lease is kept, a panic counts as its loss: a command must not run on under a lease that
-//! is not renewed.
+//! While a lease is kept, a panic counts as its loss: a command must not continue under a lease
+//! that is not renewed.
 
 use std::io::Write;
 use std::panic::{Location, PanicHookInfo};
@@ -18,21 +19,21 @@ use crate::logging;
 
 /// A lease that is kept by this process.
 pub trait Kept: Send + Sync {
-    /// Marks it as lost: a thread that renews it has panicked. The main thread goes on.
+    /// Marks the lease as lost: a thread that renews it has panicked. The main thread continues.
     fn lose(&self, why: &str);
 
-    /// Ends what runs under the lock: the main thread has panicked.
+    /// Ends the command that runs under the lock: the main thread has panicked.
     fn end(&self);
 }
 
 static KEPT: Mutex<Option<Arc<dyn Kept>>> = Mutex::new(None);
 
-/// A lease is kept as long as this lives.
+/// The lease counts as kept as long as this value lives.
 #[derive(Debug)]
 pub struct Registration(());
 
 impl Registration {
-    /// There is one at a time.
+    /// Registers a lease; there is one at a time.
     pub fn of(kept: Arc<dyn Kept>) -> Self {
         *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
         Self(())
@@ -45,7 +46,7 @@ impl Drop for Registration {
     }
 }
 
-/// From now on, a panic ends this process. To be called by the main thread.
+/// From now on, a panic ends this process. The main thread must call this.
 pub fn end_the_process() {
     let main = thread::current().id();
     std::panic::set_hook(Box::new(move |panic| end(panic, main)));
@@ -61,7 +62,7 @@ fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
     match kept {
         Some(kept) if thread::current().id() != main => {
             kept.lose(&what);
-            // For ever: returning would abort, or unwind into a library in an unknown state.
+            // Without end: returning would abort, or unwind into a library in an unknown state.
             loop {
                 thread::park();
             }
@@ -80,12 +81,12 @@ fn report(what: &str) {
                     right, please report this line";
         logging::report(&Error::failed(what).with_hint(hint));
     } else {
-        // No other place is left to report a failure of stderr.
+        // If this write fails, there is no other place to report it.
         let _ = writeln!(std::io::stderr(), "serializer: {what}");
     }
 }
 
-/// File and line, without what the directories of the build machine are called.
+/// File and line, without the directories of the build machine.
 fn place(location: &Location<'_>) -> String {
     let file = location.file();
     let file = match file.split_once("/registry/src/") {

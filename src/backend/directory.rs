@@ -24,7 +24,7 @@ pub(super) use names::{name_of, stored_name};
 use shared_file::{OPENING, SharedFile};
 pub(super) use slot::MAGIC;
 
-/// So many files are read for a page.
+/// How many files are read for a page.
 const PAGE: usize = 100;
 
 /// A directory with a file for each register.
@@ -32,7 +32,7 @@ pub struct Directory {
     directory: PathBuf,
     /// How long to try for a flock.
     timeout: Duration,
-    /// Those that were used.
+    /// The files that were used.
     open: BTreeMap<Key, SharedFile>,
 }
 
@@ -76,7 +76,7 @@ impl Store for Directory {
         self.file(key).store(expected, next)
     }
 
-    /// All registers that were begun, and those that cannot be read now.
+    /// All registers whose files were begun, including those that cannot be read now.
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         let cannot = |error: io::Error| trouble(&self.directory, &error);
         let listed = File::open(&self.directory).map_err(cannot)?;
@@ -92,7 +92,7 @@ impl Store for Directory {
         files.sort();
         let next = files.get(PAGE).map(|_| files[PAGE - 1].0.clone());
         files.truncate(PAGE);
-        // Other programs keep files there, too, which are not even to be locked.
+        // Other programs keep files there, too, which must not even be locked.
         files.retain(|(_, file)| is_begun(&self.directory.join(file)));
         let state = |file: OsString| {
             // A flock on one register is not waited for here.
@@ -106,12 +106,13 @@ impl Store for Directory {
         self.file(key).remove(expected)
     }
 
-    /// Never makes the directory: where nothing is mounted yet, each host would have one of its own.
+    /// Never makes the directory: where nothing is mounted yet, each host would have its own.
     fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
         Ok(())
     }
 
-    /// Takes the caller's word that a directory whose file system does not tell is the right one.
+    /// Confirms, on the user's behalf, that hosts share a directory whose file system does not
+    /// tell.
     fn verify_conditional_writes(&mut self, _key: &Key) -> Result<(), Failure> {
         scope::declare(&self.directory)
     }
@@ -132,12 +133,13 @@ fn is_begun(path: &Path) -> bool {
 }
 
 fn missing(directory: &Path) -> Failure {
-    let hint = "mount it, or make it on the file system that the hosts share; this program does not, because a directory of each host would lock nothing";
+    let hint = "mount it, or make it on the file system that the hosts share; this program does not, because each host would make its own";
     Failure::permanent(format!("there is no directory `{}`", printable::path(directory)))
         .with_hint(hint.to_owned() + on_one_machine(directory))
 }
 
-/// What else to do on one machine, after the address of Meltano's states was taken, as is right for buckets.
+/// A further hint for one machine: the address may be copied from Meltano's state backend, as is
+/// right for buckets.
 fn on_one_machine(directory: &Path) -> &'static str {
     match directory.iter().any(|part| part == ".meltano") {
         true => "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`",
@@ -145,13 +147,13 @@ fn on_one_machine(directory: &Path) -> &'static str {
     }
 }
 
-/// What the operating system answers.
+/// The failure for an error of the operating system.
 fn trouble(directory: &Path, error: &io::Error) -> Failure {
     let errno = Errno::from_io_error(error);
     let failure = Failure::transient(plain(error).to_string());
     match errno {
         Some(Errno::NOENT) => missing(directory),
-        // It was removed, the server starts again, or takes longer than a soft mount waits.
+        // The file was removed, the server restarts, or it takes longer than a soft mount waits.
         Some(
             Errno::STALE
             | Errno::NOLCK
@@ -163,7 +165,7 @@ fn trouble(directory: &Path, error: &io::Error) -> Failure {
             | Errno::INTR,
         ) => failure,
         Some(Errno::ACCESS | Errno::PERM) => {
-            let hint = "its users need to read and write the file, and to make files in its directory";
+            let hint = "its users need the rights to read and write the file, and to make files in its directory";
             Failure { cause: Cause::Permanent, ..failure }.with_hint(hint)
         }
         _ => Failure { cause: Cause::Permanent, ..failure },

@@ -1,36 +1,37 @@
-//! Why a store did not do what it was asked to.
+//! Why an operation of a store failed.
 
 use std::fmt;
 
 use crate::store::Scheme;
 
-/// Why a store did not do it.
+/// Why an operation failed.
 #[derive(Debug)]
 pub struct Failure {
-    /// What it says, or what is in the way; without secrets, lower case.
+    /// The store's message, or the obstacle; without secrets, in lower case.
     pub why: String,
-    /// What kind of reason that is.
+    /// The kind of reason.
     pub cause: Cause,
     /// What the user can do about it.
     pub hint: Option<String>,
-    /// Whether it may have been done all the same.
+    /// Whether the operation may have been done nevertheless.
     pub is_indefinite: bool,
-    /// What was tried, if that says more than the caller knows: take over the lock file …
+    /// The operation, if this says more than the caller knows: take over the lock file …
     pub action: Option<&'static str>,
 }
 
 /// Kinds of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// It may work soon: the connection broke, the store starts, a deadlock.
+    /// It may work soon: the connection broke, the store is starting, or there was a deadlock.
     Transient,
-    /// It may work later: there is no connection to be had, and who asks again at once keeps others from one.
+    /// It may work later: no connection is free, and an immediate retry keeps other processes from
+    /// one.
     Full,
-    /// It will not work until somebody does something.
+    /// It will not work until the user or an administrator acts.
     Permanent,
     /// The schema does not exist yet.
     NotPrepared,
-    /// Another process keeps the lock file flocked; nothing was changed.
+    /// Another process holds a flock on the lock file; nothing was changed.
     Contended,
     /// The path names something that is not a lock.
     NotALock,
@@ -39,65 +40,65 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether it may work by itself.
+    /// Whether it may work later, without any action.
     pub fn passes(self) -> bool {
         matches!(self, Self::Transient | Self::Full)
     }
 }
 
 impl Failure {
-    /// It may work soon, and nothing was done.
+    /// A failure that may pass soon; nothing was done.
     pub fn transient(why: impl Into<String>) -> Self {
         Self { why: why.into(), cause: Cause::Transient, hint: None, is_indefinite: false, action: None }
     }
 
-    /// It will not work, and nothing was done.
+    /// A failure that does not pass; nothing was done.
     pub fn permanent(why: impl Into<String>) -> Self {
         Self { cause: Cause::Permanent, ..Self::transient(why) }
     }
 
-    /// Says what the user can do about it.
+    /// The same failure, with what the user can do about it.
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    /// It happened during this.
+    /// The same failure, during this action.
     pub fn during_action(self, action: &'static str) -> Self {
         Self { action: Some(action), ..self }
     }
 
-    /// It may have been done all the same.
+    /// The same failure, of an operation that may have been done nevertheless.
     pub fn indefinite(self) -> Self {
         Self { is_indefinite: true, ..self }
     }
 
-    /// This program was built without it.
+    /// The failure of a store that this program was built without.
     pub fn not_built(scheme: Scheme) -> Self {
         Self::permanent(format!("this program was built without the store `{}`", scheme.name()))
             .with_hint(format!("`cargo install … --features {}`, or a released wheel, which has all stores", scheme.feature()))
     }
 
-    /// As an error of the lock at `location`.
+    /// The failure as an error of the lock at `location`.
     pub fn during(self, action: &'static str, location: String) -> Error {
         let Self { why, cause, hint, is_indefinite, action: known } = self;
         Error { action: known.unwrap_or(action), location, why, hint, cause, is_indefinite }
     }
 }
 
-/// A failure of one register, as a complete message: what could not be done, to what, and why.
+/// A failure of one register, as a complete message: the action, the lock, and the reason.
 #[derive(Debug)]
 pub struct Error {
-    /// What was tried, and with what: read the lock …
+    /// The action that failed: read the lock …
     pub action: &'static str,
     /// The lock, printable and without secrets.
     pub location: String,
-    /// What the store says, or what is in the way.
+    /// The store's message, or the obstacle.
     pub why: String,
     /// What the user can do about it.
     pub hint: Option<String>,
-    /// What kind of reason that is.
+    /// The kind of reason.
     pub cause: Cause,
-    /// Whether it may have been done all the same.
+    /// Whether the operation may have been done nevertheless.
     pub is_indefinite: bool,
 }
 
@@ -123,7 +124,7 @@ impl Error {
         self.cause.passes()
     }
 
-    /// Whether the store had no connection to spare, which holders need more than waiters.
+    /// Whether the store had no connection to spare. Holders need connections more than waiters do.
     pub fn is_full(&self) -> bool {
         self.cause == Cause::Full
     }

@@ -37,7 +37,7 @@ const WAIT: &str = "wait for the lock file";
 #[derive(Debug)]
 pub struct Files {
     directory: PathBuf,
-    /// Those that were used, with their queues.
+    /// The lock files that were used, with their queues.
     open: BTreeMap<Key, LockFile>,
 }
 
@@ -53,12 +53,12 @@ impl Files {
     }
 }
 
-/// A lock's file has the name of the lock. Other kinds are named as in a shared directory.
+/// The file of a lock has the lock's name. Files of other kinds are named as in a shared directory.
 fn file_name(key: &Key) -> OsString {
     if key.kind == Kind::Lock { key.name.clone() } else { stored_name(key) }
 }
 
-/// The register whose file this is.
+/// The register to which a file belongs.
 fn key_of(kind: Kind, file: &OsStr) -> Option<Key> {
     let is_named_like_a_lock = || Path::new(file).extension().is_some_and(|end| end == "lck" || end == "lock");
     let name = match kind {
@@ -95,7 +95,7 @@ impl Store for Files {
         names.sort();
         let mut entries = Vec::new();
         for key in names.iter().filter_map(|name| key_of(kind, name)) {
-            // Other programs have files there, too.
+            // Other programs keep files there, too.
             if after.is_none_or(|after| key.name.as_os_str() > after)
                 && let Ok(state) = self.file(&key).load()
             {
@@ -157,14 +157,15 @@ impl Notifier for Files {
 impl Queue for Files {
     fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let file = self.file(key);
-        // A release before it was first, or before the socket existed, has not been heard: look first.
+        // A release before this waiter was first, or before the socket existed, was not heard: poll
+        // once.
         let has_come = file.queue.join();
         let is_first = file.queue.is_first();
         if (is_first && file.wake_up.listen()) || has_come {
             return Ok(());
         }
         let fds: Vec<_> = fds.iter().copied().chain(file.queue.turn_fd()).collect();
-        // Another process has the name of the socket, or there are no such sockets.
+        // Another process has the socket's name, or the system has no such sockets.
         let limit = if is_first && !file.wake_up.is_listening() { limit.min(UNHEARD) } else { limit };
         file.wake_up.wait(limit, &fds).map_err(|error| file.io_failure(WAIT, error))
     }
@@ -179,7 +180,7 @@ impl Queue for Files {
 
     fn leave(&mut self, key: &Key) {
         let file = self.file(key);
-        // The next waiter is to find the name of the socket free.
+        // The next waiter must find the socket's name free.
         file.wake_up.stop_listening();
         file.queue.leave();
     }
@@ -197,23 +198,23 @@ impl Queue for Files {
     }
 }
 
-/// The path leads to something else.
+/// The failure of a path that leads to something else.
 fn not_a_lock(why: &str) -> Failure {
     let hint = "check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed";
     Failure { cause: Cause::NotALock, ..Failure::permanent(why) }.with_hint(hint)
 }
 
-/// The operating system refused; nothing was changed.
+/// The failure for an error of the operating system; nothing was changed.
 fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
     use io::ErrorKind;
     let hint = match error.kind() {
         ErrorKind::NotFound => "create the directory with `serializer initialize`, or name another one with `SERIALIZER_DIR`",
         ErrorKind::PermissionDenied if action == CREATE => "name a directory that you can write to with `SERIALIZER_DIR`",
         ErrorKind::PermissionDenied if action == CHANGE => {
-            "in a directory with the sticky bit, only the user whose file it is, or root, can replace it; for several users, name \
-             a directory without that with `SERIALIZER_DIR`"
+            "in a directory with the sticky bit, only the file's owner, or root, can replace it; for several users, name \
+             a directory without that bit with `SERIALIZER_DIR`"
         }
-        ErrorKind::PermissionDenied => &format!("`ls -l {}` shows whose file it is", printable::path(path)),
+        ErrorKind::PermissionDenied => &format!("`ls -l {}` shows the file's owner", printable::path(path)),
         ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "name another directory with `SERIALIZER_DIR`"
         }

@@ -4,11 +4,11 @@
 //! read. So a read may be stale (a node of Galera without `wsrep_sync_wait`, a replica): the write
 //! is then a conflict, or is refused, and nothing is granted. With Galera, two writes on two nodes
 //! with the same condition are certified one after the other, and the second one ends as a deadlock
-//! (1213). A node that loses the others while it commits reports a failure, which the others may
-//! not share ([`failure::may_be_done`]).
+//! (1213). A node that loses the other nodes while it commits reports a failure, but the write may
+//! be done on the other nodes ([`failure::may_be_done`]).
 //!
-//! A connection counts rows that were found, not changed: so a row is inserted plainly, and a
-//! duplicate is the conflict.
+//! A connection counts rows that were found, not rows that were changed. So a row is inserted by a
+//! plain `INSERT`, and a duplicate key is the conflict.
 
 mod failure;
 mod options;
@@ -32,7 +32,7 @@ use super::sql::failure::{Phase, no_answer, of, of_connecting};
 use super::sql::{self, Driver, FORMAT, ReadOnly};
 use crate::store::StoreSettings;
 
-/// The statements that make the table.
+/// The statements that create the table.
 const SCHEMA: &str = "\
 -- Locks of `serializer`: one row for each name. Rows stay when a lock is released, so that the numbers never go back.
 -- Its users need (with the database's and the user's name):
@@ -51,18 +51,19 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 ) ENGINE = InnoDB;
 ";
 
-/// A row exists already.
+/// The error code for a row that already exists.
 const DUPLICATE_KEY: u16 = 1062;
 
-/// How often a waiter polls where there is no queue, or that stands beside it.
+/// The poll interval of a waiter without a place in the queue.
 const POLL: Duration = Duration::from_secs(1);
 
 /// A store in MySQL or MariaDB.
 pub struct MySql {
     settings: StoreSettings,
-    /// What was read at first; read anew for each later connection, because passwords change.
+    /// The options for the first connection; read anew for each later one, because passwords
+    /// change.
     options: Option<Options>,
-    /// For each answer.
+    /// The time limit for each answer.
     timeout: Duration,
     link: Option<Link>,
     line: Line,
@@ -85,7 +86,7 @@ impl MySql {
         })
     }
 
-    /// A new connection. Without one, nothing was sent.
+    /// Opens a new connection. After a failure, no statement was sent.
     fn connect(&mut self) -> Result<Link, Failure> {
         let options = self.options.take().map_or_else(|| Options::new(&self.settings), Ok)?;
         let connecting = MySqlConnection::connect_with(&options.server);
@@ -95,16 +96,16 @@ impl MySql {
             Some(Err(error)) => return Err(of_connecting(&error, &options.place, &HINTS)),
             None => return Err(no_answer()),
         };
-        // Each statement is to be a transaction of its own, whatever `init_connect` says. A
-        // statement that waits for a lock ends before its answer is missed: what is given up here
-        // must not be done there.
+        // Each statement must be its own transaction, whatever `init_connect` says. A statement
+        // that waits for a lock ends before the time limit for its answer: a statement that is
+        // given up here must not be done by the server later.
         let bound = (self.timeout.as_secs() / 2).max(1);
         let setup = format!("SET autocommit = 1, lock_wait_timeout = {bound}, innodb_lock_wait_timeout = {bound}; ");
         Ok(Link { connection, setup: Some(setup) })
     }
 
-    /// Asks over the connection that there is, or a new one; while it waits in the queue, over one
-    /// beside it.
+    /// Sends a statement over the existing connection, or a new one. While this process is queued,
+    /// the new connection is beside the queued one.
     fn ask(&mut self, statement: &str, phase: Phase) -> Result<Answer, Trouble> {
         self.hear_of_turn();
         let mut link = match self.link.take() {
@@ -133,12 +134,13 @@ impl MySql {
             None if phase == Phase::Write => no_answer().indefinite(),
             None => no_answer(),
         };
-        // An answer that comes later must not be taken for that to the next statement.
+        // A late answer must not be taken for the answer to the next statement.
         drop(link);
         Err(trouble.into())
     }
 
-    /// Keeps a connection for the next statement, unless one waits in the queue.
+    /// Keeps a connection for the next statement, unless this process has another one, which is
+    /// queued.
     fn keep(&mut self, link: Link) {
         if self.line.is_standing() { self.close(link) } else { self.link = Some(link) }
     }
@@ -169,13 +171,14 @@ impl MySql {
         Ok(State { version: Some(number.to_string().into_bytes()), number, value: text(row, first + 1), ..State::default() })
     }
 
-    /// That a row is still in this state.
+    /// The condition that a row is still in this state.
     fn condition(key: &Key, expected: &State) -> String {
         format!(
             "name = {} AND version = {} AND CAST(record AS BINARY) <=> {} AND format = {FORMAT}",
             literal(&key.stored_name()),
             expected.number,
-            // Also by the value: a server that has forgotten its last commits counts them again.
+            // The value is compared, too: a server that has lost its last commits gives out their
+            // numbers again.
             literal_or_null(expected.value.as_deref())
         )
     }
@@ -184,9 +187,9 @@ impl MySql {
 impl Store for MySql {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
         let name = key.stored_name();
-        // The clock is UTC arithmetic: `UNIX_TIMESTAMP` of a local time repeats itself when summer
-        // time ends. It is that of the statement's begin, before the row is read. The record comes
-        // as bytes, which no setting converts.
+        // The clock is computed from UTC, because `UNIX_TIMESTAMP` of a local time repeats itself
+        // when summer time ends. It is the time at which the statement began, before the row is
+        // read. The record is read as bytes, which no setting converts.
         let read = |first: &str| {
             format!(
                 "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000, {first}, l.version, \
@@ -203,8 +206,8 @@ impl Store for MySql {
             }
             answer => answer,
         }?;
-        let row = answer.rows.first().ok_or_else(|| Failure::transient("the server answers with nothing"))?;
-        let now = number(row, 0).ok_or_else(|| Failure::transient("the server does not say what time it is"))?;
+        let row = answer.rows.first().ok_or_else(|| Failure::transient("the server's answer is empty"))?;
+        let now = number(row, 0).ok_or_else(|| Failure::transient("the server does not tell the time"))?;
         let state = Self::state(row, 2)?;
         self.line.look(number(row, 1).is_some(), state.number);
         Ok(State { now: Some(now), ..state })
@@ -240,7 +243,7 @@ impl Store for MySql {
 
     fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
         if let Err(Trouble { code, failure }) = self.ask(SCHEMA, Phase::Read) {
-            // The right to use it does not imply the right to create it.
+            // The right to use the table does not imply the right to create it.
             let is_denied = matches!(code, Some(1142 | 1044 | 1290));
             if !is_denied || self.ask("SELECT 1 FROM serializer_locks LIMIT 0", Phase::Read).is_err() {
                 return Err(if code.is_some_and(is_read_only) { self.read_only.judge(failure) } else { failure });
@@ -254,7 +257,7 @@ impl Store for MySql {
         let flushed = self.ask(flushed, Phase::Read).ok()?.number(0, 0).filter(|flushed| *flushed != 1)?;
         Some(format!(
             "the server runs with `innodb_flush_log_at_trx_commit = {flushed}`: after a crash of its machine, a lock that was \
-             granted within the last second may be granted again; 1 is safe"
+             granted within the last second may be granted again; set it to 1"
         ))
     }
 

@@ -1,8 +1,8 @@
 //! Keys in PostgreSQL: a row for each name.
 //!
-//! Each question is one round trip and one transaction, and needs nothing that a session remembers:
-//! a pooler may give it to any session. The exceptions are the place in the queue and `LISTEN`
-//! ([`queue`]), which are used in a session of one's own only.
+//! Each request is one round trip and one transaction, and does not depend on the session's state:
+//! a pooler may send it to any session. The exceptions are the place in the queue and `LISTEN`
+//! ([`queue`]), which are used only in a session of this process alone.
 
 mod escape;
 mod options;
@@ -26,7 +26,7 @@ use super::sql::failure::{Phase, no_answer, of};
 use super::sql::{self, Driver, FORMAT, ReadOnly, hex};
 use crate::store::StoreSettings;
 
-/// The statements that make the table.
+/// The statements that create the table.
 const SCHEMA: &str = "\
 -- Locks of `serializer`: a row for each name. Rows stay when a lock is released.
 CREATE TABLE IF NOT EXISTS serializer_locks (
@@ -44,11 +44,12 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 /// A store in PostgreSQL.
 pub struct Postgres {
     settings: StoreSettings,
-    /// What was read at first; read anew for each later connection, because passwords change.
+    /// The options for the first connection; read anew for each later one, because passwords
+    /// change.
     options: Option<Options>,
     link: Option<Link>,
     line: Line,
-    /// Whether the last question was answered.
+    /// Whether the last request was answered.
     is_answering: bool,
     /// Whether the server's encoding can store any text.
     is_unicode: bool,
@@ -84,8 +85,8 @@ impl Postgres {
         Ok(options)
     }
 
-    /// Asks in the session that there is, or in a new one; while it waits in the queue, in one
-    /// beside it.
+    /// Sends a request in the existing session, or in a new one. While this process is queued, the
+    /// new session is beside the queued one.
     fn ask(&mut self, statement: String, phase: Phase) -> Result<Answer, Failure> {
         let limit = self.settings.timeout;
         let mut link = match self.link.take() {
@@ -113,7 +114,7 @@ impl Postgres {
                 failure
             }
             failed => {
-                // An answer that comes later must not be taken for that to the next question.
+                // A late answer must not be taken for the answer to the next request.
                 self.driver.discard(link);
                 match failed {
                     Some(Err(error)) => of(&error, phase, &HINTS),
@@ -126,7 +127,7 @@ impl Postgres {
         Err(failure)
     }
 
-    /// Keeps a session for the next question, unless one waits in the queue.
+    /// Keeps a session for the next request, unless this process has another one, which is queued.
     fn keep(&mut self, link: Link) {
         if self.line.is_standing() {
             self.driver.close(link.close());
@@ -135,8 +136,8 @@ impl Postgres {
         }
     }
 
-    /// What a statement that may be kept waiting begins with: it ends before its answer is missed,
-    /// also when this process is gone.
+    /// The beginning of a statement that may have to wait: its time limit is shorter than that for
+    /// its answer, and counts also when this process is gone.
     fn bounds(&self) -> String {
         format!("SET LOCAL statement_timeout = {}; ", (self.settings.timeout * 3 / 4).as_millis().max(1))
     }
@@ -153,20 +154,22 @@ impl Postgres {
         }
     }
 
-    /// The refusal of a write: of a server that is read-only it says why, and is not waited for without end.
+    /// The refusal of a write. For a read-only server, the failure tells why, and is transient only
+    /// for a limited time.
     fn judge(&mut self, failure: Failure) -> Failure {
         if !failure.why.contains(READ_ONLY) {
             return failure;
         }
         let hint = if self.is_standby {
-            "the server is a standby: name the primary in the address, or all servers, of which the primary is used"
+            "the server is a standby: name the primary in the address, or all servers; the primary is then used"
         } else {
             "`default_transaction_read_only` is set for the server, the database or the role"
         };
         self.read_only.judge(failure.with_hint(hint))
     }
 
-    /// The stored text of a value. What an encoding such as LATIN1 cannot store is escaped.
+    /// The stored text of a value. Characters that an encoding such as LATIN1 cannot store are
+    /// escaped.
     fn stored(&self, value: &str) -> String {
         if self.is_unicode { value.to_owned() } else { escaped(value) }
     }
@@ -180,20 +183,21 @@ impl Postgres {
         let version: Option<i64> = column(row, 0)?;
         let number = u64::try_from(version.unwrap_or(0)).map_err(|_| Failure::permanent("its version is negative"))?;
         let raw: Option<String> = column(row, 1)?;
-        // Where texts are escaped, the condition of a write needs the text as it is stored.
+        // Where texts are escaped, the condition of a write needs the stored form.
         let raw_bytes = raw.as_deref().filter(|_| !self.is_unicode).unwrap_or_default().as_bytes();
         let version = version.map(|version| [&version.to_be_bytes(), raw_bytes].concat());
         let value = if self.is_unicode { raw } else { raw.map(|raw| unescaped(&raw)) };
         Ok(State { version, number, value, ..State::default() })
     }
 
-    /// That a row is still in this state.
+    /// The condition that a row is still in this state.
     fn condition(&self, key: &Key, expected: &State) -> String {
         let raw = expected.version.as_deref().and_then(|version| version.get(8..)).filter(|raw| !raw.is_empty());
         let raw = raw.map(|raw| String::from_utf8_lossy(raw).into_owned());
         let stored = expected.value.as_deref().map(|value| raw.unwrap_or_else(|| self.stored(value)));
         let stored = stored.map_or_else(|| "NULL".to_owned(), |stored| text(&stored));
-        // Also by the value: a server that has forgotten its last commits counts them again.
+        // The value is compared, too: a server that has lost its last commits gives out their
+        // numbers again.
         let number = expected.number;
         format!(
             "name = {} AND version = {number} AND record IS NOT DISTINCT FROM {stored} AND format = {FORMAT}",
@@ -202,7 +206,7 @@ impl Postgres {
     }
 }
 
-/// What a refused write says of a server that is read-only.
+/// A part of the failure of a write that a read-only server refuses.
 const READ_ONLY: &str = "read-only";
 
 impl Store for Postgres {
@@ -222,12 +226,12 @@ impl Store for Postgres {
             Some(Err(failure)) if failure.cause.passes() || failure.cause == Cause::NotPrepared => return Err(failure),
             _ => {
                 let answer = self.ask(bounds + &read("NULL::integer", "'UTF8', false"), Phase::Read)?;
-                // A server that only speaks like PostgreSQL.
+                // A server that speaks PostgreSQL's protocol, but is another product.
                 self.line.is_supported = false;
                 answer
             }
         };
-        let row = answer.rows.first().ok_or_else(|| Failure::permanent("the server answers with nothing"))?;
+        let row = answer.rows.first().ok_or_else(|| Failure::permanent("the server's answer is empty"))?;
         self.line.ahead = column(row, 4)?;
         self.is_unicode = matches!(column::<String>(row, 5)?.as_str(), "UTF8" | "SQL_ASCII");
         self.is_standby = column(row, 6)?;
@@ -276,8 +280,8 @@ impl Store for Postgres {
 
     fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
         let Err(failure) = self.ask(SCHEMA.to_owned(), Phase::Read) else { return Ok(()) };
-        // Two processes that create it at the same time disturb each other, in spite of the `IF NOT
-        // EXISTS`; and the right to use it does not imply the right to create it.
+        // Two processes that create the table at the same time can fail, in spite of `IF NOT
+        // EXISTS`. The right to use the table does not imply the right to create it.
         self.get(key).map(drop).map_err(|_| self.judge(failure))
     }
 

@@ -1,8 +1,9 @@
 //! The seam between the policy of locks and the stores that keep them.
 //!
-//! A store is a compare-and-swap register per key: it keeps an opaque text under a number, and writes only if the register is
-//! still in the state that the caller has seen. It parses no lock record and knows no lease. Order and wake-ups are separate,
-//! optional traits; a store without them is polled.
+//! A store is a compare-and-swap register per key. It keeps an opaque text under a number, and
+//! writes only if the register is still in the state that the caller has seen. It does not parse
+//! lock records or know leases. Order and wake-ups are separate, optional traits; a store without
+//! them is polled.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
@@ -12,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use super::failure::Failure;
 use crate::waiter::Waiter;
 
-/// What a register is for. Each kind has names of its own.
+/// What a register is for. Each kind has its own names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A lock.
@@ -29,8 +30,8 @@ impl Kind {
     /// The kinds whose stored names have a prefix.
     pub const PREFIXED: [Self; 3] = [Self::Once, Self::Schedule, Self::Session];
 
-    /// What the stored name of a register of this kind begins with. A lock's is its name, as it always was; a lock whose name
-    /// begins like another kind's is stored under a hash.
+    /// The beginning of the stored name of a register of this kind. The stored name of a lock is
+    /// its own name; a lock whose name begins like another kind's is stored under a hash.
     pub fn prefix(self) -> &'static str {
         match self {
             Self::Lock => "",
@@ -40,16 +41,16 @@ impl Kind {
         }
     }
 
-    /// Whether a lock of this name would be taken for a register of another kind.
+    /// Whether a lock of this name would be mistaken for a register of another kind.
     pub fn is_reserved(name: &OsStr) -> bool {
         Self::PREFIXED.iter().any(|kind| name.as_bytes().starts_with(kind.prefix().as_bytes()))
     }
 }
 
-/// Names one register of a store.
+/// The identity of one register of a store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// What it is for.
+    /// What the register is for.
     pub kind: Kind,
     /// The name as the user gave it.
     pub name: OsString,
@@ -65,28 +66,30 @@ impl Key {
 /// The state of a register as of one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Identifies the state, also after a restored backup; `None` if the register was never written, or has been purged.
+    /// Identifies the state, also after a restored backup; `None` if the register was never
+    /// written, or has been purged.
     pub version: Option<Vec<u8>>,
     /// The state's number, which grows with each write; 0 without a version.
     pub number: u64,
     /// The stored text; `None` after a write of nothing.
     pub value: Option<String>,
-    /// The store's clock, in milliseconds since 1970, for a store with one clock for all its clients. Read before the value.
+    /// The store's clock, in milliseconds since 1970, if the store has one clock for all its
+    /// clients. Read before the value.
     pub now: Option<u64>,
-    /// When it was stored, by the clock of this machine.
+    /// When the state was stored, by the clock of this machine.
     pub written: Option<SystemTime>,
-    /// Whether no other machine can have stored it.
+    /// Whether only this machine can have stored it.
     pub is_local: bool,
 }
 
 /// How a conditional write ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// It was done.
+    /// The write was done.
     Done,
     /// Nothing was changed: the register was in another state.
     Conflict,
-    /// It may have been done, and the state has changed since.
+    /// The write may have been done, and the state has changed since.
     Unknown,
 }
 
@@ -97,17 +100,18 @@ pub struct Next<'a> {
     pub number: u64,
     /// The text, or nothing.
     pub value: Option<&'a str>,
-    /// For how long the state is of use; `None` without limit. A store may remove it afterwards, and need not.
+    /// For how long the state is of use; `None` without limit. A store may remove it afterwards.
     pub keep: Option<Duration>,
 }
 
 /// Some registers of one kind, in the order of their stored names.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The name and the state of each. A long name, or one that is not text, may be a shortened one, which opens the same
-    /// register. The value of a register that cannot be read is empty; [`Store::get`] tells why.
+    /// The name and the state of each register. A name that is long or not text may be shortened;
+    /// the short name opens the same register. The value of a register that cannot be read is
+    /// empty; [`Store::get`] tells why.
     pub entries: Vec<(OsString, State)>,
-    /// What to continue after; `None` on the last page.
+    /// The name after which the next page begins; `None` on the last page.
     pub next: Option<OsString>,
 }
 
@@ -120,31 +124,36 @@ pub trait Store {
     /// When there is no answer.
     fn get(&mut self, key: &Key) -> Result<State, Failure>;
 
-    /// Writes `next` only if the register is still in the state `expected`, of which the store compares number and value.
+    /// Writes `next` only if the register is still in the state `expected`, of which the store
+    /// compares number and value.
     ///
     /// # Errors
-    /// When there is no answer, or it is a refusal. A failure that is not [indefinite](Failure::is_indefinite) has changed nothing.
+    /// When there is no answer, or the store refuses. A failure that is not
+    /// [indefinite](Failure::is_indefinite) has changed nothing.
     fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure>;
 
-    /// A page of the registers of `kind` after `after`, which is [`Page::next`] of the page before; those without a value included.
+    /// A page of the registers of `kind` after `after`, which is [`Page::next`] of the page before.
+    /// Includes registers without a value.
     ///
     /// # Errors
     /// As for [`Store::get`].
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure>;
 
-    /// Removes the register, only if it is still in the state `expected`. A later write starts again without a version.
+    /// Removes the register only if it is still in the state `expected`. A later write starts again
+    /// without a version.
     ///
     /// # Errors
     /// As for [`Store::put`].
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure>;
 
-    /// Creates the schema; an existing one is fine.
+    /// Creates the schema, if it does not exist.
     ///
     /// # Errors
     /// When it cannot be created.
     fn create_schema(&mut self, key: &Key) -> Result<(), Failure>;
 
-    /// Checks that the store refuses a write whose condition does not hold, where that is not certain.
+    /// Checks that the store refuses a write whose condition does not hold, where that is
+    /// uncertain.
     ///
     /// # Errors
     /// When it accepts such a write, or does not answer.
@@ -160,7 +169,7 @@ pub trait Store {
     /// Closes the connection politely, if there is one. The next call opens another.
     fn disconnect(&mut self) {}
 
-    /// What frees a register with a foreign value, as part of a sentence.
+    /// The action that frees a register with a foreign value, as part of a sentence.
     fn repair(&self) -> &'static str;
 
     /// The failure to report for a value that is not a record, for the reason `why`.
@@ -169,13 +178,13 @@ pub trait Store {
         Failure::permanent(format!("what is stored there is not a lock record: {why}")).with_hint(hint)
     }
 
-    /// Whether the store numbers its states. The file of one machine does not: its states are not ordered, an empty file is one
-    /// that is being written, and an answer is never lost.
+    /// Whether the store numbers its states. The lock file of one machine does not: its states are
+    /// not ordered, an empty file is being written, and an answer is never lost.
     fn counts(&self) -> bool {
         true
     }
 
-    /// Whether the store itself removes what need not be kept any longer, by [`Next::keep`] or as it is set up.
+    /// Whether the store itself removes expired states, by [`Next::keep`] or by its configuration.
     fn expires(&self) -> bool {
         false
     }
@@ -185,7 +194,8 @@ pub trait Store {
         None
     }
 
-    /// The shortest and the longest interval between two polls of a waiter, in a store without a notifier.
+    /// The shortest and the longest interval between two polls of a waiter, in a store without a
+    /// notifier.
     fn poll_interval(&self) -> (Duration, Duration) {
         (Duration::from_millis(100), Duration::from_secs(10))
     }
@@ -203,8 +213,9 @@ pub trait Store {
 
 /// Wakes waiters.
 pub trait Notifier {
-    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have changed. Without a connection, or
-    /// where a wake-up can be lost, it sleeps for as long as is right between two polls.
+    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
+    /// changed. Without a connection, or where a wake-up can be lost, it sleeps for one poll
+    /// interval.
     ///
     /// # Errors
     /// When it cannot sleep; not when the connection breaks.
@@ -214,9 +225,10 @@ pub trait Notifier {
     fn notify(&mut self, key: &Key);
 }
 
-/// Serves waiters first come, first served. A courtesy: exclusion never depends on it.
+/// Serves waiters in the order of their arrival. A courtesy: exclusion never depends on it.
 pub trait Queue {
-    /// Takes a place in the queue, and sleeps as [`Notifier::wait`] does until it may be the caller's turn.
+    /// Takes a place in the queue, and sleeps as [`Notifier::wait`] does until it may be the
+    /// caller's turn.
     ///
     /// # Errors
     /// As for [`Notifier::wait`].
@@ -225,18 +237,19 @@ pub trait Queue {
     /// Whether no earlier waiter is known, as of the last [`Store::get`].
     fn is_first(&mut self, key: &Key) -> bool;
 
-    /// Whether it waits behind another waiter, whose leaving wakes it.
+    /// Whether the caller is queued behind another waiter, which wakes it by leaving.
     fn is_queued(&mut self, key: &Key) -> bool;
 
-    /// Whether the store has no room for another waiter, which should stay away for a while.
+    /// Whether the store has no room for another waiter. The caller should then pause before it
+    /// polls again.
     fn is_turned_away(&mut self) -> bool {
         false
     }
 
-    /// Gives up the place.
+    /// Gives up the place in the queue.
     fn leave(&mut self, key: &Key);
 
-    /// Lets holders see that it waits, without a place in the queue.
+    /// Shows holders that the caller waits, without a place in the queue.
     fn observe(&mut self, _key: &Key) {}
 
     /// Whether there are other waiters; `true` where the store cannot tell.
@@ -244,6 +257,6 @@ pub trait Queue {
         true
     }
 
-    /// The waiters in their order, as far as they are known.
+    /// The known waiters, in their order.
     fn waiters(&mut self, key: &Key) -> Vec<Waiter>;
 }

@@ -1,4 +1,4 @@
-//! What PostgreSQL and MySQL have in common. `sqlx` speaks their protocols.
+//! The common parts of PostgreSQL and MySQL. `sqlx` speaks their protocols.
 //!
 //! The table has one row for each name: `name`, `version` (the number of the state), `record` (the
 //! text, or NULL), `changed` (for people) and `format` (of the table: another number means that a
@@ -31,7 +31,7 @@ use super::seam::{Kind, State};
 /// The table's `format` that this program understands.
 pub const FORMAT: i16 = 1;
 
-/// What frees a lock whose row has a foreign value.
+/// The action that frees a lock whose row has a foreign value.
 pub const REPAIR: &str = "setting `record` to NULL in its row";
 
 /// How many rows a page of `list` has.
@@ -40,11 +40,11 @@ pub const PAGE: usize = 500;
 /// How long closing a connection politely may take: it only saves a line in the server's log.
 const GOODBYE: Duration = Duration::from_millis(100);
 
-/// How long a read-only server counts as one that fails over. Only an administrator ends what lasts
-/// longer.
+/// How long a read-only server counts as failing over. A longer read-only state ends only by an
+/// administrator.
 const FAIL_OVER: Duration = Duration::from_secs(120);
 
-/// Runs the futures of a store, on the thread that calls it. Starts when it is first used.
+/// Runs the futures of a store on the calling thread. Starts when it is first used.
 #[derive(Default)]
 pub struct Driver(Option<Runtime>);
 
@@ -55,10 +55,11 @@ impl Driver {
     /// When the system does not provide one.
     fn runtime(&mut self) -> Result<&Runtime, Failure> {
         if self.0.is_none() {
-            // sqlx asks for the one of the process where a name is not verified. It may be set.
+            // Where a name is not verified, sqlx uses the provider of the process, which may be
+            // set.
             let _ = rustls::crypto::ring::default_provider().install_default();
-            // `run` reads signals from a descriptor. A thread that looks up names must not consume
-            // them.
+            // `run` reads signals from a descriptor. A thread that resolves host names must not
+            // consume them.
             let block_signals = || SigSet::all().thread_block().unwrap_or_default();
             let built = Builder::new_current_thread().enable_all().on_thread_start(block_signals).build();
             let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
@@ -105,13 +106,14 @@ impl Driver {
         .map_err(|error: std::io::Error| Failure::permanent(format!("cannot wait: {}", plain(&error))))
     }
 
-    /// Drops a value that needs a runtime for that.
+    /// Drops a value whose drop needs a runtime.
     pub fn discard<T>(&mut self, value: T) {
         let _entered = self.0.as_ref().map(Runtime::enter);
         drop(value);
     }
 
-    /// Ends all that is left of connections: a pool gives a session back in a task, which runs only while something is asked.
+    /// Ends the remaining connections: a pool returns a session in a task, which runs only while
+    /// this driver runs a future.
     pub fn end(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
@@ -120,21 +122,21 @@ impl Driver {
 
     /// Closes a connection politely.
     pub fn close(&mut self, closing: impl Future) {
-        // The server also notices the end of a connection that was not closed.
+        // Best effort: the server also notices the end of a connection that was not closed.
         let _ = self.run(async { drop(timeout(GOODBYE, closing).await) });
     }
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // Not by waiting: a name that is being looked up can take a minute.
+        // Without waiting: the lookup of a host name can take a minute.
         self.end();
     }
 }
 
 /// Ends when one of `fds` is readable.
 async fn readable(fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
-    // Of a copy, which the runtime may own. It takes any descriptor that can be polled.
+    // The runtime owns a copy of each descriptor. It takes any descriptor that can be polled.
     let copy = |fd: &BorrowedFd<'_>| Receiver::from_owned_fd_unchecked(fd.try_clone_to_owned()?);
     let copies = fds.iter().map(copy).collect::<Result<Vec<_>, _>>()?;
     let mut all: Vec<Pin<Box<_>>> = copies.iter().map(|copy| Box::pin(copy.readable())).collect();
@@ -148,12 +150,12 @@ async fn readable(fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     .await
 }
 
-/// Since when a server refuses writes because it is read-only, and when it has done so last.
+/// When a server first and last refused a write because it is read-only.
 #[derive(Default)]
 pub struct ReadOnly(Option<(Instant, Instant)>);
 
 impl ReadOnly {
-    /// A write was not refused for that reason.
+    /// Records a write that was not refused for that reason.
     pub fn end(&mut self) {
         self.0 = None;
     }
@@ -161,7 +163,7 @@ impl ReadOnly {
     /// The refusal of a write, as transient for as long as a fail-over takes.
     pub fn judge(&mut self, failure: Failure) -> Failure {
         let now = Instant::now();
-        // An earlier fail-over is not this one.
+        // A refusal long ago belongs to an earlier fail-over.
         let since = self.0.filter(|(_, last)| last.elapsed() < FAIL_OVER).map_or(now, |(since, _)| since);
         self.0 = Some((since, now));
         let cause = if since.elapsed() < FAIL_OVER { Cause::Transient } else { Cause::Permanent };
@@ -174,7 +176,7 @@ impl ReadOnly {
 pub enum TlsMode {
     /// None.
     Disable,
-    /// If the server requires it.
+    /// Only if the server requires it.
     Allow,
     /// If the server has it.
     Prefer,
@@ -189,11 +191,11 @@ pub enum TlsMode {
 /// How a connection is encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// How much.
+    /// How much TLS.
     pub mode: TlsMode,
-    /// A file with authorities that are trusted beside the system's.
+    /// A file with authorities to trust beside the system's.
     pub roots: Option<PathBuf>,
-    /// Files with a certificate and its key, for a server that wants them.
+    /// The client's certificate and key, for a server that requires them.
     pub own: Option<(PathBuf, PathBuf)>,
 }
 
@@ -204,8 +206,8 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
 }
 
-/// What a page of names of a kind holds, as a condition on a column: `literal` writes a text of the
-/// engine.
+/// The condition on a column that selects a page of names of a kind. `literal` writes a text as a
+/// literal of the engine.
 pub fn condition(kind: Kind, after: Option<&OsStr>, column: &str, literal: impl Fn(&str) -> String) -> String {
     let range = |kind: Kind| {
         let prefix = kind.prefix();
@@ -222,12 +224,12 @@ pub fn condition(kind: Kind, after: Option<&OsStr>, column: &str, literal: impl 
     of_kind + &after.unwrap_or_default()
 }
 
-/// A stored name without what tells its kind.
+/// A stored name without the prefix of its kind.
 pub fn listed(kind: Kind, stored: &str) -> OsString {
     stored.strip_prefix(kind.prefix()).unwrap_or(stored).into()
 }
 
-/// The names of a page, and where to continue.
+/// A page of these entries, with the name to continue after.
 pub fn page(entries: Vec<(OsString, State)>) -> super::seam::Page {
     let next = if entries.len() < PAGE { None } else { entries.last().map(|(name, _)| name.clone()) };
     super::seam::Page { entries, next }

@@ -2,13 +2,13 @@
 //! acquisition.
 //!
 //! The lock file itself cannot hold them. In a sticky directory, only the file's user could replace
-//! it; and older programs, and the Python plugin, would take it for a lock. A notice decides nothing
+//! it. Older programs and the Python plugin would mistake it for a lock. A notice decides nothing
 //! about the lock. It is read only for an owner without an entry, and then changes the answer from
 //! "not locked" or "not yours" to "broken".
 //!
-//! A notice is left after the lock was broken: a kill in between only costs the notice. It is removed
-//! when its owner has asked, or by a later change of the file when its owner has ended. A store needs
-//! none: it keeps the mark in the record.
+//! A notice is left after the lock was broken: a kill in between only costs the notice. It is
+//! removed when its owner has read it, or by a later change of the file when its owner has ended. A
+//! store needs no notices: it keeps the mark in the record.
 
 use super::MAX_ROUNDS;
 use super::register::{Content, Register, Write};
@@ -17,10 +17,10 @@ use crate::owner::Place;
 use crate::process;
 use crate::record::{Entry, Record};
 
-/// What follows the lock's name in the name of the file.
+/// Follows the lock's name in the name of the file.
 const SUFFIX: &str = ".broken";
 
-/// The newest are kept: few owners lose a lock and go on.
+/// How many notices are kept, the newest ones: few owners lose a lock and continue.
 const MAX_NOTICES: usize = 8;
 
 impl Register<'_> {
@@ -35,7 +35,8 @@ impl Register<'_> {
         }
     }
 
-    /// Removes the notices for which `is_own` holds. Returns whether there were any, also where they cannot be removed.
+    /// Removes the notices for which `is_own` holds. Returns whether there were any, even if they
+    /// cannot be removed.
     pub fn take_notices(&mut self, is_own: &dyn Fn(&Record, &Entry) -> bool) -> bool {
         !self.is_numbered() && self.beside(SUFFIX, |notices| take(notices, is_own))
     }
@@ -55,7 +56,7 @@ fn take(notices: &mut Register<'_>, is_own: &dyn Fn(&Record, &Entry) -> bool) ->
 
 fn change(notices: &mut Register<'_>, change: &dyn Fn(&mut Vec<Entry>)) -> Result<(), Error> {
     let here = Place::here();
-    // Each round, another process has changed the file.
+    // Bounded: each further round means that another process has changed the file.
     for _ in 0..MAX_ROUNDS {
         let stored = notices.load()?;
         let record = stored.as_ref().and_then(|stored| stored.content.record());
@@ -77,7 +78,7 @@ fn change(notices: &mut Register<'_>, change: &dyn Fn(&mut Vec<Entry>)) -> Resul
     Ok(())
 }
 
-/// Whether the owner may still run.
+/// Whether the owner may still be running.
 fn may_ask(entry: &Entry, here: &Place) -> bool {
     let owner = &entry.owner;
     let is_of_this_boot = owner.place.boot.is_some() && owner.place.boot == here.boot;

@@ -1,8 +1,8 @@
 //! The register of one lock: a record in a store, read and written as a whole.
 //!
-//! Every write is conditional on the state that was read last. A lost answer is resolved by the section "After an ambiguous
-//! answer" of `docs/protocol.md`: the same conditional write is sent again, and on a conflict the stored record, which differs
-//! from every other one, shows whose write was done.
+//! Every write is conditional on the state that was read last. A lost answer is resolved as in
+//! `docs/protocol.md`, "After an ambiguous answer": the same conditional write is sent again. On a
+//! conflict, the stored record, which differs from every other one, shows whether ours was done.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
@@ -19,36 +19,36 @@ use crate::waiter::Waiter;
 
 pub use crate::backend::seam::Write;
 
-/// A store may forget a released record after this time. The next number is then a host's clock, so this also bounds by how
-/// much a clock may be slow before numbers go back.
+/// A store may remove a released record after this time. The next number is then the time of a
+/// clock. So this also bounds by how much a host's clock may be slow before numbers go back.
 pub const KEPT: Duration = Duration::from_secs(35 * 24 * 60 * 60);
 
-/// A state that was read so many milliseconds ago is read again before a write: the number of the write must not be behind
-/// numbers of a register that was made, used and purged meanwhile.
+/// The age, in milliseconds, from which a state is read again before a write. The number of the
+/// write must not be below the numbers of a register that was made, used and purged meanwhile.
 const MAX_AGE: u64 = 60_000;
 
-/// At most so many unused registers are removed by one release from each page, which bounds how long it takes.
+/// How many unused registers a release removes from each page at most, which bounds its duration.
 const MAX_REMOVED: usize = 50;
 
-/// What a register holds, as of one moment.
+/// The content of a register, as of one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// What it says.
+    /// The stored value.
     pub content: Content,
     /// Which state of the register this is.
     pub version: Version,
-    /// When it was stored, by the clock of this machine.
+    /// When the state was stored, by the clock of this machine.
     pub written: Option<SystemTime>,
-    /// Whether no other machine can have stored it.
+    /// Whether only this machine can have stored it.
     pub is_local: bool,
-    /// What the store's clock said when it was read, in milliseconds, if the store has one.
+    /// The store's clock at the time of the read, in milliseconds, if the store has one.
     pub now: Option<u64>,
 }
 
 /// The stored value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Nothing yet: a file that is being written.
+    /// Not written yet: a file that is being made.
     Empty,
     /// A record of holders.
     Record(Box<Record>),
@@ -80,7 +80,8 @@ pub struct Register<'a> {
 /// The state that was read last.
 struct Last {
     state: State,
-    /// In milliseconds since boot, before the question: the store's clock then was at most what it said.
+    /// When the state was asked for, in milliseconds since boot. The store's clock was not later
+    /// then than its answer.
     asked: u64,
     /// The number of the next write.
     next: u64,
@@ -94,12 +95,12 @@ impl<'a> Register<'a> {
         Self { store, key, location, backoff: Looks::new(first, last), last: None }
     }
 
-    /// What the lock is called in messages.
+    /// The name of the lock in messages.
     pub fn location(&self) -> &str {
         &self.location
     }
 
-    /// What is stored; `None` when nothing is.
+    /// The stored state; `None` when nothing is stored.
     ///
     /// # Errors
     /// When there is no answer, or the stored value is not a record.
@@ -120,12 +121,12 @@ impl<'a> Register<'a> {
     /// Stores `record` only if nothing is stored.
     ///
     /// # Errors
-    /// When there is no answer, or it is a refusal.
+    /// When there is no answer, or the store refuses.
     pub fn create(&mut self, record: &Record) -> Result<Write, Error> {
         self.write_if_seen(None, Some(record))
     }
 
-    /// Stores `record` only if `seen` is still what is stored.
+    /// Stores `record` only if `seen` is still stored.
     ///
     /// # Errors
     /// As for [`Register::create`].
@@ -133,7 +134,7 @@ impl<'a> Register<'a> {
         self.write_if_seen(Some(seen), Some(record))
     }
 
-    /// Stores nothing any more, only if `seen` is still what is stored.
+    /// Removes the stored record only if `seen` is still stored.
     ///
     /// # Errors
     /// As for [`Register::create`].
@@ -141,10 +142,11 @@ impl<'a> Register<'a> {
         self.write_if_seen(Some(seen), None)
     }
 
-    /// Checks that the store refuses what it has to. The lock must not be in use meanwhile.
+    /// Checks that the store refuses a write whose condition does not hold. The lock must not be in
+    /// use meanwhile.
     ///
     /// # Errors
-    /// When it does not, or does not answer.
+    /// When the store accepts such a write, or does not answer.
     pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
         let Self { store, key, .. } = self;
         let verified = retry(|_| store.verify_conditional_writes(key).inspect_err(|_| store.disconnect()));
@@ -161,19 +163,21 @@ impl<'a> Register<'a> {
         self.last.as_ref()?.state.version.as_deref()
     }
 
-    /// What the store's clock says now, in milliseconds, or a little later, as of what was read last. `None` without a clock.
+    /// The store's clock now, in milliseconds, or a little later, computed from the last read.
+    /// `None` without a clock.
     pub fn now(&self) -> Option<u64> {
         let Last { state, asked, .. } = self.last.as_ref()?;
         Some(state.now? + since_boot().saturating_sub(*asked))
     }
 
-    /// The number of the next write, larger than all before it. `None` for a store that does not count.
+    /// The number of the next write, larger than all before it. `None` for a store without numbers.
     pub fn next_number(&self) -> Option<u64> {
         let last = self.last.as_ref().filter(|last| last.is_prepared && self.store.counts());
         last.map(|last| last.next)
     }
 
-    /// Sleeps at most `limit`, until one of `fds` is readable, or until it may be the caller's turn. Takes a place in the queue.
+    /// Sleeps at most `limit`, until one of `fds` is readable, or until it may be the caller's
+    /// turn. Takes a place in the queue.
     ///
     /// # Errors
     /// When it cannot sleep.
@@ -197,7 +201,7 @@ impl<'a> Register<'a> {
         slept.map_err(|failure| self.error("wait for the lock", failure))
     }
 
-    /// Wakes the waiter that is to look next, because a holder has gone.
+    /// Wakes the next waiter, because a holder has left.
     pub fn notify(&mut self) {
         if let Some(notifier) = self.store.notifier() {
             notifier.notify(&self.key);
@@ -215,7 +219,7 @@ impl<'a> Register<'a> {
         self.store.queue().is_none_or(|queue| queue.is_first(key))
     }
 
-    /// Whether it waits behind another waiter, and so will be woken when its turn comes.
+    /// Whether this process is queued behind another waiter, and so will be woken in its turn.
     pub fn is_queued(&mut self) -> bool {
         let key = &self.key;
         self.store.queue().is_some_and(|queue| queue.is_queued(key))
@@ -226,7 +230,7 @@ impl<'a> Register<'a> {
         self.store.queue().is_some_and(Queue::is_turned_away)
     }
 
-    /// Waits no more, and lets the next waiter come.
+    /// Stops waiting, and lets the next waiter proceed.
     pub fn leave_queue(&mut self) {
         self.backoff.end();
         if let Some(queue) = self.store.queue() {
@@ -234,7 +238,7 @@ impl<'a> Register<'a> {
         }
     }
 
-    /// Waits for the outcome without wanting the lock: takes no turn, but is seen by [`Register::has_waiters`].
+    /// Waits without a place in the queue, but is counted by [`Register::has_waiters`].
     pub fn observe_queue(&mut self) {
         if let Some(queue) = self.store.queue() {
             queue.observe(&self.key);
@@ -247,7 +251,7 @@ impl<'a> Register<'a> {
         self.store.queue().is_none_or(|queue| queue.has_waiters(key))
     }
 
-    /// The waiters in their order, as far as they are known.
+    /// The known waiters, in their order.
     pub fn waiters(&mut self) -> Vec<Waiter> {
         let key = &self.key;
         self.store.queue().map(|queue| queue.waiters(key)).unwrap_or_default()
@@ -265,19 +269,21 @@ impl<'a> Register<'a> {
         self.last = None;
     }
 
-    /// Whether this release is the one in 64, by chance, that looks for unused registers.
+    /// Whether this release is the one in 64, chosen at random, that removes unused registers.
     pub fn is_sweep_due(&self) -> bool {
         let mut byte = [0_u8; 1];
         let has_to = self.store.counts() && !self.store.expires();
         has_to && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok() && byte[0] % 64 == 0
     }
 
-    /// Removes some registers whose last release is older than `age`, by their numbers, which begin as times. Best effort, and
-    /// safe at any moment: a removal is conditional on the released state, and the next number is a later time.
+    /// Removes some registers that were released longer than `age` ago. Their numbers, which begin
+    /// as times, tell the age. Best effort, and safe at any moment: a removal is conditional on the
+    /// released state, and the next number is a later time.
     pub fn remove_unused(&mut self, age: Duration) {
         let Self { store, key, .. } = self;
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        // From here on, and from the beginning: names that begin with a date, as many do, are used up in their order.
+        // The page behind this name, and the first page: names often begin with a date, and go out
+        // of use in that order.
         for after in [Some(key.name.clone()), None] {
             let Ok(page) = store.list(key.kind, after.as_deref()) else { return };
             let is_unused = |state: &State| {
@@ -299,7 +305,7 @@ impl<'a> Register<'a> {
         self.store.counts()
     }
 
-    /// Does something to another register of the same store, whose name is this one's and `suffix`.
+    /// Runs `work` on another register of the same store, which has this one's name with `suffix`.
     pub fn beside<T>(&mut self, suffix: &str, work: impl FnOnce(&mut Self) -> T) -> T {
         let mut key = self.key.clone();
         key.name.push(suffix);
@@ -384,14 +390,15 @@ impl<'a> Register<'a> {
         }
     }
 
-    /// Finds out whose write a conflict was with. Also where the answer was not lost: a proxy may have sent the write twice.
+    /// Finds out whether the write that caused a conflict was ours. Also if no answer was lost: a
+    /// proxy may have sent it twice.
     fn resolve_conflict(&mut self, value: Option<&str>, is_indefinite: bool) -> Result<Write, Error> {
         let Self { store, key, .. } = self;
         let read = retry(|_| store.get(key).inspect_err(|_| store.disconnect()));
         match read {
             Ok(state) if state.value.as_deref() == value => Ok(match value {
                 Some(_) => Write::Done,
-                // Nothing is stored, as intended; another process may have intended that, too.
+                // Nothing is stored, as intended. Another process may have intended the same.
                 None if is_indefinite => Write::Done,
                 None => Write::Unknown,
             }),
@@ -403,15 +410,16 @@ impl<'a> Register<'a> {
     }
 }
 
-/// Larger than all numbers before it, also after a restored backup, which counts again from an older state: never below the
-/// time in milliseconds, and a lock changes hands less than a thousand times a second. Without a clock in the store, the time
-/// is this host's.
+/// A number larger than all before it, also after a restored backup, which counts again from an
+/// older state. It is never below the time in milliseconds, and a lock changes hands less than a
+/// thousand times a second. Without a clock in the store, the time is this host's.
 fn number_after(state: &State) -> Option<u64> {
     let next = state.number.checked_add(1)?;
     Some(state.now.unwrap_or_else(since_1970).max(next))
 }
 
-/// Whether a record only tells how acquisitions went, and nothing is held any more. A newer format may say more.
+/// Whether a record only tells the outcome of acquisitions, and nothing is held any more. A newer
+/// format may say more.
 fn is_for_information(record: &Record) -> bool {
     let is_released = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
     !record.is_newer() && record.entries().iter().all(is_released)

@@ -11,7 +11,7 @@ use crate::backend::seam::{Key, Kind};
 /// The longest name of a file, in bytes; most file systems take 255.
 const MAX_NAME: usize = 240;
 
-/// What a file's name cannot have, or means something else by.
+/// The characters that a file's name cannot contain, or that have a special meaning in it.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
 
 /// The name of a register's file.
@@ -27,7 +27,7 @@ pub fn stored_name(key: &Key) -> OsString {
     }
 }
 
-/// The name of the register of this kind whose file this is; `None` if it is not one's.
+/// The name of the register of this kind to which a file belongs; `None` if it belongs to none.
 pub fn name_of(kind: Kind, file: &OsStr) -> Option<OsString> {
     let rest = file.as_bytes().strip_prefix(prefix(kind).as_bytes())?;
     let name = lock_name(OsStr::from_bytes(rest))?;
@@ -44,15 +44,15 @@ fn hashed(name: &OsStr, encoded: &OsStr) -> OsString {
     format!("{shown}~{hash}").into()
 }
 
-/// The name of a lock's file: that of the lock, or if that is too long, its beginning and a hash, which is a name that leads to
-/// the same file.
+/// The name of a lock's file: that of the lock or, if that is too long, its beginning and a hash.
+/// The short name leads to the same file.
 fn file_name(name: &OsStr) -> OsString {
     let bytes = name.as_bytes();
-    // No path leads to these, and hidden files are easily overlooked.
+    // `.` and `..` are not names of files, and hidden files are easily overlooked.
     let (dot, rest) = bytes.strip_prefix(b".").map_or(("", bytes), |rest| ("%2E", rest));
     let mut encoded = dot.as_bytes().to_vec();
     for piece in rest.split_inclusive(|byte| !byte.is_ascii()) {
-        // Letters that are not ASCII stay what they are.
+        // Letters outside ASCII are kept.
         let (ascii, other) = piece.split_at(piece.iter().take_while(|byte| byte.is_ascii()).count());
         encoded.extend(percent_encode(ascii, ENCODED).to_string().into_bytes());
         encoded.extend(other);
@@ -63,7 +63,7 @@ fn file_name(name: &OsStr) -> OsString {
     OsString::from_vec(encoded)
 }
 
-/// The name of the lock whose file this is; `None` if it is none of a lock.
+/// The name of the lock to which a file belongs; `None` if it belongs to none.
 fn lock_name(file: &OsStr) -> Option<OsString> {
     let name = OsString::from_vec(percent_decode(file.as_bytes()).collect());
     (file_name(&name) == file).then_some(name)

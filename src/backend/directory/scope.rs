@@ -1,4 +1,5 @@
-//! Which hosts see the flocks of a file. Some file systems grant one to every host at once, always or as they are mounted.
+//! Which hosts see the flocks of a file. Some file systems grant a flock to every host at once,
+//! always or with some mount options.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -19,27 +20,29 @@ const OCFS2: FsWord = 0x7461_636F;
 /// A mount with one of these keeps flocks on its host.
 const LOCAL_FLOCKS: [&str; 5] = ["nolock", "local_lock=all", "local_lock=flock", "localflocks", "lockproto=lock_nolock"];
 
-/// The user's word that a directory is the right one. No register's file begins with a dot.
+/// The file that confirms that a directory is the right one. The name of a register's file never
+/// begins with a dot.
 const MARKER: &str = ".serializer-shared";
 
-/// The marker's word for a directory of one machine.
+/// The marker's line for a directory of one machine.
 const MACHINE: &str = "machine";
 
 /// Which hosts see the flocks of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum FlockScope {
-    /// All hosts, and a host that has lost a flock cannot write any more.
+    /// All hosts; a host that has lost a flock can no longer write.
     Hosts,
     /// This machine, as far as the file system tells.
     Machine,
-    /// The mount does not tell, or an old flock may stay (NFS before version 4). With the file system's name.
+    /// Unclear from the mount, or an old flock may stay (NFS before version 4). With the file
+    /// system's name.
     Untold(String),
-    /// This host alone, or nothing is known. With the file system's name, and what its mount says.
+    /// This host alone, or unknown. With the file system's name, and its mount's option.
     Unknown(String),
 }
 
-/// Whether registers can be kept on the file system of `file`; tells whether record locks are needed beside flocks, as a file
-/// server has them for the flocks of its clients.
+/// Fails if registers cannot be kept on the file system of `file`. Returns whether record locks are
+/// needed beside flocks: a file server takes record locks for the flocks of its clients.
 pub fn check(directory: &Path, file: &File) -> Result<bool, Failure> {
     let is_declared = |name: &str| is_declared(directory, name);
     let shown = printable::path(directory);
@@ -50,7 +53,8 @@ pub fn check(directory: &Path, file: &File) -> Result<bool, Failure> {
         FlockScope::Untold(name) if is_declared(&name) => Ok(!name.starts_with("nfs")),
         FlockScope::Machine => Err(Failure::permanent(format!("`{shown}` is on a local disk: it does not lock out other hosts"))
             .with_hint(
-                "mount what the hosts share; or, if it is meant (containers, the file server itself), `serializer initialize`"
+                "mount the file system that the hosts share; or, if this directory is right (containers, the file server itself), \
+                 run `serializer initialize`"
                     .to_owned()
                     + super::on_one_machine(directory),
             )),
@@ -65,14 +69,16 @@ pub fn check(directory: &Path, file: &File) -> Result<bool, Failure> {
     }
 }
 
-/// Whether the marker names this kind of file system. An empty one is an older program's, which knew other words for NFS.
+/// Whether the marker names this kind of file system. An older program left an empty marker, which
+/// does not count for NFS.
 fn is_declared(directory: &Path, name: &str) -> bool {
     let marker = fs::read_to_string(directory.join(MARKER));
     marker.is_ok_and(|text| text.lines().any(|line| line == name) || text.is_empty() && name != "nfs")
 }
 
-/// Takes the user's word that a directory of this machine is meant, or that one locks out other hosts. The marker stands in the
-/// shared directory, so that it names the kind of file system: the word of the file server is not that of its clients.
+/// Records the user's confirmation: a directory of this machine is right, or one locks out other
+/// hosts. The marker names the kind of file system, because it is in the shared directory: the file
+/// server's confirmation does not count for its clients.
 pub fn declare(directory: &Path) -> Result<(), Failure> {
     let cannot = |error: std::io::Error| trouble(directory, &error);
     let shown = printable::path(directory);
@@ -82,7 +88,9 @@ pub fn declare(directory: &Path) -> Result<(), Failure> {
             MACHINE.to_owned()
         }
         FlockScope::Untold(name) => {
-            tracing::warn!("`{shown}` is on {name}, whose mount does not tell whether it locks out other hosts: taken as yes");
+            tracing::warn!(
+                "`{shown}` is on {name}, whose mount does not tell whether it locks out other hosts; assuming that it does"
+            );
             name
         }
         FlockScope::Hosts | FlockScope::Unknown(_) => return Ok(()),
@@ -107,7 +115,7 @@ fn scope(file: &File) -> FlockScope {
     }
 }
 
-/// The same for a kind of file system, given its name and its options.
+/// The scope on a kind of file system, given the name and the options of its mount.
 fn as_mounted(kind: FsWord, mount: Option<(&str, &str)>) -> FlockScope {
     let Some((name, options)) = mount else {
         return FlockScope::Unknown(format!("type {kind:#x}, mounted out of sight"));

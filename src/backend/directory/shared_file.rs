@@ -1,12 +1,13 @@
 //! A register's file in a directory that hosts share.
 //!
-//! The lock file of one machine is exchanged for another file at each change. Over NFS, a host learns late that a name leads to
-//! another file. The content of a file, however, is current for a process that has flocked it. So this file is made once, and is
-//! read and written in place, always under a flock of its own.
+//! The lock file of one machine is exchanged for another file at each change. Over NFS, a host
+//! learns late that a name leads to another file. A process that has flocked a file, however, reads
+//! its current content. So this file is made once, and is read and written in place, always under
+//! its own flock.
 //!
-//! Two [`Slot`]s hold the present state and the one before; a new state is written over the older one. A process builds only on
-//! a state that it knows to be on the server's disk (*secured*). `docs/protocol.md`, "The file in a shared directory", has the
-//! argument.
+//! Two [`Slot`]s hold the present state and the one before; a new state is written over the older
+//! one. A process builds only on a state that it knows to be on the server's disk (*secured*).
+//! `docs/protocol.md`, "The file in a shared directory", has the argument.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -26,13 +27,13 @@ use crate::backend::file::publish::{LinkError, link_new};
 use crate::backend::retry::jittered;
 use crate::backend::seam::{Next, State, Write};
 
-/// Between two tries for the flock: its holders read or write a few hundred bytes.
+/// The pause between two tries for the flock: its holders read or write a few hundred bytes.
 const FLOCK_PAUSE: Duration = Duration::from_millis(4);
 
-/// Every host's users must be able to use it; the user's umask says who else.
+/// Users of all hosts must be able to use the file; the umask restricts it.
 const MODE: Mode = Mode::from_raw_mode(0o666);
 
-/// Whatever it is that has the name, opening it does nothing to it.
+/// With these flags, opening a path has no effect on the file there, whatever kind it is.
 pub(super) const OPENING: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
 
 /// One register's file.
@@ -42,9 +43,9 @@ pub struct SharedFile {
     path: PathBuf,
     /// How long to try for the flock.
     timeout: Duration,
-    /// Which state was written last without an answer.
+    /// The identity of the state that was written last without an answer.
     tried: Option<Vec<u8>>,
-    /// Which state is on the server's disk, as it has said last.
+    /// The identity of the state that is on the server's disk, by its last answer.
     secured: Option<Vec<u8>>,
 }
 
@@ -54,11 +55,12 @@ impl SharedFile {
         Self { directory: directory.to_owned(), path: directory.join(name), timeout, tried: None, secured: None }
     }
 
-    /// The register's state, as it is stored or, after a write without an answer, once that is certain to stay.
+    /// The register's state as it is stored. After a write without an answer, the state is secured
+    /// first.
     pub fn load(&mut self) -> Result<State, Failure> {
         let slot = match self.tried {
             None => self.read_slot()?,
-            // Whatever fails now, the write may have been done.
+            // If this fails, too, the write may have been done.
             Some(_) => self.settle().map_err(Failure::indefinite)?,
         };
         Ok(slot.map(state).unwrap_or_default())
@@ -69,7 +71,7 @@ impl SharedFile {
         let file = match self.open_alone()? {
             Some(file) => file,
             None => {
-                // Not 0: an older program counts on from it.
+                // Just below the next number: an older program counts on from it.
                 self.publish(next.number - 1)?;
                 self.open_alone()?.ok_or_else(|| Failure::transient("another process has removed its file"))?
             }
@@ -80,30 +82,30 @@ impl SharedFile {
             return Ok(Write::Conflict);
         } else if is_in(&slot, expected) {
             if slot.is_initial() {
-                // No state may stand in a file whose name a crash can take away.
+                // A crash must not take away the name of a file that holds a state.
                 self.sync_directory()?;
             } else {
                 self.secure(&file, &slot, place)?;
             }
             1 - place
         } else if is_tried {
-            // Written by an earlier try, which may not be on the server's disk: once more.
+            // An earlier try has written it, but it may not be on the server's disk: repeat it.
             place
         } else {
             return Ok(Write::Conflict);
         };
         let slot = Slot::new(next.number, next.value.map(str::to_owned)).map_err(|error| self.trouble(&error.into()))?;
         let written = slot.write(&file, place).and_then(|()| file.sync_data());
-        // It may be whole all the same.
+        // After a failure, the state may be whole nevertheless.
         self.tried = written.is_err().then(|| slot.identity());
         written.map_err(|error| self.trouble(&error).indefinite())?;
         self.secured = Some(slot.identity());
         Ok(Write::Done)
     }
 
-    /// Removes the file if the state is still `expected`. Only where a flock cannot be lost while its process lives: over NFS a
-    /// removal that was held up could arrive when another host holds the lock. And only a file of this format: an older program
-    /// would make an empty one in its place.
+    /// Removes the file if the state is still `expected`. Only where a flock cannot be lost while
+    /// its process lives: over NFS, a delayed removal could arrive when another host holds the
+    /// lock. And only a file of this format: an older program would make an empty one in its place.
     pub fn remove(&mut self, expected: &State) -> Result<Write, Failure> {
         let Some(file) = self.open_alone()? else { return Ok(Write::Conflict) };
         let (slot, _) = self.present(&file)?;
@@ -116,8 +118,9 @@ impl SharedFile {
         Ok(Write::Done)
     }
 
-    /// Makes the file, in its initial state and whole before it has its name: a shorter one is damaged. The name is certain to
-    /// stay once the directory is synced, which is done before the first state is written.
+    /// Makes the file, in its initial state and with its full length before it has its name: a
+    /// shorter file is damaged. The name is durable once the directory is synced, which is done
+    /// before the first state is written.
     fn publish(&self, number: u64) -> Result<(), Failure> {
         let slot = Slot::initial(number).map_err(|error| self.trouble(&error.into()))?;
         // Another process may have made it meanwhile.
@@ -133,7 +136,8 @@ impl SharedFile {
         synced.map_err(|error| self.trouble(&error))
     }
 
-    /// Asks the server whether names in the directory lead elsewhere now; else another host's renaming might be seen seconds late.
+    /// Asks the server whether names in the directory lead elsewhere now. Otherwise, another host's
+    /// change of a name might be seen seconds late.
     fn look_anew(&self) -> Result<(), Failure> {
         match statx(CWD, &self.directory, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS) {
             Ok(_) => Ok(()),
@@ -142,13 +146,15 @@ impl SharedFile {
         }
     }
 
-    /// Opens the file, which must be a regular one on a file system whose flocks all hosts see; `None` when there is none.
+    /// Opens the file, which must be regular and on a file system whose flocks all hosts see;
+    /// `None` when there is no file.
     fn open(&self, access: OFlags) -> Result<Option<File>, Failure> {
         self.look_anew()?;
         let file = match openat(CWD, &self.path, access | OPENING, MODE) {
             Ok(fd) => File::from(fd),
             Err(Errno::NOENT) => {
-                // What holds for the file holds for its directory; nobody is to wait for a lock that cannot be kept.
+                // The directory is on the same file system. Where locks cannot be kept, waiting for
+                // one is useless.
                 let directory = File::open(&self.directory).map_err(|error| self.trouble(&error))?;
                 return self.check(&directory).map(|_| None);
             }
@@ -162,16 +168,17 @@ impl SharedFile {
         Ok(Some(file))
     }
 
-    /// Whether locks can be kept on its file system; tells whether record locks are needed beside flocks.
+    /// Fails if locks cannot be kept on the file's file system. Returns whether record locks are
+    /// needed beside flocks.
     fn check(&self, file: &File) -> Result<bool, Failure> {
         scope::check(&self.directory, file)
     }
 
-    /// Locks it against writers, or if that is what is wanted, against all.
+    /// Flocks the file, exclusively or shared with other readers.
     fn flock(&self, file: &File, exclusively: bool) -> Result<(), Failure> {
         let is_of_machine = self.check(file)?;
         let begun = Instant::now();
-        // Ends with the time for an answer.
+        // Bounded by the timeout.
         loop {
             let locked = if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) };
             let is_locked = match locked {
@@ -186,19 +193,20 @@ impl SharedFile {
                 return Ok(());
             }
             if begun.elapsed() >= self.timeout {
-                let hint = "`fuser -v` shows who has it open on this host; NFS version 4 takes the locks of a host that was cut off from it \
-                            after some 90 s, version 3 does not";
+                let hint = "`fuser -v` shows the processes of this host that have it open; NFS version 4 drops the locks of a \
+                            disconnected host after some 90 s, version 3 does not";
                 return Err(Failure::transient("another process keeps it locked (flock)").with_hint(hint));
             }
             if is_locked {
-                // Whoever has the records may be waiting for this.
+                // The process with the record lock may be waiting for this flock.
                 FileExt::unlock(file).map_err(|error| self.trouble(&error))?;
             }
             std::thread::sleep(jittered(FLOCK_PAUSE));
         }
     }
 
-    /// What a file server has for the flocks of its clients; of this open file, not of this process.
+    /// Takes the lock that a file server takes for the flocks of its clients. It belongs to the
+    /// open file, not to the process.
     fn lock_records(&self, file: &File, exclusively: bool) -> Result<bool, Failure> {
         let whole = nix::libc::flock {
             l_type: if exclusively { nix::libc::F_WRLCK } else { nix::libc::F_RDLCK } as _,
@@ -214,14 +222,14 @@ impl SharedFile {
         }
     }
 
-    /// What it says, if somebody has ever written to it.
+    /// The present state; `None` when there is no file.
     fn read_slot(&self) -> Result<Option<Slot>, Failure> {
         let Some(file) = self.open(OFlags::RDONLY)? else { return Ok(None) };
         self.flock(&file, false)?;
         self.present(&file).map(|(slot, _)| Some(slot))
     }
 
-    /// Opens the file and locks it against all; it is the one that has the name then.
+    /// Opens the file and flocks it exclusively, and checks that the name still leads to it.
     fn open_alone(&self) -> Result<Option<File>, Failure> {
         let Some(file) = self.open(OFlags::RDWR)? else { return Ok(None) };
         self.flock(&file, true)?;
@@ -232,7 +240,7 @@ impl SharedFile {
         Ok(Some(file))
     }
 
-    /// What it says, after a write without an answer: once that is certain to stay.
+    /// Secures the present state after a write without an answer, and returns it.
     fn settle(&mut self) -> Result<Option<Slot>, Failure> {
         let Some(file) = self.open_alone()? else { return Ok(None) };
         let (slot, place) = self.present(&file)?;
@@ -253,7 +261,7 @@ impl SharedFile {
         Ok(())
     }
 
-    /// The present state, and in which slot it stands.
+    /// The present state, and the place of its slot.
     fn present(&self, file: &File) -> Result<(Slot, usize), Failure> {
         let removed = "once nothing uses the lock, remove the file";
         slot::present(file).map_err(|unreadable| match unreadable {
@@ -265,7 +273,7 @@ impl SharedFile {
                 Failure::permanent("a newer version of this program has written it").with_hint("update this program")
             }
             Unreadable::Foreign => Failure::permanent("it is not a lock that hosts share").with_hint(format!(
-                "a lock file of one machine has that name, or another program's; {removed}, or choose another name"
+                "the file is a lock file of one machine, or another program's; {removed}, or choose another name"
             )),
         })
     }

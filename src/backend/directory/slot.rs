@@ -1,15 +1,17 @@
-//! The two places in a file where a state can stand.
+//! The two slots of a file, each with one state.
 //!
 //! ```text
 //! offset 0        serializer-lock 1 NUMBER NONCE LENGTH HASH⏎ and the text
 //! offset 128 KiB  the same, of another state
 //! ```
 //!
-//! The state with the larger number is the present one, if its hash is that of the rest: what was written halfway does not count.
-//! `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was removed and made again has no state twice. A
-//! nonce that begins with `w` says that the file has its whole length, so that one which was cut off since is noticed.
+//! A state counts only if its hash is that of the rest: a half-written state does not count. The
+//! state with the larger number is the present one. `LENGTH` is `-` where nothing is stored. The
+//! nonce is random: a file that was removed and made again never has the same state twice. A nonce
+//! that begins with `w` says that the file had its whole length; this detects a file that was
+//! truncated since.
 //!
-//! The initial state, whose nonce begins with `wn`, stands in a file before that has its name.
+//! The initial state, whose nonce begins with `wn`, is in the file before the file has its name.
 
 use std::fs::File;
 use std::io;
@@ -20,15 +22,15 @@ use sha2::{Digest, Sha256};
 
 use crate::record::{MAX_BYTES, random_token};
 
-/// How far apart they are: twice of what is needed.
+/// The distance between the slots: twice what is needed.
 const DISTANCE: u64 = 128 * 1024;
 
-/// What each begins with, before the number of the format.
+/// The beginning of each slot, before the number of the format.
 pub const MAGIC: &str = "serializer-lock ";
 
 const FORMAT: &str = "1";
 
-/// A header is shorter.
+/// A header is shorter than this, in bytes.
 const MAX_HEADER: usize = 256;
 
 /// The length of a file with both slots.
@@ -40,59 +42,60 @@ const IS_WHOLE: char = 'w';
 /// Next in the nonce of an initial state.
 const IS_INITIAL: char = 'n';
 
-/// An older program leaves a file empty for a moment when it makes one. This long, by the server's clock or a host's.
+/// How long an empty file counts as being made, by the server's clock or a host's: an older program
+/// leaves a new file empty for a moment.
 const BEING_MADE: Duration = Duration::from_secs(10);
 
-/// What is read at first, which nearly always is all.
+/// How many bytes are read first, nearly always all of them.
 const FIRST_READ: usize = 4096;
 
 /// A state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Larger than those of all states before it.
+    /// Larger than the numbers of all states before it.
     pub number: u64,
     nonce: String,
-    /// What is stored.
+    /// The stored text.
     pub text: Option<String>,
 }
 
-/// Why there is no telling what a file says.
+/// Why the state in a file cannot be read.
 #[derive(Debug)]
 pub enum Unreadable {
-    /// The operating system's answer.
+    /// An error of the operating system.
     Io(io::Error),
     /// A later format.
     Newer,
-    /// Something else.
+    /// Not written by this program.
     Foreign,
-    /// Cut off, or without a whole state: no crash leaves that.
+    /// Truncated, or without a whole state: a crash never leaves that.
     Torn,
-    /// Empty, and just made.
+    /// Empty, and just made by an older program.
     Young,
 }
 
 impl Slot {
-    /// Fails where there are no random numbers.
+    /// A state with a new nonce. Fails where there are no random numbers.
     pub fn new(number: u64, text: Option<String>) -> rustix::io::Result<Self> {
         Ok(Self { number, nonce: format!("{IS_WHOLE}{}", random_token()?), text })
     }
 
-    /// The state in which a file is made.
+    /// The state in which a file is made. Fails where there are no random numbers.
     pub fn initial(number: u64) -> rustix::io::Result<Self> {
         Ok(Self { number, nonce: format!("{IS_WHOLE}{IS_INITIAL}{}", random_token()?), text: None })
     }
 
-    /// Whether it says only that the register was never written.
+    /// Whether this state only says that the register was never written.
     pub fn is_initial(&self) -> bool {
         self.nonce.strip_prefix(IS_WHOLE).is_some_and(|rest| rest.starts_with(IS_INITIAL))
     }
 
-    /// Whether its file had the whole length.
+    /// Whether this state says that its file had the whole length.
     pub fn is_whole(&self) -> bool {
         self.nonce.starts_with(IS_WHOLE)
     }
 
-    /// Different for each state.
+    /// An identity that differs for each state.
     pub fn identity(&self) -> Vec<u8> {
         format!("{} {}", self.number, self.nonce).into_bytes()
     }
@@ -107,7 +110,7 @@ impl Slot {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Stands there then, once the file is synced; until then, nobody knows.
+    /// Writes the state into a slot. It is durable only once the file is synced.
     pub fn write(&self, file: &File, place: usize) -> io::Result<()> {
         let whole = format!("{} {}\n{}", self.head(), self.hash(), self.text.as_deref().unwrap_or(""));
         if file.metadata()?.len() < WHOLE {
@@ -138,8 +141,8 @@ fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
 }
 
-/// The present state of a file that is locked, and its place. One state is always whole, since a file is made with one, and the
-/// one before the present stays until the next is written.
+/// The present state of a flocked file, and its place. One state is always whole: a file is made
+/// with one, and the state before the present one stays until the next is written.
 pub fn present(file: &File) -> Result<(Slot, usize), Unreadable> {
     let mut present: Option<(Slot, usize)> = None;
     let metadata = file.metadata().map_err(Unreadable::Io)?;
@@ -164,12 +167,12 @@ pub fn present(file: &File) -> Result<(Slot, usize), Unreadable> {
     }
 }
 
-/// Whether a file looks like a lock's, also while it is flocked: what is begun begins like this, also while it is written.
+/// Whether a file looks like a register's, also while it is flocked and being written.
 pub fn is_begun(file: &File) -> bool {
     [0, 1].into_iter().any(|place| read_at(file, MAGIC.len(), offset(place)).is_ok_and(|bytes| bytes == MAGIC.as_bytes()))
 }
 
-/// All of a slot's bytes that may belong to it.
+/// All bytes that may belong to the state in a slot.
 fn read(file: &File, place: usize) -> io::Result<Vec<u8>> {
     let mut bytes = read_at(file, FIRST_READ, offset(place))?;
     let is_longer = bytes.len() == FIRST_READ && Slot::parse(&bytes).is_none();
@@ -193,9 +196,9 @@ fn read_at(file: &File, length: usize, offset: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What is not whole must be ours all the same: nothing yet, or what was written halfway.
+/// Checks that a slot without a whole state is this program's: empty, or half-written.
 fn check_torn(bytes: &[u8]) -> Result<(), Unreadable> {
-    // What was not written is zeros.
+    // Bytes that were never written are zeros.
     let begun = bytes.iter().position(|byte| *byte == 0).map_or(bytes, |end| &bytes[..end]);
     let expected = MAGIC.as_bytes();
     let length = begun.len().min(expected.len());
@@ -280,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn where_two_states_are_damaged_nobody_says_that_there_was_none() {
+    fn two_damaged_states_are_never_taken_for_no_state() {
         for length in [1, 30, 200] {
             let file = file();
             slot(7, Some(&"x".repeat(500))).write(&file, 0).expect("written");

@@ -1,25 +1,30 @@
-//! One lock file: how it is read, and changed only in the state that was seen.
+//! One lock file: how it is read, and how it is changed only in the state that was seen.
 //!
 //! # Why two writers never both succeed
 //!
-//! A lock file is not written to once it has its name: each record is a new file, complete before anybody can see it.
+//! A lock file is not written to once it has its name: each record is a new file, complete before
+//! it is visible.
 //!
-//! * **create** links it to the path. `link(2)` is atomic and fails if the path exists, so of any number of creators one wins.
-//! * **replace** renames it over the old file, **delete** unlinks the old file. Both do so only while they hold an exclusive flock
-//!   on the old file, and only if the path still leads to it (same inode) and it still holds the bytes that were judged. Of any
-//!   number of writers that judged the same file one is first, and for all others the path then leads elsewhere. The inode
-//!   number cannot be reused meanwhile, because they have it open.
-//! * create needs no flock: it succeeds only where there is no file, hence nobody whose flock counts. replace leaves no moment
-//!   without a file, in which a creator could come between.
+//! * **create** links it to the path. `link(2)` is atomic and fails if the path exists, so exactly
+//!   one of any number of creators succeeds.
+//! * **replace** renames it over the old file, **delete** unlinks the old file. Both do so only
+//!   while they hold an exclusive flock on the old file, and only if the path still leads to it
+//!   (same inode) and it still holds the bytes that were judged. Of any number of writers that
+//!   judged the same file, one is first. For all the others, the path then leads elsewhere. The
+//!   inode number cannot be reused meanwhile, because the writers have the file open.
+//! * create needs no flock: it succeeds only where there is no file, and so no flock that counts.
+//!   replace leaves no moment without a file, in which a creator could succeed.
 //!
 //! # What a kill leaves behind
 //!
-//! The kernel removes a file without a name, and a flock, together with the process. Each change is one system call, before which
-//! the path shows the old state and after which the new one. Between the two calls of replace, and wherever the file system
-//! has no unnamed files, a file `.serializer.*.tmp` may be left over; nobody ever reads it. Where the file system has no
-//! hard links (FAT), an empty lock file may be.
+//! With the process, the kernel removes its unnamed files and its flocks. Each change is one system
+//! call: before it, the path shows the old state, and after it the new one. A kill between the two
+//! calls of replace, or on a file system without unnamed files, may leave a file
+//! `.serializer.*.tmp`, which is never read. On a file system without hard links (FAT), it may
+//! leave an empty lock file.
 //!
-//! `file/legacy.rs` tells how it lives beside the Python plugin, which knows nothing of all this.
+//! `file/legacy.rs` describes how this works beside the Python plugin, which has none of these
+//! rules.
 
 use std::fs::File;
 use std::io;
@@ -42,20 +47,21 @@ use crate::backend::seam::{Next, State, Write};
 use crate::printable;
 use crate::record::MAX_BYTES;
 
-/// How long to try for the flock. Its holders do a handful of system calls, or settle; whoever keeps it longer is
-/// stopped or hostile, and must not be waited for without end.
+/// How long to try for the flock. Its holders make a handful of system calls, or settle. A process
+/// that keeps it longer is stopped or hostile, so the wait must end.
 const FLOCK_LIMIT: Duration = Duration::from_secs(2);
 
 const FLOCK: &str = "flock the lock file";
 const GIVE_BACK: &str = "give back the lock file";
 
-/// Between two tries for the flock: about as long as its holders need.
+/// The pause between two tries for the flock: about as long as its holders need.
 const FLOCK_PAUSE: Duration = Duration::from_micros(500);
 
-/// How often to open a path whose file is exchanged under our hands. Each time means that somebody else succeeded.
+/// How often to open a path whose file is exchanged meanwhile. Each exchange means that another
+/// process succeeded.
 const MAX_OPENS: usize = 16;
 
-/// Whoever may come next must be able to read it; the user's umask says who else.
+/// The next holder must be able to read the file; the umask restricts it.
 pub(super) const MODE: Mode = Mode::from_raw_mode(0o666);
 
 /// The lock file at a path.
@@ -73,12 +79,13 @@ impl LockFile {
         Self { path: path.to_owned(), queue: Queue::new(path), wake_up: WakeUp::new(path), watch: Watch::default() }
     }
 
-    /// Begins to watch the file; returns whether it is another one than before, and so has to be looked at.
+    /// Begins to watch the file. Returns whether it is another file than before, and so must be
+    /// read.
     pub(super) fn follow(&mut self) -> bool {
         self.watch.follow(&self.path)
     }
 
-    /// Where it is.
+    /// The path of the lock file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -87,8 +94,8 @@ impl LockFile {
         io_failure(&self.path, action, &error.into())
     }
 
-    /// Opens what is at the path, which must be a regular file; `None` when nothing is there. Never creates, follows a
-    /// symbolic link or waits for the other end of a FIFO.
+    /// Opens the file at the path, which must be regular; `None` when there is no file. Never
+    /// creates a file, follows a symbolic link or waits for the other end of a FIFO.
     fn open(&self, access: OFlags) -> Result<Option<File>, OpenError> {
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let file = match openat(CWD, &self.path, flags, Mode::empty()) {
@@ -121,11 +128,13 @@ impl LockFile {
         }
     }
 
-    /// Opens the file and locks it against all other writers of this program, given that it is still in the state `seen`.
+    /// Opens the file and flocks it against all other writers of this program; `None` if it is not
+    /// in the state `seen` any more.
     fn open_exclusively(&self, action: &'static str, seen: &[u8]) -> Result<Option<File>, Failure> {
         for _ in 0..MAX_OPENS {
             let opened = match self.open(OFlags::RDWR) {
-                // Renaming and unlinking need no right to write to the file; the flock needs one on NFS only.
+                // Renaming and unlinking do not need the right to write to the file; the flock
+                // needs it on NFS only.
                 Err(OpenError::Io(error)) if error.kind() == io::ErrorKind::PermissionDenied => self.open(OFlags::RDONLY),
                 opened => opened,
             };
@@ -147,7 +156,7 @@ impl LockFile {
         Ok(None)
     }
 
-    /// Locks it against all other writers of this program.
+    /// Flocks the file against all other writers of this program.
     pub(super) fn flock(&self, file: &File) -> Result<(), Failure> {
         self.try_flock(file).map_err(|refusal| match refusal {
             Refusal::Gone(error) => self.io_failure(FLOCK, error),
@@ -161,11 +170,11 @@ impl LockFile {
             match FileExt::try_lock(file) {
                 Ok(()) => return Ok(()),
                 Err(TryLockError::WouldBlock) if Instant::now() >= give_up => {
-                    let hint = format!("`fuser -v {}` shows who has it open", printable::path(&self.path));
+                    let hint = format!("`fuser -v {}` shows the processes that have it open", printable::path(&self.path));
                     let failure = Failure { cause: Cause::Contended, ..Failure::permanent("it is busy") };
                     return Err(Refusal::Failure(failure.with_hint(hint)));
                 }
-                // A blocking flock could not be given up without a signal or a thread.
+                // A blocking flock could be ended only by a signal or with a thread.
                 Err(TryLockError::WouldBlock) => std::thread::sleep(FLOCK_PAUSE),
                 Err(TryLockError::Error(error)) if is_gone(&error) => return Err(Refusal::Gone(error)),
                 Err(TryLockError::Error(error)) => return Err(Refusal::Failure(self.io_failure(FLOCK, error))),
@@ -174,10 +183,11 @@ impl LockFile {
     }
 }
 
-/// What a file holds, at most one byte more than a record can have, and which state of which file that is.
+/// The content of a file, at most one byte more than a record can have, and its version: which
+/// state of which file this is.
 pub(super) fn read(file: &File) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let metadata = file.metadata()?;
-    // A byte more than it should have shows that it has grown meanwhile.
+    // One byte more than its length shows that the file has grown meanwhile.
     let mut bytes = vec![0; metadata.len().min(MAX_BYTES as u64) as usize + 1];
     let mut length = 0;
     // Bounded by the buffer: each read fills some of it, or is the last one.
@@ -189,7 +199,7 @@ pub(super) fn read(file: &File) -> io::Result<(Vec<u8>, Vec<u8>)> {
     }
     bytes.truncate(length);
     let mut version = bytes.clone();
-    // The time tells an empty file from another one that got its inode number.
+    // The time distinguishes an empty file from a later one with the same inode number.
     for number in [metadata.dev(), metadata.ino(), metadata.mtime() as u64, metadata.mtime_nsec() as u64] {
         version.extend(number.to_ne_bytes());
     }
@@ -218,7 +228,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 /// Why there is no flock.
 enum Refusal {
-    /// The file was removed, which NFS tells only now.
+    /// The file was removed, which NFS reports only now.
     Gone(io::Error),
     Failure(Failure),
 }
@@ -229,7 +239,7 @@ enum OpenError {
 }
 
 impl LockFile {
-    /// What is stored: the text, and which state of which file it is.
+    /// The stored state: the text, and its version.
     pub(super) fn load(&self) -> Result<State, Failure> {
         let mut gone = None;
         for _ in 0..MAX_OPENS {
@@ -265,7 +275,7 @@ impl LockFile {
         let Some(old) = self.open_exclusively(CHANGE, version)? else { return Ok(Write::Conflict) };
         if let Some(file_system) = filesystem::without_exchange(&old) {
             drop(old);
-            // What is only of use for a time can be left out.
+            // A record that is only of use for a time can be left out.
             return if next.keep.is_some() { self.delete(version) } else { Err(self.without_exchange(&file_system)) };
         }
         let seen_text = seen.value.as_deref().unwrap_or("");
@@ -275,7 +285,8 @@ impl LockFile {
             Ok(Settled::Lost) => Ok(Write::Conflict),
             Ok(Settled::Plugins(bytes)) => {
                 if self.rename_over(&bytes).is_err() {
-                    // No room for another file: ours, which nothing relies on yet, is to say it. Empty, it is being written.
+                    // No room for another file: the text goes into ours, which nothing relies on
+                    // yet. While it is empty, it counts as being written.
                     let rewritten = new.set_len(0).and_then(|()| new.write_all_at(&bytes, 0));
                     rewritten.map_err(|error| self.io_failure(GIVE_BACK, error))?;
                 }
@@ -284,12 +295,13 @@ impl LockFile {
                 Ok(Write::Conflict)
             }
             Err(error) => {
-                // The caller will say that nothing was changed, so there must be no lock of ours.
+                // The caller will report that nothing was changed, so no lock of ours may remain.
                 if leads_to(&self.path, &new).unwrap_or(false) {
                     if legacy::has_one_holder(seen_text) {
                         let _ = unlinkat(CWD, &self.path, AtFlags::empty());
                     } else {
-                        // Others may hold it. If this fails, an entry too many is a lesser evil than one that is lost.
+                        // Other holders may remain. If this fails, an extra entry is a lesser evil
+                        // than a lost one.
                         drop(self.rename_over(seen_text.as_bytes()));
                     }
                     self.wake_up.send();
@@ -304,25 +316,26 @@ impl LockFile {
         let Some(_flocked) = self.open_exclusively(REMOVE, version)? else { return Ok(Write::Conflict) };
         match unlinkat(CWD, &self.path, AtFlags::empty()) {
             Ok(()) => Ok(Write::Done),
-            // Only the Python plugin removes without the flock.
+            // Only the Python plugin removes the file without the flock.
             Err(Errno::NOENT) => Ok(Write::Conflict),
             Err(error) => Err(self.io_failure(REMOVE, error)),
         }
     }
 
-    /// The file is a lock of another kind.
+    /// The failure for a lock that hosts share.
     fn shared_by_hosts(&self) -> Failure {
-        let hint = "set `SERIALIZER_LEASE_SECONDS` here, too, as they have it";
+        let hint = "set `SERIALIZER_LEASE_SECONDS` here, too, as on those hosts";
         Failure::permanent("it is a lock that hosts share, under leases").with_hint(hint).during_action(READ)
     }
 
-    /// Whether the lock may be changed is known, but not how to do that so that no other host does at the same time.
+    /// The failure for a file system on which two hosts could change the lock at the same time. The
+    /// lock itself may be changed.
     fn without_exchange(&self, file_system: &str) -> Failure {
         let path = printable::path(&self.path);
-        let why = format!("on its file system ({file_system}), hosts do not see at once that a file is exchanged");
+        let why = format!("on its file system ({file_system}), hosts do not see at once that a file was exchanged");
         let hint = format!(
-            "for locks that end with their holders there, set `SERIALIZER_LEASE_SECONDS` on all hosts; when you are certain that \
-             nothing uses it, remove `{path}`"
+            "to have locks there that end with their holders, set `SERIALIZER_LEASE_SECONDS` on all hosts; when you are certain \
+             that nothing uses it, remove `{path}`"
         );
         Failure::permanent(why).with_hint(hint).during_action(CHANGE)
     }
