@@ -15,7 +15,7 @@ pub fn kind_and_name(stored: &str) -> (Kind, &str) {
 }
 
 impl Key {
-    /// The name of its register in a store: the prefix of its kind and [`key`] of its name. A lock
+    /// The name of its register in a store: the prefix of its kind and `key` of its name. A lock
     /// whose name begins with such a prefix is stored under a hashed form that does not.
     pub fn stored_name(&self) -> String {
         let name = key(&self.name);

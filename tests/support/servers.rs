@@ -297,7 +297,7 @@ impl MariaDb {
         if !copy_template(&keeper, &template) {
             let install = find_program("mariadb-install-db");
             keeper.run(&format!(
-                "{install} --no-defaults --datadir=$PWD/data --auth-root-authentication-method=normal --skip-test-db {SMALL_LOG}"
+                "{install} --no-defaults --datadir=$PWD/data --tmpdir=$PWD --auth-root-authentication-method=normal --skip-test-db {SMALL_LOG}"
             ));
             let mut first = Self::start_in(keeper, Options::default());
             first.sql_in("mysql", &format!("CREATE USER meltano@'%' IDENTIFIED BY '{PASSWORD}'"));
