@@ -221,9 +221,9 @@ pub(in crate::backend) fn leads_to(path: &Path, file: &File) -> io::Result<bool>
     Ok(there.st_dev == here.st_dev && there.st_ino == here.st_ino)
 }
 
-/// Over NFS, a file may be removed while it is open.
+/// A file may be removed while it is open: NFS tells by ESTALE, sshfs, which goes by names, by ENOENT.
 fn is_gone(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::STALE)
+    matches!(Errno::from_io_error(error), Some(Errno::STALE | Errno::NOENT))
 }
 
 /// Why there is no flock.
