@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use super::checks::{self, variable};
 use super::failure::{Cause, Failure};
 use super::network::sentence;
+use super::plain;
 use crate::printable;
 
 /// Credentials are renewed so long before they expire.
@@ -199,7 +200,8 @@ pub fn http_client(roots: Option<&Path>) -> Result<SharedHttpClient, Failure> {
     let mut tls = TlsContext::builder();
     if let Some(path) = roots {
         checks::certificates(path)?;
-        let bundle = std::fs::read(path).unwrap_or_default();
+        let cannot = |error| Failure::permanent(format!("cannot read `{}`: {}", printable::path(path), plain(&error)));
+        let bundle = std::fs::read(path).map_err(cannot)?;
         tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(bundle));
     }
     let tls = tls.build().map_err(|error| Failure::permanent(innermost(&error)))?;

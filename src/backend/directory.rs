@@ -121,7 +121,7 @@ impl Store for Directory {
         "removing the file when nothing uses it"
     }
 
-    /// A poll is some five messages to a file server.
+    /// A poll is some six messages to a file server.
     fn poll_interval(&self) -> (Duration, Duration) {
         (Duration::from_millis(50), Duration::from_secs(1))
     }
