@@ -65,12 +65,16 @@ quietly() {
     fi
 }
 
-# Runs a test program, or some of its tests (`PROGRAM-SOME`, by what the arguments choose): THREADS at a time.
+# Runs a test program, or some of its tests (`PROGRAM-SOME`, by what the arguments choose): THREADS at a time. One that waits for
+# what never comes is ended after half an hour; repeated races take longer.
 tests() {
     local name=$1 threads=$2 started=$SECONDS code=0 log=$logs/test-$1.log
     shift 2
-    RUST_TEST_THREADS=$threads "${program_of[${name%%-*}]}" "$@" >"$log" 2>&1 || code=$?
+    RUST_TEST_THREADS=$threads timeout --foreground "$((30 * ${SERIALIZER_TEST_FACTOR:-1}))m" "${program_of[${name%%-*}]}" "$@" \
+        >"$log" 2>&1 || code=$?
     ((code == 0)) || sed -n '/^failures:$/,$p' "$log"
+    # libtest names what it waits for.
+    ((code != 124)) || grep 'has been running for over' "$log" || true
     # A program that is killed has no result.
     grep -q '^test result:' "$log" || say "test result: FAILED. 0 passed; 1 failed; 0 ignored" | tee -a "$log"
     say "   $name: $(sed -n 's/^test result: [A-Za-z]*\. \(.*\) failed;.*/\1 failed/p' "$log") in $((SECONDS - started)) s"

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use crate::support::{self, Ended, Locks, Shell, Waiter, pid_namespace};
+use crate::support::{self, Ended, Locks, Shell, Waiter, pid_namespace, until};
 
 /// Runs the program in a container.
 fn inside(shell: &mut Shell, args: &str) -> Ended {
@@ -48,9 +48,7 @@ fn a_waiter_in_another_container_gets_a_lock_that_is_released() {
     one.lock();
     // Two seconds for the attempt and an hour to the next: only what does not depend on it can help.
     two.send(r#""$S" lock --sleep-seconds 3600 2>/dev/null"#);
-    while locks.names() != ["serializer.lck", "serializer.lck.queue"] {
-        std::thread::yield_now();
-    }
+    until("it waits", || locks.names() == ["serializer.lck", "serializer.lck.queue"]);
     one.unlock();
     assert_eq!(two.answer().0, 0);
     two.unlock();
@@ -100,9 +98,7 @@ fn a_container_in_a_container_is_seen_by_the_outer_one() {
     assert_eq!(outer.run("read -r line <&9; test $line = locked"), 0);
     assert!(inside(&mut outer, "status --json").stdout.contains("\"its process is running\""));
     outer.send(r#""$S" lock --sleep-seconds 3600 2>said; code=$?; cat said; (exit $code)"#);
-    while !locks.names().contains(&"serializer.lck.queue".to_owned()) {
-        std::thread::yield_now();
-    }
+    until("it waits", || locks.names().contains(&"serializer.lck.queue".to_owned()));
     // The holder's process ends, and its namespace with it.
     std::fs::write(locks.dir().join("in"), "\n").expect("the inner shell reads");
     let (code, said) = outer.answer();
@@ -197,9 +193,7 @@ fn a_run_that_is_the_first_process_of_its_container_gives_the_command_its_signal
         while grep -s "^State:.Z" /proc/[0-9]*/status > /dev/null; do :; done; exit 4"#;
     let mut run = as_init(&locks, &["run", "--sleep-seconds=3600", "sh", "-c", script]);
     let child = run.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().expect("it starts");
-    while !locks.names().contains(&"serializer.lck.queue".to_owned()) {
-        std::thread::yield_now();
-    }
+    until("it waits", || locks.names().contains(&"serializer.lck.queue".to_owned()));
     holder.unlock();
     let ended = Ended::from(child.wait_with_output().expect("it ends"));
     assert_eq!((ended.code, ended.stdout.as_str()), (4, "SigBlk:\t0000000000000000\n"));

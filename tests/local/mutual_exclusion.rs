@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
 
-use crate::support::{Locks, Shell, legacy_plugin, rounds};
+use crate::support::{Locks, Shell, legacy_plugin, rounds, until};
 
 /// One worker: it locks, reads the counter, lets others run, writes the counter, and logs when it held the lock.
 const WORKER: &str = r#"
@@ -88,9 +88,7 @@ fn holders_that_are_killed_at_random_do_not_let_two_in() {
     for _ in 0..rounds(60) {
         // Whatever the shells are doing now is what the kill meets; progress in between keeps the kills apart.
         let before = lines();
-        while lines() < before + 3 {
-            std::thread::yield_now();
-        }
+        until("they go on", || lines() >= before + 3);
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let victim = (seed >> 33) as usize % SHELLS;
         shells[victim].kill().expect("a kill");

@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::{Child, Command, Stdio};
 
-use crate::support::{self, Ended, Locks, Shell, Waiter, rounds};
+use crate::support::{self, Ended, Locks, Shell, Waiter, rounds, until};
 
 /// Waits for a line on the FIFO `go`, notes that it ran, and ends with the exit code that the line tells.
 const JOB: &str = r#"read -r code < "$SERIALIZER_DIR/go"; echo ran >> "$SERIALIZER_DIR/log"; exit "$code""#;
@@ -30,9 +30,7 @@ impl Scene {
     /// The first one, which has the lock.
     fn first(&self) -> Child {
         let child = self.job().stderr(Stdio::null()).spawn().expect("it starts");
-        while !self.locks.file().exists() {
-            std::thread::yield_now();
-        }
+        until("it holds the lock", || self.locks.file().exists());
         child
     }
 
@@ -240,9 +238,7 @@ fn equal_command_lines_exclude_each_other_and_others_do_not() {
         scene.locks.serializer(&all)
     };
     let mut first = named(&["bash", "-c", JOB]).spawn().expect("it starts");
-    while scene.locks.names().len() < 2 {
-        std::thread::yield_now();
-    }
+    until("it holds the lock", || scene.locks.names().len() >= 2);
     assert_eq!(support::ended(&mut named(&["bash", "-c", JOB])).code, 75);
     for other in [&["bash", "-c", "exit 4"][..], &["bash", "-c", "exit 4", ""], &["bash", "-c exit 4"]] {
         assert_ne!(support::ended(&mut named(other)).code, 75, "{other:?}");

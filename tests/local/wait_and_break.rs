@@ -1,6 +1,6 @@
 //! `wait` returns when nobody holds the locks, and takes nothing; `break` takes a lock from one certain holder.
 
-use crate::support::{Locks, Shell, Waiter};
+use crate::support::{Locks, Shell, Waiter, until};
 
 /// The token of the holder, and the command that breaks its hold.
 fn token(locks: &Locks) -> String {
@@ -62,9 +62,7 @@ fn whoever_waits_without_wanting_the_lock_is_in_nobodys_way() {
     let watcher = Waiter::start(locks.serializer(&["wait"]));
     let mut next = Shell::start(&locks);
     next.send(r#""$S" lock --sleep-seconds 3600 2>/dev/null"#);
-    while locks.names() != ["serializer.lck", "serializer.lck.queue"] {
-        std::thread::yield_now();
-    }
+    until("it waits", || locks.names() == ["serializer.lck", "serializer.lck.queue"]);
     holder.unlock();
     assert_eq!(next.answer().0, 0, "it is woken although another one waits, too");
     // The one that waits may have seen the moment between the two, or not; at the latest it ends now.

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
 
-use crate::support::{self, Locks, Shell, Waiter, rounds};
+use crate::support::{self, Locks, Shell, Waiter, rounds, until};
 
 const HOUR: [&str; 2] = ["--sleep-seconds", "3600"];
 
@@ -99,9 +99,7 @@ fn forged_wake_ups_use_up_no_attempts() {
     let address = SocketAddr::from_abstract_name(name).expect("a name");
     let socket = UnixDatagram::unbound().expect("a socket");
     // It says that it waits before it listens.
-    while socket.send_to_addr(b"!", &address).is_err() {
-        std::thread::yield_now();
-    }
+    until("it listens", || socket.send_to_addr(b"!", &address).is_ok());
     for _ in 0..200 {
         // Blocks while the waiter's queue is full, so that it has looked many times when this ends.
         socket.send_to_addr(b"!", &address).expect("the waiter listens");

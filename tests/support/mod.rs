@@ -17,6 +17,7 @@ pub mod stores;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -194,6 +195,9 @@ impl Shell {
         let mut output = String::new();
         loop {
             let mut answer = String::new();
+            if self.stdout.buffer().is_empty() {
+                assert!(is_readable(self.stdout.get_ref(), 3 * LIMIT), "the shell does not answer; it said {output:?}");
+            }
             assert_ne!(self.stdout.read_line(&mut answer).expect("the shell answers"), 0, "the shell died");
             match answer.strip_prefix("rc=") {
                 Some(code) => return (code.trim().parse().expect("an exit code"), output),
@@ -286,9 +290,7 @@ impl Waiter {
     pub fn end(mut self) -> Ended {
         let pid = rustix::process::Pid::from_child(&self.child);
         if let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
-            let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-            let limit = Timespec { tv_sec: 120, tv_nsec: 0 };
-            assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "nothing has woken the waiter");
+            assert!(is_readable(pidfd, LIMIT), "nothing has woken the waiter");
         }
         let mut stderr = String::new();
         self.stderr.read_to_string(&mut stderr).expect("its messages");
@@ -419,9 +421,19 @@ pub fn copy_program(from: &Path, to: &Path) {
     assert!(Command::new("cp").args([from, to]).status().expect("cp runs").success());
 }
 
+/// How long to wait for what must come.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Whether there is something to read within `limit`, or nothing will come any more.
+fn is_readable(fd: impl AsFd, limit: Duration) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).expect("a short time");
+    poll(&mut fds, Some(&limit)) == Ok(1)
+}
+
 /// Waits for what must come, with a limit for when it does not.
 pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(120);
+    let limit = Instant::now() + LIMIT;
     // Most questions start a program: a loop without pauses would take the processor from what it waits for.
     let mut pause = Duration::from_millis(1);
     while !has_come() {
