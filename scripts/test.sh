@@ -11,7 +11,7 @@ if [ "${1-}" != --signals-are-default ]; then
 fi
 shift
 case $* in
-'') quick='' steps=6 ;;
+'') quick='' steps=4 ;;
 --quick) quick=1 steps=4 ;;
 *) echo "usage: scripts/test.sh [--quick]" >&2 && exit 2 ;;
 esac
@@ -158,11 +158,11 @@ while read -r name program; do program_of[$name]=$program; done < <(jq -r \
     "$logs/programs.json")
 
 lint() {
-    quietly clippy cargo clippy --all-targets --all-features -- -D warnings
-    # Other code is unused without the stores.
-    quietly clippy-without-stores cargo clippy --all-targets -- -D warnings
+    quietly clippy nice -n 19 cargo clippy --all-targets --all-features -- -D warnings &&
+        # Other code is unused without the stores.
+        quietly clippy-without-stores nice -n 19 cargo clippy --all-targets -- -D warnings
 }
-document() { RUSTDOCFLAGS='-D warnings' quietly doc cargo doc --no-deps --quiet --all-features; }
+document() { RUSTDOCFLAGS='-D warnings' quietly doc nice -n 19 cargo doc --no-deps --quiet --all-features; }
 
 if [ "$quick" ]; then
     announce "clippy, and the tests of one host (two minutes)"
@@ -178,31 +178,30 @@ await "${setting_up[@]}"
 # Of the stores' tests these compute; the others wait for leases and servers, side by side.
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
-# The kernels of NFS's hosts boot and wait: two at a time. The other tests of this program are alone.
-run_alone() {
+announce "clippy, the documentation and all tests (ten minutes; twelve at first)"
+# The tests mostly wait; this takes the time that they leave.
+{ lint && document; } &
+running=("clippy or the documentation" $!)
+# Three lanes of about the same length, each of which goes on after a failure. The kernels of NFS's hosts boot and wait: two at
+# a time. The other tests of that program are alone.
+of_one_host() {
     local code=0
     tests alone-nfs 2 nfs:: || code=$?
     tests alone-others 1 --skip nfs:: || code=$?
+    tests local 3 || code=$?
     return "$code"
 }
-
-announce "clippy and the documentation (four minutes at first)"
-lint || failed_steps+=("clippy")
-document || failed_steps+=("doc")
-
-announce "tests that wait: of stores and over NFS (nine minutes)"
-run_alone &
-running=(alone $!)
-tests stores-waiting 8 "${busy[@]/#/--skip=}" &
-running+=("stores that wait" $!)
-tests stores-busy 3 "${busy[@]}" &
-running+=("stores that compute" $!)
+waiting() {
+    local code=0
+    tests stores-waiting 8 "${busy[@]/#/--skip=}" || code=$?
+    tests meltano 2 || code=$?
+    tests lib 2 || code=$?
+    return "$code"
+}
+of_one_host &
+running+=("the tests of one host, or that are alone" $!)
+waiting &
+running+=("the tests of stores that wait, of Meltano, or of the library" $!)
+tests stores-busy 4 "${busy[@]}" &
+running+=("the stores that compute" $!)
 await "${running[@]}"
-
-announce "the tests of one host, and Meltano (three minutes)"
-tests lib 2 &
-await "the library's tests" $!
-tests meltano 2 &
-running=(meltano $!)
-tests local 3 &
-await "${running[@]}" local $!
