@@ -75,10 +75,7 @@ const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "AKIAVARIABLE"), ("AWS_SE
 fn identities_are_found_in_the_order_of_the_aws_cli() {
     for aws in Aws::both() {
         let url = &aws.store.url;
-        let (variable, profile) = match url.starts_with("s3:") {
-            true => ("the credentials are not accepted", "the credentials have expired"),
-            false => ("the access key is not known", "the credentials have expired"),
-        };
+        let (variable, profile) = ("the credentials are not accepted", "the credentials have expired");
         is_refused(&aws.run(url, &KEYS), variable);
         is_refused(&aws.run(url, &[KEYS[0], KEYS[1], ("AWS_PROFILE", "etl")]), variable);
         is_refused(&aws.run(url, &[("AWS_PROFILE", "etl")]), profile);

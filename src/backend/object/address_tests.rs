@@ -4,7 +4,6 @@ use object_store::aws::AmazonS3ConfigKey;
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 
-use super::super::azure::Account;
 use super::{Access, Options};
 use crate::backend::aws::Wanted;
 use crate::backend::failure::Failure;
@@ -16,7 +15,7 @@ fn read(url: &str, variables: Environment<'_>) -> Result<Options, Failure> {
     let url = StoreUrl::parse(url).expect(url);
     let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(5) };
     let all = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    Options::read(&settings, &all.collect::<Vec<_>>())
+    Options::read(&settings, all.collect())
 }
 
 fn read_well(url: &str, variables: Environment<'_>) -> Options {
@@ -47,14 +46,14 @@ const CONNECTION: (&str, &str) = ("AZURE_STORAGE_CONNECTION_STRING", "AccountNam
 #[test]
 fn the_addresses_of_meltano_s_state_backends_are_understood() {
     let options = read_well("s3://AKIA123:wJal/rX+x%2Fy@my-bucket/meltano/state/", &[]);
-    assert_eq!((options.bucket.as_str(), options.prefix.as_str()), ("my-bucket", "meltano/state"));
+    assert_eq!((options.bucket.as_str(), options.prefix.as_ref()), ("my-bucket", "meltano/state"));
     let Access::S3 { wanted, .. } = options.access else { panic!("S3") };
     assert_eq!(wanted.keys, Some(("AKIA123".to_owned(), "wJal/rX+x/y".to_owned(), None)));
     for url in ["azure://states/meltano", "az://states/meltano", "gs://states/meltano", "s3://states//meltano"] {
         let options = read_well(url, &[CONNECTION]);
-        assert_eq!((options.bucket.as_str(), options.prefix.as_str()), ("states", "meltano"), "{url}");
+        assert_eq!((options.bucket.as_str(), options.prefix.as_ref()), ("states", "meltano"), "{url}");
     }
-    assert_eq!(read_well("s3://bucket", &[]).prefix, "");
+    assert_eq!(read_well("s3://bucket", &[]).prefix.as_ref(), "");
 }
 
 #[test]
@@ -84,23 +83,23 @@ fn meltano_s_settings_are_used_where_the_address_says_nothing() {
 
 #[test]
 fn connection_strings_say_where_an_account_is_and_how_to_use_it() {
-    let read = |text: &str| Account::of_connection_string(text).map_err(|failure| failure.why).expect(text);
-    let usual = read("DefaultEndpointsProtocol=https;AccountName=shop;AccountKey=a+b/c==;EndpointSuffix=core.windows.net");
-    assert_eq!(usual.endpoint.as_deref(), Some("https://shop.blob.core.windows.net"));
-    assert_eq!((usual.name.as_deref(), usual.key.as_deref()), (Some("shop"), Some("a+b/c==")));
-    let sas = "sv=2022&sp=rcwl&sig=a%3D";
-    let text = format!("BlobEndpoint=https://shop.blob.core.windows.net/;SharedAccessSignature={sas}");
-    let shared = read(&text);
-    assert_eq!(shared.sas.as_deref(), Some(sas));
-    assert_eq!(shared.endpoint.as_deref(), Some("https://shop.blob.core.windows.net"));
-    let name = |text: &str| {
-        azure("azure://c", &[("AZURE_STORAGE_CONNECTION_STRING", text)]).get_config_value(&AzureConfigKey::AccountName)
-    };
-    assert_eq!(name(&text).as_deref(), Some("shop"));
-    let local = read("UseDevelopmentStorage=true");
-    assert_eq!(local.endpoint.as_deref(), Some("http://127.0.0.1:10000/devstoreaccount1"));
+    use AzureConfigKey::{AccessKey, AccountName, Endpoint, SasKey};
+    let shop = "https://shop.blob.core.windows.net";
+    for (text, key, sas) in [
+        (
+            "DefaultEndpointsProtocol=https;AccountName=shop;AccountKey=a+b/c==;EndpointSuffix=core.windows.net",
+            Some("a+b/c=="),
+            None,
+        ),
+        ("BlobEndpoint=https://shop.blob.core.windows.net/;SharedAccessSignature=sv=2&sig=a%3D", None, Some("sv=2&sig=a%3D")),
+    ] {
+        let builder = azure("azure://c", &[("AZURE_STORAGE_CONNECTION_STRING", text), ("AZURE_STORAGE_ACCOUNT_KEY", "other==")]);
+        let value = |key| builder.get_config_value(&key);
+        assert_eq!((value(AccountName).as_deref(), value(Endpoint).as_deref()), (Some("shop"), Some(shop)));
+        assert_eq!((value(AccessKey).as_deref(), value(SasKey).as_deref()), (key, sas));
+    }
     for text in ["hunter2", "AccountKey=hunter2", "a=b;hunter2"] {
-        let failure = Account::of_connection_string(text).err().expect(text);
+        let failure = read("azure://c", &[("AZURE_STORAGE_CONNECTION_STRING", text)]).err().expect(text);
         assert!(!failure.why.contains("hunter2"), "{}", failure.why);
     }
 }
@@ -191,7 +190,6 @@ fn an_address_that_cannot_be_used_is_refused_without_its_secret() {
         ("s3://b?access_key_id=hunter2", "only one"),
         ("s3://b?access_key_id=hunter2&secret_access_key=x&profile=etl", "both"),
         ("s3://a b/p", "not valid"),
-        ("s3://b?region=eu west", "region"),
         ("s3://b?endpoint=nonsense", endpoint),
         ("s3://b?endpoint=ftp://hunter2", endpoint),
         ("s3://b?endpoint=http://", endpoint),
@@ -200,36 +198,10 @@ fn an_address_that_cannot_be_used_is_refused_without_its_secret() {
         ("s3://b?endpoint=http://xn--a", endpoint),
         ("gs://b?endpoint=http://a b", endpoint),
         ("azure://c?account=a/b", "account"),
-        ("s3://hunter2%0A:x@b/p", "characters"),
-        ("s3://a:x@b/p?session_token=hunter2%20", "characters"),
     ] {
         let failure = read(url, &[]).err().expect(url);
         let is_said = failure.why.contains(part);
         assert!(is_said && !failure.why.contains("hunter2"), "{url}: {}", failure.why);
-    }
-}
-
-#[test]
-fn variables_are_checked_before_the_crate_uses_them() {
-    let nonsense = ["AWS_ENDPOINT_URL", "AZURE_AUTHORITY_HOST", "AZURE_MSI_ENDPOINT", "GOOGLE_BASE_URL"];
-    let others = [
-        ("AWS_REGION", "eu west"),
-        ("AZURE_TENANT_ID", "a b"),
-        ("AZURE_STORAGE_TOKEN", "hunter2\nx"),
-        ("GCE_METADATA_HOST", "h\n"),
-        // The crate reads it by itself, and sends it as it is.
-        ("IDENTITY_HEADER", "hunter2\n"),
-    ];
-    for (name, value) in nonsense.map(|name| (name, "nonsense")).into_iter().chain(others) {
-        let (url, other) = match name {
-            name if name.starts_with("AWS_") => ("s3://b", "gs://b"),
-            name if name.starts_with('G') => ("gs://b", "s3://b"),
-            _ => ("azure://c?account=a", "s3://b"),
-        };
-        let failure = read(url, &[(name, value)]).err().expect(name);
-        assert!(failure.why.contains(name) && !failure.why.contains("hunter2"), "{}", failure.why);
-        // Those of other clouds do not matter.
-        read_well(other, &[(name, value)]);
     }
 }
 
