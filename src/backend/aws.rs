@@ -85,13 +85,14 @@ pub struct Account {
 impl Account {
     /// Reads the settings for `service` once, and fetches credentials if there are none that are good for a while. Says
     /// whether they are new.
-    pub async fn prepare(known: &mut Option<Self>, wanted: &Wanted, service: &str) -> Result<bool, Failure> {
+    pub async fn prepare<'a>(known: &'a mut Option<Self>, wanted: &Wanted, service: &str) -> Result<(&'a Self, bool), Failure> {
         let late = |_| Failure::transient("AWS's settings for this host do not come in time");
         let account = match known {
             Some(account) => account,
             None => known.insert(timeout(wanted.timeout, Self::find(wanted, service)).await.map_err(late)??),
         };
-        account.renew(wanted.timeout).await
+        let are_new = account.renew(wanted.timeout).await?;
+        Ok((account, are_new))
     }
 
     /// The last credentials.

@@ -3,7 +3,9 @@
 //! Reads are strongly consistent, and every write is conditional on the item's number and value, which DynamoDB decides
 //! in one place and in one order. There is no clock that its users share, and no wake-up; each poll costs money.
 //!
-//! All attributes are named by placeholders, because DynamoDB reserves many words.
+//! An item has its `version`, the number of the state; `record`, the value, if there is one; `format`, what the
+//! attributes mean; and `changed`, when it was written, for people. Expressions name them by placeholders, because
+//! DynamoDB reserves many words.
 
 mod answers;
 mod options;
@@ -30,17 +32,8 @@ use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
 use crate::store::StoreSettings;
 
-/// The number of the state.
-const VERSION: &str = "version";
-/// The value; missing without one.
-const RECORD: &str = "record";
-/// What the attributes mean.
-const FORMAT: &str = "format";
-/// When it was written, for people.
-const CHANGED: &str = "changed";
-
 /// The format that is written.
-const CURRENT_FORMAT: u8 = 1;
+const FORMAT: u8 = 1;
 
 /// A table with an item per key.
 pub struct DynamoDb {
@@ -69,13 +62,10 @@ impl DynamoDb {
     fn ask<T>(&mut self, ask: impl AsyncFnOnce(&Table<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
         let Self { options, runtime, account, client } = self;
         let answer = runtime.block_on(async {
-            if Account::prepare(account, &options.wanted, "DynamoDB").await? {
-                *client = None;
-            }
-            let account = account.as_ref().ok_or_else(|| Failure::permanent("there is no account"))?;
+            let (account, is_new) = Account::prepare(account, &options.wanted, "DynamoDB").await?;
             let client = match client {
-                Some(client) => client,
-                None => client.insert(connect(account, options)?),
+                Some(client) if !is_new => client,
+                _ => client.insert(connect(account, options)?),
             };
             let Some(region) = account.region.as_deref() else {
                 let hint = "`region=…` in the address, `AWS_REGION`, or `region` of the profile names it";
@@ -120,7 +110,7 @@ impl Table<'_> {
         let mut update = "SET #version = :next, #format = :current, #changed = :changed".to_owned();
         let mut values = vec![
             (":next", number(next.number)),
-            (":current", number(CURRENT_FORMAT.into())),
+            (":current", number(FORMAT.into())),
             (":changed", AttributeValue::S(Timestamp::now().to_string())),
         ];
         let mut removed = Vec::new();
@@ -148,7 +138,7 @@ impl Table<'_> {
         let sent = request.return_values(ReturnValue::UpdatedNew).send().await;
         // A server that answers anything with 200 is not DynamoDB: the SDK takes an empty body for success.
         let is_confirmed =
-            |answer: &UpdateItemOutput| answer.attributes().and_then(|new| new.get(VERSION)) == Some(&number(next.number));
+            |answer: &UpdateItemOutput| answer.attributes().and_then(|new| new.get("version")) == Some(&number(next.number));
         if sent.as_ref().is_ok_and(|answer| !is_confirmed(answer)) {
             return Err(Failure::permanent("the server does not answer as DynamoDB does").indefinite());
         }
@@ -165,18 +155,15 @@ impl Table<'_> {
         self.done(request.send().await, "dynamodb:DeleteItem")
     }
 
-    /// What the placeholders in an expression stand for. DynamoDB refuses others.
+    /// What the placeholders in an expression stand for.
     fn names(&self, expression: &str) -> HashMap<String, String> {
-        let Options { key, ttl, .. } = self.options;
-        let all = [
-            ("#key", &**key),
-            ("#ttl", ttl),
-            ("#version", VERSION),
-            ("#record", RECORD),
-            ("#format", FORMAT),
-            ("#changed", CHANGED),
-        ];
-        owned(all.into_iter().filter(|(name, _)| expression.contains(name)))
+        let words = expression.split(|c: char| c != '#' && !c.is_ascii_lowercase());
+        let names = words.filter_map(|word| match word.strip_prefix('#')? {
+            "key" => Some((word, &*self.options.key)),
+            "ttl" => Some((word, &*self.options.ttl)),
+            name => Some((word, name)),
+        });
+        owned(names)
     }
 
     /// All items that are ours, with their stored names, in the order of these.
@@ -206,7 +193,7 @@ fn condition(expected: &State, values: &mut Vec<(&'static str, AttributeValue)>)
         // Every item has the key.
         return "attribute_not_exists(#key)";
     }
-    values.extend([(":number", number(expected.number)), (":format", number(CURRENT_FORMAT.into()))]);
+    values.extend([(":number", number(expected.number)), (":format", number(FORMAT.into()))]);
     match &expected.value {
         Some(value) => {
             values.push((":seen", AttributeValue::S(value.clone())));
@@ -266,7 +253,7 @@ fn number(number: u64) -> AttributeValue {
     AttributeValue::N(number.to_string())
 }
 
-fn owned<V: Into<W>, W>(map: impl IntoIterator<Item = (&'static str, V)>) -> HashMap<String, W> {
+fn owned<'a, V: Into<W>, W>(map: impl IntoIterator<Item = (&'a str, V)>) -> HashMap<String, W> {
     map.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
 }
 
@@ -277,11 +264,11 @@ fn state(item: &HashMap<String, AttributeValue>) -> Result<State, Failure> {
         Some(AttributeValue::S(text) | AttributeValue::N(text)) => Ok(Some(text)),
         Some(_) => Err(foreign(name)),
     };
-    if *text_of(FORMAT)?.ok_or_else(|| foreign(FORMAT))? != CURRENT_FORMAT.to_string() {
+    if *text_of("format")?.ok_or_else(|| foreign("format"))? != FORMAT.to_string() {
         return Err(of_newer_version());
     }
-    let number: u64 = text_of(VERSION)?.and_then(|number| number.parse().ok()).ok_or_else(|| foreign(VERSION))?;
-    let value = text_of(RECORD)?.cloned();
+    let number: u64 = text_of("version")?.and_then(|number| number.parse().ok()).ok_or_else(|| foreign("version"))?;
+    let value = text_of("record")?.cloned();
     // A table that was restored may have had another state of that number.
     let version = Some(format!("{number} {}", value.as_deref().unwrap_or("")).into_bytes());
     Ok(State { version, number, value, ..State::default() })

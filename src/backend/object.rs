@@ -67,14 +67,13 @@ impl ObjectStore {
         let Self { options, runtime, account, client, has_worked, .. } = self;
         let limit = options.timeout;
         let answer = runtime.block_on(async {
-            if let Access::S3 { wanted, .. } = &options.access
-                && Account::prepare(account, wanted, "S3").await?
-            {
-                *client = None;
-            }
+            let (account, is_new) = match &options.access {
+                Access::S3 { wanted, .. } => Account::prepare(account, wanted, "S3").await.map(|(a, is)| (Some(a), is))?,
+                _ => (None, false),
+            };
             let client = match client {
-                Some(client) => client,
-                None => client.insert(Client::new(options, account.as_ref())?),
+                Some(client) if !is_new => client,
+                _ => client.insert(Client::new(options, account)?),
             };
             match timeout(limit * 2, client.prepare()).await {
                 Ok(Ok(())) => *has_worked = true,

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use http::header::{AUTHORIZATION, IF_MATCH};
 use http::{HeaderName, Method, Request};
 use object_store::aws::{AmazonS3, AmazonS3ConfigKey, AwsAuthorizer, AwsCredential, S3ConditionalPut};
-use object_store::azure::{AzureAccessKey, AzureAuthorizer, AzureConfigKey, MicrosoftAzure};
+use object_store::azure::{AzureAuthorizer, AzureConfigKey, MicrosoftAzure};
 use object_store::client::{HttpConnector, HttpRequestBody};
 use object_store::gcp::{GoogleCloudStorage, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider, UpdateVersion};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::address::{Access, Options};
-use super::connector::Connector;
+use super::connector::{Connector, generic};
 use crate::backend::aws::Account;
 use crate::backend::checks::{self, innermost};
 use crate::backend::failure::Failure;
@@ -34,9 +35,9 @@ enum Service {
 impl Client {
     /// Does not connect yet. S3 needs an `account`.
     pub fn new(options: &Options, account: Option<&Account>) -> Result<Self, Failure> {
-        let hint = options.kind.credentials;
         let unusable = |error: object_store::Error| {
-            Failure::permanent(format!("settings cannot be used: {}", innermost(&error))).with_hint(hint)
+            let why = format!("settings cannot be used: {}", innermost(&error));
+            Failure::permanent(why).with_hint(options.kind.credentials)
         };
         // A write that is sent again by the crate looks like a conflict.
         let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
@@ -70,11 +71,6 @@ impl Client {
                 let account = value(AzureConfigKey::AccountName).unwrap_or_default();
                 let usual = || format!("https://{account}.blob.core.windows.net");
                 let url = in_bucket(value(AzureConfigKey::Endpoint).unwrap_or_else(usual));
-                // The crate's error repeats a part of it.
-                if value(AzureConfigKey::AccessKey).is_some_and(|key| AzureAccessKey::try_new(&key).is_err()) {
-                    let why = "settings cannot be used: the storage account's key is not base64";
-                    return Err(Failure::permanent(why).with_hint(hint));
-                }
                 let is_fixed = [AzureConfigKey::AccessKey, AzureConfigKey::SasKey].map(value).iter().any(Option::is_some);
                 connector.is_plain = url.starts_with("http://") && is_fixed;
                 let builder = builder.as_ref().clone().with_http_connector(connector.clone());
@@ -110,18 +106,16 @@ impl Client {
 
     /// Deletes an object only if it has the version `seen`.
     pub async fn delete(&self, path: &Path, seen: &[u8]) -> object_store::Result<()> {
-        let generic = |source: Box<dyn std::error::Error + Send + Sync>| object_store::Error::Generic { store: "client", source };
         let UpdateVersion { e_tag, version } = condition(seen);
         let (header, value) = match &self.service {
             Service::Gcs(_) => (HeaderName::from_static("x-goog-if-generation-match"), version),
             _ => (IF_MATCH, e_tag),
         };
         // Without a condition, it would delete whatever is there.
-        let value = value.ok_or_else(|| generic("the object has no version".into()))?;
-        let parts = path.parts().map(|part| percent_encoding::utf8_percent_encode(part.as_ref(), IN_PATHS).to_string());
-        let uri = format!("{}/{}", self.url, parts.collect::<Vec<_>>().join("/"));
+        let value = value.ok_or_else(|| generic("the object has no version"))?;
+        let uri = format!("{}/{}", self.url, utf8_percent_encode(path.as_ref(), IN_PATHS));
         let request = Request::builder().method(Method::DELETE).uri(uri).header(header, value);
-        let mut request = request.body(HttpRequestBody::empty()).map_err(|error| generic(error.into()))?;
+        let mut request = request.body(HttpRequestBody::empty()).map_err(generic)?;
         match &self.service {
             Service::S3 { store, region } => {
                 let credential = store.credentials().get_credential().await?;
@@ -133,18 +127,17 @@ impl Client {
             }
             Service::Gcs(store) => {
                 let bearer = format!("Bearer {}", store.credentials().get_credential().await?.bearer);
-                let bearer = bearer.parse().map_err(|_| generic("the token is not valid".into()))?;
+                let bearer = bearer.parse().map_err(|_| generic("the token is not valid"))?;
                 request.headers_mut().insert(AUTHORIZATION, bearer);
             }
         }
         let client = self.connector.connect(&ClientOptions::new())?;
-        client.execute(request).await.map(drop).map_err(|error| generic(error.into()))
+        client.execute(request).await.map(drop).map_err(generic)
     }
 }
 
 /// What a URL's path does not have as it is.
-const IN_PATHS: &percent_encoding::AsciiSet =
-    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const IN_PATHS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 /// A version as the crate has it.
 pub fn condition(version: &[u8]) -> UpdateVersion {

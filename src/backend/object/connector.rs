@@ -64,16 +64,19 @@ impl HttpConnector for Connector {
             // After a redirect, a PUT becomes a GET, whose success looks like that of the PUT.
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never());
-        let cannot = |source: Box<dyn std::error::Error + Send + Sync>| object_store::Error::Generic { store: "client", source };
         if let Some(path) = &self.roots {
-            let bundle = checks::certificates(path).map_err(|failure| cannot(failure.why.into()))?;
-            builder =
-                builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(&bundle).map_err(|error| cannot(error.into()))?);
+            let bundle = checks::certificates(path).map_err(|failure| generic(failure.why))?;
+            builder = builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(&bundle).map_err(generic)?);
         } else if self.is_plain {
             builder = builder.tls_certs_only([]);
         }
-        Ok(HttpClient::new(Telling(builder.build().map_err(|error| cannot(error.into()))?)))
+        Ok(HttpClient::new(Telling(builder.build().map_err(generic)?)))
     }
+}
+
+/// An error of our own, as one of the crate.
+pub fn generic(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> object_store::Error {
+    object_store::Error::Generic { store: "client", source: source.into() }
 }
 
 /// A client that tells why a request did not succeed.

@@ -12,11 +12,8 @@ pub struct Kind {
     pub example: &'static str,
     /// What objects are in.
     pub bucket: &'static str,
-    /// How credentials are given.
     pub credentials: &'static str,
-    /// Which rights are required.
     pub rights: &'static str,
-    /// How to say where the store is.
     pub elsewhere: &'static str,
 }
 
