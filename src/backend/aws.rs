@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -35,15 +34,14 @@ const EARLY: Duration = Duration::from_secs(300);
 /// Credentials that could not be renewed are asked for again after so long: a holder must get on meanwhile.
 const PAUSE: Duration = Duration::from_secs(10);
 
+const NONE: &str = "there are no credentials for AWS";
+
 /// What an address or other settings ask for; the rest is found as the AWS CLI finds it.
 pub struct Wanted {
     /// An access key and its secret, and perhaps a session token.
     pub keys: Option<(String, String, Option<String>)>,
-    /// A profile of AWS's files.
     pub profile: Option<String>,
-    /// Where the service is.
     pub region: Option<String>,
-    /// The server to ask instead of AWS's.
     pub endpoint: Option<String>,
     /// A file with the certificates to trust instead of the system's.
     pub roots: Option<PathBuf>,
@@ -71,13 +69,10 @@ impl Wanted {
 
 /// What the settings have led to. Not `Debug`: it holds secrets.
 pub struct Account {
-    /// For the clients of services.
     pub config: SdkConfig,
-    /// Where the service is, if that is known.
     pub region: Option<String>,
-    /// The server to ask instead of AWS's.
     pub endpoint: Option<String>,
-    /// The last credentials.
+    /// The last ones.
     credentials: Option<Credentials>,
     asked: Option<SystemTime>,
 }
@@ -97,33 +92,38 @@ impl Account {
 
     /// The last credentials.
     pub fn credentials(&self) -> Result<&Credentials, Failure> {
-        self.credentials.as_ref().ok_or_else(|| Failure::permanent("there are no credentials for AWS"))
+        self.credentials.as_ref().ok_or_else(|| Failure::permanent(NONE))
     }
 
     async fn find(wanted: &Wanted, service: &str) -> Result<Self, Failure> {
-        refuse_doubtful_settings(wanted).await?;
+        let name = profile(wanted)?;
+        let (fs, env, files) = (Fs::real(), Env::real(), Default::default());
+        let loaded = aws_config::profile::load(&fs, &env, &files, name.clone().map(Into::into)).await;
+        let profiles = loaded.map_err(|error| {
+            let why = format!("AWS's configuration files cannot be used: {}", innermost(&error));
+            Failure::permanent(why).with_hint("`aws configure list` reads the same files")
+        })?;
+        if let Some(name) = name.filter(|name| name != "default" && profiles.get_profile(name).is_none()) {
+            let why = format!("the profile `{}` does not exist", printable::field(&name));
+            return Err(Failure::permanent(why).with_hint("`aws configure list-profiles` shows which there are"));
+        }
         let http = http_client(wanted.roots.as_deref())?;
         let provider = ProviderConfig::without_region().with_http_client(http.clone());
+        let mut region = wanted.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+        region = region.or_else(|| profiles.get("region").map(str::to_owned));
+        // Stores that speak S3's protocol are often used without a region, outside of AWS.
+        if region.is_none() && service != "S3" {
+            let instance = aws_config::imds::region::ImdsRegionProvider::builder().configure(&provider).build();
+            region = instance.region().await.map(|region| region.to_string());
+        }
+        region.as_ref().map_or(Ok(()), |region| checks::word(region, "region"))?;
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
         loader = loader.http_client(http).retry_config(RetryConfig::disabled());
-        let mut profile_region = ProfileFileRegionProvider::builder();
-        if let Some(profile) = &wanted.profile {
-            loader = loader.profile_name(profile);
-            profile_region = profile_region.profile_name(profile);
-        }
-        let environment = aws_config::environment::EnvironmentVariableRegionProvider::new();
-        let chain = RegionProviderChain::first_try(wanted.region.clone().map(Region::new));
-        let mut chain = chain.or_else(environment).or_else(profile_region.build());
-        // Stores that speak S3's protocol are often used without a region, outside of AWS.
-        if service != "S3" {
-            chain = chain.or_else(aws_config::imds::region::ImdsRegionProvider::builder().configure(&provider).build());
-        }
-        let region = chain.region().await.map(|region| checks::trimmed(region.as_ref()).to_owned());
-        region.as_ref().map_or(Ok(()), |region| checks::word(region, "region"))?;
         loader = loader.region(region.clone().map(Region::new));
         if let Some((id, secret, token)) = &wanted.keys {
             loader = loader.credentials_provider(Credentials::new(id, secret, token.clone(), None, "address"));
         } else if let Some(profile) = &wanted.profile {
+            loader = loader.profile_name(profile);
             // Like the CLI's `--profile`, before the variables with access keys.
             let provider = provider.with_region(region.clone().map(Region::new));
             let provider = ProfileFileCredentialsProvider::builder().configure(&provider).profile_name(profile);
@@ -148,8 +148,7 @@ impl Account {
             return Ok(false);
         }
         self.asked = Some(now);
-        let none = || Failure::permanent("there are no credentials for AWS");
-        let provider = self.config.credentials_provider().ok_or_else(none)?;
+        let provider = self.config.credentials_provider().ok_or_else(|| Failure::permanent(NONE))?;
         let failure = match timeout(limit, provider.provide_credentials()).await {
             Ok(Ok(credentials)) => {
                 self.credentials = Some(usable(&credentials)?);
@@ -166,36 +165,22 @@ impl Account {
     }
 }
 
-/// Refuses what the SDK would read in another way than the AWS CLI, or pass over in silence.
-async fn refuse_doubtful_settings(wanted: &Wanted) -> Result<(), Failure> {
-    // Keys in the address are used whatever a profile says.
-    if wanted.keys.is_some() {
-        return Ok(());
+/// The profile that is named, unless keys are. Refuses what the SDK would read in another way than the AWS CLI, or pass
+/// over in silence.
+fn profile(wanted: &Wanted) -> Result<Option<String>, Failure> {
+    if wanted.keys.is_some() || wanted.profile.is_some() {
+        return Ok(wanted.profile.clone());
     }
-    let mut profile = wanted.profile.clone();
-    if profile.is_none() {
-        profile = variable("AWS_PROFILE");
-        if variable("AWS_DEFAULT_PROFILE").is_some_and(|other| profile.as_ref() != Some(&other)) {
-            let why = "`AWS_DEFAULT_PROFILE` names another profile than `AWS_PROFILE`";
-            return Err(Failure::permanent(why).with_hint("set `AWS_PROFILE` alone"));
-        }
-        if variable("AWS_ACCESS_KEY_ID").is_some() != variable("AWS_SECRET_ACCESS_KEY").is_some() {
-            let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";
-            return Err(Failure::permanent(why).with_hint("set both, or neither to use a profile or a role"));
-        }
+    let profile = variable("AWS_PROFILE");
+    if variable("AWS_DEFAULT_PROFILE").is_some_and(|other| profile.as_ref() != Some(&other)) {
+        let why = "`AWS_DEFAULT_PROFILE` names another profile than `AWS_PROFILE`";
+        return Err(Failure::permanent(why).with_hint("set `AWS_PROFILE` alone"));
     }
-    let Some(name) = profile.filter(|name| name != "default") else { return Ok(()) };
-    let (fs, env, files) = (Fs::real(), Env::real(), Default::default());
-    let loaded = aws_config::profile::load(&fs, &env, &files, Some(name.clone().into())).await;
-    let profiles = loaded.map_err(|error| {
-        let why = format!("AWS's configuration files cannot be used: {}", innermost(&error));
-        Failure::permanent(why).with_hint("`aws configure list` reads the same files")
-    })?;
-    if profiles.get_profile(&name).is_none() {
-        let why = format!("the profile `{}` does not exist", printable::field(&name));
-        return Err(Failure::permanent(why).with_hint("`aws configure list-profiles` shows which there are"));
+    if variable("AWS_ACCESS_KEY_ID").is_some() != variable("AWS_SECRET_ACCESS_KEY").is_some() {
+        let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";
+        return Err(Failure::permanent(why).with_hint("set both, or neither to use a profile or a role"));
     }
-    Ok(())
+    Ok(profile)
 }
 
 /// `AWS_ENDPOINT_URL_…`, the profile's `services`, `AWS_ENDPOINT_URL`, the profile's `endpoint_url`.
@@ -246,7 +231,7 @@ fn failure_of(error: &CredentialsError) -> Failure {
         || chain(error).any(|error| error.downcast_ref().is_some_and(is_late));
     let (why, hint) = match error {
         CredentialsError::CredentialsNotLoaded(_) => (
-            "there are no credentials for AWS".to_owned(),
+            NONE.to_owned(),
             "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, `aws sso login` or a role of this host or \
              container provide them",
         ),

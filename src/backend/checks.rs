@@ -8,9 +8,10 @@ use std::path::Path;
 
 use http::Uri;
 use percent_encoding::percent_decode_str;
+use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use url::Url;
+use url::{Position, Url};
 
 use super::failure::{Cause, Failure};
 use super::network::sentence;
@@ -23,9 +24,8 @@ pub struct Address {
     pub user: Option<String>,
     /// Empty if the address says so.
     pub password: Option<String>,
-    /// May be empty.
+    /// With the port; may be empty.
     pub host: String,
-    pub has_port: bool,
     /// Without the first `/`.
     pub path: String,
     options: Vec<(String, String)>,
@@ -54,8 +54,7 @@ impl Address {
         Ok(Self {
             user: user.map(decoded).transpose()?,
             password: url.password().map(decoded).transpose()?,
-            host: decoded(url.host_str().unwrap_or(""))?,
-            has_port: url.port().is_some(),
+            host: decoded(&url[Position::BeforeHost..Position::AfterPort])?,
             path: decoded(path)?,
             options,
         })
@@ -190,13 +189,17 @@ pub fn innermost(error: &(dyn Error + 'static)) -> String {
 pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
     let why = innermost(error);
     if let Some(problem) = chain(error).find_map(|error| error.downcast_ref::<rustls::Error>()) {
-        let failure = Failure::permanent(format!("cannot connect to {server}: {}", tls_problem(problem))).with_hint(
+        let why = format!("cannot connect to {server}: {}", tls_problem(problem));
+        let failure = match problem {
+            rustls::Error::InvalidCertificate(_) => Failure::permanent(why),
+            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => Failure::permanent(why).indefinite(),
+            // Others may come later than the handshake.
+            _ => Failure::transient(why).indefinite(),
+        };
+        return failure.with_hint(
             "`AWS_CA_BUNDLE`, or `?ca=…` in the address of a bucket, names a file with the certificate to trust: that of the \
              authority that has issued the server's",
         );
-        // Other errors of TLS may come later than the handshake.
-        let is_certain = matches!(problem, rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_));
-        return if is_certain { failure } else { failure.indefinite() };
     }
     let kind = chain(error).find_map(|error| Some(error.downcast_ref::<io::Error>()?.kind()));
     let failure = Failure::transient(format!("cannot connect to {server}: {why}"));

@@ -10,13 +10,20 @@ use aws_sdk_dynamodb::config::http::HttpResponse;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
 use super::Table;
-use crate::backend::checks::{innermost, refused_identity, unanswered};
+use crate::backend::checks::{refused_identity, unanswered};
 use crate::backend::failure::{Cause, Failure};
 use crate::backend::network::sentence;
 use crate::backend::seam::Write;
 
 /// How DynamoDB says that the table has other keys, or keys of another type.
 const WRONG_KEYS: [&str; 4] = ["key element", "key schema", "conditions on the keys", "Type mismatch for key"];
+
+/// A request that failed.
+type Failed<E> = SdkError<E, HttpResponse>;
+
+/// What DynamoDB said.
+pub(super) trait Said: ProvideErrorMetadata + Error + 'static {}
+impl<E: ProvideErrorMetadata + Error + 'static> Said for E {}
 
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -33,10 +40,7 @@ impl Table<'_> {
     }
 
     /// How a conditional write ended.
-    pub(super) fn done<T, E>(&self, sent: Result<T, SdkError<E, HttpResponse>>, action: &str) -> Result<Write, Failure>
-    where
-        E: ProvideErrorMetadata + Error + 'static,
-    {
+    pub(super) fn done<T>(&self, sent: Result<T, Failed<impl Said>>, action: &str) -> Result<Write, Failure> {
         match sent {
             Ok(_) => Ok(Write::Done),
             Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(Write::Conflict),
@@ -45,17 +49,11 @@ impl Table<'_> {
     }
 
     /// Why `action` has failed, which changes no item.
-    pub(super) fn failure<E>(&self, error: &SdkError<E, HttpResponse>, action: &str) -> Failure
-    where
-        E: ProvideErrorMetadata + Error + 'static,
-    {
+    pub(super) fn failure(&self, error: &Failed<impl Said>, action: &str) -> Failure {
         Failure { is_indefinite: false, ..self.failure_of_write(error, action) }
     }
 
-    fn failure_of_write<E>(&self, error: &SdkError<E, HttpResponse>, action: &str) -> Failure
-    where
-        E: ProvideErrorMetadata + Error + 'static,
-    {
+    fn failure_of_write(&self, error: &Failed<impl Said>, action: &str) -> Failure {
         let server = self.server();
         match error {
             SdkError::ServiceError(answer) => {
@@ -64,21 +62,17 @@ impl Table<'_> {
                 self.refused(code.unwrap_or(""), &text, answer.raw().status().as_u16(), action)
             }
             // Its cause is about the request, and not for users.
-            SdkError::ConstructionFailure(_) => {
-                Failure::permanent(format!("{server} cannot be asked: the request cannot be made"))
+            SdkError::ConstructionFailure(_) => Failure::permanent(format!("{server} cannot be asked")),
+            SdkError::DispatchFailure(failure) if !failure.is_timeout() => {
+                let failure = failure.as_connector_error().map(|error| unanswered(error, &server));
+                let failure = failure.unwrap_or_else(|| Failure::transient(format!("{server} does not answer")).indefinite());
+                let hint = "check the region and the `endpoint`; without a way to AWS it needs a VPC endpoint or `HTTPS_PROXY`";
+                Failure { hint: failure.hint.or(Some(hint.to_owned())), ..failure }
             }
-            SdkError::DispatchFailure(failure) => match failure.as_connector_error() {
-                Some(error) if error.is_user() => Failure::permanent(format!("{server} cannot be asked: {}", innermost(error))),
-                Some(error) if !error.is_timeout() => {
-                    let failure = unanswered(error, &server);
-                    let hint =
-                        "check the region and the `endpoint`; without a way to AWS it needs a VPC endpoint or `HTTPS_PROXY`";
-                    Failure { hint: failure.hint.or(Some(hint.to_owned())), ..failure }
-                }
-                _ => Failure::transient(format!("{server} does not answer in time")).indefinite(),
-            },
-            SdkError::TimeoutError(_) => Failure::transient(format!("{server} does not answer in time")).indefinite(),
-            _ => Failure::transient(format!("the answer of {server} is not one of DynamoDB")).indefinite(),
+            SdkError::ResponseError(_) => {
+                Failure::transient(format!("the answer of {server} is not one of DynamoDB")).indefinite()
+            }
+            _ => Failure::transient(format!("{server} does not answer in time")).indefinite(),
         }
     }
 
@@ -87,8 +81,7 @@ impl Table<'_> {
         let server = self.server();
         match code {
             "ResourceNotFoundException" | "TableNotFoundException" => {
-                let why = format!("there is no {self}, or it is not ready");
-                Failure { cause: Cause::NotPrepared, ..Failure::permanent(why) }
+                Failure { cause: Cause::NotPrepared, ..Failure::permanent(format!("there is no {self}, or it is not ready")) }
             }
             "TransactionConflictException" | "ReplicatedWriteConflictException" | "ResourceInUseException" => {
                 Failure::transient(format!("{self} is in use: {text}"))
@@ -117,8 +110,7 @@ impl Table<'_> {
                 let said = if code.is_empty() { String::new() } else { format!(", {}: {text}", sentence(code)) };
                 let why = format!("{server} answers with the status {status}{said}");
                 let is_final = (400..500).contains(&status) && !matches!(status, 408 | 429);
-                Failure { cause: if is_final { Cause::Permanent } else { Cause::Transient }, ..Failure::transient(why) }
-                    .indefinite()
+                if is_final { Failure::permanent(why).indefinite() } else { Failure::transient(why).indefinite() }
             }
         }
     }

@@ -23,7 +23,7 @@ impl Options {
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
         let address = Address::parse(settings, &["endpoint", "key", "profile", "region", "ttl"])?;
         let table = address.host.clone();
-        if table.is_empty() || address.has_port || !address.path.is_empty() {
+        if table.is_empty() || !address.path.is_empty() {
             return Err(Failure::permanent("the address does not name a table, and only that")
                 .with_hint("`dynamodb://TABLE?region=REGION`"));
         }
@@ -66,7 +66,6 @@ mod tests {
         assert_eq!(login, Some(("AKIA".to_owned(), "a/b".to_owned(), None)));
         for (url, why) in [
             ("dynamodb://", "does not name a table"),
-            ("dynamodb://locks:80", "only that"),
             ("dynamodb://AKIA:hunter2@locks/x", "only that"),
             ("dynamodb://locks?regoin=eu-west-1", "`regoin`"),
             ("dynamodb://locks?endpoint=127.0.0.1", "`endpoint`"),

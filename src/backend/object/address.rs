@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::azure;
 use super::kinds::{self, Kind};
 use crate::backend::aws::Wanted;
-use crate::backend::checks::{self, Address, trimmed};
+use crate::backend::checks::{self, Address, variable};
 use crate::backend::failure::Failure;
 use crate::store::{Scheme, StoreSettings};
 
@@ -38,45 +38,41 @@ pub enum Access {
         builder: Box<AmazonS3Builder>,
         is_path_style: bool,
     },
-    Azure(Box<MicrosoftAzureBuilder>),
-    Gcs(Box<GoogleCloudStorageBuilder>),
-}
-
-/// What the settings are read from.
-pub(super) struct Sources {
-    pub address: Address,
-    pub bucket: String,
-    kind: &'static Kind,
-    variables: Vec<(String, String)>,
+    Azure {
+        builder: Box<MicrosoftAzureBuilder>,
+        account: String,
+        endpoint: String,
+    },
+    Gcs {
+        builder: Box<GoogleCloudStorageBuilder>,
+        endpoint: String,
+    },
 }
 
 impl Options {
-    /// Reads the address and the environment.
+    /// Reads the address and the environment. Values are not repeated: they may be parts of a secret.
     pub fn of(settings: &StoreSettings) -> Result<Self, Failure> {
-        let variables =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Self::read(settings, variables.collect())
-    }
-
-    fn read(settings: &StoreSettings, variables: Vec<(String, String)>) -> Result<Self, Failure> {
         let scheme = settings.url.scheme();
-        let kind = kinds::of(scheme);
+        let kind = match scheme {
+            Scheme::Azure => &kinds::AZURE,
+            Scheme::Gcs => &kinds::GCS,
+            _ => &kinds::S3,
+        };
         let address = Address::parse(settings, kind.options)?;
         let bucket = bucket(scheme, &address, kind)?;
         let parts: Vec<_> = address.path.split('/').filter(|part| !part.is_empty()).collect();
         let cannot = |_| Failure::permanent("the address's prefix cannot be part of an object's name");
         let prefix = Path::parse(parts.join("/")).map_err(cannot)?;
-        let sources = Sources { address, bucket, kind, variables };
+        let mut roots = address.option("ca").map(PathBuf::from);
         let access = match scheme {
-            Scheme::Azure => azure::access(&sources)?,
-            Scheme::Gcs => google(&sources)?,
-            _ => s3(&sources, settings)?,
+            Scheme::Azure => azure::access(&address, &bucket)?,
+            Scheme::Gcs => google(&address, &bucket)?,
+            _ => s3(&address, &bucket, settings)?,
         };
-        let roots = match &access {
-            Access::S3 { wanted, .. } => wanted.roots.clone(),
-            _ => sources.address.option("ca").map(PathBuf::from),
-        };
-        Ok(Self { bucket: sources.bucket, prefix, access, roots, kind, timeout: settings.timeout })
+        if let Access::S3 { wanted, .. } = &access {
+            roots.clone_from(&wanted.roots);
+        }
+        Ok(Self { bucket, prefix, access, roots, kind, timeout: settings.timeout })
     }
 }
 
@@ -90,7 +86,7 @@ fn bucket(scheme: Scheme, address: &Address, kind: &Kind) -> Result<String, Fail
         "the address names a key without its secret before an `@`"
     } else if address.host.is_empty() {
         "the address names no bucket"
-    } else if address.has_port || !address.host.chars().all(is_valid) {
+    } else if !address.host.chars().all(is_valid) {
         "the address's bucket is not a valid name"
     } else {
         return Ok(address.host.clone());
@@ -98,33 +94,25 @@ fn bucket(scheme: Scheme, address: &Address, kind: &Kind) -> Result<String, Fail
     Err(Failure::permanent(why).with_hint(format!("{}; an `@` in a prefix is written as `%40`", kind.example)))
 }
 
-impl Sources {
-    /// A variable without the line end of a mounted secret, unless it is empty.
-    pub fn variable(&self, name: &str) -> Option<String> {
-        let (_, value) = self.variables.iter().find(|(other, _)| other == name)?;
-        Some(trimmed(value).to_owned()).filter(|value| !value.is_empty())
-    }
-
-    /// A setting of Meltano's state backend.
-    pub fn meltano(&self, name: &str) -> Option<String> {
-        self.variable(&format!("MELTANO_STATE_BACKEND_{name}"))
-    }
-
-    /// The variables that a builder of the crate knows.
-    pub fn given<K: FromStr>(&self) -> impl Iterator<Item = (K, &str)> {
-        let ours = self.variables.iter().filter(|(name, _)| self.kind.variables.iter().any(|start| name.starts_with(start)));
-        let known = ours.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, trimmed(value))));
-        known.filter(|(_, value)| !value.is_empty())
-    }
+/// A setting of Meltano's state backend.
+pub(super) fn meltano(name: &str) -> Option<String> {
+    variable(&format!("MELTANO_STATE_BACKEND_{name}"))
 }
 
-fn s3(sources: &Sources, settings: &StoreSettings) -> Result<Access, Failure> {
-    let Sources { address, .. } = sources;
+/// The variables that a builder of the crate knows.
+pub(super) fn given<K: FromStr>(kind: &Kind) -> impl Iterator<Item = (K, String)> {
+    std::env::vars_os().filter_map(|(name, _)| {
+        let name = name.into_string().ok().filter(|name| kind.variables.iter().any(|start| name.starts_with(start)))?;
+        Some((name.to_ascii_lowercase().parse().ok()?, variable(&name)?))
+    })
+}
+
+fn s3(address: &Address, bucket: &str, settings: &StoreSettings) -> Result<Access, Failure> {
     let option = |name: &str| address.option(name);
     // The first place that has one has to have both. Meltano's settings come before its address, as in Meltano.
     let places = [
         (option("access_key_id"), option("secret_access_key"), option("session_token")),
-        (sources.meltano("S3_AWS_ACCESS_KEY_ID"), sources.meltano("S3_AWS_SECRET_ACCESS_KEY"), None),
+        (meltano("S3_AWS_ACCESS_KEY_ID"), meltano("S3_AWS_SECRET_ACCESS_KEY"), None),
         (address.user.clone(), address.password.clone(), option("session_token")),
     ];
     let keys = match places.into_iter().find(|(id, secret, _)| id.is_some() || secret.is_some()) {
@@ -139,28 +127,29 @@ fn s3(sources: &Sources, settings: &StoreSettings) -> Result<Access, Failure> {
             return Err(Failure::permanent("the address's option `path_style` is neither `true` nor `false`"));
         }
     };
-    let wanted = Wanted::of(address, settings.timeout, keys, || sources.meltano("S3_ENDPOINT_URL"))?;
-    let builder = sources.given().fold(AmazonS3Builder::new(), |builder, (key, value)| match key {
+    let wanted = Wanted::of(address, settings.timeout, keys, || meltano("S3_ENDPOINT_URL"))?;
+    let builder = given(&kinds::S3).fold(AmazonS3Builder::new(), |builder, (key, value)| match key {
         // These are found otherwise, and each request is signed.
         AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint | AmazonS3ConfigKey::SkipSignature => builder,
         key => builder.with_config(key, value),
     });
     // Last: `AWS_BUCKET` is a setting of the crate, too.
-    let builder = builder.with_bucket_name(&sources.bucket);
+    let builder = builder.with_bucket_name(bucket);
     Ok(Access::S3 { wanted, builder: Box::new(builder), is_path_style })
 }
 
-fn google(sources: &Sources) -> Result<Access, Failure> {
+fn google(address: &Address, bucket: &str) -> Result<Access, Failure> {
     use GoogleConfigKey as Key;
-    let meltano = |name: &str| sources.meltano(&format!("GCS_APPLICATION_CREDENTIALS{name}"));
-    let (path, json) = match sources.address.option("application_credentials") {
+    let credentials = |name: &str| meltano(&format!("GCS_APPLICATION_CREDENTIALS{name}"));
+    let (path, json) = match address.option("application_credentials") {
         Some(path) => (Some(path), None),
-        None => (meltano("_PATH").or_else(|| meltano("")), meltano("_JSON")),
+        None => (credentials("_PATH").or_else(|| credentials("")), credentials("_JSON")),
     };
     if path.is_some() && json.is_some() {
         let why = "Meltano's settings for Google have both a path of credentials and their JSON";
         return Err(Failure::permanent(why).with_hint("set only one of them"));
     }
+    let mut endpoint = address.endpoint()?.or_else(|| variable("GOOGLE_BASE_URL"));
     if let Some(json) = &json {
         // The crate's error would repeat what it finds instead of an object, and it panics at a URL that is none.
         let Ok(account @ Value::Object(_)) = serde_json::from_str::<Value>(json) else {
@@ -169,21 +158,24 @@ fn google(sources: &Sources) -> Result<Access, Failure> {
         };
         let base = account.get("gcs_base_url").and_then(Value::as_str);
         base.map_or(Ok(()), |base| checks::endpoint(base, "service account's `gcs_base_url`"))?;
+        endpoint = endpoint.or(base.map(str::to_owned));
     }
+    let endpoint = endpoint.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
     // The crate would use others of the environment first.
     let others = [Key::ServiceAccount, Key::ServiceAccountKey, Key::ApplicationCredentials, Key::BearerToken];
     let is_given = path.is_some() || json.is_some();
-    let usual = sources.given().filter(|(key, _)| *key != Key::SkipSignature && !(is_given && others.contains(key)));
+    let usual = given(&kinds::GCS).filter(|(key, _)| *key != Key::SkipSignature && !(is_given && others.contains(key)));
     let builder = usual.fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
     let own = [
         (Key::ApplicationCredentials, path),
         (Key::ServiceAccountKey, json),
-        (Key::BaseUrl, sources.address.endpoint()?),
+        (Key::BaseUrl, Some(endpoint.clone())),
         // `GOOGLE_BUCKET` is a setting of the crate, too.
-        (Key::Bucket, Some(sources.bucket.clone())),
+        (Key::Bucket, Some(bucket.to_owned())),
     ];
     let own = own.into_iter().filter_map(|(key, value)| Some((key, value?)));
-    Ok(Access::Gcs(Box::new(own.fold(builder, |builder, (key, value)| builder.with_config(key, value)))))
+    let builder = own.fold(builder, |builder, (key, value)| builder.with_config(key, value));
+    Ok(Access::Gcs { builder: Box::new(builder), endpoint })
 }
 
 #[cfg(test)]

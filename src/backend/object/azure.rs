@@ -2,11 +2,10 @@
 
 use object_store::azure::{AzureConfigKey as Key, MicrosoftAzureBuilder};
 
-use super::address::{Access, Sources};
+use super::address::{Access, given, meltano};
 use super::kinds;
-use crate::backend::checks;
+use crate::backend::checks::{self, Address, variable};
 use crate::backend::failure::Failure;
-use crate::store::Scheme;
 
 /// `AccountName=…;AccountKey=…;EndpointSuffix=…` as the name of an account, its endpoint, its key, and a signature.
 /// Nothing of it is repeated.
@@ -32,11 +31,9 @@ fn of_connection_string(text: &str) -> Result<[Option<String>; 4], Failure> {
 }
 
 /// The account that the address names, or the settings of Meltano, or the variables of Azure's tools.
-pub fn access(sources: &Sources) -> Result<Access, Failure> {
-    let Sources { address, bucket, .. } = sources;
-    let variable = |name: &str| sources.variable(name);
-    let named = address.endpoint()?.or_else(|| sources.meltano("AZURE_STORAGE_ACCOUNT_URL"));
-    let connection = || sources.meltano("AZURE_CONNECTION_STRING").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"));
+pub fn access(address: &Address, container: &str) -> Result<Access, Failure> {
+    let named = address.endpoint()?.or_else(|| meltano("AZURE_STORAGE_ACCOUNT_URL"));
+    let connection = || meltano("AZURE_CONNECTION_STRING").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"));
     let [name, endpoint, key, sas] = match (named, address.option("account")) {
         (None, None) => connection().map_or(Ok(Default::default()), |text| of_connection_string(&text))?,
         (endpoint, name) => [name, endpoint, None, None],
@@ -63,25 +60,47 @@ pub fn access(sources: &Sources) -> Result<Access, Failure> {
         ));
     }
     let Some(name) = name else {
-        let hint = kinds::of(Scheme::Azure).credentials;
-        return Err(Failure::permanent("no storage account is named").with_hint(hint));
+        return Err(Failure::permanent("no storage account is named").with_hint(kinds::AZURE.credentials));
     };
     checks::word(&name, "storage account")?;
-    place.as_ref().map_or(Ok(()), |place| checks::endpoint(place, "store's endpoint"))?;
+    let endpoint = place.unwrap_or_else(|| format!("https://{name}.blob.core.windows.net"));
+    checks::endpoint(&endpoint, "store's endpoint")?;
     // Credentials of the environment would come before those of the address.
-    let usual = sources.given().filter(|(key, _)| match key {
+    let usual = given(&kinds::AZURE).filter(|(key, _)| match key {
         Key::Endpoint | Key::SkipSignature => false,
         key => !has_credentials || *key == Key::EncryptionKey,
     });
     let builder = usual.fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
     let own = [
-        (Key::AccountName, Some(name)),
-        (Key::ContainerName, Some(bucket.clone())),
-        (Key::Endpoint, place),
+        (Key::AccountName, Some(name.clone())),
+        (Key::ContainerName, Some(container.to_owned())),
+        (Key::Endpoint, Some(endpoint.clone())),
         (Key::SasKey, sas.filter(|_| key.is_none())),
         (Key::AccessKey, key),
     ];
     let own = own.into_iter().filter_map(|(key, value)| Some((key, value?)));
     let builder = own.fold(builder, |builder, (key, value)| builder.with_config(key, value));
-    Ok(Access::Azure(Box::new(builder.with_disable_tagging(true))))
+    Ok(Access::Azure { builder: Box::new(builder.with_disable_tagging(true)), account: name, endpoint })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_connection_string;
+
+    #[test]
+    fn connection_strings_say_where_an_account_is_and_how_to_use_it() {
+        let usual = "DefaultEndpointsProtocol=https;AccountName=shop;AccountKey=a+b/c==;EndpointSuffix=core.windows.net";
+        let signed = "BlobEndpoint=https://shop.blob.core.windows.net/;SharedAccessSignature=sv=2&sig=a%3D";
+        let shop = Some("https://shop.blob.core.windows.net");
+        for (text, expected) in [
+            (usual, Ok([Some("shop"), shop, Some("a+b/c=="), None])),
+            (signed, Ok([None, shop, None, Some("sv=2&sig=a%3D")])),
+            ("AccountKey=hunter2", Err("the connection string names no storage account")),
+            ("a=b;hunter2", Err("the connection string of the storage account is not valid")),
+        ] {
+            let found = of_connection_string(text).map_err(|failure| failure.why);
+            let found = found.as_ref().map(|found| found.each_ref().map(Option::as_deref)).map_err(String::as_str);
+            assert_eq!(found, expected);
+        }
+    }
 }

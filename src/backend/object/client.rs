@@ -7,7 +7,7 @@ use http::{HeaderName, Method, Request};
 use object_store::aws::{AmazonS3, AmazonS3ConfigKey, AwsAuthorizer, AwsCredential, S3ConditionalPut};
 use object_store::azure::{AzureAuthorizer, AzureConfigKey, MicrosoftAzure};
 use object_store::client::{HttpConnector, HttpRequestBody};
-use object_store::gcp::{GoogleCloudStorage, GoogleConfigKey};
+use object_store::gcp::GoogleCloudStorage;
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider, UpdateVersion};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -43,7 +43,7 @@ impl Client {
         let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         let mut connector = Connector { timeout: options.timeout, roots: options.roots.clone(), is_plain: false };
         let bucket = &options.bucket;
-        let in_bucket = |endpoint: String| format!("{}/{bucket}", endpoint.trim_end_matches('/'));
+        let in_bucket = |endpoint: &str| format!("{}/{bucket}", endpoint.trim_end_matches('/'));
         let (service, url) = match &options.access {
             Access::S3 { builder, is_path_style, .. } => {
                 let account = account.ok_or_else(|| Failure::permanent("there is no account"))?;
@@ -66,21 +66,17 @@ impl Client {
                 let store = builder.with_http_connector(connector.clone()).with_retry(once).build().map_err(unusable)?;
                 (Service::S3 { store, region }, url)
             }
-            Access::Azure(builder) => {
-                let value = |key| builder.get_config_value(&key);
-                let account = value(AzureConfigKey::AccountName).unwrap_or_default();
-                let usual = || format!("https://{account}.blob.core.windows.net");
-                let url = in_bucket(value(AzureConfigKey::Endpoint).unwrap_or_else(usual));
-                let is_fixed = [AzureConfigKey::AccessKey, AzureConfigKey::SasKey].map(value).iter().any(Option::is_some);
-                connector.is_plain = url.starts_with("http://") && is_fixed;
-                let builder = builder.as_ref().clone().with_http_connector(connector.clone());
-                (Service::Azure { store: builder.with_retry(once).build().map_err(unusable)?, account }, url)
+            Access::Azure { builder, account, endpoint } => {
+                let is_fixed = |key| builder.get_config_value(&key).is_some();
+                let needs_no_token = [AzureConfigKey::AccessKey, AzureConfigKey::SasKey].into_iter().any(is_fixed);
+                connector.is_plain = endpoint.starts_with("http://") && needs_no_token;
+                let builder = builder.as_ref().clone().with_http_connector(connector.clone()).with_retry(once);
+                let (store, account) = (builder.build().map_err(unusable)?, account.clone());
+                (Service::Azure { store, account }, in_bucket(endpoint))
             }
-            Access::Gcs(builder) => {
-                let url = builder.get_config_value(&GoogleConfigKey::BaseUrl);
-                let url = in_bucket(url.unwrap_or_else(|| "https://storage.googleapis.com".to_owned()));
-                let builder = builder.as_ref().clone().with_http_connector(connector.clone());
-                (Service::Gcs(builder.with_retry(once).build().map_err(unusable)?), url)
+            Access::Gcs { builder, endpoint } => {
+                let builder = builder.as_ref().clone().with_http_connector(connector.clone()).with_retry(once);
+                (Service::Gcs(builder.build().map_err(unusable)?), in_bucket(endpoint))
             }
         };
         Ok(Self { service, url, connector })

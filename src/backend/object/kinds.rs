@@ -1,7 +1,5 @@
 //! What differs between the kinds of stores, as data.
 
-use crate::store::Scheme;
-
 /// A kind of store, and how its users speak.
 pub struct Kind {
     /// Options of the address.
@@ -17,16 +15,7 @@ pub struct Kind {
     pub elsewhere: &'static str,
 }
 
-/// The kind of a scheme.
-pub fn of(scheme: Scheme) -> &'static Kind {
-    match scheme {
-        Scheme::Azure => &AZURE,
-        Scheme::Gcs => &GCS,
-        _ => &S3,
-    }
-}
-
-static S3: Kind = Kind {
+pub static S3: Kind = Kind {
     options: &["access_key_id", "ca", "endpoint", "path_style", "profile", "region", "secret_access_key", "session_token"],
     variables: &["AWS_"],
     example: "`s3://BUCKET/PREFIX`, or with credentials `s3://KEY:SECRET@BUCKET/PREFIX`",
@@ -41,7 +30,7 @@ static S3: Kind = Kind {
         `AWS_ENDPOINT_URL`, say where it is",
 };
 
-static AZURE: Kind = Kind {
+pub static AZURE: Kind = Kind {
     options: &["account", "account_key", "ca", "endpoint", "sas_token"],
     variables: &["AZURE_", "IDENTITY_ENDPOINT", "MSI_ENDPOINT"],
     example: "`azure://CONTAINER/PREFIX`",
@@ -55,7 +44,7 @@ static AZURE: Kind = Kind {
         `AZURE_STORAGE_ACCOUNT_NAME`, say where it is",
 };
 
-static GCS: Kind = Kind {
+pub static GCS: Kind = Kind {
     options: &["application_credentials", "ca", "endpoint"],
     variables: &["GOOGLE_", "SERVICE_ACCOUNT"],
     example: "`gs://BUCKET/PREFIX`",
