@@ -23,7 +23,7 @@ use object_store::{ObjectStoreExt, PutMode, PutPayload};
 use tokio::time::timeout;
 
 use self::address::{Access, Options};
-use self::client::{Client, condition, other_version, version};
+use self::client::{Client, OTHER_VERSION, condition, version};
 use self::failures::{CONDITIONS, refusal, without_credentials};
 use self::layout::{Body, decode, encode};
 use super::aws::Account;
@@ -80,15 +80,14 @@ impl ObjectStore {
                 Ok(Err(error)) => return Err(without_credentials(options.kind, &error, *has_worked)),
                 Err(_) => return Err(Failure::transient("the credentials do not come in time")),
             }
-            let failure = match timeout(limit * 2, ask(client)).await {
-                Ok(Ok(answer)) => return Ok(Some(answer)),
-                Ok(Err(error)) => refusal(verb, options, &error),
-                Err(_) => Some(Failure::transient("the store does not answer in time").indefinite()),
-            };
-            let changes = matches!(verb, "write" | "delete");
-            let is_indefinite = |failure: &Failure| failure.is_indefinite && changes;
-            failure.map_or(Ok(None), |failure| Err(Failure { is_indefinite: is_indefinite(&failure), ..failure }))
+            match timeout(limit * 2, ask(client)).await {
+                Ok(Ok(answer)) => Ok(Some(answer)),
+                Ok(Err(error)) => refusal(verb, options, &error).map_or(Ok(None), Err),
+                Err(_) => Err(Failure::transient("the store does not answer in time").indefinite()),
+            }
         })?;
+        let changes = matches!(verb, "write" | "delete");
+        let answer = answer.map_err(|failure| Failure { is_indefinite: failure.is_indefinite && changes, ..failure });
         if answer.as_ref().is_err_and(|failure| failure.cause == Cause::Permanent) {
             // What is wrong with the credentials may be put right meanwhile.
             (self.account, self.client) = (None, None);
@@ -127,9 +126,9 @@ impl ObjectStore {
 
     /// Checks that the store refuses two writes whose conditions do not hold. If it does not, only an object is
     /// overwritten that no lock has been kept in.
-    fn verify(&mut self, path: &Path, seen: &[u8], body: &Body) -> Result<(), Failure> {
-        for (condition, named) in [(None, "If-None-Match: *"), (Some(other_version(seen)), "If-Match")] {
-            if self.write(path, condition.as_deref(), body)?.is_some() {
+    fn verify(&mut self, path: &Path, body: &Body) -> Result<(), Failure> {
+        for (condition, named) in [(None, "If-None-Match: *"), (Some(OTHER_VERSION), "If-Match")] {
+            if self.write(path, condition, body)?.is_some() {
                 let why = format!("the store ignores the condition `{named}`: two holders could have a lock");
                 return Err(Failure::permanent(why).with_hint(CONDITIONS));
             }
@@ -149,7 +148,7 @@ impl ObjectStore {
             Some((_, seen)) => seen,
             None => self.write(&path, None, &Body::free(since_1970(), false))?.ok_or_else(changed)?,
         };
-        if self.delete(&path, &other_version(&seen))?.is_some() {
+        if self.delete(&path, OTHER_VERSION)?.is_some() {
             let why = "the store ignores the condition `If-Match` of a deletion: it could delete a lock";
             return Err(Failure::permanent(why).with_hint("docs/stores.md tells how to remove old objects"));
         }
@@ -221,14 +220,14 @@ impl Store for ObjectStore {
             Some((Body { number, is_verified: false, .. }, seen)) => (seen, number),
             Some(_) => return Ok(()),
         };
-        self.verify(&path, &seen, &place)?;
+        self.verify(&path, &place)?;
         self.write(&path, Some(&seen), &Body::free(number + 1, true)).map(drop)
     }
 
     fn verify_conditional_writes(&mut self, key: &Key) -> Result<(), Failure> {
         let path = self.path(&key.stored_name())?;
         match self.read(&path)? {
-            Some((body, seen)) if body.value.is_none() => self.verify(&path, &seen, &body),
+            Some((body, _)) if body.value.is_none() => self.verify(&path, &body),
             _ => Ok(()),
         }
     }

@@ -149,32 +149,29 @@ fn google(address: &Address, bucket: &str) -> Result<Access, Failure> {
         let why = "Meltano's settings for Google have both a path of credentials and their JSON";
         return Err(Failure::permanent(why).with_hint("set only one of them"));
     }
-    let mut endpoint = address.endpoint()?.or_else(|| variable("GOOGLE_BASE_URL"));
-    if let Some(json) = &json {
-        // The crate's error would repeat what it finds instead of an object, and it panics at a URL that is none.
-        let Ok(account @ Value::Object(_)) = serde_json::from_str::<Value>(json) else {
-            let why = "`MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON` is not a JSON object";
-            return Err(Failure::permanent(why).with_hint("it holds the content of a service account's key file"));
-        };
-        let base = account.get("gcs_base_url").and_then(Value::as_str);
-        base.map_or(Ok(()), |base| checks::endpoint(base, "service account's `gcs_base_url`"))?;
-        endpoint = endpoint.or(base.map(str::to_owned));
+    let is_object = |json: &String| serde_json::from_str::<Value>(json).is_ok_and(|value| value.is_object());
+    // The crate's error would repeat what it finds instead of an object.
+    if json.as_ref().is_some_and(|json| !is_object(json)) {
+        let why = "`MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON` is not a JSON object";
+        return Err(Failure::permanent(why).with_hint("it holds the content of a service account's key file"));
     }
-    let endpoint = endpoint.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
     // The crate would use others of the environment first.
     let others = [Key::ServiceAccount, Key::ServiceAccountKey, Key::ApplicationCredentials, Key::BearerToken];
     let is_given = path.is_some() || json.is_some();
     let usual = given(&kinds::GCS).filter(|(key, _)| *key != Key::SkipSignature && !(is_given && others.contains(key)));
-    let builder = usual.fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
-    let own = [
-        (Key::ApplicationCredentials, path),
-        (Key::ServiceAccountKey, json),
-        (Key::BaseUrl, Some(endpoint.clone())),
-        // `GOOGLE_BUCKET` is a setting of the crate, too.
-        (Key::Bucket, Some(bucket.to_owned())),
-    ];
-    let own = own.into_iter().filter_map(|(key, value)| Some((key, value?)));
-    let builder = own.fold(builder, |builder, (key, value)| builder.with_config(key, value));
+    let own = [(Key::ApplicationCredentials, path), (Key::ServiceAccountKey, json)];
+    let all = usual.chain(own.into_iter().filter_map(|(key, value)| Some((key, value?))));
+    let builder = all.fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
+    // A service account may say where the store is.
+    let file = || std::fs::read_to_string(builder.get_config_value(&Key::ServiceAccount)?).ok();
+    let account = builder.get_config_value(&Key::ServiceAccountKey).or_else(file);
+    let account: Value = account.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let base = account.get("gcs_base_url").and_then(Value::as_str).map(str::to_owned);
+    let endpoint = address.endpoint()?.or_else(|| variable("GOOGLE_BASE_URL")).or(base);
+    let endpoint = endpoint.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
+    checks::endpoint(&endpoint, "endpoint of `GOOGLE_BASE_URL` or `gcs_base_url`")?;
+    // Last: `GOOGLE_BUCKET` is a setting of the crate, too.
+    let builder = builder.with_bucket_name(bucket).with_base_url(&endpoint);
     Ok(Access::Gcs { builder: Box::new(builder), endpoint })
 }
 
