@@ -33,7 +33,7 @@ use super::seam::{Key, Kind, Next, Page, State, Store, Write};
 use crate::store::StoreSettings;
 
 /// The format that is written.
-const FORMAT: u8 = 1;
+const FORMAT: u64 = 1;
 
 /// A table with an item per key.
 pub struct DynamoDb {
@@ -107,33 +107,29 @@ impl Table<'_> {
     async fn write(&self, stored: String, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         // A number is at least the time of the first one, should this host's clock be slow.
         let now = since_1970().max(next.number) / 1000;
-        let mut update = "SET #version = :next, #format = :current, #changed = :changed".to_owned();
-        let mut values = vec![
-            (":next", number(next.number)),
-            (":current", number(FORMAT.into())),
-            (":changed", AttributeValue::S(Timestamp::now().to_string())),
-        ];
-        let mut removed = Vec::new();
-        for (name, set, value) in [
-            ("#ttl", ", #ttl = :ttl", next.keep.map(|keep| (":ttl", number(now + keep.as_secs())))),
-            ("#record", ", #record = :value", next.value.map(|value| (":value", AttributeValue::S(value.to_owned())))),
+        let (mut values, mut set, mut removed) = (HashMap::new(), Vec::new(), Vec::new());
+        for (name, value) in [
+            ("version", Some(number(next.number))),
+            ("format", Some(number(FORMAT))),
+            ("changed", Some(AttributeValue::S(Timestamp::now().to_string()))),
+            ("record", next.value.map(|value| AttributeValue::S(value.to_owned()))),
+            ("ttl", next.keep.map(|keep| number(now + keep.as_secs()))),
         ] {
             match value {
                 Some(value) => {
-                    update += set;
-                    values.push(value);
+                    set.push(format!("#{name} = :{name}"));
+                    values.insert(format!(":{name}"), value);
                 }
-                None => removed.push(name),
+                None => removed.push(format!("#{name}")),
             }
         }
-        if !removed.is_empty() {
-            update += &format!(" REMOVE {}", removed.join(", "));
-        }
+        let remove = if removed.is_empty() { String::new() } else { format!(" REMOVE {}", removed.join(", ")) };
+        let update = format!("SET {}{remove}", set.join(", "));
         let condition = condition(expected, &mut values);
         let request = self.client.update_item().table_name(&self.options.table);
         let request = request.key(&self.options.key, AttributeValue::S(stored));
         let request = request.set_expression_attribute_names(Some(self.names(&format!("{update} {condition}"))));
-        let request = request.set_expression_attribute_values(Some(owned(values)));
+        let request = request.set_expression_attribute_values(Some(values));
         let request = request.update_expression(update).condition_expression(condition);
         let sent = request.return_values(ReturnValue::UpdatedNew).send().await;
         // A server that answers anything with 200 is not DynamoDB: the SDK takes an empty body for success.
@@ -146,12 +142,13 @@ impl Table<'_> {
     }
 
     async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {
-        let mut values = Vec::new();
+        let mut values = HashMap::new();
         let condition = condition(expected, &mut values);
         let request = self.client.delete_item().table_name(&self.options.table);
         let request = request.key(&self.options.key, AttributeValue::S(stored));
         let request = request.set_expression_attribute_names(Some(self.names(condition)));
-        let request = request.set_expression_attribute_values(Some(owned(values))).condition_expression(condition);
+        let request = request.set_expression_attribute_values(Some(values));
+        let request = request.condition_expression(condition);
         self.done(request.send().await, "dynamodb:DeleteItem")
     }
 
@@ -163,7 +160,7 @@ impl Table<'_> {
             "ttl" => Some((word, &*self.options.ttl)),
             name => Some((word, name)),
         });
-        owned(names)
+        names.map(|(word, name)| (word.to_owned(), name.to_owned())).collect()
     }
 
     /// All items that are ours, with their stored names, in the order of these.
@@ -188,19 +185,18 @@ impl Table<'_> {
 }
 
 /// That the item is in the state `expected`: a table that was restored counts its states again.
-fn condition(expected: &State, values: &mut Vec<(&'static str, AttributeValue)>) -> &'static str {
+fn condition(expected: &State, values: &mut HashMap<String, AttributeValue>) -> &'static str {
     if expected.version.is_none() {
         // Every item has the key.
         return "attribute_not_exists(#key)";
     }
-    values.extend([(":number", number(expected.number)), (":format", number(FORMAT.into()))]);
-    match &expected.value {
-        Some(value) => {
-            values.push((":seen", AttributeValue::S(value.clone())));
-            "#version = :number AND #format = :format AND #record = :seen"
-        }
-        None => "#version = :number AND #format = :format AND attribute_not_exists(#record)",
-    }
+    values.insert(":number".to_owned(), number(expected.number));
+    values.insert(":format".to_owned(), number(FORMAT));
+    let Some(value) = &expected.value else {
+        return "#version = :number AND #format = :format AND attribute_not_exists(#record)";
+    };
+    values.insert(":seen".to_owned(), AttributeValue::S(value.clone()));
+    "#version = :number AND #format = :format AND #record = :seen"
 }
 
 impl Store for DynamoDb {
@@ -251,10 +247,6 @@ impl Store for DynamoDb {
 
 fn number(number: u64) -> AttributeValue {
     AttributeValue::N(number.to_string())
-}
-
-fn owned<'a, V: Into<W>, W>(map: impl IntoIterator<Item = (&'a str, V)>) -> HashMap<String, W> {
-    map.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
 }
 
 /// The state that an item is in.
