@@ -62,7 +62,8 @@ fn of_answer(verb: &str, options: &Options, answer: &Answer) -> Option<Failure> 
         (401 | 403, code) if !code.is_empty() => {
             Failure::permanent(format!("may not {verb} in `{bucket}`: {why}")).with_hint(*rights)
         }
-        _ => open(Cause::Permanent, why).with_hint(*elsewhere),
+        (_, "") => open(Cause::Permanent, why).with_hint(*elsewhere),
+        _ => open(Cause::Permanent, why),
     })
 }
 
