@@ -112,14 +112,10 @@ pub fn trimmed(text: &str) -> &str {
     text.trim_end_matches(['\r', '\n'])
 }
 
-/// Whether every client takes it for the URL of a server.
+/// Whether every client takes it for the URL of a server: one parser accepts ports that do not exist, the other one spaces.
 pub fn is_url(text: &str) -> bool {
-    let is_uri = |uri: Uri| {
-        let has_host = uri.host().is_some_and(|host| !host.is_empty());
-        matches!(uri.scheme_str(), Some("http" | "https")) && has_host
-    };
-    // One parser accepts ports that do not exist, the other one spaces.
-    text.parse().is_ok_and(is_uri) && Url::parse(text).is_ok_and(|url| url.has_host())
+    let has_host = text.parse().is_ok_and(|uri: Uri| uri.host().is_some_and(|host| !host.is_empty()));
+    has_host && Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
 
 fn check(is_valid: bool, why: String, hint: &str) -> Result<(), Failure> {

@@ -18,14 +18,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Takes an answer apart: XML of the stores, JSON of servers that give out credentials.
+    /// Takes an answer apart: XML of the stores, JSON of servers that give out credentials, whose codes are not the store's.
     pub fn of(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(body);
         let header = |name: &str| headers.get(name)?.to_str().ok().map(str::to_owned);
         let json: Value = serde_json::from_str(&text).unwrap_or_default();
-        let field = |names: [&str; 2]| names.iter().find_map(|name| json.get(*name)?.as_str()).map(str::to_owned);
-        let code = element(&text, "Code").or_else(|| field(["error", "code"])).or_else(|| header("x-ms-error-code"));
-        let message = element(&text, "Message").or_else(|| field(["error_description", "message"])).unwrap_or_default();
+        let said = ["error_description", "message", "error"].iter().find_map(|name| json.get(*name)?.as_str());
+        let code = element(&text, "Code").or_else(|| header("x-ms-error-code"));
+        let message = element(&text, "Message").or(said.map(str::to_owned)).unwrap_or_default();
         // Azure's second line identifies the request.
         let message = message.lines().next().filter(|line| !line.trim().is_empty()).map(sentence).unwrap_or_default();
         let region = header("x-amz-bucket-region").or_else(|| element(&text, "Region"));
@@ -71,7 +71,7 @@ mod tests {
             (301, region, redirect, "PermanentRedirect", true, "the bucket must be \"elsewhere\" (PermanentRedirect)"),
             (403, ("a", "b"), azure, "AuthenticationFailed", false, "server failed (AuthenticationFailed)"),
             (404, ("x-ms-error-code", "BlobNotFound"), "", "BlobNotFound", false, "BlobNotFound (status 404)"),
-            (400, ("a", "b"), oauth, "invalid_grant", false, "bad (invalid_grant)"),
+            (400, ("a", "b"), oauth, "", false, "bad (status 400)"),
             (500, (region.0, "a b"), "<Code>a\nb</Code><Message>x\u{1b}[1m\ny</Message>", "", false, "x [1m (status 500)"),
             (502, ("a", "b"), "<html>Bad gateway</html>", "", false, "the server answers with status 502"),
         ] {

@@ -26,7 +26,8 @@ pub fn refusal(verb: &str, options: &Options, error: &object_store::Error) -> Op
             let why = format!("the server's answer cannot be used: {}", innermost(error));
             Failure::permanent(why).indefinite()
         }
-        Some(Err(failure)) => Failure { hint: failure.hint.clone().or(Some(options.kind.elsewhere.into())), ..failure.clone() },
+        Some(Err(failure)) if failure.hint.is_some() || failure.is_indefinite => failure.clone(),
+        Some(Err(failure)) => failure.clone().with_hint(options.kind.elsewhere),
         Some(Ok(answer)) => of_answer(verb, options, answer)?,
     };
     Some(failure)
