@@ -197,16 +197,17 @@ pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
              authority that has issued the server's",
         );
     }
-    let kind = chain(error).find_map(|error| Some(error.downcast_ref::<io::Error>()?.kind()));
     let failure = Failure::transient(format!("cannot connect to {server}: {why}"));
-    match kind {
-        _ if why.contains("not known") || why.contains("No address associated") => Failure { cause: Cause::Permanent, ..failure },
-        _ if why.contains("lookup address information") => failure,
-        Some(ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable) => failure,
-        _ if kind == Some(ErrorKind::TimedOut) || why.contains("timed out") || why.contains("elapsed") => {
-            Failure::transient(format!("{server} does not answer in time")).indefinite()
-        }
-        _ => Failure::transient(format!("the connection to {server} broke: {why}")).indefinite(),
+    let is_kind = |kind| chain(error).filter_map(|error| error.downcast_ref()).any(|error: &io::Error| error.kind() == kind);
+    if why.contains("not known") || why.contains("No address associated") {
+        Failure { cause: Cause::Permanent, ..failure }
+    } else if is_kind(ErrorKind::ConnectionRefused) || why.contains("lookup address information") {
+        failure
+    } else if is_kind(ErrorKind::TimedOut) || why.contains("timed out") || why.contains("elapsed") {
+        Failure::transient(format!("{server} does not answer in time")).indefinite()
+    } else {
+        // Also an established connection ends because a host or network is not reachable any more.
+        Failure::transient(format!("the connection to {server} broke: {why}")).indefinite()
     }
 }
 

@@ -63,15 +63,13 @@ impl Options {
         let parts: Vec<_> = address.path.split('/').filter(|part| !part.is_empty()).collect();
         let cannot = |_| Failure::permanent("the address's prefix cannot be part of an object's name");
         let prefix = Path::parse(parts.join("/")).map_err(cannot)?;
-        let mut roots = address.option("ca").map(PathBuf::from);
+        let bundle = || variable("AWS_CA_BUNDLE").filter(|_| scheme == Scheme::S3);
+        let roots = address.option("ca").or_else(bundle).map(PathBuf::from);
         let access = match scheme {
             Scheme::Azure => azure::access(&address, &bucket)?,
             Scheme::Gcs => google(&address, &bucket)?,
             _ => s3(&address, &bucket, settings)?,
         };
-        if let Access::S3 { wanted, .. } = &access {
-            roots.clone_from(&wanted.roots);
-        }
         Ok(Self { bucket, prefix, access, roots, kind, timeout: settings.timeout })
     }
 }
