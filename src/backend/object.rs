@@ -20,7 +20,7 @@ use std::ffi::{OsStr, OsString};
 
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutPayload};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use self::address::{Access, Options};
 use self::client::{Client, OTHER_VERSION, condition, version};
@@ -65,7 +65,6 @@ impl ObjectStore {
     /// another state than it must be.
     fn ask<T>(&mut self, verb: &str, ask: impl AsyncFnOnce(&Client) -> object_store::Result<T>) -> Result<Option<T>, Failure> {
         let Self { options, runtime, account, client, has_worked, .. } = self;
-        let limit = options.timeout;
         let answer = runtime.block_on(async {
             let (account, is_new) = match &options.access {
                 Access::S3 { wanted, .. } => Account::prepare(account, wanted, "S3").await.map(|(a, is)| (Some(a), is))?,
@@ -75,12 +74,14 @@ impl ObjectStore {
                 Some(client) if !is_new => client,
                 _ => client.insert(Client::new(options, account)?),
             };
-            match timeout(limit * 2, client.prepare()).await {
+            // For credentials and the store together: a holder has to know in time.
+            let deadline = Instant::now() + options.timeout * 2;
+            match timeout_at(deadline, client.prepare()).await {
                 Ok(Ok(())) => *has_worked = true,
                 Ok(Err(error)) => return Err(without_credentials(options.kind, &error, *has_worked)),
                 Err(_) => return Err(Failure::transient("the credentials do not come in time")),
             }
-            match timeout(limit * 2, ask(client)).await {
+            match timeout_at(deadline, ask(client)).await {
                 Ok(Ok(answer)) => Ok(Some(answer)),
                 Ok(Err(error)) => refusal(verb, options, &error).map_or(Ok(None), Err),
                 Err(_) => Err(Failure::transient("the store does not answer in time").indefinite()),
