@@ -33,14 +33,14 @@ impl Table<'_> {
         let (begun, mut is_ours) = (Instant::now(), false);
         // Ends with the time.
         loop {
-            let created = request.clone().send().await;
-            is_ours |= created.is_ok();
+            let refused = if is_ours { None } else { request.clone().send().await.err() };
+            is_ours |= refused.is_none();
             let failure = match self.read(PROBE).await {
                 Ok(_) => break,
                 Err(failure) => failure,
             };
-            match created {
-                Err(error) if error.code() == Some("AccessDeniedException") => {
+            match refused {
+                Some(error) if error.code() == Some("AccessDeniedException") => {
                     let failure = self.failure(&error, "dynamodb:CreateTable");
                     let hint = format!(
                         "`serializer initialize` with that permission creates it; or the table is in another region than `{}`",
@@ -48,7 +48,7 @@ impl Table<'_> {
                     );
                     return Err(Failure::permanent(format!("there is no {self}, and {}", failure.why)).with_hint(hint));
                 }
-                Err(error) if error.code() != Some("ResourceInUseException") => {
+                Some(error) if error.code() != Some("ResourceInUseException") => {
                     return Err(self.failure(&error, "dynamodb:CreateTable"));
                 }
                 _ if failure.cause == Cause::Permanent => return Err(failure),
