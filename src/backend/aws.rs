@@ -3,13 +3,11 @@
 //! Credentials are fetched before a request and apart from it: what is wrong with them leaves no doubt about
 //! the request. They are kept while there is no connection, because to fetch them can take longer.
 
-use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -26,10 +24,8 @@ use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 use tokio::time::timeout;
 
-use super::checks::{self, variable};
+use super::checks::{self, Address, chain, innermost, variable};
 use super::failure::{Cause, Failure};
-use super::network::sentence;
-use super::plain;
 use crate::printable;
 
 /// Credentials are renewed so long before they expire.
@@ -38,16 +34,14 @@ const EARLY: Duration = Duration::from_secs(300);
 /// Credentials that could not be renewed are asked for again after so long: a holder must get on meanwhile.
 const PAUSE: Duration = Duration::from_secs(10);
 
+const NONE: &str = "there are no credentials for AWS";
+
 /// What an address or other settings ask for; the rest is found as the AWS CLI finds it.
-#[derive(Default)]
 pub struct Wanted {
     /// An access key and its secret, and perhaps a session token.
     pub keys: Option<(String, String, Option<String>)>,
-    /// A profile of AWS's files.
     pub profile: Option<String>,
-    /// Where the service is.
     pub region: Option<String>,
-    /// The server to ask instead of AWS's.
     pub endpoint: Option<String>,
     /// A file with the certificates to trust instead of the system's.
     pub roots: Option<PathBuf>,
@@ -55,68 +49,95 @@ pub struct Wanted {
     pub timeout: Duration,
 }
 
+impl Wanted {
+    /// Reads the options of an address. Without `endpoint`, that of other settings is used.
+    pub fn of(
+        address: &Address,
+        timeout: Duration,
+        keys: Option<(String, String, Option<String>)>,
+        endpoint: impl FnOnce() -> Option<String>,
+    ) -> Result<Self, Failure> {
+        let (profile, region) = (address.option("profile"), address.option("region"));
+        if keys.is_some() && profile.is_some() {
+            return Err(Failure::permanent("the address has both an access key and a `profile`"));
+        }
+        let endpoint = address.endpoint()?.or_else(endpoint);
+        let roots = address.option("ca").or_else(|| variable("AWS_CA_BUNDLE")).map(PathBuf::from);
+        Ok(Self { keys, profile, region, endpoint, roots, timeout })
+    }
+}
+
 /// What the settings have led to. Not `Debug`: it holds secrets.
 pub struct Account {
-    /// For the clients of services.
     pub config: SdkConfig,
-    /// Where the service is, if that is known.
     pub region: Option<String>,
-    /// The server to ask instead of AWS's.
     pub endpoint: Option<String>,
-    /// The last credentials.
-    pub credentials: Option<Credentials>,
+    /// The last ones.
+    credentials: Option<Credentials>,
     asked: Option<SystemTime>,
 }
 
 impl Account {
-    /// Reads the settings for `service`. Unless `asks_instance`, an EC2 instance is not asked for its region.
-    ///
-    /// # Errors
-    /// When they cannot be used, or might mean another identity than the AWS CLI finds.
-    pub async fn find(wanted: &Wanted, service: &str, asks_instance: bool) -> Result<Self, Failure> {
-        refuse_doubtful_settings(wanted).await?;
-        let http = http_client(wanted.roots.as_deref())?;
-        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
-        loader = loader.http_client(http.clone()).retry_config(RetryConfig::disabled());
-        let mut profile_region = ProfileFileRegionProvider::builder();
-        if let Some(profile) = &wanted.profile {
-            loader = loader.profile_name(profile);
-            profile_region = profile_region.profile_name(profile);
-        }
-        let environment = aws_config::environment::EnvironmentVariableRegionProvider::new();
-        let chain = RegionProviderChain::first_try(wanted.region.clone().map(Region::new));
-        let mut chain = chain.or_else(environment).or_else(profile_region.build());
-        if asks_instance {
-            let imds = aws_config::imds::region::ImdsRegionProvider::builder();
-            let config = ProviderConfig::without_region().with_http_client(http.clone());
-            chain = chain.or_else(imds.configure(&config).build());
-        }
+    /// Reads the settings for `service` once, and fetches credentials if there are none that are good for a while. Says
+    /// whether they are new.
+    pub async fn prepare<'a>(known: &'a mut Option<Self>, wanted: &Wanted, service: &str) -> Result<(&'a Self, bool), Failure> {
         let late = |_| Failure::transient("AWS's settings for this host do not come in time");
-        let region = timeout(wanted.timeout, chain.region()).await.map_err(late)?;
-        let region = region.map(|region| checks::trimmed(region.as_ref()).to_owned());
+        let account = match known {
+            Some(account) => account,
+            None => known.insert(timeout(wanted.timeout, Self::find(wanted, service)).await.map_err(late)??),
+        };
+        let are_new = account.renew(wanted.timeout).await?;
+        Ok((account, are_new))
+    }
+
+    /// The last credentials.
+    pub fn credentials(&self) -> Result<&Credentials, Failure> {
+        self.credentials.as_ref().ok_or_else(|| Failure::permanent(NONE))
+    }
+
+    async fn find(wanted: &Wanted, service: &str) -> Result<Self, Failure> {
+        let name = profile(wanted)?;
+        let (fs, env, files) = (Fs::real(), Env::real(), Default::default());
+        let loaded = aws_config::profile::load(&fs, &env, &files, name.clone().map(Into::into)).await;
+        let profiles = loaded.map_err(|error| {
+            let why = format!("AWS's configuration files cannot be used: {}", innermost(&error));
+            Failure::permanent(why).with_hint("`aws configure list` reads the same files")
+        })?;
+        if let Some(name) = name.filter(|name| name != "default" && profiles.get_profile(name).is_none()) {
+            let why = format!("the profile `{}` does not exist", printable::field(&name));
+            return Err(Failure::permanent(why).with_hint("`aws configure list-profiles` shows which there are"));
+        }
+        let http = http_client(wanted.roots.as_deref())?;
+        let provider = ProviderConfig::without_region().with_http_client(http.clone());
+        let mut region = wanted.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+        region = region.or_else(|| profiles.get("region").map(str::to_owned));
+        // Stores that speak S3's protocol are often used without a region, outside of AWS.
+        if region.is_none() && service != "S3" {
+            let instance = aws_config::imds::region::ImdsRegionProvider::builder().configure(&provider).build();
+            region = instance.region().await.map(|region| region.to_string());
+        }
         region.as_ref().map_or(Ok(()), |region| checks::word(region, "region"))?;
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
+        loader = loader.http_client(http).retry_config(RetryConfig::disabled());
         loader = loader.region(region.clone().map(Region::new));
         if let Some((id, secret, token)) = &wanted.keys {
-            let keys = Credentials::new(id, secret, token.clone(), None, "address");
-            loader = loader.credentials_provider(keys);
+            loader = loader.credentials_provider(Credentials::new(id, secret, token.clone(), None, "address"));
         } else if let Some(profile) = &wanted.profile {
+            loader = loader.profile_name(profile);
             // Like the CLI's `--profile`, before the variables with access keys.
-            let config = ProviderConfig::without_region().with_http_client(http);
-            let config = config.with_region(region.clone().map(Region::new));
-            let provider = ProfileFileCredentialsProvider::builder().configure(&config);
-            loader = loader.credentials_provider(provider.profile_name(profile).build());
+            let provider = provider.with_region(region.clone().map(Region::new));
+            let provider = ProfileFileCredentialsProvider::builder().configure(&provider).profile_name(profile);
+            loader = loader.credentials_provider(provider.build());
         }
-        let config = timeout(wanted.timeout, loader.load()).await.map_err(late)?;
+        let config = loader.load().await;
         let endpoint = wanted.endpoint.clone().or_else(|| configured_endpoint(&config, service));
-        endpoint.as_ref().map_or(Ok(()), |endpoint| checks::endpoint(endpoint, "service's endpoint"))?;
+        endpoint
+            .as_ref()
+            .map_or(Ok(()), |endpoint| checks::endpoint(endpoint, "endpoint of `AWS_ENDPOINT_URL…` or of the profile"))?;
         Ok(Self { config, region, endpoint, credentials: None, asked: None })
     }
 
-    /// Fetches credentials if there are none, or if they expire soon. Says whether they are new.
-    ///
-    /// # Errors
-    /// When there are none.
-    pub async fn renew(&mut self, limit: Duration) -> Result<bool, Failure> {
+    async fn renew(&mut self, limit: Duration) -> Result<bool, Failure> {
         let now = SystemTime::now();
         let are_good_for = |time: Duration| {
             let known = self.credentials.as_ref();
@@ -127,8 +148,7 @@ impl Account {
             return Ok(false);
         }
         self.asked = Some(now);
-        let none = || Failure::permanent("there are no credentials for AWS");
-        let provider = self.config.credentials_provider().ok_or_else(none)?;
+        let provider = self.config.credentials_provider().ok_or_else(|| Failure::permanent(NONE))?;
         let failure = match timeout(limit, provider.provide_credentials()).await {
             Ok(Ok(credentials)) => {
                 self.credentials = Some(usable(&credentials)?);
@@ -145,38 +165,22 @@ impl Account {
     }
 }
 
-/// Refuses what the SDK would read in another way than the AWS CLI, or pass over in silence.
-async fn refuse_doubtful_settings(wanted: &Wanted) -> Result<(), Failure> {
-    // Keys in the address are used whatever a profile says.
-    if wanted.keys.is_some() {
-        return Ok(());
+/// The profile that is named, unless keys are. Refuses what the SDK would read in another way than the AWS CLI, or pass
+/// over in silence.
+fn profile(wanted: &Wanted) -> Result<Option<String>, Failure> {
+    if wanted.keys.is_some() || wanted.profile.is_some() {
+        return Ok(wanted.profile.clone());
     }
-    let profile = wanted.profile.clone().or_else(|| variable("AWS_PROFILE"));
-    if let Some(other) = variable("AWS_DEFAULT_PROFILE").filter(|_| wanted.profile.is_none())
-        && profile.as_ref() != Some(&other)
-    {
+    let profile = variable("AWS_PROFILE");
+    if variable("AWS_DEFAULT_PROFILE").is_some_and(|other| profile.as_ref() != Some(&other)) {
         let why = "`AWS_DEFAULT_PROFILE` names another profile than `AWS_PROFILE`";
         return Err(Failure::permanent(why).with_hint("set `AWS_PROFILE` alone"));
     }
-    if wanted.profile.is_none() {
-        let names = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
-        if let [Some(_), None] | [None, Some(_)] = names.map(variable) {
-            let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";
-            return Err(Failure::permanent(why).with_hint("set both, or neither to use a profile or a role"));
-        }
+    if variable("AWS_ACCESS_KEY_ID").is_some() != variable("AWS_SECRET_ACCESS_KEY").is_some() {
+        let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";
+        return Err(Failure::permanent(why).with_hint("set both, or neither to use a profile or a role"));
     }
-    let Some(name) = profile.filter(|name| name != "default") else { return Ok(()) };
-    let (fs, env, files) = (Fs::real(), Env::real(), Default::default());
-    let loaded = aws_config::profile::load(&fs, &env, &files, Some(name.clone().into())).await;
-    let profiles = loaded.map_err(|error| {
-        let why = format!("AWS's configuration files cannot be used: {}", innermost(&error));
-        Failure::permanent(why).with_hint("`aws configure list` reads the same files")
-    })?;
-    if profiles.get_profile(&name).is_none() {
-        let why = format!("the profile `{}` does not exist", printable::field(&name));
-        return Err(Failure::permanent(why).with_hint("`aws configure list-profiles` shows which there are"));
-    }
-    Ok(())
+    Ok(profile)
 }
 
 /// `AWS_ENDPOINT_URL_…`, the profile's `services`, `AWS_ENDPOINT_URL`, the profile's `endpoint_url`.
@@ -199,10 +203,7 @@ fn usable(credentials: &Credentials) -> Result<Credentials, Failure> {
 pub fn http_client(roots: Option<&Path>) -> Result<SharedHttpClient, Failure> {
     let mut tls = TlsContext::builder();
     if let Some(path) = roots {
-        checks::certificates(path)?;
-        let cannot = |error| Failure::permanent(format!("cannot read `{}`: {}", printable::path(path), plain(&error)));
-        let bundle = std::fs::read(path).map_err(cannot)?;
-        tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(bundle));
+        tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(checks::certificates(path)?));
     }
     let tls = tls.build().map_err(|error| Failure::permanent(innermost(&error)))?;
     let made = OnceLock::new();
@@ -218,41 +219,31 @@ pub fn http_client(roots: Option<&Path>) -> Result<SharedHttpClient, Failure> {
     }))
 }
 
-/// An error and its causes. What an `io::Error` wraps is not among its sources.
-pub fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| match error.downcast_ref::<std::io::Error>() {
-        Some(error) => error.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
-        None => error.source(),
-    })
-}
-
-/// The innermost cause, as part of a sentence.
-pub fn innermost(error: &(dyn StdError + 'static)) -> String {
-    let text = chain(error).last().map_or_else(String::new, ToString::to_string);
-    sentence(text.split(" (os error").next().unwrap_or(""))
-}
-
 /// Why there are no credentials. Only what says by itself that it passes is waited for.
 fn failure_of(error: &CredentialsError) -> Failure {
     // What a command for credentials has printed may be anything.
     let why = innermost(error);
     let why = why.split(". Stderr:").next().unwrap_or("").replace("StatusCode(", "(status ");
-    let cannot = format!("cannot get credentials for AWS: {why}");
-    let tried = "`aws sts get-caller-identity` tries credentials out; `aws sso login` renews them";
-    match error {
-        CredentialsError::CredentialsNotLoaded(_) => Failure::permanent("there are no credentials for AWS").with_hint(
-            "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, `aws sso login` or a role of \
-                 this host or container provide them",
+    let is_late = |error: &ConnectorError| error.is_timeout();
+    let passes = matches!(error, CredentialsError::ProviderTimedOut(_))
+        || why.contains("(status 5")
+        || why.contains("(status 429")
+        || chain(error).any(|error| error.downcast_ref().is_some_and(is_late));
+    let (why, hint) = match error {
+        CredentialsError::CredentialsNotLoaded(_) => (
+            NONE.to_owned(),
+            "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, `aws sso login` or a role of this host or \
+             container provide them",
         ),
-        CredentialsError::InvalidConfiguration(_) => Failure::permanent(format!("AWS's settings cannot be used: {why}"))
-            .with_hint("a variable, or a file with a token, may have a line end that it should not have"),
-        CredentialsError::ProviderTimedOut(_) => Failure::transient(cannot),
-        _ => {
-            let is_late = |error: &ConnectorError| error.is_timeout();
-            let is_busy = why.contains("(status 5") || why.contains("(status 429");
-            let passes = is_busy || chain(error).any(|e| e.downcast_ref().is_some_and(is_late));
-            let cause = if passes { Cause::Transient } else { Cause::Permanent };
-            Failure { cause, ..Failure::transient(cannot) }.with_hint(tried)
-        }
-    }
+        CredentialsError::InvalidConfiguration(_) => (
+            format!("AWS's settings cannot be used: {why}"),
+            "a variable, or a file with a token, may have a line end that it should not have",
+        ),
+        _ => (
+            format!("cannot get credentials for AWS: {why}"),
+            "`aws sts get-caller-identity` tries credentials out; `aws sso login` renews them",
+        ),
+    };
+    let cause = if passes { Cause::Transient } else { Cause::Permanent };
+    Failure { cause, ..Failure::permanent(why) }.with_hint(hint)
 }

@@ -1,42 +1,31 @@
 use std::time::Duration;
 
-use super::{Address, endpoint, trimmed, word};
+use super::{Address, endpoint, refused_identity, trimmed, word};
 use crate::store::{StoreSettings, StoreUrl};
 
 #[test]
-fn only_urls_of_servers_are_endpoints() {
-    for text in ["http://127.0.0.1:8000", "https://s3.example", "http://[::1]:9000/", "http://localhost:9000/path"] {
-        assert!(endpoint(text, "endpoint").is_ok(), "{text}");
-    }
-    for text in [
-        "",
-        "nonsense",
-        "ftp://a",
-        "http://",
-        "http://a b",
-        "http://a/b c",
-        "http://h:99999",
-        "http://999.1.1.1",
-        "http://xn--a",
-        "http://a\n",
-        "http://a?b",
-        "http://a#b",
-        "http://me:hunter2@a",
-    ] {
-        assert!(endpoint(text, "endpoint").is_err(), "{text}");
-    }
-}
-
-#[test]
-fn regions_are_parts_of_host_names() {
+fn what_clients_panic_at_is_refused() {
+    let is_endpoint = |text: &&str| endpoint(text, "endpoint").is_ok();
+    let urls = ["http://127.0.0.1:8000", "https://s3.example", "http://[::1]:9000/", "http://localhost:9000/path"];
+    assert!(urls.iter().all(is_endpoint));
+    let others = ["", "nonsense", "ftp://a", "http://", "http://a b", "http://a/b c", "http://h:99999", "http://999.1.1.1"];
+    let secret = ["http://xn--a", "http://a\n", "http://a?b", "http://a#b", "http://me:hunter2@a"];
+    assert!(!others.iter().chain(&secret).any(is_endpoint));
     let is_word = |text: &&str| word(text, "region").is_ok();
     assert!(["eu-west-1", "us-gov-east-1", "auto"].iter().all(is_word));
     assert!(!["", "a b", "eu.west", "-x", "xn--a", "x\n", "a/b"].iter().any(is_word));
+    assert_eq!([trimmed("a\n"), trimmed("a\r\n"), trimmed(" a\nb ")], ["a", "a", " a\nb "]);
 }
 
 #[test]
-fn nothing_but_line_ends_is_cut() {
-    assert_eq!([trimmed("a\n"), trimmed("a\r\n"), trimmed(" a\nb ")], ["a", "a", " a\nb "]);
+fn codes_about_the_identity_are_known_by_their_words() {
+    for code in ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed", "UnrecognizedClientException"] {
+        assert_eq!(refused_identity(code, ""), Some("the credentials are not accepted"), "{code}");
+    }
+    assert_eq!(refused_identity("ExpiredTokenException", ""), Some("the credentials have expired"));
+    for code in ["", "AccessDenied", "AuthorizationFailure", "SlowDown", "ConditionalCheckFailedException"] {
+        assert_eq!(refused_identity(code, ""), None, "{code}");
+    }
 }
 
 #[test]
@@ -51,8 +40,7 @@ fn secrets_may_stand_in_an_address_as_they_are() {
         let settings = StoreSettings { url, password_file: None, timeout: Duration::ZERO };
         let address = Address::parse(&settings, &["x"]).unwrap_or_else(|f| panic!("{text}: {}", f.why));
         assert_eq!((address.host.as_str(), address.path.as_str()), ("host", "a/b"), "{text}");
-        assert_eq!(address.user.as_deref(), Some(user));
-        assert_eq!(address.password.as_deref(), Some(password));
+        assert_eq!((address.user.as_deref(), address.password.as_deref()), (Some(user), Some(password)));
         assert_eq!(address.option("x").as_deref(), Some("a@b"));
     }
 }

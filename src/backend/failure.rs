@@ -5,7 +5,7 @@ use std::fmt;
 use crate::store::Scheme;
 
 /// Why an operation failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     /// The store's message, or the obstacle; without secrets, in lower case.
     pub why: String,

@@ -1,6 +1,6 @@
 //! What stores that are reached over a network have in common.
 
-#[cfg(any(feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
 pub mod passwords;
 
 use crate::printable;

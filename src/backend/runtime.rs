@@ -18,18 +18,15 @@ impl PrivateRuntime {
     /// # Errors
     /// When a runtime cannot be created.
     pub fn block_on<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Failure> {
-        if self.0.is_none() {
-            // Name look-ups run on threads of the runtime, which must not take the signals that `run` reads.
-            let block_signals = || {
-                let _ = SigSet::all().thread_block();
-            };
-            let mut builder = Builder::new_current_thread();
-            let built = builder.enable_all().on_thread_start(block_signals).build();
-            let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
-            self.0 = Some(built.map_err(cannot)?);
-        }
-        let Some(runtime) = &self.0 else {
-            return Err(Failure::permanent("cannot set up connections"));
+        // Name look-ups run on threads of the runtime, which must not take the signals that `run` reads.
+        let block_signals = || {
+            let _ = SigSet::all().thread_block();
+        };
+        let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
+        let build = || Builder::new_current_thread().enable_all().on_thread_start(block_signals).build().map_err(cannot);
+        let runtime = match &mut self.0 {
+            Some(runtime) => runtime,
+            None => self.0.insert(build()?),
         };
         Ok(runtime.block_on(future))
     }

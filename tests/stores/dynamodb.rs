@@ -154,8 +154,8 @@ fn who_has_the_wrong_credentials_or_none_is_told_at_once_however_long_it_would_w
     let (login, rest) = rest.split_once('@').expect("a login");
     let (key, _) = login.split_once(':').expect("a secret");
     for args in [&["lock"][..], &["unlock"], &["run", "touch", "ran"], &["status"], &["wait"]] {
-        is_refused(&store.through(&format!("{scheme}://{key}:hunter2@{rest}")), args, "does not accept the signature");
-        is_refused(&store.through(&format!("{scheme}://AKIANOBODY:hunter2@{rest}")), args, "the access key is not known");
+        is_refused(&store.through(&format!("{scheme}://{key}:hunter2@{rest}")), args, "the credentials are not accepted");
+        is_refused(&store.through(&format!("{scheme}://AKIANOBODY:hunter2@{rest}")), args, "the credentials are not accepted");
         let bare = store.through(&format!("{scheme}://{rest}"));
         let mut without = bare.serializer(args);
         without.env("AWS_EC2_METADATA_DISABLED", "true");
@@ -222,8 +222,8 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long
         (run(&bare, &[("AWS_SESSION_TOKEN", "hunter2\nhunter3")]), "the session token has characters"),
         (run(&bare.through(&format!("{before}&endpoint=http://a b")), &[]), "`endpoint` is not the URL of a server"),
         (run(&bare.through(&format!("{before}&endpoint=http://h:99999")), &[]), "`endpoint` is not the URL of a server"),
-        (run(&elsewhere, &[("AWS_ENDPOINT_URL", "http://a b")]), "the variable `AWS_ENDPOINT_URL` is not the URL of a server"),
-        (run(&elsewhere, &[("AWS_ENDPOINT_URL_DYNAMODB", "http://xn--a")]), "`AWS_ENDPOINT_URL_DYNAMODB` is not the URL"),
+        (run(&elsewhere, &[("AWS_ENDPOINT_URL", "http://a b")]), "or of the profile is not the URL of a server"),
+        (run(&elsewhere, &[("AWS_ENDPOINT_URL_DYNAMODB", "http://xn--a")]), "or of the profile is not the URL of a server"),
         (run(&bare.through(&bare.url.replace("eu-west-1", "eu west")), &[]), "the region is not valid"),
     ] {
         // What the address says is known before anything is tried.
@@ -258,7 +258,7 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long
     fs::write(&config, "[default]\nendpoint_url = http://a b\n").expect("a file");
     let ended = run(&elsewhere, &[("AWS_CONFIG_FILE", config.to_str().expect("UTF-8"))]);
     assert!(
-        ended.code == 1 && ended.stderr.contains("endpoint is not the URL") && ended.stderr.lines().count() == 1,
+        ended.code == 1 && ended.stderr.contains("or of the profile is not the URL") && ended.stderr.lines().count() == 1,
         "{ended:?}"
     );
 }
@@ -296,8 +296,8 @@ fn too_many_requests_are_waited_for_and_take_no_lock_away() {
 fn what_dynamodb_says_no_to_is_told_at_once() {
     for (code, why) in [
         ("ExpiredTokenException", "the credentials have expired"),
-        ("UnrecognizedClientException", "the access key is not known"),
-        ("InvalidSignatureException", "does not accept the signature"),
+        ("UnrecognizedClientException", "the credentials are not accepted"),
+        ("InvalidSignatureException", "the credentials are not accepted"),
         ("AccessDeniedException", "no permission for `dynamodb:"),
     ] {
         let store = shared();
@@ -470,7 +470,7 @@ fn what_somebody_else_has_stored_is_neither_overwritten_nor_listed() {
     let foreign = json!({"name": {"S": store.name}, "record": {"S": "mine"}, "cost": {"N": "7"}});
     asked(address, "PutItem", &json!({"TableName": TABLE, "Item": foreign}));
     for args in [&["lock"][..], &["run", "touch", "ran"], &["status"], &["unlock", "--force"]] {
-        is_refused(&store, args, "the item of that key is not a lock");
+        is_refused(&store, args, "what is stored there is not a lock record");
     }
     assert_eq!(item(&store), foreign);
     let all = store.run(&["status", "--all"]);

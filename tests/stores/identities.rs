@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::support::injector::{Injector, dynamodb_error, error};
-use crate::support::servers::buckets::{ACCOUNT, BUCKET, shared_azure, shared_s3};
+use crate::support::servers::buckets::{ACCOUNT, BUCKET, s3_url_at, shared_azure, shared_s3};
 use crate::support::servers::emulators::shared_dynalite;
 use crate::support::stores::Store;
 use crate::support::{Ended, ended, until};
@@ -75,10 +75,7 @@ const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "AKIAVARIABLE"), ("AWS_SE
 fn identities_are_found_in_the_order_of_the_aws_cli() {
     for aws in Aws::both() {
         let url = &aws.store.url;
-        let (variable, profile) = match url.starts_with("s3:") {
-            true => ("the credentials are not accepted", "the credentials have expired"),
-            false => ("the access key is not known", "the credentials have expired"),
-        };
+        let (variable, profile) = ("the credentials are not accepted", "the credentials have expired");
         is_refused(&aws.run(url, &KEYS), variable);
         is_refused(&aws.run(url, &[KEYS[0], KEYS[1], ("AWS_PROFILE", "etl")]), variable);
         is_refused(&aws.run(url, &[("AWS_PROFILE", "etl")]), profile);
@@ -187,7 +184,7 @@ fn a_certificate_that_is_not_accepted_is_told_with_what_is_wrong_with_it() {
     let usual = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
     for (options, why) in [
         (p521, "P-521 cannot"),
-        ([&usual[..], &own, &["-subj", "/CN=127.0.0.1"]].concat(), "only names in `subjectAltName` count"),
+        ([&usual[..], &own, &["-subj", "/CN=127.0.0.1"]].concat(), "(according to its subjectAltName extension)"),
         ([&usual[..], &san].concat(), "it is one of an authority"),
     ] {
         let store = Store::at("s3://b");
@@ -247,4 +244,88 @@ fn each_write_to_a_bucket_asks_for_encryption_at_rest_where_the_environment_does
     is_refused(&run(), "may not write");
     assert!(injector.is_through());
     assert_eq!(run().code, 0);
+}
+
+/// Google, with an address that is answered by the injector, and no right there.
+fn google(injector: &Injector) -> String {
+    injector.refuse("GET ", ALWAYS, &error("403 Forbidden", "", "AccessDenied", "Access Denied"));
+    let keys = r#""private_key":"","private_key_id":"","client_email":"","disable_oauth":true"#;
+    format!(r#"{{{keys},"gcs_base_url":"http://{}"}}"#, injector.address())
+}
+
+#[test]
+fn no_variable_replaces_the_bucket_of_the_address() {
+    let (s3, azure) = (s3_url_at(shared_s3().address()), shared_azure().url());
+    for (url, name) in [(&s3, "AWS_BUCKET"), (&s3, "AWS_BUCKET_NAME"), (&azure, "AZURE_CONTAINER_NAME")] {
+        let store = Store::at(url);
+        let ran = ended(store.serializer(&["run", "true"]).env(name, "nowhere"));
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{name}");
+    }
+    let injector = Injector::before(shared_s3().address());
+    let store = Store::at("gs://b/p");
+    let mut command = store.serializer(&["status"]);
+    command.env("GOOGLE_SERVICE_ACCOUNT_KEY", google(&injector)).env("GOOGLE_BUCKET", "nowhere");
+    is_refused(&ended(command.env("GOOGLE_BUCKET_NAME", "nowhere")), "may not read in `b`");
+    let asked = injector.take_asked();
+    assert!(asked.len() == 1 && asked[0].starts_with("GET /b/"), "{asked:?}");
+}
+
+#[test]
+fn meltano_s_settings_come_before_the_login_of_its_address_and_are_not_mixed_with_it() {
+    let injector = Injector::before(shared_s3().address());
+    for key in ["AKIAMELTANO", "AKIALOGIN"] {
+        injector.refuse(&format!("Credential={key}/"), ALWAYS, &error("400 Bad Request", "", "InvalidAccessKeyId", key));
+    }
+    let settings = [
+        ("MELTANO_STATE_BACKEND_S3_ENDPOINT_URL", format!("http://{}", injector.address())),
+        ("MELTANO_STATE_BACKEND_S3_AWS_ACCESS_KEY_ID", "AKIAMELTANO\n".to_owned()),
+        ("MELTANO_STATE_BACKEND_S3_AWS_SECRET_ACCESS_KEY", "hunter2\n".to_owned()),
+    ];
+    let login = Store::at(&format!("s3://AKIALOGIN:hunter2@{BUCKET}/p?region=us-east-1"));
+    let own = login.through(&format!("{}&access_key_id=AKIAOWN&secret_access_key=hunter2", login.url));
+    let run = |store: &Store, count: usize| {
+        let settings = settings[..count].iter().map(|(name, value)| (name, value));
+        ended(store.serializer(&["run", "true"]).envs(settings))
+    };
+    is_refused(&run(&login, 1), "AKIALOGIN (InvalidAccessKeyId)");
+    is_refused(&run(&login, 3), "AKIAMELTANO (InvalidAccessKeyId)");
+    assert_eq!(run(&own, 3).code, 0);
+    let mixed = run(&login, 2);
+    assert!(mixed.code == 2 && mixed.stderr.contains("only one is given"), "{mixed:?}");
+}
+
+#[test]
+fn meltano_s_settings_for_google_are_a_path_or_its_content_and_not_both() {
+    let injector = Injector::before(shared_s3().address());
+    let json = google(&injector);
+    let store = Store::at("gs://b/p");
+    let file = store.locks.dir().join("account.json");
+    std::fs::write(&file, &json).expect("a file");
+    let file = file.to_str().expect("UTF-8");
+    let [path, old, text] = ["_PATH", "", "_JSON"].map(|end| format!("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS{end}"));
+    let status = |store: &Store, variables: &[(&str, &str)]| ended(store.serializer(&["status"]).envs(variables.iter().copied()));
+    let other = ("GOOGLE_SERVICE_ACCOUNT", "/nonexistent");
+    is_refused(&status(&store, &[(&text, &json), other]), "may not read in `b`");
+    // A path is not one of a service account that says where the store is.
+    let own = store.through(&format!("gs://b/p?endpoint=http://{}&application_credentials={file}", injector.address()));
+    for (store, variables) in [
+        (own, vec![(path.as_str(), "/nonexistent"), other]),
+        (
+            store.through(&format!("gs://b/p?endpoint=http://{}", injector.address())),
+            vec![(path.as_str(), file), (&old, "/no"), other],
+        ),
+        (store.through(&format!("gs://b/p?endpoint=http://{}", injector.address())), vec![(old.as_str(), file), other]),
+    ] {
+        // It has no key to sign with.
+        let told = status(&store, &variables);
+        assert!(told.code == 1 && !told.stderr.contains("nonexistent") && !told.stderr.contains("/no"), "{told:?}");
+    }
+    for (variables, why) in [
+        ([(path.as_str(), file), (&text, json.as_str())], "have both a path"),
+        ([(text.as_str(), "\"hunter2\""), other], "is not a JSON object"),
+        ([(text.as_str(), "{hunter2}"), other], "is not a JSON object"),
+    ] {
+        let told = status(&store, &variables);
+        assert!(told.code == 2 && told.stderr.contains(why) && !told.stderr.contains("hunter2"), "{told:?}");
+    }
 }

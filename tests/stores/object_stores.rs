@@ -179,7 +179,7 @@ fn what_somebody_else_has_stored_is_neither_taken_for_a_lock_nor_overwritten() {
         let put = asked(shared_s3().address(), "PUT", &path, text);
         assert!(put.contains("200 OK"), "{put}");
         for args in [&["lock"][..], &["run", "true"], &["status"], &["unlock", "--force"]] {
-            let why = if text.contains("serializer") { "a newer version" } else { "not a lock of this program" };
+            let why = if text.contains("serializer") { "a newer version" } else { "not a lock record" };
             is_refused(&store.run(args), why, if text.contains("serializer") { "use that version" } else { "another prefix" });
         }
         assert!(asked(shared_s3().address(), "GET", &path, "").ends_with(text));
@@ -459,15 +459,19 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line() {
         is_refused(&Ended { code: ended.code.min(1), ..ended }, why, "");
     };
     for endpoint in ["http://h:99999", "http://999.1.1.1", "http://xn--a", "http://a b"] {
-        with(&format!("s3://b?endpoint={endpoint}"), &[], "the store's endpoint is not the URL of a server");
+        with(&format!("s3://b?endpoint={endpoint}"), &[], "the address's `endpoint` is not the URL of a server");
         for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
-            with("s3://b", &[(name, endpoint)], &format!("the variable `{name}` is not the URL of a server"));
+            with(
+                "s3://b",
+                &[(name, endpoint)],
+                "the endpoint of `AWS_ENDPOINT_URL…` or of the profile is not the URL of a server",
+            );
         }
     }
     with("s3://b?endpoint=http://127.0.0.1:1&path_style=false", &[], "the bucket cannot stand before the name");
     with("s3://xn--a?path_style=false", &[], "the bucket cannot stand before the name");
     with("s3://b?region=xn--a", &[], "the region is not valid");
-    with("s3://b", &[("AWS_REGION", "xn--a")], "the variable `AWS_REGION` is not a part of a URL");
+    with("s3://b", &[("AWS_REGION", "xn--a")], "the region is not valid");
     let store = Store::at("s3://b?endpoint=http://127.0.0.1:1");
     let token = store.locks.dir().join("token");
     std::fs::write(&token, "hunter2\nhunter3\n").expect("it can be written");

@@ -4,31 +4,19 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::state;
 
-fn item(attributes: &[(&str, AttributeValue)]) -> HashMap<String, AttributeValue> {
-    attributes.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
-}
-
-fn number(text: &str) -> AttributeValue {
-    AttributeValue::N(text.to_owned())
-}
-
 #[test]
-fn an_item_without_a_record_is_free_and_keeps_its_number() {
-    let state = state(&item(&[("version", number("7")), ("format", number("1"))])).expect("a state");
-    assert_eq!((state.number, state.value, state.version.is_some()), (7, None, true));
-}
-
-#[test]
-fn an_item_of_another_program_is_not_a_lock() {
-    let binary = AttributeValue::B(vec![1].into());
-    for attributes in [
-        vec![],
-        vec![("version", number("7"))],
-        vec![("version", number("x")), ("format", number("1"))],
-        vec![("version", number("7.5")), ("format", number("1"))],
-        vec![("version", number("7")), ("format", number("1")), ("record", binary)],
-        vec![("version", number("7")), ("format", number("2"))],
+fn only_an_item_of_ours_has_a_state() {
+    let number = |text: &str| AttributeValue::N(text.to_owned());
+    let (seven, format) = (("version", number("7")), ("format", number("1")));
+    for (attributes, is_ours) in [
+        (vec![seven.clone(), format.clone()], true),
+        (vec![seven.clone(), format.clone(), ("record", AttributeValue::B(vec![1].into()))], false),
+        (vec![seven.clone(), ("format", number("2"))], false),
+        (vec![("version", number("7.5")), format], false),
+        (vec![seven], false),
+        (vec![], false),
     ] {
-        assert!(state(&item(&attributes)).is_err(), "{attributes:?}");
+        let item: HashMap<_, _> = attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        assert_eq!(state(&item).is_ok_and(|state| state.number == 7 && state.value.is_none()), is_ours, "{item:?}");
     }
 }

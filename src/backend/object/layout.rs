@@ -9,13 +9,11 @@
 //! the value
 //! ```
 //!
-//! The nonce makes each body different. S3's ETags are hashes of bodies, and an ETag that came back would let a
-//! write succeed that was meant for an earlier state.
-//!
-//! Names consist of letters, digits and `-._~`, which every server and proxy decodes alike.
+//! The nonce makes each body different: S3's ETags are hashes of bodies, and an ETag must not come back.
 
-use std::fmt::Write as _;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use crate::backend::checks::of_newer_version;
 use crate::backend::failure::Failure;
 use crate::record::MAX_BYTES;
 
@@ -30,129 +28,95 @@ pub const MAX_BODY: usize = MAX_BYTES + 1024;
 /// The end of all names. Meltano's own states, in the same place, are in directories.
 const END: &str = ".lock";
 
-/// Stands before the two digits of a byte that is not kept as it is.
-const ESCAPE: char = '~';
-
-/// The state of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// It exists, and whether the store obeys conditions has not been verified with it.
-    Unverified,
-    /// It has no value.
-    Free,
-    /// It has this value.
-    Held(String),
-}
+/// Every server and proxy decodes the rest alike.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
 /// An object, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Body {
-    /// The state's number.
     pub number: u64,
-    /// The state.
-    pub content: Content,
+    pub value: Option<String>,
+    /// Whether the store has been verified with it.
+    pub is_verified: bool,
 }
 
 impl Body {
+    /// An object without a value.
+    pub fn free(number: u64, is_verified: bool) -> Self {
+        Self { number, value: None, is_verified }
+    }
+
     /// The text to store. `nonce` has to be different each time.
     pub fn to_text(&self, nonce: &str) -> String {
-        let (state, value) = match &self.content {
-            Content::Unverified => ("new", ""),
-            Content::Free => ("free", ""),
-            Content::Held(value) => ("held", value.as_str()),
+        let state = match &self.value {
+            Some(_) => "held",
+            None if self.is_verified => "free",
+            None => "new",
         };
+        let value = self.value.as_deref().unwrap_or("");
         format!("{MAGIC}{FORMAT}\nnumber={}\nnonce={nonce}\nstate={state}\n\n{value}", self.number)
     }
 
-    /// Reads an object.
-    ///
-    /// # Errors
-    /// When another program has written it, or a newer version of this one.
+    /// Reads an object. It may be another program's, or a newer version's.
     pub fn parse(bytes: &[u8]) -> Result<Self, Failure> {
-        let text = std::str::from_utf8(bytes).map_err(|_| foreign())?;
-        let (first, rest) = text.split_once('\n').ok_or_else(foreign)?;
-        let format = first.strip_prefix(MAGIC).and_then(|format| format.parse::<u32>().ok());
-        if format.ok_or_else(foreign)? != FORMAT {
-            let failure = Failure::permanent("a newer version of this program has written it");
-            return Err(failure.with_hint("use that version here, too"));
+        let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_BODY);
+        let (format, rest) = text.and_then(|text| text.strip_prefix(MAGIC)?.split_once('\n')).ok_or_else(foreign)?;
+        if format.parse::<u32>().map_err(|_| foreign())? != FORMAT {
+            return Err(of_newer_version());
         }
         let (head, value) = rest.split_once("\n\n").ok_or_else(foreign)?;
-        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        let number = field("number").and_then(|number| number.parse().ok()).ok_or_else(foreign)?;
-        let content = match field("state") {
-            Some("new") => Content::Unverified,
-            Some("free") => Content::Free,
-            Some("held") => Content::Held(value.to_owned()),
-            _ => return Err(foreign()),
-        };
-        Ok(Self { number, content })
+        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
+        let number = field("number=").and_then(|number| number.parse().ok()).ok_or_else(foreign)?;
+        match field("state=") {
+            Some("new") => Ok(Self::free(number, false)),
+            Some("free") => Ok(Self::free(number, true)),
+            Some("held") => Ok(Self { number, value: Some(value.to_owned()), is_verified: true }),
+            _ => Err(foreign()),
+        }
     }
 }
 
-/// Another program has written the object.
-pub fn foreign() -> Failure {
-    Failure::permanent("what is stored there is not a lock of this program")
+fn foreign() -> Failure {
+    Failure::permanent("what is stored there is not a lock record")
         .with_hint("name another prefix in the address; or delete the object if it is not needed")
 }
 
 /// The name of the object with this stored name.
 pub fn encode(stored: &str) -> String {
-    let mut name = String::with_capacity(stored.len() + END.len());
-    for byte in stored.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._".contains(&byte) {
-            name.push(char::from(byte));
-        } else {
-            // Writing into a string does not fail.
-            let _ = write!(name, "{ESCAPE}{byte:02X}");
-        }
-    }
-    name + END
+    utf8_percent_encode(stored, ESCAPED).to_string().replace('%', "~") + END
 }
 
 /// The stored name of an object; `None` for an object of another program.
 pub fn decode(name: &str) -> Option<String> {
-    let mut parts = name.strip_suffix(END)?.split(ESCAPE);
-    let mut bytes = parts.next()?.as_bytes().to_vec();
-    for part in parts {
-        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
-        bytes.extend(&part.as_bytes()[2..]);
-    }
-    let stored = String::from_utf8(bytes).ok()?;
+    let escaped = name.strip_suffix(END)?.replace('~', "%");
+    let stored = percent_decode_str(&escaped).decode_utf8().ok()?.into_owned();
     (encode(&stored) == name).then_some(stored)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Body, Content, decode, encode};
+    use super::{Body, decode, encode};
 
     #[test]
-    fn a_body_reads_back_as_it_was_written() {
-        let held = |text: &str| Content::Held(text.to_owned());
-        for content in [Content::Unverified, Content::Free, held(""), held("1\n2\nstate=free\n\nx")] {
-            let body = Body { number: u64::MAX, content };
+    fn a_body_reads_back_as_it_was_written_and_another_program_s_is_refused() {
+        let held = |text: &str| Body { value: Some(text.to_owned()), ..Body::free(u64::MAX, true) };
+        for body in [Body::free(1, false), Body::free(1, true), held(""), held("1\n2\nstate=free\n\nx")] {
             let read = Body::parse(body.to_text("n").as_bytes());
             assert_eq!(read.map_err(|failure| failure.why), Ok(body));
         }
-    }
-
-    #[test]
-    fn an_object_of_another_program_is_refused() {
-        let others: [&[u8]; 8] = [
-            b"",
-            b"\n",
-            b"{\"completed\": {}}",
-            b"\xff\n",
-            b"serializer-lock x\n\n",
-            b"serializer-lock 1\nnumber=1\nstate=held\n",
-            b"serializer-lock 1\nnumber=-1\nstate=free\n\n",
-            b"serializer-lock 1\nnumber=1\nstate=odd\n\n",
+        let others: [(&[u8], &str); 8] = [
+            (b"", "not a lock record"),
+            (b"{\"completed\": {}}", "not a lock record"),
+            (b"\xff\n", "not a lock record"),
+            (b"serializer-lock x\n\n", "not a lock record"),
+            (b"serializer-lock 1\nnumber=1\nstate=held\n", "not a lock record"),
+            (b"serializer-lock 1\nnumber=-1\nstate=free\n\n", "not a lock record"),
+            (b"serializer-lock 1\nnumber=1\nstate=odd\n\n", "not a lock record"),
+            (b"serializer-lock 2\nwhatever", "newer"),
         ];
-        for text in others {
-            let read = Body::parse(text);
-            assert!(read.is_err_and(|failure| failure.why.contains("not a lock")), "{text:?}");
+        for (text, why) in others {
+            assert!(Body::parse(text).is_err_and(|failure| failure.why.contains(why)), "{text:?}");
         }
-        let newer = Body::parse(b"serializer-lock 2\nwhatever");
-        assert!(newer.is_err_and(|failure| failure.why.contains("newer")));
     }
 
     #[test]
@@ -163,13 +127,8 @@ mod tests {
         for stored in names {
             let name = encode(stored);
             assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || "-._~".contains(c)), "{name}");
-            assert!(![".", ".."].contains(&name.as_str()));
             assert_eq!(decode(&name).as_deref(), Some(stored));
         }
-    }
-
-    #[test]
-    fn objects_of_other_programs_have_other_names() {
         for name in
             ["a", "a.lock.bak", "a b.lock", "~.lock", "~2.lock", "~2f.lock", "~41.lock", "~zz.lock", "~é.lock", "~FF.lock"]
         {
