@@ -13,8 +13,8 @@ use crate::verdict::LocalJudge;
 
 pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
     let location = match &args.name {
-        Some(name) => environment.lock_named(&args.file, name)?,
-        None => environment.lock(&args.file)?,
+        Some(name) => environment.lock(&args.file, Some(name))?,
+        None => environment.lock(&args.file, None)?,
     };
     let here = Place::here();
     // Nobody owns what is taken away like this; the own lock has to be named as well.

@@ -15,7 +15,7 @@ use crate::printable;
 use crate::record::{Entry, Record, random_token};
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
-    let lock = environment.lock(&args.file)?;
+    let lock = environment.lock(&args.file, None)?;
     match &lock {
         Location::Store(settings, _) if args.print_sql => match backend::schema(settings)? {
             Some(statements) => super::print(statements.as_bytes()),

@@ -17,11 +17,11 @@ use crate::record::{Entry, Outcome};
 use crate::verdict::LocalJudge;
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
-    let lock = environment.lock(&args.file)?;
+    let lock = environment.lock(&args.file, None)?;
     let waiting = environment.waiting(&args.waiting)?;
-    let owner_pid = environment.owner_pid(&args.owner)?;
+    let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
     let orphans = environment.orphans(args.owner.orphans)?;
-    let on_lost = environment.on_lost(args.lost.on_lost)?.unwrap_or(OnLost::Warn);
+    let on_lost = environment.on_lost(args.request.on_lost, OnLost::Warn)?;
     let request = environment.request(&args.request, &args.file, &lock)?;
     if args.print_token && !lock.is_shared() {
         let hint = "name one with `--store` or `SERIALIZER_STORE`; on one machine, the process that holds the lock is certain";

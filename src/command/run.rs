@@ -67,11 +67,11 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
         None => args.command.clone(),
     };
     let lock = if args.name_from_command {
-        environment.lock_named(&args.file, &name_from_command(&command))?
+        environment.lock(&args.file, Some(&name_from_command(&command)))?
     } else {
-        environment.lock(&args.file)?
+        environment.lock(&args.file, None)?
     };
-    let on_lost = environment.on_lost(args.lost.on_lost)?.unwrap_or(OnLost::Terminate);
+    let on_lost = environment.on_lost(args.request.on_lost, OnLost::Terminate)?;
     execute(Job {
         request: request(args, environment, &lock)?,
         waiting: environment.waiting(&args.waiting)?,

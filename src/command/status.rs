@@ -71,7 +71,7 @@ fn watch(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
 }
 
 fn none(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
-    let place = match environment.store(&args.file)? {
+    let place = match environment.store(&args.file, None)? {
         Some(store) => store.url.to_string(),
         None => printable::path(&environment.directory(&args.file)?),
     };
@@ -111,9 +111,9 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Lock>, Opti
 
 fn locations(args: &StatusArgs, environment: &Environment) -> Result<Vec<Location>, Error> {
     if !args.all {
-        return environment.locks_named(&args.file, &args.names);
+        return environment.locks(&args.file, &args.names);
     }
-    match environment.store(&args.file)? {
+    match environment.store(&args.file, None)? {
         Some(store) => Ok(backend::all_in(&store)?),
         None => Ok(all_in(&environment.directory(&args.file)?)?.into_iter().map(Location::File).collect()),
     }

@@ -14,9 +14,9 @@ use crate::record::Outcome;
 use crate::verdict::LocalJudge;
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
-    let lock = environment.lock(&args.file)?;
+    let lock = environment.lock(&args.file, None)?;
     let here = Place::here();
-    let claimant = ProcessClaimant::discover(&here, environment.owner_pid(&args.owner)?);
+    let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?);
     let judge = LocalJudge::new(here.clone(), environment.orphans(args.owner.orphans)?);
 
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);

@@ -15,7 +15,7 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<ExitCode, Error
     let waiting = environment.waiting(&args.waiting)?;
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let started = std::time::Instant::now();
-    for location in environment.locks_named(&args.file, &args.names)? {
+    for location in environment.locks(&args.file, &args.names)? {
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);
         let location = mutex.location();
         // One deadline for all of them.
