@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::run::{Job, execute, script_of_shell};
-use crate::child::Leftovers;
+use crate::child::Descendants;
 use crate::cli::FlockArgs;
 use crate::config::{Environment, OnLost, lock_file_at};
 use crate::error::Error;
@@ -32,7 +32,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         tracing::warn!("`flock` locks a file of this machine; `SERIALIZER_STORE` is for `lock` and `run`");
     }
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
-    execute(Job {
+    execute(&Job {
         lock: lock_file_at(&args.file)?,
         request: Request {
             mode: if args.shared { Mode::Shared } else { Mode::EXCLUSIVE },
@@ -43,7 +43,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout },
         orphans: environment.orphans(None)?,
         command,
-        leftovers: Leftovers::default(),
+        descendants: Descendants::default(),
         on_lost: OnLost::Terminate,
         conflict_exit_code: args.conflict_exit_code,
         skipped_exit_code: 0,

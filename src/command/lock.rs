@@ -35,7 +35,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
     let location = mutex.location();
     owner.owner().map_err(|error| Error::no_owner(&location, &error))?;
-    let mut progress = Progress::new(waiting.max_attempts);
+    let mut progress = Progress::new(waiting.max_attempts, false);
     let acquired = mutex.acquire(&claimant, &request, &waiting, &mut progress);
     progress.clear();
     let acquired =

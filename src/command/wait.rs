@@ -2,7 +2,7 @@
 
 use super::progress::Progress;
 use crate::backend;
-use crate::child::Interruptions;
+use crate::child::Signals;
 use crate::cli::WaitArgs;
 use crate::config::Environment;
 use crate::error::Error;
@@ -17,16 +17,17 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<ExitCode, Error
     let started = std::time::Instant::now();
     for location in environment.locks(&args.file, &args.names)? {
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);
-        let location = mutex.location();
         // One deadline for all of them.
         let waiting = waiting.after(started.elapsed());
-        let mut progress = Progress::new(waiting.max_attempts).interrupted_by(Interruptions::hold());
+        let mut progress = Progress::new(waiting.max_attempts, false);
+        progress.signals = Signals::hold_as_init();
         let free = mutex.wait_until_free(&waiting, &mut progress);
         progress.clear();
-        if let Some(signal) = progress.interruption() {
+        if let Some(signal) = progress.signals.and_then(|signals| signals.die()) {
             return Ok(ExitCode::killed(signal));
         }
-        free.map_err(|error| Error::mutex("wait for", &location, error).or_if_busy(args.waiting.conflict_exit_code))?;
+        let code = args.waiting.conflict_exit_code;
+        free.map_err(|error| Error::mutex("wait for", &mutex.location(), error).or_if_busy(code))?;
     }
     Ok(ExitCode::Done)
 }
