@@ -26,7 +26,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_chil
 
 use crate::{backend, process};
 use signals::{Received, is_readable};
-pub use signals::{Signals, are_ends_lost, die_of_interrupt, note_ignored_signals};
+pub use signals::{Signals, are_ends_lost, note_ignored_signals};
 use termination::{end_tree, signal_descendants};
 use witness::Witness;
 
@@ -237,22 +237,14 @@ impl Child {
         // A terminal sends to the whole group; a hang-up also to the leader of the session alone.
         let is_terminals = received.is_from_kernel && received.signal != Signal::SIGHUP;
         // The witness is asked in any case: it must not tell of this signal when the next one comes.
-        let has_seen = self.witness.as_mut().map(|witness| witness.has_seen(received.signal, is_terminals));
+        let has_seen = self.witness.as_mut().and_then(|witness| witness.has_seen(received.signal, is_terminals).ok());
         // A command that has made a group of its own, as `timeout` does, gets all that we get: without us, it
         // would have led the group that the signal was sent to.
         let group = |pid: Option<Pid>| getpgid(pid.map(nix_pid));
         if self.pid.is_some() && matches!((group(self.pid), group(None)), (Ok(its), Ok(ours)) if its != ours) {
             return false;
         }
-        match has_seen {
-            Some(Ok(has_seen)) => has_seen || is_terminals,
-            Some(Err(error)) => {
-                tracing::debug!("the witness of signals cannot be asked: {error}");
-                self.witness = None;
-                received.is_from_kernel
-            }
-            None => received.is_from_kernel,
-        }
+        has_seen.map_or(received.is_from_kernel, |has_seen| has_seen || is_terminals)
     }
 
     /// Stops this process as the command was stopped, so that a shell sees that the job has.
@@ -273,9 +265,7 @@ impl Child {
         let (signals, whom) = (self.signals.clone(), self.whom());
         signals.stop_unless(signal, || {
             // Our stop signal has removed a SIGCONT that had come to us, which the witness has seen.
-            if self.witness.as_mut().is_some_and(|witness| witness.after_stop(|| signals.is_continuing()).is_err()) {
-                self.witness = None;
-            }
+            let _ = self.witness.as_mut().map(|witness| witness.after_stop(|| signals.is_continuing()));
             let is_so = |what| !matches!(wait_for(whom.clone(), what | WaitIdOptions::NOHANG), Ok(None));
             // Of several, one may have ended while others are stopped.
             is_so(WaitIdOptions::CONTINUED) || self.pid.is_some() && is_so(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)

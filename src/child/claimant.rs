@@ -41,9 +41,9 @@ impl RunClaimant {
         self.child.take()
     }
 
-    /// Ends this process by the signal that has come, if one has. Returns its number where it does not end us.
-    pub fn die(&self) -> Option<i32> {
-        self.signals.get()?.die()
+    /// The signals that are held back, if any are.
+    pub fn signals(&self) -> Option<&Signals> {
+        self.signals.get().map(Rc::as_ref)
     }
 
     /// The command, as people may read it.
@@ -94,13 +94,13 @@ impl Claimant for RunClaimant {
 
     /// A signal that is to stop this process does so here.
     fn is_present(&self) -> bool {
-        self.signals.get().is_none_or(|signals| {
+        self.signals().is_none_or(|signals| {
             signals.stop_if_asked();
             !signals.is_ending()
         }) && self.child.get().is_none_or(Child::is_alive)
     }
 
     fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.signals.get().into_iter().flat_map(|signals| signals.fds()).collect()
+        self.signals().into_iter().flat_map(Signals::fds).collect()
     }
 }

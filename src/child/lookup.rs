@@ -1,21 +1,21 @@
 //! Whether a command can be found, before its lock is waited for.
 
 use std::ffi::OsStr;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, FileType, access, stat};
 use rustix::io::Errno;
 
 /// Looks for `program` as the shell does. Fails only if it certainly does not run.
 pub fn look_up(program: &OsStr) -> io::Result<()> {
     if program.as_bytes().contains(&b'/') {
         return match candidate(Path::new(program)) {
-            // Its directory must not be searched, or the file system is in trouble: the exec tells.
-            Err(error) if error.kind() != ErrorKind::NotFound && error.kind() != ErrorKind::NotADirectory => Ok(()),
             Ok(false) => Err(Errno::ACCESS.into()),
-            found => found.map(drop),
+            Err(Errno::NOENT | Errno::NOTDIR) => Err(Errno::NOENT.into()),
+            // Its directory must not be searched, or the file system is in trouble: the exec tells.
+            Ok(true) | Err(_) => Ok(()),
         };
     }
     // Without it, the C library has a path of its own.
@@ -33,6 +33,7 @@ pub fn look_up(program: &OsStr) -> io::Result<()> {
 }
 
 /// Whether a file that is there can be run.
-fn candidate(path: &Path) -> io::Result<bool> {
-    Ok(path.metadata()?.is_file() && access(path, Access::EXEC_OK) != Err(Errno::ACCESS))
+fn candidate(path: &Path) -> rustix::io::Result<bool> {
+    let is_file = FileType::from_raw_mode(stat(path)?.st_mode).is_file();
+    Ok(is_file && access(path, Access::EXEC_OK) != Err(Errno::ACCESS))
 }

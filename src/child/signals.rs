@@ -39,7 +39,7 @@ pub struct Received {
 impl Signals {
     /// Holds signals back from now on.
     pub fn hold() -> io::Result<Self> {
-        let ignored = ignored()?;
+        let ignored = *IGNORED.get().ok_or_else(|| io::Error::other("/proc is not mounted"))?;
         let open = |signals: &[Signal]| {
             SignalFd::with_flags(&signals.iter().copied().collect(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         };
@@ -130,18 +130,14 @@ impl Signals {
     /// Ends this process by the signal that has come, if one has. Returns its number where it does not end us.
     pub fn die(&self) -> Option<i32> {
         let signal = received(&self.ending.read_signal().ok()??)?.signal;
-        let _ = raise(signal);
-        let _ = self.before.thread_set_mask();
+        self.die_of(signal);
         Some(signal as i32)
     }
-}
 
-/// Ends this process by SIGINT, as the command was ended: a shell ends its script only if its child has died of
-/// Ctrl-C. Returns where SIGINT does not end us.
-pub fn die_of_interrupt() {
-    let interrupt: SigSet = [Signal::SIGINT].into_iter().collect();
-    if raise(Signal::SIGINT).is_ok() {
-        let _ = interrupt.thread_unblock();
+    /// Ends this process by `signal`. Returns where that does not end us.
+    pub fn die_of(&self, signal: Signal) {
+        let _ = raise(signal);
+        let _ = self.before.thread_set_mask();
     }
 }
 
@@ -157,25 +153,16 @@ pub fn is_readable(fd: &impl AsFd) -> bool {
     rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now))) != Ok(0)
 }
 
-/// The signals that were ignored when the program started, as a bit set. Unset where `/proc` does not show them, and in programs
-/// that only use this library.
-static AT_START: OnceLock<u64> = OnceLock::new();
+/// The signals that were ignored when the program started, as a bit set.
+static IGNORED: OnceLock<u64> = OnceLock::new();
 
 /// Must run before Rust's runtime starts, which ignores SIGPIPE.
 pub extern "C" fn note_ignored_signals() {
-    if let Ok(ignored) = ignored_now() {
-        let _ = AT_START.set(ignored);
-    }
-}
-
-fn ignored() -> io::Result<u64> {
-    AT_START.get().copied().map_or_else(ignored_now, Ok)
-}
-
-fn ignored_now() -> io::Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let bits = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    bits.ok_or_else(|| io::Error::other("/proc/self/status does not tell which signals are ignored"))
+    if let Some(bits) = bits {
+        let _ = IGNORED.set(bits);
+    }
 }
 
 fn contains(signals: u64, signal: Signal) -> bool {
@@ -184,10 +171,10 @@ fn contains(signals: u64, signal: Signal) -> bool {
 
 /// Whether we were started so that the ends of our children are not told.
 pub fn are_ends_lost() -> bool {
-    ignored().is_ok_and(|ignored| contains(ignored, Signal::SIGCHLD))
+    IGNORED.get().is_some_and(|ignored| contains(*ignored, Signal::SIGCHLD))
 }
 
 /// Whether we were started to ignore SIGPIPE, as all Rust programs do from their start on.
 pub fn is_pipe_ignored() -> bool {
-    AT_START.get().is_some_and(|ignored| contains(*ignored, Signal::SIGPIPE))
+    IGNORED.get().is_some_and(|ignored| contains(*ignored, Signal::SIGPIPE))
 }

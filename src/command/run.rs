@@ -7,8 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use rustix::io::Errno;
-use rustix::process::{Signal, getpid};
+use rustix::process::getpid;
 use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
@@ -16,7 +17,7 @@ use crate::backend::{self, Location};
 use crate::child::claimant::RunClaimant;
 use crate::child::lookup::look_up;
 use crate::child::termination::end_tree;
-use crate::child::{self, Child, Descendants, End};
+use crate::child::{self, Child, Descendants, End, Signals};
 use crate::claimant::Claimant;
 use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost};
@@ -234,8 +235,9 @@ impl Run<'_> {
                 tracing::warn!("{error}");
             }
         }
-        if matches!(end, Ok(End::Interrupted)) {
-            child::die_of_interrupt();
+        // A shell ends its script only if its child has died of Ctrl-C.
+        if let (Ok(End::Interrupted), Some(signals)) = (end, self.claimant.signals()) {
+            signals.die_of(Signal::SIGINT);
         }
         Ok(code)
     }
@@ -245,7 +247,7 @@ impl Run<'_> {
         match end {
             Ok(End::Exited(code)) => Ok(ExitCode::Command(u8::try_from(*code).unwrap_or(u8::MAX))),
             Ok(End::Killed(signal)) => Ok(ExitCode::killed(*signal)),
-            Ok(End::Interrupted) => Ok(ExitCode::killed(Signal::INT.as_raw())),
+            Ok(End::Interrupted) => Ok(ExitCode::killed(Signal::SIGINT as i32)),
             // Nothing has run, so a lost lock has done no harm.
             Ok(End::NotRun(error)) => Err(cannot_run(&self.program, error)),
             Err(error) => {
@@ -280,7 +282,7 @@ impl Run<'_> {
     /// A signal has come, or what was to be the command was killed. Nothing is held any more.
     fn give_up(&mut self) -> ExitCode {
         drop(self.claimant.take());
-        let Some(signal) = self.claimant.die() else {
+        let Some(signal) = self.claimant.signals().and_then(Signals::die) else {
             tracing::error!("cannot run `{}`: its process was killed before it began", shown(&self.program));
             return ExitCode::Failed;
         };
