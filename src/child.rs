@@ -15,7 +15,6 @@ mod witness;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +23,7 @@ use nix::unistd::getpgid;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
+use crate::exit_code::ExitCode;
 use crate::{backend, process};
 use signals::{Received, is_readable};
 pub use signals::{Signals, are_ends_lost, note_ignored_signals};
@@ -53,17 +53,14 @@ impl Descendants {
 }
 
 /// How a command ended.
-pub enum End {
-    Exited(i32),
-    Killed(i32),
-    /// By SIGINT, which we have got as well: Ctrl-C.
-    Interrupted,
-    /// It never began.
-    NotRun(io::Error),
+pub struct End {
+    pub code: ExitCode,
+    /// Whether SIGINT has ended it, which we have got as well: Ctrl-C.
+    pub is_interrupted: bool,
 }
 
 /// If this process was started as one of our helpers, does a helper's work.
-pub fn help() -> Option<ExitCode> {
+pub fn help() -> Option<std::process::ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next()?.to_str()? {
         shim::NAME => Some(shim::main(arguments)),
@@ -127,26 +124,24 @@ impl Child {
     }
 
     /// Waits for the command's end. When `lost` becomes readable, ends it; `kill_at` then tells until when
-    /// that may take, in milliseconds since boot.
-    pub fn wait(mut self, lost: Option<BorrowedFd<'_>>, kill_at: impl FnOnce() -> u64) -> io::Result<End> {
+    /// that may take, in milliseconds since boot. The inner error says why the command has never begun.
+    pub fn wait(mut self, lost: Option<BorrowedFd<'_>>, kill_at: impl FnOnce() -> u64) -> io::Result<io::Result<End>> {
         let mut lost = lost.map(|fd| (fd, kill_at));
         let status = self.wait_for_one(&mut lost)?.ok_or(Errno::CHILD)?;
         self.pid = None;
         // What has ended the command may have come to us, too.
         self.is_interrupted |= self.signals.receive()?.iter().any(|received| received.signal == Signal::SIGINT);
-        let not_run = shim::failure(&self.channel);
         // A witness would be one of those that are waited for.
         (self.witness, self.has_tried_witness) = (None, true);
         while self.descendants.are_awaited && self.wait_for_one(&mut lost)?.is_some() {}
-        if let Some(error) = not_run {
-            return Ok(End::NotRun(error));
+        if let Some(error) = shim::failure(&self.channel) {
+            return Ok(Err(error));
         }
-        match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Ok(End::Exited(code)),
-            (None, Some(signal)) if signal == Signal::SIGINT as i32 && self.is_interrupted => Ok(End::Interrupted),
-            (None, Some(signal)) => Ok(End::Killed(signal)),
-            (None, None) => Err(io::Error::other("it ended in an unknown way")),
-        }
+        let signal = status.terminating_signal();
+        let code = status.exit_status().or(signal.map(|signal| 128 + signal));
+        let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
+        let is_interrupted = self.is_interrupted && signal == Some(Signal::SIGINT as i32);
+        Ok(Ok(End { code: ExitCode::Command(code), is_interrupted }))
     }
 
     /// The command, or else all that it has left behind.

@@ -27,7 +27,7 @@ pub fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Flock(args) => return flock::run(args, &environment?),
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),
-        Command::Wait(args) => return wait::run(args, &environment?),
+        Command::Wait(args) => wait::run(args, &environment?),
         Command::Break(args) => r#break::run(args, &environment?),
         Command::Status(args) => status::run(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),

@@ -127,17 +127,18 @@ impl Signals {
         Ok(all)
     }
 
-    /// Ends this process by the signal that has come, if one has. Returns its number where it does not end us.
-    pub fn die(&self) -> Option<i32> {
-        let signal = received(&self.ending.read_signal().ok()??)?.signal;
-        self.die_of(signal);
-        Some(signal as i32)
+    /// Ends this process by the signal that has come, if one has.
+    pub fn die(&self) {
+        if let Some(received) = self.ending.read_signal().ok().flatten().as_ref().and_then(received) {
+            self.die_of(received.signal);
+        }
     }
 
-    /// Ends this process by `signal`. Returns where that does not end us.
-    pub fn die_of(&self, signal: Signal) {
+    /// Ends this process by `signal`, or by the exit code for that where the kernel does not.
+    pub fn die_of(&self, signal: Signal) -> ! {
         let _ = raise(signal);
         let _ = self.before.thread_set_mask();
+        std::process::exit(128 + signal as i32)
     }
 }
 

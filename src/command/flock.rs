@@ -32,14 +32,10 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         tracing::warn!("`flock` locks a file of this machine; `SERIALIZER_STORE` is for `lock` and `run`");
     }
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
-    execute(&Job {
+    let mode = if args.shared { Mode::Shared } else { Mode::EXCLUSIVE };
+    let job = Job {
         lock: lock_file_at(&args.file)?,
-        request: Request {
-            mode: if args.shared { Mode::Shared } else { Mode::EXCLUSIVE },
-            at_least: None,
-            skip_if_done: false,
-            lease: None,
-        },
+        request: Request { mode, at_least: None, skip_if_done: false, lease: None },
         waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout },
         orphans: environment.orphans(None)?,
         command,
@@ -48,10 +44,16 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         conflict_exit_code: args.conflict_exit_code,
         skipped_exit_code: 0,
         is_verbose: args.verbose,
-        // As flock(1): else a crontab that was switched begins to send mail.
-        is_silent_if_busy: !args.verbose,
-    })
-    .map_err(|error| error.or_if_failed(NO_INPUT))
+        waits_silently: !args.verbose,
+    };
+    match execute(&job) {
+        // As flock(1): a crontab that was switched must not begin to send mail.
+        Err(error) if !args.verbose && matches!(error.exit_code(), ExitCode::Conflict(_)) => {
+            tracing::debug!("{error}");
+            Ok(error.exit_code())
+        }
+        ended => ended.map_err(|error| error.or_if_failed(NO_INPUT)),
+    }
 }
 
 fn no_command(args: &FlockArgs) -> Error {

@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,8 +48,8 @@ pub struct Job {
     pub conflict_exit_code: u8,
     pub skipped_exit_code: u8,
     pub is_verbose: bool,
-    /// Whether not even to say that the lock is held.
-    pub is_silent_if_busy: bool,
+    /// Whether not to say that the lock is waited for.
+    pub waits_silently: bool,
 }
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error> {
@@ -78,7 +77,7 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
         conflict_exit_code: args.waiting.conflict_exit_code,
         skipped_exit_code: args.skipped_exit_code,
         is_verbose: args.verbose,
-        is_silent_if_busy: false,
+        waits_silently: false,
     })
 }
 
@@ -97,15 +96,9 @@ pub fn execute(job: &Job) -> Result<ExitCode, Error> {
     let location = mutex.location();
     let claimant = RunClaimant::new(&here, job.command.clone(), job.descendants);
     let mut run = Run { job, program, location, mutex, claimant };
-    let mut grant = match run.acquire()? {
-        ControlFlow::Continue(grant) => grant,
-        ControlFlow::Break(code) => return Ok(code),
-    };
+    let Some(mut grant) = run.acquire()? else { return Ok(ExitCode::Command(job.skipped_exit_code)) };
     let renewing = run.renew(&mut grant)?;
-    let child = match run.start(&grant, renewing.as_ref())? {
-        ControlFlow::Continue(child) => child,
-        ControlFlow::Break(code) => return Ok(code),
-    };
+    let child = run.start(&grant, renewing.as_ref())?;
     run.wait(child, renewing)
 }
 
@@ -119,35 +112,31 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Acquires the lock, unless the program is to end without.
-    fn acquire(&mut self) -> Result<ControlFlow<ExitCode, Grant>, Error> {
+    /// Acquires the lock, unless it is not needed.
+    fn acquire(&mut self) -> Result<Option<Grant>, Error> {
         let (job, location) = (self.job, &self.location);
-        let mut progress = Progress::new(job.waiting.max_attempts, job.is_silent_if_busy);
+        let mut progress = Progress::new(job.waiting.max_attempts, job.waits_silently);
         let acquired = self.mutex.acquire(&self.claimant, &job.request, &job.waiting, &mut progress);
         progress.clear();
         let command = self.claimant.describe();
         match acquired {
             Ok(Acquired::Free(grant)) => {
                 self.say(format!("locked `{location}` for `{command}`"));
-                Ok(ControlFlow::Continue(grant))
+                Ok(Some(grant))
             }
             Ok(Acquired::TakenOver(grant, from)) => {
                 let (holder, why) = (Holder::new(&from), from.verdict);
                 tracing::info!("locked `{location}` for `{command}`, taken over from {holder}: {why}");
-                Ok(ControlFlow::Continue(grant))
+                Ok(Some(grant))
             }
             Ok(Acquired::NotNeeded) => {
                 tracing::info!("skipped `{command}`: another process has just completed it under `{location}`");
-                Ok(ControlFlow::Break(ExitCode::Command(job.skipped_exit_code)))
+                Ok(None)
             }
             // The command's process is new.
             Ok(Acquired::AlreadyHeld(_)) => Err(Error::failed(format!("cannot lock `{location}`: it is locked already"))),
-            Err(mutex::Error::Absent) => Ok(ControlFlow::Break(self.give_up())),
+            Err(mutex::Error::Absent) => Err(self.give_up()),
             Err(mutex::Error::Entry(error)) => Err(cannot_run(&self.program, &error)),
-            Err(error @ mutex::Error::Busy(..)) if job.is_silent_if_busy => {
-                tracing::debug!("{}", Error::mutex("lock", location, error));
-                Ok(ControlFlow::Break(ExitCode::Conflict(job.conflict_exit_code)))
-            }
             Err(error) => Err(Error::mutex("lock", location, error).or_if_busy(job.conflict_exit_code)),
         }
     }
@@ -178,8 +167,8 @@ impl Run<'_> {
         }
     }
 
-    /// Lets the command run, unless the program is to end without.
-    fn start(&mut self, grant: &Grant, renewing: Option<&Renewing>) -> Result<ControlFlow<ExitCode, Child>, Error> {
+    /// Lets the command run.
+    fn start(&mut self, grant: &Grant, renewing: Option<&Renewing>) -> Result<Child, Error> {
         // If this process was stopped meanwhile, it has not renewed anything.
         if renewing.is_some_and(|renewing| renewing.is_given_up().unwrap_or(true)) {
             drop(self.claimant.take());
@@ -190,12 +179,12 @@ impl Run<'_> {
             && let Some(mut child) = self.claimant.take()
         {
             match child.start(grant.fencing) {
-                Ok(()) => return Ok(ControlFlow::Continue(child)),
+                Ok(()) => return Ok(child),
                 Err(error) => tracing::debug!("cannot start it: {error}"),
             }
         }
         self.give_back()?;
-        Ok(ControlFlow::Break(self.give_up()))
+        Err(self.give_up())
     }
 
     /// Waits for the command's end, releases the lock, and tells how it all ended.
@@ -215,10 +204,15 @@ impl Run<'_> {
         // A lost lease ends by itself: one request frees it earlier, but an absent store is not waited for.
         let patience = if was_ended || was_good == Some(false) { Duration::ZERO } else { OUTAGE };
         drop(renewing);
-        let has_succeeded = matches!(end, Ok(End::Exited(0))) && !was_ended;
+        let has_succeeded = !was_ended && matches!(end, Ok(Ok(End { code: ExitCode::Command(0), .. })));
         let outcome = if self.job.request.skip_if_done && has_succeeded { Outcome::Succeeded } else { Outcome::Unknown };
         let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome, patience) };
-        let code = self.exit_code(&end)?;
+        let end = end.map_err(|error| {
+            let (command, why) = (shown(&self.program), backend::plain(&error));
+            Error::failed(format!("cannot tell how `{command}` ended: {why}"))
+        })?;
+        // Nothing has run then, so a lost lock has done no harm.
+        let end = end.map_err(|error| cannot_run(&self.program, &error))?;
         if let Some(why) = why_ended {
             return Err(Error::ended(&self.location, &shown(&self.program), &why));
         }
@@ -229,32 +223,17 @@ impl Run<'_> {
             }
             Err(error) => {
                 let (is_harmless, error) = not_released(&self.location, error, was_good);
-                if code == ExitCode::Command(0) && !is_harmless {
+                if end.code == ExitCode::Command(0) && !is_harmless {
                     return Err(error);
                 }
                 tracing::warn!("{error}");
             }
         }
         // A shell ends its script only if its child has died of Ctrl-C.
-        if let (Ok(End::Interrupted), Some(signals)) = (end, self.claimant.signals()) {
+        if let Some(signals) = self.claimant.signals().filter(|_| end.is_interrupted) {
             signals.die_of(Signal::SIGINT);
         }
-        Ok(code)
-    }
-
-    /// How the command has ended, as our own end.
-    fn exit_code(&self, end: &io::Result<End>) -> Result<ExitCode, Error> {
-        match end {
-            Ok(End::Exited(code)) => Ok(ExitCode::Command(u8::try_from(*code).unwrap_or(u8::MAX))),
-            Ok(End::Killed(signal)) => Ok(ExitCode::killed(*signal)),
-            Ok(End::Interrupted) => Ok(ExitCode::killed(Signal::SIGINT as i32)),
-            // Nothing has run, so a lost lock has done no harm.
-            Ok(End::NotRun(error)) => Err(cannot_run(&self.program, error)),
-            Err(error) => {
-                let (command, why) = (shown(&self.program), backend::plain(error));
-                Err(Error::failed(format!("cannot tell how `{command}` ended: {why}")))
-            }
-        }
+        Ok(end.code)
     }
 
     /// Says what usually goes without saying.
@@ -280,13 +259,10 @@ impl Run<'_> {
     }
 
     /// A signal has come, or what was to be the command was killed. Nothing is held any more.
-    fn give_up(&mut self) -> ExitCode {
+    fn give_up(&mut self) -> Error {
         drop(self.claimant.take());
-        let Some(signal) = self.claimant.signals().and_then(Signals::die) else {
-            tracing::error!("cannot run `{}`: its process was killed before it began", shown(&self.program));
-            return ExitCode::Failed;
-        };
-        ExitCode::killed(signal)
+        self.claimant.signals().into_iter().for_each(Signals::die);
+        Error::failed(format!("cannot run `{}`: its process was killed before it began", shown(&self.program)))
     }
 }
 
@@ -298,21 +274,17 @@ pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
 
 /// A file name that is the same for equal commands, and for no others.
 fn name_from_command(command: &[OsString]) -> PathBuf {
-    let mut hash = Sha256::new();
-    for word in command {
-        hash.update(word.as_bytes());
-        // No argument holds a zero byte, so that `a b` and `ab` differ.
-        hash.update([0]);
-    }
-    let hash: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let program = command.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
+    // No argument holds a zero byte, so `a b` and `ab` differ.
+    let words = command.iter().flat_map(|word| [word.as_bytes(), &[0]]).collect::<Vec<_>>().concat();
+    let hash: String = Sha256::digest(words).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(c);
     let program: String = printable::base_name(&program).chars().filter(is_plain).take(40).collect();
     format!("{}-{hash}.lck", program.trim_start_matches('.')).into()
 }
 
-/// Why a lock that could not be given back was lost, or stays held; and whether the command has run alone all the same.
-/// `was_good`, of a lease, says that it had not expired when the command ended.
+/// Why a lock could not be given back, and whether the command has certainly run alone all the same. `was_good`, of a lease,
+/// says that it had not expired when the command ended.
 fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> (bool, Error) {
     let is_taken = match &error {
         mutex::Error::NotLocked | mutex::Error::Lost(Lost::TakenOver | Lost::Broken | Lost::Gone, _) => true,
@@ -322,11 +294,9 @@ fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> 
     };
     match was_good {
         _ if is_taken => (false, Error::lost(location)),
-        Some(false) if !matches!(error, mutex::Error::Lost(..)) => (false, Error::not_kept(location, &error)),
-        // Without a lease, the lock is stale as soon as the command's process has ended.
-        None => (matches!(error, mutex::Error::NotOurs(_)), Error::mutex("unlock", location, error)),
-        // Nothing is lost but time: a lease that is not renewed expires.
-        Some(was_good) => (was_good, Error::mutex("unlock", location, error)),
+        Some(false) => (false, Error::not_kept(location, &error)),
+        // A lease that is not renewed expires.
+        Some(true) | None => (was_good.is_some(), Error::mutex("unlock", location, error)),
     }
 }
 

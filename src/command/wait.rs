@@ -6,12 +6,11 @@ use crate::child::Signals;
 use crate::cli::WaitArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::exit_code::ExitCode;
 use crate::mutex::Mutex;
 use crate::owner::Place;
 use crate::verdict::LocalJudge;
 
-pub fn run(args: &WaitArgs, environment: &Environment) -> Result<ExitCode, Error> {
+pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let started = std::time::Instant::now();
@@ -23,11 +22,9 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<ExitCode, Error
         progress.signals = Signals::hold_as_init();
         let free = mutex.wait_until_free(&waiting, &mut progress);
         progress.clear();
-        if let Some(signal) = progress.signals.and_then(|signals| signals.die()) {
-            return Ok(ExitCode::killed(signal));
-        }
+        progress.signals.iter().for_each(Signals::die);
         let code = args.waiting.conflict_exit_code;
         free.map_err(|error| Error::mutex("wait for", &mutex.location(), error).or_if_busy(code))?;
     }
-    Ok(ExitCode::Done)
+    Ok(())
 }
