@@ -3,7 +3,6 @@
 
 mod help;
 
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -35,22 +34,22 @@ pub enum Command {
     /// Run a command while holding the lock
     #[command(after_help = help::RUN_HELP)]
     Run(RunArgs),
-    /// Take the lock, waiting for it as long as another process holds it
+    /// Acquire the lock, waiting as long as another process holds it
     #[command(after_help = help::LOCK_HELP)]
     Lock(LockArgs),
     /// Release the lock
     #[command(after_help = help::UNLOCK_HELP)]
     Unlock(UnlockArgs),
-    /// Wait until nobody holds the lock, without taking it
+    /// Wait until the lock is free, without acquiring it
     #[command(after_help = help::WAIT_HELP)]
     Wait(WaitArgs),
-    /// Take the lock away from one certain holder
+    /// Break the lock of one certain holder
     #[command(after_help = help::BREAK_HELP)]
     Break(BreakArgs),
     /// Run a command under a lock, with the command line of flock(1)
     #[command(after_help = help::FLOCK_HELP)]
     Flock(FlockArgs),
-    /// Show who holds the lock, since when, and whether that process still runs
+    /// Show the holders of the lock, since when, and whether they still run
     #[command(after_help = help::STATUS_HELP)]
     Status(StatusArgs),
     /// Make sure that locks can be kept in the directory, creating it if need be
@@ -90,7 +89,7 @@ pub struct LockFileArgs {
     #[arg(long, alias = "filedir", value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Store that many hosts share, instead of a directory, such as postgres://user@host/database [env: SERIALIZER_STORE]
-    #[arg(long, value_name = "URL", value_parser = |text: &str| Ok::<_, Infallible>(Unread::from(text)), conflicts_with = "dir")]
+    #[arg(long, value_name = "URL", conflicts_with = "dir")]
     pub store: Option<Unread>,
     /// How long a lock in a store outlives a host that does not renew it [env: SERIALIZER_LEASE_SECONDS] [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = config::parse_lease_seconds, allow_negative_numbers = true)]
@@ -115,7 +114,7 @@ pub struct WaitingArgs {
     /// Seconds from one try to the next; fractions are allowed [env: SERIALIZER_SLEEP_SECONDS] [default: 1]
     #[arg(long, alias = "sleepseconds", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
     pub sleep_seconds: Option<Duration>,
-    /// How long to wait at most, such as 90s, 2m or 1h30m; however many tries that takes
+    /// How long to wait at most, such as 90s, 2m or 1h30m, in any number of tries
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
     #[arg(conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
@@ -126,17 +125,17 @@ pub struct WaitingArgs {
     /// Try once, and do not wait
     #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout", "wait"])]
     pub no_wait: bool,
-    /// Exit code when the lock was held until the end of the waiting
+    /// Exit code if the lock is still held when waiting ends
     #[arg(long, short = 'E', value_name = "CODE", default_value_t = 75)]
     pub conflict_exit_code: u8,
 }
 
 #[derive(Args)]
 pub struct RequestArgs {
-    /// Let so many hold the lock at the same time; all who use it should say the same number [env: SERIALIZER_SLOTS] [default: 1]
+    /// Allow up to N holders at once; all users of the lock should say the same number [env: SERIALIZER_SLOTS] [default: 1]
     #[arg(long, value_name = "N", value_parser = config::parse_slots, allow_negative_numbers = true)]
     pub slots: Option<NonZeroU32>,
-    /// Hold the lock together with others that share it; it excludes only those who do not
+    /// Hold the lock together with others that share it; it excludes only those that do not
     #[arg(long, short = 's', conflicts_with = "slots")]
     pub shared: bool,
     /// Keep the lock held for so long, such as 30s, even if it is released earlier
@@ -176,7 +175,7 @@ pub struct RunArgs {
     /// Accepted because flock(1) has it: the command never inherits the lock
     #[arg(short = 'o', long, hide = true)]
     pub close: bool,
-    /// Say when the lock was had and released
+    /// Say when the lock was acquired and released
     #[arg(short, long)]
     pub verbose: bool,
     /// Run a script by `$SHELL`, or by /bin/sh
@@ -210,10 +209,10 @@ pub struct FlockArgs {
     /// Accepted: the lock is held by the command's own process
     #[arg(short = 'F', long, conflicts_with = "close")]
     pub no_fork: bool,
-    /// Say when the lock was had and released
+    /// Say when the lock was acquired and released
     #[arg(short, long)]
     pub verbose: bool,
-    /// Not possible: who unlocks is the one that locked
+    /// Not possible: a lock belongs to a process
     #[arg(short, long, hide = true)]
     pub unlock: bool,
     /// Lock file
@@ -234,7 +233,7 @@ pub struct LockArgs {
     pub waiting: WaitingArgs,
     #[command(flatten)]
     pub owner: OwnerArgs,
-    /// Print the lock's fencing token: a number that is larger than that of everybody who held the lock before
+    /// Print the lock's fencing token: a number that is larger than that of every former holder
     #[arg(long)]
     pub print_token: bool,
 }
@@ -243,7 +242,7 @@ pub struct LockArgs {
 pub struct UnlockArgs {
     #[command(flatten)]
     pub file: LockFileArgs,
-    /// Take the lock away from whoever holds it
+    /// Break the lock, whatever process holds it
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -299,7 +298,7 @@ pub struct StatusArgs {
 pub struct InitializeArgs {
     #[command(flatten)]
     pub file: LockFileArgs,
-    /// Print the SQL that makes the store's table, for somebody who has the right to, and do nothing
+    /// Print the SQL that makes the store's table, for an administrator, and do nothing
     #[arg(long)]
     pub print_sql: bool,
     /// Accepted because Meltano extensions have it; there is nothing to overwrite

@@ -81,7 +81,7 @@ that renews its lease, and releases it when the owner ends.";
 pub const UNLOCK_HELP: &str = "\
 Examples:
   serializer unlock
-  serializer unlock --force    # breaks the lock, and says who held it
+  serializer unlock --force    # breaks the lock, and names its holder
 
 Only the process that locked can unlock, or any other once that has ended. Anything else is refused with exit code 77. \
 If the lock was lost meanwhile (its lease was not renewed, or it was broken), it fails with 76.";
@@ -114,5 +114,5 @@ Examples:
   */5 * * * *  serializer flock -n /tmp/sync.lock ./sync.sh
   serializer flock -w 10 -E 4 sync.lock -c 'dbt run'
 
-FILE is a lock file of this program, and excludes only those who lock it by this program, too. An empty file that flock(1) \
+FILE is a lock file of this program, and excludes only users of this program. An empty file that flock(1) \
 has left there is taken for one; any other is refused.";

@@ -17,7 +17,7 @@ pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
         None => environment.lock(&args.file, None)?,
     };
     let here = Place::here();
-    // Nobody owns what is taken away like this; the own lock has to be named as well.
+    // Only the token counts, for a lock of this process as well.
     let claimant = ProcessClaimant::discover(&here, None);
     let judge = LocalJudge::new(here, environment.orphans(None)?);
     let mut mutex = Mutex::new(backend::open(&location)?, &judge);

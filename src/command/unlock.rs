@@ -39,7 +39,7 @@ pub fn report(location: &str, released: Released) {
             tracing::info!("unlocked `{location}`, which stays held for another {}", short(stays));
         }
         Released::Stale(former) => {
-            // Perhaps nobody wanted it any more; but perhaps the owner of a lock that was relied on ended too early.
+            // Perhaps its owner ended too early.
             tracing::warn!("removed the stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);
         }
         Released::Forced(holders) => {
