@@ -232,7 +232,7 @@ impl Child {
         // A terminal sends to the whole group; a hang-up also to the leader of the session alone.
         let is_terminals = received.is_from_kernel && received.signal != Signal::SIGHUP;
         // The witness is asked in any case: it must not tell of this signal when the next one comes.
-        let has_seen = self.witness.as_mut().and_then(|witness| witness.has_seen(received.signal, is_terminals).ok());
+        let has_seen = self.witness.as_mut().and_then(|witness| witness.has_seen(received.signal).ok());
         // A command that has made a group of its own, as `timeout` does, gets all that we get: without us, it
         // would have led the group that the signal was sent to.
         let group = |pid: Option<Pid>| getpgid(pid.map(nix_pid));

@@ -55,10 +55,10 @@ impl Witness {
     }
 
     /// Whether `signal`, which we have got, was sent to it, too.
-    pub fn has_seen(&mut self, signal: Signal, is_certain: bool) -> io::Result<bool> {
+    pub fn has_seen(&mut self, signal: Signal) -> io::Result<bool> {
         // A stop that was taken back for all is not pending any more.
         let wanted = if STOPPING.contains(&signal) { bit(signal) | bit(Signal::SIGCONT) } else { bit(signal) };
-        if self.pending()? & wanted == 0 && !is_certain {
+        if self.pending()? & wanted == 0 {
             std::thread::sleep(PATIENCE);
         }
         let has_seen = self.pending()? & wanted != 0;

@@ -1,6 +1,5 @@
 //! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched by a word.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::run::{Job, execute, script_of_shell};
@@ -21,7 +20,13 @@ const SLEEP: Duration = Duration::from_secs(1);
 
 pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Error> {
     let command = match args.command.as_slice() {
-        [] => return Err(no_command(args)),
+        [] => {
+            let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before and `serializer unlock` behind \
+                        what must not overlap";
+            let message =
+                "cannot lock an open file, or without a command: the lock belongs to a process, not to a file descriptor";
+            return Err(Error::usage(message, Some(hint.to_owned())));
+        }
         [option, script] if option == "-c" || option == "--command" => script_of_shell(script),
         [option, ..] if option == "-c" || option == "--command" => {
             return Err(Error::usage("cannot run what follows `-c`: expected exactly one argument, a script", None));
@@ -54,15 +59,4 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         }
         ended => ended.map_err(|error| error.or_if_failed(NO_INPUT)),
     }
-}
-
-fn no_command(args: &FlockArgs) -> Error {
-    let is_descriptor = !Path::new(&args.file).exists() && args.file.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit());
-    let (message, hint) = if args.unlock || is_descriptor {
-        let hint = "in a script, put `serializer lock` before and `serializer unlock` behind what must not overlap";
-        ("cannot lock an open file: the lock belongs to a process, not to a file descriptor", hint)
-    } else {
-        ("cannot lock for nothing: there is no command", "`serializer flock FILE COMMAND`, or `serializer lock` in a script")
-    };
-    Error::usage(message, Some(hint.to_owned()))
 }
