@@ -23,8 +23,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let on_lost = environment.on_lost(args.request.on_lost, OnLost::Warn)?;
     let request = environment.request(&args.request, &args.file, &lock)?;
     if args.print_token && !lock.is_shared() {
-        let hint = "name one with `--store` or `SERIALIZER_STORE`; on one machine, the process that holds the lock is certain";
-        return Err(Error::usage("cannot print a fencing token: only stores count", Some(hint.into())));
+        let hint = "name one with `--store` or `SERIALIZER_STORE`";
+        return Err(Error::usage("`--print-token` needs a store: lock files have no fencing tokens", Some(hint.into())));
     }
     let here = Place::here();
     let owner = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?);
@@ -68,7 +68,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         Acquired::TakenOver(_, from) => {
             tracing::info!("locked `{location}` for {owner}, taken over from {}: {}", Holder::new(from), from.verdict);
         }
-        Acquired::AlreadyHeld(held) => tracing::warn!("`{location}` was already locked by {}", Holder::new(held)),
+        Acquired::AlreadyHeld(held) => tracing::warn!("`{location}` is already locked by {}", Holder::new(held)),
         Acquired::Free(_) | Acquired::NotNeeded => tracing::info!("locked `{location}` for {owner}"),
     }
     match acquired.fencing().filter(|_| args.print_token) {

@@ -62,7 +62,7 @@ impl Progress {
         let mut owners = holders.iter().filter(is_alive).filter_map(|holding| Some(holding.entry.as_ref()?.owner.pid));
         if let Some(pid) = owners.find(|pid| process::is_ancestor(*pid)) {
             self.clear();
-            tracing::warn!("pid {pid}, which holds the lock, has started this: if it waits for its end, neither goes on");
+            tracing::warn!("possible deadlock: the lock is held by pid {pid}, which started this command");
         }
     }
 

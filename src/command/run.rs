@@ -219,7 +219,7 @@ impl Run<'_> {
         match released {
             Ok(None) => self.say(format!("unlocked `{}`", self.location)),
             Ok(Some(rest)) => {
-                self.say(format!("unlocked `{}`, which stays held for another {}", self.location, short(rest)));
+                self.say(format!("unlocked `{}`; it stays reserved for {} (`--hold-at-least`)", self.location, short(rest)));
             }
             Err(error) => {
                 let (is_harmless, error) = not_released(&self.location, error, was_good);

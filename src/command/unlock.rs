@@ -36,15 +36,15 @@ pub fn report(location: &str, released: Released) {
     match released {
         Released::Own { stays: None, .. } => tracing::info!("unlocked `{location}`"),
         Released::Own { stays: Some(stays), .. } => {
-            tracing::info!("unlocked `{location}`, which stays held for another {}", short(stays));
+            tracing::info!("unlocked `{location}`; it stays reserved for {} (`--hold-at-least`)", short(stays));
         }
         Released::Stale(former) => {
             // Perhaps its owner ended too early.
-            tracing::warn!("removed the stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);
+            tracing::warn!("removed stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);
         }
         Released::Forced(holders) => {
             for holding in holders {
-                tracing::warn!("took the lock `{location}` away from {}: {}", Holder::new(&holding), holding.verdict);
+                tracing::warn!("broke lock `{location}` of {}: {}", Holder::new(&holding), holding.verdict);
             }
         }
     }

@@ -217,7 +217,7 @@ fn force_takes_the_lock_away_from_all_and_names_each() {
     let forced = somebody(&locks, r#""$S" unlock --force 2>&1"#);
     assert_eq!(forced.code, 0, "{forced:?}");
     for holder in &holders {
-        let whom = format!("took the lock `{}` away from pid {} (bash", locks.file().display(), holder.pid());
+        let whom = format!("broke lock `{}` of pid {} (bash", locks.file().display(), holder.pid());
         assert!(forced.stdout.contains(&whom), "{forced:?}");
     }
     assert!(!locks.file().exists(), "{:?}", locks.names());
@@ -234,7 +234,7 @@ fn whoever_holds_it_already_takes_no_second_slot() {
         let [mut one] = shells(&locks, [line]);
         let before = locks.read();
         let (code, output) = one.output(line);
-        assert_eq!((code, output.contains("was already locked by")), (0, true), "{output}");
+        assert_eq!((code, output.contains("is already locked by")), (0, true), "{output}");
         assert_eq!(locks.read(), before);
         one.unlock();
         assert_eq!(locks.names(), Vec::<String>::new());
