@@ -23,6 +23,9 @@ const REPEAT: Duration = Duration::from_secs(30);
 /// How often a log is asked for news.
 const NEVER: Duration = Duration::from_secs(3600);
 
+/// A holder, and its acquisition.
+type Acquisition = (Pid, Option<String>);
+
 #[derive(Default)]
 pub struct Progress {
     max_attempts: Option<NonZeroU32>,
@@ -30,8 +33,8 @@ pub struct Progress {
     is_drawn: bool,
     is_silent: bool,
     has_looked_for_itself: bool,
-    /// The holder and its acquisition of the last line in a log, and when it was written.
-    told: Option<(Option<(Pid, Option<String>)>, Instant)>,
+    /// What the last line in a log was about, and when it was written.
+    told: Option<(Option<Acquisition>, Instant)>,
     /// When a log last said that the store does not answer.
     failed: Option<Instant>,
     /// End the waiting where the kernel does not.
