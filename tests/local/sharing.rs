@@ -316,7 +316,7 @@ fn whoever_shares_a_lock_and_takes_it_away_by_force_takes_it_from_all() {
     assert_eq!((one.run(share), two.run(share)), (0, 0));
     let (code, said) = one.output(r#""$S" unlock --force 2>&1"#);
     assert_eq!(code, 0, "{said}");
-    assert!(said.contains(&format!("away from pid {}", two.pid())), "{said}");
+    assert!(said.contains(&format!("broke lock `{}` of pid {}", locks.file().display(), two.pid())), "{said}");
     assert!(!locks.file().exists(), "{:?}", locks.names());
     let unlock = r#""$S" unlock 2> /dev/null"#;
     assert_eq!((one.run(unlock), two.run(unlock)), (1, 76), "only the other one has to be told");
