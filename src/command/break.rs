@@ -20,7 +20,7 @@ pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
     let location = mutex.location();
     let released = mutex.release(&claimant, Whose::Of(&args.token), Outcome::Unknown);
-    let hint = "the token is not that of a holder: the lock may have changed hands, or this is a fencing token; \
+    let hint = "the token is not that of a holder: the lock has changed hands, or this is a fencing token; \
                 `serializer status --json` shows both";
     let released = released.map_err(|error| match error {
         mutex::Error::NotOurs(_) => Error::mutex("break", &location, error).with_hint(hint),
