@@ -1,14 +1,13 @@
-//! The command line, declared. What the words mean is decided in [`crate::config`] and [`crate::command`].
+//! The command line, declared. What the words mean is decided in [`crate::config`] and
+//! [`crate::command`]. The comments of fields are the help texts.
 
 mod help;
 
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use rustix::process::Pid;
 
@@ -16,8 +15,7 @@ use crate::config::{self, OnLost};
 use crate::store::Unread;
 use crate::verdict::Orphans;
 
-/// The whole command line.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(
     name = "serializer",
     version,
@@ -25,36 +23,33 @@ use crate::verdict::Orphans;
 )]
 #[command(after_help = help::AFTER_HELP, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// How to report.
     #[command(flatten)]
     pub log: LogArgs,
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What can be done.
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 pub enum Command {
     /// Run a command while holding the lock
     #[command(after_help = help::RUN_HELP)]
     Run(RunArgs),
-    /// Take the lock, waiting for it as long as another process holds it
+    /// Acquire the lock, waiting as long as another process holds it
     #[command(after_help = help::LOCK_HELP)]
     Lock(LockArgs),
     /// Release the lock
     #[command(after_help = help::UNLOCK_HELP)]
     Unlock(UnlockArgs),
-    /// Wait until nobody holds the lock, without taking it
+    /// Wait until the lock is free, without acquiring it
     #[command(after_help = help::WAIT_HELP)]
     Wait(WaitArgs),
-    /// Take the lock away from one certain holder
+    /// Break the lock of one certain holder
     #[command(after_help = help::BREAK_HELP)]
     Break(BreakArgs),
     /// Run a command under a lock, with the command line of flock(1)
     #[command(after_help = help::FLOCK_HELP)]
     Flock(FlockArgs),
-    /// Show who holds the lock, since when, and whether that process still runs
+    /// Show the holders of the lock, since when, and whether they still run
     #[command(after_help = help::STATUS_HELP)]
     Status(StatusArgs),
     /// Make sure that locks can be kept in the directory, creating it if need be
@@ -67,8 +62,7 @@ pub enum Command {
     Man(ManArgs),
 }
 
-/// How to report.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Default)]
 #[command(next_help_heading = "Messages")]
 pub struct LogArgs {
     /// Least important messages to show: debug, info, warning or error [env: LOG_LEVEL]
@@ -86,8 +80,7 @@ pub struct LogArgs {
     pub meltano_log_json: bool,
 }
 
-/// Which lock.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct LockFileArgs {
     /// Name of the lock file; an absolute path overrides the directory [env: SERIALIZER_FILE_NAME] [default: serializer.lck]
     #[arg(long, alias = "filename", value_name = "NAME")]
@@ -96,43 +89,24 @@ pub struct LockFileArgs {
     #[arg(long, alias = "filedir", value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Store that many hosts share, instead of a directory, such as postgres://user@host/database [env: SERIALIZER_STORE]
-    #[arg(long, value_name = "URL", value_parser = |text: &str| Ok::<_, Infallible>(Unread::from(text)), conflicts_with = "dir")]
+    #[arg(long, value_name = "URL", conflicts_with = "dir")]
     pub store: Option<Unread>,
     /// How long a lock in a store outlives a host that does not renew it [env: SERIALIZER_LEASE_SECONDS] [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = config::parse_lease_seconds, allow_negative_numbers = true)]
     pub lease_seconds: Option<Duration>,
 }
 
-/// What if the lock is lost.
-#[derive(Args, Clone, Debug, Default)]
-pub struct LostArgs {
-    /// When a lock of a store is lost while it is held: `terminate` what holds it, or `warn` [env: SERIALIZER_ON_LOST]
-    #[arg(long, value_name = "terminate|warn", value_parser = on_lost(), hide_possible_values = true)]
-    pub on_lost: Option<OnLost>,
-}
-
-fn on_lost() -> impl TypedValueParser<Value = OnLost> {
-    PossibleValuesParser::new(["terminate", "warn"]).try_map(|word| config::parse_on_lost(&word))
-}
-
-/// Completions know the possible values of this parser.
-fn orphans() -> impl TypedValueParser<Value = Orphans> {
-    PossibleValuesParser::new(["wait", "ignore"]).try_map(|word| config::parse_orphans(&word))
-}
-
-/// Who owns the lock, and what keeps it held.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct OwnerArgs {
     /// Process that owns the lock [env: SERIALIZER_OWNER_PID] [default: the parent process]
     #[arg(long, value_name = "PID", value_parser = config::parse_owner_pid, allow_negative_numbers = true)]
     pub owner_pid: Option<Pid>,
     /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
-    #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide_possible_values = true)]
+    #[arg(long, value_name = "wait|ignore", hide_possible_values = true)]
     pub orphans: Option<Orphans>,
 }
 
-/// How long to wait.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct WaitingArgs {
     /// How often to try; 0 = for ever [env: SERIALIZER_MAX_ATTEMPTS] [default: 0]
     #[arg(long, alias = "maxattempts", value_name = "N", value_parser = config::parse_max_attempts, allow_negative_numbers = true)]
@@ -140,7 +114,7 @@ pub struct WaitingArgs {
     /// Seconds from one try to the next; fractions are allowed [env: SERIALIZER_SLEEP_SECONDS] [default: 1]
     #[arg(long, alias = "sleepseconds", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
     pub sleep_seconds: Option<Duration>,
-    /// How long to wait at most, such as 90s, 2m or 1h30m; however many tries that takes
+    /// How long to wait at most, such as 90s, 2m or 1h30m, in any number of tries
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
     #[arg(conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
@@ -151,41 +125,39 @@ pub struct WaitingArgs {
     /// Try once, and do not wait
     #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout", "wait"])]
     pub no_wait: bool,
-    /// Exit code when the lock was held until the end of the waiting
+    /// Exit code if the lock is still held when waiting ends
     #[arg(long, short = 'E', value_name = "CODE", default_value_t = 75)]
     pub conflict_exit_code: u8,
 }
 
-/// Together with whom, and how long at least.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct RequestArgs {
-    /// Let so many hold the lock at the same time; all who use it should say the same number [env: SERIALIZER_SLOTS] [default: 1]
+    /// Allow up to N holders at once; all users of the lock should say the same number [env: SERIALIZER_SLOTS] [default: 1]
     #[arg(long, value_name = "N", value_parser = config::parse_slots, allow_negative_numbers = true)]
     pub slots: Option<NonZeroU32>,
-    /// Hold the lock together with others that share it; it excludes only those who do not
+    /// Hold the lock together with others that share it; it excludes only those that do not
     #[arg(long, short = 's', conflicts_with = "slots")]
     pub shared: bool,
     /// Keep the lock held for so long, such as 30s, even if it is released earlier
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
     pub hold_at_least: Option<Duration>,
+    /// When a lock of a store is lost while it is held: `terminate` what holds it, or `warn` [env: SERIALIZER_ON_LOST]
+    #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]
+    pub on_lost: Option<OnLost>,
 }
 
-/// `run`
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct RunArgs {
-    /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,
     /// Name the lock after the command: equal command lines exclude each other, and others do not
     #[arg(long, conflicts_with = "file_name")]
     pub name_from_command: bool,
-    /// How to hold it.
     #[command(flatten)]
     pub request: RequestArgs,
     /// Hold the lock alone; that is what it does anyway
     #[arg(short = 'x', long, conflicts_with_all = ["shared", "slots"])]
     pub exclusive: bool,
-    /// How to wait.
     #[command(flatten)]
     pub waiting: WaitingArgs,
     /// If another holds the lock: wait until that one has done it, and skip the command; but run it if the other has failed
@@ -198,15 +170,12 @@ pub struct RunArgs {
     #[arg(long)]
     pub until_children_exit: bool,
     /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
-    #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide_possible_values = true)]
+    #[arg(long, value_name = "wait|ignore", hide_possible_values = true)]
     pub orphans: Option<Orphans>,
-    /// What if it is lost: by default, `run` ends the command.
-    #[command(flatten)]
-    pub lost: LostArgs,
     /// Accepted because flock(1) has it: the command never inherits the lock
     #[arg(short = 'o', long, hide = true)]
     pub close: bool,
-    /// Say when the lock was had and released
+    /// Say when the lock was acquired and released
     #[arg(short, long)]
     pub verbose: bool,
     /// Run a script by `$SHELL`, or by /bin/sh
@@ -217,8 +186,7 @@ pub struct RunArgs {
     pub command: Vec<OsString>,
 }
 
-/// `flock`
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct FlockArgs {
     /// Share the lock with others that share it
     #[arg(short, long)]
@@ -241,10 +209,10 @@ pub struct FlockArgs {
     /// Accepted: the lock is held by the command's own process
     #[arg(short = 'F', long, conflicts_with = "close")]
     pub no_fork: bool,
-    /// Say when the lock was had and released
+    /// Say when the lock was acquired and released
     #[arg(short, long)]
     pub verbose: bool,
-    /// Not possible: who unlocks is the one that locked
+    /// Not possible: a lock belongs to a process
     #[arg(short, long, hide = true)]
     pub unlock: bool,
     /// Lock file
@@ -255,62 +223,46 @@ pub struct FlockArgs {
     pub command: Vec<OsString>,
 }
 
-/// `lock`
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct LockArgs {
-    /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,
-    /// How to hold it.
     #[command(flatten)]
     pub request: RequestArgs,
-    /// How to wait.
     #[command(flatten)]
     pub waiting: WaitingArgs,
-    /// For whom.
     #[command(flatten)]
     pub owner: OwnerArgs,
-    /// What if it is lost: by default, `unlock` fails.
-    #[command(flatten)]
-    pub lost: LostArgs,
-    /// Print the lock's fencing token: a number that is larger than that of everybody who held the lock before
+    /// Print the lock's fencing token: a number that is larger than that of every former holder
     #[arg(long)]
     pub print_token: bool,
 }
 
-/// `unlock`
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct UnlockArgs {
-    /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,
-    /// Take the lock away from whoever holds it
+    /// Break the lock, whatever process holds it
     #[arg(long)]
     pub force: bool,
-    /// For whom.
     #[command(flatten)]
     pub owner: OwnerArgs,
 }
 
-/// `wait`
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct WaitArgs {
     /// Lock files to wait for, one after the other, instead of the one that is set up
     #[arg(value_name = "NAME", conflicts_with = "file_name")]
     pub names: Vec<PathBuf>,
-    /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,
-    /// How to wait.
     #[command(flatten)]
     pub waiting: WaitingArgs,
-    /// Whose processes count.
-    #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide = true)]
+    #[arg(long, hide = true)]
     pub orphans: Option<Orphans>,
 }
 
-/// `break`
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct BreakArgs {
     /// Lock file, instead of the one that is set up
     #[arg(value_name = "NAME", conflicts_with = "file_name")]
@@ -318,13 +270,11 @@ pub struct BreakArgs {
     /// Token of the holder, as `serializer status --json` shows it
     #[arg(long, value_name = "TOKEN")]
     pub token: String,
-    /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,
 }
 
-/// `status`
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct StatusArgs {
     /// Lock files to look at, instead of the one that is set up
     #[arg(value_name = "NAME", conflicts_with_all = ["file_name", "all"])]
@@ -338,21 +288,17 @@ pub struct StatusArgs {
     /// Look every second, and show it in place, until Ctrl-C
     #[arg(long, conflicts_with = "json")]
     pub watch: bool,
-    /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,
-    /// Whose processes count.
-    #[arg(long, value_name = "wait|ignore", value_parser = orphans(), hide = true)]
+    #[arg(long, hide = true)]
     pub orphans: Option<Orphans>,
 }
 
-/// `initialize`
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args)]
 pub struct InitializeArgs {
-    /// Which lock.
     #[command(flatten)]
     pub file: LockFileArgs,
-    /// Print the SQL that makes the store's table, for somebody who has the right to, and do nothing
+    /// Print the SQL that makes the store's table, for an administrator, and do nothing
     #[arg(long)]
     pub print_sql: bool,
     /// Accepted because Meltano extensions have it; there is nothing to overwrite
@@ -360,34 +306,27 @@ pub struct InitializeArgs {
     pub force: bool,
 }
 
-/// `describe`
-#[derive(Args, Clone, Debug)]
+#[derive(Args)]
 pub struct DescribeArgs {
     /// How to write it
     #[arg(long, value_enum, default_value_t = DescribeFormat::Text)]
     pub format: DescribeFormat,
 }
 
-/// How `describe` writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 pub enum DescribeFormat {
-    /// For people.
     Text,
-    /// JSON.
     Json,
-    /// YAML.
     Yaml,
 }
 
-/// `completions`
-#[derive(Args, Clone, Debug)]
+#[derive(Args)]
 pub struct CompletionsArgs {
     /// The shell
     pub shell: clap_complete::Shell,
 }
 
-/// `man`
-#[derive(Args, Clone, Debug)]
+#[derive(Args)]
 pub struct ManArgs {
     /// The command; without it, the whole program
     pub command: Option<String>,

@@ -20,10 +20,6 @@ use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::ExitCode;
 
-/// Runs a command.
-///
-/// # Errors
-/// Whatever kept it from being done.
 pub fn run(command: &Command) -> Result<ExitCode, Error> {
     let environment = Environment::read();
     match command {
@@ -31,7 +27,7 @@ pub fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Flock(args) => return flock::run(args, &environment?),
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),
-        Command::Wait(args) => return wait::run(args, &environment?),
+        Command::Wait(args) => wait::run(args, &environment?),
         Command::Break(args) => r#break::run(args, &environment?),
         Command::Status(args) => status::run(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
@@ -42,17 +38,21 @@ pub fn run(command: &Command) -> Result<ExitCode, Error> {
     Ok(ExitCode::Done)
 }
 
-/// Writes data to stdout.
-fn print(text: &[u8]) -> Result<(), Error> {
-    is_read(text).map(|_| ())
+fn to_json(value: &impl serde::Serialize) -> Result<String, Error> {
+    serde_json::to_string_pretty(value).map(|json| json + "\n").map_err(|error| Error::failed(error.to_string()))
 }
 
-/// Writes data to stdout; tells whether anybody reads it yet.
+/// Writes data to stdout.
+fn print(text: &[u8]) -> Result<(), Error> {
+    is_read(text).map(drop)
+}
+
+/// Writes data to stdout; tells whether it is read yet.
 fn is_read(text: &[u8]) -> Result<bool, Error> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(true),
-        // Whoever read it has read enough (`| head`).
+        // The reader has read enough (`| head`).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Error::failed(format!("cannot write to standard output: {}", crate::backend::plain(&error)))),
     }

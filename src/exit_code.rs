@@ -26,11 +26,6 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
-    /// Of what a signal has ended, as shells tell it.
-    pub fn killed(signal: i32) -> Self {
-        Self::Command(u8::try_from(128 + signal).unwrap_or(u8::MAX))
-    }
-
     /// What the operating system is told.
     pub fn number(self) -> u8 {
         match self {

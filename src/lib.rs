@@ -4,7 +4,7 @@
 //! main → cli → config → command → mutex → backend
 //! ```
 //!
-//! [`cli`] declares the command line, [`config`] resolves it together with the environment, `command` holds the subcommands.
+//! `cli` declares the command line, `config` resolves it together with the environment, `command` holds the subcommands.
 //! [`mutex`] is policy: it tries, judges, takes over, waits and releases, on behalf of a [`claimant`], by the [`verdict`] on
 //! whoever holds the lock. A [`backend`] is mechanism: a register that is written only if it is in an expected state.
 //! The whole design is told in `docs/design.md`.
@@ -16,11 +16,11 @@
 compile_error!("serializer knows the processes of Linux only, as yet");
 
 pub mod backend;
-pub mod child;
+mod child;
 pub mod claimant;
-pub mod cli;
-pub mod command;
-pub mod config;
+mod cli;
+mod command;
+mod config;
 pub mod error;
 pub mod exit_code;
 pub mod holder;
@@ -40,3 +40,28 @@ pub mod usage;
 pub mod verdict;
 pub mod waiter;
 pub mod waiting;
+
+use std::process::ExitCode;
+
+pub use child::note_ignored_signals;
+use clap::Parser;
+
+/// The program: parses, runs, and returns how it ended.
+pub fn main() -> ExitCode {
+    panics::end_the_process();
+    if let Some(code) = child::help().or_else(keeper::process::help) {
+        return code;
+    }
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::answer(&error),
+    };
+    logging::start(&cli.log);
+    match command::run(&cli.command) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            logging::report(&error);
+            error.exit_code().into()
+        }
+    }
+}

@@ -202,7 +202,7 @@ impl fmt::Display for Held {
 }
 
 /// What to make of processes that outlive the owner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Orphans {
     /// They keep the lock held.
     #[default]

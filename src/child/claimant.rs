@@ -1,15 +1,15 @@
-//! On whose behalf `run` locks: the command that it is about to start.
+//! The command that `run` is about to start, as the process that wants the lock.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::BorrowedFd;
-
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use rustix::process::{Pid, getpid, getuid};
 
-use super::{Interruptions, Leftovers, Prepared};
+use super::{Child, Descendants, Signals};
 use crate::claimant::{Claimant, NoOwner};
 use crate::owner::{Owner, Place};
 use crate::printable;
@@ -17,40 +17,33 @@ use crate::process::{self, Observation};
 use crate::record::{Entry, Record};
 use crate::verdict::RUN_VARIABLE;
 
-/// The command that is to hold a lock while it runs. Its process is made when the lock seems to be free, and not before: who
-/// only waits is ended by signals as any other program.
+/// The command that is to hold a lock while it runs. Its process is made when the lock seems to be free, and
+/// not before: a process that only waits is ended by signals as any other.
 pub struct RunClaimant {
     here: Place,
     command: Vec<OsString>,
-    leftovers: Leftovers,
-    interruptions: Option<Interruptions>,
-    prepared: OnceCell<Prepared>,
+    descendants: Descendants,
+    signals: OnceCell<Rc<Signals>>,
+    child: OnceCell<Child>,
     /// Of each record that was made: it may be the one that is stored.
     tokens: RefCell<Vec<String>>,
-    failure: Cell<Option<io::Error>>,
 }
 
 impl RunClaimant {
     /// Does not start anything yet.
-    pub fn new(here: &Place, command: Vec<OsString>, leftovers: Leftovers) -> Self {
-        let (prepared, tokens, failure) = (OnceCell::new(), RefCell::default(), Cell::new(None));
-        let interruptions = Interruptions::hold();
-        Self { here: here.clone(), command, leftovers, interruptions, prepared, tokens, failure }
+    pub fn new(here: &Place, command: Vec<OsString>, descendants: Descendants) -> Self {
+        let signals = Signals::hold_as_init().map(Rc::new).map(OnceCell::from).unwrap_or_default();
+        Self { here: here.clone(), command, descendants, signals, child: OnceCell::new(), tokens: RefCell::default() }
     }
 
     /// The process that waits to be the command, if it was needed, for good.
-    pub fn take(&mut self) -> Option<Prepared> {
-        self.prepared.take()
+    pub fn take(&mut self) -> Option<Child> {
+        self.child.take()
     }
 
-    /// The signal that has ended the waiting, if one has.
-    pub fn interruption(&mut self) -> Option<i32> {
-        self.interruptions.take()?.take()
-    }
-
-    /// Why it could not be made.
-    pub fn failure(&self) -> Option<io::Error> {
-        self.failure.take()
+    /// The signals that are held back, if any are.
+    pub fn signals(&self) -> Option<&Signals> {
+        self.signals.get().map(Rc::as_ref)
     }
 
     /// The command, as people may read it.
@@ -59,11 +52,15 @@ impl RunClaimant {
         printable::command_line(&words)
     }
 
-    fn prepared(&self) -> io::Result<&Prepared> {
-        if self.prepared.get().is_none() {
-            let _ = self.prepared.set(Prepared::spawn(&self.command, self.leftovers, self.interruptions.as_ref())?);
+    fn child(&self) -> io::Result<&Child> {
+        if self.child.get().is_none() {
+            if self.signals.get().is_none() {
+                let _ = self.signals.set(Rc::new(Signals::hold()?));
+            }
+            let signals = self.signals.get().ok_or(io::ErrorKind::NotFound)?.clone();
+            let _ = self.child.set(Child::prepare(&self.command, self.descendants, signals)?);
         }
-        self.prepared.get().ok_or_else(|| io::Error::other("it was not made"))
+        self.child.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn owner(&self, pid: Pid) -> io::Result<Owner> {
@@ -73,26 +70,18 @@ impl RunClaimant {
         let owner = Owner { pid, uid: Some(getuid().as_raw()), place: self.here.clone(), instance: process.instance };
         if owner.is(&owner) { Ok(owner) } else { Err(io::Error::other(NoOwner::Unidentifiable { pid })) }
     }
-
-    /// The command owns the lock, so that it never goes on without; this process keeps it until it has released it, so that
-    /// nobody takes over what is about to be released.
-    fn entry_of(&self, command: Pid) -> io::Result<Entry> {
-        let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
-        let keeper = self.owner(getpid())?;
-        let entry = Entry::new(self.owner(command)?, run, Some(self.describe()))?;
-        self.tokens.borrow_mut().extend(entry.token.clone());
-        Ok(Entry { keeper: Some((keeper.pid, keeper.instance)), ..entry })
-    }
 }
 
 impl Claimant for RunClaimant {
+    /// The command owns the lock, so that it never runs without; this process keeps it until it has released
+    /// it, so that a lock that is about to be released is not taken over.
     fn entry(&self) -> io::Result<Entry> {
-        let entry = self.prepared().and_then(|prepared| self.entry_of(prepared.pid()));
-        entry.map_err(|error| {
-            let kind = error.kind();
-            self.failure.set(Some(error));
-            kind.into()
-        })
+        let command = self.owner(self.child()?.pid()?)?;
+        let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
+        let keeper = self.owner(getpid())?;
+        let entry = Entry::new(command, run, Some(self.describe()))?;
+        self.tokens.borrow_mut().extend(entry.token.clone());
+        Ok(Entry { keeper: Some((keeper.pid, keeper.instance)), ..entry })
     }
 
     fn transient_entry(&self) -> io::Result<Entry> {
@@ -103,17 +92,15 @@ impl Claimant for RunClaimant {
         entry.token.as_ref().is_some_and(|token| self.tokens.borrow().contains(token))
     }
 
+    /// A signal that is to stop this process does so here.
     fn is_present(&self) -> bool {
-        match self.prepared.get() {
-            Some(prepared) => prepared.is_ready(),
-            None => !self.interruptions.as_ref().is_some_and(Interruptions::have_come),
-        }
+        self.signals().is_none_or(|signals| {
+            signals.stop_if_asked();
+            !signals.is_ending()
+        }) && self.child.get().is_none_or(Child::is_alive)
     }
 
     fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
-        match self.prepared.get() {
-            Some(prepared) => prepared.fds(),
-            None => self.interruptions.iter().flat_map(Interruptions::fds).collect(),
-        }
+        self.signals().into_iter().flat_map(Signals::fds).collect()
     }
 }

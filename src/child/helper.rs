@@ -14,7 +14,7 @@ pub fn spawn(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io::Re
     std::os::unix::process::CommandExt::arg0(&mut command, arg0);
     command.arg(name).stdin(theirs);
     adapt(&mut command);
-    // It is this program that is not found then, and not whatever it is to run.
+    // Then this program is not found, and not the one that it is to run.
     let child = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => io::Error::other("/proc is not mounted"),
         _ => error,
@@ -22,7 +22,7 @@ pub fn spawn(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io::Re
     Ok((Pid::from_child(&child), ours))
 }
 
-/// For who starts a helper from a shell.
+/// Tells that a helper was started from a shell.
 pub fn not_by_hand(name: &str) -> ExitCode {
     eprintln!("serializer: cannot run `{name}` by hand: it is a part of other commands");
     ExitCode::from(2)

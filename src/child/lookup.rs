@@ -1,64 +1,39 @@
-//! Whether a command can be found, before anybody waits for a lock on its behalf. Nothing is said where it is not certain.
+//! Whether a command can be found, before its lock is waited for.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, FileType, access, stat};
 use rustix::io::Errno;
 
-/// What is known of a path.
-enum Candidate {
-    Runs,
-    Missing,
-    Denied,
-    /// Its directory must not be looked into.
-    Hidden,
-    Unknown,
-}
-
-/// Looks for `program` as the shell does.
-///
-/// # Errors
-/// When it certainly does not run: not found, or not executable.
+/// Looks for `program` as the shell does. Fails only if it certainly does not run.
 pub fn look_up(program: &OsStr) -> io::Result<()> {
     if program.as_bytes().contains(&b'/') {
         return match candidate(Path::new(program)) {
-            Candidate::Missing => Err(Errno::NOENT.into()),
-            Candidate::Denied => Err(Errno::ACCESS.into()),
-            Candidate::Runs | Candidate::Hidden | Candidate::Unknown => Ok(()),
+            Ok(false) => Err(Errno::ACCESS.into()),
+            Err(Errno::NOENT | Errno::NOTDIR) => Err(Errno::NOENT.into()),
+            // Its directory must not be searched, or the file system is in trouble: the exec tells.
+            Ok(true) | Err(_) => Ok(()),
         };
-    }
-    if program.is_empty() {
-        return Err(Errno::NOENT.into());
     }
     // Without it, the C library has a path of its own.
     let Some(path) = std::env::var_os("PATH") else { return Ok(()) };
-    let mut is_denied = false;
-    for directory in std::env::split_paths(&path) {
+    let mut why = Errno::NOENT;
+    for directory in std::env::split_paths(&path).filter(|_| !program.is_empty()) {
         match candidate(&Path::new(".").join(directory).join(program)) {
-            Candidate::Runs | Candidate::Unknown => return Ok(()),
-            Candidate::Denied => is_denied = true,
-            // Another user's directory on the PATH has no commands for this one.
-            Candidate::Missing | Candidate::Hidden => {}
+            Ok(true) => return Ok(()),
+            Ok(false) => why = Errno::ACCESS,
+            // Not there, or in another user's directory.
+            Err(_) => {}
         }
     }
-    Err(if is_denied { Errno::ACCESS } else { Errno::NOENT }.into())
+    Err(why.into())
 }
 
-fn candidate(path: &Path) -> Candidate {
-    match path.metadata() {
-        Ok(metadata) if !metadata.is_file() => Candidate::Denied,
-        Ok(_) => match access(path, Access::EXEC_OK) {
-            Ok(()) => Candidate::Runs,
-            Err(Errno::ACCESS) => Candidate::Denied,
-            Err(_) => Candidate::Unknown,
-        },
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::NOENT | Errno::NOTDIR) => Candidate::Missing,
-            Some(Errno::ACCESS) => Candidate::Hidden,
-            _ => Candidate::Unknown,
-        },
-    }
+/// Whether a file that is there can be run.
+fn candidate(path: &Path) -> rustix::io::Result<bool> {
+    let is_file = FileType::from_raw_mode(stat(path)?.st_mode).is_file();
+    Ok(is_file && access(path, Access::EXEC_OK) != Err(Errno::ACCESS))
 }

@@ -1,6 +1,5 @@
-//! What stands behind the lists of options: examples, variables, exit codes.
+//! The text behind the lists of options: examples, variables, exit codes.
 
-/// Behind the help of the program.
 pub const AFTER_HELP: &str = "\
 Examples:
   Around one command:
@@ -9,7 +8,7 @@ Examples:
       serializer lock && dbt run; serializer unlock
   In a Meltano pipeline, as a utility plugin named `dbtmutex`:
       meltano run tap-x target-y dbt:deps dbtmutex:lock dbt:run dbtmutex:unlock
-  Who holds it?
+  Its holder:
       serializer status
   On many hosts, by a store that they share:
       SERIALIZER_STORE=postgres://etl@db/meltano serializer run -- dbt run
@@ -28,8 +27,7 @@ but for SERIALIZER_STORE, which must not be empty):
                             or a shared file:///directory
   SERIALIZER_PASSWORD_FILE  file with the store's password
   SERIALIZER_LEASE_SECONDS  how long a lock in a store outlives a host that does
-                            not renew it [30]; with a directory, it says that
-                            hosts share that
+                            not renew it [30]; with a directory: hosts share it
   SERIALIZER_ON_LOST        when such a lock is lost: `terminate` what holds it,
                             or `warn` [run: terminate, lock: warn]
   SERIALIZER_OWNER_PID      process that owns the lock [the parent process]
@@ -43,17 +41,16 @@ Exit codes:
   0   done
   1   failed
   2   wrong usage or setting
-  75  busy: held by another process until all attempts were used up
+  75  busy: still held by another process when waiting ended
   76  the lock was lost while it was held
-  77  refused: the lock is held by somebody else
+  77  refused: another process holds the lock
   126 the command cannot be run
   127 the command is not found
-  128 + n  the command was ended by signal n
-  `run` ends with the exit code of its command otherwise.
+  128 + n  signal n ended the command
+  Otherwise, `run` ends with the exit code of its command.
 
 `serializer COMMAND --help` tells more.";
 
-/// Behind the help of `run`.
 pub const RUN_HELP: &str = "\
 Examples:
   serializer run -- dbt run --select sales
@@ -61,14 +58,13 @@ Examples:
   serializer run -c 'dbt deps && dbt run'
   serializer run --slots 3 --file-name taps.lck -- meltano run tap-x target-y    # three at a time
   serializer run --name-from-command --no-wait -- ./sync.sh orders     # never twice at once
-  serializer run --name-from-command --wait-and-skip -- ./refresh.sh   # who comes meanwhile waits and skips it
+  serializer run --name-from-command --wait-and-skip -- ./refresh.sh   # wait for one that runs, and skip it
 
 The lock belongs to the command, and is released when that ends, however it does. Signals reach the command. The exit code is the \
 command's, 128 + n if signal n ended it, 127 if it is not found and 126 if it cannot be run; 76 if it succeeded, but the lock was \
-lost meanwhile. In a store, the lock has a lease, which `run` renews: if it cannot, or the lock is taken away, the command is \
-ended (TERM, then KILL), and the exit code is 76. The command finds its fencing token in SERIALIZER_FENCING_TOKEN.";
+lost meanwhile. In a store, the lock has a lease, which `run` renews: if it cannot, or the lock is broken, it ends the command \
+(TERM, then KILL), and the exit code is 76. The command finds its fencing token in SERIALIZER_FENCING_TOKEN.";
 
-/// Behind the help of `lock`.
 pub const LOCK_HELP: &str = "\
 Examples:
   serializer lock && dbt run; serializer unlock
@@ -82,34 +78,30 @@ the next `lock` takes it over at once. Locking what the same process holds alrea
 Between the tries, `lock` wakes up as soon as the lock is released or its owner ends. For a lock in a store, a process stays behind \
 that renews its lease, and releases it when the owner ends.";
 
-/// Behind the help of `unlock`.
 pub const UNLOCK_HELP: &str = "\
 Examples:
   serializer unlock
-  serializer unlock --force    # takes the lock away from its owner, and says from whom
+  serializer unlock --force    # breaks the lock, and names its holder
 
-Only the process that locked can unlock, or anybody once that has ended. Anything else is refused with exit code 77. \
-If the lock was lost meanwhile (its lease was not renewed, or it was taken away), it fails with 76.";
+Only the process that locked can unlock, or any other once that has ended. Anything else is refused with exit code 77. \
+If the lock was lost meanwhile (its lease was not renewed, or it was broken), it fails with 76.";
 
-/// Behind the help of `wait`.
 pub const WAIT_HELP: &str = "\
 Examples:
-  serializer wait --timeout 10m && echo 'nobody loads the warehouse'
+  serializer wait --timeout 10m && echo 'the warehouse is not being loaded'
   serializer wait load.lck dbt.lck
 
-When it returns, nobody held each of them at one moment; somebody may hold them again. `lock` is what keeps others out.";
+When it returns, each of them was free at one moment, and may be held again. `lock` is what keeps others out.";
 
-/// Behind the help of `break`.
 pub const BREAK_HELP: &str = "\
 Examples:
   serializer status --json | jq -r '.locks[].holders[] | [.pid, .command, .token] | @tsv'
   serializer break dbt.lck --token 6f0c0d21a7d34e0c8b8d9f5b7a3c1e42
 
-Only the acquisition that has this token loses the lock: whoever has got it in the meantime keeps it. \
-Its process is not ended, and does not learn of it before it unlocks; but
+Only the acquisition that has this token loses the lock: a later holder keeps it. \
+The process is not ended, and does not learn of it before it unlocks; but
 `run` in a store ends its command when it renews the lease the next time.";
 
-/// Behind the help of `status`.
 pub const STATUS_HELP: &str = "\
 Examples:
   serializer status
@@ -117,11 +109,10 @@ Examples:
   serializer status --all --watch
   serializer status --json | jq -r '.locks[].state'    # free, held, stale or unknown";
 
-/// Behind the help of `flock`.
 pub const FLOCK_HELP: &str = "\
 Examples:
   */5 * * * *  serializer flock -n /tmp/sync.lock ./sync.sh
   serializer flock -w 10 -E 4 sync.lock -c 'dbt run'
 
-FILE is a lock file of this program, and excludes only those who lock it by this program, too. An empty file that flock(1) \
+FILE is a lock file of this program, and excludes only users of this program. An empty file that flock(1) \
 has left there is taken for one; any other is refused.";

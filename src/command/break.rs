@@ -12,25 +12,20 @@ use crate::record::Outcome;
 use crate::verdict::LocalJudge;
 
 pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
-    let location = match &args.name {
-        Some(name) => environment.lock_named(&args.file, name)?,
-        None => environment.lock(&args.file)?,
-    };
+    let lock = environment.lock(&args.file, args.name.as_deref())?;
     let here = Place::here();
-    // Nobody owns what is taken away like this; the own lock has to be named as well.
+    // Only the token counts, for a lock of this process as well.
     let claimant = ProcessClaimant::discover(&here, None);
     let judge = LocalJudge::new(here, environment.orphans(None)?);
-    let mut mutex = Mutex::new(backend::open(&location)?, &judge);
+    let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
     let location = mutex.location();
     let released = mutex.release(&claimant, Whose::Of(&args.token), Outcome::Unknown);
-    unlock::report(&location, released.map_err(|error| cannot(&location, error))?);
+    let hint = "the token is not that of a holder: the lock has changed hands, or this is a fencing token; \
+                `serializer status --json` shows both";
+    let released = released.map_err(|error| match error {
+        mutex::Error::NotOurs(_) => Error::mutex("break", &location, error).with_hint(hint),
+        error => Error::mutex("break", &location, error),
+    })?;
+    unlock::report(&location, released);
     Ok(())
-}
-
-fn cannot(location: &str, error: mutex::Error) -> Error {
-    let is_anothers = matches!(error, mutex::Error::NotOurs(_));
-    let error = Error::mutex("break", location, error);
-    let hint =
-        "no holder has this token: the lock has changed hands, or it is a fencing token; `serializer status --json` shows both";
-    if is_anothers { error.with_hint(hint) } else { error }
 }

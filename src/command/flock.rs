@@ -1,10 +1,9 @@
 //! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched by a word.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::run::{Job, execute, script_of_shell};
-use crate::child::Leftovers;
+use crate::child::Descendants;
 use crate::cli::FlockArgs;
 use crate::config::{Environment, OnLost, lock_file_at};
 use crate::error::Error;
@@ -21,7 +20,13 @@ const SLEEP: Duration = Duration::from_secs(1);
 
 pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Error> {
     let command = match args.command.as_slice() {
-        [] => return Err(no_command(args)),
+        [] => {
+            let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before and `serializer unlock` behind \
+                        what must not overlap";
+            let message =
+                "cannot lock an open file, or without a command: the lock belongs to a process, not to a file descriptor";
+            return Err(Error::usage(message, Some(hint.to_owned())));
+        }
         [option, script] if option == "-c" || option == "--command" => script_of_shell(script),
         [option, ..] if option == "-c" || option == "--command" => {
             return Err(Error::usage("cannot run what follows `-c`: expected exactly one argument, a script", None));
@@ -32,35 +37,26 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         tracing::warn!("`flock` locks a file of this machine; `SERIALIZER_STORE` is for `lock` and `run`");
     }
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
-    execute(Job {
+    let mode = if args.shared { Mode::Shared } else { Mode::EXCLUSIVE };
+    let job = Job {
         lock: lock_file_at(&args.file)?,
-        request: Request {
-            mode: if args.shared { Mode::Shared } else { Mode::EXCLUSIVE },
-            at_least: None,
-            skip_if_done: false,
-            lease: None,
-        },
+        request: Request { mode, at_least: None, skip_if_done: false, lease: None },
         waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout },
         orphans: environment.orphans(None)?,
         command,
-        leftovers: Leftovers::default(),
+        descendants: Descendants::default(),
         on_lost: OnLost::Terminate,
         conflict_exit_code: args.conflict_exit_code,
         skipped_exit_code: 0,
         is_verbose: args.verbose,
-        // As flock(1): else a crontab that was switched begins to send mail.
-        is_silent_if_busy: !args.verbose,
-    })
-    .map_err(|error| error.or_if_failed(NO_INPUT))
-}
-
-fn no_command(args: &FlockArgs) -> Error {
-    let is_descriptor = !Path::new(&args.file).exists() && args.file.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit());
-    let (message, hint) = if args.unlock || is_descriptor {
-        let hint = "in a script, put `serializer lock` before and `serializer unlock` behind what must not overlap";
-        ("cannot lock an open file: the lock belongs to a process, not to a file descriptor", hint)
-    } else {
-        ("cannot lock for nothing: there is no command", "`serializer flock FILE COMMAND`, or `serializer lock` in a script")
+        waits_silently: !args.verbose,
     };
-    Error::usage(message, Some(hint.to_owned()))
+    match execute(&job) {
+        // As flock(1): a crontab that was switched must not begin to send mail.
+        Err(error) if !args.verbose && matches!(error.exit_code(), ExitCode::Conflict(_)) => {
+            tracing::debug!("{error}");
+            Ok(error.exit_code())
+        }
+        ended => ended.map_err(|error| error.or_if_failed(NO_INPUT)),
+    }
 }

@@ -12,25 +12,24 @@ use crate::error::Error;
 use crate::mutex::register::{KEPT, Register, Write};
 use crate::owner::{Instance, Owner, Place};
 use crate::printable;
-use crate::record::{Entry, Record, random_token};
+use crate::record::{Entry, Record};
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
-    let lock = environment.lock(&args.file)?;
+    let lock = environment.lock(&args.file, None)?;
     match &lock {
         Location::Store(settings, _) if args.print_sql => match backend::schema(settings)? {
             Some(statements) => super::print(statements.as_bytes()),
-            None => Err(Error::usage(format!("cannot print SQL: `{}` is no database that takes it", settings.url), None)),
+            None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url), None)),
         },
-        _ if args.print_sql => {
+        Location::File(_) if args.print_sql => {
             let hint = "name one with `--store` or `SERIALIZER_STORE`";
-            Err(Error::usage("cannot print SQL: locks are files as long as no store is named", Some(hint.to_owned())))
+            Err(Error::usage("`--print-sql` needs a database", Some(hint.to_owned())))
         }
         Location::Store(settings, _) => {
             // One for all processes that try, since not every store can remove it.
-            let probed = Location::Store(settings.clone(), ".serializer.probe".into());
-            let mut register = backend::open(&probed)?;
+            let mut register = backend::open(&Location::Store(settings.clone(), ".serializer.probe".into()))?;
             register.verify_conditional_writes()?;
-            try_out(&mut register, &probe().map_err(cannot_draw)?)?;
+            try_out(&mut register, &probe()?)?;
             if let Some(advice) = register.advice() {
                 tracing::warn!("{advice}");
             }
@@ -51,11 +50,12 @@ fn initialize_directory(lock_file: &Path) -> Result<(), Error> {
         fs::create_dir_all(directory).map_err(cannot)?;
         tracing::info!("created the lock directory `{shown}`");
     }
-    let probe = probe().map_err(cannot_draw)?;
-    let path = directory.join(format!(".serializer.{}.probe", token()?));
+    let probe = probe()?;
+    let token = probe.entries().first().and_then(|entry| entry.token.as_deref()).unwrap_or_default();
+    let path = directory.join(format!(".serializer.{token}.probe"));
     let tried = try_out(&mut backend::open(&Location::File(path.clone()))?, &probe);
     if tried.is_err() {
-        // It has a random name, so it is ours. It may not be there.
+        // Its name is random, so it is ours.
         let _ = fs::remove_file(&path);
     }
     tried?;
@@ -63,20 +63,14 @@ fn initialize_directory(lock_file: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn cannot_draw(error: std::io::Error) -> Error {
-    Error::failed(format!("cannot draw a token: {}", backend::plain(&error)))
-}
-
-fn token() -> Result<String, Error> {
-    random_token().map_err(|error| cannot_draw(error.into()))
-}
-
-fn probe() -> std::io::Result<Record> {
+fn probe() -> Result<Record, Error> {
     let owner = Owner { pid: getpid(), uid: None, place: Place::here(), instance: Instance::default() };
-    Record::of(vec![Entry::new(owner, None, None)?]).ok_or_else(|| std::io::ErrorKind::FileTooLarge.into())
+    let record = Entry::new(owner, None, None).map(|entry| Record::of(vec![entry]));
+    let record = record.map_err(|error| Error::failed(format!("cannot draw a token: {}", backend::plain(&error))))?;
+    record.ok_or_else(|| Error::failed("cannot write down who holds a lock: it is too large"))
 }
 
-/// How often to begin again when somebody else tries it out at the same time.
+/// How often to begin again when another process tries it out at the same time.
 const MAX_ROUNDS: usize = 16;
 
 /// Does all that locks will need: a file system may refuse links, flock or writing, a database the rights to.

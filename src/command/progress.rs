@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 
 use crate::backend;
-use crate::child::Interruptions;
+use crate::child::Signals;
 use crate::holder::in_short;
 use crate::process;
-
 use crate::verdict::{Held, Holding};
 use crate::waiting::Observer;
 
@@ -21,53 +20,32 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// How long a log says nothing new about the same holder.
 const REPEAT: Duration = Duration::from_secs(30);
 
-/// As long as nobody needs to be told.
+/// How often a log is asked for news.
 const NEVER: Duration = Duration::from_secs(3600);
 
 /// A holder, and its acquisition.
-type Told = (Pid, Option<String>);
+type Acquisition = (Pid, Option<String>);
 
+#[derive(Default)]
 pub struct Progress {
     max_attempts: Option<NonZeroU32>,
     is_live: bool,
     is_drawn: bool,
     is_silent: bool,
-    interruptions: Option<Interruptions>,
     has_looked_for_itself: bool,
-    /// Who was told of last, and when.
-    told: Option<(Option<Told>, Instant)>,
-    /// When it was told last that the store does not answer.
+    /// What the last line in a log was about, and when it was written.
+    told: Option<(Option<Acquisition>, Instant)>,
+    /// When a log last said that the store does not answer.
     failed: Option<Instant>,
+    /// End the waiting where the kernel does not.
+    pub signals: Option<Signals>,
 }
 
 impl Progress {
-    pub fn new(max_attempts: Option<NonZeroU32>) -> Self {
+    /// `is_silent` leaves logs alone.
+    pub fn new(max_attempts: Option<NonZeroU32>, is_silent: bool) -> Self {
         let is_live = io::stderr().is_terminal() && is_in_foreground() && tracing::enabled!(tracing::Level::INFO);
-        Self {
-            max_attempts,
-            is_live,
-            is_drawn: false,
-            is_silent: false,
-            interruptions: None,
-            has_looked_for_itself: false,
-            told: None,
-            failed: None,
-        }
-    }
-
-    /// Leaves logs alone.
-    pub fn only_on_a_terminal(self) -> Self {
-        Self { is_silent: true, ..self }
-    }
-
-    /// Ends the waiting by a signal where the kernel does not.
-    pub fn interrupted_by(self, interruptions: Option<Interruptions>) -> Self {
-        Self { interruptions, ..self }
-    }
-
-    /// What has ended the waiting.
-    pub fn interruption(&mut self) -> Option<i32> {
-        self.interruptions.take()?.take()
+        Self { max_attempts, is_live, is_silent, ..Self::default() }
     }
 
     /// Removes the live line, before something else is written.
@@ -77,9 +55,9 @@ impl Progress {
         }
     }
 
-    /// A holder that has started us may be waiting for us, while we wait for it. It need not be: `lock`, then a job in the
-    /// background, then `unlock`.
-    fn warn_of_itself(&mut self, holders: &[Holding]) {
+    /// A holder that has started us may wait for us, while we wait for it. It need not: `lock`, then a job in
+    /// the background, then `unlock`.
+    fn warn_of_deadlock(&mut self, holders: &[Holding]) {
         if std::mem::replace(&mut self.has_looked_for_itself, true) {
             return;
         }
@@ -87,16 +65,14 @@ impl Progress {
         let mut owners = holders.iter().filter(is_alive).filter_map(|holding| Some(holding.entry.as_ref()?.owner.pid));
         if let Some(pid) = owners.find(|pid| process::is_ancestor(*pid)) {
             self.clear();
-            tracing::warn!("pid {pid}, which holds the lock, has started this: if it waits for its end, neither goes on");
+            tracing::warn!("possible deadlock: the lock is held by pid {pid}, which started this command");
         }
     }
 
     fn draw(&mut self, message: &str) {
-        // A line that wraps could not be drawn over.
-        let width =
-            rustix::termios::tcgetwinsize(io::stderr()).ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 1);
-        // Room for the `^C` that a terminal shows.
-        let room = width.unwrap_or(80).saturating_sub(3);
+        // A line that wraps could not be drawn over. Room for the `^C` that a terminal shows.
+        let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+        let room = if width > 1 { width } else { 80 }.saturating_sub(3);
         let mut line: String = message.chars().take(room).collect();
         if line.len() < message.len() {
             line.pop();
@@ -105,42 +81,43 @@ impl Progress {
         write_stderr(&format!("\r\x1b[K{line}"));
         self.is_drawn = true;
     }
+
+    fn count(&self, attempt: u32) -> String {
+        let max = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
+        format!("attempt {attempt}{max}")
+    }
 }
 
-/// A background job must not draw over what somebody types.
+/// A background job must not draw over what is typed.
 fn is_in_foreground() -> bool {
     rustix::termios::tcgetpgrp(io::stderr()).is_ok_and(|foreground| foreground.as_raw_pid() == nix::unistd::getpgrp().as_raw())
 }
 
 fn write_stderr(text: &str) {
-    // Nobody can be told that stderr does not work.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
 impl Observer for Progress {
     fn waiting(&mut self, holders: &[Holding], attempt: u32) {
-        // Whose lease was renewed is the same holder.
+        // The same holder, also when its lease was renewed.
         let holder = holders.first().and_then(|holding| holding.entry.as_ref());
         let holder = holder.map(|entry| (entry.owner.pid, entry.token.clone()));
-        let now = Instant::now();
-        let is_old_news = self.told.as_ref().is_some_and(|(told, when)| *told == holder && now.duration_since(*when) < REPEAT);
+        let is_old_news = self.told.as_ref().is_some_and(|(told, when)| *told == holder && when.elapsed() < REPEAT);
         if !self.is_live && (is_old_news || self.is_silent) {
             return;
         }
-        let attempts = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
-        let message = format!("waiting for {}, attempt {attempt}{attempts}", in_short(holders));
+        let message = format!("waiting for {}, {}", in_short(holders), self.count(attempt));
         if self.is_live {
             self.draw(&message);
         } else {
             tracing::info!("{message}");
-            self.told = Some((holder, now));
+            self.told = Some((holder, Instant::now()));
         }
-        self.warn_of_itself(holders);
+        self.warn_of_deadlock(holders);
     }
 
     fn failing(&mut self, error: &backend::Error, attempt: u32) {
-        let attempts = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
-        let message = format!("trying again: {error}, attempt {attempt}{attempts}");
+        let message = format!("trying again: {error}, {}", self.count(attempt));
         if self.is_live {
             self.draw(&message);
         } else if !self.is_silent && self.failed.is_none_or(|told| told.elapsed() >= REPEAT) {
@@ -157,10 +134,10 @@ impl Observer for Progress {
     }
 
     fn is_interrupted(&self) -> bool {
-        self.interruptions.as_ref().is_some_and(Interruptions::have_come)
+        self.signals.as_ref().is_some_and(Signals::is_ending)
     }
 
     fn interruption_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.interruptions.iter().flat_map(Interruptions::fds).collect()
+        self.signals.iter().map(Signals::ending_fd).collect()
     }
 }

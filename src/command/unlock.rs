@@ -14,9 +14,9 @@ use crate::record::Outcome;
 use crate::verdict::LocalJudge;
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
-    let lock = environment.lock(&args.file)?;
+    let lock = environment.lock(&args.file, None)?;
     let here = Place::here();
-    let claimant = ProcessClaimant::discover(&here, environment.owner_pid(&args.owner)?);
+    let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?);
     let judge = LocalJudge::new(here.clone(), environment.orphans(args.owner.orphans)?);
 
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
@@ -36,15 +36,15 @@ pub fn report(location: &str, released: Released) {
     match released {
         Released::Own { stays: None, .. } => tracing::info!("unlocked `{location}`"),
         Released::Own { stays: Some(stays), .. } => {
-            tracing::info!("unlocked `{location}`, which stays held for another {}", short(stays));
+            tracing::info!("unlocked `{location}`; it stays reserved for {} (`--hold-at-least`)", short(stays));
         }
         Released::Stale(former) => {
-            // Perhaps nobody wanted it any more; but perhaps the owner of a lock that was relied on ended too early.
-            tracing::warn!("removed the stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);
+            // Perhaps its owner ended too early.
+            tracing::warn!("removed stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);
         }
         Released::Forced(holders) => {
             for holding in holders {
-                tracing::warn!("took the lock `{location}` away from {}: {}", Holder::new(&holding), holding.verdict);
+                tracing::warn!("broke lock `{location}` of {}: {}", Holder::new(&holding), holding.verdict);
             }
         }
     }

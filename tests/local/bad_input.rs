@@ -774,7 +774,10 @@ fn anothers_lock_is_not_unlocked_unless_by_force() {
 
     let forced = locks.run(&["unlock", "--force"]);
     assert_eq!(forced.code, 0, "{forced:?}");
-    assert!(forced.stderr.contains(&format!("away from pid {} (bash ", holder.pid())), "{forced:?}");
+    assert!(
+        forced.stderr.contains(&format!("broke lock `{}` of pid {} (bash ", locks.file().display(), holder.pid())),
+        "{forced:?}"
+    );
     assert!(!locks.file().exists(), "{:?}", locks.names());
 
     // The former holder is told, once, whether another process has the lock now or none has.

@@ -25,7 +25,7 @@ fn a_lock_that_is_released_early_stays_held() {
     let mut shell = holder(&locks, HOUR);
     let (code, output) = shell.output(r#""$S" unlock 2>&1"#);
     assert_eq!(code, 0, "{output}");
-    assert!(output.contains("which stays held for another "), "{output}");
+    assert!(output.contains("it stays reserved for "), "{output}");
     assert_held_for_an_hour(&locks);
     let (state, reason) = locks.state();
     assert_eq!(state, "held");
@@ -81,7 +81,10 @@ fn force_ends_it() {
     shell.unlock();
     let forced = locks.run(&["unlock", "--force"]);
     assert_eq!(forced.code, 0, "{forced:?}");
-    assert!(forced.last_line().contains(&format!("away from pid {} (bash", shell.pid())), "{forced:?}");
+    assert!(
+        forced.last_line().contains(&format!("broke lock `{}` of pid {} (bash", locks.file().display(), shell.pid())),
+        "{forced:?}"
+    );
     assert_eq!(locks.names(), Vec::<String>::new());
 }
 

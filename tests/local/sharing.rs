@@ -217,7 +217,7 @@ fn force_takes_the_lock_away_from_all_and_names_each() {
     let forced = somebody(&locks, r#""$S" unlock --force 2>&1"#);
     assert_eq!(forced.code, 0, "{forced:?}");
     for holder in &holders {
-        let whom = format!("took the lock `{}` away from pid {} (bash", locks.file().display(), holder.pid());
+        let whom = format!("broke lock `{}` of pid {} (bash", locks.file().display(), holder.pid());
         assert!(forced.stdout.contains(&whom), "{forced:?}");
     }
     assert!(!locks.file().exists(), "{:?}", locks.names());
@@ -234,7 +234,7 @@ fn whoever_holds_it_already_takes_no_second_slot() {
         let [mut one] = shells(&locks, [line]);
         let before = locks.read();
         let (code, output) = one.output(line);
-        assert_eq!((code, output.contains("was already locked by")), (0, true), "{output}");
+        assert_eq!((code, output.contains("is already locked by")), (0, true), "{output}");
         assert_eq!(locks.read(), before);
         one.unlock();
         assert_eq!(locks.names(), Vec::<String>::new());
@@ -316,7 +316,7 @@ fn whoever_shares_a_lock_and_takes_it_away_by_force_takes_it_from_all() {
     assert_eq!((one.run(share), two.run(share)), (0, 0));
     let (code, said) = one.output(r#""$S" unlock --force 2>&1"#);
     assert_eq!(code, 0, "{said}");
-    assert!(said.contains(&format!("away from pid {}", two.pid())), "{said}");
+    assert!(said.contains(&format!("broke lock `{}` of pid {}", locks.file().display(), two.pid())), "{said}");
     assert!(!locks.file().exists(), "{:?}", locks.names());
     let unlock = r#""$S" unlock 2> /dev/null"#;
     assert_eq!((one.run(unlock), two.run(unlock)), (1, 76), "only the other one has to be told");

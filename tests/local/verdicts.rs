@@ -54,7 +54,7 @@ fn expect_stale(locks: &Locks, run: &mut dyn FnMut(&[&str]) -> Ended, pid: u32, 
 fn expect_removable(locks: &Locks, run: &mut dyn FnMut(&[&str]) -> Ended, pid: u32, reason: &str) {
     let ended = run(&["unlock"]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    assert!(ended.stderr.contains("removed the stale lock"), "{ended:?}");
+    assert!(ended.stderr.contains("removed stale lock"), "{ended:?}");
     assert!(ended.stderr.contains(&format!("of pid {pid}")), "{ended:?}");
     assert!(ended.stderr.trim_end().ends_with(reason), "{ended:?}");
     assert_eq!(locks.names(), [""; 0]);

@@ -92,7 +92,10 @@ fn a_hold_is_broken_by_its_token_and_whom_it_was_taken_from_is_said() {
     holder.lock();
     let ended = locks.run(&["break", "serializer.lck", "--token", &token(&locks)]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    assert!(ended.stderr.contains(&format!("away from pid {} (bash", holder.pid())), "{ended:?}");
+    assert!(
+        ended.stderr.contains(&format!("broke lock `{}` of pid {} (bash", locks.file().display(), holder.pid())),
+        "{ended:?}"
+    );
     assert!(!locks.file().exists(), "{:?}", locks.names());
     // The former holder learns of it.
     assert_eq!(holder.run(r#""$S" unlock 2>/dev/null"#), 76);
@@ -128,7 +131,7 @@ fn one_of_several_holds_is_broken() {
     let first = token(&locks);
     let ended = locks.run(&["break", "--token", &first]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    assert!(ended.stderr.contains(&format!("away from pid {}", one.pid())), "{ended:?}");
+    assert!(ended.stderr.contains(&format!("broke lock `{}` of pid {}", locks.file().display(), one.pid())), "{ended:?}");
     assert_eq!(one.run(r#""$S" unlock 2>/dev/null"#), 76);
     two.unlock();
     assert_eq!(locks.names(), [""; 0]);

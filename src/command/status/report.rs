@@ -9,46 +9,31 @@ use crate::mutex::Looked;
 use crate::verdict::{Held, Judged, Stale, Verdict};
 use crate::waiter::Waiter;
 
+pub const FREE: &str = "free";
+pub const HELD: &str = "held";
+pub const UNKNOWN: &str = "unknown";
+pub const STALE: &str = "stale";
+
 #[derive(Serialize)]
 pub struct Report {
     pub locks: Vec<Lock>,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Serialize)]
 pub struct Lock {
     pub path: String,
-    pub state: State,
+    /// One of those above, as a holder's.
+    pub state: &'static str,
     pub reason: Option<String>,
-    /// The first of them, for whoever knows plain mutexes only.
+    /// The first of them, for programs that know plain mutexes only.
     pub holder: Option<HolderReport>,
     pub holders: Vec<HolderReport>,
     pub waiters: Vec<WaiterReport>,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    #[default]
-    Free,
-    Held,
-    Stale,
-    Unknown,
-}
-
-impl State {
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Free => "free",
-            Self::Held => "held",
-            Self::Stale => "stale",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
 #[derive(Clone, Serialize)]
 pub struct HolderReport {
-    pub state: State,
+    pub state: &'static str,
     pub reason: String,
     pub mode: Option<String>,
     pub pid: Option<i32>,
@@ -62,7 +47,7 @@ pub struct HolderReport {
     pub fencing_token: Option<u64>,
     pub lease_seconds: Option<f64>,
     pub lease_renewals: Option<u64>,
-    /// What renews the lease, or releases the lock when the command has ended.
+    /// The process that renews the lease, or releases the lock when the command has ended.
     pub keeper_pid: Option<i32>,
     #[serde(skip)]
     pub holder: Holder,
@@ -75,42 +60,41 @@ pub struct WaiterReport {
     pub host: Option<String>,
 }
 
+impl Lock {
+    /// A lock without holders.
+    pub fn new(location: &Location, state: &'static str, reason: Option<String>) -> Self {
+        Self { path: location.printable(), state, reason, holder: None, holders: Vec::new(), waiters: Vec::new() }
+    }
+}
+
 pub fn report(location: &Location, found: Option<Looked>, waiters: Vec<Waiter>) -> Lock {
-    // Perhaps the name is mistyped.
-    let is_nowhere = match location {
-        Location::File(path) => path.parent().is_some_and(|directory| !directory.is_dir()),
-        Location::Store(..) => false,
-    };
-    let path = location.printable();
-    let waiter = |Waiter { pid, host, command }| WaiterReport { pid: pid.map(Pid::as_raw_pid), command, host };
-    let waiters = waiters.into_iter().map(waiter).collect();
     let judged = found.map(|(_, judged)| judged).unwrap_or_default();
-    // What only tells that it was released is nobody's.
+    // A notice of a release is not a holder.
     let is_left = |judged: &&Judged<Verdict>| !matches!(judged.verdict, Verdict::Stale(Stale::Released));
     let holders: Vec<_> = judged.iter().filter(is_left).map(holder).collect();
-    // Whoever still holds it counts, wherever in the record it stands.
-    let first = [State::Held, State::Unknown, State::Stale]
-        .into_iter()
-        .find_map(|state| holders.iter().find(|holder| holder.state == state))
-        .cloned();
-    let Some(first) = first else {
-        let reason = is_nowhere.then(|| "its directory does not exist".to_owned());
-        return Lock { path, reason, waiters, ..Lock::default() };
-    };
-    Lock { path, state: first.state, reason: Some(first.reason.clone()), holder: Some(first), holders, waiters }
+    // A name whose directory is missing may be mistyped.
+    let is_nowhere = matches!(location, Location::File(path) if path.parent().is_some_and(|directory| !directory.is_dir()));
+    let mut lock = Lock::new(location, FREE, is_nowhere.then(|| "its directory does not exist".to_owned()));
+    let waiter = |Waiter { pid, host, command }| WaiterReport { pid: pid.map(Pid::as_raw_pid), command, host };
+    lock.waiters = waiters.into_iter().map(waiter).collect();
+    // A live holder counts, wherever in the record it stands.
+    let first = [HELD, UNKNOWN, STALE].iter().find_map(|state| holders.iter().find(|holder| holder.state == *state));
+    if let Some(first) = first {
+        (lock.state, lock.reason, lock.holder) = (first.state, Some(first.reason.clone()), Some(first.clone()));
+    }
+    Lock { holders, ..lock }
 }
 
 fn holder(judged: &Judged<Verdict>) -> HolderReport {
     let (state, reason) = match &judged.verdict {
-        Verdict::Held(held @ Held::Unknown(_)) => (State::Unknown, held.to_string()),
-        Verdict::Held(held) => (State::Held, held.to_string()),
-        Verdict::Stale(why) => (State::Stale, why.to_string()),
+        Verdict::Held(held @ Held::Unknown(_)) => (UNKNOWN, held.to_string()),
+        Verdict::Held(held) => (HELD, held.to_string()),
+        Verdict::Stale(why) => (STALE, why.to_string()),
     };
     let holder = Holder::new(judged);
     let entry = holder.entry.as_ref();
+    let lease = entry.and_then(|entry| entry.lease);
     HolderReport {
-        lease_renewals: entry.and_then(|entry| entry.lease).map(|lease| lease.renewals),
-        keeper_pid: entry.and_then(|entry| entry.keeper).map(|(pid, _)| pid.as_raw_pid()),
         state,
         reason,
         mode: entry.map(|entry| entry.mode.to_string()),
@@ -123,7 +107,9 @@ fn holder(judged: &Judged<Verdict>) -> HolderReport {
         run: entry.and_then(|entry| entry.run.clone()),
         token: entry.and_then(|entry| entry.token.clone()),
         fencing_token: entry.and_then(|entry| entry.fencing),
-        lease_seconds: entry.and_then(|entry| entry.lease).map(|lease| lease.duration.as_secs_f64()),
+        lease_seconds: lease.map(|lease| lease.duration.as_secs_f64()),
+        lease_renewals: lease.map(|lease| lease.renewals),
+        keeper_pid: entry.and_then(|entry| entry.keeper).map(|(pid, _)| pid.as_raw_pid()),
         holder,
     }
 }

@@ -8,50 +8,40 @@ use super::report::Lock;
 use crate::local_time::{local_time, short};
 use crate::mode::Mode;
 
-/// A line for each holder, and for each who waits.
+/// A line for each holder, and for each waiter.
 pub fn table(locks: &[Lock]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"]);
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let number = |number: Option<i32>| number.map(|number| number.to_string());
     for lock in locks {
+        let mut add = |state: &str, rest: [Option<String>; 6]| {
+            let rest = rest.map(|cell| cell.unwrap_or_else(|| "-".to_owned()));
+            table.add_row([lock.path.clone(), state.to_owned()].into_iter().chain(rest));
+        };
         if lock.holders.is_empty() {
-            let mut row = vec![lock.path.clone(), lock.state.word().to_owned()];
-            row.extend(std::iter::repeat_n("-".to_owned(), 5));
-            row.push(or_dash(lock.reason.clone()));
-            table.add_row(row);
+            add(lock.state, [None, None, None, None, None, lock.reason.clone()]);
         }
         for holder in &lock.holders {
             let mode = holder.mode.as_ref().filter(|mode| **mode != Mode::EXCLUSIVE.to_string());
-            table.add_row([
-                lock.path.clone(),
-                holder.state.word().to_owned(),
-                or_dash(holder.pid.map(|pid| pid.to_string())),
-                or_dash(holder.command.clone()),
-                or_dash(holder.host.clone()),
-                or_dash(holder.holder.since.map(|since| local_time(since).to_string())),
-                or_dash(holder.holder.held_for().map(short)),
-                mode.map_or_else(|| holder.reason.clone(), |mode| format!("{}; {mode}", holder.reason)),
-            ]);
+            let since = holder.holder.since.map(|since| local_time(since).to_string());
+            let held_for = holder.holder.held_for().map(short);
+            let why = holder.reason.clone() + &mode.map(|mode| format!("; {mode}")).unwrap_or_default();
+            add(holder.state, [number(holder.pid), holder.command.clone(), holder.host.clone(), since, held_for, Some(why)]);
         }
         for (place, waiter) in lock.waiters.iter().enumerate() {
             let place = match place {
                 0 => "next".to_owned(),
                 place => format!("behind {place} other{}", if place == 1 { "" } else { "s" }),
             };
-            let pid = or_dash(waiter.pid.map(|pid| pid.to_string()));
-            let (command, host) = (or_dash(waiter.command.clone()), or_dash(waiter.host.clone()));
-            let row = [&lock.path, "waits", &pid, &command, &host, "-", "-", &place];
-            table.add_row(row.map(str::to_owned));
+            add("waits", [number(waiter.pid), waiter.command.clone(), waiter.host.clone(), None, None, Some(place)]);
         }
     }
     if let Some(width) = terminal_width() {
-        // What is long is folded; what is short, and read column by column, is not.
+        // Long columns are folded; short ones, which are read column by column, are not.
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-        for column in [1, 2, 4, 5, 6] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_constraint(ColumnConstraint::ContentWidth);
-            }
+        for (_, column) in table.column_iter_mut().enumerate().filter(|(index, _)| ![0, 3, 7].contains(index)) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
         }
     }
     // The style puts a space before the first column, too.
