@@ -290,7 +290,7 @@ impl Environment {
 }
 
 /// What to do when a lock is lost while it is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum OnLost {
     /// End what runs under it.
     Terminate,

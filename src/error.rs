@@ -74,8 +74,8 @@ impl Error {
 
     /// There is nobody to own the lock at `location`.
     pub fn no_owner(location: &str, error: &NoOwner) -> Self {
-        let code = if *error == NoOwner::ParentEnded { ExitCode::Failed } else { ExitCode::Usage };
-        Self { message: format!("cannot lock `{location}`: {error}"), hint: Some(error.hint().to_owned()), code }
+        let code = if error.has_ended { ExitCode::Failed } else { ExitCode::Usage };
+        Self { message: format!("cannot lock `{location}`: {error}"), hint: Some(error.hint.to_owned()), code }
     }
 
     /// A mutex's answer to `verb` (lock, unlock) on `location`.

@@ -1,10 +1,13 @@
 //! Who owns a lock: a process, named so that it cannot be taken for another one.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, getuid};
+
+use crate::process::{self, Observation, Process};
 
 /// Where a PID means something: one boot of one machine, seen from one PID namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,6 +75,28 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// The process `pid` of this host.
+    ///
+    /// # Errors
+    /// When it has ended, or as for [`Owner::new`].
+    pub fn of(pid: Pid, here: &Place) -> io::Result<Self> {
+        let Observation::Running(process) = process::observe(pid) else {
+            return Err(io::Error::other(format!("process {pid} has ended")));
+        };
+        Self::new(&process, here)
+    }
+
+    /// A process of this host that runs.
+    ///
+    /// # Errors
+    /// When it could not be recognised later.
+    pub fn new(process: &Process, here: &Place) -> io::Result<Self> {
+        let pid = process.pid();
+        let owner = Self { pid, uid: Some(getuid().as_raw()), place: here.clone(), instance: process.instance };
+        let why = || format!("pid {pid} cannot be told from other processes: /proc is not mounted, or cannot be read");
+        if owner.is(&owner) { Ok(owner) } else { Err(io::Error::other(why())) }
+    }
+
     /// Whether both are provably the same process. Host names do not matter: the boot id is unique among hosts, and the
     /// owner of a lock must be recognised when somebody renames its host.
     pub fn is(&self, other: &Self) -> bool {

@@ -176,7 +176,7 @@ mod tests {
             Entry { lease: Some(Lease { duration: Duration::from_secs(30), expires: Some(7), renewals: 3 }), ..plain.clone() },
             Entry { lease: Some(Lease { duration: Duration::from_secs(30), expires: None, renewals: 0 }), ..plain.clone() },
             Entry { fencing: Some(7), ..plain.clone() },
-            Entry { previous: Some(("t".to_owned(), Outcome::Unknown)), ..plain.clone() },
+            Entry { previous: Some("t".to_owned()), ..plain.clone() },
         ];
         let records = others.iter().map(|entry| vec![entry.clone()]).chain([others.to_vec(), vec![plain.clone(), plain]]);
         for entries in records {

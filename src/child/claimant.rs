@@ -5,16 +5,14 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use std::time::SystemTime;
-
-use rustix::process::{Pid, getpid, getuid};
+use rustix::process::{Pid, getpid};
 
 use super::{Interruptions, Leftovers, Prepared};
-use crate::claimant::{Claimant, NoOwner};
+use crate::claimant::Claimant;
+use crate::mutex::register::Stored;
 use crate::owner::{Owner, Place};
 use crate::printable;
-use crate::process::{self, Observation};
-use crate::record::{Entry, Record};
+use crate::record::Entry;
 use crate::verdict::RUN_VARIABLE;
 
 /// The command that is to hold a lock while it runs. Its process is made when the lock seems to be free, and not before: who
@@ -66,20 +64,12 @@ impl RunClaimant {
         self.prepared.get().ok_or_else(|| io::Error::other("it was not made"))
     }
 
-    fn owner(&self, pid: Pid) -> io::Result<Owner> {
-        let Observation::Running(process) = process::observe(pid) else {
-            return Err(io::Error::other("its process has ended"));
-        };
-        let owner = Owner { pid, uid: Some(getuid().as_raw()), place: self.here.clone(), instance: process.instance };
-        if owner.is(&owner) { Ok(owner) } else { Err(io::Error::other(NoOwner::Unidentifiable { pid })) }
-    }
-
     /// The command owns the lock, so that it never goes on without; this process keeps it until it has released it, so that
     /// nobody takes over what is about to be released.
     fn entry_of(&self, command: Pid) -> io::Result<Entry> {
         let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
-        let keeper = self.owner(getpid())?;
-        let entry = Entry::new(self.owner(command)?, run, Some(self.describe()))?;
+        let keeper = Owner::of(getpid(), &self.here)?;
+        let entry = Entry::new(Owner::of(command, &self.here)?, run, Some(self.describe()))?;
         self.tokens.borrow_mut().extend(entry.token.clone());
         Ok(Entry { keeper: Some((keeper.pid, keeper.instance)), ..entry })
     }
@@ -95,11 +85,7 @@ impl Claimant for RunClaimant {
         })
     }
 
-    fn transient_entry(&self) -> io::Result<Entry> {
-        Entry::new(self.owner(getpid())?, None, Some("serializer run".to_owned()))
-    }
-
-    fn owns(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> bool {
+    fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
         entry.token.as_ref().is_some_and(|token| self.tokens.borrow().contains(token))
     }
 

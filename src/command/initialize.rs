@@ -34,7 +34,6 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             if let Some(advice) = register.advice() {
                 tracing::warn!("{advice}");
             }
-            register.remove_if_free();
             register.remove_unused(KEPT);
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
             Ok(())

@@ -17,7 +17,6 @@ use crate::cli::StatusArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::mutex::Mutex;
-use crate::mutex::register::Content;
 use crate::owner::Place;
 use crate::printable;
 use crate::verdict::LocalJudge;
@@ -89,7 +88,7 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Lock>, Opti
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);
         match mutex.look() {
             // What flock(1) and others leave behind is no lock of ours.
-            Ok(Some((stored, _))) if args.all && stored.content == Content::Empty => {}
+            Ok(Some((stored, _))) if args.all && stored.record.is_none() => {}
             Ok(found) => locks.push(report(&location, found, mutex.waiters())),
             // Other programs keep files of that name, too.
             Err(error) if args.all && error.cause == Cause::NotALock => tracing::debug!("{error}"),

@@ -1,13 +1,12 @@
-//! Keeping a lease by a thread of the process that holds the lock, or looks after what does.
+//! Keeping a lease by a thread of the process that holds the lock, or of its keeper.
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::{Charge, is_readable, keep};
+use super::{Charge, LONG, is_readable};
 use crate::backend::{self, Location};
 use crate::config::OnLost;
 use crate::mutex::{Error, Lost, Mutex};
@@ -17,48 +16,52 @@ use crate::process::since_boot;
 use crate::timer::Timer;
 use crate::verdict::{LocalJudge, Orphans};
 
-/// A lease that is being renewed as long as this lives.
+/// A lease that is renewed as long as this value lives.
 pub struct Renewing {
     grace: Duration,
     known: Arc<Known>,
-    /// Has an end when the thread has.
+    /// Ends with the thread.
     ended: PipeReader,
     _stop: PipeWriter,
     _panics: Registration,
 }
 
-/// What the thread tells.
+/// What the thread reports.
 struct Known {
-    /// Runs out when the lease is given up or lost.
+    /// Expires when the lease is given up or lost.
     timer: Timer,
-    /// When others may take the lock, in milliseconds since boot.
-    over: AtomicU64,
-    /// Why it was not renewed, the last time that it was tried.
-    trouble: StdMutex<Option<String>>,
-    lost: StdMutex<Option<(String, Option<Lost>)>>,
-    /// Closed when the thread has ended.
-    end: StdMutex<Option<PipeWriter>>,
+    status: StdMutex<Status>,
     at_worst: Box<dyn Fn() + Send + Sync>,
 }
 
+struct Status {
+    /// When others may take the lock, in milliseconds since boot.
+    over: u64,
+    /// Why the last renewal failed.
+    trouble: Option<String>,
+    lost: Option<(String, Option<Lost>)>,
+    /// Closed when the thread has ended.
+    end: Option<PipeWriter>,
+}
+
 impl Known {
-    fn set_lost(&self, why: String, how: Option<Lost>) {
-        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some((why, how));
-        // If that fails, the timer still runs out when the last renewal is too old.
-        let _ = self.timer.set(1);
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_ended(&self) {
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    fn set_lost(&self, why: String, how: Option<Lost>) {
+        self.status().lost = Some((why, how));
+        // If this fails, the timer still expires when the last renewal is too old.
+        let _ = self.timer.set(1);
     }
 }
 
 impl Kept for Known {
     fn lose(&self, why: &str) {
-        // What has panicked is not asked again to release the lock.
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+        // The store is not asked again to release the lock.
+        self.status().trouble = Some(why.to_owned());
         self.set_lost(why.to_owned(), None);
-        self.set_ended();
+        self.status().end = None;
     }
 
     fn end(&self) {
@@ -67,8 +70,8 @@ impl Kept for Known {
 }
 
 impl Renewing {
-    /// Begins to renew it. A loss is said at once if nothing else is to be done about it. `at_worst` ends what runs under the lock when
-    /// this process cannot go on.
+    /// Begins to renew. With [`OnLost::Warn`], the thread reports a loss. `at_worst` ends what runs under the lock when this process
+    /// cannot continue.
     ///
     /// # Errors
     /// When there cannot be a thread.
@@ -82,18 +85,12 @@ impl Renewing {
         let (ended, end) = io::pipe()?;
         let timer = Timer::new()?;
         timer.set(charge.given_up())?;
-        let known = Arc::new(Known {
-            timer,
-            over: AtomicU64::new(charge.over()),
-            trouble: StdMutex::default(),
-            lost: StdMutex::new(None),
-            end: StdMutex::new(Some(end)),
-            at_worst,
-        });
+        let status = Status { over: charge.after(1, 1), trouble: None, lost: None, end: Some(end) };
+        let known = Arc::new(Known { timer, status: StdMutex::new(status), at_worst });
         let panics = Registration::of(known.clone());
         let grace = charge.grace();
         let keeper = Keeper { location: location.clone(), charge, on_lost, known: known.clone() };
-        // It is not waited for in the end: it holds nothing, and what it may yet write is conditional on the lock being held.
+        // Not joined in the end: it holds nothing, and its last write is conditional on the lock being held.
         thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.run(stopped.as_fd()))?;
         Ok(Self { grace, known, ended, _stop: stop, _panics: panics })
     }
@@ -103,7 +100,7 @@ impl Renewing {
         self.known.timer.fd()
     }
 
-    /// Becomes readable when nothing is renewed any more, because the lock is certainly lost.
+    /// Becomes readable when renewing has ended, because the lock is certainly lost.
     pub fn ended_fd(&self) -> BorrowedFd<'_> {
         self.ended.as_fd()
     }
@@ -111,43 +108,40 @@ impl Renewing {
     /// Whether what runs under it has to end.
     ///
     /// # Errors
-    /// When that cannot be told.
+    /// When that is unknown.
     pub fn is_given_up(&self) -> io::Result<bool> {
         is_readable(self.lost_fd())
     }
 
-    /// Whether nobody else can have had the lock yet, unless it was taken away.
+    /// Whether no other process can have had the lock yet, unless it was broken.
     pub fn is_good(&self) -> bool {
-        since_boot() < self.known.over.load(Ordering::Acquire)
+        since_boot() < self.known.status().over
     }
 
-    /// What runs under it, and is told to end now, has to be killed then, in milliseconds since boot: after some time of grace, but not
-    /// when others may have the lock already.
+    /// When to kill what runs under it and is told to end now, in milliseconds since boot: after some time, but before others may
+    /// have the lock.
     pub fn kill_at(&self) -> u64 {
         let grace = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX / 2);
-        (since_boot() + grace).min(self.known.over.load(Ordering::Acquire))
+        (since_boot() + grace).min(self.known.status().over)
     }
 
     /// Whether the store did not answer the last renewal.
     pub fn is_unanswered(&self) -> bool {
-        self.known.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.known.status().trouble.is_some()
     }
 
     /// What has become of it.
     pub fn why(&self) -> String {
-        let lost = self.known.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((why, _)) = &*lost {
-            return why.clone();
+        match &*self.known.status() {
+            Status { lost: Some((why, _)), .. } => why.clone(),
+            Status { trouble: Some(why), .. } => format!("its lease could not be renewed in time: {why}"),
+            _ => "its lease could not be renewed in time".to_owned(),
         }
-        let trouble = self.known.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let why = trouble.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-        format!("its lease could not be renewed in time{why}")
     }
 
-    /// Whether nothing is left of it in the store, not even the word that it was lost: it was released.
+    /// Whether the store does not mention it any more, not even as lost: it was released.
     pub fn is_released(&self) -> bool {
-        let lost = self.known.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(*lost, Some((_, Some(Lost::Gone))))
+        matches!(self.known.status().lost, Some((_, Some(Lost::Gone))))
     }
 }
 
@@ -160,45 +154,63 @@ struct Keeper {
 
 impl Keeper {
     fn run(mut self, stopped: BorrowedFd<'_>) {
-        self.keep_and_tell(stopped);
-        self.known.set_ended();
-    }
-
-    fn keep_and_tell(&mut self, stopped: BorrowedFd<'_>) {
-        let (why, how) = match self.keep(stopped) {
-            Ok(None) => return,
-            Ok(Some(Error::Lost(how, _))) => (how.to_string(), Some(how)),
-            Ok(Some(error)) => (error.to_string(), None),
-            Err(error) => (format!("it cannot be kept: {}", backend::plain(&error)), None),
+        let lost = match self.keep(stopped) {
+            Ok(lost) => lost.map(|how| (how.to_string(), Some(how))),
+            Err(error) => Some((format!("it cannot be kept: {}", backend::plain(&error)), None)),
         };
-        if self.on_lost == OnLost::Warn {
-            tracing::warn!("the lock `{}` is lost: {why}", self.location.printable());
+        if let Some((why, how)) = lost {
+            if self.on_lost == OnLost::Warn {
+                tracing::warn!("the lock `{}` is lost: {why}", self.location.printable());
+            }
+            self.known.set_lost(why, how);
         }
-        self.known.set_lost(why, how);
+        self.known.status().end = None;
     }
 
-    fn keep(&mut self, stopped: BorrowedFd<'_>) -> io::Result<Option<Error>> {
+    /// Renews until `stopped` is readable, or the store says that the lock is lost.
+    fn keep(&mut self, stopped: BorrowedFd<'_>) -> io::Result<Option<Lost>> {
         let judge = LocalJudge::new(Place::default(), Orphans::Ignore);
-        let backend = backend::open(&self.location).map_err(io::Error::other)?;
-        let mut mutex = Mutex::new(backend, &judge);
-        let (known, location, on_lost) = (&self.known, self.location.printable(), self.on_lost);
-        let (mut given_up, mut is_told) = (self.charge.given_up(), false);
-        keep(&mut mutex, &mut self.charge, stopped, &mut |renewed| {
-            *known.trouble.lock().unwrap_or_else(PoisonError::into_inner) = renewed.err().map(ToString::to_string);
-            let charge = match renewed {
-                Ok(charge) => charge,
-                Err(error) => {
-                    // Nothing else is done about it, and it may go on for long.
-                    if on_lost == OnLost::Warn && since_boot() >= given_up && !std::mem::replace(&mut is_told, true) {
-                        tracing::warn!("the lease of `{location}` could not be renewed in time: {error}");
-                    }
-                    return Ok(());
+        let mut mutex = Mutex::new(backend::open(&self.location).map_err(io::Error::other)?, &judge);
+        let mut is_told = false;
+        let timer = Timer::new()?;
+        timer.set(self.charge.after(1, 3))?;
+        loop {
+            backend::sleep(LONG, &[stopped, timer.fd()])?;
+            if is_readable(stopped)? {
+                return Ok(None);
+            }
+            if !is_readable(timer.fd())? {
+                continue;
+            }
+            match mutex.renew(&self.charge.grant.token, None) {
+                Ok(grant) => {
+                    tracing::debug!("renewed the lease of `{}`", self.location.printable());
+                    self.charge.grant = grant;
+                    is_told = false;
+                    let mut status = self.known.status();
+                    (status.trouble, status.over) = (None, self.charge.after(1, 1));
+                    self.known.timer.set(self.charge.given_up())?;
+                    timer.set(self.charge.after(1, 3))?;
                 }
-            };
-            (given_up, is_told) = (charge.given_up(), false);
-            known.over.store(charge.over(), Ordering::Release);
-            known.timer.set(charge.given_up())
-        })
+                // What was released meanwhile is not lost.
+                Err(Error::Lost(..)) if is_readable(stopped)? => return Ok(None),
+                Err(Error::Lost(how, _)) => return Ok(Some(how)),
+                // It may pass, and the store has not said that the lock is lost.
+                Err(error) => {
+                    tracing::debug!("cannot renew the lease: {error}");
+                    self.known.status().trouble = Some(error.to_string());
+                    // Nothing else is done about it, and it may last for long.
+                    if self.on_lost == OnLost::Warn && self.charge.is_given_up() && !std::mem::replace(&mut is_told, true) {
+                        let name = self.location.printable();
+                        tracing::warn!("the lease of `{name}` could not be renewed in time: {error}");
+                    }
+                    let pause = u64::try_from(self.charge.lease.as_millis() / 24).unwrap_or(u64::MAX / 8);
+                    timer.set(since_boot() + pause.clamp(50, 2000))?;
+                }
+            }
+            // The store's connections are for others until the next renewal.
+            mutex.disconnect();
+        }
     }
 }
 

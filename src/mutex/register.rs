@@ -15,7 +15,6 @@ use crate::backend::retry::{retry, since_1970};
 use crate::backend::seam::{Key, Next, Queue, State, Store};
 use crate::process::since_boot;
 use crate::record::{Entry, Record};
-use crate::waiter::Waiter;
 
 pub use crate::backend::seam::Write;
 
@@ -31,12 +30,12 @@ const MAX_AGE: u64 = 60_000;
 const MAX_REMOVED: usize = 50;
 
 /// The content of a register, as of one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
-    /// The stored value.
-    pub content: Content,
-    /// Which state of the register this is.
-    pub version: Version,
+    /// The record; `None` for a file that is being made.
+    pub record: Option<Record>,
+    /// Identifies the state; opaque to all but its store.
+    pub version: Vec<u8>,
     /// When the state was stored, by the clock of this machine.
     pub written: Option<SystemTime>,
     /// Whether only this machine can have stored it.
@@ -45,28 +44,22 @@ pub struct Stored {
     pub now: Option<u64>,
 }
 
-/// The stored value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// Not written yet: a file that is being made.
-    Empty,
-    /// A record of holders.
-    Record(Box<Record>),
-}
+impl Stored {
+    /// The entries of the record.
+    pub fn entries(&self) -> &[Entry] {
+        self.record.as_ref().map(Record::entries).unwrap_or_default()
+    }
 
-impl Content {
-    /// The record, if there is one.
-    pub fn record(&self) -> Option<&Record> {
-        match self {
-            Self::Empty => None,
-            Self::Record(record) => Some(record),
-        }
+    /// The entries but for these.
+    pub(super) fn without(&self, removed: &[Entry]) -> Vec<Entry> {
+        self.entries().iter().filter(|entry| !removed.contains(entry)).cloned().collect()
+    }
+
+    /// Whether the Python plugin stored it.
+    pub fn is_legacy(&self) -> bool {
+        self.record.as_ref().is_some_and(Record::is_legacy)
     }
 }
-
-/// Identifies a state of a register; opaque to all but its store.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Version(Vec<u8>);
 
 /// The register of one lock.
 pub struct Register<'a> {
@@ -107,15 +100,14 @@ impl<'a> Register<'a> {
     pub fn load(&mut self) -> Result<Option<Stored>, Error> {
         let state = self.read()?.state.clone();
         let (Some(value), Some(version)) = (state.value, state.version) else { return Ok(None) };
-        let content = if value.is_empty() && !self.store.counts() {
-            Content::Empty
+        let record = if value.is_empty() && !self.store.counts() {
+            None
         } else {
             let record = Record::parse(value.as_bytes());
-            let record = record.map_err(|why| self.error("read the lock", self.store.foreign(&why.to_string())))?;
-            Content::Record(Box::new(record))
+            Some(record.map_err(|why| self.error("read the lock", self.store.foreign(&why.to_string())))?)
         };
         let State { written, is_local, now, .. } = state;
-        Ok(Some(Stored { content, version: Version(version), written, is_local, now }))
+        Ok(Some(Stored { record, version, written, is_local, now }))
     }
 
     /// Stores `record` only if nothing is stored.
@@ -148,9 +140,7 @@ impl<'a> Register<'a> {
     /// # Errors
     /// When the store accepts such a write, or does not answer.
     pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
-        let Self { store, key, .. } = self;
-        let verified = retry(|_| store.verify_conditional_writes(key).inspect_err(|_| store.disconnect()));
-        verified.map_err(|failure| self.error("use the lock", failure))
+        self.ask(|store, key| store.verify_conditional_writes(key)).map_err(|failure| self.error("use the lock", failure))
     }
 
     /// What is wrong with the store's settings.
@@ -176,27 +166,19 @@ impl<'a> Register<'a> {
         last.map(|last| last.next)
     }
 
-    /// Sleeps at most `limit`, until one of `fds` is readable, or until it may be the caller's
-    /// turn. Takes a place in the queue.
+    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
+    /// changed. Without `is_beside`, takes a place in the queue, and sleeps until its turn.
     ///
     /// # Errors
     /// When it cannot sleep.
-    pub fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let slept = match self.store.queue() {
-            Some(queue) => queue.wait_in_turn(&self.key, limit, fds),
-            None => return self.watch(limit, fds),
-        };
-        slept.map_err(|failure| self.error("wait for the lock", failure))
-    }
-
-    /// Sleeps as [`Register::wait`] does, without a place in the queue.
-    ///
-    /// # Errors
-    /// When it cannot sleep.
-    pub fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let slept = match self.store.notifier() {
-            Some(notifier) => notifier.wait(&self.key, limit, fds),
-            None => self.backoff.sleep(limit, fds),
+    pub fn wait(&mut self, is_beside: bool, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let Self { store, key, backoff, .. } = self;
+        let slept = if let Some(queue) = store.queue().filter(|_| !is_beside) {
+            queue.wait_in_turn(key, limit, fds)
+        } else if let Some(notifier) = store.notifier() {
+            notifier.wait(key, limit, fds)
+        } else {
+            backoff.sleep(limit, fds)
         };
         slept.map_err(|failure| self.error("wait for the lock", failure))
     }
@@ -213,60 +195,16 @@ impl<'a> Register<'a> {
         self.store.disconnect();
     }
 
-    /// Whether no earlier waiter is known. A store without a queue serves in any order.
-    pub fn is_first(&mut self) -> bool {
-        let key = &self.key;
-        self.store.queue().is_none_or(|queue| queue.is_first(key))
-    }
-
-    /// Whether this process is queued behind another waiter, and so will be woken in its turn.
-    pub fn is_queued(&mut self) -> bool {
-        let key = &self.key;
-        self.store.queue().is_some_and(|queue| queue.is_queued(key))
-    }
-
-    /// Whether the store has no room for another waiter, which should poll less.
-    pub fn is_turned_away(&mut self) -> bool {
-        self.store.queue().is_some_and(Queue::is_turned_away)
+    /// Asks the queue, in a store that has one.
+    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> Option<T> {
+        let Self { store, key, .. } = self;
+        store.queue().map(|queue| ask(queue, key))
     }
 
     /// Stops waiting, and lets the next waiter proceed.
     pub fn leave_queue(&mut self) {
         self.backoff.end();
-        if let Some(queue) = self.store.queue() {
-            queue.leave(&self.key);
-        }
-    }
-
-    /// Waits without a place in the queue, but is counted by [`Register::has_waiters`].
-    pub fn observe_queue(&mut self) {
-        if let Some(queue) = self.store.queue() {
-            queue.observe(&self.key);
-        }
-    }
-
-    /// Whether there are other waiters; `true` where the store cannot tell.
-    pub fn has_waiters(&mut self) -> bool {
-        let key = &self.key;
-        self.store.queue().is_none_or(|queue| queue.has_waiters(key))
-    }
-
-    /// The known waiters, in their order.
-    pub fn waiters(&mut self) -> Vec<Waiter> {
-        let key = &self.key;
-        self.store.queue().map(|queue| queue.waiters(key)).unwrap_or_default()
-    }
-
-    /// Removes the register itself, if nothing is stored in it. Best effort.
-    pub fn remove_if_free(&mut self) {
-        if let Ok(Last { state, .. }) = self.read() {
-            let state = state.clone();
-            if state.version.is_some() && state.value.is_none() {
-                // In a conflict another process uses it, and without the right to delete it stays.
-                let _ = self.store.purge(&self.key, &state);
-            }
-        }
-        self.last = None;
+        self.queue(|queue, key| queue.leave(key));
     }
 
     /// Whether this release is the one in 64, chosen at random, that removes unused registers.
@@ -319,17 +257,24 @@ impl<'a> Register<'a> {
         failure.during(action, self.location.clone())
     }
 
+    /// Asks the store; after a hiccup again, over a new connection.
+    fn ask<T>(&mut self, mut ask: impl FnMut(&mut dyn Store, &Key) -> Result<T, Failure>) -> Result<T, Failure> {
+        let Self { store, key, .. } = self;
+        retry(|_| {
+            let answer = ask(&mut **store, key);
+            if answer.as_ref().is_err_and(|failure| failure.cause.passes()) {
+                store.disconnect();
+            }
+            answer
+        })
+    }
+
     /// The state, read anew.
     fn read(&mut self) -> Result<&Last, Error> {
-        let Self { store, key, .. } = self;
-        let mut asked = since_boot();
-        let read = retry(|_| {
+        let mut asked = 0;
+        let read = self.ask(|store, key| {
             asked = since_boot();
-            store.get(key).inspect_err(|failure| {
-                if failure.cause.passes() {
-                    store.disconnect();
-                }
-            })
+            store.get(key)
         });
         let (state, is_prepared) = match read {
             Ok(state) => (state, true),
@@ -350,61 +295,46 @@ impl<'a> Register<'a> {
         }
         let Some(last) = self.last.take() else { return Ok(Write::Conflict) };
         let version = last.state.value.as_ref().and(last.state.version.as_ref());
-        if version != seen.map(|seen| &seen.version.0) {
+        let is_old = since_boot().saturating_sub(last.asked) > MAX_AGE;
+        if version != seen.map(|seen| &seen.version) || is_old {
             return Ok(Write::Conflict);
         }
-        if since_boot().saturating_sub(last.asked) > MAX_AGE {
-            return Ok(Write::Conflict);
-        }
-        if last.is_prepared {
-            return self.write(&last, record);
-        }
-        let Self { store, key, .. } = self;
-        let created = retry(|_| store.create_schema(key).inspect_err(|_| store.disconnect()));
-        // The next read finds a register without a state, and the clock.
-        created.map(|()| Write::Conflict).map_err(|failure| self.error("write the lock", failure))
+        let written = if last.is_prepared {
+            self.write(&last, record)
+        } else {
+            // The next read finds a register without a state, and the clock.
+            self.ask(|store, key| store.create_schema(key)).map(|()| Write::Conflict)
+        };
+        written.map_err(|failure| self.error("write the lock", failure))
     }
 
     /// Writes if the state is still `last`.
-    fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Error> {
+    fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Failure> {
         let text = record.map(Record::to_text);
         let value = text.as_deref();
         let keep = record.is_none_or(is_for_information).then_some(KEPT);
-        let Self { store, key, .. } = self;
         let mut is_indefinite = false;
-        let write = retry(|_| {
-            store.put(key, &last.state, &Next { number: last.next, value, keep }).inspect_err(|failure| {
-                is_indefinite |= failure.is_indefinite;
-                if failure.cause.passes() {
-                    store.disconnect();
-                }
-            })
+        let write = self.ask(|store, key| {
+            let next = Next { number: last.next, value, keep };
+            store.put(key, &last.state, &next).inspect_err(|failure| is_indefinite |= failure.is_indefinite)
         });
         match write {
             Ok(Write::Conflict) if self.store.counts() => self.resolve_conflict(value, is_indefinite),
-            Ok(write) => Ok(write),
-            Err(failure) => {
-                let is_indefinite = failure.is_indefinite || is_indefinite;
-                Err(self.error("write the lock", Failure { is_indefinite, ..failure }))
-            }
+            Err(failure) if is_indefinite => Err(failure.indefinite()),
+            write => write,
         }
     }
 
     /// Finds out whether the write that caused a conflict was ours. Also if no answer was lost: a
     /// proxy may have sent it twice.
-    fn resolve_conflict(&mut self, value: Option<&str>, is_indefinite: bool) -> Result<Write, Error> {
-        let Self { store, key, .. } = self;
-        let read = retry(|_| store.get(key).inspect_err(|_| store.disconnect()));
-        match read {
-            Ok(state) if state.value.as_deref() == value => Ok(match value {
-                Some(_) => Write::Done,
-                // Nothing is stored, as intended. Another process may have intended the same.
-                None if is_indefinite => Write::Done,
-                None => Write::Unknown,
-            }),
-            Ok(_) if is_indefinite => Ok(Write::Unknown),
-            Ok(_) => Ok(Write::Conflict),
-            Err(failure) if is_indefinite => Err(self.error("write the lock", failure.indefinite())),
+    fn resolve_conflict(&mut self, value: Option<&str>, is_indefinite: bool) -> Result<Write, Failure> {
+        match self.ask(|store, key| store.get(key)) {
+            // If nothing is stored, as intended, another process may have intended the same.
+            Ok(state) if state.value.as_deref() == value => {
+                Ok(if value.is_some() || is_indefinite { Write::Done } else { Write::Unknown })
+            }
+            Ok(_) => Ok(if is_indefinite { Write::Unknown } else { Write::Conflict }),
+            Err(failure) if is_indefinite => Err(failure.indefinite()),
             Err(_) => Ok(Write::Unknown),
         }
     }

@@ -12,6 +12,9 @@ use crate::mode::Mode;
 use crate::owner::{Instance, Owner, Place};
 use crate::printable;
 
+/// Follows the token of a previous acquisition.
+const SUCCEEDED: &str = " succeeded";
+
 /// One process's part in a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -37,8 +40,8 @@ pub struct Entry {
     pub fencing: Option<u64>,
     /// The owner has released it; what is left stands for `until`, or tells how it went.
     pub released: Option<Outcome>,
-    /// How the acquisition before this one ended, for those who waited for that.
-    pub previous: Option<(String, Outcome)>,
+    /// The token of the acquisition before this one, if it succeeded: other processes may wait for that.
+    pub previous: Option<String>,
 }
 
 /// For how long a holder holds unless it renews that.
@@ -121,10 +124,7 @@ impl Entry {
             lease: fields.text("lease").and_then(|text| Lease::parse(&text)),
             fencing: fields.number("fencing"),
             released: fields.text("released").map(|word| Outcome::parse(&word)),
-            previous: fields.text("previous").and_then(|text| {
-                let (token, word) = text.split_once(' ')?;
-                Some((token.to_owned(), Outcome::parse(word)))
-            }),
+            previous: fields.text("previous").and_then(|text| Some(text.strip_suffix(SUCCEEDED)?.to_owned())),
         })
     }
 
@@ -157,7 +157,7 @@ impl Entry {
         push(text, "lease", self.lease.map(Lease::text));
         push(text, "fencing", self.fencing);
         push(text, "released", self.released.map(Outcome::word));
-        push(text, "previous", self.previous.as_ref().map(|(token, outcome)| format!("{token} {}", outcome.word())));
+        push(text, "previous", self.previous.as_ref().map(|token| format!("{token}{SUCCEEDED}")));
     }
 }
 

@@ -45,7 +45,7 @@ fn stored(backend: &mut Register<'_>) -> Stored {
 
 fn pid_in(backend: &mut Register<'_>) -> Option<i32> {
     let stored = load(backend)?;
-    Some(stored.content.record().expect("a record").entries()[0].owner.pid.as_raw_pid())
+    Some(stored.record.as_ref().expect("a record").entries()[0].owner.pid.as_raw_pid())
 }
 
 pub fn what_is_created_is_loaded_and_is_created_once(subject: &Subject) {
@@ -53,7 +53,7 @@ pub fn what_is_created_is_loaded_and_is_created_once(subject: &Subject) {
     assert!(load(&mut one).is_none());
     let record = record(1);
     assert_eq!(create(&mut one, &record), Write::Done);
-    assert_eq!(stored(&mut other).content.record(), Some(&record));
+    assert_eq!(stored(&mut other).record.as_ref(), Some(&record));
     assert_eq!(create(&mut other, &self::record(2)), Write::Conflict);
     assert_eq!(pid_in(&mut one), Some(1));
 }
@@ -70,7 +70,7 @@ pub fn only_what_was_seen_is_replaced(subject: &Subject) {
     // What was there before is another state when it is there again.
     let seen = stored(&mut one);
     assert_eq!(one.delete(&seen).expect("an answer"), Write::Done);
-    let same = seen.content.record().expect("a record").clone();
+    let same = seen.record.as_ref().expect("a record").clone();
     assert_eq!(create(&mut one, &same), Write::Done);
     let _ = other.load();
     assert_eq!(other.replace(&seen, &record(5)).expect("an answer"), Write::Conflict);
@@ -122,7 +122,7 @@ pub fn a_record_is_kept_whole(subject: &Subject) {
     let record = Record::of(entries(most)).expect("they fit");
     assert!(record.to_text().len() > MAX_BYTES - 1000);
     assert_eq!(create(&mut backend, &record), Write::Done);
-    assert_eq!(stored(&mut subject.open("x")).content.record(), Some(&record));
+    assert_eq!(stored(&mut subject.open("x")).record.as_ref(), Some(&record));
 }
 
 /// Lets so many do the same at the same time, each with a register of its own; tells how many of them succeeded.
