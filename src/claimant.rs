@@ -24,9 +24,6 @@ const SUBCOMMANDS: [&str; 5] = ["invoke", "run", "job", "el", "elt"];
 /// A requester of a lock.
 pub trait Claimant {
     /// Its entry for a new acquisition of a plain mutex.
-    ///
-    /// # Errors
-    /// When no process can own it, or the operating system has no random numbers.
     fn entry(&self) -> io::Result<Entry> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -129,9 +126,6 @@ impl ProcessClaimant {
     }
 
     /// The process that would own the lock.
-    ///
-    /// # Errors
-    /// When there is none that could.
     pub fn owner(&self) -> Result<&Owner, NoOwner> {
         self.owner.as_ref().map_err(Clone::clone)
     }

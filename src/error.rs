@@ -162,7 +162,7 @@ impl Error {
 impl From<backend::Error> for Error {
     fn from(error: backend::Error) -> Self {
         let code = if error.cause == backend::Cause::Unusable { ExitCode::Usage } else { ExitCode::Failed };
-        Self { message: error.to_string(), hint: error.hint, code }
+        Self { message: error.to_string(), hint: error.failure.hint, code }
     }
 }
 

@@ -14,7 +14,7 @@ pub use renew::Lost;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use register::{Register, Stored};
+use register::{Connection, Register, Stored};
 use serde::{Deserialize, Serialize};
 
 use crate::backend;
@@ -29,7 +29,7 @@ const MAX_ROUNDS: usize = 16;
 
 /// A lock as one requester sees it.
 pub struct Mutex<'a> {
-    register: Register<'a>,
+    register: Register,
     judge: &'a dyn Judge,
     /// By token, or `None` for an empty file: the last state, and since when it has not changed.
     watched: HashMap<Option<String>, (Vec<u8>, Instant)>,
@@ -155,7 +155,7 @@ pub enum Error {
 
 impl<'a> Mutex<'a> {
     /// Does not touch the register yet.
-    pub fn new(register: Register<'a>, judge: &'a dyn Judge) -> Self {
+    pub fn new(register: Register, judge: &'a dyn Judge) -> Self {
         let (watched, unconfirmed) = Default::default();
         Self { register, judge, watched, unconfirmed, left_to_others: None, was_lost: false }
     }
@@ -170,15 +170,16 @@ impl<'a> Mutex<'a> {
         self.register.queue(|queue, key| queue.waiters(key)).unwrap_or_default()
     }
 
-    /// Closes the connection, until it is used again.
-    pub fn disconnect(&mut self) {
-        self.register.disconnect();
+    fn has_waiters(&mut self) -> bool {
+        self.register.queue(|queue, key| queue.has_waiters(key)).unwrap_or(true)
+    }
+
+    /// The connection, which is opened again when it is used.
+    pub fn connection(&self) -> Connection {
+        self.register.connection()
     }
 
     /// What is stored, and the verdict on each holder.
-    ///
-    /// # Errors
-    /// When the store does not answer.
     pub fn look(&mut self) -> Result<Option<Looked>, backend::Error> {
         // What the answer says may be older than the answer, but not than the question.
         let asked = Instant::now();

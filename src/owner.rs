@@ -76,9 +76,6 @@ pub struct Owner {
 
 impl Owner {
     /// The process `pid` of this host.
-    ///
-    /// # Errors
-    /// When it has ended, or as for [`Owner::new`].
     pub fn of(pid: Pid, here: &Place) -> io::Result<Self> {
         let Observation::Running(process) = process::observe(pid) else {
             return Err(io::Error::other(format!("process {pid} has ended")));
@@ -87,9 +84,6 @@ impl Owner {
     }
 
     /// A process of this host that runs.
-    ///
-    /// # Errors
-    /// When it could not be recognised later.
     pub fn new(process: &Process, here: &Place) -> io::Result<Self> {
         let pid = process.pid();
         let owner = Self { pid, uid: Some(getuid().as_raw()), place: here.clone(), instance: process.instance };

@@ -25,7 +25,7 @@ pub const MAX_BYTES: usize = 64 * 1024;
 const PLAIN: u32 = 1;
 
 /// The newest `v=` that this program understands.
-pub const VERSION: u32 = 2;
+const VERSION: u32 = 2;
 
 /// The evidence that somebody holds a mutex.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,15 +71,7 @@ impl Record {
         self.version > Some(VERSION)
     }
 
-    /// Whether the Python plugin could take it for its own kind of lock.
-    pub fn is_plain(&self) -> bool {
-        self.version <= Some(PLAIN)
-    }
-
     /// Reads a record. Unknown keys and lines without `=` after a `v` line are ignored, so that newer programs may add some.
-    ///
-    /// # Errors
-    /// When it is none.
     pub fn parse(bytes: &[u8]) -> Result<Self, NotARecord> {
         if bytes.len() > MAX_BYTES {
             return Err(NotARecord::TooLarge);

@@ -4,8 +4,6 @@ use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 use crate::backend;
 use crate::backend::retry::jittered;
 use crate::verdict::Holding;
@@ -28,54 +26,11 @@ impl Waiting {
     }
 }
 
-/// Polls are counted for this time.
-const WINDOW: Duration = Duration::from_secs(1);
-
-/// How many polls may follow each other without a rest: hand-offs come in bursts.
+/// How many polls may follow each other within a second without a rest: hand-offs come in bursts.
 const BURST: u32 = 20;
 
-/// Polls may take one part in so many of a waiter's time, as processor time: some read the whole process table.
-const SHARE: u32 = 20;
-
-/// The shortest rest after a burst, which bounds the cost of a flood of wake-ups.
-const MIN_REST: Duration = Duration::from_millis(10);
-
-/// The longest such rest.
-const MAX_REST: Duration = Duration::from_secs(1);
-
-/// Keeps polls from costing too much.
-#[derive(Debug)]
-struct Throttle {
-    since: Instant,
-    polls: u32,
-    spent: Duration,
-    /// The processor time at the end of the last poll; sleeping takes none.
-    clock: Duration,
-}
-
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
-
-impl Throttle {
-    fn new() -> Self {
-        Self { since: Instant::now(), polls: 0, spent: Duration::ZERO, clock: processor_time() }
-    }
-
-    /// How long to rest after a poll.
-    fn rest(&mut self) -> Duration {
-        let poll = processor_time().saturating_sub(self.clock);
-        if self.since.elapsed() >= WINDOW {
-            *self = Self::new();
-        }
-        self.clock = processor_time();
-        self.polls += 1;
-        self.spent += poll;
-        let is_cheap = self.polls <= BURST && self.spent <= WINDOW / SHARE;
-        if is_cheap { Duration::ZERO } else { poll.saturating_mul(SHARE).clamp(MIN_REST, MAX_REST) }
-    }
-}
+/// The rest after each further one, which bounds the cost of a flood of wake-ups.
+const REST: Duration = Duration::from_millis(10);
 
 /// How long a waiter pauses at first when a store has no connection for it.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
@@ -120,7 +75,8 @@ pub struct Attempts<'a> {
     made: u32,
     next: Instant,
     deadline: Option<Instant>,
-    throttle: Throttle,
+    /// The polls since then.
+    polls: (Instant, u32),
     crowd: Crowd,
 }
 
@@ -129,7 +85,7 @@ impl<'a> Attempts<'a> {
     pub fn new(waiting: &'a Waiting) -> Self {
         let next = Instant::now();
         let deadline = waiting.timeout.map(|timeout| next + timeout);
-        Self { waiting, made: 0, next, deadline, throttle: Throttle::new(), crowd: Crowd::default() }
+        Self { waiting, made: 0, next, deadline, polls: (next, 0), crowd: Crowd::default() }
     }
 
     /// Counts those that are due. A poll before that, after a wake-up, is not an attempt.
@@ -172,7 +128,9 @@ impl<'a> Attempts<'a> {
 
     /// How long to rest after a poll.
     pub fn rest(&mut self) -> Duration {
-        self.throttle.rest()
+        let (since, polls) = self.polls;
+        self.polls = if since.elapsed() >= Duration::from_secs(1) { (Instant::now(), 1) } else { (since, polls + 1) };
+        if self.polls.1 <= BURST { Duration::ZERO } else { REST }
     }
 
     /// When to ask a store again that does not answer, or has no connection to spare; `interval` is the observer's.

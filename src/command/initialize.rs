@@ -17,7 +17,7 @@ use crate::record::{Entry, Record, random_token};
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file)?;
     match &lock {
-        Location::Store(settings, _) if args.print_sql => match backend::schema(settings)? {
+        Location::Store(settings, _) if args.print_sql => match backend::open_store(settings)?.schema() {
             Some(statements) => super::print(statements.as_bytes()),
             None => Err(Error::usage(format!("cannot print SQL: `{}` is no database that takes it", settings.url), None)),
         },
@@ -79,7 +79,7 @@ fn probe() -> std::io::Result<Record> {
 const MAX_ROUNDS: usize = 16;
 
 /// Does all that locks will need: a file system may refuse links, flock or writing, a database the rights to.
-fn try_out(register: &mut Register<'_>, record: &Record) -> Result<(), Error> {
+fn try_out(register: &mut Register, record: &Record) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
         let created = match register.load()? {
             // Left behind by one that was killed.

@@ -160,8 +160,6 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     if let Some(lease) = job.request.lease {
         mutex.refresh(&mut grant, lease).map_err(|error| Error::mutex("lock", &location, error))?;
     }
-    // Its connection is not needed before the command has ended.
-    mutex.disconnect();
     let environment: Vec<String> = grant.fencing.map(|number| format!("{FENCING_TOKEN}={number}")).into_iter().collect();
     let is_bound = job.leftovers.end_with_the_lock;
     let at_worst = move || {
@@ -169,7 +167,8 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
             signal_tree(getpid(), Signal::KILL, None);
         }
     };
-    let keep = |lease| Renewing::start(&job.lock, Charge { grant, lease }, job.on_lost, Box::new(at_worst));
+    let idle = Some(mutex.connection());
+    let keep = |lease| Renewing::start(&job.lock, Charge { grant, lease }, idle, job.on_lost, Box::new(at_worst));
     let renewing = job.request.lease.map(keep);
     let renewing = match renewing.transpose() {
         Ok(renewing) => renewing,

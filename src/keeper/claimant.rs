@@ -28,9 +28,6 @@ impl<'a> KeptClaimant<'a> {
     }
 
     /// The keeper, started if need be. Dropped before it was told what to keep, it ends.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn keeper(&self) -> io::Result<&Keeper> {
         if self.keeper.get().is_none() {
             let _ = self.keeper.set(Keeper::spawn()?);

@@ -73,9 +73,6 @@ struct Orders {
 
 impl Keeper {
     /// Starts the process; it does nothing yet.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub fn spawn() -> io::Result<Self> {
         // Inherited files must not stay open as long as the owner lives.
         close_fds::set_fds_cloexec(3, &[]);
@@ -92,9 +89,6 @@ impl Keeper {
     }
 
     /// Lets it keep the lease of `entry`. It has begun when this returns.
-    ///
-    /// # Errors
-    /// When it does not begin.
     pub fn keep(&self, location: &Location, entry: &Entry, charge: &Charge, orphans: Orphans, on_lost: OnLost) -> io::Result<()> {
         let Location::Store(settings, name) = location else { return Err(io::ErrorKind::Unsupported.into()) };
         let StoreSettings { url, password_file, timeout } = settings.clone();
@@ -203,7 +197,7 @@ impl Ward {
 
     fn keep(self) -> io::Result<()> {
         let judge = LocalJudge::new(Place::here(), self.orphans);
-        let renewing = Renewing::start(&self.location, self.charge.clone(), self.on_lost, self.at_worst())?;
+        let renewing = Renewing::start(&self.location, self.charge.clone(), None, self.on_lost, self.at_worst())?;
         // Ends with the owner, or with the lease.
         loop {
             let Some(held) = self.judge_owner(&judge)? else {

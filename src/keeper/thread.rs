@@ -9,12 +9,16 @@ use std::time::Duration;
 use super::{Charge, LONG, is_readable};
 use crate::backend::{self, Location};
 use crate::config::OnLost;
+use crate::mutex::register::Connection;
 use crate::mutex::{Error, Lost, Mutex};
 use crate::owner::Place;
 use crate::panics::{Kept, Registration};
 use crate::process::since_boot;
 use crate::timer::Timer;
 use crate::verdict::{LocalJudge, Orphans};
+
+/// How long the connection that acquired the lock stays open: a command that ends before that needs no second login.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// A lease that is renewed as long as this value lives.
 pub struct Renewing {
@@ -70,14 +74,12 @@ impl Kept for Known {
 }
 
 impl Renewing {
-    /// Begins to renew. With [`OnLost::Warn`], the thread reports a loss. `at_worst` ends what runs under the lock when this process
+    /// Begins to renew. `idle` stays open for a second, for a command that ends before that. With [`OnLost::Warn`], the thread reports a loss. `at_worst` ends what runs under the lock when this process
     /// cannot continue.
-    ///
-    /// # Errors
-    /// When there cannot be a thread.
     pub fn start(
         location: &Location,
         charge: Charge,
+        idle: Option<Connection>,
         on_lost: OnLost,
         at_worst: Box<dyn Fn() + Send + Sync>,
     ) -> io::Result<Self> {
@@ -89,7 +91,7 @@ impl Renewing {
         let known = Arc::new(Known { timer, status: StdMutex::new(status), at_worst });
         let panics = Registration::of(known.clone());
         let grace = charge.grace();
-        let keeper = Keeper { location: location.clone(), charge, on_lost, known: known.clone() };
+        let keeper = Keeper { location: location.clone(), charge, idle, on_lost, known: known.clone() };
         // Not joined in the end: it holds nothing, and its last write is conditional on the lock being held.
         thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.run(stopped.as_fd()))?;
         Ok(Self { grace, known, ended, _stop: stop, _panics: panics })
@@ -106,9 +108,6 @@ impl Renewing {
     }
 
     /// Whether what runs under it has to end.
-    ///
-    /// # Errors
-    /// When that is unknown.
     pub fn is_given_up(&self) -> io::Result<bool> {
         is_readable(self.lost_fd())
     }
@@ -148,6 +147,7 @@ impl Renewing {
 struct Keeper {
     location: Location,
     charge: Charge,
+    idle: Option<Connection>,
     on_lost: OnLost,
     known: Arc<Known>,
 }
@@ -175,10 +175,11 @@ impl Keeper {
         let timer = Timer::new()?;
         timer.set(self.charge.after(1, 3))?;
         loop {
-            backend::sleep(LONG, &[stopped, timer.fd()])?;
+            backend::sleep(if self.idle.is_some() { IDLE } else { LONG }, &[stopped, timer.fd()])?;
             if is_readable(stopped)? {
                 return Ok(None);
             }
+            self.idle.take().iter().for_each(Connection::close);
             if !is_readable(timer.fd())? {
                 continue;
             }
@@ -209,7 +210,7 @@ impl Keeper {
                 }
             }
             // The store's connections are for others until the next renewal.
-            mutex.disconnect();
+            mutex.connection().close();
         }
     }
 }
@@ -229,7 +230,7 @@ mod tests {
         let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot() };
         let charge = Charge { grant, lease: Duration::from_secs(3600) };
         let location = Location::File("/nonexistent".into());
-        let renewing = Renewing::start(&location, charge, OnLost::Terminate, Box::new(|| {})).expect("a thread");
+        let renewing = Renewing::start(&location, charge, None, OnLost::Terminate, Box::new(|| {})).expect("a thread");
         assert!(!renewing.is_given_up().expect("it is told") && !renewing.is_unanswered());
         renewing.known.lose("internal error");
         assert!(renewing.is_given_up().expect("it is told"), "what runs under it is ended");

@@ -26,13 +26,10 @@ struct Bid<'b> {
 
 /// What to do about what is stored.
 enum Decision {
-    /// The requester holds the lock already.
-    Own(Box<Judged<Verdict>>),
+    /// Nothing is to be written.
+    Answer(Result<Attempt<Acquired>, Error>),
     /// The requester lost the lock before, which it must be told. These entries stay; `None` if its mark is gone already.
     Lost(Option<Vec<Entry>>, Vec<Holding>),
-    /// The work that the lock is wanted for has been done.
-    NotNeeded,
-    Busy(Vec<Holding>),
     /// The requester may join the holders, in place of the former ones.
     Free(Vec<Holding>, Vec<Former>),
 }
@@ -67,8 +64,7 @@ impl Mutex<'_> {
             Ok(attempt)
         });
         self.register.leave_queue();
-        let has_waiters = |mutex: &mut Self| mutex.register.queue(|queue, key| queue.has_waiters(key)).unwrap_or(true);
-        if matches!(acquired, Ok(Acquired::NotNeeded)) && !has_waiters(self) {
+        if matches!(acquired, Ok(Acquired::NotNeeded)) && !self.has_waiters() {
             // If this fails, the next holder does it.
             let _ = self.forget_outcome();
         }
@@ -88,23 +84,20 @@ impl Mutex<'_> {
                 return Err(Error::NoClock);
             }
             let (held, former) = match self.evaluate(stored.as_ref(), judged, bid) {
-                Decision::Own(own) => return self.own(own, request.mode).map(Attempt::Done),
-                Decision::Lost(left, held) => {
-                    self.was_lost = true;
-                    let is_told = match (&stored, left) {
-                        (Some(stored), Some(left)) => self.store(stored, left)? == Write::Done,
-                        _ => true,
-                    };
-                    if is_told {
-                        self.was_lost = false;
-                        return Err(Error::Lost(Lost::TakenOver, held));
-                    }
-                    continue;
-                }
-                Decision::NotNeeded => return Ok(Attempt::Done(Acquired::NotNeeded)),
-                Decision::Busy(held) => {
+                Decision::Answer(answer) => {
                     self.left_to_others = None;
-                    return Ok(Attempt::Busy(held));
+                    return answer;
+                }
+                Decision::Lost(left, held) => {
+                    // Until it is told: the write may be done although its answer is lost.
+                    self.was_lost = true;
+                    if let (Some(stored), Some(left)) = (&stored, left)
+                        && self.store(stored, left)? != Write::Done
+                    {
+                        continue;
+                    }
+                    self.was_lost = false;
+                    return Err(Error::Lost(Lost::TakenOver, held));
                 }
                 Decision::Free(held, former) => (held, former),
             };
@@ -129,7 +122,12 @@ impl Mutex<'_> {
         let owns = |entry: &Entry| stored.is_some_and(|stored| !stored.is_legacy() && bid.claimant.owns(stored, entry));
         let Seen { own, mut lost, held, former } = Seen::new(judged, owns);
         if let Some(own) = own.into_iter().next() {
-            return Decision::Own(Box::new(own));
+            let mode = own.entry.as_ref().map_or(bid.request.mode, |entry| entry.mode);
+            return Decision::Answer(match own.entry.as_ref().and_then(|entry| self.unconfirmed(entry)) {
+                Some(grant) => Ok(Attempt::Done(Acquired::Free(grant.clone()))),
+                None if mode != bid.request.mode => Err(Error::HeldOtherwise(mode)),
+                None => Ok(Attempt::Done(Acquired::AlreadyHeld(Box::new(own)))),
+            });
         }
         // The owner may not have noticed that it lost the lock, and that others have had it since. It never relied on an
         // acquisition whose answer was lost.
@@ -150,24 +148,17 @@ impl Mutex<'_> {
         let is_done = |holding: &Holding| holding.entry.as_ref().is_some_and(is_success);
         let all = stored.map(Stored::entries).unwrap_or_default();
         if all.iter().any(is_awaited) || (bid.request.skip_if_done && held.iter().any(is_done)) {
-            return Decision::NotNeeded;
+            return Decision::Answer(Ok(Attempt::Done(Acquired::NotNeeded)));
         }
-        if joins(bid.request.mode, &held) { Decision::Free(held, former) } else { Decision::Busy(held) }
+        match joins(bid.request.mode, &held) {
+            true => Decision::Free(held, former),
+            false => Decision::Answer(Ok(Attempt::Busy(held))),
+        }
     }
 
     /// The acquisition of this entry, if its answer was lost.
     fn unconfirmed(&self, entry: &Entry) -> Option<&Grant> {
         self.unconfirmed.iter().find(|grant| Some(&grant.token) == entry.token.as_ref())
-    }
-
-    fn own(&self, own: Box<Judged<Verdict>>, wanted: Mode) -> Result<Acquired, Error> {
-        if let Some(grant) = own.entry.as_ref().and_then(|entry| self.unconfirmed(entry)) {
-            return Ok(Acquired::Free(grant.clone()));
-        }
-        match own.entry.as_ref().map(|entry| entry.mode) {
-            Some(mode) if mode != wanted => Err(Error::HeldOtherwise(mode)),
-            _ => Ok(Acquired::AlreadyHeld(own)),
-        }
     }
 
     /// Takes the lock, if the register is still in the state `stored`; `None` to look again.
@@ -214,11 +205,6 @@ impl Mutex<'_> {
                 self.withdraw(&entry)?;
                 Err(Error::Absent)
             }
-            // The next look tells, by the token. A proxy that sends a write twice may answer with a conflict.
-            Ok(Write::Conflict | Write::Unknown) => {
-                self.remember(grant);
-                Ok(None)
-            }
             // Nothing was changed, and what the other process is doing is unknown.
             Err(error) if error.cause == backend::Cause::Contended => {
                 let verdict = || Held::Unknown(Unknown::Contended);
@@ -226,17 +212,14 @@ impl Mutex<'_> {
                     former.into_iter().map(|Judged { entry, written, .. }| Judged { entry, written, verdict: verdict() });
                 Ok(Some(Attempt::Busy(held.into_iter().chain(former).collect())))
             }
-            // Even where the error says that nothing was done: an entry with this token is ours.
-            Err(error) => {
-                self.remember(grant);
-                Err(error.into())
+            // It may be done, even after a conflict, which is the second answer if a proxy has sent the write twice. The next look
+            // tells, by the token.
+            write => {
+                self.unconfirmed.truncate(MAX_UNCONFIRMED - 1);
+                self.unconfirmed.insert(0, grant);
+                Ok(write.map(|_| None)?)
             }
         }
-    }
-
-    fn remember(&mut self, grant: Grant) {
-        self.unconfirmed.truncate(MAX_UNCONFIRMED - 1);
-        self.unconfirmed.insert(0, grant);
     }
 
     /// How long earlier waiters have left the lock free, in one and the same state.

@@ -17,7 +17,7 @@ const SUFFIX: &str = ".broken";
 /// How many notices are kept, the newest ones: few owners lose a lock and continue.
 const MAX_NOTICES: usize = 8;
 
-impl Register<'_> {
+impl Register {
     /// Leaves notices for these entries. Best effort.
     pub fn leave_notices(&mut self, broken: &[Entry]) {
         if !self.is_numbered() && !broken.is_empty() {
@@ -32,7 +32,7 @@ impl Register<'_> {
 }
 
 /// Adds `new` notices, removes those for `claimant`, and those that will not be read. Returns whether there were any for it.
-fn change(notices: &mut Register<'_>, new: &[Entry], claimant: Option<&dyn Claimant>) -> bool {
+fn change(notices: &mut Register, new: &[Entry], claimant: Option<&dyn Claimant>) -> bool {
     let mut had_any = false;
     // Bounded: each further round means that another process has changed the file.
     for _ in 0..MAX_ROUNDS {

@@ -5,6 +5,7 @@
 //! conflict, the stored record, which differs from every other one, shows whether ours was done.
 
 use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustix::rand::GetRandomFlags;
@@ -61,9 +62,23 @@ impl Stored {
     }
 }
 
+/// The connection of a register, which another thread may close while it is not used.
+pub struct Connection(Arc<Mutex<Box<dyn Store>>>);
+
+impl Connection {
+    fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes it, until the register is used again.
+    pub fn close(&self) {
+        self.store().disconnect();
+    }
+}
+
 /// The register of one lock.
-pub struct Register<'a> {
-    store: Box<dyn Store + 'a>,
+pub struct Register {
+    connection: Connection,
     key: Key,
     location: String,
     backoff: Looks,
@@ -81,11 +96,12 @@ struct Last {
     is_prepared: bool,
 }
 
-impl<'a> Register<'a> {
+impl Register {
     /// The register `key` of a store, called `location` in messages. Does not connect yet.
-    pub fn new(store: Box<dyn Store + 'a>, key: Key, location: String) -> Self {
+    pub fn new(store: Box<dyn Store>, key: Key, location: String) -> Self {
         let (first, last) = store.poll_interval();
-        Self { store, key, location, backoff: Looks::new(first, last), last: None }
+        let connection = Connection(Arc::new(Mutex::new(store)));
+        Self { connection, key, location, backoff: Looks::new(first, last), last: None }
     }
 
     /// The name of the lock in messages.
@@ -94,58 +110,43 @@ impl<'a> Register<'a> {
     }
 
     /// The stored state; `None` when nothing is stored.
-    ///
-    /// # Errors
-    /// When there is no answer, or the stored value is not a record.
     pub fn load(&mut self) -> Result<Option<Stored>, Error> {
         let state = self.read()?.state.clone();
         let (Some(value), Some(version)) = (state.value, state.version) else { return Ok(None) };
-        let record = if value.is_empty() && !self.store.counts() {
+        let record = if value.is_empty() && !self.store().counts() {
             None
         } else {
             let record = Record::parse(value.as_bytes());
-            Some(record.map_err(|why| self.error("read the lock", self.store.foreign(&why.to_string())))?)
+            Some(record.map_err(|why| self.error("read the lock", self.store().foreign(&why.to_string())))?)
         };
         let State { written, is_local, now, .. } = state;
         Ok(Some(Stored { record, version, written, is_local, now }))
     }
 
     /// Stores `record` only if nothing is stored.
-    ///
-    /// # Errors
-    /// When there is no answer, or the store refuses.
     pub fn create(&mut self, record: &Record) -> Result<Write, Error> {
         self.write_if_seen(None, Some(record))
     }
 
     /// Stores `record` only if `seen` is still stored.
-    ///
-    /// # Errors
-    /// As for [`Register::create`].
     pub fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
         self.write_if_seen(Some(seen), Some(record))
     }
 
     /// Removes the stored record only if `seen` is still stored.
-    ///
-    /// # Errors
-    /// As for [`Register::create`].
     pub fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
         self.write_if_seen(Some(seen), None)
     }
 
     /// Checks that the store refuses a write whose condition does not hold. The lock must not be in
     /// use meanwhile.
-    ///
-    /// # Errors
-    /// When the store accepts such a write, or does not answer.
     pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
         self.ask(|store, key| store.verify_conditional_writes(key)).map_err(|failure| self.error("use the lock", failure))
     }
 
     /// What is wrong with the store's settings.
     pub fn advice(&mut self) -> Option<String> {
-        self.store.advice()
+        self.store().advice()
     }
 
     /// The version of the state that was read last, whether something is stored in it or not.
@@ -162,17 +163,15 @@ impl<'a> Register<'a> {
 
     /// The number of the next write, larger than all before it. `None` for a store without numbers.
     pub fn next_number(&self) -> Option<u64> {
-        let last = self.last.as_ref().filter(|last| last.is_prepared && self.store.counts());
+        let last = self.last.as_ref().filter(|last| last.is_prepared && self.store().counts());
         last.map(|last| last.next)
     }
 
     /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
     /// changed. Without `is_beside`, takes a place in the queue, and sleeps until its turn.
-    ///
-    /// # Errors
-    /// When it cannot sleep.
     pub fn wait(&mut self, is_beside: bool, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let Self { store, key, backoff, .. } = self;
+        let Self { connection, key, backoff, .. } = self;
+        let mut store = connection.store();
         let slept = if let Some(queue) = store.queue().filter(|_| !is_beside) {
             queue.wait_in_turn(key, limit, fds)
         } else if let Some(notifier) = store.notifier() {
@@ -180,24 +179,26 @@ impl<'a> Register<'a> {
         } else {
             backoff.sleep(limit, fds)
         };
+        drop(store);
         slept.map_err(|failure| self.error("wait for the lock", failure))
     }
 
     /// Wakes the next waiter, because a holder has left.
     pub fn notify(&mut self) {
-        if let Some(notifier) = self.store.notifier() {
+        if let Some(notifier) = self.store().notifier() {
             notifier.notify(&self.key);
         }
     }
 
-    /// Closes the connection, until it is used again.
-    pub fn disconnect(&mut self) {
-        self.store.disconnect();
+    /// The connection.
+    pub fn connection(&self) -> Connection {
+        Connection(self.connection.0.clone())
     }
 
     /// Asks the queue, in a store that has one.
     pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> Option<T> {
-        let Self { store, key, .. } = self;
+        let Self { connection, key, .. } = self;
+        let mut store = connection.store();
         store.queue().map(|queue| ask(queue, key))
     }
 
@@ -210,7 +211,8 @@ impl<'a> Register<'a> {
     /// Whether this release is the one in 64, chosen at random, that removes unused registers.
     pub fn is_sweep_due(&self) -> bool {
         let mut byte = [0_u8; 1];
-        let has_to = self.store.counts() && !self.store.expires();
+        let store = self.store();
+        let has_to = store.counts() && !store.expires();
         has_to && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok() && byte[0] % 64 == 0
     }
 
@@ -218,7 +220,8 @@ impl<'a> Register<'a> {
     /// as times, tell the age. Best effort, and safe at any moment: a removal is conditional on the
     /// released state, and the next number is a later time.
     pub fn remove_unused(&mut self, age: Duration) {
-        let Self { store, key, .. } = self;
+        let Self { connection, key, .. } = self;
+        let mut store = connection.store();
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         // The page behind this name, and the first page: names often begin with a date, and go out
         // of use in that order.
@@ -240,7 +243,7 @@ impl<'a> Register<'a> {
 
     /// Whether its states have numbers.
     pub fn is_numbered(&self) -> bool {
-        self.store.counts()
+        self.store().counts()
     }
 
     /// Runs `work` on another register of the same store, which has this one's name with `suffix`.
@@ -253,14 +256,19 @@ impl<'a> Register<'a> {
         done
     }
 
+    fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
+        self.connection.store()
+    }
+
     fn error(&self, action: &'static str, failure: Failure) -> Error {
         failure.during(action, self.location.clone())
     }
 
     /// Asks the store; after a hiccup again, over a new connection.
     fn ask<T>(&mut self, mut ask: impl FnMut(&mut dyn Store, &Key) -> Result<T, Failure>) -> Result<T, Failure> {
-        let Self { store, key, .. } = self;
-        retry(|_| {
+        let Self { connection, key, .. } = self;
+        let mut store = connection.store();
+        retry(|| {
             let answer = ask(&mut **store, key);
             if answer.as_ref().is_err_and(|failure| failure.cause.passes()) {
                 store.disconnect();
@@ -282,7 +290,7 @@ impl<'a> Register<'a> {
             Err(failure) => return Err(self.error("read the lock", failure)),
         };
         let Some(next) = number_after(&state) else {
-            let failure = self.store.foreign("its number is the largest possible one");
+            let failure = self.store().foreign("its number is the largest possible one");
             return Err(self.error("read the lock", failure));
         };
         Ok(self.last.insert(Last { state, asked, next, is_prepared }))
@@ -319,7 +327,7 @@ impl<'a> Register<'a> {
             store.put(key, &last.state, &next).inspect_err(|failure| is_indefinite |= failure.is_indefinite)
         });
         match write {
-            Ok(Write::Conflict) if self.store.counts() => self.resolve_conflict(value, is_indefinite),
+            Ok(Write::Conflict) if self.store().counts() => self.resolve_conflict(value, is_indefinite),
             Err(failure) if is_indefinite => Err(failure.indefinite()),
             write => write,
         }

@@ -41,8 +41,11 @@ impl Plan {
     }
 }
 
-/// What was tried so far.
-struct Tried {
+/// What to release, and what was tried so far.
+struct Removal<'r> {
+    claimant: &'r dyn Claimant,
+    whose: Whose<'r>,
+    outcome: Outcome,
     /// The answer if the last write was done.
     answer: Result<Released, Error>,
     /// Whether a write may have been done whose answer was lost.
@@ -73,9 +76,6 @@ impl Mutex<'_> {
     }
 
     /// The same, but a store that does not answer is asked again only for `patience`.
-    ///
-    /// # Errors
-    /// As for [`Mutex::release`].
     pub fn release_within(
         &mut self,
         patience: Duration,
@@ -84,12 +84,13 @@ impl Mutex<'_> {
         outcome: Outcome,
     ) -> Result<Released, Error> {
         let begun = Instant::now();
-        let mut tried = Tried { answer: Err(Error::NotLocked), may_be_done: false, targets: None };
+        let answer = Err(Error::NotLocked);
+        let mut tried = Removal { claimant, whose, outcome, answer, may_be_done: false, targets: None };
         // Ends with the patience.
         let error = loop {
-            match self.try_to_release(claimant, whose, outcome, &mut tried) {
+            match self.try_to_release(&mut tried) {
                 Ok(()) => return tried.answer,
-                Err(Error::Backend(error)) if error.is_transient() && begun.elapsed() < patience => {
+                Err(Error::Backend(error)) if error.cause.passes() && begun.elapsed() < patience => {
                     tried.may_be_done |= error.is_indefinite;
                     tracing::debug!("{error}; trying again");
                     backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
@@ -114,16 +115,10 @@ impl Mutex<'_> {
     }
 
     /// One try. The answer is in `tried`.
-    fn try_to_release(
-        &mut self,
-        claimant: &dyn Claimant,
-        whose: Whose,
-        outcome: Outcome,
-        tried: &mut Tried,
-    ) -> Result<(), Error> {
+    fn try_to_release(&mut self, tried: &mut Removal<'_>) -> Result<(), Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
-            let plan = self.plan(claimant, whose, outcome, &stored, judged, &mut tried.targets)?;
+            let plan = self.plan(tried, &stored, judged)?;
             let Plan { left, answer, outcome, broken, is_stale, leaves_marks } = plan;
             tried.answer = answer;
             let write = if is_stale { self.delete_stale(&stored)? } else { self.store(&stored, left)? };
@@ -135,7 +130,7 @@ impl Mutex<'_> {
             self.register.leave_notices(&broken);
             // Asked only now: a process that comes later sees that the command has ended, and does not wait.
             if let Some(outcome) = outcome
-                && !self.register.queue(|queue, key| queue.has_waiters(key)).unwrap_or(true)
+                && !self.has_waiters()
             {
                 self.withdraw(&outcome)?;
             }
@@ -145,15 +140,9 @@ impl Mutex<'_> {
     }
 
     /// Decides by what is stored alone; nothing is written.
-    fn plan(
-        &self,
-        claimant: &dyn Claimant,
-        whose: Whose,
-        outcome: Outcome,
-        stored: &Stored,
-        judged: Vec<Judged<Verdict>>,
-        targets: &mut Option<Vec<Identity>>,
-    ) -> Result<Plan, Error> {
+    fn plan(&self, removal: &mut Removal<'_>, stored: &Stored, judged: Vec<Judged<Verdict>>) -> Result<Plan, Error> {
+        let Removal { claimant, whose, outcome, targets, .. } = removal;
+        let (whose, outcome) = (*whose, *outcome);
         let owns = |entry: &Entry| claimant.owns(stored, entry);
         let Seen { own, lost, held, former } = Seen::new(judged, owns);
         let present = own.iter().map(|own| own.entry.as_ref()).chain(held.iter().map(|holding| holding.entry.as_ref()));

@@ -63,9 +63,9 @@ impl Mutex<'_> {
                 Ok(Attempt::Done(done)) => return Ok(done),
                 Ok(Attempt::Busy(holders)) => Some(holders),
                 Ok(Attempt::LeftToOthers) => None,
-                Err(Error::Backend(error)) if error.is_transient() && !attempts.are_over() => {
+                Err(Error::Backend(error)) if error.cause.passes() && !attempts.are_over() => {
                     observer.failing(&error, attempts.made());
-                    let until = attempts.after_failure(error.is_full(), observer.interval());
+                    let until = attempts.after_failure(error.cause == backend::Cause::Full, observer.interval());
                     let slept = backend::sleep(until.saturating_duration_since(Instant::now()), &ends(claimant, observer));
                     slept.map_err(|error| Error::Entry(error.into()))?;
                     continue;

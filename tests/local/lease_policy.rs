@@ -167,12 +167,12 @@ impl Store for Gated {
 /// A store with which something happens right before each change, though not before the same write is sent again.
 struct Before<S> {
     store: S,
-    happens: Box<dyn FnMut()>,
+    happens: Box<dyn FnMut() + Send>,
     changed: Option<State>,
 }
 
 impl<S> Before<S> {
-    fn new(store: S, happens: Box<dyn FnMut()>) -> Self {
+    fn new(store: S, happens: Box<dyn FnMut() + Send>) -> Self {
         Self { store, happens, changed: None }
     }
 }
@@ -210,7 +210,7 @@ impl<S: Store> Store for Before<S> {
     }
 }
 
-fn register(store: impl Store + 'static) -> Register<'static> {
+fn register(store: impl Store + 'static) -> Register {
     Register::new(Box::new(store), Key::lock(OsStr::new("lock")), "simulated".to_owned())
 }
 
@@ -616,7 +616,7 @@ fn acquire(memory: &Memory, process: &Process) -> Grant {
 }
 
 /// What becomes of a lock that is taken away from its holder by force, if that does `first` after it was looked at.
-fn force(first: impl FnOnce(Memory, Grant) + 'static) -> (Result<Released, mutex::Error>, Memory) {
+fn force(first: impl FnOnce(Memory, Grant) + Send + 'static) -> (Result<Released, mutex::Error>, Memory) {
     let world = World::new();
     let memory = Memory::shared();
     let grant = acquire(&memory, &world.process(2));

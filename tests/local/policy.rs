@@ -160,7 +160,7 @@ impl Notifier for Gated {
     fn notify(&mut self, _key: &Key) {}
 }
 
-fn register(store: impl Store + 'static) -> Register<'static> {
+fn register(store: impl Store + 'static) -> Register {
     Register::new(Box::new(store), Key::lock(OsStr::new("lock")), "memory".to_owned())
 }
 

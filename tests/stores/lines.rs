@@ -84,7 +84,7 @@ impl Lined {
     }
 
     /// The lock, as another program would see it.
-    fn open(&self) -> Register<'static> {
+    fn open(&self) -> Register {
         let url = StoreUrl::parse(&self.store.url).expect("an address");
         let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(20) };
         open(&Location::Store(settings, self.store.name.clone().into())).expect("the program was built with it")
@@ -204,11 +204,11 @@ fn waiters_that_are_killed_make_room_and_change_no_order(lined: &Lined) {
     until("nobody is in line", || (lined.count)() == 0);
 }
 
-fn is_first(register: &mut Register<'_>) -> bool {
+fn is_first(register: &mut Register) -> bool {
     register.queue(|queue, key| queue.is_first(key)).expect("a queue")
 }
 
-fn is_queued(register: &mut Register<'_>) -> bool {
+fn is_queued(register: &mut Register) -> bool {
     register.queue(|queue, key| queue.is_queued(key)).expect("a queue")
 }
 
@@ -221,7 +221,7 @@ fn a_newcomer_sees_those_who_wait_until_they_have_left(lined: &Lined) {
         is_first(&mut newcomer)
     };
     assert!(newcomer_is_first());
-    let step = |backend: &mut Register<'_>| {
+    let step = |backend: &mut Register| {
         backend.load().expect("an answer");
         backend.wait(false, Duration::from_millis(10), &[]).expect("it sleeps");
         backend.load().expect("an answer");

@@ -24,7 +24,7 @@ fn record(pid: i32) -> Record {
 }
 
 /// Creates, given that the place for it may have to be made first.
-fn create(backend: &mut Register<'_>, record: &Record) -> Write {
+fn create(backend: &mut Register, record: &Record) -> Write {
     for _ in 0..3 {
         let is_there = backend.load().expect("it can be loaded").is_some();
         let write = backend.create(record).expect("it can be created");
@@ -35,15 +35,15 @@ fn create(backend: &mut Register<'_>, record: &Record) -> Write {
     Write::Conflict
 }
 
-fn load(backend: &mut Register<'_>) -> Option<Stored> {
+fn load(backend: &mut Register) -> Option<Stored> {
     backend.load().expect("it can be loaded")
 }
 
-fn stored(backend: &mut Register<'_>) -> Stored {
+fn stored(backend: &mut Register) -> Stored {
     load(backend).expect("something is stored")
 }
 
-fn pid_in(backend: &mut Register<'_>) -> Option<i32> {
+fn pid_in(backend: &mut Register) -> Option<i32> {
     let stored = load(backend)?;
     Some(stored.record.as_ref().expect("a record").entries()[0].owner.pid.as_raw_pid())
 }
@@ -126,7 +126,7 @@ pub fn a_record_is_kept_whole(subject: &Subject) {
 }
 
 /// Lets so many do the same at the same time, each with a register of its own; tells how many of them succeeded.
-fn race(subject: &Subject, name: &str, number: i32, write: impl Fn(&mut Register<'_>, &Barrier, i32) -> Write + Sync) -> usize {
+fn race(subject: &Subject, name: &str, number: i32, write: impl Fn(&mut Register, &Barrier, i32) -> Write + Sync) -> usize {
     let start = Barrier::new(usize::try_from(number).expect("some"));
     thread::scope(|scope| {
         let racer = |number| {
@@ -214,7 +214,7 @@ pub fn numbers_never_go_back(subject: &Subject) {
 }
 
 /// Where each name has a place of its own, the first write may only make it.
-fn release(register: &mut Register<'_>) {
+fn release(register: &mut Register) {
     let seen = stored(register);
     assert_eq!(register.delete(&seen).expect("an answer"), Write::Done);
 }
