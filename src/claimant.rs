@@ -227,30 +227,19 @@ impl Claimant for ProcessClaimant {
 mod tests {
     use super::is_wrapper;
 
-    fn words(line: &str) -> Vec<String> {
-        line.split(' ').map(str::to_owned).collect()
-    }
-
     #[test]
     fn a_parent_that_only_runs_this_command_is_a_wrapper() {
-        let ours = words("serializer lock --max-attempts 1");
-        for parent in ["timeout 5 /bin/serializer lock --max-attempts 1", "flock x serializer lock --max-attempts 1"] {
-            assert!(is_wrapper(&words(parent), &ours), "{parent}");
-        }
-        let shell = |script: &str| ["sh", "-c", script].map(str::to_owned);
-        assert!(is_wrapper(&shell("serializer lock  --max-attempts 1"), &ours));
-        assert!(is_wrapper(&shell("serializer lock --max-attempts 1 2>/dev/null"), &ours));
-        let su = ["su", "me", "-c", "exec serializer lock --max-attempts 1"].map(str::to_owned);
-        assert!(is_wrapper(&su, &ours));
-        assert!(!is_wrapper(&shell("serializer lock --max-attempts 1 && dbt run"), &ours));
-        for parent in [
-            "serializer lock --max-attempts 1",
-            "bash",
-            "bash nightly.sh",
-            "meltano run dbtmutex:lock",
-            "x lock --max-attempts 1",
+        let words = |line: &str| line.split(' ').map(|word| word.replace('_', " ")).collect::<Vec<_>>();
+        for (parent, expected) in [
+            ("timeout 5 /bin/serializer lock -n", true),
+            ("sh -c serializer_lock__-n_2>/dev/null", true),
+            ("su me -c exec_serializer_lock_-n", true),
+            ("sh -c serializer_lock_-n_&&_dbt_run", false),
+            ("serializer lock -n", false),
+            ("bash nightly.sh serializer lock -n", false),
+            ("x lock -n", false),
         ] {
-            assert!(!is_wrapper(&words(parent), &ours), "{parent}");
+            assert_eq!(is_wrapper(&words(parent), &words("serializer lock -n")), expected, "{parent}");
         }
     }
 }

@@ -108,11 +108,6 @@ impl StoreUrl {
     pub fn parse(text: &str) -> Result<Self, String> {
         let expected = "expected an address such as postgres://user@host/database, mysql://user@host/database, dynamodb://TABLE, \
              s3://bucket/prefix or file:///shared/directory";
-        if text.trim() == "systemdb" {
-            return Err("`systemdb` is Meltano's word for its own database: set `SERIALIZER_STORE` to the address of that, \
-                        `$MELTANO_DATABASE_URI`"
-                .to_owned());
-        }
         let Some((scheme, rest)) = text.trim().split_once("://") else {
             let is_path = text.trim_start().starts_with('/');
             return Err(if is_path { "a directory that hosts share is named as `file:///…`" } else { expected }.to_owned());

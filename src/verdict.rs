@@ -1,25 +1,5 @@
-//! Is the owner that a record names alive? The first line of this table that applies decides, failing closed: what
-//! cannot be proved stale is held.
-//!
-//! | observation | verdict |
-//! | --- | --- |
-//! | empty file, younger than 2 s | held: being written |
-//! | empty file, older | stale: abandoned |
-//! | written by a newer version of this program | unknown |
-//! | released, and not to be held any longer | stale |
-//! | with a lease that has expired, by the store's clock or because it was watched unchanged for so long | stale |
-//! | with a lease, and its process is not seen to live | held: leased |
-//! | same boot, and to be held at least until later | held, whatever became of the process |
-//! | other machine id or host name (but for an equal boot id on a file system that only this machine sees) | unknown |
-//! | same machine, other boot id | stale: rebooted |
-//! | same boot, other PID namespace | that PID is never looked at, but processes seen from here whose pidfd has the recorded inode: alive, or ended if it was seen before, or gone if all processes of the machine are seen from here; otherwise unknown |
-//! | no such process | stale |
-//! | the PID is a thread's | stale |
-//! | ended, but not yet reaped | stale |
-//! | another process has the PID now | stale |
-//! | otherwise, also when it may not be looked at | alive |
-//!
-//! A stale owner's lock is held all the same while another process of its pipeline run goes on.
+//! Whether a holder still holds. What cannot be proved stale is held: the first line of the table in `docs/protocol.md`, "Is an
+//! owner alive", that applies decides.
 
 mod local;
 

@@ -77,7 +77,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
 fn kept(mutex: &mut Mutex<'_>, claimant: &KeptClaimant<'_>, acquired: &Acquired) -> Result<Option<(Grant, Entry)>, mutex::Error> {
     match acquired {
         Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
-            Ok(claimant.made(&grant.token).map(|entry| (grant.clone(), entry)))
+            let made = claimant.made(&grant.token).map_err(mutex::Error::Entry)?;
+            Ok(made.map(|entry| (grant.clone(), entry)))
         }
         Acquired::AlreadyHeld(held) => {
             // Whoever kept it has been killed, or has been made just now, and has had no orders yet.

@@ -1,6 +1,6 @@
 //! A process that locks in a store, with the keeper that the record names.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -17,14 +17,12 @@ pub struct KeptClaimant<'a> {
     owner: &'a ProcessClaimant,
     needs_keeper: bool,
     keeper: OnceCell<Keeper>,
-    /// All that were made: any of them may be the stored one.
-    entries: RefCell<Vec<Entry>>,
 }
 
 impl<'a> KeptClaimant<'a> {
     /// Does not start anything yet.
     pub fn new(owner: &'a ProcessClaimant, needs_keeper: bool) -> Self {
-        Self { owner, needs_keeper, keeper: OnceCell::new(), entries: RefCell::default() }
+        Self { owner, needs_keeper, keeper: OnceCell::new() }
     }
 
     /// The keeper, started if need be. Dropped before it was told what to keep, it ends.
@@ -40,9 +38,10 @@ impl<'a> KeptClaimant<'a> {
         self.keeper.get().is_some_and(|own| own.identity() == keeper)
     }
 
-    /// The entry that was made with this token.
-    pub fn made(&self, token: &str) -> Option<Entry> {
-        self.entries.borrow().iter().find(|entry| entry.token.as_deref() == Some(token)).cloned()
+    /// The entry of this acquisition, if it needs a keeper.
+    pub fn made(&self, token: &str) -> io::Result<Option<Entry>> {
+        let entry = self.needs_keeper.then(|| self.entry()).transpose()?;
+        Ok(entry.map(|entry| Entry { token: Some(token.to_owned()), ..entry }))
     }
 }
 
@@ -51,7 +50,6 @@ impl Claimant for KeptClaimant<'_> {
         let mut entry = self.owner.entry()?;
         if self.needs_keeper {
             entry.keeper = Some(self.keeper()?.identity());
-            self.entries.borrow_mut().push(entry.clone());
         }
         Ok(entry)
     }

@@ -49,6 +49,10 @@ impl Mutex<'_> {
         waiting: &Waiting,
         observer: &mut dyn Observer,
     ) -> Result<Acquired, Error> {
+        if self.register.take_notices(claimant) {
+            let held = self.look().ok().flatten().map(|(_, judged)| Seen::held(judged));
+            return Err(Error::Lost(Lost::Broken, held.unwrap_or_default()));
+        }
         if request.skip_if_done {
             // Before the first look: a holder that is seen must know of this waiter.
             self.register.queue(|queue, key| queue.observe(key));

@@ -5,7 +5,7 @@
 //! conflict, the stored record, which differs from every other one, shows whether ours was done.
 
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use rustix::rand::GetRandomFlags;
@@ -62,23 +62,28 @@ impl Stored {
     }
 }
 
-/// The connection of a register, which another thread may close while it is not used.
-pub struct Connection(Arc<Mutex<Box<dyn Store>>>);
+/// The store of a register. Another thread may close its connection.
+type Shared = Mutex<Box<dyn Store>>;
+
+/// The connection of a register.
+pub struct Connection(Weak<Shared>);
 
 impl Connection {
-    fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Closes it, until the register is used again.
     pub fn close(&self) {
-        self.store().disconnect();
+        if let Some(store) = self.0.upgrade() {
+            lock(&store).disconnect();
+        }
     }
+}
+
+fn lock(store: &Shared) -> MutexGuard<'_, Box<dyn Store>> {
+    store.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The register of one lock.
 pub struct Register {
-    connection: Connection,
+    store: Arc<Shared>,
     key: Key,
     location: String,
     backoff: Looks,
@@ -100,8 +105,7 @@ impl Register {
     /// The register `key` of a store, called `location` in messages. Does not connect yet.
     pub fn new(store: Box<dyn Store>, key: Key, location: String) -> Self {
         let (first, last) = store.poll_interval();
-        let connection = Connection(Arc::new(Mutex::new(store)));
-        Self { connection, key, location, backoff: Looks::new(first, last), last: None }
+        Self { store: Arc::new(Mutex::new(store)), key, location, backoff: Looks::new(first, last), last: None }
     }
 
     /// The name of the lock in messages.
@@ -170,8 +174,8 @@ impl Register {
     /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
     /// changed. Without `is_beside`, takes a place in the queue, and sleeps until its turn.
     pub fn wait(&mut self, is_beside: bool, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let Self { connection, key, backoff, .. } = self;
-        let mut store = connection.store();
+        let Self { store, key, backoff, .. } = self;
+        let mut store = lock(store);
         let slept = if let Some(queue) = store.queue().filter(|_| !is_beside) {
             queue.wait_in_turn(key, limit, fds)
         } else if let Some(notifier) = store.notifier() {
@@ -192,13 +196,13 @@ impl Register {
 
     /// The connection.
     pub fn connection(&self) -> Connection {
-        Connection(self.connection.0.clone())
+        Connection(Arc::downgrade(&self.store))
     }
 
     /// Asks the queue, in a store that has one.
     pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> Option<T> {
-        let Self { connection, key, .. } = self;
-        let mut store = connection.store();
+        let Self { store, key, .. } = self;
+        let mut store = lock(store);
         store.queue().map(|queue| ask(queue, key))
     }
 
@@ -220,8 +224,8 @@ impl Register {
     /// as times, tell the age. Best effort, and safe at any moment: a removal is conditional on the
     /// released state, and the next number is a later time.
     pub fn remove_unused(&mut self, age: Duration) {
-        let Self { connection, key, .. } = self;
-        let mut store = connection.store();
+        let Self { store, key, .. } = self;
+        let mut store = lock(store);
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         // The page behind this name, and the first page: names often begin with a date, and go out
         // of use in that order.
@@ -257,7 +261,7 @@ impl Register {
     }
 
     fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
-        self.connection.store()
+        lock(&self.store)
     }
 
     fn error(&self, action: &'static str, failure: Failure) -> Error {
@@ -266,8 +270,8 @@ impl Register {
 
     /// Asks the store; after a hiccup again, over a new connection.
     fn ask<T>(&mut self, mut ask: impl FnMut(&mut dyn Store, &Key) -> Result<T, Failure>) -> Result<T, Failure> {
-        let Self { connection, key, .. } = self;
-        let mut store = connection.store();
+        let Self { store, key, .. } = self;
+        let mut store = lock(store);
         retry(|| {
             let answer = ask(&mut **store, key);
             if answer.as_ref().is_err_and(|failure| failure.cause.passes()) {
@@ -369,13 +373,10 @@ mod tests {
 
     #[test]
     fn a_number_never_goes_back_whatever_is_restored() {
-        let state = |number, now| State { number, now: Some(now), ..State::default() };
-        assert_eq!(number_after(&state(0, 1_000)), Some(1_000));
-        assert_eq!(number_after(&state(1_000, 1_000)), Some(1_001));
-        // The clock was set back.
-        assert_eq!(number_after(&state(5_000, 1_000)), Some(5_001));
-        // A row of yesterday's backup.
-        assert_eq!(number_after(&state(1_000, 9_000)), Some(9_000));
-        assert_eq!(number_after(&state(u64::MAX, 9_000)), None);
+        // First use, a later use, a clock that was set back, a row of an older backup.
+        for (number, now, next) in [(0, 1_000, 1_000), (1_000, 1_000, 1_001), (5_000, 1_000, 5_001), (1_000, 9_000, 9_000)] {
+            assert_eq!(number_after(&State { number, now: Some(now), ..State::default() }), Some(next));
+        }
+        assert_eq!(number_after(&State { number: u64::MAX, ..State::default() }), None);
     }
 }

@@ -795,6 +795,25 @@ fn anothers_lock_is_not_unlocked_unless_by_force() {
     assert_eq!(locks.names(), ["serializer.lck"]);
     assert_eq!(holder.run(r#""$S" unlock 2>/dev/null"#), 77);
     assert_eq!(other.run(r#""$S" unlock"#), 0);
+
+    // Also when it locks again, before it relies on that.
+    for other in [None, Some(other)] {
+        holder.lock();
+        assert_eq!(locks.run(&["unlock", "--force"]).code, 0);
+        let other = other.map(|mut other| {
+            other.lock();
+            other
+        });
+        let (code, said) = holder.output(r#""$S" lock -n 2>&1"#);
+        let held = other.as_ref().map(|other| format!("{told}; held now by pid {} ", other.pid()));
+        assert!(code == 76 && said.starts_with(held.as_ref().unwrap_or(&told)), "{code} {said}");
+        if let Some(mut other) = other {
+            assert_eq!(holder.run(r#""$S" lock -n 2>/dev/null"#), 75);
+            assert_eq!(other.run(r#""$S" unlock"#), 0);
+        }
+        holder.lock();
+        assert_eq!(holder.run(r#""$S" unlock"#), 0);
+    }
 }
 
 #[test]
@@ -806,8 +825,6 @@ fn a_notice_of_a_broken_lock_ends_with_its_owner_and_is_in_nobodys_way() {
     let token = locks.report()["holder"]["token"].as_str().expect("a token").to_owned();
     assert_eq!(locks.run(&["break", "--token", &token]).code, 0);
     assert!(fs::read_to_string(&notices).is_ok_and(|text| text.contains(&token)), "{:?}", locks.names());
-    first.lock();
-    assert_eq!(first.run(r#""$S" unlock"#), 0, "it has locked again since");
     first.reap();
 
     // The next one that is left removes what is not asked for any more.
