@@ -12,34 +12,13 @@ use crate::claimant::Claimant;
 use crate::owner::{Owner, Place};
 use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
-use crate::verdict::{Former, Held, Holding, Judged, Stale, Verdict};
+use crate::verdict::{Held, Judged, Stale, Verdict};
 
 /// How long to try while the store does not answer: it may be starting again. If it takes longer, the lease ends with its owner.
 pub const OUTAGE: Duration = Duration::from_secs(15);
 
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
-
-/// What is to be written, and what is then answered.
-struct Plan {
-    /// These entries stay.
-    left: Vec<Entry>,
-    answer: Result<Released, Error>,
-    /// To be removed again if no process waits for this outcome.
-    outcome: Option<Entry>,
-    /// Marks of broken holders, whose record cannot keep them.
-    broken: Vec<Entry>,
-    /// Whether the lock is stale, and so may be taken over by others at the same time.
-    is_stale: bool,
-    /// Whether the entries cannot vanish by a write of another process without a mark.
-    leaves_marks: bool,
-}
-
-impl Plan {
-    fn new(left: Vec<Entry>, answer: Result<Released, Error>) -> Self {
-        Self { left, answer, outcome: None, broken: Vec::new(), is_stale: false, leaves_marks: false }
-    }
-}
 
 /// What to release, and what was tried so far.
 struct Removal<'r> {
@@ -52,6 +31,22 @@ struct Removal<'r> {
     may_be_done: bool,
     /// The holders at the first look; holders that have come since are not broken.
     targets: Option<Vec<Identity>>,
+}
+
+impl Removal<'_> {
+    /// Whether an entry of another process is to be removed, which may be stale.
+    fn is_meant(&self, entry: Option<&Entry>, is_stale: bool) -> bool {
+        match self.whose {
+            Whose::Own | Whose::OwnAlone => is_stale,
+            Whose::Of(token) => entry.is_some_and(|entry| entry.token.as_deref() == Some(token)),
+            Whose::Anybodys => is_stale || self.targets.iter().flatten().any(|target| *target == identity(entry)),
+        }
+    }
+
+    /// Whether the owner of a broken lock knows, because it is the requester, which breaks the lock of all holders.
+    fn is_known(&self, stored: &Stored, entry: &Entry) -> bool {
+        self.whose == Whose::Anybodys && self.claimant.owns(stored, entry)
+    }
 }
 
 /// An acquisition, as far as the record identifies it.
@@ -114,43 +109,60 @@ impl Mutex<'_> {
         }
     }
 
-    /// One try. The answer is in `tried`.
-    fn try_to_release(&mut self, tried: &mut Removal<'_>) -> Result<(), Error> {
+    /// One try. The answer is in `removal`.
+    fn try_to_release(&mut self, removal: &mut Removal<'_>) -> Result<(), Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
-            let plan = self.plan(tried, &stored, judged)?;
-            let Plan { left, answer, outcome, broken, is_stale, leaves_marks } = plan;
-            tried.answer = answer;
-            let write = if is_stale { self.delete_stale(&stored)? } else { self.store(&stored, left)? };
-            if write != Write::Done {
-                // Without a mark, the entry has gone by a write of ours that a proxy has sent twice.
-                tried.may_be_done |= write == Write::Unknown || leaves_marks;
-                continue;
+            let left;
+            (left, removal.answer) = self.plan(removal, &stored, judged)?;
+            let has_lease = |entry: &Entry| entry.lease.is_some();
+            let write = match &removal.answer {
+                Ok(Released::Stale(former)) if !former.entry.as_ref().is_some_and(has_lease) => self.delete_stale(&stored)?,
+                _ => self.store(&stored, left)?,
+            };
+            match &removal.answer {
+                // A leased entry cannot vanish by another process without a mark, so a write of ours was sent twice by a proxy.
+                Ok(Released::Own { was, .. }) if write == Write::Conflict => {
+                    removal.may_be_done |= was.iter().all(has_lease);
+                }
+                // Asked only now: a process that comes later sees that the command has ended, and does not wait.
+                Ok(Released::Own { stays: None, was }) if write == Write::Done && removal.outcome == Outcome::Succeeded => {
+                    if let Some(told) = was.first().filter(|_| !self.has_waiters()) {
+                        self.withdraw(told)?;
+                    }
+                }
+                // An owner without a lease finds no mark in the record, and asks only if it runs.
+                Ok(Released::Forced(taken)) if write == Write::Done => {
+                    let seen = taken.iter().filter(|holding| matches!(holding.verdict, Held::Alive(_)));
+                    let entries = seen.filter_map(|holding| holding.entry.as_ref());
+                    let told = entries.filter(|entry| !has_lease(entry) && !removal.is_known(&stored, entry));
+                    self.register.leave_notices(&told.map(mark_lost).collect::<Vec<_>>());
+                }
+                _ => {}
             }
-            self.register.leave_notices(&broken);
-            // Asked only now: a process that comes later sees that the command has ended, and does not wait.
-            if let Some(outcome) = outcome
-                && !self.has_waiters()
-            {
-                self.withdraw(&outcome)?;
+            if write == Write::Done {
+                return Ok(());
             }
-            return Ok(());
+            removal.may_be_done |= write == Write::Unknown;
         }
         Err(Error::NotOurs(Vec::new()))
     }
 
-    /// Decides by what is stored alone; nothing is written.
-    fn plan(&self, removal: &mut Removal<'_>, stored: &Stored, judged: Vec<Judged<Verdict>>) -> Result<Plan, Error> {
-        let Removal { claimant, whose, outcome, targets, .. } = removal;
-        let (whose, outcome) = (*whose, *outcome);
-        let owns = |entry: &Entry| claimant.owns(stored, entry);
-        let Seen { own, lost, held, former } = Seen::new(judged, owns);
+    /// Decides by what is stored alone: the entries that stay, and the answer once that is written.
+    fn plan(
+        &self,
+        removal: &mut Removal<'_>,
+        stored: &Stored,
+        judged: Vec<Judged<Verdict>>,
+    ) -> Result<(Vec<Entry>, Result<Released, Error>), Error> {
+        let (whose, outcome) = (removal.whose, removal.outcome);
+        let Seen { own, lost, held, former } = Seen::new(judged, |entry| removal.claimant.owns(stored, entry));
         let present = own.iter().map(|own| own.entry.as_ref()).chain(held.iter().map(|holding| holding.entry.as_ref()));
-        let targets = &*targets.get_or_insert_with(|| present.map(identity).collect());
+        removal.targets.get_or_insert_with(|| present.map(identity).collect());
         let marks = self.lost_marks(&former);
         if let Some(entry) = lost.first().filter(|_| own.is_empty() && whose.is_own()) {
             let how = if entry.released.is_none() { Lost::Expired } else { Lost::TakenOver };
-            return Ok(Plan::new(stored.without(&lost), Err(Error::Lost(how, held))));
+            return Ok((stored.without(&lost), Err(Error::Lost(how, held))));
         }
         // Force is not needed for the last holder.
         if !own.is_empty() && (whose.is_own() || (whose == Whose::Anybodys && held.is_empty())) {
@@ -158,34 +170,23 @@ impl Mutex<'_> {
             let now = |entry: &Entry| if entry.lease.is_some() { self.register.now() } else { Some(since_boot()) };
             let staying = was.iter().filter_map(|entry| what_stays(now(entry), entry, outcome));
             let (until, staying): (Vec<_>, Vec<_>) = staying.unzip();
-            let stays = until.into_iter().flatten().max();
-            let told = staying.first().filter(|_| outcome == Outcome::Succeeded && stays.is_none()).cloned();
-            let leaves_marks = was.iter().all(|entry| entry.lease.is_some());
             let left = held.into_iter().filter_map(|holding| holding.entry).chain(marks).chain(staying).collect();
-            let plan = Plan::new(left, Ok(Released::Own { stays, was }));
-            return Ok(Plan { outcome: told, leaves_marks, ..plan });
+            return Ok((left, Ok(Released::Own { stays: until.into_iter().flatten().max(), was })));
         }
-        let has_token = |entry: Option<&Entry>, token: &str| entry.is_some_and(|entry| entry.token.as_deref() == Some(token));
         if own.is_empty() && held.is_empty() {
-            let is_meant = |former: &Former| match whose {
-                Whose::OwnAlone => false,
-                Whose::Of(token) => has_token(former.entry.as_ref(), token),
-                Whose::Own | Whose::Anybodys => true,
-            };
-            let stale = former.into_iter().find(|former| former.verdict != Stale::Released && is_meant(former));
-            let stale = stale.ok_or(Error::NotLocked)?;
-            let is_stale = stale.entry.as_ref().is_none_or(|entry| entry.lease.is_none());
-            return Ok(Plan { is_stale, ..Plan::new(marks, Ok(Released::Stale(Box::new(stale)))) });
+            let mut stale = former.into_iter().filter(|former| former.verdict != Stale::Released);
+            let stale = stale.find(|former| whose != Whose::OwnAlone && removal.is_meant(former.entry.as_ref(), true));
+            return Ok((marks, Ok(Released::Stale(Box::new(stale.ok_or(Error::NotLocked)?)))));
         }
-        let holders = Seen::held(own).into_iter().chain(held).collect();
-        let is_meant = |holding: &Holding| match whose {
-            Whose::Own | Whose::OwnAlone => false,
-            Whose::Anybodys => targets.contains(&identity(holding.entry.as_ref())),
-            Whose::Of(token) => has_token(holding.entry.as_ref(), token),
-        };
-        // A requester that takes it from all holders, and so from itself, knows.
-        let knows = |entry: &Entry| whose == Whose::Anybodys && owns(entry);
-        plan_to_break(holders, marks, is_meant, knows)
+        let mut holders: Vec<_> = Seen::held(own).into_iter().chain(held).collect();
+        let taken: Vec<_> = holders.extract_if(.., |holding| removal.is_meant(holding.entry.as_ref(), false)).collect();
+        if taken.is_empty() {
+            return Err(Error::NotOurs(holders));
+        }
+        let told = taken.iter().filter_map(|holding| holding.entry.as_ref()).filter(|entry| entry.lease.is_some());
+        let told = told.filter(|entry| entry.released.is_none() && !removal.is_known(stored, entry)).map(mark_lost);
+        let left = holders.into_iter().filter_map(|holding| holding.entry).chain(marks).chain(told).collect();
+        Ok((left, Ok(Released::Forced(taken))))
     }
 
     /// Leaves these entries, or nothing if there are none, and wakes a waiter.
@@ -240,28 +241,6 @@ impl Whose<'_> {
     fn is_own(self) -> bool {
         matches!(self, Self::Own | Self::OwnAlone)
     }
-}
-
-/// Takes the lock away from the holders that are meant.
-fn plan_to_break(
-    mut holders: Vec<Holding>,
-    marks: Vec<Entry>,
-    is_meant: impl Fn(&Holding) -> bool,
-    knows: impl Fn(&Entry) -> bool,
-) -> Result<Plan, Error> {
-    let taken: Vec<_> = holders.extract_if(.., |holding| is_meant(holding)).collect();
-    if taken.is_empty() {
-        return Err(Error::NotOurs(holders));
-    }
-    let told = taken.iter().filter_map(|holding| Some((&holding.verdict, holding.entry.as_ref()?)));
-    let told = told.filter(|(_, entry)| entry.released.is_none() && !knows(entry));
-    let (leased, local): (Vec<_>, Vec<_>) = told.partition(|(_, entry)| entry.lease.is_some());
-    // An owner without a lease that does not run never asks.
-    let local = local.into_iter().filter(|(verdict, _)| matches!(verdict, Held::Alive(_)));
-    let broken = local.map(|(_, entry)| mark_lost(entry)).collect();
-    let leased = leased.into_iter().map(|(_, entry)| mark_lost(entry));
-    let left = holders.into_iter().filter_map(|holding| holding.entry).chain(marks).chain(leased).collect();
-    Ok(Plan { broken, ..Plan::new(left, Ok(Released::Forced(taken))) })
 }
 
 /// What is left of a holder's own entry when it releases at `now`, and for how long.
