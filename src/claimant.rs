@@ -209,7 +209,7 @@ impl Claimant for ProcessClaimant {
         let itself = (self.is_itself_an_owner && entry.owner.pid == getpid()).then(|| Owner::of(getpid(), &self.here));
         let itself = itself.and_then(Result::ok);
         self.owner.iter().chain(&itself).any(|owner| match stored.is_legacy() {
-            true => owner.pid == entry.owner.pid && !started_after(owner.instance, stored.written),
+            true => owner.pid == entry.owner.pid && !started_after(owner.instance, stored.state.written),
             false => owner.is(&entry.owner),
         })
     }

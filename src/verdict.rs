@@ -178,9 +178,9 @@ pub fn judge_all(
     stored: &Stored,
     unchanged_for: &mut dyn FnMut(Option<String>, Vec<u8>) -> Duration,
 ) -> Vec<Judged<Verdict>> {
-    let written = stored.written;
+    let written = stored.state.written;
     let Some(record) = &stored.record else {
-        let verdict = judge_empty(written, unchanged_for(None, stored.version.clone()));
+        let verdict = judge_empty(written, unchanged_for(None, stored.state.version.clone().unwrap_or_default()));
         return vec![Judged { entry: None, written, verdict }];
     };
     let verdict = |entry: &Entry| match entry.lease {
@@ -199,7 +199,7 @@ pub fn judge_all(
 /// ended when the store's clock has passed what the renewal says, or when it was watched unchanged for its whole duration. No
 /// two hosts' clocks are compared.
 fn judge_lease(judge: &dyn Judge, stored: &Stored, entry: &Entry, lease: Lease, unchanged_for: Duration) -> Verdict {
-    let time_to = |end: u64| stored.now.map(|now| Duration::from_millis(end.saturating_sub(now)));
+    let time_to = |end: u64| stored.state.now.map(|now| Duration::from_millis(end.saturating_sub(now)));
     let at_least = entry.until.and_then(time_to).filter(|remaining| !remaining.is_zero());
     let stale = |why: Stale| at_least.map_or(Verdict::Stale(why), |remaining| Verdict::Held(Held::AtLeast(remaining)));
     if entry.released.is_some() {

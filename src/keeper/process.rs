@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::thread::Renewing;
 use super::{Charge, LONG, TokenHolder, is_readable};
+use crate::backend::seam::State;
 use crate::backend::{self, Location};
 use crate::child::helper::{self, not_by_hand};
 use crate::child::termination::end_tree;
@@ -200,7 +201,7 @@ impl Ward {
         let renewing = Renewing::start(&self.location, self.charge.clone(), None, self.on_lost, self.at_worst())?;
         // Ends with the owner, or with the lease.
         loop {
-            let Some(held) = self.judge_owner(&judge)? else {
+            let Some(held) = self.judge_owner(&judge) else {
                 drop(renewing);
                 let mut mutex = Mutex::new(backend::open(&self.location).map_err(io::Error::other)?, &judge);
                 // If this fails, the lease expires.
@@ -244,14 +245,13 @@ impl Ward {
     }
 
     /// Why the lock is still to be held, if it is, by what is seen from here alone.
-    fn judge_owner(&self, judge: &LocalJudge) -> io::Result<Option<Held>> {
+    fn judge_owner(&self, judge: &LocalJudge) -> Option<Held> {
         let entry = Entry { keeper: None, lease: None, until: None, ..self.entry.clone() };
-        let record = Record::of(vec![entry.clone()]).ok_or(io::ErrorKind::FileTooLarge)?;
-        let stored = Stored { record: Some(record), is_local: true, ..Stored::default() };
-        Ok(match judge.judge(&stored, &entry) {
+        let stored = Stored { state: State { is_local: true, ..State::default() }, ..Stored::default() };
+        match judge.judge(&stored, &entry) {
             Verdict::Held(held) => Some(held),
             Verdict::Stale(_) => None,
-        })
+        }
     }
 
     /// The process that the lock is held for.

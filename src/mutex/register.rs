@@ -6,7 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::rand::GetRandomFlags;
 
@@ -35,14 +35,8 @@ const MAX_REMOVED: usize = 50;
 pub struct Stored {
     /// The record; `None` for a file that is being made.
     pub record: Option<Record>,
-    /// Identifies the state; opaque to all but its store.
-    pub version: Vec<u8>,
-    /// When the state was stored, by the clock of this machine.
-    pub written: Option<SystemTime>,
-    /// Whether only this machine can have stored it.
-    pub is_local: bool,
-    /// The store's clock at the time of the read, in milliseconds, if the store has one.
-    pub now: Option<u64>,
+    /// The state of the register. Its text is that of the record.
+    pub state: State,
 }
 
 impl Stored {
@@ -116,15 +110,13 @@ impl Register {
     /// The stored state; `None` when nothing is stored.
     pub fn load(&mut self) -> Result<Option<Stored>, Error> {
         let state = self.read()?.state.clone();
-        let (Some(value), Some(version)) = (state.value, state.version) else { return Ok(None) };
-        let record = if value.is_empty() && !self.store().counts() {
-            None
-        } else {
-            let record = Record::parse(value.as_bytes());
-            Some(record.map_err(|why| self.error("read the lock", self.store().foreign(&why.to_string())))?)
-        };
-        let State { written, is_local, now, .. } = state;
-        Ok(Some(Stored { record, version, written, is_local, now }))
+        let (Some(value), Some(_)) = (&state.value, &state.version) else { return Ok(None) };
+        if value.is_empty() && !self.store().counts() {
+            return Ok(Some(Stored { record: None, state }));
+        }
+        let record = Record::parse(value.as_bytes());
+        let record = record.map_err(|why| self.error("read the lock", self.store().foreign(&why.to_string())))?;
+        Ok(Some(Stored { record: Some(record), state }))
     }
 
     /// Stores `record` only if nothing is stored.
@@ -308,7 +300,7 @@ impl Register {
         let Some(last) = self.last.take() else { return Ok(Write::Conflict) };
         let version = last.state.value.as_ref().and(last.state.version.as_ref());
         let is_old = since_boot().saturating_sub(last.asked) > MAX_AGE;
-        if version != seen.map(|seen| &seen.version) || is_old {
+        if version != seen.and_then(|seen| seen.state.version.as_ref()) || is_old {
             return Ok(Write::Conflict);
         }
         let written = if last.is_prepared {

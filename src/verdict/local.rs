@@ -96,7 +96,7 @@ impl LocalJudge {
         };
         let is_reused = if stored.is_legacy() {
             // A live process must not lose the lock to a clock that was set forward, so the time alone proves nothing.
-            started_after(process.instance, stored.written) && !is_meltano(owner.pid)
+            started_after(process.instance, stored.state.written) && !is_meltano(owner.pid)
         } else {
             owner.instance.same_as(process.instance) == Some(false)
         };
@@ -136,7 +136,7 @@ impl LocalJudge {
         let is_same_boot = place.boot.is_some() && place.boot == self.here.boot;
         // Containers have host names and machine ids of their own. Where another host may have written this, an equal boot id is
         // not enough: clones of a virtual machine share it.
-        if stored.is_local && is_same_boot {
+        if stored.state.is_local && is_same_boot {
             return Ok(());
         }
         let differ = |one: &Option<String>, two: &Option<String>| one.is_some() && two.is_some() && one != two;

@@ -62,7 +62,7 @@ pub fn only_what_was_seen_is_replaced(subject: &Subject) {
     let (mut one, mut other) = (subject.open("x"), subject.open("x"));
     assert_eq!(create(&mut one, &record(1)), Write::Done);
     let (seen, also_seen) = (stored(&mut one), stored(&mut other));
-    assert_eq!(seen.version, also_seen.version);
+    assert_eq!(seen.state.version, also_seen.state.version);
     assert_eq!(one.replace(&seen, &record(2)).expect("an answer"), Write::Done);
     assert_eq!(other.replace(&also_seen, &record(3)).expect("an answer"), Write::Conflict);
     assert_eq!(one.replace(&seen, &record(4)).expect("an answer"), Write::Conflict);
