@@ -6,6 +6,7 @@ mod notices;
 pub mod register;
 mod release;
 mod renew;
+mod sweep;
 mod wait;
 
 pub use release::OUTAGE;
@@ -14,12 +15,13 @@ pub use renew::Lost;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use register::{Connection, Register, Stored};
+use register::{Connection, Register};
 use serde::{Deserialize, Serialize};
 
 use crate::backend;
+use crate::backend::seam::State;
 use crate::mode::Mode;
-use crate::record::{Entry, Outcome};
+use crate::record::{Entry, Outcome, Record};
 use crate::verdict::{Former, Holding, Judge, Judged, Stale, Verdict, judge_all};
 use crate::waiter::Waiter;
 
@@ -39,6 +41,32 @@ pub struct Mutex<'a> {
     left_to_others: Option<(Option<Vec<u8>>, Instant)>,
     /// The requester lost the lock before, and has not been told yet.
     was_lost: bool,
+}
+
+/// The content of a register, as of one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The record; `None` for a file that is being made.
+    pub record: Option<Record>,
+    /// The state of the register. Its text is that of the record.
+    pub state: State,
+}
+
+impl Stored {
+    /// The entries of the record.
+    pub fn entries(&self) -> &[Entry] {
+        self.record.as_ref().map(Record::entries).unwrap_or_default()
+    }
+
+    /// The entries but for these.
+    fn without(&self, removed: &[Entry]) -> Vec<Entry> {
+        self.entries().iter().filter(|entry| !removed.contains(entry)).cloned().collect()
+    }
+
+    /// Whether the Python plugin stored it.
+    pub fn is_legacy(&self) -> bool {
+        self.record.as_ref().is_some_and(Record::is_legacy)
+    }
 }
 
 /// What is stored, and the verdict on each holder.

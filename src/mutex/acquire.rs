@@ -49,7 +49,8 @@ impl Mutex<'_> {
         waiting: &Waiting,
         observer: &mut dyn Observer,
     ) -> Result<Acquired, Error> {
-        if self.register.take_notices(claimant) {
+        // Only if it is told once: it would never get the lock again.
+        if self.register.take_notices(claimant) == Some(true) {
             let held = self.look().ok().flatten().map(|(_, judged)| Seen::held(judged));
             return Err(Error::Lost(Lost::Broken, held.unwrap_or_default()));
         }

@@ -25,36 +25,40 @@ impl Register {
         }
     }
 
-    /// Removes the notices for `claimant`. Returns whether there were any, even if they cannot be removed.
-    pub fn take_notices(&mut self, claimant: &dyn Claimant) -> bool {
-        !self.is_numbered() && self.beside(SUFFIX, |notices| change(notices, &[], Some(claimant)))
+    /// Removes the notices for `claimant`; `None` if there were none. Returns whether it could: in a sticky directory, the file may be
+    /// another user's.
+    pub fn take_notices(&mut self, claimant: &dyn Claimant) -> Option<bool> {
+        if self.is_numbered() { None } else { self.beside(SUFFIX, |notices| change(notices, &[], Some(claimant))) }
     }
 }
 
-/// Adds `new` notices, removes those for `claimant`, and those that will not be read. Returns whether there were any for it.
-fn change(notices: &mut Register, new: &[Entry], claimant: Option<&dyn Claimant>) -> bool {
-    let mut had_any = false;
+/// Adds `new` notices, and removes those for `claimant` and those that will not be read. Returns whether it could, if there were any
+/// for `claimant`.
+fn change(notices: &mut Register, new: &[Entry], claimant: Option<&dyn Claimant>) -> Option<bool> {
+    let mut had_any = None;
     // Bounded: each further round means that another process has changed the file.
     for _ in 0..MAX_ROUNDS {
-        let Ok(stored) = notices.load() else { break };
+        let stored = notices.load().ok()?;
         let is_own = |entry: &&Entry| claimant.zip(stored.as_ref()).is_some_and(|(owner, stored)| owner.owns(stored, entry));
         let present = stored.as_ref().map(Stored::entries).unwrap_or_default();
         let (own, others): (Vec<_>, Vec<_>) = present.iter().partition(is_own);
-        had_any |= !own.is_empty();
         if own.is_empty() && new.is_empty() {
-            break;
+            return had_any;
         }
+        had_any = had_any.or((!own.is_empty()).then_some(false));
         let here = Place::here();
         let mut entries: Vec<Entry> = others.into_iter().chain(new).filter(|entry| may_ask(entry, &here)).cloned().collect();
         entries.drain(..entries.len().saturating_sub(MAX_NOTICES));
         let write = match (&stored, Record::of(entries)) {
-            (None, None) => break,
+            (None, None) => return had_any,
             (None, Some(record)) => notices.create(&record),
             (Some(stored), None) => notices.delete(stored),
             (Some(stored), Some(record)) => notices.replace(stored, &record),
         };
-        if !matches!(write, Ok(Write::Conflict | Write::Unknown)) {
-            break;
+        match write {
+            Ok(Write::Done) => return had_any.map(|_| true),
+            Ok(Write::Conflict | Write::Unknown) => {}
+            Err(_) => return had_any,
         }
     }
     had_any

@@ -8,8 +8,6 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use rustix::rand::GetRandomFlags;
-
 use crate::backend::failure::{Cause, Error, Failure};
 use crate::backend::looks::Looks;
 use crate::backend::retry::{retry, since_1970};
@@ -17,6 +15,7 @@ use crate::backend::seam::{Key, Next, Queue, State, Store};
 use crate::process::since_boot;
 use crate::record::{Entry, Record};
 
+pub use super::Stored;
 pub use crate::backend::seam::Write;
 
 /// A store may remove a released record after this time. The next number is then the time of a
@@ -27,37 +26,8 @@ pub const KEPT: Duration = Duration::from_secs(35 * 24 * 60 * 60);
 /// write must not be below the numbers of a register that was made, used and purged meanwhile.
 const MAX_AGE: u64 = 60_000;
 
-/// How many unused registers a release removes from each page at most, which bounds its duration.
-const MAX_REMOVED: usize = 50;
-
-/// The content of a register, as of one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stored {
-    /// The record; `None` for a file that is being made.
-    pub record: Option<Record>,
-    /// The state of the register. Its text is that of the record.
-    pub state: State,
-}
-
-impl Stored {
-    /// The entries of the record.
-    pub fn entries(&self) -> &[Entry] {
-        self.record.as_ref().map(Record::entries).unwrap_or_default()
-    }
-
-    /// The entries but for these.
-    pub(super) fn without(&self, removed: &[Entry]) -> Vec<Entry> {
-        self.entries().iter().filter(|entry| !removed.contains(entry)).cloned().collect()
-    }
-
-    /// Whether the Python plugin stored it.
-    pub fn is_legacy(&self) -> bool {
-        self.record.as_ref().is_some_and(Record::is_legacy)
-    }
-}
-
 /// The store of a register. Another thread may close its connection.
-type Shared = Mutex<Box<dyn Store>>;
+pub(super) type Shared = Mutex<Box<dyn Store>>;
 
 /// The connection of a register.
 pub struct Connection(Weak<Shared>);
@@ -71,14 +41,14 @@ impl Connection {
     }
 }
 
-fn lock(store: &Shared) -> MutexGuard<'_, Box<dyn Store>> {
+pub(super) fn lock(store: &Shared) -> MutexGuard<'_, Box<dyn Store>> {
     store.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The register of one lock.
 pub struct Register {
-    store: Arc<Shared>,
-    key: Key,
+    pub(super) store: Arc<Shared>,
+    pub(super) key: Key,
     location: String,
     backoff: Looks,
     last: Option<Last>,
@@ -202,39 +172,6 @@ impl Register {
     pub fn leave_queue(&mut self) {
         self.backoff.end();
         self.queue(|queue, key| queue.leave(key));
-    }
-
-    /// Whether this release is the one in 64, chosen at random, that removes unused registers.
-    pub fn is_sweep_due(&self) -> bool {
-        let mut byte = [0_u8; 1];
-        let store = self.store();
-        let has_to = store.counts() && !store.expires();
-        has_to && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok() && byte[0] % 64 == 0
-    }
-
-    /// Removes some registers that were released longer than `age` ago. Their numbers, which begin
-    /// as times, tell the age. Best effort, and safe at any moment: a removal is conditional on the
-    /// released state, and the next number is a later time.
-    pub fn remove_unused(&mut self, age: Duration) {
-        let Self { store, key, .. } = self;
-        let mut store = lock(store);
-        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        // The page behind this name, and the first page: names often begin with a date, and go out
-        // of use in that order.
-        for after in [Some(key.name.clone()), None] {
-            let Ok(page) = store.list(key.kind, after.as_deref()) else { return };
-            let is_unused = |state: &State| {
-                let now = state.now.unwrap_or_else(since_1970);
-                state.version.is_some() && state.value.is_none() && state.number.saturating_add(age) < now
-            };
-            for (name, state) in page.entries.into_iter().filter(|(_, state)| is_unused(state)).take(MAX_REMOVED) {
-                if let Err(failure) = store.purge(&Key { kind: key.kind, name }, &state) {
-                    // Without the right to delete, they stay.
-                    tracing::debug!("cannot remove an unused lock: {}", failure.why);
-                    return;
-                }
-            }
-        }
     }
 
     /// Whether its states have numbers.

@@ -103,7 +103,7 @@ impl Mutex<'_> {
             Ok(Released::Own { was, .. }) if tried.may_be_done => Ok(Released::Own { stays: None, was }),
             Err(Error::Lost(how, _)) if tried.may_be_done => Err(Error::Lost(how, holders)),
             answer if tried.may_be_done => answer,
-            _ if whose.is_own() && self.register.take_notices(claimant) => Err(Error::Lost(Lost::Broken, holders)),
+            _ if whose.is_own() && self.register.take_notices(claimant).is_some() => Err(Error::Lost(Lost::Broken, holders)),
             _ if is_locked => Err(Error::NotOurs(holders)),
             _ => Err(Error::NotLocked),
         }
