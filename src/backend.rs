@@ -84,7 +84,7 @@ impl Location {
         }
     }
 
-    /// Whether those who hold it cannot see each other.
+    /// Whether its holders cannot see each other.
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Store(..))
     }

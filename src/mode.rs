@@ -1,4 +1,4 @@
-//! Who may hold a mutex at the same time.
+//! Which processes may hold a lock at the same time.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -9,14 +9,14 @@ pub const MAX_SLOTS: u32 = 100;
 /// How one holder holds a mutex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// With at most so many others of its kind that the slots suffice for all; one slot is a plain mutex.
+    /// In one of so many slots; one slot is a plain mutex.
     Slots(NonZeroU32),
-    /// With any number of others that share.
+    /// With any number of other sharers.
     Shared,
 }
 
 impl Mode {
-    /// A plain mutex: nobody else.
+    /// A plain mutex: alone.
     pub const EXCLUSIVE: Self = Self::Slots(NonZeroU32::MIN);
 
     /// Whether a requester in this mode may join holders in the modes `others`. Of different numbers of slots, the smallest

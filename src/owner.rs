@@ -1,4 +1,4 @@
-//! Who owns a lock: a process, named so that it cannot be taken for another one.
+//! The owner of a lock: a process, identified so that it is not mistaken for another one.
 
 use std::fs;
 use std::io;
@@ -92,7 +92,7 @@ impl Owner {
     }
 
     /// Whether both are provably the same process. Host names do not matter: the boot id is unique among hosts, and the
-    /// owner of a lock must be recognised when somebody renames its host.
+    /// owner of a lock must be recognised after its host was renamed.
     pub fn is(&self, other: &Self) -> bool {
         let same_place = self.place.boot.is_some()
             && self.place.boot == other.place.boot

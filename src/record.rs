@@ -27,7 +27,7 @@ const PLAIN: u32 = 1;
 /// The newest `v=` that this program understands.
 const VERSION: u32 = 2;
 
-/// The evidence that somebody holds a mutex.
+/// What is written down about the holders of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     version: Option<u32>,
@@ -56,7 +56,7 @@ impl Record {
         (!record.entries.is_empty() && record.to_text().len() <= MAX_BYTES).then_some(record)
     }
 
-    /// Everybody's part; never empty.
+    /// The parts of all acquisitions; never empty.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }

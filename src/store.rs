@@ -72,7 +72,7 @@ pub struct StoreSettings {
     pub timeout: Duration,
 }
 
-/// What was given as an address. It may hold a password, and may be no address at all, so that nobody repeats it.
+/// A text that was given as an address. It may hold a password, so it is not shown.
 #[derive(Clone)]
 pub struct Unread(String);
 
@@ -170,7 +170,7 @@ impl fmt::Display for StoreUrl {
         if self.scheme == Scheme::Directory {
             return write!(f, "{}://{}", self.scheme.name(), self.rest);
         }
-        // A password may hold `/`, `?` and `@` although it should not. Where an `@` stands behind a `?`, nobody can tell where it ends.
+        // A password may hold `/`, `?` and `@`, although it should not. If an `@` follows a `?`, its end is not certain.
         let (place, options) = self.rest.split_once(['?', '#']).unwrap_or((&self.rest, ""));
         let place = match place.rsplit_once('@') {
             _ if options.contains('@') => "…",

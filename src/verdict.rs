@@ -28,7 +28,7 @@ pub const BEING_WRITTEN: Duration = Duration::from_secs(2);
 /// kernel's coarse clock, and start times are whole clock ticks.
 const LEGACY_MARGIN: Duration = Duration::from_secs(1);
 
-/// How often to look at a holder that nobody here can watch: neither its end nor its release is heard.
+/// The poll interval for a holder that cannot be watched from here: neither its end nor its release is heard.
 const UNHEARD: Duration = Duration::from_secs(1);
 
 /// One holder of what is stored, with a verdict on it.

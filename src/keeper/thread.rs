@@ -74,8 +74,8 @@ impl Kept for Known {
 }
 
 impl Renewing {
-    /// Begins to renew. `idle` stays open for a second, for a command that ends before that. With [`OnLost::Warn`], the thread reports a loss. `at_worst` ends what runs under the lock when this process
-    /// cannot continue.
+    /// Begins to renew. `idle` stays open for a second, for a command that ends before that. With [`OnLost::Warn`], the thread
+    /// reports a loss. `at_worst` ends what runs under the lock when this process cannot continue.
     pub fn start(
         location: &Location,
         charge: Charge,

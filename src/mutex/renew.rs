@@ -34,10 +34,10 @@ pub enum Lost {
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Expired => "its lease has expired, because it was not renewed; nobody else has held it since",
-            Self::TakenOver => "its lease expired, or it was taken away; others may have held it since",
+            Self::Expired => "its lease expired without a renewal; no other process has held it since",
+            Self::TakenOver => "its lease expired, or it was broken; other processes may have held it since",
             Self::Broken => "it was broken",
-            Self::Gone => "nothing tells of it in the store any more",
+            Self::Gone => "the store does not mention it any more",
         })
     }
 }

@@ -127,7 +127,7 @@ fn an_owner_whose_lease_nobody_has_taken_is_told_all_the_same(kind: Kind) {
     signal(store.keeper(), Signal::KILL);
     until("it has expired", || store.state() == "stale");
     let (code, output) = owner.output(r#""$S" unlock 2>&1"#);
-    assert!(code == 76 && output.contains("nobody else has held it since"), "{code} {output}");
+    assert!(code == 76 && output.contains("no other process has held it since"), "{code} {output}");
     assert_eq!(store.state(), "free");
 }
 
