@@ -350,7 +350,7 @@ fn who_locks_again_after_a_loss_is_told_of_it_once(kind: Kind) {
     assert_eq!(other.run(r#""$S" lock 2> /dev/null"#), 0);
     other.unlock();
     let (code, said) = owner.output(r#""$S" lock 2>&1"#);
-    assert!(code == 76 && said.contains("others may have held it since"), "{code} {said}");
+    assert!(code == 76 && said.contains("other processes may have held it since"), "{code} {said}");
     assert_eq!(store.state(), "free");
     owner.lock();
     owner.unlock();
