@@ -29,8 +29,11 @@ impl Waiting {
 /// How many polls may follow each other within a second without a rest: hand-offs come in bursts.
 const BURST: u32 = 20;
 
-/// The rest after each further one, which bounds the cost of a flood of wake-ups.
+/// The shortest rest after each further one, which bounds the cost of a flood of wake-ups.
 const REST: Duration = Duration::from_millis(10);
+
+/// A rest is so many times as long as the poll: some polls read the whole process table.
+const REST_FACTOR: u32 = 5;
 
 /// How long a waiter pauses at first when a store has no connection for it.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
@@ -126,11 +129,12 @@ impl<'a> Attempts<'a> {
         last.into_iter().chain(self.deadline).min()
     }
 
-    /// How long to rest after a poll.
-    pub fn rest(&mut self) -> Duration {
+    /// How long to rest after a poll that took so long.
+    pub fn rest(&mut self, poll: Duration) -> Duration {
         let (since, polls) = self.polls;
-        self.polls = if since.elapsed() >= Duration::from_secs(1) { (Instant::now(), 1) } else { (since, polls + 1) };
-        if self.polls.1 <= BURST { Duration::ZERO } else { REST }
+        let second = Duration::from_secs(1);
+        self.polls = if since.elapsed() >= second { (Instant::now(), 1) } else { (since, polls + 1) };
+        if self.polls.1 <= BURST { Duration::ZERO } else { (poll * REST_FACTOR).clamp(REST, second) }
     }
 
     /// When to ask a store again that does not answer, or has no connection to spare; `interval` is the observer's.

@@ -82,7 +82,7 @@ impl Mutex<'_> {
                 self.sleep_until(until, is_beside, &[], &ends(claimant, observer))?;
                 continue;
             };
-            let rest = attempts.rest();
+            let rest = attempts.rest(looked.elapsed());
             observer.waiting(&holders, attempts.made());
             let fds = ends(claimant, observer);
             let next_poll = looked + IN_LINE.min(observer.interval());
