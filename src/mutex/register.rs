@@ -33,10 +33,12 @@ pub(super) type Shared = Mutex<Box<dyn Store>>;
 pub struct Connection(Weak<Shared>);
 
 impl Connection {
-    /// Closes it, until the register is used again.
+    /// Closes it, until the register is used again. Does nothing while another thread uses it.
     pub fn close(&self) {
-        if let Some(store) = self.0.upgrade() {
-            lock(&store).disconnect();
+        if let Some(store) = self.0.upgrade()
+            && let Ok(mut store) = store.try_lock()
+        {
+            store.disconnect();
         }
     }
 }
