@@ -179,7 +179,7 @@ pub fn execute(job: Job) -> Result<ExitCode, Error> {
     };
 
     // Whoever was stopped meanwhile has not renewed anything.
-    let is_lost = renewing.as_ref().is_some_and(|renewing| renewing.is_given_up().unwrap_or(true));
+    let is_lost = renewing.as_ref().is_some_and(Renewing::is_given_up);
     let started = match claimant.take() {
         Some(prepared) if is_lost => {
             drop(prepared);

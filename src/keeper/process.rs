@@ -208,10 +208,7 @@ impl Ward {
                 let _ = mutex.release(&TokenHolder(&self.charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
                 return Ok(());
             };
-            let lost = match self.on_lost {
-                OnLost::Terminate => renewing.lost_fd(),
-                OnLost::Warn => renewing.ended_fd(),
-            };
+            let lost = renewing.lost_fd();
             let limit = held.look_again_in().or(held.ended_fd().is_none().then_some(UNHEARD)).unwrap_or(LONG);
             let fds: Vec<_> = held.ended_fd().into_iter().chain([lost]).collect();
             backend::sleep(limit, &fds)?;

@@ -1,6 +1,6 @@
 //! Keeping a lease by a thread of the process that holds the lock, or of its keeper.
 
-use std::io::{self, PipeReader, PipeWriter};
+use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::thread;
@@ -22,50 +22,33 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// A lease that is renewed as long as this value lives.
 pub struct Renewing {
-    grace: Duration,
-    known: Arc<Known>,
-    /// Ends with the thread.
-    ended: PipeReader,
+    keeper: Arc<Keeper>,
     _stop: PipeWriter,
     _panics: Registration,
 }
 
-/// What the thread reports.
-struct Known {
-    /// Expires when the lease is given up or lost.
+/// What the thread works with, and what it reports.
+struct Keeper {
+    location: Location,
+    on_lost: OnLost,
+    /// Expires when the lease is lost; with [`OnLost::Terminate`], already when it is given up.
     timer: Timer,
     status: StdMutex<Status>,
     at_worst: Box<dyn Fn() + Send + Sync>,
 }
 
 struct Status {
-    /// When others may take the lock, in milliseconds since boot.
-    over: u64,
+    charge: Charge,
     /// Why the last renewal failed.
     trouble: Option<String>,
     lost: Option<(String, Option<Lost>)>,
-    /// Closed when the thread has ended.
-    end: Option<PipeWriter>,
 }
 
-impl Known {
-    fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_lost(&self, why: String, how: Option<Lost>) {
-        self.status().lost = Some((why, how));
-        // If this fails, the timer still expires when the last renewal is too old.
-        let _ = self.timer.set(1);
-    }
-}
-
-impl Kept for Known {
+impl Kept for Keeper {
     fn lose(&self, why: &str) {
         // The store is not asked again to release the lock.
         self.status().trouble = Some(why.to_owned());
         self.set_lost(why.to_owned(), None);
-        self.status().end = None;
     }
 
     fn end(&self) {
@@ -84,54 +67,49 @@ impl Renewing {
         at_worst: Box<dyn Fn() + Send + Sync>,
     ) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
-        let (ended, end) = io::pipe()?;
-        let timer = Timer::new()?;
-        timer.set(charge.given_up())?;
-        let status = Status { over: charge.after(1, 1), trouble: None, lost: None, end: Some(end) };
-        let known = Arc::new(Known { timer, status: StdMutex::new(status), at_worst });
-        let panics = Registration::of(known.clone());
-        let grace = charge.grace();
-        let keeper = Keeper { location: location.clone(), charge, idle, on_lost, known: known.clone() };
+        let status = StdMutex::new(Status { charge: charge.clone(), trouble: None, lost: None });
+        let keeper = Arc::new(Keeper { location: location.clone(), on_lost, timer: Timer::new()?, status, at_worst });
+        keeper.set_charge(charge)?;
+        let panics = Registration::of(keeper.clone());
+        let renewing = Self { keeper: keeper.clone(), _stop: stop, _panics: panics };
         // Not joined in the end: it holds nothing, and its last write is conditional on the lock being held.
-        thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.run(stopped.as_fd()))?;
-        Ok(Self { grace, known, ended, _stop: stop, _panics: panics })
+        thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.run(idle, stopped.as_fd()))?;
+        Ok(renewing)
     }
 
-    /// Becomes readable when the lock is lost, or so close to it that what runs under it has to end.
+    /// Becomes readable when the lock is lost; with [`OnLost::Terminate`], when it is so close to it that what runs under it has to
+    /// end.
     pub fn lost_fd(&self) -> BorrowedFd<'_> {
-        self.known.timer.fd()
-    }
-
-    /// Becomes readable when renewing has ended, because the lock is certainly lost.
-    pub fn ended_fd(&self) -> BorrowedFd<'_> {
-        self.ended.as_fd()
+        self.keeper.timer.fd()
     }
 
     /// Whether what runs under it has to end.
-    pub fn is_given_up(&self) -> io::Result<bool> {
-        is_readable(self.lost_fd())
+    pub fn is_given_up(&self) -> bool {
+        let status = self.keeper.status();
+        status.lost.is_some() || status.charge.is_given_up()
     }
 
     /// Whether no other process can have had the lock yet, unless it was broken.
     pub fn is_good(&self) -> bool {
-        since_boot() < self.known.status().over
+        since_boot() < self.keeper.status().charge.after(1, 1)
     }
 
     /// When to kill what runs under it and is told to end now, in milliseconds since boot: after some time, but before others may
     /// have the lock.
     pub fn kill_at(&self) -> u64 {
-        let grace = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX / 2);
-        (since_boot() + grace).min(self.known.status().over)
+        let charge = self.keeper.status().charge.clone();
+        let grace = u64::try_from(charge.grace().as_millis()).unwrap_or(u64::MAX / 2);
+        (since_boot() + grace).min(charge.after(1, 1))
     }
 
     /// Whether the store did not answer the last renewal.
     pub fn is_unanswered(&self) -> bool {
-        self.known.status().trouble.is_some()
+        self.keeper.status().trouble.is_some()
     }
 
     /// What has become of it.
     pub fn why(&self) -> String {
-        match &*self.known.status() {
+        match &*self.keeper.status() {
             Status { lost: Some((why, _)), .. } => why.clone(),
             Status { trouble: Some(why), .. } => format!("its lease could not be renewed in time: {why}"),
             _ => "its lease could not be renewed in time".to_owned(),
@@ -140,58 +118,65 @@ impl Renewing {
 
     /// Whether the store does not mention it any more, not even as lost: it was released.
     pub fn is_released(&self) -> bool {
-        matches!(self.known.status().lost, Some((_, Some(Lost::Gone))))
+        matches!(self.keeper.status().lost, Some((_, Some(Lost::Gone))))
     }
-}
-
-struct Keeper {
-    location: Location,
-    charge: Charge,
-    idle: Option<Connection>,
-    on_lost: OnLost,
-    known: Arc<Known>,
 }
 
 impl Keeper {
-    fn run(mut self, stopped: BorrowedFd<'_>) {
-        let lost = match self.keep(stopped) {
-            Ok(lost) => lost.map(|how| (how.to_string(), Some(how))),
-            Err(error) => Some((format!("it cannot be kept: {}", backend::plain(&error)), None)),
-        };
-        if let Some((why, how)) = lost {
-            if self.on_lost == OnLost::Warn {
-                tracing::warn!("the lock `{}` is lost: {why}", self.location.printable());
-            }
-            self.known.set_lost(why, how);
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_lost(&self, why: String, how: Option<Lost>) {
+        self.status().lost = Some((why, how));
+        // If this fails, the timer still expires when the last renewal is too old.
+        let _ = self.timer.set(1);
+    }
+
+    fn set_charge(&self, charge: Charge) -> io::Result<()> {
+        if self.on_lost == OnLost::Terminate {
+            self.timer.set(charge.given_up())?;
         }
-        self.known.status().end = None;
+        let mut status = self.status();
+        (status.charge, status.trouble) = (charge, None);
+        Ok(())
+    }
+
+    fn run(&self, idle: Option<Connection>, stopped: BorrowedFd<'_>) {
+        let (why, how) = match self.keep(idle, stopped) {
+            Ok(None) => return,
+            Ok(Some(how)) => (how.to_string(), Some(how)),
+            Err(error) => (format!("it cannot be kept: {}", backend::plain(&error)), None),
+        };
+        if self.on_lost == OnLost::Warn {
+            tracing::warn!("the lock `{}` is lost: {why}", self.location.printable());
+        }
+        self.set_lost(why, how);
     }
 
     /// Renews until `stopped` is readable, or the store says that the lock is lost.
-    fn keep(&mut self, stopped: BorrowedFd<'_>) -> io::Result<Option<Lost>> {
+    fn keep(&self, mut idle: Option<Connection>, stopped: BorrowedFd<'_>) -> io::Result<Option<Lost>> {
         let judge = LocalJudge::new(Place::default(), Orphans::Ignore);
         let mut mutex = Mutex::new(backend::open(&self.location).map_err(io::Error::other)?, &judge);
+        let mut charge = self.status().charge.clone();
         let mut is_told = false;
         let timer = Timer::new()?;
-        timer.set(self.charge.after(1, 3))?;
+        timer.set(charge.after(1, 3))?;
         loop {
-            backend::sleep(if self.idle.is_some() { IDLE } else { LONG }, &[stopped, timer.fd()])?;
+            backend::sleep(if idle.is_some() { IDLE } else { LONG }, &[stopped, timer.fd()])?;
             if is_readable(stopped)? {
                 return Ok(None);
             }
-            self.idle.take().iter().for_each(Connection::close);
+            idle.take().iter().for_each(Connection::close);
             if !is_readable(timer.fd())? {
                 continue;
             }
-            match mutex.renew(&self.charge.grant.token, None) {
+            match mutex.renew(&charge.grant.token, None) {
                 Ok(grant) => {
                     tracing::debug!("renewed the lease of `{}`", self.location.printable());
-                    self.charge.grant = grant;
-                    is_told = false;
-                    let mut status = self.known.status();
-                    (status.trouble, status.over) = (None, self.charge.after(1, 1));
-                    self.known.timer.set(self.charge.given_up())?;
-                    timer.set(self.charge.after(1, 3))?;
+                    (charge.grant, is_told) = (grant, false);
+                    self.set_charge(charge.clone())?;
+                    timer.set(charge.after(1, 3))?;
                 }
                 // What was released meanwhile is not lost.
                 Err(Error::Lost(..)) if is_readable(stopped)? => return Ok(None),
@@ -199,13 +184,13 @@ impl Keeper {
                 // It may pass, and the store has not said that the lock is lost.
                 Err(error) => {
                     tracing::debug!("cannot renew the lease: {error}");
-                    self.known.status().trouble = Some(error.to_string());
+                    self.status().trouble = Some(error.to_string());
                     // Nothing else is done about it, and it may last for long.
-                    if self.on_lost == OnLost::Warn && self.charge.is_given_up() && !std::mem::replace(&mut is_told, true) {
+                    if self.on_lost == OnLost::Warn && charge.is_given_up() && !std::mem::replace(&mut is_told, true) {
                         let name = self.location.printable();
                         tracing::warn!("the lease of `{name}` could not be renewed in time: {error}");
                     }
-                    let pause = u64::try_from(self.charge.lease.as_millis() / 24).unwrap_or(u64::MAX / 8);
+                    let pause = u64::try_from(charge.lease.as_millis() / 24).unwrap_or(u64::MAX / 8);
                     timer.set(since_boot() + pause.clamp(50, 2000))?;
                 }
             }
@@ -227,15 +212,16 @@ mod tests {
 
     #[test]
     fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
-        let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot() };
-        let charge = Charge { grant, lease: Duration::from_secs(3600) };
-        let location = Location::File("/nonexistent".into());
-        let renewing = Renewing::start(&location, charge, None, OnLost::Terminate, Box::new(|| {})).expect("a thread");
-        assert!(!renewing.is_given_up().expect("it is told") && !renewing.is_unanswered());
-        renewing.known.lose("internal error");
-        assert!(renewing.is_given_up().expect("it is told"), "what runs under it is ended");
-        assert!(is_readable(renewing.ended_fd()).expect("it is told"), "who only warns hears of it");
-        assert!(renewing.is_unanswered() && !renewing.is_released());
-        assert_eq!(renewing.why(), "internal error");
+        for on_lost in [OnLost::Terminate, OnLost::Warn] {
+            let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot() };
+            let charge = Charge { grant, lease: Duration::from_secs(3600) };
+            let location = Location::File("/nonexistent".into());
+            let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread");
+            assert!(!renewing.is_given_up() && !renewing.is_unanswered());
+            renewing.keeper.lose("internal error");
+            assert!(renewing.is_given_up() && is_readable(renewing.lost_fd()).expect("it is told"));
+            assert!(renewing.is_unanswered() && !renewing.is_released());
+            assert_eq!(renewing.why(), "internal error");
+        }
     }
 }
