@@ -34,16 +34,14 @@ pub struct Record {
     entries: Vec<Entry>,
 }
 
-/// Why some bytes are no lock record.
+/// Why some bytes are not a lock record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum NotARecord {
-    /// The first line is not a decimal number from 1 to 2³¹−1.
     #[error("its first line is no process id")]
     NoPid,
-    /// The first line is a number, but what follows is neither a time nor a record.
     #[error("its second line is no time")]
     NoTime,
-    /// Larger than any record.
     #[error("it is larger than {} KiB", MAX_BYTES / 1024)]
     TooLarge,
 }

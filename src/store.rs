@@ -11,22 +11,16 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
 /// What an address of a directory says by its code.
 const IN_PATHS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#').add(b' ');
 
-/// The kinds of stores whose addresses are understood.
+/// The kinds of stores. A directory is on a file system that hosts share; S3 is also what speaks its protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum Scheme {
-    /// A directory on a file system that many hosts share.
     Directory,
-    /// PostgreSQL.
     Postgres,
-    /// MySQL and MariaDB.
     Mysql,
-    /// Amazon DynamoDB.
     Dynamodb,
-    /// Amazon S3, and what speaks its protocol.
     S3,
-    /// Azure Blob Storage.
     Azure,
-    /// Google Cloud Storage.
     Gcs,
 }
 
