@@ -1035,7 +1035,7 @@ fn a_parent_that_ends_with_the_command_cannot_own_a_lock() {
     for script in [r#"timeout 60 "$S" lock; exit $?"#, r#"flock x "$S" lock; exit $?"#, python] {
         let ended = ended(locks.command("bash").current_dir(locks.dir()).args(["-c", script]));
         assert_eq!(ended.code, 2, "{ended:?}");
-        assert!(ended.last_line().contains("does nothing else, so that the lock would end at once"), "{ended:?}");
+        assert!(ended.last_line().contains("only runs this command, so the lock would be released immediately"), "{ended:?}");
         assert!(!locks.file().exists());
     }
     let ended = locks.script(r#"timeout 60 "$S" lock --owner-pid $$ && "$S" unlock; exit $?"#);
