@@ -111,7 +111,7 @@ impl ProcessClaimant {
                 let checked = if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
                 let unidentifiable =
                     |error: io::Error| NoOwner::new(error.to_string(), "mount /proc, or lock where it can be read");
-                checked.and_then(|()| Owner::new(process, here).map_err(unidentifiable))
+                checked.and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
             }
         };
         Self {

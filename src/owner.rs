@@ -75,20 +75,25 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// The process `pid` of this host.
+    /// The process `pid` of this host, unless it has ended.
     pub fn of(pid: Pid, here: &Place) -> io::Result<Self> {
-        let Observation::Running(process) = process::observe(pid) else {
-            return Err(io::Error::other(format!("process {pid} has ended")));
-        };
-        Self::new(&process, here)
+        match process::observe(pid) {
+            Observation::Running(process) => Ok(Self::new(&process, here)),
+            _ => Err(io::Error::other(format!("process {pid} has ended"))),
+        }
     }
 
-    /// A process of this host that runs.
-    pub fn new(process: &Process, here: &Place) -> io::Result<Self> {
-        let pid = process.pid();
-        let owner = Self { pid, uid: Some(getuid().as_raw()), place: here.clone(), instance: process.instance };
+    /// A process of this host.
+    pub fn new(process: &Process, here: &Place) -> Self {
+        let uid = Some(getuid().as_raw());
+        Self { pid: process.pid(), uid, place: here.clone(), instance: process.instance }
+    }
+
+    /// The same, unless it could not be recognised later.
+    pub fn identified(self) -> io::Result<Self> {
+        let pid = self.pid;
         let why = || format!("pid {pid} cannot be told from other processes: /proc is not mounted, or cannot be read");
-        if owner.is(&owner) { Ok(owner) } else { Err(io::Error::other(why())) }
+        if self.is(&self) { Ok(self) } else { Err(io::Error::other(why())) }
     }
 
     /// Whether both are provably the same process. Host names do not matter: the boot id is unique among hosts, and the

@@ -68,8 +68,8 @@ impl RunClaimant {
     /// nobody takes over what is about to be released.
     fn entry_of(&self, command: Pid) -> io::Result<Entry> {
         let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
-        let keeper = Owner::of(getpid(), &self.here)?;
-        let entry = Entry::new(Owner::of(command, &self.here)?, run, Some(self.describe()))?;
+        let keeper = Owner::of(getpid(), &self.here)?.identified()?;
+        let entry = Entry::new(Owner::of(command, &self.here)?.identified()?, run, Some(self.describe()))?;
         self.tokens.borrow_mut().extend(entry.token.clone());
         Ok(Entry { keeper: Some((keeper.pid, keeper.instance)), ..entry })
     }
