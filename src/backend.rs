@@ -92,27 +92,20 @@ impl Location {
 
 /// Opens the register that keeps a lock, without touching it.
 pub fn open(location: &Location) -> Result<Register, Error> {
-    match location {
+    let (store, name): (Box<dyn seam::Store>, _) = match location {
         Location::File(path) => {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let store = Box::new(file::Files::new(parent));
-            let key = Key::lock(path.file_name().unwrap_or_default());
-            Ok(Register::new(store, key, location.printable()))
+            (Box::new(file::Files::new(parent)), path.file_name().unwrap_or_default())
         }
-        Location::Store(settings, name) => {
-            let store = engines::open(settings).map_err(|failure| unusable(failure, "use the lock", location.printable()))?;
-            Ok(Register::new(store, Key::lock(name), location.printable()))
-        }
-    }
+        Location::Store(settings, name) => (open_store(settings)?, name.as_os_str()),
+    };
+    Ok(Register::new(store, Key::lock(name), location.printable()))
 }
 
 /// Opens a store, without connecting to it.
 pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn seam::Store>, Error> {
-    engines::open(settings).map_err(|failure| unusable(failure, "use the store", settings.url.to_string()))
-}
-
-fn unusable(failure: Failure, action: &'static str, location: String) -> Error {
-    Failure { cause: Cause::Unusable, ..failure }.during(action, location)
+    let unusable = |failure| Failure { cause: Cause::Unusable, ..failure }.during("use the store", settings.url.to_string());
+    engines::open(settings).map_err(unusable)
 }
 
 /// A table with more pages of locks is not for locks alone, and going through it costs money in some stores.
