@@ -57,9 +57,6 @@ pub fn plain(error: &std::io::Error) -> impl fmt::Display {
 }
 
 /// Sleeps at most `limit`, or until one of `fds` becomes readable.
-///
-/// # Errors
-/// When it cannot sleep.
 pub fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
     let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     let timeout = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
@@ -87,50 +84,34 @@ impl Location {
         }
     }
 
-    /// Whether those who hold it cannot see each other.
+    /// Whether its holders cannot see each other.
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Store(..))
     }
 }
 
 /// Opens the register that keeps a lock, without touching it.
-///
-/// # Errors
-/// When this program was built without its store, or its address cannot be used.
-pub fn open(location: &Location) -> Result<Register<'static>, Error> {
-    match location {
+pub fn open(location: &Location) -> Result<Register, Error> {
+    let (store, name): (Box<dyn seam::Store>, _) = match location {
         Location::File(path) => {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let store = Box::new(file::Files::new(parent));
-            let key = Key::lock(path.file_name().unwrap_or_default());
-            Ok(Register::new(store, key, location.printable()))
+            (Box::new(file::Files::new(parent)), path.file_name().unwrap_or_default())
         }
-        Location::Store(settings, name) => {
-            let store = engines::open(settings).map_err(|failure| unusable(failure, "use the lock", location.printable()))?;
-            Ok(Register::new(store, Key::lock(name), location.printable()))
-        }
-    }
+        Location::Store(settings, name) => (open_store(settings)?, name.as_os_str()),
+    };
+    Ok(Register::new(store, Key::lock(name), location.printable()))
 }
 
 /// Opens a store, without connecting to it.
-///
-/// # Errors
-/// As for [`open`].
 pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn seam::Store>, Error> {
-    engines::open(settings).map_err(|failure| unusable(failure, "use the store", settings.url.to_string()))
-}
-
-fn unusable(failure: Failure, action: &'static str, location: String) -> Error {
-    Failure { cause: Cause::Unusable, ..failure }.during(action, location)
+    let unusable = |failure| Failure { cause: Cause::Unusable, ..failure }.during("use the store", settings.url.to_string());
+    engines::open(settings).map_err(unusable)
 }
 
 /// A table with more pages of locks is not for locks alone, and going through it costs money in some stores.
 const MAX_PAGES: usize = 1000;
 
 /// All locks of a store that are held, or were, in the order of their names.
-///
-/// # Errors
-/// When they cannot be listed.
 pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
     let place = || settings.url.to_string();
     let mut store = open_store(settings)?;
@@ -150,12 +131,4 @@ pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
     }
     let failure = Failure::permanent("it holds too many").with_hint("name the locks, or give locks a store of their own");
     Err(failure.during("list the locks of", place()))
-}
-
-/// The statements that create a store's schema; `None` for a store that is not set up by statements.
-///
-/// # Errors
-/// When this program was built without the store, or its address cannot be used.
-pub fn schema(settings: &StoreSettings) -> Result<Option<&'static str>, Error> {
-    Ok(open_store(settings)?.schema())
 }

@@ -1,109 +1,72 @@
-//! On whose behalf a lock is taken: the process that becomes its owner, and whether it still wants the lock.
+//! For which process a lock is acquired, and whether that still wants the lock.
 
+use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::SystemTime;
 
 use rustix::process::{Pid, getpid, getppid};
 
+use crate::mutex::register::Stored;
 use crate::owner::{Owner, Place};
 use crate::printable;
 use crate::process::{self, FIRST_PID_NAMESPACE, Observation, Process};
-use crate::record::{Entry, Record};
+use crate::record::Entry;
 use crate::verdict::{RUN_VARIABLE, started_after};
 
-/// Programs that adopt orphans: a `lock` that has one as its parent was left behind, or is started by a service manager.
+/// Programs that adopt orphans: a `lock` with one as its parent was left behind, or was started by a service manager.
 const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
 
 /// Shells, which run a script, whatever arguments it gets.
 const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "ksh", "zsh", "fish"];
 
-/// Somebody who wants to hold a mutex.
+/// The subcommands of Meltano that start plugins.
+const SUBCOMMANDS: [&str; 5] = ["invoke", "run", "job", "el", "elt"];
+
+/// A requester of a lock.
 pub trait Claimant {
-    /// Its part of a record, for a new acquisition of a plain mutex.
-    ///
-    /// # Errors
-    /// When there is nobody to own it, or the operating system has no random numbers.
-    fn entry(&self) -> std::io::Result<Entry>;
+    /// Its entry for a new acquisition of a plain mutex.
+    fn entry(&self) -> io::Result<Entry> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
-    /// The same in the name of this very process, which is stale as soon as it ends.
-    ///
-    /// # Errors
-    /// As for [`Claimant::entry`].
-    fn transient_entry(&self) -> std::io::Result<Entry>;
-
-    /// Whether one of the record's entries is certainly this claimant's, given when the record was stored.
-    fn owns(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> bool;
+    /// Whether an entry of the stored record is certainly this requester's.
+    fn owns(&self, stored: &Stored, entry: &Entry) -> bool;
 
     /// Whether it still wants the lock.
-    fn is_present(&self) -> bool;
+    fn is_present(&self) -> bool {
+        true
+    }
 
     /// These become readable when it does not want the lock any more.
-    fn absence_fds(&self) -> Vec<BorrowedFd<'_>>;
-}
-
-/// Why there is nobody to own a lock.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoOwner {
-    /// `getppid` is 0.
-    #[error("the parent process is in another container (PID namespace), so it cannot own a lock")]
-    OutsideParent,
-    /// The parent never ends and did not ask for a lock.
-    #[error("the parent process is pid {pid} ({command}), which would hold the lock for ever")]
-    Adopter {
-        /// Its PID.
-        pid: Pid,
-        /// Its name.
-        command: String,
-    },
-    /// The parent does nothing but run this command, and ends with it: `timeout 5 serializer lock`.
-    #[error("the parent process (`{command}`) does nothing else, so that the lock would end at once, with it")]
-    Wrapper {
-        /// Its command line.
-        command: String,
-    },
-    /// `meltano invoke` ends with the command.
-    #[error("`meltano invoke` ends at once, and its lock with it")]
-    MeltanoInvoke,
-    /// The parent ended while we looked.
-    #[error("the parent process has ended")]
-    ParentEnded,
-    /// `/proc` does not tell what tells the owner from other processes, so that nobody could recognise it later.
-    #[error("pid {pid} cannot be told from other processes: /proc is not mounted, or cannot be read")]
-    Unidentifiable {
-        /// Its PID.
-        pid: Pid,
-    },
-    /// The named owner does not run.
-    #[error("there is no process {pid} that could own it")]
-    NotRunning {
-        /// The PID that was asked for.
-        pid: Pid,
-    },
-}
-
-impl NoOwner {
-    /// What the user can do about it.
-    pub fn hint(&self) -> &'static str {
-        match self {
-            Self::MeltanoInvoke => {
-                "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name the process that is to \
-                 own the lock: `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock` in a script"
-            }
-            Self::Wrapper { .. } => {
-                "name the process that is to own the lock, for `unlock` too: `--owner-pid $$` in a script; or put the work \
-                 into the same command: `sh -c 'serializer lock && …; serializer unlock'`"
-            }
-            Self::NotRunning { .. } => "check `--owner-pid` or `SERIALIZER_OWNER_PID`",
-            Self::Unidentifiable { .. } => "mount /proc, or lock where it can be read",
-            Self::OutsideParent | Self::Adopter { .. } | Self::ParentEnded => {
-                "let `serializer run -- COMMAND` hold it for a command, or name the process that is to own the lock with \
-                 `--owner-pid PID` or `SERIALIZER_OWNER_PID`"
-            }
-        }
+    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
     }
 }
 
-/// A process that owns, or wants to own, a lock; we act for it.
+/// Why no process can own a lock.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct NoOwner {
+    why: String,
+    /// What the user can do about it.
+    pub hint: &'static str,
+    /// Whether the parent ended meanwhile: nothing is wrong with the command line.
+    pub has_ended: bool,
+}
+
+impl NoOwner {
+    fn new(why: impl Into<String>, hint: &'static str) -> Self {
+        Self { why: why.into(), hint, has_ended: false }
+    }
+
+    fn parent_ended() -> Self {
+        Self { has_ended: true, ..Self::new("the parent process has ended", NAME_ANOTHER) }
+    }
+}
+
+const NAME_ANOTHER: &str = "let `serializer run -- COMMAND` hold it for a command, or name the process that is to own the lock \
+                            with `--owner-pid PID` or `SERIALIZER_OWNER_PID`";
+
+/// A process that owns, or wants to own, a lock; this process acts for it.
 #[derive(Debug)]
 pub struct ProcessClaimant {
     here: Place,
@@ -112,52 +75,49 @@ pub struct ProcessClaimant {
     run: Option<String>,
     /// Read once: after an orphan has been adopted, the answer is another process.
     parent: Option<Pid>,
-    /// The parent and the owner. When either is gone, nobody waits for the lock any more.
+    /// The parent and the owner. When either has ended, no process waits for the lock any more.
     watched: Vec<Process>,
-    /// We count as the owner, too: shells replace themselves by the last command of a script.
+    /// This process counts as the owner, too: shells replace themselves by the last command of a script.
     is_itself_an_owner: bool,
 }
 
 impl ProcessClaimant {
-    /// Finds out who owns: the process `owner_pid`, or else the parent of this one.
+    /// Finds the owner: the process `owner_pid`, or else the parent of this one.
     pub fn discover(here: &Place, owner_pid: Option<Pid>) -> Self {
         let parent = getppid();
-        let mut watched = Vec::new();
-        let mut parent_instance = None;
-        if let Some(pid) = parent
-            && let Observation::Running(process) = process::observe(pid)
-        {
-            parent_instance = Some(process.instance);
-            watched.push(process);
-        }
+        let watched = parent.into_iter().chain(owner_pid).filter_map(|pid| match process::observe(pid) {
+            Observation::Running(process) => Some(process),
+            _ => None,
+        });
+        let watched: Vec<_> = watched.collect();
         // A pidfd opened before this check belongs to the parent, not to a process that reused its PID.
         let parent_ended = getppid() != parent;
 
         let pid = owner_pid.or(parent);
         let arguments = pid.map(process::arguments).unwrap_or_default();
-        let command = printable::command_line(&arguments);
-        let instance = match (owner_pid, parent) {
-            (Some(pid), _) => match process::observe(pid) {
-                Observation::Running(process) => {
-                    let instance = process.instance;
-                    watched.push(process);
-                    Ok((pid, instance))
-                }
-                Observation::Gone | Observation::Thread | Observation::Ended => Err(NoOwner::NotRunning { pid }),
-            },
-            (None, None) => Err(NoOwner::OutsideParent),
-            (None, Some(pid)) => match parent_instance.filter(|_| !parent_ended) {
-                Some(instance) => check_parent(here, pid, &arguments).map(|()| (pid, instance)),
-                None => Err(NoOwner::ParentEnded),
-            },
+        let process = watched.iter().find(|process| Some(process.pid()) == pid);
+        let owner = match (pid, process) {
+            (None, _) => {
+                let why = "the parent process is in another container (PID namespace), so it cannot own a lock";
+                Err(NoOwner::new(why, NAME_ANOTHER))
+            }
+            (Some(pid), None) if owner_pid.is_some() => {
+                let why = format!("there is no process {pid} that could own it");
+                Err(NoOwner::new(why, "check `--owner-pid` or `SERIALIZER_OWNER_PID`"))
+            }
+            (_, None) => Err(NoOwner::parent_ended()),
+            _ if owner_pid.is_none() && parent_ended => Err(NoOwner::parent_ended()),
+            (Some(pid), Some(process)) => {
+                let checked = if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
+                let unidentifiable =
+                    |error: io::Error| NoOwner::new(error.to_string(), "mount /proc, or lock where it can be read");
+                checked.and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
+            }
         };
-        let uid = Some(rustix::process::getuid().as_raw());
-        let owner = instance.map(|(pid, instance)| Owner { pid, uid, place: here.clone(), instance });
         Self {
             here: here.clone(),
-            owner: owner
-                .and_then(|owner| if owner.is(&owner) { Ok(owner) } else { Err(NoOwner::Unidentifiable { pid: owner.pid }) }),
-            command,
+            owner,
+            command: printable::command_line(&arguments),
             run: std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty()),
             parent,
             watched,
@@ -166,9 +126,6 @@ impl ProcessClaimant {
     }
 
     /// The process that would own the lock.
-    ///
-    /// # Errors
-    /// When there is none that could.
     pub fn owner(&self) -> Result<&Owner, NoOwner> {
         self.owner.as_ref().map_err(Clone::clone)
     }
@@ -181,49 +138,35 @@ impl ProcessClaimant {
             Err(no_owner) => no_owner.to_string(),
         }
     }
-
-    fn owns_legacy(&self, entry: &Entry, written: Option<SystemTime>) -> bool {
-        let itself = self.itself_as_owner(entry);
-        let mut candidates = self.owner.iter().chain(&itself);
-        candidates.any(|owner| owner.pid == entry.owner.pid && !started_after(owner.instance, written))
-    }
-
-    /// This very process.
-    fn itself(&self) -> Option<Owner> {
-        let pid = getpid();
-        let Observation::Running(process) = process::observe(pid) else { return None };
-        Some(Owner { pid, uid: Some(rustix::process::getuid().as_raw()), place: self.here.clone(), instance: process.instance })
-    }
-
-    /// This very process, if it counts as the owner; looked at only when an entry names its PID.
-    fn itself_as_owner(&self, entry: &Entry) -> Option<Owner> {
-        (self.is_itself_an_owner && entry.owner.pid == getpid()).then(|| self.itself())?
-    }
 }
 
+/// Whether the parent lives about as long as the work that the lock is for.
 fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), NoOwner> {
+    let command = printable::command_line(arguments);
     // Some write their state behind their name: `init [2]`.
-    let program = arguments.first().and_then(|program| program.split(' ').next()?.rsplit('/').next()).unwrap_or("");
-    let adopts = ADOPTERS.contains(&program);
+    let program = arguments.first().and_then(|program| program.split(' ').next()).map_or("", printable::base_name);
     let never_ends = pid.is_init() && here.pid_namespace == Some(FIRST_PID_NAMESPACE);
-    if never_ends || (adopts && (pid.is_init() || program == "systemd")) {
-        return Err(NoOwner::Adopter { pid, command: printable::command_line(arguments) });
+    if never_ends || (ADOPTERS.contains(&program) && (pid.is_init() || program == "systemd")) {
+        let why = format!("the parent process is pid {pid} ({command}), which would hold the lock for ever");
+        return Err(NoOwner::new(why, NAME_ANOTHER));
     }
     let ours: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     if is_wrapper(arguments, &ours) {
-        return Err(NoOwner::Wrapper { command: printable::command_line(arguments) });
+        let hint = "name the process that is to own the lock, for `unlock` too: `--owner-pid $$` in a script; or put the work \
+                    into the same command: `sh -c 'serializer lock && …; serializer unlock'`";
+        let why = format!("the parent process (`{command}`) only runs this command, so the lock would be released immediately");
+        return Err(NoOwner::new(why, hint));
     }
     let is_subcommand = |argument: &&String| SUBCOMMANDS.contains(&argument.as_str());
-    match of_meltano(arguments).and_then(|arguments| arguments.iter().find(is_subcommand)) {
-        Some(command) if command == "invoke" => Err(NoOwner::MeltanoInvoke),
-        _ => Ok(()),
+    if of_meltano(arguments).and_then(|arguments| arguments.iter().find(is_subcommand)).is_some_and(|it| it == "invoke") {
+        let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name the process that is to \
+                    own the lock: `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock` in a script";
+        return Err(NoOwner::new("`meltano invoke` ends at once, and its lock with it", hint));
     }
+    Ok(())
 }
 
-/// The subcommands of Meltano that start plugins.
-const SUBCOMMANDS: [&str; 5] = ["invoke", "run", "job", "el", "elt"];
-
-/// What Meltano was given, if this is its command line; a launcher and one word more may stand before it.
+/// The arguments of Meltano, if this is its command line; a launcher and one more word may precede it.
 fn of_meltano(arguments: &[String]) -> Option<&[String]> {
     let (program, rest) = printable::program(arguments)?;
     if program == "meltano" {
@@ -256,22 +199,19 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
 }
 
 impl Claimant for ProcessClaimant {
-    fn entry(&self) -> std::io::Result<Entry> {
+    fn entry(&self) -> io::Result<Entry> {
         let command = Some(self.command.clone()).filter(|command| !command.is_empty());
-        Entry::new(self.owner.clone().map_err(std::io::Error::other)?, self.run.clone(), command)
+        Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)
     }
 
-    fn transient_entry(&self) -> std::io::Result<Entry> {
-        let itself = self.itself().ok_or_else(|| std::io::Error::other("this process cannot be looked at"))?;
-        Entry::new(itself, None, Some("serializer unlock".to_owned()))
-    }
-
-    fn owns(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> bool {
-        if record.is_legacy() {
-            return self.owns_legacy(entry, written);
-        }
-        self.owner.as_ref().is_ok_and(|owner| owner.is(&entry.owner))
-            || self.itself_as_owner(entry).is_some_and(|itself| itself.is(&entry.owner))
+    fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
+        // Looked at only when an entry names the PID of this process.
+        let itself = (self.is_itself_an_owner && entry.owner.pid == getpid()).then(|| Owner::of(getpid(), &self.here));
+        let itself = itself.and_then(Result::ok);
+        self.owner.iter().chain(&itself).any(|owner| match stored.is_legacy() {
+            true => owner.pid == entry.owner.pid && !started_after(owner.instance, stored.state.written),
+            false => owner.is(&entry.owner),
+        })
     }
 
     fn is_present(&self) -> bool {
@@ -287,30 +227,19 @@ impl Claimant for ProcessClaimant {
 mod tests {
     use super::is_wrapper;
 
-    fn words(line: &str) -> Vec<String> {
-        line.split(' ').map(str::to_owned).collect()
-    }
-
     #[test]
     fn a_parent_that_only_runs_this_command_is_a_wrapper() {
-        let ours = words("serializer lock --max-attempts 1");
-        for parent in ["timeout 5 /bin/serializer lock --max-attempts 1", "flock x serializer lock --max-attempts 1"] {
-            assert!(is_wrapper(&words(parent), &ours), "{parent}");
-        }
-        let shell = |script: &str| ["sh", "-c", script].map(str::to_owned);
-        assert!(is_wrapper(&shell("serializer lock  --max-attempts 1"), &ours));
-        assert!(is_wrapper(&shell("serializer lock --max-attempts 1 2>/dev/null"), &ours));
-        let su = ["su", "me", "-c", "exec serializer lock --max-attempts 1"].map(str::to_owned);
-        assert!(is_wrapper(&su, &ours));
-        assert!(!is_wrapper(&shell("serializer lock --max-attempts 1 && dbt run"), &ours));
-        for parent in [
-            "serializer lock --max-attempts 1",
-            "bash",
-            "bash nightly.sh",
-            "meltano run dbtmutex:lock",
-            "x lock --max-attempts 1",
+        let words = |line: &str| line.split(' ').map(|word| word.replace('_', " ")).collect::<Vec<_>>();
+        for (parent, expected) in [
+            ("timeout 5 /bin/serializer lock -n", true),
+            ("sh -c serializer_lock__-n_2>/dev/null", true),
+            ("su me -c exec_serializer_lock_-n", true),
+            ("sh -c serializer_lock_-n_&&_dbt_run", false),
+            ("serializer lock -n", false),
+            ("bash nightly.sh serializer lock -n", false),
+            ("x lock -n", false),
         ] {
-            assert!(!is_wrapper(&words(parent), &ours), "{parent}");
+            assert_eq!(is_wrapper(&words(parent), &words("serializer lock -n")), expected, "{parent}");
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use rustix::process::Pid;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 pub use values::{
     parse_duration, parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots, parse_word,
 };
@@ -216,7 +216,7 @@ fn parse_path(text: &str) -> Result<PathBuf, String> {
 }
 
 /// What to do when a lock is lost while it is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum OnLost {
     /// End what runs under it.
     Terminate,

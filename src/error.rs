@@ -74,8 +74,8 @@ impl Error {
 
     /// There is nobody to own the lock at `location`.
     pub fn no_owner(location: &str, error: &NoOwner) -> Self {
-        let code = if *error == NoOwner::ParentEnded { ExitCode::Failed } else { ExitCode::Usage };
-        Self { message: format!("cannot lock `{location}`: {error}"), hint: Some(error.hint().to_owned()), code }
+        let code = if error.has_ended { ExitCode::Failed } else { ExitCode::Usage };
+        Self { message: format!("cannot lock `{location}`: {error}"), hint: Some(error.hint.to_owned()), code }
     }
 
     /// A mutex's answer to `verb` (lock, unlock) on `location`.
@@ -162,7 +162,7 @@ impl Error {
 impl From<backend::Error> for Error {
     fn from(error: backend::Error) -> Self {
         let code = if error.cause == backend::Cause::Unusable { ExitCode::Usage } else { ExitCode::Failed };
-        Self { message: error.to_string(), hint: error.hint, code }
+        Self { message: error.to_string(), hint: error.failure.hint, code }
     }
 }
 

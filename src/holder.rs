@@ -10,7 +10,7 @@ use crate::record::Entry;
 use crate::verdict::{Held, Holding, Judged, Unknown};
 use crate::{printable, process};
 
-/// What a message says about whoever holds a lock.
+/// What a message says about a holder.
 #[derive(Clone, Debug)]
 pub struct Holder {
     /// Its part of the record, unless the file is empty.

@@ -1,4 +1,4 @@
-//! Who may hold a mutex at the same time.
+//! Which processes may hold a lock at the same time.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -9,18 +9,18 @@ pub const MAX_SLOTS: u32 = 100;
 /// How one holder holds a mutex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// With at most so many others of its kind that the slots suffice for all; one slot is a plain mutex.
+    /// In one of so many slots; one slot is a plain mutex.
     Slots(NonZeroU32),
-    /// With any number of others that share.
+    /// With any number of other sharers.
     Shared,
 }
 
 impl Mode {
-    /// A plain mutex: nobody else.
+    /// A plain mutex: alone.
     pub const EXCLUSIVE: Self = Self::Slots(NonZeroU32::MIN);
 
-    /// Whether somebody may come in this mode to those who hold the mutex in the modes `others`. Where they think
-    /// differently of the number of slots, the smallest number counts, because each of them relies on its own.
+    /// Whether a requester in this mode may join holders in the modes `others`. Of different numbers of slots, the smallest
+    /// counts, because each holder relies on its own.
     pub fn joins(self, others: &[Self]) -> bool {
         let Self::Slots(slots) = self else { return others.iter().all(|other| *other == Self::Shared) };
         let limits = others.iter().map(|other| match other {
@@ -48,31 +48,28 @@ mod tests {
 
     use super::Mode;
 
-    fn slots(number: u32) -> Mode {
-        Mode::Slots(NonZeroU32::new(number).expect("a number of slots"))
-    }
-
     #[test]
-    fn nobody_joins_the_holder_of_a_plain_mutex() {
-        for mode in [Mode::EXCLUSIVE, slots(3), Mode::Shared] {
-            assert!(mode.joins(&[]), "{mode}");
-            assert!(!mode.joins(&[Mode::EXCLUSIVE]), "{mode}");
+    fn the_smallest_number_of_slots_counts_and_sharers_exclude_all_others() {
+        // By the number of slots; 0 is a sharer.
+        let mode = |number| NonZeroU32::new(number).map_or(Mode::Shared, Mode::Slots);
+        let joined: [(u32, &[u32]); 6] = [(1, &[]), (3, &[]), (0, &[]), (3, &[3, 3]), (0, &[0; 9]), (9, &[2])];
+        let refused: [(u32, &[u32]); 10] = [
+            (1, &[1]),
+            (3, &[1]),
+            (0, &[1]),
+            (3, &[3; 3]),
+            (2, &[3; 2]),
+            (9, &[9, 2]),
+            (9, &[0]),
+            (0, &[9]),
+            (1, &[0]),
+            (1, &[3]),
+        ];
+        for (cases, joins) in [(joined.as_slice(), true), (refused.as_slice(), false)] {
+            for (one, others) in cases {
+                let others: Vec<_> = others.iter().copied().map(mode).collect();
+                assert_eq!(mode(*one).joins(&others), joins, "{one} {others:?}");
+            }
         }
-    }
-
-    #[test]
-    fn the_smallest_number_of_slots_counts() {
-        assert!(slots(3).joins(&[slots(3), slots(3)]));
-        assert!(!slots(3).joins(&[slots(3); 3]));
-        assert!(!slots(2).joins(&[slots(3), slots(3)]));
-        assert!(!slots(9).joins(&[slots(9), slots(2)]));
-    }
-
-    #[test]
-    fn sharers_exclude_all_others() {
-        assert!(Mode::Shared.joins(&[Mode::Shared; 9]));
-        assert!(!slots(9).joins(&[Mode::Shared]));
-        assert!(!Mode::Shared.joins(&[slots(9)]));
-        assert!(!Mode::EXCLUSIVE.joins(&[Mode::Shared]));
     }
 }

@@ -1,89 +1,98 @@
-//! The mutex: the policy over a [`Register`]. Try, judge, take over, wait, release; the only retry loop.
-//!
-//! # Why no two hold it that exclude each other
-//!
-//! A claimant holds the mutex when its own conditional write was [`Write::Done`](register::Write::Done): either `create` (nothing was stored) or
-//! `replace` of exactly the state that was judged. In that state every holder's entry either was proved stale, and the proof
-//! stays true (a dead process does not come back), or is kept in the new record, whose holders all may hold it together
-//! ([`Mode::joins`]). So no live owner's entry is ever lost to somebody else's write.
-//! A release takes away exactly the entries that were found to be the claimant's own (or stale, or chosen by a person with
-//! `--force`), by a write that is conditional on the state in which they were found.
-//!
-//! # Why it does not get stuck
-//!
-//! A claimant that dies at any point leaves nothing, or an entry of its owner, which is judged like any other one. A claimant
-//! whose owner has gone away gives back what it has just acquired, and if it dies before that, its entry is stale already.
-//! Turns are kept by courtesy: whoever waits behind one that does not take what is free goes ahead after a while.
-//!
-//! # Leases
-//!
-//! Where holders cannot see each other, the proof is that a lease has expired ([`crate::verdict`]). It stays true, because nobody
-//! renews a lease that has expired, and a renewal is conditional on the state in which it had not: so either the renewal comes
-//! first, and the taker's write is a conflict, or the takeover does, and the renewal is. A holder stops before its lease is over
-//! by its own clock, which it reads *before* it sends what begins the lease: so its end is never later than the one that others
-//! see. (As long as the store's clock does not leap forward, and a server that takes over for it has its last commits.) Who loses a lease finds its entry marked as lost, by whoever took it over, and is told when it releases.
+//! The policy of a lock: judge what is stored, decide, write, wait. Works on a [`Register`], by a [`Judge`] of the holders,
+//! for a [`Claimant`](crate::claimant::Claimant). `docs/protocol.md` argues why two processes never both hold a lock.
 
 mod acquire;
 mod notices;
 pub mod register;
 mod release;
 mod renew;
-mod watched;
+mod sweep;
+mod wait;
 
 pub use release::OUTAGE;
 pub use renew::Lost;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use register::{Register, Stored};
-use watched::Watched;
+use register::{Connection, Register};
+use serde::{Deserialize, Serialize};
 
 use crate::backend;
+use crate::backend::seam::State;
 use crate::mode::Mode;
-use crate::record::Entry;
-use crate::verdict::{Former, Holding, Judge, Judged, Verdict, judge_all};
+use crate::record::{Entry, Outcome, Record};
+use crate::verdict::{Former, Holding, Judge, Judged, Stale, Verdict, judge_all};
 use crate::waiter::Waiter;
 
-/// How often one try starts again because the register has changed under it. Each time somebody else made progress, so
-/// that "held by another" is a true answer after so many.
+/// Bounds an attempt: each further round means that another process has changed the register, so "held by another process" is
+/// a true answer in the end.
 const MAX_ROUNDS: usize = 16;
 
-/// A mutex as one claimant sees it.
+/// A lock as one requester sees it.
 pub struct Mutex<'a> {
-    register: Register<'a>,
+    register: Register,
     judge: &'a dyn Judge,
-    watched: Watched,
-    /// What was asked for, and may have been granted: the answer was lost.
-    asked_for: Vec<Grant>,
+    /// By token, or `None` for an empty file: the last state, and since when it has not changed.
+    watched: HashMap<Option<String>, (Vec<u8>, Instant)>,
+    /// Acquisitions whose answer was lost. If one of these tokens is stored, the lock is ours.
+    unconfirmed: Vec<Grant>,
+    /// The free state that was left to earlier waiters, and since when.
     left_to_others: Option<(Option<Vec<u8>>, Instant)>,
-    /// How the claimant has lost the lock before, which is to be told once.
-    lost: Option<Lost>,
+    /// The requester lost the lock before, and has not been told yet.
+    was_lost: bool,
 }
 
-/// What is stored, with a judgement of each holder.
+/// The content of a register, as of one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The record; `None` for a file that is being made.
+    pub record: Option<Record>,
+    /// The state of the register. Its text is that of the record.
+    pub state: State,
+}
+
+impl Stored {
+    /// The entries of the record.
+    pub fn entries(&self) -> &[Entry] {
+        self.record.as_ref().map(Record::entries).unwrap_or_default()
+    }
+
+    /// The entries but for these.
+    fn without(&self, removed: &[Entry]) -> Vec<Entry> {
+        self.entries().iter().filter(|entry| !removed.contains(entry)).cloned().collect()
+    }
+
+    /// Whether the Python plugin stored it.
+    pub fn is_legacy(&self) -> bool {
+        self.record.as_ref().is_some_and(Record::is_legacy)
+    }
+}
+
+/// What is stored, and the verdict on each holder.
 pub type Looked = (Stored, Vec<Judged<Verdict>>);
 
-/// What a claimant asks for.
+/// What a requester asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// Together with whom.
+    /// Together with which holders.
     pub mode: Mode,
-    /// For how long the lock is to be held at least, even if it is released or its owner ends earlier.
+    /// The shortest time to hold the lock, even if it is released or its owner ends earlier.
     pub at_least: Option<Duration>,
-    /// Whether it is not needed any more once whoever held it has succeeded.
+    /// Whether the lock is not needed any more once its present holder has succeeded.
     pub skip_if_done: bool,
-    /// For how long it is held unless that is renewed; `None` where all who want it see each other.
+    /// How long the lock is held without a renewal; `None` where all requesters see each other.
     pub lease: Option<Duration>,
 }
 
-/// What a claimant was granted.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An acquisition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// The acquisition's own.
+    /// Unique to the acquisition.
     pub token: String,
-    /// Larger than that of every acquisition before, where the store counts them.
+    /// Larger than in every earlier acquisition, where the store numbers its states.
     pub fencing: Option<u64>,
-    /// From when on the lease counts, in milliseconds since boot.
+    /// The beginning of the lease, in milliseconds since boot.
     pub leased_at: u64,
 }
 
@@ -92,16 +101,16 @@ pub struct Grant {
 pub enum Acquired {
     /// It was free, or open to more holders.
     Free(Grant),
-    /// From holders that are proved gone, or from nobody where a lock file was left empty.
+    /// It was taken from a holder that is proved gone.
     TakenOver(Grant, Box<Former>),
-    /// The claimant held it before.
+    /// The requester held it before.
     AlreadyHeld(Box<Judged<Verdict>>),
-    /// It was not: another has done meanwhile what it was wanted for.
+    /// It was not acquired: another process has done the work meanwhile.
     NotNeeded,
 }
 
 impl Acquired {
-    /// The number of the acquisition, where the store counts them.
+    /// The fencing token, where the store numbers its states.
     pub fn fencing(&self) -> Option<u64> {
         match self {
             Self::Free(grant) | Self::TakenOver(grant, _) => grant.fencing,
@@ -111,109 +120,140 @@ impl Acquired {
     }
 }
 
-/// Whose hold is to be released.
+/// Which entries a release removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose<'a> {
-    /// The claimant's, or a stale one.
+    /// The requester's, or stale ones.
     Own,
-    /// The claimant's, and nothing else.
+    /// The requester's only.
     OwnAlone,
-    /// That of whoever has it.
+    /// Those of all present holders.
     Anybodys,
-    /// The acquisition's that has this token.
+    /// That of the acquisition with this token.
     Of(&'a str),
 }
 
 /// How a lock was released.
 #[derive(Debug)]
 pub enum Released {
-    /// It was the claimant's.
+    /// It was the requester's.
     Own {
-        /// It stays held for so long, as it was asked to.
+        /// It stays held for this time, as was asked for.
         stays: Option<Duration>,
-        /// What was written down about it.
+        /// The removed entries.
         was: Vec<Entry>,
     },
-    /// Its owners are proved gone.
+    /// Its owner is proved gone.
     Stale(Box<Former>),
-    /// It was others', and taken away on request.
+    /// It was broken.
     Forced(Vec<Holding>),
 }
 
 /// Why a lock was not acquired or released.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// So many attempts are used up. Nobody: the holder changed all the time.
+    /// All attempts are made. Without holders if the holder changed all the time.
     #[error("another process holds the lock")]
     Busy(u32, Vec<Holding>),
-    /// The claimant went away before it got the lock; nothing is held.
+    /// The requester ended before it got the lock; nothing is held.
     #[error("the process that asked for it has ended")]
     Absent,
     /// Nothing is locked.
     #[error("it is not locked")]
     NotLocked,
-    /// The same owner holds it in this mode, which is not the one that was asked for.
+    /// The same owner holds it in this mode, not in the one that was asked for.
     #[error("the same process holds it already, as {0}")]
     HeldOtherwise(Mode),
-    /// It cannot be held for a time: nobody would know when that is over.
+    /// It cannot be held for a time: other processes could not tell when that ends.
     #[error("the store has no clock, by which all could tell for how long it has been held")]
     NoClock,
-    /// It is another's. Nobody: it changed all the time.
+    /// It is another process's. Without holders if the holder changed all the time.
     #[error("another process holds the lock")]
     NotOurs(Vec<Holding>),
-    /// It was the claimant's, and is not any more, although it did not release it. It is held by these now.
+    /// The requester lost it without releasing it. These hold it now.
     #[error("{0}")]
     Lost(Lost, Vec<Holding>),
-    /// The backend failed.
+    /// The store failed.
     #[error(transparent)]
     Backend(#[from] backend::Error),
-    /// There is nobody to own it, or the operating system has no random numbers.
+    /// No process can own it, or the operating system has no random numbers.
     #[error("cannot write down who holds it: {}", backend::plain(.0))]
     Entry(std::io::Error),
 }
 
 impl<'a> Mutex<'a> {
     /// Does not touch the register yet.
-    pub fn new(register: Register<'a>, judge: &'a dyn Judge) -> Self {
-        Self { register, judge, watched: Watched::default(), asked_for: Vec::new(), left_to_others: None, lost: None }
+    pub fn new(register: Register, judge: &'a dyn Judge) -> Self {
+        let (watched, unconfirmed) = Default::default();
+        Self { register, judge, watched, unconfirmed, left_to_others: None, was_lost: false }
     }
 
-    /// What this mutex is called in messages.
+    /// The name of the lock in messages.
     pub fn location(&self) -> String {
         self.register.location().to_owned()
     }
 
-    /// Those who wait for it, in turn, as far as they are known.
+    /// The known waiters, in their order.
     pub fn waiters(&mut self) -> Vec<Waiter> {
-        self.register.waiters()
+        self.register.queue(|queue, key| queue.waiters(key)).unwrap_or_default()
     }
 
-    /// Closes what is open, until it is used again.
-    pub fn disconnect(&mut self) {
-        self.register.disconnect();
+    fn has_waiters(&mut self) -> bool {
+        self.register.queue(|queue, key| queue.has_waiters(key)).unwrap_or(true)
     }
 
-    /// What is stored, with a judgement of each holder.
-    ///
-    /// # Errors
-    /// When the backend cannot tell.
+    /// The connection, which is opened again when it is used.
+    pub fn connection(&self) -> Connection {
+        self.register.connection()
+    }
+
+    /// What is stored, and the verdict on each holder.
     pub fn look(&mut self) -> Result<Option<Looked>, backend::Error> {
+        // What the answer says may be older than the answer, but not than the question.
         let asked = Instant::now();
         let Some(stored) = self.register.load()? else { return Ok(None) };
-        self.watched.see(&stored);
-        let judged = judge_all(self.judge, &stored, &|entry| self.watched.unchanged_for(entry, asked));
+        let mut watched = HashMap::new();
+        let judged = judge_all(self.judge, &stored, &mut |token, state| {
+            let seen = self.watched.remove(&token).filter(|(seen, _)| *seen == state);
+            let (state, since) = seen.unwrap_or_else(|| (state, Instant::now()));
+            watched.insert(token, (state, since));
+            asked.saturating_duration_since(since)
+        });
+        self.watched = watched;
         Ok(Some((stored, judged)))
     }
 }
 
-/// Those who hold it, and those who do not any more.
-fn split(judged: Vec<Judged<Verdict>>) -> (Vec<Holding>, Vec<Former>) {
-    let (mut held, mut former) = (Vec::new(), Vec::new());
-    for Judged { entry, written, verdict } in judged {
-        match verdict {
-            Verdict::Held(verdict) => held.push(Judged { entry, written, verdict }),
-            Verdict::Stale(verdict) => former.push(Judged { entry, written, verdict }),
+/// What is stored, as one requester sees it.
+#[derive(Default)]
+struct Seen {
+    /// Its own entries.
+    own: Vec<Judged<Verdict>>,
+    /// Its entries by which it does not hold the lock any more, although it has not released it.
+    lost: Vec<Entry>,
+    held: Vec<Holding>,
+    /// The entries that hold nothing; the lost ones are among them.
+    former: Vec<Former>,
+}
+
+impl Seen {
+    fn new(judged: Vec<Judged<Verdict>>, owns: impl Fn(&Entry) -> bool) -> Self {
+        let mut seen = Self::default();
+        for Judged { entry, written, verdict } in judged {
+            let released = entry.as_ref().and_then(|entry| entry.released);
+            let is_lost = released == Some(Outcome::Lost) || matches!(verdict, Verdict::Stale(Stale::Expired));
+            let own = entry.as_ref().filter(|entry| owns(entry));
+            seen.lost.extend(own.filter(|_| is_lost).cloned());
+            match verdict {
+                verdict if own.is_some() && !is_lost && released.is_none() => seen.own.push(Judged { entry, written, verdict }),
+                Verdict::Held(verdict) => seen.held.push(Judged { entry, written, verdict }),
+                Verdict::Stale(verdict) => seen.former.push(Judged { entry, written, verdict }),
+            }
         }
+        seen
     }
-    (held, former)
+
+    fn held(judged: Vec<Judged<Verdict>>) -> Vec<Holding> {
+        Self::new(judged, |_| false).held
+    }
 }

@@ -1,10 +1,13 @@
-//! Who owns a lock: a process, named so that it cannot be taken for another one.
+//! The owner of a lock: a process, identified so that it is not mistaken for another one.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, getuid};
+
+use crate::process::{self, Observation, Process};
 
 /// Where a PID means something: one boot of one machine, seen from one PID namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,8 +75,29 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// The process `pid` of this host, unless it has ended.
+    pub fn of(pid: Pid, here: &Place) -> io::Result<Self> {
+        match process::observe(pid) {
+            Observation::Running(process) => Ok(Self::new(&process, here)),
+            _ => Err(io::Error::other(format!("process {pid} has ended"))),
+        }
+    }
+
+    /// A process of this host.
+    pub fn new(process: &Process, here: &Place) -> Self {
+        let uid = Some(getuid().as_raw());
+        Self { pid: process.pid(), uid, place: here.clone(), instance: process.instance }
+    }
+
+    /// The same, unless it could not be recognised later.
+    pub fn identified(self) -> io::Result<Self> {
+        let pid = self.pid;
+        let why = || format!("pid {pid} cannot be told from other processes: /proc is not mounted, or cannot be read");
+        if self.is(&self) { Ok(self) } else { Err(io::Error::other(why())) }
+    }
+
     /// Whether both are provably the same process. Host names do not matter: the boot id is unique among hosts, and the
-    /// owner of a lock must be recognised when somebody renames its host.
+    /// owner of a lock must be recognised after its host was renamed.
     pub fn is(&self, other: &Self) -> bool {
         let same_place = self.place.boot.is_some()
             && self.place.boot == other.place.boot

@@ -11,60 +11,47 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
 /// What an address of a directory says by its code.
 const IN_PATHS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#').add(b' ');
 
-/// The kinds of stores whose addresses are understood.
+/// The kinds of stores. A directory is on a file system that hosts share; S3 is also what speaks its protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum Scheme {
-    /// A directory on a file system that many hosts share.
     Directory,
-    /// PostgreSQL.
     Postgres,
-    /// MySQL and MariaDB.
     Mysql,
-    /// Amazon DynamoDB.
     Dynamodb,
-    /// Amazon S3, and what speaks its protocol.
     S3,
-    /// Azure Blob Storage.
     Azure,
-    /// Google Cloud Storage.
     Gcs,
 }
 
+/// Each with its name in addresses, the cargo feature that it requires, and other spellings.
+const SCHEMES: [(Scheme, &str, &str, &[&str]); 7] = [
+    (Scheme::Directory, "file", "file", &[]),
+    (Scheme::Postgres, "postgres", "postgres", &["postgresql", "cockroachdb"]),
+    (Scheme::Mysql, "mysql", "mysql", &["mariadb"]),
+    (Scheme::Dynamodb, "dynamodb", "dynamodb", &[]),
+    (Scheme::S3, "s3", "object-store", &[]),
+    // The second one is what Meltano's state backend takes.
+    (Scheme::Azure, "az", "object-store", &["azure"]),
+    (Scheme::Gcs, "gs", "object-store", &[]),
+];
+
 impl Scheme {
-    /// What it is called in addresses.
+    /// Its name in addresses.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Directory => "file",
-            Self::Postgres => "postgres",
-            Self::Mysql => "mysql",
-            Self::Dynamodb => "dynamodb",
-            Self::S3 => "s3",
-            Self::Azure => "az",
-            Self::Gcs => "gs",
-        }
+        SCHEMES[self as usize].1
     }
 
-    /// The cargo feature that brings it, for those that need one.
+    /// The cargo feature that it requires, if it requires one.
     pub fn feature(self) -> &'static str {
-        match self {
-            Self::Directory | Self::Postgres | Self::Mysql | Self::Dynamodb => self.name(),
-            Self::S3 | Self::Azure | Self::Gcs => "object-store",
-        }
+        SCHEMES[self as usize].2
     }
 
-    /// Of what stands before `://`. SQLAlchemy writes `dialect+driver`, where the driver is no business of ours.
+    /// The scheme of this text before `://`. SQLAlchemy writes `dialect+driver`; the driver does not matter.
     fn of(text: &str) -> Option<Self> {
-        match text.split('+').next()?.to_ascii_lowercase().as_str() {
-            "postgres" | "postgresql" | "cockroachdb" => Some(Self::Postgres),
-            "mysql" | "mariadb" => Some(Self::Mysql),
-            "file" => Some(Self::Directory),
-            "dynamodb" => Some(Self::Dynamodb),
-            "s3" => Some(Self::S3),
-            // The last one is what Meltano's state backend takes.
-            "az" | "azure" => Some(Self::Azure),
-            "gs" => Some(Self::Gcs),
-            _ => None,
-        }
+        let name = text.split('+').next()?.to_ascii_lowercase();
+        let known = SCHEMES.iter().find(|(_, own, _, others)| *own == name || others.contains(&name.as_str()));
+        known.map(|(scheme, ..)| *scheme)
     }
 }
 
@@ -79,7 +66,7 @@ pub struct StoreSettings {
     pub timeout: Duration,
 }
 
-/// What was given as an address. It may hold a password, and may be no address at all, so that nobody repeats it.
+/// A text that was given as an address. It may hold a password, so it is not shown.
 #[derive(Clone)]
 pub struct Unread(String);
 
@@ -97,9 +84,6 @@ impl fmt::Debug for Unread {
 
 impl Unread {
     /// Reads it.
-    ///
-    /// # Errors
-    /// What was expected instead. Nothing of the text is in it.
     pub fn read(&self) -> Result<StoreUrl, String> {
         StoreUrl::parse(&self.0)
     }
@@ -115,17 +99,9 @@ pub struct StoreUrl {
 
 impl StoreUrl {
     /// Reads an address.
-    ///
-    /// # Errors
-    /// What was expected instead. Nothing of the text is in it, which may hold a password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let expected = "expected an address such as postgres://user@host/database, mysql://user@host/database, dynamodb://TABLE, \
              s3://bucket/prefix or file:///shared/directory";
-        if text.trim() == "systemdb" {
-            return Err("`systemdb` is Meltano's word for its own database: set `SERIALIZER_STORE` to the address of that, \
-                        `$MELTANO_DATABASE_URI`"
-                .to_owned());
-        }
         let Some((scheme, rest)) = text.trim().split_once("://") else {
             let is_path = text.trim_start().starts_with('/');
             return Err(if is_path { "a directory that hosts share is named as `file:///…`" } else { expected }.to_owned());
@@ -188,7 +164,7 @@ impl fmt::Display for StoreUrl {
         if self.scheme == Scheme::Directory {
             return write!(f, "{}://{}", self.scheme.name(), self.rest);
         }
-        // A password may hold `/`, `?` and `@` although it should not. Where an `@` stands behind a `?`, nobody can tell where it ends.
+        // A password may hold `/`, `?` and `@`, although it should not. If an `@` follows a `?`, its end is not certain.
         let (place, options) = self.rest.split_once(['?', '#']).unwrap_or((&self.rest, ""));
         let place = match place.rsplit_once('@') {
             _ if options.contains('@') => "…",
@@ -223,61 +199,47 @@ impl fmt::Debug for StoreUrl {
 
 #[cfg(test)]
 mod tests {
-    use super::{Scheme, StoreUrl};
+    use super::{SCHEMES, Scheme, StoreUrl};
 
     #[test]
     fn the_spellings_of_sqlalchemy_are_understood() {
+        for (place, (scheme, name, ..)) in SCHEMES.iter().enumerate() {
+            assert_eq!((*scheme as usize, Scheme::of(name)), (place, Some(*scheme)));
+        }
         for (text, scheme) in [
-            ("postgresql://db/x", Scheme::Postgres),
-            ("postgresql+psycopg://db/x", Scheme::Postgres),
-            ("postgresql+psycopg2://db/x", Scheme::Postgres),
-            ("postgres://db/x", Scheme::Postgres),
-            ("mysql+pymysql://db/x", Scheme::Mysql),
-            ("mariadb+mariadbconnector://db/x", Scheme::Mysql),
-            ("mysql://db/x", Scheme::Mysql),
+            ("postgresql", Scheme::Postgres),
+            ("postgresql+psycopg2", Scheme::Postgres),
+            ("mysql+pymysql", Scheme::Mysql),
+            ("mariadb+mariadbconnector", Scheme::Mysql),
         ] {
-            assert_eq!(StoreUrl::parse(text).map(|url| url.scheme()), Ok(scheme), "{text}");
+            assert_eq!(StoreUrl::parse(&format!("{text}://db/x")).map(|url| url.scheme()), Ok(scheme), "{text}");
         }
     }
 
     #[test]
     fn no_secret_is_shown() {
-        for text in [
-            "postgres://me:hunter2@db:5432/x?sslmode=require",
-            "postgres://me:hunter2/@db:5432/x",
-            "postgres://db:5432/x?user=me&password=hunter2",
-            "postgres://hunter2@db:5432/x?password=a",
-        ] {
-            let url = StoreUrl::parse(text).expect(text);
-            assert_eq!(url.to_string(), "postgres://db:5432/x", "{text}");
-            assert_eq!(format!("{url:?}"), "postgres://db:5432/x", "{text}");
-        }
-    }
-
-    #[test]
-    fn where_a_password_cannot_be_told_from_the_rest_nothing_is_shown() {
-        for text in [
+        let shown = [
+            ("postgres://db:5432/x", "postgres://me:hunter2@db:5432/x?sslmode=require"),
+            ("postgres://db:5432/x", "postgres://me:hunter2/@db:5432/x"),
+            ("postgres://db:5432/x", "postgres://db:5432/x?user=me&password=hunter2"),
+            ("postgres://db:5432/x", "postgres://hunter2@db:5432/x?password=a"),
+        ];
+        // Where a password cannot be told from the rest, nothing is shown.
+        let hidden = [
             "postgres://me:hunter2/@?x@db:5432/x",
             "postgres://db:5432/x?user=me&password=hunter@2secret",
             "postgres://me:hunter2/x",
             "postgres://me:hunter2",
             "postgres://db:5432,me:hunter2/x",
             "postgres://[::1]:hunter2/x",
-        ] {
-            assert_eq!(StoreUrl::parse(text).expect(text).to_string(), "postgres://…", "{text}");
+        ];
+        let plain = ["db/x", "db:5432/x", "db:5432,other:5433/x", "[::1]:5432/x", "/x", ":5432/x"];
+        let plain = plain.map(|place| format!("postgres://{place}"));
+        let plain = plain.iter().map(|url| (url.as_str(), url.as_str()));
+        for (expected, text) in shown.into_iter().chain(hidden.map(|text| ("postgres://…", text))).chain(plain) {
+            let url = StoreUrl::parse(text).expect(text);
+            assert_eq!((url.to_string().as_str(), format!("{url:?}").as_str()), (expected, expected), "{text}");
         }
-        for place in ["db/x", "db:5432/x", "db:5432,other:5433/x", "[::1]:5432/x", "/x", ":5432/x"] {
-            assert_eq!(StoreUrl::parse(&format!("postgres://{place}")).expect(place).to_string(), format!("postgres://{place}"));
-        }
-    }
-
-    #[test]
-    fn meltano_s_word_for_its_own_database_is_no_address_but_a_reason_to_name_it() {
-        assert!(StoreUrl::parse("systemdb").is_err_and(|error| error.contains("MELTANO_DATABASE_URI")));
-    }
-
-    #[test]
-    fn an_address_that_is_none_is_not_repeated() {
         for text in ["hunter2", "", "ftp://me:hunter2@db/x", "sqlite:///hunter2.db", "sqlite+pysqlite:///hunter2.db"] {
             let error = StoreUrl::parse(text).expect_err(text);
             assert!(!error.contains("hunter2"), "{error}");

@@ -1,42 +1,21 @@
-//! Is the owner that a record names alive? The first line of this table that applies decides, failing closed: what
-//! cannot be proved stale is held.
-//!
-//! | observation | verdict |
-//! | --- | --- |
-//! | empty file, younger than 2 s | held: being written |
-//! | empty file, older | stale: abandoned |
-//! | written by a newer version of this program | unknown |
-//! | released, and not to be held any longer | stale |
-//! | with a lease that has expired, by the store's clock or because it was watched unchanged for so long | stale |
-//! | with a lease, and its process is not seen to live | held: leased |
-//! | same boot, and to be held at least until later | held, whatever became of the process |
-//! | other machine id or host name (but for an equal boot id on a file system that only this machine sees) | unknown |
-//! | same machine, other boot id | stale: rebooted |
-//! | same boot, other PID namespace | that PID is never looked at, but processes seen from here whose pidfd has the recorded inode: alive, or ended if it was seen before, or gone if all processes of the machine are seen from here; otherwise unknown |
-//! | no such process | stale |
-//! | the PID is a thread's | stale |
-//! | ended, but not yet reaped | stale |
-//! | another process has the PID now | stale |
-//! | otherwise, also when it may not be looked at | alive |
-//!
-//! A stale owner's lock is held all the same while another process of its pipeline run goes on.
+//! Whether a holder still holds. What cannot be proved stale is held: the first line of the table in `docs/protocol.md`, "Is an
+//! owner alive", that applies decides.
 
-mod lease;
 mod local;
 
 pub use local::LocalJudge;
 
-use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::local_time::short;
-use crate::mutex::register::{Content, Stored};
+use crate::mutex::register::Stored;
 use crate::owner::Instance;
 use crate::process::{self, Process, Relative};
-use crate::record::{Entry, Record};
+use crate::record::{Entry, Lease};
 
 /// The variable by which the processes of one Meltano run know each other.
 pub const RUN_VARIABLE: &str = "MELTANO_PARENT_CONTEXT_UUID";
@@ -49,7 +28,7 @@ pub const BEING_WRITTEN: Duration = Duration::from_secs(2);
 /// kernel's coarse clock, and start times are whole clock ticks.
 const LEGACY_MARGIN: Duration = Duration::from_secs(1);
 
-/// How often to look at a holder that nobody here can watch: neither its end nor its release is heard.
+/// The poll interval for a holder that cannot be watched from here: neither its end nor its release is heard.
 const UNHEARD: Duration = Duration::from_secs(1);
 
 /// One holder of what is stored, with a verdict on it.
@@ -79,82 +58,78 @@ pub enum Verdict {
 }
 
 /// Why a lock counts as held.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Held {
     /// Its owner runs.
+    #[error("its process is running")]
     Alive(Option<Process>),
-    /// Its owner is dead, but a process that the owner's pipeline run started goes on.
+    /// Its owner is dead, but a process of the same pipeline run continues.
+    #[error("{owner}, but pid {} ({}) of the same run goes on", relative.pid, relative.command)]
     RunGoesOn {
         /// What became of the owner.
         owner: Stale,
-        /// The process that goes on.
+        /// The process that continues.
         relative: Relative,
     },
-    /// Its owner has ended, but the process that started it has not released it yet.
+    /// Its owner has ended, but the process that started it has not released the lock yet.
+    #[error("its process has ended, but pid {0}, which keeps the lock for it, has not released it yet")]
     Kept(Pid, Process),
-    /// Its owner has released it or is gone, but it is to be held for some time yet.
+    /// Its owner has released it or is gone, but it is to be held for this time.
+    #[error("to be held for another {}", rounded_up(.0))]
     AtLeast(Duration),
-    /// Nobody here sees its owner, but what that has promised runs for so long yet.
+    /// Its owner is not seen from here, but its lease lasts for this time.
+    #[error("free in {} unless its lease is renewed", rounded_up(.0))]
     Leased(Duration),
-    /// Nobody here can tell.
+    /// It cannot be told from here.
+    #[error(transparent)]
     Unknown(Unknown),
 }
 
-/// Why nobody here can tell whether an owner lives.
+/// Why it cannot be told whether an owner lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Unknown {
-    /// The file is empty, and young.
     #[error("the lock file is just being written")]
     BeingWritten,
-    /// The owner is dead, but not whether processes of its run go on.
     #[error("its process is gone, but processes of the same run cannot be looked for")]
     NoProcessTable,
-    /// Somebody keeps the file flocked.
     #[error("another process keeps the lock file locked (flock)")]
     Contended,
-    /// A record of a later format.
     #[error("a newer version of serializer wrote the lock")]
     NewerVersion,
-    /// The record names another host or machine.
     #[error("its process is on another host")]
     OtherHost,
-    /// Another boot, but it is not certain that it is one of this machine.
     #[error("it cannot be told whether this machine has rebooted or another one holds the lock")]
     OtherBoot,
-    /// The record's PID counts in another PID namespace.
     #[error("its process is in another container")]
     OtherPidNamespace,
 }
 
 /// Why an owner is proved gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Stale {
-    /// Nobody holds it any more.
     #[error("it was released")]
     Released,
-    /// The machine was rebooted since.
     #[error("the machine has rebooted")]
     Rebooted,
-    /// No process has that PID.
     #[error("its process is gone")]
     Gone,
-    /// The PID belongs to a thread, so its process is gone.
     #[error("its process is gone (a thread has its id)")]
     Thread,
-    /// A zombie.
     #[error("its process has ended")]
     Ended,
-    /// The PID belongs to another process.
     #[error("its process is gone (another one has its id)")]
     Reused,
-    /// Its lease was not renewed.
     #[error("its lease has expired")]
     Expired,
-    /// The file has been empty for too long.
     #[error("the lock file was left empty")]
     Abandoned,
+}
+
+/// In whole seconds, so that it never reads "0s".
+fn rounded_up(duration: &Duration) -> String {
+    short(*duration + Duration::from_millis(999))
 }
 
 impl Held {
@@ -180,29 +155,8 @@ impl Held {
     }
 }
 
-impl fmt::Display for Held {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Alive(_) => f.write_str("its process is running"),
-            Self::RunGoesOn { owner, relative, .. } => {
-                let Relative { pid, command, .. } = relative;
-                write!(f, "{owner}, but pid {pid} ({command}) of the same run goes on")
-            }
-            Self::Kept(pid, _) => {
-                write!(f, "its process has ended, but pid {pid}, which keeps the lock for it, has not released it yet")
-            }
-            // In whole seconds, rounded up, so that nobody reads "0s".
-            Self::AtLeast(remaining) => write!(f, "to be held for another {}", short(*remaining + Duration::from_millis(999))),
-            Self::Leased(remaining) => {
-                write!(f, "free in {} unless its lease is renewed", short(*remaining + Duration::from_millis(999)))
-            }
-            Self::Unknown(why) => why.fmt(f),
-        }
-    }
-}
-
 /// What to make of processes that outlive the owner.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Orphans {
     /// They keep the lock held.
     #[default]
@@ -213,23 +167,55 @@ pub enum Orphans {
 
 /// Tells whether a holder still holds.
 pub trait Judge {
-    /// Judges one entry of the record that is stored.
-    fn judge(&self, stored: &Stored, record: &Record, entry: &Entry) -> Verdict;
+    /// Judges one entry of the stored record.
+    fn judge(&self, stored: &Stored, entry: &Entry) -> Verdict;
 }
 
-/// Judges all that is stored: one verdict or more. `unchanged_for` tells for how long the caller has watched an entry without a
-/// renewal, or with `None`, the whole register without a change.
-pub fn judge_all(judge: &dyn Judge, stored: &Stored, unchanged_for: &dyn Fn(Option<&Entry>) -> Duration) -> Vec<Judged<Verdict>> {
-    let written = stored.written;
-    let Content::Record(record) = &stored.content else {
-        return vec![Judged { entry: None, written, verdict: judge_empty(written, unchanged_for(None)) }];
+/// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has seen the lease of a token, or
+/// with `None` the whole register, in the same state.
+pub fn judge_all(
+    judge: &dyn Judge,
+    stored: &Stored,
+    unchanged_for: &mut dyn FnMut(Option<String>, Vec<u8>) -> Duration,
+) -> Vec<Judged<Verdict>> {
+    let written = stored.state.written;
+    let Some(record) = &stored.record else {
+        let verdict = judge_empty(written, unchanged_for(None, stored.state.version.clone().unwrap_or_default()));
+        return vec![Judged { entry: None, written, verdict }];
     };
     let verdict = |entry: &Entry| match entry.lease {
         _ if record.is_newer() => Verdict::Held(Held::Unknown(Unknown::NewerVersion)),
-        Some(lease) => lease::judge(judge, stored, record, entry, lease, unchanged_for(Some(entry))),
-        None => judge.judge(stored, record, entry),
+        Some(lease) => {
+            let unchanged_for = unchanged_for(entry.token.clone(), lease.renewals.to_be_bytes().to_vec());
+            judge_lease(judge, stored, entry, lease, unchanged_for)
+        }
+        None => judge.judge(stored, entry),
     };
-    record.entries().iter().map(|entry| Judged { entry: Some(entry.clone()), written, verdict: verdict(entry) }).collect()
+    let judged = record.entries().iter().map(verdict).zip(record.entries());
+    judged.map(|(verdict, entry)| Judged { entry: Some(entry.clone()), written, verdict }).collect()
+}
+
+/// Judges by a lease. Its holder counts it from before the renewal was sent, and gives up before it ends. So it has certainly
+/// ended when the store's clock has passed what the renewal says, or when it was watched unchanged for its whole duration. No
+/// two hosts' clocks are compared.
+fn judge_lease(judge: &dyn Judge, stored: &Stored, entry: &Entry, lease: Lease, unchanged_for: Duration) -> Verdict {
+    let time_to = |end: u64| stored.state.now.map(|now| Duration::from_millis(end.saturating_sub(now)));
+    let at_least = entry.until.and_then(time_to).filter(|remaining| !remaining.is_zero());
+    let stale = |why: Stale| at_least.map_or(Verdict::Stale(why), |remaining| Verdict::Held(Held::AtLeast(remaining)));
+    if entry.released.is_some() {
+        return stale(Stale::Released);
+    }
+    let by_watching = lease.duration.saturating_sub(unchanged_for);
+    let remaining = lease.expires.and_then(time_to).map_or(by_watching, |by_clock| by_clock.min(by_watching));
+    if remaining.is_zero() {
+        return stale(Stale::Expired);
+    }
+    match judge.judge(stored, entry) {
+        // What is seen here proves nothing there: another machine may have the same name, ids and even boot id (containers of
+        // one image, copies of a running machine). The keeper releases the lock, or the lease ends.
+        Verdict::Stale(_) | Verdict::Held(Held::Unknown(_) | Held::AtLeast(_)) => Verdict::Held(Held::Leased(remaining)),
+        held => held,
+    }
 }
 
 fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict {

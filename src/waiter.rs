@@ -1,4 +1,4 @@
-//! Somebody who waits for a lock, as others see it.
+//! A waiter, as other processes see it.
 
 use rustix::process::{Pid, getpid};
 use rustix::system::uname;
@@ -12,14 +12,14 @@ const NAME: &str = "serializer ";
 /// Stands where a label was cut off.
 const CUT: &str = "...";
 
-/// Somebody who waits, as far as it is known.
+/// A waiter, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiter {
     /// The process that waits, on its host.
     pub pid: Option<Pid>,
     /// Where it runs; `None` on this machine.
     pub host: Option<String>,
-    /// On whose behalf, for people.
+    /// The command that it waits for, for people.
     pub command: Option<String>,
 }
 
@@ -33,8 +33,8 @@ impl Waiter {
         Self { pid: Some(pid), host: None, command: Some(printable::command_line(&arguments)) }
     }
 
-    /// What this process tells a server about itself, in at most so many bytes of plain text: for those who ask that who waits, and for
-    /// its administrators. Nothing in it means something in SQL or ends a comment.
+    /// How this process names itself to a server, in at most so many bytes of plain text. It has no special meaning in SQL, and
+    /// ends no comment.
     pub fn label(most: usize) -> String {
         let command = Self::of(getpid()).command.unwrap_or_default();
         let host = uname().nodename().to_string_lossy().into_owned();
@@ -60,24 +60,18 @@ mod tests {
     use super::Waiter;
 
     #[test]
-    fn a_label_tells_who_waits() {
-        let told = Waiter::parse(&Waiter::label(120)).expect("a label");
-        assert_eq!(told.pid, Some(getpid()));
-        assert!(told.host.is_some_and(|host| !host.is_empty()) && told.command.is_some());
+    fn a_label_is_short_and_plain_and_names_the_waiter() {
+        for most in [10, 63, 120] {
+            let label = Waiter::label(most);
+            assert!(label.len() <= most && label.is_ascii() && !label.contains(['*', '\'', '\n']), "{label}");
+        }
+        assert_eq!(Waiter::parse(&Waiter::label(120)).and_then(|waiter| waiter.pid), Some(getpid()));
         let waiter = Waiter::parse("serializer 4388@etl2: bash ./hourly.sh").expect("a label");
         assert_eq!((waiter.host.as_deref(), waiter.command.as_deref()), (Some("etl2"), Some("bash ./hourly.sh")));
         // Cut off.
         assert_eq!(Waiter::parse("serializer 4388@etl").and_then(|waiter| waiter.host).as_deref(), Some("etl"));
         for other in ["", "serializer", "serializer x@y: z", "psql", "serializer 0@y"] {
             assert_eq!(Waiter::parse(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn a_label_is_short_and_plain() {
-        for most in [10, 63, 120] {
-            let label = Waiter::label(most);
-            assert!(label.len() <= most && label.is_ascii() && !label.contains(['*', '\'', '\n']), "{label}");
         }
     }
 }

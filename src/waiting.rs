@@ -1,10 +1,8 @@
-//! How long to wait for a lock, and who is told meanwhile.
+//! How long and how often to try to lock, and the observer that is told meanwhile.
 
 use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
-
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::backend;
 use crate::backend::retry::jittered;
@@ -17,140 +15,98 @@ pub struct Waiting {
     pub max_attempts: Option<NonZeroU32>,
     /// From one attempt to the next.
     pub sleep: Duration,
-    /// How long to wait altogether; `None` for any time. The deadline counts from the first attempt.
+    /// How long to wait altogether, from the first attempt on; `None` for any time.
     pub timeout: Option<Duration>,
 }
 
 impl Waiting {
-    /// What is left of it after so long; the attempts begin anew.
+    /// What is left after so long; the attempts begin anew.
     pub fn after(self, elapsed: Duration) -> Self {
         Self { timeout: self.timeout.map(|timeout| timeout.saturating_sub(elapsed)), ..self }
     }
 }
 
-/// Looks that follow each other within so long are counted together.
-const WINDOW: Duration = Duration::from_secs(1);
-
-/// So many looks may follow each other without a rest: hand-offs come in bursts.
+/// How many polls may follow each other within a second without a rest: hand-offs come in bursts.
 const BURST: u32 = 20;
 
-/// Looks may take one part in so many of a waiter's time, as processor time: some have to read the whole process table. Waiting
-/// for a store's answer costs nobody anything.
-const SHARE: u32 = 20;
+/// The shortest rest after each further one, which bounds the cost of a flood of wake-ups.
+const REST: Duration = Duration::from_millis(10);
 
-/// The shortest rest behind a burst: a flood of wake-ups must not cost more than this.
-const MIN_REST: Duration = Duration::from_millis(10);
+/// A rest is so many times as long as the poll: some polls read the whole process table.
+const REST_FACTOR: u32 = 5;
 
-/// The longest such rest: what was expensive once must not be paid for in hours.
-const MAX_REST: Duration = Duration::from_secs(1);
+/// How long a waiter pauses at first when a store has no connection for it.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Keeps looks from costing too much.
-#[derive(Debug)]
-pub struct Pace {
-    since: Instant,
-    looks: u32,
-    spent: Duration,
-    /// The processor time when the look began.
-    begun: Duration,
-}
+/// The longest such pause.
+const LAST_PAUSE: Duration = Duration::from_secs(10);
 
-impl Default for Pace {
-    fn default() -> Self {
-        Self { since: Instant::now(), looks: 0, spent: Duration::ZERO, begun: processor_time() }
-    }
-}
+/// A pause is one part in so many of the time waited.
+const PAUSE_SHARE: u32 = 4;
 
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
-
-impl Pace {
-    /// A look begins.
-    pub fn begin(&mut self) {
-        self.begun = processor_time();
-    }
-
-    /// How long to rest after it.
-    pub fn rest(&mut self) -> Duration {
-        let look = processor_time().saturating_sub(self.begun);
-        if self.since.elapsed() >= WINDOW {
-            *self = Self { begun: self.begun, ..Self::default() };
-        }
-        self.looks += 1;
-        self.spent += look;
-        if self.looks <= BURST && self.spent <= WINDOW / SHARE {
-            return Duration::ZERO;
-        }
-        look.saturating_mul(SHARE).clamp(MIN_REST, MAX_REST)
-    }
-}
-
-/// How long whoever waits stays away at first from a store that has no room for it.
-const FIRST_ABSENCE: Duration = Duration::from_secs(2);
-
-/// And in the end: those who come back all the time would fill it, too.
-const LAST_ABSENCE: Duration = Duration::from_secs(10);
-
-/// It has waited for so many times as long as it stays away.
-const ABSENCE_GROWS: u32 = 4;
-
-/// Those who wait for a store that has no connection to spare for them.
+/// The pauses of a waiter for which a store has no connection.
 #[derive(Debug, Default)]
 pub struct Crowd {
     since: Option<Instant>,
 }
 
 impl Crowd {
-    /// There was no room: how long to stay away.
+    /// No connection was free: how long to pause.
     pub fn pause(&mut self) -> Duration {
         let since = *self.since.get_or_insert_with(Instant::now);
-        jittered((since.elapsed() / ABSENCE_GROWS).clamp(FIRST_ABSENCE, LAST_ABSENCE))
+        jittered((since.elapsed() / PAUSE_SHARE).clamp(FIRST_PAUSE, LAST_PAUSE))
     }
 
-    /// Whether there was none, the last time.
+    /// Whether no connection was free, the last time.
     pub fn is_kept_out(&self) -> bool {
         self.since.is_some()
     }
 
-    /// There was room.
+    /// A connection was free.
     pub fn end(&mut self) {
         self.since = None;
     }
 }
 
-/// How often attempts come due, and when they are over.
+/// The shortest interval between two requests to a store that does not answer.
+const MIN_OUTAGE: Duration = Duration::from_millis(200);
+
+/// When attempts are due, and when they end.
 #[derive(Debug)]
 pub struct Attempts<'a> {
     waiting: &'a Waiting,
     made: u32,
     next: Instant,
     deadline: Option<Instant>,
+    /// The polls since then.
+    polls: (Instant, u32),
+    crowd: Crowd,
 }
 
 impl<'a> Attempts<'a> {
     /// The first one is due now.
     pub fn new(waiting: &'a Waiting) -> Self {
         let next = Instant::now();
-        Self { waiting, made: 0, next, deadline: waiting.timeout.map(|timeout| next + timeout) }
+        let deadline = waiting.timeout.map(|timeout| next + timeout);
+        Self { waiting, made: 0, next, deadline, polls: (next, 0), crowd: Crowd::default() }
     }
 
-    /// Counts those that have come due. A look before the next one is due, after a wake-up, is no attempt.
+    /// Counts those that are due. A poll before that, after a wake-up, is not an attempt.
     pub fn count(&mut self, now: Instant) {
         if now < self.next {
             return;
         }
-        // A waiter that is not first in line sleeps through some. The first attempt has none before it, however late it is.
+        // A queued waiter sleeps through some. None precedes the first attempt, however late it is.
         let late = if self.made == 0 { Duration::ZERO } else { now - self.next };
-        let sleep = self.waiting.sleep.as_nanos();
-        let missed = late.as_nanos().checked_div(sleep).and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
+        let missed = late.as_nanos().checked_div(self.waiting.sleep.as_nanos());
+        let missed = missed.and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
         let made = self.made.saturating_add(missed).saturating_add(1);
-        // What follows the last one, to give others the time to take what is free, is none.
+        // Polls after the last attempt, which give others the time to take what is free, do not count.
         self.made = self.waiting.max_attempts.map_or(made, |max| made.min(max.get()));
         self.next = now + self.waiting.sleep;
     }
 
-    /// How many there were.
+    /// How many were made.
     pub fn made(&self) -> u32 {
         self.made
     }
@@ -166,31 +122,52 @@ impl<'a> Attempts<'a> {
         self.deadline.map_or(self.next, |deadline| self.next.min(deadline))
     }
 
-    /// When all of it is over, however many attempts were made.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
-    }
-
     /// When to make the last one; `None` when there is none.
     pub fn last(&self) -> Option<Instant> {
         let more = self.waiting.max_attempts.map(|max| max.get().saturating_sub(self.made).saturating_sub(1));
         let last = more.and_then(|more| self.next.checked_add(self.waiting.sleep.checked_mul(more)?));
         last.into_iter().chain(self.deadline).min()
     }
+
+    /// How long to rest after a poll that took so long.
+    pub fn rest(&mut self, poll: Duration) -> Duration {
+        let (since, polls) = self.polls;
+        let second = Duration::from_secs(1);
+        self.polls = if since.elapsed() >= second { (Instant::now(), 1) } else { (since, polls + 1) };
+        if self.polls.1 <= BURST { Duration::ZERO } else { (poll * REST_FACTOR).clamp(REST, second) }
+    }
+
+    /// When to ask a store again that does not answer, or has no connection to spare; `interval` is the observer's.
+    pub fn after_failure(&mut self, is_full: bool, interval: Duration) -> Instant {
+        let now = Instant::now();
+        let mut until = self.next().min(now + interval).max(now + MIN_OUTAGE);
+        if is_full {
+            until = until.max(now + self.crowd.pause());
+            until = self.last().map_or(until, |last| until.min(last.max(now + MIN_OUTAGE)));
+        } else {
+            self.crowd.end();
+        }
+        self.deadline.map_or(until, |deadline| until.min(deadline))
+    }
+
+    /// The store has answered.
+    pub fn after_answer(&mut self) {
+        self.crowd.end();
+    }
 }
 
 /// Is told while a lock is waited for.
 pub trait Observer {
-    /// The lock is held; `attempt` attempts have been made. Nobody: the holder changed all the time.
+    /// The lock is held; `attempt` attempts have been made. Without holders if the holder changed all the time.
     fn waiting(&mut self, holders: &[Holding], attempt: u32);
 
-    /// It cannot be told whether the lock is held, and will be tried again.
+    /// The store does not tell whether the lock is held, and will be asked again.
     fn failing(&mut self, _error: &backend::Error, _attempt: u32) {}
 
-    /// How often it wants to be told at least.
+    /// The longest interval between two reports.
     fn interval(&self) -> Duration;
 
-    /// Whether it has heard that the waiting is to end.
+    /// Whether the waiting must end.
     fn is_interrupted(&self) -> bool {
         false
     }

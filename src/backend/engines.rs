@@ -20,6 +20,10 @@ pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>, Failure> {
         #[cfg(feature = "object-store")]
         Scheme::S3 | Scheme::Azure | Scheme::Gcs => Box::new(super::object::ObjectStore::new(settings)?),
         #[allow(unreachable_patterns, reason = "a build with all stores leaves none out")]
-        scheme => return Err(Failure::not_built(scheme)),
+        scheme => {
+            let hint = format!("`cargo install … --features {}`, or a released wheel, which has all stores", scheme.feature());
+            let why = format!("this program was built without the store `{}`", scheme.name());
+            return Err(Failure::permanent(why).with_hint(hint));
+        }
     })
 }

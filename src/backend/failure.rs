@@ -1,8 +1,7 @@
 //! Why an operation of a store failed.
 
 use std::fmt;
-
-use crate::store::Scheme;
+use std::ops::Deref;
 
 /// Why an operation failed.
 #[derive(Clone, Debug)]
@@ -72,16 +71,9 @@ impl Failure {
         Self { is_indefinite: true, ..self }
     }
 
-    /// The failure of a store that this program was built without.
-    pub fn not_built(scheme: Scheme) -> Self {
-        Self::permanent(format!("this program was built without the store `{}`", scheme.name()))
-            .with_hint(format!("`cargo install … --features {}`, or a released wheel, which has all stores", scheme.feature()))
-    }
-
     /// The failure as an error of the lock at `location`.
     pub fn during(self, action: &'static str, location: String) -> Error {
-        let Self { why, cause, hint, is_indefinite, action: known } = self;
-        Error { action: known.unwrap_or(action), location, why, hint, cause, is_indefinite }
+        Error { action: self.action.unwrap_or(action), location, failure: self }
     }
 }
 
@@ -92,40 +84,28 @@ pub struct Error {
     pub action: &'static str,
     /// The lock, printable and without secrets.
     pub location: String,
-    /// The store's message, or the obstacle.
-    pub why: String,
-    /// What the user can do about it.
-    pub hint: Option<String>,
-    /// The kind of reason.
-    pub cause: Cause,
-    /// Whether the operation may have been done nevertheless.
-    pub is_indefinite: bool,
+    /// The reason.
+    pub failure: Failure,
 }
 
 impl std::error::Error for Error {}
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { action, location, why, .. } = self;
-        match self.cause {
-            Cause::NotALock => write!(f, "`{location}` is not a lock file: {why}"),
-            Cause::Contended => write!(f, "another process keeps the lock file `{location}` locked (flock)"),
-            _ if self.is_indefinite => {
-                write!(f, "cannot {action} `{location}`: {why}; the write may or may not have happened")
-            }
-            _ => write!(f, "cannot {action} `{location}`: {why}"),
-        }
+impl Deref for Error {
+    type Target = Failure;
+
+    fn deref(&self) -> &Failure {
+        &self.failure
     }
 }
 
-impl Error {
-    /// Whether it may work soon.
-    pub fn is_transient(&self) -> bool {
-        self.cause.passes()
-    }
-
-    /// Whether the store had no connection to spare. Holders need connections more than waiters do.
-    pub fn is_full(&self) -> bool {
-        self.cause == Cause::Full
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { action, location, failure: Failure { why, cause, is_indefinite, .. } } = self;
+        match cause {
+            Cause::NotALock => write!(f, "`{location}` is not a lock file: {why}"),
+            Cause::Contended => write!(f, "another process keeps the lock file `{location}` locked (flock)"),
+            _ if *is_indefinite => write!(f, "cannot {action} `{location}`: {why}; the write may or may not have happened"),
+            _ => write!(f, "cannot {action} `{location}`: {why}"),
+        }
     }
 }

@@ -4,14 +4,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::failure::{Cause, Failure};
 
-/// How often a question is asked again when the connection breaks or the store is busy: a hiccup, not an outage. Who
-/// wants to wait for longer asks again later.
+/// How often a store is asked when the connection breaks or the store is busy: for a hiccup, not for an outage.
 const MAX_TRIES: u32 = 4;
 
-/// Not again after so long: who renews a lease has to give up in time.
+/// When to stop: a holder that renews its lease must give up in time.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Before the second try; it doubles.
+/// The pause before the second try; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(40);
 
 /// In milliseconds.
@@ -20,43 +19,26 @@ pub fn since_1970() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(0)
 }
 
-/// Asks again while the answer is that it may work soon.
-pub fn retry<T>(mut ask: impl FnMut(u32) -> Result<T, Failure>) -> Result<T, Failure> {
-    let mut pause = FIRST_PAUSE;
-    let mut tries = 0;
+/// Asks again after a transient failure.
+pub fn retry<T>(mut ask: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let begun = Instant::now();
-    // Ends after so many tries.
+    let mut tries = 0;
     loop {
         tries += 1;
-        match ask(tries) {
+        match ask() {
             Err(failure) if failure.cause == Cause::Transient && tries < MAX_TRIES && begun.elapsed() < LIMIT => {
                 tracing::debug!("trying again: {}", failure.why);
-                std::thread::sleep(jittered(pause));
-                pause *= 2;
+                std::thread::sleep(jittered(FIRST_PAUSE * 2_u32.pow(tries - 1)));
             }
             answer => return answer,
         }
     }
 }
 
-/// Between three and five quarters of it: those whom one event has stopped, or who wait for the same, must not all come back at the
-/// same moment.
+/// Between three and five quarters of `pause`, so that many processes do not all come back at the same moment.
 pub fn jittered(pause: Duration) -> Duration {
     let mut bytes = [0_u8; 2];
     // Without random numbers, there is no jitter.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     pause * 3 / 4 + pause / 2 * u32::from(u16::from_le_bytes(bytes)) / u32::from(u16::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::jittered;
-
-    #[test]
-    fn pauses_are_about_as_long_as_they_are_meant_to_be() {
-        let pause = Duration::from_secs(8);
-        assert!((0..1000).all(|_| (Duration::from_secs(6)..=Duration::from_secs(10)).contains(&jittered(pause))));
-    }
 }

@@ -116,12 +116,9 @@ pub struct Page {
 }
 
 /// A compare-and-swap register per key.
-pub trait Store {
+pub trait Store: Send {
     /// The register's state, strongly consistent. A store whose schema does not exist fails with
     /// [`Cause::NotPrepared`](super::failure::Cause::NotPrepared).
-    ///
-    /// # Errors
-    /// When there is no answer.
     fn get(&mut self, key: &Key) -> Result<State, Failure>;
 
     /// Writes `next` only if the register is still in the state `expected`, of which the store
@@ -134,29 +131,17 @@ pub trait Store {
 
     /// A page of the registers of `kind` after `after`, which is [`Page::next`] of the page before.
     /// Includes registers without a value.
-    ///
-    /// # Errors
-    /// As for [`Store::get`].
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure>;
 
     /// Removes the register only if it is still in the state `expected`. A later write starts again
     /// without a version.
-    ///
-    /// # Errors
-    /// As for [`Store::put`].
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure>;
 
     /// Creates the schema, if it does not exist.
-    ///
-    /// # Errors
-    /// When it cannot be created.
     fn create_schema(&mut self, key: &Key) -> Result<(), Failure>;
 
     /// Checks that the store refuses a write whose condition does not hold, where that is
     /// uncertain.
-    ///
-    /// # Errors
-    /// When it accepts such a write, or does not answer.
     fn verify_conditional_writes(&mut self, _key: &Key) -> Result<(), Failure> {
         Ok(())
     }
@@ -229,9 +214,6 @@ pub trait Notifier {
 pub trait Queue {
     /// Takes a place in the queue, and sleeps as [`Notifier::wait`] does until it may be the
     /// caller's turn.
-    ///
-    /// # Errors
-    /// As for [`Notifier::wait`].
     fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure>;
 
     /// Whether no earlier waiter is known, as of the last [`Store::get`].

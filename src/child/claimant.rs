@@ -5,16 +5,15 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
-use std::time::SystemTime;
 
-use rustix::process::{Pid, getpid, getuid};
+use rustix::process::getpid;
 
 use super::{Child, Descendants, Signals};
-use crate::claimant::{Claimant, NoOwner};
+use crate::claimant::Claimant;
+use crate::mutex::register::Stored;
 use crate::owner::{Owner, Place};
 use crate::printable;
-use crate::process::{self, Observation};
-use crate::record::{Entry, Record};
+use crate::record::Entry;
 use crate::verdict::RUN_VARIABLE;
 
 /// The command that is to hold a lock while it runs. Its process is made when the lock seems to be free, and
@@ -62,33 +61,21 @@ impl RunClaimant {
         }
         self.child.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
-
-    fn owner(&self, pid: Pid) -> io::Result<Owner> {
-        let Observation::Running(process) = process::observe(pid) else {
-            return Err(io::Error::other("its process has ended"));
-        };
-        let owner = Owner { pid, uid: Some(getuid().as_raw()), place: self.here.clone(), instance: process.instance };
-        if owner.is(&owner) { Ok(owner) } else { Err(io::Error::other(NoOwner::Unidentifiable { pid })) }
-    }
 }
 
 impl Claimant for RunClaimant {
     /// The command owns the lock, so that it never runs without; this process keeps it until it has released
     /// it, so that a lock that is about to be released is not taken over.
     fn entry(&self) -> io::Result<Entry> {
-        let command = self.owner(self.child()?.pid()?)?;
+        let command = Owner::of(self.child()?.pid()?, &self.here)?.identified()?;
         let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
-        let keeper = self.owner(getpid())?;
+        let keeper = Owner::of(getpid(), &self.here)?.identified()?;
         let entry = Entry::new(command, run, Some(self.describe()))?;
         self.tokens.borrow_mut().extend(entry.token.clone());
         Ok(Entry { keeper: Some((keeper.pid, keeper.instance)), ..entry })
     }
 
-    fn transient_entry(&self) -> io::Result<Entry> {
-        Entry::new(self.owner(getpid())?, None, Some("serializer run".to_owned()))
-    }
-
-    fn owns(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> bool {
+    fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
         entry.token.as_ref().is_some_and(|token| self.tokens.borrow().contains(token))
     }
 

@@ -17,7 +17,7 @@ use crate::record::{Entry, Record};
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;
     match &lock {
-        Location::Store(settings, _) if args.print_sql => match backend::schema(settings)? {
+        Location::Store(settings, _) if args.print_sql => match backend::open_store(settings)?.schema() {
             Some(statements) => super::print(statements.as_bytes()),
             None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url), None)),
         },
@@ -33,7 +33,6 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             if let Some(advice) = register.advice() {
                 tracing::warn!("{advice}");
             }
-            register.remove_if_free();
             register.remove_unused(KEPT);
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
             Ok(())
@@ -74,7 +73,7 @@ fn probe() -> Result<Record, Error> {
 const MAX_ROUNDS: usize = 16;
 
 /// Does all that locks will need: a file system may refuse links, flock or writing, a database the rights to.
-fn try_out(register: &mut Register<'_>, record: &Record) -> Result<(), Error> {
+fn try_out(register: &mut Register, record: &Record) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
         let created = match register.load()? {
             // Left behind by one that was killed.

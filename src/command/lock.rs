@@ -85,7 +85,8 @@ fn unkept(
 ) -> Result<Option<(Grant, Entry)>, mutex::Error> {
     let held = match acquired {
         Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
-            return Ok(claimant.made(&grant.token).map(|entry| (grant.clone(), entry)));
+            let made = claimant.made(&grant.token).map_err(mutex::Error::Entry)?;
+            return Ok(made.map(|entry| (grant.clone(), entry)));
         }
         Acquired::AlreadyHeld(held) => held.entry.as_ref().filter(|entry| entry.lease.is_some()),
         Acquired::NotNeeded => None,

@@ -143,14 +143,9 @@ impl Run<'_> {
 
     /// Begins to renew the lease, if there is one.
     fn renew(&mut self, grant: &mut Grant) -> Result<Option<Renewing>, Error> {
-        let Some(lease) = self.job.request.lease else {
-            self.mutex.disconnect();
-            return Ok(None);
-        };
+        let Some(lease) = self.job.request.lease else { return Ok(None) };
         let refreshed = self.mutex.refresh(grant, lease);
         refreshed.map_err(|error| Error::mutex("lock", &self.location, error))?;
-        // The connection is not needed before the command has ended.
-        self.mutex.disconnect();
         let is_bound = self.job.descendants.end_with_the_lock;
         let at_worst = move || {
             if is_bound {
@@ -158,7 +153,8 @@ impl Run<'_> {
             }
         };
         let charge = Charge { grant: grant.clone(), lease };
-        match Renewing::start(&self.job.lock, charge, self.job.on_lost, Box::new(at_worst)) {
+        let idle = Some(self.mutex.connection());
+        match Renewing::start(&self.job.lock, charge, idle, self.job.on_lost, Box::new(at_worst)) {
             Ok(renewing) => Ok(Some(renewing)),
             Err(error) => {
                 self.give_back()?;
@@ -170,7 +166,7 @@ impl Run<'_> {
     /// Lets the command run.
     fn start(&mut self, grant: &Grant, renewing: Option<&Renewing>) -> Result<Child, Error> {
         // If this process was stopped meanwhile, it has not renewed anything.
-        if renewing.is_some_and(|renewing| renewing.is_given_up().unwrap_or(true)) {
+        if renewing.is_some_and(Renewing::is_given_up) {
             drop(self.claimant.take());
             let _ = self.release(Outcome::Unknown, Duration::ZERO);
             return Err(Error::lost_before(&self.location, &shown(&self.program)));

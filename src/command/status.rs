@@ -16,7 +16,6 @@ use crate::cli::StatusArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::mutex::Mutex;
-use crate::mutex::register::Content;
 use crate::owner::Place;
 use crate::printable;
 use crate::verdict::LocalJudge;
@@ -88,7 +87,7 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Lock>, Opti
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);
         match mutex.look() {
             // flock(1) leaves empty files.
-            Ok(Some((stored, _))) if args.all && stored.content == Content::Empty => {}
+            Ok(Some((stored, _))) if args.all && stored.record.is_none() => {}
             Ok(found) => locks.push(report(&location, found, mutex.waiters())),
             // Other programs keep files of that name, too.
             Err(error) if args.all && error.cause == Cause::NotALock => tracing::debug!("{error}"),

@@ -1,37 +1,31 @@
-//! A process that locks in a store: besides what it is, it has a keeper, which the record names.
+//! A process that locks in a store, with the keeper that the record names.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::SystemTime;
 
 use rustix::process::Pid;
 
 use super::process::Keeper;
 use crate::claimant::{Claimant, ProcessClaimant};
+use crate::mutex::register::Stored;
 use crate::owner::Instance;
-use crate::record::{Entry, Record};
+use crate::record::Entry;
 
-/// The owner of a lock whose lease, if it has one, is kept by another process. That is made when the lock seems to be free, and not
-/// before.
+/// The owner of a lock whose lease, if it has one, is kept by another process, which is started when the lock seems to be free.
 pub struct KeptClaimant<'a> {
     owner: &'a ProcessClaimant,
     needs_keeper: bool,
     keeper: OnceCell<Keeper>,
-    /// Each that was made: it may be the one that is stored.
-    entries: RefCell<Vec<Entry>>,
 }
 
 impl<'a> KeptClaimant<'a> {
     /// Does not start anything yet.
     pub fn new(owner: &'a ProcessClaimant, needs_keeper: bool) -> Self {
-        Self { owner, needs_keeper, keeper: OnceCell::new(), entries: RefCell::default() }
+        Self { owner, needs_keeper, keeper: OnceCell::new() }
     }
 
-    /// The keeper, made if need be. Dropped before it was told what to keep, it ends.
-    ///
-    /// # Errors
-    /// When there cannot be one.
+    /// The keeper, started if need be. Dropped before it was told what to keep, it ends.
     pub fn keeper(&self) -> io::Result<&Keeper> {
         if self.keeper.get().is_none() {
             let _ = self.keeper.set(Keeper::spawn()?);
@@ -39,14 +33,15 @@ impl<'a> KeptClaimant<'a> {
         self.keeper.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Whether this keeper is the one that was made here.
+    /// Whether this keeper was started here.
     pub fn has_made(&self, keeper: (Pid, Instance)) -> bool {
         self.keeper.get().is_some_and(|own| own.identity() == keeper)
     }
 
-    /// The entry that was made with this token.
-    pub fn made(&self, token: &str) -> Option<Entry> {
-        self.entries.borrow().iter().find(|entry| entry.token.as_deref() == Some(token)).cloned()
+    /// The entry of this acquisition, if it needs a keeper.
+    pub fn made(&self, token: &str) -> io::Result<Option<Entry>> {
+        let entry = self.needs_keeper.then(|| self.entry()).transpose()?;
+        Ok(entry.map(|entry| Entry { token: Some(token.to_owned()), ..entry }))
     }
 }
 
@@ -55,17 +50,12 @@ impl Claimant for KeptClaimant<'_> {
         let mut entry = self.owner.entry()?;
         if self.needs_keeper {
             entry.keeper = Some(self.keeper()?.identity());
-            self.entries.borrow_mut().push(entry.clone());
         }
         Ok(entry)
     }
 
-    fn transient_entry(&self) -> io::Result<Entry> {
-        self.owner.transient_entry()
-    }
-
-    fn owns(&self, record: &Record, entry: &Entry, written: Option<SystemTime>) -> bool {
-        self.owner.owns(record, entry, written)
+    fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
+        self.owner.owns(stored, entry)
     }
 
     fn is_present(&self) -> bool {

@@ -1,15 +1,15 @@
-//! Keeping a lease by a thread of the process that holds the lock, or looks after what does.
+//! Keeping a lease by a thread of the process that holds the lock, or of its keeper.
 
-use std::io::{self, PipeReader, PipeWriter};
+use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::{Charge, is_readable, keep};
+use super::{Charge, LONG, is_readable};
 use crate::backend::{self, Location};
 use crate::config::OnLost;
+use crate::mutex::register::Connection;
 use crate::mutex::{Error, Lost, Mutex};
 use crate::owner::Place;
 use crate::panics::{Kept, Registration};
@@ -17,48 +17,38 @@ use crate::process::since_boot;
 use crate::timer::Timer;
 use crate::verdict::{LocalJudge, Orphans};
 
-/// A lease that is being renewed as long as this lives.
+/// How long the connection that acquired the lock stays open: a command that ends before that needs no second login.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A lease that is renewed as long as this value lives.
 pub struct Renewing {
-    grace: Duration,
-    known: Arc<Known>,
-    /// Has an end when the thread has.
-    ended: PipeReader,
+    keeper: Arc<Keeper>,
     _stop: PipeWriter,
     _panics: Registration,
 }
 
-/// What the thread tells.
-struct Known {
-    /// Runs out when the lease is given up or lost.
+/// What the thread works with, and what it reports.
+struct Keeper {
+    location: Location,
+    on_lost: OnLost,
+    /// Expires when the lease is lost; with [`OnLost::Terminate`], already when it is given up.
     timer: Timer,
-    /// When others may take the lock, in milliseconds since boot.
-    over: AtomicU64,
-    /// Why it was not renewed, the last time that it was tried.
-    trouble: StdMutex<Option<String>>,
-    lost: StdMutex<Option<(String, Option<Lost>)>>,
-    /// Closed when the thread has ended.
-    end: StdMutex<Option<PipeWriter>>,
+    status: StdMutex<Status>,
     at_worst: Box<dyn Fn() + Send + Sync>,
 }
 
-impl Known {
-    fn set_lost(&self, why: String, how: Option<Lost>) {
-        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some((why, how));
-        // If that fails, the timer still runs out when the last renewal is too old.
-        let _ = self.timer.set(1);
-    }
-
-    fn set_ended(&self) {
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
+struct Status {
+    charge: Charge,
+    /// Why the last renewal failed.
+    trouble: Option<String>,
+    lost: Option<(String, Option<Lost>)>,
 }
 
-impl Kept for Known {
+impl Kept for Keeper {
     fn lose(&self, why: &str) {
-        // What has panicked is not asked again to release the lock.
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+        // The store is not asked again to release the lock.
+        self.status().trouble = Some(why.to_owned());
         self.set_lost(why.to_owned(), None);
-        self.set_ended();
     }
 
     fn end(&self) {
@@ -67,138 +57,146 @@ impl Kept for Known {
 }
 
 impl Renewing {
-    /// Begins to renew it. A loss is said at once if nothing else is to be done about it. `at_worst` ends what runs under the lock when
-    /// this process cannot go on.
-    ///
-    /// # Errors
-    /// When there cannot be a thread.
+    /// Begins to renew. `idle` stays open for a second, for a command that ends before that. With [`OnLost::Warn`], the thread
+    /// reports a loss. `at_worst` ends what runs under the lock when this process cannot continue.
     pub fn start(
         location: &Location,
         charge: Charge,
+        idle: Option<Connection>,
         on_lost: OnLost,
         at_worst: Box<dyn Fn() + Send + Sync>,
     ) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
-        let (ended, end) = io::pipe()?;
-        let timer = Timer::new()?;
-        timer.set(charge.given_up())?;
-        let known = Arc::new(Known {
-            timer,
-            over: AtomicU64::new(charge.over()),
-            trouble: StdMutex::default(),
-            lost: StdMutex::new(None),
-            end: StdMutex::new(Some(end)),
-            at_worst,
-        });
-        let panics = Registration::of(known.clone());
-        let grace = charge.grace();
-        let keeper = Keeper { location: location.clone(), charge, on_lost, known: known.clone() };
-        // It is not waited for in the end: it holds nothing, and what it may yet write is conditional on the lock being held.
-        thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.run(stopped.as_fd()))?;
-        Ok(Self { grace, known, ended, _stop: stop, _panics: panics })
+        let status = StdMutex::new(Status { charge: charge.clone(), trouble: None, lost: None });
+        let keeper = Arc::new(Keeper { location: location.clone(), on_lost, timer: Timer::new()?, status, at_worst });
+        keeper.set_charge(charge)?;
+        let panics = Registration::of(keeper.clone());
+        let renewing = Self { keeper: keeper.clone(), _stop: stop, _panics: panics };
+        // Not joined in the end: it holds nothing, and its last write is conditional on the lock being held.
+        thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.run(idle, stopped.as_fd()))?;
+        Ok(renewing)
     }
 
-    /// Becomes readable when the lock is lost, or so close to it that what runs under it has to end.
+    /// Becomes readable when the lock is lost; with [`OnLost::Terminate`], when it is so close to it that what runs under it has to
+    /// end.
     pub fn lost_fd(&self) -> BorrowedFd<'_> {
-        self.known.timer.fd()
-    }
-
-    /// Becomes readable when nothing is renewed any more, because the lock is certainly lost.
-    pub fn ended_fd(&self) -> BorrowedFd<'_> {
-        self.ended.as_fd()
+        self.keeper.timer.fd()
     }
 
     /// Whether what runs under it has to end.
-    ///
-    /// # Errors
-    /// When that cannot be told.
-    pub fn is_given_up(&self) -> io::Result<bool> {
-        is_readable(self.lost_fd())
+    pub fn is_given_up(&self) -> bool {
+        let status = self.keeper.status();
+        status.lost.is_some() || status.charge.is_given_up()
     }
 
-    /// Whether nobody else can have had the lock yet, unless it was taken away.
+    /// Whether no other process can have had the lock yet, unless it was broken.
     pub fn is_good(&self) -> bool {
-        since_boot() < self.known.over.load(Ordering::Acquire)
+        since_boot() < self.keeper.status().charge.after(1, 1)
     }
 
-    /// What runs under it, and is told to end now, has to be killed then, in milliseconds since boot: after some time of grace, but not
-    /// when others may have the lock already.
+    /// When to kill what runs under it and is told to end now, in milliseconds since boot: after some time, but before others may
+    /// have the lock.
     pub fn kill_at(&self) -> u64 {
-        let grace = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX / 2);
-        (since_boot() + grace).min(self.known.over.load(Ordering::Acquire))
+        let charge = self.keeper.status().charge.clone();
+        let grace = u64::try_from(charge.grace().as_millis()).unwrap_or(u64::MAX / 2);
+        (since_boot() + grace).min(charge.after(1, 1))
     }
 
     /// Whether the store did not answer the last renewal.
     pub fn is_unanswered(&self) -> bool {
-        self.known.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.keeper.status().trouble.is_some()
     }
 
     /// What has become of it.
     pub fn why(&self) -> String {
-        let lost = self.known.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((why, _)) = &*lost {
-            return why.clone();
+        match &*self.keeper.status() {
+            Status { lost: Some((why, _)), .. } => why.clone(),
+            Status { trouble: Some(why), .. } => format!("its lease could not be renewed in time: {why}"),
+            _ => "its lease could not be renewed in time".to_owned(),
         }
-        let trouble = self.known.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let why = trouble.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-        format!("its lease could not be renewed in time{why}")
     }
 
-    /// Whether nothing is left of it in the store, not even the word that it was lost: it was released.
+    /// Whether the store does not mention it any more, not even as lost: it was released.
     pub fn is_released(&self) -> bool {
-        let lost = self.known.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(*lost, Some((_, Some(Lost::Gone))))
+        matches!(self.keeper.status().lost, Some((_, Some(Lost::Gone))))
     }
-}
-
-struct Keeper {
-    location: Location,
-    charge: Charge,
-    on_lost: OnLost,
-    known: Arc<Known>,
 }
 
 impl Keeper {
-    fn run(mut self, stopped: BorrowedFd<'_>) {
-        self.keep_and_tell(stopped);
-        self.known.set_ended();
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep_and_tell(&mut self, stopped: BorrowedFd<'_>) {
-        let (why, how) = match self.keep(stopped) {
+    fn set_lost(&self, why: String, how: Option<Lost>) {
+        self.status().lost = Some((why, how));
+        // If this fails, the timer still expires when the last renewal is too old.
+        let _ = self.timer.set(1);
+    }
+
+    fn set_charge(&self, charge: Charge) -> io::Result<()> {
+        if self.on_lost == OnLost::Terminate {
+            self.timer.set(charge.given_up())?;
+        }
+        let mut status = self.status();
+        (status.charge, status.trouble) = (charge, None);
+        Ok(())
+    }
+
+    fn run(&self, idle: Option<Connection>, stopped: BorrowedFd<'_>) {
+        let (why, how) = match self.keep(idle, stopped) {
             Ok(None) => return,
-            Ok(Some(Error::Lost(how, _))) => (how.to_string(), Some(how)),
-            Ok(Some(error)) => (error.to_string(), None),
+            Ok(Some(how)) => (how.to_string(), Some(how)),
             Err(error) => (format!("it cannot be kept: {}", backend::plain(&error)), None),
         };
         if self.on_lost == OnLost::Warn {
             tracing::warn!("the lock `{}` is lost: {why}", self.location.printable());
         }
-        self.known.set_lost(why, how);
+        self.set_lost(why, how);
     }
 
-    fn keep(&mut self, stopped: BorrowedFd<'_>) -> io::Result<Option<Error>> {
+    /// Renews until `stopped` is readable, or the store says that the lock is lost.
+    fn keep(&self, mut idle: Option<Connection>, stopped: BorrowedFd<'_>) -> io::Result<Option<Lost>> {
         let judge = LocalJudge::new(Place::default(), Orphans::Ignore);
-        let backend = backend::open(&self.location).map_err(io::Error::other)?;
-        let mut mutex = Mutex::new(backend, &judge);
-        let (known, location, on_lost) = (&self.known, self.location.printable(), self.on_lost);
-        let (mut given_up, mut is_told) = (self.charge.given_up(), false);
-        keep(&mut mutex, &mut self.charge, stopped, &mut |renewed| {
-            *known.trouble.lock().unwrap_or_else(PoisonError::into_inner) = renewed.err().map(ToString::to_string);
-            let charge = match renewed {
-                Ok(charge) => charge,
-                Err(error) => {
-                    // Nothing else is done about it, and it may go on for long.
-                    if on_lost == OnLost::Warn && since_boot() >= given_up && !std::mem::replace(&mut is_told, true) {
-                        tracing::warn!("the lease of `{location}` could not be renewed in time: {error}");
-                    }
-                    return Ok(());
+        let mut mutex = Mutex::new(backend::open(&self.location).map_err(io::Error::other)?, &judge);
+        let mut charge = self.status().charge.clone();
+        let mut is_told = false;
+        let timer = Timer::new()?;
+        timer.set(charge.after(1, 3))?;
+        loop {
+            backend::sleep(if idle.is_some() { IDLE } else { LONG }, &[stopped, timer.fd()])?;
+            if is_readable(stopped)? {
+                return Ok(None);
+            }
+            idle.take().iter().for_each(Connection::close);
+            if !is_readable(timer.fd())? {
+                continue;
+            }
+            match mutex.renew(&charge.grant.token, None) {
+                Ok(grant) => {
+                    tracing::debug!("renewed the lease of `{}`", self.location.printable());
+                    (charge.grant, is_told) = (grant, false);
+                    self.set_charge(charge.clone())?;
+                    timer.set(charge.after(1, 3))?;
                 }
-            };
-            (given_up, is_told) = (charge.given_up(), false);
-            known.over.store(charge.over(), Ordering::Release);
-            known.timer.set(charge.given_up())
-        })
+                // What was released meanwhile is not lost.
+                Err(Error::Lost(..)) if is_readable(stopped)? => return Ok(None),
+                Err(Error::Lost(how, _)) => return Ok(Some(how)),
+                // It may pass, and the store has not said that the lock is lost.
+                Err(error) => {
+                    tracing::debug!("cannot renew the lease: {error}");
+                    self.status().trouble = Some(error.to_string());
+                    // Nothing else is done about it, and it may last for long.
+                    if self.on_lost == OnLost::Warn && charge.is_given_up() && !std::mem::replace(&mut is_told, true) {
+                        let name = self.location.printable();
+                        tracing::warn!("the lease of `{name}` could not be renewed in time: {error}");
+                    }
+                    let pause = u64::try_from(charge.lease.as_millis() / 24).unwrap_or(u64::MAX / 8);
+                    timer.set(since_boot() + pause.clamp(50, 2000))?;
+                }
+            }
+            // The store's connections are for others until the next renewal.
+            mutex.connection().close();
+        }
     }
 }
 
@@ -214,15 +212,16 @@ mod tests {
 
     #[test]
     fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
-        let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot() };
-        let charge = Charge { grant, lease: Duration::from_secs(3600) };
-        let location = Location::File("/nonexistent".into());
-        let renewing = Renewing::start(&location, charge, OnLost::Terminate, Box::new(|| {})).expect("a thread");
-        assert!(!renewing.is_given_up().expect("it is told") && !renewing.is_unanswered());
-        renewing.known.lose("internal error");
-        assert!(renewing.is_given_up().expect("it is told"), "what runs under it is ended");
-        assert!(is_readable(renewing.ended_fd()).expect("it is told"), "who only warns hears of it");
-        assert!(renewing.is_unanswered() && !renewing.is_released());
-        assert_eq!(renewing.why(), "internal error");
+        for on_lost in [OnLost::Terminate, OnLost::Warn] {
+            let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot() };
+            let charge = Charge { grant, lease: Duration::from_secs(3600) };
+            let location = Location::File("/nonexistent".into());
+            let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread");
+            assert!(!renewing.is_given_up() && !renewing.is_unanswered());
+            renewing.keeper.lose("internal error");
+            assert!(renewing.is_given_up() && is_readable(renewing.lost_fd()).expect("it is told"));
+            assert!(renewing.is_unanswered() && !renewing.is_released());
+            assert_eq!(renewing.why(), "internal error");
+        }
     }
 }

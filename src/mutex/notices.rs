@@ -1,18 +1,12 @@
-//! Notices for owners that lost their lock: a file beside the lock, with an entry for each broken
-//! acquisition.
+//! Notices for owners whose lock file was broken, in a file beside it: an entry for each such acquisition.
 //!
-//! The lock file itself cannot hold them. In a sticky directory, only the file's user could replace
-//! it. Older programs and the Python plugin would mistake it for a lock. A notice decides nothing
-//! about the lock. It is read only for an owner without an entry, and then changes the answer from
-//! "not locked" or "not yours" to "broken".
-//!
-//! A notice is left after the lock was broken: a kill in between only costs the notice. It is
-//! removed when its owner has read it, or by a later change of the file when its owner has ended. A
+//! The lock file cannot hold them: only its user may replace it in a sticky directory, and other programs would take it for
+//! held. A notice decides nothing about the lock. It only changes the answer to an owner that does not hold it any more. A
 //! store needs no notices: it keeps the mark in the record.
 
 use super::MAX_ROUNDS;
-use super::register::{Content, Register, Write};
-use crate::backend::failure::Error;
+use super::register::{Register, Stored, Write};
+use crate::claimant::Claimant;
 use crate::owner::Place;
 use crate::process;
 use crate::record::{Entry, Record};
@@ -23,59 +17,51 @@ const SUFFIX: &str = ".broken";
 /// How many notices are kept, the newest ones: few owners lose a lock and continue.
 const MAX_NOTICES: usize = 8;
 
-impl Register<'_> {
+impl Register {
     /// Leaves notices for these entries. Best effort.
     pub fn leave_notices(&mut self, broken: &[Entry]) {
-        if self.is_numbered() || broken.is_empty() {
-            return;
-        }
-        let left = self.beside(SUFFIX, |notices| change(notices, &|entries| entries.extend_from_slice(broken)));
-        if let Err(error) = left {
-            tracing::debug!("{error}");
+        if !self.is_numbered() && !broken.is_empty() {
+            self.beside(SUFFIX, |notices| change(notices, broken, None));
         }
     }
 
-    /// Removes the notices for which `is_own` holds. Returns whether there were any, even if they
-    /// cannot be removed.
-    pub fn take_notices(&mut self, is_own: &dyn Fn(&Record, &Entry) -> bool) -> bool {
-        !self.is_numbered() && self.beside(SUFFIX, |notices| take(notices, is_own))
+    /// Removes the notices for `claimant`; `None` if there were none. Returns whether it could: in a sticky directory, the file may be
+    /// another user's.
+    pub fn take_notices(&mut self, claimant: &dyn Claimant) -> Option<bool> {
+        if self.is_numbered() { None } else { self.beside(SUFFIX, |notices| change(notices, &[], Some(claimant))) }
     }
 }
 
-fn take(notices: &mut Register<'_>, is_own: &dyn Fn(&Record, &Entry) -> bool) -> bool {
-    let Ok(Some(stored)) = notices.load() else { return false };
-    let Some(record) = stored.content.record() else { return false };
-    let own: Vec<Entry> = record.entries().iter().filter(|entry| is_own(record, entry)).cloned().collect();
-    if !own.is_empty()
-        && let Err(error) = change(notices, &|entries| entries.retain(|entry| !own.contains(entry)))
-    {
-        tracing::debug!("{error}");
-    }
-    !own.is_empty()
-}
-
-fn change(notices: &mut Register<'_>, change: &dyn Fn(&mut Vec<Entry>)) -> Result<(), Error> {
-    let here = Place::here();
+/// Adds `new` notices, and removes those for `claimant` and those that will not be read. Returns whether it could, if there were any
+/// for `claimant`.
+fn change(notices: &mut Register, new: &[Entry], claimant: Option<&dyn Claimant>) -> Option<bool> {
+    let mut had_any = None;
     // Bounded: each further round means that another process has changed the file.
     for _ in 0..MAX_ROUNDS {
-        let stored = notices.load()?;
-        let record = stored.as_ref().and_then(|stored| stored.content.record());
-        let mut entries = record.map(|record| record.entries().to_vec()).unwrap_or_default();
-        change(&mut entries);
-        entries.retain(|entry| may_ask(entry, &here));
+        let stored = notices.load().ok()?;
+        let is_own = |entry: &&Entry| claimant.zip(stored.as_ref()).is_some_and(|(owner, stored)| owner.owns(stored, entry));
+        let present = stored.as_ref().map(Stored::entries).unwrap_or_default();
+        let (own, others): (Vec<_>, Vec<_>) = present.iter().partition(is_own);
+        if own.is_empty() && new.is_empty() {
+            return had_any;
+        }
+        had_any = had_any.or((!own.is_empty()).then_some(false));
+        let here = Place::here();
+        let mut entries: Vec<Entry> = others.into_iter().chain(new).filter(|entry| may_ask(entry, &here)).cloned().collect();
         entries.drain(..entries.len().saturating_sub(MAX_NOTICES));
         let write = match (&stored, Record::of(entries)) {
-            (None, None) => return Ok(()),
-            (None, Some(record)) => notices.create(&record)?,
-            (Some(stored), None) => notices.delete(stored)?,
-            (Some(stored), Some(record)) if stored.content == Content::Record(Box::new(record.clone())) => return Ok(()),
-            (Some(stored), Some(record)) => notices.replace(stored, &record)?,
+            (None, None) => return had_any,
+            (None, Some(record)) => notices.create(&record),
+            (Some(stored), None) => notices.delete(stored),
+            (Some(stored), Some(record)) => notices.replace(stored, &record),
         };
-        if write == Write::Done {
-            return Ok(());
+        match write {
+            Ok(Write::Done) => return had_any.map(|_| true),
+            Ok(Write::Conflict | Write::Unknown) => {}
+            Err(_) => return had_any,
         }
     }
-    Ok(())
+    had_any
 }
 
 /// Whether the owner may still be running.

@@ -5,9 +5,8 @@
 //! conflict, the stored record, which differs from every other one, shows whether ours was done.
 
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, SystemTime};
-
-use rustix::rand::GetRandomFlags;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use crate::backend::failure::{Cause, Error, Failure};
 use crate::backend::looks::Looks;
@@ -15,8 +14,8 @@ use crate::backend::retry::{retry, since_1970};
 use crate::backend::seam::{Key, Next, Queue, State, Store};
 use crate::process::since_boot;
 use crate::record::{Entry, Record};
-use crate::waiter::Waiter;
 
+pub use super::Stored;
 pub use crate::backend::seam::Write;
 
 /// A store may remove a released record after this time. The next number is then the time of a
@@ -27,51 +26,31 @@ pub const KEPT: Duration = Duration::from_secs(35 * 24 * 60 * 60);
 /// write must not be below the numbers of a register that was made, used and purged meanwhile.
 const MAX_AGE: u64 = 60_000;
 
-/// How many unused registers a release removes from each page at most, which bounds its duration.
-const MAX_REMOVED: usize = 50;
+/// The store of a register. Another thread may close its connection.
+pub(super) type Shared = Mutex<Box<dyn Store>>;
 
-/// The content of a register, as of one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// The stored value.
-    pub content: Content,
-    /// Which state of the register this is.
-    pub version: Version,
-    /// When the state was stored, by the clock of this machine.
-    pub written: Option<SystemTime>,
-    /// Whether only this machine can have stored it.
-    pub is_local: bool,
-    /// The store's clock at the time of the read, in milliseconds, if the store has one.
-    pub now: Option<u64>,
-}
+/// The connection of a register.
+pub struct Connection(Weak<Shared>);
 
-/// The stored value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// Not written yet: a file that is being made.
-    Empty,
-    /// A record of holders.
-    Record(Box<Record>),
-}
-
-impl Content {
-    /// The record, if there is one.
-    pub fn record(&self) -> Option<&Record> {
-        match self {
-            Self::Empty => None,
-            Self::Record(record) => Some(record),
+impl Connection {
+    /// Closes it, until the register is used again. Does nothing while another thread uses it.
+    pub fn close(&self) {
+        if let Some(store) = self.0.upgrade()
+            && let Ok(mut store) = store.try_lock()
+        {
+            store.disconnect();
         }
     }
 }
 
-/// Identifies a state of a register; opaque to all but its store.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Version(Vec<u8>);
+pub(super) fn lock(store: &Shared) -> MutexGuard<'_, Box<dyn Store>> {
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The register of one lock.
-pub struct Register<'a> {
-    store: Box<dyn Store + 'a>,
-    key: Key,
+pub struct Register {
+    pub(super) store: Arc<Shared>,
+    pub(super) key: Key,
     location: String,
     backoff: Looks,
     last: Option<Last>,
@@ -88,11 +67,11 @@ struct Last {
     is_prepared: bool,
 }
 
-impl<'a> Register<'a> {
+impl Register {
     /// The register `key` of a store, called `location` in messages. Does not connect yet.
-    pub fn new(store: Box<dyn Store + 'a>, key: Key, location: String) -> Self {
+    pub fn new(store: Box<dyn Store>, key: Key, location: String) -> Self {
         let (first, last) = store.poll_interval();
-        Self { store, key, location, backoff: Looks::new(first, last), last: None }
+        Self { store: Arc::new(Mutex::new(store)), key, location, backoff: Looks::new(first, last), last: None }
     }
 
     /// The name of the lock in messages.
@@ -101,61 +80,41 @@ impl<'a> Register<'a> {
     }
 
     /// The stored state; `None` when nothing is stored.
-    ///
-    /// # Errors
-    /// When there is no answer, or the stored value is not a record.
     pub fn load(&mut self) -> Result<Option<Stored>, Error> {
         let state = self.read()?.state.clone();
-        let (Some(value), Some(version)) = (state.value, state.version) else { return Ok(None) };
-        let content = if value.is_empty() && !self.store.counts() {
-            Content::Empty
-        } else {
-            let record = Record::parse(value.as_bytes());
-            let record = record.map_err(|why| self.error("read the lock", self.store.foreign(&why.to_string())))?;
-            Content::Record(Box::new(record))
-        };
-        let State { written, is_local, now, .. } = state;
-        Ok(Some(Stored { content, version: Version(version), written, is_local, now }))
+        let (Some(value), Some(_)) = (&state.value, &state.version) else { return Ok(None) };
+        if value.is_empty() && !self.store().counts() {
+            return Ok(Some(Stored { record: None, state }));
+        }
+        let record = Record::parse(value.as_bytes());
+        let record = record.map_err(|why| self.error("read the lock", self.store().foreign(&why.to_string())))?;
+        Ok(Some(Stored { record: Some(record), state }))
     }
 
     /// Stores `record` only if nothing is stored.
-    ///
-    /// # Errors
-    /// When there is no answer, or the store refuses.
     pub fn create(&mut self, record: &Record) -> Result<Write, Error> {
         self.write_if_seen(None, Some(record))
     }
 
     /// Stores `record` only if `seen` is still stored.
-    ///
-    /// # Errors
-    /// As for [`Register::create`].
     pub fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
         self.write_if_seen(Some(seen), Some(record))
     }
 
     /// Removes the stored record only if `seen` is still stored.
-    ///
-    /// # Errors
-    /// As for [`Register::create`].
     pub fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
         self.write_if_seen(Some(seen), None)
     }
 
     /// Checks that the store refuses a write whose condition does not hold. The lock must not be in
     /// use meanwhile.
-    ///
-    /// # Errors
-    /// When the store accepts such a write, or does not answer.
     pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
-        let Self { store, key, .. } = self;
-        let verified = retry(|_| store.verify_conditional_writes(key).inspect_err(|_| store.disconnect()));
-        verified.map_err(|failure| self.error("use the lock", failure))
+        self.ask(|store, key| store.verify_conditional_writes(key)).map_err(|failure| self.error("use the lock", failure))
     }
 
     /// What is wrong with the store's settings.
     pub fn advice(&mut self) -> Option<String> {
-        self.store.advice()
+        self.store().advice()
     }
 
     /// The version of the state that was read last, whether something is stored in it or not.
@@ -172,137 +131,54 @@ impl<'a> Register<'a> {
 
     /// The number of the next write, larger than all before it. `None` for a store without numbers.
     pub fn next_number(&self) -> Option<u64> {
-        let last = self.last.as_ref().filter(|last| last.is_prepared && self.store.counts());
+        let last = self.last.as_ref().filter(|last| last.is_prepared && self.store().counts());
         last.map(|last| last.next)
     }
 
-    /// Sleeps at most `limit`, until one of `fds` is readable, or until it may be the caller's
-    /// turn. Takes a place in the queue.
-    ///
-    /// # Errors
-    /// When it cannot sleep.
-    pub fn wait(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let slept = match self.store.queue() {
-            Some(queue) => queue.wait_in_turn(&self.key, limit, fds),
-            None => return self.watch(limit, fds),
+    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
+    /// changed. Without `is_beside`, takes a place in the queue, and sleeps until its turn.
+    pub fn wait(&mut self, is_beside: bool, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let Self { store, key, backoff, .. } = self;
+        let mut store = lock(store);
+        let slept = if let Some(queue) = store.queue().filter(|_| !is_beside) {
+            queue.wait_in_turn(key, limit, fds)
+        } else if let Some(notifier) = store.notifier() {
+            notifier.wait(key, limit, fds)
+        } else {
+            backoff.sleep(limit, fds)
         };
-        slept.map_err(|failure| self.error("wait for the lock", failure))
-    }
-
-    /// Sleeps as [`Register::wait`] does, without a place in the queue.
-    ///
-    /// # Errors
-    /// When it cannot sleep.
-    pub fn watch(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let slept = match self.store.notifier() {
-            Some(notifier) => notifier.wait(&self.key, limit, fds),
-            None => self.backoff.sleep(limit, fds),
-        };
+        drop(store);
         slept.map_err(|failure| self.error("wait for the lock", failure))
     }
 
     /// Wakes the next waiter, because a holder has left.
     pub fn notify(&mut self) {
-        if let Some(notifier) = self.store.notifier() {
+        if let Some(notifier) = self.store().notifier() {
             notifier.notify(&self.key);
         }
     }
 
-    /// Closes the connection, until it is used again.
-    pub fn disconnect(&mut self) {
-        self.store.disconnect();
+    /// The connection.
+    pub fn connection(&self) -> Connection {
+        Connection(Arc::downgrade(&self.store))
     }
 
-    /// Whether no earlier waiter is known. A store without a queue serves in any order.
-    pub fn is_first(&mut self) -> bool {
-        let key = &self.key;
-        self.store.queue().is_none_or(|queue| queue.is_first(key))
-    }
-
-    /// Whether this process is queued behind another waiter, and so will be woken in its turn.
-    pub fn is_queued(&mut self) -> bool {
-        let key = &self.key;
-        self.store.queue().is_some_and(|queue| queue.is_queued(key))
-    }
-
-    /// Whether the store has no room for another waiter, which should poll less.
-    pub fn is_turned_away(&mut self) -> bool {
-        self.store.queue().is_some_and(Queue::is_turned_away)
+    /// Asks the queue, in a store that has one.
+    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> Option<T> {
+        let Self { store, key, .. } = self;
+        let mut store = lock(store);
+        store.queue().map(|queue| ask(queue, key))
     }
 
     /// Stops waiting, and lets the next waiter proceed.
     pub fn leave_queue(&mut self) {
         self.backoff.end();
-        if let Some(queue) = self.store.queue() {
-            queue.leave(&self.key);
-        }
-    }
-
-    /// Waits without a place in the queue, but is counted by [`Register::has_waiters`].
-    pub fn observe_queue(&mut self) {
-        if let Some(queue) = self.store.queue() {
-            queue.observe(&self.key);
-        }
-    }
-
-    /// Whether there are other waiters; `true` where the store cannot tell.
-    pub fn has_waiters(&mut self) -> bool {
-        let key = &self.key;
-        self.store.queue().is_none_or(|queue| queue.has_waiters(key))
-    }
-
-    /// The known waiters, in their order.
-    pub fn waiters(&mut self) -> Vec<Waiter> {
-        let key = &self.key;
-        self.store.queue().map(|queue| queue.waiters(key)).unwrap_or_default()
-    }
-
-    /// Removes the register itself, if nothing is stored in it. Best effort.
-    pub fn remove_if_free(&mut self) {
-        if let Ok(Last { state, .. }) = self.read() {
-            let state = state.clone();
-            if state.version.is_some() && state.value.is_none() {
-                // In a conflict another process uses it, and without the right to delete it stays.
-                let _ = self.store.purge(&self.key, &state);
-            }
-        }
-        self.last = None;
-    }
-
-    /// Whether this release is the one in 64, chosen at random, that removes unused registers.
-    pub fn is_sweep_due(&self) -> bool {
-        let mut byte = [0_u8; 1];
-        let has_to = self.store.counts() && !self.store.expires();
-        has_to && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok() && byte[0] % 64 == 0
-    }
-
-    /// Removes some registers that were released longer than `age` ago. Their numbers, which begin
-    /// as times, tell the age. Best effort, and safe at any moment: a removal is conditional on the
-    /// released state, and the next number is a later time.
-    pub fn remove_unused(&mut self, age: Duration) {
-        let Self { store, key, .. } = self;
-        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        // The page behind this name, and the first page: names often begin with a date, and go out
-        // of use in that order.
-        for after in [Some(key.name.clone()), None] {
-            let Ok(page) = store.list(key.kind, after.as_deref()) else { return };
-            let is_unused = |state: &State| {
-                let now = state.now.unwrap_or_else(since_1970);
-                state.version.is_some() && state.value.is_none() && state.number.saturating_add(age) < now
-            };
-            for (name, state) in page.entries.into_iter().filter(|(_, state)| is_unused(state)).take(MAX_REMOVED) {
-                if let Err(failure) = store.purge(&Key { kind: key.kind, name }, &state) {
-                    // Without the right to delete, they stay.
-                    tracing::debug!("cannot remove an unused lock: {}", failure.why);
-                    return;
-                }
-            }
-        }
+        self.queue(|queue, key| queue.leave(key));
     }
 
     /// Whether its states have numbers.
     pub fn is_numbered(&self) -> bool {
-        self.store.counts()
+        self.store().counts()
     }
 
     /// Runs `work` on another register of the same store, which has this one's name with `suffix`.
@@ -315,21 +191,33 @@ impl<'a> Register<'a> {
         done
     }
 
+    fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
+        lock(&self.store)
+    }
+
     fn error(&self, action: &'static str, failure: Failure) -> Error {
         failure.during(action, self.location.clone())
     }
 
+    /// Asks the store; after a hiccup again, over a new connection.
+    fn ask<T>(&mut self, mut ask: impl FnMut(&mut dyn Store, &Key) -> Result<T, Failure>) -> Result<T, Failure> {
+        let Self { store, key, .. } = self;
+        let mut store = lock(store);
+        retry(|| {
+            let answer = ask(&mut **store, key);
+            if answer.as_ref().is_err_and(|failure| failure.cause.passes()) {
+                store.disconnect();
+            }
+            answer
+        })
+    }
+
     /// The state, read anew.
     fn read(&mut self) -> Result<&Last, Error> {
-        let Self { store, key, .. } = self;
-        let mut asked = since_boot();
-        let read = retry(|_| {
+        let mut asked = 0;
+        let read = self.ask(|store, key| {
             asked = since_boot();
-            store.get(key).inspect_err(|failure| {
-                if failure.cause.passes() {
-                    store.disconnect();
-                }
-            })
+            store.get(key)
         });
         let (state, is_prepared) = match read {
             Ok(state) => (state, true),
@@ -337,7 +225,7 @@ impl<'a> Register<'a> {
             Err(failure) => return Err(self.error("read the lock", failure)),
         };
         let Some(next) = number_after(&state) else {
-            let failure = self.store.foreign("its number is the largest possible one");
+            let failure = self.store().foreign("its number is the largest possible one");
             return Err(self.error("read the lock", failure));
         };
         Ok(self.last.insert(Last { state, asked, next, is_prepared }))
@@ -350,61 +238,46 @@ impl<'a> Register<'a> {
         }
         let Some(last) = self.last.take() else { return Ok(Write::Conflict) };
         let version = last.state.value.as_ref().and(last.state.version.as_ref());
-        if version != seen.map(|seen| &seen.version.0) {
+        let is_old = since_boot().saturating_sub(last.asked) > MAX_AGE;
+        if version != seen.and_then(|seen| seen.state.version.as_ref()) || is_old {
             return Ok(Write::Conflict);
         }
-        if since_boot().saturating_sub(last.asked) > MAX_AGE {
-            return Ok(Write::Conflict);
-        }
-        if last.is_prepared {
-            return self.write(&last, record);
-        }
-        let Self { store, key, .. } = self;
-        let created = retry(|_| store.create_schema(key).inspect_err(|_| store.disconnect()));
-        // The next read finds a register without a state, and the clock.
-        created.map(|()| Write::Conflict).map_err(|failure| self.error("write the lock", failure))
+        let written = if last.is_prepared {
+            self.write(&last, record)
+        } else {
+            // The next read finds a register without a state, and the clock.
+            self.ask(|store, key| store.create_schema(key)).map(|()| Write::Conflict)
+        };
+        written.map_err(|failure| self.error("write the lock", failure))
     }
 
     /// Writes if the state is still `last`.
-    fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Error> {
+    fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Failure> {
         let text = record.map(Record::to_text);
         let value = text.as_deref();
         let keep = record.is_none_or(is_for_information).then_some(KEPT);
-        let Self { store, key, .. } = self;
         let mut is_indefinite = false;
-        let write = retry(|_| {
-            store.put(key, &last.state, &Next { number: last.next, value, keep }).inspect_err(|failure| {
-                is_indefinite |= failure.is_indefinite;
-                if failure.cause.passes() {
-                    store.disconnect();
-                }
-            })
+        let write = self.ask(|store, key| {
+            let next = Next { number: last.next, value, keep };
+            store.put(key, &last.state, &next).inspect_err(|failure| is_indefinite |= failure.is_indefinite)
         });
         match write {
-            Ok(Write::Conflict) if self.store.counts() => self.resolve_conflict(value, is_indefinite),
-            Ok(write) => Ok(write),
-            Err(failure) => {
-                let is_indefinite = failure.is_indefinite || is_indefinite;
-                Err(self.error("write the lock", Failure { is_indefinite, ..failure }))
-            }
+            Ok(Write::Conflict) if self.store().counts() => self.resolve_conflict(value, is_indefinite),
+            Err(failure) if is_indefinite => Err(failure.indefinite()),
+            write => write,
         }
     }
 
     /// Finds out whether the write that caused a conflict was ours. Also if no answer was lost: a
     /// proxy may have sent it twice.
-    fn resolve_conflict(&mut self, value: Option<&str>, is_indefinite: bool) -> Result<Write, Error> {
-        let Self { store, key, .. } = self;
-        let read = retry(|_| store.get(key).inspect_err(|_| store.disconnect()));
-        match read {
-            Ok(state) if state.value.as_deref() == value => Ok(match value {
-                Some(_) => Write::Done,
-                // Nothing is stored, as intended. Another process may have intended the same.
-                None if is_indefinite => Write::Done,
-                None => Write::Unknown,
-            }),
-            Ok(_) if is_indefinite => Ok(Write::Unknown),
-            Ok(_) => Ok(Write::Conflict),
-            Err(failure) if is_indefinite => Err(self.error("write the lock", failure.indefinite())),
+    fn resolve_conflict(&mut self, value: Option<&str>, is_indefinite: bool) -> Result<Write, Failure> {
+        match self.ask(|store, key| store.get(key)) {
+            // If nothing is stored, as intended, another process may have intended the same.
+            Ok(state) if state.value.as_deref() == value => {
+                Ok(if value.is_some() || is_indefinite { Write::Done } else { Write::Unknown })
+            }
+            Ok(_) => Ok(if is_indefinite { Write::Unknown } else { Write::Conflict }),
+            Err(failure) if is_indefinite => Err(failure.indefinite()),
             Err(_) => Ok(Write::Unknown),
         }
     }
@@ -431,13 +304,10 @@ mod tests {
 
     #[test]
     fn a_number_never_goes_back_whatever_is_restored() {
-        let state = |number, now| State { number, now: Some(now), ..State::default() };
-        assert_eq!(number_after(&state(0, 1_000)), Some(1_000));
-        assert_eq!(number_after(&state(1_000, 1_000)), Some(1_001));
-        // The clock was set back.
-        assert_eq!(number_after(&state(5_000, 1_000)), Some(5_001));
-        // A row of yesterday's backup.
-        assert_eq!(number_after(&state(1_000, 9_000)), Some(9_000));
-        assert_eq!(number_after(&state(u64::MAX, 9_000)), None);
+        // First use, a later use, a clock that was set back, a row of an older backup.
+        for (number, now, next) in [(0, 1_000, 1_000), (1_000, 1_000, 1_001), (5_000, 1_000, 5_001), (1_000, 9_000, 9_000)] {
+            assert_eq!(number_after(&State { number, now: Some(now), ..State::default() }), Some(next));
+        }
+        assert_eq!(number_after(&State { number: u64::MAX, ..State::default() }), None);
     }
 }

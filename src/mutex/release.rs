@@ -1,40 +1,55 @@
-//! Releasing a mutex: one's own, a stale one, or on request another's.
+//! Releasing a lock: one's own, a stale one, or on request another's.
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
 
 use super::register::{KEPT, Stored, Write};
 use super::renew::mark_lost;
-use super::{Error, Lost, MAX_ROUNDS, Mutex, Released, Whose, split};
+use super::{Error, Lost, MAX_ROUNDS, Mutex, Released, Seen, Whose};
 use crate::backend;
 use crate::claimant::Claimant;
+use crate::owner::{Owner, Place};
 use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
-use crate::verdict::{Former, Held, Holding, Judged, Stale, Verdict};
+use crate::verdict::{Held, Judged, Stale, Verdict};
 
-/// For how long to try to release while the store does not answer: it may be starting again. Nothing is lost if it takes longer:
-/// the lease ends with its owner.
+/// How long to try while the store does not answer: it may be starting again. If it takes longer, the lease ends with its owner.
 pub const OUTAGE: Duration = Duration::from_secs(15);
 
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What was tried so far, and may have been done: the answer was lost.
-#[derive(Default)]
-struct Tried {
+/// What to release, and what was tried so far.
+struct Removal<'r> {
+    claimant: &'r dyn Claimant,
+    whose: Whose<'r>,
+    outcome: Outcome,
+    /// The answer if the last write was done.
+    answer: Result<Released, Error>,
+    /// Whether a write may have been done whose answer was lost.
     may_be_done: bool,
-    /// What was to be released.
-    was: Vec<Entry>,
-    /// What was to be told instead, because it was lost before.
-    lost: Option<Lost>,
-    /// Whom to take the lock away from: whoever held it at the first look, and nobody who has come since.
-    aim: Option<Vec<Identity>>,
-    /// From whom it was to be taken away.
-    taken: Vec<Holding>,
+    /// The holders at the first look; holders that have come since are not broken.
+    targets: Option<Vec<Identity>>,
 }
 
-/// Of an acquisition, as far as it is written down.
+impl Removal<'_> {
+    /// Whether an entry of another process is to be removed, which may be stale.
+    fn is_meant(&self, entry: Option<&Entry>, is_stale: bool) -> bool {
+        match self.whose {
+            Whose::Own | Whose::OwnAlone => is_stale,
+            Whose::Of(token) => entry.is_some_and(|entry| entry.token.as_deref() == Some(token)),
+            Whose::Anybodys => is_stale || self.targets.iter().flatten().any(|target| *target == identity(entry)),
+        }
+    }
+
+    /// Whether the owner of a broken lock knows, because it is the requester, which breaks the lock of all holders.
+    fn is_known(&self, stored: &Stored, entry: &Entry) -> bool {
+        self.whose == Whose::Anybodys && self.claimant.owns(stored, entry)
+    }
+}
+
+/// An acquisition, as far as the record identifies it.
 type Identity = (Option<Pid>, Option<String>);
 
 fn identity(entry: Option<&Entry>) -> Identity {
@@ -42,11 +57,11 @@ fn identity(entry: Option<&Entry>) -> Identity {
 }
 
 impl Mutex<'_> {
-    /// Releases the lock if it is the claimant's or stale, or as `whose` says; that only if it is still the one seen first.
-    /// `outcome` is told to those who wait for it. A store that does not answer is asked for some time.
+    /// Releases the lock as `whose` says. `outcome` is reported to processes that wait for it. Tries for some time if the store
+    /// does not answer.
     ///
     /// # Errors
-    /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the claimant's.
+    /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the requester's.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
         let released = self.release_within(OUTAGE, claimant, whose, outcome);
         if released.is_ok() && self.register.is_sweep_due() {
@@ -55,10 +70,7 @@ impl Mutex<'_> {
         released
     }
 
-    /// The same, but a store that does not answer is asked again for so long only.
-    ///
-    /// # Errors
-    /// As for [`Mutex::release`].
+    /// The same, but a store that does not answer is asked again only for `patience`.
     pub fn release_within(
         &mut self,
         patience: Duration,
@@ -67,207 +79,121 @@ impl Mutex<'_> {
         outcome: Outcome,
     ) -> Result<Released, Error> {
         let begun = Instant::now();
-        let mut tried = Tried::default();
+        let answer = Err(Error::NotLocked);
+        let mut tried = Removal { claimant, whose, outcome, answer, may_be_done: false, targets: None };
         // Ends with the patience.
-        loop {
-            match self.try_to_release(claimant, whose, outcome, &mut tried) {
-                Err(Error::Backend(error)) if error.is_transient() && begun.elapsed() < patience => {
+        let error = loop {
+            match self.try_to_release(&mut tried) {
+                Ok(()) => return tried.answer,
+                Err(Error::Backend(error)) if error.cause.passes() && begun.elapsed() < patience => {
                     tried.may_be_done |= error.is_indefinite;
                     tracing::debug!("{error}; trying again");
                     backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
                 }
-                // What was found before was the claimant's, and is gone, as it was asked to.
-                Err(gone @ (Error::NotLocked | Error::NotOurs(_))) if tried.may_be_done && whose.is_own() => {
-                    let holders = if let Error::NotOurs(holders) = gone { holders } else { Vec::new() };
-                    return match tried.lost {
-                        Some(how) => Err(Error::Lost(how, holders)),
-                        None => Ok(Released::Own { stays: None, was: tried.was }),
-                    };
-                }
-                Err(Error::NotLocked | Error::NotOurs(_)) if tried.may_be_done && !tried.taken.is_empty() => {
-                    return Ok(Released::Forced(tried.taken));
-                }
-                answer => return answer.map_err(|error| self.or_broken(error, claimant, whose)),
+                Err(error) => break error,
             }
+        };
+        let (is_locked, holders) = match error {
+            Error::NotLocked => (false, Vec::new()),
+            Error::NotOurs(holders) => (true, holders),
+            error => return Err(error),
+        };
+        match tried.answer {
+            // What was found before is gone, as was intended.
+            Ok(Released::Own { was, .. }) if tried.may_be_done => Ok(Released::Own { stays: None, was }),
+            Err(Error::Lost(how, _)) if tried.may_be_done => Err(Error::Lost(how, holders)),
+            answer if tried.may_be_done => answer,
+            _ if whose.is_own() && self.register.take_notices(claimant).is_some() => Err(Error::Lost(Lost::Broken, holders)),
+            _ if is_locked => Err(Error::NotOurs(holders)),
+            _ => Err(Error::NotLocked),
         }
     }
 
-    /// The same error, or another one if the claimant's lock was broken.
-    fn or_broken(&mut self, error: Error, claimant: &dyn Claimant, whose: Whose) -> Error {
-        let is_own = |record: &Record, entry: &Entry| claimant.owns(record, entry, None);
-        match error {
-            Error::NotLocked | Error::NotOurs(_) if !whose.is_own() || !self.register.take_notices(&is_own) => error,
-            Error::NotLocked => Error::Lost(Lost::Broken, Vec::new()),
-            Error::NotOurs(holders) => Error::Lost(Lost::Broken, holders),
-            error => error,
-        }
-    }
-
-    fn try_to_release(
-        &mut self,
-        claimant: &dyn Claimant,
-        whose: Whose,
-        outcome: Outcome,
-        tried: &mut Tried,
-    ) -> Result<Released, Error> {
+    /// One try. The answer is in `removal`.
+    fn try_to_release(&mut self, removal: &mut Removal<'_>) -> Result<(), Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
-            let record = stored.content.record();
-            let is_claimants = |entry: &Entry| record.is_some_and(|record| claimant.owns(record, entry, stored.written));
-            let lost = judged.iter().filter(|judged| is_lost(judged)).filter_map(|judged| judged.entry.as_ref());
-            let lost: Vec<Entry> = lost.filter(|entry| is_claimants(entry)).cloned().collect();
-            let is_own = |judged: &Judged<Verdict>| {
-                judged.entry.as_ref().is_some_and(|entry| entry.released.is_none() && !is_lost(judged) && is_claimants(entry))
+            let left;
+            (left, removal.answer) = self.plan(removal, &stored, judged)?;
+            let has_lease = |entry: &Entry| entry.lease.is_some();
+            let write = match &removal.answer {
+                Ok(Released::Stale(former)) if !former.entry.as_ref().is_some_and(has_lease) => self.delete_stale(&stored)?,
+                _ => self.store(&stored, left)?,
             };
-            let (own, others): (Vec<_>, Vec<_>) = judged.into_iter().partition(is_own);
-            if let Some(entry) = lost.first()
-                && own.is_empty()
-                && whose.is_own()
-            {
-                let how = if entry.released.is_none() { self.expired(entry) } else { Lost::TakenOver };
-                let left = others.iter().filter_map(|judged| judged.entry.clone());
-                let left = left.filter(|entry| lost.iter().all(|lost| lost.token != entry.token)).collect();
-                tried.lost = Some(how);
-                match self.store(&stored, left)? {
-                    Write::Done => return Err(Error::Lost(how, split(others).0)),
-                    write => tried.may_be_done |= write == Write::Unknown,
+            match &removal.answer {
+                // A leased entry cannot vanish by another process without a mark, so a write of ours was sent twice by a proxy.
+                Ok(Released::Own { was, .. }) if write == Write::Conflict => {
+                    removal.may_be_done |= was.iter().all(has_lease);
                 }
-                continue;
-            }
-            let (held, former) = split(others);
-            if whose == Whose::Anybodys && tried.aim.is_none() {
-                let all = own.iter().map(|own| own.entry.as_ref()).chain(held.iter().map(|held| held.entry.as_ref()));
-                tried.aim = Some(all.map(identity).collect());
-            }
-            let released = match whose {
-                // Nobody has to be forced.
-                Whose::Own | Whose::OwnAlone | Whose::Anybodys if !own.is_empty() && (whose.is_own() || held.is_empty()) => {
-                    self.release_own(&stored, own, held, &former, outcome, tried)?
+                // Asked only now: a process that comes later sees that the command has ended, and does not wait.
+                Ok(Released::Own { stays: None, was }) if write == Write::Done && removal.outcome == Outcome::Succeeded => {
+                    if let Some(told) = was.first().filter(|_| !self.has_waiters()) {
+                        self.withdraw(told)?;
+                    }
                 }
-                Whose::OwnAlone if own.is_empty() && held.is_empty() => return Err(Error::NotLocked),
-                _ if own.is_empty() && held.is_empty() => self.remove_stale(claimant, &stored, former, whose)?,
-                _ => {
-                    let (own, _) = split(own);
-                    let all = own.into_iter().chain(held).collect();
-                    self.take_away(&stored, all, &former, whose, tried, &is_claimants)?
+                // An owner without a lease finds no mark in the record, and asks only if it runs.
+                Ok(Released::Forced(taken)) if write == Write::Done => {
+                    let seen = taken.iter().filter(|holding| matches!(holding.verdict, Held::Alive(_)));
+                    let entries = seen.filter_map(|holding| holding.entry.as_ref());
+                    let told = entries.filter(|entry| !has_lease(entry) && !removal.is_known(&stored, entry));
+                    self.register.leave_notices(&told.map(mark_lost).collect::<Vec<_>>());
                 }
-            };
-            if let Some(released) = released {
-                return Ok(released);
+                _ => {}
             }
+            if write == Write::Done {
+                return Ok(());
+            }
+            removal.may_be_done |= write == Write::Unknown;
         }
         Err(Error::NotOurs(Vec::new()))
     }
 
-    /// `None` where somebody has changed the record; so for the next two.
-    fn release_own(
-        &mut self,
+    /// Decides by what is stored alone: the entries that stay, and the answer once that is written.
+    fn plan(
+        &self,
+        removal: &mut Removal<'_>,
         stored: &Stored,
-        own: Vec<Judged<Verdict>>,
-        others: Vec<Holding>,
-        former: &[Former],
-        outcome: Outcome,
-        tried: &mut Tried,
-    ) -> Result<Option<Released>, Error> {
-        let was: Vec<_> = own.iter().filter_map(|own| own.entry.clone()).collect();
-        let now = |entry: &Entry| if entry.lease.is_some() { self.register.now() } else { Some(since_boot()) };
-        let left = own.into_iter().filter_map(|own| {
-            let entry = own.entry?;
-            what_stays(now(&entry), entry, outcome)
-        });
-        let (until, left): (Vec<_>, Vec<_>) = left.unzip();
-        let told = left.iter().find(|_| outcome == Outcome::Succeeded).cloned();
-        let is_to_stay = until.iter().any(Option::is_some);
-        let lost = self.lost_marks(former, |_| false);
-        // Whoever takes a leased lock away leaves a mark. Without one, it has gone by a write of ours that something on the way has sent twice.
-        let leaves_marks = was.iter().all(|entry| entry.lease.is_some());
-        (tried.was, tried.lost) = (was.clone(), None);
-        match self.store(stored, entries(others).chain(lost).chain(left).collect())? {
-            Write::Done => {}
-            write => {
-                tried.may_be_done |= write == Write::Unknown || leaves_marks;
-                return Ok(None);
-            }
+        judged: Vec<Judged<Verdict>>,
+    ) -> Result<(Vec<Entry>, Result<Released, Error>), Error> {
+        let (whose, outcome) = (removal.whose, removal.outcome);
+        let Seen { own, lost, held, former } = Seen::new(judged, |entry| removal.claimant.owns(stored, entry));
+        let present = own.iter().map(|own| own.entry.as_ref()).chain(held.iter().map(|holding| holding.entry.as_ref()));
+        removal.targets.get_or_insert_with(|| present.map(identity).collect());
+        let marks = self.lost_marks(&former);
+        if let Some(entry) = lost.first().filter(|_| own.is_empty() && whose.is_own()) {
+            let how = if entry.released.is_none() { Lost::Expired } else { Lost::TakenOver };
+            return Ok((stored.without(&lost), Err(Error::Lost(how, held))));
         }
-        // Asked only now: who comes later sees that it has ended, and does not wait for that.
-        if let Some(told) = told.filter(|_| !is_to_stay)
-            && !self.register.has_waiters()
-        {
-            self.withdraw(&told)?;
+        // Force is not needed for the last holder.
+        if !own.is_empty() && (whose.is_own() || (whose == Whose::Anybodys && held.is_empty())) {
+            let was: Vec<_> = own.into_iter().filter_map(|own| own.entry).collect();
+            let now = |entry: &Entry| if entry.lease.is_some() { self.register.now() } else { Some(since_boot()) };
+            let staying = was.iter().filter_map(|entry| what_stays(now(entry), entry, outcome));
+            let (until, staying): (Vec<_>, Vec<_>) = staying.unzip();
+            let left = held.into_iter().filter_map(|holding| holding.entry).chain(marks).chain(staying).collect();
+            return Ok((left, Ok(Released::Own { stays: until.into_iter().flatten().max(), was })));
         }
-        Ok(Some(Released::Own { stays: until.into_iter().flatten().max(), was }))
-    }
-
-    fn remove_stale(
-        &mut self,
-        claimant: &dyn Claimant,
-        stored: &Stored,
-        mut former: Vec<Former>,
-        whose: Whose,
-    ) -> Result<Option<Released>, Error> {
-        let is_meant = |former: &Former| match whose {
-            Whose::Of(token) => former.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
-            Whose::Own | Whose::OwnAlone | Whose::Anybodys => true,
-        };
-        let stale = former.iter().position(|former| former.verdict != Stale::Released && is_meant(former));
-        let stale = former.swap_remove(stale.ok_or(Error::NotLocked)?);
-        let write = match whose {
-            // Who has lost it is told.
-            _ if stale.entry.as_ref().is_some_and(|entry| entry.lease.is_some()) => {
-                former.push(Former { entry: stale.entry.clone(), ..stale });
-                let lost = self.lost_marks(&former, |_| false);
-                self.store(stored, lost)?
-            }
-            Whose::Own | Whose::OwnAlone => self.delete_stale(claimant, stored)?,
-            Whose::Anybodys | Whose::Of(_) => self.register.delete(stored)?,
-        };
-        self.register.notify();
-        Ok((write == Write::Done).then(|| Released::Stale(Box::new(stale))))
-    }
-
-    fn take_away(
-        &mut self,
-        stored: &Stored,
-        mut holders: Vec<Holding>,
-        former: &[Former],
-        whose: Whose,
-        tried: &mut Tried,
-        is_claimants: &dyn Fn(&Entry) -> bool,
-    ) -> Result<Option<Released>, Error> {
-        let is_meant = |holding: &Holding| match whose {
-            Whose::Own | Whose::OwnAlone => false,
-            Whose::Anybodys => tried.aim.as_ref().is_some_and(|aim| aim.contains(&identity(holding.entry.as_ref()))),
-            Whose::Of(token) => holding.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token)),
-        };
-        let taken: Vec<_> = holders.extract_if(.., |holding| is_meant(holding)).collect();
+        if own.is_empty() && held.is_empty() {
+            let mut stale = former.into_iter().filter(|former| former.verdict != Stale::Released);
+            let stale = stale.find(|former| whose != Whose::OwnAlone && removal.is_meant(former.entry.as_ref(), true));
+            return Ok((marks, Ok(Released::Stale(Box::new(stale.ok_or(Error::NotLocked)?)))));
+        }
+        let mut holders: Vec<_> = Seen::held(own).into_iter().chain(held).collect();
+        let taken: Vec<_> = holders.extract_if(.., |holding| removal.is_meant(holding.entry.as_ref(), false)).collect();
         if taken.is_empty() {
             return Err(Error::NotOurs(holders));
         }
-        // Who takes it from all, and so from itself, knows.
-        let knows = |entry: &Entry| whose == Whose::Anybodys && is_claimants(entry);
-        let is_to_be_told = |entry: &&Entry| entry.lease.is_some() && entry.released.is_none() && !knows(entry);
-        let lost = taken.iter().filter_map(|holding| holding.entry.as_ref()).filter(is_to_be_told).map(mark_lost);
-        let lost: Vec<_> = self.lost_marks(former, |_| false).into_iter().chain(lost).collect();
-        // An owner without a lease that does not run never asks.
-        let is_seen = |holding: &&Holding| matches!(holding.verdict, Held::Alive(_));
-        let broken = taken.iter().filter(is_seen).filter_map(|holding| holding.entry.clone());
-        let broken: Vec<_> =
-            broken.filter(|entry| entry.lease.is_none() && !knows(entry)).map(|entry| mark_lost(&entry)).collect();
-        tried.taken = taken;
-        let write = self.store(stored, entries(holders).chain(lost).collect())?;
-        tried.may_be_done |= write == Write::Unknown;
-        if write == Write::Done {
-            self.register.leave_notices(&broken);
-        }
-        Ok((write == Write::Done).then(|| Released::Forced(std::mem::take(&mut tried.taken))))
+        let told = taken.iter().filter_map(|holding| holding.entry.as_ref()).filter(|entry| entry.lease.is_some());
+        let told = told.filter(|entry| entry.released.is_none() && !removal.is_known(stored, entry)).map(mark_lost);
+        let left = holders.into_iter().filter_map(|holding| holding.entry).chain(marks).chain(told).collect();
+        Ok((left, Ok(Released::Forced(taken))))
     }
 
-    /// Leaves these entries, or nothing if there are none, and wakes who waits.
+    /// Leaves these entries, or nothing if there are none, and wakes a waiter.
     pub(super) fn store(&mut self, seen: &Stored, mut entries: Vec<Entry>) -> Result<Write, backend::Error> {
         let mut record = Record::of(entries.clone());
         if record.is_none() {
-            // What is added to an entry that is released may be too much for a full record. Fewer entries than there were fit,
-            // and nobody holds this one.
+            // What is added to a released entry may be too much for a full record. It can be left out: nothing holds by it.
             entries.retain(|entry| entry.released.is_none());
             record = Record::of(entries.clone());
         }
@@ -282,10 +208,11 @@ impl Mutex<'_> {
         Ok(write)
     }
 
-    /// Takes a stale lock over before it is deleted, because a takeover finds out who else is taking it over.
-    /// In the name of this very process: if it is killed in between, the record is stale again.
-    fn delete_stale(&mut self, claimant: &dyn Claimant, stale: &Stored) -> Result<Write, Error> {
-        let entry = claimant.transient_entry().map_err(Error::Entry)?;
+    /// Takes a stale lock over before it is deleted, because a takeover finds out which other process takes it over, too. It is
+    /// taken in the name of this process: if that is killed in between, the record is stale again.
+    fn delete_stale(&mut self, stale: &Stored) -> Result<Write, Error> {
+        let owner = Owner::of(getpid(), &Place::here()).map_err(Error::Entry)?;
+        let entry = Entry::new(owner, None, Some("serializer unlock".to_owned())).map_err(Error::Entry)?;
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
         match self.register.replace(stale, &record)? {
             Write::Done => Ok(self.withdraw(&entry)?),
@@ -293,11 +220,11 @@ impl Mutex<'_> {
         }
     }
 
-    /// Takes away an entry that was just written; a conflict means that somebody has taken it over.
+    /// Removes an entry that was just written; a conflict means that another process has taken it over.
     pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, backend::Error> {
         for _ in 0..MAX_ROUNDS {
             let Some(stored) = self.register.load()? else { return Ok(Write::Conflict) };
-            let entries = stored.content.record().map(Record::entries).unwrap_or_default();
+            let entries = stored.entries();
             let rest: Vec<_> = entries.iter().filter(|other| other.token != entry.token).cloned().collect();
             if rest.len() == entries.len() {
                 return Ok(Write::Conflict);
@@ -316,19 +243,9 @@ impl Whose<'_> {
     }
 }
 
-fn entries(holders: Vec<Holding>) -> impl Iterator<Item = Entry> {
-    holders.into_iter().filter_map(|holding| holding.entry)
-}
-
-/// Whether it was held once, and its lease has expired, or it was taken away.
-fn is_lost(judged: &Judged<Verdict>) -> bool {
-    let is_told = judged.entry.as_ref().is_some_and(|entry| entry.released == Some(Outcome::Lost));
-    is_told || matches!(judged.verdict, Verdict::Stale(Stale::Expired))
-}
-
-/// What is left of a holder's own entry when it releases at `now`, and for how long yet.
-fn what_stays(now: Option<u64>, entry: Entry, outcome: Outcome) -> Option<(Option<Duration>, Entry)> {
+/// What is left of a holder's own entry when it releases at `now`, and for how long.
+fn what_stays(now: Option<u64>, entry: &Entry, outcome: Outcome) -> Option<(Option<Duration>, Entry)> {
     let remaining = entry.until.and_then(|until| until.checked_sub(now?)).filter(|remaining| *remaining > 0);
     let stays = remaining.is_some() || outcome == Outcome::Succeeded;
-    stays.then(|| (remaining.map(Duration::from_millis), Entry { released: Some(outcome), ..entry }))
+    stays.then(|| (remaining.map(Duration::from_millis), Entry { released: Some(outcome), ..entry.clone() }))
 }

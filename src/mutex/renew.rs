@@ -1,4 +1,4 @@
-//! Renewing a lease, and what is left of one that is lost.
+//! Renewing a lease, and telling holders that they have lost theirs.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,94 +6,84 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use super::register::Write;
-use super::{Error, Grant, MAX_ROUNDS, Mutex, split};
-use crate::local_time::short;
+use super::{Error, Grant, MAX_ROUNDS, Mutex, Seen};
 use crate::owner::Instance;
 use crate::process::since_boot;
 use crate::record::{Entry, Lease, Outcome, Record};
-use crate::verdict::{Former, Judged, Stale, Verdict};
+use crate::verdict::{Former, Stale, Verdict};
 
-/// So many lost holders are remembered, until they ask: a few at a time lose a lock, and a record has to stay small.
+/// The most marks of lost holders in a record, which has to stay small.
 const MAX_LOST: usize = 8;
 
-/// For how long, in milliseconds: whoever has not asked until then does not run any more.
+/// How long a mark is kept, in milliseconds.
 const REMEMBERED: u64 = 7 * 24 * 60 * 60 * 1000;
 
 /// How a lock was lost that was not released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// The lease had expired, for so long if that is known, and nobody else has taken it.
-    Expired(Option<Duration>),
-    /// Somebody else has taken it since, or it was taken away.
+    /// The lease expired, and no other process has taken the lock.
+    Expired,
+    /// Another process has taken it since, or it was broken.
     TakenOver,
-    /// It was taken away on request.
+    /// It was broken.
     Broken,
-    /// Nothing tells of it any more: it was released, or somebody has removed it.
+    /// The store does not mention it any more: it was released, or removed.
     Gone,
 }
 
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Expired(Some(ago)) => {
-                write!(f, "its lease expired {} ago, because it was not renewed; nobody else has held it since", short(*ago))
-            }
-            Self::Expired(None) => {
-                f.write_str("its lease has expired, because it was not renewed; nobody else has held it since")
-            }
-            Self::TakenOver => f.write_str("its lease expired, or it was taken away; others may have held it since"),
-            Self::Broken => f.write_str("it was broken"),
-            Self::Gone => f.write_str("nothing tells of it in the store any more"),
-        }
+        f.write_str(match self {
+            Self::Expired => "its lease expired without a renewal; no other process has held it since",
+            Self::TakenOver => "its lease expired, or it was broken; other processes may have held it since",
+            Self::Broken => "it was broken",
+            Self::Gone => "the store does not mention it any more",
+        })
     }
 }
 
 impl Mutex<'_> {
-    /// Makes the lease of the acquisition `token` count from now on; tells from when. `keeper` is who keeps it from now on, if that is
-    /// somebody else than before.
+    /// Starts the lease of the acquisition `token` anew. `keeper` is the process that keeps it from now on, if that changes.
     ///
     /// # Errors
     /// [`Error::Lost`] when it certainly is not held any more.
     pub fn renew(&mut self, token: &str, keeper: Option<(Pid, Instance)>) -> Result<Grant, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::Lost(Lost::Gone, Vec::new())) };
-            let is_it =
-                |judged: &Judged<Verdict>| judged.entry.as_ref().is_some_and(|entry| entry.token.as_deref() == Some(token));
-            let Some(own) = judged.iter().find(|judged| is_it(judged)) else {
-                return Err(Error::Lost(Lost::Gone, split(judged).0));
-            };
-            let Some((entry, lease)) = own.entry.as_ref().and_then(|entry| entry.lease.map(|lease| (entry, lease))) else {
-                return Err(Error::Lost(Lost::Gone, Vec::new()));
-            };
-            match entry.released {
-                None => {}
-                Some(Outcome::Lost) => return Err(Error::Lost(Lost::TakenOver, Vec::new())),
+            let own = judged.iter().find_map(|judged| {
+                let entry = judged.entry.as_ref().filter(|entry| entry.token.as_deref() == Some(token))?;
+                Some((entry, entry.lease?, &judged.verdict))
+            });
+            let Some((entry, lease, verdict)) = own else { return Err(Error::Lost(Lost::Gone, Seen::held(judged))) };
+            let lost = match (entry.released, verdict) {
+                (Some(Outcome::Lost), _) => Some(Lost::TakenOver),
                 // Released, and held for a time yet.
-                Some(_) => return Err(Error::Lost(Lost::Gone, Vec::new())),
+                (Some(_), _) => Some(Lost::Gone),
+                (None, Verdict::Stale(Stale::Expired)) => Some(Lost::Expired),
+                (None, _) => None,
+            };
+            if let Some(how) = lost {
+                return Err(Error::Lost(how, Vec::new()));
             }
-            if matches!(own.verdict, Verdict::Stale(Stale::Expired)) {
-                return Err(Error::Lost(self.expired(entry), Vec::new()));
-            }
-            let fencing = entry.fencing;
-            // Before the end that others see is reckoned, and before it is sent.
+            // Before the end of the lease is computed, and before it is sent.
             let leased_at = since_boot();
-            let renewed = Entry { lease: Some(self.renewed(lease)), keeper: keeper.or(entry.keeper), ..entry.clone() };
-            let others = stored.content.record().map(Record::entries).unwrap_or_default();
-            let others = others.iter().map(|other| if other.token.as_deref() == Some(token) { &renewed } else { other });
-            let record = Record::of(others.cloned().collect());
+            let renewed = Lease { expires: self.expiry(lease.duration), renewals: lease.renewals + 1, ..lease };
+            let renewed = Entry { lease: Some(renewed), keeper: keeper.or(entry.keeper), ..entry.clone() };
+            let all = stored.entries().iter().map(|other| if other == entry { &renewed } else { other });
             // A renewal takes as much room as the one before, but another keeper may not.
-            let record = record.ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
+            let record =
+                Record::of(all.cloned().collect()).ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
             if self.register.replace(&stored, &record)? == Write::Done {
-                return Ok(Grant { token: token.to_owned(), fencing, leased_at });
+                return Ok(Grant { token: token.to_owned(), fencing: entry.fencing, leased_at });
             }
         }
         Err(Error::NotOurs(Vec::new()))
     }
 
-    /// Makes sure that what was granted has not been waiting for this host for so long that it is over, or soon will be.
+    /// Renews what was granted if this host took so long since then that a part of the lease has passed.
     ///
     /// # Errors
-    /// [`Error::Lost`] when it is. If the store does not answer, whoever keeps the lease goes on asking.
+    /// [`Error::Lost`] when it is lost. If the store does not answer, the keeper continues to try.
     pub fn refresh(&mut self, grant: &mut Grant, lease: Duration) -> Result<(), Error> {
         let age = Duration::from_millis(since_boot().saturating_sub(grant.leased_at));
         if age >= lease / 3 {
@@ -106,44 +96,24 @@ impl Mutex<'_> {
         Ok(())
     }
 
-    /// A lease that counts from now on.
-    fn renewed(&self, lease: Lease) -> Lease {
-        Lease { expires: self.expiry(lease.duration), renewals: lease.renewals + 1, ..lease }
-    }
-
-    /// When a lease that begins now is over by the store's clock: never earlier than by ours.
+    /// When a lease that begins now ends by the store's clock: never earlier than by ours.
     pub(super) fn expiry(&self, duration: Duration) -> Option<u64> {
         Some(self.register.now()? + u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2))
     }
 
-    /// Whether what was looked at has numbers, and so a place to write to, but no clock. Elsewhere it may be yet to come.
-    pub(super) fn has_no_clock(&self) -> bool {
-        self.register.now().is_none() && self.register.next_number().is_some()
-    }
-
-    pub(super) fn expired(&self, entry: &Entry) -> Lost {
-        let expires = entry.lease.and_then(|lease| lease.expires);
-        let ago = self.register.now().zip(expires).map(|(now, expires)| now.saturating_sub(expires));
-        Lost::Expired(ago.map(Duration::from_millis))
-    }
-
-    /// What has to be told to those whose leases have expired, when they ask.
-    pub(super) fn lost_marks<'f>(&self, former: &'f [Former], is_own: impl Fn(&Entry) -> bool + 'f) -> Vec<Entry> {
+    /// The marks for holders that have lost the lock, which find them when they ask. The newest are last.
+    pub(super) fn lost_marks(&self, former: &[Former]) -> Vec<Entry> {
         let now = self.register.now();
-        let is_recent = |entry: &Entry| {
-            let expired = entry.lease.and_then(|lease| lease.expires);
-            now.zip(expired).is_none_or(|(now, expired)| now.saturating_sub(expired) < REMEMBERED)
-        };
-        let entries = former.iter().filter_map(|former| {
-            let entry = former.entry.as_ref()?;
-            match entry.released {
-                Some(Outcome::Lost) => Some(entry.clone()),
-                None if former.verdict == Stale::Expired => Some(mark_lost(entry)),
-                _ => None,
-            }
-        });
-        let mut lost: Vec<_> = entries.filter(|entry| is_recent(entry) && !is_own(entry)).collect();
-        // The newest stand last.
+        let mut lost: Vec<_> = former
+            .iter()
+            .filter_map(|former| {
+                let entry = former.entry.as_ref()?;
+                let is_lost = entry.released == Some(Outcome::Lost) || former.verdict == Stale::Expired;
+                let expired = entry.lease.and_then(|lease| lease.expires);
+                let is_recent = now.zip(expired).is_none_or(|(now, expired)| now.saturating_sub(expired) < REMEMBERED);
+                (is_lost && is_recent).then(|| mark_lost(entry))
+            })
+            .collect();
         lost.split_off(lost.len().saturating_sub(MAX_LOST))
     }
 }

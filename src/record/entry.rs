@@ -1,7 +1,8 @@
 //! One holder's part of a lock record.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::num::NonZeroU32;
+use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,43 +13,46 @@ use crate::mode::Mode;
 use crate::owner::{Instance, Owner, Place};
 use crate::printable;
 
-/// One process's part in a record.
+/// Follows the token of a previous acquisition.
+const SUCCEEDED: &str = " succeeded";
+
+/// The part of one acquisition in a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Who holds the lock.
+    /// The process that holds the lock.
     pub owner: Owner,
-    /// Together with whom.
+    /// Together with which holders.
     pub mode: Mode,
     /// When it was acquired, if the record says so.
     pub since: Option<Timestamp>,
-    /// Random, different for each acquisition: two entries are of the same acquisition if and only if this is equal.
+    /// Random, and unique to the acquisition.
     pub token: Option<String>,
     /// The pipeline run that the owner belongs to (`MELTANO_PARENT_CONTEXT_UUID`).
     pub run: Option<String>,
-    /// The owner's command line, as people may read it.
+    /// The owner's command line, for people.
     pub command: Option<String>,
-    /// Another process of the owner's place, which started the owner and will release the lock: held as long as it lives, too.
+    /// Another process of the owner's place, which started the owner and will release the lock. The lock is held while it lives.
     pub keeper: Option<(Pid, Instance)>,
-    /// Held at least until then, in milliseconds, whatever becomes of the owner: since boot, or with a lease, of the store's clock.
+    /// Held at least until then, in milliseconds, even without its owner: since boot, or with a lease, of the store's clock.
     pub until: Option<u64>,
-    /// Holds only as long as it is renewed: where others cannot see whether the owner lives.
+    /// Where the owner cannot be seen from everywhere, the lock is held only while this is renewed.
     pub lease: Option<Lease>,
-    /// Larger than that of every acquisition before it.
+    /// Larger than in every earlier acquisition.
     pub fencing: Option<u64>,
-    /// The owner has released it; what is left stands for `until`, or tells how it went.
+    /// The owner does not hold it any more. The entry stands for `until`, or tells how the acquisition ended.
     pub released: Option<Outcome>,
-    /// How the acquisition before this one ended, for those who waited for that.
-    pub previous: Option<(String, Outcome)>,
+    /// The token of the acquisition before this one, if it succeeded: other processes may wait for that.
+    pub previous: Option<String>,
 }
 
-/// For how long a holder holds unless it renews that.
+/// How long a holder holds the lock without a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// From one renewal on, for so long, in whole milliseconds.
+    /// From a renewal on, in whole milliseconds.
     pub duration: Duration,
-    /// Until then, in milliseconds of the store's clock, where it has one.
+    /// The end, in milliseconds of the store's clock, if it has one.
     pub expires: Option<u64>,
-    /// Differs after each renewal, so that whoever only watches sees it.
+    /// Counts renewals, for observers without a shared clock.
     pub renewals: u64,
 }
 
@@ -57,36 +61,22 @@ pub struct Lease {
 pub enum Outcome {
     /// The command that ran under it succeeded.
     Succeeded,
-    /// Its owner did not release it: the lease ran out, or somebody took it away. The owner is to be told.
+    /// Its owner did not release it: the lease expired, or it was broken. The owner is to be told.
     Lost,
-    /// Nobody said that it did.
+    /// No success was reported.
     Unknown,
 }
 
 impl Entry {
     /// The entry of a new acquisition of a plain mutex.
-    ///
-    /// # Errors
-    /// When the operating system has no random numbers.
     pub fn new(owner: Owner, run: Option<String>, command: Option<String>) -> std::io::Result<Self> {
         let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
-        Ok(Self {
-            owner,
-            mode: Mode::EXCLUSIVE,
-            since,
-            token,
-            run,
-            command,
-            keeper: None,
-            until: None,
-            lease: None,
-            fencing: None,
-            released: None,
-            previous: None,
-        })
+        let (keeper, until, lease, fencing, released, previous) = Default::default();
+        let mode = Mode::EXCLUSIVE;
+        Ok(Self { owner, mode, since, token, run, command, keeper, until, lease, fencing, released, previous })
     }
 
-    /// Whether whoever only knows plain mutexes would understand it.
+    /// Whether a program that knows plain mutexes only would understand it.
     pub(super) fn is_plain(&self) -> bool {
         self.mode == Mode::EXCLUSIVE
             && (self.until, self.released, self.lease, self.fencing) == (None, None, None, None)
@@ -121,10 +111,7 @@ impl Entry {
             lease: fields.text("lease").and_then(|text| Lease::parse(&text)),
             fencing: fields.number("fencing"),
             released: fields.text("released").map(|word| Outcome::parse(&word)),
-            previous: fields.text("previous").and_then(|text| {
-                let (token, word) = text.split_once(' ')?;
-                Some((token.to_owned(), Outcome::parse(word)))
-            }),
+            previous: fields.text("previous").and_then(|text| Some(text.strip_suffix(SUCCEEDED)?.to_owned())),
         })
     }
 
@@ -152,27 +139,26 @@ impl Entry {
         push(text, "token", self.token.as_deref());
         push(text, "run", self.run.as_deref());
         push(text, "command", self.command.as_deref());
-        push(text, "keeper", self.keeper.map(|(pid, instance)| process_text(pid, instance)));
+        push(text, "keeper", self.keeper.map(process_text));
         push(text, "until", self.until);
         push(text, "lease", self.lease.map(Lease::text));
         push(text, "fencing", self.fencing);
         push(text, "released", self.released.map(Outcome::word));
-        push(text, "previous", self.previous.as_ref().map(|(token, outcome)| format!("{token} {}", outcome.word())));
+        push(text, "previous", self.previous.as_ref().map(|token| format!("{token}{SUCCEEDED}")));
     }
 }
 
 impl Lease {
     /// Duration and end in milliseconds, and the number of renewals.
     fn text(self) -> String {
-        // As long after each renewal, so that a record that has fitted still does.
+        // As long after each renewal, so that a full record still has room for it.
         format!("{} {} {:010}", self.duration.as_millis(), or_dash(self.expires), self.renewals)
     }
 
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
-        let mut number = || words.next().and_then(|word| word.parse().ok());
-        let (duration, expires, renewals) = (number()?, number(), number()?);
-        Some(Self { duration: Duration::from_millis(duration), expires, renewals })
+        let duration = Duration::from_millis(number(&mut words)?);
+        Some(Self { duration, expires: number(&mut words), renewals: number(&mut words)? })
     }
 }
 
@@ -191,33 +177,33 @@ impl Outcome {
     }
 }
 
-fn push(text: &mut String, key: &str, value: Option<impl ToString>) {
+fn push(text: &mut String, key: &str, value: Option<impl fmt::Display>) {
     if let Some(value) = value {
-        let value = printable::field(&value.to_string());
-        let _ = writeln!(text, "{key}={value}");
+        let _ = writeln!(text, "{key}={}", printable::field(&value.to_string()));
     }
 }
 
-/// PID, start time and pidfd; `-` stands for what is not known.
-fn process_text(pid: Pid, instance: Instance) -> String {
+/// PID, start time and pidfd.
+fn process_text((pid, instance): (Pid, Instance)) -> String {
     format!("{pid} {} {}", or_dash(instance.start), or_dash(instance.pidfd))
-}
-
-fn or_dash(number: Option<u64>) -> String {
-    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
 fn parse_process(text: &str) -> Option<(Pid, Instance)> {
     let mut words = text.split(' ');
     let pid = parse_pid(words.next()?)?;
-    let mut number = || words.next().and_then(|word| word.parse().ok());
-    Some((pid, Instance { start: number(), pidfd: number() }))
+    Some((pid, Instance { start: number(&mut words), pidfd: number(&mut words) }))
+}
+
+/// `-` stands for an unknown number.
+fn or_dash(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+fn number<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<u64> {
+    words.next()?.parse().ok()
 }
 
 /// 128 random bits in hexadecimal.
-///
-/// # Errors
-/// When the operating system has none.
 pub fn random_token() -> rustix::io::Result<String> {
     let mut bytes = [0_u8; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
@@ -246,7 +232,7 @@ impl<'a> Fields<'a> {
         Some(printable::field(value)).filter(|value| !value.is_empty())
     }
 
-    pub(super) fn number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
+    pub(super) fn number<T: FromStr>(&self, key: &str) -> Option<T> {
         self.text(key)?.parse().ok()
     }
 }

@@ -11,7 +11,7 @@ use crate::mutex::register::Stored;
 use crate::owner::Place;
 use crate::printable;
 use crate::process::{self, NoProcessTable, Observation, Process};
-use crate::record::{Entry, Record};
+use crate::record::Entry;
 
 /// Judges by looking at this machine's processes.
 #[derive(Debug)]
@@ -23,35 +23,38 @@ pub struct LocalJudge {
 }
 
 impl LocalJudge {
-    /// Looks from here; `orphans` tells whether those of a dead owner count.
+    /// Judges from `here`; `orphans` tells whether those of a dead owner count.
     pub fn new(here: Place, orphans: Orphans) -> Self {
         Self { here, orphans, seen: RefCell::default() }
     }
 }
 
 impl Judge for LocalJudge {
-    fn judge(&self, stored: &Stored, record: &Record, entry: &Entry) -> Verdict {
-        if entry.released.is_some() {
-            return self.judge_released(stored, entry);
-        }
-        let verdict = match self.look(stored, record, entry) {
-            Ok(process) => return Verdict::Held(Held::Alive(process)),
-            Err(verdict) => verdict,
+    fn judge(&self, stored: &Stored, entry: &Entry) -> Verdict {
+        let owner = match entry.released {
+            None => self.look(stored, entry),
+            // Containers of one boot share its clock.
+            Some(_) if entry.until.is_some() => {
+                self.check_boot(stored, &entry.owner.place).and(Err(Verdict::Stale(Stale::Released)))
+            }
+            Some(_) => return Verdict::Stale(Stale::Released),
         };
-        match verdict {
-            // Whatever outlived its owner did not outlive a reboot.
-            Verdict::Stale(stale) if stale != Stale::Rebooted => match remaining(entry) {
+        match owner {
+            Ok(process) => Verdict::Held(Held::Alive(process)),
+            // What outlived its owner did not outlive a reboot.
+            Err(Verdict::Stale(stale)) if stale != Stale::Rebooted => match remaining(entry) {
                 Some(remaining) => Verdict::Held(Held::AtLeast(remaining)),
+                None if stale == Stale::Released => Verdict::Stale(stale),
                 None => self.look_for_orphans(entry, stale),
             },
-            verdict => verdict,
+            Err(verdict) => verdict,
         }
     }
 }
 
-/// For how long it is to be held yet, given that it was acquired in this boot.
+/// How long a lock that was acquired in this boot is still to be held.
 fn remaining(entry: &Entry) -> Option<Duration> {
-    // With a lease, it counts by another clock.
+    // With a lease, another clock counts.
     let until = entry.until.filter(|_| entry.lease.is_none())?;
     let remaining = until.checked_sub(process::since_boot())?;
     (remaining > 0).then(|| Duration::from_millis(remaining))
@@ -66,20 +69,10 @@ fn stale<T>(why: Stale) -> Result<T, Verdict> {
 }
 
 impl LocalJudge {
-    fn judge_released(&self, stored: &Stored, entry: &Entry) -> Verdict {
-        if entry.until.is_none() {
-            return Verdict::Stale(Stale::Released);
-        }
-        // Containers of one boot share its clock.
-        if let Err(verdict) = self.check_boot(stored, &entry.owner.place) {
-            return verdict;
-        }
-        remaining(entry).map_or(Verdict::Stale(Stale::Released), |remaining| Verdict::Held(Held::AtLeast(remaining)))
-    }
-
-    fn look(&self, stored: &Stored, record: &Record, entry: &Entry) -> Result<Option<Process>, Verdict> {
+    /// The owner, or the process that stands for it; otherwise the verdict without it.
+    fn look(&self, stored: &Stored, entry: &Entry) -> Result<Option<Process>, Verdict> {
         let owner = &entry.owner;
-        if !record.is_legacy() {
+        if !stored.is_legacy() {
             self.check_boot(stored, &owner.place)?;
             if owner.place.pid_namespace.is_none() || owner.place.pid_namespace != self.here.pid_namespace {
                 return self.look_into_container(entry);
@@ -90,7 +83,7 @@ impl LocalJudge {
             && instance.same_as(keeper.instance) != Some(false)
         {
             return match process::observe(owner.pid) {
-                // Both are waited for by their keeper's end.
+                // The end of the keeper is that of both.
                 Observation::Running(_) => Ok(Some(keeper)),
                 _ => Err(Verdict::Held(Held::Kept(pid, keeper))),
             };
@@ -101,17 +94,17 @@ impl LocalJudge {
             Observation::Ended => return stale(Stale::Ended),
             Observation::Running(process) => process,
         };
-        let reused = if record.is_legacy() {
-            // A live one must not be lost to a clock that was set forward, so not on the clock's word alone.
-            started_after(process.instance, stored.written) && !is_meltano(owner.pid)
+        let is_reused = if stored.is_legacy() {
+            // A live process must not lose the lock to a clock that was set forward, so the time alone proves nothing.
+            started_after(process.instance, stored.state.written) && !is_meltano(owner.pid)
         } else {
             owner.instance.same_as(process.instance) == Some(false)
         };
-        if reused { stale(Stale::Reused) } else { Ok(Some(process)) }
+        if is_reused { stale(Stale::Reused) } else { Ok(Some(process)) }
     }
 
-    /// From outside, a process in a container is seen under another number. The inode number of its pidfd is the same in all
-    /// PID namespaces, and unique until reboot.
+    /// From outside, a process in a container has another PID. The inode number of its pidfd is the same in all PID namespaces,
+    /// and unique until reboot.
     fn look_into_container(&self, entry: &Entry) -> Result<Option<Process>, Verdict> {
         let instances = entry.keeper.iter().map(|(_, keeper)| keeper).chain([&entry.owner.instance]);
         let mut is_unknown = false;
@@ -128,7 +121,7 @@ impl LocalJudge {
     /// A process of another PID namespace; `None` if it is proved gone.
     fn find_outside(&self, inode: u64) -> Result<Option<Process>, NoProcessTable> {
         let mut seen = self.seen.borrow_mut();
-        // Whoever was seen once is seen to end, from wherever one looks.
+        // The end of a process that was seen once is seen from everywhere.
         let process = match seen.entry(inode) {
             hash_map::Entry::Occupied(seen) => seen.into_mut(),
             hash_map::Entry::Vacant(vacant) => match process::find_by_inode(inode)? {
@@ -140,22 +133,25 @@ impl LocalJudge {
     }
 
     fn check_boot(&self, stored: &Stored, place: &Place) -> Result<(), Verdict> {
-        // Containers have host names and machine ids of their own. Where others could have written this, an equal boot id is not
-        // enough: clones of a virtual machine have the same one.
-        if stored.is_local && place.boot.is_some() && place.boot == self.here.boot {
+        let is_same_boot = place.boot.is_some() && place.boot == self.here.boot;
+        // Containers have host names and machine ids of their own. Where another host may have written this, an equal boot id is
+        // not enough: clones of a virtual machine share it.
+        if stored.state.is_local && is_same_boot {
             return Ok(());
         }
         let differ = |one: &Option<String>, two: &Option<String>| one.is_some() && two.is_some() && one != two;
         if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
             return unknown(Unknown::OtherHost);
         }
-        if place.boot.is_none() || place.boot != self.here.boot {
-            // Host names repeat (every container may be `worker`), so only the machine id proves that it was this one.
-            let same_machine = place.machine.is_some() && place.machine == self.here.machine && place.host == self.here.host;
-            let both_known = place.boot.is_some() && self.here.boot.is_some();
-            return if same_machine && both_known { stale(Stale::Rebooted) } else { unknown(Unknown::OtherBoot) };
+        // Host names repeat (every container may be `worker`), so only the machine id proves a reboot of this machine.
+        let is_same_machine = place.machine.is_some() && place.machine == self.here.machine && place.host == self.here.host;
+        if is_same_boot {
+            Ok(())
+        } else if is_same_machine && place.boot.is_some() && self.here.boot.is_some() {
+            stale(Stale::Rebooted)
+        } else {
+            unknown(Unknown::OtherBoot)
         }
-        Ok(())
     }
 
     fn look_for_orphans(&self, entry: &Entry, owner: Stale) -> Verdict {
@@ -170,7 +166,7 @@ impl LocalJudge {
     }
 }
 
-/// Whether a process may be what a legacy lock belongs to.
+/// Whether a process may own a legacy lock.
 fn is_meltano(pid: Pid) -> bool {
     process::arguments(pid).iter().any(|argument| printable::base_name(argument) == "meltano")
 }

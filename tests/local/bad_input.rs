@@ -798,6 +798,25 @@ fn anothers_lock_is_not_unlocked_unless_by_force() {
     assert_eq!(locks.names(), ["serializer.lck"]);
     assert_eq!(holder.run(r#""$S" unlock 2>/dev/null"#), 77);
     assert_eq!(other.run(r#""$S" unlock"#), 0);
+
+    // Also when it locks again, before it relies on that.
+    for other in [None, Some(other)] {
+        holder.lock();
+        assert_eq!(locks.run(&["unlock", "--force"]).code, 0);
+        let other = other.map(|mut other| {
+            other.lock();
+            other
+        });
+        let (code, said) = holder.output(r#""$S" lock -n 2>&1"#);
+        let held = other.as_ref().map(|other| format!("{told}; held now by pid {} ", other.pid()));
+        assert!(code == 76 && said.starts_with(held.as_ref().unwrap_or(&told)), "{code} {said}");
+        if let Some(mut other) = other {
+            assert_eq!(holder.run(r#""$S" lock -n 2>/dev/null"#), 75);
+            assert_eq!(other.run(r#""$S" unlock"#), 0);
+        }
+        holder.lock();
+        assert_eq!(holder.run(r#""$S" unlock"#), 0);
+    }
 }
 
 #[test]
@@ -809,8 +828,6 @@ fn a_notice_of_a_broken_lock_ends_with_its_owner_and_is_in_nobodys_way() {
     let token = locks.report()["holder"]["token"].as_str().expect("a token").to_owned();
     assert_eq!(locks.run(&["break", "--token", &token]).code, 0);
     assert!(fs::read_to_string(&notices).is_ok_and(|text| text.contains(&token)), "{:?}", locks.names());
-    first.lock();
-    assert_eq!(first.run(r#""$S" unlock"#), 0, "it has locked again since");
     first.reap();
 
     // The next one that is left removes what is not asked for any more.
@@ -1021,7 +1038,7 @@ fn a_parent_that_ends_with_the_command_cannot_own_a_lock() {
     for script in [r#"timeout 60 "$S" lock; exit $?"#, r#"flock x "$S" lock; exit $?"#, python] {
         let ended = ended(locks.command("bash").current_dir(locks.dir()).args(["-c", script]));
         assert_eq!(ended.code, 2, "{ended:?}");
-        assert!(ended.last_line().contains("does nothing else, so that the lock would end at once"), "{ended:?}");
+        assert!(ended.last_line().contains("only runs this command, so the lock would be released immediately"), "{ended:?}");
         assert!(!locks.file().exists());
     }
     let ended = locks.script(r#"timeout 60 "$S" lock --owner-pid $$ && "$S" unlock; exit $?"#);

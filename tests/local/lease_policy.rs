@@ -8,12 +8,11 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::num::NonZeroU32;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof};
 use proptest::test_runner::{TestCaseError, TestRunner};
@@ -168,12 +167,12 @@ impl Store for Gated {
 /// A store with which something happens right before each change, though not before the same write is sent again.
 struct Before<S> {
     store: S,
-    happens: Box<dyn FnMut()>,
+    happens: Box<dyn FnMut() + Send>,
     changed: Option<State>,
 }
 
 impl<S> Before<S> {
-    fn new(store: S, happens: Box<dyn FnMut()>) -> Self {
+    fn new(store: S, happens: Box<dyn FnMut() + Send>) -> Self {
         Self { store, happens, changed: None }
     }
 }
@@ -211,7 +210,7 @@ impl<S: Store> Store for Before<S> {
     }
 }
 
-fn register(store: impl Store + 'static) -> Register<'static> {
+fn register(store: impl Store + 'static) -> Register {
     Register::new(Box::new(store), Key::lock(OsStr::new("lock")), "simulated".to_owned())
 }
 
@@ -234,20 +233,8 @@ impl Claimant for Process {
         Ok(Entry { token: Some(token), ..Entry::new(owner, None, None)? })
     }
 
-    fn transient_entry(&self) -> std::io::Result<Entry> {
-        self.entry()
-    }
-
-    fn owns(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> bool {
+    fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
         entry.owner.pid.as_raw_pid() == self.pid
-    }
-
-    fn is_present(&self) -> bool {
-        true
-    }
-
-    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
     }
 }
 
@@ -255,7 +242,7 @@ impl Claimant for Process {
 struct Blind;
 
 impl Judge for Blind {
-    fn judge(&self, _stored: &Stored, _record: &Record, _entry: &Entry) -> Verdict {
+    fn judge(&self, _stored: &Stored, _entry: &Entry) -> Verdict {
         Verdict::Held(Held::Alive(None))
     }
 }
@@ -629,7 +616,7 @@ fn acquire(memory: &Memory, process: &Process) -> Grant {
 }
 
 /// What becomes of a lock that is taken away from its holder by force, if that does `first` after it was looked at.
-fn force(first: impl FnOnce(Memory, Grant) + 'static) -> (Result<Released, mutex::Error>, Memory) {
+fn force(first: impl FnOnce(Memory, Grant) + Send + 'static) -> (Result<Released, mutex::Error>, Memory) {
     let world = World::new();
     let memory = Memory::shared();
     let grant = acquire(&memory, &world.process(2));
@@ -647,7 +634,7 @@ fn a_lock_is_taken_away_also_from_a_holder_that_renews_it_meanwhile() {
     });
     assert!(matches!(forced, Ok(Released::Forced(_))), "{forced:?}");
     let stored = register(memory.clone()).load().expect("memory").expect("it tells of the loss");
-    assert!(stored.content.record().expect("a record").entries().iter().all(|entry| entry.released == Some(Outcome::Lost)));
+    assert!(stored.record.as_ref().expect("a record").entries().iter().all(|entry| entry.released == Some(Outcome::Lost)));
 }
 
 #[test]
@@ -660,7 +647,7 @@ fn a_lock_is_not_taken_away_from_whoever_has_come_meanwhile() {
     });
     assert!(matches!(forced, Err(mutex::Error::NotOurs(_))), "{forced:?}");
     let stored = register(memory.clone()).load().expect("memory").expect("it is held");
-    let entries = stored.content.record().expect("a record").entries();
+    let entries = stored.record.as_ref().expect("a record").entries();
     assert!(entries.len() == 1 && entries[0].owner.pid.as_raw_pid() == 3 && entries[0].released.is_none(), "{entries:?}");
 }
 
@@ -672,7 +659,7 @@ fn entry(process: &Process, released: Option<Outcome>) -> Entry {
 
 fn entries(memory: &Memory) -> Vec<Entry> {
     let stored = register(memory.clone()).load().expect("memory");
-    stored.and_then(|stored| Some(stored.content.record()?.entries().to_vec())).unwrap_or_default()
+    stored.and_then(|stored| Some(stored.record.as_ref()?.entries().to_vec())).unwrap_or_default()
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex as StdMutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use proptest::{collection, prop_assert};
@@ -65,27 +65,19 @@ impl Claimant for Process {
         Ok(Entry { token, ..Entry::new(owner, None, None)? })
     }
 
-    fn transient_entry(&self) -> std::io::Result<Entry> {
-        self.entry()
-    }
-
-    fn owns(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> bool {
+    fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
         entry.owner.pid.as_raw_pid() == self.pid
     }
 
     fn is_present(&self) -> bool {
         self.alive.lock().expect("no panic").contains(&self.pid)
     }
-
-    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
 }
 
 struct ByPid(Alive);
 
 impl Judge for ByPid {
-    fn judge(&self, _stored: &Stored, _record: &Record, entry: &Entry) -> Verdict {
+    fn judge(&self, _stored: &Stored, entry: &Entry) -> Verdict {
         if self.0.lock().expect("no panic").contains(&entry.owner.pid.as_raw_pid()) {
             Verdict::Held(Held::Alive(None))
         } else {
@@ -168,7 +160,7 @@ impl Notifier for Gated {
     fn notify(&mut self, _key: &Key) {}
 }
 
-fn register(store: impl Store + 'static) -> Register<'static> {
+fn register(store: impl Store + 'static) -> Register {
     Register::new(Box::new(store), Key::lock(OsStr::new("lock")), "memory".to_owned())
 }
 
@@ -200,7 +192,8 @@ impl Machine {
             store: Memory::default(),
             alive: Alive::default(),
             tokens: Arc::default(),
-            next_pid: 1,
+            // Not this process's own, in whose name a stale lock is removed.
+            next_pid: 100_000_000,
             owners: Vec::new(),
             commands: Vec::new(),
             believe: HashMap::new(),
@@ -291,7 +284,7 @@ impl Machine {
     /// yet.)
     fn loss(&self) -> Option<String> {
         let stored = register(self.store.clone()).load().expect("a register in memory can be read");
-        let record = stored.as_ref().and_then(|stored| stored.content.record());
+        let record = stored.as_ref().and_then(|stored| stored.record.as_ref());
         let entries = record.map(Record::entries).unwrap_or_default();
         let is_written = |pid: i32| entries.iter().any(|entry| entry.owner.pid.as_raw_pid() == pid);
         self.believe.keys().find(|pid| !is_written(**pid)).map(|pid| format!("{pid} has lost the lock: {entries:?}"))
@@ -406,5 +399,5 @@ fn no_holder_of_a_full_record_is_lost_when_one_releases() {
     let released = Mutex::new(register(store.clone()), &judge).release(&process, Whose::Own, Outcome::Unknown);
     assert!(matches!(released, Ok(Released::Own { .. })), "{released:?}");
     let stored = register(store).load().expect("memory").expect("the others hold it");
-    assert_eq!(stored.content.record().expect("a record").entries(), &entries[1..]);
+    assert_eq!(stored.record.as_ref().expect("a record").entries(), &entries[1..]);
 }

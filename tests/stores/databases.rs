@@ -63,6 +63,27 @@ fn a_server_is_told_goodbye() {
 }
 
 #[test]
+fn a_short_command_needs_one_login_and_a_long_one_keeps_no_connection() {
+    let server = MariaDb::start();
+    let store = Store::at(&server.url());
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    // Each of these is itself one.
+    let logins = || -> u32 {
+        let told = server.sql("SHOW GLOBAL STATUS LIKE 'Connections'");
+        told.trim().rsplit('\t').next().expect("a number").parse().expect("a number")
+    };
+    let before = logins();
+    assert_eq!(store.run(&["run", "true"]).code, 0);
+    assert_eq!(logins() - before, 2);
+    let mut holder = faults::start(&store, &["run", "sleep", "600"]);
+    until("it is held", || store.state() == "held");
+    let connected = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'meltano'";
+    until("its connection is closed", || server.sql(connected) == "0\n");
+    holder.kill().expect("it can be killed");
+    holder.wait().expect("it ends");
+}
+
+#[test]
 fn a_server_that_was_set_read_only_is_said_to_be_with_what_to_do_at_first() {
     for is_postgres in [true, false] {
         let (postgres, mariadb);

@@ -127,7 +127,7 @@ fn an_owner_whose_lease_nobody_has_taken_is_told_all_the_same(kind: Kind) {
     signal(store.keeper(), Signal::KILL);
     until("it has expired", || store.state() == "stale");
     let (code, output) = owner.output(r#""$S" unlock 2>&1"#);
-    assert!(code == 76 && output.contains("nobody else has held it since"), "{code} {output}");
+    assert!(code == 76 && output.contains("no other process has held it since"), "{code} {output}");
     assert_eq!(store.state(), "free");
 }
 
@@ -350,7 +350,7 @@ fn who_locks_again_after_a_loss_is_told_of_it_once(kind: Kind) {
     assert_eq!(other.run(r#""$S" lock 2> /dev/null"#), 0);
     other.unlock();
     let (code, said) = owner.output(r#""$S" lock 2>&1"#);
-    assert!(code == 76 && said.contains("others may have held it since"), "{code} {said}");
+    assert!(code == 76 && said.contains("other processes may have held it since"), "{code} {said}");
     assert_eq!(store.state(), "free");
     owner.lock();
     owner.unlock();

@@ -62,7 +62,7 @@ enum Place {
 }
 
 /// A connection that waits in the queue, and comes back when that ends.
-type Standing = Pin<Box<dyn Future<Output = (Link, Result<Answer, Error>)>>>;
+type Standing = Pin<Box<dyn Future<Output = (Link, Result<Answer, Error>)> + Send>>;
 
 /// The queue, as a waiter sees it.
 pub struct Line {

@@ -51,7 +51,7 @@ const POOLED_POLL: Duration = Duration::from_millis(2500);
 const ANSWERING: Duration = Duration::from_millis(500);
 
 /// A session that sleeps in the queue, and comes back when that ends.
-type Standing = Pin<Box<dyn Future<Output = (Link, Result<(), Error>)>>>;
+type Standing = Pin<Box<dyn Future<Output = (Link, Result<(), Error>)> + Send>>;
 
 /// The queue, as a waiter sees it.
 pub struct Line {

@@ -1,14 +1,14 @@
 //! What a mutex promises between hosts that do not see each other's processes.
 
 use std::num::NonZeroU32;
-use std::os::fd::BorrowedFd;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serializer::claimant::Claimant;
 use serializer::mode::Mode;
+use serializer::mutex::register::Stored;
 use serializer::mutex::{Acquired, Error, Grant, Lost, Mutex, Released, Request, Whose};
 use serializer::owner::{Instance, Owner, Place};
-use serializer::record::{Entry, Outcome, Record, parse_pid};
+use serializer::record::{Entry, Outcome, parse_pid};
 use serializer::verdict::{Held, Holding, LocalJudge, Orphans, Stale, Verdict};
 use serializer::waiting::{Observer, Waiting};
 
@@ -34,20 +34,8 @@ impl Claimant for Stranger {
         Entry::new(Owner { pid, uid: None, place, instance: Instance::default() }, None, Some("work".to_owned()))
     }
 
-    fn transient_entry(&self) -> std::io::Result<Entry> {
-        self.entry()
-    }
-
-    fn owns(&self, _record: &Record, entry: &Entry, _written: Option<SystemTime>) -> bool {
+    fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
         entry.owner.pid.as_raw_pid() == self.0
-    }
-
-    fn is_present(&self) -> bool {
-        true
-    }
-
-    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
     }
 }
 
@@ -169,7 +157,7 @@ pub fn an_expired_lease_is_not_renewed(subject: &Subject) {
     let grant = granted(acquire(&mut mutex, 1, &for_so_long(SHORT)));
     until("it expires", || is_expired(&mut mutex));
     let renewed = mutex.renew(&grant.token, None);
-    assert!(matches!(renewed, Err(Error::Lost(Lost::Expired(_), _))), "{renewed:?}");
+    assert!(matches!(renewed, Err(Error::Lost(Lost::Expired, _))), "{renewed:?}");
 }
 
 pub fn who_has_lost_it_is_told_and_releases_nobody_elses(subject: &Subject) {
@@ -206,7 +194,7 @@ pub fn who_has_let_it_expire_is_told(subject: &Subject) {
     granted(acquire(&mut mutex, 1, &for_so_long(SHORT)));
     until("it expires", || is_expired(&mut mutex));
     let released = mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown);
-    assert!(matches!(released, Err(Error::Lost(Lost::Expired(_), _))), "{released:?}");
+    assert!(matches!(released, Err(Error::Lost(Lost::Expired, _))), "{released:?}");
     let acquired = acquire(&mut mutex, 2, &for_so_long(LONG));
     assert!(matches!(acquired, Ok(Acquired::Free(_))), "{acquired:?}");
 }

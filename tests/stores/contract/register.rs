@@ -24,7 +24,7 @@ fn record(pid: i32) -> Record {
 }
 
 /// Creates, given that the place for it may have to be made first.
-fn create(backend: &mut Register<'_>, record: &Record) -> Write {
+fn create(backend: &mut Register, record: &Record) -> Write {
     for _ in 0..3 {
         let is_there = backend.load().expect("it can be loaded").is_some();
         let write = backend.create(record).expect("it can be created");
@@ -35,17 +35,17 @@ fn create(backend: &mut Register<'_>, record: &Record) -> Write {
     Write::Conflict
 }
 
-fn load(backend: &mut Register<'_>) -> Option<Stored> {
+fn load(backend: &mut Register) -> Option<Stored> {
     backend.load().expect("it can be loaded")
 }
 
-fn stored(backend: &mut Register<'_>) -> Stored {
+fn stored(backend: &mut Register) -> Stored {
     load(backend).expect("something is stored")
 }
 
-fn pid_in(backend: &mut Register<'_>) -> Option<i32> {
+fn pid_in(backend: &mut Register) -> Option<i32> {
     let stored = load(backend)?;
-    Some(stored.content.record().expect("a record").entries()[0].owner.pid.as_raw_pid())
+    Some(stored.record.as_ref().expect("a record").entries()[0].owner.pid.as_raw_pid())
 }
 
 pub fn what_is_created_is_loaded_and_is_created_once(subject: &Subject) {
@@ -53,7 +53,7 @@ pub fn what_is_created_is_loaded_and_is_created_once(subject: &Subject) {
     assert!(load(&mut one).is_none());
     let record = record(1);
     assert_eq!(create(&mut one, &record), Write::Done);
-    assert_eq!(stored(&mut other).content.record(), Some(&record));
+    assert_eq!(stored(&mut other).record.as_ref(), Some(&record));
     assert_eq!(create(&mut other, &self::record(2)), Write::Conflict);
     assert_eq!(pid_in(&mut one), Some(1));
 }
@@ -62,7 +62,7 @@ pub fn only_what_was_seen_is_replaced(subject: &Subject) {
     let (mut one, mut other) = (subject.open("x"), subject.open("x"));
     assert_eq!(create(&mut one, &record(1)), Write::Done);
     let (seen, also_seen) = (stored(&mut one), stored(&mut other));
-    assert_eq!(seen.version, also_seen.version);
+    assert_eq!(seen.state.version, also_seen.state.version);
     assert_eq!(one.replace(&seen, &record(2)).expect("an answer"), Write::Done);
     assert_eq!(other.replace(&also_seen, &record(3)).expect("an answer"), Write::Conflict);
     assert_eq!(one.replace(&seen, &record(4)).expect("an answer"), Write::Conflict);
@@ -70,7 +70,7 @@ pub fn only_what_was_seen_is_replaced(subject: &Subject) {
     // What was there before is another state when it is there again.
     let seen = stored(&mut one);
     assert_eq!(one.delete(&seen).expect("an answer"), Write::Done);
-    let same = seen.content.record().expect("a record").clone();
+    let same = seen.record.as_ref().expect("a record").clone();
     assert_eq!(create(&mut one, &same), Write::Done);
     let _ = other.load();
     assert_eq!(other.replace(&seen, &record(5)).expect("an answer"), Write::Conflict);
@@ -122,11 +122,11 @@ pub fn a_record_is_kept_whole(subject: &Subject) {
     let record = Record::of(entries(most)).expect("they fit");
     assert!(record.to_text().len() > MAX_BYTES - 1000);
     assert_eq!(create(&mut backend, &record), Write::Done);
-    assert_eq!(stored(&mut subject.open("x")).content.record(), Some(&record));
+    assert_eq!(stored(&mut subject.open("x")).record.as_ref(), Some(&record));
 }
 
 /// Lets so many do the same at the same time, each with a register of its own; tells how many of them succeeded.
-fn race(subject: &Subject, name: &str, number: i32, write: impl Fn(&mut Register<'_>, &Barrier, i32) -> Write + Sync) -> usize {
+fn race(subject: &Subject, name: &str, number: i32, write: impl Fn(&mut Register, &Barrier, i32) -> Write + Sync) -> usize {
     let start = Barrier::new(usize::try_from(number).expect("some"));
     thread::scope(|scope| {
         let racer = |number| {
@@ -214,7 +214,7 @@ pub fn numbers_never_go_back(subject: &Subject) {
 }
 
 /// Where each name has a place of its own, the first write may only make it.
-fn release(register: &mut Register<'_>) {
+fn release(register: &mut Register) {
     let seen = stored(register);
     assert_eq!(register.delete(&seen).expect("an answer"), Write::Done);
 }

@@ -99,7 +99,7 @@ impl Subject {
     }
 
     /// A register of that name, as another process would open it.
-    pub fn open(&self, name: impl AsRef<OsStr>) -> Register<'static> {
+    pub fn open(&self, name: impl AsRef<OsStr>) -> Register {
         let name = name.as_ref();
         match &self.kind {
             Kind::Memory(memory) => Register::new(Box::new(memory.clone()), Key::lock(name), "memory".to_owned()),
