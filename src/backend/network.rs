@@ -1,8 +1,5 @@
 //! What stores that are reached over a network have in common.
 
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-pub mod passwords;
-
 use crate::printable;
 
 /// The longest text of a server that is repeated, in characters.
