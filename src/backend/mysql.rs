@@ -9,23 +9,23 @@ mod queue;
 use std::time::Duration;
 
 use sqlx::error::DatabaseError;
-use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Error, Row as _, raw_sql};
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlQueryResult, MySqlRow, MySqlSslMode};
+use sqlx::{ConnectOptions as _, Connection as _, Error, Row as _};
 
 use self::queue::Place;
 use super::failure::{Cause, Failure};
 use super::network::sentence;
 use super::sql::address::{Address, Server, Usual};
-use super::sql::engine::{Answer, Engine};
+use super::sql::engine::{Answer, Engine, send};
 use super::sql::failure::{Phase, hint};
 use super::sql::tls::TlsMode;
 use super::sql::{READ_ONLY, Sql, hex};
 
-/// Codes of what passes: full (disk, memory, tables), starting, ending, killed, deadlock (of
-/// Galera, too), waited too long, read-only (a fail-over is under way), node without a cluster.
-const PASSING: [u16; 38] = [
-    1021, 1037, 1038, 1041, 1047, 1053, 1077, 1079, 1080, 1114, 1135, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1205, 1206, 1213,
-    1290, 1317, 1412, 1436, 1614, 1615, 1637, 1792, 1836, 1927, 1969, 3024, 3058, 3100, 3101, 3572, 4031,
+/// Codes of what passes, and was not done: full (disk, memory, tables), starting, waited too long,
+/// read-only (a fail-over is under way).
+const PASSING: [u16; 23] = [
+    1021, 1037, 1038, 1041, 1077, 1079, 1080, 1114, 1135, 1152, 1184, 1205, 1206, 1290, 1412, 1436, 1614, 1615, 1637, 1792, 1836,
+    3058, 3572,
 ];
 
 /// MySQL or MariaDB, as one process uses it.
@@ -130,18 +130,13 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         // must not be done by the server later.
         let bound = (limit.as_secs() / 2).max(1);
         let setup = format!("SET autocommit = 1, lock_wait_timeout = {bound}, innodb_lock_wait_timeout = {bound}; ");
-        let query = raw_sql(AssertSqlSafe(if session.is_set_up { statement } else { setup + &statement }));
-        let answer = if phase == Phase::Write {
-            Answer { rows: Vec::new(), changed: query.execute(&mut session.connection).await?.rows_affected() }
-        } else {
-            // The protocol of simple queries has texts only.
-            let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-            let texts = |row: &MySqlRow| {
-                (0..row.len()).map(|column| Ok(row.try_get_unchecked::<Option<Vec<u8>>, _>(column)?.map(text))).collect()
-            };
-            let rows = query.fetch_all(&mut session.connection).await?.iter().map(texts).collect::<Result<_, Error>>()?;
-            Answer { rows, changed: 0 }
+        let statement = if session.is_set_up { statement } else { setup + &statement };
+        let changed = |done: MySqlQueryResult| done.rows_affected();
+        let text = |row: &MySqlRow, column| {
+            let bytes = row.try_get_unchecked::<Option<Vec<u8>>, usize>(column)?;
+            Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
         };
+        let answer = send(&mut session.connection, statement, phase, changed, text).await?;
         // A refused statement may not have set anything.
         session.is_set_up = true;
         Ok(answer)
@@ -190,40 +185,15 @@ fn cause(code: u16) -> Cause {
     match code {
         1146 => Cause::NotPrepared,
         1040 | 1203 | 1226 => Cause::Full,
-        // What proxies say for servers that they have lost, in the words of clients or in their own
-        // (ProxySQL, MaxScale).
-        2000..3000 | 9000..10000 => Cause::Transient,
-        code if PASSING.contains(&code) => Cause::Transient,
+        code if may_be_done(code) || PASSING.contains(&code) => Cause::Transient,
         _ => Cause::Permanent,
     }
 }
 
 /// Whether a server may have done, or yet do, what it says has failed. A node of a cluster (Galera,
-/// group replication) that loses the others while it commits does not know whether they have it, a
-/// session that is ended may be ended after its commit, and a proxy may lose a server that has done
-/// it.
+/// group replication) that loses the others while it commits does not know whether they have it (a
+/// deadlock, too), a session that is ended may be ended after its commit, and a proxy may lose a
+/// server that has done it, which it tells in the words of clients or in its own (ProxySQL, MaxScale).
 fn may_be_done(code: u16) -> bool {
-    matches!(code, 1047 | 1053 | 1158..=1161 | 1180 | 1213 | 1317 | 1927 | 1969 | 3024 | 3100 | 3101 | 4031)
-        || (2000..3000).contains(&code)
-        || (9000..10000).contains(&code)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{cause, may_be_done};
-    use crate::backend::failure::Cause;
-
-    #[test]
-    fn only_what_passes_may_have_been_done() {
-        for code in (1000..10000).filter(|code| may_be_done(*code)) {
-            assert_eq!(cause(code), Cause::Transient, "{code}");
-        }
-        // What a row or a right forbids was not done.
-        for code in [1062, 1142, 1205, 1290] {
-            assert!(!may_be_done(code), "{code}");
-        }
-        for code in [1044, 1045, 1049, 1064, 1142, 1143] {
-            assert_eq!(cause(code), Cause::Permanent, "{code}");
-        }
-    }
+    matches!(code, 1047 | 1053 | 1158..=1161 | 1180 | 1213 | 1317 | 1927 | 1969 | 3024 | 3100 | 3101 | 4031 | 2000..3000 | 9000..10000)
 }

@@ -6,14 +6,16 @@ mod queue;
 use std::time::Duration;
 
 use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgListener, PgPool, PgPoolOptions, PgRow, PgSeverity};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Error, Executor, Row as _, raw_sql};
+use sqlx::postgres::{
+    PgConnectOptions, PgConnection, PgDatabaseError, PgListener, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgSeverity,
+};
+use sqlx::{ConnectOptions as _, Connection as _, Error, Row as _};
 use url::Url;
 
 use super::failure::{Cause, Failure};
 use super::network::sentence;
 use super::sql::address::{Address, Server, Usual};
-use super::sql::engine::{Answer, Engine};
+use super::sql::engine::{Answer, Engine, send};
 use super::sql::failure::{Phase, hint, no_answer};
 use super::sql::tls::TlsMode;
 use super::sql::{READ_ONLY, Sql, hex};
@@ -127,9 +129,11 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         let bound = (limit * 3 / 4).as_millis().max(1);
         let durable = if phase == Phase::Write { "SET LOCAL synchronous_commit = on; " } else { "" };
         let statement = format!("SET LOCAL statement_timeout = {bound}; {durable}{statement}");
+        let changed = |done: PgQueryResult| done.rows_affected();
+        let text = |row: &PgRow, column| row.try_get_unchecked(column);
         match session {
-            Session::Plain(connection) => send(connection, statement, phase).await,
-            Session::Own { listener, .. } => send(listener, statement, phase).await,
+            Session::Plain(connection) => send(connection, statement, phase, changed, text).await,
+            Session::Own { listener, .. } => send(listener, statement, phase, changed, text).await,
         }
     }
 
@@ -238,19 +242,4 @@ async fn own(options: PgConnectOptions, limit: Duration) -> Result<Session, Erro
     listener.eager_reconnect(false);
     listener.ignore_pool_close_event(true);
     Ok(Session::Own { listener, pool, ticket: None })
-}
-
-async fn send<'c>(
-    session: impl Executor<'c, Database = sqlx::Postgres>,
-    statement: String,
-    phase: Phase,
-) -> Result<Answer, Error> {
-    let query = raw_sql(AssertSqlSafe(statement));
-    if phase == Phase::Write {
-        return Ok(Answer { rows: Vec::new(), changed: query.execute(session).await?.rows_affected() });
-    }
-    // The protocol of simple queries has texts only.
-    let texts = |row: &PgRow| (0..row.len()).map(|column| row.try_get_unchecked(column)).collect();
-    let rows = query.fetch_all(session).await?.iter().map(texts).collect::<Result<_, _>>()?;
-    Ok(Answer { rows, changed: 0 })
 }

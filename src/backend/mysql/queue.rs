@@ -44,12 +44,14 @@ const ROOM: &str = "SHOW GLOBAL STATUS LIKE 'Threads_connected'; \
     SELECT @@max_connections, @@max_user_connections, COUNT(*) FROM information_schema.processlist \
     WHERE user = SUBSTRING_INDEX(USER(), '@', 1)";
 
+/// A statement that waits in the queue, in a session that comes back with its answer.
+type Standing = Pin<Box<dyn Future<Output = (Session, Result<Answer, Error>)>>>;
+
 /// Where a waiter stands.
 pub enum Place {
     /// Nowhere.
     None,
-    /// The statement was sent in a session of its own, which comes back with the answer.
-    Queued(Pin<Box<dyn Future<Output = (Session, Result<Answer, Error>)>>>),
+    Queued(Standing),
     /// It has the server's lock, for so long.
     First(Instant),
 }

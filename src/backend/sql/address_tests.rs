@@ -209,7 +209,7 @@ fn what_is_wrong_with_a_certificate_or_a_file_is_said() {
         (authority.clone(), Some(key), "cannot use the key"),
     ] {
         let own = key.map(|key| (authority.clone(), key));
-        let failure = Tls { mode: TlsMode::VerifyFull, roots: Some(roots), own }.check("").err().expect(why);
+        let failure = Tls { mode: TlsMode::VerifyFull, roots: Some(roots), own }.check("").expect_err(why);
         assert!(failure.why.contains(why), "{}", failure.why);
     }
 }

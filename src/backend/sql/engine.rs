@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::Error;
 use sqlx::error::DatabaseError;
+use sqlx::{AssertSqlSafe, Database, Error, Executor, Row as _, raw_sql};
 
 use super::Sql;
 use super::address::{Address, Server, Usual};
@@ -81,4 +81,22 @@ pub trait Engine: Sized {
     fn advice(_: &mut Sql<Self>) -> Option<String> {
         None
     }
+}
+
+/// Sends statements. `changed` counts the rows that a write has changed; `text` reads a column, which
+/// the protocol of simple queries has as a text.
+pub async fn send<'c, D: Database>(
+    session: impl Executor<'c, Database = D>,
+    statement: String,
+    phase: Phase,
+    changed: impl Fn(D::QueryResult) -> u64,
+    text: impl Fn(&D::Row, usize) -> Result<Option<String>, Error>,
+) -> Result<Answer, Error> {
+    let query = raw_sql(AssertSqlSafe(statement));
+    if phase == Phase::Write {
+        return Ok(Answer { rows: Vec::new(), changed: changed(query.execute(session).await?) });
+    }
+    let texts = |row: &D::Row| (0..row.len()).map(|column| text(row, column)).collect();
+    let rows = query.fetch_all(session).await?.iter().map(texts).collect::<Result<_, _>>()?;
+    Ok(Answer { rows, changed: 0 })
 }
