@@ -49,6 +49,8 @@ const ESCAPED: &AsciiSet = &AsciiSet::EMPTY.add(b'%');
 /// A store in a database.
 pub struct Sql<E: Engine> {
     settings: StoreSettings,
+    /// For the first connection. It is read anew for each later one, because passwords change.
+    address: Option<Address>,
     /// The engine, and its queue as this process sees it.
     pub engine: E,
     pub session: Option<E::Session>,
@@ -74,6 +76,7 @@ impl<E: Engine> Sql<E> {
             has_queue: true,
             are_others_first: false,
             timeout: address.timeout,
+            address: Some(address),
             crowd: Crowd::default(),
             read_only_since: None,
             runtime: PrivateRuntime::default(),

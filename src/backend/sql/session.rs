@@ -24,8 +24,10 @@ const GOODBYE: Duration = Duration::from_millis(100);
 impl<E: Engine> Sql<E> {
     /// Opens a session with the first server that grants one. After a failure, nothing was sent.
     pub fn connect(&mut self) -> Result<E::Session, Failure> {
-        // Read anew for each connection, because passwords change.
-        let (_, address) = read::<E>(&self.settings, &address::variable)?;
+        let address = match self.address.take() {
+            Some(address) => address,
+            None => read::<E>(&self.settings, &address::variable)?.1,
+        };
         let Self { engine, runtime, .. } = self;
         // A silent server leaves time for the next one.
         let share = address.connect_timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
