@@ -24,7 +24,7 @@ mod object;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod retry;
-#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
 mod runtime;
 pub mod seam;
 #[cfg(any(feature = "postgres", feature = "mysql"))]

@@ -12,9 +12,9 @@ pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>, Failure> {
     Ok(match settings.url.scheme() {
         Scheme::Directory => Box::new(super::directory::Directory::new(settings)?),
         #[cfg(feature = "postgres")]
-        Scheme::Postgres => Box::new(super::postgres::Postgres::new(settings)?),
+        Scheme::Postgres => Box::new(super::sql::Sql::<super::postgres::Postgres>::new(settings)?),
         #[cfg(feature = "mysql")]
-        Scheme::Mysql => Box::new(super::mysql::MySql::new(settings)?),
+        Scheme::Mysql => Box::new(super::sql::Sql::<super::mysql::MySql>::new(settings)?),
         #[cfg(feature = "dynamodb")]
         Scheme::Dynamodb => Box::new(super::dynamodb::DynamoDb::new(settings)?),
         #[cfg(feature = "object-store")]

@@ -1,9 +1,15 @@
 //! What stores that are reached over a network have in common.
 
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
-pub mod passwords;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
 
+use super::failure::Failure;
+use super::plain;
 use crate::printable;
+
+/// A larger password file holds something else.
+const MAX_FILE: u64 = 1 << 20;
 
 /// The longest text of a server that is repeated, in characters.
 const MAX_TEXT: usize = 300;
@@ -19,6 +25,16 @@ pub fn sentence(text: &str) -> String {
         return text.to_owned();
     }
     first.to_lowercase().chain(letters).collect()
+}
+
+/// The password of a file: its first line, without its end.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb"))]
+pub fn first_line(path: &Path) -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
+    let shown = printable::path(path);
+    read.map_err(|error| Failure::permanent(format!("cannot read the password file `{shown}`: {}", plain(&error))))?;
+    Ok(text.lines().next().unwrap_or("").to_owned())
 }
 
 #[cfg(test)]

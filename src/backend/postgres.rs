@@ -1,33 +1,79 @@
-//! Keys in PostgreSQL: a row for each name.
-//!
-//! Each request is one round trip and one transaction, and does not depend on the session's state:
-//! a pooler may send it to any session. The exceptions are the place in the queue and `LISTEN`
-//! ([`queue`]), which are used only in a session of this process alone.
+//! Keys in PostgreSQL: a row for each name. A request does not depend on the session's state, except
+//! for the [`queue`], which has a session of this process alone.
 
-mod escape;
-mod options;
 mod queue;
-mod session;
-mod tickets;
 
-use std::ffi::OsStr;
+use std::time::Duration;
 
-use sqlx::Error;
-use sqlx::postgres::{PgDatabaseError, PgRow, PgSeverity};
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{
+    PgConnectOptions, PgConnection, PgDatabaseError, PgListener, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgSeverity,
+};
+use sqlx::{ConnectOptions as _, Connection as _, Error, Row as _};
+use url::Url;
 
-use self::escape::{escaped, unescaped};
-use self::options::{HINTS, Options};
-use self::queue::Line;
-use self::session::{Answer, Link, column, connect, refusal};
 use super::failure::{Cause, Failure};
-use super::seam::Write;
-use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store};
-use super::sql::failure::{Phase, no_answer, of};
-use super::sql::{self, Driver, FORMAT, ReadOnly, hex};
-use crate::store::StoreSettings;
+use super::network::sentence;
+use super::sql::address::{Address, Server, Usual};
+use super::sql::engine::{Answer, Engine, send};
+use super::sql::failure::{Phase, hint, no_answer};
+use super::sql::tls::TlsMode;
+use super::sql::{READ_ONLY, Sql, hex};
+use crate::waiter::Waiter;
 
-/// The statements that create the table.
-const SCHEMA: &str = "\
+/// A server cuts off a longer name of a session.
+const MAX_LABEL: usize = 63;
+
+/// Classes of errors that pass: connections, rolled back transactions, resources, the operator, the
+/// system.
+const PASSING: [&str; 5] = ["08", "40", "53", "57", "58"];
+
+/// PostgreSQL, as one process uses it.
+pub struct Postgres {
+    /// What the server calls the session in `pg_stat_activity`, if it has a name of its own.
+    label: Option<String>,
+    /// What the server sets for the session, as on its own command line.
+    options: Option<String>,
+    /// A word that makes the next session recognizable as one of our own.
+    word: Option<String>,
+    /// Whether a pooler lends out the sessions, as far as it is known.
+    is_pooled: bool,
+}
+
+/// A session, of the kind that its use needs.
+pub enum Session {
+    Plain(PgConnection),
+    /// One of our own, which also gets notifications, and its place in the queue.
+    Own {
+        listener: PgListener,
+        pool: PgPool,
+        ticket: Option<u32>,
+    },
+}
+
+impl Engine for Postgres {
+    type Session = Session;
+
+    const USUAL: Usual = Usual {
+        port: 5432,
+        // The directory of its socket.
+        host: "/var/run/postgresql",
+        synonyms: &[],
+        // PGPASSWORD, PGPASSFILE and PGOPTIONS are read by sqlx.
+        variables: "PGHOST=host PGPORT=port PGHOSTADDR=hostaddr PGUSER=user PGDATABASE=dbname PGSERVICE=service PGAPPNAME=application_name \
+            PGSSLMODE=sslmode PGREQUIRESSL=requiressl PGSSLROOTCERT=sslrootcert PGSSLCERT=sslcert PGSSLKEY=sslkey \
+            PGSSLNEGOTIATION=sslnegotiation PGSSLCERTMODE=sslcertmode PGSSLCRL=sslcrl PGSSLCRLDIR=sslcrldir \
+            PGSSLMINPROTOCOLVERSION=ssl_min_protocol_version PGSSLMAXPROTOCOLVERSION=ssl_max_protocol_version \
+            PGCHANNELBINDING=channel_binding PGREQUIREAUTH=require_auth PGREQUIREPEER=requirepeer PGGSSENCMODE=gssencmode \
+            PGCONNECT_TIMEOUT=connect_timeout PGTARGETSESSIONATTRS=target_session_attrs",
+        certificates: Some(".postgresql"),
+        example: "`postgres://USER@HOST/DATABASE`",
+        roots_hint: "`sslrootcert` names a file with the authority's certificate, or is `system`; \
+            the certificate's name is checked with `sslmode=verify-ca`, too",
+        plain_hint: "`?sslmode=disable` at the end of the address does without encryption",
+    };
+
+    const SCHEMA: &'static str = "\
 -- Locks of `serializer`: a row for each name. Rows stay when a lock is released.
 CREATE TABLE IF NOT EXISTS serializer_locks (
     name    text COLLATE \"C\" PRIMARY KEY,
@@ -41,277 +87,159 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 -- COMMENT ON TABLE serializer_locks IS 'locks of serializer, one row for each name';
 ";
 
-/// A store in PostgreSQL.
-pub struct Postgres {
-    settings: StoreSettings,
-    /// The options for the first connection; read anew for each later one, because passwords
-    /// change.
-    options: Option<Options>,
-    link: Option<Link>,
-    line: Line,
-    /// Whether the last request was answered.
-    is_answering: bool,
-    /// Whether the server's encoding can store any text.
-    is_unicode: bool,
-    /// Whether the server is a standby.
-    is_standby: bool,
-    read_only: ReadOnly,
-    driver: Driver,
-}
+    const NOW: &'static str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+    const RECORD: &'static str = "record";
+    const IS: &'static str = "IS NOT DISTINCT FROM";
+    const UNLESS_EXISTS: &'static str = " ON CONFLICT DO NOTHING";
 
-fn text(text: &str) -> String {
-    format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex(text.as_bytes()))
-}
+    fn literal(text: &str) -> String {
+        format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex(text.as_bytes()))
+    }
 
-impl Postgres {
-    /// Does not connect yet.
-    pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
+    fn new(address: &mut Address) -> Result<Self, Failure> {
         Ok(Self {
-            settings: settings.clone(),
-            options: Some(Options::new(settings)?),
-            link: None,
-            line: Line::default(),
-            is_answering: false,
-            is_unicode: true,
-            is_standby: false,
-            read_only: ReadOnly::default(),
-            driver: Driver::default(),
+            label: address.options.take("application_name")?,
+            options: address.options.take("options")?,
+            word: None,
+            is_pooled: false,
         })
     }
 
-    fn options(&mut self) -> Result<Options, Failure> {
-        let mut options = self.options.take().map_or_else(|| Options::new(&self.settings), Ok)?;
-        options.is_labelled = !self.line.is_pooled();
-        Ok(options)
-    }
-
-    /// Sends a request in the existing session, or in a new one. While this process is queued, the
-    /// new session is beside the queued one.
-    fn ask(&mut self, statement: String, phase: Phase) -> Result<Answer, Failure> {
-        let limit = self.settings.timeout;
-        let mut link = match self.link.take() {
-            Some(link) => link,
-            None => {
-                let options = self.options()?;
-                self.driver.run(connect(&options, limit, None))??
-            }
-        };
-        let answer = self.driver.run_within(limit, link.ask(statement, phase))?;
-        let failure = match answer {
-            Some(Ok(answer)) => {
-                self.keep(link);
-                self.is_answering = true;
-                return Ok(answer);
-            }
-            Some(Err(Error::Database(error))) => {
-                let error = error.downcast_ref::<PgDatabaseError>();
-                let failure = refusal(error, phase);
-                if matches!(error.severity(), PgSeverity::Error) {
-                    self.keep(link);
-                } else {
-                    self.driver.discard(link);
-                }
-                failure
-            }
-            failed => {
-                // A late answer must not be taken for the answer to the next request.
-                self.driver.discard(link);
-                match failed {
-                    Some(Err(error)) => of(&error, phase, &HINTS),
-                    _ if phase == Phase::Write => no_answer().indefinite(),
-                    _ => no_answer(),
-                }
-            }
-        };
-        self.is_answering = false;
-        Err(failure)
-    }
-
-    /// Keeps a session for the next request, unless this process has another one, which is queued.
-    fn keep(&mut self, link: Link) {
-        if self.line.is_standing() {
-            self.driver.close(link.close());
+    async fn connect(&self, address: &Address, server: &Server) -> Result<Session, Error> {
+        let options = self.for_sqlx(address, server)?;
+        let mut session = if self.word.is_none() {
+            Session::Plain(PgConnection::connect_with(&options).await?)
         } else {
-            self.link = Some(link);
-        }
-    }
-
-    /// The beginning of a statement that may have to wait: its time limit is shorter than that for
-    /// its answer, and counts also when this process is gone.
-    fn bounds(&self) -> String {
-        format!("SET LOCAL statement_timeout = {}; ", (self.settings.timeout * 3 / 4).as_millis().max(1))
-    }
-
-    fn write(&mut self, statement: &str) -> Result<Write, Failure> {
-        // A crash right after the answer must not undo the write, whatever the role's setting is.
-        let statement = format!("{}SET LOCAL synchronous_commit = on; {statement}", self.bounds());
-        match self.ask(statement, Phase::Write) {
-            Ok(answer) => {
-                self.read_only.end();
-                Ok(if answer.changed == 0 { Write::Conflict } else { Write::Done })
-            }
-            Err(failure) => Err(self.judge(failure)),
-        }
-    }
-
-    /// The refusal of a write. For a read-only server, the failure tells why, and is transient only
-    /// for a limited time.
-    fn judge(&mut self, failure: Failure) -> Failure {
-        if !failure.why.contains(READ_ONLY) {
-            return failure;
-        }
-        let hint = if self.is_standby {
-            "the server is a standby: name the primary in the address, or all servers; the primary is then used"
-        } else {
-            "`default_transaction_read_only` is set for the server, the database or the role"
+            own(options, address.connect_timeout).await?
         };
-        self.read_only.judge(failure.with_hint(hint))
-    }
-
-    /// The stored text of a value. Characters that an encoding such as LATIN1 cannot store are
-    /// escaped.
-    fn stored(&self, value: &str) -> String {
-        if self.is_unicode { value.to_owned() } else { escaped(value) }
-    }
-
-    fn state(&self, row: &PgRow) -> Result<State, Failure> {
-        let format: Option<i16> = column(row, 2)?;
-        if format.is_some_and(|format| format != FORMAT) {
-            let failure = Failure::permanent("a newer version of this program has written it");
-            return Err(failure.with_hint("use that version here, too"));
+        // Of several servers, the writable one is used.
+        if address.servers.len() > 1 {
+            let asked = "SELECT current_setting('transaction_read_only') = 'on'".to_owned();
+            if Self::ask(&mut session, asked, Phase::Read, address.timeout).await?.is_true(0, 0) {
+                return Err(Error::Io(std::io::Error::other(format!("the server is {READ_ONLY}"))));
+            }
         }
-        let version: Option<i64> = column(row, 0)?;
-        let number = u64::try_from(version.unwrap_or(0)).map_err(|_| Failure::permanent("its version is negative"))?;
-        let raw: Option<String> = column(row, 1)?;
-        // Where texts are escaped, the condition of a write needs the stored form.
-        let raw_bytes = raw.as_deref().filter(|_| !self.is_unicode).unwrap_or_default().as_bytes();
-        let version = version.map(|version| [&version.to_be_bytes(), raw_bytes].concat());
-        let value = if self.is_unicode { raw } else { raw.map(|raw| unescaped(&raw)) };
-        Ok(State { version, number, value, ..State::default() })
+        Ok(session)
     }
 
-    /// The condition that a row is still in this state.
-    fn condition(&self, key: &Key, expected: &State) -> String {
-        let raw = expected.version.as_deref().and_then(|version| version.get(8..)).filter(|raw| !raw.is_empty());
-        let raw = raw.map(|raw| String::from_utf8_lossy(raw).into_owned());
-        let stored = expected.value.as_deref().map(|value| raw.unwrap_or_else(|| self.stored(value)));
-        let stored = stored.map_or_else(|| "NULL".to_owned(), |stored| text(&stored));
-        // The value is compared, too: a server that has lost its last commits gives out their
-        // numbers again.
-        let number = expected.number;
-        format!(
-            "name = {} AND version = {number} AND record IS NOT DISTINCT FROM {stored} AND format = {FORMAT}",
-            text(&key.stored_name())
-        )
+    async fn ask(session: &mut Session, statement: String, phase: Phase, limit: Duration) -> Result<Answer, Error> {
+        // A statement that has to wait ends before the time limit for its answer, also when this
+        // process is gone. A crash right after the answer to a write must not undo it, whatever the
+        // role's setting is.
+        let bound = (limit * 3 / 4).as_millis().max(1);
+        let durable = if phase == Phase::Write { "SET LOCAL synchronous_commit = on; " } else { "" };
+        let statement = format!("SET LOCAL statement_timeout = {bound}; {durable}{statement}");
+        let changed = |done: PgQueryResult| done.rows_affected();
+        let text = |row: &PgRow, column| row.try_get_unchecked(column);
+        match session {
+            Session::Plain(connection) => send(connection, statement, phase, changed, text).await,
+            Session::Own { listener, .. } => send(listener, statement, phase, changed, text).await,
+        }
+    }
+
+    async fn close(session: Session) {
+        match session {
+            Session::Plain(connection) => drop(connection.close().await),
+            Session::Own { listener, pool, .. } => {
+                drop(listener);
+                pool.close().await;
+            }
+        }
+    }
+
+    fn refusal(error: &dyn DatabaseError, phase: Phase) -> Failure {
+        let error = error.downcast_ref::<PgDatabaseError>();
+        let code = error.code();
+        let cause = match code {
+            "42P01" => Cause::NotPrepared,
+            // Read-only, a lock that was waited for too long, an object in use.
+            "25006" | "55P03" | "55006" => Cause::Transient,
+            "53300" => Cause::Full,
+            // PgBouncer says everything by this code: of settings that it does not know, and of its limits.
+            "08P01" if phase == Phase::Connect && error.message().contains("startup parameter") => Cause::Permanent,
+            "08P01" if error.message().contains("no more connections") => Cause::Full,
+            _ if PASSING.iter().any(|class| code.starts_with(class)) => Cause::Transient,
+            _ => Cause::Permanent,
+        };
+        let why = match code {
+            // Its own limit, which ends what would otherwise go on without us.
+            "57014" => no_answer().why,
+            // In any language.
+            "25006" => format!("the server is {READ_ONLY}"),
+            _ => sentence(error.message()),
+        };
+        // An ordinary error rolls back. But a pooler may have lost its server, and an error that
+        // ends the session may come after the end of the transaction.
+        let is_fatal = !matches!(error.severity(), PgSeverity::Error);
+        let is_unknown = code == "40003" || ["08", "58", "XX"].iter().any(|class| code.starts_with(class));
+        let is_indefinite = phase == Phase::Write && (is_fatal || is_unknown);
+        Failure { why, cause, hint: hint(code), is_indefinite, action: None }
+    }
+
+    fn are_others_first(sql: &Sql<Self>, name: &str) -> String {
+        queue::are_others_first(name, sql.ticket())
+    }
+
+    fn notify(sql: &mut Sql<Self>, name: &str) {
+        if sql.session.is_some() {
+            // Waiters poll, too.
+            let _ = sql.ask(queue::wake(name), Phase::Read);
+        }
     }
 }
 
-/// A part of the failure of a write that a read-only server refuses.
-const READ_ONLY: &str = "read-only";
-
-impl Store for Postgres {
-    fn get(&mut self, key: &Key) -> Result<State, Failure> {
-        let name = text(&key.stored_name());
-        let read = |ahead: &str, server: &str| {
-            format!(
-                "SELECT lock.version, lock.record, lock.format, \
-                 floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint, {ahead}, {server} \
-                 FROM (VALUES (1)) AS always LEFT JOIN serializer_locks AS lock ON lock.name = {name}"
-            )
+impl Postgres {
+    /// The address as sqlx reads it. Nothing is left to its own defaults but the password.
+    fn for_sqlx(&self, address: &Address, (host, port): &Server) -> Result<PgConnectOptions, Error> {
+        let is_socket = host.starts_with('/');
+        let mode = match address.tls.mode {
+            // Sockets of this machine are not encrypted.
+            _ if is_socket => "disable",
+            TlsMode::Disable => "disable",
+            TlsMode::Prefer => "prefer",
+            TlsMode::Require => "require",
+            TlsMode::VerifyCa | TlsMode::VerifyFull => "verify-full",
         };
-        let bounds = if self.is_answering { String::new() } else { self.bounds() };
-        let full = read(&self.line.ahead(&key.stored_name()), "getdatabaseencoding(), pg_catalog.pg_is_in_recovery()");
-        let answer = match self.line.is_supported.then(|| self.ask(bounds.clone() + &full, Phase::Read)) {
-            Some(Ok(answer)) => answer,
-            Some(Err(failure)) if failure.cause.passes() || failure.cause == Cause::NotPrepared => return Err(failure),
-            _ => {
-                let answer = self.ask(bounds + &read("NULL::integer", "'UTF8', false"), Phase::Read)?;
-                // A server that speaks PostgreSQL's protocol, but is another product.
-                self.line.is_supported = false;
-                answer
-            }
+        // Behind a pooler, each change of label costs a statement.
+        let label = self.label.clone().or_else(|| (!self.is_pooled).then(|| Waiter::label(MAX_LABEL)));
+        let port = port.to_string();
+        let pairs = [
+            // In `~/.pgpass`, sockets stand under this name.
+            ("host", is_socket.then_some("localhost")),
+            ("host", Some(host.as_str())),
+            ("port", Some(&port)),
+            ("user", Some(&address.user)),
+            ("password", address.password.as_deref()),
+            ("dbname", Some(address.database.as_ref().unwrap_or(&address.user))),
+            ("sslmode", Some(mode)),
+            ("application_name", label.as_deref()),
+            ("options", self.options.as_deref()),
+        ];
+        let mut url = Url::parse("postgres:").map_err(|error| Error::Configuration(error.into()))?;
+        url.query_pairs_mut().extend_pairs(pairs.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        let options = PgConnectOptions::from_url(&url)?;
+        let mut options = match &address.tls.roots {
+            Some(path) => options.ssl_root_cert(path),
+            None => options.ssl_root_cert_from_pem(Vec::new()),
         };
-        let row = answer.rows.first().ok_or_else(|| Failure::permanent("the server's answer is empty"))?;
-        self.line.ahead = column(row, 4)?;
-        self.is_unicode = matches!(column::<String>(row, 5)?.as_str(), "UTF8" | "SQL_ASCII");
-        self.is_standby = column(row, 6)?;
-        let now: i64 = column(row, 3)?;
-        Ok(State { now: u64::try_from(now).ok(), ..self.state(row)? })
-    }
-
-    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
-        let record = next.value.map_or_else(|| "NULL".to_owned(), |value| text(&self.stored(value)));
-        let Ok(number) = i64::try_from(next.number) else { return Err(Failure::permanent("its version is too large")) };
-        let statement = if expected.version.is_some() {
-            let condition = self.condition(key, expected);
-            format!(
-                "UPDATE serializer_locks SET version = {number}, record = {record}, changed = clock_timestamp() WHERE {condition}"
-            )
-        } else {
-            let name = text(&key.stored_name());
-            format!(
-                "INSERT INTO serializer_locks (name, version, record) VALUES ({name}, {number}, {record}) ON CONFLICT DO NOTHING"
-            )
-        };
-        self.write(&statement)
-    }
-
-    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
-        let condition = sql::condition(kind, after, "name", text);
-        let statement = format!(
-            "{}SELECT version, record, format, name, getdatabaseencoding() FROM serializer_locks WHERE {condition} ORDER BY name \
-             LIMIT {}",
-            self.bounds(),
-            sql::PAGE
-        );
-        let answer = self.ask(statement, Phase::Read)?;
-        if let Some(row) = answer.rows.first() {
-            self.is_unicode = matches!(column::<String>(row, 4)?.as_str(), "UTF8" | "SQL_ASCII");
+        if let Some((certificate, key)) = &address.tls.own {
+            options = options.ssl_client_cert(certificate).ssl_client_key(key);
         }
-        let unreadable = |_| State { value: Some(String::new()), ..State::default() };
-        let entry = |row| Ok((sql::listed(kind, &column::<String>(row, 3)?), self.state(row).unwrap_or_else(unreadable)));
-        Ok(sql::page(answer.rows.iter().map(entry).collect::<Result<_, Failure>>()?))
-    }
-
-    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
-        let statement = format!("DELETE FROM serializer_locks WHERE {}", self.condition(key, expected));
-        self.write(&statement)
-    }
-
-    fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
-        let Err(failure) = self.ask(SCHEMA.to_owned(), Phase::Read) else { return Ok(()) };
-        // Two processes that create the table at the same time can fail, in spite of `IF NOT
-        // EXISTS`. The right to use the table does not imply the right to create it.
-        self.get(key).map(drop).map_err(|_| self.judge(failure))
-    }
-
-    fn disconnect(&mut self) {
-        if let Some(link) = self.link.take() {
-            self.driver.close(link.close());
+        if let Some(word) = &self.word {
+            options = options.options([("serializer.session", word)]);
         }
-        self.line.forget(&mut self.driver);
-        self.driver.end();
-    }
-
-    fn schema(&self) -> Option<&'static str> {
-        Some(SCHEMA)
-    }
-
-    fn repair(&self) -> &'static str {
-        sql::REPAIR
-    }
-
-    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
-        Some(self)
-    }
-
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
-        Some(self)
+        Ok(options.extra_float_digits(None).statement_cache_capacity(0).disable_statement_logging())
     }
 }
 
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        self.disconnect();
-    }
+/// A session that gets notifications.
+async fn own(options: PgConnectOptions, limit: Duration) -> Result<Session, Error> {
+    // A listener takes its session from a pool. It is to keep it.
+    let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
+    let pool = pool.test_before_acquire(false).acquire_timeout(limit).connect_lazy_with(options);
+    let mut listener = PgListener::connect_with(&pool).await?;
+    // Another session would not have the ticket.
+    listener.eager_reconnect(false);
+    listener.ignore_pool_close_event(true);
+    Ok(Session::Own { listener, pool, ticket: None })
 }

@@ -1,7 +1,5 @@
 //! The private runtime of a store whose client is asynchronous.
 
-use std::future::Future;
-
 use nix::sys::signal::SigSet;
 use tokio::runtime::{Builder, Runtime};
 
@@ -18,17 +16,18 @@ impl PrivateRuntime {
     /// # Errors
     /// When a runtime cannot be created.
     pub fn block_on<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Failure> {
-        // Name look-ups run on threads of the runtime, which must not take the signals that `run` reads.
-        let block_signals = || {
-            let _ = SigSet::all().thread_block();
-        };
-        let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
-        let build = || Builder::new_current_thread().enable_all().on_thread_start(block_signals).build().map_err(cannot);
-        let runtime = match &mut self.0 {
+        let runtime = match self.0.take() {
             Some(runtime) => runtime,
-            None => self.0.insert(build()?),
+            None => {
+                // A client may use the provider of the process, which may be set already.
+                let _ = rustls::crypto::ring::default_provider().install_default();
+                // A thread that resolves host names must not take the signals that `run` reads.
+                let block_signals = || SigSet::all().thread_block().unwrap_or_default();
+                let built = Builder::new_current_thread().enable_all().on_thread_start(block_signals).build();
+                built.map_err(|error| Failure::permanent(format!("cannot set up connections: {}", plain(&error))))?
+            }
         };
-        Ok(runtime.block_on(future))
+        Ok(self.0.insert(runtime).block_on(future))
     }
 
     /// Closes all connections.

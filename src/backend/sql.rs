@@ -1,287 +1,276 @@
-//! The common parts of PostgreSQL and MySQL. `sqlx` speaks their protocols.
+//! A store in a database: what PostgreSQL and MySQL have in common. `sqlx` speaks their protocols.
+//! The table has one row for each name. A record is stored in ASCII, for databases of any encoding.
 //!
-//! The table has one row for each name: `name`, `version` (the number of the state), `record` (the
-//! text, or NULL), `changed` (for people) and `format` (of the table: another number means that a
-//! later program has changed the columns).
-//!
-//! Statements are simple queries whose values are hexadecimal literals. A pooler may send each of
-//! them to another session, so nothing is prepared, and nothing that a statement sets outlives its
-//! transaction.
+//! Each statement is a transaction of its own: a simple query whose values are hexadecimal
+//! literals. A pooler may send each to another session, so nothing is prepared, and nothing that a
+//! statement sets outlives its transaction.
 
 pub mod address;
+pub mod engine;
 pub mod failure;
+pub mod session;
+pub mod tls;
 
 use std::ffi::{OsStr, OsString};
-use std::future::poll_fn;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
-use std::pin::{Pin, pin};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SigSet;
-use tokio::net::unix::pipe::Receiver;
-use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
+use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
+use self::address::{Address, Variables};
+use self::engine::Engine;
+use self::failure::Phase;
 use super::failure::{Cause, Failure};
-use super::plain;
-use super::seam::{Kind, State};
-
-/// The table's `format` that this program understands.
-pub const FORMAT: i16 = 1;
-
-/// The action that frees a lock whose row has a foreign value.
-pub const REPAIR: &str = "setting `record` to NULL in its row";
+use super::retry::jittered;
+use super::runtime::PrivateRuntime;
+use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
+use crate::store::StoreSettings;
+use crate::waiting::Crowd;
 
 /// How many rows a page of `list` has.
-pub const PAGE: usize = 500;
+const PAGE: usize = 500;
 
-/// How long closing a connection politely may take: it only saves a line in the server's log.
-const GOODBYE: Duration = Duration::from_millis(100);
+/// How often a process polls that wants no place in the queue.
+const WATCHED: Duration = Duration::from_secs(1);
+
+/// How often a waiter polls where there is no queue.
+pub const UNQUEUED: Duration = Duration::from_millis(2500);
 
 /// How long a read-only server counts as failing over. A longer read-only state ends only by an
 /// administrator.
 const FAIL_OVER: Duration = Duration::from_secs(120);
 
-/// Runs the futures of a store on the calling thread. Starts when it is first used.
-#[derive(Default)]
-pub struct Driver(Option<Runtime>);
+/// A part of the failure of a write that a read-only server refuses.
+pub const READ_ONLY: &str = "read-only";
 
-impl Driver {
-    /// The runtime.
-    ///
-    /// # Errors
-    /// When the system does not provide one.
-    fn runtime(&mut self) -> Result<&Runtime, Failure> {
-        if self.0.is_none() {
-            // Where a name is not verified, sqlx uses the provider of the process, which may be
-            // set.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-            // `run` reads signals from a descriptor. A thread that resolves host names must not
-            // consume them.
-            let block_signals = || SigSet::all().thread_block().unwrap_or_default();
-            let built = Builder::new_current_thread().enable_all().on_thread_start(block_signals).build();
-            let cannot = |error| Failure::permanent(format!("cannot set up connections: {}", plain(&error)));
-            self.0 = Some(built.map_err(cannot)?);
+/// What is escaped in a record, beside all that is not ASCII.
+const ESCAPED: &AsciiSet = &AsciiSet::EMPTY.add(b'%');
+
+/// A store in a database.
+pub struct Sql<E: Engine> {
+    settings: StoreSettings,
+    /// For the first connection. It is read anew for each later one, because passwords change.
+    address: Option<Address>,
+    /// The engine, and its queue as this process sees it.
+    pub engine: E,
+    pub session: Option<E::Session>,
+    /// Whether the server has what the queue needs.
+    pub has_queue: bool,
+    /// Whether others were queued before this process when the row was read.
+    pub are_others_first: bool,
+    pub timeout: Duration,
+    pub crowd: Crowd,
+    /// When a write was first refused because the server is read-only.
+    read_only_since: Option<Instant>,
+    pub runtime: PrivateRuntime,
+}
+
+impl<E: Engine> Sql<E> {
+    /// Does not connect yet.
+    pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
+        let (engine, address) = read::<E>(settings, &address::variable)?;
+        Ok(Self {
+            settings: settings.clone(),
+            engine,
+            session: None,
+            has_queue: true,
+            are_others_first: false,
+            timeout: address.timeout,
+            address: Some(address),
+            crowd: Crowd::default(),
+            read_only_since: None,
+            runtime: PrivateRuntime::default(),
+        })
+    }
+
+    fn write(&mut self, statement: String) -> Result<Write, Failure> {
+        let answer = self.ask(statement, Phase::Write).map_err(|failure| self.judge(failure))?;
+        self.read_only_since = None;
+        Ok(if answer.changed == 0 { Write::Conflict } else { Write::Done })
+    }
+
+    /// The refusal of a write. That of a read-only server passes for as long as a fail-over takes.
+    fn judge(&mut self, failure: Failure) -> Failure {
+        if !failure.why.contains(READ_ONLY) {
+            return failure;
         }
-        self.0.as_ref().ok_or_else(|| Failure::permanent("cannot set up connections"))
-    }
-
-    /// Runs a future to its end.
-    ///
-    /// # Errors
-    /// When there is no runtime.
-    pub fn run<F: Future>(&mut self, future: F) -> Result<F::Output, Failure> {
-        Ok(self.runtime()?.block_on(future))
-    }
-
-    /// Runs a future for at most `limit`; `None` if it has not ended by then.
-    ///
-    /// # Errors
-    /// When there is no runtime.
-    pub fn run_within<F: Future>(&mut self, limit: Duration, future: F) -> Result<Option<F::Output>, Failure> {
-        self.run(async { timeout(limit, future).await.ok() })
-    }
-
-    /// Waits for `event`, at most `limit`, or until one of `fds` is readable; `None` if it has not
-    /// happened.
-    ///
-    /// # Errors
-    /// When it cannot wait.
-    pub fn wait<T>(
-        &mut self,
-        limit: Duration,
-        fds: &[BorrowedFd<'_>],
-        event: impl Future<Output = T>,
-    ) -> Result<Option<T>, Failure> {
-        self.run(async {
-            let (mut event, mut interrupted) = (pin!(event), pin!(timeout(limit, readable(fds))));
-            poll_fn(|context| match event.as_mut().poll(context) {
-                Poll::Ready(happened) => Poll::Ready(Ok(Some(happened))),
-                Poll::Pending => interrupted.as_mut().poll(context).map(|ended| ended.unwrap_or(Ok(())).map(|()| None)),
-            })
-            .await
-        })?
-        .map_err(|error: std::io::Error| Failure::permanent(format!("cannot wait: {}", plain(&error))))
-    }
-
-    /// Drops a value whose drop needs a runtime.
-    pub fn discard<T>(&mut self, value: T) {
-        let _entered = self.0.as_ref().map(Runtime::enter);
-        drop(value);
-    }
-
-    /// Ends the remaining connections: a pool returns a session in a task, which runs only while
-    /// this driver runs a future.
-    pub fn end(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
-
-    /// Closes a connection politely.
-    pub fn close(&mut self, closing: impl Future) {
-        // Best effort: the server also notices the end of a connection that was not closed.
-        let _ = self.run(async { drop(timeout(GOODBYE, closing).await) });
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        // Without waiting: the lookup of a host name can take a minute.
-        self.end();
-    }
-}
-
-/// Ends when one of `fds` is readable.
-async fn readable(fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
-    // The runtime owns a copy of each descriptor. It takes any descriptor that can be polled.
-    let copy = |fd: &BorrowedFd<'_>| Receiver::from_owned_fd_unchecked(fd.try_clone_to_owned()?);
-    let copies = fds.iter().map(copy).collect::<Result<Vec<_>, _>>()?;
-    let mut all: Vec<Pin<Box<_>>> = copies.iter().map(|copy| Box::pin(copy.readable())).collect();
-    poll_fn(|context| {
-        let ready = all.iter_mut().find_map(|one| match one.as_mut().poll(context) {
-            Poll::Ready(ready) => Some(ready),
-            Poll::Pending => None,
-        });
-        ready.map_or(Poll::Pending, Poll::Ready)
-    })
-    .await
-}
-
-/// When a server first and last refused a write because it is read-only.
-#[derive(Default)]
-pub struct ReadOnly(Option<(Instant, Instant)>);
-
-impl ReadOnly {
-    /// Records a write that was not refused for that reason.
-    pub fn end(&mut self) {
-        self.0 = None;
-    }
-
-    /// The refusal of a write, as transient for as long as a fail-over takes.
-    pub fn judge(&mut self, failure: Failure) -> Failure {
-        let now = Instant::now();
-        // A refusal long ago belongs to an earlier fail-over.
-        let since = self.0.filter(|(_, last)| last.elapsed() < FAIL_OVER).map_or(now, |(since, _)| since);
-        self.0 = Some((since, now));
+        let since = *self.read_only_since.get_or_insert_with(Instant::now);
         let cause = if since.elapsed() < FAIL_OVER { Cause::Transient } else { Cause::Permanent };
-        Failure { cause, ..failure }
+        let hint = "if the server is a standby, name the primary in the address; otherwise, `read_only` or \
+                    `default_transaction_read_only` is set for the server, the database or the user";
+        Failure { cause, ..failure.with_hint(hint) }
     }
-}
 
-/// How much TLS a connection has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsMode {
-    /// None.
-    Disable,
-    /// Only if the server requires it.
-    Allow,
-    /// If the server has it.
-    Prefer,
-    /// With any certificate.
-    Require,
-    /// With a certificate from a trusted authority.
-    VerifyCa,
-    /// With a certificate from a trusted authority, for this host.
-    VerifyFull,
-}
-
-/// How a connection is encrypted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// How much TLS.
-    pub mode: TlsMode,
-    /// A file with authorities to trust beside the system's.
-    pub roots: Option<PathBuf>,
-    /// The client's certificate and key, for a server that requires them.
-    pub own: Option<(PathBuf, PathBuf)>,
+    /// The condition that a row is still in this state.
+    fn condition(key: &Key, expected: &State) -> String {
+        let seen = String::from_utf8_lossy(expected.version.as_deref().unwrap_or_default());
+        let stored = seen.split_once(' ').map(|(_, stored)| stored).filter(|_| expected.value.is_some());
+        let stored = stored.map_or_else(|| "NULL".to_owned(), E::literal);
+        let (name, record, is) = (E::literal(&key.stored_name()), E::RECORD, E::IS);
+        format!("name = {name} AND version = {} AND {record} {is} {stored} AND format = 1", expected.number)
+    }
 }
 
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |half: u8| char::from(DIGITS[usize::from(half & 15)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The condition on a column that selects a page of names of a kind. `literal` writes a text as a
-/// literal of the engine.
-pub fn condition(kind: Kind, after: Option<&OsStr>, column: &str, literal: impl Fn(&str) -> String) -> String {
+/// The engine and the address of a store.
+fn read<E: Engine>(settings: &StoreSettings, variable: Variables<'_>) -> Result<(E, Address), Failure> {
+    let mut address = Address::read(settings, &E::USUAL, variable)?;
+    let engine = E::new(&mut address)?;
+    address.options.refuse_rest()?;
+    Ok((engine, address))
+}
+
+/// The state in `version, record, format`. Its version holds what is stored, which need not be
+/// escaped as this program would.
+fn state(row: &[Option<String>]) -> Result<State, Failure> {
+    let [Some(number), record, format, ..] = row else { return Ok(State::default()) };
+    if format.as_deref() != Some("1") {
+        let failure = Failure::permanent("a newer version of this program has written it");
+        return Err(failure.with_hint("use that version here, too"));
+    }
+    let version = format!("{number} {}", record.as_deref().unwrap_or_default()).into_bytes();
+    let number = number.parse().map_err(|_| Failure::permanent("its version is not a number from 0 on"))?;
+    let value = record.as_deref().map(|record| percent_decode_str(record).decode_utf8_lossy().into_owned());
+    Ok(State { version: Some(version), number, value, ..State::default() })
+}
+
+/// The condition that selects a page of names of a kind.
+fn page_condition<E: Engine>(kind: Kind, after: Option<&OsStr>) -> String {
     let range = |kind: Kind| {
         let prefix = kind.prefix();
         // The next character after `/` is `0`.
-        let end = prefix.replace('/', "0");
-        format!("({column} >= {} AND {column} < {})", literal(prefix), literal(&end))
+        format!("(name >= {} AND name < {})", E::literal(prefix), E::literal(&prefix.replace('/', "0")))
     };
     let of_kind = match kind {
         Kind::Lock => Kind::PREFIXED.map(|kind| format!("NOT {}", range(kind))).join(" AND "),
         kind => range(kind),
     };
-    let after = after.and_then(OsStr::to_str);
-    let after = after.map(|after| format!(" AND {column} > {}", literal(&format!("{}{after}", kind.prefix()))));
-    of_kind + &after.unwrap_or_default()
+    let after = after.and_then(OsStr::to_str).map(|after| E::literal(&format!("{}{after}", kind.prefix())));
+    after.map_or(of_kind.clone(), |after| format!("{of_kind} AND name > {after}"))
 }
 
-/// A stored name without the prefix of its kind.
-pub fn listed(kind: Kind, stored: &str) -> OsString {
-    stored.strip_prefix(kind.prefix()).unwrap_or(stored).into()
-}
-
-/// A page of these entries, with the name to continue after.
-pub fn page(entries: Vec<(OsString, State)>) -> super::seam::Page {
-    let next = if entries.len() < PAGE { None } else { entries.last().map(|(name, _)| name.clone()) };
-    super::seam::Page { entries, next }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read as _, Write as _};
-    use std::os::fd::AsFd as _;
-    use std::os::unix::net::UnixStream;
-    use std::time::{Duration, Instant};
-
-    use super::{Driver, FAIL_OVER, ReadOnly, condition, listed};
-    use crate::backend::failure::{Cause, Failure};
-    use crate::backend::seam::Kind;
-
-    #[test]
-    fn a_read_only_server_is_waited_for_as_long_as_a_fail_over_takes() {
-        let mut read_only = ReadOnly::default();
-        let cause = |read_only: &mut ReadOnly| read_only.judge(Failure::transient("read-only")).cause;
-        assert_eq!(cause(&mut read_only), Cause::Transient);
-        let (now, before) = (Instant::now(), Instant::now().checked_sub(FAIL_OVER).expect("the machine runs for longer"));
-        read_only.0 = Some((before, now));
-        assert_eq!(cause(&mut read_only), Cause::Permanent);
-        // Another fail-over.
-        read_only.0 = Some((before, before));
-        assert_eq!(cause(&mut read_only), Cause::Transient);
-        read_only.end();
-        assert_eq!(cause(&mut read_only), Cause::Transient);
+impl<E: Engine> Store for Sql<E>
+where
+    Self: Queue,
+{
+    fn get(&mut self, key: &Key) -> Result<State, Failure> {
+        let name = key.stored_name();
+        let read = |are_others_first: &str| {
+            format!(
+                "SELECT version, {}, format, {}, {are_others_first} \
+                 FROM (SELECT 1 AS one) AS always LEFT JOIN serializer_locks ON name = {}",
+                E::RECORD,
+                E::NOW,
+                E::literal(&name)
+            )
+        };
+        let full = self.has_queue.then(|| read(&E::are_others_first(self, &name)));
+        let answer = match full.map(|full| self.ask(full, Phase::Read)) {
+            Some(Ok(answer)) => answer,
+            Some(Err(failure)) if failure.cause.passes() || failure.cause == Cause::NotPrepared => return Err(failure),
+            _ => {
+                let answer = self.ask(read("NULL"), Phase::Read)?;
+                // A proxy or another product, which only speaks like the engine.
+                self.has_queue = false;
+                answer
+            }
+        };
+        let row = answer.rows.first().ok_or_else(|| Failure::transient("the server's answer is empty"))?;
+        let now = answer.text(0, 3).and_then(|now| now.parse().ok());
+        let now = now.ok_or_else(|| Failure::transient("the server does not tell the time"))?;
+        self.are_others_first = answer.is_true(0, 4);
+        Ok(State { now: Some(now), ..state(row)? })
     }
 
-    #[test]
-    fn a_readable_descriptor_ends_waiting_and_stays_readable() {
-        let (mut one, mut other) = UnixStream::pair().expect("a pair");
-        let mut driver = Driver::default();
-        let never = || std::future::pending::<()>();
-        assert!(driver.wait(Duration::from_millis(1), &[one.as_fd()], never()).is_ok_and(|event| event.is_none()));
-        other.write_all(b"x").expect("it can be written");
-        let long = Duration::from_secs(3600);
-        for _ in 0..2 {
-            assert!(driver.wait(long, &[one.as_fd()], never()).is_ok_and(|event| event.is_none()));
-        }
-        assert!(driver.wait(long, &[], async { 7 }).is_ok_and(|event| event == Some(7)));
-        one.read_exact(&mut [0]).expect("it can be read");
+    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
+        let number = next.number;
+        let record = next.value.map(|value| E::literal(&utf8_percent_encode(value, ESCAPED).to_string()));
+        let record = record.unwrap_or_else(|| "NULL".to_owned());
+        let (name, unless_exists) = (E::literal(&key.stored_name()), E::UNLESS_EXISTS);
+        self.write(if expected.version.is_none() {
+            format!("INSERT INTO serializer_locks (name, version, record) VALUES ({name}, {number}, {record}){unless_exists}")
+        } else {
+            let condition = Self::condition(key, expected);
+            format!(
+                "UPDATE serializer_locks SET version = {number}, record = {record}, changed = CURRENT_TIMESTAMP(6) \
+                 WHERE {condition}"
+            )
+        })
     }
 
-    #[test]
-    fn pages_have_the_names_of_one_kind() {
-        let literal = |text: &str| format!("'{text}'");
-        let once = condition(Kind::Once, Some("a".as_ref()), "name", literal);
-        assert_eq!(once, "(name >= 'once/' AND name < 'once0') AND name > 'once/a'");
-        assert!(condition(Kind::Lock, None, "name", literal).starts_with("NOT (name >= 'once/'"));
-        assert_eq!(listed(Kind::Session, "session/a"), "a");
+    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
+        let condition = page_condition::<E>(kind, after);
+        let statement = format!(
+            "SELECT version, {}, format, name FROM serializer_locks WHERE {condition} ORDER BY name LIMIT {PAGE}",
+            E::RECORD
+        );
+        let answer = self.ask(statement, Phase::Read)?;
+        let unreadable = |_| State { value: Some(String::new()), ..State::default() };
+        let entry = |row: &Vec<Option<String>>| {
+            let name = row.get(3)?.as_deref()?;
+            Some((OsString::from(name.strip_prefix(kind.prefix()).unwrap_or(name)), state(row).unwrap_or_else(unreadable)))
+        };
+        let entries: Vec<_> = answer.rows.iter().filter_map(entry).collect();
+        let next = entries.last().filter(|_| entries.len() == PAGE).map(|(name, _)| name.clone());
+        Ok(Page { entries, next })
+    }
+
+    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
+        self.write(format!("DELETE FROM serializer_locks WHERE {}", Self::condition(key, expected)))
+    }
+
+    fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
+        let Err(failure) = self.ask(E::SCHEMA, Phase::Read) else { return Ok(()) };
+        // Two processes that create the table at the same time can fail, in spite of `IF NOT
+        // EXISTS`. The right to use the table does not imply the right to create it.
+        self.get(key).map(drop).map_err(|_| self.judge(failure))
+    }
+
+    fn advice(&mut self) -> Option<String> {
+        E::advice(self)
+    }
+
+    fn disconnect(&mut self) {
+        self.end();
+    }
+
+    fn schema(&self) -> Option<&'static str> {
+        Some(E::SCHEMA)
+    }
+
+    fn repair(&self) -> &'static str {
+        "setting `record` to NULL in its row"
+    }
+
+    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
+        Some(self)
+    }
+
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        Some(self)
     }
 }
+
+impl<E: Engine> Notifier for Sql<E> {
+    fn wait(&mut self, _key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        self.doze(limit.min(jittered(WATCHED)), fds)
+    }
+
+    fn notify(&mut self, key: &Key) {
+        E::notify(self, &key.stored_name());
+    }
+}
+
+impl<E: Engine> Drop for Sql<E> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[cfg(all(test, feature = "postgres", feature = "mysql"))]
+#[path = "sql/address_tests.rs"]
+mod tests;

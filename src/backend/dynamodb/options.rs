@@ -3,7 +3,7 @@
 use crate::backend::aws::Wanted;
 use crate::backend::checks::Address;
 use crate::backend::failure::Failure;
-use crate::backend::network::passwords::first_line;
+use crate::backend::network::first_line;
 use crate::store::StoreSettings;
 
 /// Where locks are, and which identity to use. Not `Debug`: it holds secrets.

@@ -4,10 +4,17 @@
 //! Each option is honoured, known to change nothing here, or refused by its name: an option about
 //! security that went unnoticed would leave a connection less safe than its user believes.
 
-use percent_encoding::percent_decode_str;
-use url::{Host, Url};
+use std::path::PathBuf;
+use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
+use url::form_urlencoded;
+
+use super::tls::{self, Tls};
 use crate::backend::failure::Failure;
+use crate::backend::network::first_line;
+use crate::printable;
+use crate::store::StoreSettings;
 
 /// Options of drivers and pools on which nothing depends here.
 const HARMLESS: &str = "\
@@ -22,98 +29,157 @@ const HARMLESS: &str = "\
     statement_cache_size tcp_user_timeout tcpkeepalive use_pure use_unicode useunicode \
     write_timeout writetimeout";
 
-/// The parts of an address. Not `Debug`: it holds a password.
+/// Options of which only these values change nothing here. Others are refused.
+const USUAL: [(&str, &[&str]); 8] = [
+    ("allowpublickeyretrieval", &["true", "1"]),
+    ("channel_binding", &["prefer", "disable"]),
+    ("gssencmode", &["prefer", "disable"]),
+    ("ssl_max_protocol_version", &["TLSv1.3"]),
+    ("ssl_min_protocol_version", &["TLSv1", "TLSv1.1", "TLSv1.2"]),
+    ("sslcertmode", &["allow"]),
+    ("sslnegotiation", &["postgres"]),
+    // Of several servers, the writable one is used.
+    ("target_session_attrs", &["any", "read-write", "primary"]),
+];
+
+/// Other names of an option.
+const SYNONYMS: [(&str, &str); 5] =
+    [("database", "dbname"), ("db", "dbname"), ("ssl_ca", "sslrootcert"), ("ssl_cert", "sslcert"), ("ssl_key", "sslkey")];
+
+/// What an address of an engine means.
+pub struct Usual {
+    /// The port, where none is named.
+    pub port: u16,
+    /// The host, where none is named.
+    pub host: &'static str,
+    /// Other names of options for this engine only.
+    pub synonyms: &'static [(&'static str, &'static str)],
+    /// Variables with the values of options that the address leaves out, as `VARIABLE=option`.
+    pub variables: &'static str,
+    /// The directory with certificates, below the user's home.
+    pub certificates: Option<&'static str>,
+    pub example: &'static str,
+    pub roots_hint: &'static str,
+    pub plain_hint: &'static str,
+}
+
+/// A server's name or address, or the path of its socket; and its port.
+pub type Server = (String, u16);
+
+/// What an address says. Not `Debug`: it holds a password.
 pub struct Address {
-    /// The user's name.
-    pub user: Option<String>,
-    /// Empty where the address says so.
+    pub user: String,
     pub password: Option<String>,
-    /// Hosts, which may be empty, and their ports. There is at least one.
-    pub hosts: Vec<(String, Option<u16>)>,
-    /// Which database.
     pub database: Option<String>,
-    /// Those that were not taken yet: names in lower case with `_`, and values.
-    options: Vec<(String, String)>,
+    /// The servers to try, in this order; never empty.
+    pub servers: Vec<Server>,
+    pub tls: Tls,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long each answer may take.
+    pub timeout: Duration,
+    /// The options of one engine alone.
+    pub options: Options,
+}
+
+impl Address {
+    /// Reads the address of `settings`, and what it leaves out from the environment. The caller
+    /// takes the options of its engine, and then refuses the rest.
+    pub fn read(settings: &StoreSettings, usual: &Usual, variable: Variables<'_>) -> Result<Self, Failure> {
+        let (place, query) = settings.url.place().split_once('?').unwrap_or((settings.url.place(), ""));
+        // A password may hold `/` and `@` although it should not: it ends at the last `@`.
+        let (login, place) = place.rsplit_once('@').unwrap_or(("", place));
+        let (user, password) = login.split_once(':').unwrap_or((login, ""));
+        let (hosts, database) = place.split_once('/').unwrap_or((place, ""));
+        let mut options = Options::parse(query, usual)?;
+
+        let own: Vec<_> = hosts.split(',').map(with_port).collect::<Result<_, _>>()?;
+        for (name, option) in usual.variables.split_whitespace().filter_map(|pair| pair.split_once('=')) {
+            let is_given = match option {
+                "host" => own.iter().any(|(host, _)| !host.is_empty()),
+                "port" => own.iter().any(|(_, port)| port.is_some()),
+                _ => false,
+            };
+            if !is_given && !options.pairs.iter().any(|(name, _)| name == option) {
+                options.pairs.extend(variable(name).map(|value| (option.to_owned(), value)));
+            }
+        }
+        let servers = servers(own, usual, &mut options)?;
+        let given = |text: &str| decoded(text).map(|text| Some(text).filter(|text| !text.is_empty()));
+        let other = options.take("user")?;
+        let user = given(user)?.or(other).or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
+        let no_user = || Failure::permanent("the address names no user").with_hint(usual.example);
+        let password = match (given(password)?.or(options.take("password")?), &settings.password_file) {
+            (None, Some(path)) => Some(first_line(path)?),
+            (password, _) => password,
+        };
+        let home = usual.certificates.and_then(|directory| Some(PathBuf::from(variable("HOME")?).join(directory)));
+        let mut limit = |name: &str| {
+            let seconds = options.take(name)?.map(|value| value.trim_end_matches('s').parse::<f64>()).transpose();
+            let seconds = seconds.map_err(|_| Failure::permanent(format!("`{name}` is not a number of seconds")))?;
+            let limit = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            // Other programs may wait for longer than a lease.
+            Ok::<_, Failure>(limit.filter(|limit| !limit.is_zero()).map_or(settings.timeout, |limit| limit.min(settings.timeout)))
+        };
+        let [connect_timeout, timeout] = [limit("connect_timeout")?, limit("read_timeout")?];
+        let tls = tls::asked_for(&mut options, home.as_deref(), usual.roots_hint)?;
+        tls.check(usual.roots_hint)?;
+        Ok(Self {
+            user: user.ok_or_else(no_user)?,
+            password,
+            database: given(database)?.or(options.take("dbname")?),
+            servers,
+            tls,
+            connect_timeout,
+            timeout,
+            options,
+        })
+    }
+}
+
+/// How variables of the environment are read.
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A variable of this process.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The options of an address that were not taken yet.
+pub struct Options {
+    /// Names in lower case with `_`, and values.
+    pairs: Vec<(String, String)>,
     /// Whether a part of a password may have been taken for options.
     is_ambiguous: bool,
 }
 
-impl Address {
-    /// Takes an address apart.
-    ///
-    /// # Errors
-    /// When it cannot be understood. Nothing of it is repeated.
-    pub fn parse(text: &str) -> Result<Self, Failure> {
-        let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
-        // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@`
-        // before an option.
-        let at = rest[..options_at(rest)].rfind('@');
-        let (login, rest) = at.map_or((None, rest), |at| (Some(&rest[..at]), &rest[at + 1..]));
-        let (user, password) = match login.map(|login| login.split_once(':').ok_or(login)) {
-            None => (None, None),
-            Some(Err(user)) => (Some(user), None),
-            Some(Ok((user, password))) => (Some(user), Some(password)),
-        };
-        let end = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (hosts, behind) = rest.split_at(end);
-        // Several hosts, and ones without a name, are not URLs: each host stands in one of its own.
-        let urls = hosts.split(',').map(|host| {
-            let nameless = host.is_empty() || host.starts_with(':');
-            // `+` is itself, and not a space.
-            let text = format!("sql://{}{host}{}", if nameless { "-" } else { "" }, behind.replace('+', "%2B"));
-            Ok((nameless, Url::parse(&text).map_err(|error| unparsable(error, host))?))
-        });
-        let urls = urls.collect::<Result<Vec<_>, Failure>>()?;
-        let host = |(nameless, url): &(bool, Url)| {
-            let name = match url.host() {
-                _ if *nameless => String::new(),
-                Some(Host::Ipv6(address)) => address.to_string(),
-                other => decoded(&other.map(|host| host.to_string()).unwrap_or_default())?,
-            };
-            Ok((name, url.port()))
-        };
-        let hosts = urls.iter().map(host).collect::<Result<Vec<_>, Failure>>()?;
-        let url = urls.first().map(|(_, url)| url);
-        let database = url.map(|url| decoded(url.path().trim_start_matches('/'))).transpose()?;
-        let pairs = url.into_iter().flat_map(Url::query_pairs).filter(|(name, _)| !name.is_empty());
-        let pairs = pairs.map(|(name, value)| (name.to_ascii_lowercase().replace('-', "_"), value.into_owned()));
-        let is_ambiguous = behind.split_once('?').is_some_and(|(_, options)| options.contains('@'));
-        let pairs: Vec<_> = pairs.collect();
-        let is_security = |name: &str| name.contains("ssl") || name.contains("tls");
-        if let Some((name, _)) = pairs.iter().find(|(name, value)| value.is_empty() && is_security(name)) {
-            let shown = crate::printable::field(name);
-            return Err(Failure::permanent(format!("the option `{shown}` of the address has no value")));
+impl Options {
+    fn parse(query: &str, usual: &Usual) -> Result<Self, Failure> {
+        // `+` is itself, and not a space.
+        let query_pairs = query.replace('+', "%2B");
+        let mut pairs = Vec::new();
+        for (name, value) in form_urlencoded::parse(query_pairs.as_bytes()).filter(|(name, _)| !name.is_empty()) {
+            let name = name.to_ascii_lowercase().replace('-', "_");
+            let other = SYNONYMS.iter().chain(usual.synonyms).find(|(other, _)| *other == name);
+            let name = other.map_or(name, |(_, name)| (*name).to_owned());
+            if name.contains('\0') || value.contains('\0') {
+                return Err(Failure::permanent("the address contains a null character"));
+            }
+            if !value.is_empty() {
+                pairs.push((name, value.into_owned()));
+            } else if name.contains("ssl") || name.contains("tls") {
+                let why = format!("the option `{}` of the address has no value", printable::field(&name));
+                return Err(Failure::permanent(why));
+            }
         }
-        let options: Vec<_> = pairs.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        if options.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
-            return Err(Failure::permanent("the address contains a null character"));
-        }
-        Ok(Self {
-            user: user.filter(|user| !user.is_empty()).map(decoded).transpose()?,
-            password: password.map(decoded).transpose()?,
-            hosts,
-            database: database.filter(|database| !database.is_empty()),
-            options,
-            is_ambiguous,
-        })
+        Ok(Self { pairs, is_ambiguous: query.contains('@') })
     }
 
-    /// Sets an option that is not set yet.
-    pub fn set_default(&mut self, name: &str, value: String) {
-        if !self.options.iter().any(|(other, _)| other == name) {
-            self.options.push((name.to_owned(), value));
-        }
-    }
-
-    /// All values of an option.
-    pub fn take_all(&mut self, name: &str) -> Vec<String> {
-        self.options.extract_if(.., |(other, _)| other == name).map(|(_, value)| value).collect()
+    fn take_all(&mut self, name: &str) -> Vec<String> {
+        self.pairs.extract_if(.., |(other, _)| other == name).map(|(_, value)| value).collect()
     }
 
     /// The value of an option.
-    ///
-    /// # Errors
-    /// When it is there twice.
     pub fn take(&mut self, name: &str) -> Result<Option<String>, Failure> {
         let mut values = self.take_all(name);
         if values.len() > 1 {
@@ -122,126 +188,58 @@ impl Address {
         Ok(values.pop())
     }
 
-    /// The value of an option that is true or false.
-    ///
-    /// # Errors
-    /// When it is something else.
-    pub fn flag(&mut self, name: &str) -> Result<Option<bool>, Failure> {
-        let truth = |text: String| match text.to_ascii_lowercase().as_str() {
-            "1" | "true" | "yes" | "on" => Ok(true),
-            "0" | "false" | "no" | "off" => Ok(false),
-            _ => Err(Failure::permanent(format!("the option `{name}` of the address is neither `true` nor `false`"))),
-        };
-        self.take(name)?.map(truth).transpose()
-    }
-
-    /// The value of an option in seconds; `None` if it is 0.
-    ///
-    /// # Errors
-    /// When it is not a number.
-    pub fn seconds(&mut self, name: &str) -> Result<Option<f64>, Failure> {
-        let number = self.take(name)?.map(|value| value.trim().trim_end_matches('s').parse::<f64>()).transpose();
-        let number = number.map_err(|_| Failure::permanent(format!("`{name}` is not a number of seconds")))?;
-        Ok(number.filter(|seconds| *seconds > 0.0))
-    }
-
     /// Refuses options that were not taken.
-    ///
-    /// # Errors
-    /// When there is one that matters.
-    pub fn refuse_rest(&mut self, hint: &str) -> Result<(), Failure> {
-        let Some((name, _)) = self.options.iter().find(|(name, _)| !HARMLESS.split(' ').any(|other| other == name)) else {
-            return Ok(());
-        };
+    pub fn refuse_rest(&self) -> Result<(), Failure> {
+        let is_usual = |name: &str, value: &str| USUAL.iter().any(|(other, values)| *other == name && values.contains(&value));
+        let matters =
+            |(name, value): &&(String, String)| !HARMLESS.split(' ').any(|other| other == name) && !is_usual(name, value);
+        let Some((name, _)) = self.pairs.iter().find(matters) else { return Ok(()) };
         if self.is_ambiguous {
             return Err(Failure::permanent("what follows the `?` in the address is not a known option")
                 .with_hint("`?` and `@` in a password are written as `%3F` and `%40`"));
         }
-        let shown = crate::printable::field(name);
-        Err(Failure::permanent(format!("the option `{shown}` of the address is not supported")).with_hint(hint))
+        let value = if USUAL.iter().any(|(other, _)| other == name) { " with this value" } else { "" };
+        let why = format!("the option `{}` of the address{value} is not supported", printable::field(name));
+        Err(Failure::permanent(why).with_hint("leave it out, or unset its variable; docs/stores.md lists the supported options"))
     }
 }
 
-fn unparsable(error: url::ParseError, host: &str) -> Failure {
-    let failure = match error {
-        url::ParseError::InvalidPort => Failure::permanent("the address's port is not a number from 0 to 65535"),
-        _ => Failure::permanent("the address's host is neither a name nor an address"),
+/// The servers: those of the option `host`, or else the address's own.
+fn servers(own: Vec<(String, Option<u16>)>, usual: &Usual, options: &mut Options) -> Result<Vec<Server>, Failure> {
+    let named = options.take_all("host").join(",");
+    let ports = match options.take("port")? {
+        Some(ports) => ports.split(',').map(|text| port(text).map(Some)).collect::<Result<Vec<_>, _>>()?,
+        None => own.iter().map(|(_, port)| *port).collect(),
     };
-    let is_bare = !host.starts_with('[') && host.matches(':').count() > 1;
-    if is_bare { failure.with_hint("an IPv6 address stands in brackets: `[::1]`") } else { failure }
+    let names = if named.is_empty() { own } else { named.split(',').map(with_port).collect::<Result<_, _>>()? };
+    if ports.len() > 1 && ports.len() != names.len() {
+        return Err(Failure::permanent(format!("there are {} ports for {} servers", ports.len(), names.len())));
+    }
+    let of_name = |(index, (host, own)): (usize, (String, Option<u16>))| {
+        let port = own.or_else(|| *ports.get(index).or(ports.first())?).unwrap_or(usual.port);
+        (if host.is_empty() { usual.host.to_owned() } else { host }, port)
+    };
+    Ok(names.into_iter().enumerate().map(of_name).collect())
 }
 
-/// Where the options begin: at the first `?` that is followed by something like `name=`.
-fn options_at(text: &str) -> usize {
-    let is_option = |(at, _): &(usize, &str)| {
-        text[at + 1..].split_once('=').is_some_and(|(name, _)| {
-            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
-        })
+/// A host, without the brackets of an IPv6 address, and its port.
+fn with_port(text: &str) -> Result<(String, Option<u16>), Failure> {
+    let text = text.trim();
+    let (host, own) = match text.rsplit_once(':') {
+        Some((host, own)) if !host.contains(':') || host.ends_with(']') => (host, Some(port(own)?)),
+        _ => (text, None),
     };
-    text.match_indices('?').find(is_option).map_or(text.len(), |(at, _)| at)
+    Ok((decoded(host.trim_start_matches('[').trim_end_matches(']'))?, own))
+}
+
+fn port(text: &str) -> Result<u16, Failure> {
+    let port = text.trim().parse().ok().filter(|port: &u16| *port != 0);
+    port.ok_or_else(|| Failure::permanent("the address's port is not a number from 1 to 65535"))
 }
 
 /// What is not `%` and two digits stays as it is.
 fn decoded(text: &str) -> Result<String, Failure> {
-    let decoded = percent_decode_str(text).decode_utf8();
-    let decoded = decoded.map_err(|_| Failure::permanent("the address is not UTF-8 once its `%` are decoded"))?;
-    if decoded.contains('\0') {
-        return Err(Failure::permanent("the address contains a null character"));
-    }
-    Ok(decoded.into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Address;
-
-    type Parts<'a> = (Option<&'a str>, Option<&'a str>, &'a str, Option<u16>, Option<&'a str>);
-
-    fn parts(address: &Address) -> Parts<'_> {
-        let (host, port) = &address.hosts[0];
-        (address.user.as_deref(), address.password.as_deref(), host, *port, address.database.as_deref())
-    }
-
-    #[test]
-    fn an_address_has_its_parts() {
-        for (text, expected) in [
-            ("", (None, None, "", None, None)),
-            ("mysql://me:pw@db:3306/x", (Some("me"), Some("pw"), "db", Some(3306), Some("x"))),
-            ("db/x", (None, None, "db", None, Some("x"))),
-            ("me@/x", (Some("me"), None, "", None, Some("x"))),
-            ("@:99", (None, None, "", Some(99), None)),
-            ("/x?unix_socket=/run/a@b.sock", (None, None, "", None, Some("x"))),
-            ("me:@[::1]:3307/x", (Some("me"), Some(""), "::1", Some(3307), Some("x"))),
-            ("me%40corp:p%2Fw%@db/x%20y", (Some("me@corp"), Some("p/w%"), "db", None, Some("x y"))),
-            ("me:p@ss/w:rd@db/x?ssl_ca=/a@b", (Some("me"), Some("p@ss/w:rd"), "db", None, Some("x"))),
-            ("me:p@?ss@db/x", (Some("me"), Some("p@?ss"), "db", None, Some("x"))),
-            ("me:p@ss/w:rd?@db/x?a=b", (Some("me"), Some("p@ss/w:rd?"), "db", None, Some("x"))),
-            ("me:p?ss@db/x", (Some("me"), Some("p?ss"), "db", None, Some("x"))),
-            ("me:p+w@%2Frun%2Fx/d+e", (Some("me"), Some("p+w"), "/run/x", None, Some("d+e"))),
-        ] {
-            let address = Address::parse(text).unwrap_or_else(|failure| panic!("{text}: {}", failure.why));
-            assert_eq!(parts(&address), expected, "{text}");
-        }
-        let address = Address::parse("a:1,b,[::1]:3/x").expect("an address");
-        assert_eq!(address.hosts, [("a".into(), Some(1)), ("b".into(), None), ("::1".into(), Some(3))]);
-    }
-
-    #[test]
-    fn options_are_found_whatever_their_spelling_and_once() {
-        let mut address = Address::parse("db/x?SSL-Mode=REQUIRED&ssl_ca=%2Fa%20b+c&odd&empty=&a=1&a=2").expect("an address");
-        assert_eq!(address.take("ssl_mode").ok().flatten().as_deref(), Some("REQUIRED"));
-        assert_eq!(address.take("ssl_ca").ok().flatten().as_deref(), Some("/a b+c"));
-        assert_eq!(address.take("empty").ok().flatten(), None);
-        assert!(address.take("a").is_err());
-        assert!(address.refuse_rest("").is_ok());
-    }
-
-    #[test]
-    fn what_cannot_be_understood_is_said_without_repeating_it() {
-        for text in ["me:hunter2@::1/x", "me:hunter2%ff@db/x", "me:hunter2%00@db/x", "u@h:hunter2/x", "u:x?hunter2=a@h/x"] {
-            let failure = Address::parse(text).and_then(|mut address| address.refuse_rest("")).err();
-            let failure = failure.unwrap_or_else(|| panic!("{text}"));
-            assert!(!failure.why.contains("hunter2"), "{}", failure.why);
-        }
-    }
+    let decoded = percent_decode_str(text).decode_utf8().ok().filter(|text| !text.contains('\0'));
+    let failure = || Failure::permanent("the address, once its `%` are decoded, is not UTF-8, or contains a null character");
+    decoded.map(String::from).ok_or_else(failure)
 }

@@ -1,0 +1,228 @@
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, CertificateError};
+
+use super::tls::{self, Tls, TlsMode};
+use super::{Address, Engine, Kind, page_condition, state};
+use crate::backend::failure::Failure;
+use crate::backend::mysql::MySql;
+use crate::backend::postgres::Postgres;
+use crate::store::{StoreSettings, StoreUrl};
+
+fn read(url: &str, file: Option<&Path>, variables: &[(&str, &str)]) -> Result<Address, Failure> {
+    let settings = StoreSettings {
+        url: StoreUrl::parse(url).expect(url),
+        password_file: file.map(PathBuf::from),
+        timeout: Duration::from_secs(5),
+    };
+    let variable = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned());
+    if url.starts_with("mysql") {
+        super::read::<MySql>(&settings, &variable).map(|(_, address)| address)
+    } else {
+        super::read::<Postgres>(&settings, &variable).map(|(_, address)| address)
+    }
+}
+
+fn refusal(url: &str) -> Failure {
+    read(url, None, &[("USER", "me")]).err().unwrap_or_else(|| panic!("{url}"))
+}
+
+#[test]
+fn servers_are_named_in_all_usual_ways() {
+    let usual = "/var/run/postgresql";
+    // A port without a server of this machine.
+    let variables = [("USER", "me"), ("PGPORT", "5431")];
+    for (url, expected) in [
+        ("postgres://", vec![(usual, 5431)]),
+        ("postgres:///db", vec![(usual, 5431)]),
+        ("postgres://u@:99/db", vec![(usual, 99)]),
+        ("postgresql+psycopg2://h/db", vec![("h", 5431)]),
+        ("postgres://a:1,b:2,c/db", vec![("a", 1), ("b", 2), ("c", 5432)]),
+        ("postgres://[::1]:7,[fe80::1]:8/db", vec![("::1", 7), ("fe80::1", 8)]),
+        ("postgres://%2Frun%2Fpg:99/db", vec![("/run/pg", 99)]),
+        ("postgres://u:p@h:99/db?host=/run/pg", vec![("/run/pg", 99)]),
+        ("postgres:///db?host=a,b&port=1,2", vec![("a", 1), ("b", 2)]),
+        ("postgres:///db?host=a:1&host=b:2", vec![("a", 1), ("b", 2)]),
+        ("postgres:///db?host=a,b&port=7", vec![("a", 7), ("b", 7)]),
+        ("mysql+pymysql://me@db:3307/meta", vec![("db", 3307)]),
+        ("mysql://me@/meta", vec![("localhost", 3306)]),
+        ("mysql://me@/meta?host=db&port=7", vec![("db", 7)]),
+        ("mysql://me@[::1]/meta", vec![("::1", 3306)]),
+        ("mysql://me@db/meta?unix_socket=/run/a@b.sock", vec![("/run/a@b.sock", 3306)]),
+    ] {
+        let address = read(url, None, &variables).unwrap_or_else(|failure| panic!("{url}: {}", failure.why));
+        let servers: Vec<_> = address.servers.iter().map(|(host, port)| (host.as_str(), *port)).collect();
+        assert_eq!(servers, expected, "{url}");
+    }
+    let variables = [("PGHOST", "e,f"), ("PGPORT", "9"), ("PGUSER", "eu")];
+    let address = read("postgres:///db", None, &variables).expect("an address");
+    assert_eq!((address.servers, address.user.as_str()), (vec![("e".to_owned(), 9), ("f".to_owned(), 9)], "eu"));
+}
+
+#[test]
+fn users_databases_and_passwords_are_read_as_they_stand_and_encoded() {
+    for (url, user, password, database) in [
+        ("postgres://u:p@h/db", "u", Some("p"), Some("db")),
+        ("postgres://h", "me", None, None),
+        ("postgres://u:@h/db", "u", None, Some("db")),
+        ("postgres://u%40x:p%2Fq%3A%25@h/d%20b", "u@x", Some("p/q:%"), Some("d b")),
+        ("postgres://u:p@q/r:s#t+100%@h/d+b", "u", Some("p@q/r:s#t+100%"), Some("d+b")),
+        ("postgres://h/db?user=u&password=p%26@q+", "u", Some("p&@q+"), Some("db")),
+        ("mysql://h/?database=db&user=u", "u", None, Some("db")),
+    ] {
+        let address = read(url, None, &[("USER", "me")]).unwrap_or_else(|failure| panic!("{url}: {}", failure.why));
+        let found = (address.user.as_str(), address.password.as_deref(), address.database.as_deref());
+        assert_eq!(found, (user, password, database), "{url}");
+    }
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "  in the file \r\nnot this\n").expect("it can be written");
+    for (url, password) in [("mysql://u@h/db", "  in the file "), ("postgres://u:p@h/db", "p")] {
+        assert_eq!(read(url, Some(file.path()), &[]).expect(url).password.as_deref(), Some(password));
+    }
+    let unreadable = read("mysql://u@h/db", Some(Path::new("/nonexistent")), &[]);
+    assert!(unreadable.is_err_and(|failure| failure.why.contains("`/nonexistent`")));
+}
+
+fn mode(query: &str) -> TlsMode {
+    // A file that can be used.
+    let root = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(root.path(), include_str!("../../../tests/support/root.crt")).expect("it can be written");
+    let url = format!("mysql://me@db/meta?{}", query.replace("/ca.pem", &root.path().display().to_string()));
+    read(&url, None, &[]).unwrap_or_else(|failure| panic!("{query}: {}", failure.why)).tls.mode
+}
+
+#[test]
+fn encryption_and_verification_are_asked_for_in_the_words_of_any_driver() {
+    use TlsMode::{Disable, Prefer, Require, VerifyCa, VerifyFull};
+    for (expected, queries) in [
+        (Prefer, "charset=utf8mb4&pool_size=3 sslmode=allow requiressl=0 tls=preferred"),
+        (Disable, "ssl_disabled=true ssl-mode=DISABLED useSSL=false tls=false sslmode=disable"),
+        (Require, "ssl_mode=required sslMode=REQUIRED sslMode=trust ssl=true ssl=require useSSL=true requireSSL=true"),
+        (Require, "require_ssl=true tls=skip-verify requiressl=1"),
+        (VerifyCa, "ssl_ca=/ca.pem ssl_mode=REQUIRED&ssl_ca=/ca.pem ssl_ca=/ca.pem&verifyServerCertificate=true"),
+        (VerifyCa, "sslmode=require&sslrootcert=/ca.pem ssl_mode=VERIFY_CA&ssl_ca=/ca.pem"),
+        (VerifyFull, "tls=true verify_identity=true ssl_mode=PREFERRED&ssl_verify_identity=true ssl=verify-full"),
+        (VerifyFull, "sslMode=VERIFY_FULL sslrootcert=system sslmode=require&sslrootcert=system"),
+        (VerifyFull, "ssl_mode=VERIFY_IDENTITY&ssl_verify_cert=false ssl_mode=VERIFY_IDENTITY&ssl_ca=/ca.pem"),
+    ] {
+        for query in queries.split(' ') {
+            assert_eq!(mode(query), expected, "{query}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_honoured_is_refused_by_name() {
+    for (query, name) in [
+        ("ssl_mode=VERIFY", "ssl_mode"),
+        ("sslmode=on", "sslmode"),
+        ("ssl=", "ssl"),
+        ("tls", "tls"),
+        ("tls=custom", "tls"),
+        ("ssl_verify_cert=ture", "ssl_verify_cert"),
+        ("ssl_verify_identity=required", "ssl_verify_identity"),
+        ("ssl_verify_cert=true", "verify-ca"),
+        ("sslmode=verify-ca", "verify-ca"),
+        ("ssl_ca=/nonexistent/ca.crt", "/nonexistent/ca.crt"),
+        ("sslcert=/nonexistent/own.crt&sslkey=/k", "/nonexistent/own.crt"),
+        ("ssl_check_hostname=false", "ssl_check_hostname"),
+        ("allowPublicKeyRetrieval=false", "allowpublickeyretrieval"),
+        ("ssl_disabled=true&ssl_ca=/ca.pem", "switches it off"),
+        ("ssl_mode=REQUIRED&ssl=false", "switches it off"),
+        ("sslmode=require&sslmode=disable", "sslmode"),
+        ("channel_binding=require", "channel_binding"),
+        ("ssl_min_protocol_version=TLSv1.3", "ssl_min_protocol_version"),
+        ("ssl_capath=/etc/ssl", "ssl_capath"),
+        ("trustCertificateKeyStoreUrl=x", "trustcertificatekeystoreurl"),
+        ("sslmod=verify-full", "sslmod"),
+        ("init_command=x", "init_command"),
+        ("service=mine", "service"),
+        ("connect_timeout=x", "connect_timeout"),
+    ] {
+        for engine in ["postgres", "mysql"] {
+            let failure = refusal(&format!("{engine}://h/db?{query}"));
+            assert!(failure.why.contains(name), "{query}: {}", failure.why);
+        }
+    }
+    for (url, why) in [
+        ("postgres://h/db?target_session_attrs=standby", "target_session_attrs"),
+        ("postgres://h/db?unix_socket=/x", "unix_socket"),
+        ("mysql://h/db?options=-E", "options"),
+        ("mysql://db", "no database"),
+        ("mysql://db,other/meta", "several servers"),
+        ("postgres://h:1,i:2/db?port=1,2,3", "3 ports for 2 servers"),
+    ] {
+        assert!(refusal(url).why.contains(why), "{url}");
+    }
+    for (variable, name) in [("PGHOSTADDR", "hostaddr"), ("PGSERVICE", "service"), ("PGREQUIREAUTH", "require_auth")] {
+        let failure = read("postgres://u@h/db", None, &[(variable, "x")]).err().expect(variable);
+        assert!(failure.why.contains(name), "{}", failure.why);
+    }
+}
+
+#[test]
+fn what_may_be_a_part_of_a_password_is_not_repeated() {
+    for url in [
+        "postgres://u:hunter2/h",
+        "postgres://u@h:hunter2/db",
+        "mysql://me:hunter2%ff@db/x",
+        "mysql://me:hunter2%00@db/x",
+        "postgres://h/db?port=hunter2",
+        "postgres://h/db?connect_timeout=hunter2",
+        "postgres://h/db?sslmode=hunter2",
+        "postgres://h/db?service=hunter2",
+        "postgres://u:x?hunter2=y@h/db",
+        "mysql://u:x?hunter2@h/db",
+    ] {
+        let failure = refusal(url);
+        assert!(!format!("{} {:?}", failure.why, failure.hint).contains("hunter2"), "{url}: {}", failure.why);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_or_a_file_is_said() {
+    let expected = ServerName::try_from("db.example").expect("a name");
+    let of_names = CertificateError::NotValidForNameContext { expected, presented: Vec::new() };
+    for (error, why) in [
+        (of_names.into(), "and not in `CN`"),
+        (CertificateError::UnknownIssuer.into(), "no trusted authority"),
+        (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "P-521 is not"),
+    ] {
+        let failure = tls::failure(&error, &MySql::USUAL);
+        assert!(failure.why.contains(why) && failure.hint.is_some() && !failure.cause.passes(), "{}", failure.why);
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).expect("it can be written");
+        dir.path().join(name)
+    };
+    let authority = file("root.crt", include_str!("../../../tests/support/root.crt"));
+    let garbage = file("garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let key = file("key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    for (roots, key, why) in [
+        (file("empty", ""), None, "empty`: it holds no certificate"),
+        (file("broken", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"), None, "broken`: it is not PEM"),
+        (garbage, None, "garbage`"),
+        (authority.clone(), Some(file("none", "")), "none`: it holds no key"),
+        (authority.clone(), Some(key), "cannot use the key"),
+    ] {
+        let own = key.map(|key| (authority.clone(), key));
+        let failure = Tls { mode: TlsMode::VerifyFull, roots: Some(roots), own }.check("").expect_err(why);
+        assert!(failure.why.contains(why), "{}", failure.why);
+    }
+}
+
+#[test]
+fn a_state_keeps_what_is_stored_for_the_condition_of_the_next_write() {
+    let row = ["6", "a %C5%81 %H é", "1"].map(|text| Some(text.to_owned()));
+    let state = state(&row).expect("a state");
+    assert_eq!((state.number, state.value.as_deref()), (6, Some("a Ł %H é")));
+    let condition = super::Sql::<MySql>::condition(&super::Key::lock("a".as_ref()), &state);
+    let record = super::hex("a %C5%81 %H é".as_bytes());
+    assert_eq!(condition, format!("name = X'61' AND version = 6 AND CAST(record AS BINARY) <=> X'{record}' AND format = 1"));
+    assert!(super::state(&["6", "", "2"].map(|text| Some(text.to_owned()))).is_err());
+    let once = page_condition::<MySql>(Kind::Once, Some("a".as_ref()));
+    assert_eq!(once, "(name >= X'6f6e63652f' AND name < X'6f6e636530') AND name > X'6f6e63652f61'");
+}
