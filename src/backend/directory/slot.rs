@@ -226,21 +226,6 @@ mod tests {
     }
 
     #[test]
-    fn two_damaged_states_are_never_taken_for_no_state() {
-        for length in [1, 30, 200] {
-            let file = file();
-            for (number, place) in [(7, 0), (8, 1)] {
-                slot(number, Some(&"x".repeat(500))).write(&file, place).expect("written");
-            }
-            for place in [0, 1] {
-                assert!(found(&file).is_ok(), "{length} {place}");
-                file.write_all_at(&[0; 500], offset(place) + length).expect("written");
-            }
-            is_refused(&file, "damaged");
-        }
-    }
-
-    #[test]
     fn a_file_that_is_cut_off_anywhere_is_damaged_and_not_free() {
         let file = file();
         for (number, place) in [(0, 0), (7, 1), (8, 0), (9, 1)] {
