@@ -1,4 +1,4 @@
-//! What others wrote (file contents, command lines, paths), made safe to print: one line, bounded, without control
+//! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded, without control
 //! characters and, for command lines, without secrets.
 
 use std::path::Path;

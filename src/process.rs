@@ -167,12 +167,7 @@ fn split_arguments(cmdline: &[u8]) -> Vec<String> {
 
 /// Whether `pid` is this process, its parent, or the parent of that, and so on.
 pub fn is_ancestor(pid: Pid) -> bool {
-    has_ancestor(getpid(), pid)
-}
-
-/// Whether `wanted` is `pid`, its parent, or the parent of that, and so on.
-pub fn has_ancestor(pid: Pid, wanted: Pid) -> bool {
-    has_ancestor_among(pid, &HashSet::from([wanted]))
+    has_ancestor_among(getpid(), &HashSet::from([pid]))
 }
 
 /// Whether it is one of these, or has come from one of them.
@@ -181,12 +176,7 @@ pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
     std::iter::successors(Some(pid), |child| parent(*child)).take(64).any(|ancestor| wanted.contains(&ancestor))
 }
 
-/// All that `pid` has started or adopted, and what those have, and so on, as far as `/proc` tells. Reads all of it.
-pub fn descendants_of(pid: Pid) -> Vec<Pid> {
-    descendants_of_all(&[pid])
-}
-
-/// The same for all of these.
+/// All that these have started or adopted, and what those have, and so on, as far as `/proc` tells. Reads all of it.
 pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
     let mut all: Vec<_> = listed().unwrap_or_default().into_iter().map(|pid| (pid, parent(pid))).collect();
     let mut found = pids.to_vec();

@@ -12,16 +12,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::failure::{Cause, Failure};
+use super::file::publish::open;
 use super::plain;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
 use crate::printable;
 use crate::store::StoreSettings;
 pub(super) use names::{listed, name_of, stored_name};
-use shared_file::{OPENING, SharedFile};
+use shared_file::SharedFile;
 pub(super) use slot::MAGIC;
 
 /// How many files are read for a page.
@@ -38,9 +39,6 @@ pub struct Directory {
 
 impl Directory {
     /// The directory of an address. Touches nothing yet.
-    ///
-    /// # Errors
-    /// When the address cannot be used.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
         if settings.url.place().contains('?') {
             let failure = Failure::permanent("the address of a directory has no options");
@@ -78,7 +76,8 @@ impl Store for Directory {
         let next = files.get(PAGE).map(|_| files[PAGE - 1].0.clone());
         files.truncate(PAGE);
         // Other programs keep files there, too, which must not even be locked.
-        files.retain(|(_, file)| is_begun(&self.directory.join(file)));
+        let opened = |file: &OsStr| open(&self.directory.join(file), OFlags::RDONLY).ok().flatten();
+        files.retain(|(_, file)| opened(file).is_some_and(|file| slot::is_begun(&file)));
         let state = |file: OsString| {
             // A flock on one register is not waited for here.
             let state = SharedFile::new(&self.directory, &file, Duration::ZERO).load();
@@ -110,11 +109,6 @@ impl Store for Directory {
     fn poll_interval(&self) -> (Duration, Duration) {
         (Duration::from_millis(50), Duration::from_secs(1))
     }
-}
-
-/// Whether a file looks like a register's.
-fn is_begun(path: &Path) -> bool {
-    openat(CWD, path, OFlags::RDONLY | OPENING, Mode::empty()).is_ok_and(|fd| slot::is_begun(&File::from(fd)))
 }
 
 fn missing(directory: &Path) -> Failure {

@@ -93,10 +93,7 @@ impl Store for Files {
     }
 
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
-        match &expected.version {
-            Some(version) => self.file(key).delete(version),
-            None => Ok(Write::Conflict),
-        }
+        self.put(key, expected, &Next { number: 0, value: None, keep: None })
     }
 
     fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {

@@ -7,9 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::failure::Failure;
-use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
+use super::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
 use crate::process::since_boot;
-use crate::waiter::Waiter;
 
 /// A shared store in memory.
 #[derive(Clone, Debug, Default)]
@@ -107,10 +106,6 @@ impl Store for Memory {
     fn notifier(&mut self) -> Option<&mut dyn Notifier> {
         Some(self)
     }
-
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
-        Some(self)
-    }
 }
 
 impl Notifier for Memory {
@@ -123,28 +118,4 @@ impl Notifier for Memory {
     }
 
     fn notify(&mut self, _key: &Key) {}
-}
-
-impl Queue for Memory {
-    fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        self.wait(key, limit, fds)
-    }
-
-    fn is_first(&mut self, _key: &Key) -> bool {
-        true
-    }
-
-    fn is_queued(&mut self, _key: &Key) -> bool {
-        false
-    }
-
-    fn leave(&mut self, _key: &Key) {}
-
-    fn has_waiters(&mut self, _key: &Key) -> bool {
-        self.counts()
-    }
-
-    fn waiters(&mut self, _key: &Key) -> Vec<Waiter> {
-        Vec::new()
-    }
 }

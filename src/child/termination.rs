@@ -151,7 +151,7 @@ fn add_descendants(all: &mut Vec<Process>, spared: Option<Pid>) -> bool {
 
 /// Whether anything is left of a command.
 pub fn is_anything_left(spared: Option<Pid>) -> bool {
-    !process::descendants_of(getpid()).into_iter().all(|pid| Some(pid) == spared)
+    !process::descendants_of_all(&[getpid()]).into_iter().all(|pid| Some(pid) == spared)
 }
 
 /// Signals the command, and everything that this process and its descendants have started; tells how many got it.
@@ -178,8 +178,8 @@ fn signal_all(all: &[Process], signal: Signal) -> usize {
 /// `root`, unless that is this process, and everything that it and its descendants have started, but not `spared`.
 fn tree(root: Pid, spared: Option<Pid>) -> Vec<Process> {
     let itself = Some(root).filter(|root| *root != getpid());
-    let pids = process::descendants_of(root).into_iter().chain(itself).filter(|pid| Some(*pid) != spared);
-    pids.filter_map(|pid| descendant(pid, |pid| process::has_ancestor(pid, root))).collect()
+    let pids = process::descendants_of_all(&[root]).into_iter().chain(itself).filter(|pid| Some(*pid) != spared);
+    pids.filter_map(|pid| descendant(pid, |pid| process::has_ancestor_among(pid, &HashSet::from([root])))).collect()
 }
 
 /// A process, if it still is what `is_one` says.

@@ -8,21 +8,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
 use rustix::io::Errno;
 
 use super::slot::{self, Slot};
 use super::{missing, scope, trouble};
 use crate::backend::failure::Failure;
-use crate::backend::file::publish::{leads_to, link_new};
+use crate::backend::file::publish::{leads_to, link_new, open};
 use crate::backend::retry::jittered;
 use crate::backend::seam::{Next, State, Write};
 
 /// The pause between two tries for the flock: its holders read or write a few hundred bytes.
 const FLOCK_PAUSE: Duration = Duration::from_millis(4);
-
-/// With these flags, opening a path has no effect on the file there, whatever kind it is.
-pub(super) const OPENING: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
 
 /// One register's file.
 #[derive(Debug)]
@@ -140,20 +137,12 @@ impl SharedFile {
     fn open(&self, to_write: bool) -> Result<Option<(File, bool)>, Failure> {
         self.look_anew()?;
         let access = if to_write { OFlags::RDWR } else { OFlags::RDONLY };
-        let file = match openat(CWD, &self.path, access | OPENING, Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::NOENT) => {
-                // The directory is on the same file system. Where locks cannot be kept, waiting for
-                // one is useless.
-                let directory = File::open(&self.directory).map_err(|error| self.trouble(error))?;
-                return scope::check(&self.directory, &directory).map(|_| None);
-            }
-            Err(Errno::LOOP) => return Err(Failure::permanent("it is a symbolic link")),
-            Err(error) => return Err(self.trouble(error)),
+        let Some(file) = open(&self.path, access).map_err(|error| self.trouble(error))? else {
+            // The directory is on the same file system. Where locks cannot be kept, waiting for one is
+            // useless.
+            let directory = File::open(&self.directory).map_err(|error| self.trouble(error))?;
+            return scope::check(&self.directory, &directory).map(|_| None);
         };
-        if !file.metadata().map_err(|error| self.trouble(error))?.is_file() {
-            return Err(Failure::permanent("it is not a regular file"));
-        }
         let has_records = scope::check(&self.directory, &file)?;
         self.flock(&file, to_write, has_records)?;
         if to_write {

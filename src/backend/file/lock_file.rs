@@ -8,12 +8,12 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, OFlags, unlinkat};
 use rustix::io::Errno;
 
-use super::publish::{create_in_place, flock, leads_to, link_new, read_at, rename_over, unlink};
+use super::publish::{create_in_place, flock, leads_to, link_new, open, read_at, rename_over, unlink};
 use super::queue::Queue;
-use super::{CHANGE, CREATE, READ, REMOVE, filesystem, io_failure, legacy, not_a_lock, wakeup};
+use super::{CHANGE, CREATE, READ, REMOVE, filesystem, io_failure, legacy, wakeup};
 use crate::backend::directory::MAGIC;
 use crate::backend::failure::Failure;
 use crate::backend::seam::{Next, State, Write};
@@ -132,25 +132,13 @@ impl LockFile {
         Ok(None)
     }
 
-    /// Opens the file at the path, which must be regular; `None` when there is no file. Never
-    /// creates a file, follows a symbolic link or waits for the other end of a FIFO.
     fn open(&self, action: &'static str, access: OFlags) -> Result<Option<File>, Failure> {
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let opened = match openat(CWD, &self.path, access | flags, Mode::empty()) {
+        let opened = match open(&self.path, access) {
             // To rename and unlink needs no right to write to the file; the flock needs it on NFS only.
-            Err(Errno::ACCESS | Errno::PERM) => openat(CWD, &self.path, flags, Mode::empty()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open(&self.path, OFlags::RDONLY),
             opened => opened,
         };
-        let opened = opened.and_then(|fd| Ok((FileType::from_raw_mode(fstat(&fd)?.st_mode), fd)));
-        match opened {
-            Ok((FileType::RegularFile, fd)) => Ok(Some(fd.into())),
-            // ESTALE: an NFS server's way to say that the file was removed.
-            Err(Errno::NOENT | Errno::STALE) => Ok(None),
-            Err(Errno::LOOP) => Err(not_a_lock("it is a symbolic link")),
-            Ok((FileType::Directory, _)) | Err(Errno::ISDIR) => Err(not_a_lock("it is a directory")),
-            Ok(_) | Err(Errno::NXIO) => Err(not_a_lock("it is not a regular file")),
-            Err(error) => Err(self.failure(action)(error.into())),
-        }
+        opened.or_else(|error| if is_gone(&error) { Ok(None) } else { Err(self.failure(action)(error)) })
     }
 
     pub(super) fn failure(&self, action: &'static str) -> impl Fn(io::Error) -> Failure {

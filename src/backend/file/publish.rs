@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, lstat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, linkat, lstat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::backend::seam::Write;
@@ -29,6 +29,23 @@ const FLOCK_PAUSE: Duration = Duration::from_micros(500);
 
 /// Writes a file.
 type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
+
+/// Opens a regular file; `None` when there is no file. Never creates a file, follows a symbolic link
+/// or waits for the other end of a FIFO. The error for anything else is `InvalidData`.
+pub fn open(path: &Path, access: OFlags) -> io::Result<Option<File>> {
+    let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let opened = openat(CWD, path, flags, Mode::empty());
+    let opened = opened.and_then(|fd| Ok((FileType::from_raw_mode(fstat(&fd)?.st_mode), fd)));
+    let is_other = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    match opened {
+        Ok((FileType::RegularFile, fd)) => Ok(Some(fd.into())),
+        Err(Errno::NOENT) => Ok(None),
+        Err(Errno::LOOP) => is_other("it is a symbolic link"),
+        Ok((FileType::Directory, _)) | Err(Errno::ISDIR) => is_other("it is a directory"),
+        Ok(_) | Err(Errno::NXIO) => is_other("it is not a regular file"),
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// Makes a complete file at `path`, unless that is taken. `None` where there are no hard links.
 pub fn link_new(path: &Path, fill: Fill<'_>) -> io::Result<Option<Write>> {

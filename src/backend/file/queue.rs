@@ -16,14 +16,15 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, fcntl_lock, openat};
+use rustix::fs::{CWD, FlockOperation, OFlags, fcntl_lock, openat};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk, getpid};
 
-use super::publish::{MODE, leads_to, unlink};
+use super::publish::{MODE, leads_to, open, unlink};
 use crate::process;
 
-/// How often to ask again at a new file. Each time means that all waiters at the old one have left.
+/// How often to ask again at a new file. Each time means that it was just made, or that all waiters at
+/// the old one have left.
 const MAX_FILES: usize = 100;
 
 /// How often to try to sweep. Other processes that sweep need microseconds; a file that is left costs
@@ -106,7 +107,7 @@ impl Queue {
     /// Is seen by [`Queue::has_others`], without a place in the queue.
     pub fn observe(&mut self) {
         if matches!(self.place, Place::Outside) {
-            self.place = open_seen(&self.path).map_or(Place::Unkept, Place::Observer);
+            self.place = join(&self.path, |_| Ok(())).map_or(Place::Unkept, Place::Observer);
         }
     }
 
@@ -177,7 +178,7 @@ impl Queue {
 
     /// Becomes the first one, if there is none. `false` if there is one.
     fn try_first(&mut self) -> bool {
-        self.place = match flock(&self.path, |file| Ok(file.try_lock()?)) {
+        self.place = match join(&self.path, |file| Ok(file.try_lock()?)) {
             Ok(file) => Place::First(file),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(_) => Place::Unkept,
@@ -193,7 +194,7 @@ fn wait_in_thread(path: PathBuf) -> io::Result<Place> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let thread = thread::Builder::new().name("queue".to_owned()).stack_size(STACK_BYTES);
     let spawned = thread.spawn(move || {
-        let sent = sender.send(flock(&path, File::lock));
+        let sent = sender.send(join(&path, File::lock));
         if let Err(std::sync::mpsc::SendError(Ok(file))) = sent {
             remove_if_alone(&path, &file);
         }
@@ -203,34 +204,28 @@ fn wait_in_thread(path: PathBuf) -> io::Result<Place> {
     spawned.map(|_| Place::Queued(receiver, turn))
 }
 
-/// Flocks the file that has the queue's name, which is made if need be.
-fn flock(path: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
+/// Opens and locks the file that has the queue's name, which is made if need be. It is seen there by
+/// other processes.
+fn join(path: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
     for _ in 0..MAX_FILES {
-        let file = open_seen(path)?;
+        let Some(file) = open_existing(path)? else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match openat(CWD, path, flags, MODE) {
+                Ok(_) | Err(Errno::EXIST) => continue,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        fcntl_lock(&file, FlockOperation::NonBlockingLockShared)?;
         match lock(&file) {
             Ok(()) if leads_to(path, &file)? => return Ok(file),
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                // No process can take a place here, and none could remove it later.
-                remove_if_alone(path, &file);
+            Ok(()) => {}
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    // No process can take a place here, and none could remove it later.
+                    remove_if_alone(path, &file);
+                }
                 return Err(error);
             }
-            answer => answer?,
-        }
-    }
-    Err(io::ErrorKind::ResourceBusy.into())
-}
-
-/// Opens the queue file, which is made if need be, and is seen there by others.
-fn open_seen(path: &Path) -> io::Result<File> {
-    for _ in 0..MAX_FILES {
-        if let Some(file) = open_existing(path)? {
-            fcntl_lock(&file, FlockOperation::NonBlockingLockShared)?;
-            return Ok(file);
-        }
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match openat(CWD, path, flags, MODE) {
-            Ok(_) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
         }
     }
     Err(io::ErrorKind::ResourceBusy.into())
@@ -239,14 +234,10 @@ fn open_seen(path: &Path) -> io::Result<File> {
 /// Opens a queue file; `None` where there is none. An error where it is something else, which must
 /// not be removed.
 fn open_existing(path: &Path) -> io::Result<Option<File>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = match openat(CWD, path, flags, Mode::empty()) {
-        Ok(fd) => File::from(fd),
-        Err(Errno::NOENT | Errno::STALE) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let metadata = file.metadata()?;
-    if metadata.is_file() && metadata.len() == 0 { Ok(Some(file)) } else { Err(io::ErrorKind::InvalidData.into()) }
+    match open(path, OFlags::RDONLY)? {
+        Some(file) if file.metadata()?.len() > 0 => Err(io::ErrorKind::InvalidData.into()),
+        file => Ok(file),
+    }
 }
 
 /// Whether another process has a record lock on it.
