@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, linkat, lstat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, lstat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::backend::seam::Write;
@@ -34,16 +34,21 @@ type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
 /// or waits for the other end of a FIFO. The error for anything else is `InvalidData`.
 pub fn open(path: &Path, access: OFlags) -> io::Result<Option<File>> {
     let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let opened = openat(CWD, path, flags, Mode::empty());
-    let opened = opened.and_then(|fd| Ok((FileType::from_raw_mode(fstat(&fd)?.st_mode), fd)));
+    let opened = openat(CWD, path, flags, Mode::empty()).map_err(io::Error::from);
+    // statx, other than fstat, finds out that a file was removed on an NFS server.
+    let opened = opened.map(File::from).and_then(|file| Ok((file.metadata()?.file_type(), file)));
     let is_other = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why));
     match opened {
-        Ok((FileType::RegularFile, fd)) => Ok(Some(fd.into())),
-        Err(Errno::NOENT) => Ok(None),
-        Err(Errno::LOOP) => is_other("it is a symbolic link"),
-        Ok((FileType::Directory, _)) | Err(Errno::ISDIR) => is_other("it is a directory"),
-        Ok(_) | Err(Errno::NXIO) => is_other("it is not a regular file"),
-        Err(error) => Err(error.into()),
+        Ok((kind, file)) if kind.is_file() => Ok(Some(file)),
+        Ok((kind, _)) if kind.is_dir() => is_other("it is a directory"),
+        Ok(_) => is_other("it is not a regular file"),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) => Ok(None),
+            Some(Errno::LOOP) => is_other("it is a symbolic link"),
+            Some(Errno::ISDIR) => is_other("it is a directory"),
+            Some(Errno::NXIO) => is_other("it is not a regular file"),
+            _ => Err(error),
+        },
     }
 }
 
