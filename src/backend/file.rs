@@ -200,6 +200,8 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
     let failure = Failure::permanent(plain(error).to_string()).during_action(action);
     let shown = printable::path(path);
     match error.kind() {
+        // There is something else than a regular file.
+        ErrorKind::InvalidData => not_a_lock(&error.to_string()),
         ErrorKind::NotFound => {
             failure.with_hint("create the directory with `serializer initialize`, or name another one with `SERIALIZER_DIR`")
         }
