@@ -7,6 +7,8 @@ use crate::holder::in_full;
 use crate::mutex::{self, Lost};
 use crate::verdict::{Held, Holding, Unknown};
 
+const NOT_ALONE: &str = ", so that it may not have run alone";
+
 /// Why a command failed. The message is complete.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -17,54 +19,52 @@ pub struct Error {
 }
 
 impl Error {
+    fn new(code: ExitCode, message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, code }
+    }
+
     /// A wrong command line or setting.
     pub fn usage(message: impl Into<String>, hint: Option<String>) -> Self {
-        Self { message: message.into(), hint, code: ExitCode::Usage }
+        Self { hint, ..Self::new(ExitCode::Usage, message) }
     }
 
     /// Something else that could not be done.
     pub fn failed(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, code: ExitCode::Failed }
+        Self::new(ExitCode::Failed, message)
     }
 
     /// A command that could not be run.
     pub fn command(message: impl Into<String>, code: ExitCode) -> Self {
-        Self { message: message.into(), hint: None, code }
+        Self::new(code, message)
     }
 
     /// The lock at `location` was not the command's any more when that ended.
     pub fn lost(location: &str) -> Self {
-        let message =
-            format!("`{location}` was not locked by the command any more when it ended, so that it may not have run alone");
-        Self { message, hint: None, code: ExitCode::Lost }
+        let message = format!("`{location}` was not locked by the command any more when it ended");
+        Self::new(ExitCode::Lost, message + NOT_ALONE)
     }
 
-    /// The lease of the lock at `location` was over when the command ended, and for this reason nobody knows who has had it since.
+    /// The lease of the lock at `location` had expired when the command ended, and its later holders are unknown.
     pub fn not_kept(location: &str, error: &mutex::Error) -> Self {
-        let message =
-            format!("the lease of `{location}` was over when the command ended, so that it may not have run alone: {error}");
-        Self { message, hint: None, code: ExitCode::Lost }
+        Self::new(ExitCode::Lost, format!("the lease of `{location}` was over when the command ended{NOT_ALONE}: {error}"))
     }
 
     /// `command` was ended because the lock at `location` was lost, for this reason.
     pub fn ended(location: &str, command: &str, why: &str) -> Self {
-        let message = format!("ended `{command}`, because its lock `{location}` was lost: {why}");
-        let hint =
-            "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer outages";
-        Self { message, hint: Some(hint.into()), code: ExitCode::Lost }
+        Self::new(ExitCode::Lost, format!("ended `{command}`, because its lock `{location}` was lost: {why}")).with_hint(
+            "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer outages",
+        )
     }
 
-    /// The lease of the lock at `location` was over, or nearly so, before it was kept.
+    /// The lease of the lock at `location` had expired, or nearly so, before it was kept.
     pub fn late(location: &str) -> Self {
-        let message = format!("cannot lock `{location}`: its lease was over before anybody kept it");
-        let hint = "a longer `SERIALIZER_LEASE_SECONDS` leaves more time";
-        Self { message, hint: Some(hint.into()), code: ExitCode::Lost }
+        Self::new(ExitCode::Lost, format!("cannot lock `{location}`: its lease was over before anybody kept it"))
+            .with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
     }
 
     /// `command` was not begun, because the lock at `location` was lost before that.
     pub fn lost_before(location: &str, command: &str) -> Self {
-        let message = format!("cannot run `{command}`: its lock `{location}` was lost before it began");
-        Self { message, hint: None, code: ExitCode::Lost }
+        Self::new(ExitCode::Lost, format!("cannot run `{command}`: its lock `{location}` was lost before it began"))
     }
 
     /// Says what the user can do about it.
@@ -80,56 +80,39 @@ impl Error {
 
     /// A mutex's answer to `verb` (lock, unlock) on `location`.
     pub fn mutex(verb: &str, location: &str, error: mutex::Error) -> Self {
+        use mutex::Error as E;
         let message = format!("cannot {verb} `{location}`");
         match error {
-            mutex::Error::Busy(attempts, holders) => Self {
-                message: format!(
-                    "{message}: gave up after {attempts} attempt{}, held by {}",
-                    if attempts == 1 { "" } else { "s" },
-                    in_full(&holders)
-                ),
-                hint: holders.iter().find_map(hint_for),
-                code: ExitCode::Busy,
-            },
-            mutex::Error::NotOurs(holders) => Self {
-                message: format!("{message}: held by {}", in_full(&holders)),
-                hint: holders
-                    .iter()
-                    .find_map(hint_for)
-                    .or_else(|| Some("the process that locked must unlock; `--force` takes the lock away from it".into())),
-                code: ExitCode::Refused,
-            },
-            error @ mutex::Error::HeldOtherwise(_) => Self {
-                message: format!("{message}: {error}"),
-                hint: Some("`serializer unlock` first".into()),
-                code: ExitCode::Failed,
-            },
-            error @ mutex::Error::NoClock => Self::usage(
-                format!("{message}: {error}"),
-                Some("`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine".into()),
-            ),
-            mutex::Error::Lost(how, holders) => Self {
-                message: match (how, holders.is_empty()) {
-                    (Lost::Broken, true) => format!("your lock on `{location}` was broken"),
-                    (Lost::Broken, false) => format!("your lock on `{location}` was broken; held now by {}", in_full(&holders)),
-                    (_, true) => format!("{message}, because the lock was lost: {how}"),
-                    (_, false) => format!("{message}, because the lock was lost: {how}; held now by {}", in_full(&holders)),
-                },
-                hint: Some(match verb {
-                    "lock" => {
-                        "what has run since it was locked the last time may not have run alone; it can be locked again".into()
-                    }
-                    _ => "what ran under it may not have run alone".into(),
-                }),
-                code: ExitCode::Lost,
-            },
-            mutex::Error::Backend(error) => error.into(),
-            error @ mutex::Error::NotLocked if location.contains("://") => Self::failed(format!("{message}: {error}")).with_hint(
+            E::Backend(error) => error.into(),
+            E::Busy(attempts, holders) => {
+                let s = if attempts == 1 { "" } else { "s" };
+                let why = format!("gave up after {attempts} attempt{s}, held by {}", in_full(&holders));
+                Self { hint: holders.iter().find_map(hint_for), ..Self::new(ExitCode::Busy, format!("{message}: {why}")) }
+            }
+            E::NotOurs(holders) => {
+                let hint = holders.iter().find_map(hint_for);
+                let hint =
+                    hint.unwrap_or_else(|| "the process that locked must unlock; `--force` takes the lock away from it".into());
+                Self::new(ExitCode::Refused, format!("{message}: held by {}", in_full(&holders))).with_hint(hint)
+            }
+            E::Lost(how, holders) => {
+                let lost = match how {
+                    Lost::Broken => format!("your lock on `{location}` was broken"),
+                    how => format!("{message}, because the lock was lost: {how}"),
+                };
+                let now = if holders.is_empty() { String::new() } else { format!("; held now by {}", in_full(&holders)) };
+                Self::new(ExitCode::Lost, lost + &now).with_hint(match verb {
+                    "lock" => "what has run since it was locked the last time may not have run alone; it can be locked again",
+                    _ => "what ran under it may not have run alone",
+                })
+            }
+            E::HeldOtherwise(_) => Self::failed(format!("{message}: {error}")).with_hint("`serializer unlock` first"),
+            E::NoClock => Self::new(ExitCode::Usage, format!("{message}: {error}"))
+                .with_hint("`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine"),
+            E::NotLocked if location.contains("://") => Self::failed(format!("{message}: {error}")).with_hint(
                 "a lock is released when its owner ends, by default the process that has started `lock`: `--owner-pid $$`",
             ),
-            error @ (mutex::Error::Absent | mutex::Error::NotLocked | mutex::Error::Entry(_)) => {
-                Self::failed(format!("{message}: {error}"))
-            }
+            E::Absent | E::NotLocked | E::Entry(_) => Self::failed(format!("{message}: {error}")),
         }
     }
 
@@ -167,25 +150,21 @@ impl From<backend::Error> for Error {
 }
 
 fn hint_for(holding: &Holding) -> Option<String> {
-    match holding.verdict {
-        Held::RunGoesOn { .. } => Some("`SERIALIZER_ORPHANS=ignore` does not wait for such processes".into()),
-        Held::Unknown(Unknown::OtherPidNamespace) => Some(
+    let lease = holding.entry.as_ref().and_then(|entry| entry.lease);
+    Some(match holding.verdict {
+        Held::RunGoesOn { .. } => "`SERIALIZER_ORPHANS=ignore` does not wait for such processes".to_owned(),
+        Held::Unknown(Unknown::OtherPidNamespace) => {
             "containers that share a PID namespace see each other's processes (`docker run --pid=host`, \
              `shareProcessNamespace: true`); when you are certain that it has ended, `serializer unlock --force`"
-                .into(),
-        ),
-        // Where there is no clock, only who watches for so long can tell.
-        Held::Leased(remaining)
-            if holding.entry.as_ref().and_then(|entry| entry.lease).is_some_and(|lease| lease.expires.is_none()) =>
-        {
-            Some(format!(
-                "whether it is still renewed is seen by whoever waits for longer, as with `--timeout {}s`",
-                remaining.as_secs() + 5
-            ))
+                .to_owned()
+        }
+        // Where there is no clock, only a process that watches for so long can tell.
+        Held::Leased(remaining) if lease.is_some_and(|lease| lease.expires.is_none()) => {
+            format!("whether it is still renewed is seen by waiting for longer, as with `--timeout {}s`", remaining.as_secs() + 5)
         }
         Held::Unknown(Unknown::OtherHost | Unknown::OtherBoot) => {
-            Some("when you are certain that it has ended, `serializer unlock --force`".into())
+            "when you are certain that it has ended, `serializer unlock --force`".to_owned()
         }
-        _ => None,
-    }
+        _ => return None,
+    })
 }

@@ -11,11 +11,11 @@ pub enum ExitCode {
     Usage,
     /// The lock was held until all attempts were used up (`EX_TEMPFAIL` of sysexits.h).
     Busy,
-    /// The same, with the code that the user chose for it.
+    /// The same, with a code that the user chose.
     Conflict(u8),
     /// The lock was lost while the command ran, which was therefore not alone (`EX_PROTOCOL`).
     Lost,
-    /// Somebody else holds the lock, so it was not released.
+    /// Another process holds the lock, so it was not released.
     Refused,
     /// The command was found, but cannot be run.
     CannotRun,

@@ -75,14 +75,14 @@ pub fn in_short(holders: &[Holding]) -> String {
 
 fn with_reasons(holders: &[Holding], format: impl Fn(&Holder) -> String) -> String {
     let Some((first, others)) = holders.split_first() else { return "one process after another".to_owned() };
-    let mut text = format(&Holder::new(first));
-    match &first.verdict {
-        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => {}
-        held => text = format!("{text}; {held}"),
-    }
-    match others.len() {
-        0 => text,
-        1 => text + ", and 1 other",
-        others => format!("{text}, and {others} others"),
-    }
+    let why = match &first.verdict {
+        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => String::new(),
+        held => format!("; {held}"),
+    };
+    let others = match others.len() {
+        0 => String::new(),
+        1 => ", and 1 other".to_owned(),
+        others => format!(", and {others} others"),
+    };
+    format(&Holder::new(first)) + &why + &others
 }

@@ -30,17 +30,3 @@ fn zone() -> TimeZone {
     });
     named.unwrap_or_else(TimeZone::system)
 }
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::short;
-
-    #[test]
-    fn a_duration_is_short() {
-        assert_eq!(short(Duration::from_millis(130_999)), "2m10s");
-        assert_eq!(short(Duration::ZERO), "0s");
-        assert_eq!(short(Duration::from_secs(90_000)), "25h");
-    }
-}

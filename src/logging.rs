@@ -26,37 +26,33 @@ struct Lines {
 
 /// Starts reporting, as flags and environment say.
 pub fn start(args: &LogArgs) {
-    let level = args.log_level.clone().or_else(|| variable("LOG_LEVEL"));
+    let level = parse_level(&args.log_level.clone().or_else(|| variable("LOG_LEVEL")).unwrap_or_default());
     let lines = Lines {
         json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
         timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
         levels: args.log_levels || is_on("LOG_LEVELS"),
         name: if variable("MELTANO_PROJECT_ROOT").is_some() { "" } else { "serializer: " },
     };
-    let level = parse_level(level.as_deref());
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        // It would report that stderr does not work on stderr, and die of it; the lock matters more.
+        // If stderr does not work, reporting that there would panic; the lock matters more.
         .log_internal_errors(false)
         .event_format(lines)
         .finish()
-        // What libraries report is for those who work on them, and may hold what nobody is to read.
+        // The reports of libraries are for their developers, and may hold secrets.
         .with(filter_fn(|metadata| metadata.target().starts_with(env!("CARGO_CRATE_NAME"))).with_max_level_hint(level));
-    // Fails only when somebody has started it before; then that one reports.
+    // Fails only if it was started before; then that one reports.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
 /// Reports why a command failed, as the last line on stderr.
 pub fn report(error: &Error) {
     let message = error.to_string();
-    if !error.is_failure() {
-        // Somebody who has it count as a success, in cron for example, must be able not to hear of it.
-        tracing::info!("{message}");
-        return;
-    }
     match error.hint() {
+        // A user that has it count as a success, in cron for example, must be able not to hear of it.
+        _ if !error.is_failure() => tracing::info!("{message}"),
         None => tracing::error!("{message}"),
         // Programs and logs show the last line only, so that it must hold everything.
         Some(hint) if !std::io::stderr().is_terminal() => tracing::error!("{message} (hint: {hint})"),
@@ -73,13 +69,13 @@ fn is_on(name: &str) -> bool {
     variable(name).is_some_and(|value| ["1", "true", "t", "yes", "y", "on"].contains(&value.to_ascii_lowercase().as_str()))
 }
 
-/// LOG_LEVEL is not ours alone, so a level that we do not know is no error.
-fn parse_level(level: Option<&str>) -> LevelFilter {
-    match level.map(str::to_ascii_lowercase).as_deref() {
-        Some("trace" | "notset") => LevelFilter::TRACE,
-        Some("debug") => LevelFilter::DEBUG,
-        Some("warning" | "warn") => LevelFilter::WARN,
-        Some("error" | "critical" | "fatal") => LevelFilter::ERROR,
+/// `LOG_LEVEL` is not ours alone, so an unknown level is not an error.
+fn parse_level(level: &str) -> LevelFilter {
+    match level.to_ascii_lowercase().as_str() {
+        "trace" | "notset" => LevelFilter::TRACE,
+        "debug" => LevelFilter::DEBUG,
+        "warning" | "warn" => LevelFilter::WARN,
+        "error" | "critical" | "fatal" => LevelFilter::ERROR,
         _ => LevelFilter::INFO,
     }
 }
@@ -103,13 +99,8 @@ where
             let line = serde_json::json!({ "timestamp": Timestamp::now().to_string(), "level": level, "event": message });
             return writeln!(out, "{line}");
         }
-        if self.timestamps {
-            write!(out, "{} ", local_time(Timestamp::now()))?;
-        }
-        if self.levels || level == "warning" {
-            writeln!(out, "{}{level}: {message}", self.name)
-        } else {
-            writeln!(out, "{}{message}", self.name)
-        }
+        let time = if self.timestamps { format!("{} ", local_time(Timestamp::now())) } else { String::new() };
+        let level = if self.levels || level == "warning" { format!("{level}: ") } else { String::new() };
+        writeln!(out, "{time}{}{level}{message}", self.name)
     }
 }

@@ -1,11 +1,6 @@
 //! A panic of this program or of a library writes one line to stderr, and ends with a defined exit
-//! code.
-//!
-//! The hook does all of it and does not return: release builds abort after it. The panic's message
-//! may contain a secret (an address with its password), so only its location is shown.
-//!
-//! While a lease is kept, a panic counts as its loss: a command must not continue under a lease
-//! that is not renewed.
+//! code. Its message may contain a secret, so only its location is shown. While a lease is kept, a
+//! panic counts as its loss: a command must not continue under a lease that is not renewed.
 
 use std::io::Write;
 use std::panic::{Location, PanicHookInfo};
@@ -52,12 +47,18 @@ pub fn end_the_process() {
     std::panic::set_hook(Box::new(move |panic| end(panic, main)));
 }
 
+/// Does not return: release builds abort after the hook.
 fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
-    let what = match panic.location() {
-        Some(location) => format!("internal error at `{}`", place(location)),
-        None => "internal error".to_owned(),
-    };
-    report(&what);
+    let what = panic.location().map_or_else(String::new, |location| format!(" at `{}`", place(location)));
+    let what = format!("internal error{what}");
+    if tracing::dispatcher::has_been_set() {
+        let hint = "check the variables and files that set up the store's client (endpoints, proxies, certificates); if they are \
+                    right, please report this line";
+        logging::report(&Error::failed(&*what).with_hint(hint));
+    } else {
+        // If this write fails, there is no other place to report it.
+        let _ = writeln!(std::io::stderr(), "serializer: {what}");
+    }
     let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).clone();
     match kept {
         Some(kept) if thread::current().id() != main => {
@@ -72,17 +73,6 @@ fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
             process::exit(ExitCode::Lost.number().into())
         }
         None => process::exit(ExitCode::Failed.number().into()),
-    }
-}
-
-fn report(what: &str) {
-    if tracing::dispatcher::has_been_set() {
-        let hint = "check the variables and files that set up the store's client (endpoints, proxies, certificates); if they are \
-                    right, please report this line";
-        logging::report(&Error::failed(what).with_hint(hint));
-    } else {
-        // If this write fails, there is no other place to report it.
-        let _ = writeln!(std::io::stderr(), "serializer: {what}");
     }
 }
 

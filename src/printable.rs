@@ -1,4 +1,4 @@
-//! What others wrote (file contents, command lines, paths), made safe to print: one line, bounded, without control
+//! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded, without control
 //! characters and, for command lines, without secrets.
 
 use std::path::Path;
@@ -25,51 +25,43 @@ pub fn is_safe(c: char) -> bool {
 }
 
 /// A process's arguments as one line for people: the interpreter and the program's directory are left out, and so are
-/// passwords in options, assignments and URLs.
+/// passwords in options, assignments and URLs. Where a password may end is not known, so that rather too much is hidden.
 pub fn command_line(arguments: &[String]) -> String {
     let Some((program, rest)) = program(arguments) else { return String::new() };
     let mut shown = vec![program.to_owned()];
-    let mut hide_next = false;
-    let mut is_user_next = false;
-    let mut takes_passwords = PASSWORD_TAKERS.contains(&program);
+    let mut is_secret = false;
+    let mut before = "";
     for argument in rest {
-        // What follows an option is hidden whole; a script in an argument is looked at word by word.
-        if std::mem::take(&mut hide_next) {
+        if std::mem::take(&mut is_secret) {
             shown.push(HIDDEN.to_owned());
             continue;
         }
-        // A value may hold spaces, so it is hidden up to the argument's end.
-        if let Some((name, _)) = argument.split_once('=')
-            && !name.contains(char::is_whitespace)
-            && names_a_secret(name)
-            && !name.contains("://")
-        {
-            shown.push(format!("{name}={HIDDEN}"));
-            continue;
-        }
-        for word in argument.split_whitespace() {
-            if has_a_secret_behind_it(word) {
-                shown.push(HIDDEN.to_owned());
+        let (argument, is_cut) = up_to_a_secret(argument);
+        // An argument may be a script.
+        let mut words = argument.split_whitespace().peekable();
+        while let Some(word) = words.next() {
+            shown.push(match word.split_once(':') {
+                _ if word.starts_with("-p") && word.len() > 2 => format!("-p{HIDDEN}"),
+                Some((user, _)) if ["-u", "-U", "--user", "--proxy-user"].contains(&before) => format!("{user}:{HIDDEN}"),
+                _ => without_login(word),
+            });
+            before = word;
+            // Our own option shows what is not a secret.
+            let takes_secret = word.starts_with('-') && names_a_secret(word) && word != "--print-token";
+            if word == "-p" || takes_secret && !word.contains('=') {
+                is_secret = words.peek().is_none();
+                shown.extend(words.peek().map(|_| HIDDEN.to_owned()));
                 break;
             }
-            takes_passwords |= PASSWORD_TAKERS.contains(&base_name(word));
-            shown.push(match word.split_once(':') {
-                _ if hide_next => HIDDEN.to_owned(),
-                _ if takes_passwords && word.starts_with("-p") && word.len() > 2 => format!("-p{HIDDEN}"),
-                Some((user, _)) if is_user_next => format!("{user}:{HIDDEN}"),
-                _ => without_secret(word),
-            });
-            hide_next = word.starts_with('-') && !word.contains('=') && names_a_secret(word);
-            hide_next |= word == "-p" && shown.iter().any(|word| word == "sshpass");
-            is_user_next = ["-u", "-U", "--user", "--proxy-user"].contains(&word);
+        }
+        if is_cut && let Some(last) = shown.last_mut() {
+            last.push_str(HIDDEN);
         }
     }
     let line = shown.join(" ");
-    if line.chars().count() <= MAX_FIELD {
-        field(&line)
-    } else {
-        field(&line).chars().take(MAX_FIELD - 1).chain(['…']).collect()
-    }
+    let is_whole = line.chars().count() <= MAX_FIELD;
+    let line = field(&line);
+    if is_whole { line } else { line.chars().take(MAX_FIELD - 1).chain(['…']).collect() }
 }
 
 /// The name of the program that a process runs, and the program's arguments. A Python script or module is known by its own
@@ -115,62 +107,35 @@ pub fn base_name(program: &str) -> &str {
     program.rsplit('/').next().unwrap_or(program)
 }
 
-/// Programs whose option `-p` has a password behind it, without a space.
-const PASSWORD_TAKERS: [&str; 6] = ["mysql", "mysqldump", "mysqladmin", "mariadb", "mariadb-dump", "sshpass"];
-
 fn names_a_secret(word: &str) -> bool {
-    // Our own, of what is no secret.
-    if word.trim_end_matches(';') == "--print-token" {
-        return false;
-    }
-    let word = word.to_ascii_lowercase().replace(['-', '_'], "");
-    let parts = [
-        "pass",
-        "pwd",
-        "secret",
-        "token",
-        "apikey",
-        "accesskey",
-        "accountkey",
-        "privatekey",
-        "signature",
-        "credential",
-        "auth",
-        "bearer",
-    ];
-    // Of Azure's shared access signatures, by which a URL may begin.
-    word == "sig" || word.ends_with("?sig") || parts.iter().any(|name| word.contains(name))
+    let word = word.to_ascii_lowercase();
+    let parts = ["pass", "pwd", "secret", "token", "key", "signature", "credential", "auth", "bearer"];
+    // `sig` is that of Azure's shared access signatures.
+    word == "sig" || parts.iter().any(|name| word.contains(name))
 }
 
-/// `Authorization: Bearer x`, `{"password": "x"}`, `password='x y'`: where the value ends is not known.
-fn has_a_secret_behind_it(word: &str) -> bool {
-    let name = word.split_once("='").or(word.split_once("=\"")).map(|(name, _)| name);
-    let name = name.or_else(|| word.split_once(':').filter(|(_, rest)| !rest.starts_with("//")).map(|(name, _)| name));
-    name.is_some_and(names_a_secret)
+/// An argument up to a secret in it, and whether there is one: `--password=x`, `Authorization: Bearer x`,
+/// `{"password": "x"}`, `postgres://host?password=x`, in a script as well.
+fn up_to_a_secret(argument: &str) -> (&str, bool) {
+    let is_end_of_name = |at: usize| {
+        let before = argument[..at].trim_end_matches(['"', '\'']);
+        let name = before.rsplit(|c: char| c.is_whitespace() || "?&;,{(\"':=".contains(c)).next();
+        name.is_some_and(names_a_secret) && !argument[at..].starts_with("://")
+    };
+    let found = argument.match_indices(['=', ':']).find(|(at, _)| is_end_of_name(*at));
+    found.map_or((argument, false), |(at, _)| (&argument[..=at], true))
 }
 
-fn without_secret(word: &str) -> String {
-    // Each setting of a URL's query, or of a list, for itself.
-    let pieces = word.split_inclusive(['?', '&', ';', ',']).map(|piece| match piece.split_once('=') {
-        Some((name, value)) if names_a_secret(name) => {
-            let separator = value.strip_suffix(['?', '&', ';', ',']).map_or("", |value_only| &value[value_only.len()..]);
-            format!("{name}={HIDDEN}{separator}")
-        }
-        _ => piece.to_owned(),
-    });
-    let word: String = pieces.collect();
-    // A password may hold `/`, `:` and `@` although it should not: it ends at the last `@`.
-    if let Some((scheme, rest)) = word.split_once("://")
-        && let Some((user, host)) = rest.rsplit_once('@')
-    {
-        return match user.split_once(':') {
-            Some((name, _)) => format!("{scheme}://{name}:{HIDDEN}@{host}"),
-            // Tokens for git and package indexes stand where the user does.
-            None if scheme.ends_with("http") || scheme.ends_with("https") => format!("{scheme}://{HIDDEN}@{host}"),
-            None => word,
-        };
+/// A word without the password in a URL, which may hold `/`, `:` and `@` although it should not: it ends at the last `@`.
+fn without_login(word: &str) -> String {
+    let Some((scheme, rest)) = word.split_once("://") else { return word.to_owned() };
+    let Some((user, host)) = rest.rsplit_once('@') else { return word.to_owned() };
+    match user.split_once(':') {
+        Some((name, _)) => format!("{scheme}://{name}:{HIDDEN}@{host}"),
+        // Tokens for git and package indexes stand where the user does.
+        None if scheme.ends_with("http") || scheme.ends_with("https") => format!("{scheme}://{HIDDEN}@{host}"),
+        None => word.to_owned(),
     }
-    word
 }
 
 #[cfg(test)]
@@ -178,7 +143,9 @@ mod tests {
     use super::{command_line, field};
 
     fn shown(line: &str) -> String {
-        command_line(&line.split(' ').map(str::to_owned).collect::<Vec<_>>())
+        // A script is one argument.
+        let (line, script) = line.split_once(" | ").map_or((line, None), |(line, script)| (line, Some(script)));
+        command_line(&line.split(' ').chain(script).map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]
@@ -198,33 +165,33 @@ mod tests {
 
     #[test]
     fn secrets_on_a_command_line_are_not_shown() {
-        assert_eq!(shown("psql postgres://me:hunter2@db/x?a=b"), "psql postgres://me:***@db/x?a=b");
-        assert_eq!(shown("x --password hunter2 --y"), "x --password *** --y");
-        assert_eq!(shown("x --api-key=hunter2"), "x --api-key=***");
-        assert_eq!(command_line(&["sh".into(), "-c".into(), "PGPASSWORD=hunter2 psql".into()]), "sh -c PGPASSWORD=***");
-        assert_eq!(
-            command_line(&["sh".into(), "-c".into(), "cd x; PGPASSWORD=hunter2 psql".into()]),
-            "sh -c cd x; PGPASSWORD=*** psql"
-        );
-        let header = ["curl", "-H", "Authorization: Bearer hunter2", "x"].map(str::to_owned);
-        assert_eq!(command_line(&header), "curl -H *** x");
-        let script = ["sh", "-c", "cd x; password='a hunter2' y"].map(str::to_owned);
-        assert_eq!(command_line(&script), "sh -c cd x; ***");
-        assert_eq!(shown("curl -u me:hunter2 x"), "curl -u me:*** x");
-        assert_eq!(shown("curl --user me x:y"), "curl --user me x:y");
-        assert_eq!(shown("mysql -u me -phunter2 -p"), "mysql -u me -p*** -p");
-        assert_eq!(
-            command_line(&["sh".into(), "-c".into(), "cd x; mysqldump -phunter2 db".into()]),
-            "sh -c cd x; mysqldump -p*** db"
-        );
-        assert_eq!(shown("sshpass -p hunter2 ssh -p 22 x"), "sshpass -p *** ssh -p *** x");
-        assert_eq!(shown("mkdir -pv x"), "mkdir -pv x");
-        assert_eq!(shown("meltano run tap-auth0 target-x"), "meltano run tap-auth0 target-x");
-        assert_eq!(shown("git clone https://hunter2@host/x"), "git clone https://***@host/x");
-        assert_eq!(shown("psql postgres://me@db/x"), "psql postgres://me@db/x");
-        assert_eq!(shown("psql postgres://me:hunter2/x@db/x"), "psql postgres://me:***@db/x");
-        assert_eq!(shown("psql postgres://db/x?user=me&password=hunter2&y=1"), "psql postgres://db/x?user=me&password=***&y=1");
-        assert_eq!(command_line(&["x".into(), "--password".into(), "hunter2 hunter2".into(), "y".into()]), "x --password *** y");
+        for (line, expected) in [
+            ("psql postgres://me:hunter2@db/x?a=b", "psql postgres://me:***@db/x?a=b"),
+            ("psql postgres://me:hunter2/x@db/x", "psql postgres://me:***@db/x"),
+            ("psql postgres://me:hunter2@db/x?password=hunter2", "psql postgres://me:***@db/x?password=***"),
+            ("psql postgres://db/x?user=me&password=hunter2&y=1", "psql postgres://db/x?user=me&password=***"),
+            ("x https://a.blob/x?sv=1&sig=hunter2", "x https://a.blob/x?sv=1&sig=***"),
+            ("psql postgres://me@db/x", "psql postgres://me@db/x"),
+            ("git clone https://hunter2@host/x", "git clone https://***@host/x"),
+            ("x --password hunter2 --y", "x --password *** --y"),
+            ("x --api-key=hunter2 y", "x --api-key=*** y"),
+            ("x --password | hunter2 hunter2", "x --password ***"),
+            ("sh -c | PGPASSWORD=hunter2 psql", "sh -c PGPASSWORD=***"),
+            ("sh -c | cd x; PGPASSWORD=hunter2 psql", "sh -c cd x; PGPASSWORD=***"),
+            ("sh -c | cd x; password='a hunter2' y", "sh -c cd x; password=***"),
+            ("sh -c | cd x; y --password 'a hunter2'", "sh -c cd x; y --password ***"),
+            ("sh -c | cd x; mysqldump -phunter2 db", "sh -c cd x; mysqldump -p*** db"),
+            ("curl -H | Authorization: Bearer hunter2", "curl -H Authorization:***"),
+            ("curl -d | {\"password\": \"hunter2\"}", "curl -d {\"password\":***"),
+            ("curl -u me:hunter2 x", "curl -u me:*** x"),
+            ("curl --user me x:y", "curl --user me x:y"),
+            ("mysql -u me -phunter2 -p", "mysql -u me -p*** -p"),
+            ("sshpass -p hunter2 ssh x", "sshpass -p *** ssh x"),
+            ("meltano run tap-auth0 target-x", "meltano run tap-auth0 target-x"),
+            ("serializer lock --print-token -n", "serializer lock --print-token -n"),
+        ] {
+            assert_eq!(shown(line), expected);
+        }
     }
 
     #[test]

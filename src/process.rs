@@ -1,11 +1,13 @@
-//! Looking at one process, cheaply and without being fooled: the mechanism under [`crate::verdict`].
+//! Looking at processes, cheaply and without being fooled: the mechanism under [`crate::verdict`].
 //!
-//! A pidfd is asked first (2 µs, not fooled by zombies and thread ids, not hidden by `hidepid`); `/proc` where it cannot answer.
+//! A pidfd is asked first (2 µs, not fooled by zombies and thread ids, not hidden by `hidepid`);
+//! `/proc` where it cannot answer.
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::ErrorKind;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
@@ -15,7 +17,6 @@ use rustix::fs::{FsWord, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
 use rustix::time::{ClockId, clock_gettime};
-use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
 use crate::owner::Instance;
 use crate::printable;
@@ -61,7 +62,7 @@ impl Process {
 
     /// The same process.
     pub fn try_clone(&self) -> Option<Self> {
-        Some(Self { pid: self.pid, pidfd: Some(self.pidfd.as_ref()?.try_clone().ok()?), instance: self.instance })
+        Some(Self { pidfd: Some(self.pidfd.as_ref()?.try_clone().ok()?), ..*self })
     }
 
     /// Whether it has ended since it was observed; an unclear answer counts as not ended.
@@ -78,24 +79,20 @@ fn is_readable(pidfd: &OwnedFd) -> bool {
 
 /// Looks at `pid` as this PID namespace knows it.
 pub fn observe(pid: Pid) -> Observation {
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) if is_readable(&pidfd) => Observation::Ended,
-        Ok(pidfd) => {
-            let instance = Instance { start: start_time(pid), pidfd: inode(&pidfd) };
-            // The PID may have been reused between the two looks: then the start time is another process's.
-            if is_readable(&pidfd) {
-                return Observation::Ended;
-            }
-            Observation::Running(Process { pid, pidfd: Some(pidfd), instance })
-        }
-        Err(Errno::SRCH) => Observation::Gone,
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) if is_readable(&pidfd) => return Observation::Ended,
+        Ok(pidfd) => Some(pidfd),
+        Err(Errno::SRCH) => return Observation::Gone,
         // EINVAL or, since Linux 6.16, ENOENT: alive, but not the leader of a thread group.
-        Err(_) if is_thread(pid) => Observation::Thread,
+        Err(_) if is_thread(pid) => return Observation::Thread,
         // Without pidfds (ENOSYS, or EPERM of a seccomp filter) a zombie cannot be told from a process whose main
         // thread has ended, so only absence counts.
-        Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => Observation::Gone,
-        Err(_) => Observation::Running(Process { pid, pidfd: None, instance: Instance { start: start_time(pid), pidfd: None } }),
-    }
+        Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => return Observation::Gone,
+        Err(_) => None,
+    };
+    let process = Process { pid, instance: Instance { start: start_time(pid), pidfd: pidfd.as_ref().and_then(inode) }, pidfd };
+    // The PID may have been reused between the two looks: then the start time is another process's.
+    if process.has_ended() { Observation::Ended } else { Observation::Running(process) }
 }
 
 /// Whether certainly this process of that PID runs.
@@ -107,6 +104,12 @@ fn inode(pidfd: &OwnedFd) -> Option<u64> {
     (fstatfs(pidfd).ok()?.f_type == PIDFS_MAGIC).then(|| fstat(pidfd).ok().map(|stat| stat.st_ino))?
 }
 
+/// The PIDs in `/proc`, in whatever PID namespace they count.
+fn listed() -> io::Result<Vec<Pid>> {
+    let pid = |entry: fs::DirEntry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?);
+    fs::read_dir("/proc")?.filter_map(|entry| entry.map(pid).transpose()).collect()
+}
+
 /// What `/proc` says about a PID. Nothing where it is mounted for another PID namespace (`unshare --pid` alone), in which
 /// the number is another process's.
 fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
@@ -115,81 +118,22 @@ fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
     COUNTS_AS_WE_DO.then(|| fs::read(format!("/proc/{pid}/{name}")).ok())?
 }
 
-/// The signals that were sent to a process and not yet taken by it, as a bit set; `None` where `/proc` does not tell.
-pub fn pending_signals(pid: Pid) -> Option<u64> {
+fn status_field(pid: Pid, name: &str) -> Option<String> {
     let status = read_proc(pid, "status")?;
     let status = String::from_utf8_lossy(&status);
-    let bits = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"))?;
-    u64::from_str_radix(bits.trim(), 16).ok()
+    status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
+}
+
+/// The signals that were sent to a process and not yet taken by it, as a bit set.
+pub fn pending_signals(pid: Pid) -> Option<u64> {
+    u64::from_str_radix(&status_field(pid, "ShdPnd:")?, 16).ok()
 }
 
 fn is_thread(pid: Pid) -> bool {
-    let Some(status) = read_proc(pid, "status") else { return false };
-    let status = String::from_utf8_lossy(&status);
-    let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
-    group.is_some_and(|group| group.trim() != pid.to_string())
+    status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string())
 }
 
-/// Start time in clock ticks since boot: field 22 of `/proc/PID/stat`, see proc(5).
-fn start_time(pid: Pid) -> Option<u64> {
-    stat_field(pid, 22)
-}
-
-/// The short name of a process (`comm`).
-pub fn name(pid: Pid) -> Option<Vec<u8>> {
-    read_proc(pid, "comm")
-}
-
-/// Whether `pid` is this process, its parent, or the parent of that, and so on.
-pub fn is_ancestor(pid: Pid) -> bool {
-    has_ancestor(getpid(), pid)
-}
-
-/// Whether `wanted` is `pid`, its parent, or the parent of that, and so on.
-pub fn has_ancestor(pid: Pid, wanted: Pid) -> bool {
-    has_ancestor_among(pid, &HashSet::from([wanted]))
-}
-
-/// Whether it is one of these, or has come from one of them.
-pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
-    // More generations than there are in practice; processes may come and go while one looks.
-    std::iter::successors(Some(pid), |child| parent(*child)).take(64).any(|ancestor| wanted.contains(&ancestor))
-}
-
-/// All that `pid` has started or adopted, and what those have, and so on, as far as `/proc` tells. Reads all of it.
-pub fn descendants_of(pid: Pid) -> Vec<Pid> {
-    descendants_of_all(&[pid])
-}
-
-/// The same for all of these, of which some may have started others.
-pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
-    let listed = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let listed = listed.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
-    let mut all: Vec<(Pid, Option<Pid>)> = listed.map(|pid| (pid, parent(pid))).collect();
-    let mut found = pids.to_vec();
-    let mut seen = 0;
-    // Each round finds the children of one; nobody is found twice.
-    while let Some(ancestor) = found.get(seen).copied() {
-        seen += 1;
-        found.extend(all.extract_if(.., |(_, parent)| *parent == Some(ancestor)).map(|(pid, _)| pid));
-    }
-    found.split_off(pids.len())
-}
-
-/// What this process's main thread has started or adopted; `None` where `/proc` does not tell (`CONFIG_PROC_CHILDREN`), or tells numbers
-/// of another PID namespace, by which others would be signalled.
-pub fn children() -> Option<Vec<Pid>> {
-    let pid = getpid();
-    let children = read_proc(pid, &format!("task/{pid}/children"))?;
-    let children = String::from_utf8_lossy(&children);
-    Some(children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect())
-}
-
-/// The parent of a process: field 4.
-pub fn parent(pid: Pid) -> Option<Pid> {
-    stat_field(pid, 4).and_then(Pid::from_raw)
-}
-
+/// A field of `/proc/PID/stat`, see proc(5).
 fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     let stat = read_proc(pid, "stat")?;
     let stat = String::from_utf8_lossy(&stat);
@@ -197,19 +141,19 @@ fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
-/// Milliseconds since this machine has booted, sleep included; nobody sets this clock.
-pub fn since_boot() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+/// Start time in clock ticks since boot.
+fn start_time(pid: Pid) -> Option<u64> {
+    stat_field(pid, 22)
 }
 
-/// When a process with that start time started, by the wall clock. Wrong by as much as the clock was set since.
-pub fn wall_clock(start: u64) -> Option<SystemTime> {
-    let ticks = rustix::param::clock_ticks_per_second();
-    let since_boot = Duration::from_millis(start.checked_mul(1000)? / ticks);
-    let uptime = clock_gettime(ClockId::Boottime);
-    let uptime = Duration::new(u64::try_from(uptime.tv_sec).ok()?, u32::try_from(uptime.tv_nsec).ok()?);
-    SystemTime::now().checked_sub(uptime.checked_sub(since_boot)?)
+/// The parent of a process.
+pub fn parent(pid: Pid) -> Option<Pid> {
+    stat_field(pid, 4).and_then(Pid::from_raw)
+}
+
+/// The short name of a process (`comm`).
+pub fn name(pid: Pid) -> Option<Vec<u8>> {
+    Some(read_proc(pid, "comm")?.trim_ascii_end().to_vec())
 }
 
 /// The arguments of a process, or an empty list where they cannot be read.
@@ -221,55 +165,84 @@ fn split_arguments(cmdline: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(cmdline).split_terminator('\0').map(str::to_owned).collect()
 }
 
-/// Whether a process runs, or may run, the Python script `script`, such as `/venv/bin/python /venv/bin/serializer lock`.
-///
-/// Reads every process's name, without more (5 µs each): a hand-off waits for the answer. The arguments of others are not
-/// read, because that waits for a process that hangs in its memory's lock.
-///
-/// # Errors
-/// When the processes cannot be listed.
-pub fn any_runs_python_script(script: &str) -> std::io::Result<bool> {
-    // Whoever is gone does not run it; of whom nothing can be read, it is not known.
-    let is_gone =
-        |error: std::io::Error| error.kind() == ErrorKind::NotFound || Errno::from_io_error(&error) == Some(Errno::SRCH);
-    // Not through `read_proc`: in whatever namespace these numbers count, they are looked up where they were listed.
-    let may_run_it = |pid: Pid| {
-        let name = match fs::read(format!("/proc/{pid}/comm")) {
-            Ok(name) => name,
-            Err(error) => return !is_gone(error),
-        };
-        // The kernel calls an interpreted script by its own name, unless it was given to the interpreter.
-        if name.trim_ascii_end() != script.as_bytes() && !name.starts_with(b"python") {
-            return false;
-        }
-        let arguments = match fs::read(format!("/proc/{pid}/cmdline")) {
-            Ok(cmdline) => split_arguments(&cmdline),
-            Err(error) => return !is_gone(error),
-        };
-        let is_python = arguments.first().is_some_and(|program| printable::base_name(program).starts_with("python"));
-        is_python && arguments.iter().skip(1).any(|argument| printable::base_name(argument) == script)
-    };
-    for entry in fs::read_dir("/proc")? {
-        let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        if pid.is_some_and(may_run_it) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+/// Whether `pid` is this process, its parent, or the parent of that, and so on.
+pub fn is_ancestor(pid: Pid) -> bool {
+    has_ancestor_among(getpid(), &HashSet::from([pid]))
 }
 
-/// Finds the process whose pidfd has that inode number, under whatever number it is known here. `None` only if it is certain
-/// that there is none: all processes of the machine are seen from here.
-///
-/// Opens a pidfd for every process (some microseconds each).
-///
-/// # Errors
-/// When it is not found, and may exist all the same.
+/// Whether it is one of these, or has come from one of them.
+pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
+    // More generations than there are in practice; processes may come and go while one looks.
+    std::iter::successors(Some(pid), |child| parent(*child)).take(64).any(|ancestor| wanted.contains(&ancestor))
+}
+
+/// All that these have started or adopted, and what those have, and so on, as far as `/proc` tells. Reads all of it.
+pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
+    let mut all: Vec<_> = listed().unwrap_or_default().into_iter().map(|pid| (pid, parent(pid))).collect();
+    let mut found = pids.to_vec();
+    let mut seen = 0;
+    // Each round finds the children of one process, and no process is found twice.
+    while let Some(ancestor) = found.get(seen).copied() {
+        seen += 1;
+        found.extend(all.extract_if(.., |(_, parent)| *parent == Some(ancestor)).map(|(pid, _)| pid));
+    }
+    found.split_off(pids.len())
+}
+
+/// What this process's main thread has started or adopted; `None` where `/proc` does not tell (`CONFIG_PROC_CHILDREN`), or
+/// tells numbers of another PID namespace.
+pub fn children() -> Option<Vec<Pid>> {
+    let pid = getpid();
+    let children = read_proc(pid, &format!("task/{pid}/children"))?;
+    let children = String::from_utf8_lossy(&children);
+    Some(children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect())
+}
+
+/// Milliseconds since this machine has booted, sleep included; this clock cannot be set.
+pub fn since_boot() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+/// When a process with that start time started, by the wall clock. Wrong by as much as the clock was set since.
+pub fn wall_clock(start: u64) -> Option<SystemTime> {
+    let started = start.checked_mul(1000)? / rustix::param::clock_ticks_per_second();
+    SystemTime::now().checked_sub(Duration::from_millis(since_boot().checked_sub(started)?))
+}
+
+/// Whether a process runs, or may run, the Python script `script`, such as `/venv/bin/python /venv/bin/serializer lock`.
+/// Reads every process's name (5 µs each), and only a candidate's arguments: that waits for a process that hangs. Fails
+/// when the processes cannot be listed.
+pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
+    // A vanished process is not running the script; an unreadable one might be. Not through `read_proc`: in whatever
+    // namespace these numbers count, they are looked up where they were listed.
+    let read = |pid: Pid, name: &str| match fs::read(format!("/proc/{pid}/{name}")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(&error) == Some(Errno::SRCH) => {
+            Ok(Vec::new())
+        }
+        read => read,
+    };
+    let runs_it = |pid: Pid| -> io::Result<bool> {
+        let name = read(pid, "comm")?;
+        // The kernel calls an interpreted script by its own name, unless it was given to the interpreter.
+        if name.trim_ascii_end() != script.as_bytes() && !name.starts_with(b"python") {
+            return Ok(false);
+        }
+        let arguments = split_arguments(&read(pid, "cmdline")?);
+        let mut names = arguments.iter().map(|argument| printable::base_name(argument));
+        Ok(names.next().is_some_and(|program| program.starts_with("python")) && names.any(|name| name == script))
+    };
+    Ok(listed()?.into_iter().any(|pid| runs_it(pid).unwrap_or(true)))
+}
+
+/// Finds the process whose pidfd has that inode number, under whatever PID it has here, by opening a pidfd for every
+/// process (some microseconds each). `None` only if it is certain that there is none: all processes of the machine are
+/// seen from here. Fails when it may exist all the same.
 pub fn find_by_inode(wanted: u64) -> Result<Option<Process>, NoProcessTable> {
-    let mut sees_all = sees_all_processes();
-    for entry in fs::read_dir("/proc").map_err(|_| NoProcessTable)? {
-        let entry = entry.map_err(|_| NoProcessTable)?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else { continue };
+    // `/proc` is that of the first PID namespace, and hides no process (`hidepid`): PID 1 is root's, and would be hidden.
+    let is_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE);
+    let mut sees_all = is_first && read_proc(Pid::INIT, "stat").is_some();
+    for pid in listed().map_err(|_| NoProcessTable)? {
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => match inode(&pidfd) {
                 Some(found) if found == wanted && !is_readable(&pidfd) => {
@@ -283,13 +256,6 @@ pub fn find_by_inode(wanted: u64) -> Result<Option<Process>, NoProcessTable> {
         }
     }
     if sees_all { Ok(None) } else { Err(NoProcessTable) }
-}
-
-/// Whether `/proc` lists every process: it is that of the first PID namespace, and hides nobody (`hidepid`).
-fn sees_all_processes() -> bool {
-    let namespace = fs::metadata("/proc/self/ns/pid").map(|metadata| std::os::unix::fs::MetadataExt::ino(&metadata));
-    // PID 1 is root's, and would be the first to be hidden.
-    namespace.is_ok_and(|inode| inode == FIRST_PID_NAMESPACE) && read_proc(Pid::INIT, "stat").is_some()
 }
 
 /// The processes of this machine cannot be looked at.
@@ -308,47 +274,23 @@ pub struct Relative {
     pub process: Process,
 }
 
-/// Finds a process that does work and runs as `uid` with `variable=value` in its environment: neither one of
-/// our own ancestors nor another `serializer`. `None` when there is none.
-///
-/// Reads all of `/proc` (milliseconds), so ask only where a record names a run whose owner is dead.
-///
-/// # Errors
-/// When the process table cannot be read, or counts otherwise than this process does.
+/// Finds a process that runs as `uid` with `variable=value` in its environment, the oldest one, from which the others
+/// probably come. Neither an ancestor of this process nor another `serializer` counts: they would wait for each other.
+/// Reads all of `/proc` (milliseconds), so ask only where a record names a run whose owner is dead. Fails when the
+/// process table cannot be read, or counts otherwise than this process does.
 pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Option<Relative>, NoProcessTable> {
     read_proc(getpid(), "stat").ok_or(NoProcessTable)?;
-    let what = ProcessRefreshKind::nothing()
-        .with_environ(UpdateKind::Always)
-        .with_user(UpdateKind::Always)
-        .with_cmd(UpdateKind::Always)
-        .without_tasks();
-    let mut system = System::new().map_err(|_| NoProcessTable)?;
-    system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
-    let wanted = format!("{variable}={value}");
-    let ancestors = ancestors(&system);
-    let relative = |process: &sysinfo::Process| {
-        let pid = Pid::from_raw(i32::try_from(process.pid().as_u32()).ok()?)?;
-        // Neither what waits here, nor other waiters of that run: they would wait for each other.
-        let does_work = !ancestors.contains(&process.pid()) && process.name() != "serializer";
-        let is_related = does_work
-            && process.user_id().is_some_and(|user| **user == uid)
-            && process.environ().iter().any(|entry| entry.to_str() == Some(&wanted));
-        let Observation::Running(running) = is_related.then(|| observe(pid))? else { return None };
-        let arguments: Vec<String> = process.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        Some(Relative { pid, command: printable::command_line(&arguments), process: running })
+    let wanted = format!("{variable}={value}").into_bytes();
+    let relative = |pid: Pid| {
+        let has_it = |environment: Vec<u8>| environment.split(|byte| *byte == 0).any(|entry| entry == wanted);
+        let is_related = fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == uid)
+            && read_proc(pid, "environ").is_some_and(has_it)
+            && name(pid).is_some_and(|name| name != b"serializer")
+            && !is_ancestor(pid);
+        let Observation::Running(process) = is_related.then(|| observe(pid))? else { return None };
+        Some(Relative { pid, command: printable::command_line(&arguments(pid)), process })
     };
-    // The oldest one, which the others probably come from.
-    Ok(system.processes().values().filter_map(relative).min_by_key(|relative| relative.pid.as_raw_pid()))
-}
-
-/// This process, its parent and so on.
-fn ancestors(system: &System) -> Vec<sysinfo::Pid> {
-    let mut line = vec![sysinfo::Pid::from_u32(std::process::id())];
-    // Processes may come and go while the table is read, so a circle is not impossible.
-    while let Some(parent) = line.last().and_then(|last| system.process(*last)?.parent())
-        && !line.contains(&parent)
-    {
-        line.push(parent);
-    }
-    line
+    let mut pids = listed().map_err(|_| NoProcessTable)?;
+    pids.sort_by_key(|pid| pid.as_raw_pid());
+    Ok(pids.into_iter().find_map(relative))
 }

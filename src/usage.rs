@@ -15,7 +15,7 @@ pub fn answer(error: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     );
     if is_help {
-        // Whoever read it has read enough (`| head`).
+        // A reader that closes the pipe (`| head`) has read enough.
         let _ = error.print();
     } else {
         logging::start(&LogArgs::default());

@@ -7,21 +7,22 @@ mod slot;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::failure::{Cause, Failure};
+use super::file::publish::open;
 use super::plain;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
 use crate::printable;
 use crate::store::StoreSettings;
-pub(super) use names::{name_of, stored_name};
-use shared_file::{OPENING, SharedFile};
+pub(super) use names::{listed, name_of, stored_name};
+use shared_file::SharedFile;
 pub(super) use slot::MAGIC;
 
 /// How many files are read for a page.
@@ -38,20 +39,11 @@ pub struct Directory {
 
 impl Directory {
     /// The directory of an address. Touches nothing yet.
-    ///
-    /// # Errors
-    /// When the address cannot be used.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        match settings.url.place().split_once('?') {
-            None => {}
-            Some((_, "nfs=3")) => {
-                let failure = Failure::permanent("`nfs=3` is not an option any more");
-                return Err(failure.with_hint("leave it out, and run `serializer initialize` once"));
-            }
-            Some(_) => {
-                let failure = Failure::permanent("the address of a directory has no options");
-                return Err(failure.with_hint("where its name has a `?`, write `%3F`"));
-            }
+        if settings.url.place().contains('?') {
+            let failure = Failure::permanent("the address of a directory has no options");
+            let hint = "instead of `nfs=3`, run `serializer initialize` once; where its name has a `?`, write `%3F`";
+            return Err(failure.with_hint(hint));
         }
         let directory = settings.url.directory().unwrap_or_default();
         if !directory.is_absolute() {
@@ -78,22 +70,14 @@ impl Store for Directory {
 
     /// All registers whose files were begun, including those that cannot be read now.
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
-        let cannot = |error: io::Error| trouble(&self.directory, &error);
-        let listed = File::open(&self.directory).map_err(cannot)?;
-        scope::check(&self.directory, &listed)?;
-        let mut files = Vec::new();
-        for entry in fs::read_dir(&self.directory).map_err(cannot)? {
-            let entry = entry.map_err(cannot)?;
-            let name = name_of(kind, &entry.file_name()).filter(|name| after.is_none_or(|after| name.as_os_str() > after));
-            if let Some(name) = name.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) {
-                files.push((name, entry.file_name()));
-            }
-        }
-        files.sort();
+        let cannot = |error: io::Error| trouble(&self.directory, error);
+        scope::check(&self.directory, &File::open(&self.directory).map_err(cannot)?)?;
+        let mut files = listed(&self.directory, after, |file| name_of(kind, file)).map_err(cannot)?;
         let next = files.get(PAGE).map(|_| files[PAGE - 1].0.clone());
         files.truncate(PAGE);
         // Other programs keep files there, too, which must not even be locked.
-        files.retain(|(_, file)| is_begun(&self.directory.join(file)));
+        let opened = |file: &OsStr| open(&self.directory.join(file), OFlags::RDONLY).ok().flatten();
+        files.retain(|(_, file)| opened(file).is_some_and(|file| slot::is_begun(&file)));
         let state = |file: OsString| {
             // A flock on one register is not waited for here.
             let state = SharedFile::new(&self.directory, &file, Duration::ZERO).load();
@@ -127,11 +111,6 @@ impl Store for Directory {
     }
 }
 
-/// Whether a file looks like a register's.
-fn is_begun(path: &Path) -> bool {
-    openat(CWD, path, OFlags::RDONLY | OPENING, Mode::empty()).is_ok_and(|fd| slot::is_begun(&File::from(fd)))
-}
-
 fn missing(directory: &Path) -> Failure {
     let hint = "mount it, or make it on the file system that the hosts share; this program does not, because each host would make its own";
     Failure::permanent(format!("there is no directory `{}`", printable::path(directory)))
@@ -141,30 +120,20 @@ fn missing(directory: &Path) -> Failure {
 /// A further hint for one machine: the address may be copied from Meltano's state backend, as is
 /// right for buckets.
 fn on_one_machine(directory: &Path) -> &'static str {
-    match directory.iter().any(|part| part == ".meltano") {
-        true => "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`",
-        false => "",
-    }
+    let is_meltanos = directory.iter().any(|part| part == ".meltano");
+    if is_meltanos { "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`" } else { "" }
 }
 
 /// The failure for an error of the operating system.
-fn trouble(directory: &Path, error: &io::Error) -> Failure {
-    let errno = Errno::from_io_error(error);
-    let failure = Failure::transient(plain(error).to_string());
-    match errno {
-        Some(Errno::NOENT) => missing(directory),
+fn trouble(directory: &Path, error: impl Into<io::Error>) -> Failure {
+    use Errno as E;
+    let error = error.into();
+    let failure = Failure::transient(plain(&error).to_string());
+    match Errno::from_io_error(&error) {
+        Some(E::NOENT) => missing(directory),
         // The file was removed, the server restarts, or it takes longer than a soft mount waits.
-        Some(
-            Errno::STALE
-            | Errno::NOLCK
-            | Errno::IO
-            | Errno::TIMEDOUT
-            | Errno::HOSTDOWN
-            | Errno::HOSTUNREACH
-            | Errno::AGAIN
-            | Errno::INTR,
-        ) => failure,
-        Some(Errno::ACCESS | Errno::PERM) => {
+        Some(E::STALE | E::NOLCK | E::IO | E::TIMEDOUT | E::HOSTDOWN | E::HOSTUNREACH | E::AGAIN | E::INTR) => failure,
+        Some(E::ACCESS | E::PERM) => {
             let hint = "its users need the rights to read and write the file, and to make files in its directory";
             Failure { cause: Cause::Permanent, ..failure }.with_hint(hint)
         }

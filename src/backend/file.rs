@@ -9,29 +9,29 @@ mod wakeup;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::directory::{name_of, stored_name};
+use super::directory::{listed, name_of, stored_name};
 use super::failure::{Cause, Failure};
 use super::plain;
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
 use crate::printable;
 use crate::waiter::Waiter;
 use lock_file::LockFile;
-pub(super) use lock_file::leads_to;
 
-/// The interval between two polls where wake-ups are not heard.
+/// The interval between two polls of the first waiter while it hears no wake-ups.
 const UNHEARD: Duration = Duration::from_secs(1);
+
+/// The interval between two polls of a waiter that does not queue, and hears none.
+const WATCH: Duration = Duration::from_millis(50);
 
 const CREATE: &str = "create the lock file";
 const READ: &str = "read the lock file";
 const CHANGE: &str = "take over the lock file";
 const REMOVE: &str = "remove the lock file";
-const WAIT: &str = "wait for the lock file";
 
 /// A directory with lock files.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Files {
 
     fn file(&mut self, key: &Key) -> &mut LockFile {
         let directory = &self.directory;
-        self.open.entry(key.clone()).or_insert_with(|| LockFile::new(&directory.join(file_name(key))))
+        self.open.entry(key.clone()).or_insert_with(|| LockFile::new(directory.join(file_name(key))))
     }
 }
 
@@ -58,14 +58,12 @@ fn file_name(key: &Key) -> OsString {
     if key.kind == Kind::Lock { key.name.clone() } else { stored_name(key) }
 }
 
-/// The register to which a file belongs.
-fn key_of(kind: Kind, file: &OsStr) -> Option<Key> {
-    let is_named_like_a_lock = || Path::new(file).extension().is_some_and(|end| end == "lck" || end == "lock");
-    let name = match kind {
-        Kind::Lock => is_named_like_a_lock().then(|| file.to_owned()),
-        _ => name_of(kind, file),
-    };
-    name.map(|name| Key { kind, name })
+/// The name of the register to which a file belongs.
+fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
+    if kind != Kind::Lock {
+        return name_of(kind, file);
+    }
+    Path::new(file).extension().is_some_and(|end| end == "lck" || end == "lock").then(|| file.to_owned())
 }
 
 impl Store for Files {
@@ -84,32 +82,18 @@ impl Store for Files {
     }
 
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
-        let cannot = |error: io::Error| io_failure(&self.directory, READ, &error);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.directory).map_err(cannot)? {
-            let entry = entry.map_err(cannot)?;
-            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                names.push(entry.file_name());
-            }
-        }
-        names.sort();
-        let mut entries = Vec::new();
-        for key in names.iter().filter_map(|name| key_of(kind, name)) {
-            // Other programs keep files there, too.
-            if after.is_none_or(|after| key.name.as_os_str() > after)
-                && let Ok(state) = self.file(&key).load()
-            {
-                entries.push((key.name, state));
-            }
-        }
-        Ok(Page { entries, next: None })
+        let listed = listed(&self.directory, after, |file| name_of_register(kind, file));
+        let names = listed.map_err(|error| io_failure(&self.directory, READ, &error))?;
+        // Other programs keep files there, too.
+        let load = |(name, _): (OsString, _)| {
+            let state = self.file(&Key { kind, name: name.clone() }).load().ok()?;
+            Some((name, state))
+        };
+        Ok(Page { entries: names.into_iter().filter_map(load).collect(), next: None })
     }
 
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
-        match &expected.version {
-            Some(version) => self.file(key).delete(version),
-            None => Ok(Write::Conflict),
-        }
+        self.put(key, expected, &Next { number: 0, value: None, keep: None })
     }
 
     fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
@@ -138,18 +122,13 @@ impl Store for Files {
 }
 
 impl Notifier for Files {
-    fn wait(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        let file = self.file(key);
-        if file.follow() {
-            return Ok(());
-        }
-        let fds: Vec<_> = fds.iter().copied().chain(file.watch.changed_fd()).collect();
-        super::sleep(limit.min(UNHEARD), &fds).map_err(|error| file.io_failure(WAIT, error))
+    fn wait(&mut self, _key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        sleep(limit.min(WATCH), fds)
     }
 
     fn notify(&mut self, key: &Key) {
         let file = self.file(key);
-        file.wake_up.send();
+        wakeup::send(&file.path);
         file.queue.sweep();
     }
 }
@@ -157,17 +136,24 @@ impl Notifier for Files {
 impl Queue for Files {
     fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let file = self.file(key);
-        // A release before this waiter was first, or before the socket existed, was not heard: poll
-        // once.
-        let has_come = file.queue.join();
+        let is_new = file.queue.join();
         let is_first = file.queue.is_first();
-        if (is_first && file.wake_up.listen()) || has_come {
+        if is_first && file.socket.is_none() {
+            file.socket = wakeup::bind(&file.path);
+            // A release before that was not heard.
+            if file.socket.is_some() {
+                return Ok(());
+            }
+        }
+        if is_new {
             return Ok(());
         }
-        let fds: Vec<_> = fds.iter().copied().chain(file.queue.turn_fd()).collect();
         // Another process has the socket's name, or the system has no such sockets.
-        let limit = if is_first && !file.wake_up.is_listening() { limit.min(UNHEARD) } else { limit };
-        file.wake_up.wait(limit, &fds).map_err(|error| file.io_failure(WAIT, error))
+        let limit = if is_first && file.socket.is_none() { limit.min(UNHEARD) } else { limit };
+        let woken = file.queue.turn_fd().into_iter().chain(file.socket.as_ref().map(AsFd::as_fd));
+        sleep(limit, &fds.iter().copied().chain(woken).collect::<Vec<_>>())?;
+        file.socket.iter().for_each(wakeup::drain);
+        Ok(())
     }
 
     fn is_first(&mut self, key: &Key) -> bool {
@@ -175,27 +161,31 @@ impl Queue for Files {
     }
 
     fn is_queued(&mut self, key: &Key) -> bool {
-        self.file(key).queue.is_in_line()
+        self.file(key).queue.is_queued()
     }
 
     fn leave(&mut self, key: &Key) {
         let file = self.file(key);
         // The next waiter must find the socket's name free.
-        file.wake_up.stop_listening();
+        file.socket = None;
         file.queue.leave();
     }
 
     fn observe(&mut self, key: &Key) {
-        self.file(key).queue.stand_beside();
+        self.file(key).queue.observe();
     }
 
     fn has_waiters(&mut self, key: &Key) -> bool {
-        self.file(key).queue.others_are_there()
+        self.file(key).queue.has_others()
     }
 
     fn waiters(&mut self, key: &Key) -> Vec<Waiter> {
         self.file(key).queue.waiters().into_iter().map(Waiter::of).collect()
     }
+}
+
+fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    super::sleep(limit, fds).map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
 }
 
 /// The failure of a path that leads to something else.
@@ -207,18 +197,27 @@ fn not_a_lock(why: &str) -> Failure {
 /// The failure for an error of the operating system; nothing was changed.
 fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
     use io::ErrorKind;
-    let hint = match error.kind() {
-        ErrorKind::NotFound => "create the directory with `serializer initialize`, or name another one with `SERIALIZER_DIR`",
-        ErrorKind::PermissionDenied if action == CREATE => "name a directory that you can write to with `SERIALIZER_DIR`",
-        ErrorKind::PermissionDenied if action == CHANGE => {
+    let failure = Failure::permanent(plain(error).to_string()).during_action(action);
+    let shown = printable::path(path);
+    match error.kind() {
+        // There is something else than a regular file.
+        ErrorKind::InvalidData => not_a_lock(&error.to_string()),
+        ErrorKind::NotFound => {
+            failure.with_hint("create the directory with `serializer initialize`, or name another one with `SERIALIZER_DIR`")
+        }
+        ErrorKind::PermissionDenied if action == CREATE => {
+            failure.with_hint("name a directory that you can write to with `SERIALIZER_DIR`")
+        }
+        ErrorKind::PermissionDenied if action == CHANGE => failure.with_hint(
             "in a directory with the sticky bit, only the file's owner, or root, can replace it; for several users, name \
-             a directory without that bit with `SERIALIZER_DIR`"
-        }
-        ErrorKind::PermissionDenied => &format!("`ls -l {}` shows the file's owner", printable::path(path)),
+             a directory without that bit with `SERIALIZER_DIR`",
+        ),
+        ErrorKind::PermissionDenied => failure.with_hint(format!("`ls -l {shown}` shows the file's owner")),
         ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            "name another directory with `SERIALIZER_DIR`"
+            failure.with_hint("name another directory with `SERIALIZER_DIR`")
         }
-        _ => return Failure::permanent(plain(error).to_string()).during_action(action),
-    };
-    Failure::permanent(plain(error).to_string()).with_hint(hint).during_action(action)
+        ErrorKind::WouldBlock => Failure { cause: Cause::Contended, ..failure }
+            .with_hint(format!("`fuser -v {shown}` shows the processes that have it open")),
+        _ => failure,
+    }
 }

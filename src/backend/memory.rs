@@ -1,16 +1,14 @@
 //! A store in memory, for tests of what is built on stores. Clones share it.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::ops::Bound;
+use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::failure::Failure;
-use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
+use super::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
 use crate::process::since_boot;
-use crate::waiter::Waiter;
 
 /// A shared store in memory.
 #[derive(Clone, Debug, Default)]
@@ -18,8 +16,8 @@ pub struct Memory(Arc<Mutex<Registers>>);
 
 #[derive(Debug, Default)]
 struct Registers {
-    /// By kind and name: the number of the state, and the value.
-    states: BTreeMap<(Kind, OsString), (u64, Option<String>)>,
+    /// The number of each state, and its value.
+    states: BTreeMap<Key, (u64, Option<String>)>,
     /// Of all writes, so that a number never repeats after a purge.
     last_number: u64,
     /// How far its clock is ahead of ours.
@@ -52,49 +50,44 @@ impl Registers {
         let version = Some(number.to_be_bytes().to_vec());
         State { version, number: *number, value: value.clone(), now, is_local, written: None }
     }
-}
 
-fn place(key: &Key) -> (Kind, OsString) {
-    (key.kind, key.name.clone())
+    fn get(&self, key: &Key) -> State {
+        self.state(self.states.get(key))
+    }
 }
 
 impl Store for Memory {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
-        let registers = self.registers();
-        Ok(registers.state(registers.states.get(&place(key))))
+        Ok(self.registers().get(key))
     }
 
     fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         let mut registers = self.registers();
-        let current = registers.state(registers.states.get(&place(key)));
-        if current.version != expected.version {
+        if registers.get(key).version != expected.version {
             return Ok(Write::Conflict);
         }
         // A store that does not count numbers its states all the same, to tell them apart.
         let number = next.number.max(registers.last_number + 1);
         registers.last_number = number;
-        registers.states.insert(place(key), (number, next.value.map(str::to_owned)));
+        registers.states.insert(key.clone(), (number, next.value.map(str::to_owned)));
         Ok(Write::Done)
     }
 
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         let registers = self.registers();
-        let first = match after {
-            Some(after) => Bound::Excluded((kind, after.to_owned())),
-            None => Bound::Included((kind, OsString::new())),
-        };
-        let rest = registers.states.range((first, Bound::Unbounded)).take_while(|((other, _), _)| *other == kind);
-        let entries = rest.map(|((_, name), stored)| (name.clone(), registers.state(Some(stored))));
+        let is_listed = |key: &Key| key.kind == kind && after.is_none_or(|after| key.name.as_os_str() > after);
+        let listed = registers.states.iter().filter(|(key, _)| is_listed(key));
+        let entries = listed.map(|(key, stored)| (key.name.clone(), registers.state(Some(stored))));
         Ok(Page { entries: entries.collect(), next: None })
     }
 
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
         let mut registers = self.registers();
-        let current = registers.state(registers.states.get(&place(key)));
+        let current = registers.get(key);
         if current.version.is_none() || (&current.version, &current.value) != (&expected.version, &expected.value) {
             return Ok(Write::Conflict);
         }
-        registers.states.remove(&place(key));
+        registers.states.remove(key);
         Ok(Write::Done)
     }
 
@@ -113,10 +106,6 @@ impl Store for Memory {
     fn notifier(&mut self) -> Option<&mut dyn Notifier> {
         Some(self)
     }
-
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
-        Some(self)
-    }
 }
 
 impl Notifier for Memory {
@@ -129,28 +118,4 @@ impl Notifier for Memory {
     }
 
     fn notify(&mut self, _key: &Key) {}
-}
-
-impl Queue for Memory {
-    fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        self.wait(key, limit, fds)
-    }
-
-    fn is_first(&mut self, _key: &Key) -> bool {
-        true
-    }
-
-    fn is_queued(&mut self, _key: &Key) -> bool {
-        false
-    }
-
-    fn leave(&mut self, _key: &Key) {}
-
-    fn has_waiters(&mut self, _key: &Key) -> bool {
-        self.counts()
-    }
-
-    fn waiters(&mut self, _key: &Key) -> Vec<Waiter> {
-        Vec::new()
-    }
 }

@@ -144,7 +144,7 @@ fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
         ("file:///sys/kernel", "(sysfs) are not known to lock out other hosts", 1),
         ("file://relative", "its address has no absolute path", 2),
         ("file:///tmp?x=1", "the address of a directory has no options", 2),
-        ("file:///tmp?nfs=3", "`nfs=3` is not an option any more", 2),
+        ("file:///tmp?nfs=3", "the address of a directory has no options (hint: instead of `nfs=3`, run", 2),
     ] {
         for command in [&["lock", "-n"][..], &["initialize"], &["run", "true"]] {
             // One that is there, because nothing is made in the file systems of the kernel.
