@@ -17,6 +17,7 @@ use rustix::fs::{FsWord, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
 use rustix::time::{ClockId, clock_gettime};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
 use crate::owner::Instance;
 use crate::printable;
@@ -280,17 +281,20 @@ pub struct Relative {
 /// process table cannot be read, or counts otherwise than this process does.
 pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Option<Relative>, NoProcessTable> {
     read_proc(getpid(), "stat").ok_or(NoProcessTable)?;
-    let wanted = format!("{variable}={value}").into_bytes();
-    let relative = |pid: Pid| {
-        let has_it = |environment: Vec<u8>| environment.split(|byte| *byte == 0).any(|entry| entry == wanted);
-        let is_related = fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == uid)
-            && read_proc(pid, "environ").is_some_and(has_it)
-            && name(pid).is_some_and(|name| name != b"serializer")
+    let what = ProcessRefreshKind::nothing().without_tasks().with_environ(UpdateKind::Always);
+    let what = what.with_user(UpdateKind::Always).with_cmd(UpdateKind::Always);
+    let mut system = System::new().map_err(|_| NoProcessTable)?;
+    system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
+    let wanted = format!("{variable}={value}");
+    let relative = |one: &sysinfo::Process| {
+        let pid = Pid::from_raw(i32::try_from(one.pid().as_u32()).ok()?)?;
+        let is_related = one.user_id().is_some_and(|user| **user == uid)
+            && one.environ().iter().any(|entry| entry.to_str() == Some(&wanted))
+            && one.name() != "serializer"
             && !is_ancestor(pid);
         let Observation::Running(process) = is_related.then(|| observe(pid))? else { return None };
-        Some(Relative { pid, command: printable::command_line(&arguments(pid)), process })
+        let arguments: Vec<String> = one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        Some(Relative { pid, command: printable::command_line(&arguments), process })
     };
-    let mut pids = listed().map_err(|_| NoProcessTable)?;
-    pids.sort_by_key(|pid| pid.as_raw_pid());
-    Ok(pids.into_iter().find_map(relative))
+    Ok(system.processes().values().filter_map(relative).min_by_key(|relative| relative.pid.as_raw_pid()))
 }

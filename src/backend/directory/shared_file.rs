@@ -3,11 +3,12 @@
 //! disk (*secured*). docs/protocol.md, "The file in a shared directory", has the argument.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use fs4::{FileExt, TryLockError};
 use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
 use rustix::io::Errno;
 
@@ -159,10 +160,10 @@ impl SharedFile {
         let begun = Instant::now();
         // Bounded by the timeout.
         loop {
-            match if exclusively { file.try_lock() } else { file.try_lock_shared() } {
+            match if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) } {
                 Ok(()) if !has_records || self.lock_records(file, exclusively)? => return Ok(()),
                 // The process with the record lock may be waiting for this flock.
-                Ok(()) => file.unlock().map_err(|error| self.trouble(error))?,
+                Ok(()) => FileExt::unlock(file).map_err(|error| self.trouble(error))?,
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
                     let failure = self.trouble(error);

@@ -1,14 +1,15 @@
 //! Makes a file that is complete and flocked before it has its name: a free name, or that of the
 //! file that it replaces.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fs4::{FileExt, TryLockError};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, lstat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
@@ -115,7 +116,7 @@ pub fn flock(file: &File) -> io::Result<()> {
     let give_up = Instant::now() + FLOCK_LIMIT;
     // A blocking flock could be ended only by a signal or with a thread.
     loop {
-        match file.try_lock() {
+        match FileExt::try_lock(file) {
             Err(TryLockError::WouldBlock) if Instant::now() < give_up => thread::sleep(FLOCK_PAUSE),
             flocked => return Ok(flocked?),
         }

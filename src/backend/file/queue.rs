@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
 
+use fs4::{FileExt, TryLockError};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::fs::{CWD, FlockOperation, OFlags, fcntl_lock, openat};
 use rustix::io::Errno;
@@ -78,8 +79,8 @@ impl Queue {
             },
             // Through its own file: closing another one would drop its record lock (fcntl(2)). Shared,
             // so that observers do not take each other for waiters.
-            Place::Observer(file) => match file.try_lock_shared().map_err(io::Error::from) {
-                Ok(()) => file.unlock().is_ok(),
+            Place::Observer(file) => match FileExt::try_lock_shared(file).map_err(io::Error::from) {
+                Ok(()) => FileExt::unlock(file).is_ok(),
                 Err(error) => error.kind() != io::ErrorKind::WouldBlock,
             },
             // Nothing waits: the usual case, and its only cost.
@@ -143,10 +144,10 @@ impl Queue {
             if others_are_at(&file) {
                 return;
             }
-            match file.try_lock() {
+            match FileExt::try_lock(&file) {
                 // Another process sweeps, and may have seen us there.
-                Err(fs::TryLockError::WouldBlock) => thread::sleep(SWEEP_PAUSE),
-                Err(fs::TryLockError::Error(_)) => return,
+                Err(TryLockError::WouldBlock) => thread::sleep(SWEEP_PAUSE),
+                Err(TryLockError::Error(_)) => return,
                 Ok(()) => return remove_if_alone(&self.path, &file),
             }
         }
@@ -178,7 +179,7 @@ impl Queue {
 
     /// Becomes the first one, if there is none. `false` if there is one.
     fn try_first(&mut self) -> bool {
-        self.place = match join(&self.path, |file| Ok(file.try_lock()?)) {
+        self.place = match join(&self.path, |file| Ok(FileExt::try_lock(file)?)) {
             Ok(file) => Place::First(file),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(_) => Place::Unkept,
@@ -194,7 +195,7 @@ fn wait_in_thread(path: PathBuf) -> io::Result<Place> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let thread = thread::Builder::new().name("queue".to_owned()).stack_size(STACK_BYTES);
     let spawned = thread.spawn(move || {
-        let sent = sender.send(join(&path, File::lock));
+        let sent = sender.send(join(&path, FileExt::lock));
         if let Err(std::sync::mpsc::SendError(Ok(file))) = sent {
             remove_if_alone(&path, &file);
         }
