@@ -22,7 +22,7 @@ find src -name '*.rs' -print0 | LC_ALL=C sort -z | xargs -0 awk '
         put("store", "backend store store/url backend/seam backend/failure backend/retry backend/engines backend/key backend/looks")
         put("store", "backend/network store/seam store/retry store/network store/key store/poll store/address store/factory")
         put("file", "backend/file store/file")
-        put("directory", "backend/directory store/directory backend/memory store/memory")
+        put("directory", "backend/directory store/directory")
         put("sql", "backend/sql store/sql backend/postgres store/postgres backend/mysql store/mysql")
         put("aws", "backend/checks backend/runtime backend/aws store/aws backend/object store/object backend/dynamodb store/dynamodb")
         put("command", "command")

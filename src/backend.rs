@@ -14,7 +14,6 @@ pub mod file;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
 mod key;
 pub mod looks;
-pub mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]

@@ -18,7 +18,6 @@ use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof};
 use proptest::test_runner::{TestCaseError, TestRunner};
 use proptest::{collection, sample};
 use serializer::backend::Failure;
-use serializer::backend::memory::Memory;
 use serializer::backend::seam::{Key, Kind, Next, Page, State, Store, Write};
 use serializer::claimant::Claimant;
 use serializer::mode::Mode;
@@ -29,6 +28,8 @@ use serializer::process::since_boot;
 use serializer::record::{Entry, Lease, Outcome, Record, parse_pid};
 use serializer::verdict::{Held, Holding, Judge, Verdict};
 use serializer::waiting::{Observer, Waiting};
+
+use crate::support::memory::Memory;
 
 const OWNERS: usize = 3;
 

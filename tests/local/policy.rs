@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use proptest::{collection, prop_assert};
-use serializer::backend::memory::Memory;
 use serializer::backend::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
 use serializer::backend::{Cause, Failure};
 use serializer::claimant::Claimant;
@@ -24,6 +23,8 @@ use serializer::owner::{Instance, Owner, Place};
 use serializer::record::{Entry, Outcome, Record, parse_pid};
 use serializer::verdict::{Held, Holding, Judge, Stale, Verdict};
 use serializer::waiting::{Observer, Waiting};
+
+use crate::support::memory::Memory;
 
 const OWNERS: usize = 4;
 

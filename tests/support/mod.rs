@@ -9,6 +9,7 @@ pub mod faults;
 pub mod guard;
 pub mod hosts;
 pub mod injector;
+pub mod memory;
 pub mod namespace;
 pub mod proxy;
 pub mod servers;

@@ -5,7 +5,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use serializer::backend::file::Files;
-use serializer::backend::memory::Memory;
 use serializer::backend::seam::{Key, Store};
 use serializer::backend::{Location, open, open_store};
 use serializer::mutex::register::Register;
@@ -13,6 +12,7 @@ use serializer::record::random_token;
 use serializer::store::{StoreSettings, StoreUrl};
 
 use crate::support::Locks;
+use crate::support::memory::Memory;
 use crate::support::servers::buckets::{s3_url_at, shared_azure, shared_s3};
 use crate::support::servers::emulators::shared_dynalite;
 use crate::support::servers::{shared_mariadb, shared_postgres};

@@ -6,9 +6,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::failure::Failure;
-use super::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
-use crate::process::since_boot;
+use serializer::backend::failure::Failure;
+use serializer::backend::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
+use serializer::backend::sleep;
+use serializer::process::since_boot;
 
 /// A shared store in memory.
 #[derive(Clone, Debug, Default)]
@@ -112,7 +113,7 @@ impl Notifier for Memory {
     fn wait(&mut self, _key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         if self.counts() {
             // It wakes nothing.
-            let _ = super::sleep(limit.min(Duration::from_millis(20)), fds);
+            let _ = sleep(limit.min(Duration::from_millis(20)), fds);
         }
         Ok(())
     }
