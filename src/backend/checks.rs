@@ -206,8 +206,10 @@ pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
     } else if is_kind(ErrorKind::TimedOut) || why.contains("timed out") || why.contains("elapsed") {
         Failure::transient(format!("{server} does not answer in time")).indefinite()
     } else {
-        // Also an established connection ends because a host or network is not reachable any more.
-        Failure::transient(format!("the connection to {server} broke: {why}")).indefinite()
+        // An established connection may end because a host or network is not reachable any more.
+        let is_away = is_kind(ErrorKind::NetworkUnreachable) || is_kind(ErrorKind::HostUnreachable);
+        let broken = Failure::transient(format!("the connection to {server} broke: {why}"));
+        if is_away { failure } else { broken }.indefinite()
     }
 }
 

@@ -92,19 +92,28 @@ fn counting_on_two_hosts_loses_nothing(kind: Kind) {
     assert_eq!(told, [format!("{}\n", 8 * rounds), String::new(), String::new()], "{kind:?}");
 }
 
-/// When the holder's lease is over, by the store's clock, in milliseconds since 1970.
+/// When the holder's lease is over at the earliest, by the store's clock, in milliseconds since 1970: when the record says, or
+/// for a waiter that has watched it, so long after it was written.
 fn lease_end(cluster: &Cluster) -> u64 {
-    let sql = format!("SELECT record FROM serializer_locks WHERE name = '{}'", cluster.name);
-    let record = match cluster.kind {
-        Kind::Postgres => shared_postgres().psql(&sql),
-        // Without tables the client writes line breaks as `\n`.
-        Kind::MariaDb => shared_mariadb().sql(&sql).replace("\\n", "\n"),
+    let from = format!("FROM serializer_locks WHERE name = '{}'", cluster.name);
+    let (record, written) = match cluster.kind {
+        Kind::Postgres => {
+            let ask = |what: &str| shared_postgres().psql(&format!("SELECT {what} {from}"));
+            (ask("record"), ask("floor(extract(epoch FROM changed) * 1000)::bigint"))
+        }
+        Kind::MariaDb => {
+            // Without tables the client writes line breaks as `\n`.
+            let ask = |what: &str| shared_mariadb().sql(&format!("SELECT {what} {from}")).replace("\\n", "\n");
+            (ask("record"), ask("FLOOR(UNIX_TIMESTAMP(changed) * 1000)"))
+        }
         _ => panic!("it has no clock"),
     };
+    let written: u64 = written.trim().parse().expect("milliseconds");
     let lease = record.lines().find_map(|line| line.strip_prefix("lease="));
     // How long it is, when it ends, and how often it was renewed.
-    let end = lease.and_then(|lease| lease.split(' ').nth(1)?.parse().ok());
-    end.unwrap_or_else(|| panic!("no end in {record}"))
+    let number = |index| lease.and_then(|lease| lease.split(' ').nth(index)?.parse::<u64>().ok());
+    let ends = number(0).zip(number(1)).map(|(duration, end)| end.min(written + duration));
+    ends.unwrap_or_else(|| panic!("no end in {record}"))
 }
 
 fn a_host_that_loses_its_power_frees_its_lock_with_its_lease_and_not_before(kind: Kind) {

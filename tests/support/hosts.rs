@@ -30,6 +30,16 @@ listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
 socket.send_fds(socket.socket(fileno=0), [b'x'], [listener.fileno()])
 ";
 
+/// Succeeds if all threads are stopped or have ended, but those of the first process and its own.
+const ARE_STOPPED: &str = r#"
+for status in /proc/[0-9]*/task/[0-9]*/status; do
+    case $status in /proc/1/* | "/proc/$$/"*) continue ;; esac
+    while read -r key value _; do
+        [ "$key" != State: ] || [ "$value" = T ] || [ "$value" = Z ] || exit 1
+    done < "$status"
+done 2> /dev/null
+exit 0"#;
+
 /// A host. All of its processes end when it is dropped.
 pub struct Host {
     /// What leads to the servers, by port. Before the shells, so that connections end first.
@@ -121,7 +131,15 @@ impl Host {
 
     /// Stops all of its processes at once, as if it slept. Its clocks go on.
     pub fn suspend(&self) {
-        self.signal_all("STOP");
+        // While a process starts another one (vfork), the signal may stop the new one alone, for which the other then waits.
+        until("all of it is stopped", || {
+            self.signal_all("STOP");
+            let is_stopped = self.command("bash").args(["-c", ARE_STOPPED]).status().expect("it runs").success();
+            if !is_stopped {
+                self.signal_all("CONT");
+            }
+            is_stopped
+        });
     }
 
     /// Lets them all go on, after [`suspend`](Self::suspend), and those that have been made by [`command`](Self::command) of which
