@@ -241,7 +241,11 @@ impl Seen {
         let mut seen = Self::default();
         for Judged { entry, written, verdict } in judged {
             let released = entry.as_ref().and_then(|entry| entry.released);
-            let is_lost = released == Some(Outcome::Lost) || matches!(verdict, Verdict::Stale(Stale::Expired));
+            let is_lost = match &verdict {
+                Verdict::Stale(Stale::Expired) => true,
+                Verdict::Stale(_) => released == Some(Outcome::Lost),
+                Verdict::Held(_) => false,
+            };
             let own = entry.as_ref().filter(|entry| owns(entry));
             seen.lost.extend(own.filter(|_| is_lost).cloned());
             match verdict {

@@ -134,7 +134,7 @@ impl<'a> Attempts<'a> {
         let (since, polls) = self.polls;
         let second = Duration::from_secs(1);
         self.polls = if since.elapsed() >= second { (Instant::now(), 1) } else { (since, polls + 1) };
-        if self.polls.1 <= BURST { Duration::ZERO } else { (poll * REST_FACTOR).clamp(REST, second) }
+        if self.polls.1 <= BURST && poll < REST { Duration::ZERO } else { (poll * REST_FACTOR).clamp(REST, second) }
     }
 
     /// When to ask a store again that does not answer, or has no connection to spare; `interval` is the observer's.

@@ -61,7 +61,7 @@ pub struct Sql<E: Engine> {
     pub timeout: Duration,
     pub crowd: Crowd,
     /// When a write was first refused because the server is read-only.
-    read_only_since: Option<Instant>,
+    read_only_since: Option<(Instant, Instant)>,
     pub runtime: PrivateRuntime,
 }
 
@@ -94,7 +94,13 @@ impl<E: Engine> Sql<E> {
         if !failure.why.contains(READ_ONLY) {
             return failure;
         }
-        let since = *self.read_only_since.get_or_insert_with(Instant::now);
+        // Of an earlier fail-over, another process may have seen the end.
+        let (first, last) = self.read_only_since.get_or_insert_with(|| (Instant::now(), Instant::now()));
+        if last.elapsed() >= FAIL_OVER {
+            *first = Instant::now();
+        }
+        *last = Instant::now();
+        let since = *first;
         let cause = if since.elapsed() < FAIL_OVER { Cause::Transient } else { Cause::Permanent };
         let hint = "if the server is a standby, name the primary in the address; otherwise, `read_only` or \
                     `default_transaction_read_only` is set for the server, the database or the user";
@@ -134,7 +140,15 @@ fn state(row: &[Option<String>]) -> Result<State, Failure> {
     }
     let version = format!("{number} {}", record.as_deref().unwrap_or_default()).into_bytes();
     let number = number.parse().map_err(|_| Failure::permanent("its version is not a number from 0 on"))?;
-    let value = record.as_deref().map(|record| percent_decode_str(record).decode_utf8_lossy().into_owned());
+    let value = record.as_deref().map(|record| {
+        // Only what an older program has stored has other escapes: they are its text.
+        let is_escaped = |rest: &str| rest.starts_with("25") || rest.starts_with(['8', '9', 'A', 'B', 'C', 'D', 'E', 'F']);
+        if record.is_ascii() && record.split('%').skip(1).all(is_escaped) {
+            percent_decode_str(record).decode_utf8_lossy().into_owned()
+        } else {
+            record.to_owned()
+        }
+    });
     Ok(State { version: Some(version), number, value, ..State::default() })
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, getpid, pidfd_send_signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_send_signal, waitid};
 
 use crate::backend;
 use crate::process::{self, Observation, Process, since_boot};
@@ -76,8 +76,14 @@ fn observe(pid: Pid) -> Option<Process> {
 }
 
 fn signal_all(all: &[Process], signal: Signal) {
-    for pidfd in all.iter().filter_map(Process::ended_fd) {
+    for process in all {
         // It may have ended.
-        let _ = pidfd_send_signal(pidfd, signal);
+        let is_sent = process.ended_fd().is_some_and(|pidfd| pidfd_send_signal(pidfd, signal).is_ok());
+        // Where there are no pidfds: the PID of a child that was not reaped is not another process's.
+        let is_child =
+            || waitid(WaitId::Pid(process.pid()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT);
+        if !is_sent && is_child().is_ok() {
+            let _ = kill_process(process.pid(), signal);
+        }
     }
 }

@@ -200,13 +200,14 @@ impl Run<'_> {
         // A lost lease ends by itself: one request frees it earlier, but an absent store is not waited for.
         let patience = if was_ended || was_good == Some(false) { Duration::ZERO } else { OUTAGE };
         drop(renewing);
-        let has_succeeded = !was_ended && matches!(end, Ok(Ok(End { code: ExitCode::Command(0), .. })));
-        let outcome = if self.job.request.skip_if_done && has_succeeded { Outcome::Succeeded } else { Outcome::Unknown };
-        let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome, patience) };
+        // Then it may still run, so the lock is left to end with it.
         let end = end.map_err(|error| {
             let (command, why) = (shown(&self.program), backend::plain(&error));
             Error::failed(format!("cannot tell how `{command}` ended: {why}"))
         })?;
+        let has_succeeded = !was_ended && matches!(end, Ok(End { code: ExitCode::Command(0), .. }));
+        let outcome = if self.job.request.skip_if_done && has_succeeded { Outcome::Succeeded } else { Outcome::Unknown };
+        let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome, patience) };
         // Nothing has run then, so a lost lock has done no harm.
         let end = end.map_err(|error| cannot_run(&self.program, &error))?;
         if let Some(why) = why_ended {

@@ -31,7 +31,7 @@ pub struct Renewing {
 struct Keeper {
     location: Location,
     on_lost: OnLost,
-    /// Expires when the lease is lost; with [`OnLost::Terminate`], already when it is given up.
+    /// Expires when the lease is lost; with `OnLost::Terminate`, already when it is given up.
     timer: Timer,
     status: StdMutex<Status>,
     at_worst: Box<dyn Fn() + Send + Sync>,
@@ -57,7 +57,7 @@ impl Kept for Keeper {
 }
 
 impl Renewing {
-    /// Begins to renew. `idle` stays open for a second, for a command that ends before that. With [`OnLost::Warn`], the thread
+    /// Begins to renew. `idle` stays open for a second, for a command that ends before that. With `OnLost::Warn`, the thread
     /// reports a loss. `at_worst` ends what runs under the lock when this process cannot continue.
     pub fn start(
         location: &Location,
@@ -77,7 +77,7 @@ impl Renewing {
         Ok(renewing)
     }
 
-    /// Becomes readable when the lock is lost; with [`OnLost::Terminate`], when it is so close to it that what runs under it has to
+    /// Becomes readable when the lock is lost; with `OnLost::Terminate`, when it is so close to it that what runs under it has to
     /// end.
     pub fn lost_fd(&self) -> BorrowedFd<'_> {
         self.keeper.timer.fd()

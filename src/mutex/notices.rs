@@ -9,7 +9,7 @@ use super::register::{Register, Stored, Write};
 use crate::claimant::Claimant;
 use crate::owner::Place;
 use crate::process;
-use crate::record::{Entry, Record};
+use crate::record::{Entry, Outcome, Record};
 
 /// Follows the lock's name in the name of the file.
 const SUFFIX: &str = ".broken";
@@ -41,6 +41,10 @@ fn change(notices: &mut Register, new: &[Entry], claimant: Option<&dyn Claimant>
         let stored = notices.load().ok()?;
         let is_own = |entry: &&Entry| claimant.zip(stored.as_ref()).is_some_and(|(owner, stored)| owner.owns(stored, entry));
         let present = stored.as_ref().map(Stored::entries).unwrap_or_default();
+        // A lock of this name.
+        if present.iter().any(|entry| entry.released != Some(Outcome::Lost)) {
+            return None;
+        }
         let (own, others): (Vec<_>, Vec<_>) = present.iter().partition(is_own);
         if own.is_empty() && new.is_empty() {
             return had_any;

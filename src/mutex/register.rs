@@ -98,6 +98,10 @@ impl Register {
 
     /// Stores `record` only if `seen` is still stored.
     pub fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
+        if seen.record.as_ref().is_some_and(Record::is_newer) {
+            let failure = Failure::permanent("a newer version of this program has written it");
+            return Err(self.error("change the lock", failure.with_hint("use that version here, too")));
+        }
         self.write_if_seen(Some(seen), Some(record))
     }
 

@@ -63,11 +63,7 @@ impl Mutex<'_> {
     /// # Errors
     /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the requester's.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
-        let released = self.release_within(OUTAGE, claimant, whose, outcome);
-        if released.is_ok() && self.register.is_sweep_due() {
-            self.register.remove_unused(KEPT);
-        }
-        released
+        self.release_within(OUTAGE, claimant, whose, outcome)
     }
 
     /// The same, but a store that does not answer is asked again only for `patience`.
@@ -84,7 +80,12 @@ impl Mutex<'_> {
         // Ends with the patience.
         let error = loop {
             match self.try_to_release(&mut tried) {
-                Ok(()) => return tried.answer,
+                Ok(()) => {
+                    if tried.answer.is_ok() && !patience.is_zero() && self.register.is_sweep_due() {
+                        self.register.remove_unused(KEPT);
+                    }
+                    return tried.answer;
+                }
                 Err(Error::Backend(error)) if error.cause.passes() && begun.elapsed() < patience => {
                     tried.may_be_done |= error.is_indefinite;
                     tracing::debug!("{error}; trying again");
@@ -117,7 +118,10 @@ impl Mutex<'_> {
             (left, removal.answer) = self.plan(removal, &stored, judged)?;
             let has_lease = |entry: &Entry| entry.lease.is_some();
             let write = match &removal.answer {
-                Ok(Released::Stale(former)) if !former.entry.as_ref().is_some_and(has_lease) => self.delete_stale(&stored)?,
+                // What is broken by force is deleted at once, also where no stale lock can be taken over (NFS).
+                Ok(Released::Stale(former)) if removal.whose.is_own() && !former.entry.as_ref().is_some_and(has_lease) => {
+                    self.delete_stale(&stored)?
+                }
                 _ => self.store(&stored, left)?,
             };
             match &removal.answer {
@@ -128,7 +132,8 @@ impl Mutex<'_> {
                 // Asked only now: a process that comes later sees that the command has ended, and does not wait.
                 Ok(Released::Own { stays: None, was }) if write == Write::Done && removal.outcome == Outcome::Succeeded => {
                     if let Some(told) = was.first().filter(|_| !self.has_waiters()) {
-                        self.withdraw(told)?;
+                        // It is released all the same.
+                        let _ = self.withdraw(told);
                     }
                 }
                 // An owner without a lease finds no mark in the record, and asks only if it runs.

@@ -736,11 +736,11 @@ fn the_record_begins_as_the_python_plugin_writes_it() {
 fn a_directory_that_is_named_beats_a_store_that_is_a_variable() {
     let locks = Locks::new();
     let dir = locks.dir().display().to_string();
-    let with_store = |args: &[&str]| ended(locks.serializer(args).env("SERIALIZER_STORE", "postgres://127.0.0.1:1/x"));
+    let with_store = |args: &[&str]| ended(locks.serializer(args).env("SERIALIZER_STORE", "postgres://me@127.0.0.1:1/x"));
     assert_eq!(with_store(&["lock", "--dir", &dir]).code, 0);
     assert!(locks.file().exists());
     assert_eq!(with_store(&["lock", "-n"]).code, 1);
-    let ended = with_store(&["lock", "--dir", &dir, "--store", "postgres://127.0.0.1:1/x"]);
+    let ended = with_store(&["lock", "--dir", &dir, "--store", "postgres://me@127.0.0.1:1/x"]);
     assert_eq!(ended.code, 2, "{ended:?}");
 }
 

@@ -38,7 +38,10 @@ pub fn access(address: &Address, container: &str) -> Result<Access, Failure> {
         (None, None) => connection().map_or(Ok(Default::default()), |text| of_connection_string(&text))?,
         (endpoint, name) => [name, endpoint, None, None],
     };
-    let (key, sas) = (address.option("account_key").or(key), address.option("sas_token").or(sas));
+    let (key, sas) = match (address.option("account_key"), address.option("sas_token")) {
+        (None, None) => (key, sas),
+        own => own,
+    };
     // Another account's endpoint is of no use.
     let usual = || variable("AZURE_STORAGE_ENDPOINT").or_else(|| variable("AZURE_ENDPOINT")).filter(|_| name.is_none());
     let place = endpoint.clone().or_else(usual);
@@ -67,7 +70,7 @@ pub fn access(address: &Address, container: &str) -> Result<Access, Failure> {
     checks::endpoint(&endpoint, "store's endpoint")?;
     // Credentials of the environment would come before those of the address.
     let usual = given(&kinds::AZURE).filter(|(key, _)| match key {
-        Key::Endpoint | Key::SkipSignature => false,
+        Key::Endpoint | Key::SkipSignature | Key::UseEmulator => false,
         key => !has_credentials || *key == Key::EncryptionKey,
     });
     let builder = usual.fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| builder.with_config(key, value));

@@ -105,7 +105,8 @@ impl Sql<Postgres> {
         };
         // The server also frees the place of a waiter whose host vanishes.
         let own = format!("coalesce(current_setting('serializer.session', true) = '{word}', false)");
-        let keepalives = "SELECT set_config(name, '10', false) FROM pg_catalog.pg_settings WHERE name LIKE 'tcp_keepalives_%'";
+        let keepalives = "SELECT set_config(name, CASE name WHEN 'tcp_keepalives_count' THEN '3' ELSE '10' END, false) \
+             FROM pg_catalog.pg_settings WHERE name LIKE 'tcp_keepalives_%'";
         Ok(self.ask(format!("SELECT {own}; {keepalives} AND {own}"), Phase::Read)?.is_true(0, 0))
     }
 
@@ -142,8 +143,9 @@ impl Queue for Sql<Postgres> {
     fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         if self.ticket().is_none() && self.has_queue {
             match self.enqueue(&key.stored_name()) {
-                // The row is to be read once more: a release before was told to others.
+                // The row is to be read once more before it sleeps: a release before was told to others.
                 Ok(true) => {
+                    self.are_others_first = false;
                     self.crowd.end();
                     return Ok(());
                 }

@@ -95,7 +95,10 @@ impl Address {
 
         let own: Vec<_> = hosts.split(',').map(with_port).collect::<Result<_, _>>()?;
         for (name, option) in usual.variables.split_whitespace().filter_map(|pair| pair.split_once('=')) {
+            let is_plain = options.pairs.iter().any(|(name, value)| name == "sslmode" && value.eq_ignore_ascii_case("disable"));
             let is_given = match option {
+                // Files for TLS are of no use then, as in libpq.
+                _ if option.starts_with("ssl") => is_plain,
                 "host" => own.iter().any(|(host, _)| !host.is_empty()),
                 "port" => own.iter().any(|(_, port)| port.is_some()),
                 _ => false,
@@ -167,6 +170,8 @@ impl Options {
             }
             if !value.is_empty() {
                 pairs.push((name, value.into_owned()));
+            } else if query.contains('@') {
+                return Err(ambiguous());
             } else if name.contains("ssl") || name.contains("tls") {
                 let why = format!("the option `{}` of the address has no value", printable::field(&name));
                 return Err(Failure::permanent(why));
@@ -195,13 +200,18 @@ impl Options {
             |(name, value): &&(String, String)| !HARMLESS.split(' ').any(|other| other == name) && !is_usual(name, value);
         let Some((name, _)) = self.pairs.iter().find(matters) else { return Ok(()) };
         if self.is_ambiguous {
-            return Err(Failure::permanent("what follows the `?` in the address is not a known option")
-                .with_hint("`?` and `@` in a password are written as `%3F` and `%40`"));
+            return Err(ambiguous());
         }
         let value = if USUAL.iter().any(|(other, _)| other == name) { " with this value" } else { "" };
         let why = format!("the option `{}` of the address{value} is not supported", printable::field(name));
         Err(Failure::permanent(why).with_hint("leave it out, or unset its variable; docs/stores.md lists the supported options"))
     }
+}
+
+/// Part of a password may have been taken for options.
+fn ambiguous() -> Failure {
+    Failure::permanent("what follows the `?` in the address is not a known option")
+        .with_hint("`?` and `@` in a password are written as `%3F` and `%40`")
 }
 
 /// The servers: those of the option `host`, or else the address's own.

@@ -103,6 +103,10 @@ pub fn asked_for(options: &mut Options, home: Option<&Path>, roots_hint: &'stati
     if strictest == TlsMode::VerifyCa && roots.is_none() {
         return Err(Failure::permanent("`verify-ca` requires a file with the authority").with_hint(roots_hint));
     }
+    if strictest >= TlsMode::VerifyCa && in_home("root.crl").is_some() {
+        let why = "a list of revoked certificates (`root.crl` in `~/.postgresql`) is not supported";
+        return Err(Failure::permanent(why).with_hint("remove it, or set `sslmode=require`"));
+    }
     let certificate = certificate.map(PathBuf::from).or_else(|| in_home("postgresql.crt"));
     // Both may be in one file.
     let key = key.map(PathBuf::from).or_else(|| in_home("postgresql.key")).or_else(|| certificate.clone());
