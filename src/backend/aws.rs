@@ -24,8 +24,9 @@ use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 use tokio::time::timeout;
 
-use super::checks::{self, Address, chain, innermost, variable};
+use super::checks::{self, endpoint_of, innermost, variable};
 use super::failure::{Cause, Failure};
+use super::network::{Address, certificates, chain};
 use crate::printable;
 
 /// Credentials are renewed so long before they expire.
@@ -61,7 +62,7 @@ impl Wanted {
         if keys.is_some() && profile.is_some() {
             return Err(Failure::permanent("the address has both an access key and a `profile`"));
         }
-        let endpoint = address.endpoint()?.or_else(endpoint);
+        let endpoint = endpoint_of(address)?.or_else(endpoint);
         let roots = address.option("ca").or_else(|| variable("AWS_CA_BUNDLE")).map(PathBuf::from);
         Ok(Self { keys, profile, region, endpoint, roots, timeout })
     }
@@ -203,7 +204,7 @@ fn usable(credentials: &Credentials) -> Result<Credentials, Failure> {
 pub fn http_client(roots: Option<&Path>) -> Result<SharedHttpClient, Failure> {
     let mut tls = TlsContext::builder();
     if let Some(path) = roots {
-        tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(checks::certificates(path)?));
+        tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(certificates(path)?));
     }
     let tls = tls.build().map_err(|error| Failure::permanent(innermost(&error)))?;
     let made = OnceLock::new();

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{Address, endpoint, refused_identity, trimmed, word};
+use super::{address, endpoint, refused_identity, trimmed, word};
 use crate::store::{StoreSettings, StoreUrl};
 
 #[test]
@@ -38,8 +38,8 @@ fn secrets_may_stand_in_an_address_as_they_are() {
     ] {
         let url = StoreUrl::parse(text).expect(text);
         let settings = StoreSettings { url, password_file: None, timeout: Duration::ZERO };
-        let address = Address::parse(&settings, &["x"]).unwrap_or_else(|f| panic!("{text}: {}", f.why));
-        assert_eq!((address.host.as_str(), address.path.as_str()), ("host", "a/b"), "{text}");
+        let address = address(&settings, &["x"]).unwrap_or_else(|f| panic!("{text}: {}", f.why));
+        assert_eq!((address.hosts.as_str(), address.path.as_str()), ("host", "a/b"), "{text}");
         assert_eq!((address.user.as_deref(), address.password.as_deref()), (Some(user), Some(password)));
         assert_eq!(address.option("x").as_deref(), Some("a@b"));
     }

@@ -48,7 +48,7 @@ impl Engine for MySql {
     const USUAL: Usual = Usual {
         port: 3306,
         host: "localhost",
-        synonyms: &[("unix_socket", "host"), ("socket", "host")],
+        options: &[],
         variables: "",
         certificates: None,
         example: "`mysql://USER@HOST/DATABASE`",
@@ -86,7 +86,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         format!("X'{}'", hex(text.as_bytes()))
     }
 
-    fn new(address: &mut Address) -> Result<Self, Failure> {
+    fn new(address: &Address) -> Result<Self, Failure> {
         if address.servers.len() > 1 {
             let failure = Failure::permanent("the address names several servers");
             return Err(failure.with_hint("name one, or a proxy before them"));

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
-use self::address::{Address, Variables};
+use self::address::{Address, variable};
 use self::engine::Engine;
 use self::failure::Phase;
 use super::failure::{Cause, Failure};
@@ -68,14 +68,14 @@ pub struct Sql<E: Engine> {
 impl<E: Engine> Sql<E> {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        let (engine, address) = read::<E>(settings, &address::variable)?;
+        let address = Address::read(settings, &E::USUAL, &variable)?;
         Ok(Self {
             settings: settings.clone(),
-            engine,
+            engine: E::new(&address)?,
             session: None,
             has_queue: true,
             are_others_first: false,
-            timeout: address.timeout,
+            timeout: settings.timeout,
             address: Some(address),
             crowd: Crowd::default(),
             read_only_since: None,
@@ -114,14 +114,6 @@ impl<E: Engine> Sql<E> {
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The engine and the address of a store.
-fn read<E: Engine>(settings: &StoreSettings, variable: Variables<'_>) -> Result<(E, Address), Failure> {
-    let mut address = Address::read(settings, &E::USUAL, variable)?;
-    let engine = E::new(&mut address)?;
-    address.options.refuse_rest()?;
-    Ok((engine, address))
 }
 
 /// The state in `version, record, format`. Its version holds what is stored, which need not be

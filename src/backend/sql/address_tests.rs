@@ -18,11 +18,10 @@ fn read(url: &str, file: Option<&Path>, variables: &[(&str, &str)]) -> Result<Ad
         timeout: Duration::from_secs(5),
     };
     let variable = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned());
-    if url.starts_with("mysql") {
-        super::read::<MySql>(&settings, &variable).map(|(_, address)| address)
-    } else {
-        super::read::<Postgres>(&settings, &variable).map(|(_, address)| address)
-    }
+    let is_mysql = url.starts_with("mysql");
+    let address = Address::read(&settings, if is_mysql { &MySql::USUAL } else { &Postgres::USUAL }, &variable)?;
+    if is_mysql { MySql::new(&address).map(drop) } else { Postgres::new(&address).map(drop) }?;
+    Ok(address)
 }
 
 fn refusal(url: &str) -> Failure {
@@ -69,6 +68,7 @@ fn users_databases_and_passwords_are_read_as_they_stand_and_encoded() {
         ("postgres://u:@h/db", "u", None, Some("db")),
         ("postgres://u%40x:p%2Fq%3A%25@h/d%20b", "u@x", Some("p/q:%"), Some("d b")),
         ("postgres://u:p@q/r:s#t+100%@h/d+b", "u", Some("p@q/r:s#t+100%"), Some("d+b")),
+        ("mysql://u:x?y@h/db", "u", Some("x?y"), Some("db")),
         ("postgres://h/db?user=u&password=p%26@q+", "u", Some("p&@q+"), Some("db")),
         ("mysql://h/?database=db&user=u", "u", None, Some("db")),
     ] {
@@ -120,6 +120,8 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("sslmode=on", "sslmode"),
         ("ssl=", "ssl"),
         ("tls", "tls"),
+        ("tls&password=a@b", "known option"),
+        ("%73sl=false&ssl=true", "ssl"),
         ("tls=custom", "tls"),
         ("ssl_verify_cert=ture", "ssl_verify_cert"),
         ("ssl_verify_identity=required", "ssl_verify_identity"),
@@ -139,7 +141,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("sslmod=verify-full", "sslmod"),
         ("init_command=x", "init_command"),
         ("service=mine", "service"),
-        ("connect_timeout=x", "connect_timeout"),
     ] {
         for engine in ["postgres", "mysql"] {
             let failure = refusal(&format!("{engine}://h/db?{query}"));
@@ -148,7 +149,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     }
     for (url, why) in [
         ("postgres://h/db?target_session_attrs=standby", "target_session_attrs"),
-        ("postgres://h/db?unix_socket=/x", "unix_socket"),
         ("mysql://h/db?options=-E", "options"),
         ("mysql://db", "no database"),
         ("mysql://db,other/meta", "several servers"),
@@ -170,11 +170,9 @@ fn what_may_be_a_part_of_a_password_is_not_repeated() {
         "mysql://me:hunter2%ff@db/x",
         "mysql://me:hunter2%00@db/x",
         "postgres://h/db?port=hunter2",
-        "postgres://h/db?connect_timeout=hunter2",
         "postgres://h/db?sslmode=hunter2",
         "postgres://h/db?service=hunter2",
         "postgres://u:x?hunter2=y@h/db",
-        "mysql://u:x?hunter2@h/db",
     ] {
         let failure = refusal(url);
         assert!(!format!("{} {:?}", failure.why, failure.hint).contains("hunter2"), "{url}: {}", failure.why);
@@ -186,9 +184,9 @@ fn what_is_wrong_with_a_certificate_or_a_file_is_said() {
     let expected = ServerName::try_from("db.example").expect("a name");
     let of_names = CertificateError::NotValidForNameContext { expected, presented: Vec::new() };
     for (error, why) in [
-        (of_names.into(), "and not in `CN`"),
-        (CertificateError::UnknownIssuer.into(), "no trusted authority"),
-        (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "P-521 is not"),
+        (of_names.into(), "subjectAltName"),
+        (CertificateError::UnknownIssuer.into(), "not trusted"),
+        (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "P-521 cannot"),
     ] {
         let failure = tls::failure(&error, &MySql::USUAL);
         assert!(failure.why.contains(why) && failure.hint.is_some() && !failure.cause.passes(), "{}", failure.why);
@@ -202,7 +200,7 @@ fn what_is_wrong_with_a_certificate_or_a_file_is_said() {
     let garbage = file("garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let key = file("key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
     for (roots, key, why) in [
-        (file("empty", ""), None, "empty`: it holds no certificate"),
+        (file("empty", ""), None, "no certificate in"),
         (file("broken", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"), None, "broken`: it is not PEM"),
         (garbage, None, "garbage`"),
         (authority.clone(), Some(file("none", "")), "none`: it holds no key"),

@@ -11,7 +11,7 @@ use sqlx::Error;
 use super::address::{Server, Usual};
 use super::tls;
 use crate::backend::failure::Failure;
-use crate::backend::network::sentence;
+use crate::backend::network::{sentence, tls_error};
 use crate::backend::plain;
 use crate::printable;
 
@@ -29,14 +29,12 @@ pub enum Phase {
 /// An error that is not a server's answer.
 pub fn of(error: &Error, phase: Phase, usual: &Usual) -> Failure {
     let failure = match error {
-        Error::Io(error) => of_io(error, usual),
-        Error::Tls(error) => match error.downcast_ref::<rustls::Error>() {
-            Some(error) => tls::failure(error, usual),
-            None if error.to_string().contains("not support TLS") => {
-                Failure::permanent("the server does not encrypt connections").with_hint(usual.plain_hint)
-            }
-            None => Failure::permanent(format!("TLS: {}", sentence(&error.to_string()))),
-        },
+        _ if let Some(error) = tls_error(error) => tls::failure(error, usual),
+        Error::Io(error) => of_io(error),
+        Error::Tls(error) if error.to_string().contains("not support TLS") => {
+            Failure::permanent("the server does not encrypt connections").with_hint(usual.plain_hint)
+        }
+        Error::Tls(error) => Failure::permanent(format!("TLS: {}", sentence(&error.to_string()))),
         Error::PoolTimedOut => no_answer(),
         // The server speaks, but not this protocol, or wants a password in an unknown way.
         Error::Protocol(text) if phase == Phase::Connect => Failure::permanent(format!("cannot log in: {}", sentence(text))),
@@ -51,10 +49,7 @@ pub fn no_answer() -> Failure {
     Failure::transient("the server does not answer in time")
 }
 
-fn of_io(error: &io::Error, usual: &Usual) -> Failure {
-    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        return tls::failure(error, usual);
-    }
+fn of_io(error: &io::Error) -> Failure {
     let why = plain(error).to_string();
     match error.kind() {
         // A socket file whose server lets no more in would block.
@@ -69,13 +64,13 @@ fn of_io(error: &io::Error, usual: &Usual) -> Failure {
 pub fn of_connecting(error: &Error, (host, port): &Server, usual: &Usual) -> Failure {
     let failure = of(error, Phase::Connect, usual);
     // `InvalidData` is about a certificate.
-    let Error::Io(error) = error else { return failure };
-    if error.kind() == ErrorKind::InvalidData {
+    if !matches!(error, Error::Io(error) if error.kind() != ErrorKind::InvalidData) {
         return failure;
     }
     // Only the text tells an unknown name from a resolver that fails.
-    let passes = ["Temporary", "temporary", "Try again", "try again"].iter().any(|words| failure.why.contains(words));
-    let is_unknown = failure.why.contains("failed to lookup address information") && !passes;
+    let said = failure.why.to_lowercase();
+    let passes = said.contains("temporary") || said.contains("try again");
+    let is_unknown = said.contains("failed to lookup address information") && !passes;
     let why = format!("cannot connect to `{}:{port}`: {}", printable::field(host), failure.why);
     if is_unknown { Failure::permanent(why) } else { Failure { why, ..failure } }
 }

@@ -10,9 +10,10 @@ use sqlx::Error;
 use tokio::net::unix::pipe::Receiver;
 use tokio::time::{sleep, timeout};
 
+use super::Sql;
+use super::address::{Address, variable};
 use super::engine::{Answer, Engine};
 use super::failure::{Phase, no_answer, of, of_connecting};
-use super::{Sql, address, read};
 use crate::backend::failure::Failure;
 use crate::backend::plain;
 use crate::backend::runtime::PrivateRuntime;
@@ -26,11 +27,11 @@ impl<E: Engine> Sql<E> {
     pub fn connect(&mut self) -> Result<E::Session, Failure> {
         let address = match self.address.take() {
             Some(address) => address,
-            None => read::<E>(&self.settings, &address::variable)?.1,
+            None => Address::read(&self.settings, &E::USUAL, &variable)?,
         };
         let Self { engine, runtime, .. } = self;
         // A silent server leaves time for the next one.
-        let share = address.connect_timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
+        let share = address.timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
         let mut failure: Option<Failure> = None;
         for server in &address.servers {
             let tried = runtime.block_on(async { timeout(share, engine.connect(&address, server)).await })?;
