@@ -79,21 +79,25 @@ pub struct Account {
 }
 
 impl Account {
-    /// Reads the settings for `service` once, and fetches credentials if there are none that are good for a while. Says
-    /// whether they are new.
-    pub async fn prepare<'a>(known: &'a mut Option<Self>, wanted: &Wanted, service: &str) -> Result<(&'a Self, bool), Failure> {
+    /// A client of `service` with credentials that are good for a while. Reads the settings once; makes a client for new
+    /// credentials.
+    pub async fn client<'a, C>(
+        (known, client): (&mut Option<Self>, &'a mut Option<C>),
+        wanted: &Wanted,
+        service: &str,
+        connect: impl FnOnce(&Self, &Credentials) -> Result<C, Failure>,
+    ) -> Result<&'a C, Failure> {
         let late = |_| Failure::transient("AWS's settings for this host do not come in time");
         let account = match known {
             Some(account) => account,
             None => known.insert(timeout(wanted.timeout, Self::find(wanted, service)).await.map_err(late)??),
         };
         let are_new = account.renew(wanted.timeout).await?;
-        Ok((account, are_new))
-    }
-
-    /// The last credentials.
-    pub fn credentials(&self) -> Result<&Credentials, Failure> {
-        self.credentials.as_ref().ok_or_else(|| Failure::permanent(NONE))
+        let none = || Failure::permanent(NONE);
+        if are_new || client.is_none() {
+            *client = Some(connect(account, account.credentials.as_ref().ok_or_else(none)?)?);
+        }
+        client.as_ref().ok_or_else(none)
     }
 
     async fn find(wanted: &Wanted, service: &str) -> Result<Self, Failure> {

@@ -116,11 +116,6 @@ pub fn refused_identity(code: &str, text: &str) -> Option<&'static str> {
     }
 }
 
-/// The failure of what is stored in a format that is not known yet.
-pub fn of_newer_version() -> Failure {
-    Failure::permanent("a newer version of this program has written it").with_hint("use that version here, too")
-}
-
 #[cfg(test)]
 #[path = "checks_tests.rs"]
 mod tests;

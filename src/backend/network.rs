@@ -155,6 +155,11 @@ pub fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Err
     chain(error).find_map(|error| error.downcast_ref())
 }
 
+/// The failure of what is stored in a format that is not known yet.
+pub fn of_newer_version() -> Failure {
+    Failure::permanent("a newer version of this program has written it").with_hint("use that version here, too")
+}
+
 /// A server's words as part of a sentence: on one line, lower case where it is a word, and without its end.
 pub fn sentence(text: &str) -> String {
     let text: String = text.chars().map(|c| if printable::is_safe(c) { c } else { ' ' }).take(MAX_TEXT).collect();

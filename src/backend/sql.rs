@@ -21,6 +21,7 @@ use self::address::{Address, variable};
 use self::engine::Engine;
 use self::failure::Phase;
 use super::failure::{Cause, Failure};
+use super::network::of_newer_version;
 use super::retry::jittered;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
@@ -49,8 +50,6 @@ const ESCAPED: &AsciiSet = &AsciiSet::EMPTY.add(b'%');
 /// A store in a database.
 pub struct Sql<E: Engine> {
     settings: StoreSettings,
-    /// For the first connection. It is read anew for each later one, because passwords change.
-    address: Option<Address>,
     /// The engine, and its queue as this process sees it.
     pub engine: E,
     pub session: Option<E::Session>,
@@ -68,15 +67,13 @@ pub struct Sql<E: Engine> {
 impl<E: Engine> Sql<E> {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        let address = Address::read(settings, &E::USUAL, &variable)?;
         Ok(Self {
+            engine: E::new(&Address::read(settings, &E::USUAL, &variable)?)?,
             settings: settings.clone(),
-            engine: E::new(&address)?,
             session: None,
             has_queue: true,
             are_others_first: false,
             timeout: settings.timeout,
-            address: Some(address),
             crowd: Crowd::default(),
             read_only_since: None,
             runtime: PrivateRuntime::default(),
@@ -121,8 +118,7 @@ pub fn hex(bytes: &[u8]) -> String {
 fn state(row: &[Option<String>]) -> Result<State, Failure> {
     let [Some(number), record, format, ..] = row else { return Ok(State::default()) };
     if format.as_deref() != Some("1") {
-        let failure = Failure::permanent("a newer version of this program has written it");
-        return Err(failure.with_hint("use that version here, too"));
+        return Err(of_newer_version());
     }
     let version = format!("{number} {}", record.as_deref().unwrap_or_default()).into_bytes();
     let number = number.parse().map_err(|_| Failure::permanent("its version is not a number from 0 on"))?;

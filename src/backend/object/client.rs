@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aws_credential_types::Credentials;
 use http::header::{AUTHORIZATION, IF_MATCH};
 use http::{HeaderName, Method, Request};
 use object_store::aws::{AmazonS3, AmazonS3ConfigKey, AwsAuthorizer, AwsCredential, S3ConditionalPut};
@@ -34,7 +35,7 @@ enum Service {
 
 impl Client {
     /// Does not connect yet. S3 needs an `account`.
-    pub fn new(options: &Options, account: Option<&Account>) -> Result<Self, Failure> {
+    pub fn new(options: &Options, account: Option<(&Account, &Credentials)>) -> Result<Self, Failure> {
         let unusable = |error: object_store::Error| {
             let why = format!("settings cannot be used: {}", innermost(&error));
             Failure::permanent(why).with_hint(options.kind.credentials)
@@ -46,8 +47,7 @@ impl Client {
         let in_bucket = |endpoint: &str| format!("{}/{bucket}", endpoint.trim_end_matches('/'));
         let (service, url) = match &options.access {
             Access::S3 { builder, is_path_style, .. } => {
-                let account = account.ok_or_else(|| Failure::permanent("there is no account"))?;
-                let keys = account.credentials()?;
+                let (account, keys) = account.ok_or_else(|| Failure::permanent("there is no account"))?;
                 let region = account.region.clone().unwrap_or_else(|| "us-east-1".to_owned());
                 let (endpoint, url) = s3_urls(account.endpoint.as_deref(), &region, bucket, *is_path_style)?;
                 connector.is_plain = url.starts_with("http://");
