@@ -24,9 +24,9 @@ use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 use tokio::time::timeout;
 
-use super::checks::{self, endpoint_of, innermost, variable};
+use super::checks::{self, endpoint_of, variable};
 use super::failure::{Cause, Failure};
-use super::network::{Address, certificates, chain};
+use super::network::{Address, certificates, chain, innermost};
 use crate::printable;
 
 /// Credentials are renewed so long before they expire.

@@ -2,14 +2,13 @@
 //! the clients' crates take for granted (they panic otherwise), and what errors mean.
 
 use std::error::Error;
-use std::io::{self, ErrorKind};
 
 use http::Uri;
 use rustls::AlertDescription;
 use url::Url;
 
-use super::failure::{Cause, Failure};
-use super::network::{Address, chain, secret, sentence, tls_error, tls_problem};
+use super::failure::Failure;
+use super::network::{self, Address, secret, tls_error, tls_problem};
 use crate::store::StoreSettings;
 
 /// The option `endpoint` of an address, the URL of a server.
@@ -69,40 +68,20 @@ pub fn word(text: &str, what: &str) -> Result<(), Failure> {
     check(is_valid, format!("the {what} is not valid"), "it consists of letters, digits and `-`")
 }
 
-/// The innermost cause, as part of a sentence.
-pub fn innermost(error: &(dyn Error + 'static)) -> String {
-    let text = chain(error).last().map_or_else(String::new, ToString::to_string);
-    sentence(text.split(" (os error").next().unwrap_or(""))
-}
-
-/// Why a server has not answered. Only without a connection it is certain that nothing was sent.
+/// Why a server has not answered.
 pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
-    let why = innermost(error);
-    if let Some(problem) = tls_error(error) {
-        let why = format!("cannot connect to {server}: {}", tls_problem(problem));
-        let failure = match problem {
-            rustls::Error::InvalidCertificate(_) => Failure::permanent(why),
-            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => Failure::permanent(why).indefinite(),
-            // Others may come later than the handshake.
-            _ => Failure::transient(why).indefinite(),
-        };
-        return failure.with_hint(
-            "`AWS_CA_BUNDLE`, or `?ca=…` in the address of a bucket, names a file with the certificate to trust: that of the \
-             authority that has issued the server's",
-        );
-    }
-    let failure = Failure::transient(format!("cannot connect to {server}: {why}"));
-    let is_kind = |kind| chain(error).filter_map(|error| error.downcast_ref()).any(|error: &io::Error| error.kind() == kind);
-    if why.contains("not known") || why.contains("No address associated") {
-        Failure { cause: Cause::Permanent, ..failure }
-    } else if is_kind(ErrorKind::ConnectionRefused) || why.contains("lookup address information") {
-        failure
-    } else if is_kind(ErrorKind::TimedOut) || why.contains("timed out") || why.contains("elapsed") {
-        Failure::transient(format!("{server} does not answer in time")).indefinite()
-    } else {
-        // Also an established connection ends because a host or network is not reachable any more.
-        Failure::transient(format!("the connection to {server} broke: {why}")).indefinite()
-    }
+    let Some(problem) = tls_error(error) else { return network::unanswered(error, server) };
+    let why = format!("cannot connect to {server}: {}", tls_problem(problem));
+    let failure = match problem {
+        rustls::Error::InvalidCertificate(_) => Failure::permanent(why),
+        rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => Failure::permanent(why).indefinite(),
+        // Others may come later than the handshake.
+        _ => Failure::transient(why).indefinite(),
+    };
+    failure.with_hint(
+        "`AWS_CA_BUNDLE`, or `?ca=…` in the address of a bucket, names a file with the certificate of the authority that has \
+         issued the server's",
+    )
 }
 
 /// What a service says about the identity, by the words of its code: nothing was done.

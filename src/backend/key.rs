@@ -1,6 +1,6 @@
 //! The names of locks as keys of a store.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use sha2::{Digest, Sha256};
@@ -9,7 +9,7 @@ use super::seam::{Key, Kind};
 
 /// A name that opens the register with this stored name, if it is one of `kind`, and behind `after`.
 #[cfg(any(feature = "dynamodb", feature = "object-store"))]
-pub fn name_after(stored: &str, kind: Kind, after: Option<&OsStr>) -> Option<OsString> {
+pub fn name_after(stored: &str, kind: Kind, after: Option<&OsStr>) -> Option<std::ffi::OsString> {
     let found = Kind::PREFIXED.iter().find_map(|kind| Some((*kind, stored.strip_prefix(kind.prefix())?)));
     let (found, name) = found.unwrap_or((Kind::Lock, stored));
     (found == kind && after.is_none_or(|after| OsStr::new(name) > after)).then(|| name.into())

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 
 use percent_encoding::percent_decode_str;
@@ -10,7 +10,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::failure::Failure;
+use super::failure::{Cause, Failure};
 use super::plain;
 use crate::printable;
 use crate::store::StoreSettings;
@@ -153,6 +153,43 @@ pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (
 /// The error of TLS among the causes of an error.
 pub fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     chain(error).find_map(|error| error.downcast_ref())
+}
+
+/// The innermost cause, as part of a sentence.
+pub fn innermost(error: &(dyn Error + 'static)) -> String {
+    let text = chain(error).last().map_or_else(String::new, ToString::to_string);
+    sentence(text.split(" (os error").next().unwrap_or(""))
+}
+
+/// Why a server has not answered, where TLS is not the reason. Only without a connection it is certain that nothing was
+/// sent.
+pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
+    use ErrorKind::{
+        ConnectionRefused, InvalidData, InvalidInput, NotFound, PermissionDenied, TimedOut, UnexpectedEof, WouldBlock,
+    };
+    let why = innermost(error);
+    let kinds: Vec<_> = chain(error).filter_map(|error| error.downcast_ref()).map(io::Error::kind).collect();
+    let is_any = |of: &[ErrorKind]| of.iter().any(|kind| kinds.contains(kind));
+    let is_unknown = ["not known", "No address associated", "not resolve"].iter().any(|said| why.contains(said));
+    let is_late = why.contains("timed out") || why.contains("elapsed");
+    let failure = Failure::transient(format!("cannot connect to {server}: {why}"));
+    if is_unknown {
+        Failure { cause: Cause::Permanent, ..failure }
+    } else if is_any(&[ConnectionRefused]) || why.contains("lookup address information") {
+        failure
+    } else if is_any(&[NotFound]) {
+        failure.indefinite()
+    } else if is_any(&[PermissionDenied, InvalidInput, InvalidData]) {
+        Failure { cause: Cause::Permanent, ..failure.indefinite() }
+    } else if is_any(&[TimedOut, WouldBlock]) || is_late {
+        // A socket file whose server lets no more in would block.
+        Failure::transient(format!("{server} does not answer in time")).indefinite()
+    } else if is_any(&[UnexpectedEof]) {
+        Failure::transient(format!("{server} closed the connection")).indefinite()
+    } else {
+        // Also an established connection ends because a host or network is not reachable any more.
+        Failure::transient(format!("the connection to {server} broke: {why}")).indefinite()
+    }
 }
 
 /// The failure of what is stored in a format that is not known yet.

@@ -21,7 +21,7 @@ use std::ffi::OsStr;
 use aws_credential_types::Credentials;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutPayload};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use self::address::{Access, Options};
 use self::client::{Client, OTHER_VERSION, condition, version};
@@ -73,18 +73,14 @@ impl ObjectStore {
                 (_, Some(client)) => client,
                 (_, client) => client.insert(Client::new(options, None)?),
             };
+            let asked = async {
+                client.prepare().await.map_err(|error| without_credentials(options.kind, &error, *has_worked))?;
+                *has_worked = true;
+                ask(client).await.map(Some).or_else(|error| refusal(verb, options, &error).map_or(Ok(None), Err))
+            };
             // For credentials and the store together: a holder has to know in time.
-            let deadline = Instant::now() + options.timeout * 2;
-            match timeout_at(deadline, client.prepare()).await {
-                Ok(Ok(())) => *has_worked = true,
-                Ok(Err(error)) => return Err(without_credentials(options.kind, &error, *has_worked)),
-                Err(_) => return Err(Failure::transient("the credentials do not come in time")),
-            }
-            match timeout_at(deadline, ask(client)).await {
-                Ok(Ok(answer)) => Ok(Some(answer)),
-                Ok(Err(error)) => refusal(verb, options, &error).map_or(Ok(None), Err),
-                Err(_) => Err(Failure::transient("the store does not answer in time").indefinite()),
-            }
+            let late = || Failure::transient("the store does not answer in time").indefinite();
+            timeout(options.timeout * 2, asked).await.unwrap_or_else(|_| Err(late()))
         })?;
         let changes = matches!(verb, "write" | "delete");
         let answer = answer.map_err(|failure| Failure { is_indefinite: failure.is_indefinite && changes, ..failure });

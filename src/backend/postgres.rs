@@ -210,7 +210,7 @@ impl Postgres {
             ("port", Some(&port)),
             ("user", Some(&address.user)),
             ("password", address.password.as_deref()),
-            ("dbname", Some(address.database.as_ref().unwrap_or(&address.user))),
+            ("dbname", Some(&address.database().unwrap_or_else(|| address.user.clone()))),
             ("sslmode", Some(mode)),
             ("application_name", label.as_deref()),
             ("options", self.options.as_deref()),

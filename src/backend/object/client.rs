@@ -16,8 +16,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::address::{Access, Options};
 use super::connector::{Connector, generic};
 use crate::backend::aws::Account;
-use crate::backend::checks::{self, innermost};
+use crate::backend::checks;
 use crate::backend::failure::Failure;
+use crate::backend::network::innermost;
 
 /// A client of the crate, and what it takes to sign a request of our own.
 pub struct Client {

@@ -76,7 +76,6 @@ pub type Server = (String, u16);
 pub struct Address {
     pub user: String,
     pub password: Option<String>,
-    pub database: Option<String>,
     /// The servers to try, in this order; never empty.
     pub servers: Vec<Server>,
     pub tls: Tls,
@@ -120,12 +119,16 @@ impl Address {
         Ok(Self {
             user: user.ok_or_else(no_user)?,
             password: secret(given.password.clone().or_else(|| given.option("password")), settings)?,
-            database: Some(given.path.clone()).filter(|name| !name.is_empty()).or_else(|| given.option("dbname")),
             servers: servers(own, usual, &given)?,
             tls,
             timeout: settings.timeout,
             given,
         })
+    }
+
+    /// The name of the database.
+    pub fn database(&self) -> Option<String> {
+        Some(self.given.path.clone()).filter(|name| !name.is_empty()).or_else(|| self.given.option("dbname"))
     }
 }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError};
 
-use super::tls::{self, Tls, TlsMode};
-use super::{Address, Engine, Kind, page_condition, state};
+use super::failure::of;
+use super::tls::{Tls, TlsMode};
+use super::{Address, Engine, Kind, Phase, page_condition, state};
 use crate::backend::failure::Failure;
 use crate::backend::mysql::MySql;
 use crate::backend::postgres::Postgres;
@@ -24,8 +25,11 @@ fn read(url: &str, file: Option<&Path>, variables: &[(&str, &str)]) -> Result<Ad
     Ok(address)
 }
 
+/// What may be a part of a password is not repeated.
 fn refusal(url: &str) -> Failure {
-    read(url, None, &[("USER", "me")]).err().unwrap_or_else(|| panic!("{url}"))
+    let failure = read(url, None, &[("USER", "me")]).err().unwrap_or_else(|| panic!("{url}"));
+    assert!(!format!("{} {:?}", failure.why, failure.hint).contains("hunter2"), "{url}: {}", failure.why);
+    failure
 }
 
 #[test]
@@ -69,12 +73,13 @@ fn users_databases_and_passwords_are_read_as_they_stand_and_encoded() {
         ("postgres://u%40x:p%2Fq%3A%25@h/d%20b", "u@x", Some("p/q:%"), Some("d b")),
         ("postgres://u:p@q/r:s#t+100%@h/d+b", "u", Some("p@q/r:s#t+100%"), Some("d+b")),
         ("mysql://u:x?y@h/db", "u", Some("x?y"), Some("db")),
+        ("mysql://me@corp:p@ss#a%@h/db?charset=a@b", "me@corp", Some("p@ss#a%"), Some("db")),
         ("postgres://h/db?user=u&password=p%26@q+", "u", Some("p&@q+"), Some("db")),
         ("mysql://h/?database=db&user=u", "u", None, Some("db")),
     ] {
         let address = read(url, None, &[("USER", "me")]).unwrap_or_else(|failure| panic!("{url}: {}", failure.why));
-        let found = (address.user.as_str(), address.password.as_deref(), address.database.as_deref());
-        assert_eq!(found, (user, password, database), "{url}");
+        let found = (address.user.as_str(), address.password.as_deref(), address.database());
+        assert_eq!(found, (user, password, database.map(str::to_owned)), "{url}");
     }
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "  in the file \r\nnot this\n").expect("it can be written");
@@ -153,29 +158,19 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("mysql://db", "no database"),
         ("mysql://db,other/meta", "several servers"),
         ("postgres://h:1,i:2/db?port=1,2,3", "3 ports for 2 servers"),
+        ("postgres://u:hunter2/h", "port"),
+        ("postgres://u@h:hunter2/db", "port"),
+        ("postgres://h/db?port=hunter2", "port"),
+        ("postgres://h/db?sslmode=hunter2", "sslmode"),
+        ("mysql://me:hunter2%ff@db/x", "UTF-8"),
+        ("mysql://me:hunter2%00@db/x", "null character"),
+        ("postgres://u:x?hunter2=y@h/db", "known option"),
     ] {
         assert!(refusal(url).why.contains(why), "{url}");
     }
     for (variable, name) in [("PGHOSTADDR", "hostaddr"), ("PGSERVICE", "service"), ("PGREQUIREAUTH", "require_auth")] {
         let failure = read("postgres://u@h/db", None, &[(variable, "x")]).err().expect(variable);
         assert!(failure.why.contains(name), "{}", failure.why);
-    }
-}
-
-#[test]
-fn what_may_be_a_part_of_a_password_is_not_repeated() {
-    for url in [
-        "postgres://u:hunter2/h",
-        "postgres://u@h:hunter2/db",
-        "mysql://me:hunter2%ff@db/x",
-        "mysql://me:hunter2%00@db/x",
-        "postgres://h/db?port=hunter2",
-        "postgres://h/db?sslmode=hunter2",
-        "postgres://h/db?service=hunter2",
-        "postgres://u:x?hunter2=y@h/db",
-    ] {
-        let failure = refusal(url);
-        assert!(!format!("{} {:?}", failure.why, failure.hint).contains("hunter2"), "{url}: {}", failure.why);
     }
 }
 
@@ -188,7 +183,7 @@ fn what_is_wrong_with_a_certificate_or_a_file_is_said() {
         (CertificateError::UnknownIssuer.into(), "not trusted"),
         (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "P-521 cannot"),
     ] {
-        let failure = tls::failure(&error, &MySql::USUAL);
+        let failure = of(&sqlx::Error::Tls(error.into()), Phase::Connect, "", &MySql::USUAL);
         assert!(failure.why.contains(why) && failure.hint.is_some() && !failure.cause.passes(), "{}", failure.why);
     }
     let dir = tempfile::tempdir().expect("a directory");

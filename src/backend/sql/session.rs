@@ -13,10 +13,11 @@ use tokio::time::{sleep, timeout};
 use super::Sql;
 use super::address::{Address, variable};
 use super::engine::{Answer, Engine};
-use super::failure::{Phase, no_answer, of, of_connecting};
+use super::failure::{Phase, no_answer, of};
 use crate::backend::failure::Failure;
 use crate::backend::plain;
 use crate::backend::runtime::PrivateRuntime;
+use crate::printable;
 use crate::waiter::Waiter;
 
 /// How long closing a connection politely may take: it only saves a line in the server's log.
@@ -36,7 +37,10 @@ impl<E: Engine> Sql<E> {
             let next = match tried {
                 Ok(Ok(session)) => return Ok(session),
                 Ok(Err(Error::Database(error))) => E::refusal(&*error, Phase::Connect),
-                Ok(Err(error)) => of_connecting(&error, server, &E::USUAL),
+                Ok(Err(error)) => {
+                    let (host, port) = server;
+                    of(&error, Phase::Connect, &format!("`{}:{port}`", printable::field(host)), &E::USUAL)
+                }
                 Err(_) => no_answer(),
             };
             // If one of them may be back soon, trying again is of use.
@@ -69,7 +73,7 @@ impl<E: Engine> Sql<E> {
                 let is_usable = !failure.cause.passes();
                 (failure, is_usable)
             }
-            Ok(Err(error)) => (of(&error, phase, &E::USUAL), false),
+            Ok(Err(error)) => (of(&error, phase, "the server", &E::USUAL), false),
             Err(_) if phase == Phase::Write => (no_answer().indefinite(), false),
             Err(_) => (no_answer(), false),
         };

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
 
-use super::address::Usual;
 use crate::backend::failure::Failure;
-use crate::backend::network::{Address, certificates, sentence, tls_problem};
+use crate::backend::network::{Address, certificates, sentence};
 use crate::backend::plain;
 use crate::printable;
 
@@ -130,10 +129,4 @@ impl Tls {
         let usable = rustls::crypto::ring::sign::any_supported_type(&key);
         usable.map(drop).map_err(|error| cannot(sentence(&error.to_string())))
     }
-}
-
-/// Why a connection cannot be encrypted.
-pub fn failure(error: &rustls::Error, usual: &Usual) -> Failure {
-    let is_about_trust = matches!(error, rustls::Error::InvalidCertificate(_));
-    Failure::permanent(tls_problem(error)).with_hint(if is_about_trust { usual.roots_hint } else { usual.plain_hint })
 }
