@@ -24,8 +24,9 @@ use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 use tokio::time::timeout;
 
-use super::checks::{self, Address, chain, innermost, variable};
+use super::checks::{self, endpoint_of, variable};
 use super::failure::{Cause, Failure};
+use super::network::{Address, certificates, chain, innermost};
 use crate::printable;
 
 /// Credentials are renewed so long before they expire.
@@ -61,7 +62,7 @@ impl Wanted {
         if keys.is_some() && profile.is_some() {
             return Err(Failure::permanent("the address has both an access key and a `profile`"));
         }
-        let endpoint = address.endpoint()?.or_else(endpoint);
+        let endpoint = endpoint_of(address)?.or_else(endpoint);
         let roots = address.option("ca").or_else(|| variable("AWS_CA_BUNDLE")).map(PathBuf::from);
         Ok(Self { keys, profile, region, endpoint, roots, timeout })
     }
@@ -78,21 +79,25 @@ pub struct Account {
 }
 
 impl Account {
-    /// Reads the settings for `service` once, and fetches credentials if there are none that are good for a while. Says
-    /// whether they are new.
-    pub async fn prepare<'a>(known: &'a mut Option<Self>, wanted: &Wanted, service: &str) -> Result<(&'a Self, bool), Failure> {
+    /// A client of `service` with credentials that are good for a while. Reads the settings once; makes a client for new
+    /// credentials.
+    pub async fn client<'a, C>(
+        (known, client): (&mut Option<Self>, &'a mut Option<C>),
+        wanted: &Wanted,
+        service: &str,
+        connect: impl FnOnce(&Self, &Credentials) -> Result<C, Failure>,
+    ) -> Result<&'a C, Failure> {
         let late = |_| Failure::transient("AWS's settings for this host do not come in time");
         let account = match known {
             Some(account) => account,
             None => known.insert(timeout(wanted.timeout, Self::find(wanted, service)).await.map_err(late)??),
         };
         let are_new = account.renew(wanted.timeout).await?;
-        Ok((account, are_new))
-    }
-
-    /// The last credentials.
-    pub fn credentials(&self) -> Result<&Credentials, Failure> {
-        self.credentials.as_ref().ok_or_else(|| Failure::permanent(NONE))
+        let none = || Failure::permanent(NONE);
+        if are_new || client.is_none() {
+            *client = Some(connect(account, account.credentials.as_ref().ok_or_else(none)?)?);
+        }
+        client.as_ref().ok_or_else(none)
     }
 
     async fn find(wanted: &Wanted, service: &str) -> Result<Self, Failure> {
@@ -203,7 +208,7 @@ fn usable(credentials: &Credentials) -> Result<Credentials, Failure> {
 pub fn http_client(roots: Option<&Path>) -> Result<SharedHttpClient, Failure> {
     let mut tls = TlsContext::builder();
     if let Some(path) = roots {
-        tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(checks::certificates(path)?));
+        tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(certificates(path)?));
     }
     let tls = tls.build().map_err(|error| Failure::permanent(innermost(&error)))?;
     let made = OnceLock::new();

@@ -1,7 +1,4 @@
-use std::time::Duration;
-
-use super::{Address, endpoint, refused_identity, trimmed, word};
-use crate::store::{StoreSettings, StoreUrl};
+use super::{endpoint, refused_identity, trimmed, word};
 
 #[test]
 fn what_clients_panic_at_is_refused() {
@@ -25,22 +22,5 @@ fn codes_about_the_identity_are_known_by_their_words() {
     assert_eq!(refused_identity("ExpiredTokenException", ""), Some("the credentials have expired"));
     for code in ["", "AccessDenied", "AuthorizationFailure", "SlowDown", "ConditionalCheckFailedException"] {
         assert_eq!(refused_identity(code, ""), None, "{code}");
-    }
-}
-
-#[test]
-fn secrets_may_stand_in_an_address_as_they_are() {
-    for (text, user, password) in [
-        ("s3://AKIA:wJal/rX+x%2Fy@host/a/b?x=a@b", "AKIA", "wJal/rX+x/y"),
-        ("s3://AKIA:p?ss@host/a/b?x=a@b", "AKIA", "p?ss"),
-        ("s3://me@corp:p@ss#@host/a/b?x=a@b", "me@corp", "p@ss#"),
-        ("s3://AKIA:a%@host/a/b?x=a@b", "AKIA", "a%"),
-    ] {
-        let url = StoreUrl::parse(text).expect(text);
-        let settings = StoreSettings { url, password_file: None, timeout: Duration::ZERO };
-        let address = Address::parse(&settings, &["x"]).unwrap_or_else(|f| panic!("{text}: {}", f.why));
-        assert_eq!((address.host.as_str(), address.path.as_str()), ("host", "a/b"), "{text}");
-        assert_eq!((address.user.as_deref(), address.password.as_deref()), (Some(user), Some(password)));
-        assert_eq!(address.option("x").as_deref(), Some("a@b"));
     }
 }

@@ -91,10 +91,6 @@ impl Store for Directory {
     }
 
     /// Never makes the directory: where nothing is mounted yet, each host would have its own.
-    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
-        Ok(())
-    }
-
     /// Confirms, on the user's behalf, that hosts share a directory whose file system does not
     /// tell.
     fn verify_conditional_writes(&mut self, _key: &Key) -> Result<(), Failure> {

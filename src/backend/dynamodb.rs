@@ -12,8 +12,9 @@ mod options;
 mod table;
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 
+use aws_credential_types::Credentials;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::SharedCredentialsProvider;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
@@ -24,9 +25,9 @@ use jiff::Timestamp;
 
 use self::options::Options;
 use super::aws::Account;
-use super::checks::of_newer_version;
 use super::failure::{Cause, Failure};
-use super::key::kind_and_name;
+use super::key::name_after;
+use super::network::of_newer_version;
 use super::retry::since_1970;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
@@ -40,15 +41,16 @@ pub struct DynamoDb {
     options: Options,
     runtime: PrivateRuntime,
     account: Option<Account>,
-    client: Option<Client>,
+    /// A client, how messages call the server, and the region.
+    client: Option<(Client, String, String)>,
 }
 
 /// Whom a request is sent to, and how messages call it.
 struct Table<'a> {
     client: &'a Client,
     options: &'a Options,
+    server: &'a str,
     region: &'a str,
-    endpoint: Option<&'a str>,
 }
 
 impl DynamoDb {
@@ -62,16 +64,10 @@ impl DynamoDb {
     fn ask<T>(&mut self, ask: impl AsyncFnOnce(&Table<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
         let Self { options, runtime, account, client } = self;
         let answer = runtime.block_on(async {
-            let (account, is_new) = Account::prepare(account, &options.wanted, "DynamoDB").await?;
-            let client = match client {
-                Some(client) if !is_new => client,
-                _ => client.insert(connect(account, options)?),
-            };
-            let Some(region) = account.region.as_deref() else {
-                let hint = "`region=…` in the address, `AWS_REGION`, or `region` of the profile names it";
-                return Err(Failure::permanent("it is not known in which region the table is").with_hint(hint));
-            };
-            ask(&Table { client, options, region, endpoint: account.endpoint.as_deref() }).await
+            let connect = |account: &Account, credentials: &Credentials| connect(account, credentials, options);
+            let known = Account::client((account, client), &options.wanted, "DynamoDB", connect).await?;
+            let (client, server, region) = known;
+            ask(&Table { client, options, server, region }).await
         })?;
         if answer.as_ref().is_err_and(|failure| failure.cause == Cause::Permanent) {
             // What is wrong with the credentials may be put right meanwhile.
@@ -81,18 +77,23 @@ impl DynamoDb {
     }
 }
 
-fn connect(account: &Account, options: &Options) -> Result<Client, Failure> {
+fn connect(account: &Account, keys: &Credentials, options: &Options) -> Result<(Client, String, String), Failure> {
+    let Some(region) = account.region.clone() else {
+        let hint = "`region=…` in the address, `AWS_REGION`, or `region` of the profile names it";
+        return Err(Failure::permanent("it is not known in which region the table is").with_hint(hint));
+    };
+    let endpoint = account.endpoint.as_ref().map(|endpoint| format!("DynamoDB at `{endpoint}`"));
     let timeout = options.wanted.timeout;
     let timeouts = TimeoutConfig::builder().connect_timeout(timeout / 2).operation_timeout(timeout);
     let mut config = aws_sdk_dynamodb::config::Builder::from(&account.config)
-        .credentials_provider(SharedCredentialsProvider::new(account.credentials()?.clone()))
+        .credentials_provider(SharedCredentialsProvider::new(keys.clone()))
         .timeout_config(timeouts.build())
         // A write that is sent again by the SDK looks like a conflict.
         .retry_config(RetryConfig::disabled())
         // Its own: the one that finds credentials keeps the time limits of its first user, a metadata service.
         .http_client(super::aws::http_client(options.wanted.roots.as_deref())?);
     config.set_endpoint_url(account.endpoint.clone());
-    Ok(Client::from_conf(config.build()))
+    Ok((Client::from_conf(config.build()), endpoint.unwrap_or_else(|| format!("DynamoDB in `{region}`")), region))
 }
 
 impl Table<'_> {
@@ -211,11 +212,7 @@ impl Store for DynamoDb {
     /// One page with all, because a scan has no order.
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         let found = self.ask(async |table| table.scan().await)?;
-        let entries = found.into_iter().filter_map(|(stored, state)| {
-            let (found, name) = kind_and_name(&stored);
-            let name = OsString::from(name);
-            (found == kind && after.is_none_or(|after| name.as_os_str() > after)).then_some((name, state))
-        });
+        let entries = found.into_iter().filter_map(|(stored, state)| Some((name_after(&stored, kind, after)?, state)));
         Ok(Page { entries: entries.collect(), next: None })
     }
 

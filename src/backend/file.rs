@@ -96,10 +96,6 @@ impl Store for Files {
         self.put(key, expected, &Next { number: 0, value: None, keep: None })
     }
 
-    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
-        Ok(())
-    }
-
     fn repair(&self) -> &'static str {
         "removing the file when nothing uses it"
     }

@@ -7,11 +7,12 @@ use sha2::{Digest, Sha256};
 
 use super::seam::{Key, Kind};
 
-/// The kind of the register with this stored name, and a name that opens it.
+/// A name that opens the register with this stored name, if it is one of `kind`, and behind `after`.
 #[cfg(any(feature = "dynamodb", feature = "object-store"))]
-pub fn kind_and_name(stored: &str) -> (Kind, &str) {
+pub fn name_after(stored: &str, kind: Kind, after: Option<&OsStr>) -> Option<std::ffi::OsString> {
     let found = Kind::PREFIXED.iter().find_map(|kind| Some((*kind, stored.strip_prefix(kind.prefix())?)));
-    found.unwrap_or((Kind::Lock, stored))
+    let (found, name) = found.unwrap_or((Kind::Lock, stored));
+    (found == kind && after.is_none_or(|after| OsStr::new(name) > after)).then(|| name.into())
 }
 
 impl Key {

@@ -48,7 +48,7 @@ impl Engine for MySql {
     const USUAL: Usual = Usual {
         port: 3306,
         host: "localhost",
-        synonyms: &[("unix_socket", "host"), ("socket", "host")],
+        options: &[],
         variables: "",
         certificates: None,
         example: "`mysql://USER@HOST/DATABASE`",
@@ -58,20 +58,15 @@ impl Engine for MySql {
     };
 
     const SCHEMA: &'static str = "\
--- Locks of `serializer`: one row for each name. Rows stay when a lock is released, so that the numbers never go back.
+-- Locks of `serializer`: a row for each name. Rows stay when a lock is released.
 -- Its users need (with the database's and the user's name):
 --   GRANT SELECT, INSERT, UPDATE, DELETE ON my_database.serializer_locks TO 'my_user'@'%';
 CREATE TABLE IF NOT EXISTS serializer_locks (
-  -- What the lock is called. Compared byte by byte.
   name VARBINARY(255) NOT NULL PRIMARY KEY,
-  -- The number of the row's state; it only grows.
-  version BIGINT UNSIGNED NOT NULL,
-  -- What is stored; NULL when a lock is free.
-  record MEDIUMTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,
-  -- When that was written. Only for people.
-  changed TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6) ON UPDATE CURRENT_TIMESTAMP(6),
-  -- What the columns mean: another number, something else.
-  format SMALLINT NOT NULL DEFAULT 1 CHECK (format = 1)
+  version BIGINT UNSIGNED NOT NULL,                                  -- the number of the state; never goes back
+  record MEDIUMTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,  -- what is stored; NULL when a lock is free
+  changed TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6) ON UPDATE CURRENT_TIMESTAMP(6),  -- for people
+  format SMALLINT NOT NULL DEFAULT 1 CHECK (format = 1)              -- what the columns mean
 ) ENGINE = InnoDB;
 ";
 
@@ -86,14 +81,13 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         format!("X'{}'", hex(text.as_bytes()))
     }
 
-    fn new(address: &mut Address) -> Result<Self, Failure> {
+    fn new(address: &Address) -> Result<Self, Failure> {
         if address.servers.len() > 1 {
             let failure = Failure::permanent("the address names several servers");
             return Err(failure.with_hint("name one, or a proxy before them"));
         }
-        let database = address.database.clone();
         let no_database = || Failure::permanent("the address names no database").with_hint(Self::USUAL.example);
-        Ok(Self { database: database.ok_or_else(no_database)?, place: Place::None })
+        Ok(Self { database: address.database().ok_or_else(no_database)?, place: Place::None })
     }
 
     async fn connect(&self, address: &Address, server: &Server) -> Result<Session, Error> {

@@ -16,11 +16,12 @@ mod failures;
 mod kinds;
 mod layout;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 
+use aws_credential_types::Credentials;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutPayload};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use self::address::{Access, Options};
 use self::client::{Client, OTHER_VERSION, condition, version};
@@ -28,7 +29,7 @@ use self::failures::{CONDITIONS, refusal, without_credentials};
 use self::layout::{Body, decode, encode};
 use super::aws::Account;
 use super::failure::{Cause, Failure};
-use super::key::kind_and_name;
+use super::key::name_after;
 use super::plain;
 use super::retry::since_1970;
 use super::runtime::PrivateRuntime;
@@ -66,26 +67,20 @@ impl ObjectStore {
     fn ask<T>(&mut self, verb: &str, ask: impl AsyncFnOnce(&Client) -> object_store::Result<T>) -> Result<Option<T>, Failure> {
         let Self { options, runtime, account, client, has_worked, .. } = self;
         let answer = runtime.block_on(async {
-            let (account, is_new) = match &options.access {
-                Access::S3 { wanted, .. } => Account::prepare(account, wanted, "S3").await.map(|(a, is)| (Some(a), is))?,
-                _ => (None, false),
+            let connect = |account: &Account, keys: &Credentials| Client::new(options, Some((account, keys)));
+            let client = match (&options.access, client) {
+                (Access::S3 { wanted, .. }, client) => Account::client((account, client), wanted, "S3", connect).await?,
+                (_, Some(client)) => client,
+                (_, client) => client.insert(Client::new(options, None)?),
             };
-            let client = match client {
-                Some(client) if !is_new => client,
-                _ => client.insert(Client::new(options, account)?),
+            let asked = async {
+                client.prepare().await.map_err(|error| without_credentials(options.kind, &error, *has_worked))?;
+                *has_worked = true;
+                ask(client).await.map(Some).or_else(|error| refusal(verb, options, &error).map_or(Ok(None), Err))
             };
             // For credentials and the store together: a holder has to know in time.
-            let deadline = Instant::now() + options.timeout * 2;
-            match timeout_at(deadline, client.prepare()).await {
-                Ok(Ok(())) => *has_worked = true,
-                Ok(Err(error)) => return Err(without_credentials(options.kind, &error, *has_worked)),
-                Err(_) => return Err(Failure::transient("the credentials do not come in time")),
-            }
-            match timeout_at(deadline, ask(client)).await {
-                Ok(Ok(answer)) => Ok(Some(answer)),
-                Ok(Err(error)) => refusal(verb, options, &error).map_or(Ok(None), Err),
-                Err(_) => Err(Failure::transient("the store does not answer in time").indefinite()),
-            }
+            let late = || Failure::transient("the store does not answer in time").indefinite();
+            timeout(options.timeout * 2, asked).await.unwrap_or_else(|_| Err(late()))
         })?;
         let changes = matches!(verb, "write" | "delete");
         let answer = answer.map_err(|failure| Failure { is_indefinite: failure.is_indefinite && changes, ..failure });
@@ -184,9 +179,7 @@ impl Store for ObjectStore {
         let listed = self.ask("list", async |client| client.store().list_with_delimiter(Some(&prefix)).await)?;
         let listed = listed.into_iter().flat_map(|listed| listed.objects).filter_map(|object| {
             let stored = decode(object.location.filename()?)?;
-            let (found, name) = kind_and_name(&stored);
-            let name = OsString::from(name);
-            (found == kind && after.is_none_or(|after| name.as_os_str() > after)).then_some((name, object.location))
+            Some((name_after(&stored, kind, after)?, object.location))
         });
         let mut listed: Vec<_> = listed.collect();
         listed.sort();

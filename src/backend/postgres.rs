@@ -58,14 +58,14 @@ impl Engine for Postgres {
         port: 5432,
         // The directory of its socket.
         host: "/var/run/postgresql",
-        synonyms: &[],
+        options: &["application_name", "options"],
         // PGPASSWORD, PGPASSFILE and PGOPTIONS are read by sqlx.
         variables: "PGHOST=host PGPORT=port PGHOSTADDR=hostaddr PGUSER=user PGDATABASE=dbname PGSERVICE=service PGAPPNAME=application_name \
             PGSSLMODE=sslmode PGREQUIRESSL=requiressl PGSSLROOTCERT=sslrootcert PGSSLCERT=sslcert PGSSLKEY=sslkey \
             PGSSLNEGOTIATION=sslnegotiation PGSSLCERTMODE=sslcertmode PGSSLCRL=sslcrl PGSSLCRLDIR=sslcrldir \
             PGSSLMINPROTOCOLVERSION=ssl_min_protocol_version PGSSLMAXPROTOCOLVERSION=ssl_max_protocol_version \
             PGCHANNELBINDING=channel_binding PGREQUIREAUTH=require_auth PGREQUIREPEER=requirepeer PGGSSENCMODE=gssencmode \
-            PGCONNECT_TIMEOUT=connect_timeout PGTARGETSESSIONATTRS=target_session_attrs",
+            PGTARGETSESSIONATTRS=target_session_attrs",
         certificates: Some(".postgresql"),
         example: "`postgres://USER@HOST/DATABASE`",
         roots_hint: "`sslrootcert` names a file with the authority's certificate, or is `system`; \
@@ -96,10 +96,10 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex(text.as_bytes()))
     }
 
-    fn new(address: &mut Address) -> Result<Self, Failure> {
+    fn new(address: &Address) -> Result<Self, Failure> {
         Ok(Self {
-            label: address.options.take("application_name")?,
-            options: address.options.take("options")?,
+            label: address.given.option("application_name"),
+            options: address.given.option("options"),
             word: None,
             is_pooled: false,
         })
@@ -110,7 +110,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         let mut session = if self.word.is_none() {
             Session::Plain(PgConnection::connect_with(&options).await?)
         } else {
-            own(options, address.connect_timeout).await?
+            own(options, address.timeout).await?
         };
         // Of several servers, the writable one is used.
         if address.servers.len() > 1 {
@@ -210,7 +210,7 @@ impl Postgres {
             ("port", Some(&port)),
             ("user", Some(&address.user)),
             ("password", address.password.as_deref()),
-            ("dbname", Some(address.database.as_ref().unwrap_or(&address.user))),
+            ("dbname", Some(&address.database().unwrap_or_else(|| address.user.clone()))),
             ("sslmode", Some(mode)),
             ("application_name", label.as_deref()),
             ("options", self.options.as_deref()),

@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
-use self::address::{Address, Variables};
+use self::address::{Address, variable};
 use self::engine::Engine;
 use self::failure::Phase;
 use super::failure::{Cause, Failure};
+use super::network::of_newer_version;
 use super::retry::jittered;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
@@ -49,8 +50,6 @@ const ESCAPED: &AsciiSet = &AsciiSet::EMPTY.add(b'%');
 /// A store in a database.
 pub struct Sql<E: Engine> {
     settings: StoreSettings,
-    /// For the first connection. It is read anew for each later one, because passwords change.
-    address: Option<Address>,
     /// The engine, and its queue as this process sees it.
     pub engine: E,
     pub session: Option<E::Session>,
@@ -68,15 +67,13 @@ pub struct Sql<E: Engine> {
 impl<E: Engine> Sql<E> {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        let (engine, address) = read::<E>(settings, &address::variable)?;
         Ok(Self {
+            engine: E::new(&Address::read(settings, &E::USUAL, &variable)?)?,
             settings: settings.clone(),
-            engine,
             session: None,
             has_queue: true,
             are_others_first: false,
-            timeout: address.timeout,
-            address: Some(address),
+            timeout: settings.timeout,
             crowd: Crowd::default(),
             read_only_since: None,
             runtime: PrivateRuntime::default(),
@@ -122,21 +119,12 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The engine and the address of a store.
-fn read<E: Engine>(settings: &StoreSettings, variable: Variables<'_>) -> Result<(E, Address), Failure> {
-    let mut address = Address::read(settings, &E::USUAL, variable)?;
-    let engine = E::new(&mut address)?;
-    address.options.refuse_rest()?;
-    Ok((engine, address))
-}
-
 /// The state in `version, record, format`. Its version holds what is stored, which need not be
 /// escaped as this program would.
 fn state(row: &[Option<String>]) -> Result<State, Failure> {
     let [Some(number), record, format, ..] = row else { return Ok(State::default()) };
     if format.as_deref() != Some("1") {
-        let failure = Failure::permanent("a newer version of this program has written it");
-        return Err(failure.with_hint("use that version here, too"));
+        return Err(of_newer_version());
     }
     let version = format!("{number} {}", record.as_deref().unwrap_or_default()).into_bytes();
     let number = number.parse().map_err(|_| Failure::permanent("its version is not a number from 0 on"))?;

@@ -92,10 +92,6 @@ impl Store for Memory {
         Ok(Write::Done)
     }
 
-    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
-        Ok(())
-    }
-
     fn repair(&self) -> &'static str {
         "a new process"
     }

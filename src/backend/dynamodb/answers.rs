@@ -32,13 +32,6 @@ impl fmt::Display for Table<'_> {
 }
 
 impl Table<'_> {
-    fn server(&self) -> String {
-        match self.endpoint {
-            Some(endpoint) => format!("DynamoDB at `{endpoint}`"),
-            None => format!("DynamoDB in `{}`", self.region),
-        }
-    }
-
     /// How a conditional write ended.
     pub(super) fn done<T>(&self, sent: Result<T, Failed<impl Said>>, action: &str) -> Result<Write, Failure> {
         match sent {
@@ -54,7 +47,7 @@ impl Table<'_> {
     }
 
     fn failure_of_write(&self, error: &Failed<impl Said>, action: &str) -> Failure {
-        let server = self.server();
+        let server = self.server;
         match error {
             SdkError::ServiceError(answer) => {
                 let (code, text) = (answer.err().code(), answer.err().message());
@@ -64,7 +57,7 @@ impl Table<'_> {
             // Its cause is about the request, and not for users.
             SdkError::ConstructionFailure(_) => Failure::permanent(format!("{server} cannot be asked")),
             SdkError::DispatchFailure(failure) if !failure.is_timeout() => {
-                let failure = failure.as_connector_error().map(|error| unanswered(error, &server));
+                let failure = failure.as_connector_error().map(|error| unanswered(error, server));
                 let failure = failure.unwrap_or_else(|| Failure::transient(format!("{server} does not answer")).indefinite());
                 let hint = "check the region and the `endpoint`; without a way to AWS it needs a VPC endpoint or `HTTPS_PROXY`";
                 Failure { hint: failure.hint.or(Some(hint.to_owned())), ..failure }
@@ -78,7 +71,7 @@ impl Table<'_> {
 
     /// What a code means. Those that are known say that nothing was done.
     fn refused(&self, code: &str, text: &str, status: u16, action: &str) -> Failure {
-        let server = self.server();
+        let server = self.server;
         match code {
             "ResourceNotFoundException" | "TableNotFoundException" => {
                 Failure { cause: Cause::NotPrepared, ..Failure::permanent(format!("there is no {self}, or it is not ready")) }

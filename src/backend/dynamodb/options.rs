@@ -1,9 +1,9 @@
 //! What an address of DynamoDB says: `dynamodb://TABLE?region=…&endpoint=…&profile=…&key=…&ttl=…`.
 
 use crate::backend::aws::Wanted;
-use crate::backend::checks::Address;
+use crate::backend::checks;
 use crate::backend::failure::Failure;
-use crate::backend::network::first_line;
+use crate::backend::network::decoded;
 use crate::store::StoreSettings;
 
 /// Where locks are, and which identity to use. Not `Debug`: it holds secrets.
@@ -21,29 +21,26 @@ pub struct Options {
 impl Options {
     /// Reads the address.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        let address = Address::parse(settings, &["endpoint", "key", "profile", "region", "ttl"])?;
-        let table = address.host.clone();
+        let address = checks::address(settings, &["endpoint", "key", "profile", "region", "ttl"])?;
+        let table = decoded(&address.hosts)?;
         if table.is_empty() || !address.path.is_empty() {
             return Err(Failure::permanent("the address does not name a table, and only that")
                 .with_hint("`dynamodb://TABLE?region=REGION`"));
         }
         let key = address.option("key").unwrap_or_else(|| "name".to_owned());
         let ttl = address.option("ttl").unwrap_or_else(|| "expires_at".to_owned());
-        let wanted = Wanted::of(&address, settings.timeout, login(&address, settings)?, || None)?;
+        // An access key stands where other addresses have a user.
+        let login = match (address.user.clone(), address.password.clone()) {
+            (Some(user), Some(password)) => Some((user, password, None)),
+            (None, _) => None,
+            (Some(_), None) => {
+                return Err(Failure::permanent("the address has an access key without its secret").with_hint(
+                    "`SERIALIZER_PASSWORD_FILE` names a file with it; or leave the access key out, and use AWS's own settings",
+                ));
+            }
+        };
+        let wanted = Wanted::of(&address, settings.timeout, login, || None)?;
         Ok(Self { table, key, ttl, wanted })
-    }
-}
-
-/// An access key stands where other addresses have a user.
-fn login(address: &Address, settings: &StoreSettings) -> Result<Option<(String, String, Option<String>)>, Failure> {
-    let Some(user) = address.user.clone() else { return Ok(None) };
-    let password = address.password.clone().filter(|password| !password.is_empty());
-    match (password, &settings.password_file) {
-        (Some(password), _) => Ok(Some((user, password, None))),
-        (None, Some(path)) => Ok(Some((user, first_line(path)?, None))),
-        (None, None) => Err(Failure::permanent("the address has an access key without its secret").with_hint(
-            "`SERIALIZER_PASSWORD_FILE` names a file with it; or leave the access key out, and use AWS's own settings",
-        )),
     }
 }
 

@@ -14,8 +14,9 @@ use serde_json::Value;
 use super::azure;
 use super::kinds::{self, Kind};
 use crate::backend::aws::Wanted;
-use crate::backend::checks::{self, Address, variable};
+use crate::backend::checks::{self, endpoint_of, variable};
 use crate::backend::failure::Failure;
+use crate::backend::network::{Address, decoded};
 use crate::store::{Scheme, StoreSettings};
 
 /// How to reach a store. Not `Debug`: it holds keys.
@@ -58,7 +59,7 @@ impl Options {
             Scheme::Gcs => &kinds::GCS,
             _ => &kinds::S3,
         };
-        let address = Address::parse(settings, kind.options)?;
+        let address = checks::address(settings, kind.options)?;
         let bucket = bucket(scheme, &address, kind)?;
         let parts: Vec<_> = address.path.split('/').filter(|part| !part.is_empty()).collect();
         let cannot = |_| Failure::permanent("the address's prefix cannot be part of an object's name");
@@ -76,18 +77,18 @@ impl Options {
 
 fn bucket(scheme: Scheme, address: &Address, kind: &Kind) -> Result<String, Failure> {
     let has_login = address.user.is_some() || address.password.is_some();
-    let is_key = address.user.is_some() && address.password.as_ref().is_some_and(|secret| !secret.is_empty());
+    let host = decoded(&address.hosts)?;
     let is_valid = |c: char| c.is_ascii_alphanumeric() || "-._$".contains(c);
     let why = if has_login && scheme != Scheme::S3 {
         "the address names a user before an `@`"
-    } else if has_login && !is_key {
+    } else if address.user.is_some() != address.password.is_some() {
         "the address names a key without its secret before an `@`"
-    } else if address.host.is_empty() {
+    } else if host.is_empty() {
         "the address names no bucket"
-    } else if !address.host.chars().all(is_valid) {
+    } else if !host.chars().all(is_valid) {
         "the address's bucket is not a valid name"
     } else {
-        return Ok(address.host.clone());
+        return Ok(host);
     };
     Err(Failure::permanent(why).with_hint(format!("{}; an `@` in a prefix is written as `%40`", kind.example)))
 }
@@ -165,7 +166,7 @@ fn google(address: &Address, bucket: &str) -> Result<Access, Failure> {
     let account = builder.get_config_value(&Key::ServiceAccountKey).or_else(file);
     let account: Value = account.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let base = account.get("gcs_base_url").and_then(Value::as_str).map(str::to_owned);
-    let endpoint = address.endpoint()?.or_else(|| variable("GOOGLE_BASE_URL")).or(base);
+    let endpoint = endpoint_of(address)?.or_else(|| variable("GOOGLE_BASE_URL")).or(base);
     let endpoint = endpoint.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
     checks::endpoint(&endpoint, "endpoint of `GOOGLE_BASE_URL` or `gcs_base_url`")?;
     // Last: `GOOGLE_BUCKET` is a setting of the crate, too.

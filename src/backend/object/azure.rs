@@ -4,8 +4,9 @@ use object_store::azure::{AzureConfigKey as Key, MicrosoftAzureBuilder};
 
 use super::address::{Access, given, meltano};
 use super::kinds;
-use crate::backend::checks::{self, Address, variable};
+use crate::backend::checks::{self, endpoint_of, variable};
 use crate::backend::failure::Failure;
+use crate::backend::network::Address;
 
 /// `AccountName=…;AccountKey=…;EndpointSuffix=…` as the name of an account, its endpoint, its key, and a signature.
 /// Nothing of it is repeated.
@@ -32,7 +33,7 @@ fn of_connection_string(text: &str) -> Result<[Option<String>; 4], Failure> {
 
 /// The account that the address names, or the settings of Meltano, or the variables of Azure's tools.
 pub fn access(address: &Address, container: &str) -> Result<Access, Failure> {
-    let named = address.endpoint()?.or_else(|| meltano("AZURE_STORAGE_ACCOUNT_URL"));
+    let named = endpoint_of(address)?.or_else(|| meltano("AZURE_STORAGE_ACCOUNT_URL"));
     let connection = || meltano("AZURE_CONNECTION_STRING").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"));
     let [name, endpoint, key, sas] = match (named, address.option("account")) {
         (None, None) => connection().map_or(Ok(Default::default()), |text| of_connection_string(&text))?,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aws_credential_types::Credentials;
 use http::header::{AUTHORIZATION, IF_MATCH};
 use http::{HeaderName, Method, Request};
 use object_store::aws::{AmazonS3, AmazonS3ConfigKey, AwsAuthorizer, AwsCredential, S3ConditionalPut};
@@ -15,8 +16,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::address::{Access, Options};
 use super::connector::{Connector, generic};
 use crate::backend::aws::Account;
-use crate::backend::checks::{self, innermost};
+use crate::backend::checks;
 use crate::backend::failure::Failure;
+use crate::backend::network::innermost;
 
 /// A client of the crate, and what it takes to sign a request of our own.
 pub struct Client {
@@ -34,7 +36,7 @@ enum Service {
 
 impl Client {
     /// Does not connect yet. S3 needs an `account`.
-    pub fn new(options: &Options, account: Option<&Account>) -> Result<Self, Failure> {
+    pub fn new(options: &Options, account: Option<(&Account, &Credentials)>) -> Result<Self, Failure> {
         let unusable = |error: object_store::Error| {
             let why = format!("settings cannot be used: {}", innermost(&error));
             Failure::permanent(why).with_hint(options.kind.credentials)
@@ -46,8 +48,7 @@ impl Client {
         let in_bucket = |endpoint: &str| format!("{}/{bucket}", endpoint.trim_end_matches('/'));
         let (service, url) = match &options.access {
             Access::S3 { builder, is_path_style, .. } => {
-                let account = account.ok_or_else(|| Failure::permanent("there is no account"))?;
-                let keys = account.credentials()?;
+                let (account, keys) = account.ok_or_else(|| Failure::permanent("there is no account"))?;
                 let region = account.region.clone().unwrap_or_else(|| "us-east-1".to_owned());
                 let (endpoint, url) = s3_urls(account.endpoint.as_deref(), &region, bucket, *is_path_style)?;
                 connector.is_plain = url.starts_with("http://");

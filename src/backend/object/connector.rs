@@ -14,6 +14,7 @@ use object_store::client::{
 use super::answer::Answer;
 use crate::backend::checks;
 use crate::backend::failure::Failure;
+use crate::backend::network::certificates;
 use crate::printable;
 
 /// How long to wait for a connection to a server that only machines in clouds have.
@@ -65,7 +66,7 @@ impl HttpConnector for Connector {
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never());
         if let Some(path) = &self.roots {
-            let bundle = checks::certificates(path).map_err(|failure| generic(failure.why))?;
+            let bundle = certificates(path).map_err(|failure| generic(failure.why))?;
             builder = builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(&bundle).map_err(generic)?);
         } else if self.is_plain {
             builder = builder.tls_certs_only([]);

@@ -8,8 +8,9 @@ use super::address::Options;
 use super::answer::Answer;
 use super::connector::Exchange;
 use super::kinds::Kind;
-use crate::backend::checks::{chain, innermost, refused_identity};
+use crate::backend::checks::refused_identity;
 use crate::backend::failure::{Cause, Failure};
+use crate::backend::network::{chain, innermost};
 
 /// The hint for a store without conditional writes.
 pub const CONDITIONS: &str =

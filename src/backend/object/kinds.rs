@@ -20,14 +20,11 @@ pub static S3: Kind = Kind {
     variables: &["AWS_"],
     example: "`s3://BUCKET/PREFIX`, or with credentials `s3://KEY:SECRET@BUCKET/PREFIX`",
     bucket: "bucket",
-    credentials: "credentials are looked for in the address (`s3://KEY:SECRET@bucket`), then where \
-        the AWS CLI finds them: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY` (with \
-        `AWS_SESSION_TOKEN`), `AWS_PROFILE`, a role of this host or container",
-    rights: "locks require `s3:GetObject` and `s3:PutObject` on the objects, and `s3:ListBucket` on \
-        the bucket, without which S3 does not tell that there is no object; to remove unused ones, \
-        `s3:DeleteObject`",
-    elsewhere: "`?region=…` and `?endpoint=…` at the end of the address, or `AWS_REGION` and \
-        `AWS_ENDPOINT_URL`, say where it is",
+    credentials: "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, the address (`s3://KEY:SECRET@bucket`), or a \
+        role of this host or container provide them",
+    rights: "locks require `s3:GetObject` and `s3:PutObject` on the objects, and `s3:ListBucket` on the bucket; to remove unused \
+        ones, `s3:DeleteObject`",
+    elsewhere: "`?region=…` and `?endpoint=…` in the address, or `AWS_REGION` and `AWS_ENDPOINT_URL`, say where it is",
 };
 
 pub static AZURE: Kind = Kind {
@@ -35,13 +32,11 @@ pub static AZURE: Kind = Kind {
     variables: &["AZURE_", "IDENTITY_ENDPOINT", "MSI_ENDPOINT"],
     example: "`azure://CONTAINER/PREFIX`",
     bucket: "container",
-    credentials: "credentials are looked for in `AZURE_STORAGE_CONNECTION_STRING`, in \
-        `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY` or `AZURE_STORAGE_SAS_TOKEN`, \
-        then those of an identity are fetched",
-    rights: "locks require the role `Storage Blob Data Contributor` on the container, or a SAS for it \
-        with `sp=rcwl`; to remove unused ones, `sp=rcwdl`",
-    elsewhere: "`?account=…` or `?endpoint=…` at the end of the address, or \
-        `AZURE_STORAGE_ACCOUNT_NAME`, say where it is",
+    credentials: "`AZURE_STORAGE_CONNECTION_STRING`, `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY` or \
+        `AZURE_STORAGE_SAS_TOKEN`, or an identity of this machine provide them",
+    rights: "locks require the role `Storage Blob Data Contributor` on the container, or a SAS for it with `sp=rcwl`; to remove \
+        unused ones, `sp=rcwdl`",
+    elsewhere: "`?account=…` or `?endpoint=…` in the address, or `AZURE_STORAGE_ACCOUNT_NAME`, say where it is",
 };
 
 pub static GCS: Kind = Kind {
@@ -49,8 +44,8 @@ pub static GCS: Kind = Kind {
     variables: &["GOOGLE_", "SERVICE_ACCOUNT"],
     example: "`gs://BUCKET/PREFIX`",
     bucket: "bucket",
-    credentials: "credentials are looked for where `GOOGLE_APPLICATION_CREDENTIALS` says, and where \
-        `gcloud auth application-default login` leaves them; then those of the machine are fetched",
+    credentials: "`GOOGLE_APPLICATION_CREDENTIALS`, `gcloud auth application-default login` or an identity of this machine \
+        provide them",
     rights: "locks require the role `roles/storage.objectUser` on the bucket",
-    elsewhere: "`?endpoint=…` at the end of the address says where it is",
+    elsewhere: "`?endpoint=…` in the address says where it is",
 };

@@ -13,8 +13,8 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::backend::checks::of_newer_version;
 use crate::backend::failure::Failure;
+use crate::backend::network::of_newer_version;
 use crate::record::MAX_BYTES;
 
 const MAGIC: &str = "serializer-lock ";

@@ -7,25 +7,24 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
-use url::form_urlencoded;
-
 use super::tls::{self, Tls};
 use crate::backend::failure::Failure;
-use crate::backend::network::first_line;
-use crate::printable;
+use crate::backend::network::{Address as Given, decoded, secret};
 use crate::store::StoreSettings;
 
-/// Options of drivers and pools on which nothing depends here.
+/// Options that are honoured, beside those about TLS and those of one engine.
+const HONOURED: [&str; 8] = ["host", "port", "user", "password", "dbname", "sslrootcert", "sslcert", "sslkey"];
+
+/// Options of drivers and pools on which nothing depends here; all waiting has the program's own limit.
 const HARMLESS: &str = "\
     allowmultiqueries allownativepasswords async_fallback autocommit \
     autoreconnect binary_prefix buffered characterencoding charset client_encoding \
     clientfoundrows collation columnswithalias command_timeout compress \
-    fallback_application_name interpolateparams keepalives keepalives_count keepalives_idle \
+    connect_timeout fallback_application_name interpolateparams keepalives keepalives_count keepalives_idle \
     keepalives_interval load_balance_hosts loc local_infile max_overflow maxallowedpacket \
     multistatements parsetime pool_name pool_pre_ping pool_recycle pool_size pool_timeout \
     prepared_statement_cache_size prepared_statement_name_func preparethreshold program_name \
-    raise_on_warnings read_default_group servertimezone sslcompression sslsni \
+    raise_on_warnings read_default_group read_timeout servertimezone sslcompression sslsni \
     statement_cache_size tcp_user_timeout tcpkeepalive use_pure use_unicode useunicode \
     write_timeout writetimeout";
 
@@ -42,9 +41,16 @@ const USUAL: [(&str, &[&str]); 8] = [
     ("target_session_attrs", &["any", "read-write", "primary"]),
 ];
 
-/// Other names of an option.
-const SYNONYMS: [(&str, &str); 5] =
-    [("database", "dbname"), ("db", "dbname"), ("ssl_ca", "sslrootcert"), ("ssl_cert", "sslcert"), ("ssl_key", "sslkey")];
+/// Other names of an option. A socket stands where a host does.
+const SYNONYMS: [(&str, &str); 7] = [
+    ("database", "dbname"),
+    ("db", "dbname"),
+    ("socket", "host"),
+    ("ssl_ca", "sslrootcert"),
+    ("ssl_cert", "sslcert"),
+    ("ssl_key", "sslkey"),
+    ("unix_socket", "host"),
+];
 
 /// What an address of an engine means.
 pub struct Usual {
@@ -52,8 +58,8 @@ pub struct Usual {
     pub port: u16,
     /// The host, where none is named.
     pub host: &'static str,
-    /// Other names of options for this engine only.
-    pub synonyms: &'static [(&'static str, &'static str)],
+    /// The options of this engine only.
+    pub options: &'static [&'static str],
     /// Variables with the values of options that the address leaves out, as `VARIABLE=option`.
     pub variables: &'static str,
     /// The directory with certificates, below the user's home.
@@ -70,32 +76,22 @@ pub type Server = (String, u16);
 pub struct Address {
     pub user: String,
     pub password: Option<String>,
-    pub database: Option<String>,
     /// The servers to try, in this order; never empty.
     pub servers: Vec<Server>,
     pub tls: Tls,
-    /// How long connecting may take.
-    pub connect_timeout: Duration,
-    /// How long each answer may take.
+    /// How long connecting, and each answer, may take.
     pub timeout: Duration,
-    /// The options of one engine alone.
-    pub options: Options,
+    /// All of the options.
+    pub given: Given,
 }
 
 impl Address {
-    /// Reads the address of `settings`, and what it leaves out from the environment. The caller
-    /// takes the options of its engine, and then refuses the rest.
+    /// Reads the address of `settings`, and what it leaves out from the environment.
     pub fn read(settings: &StoreSettings, usual: &Usual, variable: Variables<'_>) -> Result<Self, Failure> {
-        let (place, query) = settings.url.place().split_once('?').unwrap_or((settings.url.place(), ""));
-        // A password may hold `/` and `@` although it should not: it ends at the last `@`.
-        let (login, place) = place.rsplit_once('@').unwrap_or(("", place));
-        let (user, password) = login.split_once(':').unwrap_or((login, ""));
-        let (hosts, database) = place.split_once('/').unwrap_or((place, ""));
-        let mut options = Options::parse(query, usual)?;
-
-        let own: Vec<_> = hosts.split(',').map(with_port).collect::<Result<_, _>>()?;
+        let mut given = Given::parse(settings, &SYNONYMS)?;
+        let own: Vec<_> = given.hosts.split(',').map(with_port).collect::<Result<_, _>>()?;
         for (name, option) in usual.variables.split_whitespace().filter_map(|pair| pair.split_once('=')) {
-            let is_plain = options.pairs.iter().any(|(name, value)| name == "sslmode" && value.eq_ignore_ascii_case("disable"));
+            let is_plain = given.option("sslmode").is_some_and(|mode| mode.eq_ignore_ascii_case("disable"));
             let is_given = match option {
                 // Files for TLS are of no use then, as in libpq.
                 _ if option.starts_with("ssl") => is_plain,
@@ -103,40 +99,39 @@ impl Address {
                 "port" => own.iter().any(|(_, port)| port.is_some()),
                 _ => false,
             };
-            if !is_given && !options.pairs.iter().any(|(name, _)| name == option) {
-                options.pairs.extend(variable(name).map(|value| (option.to_owned(), value)));
+            if !is_given && given.option(option).is_none() {
+                given.options.extend(variable(name).map(|value| (option.to_owned(), value)));
             }
         }
-        let servers = servers(own, usual, &mut options)?;
-        let given = |text: &str| decoded(text).map(|text| Some(text).filter(|text| !text.is_empty()));
-        let other = options.take("user")?;
-        let user = given(user)?.or(other).or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
+        let is_usual = |name: &str, value: &str| USUAL.iter().any(|(other, values)| *other == name && values.contains(&value));
+        let is_known = |name: &str, value: &str| {
+            HONOURED.contains(&name)
+                || usual.options.contains(&name)
+                || tls::is_option(name)
+                || HARMLESS.split(' ').any(|other| other == name)
+                || is_usual(name, value)
+        };
+        let hint = "leave it out, or unset its variable; docs/stores.md lists the supported options and values";
+        given.refuse_unknown(is_known, hint.to_owned())?;
+        let user = given.user.clone().or_else(|| given.option("user"));
+        let user = user.or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
         let no_user = || Failure::permanent("the address names no user").with_hint(usual.example);
-        let password = match (given(password)?.or(options.take("password")?), &settings.password_file) {
-            (None, Some(path)) => Some(first_line(path)?),
-            (password, _) => password,
-        };
         let home = usual.certificates.and_then(|directory| Some(PathBuf::from(variable("HOME")?).join(directory)));
-        let mut limit = |name: &str| {
-            let seconds = options.take(name)?.map(|value| value.trim_end_matches('s').parse::<f64>()).transpose();
-            let seconds = seconds.map_err(|_| Failure::permanent(format!("`{name}` is not a number of seconds")))?;
-            let limit = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-            // Other programs may wait for longer than a lease.
-            Ok::<_, Failure>(limit.filter(|limit| !limit.is_zero()).map_or(settings.timeout, |limit| limit.min(settings.timeout)))
-        };
-        let [connect_timeout, timeout] = [limit("connect_timeout")?, limit("read_timeout")?];
-        let tls = tls::asked_for(&mut options, home.as_deref(), usual.roots_hint)?;
+        let tls = tls::asked_for(&given, home.as_deref(), usual.roots_hint)?;
         tls.check(usual.roots_hint)?;
         Ok(Self {
             user: user.ok_or_else(no_user)?,
-            password,
-            database: given(database)?.or(options.take("dbname")?),
-            servers,
+            password: secret(given.password.clone().or_else(|| given.option("password")), settings)?,
+            servers: servers(own, usual, &given)?,
             tls,
-            connect_timeout,
-            timeout,
-            options,
+            timeout: settings.timeout,
+            given,
         })
+    }
+
+    /// The name of the database.
+    pub fn database(&self) -> Option<String> {
+        Some(self.given.path.clone()).filter(|name| !name.is_empty()).or_else(|| self.given.option("dbname"))
     }
 }
 
@@ -148,76 +143,11 @@ pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The options of an address that were not taken yet.
-pub struct Options {
-    /// Names in lower case with `_`, and values.
-    pairs: Vec<(String, String)>,
-    /// Whether a part of a password may have been taken for options.
-    is_ambiguous: bool,
-}
-
-impl Options {
-    fn parse(query: &str, usual: &Usual) -> Result<Self, Failure> {
-        // `+` is itself, and not a space.
-        let query_pairs = query.replace('+', "%2B");
-        let mut pairs = Vec::new();
-        for (name, value) in form_urlencoded::parse(query_pairs.as_bytes()).filter(|(name, _)| !name.is_empty()) {
-            let name = name.to_ascii_lowercase().replace('-', "_");
-            let other = SYNONYMS.iter().chain(usual.synonyms).find(|(other, _)| *other == name);
-            let name = other.map_or(name, |(_, name)| (*name).to_owned());
-            if name.contains('\0') || value.contains('\0') {
-                return Err(Failure::permanent("the address contains a null character"));
-            }
-            if !value.is_empty() {
-                pairs.push((name, value.into_owned()));
-            } else if query.contains('@') {
-                return Err(ambiguous());
-            } else if name.contains("ssl") || name.contains("tls") {
-                let why = format!("the option `{}` of the address has no value", printable::field(&name));
-                return Err(Failure::permanent(why));
-            }
-        }
-        Ok(Self { pairs, is_ambiguous: query.contains('@') })
-    }
-
-    fn take_all(&mut self, name: &str) -> Vec<String> {
-        self.pairs.extract_if(.., |(other, _)| other == name).map(|(_, value)| value).collect()
-    }
-
-    /// The value of an option.
-    pub fn take(&mut self, name: &str) -> Result<Option<String>, Failure> {
-        let mut values = self.take_all(name);
-        if values.len() > 1 {
-            return Err(Failure::permanent(format!("the option `{name}` stands twice in the address")));
-        }
-        Ok(values.pop())
-    }
-
-    /// Refuses options that were not taken.
-    pub fn refuse_rest(&self) -> Result<(), Failure> {
-        let is_usual = |name: &str, value: &str| USUAL.iter().any(|(other, values)| *other == name && values.contains(&value));
-        let matters =
-            |(name, value): &&(String, String)| !HARMLESS.split(' ').any(|other| other == name) && !is_usual(name, value);
-        let Some((name, _)) = self.pairs.iter().find(matters) else { return Ok(()) };
-        if self.is_ambiguous {
-            return Err(ambiguous());
-        }
-        let value = if USUAL.iter().any(|(other, _)| other == name) { " with this value" } else { "" };
-        let why = format!("the option `{}` of the address{value} is not supported", printable::field(name));
-        Err(Failure::permanent(why).with_hint("leave it out, or unset its variable; docs/stores.md lists the supported options"))
-    }
-}
-
-/// Part of a password may have been taken for options.
-fn ambiguous() -> Failure {
-    Failure::permanent("what follows the `?` in the address is not a known option")
-        .with_hint("`?` and `@` in a password are written as `%3F` and `%40`")
-}
-
 /// The servers: those of the option `host`, or else the address's own.
-fn servers(own: Vec<(String, Option<u16>)>, usual: &Usual, options: &mut Options) -> Result<Vec<Server>, Failure> {
-    let named = options.take_all("host").join(",");
-    let ports = match options.take("port")? {
+fn servers(own: Vec<(String, Option<u16>)>, usual: &Usual, given: &Given) -> Result<Vec<Server>, Failure> {
+    let named: Vec<_> = given.options.iter().filter(|(name, _)| name == "host").map(|(_, value)| value.as_str()).collect();
+    let named = named.join(",");
+    let ports = match given.option("port") {
         Some(ports) => ports.split(',').map(|text| port(text).map(Some)).collect::<Result<Vec<_>, _>>()?,
         None => own.iter().map(|(_, port)| *port).collect(),
     };
@@ -245,11 +175,4 @@ fn with_port(text: &str) -> Result<(String, Option<u16>), Failure> {
 fn port(text: &str) -> Result<u16, Failure> {
     let port = text.trim().parse().ok().filter(|port: &u16| *port != 0);
     port.ok_or_else(|| Failure::permanent("the address's port is not a number from 1 to 65535"))
-}
-
-/// What is not `%` and two digits stays as it is.
-fn decoded(text: &str) -> Result<String, Failure> {
-    let decoded = percent_decode_str(text).decode_utf8().ok().filter(|text| !text.contains('\0'));
-    let failure = || Failure::permanent("the address, once its `%` are decoded, is not UTF-8, or contains a null character");
-    decoded.map(String::from).ok_or_else(failure)
 }

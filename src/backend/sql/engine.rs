@@ -48,8 +48,8 @@ pub trait Engine: Sized + Send {
     /// A text as a literal, in which nothing is escaped.
     fn literal(text: &str) -> String;
 
-    /// Takes the options of this engine from an address.
-    fn new(address: &mut Address) -> Result<Self, Failure>;
+    /// Reads the options of this engine.
+    fn new(address: &Address) -> Result<Self, Failure>;
 
     /// Connects and logs in.
     async fn connect(&self, address: &Address, server: &Server) -> Result<Self::Session, Error>;

@@ -4,16 +4,11 @@
 //! Only a server's refusal is definite. Once there is a connection, a statement that was not sent
 //! and one without an answer look alike.
 
-use std::io::{self, ErrorKind};
-
 use sqlx::Error;
 
-use super::address::{Server, Usual};
-use super::tls;
+use super::address::Usual;
 use crate::backend::failure::Failure;
-use crate::backend::network::sentence;
-use crate::backend::plain;
-use crate::printable;
+use crate::backend::network::{sentence, tls_error, tls_problem, unanswered};
 
 /// What was going on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,58 +21,31 @@ pub enum Phase {
     Write,
 }
 
-/// An error that is not a server's answer.
-pub fn of(error: &Error, phase: Phase, usual: &Usual) -> Failure {
+/// An error that is not an answer of `server`.
+pub fn of(error: &Error, phase: Phase, server: &str, usual: &Usual) -> Failure {
     let failure = match error {
-        Error::Io(error) => of_io(error, usual),
-        Error::Tls(error) => match error.downcast_ref::<rustls::Error>() {
-            Some(error) => tls::failure(error, usual),
-            None if error.to_string().contains("not support TLS") => {
-                Failure::permanent("the server does not encrypt connections").with_hint(usual.plain_hint)
-            }
-            None => Failure::permanent(format!("TLS: {}", sentence(&error.to_string()))),
-        },
+        _ if let Some(error) = tls_error(error) => {
+            let is_about_trust = matches!(error, rustls::Error::InvalidCertificate(_));
+            let hint = if is_about_trust { usual.roots_hint } else { usual.plain_hint };
+            Failure::permanent(tls_problem(error)).with_hint(hint)
+        }
+        Error::Io(error) => unanswered(error, server),
+        Error::Tls(error) if error.to_string().contains("not support TLS") => {
+            Failure::permanent("the server does not encrypt connections").with_hint(usual.plain_hint)
+        }
+        Error::Tls(error) => Failure::permanent(format!("TLS: {}", sentence(&error.to_string()))),
         Error::PoolTimedOut => no_answer(),
         // The server speaks, but not this protocol, or wants a password in an unknown way.
         Error::Protocol(text) if phase == Phase::Connect => Failure::permanent(format!("cannot log in: {}", sentence(text))),
         Error::Configuration(error) => Failure::permanent(sentence(&error.to_string())),
         other => Failure::transient(sentence(&other.to_string())),
     };
-    if phase == Phase::Write { failure.indefinite() } else { failure }
+    Failure { is_indefinite: phase == Phase::Write, ..failure }
 }
 
 /// No answer within the time.
 pub fn no_answer() -> Failure {
     Failure::transient("the server does not answer in time")
-}
-
-fn of_io(error: &io::Error, usual: &Usual) -> Failure {
-    if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        return tls::failure(error, usual);
-    }
-    let why = plain(error).to_string();
-    match error.kind() {
-        // A socket file whose server lets no more in would block.
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => no_answer(),
-        ErrorKind::UnexpectedEof => Failure::transient("the server closed the connection"),
-        ErrorKind::PermissionDenied | ErrorKind::InvalidInput | ErrorKind::InvalidData => Failure::permanent(why),
-        _ => Failure::transient(why),
-    }
-}
-
-/// Why there is no connection to a server.
-pub fn of_connecting(error: &Error, (host, port): &Server, usual: &Usual) -> Failure {
-    let failure = of(error, Phase::Connect, usual);
-    // `InvalidData` is about a certificate.
-    let Error::Io(error) = error else { return failure };
-    if error.kind() == ErrorKind::InvalidData {
-        return failure;
-    }
-    // Only the text tells an unknown name from a resolver that fails.
-    let passes = ["Temporary", "temporary", "Try again", "try again"].iter().any(|words| failure.why.contains(words));
-    let is_unknown = failure.why.contains("failed to lookup address information") && !passes;
-    let why = format!("cannot connect to `{}:{port}`: {}", printable::field(host), failure.why);
-    if is_unknown { Failure::permanent(why) } else { Failure { why, ..failure } }
 }
 
 /// What to do about a server's refusal with this code.

@@ -10,12 +10,14 @@ use sqlx::Error;
 use tokio::net::unix::pipe::Receiver;
 use tokio::time::{sleep, timeout};
 
+use super::Sql;
+use super::address::{Address, variable};
 use super::engine::{Answer, Engine};
-use super::failure::{Phase, no_answer, of, of_connecting};
-use super::{Sql, address, read};
+use super::failure::{Phase, no_answer, of};
 use crate::backend::failure::Failure;
 use crate::backend::plain;
 use crate::backend::runtime::PrivateRuntime;
+use crate::printable;
 use crate::waiter::Waiter;
 
 /// How long closing a connection politely may take: it only saves a line in the server's log.
@@ -24,20 +26,21 @@ const GOODBYE: Duration = Duration::from_millis(100);
 impl<E: Engine> Sql<E> {
     /// Opens a session with the first server that grants one. After a failure, nothing was sent.
     pub fn connect(&mut self) -> Result<E::Session, Failure> {
-        let address = match self.address.take() {
-            Some(address) => address,
-            None => read::<E>(&self.settings, &address::variable)?.1,
-        };
+        // Passwords change.
+        let address = Address::read(&self.settings, &E::USUAL, &variable)?;
         let Self { engine, runtime, .. } = self;
         // A silent server leaves time for the next one.
-        let share = address.connect_timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
+        let share = address.timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
         let mut failure: Option<Failure> = None;
         for server in &address.servers {
             let tried = runtime.block_on(async { timeout(share, engine.connect(&address, server)).await })?;
             let next = match tried {
                 Ok(Ok(session)) => return Ok(session),
                 Ok(Err(Error::Database(error))) => E::refusal(&*error, Phase::Connect),
-                Ok(Err(error)) => of_connecting(&error, server, &E::USUAL),
+                Ok(Err(error)) => {
+                    let (host, port) = server;
+                    of(&error, Phase::Connect, &format!("`{}:{port}`", printable::field(host)), &E::USUAL)
+                }
                 Err(_) => no_answer(),
             };
             // If one of them may be back soon, trying again is of use.
@@ -70,7 +73,7 @@ impl<E: Engine> Sql<E> {
                 let is_usable = !failure.cause.passes();
                 (failure, is_usable)
             }
-            Ok(Err(error)) => (of(&error, phase, &E::USUAL), false),
+            Ok(Err(error)) => (of(&error, phase, "the server", &E::USUAL), false),
             Err(_) if phase == Phase::Write => (no_answer().indefinite(), false),
             Err(_) => (no_answer(), false),
         };

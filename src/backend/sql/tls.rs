@@ -2,13 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, CertificateError as E};
 
-use super::address::{Options, Usual};
 use crate::backend::failure::Failure;
-use crate::backend::network::sentence;
+use crate::backend::network::{Address, certificates, sentence};
 use crate::backend::plain;
 use crate::printable;
 
@@ -60,6 +58,11 @@ const FLAGS: [(&str, TlsMode, Option<TlsMode>); 13] = [
     ("verifyservercertificate", TlsMode::VerifyCa, Some(TlsMode::Prefer)),
 ];
 
+/// Whether it is an option of these.
+pub fn is_option(name: &str) -> bool {
+    WORDS.contains(&name) || FLAGS.iter().any(|(other, ..)| *other == name)
+}
+
 /// What an option with this value asks for; `None` if that is unknown.
 fn meaning(name: &str, value: &str) -> Option<TlsMode> {
     let value = value.to_ascii_lowercase().replace('_', "-");
@@ -80,14 +83,14 @@ fn meaning(name: &str, value: &str) -> Option<TlsMode> {
 }
 
 /// Reads the options about TLS. `home` is a directory with certificates of this user.
-pub fn asked_for(options: &mut Options, home: Option<&Path>, roots_hint: &'static str) -> Result<Tls, Failure> {
+pub fn asked_for(given: &Address, home: Option<&Path>, roots_hint: &'static str) -> Result<Tls, Failure> {
     let mut asked = vec![TlsMode::Prefer];
     for name in WORDS.into_iter().chain(FLAGS.map(|(name, ..)| name)) {
-        let Some(value) = options.take(name)? else { continue };
+        let Some(value) = given.option(name) else { continue };
         let unknown = || Failure::permanent(format!("the value of the option `{name}` of the address is not supported"));
         asked.push(meaning(name, &value).ok_or_else(unknown)?);
     }
-    let [roots, certificate, key] = [options.take("sslrootcert")?, options.take("sslcert")?, options.take("sslkey")?];
+    let [roots, certificate, key] = ["sslrootcert", "sslcert", "sslkey"].map(|name| given.option(name));
     let is_system = roots.as_deref() == Some("system");
     asked.extend(roots.as_ref().map(|_| if is_system { TlsMode::VerifyFull } else { TlsMode::VerifyCa }));
     asked.extend(certificate.as_ref().map(|_| TlsMode::Require));
@@ -117,53 +120,17 @@ impl Tls {
     /// Reads the files, so that one that cannot be used is named.
     pub fn check(&self, roots_hint: &'static str) -> Result<(), Failure> {
         if let Some(roots) = &self.roots {
-            check_certificates(roots).map_err(|failure| failure.with_hint(roots_hint))?;
+            certificates(roots).map_err(|failure| failure.with_hint(roots_hint))?;
         }
         let Some((certificate, key)) = &self.own else { return Ok(()) };
-        check_certificates(certificate)?;
+        certificates(certificate)?;
         let cannot = |why: String| Failure::permanent(format!("cannot use the key `{}`: {why}", printable::path(key)));
-        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| cannot(of_pem(&error, "key")))?;
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
+            pem::Error::Io(error) => cannot(plain(&error).to_string()),
+            pem::Error::NoItemsFound => cannot("it holds no key, in PEM without a passphrase".to_owned()),
+            other => cannot(format!("it is not PEM: {}", sentence(&other.to_string()))),
+        })?;
         let usable = rustls::crypto::ring::sign::any_supported_type(&key);
         usable.map(drop).map_err(|error| cannot(sentence(&error.to_string())))
     }
-}
-
-fn check_certificates(path: &Path) -> Result<(), Failure> {
-    let cannot = |why: String| Failure::permanent(format!("cannot use the certificates in `{}`: {why}", printable::path(path)));
-    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let all = all.and_then(|all| if all.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(all) });
-    let mut store = rustls::RootCertStore::empty();
-    let mut all = all.map_err(|error| cannot(of_pem(&error, "certificate")))?.into_iter();
-    all.try_for_each(|one| store.add(one)).map_err(|error| cannot(sentence(&error.to_string())))
-}
-
-fn of_pem(error: &pem::Error, what: &str) -> String {
-    match error {
-        pem::Error::Io(error) => plain(error).to_string(),
-        pem::Error::NoItemsFound => format!("it holds no {what}, in PEM without a passphrase"),
-        other => format!("it is not PEM: {}", sentence(&other.to_string())),
-    }
-}
-
-/// Why a connection cannot be encrypted.
-pub fn failure(error: &rustls::Error, usual: &Usual) -> Failure {
-    use rustls::Error::{AlertReceived, InvalidCertificate, PeerIncompatible};
-    let why = sentence(&error.to_string());
-    let more = match error {
-        InvalidCertificate(E::UnknownIssuer) => ": no trusted authority has signed it",
-        InvalidCertificate(E::NotValidForName | E::NotValidForNameContext { .. }) => {
-            ": a name counts in `subjectAltName`, and not in `CN`"
-        }
-        InvalidCertificate(E::Other(_)) if why.contains("CaUsedAsEndEntity") => {
-            ": it is an authority's own certificate; sign another one with it for the server"
-        }
-        AlertReceived(AlertDescription::HandshakeFailure)
-        | PeerIncompatible(_)
-        | InvalidCertificate(
-            E::UnsupportedSignatureAlgorithmContext { .. } | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
-        ) => ": P-256, P-384 and RSA keys can be verified, P-521 is not supported",
-        _ => "",
-    };
-    let hint = if matches!(error, InvalidCertificate(_)) { usual.roots_hint } else { usual.plain_hint };
-    Failure::permanent(format!("the connection cannot be encrypted: {why}{more}")).with_hint(hint)
 }
