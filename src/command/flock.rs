@@ -7,7 +7,7 @@ use crate::child::Descendants;
 use crate::cli::FlockArgs;
 use crate::config::{Environment, OnLost, lock_file_at};
 use crate::error::Error;
-use crate::exit_code::ExitCode;
+use crate::exit_code::BUSY;
 use crate::mode::Mode;
 use crate::mutex::Request;
 use crate::waiting::Waiting;
@@ -18,7 +18,7 @@ const NO_INPUT: u8 = 66;
 /// From one look to the next where nothing wakes us; flock has no such setting.
 const SLEEP: Duration = Duration::from_secs(1);
 
-pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Error> {
+pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let command = match args.command.as_slice() {
         [] => {
             let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before and `serializer unlock` behind \
@@ -46,17 +46,16 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         command,
         descendants: Descendants::default(),
         on_lost: OnLost::Terminate,
-        conflict_exit_code: args.conflict_exit_code,
         skipped_exit_code: 0,
         is_verbose: args.verbose,
         waits_silently: !args.verbose,
     };
     match execute(&job) {
         // As flock(1): a crontab that was switched must not begin to send mail.
-        Err(error) if !args.verbose && matches!(error.exit_code(), ExitCode::Conflict(_)) => {
+        Err(error) if !args.verbose && error.exit_code() == BUSY => {
             tracing::debug!("{error}");
-            Ok(error.exit_code())
+            Ok(args.conflict_exit_code)
         }
-        ended => ended.map_err(|error| error.or_if_failed(NO_INPUT)),
+        ended => ended.map_err(|error| error.or_if_failed(NO_INPUT).or_if_busy(args.conflict_exit_code)),
     }
 }

@@ -6,6 +6,7 @@ use crate::claimant::ProcessClaimant;
 use crate::cli::LockArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
+use crate::exit_code::LOST;
 use crate::holder::Holder;
 use crate::keeper::claimant::KeptClaimant;
 use crate::keeper::process::Keeper;
@@ -43,16 +44,20 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         // A lock that is held already has the lease that it was acquired with.
         let lease = entry.lease.map_or(lease, |own| own.duration);
         mutex.refresh(&mut grant, lease).map_err(cannot)?;
+        let late = || {
+            let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
+            Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
+        };
         let charge = Charge { grant, lease };
         let begun = claimant.keeper().and_then(|keeper| keeper.keep(&lock, &entry, &charge, orphans, on_lost));
         let kept = match begun {
             // If this process was stopped meanwhile, the lock may be lost.
             Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
                 Ok(_) => Ok(()),
-                Err(mutex::Error::Lost(..)) => Err(Error::late(&location)),
+                Err(mutex::Error::Lost(..)) => Err(late()),
                 Err(error) => Err(cannot(error)),
             },
-            Err(_) if charge.is_given_up() => Err(Error::late(&location)),
+            Err(_) if charge.is_given_up() => Err(late()),
             Err(error) => Err(Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error)))),
             Ok(()) => Ok(()),
         };

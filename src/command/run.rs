@@ -21,7 +21,7 @@ use crate::claimant::Claimant;
 use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
-use crate::exit_code::ExitCode;
+use crate::exit_code::{CANNOT_RUN, DONE, LOST, NOT_FOUND};
 use crate::holder::Holder;
 use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
@@ -35,6 +35,8 @@ use crate::record::Outcome;
 use crate::verdict::{LocalJudge, Orphans};
 use crate::waiting::Waiting;
 
+const NOT_ALONE: &str = ", so that it may not have run alone";
+
 /// What to run, and how to lock for it.
 pub struct Job {
     pub lock: Location,
@@ -45,14 +47,13 @@ pub struct Job {
     pub command: Vec<OsString>,
     pub descendants: Descendants,
     pub on_lost: OnLost,
-    pub conflict_exit_code: u8,
     pub skipped_exit_code: u8,
     pub is_verbose: bool,
     /// Whether not to say that the lock is waited for.
     pub waits_silently: bool,
 }
 
-pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error> {
+pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let command = match &args.script {
         Some(script) => script_of_shell(script),
         None => args.command.clone(),
@@ -74,15 +75,15 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
         },
         on_lost,
         lock,
-        conflict_exit_code: args.waiting.conflict_exit_code,
         skipped_exit_code: args.skipped_exit_code,
         is_verbose: args.verbose,
         waits_silently: false,
     })
+    .map_err(|error| error.or_if_busy(args.waiting.conflict_exit_code))
 }
 
 /// Runs a job; tells how its command ended.
-pub fn execute(job: &Job) -> Result<ExitCode, Error> {
+pub fn execute(job: &Job) -> Result<u8, Error> {
     let program = job.command.first().cloned().unwrap_or_default();
     // A mistyped command must not wait for hours to be told.
     look_up(&program).map_err(|error| cannot_run(&program, &error))?;
@@ -96,7 +97,7 @@ pub fn execute(job: &Job) -> Result<ExitCode, Error> {
     let location = mutex.location();
     let claimant = RunClaimant::new(&here, job.command.clone(), job.descendants);
     let mut run = Run { job, program, location, mutex, claimant };
-    let Some(mut grant) = run.acquire()? else { return Ok(ExitCode::Command(job.skipped_exit_code)) };
+    let Some(mut grant) = run.acquire()? else { return Ok(job.skipped_exit_code) };
     let renewing = run.renew(&mut grant)?;
     let child = run.start(&grant, renewing.as_ref())?;
     run.wait(child, renewing)
@@ -137,7 +138,7 @@ impl Run<'_> {
             Ok(Acquired::AlreadyHeld(_)) => Err(Error::failed(format!("cannot lock `{location}`: it is locked already"))),
             Err(mutex::Error::Absent) => Err(self.give_up()),
             Err(mutex::Error::Entry(error)) => Err(cannot_run(&self.program, &error)),
-            Err(error) => Err(Error::mutex("lock", location, error).or_if_busy(job.conflict_exit_code)),
+            Err(error) => Err(Error::mutex("lock", location, error)),
         }
     }
 
@@ -169,7 +170,8 @@ impl Run<'_> {
         if renewing.is_some_and(Renewing::is_given_up) {
             drop(self.claimant.take());
             let _ = self.release(Outcome::Unknown, Duration::ZERO);
-            return Err(Error::lost_before(&self.location, &shown(&self.program)));
+            let (command, location) = (shown(&self.program), &self.location);
+            return Err(Error::new(LOST, format!("cannot run `{command}`: its lock `{location}` was lost before it began")));
         }
         if self.claimant.is_present()
             && let Some(mut child) = self.claimant.take()
@@ -184,7 +186,7 @@ impl Run<'_> {
     }
 
     /// Waits for the command's end, releases the lock, and tells how it all ended.
-    fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<ExitCode, Error> {
+    fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<u8, Error> {
         let ends_with_it = renewing.as_ref().filter(|_| self.job.on_lost == OnLost::Terminate);
         let mut why_ended = None;
         let end = child.wait(ends_with_it.map(Renewing::lost_fd), || {
@@ -200,7 +202,7 @@ impl Run<'_> {
         // A lost lease ends by itself: one request frees it earlier, but an absent store is not waited for.
         let patience = if was_ended || was_good == Some(false) { Duration::ZERO } else { OUTAGE };
         drop(renewing);
-        let has_succeeded = !was_ended && matches!(end, Ok(Ok(End { code: ExitCode::Command(0), .. })));
+        let has_succeeded = !was_ended && matches!(end, Ok(Ok(End { code: DONE, .. })));
         let outcome = if self.job.request.skip_if_done && has_succeeded { Outcome::Succeeded } else { Outcome::Unknown };
         let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome, patience) };
         let end = end.map_err(|error| {
@@ -210,7 +212,11 @@ impl Run<'_> {
         // Nothing has run then, so a lost lock has done no harm.
         let end = end.map_err(|error| cannot_run(&self.program, &error))?;
         if let Some(why) = why_ended {
-            return Err(Error::ended(&self.location, &shown(&self.program), &why));
+            let (command, location) = (shown(&self.program), &self.location);
+            let hint = "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer \
+                        outages";
+            let message = format!("ended `{command}`, because its lock `{location}` was lost: {why}");
+            return Err(Error::new(LOST, message).with_hint(hint));
         }
         match released {
             Ok(None) => self.say(format!("unlocked `{}`", self.location)),
@@ -219,7 +225,7 @@ impl Run<'_> {
             }
             Err(error) => {
                 let (is_harmless, error) = not_released(&self.location, error, was_good);
-                if end.code == ExitCode::Command(0) && !is_harmless {
+                if end.code == DONE && !is_harmless {
                     return Err(error);
                 }
                 tracing::warn!("{error}");
@@ -289,8 +295,12 @@ fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> 
         _ => false,
     };
     match was_good {
-        _ if is_taken => (false, Error::lost(location)),
-        Some(false) => (false, Error::not_kept(location, &error)),
+        _ if is_taken => {
+            (false, Error::new(LOST, format!("`{location}` was not locked by the command any more when it ended{NOT_ALONE}")))
+        }
+        Some(false) => {
+            (false, Error::new(LOST, format!("the lease of `{location}` was over when the command ended{NOT_ALONE}: {error}")))
+        }
         // A lease that is not renewed expires.
         Some(true) | None => (was_good.is_some(), Error::mutex("unlock", location, error)),
     }
@@ -303,12 +313,11 @@ fn shown(program: &OsString) -> String {
 fn cannot_run(program: &OsString, error: &io::Error) -> Error {
     let shown = shown(program);
     if Errno::from_io_error(error) != Some(Errno::NOENT) {
-        let message = format!("cannot run `{shown}`: {}", backend::plain(error));
-        return Error::command(message, ExitCode::CannotRun);
+        return Error::new(CANNOT_RUN, format!("cannot run `{shown}`: {}", backend::plain(error)));
     }
     let is_there = shown.contains('/') && Path::new(program).exists();
     let why = if is_there { "the interpreter that its first line names is not found" } else { "command not found" };
-    let error = Error::command(format!("cannot run `{shown}`: {why}"), ExitCode::NotFound);
+    let error = Error::new(NOT_FOUND, format!("cannot run `{shown}`: {why}"));
     // A whole line in quotes.
     if shown.contains(char::is_whitespace) { error.with_hint("`-c` runs a script") } else { error }
 }
