@@ -1,14 +1,13 @@
 //! Everything that can end a command, as one line for people, with an exit code and a hint.
 
 use crate::backend;
-use crate::claimant::NoOwner;
 use crate::exit_code::{BUSY, FAILED, LOST, REFUSED, USAGE};
 use crate::holder::in_full;
 use crate::mutex::{self, Lost};
 use crate::verdict::{Held, Holding, Unknown};
 
 /// Why a command failed. The message is complete.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     message: String,
@@ -23,8 +22,8 @@ impl Error {
     }
 
     /// A wrong command line or setting.
-    pub fn usage(message: impl Into<String>, hint: Option<String>) -> Self {
-        Self { hint, ..Self::new(USAGE, message) }
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(USAGE, message)
     }
 
     /// Something else that could not be done.
@@ -37,10 +36,9 @@ impl Error {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    /// There is nobody to own the lock at `location`.
-    pub fn no_owner(location: &str, error: &NoOwner) -> Self {
-        let code = if error.has_ended { FAILED } else { USAGE };
-        Self { message: format!("cannot lock `{location}`: {error}"), hint: Some(error.hint.to_owned()), code }
+    /// Says what it was that could not be done.
+    pub fn during(self, action: &str) -> Self {
+        Self { message: format!("{action}: {self}"), ..self }
     }
 
     /// A mutex's answer to `verb` (lock, unlock) on `location`.

@@ -11,7 +11,6 @@
 //!
 //! `run` keeps its lease by a thread ([`thread`]); `lock` ends at once, and leaves a process behind ([`process`]).
 
-pub mod claimant;
 pub mod process;
 pub mod thread;
 

@@ -15,7 +15,7 @@ pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, args.name.as_deref())?;
     let here = Place::here();
     // Only the token counts, for a lock of this process as well.
-    let claimant = ProcessClaimant::discover(&here, None);
+    let claimant = ProcessClaimant::discover(&here, None, false);
     let judge = LocalJudge::new(here, environment.orphans(None)?);
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
     let location = mutex.location();

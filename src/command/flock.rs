@@ -25,11 +25,11 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
                         what must not overlap";
             let message =
                 "cannot lock an open file, or without a command: the lock belongs to a process, not to a file descriptor";
-            return Err(Error::usage(message, Some(hint.to_owned())));
+            return Err(Error::usage(message).with_hint(hint));
         }
         [option, script] if option == "-c" || option == "--command" => script_of_shell(script),
         [option, ..] if option == "-c" || option == "--command" => {
-            return Err(Error::usage("cannot run what follows `-c`: expected exactly one argument, a script", None));
+            return Err(Error::usage("cannot run what follows `-c`: expected exactly one argument, a script"));
         }
         command => command.to_vec(),
     };

@@ -19,11 +19,11 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     match &lock {
         Location::Store(settings, _) if args.print_sql => match backend::open_store(settings)?.schema() {
             Some(statements) => super::print(statements.as_bytes()),
-            None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url), None)),
+            None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url))),
         },
         Location::File(_) if args.print_sql => {
             let hint = "name one with `--store` or `SERIALIZER_STORE`";
-            Err(Error::usage("`--print-sql` needs a database", Some(hint.to_owned())))
+            Err(Error::usage("`--print-sql` needs a database").with_hint(hint))
         }
         Location::Store(settings, _) => {
             // One for all processes that try, since not every store can remove it.

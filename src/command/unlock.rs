@@ -16,7 +16,7 @@ use crate::verdict::LocalJudge;
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;
     let here = Place::here();
-    let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?);
+    let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?, false);
     let judge = LocalJudge::new(here.clone(), environment.orphans(args.owner.orphans)?);
 
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
