@@ -1,7 +1,6 @@
 //! How long and how often to try to lock, and the observer that is told meanwhile.
 
 use std::num::NonZeroU32;
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::backend;
@@ -166,16 +165,6 @@ pub trait Observer {
 
     /// The longest interval between two reports.
     fn interval(&self) -> Duration;
-
-    /// Whether the waiting must end.
-    fn is_interrupted(&self) -> bool {
-        false
-    }
-
-    /// These become readable when that may have changed.
-    fn interruption_fds(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ impl Mutex<'_> {
             self.register.queue(|queue, key| queue.observe(key));
         }
         let mut bid = Bid { claimant, request, awaited: None };
-        let acquired = self.wait_for(Some(claimant), request.skip_if_done, waiting, observer, |mutex| {
+        let acquired = self.wait_for(claimant, request.skip_if_done, waiting, observer, |mutex| {
             let attempt = mutex.attempt(&bid)?;
             if let Attempt::Busy(holders) = &attempt
                 && request.skip_if_done
