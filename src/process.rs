@@ -266,8 +266,6 @@ pub struct NoProcessTable;
 /// A process that belongs to a pipeline run.
 #[derive(Debug)]
 pub struct Relative {
-    /// Its PID.
-    pub pid: Pid,
     /// Its command line, as people may read it.
     pub command: String,
     /// The process, to wait for.
@@ -288,7 +286,7 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Opti
             && name(pid).is_some_and(|name| name != b"serializer")
             && !is_ancestor(pid);
         let Observation::Running(process) = is_related.then(|| observe(pid))? else { return None };
-        Some(Relative { pid, command: printable::command_line(&arguments(pid)), process })
+        Some(Relative { command: printable::command_line(&arguments(pid)), process })
     };
     let mut pids = listed().map_err(|_| NoProcessTable)?;
     pids.sort_by_key(|pid| pid.as_raw_pid());

@@ -255,7 +255,7 @@ impl Ward {
     fn pid_of(&self, held: &Held) -> Option<Pid> {
         match held {
             Held::Alive(_) => Some(self.entry.owner.pid),
-            Held::RunGoesOn { relative, .. } => Some(relative.pid),
+            Held::RunGoesOn { relative, .. } => Some(relative.process.pid()),
             _ => None,
         }
     }
