@@ -87,7 +87,7 @@ impl Register {
             return Ok(Some(Stored { record: None, state }));
         }
         let record = Record::parse(value.as_bytes());
-        let record = record.map_err(|why| self.error("read the lock", self.store().foreign(&why.to_string())))?;
+        let record = record.map_err(|why| self.error("read the lock", self.store().foreign(why)))?;
         Ok(Some(Stored { record: Some(record), state }))
     }
 

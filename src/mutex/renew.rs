@@ -1,6 +1,5 @@
 //! Renewing a lease, and telling holders that they have lost theirs.
 
-use std::fmt;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -19,27 +18,18 @@ const MAX_LOST: usize = 8;
 const REMEMBERED: u64 = 7 * 24 * 60 * 60 * 1000;
 
 /// How a lock was lost that was not released.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Lost {
-    /// The lease expired, and no other process has taken the lock.
+    #[error("its lease expired without a renewal; no other process has held it since")]
     Expired,
-    /// Another process has taken it since, or it was broken.
+    #[error("its lease expired, or it was broken; other processes may have held it since")]
     TakenOver,
-    /// It was broken.
+    #[error("it was broken")]
     Broken,
-    /// The store does not mention it any more: it was released, or removed.
+    /// It was released, or removed.
+    #[error("the store does not mention it any more")]
     Gone,
-}
-
-impl fmt::Display for Lost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Expired => "its lease expired without a renewal; no other process has held it since",
-            Self::TakenOver => "its lease expired, or it was broken; other processes may have held it since",
-            Self::Broken => "it was broken",
-            Self::Gone => "the store does not mention it any more",
-        })
-    }
 }
 
 impl Mutex<'_> {
