@@ -75,16 +75,13 @@ const MAX_ROUNDS: usize = 16;
 /// Does all that locks will need: a file system may refuse links, flock or writing, a database the rights to.
 fn try_out(register: &mut Register, record: &Record) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
-        let created = match register.load()? {
-            // Left behind by one that was killed.
-            Some(seen) => register.replace(&seen, record)?,
-            // The first time, it may only make the place.
-            None => register.create(record)?,
-        };
+        // One may be left behind by a process that was killed. The first time, it may only make the place.
+        let left = register.load()?;
+        let created = register.put(left.as_ref(), Some(record))?;
         let Some(seen) = register.load()?.filter(|_| created == Write::Done) else { continue };
-        let replaced = register.replace(&seen, record)?;
+        let replaced = register.put(Some(&seen), Some(record))?;
         let Some(seen) = register.load()?.filter(|_| replaced == Write::Done) else { continue };
-        if register.delete(&seen)? == Write::Done {
+        if register.put(Some(&seen), None)? == Write::Done {
             return Ok(());
         }
     }

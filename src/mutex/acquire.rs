@@ -193,11 +193,7 @@ impl Mutex<'_> {
             return Ok(Some(Attempt::Busy(held)));
         };
         let grant = Grant { token: entry.token.clone().unwrap_or_default(), fencing: entry.fencing, leased_at };
-        let write = match stored {
-            None => self.register.create(&record),
-            Some(stored) => self.register.replace(stored, &record),
-        };
-        match write {
+        match self.register.put(stored, Some(&record)) {
             Ok(Write::Done) if claimant.is_present() => {
                 let from = former.into_iter().find(|former| former.verdict != Stale::Released);
                 Ok(Some(Attempt::Done(match from {
@@ -243,7 +239,7 @@ impl Mutex<'_> {
         let tells_only = |entry: &Entry| entry.released == Some(Outcome::Succeeded) && entry.until.is_none();
         if !stored.entries().is_empty() && stored.entries().iter().all(tells_only) {
             // After a conflict, another process makes use of it.
-            self.register.delete(&stored)?;
+            self.register.put(Some(&stored), None)?;
         }
         Ok(())
     }

@@ -197,11 +197,10 @@ impl Mutex<'_> {
             entries.retain(|entry| entry.released.is_none());
             record = Record::of(entries.clone());
         }
-        let write = match record {
-            Some(record) => self.register.replace(seen, &record)?,
-            None if entries.is_empty() => self.register.delete(seen)?,
-            None => Write::Conflict,
-        };
+        if record.is_none() && !entries.is_empty() {
+            return Ok(Write::Conflict);
+        }
+        let write = self.register.put(Some(seen), record.as_ref())?;
         if write == Write::Done {
             self.register.notify();
         }
@@ -214,7 +213,7 @@ impl Mutex<'_> {
         let owner = Owner::of(getpid(), &Place::here()).map_err(Error::Entry)?;
         let entry = Entry::new(owner, None, Some("serializer unlock".to_owned())).map_err(Error::Entry)?;
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
-        match self.register.replace(stale, &record)? {
+        match self.register.put(Some(stale), Some(&record))? {
             Write::Done => Ok(self.withdraw(&entry)?),
             write => Ok(write),
         }

@@ -63,7 +63,7 @@ impl Mutex<'_> {
             // A renewal takes as much room as the one before, but another keeper may not.
             let record =
                 Record::of(all.cloned().collect()).ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
-            if self.register.replace(&stored, &record)? == Write::Done {
+            if self.register.put(Some(&stored), Some(&record))? == Write::Done {
                 return Ok(Grant { token: token.to_owned(), fencing: entry.fencing, leased_at });
             }
         }
