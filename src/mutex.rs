@@ -9,7 +9,6 @@ mod renew;
 mod sweep;
 mod wait;
 
-pub use release::OUTAGE;
 pub use renew::Lost;
 
 use std::collections::HashMap;
@@ -29,8 +28,13 @@ use crate::waiter::Waiter;
 /// a true answer in the end.
 const MAX_ROUNDS: usize = 16;
 
+/// How long a release waits for a store that does not answer: it may be starting again.
+const OUTAGE: Duration = Duration::from_secs(15);
+
 /// A lock as one requester sees it.
 pub struct Mutex<'a> {
+    /// How long a release waits for a store that does not answer. After that, the lease ends with its owner.
+    pub patience: Duration,
     register: Register,
     judge: &'a dyn Judge,
     /// By token, or `None` for an empty file: the last state, and since when it has not changed.
@@ -185,12 +189,7 @@ impl<'a> Mutex<'a> {
     /// Does not touch the register yet.
     pub fn new(register: Register, judge: &'a dyn Judge) -> Self {
         let (watched, unconfirmed) = Default::default();
-        Self { register, judge, watched, unconfirmed, left_to_others: None, was_lost: false }
-    }
-
-    /// The name of the lock in messages.
-    pub fn location(&self) -> String {
-        self.register.location().to_owned()
+        Self { patience: OUTAGE, register, judge, watched, unconfirmed, left_to_others: None, was_lost: false }
     }
 
     /// The known waiters, in their order.

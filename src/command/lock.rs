@@ -31,7 +31,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let claimant = ProcessClaimant::discover(&here, owner_pid, request.lease.is_some());
     let judge = LocalJudge::new(here, orphans);
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
-    let location = mutex.location();
+    let location = lock.printable();
     let cannot = |error| Error::mutex("lock", &location, error);
     let described = claimant.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
     let mut progress = Progress::new(waiting.max_attempts, false);

@@ -27,7 +27,7 @@ use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
 use crate::local_time::short;
 use crate::mode::Mode;
-use crate::mutex::{self, Acquired, Grant, Lost, Mutex, OUTAGE, Released, Request, Whose};
+use crate::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
 use crate::owner::Place;
 use crate::printable;
 use crate::process::since_boot;
@@ -94,7 +94,7 @@ pub fn execute(job: &Job) -> Result<u8, Error> {
     let here = Place::here();
     let judge = LocalJudge::new(here.clone(), job.orphans);
     let mutex = Mutex::new(backend::open(&job.lock)?, &judge);
-    let location = mutex.location();
+    let location = job.lock.printable();
     let claimant = RunClaimant::new(&here, job.command.clone(), job.descendants);
     let mut run = Run { job, program, location, mutex, claimant };
     let Some(mut grant) = run.acquire()? else { return Ok(job.skipped_exit_code) };
@@ -169,7 +169,8 @@ impl Run<'_> {
         // If this process was stopped meanwhile, it has not renewed anything.
         if renewing.is_some_and(Renewing::is_given_up) {
             drop(self.claimant.take());
-            let _ = self.release(Outcome::Unknown, Duration::ZERO);
+            self.mutex.patience = Duration::ZERO;
+            let _ = self.release(Outcome::Unknown);
             let (command, location) = (shown(&self.program), &self.location);
             return Err(Error::new(LOST, format!("cannot run `{command}`: its lock `{location}` was lost before it began")));
         }
@@ -200,11 +201,13 @@ impl Run<'_> {
         let was_good = renewing.as_ref().map(Renewing::is_good);
         let is_unanswered = renewing.as_ref().is_some_and(Renewing::is_unanswered);
         // A lost lease ends by itself: one request frees it earlier, but an absent store is not waited for.
-        let patience = if was_ended || was_good == Some(false) { Duration::ZERO } else { OUTAGE };
+        if was_ended || was_good == Some(false) {
+            self.mutex.patience = Duration::ZERO;
+        }
         drop(renewing);
         let has_succeeded = !was_ended && matches!(end, Ok(Ok(End { code: DONE, .. })));
         let outcome = if self.job.request.skip_if_done && has_succeeded { Outcome::Succeeded } else { Outcome::Unknown };
-        let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome, patience) };
+        let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome) };
         let end = end.map_err(|error| {
             let (command, why) = (shown(&self.program), backend::plain(&error));
             Error::failed(format!("cannot tell how `{command}` ended: {why}"))
@@ -247,8 +250,8 @@ impl Run<'_> {
     }
 
     /// Gives the lock back, if it is still the command's; tells for how long it stays held all the same.
-    fn release(&mut self, outcome: Outcome, patience: Duration) -> Result<Option<Duration>, mutex::Error> {
-        match self.mutex.release_within(patience, &self.claimant, Whose::OwnAlone, outcome)? {
+    fn release(&mut self, outcome: Outcome) -> Result<Option<Duration>, mutex::Error> {
+        match self.mutex.release(&self.claimant, Whose::OwnAlone, outcome)? {
             Released::Own { stays, .. } => Ok(stays),
             Released::Stale(_) | Released::Forced(_) => Err(mutex::Error::NotLocked),
         }
@@ -256,7 +259,7 @@ impl Run<'_> {
 
     /// Gives back what nothing has run under.
     fn give_back(&mut self) -> Result<(), Error> {
-        let released = self.release(Outcome::Unknown, OUTAGE);
+        let released = self.release(Outcome::Unknown);
         released.map(drop).map_err(|error| Error::mutex("unlock", &self.location, error))
     }
 

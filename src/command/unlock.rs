@@ -20,7 +20,7 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     let judge = LocalJudge::new(here.clone(), environment.orphans(args.owner.orphans)?);
 
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
-    let location = mutex.location();
+    let location = lock.printable();
     let whose = if args.force { Whose::Anybodys } else { Whose::Own };
     let released = mutex.release(&claimant, whose, Outcome::Unknown);
     let released = released.map_err(|error| Error::mutex("unlock", &location, error))?;

@@ -27,7 +27,7 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
         progress.clear();
         waiter.signals.iter().for_each(Signals::die);
         let code = args.waiting.conflict_exit_code;
-        free.map_err(|error| Error::mutex("wait for", &mutex.location(), error).or_if_busy(code))?;
+        free.map_err(|error| Error::mutex("wait for", &location.printable(), error).or_if_busy(code))?;
     }
     Ok(())
 }

@@ -14,9 +14,6 @@ use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
 use crate::verdict::{Held, Judged, Stale, Verdict};
 
-/// How long to try while the store does not answer: it may be starting again. If it takes longer, the lease ends with its owner.
-pub const OUTAGE: Duration = Duration::from_secs(15);
-
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -63,29 +60,19 @@ impl Mutex<'_> {
     /// # Errors
     /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the requester's.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
-        let released = self.release_within(OUTAGE, claimant, whose, outcome);
-        if released.is_ok() && self.register.is_sweep_due() {
-            self.register.remove_unused(KEPT);
-        }
-        released
-    }
-
-    /// The same, but a store that does not answer is asked again only for `patience`.
-    pub fn release_within(
-        &mut self,
-        patience: Duration,
-        claimant: &dyn Claimant,
-        whose: Whose,
-        outcome: Outcome,
-    ) -> Result<Released, Error> {
         let begun = Instant::now();
         let answer = Err(Error::NotLocked);
         let mut tried = Removal { claimant, whose, outcome, answer, may_be_done: false, targets: None };
         // Ends with the patience.
         let error = loop {
             match self.try_to_release(&mut tried) {
-                Ok(()) => return tried.answer,
-                Err(Error::Backend(error)) if error.cause.passes() && begun.elapsed() < patience => {
+                Ok(()) => {
+                    if tried.answer.is_ok() && self.register.is_sweep_due() {
+                        self.register.remove_unused(KEPT);
+                    }
+                    return tried.answer;
+                }
+                Err(Error::Backend(error)) if error.cause.passes() && begun.elapsed() < self.patience => {
                     tried.may_be_done |= error.is_indefinite;
                     tracing::debug!("{error}; trying again");
                     backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
