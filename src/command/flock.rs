@@ -1,8 +1,9 @@
 //! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched by a word.
 
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-use super::run::{Job, execute, script_of_shell};
+use super::run::{Job, execute};
 use crate::child::Descendants;
 use crate::cli::FlockArgs;
 use crate::config::{Environment, OnLost, lock_file_at};
@@ -58,4 +59,10 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         }
         ended => ended.map_err(|error| error.or_if_failed(NO_INPUT).or_if_busy(args.conflict_exit_code)),
     }
+}
+
+/// The command that runs a script, as flock(1) does it.
+pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
+    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into());
+    vec![shell, "-c".into(), script.to_owned()]
 }

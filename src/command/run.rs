@@ -1,6 +1,6 @@
 //! `serializer run`
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,9 @@ use rustix::io::Errno;
 use rustix::process::getpid;
 use sha2::{Digest, Sha256};
 
+use super::flock::script_of_shell;
 use super::progress::Progress;
+use super::unlock::unlocked;
 use crate::backend::{self, Location};
 use crate::child::claimant::RunClaimant;
 use crate::child::lookup::look_up;
@@ -25,7 +27,6 @@ use crate::exit_code::{CANNOT_RUN, DONE, LOST, NOT_FOUND};
 use crate::holder::Holder;
 use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
-use crate::local_time::short;
 use crate::mode::Mode;
 use crate::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
 use crate::owner::Place;
@@ -84,11 +85,11 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
 
 /// Runs a job; tells how its command ended.
 pub fn execute(job: &Job) -> Result<u8, Error> {
-    let program = job.command.first().cloned().unwrap_or_default();
+    let program = Path::new(job.command.first().map_or("".as_ref(), OsString::as_os_str));
     // A mistyped command must not wait for hours to be told.
-    look_up(&program).map_err(|error| cannot_run(&program, &error))?;
+    look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
     if child::are_ends_lost() {
-        let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", shown(&program));
+        let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", printable::path(program));
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
     let here = Place::here();
@@ -96,7 +97,7 @@ pub fn execute(job: &Job) -> Result<u8, Error> {
     let mutex = Mutex::new(backend::open(&job.lock)?, &judge);
     let location = job.lock.printable();
     let claimant = RunClaimant::new(&here, job.command.clone(), job.descendants);
-    let mut run = Run { job, program, location, mutex, claimant };
+    let mut run = Run { job, program, shown: printable::path(program), location, mutex, claimant };
     let Some(mut grant) = run.acquire()? else { return Ok(job.skipped_exit_code) };
     let renewing = run.renew(&mut grant)?;
     let child = run.start(&grant, renewing.as_ref())?;
@@ -106,7 +107,9 @@ pub fn execute(job: &Job) -> Result<u8, Error> {
 /// A job that is being done.
 struct Run<'a> {
     job: &'a Job,
-    program: OsString,
+    program: &'a Path,
+    /// The program, as people read it.
+    shown: String,
     location: String,
     mutex: Mutex<'a>,
     claimant: RunClaimant,
@@ -137,7 +140,7 @@ impl Run<'_> {
             // The command's process is new.
             Ok(Acquired::AlreadyHeld(_)) => Err(Error::failed(format!("cannot lock `{location}`: it is locked already"))),
             Err(mutex::Error::Absent) => Err(self.give_up()),
-            Err(mutex::Error::Entry(error)) => Err(cannot_run(&self.program, &error)),
+            Err(mutex::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
             Err(error) => Err(Error::mutex("lock", location, error)),
         }
     }
@@ -171,7 +174,7 @@ impl Run<'_> {
             drop(self.claimant.take());
             self.mutex.patience = Duration::ZERO;
             let _ = self.release(Outcome::Unknown);
-            let (command, location) = (shown(&self.program), &self.location);
+            let (command, location) = (&self.shown, &self.location);
             return Err(Error::new(LOST, format!("cannot run `{command}`: its lock `{location}` was lost before it began")));
         }
         if self.claimant.is_present()
@@ -208,26 +211,21 @@ impl Run<'_> {
         let has_succeeded = !was_ended && matches!(end, Ok(Ok(End { code: DONE, .. })));
         let outcome = if self.job.request.skip_if_done && has_succeeded { Outcome::Succeeded } else { Outcome::Unknown };
         let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome) };
-        let end = end.map_err(|error| {
-            let (command, why) = (shown(&self.program), backend::plain(&error));
-            Error::failed(format!("cannot tell how `{command}` ended: {why}"))
-        })?;
+        let (command, location) = (&self.shown, &self.location);
+        let untold = |error| Error::failed(format!("cannot tell how `{command}` ended: {}", backend::plain(&error)));
+        let end = end.map_err(untold)?;
         // Nothing has run then, so a lost lock has done no harm.
-        let end = end.map_err(|error| cannot_run(&self.program, &error))?;
+        let end = end.map_err(|error| cannot_run(self.program, &error))?;
         if let Some(why) = why_ended {
-            let (command, location) = (shown(&self.program), &self.location);
             let hint = "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer \
                         outages";
             let message = format!("ended `{command}`, because its lock `{location}` was lost: {why}");
             return Err(Error::new(LOST, message).with_hint(hint));
         }
         match released {
-            Ok(None) => self.say(format!("unlocked `{}`", self.location)),
-            Ok(Some(rest)) => {
-                self.say(format!("unlocked `{}`; it stays reserved for {} (`--hold-at-least`)", self.location, short(rest)));
-            }
+            Ok(stays) => self.say(unlocked(location, stays)),
             Err(error) => {
-                let (is_harmless, error) = not_released(&self.location, error, was_good);
+                let (is_harmless, error) = not_released(location, error, was_good);
                 if end.code == DONE && !is_harmless {
                     return Err(error);
                 }
@@ -267,14 +265,8 @@ impl Run<'_> {
     fn give_up(&mut self) -> Error {
         drop(self.claimant.take());
         self.claimant.signals().into_iter().for_each(Signals::die);
-        Error::failed(format!("cannot run `{}`: its process was killed before it began", shown(&self.program)))
+        Error::failed(format!("cannot run `{}`: its process was killed before it began", self.shown))
     }
-}
-
-/// The command that runs a script, as flock(1) does it.
-pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
-    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into());
-    vec![shell, "-c".into(), script.to_owned()]
 }
 
 /// A file name that is the same for equal commands, and for no others.
@@ -309,16 +301,12 @@ fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> 
     }
 }
 
-fn shown(program: &OsString) -> String {
-    printable::path(program.as_ref())
-}
-
-fn cannot_run(program: &OsString, error: &io::Error) -> Error {
-    let shown = shown(program);
+fn cannot_run(program: &Path, error: &io::Error) -> Error {
+    let shown = printable::path(program);
     if Errno::from_io_error(error) != Some(Errno::NOENT) {
         return Error::new(CANNOT_RUN, format!("cannot run `{shown}`: {}", backend::plain(error)));
     }
-    let is_there = shown.contains('/') && Path::new(program).exists();
+    let is_there = shown.contains('/') && program.exists();
     let why = if is_there { "the interpreter that its first line names is not found" } else { "command not found" };
     let error = Error::new(NOT_FOUND, format!("cannot run `{shown}`: {why}"));
     // A whole line in quotes.

@@ -1,5 +1,7 @@
 //! `serializer unlock`
 
+use std::time::Duration;
+
 use crate::backend;
 use crate::claimant::ProcessClaimant;
 use crate::cli::UnlockArgs;
@@ -31,13 +33,16 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     Ok(())
 }
 
+/// What is said about an own lock that was released.
+pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
+    let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", short(stays)));
+    format!("unlocked `{location}`{}", rest.unwrap_or_default())
+}
+
 /// Tells what was released.
 pub fn report(location: &str, released: Released) {
     match released {
-        Released::Own { stays: None, .. } => tracing::info!("unlocked `{location}`"),
-        Released::Own { stays: Some(stays), .. } => {
-            tracing::info!("unlocked `{location}`; it stays reserved for {} (`--hold-at-least`)", short(stays));
-        }
+        Released::Own { stays, .. } => tracing::info!("{}", unlocked(location, stays)),
         Released::Stale(former) => {
             // Perhaps its owner ended too early.
             tracing::warn!("removed stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);
