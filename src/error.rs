@@ -2,7 +2,7 @@
 
 use crate::backend;
 use crate::exit_code::{BUSY, FAILED, LOST, REFUSED, USAGE};
-use crate::holder::in_full;
+use crate::holder::listed;
 use crate::mutex::{self, Lost};
 use crate::verdict::{Held, Holding, Unknown};
 
@@ -11,8 +11,10 @@ use crate::verdict::{Held, Holding, Unknown};
 #[error("{message}")]
 pub struct Error {
     message: String,
-    hint: Option<String>,
-    code: u8,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+    /// The exit code of the program.
+    pub code: u8,
 }
 
 impl Error {
@@ -49,21 +51,21 @@ impl Error {
             E::Backend(error) => error.into(),
             E::Busy(attempts, holders) => {
                 let s = if attempts == 1 { "" } else { "s" };
-                let why = format!("gave up after {attempts} attempt{s}, held by {}", in_full(&holders));
+                let why = format!("gave up after {attempts} attempt{s}, held by {}", listed(&holders, false));
                 Self { hint: holders.iter().find_map(hint_for), ..Self::new(BUSY, format!("{message}: {why}")) }
             }
             E::NotOurs(holders) => {
                 let hint = holders.iter().find_map(hint_for);
                 let hint =
                     hint.unwrap_or_else(|| "the process that locked must unlock; `--force` takes the lock away from it".into());
-                Self::new(REFUSED, format!("{message}: held by {}", in_full(&holders))).with_hint(hint)
+                Self::new(REFUSED, format!("{message}: held by {}", listed(&holders, false))).with_hint(hint)
             }
             E::Lost(how, holders) => {
                 let lost = match how {
                     Lost::Broken => format!("your lock on `{location}` was broken"),
                     how => format!("{message}, because the lock was lost: {how}"),
                 };
-                let now = if holders.is_empty() { String::new() } else { format!("; held now by {}", in_full(&holders)) };
+                let now = if holders.is_empty() { String::new() } else { format!("; held now by {}", listed(&holders, false)) };
                 Self::new(LOST, lost + &now).with_hint(match verb {
                     "lock" => "what has run since it was locked the last time may not have run alone; it can be locked again",
                     _ => "what ran under it may not have run alone",
@@ -79,24 +81,9 @@ impl Error {
         }
     }
 
-    /// Ends with the exit code `code` if the lock was held.
-    pub fn or_if_busy(self, code: u8) -> Self {
-        if self.code == BUSY { Self { code, ..self } } else { self }
-    }
-
-    /// Ends with the exit code `code` if it failed for no more special reason.
-    pub fn or_if_failed(self, code: u8) -> Self {
-        if self.code == FAILED { Self { code, ..self } } else { self }
-    }
-
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
-    }
-
-    /// How the program is to end.
-    pub fn exit_code(&self) -> u8 {
-        self.code
+    /// Ends with the exit code `code` instead of `usual`.
+    pub fn or_if(self, usual: u8, code: u8) -> Self {
+        if self.code == usual { Self { code, ..self } } else { self }
     }
 }
 

@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(error) => {
             logging::report(&error);
-            error.exit_code().into()
+            error.code.into()
         }
     }
 }

@@ -18,13 +18,6 @@ pub struct Waiting {
     pub timeout: Option<Duration>,
 }
 
-impl Waiting {
-    /// What is left after so long; the attempts begin anew.
-    pub fn after(self, elapsed: Duration) -> Self {
-        Self { timeout: self.timeout.map(|timeout| timeout.saturating_sub(elapsed)), ..self }
-    }
-}
-
 /// How many polls may follow each other within a second without a rest: hand-offs come in bursts.
 const BURST: u32 = 20;
 

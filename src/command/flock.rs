@@ -8,7 +8,7 @@ use crate::child::Descendants;
 use crate::cli::FlockArgs;
 use crate::config::{Environment, OnLost, lock_file_at};
 use crate::error::Error;
-use crate::exit_code::BUSY;
+use crate::exit_code::{BUSY, FAILED};
 use crate::mode::Mode;
 use crate::mutex::Request;
 use crate::waiting::Waiting;
@@ -53,11 +53,11 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     };
     match execute(&job) {
         // As flock(1): a crontab that was switched must not begin to send mail.
-        Err(error) if !args.verbose && error.exit_code() == BUSY => {
+        Err(error) if !args.verbose && error.code == BUSY => {
             tracing::debug!("{error}");
             Ok(args.conflict_exit_code)
         }
-        ended => ended.map_err(|error| error.or_if_failed(NO_INPUT).or_if_busy(args.conflict_exit_code)),
+        ended => ended.map_err(|error| error.or_if(FAILED, NO_INPUT).or_if(BUSY, args.conflict_exit_code)),
     }
 }
 

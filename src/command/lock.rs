@@ -6,7 +6,7 @@ use crate::claimant::{Claimant, ProcessClaimant};
 use crate::cli::LockArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
-use crate::exit_code::LOST;
+use crate::exit_code::{BUSY, LOST};
 use crate::holder::Holder;
 use crate::keeper::process::Keeper;
 use crate::keeper::{Charge, TokenHolder};
@@ -37,7 +37,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let mut progress = Progress::new(waiting.max_attempts, false);
     let acquired = mutex.acquire(&claimant, &request, &waiting, &mut progress);
     progress.clear();
-    let acquired = acquired.map_err(|error| cannot(error).or_if_busy(args.waiting.conflict_exit_code))?;
+    let acquired = acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
     if let Some(lease) = request.lease
         && let Some((mut grant, entry)) = unkept(&mut mutex, &claimant, &acquired).map_err(cannot)?
     {

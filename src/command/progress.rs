@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 
 use crate::backend;
-use crate::holder::in_short;
+use crate::holder::listed;
 use crate::process;
 use crate::verdict::{Held, Holding};
 use crate::waiting::Observer;
@@ -102,7 +102,7 @@ impl Observer for Progress {
         if !self.is_live && (is_old_news || self.is_silent) {
             return;
         }
-        let message = format!("waiting for {}, {}", in_short(holders), self.count(attempt));
+        let message = format!("waiting for {}, {}", listed(holders, true), self.count(attempt));
         if self.is_live {
             self.draw(&message);
         } else {

@@ -23,7 +23,7 @@ use crate::claimant::Claimant;
 use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
-use crate::exit_code::{CANNOT_RUN, DONE, LOST, NOT_FOUND};
+use crate::exit_code::{BUSY, CANNOT_RUN, DONE, LOST, NOT_FOUND};
 use crate::holder::Holder;
 use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
@@ -80,7 +80,7 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
         is_verbose: args.verbose,
         waits_silently: false,
     })
-    .map_err(|error| error.or_if_busy(args.waiting.conflict_exit_code))
+    .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
 /// Runs a job; tells how its command ended.

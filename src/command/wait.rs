@@ -9,9 +9,11 @@ use crate::claimant::Claimant;
 use crate::cli::WaitArgs;
 use crate::config::Environment;
 use crate::error::Error;
+use crate::exit_code::BUSY;
 use crate::mutex::Mutex;
 use crate::owner::Place;
 use crate::verdict::LocalJudge;
+use crate::waiting::Waiting;
 
 pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
@@ -20,14 +22,15 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     for location in environment.locks(&args.file, &args.names)? {
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);
         // One deadline for all of them.
-        let waiting = waiting.after(started.elapsed());
+        let timeout = waiting.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+        let waiting = Waiting { timeout, ..waiting };
         let mut progress = Progress::new(waiting.max_attempts, false);
         let waiter = Waiter { signals: Signals::hold_as_init() };
         let free = mutex.wait_until_free(&waiter, &waiting, &mut progress);
         progress.clear();
         waiter.signals.iter().for_each(Signals::die);
         let code = args.waiting.conflict_exit_code;
-        free.map_err(|error| Error::mutex("wait for", &location.printable(), error).or_if_busy(code))?;
+        free.map_err(|error| Error::mutex("wait for", &location.printable(), error).or_if(BUSY, code))?;
     }
     Ok(())
 }
