@@ -4,16 +4,14 @@
 //! main → cli → config → command → mutex → backend
 //! ```
 //!
-//! `cli` declares the command line, `config` resolves it together with the environment, `command` holds the subcommands.
-//! [`mutex`] is policy: it tries, judges, takes over, waits and releases, on behalf of a [`claimant`], by the [`verdict`] on
-//! whoever holds the lock. A [`backend`] is mechanism: a register that is written only if it is in an expected state.
-//! The whole design is told in `docs/design.md`.
+//! [`mutex`] is policy; a [`backend`] is mechanism: a register that is written only if it is in an expected state.
+//! `docs/design.md` describes the whole design.
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("serializer knows the processes of Linux only, as yet");
+compile_error!("serializer runs on Linux only");
 
 pub mod backend;
 mod child;

@@ -155,6 +155,7 @@ pub enum Released {
 
 /// Why a lock was not acquired or released.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
     /// All attempts are made. Without holders if the holder changed all the time.
     #[error("another process holds the lock")]
@@ -162,13 +163,10 @@ pub enum Error {
     /// The requester ended before it got the lock; nothing is held.
     #[error("the process that asked for it has ended")]
     Absent,
-    /// Nothing is locked.
     #[error("it is not locked")]
     NotLocked,
-    /// The same owner holds it in this mode, not in the one that was asked for.
     #[error("the same process holds it already, as {0}")]
     HeldOtherwise(Mode),
-    /// It cannot be held for a time: other processes could not tell when that ends.
     #[error("the store has no clock, by which all could tell for how long it has been held")]
     NoClock,
     /// It is another process's. Without holders if the holder changed all the time.
@@ -177,7 +175,6 @@ pub enum Error {
     /// The requester lost it without releasing it. These hold it now.
     #[error("{0}")]
     Lost(Lost, Vec<Holding>),
-    /// The store failed.
     #[error(transparent)]
     Backend(#[from] backend::Error),
     /// No process can own it, or the operating system has no random numbers.

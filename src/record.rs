@@ -1,16 +1,5 @@
-//! The lock record: what is written down about a lock, and how it reads as text.
-//!
-//! ```text
-//! line 1   PID of the owner, decimal
-//! line 2   local time, YYYY-MM-DD HH:MM:SS
-//! line 3+  key=value
-//! ```
-//!
-//! Lines 1 and 2 are what the Python plugin `meltano-pipeline-serializer` writes (its takeover writes line 1 only);
-//! a record without a `v` line is such a *legacy* record.
-//!
-//! Where several hold the lock (slots, sharers), each has such an entry, one behind the other; that and whatever else a
-//! program that knows plain mutexes only must not overlook is `v=2`, which such a program takes for held.
+//! The lock record, as text: `docs/design.md`, "The lock file". A record without a `v` line is a *legacy* record, written by
+//! the Python plugin `meltano-pipeline-serializer`, whose takeover writes the first line only.
 
 mod entry;
 

@@ -39,9 +39,7 @@ impl Mutex<'_> {
     ///
     /// With `skip_if_done`, it waits without a place in the queue for the present holder. If that reports success, nothing is
     /// acquired; otherwise it tries again.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] when the attempts are made, [`Error::Absent`] when the requester ends; nothing is held then.
+    /// Nothing is held after an error.
     pub fn acquire(
         &mut self,
         claimant: &dyn Claimant,

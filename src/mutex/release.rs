@@ -56,9 +56,6 @@ fn identity(entry: Option<&Entry>) -> Identity {
 impl Mutex<'_> {
     /// Releases the lock as `whose` says. `outcome` is reported to processes that wait for it. Tries for some time if the store
     /// does not answer.
-    ///
-    /// # Errors
-    /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the requester's.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
         let begun = Instant::now();
         let answer = Err(Error::NotLocked);

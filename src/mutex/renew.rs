@@ -34,9 +34,7 @@ pub enum Lost {
 
 impl Mutex<'_> {
     /// Starts the lease of the acquisition `token` anew. `keeper` is the process that keeps it from now on, if that changes.
-    ///
-    /// # Errors
-    /// [`Error::Lost`] when it certainly is not held any more.
+    /// [`Error::Lost`] means that it certainly is not held any more.
     pub fn renew(&mut self, token: &str, keeper: Option<(Pid, Instance)>) -> Result<Grant, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::Lost(Lost::Gone, Vec::new())) };
@@ -70,10 +68,8 @@ impl Mutex<'_> {
         Err(Error::NotOurs(Vec::new()))
     }
 
-    /// Renews what was granted if this host took so long since then that a part of the lease has passed.
-    ///
-    /// # Errors
-    /// [`Error::Lost`] when it is lost. If the store does not answer, the keeper continues to try.
+    /// Renews what was granted if this host took so long since then that a part of the lease has passed. Fails only if it is
+    /// lost: if the store does not answer, the keeper continues to try.
     pub fn refresh(&mut self, grant: &mut Grant, lease: Duration) -> Result<(), Error> {
         let age = Duration::from_millis(since_boot().saturating_sub(grant.leased_at));
         if age >= lease / 3 {

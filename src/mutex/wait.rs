@@ -32,9 +32,6 @@ pub(super) enum Attempt<T> {
 
 impl Mutex<'_> {
     /// Waits until the lock is free, without acquiring it.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] when the attempts are made, [`Error::Absent`] when the requester ends.
     pub fn wait_until_free(
         &mut self,
         claimant: &dyn Claimant,
