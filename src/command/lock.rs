@@ -1,7 +1,9 @@
 //! `serializer lock`
 
+use std::time::Duration;
+
 use super::progress::Progress;
-use crate::backend;
+use crate::backend::{self, Location};
 use crate::claimant::{Claimant, ProcessClaimant};
 use crate::cli::LockArgs;
 use crate::config::{Environment, OnLost};
@@ -14,7 +16,7 @@ use crate::mutex::{self, Acquired, Grant, Mutex, Whose};
 use crate::owner::Place;
 use crate::process;
 use crate::record::{Entry, Outcome};
-use crate::verdict::LocalJudge;
+use crate::verdict::{LocalJudge, Orphans};
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;
@@ -39,34 +41,9 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     progress.clear();
     let acquired = acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
     if let Some(lease) = request.lease
-        && let Some((mut grant, entry)) = unkept(&mut mutex, &claimant, &acquired).map_err(cannot)?
+        && let Some(unkept) = unkept(&mut mutex, &claimant, &acquired).map_err(cannot)?
     {
-        // A lock that is held already has the lease that it was acquired with.
-        let lease = entry.lease.map_or(lease, |own| own.duration);
-        mutex.refresh(&mut grant, lease).map_err(cannot)?;
-        let late = || {
-            let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
-            Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
-        };
-        let charge = Charge { grant, lease };
-        let begun = claimant.keeper().and_then(|keeper| keeper.keep(&lock, &entry, &charge, orphans, on_lost));
-        let kept = match begun {
-            // If this process was stopped meanwhile, the lock may be lost.
-            Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
-                Ok(_) => Ok(()),
-                Err(mutex::Error::Lost(..)) => Err(late()),
-                Err(error) => Err(cannot(error)),
-            },
-            Err(_) if charge.is_given_up() => Err(late()),
-            Err(error) => Err(Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error)))),
-            Ok(()) => Ok(()),
-        };
-        if let Err(error) = kept {
-            // The keeper may have begun all the same.
-            let _ = claimant.keeper().map(Keeper::kill);
-            let _ = mutex.release(&TokenHolder(&charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
-            return Err(error);
-        }
+        keep(&lock, &mut mutex, &claimant, unkept, lease, orphans, on_lost)?;
     }
     match &acquired {
         Acquired::TakenOver(_, from) => {
@@ -102,4 +79,42 @@ fn unkept(
     }
     let keeper = claimant.keeper().map_err(mutex::Error::Entry)?.identity();
     Ok(Some((mutex.renew(token, Some(keeper))?, entry.clone())))
+}
+
+/// Lets the keeper renew the lease. If it cannot, the lock is released.
+fn keep(
+    lock: &Location,
+    mutex: &mut Mutex<'_>,
+    claimant: &ProcessClaimant,
+    (mut grant, entry): (Grant, Entry),
+    lease: Duration,
+    orphans: Orphans,
+    on_lost: OnLost,
+) -> Result<(), Error> {
+    let location = lock.printable();
+    let cannot = |error| Error::mutex("lock", &location, error);
+    let late = || {
+        let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
+        Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
+    };
+    // A lock that is held already has the lease that it was acquired with.
+    let lease = entry.lease.map_or(lease, |own| own.duration);
+    mutex.refresh(&mut grant, lease).map_err(cannot)?;
+    let charge = Charge { grant, lease };
+    let begun = claimant.keeper().and_then(|keeper| keeper.keep(lock, &entry, &charge, orphans, on_lost));
+    let error = match begun {
+        // If this process was stopped meanwhile, the lock may be lost.
+        Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
+            Ok(_) => return Ok(()),
+            Err(mutex::Error::Lost(..)) => late(),
+            Err(error) => cannot(error),
+        },
+        Ok(()) => return Ok(()),
+        Err(_) if charge.is_given_up() => late(),
+        Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))),
+    };
+    // The keeper may have begun all the same.
+    let _ = claimant.keeper().map(Keeper::kill);
+    let _ = mutex.release(&TokenHolder(&charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
+    Err(error)
 }

@@ -1,13 +1,11 @@
 //! `serializer run`
 
 use std::ffi::OsString;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use rustix::io::Errno;
 use rustix::process::getpid;
 use sha2::{Digest, Sha256};
 
@@ -16,14 +14,14 @@ use super::progress::Progress;
 use super::unlock::unlocked;
 use crate::backend::{self, Location};
 use crate::child::claimant::RunClaimant;
-use crate::child::lookup::look_up;
+use crate::child::lookup::{cannot_run, look_up};
 use crate::child::termination::end_tree;
 use crate::child::{self, Child, Descendants, End, Signals};
 use crate::claimant::Claimant;
 use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
-use crate::exit_code::{BUSY, CANNOT_RUN, DONE, LOST, NOT_FOUND};
+use crate::exit_code::{BUSY, DONE, LOST};
 use crate::holder::Holder;
 use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
@@ -299,16 +297,4 @@ fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> 
         // A lease that is not renewed expires.
         Some(true) | None => (was_good.is_some(), Error::mutex("unlock", location, error)),
     }
-}
-
-fn cannot_run(program: &Path, error: &io::Error) -> Error {
-    let shown = printable::path(program);
-    if Errno::from_io_error(error) != Some(Errno::NOENT) {
-        return Error::new(CANNOT_RUN, format!("cannot run `{shown}`: {}", backend::plain(error)));
-    }
-    let is_there = shown.contains('/') && program.exists();
-    let why = if is_there { "the interpreter that its first line names is not found" } else { "command not found" };
-    let error = Error::new(NOT_FOUND, format!("cannot run `{shown}`: {why}"));
-    // A whole line in quotes.
-    if shown.contains(char::is_whitespace) { error.with_hint("`-c` runs a script") } else { error }
 }
