@@ -21,7 +21,7 @@ use super::thread::Renewing;
 use super::{Charge, LONG, TokenHolder, is_readable};
 use crate::backend::seam::State;
 use crate::backend::{self, Location};
-use crate::child::helper::{self, not_by_hand};
+use crate::child::helper;
 use crate::child::termination::end_tree;
 use crate::config::OnLost;
 use crate::mutex::register::Stored;
@@ -150,15 +150,12 @@ pub fn help() -> Option<ExitCode> {
 fn main() -> ExitCode {
     // A search for work that continues must skip this process.
     let _ = rustix::thread::set_name(c"serializer");
-    let Ok(channel) = io::stdin().as_fd().try_clone_to_owned() else { return not_by_hand(NAME) };
+    let Ok(channel) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     let mut message = vec![0; MAX_MESSAGE];
-    let orders = match rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty())) {
-        // The lock was not acquired.
-        Ok((_, 0)) => return ExitCode::FAILURE,
-        Ok((_, length)) => serde_json::from_slice::<Orders>(&message[..length]),
-        Err(_) => return not_by_hand(NAME),
-    };
-    let Some(ward) = orders.ok().and_then(Ward::of) else { return ExitCode::FAILURE };
+    let received = rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty()));
+    let orders = received.ok().and_then(|(_, length)| serde_json::from_slice(&message[..length]).ok());
+    // Without orders, the lock was not acquired.
+    let Some(ward) = orders.and_then(Ward::of) else { return ExitCode::FAILURE };
     // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late must not end an owner that was
     // never told that it has the lock.
     let begun = if ward.charge.is_given_up() {
