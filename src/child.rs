@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
 use crate::{backend, process};
-use signals::{Received, is_readable};
+use signals::Received;
 pub use signals::{Signals, are_ends_lost, note_ignored_signals};
 use termination::{end_tree, signal_descendants};
 use witness::Witness;
@@ -164,7 +164,7 @@ impl Child {
                 Err(Errno::CHILD) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
-            if let Some((_, kill_at)) = lost.take_if(|(fd, _)| is_readable(fd)) {
+            if let Some((_, kill_at)) = lost.take_if(|(fd, _)| process::is_readable(fd)) {
                 (self.witness, self.has_tried_witness) = (None, true);
                 end_tree(self.pid.unwrap_or_else(getpid), kill_at())?;
             // A signal that was read may have told of an end or a stop.

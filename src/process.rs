@@ -71,10 +71,11 @@ impl Process {
     }
 }
 
-fn is_readable(pidfd: &OwnedFd) -> bool {
+/// Whether something has happened at `fd`. A process has ended when its pidfd is readable.
+pub(crate) fn is_readable(fd: &impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::IN)
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now))).is_ok_and(|ready| ready > 0)
 }
 
 /// Looks at `pid` as this PID namespace knows it.

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::thread::Renewing;
-use super::{Charge, LONG, TokenHolder, is_readable};
+use super::{Charge, LONG, TokenHolder};
 use crate::backend::seam::State;
 use crate::backend::{self, Location};
 use crate::child::helper;
@@ -27,7 +27,7 @@ use crate::config::OnLost;
 use crate::mutex::register::Stored;
 use crate::mutex::{Mutex, Whose};
 use crate::owner::{Instance, Place};
-use crate::process::{self, Observation, since_boot};
+use crate::process::{self, Observation, is_readable, since_boot};
 use crate::record::{Entry, Outcome, Record};
 use crate::store::{StoreSettings, StoreUrl};
 use crate::verdict::{Held, Judge, LocalJudge, Orphans, Verdict};
@@ -210,10 +210,10 @@ impl Ward {
             let fds: Vec<_> = held.ended_fd().into_iter().chain([lost]).collect();
             backend::sleep(limit, &fds)?;
             // A process that has ended must not be killed: its PID may have become another process's.
-            if held.ended_fd().map(is_readable).transpose()? == Some(true) {
+            if held.ended_fd().is_some_and(|ended| is_readable(&ended)) {
                 continue;
             }
-            if is_readable(lost)? {
+            if is_readable(&lost) {
                 // The owner may have unlocked without being able to tell us.
                 if self.on_lost == OnLost::Terminate
                     && !renewing.is_released()
