@@ -23,9 +23,8 @@ use nix::unistd::getpgid;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
-use crate::exit_code::ExitCode;
 use crate::{backend, process};
-use signals::{Received, is_readable};
+use signals::Received;
 pub use signals::{Signals, are_ends_lost, note_ignored_signals};
 use termination::{end_tree, signal_descendants};
 use witness::Witness;
@@ -54,7 +53,7 @@ impl Descendants {
 
 /// How a command ended.
 pub struct End {
-    pub code: ExitCode,
+    pub code: u8,
     /// Whether SIGINT has ended it, which we have got as well: Ctrl-C.
     pub is_interrupted: bool,
 }
@@ -141,7 +140,7 @@ impl Child {
         let code = status.exit_status().or(signal.map(|signal| 128 + signal));
         let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
         let is_interrupted = self.is_interrupted && signal == Some(Signal::SIGINT as i32);
-        Ok(Ok(End { code: ExitCode::Command(code), is_interrupted }))
+        Ok(Ok(End { code, is_interrupted }))
     }
 
     /// The command, or else all that it has left behind.
@@ -165,7 +164,7 @@ impl Child {
                 Err(Errno::CHILD) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
-            if let Some((_, kill_at)) = lost.take_if(|(fd, _)| is_readable(fd)) {
+            if let Some((_, kill_at)) = lost.take_if(|(fd, _)| process::is_readable(fd)) {
                 (self.witness, self.has_tried_witness) = (None, true);
                 end_tree(self.pid.unwrap_or_else(getpid), kill_at())?;
             // A signal that was read may have told of an end or a stop.

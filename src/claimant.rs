@@ -1,12 +1,15 @@
 //! For which process a lock is acquired, and whether that still wants the lock.
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use rustix::process::{Pid, getpid, getppid};
 
+use crate::error::Error;
+use crate::keeper::process::Keeper;
 use crate::mutex::register::Stored;
-use crate::owner::{Owner, Place};
+use crate::owner::{Instance, Owner, Place};
 use crate::printable;
 use crate::process::{self, FIRST_PID_NAMESPACE, Observation, Process};
 use crate::record::Entry;
@@ -29,7 +32,9 @@ pub trait Claimant {
     }
 
     /// Whether an entry of the stored record is certainly this requester's.
-    fn owns(&self, stored: &Stored, entry: &Entry) -> bool;
+    fn owns(&self, _stored: &Stored, _entry: &Entry) -> bool {
+        false
+    }
 
     /// Whether it still wants the lock.
     fn is_present(&self) -> bool {
@@ -42,27 +47,6 @@ pub trait Claimant {
     }
 }
 
-/// Why no process can own a lock.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{why}")]
-pub struct NoOwner {
-    why: String,
-    /// What the user can do about it.
-    pub hint: &'static str,
-    /// Whether the parent ended meanwhile: nothing is wrong with the command line.
-    pub has_ended: bool,
-}
-
-impl NoOwner {
-    fn new(why: impl Into<String>, hint: &'static str) -> Self {
-        Self { why: why.into(), hint, has_ended: false }
-    }
-
-    fn parent_ended() -> Self {
-        Self { has_ended: true, ..Self::new("the parent process has ended", NAME_ANOTHER) }
-    }
-}
-
 const NAME_ANOTHER: &str = "let `serializer run -- COMMAND` hold it for a command, or name the process that is to own the lock \
                             with `--owner-pid PID` or `SERIALIZER_OWNER_PID`";
 
@@ -70,7 +54,7 @@ const NAME_ANOTHER: &str = "let `serializer run -- COMMAND` hold it for a comman
 #[derive(Debug)]
 pub struct ProcessClaimant {
     here: Place,
-    owner: Result<Owner, NoOwner>,
+    owner: Result<Owner, Error>,
     command: String,
     run: Option<String>,
     /// Read once: after an orphan has been adopted, the answer is another process.
@@ -79,11 +63,14 @@ pub struct ProcessClaimant {
     watched: Vec<Process>,
     /// This process counts as the owner, too: shells replace themselves by the last command of a script.
     is_itself_an_owner: bool,
+    needs_keeper: bool,
+    keeper: OnceCell<Keeper>,
 }
 
 impl ProcessClaimant {
-    /// Finds the owner: the process `owner_pid`, or else the parent of this one.
-    pub fn discover(here: &Place, owner_pid: Option<Pid>) -> Self {
+    /// Finds the owner: the process `owner_pid`, or else the parent of this one. With `needs_keeper`, another process keeps the
+    /// lease, and is started when the lock seems to be free.
+    pub fn discover(here: &Place, owner_pid: Option<Pid>, needs_keeper: bool) -> Self {
         let parent = getppid();
         let watched = parent.into_iter().chain(owner_pid).filter_map(|pid| match process::observe(pid) {
             Observation::Running(process) => Some(process),
@@ -99,20 +86,20 @@ impl ProcessClaimant {
         let owner = match (pid, process) {
             (None, _) => {
                 let why = "the parent process is in another container (PID namespace), so it cannot own a lock";
-                Err(NoOwner::new(why, NAME_ANOTHER))
+                Err(Error::usage(why).with_hint(NAME_ANOTHER))
             }
             (Some(pid), None) if owner_pid.is_some() => {
                 let why = format!("there is no process {pid} that could own it");
-                Err(NoOwner::new(why, "check `--owner-pid` or `SERIALIZER_OWNER_PID`"))
+                Err(Error::usage(why).with_hint("check `--owner-pid` or `SERIALIZER_OWNER_PID`"))
             }
-            (_, None) => Err(NoOwner::parent_ended()),
-            _ if owner_pid.is_none() && parent_ended => Err(NoOwner::parent_ended()),
-            (Some(pid), Some(process)) => {
+            (Some(pid), Some(process)) if owner_pid.is_some() || !parent_ended => {
                 let checked = if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
-                let unidentifiable =
-                    |error: io::Error| NoOwner::new(error.to_string(), "mount /proc, or lock where it can be read");
+                let hint = "mount /proc, or lock where it can be read";
+                let unidentifiable = |error: io::Error| Error::usage(error.to_string()).with_hint(hint);
                 checked.and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
             }
+            // Nothing is wrong with the command line.
+            _ => Err(Error::failed("the parent process has ended").with_hint(NAME_ANOTHER)),
         };
         Self {
             here: here.clone(),
@@ -122,46 +109,53 @@ impl ProcessClaimant {
             parent,
             watched,
             is_itself_an_owner: owner_pid.is_none(),
+            needs_keeper,
+            keeper: OnceCell::new(),
         }
-    }
-
-    /// The process that would own the lock.
-    pub fn owner(&self) -> Result<&Owner, NoOwner> {
-        self.owner.as_ref().map_err(Clone::clone)
     }
 
     /// The owner's PID and command, for messages.
-    pub fn describe(&self) -> String {
-        match &self.owner {
-            Ok(owner) if self.command.is_empty() => format!("pid {}", owner.pid),
-            Ok(owner) => format!("pid {} ({})", owner.pid, self.command),
-            Err(no_owner) => no_owner.to_string(),
+    pub fn describe(&self) -> Result<String, Error> {
+        let pid = self.owner.as_ref().map_err(Clone::clone)?.pid;
+        Ok(if self.command.is_empty() { format!("pid {pid}") } else { format!("pid {pid} ({})", self.command) })
+    }
+
+    /// The process that keeps the lease, started if need be. Dropped before it was told what to keep, it ends.
+    pub fn keeper(&self) -> io::Result<&Keeper> {
+        if self.keeper.get().is_none() {
+            let _ = self.keeper.set(Keeper::spawn()?);
         }
+        self.keeper.get().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Whether this keeper was started here.
+    pub fn has_started(&self, keeper: (Pid, Instance)) -> bool {
+        self.keeper.get().is_some_and(|own| own.identity() == keeper)
     }
 }
 
 /// Whether the parent lives about as long as the work that the lock is for.
-fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), NoOwner> {
+fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), Error> {
     let command = printable::command_line(arguments);
     // Some write their state behind their name: `init [2]`.
     let program = arguments.first().and_then(|program| program.split(' ').next()).map_or("", printable::base_name);
     let never_ends = pid.is_init() && here.pid_namespace == Some(FIRST_PID_NAMESPACE);
     if never_ends || (ADOPTERS.contains(&program) && (pid.is_init() || program == "systemd")) {
         let why = format!("the parent process is pid {pid} ({command}), which would hold the lock for ever");
-        return Err(NoOwner::new(why, NAME_ANOTHER));
+        return Err(Error::usage(why).with_hint(NAME_ANOTHER));
     }
     let ours: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     if is_wrapper(arguments, &ours) {
         let hint = "name the process that is to own the lock, for `unlock` too: `--owner-pid $$` in a script; or put the work \
                     into the same command: `sh -c 'serializer lock && …; serializer unlock'`";
         let why = format!("the parent process (`{command}`) only runs this command, so the lock would be released immediately");
-        return Err(NoOwner::new(why, hint));
+        return Err(Error::usage(why).with_hint(hint));
     }
     let is_subcommand = |argument: &&String| SUBCOMMANDS.contains(&argument.as_str());
     if of_meltano(arguments).and_then(|arguments| arguments.iter().find(is_subcommand)).is_some_and(|it| it == "invoke") {
         let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name the process that is to \
                     own the lock: `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock` in a script";
-        return Err(NoOwner::new("`meltano invoke` ends at once, and its lock with it", hint));
+        return Err(Error::usage("`meltano invoke` ends at once, and its lock with it").with_hint(hint));
     }
     Ok(())
 }
@@ -201,7 +195,8 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
 impl Claimant for ProcessClaimant {
     fn entry(&self) -> io::Result<Entry> {
         let command = Some(self.command.clone()).filter(|command| !command.is_empty());
-        Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)
+        let keeper = self.needs_keeper.then(|| self.keeper()).transpose()?.map(Keeper::identity);
+        Ok(Entry { keeper, ..Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)? })
     }
 
     fn owns(&self, stored: &Stored, entry: &Entry) -> bool {

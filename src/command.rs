@@ -18,9 +18,9 @@ use std::io::{self, Write};
 use crate::cli::Command;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::exit_code::ExitCode;
+use crate::exit_code;
 
-pub fn run(command: &Command) -> Result<ExitCode, Error> {
+pub fn run(command: &Command) -> Result<u8, Error> {
     let environment = Environment::read();
     match command {
         Command::Run(args) => return run::run(args, &environment?),
@@ -35,7 +35,7 @@ pub fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
     }?;
-    Ok(ExitCode::Done)
+    Ok(exit_code::DONE)
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String, Error> {

@@ -63,7 +63,7 @@ impl Environment {
             let is_ours = !name.chars().any(char::is_lowercase);
             is_ours.then(|| (name, value.to_string_lossy().into_owned()))
         });
-        envy::from_iter(ours).map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"), None))
+        envy::from_iter(ours).map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}")))
     }
 
     /// The lock `name`, or the configured one.
@@ -99,13 +99,13 @@ impl Environment {
         // `SERIALIZER_STORE=$MELTANO_DATABASE_URI` with an unset variable must not become a local lock.
         if self.store.as_deref() == Some("") && args.store.is_none() && args.dir.is_none() {
             let hint = "set it to an address, or unset it for locks of this machine alone";
-            return Err(Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty"), Some(hint.into())));
+            return Err(Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty")).with_hint(hint));
         }
         let url = if args.dir.is_none() && (args.store.is_some() || self.has_store()) {
             let source = if args.store.is_some() { "--store" } else { "SERIALIZER_STORE" };
             let address = resolve(args.store.clone(), "STORE", &self.store, |text| Ok(Unread::from(text)))?;
             let url = address.map(|address| address.read()).transpose();
-            url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}"), None))?
+            url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}")))?
         } else {
             // A directory and a lease say that hosts share the directory; so does a lease as a flag.
             let is_named =
@@ -200,7 +200,7 @@ fn resolve<T>(
     let Some(value) = variable.as_ref().filter(|value| flag.is_none() && !value.is_empty()) else {
         return Ok(flag);
     };
-    let cannot = |why| Err(Error::usage(format!("cannot use `{PREFIX}{name}`{why}"), None));
+    let cannot = |why| Err(Error::usage(format!("cannot use `{PREFIX}{name}`{why}")));
     // Stands in place of what is not UTF-8.
     if value.contains(char::REPLACEMENT_CHARACTER) {
         return cannot(": it is not valid UTF-8".to_owned());
@@ -238,7 +238,7 @@ fn lock_path(path: PathBuf, name: &Path) -> Result<PathBuf, Error> {
         return Ok(path);
     }
     let shown = printable::path(&path);
-    Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory"), None))
+    Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory")))
 }
 
 fn printable_path(path: PathBuf) -> Result<PathBuf, Error> {
@@ -247,5 +247,5 @@ fn printable_path(path: PathBuf) -> Result<PathBuf, Error> {
     }
     let shown = printable::path(&path);
     let why = "its name contains a control character";
-    Err(Error::usage(format!("cannot use `{shown}` as a lock file: {why}"), None))
+    Err(Error::usage(format!("cannot use `{shown}` as a lock file: {why}")))
 }

@@ -1,70 +1,36 @@
 //! Everything that can end a command, as one line for people, with an exit code and a hint.
 
 use crate::backend;
-use crate::claimant::NoOwner;
-use crate::exit_code::ExitCode;
-use crate::holder::in_full;
+use crate::exit_code::{BUSY, FAILED, LOST, REFUSED, USAGE};
+use crate::holder::listed;
 use crate::mutex::{self, Lost};
 use crate::verdict::{Held, Holding, Unknown};
 
-const NOT_ALONE: &str = ", so that it may not have run alone";
-
 /// Why a command failed. The message is complete.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     message: String,
-    hint: Option<String>,
-    code: ExitCode,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+    /// The exit code of the program.
+    pub code: u8,
 }
 
 impl Error {
-    fn new(code: ExitCode, message: impl Into<String>) -> Self {
+    /// Ends the program with this exit code.
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
         Self { message: message.into(), hint: None, code }
     }
 
     /// A wrong command line or setting.
-    pub fn usage(message: impl Into<String>, hint: Option<String>) -> Self {
-        Self { hint, ..Self::new(ExitCode::Usage, message) }
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(USAGE, message)
     }
 
     /// Something else that could not be done.
     pub fn failed(message: impl Into<String>) -> Self {
-        Self::new(ExitCode::Failed, message)
-    }
-
-    /// A command that could not be run.
-    pub fn command(message: impl Into<String>, code: ExitCode) -> Self {
-        Self::new(code, message)
-    }
-
-    /// The lock at `location` was not the command's any more when that ended.
-    pub fn lost(location: &str) -> Self {
-        let message = format!("`{location}` was not locked by the command any more when it ended");
-        Self::new(ExitCode::Lost, message + NOT_ALONE)
-    }
-
-    /// The lease of the lock at `location` had expired when the command ended, and its later holders are unknown.
-    pub fn not_kept(location: &str, error: &mutex::Error) -> Self {
-        Self::new(ExitCode::Lost, format!("the lease of `{location}` was over when the command ended{NOT_ALONE}: {error}"))
-    }
-
-    /// `command` was ended because the lock at `location` was lost, for this reason.
-    pub fn ended(location: &str, command: &str, why: &str) -> Self {
-        Self::new(ExitCode::Lost, format!("ended `{command}`, because its lock `{location}` was lost: {why}")).with_hint(
-            "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer outages",
-        )
-    }
-
-    /// The lease of the lock at `location` had expired, or nearly so, before it was kept.
-    pub fn late(location: &str) -> Self {
-        Self::new(ExitCode::Lost, format!("cannot lock `{location}`: its lease was over before anybody kept it"))
-            .with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
-    }
-
-    /// `command` was not begun, because the lock at `location` was lost before that.
-    pub fn lost_before(location: &str, command: &str) -> Self {
-        Self::new(ExitCode::Lost, format!("cannot run `{command}`: its lock `{location}` was lost before it began"))
+        Self::new(FAILED, message)
     }
 
     /// Says what the user can do about it.
@@ -72,10 +38,9 @@ impl Error {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    /// There is nobody to own the lock at `location`.
-    pub fn no_owner(location: &str, error: &NoOwner) -> Self {
-        let code = if error.has_ended { ExitCode::Failed } else { ExitCode::Usage };
-        Self { message: format!("cannot lock `{location}`: {error}"), hint: Some(error.hint.to_owned()), code }
+    /// Says what it was that could not be done.
+    pub fn during(self, action: &str) -> Self {
+        Self { message: format!("{action}: {self}"), ..self }
     }
 
     /// A mutex's answer to `verb` (lock, unlock) on `location`.
@@ -86,28 +51,28 @@ impl Error {
             E::Backend(error) => error.into(),
             E::Busy(attempts, holders) => {
                 let s = if attempts == 1 { "" } else { "s" };
-                let why = format!("gave up after {attempts} attempt{s}, held by {}", in_full(&holders));
-                Self { hint: holders.iter().find_map(hint_for), ..Self::new(ExitCode::Busy, format!("{message}: {why}")) }
+                let why = format!("gave up after {attempts} attempt{s}, held by {}", listed(&holders, false));
+                Self { hint: holders.iter().find_map(hint_for), ..Self::new(BUSY, format!("{message}: {why}")) }
             }
             E::NotOurs(holders) => {
                 let hint = holders.iter().find_map(hint_for);
                 let hint =
                     hint.unwrap_or_else(|| "the process that locked must unlock; `--force` takes the lock away from it".into());
-                Self::new(ExitCode::Refused, format!("{message}: held by {}", in_full(&holders))).with_hint(hint)
+                Self::new(REFUSED, format!("{message}: held by {}", listed(&holders, false))).with_hint(hint)
             }
             E::Lost(how, holders) => {
                 let lost = match how {
                     Lost::Broken => format!("your lock on `{location}` was broken"),
                     how => format!("{message}, because the lock was lost: {how}"),
                 };
-                let now = if holders.is_empty() { String::new() } else { format!("; held now by {}", in_full(&holders)) };
-                Self::new(ExitCode::Lost, lost + &now).with_hint(match verb {
+                let now = if holders.is_empty() { String::new() } else { format!("; held now by {}", listed(&holders, false)) };
+                Self::new(LOST, lost + &now).with_hint(match verb {
                     "lock" => "what has run since it was locked the last time may not have run alone; it can be locked again",
                     _ => "what ran under it may not have run alone",
                 })
             }
             E::HeldOtherwise(_) => Self::failed(format!("{message}: {error}")).with_hint("`serializer unlock` first"),
-            E::NoClock => Self::new(ExitCode::Usage, format!("{message}: {error}"))
+            E::NoClock => Self::new(USAGE, format!("{message}: {error}"))
                 .with_hint("`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine"),
             E::NotLocked if location.contains("://") => Self::failed(format!("{message}: {error}")).with_hint(
                 "a lock is released when its owner ends, by default the process that has started `lock`: `--owner-pid $$`",
@@ -116,35 +81,15 @@ impl Error {
         }
     }
 
-    /// Ends with the exit code `code` if the lock was held.
-    pub fn or_if_busy(self, code: u8) -> Self {
-        if self.code == ExitCode::Busy { Self { code: ExitCode::Conflict(code), ..self } } else { self }
-    }
-
-    /// Ends with the exit code `code` if it failed for no more special reason.
-    pub fn or_if_failed(self, code: u8) -> Self {
-        if self.code == ExitCode::Failed { Self { code: ExitCode::Command(code), ..self } } else { self }
-    }
-
-    /// Whether the program fails because of it: `-E 0` makes a busy lock a success.
-    pub fn is_failure(&self) -> bool {
-        self.code != ExitCode::Conflict(0)
-    }
-
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<&str> {
-        self.hint.as_deref()
-    }
-
-    /// How the program is to end.
-    pub fn exit_code(&self) -> ExitCode {
-        self.code
+    /// Ends with the exit code `code` instead of `usual`.
+    pub fn or_if(self, usual: u8, code: u8) -> Self {
+        if self.code == usual { Self { code, ..self } } else { self }
     }
 }
 
 impl From<backend::Error> for Error {
     fn from(error: backend::Error) -> Self {
-        let code = if error.cause == backend::Cause::Unusable { ExitCode::Usage } else { ExitCode::Failed };
+        let code = if error.cause == backend::Cause::Unusable { USAGE } else { FAILED };
         Self { message: error.to_string(), hint: error.failure.hint, code }
     }
 }

@@ -63,26 +63,20 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The holders in full, and why they count as such if that is not plain.
-pub fn in_full(holders: &[Holding]) -> String {
-    with_reasons(holders, |holder| holder.to_string())
-}
-
-/// The same, shorter: what changes while one waits.
-pub fn in_short(holders: &[Holding]) -> String {
-    with_reasons(holders, |holder| format!("{holder:#}"))
-}
-
-fn with_reasons(holders: &[Holding], format: impl Fn(&Holder) -> String) -> String {
+/// The holders, and why they count as such if that is not plain. In short, what changes while a process waits.
+pub fn listed(holders: &[Holding], is_short: bool) -> String {
     let Some((first, others)) = holders.split_first() else { return "one process after another".to_owned() };
+    let holder = Holder::new(first);
+    let holder = if is_short { format!("{holder:#}") } else { holder.to_string() };
     let why = match &first.verdict {
         Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => String::new(),
         held => format!("; {held}"),
     };
-    let others = match others.len() {
-        0 => String::new(),
-        1 => ", and 1 other".to_owned(),
-        others => format!(", and {others} others"),
-    };
-    format(&Holder::new(first)) + &why + &others
+    holder
+        + &why
+        + &match others.len() {
+            0 => String::new(),
+            1 => ", and 1 other".to_owned(),
+            others => format!(", and {others} others"),
+        }
 }

@@ -11,12 +11,9 @@
 //!
 //! `run` keeps its lease by a thread ([`thread`]); `lock` ends at once, and leaves a process behind ([`process`]).
 
-pub mod claimant;
 pub mod process;
 pub mod thread;
 
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -63,13 +60,6 @@ impl Charge {
         let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX / 8);
         self.grant.leased_at + lease * numerator / denominator
     }
-}
-
-fn is_readable(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now)))? > 0)
 }
 
 /// Acts for the holder, by the token of the acquisition.

@@ -4,16 +4,14 @@
 //! main → cli → config → command → mutex → backend
 //! ```
 //!
-//! `cli` declares the command line, `config` resolves it together with the environment, `command` holds the subcommands.
-//! [`mutex`] is policy: it tries, judges, takes over, waits and releases, on behalf of a [`claimant`], by the [`verdict`] on
-//! whoever holds the lock. A [`backend`] is mechanism: a register that is written only if it is in an expected state.
-//! The whole design is told in `docs/design.md`.
+//! [`mutex`] is policy; a [`backend`] is mechanism: a register that is written only if it is in an expected state.
+//! `docs/design.md` describes the whole design.
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("serializer knows the processes of Linux only, as yet");
+compile_error!("serializer runs on Linux only");
 
 pub mod backend;
 mod child;
@@ -21,24 +19,24 @@ pub mod claimant;
 mod cli;
 mod command;
 mod config;
-pub mod error;
-pub mod exit_code;
-pub mod holder;
-pub mod keeper;
-pub mod local_time;
-pub mod logging;
+mod error;
+mod exit_code;
+mod holder;
+mod keeper;
+mod local_time;
+mod logging;
 pub mod mode;
 pub mod mutex;
 pub mod owner;
 pub mod panics;
-pub mod printable;
+mod printable;
 pub mod process;
 pub mod record;
 pub mod store;
-pub mod timer;
-pub mod usage;
+mod timer;
+mod usage;
 pub mod verdict;
-pub mod waiter;
+mod waiter;
 pub mod waiting;
 
 use std::process::ExitCode;
@@ -61,7 +59,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(error) => {
             logging::report(&error);
-            error.exit_code().into()
+            error.code.into()
         }
     }
 }

@@ -14,6 +14,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::LogArgs;
 use crate::error::Error;
+use crate::exit_code;
 use crate::local_time::local_time;
 
 struct Lines {
@@ -50,9 +51,9 @@ pub fn start(args: &LogArgs) {
 /// Reports why a command failed, as the last line on stderr.
 pub fn report(error: &Error) {
     let message = error.to_string();
-    match error.hint() {
+    match &error.hint {
         // A user that has it count as a success, in cron for example, must be able not to hear of it.
-        _ if !error.is_failure() => tracing::info!("{message}"),
+        _ if error.code == exit_code::DONE => tracing::info!("{message}"),
         None => tracing::error!("{message}"),
         // Programs and logs show the last line only, so that it must hold everything.
         Some(hint) if !std::io::stderr().is_terminal() => tracing::error!("{message} (hint: {hint})"),

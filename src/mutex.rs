@@ -9,7 +9,6 @@ mod renew;
 mod sweep;
 mod wait;
 
-pub use release::OUTAGE;
 pub use renew::Lost;
 
 use std::collections::HashMap;
@@ -29,8 +28,13 @@ use crate::waiter::Waiter;
 /// a true answer in the end.
 const MAX_ROUNDS: usize = 16;
 
+/// How long a release waits for a store that does not answer: it may be starting again.
+const OUTAGE: Duration = Duration::from_secs(15);
+
 /// A lock as one requester sees it.
 pub struct Mutex<'a> {
+    /// How long a release waits for a store that does not answer. After that, the lease ends with its owner.
+    pub patience: Duration,
     register: Register,
     judge: &'a dyn Judge,
     /// By token, or `None` for an empty file: the last state, and since when it has not changed.
@@ -151,6 +155,7 @@ pub enum Released {
 
 /// Why a lock was not acquired or released.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
     /// All attempts are made. Without holders if the holder changed all the time.
     #[error("another process holds the lock")]
@@ -158,13 +163,10 @@ pub enum Error {
     /// The requester ended before it got the lock; nothing is held.
     #[error("the process that asked for it has ended")]
     Absent,
-    /// Nothing is locked.
     #[error("it is not locked")]
     NotLocked,
-    /// The same owner holds it in this mode, not in the one that was asked for.
     #[error("the same process holds it already, as {0}")]
     HeldOtherwise(Mode),
-    /// It cannot be held for a time: other processes could not tell when that ends.
     #[error("the store has no clock, by which all could tell for how long it has been held")]
     NoClock,
     /// It is another process's. Without holders if the holder changed all the time.
@@ -173,7 +175,6 @@ pub enum Error {
     /// The requester lost it without releasing it. These hold it now.
     #[error("{0}")]
     Lost(Lost, Vec<Holding>),
-    /// The store failed.
     #[error(transparent)]
     Backend(#[from] backend::Error),
     /// No process can own it, or the operating system has no random numbers.
@@ -185,12 +186,7 @@ impl<'a> Mutex<'a> {
     /// Does not touch the register yet.
     pub fn new(register: Register, judge: &'a dyn Judge) -> Self {
         let (watched, unconfirmed) = Default::default();
-        Self { register, judge, watched, unconfirmed, left_to_others: None, was_lost: false }
-    }
-
-    /// The name of the lock in messages.
-    pub fn location(&self) -> String {
-        self.register.location().to_owned()
+        Self { patience: OUTAGE, register, judge, watched, unconfirmed, left_to_others: None, was_lost: false }
     }
 
     /// The known waiters, in their order.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
 use crate::error::Error;
-use crate::exit_code::ExitCode;
+use crate::exit_code;
 use crate::logging;
 
 /// A lease that is kept by this process.
@@ -70,9 +70,9 @@ fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
         }
         Some(kept) => {
             kept.end();
-            process::exit(ExitCode::Lost.number().into())
+            process::exit(exit_code::LOST.into())
         }
-        None => process::exit(ExitCode::Failed.number().into()),
+        None => process::exit(exit_code::FAILED.into()),
     }
 }
 

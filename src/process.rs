@@ -72,10 +72,11 @@ impl Process {
     }
 }
 
-fn is_readable(pidfd: &OwnedFd) -> bool {
+/// Whether something has happened at `fd`. A process has ended when its pidfd is readable.
+pub(crate) fn is_readable(fd: &impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::IN)
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now))).is_ok_and(|ready| ready > 0)
 }
 
 /// Looks at `pid` as this PID namespace knows it.
@@ -267,8 +268,6 @@ pub struct NoProcessTable;
 /// A process that belongs to a pipeline run.
 #[derive(Debug)]
 pub struct Relative {
-    /// Its PID.
-    pub pid: Pid,
     /// Its command line, as people may read it.
     pub command: String,
     /// The process, to wait for.
@@ -294,7 +293,7 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Opti
             && !is_ancestor(pid);
         let Observation::Running(process) = is_related.then(|| observe(pid))? else { return None };
         let arguments: Vec<String> = one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        Some(Relative { pid, command: printable::command_line(&arguments), process })
+        Some(Relative { command: printable::command_line(&arguments), process })
     };
-    Ok(system.processes().values().filter_map(relative).min_by_key(|relative| relative.pid.as_raw_pid()))
+    Ok(system.processes().values().filter_map(relative).min_by_key(|relative| relative.process.pid().as_raw_pid()))
 }

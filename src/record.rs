@@ -1,16 +1,5 @@
-//! The lock record: what is written down about a lock, and how it reads as text.
-//!
-//! ```text
-//! line 1   PID of the owner, decimal
-//! line 2   local time, YYYY-MM-DD HH:MM:SS
-//! line 3+  key=value
-//! ```
-//!
-//! Lines 1 and 2 are what the Python plugin `meltano-pipeline-serializer` writes (its takeover writes line 1 only);
-//! a record without a `v` line is such a *legacy* record.
-//!
-//! Where several hold the lock (slots, sharers), each has such an entry, one behind the other; that and whatever else a
-//! program that knows plain mutexes only must not overlook is `v=2`, which such a program takes for held.
+//! The lock record, as text: `docs/design.md`, "The lock file". A record without a `v` line is a *legacy* record, written by
+//! the Python plugin `meltano-pipeline-serializer`, whose takeover writes the first line only.
 
 mod entry;
 
@@ -34,17 +23,9 @@ pub struct Record {
     entries: Vec<Entry>,
 }
 
-/// Why some bytes are not a lock record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum NotARecord {
-    #[error("its first line is no process id")]
-    NoPid,
-    #[error("its second line is no time")]
-    NoTime,
-    #[error("it is larger than {} KiB", MAX_BYTES / 1024)]
-    TooLarge,
-}
+const NO_PID: &str = "its first line is not a process id";
+const NO_TIME: &str = "its second line is not a time";
+const TOO_LARGE: &str = "it is larger than 64 KiB";
 
 impl Record {
     /// The record of these holders; `None` when there are none, or too many for one record.
@@ -70,19 +51,19 @@ impl Record {
     }
 
     /// Reads a record. Unknown keys and lines without `=` after a `v` line are ignored, so that newer programs may add some.
-    pub fn parse(bytes: &[u8]) -> Result<Self, NotARecord> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
         if bytes.len() > MAX_BYTES {
-            return Err(NotARecord::TooLarge);
+            return Err(TOO_LARGE);
         }
         let text = String::from_utf8_lossy(bytes);
         let lines: Vec<&str> = text.lines().collect();
         let version = Fields::of(&lines).number("v");
         if lines.first().is_none_or(|line| parse_pid(line).is_none()) {
-            return Err(NotARecord::NoPid);
+            return Err(NO_PID);
         }
         let local_time = lines.get(1).copied().unwrap_or("");
         if version.is_none() && !(lines.iter().skip(2).all(|line| line.is_empty()) && is_local_time_or_empty(local_time)) {
-            return Err(NotARecord::NoTime);
+            return Err(NO_TIME);
         }
         // A plain record has one entry, whatever its other lines are.
         let begins_entry = |line: usize| line == 0 || (version > Some(PLAIN) && parse_pid(lines[line]).is_some());
@@ -110,7 +91,7 @@ fn is_local_time_or_empty(line: &str) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use super::{Entry, Lease, MAX_BYTES, NotARecord, Outcome, Record};
+    use super::{Entry, Lease, MAX_BYTES, NO_PID, NO_TIME, Outcome, Record, TOO_LARGE};
     use crate::mode::Mode;
 
     fn sample() -> Record {
@@ -130,12 +111,12 @@ mod tests {
     #[test]
     fn a_file_that_only_begins_like_a_lock_file_is_none() {
         for text in ["0", "-1", "+1", " 1", "2147483648", "100000000000000000000", "", "\n", "abc", "1x", "\0\0\0\0"] {
-            assert_eq!(Record::parse(text.as_bytes()), Err(NotARecord::NoPid), "{text:?}");
+            assert_eq!(Record::parse(text.as_bytes()), Err(NO_PID), "{text:?}");
         }
         for text in ["42\nis the answer\n", "42\n2026-11-22 08:00:00\nand more\n", "1\n2\n3\n"] {
-            assert_eq!(Record::parse(text.as_bytes()), Err(NotARecord::NoTime), "{text:?}");
+            assert_eq!(Record::parse(text.as_bytes()), Err(NO_TIME), "{text:?}");
         }
-        assert_eq!(Record::parse(&[b'1'; MAX_BYTES + 1]), Err(NotARecord::TooLarge));
+        assert_eq!(Record::parse(&[b'1'; MAX_BYTES + 1]), Err(TOO_LARGE));
     }
 
     #[test]

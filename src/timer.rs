@@ -16,11 +16,6 @@ impl Timer {
         Ok(Self(timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?))
     }
 
-    /// The same timer.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self(self.0.try_clone()?))
-    }
-
     /// Readable from `when` on, in milliseconds since boot, and not before; at once if that has passed.
     pub fn set(&self, when: u64) -> io::Result<()> {
         // Zero would mean never.

@@ -31,5 +31,5 @@ fn one_line(error: &clap::Error) -> Error {
     let message = paragraphs.next().unwrap_or_default();
     let tip = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
     let message = message.strip_prefix("error: ").unwrap_or(&message);
-    Error::usage(message, Some(tip.unwrap_or_else(|| "`--help` shows what is possible".to_owned())))
+    Error::usage(message).with_hint(tip.as_deref().unwrap_or("`--help` shows what is possible"))
 }

@@ -64,7 +64,7 @@ pub enum Held {
     #[error("its process is running")]
     Alive(Option<Process>),
     /// Its owner is dead, but a process of the same pipeline run continues.
-    #[error("{owner}, but pid {} ({}) of the same run goes on", relative.pid, relative.command)]
+    #[error("{owner}, but pid {} ({}) of the same run goes on", relative.process.pid(), relative.command)]
     RunGoesOn {
         /// What became of the owner.
         owner: Stale,

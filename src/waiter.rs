@@ -9,9 +9,6 @@ use crate::{printable, process};
 /// What a label begins with.
 const NAME: &str = "serializer ";
 
-/// Stands where a label was cut off.
-const CUT: &str = "...";
-
 /// A waiter, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiter {
@@ -40,8 +37,7 @@ impl Waiter {
         let host = uname().nodename().to_string_lossy().into_owned();
         let label = format!("{NAME}{}@{host}: {command}", getpid());
         let plain = |c: char| if (c.is_ascii_graphic() || c == ' ') && !"*'\"\\".contains(c) { c } else { '?' };
-        let label: String = label.chars().map(plain).collect();
-        if label.len() <= most { label } else { label[..most.saturating_sub(CUT.len())].to_owned() + CUT }
+        label.chars().map(plain).take(most).collect()
     }
 
     /// What a label says.

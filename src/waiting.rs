@@ -1,7 +1,6 @@
 //! How long and how often to try to lock, and the observer that is told meanwhile.
 
 use std::num::NonZeroU32;
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crate::backend;
@@ -17,13 +16,6 @@ pub struct Waiting {
     pub sleep: Duration,
     /// How long to wait altogether, from the first attempt on; `None` for any time.
     pub timeout: Option<Duration>,
-}
-
-impl Waiting {
-    /// What is left after so long; the attempts begin anew.
-    pub fn after(self, elapsed: Duration) -> Self {
-        Self { timeout: self.timeout.map(|timeout| timeout.saturating_sub(elapsed)), ..self }
-    }
 }
 
 /// How many polls may follow each other within a second without a rest: hand-offs come in bursts.
@@ -44,28 +36,10 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// A pause is one part in so many of the time waited.
 const PAUSE_SHARE: u32 = 4;
 
-/// The pauses of a waiter for which a store has no connection.
-#[derive(Debug, Default)]
-pub struct Crowd {
-    since: Option<Instant>,
-}
-
-impl Crowd {
-    /// No connection was free: how long to pause.
-    pub fn pause(&mut self) -> Duration {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        jittered((since.elapsed() / PAUSE_SHARE).clamp(FIRST_PAUSE, LAST_PAUSE))
-    }
-
-    /// Whether no connection was free, the last time.
-    pub fn is_kept_out(&self) -> bool {
-        self.since.is_some()
-    }
-
-    /// A connection was free.
-    pub fn end(&mut self) {
-        self.since = None;
-    }
+/// How long a waiter pauses for which a store has had no connection `since` then.
+pub fn pause_outside(since: &mut Option<Instant>) -> Duration {
+    let since = *since.get_or_insert_with(Instant::now);
+    jittered((since.elapsed() / PAUSE_SHARE).clamp(FIRST_PAUSE, LAST_PAUSE))
 }
 
 /// The shortest interval between two requests to a store that does not answer.
@@ -80,7 +54,8 @@ pub struct Attempts<'a> {
     deadline: Option<Instant>,
     /// The polls since then.
     polls: (Instant, u32),
-    crowd: Crowd,
+    /// Since when the store has had no connection for this waiter.
+    full_since: Option<Instant>,
 }
 
 impl<'a> Attempts<'a> {
@@ -88,7 +63,7 @@ impl<'a> Attempts<'a> {
     pub fn new(waiting: &'a Waiting) -> Self {
         let next = Instant::now();
         let deadline = waiting.timeout.map(|timeout| next + timeout);
-        Self { waiting, made: 0, next, deadline, polls: (next, 0), crowd: Crowd::default() }
+        Self { waiting, made: 0, next, deadline, polls: (next, 0), full_since: None }
     }
 
     /// Counts those that are due. A poll before that, after a wake-up, is not an attempt.
@@ -142,17 +117,17 @@ impl<'a> Attempts<'a> {
         let now = Instant::now();
         let mut until = self.next().min(now + interval).max(now + MIN_OUTAGE);
         if is_full {
-            until = until.max(now + self.crowd.pause());
+            until = until.max(now + pause_outside(&mut self.full_since));
             until = self.last().map_or(until, |last| until.min(last.max(now + MIN_OUTAGE)));
         } else {
-            self.crowd.end();
+            self.full_since = None;
         }
         self.deadline.map_or(until, |deadline| until.min(deadline))
     }
 
     /// The store has answered.
     pub fn after_answer(&mut self) {
-        self.crowd.end();
+        self.full_since = None;
     }
 }
 
@@ -166,16 +141,6 @@ pub trait Observer {
 
     /// The longest interval between two reports.
     fn interval(&self) -> Duration;
-
-    /// Whether the waiting must end.
-    fn is_interrupted(&self) -> bool {
-        false
-    }
-
-    /// These become readable when that may have changed.
-    fn interruption_fds(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
 }
 
 #[cfg(test)]

@@ -26,7 +26,6 @@ use super::retry::jittered;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
 use crate::store::StoreSettings;
-use crate::waiting::Crowd;
 
 /// How many rows a page of `list` has.
 const PAGE: usize = 500;
@@ -58,7 +57,8 @@ pub struct Sql<E: Engine> {
     /// Whether others were queued before this process when the row was read.
     pub are_others_first: bool,
     pub timeout: Duration,
-    pub crowd: Crowd,
+    /// Since when the server has had no room for this waiter.
+    pub full_since: Option<Instant>,
     /// When a write was first refused because the server is read-only.
     read_only_since: Option<(Instant, Instant)>,
     pub runtime: PrivateRuntime,
@@ -74,7 +74,7 @@ impl<E: Engine> Sql<E> {
             has_queue: true,
             are_others_first: false,
             timeout: settings.timeout,
-            crowd: Crowd::default(),
+            full_since: None,
             read_only_since: None,
             runtime: PrivateRuntime::default(),
         })

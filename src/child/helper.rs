@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
@@ -20,10 +20,4 @@ pub fn spawn(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io::Re
         _ => error,
     })?;
     Ok((Pid::from_child(&child), ours))
-}
-
-/// Tells that a helper was started from a shell.
-pub fn not_by_hand(name: &str) -> ExitCode {
-    eprintln!("serializer: cannot run `{name}` by hand: it is a part of other commands");
-    ExitCode::from(2)
 }

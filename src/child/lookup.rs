@@ -8,6 +8,10 @@ use std::path::Path;
 use rustix::fs::{Access, FileType, access, stat};
 use rustix::io::Errno;
 
+use crate::error::Error;
+use crate::exit_code::{CANNOT_RUN, NOT_FOUND};
+use crate::{backend, printable};
+
 /// Looks for `program` as the shell does. Fails only if it certainly does not run.
 pub fn look_up(program: &OsStr) -> io::Result<()> {
     if program.as_bytes().contains(&b'/') {
@@ -36,4 +40,17 @@ pub fn look_up(program: &OsStr) -> io::Result<()> {
 fn candidate(path: &Path) -> rustix::io::Result<bool> {
     let is_file = FileType::from_raw_mode(stat(path)?.st_mode).is_file();
     Ok(is_file && access(path, Access::EXEC_OK) != Err(Errno::ACCESS))
+}
+
+/// Why a program cannot be run.
+pub fn cannot_run(program: &Path, error: &io::Error) -> Error {
+    let shown = printable::path(program);
+    if Errno::from_io_error(error) != Some(Errno::NOENT) {
+        return Error::new(CANNOT_RUN, format!("cannot run `{shown}`: {}", backend::plain(error)));
+    }
+    let is_there = shown.contains('/') && program.exists();
+    let why = if is_there { "the interpreter that its first line names is not found" } else { "command not found" };
+    let error = Error::new(NOT_FOUND, format!("cannot run `{shown}`: {why}"));
+    // A whole line in quotes.
+    if shown.contains(char::is_whitespace) { error.with_hint("`-c` runs a script") } else { error }
 }

@@ -70,12 +70,8 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
     let _ = rustix::thread::set_name(c"serializer");
     // A copy, because the command's stdin takes the place of this one. The exec closes it.
     let channel = io::stdin().as_fd().try_clone_to_owned();
-    let (Ok(channel), Some(program)) = (channel, command.next()) else { return super::helper::not_by_hand(NAME) };
-    let (go, stdin) = match receive(&channel) {
-        Ok(Some(received)) => received,
-        Ok(None) => return ExitCode::FAILURE,
-        Err(_) => return super::helper::not_by_hand(NAME),
-    };
+    let (Ok(channel), Some(program)) = (channel, command.next()) else { return ExitCode::FAILURE };
+    let Ok((go, stdin)) = receive(&channel) else { return ExitCode::FAILURE };
     if let Some(parent) = go.bound_to {
         // The main thread of `run` has made this process, and ends last.
         let _ = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
@@ -117,20 +113,17 @@ fn exec_as_it_is(
     }
 }
 
-fn receive(channel: &OwnedFd) -> io::Result<Option<(Go, OwnedFd)>> {
+fn receive(channel: &OwnedFd) -> io::Result<(Go, OwnedFd)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut message = [0; MAX_MESSAGE];
     let received = rustix::io::retry_on_intr(|| {
         recvmsg(channel, &mut [IoSliceMut::new(&mut message)], &mut control, RecvFlags::CMSG_CLOEXEC)
     })?;
-    if received.bytes == 0 {
-        return Ok(None);
-    }
     let stdin = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
     let go = serde_json::from_slice(&message[..received.bytes])?;
-    Ok(Some((go, stdin.ok_or(io::ErrorKind::UnexpectedEof)?)))
+    Ok((go, stdin.ok_or(io::ErrorKind::UnexpectedEof)?))
 }

@@ -8,8 +8,9 @@ use std::sync::OnceLock;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::getpid;
+
+use crate::process::is_readable;
 
 /// They end a process unless it does something about them.
 const ENDING: [Signal; 6] = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
@@ -145,13 +146,6 @@ impl Signals {
 fn received(information: &siginfo) -> Option<Received> {
     let signal = Signal::try_from(i32::try_from(information.ssi_signo).ok()?).ok()?;
     Some(Received { signal, is_from_kernel: information.ssi_code == SI_KERNEL })
-}
-
-/// Whether it can be read at once, also because it does not work.
-pub fn is_readable(fd: &impl AsFd) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now))) != Ok(0)
 }
 
 /// The signals that were ignored when the program started, as a bit set.

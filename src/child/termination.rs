@@ -18,9 +18,6 @@ const REFRESH: Duration = Duration::from_millis(50);
 
 /// Ends `root` and all that it has started, and all that this process has started or adopted, but not this
 /// process. Asks them to, and at `kill_at`, in milliseconds since boot, kills those that are left.
-///
-/// # Errors
-/// When it cannot sleep.
 pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
     let time_left = || Duration::from_millis(kill_at.saturating_sub(since_boot()));
     // Listed first: a process whose parent has ended is not found by it any more.

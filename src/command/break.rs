@@ -15,10 +15,10 @@ pub fn run(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, args.name.as_deref())?;
     let here = Place::here();
     // Only the token counts, for a lock of this process as well.
-    let claimant = ProcessClaimant::discover(&here, None);
+    let claimant = ProcessClaimant::discover(&here, None, false);
     let judge = LocalJudge::new(here, environment.orphans(None)?);
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
-    let location = mutex.location();
+    let location = lock.printable();
     let released = mutex.release(&claimant, Whose::Of(&args.token), Outcome::Unknown);
     let hint = "the token is not that of a holder: the lock has changed hands, or this is a fencing token; \
                 `serializer status --json` shows both";

@@ -1,13 +1,14 @@
 //! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched by a word.
 
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-use super::run::{Job, execute, script_of_shell};
+use super::run::{Job, execute};
 use crate::child::Descendants;
 use crate::cli::FlockArgs;
 use crate::config::{Environment, OnLost, lock_file_at};
 use crate::error::Error;
-use crate::exit_code::ExitCode;
+use crate::exit_code::{BUSY, FAILED};
 use crate::mode::Mode;
 use crate::mutex::Request;
 use crate::waiting::Waiting;
@@ -18,18 +19,18 @@ const NO_INPUT: u8 = 66;
 /// From one look to the next where nothing wakes us; flock has no such setting.
 const SLEEP: Duration = Duration::from_secs(1);
 
-pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Error> {
+pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let command = match args.command.as_slice() {
         [] => {
             let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before and `serializer unlock` behind \
                         what must not overlap";
             let message =
                 "cannot lock an open file, or without a command: the lock belongs to a process, not to a file descriptor";
-            return Err(Error::usage(message, Some(hint.to_owned())));
+            return Err(Error::usage(message).with_hint(hint));
         }
         [option, script] if option == "-c" || option == "--command" => script_of_shell(script),
         [option, ..] if option == "-c" || option == "--command" => {
-            return Err(Error::usage("cannot run what follows `-c`: expected exactly one argument, a script", None));
+            return Err(Error::usage("cannot run what follows `-c`: expected exactly one argument, a script"));
         }
         command => command.to_vec(),
     };
@@ -46,17 +47,22 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<ExitCode, Erro
         command,
         descendants: Descendants::default(),
         on_lost: OnLost::Terminate,
-        conflict_exit_code: args.conflict_exit_code,
         skipped_exit_code: 0,
         is_verbose: args.verbose,
         waits_silently: !args.verbose,
     };
     match execute(&job) {
         // As flock(1): a crontab that was switched must not begin to send mail.
-        Err(error) if !args.verbose && matches!(error.exit_code(), ExitCode::Conflict(_)) => {
+        Err(error) if !args.verbose && error.code == BUSY => {
             tracing::debug!("{error}");
-            Ok(error.exit_code())
+            Ok(args.conflict_exit_code)
         }
-        ended => ended.map_err(|error| error.or_if_failed(NO_INPUT)),
+        ended => ended.map_err(|error| error.or_if(FAILED, NO_INPUT).or_if(BUSY, args.conflict_exit_code)),
     }
+}
+
+/// The command that runs a script, as flock(1) does it.
+pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
+    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into());
+    vec![shell, "-c".into(), script.to_owned()]
 }

@@ -19,11 +19,11 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     match &lock {
         Location::Store(settings, _) if args.print_sql => match backend::open_store(settings)?.schema() {
             Some(statements) => super::print(statements.as_bytes()),
-            None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url), None)),
+            None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url))),
         },
         Location::File(_) if args.print_sql => {
             let hint = "name one with `--store` or `SERIALIZER_STORE`";
-            Err(Error::usage("`--print-sql` needs a database", Some(hint.to_owned())))
+            Err(Error::usage("`--print-sql` needs a database").with_hint(hint))
         }
         Location::Store(settings, _) => {
             // One for all processes that try, since not every store can remove it.
@@ -75,16 +75,13 @@ const MAX_ROUNDS: usize = 16;
 /// Does all that locks will need: a file system may refuse links, flock or writing, a database the rights to.
 fn try_out(register: &mut Register, record: &Record) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
-        let created = match register.load()? {
-            // Left behind by one that was killed.
-            Some(seen) => register.replace(&seen, record)?,
-            // The first time, it may only make the place.
-            None => register.create(record)?,
-        };
+        // One may be left behind by a process that was killed. The first time, it may only make the place.
+        let left = register.load()?;
+        let created = register.put(left.as_ref(), Some(record))?;
         let Some(seen) = register.load()?.filter(|_| created == Write::Done) else { continue };
-        let replaced = register.replace(&seen, record)?;
+        let replaced = register.put(Some(&seen), Some(record))?;
         let Some(seen) = register.load()?.filter(|_| replaced == Write::Done) else { continue };
-        if register.delete(&seen)? == Write::Done {
+        if register.put(Some(&seen), None)? == Write::Done {
             return Ok(());
         }
     }

@@ -1,20 +1,22 @@
 //! `serializer lock`
 
+use std::time::Duration;
+
 use super::progress::Progress;
-use crate::backend;
-use crate::claimant::ProcessClaimant;
+use crate::backend::{self, Location};
+use crate::claimant::{Claimant, ProcessClaimant};
 use crate::cli::LockArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
+use crate::exit_code::{BUSY, LOST};
 use crate::holder::Holder;
-use crate::keeper::claimant::KeptClaimant;
 use crate::keeper::process::Keeper;
 use crate::keeper::{Charge, TokenHolder};
 use crate::mutex::{self, Acquired, Grant, Mutex, Whose};
 use crate::owner::Place;
 use crate::process;
 use crate::record::{Entry, Outcome};
-use crate::verdict::LocalJudge;
+use crate::verdict::{LocalJudge, Orphans};
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;
@@ -24,52 +26,31 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let request = environment.request(&args.request, &args.file, &lock)?;
     if args.print_token && !lock.is_shared() {
         let hint = "name one with `--store` or `SERIALIZER_STORE`";
-        return Err(Error::usage("`--print-token` needs a store: lock files have no fencing tokens", Some(hint.into())));
+        return Err(Error::usage("`--print-token` needs a store: lock files have no fencing tokens").with_hint(hint));
     }
     let here = Place::here();
-    let owner = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?);
-    let claimant = KeptClaimant::new(&owner, request.lease.is_some());
+    let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
+    let claimant = ProcessClaimant::discover(&here, owner_pid, request.lease.is_some());
     let judge = LocalJudge::new(here, orphans);
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
-    let location = mutex.location();
+    let location = lock.printable();
     let cannot = |error| Error::mutex("lock", &location, error);
-    owner.owner().map_err(|error| Error::no_owner(&location, &error))?;
+    let described = claimant.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
     let mut progress = Progress::new(waiting.max_attempts, false);
     let acquired = mutex.acquire(&claimant, &request, &waiting, &mut progress);
     progress.clear();
-    let acquired = acquired.map_err(|error| cannot(error).or_if_busy(args.waiting.conflict_exit_code))?;
-    let unkept = unkept(&mut mutex, &claimant, &acquired).map_err(cannot)?;
-    if let (Some((mut grant, entry)), Some(lease)) = (unkept, request.lease) {
-        // A lock that is held already has the lease that it was acquired with.
-        let lease = entry.lease.map_or(lease, |own| own.duration);
-        mutex.refresh(&mut grant, lease).map_err(cannot)?;
-        let charge = Charge { grant, lease };
-        let begun = claimant.keeper().and_then(|keeper| keeper.keep(&lock, &entry, &charge, orphans, on_lost));
-        let kept = match begun {
-            // If this process was stopped meanwhile, the lock may be lost.
-            Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
-                Ok(_) => Ok(()),
-                Err(mutex::Error::Lost(..)) => Err(Error::late(&location)),
-                Err(error) => Err(cannot(error)),
-            },
-            Err(_) if charge.is_given_up() => Err(Error::late(&location)),
-            Err(error) => Err(Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error)))),
-            Ok(()) => Ok(()),
-        };
-        if let Err(error) = kept {
-            // The keeper may have begun all the same.
-            let _ = claimant.keeper().map(Keeper::kill);
-            let _ = mutex.release(&TokenHolder(&charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
-            return Err(error);
-        }
+    let acquired = acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
+    if let Some(lease) = request.lease
+        && let Some(unkept) = unkept(&mut mutex, &claimant, &acquired).map_err(cannot)?
+    {
+        keep(&lock, &mut mutex, &claimant, unkept, lease, orphans, on_lost)?;
     }
-    let owner = owner.describe();
     match &acquired {
         Acquired::TakenOver(_, from) => {
-            tracing::info!("locked `{location}` for {owner}, taken over from {}: {}", Holder::new(from), from.verdict);
+            tracing::info!("locked `{location}` for {described}, taken over from {}: {}", Holder::new(from), from.verdict);
         }
         Acquired::AlreadyHeld(held) => tracing::warn!("`{location}` is already locked by {}", Holder::new(held)),
-        Acquired::Free(_) | Acquired::NotNeeded => tracing::info!("locked `{location}` for {owner}"),
+        Acquired::Free(_) | Acquired::NotNeeded => tracing::info!("locked `{location}` for {described}"),
     }
     match acquired.fencing().filter(|_| args.print_token) {
         Some(number) => super::print(format!("{number}\n").as_bytes()),
@@ -80,23 +61,60 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
 /// What was granted, and its entry, if it has a lease that is not kept yet.
 fn unkept(
     mutex: &mut Mutex<'_>,
-    claimant: &KeptClaimant<'_>,
+    claimant: &ProcessClaimant,
     acquired: &Acquired,
 ) -> Result<Option<(Grant, Entry)>, mutex::Error> {
     let held = match acquired {
         Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
-            let made = claimant.made(&grant.token).map_err(mutex::Error::Entry)?;
-            return Ok(made.map(|entry| (grant.clone(), entry)));
+            return Ok(Some((grant.clone(), claimant.entry().map_err(mutex::Error::Entry)?)));
         }
         Acquired::AlreadyHeld(held) => held.entry.as_ref().filter(|entry| entry.lease.is_some()),
         Acquired::NotNeeded => None,
     };
     let Some((entry, token)) = held.and_then(|entry| Some((entry, entry.token.as_ref()?))) else { return Ok(None) };
     // A keeper that was made just now has not begun yet; another one may have been killed.
-    if entry.keeper.is_some_and(|keeper| process::is_running(keeper) && !claimant.has_made(keeper)) {
+    if entry.keeper.is_some_and(|keeper| process::is_running(keeper) && !claimant.has_started(keeper)) {
         // What was only read may be out of date (a node that lags behind). What is written is not.
         return mutex.renew(token, None).map(|_| None);
     }
     let keeper = claimant.keeper().map_err(mutex::Error::Entry)?.identity();
     Ok(Some((mutex.renew(token, Some(keeper))?, entry.clone())))
+}
+
+/// Lets the keeper renew the lease. If it cannot, the lock is released.
+fn keep(
+    lock: &Location,
+    mutex: &mut Mutex<'_>,
+    claimant: &ProcessClaimant,
+    (mut grant, entry): (Grant, Entry),
+    lease: Duration,
+    orphans: Orphans,
+    on_lost: OnLost,
+) -> Result<(), Error> {
+    let location = lock.printable();
+    let cannot = |error| Error::mutex("lock", &location, error);
+    let late = || {
+        let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
+        Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
+    };
+    // A lock that is held already has the lease that it was acquired with.
+    let lease = entry.lease.map_or(lease, |own| own.duration);
+    mutex.refresh(&mut grant, lease).map_err(cannot)?;
+    let charge = Charge { grant, lease };
+    let begun = claimant.keeper().and_then(|keeper| keeper.keep(lock, &entry, &charge, orphans, on_lost));
+    let error = match begun {
+        // If this process was stopped meanwhile, the lock may be lost.
+        Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
+            Ok(_) => return Ok(()),
+            Err(mutex::Error::Lost(..)) => late(),
+            Err(error) => cannot(error),
+        },
+        Ok(()) => return Ok(()),
+        Err(_) if charge.is_given_up() => late(),
+        Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))),
+    };
+    // The keeper may have begun all the same.
+    let _ = claimant.keeper().map(Keeper::kill);
+    let _ = mutex.release(&TokenHolder(&charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
+    Err(error)
 }

@@ -9,7 +9,7 @@ pub fn run(args: &ManArgs) -> Result<(), Error> {
     let mut command = Cli::command();
     command.build();
     if let Some(name) = &args.command {
-        let unknown = || Error::usage(format!("there is no command `{}`", crate::printable::field(name)), None);
+        let unknown = || Error::usage(format!("there is no command `{}`", crate::printable::field(name)));
         // Pages of subcommands are named as git's are.
         command = command.find_subcommand(name).ok_or_else(unknown)?.clone().display_name(format!("serializer-{name}"));
     }

@@ -2,14 +2,12 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU32;
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
 use crate::backend;
-use crate::child::Signals;
-use crate::holder::in_short;
+use crate::holder::listed;
 use crate::process;
 use crate::verdict::{Held, Holding};
 use crate::waiting::Observer;
@@ -37,8 +35,6 @@ pub struct Progress {
     told: Option<(Option<Acquisition>, Instant)>,
     /// When a log last said that the store does not answer.
     failed: Option<Instant>,
-    /// End the waiting where the kernel does not.
-    pub signals: Option<Signals>,
 }
 
 impl Progress {
@@ -106,7 +102,7 @@ impl Observer for Progress {
         if !self.is_live && (is_old_news || self.is_silent) {
             return;
         }
-        let message = format!("waiting for {}, {}", in_short(holders), self.count(attempt));
+        let message = format!("waiting for {}, {}", listed(holders, true), self.count(attempt));
         if self.is_live {
             self.draw(&message);
         } else {
@@ -131,13 +127,5 @@ impl Observer for Progress {
 
     fn interval(&self) -> Duration {
         if self.is_live { REFRESH } else { NEVER }
-    }
-
-    fn is_interrupted(&self) -> bool {
-        self.signals.as_ref().is_some_and(Signals::is_ending)
-    }
-
-    fn interruption_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.signals.iter().map(Signals::ending_fd).collect()
     }
 }

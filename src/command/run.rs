@@ -1,39 +1,40 @@
 //! `serializer run`
 
-use std::ffi::{OsStr, OsString};
-use std::io;
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use rustix::io::Errno;
 use rustix::process::getpid;
 use sha2::{Digest, Sha256};
 
+use super::flock::script_of_shell;
 use super::progress::Progress;
+use super::unlock::unlocked;
 use crate::backend::{self, Location};
 use crate::child::claimant::RunClaimant;
-use crate::child::lookup::look_up;
+use crate::child::lookup::{cannot_run, look_up};
 use crate::child::termination::end_tree;
 use crate::child::{self, Child, Descendants, End, Signals};
 use crate::claimant::Claimant;
 use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
-use crate::exit_code::ExitCode;
+use crate::exit_code::{BUSY, DONE, LOST};
 use crate::holder::Holder;
 use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
-use crate::local_time::short;
 use crate::mode::Mode;
-use crate::mutex::{self, Acquired, Grant, Lost, Mutex, OUTAGE, Released, Request, Whose};
+use crate::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
 use crate::owner::Place;
 use crate::printable;
 use crate::process::since_boot;
 use crate::record::Outcome;
 use crate::verdict::{LocalJudge, Orphans};
 use crate::waiting::Waiting;
+
+const NOT_ALONE: &str = ", so that it may not have run alone";
 
 /// What to run, and how to lock for it.
 pub struct Job {
@@ -45,14 +46,13 @@ pub struct Job {
     pub command: Vec<OsString>,
     pub descendants: Descendants,
     pub on_lost: OnLost,
-    pub conflict_exit_code: u8,
     pub skipped_exit_code: u8,
     pub is_verbose: bool,
     /// Whether not to say that the lock is waited for.
     pub waits_silently: bool,
 }
 
-pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error> {
+pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let command = match &args.script {
         Some(script) => script_of_shell(script),
         None => args.command.clone(),
@@ -74,29 +74,29 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<ExitCode, Error>
         },
         on_lost,
         lock,
-        conflict_exit_code: args.waiting.conflict_exit_code,
         skipped_exit_code: args.skipped_exit_code,
         is_verbose: args.verbose,
         waits_silently: false,
     })
+    .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
 /// Runs a job; tells how its command ended.
-pub fn execute(job: &Job) -> Result<ExitCode, Error> {
-    let program = job.command.first().cloned().unwrap_or_default();
+pub fn execute(job: &Job) -> Result<u8, Error> {
+    let program = Path::new(job.command.first().map_or("".as_ref(), OsString::as_os_str));
     // A mistyped command must not wait for hours to be told.
-    look_up(&program).map_err(|error| cannot_run(&program, &error))?;
+    look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
     if child::are_ends_lost() {
-        let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", shown(&program));
+        let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", printable::path(program));
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
     let here = Place::here();
     let judge = LocalJudge::new(here.clone(), job.orphans);
     let mutex = Mutex::new(backend::open(&job.lock)?, &judge);
-    let location = mutex.location();
+    let location = job.lock.printable();
     let claimant = RunClaimant::new(&here, job.command.clone(), job.descendants);
-    let mut run = Run { job, program, location, mutex, claimant };
-    let Some(mut grant) = run.acquire()? else { return Ok(ExitCode::Command(job.skipped_exit_code)) };
+    let mut run = Run { job, program, shown: printable::path(program), location, mutex, claimant };
+    let Some(mut grant) = run.acquire()? else { return Ok(job.skipped_exit_code) };
     let renewing = run.renew(&mut grant)?;
     let child = run.start(&grant, renewing.as_ref())?;
     run.wait(child, renewing)
@@ -105,7 +105,9 @@ pub fn execute(job: &Job) -> Result<ExitCode, Error> {
 /// A job that is being done.
 struct Run<'a> {
     job: &'a Job,
-    program: OsString,
+    program: &'a Path,
+    /// The program, as people read it.
+    shown: String,
     location: String,
     mutex: Mutex<'a>,
     claimant: RunClaimant,
@@ -136,8 +138,8 @@ impl Run<'_> {
             // The command's process is new.
             Ok(Acquired::AlreadyHeld(_)) => Err(Error::failed(format!("cannot lock `{location}`: it is locked already"))),
             Err(mutex::Error::Absent) => Err(self.give_up()),
-            Err(mutex::Error::Entry(error)) => Err(cannot_run(&self.program, &error)),
-            Err(error) => Err(Error::mutex("lock", location, error).or_if_busy(job.conflict_exit_code)),
+            Err(mutex::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
+            Err(error) => Err(Error::mutex("lock", location, error)),
         }
     }
 
@@ -168,8 +170,10 @@ impl Run<'_> {
         // If this process was stopped meanwhile, it has not renewed anything.
         if renewing.is_some_and(Renewing::is_given_up) {
             drop(self.claimant.take());
-            let _ = self.release(Outcome::Unknown, Duration::ZERO);
-            return Err(Error::lost_before(&self.location, &shown(&self.program)));
+            self.mutex.patience = Duration::ZERO;
+            let _ = self.release(Outcome::Unknown);
+            let (command, location) = (&self.shown, &self.location);
+            return Err(Error::new(LOST, format!("cannot run `{command}`: its lock `{location}` was lost before it began")));
         }
         if self.claimant.is_present()
             && let Some(mut child) = self.claimant.take()
@@ -184,7 +188,7 @@ impl Run<'_> {
     }
 
     /// Waits for the command's end, releases the lock, and tells how it all ended.
-    fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<ExitCode, Error> {
+    fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<u8, Error> {
         let ends_with_it = renewing.as_ref().filter(|_| self.job.on_lost == OnLost::Terminate);
         let mut why_ended = None;
         let end = child.wait(ends_with_it.map(Renewing::lost_fd), || {
@@ -198,29 +202,30 @@ impl Run<'_> {
         let was_good = renewing.as_ref().map(Renewing::is_good);
         let is_unanswered = renewing.as_ref().is_some_and(Renewing::is_unanswered);
         // A lost lease ends by itself: one request frees it earlier, but an absent store is not waited for.
-        let patience = if was_ended || was_good == Some(false) { Duration::ZERO } else { OUTAGE };
+        if was_ended || was_good == Some(false) {
+            self.mutex.patience = Duration::ZERO;
+        }
         drop(renewing);
         // Then it may still run, so the lock is left to end with it.
-        let end = end.map_err(|error| {
-            let (command, why) = (shown(&self.program), backend::plain(&error));
-            Error::failed(format!("cannot tell how `{command}` ended: {why}"))
-        })?;
-        let has_succeeded = !was_ended && matches!(end, Ok(End { code: ExitCode::Command(0), .. }));
+        let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, backend::plain(&error)));
+        let end = end.map_err(untold)?;
+        let has_succeeded = !was_ended && matches!(end, Ok(End { code: DONE, .. }));
         let outcome = if self.job.request.skip_if_done && has_succeeded { Outcome::Succeeded } else { Outcome::Unknown };
-        let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome, patience) };
+        let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome) };
+        let (command, location) = (&self.shown, &self.location);
         // Nothing has run then, so a lost lock has done no harm.
-        let end = end.map_err(|error| cannot_run(&self.program, &error))?;
+        let end = end.map_err(|error| cannot_run(self.program, &error))?;
         if let Some(why) = why_ended {
-            return Err(Error::ended(&self.location, &shown(&self.program), &why));
+            let hint = "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer \
+                        outages";
+            let message = format!("ended `{command}`, because its lock `{location}` was lost: {why}");
+            return Err(Error::new(LOST, message).with_hint(hint));
         }
         match released {
-            Ok(None) => self.say(format!("unlocked `{}`", self.location)),
-            Ok(Some(rest)) => {
-                self.say(format!("unlocked `{}`; it stays reserved for {} (`--hold-at-least`)", self.location, short(rest)));
-            }
+            Ok(stays) => self.say(unlocked(location, stays)),
             Err(error) => {
-                let (is_harmless, error) = not_released(&self.location, error, was_good);
-                if end.code == ExitCode::Command(0) && !is_harmless {
+                let (is_harmless, error) = not_released(location, error, was_good);
+                if end.code == DONE && !is_harmless {
                     return Err(error);
                 }
                 tracing::warn!("{error}");
@@ -242,8 +247,8 @@ impl Run<'_> {
     }
 
     /// Gives the lock back, if it is still the command's; tells for how long it stays held all the same.
-    fn release(&mut self, outcome: Outcome, patience: Duration) -> Result<Option<Duration>, mutex::Error> {
-        match self.mutex.release_within(patience, &self.claimant, Whose::OwnAlone, outcome)? {
+    fn release(&mut self, outcome: Outcome) -> Result<Option<Duration>, mutex::Error> {
+        match self.mutex.release(&self.claimant, Whose::OwnAlone, outcome)? {
             Released::Own { stays, .. } => Ok(stays),
             Released::Stale(_) | Released::Forced(_) => Err(mutex::Error::NotLocked),
         }
@@ -251,7 +256,7 @@ impl Run<'_> {
 
     /// Gives back what nothing has run under.
     fn give_back(&mut self) -> Result<(), Error> {
-        let released = self.release(Outcome::Unknown, OUTAGE);
+        let released = self.release(Outcome::Unknown);
         released.map(drop).map_err(|error| Error::mutex("unlock", &self.location, error))
     }
 
@@ -259,14 +264,8 @@ impl Run<'_> {
     fn give_up(&mut self) -> Error {
         drop(self.claimant.take());
         self.claimant.signals().into_iter().for_each(Signals::die);
-        Error::failed(format!("cannot run `{}`: its process was killed before it began", shown(&self.program)))
+        Error::failed(format!("cannot run `{}`: its process was killed before it began", self.shown))
     }
-}
-
-/// The command that runs a script, as flock(1) does it.
-pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
-    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into());
-    vec![shell, "-c".into(), script.to_owned()]
 }
 
 /// A file name that is the same for equal commands, and for no others.
@@ -290,26 +289,13 @@ fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> 
         _ => false,
     };
     match was_good {
-        _ if is_taken => (false, Error::lost(location)),
-        Some(false) => (false, Error::not_kept(location, &error)),
+        _ if is_taken => {
+            (false, Error::new(LOST, format!("`{location}` was not locked by the command any more when it ended{NOT_ALONE}")))
+        }
+        Some(false) => {
+            (false, Error::new(LOST, format!("the lease of `{location}` was over when the command ended{NOT_ALONE}: {error}")))
+        }
         // A lease that is not renewed expires.
         Some(true) | None => (was_good.is_some(), Error::mutex("unlock", location, error)),
     }
-}
-
-fn shown(program: &OsString) -> String {
-    printable::path(program.as_ref())
-}
-
-fn cannot_run(program: &OsString, error: &io::Error) -> Error {
-    let shown = shown(program);
-    if Errno::from_io_error(error) != Some(Errno::NOENT) {
-        let message = format!("cannot run `{shown}`: {}", backend::plain(error));
-        return Error::command(message, ExitCode::CannotRun);
-    }
-    let is_there = shown.contains('/') && Path::new(program).exists();
-    let why = if is_there { "the interpreter that its first line names is not found" } else { "command not found" };
-    let error = Error::command(format!("cannot run `{shown}`: {why}"), ExitCode::NotFound);
-    // A whole line in quotes.
-    if shown.contains(char::is_whitespace) { error.with_hint("`-c` runs a script") } else { error }
 }

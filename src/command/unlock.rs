@@ -1,5 +1,7 @@
 //! `serializer unlock`
 
+use std::time::Duration;
+
 use crate::backend;
 use crate::claimant::ProcessClaimant;
 use crate::cli::UnlockArgs;
@@ -16,11 +18,11 @@ use crate::verdict::LocalJudge;
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;
     let here = Place::here();
-    let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?);
+    let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?, false);
     let judge = LocalJudge::new(here.clone(), environment.orphans(args.owner.orphans)?);
 
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
-    let location = mutex.location();
+    let location = lock.printable();
     let whose = if args.force { Whose::Anybodys } else { Whose::Own };
     let released = mutex.release(&claimant, whose, Outcome::Unknown);
     let released = released.map_err(|error| Error::mutex("unlock", &location, error))?;
@@ -31,13 +33,16 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     Ok(())
 }
 
+/// What is said about an own lock that was released.
+pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
+    let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", short(stays)));
+    format!("unlocked `{location}`{}", rest.unwrap_or_default())
+}
+
 /// Tells what was released.
 pub fn report(location: &str, released: Released) {
     match released {
-        Released::Own { stays: None, .. } => tracing::info!("unlocked `{location}`"),
-        Released::Own { stays: Some(stays), .. } => {
-            tracing::info!("unlocked `{location}`; it stays reserved for {} (`--hold-at-least`)", short(stays));
-        }
+        Released::Own { stays, .. } => tracing::info!("{}", unlocked(location, stays)),
         Released::Stale(former) => {
             // Perhaps its owner ended too early.
             tracing::warn!("removed stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);

@@ -1,14 +1,19 @@
 //! `serializer wait`
 
+use std::os::fd::BorrowedFd;
+
 use super::progress::Progress;
 use crate::backend;
 use crate::child::Signals;
+use crate::claimant::Claimant;
 use crate::cli::WaitArgs;
 use crate::config::Environment;
 use crate::error::Error;
+use crate::exit_code::BUSY;
 use crate::mutex::Mutex;
 use crate::owner::Place;
 use crate::verdict::LocalJudge;
+use crate::waiting::Waiting;
 
 pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
@@ -17,14 +22,31 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     for location in environment.locks(&args.file, &args.names)? {
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);
         // One deadline for all of them.
-        let waiting = waiting.after(started.elapsed());
+        let timeout = waiting.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+        let waiting = Waiting { timeout, ..waiting };
         let mut progress = Progress::new(waiting.max_attempts, false);
-        progress.signals = Signals::hold_as_init();
-        let free = mutex.wait_until_free(&waiting, &mut progress);
+        let waiter = Waiter { signals: Signals::hold_as_init() };
+        let free = mutex.wait_until_free(&waiter, &waiting, &mut progress);
         progress.clear();
-        progress.signals.iter().for_each(Signals::die);
+        waiter.signals.iter().for_each(Signals::die);
         let code = args.waiting.conflict_exit_code;
-        free.map_err(|error| Error::mutex("wait for", &mutex.location(), error).or_if_busy(code))?;
+        free.map_err(|error| Error::mutex("wait for", &location.printable(), error).or_if(BUSY, code))?;
     }
     Ok(())
+}
+
+/// This process, which wants nothing but to wait.
+struct Waiter {
+    /// End the waiting where the kernel does not.
+    signals: Option<Signals>,
+}
+
+impl Claimant for Waiter {
+    fn is_present(&self) -> bool {
+        !self.signals.as_ref().is_some_and(Signals::is_ending)
+    }
+
+    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.signals.iter().map(Signals::ending_fd).collect()
+    }
 }

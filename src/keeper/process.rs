@@ -18,16 +18,16 @@ use rustix::process::{Pid, Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::thread::Renewing;
-use super::{Charge, LONG, TokenHolder, is_readable};
+use super::{Charge, LONG, TokenHolder};
 use crate::backend::seam::State;
 use crate::backend::{self, Location};
-use crate::child::helper::{self, not_by_hand};
+use crate::child::helper;
 use crate::child::termination::end_tree;
 use crate::config::OnLost;
 use crate::mutex::register::Stored;
 use crate::mutex::{Mutex, Whose};
 use crate::owner::{Instance, Place};
-use crate::process::{self, Observation, since_boot};
+use crate::process::{self, Observation, is_readable, since_boot};
 use crate::record::{Entry, Outcome, Record};
 use crate::store::{StoreSettings, StoreUrl};
 use crate::verdict::{Held, Judge, LocalJudge, Orphans, Verdict};
@@ -150,15 +150,12 @@ pub fn help() -> Option<ExitCode> {
 fn main() -> ExitCode {
     // A search for work that continues must skip this process.
     let _ = rustix::thread::set_name(c"serializer");
-    let Ok(channel) = io::stdin().as_fd().try_clone_to_owned() else { return not_by_hand(NAME) };
+    let Ok(channel) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     let mut message = vec![0; MAX_MESSAGE];
-    let orders = match rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty())) {
-        // The lock was not acquired.
-        Ok((_, 0)) => return ExitCode::FAILURE,
-        Ok((_, length)) => serde_json::from_slice::<Orders>(&message[..length]),
-        Err(_) => return not_by_hand(NAME),
-    };
-    let Some(ward) = orders.ok().and_then(Ward::of) else { return ExitCode::FAILURE };
+    let received = rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty()));
+    let orders = received.ok().and_then(|(_, length)| serde_json::from_slice(&message[..length]).ok());
+    // Without orders, the lock was not acquired.
+    let Some(ward) = orders.and_then(Ward::of) else { return ExitCode::FAILURE };
     // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late must not end an owner that was
     // never told that it has the lock.
     let begun = if ward.charge.is_given_up() {
@@ -213,10 +210,10 @@ impl Ward {
             let fds: Vec<_> = held.ended_fd().into_iter().chain([lost]).collect();
             backend::sleep(limit, &fds)?;
             // A process that has ended must not be killed: its PID may have become another process's.
-            if held.ended_fd().map(is_readable).transpose()? == Some(true) {
+            if held.ended_fd().is_some_and(|ended| is_readable(&ended)) {
                 continue;
             }
-            if is_readable(lost)? {
+            if is_readable(&lost) {
                 // The owner may have unlocked without being able to tell us.
                 if self.on_lost == OnLost::Terminate
                     && !renewing.is_released()
@@ -255,7 +252,7 @@ impl Ward {
     fn pid_of(&self, held: &Held) -> Option<Pid> {
         match held {
             Held::Alive(_) => Some(self.entry.owner.pid),
-            Held::RunGoesOn { relative, .. } => Some(relative.pid),
+            Held::RunGoesOn { relative, .. } => Some(relative.process.pid()),
             _ => None,
         }
     }

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::{Charge, LONG, is_readable};
+use super::{Charge, LONG};
 use crate::backend::{self, Location};
 use crate::config::OnLost;
 use crate::mutex::register::Connection;
 use crate::mutex::{Error, Lost, Mutex};
 use crate::owner::Place;
 use crate::panics::{Kept, Registration};
-use crate::process::since_boot;
+use crate::process::{is_readable, since_boot};
 use crate::timer::Timer;
 use crate::verdict::{LocalJudge, Orphans};
 
@@ -164,11 +164,11 @@ impl Keeper {
         timer.set(charge.after(1, 3))?;
         loop {
             backend::sleep(if idle.is_some() { IDLE } else { LONG }, &[stopped, timer.fd()])?;
-            if is_readable(stopped)? {
+            if is_readable(&stopped) {
                 return Ok(None);
             }
             idle.take().iter().for_each(Connection::close);
-            if !is_readable(timer.fd())? {
+            if !is_readable(&timer.fd()) {
                 continue;
             }
             match mutex.renew(&charge.grant.token, None) {
@@ -179,7 +179,7 @@ impl Keeper {
                     timer.set(charge.after(1, 3))?;
                 }
                 // What was released meanwhile is not lost.
-                Err(Error::Lost(..)) if is_readable(stopped)? => return Ok(None),
+                Err(Error::Lost(..)) if is_readable(&stopped) => return Ok(None),
                 Err(Error::Lost(how, _)) => return Ok(Some(how)),
                 // It may pass, and the store has not said that the lock is lost.
                 Err(error) => {
@@ -204,11 +204,11 @@ impl Keeper {
 mod tests {
     use std::time::Duration;
 
-    use super::{Kept, OnLost, Renewing, is_readable};
+    use super::{Kept, OnLost, Renewing};
     use crate::backend::Location;
     use crate::keeper::Charge;
     use crate::mutex::Grant;
-    use crate::process::since_boot;
+    use crate::process::{is_readable, since_boot};
 
     #[test]
     fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
@@ -219,7 +219,7 @@ mod tests {
             let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread");
             assert!(!renewing.is_given_up() && !renewing.is_unanswered());
             renewing.keeper.lose("internal error");
-            assert!(renewing.is_given_up() && is_readable(renewing.lost_fd()).expect("it is told"));
+            assert!(renewing.is_given_up() && is_readable(&renewing.lost_fd()));
             assert!(renewing.is_unanswered() && !renewing.is_released());
             assert_eq!(renewing.why(), "internal error");
         }

@@ -39,9 +39,7 @@ impl Mutex<'_> {
     ///
     /// With `skip_if_done`, it waits without a place in the queue for the present holder. If that reports success, nothing is
     /// acquired; otherwise it tries again.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] when the attempts are made, [`Error::Absent`] when the requester ends; nothing is held then.
+    /// Nothing is held after an error.
     pub fn acquire(
         &mut self,
         claimant: &dyn Claimant,
@@ -59,7 +57,7 @@ impl Mutex<'_> {
             self.register.queue(|queue, key| queue.observe(key));
         }
         let mut bid = Bid { claimant, request, awaited: None };
-        let acquired = self.wait_for(Some(claimant), request.skip_if_done, waiting, observer, |mutex| {
+        let acquired = self.wait_for(claimant, request.skip_if_done, waiting, observer, |mutex| {
             let attempt = mutex.attempt(&bid)?;
             if let Attempt::Busy(holders) = &attempt
                 && request.skip_if_done
@@ -193,11 +191,7 @@ impl Mutex<'_> {
             return Ok(Some(Attempt::Busy(held)));
         };
         let grant = Grant { token: entry.token.clone().unwrap_or_default(), fencing: entry.fencing, leased_at };
-        let write = match stored {
-            None => self.register.create(&record),
-            Some(stored) => self.register.replace(stored, &record),
-        };
-        match write {
+        match self.register.put(stored, Some(&record)) {
             Ok(Write::Done) if claimant.is_present() => {
                 let from = former.into_iter().find(|former| former.verdict != Stale::Released);
                 Ok(Some(Attempt::Done(match from {
@@ -243,7 +237,7 @@ impl Mutex<'_> {
         let tells_only = |entry: &Entry| entry.released == Some(Outcome::Succeeded) && entry.until.is_none();
         if !stored.entries().is_empty() && stored.entries().iter().all(tells_only) {
             // After a conflict, another process makes use of it.
-            self.register.delete(&stored)?;
+            self.register.put(Some(&stored), None)?;
         }
         Ok(())
     }

@@ -53,13 +53,11 @@ fn change(notices: &mut Register, new: &[Entry], claimant: Option<&dyn Claimant>
         let here = Place::here();
         let mut entries: Vec<Entry> = others.into_iter().chain(new).filter(|entry| may_ask(entry, &here)).cloned().collect();
         entries.drain(..entries.len().saturating_sub(MAX_NOTICES));
-        let write = match (&stored, Record::of(entries)) {
-            (None, None) => return had_any,
-            (None, Some(record)) => notices.create(&record),
-            (Some(stored), None) => notices.delete(stored),
-            (Some(stored), Some(record)) => notices.replace(stored, &record),
-        };
-        match write {
+        let record = Record::of(entries);
+        if stored.is_none() && record.is_none() {
+            return had_any;
+        }
+        match notices.put(stored.as_ref(), record.as_ref()) {
             Ok(Write::Done) => return had_any.map(|_| true),
             Ok(Write::Conflict | Write::Unknown) => {}
             Err(_) => return had_any,

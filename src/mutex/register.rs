@@ -87,27 +87,32 @@ impl Register {
             return Ok(Some(Stored { record: None, state }));
         }
         let record = Record::parse(value.as_bytes());
-        let record = record.map_err(|why| self.error("read the lock", self.store().foreign(&why.to_string())))?;
+        let record = record.map_err(|why| self.error("read the lock", self.store().foreign(why)))?;
         Ok(Some(Stored { record: Some(record), state }))
     }
 
-    /// Stores `record` only if nothing is stored.
-    pub fn create(&mut self, record: &Record) -> Result<Write, Error> {
-        self.write_if_seen(None, Some(record))
-    }
-
-    /// Stores `record` only if `seen` is still stored.
-    pub fn replace(&mut self, seen: &Stored, record: &Record) -> Result<Write, Error> {
-        if seen.record.as_ref().is_some_and(Record::is_newer) {
+    /// Stores `record`, or removes what is stored, only if `seen` is still stored.
+    pub fn put(&mut self, seen: Option<&Stored>, record: Option<&Record>) -> Result<Write, Error> {
+        if record.is_some() && seen.and_then(|seen| seen.record.as_ref()).is_some_and(Record::is_newer) {
             let failure = Failure::permanent("a newer version of this program has written it");
             return Err(self.error("change the lock", failure.with_hint("use that version here, too")));
         }
-        self.write_if_seen(Some(seen), Some(record))
-    }
-
-    /// Removes the stored record only if `seen` is still stored.
-    pub fn delete(&mut self, seen: &Stored) -> Result<Write, Error> {
-        self.write_if_seen(Some(seen), None)
+        if self.last.is_none() {
+            self.read()?;
+        }
+        let Some(last) = self.last.take() else { return Ok(Write::Conflict) };
+        let version = last.state.value.as_ref().and(last.state.version.as_ref());
+        let is_old = since_boot().saturating_sub(last.asked) > MAX_AGE;
+        if version != seen.and_then(|seen| seen.state.version.as_ref()) || is_old {
+            return Ok(Write::Conflict);
+        }
+        let written = if last.is_prepared {
+            self.write(&last, record)
+        } else {
+            // The next read finds a register without a state, and the clock.
+            self.ask(|store, key| store.create_schema(key)).map(|()| Write::Conflict)
+        };
+        written.map_err(|failure| self.error("write the lock", failure))
     }
 
     /// Checks that the store refuses a write whose condition does not hold. The lock must not be in
@@ -233,26 +238,6 @@ impl Register {
             return Err(self.error("read the lock", failure));
         };
         Ok(self.last.insert(Last { state, asked, next, is_prepared }))
-    }
-
-    /// Writes if the state that was read last is the one that the caller has seen.
-    fn write_if_seen(&mut self, seen: Option<&Stored>, record: Option<&Record>) -> Result<Write, Error> {
-        if self.last.is_none() {
-            self.read()?;
-        }
-        let Some(last) = self.last.take() else { return Ok(Write::Conflict) };
-        let version = last.state.value.as_ref().and(last.state.version.as_ref());
-        let is_old = since_boot().saturating_sub(last.asked) > MAX_AGE;
-        if version != seen.and_then(|seen| seen.state.version.as_ref()) || is_old {
-            return Ok(Write::Conflict);
-        }
-        let written = if last.is_prepared {
-            self.write(&last, record)
-        } else {
-            // The next read finds a register without a state, and the clock.
-            self.ask(|store, key| store.create_schema(key)).map(|()| Write::Conflict)
-        };
-        written.map_err(|failure| self.error("write the lock", failure))
     }
 
     /// Writes if the state is still `last`.

@@ -14,9 +14,6 @@ use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
 use crate::verdict::{Held, Judged, Stale, Verdict};
 
-/// How long to try while the store does not answer: it may be starting again. If it takes longer, the lease ends with its owner.
-pub const OUTAGE: Duration = Duration::from_secs(15);
-
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -59,21 +56,7 @@ fn identity(entry: Option<&Entry>) -> Identity {
 impl Mutex<'_> {
     /// Releases the lock as `whose` says. `outcome` is reported to processes that wait for it. Tries for some time if the store
     /// does not answer.
-    ///
-    /// # Errors
-    /// [`Error::NotLocked`], or [`Error::NotOurs`]; nothing was changed then. [`Error::Lost`] when it was the requester's.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
-        self.release_within(OUTAGE, claimant, whose, outcome)
-    }
-
-    /// The same, but a store that does not answer is asked again only for `patience`.
-    pub fn release_within(
-        &mut self,
-        patience: Duration,
-        claimant: &dyn Claimant,
-        whose: Whose,
-        outcome: Outcome,
-    ) -> Result<Released, Error> {
         let begun = Instant::now();
         let answer = Err(Error::NotLocked);
         let mut tried = Removal { claimant, whose, outcome, answer, may_be_done: false, targets: None };
@@ -81,12 +64,12 @@ impl Mutex<'_> {
         let error = loop {
             match self.try_to_release(&mut tried) {
                 Ok(()) => {
-                    if tried.answer.is_ok() && !patience.is_zero() && self.register.is_sweep_due() {
+                    if tried.answer.is_ok() && !self.patience.is_zero() && self.register.is_sweep_due() {
                         self.register.remove_unused(KEPT);
                     }
                     return tried.answer;
                 }
-                Err(Error::Backend(error)) if error.cause.passes() && begun.elapsed() < patience => {
+                Err(Error::Backend(error)) if error.cause.passes() && begun.elapsed() < self.patience => {
                     tried.may_be_done |= error.is_indefinite;
                     tracing::debug!("{error}; trying again");
                     backend::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
@@ -202,11 +185,10 @@ impl Mutex<'_> {
             entries.retain(|entry| entry.released.is_none());
             record = Record::of(entries.clone());
         }
-        let write = match record {
-            Some(record) => self.register.replace(seen, &record)?,
-            None if entries.is_empty() => self.register.delete(seen)?,
-            None => Write::Conflict,
-        };
+        if record.is_none() && !entries.is_empty() {
+            return Ok(Write::Conflict);
+        }
+        let write = self.register.put(Some(seen), record.as_ref())?;
         if write == Write::Done {
             self.register.notify();
         }
@@ -219,7 +201,7 @@ impl Mutex<'_> {
         let owner = Owner::of(getpid(), &Place::here()).map_err(Error::Entry)?;
         let entry = Entry::new(owner, None, Some("serializer unlock".to_owned())).map_err(Error::Entry)?;
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
-        match self.register.replace(stale, &record)? {
+        match self.register.put(Some(stale), Some(&record))? {
             Write::Done => Ok(self.withdraw(&entry)?),
             write => Ok(write),
         }

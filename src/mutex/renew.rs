@@ -1,6 +1,5 @@
 //! Renewing a lease, and telling holders that they have lost theirs.
 
-use std::fmt;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -19,34 +18,23 @@ const MAX_LOST: usize = 8;
 const REMEMBERED: u64 = 7 * 24 * 60 * 60 * 1000;
 
 /// How a lock was lost that was not released.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Lost {
-    /// The lease expired, and no other process has taken the lock.
+    #[error("its lease expired without a renewal; no other process has held it since")]
     Expired,
-    /// Another process has taken it since, or it was broken.
+    #[error("its lease expired, or it was broken; other processes may have held it since")]
     TakenOver,
-    /// It was broken.
+    #[error("it was broken")]
     Broken,
-    /// The store does not mention it any more: it was released, or removed.
+    /// It was released, or removed.
+    #[error("the store does not mention it any more")]
     Gone,
-}
-
-impl fmt::Display for Lost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Expired => "its lease expired without a renewal; no other process has held it since",
-            Self::TakenOver => "its lease expired, or it was broken; other processes may have held it since",
-            Self::Broken => "it was broken",
-            Self::Gone => "the store does not mention it any more",
-        })
-    }
 }
 
 impl Mutex<'_> {
     /// Starts the lease of the acquisition `token` anew. `keeper` is the process that keeps it from now on, if that changes.
-    ///
-    /// # Errors
-    /// [`Error::Lost`] when it certainly is not held any more.
+    /// [`Error::Lost`] means that it certainly is not held any more.
     pub fn renew(&mut self, token: &str, keeper: Option<(Pid, Instance)>) -> Result<Grant, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::Lost(Lost::Gone, Vec::new())) };
@@ -73,17 +61,15 @@ impl Mutex<'_> {
             // A renewal takes as much room as the one before, but another keeper may not.
             let record =
                 Record::of(all.cloned().collect()).ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
-            if self.register.replace(&stored, &record)? == Write::Done {
+            if self.register.put(Some(&stored), Some(&record))? == Write::Done {
                 return Ok(Grant { token: token.to_owned(), fencing: entry.fencing, leased_at });
             }
         }
         Err(Error::NotOurs(Vec::new()))
     }
 
-    /// Renews what was granted if this host took so long since then that a part of the lease has passed.
-    ///
-    /// # Errors
-    /// [`Error::Lost`] when it is lost. If the store does not answer, the keeper continues to try.
+    /// Renews what was granted if this host took so long since then that a part of the lease has passed. Fails only if it is
+    /// lost: if the store does not answer, the keeper continues to try.
     pub fn refresh(&mut self, grant: &mut Grant, lease: Duration) -> Result<(), Error> {
         let age = Duration::from_millis(since_boot().saturating_sub(grant.leased_at));
         if age >= lease / 3 {

@@ -32,11 +32,13 @@ pub(super) enum Attempt<T> {
 
 impl Mutex<'_> {
     /// Waits until the lock is free, without acquiring it.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] when the attempts are made, [`Error::Absent`] when the observer is interrupted.
-    pub fn wait_until_free(&mut self, waiting: &Waiting, observer: &mut dyn Observer) -> Result<(), Error> {
-        self.wait_for(None, true, waiting, observer, |mutex| {
+    pub fn wait_until_free(
+        &mut self,
+        claimant: &dyn Claimant,
+        waiting: &Waiting,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        self.wait_for(claimant, true, waiting, observer, |mutex| {
             let held = mutex.look()?.map(|(_, judged)| Seen::held(judged)).unwrap_or_default();
             Ok(if held.is_empty() { Attempt::Done(()) } else { Attempt::Busy(held) })
         })
@@ -44,7 +46,7 @@ impl Mutex<'_> {
 
     pub(super) fn wait_for<T>(
         &mut self,
-        claimant: Option<&dyn Claimant>,
+        claimant: &dyn Claimant,
         is_beside: bool,
         waiting: &Waiting,
         observer: &mut dyn Observer,
@@ -54,7 +56,7 @@ impl Mutex<'_> {
         let mut deferrals = 0;
         // Ends with the attempts; if their number is not limited, with the requester.
         loop {
-            if claimant.is_some_and(|claimant| !claimant.is_present()) || observer.is_interrupted() {
+            if !claimant.is_present() {
                 return Err(Error::Absent);
             }
             let looked = Instant::now();
@@ -66,7 +68,7 @@ impl Mutex<'_> {
                 Err(Error::Backend(error)) if error.cause.passes() && !attempts.are_over() => {
                     observer.failing(&error, attempts.made());
                     let until = attempts.after_failure(error.cause == backend::Cause::Full, observer.interval());
-                    let slept = backend::sleep(until.saturating_duration_since(Instant::now()), &ends(claimant, observer));
+                    let slept = backend::sleep(until.saturating_duration_since(Instant::now()), &claimant.absence_fds());
                     slept.map_err(|error| Error::Entry(error.into()))?;
                     continue;
                 }
@@ -79,12 +81,12 @@ impl Mutex<'_> {
             let Some(holders) = holders else {
                 deferrals += 1;
                 let until = looked + if is_beside { BESIDE } else { PATIENCE };
-                self.sleep_until(until, is_beside, &[], &ends(claimant, observer))?;
+                self.sleep_until(until, is_beside, &[], &claimant.absence_fds())?;
                 continue;
             };
             let rest = attempts.rest(looked.elapsed());
             observer.waiting(&holders, attempts.made());
-            let fds = ends(claimant, observer);
+            let fds = claimant.absence_fds();
             let next_poll = looked + IN_LINE.min(observer.interval());
             // The first waiter is woken by whatever happens, the others when it leaves.
             let in_line = attempts.last().map_or(next_poll, |last| last.min(next_poll));
@@ -131,10 +133,4 @@ impl Mutex<'_> {
         });
         remaining.into_iter().chain(holding.verdict.look_again_in()).min()
     }
-}
-
-/// These become readable when the waiting must end.
-fn ends<'f>(claimant: Option<&'f dyn Claimant>, observer: &'f dyn Observer) -> Vec<BorrowedFd<'f>> {
-    let absence = claimant.map(|claimant| claimant.absence_fds()).unwrap_or_default();
-    [absence, observer.interruption_fds()].concat()
 }

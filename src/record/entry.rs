@@ -110,7 +110,11 @@ impl Entry {
             until: fields.number("until"),
             lease: fields.text("lease").and_then(|text| Lease::parse(&text)),
             fencing: fields.number("fencing"),
-            released: fields.text("released").map(|word| Outcome::parse(&word)),
+            released: fields.text("released").map(|word| match word.as_str() {
+                "succeeded" => Outcome::Succeeded,
+                "lost" => Outcome::Lost,
+                _ => Outcome::Unknown,
+            }),
             previous: fields.text("previous").and_then(|text| Some(text.strip_suffix(SUCCEEDED)?.to_owned())),
         })
     }
@@ -169,11 +173,6 @@ impl Outcome {
             Self::Lost => "lost",
             Self::Unknown => "unknown",
         }
-    }
-
-    fn parse(word: &str) -> Self {
-        let outcomes = [Self::Succeeded, Self::Lost];
-        outcomes.into_iter().find(|outcome| outcome.word() == word).unwrap_or(Self::Unknown)
     }
 }
 

@@ -102,7 +102,7 @@ fn a_file_of_other_text_is_left_alone() {
         ["garbage\n", "\n", "  \n", "pid=4121\n", "{\"pid\": 4121}\n", "#!/bin/sh\n", "4121 \n", " 4121\n", "4121x\n", "٤١٢١\n"]
     {
         locks.write(text);
-        not_a_lock(&locks, "its first line is no process id");
+        not_a_lock(&locks, "its first line is not a process id");
     }
 }
 
@@ -112,7 +112,7 @@ fn a_file_with_a_number_that_is_no_process_id_is_left_alone() {
     for pid in ["0", "-1", "+1", "1e3", "4121.0", "0x1019", "2147483648", "4294967297", "100000000000000000000"] {
         for rest in ["", "\n", "\n2026-11-22 08:00:00\n", "\n2026-11-22 08:00:00\nv=1\nhost=a\n"] {
             locks.write(format!("{pid}{rest}"));
-            not_a_lock(&locks, "its first line is no process id");
+            not_a_lock(&locks, "its first line is not a process id");
         }
     }
 }
@@ -124,7 +124,7 @@ fn a_text_that_begins_with_a_number_is_left_alone() {
         ["42\nis the answer\n", "1\n2\n3\n", "4121\n2026-11-22 08:00:00\nand a line more\n", "4121\n2026-13-22 08:00:00\n"]
     {
         locks.write(text);
-        not_a_lock(&locks, "its second line is no time");
+        not_a_lock(&locks, "its second line is not a time");
     }
 }
 
@@ -134,7 +134,7 @@ fn a_binary_file_is_left_alone() {
     let program = fs::read(PROGRAM).expect("the program can be read");
     for bytes in [&[0; 16][..], &[0xff; 100], b"\x1b[2J\x1b]0;x\x07", b"12\x0034\n", &program[..4000]] {
         locks.write(bytes);
-        not_a_lock(&locks, "its first line is no process id");
+        not_a_lock(&locks, "its first line is not a process id");
     }
 }
 

@@ -387,6 +387,6 @@ fn an_empty_file_of_another_time_is_another_one() {
     // Stands for another file that got its inode number.
     let later = std::time::SystemTime::now() + Duration::from_secs(1);
     fs::File::options().write(true).open(locks.file()).and_then(|file| file.set_modified(later)).expect("its time can be set");
-    assert_eq!(file.delete(&seen).expect("it can be tried"), register::Write::Conflict);
+    assert_eq!(file.put(Some(&seen), None).expect("it can be tried"), register::Write::Conflict);
     assert!(locks.file().exists());
 }

@@ -670,7 +670,7 @@ fn the_word_of_a_loss_takes_no_other_word_with_it() {
     let lost = entry(&world.process(2), Some(Outcome::Lost));
     let others = [entry(&world.process(3), Some(Outcome::Lost)), entry(&world.process(4), Some(Outcome::Succeeded))];
     let all = [&[lost], others.as_slice()].concat();
-    assert_eq!(register(memory.clone()).create(&Record::of(all).expect("a record")).expect("memory"), Write::Done);
+    assert_eq!(register(memory.clone()).put(None, Some(&Record::of(all).expect("a record"))).expect("memory"), Write::Done);
     let mut mutex = Mutex::new(register(memory.clone()), &Blind);
     let mut lock = || mutex.acquire(&world.process(2), &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
     assert!(matches!(lock(), Err(mutex::Error::Lost(Lost::TakenOver, _))));

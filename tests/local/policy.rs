@@ -394,7 +394,10 @@ fn no_holder_of_a_full_record_is_lost_when_one_releases() {
     }
     assert_eq!(length(&entries), MOST);
     let store = Memory::default();
-    assert_eq!(register(store.clone()).create(&Record::of(entries.clone()).expect("a record")).expect("memory"), Write::Done);
+    assert_eq!(
+        register(store.clone()).put(None, Some(&Record::of(entries.clone()).expect("a record"))).expect("memory"),
+        Write::Done
+    );
     let judge = ByPid(alive.clone());
     let process = Process { pid: 1, alive: alive.clone(), tokens: tokens.clone() };
     let released = Mutex::new(register(store.clone()), &judge).release(&process, Whose::Own, Outcome::Unknown);

@@ -124,7 +124,7 @@ impl Sql<MySql> {
             let answer = MySql::ask(&mut session, statement, Phase::Read, limit).await;
             (session, answer)
         }));
-        self.crowd.end();
+        self.full_since = None;
         // A waiter that is alone is first at once.
         self.stand(LISTENING, &[])
     }
@@ -163,7 +163,7 @@ impl Queue for Sql<MySql> {
     }
 
     fn is_turned_away(&mut self) -> bool {
-        self.crowd.is_kept_out() || !self.has_queue
+        self.full_since.is_some() || !self.has_queue
     }
 
     fn leave(&mut self, key: &Key) {

@@ -146,7 +146,7 @@ impl Queue for Sql<Postgres> {
                 // The row is to be read once more before it sleeps: a release before was told to others.
                 Ok(true) => {
                     self.are_others_first = false;
-                    self.crowd.end();
+                    self.full_since = None;
                     return Ok(());
                 }
                 Ok(false) => return self.stay_away(limit, fds),
@@ -182,7 +182,7 @@ impl Queue for Sql<Postgres> {
 
     fn is_turned_away(&mut self) -> bool {
         // Without a queue, polls are further apart than attempts.
-        self.crowd.is_kept_out() || !self.has_queue
+        self.full_since.is_some() || !self.has_queue
     }
 
     fn leave(&mut self, key: &Key) {

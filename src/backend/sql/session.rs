@@ -119,7 +119,7 @@ impl<E: Engine> Sql<E> {
     /// Stays away for a while from a server without room for another waiter.
     pub fn stay_away(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         self.end();
-        let pause = self.crowd.pause();
+        let pause = crate::waiting::pause_outside(&mut self.full_since);
         self.doze(limit.min(pause), fds)
     }
 

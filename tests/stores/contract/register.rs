@@ -27,7 +27,7 @@ fn record(pid: i32) -> Record {
 fn create(backend: &mut Register, record: &Record) -> Write {
     for _ in 0..3 {
         let is_there = backend.load().expect("it can be loaded").is_some();
-        let write = backend.create(record).expect("it can be created");
+        let write = backend.put(None, Some(record)).expect("it can be created");
         if is_there || write == Write::Done {
             return write;
         }
@@ -63,30 +63,30 @@ pub fn only_what_was_seen_is_replaced(subject: &Subject) {
     assert_eq!(create(&mut one, &record(1)), Write::Done);
     let (seen, also_seen) = (stored(&mut one), stored(&mut other));
     assert_eq!(seen.state.version, also_seen.state.version);
-    assert_eq!(one.replace(&seen, &record(2)).expect("an answer"), Write::Done);
-    assert_eq!(other.replace(&also_seen, &record(3)).expect("an answer"), Write::Conflict);
-    assert_eq!(one.replace(&seen, &record(4)).expect("an answer"), Write::Conflict);
+    assert_eq!(one.put(Some(&seen), Some(&record(2))).expect("an answer"), Write::Done);
+    assert_eq!(other.put(Some(&also_seen), Some(&record(3))).expect("an answer"), Write::Conflict);
+    assert_eq!(one.put(Some(&seen), Some(&record(4))).expect("an answer"), Write::Conflict);
     assert_eq!(pid_in(&mut other), Some(2));
     // What was there before is another state when it is there again.
     let seen = stored(&mut one);
-    assert_eq!(one.delete(&seen).expect("an answer"), Write::Done);
+    assert_eq!(one.put(Some(&seen), None).expect("an answer"), Write::Done);
     let same = seen.record.as_ref().expect("a record").clone();
     assert_eq!(create(&mut one, &same), Write::Done);
     let _ = other.load();
-    assert_eq!(other.replace(&seen, &record(5)).expect("an answer"), Write::Conflict);
+    assert_eq!(other.put(Some(&seen), Some(&record(5))).expect("an answer"), Write::Conflict);
 }
 
 pub fn only_what_was_seen_is_deleted(subject: &Subject) {
     let (mut one, mut other) = (subject.open("x"), subject.open("x"));
     assert_eq!(create(&mut one, &record(1)), Write::Done);
     let (seen, also_seen) = (stored(&mut one), stored(&mut other));
-    assert_eq!(one.replace(&seen, &record(2)).expect("an answer"), Write::Done);
-    assert_eq!(other.delete(&also_seen).expect("an answer"), Write::Conflict);
+    assert_eq!(one.put(Some(&seen), Some(&record(2))).expect("an answer"), Write::Done);
+    assert_eq!(other.put(Some(&also_seen), None).expect("an answer"), Write::Conflict);
     let seen = stored(&mut other);
-    assert_eq!(other.delete(&seen).expect("an answer"), Write::Done);
+    assert_eq!(other.put(Some(&seen), None).expect("an answer"), Write::Done);
     assert!(load(&mut one).is_none());
-    assert_eq!(one.delete(&seen).expect("an answer"), Write::Conflict);
-    assert_eq!(one.replace(&seen, &record(3)).expect("an answer"), Write::Conflict);
+    assert_eq!(one.put(Some(&seen), None).expect("an answer"), Write::Conflict);
+    assert_eq!(one.put(Some(&seen), Some(&record(3))).expect("an answer"), Write::Conflict);
     assert!(load(&mut other).is_none());
     assert_eq!(create(&mut other, &record(4)), Write::Done);
 }
@@ -145,11 +145,11 @@ pub fn of_many_that_create_one_succeeds(subject: &Subject) {
     assert_eq!(create(&mut backend, &record(1)), Write::Done);
     for _ in 0..rounds(10) {
         let seen = stored(&mut backend);
-        assert_eq!(backend.delete(&seen).expect("an answer"), Write::Done);
+        assert_eq!(backend.put(Some(&seen), None).expect("an answer"), Write::Done);
         let done = race(subject, "x", 16, |backend, start, number| {
             assert!(load(backend).is_none());
             start.wait();
-            backend.create(&record(number)).expect("an answer")
+            backend.put(None, Some(&record(number))).expect("an answer")
         });
         assert_eq!(done, 1);
     }
@@ -162,7 +162,7 @@ pub fn of_many_that_are_the_first_one_succeeds(subject: &Subject) {
         let done = race(subject, &format!("new {round}"), 16, |backend, start, number| {
             assert!(load(backend).is_none());
             start.wait();
-            match backend.create(&record(number)).expect("an answer") {
+            match backend.put(None, Some(&record(number))).expect("an answer") {
                 Write::Done => Write::Done,
                 // Where each name has a place of its own, it may only have been made.
                 _ => create(backend, &record(number)),
@@ -180,8 +180,8 @@ pub fn of_many_that_replace_one_succeeds(subject: &Subject) {
             let seen = stored(backend);
             start.wait();
             match (round + usize::try_from(number).expect("some")) % 4 {
-                0 => backend.delete(&seen).expect("an answer"),
-                _ => backend.replace(&seen, &record(number)).expect("an answer"),
+                0 => backend.put(Some(&seen), None).expect("an answer"),
+                _ => backend.put(Some(&seen), Some(&record(number))).expect("an answer"),
             }
         });
         assert_eq!(done, 1);
@@ -200,9 +200,9 @@ pub fn numbers_never_go_back(subject: &Subject) {
         assert!(number.is_some() || !subject.has_numbers() || round == 0);
         assert!(number.is_none() || number > last, "{number:?} comes after {last:?}");
         let write = match &seen {
-            None => backend.create(&record(1)),
-            Some(seen) if round % 3 == 0 => backend.delete(seen),
-            Some(seen) => backend.replace(seen, &record(2)),
+            None => backend.put(None, Some(&record(1))),
+            Some(seen) if round % 3 == 0 => backend.put(Some(seen), None),
+            Some(seen) => backend.put(Some(seen), Some(&record(2))),
         };
         // At first, the place may have to be made.
         if write.expect("an answer") == Write::Done {
@@ -216,7 +216,7 @@ pub fn numbers_never_go_back(subject: &Subject) {
 /// Where each name has a place of its own, the first write may only make it.
 fn release(register: &mut Register) {
     let seen = stored(register);
-    assert_eq!(register.delete(&seen).expect("an answer"), Write::Done);
+    assert_eq!(register.put(Some(&seen), None).expect("an answer"), Write::Done);
 }
 
 pub fn a_name_that_is_not_used_any_more_is_removed_and_numbers_still_grow(subject: &Subject) {

@@ -1,0 +1,88 @@
+//! The command lines of `run` and `flock`, which run a command.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{LockFileArgs, RequestArgs, WaitingArgs};
+use crate::config;
+use crate::verdict::Orphans;
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub file: LockFileArgs,
+    /// Name the lock after the command: equal command lines exclude each other, and others do not
+    #[arg(long, conflicts_with = "file_name")]
+    pub name_from_command: bool,
+    #[command(flatten)]
+    pub request: RequestArgs,
+    /// Hold the lock alone; that is what it does anyway
+    #[arg(short = 'x', long, conflicts_with_all = ["shared", "slots"])]
+    pub exclusive: bool,
+    #[command(flatten)]
+    pub waiting: WaitingArgs,
+    /// If another holds the lock: wait until that one has done it, and skip the command; but run it if the other has failed
+    #[arg(long, conflicts_with_all = ["shared", "slots"])]
+    pub wait_and_skip: bool,
+    /// Exit code when the command was skipped
+    #[arg(long, value_name = "CODE", default_value_t = 0, requires = "wait_and_skip")]
+    pub skipped_exit_code: u8,
+    /// Hold the lock until all processes that the command has started have ended, also those in the background
+    #[arg(long)]
+    pub until_children_exit: bool,
+    /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
+    #[arg(long, value_name = "wait|ignore", hide_possible_values = true)]
+    pub orphans: Option<Orphans>,
+    /// Accepted because flock(1) has it: the command never inherits the lock
+    #[arg(short = 'o', long, hide = true)]
+    pub close: bool,
+    /// Say when the lock was acquired and released
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Run a script by `$SHELL`, or by /bin/sh
+    #[arg(short = 'c', value_name = "SCRIPT", conflicts_with = "command")]
+    pub script: Option<OsString>,
+    /// The command and its arguments; options of `run` stand before it
+    #[arg(value_name = "CMD", trailing_var_arg = true, required_unless_present = "script")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Args)]
+pub struct FlockArgs {
+    /// Share the lock with others that share it
+    #[arg(short, long)]
+    pub shared: bool,
+    /// Hold the lock alone (the default)
+    #[arg(short = 'x', short_alias = 'e', long, conflicts_with = "shared")]
+    pub exclusive: bool,
+    /// Fail rather than wait
+    #[arg(short, long, visible_alias = "nb")]
+    pub nonblock: bool,
+    /// Fail after so many seconds
+    #[arg(short = 'w', long, visible_alias = "wait", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
+    pub timeout: Option<Duration>,
+    /// Exit code when the lock was held
+    #[arg(short = 'E', long, value_name = "CODE", default_value_t = 1)]
+    pub conflict_exit_code: u8,
+    /// Accepted: the command never inherits the lock
+    #[arg(short = 'o', long)]
+    pub close: bool,
+    /// Accepted: the lock is held by the command's own process
+    #[arg(short = 'F', long, conflicts_with = "close")]
+    pub no_fork: bool,
+    /// Say when the lock was acquired and released
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Not possible: a lock belongs to a process
+    #[arg(short, long, hide = true)]
+    pub unlock: bool,
+    /// Lock file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Command and its arguments, or `-c SCRIPT`
+    #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
