@@ -844,6 +844,15 @@ fn a_notice_of_a_broken_lock_ends_with_its_owner_and_is_in_nobodys_way() {
     assert_eq!(locks.run(&["unlock", "--force"]).code, 0);
     assert_eq!(second.run(r#""$S" unlock 2>/dev/null"#), 1);
     assert_eq!(fs::read_to_string(&notices).expect("it is there"), "something else\n");
+
+    // Nor is a lock of that name.
+    fs::remove_file(&notices).expect("a file");
+    assert_eq!(second.run(r#""$S" lock --file-name serializer.lck.broken"#), 0);
+    let record = fs::read_to_string(&notices).expect("a lock");
+    second.lock();
+    assert_eq!(locks.run(&["unlock", "--force"]).code, 0);
+    second.lock();
+    assert_eq!(fs::read_to_string(&notices).expect("a lock"), record);
 }
 
 // Owners.

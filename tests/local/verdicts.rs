@@ -553,6 +553,14 @@ fn a_lock_that_a_newer_version_wrote_is_held() {
     let (pid, record) = left_by_a_dead_shell(&locks);
     locks.write(with(&record, "v", Some("3")));
     unknown(&locks, pid, "a newer version of serializer wrote the lock");
+
+    // Its owner does not change it, either.
+    fs::remove_file(locks.file()).expect("a file");
+    let (mut shell, record) = locked_by_a_shell(&locks);
+    let newer = with(&format!("{record}released=lost\n"), "v", Some("3"));
+    locks.write(&newer);
+    assert_eq!(shell.run(r#""$S" lock -n 2> /dev/null"#), 75);
+    assert_eq!(locks.read(), newer);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use crate::support::faults::end;
 use crate::support::stores::{Kind, Store, of_each};
 use crate::support::{self, servers, until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -37,10 +38,6 @@ fn running(store: &Store, args: &[&str], script: &str) -> (Child, Vec<u32>) {
     output.read_line(&mut line).expect("it says something");
     let pids = line.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect();
     (child, pids)
-}
-
-fn end(child: Child) -> support::Ended {
-    child.wait_with_output().expect("it ends").into()
 }
 
 of_each! { stores:
@@ -182,6 +179,19 @@ fn a_command_whose_lock_was_taken_away_is_ended_with_all_that_it_has_started(kin
     assert_eq!(ended.code, 76, "{ended:?}");
     assert!(ended.stderr.contains("ending the command, because its lock is lost"), "{ended:?}");
     pids.into_iter().for_each(|pid| assert!(!runs(pid)));
+}
+
+#[test]
+fn a_command_whose_lock_was_taken_away_is_ended_also_where_there_are_no_pidfds() {
+    let store = Store::of(Kind::Directory, SHORT);
+    let mut command = store.command("strace");
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pidfd_open", "-e", "inject=pidfd_open:error=ENOSYS"]);
+    command.args([support::PROGRAM, "run", "bash", "-c", "echo $$; exec sleep 600"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let pid = support::first_line(&mut child).parse().expect("a pid");
+    assert_eq!(store.run(&["unlock", "--force"]).code, 0);
+    assert_eq!(end(child).code, 76);
+    assert!(!runs(pid));
 }
 
 fn a_command_that_does_not_heed_its_end_is_killed(kind: Kind) {

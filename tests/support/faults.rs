@@ -167,7 +167,8 @@ pub fn start(store: &Store, args: &[&str]) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
 }
 
-pub fn end(child: Child) -> Ended {
+pub fn end(mut child: Child) -> Ended {
+    until("it does not end", || child.try_wait().expect("it can be asked").is_some());
     child.wait_with_output().expect("it ends").into()
 }
 
