@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
-use self::address::{Address, variable};
+use self::address::Address;
 use self::engine::Engine;
 use self::failure::Phase;
 use super::failure::{Cause, Failure};
-use super::network::of_newer_version;
+use super::network::{of_newer_version, variable};
 use super::retry::jittered;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};

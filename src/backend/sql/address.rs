@@ -135,11 +135,6 @@ impl Address {
 /// How variables of the environment are read.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// A variable of this process.
-pub fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
 /// The servers: those of the option `host`, or else the address's own.
 fn servers(own: Vec<(String, Option<u16>)>, usual: &Usual, given: &Given) -> Result<Vec<Server>, Failure> {
     let named: Vec<_> = given.options.iter().filter(|(name, _)| name == "host").map(|(_, value)| value.as_str()).collect();

@@ -11,10 +11,11 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::time::{sleep, timeout};
 
 use super::Sql;
-use super::address::{Address, variable};
+use super::address::Address;
 use super::engine::{Answer, Engine};
 use super::failure::{Phase, no_answer, of};
 use crate::backend::failure::Failure;
+use crate::backend::network::variable;
 use crate::backend::plain;
 use crate::backend::runtime::PrivateRuntime;
 use crate::printable;

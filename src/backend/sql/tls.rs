@@ -7,7 +7,6 @@ use rustls::pki_types::pem::{self, PemObject};
 
 use crate::backend::failure::Failure;
 use crate::backend::network::{Address, certificates, sentence};
-use crate::backend::plain;
 use crate::printable;
 
 /// How much TLS a connection has.
@@ -121,11 +120,8 @@ impl Tls {
         let Some((certificate, key)) = &self.own else { return Ok(()) };
         certificates(certificate)?;
         let cannot = |why: String| Failure::permanent(format!("cannot use the key `{}`: {why}", printable::path(key)));
-        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
-            pem::Error::Io(error) => cannot(plain(&error).to_string()),
-            pem::Error::NoItemsFound => cannot("it holds no key, in PEM without a passphrase".to_owned()),
-            other => cannot(format!("it is not PEM: {}", sentence(&other.to_string()))),
-        })?;
+        let none = |error: pem::Error| cannot(format!("it holds no key in PEM without a passphrase ({error})"));
+        let key = PrivateKeyDer::from_pem_file(key).map_err(none)?;
         let usable = rustls::crypto::ring::sign::any_supported_type(&key);
         usable.map(drop).map_err(|error| cannot(sentence(&error.to_string())))
     }
