@@ -125,6 +125,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("sslmode=on", "sslmode"),
         ("ssl=", "ssl"),
         ("tls", "tls"),
+        ("verify_identity=", "verify_identity"),
         ("tls&password=a@b", "known option"),
         ("%73sl=false&ssl=true", "ssl"),
         ("tls=custom", "tls"),

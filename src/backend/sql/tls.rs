@@ -84,10 +84,9 @@ fn meaning(name: &str, value: &str) -> Option<TlsMode> {
 /// Reads the options about TLS. `home` is a directory with certificates of this user.
 pub fn asked_for(given: &Address, home: Option<&Path>, roots_hint: &'static str) -> Result<Tls, Failure> {
     let mut asked = vec![TlsMode::Prefer];
-    for name in WORDS.into_iter().chain(FLAGS.map(|(name, ..)| name)) {
-        let Some(value) = given.option(name) else { continue };
+    for (name, value) in given.options.iter().filter(|(name, _)| is_option(name)) {
         let unknown = || Failure::permanent(format!("the value of the option `{name}` of the address is not supported"));
-        asked.push(meaning(name, &value).ok_or_else(unknown)?);
+        asked.push(meaning(name, value).ok_or_else(unknown)?);
     }
     let [roots, certificate, key] = ["sslrootcert", "sslcert", "sslkey"].map(|name| given.option(name));
     let is_system = roots.as_deref() == Some("system");
