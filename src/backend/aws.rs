@@ -24,9 +24,9 @@ use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 use tokio::time::timeout;
 
-use super::checks::{self, endpoint_of, variable};
+use super::checks::{self, endpoint_of};
 use super::failure::{Cause, Failure};
-use super::network::{Address, certificates, chain, innermost};
+use super::network::{Address, certificates, chain, innermost, trimmed, variable};
 use crate::printable;
 
 /// Credentials are renewed so long before they expire.
@@ -192,13 +192,13 @@ fn profile(wanted: &Wanted) -> Result<Option<String>, Failure> {
 fn configured_endpoint(config: &SdkConfig, service: &str) -> Option<String> {
     let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL");
     let found = config.service_config()?.load_config(key.profile("endpoint_url").build().ok()?)?;
-    Some(checks::trimmed(&found).to_owned()).filter(|found| !found.is_empty())
+    Some(trimmed(&found).to_owned()).filter(|found| !found.is_empty())
 }
 
 /// As they can be sent: the SDK panics at a header with a line end.
 fn usable(credentials: &Credentials) -> Result<Credentials, Failure> {
-    let [id, secret] = [credentials.access_key_id(), credentials.secret_access_key()].map(checks::trimmed);
-    let token = credentials.session_token().map(checks::trimmed);
+    let [id, secret] = [credentials.access_key_id(), credentials.secret_access_key()].map(trimmed);
+    let token = credentials.session_token().map(trimmed);
     checks::header(id, "access key")?;
     token.map_or(Ok(()), |token| checks::header(token, "session token"))?;
     Ok(Credentials::new(id, secret, token.map(str::to_owned), credentials.expiry(), "checked"))

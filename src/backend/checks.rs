@@ -28,17 +28,6 @@ pub fn address(settings: &StoreSettings, known: &[&str]) -> Result<Address, Fail
     Ok(address)
 }
 
-/// An environment variable without the line end that a mounted secret has, unless it is empty.
-pub fn variable(name: &str) -> Option<String> {
-    let value = std::env::var(name).ok()?;
-    Some(trimmed(&value).to_owned()).filter(|value| !value.is_empty())
-}
-
-/// Without line ends.
-pub fn trimmed(text: &str) -> &str {
-    text.trim_end_matches(['\r', '\n'])
-}
-
 /// Whether every client takes it for the URL of a server: one parser accepts ports that do not exist, the other one spaces.
 pub fn is_url(text: &str) -> bool {
     let has_host = text.parse().is_ok_and(|uri: Uri| uri.host().is_some_and(|host| !host.is_empty()));

@@ -1,4 +1,5 @@
-use super::{endpoint, refused_identity, trimmed, word};
+use super::{endpoint, refused_identity, word};
+use crate::backend::network::trimmed;
 
 #[test]
 fn what_clients_panic_at_is_refused() {

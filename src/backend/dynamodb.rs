@@ -41,43 +41,42 @@ pub struct DynamoDb {
     options: Options,
     runtime: PrivateRuntime,
     account: Option<Account>,
-    /// A client, how messages call the server, and the region.
-    client: Option<(Client, String, String)>,
+    table: Option<Table>,
 }
 
 /// Whom a request is sent to, and how messages call it.
-struct Table<'a> {
-    client: &'a Client,
-    options: &'a Options,
-    server: &'a str,
-    region: &'a str,
+struct Table {
+    client: Client,
+    server: String,
+    region: String,
+    table: String,
+    key: String,
+    ttl: String,
 }
 
 impl DynamoDb {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
         let options = Options::new(settings)?;
-        Ok(Self { options, runtime: PrivateRuntime::default(), account: None, client: None })
+        Ok(Self { options, runtime: PrivateRuntime::default(), account: None, table: None })
     }
 
     /// Asks the table, with credentials that are good for a while.
-    fn ask<T>(&mut self, ask: impl AsyncFnOnce(&Table<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
-        let Self { options, runtime, account, client } = self;
+    fn ask<T>(&mut self, ask: impl AsyncFnOnce(&Table) -> Result<T, Failure>) -> Result<T, Failure> {
+        let Self { options, runtime, account, table } = self;
         let answer = runtime.block_on(async {
             let connect = |account: &Account, credentials: &Credentials| connect(account, credentials, options);
-            let known = Account::client((account, client), &options.wanted, "DynamoDB", connect).await?;
-            let (client, server, region) = known;
-            ask(&Table { client, options, server, region }).await
+            ask(Account::client((account, table), &options.wanted, "DynamoDB", connect).await?).await
         })?;
         if answer.as_ref().is_err_and(|failure| failure.cause == Cause::Permanent) {
             // What is wrong with the credentials may be put right meanwhile.
-            (self.account, self.client) = (None, None);
+            (self.account, self.table) = (None, None);
         }
         answer
     }
 }
 
-fn connect(account: &Account, keys: &Credentials, options: &Options) -> Result<(Client, String, String), Failure> {
+fn connect(account: &Account, keys: &Credentials, options: &Options) -> Result<Table, Failure> {
     let Some(region) = account.region.clone() else {
         let hint = "`region=…` in the address, `AWS_REGION`, or `region` of the profile names it";
         return Err(Failure::permanent("it is not known in which region the table is").with_hint(hint));
@@ -93,14 +92,16 @@ fn connect(account: &Account, keys: &Credentials, options: &Options) -> Result<(
         // Its own: the one that finds credentials keeps the time limits of its first user, a metadata service.
         .http_client(super::aws::http_client(options.wanted.roots.as_deref())?);
     config.set_endpoint_url(account.endpoint.clone());
-    Ok((Client::from_conf(config.build()), endpoint.unwrap_or_else(|| format!("DynamoDB in `{region}`")), region))
+    let server = endpoint.unwrap_or_else(|| format!("DynamoDB in `{region}`"));
+    let [table, key, ttl] = [&options.table, &options.key, &options.ttl].map(Clone::clone);
+    Ok(Table { client: Client::from_conf(config.build()), server, region, table, key, ttl })
 }
 
-impl Table<'_> {
+impl Table {
     /// The state of an item, strongly consistent.
     async fn read(&self, stored: &str) -> Result<State, Failure> {
-        let request = self.client.get_item().table_name(&self.options.table).consistent_read(true);
-        let request = request.key(&self.options.key, AttributeValue::S(stored.to_owned()));
+        let request = self.client.get_item().table_name(&self.table).consistent_read(true);
+        let request = request.key(&self.key, AttributeValue::S(stored.to_owned()));
         let answer = request.send().await.map_err(|error| self.failure(&error, "dynamodb:GetItem"))?;
         answer.item.as_ref().map_or_else(|| Ok(State::default()), state)
     }
@@ -127,8 +128,8 @@ impl Table<'_> {
         let remove = if removed.is_empty() { String::new() } else { format!(" REMOVE {}", removed.join(", ")) };
         let update = format!("SET {}{remove}", set.join(", "));
         let condition = condition(expected, &mut values);
-        let request = self.client.update_item().table_name(&self.options.table);
-        let request = request.key(&self.options.key, AttributeValue::S(stored));
+        let request = self.client.update_item().table_name(&self.table);
+        let request = request.key(&self.key, AttributeValue::S(stored));
         let request = request.set_expression_attribute_names(Some(self.names(&format!("{update} {condition}"))));
         let request = request.set_expression_attribute_values(Some(values));
         let request = request.update_expression(update).condition_expression(condition);
@@ -145,8 +146,8 @@ impl Table<'_> {
     async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {
         let mut values = HashMap::new();
         let condition = condition(expected, &mut values);
-        let request = self.client.delete_item().table_name(&self.options.table);
-        let request = request.key(&self.options.key, AttributeValue::S(stored));
+        let request = self.client.delete_item().table_name(&self.table);
+        let request = request.key(&self.key, AttributeValue::S(stored));
         let request = request.set_expression_attribute_names(Some(self.names(condition)));
         let request = request.set_expression_attribute_values(Some(values));
         let request = request.condition_expression(condition);
@@ -157,8 +158,8 @@ impl Table<'_> {
     fn names(&self, expression: &str) -> HashMap<String, String> {
         let words = expression.split(|c: char| c != '#' && !c.is_ascii_lowercase());
         let names = words.filter_map(|word| match word.strip_prefix('#')? {
-            "key" => Some((word, &*self.options.key)),
-            "ttl" => Some((word, &*self.options.ttl)),
+            "key" => Some((word, &*self.key)),
+            "ttl" => Some((word, &*self.ttl)),
             name => Some((word, name)),
         });
         names.map(|(word, name)| (word.to_owned(), name.to_owned())).collect()
@@ -167,7 +168,7 @@ impl Table<'_> {
     /// All items that are ours, with their stored names, in the order of these.
     async fn scan(&self) -> Result<Vec<(String, State)>, Failure> {
         let attributes = "#key, #version, #record, #format";
-        let request = self.client.scan().table_name(&self.options.table).consistent_read(true);
+        let request = self.client.scan().table_name(&self.table).consistent_read(true);
         let request = request.set_expression_attribute_names(Some(self.names(attributes)));
         let request = request.projection_expression(attributes);
         let request = request.filter_expression("attribute_exists(#version) AND attribute_exists(#format)");
@@ -176,7 +177,7 @@ impl Table<'_> {
             let page = page.map_err(|error| self.failure(&error, "dynamodb:Scan"))?;
             // An item of another program is not worth to fail for.
             found.extend(page.items.unwrap_or_default().into_iter().filter_map(|mut item| {
-                let AttributeValue::S(name) = item.remove(&self.options.key)? else { return None };
+                let AttributeValue::S(name) = item.remove(&self.key)? else { return None };
                 Some((name, state(&item).ok()?))
             }));
         }

@@ -110,6 +110,17 @@ pub fn secret(given: Option<String>, settings: &StoreSettings) -> Result<Option<
     Ok(Some(text.lines().next().unwrap_or("").to_owned()))
 }
 
+/// An environment variable without the line end that a mounted secret has, unless it is empty.
+pub fn variable(name: &str) -> Option<String> {
+    let value = std::env::var(name).ok()?;
+    Some(trimmed(&value).to_owned()).filter(|value| !value.is_empty())
+}
+
+/// Without line ends.
+pub fn trimmed(text: &str) -> &str {
+    text.trim_end_matches(['\r', '\n'])
+}
+
 /// A file with certificates in PEM, of which one can be used at least.
 pub fn certificates(path: &Path) -> Result<Vec<u8>, Failure> {
     let shown = printable::path(path);

@@ -116,7 +116,8 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         if address.servers.len() > 1 {
             let asked = "SELECT current_setting('transaction_read_only') = 'on'".to_owned();
             if Self::ask(&mut session, asked, Phase::Read, address.timeout).await?.is_true(0, 0) {
-                return Err(Error::Io(std::io::Error::other(format!("the server is {READ_ONLY}"))));
+                let why = format!("the server is {READ_ONLY}");
+                return Err(Error::Io(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, why)));
             }
         }
         Ok(session)

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
-use self::address::{Address, variable};
+use self::address::Address;
 use self::engine::Engine;
 use self::failure::Phase;
 use super::failure::{Cause, Failure};
-use super::network::of_newer_version;
+use super::network::{of_newer_version, variable};
 use super::retry::jittered;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
@@ -49,6 +49,9 @@ const ESCAPED: &AsciiSet = &AsciiSet::EMPTY.add(b'%');
 /// A store in a database.
 pub struct Sql<E: Engine> {
     settings: StoreSettings,
+    /// For the first connection: a password file may be a pipe. It is read anew for each later one, because passwords
+    /// change.
+    address: Option<Address>,
     /// The engine, and its queue as this process sees it.
     pub engine: E,
     pub session: Option<E::Session>,
@@ -67,9 +70,11 @@ pub struct Sql<E: Engine> {
 impl<E: Engine> Sql<E> {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
+        let address = Address::read(settings, &E::USUAL, &variable)?;
         Ok(Self {
-            engine: E::new(&Address::read(settings, &E::USUAL, &variable)?)?,
+            engine: E::new(&address)?,
             settings: settings.clone(),
+            address: Some(address),
             session: None,
             has_queue: true,
             are_others_first: false,

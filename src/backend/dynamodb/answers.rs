@@ -25,13 +25,13 @@ type Failed<E> = SdkError<E, HttpResponse>;
 pub(super) trait Said: ProvideErrorMetadata + Error + 'static {}
 impl<E: ProvideErrorMetadata + Error + 'static> Said for E {}
 
-impl fmt::Display for Table<'_> {
+impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "table `{}` in `{}`", self.options.table, self.region)
+        write!(f, "table `{}` in `{}`", self.table, self.region)
     }
 }
 
-impl Table<'_> {
+impl Table {
     /// How a conditional write ended.
     pub(super) fn done<T>(&self, sent: Result<T, Failed<impl Said>>, action: &str) -> Result<Write, Failure> {
         match sent {
@@ -47,7 +47,7 @@ impl Table<'_> {
     }
 
     fn failure_of_write(&self, error: &Failed<impl Said>, action: &str) -> Failure {
-        let server = self.server;
+        let server = &self.server;
         match error {
             SdkError::ServiceError(answer) => {
                 let (code, text) = (answer.err().code(), answer.err().message());
@@ -71,7 +71,7 @@ impl Table<'_> {
 
     /// What a code means. Those that are known say that nothing was done.
     fn refused(&self, code: &str, text: &str, status: u16, action: &str) -> Failure {
-        let server = self.server;
+        let server = &self.server;
         match code {
             "ResourceNotFoundException" | "TableNotFoundException" => {
                 Failure { cause: Cause::NotPrepared, ..Failure::permanent(format!("there is no {self}, or it is not ready")) }
@@ -93,7 +93,7 @@ impl Table<'_> {
                      wrong (`timedatectl`), none are accepted",
                 ),
             "ValidationException" if WRONG_KEYS.iter().any(|said| text.contains(said)) => {
-                let why = format!("the key of {self} is not just the text `{}`", self.options.key);
+                let why = format!("the key of {self} is not just the text `{}`", self.key);
                 let hint = "`key=…` in the address names it; a table that also has a sort key cannot be used";
                 Failure::permanent(why).with_hint(hint)
             }

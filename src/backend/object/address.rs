@@ -14,9 +14,9 @@ use serde_json::Value;
 use super::azure;
 use super::kinds::{self, Kind};
 use crate::backend::aws::Wanted;
-use crate::backend::checks::{self, endpoint_of, variable};
+use crate::backend::checks::{self, endpoint_of};
 use crate::backend::failure::Failure;
-use crate::backend::network::{Address, decoded};
+use crate::backend::network::{Address, decoded, variable};
 use crate::store::{Scheme, StoreSettings};
 
 /// How to reach a store. Not `Debug`: it holds keys.

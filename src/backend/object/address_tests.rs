@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::Options;
+use super::{Access, Options};
 use crate::store::{StoreSettings, StoreUrl};
 
 #[test]
@@ -25,4 +25,14 @@ fn an_address_that_cannot_be_used_is_refused_without_its_secret() {
         let failure = Options::of(&settings).err().expect(text);
         assert!(failure.why.contains(why) && !failure.why.contains("hunter2"), "{text}: {}", failure.why);
     }
+}
+
+#[test]
+fn the_secret_of_a_key_may_be_in_the_password_file() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "a/b\n").expect("it can be written");
+    let url = StoreUrl::parse("s3://AKIA@b/p").expect("an address");
+    let settings = StoreSettings { url, password_file: Some(file.path().to_owned()), timeout: Duration::from_secs(5) };
+    let Ok(Options { access: Access::S3 { wanted, .. }, .. }) = Options::of(&settings) else { panic!("it is refused") };
+    assert_eq!(wanted.keys, Some(("AKIA".to_owned(), "a/b".to_owned(), None)));
 }

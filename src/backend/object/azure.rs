@@ -4,9 +4,9 @@ use object_store::azure::{AzureConfigKey as Key, MicrosoftAzureBuilder};
 
 use super::address::{Access, given, meltano};
 use super::kinds;
-use crate::backend::checks::{self, endpoint_of, variable};
+use crate::backend::checks::{self, endpoint_of};
 use crate::backend::failure::Failure;
-use crate::backend::network::Address;
+use crate::backend::network::{Address, variable};
 
 /// `AccountName=…;AccountKey=…;EndpointSuffix=…` as the name of an account, its endpoint, its key, and a signature.
 /// Nothing of it is repeated.

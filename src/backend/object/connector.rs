@@ -55,8 +55,6 @@ impl HttpConnector for Connector {
         // The crate has a limit of its own for servers of clouds.
         let limit = |options: &ClientOptions| options.get_config_value(&ClientConfigKey::ConnectTimeout);
         let is_usual = limit(options) == limit(&ClientOptions::new());
-        // Fails where there is one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("serializer/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(if is_usual { self.timeout } else { self.timeout.min(METADATA_LIMIT) })

@@ -20,8 +20,8 @@ pub static S3: Kind = Kind {
     variables: &["AWS_"],
     example: "`s3://BUCKET/PREFIX`, or with credentials `s3://KEY:SECRET@BUCKET/PREFIX`",
     bucket: "bucket",
-    credentials: "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, the address (`s3://KEY:SECRET@bucket`), or a \
-        role of this host or container provide them",
+    credentials: "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY` (and `AWS_SESSION_TOKEN`), the \
+        address (`s3://KEY:SECRET@bucket`), or a role of this host or container provide them",
     rights: "locks require `s3:GetObject` and `s3:PutObject` on the objects, and `s3:ListBucket` on the bucket; to remove unused \
         ones, `s3:DeleteObject`",
     elsewhere: "`?region=…` and `?endpoint=…` in the address, or `AWS_REGION` and `AWS_ENDPOINT_URL`, say where it is",

@@ -11,10 +11,11 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::time::{sleep, timeout};
 
 use super::Sql;
-use super::address::{Address, variable};
+use super::address::Address;
 use super::engine::{Answer, Engine};
 use super::failure::{Phase, no_answer, of};
 use crate::backend::failure::Failure;
+use crate::backend::network::variable;
 use crate::backend::plain;
 use crate::backend::runtime::PrivateRuntime;
 use crate::printable;
@@ -26,8 +27,10 @@ const GOODBYE: Duration = Duration::from_millis(100);
 impl<E: Engine> Sql<E> {
     /// Opens a session with the first server that grants one. After a failure, nothing was sent.
     pub fn connect(&mut self) -> Result<E::Session, Failure> {
-        // Passwords change.
-        let address = Address::read(&self.settings, &E::USUAL, &variable)?;
+        let address = match self.address.take() {
+            Some(address) => address,
+            None => Address::read(&self.settings, &E::USUAL, &variable)?,
+        };
         let Self { engine, runtime, .. } = self;
         // A silent server leaves time for the next one.
         let share = address.timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);

@@ -7,7 +7,6 @@ use rustls::pki_types::pem::{self, PemObject};
 
 use crate::backend::failure::Failure;
 use crate::backend::network::{Address, certificates, sentence};
-use crate::backend::plain;
 use crate::printable;
 
 /// How much TLS a connection has.
@@ -85,10 +84,9 @@ fn meaning(name: &str, value: &str) -> Option<TlsMode> {
 /// Reads the options about TLS. `home` is a directory with certificates of this user.
 pub fn asked_for(given: &Address, home: Option<&Path>, roots_hint: &'static str) -> Result<Tls, Failure> {
     let mut asked = vec![TlsMode::Prefer];
-    for name in WORDS.into_iter().chain(FLAGS.map(|(name, ..)| name)) {
-        let Some(value) = given.option(name) else { continue };
+    for (name, value) in given.options.iter().filter(|(name, _)| is_option(name)) {
         let unknown = || Failure::permanent(format!("the value of the option `{name}` of the address is not supported"));
-        asked.push(meaning(name, &value).ok_or_else(unknown)?);
+        asked.push(meaning(name, value).ok_or_else(unknown)?);
     }
     let [roots, certificate, key] = ["sslrootcert", "sslcert", "sslkey"].map(|name| given.option(name));
     let is_system = roots.as_deref() == Some("system");
@@ -125,11 +123,8 @@ impl Tls {
         let Some((certificate, key)) = &self.own else { return Ok(()) };
         certificates(certificate)?;
         let cannot = |why: String| Failure::permanent(format!("cannot use the key `{}`: {why}", printable::path(key)));
-        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| match error {
-            pem::Error::Io(error) => cannot(plain(&error).to_string()),
-            pem::Error::NoItemsFound => cannot("it holds no key, in PEM without a passphrase".to_owned()),
-            other => cannot(format!("it is not PEM: {}", sentence(&other.to_string()))),
-        })?;
+        let none = |error: pem::Error| cannot(format!("it holds no key in PEM without a passphrase ({error})"));
+        let key = PrivateKeyDer::from_pem_file(key).map_err(none)?;
         let usable = rustls::crypto::ring::sign::any_supported_type(&key);
         usable.map(drop).map_err(|error| cannot(sentence(&error.to_string())))
     }
