@@ -1,6 +1,5 @@
 //! The subcommands, one file each.
 
-mod r#break;
 mod completions;
 mod describe;
 mod flock;
@@ -28,7 +27,7 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),
         Command::Wait(args) => wait::run(args, &environment?),
-        Command::Break(args) => r#break::run(args, &environment?),
+        Command::Break(args) => unlock::run_break(args, &environment?),
         Command::Status(args) => status::run(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
         Command::Describe(args) => describe::run(args),
