@@ -1,11 +1,9 @@
 //! The subcommands, one file each.
 
-mod completions;
 mod describe;
 mod flock;
 mod initialize;
 mod lock;
-mod man;
 mod progress;
 mod run;
 mod status;
@@ -31,8 +29,8 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Status(args) => status::run(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
         Command::Describe(args) => describe::run(args),
-        Command::Completions(args) => completions::run(args),
-        Command::Man(args) => man::run(args),
+        Command::Completions(args) => describe::completions(args),
+        Command::Man(args) => describe::man(args),
     }?;
     Ok(exit_code::DONE)
 }
