@@ -11,7 +11,7 @@ use crate::keeper::process::Keeper;
 use crate::mutex::register::Stored;
 use crate::owner::{Instance, Owner, Place};
 use crate::printable;
-use crate::process::{self, FIRST_PID_NAMESPACE, Observation, Process};
+use crate::process::{self, FIRST_PID_NAMESPACE, Process};
 use crate::record::Entry;
 use crate::verdict::{RUN_VARIABLE, started_after};
 
@@ -72,11 +72,7 @@ impl ProcessClaimant {
     /// lease, and is started when the lock seems to be free.
     pub fn discover(here: &Place, owner_pid: Option<Pid>, needs_keeper: bool) -> Self {
         let parent = getppid();
-        let watched = parent.into_iter().chain(owner_pid).filter_map(|pid| match process::observe(pid) {
-            Observation::Running(process) => Some(process),
-            _ => None,
-        });
-        let watched: Vec<_> = watched.collect();
+        let watched: Vec<_> = parent.into_iter().chain(owner_pid).filter_map(process::running).collect();
         // A pidfd opened before this check belongs to the parent, not to a process that reused its PID.
         let parent_ended = getppid() != parent;
 

@@ -1,12 +1,9 @@
 //! The subcommands, one file each.
 
-mod r#break;
-mod completions;
 mod describe;
 mod flock;
 mod initialize;
 mod lock;
-mod man;
 mod progress;
 mod run;
 mod status;
@@ -28,12 +25,12 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),
         Command::Wait(args) => wait::run(args, &environment?),
-        Command::Break(args) => r#break::run(args, &environment?),
+        Command::Break(args) => unlock::run_break(args, &environment?),
         Command::Status(args) => status::run(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
         Command::Describe(args) => describe::run(args),
-        Command::Completions(args) => completions::run(args),
-        Command::Man(args) => man::run(args),
+        Command::Completions(args) => describe::completions(args),
+        Command::Man(args) => describe::man(args),
     }?;
     Ok(exit_code::DONE)
 }

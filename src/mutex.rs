@@ -113,17 +113,6 @@ pub enum Acquired {
     NotNeeded,
 }
 
-impl Acquired {
-    /// The fencing token, where the store numbers its states.
-    pub fn fencing(&self) -> Option<u64> {
-        match self {
-            Self::Free(grant) | Self::TakenOver(grant, _) => grant.fencing,
-            Self::AlreadyHeld(held) => held.entry.as_ref()?.fencing,
-            Self::NotNeeded => None,
-        }
-    }
-}
-
 /// Which entries a release removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose<'a> {

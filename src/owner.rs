@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::process::{Pid, getuid};
 
-use crate::process::{self, Observation, Process};
+use crate::process::{self, Process};
 
 /// Where a PID means something: one boot of one machine, seen from one PID namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,10 +77,8 @@ pub struct Owner {
 impl Owner {
     /// The process `pid` of this host, unless it has ended.
     pub fn of(pid: Pid, here: &Place) -> io::Result<Self> {
-        match process::observe(pid) {
-            Observation::Running(process) => Ok(Self::new(&process, here)),
-            _ => Err(io::Error::other(format!("process {pid} has ended"))),
-        }
+        let process = process::running(pid).ok_or_else(|| io::Error::other(format!("process {pid} has ended")))?;
+        Ok(Self::new(&process, here))
     }
 
     /// A process of this host.

@@ -97,9 +97,14 @@ pub fn observe(pid: Pid) -> Observation {
     if process.has_ended() { Observation::Ended } else { Observation::Running(process) }
 }
 
+/// The process `pid`, unless it is proved that none runs.
+pub fn running(pid: Pid) -> Option<Process> {
+    if let Observation::Running(process) = observe(pid) { Some(process) } else { None }
+}
+
 /// Whether certainly this process of that PID runs.
 pub fn is_running((pid, instance): (Pid, Instance)) -> bool {
-    matches!(observe(pid), Observation::Running(process) if instance.same_as(process.instance) == Some(true))
+    running(pid).is_some_and(|process| instance.same_as(process.instance) == Some(true))
 }
 
 fn inode(pidfd: &OwnedFd) -> Option<u64> {
@@ -291,7 +296,7 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Opti
             && one.environ().iter().any(|entry| entry.to_str() == Some(&wanted))
             && one.name() != "serializer"
             && !is_ancestor(pid);
-        let Observation::Running(process) = is_related.then(|| observe(pid))? else { return None };
+        let process = is_related.then(|| running(pid))??;
         let arguments: Vec<String> = one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
         Some(Relative { command: printable::command_line(&arguments), process })
     };

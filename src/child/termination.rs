@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_send_signal, waitid};
 
 use crate::backend;
-use crate::process::{self, Observation, Process, since_boot};
+use crate::process::{self, Process, since_boot};
 
 /// How often to look for processes that were started while others were stopped.
 const MAX_ROUNDS: usize = 50;
@@ -21,7 +21,7 @@ const REFRESH: Duration = Duration::from_millis(50);
 pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
     let time_left = || Duration::from_millis(kill_at.saturating_sub(since_boot()));
     // Listed first: a process whose parent has ended is not found by it any more.
-    let mut all: Vec<Process> = observe(root).filter(|_| root != getpid()).into_iter().collect();
+    let mut all: Vec<Process> = process::running(root).filter(|_| root != getpid()).into_iter().collect();
     add_descendants(&mut all, None);
     if !time_left().is_zero() {
         signal_all(&all, Signal::TERM);
@@ -59,17 +59,10 @@ fn add_descendants(all: &mut Vec<Process>, spared: Option<Pid>) -> bool {
     let found = process::descendants_of_all(&known.iter().copied().collect::<Vec<_>>());
     let new = found.into_iter().filter(|pid| !known.contains(pid) && Some(*pid) != spared);
     // A number may have become another process's since it was listed.
-    let new = new.filter_map(|pid| observe(pid).filter(|_| process::has_ancestor_among(pid, &known)));
+    let new = new.filter_map(|pid| process::running(pid).filter(|_| process::has_ancestor_among(pid, &known)));
     let before = all.len();
     all.extend(new);
     all.len() > before
-}
-
-fn observe(pid: Pid) -> Option<Process> {
-    match process::observe(pid) {
-        Observation::Running(process) => Some(process),
-        _ => None,
-    }
 }
 
 fn signal_all(all: &[Process], signal: Signal) {

@@ -1,12 +1,13 @@
-//! `serializer describe`: the commands as Meltano extensions list them, from the command line's declaration.
+//! What the declaration of the command line is good for besides: `describe`, `completions` and `man`.
 
 use std::collections::HashMap;
 
 use clap::CommandFactory;
 use serde::Serialize;
 
-use crate::cli::{Cli, DescribeArgs, DescribeFormat};
+use crate::cli::{Cli, CompletionsArgs, DescribeArgs, DescribeFormat, ManArgs};
 use crate::error::Error;
+use crate::printable;
 
 #[derive(Serialize)]
 struct Description {
@@ -14,6 +15,7 @@ struct Description {
     description: String,
 }
 
+/// `serializer describe`: the commands as Meltano extensions list them.
 pub fn run(args: &DescribeArgs) -> Result<(), Error> {
     let program = Cli::command();
     let commands = program.get_subcommands().filter(|command| !command.is_hide_set()).map(|command| Description {
@@ -27,4 +29,26 @@ pub fn run(args: &DescribeArgs) -> Result<(), Error> {
             .map_err(|error| Error::failed(error.to_string()))?,
     };
     super::print(text.as_bytes())
+}
+
+/// `serializer completions`
+pub fn completions(args: &CompletionsArgs) -> Result<(), Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "serializer", &mut script);
+    super::print(&script)
+}
+
+/// `serializer man`
+pub fn man(args: &ManArgs) -> Result<(), Error> {
+    let mut command = Cli::command();
+    command.build();
+    if let Some(name) = &args.command {
+        let unknown = || Error::usage(format!("there is no command `{}`", printable::field(name)));
+        // Pages of subcommands are named as git's are.
+        command = command.find_subcommand(name).ok_or_else(unknown)?.clone().display_name(format!("serializer-{name}"));
+    }
+    let mut page = Vec::new();
+    let rendered = clap_mangen::Man::new(command).render(&mut page);
+    rendered.map_err(|error| Error::failed(format!("cannot write the manual page: {error}")))?;
+    super::print(&page)
 }

@@ -45,14 +45,22 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     {
         keep(&lock, &mut mutex, &claimant, unkept, lease, orphans, on_lost)?;
     }
-    match &acquired {
-        Acquired::TakenOver(_, from) => {
+    let number = match &acquired {
+        Acquired::TakenOver(grant, from) => {
             tracing::info!("locked `{location}` for {described}, taken over from {}: {}", Holder::new(from), from.verdict);
+            grant.fencing
         }
-        Acquired::AlreadyHeld(held) => tracing::warn!("`{location}` is already locked by {}", Holder::new(held)),
-        Acquired::Free(_) | Acquired::NotNeeded => tracing::info!("locked `{location}` for {described}"),
-    }
-    match acquired.fencing().filter(|_| args.print_token) {
+        Acquired::AlreadyHeld(held) => {
+            tracing::warn!("`{location}` is already locked by {}", Holder::new(held));
+            held.entry.as_ref().and_then(|entry| entry.fencing)
+        }
+        Acquired::Free(grant) => {
+            tracing::info!("locked `{location}` for {described}");
+            grant.fencing
+        }
+        Acquired::NotNeeded => None,
+    };
+    match number.filter(|_| args.print_token) {
         Some(number) => super::print(format!("{number}\n").as_bytes()),
         None => Ok(()),
     }

@@ -83,7 +83,7 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
 
 /// Runs a job; tells how its command ended.
 pub fn execute(job: &Job) -> Result<u8, Error> {
-    let program = Path::new(job.command.first().map_or("".as_ref(), OsString::as_os_str));
+    let program = job.command.first().map_or(Path::new(""), Path::new);
     // A mistyped command must not wait for hours to be told.
     look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
     if child::are_ends_lost() {

@@ -1,16 +1,16 @@
-//! `serializer unlock`
+//! `serializer unlock` and `serializer break`
 
 use std::time::Duration;
 
 use crate::backend;
 use crate::claimant::ProcessClaimant;
-use crate::cli::UnlockArgs;
+use crate::cli::{BreakArgs, UnlockArgs};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::holder::Holder;
 use crate::keeper;
 use crate::local_time::short;
-use crate::mutex::{Mutex, Released, Whose};
+use crate::mutex::{self, Mutex, Released, Whose};
 use crate::owner::Place;
 use crate::record::Outcome;
 use crate::verdict::LocalJudge;
@@ -33,6 +33,24 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     Ok(())
 }
 
+pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
+    let lock = environment.lock(&args.file, args.name.as_deref())?;
+    let here = Place::here();
+    // Only the token counts, for a lock of this process as well.
+    let claimant = ProcessClaimant::discover(&here, None, false);
+    let judge = LocalJudge::new(here, environment.orphans(None)?);
+    let released = Mutex::new(backend::open(&lock)?, &judge).release(&claimant, Whose::Of(&args.token), Outcome::Unknown);
+    let location = lock.printable();
+    let hint = "the token is not that of a holder: the lock has changed hands, or this is a fencing token; \
+                `serializer status --json` shows both";
+    let released = released.map_err(|error| match error {
+        mutex::Error::NotOurs(_) => Error::mutex("break", &location, error).with_hint(hint),
+        error => Error::mutex("break", &location, error),
+    })?;
+    report(&location, released);
+    Ok(())
+}
+
 /// What is said about an own lock that was released.
 pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
     let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", short(stays)));
@@ -40,7 +58,7 @@ pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
 }
 
 /// Tells what was released.
-pub fn report(location: &str, released: Released) {
+fn report(location: &str, released: Released) {
     match released {
         Released::Own { stays, .. } => tracing::info!("{}", unlocked(location, stays)),
         Released::Stale(former) => {

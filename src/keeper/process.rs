@@ -27,7 +27,7 @@ use crate::config::OnLost;
 use crate::mutex::register::Stored;
 use crate::mutex::{Mutex, Whose};
 use crate::owner::{Instance, Place};
-use crate::process::{self, Observation, is_readable, since_boot};
+use crate::process::{self, is_readable, since_boot};
 use crate::record::{Entry, Outcome, Record};
 use crate::store::{StoreSettings, StoreUrl};
 use crate::verdict::{Held, Judge, LocalJudge, Orphans, Verdict};
@@ -80,8 +80,8 @@ impl Keeper {
         let (pid, channel) = helper::spawn("serializer", NAME, |command| {
             command.stdout(Stdio::null()).stderr(Stdio::null());
         })?;
-        let Observation::Running(process) = process::observe(pid) else { return Err(has_ended()) };
-        Ok(Self { pid, instance: process.instance, channel })
+        let instance = process::running(pid).ok_or_else(has_ended)?.instance;
+        Ok(Self { pid, instance, channel })
     }
 
     /// Which process it is.
@@ -121,7 +121,7 @@ fn has_ended() -> io::Error {
 
 /// Not by the PID alone, which may have become another process's.
 fn kill((pid, instance): (Pid, Instance)) {
-    if let Observation::Running(process) = process::observe(pid)
+    if let Some(process) = process::running(pid)
         && instance.same_as(process.instance) == Some(true)
         && let Some(pidfd) = process.ended_fd()
     {
