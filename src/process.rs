@@ -86,7 +86,7 @@ pub fn observe(pid: Pid) -> Observation {
         Ok(pidfd) => Some(pidfd),
         Err(Errno::SRCH) => return Observation::Gone,
         // EINVAL or, since Linux 6.16, ENOENT: alive, but not the leader of a thread group.
-        Err(_) if is_thread(pid) => return Observation::Thread,
+        Err(_) if status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string()) => return Observation::Thread,
         // Without pidfds (ENOSYS, or EPERM of a seccomp filter) a zombie cannot be told from a process whose main
         // thread has ended, so only absence counts.
         Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => return Observation::Gone,
@@ -134,10 +134,6 @@ fn status_field(pid: Pid, name: &str) -> Option<String> {
 /// The signals that were sent to a process and not yet taken by it, as a bit set.
 pub fn pending_signals(pid: Pid) -> Option<u64> {
     u64::from_str_radix(&status_field(pid, "ShdPnd:")?, 16).ok()
-}
-
-fn is_thread(pid: Pid) -> bool {
-    status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string())
 }
 
 /// A field of `/proc/PID/stat`, see proc(5).
