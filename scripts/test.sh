@@ -158,11 +158,11 @@ while read -r name program; do program_of[$name]=$program; done < <(jq -r \
     "$logs/programs.json")
 
 lint() {
-    quietly clippy nice -n 19 cargo clippy --all-targets --all-features -- -D warnings &&
+    quietly clippy nice -n 10 cargo clippy --all-targets --all-features -- -D warnings &&
         # Other code is unused without the stores.
-        quietly clippy-without-stores nice -n 19 cargo clippy --all-targets -- -D warnings
+        quietly clippy-without-stores nice -n 10 cargo clippy --all-targets -- -D warnings
 }
-document() { RUSTDOCFLAGS='-D warnings' quietly doc nice -n 19 cargo doc --no-deps --quiet --all-features; }
+document() { RUSTDOCFLAGS='-D warnings' quietly doc nice -n 10 cargo doc --no-deps --quiet --all-features; }
 
 if [ "$quick" ]; then
     announce "clippy, and the tests of one host (two minutes)"
