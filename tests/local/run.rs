@@ -313,10 +313,11 @@ fn what_waits_for_our_turn_takes_no_signals_that_are_for_the_command() {
     holder.lock();
     let start = || Waiter::start(run(&locks, &["--sleep-seconds", "3600", "true"]));
     let (first, second) = (start(), start());
+    // Each has said that it waits, and then takes its place.
     let thread = || {
-        let mut threads = fs::read_dir(format!("/proc/{}/task", second.pid())).expect("its threads");
+        let threads = |waiter: &Waiter| fs::read_dir(format!("/proc/{}/task", waiter.pid())).expect("its threads");
         let is_queue = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "queue\n");
-        threads.find_map(|thread| Some(thread.ok()?.path()).filter(is_queue))
+        threads(&first).chain(threads(&second)).find_map(|thread| Some(thread.ok()?.path()).filter(is_queue))
     };
     until("one of them waits in line", || thread().is_some());
     let status = fs::read_to_string(thread().expect("it waits").join("status")).expect("it can be read");
