@@ -27,7 +27,6 @@ use self::options::Options;
 use super::aws::Account;
 use super::failure::{Cause, Failure};
 use super::key::name_after;
-use super::network::of_newer_version;
 use super::retry::since_1970;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
@@ -255,7 +254,7 @@ fn state(item: &HashMap<String, AttributeValue>) -> Result<State, Failure> {
         Some(_) => Err(foreign(name)),
     };
     if *text_of("format")?.ok_or_else(|| foreign("format"))? != FORMAT.to_string() {
-        return Err(of_newer_version());
+        return Err(Failure::of_newer_version());
     }
     let number: u64 = text_of("version")?.and_then(|number| number.parse().ok()).ok_or_else(|| foreign("version"))?;
     let value = text_of("record")?.cloned();

@@ -56,6 +56,11 @@ impl Failure {
         Self { cause: Cause::Permanent, ..Self::transient(why) }
     }
 
+    /// What is stored has a format that is not known yet.
+    pub fn of_newer_version() -> Self {
+        Self::permanent("a newer version of this program has written it").with_hint("use that version here, too")
+    }
+
     /// The same failure, with what the user can do about it.
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }

@@ -204,11 +204,6 @@ pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
     }
 }
 
-/// The failure of what is stored in a format that is not known yet.
-pub fn of_newer_version() -> Failure {
-    Failure::permanent("a newer version of this program has written it").with_hint("use that version here, too")
-}
-
 /// A server's words as part of a sentence: on one line, lower case where it is a word, and without its end.
 pub fn sentence(text: &str) -> String {
     let text: String = text.chars().map(|c| if printable::is_safe(c) { c } else { ' ' }).take(MAX_TEXT).collect();

@@ -21,7 +21,7 @@ use self::address::Address;
 use self::engine::Engine;
 use self::failure::Phase;
 use super::failure::{Cause, Failure};
-use super::network::{of_newer_version, variable};
+use super::network::variable;
 use super::retry::jittered;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
@@ -129,7 +129,7 @@ pub fn hex(bytes: &[u8]) -> String {
 fn state(row: &[Option<String>]) -> Result<State, Failure> {
     let [Some(number), record, format, ..] = row else { return Ok(State::default()) };
     if format.as_deref() != Some("1") {
-        return Err(of_newer_version());
+        return Err(Failure::of_newer_version());
     }
     let version = format!("{number} {}", record.as_deref().unwrap_or_default()).into_bytes();
     let number = number.parse().map_err(|_| Failure::permanent("its version is not a number from 0 on"))?;

@@ -94,8 +94,7 @@ impl Register {
     /// Stores `record`, or removes what is stored, only if `seen` is still stored.
     pub fn put(&mut self, seen: Option<&Stored>, record: Option<&Record>) -> Result<Write, Error> {
         if record.is_some() && seen.and_then(|seen| seen.record.as_ref()).is_some_and(Record::is_newer) {
-            let failure = Failure::permanent("a newer version of this program has written it");
-            return Err(self.error("change the lock", failure.with_hint("use that version here, too")));
+            return Err(self.error("change the lock", Failure::of_newer_version()));
         }
         if self.last.is_none() {
             self.read()?;

@@ -161,8 +161,7 @@ fn foreign(bytes: &[u8]) -> Option<Failure> {
         let hint = format!("the file is a lock file of one machine, or another program's; {REMOVE}, or choose another name");
         return Some(Failure::permanent("it is not a lock that hosts share").with_hint(hint));
     }
-    let newer = || Failure::permanent("a newer version of this program has written it").with_hint("update this program");
-    (!is_like(FORMAT)).then(newer)
+    (!is_like(FORMAT)).then(Failure::of_newer_version)
 }
 
 #[cfg(test)]

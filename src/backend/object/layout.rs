@@ -14,7 +14,6 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::backend::failure::Failure;
-use crate::backend::network::of_newer_version;
 use crate::record::MAX_BYTES;
 
 const MAGIC: &str = "serializer-lock ";
@@ -62,7 +61,7 @@ impl Body {
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_BODY);
         let (format, rest) = text.and_then(|text| text.strip_prefix(MAGIC)?.split_once('\n')).ok_or_else(foreign)?;
         if format.parse::<u32>().map_err(|_| foreign())? != FORMAT {
-            return Err(of_newer_version());
+            return Err(Failure::of_newer_version());
         }
         let (head, value) = rest.split_once("\n\n").ok_or_else(foreign)?;
         let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
