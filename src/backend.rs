@@ -29,7 +29,7 @@ pub mod seam;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod sql;
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -65,21 +65,34 @@ pub fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> 
     }
 }
 
-/// Which lock, and where it is.
+/// Which register, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
-    /// A file at this path.
-    File(PathBuf),
-    /// A lock of this name in a store that many hosts share.
-    Store(StoreSettings, OsString),
+    /// A file in this directory.
+    File(PathBuf, Key),
+    /// In a store that many hosts share.
+    Store(StoreSettings, Key),
 }
 
 impl Location {
+    /// The lock whose file has this path.
+    pub fn file(path: &Path) -> Self {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::File(parent.to_owned(), Key::lock(path.file_name().unwrap_or_default()))
+    }
+
+    /// The lock of this name in a store.
+    pub fn store(settings: StoreSettings, name: &OsStr) -> Self {
+        Self::Store(settings, Key::lock(name))
+    }
+
     /// What it is called in messages.
     pub fn printable(&self) -> String {
         match self {
-            Self::File(path) => printable::path(path),
-            Self::Store(settings, name) => format!("{}#{}", settings.url, printable::path(Path::new(name))),
+            Self::File(directory, key) => printable::path(&directory.join(file::file_name(key))),
+            Self::Store(settings, key) => {
+                format!("{}#{}{}", settings.url, key.kind.prefix(), printable::path(Path::new(&key.name)))
+            }
         }
     }
 
@@ -89,16 +102,13 @@ impl Location {
     }
 }
 
-/// Opens the register that keeps a lock, without touching it.
+/// Opens a register, without touching it.
 pub fn open(location: &Location) -> Result<Register, Error> {
-    let (store, name): (Box<dyn seam::Store>, _) = match location {
-        Location::File(path) => {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            (Box::new(file::Files::new(parent)), path.file_name().unwrap_or_default())
-        }
-        Location::Store(settings, name) => (open_store(settings)?, name.as_os_str()),
+    let (store, key): (Box<dyn seam::Store>, _) = match location {
+        Location::File(directory, key) => (Box::new(file::Files::new(directory)), key),
+        Location::Store(settings, key) => (open_store(settings)?, key),
     };
-    Ok(Register::new(store, Key::lock(name), location.printable()))
+    Ok(Register::new(store, key.clone(), location.printable()))
 }
 
 /// Opens a store, without connecting to it.
@@ -110,19 +120,19 @@ pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn seam::Store>, Erro
 /// A table with more pages of locks is not for locks alone, and going through it costs money in some stores.
 const MAX_PAGES: usize = 1000;
 
-/// All locks of a store that are held, or were, in the order of their names.
-pub fn all_in(settings: &StoreSettings) -> Result<Vec<Location>, Error> {
+/// All registers of a kind in a store that have a value, in the order of their names.
+pub fn all_in(settings: &StoreSettings, kind: Kind) -> Result<Vec<Location>, Error> {
     let place = || settings.url.to_string();
     let mut store = open_store(settings)?;
     let mut locks = Vec::new();
     let mut after = None;
     for _ in 0..MAX_PAGES {
-        let page = match store.list(Kind::Lock, after.as_deref()) {
+        let page = match store.list(kind, after.as_deref()) {
             Err(Failure { cause: Cause::NotPrepared, .. }) => Page::default(),
             page => page.map_err(|failure| failure.during("list the locks of", place()))?,
         };
         let held = page.entries.into_iter().filter(|(_, state)| state.value.is_some());
-        locks.extend(held.map(|(name, _)| Location::Store(settings.clone(), name)));
+        locks.extend(held.map(|(name, _)| Location::Store(settings.clone(), Key { kind, name })));
         after = page.next;
         if after.is_none() {
             return Ok(locks);

@@ -17,7 +17,8 @@ pub use values::{
 };
 
 use crate::backend::Location;
-use crate::cli::{LockFileArgs, RequestArgs, WaitingArgs};
+use crate::backend::seam::{Key, Kind};
+use crate::cli::{LockFileArgs, PlaceArgs, RequestArgs, WaitingArgs};
 use crate::error::Error;
 use crate::mode::Mode;
 use crate::mutex::Request;
@@ -33,6 +34,9 @@ const DEFAULT_DIR: &str = "/tmp";
 const DEFAULT_FILE_NAME: &str = "serializer.lck";
 const DEFAULT_SLEEP: Duration = Duration::from_secs(1);
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+
+/// The longest key, in bytes.
+const MAX_KEY: usize = 1000;
 
 /// The longest time to wait for an answer of a store.
 const MAX_ANSWER: Duration = Duration::from_secs(5);
@@ -73,17 +77,17 @@ impl Environment {
             None => resolve(args.file_name.clone(), "FILE_NAME", &self.file_name, parse_path)?,
         };
         let name = name.or(configured.as_deref()).unwrap_or(Path::new(DEFAULT_FILE_NAME));
-        let Some(store) = self.store(args, Some(name))? else {
-            return Ok(Location::File(lock_path(self.directory(args)?.join(name), name)?));
+        let Some(store) = self.store(Kind::Lock, &args.place, Some(name))? else {
+            return Ok(Location::file(&lock_path(self.directory(Kind::Lock, &args.place)?.join(name), name)?));
         };
         let Some(directory) = store.url.directory() else {
             let name = printable_path(name.to_owned())?;
-            return Ok(Location::Store(store, name.into()));
+            return Ok(Location::store(store, name.as_os_str()));
         };
         // The name may be a path of its own. All spellings of a file's path are one lock.
         let path = lock_path(directory.join(name), name)?;
         let url = store.url.in_directory(path.parent().unwrap_or(&directory));
-        Ok(Location::Store(StoreSettings { url, ..store }, path.file_name().unwrap_or_default().to_owned()))
+        Ok(Location::store(StoreSettings { url, ..store }, path.file_name().unwrap_or_default()))
     }
 
     /// The locks `names`, or the configured one if there are no names.
@@ -94,8 +98,22 @@ impl Environment {
         names.iter().map(|name| self.lock(args, Some(name))).collect()
     }
 
-    /// The store of a lock of that name; `None` for a lock file of this machine.
-    pub fn store(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Option<StoreSettings>, Error> {
+    /// A key that runs once.
+    pub fn key(&self, args: &PlaceArgs, key: &str) -> Result<Location, Error> {
+        let is_valid = (1..=MAX_KEY).contains(&key.len()) && !key.chars().any(char::is_control);
+        if !is_valid {
+            let why = format!("expected 1 to {MAX_KEY} bytes of text without control characters");
+            return Err(Error::usage(format!("cannot use the key `{}`: {why}", printable::field(key))));
+        }
+        let key = Key { kind: Kind::Once, name: key.into() };
+        Ok(match self.store(Kind::Once, args, None)? {
+            Some(store) => Location::Store(store, key),
+            None => Location::File(self.directory(Kind::Once, args)?, key),
+        })
+    }
+
+    /// The store of a register of that kind and name; `None` for a file of this machine.
+    pub fn store(&self, kind: Kind, args: &PlaceArgs, name: Option<&Path>) -> Result<Option<StoreSettings>, Error> {
         // `SERIALIZER_STORE=$MELTANO_DATABASE_URI` with an unset variable must not become a local lock.
         if self.store.as_deref() == Some("") && args.store.is_none() && args.dir.is_none() {
             let hint = "set it to an address, or unset it for locks of this machine alone";
@@ -112,7 +130,7 @@ impl Environment {
                 args.dir.is_some() || args.lease_seconds.is_some() || is_set(&self.dir) || name.is_some_and(Path::is_absolute);
             let has_lease = args.lease_seconds.is_some() || is_set(&self.lease_seconds);
             let is_shared = is_named && has_lease;
-            is_shared.then(|| self.directory(args)).transpose()?.as_deref().map(StoreUrl::of_directory)
+            is_shared.then(|| self.directory(kind, args)).transpose()?.as_deref().map(StoreUrl::of_directory)
         };
         let Some(url) = url else { return Ok(None) };
         let password_file = resolve(None, "PASSWORD_FILE", &self.password_file, parse_path)?;
@@ -121,14 +139,17 @@ impl Environment {
         Ok(Some(StoreSettings { url, password_file, timeout }))
     }
 
-    fn lease(&self, args: &LockFileArgs) -> Result<Duration, Error> {
+    fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
         let lease = resolve(args.lease_seconds, "LEASE_SECONDS", &self.lease_seconds, parse_lease_seconds)?;
         Ok(lease.unwrap_or(DEFAULT_LEASE))
     }
 
-    /// The directory of lock files.
-    pub fn directory(&self, args: &LockFileArgs) -> Result<PathBuf, Error> {
+    /// The directory of files.
+    pub fn directory(&self, kind: Kind, args: &PlaceArgs) -> Result<PathBuf, Error> {
         let directory = resolve(args.dir.clone(), "DIR", &self.dir, parse_path)?;
+        if directory.is_none() && kind != Kind::Lock {
+            return state_directory();
+        }
         // Meltano runs plugins in the user's working directory, where two runs would use two files.
         let root = var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
         let directory = root.unwrap_or_default().join(directory.unwrap_or_else(|| DEFAULT_DIR.into()));
@@ -148,13 +169,13 @@ impl Environment {
     }
 
     /// What to ask for.
-    pub fn request(&self, args: &RequestArgs, lock: &LockFileArgs, location: &Location) -> Result<Request, Error> {
+    pub fn request(&self, args: &RequestArgs, place: &PlaceArgs, location: &Location) -> Result<Request, Error> {
         let mode = if args.shared {
             Mode::Shared
         } else {
             resolve(args.slots, "SLOTS", &self.slots, parse_slots)?.map_or(Mode::EXCLUSIVE, Mode::Slots)
         };
-        let lease = location.is_shared().then(|| self.lease(lock)).transpose()?;
+        let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
         if lease.is_none() && is_set(&self.lease_seconds) {
             tracing::warn!(
                 "`{PREFIX}LEASE_SECONDS` has no effect without `{PREFIX}STORE` or `{PREFIX}DIR`: \
@@ -162,7 +183,7 @@ impl Environment {
             );
         }
         let at_least = args.hold_at_least.filter(|at_least| !at_least.is_zero());
-        Ok(Request { mode, at_least, skip_if_done: false, lease })
+        Ok(Request { mode, at_least, lease, ..Request::default() })
     }
 
     /// The process that is to own the lock; `None` for the parent.
@@ -227,7 +248,17 @@ pub enum OnLost {
 /// The lock file at a path from the working directory.
 pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    Ok(Location::File(lock_path(absolute, path)?))
+    Ok(Location::file(&lock_path(absolute, path)?))
+}
+
+/// Where files are that must outlive a reboot: in a Meltano project, or in the user's home.
+pub fn state_directory() -> Result<PathBuf, Error> {
+    let named = |name: &str| var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let project = named("MELTANO_PROJECT_ROOT").map(|root| root.join(".meltano/serializer"));
+    let home = || Some(named("HOME")?.join(".local/state"));
+    let state = || Some(named("XDG_STATE_HOME").or_else(home)?.join("serializer"));
+    let none = || Error::usage("there is no directory for keys: `HOME` is not set").with_hint("name one with `--dir`");
+    project.or_else(state).ok_or_else(none)
 }
 
 /// `path`, which was made from `name`, if a lock file can be there.

@@ -1,7 +1,7 @@
 //! Everything that can end a command, as one line for people, with an exit code and a hint.
 
 use crate::backend;
-use crate::exit_code::{BUSY, FAILED, LOST, REFUSED, USAGE};
+use crate::exit_code::{BUSY, FAILED, GIVEN_UP, LOST, REFUSED, USAGE};
 use crate::holder::listed;
 use crate::mutex::{self, Lost};
 use crate::verdict::{Held, Holding, Unknown};
@@ -77,6 +77,8 @@ impl Error {
             E::NotLocked if location.contains("://") => Self::failed(format!("{message}: {error}")).with_hint(
                 "a lock is released when its owner ends, by default the process that has started `lock`: `--owner-pid $$`",
             ),
+            E::GivenUp(why) => Self::new(GIVEN_UP, format!("{message}: it is given up: {why}"))
+                .with_hint("`serializer forget KEY` lets it run again"),
             E::Absent | E::NotLocked | E::Entry(_) => Self::failed(format!("{message}: {error}")),
         }
     }

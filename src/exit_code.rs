@@ -12,6 +12,10 @@ pub const BUSY: u8 = 75;
 pub const LOST: u8 = 76;
 /// Another process holds the lock, so it was not released.
 pub const REFUSED: u8 = 77;
+/// `lock --once`: the key is done, so it was not locked.
+pub const ALREADY_DONE: u8 = 79;
+/// The key has failed, or was interrupted, as often as it may; it was not run.
+pub const GIVEN_UP: u8 = 80;
 /// The command was found, but cannot be run.
 pub const CANNOT_RUN: u8 = 126;
 /// The command was not found.

@@ -62,11 +62,11 @@ impl Charge {
     }
 }
 
-/// Acts for the holder, by the token of the acquisition.
+/// Acts for the holder, by the token of the acquisition, or by its fencing token.
 pub struct TokenHolder<'a>(pub &'a str);
 
 impl Claimant for TokenHolder<'_> {
     fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
-        entry.token.as_deref() == Some(self.0)
+        entry.token.as_deref() == Some(self.0) || entry.fencing.is_some_and(|number| number.to_string() == self.0)
     }
 }

@@ -27,6 +27,7 @@ mod local_time;
 mod logging;
 pub mod mode;
 pub mod mutex;
+pub mod once;
 pub mod owner;
 pub mod panics;
 mod printable;

@@ -21,7 +21,7 @@ pub fn short(duration: Duration) -> String {
 
 /// The zone that `TZ` names, or else the system's. jiff could look names up itself, but reads the whole directory of zones
 /// for it, which takes longer than locking.
-fn zone() -> TimeZone {
+pub fn zone() -> TimeZone {
     let name = std::env::var("TZ").ok().filter(|name| !name.is_empty() && !name.contains(".."));
     let named = name.and_then(|name| {
         let name = name.trim_start_matches(':');

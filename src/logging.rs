@@ -53,7 +53,7 @@ pub fn report(error: &Error) {
     let message = error.to_string();
     match &error.hint {
         // A user that has it count as a success, in cron for example, must be able not to hear of it.
-        _ if error.code == exit_code::DONE => tracing::info!("{message}"),
+        _ if [exit_code::DONE, exit_code::ALREADY_DONE].contains(&error.code) => tracing::info!("{message}"),
         None => tracing::error!("{message}"),
         // Programs and logs show the last line only, so that it must hold everything.
         Some(hint) if !std::io::stderr().is_terminal() => tracing::error!("{message} (hint: {hint})"),

@@ -2,6 +2,7 @@
 //! for a [`Claimant`](crate::claimant::Claimant). `docs/protocol.md` argues why two processes never both hold a lock.
 
 mod acquire;
+pub mod key;
 mod notices;
 pub mod register;
 mod release;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend;
 use crate::backend::seam::State;
 use crate::mode::Mode;
+use crate::once::{Rule, Run};
 use crate::record::{Entry, Outcome, Record};
 use crate::verdict::{Former, Holding, Judge, Judged, Stale, Verdict, judge_all};
 use crate::waiter::Waiter;
@@ -77,7 +79,7 @@ impl Stored {
 pub type Looked = (Stored, Vec<Judged<Verdict>>);
 
 /// What a requester asks for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Request {
     /// Together with which holders.
     pub mode: Mode,
@@ -87,6 +89,8 @@ pub struct Request {
     pub skip_if_done: bool,
     /// How long the lock is held without a renewal; `None` where all requesters see each other.
     pub lease: Option<Duration>,
+    /// Of a key that runs once: how often.
+    pub once: Option<Rule>,
 }
 
 /// An acquisition.
@@ -98,6 +102,8 @@ pub struct Grant {
     pub fencing: Option<u64>,
     /// The beginning of the lease, in milliseconds since boot.
     pub leased_at: u64,
+    /// The number of the run of a key that runs once.
+    pub run: Option<u32>,
 }
 
 /// How a lock was acquired.
@@ -109,8 +115,8 @@ pub enum Acquired {
     TakenOver(Grant, Box<Former>),
     /// The requester held it before.
     AlreadyHeld(Box<Judged<Verdict>>),
-    /// It was not acquired: another process has done the work meanwhile.
-    NotNeeded,
+    /// It was not acquired: another process has done the work. With the run of a key that is done.
+    NotNeeded(Option<Box<Run>>),
 }
 
 /// Which entries a release removes.
@@ -154,6 +160,9 @@ pub enum Error {
     Absent,
     #[error("it is not locked")]
     NotLocked,
+    /// Of a key that runs once.
+    #[error("{0}")]
+    GivenUp(String),
     #[error("the same process holds it already, as {0}")]
     HeldOtherwise(Mode),
     #[error("the store has no clock, by which all could tell for how long it has been held")]

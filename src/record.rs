@@ -5,6 +5,7 @@ mod entry;
 
 pub use entry::{Entry, Lease, Outcome, parse_pid, random_token};
 
+use crate::once::Run;
 use entry::Fields;
 
 /// The largest record, in bytes: more than [`crate::mode::MAX_SLOTS`] entries usually need, and read in no time.
@@ -13,8 +14,11 @@ pub const MAX_BYTES: usize = 64 * 1024;
 /// The `v=` of the record of a plain mutex.
 const PLAIN: u32 = 1;
 
-/// The newest `v=` that this program understands.
-const VERSION: u32 = 2;
+/// The `v=` of a lock's record that is not plain.
+const LOCK: u32 = 2;
+
+/// The newest `v=` that this program understands, that of a key that runs once: older programs take it for held.
+const VERSION: u32 = 3;
 
 /// What is written down about the holders of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,14 +34,24 @@ const TOO_LARGE: &str = "it is larger than 64 KiB";
 impl Record {
     /// The record of these holders; `None` when there are none, or too many for one record.
     pub fn of(entries: Vec<Entry>) -> Option<Self> {
-        let is_plain = matches!(entries.as_slice(), [entry] if entry.is_plain());
-        let record = Self { version: Some(if is_plain { PLAIN } else { VERSION }), entries };
+        let version = match entries.as_slice() {
+            entries if entries.iter().any(|entry| entry.once.is_some()) => VERSION,
+            [entry] if entry.is_plain() => PLAIN,
+            _ => LOCK,
+        };
+        let record = Self { version: Some(version), entries };
         (!record.entries.is_empty() && record.to_text().len() <= MAX_BYTES).then_some(record)
     }
 
     /// The parts of all acquisitions; never empty.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// The entry of the last run of a key that runs once, and the run.
+    pub fn last_run(&self) -> Option<(&Entry, &Run)> {
+        let entry = self.entries.iter().rfind(|entry| entry.released != Some(Outcome::Lost))?;
+        Some((entry, entry.once.as_ref()?))
     }
 
     /// Whether the Python plugin wrote this.

@@ -54,7 +54,7 @@ impl Files {
 }
 
 /// The file of a lock has the lock's name. Files of other kinds are named as in a shared directory.
-fn file_name(key: &Key) -> OsString {
+pub(super) fn file_name(key: &Key) -> OsString {
     if key.kind == Kind::Lock { key.name.clone() } else { stored_name(key) }
 }
 

@@ -21,13 +21,13 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             Some(statements) => super::print(statements.as_bytes()),
             None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url))),
         },
-        Location::File(_) if args.print_sql => {
+        Location::File(..) if args.print_sql => {
             let hint = "name one with `--store` or `SERIALIZER_STORE`";
             Err(Error::usage("`--print-sql` needs a database").with_hint(hint))
         }
         Location::Store(settings, _) => {
             // One for all processes that try, since not every store can remove it.
-            let mut register = backend::open(&Location::Store(settings.clone(), ".serializer.probe".into()))?;
+            let mut register = backend::open(&Location::store(settings.clone(), ".serializer.probe".as_ref()))?;
             register.verify_conditional_writes()?;
             try_out(&mut register, &probe()?)?;
             if let Some(advice) = register.advice() {
@@ -37,12 +37,11 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
             Ok(())
         }
-        Location::File(path) => initialize_directory(path),
+        Location::File(directory, _) => initialize_directory(directory, &lock),
     }
 }
 
-fn initialize_directory(lock_file: &Path) -> Result<(), Error> {
-    let directory = lock_file.parent().unwrap_or(lock_file);
+fn initialize_directory(directory: &Path, lock: &Location) -> Result<(), Error> {
     let shown = printable::path(directory);
     if !directory.is_dir() {
         let cannot = |error| Error::failed(format!("cannot create the lock directory `{shown}`: {}", backend::plain(&error)));
@@ -52,13 +51,13 @@ fn initialize_directory(lock_file: &Path) -> Result<(), Error> {
     let probe = probe()?;
     let token = probe.entries().first().and_then(|entry| entry.token.as_deref()).unwrap_or_default();
     let path = directory.join(format!(".serializer.{token}.probe"));
-    let tried = try_out(&mut backend::open(&Location::File(path.clone()))?, &probe);
+    let tried = try_out(&mut backend::open(&Location::file(&path))?, &probe);
     if tried.is_err() {
         // Its name is random, so it is ours.
         let _ = fs::remove_file(&path);
     }
     tried?;
-    tracing::info!("locks can be kept in `{shown}`; the lock file is `{}`", printable::path(lock_file));
+    tracing::info!("locks can be kept in `{shown}`; the lock file is `{}`", lock.printable());
     Ok(())
 }
 

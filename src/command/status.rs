@@ -117,5 +117,5 @@ fn all_in(directory: &Path) -> Result<Vec<Location>, Error> {
         }
     }
     paths.sort();
-    Ok(paths.into_iter().map(Location::File).collect())
+    Ok(paths.iter().map(|path| Location::file(path)).collect())
 }

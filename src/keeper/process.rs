@@ -5,7 +5,6 @@
 //! between, the connection is closed, and the keeper ends. The store's address is not on its command line, where other users
 //! could read it. It has a session of its own, and none of the files of `lock`: a pipe would never end for its reader.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -19,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::thread::Renewing;
 use super::{Charge, LONG, TokenHolder};
-use crate::backend::seam::State;
+use crate::backend::seam::{Key, State};
 use crate::backend::{self, Location};
 use crate::child::helper;
 use crate::child::termination::end_tree;
@@ -64,7 +63,7 @@ struct Orders {
     url: String,
     password_file: Option<PathBuf>,
     timeout: Duration,
-    name: OsString,
+    key: Key,
     /// The record of this one holder.
     record: String,
     charge: Charge,
@@ -91,12 +90,12 @@ impl Keeper {
 
     /// Lets it keep the lease of `entry`. It has begun when this returns.
     pub fn keep(&self, location: &Location, entry: &Entry, charge: &Charge, orphans: Orphans, on_lost: OnLost) -> io::Result<()> {
-        let Location::Store(settings, name) = location else { return Err(io::ErrorKind::Unsupported.into()) };
+        let Location::Store(settings, key) = location else { return Err(io::ErrorKind::Unsupported.into()) };
         let StoreSettings { url, password_file, timeout } = settings.clone();
         let record = Record::of(vec![entry.clone()]).ok_or(io::ErrorKind::FileTooLarge)?.to_text();
-        let (name, charge) = (name.clone(), charge.clone());
+        let (key, charge) = (key.clone(), charge.clone());
         let rest = Duration::from_millis(charge.given_up().saturating_sub(since_boot()));
-        let orders = Orders { url: url.secret(), password_file, timeout, name, record, charge, orphans, on_lost };
+        let orders = Orders { url: url.secret(), password_file, timeout, key, record, charge, orphans, on_lost };
         send(&self.channel, &serde_json::to_vec(&orders)?, SendFlags::NOSIGNAL)?;
         backend::sleep(START.min(rest), &[self.channel.as_fd()])?;
         let mut answer = [0; MAX_ANSWER];
@@ -187,10 +186,10 @@ struct Ward {
 
 impl Ward {
     fn of(orders: Orders) -> Option<Self> {
-        let Orders { url, password_file, timeout, name, record, charge, orphans, on_lost } = orders;
+        let Orders { url, password_file, timeout, key, record, charge, orphans, on_lost } = orders;
         let settings = StoreSettings { url: StoreUrl::parse(&url).ok()?, password_file, timeout };
         let entry = Record::parse(record.as_bytes()).ok()?.entries().first()?.clone();
-        Some(Self { location: Location::Store(settings, name), entry, charge, orphans, on_lost })
+        Some(Self { location: Location::Store(settings, key), entry, charge, orphans, on_lost })
     }
 
     fn keep(self) -> io::Result<()> {

@@ -215,7 +215,7 @@ mod tests {
         for on_lost in [OnLost::Terminate, OnLost::Warn] {
             let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot() };
             let charge = Charge { grant, lease: Duration::from_secs(3600) };
-            let location = Location::File("/nonexistent".into());
+            let location = Location::file("/nonexistent".as_ref());
             let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread");
             assert!(!renewing.is_given_up() && !renewing.is_unanswered());
             renewing.keeper.lose("internal error");

@@ -8,6 +8,7 @@ use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, Seen};
 use crate::backend;
 use crate::claimant::Claimant;
 use crate::mode::Mode;
+use crate::once::{Ended, Next, Rule, Run};
 use crate::process::since_boot;
 use crate::record::{Entry, Lease, Outcome, Record};
 use crate::verdict::{Former, Held, Holding, Judged, Stale, Unknown, Verdict};
@@ -22,6 +23,8 @@ struct Bid<'b> {
     request: &'b Request,
     /// With `skip_if_done`: nothing is needed any more when this acquisition has succeeded.
     awaited: Option<String>,
+    /// Of a key that runs once: the begin of the period in which the requester has come.
+    since: Option<u64>,
 }
 
 /// What to do about what is stored.
@@ -30,8 +33,8 @@ enum Decision {
     Answer(Result<Attempt<Acquired>, Error>),
     /// The requester lost the lock before, which it must be told. These entries stay; `None` if its mark is gone already.
     Lost(Option<Vec<Entry>>, Vec<Holding>),
-    /// The requester may join the holders, in place of the former ones.
-    Free(Vec<Holding>, Vec<Former>),
+    /// The requester may join the holders, in place of the former ones; with this run of a key that runs once.
+    Free(Vec<Holding>, Vec<Former>, Option<Run>),
 }
 
 impl Mutex<'_> {
@@ -56,9 +59,9 @@ impl Mutex<'_> {
             // Before the first look: a holder that is seen must know of this waiter.
             self.register.queue(|queue, key| queue.observe(key));
         }
-        let mut bid = Bid { claimant, request, awaited: None };
+        let mut bid = Bid { claimant, request, awaited: None, since: None };
         let acquired = self.wait_for(claimant, request.skip_if_done, waiting, observer, |mutex| {
-            let attempt = mutex.attempt(&bid)?;
+            let attempt = mutex.attempt(&mut bid)?;
             if let Attempt::Busy(holders) = &attempt
                 && request.skip_if_done
             {
@@ -67,7 +70,7 @@ impl Mutex<'_> {
             Ok(attempt)
         });
         self.register.leave_queue();
-        if matches!(acquired, Ok(Acquired::NotNeeded)) && !self.has_waiters() {
+        if request.skip_if_done && matches!(acquired, Ok(Acquired::NotNeeded(_))) && !self.has_waiters() {
             // If this fails, the next holder does it.
             let _ = self.forget_outcome();
         }
@@ -75,8 +78,8 @@ impl Mutex<'_> {
     }
 
     /// One attempt, which never waits.
-    fn attempt(&mut self, bid: &Bid<'_>) -> Result<Attempt<Acquired>, Error> {
-        let Bid { claimant, request, .. } = bid;
+    fn attempt(&mut self, bid: &mut Bid<'_>) -> Result<Attempt<Acquired>, Error> {
+        let Bid { claimant, request, .. } = *bid;
         for _ in 0..MAX_ROUNDS {
             if !claimant.is_present() {
                 return Err(Error::Absent);
@@ -86,7 +89,10 @@ impl Mutex<'_> {
             if request.at_least.is_some() && request.lease.is_some() && has_no_clock {
                 return Err(Error::NoClock);
             }
-            let (held, former) = match self.evaluate(stored.as_ref(), judged, bid) {
+            if let Some(rule) = request.once {
+                bid.since.get_or_insert_with(|| rule.since(self.register.time()));
+            }
+            let (held, former, run) = match self.evaluate(stored.as_ref(), judged, bid) {
                 Decision::Answer(answer) => {
                     self.left_to_others = None;
                     return answer;
@@ -102,7 +108,7 @@ impl Mutex<'_> {
                     self.was_lost = false;
                     return Err(Error::Lost(Lost::TakenOver, held));
                 }
-                Decision::Free(held, former) => (held, former),
+                Decision::Free(held, former, run) => (held, former, run),
             };
             if !self.register.queue(|queue, key| queue.is_first(key)).unwrap_or(true) {
                 if self.left_for() < PATIENCE {
@@ -112,7 +118,7 @@ impl Mutex<'_> {
                     return Ok(Attempt::Busy(held));
                 }
             }
-            if let Some(attempt) = self.take(bid, stored.as_ref(), held, former)? {
+            if let Some(attempt) = self.take(bid, stored.as_ref(), held, former, run)? {
                 return Ok(attempt);
             }
         }
@@ -151,11 +157,29 @@ impl Mutex<'_> {
         let is_done = |holding: &Holding| holding.entry.as_ref().is_some_and(is_success);
         let all = stored.map(Stored::entries).unwrap_or_default();
         if all.iter().any(is_awaited) || (bid.request.skip_if_done && held.iter().any(is_done)) {
-            return Decision::Answer(Ok(Attempt::Done(Acquired::NotNeeded)));
+            return Decision::Answer(Ok(Attempt::Done(Acquired::NotNeeded(None))));
         }
-        match joins(bid.request.mode, &held) {
-            true => Decision::Free(held, former),
-            false => Decision::Answer(Ok(Attempt::Busy(held))),
+        if !joins(bid.request.mode, &held) {
+            return Decision::Answer(Ok(Attempt::Busy(held)));
+        }
+        let Some(rule) = bid.request.once else { return Decision::Free(held, former, None) };
+        self.evaluate_key(rule, held, former, bid.since.unwrap_or_default())
+    }
+
+    /// Decides about a key that runs once, which has no holder, by its last run.
+    fn evaluate_key(&self, rule: Rule, held: Vec<Holding>, former: Vec<Former>, since: u64) -> Decision {
+        let entries = former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
+        let last = entries.filter(|(entry, _)| entry.released != Some(Outcome::Lost)).last();
+        let last = match last.map(|(entry, why)| (entry.once.as_ref(), Ended::of(entry, &Verdict::Stale(why)))) {
+            Some((Some(run), Some(ended))) => Some((run, ended)),
+            // Of a newer format, or another program's.
+            Some(_) => return Decision::Answer(Err(self.register.is_foreign("it does not tell of a run").into())),
+            None => None,
+        };
+        match rule.next(&self.register.name(), last, since, self.register.time()) {
+            Next::Run(run) => Decision::Free(held, former, Some(run)),
+            Next::Skip => Decision::Answer(Ok(Attempt::Done(Acquired::NotNeeded(last.map(|(run, _)| Box::new(run.clone())))))),
+            Next::GiveUp(why) => Decision::Answer(Err(Error::GivenUp(why))),
         }
     }
 
@@ -171,9 +195,10 @@ impl Mutex<'_> {
         stored: Option<&Stored>,
         held: Vec<Holding>,
         former: Vec<Former>,
+        run: Option<Run>,
     ) -> Result<Option<Attempt<Acquired>>, Error> {
         let mut entry = claimant.entry().map_err(Error::Entry)?;
-        entry.mode = request.mode;
+        (entry.mode, entry.once) = (request.mode, run);
         let clock = if request.lease.is_some() { self.register.now() } else { Some(since_boot()) };
         let end = |at_least: Duration| Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)));
         entry.until = request.at_least.and_then(end);
@@ -190,7 +215,8 @@ impl Mutex<'_> {
         let Some(record) = Record::of(kept.chain([entry.clone()]).collect()) else {
             return Ok(Some(Attempt::Busy(held)));
         };
-        let grant = Grant { token: entry.token.clone().unwrap_or_default(), fencing: entry.fencing, leased_at };
+        let token = entry.token.clone().unwrap_or_default();
+        let grant = Grant { token, fencing: entry.fencing, leased_at, run: entry.once.as_ref().map(|run| run.number) };
         match self.register.put(stored, Some(&record)) {
             Ok(Write::Done) if claimant.is_present() => {
                 let from = former.into_iter().find(|former| former.verdict != Stale::Released);

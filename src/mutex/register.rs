@@ -4,6 +4,7 @@
 //! `docs/protocol.md`, "After an ambiguous answer": the same conditional write is sent again. On a
 //! conflict, the stored record, which differs from every other one, shows whether ours was done.
 
+use std::borrow::Cow;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -87,7 +88,7 @@ impl Register {
             return Ok(Some(Stored { record: None, state }));
         }
         let record = Record::parse(value.as_bytes());
-        let record = record.map_err(|why| self.error("read the lock", self.store().foreign(why)))?;
+        let record = record.map_err(|why| self.is_foreign(why))?;
         Ok(Some(Stored { record: Some(record), state }))
     }
 
@@ -135,6 +136,21 @@ impl Register {
     pub fn now(&self) -> Option<u64> {
         let Last { state, asked, .. } = self.last.as_ref()?;
         Some(state.now? + since_boot().saturating_sub(*asked))
+    }
+
+    /// The store's clock, or else this host's, in milliseconds since 1970.
+    pub fn time(&self) -> u64 {
+        self.now().unwrap_or_else(since_1970)
+    }
+
+    /// The name, as the user gave it.
+    pub fn name(&self) -> Cow<'_, str> {
+        self.key.name.to_string_lossy()
+    }
+
+    /// The error for a value that cannot be used, for the reason `why`.
+    pub fn is_foreign(&self, why: &str) -> Error {
+        self.error("read the lock", self.store().foreign(why))
     }
 
     /// The number of the next write, larger than all before it. `None` for a store without numbers.
@@ -232,10 +248,7 @@ impl Register {
             Err(Failure { cause: Cause::NotPrepared, .. }) => (State::default(), false),
             Err(failure) => return Err(self.error("read the lock", failure)),
         };
-        let Some(next) = number_after(&state) else {
-            let failure = self.store().foreign("its number is the largest possible one");
-            return Err(self.error("read the lock", failure));
-        };
+        let next = number_after(&state).ok_or_else(|| self.is_foreign("its number is the largest possible one"))?;
         Ok(self.last.insert(Last { state, asked, next, is_prepared }))
     }
 
@@ -243,7 +256,13 @@ impl Register {
     fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Failure> {
         let text = record.map(Record::to_text);
         let value = text.as_deref();
-        let keep = record.is_none_or(is_for_information).then_some(KEPT);
+        let keep = match record {
+            Some(record) if !is_for_information(record) => None,
+            record => match record.and_then(Record::last_run) {
+                Some((_, run)) => run.keep(last.state.now.unwrap_or_else(since_1970)),
+                None => Some(KEPT),
+            },
+        };
         let mut is_indefinite = false;
         let write = self.ask(|store, key| {
             let next = Next { number: last.next, value, keep };

@@ -9,6 +9,7 @@ use super::renew::mark_lost;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, Released, Seen, Whose};
 use crate::backend;
 use crate::claimant::Claimant;
+use crate::once::Ending;
 use crate::owner::{Owner, Place};
 use crate::process::since_boot;
 use crate::record::{Entry, Outcome, Record};
@@ -21,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 struct Removal<'r> {
     claimant: &'r dyn Claimant,
     whose: Whose<'r>,
-    outcome: Outcome,
+    ending: Ending<'r>,
     /// The answer if the last write was done.
     answer: Result<Released, Error>,
     /// Whether a write may have been done whose answer was lost.
@@ -57,9 +58,14 @@ impl Mutex<'_> {
     /// Releases the lock as `whose` says. `outcome` is reported to processes that wait for it. Tries for some time if the store
     /// does not answer.
     pub fn release(&mut self, claimant: &dyn Claimant, whose: Whose, outcome: Outcome) -> Result<Released, Error> {
+        self.conclude(claimant, whose, outcome.into())
+    }
+
+    /// The same, and says how the run of a key ended.
+    pub fn conclude(&mut self, claimant: &dyn Claimant, whose: Whose, ending: Ending<'_>) -> Result<Released, Error> {
         let begun = Instant::now();
         let answer = Err(Error::NotLocked);
-        let mut tried = Removal { claimant, whose, outcome, answer, may_be_done: false, targets: None };
+        let mut tried = Removal { claimant, whose, ending, answer, may_be_done: false, targets: None };
         // Ends with the patience.
         let error = loop {
             match self.try_to_release(&mut tried) {
@@ -113,8 +119,8 @@ impl Mutex<'_> {
                     removal.may_be_done |= was.iter().all(has_lease);
                 }
                 // Asked only now: a process that comes later sees that the command has ended, and does not wait.
-                Ok(Released::Own { stays: None, was }) if write == Write::Done && removal.outcome == Outcome::Succeeded => {
-                    if let Some(told) = was.first().filter(|_| !self.has_waiters()) {
+                Ok(Released::Own { stays: None, was }) if write == Write::Done && removal.ending.outcome == Outcome::Succeeded => {
+                    if let Some(told) = was.first().filter(|own| own.once.is_none() && !self.has_waiters()) {
                         // It is released all the same.
                         let _ = self.withdraw(told);
                     }
@@ -143,20 +149,27 @@ impl Mutex<'_> {
         stored: &Stored,
         judged: Vec<Judged<Verdict>>,
     ) -> Result<(Vec<Entry>, Result<Released, Error>), Error> {
-        let (whose, outcome) = (removal.whose, removal.outcome);
+        let (whose, ending) = (removal.whose, removal.ending);
         let Seen { own, lost, held, former } = Seen::new(judged, |entry| removal.claimant.owns(stored, entry));
         let present = own.iter().map(|own| own.entry.as_ref()).chain(held.iter().map(|holding| holding.entry.as_ref()));
         removal.targets.get_or_insert_with(|| present.map(identity).collect());
         let marks = self.lost_marks(&former);
         if let Some(entry) = lost.first().filter(|_| own.is_empty() && whose.is_own()) {
             let how = if entry.released.is_none() { Lost::Expired } else { Lost::TakenOver };
-            return Ok((stored.without(&lost), Err(Error::Lost(how, held))));
+            let interrupted = lost.iter().filter(|entry| entry.released.is_none() && entry.once.is_some());
+            let interrupted = interrupted.map(|entry| self.ended(entry, Outcome::Unknown.into()));
+            return Ok((stored.without(&lost).into_iter().chain(interrupted).collect(), Err(Error::Lost(how, held))));
         }
         // Force is not needed for the last holder.
         if !own.is_empty() && (whose.is_own() || (whose == Whose::Anybodys && held.is_empty())) {
             let was: Vec<_> = own.into_iter().filter_map(|own| own.entry).collect();
             let now = |entry: &Entry| if entry.lease.is_some() { self.register.now() } else { Some(since_boot()) };
-            let staying = was.iter().filter_map(|entry| what_stays(now(entry), entry, outcome));
+            let staying = was.iter().filter_map(|entry| {
+                let ended = self.ended(entry, ending);
+                let remaining = entry.until.and_then(|until| until.checked_sub(now(entry)?)).filter(|remaining| *remaining > 0);
+                let stays = remaining.is_some() || entry.once.is_some() || ending.outcome == Outcome::Succeeded;
+                stays.then(|| (remaining.map(Duration::from_millis), ended))
+            });
             let (until, staying): (Vec<_>, Vec<_>) = staying.unzip();
             let left = held.into_iter().filter_map(|holding| holding.entry).chain(marks).chain(staying).collect();
             return Ok((left, Ok(Released::Own { stays: until.into_iter().flatten().max(), was })));
@@ -195,6 +208,12 @@ impl Mutex<'_> {
         Ok(write)
     }
 
+    /// The entry once it is released.
+    fn ended(&self, entry: &Entry, Ending { outcome, how, code }: Ending<'_>) -> Entry {
+        let once = entry.once.as_ref().map(|run| run.with_end(self.register.time(), how, code));
+        Entry { released: Some(outcome), once, ..entry.clone() }
+    }
+
     /// Takes a stale lock over before it is deleted, because a takeover finds out which other process takes it over, too. It is
     /// taken in the name of this process: if that is killed in between, the record is stale again.
     fn delete_stale(&mut self, stale: &Stored) -> Result<Write, Error> {
@@ -211,11 +230,10 @@ impl Mutex<'_> {
     pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, backend::Error> {
         for _ in 0..MAX_ROUNDS {
             let Some(stored) = self.register.load()? else { return Ok(Write::Conflict) };
-            let entries = stored.entries();
-            let rest: Vec<_> = entries.iter().filter(|other| other.token != entry.token).cloned().collect();
-            if rest.len() == entries.len() {
-                return Ok(Write::Conflict);
-            }
+            let (own, mut rest): (Vec<_>, Vec<_>) = stored.entries().iter().cloned().partition(|other| other.token == entry.token);
+            let [own] = own.as_slice() else { return Ok(Write::Conflict) };
+            // A key remembers that it was begun.
+            rest.extend(own.once.as_ref().map(|_| self.ended(own, Outcome::Unknown.into())));
             if self.store(&stored, rest)? == Write::Done {
                 return Ok(Write::Done);
             }
@@ -228,11 +246,4 @@ impl Whose<'_> {
     fn is_own(self) -> bool {
         matches!(self, Self::Own | Self::OwnAlone)
     }
-}
-
-/// What is left of a holder's own entry when it releases at `now`, and for how long.
-fn what_stays(now: Option<u64>, entry: &Entry, outcome: Outcome) -> Option<(Option<Duration>, Entry)> {
-    let remaining = entry.until.and_then(|until| until.checked_sub(now?)).filter(|remaining| *remaining > 0);
-    let stays = remaining.is_some() || outcome == Outcome::Succeeded;
-    stays.then(|| (remaining.map(Duration::from_millis), Entry { released: Some(outcome), ..entry.clone() }))
 }

@@ -62,7 +62,8 @@ impl Mutex<'_> {
             let record =
                 Record::of(all.cloned().collect()).ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
             if self.register.put(Some(&stored), Some(&record))? == Write::Done {
-                return Ok(Grant { token: token.to_owned(), fencing: entry.fencing, leased_at });
+                let run = entry.once.as_ref().map(|run| run.number);
+                return Ok(Grant { token: token.to_owned(), fencing: entry.fencing, leased_at, run });
             }
         }
         Err(Error::NotOurs(Vec::new()))
@@ -106,5 +107,5 @@ impl Mutex<'_> {
 
 /// The entry of a holder that has lost its lock.
 pub(super) fn mark_lost(entry: &Entry) -> Entry {
-    Entry { released: Some(Outcome::Lost), until: None, ..entry.clone() }
+    Entry { released: Some(Outcome::Lost), until: None, once: None, ..entry.clone() }
 }

@@ -103,7 +103,7 @@ impl Mutex<'_> {
         }
     }
 
-    fn sleep_until(
+    pub(super) fn sleep_until(
         &mut self,
         until: Instant,
         is_beside: bool,

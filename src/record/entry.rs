@@ -10,6 +10,7 @@ use rustix::process::Pid;
 
 use crate::local_time::local_time;
 use crate::mode::Mode;
+use crate::once::Run;
 use crate::owner::{Instance, Owner, Place};
 use crate::printable;
 
@@ -43,6 +44,8 @@ pub struct Entry {
     pub released: Option<Outcome>,
     /// The token of the acquisition before this one, if it succeeded: other processes may wait for that.
     pub previous: Option<String>,
+    /// The run of a key that runs once.
+    pub once: Option<Run>,
 }
 
 /// How long a holder holds the lock without a renewal.
@@ -61,6 +64,8 @@ pub struct Lease {
 pub enum Outcome {
     /// The command that ran under it succeeded.
     Succeeded,
+    /// The run of a key has failed.
+    Failed,
     /// Its owner did not release it: the lease expired, or it was broken. The owner is to be told.
     Lost,
     /// No success was reported.
@@ -71,9 +76,9 @@ impl Entry {
     /// The entry of a new acquisition of a plain mutex.
     pub fn new(owner: Owner, run: Option<String>, command: Option<String>) -> std::io::Result<Self> {
         let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
-        let (keeper, until, lease, fencing, released, previous) = Default::default();
+        let (keeper, until, lease, fencing, released, previous, once) = Default::default();
         let mode = Mode::EXCLUSIVE;
-        Ok(Self { owner, mode, since, token, run, command, keeper, until, lease, fencing, released, previous })
+        Ok(Self { owner, mode, since, token, run, command, keeper, until, lease, fencing, released, previous, once })
     }
 
     /// Whether a program that knows plain mutexes only would understand it.
@@ -81,6 +86,7 @@ impl Entry {
         self.mode == Mode::EXCLUSIVE
             && (self.until, self.released, self.lease, self.fencing) == (None, None, None, None)
             && self.previous.is_none()
+            && self.once.is_none()
     }
 
     pub(super) fn parse(lines: &[&str]) -> Option<Self> {
@@ -112,10 +118,12 @@ impl Entry {
             fencing: fields.number("fencing"),
             released: fields.text("released").map(|word| match word.as_str() {
                 "succeeded" => Outcome::Succeeded,
+                "failed" => Outcome::Failed,
                 "lost" => Outcome::Lost,
                 _ => Outcome::Unknown,
             }),
             previous: fields.text("previous").and_then(|text| Some(text.strip_suffix(SUCCEEDED)?.to_owned())),
+            once: fields.find("once").and_then(|text| serde_json::from_str(text).ok()),
         })
     }
 
@@ -149,6 +157,10 @@ impl Entry {
         push(text, "fencing", self.fencing);
         push(text, "released", self.released.map(Outcome::word));
         push(text, "previous", self.previous.as_ref().map(|token| format!("{token}{SUCCEEDED}")));
+        if let Some(once) = self.once.as_ref().and_then(|once| serde_json::to_string(once).ok()) {
+            // One line: JSON escapes what is not printable.
+            let _ = writeln!(text, "once={once}");
+        }
     }
 }
 
@@ -170,6 +182,7 @@ impl Outcome {
     fn word(self) -> &'static str {
         match self {
             Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
             Self::Lost => "lost",
             Self::Unknown => "unknown",
         }
@@ -226,9 +239,12 @@ impl<'a> Fields<'a> {
         Self(lines.iter().skip(2).filter_map(|line| line.split_once('=')).collect())
     }
 
+    fn find(&self, key: &str) -> Option<&'a str> {
+        self.0.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
+    }
+
     fn text(&self, key: &str) -> Option<String> {
-        let (_, value) = self.0.iter().find(|(name, _)| *name == key)?;
-        Some(printable::field(value)).filter(|value| !value.is_empty())
+        self.find(key).map(printable::field).filter(|value| !value.is_empty())
     }
 
     pub(super) fn number<T: FromStr>(&self, key: &str) -> Option<T> {

@@ -87,7 +87,7 @@ impl Lined {
     fn open(&self) -> Register {
         let url = StoreUrl::parse(&self.store.url).expect("an address");
         let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(20) };
-        open(&Location::Store(settings, self.store.name.clone().into())).expect("the program was built with it")
+        open(&Location::store(settings, self.store.name.as_ref())).expect("the program was built with it")
     }
 }
 

@@ -73,7 +73,7 @@ pub fn report(location: &Location, found: Option<Looked>, waiters: Vec<Waiter>) 
     let is_left = |judged: &&Judged<Verdict>| !matches!(judged.verdict, Verdict::Stale(Stale::Released));
     let holders: Vec<_> = judged.iter().filter(is_left).map(holder).collect();
     // A name whose directory is missing may be mistyped.
-    let is_nowhere = matches!(location, Location::File(path) if path.parent().is_some_and(|directory| !directory.is_dir()));
+    let is_nowhere = matches!(location, Location::File(directory, _) if !directory.is_dir());
     let mut lock = Lock::new(location, FREE, is_nowhere.then(|| "its directory does not exist".to_owned()));
     let waiter = |Waiter { pid, host, command }| WaiterReport { pid: pid.map(Pid::as_raw_pid), command, host };
     lock.waiters = waiters.into_iter().map(waiter).collect();

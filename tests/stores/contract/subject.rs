@@ -103,11 +103,11 @@ impl Subject {
         let name = name.as_ref();
         match &self.kind {
             Kind::Memory(memory) => Register::new(Box::new(memory.clone()), Key::lock(name), "memory".to_owned()),
-            Kind::File => open(&Location::File(self.locks.dir().join(name))).expect("files are always there"),
+            Kind::File => open(&Location::file(&self.locks.dir().join(name))).expect("files are always there"),
             Kind::Store(url) => {
                 let mut prefixed = std::ffi::OsString::from(&self.prefix);
                 prefixed.push(name);
-                open(&Location::Store(settings(url), prefixed)).expect("the program was built with it")
+                open(&Location::store(settings(url), &prefixed)).expect("the program was built with it")
             }
         }
     }
