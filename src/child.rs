@@ -114,10 +114,10 @@ impl Child {
         matches!(wait_for(self.whom(), what), Ok(None))
     }
 
-    /// Lets the command run, with our stdin. If it is to end with its lock, it is killed when this process
-    /// ends, because then the lease is not renewed.
-    pub fn start(&mut self, fencing_token: Option<u64>) -> io::Result<()> {
-        shim::go(&self.channel, fencing_token, &self.signals.of_command(), self.descendants.end_with_the_lock)?;
+    /// Lets the command run, with our stdin, and with `variables` besides ours. If it is to end with its lock, it is
+    /// killed when this process ends, because then the lease is not renewed.
+    pub fn start(&mut self, variables: Vec<(String, String)>) -> io::Result<()> {
+        shim::go(&self.channel, variables, &self.signals.of_command(), self.descendants.end_with_the_lock)?;
         self.started = Some(Instant::now());
         Ok(())
     }

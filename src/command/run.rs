@@ -176,7 +176,8 @@ impl Run<'_> {
         if self.claimant.is_present()
             && let Some(mut child) = self.claimant.take()
         {
-            match child.start(grant.fencing) {
+            let token = grant.fencing.map(|number| ("SERIALIZER_FENCING_TOKEN".to_owned(), number.to_string()));
+            match child.start(token.into_iter().collect()) {
                 Ok(()) => return Ok(child),
                 Err(error) => tracing::debug!("cannot start it: {error}"),
             }
