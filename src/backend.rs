@@ -86,6 +86,12 @@ impl Location {
         Self::Store(settings, Key::lock(name))
     }
 
+    /// Which register.
+    pub fn key(&self) -> &Key {
+        let (Self::File(_, key) | Self::Store(_, key)) = self;
+        key
+    }
+
     /// What it is called in messages.
     pub fn printable(&self) -> String {
         match self {

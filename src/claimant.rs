@@ -64,6 +64,8 @@ pub struct ProcessClaimant {
     /// This process counts as the owner, too: shells replace themselves by the last command of a script.
     is_itself_an_owner: bool,
     needs_keeper: bool,
+    /// Whether the lock is released by its token alone.
+    pub is_detached: bool,
     keeper: OnceCell<Keeper>,
 }
 
@@ -106,6 +108,7 @@ impl ProcessClaimant {
             watched,
             is_itself_an_owner: owner_pid.is_none(),
             needs_keeper,
+            is_detached: false,
             keeper: OnceCell::new(),
         }
     }
@@ -196,6 +199,9 @@ impl Claimant for ProcessClaimant {
     }
 
     fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
+        if self.is_detached {
+            return false;
+        }
         // Looked at only when an entry names the PID of this process.
         let itself = (self.is_itself_an_owner && entry.owner.pid == getpid()).then(|| Owner::of(getpid(), &self.here));
         let itself = itself.and_then(Result::ok);

@@ -14,7 +14,7 @@ use rustix::process::Pid;
 use crate::config::{self, OnLost};
 use crate::store::Unread;
 use crate::verdict::Orphans;
-pub use run::{FlockArgs, RunArgs};
+pub use run::{CommandArgs, FlockArgs, OnceArgs, RuleArgs, RunArgs};
 
 #[derive(Parser)]
 #[command(
@@ -47,6 +47,11 @@ pub enum Command {
     /// Break the lock of one certain holder
     #[command(after_help = help::BREAK_HELP)]
     Break(BreakArgs),
+    /// Run a command unless its key is done: once a day, or once for all
+    #[command(after_help = help::ONCE_HELP)]
+    Once(OnceArgs),
+    /// Forget that keys are done, so that they run again
+    Forget(ForgetArgs),
     /// Run a command under a lock, with the command line of flock(1)
     #[command(after_help = help::FLOCK_HELP)]
     Flock(FlockArgs),
@@ -86,6 +91,12 @@ pub struct LockFileArgs {
     /// Name of the lock file; an absolute path overrides the directory [env: SERIALIZER_FILE_NAME] [default: serializer.lck]
     #[arg(long, alias = "filename", value_name = "NAME")]
     pub file_name: Option<PathBuf>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+#[derive(Args)]
+pub struct PlaceArgs {
     /// Directory of the lock file [env: SERIALIZER_DIR] [default: /tmp]
     #[arg(long, alias = "filedir", value_name = "DIR")]
     pub dir: Option<PathBuf>,
@@ -160,6 +171,14 @@ pub struct LockArgs {
     /// Print the lock's fencing token: a number that is larger than that of every former holder
     #[arg(long)]
     pub print_token: bool,
+    /// Begin the run of a key, unless that is done: then the exit code is 79
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["file_name", "slots", "shared", "hold_at_least"])]
+    pub once: Option<String>,
+    /// Let another process end the run, by `unlock --once KEY --token TOKEN`, before its lease ends
+    #[arg(long, requires = "once", conflicts_with = "on_lost")]
+    pub detached: bool,
+    #[command(flatten)]
+    pub rule: RuleArgs,
 }
 
 #[derive(Args)]
@@ -171,6 +190,18 @@ pub struct UnlockArgs {
     pub force: bool,
     #[command(flatten)]
     pub owner: OwnerArgs,
+    /// End the run of a key: it is done
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["file_name", "force"])]
+    pub once: Option<String>,
+    /// The run has failed
+    #[arg(long, requires = "once")]
+    pub failed: bool,
+    /// How the run has ended, for people
+    #[arg(long, value_name = "TEXT", requires = "once")]
+    pub note: Option<String>,
+    /// Token of the run, as `lock --once --print-token` printed it
+    #[arg(long, value_name = "TOKEN", requires = "once", conflicts_with = "owner_pid")]
+    pub token: Option<String>,
 }
 
 #[derive(Args)]
@@ -178,6 +209,9 @@ pub struct WaitArgs {
     /// Lock files to wait for, one after the other, instead of the one that is set up
     #[arg(value_name = "NAME", conflicts_with = "file_name")]
     pub names: Vec<PathBuf>,
+    /// The names are keys: wait until they are done; 1 if one is given up
+    #[arg(long, requires = "names")]
+    pub once: bool,
     #[command(flatten)]
     pub file: LockFileArgs,
     #[command(flatten)]
@@ -199,10 +233,33 @@ pub struct BreakArgs {
 }
 
 #[derive(Args)]
+pub struct ForgetArgs {
+    /// The keys
+    #[arg(value_name = "KEY", required_unless_present = "done_before", conflicts_with = "done_before")]
+    pub keys: Vec<String>,
+    /// All keys that were done so long ago, such as 2160h
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
+    pub done_before: Option<Duration>,
+    /// Say which, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also a key that runs: its run counts as lost
+    #[arg(long, conflicts_with = "done_before")]
+    pub force: bool,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[arg(long, hide = true)]
+    pub orphans: Option<Orphans>,
+}
+
+#[derive(Args)]
 pub struct StatusArgs {
     /// Lock files to look at, instead of the one that is set up
     #[arg(value_name = "NAME", conflicts_with_all = ["file_name", "all"])]
     pub names: Vec<PathBuf>,
+    /// Show keys: running, done, failed, interrupted, given up or expired
+    #[arg(long, conflicts_with = "file_name")]
+    pub once: bool,
     /// Look at every lock in the directory (files named *.lck or *.lock), or in the store
     #[arg(long)]
     pub all: bool,

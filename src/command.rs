@@ -4,6 +4,7 @@ mod describe;
 mod flock;
 mod initialize;
 mod lock;
+mod once;
 mod progress;
 mod run;
 mod status;
@@ -21,6 +22,8 @@ pub fn run(command: &Command) -> Result<u8, Error> {
     let environment = Environment::read();
     match command {
         Command::Run(args) => return run::run(args, &environment?),
+        Command::Once(args) => return once::run(args, &environment?),
+        Command::Forget(args) => once::forget(args, &environment?),
         Command::Flock(args) => return flock::run(args, &environment?),
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),

@@ -13,15 +13,17 @@ use clap::ValueEnum;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 pub use values::{
-    parse_duration, parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots, parse_word,
+    name_from_command, parse_duration, parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds,
+    parse_slots, parse_tries, parse_word,
 };
 
 use crate::backend::Location;
 use crate::backend::seam::{Key, Kind};
-use crate::cli::{LockFileArgs, PlaceArgs, RequestArgs, WaitingArgs};
+use crate::cli::{LockFileArgs, PlaceArgs, RequestArgs, RuleArgs, WaitingArgs};
 use crate::error::Error;
 use crate::mode::Mode;
 use crate::mutex::Request;
+use crate::once::Rule;
 use crate::printable;
 use crate::store::{StoreSettings, StoreUrl, Unread};
 use crate::verdict::Orphans;
@@ -184,6 +186,14 @@ impl Environment {
         }
         let at_least = args.hold_at_least.filter(|at_least| !at_least.is_zero());
         Ok(Request { mode, at_least, lease, ..Request::default() })
+    }
+
+    /// How to run a key once, which is in `location`.
+    pub fn once(&self, args: &RuleArgs, place: &PlaceArgs, location: &Location) -> Result<Request, Error> {
+        let RuleArgs { per, valid_for, tries, interrupted } = *args;
+        let rule = Rule { per, valid_for, tries, interrupted: interrupted.unwrap_or_default() };
+        let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
+        Ok(Request { lease, once: Some(rule), ..Request::default() })
     }
 
     /// The process that is to own the lock; `None` for the parent.

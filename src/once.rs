@@ -10,6 +10,7 @@ use jiff::{Timestamp, ToSpan, Zoned};
 use serde::{Deserialize, Serialize};
 
 use crate::local_time::local_time;
+use crate::printable;
 use crate::record::{Entry, Outcome};
 use crate::verdict::{Stale, Verdict};
 
@@ -188,8 +189,13 @@ impl Run {
         self.ends.last().map_or(0, |end| end.at)
     }
 
+    /// Says that it is done, and since when.
+    pub fn is_done(&self) -> String {
+        format!("`{}` is done since {}", printable::field(&self.key), shown(self.ended()))
+    }
+
     /// Its own end, if that was reported.
-    fn end(&self) -> Option<&End> {
+    pub fn end(&self) -> Option<&End> {
         self.ends.last().filter(|end| end.number == self.number && end.at >= self.began)
     }
 

@@ -9,15 +9,16 @@ mod wakeup;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::directory::{listed, name_of, stored_name};
-use super::failure::{Cause, Failure};
-use super::plain;
+use super::failure::{Cause, Error, Failure};
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
+use super::{Location, plain};
 use crate::printable;
 use crate::waiter::Waiter;
 use lock_file::LockFile;
@@ -49,7 +50,7 @@ impl Files {
 
     fn file(&mut self, key: &Key) -> &mut LockFile {
         let directory = &self.directory;
-        self.open.entry(key.clone()).or_insert_with(|| LockFile::new(directory.join(file_name(key))))
+        self.open.entry(key.clone()).or_insert_with(|| LockFile::new(directory.join(file_name(key)), key.kind != Kind::Lock))
     }
 }
 
@@ -64,6 +65,28 @@ fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
         return name_of(kind, file);
     }
     Path::new(file).extension().is_some_and(|end| end == "lck" || end == "lock").then(|| file.to_owned())
+}
+
+/// All registers of a kind in a directory, as far as the names of files tell.
+pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
+    let names = match listed(directory, None, |file| name_of_register(kind, file)) {
+        // Keys need no directory before the first one.
+        Err(error) if kind != Kind::Lock && error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names.map_err(|error| {
+            let failure = Failure::permanent(plain(&error).to_string());
+            failure.during("list the lock directory", printable::path(directory))
+        })?,
+    };
+    Ok(names.into_iter().map(|(name, _)| Location::File(directory.to_owned(), Key { kind, name })).collect())
+}
+
+/// Why a directory does not keep what must outlive a crash of the machine, or of a host that shares it.
+pub fn forgets(directory: &Path) -> Option<String> {
+    let directory = File::open(directory).ok()?;
+    if let Some(file_system) = filesystem::without_exchange(&directory) {
+        return Some(format!("its file system ({file_system}) is shared by hosts; set `SERIALIZER_LEASE_SECONDS`, too"));
+    }
+    filesystem::is_in_memory(&directory).then(|| "its file system is in memory, and empty after a reboot".to_owned())
 }
 
 impl Store for Files {

@@ -44,6 +44,8 @@ Exit codes:
   75  busy: still held by another process when waiting ended
   76  the lock was lost while it was held
   77  refused: another process holds the lock
+  79  `lock --once`: the key is done
+  80  `once`, `lock --once`: the key is given up
   126 the command cannot be run
   127 the command is not found
   128 + n  signal n ended the command
@@ -108,6 +110,17 @@ Examples:
   serializer status --all --dir ~/locks
   serializer status --all --watch
   serializer status --json | jq -r '.locks[].state'    # free, held, stale or unknown";
+
+pub const ONCE_HELP: &str = "\
+Examples:
+  serializer once 2026-11-29 -- ./load.sh      # unless that has been done
+  */15 * * * *  serializer once load --per day -n -- ./load.sh       # once a day, tried until it succeeds
+  serializer once \"$(date +%F)\" -- meltano run tap-shop target-dwh dbt:run
+
+A key runs until it succeeds: a success is remembered, and the command is skipped from then on, for good or until --per or --valid-for \
+ends. While another process runs it, this one waits, and then acts as that has ended. A run that was interrupted (its process or \
+host has died) is begun again. The command finds its key in SERIALIZER_ONCE_KEY, and the number of its run in SERIALIZER_TRY. \
+Without a store, keys are files in .meltano/serializer of the Meltano project, or in ~/.local/state/serializer.";
 
 pub const FLOCK_HELP: &str = "\
 Examples:

@@ -1,13 +1,15 @@
 //! The command lines of `run` and `flock`, which run a command.
 
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{LockFileArgs, RequestArgs, WaitingArgs};
-use crate::config;
+use super::{LockFileArgs, PlaceArgs, RequestArgs, WaitingArgs};
+use crate::config::{self, OnLost};
+use crate::once::{Interrupted, Period};
 use crate::verdict::Orphans;
 
 #[derive(Args)]
@@ -30,6 +32,51 @@ pub struct RunArgs {
     /// Exit code when the command was skipped
     #[arg(long, value_name = "CODE", default_value_t = 0, requires = "wait_and_skip")]
     pub skipped_exit_code: u8,
+    #[command(flatten)]
+    pub command: CommandArgs,
+}
+
+#[derive(Args)]
+pub struct OnceArgs {
+    /// What is to run once: a name, a date, both
+    #[arg(id = "once", value_name = "KEY")]
+    pub key: String,
+    #[command(flatten)]
+    pub rule: RuleArgs,
+    /// Exit code when the key is done
+    #[arg(long, value_name = "CODE", default_value_t = 0)]
+    pub skipped_exit_code: u8,
+    /// When the key's lock in a store is lost while it runs: `terminate` the command, or `warn` [env: SERIALIZER_ON_LOST]
+    #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]
+    pub on_lost: Option<OnLost>,
+    #[command(flatten)]
+    pub waiting: WaitingArgs,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[command(flatten)]
+    pub command: CommandArgs,
+}
+
+/// How often a key runs.
+#[derive(Args)]
+pub struct RuleArgs {
+    /// Once in each hour, day, week or month of the zone in TZ
+    #[arg(long, value_name = "PERIOD", requires = "once", conflicts_with = "valid_for")]
+    pub per: Option<Period>,
+    /// Again if the last success is older, such as 20m
+    #[arg(long, value_name = "DURATION", requires = "once", value_parser = config::parse_duration)]
+    pub valid_for: Option<Duration>,
+    /// Give the key up after so many runs without success [default: never]
+    #[arg(long, value_name = "N", requires = "once", value_parser = config::parse_tries, allow_negative_numbers = true)]
+    pub tries: Option<NonZeroU32>,
+    /// When a run was interrupted (its process or host has died): `rerun`, or `stop` and give the key up [default: rerun]
+    #[arg(long, value_name = "rerun|stop", requires = "once", hide_possible_values = true)]
+    pub interrupted: Option<Interrupted>,
+}
+
+/// The command, and what belongs to it.
+#[derive(Args)]
+pub struct CommandArgs {
     /// Hold the lock until all processes that the command has started have ended, also those in the background
     #[arg(long)]
     pub until_children_exit: bool,

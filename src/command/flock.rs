@@ -41,7 +41,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let mode = if args.shared { Mode::Shared } else { Mode::EXCLUSIVE };
     let job = Job {
         lock: lock_file_at(&args.file)?,
-        request: Request { mode, at_least: None, skip_if_done: false, lease: None },
+        request: Request { mode, ..Request::default() },
         waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout },
         orphans: environment.orphans(None)?,
         command,

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use super::once;
 use super::progress::Progress;
 use crate::backend::{self, Location};
 use crate::claimant::{Claimant, ProcessClaimant};
 use crate::cli::LockArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
-use crate::exit_code::{BUSY, LOST};
+use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
 use crate::holder::Holder;
 use crate::keeper::process::Keeper;
 use crate::keeper::{Charge, TokenHolder};
@@ -19,18 +20,29 @@ use crate::record::{Entry, Outcome};
 use crate::verdict::{LocalJudge, Orphans};
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
-    let lock = environment.lock(&args.file, None)?;
+    let place = &args.file.place;
+    let lock = match &args.once {
+        Some(key) => once::open(environment, place, key)?,
+        None => environment.lock(&args.file, None)?,
+    };
     let waiting = environment.waiting(&args.waiting)?;
     let orphans = environment.orphans(args.owner.orphans)?;
     let on_lost = environment.on_lost(args.request.on_lost, OnLost::Warn)?;
-    let request = environment.request(&args.request, &args.file, &lock)?;
-    if args.print_token && !lock.is_shared() {
+    let request = match args.once {
+        Some(_) => environment.once(&args.rule, place, &lock)?,
+        None => environment.request(&args.request, place, &lock)?,
+    };
+    if let Some(option) = args.print_token.then_some("--print-token").or(args.detached.then_some("--detached"))
+        && !lock.is_shared()
+    {
         let hint = "name one with `--store` or `SERIALIZER_STORE`";
-        return Err(Error::usage("`--print-token` needs a store: lock files have no fencing tokens").with_hint(hint));
+        return Err(Error::usage(format!("`{option}` needs a store: files have no fencing tokens")).with_hint(hint));
     }
     let here = Place::here();
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
-    let claimant = ProcessClaimant::discover(&here, owner_pid, request.lease.is_some());
+    let needs_keeper = request.lease.is_some() && !args.detached;
+    let mut claimant = ProcessClaimant::discover(&here, owner_pid, needs_keeper);
+    claimant.is_detached = args.detached;
     let judge = LocalJudge::new(here, orphans);
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
     let location = lock.printable();
@@ -41,6 +53,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     progress.clear();
     let acquired = acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
     if let Some(lease) = request.lease
+        && needs_keeper
         && let Some(unkept) = unkept(&mut mutex, &claimant, &acquired).map_err(cannot)?
     {
         keep(&lock, &mut mutex, &claimant, unkept, lease, orphans, on_lost)?;
@@ -58,7 +71,10 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
             tracing::info!("locked `{location}` for {described}");
             grant.fencing
         }
-        Acquired::NotNeeded => None,
+        Acquired::NotNeeded(run) => {
+            let why = run.as_ref().map(|run| run.is_done()).unwrap_or_default();
+            return Err(Error::new(ALREADY_DONE, format!("did not lock `{location}`: {why}")));
+        }
     };
     match number.filter(|_| args.print_token) {
         Some(number) => super::print(format!("{number}\n").as_bytes()),
@@ -77,7 +93,7 @@ fn unkept(
             return Ok(Some((grant.clone(), claimant.entry().map_err(mutex::Error::Entry)?)));
         }
         Acquired::AlreadyHeld(held) => held.entry.as_ref().filter(|entry| entry.lease.is_some()),
-        Acquired::NotNeeded => None,
+        Acquired::NotNeeded(_) => None,
     };
     let Some((entry, token)) = held.and_then(|entry| Some((entry, entry.token.as_ref()?))) else { return Ok(None) };
     // A keeper that was made just now has not begun yet; another one may have been killed.

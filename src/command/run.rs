@@ -1,23 +1,21 @@
 //! `serializer run`
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use rustix::process::getpid;
-use sha2::{Digest, Sha256};
 
 use super::flock::script_of_shell;
 use super::progress::Progress;
 use super::unlock::unlocked;
 use crate::backend::{self, Location};
 use crate::child::lookup::{cannot_run, look_up};
-use crate::child::{self, Child, Descendants, End, Signals, claimant::RunClaimant, termination::end_tree};
+use crate::child::{self, Child, Descendants, Signals, claimant::RunClaimant, termination::end_tree};
 use crate::claimant::Claimant;
-use crate::cli::RunArgs;
-use crate::config::{Environment, OnLost};
+use crate::cli::{CommandArgs, RunArgs, WaitingArgs};
+use crate::config::{Environment, OnLost, name_from_command};
 use crate::error::Error;
 use crate::exit_code::{BUSY, DONE, LOST};
 use crate::holder::Holder;
@@ -25,6 +23,7 @@ use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
 use crate::mode::Mode;
 use crate::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
+use crate::once::Ending;
 use crate::owner::Place;
 use crate::printable;
 use crate::process::since_boot;
@@ -51,32 +50,46 @@ pub struct Job {
 }
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
-    let command = match &args.script {
-        Some(script) => script_of_shell(script),
-        None => args.command.clone(),
-    };
-    let name = args.name_from_command.then(|| name_from_command(&command));
+    let name = args.name_from_command.then(|| name_from_command(&command_of(&args.command)));
     let lock = environment.lock(&args.file, name.as_deref())?;
-    let on_lost = environment.on_lost(args.request.on_lost, OnLost::Terminate)?;
-    let request = environment.request(&args.request, &args.file, &lock)?;
+    let request = environment.request(&args.request, &args.file.place, &lock)?;
     // Flags that stand for one holder beat SERIALIZER_SLOTS.
     let mode = if args.exclusive || args.wait_and_skip { Mode::EXCLUSIVE } else { request.mode };
-    execute(&Job {
-        request: Request { mode, skip_if_done: args.wait_and_skip, ..request },
-        waiting: environment.waiting(&args.waiting)?,
-        orphans: environment.orphans(args.orphans)?,
-        command,
-        descendants: Descendants {
-            are_awaited: args.until_children_exit,
-            end_with_the_lock: on_lost == OnLost::Terminate && lock.is_shared(),
-        },
-        on_lost,
-        lock,
-        skipped_exit_code: args.skipped_exit_code,
-        is_verbose: args.verbose,
-        waits_silently: false,
-    })
-    .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
+    let request = Request { mode, skip_if_done: args.wait_and_skip, ..request };
+    let job = Job::new((&args.command, &args.waiting, args.request.on_lost), environment, lock, request)?;
+    execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job })
+        .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
+}
+
+impl Job {
+    /// A job as the options say.
+    pub fn new(
+        (args, waiting, on_lost): (&CommandArgs, &WaitingArgs, Option<OnLost>),
+        environment: &Environment,
+        lock: Location,
+        request: Request,
+    ) -> Result<Self, Error> {
+        let on_lost = environment.on_lost(on_lost, OnLost::Terminate)?;
+        Ok(Self {
+            request,
+            waiting: environment.waiting(waiting)?,
+            orphans: environment.orphans(args.orphans)?,
+            command: command_of(args),
+            descendants: Descendants {
+                are_awaited: args.until_children_exit,
+                end_with_the_lock: on_lost == OnLost::Terminate && lock.is_shared(),
+            },
+            on_lost,
+            lock,
+            skipped_exit_code: 0,
+            is_verbose: args.verbose,
+            waits_silently: false,
+        })
+    }
+}
+
+fn command_of(args: &CommandArgs) -> Vec<OsString> {
+    args.script.as_ref().map_or_else(|| args.command.clone(), |script| script_of_shell(script))
 }
 
 /// Runs a job; tells how its command ended.
@@ -129,8 +142,11 @@ impl Run<'_> {
                 tracing::info!("locked `{location}` for `{command}`, taken over from {holder}: {why}");
                 Ok(Some(grant))
             }
-            Ok(Acquired::NotNeeded) => {
-                tracing::info!("skipped `{command}`: another process has just completed it under `{location}`");
+            Ok(Acquired::NotNeeded(done)) => {
+                match done {
+                    Some(run) => tracing::info!("skipped `{command}`: {}", run.is_done()),
+                    None => tracing::info!("skipped `{command}`: another process has just completed it under `{location}`"),
+                }
                 Ok(None)
             }
             // The command's process is new.
@@ -169,21 +185,29 @@ impl Run<'_> {
         if renewing.is_some_and(Renewing::is_given_up) {
             drop(self.claimant.take());
             self.mutex.patience = Duration::ZERO;
-            let _ = self.release(Outcome::Unknown);
+            let _ = self.release(Outcome::Unknown.into());
             let (command, location) = (&self.shown, &self.location);
             return Err(Error::new(LOST, format!("cannot run `{command}`: its lock `{location}` was lost before it began")));
         }
         if self.claimant.is_present()
             && let Some(mut child) = self.claimant.take()
         {
-            let token = grant.fencing.map(|number| ("SERIALIZER_FENCING_TOKEN".to_owned(), number.to_string()));
-            match child.start(token.into_iter().collect()) {
+            match child.start(self.variables(grant)) {
                 Ok(()) => return Ok(child),
                 Err(error) => tracing::debug!("cannot start it: {error}"),
             }
         }
         self.give_back()?;
         Err(self.give_up())
+    }
+
+    /// What the command finds in its environment.
+    fn variables(&self, grant: &Grant) -> Vec<(String, String)> {
+        let token = grant.fencing.map(|number| ("FENCING_TOKEN", number.to_string()));
+        let run = grant.run.map(|number| ("TRY", number.to_string()));
+        let key = run.as_ref().map(|_| ("ONCE_KEY", self.job.lock.key().name.to_string_lossy().into_owned()));
+        let all = token.into_iter().chain(run).chain(key);
+        all.map(|(name, value)| (format!("SERIALIZER_{name}"), value)).collect()
     }
 
     /// Waits for the command's end, releases the lock, and tells how it all ended.
@@ -208,9 +232,17 @@ impl Run<'_> {
         // Then it may still run, so the lock is left to end with it.
         let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, backend::plain(&error)));
         let end = end.map_err(untold)?;
-        let has_succeeded = !was_ended && matches!(end, Ok(End { code: DONE, .. }));
-        let outcome = if self.job.request.skip_if_done && has_succeeded { Outcome::Succeeded } else { Outcome::Unknown };
-        let released = if was_ended && is_unanswered { Ok(None) } else { self.release(outcome) };
+        let code = end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
+        let how = format!("ended with {code}");
+        let outcome = match self.job.request {
+            _ if was_ended => Outcome::Unknown,
+            Request { once: Some(_), .. } if code != DONE => Outcome::Failed,
+            Request { skip_if_done: false, once: None, .. } => Outcome::Unknown,
+            _ if code == DONE => Outcome::Succeeded,
+            _ => Outcome::Unknown,
+        };
+        let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| !was_ended) };
+        let released = if was_ended && is_unanswered { Ok(None) } else { self.release(ending) };
         let (command, location) = (&self.shown, &self.location);
         // Nothing has run then, so a lost lock has done no harm.
         let end = end.map_err(|error| cannot_run(self.program, &error))?;
@@ -224,6 +256,9 @@ impl Run<'_> {
             Ok(stays) => self.say(unlocked(location, stays)),
             Err(error) => {
                 let (is_harmless, error) = not_released(location, error, was_good);
+                if end.code == DONE && is_harmless && self.job.request.once.is_some() {
+                    return Err(error.during(&format!("`{command}` has succeeded, but will be run again")));
+                }
                 if end.code == DONE && !is_harmless {
                     return Err(error);
                 }
@@ -246,8 +281,8 @@ impl Run<'_> {
     }
 
     /// Gives the lock back, if it is still the command's; tells for how long it stays held all the same.
-    fn release(&mut self, outcome: Outcome) -> Result<Option<Duration>, mutex::Error> {
-        match self.mutex.release(&self.claimant, Whose::OwnAlone, outcome)? {
+    fn release(&mut self, ending: Ending<'_>) -> Result<Option<Duration>, mutex::Error> {
+        match self.mutex.conclude(&self.claimant, Whose::OwnAlone, ending)? {
             Released::Own { stays, .. } => Ok(stays),
             Released::Stale(_) | Released::Forced(_) => Err(mutex::Error::NotLocked),
         }
@@ -255,7 +290,7 @@ impl Run<'_> {
 
     /// Gives back what nothing has run under.
     fn give_back(&mut self) -> Result<(), Error> {
-        let released = self.release(Outcome::Unknown);
+        let released = self.release(Outcome::Unknown.into());
         released.map(drop).map_err(|error| Error::mutex("unlock", &self.location, error))
     }
 
@@ -265,17 +300,6 @@ impl Run<'_> {
         self.claimant.signals().into_iter().for_each(Signals::die);
         Error::failed(format!("cannot run `{}`: its process was killed before it began", self.shown))
     }
-}
-
-/// A file name that is the same for equal commands, and for no others.
-fn name_from_command(command: &[OsString]) -> PathBuf {
-    // No argument holds a zero byte, so `a b` and `ab` differ.
-    let words = command.iter().flat_map(|word| [word.as_bytes(), &[0]]).collect::<Vec<_>>().concat();
-    let hash: String = Sha256::digest(words).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
-    let is_plain = |c: &char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(c);
-    let program: String = printable::base_name(&program).chars().filter(is_plain).take(40).collect();
-    format!("{}-{hash}.lck", program.trim_start_matches('.')).into()
 }
 
 /// Why a lock could not be given back, and whether the command has certainly run alone all the same. `was_good`, of a lease,

@@ -1,17 +1,17 @@
 //! `serializer status`
 
+mod keys;
 mod report;
 mod table;
 
-use std::fs;
 use std::io::{IsTerminal, stdout};
-use std::path::Path;
 use std::time::Duration;
 
 use report::{Lock, Report, UNKNOWN, report};
 use table::table;
 
-use crate::backend::{self, Cause, Location};
+use crate::backend::seam::Kind;
+use crate::backend::{self, Cause, file};
 use crate::cli::StatusArgs;
 use crate::config::Environment;
 use crate::error::Error;
@@ -26,6 +26,9 @@ const REFRESH: Duration = Duration::from_secs(1);
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     if args.watch {
         return watch(args, environment);
+    }
+    if args.once {
+        return keys::show(args, environment);
     }
     let (locks, failure) = look(args, environment)?;
     if args.json {
@@ -43,9 +46,9 @@ fn watch(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     let is_terminal = stdout().is_terminal();
     let mut shown = String::new();
     loop {
-        let text = match look(args, environment) {
-            Ok((locks, _)) if locks.is_empty() => none(args, environment)? + "\n",
-            Ok((locks, _)) => table(&locks),
+        let looked = if args.once { keys::text(args, environment) } else { text(args, environment) };
+        let text = match looked {
+            Ok(text) => text,
             Err(error) if shown.is_empty() => return Err(error),
             // It may be over soon.
             Err(error) => format!("{error}\n"),
@@ -65,10 +68,16 @@ fn watch(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     }
 }
 
+/// What `--watch` shows.
+fn text(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
+    let (locks, _) = look(args, environment)?;
+    Ok(if locks.is_empty() { none(args, environment)? + "\n" } else { table(&locks) })
+}
+
 fn none(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
-    let place = match environment.store(&args.file, None)? {
+    let place = match environment.store(Kind::Lock, &args.file.place, None)? {
         Some(store) => store.url.to_string(),
-        None => printable::path(&environment.directory(&args.file)?),
+        None => printable::path(&environment.directory(Kind::Lock, &args.file.place)?),
     };
     Ok(format!("there are no locks in `{place}`"))
 }
@@ -77,10 +86,11 @@ fn none(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
 fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Lock>, Option<backend::Error>), Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let (mut locks, mut failure) = (Vec::new(), None);
-    let locations = match environment.store(&args.file, None)? {
+    let place = &args.file.place;
+    let locations = match environment.store(Kind::Lock, place, None)? {
         _ if !args.all => environment.locks(&args.file, &args.names)?,
-        Some(store) => backend::all_in(&store)?,
-        None => all_in(&environment.directory(&args.file)?)?,
+        Some(store) => backend::all_in(&store, Kind::Lock)?,
+        None => file::all_in(&environment.directory(Kind::Lock, place)?, Kind::Lock)?,
     };
     let is_one_of_several = args.all || locations.len() > 1;
     for location in locations {
@@ -100,22 +110,4 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Lock>, Opti
         }
     }
     Ok((locks, failure))
-}
-
-fn all_in(directory: &Path) -> Result<Vec<Location>, Error> {
-    let cannot = |error| {
-        let (directory, error) = (printable::path(directory), backend::plain(&error));
-        Error::failed(format!("cannot list the lock directory `{directory}`: {error}"))
-    };
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(directory).map_err(cannot)? {
-        let entry = entry.map_err(cannot)?;
-        let path = entry.path();
-        let is_named_like_one = path.extension().is_some_and(|extension| extension == "lck" || extension == "lock");
-        if is_named_like_one && entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths.iter().map(|path| Location::file(path)).collect())
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::once;
 use crate::backend;
 use crate::claimant::ProcessClaimant;
 use crate::cli::{BreakArgs, UnlockArgs};
@@ -16,6 +17,9 @@ use crate::record::Outcome;
 use crate::verdict::LocalJudge;
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
+    if let Some(key) = &args.once {
+        return once::unlock(args, key, environment);
+    }
     let lock = environment.lock(&args.file, None)?;
     let here = Place::here();
     let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?, false);

@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
+use super::once;
 use super::progress::Progress;
 use crate::backend;
 use crate::child::Signals;
@@ -17,7 +18,12 @@ use crate::waiting::Waiting;
 
 pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
-    let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
+    let orphans = environment.orphans(args.orphans)?;
+    if args.once {
+        let waited = once::wait(environment, &args.file.place, &args.names, &waiting, orphans);
+        return waited.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code));
+    }
+    let judge = LocalJudge::new(Place::here(), orphans);
     let started = std::time::Instant::now();
     for location in environment.locks(&args.file, &args.names)? {
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);

@@ -1,14 +1,18 @@
 //! How single values are written. An error says what was expected instead.
 
+use std::ffi::OsString;
 use std::num::NonZeroU32;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use jiff::SignedDuration;
 use rustix::process::Pid;
+use sha2::{Digest, Sha256};
 
 use crate::mode::MAX_SLOTS;
-use crate::record;
+use crate::{printable, record};
 
 /// The longest time between two tries, in seconds: a year, far from what overflows a clock.
 const MAX_SLEEP_SECONDS: u64 = 31_536_000;
@@ -20,6 +24,11 @@ fn parse_number(text: &str) -> Option<u32> {
 
 pub fn parse_max_attempts(text: &str) -> Result<u32, String> {
     parse_number(text).ok_or_else(|| format!("expected a whole number from 0 (try for ever) to {}", u32::MAX))
+}
+
+pub fn parse_tries(text: &str) -> Result<NonZeroU32, String> {
+    let tries = parse_number(text).and_then(NonZeroU32::new);
+    tries.ok_or_else(|| format!("expected a whole number from 1 to {}", u32::MAX))
 }
 
 pub fn parse_slots(text: &str) -> Result<NonZeroU32, String> {
@@ -59,6 +68,17 @@ pub fn parse_word<T: ValueEnum>(text: &str) -> Result<T, String> {
         let words: Vec<_> = words.map(|word| format!("`{}`", word.get_name())).collect();
         format!("expected {}", words.join(" or "))
     })
+}
+
+/// A file name that is the same for equal commands, and for no others.
+pub fn name_from_command(command: &[OsString]) -> PathBuf {
+    // No argument holds a zero byte, so `a b` and `ab` differ.
+    let words = command.iter().flat_map(|word| [word.as_bytes(), &[0]]).collect::<Vec<_>>().concat();
+    let hash: String = Sha256::digest(words).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
+    let is_plain = |c: &char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(c);
+    let program: String = printable::base_name(&program).chars().filter(is_plain).take(40).collect();
+    format!("{}-{hash}.lck", program.trim_start_matches('.')).into()
 }
 
 #[cfg(test)]

@@ -119,7 +119,9 @@ impl Mutex<'_> {
                     removal.may_be_done |= was.iter().all(has_lease);
                 }
                 // Asked only now: a process that comes later sees that the command has ended, and does not wait.
-                Ok(Released::Own { stays: None, was }) if write == Write::Done && removal.ending.outcome == Outcome::Succeeded => {
+                Ok(Released::Own { stays: None, was })
+                    if write == Write::Done && removal.ending.outcome == Outcome::Succeeded =>
+                {
                     if let Some(told) = was.first().filter(|own| own.once.is_none() && !self.has_waiters()) {
                         // It is released all the same.
                         let _ = self.withdraw(told);
@@ -230,7 +232,8 @@ impl Mutex<'_> {
     pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, backend::Error> {
         for _ in 0..MAX_ROUNDS {
             let Some(stored) = self.register.load()? else { return Ok(Write::Conflict) };
-            let (own, mut rest): (Vec<_>, Vec<_>) = stored.entries().iter().cloned().partition(|other| other.token == entry.token);
+            let (own, mut rest): (Vec<_>, Vec<_>) =
+                stored.entries().iter().cloned().partition(|other| other.token == entry.token);
             let [own] = own.as_slice() else { return Ok(Write::Conflict) };
             // A key remembers that it was begun.
             rest.extend(own.once.as_ref().map(|_| self.ended(own, Outcome::Unknown.into())));

@@ -259,7 +259,7 @@ impl Observer for Silent {
 }
 
 fn request(mode: Mode) -> Request {
-    Request { mode, at_least: None, skip_if_done: false, lease: Some(Duration::from_millis(LEASE)) }
+    Request { mode, lease: Some(Duration::from_millis(LEASE)), ..Request::default() }
 }
 
 fn attempts(number: u32) -> Waiting {

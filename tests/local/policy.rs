@@ -36,7 +36,7 @@ const fn slots(number: u32) -> Mode {
 }
 
 fn in_mode(mode: Mode) -> Request {
-    Request { mode, at_least: None, skip_if_done: false, lease: None }
+    Request { mode, ..Request::default() }
 }
 
 fn one_attempt() -> Waiting {

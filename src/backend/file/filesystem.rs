@@ -11,6 +11,14 @@ const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
 /// Btrfs, F2FS, bcachefs, ZFS, tmpfs, and overlayfs, whose writable part may not be a network's.
 const LOCAL: [FsWord; 8] = [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0xCA45_1A4E, 0x2FC1_2FC1, 0x0102_1994, 0x794C_7630];
 
+/// `RAMFS_MAGIC` and `TMPFS_MAGIC` of `linux/magic.h`.
+const IN_MEMORY: [FsWord; 2] = [0x8584_58F6, 0x0102_1994];
+
+/// Whether the file is gone after a reboot.
+pub fn is_in_memory(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|file_system| IN_MEMORY.contains(&file_system.f_type))
+}
+
 /// Whether the file is certainly seen by this machine alone.
 pub fn is_local(file: &File) -> bool {
     fstatfs(file).is_ok_and(|file_system| LOCAL.contains(&file_system.f_type))

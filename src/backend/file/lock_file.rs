@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use rustix::fs::{AtFlags, CWD, OFlags, unlinkat};
 use rustix::io::Errno;
 
-use super::publish::{create_in_place, flock, leads_to, link_new, open, read_at, rename_over, unlink};
+use super::publish::{create_in_place, directory, flock, leads_to, link_new, open, read_at, rename_over, unlink};
 use super::queue::Queue;
 use super::{CHANGE, CREATE, READ, REMOVE, filesystem, io_failure, legacy, wakeup};
 use crate::backend::directory::MAGIC;
@@ -31,12 +31,14 @@ pub struct LockFile {
     pub(super) queue: Queue,
     /// Hears wake-ups, while this process is the first waiter.
     pub(super) socket: Option<UnixDatagram>,
+    /// Whether it must outlive a crash of the machine. A lock need not: a reboot makes it stale.
+    is_durable: bool,
 }
 
 impl LockFile {
     /// Does not touch the file system yet.
-    pub fn new(path: PathBuf) -> Self {
-        Self { queue: Queue::new(&path), path, socket: None }
+    pub fn new(path: PathBuf, is_durable: bool) -> Self {
+        Self { queue: Queue::new(&path), path, socket: None, is_durable }
     }
 
     /// The stored state: the text, and its version.
@@ -63,10 +65,24 @@ impl LockFile {
 
     /// Stores a text where there is no file.
     pub(super) fn create(&self, text: &str) -> Result<Write, Failure> {
-        let bytes = text.as_bytes();
-        let created = link_new(&self.path, &|file| file.write_all_at(bytes, 0));
-        let created = created.and_then(|linked| linked.map_or_else(|| create_in_place(&self.path, bytes), Ok));
-        created.map_err(self.failure(CREATE))
+        let fill = |file: &File| self.fill(file, text.as_bytes());
+        let created = link_new(&self.path, &fill);
+        let created = created.and_then(|linked| linked.map_or_else(|| create_in_place(&self.path, &fill), Ok));
+        self.secured(created.map_err(self.failure(CREATE))?, CREATE)
+    }
+
+    fn fill(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
+        file.write_all_at(bytes, 0)?;
+        if self.is_durable { file.sync_data() } else { Ok(()) }
+    }
+
+    /// A write that was done, once a crash cannot undo it.
+    fn secured(&self, write: Write, action: &'static str) -> Result<Write, Failure> {
+        if self.is_durable && write == Write::Done {
+            let synced = File::open(directory(&self.path)).and_then(|directory| directory.sync_all());
+            synced.map_err(|error| self.failure(action)(error).indefinite())?;
+        }
+        Ok(write)
     }
 
     /// Stores a text over the state `seen`.
@@ -75,17 +91,26 @@ impl LockFile {
         if let Some(file_system) = filesystem::without_exchange(&old) {
             drop(old);
             // A record that is only of use for a time can be left out.
-            return if next.keep.is_some() { self.delete(version) } else { Err(self.without_exchange(&file_system)) };
+            return if next.keep.is_some() && !self.is_durable {
+                self.delete(version)
+            } else {
+                Err(self.without_exchange(&file_system))
+            };
         }
         let seen_text = seen.value.as_deref().unwrap_or("");
-        let new = rename_over(&self.path, text.as_bytes()).map_err(self.failure(CHANGE))?;
+        let fill = |text: &[u8]| rename_over(&self.path, &|file| self.fill(file, text));
+        let new = fill(text.as_bytes()).map_err(self.failure(CHANGE))?;
+        if self.is_durable {
+            // The Python plugin does not know such files.
+            return self.secured(Write::Done, CHANGE);
+        }
         let settled = legacy::settle(&old, version, seen_text)
             .and_then(|plugins| Ok((plugins, read(&new)?.0 == text.as_bytes() && leads_to(&self.path, &new)?)));
         match &settled {
             Ok((None, true)) => return Ok(Write::Done),
             Ok((_, false)) => return Ok(Write::Conflict),
             Ok((Some(bytes), true)) => {
-                if rename_over(&self.path, bytes).is_err() {
+                if fill(bytes).is_err() {
                     // No room for another file: the text goes into ours, which nothing relies on
                     // yet. While it is empty, it counts as being written.
                     new.set_len(0).and_then(|()| new.write_all_at(bytes, 0)).map_err(self.failure(CHANGE))?;
@@ -95,7 +120,7 @@ impl LockFile {
             Err(_) if !leads_to(&self.path, &new).unwrap_or(false) => {}
             Err(_) if legacy::has_one_holder(seen_text) => unlink(&self.path),
             // Other holders may remain. If this fails, an extra entry is a lesser evil than a lost one.
-            Err(_) => drop(rename_over(&self.path, seen_text.as_bytes())),
+            Err(_) => drop(fill(seen_text.as_bytes())),
         }
         // A waiter has seen our record, and watches our owner.
         wakeup::send(&self.path);
@@ -106,7 +131,7 @@ impl LockFile {
     pub(super) fn delete(&self, version: &[u8]) -> Result<Write, Failure> {
         let Some(_flocked) = self.open_flocked(REMOVE, version)? else { return Ok(Write::Conflict) };
         match unlinkat(CWD, &self.path, AtFlags::empty()) {
-            Ok(()) => Ok(Write::Done),
+            Ok(()) => self.secured(Write::Done, REMOVE),
             // Only the Python plugin removes the file without the flock.
             Err(Errno::NOENT) => Ok(Write::Conflict),
             Err(error) => Err(self.failure(REMOVE)(error.into())),

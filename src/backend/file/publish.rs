@@ -29,7 +29,7 @@ const FLOCK_LIMIT: Duration = Duration::from_secs(2);
 const FLOCK_PAUSE: Duration = Duration::from_micros(500);
 
 /// Writes a file.
-type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
+pub type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
 
 /// Opens a regular file; `None` when there is no file. Never creates a file, follows a symbolic link
 /// or waits for the other end of a FIFO. The error for anything else is `InvalidData`.
@@ -88,14 +88,14 @@ pub fn link_new(path: &Path, fill: Fill<'_>) -> io::Result<Option<Write>> {
 }
 
 /// Puts a complete file in the place of another one, and returns it.
-pub fn rename_over(path: &Path, text: &[u8]) -> io::Result<File> {
-    let (file, temporary) = write_temporary(path, &|file| file.write_all_at(text, 0))?;
+pub fn rename_over(path: &Path, fill: Fill<'_>) -> io::Result<File> {
+    let (file, temporary) = write_temporary(path, fill)?;
     renameat(CWD, &temporary, CWD, path).inspect_err(|_| unlink(&temporary))?;
     Ok(file)
 }
 
 /// Makes a file where there are no hard links (FAT, some FUSE file systems): it is empty for a moment.
-pub fn create_in_place(path: &Path, text: &[u8]) -> io::Result<Write> {
+pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
     let file = match openat(CWD, path, NEW, MODE) {
         Ok(fd) => File::from(fd),
         Err(Errno::EXIST) => return Ok(Write::Conflict),
@@ -107,7 +107,7 @@ pub fn create_in_place(path: &Path, text: &[u8]) -> io::Result<Write> {
     if file.metadata()?.len() > 0 || !leads_to(path, &file)? {
         return Ok(Write::Conflict);
     }
-    file.write_all_at(text, 0).inspect_err(|_| unlink(path))?;
+    fill(&file).inspect_err(|_| unlink(path))?;
     Ok(Write::Done)
 }
 
@@ -165,6 +165,7 @@ fn complete(file: &File, fill: Fill<'_>) -> io::Result<()> {
     fill(file).and_then(|()| flock(file))
 }
 
-fn directory(path: &Path) -> &Path {
+/// The directory of a file.
+pub fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -10,9 +10,7 @@ use crate::mode::Mode;
 
 /// A line for each holder, and for each waiter.
 pub fn table(locks: &[Lock]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"]);
+    let mut table = new_table(&["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"]);
     let number = |number: Option<i32>| number.map(|number| number.to_string());
     for lock in locks {
         let mut add = |state: &str, rest: [Option<String>; 6]| {
@@ -44,7 +42,19 @@ pub fn table(locks: &[Lock]) -> String {
             column.set_constraint(ColumnConstraint::ContentWidth);
         }
     }
-    // The style puts a space before the first column, too.
+    rendered(table)
+}
+
+/// A table without lines.
+pub fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header);
+    table
+}
+
+/// The style puts a space before the first column, too.
+pub fn rendered(table: Table) -> String {
     let unindented = |line: String| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned() + "\n";
     table.lines().map(unindented).collect()
 }

@@ -54,7 +54,7 @@ fn judge() -> LocalJudge {
 }
 
 fn for_so_long(lease: Duration) -> Request {
-    Request { mode: Mode::EXCLUSIVE, at_least: None, skip_if_done: false, lease: Some(lease) }
+    Request { lease: Some(lease), ..Request::default() }
 }
 
 fn once() -> Waiting {

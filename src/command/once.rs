@@ -1,0 +1,184 @@
+//! `serializer once` and `serializer forget`, and what `lock`, `unlock` and `wait` do about keys.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::run::{Job, execute};
+use super::unlock::unlocked;
+use crate::backend::seam::Kind;
+use crate::backend::{self, Location, file};
+use crate::claimant::{Claimant, ProcessClaimant};
+use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs};
+use crate::config::{Environment, state_directory};
+use crate::error::Error;
+use crate::exit_code::BUSY;
+use crate::keeper::{self, TokenHolder};
+use crate::mutex::{self, Mutex, Released, Whose};
+use crate::once::{Ending, State};
+use crate::owner::Place;
+use crate::printable;
+use crate::record::Outcome;
+use crate::verdict::{LocalJudge, Orphans};
+use crate::waiting::{Attempts, Waiting};
+
+/// How often `wait --once` looks at keys whose change wakes nothing.
+const WATCHED: Duration = Duration::from_secs(1);
+
+/// `serializer once`
+pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
+    let key = open(environment, &args.place, &args.key)?;
+    let request = environment.once(&args.rule, &args.place, &key)?;
+    let job = Job::new((&args.command, &args.waiting, args.on_lost), environment, key, request)?;
+    let ended = execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job });
+    ended.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
+}
+
+/// Where a key is. Makes the usual directory, and refuses one that does not keep what is written.
+pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Location, Error> {
+    let location = environment.key(args, key)?;
+    if let Location::File(directory, _) = &location {
+        if !directory.exists() && state_directory().is_ok_and(|usual| usual == *directory) {
+            let cannot = |error| {
+                let shown = printable::path(directory);
+                Error::failed(format!("cannot create the directory `{shown}`: {}", backend::plain(&error)))
+            };
+            fs::create_dir_all(directory).map_err(cannot)?;
+        }
+        if let Some(why) = file::forgets(directory) {
+            let shown = printable::path(directory);
+            return Err(Error::usage(format!("cannot keep keys in `{shown}`: {why}"))
+                .with_hint("`--dir` or `SERIALIZER_DIR` names another directory, `SERIALIZER_STORE` a store"));
+        }
+    }
+    Ok(location)
+}
+
+/// `serializer unlock --once`
+pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result<(), Error> {
+    let location = open(environment, &args.file.place, key)?;
+    let here = Place::here();
+    let judge = LocalJudge::new(here.clone(), environment.orphans(args.owner.orphans)?);
+    let mut mutex = Mutex::new(backend::open(&location)?, &judge);
+    let usual = if args.failed { "failed" } else { "done" };
+    let how = args.note.as_deref().map_or(usual.to_owned(), printable::field);
+    let outcome = if args.failed { Outcome::Failed } else { Outcome::Succeeded };
+    let ending = Ending { outcome, how: &how, code: None };
+    let released = match &args.token {
+        Some(token) => mutex.conclude(&TokenHolder(token), Whose::OwnAlone, ending),
+        None => {
+            let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?, false);
+            mutex.conclude(&claimant, Whose::OwnAlone, ending)
+        }
+    };
+    let shown = location.printable();
+    let released = released.map_err(|error| match error {
+        mutex::Error::NotLocked => Error::failed(format!("cannot unlock `{shown}`: no run of the key has begun here")),
+        error => Error::mutex("unlock", &shown, error),
+    })?;
+    if let Released::Own { was, stays } = released {
+        was.iter().for_each(|entry| keeper::process::dismiss(entry, &here));
+        tracing::info!(
+            "{}: `{}` {}",
+            unlocked(&shown, stays),
+            printable::field(key),
+            if args.failed { "has failed" } else { "is done" }
+        );
+    }
+    Ok(())
+}
+
+/// `serializer wait --once`: until all are done, or one is given up.
+pub fn wait(
+    environment: &Environment,
+    args: &PlaceArgs,
+    keys: &[PathBuf],
+    waiting: &Waiting,
+    orphans: Orphans,
+) -> Result<(), Error> {
+    let judge = LocalJudge::new(Place::here(), orphans);
+    let mut all = Vec::new();
+    for key in keys {
+        let location = open(environment, args, key.to_str().unwrap_or(""))?;
+        all.push((location.printable(), Mutex::new(backend::open(&location)?, &judge)));
+    }
+    let mut attempts = Attempts::new(waiting);
+    // Ends with the attempts; if their number is not limited, with the runs.
+    loop {
+        attempts.count(Instant::now());
+        let mut pending = None;
+        for (shown, mutex) in &mut all {
+            let inspected = match mutex.inspect() {
+                Ok(inspected) => inspected,
+                Err(error) if error.cause.passes() => {
+                    tracing::debug!("{error}");
+                    None
+                }
+                Err(error) => return Err(error.into()),
+            };
+            match inspected.as_ref().map(|key| key.state) {
+                Some(State::Done) => {}
+                Some(State::GivenUp) => return Err(Error::failed(format!("`{shown}` is given up"))),
+                _ => pending = pending.or(Some((mutex, inspected, &*shown))),
+            }
+        }
+        let Some((mutex, inspected, shown)) = pending else { return Ok(()) };
+        if attempts.are_over() {
+            let state = inspected.map_or("not begun".to_owned(), |key| key.state.to_string());
+            return Err(Error::new(BUSY, format!("`{shown}` is not done yet: {state}")));
+        }
+        let limit = attempts.next().saturating_duration_since(Instant::now()).min(WATCHED);
+        mutex.watch(inspected, limit, &Passer)?;
+    }
+}
+
+/// A process that wants nothing.
+struct Passer;
+
+impl Claimant for Passer {}
+
+/// `serializer forget`
+pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {
+    let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
+    let locations = match args.done_before {
+        Some(_) => all(environment, &args.place)?,
+        None => args.keys.iter().map(|key| open(environment, &args.place, key)).collect::<Result<_, _>>()?,
+    };
+    for location in locations {
+        let shown = location.printable();
+        let cannot = |error| Error::mutex("forget", &shown, error);
+        let mut mutex = Mutex::new(backend::open(&location)?, &judge);
+        let Some(key) = mutex.inspect()? else {
+            tracing::info!("there is nothing to forget of `{shown}`");
+            continue;
+        };
+        if let Some(age) = args.done_before {
+            let is_done = matches!(key.state, State::Done | State::Expired);
+            let ended = Duration::from_millis(key.run.ended());
+            let now = Duration::from_millis(backend::retry::since_1970());
+            if !is_done || now.saturating_sub(ended) < age {
+                continue;
+            }
+        }
+        let is_running = key.state == State::Running;
+        if args.dry_run {
+            tracing::info!("would forget `{shown}`, which is {}", key.state);
+            continue;
+        }
+        if is_running && args.force {
+            mutex.release(&Passer, Whose::Anybodys, Outcome::Unknown).map_err(cannot)?;
+        } else {
+            mutex.forget().map_err(cannot)?;
+        }
+        tracing::info!("forgot `{shown}`, which was {}", key.state);
+    }
+    Ok(())
+}
+
+/// All keys.
+pub fn all(environment: &Environment, args: &PlaceArgs) -> Result<Vec<Location>, Error> {
+    match environment.store(Kind::Once, args, None)? {
+        Some(store) => Ok(backend::all_in(&store, Kind::Once)?),
+        None => Ok(file::all_in(&environment.directory(Kind::Once, args)?, Kind::Once)?),
+    }
+}

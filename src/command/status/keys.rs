@@ -1,0 +1,109 @@
+//! `serializer status --once`
+
+use serde::Serialize;
+
+use super::table::{new_table, rendered};
+use crate::backend;
+use crate::cli::StatusArgs;
+use crate::command::once;
+use crate::config::Environment;
+use crate::error::Error;
+use crate::local_time::short;
+use crate::mutex::Mutex;
+use crate::mutex::key::Inspected;
+use crate::once::{End, State, shown};
+use crate::owner::Place;
+use crate::printable;
+use crate::verdict::LocalJudge;
+
+#[derive(Serialize)]
+struct Report {
+    keys: Vec<Key>,
+}
+
+/// A key, as programs read it. Times are in milliseconds since 1970.
+#[derive(Serialize)]
+struct Key {
+    key: String,
+    /// `None` for a key that was never run.
+    state: Option<State>,
+    #[serde(rename = "try")]
+    number: Option<u32>,
+    since: Option<u64>,
+    seconds: Option<f64>,
+    exit_code: Option<u8>,
+    pid: Option<i32>,
+    command: Option<String>,
+    host: Option<String>,
+    fencing_token: Option<u64>,
+    ends: Vec<End>,
+}
+
+impl Key {
+    fn new(key: String, inspected: Option<Inspected>) -> Self {
+        let Some(Inspected { run, state, process }) = inspected else {
+            let (state, number, since, seconds, exit_code, pid, command, host, fencing_token, ends) = Default::default();
+            return Self { key, state, number, since, seconds, exit_code, pid, command, host, fencing_token, ends };
+        };
+        let end = run.end();
+        let until = end.map_or_else(backend::retry::since_1970, |end| end.at);
+        Self {
+            state: Some(state),
+            number: Some(run.number),
+            since: Some(run.began),
+            seconds: Some(until.saturating_sub(run.began) as f64 / 1000.0),
+            exit_code: end.and_then(|end| end.code),
+            pid: process.entry.as_ref().map(|entry| entry.owner.pid.as_raw_pid()),
+            command: process.entry.as_ref().and_then(|entry| entry.command.clone()),
+            host: process.entry.as_ref().and_then(|entry| entry.owner.place.host.clone()),
+            fencing_token: process.entry.as_ref().and_then(|entry| entry.fencing),
+            key: run.key,
+            ends: run.ends,
+        }
+    }
+}
+
+pub fn show(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
+    if args.json {
+        let keys = look(args, environment)?;
+        return crate::command::print(crate::command::to_json(&Report { keys })?.as_bytes());
+    }
+    crate::command::print(text(args, environment)?.as_bytes())
+}
+
+/// A line for each key.
+pub fn text(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
+    let mut table = new_table(&["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END"]);
+    let keys = look(args, environment)?;
+    if keys.is_empty() {
+        return Ok("there are no keys\n".to_owned());
+    }
+    for key in keys {
+        let end = key.ends.last().map(|end| format!("{}, {}", end.how, shown(end.at)));
+        let cells = [
+            Some(printable::field(&key.key)),
+            Some(key.state.map_or("never run".to_owned(), |state| state.to_string())),
+            key.number.map(|number| number.to_string()),
+            key.since.map(shown),
+            key.seconds.map(|seconds| short(std::time::Duration::from_secs_f64(seconds))),
+            key.host,
+            end,
+        ];
+        table.add_row(cells.map(|cell| cell.unwrap_or_else(|| "-".to_owned())));
+    }
+    Ok(rendered(table))
+}
+
+fn look(args: &StatusArgs, environment: &Environment) -> Result<Vec<Key>, Error> {
+    let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
+    let place = &args.file.place;
+    let locations = match args.names.as_slice() {
+        [] => once::all(environment, place)?,
+        names => names.iter().map(|name| environment.key(place, &name.to_string_lossy())).collect::<Result<_, _>>()?,
+    };
+    let inspect = |location: &backend::Location| {
+        let name = location.key().name.to_string_lossy().into_owned();
+        Ok(Key::new(name, Mutex::new(backend::open(location)?, &judge).inspect()?))
+    };
+    locations.iter().map(inspect).collect()
+}
