@@ -115,7 +115,8 @@ impl<'a> Attempts<'a> {
     /// When to ask a store again that does not answer, or has no connection to spare; `interval` is the observer's.
     pub fn after_failure(&mut self, is_full: bool, interval: Duration) -> Instant {
         let now = Instant::now();
-        let mut until = self.next().min(now + interval).max(now + MIN_OUTAGE);
+        // A process that was stopped in the middle of a request fails once, and must not sleep until its next attempt.
+        let mut until = self.next().min(now + interval.min(LAST_PAUSE)).max(now + MIN_OUTAGE);
         if is_full {
             until = until.max(now + pause_outside(&mut self.full_since));
             until = self.last().map_or(until, |last| until.min(last.max(now + MIN_OUTAGE)));
