@@ -261,10 +261,11 @@ pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     Ok(Location::file(&lock_path(absolute, path)?))
 }
 
-/// Where files are that must outlive a reboot: in a Meltano project, or in the user's home.
+/// Where files are that must outlive a reboot: in the Meltano project around, or in the user's home.
 pub fn state_directory() -> Result<PathBuf, Error> {
     let named = |name: &str| var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let project = named("MELTANO_PROJECT_ROOT").map(|root| root.join(".meltano/serializer"));
+    let around = || std::env::current_dir().ok()?.ancestors().find(|it| it.join("meltano.yml").is_file()).map(PathBuf::from);
+    let project = named("MELTANO_PROJECT_ROOT").or_else(around).map(|root| root.join(".meltano/serializer"));
     let home = || Some(named("HOME")?.join(".local/state"));
     let state = || Some(named("XDG_STATE_HOME").or_else(home)?.join("serializer"));
     let none = || Error::usage("there is no directory for keys: `HOME` is not set").with_hint("name one with `--dir`");

@@ -3,6 +3,8 @@
 
 mod entry;
 
+use std::time::Duration;
+
 pub use entry::{Entry, Lease, Outcome, parse_pid, random_token};
 
 use crate::once::Run;
@@ -10,6 +12,10 @@ use entry::Fields;
 
 /// The largest record, in bytes: more than [`crate::mode::MAX_SLOTS`] entries usually need, and read in no time.
 pub const MAX_BYTES: usize = 64 * 1024;
+
+/// A store may remove a released record after this time. The next number is then the time of a
+/// clock. So this also bounds by how much a host's clock may be slow before numbers go back.
+pub const KEPT: Duration = Duration::from_secs(35 * 24 * 60 * 60);
 
 /// The `v=` of the record of a plain mutex.
 const PLAIN: u32 = 1;
@@ -62,6 +68,14 @@ impl Record {
     /// Whether a later version of this program wrote it, so that it may mean more than we read.
     pub fn is_newer(&self) -> bool {
         self.version > Some(VERSION)
+    }
+
+    /// For how long from `now` on it is of use, in milliseconds since 1970: without limit while something is held, or by a newer
+    /// format, which may say more.
+    pub fn keep(&self, now: u64) -> Option<Duration> {
+        let is_released = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
+        let is_over = !self.is_newer() && self.entries.iter().all(is_released);
+        is_over.then(|| self.last_run().map_or(Some(KEPT), |(_, run)| run.keep(now)))?
     }
 
     /// Reads a record. Unknown keys and lines without `=` after a `v` line are ignored, so that newer programs may add some.

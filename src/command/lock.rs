@@ -13,25 +13,17 @@ use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
 use crate::holder::Holder;
 use crate::keeper::process::Keeper;
 use crate::keeper::{Charge, TokenHolder};
-use crate::mutex::{self, Acquired, Grant, Mutex, Whose};
+use crate::mutex::{self, Acquired, Grant, Mutex, Request, Whose};
 use crate::owner::Place;
 use crate::process;
 use crate::record::{Entry, Outcome};
 use crate::verdict::{LocalJudge, Orphans};
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
-    let place = &args.file.place;
-    let lock = match &args.once {
-        Some(key) => once::open(environment, place, key)?,
-        None => environment.lock(&args.file, None)?,
-    };
+    let (lock, request) = lock_of(args, environment)?;
     let waiting = environment.waiting(&args.waiting)?;
     let orphans = environment.orphans(args.owner.orphans)?;
     let on_lost = environment.on_lost(args.request.on_lost, OnLost::Warn)?;
-    let request = match args.once {
-        Some(_) => environment.once(&args.rule, place, &lock)?,
-        None => environment.request(&args.request, place, &lock)?,
-    };
     if let Some(option) = args.print_token.then_some("--print-token").or(args.detached.then_some("--detached"))
         && !lock.is_shared()
     {
@@ -80,6 +72,20 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         Some(number) => super::print(format!("{number}\n").as_bytes()),
         None => Ok(()),
     }
+}
+
+/// What to lock, and how.
+fn lock_of(args: &LockArgs, environment: &Environment) -> Result<(Location, Request), Error> {
+    let place = &args.file.place;
+    let lock = match &args.once {
+        Some(key) => once::open(environment, place, key)?,
+        None => environment.lock(&args.file, None)?,
+    };
+    let request = match args.once {
+        Some(_) => environment.once(&args.rule, place, &lock)?,
+        None => environment.request(&args.request, place, &lock)?,
+    };
+    Ok((lock, request))
 }
 
 /// What was granted, and its entry, if it has a lease that is not kept yet.

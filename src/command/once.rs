@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::run::{Job, execute};
+use super::job::Job;
+use super::run::execute;
 use super::unlock::unlocked;
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location, file};

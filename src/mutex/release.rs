@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, getpid};
 
-use super::register::{KEPT, Stored, Write};
+use super::register::{Stored, Write};
 use super::renew::mark_lost;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, Released, Seen, Whose};
 use crate::backend;
@@ -12,7 +12,7 @@ use crate::claimant::Claimant;
 use crate::once::Ending;
 use crate::owner::{Owner, Place};
 use crate::process::since_boot;
-use crate::record::{Entry, Outcome, Record};
+use crate::record::{Entry, KEPT, Outcome, Record};
 use crate::verdict::{Held, Judged, Stale, Verdict};
 
 /// Between two such tries.

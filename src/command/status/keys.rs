@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::table::{new_table, rendered};
 use crate::backend;
+use crate::backend::retry::since_1970;
 use crate::cli::StatusArgs;
 use crate::command::once;
 use crate::config::Environment;
@@ -11,7 +12,7 @@ use crate::error::Error;
 use crate::local_time::short;
 use crate::mutex::Mutex;
 use crate::mutex::key::Inspected;
-use crate::once::{End, State, shown};
+use crate::once::{Run, State, shown};
 use crate::owner::Place;
 use crate::printable;
 use crate::verdict::LocalJudge;
@@ -21,44 +22,38 @@ struct Report {
     keys: Vec<Key>,
 }
 
-/// A key, as programs read it. Times are in milliseconds since 1970.
+/// A key, as programs read it: its last run, and the process that runs it or did. Times are in milliseconds since 1970.
 #[derive(Serialize)]
 struct Key {
     key: String,
     /// `None` for a key that was never run.
     state: Option<State>,
-    #[serde(rename = "try")]
-    number: Option<u32>,
-    since: Option<u64>,
-    seconds: Option<f64>,
     exit_code: Option<u8>,
+    seconds: Option<f64>,
     pid: Option<i32>,
     command: Option<String>,
     host: Option<String>,
     fencing_token: Option<u64>,
-    ends: Vec<End>,
+    run: Option<Run>,
 }
 
 impl Key {
-    fn new(key: String, inspected: Option<Inspected>) -> Self {
-        let Some(Inspected { run, state, process }) = inspected else {
-            let (state, number, since, seconds, exit_code, pid, command, host, fencing_token, ends) = Default::default();
-            return Self { key, state, number, since, seconds, exit_code, pid, command, host, fencing_token, ends };
-        };
-        let end = run.end();
-        let until = end.map_or_else(backend::retry::since_1970, |end| end.at);
+    fn new(name: String, inspected: Option<Inspected>) -> Self {
+        let state = inspected.as_ref().map(|it| it.state);
+        let (run, process) = inspected.map(|it| (it.run, it.process)).unzip();
+        let end = run.as_ref().and_then(Run::end);
+        let until = end.map_or_else(since_1970, |end| end.at);
+        let entry = process.as_ref().and_then(|process| process.entry.as_ref());
         Self {
-            state: Some(state),
-            number: Some(run.number),
-            since: Some(run.began),
-            seconds: Some(until.saturating_sub(run.began) as f64 / 1000.0),
+            key: run.as_ref().map_or(name, |run| run.key.clone()),
+            state,
             exit_code: end.and_then(|end| end.code),
-            pid: process.entry.as_ref().map(|entry| entry.owner.pid.as_raw_pid()),
-            command: process.entry.as_ref().and_then(|entry| entry.command.clone()),
-            host: process.entry.as_ref().and_then(|entry| entry.owner.place.host.clone()),
-            fencing_token: process.entry.as_ref().and_then(|entry| entry.fencing),
-            key: run.key,
-            ends: run.ends,
+            seconds: run.as_ref().map(|run| until.saturating_sub(run.began) as f64 / 1000.0),
+            pid: entry.map(|entry| entry.owner.pid.as_raw_pid()),
+            command: entry.and_then(|entry| entry.command.clone()),
+            host: entry.and_then(|entry| entry.owner.place.host.clone()),
+            fencing_token: entry.and_then(|entry| entry.fencing),
+            run,
         }
     }
 }
@@ -79,12 +74,13 @@ pub fn text(args: &StatusArgs, environment: &Environment) -> Result<String, Erro
         return Ok("there are no keys\n".to_owned());
     }
     for key in keys {
-        let end = key.ends.last().map(|end| format!("{}, {}", end.how, shown(end.at)));
+        let run = key.run.as_ref();
+        let end = run.and_then(|run| run.ends.last()).map(|end| format!("{}, {}", end.how, shown(end.at)));
         let cells = [
             Some(printable::field(&key.key)),
             Some(key.state.map_or("never run".to_owned(), |state| state.to_string())),
-            key.number.map(|number| number.to_string()),
-            key.since.map(shown),
+            run.map(|run| run.number.to_string()),
+            run.map(|run| shown(run.began)),
             key.seconds.map(|seconds| short(std::time::Duration::from_secs_f64(seconds))),
             key.host,
             end,
@@ -105,5 +101,7 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<Vec<Key>, Error>
         let name = location.key().name.to_string_lossy().into_owned();
         Ok(Key::new(name, Mutex::new(backend::open(location)?, &judge).inspect()?))
     };
-    locations.iter().map(inspect).collect()
+    let keys = locations.iter().map(inspect).collect::<Result<Vec<_>, Error>>()?;
+    // A notice of a broken run is listed as a key, and is not one.
+    Ok(keys.into_iter().filter(|key| key.run.is_some() || !args.names.is_empty()).collect())
 }
