@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, OFlags, unlinkat};
 use rustix::io::Errno;
@@ -23,6 +23,9 @@ use crate::record::MAX_BYTES;
 /// How often to open a path whose file is exchanged meanwhile. Each exchange means that another
 /// process succeeded.
 const MAX_OPENS: usize = 16;
+
+/// After this time, a file system has written a new name to its disk by itself: most do within 30 seconds.
+const SETTLED: Duration = Duration::from_secs(300);
 
 /// The lock file at a path.
 #[derive(Debug)]
@@ -54,6 +57,10 @@ impl LockFile {
                 Ok((bytes, version, written)) => {
                     let value = Some(String::from_utf8_lossy(&bytes).into_owned());
                     let is_local = filesystem::is_local(&file);
+                    let is_settled = written.is_none_or(|written| written.elapsed().is_ok_and(|age| age > SETTLED));
+                    if !is_settled {
+                        self.secured(Write::Done, READ)?;
+                    }
                     return Ok(State { version: Some(version), value, written, is_local, ..State::default() });
                 }
                 Err(error) if is_gone(&error) => {}
