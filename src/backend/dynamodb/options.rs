@@ -1,4 +1,4 @@
-//! What an address of DynamoDB says: `dynamodb://TABLE?region=…&endpoint=…&profile=…&key=…&ttl=…`.
+//! What an address of DynamoDB says: `dynamodb://TABLE?region=…&endpoint=…&profile=…&key=…&ttl=…&layout=aec`.
 
 use crate::backend::aws::Wanted;
 use crate::backend::checks;
@@ -14,6 +14,8 @@ pub struct Options {
     pub key: String,
     /// The attribute by whose time DynamoDB may remove an item.
     pub ttl: String,
+    /// Whether the table is one of AtomicExecutionControl.
+    pub is_aec: bool,
     /// The identity and the place.
     pub wanted: Wanted,
 }
@@ -21,7 +23,7 @@ pub struct Options {
 impl Options {
     /// Reads the address.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        let address = checks::address(settings, &["endpoint", "key", "profile", "region", "ttl"])?;
+        let address = checks::address(settings, &["endpoint", "key", "layout", "profile", "region", "ttl"])?;
         let table = decoded(&address.hosts)?;
         if table.is_empty() || !address.path.is_empty() {
             return Err(Failure::permanent("the address does not name a table, and only that")
@@ -29,6 +31,10 @@ impl Options {
         }
         let key = address.option("key").unwrap_or_else(|| "name".to_owned());
         let ttl = address.option("ttl").unwrap_or_else(|| "expires_at".to_owned());
+        let layout = address.option("layout");
+        if layout.as_ref().is_some_and(|layout| layout != "aec") {
+            return Err(Failure::permanent("`layout` is not `aec`, the only other layout"));
+        }
         // An access key stands where other addresses have a user.
         let login = match (address.user.clone(), address.password.clone()) {
             (Some(user), Some(password)) => Some((user, password, None)),
@@ -40,7 +46,7 @@ impl Options {
             }
         };
         let wanted = Wanted::of(&address, settings.timeout, login, || None)?;
-        Ok(Self { table, key, ttl, wanted })
+        Ok(Self { table, key, ttl, is_aec: layout.is_some(), wanted })
     }
 }
 
@@ -67,6 +73,7 @@ mod tests {
             ("dynamodb://locks?regoin=eu-west-1", "`regoin`"),
             ("dynamodb://locks?endpoint=127.0.0.1", "`endpoint`"),
             ("dynamodb://locks?endpoint=http://me:hunter2@here", "`endpoint`"),
+            ("dynamodb://locks?layout=lambda", "`layout`"),
             ("dynamodb://AKIA@locks", "secret"),
             ("dynamodb://AKIA:hunter2@locks?profile=etl", "both"),
         ] {
