@@ -11,6 +11,7 @@ use serde_json::Value;
 use serializer::record::random_token;
 
 use crate::dynamodb::make_table;
+use crate::support::proxy::Proxy;
 use crate::support::servers::emulators::{installed, shared_dynalite};
 use crate::support::stores::Store;
 use crate::support::{Ended, ended, faults, guard, until};
@@ -262,6 +263,41 @@ fn a_run_of_the_library_that_is_twenty_minutes_old_is_taken_over_by_one() {
     let begun = Instant::now();
     let waited = both.once("ripe", &["--timeout", "60s"], GATED);
     assert!(waited.code == 0 && begun.elapsed() > Duration::from_secs(3), "{waited:?} {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_takeover_is_one_write_that_another_run_of_the_library_forestalls_and_a_lost_answer_does_not_repeat() {
+    let mut both = Both::start("30");
+    let server = shared_dynalite().address();
+    let proxy = Proxy::to(server);
+    let far = |both: &Both| both.store.through(&both.store.url.replace(&server.to_string(), &proxy.addr().to_string()));
+    let run = |both: &Both, key: &str| {
+        let mut command = far(both).serializer(&["once", key, "-n", "--", "sh", "-c", GATED]);
+        command.env("TZ", ZONE).current_dir(both.store.locks.dir()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("it starts")
+    };
+    both.make("gate");
+    both.ask("put('forestalled', 'IN_PROGRESS', 1201)");
+    // It is looked at after one second, and written after three.
+    proxy.delay(Duration::from_secs(1));
+    let late = run(&both, "forestalled");
+    thread::sleep(Duration::from_secs(2));
+    both.ask("aec.delete_items_finished_or_old(['forestalled'])");
+    assert_eq!(both.ask("aec.write_atomically_a_key('forestalled')"), true);
+    let theirs = both.item("forestalled");
+    let ended = faults::end(late);
+    assert_eq!((ended.code, both.count("begin forestalled")), (75, 0), "{ended:?}");
+    assert_eq!(both.item("forestalled"), theirs);
+
+    proxy.delay(Duration::ZERO);
+    both.ask("put('lost', 'IN_PROGRESS', 1201)");
+    proxy.swallow_answer_then_cut(b"attribute_not_exists(#format) AND");
+    let cut = run(&both, "lost");
+    proxy.wait_until_hit();
+    let ended = faults::end(cut);
+    assert_eq!((ended.code, both.count("begin lost")), (0, 1), "{ended:?}");
+    assert_eq!(both.item("lost")["status_execution"], "FINISHED");
+    assert!(both.item("lost")["record"].as_str().is_some_and(|record| record.contains(r#""try":2"#)));
 }
 
 #[test]
