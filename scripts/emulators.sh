@@ -46,7 +46,9 @@ python_package() {
     echo "Installing $name $version from PyPI into target/emulators/$name …"
     rm -rf "${state:?}/$name" "$state/$name.version"
     quietly "$python" -m venv "$state/$name"
-    quietly "$state/$name/bin/python" -m pip install --disable-pip-version-check "${name}[${extras}]==$version"
+    # uv takes a tenth of pip's time.
+    quietly "$state/$name/bin/python" -m pip install --disable-pip-version-check uv
+    quietly "$state/$name/bin/uv" pip install --python "$state/$name/bin/python" "${name}[${extras}]==$version"
     echo "$version" >"$state/$name.version"
 }
 

@@ -70,12 +70,11 @@ impl Record {
         self.version > Some(VERSION)
     }
 
-    /// For how long from `now` on it is of use, in milliseconds since 1970: without limit while something is held, or by a newer
-    /// format, which may say more.
-    pub fn keep(&self, now: u64) -> Option<Duration> {
+    /// For how long it is of use: without limit while something is held, or by a newer format, which may say more.
+    pub fn keep(&self) -> Option<Duration> {
         let is_released = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
         let is_over = !self.is_newer() && self.entries.iter().all(is_released);
-        is_over.then(|| self.last_run().map_or(Some(KEPT), |(_, run)| run.keep(now)))?
+        is_over.then(|| self.last_run().map_or(Some(KEPT), |(_, run)| run.keep()))?
     }
 
     /// Reads a record. Unknown keys and lines without `=` after a `v` line are ignored, so that newer programs may add some.

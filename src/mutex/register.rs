@@ -252,8 +252,7 @@ impl Register {
     fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Failure> {
         let text = record.map(Record::to_text);
         let value = text.as_deref();
-        let now = last.state.now.unwrap_or_else(since_1970);
-        let keep = record.map_or(Some(KEPT), |record| record.keep(now));
+        let keep = record.map_or(Some(KEPT), Record::keep);
         let mut is_indefinite = false;
         let write = self.ask(|store, key| {
             let next = Next { number: last.next, value, keep };
