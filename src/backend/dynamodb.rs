@@ -121,7 +121,6 @@ impl Table {
         let now = since_1970().max(next.number) / 1000;
         let (mut values, mut set, mut removed) = (HashMap::new(), Vec::new(), Vec::new());
         if self.is_aec {
-            // The library takes any item for a run.
             let Some(told) = aec::attributes(next.value) else { return self.delete(stored, expected).await };
             for (name, value) in told {
                 set.push(format!("{name} = :{name}"));
@@ -159,17 +158,6 @@ impl Table {
             return Err(Failure::permanent("the server does not answer as DynamoDB does").indefinite());
         }
         self.done(sent, "dynamodb:UpdateItem")
-    }
-
-    async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {
-        let mut values = HashMap::new();
-        let condition = condition(expected, &mut values);
-        let request = self.client.delete_item().table_name(&self.table);
-        let request = request.key(&self.key, AttributeValue::S(stored));
-        let request = request.set_expression_attribute_names(Some(self.names(condition)));
-        let request = request.set_expression_attribute_values(Some(values));
-        let request = request.condition_expression(condition);
-        self.done(request.send().await, "dynamodb:DeleteItem")
     }
 
     /// What the placeholders in an expression stand for.

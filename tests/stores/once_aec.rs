@@ -214,6 +214,13 @@ fn the_cleaner_spares_a_run_that_is_renewed_and_the_library_sees_how_it_ends() {
     assert_eq!(both.once("failed", &[], "exit 3").code, 3);
     assert_eq!(both.item("failed")["status_execution"], "FAILED");
     assert_eq!(both.ask("aec.wait_other_instances_finish(['failed'], 1, 1)"), false);
+    // Begun in one process and finished in another.
+    let run = |args: &[&str]| ended(both.store.serializer(args).env("TZ", ZONE));
+    let begun = run(&["lock", "--once", "steps", "--detached", "--print-token"]);
+    assert_eq!(begun.code, 0, "{begun:?}");
+    let unlocked = ["unlock", "--once", "steps", "--token", begun.stdout.trim()];
+    assert_eq!((run(&unlocked).code, run(&["lock", "--once", "steps"]).code), (0, 79));
+    assert_eq!(both.item("steps")["status_execution"], "FINISHED");
     // It has no state for what is free.
     assert_eq!(ended(both.store.serializer(&["forget", "failed"]).env("TZ", ZONE)).code, 0);
     assert_eq!(both.ask("aec.write_atomically_a_key('failed')"), true);

@@ -13,19 +13,19 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use super::{foreign, state};
+use super::{Table, foreign, state};
 use crate::backend::failure::{Cause, Failure};
 use crate::backend::retry::since_1970;
-use crate::backend::seam::{Key, Kind, State};
+use crate::backend::seam::{Key, Kind, State, Write};
 use crate::local_time::zone;
-use crate::once::{End, Interrupted, Run, Validity};
+use crate::once::{End, Rule, Run};
 use crate::record::{Outcome, Record};
 
 /// For how long the library takes a run for a live one.
 const VALID_FOR: Duration = Duration::from_secs(20 * 60);
 
 /// How the version of an item begins that the library wrote.
-const AEC: &str = "aec ";
+const AEC: &str = "aec\n";
 
 const FINISHED: &str = "FINISHED";
 const FAILED: &str = "FAILED";
@@ -58,11 +58,8 @@ pub(super) fn attributes(record: Option<&str>) -> Option<[(&'static str, Attribu
     let now = written(Timestamp::now());
     let created = i64::try_from(run.began).ok().and_then(|began| Timestamp::from_millisecond(began).ok());
     let created = created.map_or_else(|| now.clone(), written);
-    Some([("status_execution", status.to_owned()), ("created_at", created), ("updated_at", now)].map(text))
-}
-
-fn text((name, value): (&'static str, String)) -> (&'static str, AttributeValue) {
-    (name, AttributeValue::S(value))
+    let told = [("status_execution", status.to_owned()), ("created_at", created), ("updated_at", now)];
+    Some(told.map(|(name, text)| (name, AttributeValue::S(text))))
 }
 
 /// A time as the library writes it, but always with the six digits without which it cannot read it.
@@ -87,9 +84,7 @@ pub(super) fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
         key: key.to_owned(),
         number: 1,
         began: milliseconds(began),
-        validity: Validity::Always,
-        tries: None,
-        interrupted: Interrupted::Rerun,
+        rule: Rule::default(),
         ends: outcome.iter().map(|(_, how)| end(how)).collect(),
     };
     let run = serde_json::to_string(&run).map_err(|_| foreign("status_execution"))?;
@@ -103,7 +98,7 @@ pub(super) fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
         "1\n\nv=3\nboot=unknown\nsince={began}\ncommand=AtomicExecutionControl\nlease={valid_for} {expires} {renewals}\n\
          {released}once={run}\n"
     );
-    let version = Some(format!("{AEC}{updated_at} {status}").into_bytes());
+    let version = Some(format!("{AEC}{updated_at}\n{status}").into_bytes());
     Ok(State { version, value: Some(record), now: Some(now), ..State::default() })
 }
 
@@ -116,11 +111,23 @@ fn read(text: &str, zone: TimeZone) -> Option<Timestamp> {
 /// That the library's item is as it was seen, if `expected` is the state of one.
 pub(super) fn condition(expected: &State, values: &mut Item) -> Option<&'static str> {
     let seen = std::str::from_utf8(expected.version.as_deref()?).ok()?.strip_prefix(AEC)?;
-    let (updated_at, status) = seen.split_once(' ')?;
-    values.extend(
-        [(":at", updated_at), (":was", status)].map(|(name, text)| (name.to_owned(), AttributeValue::S(text.to_owned()))),
-    );
+    let (updated_at, status) = seen.split_once('\n')?;
+    for (name, seen) in [(":at", updated_at), (":was", status)] {
+        values.insert(name.to_owned(), AttributeValue::S(seen.to_owned()));
+    }
     Some("attribute_not_exists(#format) AND updated_at = :at AND status_execution = :was")
+}
+
+impl Table {
+    /// Removes an item: the library takes any that is there for a run.
+    pub(super) async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {
+        let mut values = HashMap::new();
+        let condition = super::condition(expected, &mut values);
+        let request = self.client.delete_item().table_name(&self.table).key(&self.key, AttributeValue::S(stored));
+        let request = request.set_expression_attribute_names(Some(self.names(condition)));
+        let request = request.set_expression_attribute_values(Some(values).filter(|values| !values.is_empty()));
+        self.done(request.condition_expression(condition).send().await, "dynamodb:DeleteItem")
+    }
 }
 
 #[cfg(test)]
