@@ -47,6 +47,7 @@ def clean(keys, minutes, seconds):
     while time.monotonic() < end and not is_there("clean"):
         aec.delete_items_finished_or_old(keys=keys, item_execution_valid_for=minutes)
         time.sleep(0.1)
+    say("cleaned")
 def put(key, status, age):
     at = (datetime.datetime.now() - datetime.timedelta(seconds=age)).isoformat(timespec="microseconds")
     aec.table.put_item(Item={"day_to_run": key, "status_execution": status, "created_at": at, "updated_at": at})
@@ -176,7 +177,7 @@ fn of_callers_of_both_kinds_one_runs_each_key_and_all_others_are_told_of_its_end
     until("they have not come", || keys.iter().all(|key| has_come(&both, key)));
     // What is finished while others wait must not be cleaned away: they would wait for the next run.
     both.make("clean");
-    thread::sleep(Duration::from_millis(500));
+    until("the cleaner goes on", || both.count("cleaned") == 1);
     both.make("gate");
     let told = both.ask("join()");
     let told: Vec<_> = told.as_array().expect("a list").iter().filter(|value| !value.is_null()).cloned().collect();
@@ -195,13 +196,13 @@ fn of_callers_of_both_kinds_one_runs_each_key_and_all_others_are_told_of_its_end
 
 #[test]
 fn the_cleaner_spares_a_run_that_is_renewed_and_the_library_sees_how_it_ends() {
-    let mut both = Both::start("3");
+    let mut both = Both::start("6");
     let run = both.spawn("ours", &[], GATED);
     both.until_status("ours", "IN_PROGRESS");
     let first = both.item("ours");
     assert_eq!(both.ask("aec.write_atomically_a_key('theirs')"), true);
-    // Longer than the cleaner lets anything live here: three seconds.
-    both.ask("clean(['ours', 'theirs'], 0.05, 5)");
+    // Longer than the cleaner lets anything live here: six seconds.
+    both.ask("clean(['ours', 'theirs'], 0.1, 9)");
     assert_eq!(both.item("theirs"), Value::Null);
     let later = both.item("ours");
     assert!(later["created_at"] == first["created_at"] && later["updated_at"] != first["updated_at"], "{first} {later}");
@@ -266,10 +267,10 @@ fn a_run_of_the_library_that_is_twenty_minutes_old_is_taken_over_by_one() {
     assert_eq!(both.once("stopped", &["-n", "--interrupted", "stop"], GATED).code, 80);
 
     // A waiter sees it come.
-    both.ask("put('ripe', 'IN_PROGRESS', 1196)");
+    both.ask("put('ripe', 'IN_PROGRESS', 1195)");
     let begun = Instant::now();
     let waited = both.once("ripe", &["--timeout", "60s"], GATED);
-    assert!(waited.code == 0 && begun.elapsed() > Duration::from_secs(3), "{waited:?} {:?}", begun.elapsed());
+    assert!(waited.code == 0 && begun.elapsed() > Duration::from_secs(2), "{waited:?} {:?}", begun.elapsed());
 }
 
 #[test]
