@@ -164,10 +164,11 @@ impl Ended {
     /// The end of the run of this entry; `None` while it runs.
     pub fn of(entry: &Entry, verdict: &Verdict) -> Option<Self> {
         match (entry.released, verdict) {
+            // Also a released one: what a newer version has written may mean something else.
+            (_, Verdict::Held(_)) => None,
             (Some(Outcome::Succeeded), _) => Some(Self::Succeeded),
             (Some(Outcome::Failed), _) => Some(Self::Failed),
             (_, Verdict::Stale(why)) => Some(Self::Interrupted(*why)),
-            (_, Verdict::Held(_)) => None,
         }
     }
 }
@@ -307,8 +308,9 @@ impl Period {
         let date = now.date();
         let (begin, end) = match self {
             Self::Hour => {
-                // In the second hour of the two that have the same name, the offset stays.
-                let begin = now.with().minute(0).second(0).subsec_nanosecond(0).build().ok()?;
+                // By the offset that is in force: some clocks go back by half an hour.
+                let past = i64::from(now.minute()) * 60 + i64::from(now.second());
+                let begin = now.checked_sub(past.seconds()).ok()?.with().subsec_nanosecond(0).build().ok()?;
                 (begin.clone(), begin.checked_add(1.hour()).ok()?)
             }
             Self::Day => (begin_of(date)?, begin_of(date.tomorrow().ok()?)?),
@@ -328,3 +330,6 @@ pub fn shown(milliseconds: u64) -> String {
     let time = i64::try_from(milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
     time.map_or_else(|| "an unknown time".to_owned(), |time| local_time(time).to_string())
 }
+
+#[cfg(test)]
+mod tests;
