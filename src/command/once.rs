@@ -1,7 +1,7 @@
 //! `serializer once` and `serializer forget`, and what `lock`, `unlock` and `wait` do about keys.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::job::Job;
@@ -44,7 +44,12 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
                 let shown = printable::path(directory);
                 Error::failed(format!("cannot create the directory `{shown}`: {}", backend::plain(&error)))
             };
+            let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
             fs::create_dir_all(directory).map_err(cannot)?;
+            // A power cut must not take the directory away with what is in it.
+            for parent in missing.into_iter().filter_map(Path::parent) {
+                fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(cannot)?;
+            }
         }
         if let Some(why) = file::forgets(directory) {
             let shown = printable::path(directory);
