@@ -137,10 +137,11 @@ impl Ended {
     /// The end of the run of this entry; `None` while it runs.
     pub fn of(entry: &Entry, verdict: &Verdict) -> Option<Self> {
         match (entry.released, verdict) {
+            // Also a released one: what a newer version has written may mean something else.
+            (_, Verdict::Held(_)) => None,
             (Some(Outcome::Succeeded), _) => Some(Self::Succeeded),
             (Some(Outcome::Failed), _) => Some(Self::Failed),
             (_, Verdict::Stale(why)) => Some(Self::Interrupted(*why)),
-            (_, Verdict::Held(_)) => None,
         }
     }
 }

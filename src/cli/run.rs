@@ -62,7 +62,7 @@ pub struct ForgetArgs {
     /// The keys
     #[arg(value_name = "KEY", required_unless_present = "done_before", conflicts_with = "done_before")]
     pub keys: Vec<String>,
-    /// All keys that were done so long ago, such as 2160h
+    /// All keys that were done so long ago, such as 90d
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
     pub done_before: Option<Duration>,
     /// Say which, and change nothing

@@ -1,7 +1,7 @@
 //! `serializer once` and `serializer forget`, and what `lock`, `unlock` and `wait` do about keys.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::job::Job;
@@ -44,7 +44,12 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
                 let shown = printable::path(directory);
                 Error::failed(format!("cannot create the directory `{shown}`: {}", backend::plain(&error)))
             };
+            let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
             fs::create_dir_all(directory).map_err(cannot)?;
+            // A power cut must not take the directory away with what is in it.
+            for parent in missing.into_iter().filter_map(Path::parent) {
+                fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(cannot)?;
+            }
         }
         if let Some(why) = file::forgets(directory) {
             let shown = printable::path(directory);
@@ -145,34 +150,47 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
         Some(_) => all(environment, &args.place)?,
         None => args.keys.iter().map(|key| open(environment, &args.place, key)).collect::<Result<_, _>>()?,
     };
+    let mut failure: Option<Error> = None;
     for location in locations {
-        let shown = location.printable();
-        let cannot = |error| Error::mutex("forget", &shown, error);
-        let mut mutex = Mutex::new(backend::open(&location)?, &judge);
-        let Some(key) = mutex.inspect()? else {
-            tracing::info!("there is nothing to forget of `{shown}`");
-            continue;
-        };
-        if let Some(age) = args.done_before {
-            let is_done = matches!(key.state, State::Done | State::Expired);
-            let ended = Duration::from_millis(key.run.ended());
-            let now = Duration::from_millis(backend::retry::since_1970());
-            if !is_done || now.saturating_sub(ended) < age {
-                continue;
-            }
+        // One that cannot be forgotten must not keep the others.
+        if let Err(error) = forget_one(args, &location, &judge)
+            && let Some(earlier) = failure.replace(error)
+        {
+            tracing::error!("{earlier}");
         }
-        let is_running = key.state == State::Running;
-        if args.dry_run {
-            tracing::info!("would forget `{shown}`, which is {}", key.state);
-            continue;
-        }
-        if is_running && args.force {
-            mutex.release(&Passer, Whose::Anybodys, Outcome::Unknown).map_err(cannot)?;
-        } else {
-            mutex.forget().map_err(cannot)?;
-        }
-        tracing::info!("forgot `{shown}`, which was {}", key.state);
     }
+    failure.map_or(Ok(()), Err)
+}
+
+fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Result<(), Error> {
+    let shown = location.printable();
+    let cannot = |error| Error::mutex("forget", &shown, error);
+    let mut mutex = Mutex::new(backend::open(location)?, judge);
+    let Some(key) = mutex.inspect()? else {
+        if args.done_before.is_none() {
+            tracing::info!("there is nothing to forget of `{shown}`");
+        }
+        return Ok(());
+    };
+    if let Some(age) = args.done_before {
+        let is_done = matches!(key.state, State::Done | State::Expired);
+        let ended = Duration::from_millis(key.run.ended());
+        let now = Duration::from_millis(backend::retry::since_1970());
+        if !is_done || now.saturating_sub(ended) < age {
+            return Ok(());
+        }
+    }
+    let is_running = key.state == State::Running;
+    if args.dry_run {
+        tracing::info!("would forget `{shown}`, which is {}", key.state);
+        return Ok(());
+    }
+    if is_running && args.force {
+        mutex.release(&Passer, Whose::Anybodys, Outcome::Unknown).map_err(cannot)?;
+    } else {
+        mutex.forget(&key).map_err(cannot)?;
+    }
+    tracing::info!("forgot `{shown}`, which was {}", key.state);
     Ok(())
 }
 

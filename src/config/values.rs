@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use jiff::SignedDuration;
+use jiff::{Span, SpanRelativeTo};
 use rustix::process::Pid;
 use sha2::{Digest, Sha256};
 
@@ -45,9 +45,10 @@ pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
 }
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    let duration = duration.filter(|duration| duration.as_secs() <= MAX_SLEEP_SECONDS);
-    duration.ok_or_else(|| "expected a duration with units up to a year, such as 90s, 2m or 1h30m".to_owned())
+    let span = text.parse::<Span>().ok();
+    let duration = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?.try_into().ok());
+    let duration = duration.filter(|duration: &Duration| duration.as_secs() <= MAX_SLEEP_SECONDS);
+    duration.ok_or_else(|| "expected a duration with units up to a year, such as 90s, 1h30m or 90d".to_owned())
 }
 
 pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {

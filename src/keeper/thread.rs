@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
         for on_lost in [OnLost::Terminate, OnLost::Warn] {
-            let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot() };
+            let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot(), run: None };
             let charge = Charge { grant, lease: Duration::from_secs(3600) };
             let location = Location::file("/nonexistent".as_ref());
             let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread");

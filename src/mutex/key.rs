@@ -7,7 +7,7 @@ use super::{Error, MAX_ROUNDS, Mutex, Seen};
 use crate::backend;
 use crate::claimant::Claimant;
 use crate::once::{Ended, Run, State};
-use crate::record::{Outcome, Record};
+use crate::record::{Entry, Outcome, Record};
 use crate::verdict::{Judged, Verdict};
 
 /// A key that was run, as of one moment.
@@ -33,12 +33,15 @@ impl Mutex<'_> {
         Ok(Some(Inspected { run: run.clone(), state, process }))
     }
 
-    /// Removes what is stored about the key, and tells whether that was anything. Refuses if it runs.
-    pub fn forget(&mut self) -> Result<bool, Error> {
+    /// Removes what is stored about the key, and tells whether that was anything. Refuses if it runs, or was run since it was
+    /// `seen`.
+    pub fn forget(&mut self, seen: &Inspected) -> Result<bool, Error> {
+        let token = |entry: &Entry| entry.token.clone();
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Ok(false) };
             let held = Seen::held(judged);
-            if !held.is_empty() {
+            let last = stored.record.as_ref().and_then(Record::last_run).and_then(|(entry, _)| token(entry));
+            if !held.is_empty() || last != seen.process.entry.as_ref().and_then(token) {
                 return Err(Error::NotOurs(held));
             }
             if self.register.put(Some(&stored), None)? == Write::Done {

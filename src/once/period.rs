@@ -21,13 +21,15 @@ impl Period {
         self.begin_in(now, crate::local_time::zone())
     }
 
-    fn begin_in(self, now: u64, zone: TimeZone) -> Option<u64> {
+    /// The same in another zone.
+    pub fn begin_in(self, now: u64, zone: TimeZone) -> Option<u64> {
         let now = Timestamp::from_millisecond(i64::try_from(now).ok()?).ok()?.to_zoned(zone.clone());
         let date = match self {
-            // In the second of two hours with the same name, the offset stays.
+            // By the offset that is in force: some clocks go back by half an hour.
             Self::Hour => {
-                let begin = now.with().minute(0).second(0).subsec_nanosecond(0).build().ok()?;
-                return u64::try_from(begin.timestamp().as_millisecond()).ok();
+                let past = i64::from(now.minute()) * 60 + i64::from(now.second());
+                let begin = u64::try_from(now.timestamp().as_second().checked_sub(past)?).ok()?;
+                return Some(begin * 1000);
             }
             Self::Day => now.date(),
             Self::Week => now.date().checked_sub(i64::from(now.weekday().to_monday_zero_offset()).days()).ok()?,

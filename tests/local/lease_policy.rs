@@ -40,7 +40,7 @@ const SLOTS: Mode = Mode::Slots(NonZeroU32::new(2).expect("a number of slots"));
 
 /// What becomes of a question and its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+pub enum Fate {
     Answered,
     /// It does not arrive.
     QuestionLost,
@@ -248,7 +248,7 @@ impl Judge for Blind {
     }
 }
 
-struct Silent;
+pub struct Silent;
 
 impl Observer for Silent {
     fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {}
@@ -507,7 +507,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, noted: &Atomic
                     Err(_) => Ended::Otherwise,
                 }
             }
-            Ok(Acquired::NotNeeded) | Err(_) => Ended::Otherwise,
+            Ok(Acquired::NotNeeded(_)) | Err(_) => Ended::Otherwise,
         },
         Order::Renew(token) => match mutex.renew(token, None) {
             Ok(_) => Ended::Renewed { since: noted.load(Ordering::Relaxed) },
@@ -531,7 +531,7 @@ enum Action {
     Pass(u64),
 }
 
-fn fate() -> impl Strategy<Value = Fate> {
+pub fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
         24 => Just(Fate::Answered),
         1 => Just(Fate::QuestionLost),

@@ -59,19 +59,21 @@ impl Key {
 }
 
 pub fn show(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
-    if args.json {
-        let keys = look(args, environment)?;
-        return crate::command::print(crate::command::to_json(&Report { keys })?.as_bytes());
-    }
-    crate::command::print(text(args, environment)?.as_bytes())
+    let (keys, failure) = look(args, environment)?;
+    let text = if args.json { crate::command::to_json(&Report { keys })? } else { table(keys) };
+    crate::command::print(text.as_bytes())?;
+    failure.map_or(Ok(()), Err)
 }
 
 /// A line for each key.
 pub fn text(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
+    look(args, environment).map(|(keys, _)| table(keys))
+}
+
+fn table(keys: Vec<Key>) -> String {
     let mut table = new_table(&["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END"]);
-    let keys = look(args, environment)?;
     if keys.is_empty() {
-        return Ok("there are no keys\n".to_owned());
+        return "there are no keys\n".to_owned();
     }
     for key in keys {
         let run = key.run.as_ref();
@@ -87,21 +89,32 @@ pub fn text(args: &StatusArgs, environment: &Environment) -> Result<String, Erro
         ];
         table.add_row(cells.map(|cell| cell.unwrap_or_else(|| "-".to_owned())));
     }
-    Ok(rendered(table))
+    rendered(table)
 }
 
-fn look(args: &StatusArgs, environment: &Environment) -> Result<Vec<Key>, Error> {
+/// All keys that were asked for, and the first error of those that cannot be read: it must not hide the others.
+fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Key>, Option<Error>), Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let place = &args.file.place;
     let locations = match args.names.as_slice() {
         [] => once::all(environment, place)?,
         names => names.iter().map(|name| environment.key(place, &name.to_string_lossy())).collect::<Result<_, _>>()?,
     };
-    let inspect = |location: &backend::Location| {
+    let (mut keys, mut failure) = (Vec::new(), None);
+    for location in locations {
         let name = location.key().name.to_string_lossy().into_owned();
-        Ok(Key::new(name, Mutex::new(backend::open(location)?, &judge).inspect()?))
-    };
-    let keys = locations.iter().map(inspect).collect::<Result<Vec<_>, Error>>()?;
-    // A notice of a broken run is listed as a key, and is not one.
-    Ok(keys.into_iter().filter(|key| key.run.is_some() || !args.names.is_empty()).collect())
+        match Mutex::new(backend::open(&location)?, &judge).inspect() {
+            // A notice for a process whose run was forgotten, or nothing any more.
+            Ok(None) if args.names.is_empty() => {}
+            Ok(inspected) => keys.push(Key::new(name, inspected)),
+            Err(error) => failure = failure.or(Some(error.into())),
+        }
+    }
+    if keys.is_empty()
+        && let Some(error) = failure
+    {
+        Err(error)
+    } else {
+        Ok((keys, failure))
+    }
 }
