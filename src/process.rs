@@ -131,11 +131,6 @@ fn status_field(pid: Pid, name: &str) -> Option<String> {
     status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
 }
 
-/// The signals that were sent to a process and not yet taken by it, as a bit set.
-pub fn pending_signals(pid: Pid) -> Option<u64> {
-    u64::from_str_radix(&status_field(pid, "ShdPnd:")?, 16).ok()
-}
-
 /// A field of `/proc/PID/stat`, see proc(5).
 fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     let stat = read_proc(pid, "stat")?;

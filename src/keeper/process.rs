@@ -77,9 +77,7 @@ impl Keeper {
     pub fn spawn() -> io::Result<Self> {
         // Inherited files must not stay open as long as the owner lives.
         close_fds::set_fds_cloexec(3, &[]);
-        let (pid, channel) = helper::spawn("serializer", NAME, |command| {
-            command.stdout(Stdio::null()).stderr(Stdio::null());
-        })?;
+        let (pid, channel) = helper::spawn(NAME, |command| command.stdout(Stdio::null()).stderr(Stdio::null()))?;
         let instance = process::running(pid).ok_or_else(has_ended)?.instance;
         Ok(Self { pid, instance, channel })
     }
