@@ -17,7 +17,6 @@ use rustix::fs::{FsWord, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
 use rustix::time::{ClockId, clock_gettime};
-use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
 use crate::owner::Instance;
 use crate::printable;
@@ -276,20 +275,16 @@ pub struct Relative {
 /// process table cannot be read, or counts otherwise than this process does.
 pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Option<Relative>, NoProcessTable> {
     read_proc(getpid(), "stat").ok_or(NoProcessTable)?;
-    let what = ProcessRefreshKind::nothing().without_tasks().with_environ(UpdateKind::Always);
-    let what = what.with_user(UpdateKind::Always).with_cmd(UpdateKind::Always);
-    let mut system = System::new().map_err(|_| NoProcessTable)?;
-    system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
-    let wanted = format!("{variable}={value}");
-    let relative = |one: &sysinfo::Process| {
-        let pid = Pid::from_raw(i32::try_from(one.pid().as_u32()).ok()?)?;
-        let is_related = one.user_id().is_some_and(|user| **user == uid)
-            && one.environ().iter().any(|entry| entry.to_str() == Some(&wanted))
-            && one.name() != "serializer"
+    let wanted = format!("{variable}={value}").into_bytes();
+    let is_of_user = |pid| status_field(pid, "Uid:").and_then(|ids| ids.split('\t').next()?.parse().ok()) == Some(uid);
+    let relative = |pid: Pid| {
+        let is_related = is_of_user(pid)
+            && read_proc(pid, "environ")?.split(|byte| *byte == 0).any(|entry| entry == wanted)
+            && name(pid)? != b"serializer"
             && !is_ancestor(pid);
         let process = is_related.then(|| running(pid))??;
-        let arguments: Vec<String> = one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        Some(Relative { command: printable::command_line(&arguments), process })
+        Some(Relative { command: printable::command_line(&arguments(pid)), process })
     };
-    Ok(system.processes().values().filter_map(relative).min_by_key(|relative| relative.process.pid().as_raw_pid()))
+    let pids = listed().map_err(|_| NoProcessTable)?;
+    Ok(pids.into_iter().filter_map(relative).min_by_key(|relative| relative.process.pid().as_raw_pid()))
 }
