@@ -160,10 +160,7 @@ impl Child {
                 continue;
             }
             self.is_interrupted |= signal == Signal::SIGINT;
-            let Some(receivers) = self.pid.map(|pid| vec![pid]).or_else(process::children) else {
-                tracing::warn!("cannot pass {signal} on: /proc does not tell what the command has left behind");
-                continue;
-            };
+            let receivers = self.pid.map_or_else(process::children, |pid| vec![pid]);
             for pid in receivers.into_iter().map(nix_pid).filter(|pid| !has_reached(*pid, received)) {
                 // It may just have ended. It has not been reaped, so the PID is its own.
                 let _ = nix::sys::signal::kill(pid, signal);
@@ -174,7 +171,7 @@ impl Child {
 
     /// Orphans that have become our children have no other parent to reap them.
     fn reap_adopted(&self) {
-        for pid in process::children().into_iter().flatten().filter(|pid| self.pid != Some(*pid)) {
+        for pid in process::children().into_iter().filter(|pid| self.pid != Some(*pid)) {
             let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
         }
     }

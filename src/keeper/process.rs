@@ -212,7 +212,6 @@ impl KeptLock {
         let (grace, ends_owner) = (self.charge.grace(), self.on_lost == OnLost::Terminate);
         Box::new(move || {
             if ends_owner && process::is_running((owner.pid, owner.instance)) {
-                let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX / 2);
                 let _ = end_tree(owner.pid, since_boot() + grace);
             }
         })

@@ -97,9 +97,8 @@ impl Renewing {
     /// When to kill what runs under it and is told to end now, in milliseconds since boot: after some time, but before others may
     /// have the lock.
     pub fn kill_at(&self) -> u64 {
-        let charge = self.keeper.status().charge.clone();
-        let grace = u64::try_from(charge.grace().as_millis()).unwrap_or(u64::MAX / 2);
-        (since_boot() + grace).min(charge.after(1, 1))
+        let charge = &self.keeper.status().charge;
+        (since_boot() + charge.grace()).min(charge.after(1, 1))
     }
 
     /// Whether the store did not answer the last renewal.
@@ -190,8 +189,7 @@ impl Keeper {
                         let name = self.location.printable();
                         tracing::warn!("the lease of `{name}` could not be renewed in time: {error}");
                     }
-                    let pause = u64::try_from(charge.lease.as_millis() / 24).unwrap_or(u64::MAX / 8);
-                    timer.set(since_boot() + pause.clamp(50, 2000))?;
+                    timer.set(since_boot() + (charge.millis() / 24).clamp(50, 2000))?;
                 }
             }
             // The store's connections are for others until the next renewal.
