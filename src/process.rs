@@ -78,7 +78,7 @@ pub fn observe(pid: Pid) -> Result<Process, Stale> {
     };
     let process = Process {
         pid,
-        instance: Instance { start: start_time(pid), pidfd: pidfd.as_ref().and_then(inode) },
+        instance: Instance { start: stat_field(pid, 22), pidfd: pidfd.as_ref().and_then(inode) },
         pidfd: pidfd.map(Rc::new),
     };
     // The PID may have been reused between the two looks: then the start time is another process's.
@@ -125,11 +125,6 @@ fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     let stat = String::from_utf8_lossy(&stat);
     // The name in field 2 may itself hold spaces and parentheses, so count from the last one; field 3 comes next.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field - 3)?.parse().ok()
-}
-
-/// Start time in clock ticks since boot.
-fn start_time(pid: Pid) -> Option<u64> {
-    stat_field(pid, 22)
 }
 
 /// The parent of a process.
@@ -230,10 +225,8 @@ pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
     for pid in listed()? {
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => match inode(&pidfd) {
-                Some(found) if found == wanted && !is_readable(&pidfd) => {
-                    let instance = Instance { start: start_time(pid), pidfd: Some(found) };
-                    return Ok(Some(Process { pid, pidfd: Some(Rc::new(pidfd)), instance }));
-                }
+                // If it is not found now, it has just ended.
+                Some(found) if found == wanted => return Ok(running(pid).filter(|it| it.instance.pidfd == Some(wanted))),
                 found => sees_all &= found.is_some(),
             },
             Err(Errno::SRCH) => {}
