@@ -1,6 +1,7 @@
 //! The process that becomes the command: it waits for the go message, and then replaces itself (exec), so that
 //! its PID stays. When its connection is closed without a message, because `run` has died, it ends.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,21 +19,19 @@ use rustix::net::{
 use rustix::process::{Pid, getpid, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
-use super::signals::is_pipe_ignored;
+use super::signals::was_ignored;
 
 /// What this process is called on its command line.
 pub const NAME: &str = "exec-locked";
 
 /// Larger than any go message.
-const MAX_MESSAGE: usize = 1024;
-
-/// Tells the command the number of its acquisition.
-const FENCING_TOKEN: &str = "SERIALIZER_FENCING_TOKEN";
+const MAX_MESSAGE: usize = 8 * 1024;
 
 /// The go message; the command's stdin comes with it.
 #[derive(Serialize, Deserialize)]
 struct Go {
-    fencing_token: Option<u64>,
+    /// Variables of the command, besides those that it inherits.
+    variables: Vec<(String, String)>,
     /// Signals that are blocked no longer.
     unblocked: Vec<i32>,
     /// The process whose end kills the command, if one does.
@@ -41,12 +40,12 @@ struct Go {
 }
 
 /// Sends the go message, with our stdin. A command that `is_bound` is killed when this process ends.
-pub fn go(channel: &OwnedFd, fencing_token: Option<u64>, unblocked: &SigSet, is_bound: bool) -> io::Result<()> {
+pub fn go(channel: &OwnedFd, variables: Vec<(String, String)>, unblocked: &SigSet, is_bound: bool) -> io::Result<()> {
     let go = Go {
-        fencing_token,
+        variables,
         unblocked: unblocked.iter().map(|signal| signal as i32).collect(),
         bound_to: is_bound.then(|| getpid().as_raw_pid()),
-        ignores_pipe: is_pipe_ignored(),
+        ignores_pipe: was_ignored(Signal::SIGPIPE),
     };
     let stdin = io::stdin();
     let stdin = [stdin.as_fd()];
@@ -81,11 +80,10 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
     }
     let unblocked: SigSet = go.unblocked.iter().filter_map(|signal| Signal::try_from(*signal).ok()).collect();
     let _ = unblocked.thread_unblock();
-    let variable = go.fencing_token.map(|number| (FENCING_TOKEN.into(), number.to_string().into()));
     let error = if go.ignores_pipe {
-        exec_as_it_is(program, command, variable, stdin)
+        exec_as_it_is(program, command, go.variables, stdin)
     } else {
-        Command::new(program).args(command).envs(variable).stdin(stdin).exec()
+        Command::new(program).args(command).envs(go.variables).stdin(stdin).exec()
     };
     let code = error.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
     let _ = send(&channel, &code.to_ne_bytes(), SendFlags::NOSIGNAL);
@@ -96,14 +94,14 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
 fn exec_as_it_is(
     program: OsString,
     arguments: impl Iterator<Item = OsString>,
-    variable: Option<(OsString, OsString)>,
+    own: Vec<(String, String)>,
     stdin: OwnedFd,
 ) -> io::Error {
     let text = |word: OsString| CString::new(word.into_vec());
     let words: Result<Vec<_>, _> = std::iter::once(program).chain(arguments).map(text).collect();
-    let is_kept = |name: &OsString| variable.as_ref().is_none_or(|(own, _)| own != name);
-    let variables = std::env::vars_os().filter(|(name, _)| is_kept(name)).chain(variable.clone());
-    let variables = variables.map(|(name, value)| text([name, value].join("=".as_ref())));
+    let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
+    let variables: BTreeMap<OsString, OsString> = std::env::vars_os().chain(own).collect();
+    let variables = variables.into_iter().map(|(name, value)| text([name, value].join("=".as_ref())));
     let (Ok(words), Ok(variables)) = (words, variables.collect::<Result<Vec<_>, _>>()) else {
         return io::ErrorKind::InvalidInput.into();
     };
