@@ -48,6 +48,18 @@ def clean(keys, minutes, seconds):
         aec.delete_items_finished_or_old(keys=keys, item_execution_valid_for=minutes)
         time.sleep(0.1)
     say("cleaned")
+def hammer(key):
+    while not is_there("clean"):
+        if aec.write_atomically_a_key(key):
+            try:
+                os.mkdir(os.path.join(directory, key))
+                time.sleep(0.01)
+                os.rmdir(os.path.join(directory, key))
+                say("theirs " + key)
+            except OSError:
+                say("overlap")
+            aec.delete_items([key])
+        time.sleep(0.01)
 def put(key, status, age):
     at = (datetime.datetime.now() - datetime.timedelta(seconds=age)).isoformat(timespec="microseconds")
     aec.table.put_item(Item={"day_to_run": key, "status_execution": status, "created_at": at, "updated_at": at})
@@ -192,6 +204,35 @@ fn of_callers_of_both_kinds_one_runs_each_key_and_all_others_are_told_of_its_end
         let again = both.once(key, &["-n", "--skipped-exit-code", "9"], GATED);
         assert_eq!(again.code, 9, "{again:?}");
     }
+}
+
+#[test]
+fn runs_of_both_kinds_take_turns_and_never_overlap() {
+    let keys = ["one", "two"];
+    let mut both = Both::start("30");
+    // What each of them has ended is forgotten, so that any may begin.
+    let script = r#"while [ ! -e clean ]; do
+        "$S" once "$1" -n -- sh -c 'mkdir "$0" && sleep 0.01 && rmdir "$0" && echo "ours $0" >> events || echo overlap >> events' "$1"
+        "$S" forget "$1"
+    done
+    true"#;
+    let mut ours = Vec::new();
+    for key in keys {
+        for _ in 0..2 {
+            let mut command = both.store.command("sh");
+            command.args(["-c", script, "sh", key]).env("TZ", ZONE).stderr(Stdio::null());
+            ours.push(command.spawn().expect("it starts"));
+            both.ask(&format!("start(hammer, '{key}')"));
+        }
+    }
+    until("they do not take turns", || {
+        let all = keys.iter().flat_map(|key| [format!("ours {key}"), format!("theirs {key}")]);
+        both.count("overlap") > 0 || all.into_iter().all(|event| both.count(&event) >= 5)
+    });
+    both.make("clean");
+    both.ask("join()");
+    ours.iter_mut().for_each(|child| assert!(child.wait().expect("it ends").success()));
+    assert_eq!(both.count("overlap"), 0, "{:?}", both.events());
 }
 
 #[test]
