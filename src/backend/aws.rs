@@ -39,8 +39,7 @@ const NONE: &str = "there are no credentials for AWS";
 
 /// What an address or other settings ask for; the rest is found as the AWS CLI finds it.
 pub struct Wanted {
-    /// An access key and its secret, and perhaps a session token.
-    pub keys: Option<(String, String, Option<String>)>,
+    pub keys: Option<Credentials>,
     pub profile: Option<String>,
     pub region: Option<String>,
     pub endpoint: Option<String>,
@@ -55,21 +54,63 @@ impl Wanted {
     pub fn of(
         address: &Address,
         timeout: Duration,
-        keys: Option<(String, String, Option<String>)>,
-        endpoint: impl FnOnce() -> Option<String>,
+        keys: Option<Credentials>,
+        endpoint: Option<String>,
     ) -> Result<Self, Failure> {
         let (profile, region) = (address.option("profile"), address.option("region"));
         if keys.is_some() && profile.is_some() {
             return Err(Failure::permanent("the address has both an access key and a `profile`"));
         }
-        let endpoint = endpoint_of(address)?.or_else(endpoint);
+        let endpoint = endpoint_of(address)?.or(endpoint);
         let roots = address.option("ca").or_else(|| variable("AWS_CA_BUNDLE")).map(PathBuf::from);
         Ok(Self { keys, profile, region, endpoint, roots, timeout })
     }
 }
 
+/// Credentials that do not expire.
+pub fn keys(id: String, secret: String, token: Option<String>) -> Credentials {
+    Credentials::new(id, secret, token, None, "settings")
+}
+
+/// An identity at a service, and a client for it. Not `Debug`: it holds secrets.
+pub struct Account<C> {
+    wanted: Wanted,
+    service: &'static str,
+    place: Option<Place>,
+    client: Option<C>,
+}
+
+impl<C> Account<C> {
+    /// Nothing is looked up yet.
+    pub fn new(wanted: Wanted, service: &'static str) -> Self {
+        Self { wanted, service, place: None, client: None }
+    }
+
+    /// A client with credentials that are good for a while. Reads the settings once; makes a client for new credentials.
+    pub async fn client(
+        &mut self,
+        connect: impl FnOnce(&Wanted, &Place, &Credentials) -> Result<C, Failure>,
+    ) -> Result<&C, Failure> {
+        let late = |_| Failure::transient("AWS's settings for this host do not come in time");
+        let limit = self.wanted.timeout;
+        let place = match &mut self.place {
+            Some(place) => place,
+            place => place.insert(timeout(limit, Place::find(&self.wanted, self.service)).await.map_err(late)??),
+        };
+        if place.renew(limit).await? || self.client.is_none() {
+            self.client = place.credentials.as_ref().map(|keys| connect(&self.wanted, place, keys)).transpose()?;
+        }
+        self.client.as_ref().ok_or_else(|| Failure::permanent(NONE))
+    }
+
+    /// Everything is looked up again.
+    pub fn forget(&mut self) {
+        (self.place, self.client) = (None, None);
+    }
+}
+
 /// What the settings have led to. Not `Debug`: it holds secrets.
-pub struct Account {
+pub struct Place {
     pub config: SdkConfig,
     pub region: Option<String>,
     pub endpoint: Option<String>,
@@ -78,28 +119,7 @@ pub struct Account {
     asked: Option<SystemTime>,
 }
 
-impl Account {
-    /// A client of `service` with credentials that are good for a while. Reads the settings once; makes a client for new
-    /// credentials.
-    pub async fn client<'a, C>(
-        (known, client): (&mut Option<Self>, &'a mut Option<C>),
-        wanted: &Wanted,
-        service: &str,
-        connect: impl FnOnce(&Self, &Credentials) -> Result<C, Failure>,
-    ) -> Result<&'a C, Failure> {
-        let late = |_| Failure::transient("AWS's settings for this host do not come in time");
-        let account = match known {
-            Some(account) => account,
-            None => known.insert(timeout(wanted.timeout, Self::find(wanted, service)).await.map_err(late)??),
-        };
-        let are_new = account.renew(wanted.timeout).await?;
-        let none = || Failure::permanent(NONE);
-        if are_new || client.is_none() {
-            *client = Some(connect(account, account.credentials.as_ref().ok_or_else(none)?)?);
-        }
-        client.as_ref().ok_or_else(none)
-    }
-
+impl Place {
     async fn find(wanted: &Wanted, service: &str) -> Result<Self, Failure> {
         let name = profile(wanted)?;
         let (fs, env, files) = (Fs::real(), Env::real(), Default::default());
@@ -125,8 +145,8 @@ impl Account {
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
         loader = loader.http_client(http).retry_config(RetryConfig::disabled());
         loader = loader.region(region.clone().map(Region::new));
-        if let Some((id, secret, token)) = &wanted.keys {
-            loader = loader.credentials_provider(Credentials::new(id, secret, token.clone(), None, "address"));
+        if let Some(keys) = &wanted.keys {
+            loader = loader.credentials_provider(keys.clone());
         } else if let Some(profile) = &wanted.profile {
             loader = loader.profile_name(profile);
             // Like the CLI's `--profile`, before the variables with access keys.

@@ -216,15 +216,3 @@ pub fn sentence(text: &str) -> String {
     }
     first.to_lowercase().chain(letters).collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::sentence;
-
-    #[test]
-    fn what_the_server_says_becomes_part_of_a_sentence() {
-        assert_eq!(sentence("Too many\nconnections."), "too many connections");
-        assert_eq!(sentence("WSREP has not yet prepared node"), "WSREP has not yet prepared node");
-        assert_eq!(sentence(""), "unknown error");
-    }
-}

@@ -25,13 +25,6 @@ fn read(url: &str, file: Option<&Path>, variables: &[(&str, &str)]) -> Result<Ad
     Ok(address)
 }
 
-/// What may be a part of a password is not repeated.
-fn refusal(url: &str) -> Failure {
-    let failure = read(url, None, &[("USER", "me")]).err().unwrap_or_else(|| panic!("{url}"));
-    assert!(!format!("{} {:?}", failure.why, failure.hint).contains("hunter2"), "{url}: {}", failure.why);
-    failure
-}
-
 #[test]
 fn servers_are_named_in_all_usual_ways() {
     let usual = "/var/run/postgresql";
@@ -115,63 +108,6 @@ fn encryption_and_verification_are_asked_for_in_the_words_of_any_driver() {
         for query in queries.split(' ') {
             assert_eq!(mode(query), expected, "{query}");
         }
-    }
-}
-
-#[test]
-fn what_cannot_be_honoured_is_refused_by_name() {
-    for (query, name) in [
-        ("ssl_mode=VERIFY", "ssl_mode"),
-        ("sslmode=on", "sslmode"),
-        ("ssl=", "ssl"),
-        ("tls", "tls"),
-        ("verify_identity=", "verify_identity"),
-        ("tls&password=a@b", "known option"),
-        ("%73sl=false&ssl=true", "ssl"),
-        ("tls=custom", "tls"),
-        ("ssl_verify_cert=ture", "ssl_verify_cert"),
-        ("ssl_verify_identity=required", "ssl_verify_identity"),
-        ("ssl_verify_cert=true", "verify-ca"),
-        ("sslmode=verify-ca", "verify-ca"),
-        ("ssl_ca=/nonexistent/ca.crt", "/nonexistent/ca.crt"),
-        ("sslcert=/nonexistent/own.crt&sslkey=/k", "/nonexistent/own.crt"),
-        ("ssl_check_hostname=false", "ssl_check_hostname"),
-        ("allowPublicKeyRetrieval=false", "allowpublickeyretrieval"),
-        ("ssl_disabled=true&ssl_ca=/ca.pem", "switches it off"),
-        ("ssl_mode=REQUIRED&ssl=false", "switches it off"),
-        ("sslmode=require&sslmode=disable", "sslmode"),
-        ("channel_binding=require", "channel_binding"),
-        ("ssl_min_protocol_version=TLSv1.3", "ssl_min_protocol_version"),
-        ("ssl_capath=/etc/ssl", "ssl_capath"),
-        ("trustCertificateKeyStoreUrl=x", "trustcertificatekeystoreurl"),
-        ("sslmod=verify-full", "sslmod"),
-        ("init_command=x", "init_command"),
-        ("service=mine", "service"),
-    ] {
-        for engine in ["postgres", "mysql"] {
-            let failure = refusal(&format!("{engine}://h/db?{query}"));
-            assert!(failure.why.contains(name), "{query}: {}", failure.why);
-        }
-    }
-    for (url, why) in [
-        ("postgres://h/db?target_session_attrs=standby", "target_session_attrs"),
-        ("mysql://h/db?options=-E", "options"),
-        ("mysql://db", "no database"),
-        ("mysql://db,other/meta", "several servers"),
-        ("postgres://h:1,i:2/db?port=1,2,3", "3 ports for 2 servers"),
-        ("postgres://u:hunter2/h", "port"),
-        ("postgres://u@h:hunter2/db", "port"),
-        ("postgres://h/db?port=hunter2", "port"),
-        ("postgres://h/db?sslmode=hunter2", "sslmode"),
-        ("mysql://me:hunter2%ff@db/x", "UTF-8"),
-        ("mysql://me:hunter2%00@db/x", "null character"),
-        ("postgres://u:x?hunter2=y@h/db", "port"),
-    ] {
-        assert!(refusal(url).why.contains(why), "{url}");
-    }
-    for (variable, name) in [("PGHOSTADDR", "hostaddr"), ("PGSERVICE", "service"), ("PGREQUIREAUTH", "require_auth")] {
-        let failure = read("postgres://u@h/db", None, &[(variable, "x")]).err().expect(variable);
-        assert!(failure.why.contains(name), "{}", failure.why);
     }
 }
 
