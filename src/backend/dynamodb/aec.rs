@@ -123,7 +123,7 @@ impl Table {
     pub(super) async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {
         let mut values = HashMap::new();
         let condition = super::condition(expected, &mut values);
-        let request = self.client.delete_item().table_name(&self.table).key(&self.key, AttributeValue::S(stored));
+        let request = self.client.delete_item().table_name(&self.names.table).key(&self.names.key, AttributeValue::S(stored));
         let request = request.set_expression_attribute_names(Some(self.names(condition)));
         let request = request.set_expression_attribute_values(Some(values).filter(|values| !values.is_empty()));
         self.done(request.condition_expression(condition).send().await, "dynamodb:DeleteItem")
