@@ -75,21 +75,13 @@ impl DynamoDb {
         }
         let key = address.option("key").unwrap_or_else(|| "name".to_owned());
         let ttl = address.option("ttl").unwrap_or_else(|| "expires_at".to_owned());
-        let layout = address.option("layout");
-        if layout.as_ref().is_some_and(|layout| layout != "aec") {
-            return Err(Failure::permanent("`layout` is not `aec`, the only other layout"));
-        }
+        let is_aec = aec::is_named(address.option("layout"))?;
         // An access key stands where other addresses have a user.
         let login = address.user.clone().zip(address.password.clone());
         let keys = login.map(|(id, secret)| aws::keys(id, secret, None));
         let account = Account::new("DynamoDB", &address, settings.timeout, keys, None)?;
-        let names = Names { table, key, ttl, is_aec: layout.is_some() };
+        let names = Names { table, key, ttl, is_aec };
         Ok(Self { names, runtime: PrivateRuntime::default(), account })
-    }
-
-    /// The key of the item of a register.
-    fn stored_name(&self, key: &Key) -> Result<String, Failure> {
-        if self.names.is_aec { aec::item_key(key) } else { Ok(key.stored_name()) }
     }
 
     /// Asks the table, with credentials that are good for a while.
@@ -132,10 +124,6 @@ impl Table {
         let request = request.key(&self.names.key, AttributeValue::S(stored.to_owned()));
         let answer = request.send().await.map_err(|error| self.failure(&error, "dynamodb:GetItem"))?;
         answer.item.as_ref().map_or_else(|| Ok(State::default()), |item| self.state(stored, item))
-    }
-
-    fn state(&self, stored: &str, item: &HashMap<String, AttributeValue>) -> Result<State, Failure> {
-        if self.names.is_aec { aec::state_of(stored, item) } else { state(item) }
     }
 
     async fn write(&self, stored: String, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
@@ -237,13 +225,13 @@ fn condition(expected: &State, values: &mut HashMap<String, AttributeValue>) -> 
 
 impl Store for DynamoDb {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
-        let (stored, asked) = (self.stored_name(key)?, since_1970());
+        let (stored, asked) = (self.names.stored(key)?, since_1970());
         let state = self.ask(async |table| table.read(&stored).await)?;
         Ok(State { now: state.now.map(|now| now.min(asked)), ..state })
     }
 
     fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
-        let stored = self.stored_name(key)?;
+        let stored = self.names.stored(key)?;
         self.ask(async |table| table.write(stored, expected, next).await)
     }
 
@@ -258,9 +246,7 @@ impl Store for DynamoDb {
 
     fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
         if self.names.is_aec {
-            // A new one would be another table than the library's.
-            let failure = Failure::permanent(format!("there is no table `{}`", self.names.table));
-            return Err(failure.with_hint("check the name and the `region` (the library's default is eu-west-1)"));
+            return Err(aec::no_table(&self.names.table));
         }
         self.ask(async |table| table.create().await)
     }
