@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
+use serde::{Deserialize, Serialize};
 
 /// What an address of a directory says by its code.
 const IN_PATHS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#').add(b' ');
 
 /// The kinds of stores. A directory is on a file system that hosts share; S3 is also what speaks its protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Scheme {
     Directory,
@@ -55,8 +56,8 @@ impl Scheme {
     }
 }
 
-/// How to use a store.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How to use a store. Serialized, it holds the password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreSettings {
     /// Where it is.
     pub url: StoreUrl,
@@ -90,7 +91,7 @@ impl Unread {
 }
 
 /// The address of a store.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreUrl {
     scheme: Scheme,
     /// What stands behind `://`.
@@ -150,11 +151,6 @@ impl StoreUrl {
     /// What stands behind `://`.
     pub fn place(&self) -> &str {
         &self.rest
-    }
-
-    /// All of it, with the password: `scheme://user:password@host/database?option=value`, with the scheme of [`Scheme::name`].
-    pub fn secret(&self) -> String {
-        format!("{}://{}", self.scheme.name(), self.rest)
     }
 }
 

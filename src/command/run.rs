@@ -48,7 +48,7 @@ pub fn execute(job: &Job) -> Result<u8, Error> {
     let program = job.command.first().map_or(Path::new(""), Path::new);
     // A mistyped command must not wait for hours to be told.
     look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
-    if child::are_ends_lost() {
+    if child::was_ignored(Signal::SIGCHLD) {
         let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", printable::path(program));
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }

@@ -53,6 +53,6 @@ impl Claimant for Waiter {
     }
 
     fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.signals.iter().map(Signals::ending_fd).collect()
+        self.signals.iter().flat_map(Signals::fds).collect()
     }
 }

@@ -20,6 +20,7 @@ mod panics;
 mod policy;
 mod queue_file;
 mod recipes;
+mod records;
 mod run;
 mod run_terminal;
 mod sharing;
