@@ -6,14 +6,13 @@
 //! `docs/coming-from-aec.md` has the attributes.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use super::{Table, foreign, state};
+use super::{Names, Table, foreign, state};
 use crate::backend::failure::{Cause, Failure};
 use crate::backend::retry::since_1970;
 use crate::backend::seam::{Key, Kind, State, Write};
@@ -21,8 +20,8 @@ use crate::local_time::zone;
 use crate::once::{End, Rule, Run};
 use crate::record::{Outcome, Record};
 
-/// For how long the library takes a run for a live one.
-const VALID_FOR: Duration = Duration::from_secs(20 * 60);
+/// For how long the library takes a run for a live one, in milliseconds.
+const VALID_FOR: u64 = 20 * 60 * 1000;
 
 /// How the version of an item begins that the library wrote.
 const AEC: &str = "aec\n";
@@ -32,18 +31,26 @@ const FAILED: &str = "FAILED";
 
 type Item = HashMap<String, AttributeValue>;
 
-/// Refuses registers that are not keys that run once: the library would take them for keys.
-pub(super) fn check(kind: Kind) -> Result<(), Failure> {
-    let why = "`layout=aec` is only for keys that run once";
-    let hint = "`once`, or `--once` of `lock`, `unlock`, `wait` and `status`; locks have tables of their own";
-    let refused = Failure { cause: Cause::Unusable, ..Failure::permanent(why).with_hint(hint) };
-    if kind == Kind::Once { Ok(()) } else { Err(refused) }
+/// Whether the option `layout` names this layout.
+pub(super) fn is_named(layout: Option<String>) -> Result<bool, Failure> {
+    match layout.as_deref() {
+        None => Ok(false),
+        Some("aec") => Ok(true),
+        Some(_) => Err(Failure::permanent("`layout` is not `aec`, the only other layout")),
+    }
 }
 
-/// The key of the item.
-pub(super) fn item_key(key: &Key) -> Result<String, Failure> {
-    check(key.kind)?;
-    Ok(key.name.to_string_lossy().into_owned())
+/// The library's table is not created: a new one would be another.
+pub(super) fn no_table(name: &str) -> Failure {
+    let failure = Failure::permanent(format!("there is no table `{name}`"));
+    failure.with_hint("check the name and the `region` (the library's default is eu-west-1)")
+}
+
+/// Refuses registers that are not keys that run once: the library would take them for keys.
+pub(super) fn check(kind: Kind) -> Result<(), Failure> {
+    let refused = Failure::permanent("`layout=aec` is only for keys that run once");
+    let hint = "`once`, or `--once` of `lock`, `unlock`, `wait` and `status`; locks have tables of their own";
+    if kind == Kind::Once { Ok(()) } else { Err(Failure { cause: Cause::Unusable, ..refused.with_hint(hint) }) }
 }
 
 /// What the library is told about a record; `None` if that does not tell of a run.
@@ -68,7 +75,7 @@ fn written(time: Timestamp) -> String {
 }
 
 /// The state of the item of `key`.
-pub(super) fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
+fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
     if item.contains_key("format") {
         return state(item);
     }
@@ -76,28 +83,22 @@ pub(super) fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
     let time_of = |name: &str| read(text_of(name)?, zone()).ok_or_else(|| foreign(name));
     let (status, updated_at, updated) = (text_of("status_execution")?, text_of("updated_at")?, time_of("updated_at")?);
     // Without its item, a run that ends makes one that does not say when it began.
-    let began = time_of("created_at").unwrap_or(updated).min(updated);
-    let outcome = [(FINISHED, "succeeded"), (FAILED, "failed")].into_iter().find(|(word, _)| word == status);
-    let milliseconds = |time: Timestamp| u64::try_from(time.as_millisecond()).unwrap_or(0);
-    let end = |how: &str| End { at: milliseconds(updated), number: 1, how: how.to_owned(), code: None };
-    let run = Run {
-        key: key.to_owned(),
-        number: 1,
-        began: milliseconds(began),
-        rule: Rule::default(),
-        ends: outcome.iter().map(|(_, how)| end(how)).collect(),
+    let since = time_of("created_at").unwrap_or(updated).min(updated);
+    let [began, at] = [since, updated].map(|time| u64::try_from(time.as_millisecond()).unwrap_or(0));
+    let outcome = match status.as_str() {
+        FINISHED => Some("succeeded"),
+        FAILED => Some("failed"),
+        _ => None,
     };
+    let ends = outcome.iter().map(|how| End { at, number: 1, how: (*how).to_owned(), code: None }).collect();
+    let run = Run { key: key.to_owned(), number: 1, began, rule: Rule::default(), ends };
     let run = serde_json::to_string(&run).map_err(|_| foreign("status_execution"))?;
     let now = since_1970();
-    let valid_for = u64::try_from(VALID_FOR.as_millis()).unwrap_or(0);
     // A lease that expired long ago leaves no mark for a holder that would not read it.
-    let expires = Some(milliseconds(updated) + valid_for).filter(|expires| *expires > now).unwrap_or(0);
-    let renewals = updated.as_microsecond().unsigned_abs();
-    let released = outcome.map(|(_, word)| format!("released={word}\n")).unwrap_or_default();
-    let record = format!(
-        "1\n\nv=3\nboot=unknown\nsince={began}\ncommand=AtomicExecutionControl\nlease={valid_for} {expires} {renewals}\n\
-         {released}once={run}\n"
-    );
+    let expires = Some(at + VALID_FOR).filter(|expires| *expires > now).unwrap_or(0);
+    let released = outcome.map(|word| format!("released={word}\n")).unwrap_or_default();
+    let lease = format!("lease={VALID_FOR} {expires} {at}");
+    let record = format!("1\n\nv=3\nboot=?\nsince={since}\ncommand=AtomicExecutionControl\n{lease}\n{released}once={run}\n");
     let version = Some(format!("{AEC}{updated_at}\n{status}").into_bytes());
     Ok(State { version, value: Some(record), now: Some(now), ..State::default() })
 }
@@ -118,12 +119,28 @@ pub(super) fn condition(expected: &State, values: &mut Item) -> Option<&'static 
     Some("attribute_not_exists(#format) AND updated_at = :at AND status_execution = :was")
 }
 
+impl Names {
+    /// The key of the item of a register.
+    pub(super) fn stored(&self, key: &Key) -> Result<String, Failure> {
+        if !self.is_aec {
+            return Ok(key.stored_name());
+        }
+        check(key.kind)?;
+        Ok(key.name.to_string_lossy().into_owned())
+    }
+}
+
 impl Table {
+    /// The state of the item of `key`, in either layout.
+    pub(super) fn state(&self, key: &str, item: &Item) -> Result<State, Failure> {
+        if self.names.is_aec { state_of(key, item) } else { state(item) }
+    }
+
     /// Removes an item: the library takes any that is there for a run.
     pub(super) async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {
         let mut values = HashMap::new();
         let condition = super::condition(expected, &mut values);
-        let request = self.client.delete_item().table_name(&self.table).key(&self.key, AttributeValue::S(stored));
+        let request = self.client.delete_item().table_name(&self.names.table).key(&self.names.key, AttributeValue::S(stored));
         let request = request.set_expression_attribute_names(Some(self.names(condition)));
         let request = request.set_expression_attribute_values(Some(values).filter(|values| !values.is_empty()));
         self.done(request.condition_expression(condition).send().await, "dynamodb:DeleteItem")

@@ -5,8 +5,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::FORMAT;
-use super::{Item, VALID_FOR, attributes, check, condition, item_key, read, state_of, written};
+use super::super::{FORMAT, Names};
+use super::{Item, VALID_FOR, attributes, check, condition, is_named, read, state_of, written};
 use crate::backend::failure::Cause;
 use crate::backend::seam::{Key, Kind, State};
 use crate::record::{Outcome, Record};
@@ -46,7 +46,11 @@ fn an_item_of_the_library_is_read_as_a_run() {
         assert_eq!((entry.released, record.is_newer(), record.is_legacy()), (released, false, false), "{status} {age}");
         let lease = entry.lease.expect("a lease");
         let now = state.now.expect("a clock");
-        assert_eq!((lease.duration, lease.expires.is_none_or(|at| at <= now)), (VALID_FOR, is_expired), "{status} {age}");
+        assert_eq!(
+            (lease.duration.as_millis(), lease.expires.is_none_or(|at| at <= now)),
+            (u128::from(VALID_FOR), is_expired),
+            "{status} {age}"
+        );
         assert_eq!((run.key.as_str(), run.number, run.ends.len()), ("load\n2026", 1, usize::from(released.is_some())));
         let ended = released.map_or(run.began + 7000, |_| run.ended());
         assert!(run.began.abs_diff(ended).abs_diff(7000) <= 1 && run.ended() <= ended, "{run:?}");
@@ -137,12 +141,26 @@ fn a_write_in_place_of_an_item_of_the_library_is_conditional_on_its_status_and_t
     }
 }
 
+fn names(is_aec: bool) -> Names {
+    let [table, key, ttl] = ["aec", "day", "expires_at"].map(str::to_owned);
+    Names { table, key, ttl, is_aec }
+}
+
 #[test]
 fn only_keys_that_run_once_are_kept_there_and_under_their_own_names() {
     for name in ["2026-11-29", "once/load", &"é".repeat(500)] {
-        assert_eq!(item_key(&Key { kind: Kind::Once, name: name.into() }).ok().as_deref(), Some(name));
+        assert_eq!(names(true).stored(&Key { kind: Kind::Once, name: name.into() }).ok().as_deref(), Some(name));
     }
+    let lock = Key { kind: Kind::Lock, name: "load".into() };
+    assert_eq!(names(false).stored(&lock).ok().as_deref(), Some("load"));
+    assert!(names(true).stored(&lock).is_err());
     for kind in [Kind::Lock, Kind::Schedule, Kind::Session] {
         assert_eq!(check(kind).map_err(|failure| failure.cause), Err(Cause::Unusable));
     }
+}
+
+#[test]
+fn a_layout_that_does_not_exist_is_refused() {
+    let named = |layout: &str| is_named(Some(layout.to_owned())).ok();
+    assert_eq!((is_named(None).ok(), named("aec"), named("AEC"), named("lambda")), (Some(false), Some(true), None, None));
 }
