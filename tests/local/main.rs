@@ -15,6 +15,7 @@ mod holding_at_least;
 mod interleavings;
 mod lease_policy;
 mod mutual_exclusion;
+mod once;
 mod panics;
 mod policy;
 mod queue_file;
