@@ -35,6 +35,9 @@ const EARLY: Duration = Duration::from_secs(300);
 /// Credentials that could not be renewed are asked for again after so long: a holder must get on meanwhile.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// The variables with an access key, its secret and a session token.
+const KEYS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+
 const NONE: &str = "there are no credentials for AWS";
 
 /// What an address or other settings ask for; the rest is found as the AWS CLI finds it.
@@ -132,25 +135,23 @@ impl Place {
             let why = format!("the profile `{}` does not exist", printable::field(&name));
             return Err(Failure::permanent(why).with_hint("`aws configure list-profiles` shows which there are"));
         }
-        let http = http_client(wanted.roots.as_deref())?;
-        let provider = ProviderConfig::without_region().with_http_client(http.clone());
-        let mut region = wanted.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
-        region = region.or_else(|| profiles.get("region").map(str::to_owned));
-        // Stores that speak S3's protocol are often used without a region, outside of AWS.
-        if region.is_none() && service != "S3" {
-            let instance = aws_config::imds::region::ImdsRegionProvider::builder().configure(&provider).build();
-            region = instance.region().await.map(|region| region.to_string());
-        }
+        let region = wanted.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+        let region = region.or_else(|| profiles.get("region").map(str::to_owned));
         region.as_ref().map_or(Ok(()), |region| checks::word(region, "region"))?;
+        let [id, secret, token] = KEYS.map(variable);
+        let known = wanted.keys.clone().or_else(|| id.zip(secret).map(|(id, secret)| keys(id, secret, token)));
+        let known = known.filter(|_| wanted.profile.is_none()).as_ref().map(usable).transpose()?;
+        // Nothing is asked for keys that are known, and certificates take milliseconds to read.
+        let http = http_client(wanted.roots.as_deref(), known.is_some())?;
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
-        loader = loader.http_client(http).retry_config(RetryConfig::disabled());
+        loader = loader.http_client(http.clone()).retry_config(RetryConfig::disabled());
         loader = loader.region(region.clone().map(Region::new));
-        if let Some(keys) = &wanted.keys {
-            loader = loader.credentials_provider(keys.clone());
+        if let Some(known) = &known {
+            loader = loader.credentials_provider(known.clone());
         } else if let Some(profile) = &wanted.profile {
             loader = loader.profile_name(profile);
             // Like the CLI's `--profile`, before the variables with access keys.
-            let provider = provider.with_region(region.clone().map(Region::new));
+            let provider = ProviderConfig::without_region().with_http_client(http).with_region(region.clone().map(Region::new));
             let provider = ProfileFileCredentialsProvider::builder().configure(&provider).profile_name(profile);
             loader = loader.credentials_provider(provider.build());
         }
@@ -159,7 +160,7 @@ impl Place {
         endpoint
             .as_ref()
             .map_or(Ok(()), |endpoint| checks::endpoint(endpoint, "endpoint of `AWS_ENDPOINT_URL…` or of the profile"))?;
-        Ok(Self { config, region, endpoint, credentials: None, asked: None })
+        Ok(Self { config, region, endpoint, credentials: known, asked: None })
     }
 
     async fn renew(&mut self, limit: Duration) -> Result<bool, Failure> {
@@ -201,7 +202,7 @@ fn profile(wanted: &Wanted) -> Result<Option<String>, Failure> {
         let why = "`AWS_DEFAULT_PROFILE` names another profile than `AWS_PROFILE`";
         return Err(Failure::permanent(why).with_hint("set `AWS_PROFILE` alone"));
     }
-    if variable("AWS_ACCESS_KEY_ID").is_some() != variable("AWS_SECRET_ACCESS_KEY").is_some() {
+    if variable(KEYS[0]).is_some() != variable(KEYS[1]).is_some() {
         let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";
         return Err(Failure::permanent(why).with_hint("set both, or neither to use a profile or a role"));
     }
@@ -224,10 +225,11 @@ fn usable(credentials: &Credentials) -> Result<Credentials, Failure> {
     Ok(Credentials::new(id, secret, token.map(str::to_owned), credentials.expiry(), "checked"))
 }
 
-/// A client that heeds proxies and the bundle of trusted certificates, and keeps its connections.
-pub fn http_client(roots: Option<&Path>) -> Result<SharedHttpClient, Failure> {
+/// A client that heeds proxies and the bundle of trusted certificates, and keeps its connections. One that `is_plain` does
+/// not encrypt.
+pub fn http_client(roots: Option<&Path>, is_plain: bool) -> Result<SharedHttpClient, Failure> {
     let mut tls = TlsContext::builder();
-    if let Some(path) = roots {
+    if let Some(path) = roots.filter(|_| !is_plain) {
         tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(certificates(path)?));
     }
     let tls = tls.build().map_err(|error| Failure::permanent(innermost(&error)))?;
@@ -237,8 +239,11 @@ pub fn http_client(roots: Option<&Path>) -> Result<SharedHttpClient, Failure> {
             let builder = Connector::builder().connector_settings(settings.clone());
             let mut builder = builder.proxy_config(ProxyConfig::from_env());
             builder.set_sleep_impl(components.sleep_impl());
-            let builder = builder.tls_provider(Provider::Rustls(CryptoMode::Ring));
-            SharedHttpConnector::new(builder.tls_context(tls.clone()).build())
+            SharedHttpConnector::new(if is_plain {
+                builder.build_http()
+            } else {
+                builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls.clone()).build()
+            })
         };
         made.get_or_init(make).clone()
     }))

@@ -97,6 +97,7 @@ fn connect(wanted: &Wanted, place: &Place, keys: &Credentials, names: &Names) ->
         return Err(Failure::permanent("it is not known in which region the table is").with_hint(hint));
     };
     let endpoint = place.endpoint.as_ref().map(|endpoint| format!("DynamoDB at `{endpoint}`"));
+    let is_plain = place.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
     let timeouts = TimeoutConfig::builder().connect_timeout(wanted.timeout / 2).operation_timeout(wanted.timeout);
     let mut config = aws_sdk_dynamodb::config::Builder::from(&place.config)
         .credentials_provider(SharedCredentialsProvider::new(keys.clone()))
@@ -104,7 +105,7 @@ fn connect(wanted: &Wanted, place: &Place, keys: &Credentials, names: &Names) ->
         // A write that is sent again by the SDK looks like a conflict.
         .retry_config(RetryConfig::disabled())
         // Its own: the one that finds credentials keeps the time limits of its first user, a metadata service.
-        .http_client(aws::http_client(wanted.roots.as_deref())?);
+        .http_client(aws::http_client(wanted.roots.as_deref(), is_plain)?);
     config.set_endpoint_url(place.endpoint.clone());
     let server = endpoint.unwrap_or_else(|| format!("DynamoDB in `{region}`"));
     Ok(Table { client: Client::from_conf(config.build()), server, region, names: names.clone() })
