@@ -13,6 +13,7 @@ mod table;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 
+use aws_config::SdkConfig;
 use aws_credential_types::Credentials;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::SharedCredentialsProvider;
@@ -22,7 +23,7 @@ use aws_sdk_dynamodb::operation::update_item::UpdateItemOutput;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use jiff::Timestamp;
 
-use super::aws::{self, Account, Place, Wanted};
+use super::aws::{self, Account};
 use super::checks;
 use super::failure::{Cause, Failure};
 use super::key::name_after;
@@ -74,39 +75,39 @@ impl DynamoDb {
         // An access key stands where other addresses have a user.
         let login = address.user.clone().zip(address.password.clone());
         let keys = login.map(|(id, secret)| aws::keys(id, secret, None));
-        let account = Account::new(Wanted::of(&address, settings.timeout, keys, None)?, "DynamoDB");
+        let account = Account::new("DynamoDB", &address, settings.timeout, keys, None)?;
         Ok(Self { names: Names { table, key, ttl }, runtime: PrivateRuntime::default(), account })
     }
 
     /// Asks the table, with credentials that are good for a while.
     fn ask<T>(&mut self, ask: impl AsyncFnOnce(&Table) -> Result<T, Failure>) -> Result<T, Failure> {
         let Self { names, runtime, account } = self;
-        let connect = |wanted: &Wanted, place: &Place, keys: &Credentials| connect(wanted, place, keys, names);
+        let connect = |account: &_, config: &_, keys: &_| connect(account, config, keys, names);
         let answer = runtime.block_on(async { ask(account.client(connect).await?).await })?;
-        if answer.as_ref().is_err_and(|failure| failure.cause == Cause::Permanent) {
-            // What is wrong with the credentials may be put right meanwhile.
-            account.forget();
-        }
-        answer
+        answer.inspect_err(|failure| {
+            if failure.cause == Cause::Permanent {
+                account.forget();
+            }
+        })
     }
 }
 
-fn connect(wanted: &Wanted, place: &Place, keys: &Credentials, names: &Names) -> Result<Table, Failure> {
-    let Some(region) = place.region.clone() else {
+fn connect(account: &Account<Table>, config: &SdkConfig, keys: &Credentials, names: &Names) -> Result<Table, Failure> {
+    let Some(region) = account.region.clone() else {
         let hint = "`region=…` in the address, `AWS_REGION`, or `region` of the profile names it";
         return Err(Failure::permanent("it is not known in which region the table is").with_hint(hint));
     };
-    let endpoint = place.endpoint.as_ref().map(|endpoint| format!("DynamoDB at `{endpoint}`"));
-    let is_plain = place.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
-    let timeouts = TimeoutConfig::builder().connect_timeout(wanted.timeout / 2).operation_timeout(wanted.timeout);
-    let mut config = aws_sdk_dynamodb::config::Builder::from(&place.config)
+    let endpoint = account.endpoint.as_ref().map(|endpoint| format!("DynamoDB at `{endpoint}`"));
+    let is_plain = account.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let timeouts = TimeoutConfig::builder().connect_timeout(account.timeout / 2).operation_timeout(account.timeout);
+    let mut config = aws_sdk_dynamodb::config::Builder::from(config)
         .credentials_provider(SharedCredentialsProvider::new(keys.clone()))
         .timeout_config(timeouts.build())
         // A write that is sent again by the SDK looks like a conflict.
         .retry_config(RetryConfig::disabled())
         // Its own: the one that finds credentials keeps the time limits of its first user, a metadata service.
-        .http_client(aws::http_client(wanted.roots.as_deref(), is_plain)?);
-    config.set_endpoint_url(place.endpoint.clone());
+        .http_client(aws::http_client(account.roots.as_deref(), is_plain)?);
+    config.set_endpoint_url(account.endpoint.clone());
     let server = endpoint.unwrap_or_else(|| format!("DynamoDB in `{region}`"));
     Ok(Table { client: Client::from_conf(config.build()), server, region, names: names.clone() })
 }

@@ -96,20 +96,20 @@ fn an_option_of_a_database_that_cannot_be_honoured_is_refused_by_name() {
         ("service=mine", "service"),
     ] {
         for engine in ["postgres", "mysql"] {
-            let error = refusal(&format!("{engine}://h/db?{query}"), None).unwrap_or_else(|| panic!("{query}"));
+            let error = refusal(&format!("{engine}://u@h/db?{query}"), None).unwrap_or_else(|| panic!("{query}"));
             assert!(error.failure.why.contains(name), "{query}: {error}");
         }
     }
     for (url, why) in [
-        ("postgres://h/db?target_session_attrs=standby", "target_session_attrs"),
-        ("mysql://h/db?options=-E", "options"),
-        ("mysql://db", "no database"),
-        ("mysql://db,other/meta", "several servers"),
-        ("postgres://h:1,i:2/db?port=1,2,3", "3 ports for 2 servers"),
+        ("postgres://u@h/db?target_session_attrs=standby", "target_session_attrs"),
+        ("mysql://u@h/db?options=-E", "options"),
+        ("mysql://u@db", "no database"),
+        ("mysql://u@db,other/meta", "several servers"),
+        ("postgres://u@h:1,i:2/db?port=1,2,3", "3 ports for 2 servers"),
         ("postgres://u:hunter2/h", "port"),
         ("postgres://u@h:hunter2/db", "port"),
-        ("postgres://h/db?port=hunter2", "port"),
-        ("postgres://h/db?sslmode=hunter2", "sslmode"),
+        ("postgres://u@h/db?port=hunter2", "port"),
+        ("postgres://u@h/db?sslmode=hunter2", "sslmode"),
         ("mysql://me:hunter2%ff@db/x", "UTF-8"),
         ("mysql://me:hunter2%00@db/x", "null character"),
         ("postgres://u:x?hunter2=y@h/db", "port"),
@@ -119,6 +119,30 @@ fn an_option_of_a_database_that_cannot_be_honoured_is_refused_by_name() {
     for (variable, name) in [("PGHOSTADDR", "hostaddr"), ("PGSERVICE", "service"), ("PGREQUIREAUTH", "require_auth")] {
         let ended = ended(Store::at("postgres://u@h/db").serializer(&["status"]).env(variable, "x"));
         assert!(ended.code == 2 && ended.stderr.contains(name), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_file_for_tls_that_cannot_be_used_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.path().join(name), text).expect("it can be written");
+        dir.path().join(name).display().to_string()
+    };
+    let authority = file("root.crt", include_str!("../support/root.crt"));
+    let garbage = file("garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let broken = file("broken", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n");
+    let key = file("key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    let (empty, none) = (file("empty", ""), file("none", ""));
+    for (options, why) in [
+        (format!("sslrootcert={empty}"), "no certificate in"),
+        (format!("sslrootcert={broken}"), "broken`: it is not PEM"),
+        (format!("sslrootcert={garbage}"), "garbage`"),
+        (format!("sslcert={authority}&sslkey={none}"), "none`: it holds no key"),
+        (format!("sslcert={authority}&sslkey={key}"), "cannot use the key"),
+    ] {
+        let error = refusal(&format!("postgres://u@h/db?sslmode=require&{options}"), None).expect(why);
+        assert!(error.failure.why.contains(why), "{error}");
     }
 }
 

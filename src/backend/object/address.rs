@@ -15,7 +15,7 @@ use super::azure;
 use super::client::{Bucket, Client, unusable};
 use super::connector::Connector;
 use super::kinds::{self, Kind};
-use crate::backend::aws::{self, Account, Wanted};
+use crate::backend::aws::{self, Account};
 use crate::backend::checks::{self, endpoint_of};
 use crate::backend::failure::Failure;
 use crate::backend::network::{Address, decoded, variable};
@@ -45,7 +45,7 @@ pub fn read(settings: &StoreSettings) -> Result<(Options, Client), Failure> {
     let prefix = Path::parse(parts.join("/")).map_err(cannot)?;
     let bundle = || variable("AWS_CA_BUNDLE").filter(|_| scheme == Scheme::S3);
     let roots = address.option("ca").or_else(bundle).map(PathBuf::from);
-    let connector = Connector { timeout: settings.timeout, roots };
+    let connector = Connector::new(settings.timeout, roots);
     let client = match scheme {
         Scheme::Azure => azure::client(&address, &bucket, connector)?,
         Scheme::Gcs => google(&address, &bucket, connector)?,
@@ -100,14 +100,10 @@ fn s3(address: &Address, bucket: &str, connector: Connector) -> Result<Client, F
         Some(_) => return Err(Failure::permanent("of a key and its secret, only one is given")),
         None => None,
     };
-    let is_path_style = match option("path_style").as_deref() {
-        None | Some("true") => true,
-        Some("false") => false,
-        Some(_) => {
-            return Err(Failure::permanent("the address's option `path_style` is neither `true` nor `false`"));
-        }
-    };
-    let wanted = Wanted::of(address, connector.timeout, keys, meltano("S3_ENDPOINT_URL"))?;
+    let is_path_style = option("path_style").map_or(Ok(true), |value| value.parse());
+    let neither = |_| Failure::permanent("the address's option `path_style` is neither `true` nor `false`");
+    let is_path_style = is_path_style.map_err(neither)?;
+    let account = Account::new("S3", address, connector.timeout, keys, meltano("S3_ENDPOINT_URL"))?;
     let builder = given(&kinds::S3).fold(AmazonS3Builder::new(), |builder, (key, value)| match key {
         // These are found otherwise, and each request is signed.
         AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint | AmazonS3ConfigKey::SkipSignature => builder,
@@ -118,7 +114,7 @@ fn s3(address: &Address, bucket: &str, connector: Connector) -> Result<Client, F
     let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_disable_tagging(true);
     let builder = builder.with_http_connector(connector).with_retry(once());
     let bucket = Bucket { name: bucket.to_owned(), builder, is_path_style };
-    Ok(Client::S3 { account: Account::new(wanted, "S3"), bucket })
+    Ok(Client::S3 { account, bucket })
 }
 
 fn google(address: &Address, bucket: &str, connector: Connector) -> Result<Client, Failure> {

@@ -53,16 +53,6 @@ pub fn client(address: &Address, container: &str, connector: Connector) -> Resul
     };
     let name = name.or_else(|| endpoint.as_ref().and_then(of_endpoint)).or_else(|| variable("AZURE_STORAGE_ACCOUNT_NAME"));
     let has_credentials = key.is_some() || sas.is_some();
-    let is_on = |value: &String| !["0", "false", "no", "off"].contains(&value.to_ascii_lowercase().as_str());
-    let wants_cli = variable("AZURE_USE_AZURE_CLI").is_some_and(|value| is_on(&value))
-        || variable("AZURE_CREDENTIAL_TYPE").is_some_and(|value| value.eq_ignore_ascii_case("azure_cli"));
-    if !has_credentials && wants_cli {
-        let why = "credentials of the Azure CLI are not asked for, which may take any time";
-        return Err(Failure::permanent(why).with_hint(
-            "`az account get-access-token --resource https://storage.azure.com --query accessToken -o tsv` prints a \
-             token for `AZURE_STORAGE_TOKEN`",
-        ));
-    }
     let Some(name) = name else {
         return Err(Failure::permanent("no storage account is named").with_hint(kinds::AZURE.credentials));
     };
@@ -75,6 +65,14 @@ pub fn client(address: &Address, container: &str, connector: Connector) -> Resul
         key => !has_credentials || *key == Key::EncryptionKey,
     });
     let builder = usual.fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
+    let config = |key| builder.get_config_value(&key).unwrap_or_default();
+    if config(Key::UseAzureCli) != "false" || config(Key::CredentialType).eq_ignore_ascii_case("azure_cli") {
+        let why = "credentials of the Azure CLI are not asked for, which may take any time";
+        return Err(Failure::permanent(why).with_hint(
+            "`az account get-access-token --resource https://storage.azure.com --query accessToken -o tsv` prints a \
+             token for `AZURE_STORAGE_TOKEN`",
+        ));
+    }
     let own = [
         (Key::AccountName, Some(name)),
         (Key::ContainerName, Some(container.to_owned())),

@@ -10,7 +10,7 @@ use object_store::{ObjectStore, StaticCredentialProvider, UpdateVersion};
 
 use super::failures::without_credentials;
 use super::kinds::{self, Kind};
-use crate::backend::aws::{Account, Place};
+use crate::backend::aws::Account;
 use crate::backend::checks;
 use crate::backend::failure::Failure;
 use crate::backend::network::innermost;
@@ -27,7 +27,7 @@ impl Client {
     pub async fn ready(&mut self, kind: &Kind, has_worked: bool) -> Result<&dyn ObjectStore, Failure> {
         let none = |error| without_credentials(kind, &error, has_worked);
         let store: &dyn ObjectStore = match self {
-            Self::S3 { account, bucket } => account.client(|_, place, keys| bucket.client(place, keys)).await?,
+            Self::S3 { account, bucket } => account.client(|account, _, keys| bucket.client(account, keys)).await?,
             Self::Azure(store) => {
                 store.credentials().get_credential().await.map_err(none)?;
                 store
@@ -40,7 +40,7 @@ impl Client {
         Ok(store)
     }
 
-    /// What is wrong with the credentials may be put right meanwhile.
+    /// See [`Account::forget`].
     pub fn forget(&mut self) {
         if let Self::S3 { account, .. } = self {
             account.forget();
@@ -56,10 +56,10 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    fn client(&self, place: &Place, keys: &Credentials) -> Result<AmazonS3, Failure> {
-        let region = place.region.as_deref().unwrap_or("us-east-1");
+    fn client(&self, account: &Account<AmazonS3>, keys: &Credentials) -> Result<AmazonS3, Failure> {
+        let region = account.region.as_deref().unwrap_or("us-east-1");
         let usual = format!("https://s3.{region}.amazonaws.com");
-        let mut endpoint = place.endpoint.as_ref().unwrap_or(&usual).trim_end_matches('/').to_owned();
+        let mut endpoint = account.endpoint.as_ref().unwrap_or(&usual).trim_end_matches('/').to_owned();
         if !self.is_path_style {
             endpoint = endpoint.replacen("://", &format!("://{}.", self.name), 1);
         }

@@ -1,7 +1,6 @@
 //! The HTTP client of an object store: the crate's own (reqwest). The crate's errors do not tell all that matters: which
 //! server was asked, how far the request got, and the answer. So that is the source of each error.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -23,7 +22,8 @@ use crate::printable;
 const METADATA_LIMIT: Duration = Duration::from_secs(1);
 
 /// A request that did not succeed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("`{server}` has not done what it was asked")]
 pub struct Exchange {
     /// The server's URL, printable.
     pub server: String,
@@ -31,23 +31,15 @@ pub struct Exchange {
     pub answer: Result<Answer, Failure>,
 }
 
-impl std::error::Error for Exchange {}
-
-impl fmt::Display for Exchange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.answer {
-            Ok(answer) => f.write_str(&answer.printable()),
-            Err(failure) => f.write_str(&failure.why),
-        }
-    }
-}
-
-/// Makes clients.
+/// A client, and the settings that each client of the crate begins with.
 #[derive(Clone, Debug)]
 pub struct Connector {
     pub timeout: Duration,
+    connect_timeout: Duration,
     /// A file with the certificates to trust instead of the system's.
-    pub roots: Option<PathBuf>,
+    roots: Option<PathBuf>,
+    /// Made when they are needed: the system's certificates take milliseconds to read. The second one encrypts.
+    clients: [OnceLock<Result<reqwest::Client, Failure>>; 2],
 }
 
 impl HttpConnector for Connector {
@@ -56,22 +48,16 @@ impl HttpConnector for Connector {
         let limit = |options: &ClientOptions| options.get_config_value(&ClientConfigKey::ConnectTimeout);
         let is_usual = limit(options) == limit(&ClientOptions::new());
         let connect_timeout = if is_usual { self.timeout } else { self.timeout.min(METADATA_LIMIT) };
-        let Self { timeout, roots } = self.clone();
-        Ok(HttpClient::new(Telling { timeout, connect_timeout, roots, clients: Default::default() }))
+        Ok(HttpClient::new(Self { connect_timeout, ..self.clone() }))
     }
 }
 
-/// A client that tells why a request did not succeed.
-#[derive(Debug)]
-struct Telling {
-    timeout: Duration,
-    connect_timeout: Duration,
-    roots: Option<PathBuf>,
-    /// Made when they are needed: the system's certificates take milliseconds to read. The second one encrypts.
-    clients: [OnceLock<Result<reqwest::Client, Failure>>; 2],
-}
+impl Connector {
+    /// Each answer may take so long.
+    pub fn new(timeout: Duration, roots: Option<PathBuf>) -> Self {
+        Self { timeout, connect_timeout: timeout, roots, clients: Default::default() }
+    }
 
-impl Telling {
     fn client(&self, is_encrypted: bool) -> Result<reqwest::Client, Failure> {
         let cannot = |error: reqwest::Error| Failure::permanent(format!("connections cannot be made: {}", innermost(&error)));
         let make = || {
@@ -95,7 +81,7 @@ impl Telling {
 }
 
 #[async_trait]
-impl HttpService for Telling {
+impl HttpService for Connector {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let uri = request.uri();
         let (scheme, host) = (uri.scheme_str().unwrap_or(""), uri.authority().map_or("", |at| at.as_str()));

@@ -5,7 +5,7 @@ use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError};
 
 use super::failure::of;
-use super::tls::{Tls, TlsMode};
+use super::tls::TlsMode;
 use super::{Address, Engine, Kind, Phase, page_condition, state};
 use crate::backend::failure::Failure;
 use crate::backend::mysql::MySql;
@@ -112,7 +112,7 @@ fn encryption_and_verification_are_asked_for_in_the_words_of_any_driver() {
 }
 
 #[test]
-fn what_is_wrong_with_a_certificate_or_a_file_is_said() {
+fn what_is_wrong_with_a_certificate_is_said() {
     let expected = ServerName::try_from("db.example").expect("a name");
     let of_names = CertificateError::NotValidForNameContext { expected, presented: Vec::new() };
     for (error, why) in [
@@ -122,25 +122,6 @@ fn what_is_wrong_with_a_certificate_or_a_file_is_said() {
     ] {
         let failure = of(&sqlx::Error::Tls(error.into()), Phase::Connect, "", &MySql::USUAL);
         assert!(failure.why.contains(why) && failure.hint.is_some() && !failure.cause.passes(), "{}", failure.why);
-    }
-    let dir = tempfile::tempdir().expect("a directory");
-    let file = |name: &str, text: &str| {
-        std::fs::write(dir.path().join(name), text).expect("it can be written");
-        dir.path().join(name)
-    };
-    let authority = file("root.crt", include_str!("../../../tests/support/root.crt"));
-    let garbage = file("garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
-    let key = file("key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
-    for (roots, key, why) in [
-        (file("empty", ""), None, "no certificate in"),
-        (file("broken", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"), None, "broken`: it is not PEM"),
-        (garbage, None, "garbage`"),
-        (authority.clone(), Some(file("none", "")), "none`: it holds no key"),
-        (authority.clone(), Some(key), "cannot use the key"),
-    ] {
-        let own = key.map(|key| (authority.clone(), key));
-        let failure = Tls { mode: TlsMode::VerifyFull, roots: Some(roots), own }.check("").expect_err(why);
-        assert!(failure.why.contains(why), "{}", failure.why);
     }
 }
 
