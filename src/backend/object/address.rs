@@ -114,7 +114,7 @@ fn s3(address: &Address, bucket: &str, connector: Connector) -> Result<Client, F
     let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_disable_tagging(true);
     let builder = builder.with_http_connector(connector).with_retry(once());
     let bucket = Bucket { name: bucket.to_owned(), builder, is_path_style };
-    Ok(Client::S3 { account, bucket })
+    Ok(Client::S3 { account: Box::new(account), bucket: Box::new(bucket) })
 }
 
 fn google(address: &Address, bucket: &str, connector: Connector) -> Result<Client, Failure> {

@@ -17,7 +17,7 @@ use crate::backend::network::innermost;
 
 /// A client of the crate. Not `Debug`: it holds keys.
 pub enum Client {
-    S3 { account: Account<AmazonS3>, bucket: Bucket },
+    S3 { account: Box<Account<AmazonS3>>, bucket: Box<Bucket> },
     Azure(MicrosoftAzure),
     Gcs(GoogleCloudStorage),
 }
