@@ -467,14 +467,22 @@ fn a_holder_whose_item_is_removed_has_lost_its_lock() {
 #[test]
 fn what_somebody_else_has_stored_is_neither_overwritten_nor_listed() {
     let (store, address) = (shared(), shared_dynalite().address());
-    let foreign = json!({"name": {"S": store.name}, "record": {"S": "mine"}, "cost": {"N": "7"}});
-    asked(address, "PutItem", &json!({"TableName": TABLE, "Item": foreign}));
-    for args in [&["lock"][..], &["run", "touch", "ran"], &["status"], &["unlock", "--force"]] {
-        is_refused(&store, args, "what is stored there is not a lock record");
+    for (attributes, why) in [
+        (json!({"record": {"S": "mine"}, "cost": {"N": "7"}}), "not a lock record"),
+        (json!({"version": {"N": "7"}, "format": {"N": "1"}, "record": {"B": "AQ=="}}), "not a lock record"),
+        (json!({"version": {"N": "7.5"}, "format": {"N": "1"}}), "not a lock record"),
+        (json!({"version": {"N": "7"}, "format": {"N": "2"}}), "a newer version"),
+    ] {
+        let mut foreign = attributes;
+        foreign["name"] = json!({"S": store.name});
+        asked(address, "PutItem", &json!({"TableName": TABLE, "Item": foreign}));
+        for args in [&["lock"][..], &["run", "touch", "ran"], &["status"], &["unlock", "--force"]] {
+            is_refused(&store, args, why);
+        }
+        assert_eq!(item(&store), foreign);
+        let all = store.run(&["status", "--all"]);
+        assert!(all.code == 0 && !all.stdout.contains(&store.name), "{all:?}");
     }
-    assert_eq!(item(&store), foreign);
-    let all = store.run(&["status", "--all"]);
-    assert!(all.code == 0 && !all.stdout.contains(&store.name), "{all:?}");
     asked(address, "DeleteItem", &json!({"TableName": TABLE, "Key": {"name": {"S": store.name}}}));
     assert_eq!(store.run(&["run", "true"]).code, 0);
 }

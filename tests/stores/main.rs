@@ -4,6 +4,7 @@
 mod support;
 
 mod abandoned;
+mod addresses;
 mod clocks;
 mod contract;
 mod databases;
