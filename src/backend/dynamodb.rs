@@ -7,6 +7,7 @@
 //! attributes mean; and `changed`, when it was written, for people. Expressions name them by placeholders, because
 //! DynamoDB reserves many words.
 
+mod aec;
 mod answers;
 mod table;
 
@@ -51,6 +52,8 @@ struct Names {
     key: String,
     /// By whose time DynamoDB may remove an item.
     ttl: String,
+    /// Whether the table is one of AtomicExecutionControl.
+    is_aec: bool,
 }
 
 /// Where a request is sent, and how messages call it.
@@ -64,7 +67,7 @@ struct Table {
 impl DynamoDb {
     /// Reads the address; does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        let address = checks::address(settings, &["endpoint", "key", "profile", "region", "ttl"])?;
+        let address = checks::address(settings, &["endpoint", "key", "layout", "profile", "region", "ttl"])?;
         let table = decoded(&address.hosts)?;
         if table.is_empty() || !address.path.is_empty() {
             let failure = Failure::permanent("the address does not name a table, and only that");
@@ -72,11 +75,20 @@ impl DynamoDb {
         }
         let key = address.option("key").unwrap_or_else(|| "name".to_owned());
         let ttl = address.option("ttl").unwrap_or_else(|| "expires_at".to_owned());
+        let layout = address.option("layout");
+        if layout.as_ref().is_some_and(|layout| layout != "aec") {
+            return Err(Failure::permanent("`layout` is not `aec`, the only other layout"));
+        }
         // An access key stands where other addresses have a user.
         let login = address.user.clone().zip(address.password.clone());
         let keys = login.map(|(id, secret)| aws::keys(id, secret, None));
         let account = Account::new("DynamoDB", &address, settings.timeout, keys, None)?;
-        Ok(Self { names: Names { table, key, ttl }, runtime: PrivateRuntime::default(), account })
+        Ok(Self { names: Names { table, key, ttl, is_aec: layout.is_some() }, runtime: PrivateRuntime::default(), account })
+    }
+
+    /// The key of the item of a register.
+    fn stored_name(&self, key: &Key) -> Result<String, Failure> {
+        if self.names.is_aec { aec::item_key(key) } else { Ok(key.stored_name()) }
     }
 
     /// Asks the table, with credentials that are good for a while.
@@ -118,13 +130,24 @@ impl Table {
         let request = self.client.get_item().table_name(&self.names.table).consistent_read(true);
         let request = request.key(&self.names.key, AttributeValue::S(stored.to_owned()));
         let answer = request.send().await.map_err(|error| self.failure(&error, "dynamodb:GetItem"))?;
-        answer.item.as_ref().map_or_else(|| Ok(State::default()), state)
+        answer.item.as_ref().map_or_else(|| Ok(State::default()), |item| self.state(stored, item))
+    }
+
+    fn state(&self, stored: &str, item: &HashMap<String, AttributeValue>) -> Result<State, Failure> {
+        if self.names.is_aec { aec::state_of(stored, item) } else { state(item) }
     }
 
     async fn write(&self, stored: String, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         // A number is at least the time of the first one, should this host's clock be slow.
         let now = since_1970().max(next.number) / 1000;
         let (mut values, mut set, mut removed) = (HashMap::new(), Vec::new(), Vec::new());
+        if self.names.is_aec {
+            let Some(told) = aec::attributes(next.value) else { return self.delete(stored, expected).await };
+            for (name, value) in told {
+                set.push(format!("{name} = :{name}"));
+                values.insert(format!(":{name}"), value);
+            }
+        }
         for (name, value) in [
             ("version", Some(number(next.number))),
             ("format", Some(number(FORMAT))),
@@ -171,18 +194,20 @@ impl Table {
 
     /// All items that are ours, with their stored names, in the order of these.
     async fn scan(&self) -> Result<Vec<(String, State)>, Failure> {
-        let attributes = "#key, #version, #record, #format";
+        let attributes = "#key, #version, #record, #format, status_execution, created_at, updated_at";
+        let is_ours = "attribute_exists(#version) AND attribute_exists(#format)";
         let request = self.client.scan().table_name(&self.names.table).consistent_read(true);
         let request = request.set_expression_attribute_names(Some(self.names(attributes)));
         let request = request.projection_expression(attributes);
-        let request = request.filter_expression("attribute_exists(#version) AND attribute_exists(#format)");
+        let request = request.filter_expression(if self.names.is_aec { "attribute_exists(status_execution)" } else { is_ours });
         let (mut found, mut pages) = (Vec::new(), request.into_paginator().send());
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| self.failure(&error, "dynamodb:Scan"))?;
             // An item of another program is not worth to fail for.
             found.extend(page.items.unwrap_or_default().into_iter().filter_map(|mut item| {
                 let AttributeValue::S(name) = item.remove(&self.names.key)? else { return None };
-                Some((name, state(&item).ok()?))
+                let state = self.state(&name, &item).ok()?;
+                Some((name, state))
             }));
         }
         found.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
@@ -192,6 +217,9 @@ impl Table {
 
 /// That the item is in the state `expected`: a table that was restored counts its states again.
 fn condition(expected: &State, values: &mut HashMap<String, AttributeValue>) -> &'static str {
+    if let Some(condition) = aec::condition(expected, values) {
+        return condition;
+    }
     if expected.version.is_none() {
         // Every item has the key.
         return "attribute_not_exists(#key)";
@@ -207,21 +235,31 @@ fn condition(expected: &State, values: &mut HashMap<String, AttributeValue>) -> 
 
 impl Store for DynamoDb {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
-        self.ask(async |table| table.read(&key.stored_name()).await)
+        let (stored, asked) = (self.stored_name(key)?, since_1970());
+        let state = self.ask(async |table| table.read(&stored).await)?;
+        Ok(State { now: state.now.map(|now| now.min(asked)), ..state })
     }
 
     fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
-        self.ask(async |table| table.write(key.stored_name(), expected, next).await)
+        let stored = self.stored_name(key)?;
+        self.ask(async |table| table.write(stored, expected, next).await)
     }
 
     /// One page with all, because a scan has no order.
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
+        let prefix = if self.names.is_aec { aec::check(kind).map(|()| kind.prefix())? } else { "" };
         let found = self.ask(async |table| table.scan().await)?;
-        let entries = found.into_iter().filter_map(|(stored, state)| Some((name_after(&stored, kind, after)?, state)));
+        let name = |stored: String| name_after(&format!("{prefix}{stored}"), kind, after);
+        let entries = found.into_iter().filter_map(|(stored, state)| Some((name(stored)?, state)));
         Ok(Page { entries: entries.collect(), next: None })
     }
 
     fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
+        if self.names.is_aec {
+            // A new one would be another table than the library's.
+            let failure = Failure::permanent(format!("there is no table `{}`", self.names.table));
+            return Err(failure.with_hint("check the name and the `region` (the library's default is eu-west-1)"));
+        }
         self.ask(async |table| table.create().await)
     }
 

@@ -30,7 +30,7 @@ fn item(store: &Store) -> Value {
     asked(shared_dynalite().address(), "GetItem", &body)["Item"].take()
 }
 
-fn make_table(address: SocketAddr, table: &str, keys: &[(&str, &str, &str)]) {
+pub fn make_table(address: SocketAddr, table: &str, keys: &[(&str, &str, &str)]) {
     let attribute = |(name, kind, _): &(&str, &str, &str)| json!({"AttributeName": name, "AttributeType": kind});
     let key = |(name, _, role): &(&str, &str, &str)| json!({"AttributeName": name, "KeyType": role});
     let body = json!({"TableName": table, "BillingMode": "PAY_PER_REQUEST",
