@@ -15,6 +15,8 @@ mod holding_at_least;
 mod interleavings;
 mod lease_policy;
 mod mutual_exclusion;
+mod once;
+mod once_policy;
 mod once_rules;
 mod panics;
 mod policy;

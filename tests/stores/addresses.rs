@@ -28,6 +28,7 @@ fn the_address_of_a_table_or_a_bucket_that_cannot_be_used_is_refused_without_its
         ("dynamodb://", "does not name a table"),
         ("dynamodb://AKIA:hunter2@locks/x", "only that"),
         ("dynamodb://locks?regoin=eu-west-1", "`regoin`"),
+        ("dynamodb://locks?layout=lambda", "`layout`"),
         ("dynamodb://locks?endpoint=127.0.0.1", "`endpoint`"),
         ("dynamodb://locks?endpoint=http://me:hunter2@here", "`endpoint`"),
         ("dynamodb://AKIA@locks", "secret"),

@@ -42,6 +42,12 @@ impl Locks {
         Self { dir: TempDir::with_prefix("serializer-test-").expect("a temporary directory") }
     }
 
+    /// One for keys that run once, which must not be in memory; `/tmp` may be.
+    pub fn durable() -> Self {
+        let dir = TempDir::with_prefix_in("serializer-test-", env!("CARGO_TARGET_TMPDIR"));
+        Self { dir: dir.expect("a temporary directory") }
+    }
+
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }

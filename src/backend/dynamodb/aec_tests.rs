@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 use super::super::{FORMAT, Names};
-use super::{Item, VALID_FOR, attributes, check, condition, is_named, read, state_of, written};
+use super::{Item, VALID_FOR, attributes, check, condition, read, state_of, written};
 use crate::backend::failure::Cause;
 use crate::backend::seam::{Key, Kind, State};
 use crate::record::{Outcome, Record};
@@ -157,10 +157,4 @@ fn only_keys_that_run_once_are_kept_there_and_under_their_own_names() {
     for kind in [Kind::Lock, Kind::Schedule, Kind::Session] {
         assert_eq!(check(kind).map_err(|failure| failure.cause), Err(Cause::Unusable));
     }
-}
-
-#[test]
-fn a_layout_that_does_not_exist_is_refused() {
-    let named = |layout: &str| is_named(Some(layout.to_owned())).ok();
-    assert_eq!((is_named(None).ok(), named("aec"), named("AEC"), named("lambda")), (Some(false), Some(true), None, None));
 }

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::local_time::short;
 use crate::mutex::Mutex;
 use crate::mutex::key::Inspected;
-use crate::once::{Run, State, shown};
+use crate::once::{End, Run, State, shown};
 use crate::owner::Place;
 use crate::printable;
 use crate::verdict::LocalJudge;
@@ -28,13 +28,16 @@ struct Key {
     key: String,
     /// `None` for a key that was never run.
     state: Option<State>,
-    exit_code: Option<u8>,
+    #[serde(rename = "try")]
+    number: Option<u32>,
+    since: Option<u64>,
     seconds: Option<f64>,
+    exit_code: Option<u8>,
     pid: Option<i32>,
     command: Option<String>,
     host: Option<String>,
     fencing_token: Option<u64>,
-    run: Option<Run>,
+    ends: Vec<End>,
 }
 
 impl Key {
@@ -47,13 +50,15 @@ impl Key {
         Self {
             key: run.as_ref().map_or(name, |run| run.key.clone()),
             state,
+            number: run.as_ref().map(|run| run.number),
+            since: run.as_ref().map(|run| run.began),
             exit_code: end.and_then(|end| end.code),
             seconds: run.as_ref().map(|run| until.saturating_sub(run.began) as f64 / 1000.0),
             pid: entry.map(|entry| entry.owner.pid.as_raw_pid()),
             command: entry.and_then(|entry| entry.command.clone()),
             host: entry.and_then(|entry| entry.owner.place.host.clone()),
             fencing_token: entry.and_then(|entry| entry.fencing),
-            run,
+            ends: run.map(|run| run.ends).unwrap_or_default(),
         }
     }
 }
@@ -76,13 +81,12 @@ fn table(keys: Vec<Key>) -> String {
         return "there are no keys\n".to_owned();
     }
     for key in keys {
-        let run = key.run.as_ref();
-        let end = run.and_then(|run| run.ends.last()).map(|end| format!("{}, {}", end.how, shown(end.at)));
+        let end = key.ends.last().map(|end| format!("{}, {}", end.how, shown(end.at)));
         let cells = [
             Some(printable::field(&key.key)),
             Some(key.state.map_or("never run".to_owned(), |state| state.to_string())),
-            run.map(|run| run.number.to_string()),
-            run.map(|run| shown(run.began)),
+            key.number.map(|number| number.to_string()),
+            key.since.map(shown),
             key.seconds.map(|seconds| short(std::time::Duration::from_secs_f64(seconds))),
             key.host,
             end,
