@@ -21,6 +21,7 @@ mod leases;
 mod lines;
 mod lost_answers;
 mod object_stores;
+mod once;
 mod outages;
 mod refusals;
 mod sera;
