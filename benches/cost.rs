@@ -19,6 +19,7 @@ fn main() {
     let dir = TempDir::with_prefix("serializer-bench-").expect("a temporary directory");
     pairs(dir.path());
     runs(dir.path());
+    onces();
     hand_offs(dir.path());
     asleep(dir.path());
     for waiters in [2, 20, 200] {
@@ -94,6 +95,30 @@ fn runs(dir: &Path) {
     let (ours, flocks) = (median(ours), median(flocks));
     println!("run -- true                 {}", ms(ours));
     println!("flock FILE true             {}   ours is {:.2} of it", ms(flocks), ours.as_secs_f64() / flocks.as_secs_f64());
+}
+
+/// A key that is done, and one that was never run, which is on the disk twice when it is over.
+fn onces() {
+    // Not in /tmp, which may be in memory.
+    let dir = TempDir::with_prefix_in("serializer-bench-", env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
+    let dir = dir.path();
+    run(dir, PROGRAM, &["once", "done", "--", "true"]);
+    let (mut skips, mut firsts, mut runs, mut syncs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for round in 0..PAIR_ROUNDS {
+        runs.push(time(|| run(dir, PROGRAM, &["run", "--", "true"])));
+        skips.push(time(|| run(dir, PROGRAM, &["once", "done", "--", "true"])));
+        firsts.push(time(|| run(dir, PROGRAM, &["once", &round.to_string(), "--", "true"])));
+        syncs.push(time(|| {
+            let (new, name) = (dir.join("new"), dir.join("synced"));
+            fs::write(&new, [b'x'; 500]).and_then(|()| File::open(&new)?.sync_data()).expect("it can be written");
+            fs::rename(&new, &name).and_then(|()| File::open(dir)?.sync_all()).expect("it can be renamed");
+        }));
+    }
+    let (skip, first, run, sync) = (median(skips), median(firsts), median(runs), median(syncs));
+    let (ratio, floor) = (skip.as_secs_f64() / run.as_secs_f64(), run + 2 * sync);
+    println!("once, done                  {}   {ratio:.2} of run -- true", ms(skip));
+    let ratio = first.as_secs_f64() / floor.as_secs_f64();
+    println!("once, the first run         {}   {ratio:.2} of run -- true and two synced files, {}", ms(first), ms(floor));
 }
 
 /// A process that owns the lock for us: this process is the waiters' parent, and must not own it already.

@@ -31,6 +31,7 @@ fn main() {
         pairs(&engine);
         hand_offs(&engine);
         waiting(&engine, 100);
+        callers_of_a_key(&engine, 200);
     }
 }
 
@@ -197,4 +198,28 @@ fn waiting(engine: &Engine, waiters: usize) {
         asked as f64 / seconds as f64
     );
     owner.kill().and_then(|()| owner.wait()).expect("it dies");
+}
+
+/// How long after the end of a run the last of so many callers is told that its key is done.
+fn callers_of_a_key(engine: &Engine, callers: usize) {
+    let fifo = engine.store.locks.dir().join("go");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
+    let call = |_| engine.ours(&["once", "key", "--skipped-exit-code", "9", "--", "sh", "-c", "read -r _ < go"]).spawn();
+    let mut first = call(0).expect("it starts");
+    std::thread::sleep(Duration::from_millis(500));
+    let mut others: Vec<Child> = (1..callers).map(|number| call(number).expect("it starts")).collect();
+    // Long enough for all to wait; a benchmark may guess where a test must not.
+    std::thread::sleep(Duration::from_secs(10));
+    std::fs::write(&fifo, "on\n").expect("it is read");
+    assert!(first.wait().expect("it ends").success());
+    let took = time(|| {
+        for other in &mut others {
+            assert_eq!(other.wait().expect("it ends").code(), Some(9), "a run more");
+        }
+    });
+    println!(
+        "{}: {callers} callers of one key      {:7.1} ms until the last one was told",
+        engine.name,
+        took.as_secs_f64() * 1e3
+    );
 }

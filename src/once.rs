@@ -177,6 +177,8 @@ impl Run {
     pub fn with_end(&self, at: u64, how: &str, code: Option<u8>) -> Self {
         let how = how.chars().take(MAX_HOW).collect();
         let mut ends = self.ends.clone();
+        // Another clock may be behind, and each answer of a store is a little late.
+        let at = at.max(self.began);
         ends.push(End { at, number: self.number, how, code });
         ends.drain(..ends.len().saturating_sub(MAX_ENDS));
         Self { ends, ..self.clone() }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::backend::failure::{Cause, Error, Failure};
 use crate::backend::looks::Looks;
 use crate::backend::retry::{retry, since_1970};
-use crate::backend::seam::{Key, Next, Queue, State, Store};
+use crate::backend::seam::{Key, Kind, Next, Queue, State, Store};
 use crate::process::since_boot;
 use crate::record::{KEPT, Record};
 
@@ -85,6 +85,10 @@ impl Register {
         }
         let record = Record::parse(value.as_bytes());
         let record = record.map_err(|why| self.is_foreign(why))?;
+        // A lock of one machine may be named as the file of a key.
+        if self.key.kind == Kind::Lock && record.entries().iter().any(|entry| entry.once.is_some()) {
+            return Err(self.is_foreign("it tells of the run of a key"));
+        }
         Ok(Some(Stored { record: Some(record), state }))
     }
 

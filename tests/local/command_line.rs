@@ -10,8 +10,21 @@ use std::process::{Command, Stdio};
 use crate::support::{self, Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, ended};
 use serde_json::Value;
 
-const COMMANDS: [&str; 11] =
-    ["run", "lock", "unlock", "wait", "break", "flock", "status", "initialize", "describe", "completions", "man"];
+const COMMANDS: [&str; 13] = [
+    "run",
+    "lock",
+    "unlock",
+    "wait",
+    "break",
+    "once",
+    "forget",
+    "flock",
+    "status",
+    "initialize",
+    "describe",
+    "completions",
+    "man",
+];
 
 const VARIABLES: [&str; 11] = [
     "SERIALIZER_FILE_NAME",

@@ -16,6 +16,7 @@ mod interleavings;
 mod lease_policy;
 mod mutual_exclusion;
 mod once;
+mod once_crash_points;
 mod once_policy;
 mod once_rules;
 mod panics;

@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Ended, Locks, Shell, Waiter, ended, legacy_plugin, skipped, until};
+use crate::support::callers::run_each_key_once;
+use crate::support::{Ended, Locks, Shell, Waiter, ended, legacy_plugin, rounds, skipped, until};
 
 /// Waits for a line on the FIFO `go`, notes that it ran, and ends with the exit code that the line tells.
 const JOB: &str = r#"read -r code < "$SERIALIZER_DIR/go"; echo ran >> "$SERIALIZER_DIR/log"; exit "$code""#;
@@ -318,6 +319,14 @@ fn the_last_five_ends_are_remembered() {
     assert!(keys.record("load").len() < 1024, "{}", keys.record("load"));
 }
 
+/// With a factor of 250, a hundred thousand callers for a thousand keys.
+#[test]
+fn many_callers_run_each_key_once_although_some_are_killed() {
+    let keys = Keys::new();
+    let names: Vec<String> = (0..rounds(4)).map(|number| number.to_string()).collect();
+    run_each_key_once(&names, 100, keys.0.dir(), &|args| keys.0.serializer(args), &|key| keys.state(key));
+}
+
 // A run that a script begins and ends.
 
 #[test]
@@ -410,7 +419,7 @@ fn a_waiter_ends_when_all_keys_are_done() {
     let mut scene = Scene::new();
     assert_eq!(scene.keys.once("a", &[], "exit 0").code, 0);
     assert_eq!(scene.keys.run(&["wait", "--once", "a"]).code, 0);
-    let mut waiter = scene.keys.0.serializer(&["wait", "--once", "a", "b", "c"]).spawn().expect("it starts");
+    let mut waiter = scene.keys.0.serializer(&["wait", "--once", "a", "b", "c", "--timeout", "2m"]).spawn().expect("it starts");
     let (b, c) = (scene.started("b"), scene.started("c"));
     scene.finish(0);
     scene.finish(0);
@@ -422,7 +431,7 @@ fn a_waiter_ends_when_all_keys_are_done() {
 fn a_waiter_ends_with_the_first_key_that_is_given_up_although_others_still_run() {
     let mut scene = Scene::new();
     let running = scene.started("runs");
-    let mut waiter = scene.keys.0.serializer(&["wait", "--once", "runs", "fails", "never"]);
+    let mut waiter = scene.keys.0.serializer(&["wait", "--once", "runs", "fails", "never", "--timeout", "2m"]);
     let waiter = waiter.stderr(Stdio::piped()).spawn().expect("it starts");
     assert_eq!(scene.keys.once("fails", &["--tries", "2"], "exit 1").code, 1);
     assert_eq!(scene.keys.once("fails", &["--tries", "2"], "exit 1").code, 1);
@@ -754,6 +763,13 @@ fn a_lock_of_the_same_name_is_not_a_key() {
     assert_eq!(keys.once("serializer.lck", &[], "exit 0").code, 0);
     assert_eq!(keys.run(&["run", "-n", "--", "sh", "-c", "exit 3"]).code, 3);
     assert_eq!(keys.state("serializer.lck"), ("done".to_owned(), 1));
+    // Nor is a key a lock that is named as its file.
+    let before = keys.record("serializer.lck");
+    for args in [&["lock", "-n"][..], &["run", "-n", "touch", "ran"], &["unlock"], &["unlock", "--force"], &["status"]] {
+        let ended = keys.run(&[&args[..1], &["--file-name", "once%2Fserializer.lck"], &args[1..]].concat());
+        refused(&ended, 1, &["is not a lock file: it tells of the run of a key"]);
+        assert_eq!(keys.record("serializer.lck"), before, "{args:?}");
+    }
 }
 
 #[test]

@@ -20,13 +20,14 @@ use serializer::backend::{Cause, Failure};
 use serializer::claimant::Claimant;
 use serializer::mutex::register::{Register, Stored};
 use serializer::mutex::{self, Acquired, Grant, Mutex, Released, Request, Whose};
-use serializer::once::{Ending, Interrupted, Period, Rule, Run};
+use serializer::once::{Ending, Interrupted, Period, Rule, Run, State as KeyState};
 use serializer::owner::{Instance, Owner, Place};
 use serializer::record::{Entry, Outcome, Record, parse_pid};
-use serializer::verdict::{Held, Judge, Stale, Verdict};
-use serializer::waiting::Waiting;
+use serializer::verdict::{Held, Holding, Judge, Stale, Verdict};
+use serializer::waiting::{Observer, Waiting};
 
 use crate::lease_policy::{Fate, Silent, fate};
+use crate::support::memory::Memory;
 
 const CALLERS: usize = 3;
 
@@ -733,4 +734,66 @@ fn a_key_runs_again_in_another_period_or_when_it_is_too_old_and_not_before() {
 fn what_is_forgotten_runs_again_and_nothing_else() {
     try_all(true, &[ALWAYS], true);
     try_all(false, &[ALWAYS], true);
+}
+
+#[test]
+fn a_run_that_has_come_since_a_key_was_looked_at_is_not_forgotten() {
+    let memory = Memory::shared();
+    let alive = Alive::default();
+    alive.lock().expect("no panic").insert(2);
+    let process = Process { pid: 2, alive, tokens: Arc::default() };
+    let judge = ByPid(None);
+    let mutex = || Mutex::new(register(memory.clone()), &judge);
+    let run = |outcome| {
+        let ended = do_it(&mut mutex(), &process, &Order::Begin(ALWAYS), true);
+        assert!(matches!(ended, Ended::Begun(_)), "{ended:?}");
+        let ended = mutex().conclude(&process, Whose::OwnAlone, Ending { outcome, how: "ended", code: None });
+        assert!(matches!(ended, Ok(Released::Own { .. })), "{ended:?}");
+    };
+    let look = || mutex().inspect().expect("memory");
+    run(Outcome::Failed);
+    let seen = look().expect("a run");
+    run(Outcome::Succeeded);
+    let forgotten = mutex().forget(&seen);
+    assert!(matches!(forgotten, Err(mutex::Error::NotOurs(_))), "{forgotten:?}");
+    let seen = look().expect("a run");
+    assert_eq!((seen.state, seen.run.number), (KeyState::Done, 2));
+    assert!(matches!(mutex().forget(&seen), Ok(true)));
+    assert!(look().is_none());
+    assert!(matches!(mutex().forget(&seen), Ok(false)), "there is nothing any more");
+    run(Outcome::Succeeded);
+}
+
+/// What happens while a caller waits.
+struct Meanwhile<'a>(&'a mut dyn FnMut());
+
+impl Observer for Meanwhile<'_> {
+    fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {
+        (self.0)();
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[test]
+fn a_caller_that_has_come_before_midnight_is_content_with_a_success_of_that_day() {
+    let memory = Memory::shared();
+    let alive = Alive::default();
+    alive.lock().expect("no panic").extend([2, 3]);
+    let [first, waiter] = [2, 3].map(|pid| Process { pid, alive: alive.clone(), tokens: Arc::new((100 * pid as u64).into()) });
+    let judge = ByPid(None);
+    let mutex = || Mutex::new(register(memory.clone()), &judge);
+    assert!(matches!(do_it(&mut mutex(), &first, &Order::Begin(DAILY), true), Ended::Begun(_)));
+    let mut midnight = || {
+        assert!(matches!(do_it(&mut mutex(), &first, &Order::End(true), true), Ended::Concluded));
+        memory.leap(24 * 60 * 60 * 1000);
+    };
+    let request = Request { lease: Some(Duration::from_millis(LEASE)), once: Some(DAILY), ..Request::default() };
+    let waiting = Waiting { max_attempts: NonZeroU32::new(100), sleep: Duration::from_millis(10), timeout: None };
+    let acquired = mutex().acquire(&waiter, &request, &waiting, &mut Meanwhile(&mut midnight));
+    assert!(matches!(acquired, Ok(Acquired::NotNeeded(Some(_)))), "{acquired:?}");
+    // One that comes now has another day.
+    assert!(matches!(do_it(&mut mutex(), &waiter, &Order::Begin(DAILY), true), Ended::Begun(_)));
 }

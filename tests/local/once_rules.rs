@@ -220,5 +220,7 @@ fn the_last_five_ends_are_kept_and_an_interruption_is_one_of_them() {
         panic!("it is not run")
     };
     assert_eq!((next.ends, next.number), (noted.ends, 9));
+    // A clock that is behind does not hide it.
+    assert_eq!(run(1, 1000).with_end(999, "ended with 1", Some(1)).end().map(|end| (end.at, end.code)), Some((1000, Some(1))));
     assert_eq!(run(1, 0).with_end(1, &"é".repeat(1000), None).ends[0].how.chars().count(), 80);
 }

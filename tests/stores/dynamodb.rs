@@ -426,6 +426,9 @@ fn so_many_units_are_needed() {
     assert_eq!(units(), (1.0, 1.0), "unlock");
     assert_eq!(patient.run(&["run", "true"]).code, 0);
     assert_eq!(units(), (2.0, 2.0), "run");
+    let once = || patient.run(&["once", &patient.name, "--", "true"]).code;
+    assert_eq!((once(), units()), (0, (2.0, 2.0)), "the run of a key");
+    assert_eq!((once(), units()), (0, (1.0, 0.0)), "a key that is done");
     assert_eq!(patient.run(&["status"]).code, 0);
     assert_eq!(units(), (1.0, 0.0), "status");
     owner.lock();

@@ -21,7 +21,7 @@ const RENEWED: Duration = Duration::from_secs(6);
 
 /// What is sent, in the order of [`Store::markers`].
 #[derive(Clone, Copy, Debug)]
-enum Marker {
+pub enum Marker {
     Read,
     Insert,
     Update,
@@ -30,7 +30,7 @@ enum Marker {
 use Marker::{Insert, Read, Update};
 
 impl Marker {
-    fn of(self, store: &Store) -> &'static [u8] {
+    pub fn of(self, store: &Store) -> &'static [u8] {
         store.markers()[self as usize]
     }
 }
@@ -46,7 +46,7 @@ fn granting(store: &Store) -> &'static [u8] {
 
 /// What is lost.
 #[derive(Clone, Copy, Debug)]
-enum Loss {
+pub enum Loss {
     /// The statement does not arrive.
     Statement,
     /// It was done, and nobody says so.
@@ -54,9 +54,9 @@ enum Loss {
 }
 
 impl Loss {
-    const BOTH: [Self; 2] = [Self::Statement, Self::Answer];
+    pub const BOTH: [Self; 2] = [Self::Statement, Self::Answer];
 
-    fn at(self, proxy: &Proxy, marker: &[u8]) {
+    pub fn at(self, proxy: &Proxy, marker: &[u8]) {
         match self {
             Self::Statement => proxy.cut_before(marker),
             Self::Answer => proxy.swallow_answer_then_cut(marker),

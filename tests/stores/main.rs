@@ -22,6 +22,7 @@ mod leases;
 mod lines;
 mod lost_answers;
 mod object_stores;
+mod once;
 mod once_aec;
 mod outages;
 mod refusals;

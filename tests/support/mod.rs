@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
+pub mod callers;
 pub mod calls;
 pub mod cluster;
 pub mod faults;
