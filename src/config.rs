@@ -21,6 +21,7 @@ use crate::backend::Location;
 use crate::backend::seam::{Key, Kind};
 use crate::cli::{LockFileArgs, PlaceArgs, RequestArgs, RuleArgs, WaitingArgs};
 use crate::error::Error;
+use crate::local_time::named_zone;
 use crate::mode::Mode;
 use crate::mutex::Request;
 use crate::once::Rule;
@@ -191,6 +192,11 @@ impl Environment {
     /// How to run a key once, which is in `location`.
     pub fn once(&self, args: &RuleArgs, place: &PlaceArgs, location: &Location) -> Result<Request, Error> {
         let RuleArgs { per, valid_for, tries, interrupted } = *args;
+        if let (Some(_), Err(name)) = (per, named_zone()) {
+            let why =
+                format!("cannot tell when a period begins: `TZ` is `{}`, which is not a time zone", printable::field(&name));
+            return Err(Error::usage(why).with_hint("`ls /usr/share/zoneinfo` shows which there are"));
+        }
         let rule = Rule { per, valid_for, tries, interrupted: interrupted.unwrap_or_default() };
         let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
         Ok(Request { lease, once: Some(rule), ..Request::default() })

@@ -70,6 +70,6 @@ pub struct TokenHolder<'a>(pub &'a str);
 
 impl Claimant for TokenHolder<'_> {
     fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
-        entry.token.as_deref() == Some(self.0) || entry.fencing.is_some_and(|number| number.to_string() == self.0)
+        entry.has_token(self.0)
     }
 }

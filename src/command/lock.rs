@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::getpid;
+
 use super::once;
 use super::progress::Progress;
 use crate::backend::{self, Location};
@@ -31,7 +33,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         return Err(Error::usage(format!("`{option}` needs a store: files have no fencing tokens")).with_hint(hint));
     }
     let here = Place::here();
-    let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
+    // A detached run has no owner that lives on; this process stands for it.
+    let owner_pid = environment.owner_pid(args.owner.owner_pid)?.or(args.detached.then(getpid));
     let needs_keeper = request.lease.is_some() && !args.detached;
     let mut claimant = ProcessClaimant::discover(&here, owner_pid, needs_keeper);
     claimant.is_detached = args.detached;

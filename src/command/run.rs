@@ -206,7 +206,7 @@ impl Run<'_> {
             Ok(stays) => self.say(unlocked(location, stays)),
             Err(error) => {
                 let (is_harmless, error) = not_released(location, error, was_good);
-                if end.code == DONE && is_harmless && self.job.request.once.is_some() {
+                if end.code == DONE && error.code != LOST && self.job.request.once.is_some() {
                     return Err(error.during(&format!("`{command}` has succeeded, but may run again")));
                 }
                 if end.code == DONE && !is_harmless {

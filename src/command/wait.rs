@@ -42,9 +42,9 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
 }
 
 /// This process, which wants nothing but to wait.
-struct Waiter {
+pub struct Waiter {
     /// End the waiting where the kernel does not.
-    signals: Option<Signals>,
+    pub signals: Option<Signals>,
 }
 
 impl Claimant for Waiter {

@@ -57,8 +57,7 @@ impl LockFile {
                 Ok((bytes, version, written)) => {
                     let value = Some(String::from_utf8_lossy(&bytes).into_owned());
                     let is_local = filesystem::is_local(&file);
-                    let is_settled = written.is_none_or(|written| written.elapsed().is_ok_and(|age| age > SETTLED));
-                    if !is_settled {
+                    if self.is_durable && !is_settled(&file).map_err(self.failure(READ))? {
                         self.secured(Write::Done, READ)?;
                     }
                     return Ok(State { version: Some(version), value, written, is_local, ..State::default() });
@@ -202,6 +201,14 @@ pub(super) fn read(file: &File) -> io::Result<(Vec<u8>, Vec<u8>, Option<SystemTi
         version.extend(number.to_ne_bytes());
     }
     Ok((bytes, version, metadata.modified().ok()))
+}
+
+/// Whether the name of a file is certainly on the disk.
+fn is_settled(file: &File) -> io::Result<bool> {
+    // The time of the last change of its names.
+    let changed = Duration::from_secs(u64::try_from(file.metadata()?.ctime()).unwrap_or(0));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(now.checked_sub(changed).is_some_and(|age| age > SETTLED))
 }
 
 /// A file may be removed while it is open: NFS tells by ESTALE, sshfs, which goes by names, by ENOENT.

@@ -45,7 +45,7 @@ impl Key {
         let state = inspected.as_ref().map(|it| it.state);
         let (run, process) = inspected.map(|it| (it.run, it.process)).unzip();
         let end = run.as_ref().and_then(Run::end);
-        let until = end.map_or_else(since_1970, |end| end.at);
+        let until = end.map(|end| end.at).or((state == Some(State::Running)).then(since_1970));
         let entry = process.as_ref().and_then(|process| process.entry.as_ref());
         Self {
             key: run.as_ref().map_or(name, |run| run.key.clone()),
@@ -53,7 +53,7 @@ impl Key {
             number: run.as_ref().map(|run| run.number),
             since: run.as_ref().map(|run| run.began),
             exit_code: end.and_then(|end| end.code),
-            seconds: run.as_ref().map(|run| until.saturating_sub(run.began) as f64 / 1000.0),
+            seconds: run.as_ref().and_then(|run| Some(until?.saturating_sub(run.began) as f64 / 1000.0)),
             pid: entry.map(|entry| entry.owner.pid.as_raw_pid()),
             command: entry.and_then(|entry| entry.command.clone()),
             host: entry.and_then(|entry| entry.owner.place.host.clone()),
