@@ -1,6 +1,7 @@
 //! `serializer once` and `serializer forget`, and what `lock`, `unlock` and `wait` do about keys.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -44,19 +45,14 @@ pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
 /// Where a key is. Makes the usual directory, and refuses one that does not keep what is written.
 pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Location, Error> {
     let location = environment.key(args, key)?;
-    if let Location::File(directory, _) = &location {
-        if !directory.exists() && state_directory().is_ok_and(|usual| usual == *directory) {
-            let cannot = |error| {
-                let shown = printable::path(directory);
-                Error::failed(format!("cannot create the directory `{shown}`: {}", backend::plain(&error)))
-            };
-            let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
-            fs::create_dir_all(directory).map_err(cannot)?;
-            // A power cut must not take the directory away with what is in it.
-            for parent in missing.into_iter().filter_map(Path::parent) {
-                fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(cannot)?;
-            }
-        }
+    if let Location::File(directory, _) = &location
+        && !directory.exists()
+        && state_directory().is_ok_and(|usual| usual == *directory)
+    {
+        make(directory).map_err(|error| {
+            let (shown, why) = (printable::path(directory), backend::plain(&error));
+            Error::failed(format!("cannot create the directory `{shown}`: {why}"))
+        })?;
     }
     let directory = match &location {
         Location::File(directory, _) => Some(directory.clone()),
@@ -67,6 +63,13 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
     let shown = printable::path(&directory);
     Err(Error::usage(format!("cannot keep keys in `{shown}`: {why}"))
         .with_hint("`--dir` or `SERIALIZER_DIR` names another directory, `SERIALIZER_STORE` a store"))
+}
+
+/// Makes a directory that a power cut does not take away with what is in it.
+fn make(directory: &Path) -> io::Result<()> {
+    let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
+    fs::create_dir_all(directory)?;
+    missing.into_iter().filter_map(Path::parent).try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 /// `serializer unlock --once`
