@@ -3,6 +3,7 @@
 //! after a success that counts, each run that ends without one is followed by the next number, and what was reported as done is
 //! remembered.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::num::NonZeroU32;
@@ -758,6 +759,42 @@ fn a_run_that_has_come_since_a_key_was_looked_at_is_not_forgotten() {
     assert!(look().is_none());
     assert!(matches!(mutex().forget(&seen), Ok(false)), "there is nothing any more");
     run(Outcome::Succeeded);
+}
+
+/// Judges as usual; does something else first, once.
+struct After<'a>(RefCell<Option<Box<dyn FnOnce() + 'a>>>);
+
+impl Judge for After<'_> {
+    fn judge(&self, stored: &Stored, entry: &Entry) -> Verdict {
+        if let Some(first) = self.0.take() {
+            first();
+        }
+        ByPid(None).judge(stored, entry)
+    }
+}
+
+#[test]
+fn of_two_ends_of_a_run_the_one_that_is_not_remembered_is_not_reported() {
+    let ending = |outcome| Ending { outcome, how: "ended", code: None };
+    for (first, second) in [(Outcome::Failed, Outcome::Succeeded), (Outcome::Unknown, Outcome::Succeeded)] {
+        let memory = Memory::shared();
+        let alive = Alive::default();
+        alive.lock().expect("no panic").insert(2);
+        let process = Process { pid: 2, alive, tokens: Arc::default() };
+        let judge = ByPid(None);
+        let begun = do_it(&mut Mutex::new(register(memory.clone()), &judge), &process, &Order::Begin(ALWAYS), true);
+        assert!(matches!(begun, Ended::Begun(_)), "{begun:?}");
+        let other = || {
+            let ended = Mutex::new(register(memory.clone()), &judge).conclude(&process, Whose::OwnAlone, ending(first));
+            assert!(matches!(ended, Ok(Released::Own { .. })), "{ended:?}");
+        };
+        // Between the look and the write of the second one, the first one is done.
+        let after = After(RefCell::new(Some(Box::new(other))));
+        let ended = Mutex::new(register(memory.clone()), &after).conclude(&process, Whose::OwnAlone, ending(second));
+        assert!(matches!(ended, Err(mutex::Error::Lost(..))), "{ended:?}");
+        let seen = Mutex::new(register(memory.clone()), &judge).inspect().expect("memory").expect("a run");
+        assert_ne!(seen.state, KeyState::Done, "{first:?}");
+    }
 }
 
 /// What happens while a caller waits.
