@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use rustix::process::Pid;
 
@@ -97,7 +98,7 @@ pub struct LockFileArgs {
 
 #[derive(Args)]
 pub struct PlaceArgs {
-    /// Directory of the lock file [env: SERIALIZER_DIR] [default: /tmp]
+    /// Directory of the lock file, or of keys [env: SERIALIZER_DIR] [default: /tmp; for keys see `once --help`]
     #[arg(long, alias = "filedir", value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Store that many hosts share, instead of a directory, such as postgres://user@host/database [env: SERIALIZER_STORE]
@@ -171,10 +172,10 @@ pub struct LockArgs {
     /// Print the lock's fencing token: a number that is larger than that of every former holder
     #[arg(long)]
     pub print_token: bool,
-    /// Begin the run of a key, unless that is done: then the exit code is 79
+    /// Begin a run of this key; exit with 79 if the key is done
     #[arg(long, value_name = "KEY", conflicts_with_all = ["file_name", "slots", "shared", "hold_at_least"])]
     pub once: Option<String>,
-    /// Let another process end the run, by `unlock --once KEY --token TOKEN`, before its lease ends
+    /// Let another process end the run, by `unlock --once KEY --token TOKEN`, before the lease expires; needs a store
     #[arg(long, requires = "once", conflicts_with = "on_lost")]
     pub detached: bool,
     #[command(flatten)]
@@ -190,17 +191,17 @@ pub struct UnlockArgs {
     pub force: bool,
     #[command(flatten)]
     pub owner: OwnerArgs,
-    /// End the run of a key: it is done
+    /// End the run of this key: the key is done
     #[arg(long, value_name = "KEY", conflicts_with_all = ["file_name", "force"])]
     pub once: Option<String>,
-    /// The run has failed
+    /// The run failed: the key is not done
     #[arg(long, requires = "once")]
     pub failed: bool,
-    /// How the run has ended, for people
+    /// How the run ended, for `status`
     #[arg(long, value_name = "TEXT", requires = "once")]
     pub note: Option<String>,
     /// Token of the run, as `lock --once --print-token` printed it
-    #[arg(long, value_name = "TOKEN", requires = "once", conflicts_with = "owner_pid")]
+    #[arg(long, value_name = "TOKEN", requires = "once", conflicts_with = "owner_pid", value_parser = NonEmptyStringValueParser::new())]
     pub token: Option<String>,
 }
 
@@ -209,7 +210,7 @@ pub struct WaitArgs {
     /// Lock files to wait for, one after the other, instead of the one that is set up
     #[arg(value_name = "NAME", conflicts_with = "file_name")]
     pub names: Vec<PathBuf>,
-    /// The names are keys: wait until they are done; 1 if one is given up
+    /// The names are keys: wait until all are done; exit with 1 if one is given up
     #[arg(long, requires = "names")]
     pub once: bool,
     #[command(flatten)]
@@ -237,7 +238,7 @@ pub struct StatusArgs {
     /// Lock files to look at, instead of the one that is set up
     #[arg(value_name = "NAME", conflicts_with_all = ["file_name", "all"])]
     pub names: Vec<PathBuf>,
-    /// Show keys: running, done, failed, interrupted, given up or expired
+    /// Show keys instead: running, done, failed, interrupted, given up or expired; without a NAME, all keys
     #[arg(long, conflicts_with = "file_name")]
     pub once: bool,
     /// Look at every lock in the directory (files named *.lck or *.lock), or in the store

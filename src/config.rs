@@ -129,8 +129,8 @@ impl Environment {
             url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}")))?
         } else {
             // A directory and a lease say that hosts share the directory; so does a lease as a flag.
-            let is_named =
-                args.dir.is_some() || args.lease_seconds.is_some() || is_set(&self.dir) || name.is_some_and(Path::is_absolute);
+            let is_lease_enough = args.lease_seconds.is_some() && kind == Kind::Lock;
+            let is_named = args.dir.is_some() || is_lease_enough || is_set(&self.dir) || name.is_some_and(Path::is_absolute);
             let has_lease = args.lease_seconds.is_some() || is_set(&self.lease_seconds);
             let is_shared = is_named && has_lease;
             is_shared.then(|| self.directory(kind, args)).transpose()?.as_deref().map(StoreUrl::of_directory)

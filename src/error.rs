@@ -77,7 +77,7 @@ impl Error {
             E::NotLocked if location.contains("://") => Self::failed(format!("{message}: {error}")).with_hint(
                 "a lock is released when its owner ends, by default the process that has started `lock`: `--owner-pid $$`",
             ),
-            E::GivenUp(why) => Self::new(GIVEN_UP, format!("{message}: it is given up: {why}"))
+            E::GivenUp(why) => Self::new(GIVEN_UP, format!("{message}: the key is given up: {why}"))
                 .with_hint("`serializer forget KEY` lets it run again"),
             E::Absent | E::NotLocked | E::Entry(_) => Self::failed(format!("{message}: {error}")),
         }

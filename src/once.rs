@@ -1,5 +1,5 @@
-//! A key that runs once: a lock that remembers how its last run ended. The rules that only `once` has; all else is
-//! that of a lock. `docs/protocol.md`, "A key that runs once", has the argument.
+//! A key that runs once: a lock that remembers how its last run ended. This module has the rules of `once`; the lock
+//! does the rest. `docs/protocol.md`, "A key that runs once", has the argument.
 
 mod period;
 
@@ -25,17 +25,17 @@ const MAX_HOW: usize = 80;
 /// How long a store keeps a key that has expired.
 const KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
-/// What a register remembers of its key, beside the entry of the last run.
+/// The state of a key in its register, beside the entry of the last run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// The key in full: a store may shorten names.
     pub key: String,
-    /// The number of this run since the last success or the begin of the period, from 1 on.
+    /// The number of this run since the last success or the start of the period, from 1 on.
     #[serde(rename = "try")]
     pub number: u32,
-    /// When this run began, in milliseconds since 1970 by the store's clock, or else by the host's.
+    /// Begin of this run, in milliseconds since 1970 by the store's clock, or else the host's.
     pub began: u64,
-    /// The rule that it was begun by.
+    /// The rule of the caller that began this run.
     #[serde(default)]
     pub rule: Rule,
     /// The last ends of runs, the latest one last.
@@ -46,7 +46,7 @@ pub struct Run {
 /// The end of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// When, in milliseconds, by the clock that [`Run::began`] has.
+    /// Time in milliseconds, by the clock of [`Run::began`].
     pub at: u64,
     /// The number of the run.
     #[serde(rename = "try")]
@@ -58,10 +58,10 @@ pub struct End {
     pub code: Option<u8>,
 }
 
-/// What the end of a run is reported as.
+/// The report of a run's end.
 #[derive(Clone, Copy, Debug)]
 pub struct Ending<'a> {
-    /// How it counts.
+    /// The outcome that counts.
     pub outcome: Outcome,
     /// How it ended, for people.
     pub how: &'a str,
@@ -75,18 +75,18 @@ impl From<Outcome> for Ending<'_> {
     }
 }
 
-/// What an interrupted run means.
+/// The consequence of an interrupted run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Interrupted {
-    /// It is run again: at least once.
+    /// The key runs again: at least once.
     #[default]
     Rerun,
     /// The key is given up: at most once.
     Stop,
 }
 
-/// How often a key is to run.
+/// How often a key runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Rule {
@@ -96,10 +96,10 @@ pub struct Rule {
     /// Again if the last success is older.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_for: Option<Duration>,
-    /// How many runs without success there may be.
+    /// The limit of runs without success.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tries: Option<NonZeroU32>,
-    /// What an interrupted run means.
+    /// The consequence of an interrupted run.
     pub interrupted: Interrupted,
 }
 
@@ -129,7 +129,7 @@ pub enum Ended {
     Succeeded,
     /// It has failed.
     Failed,
-    /// Its end was not reported, for this reason.
+    /// Its end was not reported; the lock is stale for this reason.
     Interrupted(Stale),
 }
 
@@ -137,7 +137,7 @@ impl Ended {
     /// The end of the run of this entry; `None` while it runs.
     pub fn of(entry: &Entry, verdict: &Verdict) -> Option<Self> {
         match (entry.released, verdict) {
-            // Also a released one: what a newer version has written may mean something else.
+            // Also a released entry: a newer version's entry may mean something else.
             (_, Verdict::Held(_)) => None,
             (Some(Outcome::Succeeded), _) => Some(Self::Succeeded),
             (Some(Outcome::Failed), _) => Some(Self::Failed),
@@ -146,14 +146,14 @@ impl Ended {
     }
 }
 
-/// What to do about a key.
+/// The next step for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// It is done.
     Skip,
-    /// To be run, as this run.
+    /// Run it, as this run.
     Run(Run),
-    /// It is not run any more, for this reason.
+    /// It is given up, for this reason.
     GiveUp(String),
 }
 
@@ -163,28 +163,28 @@ impl Run {
         self.ends.last().map_or(0, |end| end.at)
     }
 
-    /// Says that it is done, and since when.
+    /// A message with the time of its success.
     pub fn is_done(&self) -> String {
-        format!("`{}` is done since {}", printable::field(&self.key), shown(self.ended()))
+        format!("`{}` was done at {}", printable::field(&self.key), shown(self.ended()))
     }
 
-    /// Its own end, if that was reported.
+    /// The end of this run, if it was reported.
     pub fn end(&self) -> Option<&End> {
         self.ends.last().filter(|end| end.number == self.number && end.at >= self.began)
     }
 
-    /// The same with another end.
+    /// This run with one more end.
     pub fn with_end(&self, at: u64, how: &str, code: Option<u8>) -> Self {
         let how = how.chars().take(MAX_HOW).collect();
         let mut ends = self.ends.clone();
-        // Another clock may be behind, and each answer of a store is a little late.
+        // Another host's clock may be behind, and a store's answer is slightly old.
         let at = at.max(self.began);
         ends.push(End { at, number: self.number, how, code });
         ends.drain(..ends.len().saturating_sub(MAX_ENDS));
         Self { ends, ..self.clone() }
     }
 
-    /// Why it is given up after this end, if it is.
+    /// The reason to give the key up after this end, if any.
     fn given_up(&self, ended: Ended, rule: &Rule) -> Option<String> {
         let last = self.end();
         let at = last.map(|end| format!(" at {}", shown(end.at))).unwrap_or_default();
@@ -211,7 +211,7 @@ impl Run {
         }
     }
 
-    /// How long a store keeps what is stored about an ended run; `None` without limit.
+    /// How long a store keeps an ended run; `None` without limit.
     pub fn keep(&self) -> Option<Duration> {
         let Rule { per, valid_for, .. } = self.rule;
         valid_for.or(per.map(|_| KEPT)).map(|valid_for| valid_for.max(KEPT))
@@ -219,14 +219,14 @@ impl Run {
 }
 
 impl Rule {
-    /// The begin of the period in which a caller arrives at `now`, in milliseconds; 0 without periods.
+    /// Start of the period of a caller that arrives at `now`, in milliseconds; 0 without periods.
     pub fn since(&self, now: u64) -> u64 {
         self.per.and_then(|per| per.begin(now)).unwrap_or(0)
     }
 
-    /// What a caller does about `key`, which arrived in the period that began at `since`. `last` is the last run.
+    /// The next step of a caller for `key`. Its period began at `since`; `last` is the last run.
     pub fn next(&self, key: &str, last: Option<(&Run, Ended)>, since: u64, now: u64) -> Next {
-        // By another host's clock, a later period may have begun already: it counts as this one.
+        // Another host's clock may be in a later period already: its run counts for this period.
         let of_period = last.filter(|(run, _)| run.began >= since);
         let is_old = |run: &Run| {
             let age = Duration::from_millis(now.saturating_sub(run.ended()));

@@ -74,6 +74,7 @@ Examples:
   serializer lock --no-wait && { dbt run; serializer unlock; }
   serializer lock --dir ~/locks --file-name warehouse.lck
   token=$(serializer lock --store postgres://etl@db/meltano --print-token)
+  serializer lock --once load --per day || exit     # 79: done today
 
 The lock belongs to the parent process (the script, the Meltano run), and is stale once that has ended: \
 the next `lock` takes it over at once. Locking what the same process holds already succeeds with a warning. \
@@ -84,14 +85,16 @@ pub const UNLOCK_HELP: &str = "\
 Examples:
   serializer unlock
   serializer unlock --force    # breaks the lock, and names its holder
+  serializer unlock --once load --note '512 rows'
 
-Only the process that locked can unlock, or any other once that has ended. Anything else is refused with exit code 77. \
+Only the process that locked can unlock; after its end, any process can. Anything else is refused with exit code 77. \
 If the lock was lost meanwhile (its lease was not renewed, or it was broken), it fails with 76.";
 
 pub const WAIT_HELP: &str = "\
 Examples:
   serializer wait --timeout 10m && echo 'the warehouse is not being loaded'
   serializer wait load.lck dbt.lck
+  serializer wait --once load --timeout 14m     # until the key is done
 
 When it returns, each of them was free at one moment, and may be held again. `lock` is what keeps others out.";
 
@@ -109,18 +112,19 @@ Examples:
   serializer status
   serializer status --all --dir ~/locks
   serializer status --all --watch
+  serializer status --once
   serializer status --json | jq -r '.locks[].state'    # free, held, stale or unknown";
 
 pub const ONCE_HELP: &str = "\
 Examples:
-  serializer once 2026-11-29 -- ./load.sh      # unless that has been done
-  */15 * * * *  serializer once load --per day -n -- ./load.sh       # once a day, tried until it succeeds
+  serializer once 2026-11-29 -- ./load.sh      # unless this key is done
+  */15 * * * *  serializer once load --per day -n -- ./load.sh       # in a crontab: once a day
   serializer once \"$(date +%F)\" -- meltano run tap-shop target-dwh dbt:run
 
-A key runs until it succeeds: a success is remembered, and the command is skipped from then on, for good or until --per or --valid-for \
-ends. While another process runs it, this one waits, and then acts as that has ended. A run that was interrupted (its process or \
-host has died) is begun again. The command finds its key in SERIALIZER_ONCE_KEY, and the number of its run in SERIALIZER_TRY. \
-Without a store, keys are files in .meltano/serializer of the Meltano project, or in ~/.local/state/serializer.";
+A key runs until it succeeds. From then on, the command is skipped: for good, or until --per or --valid-for ends. While another \
+process runs the key, this one waits, and then acts on the result of that run. An interrupted run (its process or host has died) is \
+run again. The command finds its key in SERIALIZER_ONCE_KEY, and the number of its run in SERIALIZER_TRY. Without a store or --dir, \
+keys are files in .meltano/serializer of the Meltano project, or in ~/.local/state/serializer.";
 
 pub const FLOCK_HELP: &str = "\
 Examples:

@@ -38,7 +38,7 @@ pub struct RunArgs {
 
 #[derive(Args)]
 pub struct OnceArgs {
-    /// What is to run once: a name, a date, both
+    /// Key of the run: a name, a date, or both
     #[arg(id = "once", value_name = "KEY")]
     pub key: String,
     #[command(flatten)]
@@ -46,7 +46,7 @@ pub struct OnceArgs {
     /// Exit code when the key is done
     #[arg(long, value_name = "CODE", default_value_t = 0)]
     pub skipped_exit_code: u8,
-    /// When the key's lock in a store is lost while it runs: `terminate` the command, or `warn` [env: SERIALIZER_ON_LOST]
+    /// If the key's lock in a store is lost during the run: `terminate` the command, or `warn` [env: SERIALIZER_ON_LOST]
     #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]
     pub on_lost: Option<OnLost>,
     #[command(flatten)]
@@ -59,16 +59,16 @@ pub struct OnceArgs {
 
 #[derive(Args)]
 pub struct ForgetArgs {
-    /// The keys
+    /// Keys to forget
     #[arg(value_name = "KEY", required_unless_present = "done_before", conflicts_with = "done_before")]
     pub keys: Vec<String>,
-    /// All keys that were done so long ago, such as 90d
+    /// Forget all keys that were done so long ago, such as 90d
     #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
     pub done_before: Option<Duration>,
-    /// Say which, and change nothing
+    /// Show the keys, and change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Also a key that runs: its run counts as lost
+    /// Forget a running key too: its run counts as lost
     #[arg(long, conflicts_with = "done_before")]
     pub force: bool,
     #[command(flatten)]
@@ -80,16 +80,16 @@ pub struct ForgetArgs {
 /// How often a key runs.
 #[derive(Args)]
 pub struct RuleArgs {
-    /// Once in each hour, day, week or month of the zone in TZ
+    /// Run once in each calendar hour, day, week or month, in the time zone of TZ
     #[arg(long, value_name = "PERIOD", requires = "once", conflicts_with = "valid_for")]
     pub per: Option<Period>,
-    /// Again if the last success is older, such as 20m
+    /// Run again if the last success is older, such as 20m
     #[arg(long, value_name = "DURATION", requires = "once", value_parser = config::parse_duration)]
     pub valid_for: Option<Duration>,
-    /// Give the key up after so many runs without success [default: never]
+    /// Give the key up after N runs without success [default: never]
     #[arg(long, value_name = "N", requires = "once", value_parser = config::parse_tries, allow_negative_numbers = true)]
     pub tries: Option<NonZeroU32>,
-    /// When a run was interrupted (its process or host has died): `rerun`, or `stop` and give the key up [default: rerun]
+    /// After an interrupted run (its process or host has died): `rerun`, or `stop` and give the key up [default: rerun]
     #[arg(long, value_name = "rerun|stop", requires = "once", hide_possible_values = true)]
     pub interrupted: Option<Interrupted>,
 }
@@ -112,7 +112,7 @@ pub struct CommandArgs {
     /// Run a script by `$SHELL`, or by /bin/sh
     #[arg(short = 'c', value_name = "SCRIPT", conflicts_with = "command")]
     pub script: Option<OsString>,
-    /// The command and its arguments; options of `run` stand before it
+    /// The command and its arguments; options stand before it
     #[arg(value_name = "CMD", trailing_var_arg = true, required_unless_present = "script")]
     pub command: Vec<OsString>,
 }

@@ -1,4 +1,4 @@
-//! `serializer once` and `serializer forget`, and what `lock`, `unlock` and `wait` do about keys.
+//! `serializer once` and `serializer forget`, and keys in `lock`, `unlock` and `wait`.
 
 use std::fs::{self, File};
 use std::io;
@@ -27,10 +27,10 @@ use crate::record::Outcome;
 use crate::verdict::{LocalJudge, Orphans};
 use crate::waiting::{Attempts, Observer, Waiting};
 
-/// What ends a run of another process.
-const FORGET: &str = "`serializer forget --force KEY` forgets the key although it runs; its run counts as lost";
+/// The hint for a key that runs.
+const FORGET: &str = "`serializer forget --force KEY` forgets the running key; its run counts as lost";
 
-/// How often `wait --once` looks at keys whose change wakes nothing.
+/// Poll interval of `wait --once` for keys without a wake-up.
 const WATCHED: Duration = Duration::from_secs(1);
 
 /// `serializer once`
@@ -42,7 +42,7 @@ pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
     ended.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
-/// Where a key is. Makes the usual directory, and refuses one that does not keep what is written.
+/// The location of a key. Creates the default directory; refuses one that a reboot empties.
 pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Location, Error> {
     let location = environment.key(args, key)?;
     if let Location::File(directory, _) = &location
@@ -62,10 +62,10 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
     let (Some(directory), Some(why)) = (directory, why) else { return Ok(location) };
     let shown = printable::path(&directory);
     Err(Error::usage(format!("cannot keep keys in `{shown}`: {why}"))
-        .with_hint("`--dir` or `SERIALIZER_DIR` names another directory, `SERIALIZER_STORE` a store"))
+        .with_hint("name another directory with `--dir` or `SERIALIZER_DIR`, or a store with `SERIALIZER_STORE`"))
 }
 
-/// Makes a directory that a power cut does not take away with what is in it.
+/// Makes a directory. It and its keys must survive a power cut.
 fn make(directory: &Path) -> io::Result<()> {
     let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
     fs::create_dir_all(directory)?;
@@ -91,14 +91,14 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
     };
     let shown = location.printable();
     let released = match (released, &args.token) {
-        // A step that is repeated.
+        // A repeated step: its run has already ended so.
         (Err(mutex::Error::NotLocked), Some(token)) if mutex.inspect()?.is_some_and(|key| key.has_ended(token, outcome)) => {
             Ok(Released::Own { stays: None, was: Vec::new() })
         }
         (released, _) => released,
     };
     let released = released.map_err(|error| match error {
-        mutex::Error::NotLocked => Error::failed(format!("cannot unlock `{shown}`: no run of the key has begun here")),
+        mutex::Error::NotLocked => Error::failed(format!("cannot unlock `{shown}`: no run of the key is under way")),
         error @ mutex::Error::NotOurs(_) => Error::mutex("unlock", &shown, error).with_hint(FORGET),
         error => Error::mutex("unlock", &shown, error),
     })?;
@@ -114,7 +114,7 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
     Ok(())
 }
 
-/// `serializer wait --once`: until all are done, or one is given up.
+/// `serializer wait --once`: until all keys are done, or one is given up.
 pub fn wait(
     environment: &Environment,
     args: &PlaceArgs,
@@ -131,7 +131,7 @@ pub fn wait(
     let mut attempts = Attempts::new(waiting);
     let mut progress = Progress::new(waiting.max_attempts, false);
     let waiter = Waiter { signals: Signals::hold_as_init() };
-    // Ends with the attempts; if their number is not limited, with the runs.
+    // Ends with the attempts or, without a limit, with the runs.
     loop {
         attempts.count(Instant::now());
         let (mut pending, mut failure) = (None, None);
@@ -160,7 +160,7 @@ pub fn wait(
             if let Some(error) = failure {
                 return Err(error.into());
             }
-            let state = inspected.map_or("not begun".to_owned(), |key| key.state.to_string());
+            let state = inspected.map_or("never run".to_owned(), |key| key.state.to_string());
             return Err(Error::new(BUSY, format!("`{shown}` is not done yet: {state}")));
         }
         let limit = attempts.next().saturating_duration_since(Instant::now()).min(WATCHED);
@@ -177,7 +177,7 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
     };
     let mut failure: Option<Error> = None;
     for location in locations {
-        // One that cannot be forgotten must not keep the others.
+        // A failure must not stop the other keys.
         if let Err(error) = forget_one(args, &location, &judge)
             && let Some(earlier) = failure.replace(error)
         {
@@ -193,7 +193,7 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Res
     let mut mutex = Mutex::new(backend::open(location)?, judge);
     let Some(key) = mutex.inspect()? else {
         if args.done_before.is_none() {
-            tracing::info!("there is nothing to forget of `{shown}`");
+            tracing::info!("nothing to forget: no run of `{shown}` is recorded");
         }
         return Ok(());
     };
@@ -220,7 +220,7 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Res
     Ok(())
 }
 
-/// All keys.
+/// All keys in the directory or store.
 pub fn all(environment: &Environment, args: &PlaceArgs) -> Result<Vec<Location>, Error> {
     match environment.store(Kind::Once, args, None)? {
         Some(store) => Ok(backend::all_in(&store, Kind::Once)?),

@@ -1,4 +1,4 @@
-//! What is done about a key that runs once, beside running it.
+//! Operations on a key that runs once, except running it.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::once::{Ended, Run, State};
 use crate::record::{Entry, Outcome, Record};
 use crate::verdict::{Judged, Verdict};
 
-/// A key that was run, as of one moment.
+/// A snapshot of a key that was run.
 #[derive(Debug)]
 pub struct Inspected {
     /// Its last run.
@@ -22,7 +22,7 @@ pub struct Inspected {
 }
 
 impl Inspected {
-    /// Whether the run with this token has ended so.
+    /// Whether the run with this token ended with `outcome`.
     pub fn has_ended(&self, token: &str, outcome: Outcome) -> bool {
         let is_it = |entry: &Entry| entry.has_token(token) && entry.released == Some(outcome);
         self.process.entry.as_ref().is_some_and(is_it)
@@ -41,7 +41,7 @@ impl Mutex<'_> {
         Ok(Some(Inspected { run: run.clone(), state, process }))
     }
 
-    /// Removes what is stored about the key, and tells whether that was anything. Refuses if it runs, or was run since it was
+    /// Removes the stored state of the key; `false` if there was none. Refuses a key that runs, or has run since it was
     /// `seen`.
     pub fn forget(&mut self, seen: &Inspected) -> Result<bool, Error> {
         let token = |entry: &Entry| entry.token.clone();

@@ -133,9 +133,9 @@ fn a_key_runs_until_its_command_has_succeeded_and_is_skipped_after_that() {
     assert_eq!(keys.state("load"), ("done".to_owned(), 2));
     for (options, code) in [(&[][..], 0), (&["--skipped-exit-code", "9"], 9), (&["-n", "--tries", "1"], 0)] {
         let skipped = keys.once("load", options, "");
-        refused(&skipped, code, &["serializer: skipped `sh -c touch ", ": `load` is done since 2"]);
+        refused(&skipped, code, &["serializer: skipped `sh -c touch ", ": `load` was done at 2"]);
     }
-    refused(&keys.run(&["lock", "--once", "load"]), 79, &["did not lock", "`load` is done since 2"]);
+    refused(&keys.run(&["lock", "--once", "load"]), 79, &["did not lock", "`load` was done at 2"]);
     assert_eq!(keys.state("load"), ("done".to_owned(), 2));
     // Another key has a life of its own.
     assert_eq!(keys.once("load2", &[], "exit 0").code, 0);
@@ -347,7 +347,7 @@ fn a_script_begins_a_run_and_ends_it_once() {
     let before = keys.record("load");
     for args in ["load", "load --failed", "other"] {
         let (code, said) = owner.output(&format!(r#""$S" unlock --once {args} 2>&1"#));
-        assert!(code == 1 && said.contains("no run of the key has begun here"), "{said}");
+        assert!(code == 1 && said.contains("no run of the key is under way"), "{said}");
     }
     assert_eq!(owner.run(r#""$S" lock --once load 2>&1"#), 79);
     assert_eq!(keys.record("load"), before);
@@ -378,7 +378,7 @@ fn the_run_of_a_script_that_dies_is_interrupted() {
     owner.run(r#""$S" lock --once load 2>&1"#);
     owner.reap();
     assert_eq!(keys.state("load"), ("interrupted".to_owned(), 1));
-    refused(&keys.run(&["unlock", "--once", "load"]), 1, &["no run of the key has begun here"]);
+    refused(&keys.run(&["unlock", "--once", "load"]), 1, &["no run of the key is under way"]);
     assert_eq!(keys.state("load"), ("interrupted".to_owned(), 1));
     assert_eq!(keys.once("load", &["--tries", "1"], "").code, 80);
     assert_eq!(keys.once("load", &["--tries", "2"], "exit $SERIALIZER_TRY").code, 2);
@@ -453,7 +453,7 @@ fn a_waiter_whose_time_is_up_says_what_it_waited_for() {
     keys.age("old", 2 * MINUTE);
     let waits: [&[&str]; 3] = [&["-n"], &["--timeout", "1ms"], &["--max-attempts", "2", "--sleep-seconds", "0.01"]];
     for (options, (key, state)) in
-        waits.into_iter().zip([("failed", "is not done yet: failed"), ("never", "not begun"), ("old", "expired")])
+        waits.into_iter().zip([("failed", "is not done yet: failed"), ("never", "never run"), ("old", "expired")])
     {
         let ended = keys.run(&[&["wait", "--once", "done", key], options].concat());
         refused(&ended, 75, &[key, state]);
@@ -476,7 +476,7 @@ fn a_key_is_forgotten_unless_it_runs() {
     assert!(dry.code == 0 && dry.stderr.contains("would forget ") && dry.stderr.contains("which is done\n"), "{dry:?}");
     assert_eq!(scene.keys.state("done").0, "done");
     refused(&scene.keys.run(&["forget", "done"]), 0, &["forgot ", "which was done"]);
-    refused(&scene.keys.run(&["forget", "done"]), 0, &["there is nothing to forget"]);
+    refused(&scene.keys.run(&["forget", "done"]), 0, &["nothing to forget: "]);
     scene.finish(0);
     assert_eq!(code(running), 0);
     assert_eq!(scene.keys.run(&["forget", "runs"]).code, 0);

@@ -1,8 +1,8 @@
 //! `layout=aec`: keys in a table of the Python library AtomicExecutionControl, which goes on using it.
 //!
-//! Its users read `status_execution` and `updated_at`, so each write sets them. An item without a
-//! record is the library's, and is read as if it had one. Its own rule counts: a run whose
-//! `updated_at` is 20 minutes old, by the clock of the host that looks, is over.
+//! The library's scripts read `status_execution` and `updated_at`, so each write sets them. An item
+//! without a record is the library's, and is converted to one. The library's own rule applies: a run
+//! counts as ended when its `updated_at` is 20 minutes old, by the local clock.
 //! `docs/coming-from-aec.md` has the attributes.
 
 use std::collections::HashMap;
@@ -20,10 +20,10 @@ use crate::local_time::zone;
 use crate::once::{End, Rule, Run};
 use crate::record::{Outcome, Record};
 
-/// For how long the library takes a run for a live one, in milliseconds.
+/// How long the library counts a run as live, in milliseconds.
 const VALID_FOR: u64 = 20 * 60 * 1000;
 
-/// How the version of an item begins that the library wrote.
+/// Prefix of the version of an item that the library wrote.
 const AEC: &str = "aec\n";
 
 const FINISHED: &str = "FINISHED";
@@ -36,24 +36,24 @@ pub(super) fn is_named(layout: Option<String>) -> Result<bool, Failure> {
     match layout.as_deref() {
         None => Ok(false),
         Some("aec") => Ok(true),
-        Some(_) => Err(Failure::permanent("`layout` is not `aec`, the only other layout")),
+        Some(_) => Err(Failure::permanent("unsupported `layout`; expected `aec`")),
     }
 }
 
-/// The library's table is not created: a new one would be another.
+/// Refuses to create the table: the library already has one.
 pub(super) fn no_table(name: &str) -> Failure {
     let failure = Failure::permanent(format!("there is no table `{name}`"));
     failure.with_hint("check the name and the `region` (the library's default is eu-west-1)")
 }
 
-/// Refuses registers that are not keys that run once: the library would take them for keys.
+/// Refuses locks: the library would read them as keys.
 pub(super) fn check(kind: Kind) -> Result<(), Failure> {
     let refused = Failure::permanent("`layout=aec` is only for keys that run once");
-    let hint = "`once`, or `--once` of `lock`, `unlock`, `wait` and `status`; locks have tables of their own";
+    let hint = "use `once`, `forget`, or `--once` with `lock`, `unlock`, `wait` and `status`; locks need another table";
     if kind == Kind::Once { Ok(()) } else { Err(Failure { cause: Cause::Unusable, ..refused.with_hint(hint) }) }
 }
 
-/// What the library is told about a record; `None` if that does not tell of a run.
+/// The library's attributes of a record; `None` for a record without a run.
 pub(super) fn attributes(record: Option<&str>) -> Option<[(&'static str, AttributeValue); 3]> {
     let record = Record::parse(record?.as_bytes()).ok()?;
     let (entry, run) = record.last_run()?;
@@ -69,7 +69,7 @@ pub(super) fn attributes(record: Option<&str>) -> Option<[(&'static str, Attribu
     Some(told.map(|(name, text)| (name, AttributeValue::S(text))))
 }
 
-/// A time as the library writes it, but always with the six digits without which it cannot read it.
+/// A time as the library writes it, but always with six digits, which the library needs to read it.
 fn written(time: Timestamp) -> String {
     time.to_zoned(zone()).strftime("%Y-%m-%dT%H:%M:%S%.6f").to_string()
 }
@@ -82,7 +82,7 @@ fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
     let text_of = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).ok_or_else(|| foreign(name));
     let time_of = |name: &str| read(text_of(name)?, zone()).ok_or_else(|| foreign(name));
     let (status, updated_at, updated) = (text_of("status_execution")?, text_of("updated_at")?, time_of("updated_at")?);
-    // Without its item, a run that ends makes one that does not say when it began.
+    // After a deletion, the script's last write makes an item without `created_at`.
     let since = time_of("created_at").unwrap_or(updated).min(updated);
     let [began, at] = [since, updated].map(|time| u64::try_from(time.as_millisecond()).unwrap_or(0));
     let outcome = match status.as_str() {
@@ -94,7 +94,7 @@ fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
     let run = Run { key: key.to_owned(), number: 1, began, rule: Rule::default(), ends };
     let run = serde_json::to_string(&run).map_err(|_| foreign("status_execution"))?;
     let now = since_1970();
-    // A lease that expired long ago leaves no mark for a holder that would not read it.
+    // An expired lease leaves no mark, because the library's holder would not read it.
     let expires = Some(at + VALID_FOR).filter(|expires| *expires > now).unwrap_or(0);
     let released = outcome.map(|word| format!("released={word}\n")).unwrap_or_default();
     let lease = format!("lease={VALID_FOR} {expires} {at}");
@@ -103,13 +103,13 @@ fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
     Ok(State { version, value: Some(record), now: Some(now), ..State::default() })
 }
 
-/// A local time of the library. One that an hour has twice is the later one: nothing is over too early.
+/// A local time of the library. A time that occurs twice is the later one, so no run ends too early.
 fn read(text: &str, zone: TimeZone) -> Option<Timestamp> {
     let time: DateTime = text.parse().ok()?;
     Some(zone.to_ambiguous_zoned(time).later().ok()?.timestamp())
 }
 
-/// That the library's item is as it was seen, if `expected` is the state of one.
+/// The condition that the library's item is unchanged, if `expected` is the state of one.
 pub(super) fn condition(expected: &State, values: &mut Item) -> Option<&'static str> {
     let seen = std::str::from_utf8(expected.version.as_deref()?).ok()?.strip_prefix(AEC)?;
     let (updated_at, status) = seen.split_once('\n')?;
@@ -136,7 +136,7 @@ impl Table {
         if self.names.is_aec { state_of(key, item) } else { state(item) }
     }
 
-    /// Removes an item: the library takes any that is there for a run.
+    /// Deletes an item, because the library reads any item as a run.
     pub(super) async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {
         let mut values = HashMap::new();
         let condition = super::condition(expected, &mut values);

@@ -22,7 +22,7 @@ struct Report {
     keys: Vec<Key>,
 }
 
-/// A key, as programs read it: its last run, and the process that runs it or did. Times are in milliseconds since 1970.
+/// A key in JSON: its last run and the process of that run. Times are in milliseconds since 1970.
 #[derive(Serialize)]
 struct Key {
     key: String,
@@ -96,7 +96,7 @@ fn table(keys: Vec<Key>) -> String {
     rendered(table)
 }
 
-/// All keys that were asked for, and the first error of those that cannot be read: it must not hide the others.
+/// The requested keys, and the first error: an unreadable key must not hide the others.
 fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Key>, Option<Error>), Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let place = &args.file.place;
@@ -108,7 +108,7 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Key>, Optio
     for location in locations {
         let name = location.key().name.to_string_lossy().into_owned();
         match Mutex::new(backend::open(&location)?, &judge).inspect() {
-            // A notice for a process whose run was forgotten, or nothing any more.
+            // Empty, or only a mark of a run that was forgotten.
             Ok(None) if args.names.is_empty() => {}
             Ok(inspected) => keys.push(Key::new(name, inspected)),
             Err(error) => failure = failure.or(Some(error.into())),
