@@ -3,9 +3,11 @@
 #   dynalite (npm): DynamoDB on disk, exact under concurrent conditional writes.
 #   azurite (npm): Azure Blob Storage, exact under concurrent conditional writes.
 #   moto (PyPI): DynamoDB with IAM, and S3; only by tests/support/servers/moto_server.py, which has it answer one request at a time.
+#   atomic-execution-control (PyPI): a library that shares a table with `once`; in moto's environment, for its boto3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+aec=0.1.5
 azurite=3.35.0
 dynalite=4.0.0
 moto=5.2.5
@@ -44,7 +46,9 @@ python_package() {
     echo "Installing $name $version from PyPI into target/emulators/$name …"
     rm -rf "${state:?}/$name" "$state/$name.version"
     quietly "$python" -m venv "$state/$name"
-    quietly "$state/$name/bin/python" -m pip install --disable-pip-version-check "${name}[${extras}]==$version"
+    # uv takes a tenth of pip's time.
+    quietly "$state/$name/bin/python" -m pip install --disable-pip-version-check uv
+    quietly "$state/$name/bin/uv" pip install --python "$state/$name/bin/python" "${name}[${extras}]==$version"
     echo "$version" >"$state/$name.version"
 }
 
@@ -57,3 +61,8 @@ if [ "$(node --print 'process.versions.node.split(".")[0]')" -lt 20 ]; then npm_
 npm_package azurite "$azurite"
 npm_package dynalite "$dynalite"
 python_package moto server,dynamodb,s3,iam "$moto"
+# Goes with moto's environment.
+if ! is_there moto/aec "$aec"; then
+    quietly "$state/moto/bin/python" -m pip install --disable-pip-version-check --no-deps "atomic-execution-control==$aec"
+    echo "$aec" >"$state/moto/aec.version"
+fi

@@ -144,7 +144,9 @@ else
     # What they wait for is mostly the network.
     quietly emulators scripts/emulators.sh &
     setting_up=(emulators $!)
-    quietly meltano examples/meltano/setup.sh &
+    # Of what Meltano builds, the tests do not need the speed.
+    quietly meltano env CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=0 \
+        examples/meltano/setup.sh &
     setting_up+=(meltano $!)
     quietly foreign-root scripts/foreign-root.sh &
     setting_up+=(foreign-root $!)

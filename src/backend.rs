@@ -37,6 +37,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::mutex::register::Register;
 use crate::printable;
@@ -65,8 +66,8 @@ pub fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> 
     }
 }
 
-/// Which register, and where it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Which register, and where it is. Serialized, it holds the store's password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Location {
     /// A file in this directory.
     File(PathBuf, Key),

@@ -10,27 +10,22 @@ pub mod lookup;
 mod shim;
 mod signals;
 pub mod termination;
-mod witness;
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::unistd::getpgid;
+use nix::unistd::{getpgid, getpgrp, getsid};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
 use crate::{backend, process};
 use signals::Received;
-pub use signals::{Signals, are_ends_lost, note_ignored_signals};
+pub use signals::{Signals, note_ignored_signals, was_ignored};
 use termination::{end_tree, signal_descendants};
-use witness::Witness;
-
-/// A younger command is not worth a witness: it has hardly begun to care about signals.
-const SHORT: Duration = Duration::from_millis(10);
 
 /// Until something happens.
 const LONG: Duration = Duration::from_secs(3600);
@@ -58,14 +53,10 @@ pub struct End {
     pub is_interrupted: bool,
 }
 
-/// If this process was started as one of our helpers, does a helper's work.
+/// If this process was started to become a command, does so.
 pub fn help() -> Option<std::process::ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    match arguments.next()?.to_str()? {
-        shim::NAME => Some(shim::main(arguments)),
-        witness::NAME => Some(witness::main()),
-        _ => None,
-    }
+    (arguments.next()? == shim::NAME).then(|| shim::main(arguments))
 }
 
 /// The process of a command. Dropped before it was started, it is ended; dropped later, it goes on.
@@ -75,9 +66,7 @@ pub struct Child {
     channel: OwnedFd,
     signals: Rc<Signals>,
     descendants: Descendants,
-    started: Option<Instant>,
-    witness: Option<Witness>,
-    has_tried_witness: bool,
+    is_started: bool,
     is_interrupted: bool,
 }
 
@@ -88,19 +77,8 @@ impl Child {
         if descendants.are_adopted() {
             set_child_subreaper(Some(getpid()))?;
         }
-        let (pid, channel) = helper::spawn("serializer", shim::NAME, |shim| {
-            shim.args(command);
-        })?;
-        Ok(Self {
-            pid: Some(pid),
-            channel,
-            signals,
-            descendants,
-            started: None,
-            witness: None,
-            has_tried_witness: false,
-            is_interrupted: false,
-        })
+        let (pid, channel) = helper::spawn(shim::NAME, |shim| shim.args(command))?;
+        Ok(Self { pid: Some(pid), channel, signals, descendants, is_started: false, is_interrupted: false })
     }
 
     /// The PID that the command has or will have, until it has ended.
@@ -118,7 +96,7 @@ impl Child {
     /// killed when this process ends, because then the lease is not renewed.
     pub fn start(&mut self, variables: Vec<(String, String)>) -> io::Result<()> {
         shim::go(&self.channel, variables, &self.signals.of_command(), self.descendants.end_with_the_lock)?;
-        self.started = Some(Instant::now());
+        self.is_started = true;
         Ok(())
     }
 
@@ -129,9 +107,7 @@ impl Child {
         let status = self.wait_for_one(&mut lost)?.ok_or(Errno::CHILD)?;
         self.pid = None;
         // What has ended the command may have come to us, too.
-        self.is_interrupted |= self.signals.receive()?.iter().any(|received| received.signal == Signal::SIGINT);
-        // A witness would be one of those that are waited for.
-        (self.witness, self.has_tried_witness) = (None, true);
+        self.is_interrupted |= self.signals.receive().iter().any(|received| received.signal == Signal::SIGINT);
         while self.descendants.are_awaited && self.wait_for_one(&mut lost)?.is_some() {}
         if let Some(error) = shim::failure(&self.channel) {
             return Ok(Err(error));
@@ -155,8 +131,6 @@ impl Child {
             match wait_for(self.whom(), what) {
                 Ok(Some(status)) if !status.stopped() => return Ok(Some(status)),
                 Ok(Some(status)) => {
-                    // Signals first: SIGCONT must not be lost to this stop.
-                    self.pass_on_signals()?;
                     self.stop(status.stopping_signal());
                     continue;
                 }
@@ -165,31 +139,18 @@ impl Child {
                 Err(error) => return Err(error.into()),
             }
             if let Some((_, kill_at)) = lost.take_if(|(fd, _)| process::is_readable(fd)) {
-                (self.witness, self.has_tried_witness) = (None, true);
                 end_tree(self.pid.unwrap_or_else(getpid), kill_at())?;
             // A signal that was read may have told of an end or a stop.
-            } else if !self.pass_on_signals()? {
-                self.sleep(lost.as_ref().map(|(fd, _)| *fd))?;
+            } else if !self.pass_on_signals() {
+                let lost = lost.as_ref().map(|(fd, _)| *fd);
+                backend::sleep(LONG, &self.signals.fds().into_iter().chain(lost).collect::<Vec<_>>())?;
             }
         }
     }
 
-    /// Until something happens, or it is time for a witness.
-    fn sleep(&mut self, lost: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let age = self.started.map(|started| started.elapsed()).unwrap_or_default();
-        if age >= SHORT && !self.has_tried_witness {
-            self.has_tried_witness = true;
-            let witness = Witness::spawn();
-            self.witness = witness.inspect_err(|error| tracing::debug!("cannot start a witness of signals: {error}")).ok();
-        }
-        let limit = if self.has_tried_witness { LONG } else { SHORT - age };
-        let fds: Vec<_> = self.signals.fds().into_iter().chain(lost).collect();
-        Ok(backend::sleep(limit, &fds)?)
-    }
-
-    /// Passes on what was sent to us alone. Whether there was any signal.
-    fn pass_on_signals(&mut self) -> io::Result<bool> {
-        let all = self.signals.receive()?;
+    /// Passes on what has not reached the command by itself. Whether there was any signal.
+    fn pass_on_signals(&mut self) -> bool {
+        let all = self.signals.receive();
         for received in &all {
             let signal = received.signal;
             if signal == Signal::SIGCHLD {
@@ -199,80 +160,54 @@ impl Child {
                 continue;
             }
             self.is_interrupted |= signal == Signal::SIGINT;
-            if self.was_sent_to_all(received) {
-                continue;
-            }
-            let Some(receivers) = self.pid.map(|pid| vec![pid]).or_else(process::children) else {
-                tracing::warn!("cannot pass {signal} on: /proc does not tell what the command has left behind");
-                continue;
-            };
-            for pid in receivers {
+            let receivers = self.pid.map_or_else(process::children, |pid| vec![pid]);
+            for pid in receivers.into_iter().map(nix_pid).filter(|pid| !has_reached(*pid, received)) {
                 // It may just have ended. It has not been reaped, so the PID is its own.
-                let _ = nix::sys::signal::kill(nix_pid(pid), signal);
+                let _ = nix::sys::signal::kill(pid, signal);
             }
         }
-        Ok(!all.is_empty())
+        !all.is_empty()
     }
 
     /// Orphans that have become our children have no other parent to reap them.
     fn reap_adopted(&self) {
-        let own = [self.pid, self.witness_pid()];
-        for pid in process::children().into_iter().flatten().filter(|pid| !own.contains(&Some(*pid))) {
+        for pid in process::children().into_iter().filter(|pid| self.pid != Some(*pid)) {
             let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
         }
     }
 
-    fn witness_pid(&self) -> Option<Pid> {
-        self.witness.as_ref().map(Witness::pid)
-    }
-
-    /// Whether the command has got the signal, too.
-    fn was_sent_to_all(&mut self, received: &Received) -> bool {
-        // A terminal sends to the whole group; a hang-up also to the leader of the session alone.
-        let is_terminals = received.is_from_kernel && received.signal != Signal::SIGHUP;
-        // The witness is asked in any case: it must not tell of this signal when the next one comes.
-        let has_seen = self.witness.as_mut().and_then(|witness| witness.has_seen(received.signal).ok());
-        // A command that has made a group of its own, as `timeout` does, gets all that we get: without us, it
-        // would have led the group that the signal was sent to.
-        let group = |pid: Option<Pid>| getpgid(pid.map(nix_pid));
-        if self.pid.is_some() && matches!((group(self.pid), group(None)), (Ok(its), Ok(ours)) if its != ours) {
-            return false;
-        }
-        has_seen.map_or(received.is_from_kernel, |has_seen| has_seen || is_terminals)
-    }
-
     /// Stops this process as the command was stopped, so that a shell sees that the job has.
-    fn stop(&mut self, signal: Option<i32>) {
+    fn stop(&self, signal: Option<i32>) {
         let Some(signal) = signal.and_then(|signal| Signal::try_from(signal).ok()) else { return };
         // SIGSTOP may be meant for the command alone (`cpulimit`). Only a shell with job control, which makes
         // us the leader of our group, would let us go on again.
-        if signal == Signal::SIGSTOP && nix::unistd::getpgrp() != nix::unistd::getpid() {
+        if signal == Signal::SIGSTOP && getpgrp() != nix_pid(getpid()) {
             return;
         }
         // SIGSTOP cannot be taken back, and would stop us even where there is no shell to let us go on.
         let signal = if signal == Signal::SIGSTOP { Signal::SIGTSTP } else { signal };
         // While we are stopped, the lease is not renewed. What has left our group must not go on either.
-        let spared = self.descendants.end_with_the_lock.then(|| self.witness_pid());
-        if let Some(witness) = spared {
-            signal_descendants(rustix::process::Signal::STOP, witness);
-        }
-        let (signals, whom) = (self.signals.clone(), self.whom());
-        signals.stop_unless(signal, || {
-            // Our stop signal has removed a SIGCONT that had come to us, which the witness has seen.
-            let _ = self.witness.as_mut().map(|witness| witness.after_stop(|| signals.is_continuing()));
-            let is_so = |what| !matches!(wait_for(whom.clone(), what | WaitIdOptions::NOHANG), Ok(None));
+        let signal_all = |signal| self.descendants.end_with_the_lock.then(|| signal_descendants(signal));
+        signal_all(rustix::process::Signal::STOP);
+        self.signals.stop_unless(signal, || {
+            let is_so = |what| !matches!(wait_for(self.whom(), what | WaitIdOptions::NOHANG), Ok(None));
             // Of several, one may have ended while others are stopped.
             is_so(WaitIdOptions::CONTINUED) || self.pid.is_some() && is_so(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
         });
-        if let Some(witness) = spared {
-            signal_descendants(rustix::process::Signal::CONT, witness.and(self.witness_pid()));
-        }
+        signal_all(rustix::process::Signal::CONT);
     }
+}
+
+/// Whether what has come to us has come to `pid`, too: the kernel sends a terminal's signals to a whole process group, but a
+/// hang-up, and SIGCONT after it, to the leader of the session alone.
+fn has_reached(pid: nix::unistd::Pid, received: &Received) -> bool {
+    let is_hang_up = matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT) && getsid(None) == Ok(nix_pid(getpid()));
+    received.is_from_kernel && !is_hang_up && getpgid(Some(pid)) == Ok(getpgrp())
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if let Some(pid) = self.pid.filter(|_| self.started.is_none()) {
+        if let Some(pid) = self.pid.filter(|_| !self.is_started) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED);
         }

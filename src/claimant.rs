@@ -19,7 +19,7 @@ use crate::verdict::{RUN_VARIABLE, started_after};
 const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
 
 /// Shells, which run a script, whatever arguments it gets.
-const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "ksh", "zsh", "fish"];
+pub(crate) const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "ksh", "zsh", "fish"];
 
 /// The subcommands of Meltano that start plugins.
 const SUBCOMMANDS: [&str; 5] = ["invoke", "run", "job", "el", "elt"];

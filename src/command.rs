@@ -3,6 +3,7 @@
 mod describe;
 mod flock;
 mod initialize;
+mod job;
 mod lock;
 mod once;
 mod progress;

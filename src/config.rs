@@ -21,6 +21,7 @@ use crate::backend::Location;
 use crate::backend::seam::{Key, Kind};
 use crate::cli::{LockFileArgs, PlaceArgs, RequestArgs, RuleArgs, WaitingArgs};
 use crate::error::Error;
+use crate::local_time::named_zone;
 use crate::mode::Mode;
 use crate::mutex::Request;
 use crate::once::Rule;
@@ -191,6 +192,11 @@ impl Environment {
     /// How to run a key once, which is in `location`.
     pub fn once(&self, args: &RuleArgs, place: &PlaceArgs, location: &Location) -> Result<Request, Error> {
         let RuleArgs { per, valid_for, tries, interrupted } = *args;
+        if let (Some(_), Err(name)) = (per, named_zone()) {
+            let why =
+                format!("cannot tell when a period begins: `TZ` is `{}`, which is not a time zone", printable::field(&name));
+            return Err(Error::usage(why).with_hint("`ls /usr/share/zoneinfo` shows which there are"));
+        }
         let rule = Rule { per, valid_for, tries, interrupted: interrupted.unwrap_or_default() };
         let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
         Ok(Request { lease, once: Some(rule), ..Request::default() })
@@ -261,10 +267,11 @@ pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     Ok(Location::file(&lock_path(absolute, path)?))
 }
 
-/// Where files are that must outlive a reboot: in a Meltano project, or in the user's home.
+/// Where files are that must outlive a reboot: in the Meltano project around, or in the user's home.
 pub fn state_directory() -> Result<PathBuf, Error> {
     let named = |name: &str| var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let project = named("MELTANO_PROJECT_ROOT").map(|root| root.join(".meltano/serializer"));
+    let around = || std::env::current_dir().ok()?.ancestors().find(|it| it.join("meltano.yml").is_file()).map(PathBuf::from);
+    let project = named("MELTANO_PROJECT_ROOT").or_else(around).map(|root| root.join(".meltano/serializer"));
     let home = || Some(named("HOME")?.join(".local/state"));
     let state = || Some(named("XDG_STATE_HOME").or_else(home)?.join("serializer"));
     let none = || Error::usage("there is no directory for keys: `HOME` is not set").with_hint("name one with `--dir`");

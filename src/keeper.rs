@@ -27,8 +27,8 @@ use crate::record::Entry;
 /// The limit of a sleep that other events end.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// The longest time that a command has to end in.
-const MAX_GRACE: Duration = Duration::from_secs(10);
+/// The longest time that a command has to end in, in milliseconds.
+const MAX_GRACE: u64 = 10_000;
 
 /// The lease to keep.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,15 +50,18 @@ impl Charge {
         since_boot() >= self.given_up()
     }
 
-    /// How long that may take before it is killed.
-    fn grace(&self) -> Duration {
-        (self.lease / 6).min(MAX_GRACE)
+    /// How long that may take before it is killed, in milliseconds.
+    fn grace(&self) -> u64 {
+        (self.millis() / 6).min(MAX_GRACE)
     }
 
     /// The end of this part of the lease, in milliseconds since boot.
     fn after(&self, numerator: u64, denominator: u64) -> u64 {
-        let lease = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX / 8);
-        self.grant.leased_at + lease * numerator / denominator
+        self.grant.leased_at + self.millis() * numerator / denominator
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX / 8)
     }
 }
 
@@ -67,6 +70,6 @@ pub struct TokenHolder<'a>(pub &'a str);
 
 impl Claimant for TokenHolder<'_> {
     fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
-        entry.token.as_deref() == Some(self.0) || entry.fencing.is_some_and(|number| number.to_string() == self.0)
+        entry.has_token(self.0)
     }
 }

@@ -19,14 +19,18 @@ pub fn short(duration: Duration) -> String {
     SpanPrinter::new().designator(Designator::Compact).spacing(Spacing::None).duration_to_string(&seconds)
 }
 
-/// The zone that `TZ` names, or else the system's. jiff could look names up itself, but reads the whole directory of zones
-/// for it, which takes longer than locking.
+/// The zone that `TZ` names, or else the system's.
 pub fn zone() -> TimeZone {
-    let name = std::env::var("TZ").ok().filter(|name| !name.is_empty() && !name.contains(".."));
-    let named = name.and_then(|name| {
-        let name = name.trim_start_matches(':');
-        let bytes = std::fs::read(Path::new("/usr/share/zoneinfo").join(name)).ok()?;
-        TimeZone::tzif(name, &bytes).ok()
-    });
-    named.unwrap_or_else(TimeZone::system)
+    named_zone().ok().flatten().unwrap_or_else(TimeZone::system)
+}
+
+/// The zone that `TZ` names, if it names one; the name, if there is not such a zone. jiff could look names up itself, but reads
+/// the whole directory of zones for it, which takes longer than locking.
+pub fn named_zone() -> Result<Option<TimeZone>, String> {
+    let Some(name) = std::env::var("TZ").ok().filter(|name| !name.is_empty()) else { return Ok(None) };
+    let name = name.trim_start_matches(':');
+    let file = Path::new("/usr/share/zoneinfo").join(name);
+    let bytes = std::fs::read(file).ok().filter(|_| !name.contains(".."));
+    let zone = bytes.and_then(|bytes| TimeZone::tzif(name, &bytes).ok()).or_else(|| TimeZone::posix(name).ok());
+    zone.map(Some).ok_or_else(|| name.to_owned())
 }

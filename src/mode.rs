@@ -47,35 +47,3 @@ impl fmt::Display for Mode {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::num::NonZeroU32;
-
-    use super::Mode;
-
-    #[test]
-    fn the_smallest_number_of_slots_counts_and_sharers_exclude_all_others() {
-        // By the number of slots; 0 is a sharer.
-        let mode = |number| NonZeroU32::new(number).map_or(Mode::Shared, Mode::Slots);
-        let joined: [(u32, &[u32]); 6] = [(1, &[]), (3, &[]), (0, &[]), (3, &[3, 3]), (0, &[0; 9]), (9, &[2])];
-        let refused: [(u32, &[u32]); 10] = [
-            (1, &[1]),
-            (3, &[1]),
-            (0, &[1]),
-            (3, &[3; 3]),
-            (2, &[3; 2]),
-            (9, &[9, 2]),
-            (9, &[0]),
-            (0, &[9]),
-            (1, &[0]),
-            (1, &[3]),
-        ];
-        for (cases, joins) in [(joined.as_slice(), true), (refused.as_slice(), false)] {
-            for (one, others) in cases {
-                let others: Vec<_> = others.iter().copied().map(mode).collect();
-                assert_eq!(mode(*one).joins(&others), joins, "{one} {others:?}");
-            }
-        }
-    }
-}

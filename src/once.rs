@@ -1,14 +1,16 @@
 //! A key that runs once: a lock that remembers how its last run ended. The rules that only `once` has; all else is
 //! that of a lock. `docs/protocol.md`, "A key that runs once", has the argument.
 
+mod period;
+
 use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan, Zoned};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::period::Period;
 use crate::local_time::local_time;
 use crate::printable;
 use crate::record::{Entry, Outcome};
@@ -33,13 +35,9 @@ pub struct Run {
     pub number: u32,
     /// When this run began, in milliseconds since 1970 by the store's clock, or else by the host's.
     pub began: u64,
-    /// For how long a success of this run counts.
-    pub validity: Validity,
-    /// After how many runs without success the key is given up.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tries: Option<NonZeroU32>,
-    /// What becomes of the key if this run is interrupted.
-    pub interrupted: Interrupted,
+    /// The rule that it was begun by.
+    #[serde(default)]
+    pub rule: Rule,
     /// The last ends of runs, the latest one last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ends: Vec<End>,
@@ -77,18 +75,6 @@ impl From<Outcome> for Ending<'_> {
     }
 }
 
-/// For how long a success counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Validity {
-    /// For good.
-    Always,
-    /// Up to a time in milliseconds, the end of a period.
-    Until(u64),
-    /// For so many milliseconds from the end of the run.
-    For(u64),
-}
-
 /// What an interrupted run means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -100,24 +86,18 @@ pub enum Interrupted {
     Stop,
 }
 
-/// A calendar period.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Period {
-    Hour,
-    Day,
-    Week,
-    Month,
-}
-
 /// How often a key is to run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Rule {
     /// Once in each of these periods.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub per: Option<Period>,
     /// Again if the last success is older.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_for: Option<Duration>,
     /// How many runs without success there may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tries: Option<NonZeroU32>,
     /// What an interrupted run means.
     pub interrupted: Interrupted,
@@ -138,14 +118,7 @@ pub enum State {
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Running => "running",
-            Self::Done => "done",
-            Self::Failed => "failed",
-            Self::Interrupted => "interrupted",
-            Self::GivenUp => "given up",
-            Self::Expired => "expired",
-        })
+        f.write_str(["running", "done", "failed", "interrupted", "given up", "expired"][*self as usize])
     }
 }
 
@@ -212,7 +185,7 @@ impl Run {
     }
 
     /// Why it is given up after this end, if it is.
-    fn given_up(&self, ended: Ended, tries: Option<NonZeroU32>, interrupted: Interrupted) -> Option<String> {
+    fn given_up(&self, ended: Ended, rule: &Rule) -> Option<String> {
         let last = self.end();
         let at = last.map(|end| format!(" at {}", shown(end.at))).unwrap_or_default();
         let how = match ended {
@@ -220,44 +193,35 @@ impl Run {
             Ended::Interrupted(why) => format!("was interrupted{at}: {why}"),
             Ended::Failed => format!("{}{at}", last.map_or("failed", |end| &end.how)),
         };
-        let is_stopped = matches!(ended, Ended::Interrupted(_)) && interrupted == Interrupted::Stop;
+        let is_stopped = matches!(ended, Ended::Interrupted(_)) && rule.interrupted == Interrupted::Stop;
         let times = if self.number == 1 { "once".to_owned() } else { format!("{} times", self.number) };
-        let is_over = is_stopped || tries.is_some_and(|tries| self.number >= tries.get());
+        let is_over = is_stopped || rule.tries.is_some_and(|tries| self.number >= tries.get());
         is_over.then(|| format!("tried {times}; the last run {how}"))
     }
 
     /// The state of the key, by the run's own rule.
     pub fn state(&self, ended: Option<Ended>, now: u64) -> State {
-        let is_over = match self.validity {
-            Validity::Always => false,
-            Validity::Until(end) => now >= end,
-            Validity::For(duration) => now.saturating_sub(self.ended()) > duration,
-        };
-        match ended {
-            None => State::Running,
-            Some(Ended::Succeeded) if is_over => State::Expired,
-            Some(Ended::Succeeded) => State::Done,
-            Some(ended) if self.given_up(ended, self.tries, self.interrupted).is_some() => State::GivenUp,
-            Some(Ended::Failed) => State::Failed,
-            Some(Ended::Interrupted(_)) => State::Interrupted,
+        let Some(ended) = ended else { return State::Running };
+        match (self.rule.next(&self.key, Some((self, ended)), self.rule.since(now), now), ended) {
+            (Next::Skip, _) => State::Done,
+            (Next::GiveUp(_), _) => State::GivenUp,
+            (Next::Run(_), Ended::Succeeded) => State::Expired,
+            (Next::Run(_), Ended::Failed) => State::Failed,
+            (Next::Run(_), Ended::Interrupted(_)) => State::Interrupted,
         }
     }
 
-    /// For how long from now on a store keeps what is stored about an ended run; `None` without limit.
-    pub fn keep(&self, now: u64) -> Option<Duration> {
-        let rest = match self.validity {
-            Validity::Always => return None,
-            Validity::Until(end) => end.saturating_sub(now),
-            Validity::For(duration) => duration,
-        };
-        Some(Duration::from_millis(rest).max(KEPT))
+    /// How long a store keeps what is stored about an ended run; `None` without limit.
+    pub fn keep(&self) -> Option<Duration> {
+        let Rule { per, valid_for, .. } = self.rule;
+        valid_for.or(per.map(|_| KEPT)).map(|valid_for| valid_for.max(KEPT))
     }
 }
 
 impl Rule {
     /// The begin of the period in which a caller arrives at `now`, in milliseconds; 0 without periods.
     pub fn since(&self, now: u64) -> u64 {
-        self.per.and_then(|per| per.around(now)).map_or(0, |(begin, _)| begin)
+        self.per.and_then(|per| per.begin(now)).unwrap_or(0)
     }
 
     /// What a caller does about `key`, which arrived in the period that began at `since`. `last` is the last run.
@@ -271,7 +235,7 @@ impl Rule {
         let number = match of_period {
             Some((run, Ended::Succeeded)) if !is_old(run) => return Next::Skip,
             None | Some((_, Ended::Succeeded)) => 1,
-            Some((run, ended)) => match run.given_up(ended, self.tries, self.interrupted) {
+            Some((run, ended)) => match run.given_up(ended, self) {
                 Some(why) => return Next::GiveUp(why),
                 None => run.number.saturating_add(1),
             },
@@ -280,50 +244,7 @@ impl Rule {
             Ended::Interrupted(why) if run.end().is_none() => run.with_end(now, &format!("interrupted: {why}"), None).ends,
             _ => run.ends.clone(),
         });
-        Next::Run(Run {
-            key: key.to_owned(),
-            number,
-            began: now,
-            validity: self.validity(now),
-            tries: self.tries,
-            interrupted: self.interrupted,
-            ends: ends.unwrap_or_default(),
-        })
-    }
-
-    fn validity(&self, now: u64) -> Validity {
-        let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let period = self.per.and_then(|per| per.around(now)).map(|(_, end)| Validity::Until(end));
-        period.or(self.valid_for.map(|duration| Validity::For(milliseconds(duration)))).unwrap_or(Validity::Always)
-    }
-}
-
-impl Period {
-    /// The begin and the end of the period around `now`, in milliseconds, in the zone of `TZ`; `None` at the end of time.
-    pub fn around(self, now: u64) -> Option<(u64, u64)> {
-        self.around_in(now, crate::local_time::zone())
-    }
-
-    fn around_in(self, now: u64, zone: TimeZone) -> Option<(u64, u64)> {
-        let now = Timestamp::from_millisecond(i64::try_from(now).ok()?).ok()?.to_zoned(zone.clone());
-        let begin_of = |date: jiff::civil::Date| date.to_zoned(zone.clone()).and_then(|day| day.start_of_day()).ok();
-        let date = now.date();
-        let (begin, end) = match self {
-            Self::Hour => {
-                // By the offset that is in force: some clocks go back by half an hour.
-                let past = i64::from(now.minute()) * 60 + i64::from(now.second());
-                let begin = now.checked_sub(past.seconds()).ok()?.with().subsec_nanosecond(0).build().ok()?;
-                (begin.clone(), begin.checked_add(1.hour()).ok()?)
-            }
-            Self::Day => (begin_of(date)?, begin_of(date.tomorrow().ok()?)?),
-            Self::Week => {
-                let monday = date.checked_sub(i64::from(date.weekday().to_monday_zero_offset()).days()).ok()?;
-                (begin_of(monday)?, begin_of(monday.checked_add(1.week()).ok()?)?)
-            }
-            Self::Month => (begin_of(date.first_of_month())?, begin_of(date.last_of_month().tomorrow().ok()?)?),
-        };
-        let milliseconds = |time: Zoned| u64::try_from(time.timestamp().as_millisecond()).ok();
-        Some((milliseconds(begin)?, milliseconds(end)?))
+        Next::Run(Run { key: key.to_owned(), number, began: now, rule: *self, ends: ends.unwrap_or_default() })
     }
 }
 
@@ -332,6 +253,3 @@ pub fn shown(milliseconds: u64) -> String {
     let time = i64::try_from(milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
     time.map_or_else(|| "an unknown time".to_owned(), |time| local_time(time).to_string())
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,13 +1,22 @@
 //! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded, without control
-//! characters and, for command lines, without secrets.
+//! characters and, for command lines, without what may be a secret.
 
 use std::path::Path;
+
+use crate::claimant::SHELLS;
 
 /// The longest value of a record's field, in characters of at most four bytes; all fields together fit into a record.
 const MAX_FIELD: usize = 120;
 
 /// Stands for what is not shown.
-const HIDDEN: &str = "***";
+const HIDDEN: &str = "…";
+
+/// The programs of which only the values of options may hold secrets.
+const TOOLS: [&str; 4] = ["meltano", "dbt", "pipelinewise", "serializer"];
+
+/// Their options that have no value.
+const FLAGS: [&str; 8] =
+    ["--", "--debug", "--dry-run", "--exclusive", "--fail-fast", "--force", "--full-refresh", "--print-token"];
 
 /// The value of a record's field: trimmed, on one line and bounded.
 pub fn field(text: &str) -> String {
@@ -24,44 +33,57 @@ pub fn is_safe(c: char) -> bool {
     !c.is_control() && !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
-/// A process's arguments as one line for people: the interpreter and the program's directory are left out, and so are
-/// passwords in options, assignments and URLs. Where a password may end is not known, so that rather too much is hidden.
+/// A process's arguments as one line for people. The interpreter and the program's directory are left out, and `…` stands for
+/// what may hold a secret: all from the first option or odd word on, but of known programs only odd words and options' values.
 pub fn command_line(arguments: &[String]) -> String {
-    let Some((program, rest)) = program(arguments) else { return String::new() };
-    let mut shown = vec![program.to_owned()];
-    let mut is_secret = false;
-    let mut before = "";
-    for argument in rest {
-        if std::mem::take(&mut is_secret) {
-            shown.push(HIDDEN.to_owned());
-            continue;
+    let Some((title, rest)) = program(arguments) else { return String::new() };
+    // Some write all that they do in place of their name.
+    let (program, title) = title.split_once(char::is_whitespace).unwrap_or((title, ""));
+    let is_shell = SHELLS.contains(&program.trim_start_matches('-'));
+    let mut line = program.to_owned();
+    let words: Vec<&str> = match rest {
+        // `-c`, `-lc`
+        [option, script, ..] if is_shell && option.starts_with('-') && option.ends_with('c') => {
+            line = format!("{program} {option}");
+            script.split_whitespace().collect()
         }
-        let (argument, is_cut) = up_to_a_secret(argument);
-        // An argument may be a script.
-        let mut words = argument.split_whitespace().peekable();
-        while let Some(word) = words.next() {
-            shown.push(match word.split_once(':') {
-                _ if word.starts_with("-p") && word.len() > 2 => format!("-p{HIDDEN}"),
-                Some((user, _)) if ["-u", "-U", "--user", "--proxy-user"].contains(&before) => format!("{user}:{HIDDEN}"),
-                _ => without_login(word),
-            });
-            before = word;
-            // Our own option shows what is not a secret.
-            let takes_secret = word.starts_with('-') && names_a_secret(word) && word != "--print-token";
-            if word == "-p" || takes_secret && !word.contains('=') {
-                is_secret = words.peek().is_none();
-                shown.extend(words.peek().map(|_| HIDDEN.to_owned()));
-                break;
-            }
-        }
-        if is_cut && let Some(last) = shown.last_mut() {
-            last.push_str(HIDDEN);
+        _ => title.split_whitespace().chain(rest.iter().map(String::as_str)).collect(),
+    };
+    let is_tool = TOOLS.contains(&program);
+    let is_known = is_tool || is_shell && rest.first().is_some_and(|file| !file.starts_with('-'));
+    let mut may_be_value = false;
+    for word in words {
+        let is_option = word.starts_with('-');
+        let shown = match word {
+            _ if is_option && is_known => option_name(word),
+            _ if is_option || may_be_value || !is_plain(word, is_tool) => HIDDEN.to_owned(),
+            // `meltano config tap-x set password x`
+            "set" => format!("set {HIDDEN}"),
+            _ => word.to_owned(),
+        };
+        may_be_value = is_option && !shown.ends_with(HIDDEN) && !FLAGS.contains(&word) && !word.starts_with("--no-");
+        line = format!("{line} {shown}");
+        if word == "set" || shown == HIDDEN && !is_known {
+            break;
         }
     }
-    let line = shown.join(" ");
     let is_whole = line.chars().count() <= MAX_FIELD;
     let line = field(&line);
     if is_whole { line } else { line.chars().take(MAX_FIELD - 1).chain(['…']).collect() }
+}
+
+/// Whether a word can be shown. Tools select by `dbt:run`.
+fn is_plain(word: &str, is_of_tool: bool) -> bool {
+    let is_odd = |c: char| "@=".contains(c) || c.is_whitespace() || c == ':' && !is_of_tool;
+    !word.contains(is_odd) && !word.contains("://")
+}
+
+/// An option without its value: `--name=…`, `-p…`.
+fn option_name(option: &str) -> String {
+    let end =
+        if option.starts_with("--") { option.find('=').map(|at| at + 1) } else { option.char_indices().nth(2).map(|(at, _)| at) };
+    let (name, hidden) = end.map_or((option, ""), |end| (&option[..end], HIDDEN));
+    if is_plain(name.trim_end_matches('='), false) { format!("{name}{hidden}") } else { HIDDEN.to_owned() }
 }
 
 /// The name of the program that a process runs, and the program's arguments. A Python script or module is known by its own
@@ -107,37 +129,6 @@ pub fn base_name(program: &str) -> &str {
     program.rsplit('/').next().unwrap_or(program)
 }
 
-fn names_a_secret(word: &str) -> bool {
-    let word = word.to_ascii_lowercase();
-    let parts = ["pass", "pwd", "secret", "token", "key", "signature", "credential", "auth", "bearer"];
-    // `sig` is that of Azure's shared access signatures.
-    word == "sig" || parts.iter().any(|name| word.contains(name))
-}
-
-/// An argument up to a secret in it, and whether there is one: `--password=x`, `Authorization: Bearer x`,
-/// `{"password": "x"}`, `postgres://host?password=x`, in a script as well.
-fn up_to_a_secret(argument: &str) -> (&str, bool) {
-    let is_end_of_name = |at: usize| {
-        let before = argument[..at].trim_end_matches(['"', '\'']);
-        let name = before.rsplit(|c: char| c.is_whitespace() || "?&;,{(\"':=".contains(c)).next();
-        name.is_some_and(names_a_secret) && !argument[at..].starts_with("://")
-    };
-    let found = argument.match_indices(['=', ':']).find(|(at, _)| is_end_of_name(*at));
-    found.map_or((argument, false), |(at, _)| (&argument[..=at], true))
-}
-
-/// A word without the password in a URL, which may hold `/`, `:` and `@` although it should not: it ends at the last `@`.
-fn without_login(word: &str) -> String {
-    let Some((scheme, rest)) = word.split_once("://") else { return word.to_owned() };
-    let Some((user, host)) = rest.rsplit_once('@') else { return word.to_owned() };
-    match user.split_once(':') {
-        Some((name, _)) => format!("{scheme}://{name}:{HIDDEN}@{host}"),
-        // Tokens for git and package indexes stand where the user does.
-        None if scheme.ends_with("http") || scheme.ends_with("https") => format!("{scheme}://{HIDDEN}@{host}"),
-        None => word.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{command_line, field};
@@ -156,39 +147,34 @@ mod tests {
             let script = if options == "-mmeltano" { "" } else { "meltano " };
             assert_eq!(shown(&format!("python3.11 {options} {script}run tap-x")), "meltano run tap-x");
         }
-        for line in ["python3", "python3 -c pass", "python3 -Ic pass", "python3 - x", "python3 -X", "python3 -m"] {
-            assert_eq!(shown(&format!("/usr/bin/{line}")), line);
+        for line in ["python3 -c pass", "python3 -Ic pass", "python3 - x", "python3 -X", "python3 -m"] {
+            assert_eq!(shown(&format!("/usr/bin/{line}")), "python3 …");
         }
-        assert_eq!(shown("bash ./nightly.sh"), "bash ./nightly.sh");
         assert_eq!(command_line(&[]), "");
+        assert_eq!(command_line(&["/bin/airflow task me:hunter2".to_owned()]), "airflow task …");
     }
 
     #[test]
-    fn secrets_on_a_command_line_are_not_shown() {
+    fn only_what_cannot_be_a_secret_is_shown() {
         for (line, expected) in [
-            ("psql postgres://me:hunter2@db/x?a=b", "psql postgres://me:***@db/x?a=b"),
-            ("psql postgres://me:hunter2/x@db/x", "psql postgres://me:***@db/x"),
-            ("psql postgres://me:hunter2@db/x?password=hunter2", "psql postgres://me:***@db/x?password=***"),
-            ("psql postgres://db/x?user=me&password=hunter2&y=1", "psql postgres://db/x?user=me&password=***"),
-            ("x https://a.blob/x?sv=1&sig=hunter2", "x https://a.blob/x?sv=1&sig=***"),
-            ("psql postgres://me@db/x", "psql postgres://me@db/x"),
-            ("git clone https://hunter2@host/x", "git clone https://***@host/x"),
-            ("x --password hunter2 --y", "x --password *** --y"),
-            ("x --api-key=hunter2 y", "x --api-key=*** y"),
-            ("x --password | hunter2 hunter2", "x --password ***"),
-            ("sh -c | PGPASSWORD=hunter2 psql", "sh -c PGPASSWORD=***"),
-            ("sh -c | cd x; PGPASSWORD=hunter2 psql", "sh -c cd x; PGPASSWORD=***"),
-            ("sh -c | cd x; password='a hunter2' y", "sh -c cd x; password=***"),
-            ("sh -c | cd x; y --password 'a hunter2'", "sh -c cd x; y --password ***"),
-            ("sh -c | cd x; mysqldump -phunter2 db", "sh -c cd x; mysqldump -p*** db"),
-            ("curl -H | Authorization: Bearer hunter2", "curl -H Authorization:***"),
-            ("curl -d | {\"password\": \"hunter2\"}", "curl -d {\"password\":***"),
-            ("curl -u me:hunter2 x", "curl -u me:*** x"),
-            ("curl --user me x:y", "curl --user me x:y"),
-            ("mysql -u me -phunter2 -p", "mysql -u me -p*** -p"),
-            ("sshpass -p hunter2 ssh x", "sshpass -p *** ssh x"),
-            ("meltano run tap-auth0 target-x", "meltano run tap-auth0 target-x"),
-            ("serializer lock --print-token -n", "serializer lock --print-token -n"),
+            ("sleep 600", "sleep 600"),
+            ("load.py sales eu --password hunter2 x", "load.py sales eu …"),
+            ("psql postgres://me:hunter2@db/x y", "psql …"),
+            ("env PGPASSWORD=hunter2 psql", "env …"),
+            ("curl | Authorization: Bearer hunter2", "curl …"),
+            ("sh -c | cd x; PGPASSWORD=hunter2 psql", "sh -c cd x; …"),
+            ("bash -lc | cd x; mysqldump -phunter2 db", "bash -lc cd x; mysqldump …"),
+            ("bash ./nightly.sh orders -phunter2 --key hunter2 eu", "bash ./nightly.sh orders -p… --key … eu"),
+            ("sh load.sh me:hunter2 x", "sh load.sh … x"),
+            (
+                "meltano run --state-id-suffix=x tap-shop target-dwh dbt:run",
+                "meltano run --state-id-suffix=… tap-shop target-dwh dbt:run",
+            ),
+            ("meltano config tap-x set token hunter2", "meltano config tap-x set …"),
+            ("dbt build --select sales -t prod --no-use-colors x", "dbt build --select … -t … --no-use-colors x"),
+            ("dbt run --vars | {a: hunter2}", "dbt run --vars …"),
+            ("dbt run --{\"password\":\"hunter2\"} a@b", "dbt run … …"),
+            ("serializer run -n -- psql postgres://me:hunter2@db/x", "serializer run -n -- psql …"),
         ] {
             assert_eq!(shown(line), expected);
         }

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
@@ -21,6 +22,7 @@ use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
 use crate::owner::Instance;
 use crate::printable;
+use crate::verdict::Stale;
 
 /// `PIDFS_MAGIC` of `linux/magic.h`: only there is a pidfd's inode number an identity.
 const PIDFS_MAGIC: FsWord = 0x5049_4446;
@@ -28,24 +30,11 @@ const PIDFS_MAGIC: FsWord = 0x5049_4446;
 /// The inode number of the first PID namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`), where PID 1 never ends.
 pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// What a look at a PID found.
-#[derive(Debug)]
-pub enum Observation {
-    /// There is no such process.
-    Gone,
-    /// The number is the id of a thread of another process.
-    Thread,
-    /// It has ended, and only waits for its parent to notice (a zombie).
-    Ended,
-    /// It runs, or it could not be proved that it does not.
-    Running(Process),
-}
-
 /// A process that runs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Process {
     pid: Pid,
-    pidfd: Option<OwnedFd>,
+    pidfd: Option<Rc<OwnedFd>>,
     /// Which process of that PID.
     pub instance: Instance,
 }
@@ -61,11 +50,6 @@ impl Process {
         self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
-    /// The same process.
-    pub fn try_clone(&self) -> Option<Self> {
-        Some(Self { pidfd: Some(self.pidfd.as_ref()?.try_clone().ok()?), ..*self })
-    }
-
     /// Whether it has ended since it was observed; an unclear answer counts as not ended.
     pub fn has_ended(&self) -> bool {
         self.pidfd.as_ref().is_some_and(is_readable)
@@ -79,27 +63,32 @@ pub(crate) fn is_readable(fd: &impl AsFd) -> bool {
     rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now))).is_ok_and(|ready| ready > 0)
 }
 
-/// Looks at `pid` as this PID namespace knows it.
-pub fn observe(pid: Pid) -> Observation {
+/// Looks at `pid` as this PID namespace knows it. A process that has only not been reaped has ended; one of which nothing can be
+/// proved runs.
+pub fn observe(pid: Pid) -> Result<Process, Stale> {
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) if is_readable(&pidfd) => return Observation::Ended,
+        Ok(pidfd) if is_readable(&pidfd) => return Err(Stale::Ended),
         Ok(pidfd) => Some(pidfd),
-        Err(Errno::SRCH) => return Observation::Gone,
+        Err(Errno::SRCH) => return Err(Stale::Gone),
         // EINVAL or, since Linux 6.16, ENOENT: alive, but not the leader of a thread group.
-        Err(_) if status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string()) => return Observation::Thread,
+        Err(_) if status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string()) => return Err(Stale::Thread),
         // Without pidfds (ENOSYS, or EPERM of a seccomp filter) a zombie cannot be told from a process whose main
         // thread has ended, so only absence counts.
-        Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => return Observation::Gone,
+        Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => return Err(Stale::Gone),
         Err(_) => None,
     };
-    let process = Process { pid, instance: Instance { start: start_time(pid), pidfd: pidfd.as_ref().and_then(inode) }, pidfd };
+    let process = Process {
+        pid,
+        instance: Instance { start: stat_field(pid, 22), pidfd: pidfd.as_ref().and_then(inode) },
+        pidfd: pidfd.map(Rc::new),
+    };
     // The PID may have been reused between the two looks: then the start time is another process's.
-    if process.has_ended() { Observation::Ended } else { Observation::Running(process) }
+    if process.has_ended() { Err(Stale::Ended) } else { Ok(process) }
 }
 
 /// The process `pid`, unless it is proved that none runs.
 pub fn running(pid: Pid) -> Option<Process> {
-    if let Observation::Running(process) = observe(pid) { Some(process) } else { None }
+    observe(pid).ok()
 }
 
 /// Whether certainly this process of that PID runs.
@@ -131,22 +120,12 @@ fn status_field(pid: Pid, name: &str) -> Option<String> {
     status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
 }
 
-/// The signals that were sent to a process and not yet taken by it, as a bit set.
-pub fn pending_signals(pid: Pid) -> Option<u64> {
-    u64::from_str_radix(&status_field(pid, "ShdPnd:")?, 16).ok()
-}
-
 /// A field of `/proc/PID/stat`, see proc(5).
 fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     let stat = read_proc(pid, "stat")?;
     let stat = String::from_utf8_lossy(&stat);
     // The name in field 2 may itself hold spaces and parentheses, so count from the last one; field 3 comes next.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field - 3)?.parse().ok()
-}
-
-/// Start time in clock ticks since boot.
-fn start_time(pid: Pid) -> Option<u64> {
-    stat_field(pid, 22)
 }
 
 /// The parent of a process.
@@ -192,13 +171,12 @@ pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
     found.split_off(pids.len())
 }
 
-/// What this process's main thread has started or adopted; `None` where `/proc` does not tell (`CONFIG_PROC_CHILDREN`), or
-/// tells numbers of another PID namespace.
-pub fn children() -> Option<Vec<Pid>> {
+/// What this process's main thread has started or adopted, as far as `/proc` tells (`CONFIG_PROC_CHILDREN`).
+pub fn children() -> Vec<Pid> {
     let pid = getpid();
-    let children = read_proc(pid, &format!("task/{pid}/children"))?;
+    let children = read_proc(pid, &format!("task/{pid}/children")).unwrap_or_default();
     let children = String::from_utf8_lossy(&children);
-    Some(children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect())
+    children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
 /// Milliseconds since this machine has booted, sleep included; this clock cannot be set.
@@ -241,30 +219,23 @@ pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
 /// Finds the process whose pidfd has that inode number, under whatever PID it has here, by opening a pidfd for every
 /// process (some microseconds each). `None` only if it is certain that there is none: all processes of the machine are
 /// seen from here. Fails when it may exist all the same.
-pub fn find_by_inode(wanted: u64) -> Result<Option<Process>, NoProcessTable> {
+pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
     // `/proc` is that of the first PID namespace, and hides no process (`hidepid`): PID 1 is root's, and would be hidden.
     let is_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE);
     let mut sees_all = is_first && read_proc(Pid::INIT, "stat").is_some();
-    for pid in listed().map_err(|_| NoProcessTable)? {
+    for pid in listed()? {
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => match inode(&pidfd) {
-                Some(found) if found == wanted && !is_readable(&pidfd) => {
-                    let instance = Instance { start: start_time(pid), pidfd: Some(found) };
-                    return Ok(Some(Process { pid, pidfd: Some(pidfd), instance }));
-                }
+                // If it is not found now, it has just ended.
+                Some(found) if found == wanted => return Ok(running(pid).filter(|it| it.instance.pidfd == Some(wanted))),
                 found => sees_all &= found.is_some(),
             },
             Err(Errno::SRCH) => {}
             Err(_) => sees_all = false,
         }
     }
-    if sees_all { Ok(None) } else { Err(NoProcessTable) }
+    if sees_all { Ok(None) } else { Err(io::ErrorKind::NotFound.into()) }
 }
-
-/// The processes of this machine cannot be looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the process table cannot be read")]
-pub struct NoProcessTable;
 
 /// A process that belongs to a pipeline run.
 #[derive(Debug)]
@@ -279,11 +250,11 @@ pub struct Relative {
 /// probably come. Neither an ancestor of this process nor another `serializer` counts: they would wait for each other.
 /// Reads all of `/proc` (milliseconds), so ask only where a record names a run whose owner is dead. Fails when the
 /// process table cannot be read, or counts otherwise than this process does.
-pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> Result<Option<Relative>, NoProcessTable> {
-    read_proc(getpid(), "stat").ok_or(NoProcessTable)?;
+pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<Option<Relative>> {
+    read_proc(getpid(), "stat").ok_or(io::ErrorKind::NotFound)?;
     let what = ProcessRefreshKind::nothing().without_tasks().with_environ(UpdateKind::Always);
     let what = what.with_user(UpdateKind::Always).with_cmd(UpdateKind::Always);
-    let mut system = System::new().map_err(|_| NoProcessTable)?;
+    let mut system = System::new().map_err(io::Error::other)?;
     system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
     let wanted = format!("{variable}={value}");
     let relative = |one: &sysinfo::Process| {

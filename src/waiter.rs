@@ -35,7 +35,7 @@ impl Waiter {
     pub fn label(most: usize) -> String {
         let command = Self::of(getpid()).command.unwrap_or_default();
         let host = uname().nodename().to_string_lossy().into_owned();
-        let label = format!("{NAME}{}@{host}: {command}", getpid());
+        let label = format!("{NAME}{}@{host}: {command}", getpid()).replace('…', "...");
         let plain = |c: char| if (c.is_ascii_graphic() || c == ' ') && !"*'\"\\".contains(c) { c } else { '?' };
         label.chars().map(plain).take(most).collect()
     }

@@ -143,25 +143,3 @@ pub trait Observer {
     /// The longest interval between two reports.
     fn interval(&self) -> Duration;
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_first_attempt_that_is_late_counts_once_and_a_later_one_for_those_that_were_slept_through() {
-        let sleep = Duration::from_millis(10);
-        let waiting = Waiting { max_attempts: NonZeroU32::new(7), sleep, timeout: None };
-        let mut attempts = Attempts::new(&waiting);
-        let late = Instant::now() + 100 * sleep;
-        attempts.count(late);
-        assert_eq!((attempts.made(), attempts.next()), (1, late + sleep));
-        attempts.count(late);
-        assert_eq!(attempts.made(), 1, "a wake-up is not an attempt");
-        attempts.count(late + 3 * sleep);
-        assert_eq!(attempts.made(), 4);
-        attempts.count(late + 100 * sleep);
-        assert_eq!(attempts.made(), 7, "attempts end at their maximum");
-        assert!(attempts.are_over());
-    }
-}

@@ -28,7 +28,9 @@ mkdir -p "$project"
 if ! "$state/venv/bin/meltano" --version >/dev/null 2>&1; then
     say "Installing Meltano from PyPI into target/meltano/venv …"
     quietly python3 -m venv --clear "$state/venv"
-    quietly "$state/venv/bin/python" -m pip install --disable-pip-version-check 'meltano~=4.4.0'
+    # uv takes a tenth of pip's time.
+    quietly "$state/venv/bin/python" -m pip install --disable-pip-version-check uv
+    quietly "$state/venv/bin/uv" pip install --python "$state/venv/bin/python" 'meltano~=4.4.0'
 fi
 
 # A copy, because running leaves databases and logs in a project.

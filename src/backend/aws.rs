@@ -35,73 +35,97 @@ const EARLY: Duration = Duration::from_secs(300);
 /// Credentials that could not be renewed are asked for again after so long: a holder must get on meanwhile.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// The variables with an access key, its secret and a session token.
+const KEYS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+
 const NONE: &str = "there are no credentials for AWS";
 
-/// What an address or other settings ask for; the rest is found as the AWS CLI finds it.
-pub struct Wanted {
-    /// An access key and its secret, and perhaps a session token.
-    pub keys: Option<(String, String, Option<String>)>,
-    pub profile: Option<String>,
+/// Credentials that do not expire.
+pub fn keys(id: String, secret: String, token: Option<String>) -> Credentials {
+    Credentials::new(id, secret, token, None, "settings")
+}
+
+/// An identity at a service, and a client for it. Not `Debug`: it holds secrets.
+pub struct Account<C> {
+    service: &'static str,
+    /// What the address asks for; the rest is found as the AWS CLI finds it.
+    keys: Option<Credentials>,
+    profile: Option<String>,
     pub region: Option<String>,
     pub endpoint: Option<String>,
     /// A file with the certificates to trust instead of the system's.
     pub roots: Option<PathBuf>,
     /// For each answer.
     pub timeout: Duration,
+    /// What the settings have led to.
+    config: Option<SdkConfig>,
+    /// The last ones.
+    credentials: Option<Credentials>,
+    asked: Option<SystemTime>,
+    client: Option<C>,
 }
 
-impl Wanted {
-    /// Reads the options of an address. Without `endpoint`, that of other settings is used.
-    pub fn of(
+impl<C> Account<C> {
+    /// Reads the options of an address. Without `endpoint`, that of other settings is used. Nothing is looked up yet.
+    pub fn new(
+        service: &'static str,
         address: &Address,
         timeout: Duration,
-        keys: Option<(String, String, Option<String>)>,
-        endpoint: impl FnOnce() -> Option<String>,
+        keys: Option<Credentials>,
+        endpoint: Option<String>,
     ) -> Result<Self, Failure> {
         let (profile, region) = (address.option("profile"), address.option("region"));
         if keys.is_some() && profile.is_some() {
             return Err(Failure::permanent("the address has both an access key and a `profile`"));
         }
-        let endpoint = endpoint_of(address)?.or_else(endpoint);
+        let endpoint = endpoint_of(address)?.or(endpoint);
         let roots = address.option("ca").or_else(|| variable("AWS_CA_BUNDLE")).map(PathBuf::from);
-        Ok(Self { keys, profile, region, endpoint, roots, timeout })
+        let (config, credentials, asked, client) = (None, None, None, None);
+        Ok(Self { service, keys, profile, region, endpoint, roots, timeout, config, credentials, asked, client })
     }
-}
 
-/// What the settings have led to. Not `Debug`: it holds secrets.
-pub struct Account {
-    pub config: SdkConfig,
-    pub region: Option<String>,
-    pub endpoint: Option<String>,
-    /// The last ones.
-    credentials: Option<Credentials>,
-    asked: Option<SystemTime>,
-}
-
-impl Account {
-    /// A client of `service` with credentials that are good for a while. Reads the settings once; makes a client for new
-    /// credentials.
-    pub async fn client<'a, C>(
-        (known, client): (&mut Option<Self>, &'a mut Option<C>),
-        wanted: &Wanted,
-        service: &str,
-        connect: impl FnOnce(&Self, &Credentials) -> Result<C, Failure>,
-    ) -> Result<&'a C, Failure> {
-        let late = |_| Failure::transient("AWS's settings for this host do not come in time");
-        let account = match known {
-            Some(account) => account,
-            None => known.insert(timeout(wanted.timeout, Self::find(wanted, service)).await.map_err(late)??),
-        };
-        let are_new = account.renew(wanted.timeout).await?;
+    /// A client with credentials that are good for a while. Reads the settings once; makes a client for new credentials.
+    pub async fn client(
+        &mut self,
+        connect: impl FnOnce(&Self, &SdkConfig, &Credentials) -> Result<C, Failure>,
+    ) -> Result<&C, Failure> {
         let none = || Failure::permanent(NONE);
-        if are_new || client.is_none() {
-            *client = Some(connect(account, account.credentials.as_ref().ok_or_else(none)?)?);
+        if self.config.is_none() {
+            let late = |_| Failure::transient("AWS's settings for this host do not come in time");
+            self.config = Some(timeout(self.timeout, self.find()).await.map_err(late)??);
         }
-        client.as_ref().ok_or_else(none)
+        if self.renew().await? || self.client.is_none() {
+            let (Some(config), Some(keys)) = (&self.config, &self.credentials) else { return Err(none()) };
+            self.client = Some(connect(self, config, keys)?);
+        }
+        self.client.as_ref().ok_or_else(none)
     }
 
-    async fn find(wanted: &Wanted, service: &str) -> Result<Self, Failure> {
-        let name = profile(wanted)?;
+    /// What is wrong with the credentials may be put right meanwhile: everything is looked up again.
+    pub fn forget(&mut self) {
+        (self.config, self.credentials, self.asked, self.client) = (None, None, None, None);
+    }
+
+    /// The profile that is named, unless keys are. Refuses what the SDK would read in another way than the AWS CLI, or pass
+    /// over in silence.
+    fn named_profile(&self) -> Result<Option<String>, Failure> {
+        if self.keys.is_some() || self.profile.is_some() {
+            return Ok(self.profile.clone());
+        }
+        let profile = variable("AWS_PROFILE");
+        if variable("AWS_DEFAULT_PROFILE").is_some_and(|other| profile.as_ref() != Some(&other)) {
+            let why = "`AWS_DEFAULT_PROFILE` names another profile than `AWS_PROFILE`";
+            return Err(Failure::permanent(why).with_hint("set `AWS_PROFILE` alone"));
+        }
+        if variable(KEYS[0]).is_some() != variable(KEYS[1]).is_some() {
+            let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";
+            return Err(Failure::permanent(why).with_hint("set both, or neither to use a profile or a role"));
+        }
+        Ok(profile)
+    }
+
+    async fn find(&mut self) -> Result<SdkConfig, Failure> {
+        let name = self.named_profile()?;
         let (fs, env, files) = (Fs::real(), Env::real(), Default::default());
         let loaded = aws_config::profile::load(&fs, &env, &files, name.clone().map(Into::into)).await;
         let profiles = loaded.map_err(|error| {
@@ -112,37 +136,34 @@ impl Account {
             let why = format!("the profile `{}` does not exist", printable::field(&name));
             return Err(Failure::permanent(why).with_hint("`aws configure list-profiles` shows which there are"));
         }
-        let http = http_client(wanted.roots.as_deref())?;
-        let provider = ProviderConfig::without_region().with_http_client(http.clone());
-        let mut region = wanted.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
-        region = region.or_else(|| profiles.get("region").map(str::to_owned));
-        // Stores that speak S3's protocol are often used without a region, outside of AWS.
-        if region.is_none() && service != "S3" {
-            let instance = aws_config::imds::region::ImdsRegionProvider::builder().configure(&provider).build();
-            region = instance.region().await.map(|region| region.to_string());
-        }
-        region.as_ref().map_or(Ok(()), |region| checks::word(region, "region"))?;
-        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
-        loader = loader.http_client(http).retry_config(RetryConfig::disabled());
-        loader = loader.region(region.clone().map(Region::new));
-        if let Some((id, secret, token)) = &wanted.keys {
-            loader = loader.credentials_provider(Credentials::new(id, secret, token.clone(), None, "address"));
-        } else if let Some(profile) = &wanted.profile {
+        let region = self.region.take().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+        self.region = region.or_else(|| profiles.get("region").map(str::to_owned));
+        self.region.as_ref().map_or(Ok(()), |region| checks::word(region, "region"))?;
+        let [id, secret, token] = KEYS.map(variable);
+        let known = self.keys.clone().or_else(|| id.zip(secret).map(|(id, secret)| keys(id, secret, token)));
+        self.credentials = known.filter(|_| self.profile.is_none()).as_ref().map(usable).transpose()?;
+        // Nothing is asked for keys that are known, and certificates take milliseconds to read.
+        let http = http_client(self.roots.as_deref(), self.credentials.is_some())?;
+        let region = self.region.clone().map(Region::new);
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(region.clone());
+        loader = loader.http_client(http.clone()).retry_config(RetryConfig::disabled());
+        if let Some(known) = &self.credentials {
+            loader = loader.credentials_provider(known.clone());
+        } else if let Some(profile) = &self.profile {
             loader = loader.profile_name(profile);
             // Like the CLI's `--profile`, before the variables with access keys.
-            let provider = provider.with_region(region.clone().map(Region::new));
+            let provider = ProviderConfig::without_region().with_http_client(http).with_region(region);
             let provider = ProfileFileCredentialsProvider::builder().configure(&provider).profile_name(profile);
             loader = loader.credentials_provider(provider.build());
         }
         let config = loader.load().await;
-        let endpoint = wanted.endpoint.clone().or_else(|| configured_endpoint(&config, service));
-        endpoint
-            .as_ref()
-            .map_or(Ok(()), |endpoint| checks::endpoint(endpoint, "endpoint of `AWS_ENDPOINT_URL…` or of the profile"))?;
-        Ok(Self { config, region, endpoint, credentials: None, asked: None })
+        self.endpoint = self.endpoint.take().or_else(|| configured_endpoint(&config, self.service));
+        let what = "endpoint of `AWS_ENDPOINT_URL…` or of the profile";
+        self.endpoint.as_ref().map_or(Ok(()), |endpoint| checks::endpoint(endpoint, what))?;
+        Ok(config)
     }
 
-    async fn renew(&mut self, limit: Duration) -> Result<bool, Failure> {
+    async fn renew(&mut self) -> Result<bool, Failure> {
         let now = SystemTime::now();
         let are_good_for = |time: Duration| {
             let known = self.credentials.as_ref();
@@ -153,8 +174,9 @@ impl Account {
             return Ok(false);
         }
         self.asked = Some(now);
-        let provider = self.config.credentials_provider().ok_or_else(|| Failure::permanent(NONE))?;
-        let failure = match timeout(limit, provider.provide_credentials()).await {
+        let provider = self.config.as_ref().and_then(SdkConfig::credentials_provider);
+        let provider = provider.ok_or_else(|| Failure::permanent(NONE))?;
+        let failure = match timeout(self.timeout, provider.provide_credentials()).await {
             Ok(Ok(credentials)) => {
                 self.credentials = Some(usable(&credentials)?);
                 return Ok(true);
@@ -168,24 +190,6 @@ impl Account {
         }
         Err(failure)
     }
-}
-
-/// The profile that is named, unless keys are. Refuses what the SDK would read in another way than the AWS CLI, or pass
-/// over in silence.
-fn profile(wanted: &Wanted) -> Result<Option<String>, Failure> {
-    if wanted.keys.is_some() || wanted.profile.is_some() {
-        return Ok(wanted.profile.clone());
-    }
-    let profile = variable("AWS_PROFILE");
-    if variable("AWS_DEFAULT_PROFILE").is_some_and(|other| profile.as_ref() != Some(&other)) {
-        let why = "`AWS_DEFAULT_PROFILE` names another profile than `AWS_PROFILE`";
-        return Err(Failure::permanent(why).with_hint("set `AWS_PROFILE` alone"));
-    }
-    if variable("AWS_ACCESS_KEY_ID").is_some() != variable("AWS_SECRET_ACCESS_KEY").is_some() {
-        let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";
-        return Err(Failure::permanent(why).with_hint("set both, or neither to use a profile or a role"));
-    }
-    Ok(profile)
 }
 
 /// `AWS_ENDPOINT_URL_…`, the profile's `services`, `AWS_ENDPOINT_URL`, the profile's `endpoint_url`.
@@ -204,10 +208,11 @@ fn usable(credentials: &Credentials) -> Result<Credentials, Failure> {
     Ok(Credentials::new(id, secret, token.map(str::to_owned), credentials.expiry(), "checked"))
 }
 
-/// A client that heeds proxies and the bundle of trusted certificates, and keeps its connections.
-pub fn http_client(roots: Option<&Path>) -> Result<SharedHttpClient, Failure> {
+/// A client that heeds proxies and the bundle of trusted certificates, and keeps its connections. One that `is_plain` does
+/// not encrypt.
+pub fn http_client(roots: Option<&Path>, is_plain: bool) -> Result<SharedHttpClient, Failure> {
     let mut tls = TlsContext::builder();
-    if let Some(path) = roots {
+    if let Some(path) = roots.filter(|_| !is_plain) {
         tls = tls.with_trust_store(TrustStore::empty().with_pem_certificate(certificates(path)?));
     }
     let tls = tls.build().map_err(|error| Failure::permanent(innermost(&error)))?;
@@ -217,8 +222,11 @@ pub fn http_client(roots: Option<&Path>) -> Result<SharedHttpClient, Failure> {
             let builder = Connector::builder().connector_settings(settings.clone());
             let mut builder = builder.proxy_config(ProxyConfig::from_env());
             builder.set_sleep_impl(components.sleep_impl());
-            let builder = builder.tls_provider(Provider::Rustls(CryptoMode::Ring));
-            SharedHttpConnector::new(builder.tls_context(tls.clone()).build())
+            SharedHttpConnector::new(if is_plain {
+                builder.build_http()
+            } else {
+                builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls.clone()).build()
+            })
         };
         made.get_or_init(make).clone()
     }))

@@ -25,6 +25,11 @@ pub fn address(settings: &StoreSettings, known: &[&str]) -> Result<Address, Fail
     if address.user.is_some() {
         address.password = secret(address.password, settings)?;
     }
+    check(
+        address.user.is_some() == address.password.is_some(),
+        "the address names a key without its secret before an `@`".to_owned(),
+        "`SERIALIZER_PASSWORD_FILE` names a file with the secret; an `@` in a prefix is written as `%40`",
+    )?;
     Ok(address)
 }
 
@@ -83,7 +88,3 @@ pub fn refused_identity(code: &str, text: &str) -> Option<&'static str> {
         false => is_refused.then_some("the credentials are not accepted"),
     }
 }
-
-#[cfg(test)]
-#[path = "checks_tests.rs"]
-mod tests;

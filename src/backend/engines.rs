@@ -18,7 +18,7 @@ pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>, Failure> {
         #[cfg(feature = "dynamodb")]
         Scheme::Dynamodb => Box::new(super::dynamodb::DynamoDb::new(settings)?),
         #[cfg(feature = "object-store")]
-        Scheme::S3 | Scheme::Azure | Scheme::Gcs => Box::new(super::object::ObjectStore::new(settings)?),
+        Scheme::S3 | Scheme::Azure | Scheme::Gcs => Box::new(super::object::Objects::new(settings)?),
         #[allow(unreachable_patterns, reason = "a build with all stores leaves none out")]
         scheme => {
             let hint = format!("`cargo install … --features {}`, or a released wheel, which has all stores", scheme.feature());

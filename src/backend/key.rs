@@ -52,34 +52,3 @@ fn hashed(name: &OsStr) -> String {
     let shown: String = name.to_string_lossy().chars().filter(|c| *c != '\0').take(30).collect();
     format!("{shown}~{hash}")
 }
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-    use std::ffi::OsStr;
-    use std::os::unix::ffi::OsStrExt;
-
-    use super::super::seam::{Key, Kind};
-    use super::MAX_NAME;
-
-    #[test]
-    fn different_registers_have_different_stored_names_that_fit() {
-        let long = "é".repeat(5000);
-        let names = ["a", "A", "a ", "ä", "a\0", "", "once/load", "schedule/", "session/once/a", &long, &long[2..]];
-        let names = names.into_iter().map(str::as_bytes).chain([b"\xff".as_slice(), b"\xfe"]);
-        let mut seen = HashSet::new();
-        for name in names.map(OsStr::from_bytes) {
-            let stored = |kind, name: &OsStr| Key { kind, name: name.to_owned() }.stored_name();
-            let lock = stored(Kind::Lock, name);
-            assert!(Kind::PREFIXED.iter().all(|kind| !lock.starts_with(kind.prefix())), "{lock}");
-            assert!(lock.len() <= MAX_NAME && seen.insert(lock.clone()), "{lock}");
-            for kind in Kind::PREFIXED {
-                let other = stored(kind, name);
-                // What `list` shows opens the same register.
-                let shown = other.replacen(kind.prefix(), "", 1);
-                assert_eq!(stored(kind, OsStr::new(&shown)), other);
-                assert!(seen.insert(other), "{name:?}");
-            }
-        }
-    }
-}

@@ -39,45 +39,10 @@ impl Looks {
         self.since = None;
     }
 
-    fn pause_after(&self, waited: Duration, limit: Duration) -> Duration {
+    /// How long to sleep after having waited for so long, `limit` before the next attempt.
+    pub fn pause_after(&self, waited: Duration, limit: Duration) -> Duration {
         let pause = (waited / GROW).clamp(self.first, self.last);
         // A poll just before one that is due anyway would be one too many.
         if limit <= pause * 5 / 4 { limit } else { jittered(pause) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::Looks;
-
-    #[test]
-    fn waiting_costs_what_is_documented() {
-        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
-        let paid = Looks::new(Duration::from_millis(100), Duration::from_secs(10));
-        let directory = Looks::new(Duration::from_millis(50), second);
-        for (pace, time, attempt, expected) in [
-            (&paid, hour, 1, 3600..3650),
-            (&directory, hour, 1, 3600..3650),
-            (&paid, hour, 2, 1800..1850),
-            (&paid, hour, 10, 360..450),
-            // Longer attempts change nothing.
-            (&paid, hour, 3600, 360..450),
-            (&paid, second, 1, 8..15),
-        ] {
-            let (mut waited, mut due, mut count) = (Duration::ZERO, Duration::ZERO, 0);
-            // Ends with the time: no pause is nothing.
-            while waited < time {
-                count += 1;
-                if waited >= due {
-                    due = waited + Duration::from_secs(attempt);
-                }
-                let pause = pace.pause_after(waited, due - waited);
-                assert!(pause <= due - waited, "{pause:?}");
-                waited += pause;
-            }
-            assert!(expected.contains(&count), "{count} polls, with an attempt every {attempt} s");
-        }
     }
 }

@@ -10,7 +10,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::failure::{Cause, Failure};
+use super::failure::Failure;
 use super::plain;
 use crate::printable;
 use crate::store::StoreSettings;
@@ -182,25 +182,25 @@ pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
     let why = innermost(error);
     let kinds: Vec<_> = chain(error).filter_map(|error| error.downcast_ref()).map(io::Error::kind).collect();
     let is_any = |of: &[ErrorKind]| of.iter().any(|kind| kinds.contains(kind));
-    let is_unknown = ["not known", "No address associated", "not resolve"].iter().any(|said| why.contains(said));
-    let is_late = why.contains("timed out") || why.contains("elapsed");
-    let failure = Failure::transient(format!("cannot connect to {server}: {why}"));
-    if is_unknown {
-        Failure { cause: Cause::Permanent, ..failure }
-    } else if is_any(&[ConnectionRefused]) || why.contains("lookup address information") {
-        failure
+    let says = |words: &[&str]| words.iter().any(|said| why.contains(said));
+    let open = |text: String| Failure::transient(text).indefinite();
+    let no_connection = format!("cannot connect to {server}: {why}");
+    if says(&["not known", "No address associated", "not resolve"]) {
+        Failure::permanent(no_connection)
+    } else if is_any(&[ConnectionRefused]) || says(&["lookup address information"]) {
+        Failure::transient(no_connection)
     } else if is_any(&[NotFound, HostUnreachable, NetworkUnreachable]) {
         // An established connection may end because a host or network is not reachable any more.
-        failure.indefinite()
+        open(no_connection)
     } else if is_any(&[PermissionDenied, InvalidInput, InvalidData]) {
-        Failure { cause: Cause::Permanent, ..failure.indefinite() }
-    } else if is_any(&[TimedOut, WouldBlock]) || is_late {
+        Failure::permanent(no_connection).indefinite()
+    } else if is_any(&[TimedOut, WouldBlock]) || says(&["timed out", "elapsed"]) {
         // A socket file whose server lets no more in would block.
-        Failure::transient(format!("{server} does not answer in time")).indefinite()
+        open(format!("{server} does not answer in time"))
     } else if is_any(&[UnexpectedEof]) {
-        Failure::transient(format!("{server} closed the connection")).indefinite()
+        open(format!("{server} closed the connection"))
     } else {
-        Failure::transient(format!("the connection to {server} broke: {why}")).indefinite()
+        open(format!("the connection to {server} broke: {why}"))
     }
 }
 
@@ -215,16 +215,4 @@ pub fn sentence(text: &str) -> String {
         return text.to_owned();
     }
     first.to_lowercase().chain(letters).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::sentence;
-
-    #[test]
-    fn what_the_server_says_becomes_part_of_a_sentence() {
-        assert_eq!(sentence("Too many\nconnections."), "too many connections");
-        assert_eq!(sentence("WSREP has not yet prepared node"), "WSREP has not yet prepared node");
-        assert_eq!(sentence(""), "unknown error");
-    }
 }

@@ -1,11 +1,9 @@
 //! Object stores: S3 and what speaks its protocol, Azure Blob Storage, Google Cloud Storage. One object per key.
 //!
-//! An object is created if there is none (`If-None-Match: *`), and replaced or deleted only if it is still what was
-//! read (`If-Match`, at Google generations). Some stores that speak S3's protocol ignore conditions: each new object is
-//! used only after the store has refused two writes to it (`verify`), and objects are purged only by a store that has
-//! refused to delete one.
-//!
-//! There is no clock that all hosts read, and no wake-up; each poll costs money.
+//! An object is created if there is none (`If-None-Match: *`), and replaced only if it is still what was read
+//! (`If-Match`, at Google generations). Some stores that speak S3's protocol ignore conditions: each new object is used
+//! only after the store has refused two writes to it (`verify`). The crate cannot delete under a condition, so nothing is
+//! deleted. There is no clock that all hosts read, and no wake-up; each poll costs money.
 
 mod address;
 mod answer;
@@ -18,16 +16,14 @@ mod layout;
 
 use std::ffi::OsStr;
 
-use aws_credential_types::Credentials;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use tokio::time::timeout;
 
-use self::address::{Access, Options};
+use self::address::Options;
 use self::client::{Client, OTHER_VERSION, condition, version};
-use self::failures::{CONDITIONS, refusal, without_credentials};
+use self::failures::{CONDITIONS, refusal};
 use self::layout::{Body, decode, encode};
-use super::aws::Account;
 use super::failure::{Cause, Failure};
 use super::key::name_after;
 use super::plain;
@@ -41,54 +37,47 @@ use crate::store::StoreSettings;
 const PAGE: usize = 1000;
 
 /// A bucket with an object per key.
-pub struct ObjectStore {
+pub struct Objects {
     options: Options,
     runtime: PrivateRuntime,
-    account: Option<Account>,
-    client: Option<Client>,
+    client: Client,
     /// Whether there have been credentials.
     has_worked: bool,
-    /// Whether it has refused to delete an object in another state.
-    obeys_deletes: bool,
 }
 
 /// An object as it was read, and its version.
 type Seen<T> = (T, Vec<u8>);
 
-impl ObjectStore {
+impl Objects {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        let (options, runtime) = (Options::of(settings)?, PrivateRuntime::default());
-        Ok(Self { options, runtime, account: None, client: None, has_worked: false, obeys_deletes: false })
+        let (options, client) = address::read(settings)?;
+        Ok(Self { options, runtime: PrivateRuntime::default(), client, has_worked: false })
     }
 
     /// Asks the store to `verb`, with credentials that are good for a while; `None` if the object does not exist, or is in
     /// another state than it must be.
-    fn ask<T>(&mut self, verb: &str, ask: impl AsyncFnOnce(&Client) -> object_store::Result<T>) -> Result<Option<T>, Failure> {
-        let Self { options, runtime, account, client, has_worked, .. } = self;
-        let answer = runtime.block_on(async {
-            let connect = |account: &Account, keys: &Credentials| Client::new(options, Some((account, keys)));
-            let client = match (&options.access, client) {
-                (Access::S3 { wanted, .. }, client) => Account::client((account, client), wanted, "S3", connect).await?,
-                (_, Some(client)) => client,
-                (_, client) => client.insert(Client::new(options, None)?),
-            };
-            let asked = async {
-                client.prepare().await.map_err(|error| without_credentials(options.kind, &error, *has_worked))?;
-                *has_worked = true;
-                ask(client).await.map(Some).or_else(|error| refusal(verb, options, &error).map_or(Ok(None), Err))
-            };
-            // For credentials and the store together: a holder has to know in time.
-            let late = || Failure::transient("the store does not answer in time").indefinite();
-            timeout(options.timeout * 2, asked).await.unwrap_or_else(|_| Err(late()))
-        })?;
-        let changes = matches!(verb, "write" | "delete");
-        let answer = answer.map_err(|failure| Failure { is_indefinite: failure.is_indefinite && changes, ..failure });
-        if answer.as_ref().is_err_and(|failure| failure.cause == Cause::Permanent) {
-            // What is wrong with the credentials may be put right meanwhile.
-            (self.account, self.client) = (None, None);
-        }
-        answer
+    fn ask<T>(
+        &mut self,
+        verb: &str,
+        ask: impl AsyncFnOnce(&dyn ObjectStore) -> object_store::Result<T>,
+    ) -> Result<Option<T>, Failure> {
+        let Self { options, runtime, client, has_worked } = self;
+        let asked = async {
+            let store = client.ready(options.kind, *has_worked).await?;
+            *has_worked = true;
+            ask(store).await.map(Some).or_else(|error| refusal(verb, options, &error).map_or(Ok(None), Err))
+        };
+        // For credentials and the store together: a holder has to know in time.
+        let late = |_| Failure::transient("the store does not answer in time").indefinite();
+        let limit = options.timeout * 2;
+        let answer = runtime.block_on(async { timeout(limit, asked).await.map_err(late)? })?;
+        answer.map_err(|failure| {
+            if failure.cause == Cause::Permanent {
+                client.forget();
+            }
+            Failure { is_indefinite: failure.is_indefinite && verb == "write", ..failure }
+        })
     }
 
     fn path(&self, stored: &str) -> Result<Path, Failure> {
@@ -98,8 +87,8 @@ impl ObjectStore {
 
     /// The bytes of an object.
     fn fetch(&mut self, path: &Path) -> Result<Option<Seen<Vec<u8>>>, Failure> {
-        self.ask("read", async |client| {
-            let got = client.store().get(path).await?;
+        self.ask("read", async |store| {
+            let got = store.get(path).await?;
             let seen = version(got.meta.e_tag.as_deref(), got.meta.version.as_deref());
             Ok((got.bytes().await?.into(), seen))
         })
@@ -116,7 +105,7 @@ impl ObjectStore {
         let nonce = nonce.map_err(|error| Failure::permanent(format!("cannot draw a token: {}", plain(&error.into()))))?;
         let payload = PutPayload::from(body.to_text(&nonce));
         let mode = seen.map_or(PutMode::Create, |seen| PutMode::Update(condition(seen)));
-        let put = self.ask("write", async |client| client.store().put_opts(path, payload, mode.into()).await)?;
+        let put = self.ask("write", async |store| store.put_opts(path, payload, mode.into()).await)?;
         Ok(put.map(|put| version(put.e_tag.as_deref(), put.version.as_deref())))
     }
 
@@ -131,35 +120,9 @@ impl ObjectStore {
         }
         Ok(())
     }
-
-    /// Checks once, by an object of its own, that the store does not delete what has changed.
-    fn verify_deletes(&mut self) -> Result<(), Failure> {
-        if self.obeys_deletes {
-            return Ok(());
-        }
-        let path = self.path(".probe")?;
-        let changed = || Failure::transient("another process has changed it at the same moment");
-        let seen = match self.read(&path)? {
-            // Left by a process that was killed, or may not delete.
-            Some((_, seen)) => seen,
-            None => self.write(&path, None, &Body::free(since_1970(), false))?.ok_or_else(changed)?,
-        };
-        if self.delete(&path, OTHER_VERSION)?.is_some() {
-            let why = "the store ignores the condition `If-Match` of a deletion: it could delete a lock";
-            return Err(Failure::permanent(why).with_hint("docs/stores.md tells how to remove old objects"));
-        }
-        // It was there all the time, so that the refusal was one of the condition.
-        self.delete(&path, &seen)?.ok_or_else(changed)?;
-        self.obeys_deletes = true;
-        Ok(())
-    }
-
-    fn delete(&mut self, path: &Path, seen: &[u8]) -> Result<Option<()>, Failure> {
-        self.ask("delete", async |client| client.delete(path, seen).await)
-    }
 }
 
-impl Store for ObjectStore {
+impl Store for Objects {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
         let path = self.path(&key.stored_name())?;
         let none = || Failure { cause: Cause::NotPrepared, ..Failure::transient("the lock's object does not exist yet") };
@@ -176,7 +139,7 @@ impl Store for ObjectStore {
 
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         let prefix = self.options.prefix.clone();
-        let listed = self.ask("list", async |client| client.store().list_with_delimiter(Some(&prefix)).await)?;
+        let listed = self.ask("list", async |store| store.list_with_delimiter(Some(&prefix)).await)?;
         let listed = listed.into_iter().flat_map(|listed| listed.objects).filter_map(|object| {
             let stored = decode(object.location.filename()?)?;
             Some((name_after(&stored, kind, after)?, object.location))
@@ -192,13 +155,6 @@ impl Store for ObjectStore {
             entries.extend(state((body, seen)).map(|state| (name, state)));
         }
         Ok(Page { entries, next })
-    }
-
-    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
-        let Some(seen) = &expected.version else { return Ok(Write::Conflict) };
-        self.verify_deletes()?;
-        let path = self.path(&key.stored_name())?;
-        Ok(self.delete(&path, seen)?.map_or(Write::Conflict, |()| Write::Done))
     }
 
     /// Creates the object, verifies the store by it, and notes that in it. Of several processes that do so at the
@@ -235,7 +191,7 @@ impl Store for ObjectStore {
         "deleting its object"
     }
 
-    /// By a lifecycle rule. To read all objects at a release would take seconds.
+    /// By a lifecycle rule.
     fn expires(&self) -> bool {
         true
     }

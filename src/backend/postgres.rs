@@ -14,6 +14,7 @@ use url::Url;
 
 use super::failure::{Cause, Failure};
 use super::network::sentence;
+use super::seam::Kind;
 use super::sql::address::{Address, Server, Usual};
 use super::sql::engine::{Answer, Engine, send};
 use super::sql::failure::{Phase, hint, no_answer};
@@ -183,8 +184,9 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 
     fn notify(sql: &mut Sql<Self>, name: &str) {
         if sql.session.is_some() {
-            // Waiters poll, too.
-            let _ = sql.ask(queue::wake(name), Phase::Read);
+            // Waiters poll, too. The end of a run that happens once concerns all of them.
+            let most = if name.starts_with(Kind::Once.prefix()) { u32::MAX } else { 1 };
+            let _ = sql.ask(queue::wake(name, most), Phase::Read);
         }
     }
 }

@@ -136,8 +136,10 @@ pub trait Store: Send {
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure>;
 
     /// Removes the register only if it is still in the state `expected`. A later write starts again
-    /// without a version.
-    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure>;
+    /// without a version. A store that [`Self::expires`] does not remove anything when asked.
+    fn purge(&mut self, _key: &Key, _expected: &State) -> Result<Write, Failure> {
+        Err(Failure::permanent("the store itself removes what is not used"))
+    }
 
     /// Creates the schema, if it does not exist.
     fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {

@@ -81,10 +81,7 @@ impl Claimant for RunClaimant {
 
     /// A signal that is to stop this process does so here.
     fn is_present(&self) -> bool {
-        self.signals().is_none_or(|signals| {
-            signals.stop_if_asked();
-            !signals.is_ending()
-        }) && self.child.get().is_none_or(Child::is_alive)
+        !self.signals().is_some_and(Signals::is_ending) && self.child.get().is_none_or(Child::is_alive)
     }
 
     fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {

@@ -2,20 +2,19 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 
 /// This program again, with a connection as its stdin.
-pub fn spawn(arg0: &str, name: &str, adapt: impl FnOnce(&mut Command)) -> io::Result<(Pid, OwnedFd)> {
+pub fn spawn(name: &str, adapt: impl FnOnce(&mut Command) -> &mut Command) -> io::Result<(Pid, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let mut command = Command::new("/proc/self/exe");
-    std::os::unix::process::CommandExt::arg0(&mut command, arg0);
-    command.arg(name).stdin(theirs);
-    adapt(&mut command);
+    command.arg0("serializer").arg(name).stdin(theirs);
     // Then this program is not found, and not the one that it is to run.
-    let child = command.spawn().map_err(|error| match error.kind() {
+    let child = adapt(&mut command).spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => io::Error::other("/proc is not mounted"),
         _ => error,
     })?;

@@ -19,7 +19,7 @@ use rustix::net::{
 use rustix::process::{Pid, getpid, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
-use super::signals::is_pipe_ignored;
+use super::signals::was_ignored;
 
 /// What this process is called on its command line.
 pub const NAME: &str = "exec-locked";
@@ -45,7 +45,7 @@ pub fn go(channel: &OwnedFd, variables: Vec<(String, String)>, unblocked: &SigSe
         variables,
         unblocked: unblocked.iter().map(|signal| signal as i32).collect(),
         bound_to: is_bound.then(|| getpid().as_raw_pid()),
-        ignores_pipe: is_pipe_ignored(),
+        ignores_pipe: was_ignored(Signal::SIGPIPE),
     };
     let stdin = io::stdin();
     let stdin = [stdin.as_fd()];

@@ -1,13 +1,12 @@
 //! The signals that are held back while a command is ours, so that it ends before we do: blocked and read,
 //! never handled, because the command inherits what is ignored, and nothing else.
 
-use std::fs;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
+use std::{fs, io, iter};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
-use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::process::getpid;
 
 use crate::process::is_readable;
@@ -16,7 +15,7 @@ use crate::process::is_readable;
 const ENDING: [Signal; 6] = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// They stop a process unless it does something about them.
-pub const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
 
 /// `SI_KERNEL` of `asm-generic/siginfo.h`: it comes from no process.
 const SI_KERNEL: i32 = 0x80;
@@ -40,12 +39,12 @@ pub struct Received {
 impl Signals {
     /// Holds signals back from now on.
     pub fn hold() -> io::Result<Self> {
-        let ignored = *IGNORED.get().ok_or_else(|| io::Error::other("/proc is not mounted"))?;
+        IGNORED.get().ok_or_else(|| io::Error::other("/proc is not mounted"))?;
         let open = |signals: &[Signal]| {
             SignalFd::with_flags(&signals.iter().copied().collect(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         };
         let all = ENDING.into_iter().chain(STOPPING).chain([Signal::SIGCONT, Signal::SIGCHLD]);
-        let held: SigSet = all.filter(|signal| !contains(ignored, *signal)).collect();
+        let held: SigSet = all.filter(|signal| !was_ignored(*signal)).collect();
         Ok(Self {
             ending: open(&ENDING)?,
             stopping: open(&STOPPING)?,
@@ -71,41 +70,24 @@ impl Signals {
         [&self.ending, &self.stopping, &self.continuing, &self.child].map(AsFd::as_fd)
     }
 
-    /// Becomes readable when one has come that is to end us.
-    pub fn ending_fd(&self) -> BorrowedFd<'_> {
-        self.ending.as_fd()
-    }
-
-    /// Whether one has come that is to end us.
+    /// Whether one has come that is to end us. One that is to stop us does so here, as if nothing were held back.
     pub fn is_ending(&self) -> bool {
+        while let Some(Received { signal, .. }) = next(&self.stopping) {
+            self.stop_unless(signal, || false);
+        }
+        while next(&self.continuing).or_else(|| next(&self.child)).is_some() {}
         is_readable(&self.ending)
     }
 
-    /// Whether SIGCONT has come.
-    pub fn is_continuing(&self) -> bool {
-        is_readable(&self.continuing)
-    }
-
-    /// Stops this process if it was asked to, as if nothing were held back.
-    pub fn stop_if_asked(&self) {
-        while let Ok(Some(information)) = self.stopping.read_signal() {
-            if let Some(Received { signal, .. }) = received(&information) {
-                self.stop_unless(signal, || false);
-            }
-        }
-        for fd in [&self.continuing, &self.child] {
-            while let Ok(Some(_)) = fd.read_signal() {}
-        }
-    }
-
-    /// Stops this process by `signal`, unless that is ignored or `is_over`. A SIGCONT that comes after this
-    /// has begun prevents the stop, because `signal` is pending meanwhile.
+    /// Stops this process by `signal`, unless that is ignored, SIGCONT has come, or `is_over`. A SIGCONT that comes
+    /// after this has begun prevents the stop, because `signal` is pending meanwhile.
     pub fn stop_unless(&self, signal: Signal, is_over: impl FnOnce() -> bool) {
-        if !self.held.contains(signal) || raise(signal).is_err() {
+        // The stop signal would remove a SIGCONT.
+        if !self.held.contains(signal) || is_readable(&self.continuing) || raise(signal).is_err() {
             return;
         }
         if is_over() {
-            while let Ok(Some(_)) = self.stopping.read_signal() {}
+            while next(&self.stopping).is_some() {}
             return;
         }
         // Here it stops, and goes on later.
@@ -116,22 +98,16 @@ impl Signals {
     }
 
     /// The signals that have come, each once.
-    pub fn receive(&self) -> io::Result<Vec<Received>> {
-        let mut all = Vec::new();
-        for fd in [&self.ending, &self.stopping, &self.continuing, &self.child] {
-            // Not without end: they may come without a pause.
-            for _ in ENDING {
-                let Some(information) = fd.read_signal()? else { break };
-                all.extend(received(&information));
-            }
-        }
-        Ok(all)
+    pub fn receive(&self) -> Vec<Received> {
+        let fds = [&self.ending, &self.stopping, &self.continuing, &self.child];
+        // Not without end: they may come without a pause.
+        fds.into_iter().flat_map(|fd| iter::from_fn(|| next(fd)).take(ENDING.len())).collect()
     }
 
     /// Ends this process by the signal that has come, if one has.
     pub fn die(&self) {
-        if let Some(received) = self.ending.read_signal().ok().flatten().as_ref().and_then(received) {
-            self.die_of(received.signal);
+        if let Some(Received { signal, .. }) = next(&self.ending) {
+            self.die_of(signal);
         }
     }
 
@@ -143,7 +119,9 @@ impl Signals {
     }
 }
 
-fn received(information: &siginfo) -> Option<Received> {
+/// The next one of those that have come.
+fn next(fd: &SignalFd) -> Option<Received> {
+    let information = fd.read_signal().ok()??;
     let signal = Signal::try_from(i32::try_from(information.ssi_signo).ok()?).ok()?;
     Some(Received { signal, is_from_kernel: information.ssi_code == SI_KERNEL })
 }
@@ -160,16 +138,7 @@ pub extern "C" fn note_ignored_signals() {
     }
 }
 
-fn contains(signals: u64, signal: Signal) -> bool {
-    signals >> (signal as i32 - 1) & 1 == 1
-}
-
-/// Whether we were started so that the ends of our children are not told.
-pub fn are_ends_lost() -> bool {
-    IGNORED.get().is_some_and(|ignored| contains(*ignored, Signal::SIGCHLD))
-}
-
-/// Whether we were started to ignore SIGPIPE, as all Rust programs do from their start on.
-pub fn is_pipe_ignored() -> bool {
-    IGNORED.get().is_some_and(|ignored| contains(*ignored, Signal::SIGPIPE))
+/// Whether this program was started to ignore `signal`.
+pub fn was_ignored(signal: Signal) -> bool {
+    IGNORED.get().is_some_and(|ignored| ignored >> (signal as i32 - 1) & 1 == 1)
 }

@@ -22,7 +22,7 @@ pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
     let time_left = || Duration::from_millis(kill_at.saturating_sub(since_boot()));
     // Listed first: a process whose parent has ended is not found by it any more.
     let mut all: Vec<Process> = process::running(root).filter(|_| root != getpid()).into_iter().collect();
-    add_descendants(&mut all, None);
+    add_descendants(&mut all);
     if !time_left().is_zero() {
         signal_all(&all, Signal::TERM);
         while let Some(running) = all.iter().find(|process| !process.has_ended()) {
@@ -31,13 +31,13 @@ pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
                 break;
             }
             backend::sleep(time_left().min(REFRESH), &running.ended_fd().into_iter().collect::<Vec<_>>())?;
-            add_descendants(&mut all, None);
+            add_descendants(&mut all);
         }
     }
     // A stopped process starts no others.
     for _ in 0..MAX_ROUNDS {
         signal_all(&all, Signal::STOP);
-        if !add_descendants(&mut all, None) {
+        if !add_descendants(&mut all) {
             break;
         }
     }
@@ -45,19 +45,19 @@ pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Signals all that this process has started or adopted, and all that those have, but not `spared`.
-pub fn signal_descendants(signal: Signal, spared: Option<Pid>) {
+/// Signals all that this process has started or adopted, and all that those have.
+pub fn signal_descendants(signal: Signal) {
     let mut all = Vec::new();
-    add_descendants(&mut all, spared);
+    add_descendants(&mut all);
     signal_all(&all, signal);
 }
 
 /// Adds what this process and those that still run have started; tells whether that was anything.
-fn add_descendants(all: &mut Vec<Process>, spared: Option<Pid>) -> bool {
+fn add_descendants(all: &mut Vec<Process>) -> bool {
     let running = all.iter().filter(|process| !process.has_ended()).map(Process::pid);
     let known: HashSet<Pid> = running.chain([getpid()]).collect();
     let found = process::descendants_of_all(&known.iter().copied().collect::<Vec<_>>());
-    let new = found.into_iter().filter(|pid| !known.contains(pid) && Some(*pid) != spared);
+    let new = found.into_iter().filter(|pid| !known.contains(pid));
     // A number may have become another process's since it was listed.
     let new = new.filter_map(|pid| process::running(pid).filter(|_| process::has_ancestor_among(pid, &known)));
     let before = all.len();

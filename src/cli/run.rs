@@ -57,6 +57,26 @@ pub struct OnceArgs {
     pub command: CommandArgs,
 }
 
+#[derive(Args)]
+pub struct ForgetArgs {
+    /// The keys
+    #[arg(value_name = "KEY", required_unless_present = "done_before", conflicts_with = "done_before")]
+    pub keys: Vec<String>,
+    /// All keys that were done so long ago, such as 90d
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
+    pub done_before: Option<Duration>,
+    /// Say which, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also a key that runs: its run counts as lost
+    #[arg(long, conflicts_with = "done_before")]
+    pub force: bool,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[arg(long, hide = true)]
+    pub orphans: Option<Orphans>,
+}
+
 /// How often a key runs.
 #[derive(Args)]
 pub struct RuleArgs {

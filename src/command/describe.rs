@@ -24,9 +24,10 @@ pub fn run(args: &DescribeArgs) -> Result<(), Error> {
     });
     let text = match args.format {
         DescribeFormat::Text => commands.map(|command| format!("{:<12} {}\n", command.name, command.description)).collect(),
-        DescribeFormat::Json => super::to_json(&HashMap::from([("commands", commands.collect::<Vec<_>>())]))?,
-        DescribeFormat::Yaml => serde_saphyr::to_string(&HashMap::from([("commands", commands.collect::<Vec<_>>())]))
-            .map_err(|error| Error::failed(error.to_string()))?,
+        // YAML can be written as JSON.
+        DescribeFormat::Json | DescribeFormat::Yaml => {
+            super::to_json(&HashMap::from([("commands", commands.collect::<Vec<_>>())]))?
+        }
     };
     super::print(text.as_bytes())
 }

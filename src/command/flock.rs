@@ -3,7 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
-use super::run::{Job, execute};
+use super::job::Job;
+use super::run::execute;
 use crate::child::Descendants;
 use crate::cli::FlockArgs;
 use crate::config::{Environment, OnLost, lock_file_at};

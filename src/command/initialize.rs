@@ -9,10 +9,10 @@ use crate::backend::{self, Location};
 use crate::cli::InitializeArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::mutex::register::{KEPT, Register, Write};
+use crate::mutex::register::{Register, Write};
 use crate::owner::{Instance, Owner, Place};
 use crate::printable;
-use crate::record::{Entry, Record};
+use crate::record::{Entry, KEPT, Record};
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::getpid;
+
 use super::once;
 use super::progress::Progress;
 use crate::backend::{self, Location};
@@ -13,25 +15,17 @@ use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
 use crate::holder::Holder;
 use crate::keeper::process::Keeper;
 use crate::keeper::{Charge, TokenHolder};
-use crate::mutex::{self, Acquired, Grant, Mutex, Whose};
+use crate::mutex::{self, Acquired, Grant, Mutex, Request, Whose};
 use crate::owner::Place;
 use crate::process;
 use crate::record::{Entry, Outcome};
 use crate::verdict::{LocalJudge, Orphans};
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
-    let place = &args.file.place;
-    let lock = match &args.once {
-        Some(key) => once::open(environment, place, key)?,
-        None => environment.lock(&args.file, None)?,
-    };
+    let (lock, request) = lock_of(args, environment)?;
     let waiting = environment.waiting(&args.waiting)?;
     let orphans = environment.orphans(args.owner.orphans)?;
     let on_lost = environment.on_lost(args.request.on_lost, OnLost::Warn)?;
-    let request = match args.once {
-        Some(_) => environment.once(&args.rule, place, &lock)?,
-        None => environment.request(&args.request, place, &lock)?,
-    };
     if let Some(option) = args.print_token.then_some("--print-token").or(args.detached.then_some("--detached"))
         && !lock.is_shared()
     {
@@ -39,7 +33,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         return Err(Error::usage(format!("`{option}` needs a store: files have no fencing tokens")).with_hint(hint));
     }
     let here = Place::here();
-    let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
+    // A detached run has no owner that lives on; this process stands for it.
+    let owner_pid = environment.owner_pid(args.owner.owner_pid)?.or(args.detached.then(getpid));
     let needs_keeper = request.lease.is_some() && !args.detached;
     let mut claimant = ProcessClaimant::discover(&here, owner_pid, needs_keeper);
     claimant.is_detached = args.detached;
@@ -80,6 +75,20 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         Some(number) => super::print(format!("{number}\n").as_bytes()),
         None => Ok(()),
     }
+}
+
+/// What to lock, and how.
+fn lock_of(args: &LockArgs, environment: &Environment) -> Result<(Location, Request), Error> {
+    let place = &args.file.place;
+    let lock = match &args.once {
+        Some(key) => once::open(environment, place, key)?,
+        None => environment.lock(&args.file, None)?,
+    };
+    let request = match args.once {
+        Some(_) => environment.once(&args.rule, place, &lock)?,
+        None => environment.request(&args.request, place, &lock)?,
+    };
+    Ok((lock, request))
 }
 
 /// What was granted, and its entry, if it has a lease that is not kept yet.

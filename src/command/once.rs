@@ -1,14 +1,18 @@
 //! `serializer once` and `serializer forget`, and what `lock`, `unlock` and `wait` do about keys.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::run::{Job, execute};
+use super::job::Job;
+use super::progress::Progress;
+use super::run::execute;
 use super::unlock::unlocked;
+use super::wait::Waiter;
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location, file};
-use crate::claimant::{Claimant, ProcessClaimant};
+use crate::child::Signals;
+use crate::claimant::ProcessClaimant;
 use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs};
 use crate::config::{Environment, state_directory};
 use crate::error::Error;
@@ -20,7 +24,10 @@ use crate::owner::Place;
 use crate::printable;
 use crate::record::Outcome;
 use crate::verdict::{LocalJudge, Orphans};
-use crate::waiting::{Attempts, Waiting};
+use crate::waiting::{Attempts, Observer, Waiting};
+
+/// What ends a run of another process.
+const FORGET: &str = "`serializer forget --force KEY` forgets the key although it runs; its run counts as lost";
 
 /// How often `wait --once` looks at keys whose change wakes nothing.
 const WATCHED: Duration = Duration::from_secs(1);
@@ -43,15 +50,23 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
                 let shown = printable::path(directory);
                 Error::failed(format!("cannot create the directory `{shown}`: {}", backend::plain(&error)))
             };
+            let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
             fs::create_dir_all(directory).map_err(cannot)?;
-        }
-        if let Some(why) = file::forgets(directory) {
-            let shown = printable::path(directory);
-            return Err(Error::usage(format!("cannot keep keys in `{shown}`: {why}"))
-                .with_hint("`--dir` or `SERIALIZER_DIR` names another directory, `SERIALIZER_STORE` a store"));
+            // A power cut must not take the directory away with what is in it.
+            for parent in missing.into_iter().filter_map(Path::parent) {
+                fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(cannot)?;
+            }
         }
     }
-    Ok(location)
+    let directory = match &location {
+        Location::File(directory, _) => Some(directory.clone()),
+        Location::Store(settings, _) => settings.url.directory(),
+    };
+    let why = directory.as_ref().and_then(|directory| file::forgets(directory, location.is_shared()));
+    let (Some(directory), Some(why)) = (directory, why) else { return Ok(location) };
+    let shown = printable::path(&directory);
+    Err(Error::usage(format!("cannot keep keys in `{shown}`: {why}"))
+        .with_hint("`--dir` or `SERIALIZER_DIR` names another directory, `SERIALIZER_STORE` a store"))
 }
 
 /// `serializer unlock --once`
@@ -72,8 +87,16 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
         }
     };
     let shown = location.printable();
+    let released = match (released, &args.token) {
+        // A step that is repeated.
+        (Err(mutex::Error::NotLocked), Some(token)) if mutex.inspect()?.is_some_and(|key| key.has_ended(token, outcome)) => {
+            Ok(Released::Own { stays: None, was: Vec::new() })
+        }
+        (released, _) => released,
+    };
     let released = released.map_err(|error| match error {
         mutex::Error::NotLocked => Error::failed(format!("cannot unlock `{shown}`: no run of the key has begun here")),
+        error @ mutex::Error::NotOurs(_) => Error::mutex("unlock", &shown, error).with_hint(FORGET),
         error => Error::mutex("unlock", &shown, error),
     })?;
     if let Released::Own { was, stays } = released {
@@ -103,15 +126,18 @@ pub fn wait(
         all.push((location.printable(), Mutex::new(backend::open(&location)?, &judge)));
     }
     let mut attempts = Attempts::new(waiting);
+    let mut progress = Progress::new(waiting.max_attempts, false);
+    let waiter = Waiter { signals: Signals::hold_as_init() };
     // Ends with the attempts; if their number is not limited, with the runs.
     loop {
         attempts.count(Instant::now());
-        let mut pending = None;
+        let (mut pending, mut failure) = (None, None);
         for (shown, mutex) in &mut all {
             let inspected = match mutex.inspect() {
                 Ok(inspected) => inspected,
                 Err(error) if error.cause.passes() => {
-                    tracing::debug!("{error}");
+                    progress.failing(&error, attempts.made());
+                    failure = Some(error);
                     None
                 }
                 Err(error) => return Err(error.into()),
@@ -123,19 +149,21 @@ pub fn wait(
             }
         }
         let Some((mutex, inspected, shown)) = pending else { return Ok(()) };
+        if let Some(signals) = waiter.signals.as_ref().filter(|signals| signals.is_ending()) {
+            signals.die();
+        }
         if attempts.are_over() {
+            progress.clear();
+            if let Some(error) = failure {
+                return Err(error.into());
+            }
             let state = inspected.map_or("not begun".to_owned(), |key| key.state.to_string());
             return Err(Error::new(BUSY, format!("`{shown}` is not done yet: {state}")));
         }
         let limit = attempts.next().saturating_duration_since(Instant::now()).min(WATCHED);
-        mutex.watch(inspected, limit, &Passer)?;
+        mutex.watch(inspected, limit, &waiter)?;
     }
 }
-
-/// A process that wants nothing.
-struct Passer;
-
-impl Claimant for Passer {}
 
 /// `serializer forget`
 pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {
@@ -158,7 +186,7 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
 
 fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Result<(), Error> {
     let shown = location.printable();
-    let cannot = |error| Error::mutex("forget", &shown, error);
+    let cannot = |error| Error::mutex("forget", &shown, error).with_hint(FORGET);
     let mut mutex = Mutex::new(backend::open(location)?, judge);
     let Some(key) = mutex.inspect()? else {
         if args.done_before.is_none() {
@@ -176,11 +204,12 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Res
     }
     let is_running = key.state == State::Running;
     if args.dry_run {
-        tracing::info!("would forget `{shown}`, which is {}", key.state);
+        let would = if is_running && !args.force { "would not" } else { "would" };
+        tracing::info!("{would} forget `{shown}`, which is {}", key.state);
         return Ok(());
     }
     if is_running && args.force {
-        mutex.release(&Passer, Whose::Anybodys, Outcome::Unknown).map_err(cannot)?;
+        mutex.release(&TokenHolder(""), Whose::Anybodys, Outcome::Unknown).map_err(cannot)?;
     } else {
         mutex.forget(&key).map_err(cannot)?;
     }

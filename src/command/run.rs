@@ -1,20 +1,19 @@
 //! `serializer run`
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use rustix::process::getpid;
 
-use super::flock::script_of_shell;
+use super::job::{Job, command_of};
 use super::progress::Progress;
 use super::unlock::unlocked;
-use crate::backend::{self, Location};
+use crate::backend;
 use crate::child::lookup::{cannot_run, look_up};
-use crate::child::{self, Child, Descendants, Signals, claimant::RunClaimant, termination::end_tree};
+use crate::child::{self, Child, Signals, claimant::RunClaimant, termination::end_tree};
 use crate::claimant::Claimant;
-use crate::cli::{CommandArgs, RunArgs, WaitingArgs};
+use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost, name_from_command};
 use crate::error::Error;
 use crate::exit_code::{BUSY, DONE, LOST};
@@ -28,26 +27,9 @@ use crate::owner::Place;
 use crate::printable;
 use crate::process::since_boot;
 use crate::record::Outcome;
-use crate::verdict::{LocalJudge, Orphans};
-use crate::waiting::Waiting;
+use crate::verdict::LocalJudge;
 
 const NOT_ALONE: &str = ", so that it may not have run alone";
-
-/// What to run, and how to lock for it.
-pub struct Job {
-    pub lock: Location,
-    pub request: Request,
-    pub waiting: Waiting,
-    pub orphans: Orphans,
-    /// Program and arguments.
-    pub command: Vec<OsString>,
-    pub descendants: Descendants,
-    pub on_lost: OnLost,
-    pub skipped_exit_code: u8,
-    pub is_verbose: bool,
-    /// Whether not to say that the lock is waited for.
-    pub waits_silently: bool,
-}
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let name = args.name_from_command.then(|| name_from_command(&command_of(&args.command)));
@@ -61,43 +43,12 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
-impl Job {
-    /// A job as the options say.
-    pub fn new(
-        (args, waiting, on_lost): (&CommandArgs, &WaitingArgs, Option<OnLost>),
-        environment: &Environment,
-        lock: Location,
-        request: Request,
-    ) -> Result<Self, Error> {
-        let on_lost = environment.on_lost(on_lost, OnLost::Terminate)?;
-        Ok(Self {
-            request,
-            waiting: environment.waiting(waiting)?,
-            orphans: environment.orphans(args.orphans)?,
-            command: command_of(args),
-            descendants: Descendants {
-                are_awaited: args.until_children_exit,
-                end_with_the_lock: on_lost == OnLost::Terminate && lock.is_shared(),
-            },
-            on_lost,
-            lock,
-            skipped_exit_code: 0,
-            is_verbose: args.verbose,
-            waits_silently: false,
-        })
-    }
-}
-
-fn command_of(args: &CommandArgs) -> Vec<OsString> {
-    args.script.as_ref().map_or_else(|| args.command.clone(), |script| script_of_shell(script))
-}
-
 /// Runs a job; tells how its command ended.
 pub fn execute(job: &Job) -> Result<u8, Error> {
     let program = job.command.first().map_or(Path::new(""), Path::new);
     // A mistyped command must not wait for hours to be told.
     look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
-    if child::are_ends_lost() {
+    if child::was_ignored(Signal::SIGCHLD) {
         let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", printable::path(program));
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
@@ -234,11 +185,10 @@ impl Run<'_> {
         let end = end.map_err(untold)?;
         let code = end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
         let how = format!("ended with {code}");
-        let outcome = match self.job.request {
-            _ if was_ended => Outcome::Unknown,
-            Request { once: Some(_), .. } if code != DONE => Outcome::Failed,
-            Request { skip_if_done: false, once: None, .. } => Outcome::Unknown,
-            _ if code == DONE => Outcome::Succeeded,
+        let request = &self.job.request;
+        let outcome = match code {
+            DONE if !was_ended && (request.skip_if_done || request.once.is_some()) => Outcome::Succeeded,
+            _ if !was_ended && request.once.is_some() => Outcome::Failed,
             _ => Outcome::Unknown,
         };
         let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| !was_ended) };
@@ -256,8 +206,8 @@ impl Run<'_> {
             Ok(stays) => self.say(unlocked(location, stays)),
             Err(error) => {
                 let (is_harmless, error) = not_released(location, error, was_good);
-                if end.code == DONE && is_harmless && self.job.request.once.is_some() {
-                    return Err(error.during(&format!("`{command}` has succeeded, but will be run again")));
+                if end.code == DONE && error.code != LOST && self.job.request.once.is_some() {
+                    return Err(error.during(&format!("`{command}` has succeeded, but may run again")));
                 }
                 if end.code == DONE && !is_harmless {
                     return Err(error);

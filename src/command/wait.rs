@@ -42,9 +42,9 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
 }
 
 /// This process, which wants nothing but to wait.
-struct Waiter {
+pub struct Waiter {
     /// End the waiting where the kernel does not.
-    signals: Option<Signals>,
+    pub signals: Option<Signals>,
 }
 
 impl Claimant for Waiter {
@@ -53,6 +53,6 @@ impl Claimant for Waiter {
     }
 
     fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.signals.iter().map(Signals::ending_fd).collect()
+        self.signals.iter().flat_map(Signals::fds).collect()
     }
 }

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
@@ -18,17 +17,16 @@ use serde::{Deserialize, Serialize};
 
 use super::thread::Renewing;
 use super::{Charge, LONG, TokenHolder};
-use crate::backend::seam::{Key, State};
+use crate::backend::seam::State;
 use crate::backend::{self, Location};
 use crate::child::helper;
 use crate::child::termination::end_tree;
 use crate::config::OnLost;
 use crate::mutex::register::Stored;
 use crate::mutex::{Mutex, Whose};
-use crate::owner::{Instance, Place};
+use crate::owner::{Instance, Owner, Place};
 use crate::process::{self, is_readable, since_boot};
 use crate::record::{Entry, Outcome, Record};
-use crate::store::{StoreSettings, StoreUrl};
 use crate::verdict::{Held, Judge, LocalJudge, Orphans, Verdict};
 
 /// The argument that makes a process of this program a keeper.
@@ -57,13 +55,10 @@ pub struct Keeper {
     channel: OwnedFd,
 }
 
-/// What to keep. The address holds the store's password.
+/// The lock that is kept. As a message, it holds the store's password.
 #[derive(Serialize, Deserialize)]
-struct Orders {
-    url: String,
-    password_file: Option<PathBuf>,
-    timeout: Duration,
-    key: Key,
+struct KeptLock {
+    location: Location,
     /// The record of this one holder.
     record: String,
     charge: Charge,
@@ -76,9 +71,7 @@ impl Keeper {
     pub fn spawn() -> io::Result<Self> {
         // Inherited files must not stay open as long as the owner lives.
         close_fds::set_fds_cloexec(3, &[]);
-        let (pid, channel) = helper::spawn("serializer", NAME, |command| {
-            command.stdout(Stdio::null()).stderr(Stdio::null());
-        })?;
+        let (pid, channel) = helper::spawn(NAME, |command| command.stdout(Stdio::null()).stderr(Stdio::null()))?;
         let instance = process::running(pid).ok_or_else(has_ended)?.instance;
         Ok(Self { pid, instance, channel })
     }
@@ -90,13 +83,10 @@ impl Keeper {
 
     /// Lets it keep the lease of `entry`. It has begun when this returns.
     pub fn keep(&self, location: &Location, entry: &Entry, charge: &Charge, orphans: Orphans, on_lost: OnLost) -> io::Result<()> {
-        let Location::Store(settings, key) = location else { return Err(io::ErrorKind::Unsupported.into()) };
-        let StoreSettings { url, password_file, timeout } = settings.clone();
         let record = Record::of(vec![entry.clone()]).ok_or(io::ErrorKind::FileTooLarge)?.to_text();
-        let (key, charge) = (key.clone(), charge.clone());
+        let kept = KeptLock { location: location.clone(), record, charge: charge.clone(), orphans, on_lost };
+        send(&self.channel, &serde_json::to_vec(&kept)?, SendFlags::NOSIGNAL)?;
         let rest = Duration::from_millis(charge.given_up().saturating_sub(since_boot()));
-        let orders = Orders { url: url.secret(), password_file, timeout, key, record, charge, orphans, on_lost };
-        send(&self.channel, &serde_json::to_vec(&orders)?, SendFlags::NOSIGNAL)?;
         backend::sleep(START.min(rest), &[self.channel.as_fd()])?;
         let mut answer = [0; MAX_ANSWER];
         match recv(&self.channel, &mut answer, RecvFlags::DONTWAIT) {
@@ -152,15 +142,15 @@ fn main() -> ExitCode {
     let Ok(channel) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     let mut message = vec![0; MAX_MESSAGE];
     let received = rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty()));
-    let orders = received.ok().and_then(|(_, length)| serde_json::from_slice(&message[..length]).ok());
-    // Without orders, the lock was not acquired.
-    let Some(ward) = orders.and_then(Ward::of) else { return ExitCode::FAILURE };
+    let kept: Option<KeptLock> = received.ok().and_then(|(_, length)| serde_json::from_slice(&message[..length]).ok());
+    // Without a message, the lock was not acquired.
+    let Some((entry, kept)) = kept.and_then(|kept| Some((kept.entry()?, kept))) else { return ExitCode::FAILURE };
     // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late must not end an owner that was
     // never told that it has the lock.
-    let begun = if ward.charge.is_given_up() {
+    let begun = if kept.charge.is_given_up() {
         Err("its lease expired before it could be renewed".to_owned())
     } else {
-        backend::open(&ward.location).map(drop).map_err(|error| error.to_string())
+        backend::open(&kept.location).map(drop).map_err(|error| error.to_string())
     };
     if let Err(why) = begun {
         let _ = send(&channel, &why.as_bytes()[..why.len().min(MAX_ANSWER)], SendFlags::NOSIGNAL);
@@ -172,32 +162,24 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     drop(channel);
-    ward.keep().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+    kept.keep(&entry).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }
 
-/// The lock that is kept.
-struct Ward {
-    location: Location,
-    entry: Entry,
-    charge: Charge,
-    orphans: Orphans,
-    on_lost: OnLost,
-}
-
-impl Ward {
-    fn of(orders: Orders) -> Option<Self> {
-        let Orders { url, password_file, timeout, key, record, charge, orphans, on_lost } = orders;
-        let settings = StoreSettings { url: StoreUrl::parse(&url).ok()?, password_file, timeout };
-        let entry = Record::parse(record.as_bytes()).ok()?.entries().first()?.clone();
-        Some(Self { location: Location::Store(settings, key), entry, charge, orphans, on_lost })
+impl KeptLock {
+    fn entry(&self) -> Option<Entry> {
+        let entry = Record::parse(self.record.as_bytes()).ok()?.entries().first()?.clone();
+        // The keeper judges the owner by what is seen from here alone.
+        Some(Entry { keeper: None, lease: None, until: None, ..entry })
     }
 
-    fn keep(self) -> io::Result<()> {
+    fn keep(self, entry: &Entry) -> io::Result<()> {
         let judge = LocalJudge::new(Place::here(), self.orphans);
-        let renewing = Renewing::start(&self.location, self.charge.clone(), None, self.on_lost, self.at_worst())?;
+        let renewing =
+            Renewing::start(&self.location, self.charge.clone(), None, self.on_lost, self.at_worst(entry.owner.clone()))?;
+        let here = Stored { state: State { is_local: true, ..State::default() }, ..Stored::default() };
         // Ends with the owner, or with the lease.
         loop {
-            let Some(held) = self.judge_owner(&judge) else {
+            let Verdict::Held(held) = judge.judge(&here, entry) else {
                 drop(renewing);
                 let mut mutex = Mutex::new(backend::open(&self.location).map_err(io::Error::other)?, &judge);
                 // If this fails, the lease expires.
@@ -216,7 +198,7 @@ impl Ward {
                 // The owner may have unlocked without being able to tell us.
                 if self.on_lost == OnLost::Terminate
                     && !renewing.is_released()
-                    && let Some(pid) = self.pid_of(&held)
+                    && let Some(pid) = pid_of(&held, entry)
                 {
                     end_tree(pid, renewing.kill_at())?;
                 }
@@ -226,33 +208,21 @@ impl Ward {
     }
 
     /// What to do about the owner when this process cannot continue.
-    fn at_worst(&self) -> Box<dyn Fn() + Send + Sync> {
-        let (owner, grace) = (self.entry.owner.clone(), self.charge.grace());
-        let ends_owner = self.on_lost == OnLost::Terminate;
+    fn at_worst(&self, owner: Owner) -> Box<dyn Fn() + Send + Sync> {
+        let (grace, ends_owner) = (self.charge.grace(), self.on_lost == OnLost::Terminate);
         Box::new(move || {
             if ends_owner && process::is_running((owner.pid, owner.instance)) {
-                let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX / 2);
                 let _ = end_tree(owner.pid, since_boot() + grace);
             }
         })
     }
+}
 
-    /// Why the lock is still to be held, if it is, by what is seen from here alone.
-    fn judge_owner(&self, judge: &LocalJudge) -> Option<Held> {
-        let entry = Entry { keeper: None, lease: None, until: None, ..self.entry.clone() };
-        let stored = Stored { state: State { is_local: true, ..State::default() }, ..Stored::default() };
-        match judge.judge(&stored, &entry) {
-            Verdict::Held(held) => Some(held),
-            Verdict::Stale(_) => None,
-        }
-    }
-
-    /// The process that the lock is held for.
-    fn pid_of(&self, held: &Held) -> Option<Pid> {
-        match held {
-            Held::Alive(_) => Some(self.entry.owner.pid),
-            Held::RunGoesOn { relative, .. } => Some(relative.process.pid()),
-            _ => None,
-        }
+/// The process that the lock is held for.
+fn pid_of(held: &Held, entry: &Entry) -> Option<Pid> {
+    match held {
+        Held::Alive(_) => Some(entry.owner.pid),
+        Held::RunGoesOn { relative, .. } => Some(relative.process.pid()),
+        _ => None,
     }
 }

@@ -22,13 +22,13 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// A lease that is renewed as long as this value lives.
 pub struct Renewing {
-    keeper: Arc<Keeper>,
+    renewal: Arc<Renewal>,
     _stop: PipeWriter,
     _panics: Registration,
 }
 
 /// What the thread works with, and what it reports.
-struct Keeper {
+struct Renewal {
     location: Location,
     on_lost: OnLost,
     /// Expires when the lease is lost; with `OnLost::Terminate`, already when it is given up.
@@ -44,7 +44,7 @@ struct Status {
     lost: Option<(String, Option<Lost>)>,
 }
 
-impl Kept for Keeper {
+impl Kept for Renewal {
     fn lose(&self, why: &str) {
         // The store is not asked again to release the lock.
         self.status().trouble = Some(why.to_owned());
@@ -68,48 +68,47 @@ impl Renewing {
     ) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
         let status = StdMutex::new(Status { charge: charge.clone(), trouble: None, lost: None });
-        let keeper = Arc::new(Keeper { location: location.clone(), on_lost, timer: Timer::new()?, status, at_worst });
-        keeper.set_charge(charge)?;
-        let panics = Registration::of(keeper.clone());
-        let renewing = Self { keeper: keeper.clone(), _stop: stop, _panics: panics };
+        let renewal = Arc::new(Renewal { location: location.clone(), on_lost, timer: Timer::new()?, status, at_worst });
+        renewal.set_charge(charge)?;
+        let panics = Registration::of(renewal.clone());
+        let renewing = Self { renewal: renewal.clone(), _stop: stop, _panics: panics };
         // Not joined in the end: it holds nothing, and its last write is conditional on the lock being held.
-        thread::Builder::new().name("lease".to_owned()).spawn(move || keeper.run(idle, stopped.as_fd()))?;
+        thread::Builder::new().name("lease".to_owned()).spawn(move || renewal.run(idle, stopped.as_fd()))?;
         Ok(renewing)
     }
 
     /// Becomes readable when the lock is lost; with `OnLost::Terminate`, when it is so close to it that what runs under it has to
     /// end.
     pub fn lost_fd(&self) -> BorrowedFd<'_> {
-        self.keeper.timer.fd()
+        self.renewal.timer.fd()
     }
 
     /// Whether what runs under it has to end.
     pub fn is_given_up(&self) -> bool {
-        let status = self.keeper.status();
+        let status = self.renewal.status();
         status.lost.is_some() || status.charge.is_given_up()
     }
 
     /// Whether no other process can have had the lock yet, unless it was broken.
     pub fn is_good(&self) -> bool {
-        since_boot() < self.keeper.status().charge.after(1, 1)
+        since_boot() < self.renewal.status().charge.after(1, 1)
     }
 
     /// When to kill what runs under it and is told to end now, in milliseconds since boot: after some time, but before others may
     /// have the lock.
     pub fn kill_at(&self) -> u64 {
-        let charge = self.keeper.status().charge.clone();
-        let grace = u64::try_from(charge.grace().as_millis()).unwrap_or(u64::MAX / 2);
-        (since_boot() + grace).min(charge.after(1, 1))
+        let charge = &self.renewal.status().charge;
+        (since_boot() + charge.grace()).min(charge.after(1, 1))
     }
 
     /// Whether the store did not answer the last renewal.
     pub fn is_unanswered(&self) -> bool {
-        self.keeper.status().trouble.is_some()
+        self.renewal.status().trouble.is_some()
     }
 
     /// What has become of it.
     pub fn why(&self) -> String {
-        match &*self.keeper.status() {
+        match &*self.renewal.status() {
             Status { lost: Some((why, _)), .. } => why.clone(),
             Status { trouble: Some(why), .. } => format!("its lease could not be renewed in time: {why}"),
             _ => "its lease could not be renewed in time".to_owned(),
@@ -118,11 +117,11 @@ impl Renewing {
 
     /// Whether the store does not mention it any more, not even as lost: it was released.
     pub fn is_released(&self) -> bool {
-        matches!(self.keeper.status().lost, Some((_, Some(Lost::Gone))))
+        matches!(self.renewal.status().lost, Some((_, Some(Lost::Gone))))
     }
 }
 
-impl Keeper {
+impl Renewal {
     fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -190,8 +189,7 @@ impl Keeper {
                         let name = self.location.printable();
                         tracing::warn!("the lease of `{name}` could not be renewed in time: {error}");
                     }
-                    let pause = u64::try_from(charge.lease.as_millis() / 24).unwrap_or(u64::MAX / 8);
-                    timer.set(since_boot() + pause.clamp(50, 2000))?;
+                    timer.set(since_boot() + (charge.millis() / 24).clamp(50, 2000))?;
                 }
             }
             // The store's connections are for others until the next renewal.
@@ -218,7 +216,7 @@ mod tests {
             let location = Location::file("/nonexistent".as_ref());
             let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread");
             assert!(!renewing.is_given_up() && !renewing.is_unanswered());
-            renewing.keeper.lose("internal error");
+            renewing.renewal.lose("internal error");
             assert!(renewing.is_given_up() && is_readable(&renewing.lost_fd()));
             assert!(renewing.is_unanswered() && !renewing.is_released());
             assert_eq!(renewing.why(), "internal error");

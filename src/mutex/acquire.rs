@@ -128,13 +128,25 @@ impl Mutex<'_> {
     /// Decides by what is stored alone; nothing is written.
     fn evaluate(&self, stored: Option<&Stored>, judged: Vec<Judged<Verdict>>, bid: &Bid<'_>) -> Decision {
         // The PID in a legacy record may be another container's: reason enough to unlock, but not to lock.
-        let owns = |entry: &Entry| stored.is_some_and(|stored| !stored.is_legacy() && bid.claimant.owns(stored, entry));
+        let owns = |entry: &Entry| {
+            let is_own = |stored: &Stored| !stored.is_legacy() && bid.claimant.owns(stored, entry);
+            stored.is_some_and(is_own) || self.unconfirmed(entry).is_some()
+        };
         let Seen { own, mut lost, held, former } = Seen::new(judged, owns);
         if let Some(own) = own.into_iter().next() {
             let mode = own.entry.as_ref().map_or(bid.request.mode, |entry| entry.mode);
             return Decision::Answer(match own.entry.as_ref().and_then(|entry| self.unconfirmed(entry)) {
                 Some(grant) => Ok(Attempt::Done(Acquired::Free(grant.clone()))),
                 None if mode != bid.request.mode => Err(Error::HeldOtherwise(mode)),
+                // It runs for an earlier period, and would wait for itself.
+                None if own
+                    .entry
+                    .as_ref()
+                    .and_then(|entry| entry.once.as_ref())
+                    .is_some_and(|run| Some(run.began) < bid.since) =>
+                {
+                    Err(Error::Busy(1, Seen::held(vec![own])))
+                }
                 None => Ok(Attempt::Done(Acquired::AlreadyHeld(Box::new(own)))),
             });
         }
@@ -169,7 +181,7 @@ impl Mutex<'_> {
     /// Decides about a key that runs once, which has no holder, by its last run.
     fn evaluate_key(&self, rule: Rule, held: Vec<Holding>, former: Vec<Former>, since: u64) -> Decision {
         let entries = former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
-        let last = entries.filter(|(entry, _)| entry.released != Some(Outcome::Lost)).last();
+        let last = entries.filter(|(entry, _)| entry.released != Some(Outcome::Lost)).next_back();
         let last = match last.map(|(entry, why)| (entry.once.as_ref(), Ended::of(entry, &Verdict::Stale(why)))) {
             Some((Some(run), Some(ended))) => Some((run, ended)),
             // Of a newer format, or another program's.

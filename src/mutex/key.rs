@@ -21,6 +21,14 @@ pub struct Inspected {
     pub process: Judged<Verdict>,
 }
 
+impl Inspected {
+    /// Whether the run with this token has ended so.
+    pub fn has_ended(&self, token: &str, outcome: Outcome) -> bool {
+        let is_it = |entry: &Entry| entry.has_token(token) && entry.released == Some(outcome);
+        self.process.entry.as_ref().is_some_and(is_it)
+    }
+}
+
 impl Mutex<'_> {
     /// The state of the key; `None` if it was never run, or is forgotten.
     pub fn inspect(&mut self) -> Result<Option<Inspected>, backend::Error> {

@@ -14,14 +14,10 @@ use crate::backend::looks::Looks;
 use crate::backend::retry::{retry, since_1970};
 use crate::backend::seam::{Key, Kind, Next, Queue, State, Store};
 use crate::process::since_boot;
-use crate::record::{Entry, Record};
+use crate::record::{KEPT, Record};
 
 pub use super::Stored;
 pub use crate::backend::seam::Write;
-
-/// A store may remove a released record after this time. The next number is then the time of a
-/// clock. So this also bounds by how much a host's clock may be slow before numbers go back.
-pub const KEPT: Duration = Duration::from_secs(35 * 24 * 60 * 60);
 
 /// The age, in milliseconds, from which a state is read again before a write. The number of the
 /// write must not be below the numbers of a register that was made, used and purged meanwhile.
@@ -260,13 +256,7 @@ impl Register {
     fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Failure> {
         let text = record.map(Record::to_text);
         let value = text.as_deref();
-        let keep = match record {
-            Some(record) if !is_for_information(record) => None,
-            record => match record.and_then(Record::last_run) {
-                Some((_, run)) => run.keep(last.state.now.unwrap_or_else(since_1970)),
-                None => Some(KEPT),
-            },
-        };
+        let keep = record.map_or(Some(KEPT), Record::keep);
         let mut is_indefinite = false;
         let write = self.ask(|store, key| {
             let next = Next { number: last.next, value, keep };
@@ -300,13 +290,6 @@ impl Register {
 fn number_after(state: &State) -> Option<u64> {
     let next = state.number.checked_add(1)?;
     Some(state.now.unwrap_or_else(since_1970).max(next))
-}
-
-/// Whether a record only tells the outcome of acquisitions, and nothing is held any more. A newer
-/// format may say more.
-fn is_for_information(record: &Record) -> bool {
-    let is_released = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
-    !record.is_newer() && record.entries().iter().all(is_released)
 }
 
 #[cfg(test)]

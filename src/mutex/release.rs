@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, getpid};
 
-use super::register::{KEPT, Stored, Write};
+use super::register::{Stored, Write};
 use super::renew::mark_lost;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, Released, Seen, Whose};
 use crate::backend;
@@ -12,7 +12,7 @@ use crate::claimant::Claimant;
 use crate::once::Ending;
 use crate::owner::{Owner, Place};
 use crate::process::since_boot;
-use crate::record::{Entry, Outcome, Record};
+use crate::record::{Entry, KEPT, Outcome, Record};
 use crate::verdict::{Held, Judged, Stale, Verdict};
 
 /// Between two such tries.
@@ -89,6 +89,14 @@ impl Mutex<'_> {
             error => return Err(error),
         };
         match tried.answer {
+            // The run of a key does not vanish when it ends: what is remembered of it counts.
+            Ok(Released::Own { was, .. }) if was.iter().any(|entry| entry.once.is_some()) => {
+                let last = self.register.load()?;
+                let last = last.as_ref().and_then(|stored| Some((stored, stored.record.as_ref()?.last_run()?.0)));
+                let is_it =
+                    last.is_some_and(|(stored, entry)| claimant.owns(stored, entry) && entry.released == Some(ending.outcome));
+                if is_it { Ok(Released::Own { stays: None, was }) } else { Err(Error::Lost(Lost::Gone, holders)) }
+            }
             // What was found before is gone, as was intended.
             Ok(Released::Own { was, .. }) if tried.may_be_done => Ok(Released::Own { stays: None, was }),
             Err(Error::Lost(how, _)) if tried.may_be_done => Err(Error::Lost(how, holders)),

@@ -15,9 +15,7 @@ impl Register {
     /// Whether this release is the one in 64, chosen at random, that removes unused registers.
     pub fn is_sweep_due(&self) -> bool {
         let mut byte = [0_u8; 1];
-        let store = lock(&self.store);
-        let has_to = store.counts() && !store.expires();
-        has_to && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok() && byte[0] % 64 == 0
+        lock(&self.store).counts() && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok() && byte[0] % 64 == 0
     }
 
     /// Removes some registers that were released longer than `age` ago. Their numbers, which begin
@@ -26,6 +24,9 @@ impl Register {
     pub fn remove_unused(&mut self, age: Duration) {
         let Self { store, key, .. } = self;
         let mut store = lock(store);
+        if store.expires() {
+            return;
+        }
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         // The page behind this name, and the first page: names often begin with a date, and go out
         // of use in that order.

@@ -81,6 +81,11 @@ impl Entry {
         Ok(Self { owner, mode, since, token, run, command, keeper, until, lease, fencing, released, previous, once })
     }
 
+    /// Whether it has this token, or this fencing token.
+    pub fn has_token(&self, token: &str) -> bool {
+        self.token.as_deref() == Some(token) || self.fencing.is_some_and(|number| number.to_string() == token)
+    }
+
     /// Whether a program that knows plain mutexes only would understand it.
     pub(super) fn is_plain(&self) -> bool {
         self.mode == Mode::EXCLUSIVE

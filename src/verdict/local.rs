@@ -1,7 +1,8 @@
 //! Judging by what one host can see: its processes.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, hash_map};
+use std::collections::HashMap;
+use std::io;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -10,7 +11,7 @@ use super::{Held, Judge, Orphans, RUN_VARIABLE, Stale, Unknown, Verdict, started
 use crate::mutex::register::Stored;
 use crate::owner::Place;
 use crate::printable;
-use crate::process::{self, NoProcessTable, Observation, Process};
+use crate::process::{self, Process};
 use crate::record::Entry;
 
 /// Judges by looking at this machine's processes.
@@ -79,21 +80,16 @@ impl LocalJudge {
             }
         }
         if let Some((pid, instance)) = entry.keeper
-            && let Observation::Running(keeper) = process::observe(pid)
+            && let Ok(keeper) = process::observe(pid)
             && instance.same_as(keeper.instance) != Some(false)
         {
             return match process::observe(owner.pid) {
                 // The end of the keeper is that of both.
-                Observation::Running(_) => Ok(Some(keeper)),
-                _ => Err(Verdict::Held(Held::Kept(pid, keeper))),
+                Ok(_) => Ok(Some(keeper)),
+                Err(_) => Err(Verdict::Held(Held::Kept(pid, keeper))),
             };
         }
-        let process = match process::observe(owner.pid) {
-            Observation::Gone => return stale(Stale::Gone),
-            Observation::Thread => return stale(Stale::Thread),
-            Observation::Ended => return stale(Stale::Ended),
-            Observation::Running(process) => process,
-        };
+        let process = process::observe(owner.pid).map_err(Verdict::Stale)?;
         let is_reused = if stored.is_legacy() {
             // A live process must not lose the lock to a clock that was set forward, so the time alone proves nothing.
             started_after(process.instance, stored.state.written) && !is_meltano(owner.pid)
@@ -119,17 +115,15 @@ impl LocalJudge {
     }
 
     /// A process of another PID namespace; `None` if it is proved gone.
-    fn find_outside(&self, inode: u64) -> Result<Option<Process>, NoProcessTable> {
+    fn find_outside(&self, inode: u64) -> io::Result<Option<Process>> {
         let mut seen = self.seen.borrow_mut();
         // The end of a process that was seen once is seen from everywhere.
-        let process = match seen.entry(inode) {
-            hash_map::Entry::Occupied(seen) => seen.into_mut(),
-            hash_map::Entry::Vacant(vacant) => match process::find_by_inode(inode)? {
-                Some(process) => vacant.insert(process),
-                None => return Ok(None),
-            },
-        };
-        if process.has_ended() { Ok(None) } else { process.try_clone().map(Some).ok_or(NoProcessTable) }
+        if !seen.contains_key(&inode)
+            && let Some(process) = process::find_by_inode(inode)?
+        {
+            seen.insert(inode, process);
+        }
+        Ok(seen.get(&inode).filter(|process| !process.has_ended()).cloned())
     }
 
     fn check_boot(&self, stored: &Stored, place: &Place) -> Result<(), Verdict> {

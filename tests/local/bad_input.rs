@@ -957,14 +957,14 @@ fn a_parent_in_another_container_owns_no_lock() {
 
 // Secrets.
 
-/// A process with these arguments, which ends when it is dropped.
+/// A script with these arguments, which ends when it is dropped.
 struct Process(Child);
 
 impl Process {
     fn start(locks: &Locks, args: &[&str]) -> Self {
+        fs::write(locks.dir().join("x.sh"), "read").expect("a script");
         let mut command = locks.command("bash");
-        // A shell would replace itself by a single command.
-        command.args(["-c", "read", "x"]).args(args).stdin(Stdio::piped());
+        command.current_dir(locks.dir()).arg("./x.sh").args(args).stdin(Stdio::piped());
         Self(command.spawn().expect("it starts"))
     }
 }
@@ -1006,38 +1006,28 @@ fn keeps_secret(args: &[&str], shown: &str) {
 
 #[test]
 fn a_password_in_a_url_is_shown_nowhere() {
-    keeps_secret(&["postgres://me:hunter2@db/x"], "postgres://me:***@db/x");
-    keeps_secret(&["--url=postgres://me:hunter2@db/x"], "postgres://me:***@db/x");
-    keeps_secret(&["postgres://me:p@hunter2@db/x"], "postgres://me:***@db/x");
-    keeps_secret(&["redis://:hunter2@db"], "@db");
-}
-
-#[test]
-fn a_password_with_a_slash_in_a_url_is_shown_nowhere() {
-    keeps_secret(&["postgres://me:hunter2/x@db/x"], "postgres://");
-    keeps_secret(&["postgres://me:x/hunter2@db/x"], "postgres://");
-}
-
-#[test]
-fn a_password_in_a_urls_query_is_shown_nowhere() {
-    keeps_secret(&["postgres://db/x?password=hunter2"], "postgres://db/x");
-    keeps_secret(&["postgres://db/x?user=me&password=hunter2"], "postgres://db/x");
+    for url in ["postgres://me:hunter2@db/x", "postgres://me:p@hunter2@db/x", "redis://:hunter2@db", "mysql://me:hunter2/x@db/x"]
+    {
+        keeps_secret(&["orders", url, "eu"], "(bash ./x.sh orders … eu)");
+        keeps_secret(&[&format!("--url={url}")], "(bash ./x.sh --url=…)");
+    }
+    keeps_secret(&["postgres://db/x?user=me&password=hunter2"], "(bash ./x.sh …)");
 }
 
 #[test]
 fn a_password_in_an_option_is_shown_nowhere() {
-    keeps_secret(&["--password", "hunter2"], "--password ***");
-    keeps_secret(&["--password=hunter2"], "--password=***");
-    keeps_secret(&["--db-password=x=hunter2"], "--db-password=***");
-    keeps_secret(&["--api-key", "hunter2"], "--api-key ***");
-    keeps_secret(&["PGPASSWORD=hunter2"], "PGPASSWORD=***");
-    keeps_secret(&["AWS_SECRET_ACCESS_KEY=hunter2"], "AWS_SECRET_ACCESS_KEY=***");
+    keeps_secret(&["orders", "--password", "hunter2", "eu"], "(bash ./x.sh orders --password … eu)");
+    keeps_secret(&["--password=hunter2"], "(bash ./x.sh --password=…)");
+    keeps_secret(&["--db-password=x=hunter2"], "(bash ./x.sh --db-password=…)");
+    keeps_secret(&["-phunter2", "orders"], "(bash ./x.sh -p… orders)");
+    keeps_secret(&["PGPASSWORD=hunter2"], "(bash ./x.sh …)");
 }
 
 #[test]
 fn a_password_of_several_words_is_shown_nowhere() {
-    keeps_secret(&["--password", "correct hunter2"], "--password ***");
-    keeps_secret(&["--password=correct hunter2"], "--password=***");
+    keeps_secret(&["--password", "correct hunter2"], "(bash ./x.sh --password …)");
+    keeps_secret(&["--password=correct hunter2"], "(bash ./x.sh --password=…)");
+    keeps_secret(&["correct hunter2"], "(bash ./x.sh …)");
 }
 
 #[test]

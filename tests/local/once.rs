@@ -67,9 +67,6 @@ impl Keys {
             older(&mut run["began"]);
             let ends = run.get_mut("ends").and_then(Value::as_array_mut);
             ends.into_iter().flatten().for_each(|end| older(&mut end["at"]));
-            if run["validity"]["until"].is_number() {
-                older(&mut run["validity"]["until"]);
-            }
             format!("once={run}\n")
         });
         let text: String = lines.collect();
@@ -527,7 +524,7 @@ const BEGAN: i64 = 1_795_921_200_000;
 fn the_state_of_keys_is_a_table_or_json() {
     let keys = Keys::new();
     let done = json!({
-        "key": "2026-11-29", "try": 2, "began": BEGAN, "validity": "always", "tries": 3, "interrupted": "rerun",
+        "key": "2026-11-29", "try": 2, "began": BEGAN, "rule": {"tries": 3, "interrupted": "rerun"},
         "ends": [
             {"at": BEGAN - 5000, "try": 1, "how": "interrupted: the machine has rebooted"},
             {"at": BEGAN + 130_250, "try": 2, "how": "ended with 0", "code": 0},
@@ -535,7 +532,7 @@ fn the_state_of_keys_is_a_table_or_json() {
     });
     fs::write(keys.file("2026-11-29"), record("released=succeeded\n", &done.to_string())).expect("a file");
     let failed = json!({
-        "key": "b", "try": 1, "began": BEGAN, "validity": {"until": BEGAN + DAY}, "tries": 1, "interrupted": "stop",
+        "key": "b", "try": 1, "began": BEGAN, "rule": {"valid_for": {"secs": 60, "nanos": 0}, "tries": 1, "interrupted": "stop"},
         "ends": [{"at": BEGAN + 1000, "try": 1, "how": "ended with 7", "code": 7}],
     });
     fs::write(keys.file("b"), record("released=failed\n", &failed.to_string())).expect("a file");
@@ -698,7 +695,7 @@ fn a_directory_in_memory_is_refused() {
 
 #[test]
 fn what_is_not_the_record_of_a_key_is_neither_run_nor_changed() {
-    let run = r#"{"key":"load","try":1,"began":1,"validity":"always","interrupted":"rerun"}"#;
+    let run = r#"{"key":"load","try":1,"began":1,"rule":{"interrupted":"rerun"}}"#;
     let ours = record("released=failed\n", run);
     let without_run = ours.lines().filter(|line| !line.starts_with("once=")).collect::<Vec<_>>().join("\n") + "\n";
     let cannot: [(&str, String); 7] = [
@@ -728,7 +725,7 @@ fn what_is_not_the_record_of_a_key_is_neither_run_nor_changed() {
 #[test]
 fn the_record_of_a_newer_version_counts_as_running() {
     let keys = Keys::new();
-    let run = r#"{"key":"load","try":1,"began":1,"validity":"always","interrupted":"rerun","more":[1]}"#;
+    let run = r#"{"key":"load","try":1,"began":1,"rule":{"interrupted":"rerun"},"more":[1]}"#;
     let text = record("released=succeeded\nmore=than we know\n", run).replace("v=3", "v=4");
     fs::write(keys.file("load"), &text).expect("a file");
     for (args, code) in [

@@ -20,7 +20,7 @@ use serializer::backend::{Cause, Failure};
 use serializer::claimant::Claimant;
 use serializer::mutex::register::{Register, Stored};
 use serializer::mutex::{self, Acquired, Grant, Mutex, Released, Request, Whose};
-use serializer::once::{Ending, Interrupted, Period, Rule, Run, State as KeyState, Validity};
+use serializer::once::{Ending, Interrupted, Period, Rule, Run, State as KeyState};
 use serializer::owner::{Instance, Owner, Place};
 use serializer::record::{Entry, Outcome, Record, parse_pid};
 use serializer::verdict::{Held, Holding, Judge, Stale, Verdict};
@@ -481,11 +481,11 @@ impl World {
         if before == token {
             return if was.is_none() || was == released { Ok(()) } else { Err("an end has changed") };
         }
-        let is_of_another_period = || last.began < Period::Day.around(run.began).expect("a day").0;
-        let is_expired = match run.validity {
-            Validity::Always => false,
-            Validity::Until(_) => is_of_another_period(),
-            Validity::For(duration) => *was == Some(Outcome::Succeeded) && run.began - last.ended() > duration,
+        let age = Duration::from_millis(run.began.saturating_sub(last.ended()));
+        let is_expired = match run.rule {
+            Rule { per: Some(per), .. } => last.began < per.begin(run.began).expect("a period"),
+            Rule { valid_for: Some(valid_for), .. } => *was == Some(Outcome::Succeeded) && age > valid_for,
+            _ => false,
         };
         let is_first = run.number == 1 && is_expired;
         let is_next = run.number == last.number + 1 && *was != Some(Outcome::Succeeded);

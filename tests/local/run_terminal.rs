@@ -47,10 +47,6 @@ def until(what, has_come):
 def state(pid):
     return open(f"/proc/{pid}/stat").read().rpartition(") ")[2][0]
 
-def witness(pid):
-    children = open(f"/proc/{pid}/task/{pid}/children").read().split()
-    return [child for child in children if open(f"/proc/{child}/comm").read() == "run-witness\n"]
-
 def parent(pid):
     return int(open(f"/proc/{pid}/stat").read().rpartition(") ")[2].split()[1])
 
@@ -85,17 +81,13 @@ fn what_is_typed_reaches_the_command_once() {
     let script = r#"
 t = Terminal(serializer, "run", "python3", "-c", teller)
 t.until("ready")
-until("there is a witness", lambda: witness(t.pid))
-for with_witness in [True, False]:
-    if not with_witness:
-        os.kill(int(witness(t.pid)[0]), signal.SIGKILL)
-    for key, number, name in [("\x03", signal.SIGINT, "SIGINT"), ("\x1c", signal.SIGQUIT, "SIGQUIT")] * 20:
-        t.type(key)
-        before, _ = t.until(name)
-        taken(t.pid, number)
-        os.kill(t.pid, signal.SIGUSR1)
-        after, _ = t.until("SIGUSR1")
-        assert name not in after, (name, after)
+for key, number, name in [("\x03", signal.SIGINT, "SIGINT"), ("\x1c", signal.SIGQUIT, "SIGQUIT")] * 20:
+    t.type(key)
+    before, _ = t.until(name)
+    taken(t.pid, number)
+    os.kill(t.pid, signal.SIGUSR1)
+    after, _ = t.until("SIGUSR1")
+    assert name not in after, (name, after)
 t.type("\x04")
 t.until("end")
 assert t.end() == 0
@@ -119,11 +111,17 @@ print("ready", flush=True)
 while True:
     signal.pause()
 """
-t = Terminal(serializer, "run", "python3", "-c", told)
-t.until("ready")
-os.close(t.fd)
-os.waitpid(t.pid, 0)
-assert open(os.environ["SERIALIZER_DIR"] + "/said").read() == "hung up\n"
+said = os.environ["SERIALIZER_DIR"] + "/said"
+os.environ["TOLD"] = told
+# The kernel tells the leader of the session, or the foreground group when that leader has ended.
+for argv in [[serializer, "run", "python3", "-c", told], ["bash", "-c", '"$S" run python3 -c "$TOLD"; exit']]:
+    t = Terminal(*argv)
+    t.until("ready")
+    os.close(t.fd)
+    os.waitpid(t.pid, 0)
+    until("the command is told", lambda: os.path.exists(said) and open(said).read())
+    assert open(said).read() == "hung up\n"
+    os.remove(said)
 "#;
     on_a_terminal(&locks, script);
 }
@@ -138,20 +136,16 @@ t.until("prompt> ")
 t.type('"$S" run python3 -c "$TELLER"\n')
 command = int(t.until(r"ready (\d+)")[1][1])
 run = parent(command)
-for with_witness in [False, True]:
-    if with_witness:
-        until("there is a witness", lambda: witness(run))
-    for _ in range(5):
-        t.type("\x1a")
-        t.until("Stopped")
-        t.until("prompt> ")
-        assert state(command) == state(run) == "T", (state(command), state(run))
-        t.type("fg\n")
-        t.until("SIGCONT")
-        taken(run, signal.SIGCONT)
-        os.kill(run, signal.SIGUSR1)
-        after, _ = t.until("SIGUSR1")
-        assert not with_witness or "SIGCONT" not in after, after
+for _ in range(10):
+    t.type("\x1a")
+    t.until("Stopped")
+    t.until("prompt> ")
+    assert state(command) == state(run) == "T", (state(command), state(run))
+    t.type("fg\n")
+    t.until("SIGCONT")
+    taken(run, signal.SIGCONT)
+    os.kill(run, signal.SIGUSR1)
+    t.until("SIGUSR1")
 t.type("\x03")
 t.until("SIGINT")
 t.type("\x04")
@@ -184,7 +178,6 @@ t.until("prompt> ")
 t.type(""""$S" run bash -c 'trap "" TSTP; echo ready $$; while read -r line; do echo "got $line"; done'\n""")
 command = int(t.until(r"ready (\d+)")[1][1])
 run = parent(command)
-until("there is a witness", lambda: witness(run))
 t.type("\x1a")
 taken(run, signal.SIGTSTP)
 t.type("a line\n")

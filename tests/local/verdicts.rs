@@ -551,13 +551,13 @@ fn where_there_is_no_proc_nothing_is_stale_but_what_is_certainly_gone() {
 fn a_lock_that_a_newer_version_wrote_is_held() {
     let locks = Locks::new();
     let (pid, record) = left_by_a_dead_shell(&locks);
-    locks.write(with(&record, "v", Some("3")));
+    locks.write(with(&record, "v", Some("4")));
     unknown(&locks, pid, "a newer version of serializer wrote the lock");
 
     // Its owner does not change it, either.
     fs::remove_file(locks.file()).expect("a file");
     let (mut shell, record) = locked_by_a_shell(&locks);
-    let newer = with(&format!("{record}released=lost\n"), "v", Some("3"));
+    let newer = with(&format!("{record}released=lost\n"), "v", Some("4"));
     locks.write(&newer);
     assert_eq!(shell.run(r#""$S" lock -n 2> /dev/null"#), 75);
     assert_eq!(locks.read(), newer);

@@ -6,6 +6,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
+use std::time::Duration;
+
+use serializer::backend::looks::Looks;
 
 use crate::support::{self, Locks, Shell, Waiter, rounds, until};
 
@@ -301,4 +304,33 @@ fn flags_that_say_how_long_to_wait_exclude_each_other() {
         assert_eq!(ended_lock(&locks, &args).code, 2, "{args:?}");
     }
     assert_eq!(locks.names(), Vec::<String>::new());
+}
+
+#[test]
+fn waiting_for_a_store_costs_what_is_documented() {
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+    let paid = Looks::new(Duration::from_millis(100), Duration::from_secs(10));
+    let directory = Looks::new(Duration::from_millis(50), second);
+    for (pace, time, attempt, expected) in [
+        (&paid, hour, 1, 3600..3650),
+        (&directory, hour, 1, 3600..3650),
+        (&paid, hour, 2, 1800..1850),
+        (&paid, hour, 10, 360..450),
+        // Longer attempts change nothing.
+        (&paid, hour, 3600, 360..450),
+        (&paid, second, 1, 8..15),
+    ] {
+        let (mut waited, mut due, mut count) = (Duration::ZERO, Duration::ZERO, 0);
+        // Ends with the time: no pause is nothing.
+        while waited < time {
+            count += 1;
+            if waited >= due {
+                due = waited + Duration::from_secs(attempt);
+            }
+            let pause = pace.pause_after(waited, due - waited);
+            assert!(pause <= due - waited, "{pause:?}");
+            waited += pause;
+        }
+        assert!(expected.contains(&count), "{count} polls, with an attempt every {attempt} s");
+    }
 }

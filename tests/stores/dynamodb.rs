@@ -30,7 +30,7 @@ fn item(store: &Store) -> Value {
     asked(shared_dynalite().address(), "GetItem", &body)["Item"].take()
 }
 
-fn make_table(address: SocketAddr, table: &str, keys: &[(&str, &str, &str)]) {
+pub fn make_table(address: SocketAddr, table: &str, keys: &[(&str, &str, &str)]) {
     let attribute = |(name, kind, _): &(&str, &str, &str)| json!({"AttributeName": name, "AttributeType": kind});
     let key = |(name, _, role): &(&str, &str, &str)| json!({"AttributeName": name, "KeyType": role});
     let body = json!({"TableName": table, "BillingMode": "PAY_PER_REQUEST",
@@ -470,14 +470,22 @@ fn a_holder_whose_item_is_removed_has_lost_its_lock() {
 #[test]
 fn what_somebody_else_has_stored_is_neither_overwritten_nor_listed() {
     let (store, address) = (shared(), shared_dynalite().address());
-    let foreign = json!({"name": {"S": store.name}, "record": {"S": "mine"}, "cost": {"N": "7"}});
-    asked(address, "PutItem", &json!({"TableName": TABLE, "Item": foreign}));
-    for args in [&["lock"][..], &["run", "touch", "ran"], &["status"], &["unlock", "--force"]] {
-        is_refused(&store, args, "what is stored there is not a lock record");
+    for (attributes, why) in [
+        (json!({"record": {"S": "mine"}, "cost": {"N": "7"}}), "not a lock record"),
+        (json!({"version": {"N": "7"}, "format": {"N": "1"}, "record": {"B": "AQ=="}}), "not a lock record"),
+        (json!({"version": {"N": "7.5"}, "format": {"N": "1"}}), "not a lock record"),
+        (json!({"version": {"N": "7"}, "format": {"N": "2"}}), "a newer version"),
+    ] {
+        let mut foreign = attributes;
+        foreign["name"] = json!({"S": store.name});
+        asked(address, "PutItem", &json!({"TableName": TABLE, "Item": foreign}));
+        for args in [&["lock"][..], &["run", "touch", "ran"], &["status"], &["unlock", "--force"]] {
+            is_refused(&store, args, why);
+        }
+        assert_eq!(item(&store), foreign);
+        let all = store.run(&["status", "--all"]);
+        assert!(all.code == 0 && !all.stdout.contains(&store.name), "{all:?}");
     }
-    assert_eq!(item(&store), foreign);
-    let all = store.run(&["status", "--all"]);
-    assert!(all.code == 0 && !all.stdout.contains(&store.name), "{all:?}");
     asked(address, "DeleteItem", &json!({"TableName": TABLE, "Key": {"name": {"S": store.name}}}));
     assert_eq!(store.run(&["run", "true"]).code, 0);
 }

@@ -138,6 +138,12 @@ fn credentials_that_cannot_be_fetched_are_not_waited_for() {
     let azure = Store::at("azure://c?account=a");
     let machine = ended(azure.serializer(&["run", "true"]).env("MSI_ENDPOINT", "http://127.0.0.1:1/"));
     is_refused(&machine, "there are no credentials");
+    let body = r#"{"error":"invalid_grant","error_description":"Bad"}"#;
+    let answer = format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    let agent = Injector::before(shared_s3().address());
+    agent.refuse("GET ", ALWAYS, &answer);
+    let machine = ended(azure.serializer(&["run", "true"]).env("MSI_ENDPOINT", format!("http://{}/", agent.address())));
+    is_refused(&machine, "bad (status 400)");
 }
 
 #[test]
@@ -318,7 +324,7 @@ fn meltano_s_settings_for_google_are_a_path_or_its_content_and_not_both() {
     ] {
         // It has no key to sign with.
         let told = status(&store, &variables);
-        assert!(told.code == 1 && !told.stderr.contains("nonexistent") && !told.stderr.contains("/no"), "{told:?}");
+        assert!(told.code == 2 && !told.stderr.contains("nonexistent") && !told.stderr.contains("/no"), "{told:?}");
     }
     for (variables, why) in [
         ([(path.as_str(), file), (&text, json.as_str())], "have both a path"),

@@ -4,6 +4,7 @@
 mod support;
 
 mod abandoned;
+mod addresses;
 mod clocks;
 mod contract;
 mod databases;
@@ -22,6 +23,7 @@ mod lines;
 mod lost_answers;
 mod object_stores;
 mod once;
+mod once_aec;
 mod outages;
 mod refusals;
 mod sera;

@@ -89,6 +89,22 @@ fn what_a_store_refuses_for_good_is_said_at_once_with_what_to_do() {
 }
 
 #[test]
+fn whatever_a_server_answers_is_said_in_one_line() {
+    for (answer, why) in [
+        (error("403 Forbidden", "x-amz-bucket-region: a b\r\n", "a\nb", "x\u{1b}[1m\ny"), "x [1m (status 403)"),
+        (error("301 Moved Permanently", "", "PermanentRedirect", "Be &quot;there&quot;."), "be \"there\" (PermanentRedirect)"),
+        (
+            "HTTP/1.1 413 Too Large\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>".to_owned(),
+            "answers with status 413",
+        ),
+    ] {
+        let (injector, store) = injected();
+        injector.refuse(" /locks/", ALWAYS, &answer);
+        is_refused(&store.run(&["lock"]), why, "endpoint=");
+    }
+}
+
+#[test]
 fn a_write_or_a_list_that_is_refused_names_the_right_that_is_missing() {
     let (injector, store) = injected();
     let denied = error("403 Forbidden", "", "AccessDenied", "Access Denied");
@@ -175,12 +191,21 @@ fn a_store_that_ignores_conditions_is_found_out_before_anything_is_locked() {
 fn what_somebody_else_has_stored_is_neither_taken_for_a_lock_nor_overwritten() {
     let store = Store::at(&s3_url_at(shared_s3().address()));
     let path = format!("/{BUCKET}/meltano/state/{}.lock", store.name);
-    for text in ["", "{\"completed\": {}}", "serializer-lock 2\nof another time\n"] {
+    for text in [
+        "",
+        "{\"completed\": {}}",
+        "serializer-lock x\n\n",
+        "serializer-lock 1\nnumber=1\nstate=held\n",
+        "serializer-lock 1\nnumber=-1\nstate=free\n\n",
+        "serializer-lock 1\nnumber=1\nstate=odd\n\n",
+        "serializer-lock 2\nof another time\n",
+    ] {
         let put = asked(shared_s3().address(), "PUT", &path, text);
         assert!(put.contains("200 OK"), "{put}");
         for args in [&["lock"][..], &["run", "true"], &["status"], &["unlock", "--force"]] {
-            let why = if text.contains("serializer") { "a newer version" } else { "not a lock record" };
-            is_refused(&store.run(args), why, if text.contains("serializer") { "use that version" } else { "another prefix" });
+            let is_newer = text.starts_with("serializer-lock 2");
+            let why = if is_newer { "a newer version" } else { "not a lock record" };
+            is_refused(&store.run(args), why, if is_newer { "use that version" } else { "another prefix" });
         }
         assert!(asked(shared_s3().address(), "GET", &path, "").ends_with(text));
     }
@@ -255,6 +280,11 @@ fn all_locks_are_listed_however_many_objects_are_there() {
     }
     for other in ["/locks/meltano/state/deeper/x.lock", "/locks/meltano/x.lock", "/locks/meltano/state/y.lock"] {
         asked(moto.address(), "PUT", other, "{}");
+    }
+    // Not as this program spells any name.
+    for name in ["a", "a.lock.bak", "a%20b.lock", "~.lock", "~2.lock", "~2f.lock", "~41.lock", "~zz.lock", "~FF.lock"] {
+        let held = "serializer-lock 1\nnumber=1\nnonce=1\nstate=held\n\nx";
+        asked(moto.address(), "PUT", &format!("/{BUCKET}/meltano/state/{name}"), held);
     }
     owner.lock();
     assert_eq!(owner.run(r#""$S" lock --file-name 'ä/../b' 2> /dev/null"#), 0);
@@ -331,6 +361,11 @@ fn a_shared_access_signature_with_the_documented_letters_suffices_and_with_fewer
         Store::at(&format!("azure://{BUCKET}/meltano/state?account={ACCOUNT}&sas_token={signature}&endpoint={endpoint}"))
     };
     let store = with("rcwl");
+    let place = format!("http://{}/{ACCOUNT}/", azure.address());
+    let string = format!("BlobEndpoint={place};SharedAccessSignature={}", azure.signature("rcwl"));
+    let named = Store::at(&format!("azure://{BUCKET}/meltano/state"));
+    let ran = ended(named.serializer(&["run", "true"]).env("AZURE_STORAGE_CONNECTION_STRING", &string));
+    assert_eq!(ran.code, 0, "{ran:?}");
     let mut owner = store.shell();
     owner.lock();
     assert_eq!(store.run(&["status", "--all"]).code, 0);
@@ -354,7 +389,11 @@ fn who_has_no_credentials_is_told_where_they_are_looked_for() {
     let azure = Store::at(&format!("azure://{BUCKET}/p"));
     is_unusable(azure.run(&["lock"]), "account", "AZURE_STORAGE_CONNECTION_STRING");
     let garbled = azure.through(&format!("{}?account=a&account_key=hunter2!", azure.url));
-    is_refused(&garbled.run(&["lock"]), "cannot be used", "AZURE_STORAGE_CONNECTION_STRING");
+    is_unusable(garbled.run(&["lock"]), "cannot be used", "AZURE_STORAGE_CONNECTION_STRING");
+    for text in ["AccountKey=hunter2", "a=b;hunter2"] {
+        let ended = support::ended(azure.serializer(&["lock"]).env("AZURE_STORAGE_CONNECTION_STRING", text));
+        is_unusable(ended, "the connection string of the storage account is not valid", "AccountName=");
+    }
     let mistyped = Store::at("s3://AKIATEST:hunter2@b?regoin=x").run(&["lock"]);
     assert!(mistyped.code == 2 && mistyped.stderr.contains("`regoin`") && !mistyped.stderr.contains("hunter2"), "{mistyped:?}");
 }
@@ -401,7 +440,9 @@ fn meltano_s_json_for_google_is_used_and_comes_before_other_credentials() {
     assert_eq!(injector.take_asked().len(), 1);
     let odd = format!(r#"{{{keys},"gcs_base_url":"http://a b"}}"#);
     command.env("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON", odd);
-    is_unusable(ended(&mut command), "`gcs_base_url` is not the URL of a server", "https://");
+    is_refused(&ended(&mut command), "internal error", "endpoints");
+    command.env("GOOGLE_BASE_URL", "http://a b");
+    is_unusable(ended(&mut command), "`GOOGLE_BASE_URL` is not the URL of a server", "https://");
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl<E: ProvideErrorMetadata + Error + 'static> Said for E {}
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "table `{}` in `{}`", self.table, self.region)
+        write!(f, "table `{}` in `{}`", self.names.table, self.region)
     }
 }
 
@@ -93,7 +93,7 @@ impl Table {
                      wrong (`timedatectl`), none are accepted",
                 ),
             "ValidationException" if WRONG_KEYS.iter().any(|said| text.contains(said)) => {
-                let why = format!("the key of {self} is not just the text `{}`", self.key);
+                let why = format!("the key of {self} is not just the text `{}`", self.names.key);
                 let hint = "`key=…` in the address names it; a table that also has a sort key cannot be used";
                 Failure::permanent(why).with_hint(hint)
             }

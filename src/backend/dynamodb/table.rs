@@ -25,10 +25,10 @@ impl Table {
     /// when it is gone.
     pub(super) async fn create(&self) -> Result<(), Failure> {
         let cannot = |_| Failure::permanent("the table's description is not complete");
-        let (name, text) = (&self.key, ScalarAttributeType::S);
+        let (name, text) = (&self.names.key, ScalarAttributeType::S);
         let attribute = AttributeDefinition::builder().attribute_name(name).attribute_type(text).build().map_err(cannot)?;
         let key = KeySchemaElement::builder().attribute_name(name).key_type(KeyType::Hash).build().map_err(cannot)?;
-        let request = self.client.create_table().table_name(&self.table).billing_mode(BillingMode::PayPerRequest);
+        let request = self.client.create_table().table_name(&self.names.table).billing_mode(BillingMode::PayPerRequest);
         let request = request.attribute_definitions(attribute).key_schema(key);
         let (begun, mut is_ours) = (Instant::now(), false);
         // Ends with the time.
@@ -67,9 +67,9 @@ impl Table {
 
     /// Lets DynamoDB remove unused items. Without that permission they stay, which costs next to nothing.
     async fn expire(&self) {
-        let setting = TimeToLiveSpecification::builder().enabled(true).attribute_name(&self.ttl);
+        let setting = TimeToLiveSpecification::builder().enabled(true).attribute_name(&self.names.ttl);
         let Ok(setting) = setting.build() else { return };
-        let request = self.client.update_time_to_live().table_name(&self.table);
+        let request = self.client.update_time_to_live().table_name(&self.names.table);
         if let Err(error) = request.time_to_live_specification(setting).send().await {
             tracing::debug!("unused items will stay in the table: {}", error.code().unwrap_or("no answer"));
         }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, OFlags, unlinkat};
 use rustix::io::Errno;
@@ -23,6 +23,9 @@ use crate::record::MAX_BYTES;
 /// How often to open a path whose file is exchanged meanwhile. Each exchange means that another
 /// process succeeded.
 const MAX_OPENS: usize = 16;
+
+/// After this time, a file system has written a new name to its disk by itself: most do within 30 seconds.
+const SETTLED: Duration = Duration::from_secs(300);
 
 /// The lock file at a path.
 #[derive(Debug)]
@@ -54,6 +57,9 @@ impl LockFile {
                 Ok((bytes, version, written)) => {
                     let value = Some(String::from_utf8_lossy(&bytes).into_owned());
                     let is_local = filesystem::is_local(&file);
+                    if self.is_durable && !is_settled(&file).map_err(self.failure(READ))? {
+                        self.secured(Write::Done, READ)?;
+                    }
                     return Ok(State { version: Some(version), value, written, is_local, ..State::default() });
                 }
                 Err(error) if is_gone(&error) => {}
@@ -195,6 +201,14 @@ pub(super) fn read(file: &File) -> io::Result<(Vec<u8>, Vec<u8>, Option<SystemTi
         version.extend(number.to_ne_bytes());
     }
     Ok((bytes, version, metadata.modified().ok()))
+}
+
+/// Whether the name of a file is certainly on the disk.
+fn is_settled(file: &File) -> io::Result<bool> {
+    // The time of the last change of its names.
+    let changed = Duration::from_secs(u64::try_from(file.metadata()?.ctime()).unwrap_or(0));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(now.checked_sub(changed).is_some_and(|age| age > SETTLED))
 }
 
 /// A file may be removed while it is open: NFS tells by ESTALE, sshfs, which goes by names, by ENOENT.

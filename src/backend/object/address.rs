@@ -5,84 +5,65 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::azure::MicrosoftAzureBuilder;
+use object_store::RetryConfig;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use serde_json::Value;
 
 use super::azure;
+use super::client::{Bucket, Client, unusable};
+use super::connector::Connector;
 use super::kinds::{self, Kind};
-use crate::backend::aws::Wanted;
+use crate::backend::aws::{self, Account};
 use crate::backend::checks::{self, endpoint_of};
 use crate::backend::failure::Failure;
 use crate::backend::network::{Address, decoded, variable};
 use crate::store::{Scheme, StoreSettings};
 
-/// How to reach a store. Not `Debug`: it holds keys.
+/// Where a store's objects are, and how messages call it.
 pub struct Options {
     pub bucket: String,
     /// What the names of all objects begin with.
     pub prefix: Path,
-    pub access: Access,
-    /// A file with the certificates to trust instead of the system's.
-    pub roots: Option<PathBuf>,
     pub kind: &'static Kind,
     pub timeout: Duration,
 }
 
-/// The builders have the variables of their cloud in them already.
-pub enum Access {
-    /// Credentials, region and endpoint are found as the AWS CLI finds them.
-    S3 {
-        wanted: Wanted,
-        builder: Box<AmazonS3Builder>,
-        is_path_style: bool,
-    },
-    Azure {
-        builder: Box<MicrosoftAzureBuilder>,
-        account: String,
-        endpoint: String,
-    },
-    Gcs {
-        builder: Box<GoogleCloudStorageBuilder>,
-        endpoint: String,
-    },
+/// Reads the address and the environment. Values are not repeated: they may be parts of a secret.
+pub fn read(settings: &StoreSettings) -> Result<(Options, Client), Failure> {
+    let scheme = settings.url.scheme();
+    let kind = match scheme {
+        Scheme::Azure => &kinds::AZURE,
+        Scheme::Gcs => &kinds::GCS,
+        _ => &kinds::S3,
+    };
+    let address = checks::address(settings, kind.options)?;
+    let bucket = bucket(scheme, &address, kind)?;
+    let parts: Vec<_> = address.path.split('/').filter(|part| !part.is_empty()).collect();
+    let cannot = |_| Failure::permanent("the address's prefix cannot be part of an object's name");
+    let prefix = Path::parse(parts.join("/")).map_err(cannot)?;
+    let bundle = || variable("AWS_CA_BUNDLE").filter(|_| scheme == Scheme::S3);
+    let roots = address.option("ca").or_else(bundle).map(PathBuf::from);
+    let connector = Connector::new(settings.timeout, roots);
+    let client = match scheme {
+        Scheme::Azure => azure::client(&address, &bucket, connector)?,
+        Scheme::Gcs => google(&address, &bucket, connector)?,
+        _ => s3(&address, &bucket, connector)?,
+    };
+    Ok((Options { bucket, prefix, kind, timeout: settings.timeout }, client))
 }
 
-impl Options {
-    /// Reads the address and the environment. Values are not repeated: they may be parts of a secret.
-    pub fn of(settings: &StoreSettings) -> Result<Self, Failure> {
-        let scheme = settings.url.scheme();
-        let kind = match scheme {
-            Scheme::Azure => &kinds::AZURE,
-            Scheme::Gcs => &kinds::GCS,
-            _ => &kinds::S3,
-        };
-        let address = checks::address(settings, kind.options)?;
-        let bucket = bucket(scheme, &address, kind)?;
-        let parts: Vec<_> = address.path.split('/').filter(|part| !part.is_empty()).collect();
-        let cannot = |_| Failure::permanent("the address's prefix cannot be part of an object's name");
-        let prefix = Path::parse(parts.join("/")).map_err(cannot)?;
-        let bundle = || variable("AWS_CA_BUNDLE").filter(|_| scheme == Scheme::S3);
-        let roots = address.option("ca").or_else(bundle).map(PathBuf::from);
-        let access = match scheme {
-            Scheme::Azure => azure::access(&address, &bucket)?,
-            Scheme::Gcs => google(&address, &bucket)?,
-            _ => s3(&address, &bucket, settings)?,
-        };
-        Ok(Self { bucket, prefix, access, roots, kind, timeout: settings.timeout })
-    }
+/// A write that is sent again by the crate looks like a conflict.
+pub(super) fn once() -> RetryConfig {
+    RetryConfig { max_retries: 0, ..RetryConfig::default() }
 }
 
 fn bucket(scheme: Scheme, address: &Address, kind: &Kind) -> Result<String, Failure> {
-    let has_login = address.user.is_some() || address.password.is_some();
     let host = decoded(&address.hosts)?;
     let is_valid = |c: char| c.is_ascii_alphanumeric() || "-._$".contains(c);
-    let why = if has_login && scheme != Scheme::S3 {
+    let why = if address.user.is_some() && scheme != Scheme::S3 {
         "the address names a user before an `@`"
-    } else if address.user.is_some() != address.password.is_some() {
-        "the address names a key without its secret before an `@`"
     } else if host.is_empty() {
         "the address names no bucket"
     } else if !host.chars().all(is_valid) {
@@ -106,7 +87,7 @@ pub(super) fn given<K: FromStr>(kind: &Kind) -> impl Iterator<Item = (K, String)
     })
 }
 
-fn s3(address: &Address, bucket: &str, settings: &StoreSettings) -> Result<Access, Failure> {
+fn s3(address: &Address, bucket: &str, connector: Connector) -> Result<Client, Failure> {
     let option = |name: &str| address.option(name);
     // The first place that has one has to have both. Meltano's settings come before its address, as in Meltano.
     let places = [
@@ -115,29 +96,28 @@ fn s3(address: &Address, bucket: &str, settings: &StoreSettings) -> Result<Acces
         (address.user.clone(), address.password.clone(), option("session_token")),
     ];
     let keys = match places.into_iter().find(|(id, secret, _)| id.is_some() || secret.is_some()) {
-        Some((Some(id), Some(secret), token)) => Some((id, secret, token)),
+        Some((Some(id), Some(secret), token)) => Some(aws::keys(id, secret, token)),
         Some(_) => return Err(Failure::permanent("of a key and its secret, only one is given")),
         None => None,
     };
-    let is_path_style = match option("path_style").as_deref() {
-        None | Some("true") => true,
-        Some("false") => false,
-        Some(_) => {
-            return Err(Failure::permanent("the address's option `path_style` is neither `true` nor `false`"));
-        }
-    };
-    let wanted = Wanted::of(address, settings.timeout, keys, || meltano("S3_ENDPOINT_URL"))?;
+    let is_path_style = option("path_style").map_or(Ok(true), |value| value.parse());
+    let neither = |_| Failure::permanent("the address's option `path_style` is neither `true` nor `false`");
+    let is_path_style = is_path_style.map_err(neither)?;
+    let account = Account::new("S3", address, connector.timeout, keys, meltano("S3_ENDPOINT_URL"))?;
     let builder = given(&kinds::S3).fold(AmazonS3Builder::new(), |builder, (key, value)| match key {
         // These are found otherwise, and each request is signed.
         AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint | AmazonS3ConfigKey::SkipSignature => builder,
         key => builder.with_config(key, value),
     });
     // Last: `AWS_BUCKET` is a setting of the crate, too.
-    let builder = builder.with_bucket_name(bucket);
-    Ok(Access::S3 { wanted, builder: Box::new(builder), is_path_style })
+    let builder = builder.with_bucket_name(bucket).with_virtual_hosted_style_request(!is_path_style);
+    let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_disable_tagging(true);
+    let builder = builder.with_http_connector(connector).with_retry(once());
+    let bucket = Bucket { name: bucket.to_owned(), builder, is_path_style };
+    Ok(Client::S3 { account: Box::new(account), bucket: Box::new(bucket) })
 }
 
-fn google(address: &Address, bucket: &str) -> Result<Access, Failure> {
+fn google(address: &Address, bucket: &str, connector: Connector) -> Result<Client, Failure> {
     use GoogleConfigKey as Key;
     let credentials = |name: &str| meltano(&format!("GCS_APPLICATION_CREDENTIALS{name}"));
     let (path, json) = match address.option("application_credentials") {
@@ -158,22 +138,17 @@ fn google(address: &Address, bucket: &str) -> Result<Access, Failure> {
     let others = [Key::ServiceAccount, Key::ServiceAccountKey, Key::ApplicationCredentials, Key::BearerToken];
     let is_given = path.is_some() || json.is_some();
     let usual = given(&kinds::GCS).filter(|(key, _)| *key != Key::SkipSignature && !(is_given && others.contains(key)));
-    let own = [(Key::ApplicationCredentials, path), (Key::ServiceAccountKey, json)];
+    // Last: `GOOGLE_BUCKET` is a setting of the crate, too.
+    let own = [
+        (Key::ApplicationCredentials, path),
+        (Key::ServiceAccountKey, json),
+        (Key::BaseUrl, endpoint_of(address)?),
+        (Key::Bucket, Some(bucket.to_owned())),
+    ];
     let all = usual.chain(own.into_iter().filter_map(|(key, value)| Some((key, value?))));
     let builder = all.fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
-    // A service account may say where the store is.
-    let file = || std::fs::read_to_string(builder.get_config_value(&Key::ServiceAccount)?).ok();
-    let account = builder.get_config_value(&Key::ServiceAccountKey).or_else(file);
-    let account: Value = account.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-    let base = account.get("gcs_base_url").and_then(Value::as_str).map(str::to_owned);
-    let endpoint = endpoint_of(address)?.or_else(|| variable("GOOGLE_BASE_URL")).or(base);
-    let endpoint = endpoint.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
-    checks::endpoint(&endpoint, "endpoint of `GOOGLE_BASE_URL` or `gcs_base_url`")?;
-    // Last: `GOOGLE_BUCKET` is a setting of the crate, too.
-    let builder = builder.with_bucket_name(bucket).with_base_url(&endpoint);
-    Ok(Access::Gcs { builder: Box::new(builder), endpoint })
+    let endpoint = builder.get_config_value(&Key::BaseUrl);
+    endpoint.map_or(Ok(()), |endpoint| checks::endpoint(&endpoint, "endpoint of `GOOGLE_BASE_URL`"))?;
+    let client = builder.with_http_connector(connector).with_retry(once()).build();
+    client.map(Client::Gcs).map_err(|error| unusable(&kinds::GCS, &error))
 }
-
-#[cfg(test)]
-#[path = "address_tests.rs"]
-mod tests;

@@ -53,32 +53,3 @@ fn element(text: &str, name: &str) -> Option<String> {
     let inner = entities.iter().fold(inner.to_owned(), |inner, (code, text)| inner.replace(code, text));
     Some(inner.trim().to_owned())
 }
-
-#[cfg(test)]
-mod tests {
-    use http::{HeaderMap, HeaderValue};
-
-    use super::Answer;
-
-    #[test]
-    fn the_answers_of_each_kind_of_server_are_understood_and_fit_into_a_line() {
-        let region = ("x-amz-bucket-region", "eu-central-1");
-        let redirect = "<?xml version=\"1.0\"?>\n<Error><Code>PermanentRedirect</Code>\
-            <Message>The bucket must be &quot;elsewhere&quot;.</Message></Error>";
-        let azure = "<Error><Code>AuthenticationFailed</Code><Message>Server failed.\nRequestId:1\n</Message></Error>";
-        let oauth = "{\"error\":\"invalid_grant\",\"error_description\":\"Bad\"}";
-        for (status, (name, value), body, code, region, printable) in [
-            (301, region, redirect, "PermanentRedirect", true, "the bucket must be \"elsewhere\" (PermanentRedirect)"),
-            (403, ("a", "b"), azure, "AuthenticationFailed", false, "server failed (AuthenticationFailed)"),
-            (404, ("x-ms-error-code", "BlobNotFound"), "", "BlobNotFound", false, "BlobNotFound (status 404)"),
-            (400, ("a", "b"), oauth, "", false, "bad (status 400)"),
-            (500, (region.0, "a b"), "<Code>a\nb</Code><Message>x\u{1b}[1m\ny</Message>", "", false, "x [1m (status 500)"),
-            (502, ("a", "b"), "<html>Bad gateway</html>", "", false, "the server answers with status 502"),
-        ] {
-            let headers: HeaderMap = [(name.parse().expect(name), HeaderValue::from_static(value))].into_iter().collect();
-            let answer = Answer::of(status, &headers, body.as_bytes());
-            assert_eq!((answer.code.as_str(), answer.region.is_some()), (code, region), "{body}");
-            assert_eq!(answer.printable(), printable);
-        }
-    }
-}

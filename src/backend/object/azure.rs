@@ -2,7 +2,9 @@
 
 use object_store::azure::{AzureConfigKey as Key, MicrosoftAzureBuilder};
 
-use super::address::{Access, given, meltano};
+use super::address::{given, meltano, once};
+use super::client::{Client, unusable};
+use super::connector::Connector;
 use super::kinds;
 use crate::backend::checks::{self, endpoint_of};
 use crate::backend::failure::Failure;
@@ -11,28 +13,26 @@ use crate::backend::network::{Address, variable};
 /// `AccountName=…;AccountKey=…;EndpointSuffix=…` as the name of an account, its endpoint, its key, and a signature.
 /// Nothing of it is repeated.
 fn of_connection_string(text: &str) -> Result<[Option<String>; 4], Failure> {
-    let mut pairs = Vec::new();
-    for pair in text.trim().split(';').filter(|pair| !pair.trim().is_empty()) {
-        let (name, value) = pair.split_once('=').ok_or_else(|| {
-            Failure::permanent("the connection string of the storage account is not valid")
-                .with_hint("it looks like `AccountName=…;AccountKey=…;EndpointSuffix=core.windows.net`")
-        })?;
-        pairs.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
-    }
-    let value = |name: &str| pairs.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone());
+    let invalid = || {
+        Failure::permanent("the connection string of the storage account is not valid")
+            .with_hint("it looks like `AccountName=…;AccountKey=…;EndpointSuffix=core.windows.net`")
+    };
+    let pairs = text.trim().split(';').filter(|pair| !pair.trim().is_empty()).map(|pair| pair.split_once('='));
+    let pairs: Vec<_> = pairs.collect::<Option<_>>().ok_or_else(invalid)?;
+    let value = |name: &str| {
+        let found = pairs.iter().find(|(other, _)| other.trim().eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.trim().to_owned())
+    };
     let name = value("accountname");
     let scheme = value("defaultendpointsprotocol").unwrap_or_else(|| "https".to_owned());
     let suffix = value("endpointsuffix").unwrap_or_else(|| "core.windows.net".to_owned());
     let usual = || Some(format!("{scheme}://{}.blob.{suffix}", name.as_deref()?));
-    let Some(endpoint) = value("blobendpoint").or_else(usual) else {
-        return Err(Failure::permanent("the connection string names no storage account"));
-    };
-    let endpoint = endpoint.trim_end_matches('/').to_owned();
+    let endpoint = value("blobendpoint").or_else(usual).ok_or_else(invalid)?;
     Ok([name, Some(endpoint), value("accountkey"), value("sharedaccesssignature")])
 }
 
 /// The account that the address names, or the settings of Meltano, or the variables of Azure's tools.
-pub fn access(address: &Address, container: &str) -> Result<Access, Failure> {
+pub fn client(address: &Address, container: &str, connector: Connector) -> Result<Client, Failure> {
     let named = endpoint_of(address)?.or_else(|| meltano("AZURE_STORAGE_ACCOUNT_URL"));
     let connection = || meltano("AZURE_CONNECTION_STRING").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"));
     let [name, endpoint, key, sas] = match (named, address.option("account")) {
@@ -53,21 +53,11 @@ pub fn access(address: &Address, container: &str) -> Result<Access, Failure> {
     };
     let name = name.or_else(|| endpoint.as_ref().and_then(of_endpoint)).or_else(|| variable("AZURE_STORAGE_ACCOUNT_NAME"));
     let has_credentials = key.is_some() || sas.is_some();
-    let is_on = |value: &String| !["0", "false", "no", "off"].contains(&value.to_ascii_lowercase().as_str());
-    let wants_cli = variable("AZURE_USE_AZURE_CLI").is_some_and(|value| is_on(&value))
-        || variable("AZURE_CREDENTIAL_TYPE").is_some_and(|value| value.eq_ignore_ascii_case("azure_cli"));
-    if !has_credentials && wants_cli {
-        let why = "credentials of the Azure CLI are not asked for, which may take any time";
-        return Err(Failure::permanent(why).with_hint(
-            "`az account get-access-token --resource https://storage.azure.com --query accessToken -o tsv` prints a \
-             token for `AZURE_STORAGE_TOKEN`",
-        ));
-    }
     let Some(name) = name else {
         return Err(Failure::permanent("no storage account is named").with_hint(kinds::AZURE.credentials));
     };
     checks::word(&name, "storage account")?;
-    let endpoint = place.unwrap_or_else(|| format!("https://{name}.blob.core.windows.net"));
+    let endpoint = place.unwrap_or_else(|| format!("https://{name}.blob.core.windows.net")).trim_end_matches('/').to_owned();
     checks::endpoint(&endpoint, "store's endpoint")?;
     // Credentials of the environment would come before those of the address.
     let usual = given(&kinds::AZURE).filter(|(key, _)| match key {
@@ -75,36 +65,23 @@ pub fn access(address: &Address, container: &str) -> Result<Access, Failure> {
         key => !has_credentials || *key == Key::EncryptionKey,
     });
     let builder = usual.fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
+    let config = |key| builder.get_config_value(&key).unwrap_or_default();
+    if config(Key::UseAzureCli) != "false" || config(Key::CredentialType).eq_ignore_ascii_case("azure_cli") {
+        let why = "credentials of the Azure CLI are not asked for, which may take any time";
+        return Err(Failure::permanent(why).with_hint(
+            "`az account get-access-token --resource https://storage.azure.com --query accessToken -o tsv` prints a \
+             token for `AZURE_STORAGE_TOKEN`",
+        ));
+    }
     let own = [
-        (Key::AccountName, Some(name.clone())),
+        (Key::AccountName, Some(name)),
         (Key::ContainerName, Some(container.to_owned())),
-        (Key::Endpoint, Some(endpoint.clone())),
+        (Key::Endpoint, Some(endpoint)),
         (Key::SasKey, sas.filter(|_| key.is_none())),
         (Key::AccessKey, key),
     ];
     let own = own.into_iter().filter_map(|(key, value)| Some((key, value?)));
     let builder = own.fold(builder, |builder, (key, value)| builder.with_config(key, value));
-    Ok(Access::Azure { builder: Box::new(builder.with_disable_tagging(true)), account: name, endpoint })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::of_connection_string;
-
-    #[test]
-    fn connection_strings_say_where_an_account_is_and_how_to_use_it() {
-        let usual = "DefaultEndpointsProtocol=https;AccountName=shop;AccountKey=a+b/c==;EndpointSuffix=core.windows.net";
-        let signed = "BlobEndpoint=https://shop.blob.core.windows.net/;SharedAccessSignature=sv=2&sig=a%3D";
-        let shop = Some("https://shop.blob.core.windows.net");
-        for (text, expected) in [
-            (usual, Ok([Some("shop"), shop, Some("a+b/c=="), None])),
-            (signed, Ok([None, shop, None, Some("sv=2&sig=a%3D")])),
-            ("AccountKey=hunter2", Err("the connection string names no storage account")),
-            ("a=b;hunter2", Err("the connection string of the storage account is not valid")),
-        ] {
-            let found = of_connection_string(text).map_err(|failure| failure.why);
-            let found = found.as_ref().map(|found| found.each_ref().map(Option::as_deref)).map_err(String::as_str);
-            assert_eq!(found, expected);
-        }
-    }
+    let client = builder.with_disable_tagging(true).with_http_connector(connector).with_retry(once()).build();
+    client.map(Client::Azure).map_err(|error| unusable(&kinds::AZURE, &error))
 }

@@ -25,7 +25,7 @@ pub fn refusal(verb: &str, options: &Options, error: &object_store::Error) -> Op
     let failure = match exchange(error).map(|exchange| &exchange.answer) {
         None => {
             let why = format!("the server's answer cannot be used: {}", innermost(error));
-            Failure::permanent(why).indefinite()
+            Failure::permanent(why).indefinite().with_hint(options.kind.elsewhere)
         }
         Some(Err(failure)) if failure.hint.is_some() || failure.is_indefinite => failure.clone(),
         Some(Err(failure)) => failure.clone().with_hint(options.kind.elsewhere),
@@ -37,7 +37,7 @@ pub fn refusal(verb: &str, options: &Options, error: &object_store::Error) -> Op
 fn of_answer(verb: &str, options: &Options, answer: &Answer) -> Option<Failure> {
     let Options { bucket, kind: Kind { bucket: what, elsewhere, credentials, rights, .. }, .. } = options;
     let why = answer.printable();
-    let is_write = matches!(verb, "write" | "delete");
+    let is_write = verb == "write";
     let open = |cause: Cause, why: String| Failure { cause, ..Failure::transient(why).indefinite() };
     Some(match (answer.status, answer.code.as_str()) {
         (404, "NoSuchKey" | "BlobNotFound") => return None,

@@ -22,8 +22,7 @@ pub static S3: Kind = Kind {
     bucket: "bucket",
     credentials: "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY` (and `AWS_SESSION_TOKEN`), the \
         address (`s3://KEY:SECRET@bucket`), or a role of this host or container provide them",
-    rights: "locks require `s3:GetObject` and `s3:PutObject` on the objects, and `s3:ListBucket` on the bucket; to remove unused \
-        ones, `s3:DeleteObject`",
+    rights: "locks require `s3:GetObject` and `s3:PutObject` on the objects, and `s3:ListBucket` on the bucket",
     elsewhere: "`?region=…` and `?endpoint=…` in the address, or `AWS_REGION` and `AWS_ENDPOINT_URL`, say where it is",
 };
 
@@ -34,8 +33,7 @@ pub static AZURE: Kind = Kind {
     bucket: "container",
     credentials: "`AZURE_STORAGE_CONNECTION_STRING`, `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY` or \
         `AZURE_STORAGE_SAS_TOKEN`, or an identity of this machine provide them",
-    rights: "locks require the role `Storage Blob Data Contributor` on the container, or a SAS for it with `sp=rcwl`; to remove \
-        unused ones, `sp=rcwdl`",
+    rights: "locks require the role `Storage Blob Data Contributor` on the container, or a SAS for it with `sp=rcwl`",
     elsewhere: "`?account=…` or `?endpoint=…` in the address, or `AZURE_STORAGE_ACCOUNT_NAME`, say where it is",
 };
 

@@ -65,10 +65,13 @@ fn channel(name: &str) -> String {
     format!("serializer_{}_", hex(&Sha256::digest(name)[..16]))
 }
 
-/// Wakes the first waiter.
-pub fn wake(name: &str) -> String {
+/// Wakes the first waiters.
+pub fn wake(name: &str, most: u32) -> String {
     let (channel, tickets) = (channel(name), tickets(name));
-    format!("SELECT pg_notify('{channel}' || min(taken.objid::bigint), '') FROM {tickets} HAVING count(*) > 0")
+    format!(
+        "SELECT pg_notify('{channel}' || ticket, '') \
+         FROM (SELECT taken.objid::bigint AS ticket FROM {tickets} ORDER BY 1 LIMIT {most}) AS first"
+    )
 }
 
 /// Lists the waiters in their order.
@@ -188,7 +191,7 @@ impl Queue for Sql<Postgres> {
     fn leave(&mut self, key: &Key) {
         let Some(number) = self.ticket() else { return };
         let name = key.stored_name();
-        if self.ask(format!("SELECT pg_advisory_unlock({}, {number}); {}", line(&name), wake(&name)), Phase::Read).is_err() {
+        if self.ask(format!("SELECT pg_advisory_unlock({}, {number}); {}", line(&name), wake(&name, 1)), Phase::Read).is_err() {
             self.close_session();
         }
         if let Some(Session::Own { ticket, .. }) = &mut self.session {

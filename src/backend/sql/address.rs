@@ -114,7 +114,7 @@ impl Address {
         let hint = "leave it out, or unset its variable; docs/stores.md lists the supported options and values";
         given.refuse_unknown(is_known, hint.to_owned())?;
         let user = given.user.clone().or_else(|| given.option("user"));
-        let user = user.or_else(|| variable("USER")).or_else(|| variable("LOGNAME")).or_else(own_name);
+        let user = user.or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
         let no_user = || Failure::permanent("the address names no user").with_hint(usual.example);
         let home = usual.certificates.and_then(|directory| Some(PathBuf::from(variable("HOME")?).join(directory)));
         let tls = tls::asked_for(&given, home.as_deref(), usual.roots_hint)?;
@@ -137,14 +137,6 @@ impl Address {
 
 /// How variables of the environment are read.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
-
-/// The name of this user. Containers often set no variable, and `getpwuid` may load libraries.
-fn own_name() -> Option<String> {
-    let uid = rustix::process::geteuid().as_raw().to_string();
-    let text = std::fs::read_to_string("/etc/passwd").ok()?;
-    let line = text.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
-    line.split(':').next().map(str::to_owned)
-}
 
 /// The servers: those of the option `host`, or else the address's own.
 fn servers(own: Vec<(String, Option<u16>)>, usual: &Usual, given: &Given) -> Result<Vec<Server>, Failure> {

@@ -5,7 +5,7 @@ use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError};
 
 use super::failure::of;
-use super::tls::{Tls, TlsMode};
+use super::tls::TlsMode;
 use super::{Address, Engine, Kind, Phase, page_condition, state};
 use crate::backend::failure::Failure;
 use crate::backend::mysql::MySql;
@@ -23,13 +23,6 @@ fn read(url: &str, file: Option<&Path>, variables: &[(&str, &str)]) -> Result<Ad
     let address = Address::read(&settings, if is_mysql { &MySql::USUAL } else { &Postgres::USUAL }, &variable)?;
     if is_mysql { MySql::new(&address).map(drop) } else { Postgres::new(&address).map(drop) }?;
     Ok(address)
-}
-
-/// What may be a part of a password is not repeated.
-fn refusal(url: &str) -> Failure {
-    let failure = read(url, None, &[("USER", "me")]).err().unwrap_or_else(|| panic!("{url}"));
-    assert!(!format!("{} {:?}", failure.why, failure.hint).contains("hunter2"), "{url}: {}", failure.why);
-    failure
 }
 
 #[test]
@@ -119,64 +112,7 @@ fn encryption_and_verification_are_asked_for_in_the_words_of_any_driver() {
 }
 
 #[test]
-fn what_cannot_be_honoured_is_refused_by_name() {
-    for (query, name) in [
-        ("ssl_mode=VERIFY", "ssl_mode"),
-        ("sslmode=on", "sslmode"),
-        ("ssl=", "ssl"),
-        ("tls", "tls"),
-        ("verify_identity=", "verify_identity"),
-        ("tls&password=a@b", "known option"),
-        ("%73sl=false&ssl=true", "ssl"),
-        ("tls=custom", "tls"),
-        ("ssl_verify_cert=ture", "ssl_verify_cert"),
-        ("ssl_verify_identity=required", "ssl_verify_identity"),
-        ("ssl_verify_cert=true", "verify-ca"),
-        ("sslmode=verify-ca", "verify-ca"),
-        ("ssl_ca=/nonexistent/ca.crt", "/nonexistent/ca.crt"),
-        ("sslcert=/nonexistent/own.crt&sslkey=/k", "/nonexistent/own.crt"),
-        ("ssl_check_hostname=false", "ssl_check_hostname"),
-        ("allowPublicKeyRetrieval=false", "allowpublickeyretrieval"),
-        ("ssl_disabled=true&ssl_ca=/ca.pem", "switches it off"),
-        ("ssl_mode=REQUIRED&ssl=false", "switches it off"),
-        ("sslmode=require&sslmode=disable", "sslmode"),
-        ("channel_binding=require", "channel_binding"),
-        ("ssl_min_protocol_version=TLSv1.3", "ssl_min_protocol_version"),
-        ("ssl_capath=/etc/ssl", "ssl_capath"),
-        ("trustCertificateKeyStoreUrl=x", "trustcertificatekeystoreurl"),
-        ("sslmod=verify-full", "sslmod"),
-        ("init_command=x", "init_command"),
-        ("service=mine", "service"),
-    ] {
-        for engine in ["postgres", "mysql"] {
-            let failure = refusal(&format!("{engine}://h/db?{query}"));
-            assert!(failure.why.contains(name), "{query}: {}", failure.why);
-        }
-    }
-    for (url, why) in [
-        ("postgres://h/db?target_session_attrs=standby", "target_session_attrs"),
-        ("mysql://h/db?options=-E", "options"),
-        ("mysql://db", "no database"),
-        ("mysql://db,other/meta", "several servers"),
-        ("postgres://h:1,i:2/db?port=1,2,3", "3 ports for 2 servers"),
-        ("postgres://u:hunter2/h", "port"),
-        ("postgres://u@h:hunter2/db", "port"),
-        ("postgres://h/db?port=hunter2", "port"),
-        ("postgres://h/db?sslmode=hunter2", "sslmode"),
-        ("mysql://me:hunter2%ff@db/x", "UTF-8"),
-        ("mysql://me:hunter2%00@db/x", "null character"),
-        ("postgres://u:x?hunter2=y@h/db", "port"),
-    ] {
-        assert!(refusal(url).why.contains(why), "{url}");
-    }
-    for (variable, name) in [("PGHOSTADDR", "hostaddr"), ("PGSERVICE", "service"), ("PGREQUIREAUTH", "require_auth")] {
-        let failure = read("postgres://u@h/db", None, &[(variable, "x")]).err().expect(variable);
-        assert!(failure.why.contains(name), "{}", failure.why);
-    }
-}
-
-#[test]
-fn what_is_wrong_with_a_certificate_or_a_file_is_said() {
+fn what_is_wrong_with_a_certificate_is_said() {
     let expected = ServerName::try_from("db.example").expect("a name");
     let of_names = CertificateError::NotValidForNameContext { expected, presented: Vec::new() };
     for (error, why) in [
@@ -186,25 +122,6 @@ fn what_is_wrong_with_a_certificate_or_a_file_is_said() {
     ] {
         let failure = of(&sqlx::Error::Tls(error.into()), Phase::Connect, "", &MySql::USUAL);
         assert!(failure.why.contains(why) && failure.hint.is_some() && !failure.cause.passes(), "{}", failure.why);
-    }
-    let dir = tempfile::tempdir().expect("a directory");
-    let file = |name: &str, text: &str| {
-        std::fs::write(dir.path().join(name), text).expect("it can be written");
-        dir.path().join(name)
-    };
-    let authority = file("root.crt", include_str!("../../../tests/support/root.crt"));
-    let garbage = file("garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
-    let key = file("key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
-    for (roots, key, why) in [
-        (file("empty", ""), None, "no certificate in"),
-        (file("broken", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"), None, "broken`: it is not PEM"),
-        (garbage, None, "garbage`"),
-        (authority.clone(), Some(file("none", "")), "none`: it holds no key"),
-        (authority.clone(), Some(key), "cannot use the key"),
-    ] {
-        let own = key.map(|key| (authority.clone(), key));
-        let failure = Tls { mode: TlsMode::VerifyFull, roots: Some(roots), own }.check("").expect_err(why);
-        assert!(failure.why.contains(why), "{}", failure.why);
     }
 }
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::table::{new_table, rendered};
 use crate::backend;
+use crate::backend::retry::since_1970;
 use crate::cli::StatusArgs;
 use crate::command::once;
 use crate::config::Environment;
@@ -11,7 +12,7 @@ use crate::error::Error;
 use crate::local_time::short;
 use crate::mutex::Mutex;
 use crate::mutex::key::Inspected;
-use crate::once::{End, State, shown};
+use crate::once::{End, Run, State, shown};
 use crate::owner::Place;
 use crate::printable;
 use crate::verdict::LocalJudge;
@@ -21,7 +22,7 @@ struct Report {
     keys: Vec<Key>,
 }
 
-/// A key, as programs read it. Times are in milliseconds since 1970.
+/// A key, as programs read it: its last run, and the process that runs it or did. Times are in milliseconds since 1970.
 #[derive(Serialize)]
 struct Key {
     key: String,
@@ -40,25 +41,24 @@ struct Key {
 }
 
 impl Key {
-    fn new(key: String, inspected: Option<Inspected>) -> Self {
-        let Some(Inspected { run, state, process }) = inspected else {
-            let (state, number, since, seconds, exit_code, pid, command, host, fencing_token, ends) = Default::default();
-            return Self { key, state, number, since, seconds, exit_code, pid, command, host, fencing_token, ends };
-        };
-        let end = run.end();
-        let until = end.map_or_else(backend::retry::since_1970, |end| end.at);
+    fn new(name: String, inspected: Option<Inspected>) -> Self {
+        let state = inspected.as_ref().map(|it| it.state);
+        let (run, process) = inspected.map(|it| (it.run, it.process)).unzip();
+        let end = run.as_ref().and_then(Run::end);
+        let until = end.map(|end| end.at).or((state == Some(State::Running)).then(since_1970));
+        let entry = process.as_ref().and_then(|process| process.entry.as_ref());
         Self {
-            state: Some(state),
-            number: Some(run.number),
-            since: Some(run.began),
-            seconds: Some(until.saturating_sub(run.began) as f64 / 1000.0),
+            key: run.as_ref().map_or(name, |run| run.key.clone()),
+            state,
+            number: run.as_ref().map(|run| run.number),
+            since: run.as_ref().map(|run| run.began),
             exit_code: end.and_then(|end| end.code),
-            pid: process.entry.as_ref().map(|entry| entry.owner.pid.as_raw_pid()),
-            command: process.entry.as_ref().and_then(|entry| entry.command.clone()),
-            host: process.entry.as_ref().and_then(|entry| entry.owner.place.host.clone()),
-            fencing_token: process.entry.as_ref().and_then(|entry| entry.fencing),
-            key: run.key,
-            ends: run.ends,
+            seconds: run.as_ref().and_then(|run| Some(until?.saturating_sub(run.began) as f64 / 1000.0)),
+            pid: entry.map(|entry| entry.owner.pid.as_raw_pid()),
+            command: entry.and_then(|entry| entry.command.clone()),
+            host: entry.and_then(|entry| entry.owner.place.host.clone()),
+            fencing_token: entry.and_then(|entry| entry.fencing),
+            ends: run.map(|run| run.ends).unwrap_or_default(),
         }
     }
 }

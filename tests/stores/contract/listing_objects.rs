@@ -1,4 +1,4 @@
-//! What DynamoDB and object stores list and purge.
+//! What DynamoDB and object stores list, and that they purge nothing.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -8,7 +8,6 @@ use serializer::backend::{Cause, open_store};
 use serializer::record::random_token;
 use serializer::store::{StoreSettings, StoreUrl};
 
-use crate::support::injector::Injector;
 use crate::support::servers::buckets::{s3_url_at, shared_azure, shared_s3};
 use crate::support::servers::emulators::shared_dynalite;
 
@@ -63,10 +62,6 @@ fn names(store: &mut dyn Store, kind: Kind, after: Option<&str>) -> Vec<OsString
     page.entries.into_iter().map(|(name, _)| name).collect()
 }
 
-fn purge(store: &mut dyn Store, key: &Key, expected: &State) -> Write {
-    store.purge(key, expected).unwrap_or_else(|failure| panic!("{}", failure.why))
-}
-
 #[test]
 fn registers_are_listed_by_kind_and_in_order_under_names_that_open_them() {
     for url in addresses() {
@@ -100,62 +95,13 @@ fn registers_are_listed_by_kind_and_in_order_under_names_that_open_them() {
 }
 
 #[test]
-fn only_the_state_that_was_seen_is_purged_and_the_register_starts_again() {
+fn what_the_store_itself_removes_is_not_purged() {
     for url in addresses() {
-        let (mut store, mut other) = (open(&url), open(&url));
-        let (store, other) = (store.as_mut(), other.as_mut());
-        let key = key(Kind::Once, "daily");
-        let old = write(store, &key, Some("old"));
-        let held = write(other, &key, Some("held"));
-        assert_eq!(purge(store, &key, &old), Write::Conflict, "{url}");
-        assert_eq!(purge(store, &key, &State::default()), Write::Conflict, "{url}");
-        assert_eq!(state_of(other, &key), held, "{url}");
-        assert_eq!(purge(store, &key, &held), Write::Done, "{url}");
-        assert_eq!(state_of(other, &key).version, None, "{url}");
-        assert!(names(store, Kind::Once, None).is_empty(), "{url}");
-        // What arrives late finds that its condition does not hold any more.
-        let next = Next { number: held.number + 1, value: Some("late"), keep: None };
-        let late = other.put(&key, &held, &next).unwrap_or_else(|failure| panic!("{}", failure.why));
-        assert_eq!((late, purge(other, &key, &held)), (Write::Conflict, Write::Conflict), "{url}");
-        let free = write(other, &key, None);
-        assert_eq!(purge(store, &key, &held), Write::Conflict, "{url}");
-        assert_eq!(purge(store, &key, &free), Write::Done, "{url}");
-    }
-}
-
-#[test]
-fn a_bucket_whose_store_ignores_the_condition_of_a_deletion_is_not_purged() {
-    let injector = Injector::before(shared_s3().address());
-    // A place of its own: other tests verify the store by the same object.
-    let url = s3_url_at(injector.address()).replace("meltano/state", &random_token().expect("random numbers"));
-    let mut store = open(&url);
-    let key = Key::lock(random_token().expect("random numbers").as_ref());
-    let free = write(store.as_mut(), &key, None);
-    injector.ignore(&["if-match"]);
-    let failure = store.purge(&key, &free).expect_err("it ignores the condition");
-    assert!(failure.cause == Cause::Permanent && failure.why.contains("ignores the condition `If-Match`"), "{failure:?}");
-    assert_eq!(state_of(store.as_mut(), &key), free);
-}
-
-#[test]
-fn a_purge_whose_answer_is_lost_leaves_open_whether_it_was_done() {
-    let (token, answer) = (random_token().expect("random numbers"), "HTTP/1.1 500 Internal Server Error\r\n\r\n");
-    let bucket = Injector::before(shared_s3().address());
-    let table = Injector::before(shared_dynalite().address());
-    let dynamodb = shared_dynalite().url().replace(&shared_dynalite().address().to_string(), &table.address().to_string());
-    for (url, injector, marker) in [
-        (s3_url_at(bucket.address()).replace("meltano/state", &token), &bucket, "DELETE "),
-        (dynamodb, &table, "DynamoDB_20120810.DeleteItem"),
-    ] {
         let mut store = open(&url);
-        let [first, second] = ["a", "b"].map(|name| Key::lock(format!("{token}{name}").as_ref()));
-        let free = write(store.as_mut(), &first, None);
-        // Whether the store obeys conditions is found out once.
-        assert_eq!(purge(store.as_mut(), &first, &free), Write::Done);
-        let free = write(store.as_mut(), &second, None);
-        injector.misreport(marker, 1, answer);
-        let failure = store.purge(&second, &free).expect_err("there is no answer");
-        assert!(failure.is_indefinite && failure.cause == Cause::Transient, "{failure:?}");
-        assert_eq!(purge(store.as_mut(), &second, &free), Write::Conflict, "it was done");
+        let key = key(Kind::Once, "daily");
+        let free = write(store.as_mut(), &key, None);
+        let refused = store.purge(&key, &free).expect_err("a rule of the store removes it");
+        assert!(store.expires() && refused.cause == Cause::Permanent && !refused.is_indefinite, "{url}: {refused:?}");
+        assert_eq!(state_of(store.as_mut(), &key), free, "{url}");
     }
 }

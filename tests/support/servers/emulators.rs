@@ -14,7 +14,7 @@ use super::keeper::{Keeper, Port, Server, find_program};
 use super::{loopback, make_certificate, set_clock};
 
 /// Where they are installed.
-pub(super) fn installed(path: &str) -> String {
+pub fn installed(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/emulators").join(path);
     assert!(path.exists(), "`{}` is not there: scripts/emulators.sh installs it", path.display());
     path.into_os_string().into_string().expect("UTF-8")

@@ -1,3 +1,5 @@
+//! The rules of a key that runs once: periods of the calendar, and what a caller does.
+
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
@@ -5,8 +7,8 @@ use std::time::Duration;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use super::{Ended, Interrupted, Next, Period, Rule, Run, State, Validity};
-use crate::verdict::Stale;
+use serializer::once::{Ended, Interrupted, Next, Period, Rule, Run, State};
+use serializer::verdict::Stale;
 
 const HOUR: u64 = 60 * 60 * 1000;
 
@@ -61,10 +63,15 @@ fn a_period_begins_and_ends_with_the_calendar_of_its_zone() {
         // Hours do not begin with those of UTC.
         ("Asia/Kathmandu", Hour, "2026-11-29T12:20:00", "2026-11-29T12:15:00", "2026-11-29T13:15:00"),
     ] {
-        let around = period.around_in(utc(now), zone(zone_name));
-        assert_eq!(around, Some((utc(begin), utc(end))), "{period:?} of {now} in {zone_name}");
+        let begins = |now| period.begin_in(now, zone(zone_name));
+        assert_eq!(begins(utc(now)), Some(utc(begin)), "{period:?} of {now} in {zone_name}");
+        // Each of the two and a half hours at Lord Howe has its own begin.
+        if zone_name != "Australia/Lord_Howe" || period != Hour {
+            let (last, next) = (begins(utc(end) - 1), begins(utc(end)));
+            assert_eq!((last, next), (Some(utc(begin)), Some(utc(end))), "{period:?} of {now} in {zone_name}");
+        }
     }
-    assert_eq!(Day.around_in(u64::MAX, TimeZone::UTC), None);
+    assert_eq!(Day.begin_in(u64::MAX, TimeZone::UTC), None);
 }
 
 #[test]
@@ -83,23 +90,22 @@ fn each_moment_is_in_one_period_which_does_not_depend_on_the_moment() {
         let zone = zone(zone_name);
         for period in periods {
             let first = utc(change) - 30 * HOUR;
-            let around = |now| period.around_in(now, zone.clone()).expect("a period");
-            let mut current = around(first);
+            let begin_of = |now| period.begin_in(now, zone.clone()).expect("a period");
+            let mut current = begin_of(first);
             for now in (first..first + 60 * HOUR).step_by(5 * 60 * 1000) {
-                let (begin, end) = around(now);
-                let what = format!("{period:?} at {now} around {change} in {zone_name}: {begin} to {end} after {current:?}");
-                assert!(begin <= now && now < end, "{what}");
+                let begin = begin_of(now);
+                let what = format!("{period:?} at {now} around {change} in {zone_name}: {begin} after {current:?}");
+                assert!(begin <= now && begin >= current, "{what}");
                 let is_whole = zone_name != "Australia/Lord_Howe" || period != Period::Hour;
-                assert!((begin, end) == current || begin == current.1 || !is_whole && begin > current.0, "{what}");
-                current = (begin, end);
+                assert!(begin == current || begin == now || !is_whole, "{what}");
+                current = begin;
             }
         }
     }
 }
 
 fn run(number: u32, began: u64) -> Run {
-    let ends = Vec::new();
-    Run { key: "k".to_owned(), number, began, validity: Validity::Always, tries: None, interrupted: Interrupted::Rerun, ends }
+    Run { key: "k".to_owned(), number, began, rule: Rule::default(), ends: Vec::new() }
 }
 
 fn ended(run: &Run, at: u64) -> Run {
@@ -153,7 +159,8 @@ fn a_caller_does_what_the_table_says() {
 #[test]
 fn two_hosts_with_different_clocks_run_a_key_once_a_day_between_them() {
     let daily = Rule { per: Some(Period::Day), ..Rule::default() };
-    let (begin, end) = Period::Day.around(1_800_000_000_000).expect("a day");
+    let begin = Period::Day.begin(1_800_000_000_000).expect("a day");
+    let end = (1..=50).find_map(|half| Some(begin + half * HOUR / 2).filter(|end| daily.since(*end) == *end)).expect("its end");
     let minute = 60 * 1000;
     // The one that is ahead begins the day; the one behind still has the day before, for which that counts, and then this one.
     let Next::Run(ahead) = daily.next("k", None, daily.since(begin), begin) else { panic!("it is not run") };
@@ -173,21 +180,24 @@ fn two_hosts_with_different_clocks_run_a_key_once_a_day_between_them() {
 #[test]
 fn the_state_of_a_key_is_that_by_the_rule_of_its_last_run() {
     let gone = Some(Ended::Interrupted(Stale::Gone));
-    let one = NonZeroU32::new(1);
-    let with = |validity, tries, interrupted| Run { validity, tries, interrupted, ..ended(&run(1, 1000), 2000) };
-    use Interrupted::{Rerun, Stop};
+    let always = Rule::default();
+    let once = Rule { tries: NonZeroU32::new(1), ..always };
+    let stop = Rule { interrupted: Interrupted::Stop, ..always };
+    let valid = Rule { valid_for: Some(Duration::from_secs(1)), ..always };
+    let daily = Rule { per: Some(Period::Day), ..always };
+    let with = |rule| Run { rule, ..ended(&run(1, 1000), 2000) };
     for (run, end, now, state) in [
-        (with(Validity::Always, None, Rerun), None, 5000, State::Running),
-        (with(Validity::Always, None, Rerun), Some(Ended::Succeeded), u64::MAX, State::Done),
-        (with(Validity::Until(3000), None, Rerun), Some(Ended::Succeeded), 2999, State::Done),
-        (with(Validity::Until(3000), None, Rerun), Some(Ended::Succeeded), 3000, State::Expired),
-        (with(Validity::For(1000), None, Rerun), Some(Ended::Succeeded), 3000, State::Done),
-        (with(Validity::For(1000), None, Rerun), Some(Ended::Succeeded), 3001, State::Expired),
-        (with(Validity::Always, None, Stop), Some(Ended::Failed), 5000, State::Failed),
-        (with(Validity::Always, one, Rerun), Some(Ended::Failed), 5000, State::GivenUp),
-        (with(Validity::Always, None, Rerun), gone, 5000, State::Interrupted),
-        (with(Validity::Always, one, Rerun), gone, 5000, State::GivenUp),
-        (with(Validity::Always, None, Stop), gone, 5000, State::GivenUp),
+        (with(always), None, 5000, State::Running),
+        (with(always), Some(Ended::Succeeded), u64::MAX, State::Done),
+        (with(daily), Some(Ended::Succeeded), 5000, State::Done),
+        (with(daily), Some(Ended::Succeeded), 1000 + 50 * HOUR, State::Expired),
+        (with(valid), Some(Ended::Succeeded), 3000, State::Done),
+        (with(valid), Some(Ended::Succeeded), 3001, State::Expired),
+        (with(stop), Some(Ended::Failed), 5000, State::Failed),
+        (with(once), Some(Ended::Failed), 5000, State::GivenUp),
+        (with(always), gone, 5000, State::Interrupted),
+        (with(once), gone, 5000, State::GivenUp),
+        (with(stop), gone, 5000, State::GivenUp),
     ] {
         assert_eq!(run.state(end, now), state, "{run:?} {end:?} {now}");
     }

@@ -1,0 +1,61 @@
+//! What `run`, `once` and `flock` are to run, and how to lock for it.
+
+use std::ffi::OsString;
+
+use super::flock::script_of_shell;
+use crate::backend::Location;
+use crate::child::Descendants;
+use crate::cli::{CommandArgs, WaitingArgs};
+use crate::config::{Environment, OnLost};
+use crate::error::Error;
+use crate::mutex::Request;
+use crate::verdict::Orphans;
+use crate::waiting::Waiting;
+
+/// What to run, and how to lock for it.
+pub struct Job {
+    pub lock: Location,
+    pub request: Request,
+    pub waiting: Waiting,
+    pub orphans: Orphans,
+    /// Program and arguments.
+    pub command: Vec<OsString>,
+    pub descendants: Descendants,
+    pub on_lost: OnLost,
+    pub skipped_exit_code: u8,
+    pub is_verbose: bool,
+    /// Whether not to say that the lock is waited for.
+    pub waits_silently: bool,
+}
+
+impl Job {
+    /// A job as the options say.
+    pub fn new(
+        (args, waiting, on_lost): (&CommandArgs, &WaitingArgs, Option<OnLost>),
+        environment: &Environment,
+        lock: Location,
+        request: Request,
+    ) -> Result<Self, Error> {
+        let on_lost = environment.on_lost(on_lost, OnLost::Terminate)?;
+        Ok(Self {
+            request,
+            waiting: environment.waiting(waiting)?,
+            orphans: environment.orphans(args.orphans)?,
+            command: command_of(args),
+            descendants: Descendants {
+                are_awaited: args.until_children_exit,
+                end_with_the_lock: on_lost == OnLost::Terminate && lock.is_shared(),
+            },
+            on_lost,
+            lock,
+            skipped_exit_code: 0,
+            is_verbose: args.verbose,
+            waits_silently: false,
+        })
+    }
+}
+
+/// Program and arguments.
+pub fn command_of(args: &CommandArgs) -> Vec<OsString> {
+    args.script.as_ref().map_or_else(|| args.command.clone(), |script| script_of_shell(script))
+}
