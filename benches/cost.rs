@@ -15,12 +15,14 @@ const PAIR_ROUNDS: usize = 300;
 const HAND_OFF_ROUNDS: usize = 100;
 const HAND_OFFS: usize = 1000;
 
+/// A part of the figures, and its name.
+type Part = (&'static str, fn(&Path));
+
 fn main() {
     let only = std::env::args().skip(1).find(|word| !word.starts_with('-'));
     let is_wanted = |part: &str| only.as_ref().is_none_or(|only| only == part);
     let dir = TempDir::with_prefix("serializer-bench-").expect("a temporary directory");
-    let parts: [(&str, fn(&Path)); 5] =
-        [("pairs", pairs), ("runs", runs), ("onces", onces), ("hand_offs", hand_offs), ("asleep", asleep)];
+    let parts: [Part; 5] = [("pairs", pairs), ("runs", runs), ("onces", onces), ("hand_offs", hand_offs), ("asleep", asleep)];
     parts.iter().filter(|(name, _)| is_wanted(name)).for_each(|(_, part)| part(dir.path()));
     if is_wanted("rates") {
         for waiters in [2, 20, 200] {

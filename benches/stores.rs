@@ -25,10 +25,13 @@ struct Engine {
     statements: fn() -> u64,
 }
 
+/// A part of the figures, and its name.
+type Part = (&'static str, fn(&Engine));
+
 fn main() {
     let dir = tempfile::TempDir::with_prefix("serializer-bench-").expect("a temporary directory");
     let only = std::env::args().skip(1).find(|word| !word.starts_with('-'));
-    let parts: [(&str, fn(&Engine)); 4] =
+    let parts: [Part; 4] =
         [("pairs", pairs), ("hand_offs", hand_offs), ("waiting", waiting), ("callers_of_a_key", callers_of_a_key)];
     for engine in [postgres(dir.path()), mariadb(dir.path())] {
         parts.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| only == name)).for_each(|(_, part)| part(&engine));

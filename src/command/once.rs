@@ -44,18 +44,19 @@ pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
 /// Where a key is. Makes the usual directory, and refuses one that does not keep what is written.
 pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Location, Error> {
     let location = environment.key(args, key)?;
-    if let Location::File(directory, _) = &location {
-        if !directory.exists() && state_directory().is_ok_and(|usual| usual == *directory) {
-            let cannot = |error| {
-                let shown = printable::path(directory);
-                Error::failed(format!("cannot create the directory `{shown}`: {}", backend::plain(&error)))
-            };
-            let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
-            fs::create_dir_all(directory).map_err(cannot)?;
-            // A power cut must not take the directory away with what is in it.
-            for parent in missing.into_iter().filter_map(Path::parent) {
-                fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(cannot)?;
-            }
+    if let Location::File(directory, _) = &location
+        && !directory.exists()
+        && state_directory().is_ok_and(|usual| usual == *directory)
+    {
+        let cannot = |error| {
+            let shown = printable::path(directory);
+            Error::failed(format!("cannot create the directory `{shown}`: {}", backend::plain(&error)))
+        };
+        let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
+        fs::create_dir_all(directory).map_err(cannot)?;
+        // A power cut must not take the directory away with what is in it.
+        for parent in missing.into_iter().filter_map(Path::parent) {
+            fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(cannot)?;
         }
     }
     let directory = match &location {

@@ -180,8 +180,8 @@ impl Mutex<'_> {
 
     /// Decides about a key that runs once, which has no holder, by its last run.
     fn evaluate_key(&self, rule: Rule, held: Vec<Holding>, former: Vec<Former>, since: u64) -> Decision {
-        let entries = former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
-        let last = entries.filter(|(entry, _)| entry.released != Some(Outcome::Lost)).next_back();
+        let mut entries = former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
+        let last = entries.rfind(|(entry, _)| entry.released != Some(Outcome::Lost));
         let last = match last.map(|(entry, why)| (entry.once.as_ref(), Ended::of(entry, &Verdict::Stale(why)))) {
             Some((Some(run), Some(ended))) => Some((run, ended)),
             // Of a newer format, or another program's.

@@ -417,10 +417,8 @@ impl World {
                     return Err(format!("skipped by {rule:?}, and it was never done"));
                 }
             }
-            (Order::Begin(rule), Ended::GivenUp) => {
-                if rule.tries.is_none() && rule.interrupted == Interrupted::Rerun {
-                    return Err(format!("given up by {rule:?}"));
-                }
+            (Order::Begin(rule), Ended::GivenUp) if rule.tries.is_none() && rule.interrupted == Interrupted::Rerun => {
+                return Err(format!("given up by {rule:?}"));
             }
             (Order::End(is_success), Ended::Concluded) => {
                 let Some(run) = run_over else { return Ok(()) };
@@ -502,10 +500,8 @@ impl World {
     fn kill(&mut self, caller: usize, is_keeper: bool) {
         let killed = if is_keeper { self.callers[caller].keeper.take() } else { self.callers[caller].command.take() };
         killed.into_iter().for_each(kill);
-        if !is_keeper {
-            if !self.is_alive(caller) {
-                self.callers[caller] = self.born();
-            }
+        if !is_keeper && !self.is_alive(caller) {
+            self.callers[caller] = self.born();
         }
     }
 

@@ -293,7 +293,7 @@ fn a_run_in_a_shared_directory_is_begun_or_not_and_ended_or_not_wherever_it_is_k
     // Without a file, of a run that has failed, and of one that runs.
     for (before, command, number) in [("", begin, 1), ("failed", begin, 2), ("running", finish, 1)] {
         let prepare = |owner: &mut Shell| {
-            owner.run(&format!(r#""$S" forget --force "$KEY""#));
+            owner.run(r#""$S" forget --force "$KEY""#);
             fs::remove_file(&file).unwrap_or_default();
             match before {
                 "failed" => assert_eq!(once(&store, &[], "exit 1").code, 1),
