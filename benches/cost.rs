@@ -1,4 +1,4 @@
-//! What locking costs, as ratios against peers in the same run: `cargo bench`.
+//! What locking costs, as ratios against peers in the same run: `cargo bench`, or a part of it: `cargo bench --bench cost -- onces`.
 //!
 //! Each figure is the median of many rounds, in which the peers take turns. Whole processes are timed, from before they are
 //! spawned until they have been waited for.
@@ -15,18 +15,22 @@ const PAIR_ROUNDS: usize = 300;
 const HAND_OFF_ROUNDS: usize = 100;
 const HAND_OFFS: usize = 1000;
 
+/// A part of the figures, and its name.
+type Part = (&'static str, fn(&Path));
+
 fn main() {
+    let only = std::env::args().skip(1).find(|word| !word.starts_with('-'));
+    let is_wanted = |part: &str| only.as_ref().is_none_or(|only| only == part);
     let dir = TempDir::with_prefix("serializer-bench-").expect("a temporary directory");
-    pairs(dir.path());
-    runs(dir.path());
-    onces();
-    hand_offs(dir.path());
-    asleep(dir.path());
-    for waiters in [2, 20, 200] {
-        rates(waiters, 1);
-    }
-    for waiters in [2, 20, 200] {
-        rates(waiters, HAND_OFFS / waiters);
+    let parts: [Part; 5] = [("pairs", pairs), ("runs", runs), ("onces", onces), ("hand_offs", hand_offs), ("asleep", asleep)];
+    parts.iter().filter(|(name, _)| is_wanted(name)).for_each(|(_, part)| part(dir.path()));
+    if is_wanted("rates") {
+        for waiters in [2, 20, 200] {
+            rates(waiters, 1);
+        }
+        for waiters in [2, 20, 200] {
+            rates(waiters, HAND_OFFS / waiters);
+        }
     }
 }
 
@@ -98,7 +102,7 @@ fn runs(dir: &Path) {
 }
 
 /// A key that is done, and one that was never run, which is on the disk twice when it is over.
-fn onces() {
+fn onces(_: &Path) {
     // Not in /tmp, which may be in memory.
     let dir = TempDir::with_prefix_in("serializer-bench-", env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
     let dir = dir.path();

@@ -1,5 +1,5 @@
 //! What locking in a store costs, as ratios against the engines' own client libraries in the same run:
-//! `cargo bench --features full --bench stores`. Needs libpq-dev and libmariadb-dev, and the servers that the tests need.
+//! `cargo bench --features full --bench stores`, or a part of it: `… -- callers_of_a_key`. Needs libpq-dev and libmariadb-dev, and the servers that the tests need.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -25,13 +25,16 @@ struct Engine {
     statements: fn() -> u64,
 }
 
+/// A part of the figures, and its name.
+type Part = (&'static str, fn(&Engine));
+
 fn main() {
     let dir = tempfile::TempDir::with_prefix("serializer-bench-").expect("a temporary directory");
+    let only = std::env::args().skip(1).find(|word| !word.starts_with('-'));
+    let parts: [Part; 4] =
+        [("pairs", pairs), ("hand_offs", hand_offs), ("waiting", waiting), ("callers_of_a_key", callers_of_a_key)];
     for engine in [postgres(dir.path()), mariadb(dir.path())] {
-        pairs(&engine);
-        hand_offs(&engine);
-        waiting(&engine, 100);
-        callers_of_a_key(&engine, 200);
+        parts.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| only == name)).for_each(|(_, part)| part(&engine));
     }
 }
 
@@ -178,7 +181,8 @@ fn hand_offs(engine: &Engine) {
 }
 
 /// What so many waiters ask of the server while nothing happens, and how fast the lock goes through them.
-fn waiting(engine: &Engine, waiters: usize) {
+fn waiting(engine: &Engine) {
+    let waiters = 100;
     let mut owner = owner(engine);
     let start = |_| engine.ours(&["run", "--", "true"]).spawn().expect("it starts");
     let mut waiting: Vec<Child> = (0..waiters).map(start).collect();
@@ -200,8 +204,9 @@ fn waiting(engine: &Engine, waiters: usize) {
     owner.kill().and_then(|()| owner.wait()).expect("it dies");
 }
 
-/// How long after the end of a run the last of so many callers is told that its key is done.
-fn callers_of_a_key(engine: &Engine, callers: usize) {
+/// How long after the end of a run the last of many callers is told that its key is done.
+fn callers_of_a_key(engine: &Engine) {
+    let callers = 200;
     let fifo = engine.store.locks.dir().join("go");
     assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
     let call = |_| engine.ours(&["once", "key", "--skipped-exit-code", "9", "--", "sh", "-c", "read -r _ < go"]).spawn();

@@ -685,7 +685,7 @@ fn try_all(is_shared: bool, rules: &'static [Rule], forgets: bool) {
         for _ in 0..24 {
             scope.spawn(move || {
                 let config = ProptestConfig {
-                    cases: 6 * factor(),
+                    cases: 3 * factor(),
                     failure_persistence: None,
                     max_shrink_iters: 100,
                     ..ProptestConfig::default()
