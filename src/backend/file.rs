@@ -81,12 +81,12 @@ pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
 }
 
 /// Why a directory does not keep what must outlive a crash of the machine, or of a host that shares it.
-pub fn forgets(path: &Path, is_shared: bool) -> Option<String> {
+pub fn forgets(path: &Path) -> Option<String> {
     if [Path::new("/tmp"), Path::new("/var/tmp")].contains(&path) {
         return Some("what is old is removed there".to_owned());
     }
     let directory = File::open(path).ok()?;
-    if let Some(file_system) = filesystem::without_exchange(&directory).filter(|_| !is_shared) {
+    if let Some(file_system) = filesystem::without_exchange(&directory) {
         return Some(format!("its file system ({file_system}) is shared by hosts; set `SERIALIZER_LEASE_SECONDS`, too"));
     }
     filesystem::is_in_memory(&directory).then(|| "its file system is in memory, and empty after a reboot".to_owned())

@@ -54,14 +54,9 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
             Error::failed(format!("cannot create the directory `{shown}`: {why}"))
         })?;
     }
-    let directory = match &location {
-        Location::File(directory, _) => Some(directory.clone()),
-        Location::Store(settings, _) => settings.url.directory(),
-    };
-    let why = directory.as_ref().and_then(|directory| file::forgets(directory, location.is_shared()));
-    let (Some(directory), Some(why)) = (directory, why) else { return Ok(location) };
-    let shown = printable::path(&directory);
-    Err(Error::usage(format!("cannot keep keys in `{shown}`: {why}"))
+    let Location::File(directory, _) = &location else { return Ok(location) };
+    let Some(why) = file::forgets(directory) else { return Ok(location) };
+    Err(Error::usage(format!("cannot keep keys in `{}`: {why}", printable::path(directory)))
         .with_hint("name another directory with `--dir` or `SERIALIZER_DIR`, or a store with `SERIALIZER_STORE`"))
 }
 
