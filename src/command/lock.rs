@@ -30,7 +30,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         && !lock.is_shared()
     {
         let hint = "name one with `--store` or `SERIALIZER_STORE`";
-        return Err(Error::usage(format!("`{option}` needs a store: files have no fencing tokens")).with_hint(hint));
+        return Err(Error::usage(format!("`{option}` needs a store: lock files have no fencing tokens")).with_hint(hint));
     }
     let here = Place::here();
     // A detached run has no owner that lives on; this process stands for it.

@@ -66,8 +66,9 @@ fn signal(pid: u32, signal: Signal) {
 }
 
 fn is_listed(store: &Store) -> bool {
+    // Other tests use the same server, and keep values there that are not records: then the code is 1.
     let listed = store.run(&["status", "--once", "--json"]);
-    assert_eq!(listed.code, 0, "{listed:?}");
+    assert!(listed.code <= 1, "{listed:?}");
     let report: Value = serde_json::from_str(&listed.stdout).expect("JSON");
     report["keys"].as_array().expect("a list").iter().any(|key| key["key"] == store.name.as_str())
 }
