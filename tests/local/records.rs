@@ -3,7 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use serializer::backend::seam::State;
 use serializer::mode::{MAX_SLOTS, Mode};
+use serializer::mutex::register::number_after;
 use serializer::record::{Entry, Lease, MAX_BYTES, Outcome, Record};
 use serializer::waiting::{Attempts, Waiting};
 
@@ -109,4 +111,13 @@ fn a_first_attempt_that_is_late_counts_once_and_a_later_one_for_those_that_were_
     attempts.count(late + 100 * sleep);
     assert_eq!(attempts.made(), 7, "attempts end at their maximum");
     assert!(attempts.are_over());
+}
+
+#[test]
+fn a_number_never_goes_back_whatever_is_restored() {
+    // First use, a later use, a clock that was set back, a row of an older backup.
+    for (number, now, next) in [(0, 1_000, 1_000), (1_000, 1_000, 1_001), (5_000, 1_000, 5_001), (1_000, 9_000, 9_000)] {
+        assert_eq!(number_after(&State { number, now: Some(now), ..State::default() }), Some(next));
+    }
+    assert_eq!(number_after(&State { number: u64::MAX, ..State::default() }), None);
 }
