@@ -33,6 +33,7 @@ pub mod panics;
 mod printable;
 pub mod process;
 pub mod record;
+pub mod schedule;
 pub mod store;
 mod timer;
 mod usage;

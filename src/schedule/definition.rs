@@ -1,0 +1,111 @@
+//! The tasks of a host, as its file defines them. Nothing of this is stored, except a hash.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::timetable::Timetable;
+use crate::once::Interrupted;
+
+/// All tasks of a file.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    /// The tasks, by name.
+    pub tasks: BTreeMap<String, Definition>,
+    /// How many tasks with a limit of this name run at a time, on all hosts together.
+    pub limits: BTreeMap<String, NonZeroU32>,
+    /// What to tell the user about the file.
+    pub warnings: Vec<String>,
+}
+
+/// One task.
+#[derive(Clone, Debug)]
+pub struct Definition {
+    /// When it is due; `None` for a task that runs on request only.
+    pub timetable: Option<Timetable>,
+    /// The schedule as the file spells it.
+    pub schedule: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// The directory in which it runs; `None` for that of the scheduler.
+    pub directory: Option<PathBuf>,
+    /// Variables of its environment, besides those of the scheduler.
+    pub env: BTreeMap<String, String>,
+    /// What to do about slots that were missed.
+    pub catch_up: CatchUp,
+    /// How long after its slot a run may start; `None` until the next slot.
+    pub start_within: Option<Duration>,
+    /// What to do about slots that come due during a run.
+    pub overlap: Overlap,
+    /// The limit of runs of one slot.
+    pub tries: NonZeroU32,
+    /// The time from a failure to the next try.
+    pub retry_after: Duration,
+    /// The consequence of an interrupted run.
+    pub interrupted: Interrupted,
+    /// The longest time of a run.
+    pub timeout: Option<Duration>,
+    /// Starts are delayed by up to this time, by a hash of the name.
+    pub spread: Duration,
+    /// The name of its limit.
+    pub limit: Option<String>,
+    /// Whether it runs on schedule.
+    pub enabled: bool,
+    /// Program and arguments to run when it fails, recovers, is skipped or is overdue.
+    pub notify: Vec<String>,
+}
+
+/// What to do about slots that were missed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CatchUp {
+    /// Only slots that come due while a scheduler runs.
+    None,
+    /// The last one.
+    #[default]
+    Last,
+    /// All, the oldest first, up to [`MAX_CATCH_UP`].
+    All,
+}
+
+/// The most slots that [`CatchUp::All`] runs late; earlier ones are skipped.
+pub const MAX_CATCH_UP: usize = 100;
+
+/// What to do about slots that come due during a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlap {
+    /// They are skipped.
+    #[default]
+    Skip,
+    /// The last one runs afterwards.
+    Queue,
+}
+
+impl Definition {
+    /// A task with the usual options.
+    pub fn new(timetable: Option<Timetable>, schedule: String, command: Vec<String>) -> Self {
+        let (directory, start_within, timeout, limit) = Default::default();
+        Self {
+            timetable,
+            schedule,
+            command,
+            directory,
+            env: BTreeMap::new(),
+            catch_up: CatchUp::default(),
+            start_within,
+            overlap: Overlap::default(),
+            tries: NonZeroU32::MIN,
+            retry_after: Duration::from_secs(60),
+            interrupted: Interrupted::default(),
+            timeout,
+            spread: Duration::ZERO,
+            limit,
+            enabled: true,
+            notify: Vec::new(),
+        }
+    }
+}
