@@ -7,5 +7,6 @@
 //! plan         what to do about a task, by its definition and its stored state: pure
 //! ```
 
+pub mod cron;
 pub mod definition;
 pub mod timetable;

@@ -1,0 +1,193 @@
+//! The five fields of a cron expression, on wall clocks: zones are left to the timetable.
+//!
+//! The fields are those of Vixie's cron (Debian's crontab(5)). Ranges may wrap around (`22-2`,
+//! `fri-mon`), names may stand in ranges and lists, and `n/step` goes from n to the end of the
+//! field. Days follow Vixie's rule of the star: if neither field of days begins with `*`, a day
+//! matches by either of them, otherwise by both.
+
+use jiff::Timestamp;
+use jiff::tz::Offset;
+
+use crate::printable;
+
+/// The seconds of a day.
+pub(super) const DAY: i64 = 24 * 60 * 60;
+
+/// A cron expression.
+#[derive(Clone, Debug)]
+pub struct Cron {
+    /// The times of a day, in seconds, in order.
+    times: Vec<i64>,
+    /// Whether neither the minute nor the hour begins with `*`.
+    pub(super) is_fixed: bool,
+    days: u64,
+    months: u64,
+    weekdays: u64,
+    /// Whether neither field of days begins with `*`.
+    is_either_day: bool,
+}
+
+impl Cron {
+    /// Reads five fields or an alias.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let text = if text.starts_with('@') { alias(text)? } else { text };
+        let fields: Vec<_> = text.split_whitespace().collect();
+        let Ok([minute, hour, day, month, weekday]) = <[&str; 5]>::try_from(fields.as_slice()) else {
+            let count = fields.len();
+            return Err(format!(
+                "five fields are required (minute, hour, day of month, month, day of week; \
+                 seconds and years are unsupported), not {count}"
+            ));
+        };
+        let minutes = MINUTE.read(minute)?;
+        let hours = HOUR.read(hour)?;
+        let times = (0..24 * 60).filter(|time| has(hours, time / 60) && has(minutes, time % 60));
+        let cron = Self {
+            times: times.map(|time| time * 60).collect(),
+            is_fixed: !minute.starts_with('*') && !hour.starts_with('*'),
+            days: DAY_OF_MONTH.read(day)?,
+            months: MONTH.read(month)?,
+            weekdays: DAY_OF_WEEK.read(weekday)?,
+            is_either_day: !day.starts_with('*') && !weekday.starts_with('*'),
+        };
+        // Within 28 years, each date falls on each day of the week.
+        let happens = (0..28 * 366).any(|day| cron.is_on(day));
+        happens.then_some(cron).ok_or_else(|| "it never happens: no such day exists".to_owned())
+    }
+
+    /// Whether a day matches, counted from 1970.
+    fn is_on(&self, day: i64) -> bool {
+        let Ok(midnight) = Timestamp::from_second(day * DAY) else { return false };
+        let date = Offset::UTC.to_datetime(midnight).date();
+        let by_day = has(self.days, date.day().into());
+        let by_weekday = has(self.weekdays, date.weekday().to_sunday_zero_offset().into());
+        has(self.months, date.month().into()) && if self.is_either_day { by_day || by_weekday } else { by_day && by_weekday }
+    }
+
+    /// The matching times of a wall clock from `begin` on and before `end`. Both are in seconds
+    /// since 1970 on that clock.
+    pub(super) fn times(&self, begin: i64, end: i64) -> impl DoubleEndedIterator<Item = i64> {
+        let days = begin.div_euclid(DAY)..=(end - 1).div_euclid(DAY);
+        days.filter(|day| self.is_on(*day)).flat_map(move |day| {
+            let before = |end: i64| self.times.partition_point(|time| day * DAY + time < end);
+            let of_day = &self.times[before(begin)..before(end).max(before(begin))];
+            of_day.iter().map(move |time| day * DAY + time)
+        })
+    }
+}
+
+/// The fields that an alias stands for.
+fn alias(text: &str) -> Result<&'static str, String> {
+    Ok(match text.to_ascii_lowercase().as_str() {
+        "@hourly" => "0 * * * *",
+        "@daily" | "@midnight" => "0 0 * * *",
+        "@weekly" => "0 0 * * 0",
+        "@monthly" => "0 0 1 * *",
+        "@yearly" | "@annually" => "0 0 1 1 *",
+        _ => {
+            return Err(format!(
+                "`{}` is not a time; the aliases are @hourly, @daily, @midnight, @weekly, \
+                 @monthly, @yearly and @annually",
+                printable::field(text)
+            ));
+        }
+    })
+}
+
+/// Whether a set has a member.
+fn has(set: u64, member: i64) -> bool {
+    set >> member & 1 == 1
+}
+
+/// What a field may contain.
+struct Field {
+    /// A value, for people.
+    value: &'static str,
+    lowest: usize,
+    highest: usize,
+    /// The number of different values: day 7 of the week is day 0.
+    count: usize,
+    names: &'static [&'static str],
+}
+
+const MINUTE: Field = Field { value: "a minute (0-59)", lowest: 0, highest: 59, count: 60, names: &[] };
+const HOUR: Field = Field { value: "an hour (0-23)", lowest: 0, highest: 23, count: 24, names: &[] };
+const DAY_OF_MONTH: Field = Field { value: "a day of the month (1-31)", lowest: 1, highest: 31, count: 31, names: &[] };
+const MONTH: Field = Field {
+    value: "a month (1-12 or jan-dec)",
+    lowest: 1,
+    highest: 12,
+    count: 12,
+    names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
+};
+const DAY_OF_WEEK: Field = Field {
+    value: "a day of the week (0-7 or sun-sat)",
+    lowest: 0,
+    highest: 7,
+    count: 7,
+    names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"],
+};
+
+/// What other crons add, and what it means there.
+const EXTENSIONS: [(char, &str); 7] = [
+    ('L', "the last day"),
+    ('W', "the nearest weekday"),
+    ('#', "the nth day of the week in a month"),
+    ('?', "any day"),
+    ('H', "a value by hash"),
+    ('~', "a random value"),
+    ('+', "both kinds of days"),
+];
+
+impl Field {
+    /// The set of values of a list.
+    fn read(&self, list: &str) -> Result<u64, String> {
+        if list.split([',', '-', '/']).any(str::is_empty) {
+            return Err(format!("`{}` lacks a value", printable::field(list)));
+        }
+        list.split(',').try_fold(0, |set, part| Ok(set | self.read_part(part)?))
+    }
+
+    fn read_part(&self, part: &str) -> Result<u64, String> {
+        let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
+        let (first, last) = match (range.split_once('-'), step) {
+            _ if range == "*" => (self.lowest, self.highest),
+            (Some((first, last)), _) => (self.read_value(first)?, self.read_value(last)?),
+            (None, Some(_)) => (self.read_value(range)?, self.highest),
+            (None, None) => (self.read_value(range)?, self.read_value(range)?),
+        };
+        let step = step.map_or(Some(1), number).filter(|step| *step > 0);
+        let step = step.ok_or_else(|| format!("the step of `{}` is not a number above 0", printable::field(part)))?;
+        let last = if last < first { last + self.count } else { last };
+        let values = (first..=last).step_by(step);
+        Ok(values.fold(0, |set, value| set | 1 << ((value - self.lowest) % self.count + self.lowest)))
+    }
+
+    fn read_value(&self, text: &str) -> Result<usize, String> {
+        let by_name = (self.lowest..).zip(self.names).find(|(_, name)| name.eq_ignore_ascii_case(text));
+        let value = by_name.map(|(value, _)| value).or_else(|| number(text));
+        value.filter(|value| (self.lowest..=self.highest).contains(value)).ok_or_else(|| self.refuse(text))
+    }
+
+    /// What is wrong with a value.
+    fn refuse(&self, text: &str) -> String {
+        let shown = printable::field(text);
+        let upper = text.to_ascii_uppercase();
+        let is_name = |name: &&&str| upper.starts_with(&name.to_ascii_uppercase());
+        let name = self.names.iter().find(is_name).map_or(0, |name| name.len());
+        let rest: Vec<_> = upper[name..].chars().filter(|c| !c.is_ascii_digit()).collect();
+        let of = |c: &char| EXTENSIONS.iter().find(|(extension, _)| extension == c);
+        match rest.first().and_then(of) {
+            Some((extension, meaning)) if rest.iter().all(|c| of(c).is_some()) => {
+                format!("`{shown}` is unsupported: cron does not know `{extension}` ({meaning})")
+            }
+            _ => format!("`{shown}` is not {}", self.value),
+        }
+    }
+}
+
+/// A number of digits alone.
+fn number(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
