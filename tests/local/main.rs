@@ -30,6 +30,7 @@ mod sharing;
 mod skipping;
 mod sshfs;
 mod takeover;
+mod timetable;
 mod turns;
 mod verdicts;
 mod wait_and_break;
