@@ -2,7 +2,8 @@
 //! that runs once, with the slot as its period (`docs/protocol.md`, "A task on a schedule").
 //!
 //! ```text
-//! definition   what the file says: TOML, a crontab, or Meltano's schedules
+//! definition   what the file says
+//! toml_file    reads a TOML file
 //! timetable    when a task is due: pure
 //! plan         what to do about a task, by its definition and its stored state: pure
 //! ```
@@ -10,3 +11,4 @@
 pub mod cron;
 pub mod definition;
 pub mod timetable;
+pub mod toml_file;

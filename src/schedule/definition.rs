@@ -5,10 +5,17 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::timetable::Timetable;
 use crate::once::Interrupted;
+use crate::printable;
+
+/// The schedule of a task without a timetable.
+pub(super) const ON_REQUEST: &str = "on request";
 
 /// All tasks of a file.
 #[derive(Clone, Debug, Default)]
@@ -26,10 +33,12 @@ pub struct Catalog {
 pub struct Definition {
     /// When it is due; `None` for a task that runs on request only.
     pub timetable: Option<Timetable>,
-    /// The schedule as the file spells it.
+    /// The schedule for people, as the file spells it.
     pub schedule: String,
     /// Program and arguments.
     pub command: Vec<String>,
+    /// The text that the command reads; `None` for none.
+    pub stdin: Option<String>,
     /// The directory in which it runs; `None` for that of the scheduler.
     pub directory: Option<PathBuf>,
     /// Variables of its environment, besides those of the scheduler.
@@ -59,7 +68,7 @@ pub struct Definition {
 }
 
 /// What to do about slots that were missed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CatchUp {
     /// Only slots that come due while a scheduler runs.
@@ -75,7 +84,7 @@ pub enum CatchUp {
 pub const MAX_CATCH_UP: usize = 100;
 
 /// What to do about slots that come due during a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {
     /// They are skipped.
@@ -88,11 +97,12 @@ pub enum Overlap {
 impl Definition {
     /// A task with the usual options.
     pub fn new(timetable: Option<Timetable>, schedule: String, command: Vec<String>) -> Self {
-        let (directory, start_within, timeout, limit) = Default::default();
+        let (stdin, directory, start_within, timeout, limit) = Default::default();
         Self {
             timetable,
             schedule,
             command,
+            stdin,
             directory,
             env: BTreeMap::new(),
             catch_up: CatchUp::default(),
@@ -108,4 +118,62 @@ impl Definition {
             notify: Vec::new(),
         }
     }
+
+    /// Eight hex digits that differ for definitions that differ in when or what they run. They are
+    /// the same on all hosts: the directory does not count.
+    pub fn hash(&self) -> String {
+        // A zone counts by its offsets in each week of 2026: hosts may spell it differently.
+        let weeks = (0..52).map(|week| 1_767_225_600 + week * 604_800).map(Timestamp::from_second);
+        let offset = |week, zone: &TimeZone| zone.to_offset(week).seconds();
+        let offsets: Vec<_> = match &self.timetable {
+            Some(Timetable::Cron(_, zone)) => weeks.flatten().map(|at| offset(at, zone)).collect(),
+            Some(Timetable::Every(_)) | None => Vec::new(),
+        };
+        let late = (self.catch_up, self.start_within, self.overlap, self.spread);
+        let when = (&self.schedule, offsets, self.enabled, late);
+        let what = (&self.command, &self.stdin, &self.env, &self.limit, self.timeout);
+        let again = (self.tries, self.retry_after, self.interrupted);
+        // Fails only for types that JSON does not have.
+        short_hash(&serde_json::to_vec(&(when, what, again)).unwrap_or_default())
+    }
+}
+
+impl Catalog {
+    /// The tasks of these names, in their order.
+    ///
+    /// # Errors
+    /// A name that is not a task's, and the nearest one that is, in one line.
+    pub fn find(&self, names: &[String]) -> Result<Vec<&Definition>, String> {
+        let unknown = |name: &str| {
+            let known = self.tasks.keys().map(String::as_str);
+            format!("no such task `{}`: {}", printable::field(name), nearest(name, known))
+        };
+        names.iter().map(|name| self.tasks.get(name).ok_or_else(|| unknown(name))).collect()
+    }
+}
+
+/// Eight hex digits.
+pub(super) fn short_hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The end of a message about an unknown name: the known one that it resembles, or else all.
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    let rated = known.clone().map(|known| (strsim::jaro(name, known), known));
+    let best = rated.filter(|(likeness, _)| *likeness > 0.75).max_by(|a, b| a.0.total_cmp(&b.0));
+    let all: Vec<_> = known.map(|known| format!("`{known}`")).collect();
+    match best {
+        Some((_, known)) => format!("did you mean `{known}`?"),
+        None if all.is_empty() => "none is defined".to_owned(),
+        None => format!("expected {}", all.join(", ")),
+    }
+}
+
+/// Checks the name of a task or a limit.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    let is_valid = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if (1..=100).contains(&name.len()) && name.chars().all(is_valid) {
+        return Ok(());
+    }
+    Err("expected a name of 1 to 100 letters, digits, `.`, `_` and `-`".to_owned())
 }

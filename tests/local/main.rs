@@ -9,6 +9,7 @@ mod command_line;
 mod containers;
 mod crash_points;
 mod crash_points_in_line;
+mod definitions;
 mod flock;
 mod hammer;
 mod holding_at_least;
