@@ -29,7 +29,7 @@ pub mod seam;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod sql;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -87,6 +87,14 @@ impl Location {
         Self::Store(settings, Key::lock(name))
     }
 
+    /// Another register at the same place.
+    pub fn sibling(&self, key: Key) -> Self {
+        match self {
+            Self::File(directory, _) => Self::File(directory.clone(), key),
+            Self::Store(settings, _) => Self::Store(settings.clone(), key),
+        }
+    }
+
     /// Which register.
     pub fn key(&self) -> &Key {
         let (Self::File(_, key) | Self::Store(_, key)) = self;
@@ -100,6 +108,14 @@ impl Location {
             Self::Store(settings, key) => {
                 format!("{}#{}{}", settings.url, key.kind.prefix(), printable::path(Path::new(&key.name)))
             }
+        }
+    }
+
+    /// What the place is called in messages, without the register.
+    pub fn shown_place(&self) -> String {
+        match self {
+            Self::File(directory, _) => printable::path(directory),
+            Self::Store(settings, _) => settings.url.to_string(),
         }
     }
 
@@ -129,22 +145,25 @@ const MAX_PAGES: usize = 1000;
 
 /// All registers of a kind in a store that have a value, in the order of their names.
 pub fn all_in(settings: &StoreSettings, kind: Kind) -> Result<Vec<Location>, Error> {
-    let place = || settings.url.to_string();
     let mut store = open_store(settings)?;
-    let mut locks = Vec::new();
-    let mut after = None;
+    let all = list_all(&mut *store, kind).map_err(|failure| failure.during("list the locks of", settings.url.to_string()))?;
+    let held = all.into_iter().filter(|(_, state)| state.value.is_some());
+    Ok(held.map(|(name, _)| Location::Store(settings.clone(), Key { kind, name })).collect())
+}
+
+/// All registers of a kind in a store, with their states as [`seam::Store::list`] gives them.
+pub fn list_all(store: &mut dyn seam::Store, kind: Kind) -> Result<Vec<(OsString, seam::State)>, Failure> {
+    let (mut all, mut after) = (Vec::new(), None);
     for _ in 0..MAX_PAGES {
         let page = match store.list(kind, after.as_deref()) {
             Err(Failure { cause: Cause::NotPrepared, .. }) => Page::default(),
-            page => page.map_err(|failure| failure.during("list the locks of", place()))?,
+            page => page?,
         };
-        let held = page.entries.into_iter().filter(|(_, state)| state.value.is_some());
-        locks.extend(held.map(|(name, _)| Location::Store(settings.clone(), Key { kind, name })));
+        all.extend(page.entries);
         after = page.next;
         if after.is_none() {
-            return Ok(locks);
+            return Ok(all);
         }
     }
-    let failure = Failure::permanent("it holds too many").with_hint("name the locks, or give locks a store of their own");
-    Err(failure.during("list the locks of", place()))
+    Err(Failure::permanent("it holds too many").with_hint("name the locks, or give locks a store of their own"))
 }

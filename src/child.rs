@@ -22,6 +22,7 @@ use nix::unistd::{getpgid, getpgrp, getsid};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
+use crate::process::since_boot;
 use crate::{backend, process};
 use signals::Received;
 pub use signals::{Signals, note_ignored_signals, was_ignored};
@@ -30,6 +31,9 @@ use termination::{end_tree, signal_descendants};
 /// Until something happens.
 const LONG: Duration = Duration::from_secs(3600);
 
+/// How long a command that a signal ends may take before it is killed, in milliseconds.
+const GRACE: u64 = 10_000;
+
 /// What becomes of the processes that a command leaves behind. By default, they go on.
 #[derive(Clone, Copy, Default)]
 pub struct Descendants {
@@ -37,12 +41,14 @@ pub struct Descendants {
     pub are_awaited: bool,
     /// They, and the command, are ended when the lock is lost.
     pub end_with_the_lock: bool,
+    /// They, and the command, are ended when a signal is to end this process.
+    pub end_by_signals: bool,
 }
 
 impl Descendants {
     /// Whether they become our children when their parents end.
     fn are_adopted(self) -> bool {
-        self.are_awaited || self.end_with_the_lock
+        self.are_awaited || self.end_with_the_lock || self.end_by_signals
     }
 }
 
@@ -51,6 +57,8 @@ pub struct End {
     pub code: u8,
     /// Whether SIGINT has ended it, which we have got as well: Ctrl-C.
     pub is_interrupted: bool,
+    /// Whether a signal to this process has ended it, by [`Descendants::end_by_signals`].
+    pub is_stopped: bool,
 }
 
 /// If this process was started to become a command, does so.
@@ -68,6 +76,7 @@ pub struct Child {
     descendants: Descendants,
     is_started: bool,
     is_interrupted: bool,
+    is_stopped: bool,
 }
 
 impl Child {
@@ -78,7 +87,7 @@ impl Child {
             set_child_subreaper(Some(getpid()))?;
         }
         let (pid, channel) = helper::spawn(shim::NAME, |shim| shim.args(command))?;
-        Ok(Self { pid: Some(pid), channel, signals, descendants, is_started: false, is_interrupted: false })
+        Ok(Self { pid: Some(pid), channel, signals, descendants, is_started: false, is_interrupted: false, is_stopped: false })
     }
 
     /// The PID that the command has or will have, until it has ended.
@@ -116,7 +125,7 @@ impl Child {
         let code = status.exit_status().or(signal.map(|signal| 128 + signal));
         let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
         let is_interrupted = self.is_interrupted && signal == Some(Signal::SIGINT as i32);
-        Ok(Ok(End { code, is_interrupted }))
+        Ok(Ok(End { code, is_interrupted, is_stopped: self.is_stopped }))
     }
 
     /// The command, or else all that it has left behind.
@@ -141,7 +150,7 @@ impl Child {
             if let Some((_, kill_at)) = lost.take_if(|(fd, _)| process::is_readable(fd)) {
                 end_tree(self.pid.unwrap_or_else(getpid), kill_at())?;
             // A signal that was read may have told of an end or a stop.
-            } else if !self.pass_on_signals() {
+            } else if !self.pass_on_signals()? {
                 let lost = lost.as_ref().map(|(fd, _)| *fd);
                 backend::sleep(LONG, &self.signals.fds().into_iter().chain(lost).collect::<Vec<_>>())?;
             }
@@ -149,7 +158,7 @@ impl Child {
     }
 
     /// Passes on what has not reached the command by itself. Whether there was any signal.
-    fn pass_on_signals(&mut self) -> bool {
+    fn pass_on_signals(&mut self) -> io::Result<bool> {
         let all = self.signals.receive();
         for received in &all {
             let signal = received.signal;
@@ -159,6 +168,11 @@ impl Child {
                 }
                 continue;
             }
+            if self.descendants.end_by_signals && signal != Signal::SIGCONT {
+                self.is_stopped = true;
+                end_tree(self.pid.unwrap_or_else(getpid), since_boot() + GRACE)?;
+                continue;
+            }
             self.is_interrupted |= signal == Signal::SIGINT;
             let receivers = self.pid.map_or_else(process::children, |pid| vec![pid]);
             for pid in receivers.into_iter().map(nix_pid).filter(|pid| !has_reached(*pid, received)) {
@@ -166,7 +180,7 @@ impl Child {
                 let _ = nix::sys::signal::kill(pid, signal);
             }
         }
-        !all.is_empty()
+        Ok(!all.is_empty())
     }
 
     /// Orphans that have become our children have no other parent to reap them.

@@ -3,6 +3,7 @@
 
 mod help;
 mod run;
+mod schedule;
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -16,6 +17,9 @@ use crate::config::{self, OnLost};
 use crate::store::Unread;
 use crate::verdict::Orphans;
 pub use run::{CommandArgs, FlockArgs, ForgetArgs, OnceArgs, RuleArgs, RunArgs};
+pub use schedule::{
+    CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, StopArgs, TasksArgs, TickArgs,
+};
 
 #[derive(Parser)]
 #[command(
@@ -51,6 +55,12 @@ pub enum Command {
     /// Run a command unless its key is done: once a day, or once for all
     #[command(after_help = help::ONCE_HELP)]
     Once(OnceArgs),
+    /// Run tasks on a schedule, each slot once, on one of several hosts
+    Schedule {
+        /// What to do
+        #[command(subcommand)]
+        command: ScheduleCommand,
+    },
     /// Forget that keys are done, so that they run again
     Forget(ForgetArgs),
     /// Run a command under a lock, with the command line of flock(1)

@@ -8,6 +8,7 @@ mod lock;
 mod once;
 mod progress;
 mod run;
+pub mod schedule;
 mod status;
 mod unlock;
 mod wait;
@@ -26,6 +27,7 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Once(args) => return once::run(args, &environment?),
         Command::Forget(args) => once::forget(args, &environment?),
         Command::Flock(args) => return flock::run(args, &environment?),
+        Command::Schedule { command } => return schedule::run(command, &environment?),
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),
         Command::Wait(args) => wait::run(args, &environment?),

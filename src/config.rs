@@ -101,17 +101,17 @@ impl Environment {
         names.iter().map(|name| self.lock(args, Some(name))).collect()
     }
 
-    /// A key that runs once.
-    pub fn key(&self, args: &PlaceArgs, key: &str) -> Result<Location, Error> {
+    /// A key that runs once, or a task.
+    pub fn key(&self, kind: Kind, args: &PlaceArgs, key: &str) -> Result<Location, Error> {
         let is_valid = (1..=MAX_KEY).contains(&key.len()) && !key.chars().any(char::is_control);
         if !is_valid {
             let why = format!("expected 1 to {MAX_KEY} bytes of text without control characters");
             return Err(Error::usage(format!("cannot use the key `{}`: {why}", printable::field(key))));
         }
-        let key = Key { kind: Kind::Once, name: key.into() };
-        Ok(match self.store(Kind::Once, args, None)? {
+        let key = Key { kind, name: key.into() };
+        Ok(match self.store(kind, args, None)? {
             Some(store) => Location::Store(store, key),
-            None => Location::File(self.directory(Kind::Once, args)?, key),
+            None => Location::File(self.directory(kind, args)?, key),
         })
     }
 
@@ -142,7 +142,8 @@ impl Environment {
         Ok(Some(StoreSettings { url, password_file, timeout }))
     }
 
-    fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
+    /// The duration of leases.
+    pub fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
         let lease = resolve(args.lease_seconds, "LEASE_SECONDS", &self.lease_seconds, parse_lease_seconds)?;
         Ok(lease.unwrap_or(DEFAULT_LEASE))
     }

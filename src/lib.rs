@@ -49,7 +49,7 @@ use clap::Parser;
 /// The program: parses, runs, and returns how it ended.
 pub fn main() -> ExitCode {
     panics::end_the_process();
-    if let Some(code) = child::help().or_else(keeper::process::help) {
+    if let Some(code) = child::help().or_else(keeper::process::help).or_else(command::schedule::runner::help) {
         return code;
     }
     let cli = match cli::Cli::try_parse() {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend;
 use crate::backend::seam::State;
 use crate::mode::Mode;
-use crate::once::{Rule, Run};
+use crate::once::{Claim, Rule, Run};
 use crate::record::{Entry, Outcome, Record};
 use crate::verdict::{Former, Holding, Judge, Judged, Stale, Verdict, judge_all};
 use crate::waiter::Waiter;
@@ -91,6 +91,8 @@ pub struct Request {
     pub lease: Option<Duration>,
     /// Of a key that runs once: how often.
     pub once: Option<Rule>,
+    /// Of a task on a schedule: which run.
+    pub claim: Option<Claim>,
 }
 
 /// An acquisition.
@@ -104,6 +106,9 @@ pub struct Grant {
     pub leased_at: u64,
     /// The number of the run of a key that runs once.
     pub run: Option<u32>,
+    /// Whether the run of a task is to be ended.
+    #[serde(default)]
+    pub is_stopped: bool,
 }
 
 /// How a lock was acquired.

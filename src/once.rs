@@ -2,6 +2,7 @@
 //! does the rest. `docs/protocol.md`, "A key that runs once", has the argument.
 
 mod period;
+mod slot;
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -11,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::period::Period;
+pub use self::slot::{Claim, Task};
 use crate::local_time::local_time;
 use crate::printable;
 use crate::record::{Entry, Outcome};
@@ -21,6 +23,9 @@ const MAX_ENDS: usize = 5;
 
 /// The longest text about an end, in characters.
 const MAX_HOW: usize = 80;
+
+/// How often a slot of a task is run after interruptions, beside its tries: it may be what brings hosts down.
+const INTERRUPTIONS: u32 = 4;
 
 /// How long a store keeps a key that has expired.
 const KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
@@ -41,6 +46,9 @@ pub struct Run {
     /// The last ends of runs, the latest one last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ends: Vec<End>,
+    /// Of a task on a schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
 }
 
 /// The end of a run.
@@ -184,6 +192,20 @@ impl Run {
         Self { ends, ..self.clone() }
     }
 
+    /// This run with an end, also if that was not reported.
+    fn with_interruption(&self, ended: Ended, now: u64) -> Self {
+        match ended {
+            Ended::Interrupted(why) if self.end().is_none() => self.with_end(now, &format!("interrupted: {why}"), None),
+            _ => self.clone(),
+        }
+    }
+
+    /// Whether the slot before `slot` has failed, as far as it is remembered.
+    pub fn has_failed_before(&self, slot: u64) -> bool {
+        let of_this_slot = if slot > self.of_slot().0 { 0 } else { usize::try_from(self.number).unwrap_or(MAX_ENDS) };
+        self.ends.iter().rev().nth(of_this_slot).is_some_and(|end| end.code != Some(0))
+    }
+
     /// The reason to give the key up after this end, if any.
     fn given_up(&self, ended: Ended, rule: &Rule) -> Option<String> {
         let last = self.end();
@@ -193,9 +215,11 @@ impl Run {
             Ended::Interrupted(why) => format!("was interrupted{at}: {why}"),
             Ended::Failed => format!("{}{at}", last.map_or("failed", |end| &end.how)),
         };
-        let is_stopped = matches!(ended, Ended::Interrupted(_)) && rule.interrupted == Interrupted::Stop;
+        let is_stopped = matches!(ended, Ended::Interrupted(_)) && rule.interrupted == Interrupted::Stop
+            || self.task.as_ref().is_some_and(|task| task.is_stopped);
         let times = if self.number == 1 { "once".to_owned() } else { format!("{} times", self.number) };
-        let is_over = is_stopped || rule.tries.is_some_and(|tries| self.number >= tries.get());
+        let more = if self.task.is_some() && matches!(ended, Ended::Interrupted(_)) { INTERRUPTIONS } else { 0 };
+        let is_over = is_stopped || rule.tries.is_some_and(|tries| self.number >= tries.saturating_add(more).get());
         is_over.then(|| format!("tried {times}; the last run {how}"))
     }
 
@@ -240,11 +264,8 @@ impl Rule {
                 None => run.number.saturating_add(1),
             },
         };
-        let ends = last.map(|(run, ended)| match ended {
-            Ended::Interrupted(why) if run.end().is_none() => run.with_end(now, &format!("interrupted: {why}"), None).ends,
-            _ => run.ends.clone(),
-        });
-        Next::Run(Run { key: key.to_owned(), number, began: now, rule: *self, ends: ends.unwrap_or_default() })
+        let ends = last.map(|(run, ended)| run.with_interruption(ended, now).ends).unwrap_or_default();
+        Next::Run(Run { key: key.to_owned(), number, began: now, rule: *self, ends, task: None })
     }
 }
 

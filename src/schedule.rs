@@ -3,12 +3,17 @@
 //!
 //! ```text
 //! definition   what the file says
-//! toml_file    reads a TOML file
-//! timetable    when a task is due: pure
+//! toml_file    the readers of it: TOML,
+//! crontab      a crontab,
+//! meltano      and the schedules of a Meltano project
+//! timetable    when a task is due (cron: the expressions): pure
 //! plan         what to do about a task, by its definition and its stored state: pure
 //! ```
 
-pub mod cron;
+mod cron;
+pub mod crontab;
 pub mod definition;
+pub mod meltano;
+pub mod plan;
 pub mod timetable;
 pub mod toml_file;

@@ -8,12 +8,21 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 
 /// Readable from a certain moment on.
 #[derive(Debug)]
-pub struct Timer(OwnedFd);
+pub struct Timer(OwnedFd, TimerfdTimerFlags);
 
 impl Timer {
     /// Not readable yet.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?))
+        Self::of(TimerfdClockId::Boottime, TimerfdTimerFlags::ABSTIME)
+    }
+
+    /// The same by the clock that can be set, in milliseconds since 1970. Readable also when that clock is set.
+    pub fn of_wall_clock() -> io::Result<Self> {
+        Self::of(TimerfdClockId::Realtime, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET)
+    }
+
+    fn of(clock: TimerfdClockId, flags: TimerfdTimerFlags) -> io::Result<Self> {
+        Ok(Self(timerfd_create(clock, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?, flags))
     }
 
     /// Readable from `when` on, in milliseconds since boot, and not before; at once if that has passed.
@@ -21,7 +30,7 @@ impl Timer {
         // Zero would mean never.
         let when = Timespec::try_from(Duration::from_millis(when.max(1))).map_err(io::Error::other)?;
         let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-        timerfd_settime(&self.0, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval: never, it_value: when })?;
+        timerfd_settime(&self.0, self.1, &Itimerspec { it_interval: never, it_value: when })?;
         Ok(())
     }
 

@@ -109,7 +109,7 @@ pub struct Next<'a> {
 /// Some registers of one kind, in the order of their stored names.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The name and the state of each register. A name that is long or not text may be shortened;
+    /// The name and the state of each register, with the time in a database. A name that is long or not text may be shortened;
     /// the short name opens the same register. The value of a register that cannot be read is
     /// empty; [`Store::get`] tells why.
     pub entries: Vec<(OsString, State)>,

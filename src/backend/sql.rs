@@ -212,14 +212,17 @@ where
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         let condition = page_condition::<E>(kind, after);
         let statement = format!(
-            "SELECT version, {}, format, name FROM serializer_locks WHERE {condition} ORDER BY name LIMIT {PAGE}",
-            E::RECORD
+            "SELECT version, {}, format, name, {} FROM serializer_locks WHERE {condition} ORDER BY name LIMIT {PAGE}",
+            E::RECORD,
+            E::NOW
         );
         let answer = self.ask(statement, Phase::Read)?;
         let unreadable = |_| State { value: Some(String::new()), ..State::default() };
         let entry = |row: &Vec<Option<String>>| {
             let name = row.get(3)?.as_deref()?;
-            Some((OsString::from(name.strip_prefix(kind.prefix()).unwrap_or(name)), state(row).unwrap_or_else(unreadable)))
+            let now = row.get(4)?.as_ref().and_then(|now| now.parse().ok());
+            let state = State { now, ..state(row).unwrap_or_else(unreadable) };
+            Some((OsString::from(name.strip_prefix(kind.prefix()).unwrap_or(name)), state))
         };
         let entries: Vec<_> = answer.rows.iter().filter_map(entry).collect();
         let next = entries.last().filter(|_| entries.len() == PAGE).map(|(name, _)| name.clone());

@@ -133,3 +133,13 @@ Examples:
 
 FILE is a lock file of this program, and excludes only users of this program. An empty file that flock(1) \
 has left there is taken for one; any other is refused.";
+
+pub const SCHEDULE_START_HELP: &str = "\
+Examples:
+  serializer schedule next                      # check serializer.toml, and show the next slots
+  SERIALIZER_STORE=postgres://etl@db/meltano serializer schedule start
+  serializer schedule start --meltano           # the schedules of the Meltano project
+  serializer schedule start --crontab jobs.cron
+
+SIGTERM starts no more tasks, waits for those that run, and exits with 0.
+SIGHUP, or a changed file, reads the tasks again.";

@@ -26,6 +26,8 @@ pub struct Job {
     pub is_verbose: bool,
     /// Whether not to say that the lock is waited for.
     pub waits_silently: bool,
+    /// Of a task on a schedule: when its time is over, in milliseconds since boot.
+    pub task_ends_at: Option<u64>,
 }
 
 impl Job {
@@ -45,12 +47,14 @@ impl Job {
             descendants: Descendants {
                 are_awaited: args.until_children_exit,
                 end_with_the_lock: on_lost == OnLost::Terminate && lock.is_shared(),
+                end_by_signals: false,
             },
             on_lost,
             lock,
             skipped_exit_code: 0,
             is_verbose: args.verbose,
             waits_silently: false,
+            task_ends_at: None,
         })
     }
 }

@@ -44,7 +44,11 @@ pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
 
 /// The location of a key. Creates the default directory; refuses one that a reboot empties.
 pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Location, Error> {
-    let location = environment.key(args, key)?;
+    made(environment.key(Kind::Once, args, key)?)
+}
+
+/// The location, whose directory exists.
+pub fn made(location: Location) -> Result<Location, Error> {
     if let Location::File(directory, _) = &location
         && !directory.exists()
         && state_directory().is_ok_and(|usual| usual == *directory)

@@ -29,6 +29,9 @@ use crate::process::since_boot;
 use crate::record::Outcome;
 use crate::verdict::LocalJudge;
 
+/// How the run of a task ended that its scheduler ended.
+pub const INTERRUPTED: &str = "interrupted: its scheduler has ended";
+
 const NOT_ALONE: &str = ", so that it may not have run alone";
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
@@ -43,11 +46,26 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
+/// How a command ended.
+pub struct Ran {
+    pub code: u8,
+    pub how: String,
+    /// The number of the run of a key.
+    pub number: Option<u32>,
+}
+
 /// Runs a job; tells how its command ended.
 pub fn execute(job: &Job) -> Result<u8, Error> {
+    perform(job).map(|ran| ran.map_or(job.skipped_exit_code, |ran| ran.code))
+}
+
+/// Runs a job, unless it is not needed.
+pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     let program = job.command.first().map_or(Path::new(""), Path::new);
-    // A mistyped command must not wait for hours to be told.
-    look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
+    // A mistyped command must not wait for hours to be told. The run of a task tells it when it ends.
+    if job.request.claim.is_none() {
+        look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
+    }
     if child::was_ignored(Signal::SIGCHLD) {
         let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", printable::path(program));
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
@@ -58,10 +76,10 @@ pub fn execute(job: &Job) -> Result<u8, Error> {
     let location = job.lock.printable();
     let claimant = RunClaimant::new(&here, job.command.clone(), job.descendants);
     let mut run = Run { job, program, shown: printable::path(program), location, mutex, claimant };
-    let Some(mut grant) = run.acquire()? else { return Ok(job.skipped_exit_code) };
+    let Some(mut grant) = run.acquire()? else { return Ok(None) };
     let renewing = run.renew(&mut grant)?;
     let child = run.start(&grant, renewing.as_ref())?;
-    run.wait(child, renewing)
+    run.wait(child, renewing).map(|ran| Some(Ran { number: grant.run, ..ran }))
 }
 
 /// A job that is being done.
@@ -95,6 +113,7 @@ impl Run<'_> {
             }
             Ok(Acquired::NotNeeded(done)) => {
                 match done {
+                    _ if job.request.claim.is_some() => tracing::debug!("another scheduler was faster"),
                     Some(run) => tracing::info!("skipped `{command}`: {}", run.is_done()),
                     None => tracing::info!("skipped `{command}`: another process has just completed it under `{location}`"),
                 }
@@ -162,7 +181,7 @@ impl Run<'_> {
     }
 
     /// Waits for the command's end, releases the lock, and tells how it all ended.
-    fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<u8, Error> {
+    fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<Ran, Error> {
         let ends_with_it = renewing.as_ref().filter(|_| self.job.on_lost == OnLost::Terminate);
         let mut why_ended = None;
         let end = child.wait(ends_with_it.map(Renewing::lost_fd), || {
@@ -184,9 +203,12 @@ impl Run<'_> {
         let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, backend::plain(&error)));
         let end = end.map_err(untold)?;
         let code = end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
-        let how = format!("ended with {code}");
+        let is_stopped = end.as_ref().is_ok_and(|end| end.is_stopped);
+        let how = if is_stopped { self.why_stopped() } else { format!("ended with {code}") };
         let request = &self.job.request;
         let outcome = match code {
+            // Another scheduler runs it again.
+            _ if how == INTERRUPTED => Outcome::Unknown,
             DONE if !was_ended && (request.skip_if_done || request.once.is_some()) => Outcome::Succeeded,
             _ if !was_ended && request.once.is_some() => Outcome::Failed,
             _ => Outcome::Unknown,
@@ -219,7 +241,22 @@ impl Run<'_> {
         if let Some(signals) = self.claimant.signals().filter(|_| end.is_interrupted) {
             signals.die_of(Signal::SIGINT);
         }
-        Ok(end.code)
+        Ok(Ran { code: end.code, how, number: None })
+    }
+
+    /// Why the run of a task was stopped by a signal.
+    fn why_stopped(&mut self) -> String {
+        let is_late = self.job.task_ends_at.is_some_and(|at| at <= since_boot());
+        let state = if is_late { None } else { self.mutex.inspect().ok().flatten() };
+        let is_asked_for = state.and_then(|key| key.run.task).is_some_and(|task| task.is_stopped);
+        if is_late {
+            "timed out"
+        } else if is_asked_for {
+            "stopped"
+        } else {
+            INTERRUPTED
+        }
+        .to_owned()
     }
 
     /// Says what usually goes without saying.

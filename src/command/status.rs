@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use report::{Lock, Report, UNKNOWN, report};
 use table::table;
+pub use table::{new_table, rendered};
 
 use crate::backend::seam::Kind;
 use crate::backend::{self, Cause, file};
@@ -25,7 +26,7 @@ const REFRESH: Duration = Duration::from_secs(1);
 
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     if args.watch {
-        return watch(args, environment);
+        return watch(&|| if args.once { keys::text(args, environment) } else { text(args, environment) });
     }
     if args.once {
         return keys::show(args, environment);
@@ -42,12 +43,11 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
 }
 
 /// Looks again and again, until a signal ends it or its output is not read any more.
-fn watch(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
+pub fn watch(look: &dyn Fn() -> Result<String, Error>) -> Result<(), Error> {
     let is_terminal = stdout().is_terminal();
     let mut shown = String::new();
     loop {
-        let looked = if args.once { keys::text(args, environment) } else { text(args, environment) };
-        let text = match looked {
+        let text = match look() {
             Ok(text) => text,
             Err(error) if shown.is_empty() => return Err(error),
             // It may be over soon.

@@ -100,7 +100,7 @@ impl Keeper {
 
     /// Kills it.
     pub fn kill(&self) {
-        kill(self.identity());
+        send_signal(self.identity(), Signal::KILL);
     }
 }
 
@@ -108,26 +108,36 @@ fn has_ended() -> io::Error {
     io::Error::other("the process that keeps the lease has ended")
 }
 
+/// Sends a signal to the keeper of a run, if it is a process of this place.
+pub fn signal_keeper(entry: &Entry, signal: Signal) {
+    if let Some(keeper) = entry.keeper.filter(|_| is_here(&entry.owner.place, &Place::here())) {
+        send_signal(keeper, signal);
+    }
+}
+
+// Hosts are renamed, and that does not matter here.
+fn is_here(place: &Place, here: &Place) -> bool {
+    place.boot.is_some() && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace)
+}
+
 /// Not by the PID alone, which may have become another process's.
-fn kill((pid, instance): (Pid, Instance)) {
+fn send_signal((pid, instance): (Pid, Instance), signal: Signal) {
     if let Some(process) = process::running(pid)
         && instance.same_as(process.instance) == Some(true)
         && let Some(pidfd) = process.ended_fd()
     {
-        // Not by SIGTERM, which a script may ignore, and its keeper with it.
-        let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        let _ = pidfd_send_signal(pidfd, signal);
     }
 }
 
 /// Ends the keeper of a lock that was released, if it is a process of this place. The keeper would notice the release only at
 /// its next renewal.
 pub fn dismiss(entry: &Entry, here: &Place) {
-    // Hosts are renamed, and that does not matter here.
-    let is_here = |place: &Place| place.boot.is_some() && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace);
-    let Some(keeper) = entry.keeper.filter(|_| entry.lease.is_some() && is_here(&entry.owner.place)) else { return };
+    let Some(keeper) = entry.keeper.filter(|_| entry.lease.is_some() && is_here(&entry.owner.place, here)) else { return };
     // The keeper of a command is `run` itself.
     if process::arguments(keeper.0).get(1).is_some_and(|name| name == NAME) {
-        kill(keeper);
+        // Not by SIGTERM, which a script may ignore, and its keeper with it.
+        send_signal(keeper, Signal::KILL);
     }
 }
 

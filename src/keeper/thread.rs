@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Signal, getpid};
+
 use super::{Charge, LONG};
 use crate::backend::{self, Location};
 use crate::config::OnLost;
@@ -173,6 +175,9 @@ impl Renewal {
             match mutex.renew(&charge.grant.token, None) {
                 Ok(grant) => {
                     tracing::debug!("renewed the lease of `{}`", self.location.printable());
+                    if grant.is_stopped {
+                        rustix::process::kill_process(getpid(), Signal::TERM)?;
+                    }
                     (charge.grant, is_told) = (grant, false);
                     self.set_charge(charge.clone())?;
                     timer.set(charge.after(1, 3))?;
@@ -211,7 +216,7 @@ mod tests {
     #[test]
     fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
         for on_lost in [OnLost::Terminate, OnLost::Warn] {
-            let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot(), run: None };
+            let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot(), run: None, is_stopped: false };
             let charge = Charge { grant, lease: Duration::from_secs(3600) };
             let location = Location::file("/nonexistent".as_ref());
             let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread");

@@ -175,11 +175,11 @@ impl Mutex<'_> {
             return Decision::Answer(Ok(Attempt::Busy(held)));
         }
         let Some(rule) = bid.request.once else { return Decision::Free(held, former, None) };
-        self.evaluate_key(rule, held, former, bid.since.unwrap_or_default())
+        self.evaluate_key(rule, bid, held, former)
     }
 
     /// Decides about a key that runs once, which has no holder, by its last run.
-    fn evaluate_key(&self, rule: Rule, held: Vec<Holding>, former: Vec<Former>, since: u64) -> Decision {
+    fn evaluate_key(&self, rule: Rule, bid: &Bid<'_>, held: Vec<Holding>, former: Vec<Former>) -> Decision {
         let mut entries = former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
         let last = entries.rfind(|(entry, _)| entry.released != Some(Outcome::Lost));
         let last = match last.map(|(entry, why)| (entry.once.as_ref(), Ended::of(entry, &Verdict::Stale(why)))) {
@@ -188,7 +188,12 @@ impl Mutex<'_> {
             Some(_) => return Decision::Answer(Err(self.register.is_foreign("it does not tell of a run").into())),
             None => None,
         };
-        match rule.next(&self.register.name(), last, since, self.register.time()) {
+        let (name, now) = (self.register.name(), self.register.time());
+        let next = match bid.request.claim {
+            Some(claim) => claim.next(&name, rule, last, now),
+            None => rule.next(&name, last, bid.since.unwrap_or_default(), now),
+        };
+        match next {
             Next::Run(run) => Decision::Free(held, former, Some(run)),
             Next::Skip => Decision::Answer(Ok(Attempt::Done(Acquired::NotNeeded(last.map(|(run, _)| Box::new(run.clone())))))),
             Next::GiveUp(why) => Decision::Answer(Err(Error::GivenUp(why))),
@@ -228,7 +233,8 @@ impl Mutex<'_> {
             return Ok(Some(Attempt::Busy(held)));
         };
         let token = entry.token.clone().unwrap_or_default();
-        let grant = Grant { token, fencing: entry.fencing, leased_at, run: entry.once.as_ref().map(|run| run.number) };
+        let run = entry.once.as_ref().map(|run| run.number);
+        let grant = Grant { token, fencing: entry.fencing, leased_at, run, is_stopped: false };
         match self.register.put(stored, Some(&record)) {
             Ok(Write::Done) if claimant.is_present() => {
                 let from = former.into_iter().find(|former| former.verdict != Stale::Released);

@@ -2,11 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::getpid;
+
 use super::register::Write;
 use super::{Error, MAX_ROUNDS, Mutex, Seen};
 use crate::backend;
+use crate::backend::seam;
 use crate::claimant::Claimant;
 use crate::once::{Ended, Run, State};
+use crate::owner::{Owner, Place};
 use crate::record::{Entry, Outcome, Record};
 use crate::verdict::{Judged, Verdict};
 
@@ -19,6 +23,8 @@ pub struct Inspected {
     pub state: State,
     /// The process of that run.
     pub process: Judged<Verdict>,
+    /// While it runs: when it may be in another state without an end that is heard.
+    pub look_again_in: Option<Duration>,
 }
 
 impl Inspected {
@@ -38,7 +44,11 @@ impl Mutex<'_> {
         let last = stored.record.as_ref().and_then(Record::last_run);
         let Some((entry, run)) = last else { return Err(self.register.is_foreign("it does not tell of a run")) };
         let state = run.state(Ended::of(entry, &process.verdict), self.register.time());
-        Ok(Some(Inspected { run: run.clone(), state, process }))
+        let look_again_in = match &process.verdict {
+            Verdict::Held(held) => self.look_again_in(process.entry.as_ref(), held),
+            Verdict::Stale(_) => None,
+        };
+        Ok(Some(Inspected { run: run.clone(), state, process, look_again_in }))
     }
 
     /// Removes the stored state of the key; `false` if there was none. Refuses a key that runs, or has run since it was
@@ -57,6 +67,42 @@ impl Mutex<'_> {
             }
         }
         Err(Error::NotOurs(Vec::new()))
+    }
+
+    /// Stores what `change` makes of the last run of a task, for which nothing is stored before its first run; `false` if
+    /// there is nothing to change. A run that is under way continues.
+    pub fn amend(&mut self, change: &dyn Fn(Option<&Run>) -> Option<Run>) -> Result<bool, Error> {
+        for _ in 0..MAX_ROUNDS {
+            let stored = self.register.load()?;
+            let mut entries = stored.as_ref().map(|stored| stored.entries().to_vec()).unwrap_or_default();
+            match entries.iter_mut().rfind(|entry| entry.released != Some(Outcome::Lost)) {
+                Some(Entry { once: None, .. }) => return Err(self.register.is_foreign("it does not tell of a task").into()),
+                Some(Entry { once, .. }) => {
+                    let Some(changed) = change(once.as_ref()) else { return Ok(false) };
+                    *once = Some(changed);
+                }
+                None => {
+                    let Some(once) = change(None) else { return Ok(false) };
+                    let owner = Owner::of(getpid(), &Place::here()).map_err(Error::Entry)?;
+                    let entry = Entry::new(owner, None, None).map_err(Error::Entry)?;
+                    entries.push(Entry { released: Some(Outcome::Succeeded), once: Some(once), ..entry });
+                }
+            }
+            if self.register.put(stored.as_ref(), Record::of(entries).as_ref())? == Write::Done {
+                return Ok(true);
+            }
+        }
+        Err(Error::NotOurs(Vec::new()))
+    }
+
+    /// What the next look finds, if it was read with others; `None` if the next look is to ask.
+    pub fn offer(&mut self, state: Option<(seam::State, u64)>) {
+        self.register.offered = state;
+    }
+
+    /// The time of the store, or else of the host, in milliseconds since 1970.
+    pub fn time(&self) -> u64 {
+        self.register.time()
     }
 
     /// Sleeps at most `limit`, until the key may be in another state than `seen`.

@@ -5,10 +5,12 @@
 //! conflict, the stored record, which differs from every other one, shows whether ours was done.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::backend;
 use crate::backend::failure::{Cause, Error, Failure};
 use crate::backend::looks::Looks;
 use crate::backend::retry::{retry, since_1970};
@@ -51,6 +53,8 @@ pub struct Register {
     location: String,
     backoff: Looks,
     last: Option<Last>,
+    /// A state that was read with others, and when it was asked for, for the next read.
+    pub offered: Option<(State, u64)>,
 }
 
 /// The state that was read last.
@@ -68,7 +72,22 @@ impl Register {
     /// The register `key` of a store, called `location` in messages. Does not connect yet.
     pub fn new(store: Box<dyn Store>, key: Key, location: String) -> Self {
         let (first, last) = store.poll_interval();
-        Self { store: Arc::new(Mutex::new(store)), key, location, backoff: Looks::new(first, last), last: None }
+        let (store, backoff) = (Arc::new(Mutex::new(store)), Looks::new(first, last));
+        Self { store, key, location, backoff, last: None, offered: None }
+    }
+
+    /// Another register of the same store, over the same connection.
+    pub fn sibling(&self, key: Key, location: String) -> Self {
+        let (first, last) = self.store().poll_interval();
+        let backoff = Looks::new(first, last);
+        Self { store: self.store.clone(), key, location, backoff, last: None, offered: None }
+    }
+
+    /// All registers of a kind in the store, with their states where the store gives them with the time.
+    pub fn list(&mut self, kind: Kind) -> Result<Vec<(OsString, State)>, Error> {
+        let all = self.ask(|store, _| backend::list_all(store, kind));
+        let all = all.map_err(|failure| self.error("list the tasks beside", failure))?;
+        Ok(all.into_iter().filter(|(_, state)| state.now.is_some()).collect())
     }
 
     /// The name of the lock in messages.
@@ -238,11 +257,15 @@ impl Register {
 
     /// The state, read anew.
     fn read(&mut self) -> Result<&Last, Error> {
-        let mut asked = 0;
-        let read = self.ask(|store, key| {
-            asked = since_boot();
-            store.get(key)
-        });
+        let (offered, mut asked) = self.offered.take().unzip();
+        let read = match offered {
+            Some(state) => Ok(state),
+            None => self.ask(|store, key| {
+                asked = Some(since_boot());
+                store.get(key)
+            }),
+        };
+        let asked = asked.unwrap_or_default();
         let (state, is_prepared) = match read {
             Ok(state) => (state, true),
             Err(Failure { cause: Cause::NotPrepared, .. }) => (State::default(), false),

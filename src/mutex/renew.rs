@@ -62,8 +62,10 @@ impl Mutex<'_> {
             let record =
                 Record::of(all.cloned().collect()).ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
             if self.register.put(Some(&stored), Some(&record))? == Write::Done {
-                let run = entry.once.as_ref().map(|run| run.number);
-                return Ok(Grant { token: token.to_owned(), fencing: entry.fencing, leased_at, run });
+                let run = entry.once.as_ref();
+                let is_stopped = run.and_then(|run| run.task.as_ref()).is_some_and(|task| task.is_stopped);
+                let (token, run) = (token.to_owned(), run.map(|run| run.number));
+                return Ok(Grant { token, fencing: entry.fencing, leased_at, run, is_stopped });
             }
         }
         Err(Error::NotOurs(Vec::new()))

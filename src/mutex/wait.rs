@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::{Error, Mutex, Seen};
 use crate::backend;
 use crate::claimant::Claimant;
-use crate::verdict::Holding;
+use crate::record::Entry;
+use crate::verdict::{Held, Holding};
 use crate::waiting::{Attempts, Observer, Waiting};
 
 /// How long a free lock is left to earlier waiters. They need milliseconds; one that is stopped must not stop all others.
@@ -114,7 +115,8 @@ impl Mutex<'_> {
         let mut fds = fds.to_vec();
         // What becomes of the holders concerns the first waiter.
         if !self.is_queued() {
-            limit = holders.iter().filter_map(|holding| self.look_again_in(holding)).fold(limit, Duration::min);
+            let again = |holding: &Holding| self.look_again_in(holding.entry.as_ref(), &holding.verdict);
+            limit = holders.iter().filter_map(again).fold(limit, Duration::min);
             fds.extend(holders.iter().filter_map(|holding| holding.verdict.ended_fd()));
         }
         self.register.wait(is_beside, limit, &fds)
@@ -125,12 +127,12 @@ impl Mutex<'_> {
     }
 
     /// When to look again at a holder, because nothing else may tell; `None` if something will.
-    fn look_again_in(&self, holding: &Holding) -> Option<Duration> {
-        let lease = holding.entry.as_ref().and_then(|entry| entry.lease);
+    pub(super) fn look_again_in(&self, entry: Option<&Entry>, held: &Held) -> Option<Duration> {
+        let lease = entry.and_then(|entry| entry.lease);
         let remaining = lease.map(|lease| match lease.expires.zip(self.register.now()) {
             Some((expires, now)) => Duration::from_millis(expires.saturating_sub(now)).min(lease.duration),
             None => lease.duration,
         });
-        remaining.into_iter().chain(holding.verdict.look_again_in()).min()
+        remaining.into_iter().chain(held.look_again_in()).min()
     }
 }

@@ -604,7 +604,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: boo
                 Ok(Acquired::AlreadyHeld(held)) => {
                     let entry = held.entry.expect("an entry of ours");
                     let (token, run) = (entry.token.expect("a token"), entry.once.map(|run| run.number));
-                    let grant = Grant { token, fencing: entry.fencing, leased_at: 0, run };
+                    let grant = Grant { token, fencing: entry.fencing, leased_at: 0, run, is_stopped: false };
                     let renewed = if is_shared { mutex.renew(&grant.token, None) } else { Ok(grant) };
                     renewed.map_or(Ended::Otherwise, Ended::Begun)
                 }

@@ -105,7 +105,7 @@ fn each_moment_is_in_one_period_which_does_not_depend_on_the_moment() {
 }
 
 fn run(number: u32, began: u64) -> Run {
-    Run { key: "k".to_owned(), number, began, rule: Rule::default(), ends: Vec::new() }
+    Run { key: "k".to_owned(), number, began, rule: Rule::default(), ends: Vec::new(), task: None }
 }
 
 fn ended(run: &Run, at: u64) -> Run {

@@ -91,7 +91,7 @@ fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
         _ => None,
     };
     let ends = outcome.iter().map(|how| End { at, number: 1, how: (*how).to_owned(), code: None }).collect();
-    let run = Run { key: key.to_owned(), number: 1, began, rule: Rule::default(), ends };
+    let run = Run { key: key.to_owned(), number: 1, began, rule: Rule::default(), ends, task: None };
     let run = serde_json::to_string(&run).map_err(|_| foreign("status_execution"))?;
     let now = since_1970();
     // An expired lease leaves no mark, because the library's holder would not read it.

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::table::{new_table, rendered};
 use crate::backend;
 use crate::backend::retry::since_1970;
+use crate::backend::seam::Kind;
 use crate::cli::StatusArgs;
 use crate::command::once;
 use crate::config::Environment;
@@ -102,7 +103,9 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Key>, Optio
     let place = &args.file.place;
     let locations = match args.names.as_slice() {
         [] => once::all(environment, place)?,
-        names => names.iter().map(|name| environment.key(place, &name.to_string_lossy())).collect::<Result<_, _>>()?,
+        names => {
+            names.iter().map(|name| environment.key(Kind::Once, place, &name.to_string_lossy())).collect::<Result<_, _>>()?
+        }
     };
     let (mut keys, mut failure) = (Vec::new(), None);
     for location in locations {

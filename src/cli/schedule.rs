@@ -1,0 +1,139 @@
+//! The command line of `schedule`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+
+use super::{PlaceArgs, help};
+use crate::config;
+
+#[derive(Subcommand)]
+pub enum ScheduleCommand {
+    /// Run tasks when they are due, until a signal ends it; start the same on each host
+    #[command(after_help = help::SCHEDULE_START_HELP)]
+    Start(StartArgs),
+    /// Run the tasks that are due now, and end when they have ended; for a crontab
+    Tick(TickArgs),
+    /// Show each task: its last run on any host, and when it runs next
+    Status(ScheduleStatusArgs),
+    /// Check the definitions, and show when each task runs next
+    Next(NextArgs),
+    /// Run a task now; exit with 75 if it is running
+    Run(RunTaskArgs),
+    /// Begin no more runs of tasks, on any host
+    Pause(PauseArgs),
+    /// Run paused tasks again, from their next slot on
+    Resume(TasksArgs),
+    /// End the run of a task, on whatever host it is
+    Stop(StopArgs),
+}
+
+#[derive(Args)]
+pub struct CatalogArgs {
+    /// File with the tasks [default: serializer.toml]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["crontab", "meltano"])]
+    pub file: Option<PathBuf>,
+    /// Take the tasks from a crontab
+    #[arg(long, value_name = "FILE", conflicts_with = "meltano")]
+    pub crontab: Option<PathBuf>,
+    /// Take the tasks from the schedules of the Meltano project, and read them again every five minutes
+    #[arg(long)]
+    pub meltano: bool,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+#[derive(Args)]
+pub struct TickArgs {
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
+    /// How many tasks run at a time on this host [default: the number of its processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+    /// Begin lines of the tasks' output with the time, the task and the slot, as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct StartArgs {
+    #[command(flatten)]
+    pub tick: TickArgs,
+    /// How long running tasks may go on after SIGTERM before they are ended
+    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = config::parse_duration)]
+    pub stop_timeout: Duration,
+}
+
+#[derive(Args)]
+pub struct ScheduleStatusArgs {
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print metrics for Prometheus, such as for the textfile collector
+    #[arg(long, conflicts_with = "json")]
+    pub metrics: bool,
+    /// Exit with 1 if a task is overdue, or its last run has failed
+    #[arg(long)]
+    pub check: bool,
+    /// Look every second, and show it in place, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["json", "metrics", "check"])]
+    pub watch: bool,
+}
+
+#[derive(Args)]
+pub struct NextArgs {
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
+    /// Show this task only
+    #[arg(value_name = "TASK")]
+    pub task: Option<String>,
+    /// How many slots of each task to show
+    #[arg(short = 'n', value_name = "N", default_value_t = 5)]
+    pub number: u16,
+    /// Begin after this time, such as 2026-12-01T00:00:00Z, instead of now
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<Timestamp>,
+}
+
+#[derive(Args)]
+pub struct RunTaskArgs {
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
+    /// Task to run
+    #[arg(value_name = "TASK")]
+    pub task: String,
+    /// Run it for this slot, such as 2026-12-01T06:00:00Z, instead of now
+    #[arg(long, value_name = "TIME")]
+    pub slot: Option<Timestamp>,
+}
+
+#[derive(Args)]
+pub struct TasksArgs {
+    /// Names of tasks
+    #[arg(value_name = "TASK", required = true)]
+    pub tasks: Vec<String>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// The place is that of the Meltano project, as `start --meltano` has it
+    #[arg(long)]
+    pub meltano: bool,
+}
+
+#[derive(Args)]
+pub struct PauseArgs {
+    #[command(flatten)]
+    pub tasks: TasksArgs,
+    /// Resume at this time, such as 2026-12-01T06:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Args)]
+pub struct StopArgs {
+    #[command(flatten)]
+    pub tasks: TasksArgs,
+}

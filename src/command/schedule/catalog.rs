@@ -1,0 +1,113 @@
+//! Where the definitions of tasks come from, and when they are read again.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cli::CatalogArgs;
+use crate::error::Error;
+use crate::schedule::definition::Catalog;
+use crate::schedule::{crontab, meltano, toml_file};
+
+/// How often Meltano is asked for its schedules.
+const ASK_MELTANO: Duration = Duration::from_secs(300);
+
+const USUAL: &str = "serializer.toml";
+
+#[derive(Clone)]
+enum From {
+    Toml(PathBuf),
+    Crontab(PathBuf),
+    Meltano,
+}
+
+/// Inode, time and size of a file.
+type Fingerprint = (u64, i64, i64, u64);
+
+pub struct Source {
+    from: From,
+    fingerprint: Option<Fingerprint>,
+    must_read: bool,
+    read_at: Instant,
+    /// Meltano needs seconds.
+    reading: Option<Receiver<Result<Catalog, String>>>,
+}
+
+impl Source {
+    pub fn new(args: &CatalogArgs) -> Self {
+        let from = match (&args.crontab, args.meltano) {
+            (Some(crontab), _) => From::Crontab(crontab.clone()),
+            (None, true) => From::Meltano,
+            (None, false) => From::Toml(args.file.clone().unwrap_or_else(|| USUAL.into())),
+        };
+        Self { from, fingerprint: None, must_read: false, read_at: Instant::now(), reading: None }
+    }
+
+    /// The source that the arguments name; `None` if they name none, and the usual file does not exist.
+    pub fn if_any(args: &CatalogArgs) -> Option<Self> {
+        let is_named = args.file.is_some() || args.crontab.is_some() || args.meltano;
+        (is_named || PathBuf::from(USUAL).exists()).then(|| Self::new(args))
+    }
+
+    /// Reads the definitions.
+    pub fn read(&mut self) -> Result<Catalog, Error> {
+        self.fingerprint = self.from.fingerprint();
+        self.from.read().map_err(Error::usage)
+    }
+
+    /// Reads them again as soon as possible.
+    pub fn reload(&mut self) {
+        self.must_read = true;
+    }
+
+    /// The definitions, if they have changed or are to be read again. Bad ones are reported, and left out.
+    pub fn changed(&mut self) -> Option<Catalog> {
+        let is_meltano = matches!(self.from, From::Meltano);
+        if let Some(reading) = &self.reading {
+            let read = match reading.try_recv() {
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => Err("Meltano was not asked".to_owned()),
+                Ok(read) => read,
+            };
+            self.reading = None;
+            return self.adopt(read);
+        }
+        let is_old = is_meltano && self.read_at.elapsed() > ASK_MELTANO;
+        let now = self.from.fingerprint();
+        if !self.must_read && !is_old && now == self.fingerprint {
+            return None;
+        }
+        (self.must_read, self.read_at, self.fingerprint) = (false, Instant::now(), now);
+        if !is_meltano {
+            let read = self.from.read();
+            return self.adopt(read);
+        }
+        let (sender, receiver) = channel();
+        let from = self.from.clone();
+        thread::spawn(move || sender.send(from.read()));
+        self.reading = Some(receiver);
+        None
+    }
+
+    fn adopt(&self, read: Result<Catalog, String>) -> Option<Catalog> {
+        read.inspect_err(|why| tracing::error!("{why}; the tasks stay as they were")).ok()
+    }
+}
+
+impl From {
+    fn read(&self) -> Result<Catalog, String> {
+        match self {
+            Self::Toml(path) => toml_file::read(path),
+            Self::Crontab(path) => crontab::read(path),
+            Self::Meltano => meltano::read(),
+        }
+    }
+
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        let (Self::Toml(path) | Self::Crontab(path)) = self else { return None };
+        let metadata = path.metadata().ok()?;
+        Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size()))
+    }
+}

@@ -1,0 +1,352 @@
+//! A scheduler: it starts the tasks of its definitions when they are due, unless a scheduler on another host was faster.
+//! It stores nothing but when it first saw a task, and holds nothing: its runners do.
+
+use std::collections::BTreeMap;
+use std::process::Child;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use super::catalog::Source;
+use super::events::Events;
+use super::runner::{self, Order};
+use crate::backend::retry::{jittered, since_1970};
+use crate::backend::seam::{Key, Kind};
+use crate::backend::{self, Cause, Location};
+use crate::error::Error;
+use crate::mutex::Mutex;
+use crate::mutex::register::Register;
+use crate::once::{Claim, Run};
+use crate::printable;
+use crate::process::since_boot;
+use crate::schedule::definition::{Catalog, Definition};
+use crate::schedule::plan::{Plan, Seen, hash, introduced};
+use crate::verdict::LocalJudge;
+
+/// For how long a scheduler lets others be first, for each task that it runs, in milliseconds, and how many tasks count.
+const PER_RUNNING: u64 = 25;
+const MOST_RUNNING: u64 = 4;
+
+/// For how long it lets others be first in any case, in milliseconds: up to so many steps, by a hash of host and task.
+const STEP: u64 = 5;
+const STEPS: u64 = 8;
+
+/// The pause after a store or a runner has failed, in milliseconds: at first, and at most.
+const PAUSE: u64 = 1000;
+const MAX_PAUSE: u64 = 60_000;
+
+/// From so many tasks on, a database is asked for all at once.
+const MANY: usize = 4;
+
+/// How far back a scheduler that does not stay looks for slots that are not caught up, in milliseconds: a crontab
+/// starts it once a minute.
+const TICK: u64 = 60_000;
+
+/// How long runners may take to end after SIGTERM, in milliseconds: their commands have ten seconds.
+const ENDING: u64 = 20_000;
+
+/// How to work.
+pub struct Options {
+    /// How many tasks run at a time.
+    pub jobs: usize,
+    /// How long running tasks may go on after SIGTERM; `None` to end as soon as nothing is due.
+    pub stop_timeout: Option<Duration>,
+    /// The location of any task.
+    pub place: Location,
+    pub order: Order,
+}
+
+/// A task, and what is known of it. Times are in milliseconds by [`Node::now`].
+struct Tracked<'a> {
+    definition: Definition,
+    location: Location,
+    mutex: Mutex<'a>,
+    /// When to look at it next; 0 for a first look.
+    check_at: u64,
+    /// Since when there is something to do.
+    due_at: u64,
+    /// Whether it was left to less busy schedulers.
+    has_yielded: bool,
+    needs_room: bool,
+    last_claim: Option<Claim>,
+    failures: u32,
+    /// The other definition of which a warning has told.
+    other: u32,
+}
+
+pub struct Node<'a> {
+    source: Source,
+    options: &'a Options,
+    catalog: Catalog,
+    tasks: BTreeMap<String, Tracked<'a>>,
+    /// The runs that this scheduler has started.
+    runners: Vec<(String, Child)>,
+    judge: &'a LocalJudge,
+    any: Register,
+    host: String,
+    up_since: u64,
+    /// The store's clock minus the host's.
+    offset: i64,
+    events: Events,
+    /// When the store is asked again that has failed.
+    retry_at: u64,
+    store_failures: u32,
+    /// When to end the runners, in milliseconds since boot; after that, when to kill them.
+    stop_at: Option<u64>,
+    is_ending: bool,
+}
+
+impl<'a> Node<'a> {
+    pub fn new(source: Source, options: &'a Options, judge: &'a LocalJudge, host: String) -> Result<Self, Error> {
+        let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", backend::plain(&error)));
+        let before = if options.stop_timeout.is_none() { TICK } else { 0 };
+        Ok(Self {
+            source,
+            options,
+            catalog: Catalog::default(),
+            tasks: BTreeMap::new(),
+            runners: Vec::new(),
+            judge,
+            any: backend::open(&options.place)?,
+            host,
+            up_since: since_1970().saturating_sub(before),
+            offset: 0,
+            events: Events::new().map_err(cannot)?,
+            retry_at: 0,
+            store_failures: 0,
+            stop_at: None,
+            is_ending: false,
+        })
+    }
+
+    /// The time of the store, as far as it is known.
+    fn now(&self) -> u64 {
+        since_1970().saturating_add_signed(self.offset)
+    }
+
+    /// Works until a signal ends it, or until nothing is due.
+    pub fn run(&mut self, catalog: Catalog) -> Result<(), Error> {
+        self.adopt(catalog);
+        loop {
+            self.heed_signals();
+            self.reap();
+            if let Some(stop_at) = self.stop_at {
+                if self.runners.is_empty() {
+                    return Ok(());
+                }
+                self.end_runners(stop_at);
+            } else {
+                if self.events.clock_was_set() {
+                    self.tasks.values_mut().for_each(|task| task.check_at = 0);
+                }
+                if let Some(catalog) = self.source.changed() {
+                    tracing::info!("read the tasks again: there are {}", catalog.tasks.len());
+                    self.adopt(catalog);
+                }
+                self.work()?;
+                let is_tick = self.options.stop_timeout.is_none() && self.runners.is_empty();
+                if is_tick && self.tasks.values().all(|task| task.check_at > self.now()) {
+                    return Ok(());
+                }
+            }
+            let next = self.tasks.values().map(|task| task.check_at.max(self.retry_at)).min().filter(|_| self.stop_at.is_none());
+            let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
+            let slept = self.events.sleep(next, self.stop_at);
+            slept.map_err(|error| Error::failed(format!("cannot wait: {}", backend::plain(&error))))?;
+        }
+    }
+
+    /// Works by these definitions from now on.
+    fn adopt(&mut self, mut catalog: Catalog) {
+        catalog.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        self.tasks.retain(|name, _| catalog.tasks.contains_key(name));
+        for (name, definition) in std::mem::take(&mut catalog.tasks) {
+            if let Some(task) = self.tasks.get_mut(&name) {
+                (task.definition, task.check_at) = (definition, 0);
+                continue;
+            }
+            let location = self.options.place.sibling(Key { kind: Kind::Schedule, name: (&name).into() });
+            let register = self.any.sibling(location.key().clone(), location.printable());
+            let mutex = Mutex::new(register, self.judge);
+            let (check_at, due_at, has_yielded, needs_room, last_claim, failures, other) = Default::default();
+            self.tasks.insert(
+                name,
+                Tracked { definition, location, mutex, check_at, due_at, has_yielded, needs_room, last_claim, failures, other },
+            );
+        }
+        self.catalog = catalog;
+    }
+
+    /// Looks at the tasks that may be due, the one that has waited longest first.
+    fn work(&mut self) -> Result<(), Error> {
+        let now = self.now();
+        if now < self.retry_at {
+            return Ok(());
+        }
+        let mut due: Vec<_> = self.tasks.iter().filter(|(_, task)| task.check_at <= now).collect();
+        due.sort_by_key(|(_, task)| task.due_at);
+        let due: Vec<String> = due.into_iter().map(|(name, _)| name.clone()).collect();
+        if due.len() >= MANY {
+            let asked = since_boot();
+            for (name, state) in self.any.list(Kind::Schedule).unwrap_or_default() {
+                if let Some(task) = name.to_str().and_then(|name| self.tasks.get_mut(name)) {
+                    task.mutex.offer(Some((state, asked)));
+                }
+            }
+        }
+        for name in &due {
+            if self.now() < self.retry_at {
+                break;
+            }
+            self.step(name)?;
+        }
+        // What was not needed gets old.
+        self.tasks.values_mut().filter(|_| due.len() >= MANY).for_each(|task| task.mutex.offer(None));
+        Ok(())
+    }
+
+    fn step(&mut self, name: &str) -> Result<(), Error> {
+        let (now, running) = (self.now(), self.runners.len());
+        let is_running = self.runners.iter().any(|(task, _)| task == name);
+        let Some(task) = self.tasks.get_mut(name) else { return Ok(()) };
+        if is_running || running >= self.options.jobs {
+            (task.needs_room, task.check_at) = (!is_running, u64::MAX);
+            return Ok(());
+        }
+        if running > 0 && task.check_at > 0 && !std::mem::replace(&mut task.has_yielded, true) {
+            task.check_at = now + PER_RUNNING * u64::try_from(running).unwrap_or(MOST_RUNNING).min(MOST_RUNNING);
+            return Ok(());
+        }
+        task.has_yielded = false;
+        match task.plan(name, self.up_since) {
+            Ok((plan, last, time)) => {
+                self.store_failures = 0;
+                self.offset = time.checked_signed_diff(since_1970()).unwrap_or(0);
+                self.follow(name, plan, last.as_ref(), time);
+            }
+            // A crontab is told at once, and an address that cannot be used stays so.
+            Err(error) if self.options.stop_timeout.is_none() || error.cause == Cause::Unusable => return Err(error.into()),
+            // Of the store, which is not asked for the other tasks either.
+            Err(error) if error.cause.passes() => {
+                if self.store_failures == 0 {
+                    tracing::warn!("cannot look at the tasks, trying again: {error}");
+                }
+                self.retry_at = now + pause(&mut self.store_failures);
+            }
+            Err(error) => {
+                tracing::error!("cannot look at the task `{}`, trying again: {error}", printable::field(name));
+                task.pause(now);
+            }
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, name: &str, plan: Plan, last: Option<&Run>, now: u64) {
+        let Some(task) = self.tasks.get_mut(name) else { return };
+        match (plan, last) {
+            (Plan::Wait(at), _) => {
+                let at = at.unwrap_or(u64::MAX);
+                let first = hash(&[&self.host, name]) % STEPS * STEP;
+                (task.due_at, task.check_at, task.failures) = (at, at.saturating_add(first), 0);
+            }
+            (Plan::Introduce, _) | (_, None) => {
+                let stored = task.mutex.amend(&|run| run.is_none().then(|| introduced(name, now)));
+                if let Err(error) = stored {
+                    tracing::warn!("cannot store the task `{}`, trying again: {error}", printable::field(name));
+                    task.pause(now);
+                }
+            }
+            // Its last runner has not stored anything, and has said why.
+            (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) => task.pause(now),
+            (Plan::Run(claim), Some(last)) => {
+                (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
+                let work = self.options.order.work((name, &task.definition), &task.location, (claim, last), &self.catalog.limits);
+                match runner::start(&work, &task.definition) {
+                    Ok(child) => self.runners.push((name.to_owned(), child)),
+                    Err(error) => {
+                        tracing::error!("cannot start the task `{}`: {}", printable::field(name), backend::plain(&error));
+                        task.pause(now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks again at the tasks whose runners have ended, and at those for which there is room now.
+    fn reap(&mut self) {
+        let (now, before) = (self.now(), self.runners.len());
+        let tasks = &mut self.tasks;
+        self.runners.retain_mut(|(name, child)| {
+            // Without an answer, it has ended: SIGCHLD is ignored.
+            let is_running = matches!(child.try_wait(), Ok(None));
+            if !is_running && let Some(task) = tasks.get_mut(name) {
+                (task.check_at, task.has_yielded) = (now, true);
+            }
+            is_running
+        });
+        if self.runners.len() < before {
+            for task in self.tasks.values_mut().filter(|task| task.needs_room) {
+                (task.needs_room, task.check_at) = (false, now);
+            }
+        }
+    }
+
+    fn heed_signals(&mut self) {
+        let signals = self.events.receive();
+        if signals.must_reload {
+            self.source.reload();
+        }
+        if signals.must_stop {
+            // A second signal does not wait.
+            let timeout = self.options.stop_timeout.filter(|_| self.stop_at.is_none()).unwrap_or_default();
+            let timeout = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
+            if !self.is_ending {
+                self.stop_at = Some(since_boot().saturating_add(timeout));
+            }
+            if !self.runners.is_empty() {
+                tracing::info!("stopping: {} running", self.runners.len());
+            }
+        }
+    }
+
+    /// Ends the runners, whose tasks another scheduler may run again at once.
+    fn end_runners(&mut self, stop_at: u64) {
+        if since_boot() < stop_at {
+            return;
+        }
+        for (_, child) in &self.runners {
+            let pid = Pid::from_child(child);
+            // The whole group: where there is a lease, the command has to end with its runner.
+            let _ = if self.is_ending { kill_process_group(pid, Signal::KILL) } else { kill_process(pid, Signal::TERM) };
+        }
+        (self.is_ending, self.stop_at) = (true, Some(since_boot() + ENDING));
+    }
+}
+
+impl Tracked<'_> {
+    /// The next step, and the time of the store.
+    fn plan(&mut self, name: &str, up_since: u64) -> Result<(Plan, Option<Run>, u64), backend::Error> {
+        let seen = self.mutex.inspect()?;
+        let now = self.mutex.time();
+        let seen = seen.map(|key| Seen::new(key, now));
+        let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref()).map_or(0, |stored| stored.definition);
+        if ![0, self.definition.number(), self.other].contains(&stored) {
+            self.other = stored;
+            tracing::warn!("the task `{}` has run by another definition than this one", printable::field(name));
+        }
+        let plan = self.definition.plan(name, seen.as_ref(), now, up_since);
+        Ok((plan, seen.map(|seen| seen.run), now))
+    }
+
+    /// Tries again later.
+    fn pause(&mut self, now: u64) {
+        self.check_at = now + pause(&mut self.failures);
+    }
+}
+
+/// The pause after so many failures, in milliseconds.
+fn pause(failures: &mut u32) -> u64 {
+    let pause = (PAUSE << (*failures).min(6)).min(MAX_PAUSE);
+    *failures += 1;
+    u64::try_from(jittered(Duration::from_millis(pause)).as_millis()).unwrap_or(MAX_PAUSE)
+}

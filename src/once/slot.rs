@@ -1,0 +1,67 @@
+//! A key whose periods are slots: a task on a schedule.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Ended, Next, Rule, Run};
+
+/// What is stored about a task, beside its last run. Times are in milliseconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// The slot of the last run, or when the task was first seen. Never goes back.
+    pub slot: u64,
+    /// The number of slots that were not run.
+    #[serde(default)]
+    pub skipped: u64,
+    /// No run begins before this time.
+    #[serde(default)]
+    pub paused: u64,
+    /// Whether the run is to be ended.
+    #[serde(default)]
+    pub is_stopped: bool,
+    /// The hash of the definition by which the last run began.
+    #[serde(default)]
+    pub definition: u32,
+}
+
+/// What a scheduler wants to run, and what it has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The slot and the number of the last run, as it was seen.
+    pub seen: (u64, u32),
+    /// The slot to run; that of the last run for another try.
+    pub slot: u64,
+    /// The number of slots before this one that are not run.
+    pub skipped: u64,
+    /// The hash of the definition.
+    pub definition: u32,
+    /// Whether a pause is ignored, and the slot may be an earlier one: a user asks for this run.
+    pub is_forced: bool,
+}
+
+impl Run {
+    /// The slot and the number of this run.
+    pub fn of_slot(&self) -> (u64, u32) {
+        (self.task.as_ref().map_or(0, |task| task.slot), self.number)
+    }
+}
+
+impl Claim {
+    /// The next step of a scheduler for the task `key`, which does not run: the wanted run, if the last run is still the
+    /// one that was seen.
+    pub fn next(&self, key: &str, rule: Rule, last: Option<(&Run, Ended)>, now: u64) -> Next {
+        let (run, task) = match last.map(|(run, ended)| (run.with_interruption(ended, now), run.task.as_ref())) {
+            Some((run, Some(task))) if run.of_slot() == self.seen => (run, task),
+            _ => return Next::Skip,
+        };
+        if task.paused > now && !self.is_forced {
+            return Next::Skip;
+        }
+        let slot = self.slot.max(task.slot);
+        // So that no two runs have the same slot and number.
+        let number = if slot == task.slot { run.number.saturating_add(1) } else { 1 };
+        let skipped = task.skipped.saturating_add(self.skipped);
+        let task = Task { slot, skipped, is_stopped: false, definition: self.definition, paused: task.paused };
+        let key = key.to_owned();
+        Next::Run(Run { key, number, began: now, rule, ends: run.ends, task: Some(task) })
+    }
+}

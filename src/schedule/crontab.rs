@@ -1,0 +1,164 @@
+//! Reads a user's crontab as it is. A task's name is a comment `# name: shop` on the line above, or
+//! else a hash of its line. An error is one line: the file, the text, its line, what is wrong.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jiff::tz::TimeZone;
+
+use super::definition::{Catalog, Definition, check_name, short_hash};
+use super::timetable::{Timetable, zone};
+use crate::{local_time, printable};
+
+const BLANK: [char; 2] = [' ', '\t'];
+const QUOTES: [char; 2] = ['"', '\''];
+
+/// A part of a line, and what is wrong with it.
+type Fault<'a> = (&'a str, String);
+
+/// What the lines so far say about the next one.
+struct Table<'a> {
+    catalog: Catalog,
+    home: Option<&'a str>,
+    env: BTreeMap<String, String>,
+    zone: TimeZone,
+    /// The name for the task on the next line.
+    name: Option<String>,
+    /// The lines of the tasks.
+    lines: BTreeMap<String, usize>,
+}
+
+/// Reads a file. Without `CRON_TZ`, its times are in the zone of `TZ`, or else the system's.
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn read(path: &Path) -> Result<Catalog, String> {
+    let shown = printable::path(path);
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| format!("cannot read `{shown}`: {error}"))?;
+    let home = std::env::var("HOME").ok();
+    parse(&text, path, home.as_deref(), local_time::zone())
+}
+
+/// Reads the text of the file at `path`. Until the text sets `HOME` or `CRON_TZ`, tasks run in
+/// `home`, at times of `zone`.
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn parse(text: &str, path: &Path, home: Option<&str>, zone: TimeZone) -> Result<Catalog, String> {
+    let (catalog, env, name, lines) = Default::default();
+    let mut table = Table { catalog, home, env, zone, name, lines };
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim_start_matches(BLANK);
+        table.read(line, index + 1).map_err(|(what, why)| {
+            let (path, what) = (printable::path(path), printable::field(what));
+            format!("cannot use `{path}`: `{what}` (line {}): {why}", index + 1)
+        })?;
+    }
+    Ok(table.catalog)
+}
+
+impl Table<'_> {
+    /// Reads a line.
+    fn read<'a>(&mut self, line: &'a str, number: usize) -> Result<(), Fault<'a>> {
+        let name = self.name.take();
+        let is_task = !line.is_empty() && !line.starts_with('#') && assignment(line).is_none();
+        if let Some(name) = name.as_ref().filter(|_| !is_task) {
+            let warning = format!("`# name: {name}` (line {}) is not above a task", number - 1);
+            self.catalog.warnings.push(warning);
+        }
+        if let Some(comment) = line.strip_prefix('#') {
+            if let Some(name) = comment.trim_start().strip_prefix("name:").map(str::trim) {
+                check_name(name).map_err(|why| (line, why))?;
+                self.name = Some(name.to_owned());
+            }
+        } else if let Some((name, value)) = assignment(line) {
+            if name == "CRON_TZ" {
+                self.zone = zone(value).map_err(|why| (line, why))?;
+            }
+            self.env.insert(name.to_owned(), value.to_owned());
+        } else if is_task {
+            let name = name.unwrap_or_else(|| short_hash(line.as_bytes()));
+            if let Some(other) = self.lines.insert(name.clone(), number) {
+                let why = format!("the task of line {other} has the same name, `{name}`");
+                return Err((line, why + "; a comment `# name: …` above gives it another one"));
+            }
+            let definition = self.task(line)?;
+            self.catalog.tasks.insert(name, definition);
+        }
+        Ok(())
+    }
+
+    fn task<'a>(&self, line: &'a str) -> Result<Definition, Fault<'a>> {
+        let expected = "expected `NAME=value`, or five fields or an alias, and a command";
+        let (schedule, command) = fields(line).ok_or_else(|| (line, expected.to_owned()))?;
+        if schedule == "@reboot" {
+            return Err((schedule, "unsupported; a systemd unit can start it".to_owned()));
+        }
+        let timetable = Timetable::cron(schedule, self.zone.clone());
+        let timetable = timetable.map_err(|why| (schedule, why))?;
+        let (command, stdin) = command_and_stdin(command);
+        let shell = self.env.get("SHELL").map_or("/bin/sh", String::as_str);
+        let command = [shell, "-c", &command].map(str::to_owned).into();
+        let schedule = schedule.split_whitespace().collect::<Vec<_>>().join(" ");
+        Ok(Definition {
+            stdin,
+            directory: self.env.get("HOME").map(String::as_str).or(self.home).map(Into::into),
+            env: self.env.clone(),
+            ..Definition::new(Some(timetable), schedule, command)
+        })
+    }
+}
+
+/// The name and the value of a line that sets a variable. Each may be in quotes; without them, a
+/// value ends before trailing blanks, and is not empty.
+fn assignment(line: &str) -> Option<(&str, &str)> {
+    let (name, rest) = match line.starts_with(QUOTES) {
+        true => quoted(line)?,
+        false => line.split_at(line.find(|c| c == '=' || BLANK.contains(&c))?),
+    };
+    let value = rest.trim_start_matches(BLANK).strip_prefix('=')?.trim_start_matches(BLANK);
+    let (value, rest) = match value.starts_with(QUOTES) {
+        true => quoted(value)?,
+        false => (Some(value.trim_end()).filter(|value| !value.is_empty())?, ""),
+    };
+    let is_assignment = !name.is_empty() && !name.contains('=') && rest.trim().is_empty();
+    is_assignment.then_some((name, value))
+}
+
+/// What is between quotes at the begin of `text`, and what is behind them.
+fn quoted(text: &str) -> Option<(&str, &str)> {
+    let quote = text.chars().next().filter(|c| QUOTES.contains(c))?;
+    text[1..].split_once(quote)
+}
+
+/// The schedule of a line, and the command behind it.
+fn fields(line: &str) -> Option<(&str, &str)> {
+    let mut rest = line;
+    for _ in 0..if line.starts_with('@') { 1 } else { 5 } {
+        rest = rest.trim_start_matches(BLANK);
+        rest = &rest[rest.find(BLANK)?..];
+    }
+    let command = rest.trim_start_matches(BLANK);
+    (!command.is_empty()).then(|| (&line[..line.len() - rest.len()], command))
+}
+
+/// The first `%` ends a command; each further one ends a line of its input. `\%` is a percent sign.
+fn command_and_stdin(text: &str) -> (String, Option<String>) {
+    let mut command = String::new();
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '%' => break,
+            '\\' if rest.as_str().starts_with('%') => command.extend(rest.next()),
+            '\\' => command.extend([c].into_iter().chain(rest.next())),
+            _ => command.push(c),
+        }
+    }
+    let lines: Vec<_> = rest.as_str().split("\\%").map(|part| part.replace('%', "\n")).collect();
+    let mut stdin = lines.join("%");
+    if !stdin.is_empty() && !stdin.ends_with('\n') {
+        stdin.push('\n');
+    }
+    (command, Some(stdin).filter(|stdin| !stdin.is_empty()))
+}

@@ -1,0 +1,122 @@
+//! Reads the schedules of the Meltano project around. Each runs in a Meltano of its own.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::definition::{Catalog, Definition, ON_REQUEST, check_name};
+use super::timetable::Timetable;
+use crate::printable;
+
+/// Says in the environment of Meltano what has started it.
+const TRIGGER: (&str, &str) = ("MELTANO_JOB_TRIGGER", "serializer");
+
+/// Aliases without a time.
+const NEVER: [&str; 3] = ["@once", "@manual", "@none"];
+
+#[derive(Deserialize)]
+struct Output {
+    schedules: Schedules,
+}
+
+#[derive(Deserialize)]
+struct Schedules {
+    job: Vec<Value>,
+    elt: Vec<Value>,
+}
+
+/// One schedule. Meltano checks little of it.
+#[derive(Deserialize)]
+struct Schedule {
+    name: String,
+    interval: Option<String>,
+    cron_interval: Option<String>,
+    #[serde(default)]
+    env: BTreeMap<String, Value>,
+    job: Option<Job>,
+    elt_args: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Job {
+    name: String,
+}
+
+/// Asks the program `meltano` of `PATH` for the schedules of its project.
+///
+/// # Errors
+/// Why it does not answer, in one line.
+pub fn read() -> Result<Catalog, String> {
+    ask(&mut Command::new("meltano"))
+}
+
+/// Asks this Meltano, which has no arguments yet.
+///
+/// # Errors
+/// Why it does not answer, in one line.
+pub fn ask(meltano: &mut Command) -> Result<Catalog, String> {
+    let list = meltano.args(["schedule", "list", "--format=json"]).stdin(Stdio::null());
+    let output = list.output().map_err(|error| format!("cannot run `meltano`: {error}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        // Below the exception, Meltano offers its help.
+        let error = said.lines().rfind(|line| line.contains("Error: "));
+        let why = error.or_else(|| said.lines().last()).map(printable::field).unwrap_or_default();
+        return Err(format!("cannot read the schedules of Meltano ({}): {why}", output.status));
+    }
+    parse(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// Reads the answer of Meltano. A bad schedule is left out, with a warning.
+///
+/// # Errors
+/// What is wrong with the answer as a whole, in one line.
+pub fn parse(json: &str) -> Result<Catalog, String> {
+    let output = serde_json::from_str(json);
+    let Output { schedules: Schedules { job, elt } } =
+        output.map_err(|error| format!("cannot read the schedules of Meltano: {error}"))?;
+    let mut catalog = Catalog::default();
+    for value in job.into_iter().chain(elt) {
+        let name = value["name"].as_str().unwrap_or("?").to_owned();
+        let task = task(value).and_then(|task| match catalog.tasks.contains_key(&name) {
+            true => Err("another schedule has the same name".to_owned()),
+            false => Ok(task),
+        });
+        match task {
+            Ok(task) => drop(catalog.tasks.insert(name, task)),
+            Err(why) => {
+                let name = printable::field(&name);
+                catalog.warnings.push(format!("left out Meltano's schedule `{name}`: {why}"));
+            }
+        }
+    }
+    Ok(catalog)
+}
+
+fn task(value: Value) -> Result<Definition, String> {
+    let schedule: Schedule = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    check_name(&schedule.name)?;
+    let arguments = match (schedule.job, schedule.elt_args) {
+        (Some(job), _) => vec!["run".to_owned(), job.name],
+        (None, Some(arguments)) => [vec!["elt".to_owned()], arguments].concat(),
+        (None, None) => return Err("expected `job` or `elt_args`".to_owned()),
+    };
+    let text = |value: Value| match value {
+        Value::String(text) => Ok(text),
+        Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
+        other => Err(format!("`env` has the value `{other}`; expected a text")),
+    };
+    let env = schedule.env.into_iter().map(|(name, value)| Ok((name, text(value)?)));
+    let mut env: BTreeMap<_, _> = env.collect::<Result<_, String>>()?;
+    env.insert(TRIGGER.0.to_owned(), TRIGGER.1.to_owned());
+    // Meltano replaces aliases in lower case only: `@Daily` and `@Once` are still there.
+    let cron = schedule.cron_interval.map(|cron| cron.trim().to_lowercase());
+    let cron = cron.filter(|cron| !NEVER.contains(&cron.as_str()));
+    let timetable = cron.map(|cron| Timetable::cron(&cron, TimeZone::UTC)).transpose()?;
+    let shown = schedule.interval.unwrap_or_else(|| ON_REQUEST.to_owned());
+    let command = [vec!["meltano".to_owned()], arguments].concat();
+    Ok(Definition { env, ..Definition::new(timetable, shown, command) })
+}

@@ -1,0 +1,142 @@
+//! What to do about a task. Pure: its definition, its stored state and the time decide. Times are in milliseconds since 1970.
+//!
+//! That a slot is not run twice does not depend on this module: a [`Claim`] is refused unless the stored state is the
+//! one that was seen here.
+
+use std::time::Duration;
+
+use super::definition::{CatchUp, Definition, MAX_CATCH_UP, Overlap};
+use super::timetable::Timetable;
+use crate::mutex::key::Inspected;
+use crate::once::{Claim, Rule, Run, State, Task};
+
+/// When to look again at a run of which nothing is heard.
+const UNHEARD: Duration = Duration::from_secs(1);
+
+/// A lease has expired only after its end.
+const MARGIN: Duration = Duration::from_millis(5);
+
+/// How many skipped slots are counted at a time.
+const MAX_COUNTED: u64 = 10_000;
+
+/// The stored state of a task.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its last run.
+    pub run: Run,
+    /// The state of that run.
+    pub state: State,
+    /// When a run that is under way may be in another state without an end that is heard.
+    pub look_again: u64,
+}
+
+/// The next step for a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Store that it was seen now: slots count from now on.
+    Introduce,
+    /// Look again at this time; `None` if it is not due.
+    Wait(Option<u64>),
+    /// Run it.
+    Run(Claim),
+}
+
+impl Seen {
+    /// What was seen `now`, by the store's clock.
+    pub fn new(key: Inspected, now: u64) -> Self {
+        let again = key.look_again_in.unwrap_or(UNHEARD).saturating_add(MARGIN);
+        Self { run: key.run, state: key.state, look_again: now.saturating_add(millis(again)) }
+    }
+}
+
+/// The state of a task that was never run: slots count from now on.
+pub fn introduced(name: &str, now: u64) -> Run {
+    let task = Some(Task { slot: now, ..Task::default() });
+    Run { key: name.to_owned(), number: 0, began: now, rule: Rule::default(), ends: Vec::new(), task }
+}
+
+impl Definition {
+    /// The next step for the task `name`, of which `seen` is stored. The scheduler has run since `up_since`.
+    pub fn plan(&self, name: &str, seen: Option<&Seen>, now: u64, up_since: u64) -> Plan {
+        let Some(Seen { run, state, look_again }) = seen else { return Plan::Introduce };
+        let Some(task) = &run.task else { return Plan::Wait(None) };
+        if *state == State::Running {
+            return Plan::Wait(Some(*look_again));
+        }
+        let Some(timetable) = self.timetable.as_ref().filter(|_| self.enabled) else { return Plan::Wait(None) };
+        if task.paused > now {
+            return Plan::Wait(Some(task.paused));
+        }
+        let late = self.delay(name);
+        let past = now.saturating_sub(late);
+        let claim =
+            |slot, skipped| Plan::Run(Claim { seen: run.of_slot(), slot, skipped, definition: self.number(), is_forced: false });
+        let retry = match state {
+            State::Failed => Some(run.ended().saturating_add(millis(self.retry_after))),
+            State::Interrupted => Some(now),
+            _ => None,
+        };
+        let due = self.due(timetable, run, (now, late), up_since);
+        // A new slot ends the tries of the one before it, unless each slot has to be run.
+        match (retry, due) {
+            (Some(at), due) if due.is_none() || self.catch_up == CatchUp::All => {
+                if at <= now {
+                    return claim(task.slot, 0);
+                }
+                let next = timetable.after(past).map_or(u64::MAX, |slot| slot.saturating_add(late));
+                Plan::Wait(Some(at.min(next)))
+            }
+            (_, Some(slot)) => claim(slot, timetable.count(task.slot, slot - 1, MAX_COUNTED)),
+            (_, None) => Plan::Wait(timetable.after(past).map(|slot| slot.saturating_add(late))),
+        }
+    }
+
+    /// The slot that is due `now`, of a task that starts `late`.
+    fn due(&self, timetable: &Timetable, run: &Run, (now, late): (u64, u64), up_since: u64) -> Option<u64> {
+        let task = run.task.as_ref()?;
+        let past = now.saturating_sub(late);
+        let mut after = task.slot.max(task.paused);
+        if self.overlap == Overlap::Skip && self.catch_up != CatchUp::All {
+            after = after.max(run.ended().saturating_sub(late).min(past));
+        }
+        if let Some(limit) = self.start_within {
+            after = after.max(past.saturating_sub(millis(limit)).saturating_sub(1));
+        }
+        match self.catch_up {
+            CatchUp::All => timetable.between(after, past, MAX_CATCH_UP).first().copied(),
+            CatchUp::Last => timetable.last(after + 1, past),
+            CatchUp::None => timetable.last(after.max(up_since.saturating_sub(1)) + 1, past),
+        }
+    }
+
+    /// The hash of the definition as a number.
+    pub fn number(&self) -> u32 {
+        u32::from_str_radix(&self.hash(), 16).unwrap_or(0)
+    }
+
+    /// When the task starts next, at the earliest, by its schedule alone.
+    pub fn next_start(&self, name: &str, now: u64) -> Option<u64> {
+        let late = self.delay(name);
+        let timetable = self.timetable.as_ref().filter(|_| self.enabled)?;
+        Some(timetable.after(now.saturating_sub(late))?.saturating_add(late))
+    }
+
+    /// How long after its slots the task starts, in milliseconds, by its name.
+    pub fn delay(&self, name: &str) -> u64 {
+        match millis(self.spread) {
+            0 => 0,
+            spread => hash(&[name]) % spread,
+        }
+    }
+}
+
+/// The same number for the same words on each host.
+pub fn hash(words: &[&str]) -> u64 {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(words.join("\0").as_bytes());
+    digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4)
+}
