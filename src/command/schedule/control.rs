@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::catalog::Source;
 use super::events::Events;
-use super::runner::{self, Order};
+use super::work::{self, Order};
 use super::{lease_of, place_of, task_at};
 use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
@@ -58,7 +58,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let work = order.work((&args.task, definition), &location, (claim, &seen.run), &catalog.limits);
     let cannot = |error| Error::failed(format!("cannot run `{}`: {}", args.task, backend::plain(&error)));
     let events = Events::new().map_err(cannot)?;
-    let mut child = runner::start(&work, definition).map_err(cannot)?;
+    let mut child = work::start(&work, definition).map_err(cannot)?;
     // Ends with the runner.
     loop {
         if let Some(status) = child.try_wait().map_err(cannot)? {

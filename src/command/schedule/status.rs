@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::catalog::Source;
-use super::runner::shown_slot;
+use super::work::shown_slot;
 use super::{place_of, task_at};
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location};
