@@ -44,7 +44,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         Some(key) => key,
         None => {
             let now = mutex.time();
-            let stored = mutex.amend(&|run| run.is_none().then(|| introduced(&args.task, now)));
+            let stored = mutex.amend(&|run| introduced(run, &args.task, now));
             stored.map_err(|error| Error::mutex("store", &location.printable(), error))?;
             mutex.inspect()?.ok_or_else(|| Error::failed("cannot run the task: its state has vanished"))?
         }

@@ -13,10 +13,10 @@ use super::task::{Tracked, pause};
 use super::work::{self, Order};
 use crate::backend::retry::since_1970;
 use crate::backend::seam::{Key, Kind};
-use crate::backend::{self, Cause, Location};
+use crate::backend::{self, Location};
 use crate::error::Error;
-use crate::mutex::Mutex;
 use crate::mutex::register::Register;
+use crate::mutex::{self, Mutex};
 use crate::once::Run;
 use crate::printable;
 use crate::process::since_boot;
@@ -70,6 +70,8 @@ pub struct Node<'a> {
     /// When the store is asked again that has failed.
     retry_at: u64,
     store_failures: u32,
+    /// Whether all tasks were looked at.
+    has_begun: bool,
     /// When to end the runners, in milliseconds since boot; after that, when to kill them.
     stop_at: Option<u64>,
     is_ending: bool,
@@ -93,6 +95,7 @@ impl<'a> Node<'a> {
             events: Events::new().map_err(cannot)?,
             retry_at: 0,
             store_failures: 0,
+            has_begun: false,
             stop_at: None,
             is_ending: false,
         })
@@ -175,6 +178,7 @@ impl<'a> Node<'a> {
             }
             self.step(name)?;
         }
+        self.has_begun = true;
         // What was not needed gets old.
         self.tasks.values_mut().filter(|_| due.len() >= MANY).for_each(|task| task.mutex.offer(None));
         Ok(())
@@ -193,14 +197,21 @@ impl<'a> Node<'a> {
             return Ok(());
         }
         task.has_yielded = false;
-        match task.plan(name, self.up_since) {
+        let is_tick = self.options.stop_timeout.is_none();
+        let planned = task.plan(name, self.up_since).and_then(|(plan, last, time)| {
+            match (plan == Plan::Introduce).then(|| task.mutex.amend(&|run| introduced(run, name, time))) {
+                Some(Err(mutex::Error::Backend(error))) => Err(error),
+                _ => Ok((plan, last, time)),
+            }
+        });
+        match planned {
             Ok((plan, last, time)) => {
                 self.store_failures = 0;
                 self.offset = time.checked_signed_diff(since_1970()).unwrap_or(0);
                 self.follow(name, plan, last.as_ref(), time);
             }
-            // A crontab is told at once, and an address that cannot be used stays so.
-            Err(error) if self.options.stop_timeout.is_none() || error.cause == Cause::Unusable => return Err(error.into()),
+            // A crontab is told at once, and so is the user that has just started it.
+            Err(error) if is_tick || !self.has_begun && !error.cause.passes() => return Err(error.into()),
             // Of the store, which is not asked for the other tasks either.
             Err(error) if error.cause.passes() => {
                 if self.store_failures == 0 {
@@ -209,7 +220,9 @@ impl<'a> Node<'a> {
                 self.retry_at = now + pause(&mut self.store_failures);
             }
             Err(error) => {
-                tracing::error!("cannot look at the task `{}`, trying again: {error}", printable::field(name));
+                if task.failures == 0 {
+                    tracing::error!("cannot look at the task `{}`, trying again: {error}", printable::field(name));
+                }
                 task.pause(now);
             }
         }
@@ -224,18 +237,12 @@ impl<'a> Node<'a> {
                 let first = hash(&[&self.host, name]) % STEPS * STEP;
                 (task.due_at, task.check_at, task.failures) = (at, at.saturating_add(first), 0);
             }
-            (Plan::Introduce, _) | (_, None) => {
-                let stored = task.mutex.amend(&|run| run.is_none().then(|| introduced(name, now)));
-                if let Err(error) = stored {
-                    tracing::warn!("cannot store the task `{}`, trying again: {error}", printable::field(name));
-                    task.pause(now);
-                }
-            }
             // Its last runner has not stored anything, and has said why.
             (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) => task.pause(now),
             (Plan::Run(claim), Some(last)) => {
                 (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
-                let work = self.options.order.work((name, &task.definition), &task.location, (claim, last), &self.catalog.limits);
+                let (claim, definition) = ((claim, last), (name, &task.definition));
+                let work = self.options.order.work(definition, &task.location, claim, &self.catalog.limits);
                 match work::start(&work, &task.definition) {
                     Ok(child) => self.runners.push((name.to_owned(), child)),
                     Err(error) => {
@@ -244,6 +251,8 @@ impl<'a> Node<'a> {
                     }
                 }
             }
+            // It is looked at again.
+            (Plan::Introduce | Plan::Run(_), _) => {}
         }
     }
 

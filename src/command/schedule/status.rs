@@ -216,7 +216,7 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
     let from = args.from.unwrap_or_else(Timestamp::now);
     let mut table = new_table(&["TASK", "SCHEDULE", "SLOT", "UTC"]);
     let is_wanted = |name: &String| args.task.as_ref().is_none_or(|task| task == name);
-    if !catalog.tasks.keys().any(|name| is_wanted(name)) {
+    if !catalog.tasks.keys().any(is_wanted) {
         let name = args.task.as_deref().map(printable::field).unwrap_or_default();
         let why = if name.is_empty() { "there are no tasks".to_owned() } else { format!("there is not a task `{name}`") };
         return Err(Error::usage(why));
