@@ -1,5 +1,5 @@
 //! Reads a user's crontab as it is. A task's name is a comment `# name: shop` on the line above, or
-//! else a hash of its line. An error is one line: the file, the text, its line, what is wrong.
+//! else a hash of its line. An error is one line: the file, the line, what is wrong.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,8 +13,8 @@ use crate::{local_time, printable};
 const BLANK: [char; 2] = [' ', '\t'];
 const QUOTES: [char; 2] = ['"', '\''];
 
-/// A part of a line, and what is wrong with it.
-type Fault<'a> = (&'a str, String);
+/// A part of a line, without what may be a secret, and what is wrong with it.
+type Fault = (String, String);
 
 /// What the lines so far say about the next one.
 struct Table<'a> {
@@ -48,11 +48,12 @@ pub fn read(path: &Path) -> Result<Catalog, String> {
 pub fn parse(text: &str, path: &Path, home: Option<&str>, zone: TimeZone) -> Result<Catalog, String> {
     let (catalog, env, name, lines) = Default::default();
     let mut table = Table { catalog, home, env, zone, name, lines };
-    for (index, line) in text.lines().enumerate() {
+    // A name on the last line is not above a task either.
+    for (index, line) in text.lines().chain([""]).enumerate() {
         let line = line.trim_start_matches(BLANK);
         table.read(line, index + 1).map_err(|(what, why)| {
-            let (path, what) = (printable::path(path), printable::field(what));
-            format!("cannot use `{path}`: `{what}` (line {}): {why}", index + 1)
+            let path = printable::path(path);
+            format!("cannot use `{path}`: {what} (line {}): {why}", index + 1)
         })?;
     }
     Ok(table.catalog)
@@ -60,7 +61,7 @@ pub fn parse(text: &str, path: &Path, home: Option<&str>, zone: TimeZone) -> Res
 
 impl Table<'_> {
     /// Reads a line.
-    fn read<'a>(&mut self, line: &'a str, number: usize) -> Result<(), Fault<'a>> {
+    fn read(&mut self, line: &str, number: usize) -> Result<(), Fault> {
         let name = self.name.take();
         let is_task = !line.is_empty() && !line.starts_with('#') && assignment(line).is_none();
         if let Some(name) = name.as_ref().filter(|_| !is_task) {
@@ -69,19 +70,19 @@ impl Table<'_> {
         }
         if let Some(comment) = line.strip_prefix('#') {
             if let Some(name) = comment.trim_start().strip_prefix("name:").map(str::trim) {
-                check_name(name).map_err(|why| (line, why))?;
+                check_name(name).map_err(|why| ("`# name:`".to_owned(), why))?;
                 self.name = Some(name.to_owned());
             }
         } else if let Some((name, value)) = assignment(line) {
             if name == "CRON_TZ" {
-                self.zone = zone(value).map_err(|why| (line, why))?;
+                self.zone = zone(value).map_err(|why| ("`CRON_TZ`".to_owned(), why))?;
             }
             self.env.insert(name.to_owned(), value.to_owned());
         } else if is_task {
             let name = name.unwrap_or_else(|| short_hash(line.as_bytes()));
             if let Some(other) = self.lines.insert(name.clone(), number) {
-                let why = format!("the task of line {other} has the same name, `{name}`");
-                return Err((line, why + "; a comment `# name: …` above gives it another one"));
+                let why = "has this name; a comment `# name: …` sets another";
+                return Err((format!("second task `{name}`"), format!("line {other} {why}")));
             }
             let definition = self.task(line)?;
             self.catalog.tasks.insert(name, definition);
@@ -89,14 +90,17 @@ impl Table<'_> {
         Ok(())
     }
 
-    fn task<'a>(&self, line: &'a str) -> Result<Definition, Fault<'a>> {
-        let expected = "expected `NAME=value`, or five fields or an alias, and a command";
-        let (schedule, command) = fields(line).ok_or_else(|| (line, expected.to_owned()))?;
+    fn task(&self, line: &str) -> Result<Definition, Fault> {
+        let (schedule, command) = fields(line).ok_or_else(|| {
+            let why = "expected `NAME=value`, or five fields or an alias, and a command";
+            ("invalid entry".to_owned(), why.to_owned())
+        })?;
+        let shown = format!("`{}`", printable::field(schedule));
         if schedule == "@reboot" {
-            return Err((schedule, "unsupported; a systemd unit can start it".to_owned()));
+            return Err((shown, "unsupported; a systemd unit can start it".to_owned()));
         }
         let timetable = Timetable::cron(schedule, self.zone.clone());
-        let timetable = timetable.map_err(|why| (schedule, why))?;
+        let timetable = timetable.map_err(|why| (shown, why))?;
         let (command, stdin) = command_and_stdin(command);
         let shell = self.env.get("SHELL").map_or("/bin/sh", String::as_str);
         let command = [shell, "-c", &command].map(str::to_owned).into();

@@ -104,12 +104,11 @@ fn task(value: Value) -> Result<Definition, String> {
         (None, Some(arguments)) => [vec!["elt".to_owned()], arguments].concat(),
         (None, None) => return Err("expected `job` or `elt_args`".to_owned()),
     };
-    let text = |value: Value| match value {
-        Value::String(text) => Ok(text),
-        Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
-        other => Err(format!("`env` has the value `{other}`; expected a text")),
-    };
-    let env = schedule.env.into_iter().map(|(name, value)| Ok((name, text(value)?)));
+    let env = schedule.env.into_iter().map(|(name, value)| match value {
+        Value::String(text) => Ok((name, text)),
+        Value::Number(_) | Value::Bool(_) => Ok((name, value.to_string())),
+        _ => Err(format!("`env.{}` is not a text", printable::field(&name))),
+    });
     let mut env: BTreeMap<_, _> = env.collect::<Result<_, String>>()?;
     env.insert(TRIGGER.0.to_owned(), TRIGGER.1.to_owned());
     // Meltano replaces aliases in lower case only: `@Daily` and `@Once` are still there.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::definition::{Catalog, CatchUp, Definition, ON_REQUEST, Overlap, check_name, nearest};
-use super::timetable::Timetable;
+use super::timetable::{Timetable, zone};
 use crate::config::parse_duration;
 use crate::mode::MAX_SLOTS;
 use crate::once::Interrupted;
@@ -206,7 +206,7 @@ impl Reader<'_> {
         match (&self.task.run, &self.task.command) {
             (Some(run), Some(_)) => Err(self.fault("run", run, "unsupported with `command`")),
             (Some(run), None) if run.get_ref().trim().is_empty() => {
-                let why = "expected a script for the shell, such as \"meltano run tap-shop target-dwh\"";
+                let why = "expected a script, such as \"meltano run tap-shop target-dwh\"";
                 Err(self.fault("run", run, why))
             }
             (Some(run), None) => Ok(["/bin/sh", "-c", run.get_ref()].map(str::to_owned).into()),
@@ -270,27 +270,29 @@ impl From<toml::de::Error> for Fault {
             (Some(("unknown variant", _)), [name, known @ ..]) => {
                 let known = nearest(name, known.iter().copied());
                 let why = format!("unknown value `{}`: {known}", printable::field(name));
-                Self { what: key.unwrap_or("a value").to_owned(), at, why }
+                Self { what: key.map_or("a value".to_owned(), printable::field), at, why }
             }
             _ => {
-                let expected = message.rfind("expected ").map_or(0, |at| at + 9);
-                let (start, end) = message.split_at(expected);
-                let end = match end {
-                    "i64" => "a whole number",
-                    "a map" => "a table",
-                    "a sequence" => "a list",
-                    other => other,
-                };
-                let why = format!("{start}{end}");
-                Self { what: key.unwrap_or("invalid TOML").to_owned(), at, why }
+                let what = key.map_or("invalid TOML".to_owned(), printable::field);
+                Self { what, at, why: type_error(message).unwrap_or_else(|| message.to_owned()) }
             }
         }
     }
 }
 
-/// The time zone of this name.
-fn zone(name: &str) -> Result<TimeZone, String> {
-    let bytes = std::fs::read(Path::new("/usr/share/zoneinfo").join(name)).ok();
-    let zone = bytes.and_then(|bytes| TimeZone::tzif(name, &bytes).ok());
-    zone.ok_or_else(|| format!("`{}` is not a time zone", printable::field(name)))
+/// What a file calls the types in a message of serde, without the value, which may be a secret.
+fn type_error(message: &str) -> Option<String> {
+    let (found, expected) = message.strip_prefix("invalid type: ")?.rsplit_once(", expected ")?;
+    let expected = match expected {
+        "i64" => "a whole number",
+        "a map" => "a table",
+        "a sequence" => "a list",
+        other => other,
+    };
+    let found = match found.split(['"', '`']).next()?.trim_end() {
+        "map" => "table",
+        "sequence" => "list",
+        other => other,
+    };
+    Some(format!("expected {expected}, found {found}"))
 }

@@ -1,5 +1,8 @@
 //! Definitions of tasks: what the files say, and what is wrong with them.
 
+mod crontabs;
+mod schedules;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -22,8 +25,60 @@ fn toml_task(keys: &str) -> Definition {
     catalog.unwrap_or_else(|error| panic!("{keys}: {error}")).tasks.remove("a").expect("the task")
 }
 
+fn zone_of(definition: &Definition) -> String {
+    match &definition.timetable {
+        Some(Timetable::Cron(_, zone)) => zone.iana_name().unwrap_or("EST5").to_owned(),
+        other => panic!("{other:?} is not a cron expression"),
+    }
+}
+
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
+}
+
+#[test]
+fn a_task_of_a_toml_file_has_all_that_the_file_says() {
+    let catalog = toml(
+        r#"
+        time_zone = "Europe/Berlin"
+        [limits]
+        warehouse = 3
+        [tasks.shop]
+        cron = "*/15 6-22 * * 1-5"
+        run = "meltano run tap-shop target-dwh dbt:run"
+        catch_up = "none"
+        start_within = "2h"
+        overlap = "queue"
+        tries = 2
+        retry_after = "5m"
+        interrupted = "stop"
+        timeout = "2h30m"
+        spread = "10m"
+        limit = "warehouse"
+        env = { REGION = "north", EMPTY = "" }
+        enabled = false
+        notify = ["./tell.sh", "x"]
+        directory = "shop"
+        [tasks."b.c_d-9"]
+        command = ["true", ""]
+        "#,
+    )
+    .expect("a valid file");
+    assert_eq!(catalog.warnings, Vec::<String>::new());
+    assert_eq!(catalog.limits.iter().map(|(name, n)| (name.as_str(), n.get())).collect::<Vec<_>>(), [("warehouse", 3)]);
+    assert_eq!(catalog.tasks.keys().collect::<Vec<_>>(), ["b.c_d-9", "shop"]);
+    let shop = &catalog.tasks["shop"];
+    assert_eq!(zone_of(shop), "Europe/Berlin");
+    assert_eq!(shop.schedule, "*/15 6-22 * * 1-5");
+    assert_eq!(shop.command, ["/bin/sh", "-c", "meltano run tap-shop target-dwh dbt:run"]);
+    assert_eq!(shop.directory.as_deref(), Some(Path::new("/etc/shop")));
+    let env = [("EMPTY", ""), ("REGION", "north")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(shop.env, BTreeMap::from(env));
+    assert_eq!((shop.catch_up, shop.overlap, shop.interrupted), (CatchUp::None, Overlap::Queue, Interrupted::Stop));
+    assert_eq!((shop.tries.get(), shop.retry_after, shop.spread), (2, seconds(300), seconds(600)));
+    assert_eq!((shop.start_within, shop.timeout), (Some(seconds(7200)), Some(seconds(9000))));
+    assert_eq!((shop.limit.as_deref(), shop.enabled), (Some("warehouse"), false));
+    assert_eq!(shop.notify, ["./tell.sh", "x"]);
 }
 
 #[test]
@@ -47,8 +102,25 @@ fn an_interval_is_read_as_a_duration() {
     }
 }
 
+#[test]
+fn a_schedule_is_in_utc_unless_a_zone_is_named_and_a_warning_says_so() {
+    let warning = ["`time_zone` is not set in `/etc/tasks.toml`: `cron` is in UTC"].map(str::to_owned).to_vec();
+    let (cron, berlin) = ("[tasks.a]\nrun = 'x'\ncron = '0 3 * * *'\n", "time_zone = 'Europe/Berlin'\n");
+    for (text, zone, warnings) in [
+        (cron.to_owned(), "UTC", &warning),
+        (format!("{cron}{berlin}"), "Europe/Berlin", &Vec::new()),
+        (format!("{berlin}{cron}"), "Europe/Berlin", &Vec::new()),
+        (format!("{berlin}{cron}time_zone = 'UTC'"), "UTC", &Vec::new()),
+        (format!("{cron}{berlin}[tasks.b]\nrun = 'x'\ncron = '0 4 * * *'"), "Europe/Berlin", &warning),
+    ] {
+        let catalog = toml(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!((zone_of(&catalog.tasks["a"]).as_str(), &catalog.warnings), (zone, warnings), "{text}");
+    }
+    assert_eq!(toml("[tasks.a]\nrun = 'x'\nevery = '1h'").expect("a valid file").warnings, Vec::<String>::new());
+}
+
 /// Keys of a task, and the end of the message.
-const BAD_KEYS: [(&str, &str); 29] = [
+const BAD_KEYS: [(&str, &str); 30] = [
     ("cronn = '@daily'", "unknown key `cronn` (line 3): did you mean `cron`?"),
     ("\n\nretries = 3", "unknown key `retries` (line 5): did you mean `tries`?"),
     ("timezone = 'UTC'", "unknown key `timezone` (line 3): did you mean `time_zone`?"),
@@ -65,12 +137,12 @@ const BAD_KEYS: [(&str, &str); 29] = [
     ("cron = '@daily'\nevery = '1h'", "`tasks.a.every` (line 4): unsupported with `cron`"),
     ("every = '999ms'", "`tasks.a.every` (line 3): expected at least 1s"),
     ("every = '15'", "`tasks.a.every` (line 3): expected a duration with units up to a year, such as 90s, 1h30m or 90d"),
-    ("every = 15", "`tasks.a.every` (line 3): invalid type: integer `15`, expected a string"),
+    ("every = 15", "`tasks.a.every` (line 3): expected a string, found integer"),
     ("timeout = '0s'", "`tasks.a.timeout` (line 3): expected at least 1ms"),
     ("start_within = '0s'", "`tasks.a.start_within` (line 3): expected at least 1ms"),
     ("spread = 'x'", "`tasks.a.spread` (line 3): expected a duration with units up to a year, such as 90s, 1h30m or 90d"),
     ("tries = 0", "`tasks.a.tries` (line 3): expected a whole number from 1 to 4294967295"),
-    ("tries = '2'", "`tasks.a.tries` (line 3): invalid type: string \"2\", expected a whole number"),
+    ("tries = '2'", "`tasks.a.tries` (line 3): expected a whole number, found string"),
     ("retry_after = '5m'", "`tasks.a.retry_after` (line 3): requires `tries` of at least 2"),
     ("tries = 1\nretry_after = '5m'", "`tasks.a.retry_after` (line 4): requires `tries` of at least 2"),
     (
@@ -83,12 +155,13 @@ const BAD_KEYS: [(&str, &str); 29] = [
         "`tasks.a.limit` (line 3): no such limit `wharehouse`: did you mean `warehouse`?",
     ),
     ("time_zone = 'UTC'", "`tasks.a.time_zone` (line 3): requires `cron`"),
-    ("env = { A = 1 }", "`tasks.a.env.A` (line 3): invalid type: integer `1`, expected a string"),
+    ("env = { A = 1 }", "`tasks.a.env.A` (line 3): expected a string, found integer"),
     ("env = { 'A=' = '1' }", "`tasks.a.env` (line 3): expected names without `=`"),
-    ("env = 'A=1'", "`tasks.a.env` (line 3): invalid type: string \"A=1\", expected a table"),
-    ("notify = './tell.sh'", "`tasks.a.notify` (line 3): invalid type: string \"./tell.sh\", expected a list"),
-    ("enabled = 'no'", "`tasks.a.enabled` (line 3): invalid type: string \"no\", expected a boolean"),
-    ("run = 'y'", "invalid TOML (line 3): duplicate key"),
+    ("env = { A = [] }", "`tasks.a.env.A` (line 3): expected a string, found list"),
+    ("run = {}", "invalid TOML (line 3): duplicate key"),
+    ("env = 'A=1'", "`tasks.a.env` (line 3): expected a table, found string"),
+    ("notify = './tell.sh'", "`tasks.a.notify` (line 3): expected a list, found string"),
+    ("enabled = 'no'", "`tasks.a.enabled` (line 3): expected a boolean, found string"),
 ];
 
 #[test]
@@ -114,11 +187,11 @@ fn a_bad_line_of_a_toml_file_is_named() {
         ("\n[tasks.a]\nevery = '1h'", "`tasks.a` (line 2): requires `run` or `command`".to_owned()),
         (
             "[tasks.a]\nrun = ' '",
-            "`tasks.a.run` (line 2): expected a script for the shell, such as \"meltano run tap-shop target-dwh\"".to_owned(),
+            "`tasks.a.run` (line 2): expected a script, such as \"meltano run tap-shop target-dwh\"".to_owned(),
         ),
         ("[tasks.a]\ncommand = []", "`tasks.a.command` (line 2): expected a program and its arguments".to_owned()),
         ("[tasks.a]\ncommand = ['']", "`tasks.a.command` (line 2): expected a program and its arguments".to_owned()),
-        ("[tasks.a]\ncommand = 'x'", "`tasks.a.command` (line 2): invalid type: string \"x\", expected a list".to_owned()),
+        ("[tasks.a]\ncommand = 'x'", "`tasks.a.command` (line 2): expected a list, found string".to_owned()),
         ("[tasks.'a b']\nrun = 'x'", format!("`tasks` (line 1): {name}")),
         ("[tasks.'']\nrun = 'x'", format!("`tasks` (line 1): {name}")),
         ("[tasks.'ä']\nrun = 'x'", format!("`tasks` (line 1): {name}")),
@@ -127,11 +200,75 @@ fn a_bad_line_of_a_toml_file_is_named() {
         ("[limits]\n'a b' = 1", format!("`limits` (line 2): {name}")),
         ("[limits]\na = 0", "`limits.a` (line 2): expected a whole number from 1 to 100".to_owned()),
         ("[limits]\na = 101", "`limits.a` (line 2): expected a whole number from 1 to 100".to_owned()),
-        ("[limits]\na = '1'", "`limits.a` (line 2): invalid type: string \"1\", expected a whole number".to_owned()),
-        ("limits = 1", "`limits` (line 1): invalid type: integer `1`, expected a table".to_owned()),
-        ("tasks.a = 1", "`tasks.a` (line 1): invalid type: integer `1`, expected a table".to_owned()),
-        ("\ntime_zone = 'Europe/Berli'", "`time_zone` (line 2): `Europe/Berli` is not a time zone".to_owned()),
+        ("[limits]\na = '1'", "`limits.a` (line 2): expected a whole number, found string".to_owned()),
+        ("limits = 1", "`limits` (line 1): expected a table, found integer".to_owned()),
+        ("tasks.a = 1", "`tasks.a` (line 1): expected a table, found integer".to_owned()),
+        (
+            "\ntime_zone = 'Europe/Berli'",
+            "`time_zone` (line 2): `Europe/Berli` is not a time zone; `ls /usr/share/zoneinfo` shows which there are".to_owned(),
+        ),
     ] {
         assert_eq!(error_of(text), expected, "{text}");
     }
+}
+
+#[test]
+fn a_file_is_read_with_paths_relative_to_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("tasks.toml");
+    let error = toml_file::read(&path).expect_err("it does not exist");
+    assert_eq!(error, format!("cannot read `{}`: No such file or directory (os error 2)", path.display()));
+    std::fs::write(&path, "[tasks.a]\nrun = 'x'\ndirectory = 'sub'\n").expect("a file");
+    let catalog = toml_file::read(&path).expect("a valid file");
+    assert_eq!(catalog.tasks["a"].directory, Some(dir.path().join("sub")));
+}
+
+#[test]
+fn tasks_are_found_by_their_names_and_the_nearest_name_is_told() {
+    let catalog = toml("[tasks.shop]\nrun = 'x'\n[tasks.mail]\nrun = 'y'").expect("a valid file");
+    let find = |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        catalog.find(&names).map(|found| found.iter().map(|task| task.command[2].clone()).collect::<Vec<_>>())
+    };
+    assert_eq!(find(&["shop", "mail"]), Ok(vec!["x".to_owned(), "y".to_owned()]));
+    assert_eq!(find(&[]), Ok(Vec::new()));
+    assert_eq!(find(&["mail", "shp"]), Err("no such task `shp`: did you mean `shop`?".to_owned()));
+    assert_eq!(find(&["load"]), Err("no such task `load`: expected `mail`, `shop`".to_owned()));
+}
+
+#[test]
+fn a_hash_differs_with_what_a_task_does_and_not_with_where_its_file_is() {
+    let keys = "cron = '0 3 * * *'\nrun = 'x'\n";
+    let hash = |more: &str| toml_task(&format!("{keys}{more}")).hash();
+    let plain = hash("");
+    assert_eq!(plain, "565c668f");
+    for same in ["catch_up = 'last'", "tries = 1", "enabled = true", "time_zone = 'Etc/UTC'", "directory = 'x'"] {
+        assert_eq!(hash(same), plain, "{same}");
+    }
+    let others = [
+        "time_zone = 'Europe/Berlin'",
+        "env = { A = '1' }",
+        "env = { A = '2' }",
+        "catch_up = 'none'",
+        "start_within = '1h'",
+        "overlap = 'queue'",
+        "tries = 2",
+        "tries = 2\nretry_after = '2m'",
+        "interrupted = 'stop'",
+        "timeout = '1h'",
+        "spread = '1h'",
+        "limit = 'a'\n[limits]\na = 1",
+        "enabled = false",
+    ];
+    let mut hashes: Vec<_> = others.iter().map(|more| hash(more)).collect();
+    for task in ["run = 'x'", "run = 'y'", "every = '1h'\nrun = 'x'", "cron = '0 4 * * *'\nrun = 'x'"] {
+        hashes.push(toml_task(task).hash());
+    }
+    let stdin = Definition { stdin: Some("x".to_owned()), ..toml_task(keys) };
+    hashes.extend([plain, stdin.hash()]);
+    let all = hashes.len();
+    hashes.sort();
+    hashes.dedup();
+    assert_eq!(hashes.len(), all, "{hashes:?}");
+    assert!(hashes.iter().all(|hash| hash.len() == 8), "{hashes:?}");
 }

@@ -4,6 +4,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod schedules;
 mod small_build;
 #[path = "../support/mod.rs"]
 mod support;
