@@ -14,6 +14,7 @@ use crate::backend::Location;
 use crate::backend::seam::Key;
 use crate::once::{Claim, Rule, Run};
 use crate::schedule::definition::Definition;
+use crate::verdict::RUN_VARIABLE;
 
 /// The argument that makes a process of this program a runner.
 pub const NAME: &str = "run-task";
@@ -93,7 +94,8 @@ impl Order {
 pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     let mut command = Command::new(EXECUTABLE);
     command.arg0("serializer").arg(NAME).arg(&work.task).process_group(0).stdin(Stdio::piped());
-    command.envs(&definition.env).env("SERIALIZER_TASK", &work.task).env("SERIALIZER_SLOT", shown_slot(work.claim.slot));
+    // Not a part of the Meltano run that has started the scheduler.
+    command.env_remove(RUN_VARIABLE).envs(&definition.env).env("SERIALIZER_TASK", &work.task).env("SERIALIZER_SLOT", shown_slot(work.claim.slot));
     if let Some(directory) = &definition.directory {
         command.current_dir(directory);
     }
