@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::relay::Relay;
 use super::work::{LIMITED, Limited, NAME, Work, shown_slot};
+use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
 use crate::child::Descendants;
 use crate::cli::LogArgs;
@@ -133,12 +134,13 @@ impl Work {
             }
             _ => return Ok(BUSY),
         };
-        self.report(&ran, short(Duration::from_millis(since_boot().saturating_sub(begun))));
+        let took = since_boot().saturating_sub(begun);
+        self.report(&ran, since_1970().saturating_sub(took), short(Duration::from_millis(took)));
         error.map_or(Ok(ran.code), Err)
     }
 
     /// Says how the run ended, and tells the user's program.
-    fn report(&self, ran: &Ran, took: String) {
+    fn report(&self, ran: &Ran, began: u64, took: String) {
         let (name, slot) = (printable::field(&self.task), shown_slot(self.claim.slot));
         let is_last = ran.number.is_none_or(|number| self.rule.tries.is_some_and(|tries| number >= tries.get()));
         let event = if ran.code == DONE {
@@ -151,7 +153,10 @@ impl Work {
             tracing::error!("`{name}` of {slot} failed after {took}: {}", ran.how);
             is_last.then_some("failed")
         };
-        for event in event.into_iter().chain((self.claim.skipped > 0).then_some("skipped")) {
+        let was_skipped = (self.claim.skipped > 0).then_some("skipped");
+        let is_first = ran.number == Some(1) && !self.claim.is_forced;
+        let was_overdue = (is_first && began > self.overdue_at).then_some("overdue");
+        for event in [was_skipped, was_overdue, event].into_iter().flatten() {
             self.notify(event, ran.code);
         }
     }

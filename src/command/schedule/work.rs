@@ -22,6 +22,9 @@ pub const NAME: &str = "run-task";
 /// The argument that makes it run a command within a limit.
 pub const LIMITED: &str = "run-limited";
 
+/// A slot that has not started after this time is overdue, in milliseconds.
+pub const OVERDUE: u64 = 60_000;
+
 const EXECUTABLE: &str = "/proc/self/exe";
 
 /// What all runs of a scheduler have in common.
@@ -42,6 +45,8 @@ pub struct Work {
     /// What the command is to do, if it waits for its place within a limit: that is a part of its run.
     #[serde(skip)]
     limited: Option<Limited>,
+    /// When it is overdue, in milliseconds since 1970.
+    pub overdue_at: u64,
     pub timeout: Option<Duration>,
     pub had_failed: bool,
     pub notify: Vec<String>,
@@ -82,6 +87,7 @@ impl Order {
             claim,
             command: if limited.is_some() { wrapper() } else { definition.command.clone() },
             limited,
+            overdue_at: claim.slot.saturating_add(definition.delay(name)).saturating_add(OVERDUE),
             timeout: definition.timeout,
             had_failed: last.has_failed_before(claim.slot),
             notify: definition.notify.clone(),
@@ -95,7 +101,11 @@ pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     let mut command = Command::new(EXECUTABLE);
     command.arg0("serializer").arg(NAME).arg(&work.task).process_group(0).stdin(Stdio::piped());
     // Not a part of the Meltano run that has started the scheduler.
-    command.env_remove(RUN_VARIABLE).envs(&definition.env).env("SERIALIZER_TASK", &work.task).env("SERIALIZER_SLOT", shown_slot(work.claim.slot));
+    command
+        .env_remove(RUN_VARIABLE)
+        .envs(&definition.env)
+        .env("SERIALIZER_TASK", &work.task)
+        .env("SERIALIZER_SLOT", shown_slot(work.claim.slot));
     if let Some(directory) = &definition.directory {
         command.current_dir(directory);
     }
