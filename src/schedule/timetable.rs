@@ -134,10 +134,10 @@ impl Stretch {
 pub fn zone(name: &str) -> Result<TimeZone, String> {
     find_zone(name).ok_or_else(|| {
         let shown = printable::field(name);
-        if Path::new(ZONES).is_dir() {
+        if Path::new(ZONES).join("Etc/UTC").exists() {
             format!("`{shown}` is not a time zone; `ls {ZONES}` shows which there are")
         } else {
-            format!("the time zone `{shown}` is unknown: {ZONES} is missing; install tzdata, or use UTC")
+            format!("`{shown}` is unknown: {ZONES} has no time zones; install tzdata, or use UTC")
         }
     })
 }
