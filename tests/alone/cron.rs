@@ -1,0 +1,176 @@
+//! Cron expressions against Debian's cron, with a clock that leaps over the times between
+//! (`cron/clock.c`): it is to start each job at the slots of its timetable.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use serializer::schedule::timetable::{Timetable, zone};
+use tempfile::TempDir;
+
+use crate::support::{Ended, ended};
+
+/// Without what Debian's cron lacks: ranges that wrap around, and `n/step`.
+const EXPRESSIONS: [&str; 48] = [
+    "0 * * * *",
+    "*/15 * * * *",
+    "*/7 * * * *",
+    "*/90 * * * *",
+    "17 * * * *",
+    "0,30 * * * *",
+    "10-50/20 * * * *",
+    "30 2 * * *",
+    "30 1 * * *",
+    "0 0 * * *",
+    "0 3 * * *",
+    "0,30 2,3 * * *",
+    "15,45 0-3 * * *",
+    "0-59/20 1-2 * * *",
+    "*/30 2 * * *",
+    "*,30 2 * * *",
+    "30,* 2 * * *",
+    "0 */2 * * *",
+    "30 */3 * * *",
+    "20 1-23/2 * * *",
+    "30 *,2 * * *",
+    "5 4 * * 0",
+    "5 4 * * 7",
+    "5 4 * * sun",
+    "0 22 * * 1-5",
+    "0 22 * * mon-fri",
+    "0 22 * * 5-7",
+    "0 22 * * 0-7",
+    "0 22 * * Sun,WED",
+    "0 22 * * */2",
+    "0 22 * * */7",
+    "0 22 * * 1-7/2",
+    "15 14 1 * *",
+    "0 6 1,15 * *",
+    "0 6 1-7 * 1",
+    "0 6 13 * 5",
+    "0 6 */2 * mon",
+    "0 6 10,20 * */2",
+    "0 6 1-31 * 1",
+    "0 6 *,5 * 1",
+    "0 6 5,* * 1",
+    "0 6 * 2 *",
+    "0 6 1 jan,Feb *",
+    "0 6 1-10/3 1-12/3 *",
+    "@hourly",
+    "@daily",
+    "@midnight",
+    "@weekly",
+];
+
+/// Zones, and how long cron runs there: from this time of the zone on, for so many hours.
+const RUNS: [(&str, &str, i64); 13] = [
+    ("UTC", "2026-01-01T00:00", 24 * 35),
+    ("Europe/Berlin", "2026-03-28T12:00", 36),
+    ("Europe/Berlin", "2026-10-24T12:00", 36),
+    ("Australia/Lord_Howe", "2026-10-03T12:00", 36),
+    ("Australia/Lord_Howe", "2026-04-04T12:00", 36),
+    ("Antarctica/Troll", "2026-03-28T12:00", 36),
+    ("Antarctica/Troll", "2026-10-24T12:00", 36),
+    ("Africa/Cairo", "2026-04-23T12:00", 36),
+    ("Africa/Cairo", "2026-10-29T12:00", 36),
+    // Three hours, forth and back.
+    ("Antarctica/Casey", "2020-10-03T12:00", 36),
+    ("Antarctica/Casey", "2023-03-08T12:00", 36),
+    // A day.
+    ("Pacific/Apia", "2011-12-29T00:00", 60),
+    ("America/New_York", "2026-03-07T12:00", 36),
+];
+
+/// Builds the clock.
+fn clock(directory: &Path) -> PathBuf {
+    let clock = directory.join("clock.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/alone/cron/clock.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-w", "-o"]).arg(&clock).arg(source);
+    assert_eq!(ended(&mut cc).code, 0, "a C compiler builds {source}");
+    clock
+}
+
+/// Runs cron with this crontab.
+fn run(clock: &Path, crontab: &str, zone: &str, [begin, end]: [i64; 2]) -> Ended {
+    let directory = TempDir::with_prefix("serializer-test-").expect("a temporary directory");
+    let file = directory.path().join("crontab");
+    fs::write(&file, crontab).expect("it can be written");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child"]);
+    command.args(["bash", "-euc"]).arg(
+        "mount -t tmpfs none /run; mount -t tmpfs none /var/spool/cron; mkdir /var/spool/cron/crontabs
+        install -m 600 \"$0\" /var/spool/cron/crontabs/root
+        LD_PRELOAD=$1 exec cron -f 9>&1",
+    );
+    command.arg(file).arg(clock).env_clear().env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin");
+    let ended = ended(command.envs([("TZ", zone), ("BEGIN", &begin.to_string()), ("END", &end.to_string())]));
+    assert_eq!(ended.code, 0, "Debian's cron is installed: {}", ended.stderr);
+    ended
+}
+
+#[test]
+fn debians_cron_starts_jobs_at_their_slots() {
+    let directory = TempDir::with_prefix("serializer-test-").expect("a temporary directory");
+    let clock = clock(directory.path());
+    let lines = EXPRESSIONS.iter().enumerate().map(|(number, text)| format!("{text} slot {number}\n"));
+    let crontab: String = lines.collect();
+    for (name, from, hours) in RUNS {
+        let zone = zone(name).expect(name);
+        let from: DateTime = from.parse().expect(from);
+        let begin = from.to_zoned(zone.clone()).expect("a time").timestamp().as_second();
+        let end = begin + hours * 3600;
+        let ended = run(&clock, &crontab, name, [begin, end]);
+        assert!(!ended.stderr.contains("Error"), "{}", ended.stderr);
+        for (number, text) in EXPRESSIONS.iter().enumerate() {
+            // Several fixed times in a gap are one slot.
+            let of_job = |line: &str| line.strip_suffix(&format!(" slot {number}")).map(str::to_owned);
+            let started: BTreeSet<String> = ended.stdout.lines().filter_map(of_job).collect();
+            let shown = |minute: &str| {
+                let time = Timestamp::from_second(minute.parse::<i64>().expect("a minute") * 60);
+                time.expect("a time").to_zoned(zone.clone()).to_string()
+            };
+            let started: Vec<_> = started.iter().map(|minute| shown(minute)).collect();
+            let [begin, end] = [begin, end - 1].map(|time| u64::try_from(time).expect("a time") * 1000);
+            let slots = Timetable::cron(text, zone.clone()).expect(text).between(begin, end, usize::MAX);
+            let slots: Vec<_> = slots.iter().map(|slot| shown(&(slot / 60_000).to_string())).collect();
+            assert_eq!(slots, started, "{text} in {name}");
+        }
+    }
+}
+
+#[test]
+fn debians_cron_refuses_what_is_refused() {
+    let directory = TempDir::with_prefix("serializer-test-").expect("a temporary directory");
+    let clock = clock(directory.path());
+    for text in [
+        "60 * * * *",
+        "* 24 * * *",
+        "* * 0 * *",
+        "* * 32 * *",
+        "* * * 13 *",
+        "* * * * 8",
+        "* * * mon *",
+        "* * * * tuesun",
+        "* * * * wednesday",
+        "+5 * * * *",
+        "-5 * * * *",
+        "1- * * * *",
+        "1,,2 * * * *",
+        "/10 * * * *",
+        "*/0 * * * *",
+        "*/x * * * *",
+        "* * L * *",
+        "* * 15W * *",
+        "* * ? * *",
+        "H * * * *",
+        "@fortnightly",
+    ] {
+        let ended = run(&clock, &format!("{text} slot\n"), "UTC", [1_800_000_000, 1_800_000_120]);
+        assert!(ended.stderr.contains("Error: bad "), "{text}: {}", ended.stderr);
+        assert!(Timetable::cron(text, zone("UTC").expect("UTC")).is_err(), "{text}");
+    }
+}
