@@ -105,12 +105,14 @@ fn run(clock: &Path, crontab: &str, zone: &str, [begin, end]: [i64; 2]) -> Ended
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child"]);
     command.args(["bash", "-euc"]).arg(
-        "mount -t tmpfs none /run; mount -t tmpfs none /var/spool/cron; mkdir /var/spool/cron/crontabs
+        "for directory in /run /var/spool/cron; do mount -t tmpfs none $directory; done
+        mkdir /var/spool/cron/crontabs
         install -m 600 \"$0\" /var/spool/cron/crontabs/root
         LD_PRELOAD=$1 exec cron -f 9>&1",
     );
     command.arg(file).arg(clock).env_clear().env("PATH", "/usr/bin:/usr/sbin:/bin:/sbin");
-    let ended = ended(command.envs([("TZ", zone), ("BEGIN", &begin.to_string()), ("END", &end.to_string())]));
+    command.env("TZ", zone).env("BEGIN", begin.to_string()).env("END", end.to_string());
+    let ended = ended(&mut command);
     assert_eq!(ended.code, 0, "Debian's cron is installed: {}", ended.stderr);
     ended
 }
@@ -121,8 +123,9 @@ fn check(clock: &Path, expressions: &[&str], name: &str, from: &str, hours: i64)
     let from: DateTime = from.parse().expect(from);
     let begin = from.to_zoned(zone.clone()).expect("a time").timestamp().as_second();
     let end = begin + hours * 3600;
-    let lines = expressions.iter().enumerate().map(|(number, text)| format!("{text} slot {number}\n"));
-    let ended = run(clock, &lines.collect::<String>(), name, [begin, end]);
+    let line = |(number, text)| format!("{text} slot {number}\n");
+    let crontab: String = expressions.iter().enumerate().map(line).collect();
+    let ended = run(clock, &crontab, name, [begin, end]);
     assert!(!ended.stderr.contains("Error"), "{}", ended.stderr);
     // Cron starts a job for each fixed time in a gap: they are one slot.
     let mut started = vec![BTreeSet::new(); expressions.len()];
@@ -137,8 +140,9 @@ fn check(clock: &Path, expressions: &[&str], name: &str, from: &str, hours: i64)
     };
     let [begin, end] = [begin, end - 1].map(|time| u64::try_from(time).expect("a time") * 1000);
     for (text, started) in expressions.iter().zip(started) {
-        let slots = Timetable::cron(text, zone.clone()).expect(text).between(begin, end, usize::MAX);
-        let [slots, started]: [Vec<_>; 2] = [slots.iter().map(shown).collect(), started.iter().map(shown).collect()];
+        let timetable = Timetable::cron(text, zone.clone()).expect(text);
+        let slots: Vec<_> = timetable.between(begin, end, usize::MAX).iter().map(shown).collect();
+        let started: Vec<_> = started.iter().map(shown).collect();
         assert_eq!(slots, started, "{text} in {name}");
     }
 }
