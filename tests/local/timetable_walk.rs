@@ -234,7 +234,7 @@ proptest! {
     fn any_expression_agrees_with_a_walk_over_the_minutes(
         fields in expressions(),
         name in sample::select(&SOME_ZONES[..]),
-        minute in 0..5 * 365 * 24 * 60_i64,
+        (day, second) in (0..5 * 365_i64, 0..24 * HOUR),
         is_at_change in any::<bool>(),
     ) {
         let zone = zone(name).expect(name);
@@ -248,12 +248,13 @@ proptest! {
                 return Ok(());
             }
         };
-        let begin = seconds("2026-01-01 00:00 +0000") + minute * 60;
+        // A walk cannot begin at a time that clocks show twice. In these zones, noon in UTC is not.
+        let begin = seconds("2026-01-01 12:00 +0000") + day * 24 * HOUR;
         let change = zone.following(Timestamp::from_second(begin).expect("a time")).next();
         let change = change.filter(|_| is_at_change).map(|change| change.timestamp().as_second());
         rule.check(&timetable, &minutes_around(&zone, change.unwrap_or(begin), 24), name);
 
-        let mut at = ms(begin);
+        let mut at = ms(begin + second);
         for _ in 0..20 {
             let Some(slot) = timetable.after(at) else { break };
             prop_assert!(slot > at);
