@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! definition   what the file says: TOML, a crontab, or Meltano's schedules
+//! cron         the five fields of a cron expression: pure
 //! timetable    when a task is due: pure
 //! plan         what to do about a task, by its definition and its stored state: pure
 //! ```
