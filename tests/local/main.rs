@@ -32,6 +32,7 @@ mod skipping;
 mod sshfs;
 mod takeover;
 mod timetable;
+mod timetable_walk;
 mod turns;
 mod verdicts;
 mod wait_and_break;
