@@ -70,8 +70,9 @@ impl Definition {
         }
         let late = self.delay(name);
         let past = now.saturating_sub(late);
-        let claim =
-            |slot, skipped| Plan::Run(Claim { seen: run.of_slot(), slot, skipped, definition: self.number(), is_forced: false });
+        let (last_slot, last_number) = run.of_slot();
+        let seen = (last_slot, last_number, *state);
+        let claim = |slot, skipped| Plan::Run(Claim { seen, slot, skipped, definition: self.number(), is_forced: false });
         let retry = match state {
             State::Failed => Some(run.ended().saturating_add(millis(self.retry_after))),
             State::Interrupted => Some(now),
