@@ -133,6 +133,7 @@ impl Work {
             }
             _ => return Ok(BUSY),
         };
+        Relay::end_line();
         self.report(&ran, short(Duration::from_millis(since_boot().saturating_sub(begun))));
         error.map_or(Ok(ran.code), Err)
     }

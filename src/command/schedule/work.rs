@@ -95,7 +95,11 @@ pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     let mut command = Command::new(EXECUTABLE);
     command.arg0("serializer").arg(NAME).arg(&work.task).process_group(0).stdin(Stdio::piped());
     // Not a part of the Meltano run that has started the scheduler.
-    command.env_remove(RUN_VARIABLE).envs(&definition.env).env("SERIALIZER_TASK", &work.task).env("SERIALIZER_SLOT", shown_slot(work.claim.slot));
+    command
+        .env_remove(RUN_VARIABLE)
+        .envs(&definition.env)
+        .env("SERIALIZER_TASK", &work.task)
+        .env("SERIALIZER_SLOT", shown_slot(work.claim.slot));
     if let Some(directory) = &definition.directory {
         command.current_dir(directory);
     }
