@@ -27,6 +27,7 @@ mod recipes;
 mod records;
 mod run;
 mod run_terminal;
+mod schedule;
 mod sharing;
 mod skipping;
 mod sshfs;

@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod servers;
 pub mod session;
 pub mod stores;
+pub mod tasks;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
