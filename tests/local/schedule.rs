@@ -394,12 +394,8 @@ fn a_command_has_its_directory_its_variables_and_its_input() {
 #[test]
 fn output_that_is_not_read_stops_nothing() {
     let tasks = tasks(&format!("[tasks.a]\n{EACH}run = '. ./tell; seq 10000; seq 10000 >&2'\n"));
-    let mut shell = Command::new("bash");
-    shell.args(["-c", r#"{ "$@" 2>&1 & echo $! > pid; } | head -1"#, "bash"]);
-    let start = tasks.command(0, &["start"]);
-    shell.arg(start.get_program()).args(start.get_args()).current_dir(tasks.dir());
-    shell.env_clear().envs(start.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let first = ended(&mut shell);
+    let shell = ["bash", "-c", r#"{ "$@" 2>&1 & echo $! > pid; } | head -1"#, "bash"];
+    let first = ended(&mut tasks.within(&shell, &["start"]));
     assert!(first.stdout.contains("scheduling 1 tasks"), "{first:?}");
     tasks.until_lines("a", 0, 4);
     assert_none_is_lost(&tasks.lines("a"));

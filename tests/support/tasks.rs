@@ -13,7 +13,7 @@ use crate::support::faults::Logged;
 use crate::support::{Ended, ended, until};
 
 /// What a command of a task begins with. Two runs of one task at a time would meet in the flock, which ends with its process.
-const TELL: &str = r#"exec 8>> "lock.$SERIALIZER_TASK"; flock -n 8 || echo overlap >> log
+const TELL: &str = r#"exec 8>> "lock.$SERIALIZER_TASK"; flock -n -E 9 8; [ $? != 9 ] || echo overlap >> log
 echo "$SERIALIZER_TASK $SERIALIZER_SLOT $SERIALIZER_TRY $NODE" >> log
 "#;
 
@@ -67,6 +67,15 @@ impl<'a> Tasks<'a> {
     pub fn command(&self, host: usize, args: &[&str]) -> Command {
         let mut command = (self.make)(host, &[&["schedule"], args].concat());
         command.env("NODE", host.to_string());
+        command
+    }
+
+    /// The same, as arguments of another program, with its environment and its directory.
+    pub fn within(&self, program: &[&str], args: &[&str]) -> Command {
+        let inner = self.command(0, args);
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(inner.get_program()).args(inner.get_args()).current_dir(&self.dir);
+        command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command
     }
 
