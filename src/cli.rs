@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use rustix::process::Pid;
 
 use crate::config::{self, OnLost};
@@ -62,11 +62,21 @@ pub enum Command {
     /// Make sure that locks can be kept in the directory, creating it if need be
     Initialize(InitializeArgs),
     /// List the commands (for Meltano)
-    Describe(DescribeArgs),
+    Describe {
+        /// How to write it
+        #[arg(long, value_parser = ["text", "json", "yaml"], default_value = "text")]
+        format: String,
+    },
     /// Print a completion script for a shell
-    Completions(CompletionsArgs),
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Print the manual page, of this program or of one of its commands
-    Man(ManArgs),
+    Man {
+        /// The command; without it, the whole program
+        command: Option<String>,
+    },
 }
 
 #[derive(Args, Default)]
@@ -264,32 +274,6 @@ pub struct InitializeArgs {
     #[arg(long)]
     pub print_sql: bool,
     /// Accepted because Meltano extensions have it; there is nothing to overwrite
-    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    #[arg(long, hide = true)]
     pub force: bool,
-}
-
-#[derive(Args)]
-pub struct DescribeArgs {
-    /// How to write it
-    #[arg(long, value_enum, default_value_t = DescribeFormat::Text)]
-    pub format: DescribeFormat,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum DescribeFormat {
-    Text,
-    Json,
-    Yaml,
-}
-
-#[derive(Args)]
-pub struct CompletionsArgs {
-    /// The shell
-    pub shell: clap_complete::Shell,
-}
-
-#[derive(Args)]
-pub struct ManArgs {
-    /// The command; without it, the whole program
-    pub command: Option<String>,
 }

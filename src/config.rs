@@ -17,8 +17,8 @@ pub use values::{
     parse_slots, parse_tries, parse_word,
 };
 
-use crate::backend::Location;
 use crate::backend::seam::{Key, Kind};
+use crate::backend::{self, Location, file};
 use crate::cli::{LockFileArgs, PlaceArgs, RequestArgs, RuleArgs, WaitingArgs};
 use crate::error::Error;
 use crate::local_time::named_zone;
@@ -99,6 +99,22 @@ impl Environment {
             return Ok(vec![self.lock(args, None)?]);
         }
         names.iter().map(|name| self.lock(args, Some(name))).collect()
+    }
+
+    /// All locks or keys of a directory or store.
+    pub fn all(&self, kind: Kind, args: &PlaceArgs) -> Result<Vec<Location>, Error> {
+        Ok(match self.store(kind, args, None)? {
+            Some(store) => backend::all_in(&store, kind)?,
+            None => file::all_in(&self.directory(kind, args)?, kind)?,
+        })
+    }
+
+    /// Where they are, for messages.
+    pub fn place(&self, kind: Kind, args: &PlaceArgs) -> Result<String, Error> {
+        Ok(match self.store(kind, args, None)? {
+            Some(store) => store.url.to_string(),
+            None => printable::path(&self.directory(kind, args)?),
+        })
     }
 
     /// A key that runs once.

@@ -167,7 +167,7 @@ pub fn wait(
 pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let locations = match args.done_before {
-        Some(_) => all(environment, &args.place)?,
+        Some(_) => environment.all(Kind::Once, &args.place)?,
         None => args.keys.iter().map(|key| open(environment, &args.place, key)).collect::<Result<_, _>>()?,
     };
     let mut failure: Option<Error> = None;
@@ -213,12 +213,4 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Res
     }
     tracing::info!("forgot `{shown}`, which was {}", key.state);
     Ok(())
-}
-
-/// All keys in the directory or store.
-pub fn all(environment: &Environment, args: &PlaceArgs) -> Result<Vec<Location>, Error> {
-    match environment.store(Kind::Once, args, None)? {
-        Some(store) => Ok(backend::all_in(&store, Kind::Once)?),
-        None => Ok(file::all_in(&environment.directory(Kind::Once, args)?, Kind::Once)?),
-    }
 }

@@ -199,7 +199,7 @@ fn initialize_makes_the_directory_and_leaves_nothing_else() {
     let first = locks.run(&["initialize", "--dir", text(&dir)]);
     assert_eq!((first.code, first.stdout.as_str()), (0, ""), "{first:?}");
     assert!(first.stderr.contains(&format!("created the lock directory `{}`", dir.display())), "{first:?}");
-    assert!(first.last_line().contains(&format!("the lock file is `{}/serializer.lck`", dir.display())), "{first:?}");
+    assert!(first.last_line().contains(&format!("the lock is `{}/serializer.lck`", dir.display())), "{first:?}");
     assert_eq!(fs::read_dir(&dir).expect("the directory is there").count(), 0);
 
     let again = locks.run(&["initialize", "--force", "--dir", text(&dir)]);

@@ -1,30 +1,20 @@
-//! `serializer status --once`
+//! What `status --once` shows of a key.
+
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::table::{new_table, rendered};
-use crate::backend;
+use super::{Row, table};
 use crate::backend::retry::since_1970;
-use crate::cli::StatusArgs;
-use crate::command::once;
-use crate::config::Environment;
-use crate::error::Error;
+use crate::backend::{self, Location};
 use crate::local_time::short;
 use crate::mutex::Mutex;
-use crate::mutex::key::Inspected;
 use crate::once::{End, Run, State, shown};
-use crate::owner::Place;
 use crate::printable;
-use crate::verdict::LocalJudge;
-
-#[derive(Serialize)]
-struct Report {
-    keys: Vec<Key>,
-}
 
 /// A key in JSON: its last run and the process of that run. Times are in milliseconds since 1970.
 #[derive(Serialize)]
-struct Key {
+pub struct Key {
     key: String,
     /// `None` for a key that was never run.
     state: Option<State>,
@@ -40,15 +30,21 @@ struct Key {
     ends: Vec<End>,
 }
 
-impl Key {
-    fn new(name: String, inspected: Option<Inspected>) -> Self {
+impl Row for Key {
+    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, backend::Error> {
+        let inspected = mutex.inspect()?;
+        if inspected.is_none() && !is_named {
+            // Empty, or only a mark of a run that was forgotten.
+            return Ok(None);
+        }
         let state = inspected.as_ref().map(|it| it.state);
         let (run, process) = inspected.map(|it| (it.run, it.process)).unzip();
         let end = run.as_ref().and_then(Run::end);
         let until = end.map(|end| end.at).or((state == Some(State::Running)).then(since_1970));
         let entry = process.as_ref().and_then(|process| process.entry.as_ref());
-        Self {
-            key: run.as_ref().map_or(name, |run| run.key.clone()),
+        let name = || location.key().name.to_string_lossy().into_owned();
+        Ok(Some(Self {
+            key: run.as_ref().map_or_else(name, |run| run.key.clone()),
             state,
             number: run.as_ref().map(|run| run.number),
             since: run.as_ref().map(|run| run.began),
@@ -59,66 +55,27 @@ impl Key {
             host: entry.and_then(|entry| entry.owner.place.host.clone()),
             fencing_token: entry.and_then(|entry| entry.fencing),
             ends: run.map(|run| run.ends).unwrap_or_default(),
-        }
+        }))
     }
-}
 
-pub fn show(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
-    let (keys, failure) = look(args, environment)?;
-    let text = if args.json { crate::command::to_json(&Report { keys })? } else { table(keys) };
-    crate::command::print(text.as_bytes())?;
-    failure.map_or(Ok(()), Err)
+    fn unreadable(_location: &Location, _error: &backend::Error) -> Option<Self> {
+        None
+    }
 }
 
 /// A line for each key.
-pub fn text(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
-    look(args, environment).map(|(keys, _)| table(keys))
-}
-
-fn table(keys: Vec<Key>) -> String {
-    let mut table = new_table(&["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END"]);
-    if keys.is_empty() {
-        return "there are no keys\n".to_owned();
-    }
-    for key in keys {
-        let end = key.ends.last().map(|end| format!("{}, {}", end.how, shown(end.at)));
-        let cells = [
+pub fn table(keys: &[Key]) -> String {
+    let row = |key: &Key| {
+        [
             Some(printable::field(&key.key)),
             Some(key.state.map_or("never run".to_owned(), |state| state.to_string())),
             key.number.map(|number| number.to_string()),
             key.since.map(shown),
-            key.seconds.map(|seconds| short(std::time::Duration::from_secs_f64(seconds))),
-            key.host,
-            end,
-        ];
-        table.add_row(cells.map(|cell| cell.unwrap_or_else(|| "-".to_owned())));
-    }
-    rendered(table)
-}
-
-/// The requested keys, and the first error: an unreadable key must not hide the others.
-fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Key>, Option<Error>), Error> {
-    let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
-    let place = &args.file.place;
-    let locations = match args.names.as_slice() {
-        [] => once::all(environment, place)?,
-        names => names.iter().map(|name| environment.key(place, &name.to_string_lossy())).collect::<Result<_, _>>()?,
+            key.seconds.map(|seconds| short(Duration::from_secs_f64(seconds))),
+            key.host.clone(),
+            key.ends.last().map(|end| format!("{}, {}", end.how, shown(end.at))),
+        ]
     };
-    let (mut keys, mut failure) = (Vec::new(), None);
-    for location in locations {
-        let name = location.key().name.to_string_lossy().into_owned();
-        match Mutex::new(backend::open(&location)?, &judge).inspect() {
-            // Empty, or only a mark of a run that was forgotten.
-            Ok(None) if args.names.is_empty() => {}
-            Ok(inspected) => keys.push(Key::new(name, inspected)),
-            Err(error) => failure = failure.or(Some(error.into())),
-        }
-    }
-    if keys.is_empty()
-        && let Some(error) = failure
-    {
-        Err(error)
-    } else {
-        Ok((keys, failure))
-    }
+    let header = ["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END"];
+    table::table(header, keys.iter().map(row).collect())
 }
