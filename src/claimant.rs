@@ -47,8 +47,8 @@ pub trait Claimant {
     }
 }
 
-const NAME_ANOTHER: &str = "let `serializer run -- COMMAND` hold it for a command, or name the process that is to own the lock \
-                            with `--owner-pid PID` or `SERIALIZER_OWNER_PID`";
+const NAME_ANOTHER: &str = "`serializer run -- COMMAND` holds it for one command; in a script, pass `--owner-pid $$` to `lock` and \
+                            `unlock`, or set `SERIALIZER_OWNER_PID`";
 
 /// A process that owns, or wants to own, a lock; this process acts for it.
 #[derive(Debug)]
@@ -64,8 +64,6 @@ pub struct ProcessClaimant {
     /// This process counts as the owner, too: shells replace themselves by the last command of a script.
     is_itself_an_owner: bool,
     needs_keeper: bool,
-    /// Whether the lock is released by its token alone.
-    pub is_detached: bool,
     keeper: OnceCell<Keeper>,
 }
 
@@ -82,18 +80,14 @@ impl ProcessClaimant {
         let arguments = pid.map(process::arguments).unwrap_or_default();
         let process = watched.iter().find(|process| Some(process.pid()) == pid);
         let owner = match (pid, process) {
-            (None, _) => {
-                let why = "the parent process is in another container (PID namespace), so it cannot own a lock";
-                Err(Error::usage(why).with_hint(NAME_ANOTHER))
-            }
+            (None, _) => Err(unfit("the parent process is in another container (PID namespace), so it cannot own a lock")),
             (Some(pid), None) if owner_pid.is_some() => {
-                let why = format!("there is no process {pid} that could own it");
-                Err(Error::usage(why).with_hint("check `--owner-pid` or `SERIALIZER_OWNER_PID`"))
+                let hint = "check `--owner-pid` or `SERIALIZER_OWNER_PID`";
+                Err(Error::usage(format!("no such process: {pid}")).with_hint(hint))
             }
             (Some(pid), Some(process)) if owner_pid.is_some() || !parent_ended => {
                 let checked = if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
-                let hint = "mount /proc, or lock where it can be read";
-                let unidentifiable = |error: io::Error| Error::usage(error.to_string()).with_hint(hint);
+                let unidentifiable = |error: io::Error| Error::usage(error.to_string());
                 checked.and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
             }
             // Nothing is wrong with the command line.
@@ -108,7 +102,6 @@ impl ProcessClaimant {
             watched,
             is_itself_an_owner: owner_pid.is_none(),
             needs_keeper,
-            is_detached: false,
             keeper: OnceCell::new(),
         }
     }
@@ -133,6 +126,10 @@ impl ProcessClaimant {
     }
 }
 
+fn unfit(why: impl Into<String>) -> Error {
+    Error::usage(why).with_hint(NAME_ANOTHER)
+}
+
 /// Whether the parent lives about as long as the work that the lock is for.
 fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), Error> {
     let command = printable::command_line(arguments);
@@ -140,21 +137,19 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), Erro
     let program = arguments.first().and_then(|program| program.split(' ').next()).map_or("", printable::base_name);
     let never_ends = pid.is_init() && here.pid_namespace == Some(FIRST_PID_NAMESPACE);
     if never_ends || (ADOPTERS.contains(&program) && (pid.is_init() || program == "systemd")) {
-        let why = format!("the parent process is pid {pid} ({command}), which would hold the lock for ever");
-        return Err(Error::usage(why).with_hint(NAME_ANOTHER));
+        let why = "never exits, so the lock would never be released";
+        return Err(unfit(format!("the parent process, pid {pid} ({command}), {why}")));
     }
     let ours: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     if is_wrapper(arguments, &ours) {
-        let hint = "name the process that is to own the lock, for `unlock` too: `--owner-pid $$` in a script; or put the work \
-                    into the same command: `sh -c 'serializer lock && …; serializer unlock'`";
-        let why = format!("the parent process (`{command}`) only runs this command, so the lock would be released immediately");
-        return Err(Error::usage(why).with_hint(hint));
+        let why = "only runs this command, so the lock would be released immediately";
+        return Err(unfit(format!("the parent process (`{command}`) {why}")));
     }
     let is_subcommand = |argument: &&String| SUBCOMMANDS.contains(&argument.as_str());
     if of_meltano(arguments).and_then(|arguments| arguments.iter().find(is_subcommand)).is_some_and(|it| it == "invoke") {
-        let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name the process that is to \
-                    own the lock: `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock` in a script";
-        return Err(Error::usage("`meltano invoke` ends at once, and its lock with it").with_hint(hint));
+        let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name another owner: \
+                    in a script, `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock`";
+        return Err(Error::usage("`meltano invoke` exits immediately, which would release the lock").with_hint(hint));
     }
     Ok(())
 }
@@ -199,9 +194,6 @@ impl Claimant for ProcessClaimant {
     }
 
     fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
-        if self.is_detached {
-            return false;
-        }
         // Looked at only when an entry names the PID of this process.
         let itself = (self.is_itself_an_owner && entry.owner.pid == getpid()).then(|| Owner::of(getpid(), &self.here));
         let itself = itself.and_then(Result::ok);

@@ -137,16 +137,12 @@ pub struct WaitingArgs {
     /// Seconds from one try to the next; fractions are allowed [env: SERIALIZER_SLEEP_SECONDS] [default: 1]
     #[arg(long, alias = "sleepseconds", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
     pub sleep_seconds: Option<Duration>,
-    /// How long to wait at most, such as 90s, 2m or 1h30m, in any number of tries
-    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
-    #[arg(conflicts_with = "max_attempts")]
+    /// How long to wait at most, in seconds or such as 2m or 1h30m, in any number of tries
+    #[arg(long, short = 'w', visible_alias = "wait", value_name = "DURATION", value_parser = config::parse_duration)]
+    #[arg(allow_negative_numbers = true, conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
-    /// The same in seconds, as flock(1) takes it
-    #[arg(short, long, value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
-    #[arg(conflicts_with_all = ["max_attempts", "timeout"])]
-    pub wait: Option<Duration>,
     /// Try once, and do not wait
-    #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout", "wait"])]
+    #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout"])]
     pub no_wait: bool,
     /// Exit code if the lock is still held when waiting ends
     #[arg(long, short = 'E', value_name = "CODE", default_value_t = 75)]

@@ -3,6 +3,7 @@
 
 mod values;
 
+use std::collections::HashMap;
 use std::env::var_os;
 use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
@@ -44,21 +45,8 @@ const MAX_KEY: usize = 1000;
 /// The longest time to wait for an answer of a store.
 const MAX_ANSWER: Duration = Duration::from_secs(5);
 
-/// The `SERIALIZER_*` variables, not parsed yet.
-#[derive(Default, Deserialize)]
-pub struct Environment {
-    file_name: Option<String>,
-    dir: Option<String>,
-    max_attempts: Option<String>,
-    sleep_seconds: Option<String>,
-    slots: Option<String>,
-    owner_pid: Option<String>,
-    orphans: Option<String>,
-    store: Option<String>,
-    password_file: Option<String>,
-    lease_seconds: Option<String>,
-    on_lost: Option<String>,
-}
+/// The `SERIALIZER_*` variables by the rest of their names, not parsed yet.
+pub struct Environment(HashMap<String, String>);
 
 impl Environment {
     /// Reads the environment of this process.
@@ -70,14 +58,15 @@ impl Environment {
             let is_ours = !name.chars().any(char::is_lowercase);
             is_ours.then(|| (name, value.to_string_lossy().into_owned()))
         });
-        envy::from_iter(ours).map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}")))
+        let read = envy::from_iter(ours).map(Self);
+        read.map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}")))
     }
 
     /// The lock `name`, or the configured one.
     pub fn lock(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Location, Error> {
         let configured = match name {
             Some(_) => None,
-            None => resolve(args.file_name.clone(), "FILE_NAME", &self.file_name, parse_path)?,
+            None => self.resolve(args.file_name.clone(), "FILE_NAME", parse_path)?,
         };
         let name = name.or(configured.as_deref()).unwrap_or(Path::new(DEFAULT_FILE_NAME));
         let Some(store) = self.store(Kind::Lock, &args.place, Some(name))? else {
@@ -134,38 +123,38 @@ impl Environment {
     /// The store of a register of that kind and name; `None` for a file of this machine.
     pub fn store(&self, kind: Kind, args: &PlaceArgs, name: Option<&Path>) -> Result<Option<StoreSettings>, Error> {
         // `SERIALIZER_STORE=$MELTANO_DATABASE_URI` with an unset variable must not become a local lock.
-        if self.store.as_deref() == Some("") && args.store.is_none() && args.dir.is_none() {
+        if self.get("STORE") == Some("") && args.store.is_none() && args.dir.is_none() {
             let hint = "set it to an address, or unset it for locks of this machine alone";
             return Err(Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty")).with_hint(hint));
         }
         let url = if args.dir.is_none() && (args.store.is_some() || self.has_store()) {
             let source = if args.store.is_some() { "--store" } else { "SERIALIZER_STORE" };
-            let address = resolve(args.store.clone(), "STORE", &self.store, |text| Ok(Unread::from(text)))?;
+            let address = self.resolve(args.store.clone(), "STORE", |text| Ok(Unread::from(text)))?;
             let url = address.map(|address| address.read()).transpose();
             url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}")))?
         } else {
             // A directory and a lease say that hosts share the directory; so does a lease as a flag.
             let is_lease_enough = args.lease_seconds.is_some() && kind == Kind::Lock;
-            let is_named = args.dir.is_some() || is_lease_enough || is_set(&self.dir) || name.is_some_and(Path::is_absolute);
-            let has_lease = args.lease_seconds.is_some() || is_set(&self.lease_seconds);
+            let is_named = args.dir.is_some() || is_lease_enough || self.is_set("DIR") || name.is_some_and(Path::is_absolute);
+            let has_lease = args.lease_seconds.is_some() || self.is_set("LEASE_SECONDS");
             let is_shared = is_named && has_lease;
             is_shared.then(|| self.directory(kind, args)).transpose()?.as_deref().map(StoreUrl::of_directory)
         };
         let Some(url) = url else { return Ok(None) };
-        let password_file = resolve(None, "PASSWORD_FILE", &self.password_file, parse_path)?;
+        let password_file = self.resolve(None, "PASSWORD_FILE", parse_path)?;
         // Several answers have to fit into the rest of a lease that is renewed.
         let timeout = (self.lease(args)? / 6).min(MAX_ANSWER);
         Ok(Some(StoreSettings { url, password_file, timeout }))
     }
 
     fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
-        let lease = resolve(args.lease_seconds, "LEASE_SECONDS", &self.lease_seconds, parse_lease_seconds)?;
+        let lease = self.resolve(args.lease_seconds, "LEASE_SECONDS", parse_lease_seconds)?;
         Ok(lease.unwrap_or(DEFAULT_LEASE))
     }
 
     /// The directory of files.
     pub fn directory(&self, kind: Kind, args: &PlaceArgs) -> Result<PathBuf, Error> {
-        let directory = resolve(args.dir.clone(), "DIR", &self.dir, parse_path)?;
+        let directory = self.resolve(args.dir.clone(), "DIR", parse_path)?;
         if directory.is_none() && kind != Kind::Lock {
             return state_directory();
         }
@@ -178,11 +167,11 @@ impl Environment {
 
     /// How to wait.
     pub fn waiting(&self, args: &WaitingArgs) -> Result<Waiting, Error> {
-        let timeout = args.timeout.or(args.wait);
+        let timeout = args.timeout;
         // A flag that limits the waiting beats the variable that does.
         let flag = if args.no_wait { Some(1) } else { args.max_attempts.or(timeout.map(|_| 0)) };
-        let max = resolve(flag, "MAX_ATTEMPTS", &self.max_attempts, parse_max_attempts)?;
-        let sleep = resolve(args.sleep_seconds, "SLEEP_SECONDS", &self.sleep_seconds, parse_sleep_seconds)?;
+        let max = self.resolve(flag, "MAX_ATTEMPTS", parse_max_attempts)?;
+        let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", parse_sleep_seconds)?;
         let max_attempts = max.and_then(NonZeroU32::new);
         Ok(Waiting { max_attempts, sleep: sleep.unwrap_or(DEFAULT_SLEEP), timeout })
     }
@@ -192,10 +181,10 @@ impl Environment {
         let mode = if args.shared {
             Mode::Shared
         } else {
-            resolve(args.slots, "SLOTS", &self.slots, parse_slots)?.map_or(Mode::EXCLUSIVE, Mode::Slots)
+            self.resolve(args.slots, "SLOTS", parse_slots)?.map_or(Mode::EXCLUSIVE, Mode::Slots)
         };
         let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
-        if lease.is_none() && is_set(&self.lease_seconds) {
+        if lease.is_none() && self.is_set("LEASE_SECONDS") {
             tracing::warn!(
                 "`{PREFIX}LEASE_SECONDS` has no effect without `{PREFIX}STORE` or `{PREFIX}DIR`: \
                  the lock is one of this machine alone"
@@ -220,47 +209,47 @@ impl Environment {
 
     /// The process that is to own the lock; `None` for the parent.
     pub fn owner_pid(&self, flag: Option<Pid>) -> Result<Option<Pid>, Error> {
-        resolve(flag, "OWNER_PID", &self.owner_pid, parse_owner_pid)
+        self.resolve(flag, "OWNER_PID", parse_owner_pid)
     }
 
     /// Whether to wait for what outlives a holder.
     pub fn orphans(&self, flag: Option<Orphans>) -> Result<Orphans, Error> {
-        Ok(resolve(flag, "ORPHANS", &self.orphans, parse_word)?.unwrap_or_default())
+        Ok(self.resolve(flag, "ORPHANS", parse_word)?.unwrap_or_default())
     }
 
     /// What to do when a lock is lost while it is held.
     pub fn on_lost(&self, flag: Option<OnLost>, default: OnLost) -> Result<OnLost, Error> {
-        Ok(resolve(flag, "ON_LOST", &self.on_lost, parse_word)?.unwrap_or(default))
+        Ok(self.resolve(flag, "ON_LOST", parse_word)?.unwrap_or(default))
     }
 
     /// Whether `SERIALIZER_STORE` names a store.
     pub fn has_store(&self) -> bool {
-        is_set(&self.store)
+        self.is_set("STORE")
     }
-}
 
-/// Whether a variable has a value, good or bad.
-fn is_set(variable: &Option<String>) -> bool {
-    variable.as_ref().is_some_and(|value| !value.is_empty())
-}
-
-fn resolve<T>(
-    flag: Option<T>,
-    name: &str,
-    variable: &Option<String>,
-    parse: impl FnOnce(&str) -> Result<T, String>,
-) -> Result<Option<T>, Error> {
-    let Some(value) = variable.as_ref().filter(|value| flag.is_none() && !value.is_empty()) else {
-        return Ok(flag);
-    };
-    let cannot = |why| Err(Error::usage(format!("cannot use `{PREFIX}{name}`{why}")));
-    // Stands in place of what is not UTF-8.
-    if value.contains(char::REPLACEMENT_CHARACTER) {
-        return cannot(": it is not valid UTF-8".to_owned());
+    /// Whether a variable has a value, good or bad.
+    fn is_set(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| !value.is_empty())
     }
-    match parse(value) {
-        Ok(parsed) => Ok(Some(parsed)),
-        Err(expected) => cannot(format!(" `{}`: {expected}", printable::field(value))),
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(&name.to_ascii_lowercase()).map(String::as_str)
+    }
+
+    /// The flag, or else the variable.
+    fn resolve<T>(&self, flag: Option<T>, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, Error> {
+        let Some(value) = self.get(name).filter(|value| flag.is_none() && !value.is_empty()) else {
+            return Ok(flag);
+        };
+        let cannot = |why| Err(Error::usage(format!("cannot use `{PREFIX}{name}`{why}")));
+        // Stands in place of what is not UTF-8.
+        if value.contains(char::REPLACEMENT_CHARACTER) {
+            return cannot(": it is not valid UTF-8".to_owned());
+        }
+        match parse(value) {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(expected) => cannot(format!(" `{}`: {expected}", printable::field(value))),
+        }
     }
 }
 

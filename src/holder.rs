@@ -41,7 +41,7 @@ impl Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.entry {
-            None => f.write_str("a process that has not written its name yet")?,
+            None => f.write_str("an unknown process (the file is empty)")?,
             Some(entry) => {
                 write!(f, "pid {}", entry.owner.pid)?;
                 if let Some(command) = &entry.command {
@@ -65,7 +65,7 @@ impl fmt::Display for Holder {
 
 /// The holders, and why they count as such if that is not plain. In short, what changes while a process waits.
 pub fn listed(holders: &[Holding], is_short: bool) -> String {
-    let Some((first, others)) = holders.split_first() else { return "one process after another".to_owned() };
+    let Some((first, others)) = holders.split_first() else { return "several processes in turn".to_owned() };
     let holder = Holder::new(first);
     let holder = if is_short { format!("{holder:#}") } else { holder.to_string() };
     let why = match &first.verdict {

@@ -90,7 +90,7 @@ impl Owner {
     /// The same, unless it could not be recognised later.
     pub fn identified(self) -> io::Result<Self> {
         let pid = self.pid;
-        let why = || format!("pid {pid} cannot be told from other processes: /proc is not mounted, or cannot be read");
+        let why = || format!("cannot identify pid {pid}: /proc is not mounted, or cannot be read");
         if self.is(&self) { Ok(self) } else { Err(io::Error::other(why())) }
     }
 

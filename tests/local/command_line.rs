@@ -718,7 +718,7 @@ fn what_one_holds_already_is_locked_with_a_warning() {
     let before = locks.read();
     let (code, said) = holder.output(r#""$S" lock 2>&1"#);
     assert_eq!(code, 0);
-    assert!(said.starts_with("serializer: warning: `") && said.contains("already locked by pid"), "{said}");
+    assert!(said.starts_with("serializer: warning: `") && said.contains("already locked by this process (pid "), "{said}");
     assert_eq!(locks.read(), before);
 }
 
