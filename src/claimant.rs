@@ -122,7 +122,7 @@ impl ProcessClaimant {
 
     /// Whether this keeper was started here.
     pub fn has_started(&self, keeper: (Pid, Instance)) -> bool {
-        self.keeper.get().is_some_and(|own| own.identity() == keeper)
+        self.keeper.get().is_some_and(|own| own.identity == keeper)
     }
 }
 
@@ -189,7 +189,7 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
 impl Claimant for ProcessClaimant {
     fn entry(&self) -> io::Result<Entry> {
         let command = Some(self.command.clone()).filter(|command| !command.is_empty());
-        let keeper = self.needs_keeper.then(|| self.keeper()).transpose()?.map(Keeper::identity);
+        let keeper = self.needs_keeper.then(|| self.keeper()).transpose()?.map(|keeper| keeper.identity);
         Ok(Entry { keeper, ..Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)? })
     }
 

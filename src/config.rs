@@ -64,30 +64,24 @@ impl Environment {
 
     /// The lock `name`, or the configured one.
     pub fn lock(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Location, Error> {
-        let configured = match name {
-            Some(_) => None,
-            None => self.resolve(args.file_name.clone(), "FILE_NAME", parse_path)?,
-        };
-        let name = name.or(configured.as_deref()).unwrap_or(Path::new(DEFAULT_FILE_NAME));
-        let Some(store) = self.store(Kind::Lock, &args.place, Some(name))? else {
-            return Ok(Location::file(&lock_path(self.directory(Kind::Lock, &args.place)?.join(name), name)?));
+        let name = name.map(Path::to_owned).or_else(|| args.file_name.clone());
+        let name = self.resolve(name, "FILE_NAME", parse_path)?.unwrap_or_else(|| DEFAULT_FILE_NAME.into());
+        let Some(store) = self.store(Kind::Lock, &args.place, Some(&name))? else {
+            return Ok(Location::file(&lock_path(self.directory(Kind::Lock, &args.place)?.join(&name), &name)?));
         };
         let Some(directory) = store.url.directory() else {
-            let name = printable_path(name.to_owned())?;
-            return Ok(Location::store(store, name.as_os_str()));
+            return Ok(Location::store(store, lock_path(name.clone(), &name)?.as_os_str()));
         };
         // The name may be a path of its own. All spellings of a file's path are one lock.
-        let path = lock_path(directory.join(name), name)?;
+        let path = lock_path(directory.join(&name), &name)?;
         let url = store.url.in_directory(path.parent().unwrap_or(&directory));
         Ok(Location::store(StoreSettings { url, ..store }, path.file_name().unwrap_or_default()))
     }
 
     /// The locks `names`, or the configured one if there are no names.
     pub fn locks(&self, args: &LockFileArgs, names: &[PathBuf]) -> Result<Vec<Location>, Error> {
-        if names.is_empty() {
-            return Ok(vec![self.lock(args, None)?]);
-        }
-        names.iter().map(|name| self.lock(args, Some(name))).collect()
+        let names = names.iter().map(|name| Some(name.as_path())).chain(names.is_empty().then_some(None));
+        names.map(|name| self.lock(args, name)).collect()
     }
 
     /// All locks or keys of a directory or store.
@@ -285,20 +279,13 @@ pub fn state_directory() -> Result<PathBuf, Error> {
 
 /// `path`, which was made from `name`, if a lock file can be there.
 fn lock_path(path: PathBuf, name: &Path) -> Result<PathBuf, Error> {
-    let path = printable_path(path)?;
     let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
-    if names_a_file && !name.as_os_str().as_bytes().ends_with(b"/") {
+    let why = if !path.to_string_lossy().chars().all(printable::is_safe) {
+        "its name contains a control character"
+    } else if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
+        "it names a directory"
+    } else {
         return Ok(path);
-    }
-    let shown = printable::path(&path);
-    Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory")))
-}
-
-fn printable_path(path: PathBuf) -> Result<PathBuf, Error> {
-    if path.to_string_lossy().chars().all(printable::is_safe) {
-        return Ok(path);
-    }
-    let shown = printable::path(&path);
-    let why = "its name contains a control character";
-    Err(Error::usage(format!("cannot use `{shown}` as a lock file: {why}")))
+    };
+    Err(Error::usage(format!("cannot use `{}` as a lock file: {why}", printable::path(&path))))
 }

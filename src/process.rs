@@ -210,8 +210,8 @@ pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
             return Ok(false);
         }
         let arguments = split_arguments(&read(pid, "cmdline")?);
-        let mut names = arguments.iter().map(|argument| printable::base_name(argument));
-        Ok(names.next().is_some_and(|program| program.starts_with("python")) && names.any(|name| name == script))
+        let is_python = arguments.first().is_some_and(|program| printable::base_name(program).starts_with("python"));
+        Ok(is_python && printable::program(&arguments).is_some_and(|(name, _)| name == script))
     };
     Ok(listed()?.into_iter().any(|pid| runs_it(pid).unwrap_or(true)))
 }
@@ -237,27 +237,18 @@ pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
     if sees_all { Ok(None) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
-/// A process that belongs to a pipeline run.
-#[derive(Debug)]
-pub struct Relative {
-    /// Its command line, as people may read it.
-    pub command: String,
-    /// The process, to wait for.
-    pub process: Process,
-}
-
 /// Finds a process that runs as `uid` with `variable=value` in its environment, the oldest one, from which the others
-/// probably come. Neither an ancestor of this process nor another `serializer` counts: they would wait for each other.
+/// probably come, and its command line for people. Neither an ancestor of this process nor another `serializer` counts: they would wait for each other.
 /// Reads all of `/proc` (milliseconds), so ask only where a record names a run whose owner is dead. Fails when the
 /// process table cannot be read, or counts otherwise than this process does.
-pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<Option<Relative>> {
+pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<Option<(Process, String)>> {
     read_proc(getpid(), "stat").ok_or(io::ErrorKind::NotFound)?;
     let what = ProcessRefreshKind::nothing().without_tasks().with_environ(UpdateKind::Always);
     let what = what.with_user(UpdateKind::Always).with_cmd(UpdateKind::Always);
     let mut system = System::new().map_err(io::Error::other)?;
     system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
     let wanted = format!("{variable}={value}");
-    let relative = |one: &sysinfo::Process| {
+    let related = |one: &sysinfo::Process| {
         let pid = Pid::from_raw(i32::try_from(one.pid().as_u32()).ok()?)?;
         let is_related = one.user_id().is_some_and(|user| **user == uid)
             && one.environ().iter().any(|entry| entry.to_str() == Some(&wanted))
@@ -265,7 +256,7 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<
             && !is_ancestor(pid);
         let process = is_related.then(|| running(pid))??;
         let arguments: Vec<String> = one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        Some(Relative { command: printable::command_line(&arguments), process })
+        Some((process, printable::command_line(&arguments)))
     };
-    Ok(system.processes().values().filter_map(relative).min_by_key(|relative| relative.process.pid().as_raw_pid()))
+    Ok(system.processes().values().filter_map(related).min_by_key(|(process, _)| process.pid().as_raw_pid()))
 }

@@ -8,13 +8,12 @@ pub use local::LocalJudge;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
-use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::local_time::short;
 use crate::mutex::register::Stored;
 use crate::owner::Instance;
-use crate::process::{self, Process, Relative};
+use crate::process::{self, Process};
 use crate::record::{Entry, Lease};
 
 /// The variable by which the processes of one Meltano run know each other.
@@ -64,16 +63,18 @@ pub enum Held {
     #[error("its process is running")]
     Alive(Option<Process>),
     /// Its owner is dead, but a process of the same pipeline run continues.
-    #[error("{owner}, but pid {} ({}) of the same run goes on", relative.process.pid(), relative.command)]
+    #[error("{owner}, but pid {} ({command}) of the same run goes on", process.pid())]
     RunGoesOn {
         /// What became of the owner.
         owner: Stale,
         /// The process that continues.
-        relative: Relative,
+        process: Process,
+        /// Its command line, for people.
+        command: String,
     },
     /// Its owner has ended, but the process that started it has not released the lock yet.
-    #[error("its process has ended, but pid {0}, which keeps the lock for it, has not released it yet")]
-    Kept(Pid, Process),
+    #[error("its process has ended; pid {} is releasing the lock", .0.pid())]
+    Kept(Process),
     /// Its owner has released it or is gone, but it is to be held for this time.
     #[error("to be held for another {}", rounded_up(.0))]
     AtLeast(Duration),
@@ -93,13 +94,13 @@ pub enum Unknown {
     BeingWritten,
     #[error("its process is gone, but processes of the same run cannot be looked for")]
     NoProcessTable,
-    #[error("another process keeps the lock file locked (flock)")]
+    #[error("another process has the lock file flocked")]
     Contended,
     #[error("a newer version of serializer wrote the lock")]
     NewerVersion,
     #[error("its process is on another host")]
     OtherHost,
-    #[error("it cannot be told whether this machine has rebooted or another one holds the lock")]
+    #[error("held by another machine, or by this one before a reboot")]
     OtherBoot,
     #[error("its process is in another container")]
     OtherPidNamespace,
@@ -137,8 +138,7 @@ impl Held {
     pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Alive(process) => process.as_ref()?.ended_fd(),
-            Self::RunGoesOn { relative, .. } => relative.process.ended_fd(),
-            Self::Kept(_, process) => process.ended_fd(),
+            Self::RunGoesOn { process, .. } | Self::Kept(process) => process.ended_fd(),
             Self::AtLeast(_) | Self::Leased(_) | Self::Unknown(_) => None,
         }
     }
@@ -146,11 +146,10 @@ impl Held {
     /// When to look again, because nothing else will tell; `None` if something will.
     pub fn look_again_in(&self) -> Option<Duration> {
         match self {
-            Self::Alive(_) | Self::RunGoesOn { .. } | Self::Kept(..) => None,
             Self::AtLeast(remaining) | Self::Leased(remaining) => Some(*remaining),
             // An empty file becomes stale by nothing but time.
             Self::Unknown(Unknown::BeingWritten) => Some(BEING_WRITTEN),
-            Self::Unknown(_) => Some(UNHEARD),
+            held => held.ended_fd().is_none().then_some(UNHEARD),
         }
     }
 }

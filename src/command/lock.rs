@@ -13,7 +13,7 @@ use crate::config::{Environment, OnLost};
 use crate::error::Error;
 use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
 use crate::holder::Holder;
-use crate::keeper::process::Keeper;
+use crate::keeper::process::kill;
 use crate::keeper::{Charge, TokenHolder};
 use crate::mutex::{self, Acquired, Grant, Mutex, Whose};
 use crate::owner::Place;
@@ -99,7 +99,7 @@ fn unkept(
         // What was only read may be out of date (a node that lags behind). What is written is not.
         return mutex.renew(token, None).map(|_| None);
     }
-    let keeper = claimant.keeper().map_err(mutex::Error::Entry)?.identity();
+    let keeper = claimant.keeper().map_err(mutex::Error::Entry)?.identity;
     Ok(Some((mutex.renew(token, Some(keeper))?, entry.clone())))
 }
 
@@ -136,7 +136,7 @@ fn keep(
         Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))),
     };
     // The keeper may have begun all the same.
-    let _ = claimant.keeper().map(Keeper::kill);
+    let _ = claimant.keeper().map(|keeper| kill(keeper.identity));
     let _ = mutex.release(&TokenHolder(&charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
     Err(error)
 }

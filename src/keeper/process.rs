@@ -44,14 +44,11 @@ const MAX_ANSWER: usize = 4096;
 /// How long to wait for the answer. The keeper only has to start.
 const START: Duration = Duration::from_secs(10);
 
-/// How often to look at an owner whose end is not signalled.
-const UNHEARD: Duration = Duration::from_secs(1);
-
 /// The keeper, as seen by the process that started it.
 #[derive(Debug)]
 pub struct Keeper {
-    pid: Pid,
-    instance: Instance,
+    /// Which process it is.
+    pub identity: (Pid, Instance),
     channel: OwnedFd,
 }
 
@@ -73,12 +70,7 @@ impl Keeper {
         close_fds::set_fds_cloexec(3, &[]);
         let (pid, channel) = helper::spawn(NAME, |command| command.stdout(Stdio::null()).stderr(Stdio::null()))?;
         let instance = process::running(pid).ok_or_else(has_ended)?.instance;
-        Ok(Self { pid, instance, channel })
-    }
-
-    /// Which process it is.
-    pub fn identity(&self) -> (Pid, Instance) {
-        (self.pid, self.instance)
+        Ok(Self { identity: (pid, instance), channel })
     }
 
     /// Lets it keep the lease of `entry`. It has begun when this returns.
@@ -97,19 +89,14 @@ impl Keeper {
             Err(error) => Err(error.into()),
         }
     }
-
-    /// Kills it.
-    pub fn kill(&self) {
-        kill(self.identity());
-    }
 }
 
 fn has_ended() -> io::Error {
     io::Error::other("the process that keeps the lease has ended")
 }
 
-/// Not by the PID alone, which may have become another process's.
-fn kill((pid, instance): (Pid, Instance)) {
+/// Kills a keeper. Not by the PID alone, which may have become another process's.
+pub fn kill((pid, instance): (Pid, Instance)) {
     if let Some(process) = process::running(pid)
         && instance.same_as(process.instance) == Some(true)
         && let Some(pidfd) = process.ended_fd()
@@ -187,9 +174,8 @@ impl KeptLock {
                 return Ok(());
             };
             let lost = renewing.lost_fd();
-            let limit = held.look_again_in().or(held.ended_fd().is_none().then_some(UNHEARD)).unwrap_or(LONG);
             let fds: Vec<_> = held.ended_fd().into_iter().chain([lost]).collect();
-            backend::sleep(limit, &fds)?;
+            backend::sleep(held.look_again_in().unwrap_or(LONG), &fds)?;
             // A process that has ended must not be killed: its PID may have become another process's.
             if held.ended_fd().is_some_and(|ended| is_readable(&ended)) {
                 continue;
@@ -198,9 +184,9 @@ impl KeptLock {
                 // The owner may have unlocked without being able to tell us.
                 if self.on_lost == OnLost::Terminate
                     && !renewing.is_released()
-                    && let Some(pid) = pid_of(&held, entry)
+                    && let Held::Alive(Some(process)) | Held::RunGoesOn { process, .. } = &held
                 {
-                    end_tree(pid, renewing.kill_at())?;
+                    end_tree(process.pid(), renewing.kill_at())?;
                 }
                 return Ok(());
             }
@@ -215,14 +201,5 @@ impl KeptLock {
                 let _ = end_tree(owner.pid, since_boot() + grace);
             }
         })
-    }
-}
-
-/// The process that the lock is held for.
-fn pid_of(held: &Held, entry: &Entry) -> Option<Pid> {
-    match held {
-        Held::Alive(_) => Some(entry.owner.pid),
-        Held::RunGoesOn { relative, .. } => Some(relative.process.pid()),
-        _ => None,
     }
 }

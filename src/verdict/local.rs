@@ -86,7 +86,7 @@ impl LocalJudge {
             return match process::observe(owner.pid) {
                 // The end of the keeper is that of both.
                 Ok(_) => Ok(Some(keeper)),
-                Err(_) => Err(Verdict::Held(Held::Kept(pid, keeper))),
+                Err(_) => Err(Verdict::Held(Held::Kept(keeper))),
             };
         }
         let process = process::observe(owner.pid).map_err(Verdict::Stale)?;
@@ -153,7 +153,7 @@ impl LocalJudge {
             return Verdict::Stale(owner);
         };
         match process::find_by_environment(RUN_VARIABLE, run, uid) {
-            Ok(Some(relative)) => Verdict::Held(Held::RunGoesOn { owner, relative }),
+            Ok(Some((process, command))) => Verdict::Held(Held::RunGoesOn { owner, process, command }),
             Ok(None) => Verdict::Stale(owner),
             Err(_) => Verdict::Held(Held::Unknown(Unknown::NoProcessTable)),
         }

@@ -1,6 +1,5 @@
 //! What `status` shows of a lock.
 
-use rustix::process::Pid;
 use serde::Serialize;
 
 use super::{Row, table};
@@ -26,7 +25,7 @@ pub struct Lock {
     /// The first of them, for programs that know plain mutexes only.
     holder: Option<HolderReport>,
     holders: Vec<HolderReport>,
-    waiters: Vec<WaiterReport>,
+    waiters: Vec<Waiter>,
 }
 
 #[derive(Clone, Serialize)]
@@ -51,13 +50,6 @@ struct HolderReport {
     holder: Holder,
 }
 
-#[derive(Serialize)]
-struct WaiterReport {
-    pid: Option<i32>,
-    command: Option<String>,
-    host: Option<String>,
-}
-
 impl Lock {
     /// A lock without holders.
     fn new(location: &Location, state: &'static str, reason: Option<String>) -> Self {
@@ -80,8 +72,7 @@ impl Row for Lock {
         // A name whose directory is missing may be mistyped.
         let is_nowhere = matches!(location, Location::File(directory, _) if !directory.is_dir());
         let mut lock = Self::new(location, FREE, is_nowhere.then(|| "its directory does not exist".to_owned()));
-        let waiter = |Waiter { pid, host, command }| WaiterReport { pid: pid.map(Pid::as_raw_pid), command, host };
-        lock.waiters = mutex.waiters().into_iter().map(waiter).collect();
+        lock.waiters = mutex.waiters();
         // A live holder counts, wherever in the record it stands.
         let first = [HELD, UNKNOWN, STALE].iter().find_map(|state| holders.iter().find(|holder| holder.state == *state));
         if let Some(first) = first {
