@@ -12,7 +12,6 @@ use crate::cli::LockArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
 use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
-use crate::holder::Holder;
 use crate::keeper::process::kill;
 use crate::keeper::{Charge, TokenHolder};
 use crate::mutex::{self, Acquired, Grant, Mutex, Whose};
@@ -58,11 +57,11 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     }
     let fencing = match &acquired {
         Acquired::TakenOver(grant, from) => {
-            tracing::info!("locked `{location}` for {described}, taken over from {}: {}", Holder::new(from), from.verdict);
+            tracing::info!("locked `{location}` for {described}, taken over from {}: {}", from, from.verdict);
             grant.fencing
         }
         Acquired::AlreadyHeld(held) => {
-            tracing::warn!("`{location}` is already locked by this process ({}); nothing to do", Holder::new(held));
+            tracing::warn!("`{location}` is already locked by this process ({}); nothing to do", held);
             held.entry.as_ref().and_then(|entry| entry.fencing)
         }
         Acquired::Free(grant) => {

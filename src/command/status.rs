@@ -7,7 +7,7 @@ mod table;
 use std::io::{IsTerminal, stdout};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location};
@@ -23,35 +23,42 @@ use locks::Lock;
 /// The poll interval of `--watch`.
 const REFRESH: Duration = Duration::from_secs(1);
 
-#[derive(Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Report {
-    Locks(Vec<Lock>),
-    Keys(Vec<Key>),
-}
-
 /// What is shown of one lock or key.
 trait Row: Sized {
+    const HEADER: &'static [&'static str];
+
     /// `None` if a list of all does not have it.
     fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, backend::Error>;
 
     /// Stands for one that cannot be read.
     fn unreadable(location: &Location, error: &backend::Error) -> Option<Self>;
+
+    fn json(&self) -> Value;
+
+    /// The lines of the table.
+    fn lines(&self) -> Vec<Vec<Option<String>>>;
+}
+
+/// The requested locks or keys, and the first error of those that cannot be read.
+struct Report {
+    json: Vec<Value>,
+    text: String,
+    failure: Option<Error>,
 }
 
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     if args.watch {
         return watch(args, environment);
     }
-    let (report, failure) = look(args, environment)?;
+    let report = look(args, environment)?;
     if args.json {
-        super::print(super::to_json(&report)?.as_bytes())?;
-    } else if !report.is_empty() {
-        super::print(report.table().as_bytes())?;
-    } else if failure.is_none() {
-        tracing::info!("{}", none(args, environment)?);
+        super::print(super::to_json(&json!({ what(args): report.json }))?.as_bytes())?;
+    } else if !report.json.is_empty() {
+        super::print(report.text.as_bytes())?;
+    } else if report.failure.is_none() {
+        tracing::info!("{}", report.text.trim_end());
     }
-    failure.map_or(Ok(()), Err)
+    report.failure.map_or(Ok(()), Err)
 }
 
 /// Shows the status again and again, until a signal ends it or its output is not read any more.
@@ -60,8 +67,7 @@ fn watch(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     let mut shown = String::new();
     loop {
         let text = match look(args, environment) {
-            Ok((report, _)) if report.is_empty() => none(args, environment)? + "\n",
-            Ok((report, _)) => report.table(),
+            Ok(report) => report.text,
             Err(error) if shown.is_empty() => return Err(error),
             // It may pass.
             Err(error) => format!("{error}\n"),
@@ -81,50 +87,31 @@ fn watch(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     }
 }
 
-impl Report {
-    fn is_empty(&self) -> bool {
-        matches!(self, Self::Locks(locks) if locks.is_empty()) || matches!(self, Self::Keys(keys) if keys.is_empty())
-    }
-
-    fn table(&self) -> String {
-        match self {
-            Self::Locks(locks) => locks::table(locks),
-            Self::Keys(keys) => keys::table(keys),
-        }
-    }
+fn what(args: &StatusArgs) -> &'static str {
+    if args.once { "keys" } else { "locks" }
 }
 
-fn kind(args: &StatusArgs) -> Kind {
-    if args.once { Kind::Once } else { Kind::Lock }
-}
-
-fn none(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
-    let what = if args.once { "keys" } else { "locks" };
-    Ok(format!("there are no {what} in `{}`", environment.place(kind(args), &args.file.place)?))
-}
-
-/// The requested locks or keys, and the first error of those that cannot be read.
-fn look(args: &StatusArgs, environment: &Environment) -> Result<(Report, Option<Error>), Error> {
+fn look(args: &StatusArgs, environment: &Environment) -> Result<Report, Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
+    let kind = if args.once { Kind::Once } else { Kind::Lock };
     let place = &args.file.place;
     let is_named = !args.all && !(args.once && args.names.is_empty());
     let locations = if !is_named {
-        environment.all(kind(args), place)?
+        environment.all(kind, place)?
     } else if args.once {
         args.names.iter().map(|name| environment.key(place, &name.to_string_lossy())).collect::<Result<_, _>>()?
     } else {
         environment.locks(&args.file, &args.names)?
     };
-    Ok(if args.once {
-        let (keys, failure) = rows(&locations, &judge, is_named)?;
-        (Report::Keys(keys), failure)
-    } else {
-        let (locks, failure) = rows(&locations, &judge, is_named)?;
-        (Report::Locks(locks), failure)
-    })
+    let mut report =
+        if args.once { report::<Key>(&locations, &judge, is_named)? } else { report::<Lock>(&locations, &judge, is_named)? };
+    if report.json.is_empty() {
+        report.text = format!("there are no {} in `{}`\n", what(args), environment.place(kind, place)?);
+    }
+    Ok(report)
 }
 
-fn rows<T: Row>(locations: &[Location], judge: &LocalJudge, is_named: bool) -> Result<(Vec<T>, Option<Error>), Error> {
+fn report<T: Row>(locations: &[Location], judge: &LocalJudge, is_named: bool) -> Result<Report, Error> {
     let (mut rows, mut failure) = (Vec::new(), None);
     for location in locations {
         match T::look(location, &mut Mutex::new(backend::open(location)?, judge), is_named) {
@@ -137,5 +124,6 @@ fn rows<T: Row>(locations: &[Location], judge: &LocalJudge, is_named: bool) -> R
             }
         }
     }
-    Ok((rows, failure))
+    let text = table::table(T::HEADER, rows.iter().flat_map(T::lines));
+    Ok(Report { json: rows.iter().map(T::json).collect(), text, failure })
 }

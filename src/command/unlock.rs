@@ -11,7 +11,6 @@ use crate::cli::{BreakArgs, UnlockArgs};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::REFUSED;
-use crate::holder::Holder;
 use crate::keeper;
 use crate::local_time::short;
 use crate::mutex::{Mutex, Released, Whose};
@@ -50,11 +49,11 @@ fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans
         }
         // Perhaps its owner ended too early.
         Released::Stale(former) => {
-            tracing::warn!("removed stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);
+            tracing::warn!("removed stale lock `{location}` of {}: {}", former, former.verdict);
         }
         Released::Forced(holders) => {
             for holding in holders {
-                tracing::warn!("broke lock `{location}` of {}: {}", Holder::new(&holding), holding.verdict);
+                tracing::warn!("broke lock `{location}` of {}: {}", holding, holding.verdict);
             }
         }
     }

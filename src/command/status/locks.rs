@@ -1,147 +1,123 @@
 //! What `status` shows of a lock.
 
-use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::{Row, table};
+use super::Row;
 use crate::backend::{self, Cause, Location};
-use crate::holder::Holder;
 use crate::local_time::{local_time, short};
 use crate::mode::Mode;
 use crate::mutex::Mutex;
 use crate::verdict::{Held, Judged, Stale, Verdict};
 use crate::waiter::Waiter;
 
-const FREE: &str = "free";
-const HELD: &str = "held";
 const UNKNOWN: &str = "unknown";
-const STALE: &str = "stale";
 
-#[derive(Serialize)]
 pub struct Lock {
     path: String,
-    /// One of those above, as a holder's.
+    /// That of the holder that counts, or why it is free.
     state: &'static str,
     reason: Option<String>,
-    /// The first of them, for programs that know plain mutexes only.
-    holder: Option<HolderReport>,
-    holders: Vec<HolderReport>,
+    holders: Vec<Judged<Verdict>>,
     waiters: Vec<Waiter>,
 }
 
-#[derive(Clone, Serialize)]
-struct HolderReport {
-    state: &'static str,
-    reason: String,
-    mode: Option<String>,
-    pid: Option<i32>,
-    command: Option<String>,
-    host: Option<String>,
-    uid: Option<u32>,
-    since: Option<String>,
-    held_seconds: Option<u64>,
-    run: Option<String>,
-    token: Option<String>,
-    fencing_token: Option<u64>,
-    lease_seconds: Option<f64>,
-    lease_renewals: Option<u64>,
-    /// The process that renews the lease, or releases the lock when the command has ended.
-    keeper_pid: Option<i32>,
-    #[serde(skip)]
-    holder: Holder,
-}
-
-impl Lock {
-    /// A lock without holders.
-    fn new(location: &Location, state: &'static str, reason: Option<String>) -> Self {
-        let (holder, holders, waiters) = Default::default();
-        Self { path: location.printable(), state, reason, holder, holders, waiters }
+fn state(verdict: &Verdict) -> (&'static str, String) {
+    match verdict {
+        Verdict::Held(held @ Held::Unknown(_)) => (UNKNOWN, held.to_string()),
+        Verdict::Held(held) => ("held", held.to_string()),
+        Verdict::Stale(why) => ("stale", why.to_string()),
     }
 }
 
+fn holder(holder: &Judged<Verdict>) -> Value {
+    let (state, reason) = state(&holder.verdict);
+    let entry = holder.entry.as_ref();
+    let lease = entry.and_then(|entry| entry.lease);
+    json!({
+        "state": state,
+        "reason": reason,
+        "mode": entry.map(|entry| entry.mode.to_string()),
+        "pid": entry.map(|entry| entry.owner.pid.as_raw_pid()),
+        "command": holder.command(),
+        "host": entry.and_then(|entry| entry.owner.place.host.as_ref()),
+        "uid": entry.and_then(|entry| entry.owner.uid),
+        "since": holder.since().map(|since| since.to_string()),
+        "held_seconds": holder.held_for().map(|duration| duration.as_secs()),
+        "run": entry.and_then(|entry| entry.run.as_ref()),
+        "token": entry.and_then(|entry| entry.token.as_ref()),
+        "fencing_token": entry.and_then(|entry| entry.fencing),
+        "lease_seconds": lease.map(|lease| lease.duration.as_secs_f64()),
+        "lease_renewals": lease.map(|lease| lease.renewals),
+        // The process that renews the lease, or releases the lock when the command has ended.
+        "keeper_pid": entry.and_then(|entry| entry.keeper).map(|(pid, _)| pid.as_raw_pid()),
+    })
+}
+
 impl Row for Lock {
+    const HEADER: &'static [&'static str] = &["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"];
+
     fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, backend::Error> {
-        let judged = match mutex.look() {
+        let mut holders = match mutex.look() {
             // flock(1) leaves empty files, and other programs keep files of that name.
             Ok(Some((stored, _))) if !is_named && stored.record.is_none() => return Ok(None),
             Err(error) if !is_named && error.cause == Cause::NotALock => return Ok(None),
             looked => looked?.map(|(_, judged)| judged).unwrap_or_default(),
         };
         // A notice of a release is not a holder.
-        let is_left = |judged: &&Judged<Verdict>| !matches!(judged.verdict, Verdict::Stale(Stale::Released));
-        let holders: Vec<_> = judged.iter().filter(is_left).map(HolderReport::new).collect();
+        holders.retain(|judged| !matches!(judged.verdict, Verdict::Stale(Stale::Released)));
+        // A live holder counts, wherever in the record it stands.
+        let states = holders.iter().map(|holder| state(&holder.verdict));
+        let first = states.min_by_key(|(state, _)| ["held", UNKNOWN, "stale"].iter().position(|it| it == state));
         // A name whose directory is missing may be mistyped.
         let is_nowhere = matches!(location, Location::File(directory, _) if !directory.is_dir());
-        let mut lock = Self::new(location, FREE, is_nowhere.then(|| "its directory does not exist".to_owned()));
-        lock.waiters = mutex.waiters();
-        // A live holder counts, wherever in the record it stands.
-        let first = [HELD, UNKNOWN, STALE].iter().find_map(|state| holders.iter().find(|holder| holder.state == *state));
-        if let Some(first) = first {
-            (lock.state, lock.reason, lock.holder) = (first.state, Some(first.reason.clone()), Some(first.clone()));
-        }
-        Ok(Some(Self { holders, ..lock }))
+        let free = || ("free", is_nowhere.then(|| "its directory does not exist".to_owned()));
+        let (state, reason) = first.map_or_else(free, |(state, reason)| (state, Some(reason)));
+        Ok(Some(Self { path: location.printable(), state, reason, holders, waiters: mutex.waiters() }))
     }
 
     fn unreadable(location: &Location, error: &backend::Error) -> Option<Self> {
-        Some(Self::new(location, UNKNOWN, Some(error.to_string())))
+        let (holders, waiters) = Default::default();
+        Some(Self { path: location.printable(), state: UNKNOWN, reason: Some(error.to_string()), holders, waiters })
     }
-}
 
-impl HolderReport {
-    fn new(judged: &Judged<Verdict>) -> Self {
-        let (state, reason) = match &judged.verdict {
-            Verdict::Held(held @ Held::Unknown(_)) => (UNKNOWN, held.to_string()),
-            Verdict::Held(held) => (HELD, held.to_string()),
-            Verdict::Stale(why) => (STALE, why.to_string()),
-        };
-        let holder = Holder::new(judged);
-        let entry = holder.entry.as_ref();
-        let lease = entry.and_then(|entry| entry.lease);
-        Self {
-            state,
-            reason,
-            mode: entry.map(|entry| entry.mode.to_string()),
-            pid: entry.map(|entry| entry.owner.pid.as_raw_pid()),
-            command: entry.and_then(|entry| entry.command.clone()),
-            host: entry.and_then(|entry| entry.owner.place.host.clone()),
-            uid: entry.and_then(|entry| entry.owner.uid),
-            since: holder.since.map(|since| since.to_string()),
-            held_seconds: holder.held_for().map(|duration| duration.as_secs()),
-            run: entry.and_then(|entry| entry.run.clone()),
-            token: entry.and_then(|entry| entry.token.clone()),
-            fencing_token: entry.and_then(|entry| entry.fencing),
-            lease_seconds: lease.map(|lease| lease.duration.as_secs_f64()),
-            lease_renewals: lease.map(|lease| lease.renewals),
-            keeper_pid: entry.and_then(|entry| entry.keeper).map(|(pid, _)| pid.as_raw_pid()),
-            holder,
-        }
+    fn json(&self) -> Value {
+        let holders: Vec<_> = self.holders.iter().map(holder).collect();
+        json!({
+            "path": self.path,
+            "state": self.state,
+            "reason": self.reason,
+            // The one that counts, for programs that know plain mutexes only.
+            "holder": holders.iter().find(|holder| holder["state"] == self.state),
+            "holders": holders,
+            "waiters": self.waiters,
+        })
     }
-}
 
-/// A line for each holder, and for each waiter.
-pub fn table(locks: &[Lock]) -> String {
-    let mut rows = Vec::new();
-    let number = |number: Option<i32>| number.map(|number| number.to_string());
-    for lock in locks {
-        let mut add = |state: &str, [pid, command, host, since, held_for, why]: [Option<String>; 6]| {
-            rows.push([Some(lock.path.clone()), Some(state.to_owned()), pid, command, host, since, held_for, why]);
+    /// A line for each holder, and for each waiter.
+    fn lines(&self) -> Vec<Vec<Option<String>>> {
+        let line = |state: &str, rest: [Option<String>; 6]| {
+            [Some(self.path.clone()), Some(state.to_owned())].into_iter().chain(rest).collect()
         };
-        if lock.holders.is_empty() {
-            add(lock.state, [None, None, None, None, None, lock.reason.clone()]);
-        }
-        for holder in &lock.holders {
-            let mode = holder.mode.as_ref().filter(|mode| **mode != Mode::EXCLUSIVE.to_string());
-            let since = holder.holder.since.map(|since| local_time(since).to_string());
-            let held_for = holder.holder.held_for().map(short);
-            let why = holder.reason.clone() + &mode.map(|mode| format!("; {mode}")).unwrap_or_default();
-            add(holder.state, [number(holder.pid), holder.command.clone(), holder.host.clone(), since, held_for, Some(why)]);
-        }
-        for (place, waiter) in lock.waiters.iter().enumerate() {
+        let holder = |holder: &Judged<Verdict>| {
+            let (state, mut why) = state(&holder.verdict);
+            let entry = holder.entry.as_ref();
+            if let Some(entry) = entry.filter(|entry| entry.mode != Mode::EXCLUSIVE) {
+                why = format!("{why}; {}", entry.mode);
+            }
+            let pid = entry.map(|entry| entry.owner.pid.to_string());
+            let host = entry.and_then(|entry| entry.owner.place.host.clone());
+            let since = holder.since().map(|since| local_time(since).to_string());
+            line(state, [pid, holder.command(), host, since, holder.held_for().map(short), Some(why)])
+        };
+        let waiter = |(place, waiter): (usize, &Waiter)| {
             let place = match place {
                 0 => "next".to_owned(),
                 place => format!("behind {place} other{}", if place == 1 { "" } else { "s" }),
             };
-            add("waits", [number(waiter.pid), waiter.command.clone(), waiter.host.clone(), None, None, Some(place)]);
-        }
+            let pid = waiter.pid.map(|pid| pid.to_string());
+            line("waits", [pid, waiter.command.clone(), waiter.host.clone(), None, None, Some(place)])
+        };
+        let free = self.holders.is_empty().then(|| line(self.state, [None, None, None, None, None, self.reason.clone()]));
+        free.into_iter().chain(self.holders.iter().map(holder)).chain(self.waiters.iter().enumerate().map(waiter)).collect()
     }
-    table::table(["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"], rows)
 }

@@ -7,10 +7,10 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 /// The columns that are folded in a narrow terminal. The others are read column by column.
 const FOLDED: [&str; 5] = ["LOCK", "KEY", "COMMAND", "WHY", "LAST END"];
 
-pub fn table<const N: usize>(header: [&str; N], rows: Vec<[Option<String>; N]>) -> String {
+pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<Option<String>>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
-    table.add_rows(rows.into_iter().map(|row| row.map(|cell| cell.unwrap_or_else(|| "-".to_owned()))));
+    table.add_rows(rows.map(|row| row.into_iter().map(|cell| cell.unwrap_or_else(|| "-".to_owned()))));
     let stdout = std::io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok()).flatten();
     if let Some(size) = size.filter(|size| size.ws_col > 0) {
