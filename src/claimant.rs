@@ -211,24 +211,3 @@ impl Claimant for ProcessClaimant {
         self.watched.iter().filter_map(Process::ended_fd).collect()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::is_wrapper;
-
-    #[test]
-    fn a_parent_that_only_runs_this_command_is_a_wrapper() {
-        let words = |line: &str| line.split(' ').map(|word| word.replace('_', " ")).collect::<Vec<_>>();
-        for (parent, expected) in [
-            ("timeout 5 /bin/serializer lock -n", true),
-            ("sh -c serializer_lock__-n_2>/dev/null", true),
-            ("su me -c exec_serializer_lock_-n", true),
-            ("sh -c serializer_lock_-n_&&_dbt_run", false),
-            ("serializer lock -n", false),
-            ("bash nightly.sh serializer lock -n", false),
-            ("x lock -n", false),
-        ] {
-            assert_eq!(is_wrapper(&words(parent), &words("serializer lock -n")), expected, "{parent}");
-        }
-    }
-}

@@ -58,30 +58,21 @@ pub enum Verdict {
 
 /// Why a lock counts as held.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Held {
-    /// Its owner runs.
     #[error("its process is running")]
     Alive(Option<Process>),
-    /// Its owner is dead, but a process of the same pipeline run continues.
+    /// With the process that continues, and its command line for people.
     #[error("{owner}, but pid {} ({command}) of the same run goes on", process.pid())]
-    RunGoesOn {
-        /// What became of the owner.
-        owner: Stale,
-        /// The process that continues.
-        process: Process,
-        /// Its command line, for people.
-        command: String,
-    },
-    /// Its owner has ended, but the process that started it has not released the lock yet.
-    #[error("its process has ended; pid {} is releasing the lock", .0.pid())]
+    RunGoesOn { owner: Stale, process: Process, command: String },
+    #[error("its process has ended, but pid {} still keeps the lock", .0.pid())]
     Kept(Process),
-    /// Its owner has released it or is gone, but it is to be held for this time.
+    /// Whether its owner has released it or is gone.
     #[error("to be held for another {}", rounded_up(.0))]
     AtLeast(Duration),
-    /// Its owner is not seen from here, but its lease lasts for this time.
+    /// Its owner is not seen from here.
     #[error("free in {} unless its lease is renewed", rounded_up(.0))]
     Leased(Duration),
-    /// It cannot be told from here.
     #[error(transparent)]
     Unknown(Unknown),
 }

@@ -9,7 +9,6 @@ use super::job::Job;
 use super::progress::Progress;
 use super::run::execute;
 use super::unlock::unlocked;
-use super::wait::Waiter;
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location, file};
 use crate::child::Signals;
@@ -125,7 +124,7 @@ pub fn wait(
     }
     let mut attempts = Attempts::new(waiting);
     let mut progress = Progress::new(waiting.max_attempts, false);
-    let waiter = Waiter { signals: Signals::hold_as_init() };
+    let signals = Signals::hold_as_init();
     // Ends with the attempts or, without a limit, with the runs.
     loop {
         attempts.count(Instant::now());
@@ -147,7 +146,7 @@ pub fn wait(
             }
         }
         let Some((mutex, inspected, shown)) = pending else { return Ok(()) };
-        if let Some(signals) = waiter.signals.as_ref().filter(|signals| signals.is_ending()) {
+        if let Some(signals) = signals.as_ref().filter(|signals| signals.is_ending()) {
             signals.die();
         }
         if attempts.are_over() {
@@ -159,7 +158,7 @@ pub fn wait(
             return Err(Error::new(BUSY, format!("`{shown}` is not done yet: {state}")));
         }
         let limit = attempts.next().saturating_duration_since(Instant::now()).min(WATCHED);
-        mutex.watch(inspected, limit, &waiter)?;
+        mutex.watch(inspected, limit, &signals)?;
     }
 }
 

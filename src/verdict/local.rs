@@ -41,7 +41,7 @@ impl Judge for LocalJudge {
             Some(_) => return Verdict::Stale(Stale::Released),
         };
         match owner {
-            Ok(process) => Verdict::Held(Held::Alive(process)),
+            Ok(process) => Verdict::Held(Held::Alive(Some(process))),
             // What outlived its owner did not outlive a reboot.
             Err(Verdict::Stale(stale)) if stale != Stale::Rebooted => match remaining(entry) {
                 Some(remaining) => Verdict::Held(Held::AtLeast(remaining)),
@@ -61,17 +61,9 @@ fn remaining(entry: &Entry) -> Option<Duration> {
     (remaining > 0).then(|| Duration::from_millis(remaining))
 }
 
-fn unknown<T>(why: Unknown) -> Result<T, Verdict> {
-    Err(Verdict::Held(Held::Unknown(why)))
-}
-
-fn stale<T>(why: Stale) -> Result<T, Verdict> {
-    Err(Verdict::Stale(why))
-}
-
 impl LocalJudge {
     /// The owner, or the process that stands for it; otherwise the verdict without it.
-    fn look(&self, stored: &Stored, entry: &Entry) -> Result<Option<Process>, Verdict> {
+    fn look(&self, stored: &Stored, entry: &Entry) -> Result<Process, Verdict> {
         let owner = &entry.owner;
         if !stored.is_legacy() {
             self.check_boot(stored, &owner.place)?;
@@ -85,7 +77,7 @@ impl LocalJudge {
         {
             return match process::observe(owner.pid) {
                 // The end of the keeper is that of both.
-                Ok(_) => Ok(Some(keeper)),
+                Ok(_) => Ok(keeper),
                 Err(_) => Err(Verdict::Held(Held::Kept(keeper))),
             };
         }
@@ -96,22 +88,20 @@ impl LocalJudge {
         } else {
             owner.instance.same_as(process.instance) == Some(false)
         };
-        if is_reused { stale(Stale::Reused) } else { Ok(Some(process)) }
+        if is_reused { Err(Verdict::Stale(Stale::Reused)) } else { Ok(process) }
     }
 
     /// From outside, a process in a container has another PID. The inode number of its pidfd is the same in all PID namespaces,
     /// and unique until reboot.
-    fn look_into_container(&self, entry: &Entry) -> Result<Option<Process>, Verdict> {
-        let instances = entry.keeper.iter().map(|(_, keeper)| keeper).chain([&entry.owner.instance]);
-        let mut is_unknown = false;
-        for instance in instances {
-            match instance.pidfd.map(|inode| self.find_outside(inode)) {
-                Some(Ok(Some(process))) => return Ok(Some(process)),
-                Some(Ok(None)) => {}
-                Some(Err(_)) | None => is_unknown = true,
+    fn look_into_container(&self, entry: &Entry) -> Result<Process, Verdict> {
+        let mut is_gone = true;
+        for pidfd in entry.keeper.iter().map(|(_, keeper)| keeper.pidfd).chain([entry.owner.instance.pidfd]) {
+            match pidfd.map(|inode| self.find_outside(inode)) {
+                Some(Ok(Some(process))) => return Ok(process),
+                found => is_gone &= matches!(found, Some(Ok(None))),
             }
         }
-        if is_unknown { unknown(Unknown::OtherPidNamespace) } else { stale(Stale::Gone) }
+        Err(if is_gone { Verdict::Stale(Stale::Gone) } else { Verdict::Held(Held::Unknown(Unknown::OtherPidNamespace)) })
     }
 
     /// A process of another PID namespace; `None` if it is proved gone.
@@ -135,16 +125,16 @@ impl LocalJudge {
         }
         let differ = |one: &Option<String>, two: &Option<String>| one.is_some() && two.is_some() && one != two;
         if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
-            return unknown(Unknown::OtherHost);
+            return Err(Verdict::Held(Held::Unknown(Unknown::OtherHost)));
         }
         // Host names repeat (every container may be `worker`), so only the machine id proves a reboot of this machine.
         let is_same_machine = place.machine.is_some() && place.machine == self.here.machine && place.host == self.here.host;
         if is_same_boot {
             Ok(())
         } else if is_same_machine && place.boot.is_some() && self.here.boot.is_some() {
-            stale(Stale::Rebooted)
+            Err(Verdict::Stale(Stale::Rebooted))
         } else {
-            unknown(Unknown::OtherBoot)
+            Err(Verdict::Held(Held::Unknown(Unknown::OtherBoot)))
         }
     }
 
