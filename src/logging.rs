@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormattedFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 
@@ -87,9 +87,8 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut fields = FormattedFields::<N>::new(String::new());
-        context.format_fields(fields.as_writer(), event)?;
-        let message = fields.fields;
+        let mut message = String::new();
+        context.format_fields(Writer::new(&mut message), event)?;
         let level = match *event.metadata().level() {
             Level::TRACE | Level::DEBUG => "debug",
             Level::INFO => "info",

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::error::ErrorKind;
 
-use crate::cli::LogArgs;
+use crate::cli::{Cli, LogArgs};
 use crate::error::Error;
 use crate::logging;
 
@@ -31,5 +32,7 @@ fn one_line(error: &clap::Error) -> Error {
     let message = paragraphs.next().unwrap_or_default();
     let tip = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
     let message = message.strip_prefix("error: ").unwrap_or(&message);
-    Error::usage(message).with_hint(tip.as_deref().unwrap_or("`--help` shows what is possible"))
+    let command = std::env::args().nth(1).filter(|word| Cli::command().find_subcommand(word).is_some());
+    let usage = || format!("for usage: `serializer {}--help`", command.map(|name| name + " ").unwrap_or_default());
+    Error::usage(message).with_hint(tip.unwrap_or_else(usage))
 }

@@ -120,18 +120,20 @@ pub fn dismiss(entry: &Entry, here: &Place) {
 
 /// Acts as a keeper, if this process was started as one. Must be called before anything else.
 pub fn help() -> Option<ExitCode> {
-    (std::env::args_os().nth(1)? == NAME).then(main)
+    let is_keeper = std::env::args_os().nth(1)? == NAME;
+    is_keeper.then(|| main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
 }
 
-fn main() -> ExitCode {
+/// `None` if it cannot keep the lease.
+fn main() -> Option<()> {
     // A search for work that continues must skip this process.
     let _ = rustix::thread::set_name(c"serializer");
-    let Ok(channel) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
+    let channel = io::stdin().as_fd().try_clone_to_owned().ok()?;
     let mut message = vec![0; MAX_MESSAGE];
-    let received = rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty()));
-    let kept: Option<KeptLock> = received.ok().and_then(|(_, length)| serde_json::from_slice(&message[..length]).ok());
+    let (_, length) = rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty())).ok()?;
     // Without a message, the lock was not acquired.
-    let Some((entry, kept)) = kept.and_then(|kept| Some((kept.entry()?, kept))) else { return ExitCode::FAILURE };
+    let kept: KeptLock = serde_json::from_slice(&message[..length]).ok()?;
+    let entry = kept.entry()?;
     // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late must not end an owner that was
     // never told that it has the lock.
     let begun = if kept.charge.is_given_up() {
@@ -139,17 +141,13 @@ fn main() -> ExitCode {
     } else {
         backend::open(&kept.location).map(drop).map_err(|error| error.to_string())
     };
-    if let Err(why) = begun {
-        let _ = send(&channel, &why.as_bytes()[..why.len().min(MAX_ANSWER)], SendFlags::NOSIGNAL);
-        return ExitCode::FAILURE;
-    }
     // Ctrl-C is meant for the owner.
     let _ = rustix::process::setsid();
-    if send(&channel, BEGUN, SendFlags::NOSIGNAL).is_err() {
-        return ExitCode::FAILURE;
-    }
+    let answer = begun.as_ref().map_or_else(|why| &why.as_bytes()[..why.len().min(MAX_ANSWER)], |()| BEGUN);
+    send(&channel, answer, SendFlags::NOSIGNAL).ok()?;
+    begun.ok()?;
     drop(channel);
-    kept.keep(&entry).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+    kept.keep(&entry).ok()
 }
 
 impl KeptLock {
