@@ -15,7 +15,7 @@ use crate::process::{self, FIRST_PID_NAMESPACE, Process};
 use crate::record::Entry;
 use crate::verdict::{RUN_VARIABLE, started_after};
 
-/// Programs that adopt orphans: a `lock` with one as its parent was left behind, or was started by a service manager.
+/// Programs that adopt orphans, or are service managers.
 const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
 
 /// Shells, which run a script, whatever arguments it gets.
@@ -61,19 +61,19 @@ pub struct ProcessClaimant {
     parent: Option<Pid>,
     /// The parent and the owner. When either has ended, no process waits for the lock any more.
     watched: Vec<Process>,
-    /// This process counts as the owner, too: shells replace themselves by the last command of a script.
+    /// This process counts as the owner, too: shells may exec the last command of a script.
     is_itself_an_owner: bool,
     needs_keeper: bool,
     keeper: OnceCell<Keeper>,
 }
 
 impl ProcessClaimant {
-    /// Finds the owner: the process `owner_pid`, or else the parent of this one. With `needs_keeper`, another process keeps the
-    /// lease, and is started when the lock seems to be free.
+    /// Finds the owner: the process `owner_pid`, or else the parent of this one. With
+    /// `needs_keeper`, another process, started when the lock seems to be free, keeps the lease.
     pub fn discover(here: &Place, owner_pid: Option<Pid>, needs_keeper: bool) -> Self {
         let parent = getppid();
         let watched: Vec<_> = parent.into_iter().chain(owner_pid).filter_map(process::running).collect();
-        // A pidfd opened before this check belongs to the parent, not to a process that reused its PID.
+        // A pidfd opened before this check is the parent's, even if its PID is used again.
         let parent_ended = getppid() != parent;
 
         let pid = owner_pid.or(parent);
@@ -112,7 +112,8 @@ impl ProcessClaimant {
         Ok(if self.command.is_empty() { format!("pid {pid}") } else { format!("pid {pid} ({})", self.command) })
     }
 
-    /// The process that keeps the lease, started if need be. Dropped before it was told what to keep, it ends.
+    /// The process that keeps the lease, started if need be. It ends if it is dropped without
+    /// orders.
     pub fn keeper(&self) -> io::Result<&Keeper> {
         if self.keeper.get().is_none() {
             let _ = self.keeper.set(Keeper::spawn()?);
@@ -154,7 +155,7 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), Erro
     Ok(())
 }
 
-/// The arguments of Meltano, if this is its command line; a launcher and one more word may precede it.
+/// The arguments of Meltano, which a launcher and one more word may precede.
 fn of_meltano(arguments: &[String]) -> Option<&[String]> {
     let (program, rest) = printable::program(arguments)?;
     if program == "meltano" {
@@ -164,9 +165,9 @@ fn of_meltano(arguments: &[String]) -> Option<&[String]> {
     Some(&rest[at + 1..])
 }
 
-/// Whether a parent with these arguments was only started to run our command: its arguments end with ours (`timeout 5 …`,
-/// `sudo …`, `flock FILE …`), or one of them is a script that is nothing but our command (`os.system("serializer lock")`; bash
-/// lets a script's last command take its place, so that the parent may be `su -c …` itself).
+/// Whether a parent with these arguments only runs our command: its arguments end with ours
+/// (`timeout 5 …`, `sudo …`), or one of them is a script that is nothing but our command:
+/// `os.system("serializer lock")`, or `su -c …`, since bash may exec a script's last command.
 fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
     let [program, arguments @ ..] = ours else { return false };
     let is_program = |word: &str| printable::base_name(word) == printable::base_name(program);

@@ -1,5 +1,5 @@
-//! Flags and variables, resolved into what the subcommands work with. A flag beats its variable, and an
-//! empty variable counts as unset. A malformed variable fails only the subcommands that use it.
+//! Flags and variables, resolved into what the subcommands work with. A flag beats its variable, an
+//! empty variable counts as unset, and a malformed one fails only the subcommands that use it.
 
 mod values;
 
@@ -51,7 +51,7 @@ pub struct Environment(HashMap<String, String>);
 impl Environment {
     /// Reads the environment of this process.
     pub fn read() -> Result<Self, Error> {
-        // Not `envy::prefixed`: it panics on any variable that is not UTF-8, ignores case, and strips
+        // Not `envy::prefixed`: it panics on variables that are not UTF-8, ignores case, and strips
         // the prefix repeatedly; Meltano exports `SERIALIZER_SERIALIZER_DIR`, which is not ours.
         let ours = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.to_str()?.strip_prefix(PREFIX)?.to_owned();
@@ -116,7 +116,7 @@ impl Environment {
 
     /// The store of a register of that kind and name; `None` for a file of this machine.
     pub fn store(&self, kind: Kind, args: &PlaceArgs, name: Option<&Path>) -> Result<Option<StoreSettings>, Error> {
-        // `SERIALIZER_STORE=$MELTANO_DATABASE_URI` with an unset variable must not become a local lock.
+        // `SERIALIZER_STORE=$UNSET` must not become a local lock.
         if self.get("STORE") == Some("") && args.store.is_none() && args.dir.is_none() {
             let hint = "set it to an address, or unset it for locks of this machine alone";
             return Err(Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty")).with_hint(hint));
@@ -127,7 +127,7 @@ impl Environment {
             let url = address.map(|address| address.read()).transpose();
             url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}")))?
         } else {
-            // A directory and a lease say that hosts share the directory; so does a lease as a flag.
+            // A directory and a lease say that hosts share it; the lease alone does so as a flag.
             let is_lease_enough = args.lease_seconds.is_some() && kind == Kind::Lock;
             let is_named = args.dir.is_some() || is_lease_enough || self.is_set("DIR") || name.is_some_and(Path::is_absolute);
             let has_lease = args.lease_seconds.is_some() || self.is_set("LEASE_SECONDS");
@@ -266,7 +266,7 @@ pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     Ok(Location::file(&lock_path(absolute, path)?))
 }
 
-/// Where files are that must outlive a reboot: in the Meltano project around, or in the user's home.
+/// The directory of files that outlive a reboot: in the Meltano project, or in the home.
 pub fn state_directory() -> Result<PathBuf, Error> {
     let named = |name: &str| var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let around = || std::env::current_dir().ok()?.ancestors().find(|it| it.join("meltano.yml").is_file()).map(PathBuf::from);

@@ -55,7 +55,7 @@ impl<V> fmt::Display for Judged<V> {
     }
 }
 
-/// The holders, and why they count as such if that is not plain. In short, what changes while a process waits.
+/// The holders, and why they count as such if that is not plain; in short while one waits.
 pub fn listed(holders: &[Holding], is_short: bool) -> String {
     let Some((first, others)) = holders.split_first() else { return "several processes in turn".to_owned() };
     let holder = if is_short { format!("{first:#}") } else { first.to_string() };

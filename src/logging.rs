@@ -52,7 +52,7 @@ pub fn start(args: &LogArgs) {
 pub fn report(error: &Error) {
     let message = error.to_string();
     match &error.hint {
-        // A user that has it count as a success, in cron for example, must be able not to hear of it.
+        // A user for whom it is a success, in cron for example, must be able not to hear it.
         _ if [exit_code::DONE, exit_code::ALREADY_DONE].contains(&error.code) => tracing::info!("{message}"),
         None => tracing::error!("{message}"),
         // Programs and logs show the last line only, so that it must hold everything.

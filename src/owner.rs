@@ -54,9 +54,9 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Whether both are the same process, given that their PID is; `None` when there is nothing to compare.
+    /// Whether both are the same process of one PID; `None` when there is nothing to compare.
     pub fn same_as(self, other: Self) -> Option<bool> {
-        // The pidfd decides alone where both have one: the start time shifts between time namespaces.
+        // Start times shift between time namespaces, so pidfds decide where both have one.
         self.pidfd.zip(other.pidfd).or(self.start.zip(other.start)).map(|(one, two)| one == two)
     }
 }
@@ -84,12 +84,16 @@ impl Owner {
     pub fn new(process: &Process, here: &Place) -> io::Result<Self> {
         let (pid, uid) = (process.pid(), Some(getuid().as_raw()));
         let owner = Self { pid, uid, place: here.clone(), instance: process.instance };
-        let why = || io::Error::other(format!("cannot identify pid {pid}: /proc is not mounted, or cannot be read"));
+        let why = || {
+            io::Error::other(format!(
+                "cannot identify pid {pid}: /proc is not mounted or not readable, or too many files are open"
+            ))
+        };
         if owner.is(&owner) { Ok(owner) } else { Err(why()) }
     }
 
-    /// Whether both are provably the same process. Host names do not matter: the boot id is unique among hosts, and the
-    /// owner of a lock must be recognised after its host was renamed.
+    /// Whether both are provably the same process. The boot id is unique among hosts; their names
+    /// may change.
     pub fn is(&self, other: &Self) -> bool {
         let same_place = self.place.boot.is_some()
             && self.place.boot == other.place.boot

@@ -1,11 +1,11 @@
-//! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded, without control
-//! characters and, for command lines, without what may be a secret.
+//! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded,
+//! without control characters and, for command lines, without possible secrets.
 
 use std::path::Path;
 
 use crate::claimant::SHELLS;
 
-/// The longest value of a record's field, in characters of at most four bytes; all fields together fit into a record.
+/// The longest value of a record's field, in characters. All fields fit into a record.
 const MAX_FIELD: usize = 120;
 
 /// Stands for what is not shown.
@@ -33,8 +33,9 @@ pub fn is_safe(c: char) -> bool {
     !c.is_control() && !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
-/// A process's arguments as one line for people. The interpreter and the program's directory are left out, and `…` stands for
-/// possible secrets: all from the first option or odd word on, but of known programs only odd words and options' values.
+/// A process's arguments as one line for people, without the interpreter and directories. `…`
+/// stands for possible secrets: all from the first option or odd word on, but of known programs
+/// only odd words and options' values.
 pub fn command_line(arguments: &[String]) -> String {
     let Some((title, rest)) = program(arguments) else { return String::new() };
     // Some programs show their state in place of their name.
@@ -83,8 +84,8 @@ fn option_name(option: &str) -> String {
     if is_plain(name.trim_end_matches('='), false) { format!("{name}{hidden}") } else { HIDDEN.to_owned() }
 }
 
-/// The name of the program that a process runs, and the program's arguments. A Python script or module is known by its own
-/// name: the interpreter and its options are left out.
+/// The name of the program that a process runs, and the program's arguments. A Python script or
+/// module is known by its own name, without the interpreter and its options.
 pub fn program(arguments: &[String]) -> Option<(&str, &[String])> {
     let (first, rest) = arguments.split_first()?;
     let name = base_name(first);
@@ -92,8 +93,8 @@ pub fn program(arguments: &[String]) -> Option<(&str, &[String])> {
     Some(is_python.then(|| python_script(rest)).flatten().unwrap_or((name, rest)))
 }
 
-/// What an interpreter with these arguments runs, and the arguments of that; `None` for a script on its command line or its
-/// stdin.
+/// The script or module of an interpreter, and its arguments; `None` for code on the command line
+/// or on stdin.
 fn python_script(mut arguments: &[String]) -> Option<(&str, &[String])> {
     // Each round takes an argument.
     while let Some((word, rest)) = arguments.split_first() {
@@ -105,7 +106,7 @@ fn python_script(mut arguments: &[String]) -> Option<(&str, &[String])> {
             Some("") => return None,
             Some("-check-hash-based-pycs") => arguments = rest.get(1..)?,
             Some(long) if long.starts_with('-') => {}
-            // Several options may share one word, the last of which has its value behind it, or in the next word.
+            // Several options may share a word; the last one has its value behind it, or next.
             Some(options) => match options.find(['c', 'm', 'W', 'X']) {
                 None => {}
                 Some(at) => match (&options[at..=at], &options[at + 1..]) {

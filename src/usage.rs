@@ -19,7 +19,9 @@ pub fn answer(error: &clap::Error) -> ExitCode {
         // A reader that closes the pipe (`| head`) has read enough.
         let _ = error.print();
     } else {
-        logging::start(&LogArgs::default());
+        // The arguments were not parsed.
+        let meltano_log_json = std::env::args_os().any(|argument| argument == "--meltano-log-json");
+        logging::start(&LogArgs { meltano_log_json, ..LogArgs::default() });
         logging::report(&one_line(error));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))

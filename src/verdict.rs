@@ -1,5 +1,5 @@
-//! Whether a holder still holds. What cannot be proved stale is held: the first line of the table in `docs/protocol.md`, "Is an
-//! owner alive", that applies decides.
+//! Whether a holder still holds. What cannot be proved stale is held: the first line that applies
+//! of the table in `docs/protocol.md`, "Is an owner alive", decides.
 
 mod local;
 
@@ -19,15 +19,15 @@ use crate::record::{Entry, Lease};
 /// The variable by which the processes of one Meltano run know each other.
 pub const RUN_VARIABLE: &str = "MELTANO_PARENT_CONTEXT_UUID";
 
-/// How long an empty file counts as being written: the Python plugin leaves one between its open and its write, and so do we
-/// where the file system has no hard links.
+/// How long an empty file counts as being written: the Python plugin leaves one between open and
+/// write, and so does this program without hard links.
 pub const BEING_WRITTEN: Duration = Duration::from_secs(2);
 
-/// How much later than its file a legacy owner must have started to be another process: the file's time is the
-/// kernel's coarse clock, and start times are whole clock ticks.
+/// How much later than its file a legacy owner must have started to be another process: file times
+/// come from a coarse clock, and start times are whole clock ticks.
 const LEGACY_MARGIN: Duration = Duration::from_secs(1);
 
-/// The poll interval for a holder that cannot be watched from here: neither its end nor its release is heard.
+/// The poll interval for a holder whose end and release are not signalled here.
 const UNHEARD: Duration = Duration::from_secs(1);
 
 /// One holder of what is stored, with a verdict on it.
@@ -120,7 +120,7 @@ pub enum Stale {
 }
 
 /// In whole seconds, so that it never reads "0s".
-fn rounded_up(duration: &Duration) -> String {
+pub(crate) fn rounded_up(duration: &Duration) -> String {
     short(*duration + Duration::from_millis(999))
 }
 
@@ -161,8 +161,8 @@ pub trait Judge {
     fn judge(&self, stored: &Stored, entry: &Entry) -> Verdict;
 }
 
-/// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has seen the lease of a token, or
-/// with `None` the whole register, in the same state.
+/// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has
+/// seen the lease of a token, or with `None` the whole register, in the same state.
 pub fn judge_all(
     judge: &dyn Judge,
     stored: &Stored,
@@ -185,9 +185,9 @@ pub fn judge_all(
     judged.map(|(verdict, entry)| Judged { entry: Some(entry.clone()), written, verdict }).collect()
 }
 
-/// Judges by a lease. Its holder counts it from before the renewal was sent, and gives up before it ends. So it has certainly
-/// ended when the store's clock has passed what the renewal says, or when it was watched unchanged for its whole duration. No
-/// two hosts' clocks are compared.
+/// Judges by a lease. Its holder counts it from before the renewal was sent, and gives up before
+/// its end. So it has ended when the store's clock has passed the recorded end, or after it was
+/// watched unchanged for its whole duration. No two hosts' clocks are compared.
 fn judge_lease(judge: &dyn Judge, stored: &Stored, entry: &Entry, lease: Lease, unchanged_for: Duration) -> Verdict {
     let time_to = |end: u64| stored.state.now.map(|now| Duration::from_millis(end.saturating_sub(now)));
     let at_least = entry.until.and_then(time_to).filter(|remaining| !remaining.is_zero());
@@ -201,15 +201,15 @@ fn judge_lease(judge: &dyn Judge, stored: &Stored, entry: &Entry, lease: Lease, 
         return stale(Stale::Expired);
     }
     match judge.judge(stored, entry) {
-        // What is seen here proves nothing there: another machine may have the same name, ids and even boot id (containers of
-        // one image, copies of a running machine). The keeper releases the lock, or the lease ends.
+        // What is seen here proves nothing there: another machine may have the same name, ids and
+        // boot id (containers of one image). The keeper releases the lock, or the lease ends.
         Verdict::Stale(_) | Verdict::Held(Held::Unknown(_) | Held::AtLeast(_)) => Verdict::Held(Held::Leased(remaining)),
         held => held,
     }
 }
 
 fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict {
-    // A file from the future (the clock was set back) has no age; then only having watched it counts.
+    // A file from the future has no age; then only having watched it counts.
     let age = written.and_then(|written| written.elapsed().ok()).unwrap_or(Duration::ZERO);
     if age.max(unchanged_for) >= BEING_WRITTEN {
         Verdict::Stale(Stale::Abandoned)
@@ -218,7 +218,7 @@ fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict 
     }
 }
 
-/// Whether a process started after a legacy record about its PID was written: then the record means another process.
+/// Whether a process started after a legacy record of its PID was written, so is another process.
 pub fn started_after(instance: Instance, written: Option<SystemTime>) -> bool {
     let started = instance.start.and_then(process::wall_clock);
     // A file's time can be anything; one at the end of time is before no start.

@@ -31,8 +31,8 @@ impl Waiter {
         Self { pid: Some(pid.as_raw_pid()), host: None, command: Some(printable::command_line(&arguments)) }
     }
 
-    /// How this process names itself to a server, in at most so many bytes of plain text. It has no special meaning in SQL, and
-    /// ends no comment.
+    /// How this process names itself to a server, in at most so many bytes of plain text without a
+    /// special meaning in SQL.
     pub fn label(most: usize) -> String {
         let command = Self::of(getpid()).command.unwrap_or_default();
         let host = uname().nodename().to_string_lossy().into_owned();

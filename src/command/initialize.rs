@@ -71,10 +71,10 @@ fn create(directory: &Path) -> Result<(), Error> {
 /// How often to begin again when another process tries it out at the same time.
 const MAX_ROUNDS: usize = 16;
 
-/// Does all that locks will need: a file system may refuse links, flock or writing, a database the rights to.
+/// Does all that locks will need: file systems and databases may refuse parts of it.
 fn try_out(register: &mut Register, record: Option<&Record>) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
-        // One may be left behind by a process that was killed. The first time, it may only make the place.
+        // A killed process may have left one. The first write may only make the place.
         let left = register.load()?;
         let created = register.put(left.as_ref(), record)?;
         let Some(seen) = register.load()?.filter(|_| created == Write::Done) else { continue };

@@ -1,4 +1,4 @@
-//! What is shown while a lock is waited for: on a terminal one live line, elsewhere a line from time to time.
+//! What is shown while a lock is waited for: one live line, or a line in a log from time to time.
 
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU32;
@@ -44,8 +44,8 @@ impl Progress {
         }
     }
 
-    /// A holder that has started us may wait for us, while we wait for it. It need not: `lock`, then a job in
-    /// the background, then `unlock`.
+    /// A holder that has started us may wait for us, while we wait for it. It need not: `lock`,
+    /// then a job in the background, then `unlock`.
     fn warn_of_deadlock(&mut self, holders: &[Holding]) {
         if std::mem::replace(&mut self.has_looked_for_itself, true) {
             return;

@@ -12,11 +12,10 @@ use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::REFUSED;
 use crate::keeper;
-use crate::local_time::short;
 use crate::mutex::{Mutex, Released, Whose};
 use crate::owner::Place;
 use crate::record::Outcome;
-use crate::verdict::{LocalJudge, Orphans};
+use crate::verdict::{LocalJudge, Orphans, rounded_up};
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     if let Some(key) = &args.once {
@@ -62,6 +61,6 @@ fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans
 
 /// What is said about an own lock that was released.
 pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
-    let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", short(stays)));
+    let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));
     format!("unlocked `{location}`{}", rest.unwrap_or_default())
 }

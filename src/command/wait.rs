@@ -41,7 +41,7 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     Ok(())
 }
 
-/// This process only waits. As the first one of a container, it ends by signals that the kernel does not deliver.
+/// This process only waits. Signals are held back for PID 1 alone, which they would not end.
 impl Claimant for Option<Signals> {
     fn is_present(&self) -> bool {
         !self.as_ref().is_some_and(Signals::is_ending)

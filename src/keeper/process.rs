@@ -1,9 +1,10 @@
-//! The process that `lock` leaves behind: it renews the lease while the owner lives, or what continues for it, and then releases
-//! the lock.
+//! The process that `lock` leaves behind: it renews the lease while the owner lives, or what
+//! continues for it, and then releases the lock.
 //!
-//! It is started before the lock is acquired, so that the record names it, and gets its orders afterwards. If `lock` dies in
-//! between, the connection is closed, and the keeper ends. The store's address is not on its command line, where other users
-//! could read it. It has a session of its own, and none of the files of `lock`: a pipe would never end for its reader.
+//! It is started before the lock is acquired, because the record names it, and gets its orders
+//! afterwards. If `lock` dies in between, the connection closes, and the keeper ends. The address
+//! of the store is not on its command line, which other users could read. It has a session of its
+//! own, and none of the files of `lock`: a pipe would never end for its reader.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -106,8 +107,8 @@ pub fn kill((pid, instance): (Pid, Instance)) {
     }
 }
 
-/// Ends the keeper of a lock that was released, if it is a process of this place. The keeper would notice the release only at
-/// its next renewal.
+/// Ends the keeper of a released lock, if it is a process of this place. By itself, it would notice
+/// the release only at its next renewal.
 pub fn dismiss(entry: &Entry, here: &Place) {
     // Hosts are renamed, and that does not matter here.
     let is_here = |place: &Place| place.boot.is_some() && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace);
@@ -134,8 +135,8 @@ fn main() -> Option<()> {
     // Without a message, the lock was not acquired.
     let kept: KeptLock = serde_json::from_slice(&message[..length]).ok()?;
     let entry = kept.entry()?;
-    // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late must not end an owner that was
-    // never told that it has the lock.
+    // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late
+    // must not end an owner that was never told that it has the lock.
     let begun = if kept.charge.is_given_up() {
         Err("its lease expired before it could be renewed".to_owned())
     } else {
@@ -174,7 +175,7 @@ impl KeptLock {
             let lost = renewing.lost_fd();
             let fds: Vec<_> = held.ended_fd().into_iter().chain([lost]).collect();
             backend::sleep(held.look_again_in().unwrap_or(LONG), &fds)?;
-            // A process that has ended must not be killed: its PID may have become another process's.
+            // The PID of a process that has ended may be another process's.
             if held.ended_fd().is_some_and(|ended| is_readable(&ended)) {
                 continue;
             }

@@ -83,7 +83,7 @@ impl LocalJudge {
         }
         let process = process::observe(owner.pid).map_err(Verdict::Stale)?;
         let is_reused = if stored.is_legacy() {
-            // A live process must not lose the lock to a clock that was set forward, so the time alone proves nothing.
+            // A clock that was set forward must not cost a live process its lock.
             started_after(process.instance, stored.state.written) && !is_meltano(owner.pid)
         } else {
             owner.instance.same_as(process.instance) == Some(false)
@@ -91,8 +91,8 @@ impl LocalJudge {
         if is_reused { Err(Verdict::Stale(Stale::Reused)) } else { Ok(process) }
     }
 
-    /// From outside, a process in a container has another PID. The inode number of its pidfd is the same in all PID namespaces,
-    /// and unique until reboot.
+    /// From outside, a process in a container has another PID. The inode number of its pidfd is the
+    /// same everywhere, and unique until reboot.
     fn look_into_container(&self, entry: &Entry) -> Result<Process, Verdict> {
         let mut is_gone = true;
         for pidfd in entry.keeper.iter().map(|(_, keeper)| keeper.pidfd).chain([entry.owner.instance.pidfd]) {
@@ -118,8 +118,8 @@ impl LocalJudge {
 
     fn check_boot(&self, stored: &Stored, place: &Place) -> Result<(), Verdict> {
         let is_same_boot = place.boot.is_some() && place.boot == self.here.boot;
-        // Containers have host names and machine ids of their own. Where another host may have written this, an equal boot id is
-        // not enough: clones of a virtual machine share it.
+        // Containers have host names and machine ids of their own. Clones of a virtual machine
+        // share a boot id, so it proves nothing where another host may have written.
         if stored.state.is_local && is_same_boot {
             return Ok(());
         }
@@ -127,7 +127,7 @@ impl LocalJudge {
         if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
             return Err(Verdict::Held(Held::Unknown(Unknown::OtherHost)));
         }
-        // Host names repeat (every container may be `worker`), so only the machine id proves a reboot of this machine.
+        // Host names repeat, so only the machine id proves a reboot of this machine.
         let is_same_machine = place.machine.is_some() && place.machine == self.here.machine && place.host == self.here.host;
         if is_same_boot {
             Ok(())
