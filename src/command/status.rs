@@ -63,7 +63,7 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
 
 /// Shows the status again and again, until a signal ends it or its output is not read any more.
 fn watch(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
-    let is_terminal = stdout().is_terminal();
+    let clear = if stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     let mut shown = String::new();
     loop {
         let text = match look(args, environment) {
@@ -72,14 +72,7 @@ fn watch(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
             // It may pass.
             Err(error) => format!("{error}\n"),
         };
-        let is_read = if is_terminal {
-            // From the top, over the text before, and then nothing.
-            let clear = if shown.is_empty() { "\x1b[2J" } else { "" };
-            super::is_read(format!("{clear}\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")).as_bytes())?
-        } else {
-            text == shown || super::is_read(text.as_bytes())?
-        };
-        if !is_read {
+        if text != shown && !super::is_read(format!("{clear}{text}").as_bytes())? {
             return Ok(());
         }
         shown = text;
@@ -95,7 +88,7 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<Report, Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let kind = if args.once { Kind::Once } else { Kind::Lock };
     let place = &args.file.place;
-    let is_named = !args.all && !(args.once && args.names.is_empty());
+    let is_named = !(args.all || args.once && args.names.is_empty());
     let locations = if !is_named {
         environment.all(kind, place)?
     } else if args.once {

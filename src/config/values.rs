@@ -48,7 +48,7 @@ pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
 }
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let span = || Some(text.parse::<Span>().ok()?.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?.try_into().ok()?);
+    let span = || text.parse::<Span>().ok()?.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?.try_into().ok();
     let duration = parse_seconds(text).or_else(span).filter(|duration: &Duration| duration.as_secs() <= MAX_SECONDS);
     duration.ok_or_else(|| "expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d".to_owned())
 }
