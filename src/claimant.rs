@@ -158,11 +158,9 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), Erro
 /// The arguments of Meltano, which a launcher and one more word may precede.
 fn of_meltano(arguments: &[String]) -> Option<&[String]> {
     let (program, rest) = printable::program(arguments)?;
-    if program == "meltano" {
-        return Some(rest);
-    }
-    let at = rest.iter().take(2).position(|argument| printable::base_name(argument) == "meltano")?;
-    Some(&rest[at + 1..])
+    let words = std::iter::once(program).chain(rest.iter().map(|word| printable::base_name(word)));
+    let at = words.take(3).position(|word| word == "meltano")?;
+    Some(&rest[at..])
 }
 
 /// Whether a parent with these arguments only runs our command: its arguments end with ours

@@ -63,11 +63,6 @@ pub fn listed(holders: &[Holding], is_short: bool) -> String {
         Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => String::new(),
         held => format!("; {held}"),
     };
-    holder
-        + &why
-        + &match others.len() {
-            0 => String::new(),
-            1 => ", and 1 other".to_owned(),
-            others => format!(", and {others} others"),
-        }
+    let more = if others.is_empty() { String::new() } else { format!(", and {} more", others.len()) };
+    holder + &why + &more
 }

@@ -11,10 +11,7 @@ use crate::logging;
 
 /// Prints what clap has to say: help and version as they are, an error as one line.
 pub fn answer(error: &clap::Error) -> ExitCode {
-    let is_help = matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-    );
+    let is_help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     if is_help {
         // A reader that closes the pipe (`| head`) has read enough.
         let _ = error.print();

@@ -170,7 +170,14 @@ pub fn judge_all(
 ) -> Vec<Judged<Verdict>> {
     let written = stored.state.written;
     let Some(record) = &stored.record else {
-        let verdict = judge_empty(written, unchanged_for(None, stored.state.version.clone().unwrap_or_default()));
+        // A file from the future has no age; then only having watched it counts.
+        let age = written.and_then(|written| written.elapsed().ok()).unwrap_or_default();
+        let age = age.max(unchanged_for(None, stored.state.version.clone().unwrap_or_default()));
+        let verdict = if age >= BEING_WRITTEN {
+            Verdict::Stale(Stale::Abandoned)
+        } else {
+            Verdict::Held(Held::Unknown(Unknown::BeingWritten))
+        };
         return vec![Judged { entry: None, written, verdict }];
     };
     let verdict = |entry: &Entry| match entry.lease {
@@ -205,16 +212,6 @@ fn judge_lease(judge: &dyn Judge, stored: &Stored, entry: &Entry, lease: Lease, 
         // boot id (containers of one image). The keeper releases the lock, or the lease ends.
         Verdict::Stale(_) | Verdict::Held(Held::Unknown(_) | Held::AtLeast(_)) => Verdict::Held(Held::Leased(remaining)),
         held => held,
-    }
-}
-
-fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict {
-    // A file from the future has no age; then only having watched it counts.
-    let age = written.and_then(|written| written.elapsed().ok()).unwrap_or(Duration::ZERO);
-    if age.max(unchanged_for) >= BEING_WRITTEN {
-        Verdict::Stale(Stale::Abandoned)
-    } else {
-        Verdict::Held(Held::Unknown(Unknown::BeingWritten))
     }
 }
 

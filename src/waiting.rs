@@ -27,19 +27,13 @@ const REST: Duration = Duration::from_millis(10);
 /// A rest is so many times as long as the poll: some polls read the whole process table.
 const REST_FACTOR: u32 = 5;
 
-/// How long a waiter pauses at first when a store has no connection for it.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
+/// The shortest and the longest pause of a waiter for which a store has no connection.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
-/// The longest such pause.
-const LAST_PAUSE: Duration = Duration::from_secs(10);
-
-/// A pause is one part in so many of the time waited.
-const PAUSE_SHARE: u32 = 4;
-
-/// How long a waiter pauses for which a store has had no connection `since` then.
+/// How long a waiter pauses for which a store has had no connection `since` then: a quarter of that.
 pub fn pause_outside(since: &mut Option<Instant>) -> Duration {
     let since = *since.get_or_insert_with(Instant::now);
-    jittered((since.elapsed() / PAUSE_SHARE).clamp(FIRST_PAUSE, LAST_PAUSE))
+    jittered((since.elapsed() / 4).clamp(PAUSES.0, PAUSES.1))
 }
 
 /// The shortest interval between two requests to a store that does not answer.
@@ -116,7 +110,7 @@ impl<'a> Attempts<'a> {
     pub fn after_failure(&mut self, is_full: bool, interval: Duration) -> Instant {
         let now = Instant::now();
         // After a stop in the middle of a request, the next attempt would be too late.
-        let mut until = self.next().min(now + interval.min(LAST_PAUSE)).max(now + MIN_OUTAGE);
+        let mut until = self.next().min(now + interval.min(PAUSES.1)).max(now + MIN_OUTAGE);
         if is_full {
             until = until.max(now + pause_outside(&mut self.full_since));
             until = self.last().map_or(until, |last| until.min(last.max(now + MIN_OUTAGE)));

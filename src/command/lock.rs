@@ -114,10 +114,6 @@ fn keep(
 ) -> Result<(), Error> {
     let location = lock.printable();
     let cannot = |error| Error::mutex("lock", &location, error);
-    let late = || {
-        let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
-        Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
-    };
     // A lock that is held already has the lease that it was acquired with.
     let lease = entry.lease.map_or(lease, |own| own.duration);
     mutex.refresh(&mut grant, lease).map_err(cannot)?;
@@ -127,11 +123,13 @@ fn keep(
         // If this process was stopped meanwhile, the lock may be lost.
         Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
             Ok(_) => return Ok(()),
-            Err(mutex::Error::Lost(..)) => late(),
             Err(error) => cannot(error),
         },
         Ok(()) => return Ok(()),
-        Err(_) if charge.is_given_up() => late(),
+        Err(_) if charge.is_given_up() => {
+            let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
+            Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
+        }
         Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))),
     };
     // The keeper may have begun all the same.

@@ -31,7 +31,9 @@ trait Row: Sized {
     fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, backend::Error>;
 
     /// Stands for one that cannot be read.
-    fn unreadable(location: &Location, error: &backend::Error) -> Option<Self>;
+    fn unreadable(_location: &Location, _error: &backend::Error) -> Option<Self> {
+        None
+    }
 
     fn json(&self) -> Value;
 

@@ -41,10 +41,6 @@ impl Row for Key {
         Ok((!is_nothing).then_some(Self(key, seen)))
     }
 
-    fn unreadable(_location: &Location, _error: &backend::Error) -> Option<Self> {
-        None
-    }
-
     /// The last run and its process. Times are in milliseconds since 1970.
     fn json(&self) -> Value {
         let run = self.1.as_ref().map(|seen| &seen.run);
