@@ -17,7 +17,6 @@ use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost, name_from_command};
 use crate::error::Error;
 use crate::exit_code::{BUSY, DONE, LOST};
-use crate::holder::Holder;
 use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
 use crate::mode::Mode;
@@ -96,8 +95,7 @@ impl Run<'_> {
                 Ok(Some(grant))
             }
             Ok(Acquired::TakenOver(grant, from)) => {
-                let (holder, why) = (Holder::new(&from), from.verdict);
-                tracing::info!("locked `{location}` for `{command}`, taken over from {holder}: {why}");
+                tracing::info!("locked `{location}` for `{command}`, taken over from {from}: {}", from.verdict);
                 Ok(Some(grant))
             }
             Ok(Acquired::NotNeeded(done)) => {

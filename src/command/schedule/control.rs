@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::catalog::Source;
 use super::events::Events;
-use super::work::{self, Order};
+use super::work::{self, NAME, Order};
 use super::{lease_of, place_of, task_at};
 use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
@@ -128,7 +128,7 @@ pub fn stop(args: &StopArgs, environment: &Environment) -> Result<u8, Error> {
         mutex.amend(&mark).map_err(|error| Error::mutex("stop", &location.printable(), error))?;
         let entry = seen.process.entry.as_ref();
         // Elsewhere, its runner finds the mark when it renews the lease.
-        entry.iter().for_each(|entry| signal_keeper(entry, Signal::TERM));
+        entry.iter().for_each(|entry| signal_keeper(entry, &Place::here(), NAME, Signal::TERM));
         let lease = entry.and_then(|entry| entry.lease).map_or(Duration::ZERO, |lease| lease.duration);
         let end = Instant::now() + lease + ENDING;
         // Ends with that time.
