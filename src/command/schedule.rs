@@ -4,14 +4,17 @@ mod catalog;
 mod control;
 mod events;
 mod node;
+mod relay;
 pub mod runner;
 mod status;
+mod task;
+mod work;
 
 use std::time::Duration;
 
 use catalog::Source;
 use node::{Node, Options};
-use runner::Order;
+use work::Order;
 
 use super::once::made;
 use crate::backend::Location;

@@ -49,10 +49,11 @@ impl Seen {
     }
 }
 
-/// The state of a task that was never run: slots count from now on.
-pub fn introduced(name: &str, now: u64) -> Run {
+/// The state of a task that was never run, if nothing is stored: slots count from now on.
+pub fn introduced(stored: Option<&Run>, name: &str, now: u64) -> Option<Run> {
     let task = Some(Task { slot: now, ..Task::default() });
-    Run { key: name.to_owned(), number: 0, began: now, rule: Rule::default(), ends: Vec::new(), task }
+    let run = Run { key: name.to_owned(), number: 0, began: now, rule: Rule::default(), ends: Vec::new(), task };
+    stored.is_none().then_some(run)
 }
 
 impl Definition {
@@ -69,8 +70,9 @@ impl Definition {
         }
         let late = self.delay(name);
         let past = now.saturating_sub(late);
-        let claim =
-            |slot, skipped| Plan::Run(Claim { seen: run.of_slot(), slot, skipped, definition: self.number(), is_forced: false });
+        let (last_slot, last_number) = run.of_slot();
+        let seen = (last_slot, last_number, *state);
+        let claim = |slot, skipped| Plan::Run(Claim { seen, slot, skipped, definition: self.number(), is_forced: false });
         let retry = match state {
             State::Failed => Some(run.ended().saturating_add(millis(self.retry_after))),
             State::Interrupted => Some(now),

@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::catalog::Source;
 use super::events::Events;
-use super::runner::{self, Order};
+use super::work::{self, Order};
 use super::{lease_of, place_of, task_at};
 use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
@@ -44,7 +44,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         Some(key) => key,
         None => {
             let now = mutex.time();
-            let stored = mutex.amend(&|run| run.is_none().then(|| introduced(&args.task, now)));
+            let stored = mutex.amend(&|run| introduced(run, &args.task, now));
             stored.map_err(|error| Error::mutex("store", &location.printable(), error))?;
             mutex.inspect()?.ok_or_else(|| Error::failed("cannot run the task: its state has vanished"))?
         }
@@ -53,12 +53,14 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         return Err(is_running(&args.task));
     }
     let slot = args.slot.map_or_else(|| mutex.time(), milliseconds);
-    let claim = Claim { seen: seen.run.of_slot(), slot, skipped: 0, definition: definition.number(), is_forced: true };
+    let (last_slot, last_number) = seen.run.of_slot();
+    let claim =
+        Claim { seen: (last_slot, last_number, seen.state), slot, skipped: 0, definition: definition.number(), is_forced: true };
     let order = Order { lease: lease_of(environment, &args.catalog.place, &place)?, is_json: false };
     let work = order.work((&args.task, definition), &location, (claim, &seen.run), &catalog.limits);
     let cannot = |error| Error::failed(format!("cannot run `{}`: {}", args.task, backend::plain(&error)));
     let events = Events::new().map_err(cannot)?;
-    let mut child = runner::start(&work, definition).map_err(cannot)?;
+    let mut child = work::start(&work, definition).map_err(cannot)?;
     // Ends with the runner.
     loop {
         if let Some(status) = child.try_wait().map_err(cannot)? {

@@ -9,18 +9,19 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::catalog::Source;
 use super::events::Events;
-use super::runner::{self, Order};
-use crate::backend::retry::{jittered, since_1970};
+use super::task::{Tracked, pause};
+use super::work::{self, Order};
+use crate::backend::retry::since_1970;
 use crate::backend::seam::{Key, Kind};
-use crate::backend::{self, Cause, Location};
+use crate::backend::{self, Location};
 use crate::error::Error;
-use crate::mutex::Mutex;
 use crate::mutex::register::Register;
-use crate::once::{Claim, Run};
+use crate::mutex::{self, Mutex};
+use crate::once::Run;
 use crate::printable;
 use crate::process::since_boot;
-use crate::schedule::definition::{Catalog, Definition};
-use crate::schedule::plan::{Plan, Seen, hash, introduced};
+use crate::schedule::definition::Catalog;
+use crate::schedule::plan::{Plan, hash, introduced};
 use crate::verdict::LocalJudge;
 
 /// For how long a scheduler lets others be first, for each task that it runs, in milliseconds, and how many tasks count.
@@ -30,10 +31,6 @@ const MOST_RUNNING: u64 = 4;
 /// For how long it lets others be first in any case, in milliseconds: up to so many steps, by a hash of host and task.
 const STEP: u64 = 5;
 const STEPS: u64 = 8;
-
-/// The pause after a store or a runner has failed, in milliseconds: at first, and at most.
-const PAUSE: u64 = 1000;
-const MAX_PAUSE: u64 = 60_000;
 
 /// From so many tasks on, a database is asked for all at once.
 const MANY: usize = 4;
@@ -56,24 +53,6 @@ pub struct Options {
     pub order: Order,
 }
 
-/// A task, and what is known of it. Times are in milliseconds by [`Node::now`].
-struct Tracked<'a> {
-    definition: Definition,
-    location: Location,
-    mutex: Mutex<'a>,
-    /// When to look at it next; 0 for a first look.
-    check_at: u64,
-    /// Since when there is something to do.
-    due_at: u64,
-    /// Whether it was left to less busy schedulers.
-    has_yielded: bool,
-    needs_room: bool,
-    last_claim: Option<Claim>,
-    failures: u32,
-    /// The other definition of which a warning has told.
-    other: u32,
-}
-
 pub struct Node<'a> {
     source: Source,
     options: &'a Options,
@@ -91,6 +70,8 @@ pub struct Node<'a> {
     /// When the store is asked again that has failed.
     retry_at: u64,
     store_failures: u32,
+    /// Whether all tasks were looked at.
+    has_begun: bool,
     /// When to end the runners, in milliseconds since boot; after that, when to kill them.
     stop_at: Option<u64>,
     is_ending: bool,
@@ -114,6 +95,7 @@ impl<'a> Node<'a> {
             events: Events::new().map_err(cannot)?,
             retry_at: 0,
             store_failures: 0,
+            has_begun: false,
             stop_at: None,
             is_ending: false,
         })
@@ -168,11 +150,7 @@ impl<'a> Node<'a> {
             let location = self.options.place.sibling(Key { kind: Kind::Schedule, name: (&name).into() });
             let register = self.any.sibling(location.key().clone(), location.printable());
             let mutex = Mutex::new(register, self.judge);
-            let (check_at, due_at, has_yielded, needs_room, last_claim, failures, other) = Default::default();
-            self.tasks.insert(
-                name,
-                Tracked { definition, location, mutex, check_at, due_at, has_yielded, needs_room, last_claim, failures, other },
-            );
+            self.tasks.insert(name, Tracked::new(definition, location, mutex));
         }
         self.catalog = catalog;
     }
@@ -200,6 +178,7 @@ impl<'a> Node<'a> {
             }
             self.step(name)?;
         }
+        self.has_begun = true;
         // What was not needed gets old.
         self.tasks.values_mut().filter(|_| due.len() >= MANY).for_each(|task| task.mutex.offer(None));
         Ok(())
@@ -218,14 +197,21 @@ impl<'a> Node<'a> {
             return Ok(());
         }
         task.has_yielded = false;
-        match task.plan(name, self.up_since) {
+        let is_tick = self.options.stop_timeout.is_none();
+        let planned = task.plan(name, self.up_since).and_then(|(plan, last, time)| {
+            match (plan == Plan::Introduce).then(|| task.mutex.amend(&|run| introduced(run, name, time))) {
+                Some(Err(mutex::Error::Backend(error))) => Err(error),
+                _ => Ok((plan, last, time)),
+            }
+        });
+        match planned {
             Ok((plan, last, time)) => {
                 self.store_failures = 0;
                 self.offset = time.checked_signed_diff(since_1970()).unwrap_or(0);
                 self.follow(name, plan, last.as_ref(), time);
             }
-            // A crontab is told at once, and an address that cannot be used stays so.
-            Err(error) if self.options.stop_timeout.is_none() || error.cause == Cause::Unusable => return Err(error.into()),
+            // A crontab is told at once, and so is the user that has just started it.
+            Err(error) if is_tick || !self.has_begun && !error.cause.passes() => return Err(error.into()),
             // Of the store, which is not asked for the other tasks either.
             Err(error) if error.cause.passes() => {
                 if self.store_failures == 0 {
@@ -234,7 +220,9 @@ impl<'a> Node<'a> {
                 self.retry_at = now + pause(&mut self.store_failures);
             }
             Err(error) => {
-                tracing::error!("cannot look at the task `{}`, trying again: {error}", printable::field(name));
+                if task.failures == 0 {
+                    tracing::error!("cannot look at the task `{}`, trying again: {error}", printable::field(name));
+                }
                 task.pause(now);
             }
         }
@@ -249,19 +237,13 @@ impl<'a> Node<'a> {
                 let first = hash(&[&self.host, name]) % STEPS * STEP;
                 (task.due_at, task.check_at, task.failures) = (at, at.saturating_add(first), 0);
             }
-            (Plan::Introduce, _) | (_, None) => {
-                let stored = task.mutex.amend(&|run| run.is_none().then(|| introduced(name, now)));
-                if let Err(error) = stored {
-                    tracing::warn!("cannot store the task `{}`, trying again: {error}", printable::field(name));
-                    task.pause(now);
-                }
-            }
             // Its last runner has not stored anything, and has said why.
             (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) => task.pause(now),
             (Plan::Run(claim), Some(last)) => {
                 (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
-                let work = self.options.order.work((name, &task.definition), &task.location, (claim, last), &self.catalog.limits);
-                match runner::start(&work, &task.definition) {
+                let (claim, definition) = ((claim, last), (name, &task.definition));
+                let work = self.options.order.work(definition, &task.location, claim, &self.catalog.limits);
+                match work::start(&work, &task.definition) {
                     Ok(child) => self.runners.push((name.to_owned(), child)),
                     Err(error) => {
                         tracing::error!("cannot start the task `{}`: {}", printable::field(name), backend::plain(&error));
@@ -269,6 +251,8 @@ impl<'a> Node<'a> {
                     }
                 }
             }
+            // It is looked at again.
+            (Plan::Introduce | Plan::Run(_), _) => {}
         }
     }
 
@@ -321,32 +305,4 @@ impl<'a> Node<'a> {
         }
         (self.is_ending, self.stop_at) = (true, Some(since_boot() + ENDING));
     }
-}
-
-impl Tracked<'_> {
-    /// The next step, and the time of the store.
-    fn plan(&mut self, name: &str, up_since: u64) -> Result<(Plan, Option<Run>, u64), backend::Error> {
-        let seen = self.mutex.inspect()?;
-        let now = self.mutex.time();
-        let seen = seen.map(|key| Seen::new(key, now));
-        let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref()).map_or(0, |stored| stored.definition);
-        if ![0, self.definition.number(), self.other].contains(&stored) {
-            self.other = stored;
-            tracing::warn!("the task `{}` has run by another definition than this one", printable::field(name));
-        }
-        let plan = self.definition.plan(name, seen.as_ref(), now, up_since);
-        Ok((plan, seen.map(|seen| seen.run), now))
-    }
-
-    /// Tries again later.
-    fn pause(&mut self, now: u64) {
-        self.check_at = now + pause(&mut self.failures);
-    }
-}
-
-/// The pause after so many failures, in milliseconds.
-fn pause(failures: &mut u32) -> u64 {
-    let pause = (PAUSE << (*failures).min(6)).min(MAX_PAUSE);
-    *failures += 1;
-    u64::try_from(jittered(Duration::from_millis(pause)).as_millis()).unwrap_or(MAX_PAUSE)
 }

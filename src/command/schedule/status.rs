@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::catalog::Source;
-use super::runner::shown_slot;
+use super::work::{OVERDUE, shown_slot};
 use super::{place_of, task_at};
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location};
@@ -26,9 +26,6 @@ use crate::schedule::definition::{Catalog, Definition};
 use crate::schedule::plan::{Plan, Seen};
 use crate::schedule::timetable::Timetable;
 use crate::verdict::{LocalJudge, Orphans};
-
-/// A slot that has not started after this time is overdue, in milliseconds.
-const OVERDUE: u64 = 60_000;
 
 /// A task for programs. Times are in milliseconds since 1970.
 #[derive(Serialize)]
@@ -216,7 +213,7 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
     let from = args.from.unwrap_or_else(Timestamp::now);
     let mut table = new_table(&["TASK", "SCHEDULE", "SLOT", "UTC"]);
     let is_wanted = |name: &String| args.task.as_ref().is_none_or(|task| task == name);
-    if !catalog.tasks.keys().any(|name| is_wanted(name)) {
+    if !catalog.tasks.keys().any(is_wanted) {
         let name = args.task.as_deref().map(printable::field).unwrap_or_default();
         let why = if name.is_empty() { "there are no tasks".to_owned() } else { format!("there is not a task `{name}`") };
         return Err(Error::usage(why));

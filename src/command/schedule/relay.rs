@@ -1,0 +1,66 @@
+//! The output of a task: each line with the task's name.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use nix::unistd::{dup2_stderr, dup2_stdout};
+
+/// The longest part of a line that is written at a time.
+const MAX_LINE: u64 = 8 * 1024;
+
+/// How long to wait for output of processes that outlive a task.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Takes the place of stdout and stderr, and writes each line to stdout with the task's name.
+pub struct Relay {
+    output: io::PipeWriter,
+    done: mpsc::Receiver<()>,
+    before: (OwnedFd, OwnedFd),
+}
+
+impl Relay {
+    /// Begins to relay. With `slot`, lines are JSON.
+    pub fn start(task: &str, slot: Option<String>) -> io::Result<Self> {
+        let (lines, output) = io::pipe()?;
+        let before = (io::stdout().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?);
+        let mut to = io::PipeWriter::from(before.0.try_clone()?);
+        let (sender, done) = mpsc::channel();
+        let name = task.to_owned();
+        thread::Builder::new().spawn(move || {
+            let mut lines = BufReader::new(lines);
+            // Ends with the processes that may write.
+            loop {
+                let mut line = Vec::new();
+                match lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => {}
+                }
+                let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
+                let whole = match &slot {
+                    Some(slot) => {
+                        let time = Timestamp::now().to_string();
+                        serde_json::json!({ "timestamp": time, "task": name, "slot": slot, "line": text }).to_string()
+                    }
+                    None => format!("{name} | {text}"),
+                };
+                // A scheduler whose output is not read must not stop its tasks.
+                let _ = to.write_all((whole + "\n").as_bytes());
+            }
+            drop(sender);
+        })?;
+        dup2_stdout(&output)?;
+        dup2_stderr(&output)?;
+        Ok(Self { output, done, before })
+    }
+
+    /// Waits for what the task has written.
+    pub fn end(self) {
+        let _ = dup2_stdout(&self.before.0).and_then(|_| dup2_stderr(&self.before.1));
+        drop(self.output);
+        let _ = self.done.recv_timeout(PATIENCE);
+    }
+}

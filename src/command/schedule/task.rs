@@ -1,0 +1,67 @@
+//! A task, as a scheduler follows it.
+
+use std::time::Duration;
+
+use crate::backend::retry::jittered;
+use crate::backend::{self, Location};
+use crate::mutex::Mutex;
+use crate::once::{Claim, Run};
+use crate::printable;
+use crate::schedule::definition::Definition;
+use crate::schedule::plan::{Plan, Seen};
+
+/// The pause after a store or a runner has failed, in milliseconds: at first, and at most.
+const PAUSE: u64 = 1000;
+const MAX_PAUSE: u64 = 60_000;
+
+/// A task, and what is known of it. Times are in milliseconds by the store's clock.
+pub struct Tracked<'a> {
+    pub definition: Definition,
+    pub location: Location,
+    pub mutex: Mutex<'a>,
+    /// When to look at it next; 0 for a first look.
+    pub check_at: u64,
+    /// Since when there is something to do.
+    pub due_at: u64,
+    /// Whether it was left to less busy schedulers.
+    pub has_yielded: bool,
+    pub needs_room: bool,
+    pub last_claim: Option<Claim>,
+    pub failures: u32,
+    /// The other definition of which a warning has told.
+    other: u32,
+}
+
+impl<'a> Tracked<'a> {
+    /// A task that was not looked at yet.
+    pub fn new(definition: Definition, location: Location, mutex: Mutex<'a>) -> Self {
+        let (check_at, due_at, has_yielded, needs_room, last_claim, failures, other) = Default::default();
+        Self { definition, location, mutex, check_at, due_at, has_yielded, needs_room, last_claim, failures, other }
+    }
+
+    /// The next step, and the time of the store.
+    pub fn plan(&mut self, name: &str, up_since: u64) -> Result<(Plan, Option<Run>, u64), backend::Error> {
+        let seen = self.mutex.inspect()?;
+        let now = self.mutex.time();
+        let seen = seen.map(|key| Seen::new(key, now));
+        let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref()).map_or(0, |stored| stored.definition);
+        if ![0, self.definition.number(), self.other].contains(&stored) {
+            self.other = stored;
+            tracing::warn!("the task `{}` has run by another definition than this one", printable::field(name));
+        }
+        let plan = self.definition.plan(name, seen.as_ref(), now, up_since);
+        Ok((plan, seen.map(|seen| seen.run), now))
+    }
+
+    /// Tries again later.
+    pub fn pause(&mut self, now: u64) {
+        self.check_at = now + pause(&mut self.failures);
+    }
+}
+
+/// The pause after so many failures, in milliseconds.
+pub fn pause(failures: &mut u32) -> u64 {
+    let pause = (PAUSE << (*failures).min(6)).min(MAX_PAUSE);
+    *failures += 1;
+    u64::try_from(jittered(Duration::from_millis(pause)).as_millis()).unwrap_or(MAX_PAUSE)
+}
