@@ -200,9 +200,10 @@ impl Run {
         }
     }
 
-    /// Whether the slot before `slot` has failed, as far as it is remembered.
+    /// Whether the slot before `slot` has failed, or all tries of `slot` have, as far as it is remembered.
     pub fn has_failed_before(&self, slot: u64) -> bool {
-        let of_this_slot = if slot > self.of_slot().0 { 0 } else { usize::try_from(self.number).unwrap_or(MAX_ENDS) };
+        let has_ended = slot > self.of_slot().0 || self.rule.tries.is_some_and(|tries| self.number >= tries.get());
+        let of_this_slot = if has_ended { 0 } else { usize::try_from(self.number).unwrap_or(MAX_ENDS) };
         self.ends.iter().rev().nth(of_this_slot).is_some_and(|end| end.code != Some(0))
     }
 

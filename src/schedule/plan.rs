@@ -65,13 +65,15 @@ impl Definition {
             return Plan::Wait(Some(*look_again));
         }
         let Some(timetable) = self.timetable.as_ref().filter(|_| self.enabled) else { return Plan::Wait(None) };
-        if task.paused > now {
-            return Plan::Wait(Some(task.paused));
-        }
         let late = self.delay(name);
         let past = now.saturating_sub(late);
         let (last_slot, last_number) = run.of_slot();
         let seen = (last_slot, last_number, *state);
+        let next = timetable.after(past).map(|slot| slot.saturating_add(late));
+        if task.paused > now {
+            // It may be resumed before.
+            return Plan::Wait(Some(next.map_or(task.paused, |next| next.min(task.paused))));
+        }
         let claim = |slot, skipped| Plan::Run(Claim { seen, slot, skipped, definition: self.number(), is_forced: false });
         let retry = match state {
             State::Failed => Some(run.ended().saturating_add(millis(self.retry_after))),
@@ -85,11 +87,10 @@ impl Definition {
                 if at <= now {
                     return claim(task.slot, 0);
                 }
-                let next = timetable.after(past).map_or(u64::MAX, |slot| slot.saturating_add(late));
-                Plan::Wait(Some(at.min(next)))
+                Plan::Wait(Some(next.map_or(at, |next| next.min(at))))
             }
             (_, Some(slot)) => claim(slot, timetable.count(task.slot, slot - 1, MAX_COUNTED)),
-            (_, None) => Plan::Wait(timetable.after(past).map(|slot| slot.saturating_add(late))),
+            (_, None) => Plan::Wait(next),
         }
     }
 

@@ -27,6 +27,8 @@ mod recipes;
 mod records;
 mod run;
 mod run_terminal;
+mod schedule;
+mod schedule_crash_points;
 mod schedule_policy;
 mod sharing;
 mod skipping;

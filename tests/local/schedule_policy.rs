@@ -286,7 +286,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, definition: &Definition, (ord
             let seen = seen.map(|key| Seen::new(key, now));
             let plan = definition.plan(NAME, seen.as_ref(), now, up_since);
             if plan == Plan::Introduce {
-                let _ = mutex.amend(&|run| run.is_none().then(|| introduced(NAME, now)));
+                let _ = mutex.amend(&|run| introduced(run, NAME, now));
             }
             Ended::Planned(plan, seen.map(|seen| seen.run), now)
         }

@@ -5,9 +5,11 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::proxy::Proxy;
 use crate::support::servers::buckets::{Azurite, azure_url_at, s3_url_at, shared_azure, shared_s3, start_s3};
@@ -181,9 +183,22 @@ pub struct Logged {
 impl Logged {
     pub fn start(store: &Store, args: &[&str]) -> Self {
         let log = store.locks.dir().join("log");
-        let file = fs::File::create(&log).expect("a file");
-        let child = store.serializer(args).stderr(file).spawn().expect("it starts");
-        Self { child, log }
+        let mut command = store.serializer(args);
+        command.stderr(fs::File::create(&log).expect("a file"));
+        Self::of(command, log)
+    }
+
+    /// What it says is in the file.
+    pub fn of(mut command: Command, log: PathBuf) -> Self {
+        Self { child: command.spawn().expect("it starts"), log }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it can be signalled");
     }
 
     pub fn said(&self) -> String {

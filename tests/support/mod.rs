@@ -17,6 +17,7 @@ pub mod servers;
 pub mod session;
 pub mod simulated;
 pub mod stores;
+pub mod tasks;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

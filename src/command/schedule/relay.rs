@@ -9,6 +9,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nix::unistd::{dup2_stderr, dup2_stdout};
 
+/// Ends the last line of a command, if that has not done so itself.
+const END_OF_LINE: &[u8] = b"\0\n";
+
 /// The longest part of a line that is written at a time.
 const MAX_LINE: u64 = 8 * 1024;
 
@@ -37,9 +40,11 @@ impl Relay {
                 let mut line = Vec::new();
                 match lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
                     Ok(0) | Err(_) => break,
+                    Ok(_) if line == END_OF_LINE => continue,
                     Ok(_) => {}
                 }
-                let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(&line)).into_owned();
+                let line = line.strip_suffix(END_OF_LINE).or(line.strip_suffix(b"\n")).unwrap_or(&line);
+                let text = String::from_utf8_lossy(line).into_owned();
                 let whole = match &slot {
                     Some(slot) => {
                         let time = Timestamp::now().to_string();
@@ -55,6 +60,11 @@ impl Relay {
         dup2_stdout(&output)?;
         dup2_stderr(&output)?;
         Ok(Self { output, done, before })
+    }
+
+    /// Begins a new line for what comes after the output of the command.
+    pub fn end_line() {
+        let _ = io::stdout().write_all(END_OF_LINE).and_then(|()| io::stdout().flush());
     }
 
     /// Waits for what the task has written.

@@ -22,6 +22,10 @@ pub const NAME: &str = "run-task";
 /// The argument that makes it run a command within a limit.
 pub const LIMITED: &str = "run-limited";
 
+/// The digits of a message's length, which precede it, and the largest message.
+pub const LENGTH: usize = 8;
+pub const MAX_ORDERS: usize = 4 << 20;
+
 /// A slot that has not started after this time is overdue, in milliseconds.
 pub const OVERDUE: u64 = 60_000;
 
@@ -109,9 +113,10 @@ pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     if let Some(directory) = &definition.directory {
         command.current_dir(directory);
     }
-    let mut text = serde_json::to_string(work)? + "\n";
+    let message = |text: String| format!("{:LENGTH$}{text}", text.len());
+    let mut text = message(serde_json::to_string(work)?);
     if let Some(limited) = &work.limited {
-        text += &(serde_json::to_string(limited)? + "\n");
+        text += &message(serde_json::to_string(limited)?);
     }
     // What follows is for the command.
     text += definition.stdin.as_deref().unwrap_or("");
