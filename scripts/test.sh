@@ -101,7 +101,7 @@ declare -A server_package_of=(
     [node]=nodejs [npm]=npm [openssl]=openssl [strip]=binutils [linux.uml]=user-mode-linux
     [psql]=postgresql-client [postgres]=postgresql [initdb]=postgresql [pgbouncer]=pgbouncer
     [mariadb]=mariadb-client [mariadbd]=mariadb-server [mariadb-install-db]=mariadb-server
-    [ip]=iproute2 [modprobe]=kmod [mkfs.ext4]=e2fsprogs
+    [cron]=cron [ip]=iproute2 [modprobe]=kmod [mkfs.ext4]=e2fsprogs
     [rpcbind]=rpcbind [rpc.nfsd]=nfs-kernel-server [mount.nfs]=nfs-common
 )
 missing=()

@@ -34,8 +34,8 @@ pub fn named_zone() -> Result<Option<TimeZone>, String> {
     find_zone(name).map(Some).ok_or_else(|| name.to_owned())
 }
 
-/// The zone of this name, or of a rule such as `CET-1CEST,M3.5.0,M10.5.0/3`. jiff could look names up
-/// itself, but reads the whole directory of zones for it, which takes longer than locking.
+/// The zone of this name, or of a rule such as `CET-1CEST,M3.5.0,M10.5.0/3`. jiff could look names
+/// up itself, but reads the whole directory of zones for it, which takes longer than locking.
 pub fn find_zone(name: &str) -> Option<TimeZone> {
     let bytes = std::fs::read(Path::new(ZONES).join(name)).ok().filter(|_| !name.contains(".."));
     let zone = bytes.and_then(|bytes| TimeZone::tzif(name, &bytes).ok());

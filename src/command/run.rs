@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rustix::process::getpid;
 
-use super::job::{Job, command_of};
+use super::job::{INTERRUPTED, Job, Ran, command_of};
 use super::progress::Progress;
 use super::unlock::unlocked;
 use crate::backend;
@@ -29,9 +29,6 @@ use crate::process::since_boot;
 use crate::record::Outcome;
 use crate::verdict::LocalJudge;
 
-/// How the run of a task ended that its scheduler ended.
-pub const INTERRUPTED: &str = "interrupted: its scheduler has ended";
-
 const NOT_ALONE: &str = ", so that it may not have run alone";
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
@@ -44,14 +41,6 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let job = Job::new((&args.command, &args.waiting, args.request.on_lost), environment, lock, request)?;
     execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job })
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
-}
-
-/// How a command ended.
-pub struct Ran {
-    pub code: u8,
-    pub how: String,
-    /// The number of the run of a key.
-    pub number: Option<u32>,
 }
 
 /// Runs a job; tells how its command ended.
@@ -206,14 +195,7 @@ impl Run<'_> {
         let code = end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
         let is_stopped = end.as_ref().is_ok_and(|end| end.is_stopped);
         let how = if is_stopped { self.why_stopped() } else { format!("ended with {code}") };
-        let request = &self.job.request;
-        let outcome = match code {
-            // Another scheduler runs it again.
-            _ if how == INTERRUPTED => Outcome::Unknown,
-            DONE if !was_ended && (request.skip_if_done || request.once.is_some()) => Outcome::Succeeded,
-            _ if !was_ended && request.once.is_some() => Outcome::Failed,
-            _ => Outcome::Unknown,
-        };
+        let outcome = self.outcome(code, was_ended, &how);
         let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| !was_ended) };
         let released = if was_ended && is_unanswered { Ok(None) } else { self.release(ending) };
         let (command, location) = (&self.shown, &self.location);
@@ -243,6 +225,18 @@ impl Run<'_> {
             signals.die_of(Signal::SIGINT);
         }
         Ok(Ran { code: end.code, how, number: None })
+    }
+
+    /// What counts of a command's end.
+    fn outcome(&self, code: u8, was_ended: bool, how: &str) -> Outcome {
+        let request = &self.job.request;
+        match code {
+            // Another scheduler runs it again.
+            _ if was_ended || how == INTERRUPTED => Outcome::Unknown,
+            DONE if request.skip_if_done || request.once.is_some() => Outcome::Succeeded,
+            _ if request.once.is_some() => Outcome::Failed,
+            _ => Outcome::Unknown,
+        }
     }
 
     /// Why the run of a task was stopped by a signal.

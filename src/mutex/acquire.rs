@@ -135,18 +135,12 @@ impl Mutex<'_> {
         let Seen { own, mut lost, held, former } = Seen::new(judged, owns);
         if let Some(own) = own.into_iter().next() {
             let mode = own.entry.as_ref().map_or(bid.request.mode, |entry| entry.mode);
+            let began = own.entry.as_ref().and_then(|entry| Some(entry.once.as_ref()?.began));
             return Decision::Answer(match own.entry.as_ref().and_then(|entry| self.unconfirmed(entry)) {
                 Some(grant) => Ok(Attempt::Done(Acquired::Free(grant.clone()))),
                 None if mode != bid.request.mode => Err(Error::HeldOtherwise(mode)),
                 // It runs for an earlier period, and would wait for itself.
-                None if own
-                    .entry
-                    .as_ref()
-                    .and_then(|entry| entry.once.as_ref())
-                    .is_some_and(|run| Some(run.began) < bid.since) =>
-                {
-                    Err(Error::Busy(1, Seen::held(vec![own])))
-                }
+                None if began.is_some() && began < bid.since => Err(Error::Busy(1, Seen::held(vec![own]))),
                 None => Ok(Attempt::Done(Acquired::AlreadyHeld(Box::new(own)))),
             });
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ended, Next, Rule, Run};
+use super::{Ended, Next, Rule, Run, State};
 
 /// What is stored about a task, beside its last run. Times are in milliseconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,8 +26,8 @@ pub struct Task {
 /// What a scheduler wants to run, and what it has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// The slot and the number of the last run, as it was seen.
-    pub seen: (u64, u32),
+    /// The slot and the number of the last run, and its state, as they were seen.
+    pub seen: (u64, u32, State),
     /// The slot to run; that of the last run for another try.
     pub slot: u64,
     /// The number of slots before this one that are not run.
@@ -47,12 +47,15 @@ impl Run {
 
 impl Claim {
     /// The next step of a scheduler for the task `key`, which does not run: the wanted run, if the last run is still the
-    /// one that was seen.
+    /// one that was seen, in the same state: a success that was on its way may have been stored since.
     pub fn next(&self, key: &str, rule: Rule, last: Option<(&Run, Ended)>, now: u64) -> Next {
-        let (run, task) = match last.map(|(run, ended)| (run.with_interruption(ended, now), run.task.as_ref())) {
-            Some((run, Some(task))) if run.of_slot() == self.seen => (run, task),
-            _ => return Next::Skip,
+        let Some((run, ended, task)) = last.and_then(|(run, ended)| Some((run, ended, run.task.as_ref()?))) else {
+            return Next::Skip;
         };
+        let (last_slot, last_number) = run.of_slot();
+        if (last_slot, last_number, run.state(Some(ended), now)) != self.seen {
+            return Next::Skip;
+        }
         if task.paused > now && !self.is_forced {
             return Next::Skip;
         }
@@ -61,7 +64,7 @@ impl Claim {
         let number = if slot == task.slot { run.number.saturating_add(1) } else { 1 };
         let skipped = task.skipped.saturating_add(self.skipped);
         let task = Task { slot, skipped, is_stopped: false, definition: self.definition, paused: task.paused };
-        let key = key.to_owned();
-        Next::Run(Run { key, number, began: now, rule, ends: run.ends, task: Some(task) })
+        let (key, ends) = (key.to_owned(), run.with_interruption(ended, now).ends);
+        Next::Run(Run { key, number, began: now, rule, ends, task: Some(task) })
     }
 }

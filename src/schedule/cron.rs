@@ -33,8 +33,8 @@ impl Cron {
         let text = text.trim();
         let text = if text.starts_with('@') { alias(text)? } else { text };
         let fields: Vec<_> = text.split_whitespace().collect();
-        let Ok([minute, hour, day, month, weekday]) = <[&str; 5]>::try_from(fields.as_slice()) else {
-            let count = fields.len();
+        let count = fields.len();
+        let Ok([minute, hour, day, month, weekday]) = <[&str; 5]>::try_from(fields) else {
             return Err(format!(
                 "five fields are required (minute, hour, day of month, month, day of week; \
                  seconds and years are unsupported), not {count}"
@@ -62,7 +62,8 @@ impl Cron {
         let date = Offset::UTC.to_datetime(midnight).date();
         let by_day = has(self.days, date.day().into());
         let by_weekday = has(self.weekdays, date.weekday().to_sunday_zero_offset().into());
-        has(self.months, date.month().into()) && if self.is_either_day { by_day || by_weekday } else { by_day && by_weekday }
+        let is_day = if self.is_either_day { by_day || by_weekday } else { by_day && by_weekday };
+        is_day && has(self.months, date.month().into())
     }
 
     /// The matching times of a wall clock from `begin` on and before `end`. Both are in seconds
@@ -111,22 +112,17 @@ struct Field {
     names: &'static [&'static str],
 }
 
-const MINUTE: Field = Field { value: "a minute (0-59)", lowest: 0, highest: 59, count: 60, names: &[] };
-const HOUR: Field = Field { value: "an hour (0-23)", lowest: 0, highest: 23, count: 24, names: &[] };
-const DAY_OF_MONTH: Field = Field { value: "a day of the month (1-31)", lowest: 1, highest: 31, count: 31, names: &[] };
+const MINUTE: Field = Field::of_numbers("a minute (0-59)", 0, 59);
+const HOUR: Field = Field::of_numbers("an hour (0-23)", 0, 23);
+const DAY_OF_MONTH: Field = Field::of_numbers("a day of the month (1-31)", 1, 31);
 const MONTH: Field = Field {
-    value: "a month (1-12 or jan-dec)",
-    lowest: 1,
-    highest: 12,
-    count: 12,
     names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
+    ..Field::of_numbers("a month (1-12 or jan-dec)", 1, 12)
 };
 const DAY_OF_WEEK: Field = Field {
-    value: "a day of the week (0-7 or sun-sat)",
-    lowest: 0,
-    highest: 7,
     count: 7,
     names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"],
+    ..Field::of_numbers("a day of the week (0-7 or sun-sat)", 0, 7)
 };
 
 /// What other crons add, and what it means there.
@@ -141,6 +137,10 @@ const EXTENSIONS: [(char, &str); 7] = [
 ];
 
 impl Field {
+    const fn of_numbers(value: &'static str, lowest: usize, highest: usize) -> Self {
+        Self { value, lowest, highest, count: highest - lowest + 1, names: &[] }
+    }
+
     /// The set of values of a list.
     fn read(&self, list: &str) -> Result<u64, String> {
         if list.split([',', '-', '/']).any(str::is_empty) {
@@ -150,24 +150,30 @@ impl Field {
     }
 
     fn read_part(&self, part: &str) -> Result<u64, String> {
-        let (range, step) = part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
+        let (range, step) = match part.split_once('/') {
+            Some((range, step)) => (range, Some(step)),
+            None => (part, None),
+        };
         let (first, last) = match (range.split_once('-'), step) {
             _ if range == "*" => (self.lowest, self.highest),
             (Some((first, last)), _) => (self.read_value(first)?, self.read_value(last)?),
             (None, Some(_)) => (self.read_value(range)?, self.highest),
             (None, None) => (self.read_value(range)?, self.read_value(range)?),
         };
-        let step = step.map_or(Some(1), number).filter(|step| *step > 0);
-        let step = step.ok_or_else(|| format!("the step of `{}` is not a number above 0", printable::field(part)))?;
+        let Some(step) = step.map_or(Some(1), number).filter(|step| *step > 0) else {
+            let part = printable::field(part);
+            return Err(format!("the step of `{part}` is not a number above 0"));
+        };
         let last = if last < first { last + self.count } else { last };
-        let values = (first..=last).step_by(step);
-        Ok(values.fold(0, |set, value| set | 1 << ((value - self.lowest) % self.count + self.lowest)))
+        let bit = |value| 1_u64 << ((value - self.lowest) % self.count + self.lowest);
+        Ok((first..=last).step_by(step).fold(0, |set, value| set | bit(value)))
     }
 
     fn read_value(&self, text: &str) -> Result<usize, String> {
-        let by_name = (self.lowest..).zip(self.names).find(|(_, name)| name.eq_ignore_ascii_case(text));
-        let value = by_name.map(|(value, _)| value).or_else(|| number(text));
-        value.filter(|value| (self.lowest..=self.highest).contains(value)).ok_or_else(|| self.refuse(text))
+        let position = self.names.iter().position(|name| name.eq_ignore_ascii_case(text));
+        let value = position.map(|position| position + self.lowest).or_else(|| number(text));
+        let value = value.filter(|value| (self.lowest..=self.highest).contains(value));
+        value.ok_or_else(|| self.refuse(text))
     }
 
     /// What is wrong with a value.

@@ -67,13 +67,14 @@ impl Definition {
         let Some(timetable) = self.timetable.as_ref().filter(|_| self.enabled) else { return Plan::Wait(None) };
         let late = self.delay(name);
         let past = now.saturating_sub(late);
+        let (last_slot, last_number) = run.of_slot();
+        let seen = (last_slot, last_number, *state);
         let next = timetable.after(past).map(|slot| slot.saturating_add(late));
         if task.paused > now {
             // It may be resumed before.
             return Plan::Wait(Some(next.map_or(task.paused, |next| next.min(task.paused))));
         }
-        let claim =
-            |slot, skipped| Plan::Run(Claim { seen: run.of_slot(), slot, skipped, definition: self.number(), is_forced: false });
+        let claim = |slot, skipped| Plan::Run(Claim { seen, slot, skipped, definition: self.number(), is_forced: false });
         let retry = match state {
             State::Failed => Some(run.ended().saturating_add(millis(self.retry_after))),
             State::Interrupted => Some(now),

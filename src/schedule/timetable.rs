@@ -11,11 +11,12 @@
 //! The time between two changes of a zone is a stretch with one offset. The slots of a stretch
 //! are the matching times of a wall clock, and at its begin perhaps one more, for a gap.
 
+use std::iter;
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use jiff::tz::{TimeZone, TimeZoneTransition};
 
 use super::cron::{Cron, DAY};
 use crate::local_time::{ZONES, find_zone};
@@ -28,7 +29,7 @@ const HORIZON: u64 = 5 * 366 * DAY as u64 * 1000;
 const CORRECTION: i64 = 3 * 60 * 60;
 
 /// The last second that is looked at; jiff's times end in the year 9999.
-const END: i64 = 253_370_764_800;
+const END: u64 = 253_370_764_800;
 
 /// When a task is due. A slot is a time in milliseconds since 1970, in UTC.
 #[derive(Clone, Debug)]
@@ -76,7 +77,7 @@ impl Timetable {
     fn slots(&self, begin: u64, end: u64) -> Box<dyn DoubleEndedIterator<Item = u64> + '_> {
         match self {
             Self::Cron(cron, zone) => {
-                let seconds = |time: u64| i64::try_from(time.div_ceil(1000)).unwrap_or(END).min(END);
+                let seconds = |time: u64| time.div_ceil(1000).min(END).cast_signed();
                 let (begin, end) = (seconds(begin), seconds(end));
                 let stretches = stretches(zone, begin, end).into_iter();
                 let slots = stretches.flat_map(move |stretch| stretch.slots(cron, begin, end));
@@ -84,7 +85,8 @@ impl Timetable {
             }
             Self::Every(time) => {
                 let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
-                Box::new((begin.div_ceil(time)..end.div_ceil(time)).map(move |number| number * time))
+                let numbers = begin.div_ceil(time)..end.div_ceil(time);
+                Box::new(numbers.map(move |number| number * time))
             }
         }
     }
@@ -103,12 +105,15 @@ struct Stretch {
 fn stretches(zone: &TimeZone, begin: i64, end: i64) -> Vec<Stretch> {
     let at = |time| Timestamp::from_second(time).unwrap_or(Timestamp::MAX);
     let offset = |time| i64::from(zone.to_offset(at(time)).seconds());
-    let current = zone.preceding(at(begin + 1)).next().map_or(begin, |change| change.timestamp().as_second());
-    let following = zone.following(at(begin)).map(|change| change.timestamp().as_second());
-    let mut begins = vec![current];
-    begins.extend(following.take_while(|begin| *begin < end));
+    let second = |change: TimeZoneTransition<'_>| change.timestamp().as_second();
+    let current = zone.preceding(at(begin + 1)).next().map_or(begin, second);
+    let following = zone.following(at(begin)).map(second).take_while(|begin| *begin < end);
+    let begins: Vec<_> = iter::once(current).chain(following).collect();
     let ends = begins.iter().copied().skip(1).chain([end]);
-    let stretch = |(&begin, end)| Stretch { begin, end, offset: offset(begin), before: offset(begin - 1) };
+    let stretch = |(&begin, end)| {
+        let before = offset(begin - 1);
+        Stretch { begin, end, offset: offset(begin), before }
+    };
     begins.iter().zip(ends).map(stretch).collect()
 }
 
@@ -119,7 +124,8 @@ impl Stretch {
         let follows = cron.is_fixed && (-CORRECTION..CORRECTION).contains(&(offset - before));
         // What clocks showed when they were set, and what they were set to.
         let (old, new) = (self.begin + before, self.begin + offset);
-        let is_late = follows && begin <= self.begin && cron.times(old, new).next().is_some();
+        let is_in = (begin..end).contains(&self.begin);
+        let is_late = follows && is_in && cron.times(old, new).next().is_some();
         let late = is_late.then_some(self.begin);
         let from = if follows { old.max(new) } else { new } + i64::from(is_late);
         let times = cron.times(from.max(begin + offset), end.min(self.end) + offset);
@@ -134,10 +140,10 @@ impl Stretch {
 pub fn zone(name: &str) -> Result<TimeZone, String> {
     find_zone(name).ok_or_else(|| {
         let shown = printable::field(name);
-        if Path::new(ZONES).is_dir() {
+        if Path::new(ZONES).join("Etc/UTC").exists() {
             format!("`{shown}` is not a time zone; `ls {ZONES}` shows which there are")
         } else {
-            format!("the time zone `{shown}` is unknown: {ZONES} is missing; install tzdata, or use UTC")
+            format!("`{shown}` is unknown: {ZONES} has no time zones; install tzdata, or use UTC")
         }
     })
 }

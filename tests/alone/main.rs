@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cron;
 mod crowds;
 mod networks;
 mod nfs;

@@ -5,31 +5,27 @@
 //! The program's own parts are the policy (`Mutex`) and the register of a store that may not answer (`Register`). Time is the
 //! store's: a lease is so long that what passes of the real one is nothing beside it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof};
-use proptest::test_runner::{TestCaseError, TestRunner};
+use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::{collection, sample};
 use serializer::backend::Failure;
 use serializer::backend::seam::{Key, Kind, Next, Page, State, Store, Write};
 use serializer::claimant::Claimant;
 use serializer::mode::Mode;
-use serializer::mutex::register::{Register, Stored};
+use serializer::mutex::register::Register;
 use serializer::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
-use serializer::owner::{Instance, Owner, Place};
 use serializer::process::since_boot;
-use serializer::record::{Entry, Lease, Outcome, Record, parse_pid};
-use serializer::verdict::{Held, Holding, Judge, Verdict};
-use serializer::waiting::{Observer, Waiting};
+use serializer::record::{Entry, Lease, Outcome, Record};
+use serializer::waiting::Waiting;
 
 use crate::support::memory::Memory;
+use crate::support::simulated::{self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate};
 
 const OWNERS: usize = 3;
 
@@ -38,131 +34,12 @@ const LEASE: u64 = 24 * 60 * 60 * 1000;
 
 const SLOTS: Mode = Mode::Slots(NonZeroU32::new(2).expect("a number of slots"));
 
-/// What becomes of a question and its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    Answered,
-    /// It does not arrive.
-    QuestionLost,
-    /// It is done, and nobody says so.
-    AnswerLost,
-    /// It is on its way, and nobody knows for how long.
-    Late,
-    /// Something on the way asks twice, and hands on the second answer.
-    Twice,
-}
-
-/// A conditional write: what it expects, its number, and what is to be stored.
-type Change = (u64, u64, Option<String>);
-
-/// A store: one row, a clock, and what is still on its way.
-#[derive(Debug, Default)]
-struct Row {
-    number: u64,
-    text: Option<String>,
-    now: u64,
-    late: Vec<Change>,
-}
-
-impl Row {
-    fn change(&mut self, (expected, next, text): Change) -> Write {
-        if expected != self.number {
-            return Write::Conflict;
-        }
-        (self.number, self.text) = (next, text);
-        Write::Done
-    }
-}
-
-#[derive(Clone, Default)]
-struct Shared(Arc<StdMutex<Row>>);
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Row> {
-        self.0.lock().expect("no panic")
-    }
-
-    fn now(&self) -> u64 {
-        self.lock().now
-    }
-}
-
-enum Event {
-    /// It has a question for the store.
-    Asks,
-    Ended(Ended),
-}
-
 /// How a command has ended.
 enum Ended {
     Locked { grant: Grant, since: u64, was_held: bool },
     Renewed { since: u64 },
     Unlocked,
     Otherwise,
-}
-
-/// One connection to the store, whose questions wait for what the test wants to become of them.
-struct Gated {
-    store: Shared,
-    here: Sender<Event>,
-    fates: Receiver<Fate>,
-}
-
-impl Gated {
-    /// Fails where the process that asks was killed.
-    fn fate(&self) -> Result<Fate, Failure> {
-        let killed = || Failure::permanent("a killed process asks nothing more");
-        self.here.send(Event::Asks).map_err(|_| killed())?;
-        self.fates.recv().map_err(|_| killed())
-    }
-}
-
-impl Store for Gated {
-    fn get(&mut self, _key: &Key) -> Result<State, Failure> {
-        if self.fate()? != Fate::Answered {
-            return Err(Failure::transient("no answer"));
-        }
-        let row = self.store.lock();
-        let version = (row.number > 0).then(|| row.number.to_string().into_bytes());
-        Ok(State { version, number: row.number, value: row.text.clone(), now: Some(row.now), ..State::default() })
-    }
-
-    fn put(&mut self, _key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
-        let fate = self.fate()?;
-        let change = (expected.number, next.number, next.value.map(str::to_owned));
-        let mut row = self.store.lock();
-        match fate {
-            Fate::Answered => return Ok(row.change(change)),
-            Fate::Twice => {
-                row.change(change.clone());
-                return Ok(row.change(change));
-            }
-            Fate::QuestionLost => {}
-            Fate::AnswerLost => drop(row.change(change)),
-            Fate::Late => row.late.push(change),
-        }
-        Err(Failure::transient("no answer").indefinite())
-    }
-
-    fn list(&mut self, _kind: Kind, _after: Option<&OsStr>) -> Result<Page, Failure> {
-        Ok(Page::default())
-    }
-
-    fn purge(&mut self, _key: &Key, _expected: &State) -> Result<Write, Failure> {
-        Ok(Write::Conflict)
-    }
-
-    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn repair(&self) -> &'static str {
-        "nothing"
-    }
-
-    fn poll_interval(&self) -> (Duration, Duration) {
-        (Duration::ZERO, Duration::ZERO)
-    }
 }
 
 /// A store with which something happens right before each change, though not before the same write is sent again.
@@ -211,52 +88,16 @@ impl<S: Store> Store for Before<S> {
     }
 }
 
+fn key() -> Key {
+    Key::lock(OsStr::new("lock"))
+}
+
 fn register(store: impl Store + 'static) -> Register {
-    Register::new(Box::new(store), Key::lock(OsStr::new("lock")), "simulated".to_owned())
+    simulated::register(store, key())
 }
 
-/// An owner, as its commands see it.
-#[derive(Clone)]
-struct Process {
-    pid: i32,
-    store: Shared,
-    tokens: Arc<AtomicU64>,
-    /// When each entry was made, by its token.
-    made: Arc<StdMutex<HashMap<String, u64>>>,
-}
-
-impl Claimant for Process {
-    fn entry(&self) -> std::io::Result<Entry> {
-        let pid = parse_pid(&self.pid.to_string()).expect("a pid");
-        let owner = Owner { pid, uid: None, place: Place::default(), instance: Instance::default() };
-        let token = self.tokens.fetch_add(1, Ordering::Relaxed).to_string();
-        self.made.lock().expect("no panic").insert(token.clone(), self.store.now());
-        Ok(Entry { token: Some(token), ..Entry::new(owner, None, None)? })
-    }
-
-    fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
-        entry.owner.pid.as_raw_pid() == self.pid
-    }
-}
-
-/// Nobody sees another's process.
-struct Blind;
-
-impl Judge for Blind {
-    fn judge(&self, _stored: &Stored, _entry: &Entry) -> Verdict {
-        Verdict::Held(Held::Alive(None))
-    }
-}
-
-pub struct Silent;
-
-impl Observer for Silent {
-    fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {}
-
-    fn interval(&self) -> Duration {
-        Duration::ZERO
-    }
-}
+/// No process sees another one.
+const BLIND: ByPid = ByPid(None);
 
 fn request(mode: Mode) -> Request {
     Request { mode, lease: Some(Duration::from_millis(LEASE)), ..Request::default() }
@@ -273,15 +114,8 @@ enum Order {
     Renew(String),
 }
 
-/// A process that is under way.
-struct Command {
-    order: Order,
-    fates: Sender<Fate>,
-    events: Receiver<Event>,
-    thread: JoinHandle<()>,
-    /// The largest number that had been granted when it began.
-    largest: u64,
-}
+/// Notes the largest number that had been granted when it began.
+type Command = simulated::Command<Order, Ended>;
 
 /// What an owner relies on, as long as its lease goes on.
 #[derive(Clone, Debug)]
@@ -304,9 +138,7 @@ struct Host {
 }
 
 struct World {
-    store: Shared,
-    tokens: Arc<AtomicU64>,
-    made: Arc<StdMutex<HashMap<String, u64>>>,
+    store: Simulated,
     hosts: Vec<Host>,
     next_pid: i32,
     largest: u64,
@@ -315,11 +147,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let store = Shared::default();
-        // As a clock is.
-        store.lock().now = 1_800_000_000_000;
-        let (tokens, made) = Default::default();
-        let mut world = Self { store, tokens, made, hosts: Vec::new(), next_pid: 2, largest: 0, fencing: HashSet::new() };
+        let store = Simulated::new();
+        let mut world = Self { store, hosts: Vec::new(), next_pid: 2, largest: 0, fencing: HashSet::new() };
         for _ in 0..OWNERS {
             let host = world.born();
             world.hosts.push(host);
@@ -333,29 +162,21 @@ impl World {
     }
 
     fn process(&self, pid: i32) -> Process {
-        Process { pid, store: self.store.clone(), tokens: self.tokens.clone(), made: self.made.clone() }
+        Process { pid, store: self.store.clone() }
     }
 
     fn start(&self, pid: i32, order: Order) -> Command {
-        let (here, events) = channel();
-        let (fates, permits) = channel();
-        let process = self.process(pid);
-        let (store, asked) = (self.store.clone(), order.clone());
-        let thread = thread::spawn(move || {
-            let ended = here.clone();
+        let (process, store) = (self.process(pid), self.store.clone());
+        Command::start((&self.store, Access::shared(key())), (order, self.largest), move |gated, order| {
             let noted = Arc::new(AtomicU64::new(0));
-            let gated = Gated { store: store.clone(), here, fates: permits };
             // Which is when a lease is reckoned from.
             let happens = {
                 let noted = noted.clone();
                 Box::new(move || noted.store(store.now(), Ordering::Relaxed))
             };
-            let mut mutex = Mutex::new(register(Before::new(gated, happens)), &Blind);
-            // Nobody listens to a process that was killed.
-            let _ = ended.send(Event::Ended(do_it(&mut mutex, &process, &asked, &noted)));
-        });
-        assert!(matches!(events.recv(), Ok(Event::Asks)), "every command looks first");
-        Command { order, fates, events, thread, largest: self.largest }
+            let mut mutex = Mutex::new(register(Before::new(gated, happens)), &BLIND);
+            do_it(&mut mutex, &process, &order, &noted)
+        })
     }
 
     /// The owner's command asks one question; if it has none, it begins with what is next.
@@ -367,8 +188,7 @@ impl World {
             self.hosts[host].given_back = belief.clone();
             self.start(pid, belief.map_or(Order::Lock(mode), |_| Order::Unlock))
         });
-        let (command, ended) = advance(command, fate);
-        self.hosts[host].command = command;
+        let ended = advance(&mut self.hosts[host].command, command, fate);
         ended.map_or(Ok(()), |(order, ended, largest)| self.ended(host, &order, ended, largest))
     }
 
@@ -378,8 +198,7 @@ impl World {
         let token = self.hosts[host].belief.as_ref().map(|belief| belief.grant.token.clone());
         let keeper = self.hosts[host].keeper.take().or_else(|| Some(self.start(pid, Order::Renew(token?))));
         let Some(keeper) = keeper else { return Ok(()) };
-        let (keeper, ended) = advance(keeper, fate);
-        self.hosts[host].keeper = keeper;
+        let ended = advance(&mut self.hosts[host].keeper, keeper, fate);
         ended.map_or(Ok(()), |(order, ended, largest)| self.ended(host, &order, ended, largest))
     }
 
@@ -422,7 +241,7 @@ impl World {
     fn kill(&mut self, host: usize, is_keeper: bool) {
         let host = &mut self.hosts[host];
         let killed = if is_keeper { host.keeper.take() } else { host.command.take() };
-        killed.into_iter().for_each(kill);
+        killed.into_iter().for_each(Command::kill);
     }
 
     /// A host is gone, with all that it runs, and another one comes in its place.
@@ -430,16 +249,6 @@ impl World {
         self.kill(host, true);
         self.kill(host, false);
         self.hosts[host] = self.born();
-    }
-
-    /// Something that was on its way arrives.
-    fn arrive(&mut self, which: usize) {
-        let mut store = self.store.lock();
-        if !store.late.is_empty() {
-            let which = which % store.late.len();
-            let change = store.late.remove(which);
-            store.change(change);
-        }
     }
 
     /// Those who rely on the lock, and may not have it together.
@@ -474,29 +283,11 @@ impl World {
     }
 }
 
-/// One question more; tells how it has ended.
-fn advance(command: Command, fate: Fate) -> (Option<Command>, Option<(Order, Ended, u64)>) {
-    command.fates.send(fate).expect("it waits");
-    match command.events.recv().expect("it goes on") {
-        Event::Asks => (Some(command), None),
-        Event::Ended(ended) => {
-            command.thread.join().expect("no panic");
-            (None, Some((command.order, ended, command.largest)))
-        }
-    }
-}
-
-fn kill(command: Command) {
-    let Command { fates, events, thread, .. } = command;
-    drop((fates, events));
-    thread.join().expect("no panic");
-}
-
 fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, noted: &AtomicU64) -> Ended {
     match order {
         Order::Lock(mode) => match mutex.acquire(process, &request(*mode), &attempts(3), &mut Silent) {
             Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => {
-                let since = process.made.lock().expect("no panic")[&grant.token];
+                let since = process.store.lock().made[&grant.token];
                 Ended::Locked { grant, since, was_held: false }
             }
             // Nobody keeps it any more, so that it is renewed at once, as `lock` does.
@@ -531,16 +322,6 @@ enum Action {
     Pass(u64),
 }
 
-pub fn fate() -> impl Strategy<Value = Fate> {
-    prop_oneof![
-        24 => Just(Fate::Answered),
-        1 => Just(Fate::QuestionLost),
-        2 => Just(Fate::AnswerLost),
-        1 => Just(Fate::Late),
-        1 => Just(Fate::Twice),
-    ]
-}
-
 fn action(modes: &'static [Mode]) -> impl Strategy<Value = Action> {
     let all = (0..OWNERS, sample::select(modes), fate(), 0..8_usize, 0..LEASE * 2 / 3);
     all.prop_flat_map(|(host, mode, fate, number, time)| {
@@ -564,7 +345,7 @@ fn run(actions: &[Action]) -> Result<(), String> {
             Action::Keep(host, fate) => world.keep(host, fate)?,
             Action::Kill(host, is_keeper) => world.kill(host, is_keeper),
             Action::Die(host) => world.die(host),
-            Action::Arrive(which) => world.arrive(which),
+            Action::Arrive(which) => world.store.arrive(which),
             Action::Pass(time) => world.store.lock().now += time,
         }
         world.conflict()?;
@@ -572,30 +353,8 @@ fn run(actions: &[Action]) -> Result<(), String> {
     world.can_be_had()
 }
 
-/// How often, times `SERIALIZER_TEST_FACTOR`.
-fn factor() -> u32 {
-    std::env::var("SERIALIZER_TEST_FACTOR").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
-}
-
-/// Many worlds side by side, because what is lost is asked again after a while.
 fn try_all(modes: &'static [Mode]) {
-    thread::scope(|scope| {
-        for _ in 0..12 {
-            scope.spawn(move || {
-                let config = ProptestConfig {
-                    cases: 25 * factor(),
-                    failure_persistence: None,
-                    max_shrink_iters: 500,
-                    ..ProptestConfig::default()
-                };
-                let all = collection::vec(action(modes), 1..150);
-                let tried = TestRunner::new(config).run(&all, |actions| run(&actions).map_err(TestCaseError::fail));
-                if let Err(error) = tried {
-                    panic!("{error}");
-                }
-            });
-        }
-    });
+    simulated::try_all((12, 25, 500), &collection::vec(action(modes), 1..150), |actions| run(&actions));
 }
 
 #[test]
@@ -609,7 +368,7 @@ fn those_who_rely_on_a_lock_of_several_may_hold_it_together_whatever_the_store_a
 }
 
 fn acquire(memory: &Memory, process: &Process) -> Grant {
-    let mut mutex = Mutex::new(register(memory.clone()), &Blind);
+    let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
     match mutex.acquire(process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent) {
         Ok(Acquired::Free(grant)) => grant,
         other => panic!("{other:?}"),
@@ -624,14 +383,14 @@ fn force(first: impl FnOnce(Memory, Grant) + Send + 'static) -> (Result<Released
     let there = memory.clone();
     let mut first = Some(move || first(there, grant));
     let happens = Box::new(move || first.take().into_iter().for_each(|first| first()));
-    let mut mutex = Mutex::new(register(Before::new(memory.clone(), happens)), &Blind);
+    let mut mutex = Mutex::new(register(Before::new(memory.clone(), happens)), &BLIND);
     (mutex.release(&world.process(9), Whose::Anybodys, Outcome::Unknown), memory)
 }
 
 #[test]
 fn a_lock_is_taken_away_also_from_a_holder_that_renews_it_meanwhile() {
     let (forced, memory) = force(|memory, grant| {
-        Mutex::new(register(memory), &Blind).renew(&grant.token, None).expect("it is held");
+        Mutex::new(register(memory), &BLIND).renew(&grant.token, None).expect("it is held");
     });
     assert!(matches!(forced, Ok(Released::Forced(_))), "{forced:?}");
     let stored = register(memory.clone()).load().expect("memory").expect("it tells of the loss");
@@ -642,7 +401,7 @@ fn a_lock_is_taken_away_also_from_a_holder_that_renews_it_meanwhile() {
 fn a_lock_is_not_taken_away_from_whoever_has_come_meanwhile() {
     let (forced, memory) = force(|memory, _| {
         let world = World::new();
-        let mut mutex = Mutex::new(register(memory.clone()), &Blind);
+        let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
         mutex.release(&world.process(2), Whose::Own, Outcome::Unknown).expect("it is held");
         acquire(&memory, &world.process(3));
     });
@@ -671,7 +430,7 @@ fn the_word_of_a_loss_takes_no_other_word_with_it() {
     let others = [entry(&world.process(3), Some(Outcome::Lost)), entry(&world.process(4), Some(Outcome::Succeeded))];
     let all = [&[lost], others.as_slice()].concat();
     assert_eq!(register(memory.clone()).put(None, Some(&Record::of(all).expect("a record"))).expect("memory"), Write::Done);
-    let mut mutex = Mutex::new(register(memory.clone()), &Blind);
+    let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
     let mut lock = || mutex.acquire(&world.process(2), &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
     assert!(matches!(lock(), Err(mutex::Error::Lost(Lost::TakenOver, _))));
     let tokens = |entries: &[Entry]| entries.iter().map(|entry| entry.token.clone()).collect::<HashSet<_>>();
@@ -684,11 +443,11 @@ fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_its
     let world = World::new();
     let memory = Memory::shared();
     for pid in [2, 3] {
-        let mut mutex = Mutex::new(register(memory.clone()), &Blind);
+        let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
         let acquired = mutex.acquire(&world.process(pid), &request(SLOTS), &attempts(1), &mut Silent);
         assert!(matches!(acquired, Ok(Acquired::Free(_))), "{acquired:?}");
     }
-    let mut mutex = Mutex::new(register(memory.clone()), &Blind);
+    let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
     let forced = mutex.release(&world.process(2), Whose::Anybodys, Outcome::Unknown);
     assert!(matches!(&forced, Ok(Released::Forced(taken)) if taken.len() == 2), "{forced:?}");
     let left = entries(&memory);
@@ -699,7 +458,7 @@ fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_its
 fn what_was_released_and_is_held_for_a_time_yet_is_not_lost() {
     let world = World::new();
     let memory = Memory::shared();
-    let mut mutex = Mutex::new(register(memory), &Blind);
+    let mut mutex = Mutex::new(register(memory), &BLIND);
     let request = Request { at_least: Some(Duration::from_secs(600)), ..request(Mode::EXCLUSIVE) };
     let acquired = mutex.acquire(&world.process(2), &request, &attempts(1), &mut Silent);
     let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };
@@ -723,7 +482,7 @@ fn a_lease_counts_from_before_it_was_asked_for() {
             }
         })
     };
-    let mut mutex = Mutex::new(register(Before::new(Memory::shared(), happens)), &Blind);
+    let mut mutex = Mutex::new(register(Before::new(Memory::shared(), happens)), &BLIND);
     let process = World::new().process(2);
     let acquired = mutex.acquire(&process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
     let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };

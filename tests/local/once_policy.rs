@@ -4,31 +4,21 @@
 //! remembered.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof};
-use proptest::test_runner::{TestCaseError, TestRunner};
+use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::{collection, sample};
-use serializer::backend::seam::{Key, Kind, Next, Page, State, Store, Write};
-use serializer::backend::{Cause, Failure};
-use serializer::claimant::Claimant;
+use serializer::backend::seam::{Key, Kind, Store};
 use serializer::mutex::register::{Register, Stored};
 use serializer::mutex::{self, Acquired, Grant, Mutex, Released, Request, Whose};
 use serializer::once::{Ending, Interrupted, Period, Rule, Run, State as KeyState};
-use serializer::owner::{Instance, Owner, Place};
-use serializer::record::{Entry, Outcome, Record, parse_pid};
-use serializer::verdict::{Held, Holding, Judge, Stale, Verdict};
+use serializer::record::{Entry, Outcome};
+use serializer::verdict::{Holding, Judge, Verdict};
 use serializer::waiting::{Observer, Waiting};
 
-use crate::lease_policy::{Fate, Silent, fate};
 use crate::support::memory::Memory;
+use crate::support::simulated::{self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate};
 
 const CALLERS: usize = 3;
 
@@ -52,57 +42,8 @@ const STOP: Rule = Rule { interrupted: Interrupted::Stop, ..ALWAYS };
 const DAILY: Rule = Rule { per: Some(Period::Day), ..ALWAYS };
 const VALID: Rule = Rule { valid_for: Some(VALID_FOR), ..ALWAYS };
 
-/// What was stored of a run: its token, how it ended, and itself.
-type Seen = Option<(String, Option<Outcome>, Run)>;
-
-/// A conditional write: what it expects, its number, and what is to be stored.
-type Change = (u64, u64, Option<String>);
-
-/// A store: one row, a clock, what is still on its way, and all that was ever stored.
-#[derive(Debug, Default)]
-struct Row {
-    number: u64,
-    text: Option<String>,
-    now: u64,
-    late: Vec<Change>,
-    history: Vec<Seen>,
-}
-
-impl Row {
-    fn change(&mut self, (expected, next, text): Change) -> Write {
-        if expected != self.number {
-            return Write::Conflict;
-        }
-        (self.number, self.text) = (next, text);
-        self.history.push(self.last_run());
-        Write::Done
-    }
-
-    fn last_run(&self) -> Seen {
-        let record = Record::parse(self.text.as_ref()?.as_bytes()).expect("a record");
-        let (entry, run) = record.last_run()?;
-        Some((entry.token.clone().expect("a token"), entry.released, run.clone()))
-    }
-}
-
-#[derive(Clone, Default)]
-struct Shared(Arc<StdMutex<Row>>);
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Row> {
-        self.0.lock().expect("no panic")
-    }
-
-    fn now(&self) -> u64 {
-        self.lock().now
-    }
-}
-
-enum Event {
-    /// It has a question for the store.
-    Asks,
-    Ended(Ended),
-}
+/// The entry of a run as it was stored, if there was one.
+type Seen = Option<Entry>;
 
 /// How a command has ended.
 #[derive(Debug)]
@@ -117,129 +58,12 @@ enum Ended {
     Otherwise,
 }
 
-/// One connection to the store, whose questions wait for what the test wants to become of them.
-struct Gated {
-    store: Shared,
-    is_shared: bool,
-    here: Sender<Event>,
-    fates: Receiver<Fate>,
+fn key() -> Key {
+    Key { kind: Kind::Once, name: "key".into() }
 }
-
-impl Gated {
-    /// Fails where the process that asks was killed.
-    fn fate(&self) -> Result<Fate, Failure> {
-        let killed = || Failure { cause: Cause::Contended, ..Failure::permanent("a killed process asks nothing more") };
-        self.here.send(Event::Asks).map_err(|_| killed())?;
-        let fate = self.fates.recv().map_err(|_| killed())?;
-        // A file loses nothing.
-        Ok(if self.is_shared { fate } else { Fate::Answered })
-    }
-}
-
-impl Store for Gated {
-    fn get(&mut self, key: &Key) -> Result<State, Failure> {
-        // Notices for those whose lock was broken.
-        if key.name != NAME {
-            return Ok(State::default());
-        }
-        if self.fate()? != Fate::Answered {
-            return Err(Failure::transient("no answer"));
-        }
-        let row = self.store.lock();
-        let version = (row.number > 0).then(|| row.number.to_string().into_bytes());
-        let is_gone = !self.is_shared && row.text.is_none();
-        let (version, now) = (version.filter(|_| !is_gone), self.is_shared.then_some(row.now));
-        Ok(State { version, number: row.number, value: row.text.clone(), now, is_local: !self.is_shared, ..State::default() })
-    }
-
-    fn put(&mut self, _key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
-        let fate = self.fate()?;
-        let change = (expected.number, next.number.max(expected.number + 1), next.value.map(str::to_owned));
-        let mut row = self.store.lock();
-        match fate {
-            Fate::Answered => return Ok(row.change(change)),
-            Fate::Twice => {
-                row.change(change.clone());
-                return Ok(row.change(change));
-            }
-            Fate::QuestionLost => {}
-            Fate::AnswerLost => drop(row.change(change)),
-            Fate::Late => row.late.push(change),
-        }
-        Err(Failure::transient("no answer").indefinite())
-    }
-
-    fn list(&mut self, _kind: Kind, _after: Option<&OsStr>) -> Result<Page, Failure> {
-        Ok(Page::default())
-    }
-
-    fn purge(&mut self, _key: &Key, _expected: &State) -> Result<Write, Failure> {
-        Ok(Write::Conflict)
-    }
-
-    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn repair(&self) -> &'static str {
-        "nothing"
-    }
-
-    fn counts(&self) -> bool {
-        self.is_shared
-    }
-
-    fn poll_interval(&self) -> (Duration, Duration) {
-        (Duration::ZERO, Duration::ZERO)
-    }
-}
-
-const NAME: &str = "key";
 
 fn register(store: impl Store + 'static) -> Register {
-    Register::new(Box::new(store), Key { kind: Kind::Once, name: NAME.into() }, "simulated".to_owned())
-}
-
-/// The PIDs of the callers that live. A PID is never used again.
-type Alive = Arc<StdMutex<HashSet<i32>>>;
-
-/// A caller, as its commands see it.
-#[derive(Clone)]
-struct Process {
-    pid: i32,
-    alive: Alive,
-    tokens: Arc<AtomicU64>,
-}
-
-impl Claimant for Process {
-    fn entry(&self) -> std::io::Result<Entry> {
-        let pid = parse_pid(&self.pid.to_string()).expect("a pid");
-        let owner = Owner { pid, uid: None, place: Place::default(), instance: Instance::default() };
-        let token = self.tokens.fetch_add(1, Ordering::Relaxed).to_string();
-        Ok(Entry { token: Some(token), ..Entry::new(owner, None, None)? })
-    }
-
-    fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
-        entry.owner.pid.as_raw_pid() == self.pid
-    }
-
-    fn is_present(&self) -> bool {
-        self.alive.lock().expect("no panic").contains(&self.pid)
-    }
-}
-
-/// On one machine, all processes are seen; with leases, none is.
-struct ByPid(Option<Alive>);
-
-impl Judge for ByPid {
-    fn judge(&self, _stored: &Stored, entry: &Entry) -> Verdict {
-        let is_alive = |alive: &Alive| alive.lock().expect("no panic").contains(&entry.owner.pid.as_raw_pid());
-        match (entry.released, &self.0) {
-            (Some(_), _) => Verdict::Stale(Stale::Released),
-            (None, Some(alive)) if !is_alive(alive) => Verdict::Stale(Stale::Gone),
-            (None, _) => Verdict::Held(Held::Alive(None)),
-        }
-    }
+    simulated::register(store, key())
 }
 
 #[derive(Clone, Debug)]
@@ -250,15 +74,8 @@ enum Order {
     Forget,
 }
 
-/// A process that is under way.
-struct Command {
-    order: Order,
-    fates: Sender<Fate>,
-    events: Receiver<Event>,
-    thread: JoinHandle<()>,
-    /// When it began.
-    began: u64,
-}
+/// Notes the time of its begin.
+type Command = simulated::Command<Order, Ended>;
 
 /// A run that a caller was told to have begun.
 #[derive(Clone, Debug)]
@@ -285,9 +102,7 @@ struct Caller {
 
 struct World {
     kinds: Kinds,
-    store: Shared,
-    alive: Alive,
-    tokens: Arc<AtomicU64>,
+    store: Simulated,
     callers: Vec<Caller>,
     forgetting: Option<Command>,
     next_pid: i32,
@@ -301,13 +116,9 @@ struct World {
 
 impl World {
     fn new(kinds: Kinds) -> Self {
-        let store = Shared::default();
-        // As a clock is.
-        store.lock().now = 1_800_000_000_000;
-        let (alive, tokens, callers, forgetting) = Default::default();
+        let (store, callers, forgetting) = (Simulated::new(), Vec::new(), None);
         let (done, may_be_forgotten, checked, last) = Default::default();
-        let mut world =
-            Self { kinds, store, alive, tokens, callers, forgetting, next_pid: 2, done, may_be_forgotten, checked, last };
+        let mut world = Self { kinds, store, callers, forgetting, next_pid: 2, done, may_be_forgotten, checked, last };
         for _ in 0..CALLERS {
             let caller = world.born();
             world.callers.push(caller);
@@ -317,29 +128,20 @@ impl World {
 
     fn born(&mut self) -> Caller {
         self.next_pid += 1;
-        self.alive.lock().expect("no panic").insert(self.next_pid);
         Caller { pid: self.next_pid, command: None, keeper: None, running: None, ending: None }
     }
 
     fn is_alive(&self, caller: usize) -> bool {
-        self.alive.lock().expect("no panic").contains(&self.callers[caller].pid)
+        self.store.is_alive(self.callers[caller].pid)
     }
 
     fn start(&self, pid: i32, order: Order) -> Command {
-        let (here, events) = channel();
-        let (fates, permits) = channel();
-        let process = Process { pid, alive: self.alive.clone(), tokens: self.tokens.clone() };
-        let (store, asked, is_shared) = (self.store.clone(), order.clone(), self.kinds.is_shared);
-        let judge = ByPid((!is_shared).then(|| self.alive.clone()));
-        let began = store.now();
-        let thread = thread::spawn(move || {
-            let ended = here.clone();
-            let mut mutex = Mutex::new(register(Gated { store, is_shared, here, fates: permits }), &judge);
-            // Nobody listens to a process that was killed.
-            let _ = ended.send(Event::Ended(do_it(&mut mutex, &process, &asked, is_shared)));
-        });
-        assert!(matches!(events.recv(), Ok(Event::Asks)), "every command looks first");
-        Command { order, fates, events, thread, began }
+        let (process, is_shared) = (Process { pid, store: self.store.clone() }, self.kinds.is_shared);
+        let judge = ByPid((!is_shared).then(|| self.store.clone()));
+        let access = Access { is_file: !is_shared, ..Access::shared(key()) };
+        Command::start((&self.store, access), (order, self.store.now()), move |gated, order| {
+            do_it(&mut Mutex::new(register(gated), &judge), &process, &order, is_shared)
+        })
     }
 
     /// The caller's command asks one question; if it has none, it begins with what is next.
@@ -351,8 +153,7 @@ impl World {
         let order = if ending.is_some() { Order::End(is_success) } else { Order::Begin(rule) };
         let (pid, command) = (*pid, command.take());
         let command = command.unwrap_or_else(|| self.start(pid, order));
-        let (command, ended) = advance(command, fate);
-        self.callers[caller].command = command;
+        let ended = advance(&mut self.callers[caller].command, command, fate);
         if let Some((order, ended, began)) = ended {
             self.ended(caller, &order, ended, began)?;
         }
@@ -371,8 +172,7 @@ impl World {
         let token = self.callers[caller].running.as_ref().map(|run| run.grant.token.clone());
         let keeper = self.callers[caller].keeper.take().or_else(|| Some(self.start(pid, Order::Renew(token?))));
         let Some(keeper) = keeper else { return Ok(()) };
-        let (keeper, ended) = advance(keeper, fate);
-        self.callers[caller].keeper = keeper;
+        let ended = advance(&mut self.callers[caller].keeper, keeper, fate);
         if let Some((order, ended, began)) = ended {
             self.ended(caller, &order, ended, began)?;
         }
@@ -385,7 +185,7 @@ impl World {
         }
         self.may_be_forgotten = true;
         let forgetting = self.forgetting.take().unwrap_or_else(|| self.start(1, Order::Forget));
-        self.forgetting = advance(forgetting, fate).0;
+        advance(&mut self.forgetting, forgetting, fate);
         self.check_history()
     }
 
@@ -413,7 +213,7 @@ impl World {
             }
             (Order::Begin(rule), Ended::Skipped) => {
                 // There is a success that may count, reported or not.
-                let has_succeeded = |seen: &Seen| matches!(seen, Some((_, Some(Outcome::Succeeded), _)));
+                let has_succeeded = |seen: &Seen| seen.as_ref().is_some_and(|entry| entry.released == Some(Outcome::Succeeded));
                 if !self.store.lock().history.iter().any(has_succeeded) {
                     return Err(format!("skipped by {rule:?}, and it was never done"));
                 }
@@ -424,13 +224,13 @@ impl World {
             (Order::End(is_success), Ended::Concluded) => {
                 let Some(run) = run_over else { return Ok(()) };
                 let outcome = if *is_success { Outcome::Succeeded } else { Outcome::Failed };
-                let is_it = |(token, released, _): &(String, _, _)| *token == run.grant.token && *released == Some(outcome);
+                let is_it = |entry: &Entry| entry.has_token(&run.grant.token) && entry.released == Some(outcome);
                 let is_recorded = self.store.lock().history.iter().flatten().any(is_it);
                 if run.is_broken || !is_recorded {
                     return Err(format!("{run:?} was lost, and its end was reported as {outcome:?}"));
                 }
                 if *is_success {
-                    self.may_be_forgotten = self.forgetting.is_some() || self.kinds.forgets && !self.store.lock().late.is_empty();
+                    self.may_be_forgotten = self.forgetting.is_some() || self.kinds.forgets && self.store.lock().has_late();
                     self.done = Some(run);
                 }
             }
@@ -458,7 +258,8 @@ impl World {
         // What was reported as done is remembered.
         if let Some(done) = self.done.as_ref().filter(|_| self.kinds.rules == [ALWAYS] && !self.may_be_forgotten) {
             let seen = self.store.lock().last_run();
-            if !matches!(&seen, Some((token, Some(Outcome::Succeeded), _)) if *token == done.grant.token) {
+            let is_it = |entry: &Entry| entry.has_token(&done.grant.token) && entry.released == Some(Outcome::Succeeded);
+            if !seen.as_ref().is_some_and(is_it) {
                 return Err(format!("{done:?} is forgotten: {seen:?}"));
             }
         }
@@ -468,13 +269,13 @@ impl World {
     /// What follows what, by the rules of this world.
     fn check(&self, last: &Seen) -> Result<(), &'static str> {
         let all = |is: fn(&Rule) -> bool| self.kinds.rules.iter().all(is);
-        let Some((token, released, run)) = &self.last else {
+        let Some((Entry { token, released, .. }, run)) = of(&self.last) else {
             return if self.kinds.forgets { Ok(()) } else { Err("the key is forgotten") };
         };
         if all(|rule| rule.tries.is_some()) && run.number > 3 {
             return Err("there are more tries than there may be");
         }
-        let Some((before, was, last)) = last else {
+        let Some((Entry { token: before, released: was, .. }, last)) = of(last) else {
             return if run.number == 1 && released.is_none() { Ok(()) } else { Err("it does not begin with the first run") };
         };
         if before == token {
@@ -500,7 +301,7 @@ impl World {
     /// The caller's command, or what renews its lease, is killed.
     fn kill(&mut self, caller: usize, is_keeper: bool) {
         let killed = if is_keeper { self.callers[caller].keeper.take() } else { self.callers[caller].command.take() };
-        killed.into_iter().for_each(kill);
+        killed.into_iter().for_each(Command::kill);
         if !is_keeper && !self.is_alive(caller) {
             self.callers[caller] = self.born();
         }
@@ -510,7 +311,7 @@ impl World {
     fn die(&mut self, caller: usize) {
         self.kill(caller, true);
         let Caller { pid, command, running, .. } = &mut self.callers[caller];
-        self.alive.lock().expect("no panic").remove(pid);
+        self.store.die(*pid);
         *running = None;
         if command.is_none() {
             self.callers[caller] = self.born();
@@ -519,13 +320,7 @@ impl World {
 
     /// Something that was on its way arrives.
     fn arrive(&mut self, which: usize) -> Result<(), String> {
-        let mut store = self.store.lock();
-        if !store.late.is_empty() {
-            let which = which % store.late.len();
-            let change = store.late.remove(which);
-            store.change(change);
-        }
-        drop(store);
+        self.store.arrive(which);
         self.check_history()
     }
 
@@ -543,20 +338,25 @@ impl World {
             self.die(caller);
             self.kill(caller, false);
         }
-        self.forgetting.take().into_iter().for_each(kill);
+        self.forgetting.take().into_iter().for_each(Command::kill);
         self.store.lock().now += 2 * LEASE;
         let mut command = self.start(self.callers[0].pid, Order::Begin(self.kinds.rules[0]));
         // Two looks and a write are enough; what is too many is no end.
         for _ in 0..10 {
-            match advance(command, Fate::Answered) {
-                (Some(going), _) => command = going,
-                (None, Some((_, Ended::Begun(_) | Ended::Skipped | Ended::GivenUp, _))) => return Ok(()),
-                (None, ended) => return Err(format!("the key is stuck: {:?}", ended.map(|(_, ended, _)| ended))),
+            match command.advance(Fate::Answered) {
+                Ok(going) => command = going,
+                Err((_, Ended::Begun(_) | Ended::Skipped | Ended::GivenUp, _)) => return Ok(()),
+                Err((_, ended, _)) => return Err(format!("the key is stuck: {ended:?}")),
             }
         }
-        kill(command);
+        command.kill();
         Err(format!("the key is stuck: {:?}", self.store.lock()))
     }
+}
+
+/// An entry with its run.
+fn of(seen: &Seen) -> Option<(&Entry, &Run)> {
+    seen.as_ref().and_then(|entry| Some((entry, entry.once.as_ref()?)))
 }
 
 /// Whether a run is after another one, as the store counts them; a file tells of them in their order.
@@ -570,24 +370,6 @@ fn counts(done: &Belief, rule: Rule, began: u64, now: u64) -> bool {
     // It may have looked for the first time at any moment in between.
     let of_period = [began, now].iter().all(|arrival| done.began >= rule.since(*arrival));
     of_period && rule.valid_for.is_none_or(is_valid)
-}
-
-/// One question more; tells how it has ended.
-fn advance(command: Command, fate: Fate) -> (Option<Command>, Option<(Order, Ended, u64)>) {
-    command.fates.send(fate).expect("it waits");
-    match command.events.recv().expect("it goes on") {
-        Event::Asks => (Some(command), None),
-        Event::Ended(ended) => {
-            command.thread.join().expect("no panic");
-            (None, Some((command.order, ended, command.began)))
-        }
-    }
-}
-
-fn kill(command: Command) {
-    let Command { fates, events, thread, .. } = command;
-    drop((fates, events));
-    thread.join().expect("no panic");
 }
 
 fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: bool) -> Ended {
@@ -673,31 +455,9 @@ fn run(kinds: Kinds, actions: &[Action]) -> Result<(), String> {
     world.ends()
 }
 
-/// How often, times `SERIALIZER_TEST_FACTOR`.
-fn factor() -> u32 {
-    std::env::var("SERIALIZER_TEST_FACTOR").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
-}
-
-/// Many worlds side by side, because what is lost is asked again after a while.
 fn try_all(is_shared: bool, rules: &'static [Rule], forgets: bool) {
     let kinds = Kinds { is_shared, rules, forgets };
-    thread::scope(|scope| {
-        for _ in 0..24 {
-            scope.spawn(move || {
-                let config = ProptestConfig {
-                    cases: 3 * factor(),
-                    failure_persistence: None,
-                    max_shrink_iters: 100,
-                    ..ProptestConfig::default()
-                };
-                let all = collection::vec(action(rules), 1..150);
-                let tried = TestRunner::new(config).run(&all, |actions| run(kinds, &actions).map_err(TestCaseError::fail));
-                if let Err(error) = tried {
-                    panic!("{error}");
-                }
-            });
-        }
-    });
+    simulated::try_all((24, 3, 100), &collection::vec(action(rules), 1..150), |actions| run(kinds, &actions));
 }
 
 #[test]
@@ -736,9 +496,7 @@ fn what_is_forgotten_runs_again_and_nothing_else() {
 #[test]
 fn a_run_that_has_come_since_a_key_was_looked_at_is_not_forgotten() {
     let memory = Memory::shared();
-    let alive = Alive::default();
-    alive.lock().expect("no panic").insert(2);
-    let process = Process { pid: 2, alive, tokens: Arc::default() };
+    let process = Process { pid: 2, store: Simulated::new() };
     let judge = ByPid(None);
     let mutex = || Mutex::new(register(memory.clone()), &judge);
     let run = |outcome| {
@@ -778,9 +536,7 @@ fn of_two_ends_of_a_run_the_one_that_is_not_remembered_is_not_reported() {
     let ending = |outcome| Ending { outcome, how: "ended", code: None };
     for (first, second) in [(Outcome::Failed, Outcome::Succeeded), (Outcome::Unknown, Outcome::Succeeded)] {
         let memory = Memory::shared();
-        let alive = Alive::default();
-        alive.lock().expect("no panic").insert(2);
-        let process = Process { pid: 2, alive, tokens: Arc::default() };
+        let process = Process { pid: 2, store: Simulated::new() };
         let judge = ByPid(None);
         let begun = do_it(&mut Mutex::new(register(memory.clone()), &judge), &process, &Order::Begin(ALWAYS), true);
         assert!(matches!(begun, Ended::Begun(_)), "{begun:?}");
@@ -813,9 +569,8 @@ impl Observer for Meanwhile<'_> {
 #[test]
 fn a_caller_that_has_come_before_midnight_is_content_with_a_success_of_that_day() {
     let memory = Memory::shared();
-    let alive = Alive::default();
-    alive.lock().expect("no panic").extend([2, 3]);
-    let [first, waiter] = [2, 3].map(|pid| Process { pid, alive: alive.clone(), tokens: Arc::new((100 * pid as u64).into()) });
+    let world = Simulated::new();
+    let [first, waiter] = [2, 3].map(|pid| Process { pid, store: world.clone() });
     let judge = ByPid(None);
     let mutex = || Mutex::new(register(memory.clone()), &judge);
     assert!(matches!(do_it(&mut mutex(), &first, &Order::Begin(DAILY), true), Ended::Begun(_)));

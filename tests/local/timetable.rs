@@ -1,32 +1,28 @@
 //! When a task is due: cron expressions in their zones, also where clocks are set, and intervals.
 
-use std::collections::HashSet;
-use std::fs;
-use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
-use jiff::civil::{DateTime, Weekday};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan};
 use serializer::schedule::timetable::{Timetable, zone};
 
-/// The system's time zones.
-const ZONES: &str = "/usr/share/zoneinfo";
+use crate::support::ended;
+use crate::support::namespace::in_pid_namespaces;
 
-const HOUR: i64 = 60 * 60;
+const BERLIN: &str = "Europe/Berlin";
+const LORD_HOWE: &str = "Australia/Lord_Howe";
+const TROLL: &str = "Antarctica/Troll";
+const APIA: &str = "Pacific/Apia";
 
 fn cron(text: &str, zone_name: &str) -> Timetable {
     Timetable::cron(text, zone(zone_name).expect(zone_name)).expect(text)
 }
 
 /// Milliseconds of a time such as `2026-03-29 02:30 +0100`.
-fn time(text: &str) -> u64 {
+pub fn time(text: &str) -> u64 {
     let time = Timestamp::strptime("%Y-%m-%d %H:%M %z", text).expect(text);
     u64::try_from(time.as_millisecond()).expect("a time after 1970")
-}
-
-/// Milliseconds of seconds.
-fn ms(seconds: i64) -> u64 {
-    u64::try_from(seconds).expect("a time after 1970") * 1000
 }
 
 /// The next slots in the expression's zone, from the begin of a UTC day on, as `29 02:30 +01`.
@@ -73,9 +69,9 @@ fn expressions_mean_what_they_mean_in_cron() {
         let expected: Vec<_> = expected.iter().map(|slot| format!("{slot} +00")).collect();
         assert_eq!(next(text, "UTC", "2026-01-01", expected.len()), expected, "{text}");
     }
-    let next_year = time("2027-01-01 00:00 +0000");
+    let begin_of = |year| time(&format!("{year}-01-01 00:00 +0000"));
     for text in ["@yearly", "@annually", "0 0 1 1 *"] {
-        assert_eq!(cron(text, "UTC").after(time("2026-01-01 00:00 +0000")), Some(next_year), "{text}");
+        assert_eq!(cron(text, "UTC").after(begin_of(2026)), Some(begin_of(2027)), "{text}");
     }
 }
 
@@ -130,162 +126,122 @@ fn what_cron_does_not_know_is_refused_with_a_reason() {
 
 #[test]
 fn fixed_times_are_due_once_where_clocks_are_set_and_others_by_real_time() {
-    let cases: &[(&str, &str, &str, &[&str])] = &[
-        ("30 2 * * *", "Europe/Berlin", "2026-03-28", &["28 02:30 +01", "29 03:00 +02", "30 02:30 +02"]),
-        ("15,45 2,3 29 * *", "Europe/Berlin", "2026-03-29", &["29 03:00 +02", "29 03:15 +02", "29 03:45 +02"]),
-        ("0 2,3 * * *", "Europe/Berlin", "2026-03-29", &["29 03:00 +02", "30 02:00 +02"]),
-        ("30 */2 * * *", "Europe/Berlin", "2026-03-29", &["29 04:30 +02", "29 06:30 +02"]),
-        ("*/30 2 * * *", "Europe/Berlin", "2026-03-29", &["30 02:00 +02", "30 02:30 +02"]),
-        ("0 0-23 * * *", "Europe/Berlin", "2026-03-29", &["29 01:00 +01", "29 03:00 +02", "29 04:00 +02"]),
-        ("30 2 * * *", "Europe/Berlin", "2026-10-25", &["25 02:30 +02", "26 02:30 +01"]),
-        ("0-59/30 2 * * *", "Europe/Berlin", "2026-10-25", &["25 02:00 +02", "25 02:30 +02", "26 02:00 +01"]),
-        ("30 2,3 * * *", "Europe/Berlin", "2026-10-25", &["25 02:30 +02", "25 03:30 +01", "26 02:30 +01"]),
-        ("30 * * * *", "Europe/Berlin", "2026-10-25", &["25 02:30 +02", "25 02:30 +01", "25 03:30 +01"]),
-        ("*/30 2 * * *", "Europe/Berlin", "2026-10-25", &["25 02:00 +02", "25 02:30 +02", "25 02:00 +01", "25 02:30 +01"]),
+    let cases: &[(&str, &str, &str, &str)] = &[
+        ("30 2 * * *", BERLIN, "2026-03-28", "28 02:30 +01, 29 03:00 +02, 30 02:30 +02"),
+        ("15,45 2,3 29 * *", BERLIN, "2026-03-29", "29 03:00 +02, 29 03:15 +02, 29 03:45 +02"),
+        ("0 2,3 * * *", BERLIN, "2026-03-29", "29 03:00 +02, 30 02:00 +02"),
+        ("30 */2 * * *", BERLIN, "2026-03-29", "29 04:30 +02, 29 06:30 +02"),
+        ("*/30 2 * * *", BERLIN, "2026-03-29", "30 02:00 +02, 30 02:30 +02"),
+        ("0 0-23 * * *", BERLIN, "2026-03-29", "29 01:00 +01, 29 03:00 +02, 29 04:00 +02"),
+        ("30 2 * * *", BERLIN, "2026-10-25", "25 02:30 +02, 26 02:30 +01"),
+        ("0-59/30 2 * * *", BERLIN, "2026-10-25", "25 02:00 +02, 25 02:30 +02, 26 02:00 +01"),
+        ("30 2,3 * * *", BERLIN, "2026-10-25", "25 02:30 +02, 25 03:30 +01, 26 02:30 +01"),
+        ("30 * * * *", BERLIN, "2026-10-25", "25 02:30 +02, 25 02:30 +01, 25 03:30 +01"),
+        ("*/30 2 * * *", BERLIN, "2026-10-25", "25 02:00 +02, 25 02:30 +02, 25 02:00 +01"),
         // Midnight is in the gap.
-        ("@daily", "Africa/Cairo", "2026-04-23", &["24 01:00 +03", "25 00:00 +03"]),
-        ("0 0 * * fri", "Africa/Cairo", "2026-04-23", &["24 01:00 +03", "01 00:00 +03"]),
+        ("@daily", "Africa/Cairo", "2026-04-23", "24 01:00 +03, 25 00:00 +03"),
+        ("0 0 * * fri", "Africa/Cairo", "2026-04-23", "24 01:00 +03, 01 00:00 +03"),
         // Half an hour.
-        ("10,40 2 * * *", "Australia/Lord_Howe", "2026-10-03", &["04 02:30 +11", "04 02:40 +11", "05 02:10 +11"]),
-        ("45 1 * * *", "Australia/Lord_Howe", "2026-04-04", &["05 01:45 +11", "06 01:45 +10:30"]),
-        (
-            "*/15 1 * * *",
-            "Australia/Lord_Howe",
-            "2026-04-04",
-            &["05 01:00 +11", "05 01:15 +11", "05 01:30 +11", "05 01:45 +11", "05 01:30 +10:30", "05 01:45 +10:30"],
-        ),
+        ("10,40 2 * * *", LORD_HOWE, "2026-10-03", "04 02:30 +11, 04 02:40 +11, 05 02:10 +11"),
+        ("45 1 * * *", LORD_HOWE, "2026-04-04", "05 01:45 +11, 06 01:45 +10:30"),
+        ("*/30 1 * * *", LORD_HOWE, "2026-04-04", "05 01:00 +11, 05 01:30 +11, 05 01:30 +10:30"),
         // Two hours.
-        ("30 1,2 * * *", "Antarctica/Troll", "2026-03-29", &["29 03:00 +02", "30 01:30 +02"]),
-        ("30 1,2 * * *", "Antarctica/Troll", "2026-10-24", &["24 02:30 +02", "25 01:30 +02", "25 02:30 +02", "26 01:30 +00"]),
-        ("30 * * * *", "Antarctica/Troll", "2026-10-25", &["25 02:30 +02", "25 01:30 +00", "25 02:30 +00"]),
+        ("30 1,2 * * *", TROLL, "2026-03-29", "29 03:00 +02, 30 01:30 +02"),
+        ("30 1,2 25 * *", TROLL, "2026-10-24", "25 01:30 +02, 25 02:30 +02, 25 01:30 +00"),
+        ("30 * * * *", TROLL, "2026-10-25", "25 02:30 +02, 25 01:30 +00, 25 02:30 +00"),
         // The whole of the 30th was left out: a correction.
-        ("0 12 * * *", "Pacific/Apia", "2011-12-29", &["29 12:00 -10", "31 12:00 +14"]),
-        ("0 12 30 12 *", "Pacific/Apia", "2011-12-29", &["30 12:00 +14"]),
-        ("0 * * * *", "Pacific/Apia", "2011-12-30", &["29 14:00 -10"]),
-        ("0 23,0 * * *", "Pacific/Apia", "2011-12-30", &["29 23:00 -10", "31 00:00 +14"]),
+        ("0 12 * * *", APIA, "2011-12-29", "29 12:00 -10, 31 12:00 +14"),
+        ("0 12 30 12 *", APIA, "2011-12-29", "30 12:00 +14"),
+        ("0 * * * *", APIA, "2011-12-30", "29 14:00 -10"),
+        ("0 23,0 * * *", APIA, "2011-12-30", "29 23:00 -10, 31 00:00 +14"),
         // Three hours, which is a correction forwards only.
-        ("0 2 * * *", "Antarctica/Casey", "2020-10-03", &["05 02:00 +11"]),
-        ("0 1 * * *", "Antarctica/Casey", "2023-03-08", &["09 01:00 +11", "10 01:00 +08"]),
-        ("30 1 * * *", "CET-1CEST,M3.5.0,M10.5.0/3", "2026-03-28", &["28 01:30 +01", "29 01:30 +01", "30 01:30 +02"]),
+        ("0 2 * * *", "Antarctica/Casey", "2020-10-03", "05 02:00 +11"),
+        ("0 1 * * *", "Antarctica/Casey", "2023-03-08", "09 01:00 +11, 10 01:00 +08"),
+        ("30 2 * * *", "CET-1CEST,M3.5.0,M10.5.0/3", "2026-03-28", "28 02:30 +01, 29 03:00 +02"),
     ];
     for (text, zone_name, day, expected) in cases {
-        assert_eq!(next(text, zone_name, day, expected.len()), *expected, "{text} in {zone_name}");
+        let slots = next(text, zone_name, day, expected.split(", ").count());
+        assert_eq!(slots.join(", "), *expected, "{text} in {zone_name}");
     }
-}
-
-/// A rule of its own kind: what [`Timetable`] says is compared with what it says minute by minute.
-struct Rule {
-    text: &'static str,
-    is_fixed: bool,
-    matches: fn(&DateTime) -> bool,
-}
-
-const RULES: [Rule; 7] = [
-    Rule { text: "30 2 * * *", is_fixed: true, matches: |wall| (wall.hour(), wall.minute()) == (2, 30) },
-    Rule { text: "30 1 * * *", is_fixed: true, matches: |wall| (wall.hour(), wall.minute()) == (1, 30) },
-    Rule { text: "0,20 0-3 * * *", is_fixed: true, matches: |wall| wall.hour() < 4 && [0, 20].contains(&wall.minute()) },
-    Rule { text: "0 * * * *", is_fixed: false, matches: |wall| wall.minute() == 0 },
-    Rule { text: "*/15 * * * *", is_fixed: false, matches: |wall| wall.minute() % 15 == 0 },
-    Rule {
-        text: "0 0 * * 0",
-        is_fixed: true,
-        matches: |wall| (wall.hour(), wall.minute()) == (0, 0) && wall.weekday() == Weekday::Sunday,
-    },
-    Rule {
-        text: "0 3 29 2 *",
-        is_fixed: true,
-        matches: |wall| (wall.month(), wall.day(), wall.hour(), wall.minute()) == (2, 29, 3, 0),
-    },
-];
-
-impl Rule {
-    /// The slots among these minutes, each with what clocks show then, as Vixie's cron finds them:
-    /// it goes by what clocks have shown before.
-    fn slots(&self, minutes: &[(u64, DateTime)]) -> Vec<u64> {
-        let mut shown = minutes[0].1 - 1.minute();
-        let is_slot = |(_, wall): &&(u64, DateTime)| {
-            let ahead = wall.duration_since(shown).as_mins();
-            if !self.is_fixed {
-                return (self.matches)(wall);
-            }
-            if (-179..=0).contains(&ahead) {
-                return false;
-            }
-            shown = *wall;
-            let late = if ahead <= 180 { ahead } else { 1 };
-            (self.matches)(wall) || (1..late).any(|ago| (self.matches)(&(*wall - ago.minutes())))
-        };
-        minutes.iter().filter(is_slot).map(|(slot, _)| *slot).collect()
-    }
-
-    /// Compares the timetable with the slots among the minutes of `begin` to `end`, in seconds.
-    fn check(&self, timetable: &Timetable, minutes: &[(u64, DateTime)], context: &str) {
-        let slots = self.slots(minutes);
-        let (begin, end) = (minutes[0].0, minutes[minutes.len() - 1].0);
-        let context = format!("{} in {context}", self.text);
-        assert_eq!(timetable.between(begin - 1, end, usize::MAX), slots, "{context}");
-        // At the middle, clocks are set.
-        let middle = minutes[minutes.len() / 2].0;
-        for time in [middle - 1, middle, middle + 3_600_000] {
-            let after = slots.iter().copied().find(|slot| *slot > time);
-            assert_eq!(timetable.after(time).filter(|slot| *slot <= end), after, "{context} after {time}");
-            let last = slots.iter().copied().rfind(|slot| *slot <= time);
-            assert_eq!(timetable.last(begin, time), last, "{context} until {time}");
-        }
-    }
-}
-
-/// The minutes up to `hours` before and after a time in seconds, and what clocks show then.
-fn minutes_around(zone: &TimeZone, middle: i64, hours: i64) -> Vec<(u64, DateTime)> {
-    let minutes = (middle - hours * HOUR..middle + hours * HOUR).step_by(60);
-    let shown = |time| (ms(time), zone.to_datetime(Timestamp::from_second(time).expect("a time")));
-    minutes.map(shown).collect()
-}
-
-/// The names of the system's zones, one for each content.
-fn zones() -> Vec<String> {
-    let (mut directories, mut zones, mut seen) = (vec![Path::new(ZONES).to_owned()], Vec::new(), HashSet::new());
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).expect("time zones: tzdata is installed").flatten() {
-            let (path, name) = (entry.path(), entry.path());
-            let name = name.strip_prefix(ZONES).expect("a path below").to_str().expect("UTF-8").to_owned();
-            if path.is_dir() {
-                directories.extend(Some(path).filter(|_| !["posix", "right"].contains(&name.as_str())));
-            } else if let Some(bytes) = fs::read(path).ok().filter(|bytes| bytes.starts_with(b"TZif"))
-                && seen.insert(bytes)
-            {
-                zones.push(name);
-            }
-        }
-    }
-    zones
+    // Nothing is due in an empty time at the end of a gap.
+    let end = time("2026-03-29 03:00 +0200");
+    assert_eq!(cron("30 2 * * *", BERLIN).last(end, end), Some(end));
+    assert_eq!(cron("30 2 * * *", BERLIN).last(end, end - 1), None);
+    assert_eq!(cron("30 2 * * *", BERLIN).last(end + 1, end + 1), None);
 }
 
 #[test]
-fn slots_agree_with_a_walk_over_the_minutes_in_every_zone_from_2026_to_2030() {
-    let day = |text| i64::try_from(time(text) / 1000).expect("a time");
-    let (begin, end) = (day("2026-01-01 00:00 +0000"), day("2031-01-01 00:00 +0000"));
-    let leap_day = day("2028-02-29 12:00 +0000");
-    let zones = zones();
-    assert!(zones.len() > 250, "{zones:?}");
-    let mut changes = 0;
-    for name in zones {
-        let zone = zone(&name).expect(&name);
-        let timetables = RULES.map(|rule| Timetable::cron(rule.text, zone.clone()).expect(rule.text));
-        let check = |middle, hours| {
-            let minutes = minutes_around(&zone, middle, hours);
-            let context = format!("{name} around {}", Timestamp::from_second(middle).expect("a time"));
-            RULES.iter().zip(&timetables).for_each(|(rule, timetable)| rule.check(timetable, &minutes, &context));
-        };
-        check(leap_day, 24);
-        for change in zone.following(Timestamp::from_second(begin).expect("a time")) {
-            let middle = change.timestamp().as_second();
-            if middle >= end {
-                break;
-            }
-            changes += 1;
-            check(middle, 6);
-        }
+fn of_many_missed_slots_the_last_ones_are_found_and_all_are_counted() {
+    let (begin, end) = (time("2026-03-25 00:00 +0000"), time("2026-03-31 22:40 +0000"));
+    let minutely = cron("* * * * *", BERLIN);
+    let all = minutely.between(begin, end, usize::MAX);
+    assert_eq!(all.len(), 10_000);
+    assert_eq!((all[0], all[9_999]), (begin + 60_000, end));
+    assert!(all.iter().is_sorted_by(|a, b| a < b));
+    assert_eq!(minutely.between(begin, end, 100), all[9_900..]);
+    assert!(minutely.between(begin, end, 0).is_empty());
+    let count = |most| minutely.count(begin, end, most);
+    assert_eq!([u64::MAX, 10_000, 7, 0].map(count), [10_000, 10_000, 7, 0]);
+    let year_ago = time("2025-03-31 22:40 +0000");
+    assert_eq!(minutely.last(year_ago, end + 59_999), Some(end));
+    assert_eq!(minutely.count(year_ago, end, u64::MAX), 365 * 24 * 60);
+    // `begin` is left out, `end` is not; `since` is not left out.
+    let daily = cron("@daily", "UTC");
+    let day = |number: u64| begin + number * 86_400_000;
+    assert_eq!(daily.between(day(0), day(2), 9), [day(1), day(2)]);
+    assert_eq!(daily.count(day(0), day(2), 9), 2);
+    assert_eq!(daily.last(day(1), day(2) - 1), Some(day(1)));
+    assert_eq!(daily.last(day(1) + 1, day(2) - 1), None);
+    assert!(daily.between(day(2), day(1), 9).is_empty());
+    assert_eq!(daily.last(day(2), day(1)), None);
+}
+
+#[test]
+fn an_interval_is_due_at_its_multiples() {
+    let every = Timetable::Every(Duration::from_millis(1500));
+    let after = |time| every.after(time);
+    assert_eq!([0, 1, 1499, 1500].map(after), [1500, 1500, 1500, 3000].map(Some));
+    assert_eq!(every.last(0, 1499), Some(0));
+    assert_eq!(every.last(1, 1499), None);
+    assert_eq!(every.last(1500, 4500), Some(4500));
+    assert_eq!(every.between(1500, 6000, 2), [4500, 6000]);
+    assert_eq!(every.count(1500, 6000, 9), 3);
+    let quarters = Timetable::Every(Duration::from_secs(900));
+    let [now, due] = ["07", "15"].map(|minute| time(&format!("2026-01-01 10:{minute} +0000")));
+    assert_eq!(quarters.after(now), Some(due));
+}
+
+#[test]
+fn times_at_the_ends_of_time_are_answered() {
+    for timetable in [cron("* * * * *", BERLIN), Timetable::Every(Duration::from_secs(60))] {
+        assert_eq!(timetable.last(0, 0), Some(0));
+        assert_eq!(timetable.after(0), Some(60_000));
     }
-    assert!(changes > 500, "{changes}");
+    let minutely = cron("* * * * *", "Asia/Tokyo");
+    assert_eq!(minutely.after(u64::MAX), None);
+    assert!(minutely.last(0, u64::MAX).is_some());
+    assert_eq!(Timetable::Every(Duration::MAX).after(0), None);
+    assert_eq!(Timetable::Every(Duration::ZERO).after(5), Some(6));
+}
+
+#[test]
+fn a_zone_is_found_by_its_name_or_rule() {
+    for name in ["UTC", BERLIN, "EST5EDT", "CET-1CEST,M3.5.0,M10.5.0/3"] {
+        assert!(zone(name).is_ok(), "{name}");
+    }
+    for name in ["", "Mars/Olympus", "../../../etc/passwd", "Europe", "zone.tab"] {
+        let refused = zone(name).expect_err(name);
+        assert!(refused.starts_with(&format!("`{name}` is not a time zone")), "{refused}");
+    }
+}
+
+in_pid_namespaces! {
+    a_machine_without_time_zones_says_so: {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "none", "/usr/share/zoneinfo"]);
+        assert_eq!(ended(&mut mount).code, 0);
+        let refused = zone(BERLIN).expect_err("there are none");
+        assert!(refused.contains("has no time zones; install tzdata, or use UTC"), "{refused}");
+        assert!(zone("UTC").is_ok());
+    };
 }

@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod proxy;
 pub mod servers;
 pub mod session;
+pub mod simulated;
 pub mod stores;
 pub mod tasks;
 

@@ -53,7 +53,9 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         return Err(is_running(&args.task));
     }
     let slot = args.slot.map_or_else(|| mutex.time(), milliseconds);
-    let claim = Claim { seen: seen.run.of_slot(), slot, skipped: 0, definition: definition.number(), is_forced: true };
+    let (last_slot, last_number) = seen.run.of_slot();
+    let claim =
+        Claim { seen: (last_slot, last_number, seen.state), slot, skipped: 0, definition: definition.number(), is_forced: true };
     let order = Order { lease: lease_of(environment, &args.catalog.place, &place)?, is_json: false };
     let work = order.work((&args.task, definition), &location, (claim, &seen.run), &catalog.limits);
     let cannot = |error| Error::failed(format!("cannot run `{}`: {}", args.task, backend::plain(&error)));

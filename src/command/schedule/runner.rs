@@ -2,8 +2,10 @@
 //! scheduler that is killed. Its orders come on its stdin, since they hold the store's password.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::num::NonZeroU32;
+use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -13,12 +15,13 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::de::DeserializeOwned;
 
 use super::relay::Relay;
-use super::work::{LIMITED, Limited, NAME, Work, shown_slot};
+use super::work::{LENGTH, LIMITED, Limited, MAX_ORDERS, NAME, Work, shown_slot};
+use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
 use crate::child::Descendants;
 use crate::cli::LogArgs;
-use crate::command::job::Job;
-use crate::command::run::{INTERRUPTED, Ran, execute, perform};
+use crate::command::job::{INTERRUPTED, Job, Ran};
+use crate::command::run::{execute, perform};
 use crate::config::OnLost;
 use crate::error::Error;
 use crate::exit_code::{BUSY, DONE};
@@ -97,16 +100,18 @@ fn job(lock: Location, request: Request, waiting: Waiting, command: Vec<String>)
     }
 }
 
-/// The first line of stdin, and not a byte more: the rest is the command's.
+/// The first message on stdin, and not a byte more: the rest is the command's.
 fn orders<T: DeserializeOwned>() -> Result<T, Error> {
-    let (mut line, mut byte) = (Vec::new(), [0]);
-    let mut read = || rustix::io::retry_on_intr(|| rustix::io::read(io::stdin(), &mut byte)).map(|length| (length, byte[0]));
-    loop {
-        match read().map_err(|error| cannot(error.into()))? {
-            (1, byte) if byte != b'\n' => line.push(byte),
-            _ => return serde_json::from_slice(&line).map_err(|error| cannot(error.into())),
-        }
-    }
+    let read = || {
+        let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let mut length = [0; LENGTH];
+        stdin.read_exact(&mut length)?;
+        let length = str::from_utf8(&length).ok().and_then(|length| length.trim_start().parse().ok());
+        let mut message = vec![0; length.filter(|length| *length <= MAX_ORDERS).ok_or(io::ErrorKind::InvalidData)?];
+        stdin.read_exact(&mut message)?;
+        Ok(serde_json::from_slice(&message)?)
+    };
+    read().map_err(cannot)
 }
 
 impl Work {
@@ -136,12 +141,13 @@ impl Work {
             _ => return Ok(BUSY),
         };
         Relay::end_line();
-        self.report(&ran, short(Duration::from_millis(since_boot().saturating_sub(begun))));
+        let took = since_boot().saturating_sub(begun);
+        self.report(&ran, since_1970().saturating_sub(took), short(Duration::from_millis(took)));
         error.map_or(Ok(ran.code), Err)
     }
 
     /// Says how the run ended, and tells the user's program.
-    fn report(&self, ran: &Ran, took: String) {
+    fn report(&self, ran: &Ran, began: u64, took: String) {
         let (name, slot) = (printable::field(&self.task), shown_slot(self.claim.slot));
         let is_last = ran.number.is_none_or(|number| self.rule.tries.is_some_and(|tries| number >= tries.get()));
         let event = if ran.code == DONE {
@@ -154,7 +160,10 @@ impl Work {
             tracing::error!("`{name}` of {slot} failed after {took}: {}", ran.how);
             is_last.then_some("failed")
         };
-        for event in event.into_iter().chain((self.claim.skipped > 0).then_some("skipped")) {
+        let was_skipped = (self.claim.skipped > 0).then_some("skipped");
+        let is_first = ran.number == Some(1) && !self.claim.is_forced;
+        let was_overdue = (is_first && began > self.overdue_at).then_some("overdue");
+        for event in [was_skipped, was_overdue, event].into_iter().flatten() {
             self.notify(event, ran.code);
         }
     }

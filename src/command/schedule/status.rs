@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::catalog::Source;
-use super::work::shown_slot;
+use super::work::{OVERDUE, shown_slot};
 use super::{place_of, task_at};
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location};
@@ -26,9 +26,6 @@ use crate::schedule::definition::{Catalog, Definition};
 use crate::schedule::plan::{Plan, Seen};
 use crate::schedule::timetable::Timetable;
 use crate::verdict::{LocalJudge, Orphans};
-
-/// A slot that has not started after this time is overdue, in milliseconds.
-const OVERDUE: u64 = 60_000;
 
 /// A task for programs. Times are in milliseconds since 1970.
 #[derive(Serialize)]

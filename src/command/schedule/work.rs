@@ -23,6 +23,13 @@ pub const NAME: &str = "run-task";
 /// The argument that makes it run a command within a limit.
 pub const LIMITED: &str = "run-limited";
 
+/// The digits of a message's length, which precede it, and the largest message.
+pub const LENGTH: usize = 8;
+pub const MAX_ORDERS: usize = 4 << 20;
+
+/// A slot that has not started after this time is overdue, in milliseconds.
+pub const OVERDUE: u64 = 60_000;
+
 const EXECUTABLE: &str = "/proc/self/exe";
 
 /// What all runs of a scheduler have in common.
@@ -45,6 +52,8 @@ pub struct Work {
     /// What the command is to do, if it waits for its place within a limit: that is a part of its run.
     #[serde(skip)]
     limited: Option<Limited>,
+    /// When it is overdue, in milliseconds since 1970.
+    pub overdue_at: u64,
     pub timeout: Option<Duration>,
     pub had_failed: bool,
     pub notify: Vec<String>,
@@ -86,6 +95,7 @@ impl Order {
             expired: None,
             command: if limited.is_some() { wrapper() } else { definition.command.clone() },
             limited,
+            overdue_at: claim.slot.saturating_add(definition.delay(name)).saturating_add(OVERDUE),
             timeout: definition.timeout,
             had_failed: last.has_failed_before(claim.slot),
             notify: definition.notify.clone(),
@@ -107,9 +117,10 @@ pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     if let Some(directory) = &definition.directory {
         command.current_dir(directory);
     }
-    let mut text = serde_json::to_string(work)? + "\n";
+    let message = |text: String| format!("{:LENGTH$}{text}", text.len());
+    let mut text = message(serde_json::to_string(work)?);
     if let Some(limited) = &work.limited {
-        text += &(serde_json::to_string(limited)? + "\n");
+        text += &message(serde_json::to_string(limited)?);
     }
     // What follows is for the command.
     text += definition.stdin.as_deref().unwrap_or("");
