@@ -52,6 +52,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         is_verbose: args.verbose,
         waits_silently: !args.verbose,
         task_ends_at: None,
+        expired: None,
     };
     match execute(&job) {
         // As flock(1): a crontab that was switched must not begin to send mail.

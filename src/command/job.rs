@@ -9,6 +9,7 @@ use crate::cli::{CommandArgs, WaitingArgs};
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
 use crate::mutex::Request;
+use crate::mutex::key::Expired;
 use crate::verdict::Orphans;
 use crate::waiting::Waiting;
 
@@ -28,6 +29,8 @@ pub struct Job {
     pub waits_silently: bool,
     /// Of a task on a schedule: when its time is over, in milliseconds since boot.
     pub task_ends_at: Option<u64>,
+    /// Of a task on a schedule: the lease of its last run, which the scheduler has watched to its end.
+    pub expired: Option<Expired>,
 }
 
 impl Job {
@@ -55,6 +58,7 @@ impl Job {
             is_verbose: args.verbose,
             waits_silently: false,
             task_ends_at: None,
+            expired: None,
         })
     }
 }

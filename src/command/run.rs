@@ -60,7 +60,8 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     }
     let here = Place::here();
     let judge = LocalJudge::new(here.clone(), job.orphans);
-    let mutex = Mutex::new(backend::open(&job.lock)?, &judge);
+    let mut mutex = Mutex::new(backend::open(&job.lock)?, &judge);
+    job.expired.iter().for_each(|expired| mutex.learn(expired));
     let location = job.lock.printable();
     let claimant = RunClaimant::new(&here, job.command.clone(), job.descendants);
     let mut run = Run { job, program, shown: printable::path(program), location, mutex, claimant };

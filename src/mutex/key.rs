@@ -12,7 +12,10 @@ use crate::claimant::Claimant;
 use crate::once::{Ended, Run, State};
 use crate::owner::{Owner, Place};
 use crate::record::{Entry, Outcome, Record};
-use crate::verdict::{Judged, Verdict};
+use crate::verdict::{Judged, Stale, Verdict};
+
+/// A lease that is proved to have expired: the token of its holder, how often it was renewed, and its duration.
+pub type Expired = (String, u64, Duration);
 
 /// A snapshot of a key that was run.
 #[derive(Debug)]
@@ -28,6 +31,14 @@ pub struct Inspected {
 }
 
 impl Inspected {
+    /// The lease of its last run, if that has expired.
+    pub fn expired(&self) -> Option<Expired> {
+        let is_expired = matches!(self.process.verdict, Verdict::Stale(Stale::Expired));
+        let entry = self.process.entry.as_ref().filter(|_| is_expired)?;
+        let lease = entry.lease?;
+        Some((entry.token.clone()?, lease.renewals, lease.duration))
+    }
+
     /// Whether the run with this token ended with `outcome`.
     pub fn has_ended(&self, token: &str, outcome: Outcome) -> bool {
         let is_it = |entry: &Entry| entry.has_token(token) && entry.released == Some(outcome);
@@ -49,6 +60,13 @@ impl Mutex<'_> {
             Verdict::Stale(_) => None,
         };
         Ok(Some(Inspected { run: run.clone(), state, process, look_again_in }))
+    }
+
+    /// Learns that another process has watched this lease to its end. That is so unless it is renewed after all.
+    pub fn learn(&mut self, (token, renewals, duration): &Expired) {
+        let since = Instant::now().checked_sub(*duration);
+        let watched = since.map(|since| (Some(token.clone()), (renewals.to_be_bytes().to_vec(), since)));
+        self.watched.extend(watched);
     }
 
     /// Removes the stored state of the key; `false` if there was none. Refuses a key that runs, or has run since it was

@@ -26,6 +26,7 @@ mod once;
 mod once_aec;
 mod outages;
 mod refusals;
+mod schedule;
 mod sera;
 mod servers;
 mod stopped;

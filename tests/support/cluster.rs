@@ -11,7 +11,7 @@ use serde_json::Value;
 use serializer::record::random_token;
 
 use crate::support::hosts::Host;
-use crate::support::servers::buckets::{s3_url_at, shared_s3};
+use crate::support::servers::buckets::{azure_url_at, s3_url_at, shared_azure, shared_s3};
 use crate::support::servers::emulators::{dynamodb_at, shared_dynalite};
 use crate::support::servers::{shared_mariadb, shared_postgres, url_at};
 pub use crate::support::stores::Kind;
@@ -40,6 +40,9 @@ impl Cluster {
     pub fn of(kind: Kind, lease: Duration, hosts: [Host; 2]) -> Self {
         let name = random_token().expect("random numbers");
         let locks = Locks::new();
+        if kind == Kind::Directory {
+            locks.is_shared();
+        }
         let mode = fs::Permissions::from_mode(0o777);
         fs::set_permissions(locks.dir(), mode).expect("it can be shared");
         Self { hosts, locks, kind, name, lease }
@@ -56,7 +59,9 @@ impl Cluster {
             }
             Kind::DynamoDb => dynamodb_at(self.hosts[host].address_of_server(shared_dynalite().port())),
             Kind::S3 => s3_url_at(self.hosts[host].address_of_server(shared_s3().port())),
-            Kind::Azure | Kind::Directory => panic!("simulated hosts have no way to it"),
+            Kind::Azure => azure_url_at(self.hosts[host].address_of_server(shared_azure().address().port())),
+            // They see the same files.
+            Kind::Directory => format!("file://{}", self.locks.dir().display()),
         }
     }
 

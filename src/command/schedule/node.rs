@@ -242,7 +242,8 @@ impl<'a> Node<'a> {
             (Plan::Run(claim), Some(last)) => {
                 (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
                 let (claim, definition) = ((claim, last), (name, &task.definition));
-                let work = self.options.order.work(definition, &task.location, claim, &self.catalog.limits);
+                let mut work = self.options.order.work(definition, &task.location, claim, &self.catalog.limits);
+                work.expired = task.expired.take();
                 match work::start(&work, &task.definition) {
                     Ok(child) => self.runners.push((name.to_owned(), child)),
                     Err(error) => {

@@ -96,6 +96,7 @@ fn job(lock: Location, request: Request, waiting: Waiting, command: Vec<String>)
         is_verbose: false,
         waits_silently: false,
         task_ends_at: None,
+        expired: None,
     }
 }
 
@@ -119,6 +120,7 @@ impl Work {
         let request = Request { lease: self.lease, once: Some(self.rule), claim: Some(self.claim), ..Request::default() };
         let waiting = Waiting { max_attempts: Some(NonZeroU32::MIN), sleep: PATIENCE, timeout: None };
         let mut job = job(self.location.clone(), request, waiting, self.command.clone());
+        job.expired = self.expired.clone();
         job.task_ends_at = limit.map(|limit| since_boot().saturating_add(limit));
         if let Some(timeout) = self.timeout {
             thread::spawn(move || {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::backend::retry::jittered;
 use crate::backend::{self, Location};
 use crate::mutex::Mutex;
+use crate::mutex::key::{Expired, Inspected};
 use crate::once::{Claim, Run};
 use crate::printable;
 use crate::schedule::definition::Definition;
@@ -27,6 +28,8 @@ pub struct Tracked<'a> {
     pub has_yielded: bool,
     pub needs_room: bool,
     pub last_claim: Option<Claim>,
+    /// The lease of its last run, if that has expired.
+    pub expired: Option<Expired>,
     pub failures: u32,
     /// The other definition of which a warning has told.
     other: u32,
@@ -35,14 +38,15 @@ pub struct Tracked<'a> {
 impl<'a> Tracked<'a> {
     /// A task that was not looked at yet.
     pub fn new(definition: Definition, location: Location, mutex: Mutex<'a>) -> Self {
-        let (check_at, due_at, has_yielded, needs_room, last_claim, failures, other) = Default::default();
-        Self { definition, location, mutex, check_at, due_at, has_yielded, needs_room, last_claim, failures, other }
+        let (check_at, due_at, has_yielded, needs_room, last_claim, expired, failures, other) = Default::default();
+        Self { definition, location, mutex, check_at, due_at, has_yielded, needs_room, last_claim, expired, failures, other }
     }
 
     /// The next step, and the time of the store.
     pub fn plan(&mut self, name: &str, up_since: u64) -> Result<(Plan, Option<Run>, u64), backend::Error> {
         let seen = self.mutex.inspect()?;
         let now = self.mutex.time();
+        self.expired = seen.as_ref().and_then(Inspected::expired);
         let seen = seen.map(|key| Seen::new(key, now));
         let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref()).map_or(0, |stored| stored.definition);
         if ![0, self.definition.number(), self.other].contains(&stored) {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Location;
 use crate::backend::seam::Key;
+use crate::mutex::key::Expired;
 use crate::once::{Claim, Rule, Run};
 use crate::schedule::definition::Definition;
 use crate::verdict::RUN_VARIABLE;
@@ -45,6 +46,8 @@ pub struct Work {
     pub lease: Option<Duration>,
     pub rule: Rule,
     pub claim: Claim,
+    /// The lease of the last run, if that was watched to its end: the runner of a store without a clock has not.
+    pub expired: Option<Expired>,
     pub command: Vec<String>,
     /// What the command is to do, if it waits for its place within a limit: that is a part of its run.
     #[serde(skip)]
@@ -89,6 +92,7 @@ impl Order {
             lease: self.lease,
             rule,
             claim,
+            expired: None,
             command: if limited.is_some() { wrapper() } else { definition.command.clone() },
             limited,
             overdue_at: claim.slot.saturating_add(definition.delay(name)).saturating_add(OVERDUE),

@@ -1,0 +1,214 @@
+//! Tasks on a schedule, on several hosts: their state is in a store.
+
+use std::fs;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::cluster::Cluster;
+use crate::support::faults::{Logged, proxied};
+use crate::support::stores::{Kind, Store, of_each};
+use crate::support::tasks::{Line, Tasks, assert_none_is_lost};
+use crate::support::{ended, rounds, until};
+
+/// Does not end while a test runs.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Is waited for, and long enough for a slow machine to renew it in time.
+const SHORT: Duration = Duration::from_secs(6);
+
+/// Runs each second, and each slot.
+const EACH: &str = "every = '1s'\ncatch_up = 'all'\n";
+
+of_each! { hosts:
+no_slot_is_lost_or_run_twice_by_several_schedulers,
+a_task_of_a_host_that_has_died_is_run_by_another_one,
+a_task_is_stopped_and_paused_from_another_host,
+=> Postgres, MariaDb, DynamoDb, S3, Azure, Directory }
+
+of_each! { sleepers:
+a_host_that_slept_through_a_lease_ends_the_task_that_another_host_has_begun,
+=> Postgres, DynamoDb, S3, Directory }
+
+of_each! { versions:
+two_versions_of_a_file_are_told_and_run_no_slot_twice,
+=> Postgres, S3 }
+
+of_each! { over_networks:
+slots_are_caught_up_after_an_outage_in_which_the_store_is_asked_now_and_then,
+a_scheduler_without_work_asks_the_store_for_nothing,
+=> Postgres, MariaDb, DynamoDb, S3, Azure }
+
+/// Tasks of a cluster; `NAME` in the text is the part of their names that no other test has.
+fn tasks<'a>(cluster: &'a Cluster, text: &str) -> Tasks<'a> {
+    let make = |host: usize, args: &[&str]| cluster.serializer(host % 2, args);
+    Tasks::new(cluster.locks.dir().to_owned(), &text.replace("NAME", &cluster.name), Box::new(make))
+}
+
+/// The scheduler itself; its parent has entered the host.
+fn pid_of(scheduler: &Logged) -> Pid {
+    let pid = scheduler.pid();
+    let mut children = String::new();
+    until("it does not start", || {
+        children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+        !children.is_empty()
+    });
+    Pid::from_raw(children.trim().parse().expect("one child")).expect("a PID")
+}
+
+fn stop(schedulers: Vec<Logged>) {
+    schedulers.iter().for_each(|scheduler| kill_process(pid_of(scheduler), Signal::TERM).expect("it runs"));
+    for scheduler in schedulers {
+        let (code, said) = scheduler.end();
+        assert_eq!(code, 0, "{said}");
+    }
+}
+
+/// With a factor of 10: 8 schedulers, 200 tasks, a minute.
+fn no_slot_is_lost_or_run_twice_by_several_schedulers(kind: Kind) {
+    let cluster = Cluster::new(kind, LONG);
+    let (nodes, count, slots) = if rounds(1) > 1 { (8, rounds(20), 60) } else { (4, 10, 6) };
+    let names: Vec<_> = (0..count).map(|number| format!("{}{number}", cluster.name)).collect();
+    let text = names.iter().map(|name| format!("[tasks.{name}]\n{EACH}run = '. ./tell'\n"));
+    let tasks = tasks(&cluster, &text.collect::<String>());
+    let schedulers: Vec<_> = (0..nodes).map(|node| tasks.start(node, &[])).collect();
+    names.iter().for_each(|name| tasks.until_lines(name, 0, slots));
+    stop(schedulers);
+    let lines: Vec<Vec<Line>> = names.iter().map(|name| tasks.lines(name)).collect();
+    lines.iter().for_each(|lines| assert_none_is_lost(lines));
+    let of = |node: usize| lines.iter().flatten().filter(|line| line.node == node.to_string()).count();
+    let shares: Vec<_> = (0..nodes).map(of).collect();
+    println!("{kind:?}: {} runs, {shares:?} of them by a node each", shares.iter().sum::<usize>());
+    // Of nodes of one host, one may always be the first.
+    for host in 0..2 {
+        assert!((host..nodes).step_by(2).map(of).sum::<usize>() > 0, "{kind:?}: {shares:?}");
+    }
+}
+
+fn a_task_of_a_host_that_has_died_is_run_by_another_one(kind: Kind) {
+    let cluster = Cluster::new(kind, SHORT);
+    let tasks = tasks(&cluster, &format!("[tasks.NAME]\n{EACH}run = '. ./tell; [ $NODE = 1 ] || exec sleep 600'\n"));
+    let first = tasks.start(0, &[]);
+    tasks.until_lines(&cluster.name, 0, 1);
+    let second = tasks.start(1, &[]);
+    cluster.hosts[0].lose_power();
+    tasks.until_lines(&cluster.name, 1, 2);
+    stop(vec![second]);
+    let lines = tasks.lines(&cluster.name);
+    assert_eq!((&lines[1].slot, lines[1].number, &*lines[1].node), (&lines[0].slot, 2, "1"), "{kind:?}: {lines:?}");
+    assert_none_is_lost(&lines);
+    drop(first);
+}
+
+fn a_task_is_stopped_and_paused_from_another_host(kind: Kind) {
+    let cluster = Cluster::new(kind, SHORT);
+    let tasks = tasks(&cluster, &format!("[tasks.NAME]\n{EACH}run = '. ./tell; exec sleep 600'\n"));
+    let scheduler = tasks.start(0, &["--stop-timeout", "0s"]);
+    tasks.until_lines(&cluster.name, 0, 1);
+    let control = |verb: &str| {
+        let ended = ended(&mut tasks.command(1, &[verb, &cluster.name]));
+        assert_eq!(ended.code, 0, "{kind:?}: {ended:?}");
+        ended.stderr
+    };
+    control("pause");
+    let said = control("stop");
+    assert!(said.contains("stopped `"), "{kind:?}: {said}");
+    scheduler.until_said(": stopped\n");
+    let state = || tasks.state(&cluster.name).0;
+    assert_eq!((state().as_str(), tasks.lines(&cluster.name).len()), ("paused", 1), "{kind:?}");
+    control("resume");
+    tasks.until_lines(&cluster.name, 1, 1);
+    let lines = tasks.lines(&cluster.name);
+    assert!(lines[1].number == 1 && lines[1].time() > lines[0].time() + 1000, "{kind:?}: {lines:?}");
+    stop(vec![scheduler]);
+    assert_eq!(state(), "interrupted", "{kind:?}");
+}
+
+fn a_host_that_slept_through_a_lease_ends_the_task_that_another_host_has_begun(kind: Kind) {
+    let cluster = Cluster::new(kind, SHORT);
+    // Without a lock on a file, which a sleeper would keep.
+    let line = "echo \"$SERIALIZER_TASK $SERIALIZER_SLOT $SERIALIZER_TRY $NODE\" >> log";
+    let tasks = tasks(&cluster, &format!("[tasks.NAME]\n{EACH}run = '{line}; exec sleep 600'\n"));
+    let first = tasks.start(0, &[]);
+    tasks.until_lines(&cluster.name, 0, 1);
+    cluster.hosts[0].suspend();
+    let second = tasks.start(1, &[]);
+    tasks.until_lines(&cluster.name, 1, 1);
+    cluster.hosts[0].resume(&[first.pid()]);
+    let is_asleep = || ended(cluster.hosts[0].command("pgrep").args(["-x", "sleep"])).code == 0;
+    until("the first run does not end", || !is_asleep());
+    first.until_said("was lost");
+    let (lines, row) = (tasks.lines(&cluster.name), tasks.status(&cluster.name));
+    let again = (&lines[0].slot, 2, "1");
+    assert_eq!((&lines[1].slot, lines[1].number, &*lines[1].node), again, "{kind:?}: {lines:?}");
+    assert_eq!((lines.len(), &row["status"], &row["host"]), (2, &"running".into(), &"two".into()), "{kind:?}: {row}");
+    drop(second);
+}
+
+fn two_versions_of_a_file_are_told_and_run_no_slot_twice(kind: Kind) {
+    let cluster = Cluster::new(kind, LONG);
+    // Each is first for some of them.
+    let file = |version: u8| {
+        let task = |number| format!("[tasks.NAME{number}]\n{EACH}env = {{ V = '{version}' }}\nrun = '. ./tell'\n");
+        (0..12).map(task).collect::<String>()
+    };
+    let tasks = tasks(&cluster, &file(1));
+    fs::write(tasks.dir().join("other.toml"), file(2).replace("NAME", &cluster.name)).expect("a file");
+    let schedulers = vec![tasks.start(0, &[]), tasks.start(1, &["--file", "other.toml"])];
+    schedulers.iter().for_each(|scheduler| scheduler.until_said("by another definition than this one"));
+    let name = format!("{}0", cluster.name);
+    tasks.until_lines(&name, 0, 3);
+    stop(schedulers);
+    assert_none_is_lost(&tasks.lines(&name));
+}
+
+/// Tasks of a store without hosts.
+fn tasks_in<'a>(store: &'a Store, text: &str) -> Tasks<'a> {
+    let make = |_: usize, args: &[&str]| store.serializer(args);
+    Tasks::new(store.locks.dir().to_owned(), &text.replace("NAME", &store.name), Box::new(make))
+}
+
+fn slots_are_caught_up_after_an_outage_in_which_the_store_is_asked_now_and_then(kind: Kind) {
+    let store = Store::of(kind, LONG);
+    let (proxy, through) = proxied(&store);
+    let task = |number| format!("[tasks.NAME{number}]\n{EACH}run = '. ./tell'\n");
+    let tasks = tasks_in(&through, &(0..10).map(task).collect::<String>());
+    let scheduler = tasks.start(0, &[]);
+    let name = format!("{}0", store.name);
+    tasks.until_lines(&name, 0, 1);
+    proxy.cut();
+    scheduler.until_said("cannot look at the tasks");
+    // Each attempt is counted, and comes to nothing.
+    proxy.lead_to("127.0.0.1:1".parse().expect("an address"));
+    proxy.mend();
+    let (before, then) = (proxy.accepted(), Timestamp::now());
+    until("time does not pass", || Timestamp::now() > then + Duration::from_secs(5));
+    let attempts = proxy.accepted() - before;
+    assert!(attempts < 200, "{kind:?}: {attempts} attempts");
+    proxy.lead_to(store.address().parse().expect("an address"));
+    tasks.until_more(&name, 7);
+    scheduler.signal(Signal::TERM);
+    let (code, said) = scheduler.end();
+    assert_eq!(code, 0, "{kind:?}: {said}");
+    assert_none_is_lost(&tasks.lines(&name));
+}
+
+fn a_scheduler_without_work_asks_the_store_for_nothing(kind: Kind) {
+    let store = Store::of(kind, LONG);
+    let (proxy, through) = proxied(&store);
+    let task = |number| format!("[tasks.NAME{number}]\nevery = '1000h'\nrun = '. ./tell'\n");
+    let tasks = tasks_in(&through, &(0..10).map(task).collect::<String>());
+    assert_eq!(tasks.run(&["tick"]).code, 0);
+    let before = proxy.client_bytes();
+    let scheduler = tasks.start(0, &[]);
+    until("it does not look", || proxy.client_bytes() > before);
+    // It has looked once when it has read the file again.
+    let now = Timestamp::now();
+    until("time does not pass", || Timestamp::now() > now + Duration::from_secs(4));
+    let (bytes, connections) = (proxy.client_bytes(), proxy.accepted());
+    until("time does not pass", || Timestamp::now() > now + Duration::from_secs(16));
+    assert_eq!((proxy.client_bytes(), proxy.accepted()), (bytes, connections), "{kind:?}");
+    scheduler.signal(Signal::TERM);
+    assert_eq!(scheduler.end().0, 0);
+}
