@@ -61,9 +61,9 @@ struct Report {
 /// `serializer schedule status`
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
     if args.watch {
-        return watch(&|| Ok(text(look(args, environment)?))).map(|()| DONE);
+        return watch(&|| Ok(text(look(args, environment)?.0))).map(|()| DONE);
     }
-    let tasks = look(args, environment)?;
+    let (tasks, failure) = look(args, environment)?;
     let is_bad = |row: &Row| ["failed", "interrupted", "overdue"].contains(&row.status);
     let code = if args.check && tasks.iter().any(is_bad) { FAILED } else { DONE };
     let text = if args.json {
@@ -73,11 +73,12 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     } else {
         text(tasks)
     };
-    print(text.as_bytes()).map(|()| code)
+    print(text.as_bytes())?;
+    failure.map_or(Ok(code), Err)
 }
 
-/// The tasks that this host's file defines, and those of which something is stored.
-fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<Vec<Row>, Error> {
+/// The tasks that this host's file defines, and those of which something is stored; and the first error.
+fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row>, Option<Error>), Error> {
     let catalog = Source::if_any(&args.catalog).map_or_else(|| Ok(Catalog::default()), |mut source| source.read())?;
     let place = place_of(environment, &args.catalog.place, args.catalog.meltano)?;
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
@@ -90,15 +91,18 @@ fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<Vec<Row>
     let mut names: Vec<String> = catalog.tasks.keys().cloned().chain(stored).collect();
     names.sort();
     names.dedup();
-    let mut rows = Vec::new();
+    let (mut rows, mut failure) = (Vec::new(), None);
     for name in names {
         let location = task_at(&place, &name);
         let mut mutex = Mutex::new(any.sibling(location.key().clone(), location.printable()), &judge);
-        let seen = mutex.inspect()?;
-        let now = mutex.time();
-        rows.push(Row::new(name.clone(), catalog.tasks.get(&name), seen, now));
+        match mutex.inspect() {
+            Ok(seen) => rows.push(Row::new(name.clone(), catalog.tasks.get(&name), seen, mutex.time())),
+            // It must not hide the others.
+            Err(error) if !error.cause.passes() => failure = failure.or(Some(error)),
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(rows)
+    Ok((rows, failure.map(Error::from)))
 }
 
 impl Row {
@@ -110,6 +114,7 @@ impl Row {
             matches!(plan, Some((Plan::Run(claim), delay)) if claim.slot > claim.seen.0 && claim.slot + delay + OVERDUE < now);
         let run = seen.as_ref().map(|seen| &seen.run);
         let task = run.and_then(|run| run.task.as_ref());
+        let stored_slot = task.map_or(0, |task| task.slot);
         let was_run = run.is_some_and(|run| run.number > 0);
         let paused_until = task.map(|task| task.paused).filter(|paused| *paused > now);
         let state = seen.as_ref().map(|seen| seen.state).filter(|_| was_run);
@@ -136,7 +141,9 @@ impl Row {
             number: run.map_or(0, |run| run.number),
             result: end.map(|end| end.how.clone()),
             exit_code: end.and_then(|end| end.code),
-            next: definition.filter(|_| paused_until.is_none()).and_then(|definition| definition.next_start(&name, now)),
+            next: definition
+                .filter(|_| paused_until.is_none())
+                .and_then(|definition| definition.next_start(&name, now.max(stored_slot))),
             paused_until,
             skipped: task.map_or(0, |task| task.skipped),
             host: entry.as_ref().filter(|_| was_run).and_then(|entry| entry.owner.place.host.clone()),
