@@ -195,6 +195,16 @@ impl World {
         self.check()
     }
 
+    fn end_late(&mut self, which: usize, outcome: Outcome) -> Result<(), String> {
+        let Some(at) = which.checked_rem(self.runners.len()) else { return Ok(()) };
+        self.step(at, outcome, Fate::Answered)?;
+        self.store.lock().now += LEASE;
+        for node in 0..self.nodes.len() {
+            self.look(node, Fate::Answered)?;
+        }
+        self.step(at, outcome, Fate::Answered)
+    }
+
     /// The keeper of a runner asks one question.
     fn keep(&mut self, which: usize, fate: Fate) -> Result<(), String> {
         let Some(at) = which.checked_rem(self.runners.len()) else { return Ok(()) };
@@ -346,6 +356,8 @@ enum Action {
     Look(usize, Fate),
     Step(usize, Outcome, Fate),
     Keep(usize, Fate),
+    /// The end of a run is written when its lease has expired, and all have looked.
+    EndLate(usize, Outcome),
     KillNode(usize),
     KillRunner(usize),
     /// For so many hours, or 0 without an end.
@@ -371,11 +383,12 @@ fn action(is_complete: bool) -> impl Strategy<Value = Action> {
             24 => Just(Action::Look(which, fate)),
             40 => Just(Action::Step(which, outcome, fate)),
             12 => Just(Action::Keep(which, fate)),
+            2 => Just(Action::EndLate(which, outcome)),
             1 => Just(Action::KillNode(which)),
             2 => Just(Action::KillRunner(which)),
             2 => Just(Action::Pause(which, steps % 4, fate)),
             2 => Just(Action::Resume(which, fate)),
-            2 => Just(if is_complete { Action::Look(which, fate) } else { Action::Stop(which, fate) }),
+            4 => Just(if is_complete { Action::Look(which, fate) } else { Action::Stop(which, fate) }),
             2 => Just(Action::Force(which, earlier, fate)),
             2 => Just(Action::Arrive(which)),
             16 => Just(Action::Pass(steps)),
@@ -415,6 +428,7 @@ fn run(kinds: Kinds, actions: Vec<Action>) -> Result<(), String> {
             Action::Look(node, fate) => world.look(node % nodes, fate)?,
             Action::Step(which, outcome, fate) => world.step(which, outcome, fate)?,
             Action::Keep(which, fate) => world.keep(which, fate)?,
+            Action::EndLate(which, outcome) => world.end_late(which, outcome)?,
             Action::KillNode(node) => world.kill_node(node % nodes),
             Action::KillRunner(which) => {
                 which.checked_rem(world.runners.len()).into_iter().for_each(|at| world.kill_runner(at));
@@ -442,7 +456,7 @@ fn run(kinds: Kinds, actions: Vec<Action>) -> Result<(), String> {
 
 fn try_all(has_clock: bool, is_complete: bool) {
     let worlds = (kinds(has_clock, is_complete), collection::vec(action(is_complete), 1..200));
-    simulated::try_all((8, 4, 300), &worlds, |(kinds, actions)| run(kinds, actions));
+    simulated::try_all((8, 6, 300), &worlds, |(kinds, actions)| run(kinds, actions));
 }
 
 #[test]
