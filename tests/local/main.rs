@@ -27,6 +27,7 @@ mod recipes;
 mod records;
 mod run;
 mod run_terminal;
+mod schedule_plan;
 mod schedule_policy;
 mod sharing;
 mod skipping;
