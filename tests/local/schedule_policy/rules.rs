@@ -8,7 +8,8 @@ use serializer::record::{Entry, Outcome};
 use serializer::schedule::definition::{CatchUp, Overlap};
 use serializer::schedule::plan::Plan;
 
-use super::{Kinds, NAME};
+use super::NAME;
+use super::cases::Kinds;
 
 /// How many slots `catch_up = "all"` runs late.
 const CAUGHT_UP: u64 = 100;
