@@ -126,7 +126,7 @@ fn a_schedule_is_in_utc_unless_a_zone_is_named_and_a_warning_says_so() {
 }
 
 /// Keys of a task, and the end of the message.
-const BAD_KEYS: [(&str, &str); 30] = [
+const BAD_KEYS: [(&str, &str); 29] = [
     ("cronn = '@daily'", "unknown key `cronn` (line 3): did you mean `cron`?"),
     ("\n\nretries = 3", "unknown key `retries` (line 5): did you mean `tries`?"),
     ("timezone = 'UTC'", "unknown key `timezone` (line 3): did you mean `time_zone`?"),

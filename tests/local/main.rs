@@ -30,6 +30,7 @@ mod run_terminal;
 mod schedule;
 mod schedule_claims;
 mod schedule_crash_points;
+mod schedule_plan;
 mod schedule_policy;
 mod sharing;
 mod skipping;
