@@ -145,11 +145,7 @@ const BAD_KEYS: [(&str, &str); 29] = [
     ("every = 15", "`tasks.a.every` (line 3): expected a string, found integer"),
     ("timeout = '0s'", "`tasks.a.timeout` (line 3): expected at least 1ms"),
     ("start_within = '0s'", "`tasks.a.start_within` (line 3): expected at least 1ms"),
-    (
-        "spread = 'x'",
-        "`tasks.a.spread` (line 3): expected a duration with units up to a year, \
-         such as 90s, 1h30m or 90d",
-    ),
+    ("spread = 'x'", "`tasks.a.spread` (line 3): expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d"),
     ("tries = 0", "`tasks.a.tries` (line 3): expected a whole number from 1 to 4294967295"),
     ("tries = '2'", "`tasks.a.tries` (line 3): expected a whole number, found string"),
     ("retry_after = '5m'", "`tasks.a.retry_after` (line 3): requires `tries` of at least 2"),
