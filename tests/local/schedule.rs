@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::faults::Logged;
-use crate::support::tasks::{Tasks, assert_none_is_lost};
+use crate::support::tasks::{Tasks, assert_each_is_run_once};
 use crate::support::{Locks, ended, until};
 
 /// Runs each second, and each slot.
@@ -70,7 +70,7 @@ fn each_slot_is_run_once_by_two_schedulers_and_a_crontab_of_ticks() {
         ["a", "b"].iter().all(|task| tasks.lines(task).len() >= 6)
     });
     schedulers.into_iter().for_each(stop);
-    ["a", "b"].iter().for_each(|task| assert_none_is_lost(&tasks.lines(task)));
+    ["a", "b"].iter().for_each(|task| assert_each_is_run_once(&tasks.lines(task)));
 }
 
 #[test]
@@ -191,17 +191,17 @@ fn tasks_with_a_limit_of_one_do_not_run_at_a_time() {
     let schedulers = [tasks.start(0, &["--jobs", "4"]), tasks.start(1, &["--jobs", "4"])];
     ["a", "c"].iter().for_each(|task| tasks.until_lines(task, 0, 4));
     schedulers.into_iter().for_each(stop);
-    ["a", "c"].iter().for_each(|task| assert_none_is_lost(&tasks.lines(task)));
+    ["a", "c"].iter().for_each(|task| assert_each_is_run_once(&tasks.lines(task)));
 }
 
 #[test]
 fn output_that_is_not_read_stops_nothing() {
-    let tasks = tasks(&format!("[tasks.a]\n{EACH}run = '. ./tell; seq 10000; seq 10000 >&2'\n"));
+    let tasks = tasks(&format!("[tasks.a]\n{EACH}run = '. ./tell; seq 10000 && seq 10000 >&2 && echo >> ends'\n"));
     let shell = ["bash", "-c", r#"{ "$@" 2>&1 & echo $! > pid; } | head -1"#, "bash"];
     let first = ended(&mut tasks.within(&shell, &["start"]));
     assert!(first.stdout.contains("scheduling 1 tasks"), "{first:?}");
-    tasks.until_lines("a", 0, 4);
-    assert_none_is_lost(&tasks.lines("a"));
+    until("its commands do not end", || tasks.read("ends").lines().count() >= 4);
+    assert_each_is_run_once(&tasks.lines("a"));
     let pid = Pid::from_raw(tasks.read("pid").trim().parse().expect("a PID")).expect("a PID");
     kill_process(pid, Signal::TERM).expect("it runs");
     tasks.are_gone("pid");
