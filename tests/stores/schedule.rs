@@ -31,6 +31,10 @@ of_each! { sleepers:
 a_host_that_slept_through_a_lease_ends_the_task_that_another_host_has_begun,
 => Postgres, DynamoDb, S3, Directory }
 
+of_each! { runners:
+a_run_whose_runner_is_killed_ends_with_it_and_is_repeated,
+=> Postgres, S3, Directory }
+
 of_each! { versions:
 two_versions_of_a_file_are_told_and_run_no_slot_twice,
 => Postgres, S3 }
@@ -46,7 +50,7 @@ fn tasks<'a>(cluster: &'a Cluster, text: &str) -> Tasks<'a> {
     Tasks::new(cluster.locks.dir().to_owned(), &text.replace("NAME", &cluster.name), Box::new(make))
 }
 
-/// The scheduler itself; its parent has entered the host.
+/// The only child of a process: of a scheduler its runner, and of one that has entered a host the scheduler.
 fn pid_of(scheduler: &Logged) -> Pid {
     let pid = scheduler.pid();
     let mut children = String::new();
@@ -211,6 +215,19 @@ fn a_scheduler_without_work_asks_the_store_for_nothing(kind: Kind) {
     let (bytes, connections) = (proxy.client_bytes(), proxy.accepted());
     until("time does not pass", || Timestamp::now() > now + Duration::from_secs(16));
     assert_eq!((proxy.client_bytes(), proxy.accepted()), (bytes, connections), "{kind:?}");
+    scheduler.signal(Signal::TERM);
+    assert_eq!(scheduler.end().0, 0);
+}
+
+fn a_run_whose_runner_is_killed_ends_with_it_and_is_repeated(kind: Kind) {
+    let store = Store::of(kind, SHORT);
+    let tasks = tasks_in(&store, &format!("[tasks.NAME]\n{EACH}run = '. ./tell; exec sleep 600'\n"));
+    let scheduler = tasks.start(0, &["--stop-timeout", "0s"]);
+    tasks.until_lines(&store.name, 0, 1);
+    kill_process(pid_of(&scheduler), Signal::KILL).expect("it runs");
+    tasks.until_lines(&store.name, 1, 1);
+    let lines = tasks.lines(&store.name);
+    assert_eq!((&lines[1].slot, lines[1].number), (&lines[0].slot, 2), "{kind:?}: {lines:?}");
     scheduler.signal(Signal::TERM);
     assert_eq!(scheduler.end().0, 0);
 }
