@@ -11,6 +11,7 @@ mod shim;
 mod signals;
 pub mod termination;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -61,10 +62,29 @@ pub struct End {
     pub is_stopped: bool,
 }
 
+/// The lease under which a command runs.
+pub struct Lease<'a> {
+    /// Becomes readable when the command has to end.
+    pub lost: Option<BorrowedFd<'a>>,
+    /// When to kill a command that is told to end now, in milliseconds since boot.
+    pub kill_at: &'a dyn Fn() -> u64,
+    /// Called when it is lost.
+    pub on_loss: &'a mut dyn FnMut(),
+}
+
 /// If this process was started to become a command, does so.
 pub fn help() -> Option<std::process::ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     (arguments.next()? == shim::NAME).then(|| shim::main(arguments))
+}
+
+/// What is to run.
+#[derive(Clone, Default)]
+pub struct Program {
+    /// Program and arguments.
+    pub command: Vec<OsString>,
+    /// Variables besides ours.
+    pub env: BTreeMap<String, String>,
 }
 
 /// The process of a command. Dropped before it was started, it is ended; dropped later, it goes on.
@@ -80,13 +100,12 @@ pub struct Child {
 }
 
 impl Child {
-    /// Makes the process that is to be `command`, a program and its arguments. `signals` are held back from
-    /// it until it is started.
-    pub fn prepare(command: &[OsString], descendants: Descendants, signals: Rc<Signals>) -> io::Result<Self> {
+    /// Makes the process that is to be the command. `signals` are held back from it until it is started.
+    pub fn prepare(program: &Program, descendants: Descendants, signals: Rc<Signals>) -> io::Result<Self> {
         if descendants.are_adopted() {
             set_child_subreaper(Some(getpid()))?;
         }
-        let (pid, channel) = helper::spawn(shim::NAME, |shim| shim.args(command))?;
+        let (pid, channel) = helper::spawn(shim::NAME, |shim| shim.args(&program.command).envs(&program.env))?;
         Ok(Self { pid: Some(pid), channel, signals, descendants, is_started: false, is_interrupted: false, is_stopped: false })
     }
 
@@ -109,15 +128,13 @@ impl Child {
         Ok(())
     }
 
-    /// Waits for the command's end. When `lost` becomes readable, ends it; `kill_at` then tells until when
-    /// that may take, in milliseconds since boot. The inner error says why the command has never begun.
-    pub fn wait(mut self, lost: Option<BorrowedFd<'_>>, kill_at: impl FnOnce() -> u64) -> io::Result<io::Result<End>> {
-        let mut lost = lost.map(|fd| (fd, kill_at));
-        let status = self.wait_for_one(&mut lost)?.ok_or(Errno::CHILD)?;
+    /// Waits for the command's end. The inner error says why the command has never begun.
+    pub fn wait(mut self, mut lease: Lease<'_>) -> io::Result<io::Result<End>> {
+        let status = self.wait_for_one(&mut lease)?.ok_or(Errno::CHILD)?;
         self.pid = None;
         // What has ended the command may have come to us, too.
         self.is_interrupted |= self.signals.receive().iter().any(|received| received.signal == Signal::SIGINT);
-        while self.descendants.are_awaited && self.wait_for_one(&mut lost)?.is_some() {}
+        while self.descendants.are_awaited && self.wait_for_one(&mut lease)?.is_some() {}
         if let Some(error) = shim::failure(&self.channel) {
             return Ok(Err(error));
         }
@@ -134,7 +151,7 @@ impl Child {
     }
 
     /// Waits until one of those that are waited for has ended; `None` if there are none.
-    fn wait_for_one<K: FnOnce() -> u64>(&mut self, lost: &mut Option<(BorrowedFd<'_>, K)>) -> io::Result<Option<WaitIdStatus>> {
+    fn wait_for_one(&mut self, lease: &mut Lease<'_>) -> io::Result<Option<WaitIdStatus>> {
         loop {
             let what = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
             match wait_for(self.whom(), what) {
@@ -147,30 +164,30 @@ impl Child {
                 Err(Errno::CHILD) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
-            if let Some((_, kill_at)) = lost.take_if(|(fd, _)| process::is_readable(fd)) {
-                end_tree(self.pid.unwrap_or_else(getpid), kill_at())?;
+            if lease.lost.take_if(|fd| process::is_readable(fd)).is_some() {
+                (lease.on_loss)();
+                end_tree(self.pid.unwrap_or_else(getpid), (lease.kill_at)())?;
             // A signal that was read may have told of an end or a stop.
-            } else if !self.pass_on_signals()? {
-                let lost = lost.as_ref().map(|(fd, _)| *fd);
-                backend::sleep(LONG, &self.signals.fds().into_iter().chain(lost).collect::<Vec<_>>())?;
+            } else if !self.pass_on_signals(lease)? {
+                backend::sleep(LONG, &self.signals.fds().into_iter().chain(lease.lost).collect::<Vec<_>>())?;
             }
         }
     }
 
     /// Passes on what has not reached the command by itself. Whether there was any signal.
-    fn pass_on_signals(&mut self) -> io::Result<bool> {
+    fn pass_on_signals(&mut self, lease: &Lease<'_>) -> io::Result<bool> {
         let all = self.signals.receive();
         for received in &all {
             let signal = received.signal;
             if signal == Signal::SIGCHLD {
                 if self.descendants.are_adopted() || getpid().is_init() {
-                    self.reap_adopted();
+                    reap_orphans(self.pid.as_slice());
                 }
                 continue;
             }
             if self.descendants.end_by_signals && signal != Signal::SIGCONT {
                 self.is_stopped = true;
-                end_tree(self.pid.unwrap_or_else(getpid), since_boot() + GRACE)?;
+                end_tree(self.pid.unwrap_or_else(getpid), (since_boot() + GRACE).min((lease.kill_at)()))?;
                 continue;
             }
             self.is_interrupted |= signal == Signal::SIGINT;
@@ -181,13 +198,6 @@ impl Child {
             }
         }
         Ok(!all.is_empty())
-    }
-
-    /// Orphans that have become our children have no other parent to reap them.
-    fn reap_adopted(&self) {
-        for pid in process::children().into_iter().filter(|pid| self.pid != Some(*pid)) {
-            let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
-        }
     }
 
     /// Stops this process as the command was stopped, so that a shell sees that the job has.
@@ -225,6 +235,13 @@ impl Drop for Child {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED);
         }
+    }
+}
+
+/// Reaps orphans that have become our children and have ended, but for `own`.
+pub fn reap_orphans(own: &[Pid]) {
+    for pid in process::children().into_iter().filter(|pid| !own.contains(pid)) {
+        let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
 }
 

@@ -15,7 +15,7 @@ use crate::process::{self, FIRST_PID_NAMESPACE, Process};
 use crate::record::Entry;
 use crate::verdict::{RUN_VARIABLE, started_after};
 
-/// Programs that adopt orphans: a `lock` with one as its parent was left behind, or was started by a service manager.
+/// Programs that adopt orphans, or are service managers.
 const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
 
 /// Shells, which run a script, whatever arguments it gets.
@@ -47,8 +47,8 @@ pub trait Claimant {
     }
 }
 
-const NAME_ANOTHER: &str = "let `serializer run -- COMMAND` hold it for a command, or name the process that is to own the lock \
-                            with `--owner-pid PID` or `SERIALIZER_OWNER_PID`";
+const NAME_ANOTHER: &str = "`serializer run -- COMMAND` holds it for one command; in a script, pass `--owner-pid $$` to `lock` and \
+                            `unlock`, or set `SERIALIZER_OWNER_PID`";
 
 /// A process that owns, or wants to own, a lock; this process acts for it.
 #[derive(Debug)]
@@ -61,40 +61,34 @@ pub struct ProcessClaimant {
     parent: Option<Pid>,
     /// The parent and the owner. When either has ended, no process waits for the lock any more.
     watched: Vec<Process>,
-    /// This process counts as the owner, too: shells replace themselves by the last command of a script.
+    /// This process counts as the owner, too: shells may exec the last command of a script.
     is_itself_an_owner: bool,
     needs_keeper: bool,
-    /// Whether the lock is released by its token alone.
-    pub is_detached: bool,
     keeper: OnceCell<Keeper>,
 }
 
 impl ProcessClaimant {
-    /// Finds the owner: the process `owner_pid`, or else the parent of this one. With `needs_keeper`, another process keeps the
-    /// lease, and is started when the lock seems to be free.
+    /// Finds the owner: the process `owner_pid`, or else the parent of this one. With
+    /// `needs_keeper`, another process, started when the lock seems to be free, keeps the lease.
     pub fn discover(here: &Place, owner_pid: Option<Pid>, needs_keeper: bool) -> Self {
         let parent = getppid();
         let watched: Vec<_> = parent.into_iter().chain(owner_pid).filter_map(process::running).collect();
-        // A pidfd opened before this check belongs to the parent, not to a process that reused its PID.
+        // A pidfd opened before this check is the parent's, even if its PID is used again.
         let parent_ended = getppid() != parent;
 
         let pid = owner_pid.or(parent);
         let arguments = pid.map(process::arguments).unwrap_or_default();
         let process = watched.iter().find(|process| Some(process.pid()) == pid);
         let owner = match (pid, process) {
-            (None, _) => {
-                let why = "the parent process is in another container (PID namespace), so it cannot own a lock";
-                Err(Error::usage(why).with_hint(NAME_ANOTHER))
-            }
+            (None, _) => Err(unfit("the parent process is in another container (PID namespace), so it cannot own a lock")),
             (Some(pid), None) if owner_pid.is_some() => {
-                let why = format!("there is no process {pid} that could own it");
-                Err(Error::usage(why).with_hint("check `--owner-pid` or `SERIALIZER_OWNER_PID`"))
+                let hint = "check `--owner-pid` or `SERIALIZER_OWNER_PID`";
+                Err(Error::usage(format!("no such process: {pid}")).with_hint(hint))
             }
             (Some(pid), Some(process)) if owner_pid.is_some() || !parent_ended => {
                 let checked = if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
-                let hint = "mount /proc, or lock where it can be read";
-                let unidentifiable = |error: io::Error| Error::usage(error.to_string()).with_hint(hint);
-                checked.and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
+                let unidentifiable = |error: io::Error| Error::usage(error.to_string());
+                checked.and_then(|()| Owner::new(process, here).map_err(unidentifiable))
             }
             // Nothing is wrong with the command line.
             _ => Err(Error::failed("the parent process has ended").with_hint(NAME_ANOTHER)),
@@ -108,7 +102,6 @@ impl ProcessClaimant {
             watched,
             is_itself_an_owner: owner_pid.is_none(),
             needs_keeper,
-            is_detached: false,
             keeper: OnceCell::new(),
         }
     }
@@ -119,7 +112,8 @@ impl ProcessClaimant {
         Ok(if self.command.is_empty() { format!("pid {pid}") } else { format!("pid {pid} ({})", self.command) })
     }
 
-    /// The process that keeps the lease, started if need be. Dropped before it was told what to keep, it ends.
+    /// The process that keeps the lease, started if need be. It ends if it is dropped without
+    /// orders.
     pub fn keeper(&self) -> io::Result<&Keeper> {
         if self.keeper.get().is_none() {
             let _ = self.keeper.set(Keeper::spawn()?);
@@ -129,8 +123,12 @@ impl ProcessClaimant {
 
     /// Whether this keeper was started here.
     pub fn has_started(&self, keeper: (Pid, Instance)) -> bool {
-        self.keeper.get().is_some_and(|own| own.identity() == keeper)
+        self.keeper.get().is_some_and(|own| own.identity == keeper)
     }
+}
+
+fn unfit(why: impl Into<String>) -> Error {
+    Error::usage(why).with_hint(NAME_ANOTHER)
 }
 
 /// Whether the parent lives about as long as the work that the lock is for.
@@ -140,38 +138,34 @@ fn check_parent(here: &Place, pid: Pid, arguments: &[String]) -> Result<(), Erro
     let program = arguments.first().and_then(|program| program.split(' ').next()).map_or("", printable::base_name);
     let never_ends = pid.is_init() && here.pid_namespace == Some(FIRST_PID_NAMESPACE);
     if never_ends || (ADOPTERS.contains(&program) && (pid.is_init() || program == "systemd")) {
-        let why = format!("the parent process is pid {pid} ({command}), which would hold the lock for ever");
-        return Err(Error::usage(why).with_hint(NAME_ANOTHER));
+        let why = "never exits, so the lock would never be released";
+        return Err(unfit(format!("the parent process, pid {pid} ({command}), {why}")));
     }
     let ours: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     if is_wrapper(arguments, &ours) {
-        let hint = "name the process that is to own the lock, for `unlock` too: `--owner-pid $$` in a script; or put the work \
-                    into the same command: `sh -c 'serializer lock && …; serializer unlock'`";
-        let why = format!("the parent process (`{command}`) only runs this command, so the lock would be released immediately");
-        return Err(Error::usage(why).with_hint(hint));
+        let why = "only runs this command, so the lock would be released immediately";
+        return Err(unfit(format!("the parent process (`{command}`) {why}")));
     }
     let is_subcommand = |argument: &&String| SUBCOMMANDS.contains(&argument.as_str());
     if of_meltano(arguments).and_then(|arguments| arguments.iter().find(is_subcommand)).is_some_and(|it| it == "invoke") {
-        let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name the process that is to \
-                    own the lock: `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock` in a script";
-        return Err(Error::usage("`meltano invoke` ends at once, and its lock with it").with_hint(hint));
+        let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name another owner: \
+                    in a script, `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock`";
+        return Err(Error::usage("`meltano invoke` exits immediately, which would release the lock").with_hint(hint));
     }
     Ok(())
 }
 
-/// The arguments of Meltano, if this is its command line; a launcher and one more word may precede it.
+/// The arguments of Meltano, which a launcher and one more word may precede.
 fn of_meltano(arguments: &[String]) -> Option<&[String]> {
     let (program, rest) = printable::program(arguments)?;
-    if program == "meltano" {
-        return Some(rest);
-    }
-    let at = rest.iter().take(2).position(|argument| printable::base_name(argument) == "meltano")?;
-    Some(&rest[at + 1..])
+    let words = std::iter::once(program).chain(rest.iter().map(|word| printable::base_name(word)));
+    let at = words.take(3).position(|word| word == "meltano")?;
+    Some(&rest[at..])
 }
 
-/// Whether a parent with these arguments was only started to run our command: its arguments end with ours (`timeout 5 …`,
-/// `sudo …`, `flock FILE …`), or one of them is a script that is nothing but our command (`os.system("serializer lock")`; bash
-/// lets a script's last command take its place, so that the parent may be `su -c …` itself).
+/// Whether a parent with these arguments only runs our command: its arguments end with ours
+/// (`timeout 5 …`, `sudo …`), or one of them is a script that is nothing but our command:
+/// `os.system("serializer lock")`, or `su -c …`, since bash may exec a script's last command.
 fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
     let [program, arguments @ ..] = ours else { return false };
     let is_program = |word: &str| printable::base_name(word) == printable::base_name(program);
@@ -194,14 +188,11 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
 impl Claimant for ProcessClaimant {
     fn entry(&self) -> io::Result<Entry> {
         let command = Some(self.command.clone()).filter(|command| !command.is_empty());
-        let keeper = self.needs_keeper.then(|| self.keeper()).transpose()?.map(Keeper::identity);
+        let keeper = self.needs_keeper.then(|| self.keeper()).transpose()?.map(|keeper| keeper.identity);
         Ok(Entry { keeper, ..Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)? })
     }
 
     fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
-        if self.is_detached {
-            return false;
-        }
         // Looked at only when an entry names the PID of this process.
         let itself = (self.is_itself_an_owner && entry.owner.pid == getpid()).then(|| Owner::of(getpid(), &self.here));
         let itself = itself.and_then(Result::ok);
@@ -217,26 +208,5 @@ impl Claimant for ProcessClaimant {
 
     fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
         self.watched.iter().filter_map(Process::ended_fd).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_wrapper;
-
-    #[test]
-    fn a_parent_that_only_runs_this_command_is_a_wrapper() {
-        let words = |line: &str| line.split(' ').map(|word| word.replace('_', " ")).collect::<Vec<_>>();
-        for (parent, expected) in [
-            ("timeout 5 /bin/serializer lock -n", true),
-            ("sh -c serializer_lock__-n_2>/dev/null", true),
-            ("su me -c exec_serializer_lock_-n", true),
-            ("sh -c serializer_lock_-n_&&_dbt_run", false),
-            ("serializer lock -n", false),
-            ("bash nightly.sh serializer lock -n", false),
-            ("x lock -n", false),
-        ] {
-            assert_eq!(is_wrapper(&words(parent), &words("serializer lock -n")), expected, "{parent}");
-        }
     }
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use rustix::process::Pid;
 
 use crate::config::{self, OnLost};
@@ -72,11 +72,21 @@ pub enum Command {
     /// Make sure that locks can be kept in the directory, creating it if need be
     Initialize(InitializeArgs),
     /// List the commands (for Meltano)
-    Describe(DescribeArgs),
+    Describe {
+        /// How to write it
+        #[arg(long, value_parser = ["text", "json", "yaml"], default_value = "text")]
+        format: String,
+    },
     /// Print a completion script for a shell
-    Completions(CompletionsArgs),
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Print the manual page, of this program or of one of its commands
-    Man(ManArgs),
+    Man {
+        /// The command; without it, the whole program
+        command: Option<String>,
+    },
 }
 
 #[derive(Args, Default)]
@@ -137,16 +147,12 @@ pub struct WaitingArgs {
     /// Seconds from one try to the next; fractions are allowed [env: SERIALIZER_SLEEP_SECONDS] [default: 1]
     #[arg(long, alias = "sleepseconds", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
     pub sleep_seconds: Option<Duration>,
-    /// How long to wait at most, such as 90s, 2m or 1h30m, in any number of tries
-    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
-    #[arg(conflicts_with = "max_attempts")]
+    /// How long to wait at most, in seconds or such as 2m or 1h30m, in any number of tries
+    #[arg(long, short = 'w', visible_alias = "wait", value_name = "DURATION", value_parser = config::parse_duration)]
+    #[arg(allow_negative_numbers = true, conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
-    /// The same in seconds, as flock(1) takes it
-    #[arg(short, long, value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
-    #[arg(conflicts_with_all = ["max_attempts", "timeout"])]
-    pub wait: Option<Duration>,
     /// Try once, and do not wait
-    #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout", "wait"])]
+    #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout"])]
     pub no_wait: bool,
     /// Exit code if the lock is still held when waiting ends
     #[arg(long, short = 'E', value_name = "CODE", default_value_t = 75)]
@@ -274,32 +280,6 @@ pub struct InitializeArgs {
     #[arg(long)]
     pub print_sql: bool,
     /// Accepted because Meltano extensions have it; there is nothing to overwrite
-    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    #[arg(long, hide = true)]
     pub force: bool,
-}
-
-#[derive(Args)]
-pub struct DescribeArgs {
-    /// How to write it
-    #[arg(long, value_enum, default_value_t = DescribeFormat::Text)]
-    pub format: DescribeFormat,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum DescribeFormat {
-    Text,
-    Json,
-    Yaml,
-}
-
-#[derive(Args)]
-pub struct CompletionsArgs {
-    /// The shell
-    pub shell: clap_complete::Shell,
-}
-
-#[derive(Args)]
-pub struct ManArgs {
-    /// The command; without it, the whole program
-    pub command: Option<String>,
 }

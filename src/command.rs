@@ -34,9 +34,9 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Break(args) => unlock::run_break(args, &environment?),
         Command::Status(args) => status::run(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
-        Command::Describe(args) => describe::run(args),
-        Command::Completions(args) => describe::completions(args),
-        Command::Man(args) => describe::man(args),
+        Command::Describe { format } => describe::run(format),
+        Command::Completions { shell } => describe::completions(*shell),
+        Command::Man { command } => describe::man(command.as_deref()),
     }?;
     Ok(exit_code::DONE)
 }

@@ -1,8 +1,9 @@
-//! Flags and variables, resolved into what the subcommands work with. A flag beats its variable, and an
-//! empty variable counts as unset. A malformed variable fails only the subcommands that use it.
+//! Flags and variables, resolved into what the subcommands work with. A flag beats its variable, an
+//! empty variable counts as unset, and a malformed one fails only the subcommands that use it.
 
 mod values;
 
+use std::collections::HashMap;
 use std::env::var_os;
 use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
@@ -17,8 +18,8 @@ pub use values::{
     parse_slots, parse_tries, parse_word,
 };
 
-use crate::backend::Location;
 use crate::backend::seam::{Key, Kind};
+use crate::backend::{self, Location, file};
 use crate::cli::{LockFileArgs, PlaceArgs, RequestArgs, RuleArgs, WaitingArgs};
 use crate::error::Error;
 use crate::local_time::named_zone;
@@ -44,61 +45,59 @@ const MAX_KEY: usize = 1000;
 /// The longest time to wait for an answer of a store.
 const MAX_ANSWER: Duration = Duration::from_secs(5);
 
-/// The `SERIALIZER_*` variables, not parsed yet.
-#[derive(Default, Deserialize)]
-pub struct Environment {
-    file_name: Option<String>,
-    dir: Option<String>,
-    max_attempts: Option<String>,
-    sleep_seconds: Option<String>,
-    slots: Option<String>,
-    owner_pid: Option<String>,
-    orphans: Option<String>,
-    store: Option<String>,
-    password_file: Option<String>,
-    lease_seconds: Option<String>,
-    on_lost: Option<String>,
-}
+/// The `SERIALIZER_*` variables by the rest of their names, not parsed yet.
+pub struct Environment(HashMap<String, String>);
 
 impl Environment {
     /// Reads the environment of this process.
     pub fn read() -> Result<Self, Error> {
-        // Not `envy::prefixed`: it panics on any variable that is not UTF-8, ignores case, and strips
+        // Not `envy::prefixed`: it panics on variables that are not UTF-8, ignores case, and strips
         // the prefix repeatedly; Meltano exports `SERIALIZER_SERIALIZER_DIR`, which is not ours.
         let ours = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.to_str()?.strip_prefix(PREFIX)?.to_owned();
             let is_ours = !name.chars().any(char::is_lowercase);
             is_ours.then(|| (name, value.to_string_lossy().into_owned()))
         });
-        envy::from_iter(ours).map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}")))
+        let read = envy::from_iter(ours).map(Self);
+        read.map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}")))
     }
 
     /// The lock `name`, or the configured one.
     pub fn lock(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Location, Error> {
-        let configured = match name {
-            Some(_) => None,
-            None => resolve(args.file_name.clone(), "FILE_NAME", &self.file_name, parse_path)?,
-        };
-        let name = name.or(configured.as_deref()).unwrap_or(Path::new(DEFAULT_FILE_NAME));
-        let Some(store) = self.store(Kind::Lock, &args.place, Some(name))? else {
-            return Ok(Location::file(&lock_path(self.directory(Kind::Lock, &args.place)?.join(name), name)?));
+        let name = name.map(Path::to_owned).or_else(|| args.file_name.clone());
+        let name = self.resolve(name, "FILE_NAME", parse_path)?.unwrap_or_else(|| DEFAULT_FILE_NAME.into());
+        let Some(store) = self.store(Kind::Lock, &args.place, Some(&name))? else {
+            return Ok(Location::file(&lock_path(self.directory(Kind::Lock, &args.place)?.join(&name), &name)?));
         };
         let Some(directory) = store.url.directory() else {
-            let name = printable_path(name.to_owned())?;
-            return Ok(Location::store(store, name.as_os_str()));
+            return Ok(Location::store(store, lock_path(name.clone(), &name)?.as_os_str()));
         };
         // The name may be a path of its own. All spellings of a file's path are one lock.
-        let path = lock_path(directory.join(name), name)?;
+        let path = lock_path(directory.join(&name), &name)?;
         let url = store.url.in_directory(path.parent().unwrap_or(&directory));
         Ok(Location::store(StoreSettings { url, ..store }, path.file_name().unwrap_or_default()))
     }
 
     /// The locks `names`, or the configured one if there are no names.
     pub fn locks(&self, args: &LockFileArgs, names: &[PathBuf]) -> Result<Vec<Location>, Error> {
-        if names.is_empty() {
-            return Ok(vec![self.lock(args, None)?]);
-        }
-        names.iter().map(|name| self.lock(args, Some(name))).collect()
+        let names = names.iter().map(|name| Some(name.as_path())).chain(names.is_empty().then_some(None));
+        names.map(|name| self.lock(args, name)).collect()
+    }
+
+    /// All locks or keys of a directory or store.
+    pub fn all(&self, kind: Kind, args: &PlaceArgs) -> Result<Vec<Location>, Error> {
+        Ok(match self.store(kind, args, None)? {
+            Some(store) => backend::all_in(&store, kind)?,
+            None => file::all_in(&self.directory(kind, args)?, kind)?,
+        })
+    }
+
+    /// Where they are, for messages.
+    pub fn place(&self, kind: Kind, args: &PlaceArgs) -> Result<String, Error> {
+        Ok(match self.store(kind, args, None)? {
+            Some(store) => store.url.to_string(),
+            None => printable::path(&self.directory(kind, args)?),
+        })
     }
 
     /// A key that runs once, or a task.
@@ -117,26 +116,26 @@ impl Environment {
 
     /// The store of a register of that kind and name; `None` for a file of this machine.
     pub fn store(&self, kind: Kind, args: &PlaceArgs, name: Option<&Path>) -> Result<Option<StoreSettings>, Error> {
-        // `SERIALIZER_STORE=$MELTANO_DATABASE_URI` with an unset variable must not become a local lock.
-        if self.store.as_deref() == Some("") && args.store.is_none() && args.dir.is_none() {
+        // `SERIALIZER_STORE=$UNSET` must not become a local lock.
+        if self.get("STORE") == Some("") && args.store.is_none() && args.dir.is_none() {
             let hint = "set it to an address, or unset it for locks of this machine alone";
             return Err(Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty")).with_hint(hint));
         }
         let url = if args.dir.is_none() && (args.store.is_some() || self.has_store()) {
             let source = if args.store.is_some() { "--store" } else { "SERIALIZER_STORE" };
-            let address = resolve(args.store.clone(), "STORE", &self.store, |text| Ok(Unread::from(text)))?;
+            let address = self.resolve(args.store.clone(), "STORE", |text| Ok(Unread::from(text)))?;
             let url = address.map(|address| address.read()).transpose();
             url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}")))?
         } else {
-            // A directory and a lease say that hosts share the directory; so does a lease as a flag.
+            // A directory and a lease say that hosts share it; the lease alone does so as a flag.
             let is_lease_enough = args.lease_seconds.is_some() && kind == Kind::Lock;
-            let is_named = args.dir.is_some() || is_lease_enough || is_set(&self.dir) || name.is_some_and(Path::is_absolute);
-            let has_lease = args.lease_seconds.is_some() || is_set(&self.lease_seconds);
+            let is_named = args.dir.is_some() || is_lease_enough || self.is_set("DIR") || name.is_some_and(Path::is_absolute);
+            let has_lease = args.lease_seconds.is_some() || self.is_set("LEASE_SECONDS");
             let is_shared = is_named && has_lease;
             is_shared.then(|| self.directory(kind, args)).transpose()?.as_deref().map(StoreUrl::of_directory)
         };
         let Some(url) = url else { return Ok(None) };
-        let password_file = resolve(None, "PASSWORD_FILE", &self.password_file, parse_path)?;
+        let password_file = self.resolve(None, "PASSWORD_FILE", parse_path)?;
         // Several answers have to fit into the rest of a lease that is renewed.
         let timeout = (self.lease(args)? / 6).min(MAX_ANSWER);
         Ok(Some(StoreSettings { url, password_file, timeout }))
@@ -144,13 +143,13 @@ impl Environment {
 
     /// The duration of leases.
     pub fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
-        let lease = resolve(args.lease_seconds, "LEASE_SECONDS", &self.lease_seconds, parse_lease_seconds)?;
+        let lease = self.resolve(args.lease_seconds, "LEASE_SECONDS", parse_lease_seconds)?;
         Ok(lease.unwrap_or(DEFAULT_LEASE))
     }
 
     /// The directory of files.
     pub fn directory(&self, kind: Kind, args: &PlaceArgs) -> Result<PathBuf, Error> {
-        let directory = resolve(args.dir.clone(), "DIR", &self.dir, parse_path)?;
+        let directory = self.resolve(args.dir.clone(), "DIR", parse_path)?;
         if directory.is_none() && kind != Kind::Lock {
             return state_directory();
         }
@@ -163,11 +162,11 @@ impl Environment {
 
     /// How to wait.
     pub fn waiting(&self, args: &WaitingArgs) -> Result<Waiting, Error> {
-        let timeout = args.timeout.or(args.wait);
+        let timeout = args.timeout;
         // A flag that limits the waiting beats the variable that does.
         let flag = if args.no_wait { Some(1) } else { args.max_attempts.or(timeout.map(|_| 0)) };
-        let max = resolve(flag, "MAX_ATTEMPTS", &self.max_attempts, parse_max_attempts)?;
-        let sleep = resolve(args.sleep_seconds, "SLEEP_SECONDS", &self.sleep_seconds, parse_sleep_seconds)?;
+        let max = self.resolve(flag, "MAX_ATTEMPTS", parse_max_attempts)?;
+        let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", parse_sleep_seconds)?;
         let max_attempts = max.and_then(NonZeroU32::new);
         Ok(Waiting { max_attempts, sleep: sleep.unwrap_or(DEFAULT_SLEEP), timeout })
     }
@@ -177,10 +176,10 @@ impl Environment {
         let mode = if args.shared {
             Mode::Shared
         } else {
-            resolve(args.slots, "SLOTS", &self.slots, parse_slots)?.map_or(Mode::EXCLUSIVE, Mode::Slots)
+            self.resolve(args.slots, "SLOTS", parse_slots)?.map_or(Mode::EXCLUSIVE, Mode::Slots)
         };
         let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
-        if lease.is_none() && is_set(&self.lease_seconds) {
+        if lease.is_none() && self.is_set("LEASE_SECONDS") {
             tracing::warn!(
                 "`{PREFIX}LEASE_SECONDS` has no effect without `{PREFIX}STORE` or `{PREFIX}DIR`: \
                  the lock is one of this machine alone"
@@ -205,47 +204,47 @@ impl Environment {
 
     /// The process that is to own the lock; `None` for the parent.
     pub fn owner_pid(&self, flag: Option<Pid>) -> Result<Option<Pid>, Error> {
-        resolve(flag, "OWNER_PID", &self.owner_pid, parse_owner_pid)
+        self.resolve(flag, "OWNER_PID", parse_owner_pid)
     }
 
     /// Whether to wait for what outlives a holder.
     pub fn orphans(&self, flag: Option<Orphans>) -> Result<Orphans, Error> {
-        Ok(resolve(flag, "ORPHANS", &self.orphans, parse_word)?.unwrap_or_default())
+        Ok(self.resolve(flag, "ORPHANS", parse_word)?.unwrap_or_default())
     }
 
     /// What to do when a lock is lost while it is held.
     pub fn on_lost(&self, flag: Option<OnLost>, default: OnLost) -> Result<OnLost, Error> {
-        Ok(resolve(flag, "ON_LOST", &self.on_lost, parse_word)?.unwrap_or(default))
+        Ok(self.resolve(flag, "ON_LOST", parse_word)?.unwrap_or(default))
     }
 
     /// Whether `SERIALIZER_STORE` names a store.
     pub fn has_store(&self) -> bool {
-        is_set(&self.store)
+        self.is_set("STORE")
     }
-}
 
-/// Whether a variable has a value, good or bad.
-fn is_set(variable: &Option<String>) -> bool {
-    variable.as_ref().is_some_and(|value| !value.is_empty())
-}
-
-fn resolve<T>(
-    flag: Option<T>,
-    name: &str,
-    variable: &Option<String>,
-    parse: impl FnOnce(&str) -> Result<T, String>,
-) -> Result<Option<T>, Error> {
-    let Some(value) = variable.as_ref().filter(|value| flag.is_none() && !value.is_empty()) else {
-        return Ok(flag);
-    };
-    let cannot = |why| Err(Error::usage(format!("cannot use `{PREFIX}{name}`{why}")));
-    // Stands in place of what is not UTF-8.
-    if value.contains(char::REPLACEMENT_CHARACTER) {
-        return cannot(": it is not valid UTF-8".to_owned());
+    /// Whether a variable has a value, good or bad.
+    fn is_set(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| !value.is_empty())
     }
-    match parse(value) {
-        Ok(parsed) => Ok(Some(parsed)),
-        Err(expected) => cannot(format!(" `{}`: {expected}", printable::field(value))),
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(&name.to_ascii_lowercase()).map(String::as_str)
+    }
+
+    /// The flag, or else the variable.
+    fn resolve<T>(&self, flag: Option<T>, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, Error> {
+        let Some(value) = self.get(name).filter(|value| flag.is_none() && !value.is_empty()) else {
+            return Ok(flag);
+        };
+        let cannot = |why| Err(Error::usage(format!("cannot use `{PREFIX}{name}`{why}")));
+        // Stands in place of what is not UTF-8.
+        if value.contains(char::REPLACEMENT_CHARACTER) {
+            return cannot(": it is not valid UTF-8".to_owned());
+        }
+        match parse(value) {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(expected) => cannot(format!(" `{}`: {expected}", printable::field(value))),
+        }
     }
 }
 
@@ -268,7 +267,7 @@ pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     Ok(Location::file(&lock_path(absolute, path)?))
 }
 
-/// Where files are that must outlive a reboot: in the Meltano project around, or in the user's home.
+/// The directory of files that outlive a reboot: in the Meltano project, or in the home.
 pub fn state_directory() -> Result<PathBuf, Error> {
     let named = |name: &str| var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let around = || std::env::current_dir().ok()?.ancestors().find(|it| it.join("meltano.yml").is_file()).map(PathBuf::from);
@@ -281,20 +280,13 @@ pub fn state_directory() -> Result<PathBuf, Error> {
 
 /// `path`, which was made from `name`, if a lock file can be there.
 fn lock_path(path: PathBuf, name: &Path) -> Result<PathBuf, Error> {
-    let path = printable_path(path)?;
     let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
-    if names_a_file && !name.as_os_str().as_bytes().ends_with(b"/") {
+    let why = if !path.to_string_lossy().chars().all(printable::is_safe) {
+        "its name contains a control character"
+    } else if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
+        "it names a directory"
+    } else {
         return Ok(path);
-    }
-    let shown = printable::path(&path);
-    Err(Error::usage(format!("cannot use `{shown}` as a lock file: it names a directory")))
-}
-
-fn printable_path(path: PathBuf) -> Result<PathBuf, Error> {
-    if path.to_string_lossy().chars().all(printable::is_safe) {
-        return Ok(path);
-    }
-    let shown = printable::path(&path);
-    let why = "its name contains a control character";
-    Err(Error::usage(format!("cannot use `{shown}` as a lock file: {why}")))
+    };
+    Err(Error::usage(format!("cannot use `{}` as a lock file: {why}", printable::path(&path))))
 }

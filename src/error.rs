@@ -46,40 +46,42 @@ impl Error {
     /// A mutex's answer to `verb` (lock, unlock) on `location`.
     pub fn mutex(verb: &str, location: &str, error: mutex::Error) -> Self {
         use mutex::Error as E;
-        let message = format!("cannot {verb} `{location}`");
+        let cannot = |code, why: &str| Self::new(code, format!("cannot {verb} `{location}`: {why}"));
+        let why = error.to_string();
+        let hint_for = |holders: &[Holding]| holders.iter().find_map(|holding| hint_for(holding, location));
         match error {
             E::Backend(error) => error.into(),
             E::Busy(attempts, holders) => {
                 let s = if attempts == 1 { "" } else { "s" };
                 let why = format!("gave up after {attempts} attempt{s}, held by {}", listed(&holders, false));
-                Self { hint: holders.iter().find_map(hint_for), ..Self::new(BUSY, format!("{message}: {why}")) }
+                Self { hint: hint_for(&holders), ..cannot(BUSY, &why) }
             }
             E::NotOurs(holders) => {
-                let hint = holders.iter().find_map(hint_for);
-                let hint =
-                    hint.unwrap_or_else(|| "the process that locked must unlock; `--force` takes the lock away from it".into());
-                Self::new(REFUSED, format!("{message}: held by {}", listed(&holders, false))).with_hint(hint)
+                let owner = || format!("only its owner can {verb} it; to break it: {}", breaking(holders.first(), location));
+                let hint = hint_for(&holders).unwrap_or_else(owner);
+                cannot(REFUSED, &format!("held by {}", listed(&holders, false))).with_hint(hint)
             }
             E::Lost(how, holders) => {
                 let lost = match how {
-                    Lost::Broken => format!("your lock on `{location}` was broken"),
-                    how => format!("{message}, because the lock was lost: {how}"),
+                    Lost::Broken => Self::new(LOST, format!("your lock on `{location}` was broken")),
+                    how => cannot(LOST, &format!("the lock was lost: {how}")),
                 };
                 let now = if holders.is_empty() { String::new() } else { format!("; held now by {}", listed(&holders, false)) };
-                Self::new(LOST, lost + &now).with_hint(match verb {
-                    "lock" => "what has run since it was locked the last time may not have run alone; it can be locked again",
-                    _ => "what ran under it may not have run alone",
-                })
+                let again = if verb == "lock" { "; run `lock` again to continue" } else { "" };
+                let hint = format!("work done under it may have overlapped with another process{again}");
+                Self::new(LOST, lost.message + &now).with_hint(hint)
             }
-            E::HeldOtherwise(_) => Self::failed(format!("{message}: {error}")).with_hint("`serializer unlock` first"),
-            E::NoClock => Self::new(USAGE, format!("{message}: {error}"))
-                .with_hint("`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine"),
-            E::NotLocked if location.contains("://") => Self::failed(format!("{message}: {error}")).with_hint(
-                "a lock is released when its owner ends, by default the process that has started `lock`: `--owner-pid $$`",
+            E::HeldOtherwise(_) => cannot(FAILED, &why).with_hint("`serializer unlock` first"),
+            E::NoClock => {
+                cannot(USAGE, &why).with_hint("`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine")
+            }
+            E::NotLocked if location.contains("://") => cannot(FAILED, &why).with_hint(
+                "a lock is released when its owner ends, by default the process that started `lock`: `--owner-pid $$`",
             ),
-            E::GivenUp(why) => Self::new(GIVEN_UP, format!("{message}: the key is given up: {why}"))
-                .with_hint("`serializer forget KEY` lets it run again"),
-            E::Absent | E::NotLocked | E::Entry(_) => Self::failed(format!("{message}: {error}")),
+            E::GivenUp(why) => {
+                cannot(GIVEN_UP, &format!("the key is given up: {why}")).with_hint("`serializer forget KEY` lets it run again")
+            }
+            E::Absent | E::NotLocked | E::Entry(_) => cannot(FAILED, &why),
         }
     }
 
@@ -96,22 +98,31 @@ impl From<backend::Error> for Error {
     }
 }
 
-fn hint_for(holding: &Holding) -> Option<String> {
+/// The command that breaks the lock of this holder, and of no other one.
+fn breaking(holder: Option<&Holding>, location: &str) -> String {
+    let name = location.rsplit_once('#').map_or(location, |(_, name)| name);
+    match holder.and_then(|holder| holder.entry.as_ref()?.token.as_ref()) {
+        Some(token) => format!("`serializer break {name} --token {token}`"),
+        None => "`serializer unlock --force`".to_owned(),
+    }
+}
+
+fn hint_for(holding: &Holding, location: &str) -> Option<String> {
     let lease = holding.entry.as_ref().and_then(|entry| entry.lease);
+    let certain = || format!("when you are certain that it has ended, {}", breaking(Some(holding), location));
     Some(match holding.verdict {
         Held::RunGoesOn { .. } => "`SERIALIZER_ORPHANS=ignore` does not wait for such processes".to_owned(),
         Held::Unknown(Unknown::OtherPidNamespace) => {
             "containers that share a PID namespace see each other's processes (`docker run --pid=host`, \
-             `shareProcessNamespace: true`); when you are certain that it has ended, `serializer unlock --force`"
+             `shareProcessNamespace: true`); "
                 .to_owned()
+                + &certain()
         }
-        // Where there is no clock, only a process that watches for so long can tell.
+        // Without a clock, only a process that watches for so long can tell.
         Held::Leased(remaining) if lease.is_some_and(|lease| lease.expires.is_none()) => {
-            format!("whether it is still renewed is seen by waiting for longer, as with `--timeout {}s`", remaining.as_secs() + 5)
+            format!("waiting for longer shows whether it is renewed: `--timeout {}s`", remaining.as_secs() + 5)
         }
-        Held::Unknown(Unknown::OtherHost | Unknown::OtherBoot) => {
-            "when you are certain that it has ended, `serializer unlock --force`".to_owned()
-        }
+        Held::Unknown(Unknown::OtherHost | Unknown::OtherBoot) => certain(),
         _ => return None,
     })
 }

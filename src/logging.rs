@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormattedFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 
@@ -52,7 +52,7 @@ pub fn start(args: &LogArgs) {
 pub fn report(error: &Error) {
     let message = error.to_string();
     match &error.hint {
-        // A user that has it count as a success, in cron for example, must be able not to hear of it.
+        // A user for whom it is a success, in cron for example, must be able not to hear it.
         _ if [exit_code::DONE, exit_code::ALREADY_DONE].contains(&error.code) => tracing::info!("{message}"),
         None => tracing::error!("{message}"),
         // Programs and logs show the last line only, so that it must hold everything.
@@ -87,9 +87,8 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut fields = FormattedFields::<N>::new(String::new());
-        context.format_fields(fields.as_writer(), event)?;
-        let message = fields.fields;
+        let mut message = String::new();
+        context.format_fields(Writer::new(&mut message), event)?;
         let level = match *event.metadata().level() {
             Level::TRACE | Level::DEBUG => "debug",
             Level::INFO => "info",

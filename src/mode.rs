@@ -19,8 +19,8 @@ impl Mode {
     /// A plain mutex: alone.
     pub const EXCLUSIVE: Self = Self::Slots(NonZeroU32::MIN);
 
-    /// Whether a requester in this mode may join holders in the modes `others`. Of different numbers of slots, the smallest
-    /// counts, because each holder relies on its own.
+    /// Whether a requester in this mode may join holders in the modes `others`. Of different
+    /// numbers of slots, the smallest counts, because each holder relies on its own.
     pub fn joins(self, others: &[Self]) -> bool {
         let Self::Slots(slots) = self else { return others.iter().all(|other| *other == Self::Shared) };
         let limits = others.iter().map(|other| match other {

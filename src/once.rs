@@ -25,7 +25,7 @@ const MAX_ENDS: usize = 5;
 const MAX_HOW: usize = 80;
 
 /// How often a slot of a task is run after interruptions, beside its tries: it may be what brings hosts down.
-const INTERRUPTIONS: u32 = 4;
+const INTERRUPTIONS: u32 = 10;
 
 /// How long a store keeps a key that has expired.
 const KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);

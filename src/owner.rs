@@ -54,9 +54,9 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Whether both are the same process, given that their PID is; `None` when there is nothing to compare.
+    /// Whether both are the same process of one PID; `None` when there is nothing to compare.
     pub fn same_as(self, other: Self) -> Option<bool> {
-        // The pidfd decides alone where both have one: the start time shifts between time namespaces.
+        // Start times shift between time namespaces, so pidfds decide where both have one.
         self.pidfd.zip(other.pidfd).or(self.start.zip(other.start)).map(|(one, two)| one == two)
     }
 }
@@ -77,25 +77,23 @@ pub struct Owner {
 impl Owner {
     /// The process `pid` of this host, unless it has ended.
     pub fn of(pid: Pid, here: &Place) -> io::Result<Self> {
-        let process = process::running(pid).ok_or_else(|| io::Error::other(format!("process {pid} has ended")))?;
-        Ok(Self::new(&process, here))
+        Self::new(&process::running(pid).ok_or_else(|| io::Error::other(format!("process {pid} has ended")))?, here)
     }
 
-    /// A process of this host.
-    pub fn new(process: &Process, here: &Place) -> Self {
-        let uid = Some(getuid().as_raw());
-        Self { pid: process.pid(), uid, place: here.clone(), instance: process.instance }
+    /// A process of this host, unless it could not be recognised later.
+    pub fn new(process: &Process, here: &Place) -> io::Result<Self> {
+        let (pid, uid) = (process.pid(), Some(getuid().as_raw()));
+        let owner = Self { pid, uid, place: here.clone(), instance: process.instance };
+        let why = || {
+            io::Error::other(format!(
+                "cannot identify pid {pid}: /proc is not mounted or not readable, or too many files are open"
+            ))
+        };
+        if owner.is(&owner) { Ok(owner) } else { Err(why()) }
     }
 
-    /// The same, unless it could not be recognised later.
-    pub fn identified(self) -> io::Result<Self> {
-        let pid = self.pid;
-        let why = || format!("pid {pid} cannot be told from other processes: /proc is not mounted, or cannot be read");
-        if self.is(&self) { Ok(self) } else { Err(io::Error::other(why())) }
-    }
-
-    /// Whether both are provably the same process. Host names do not matter: the boot id is unique among hosts, and the
-    /// owner of a lock must be recognised after its host was renamed.
+    /// Whether both are provably the same process. The boot id is unique among hosts; their names
+    /// may change.
     pub fn is(&self, other: &Self) -> bool {
         let same_place = self.place.boot.is_some()
             && self.place.boot == other.place.boot

@@ -1,11 +1,11 @@
-//! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded, without control
-//! characters and, for command lines, without what may be a secret.
+//! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded,
+//! without control characters and, for command lines, without possible secrets.
 
 use std::path::Path;
 
 use crate::claimant::SHELLS;
 
-/// The longest value of a record's field, in characters of at most four bytes; all fields together fit into a record.
+/// The longest value of a record's field, in characters. All fields fit into a record.
 const MAX_FIELD: usize = 120;
 
 /// Stands for what is not shown.
@@ -33,13 +33,15 @@ pub fn is_safe(c: char) -> bool {
     !c.is_control() && !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
-/// A process's arguments as one line for people. The interpreter and the program's directory are left out, and `…` stands for
-/// what may hold a secret: all from the first option or odd word on, but of known programs only odd words and options' values.
+/// A process's arguments as one line for people, without the interpreter and directories. `…`
+/// stands for possible secrets: all from the first option or odd word on, but of known programs
+/// only odd words and options' values.
 pub fn command_line(arguments: &[String]) -> String {
     let Some((title, rest)) = program(arguments) else { return String::new() };
-    // Some write all that they do in place of their name.
+    // Some programs show their state in place of their name.
     let (program, title) = title.split_once(char::is_whitespace).unwrap_or((title, ""));
     let is_shell = SHELLS.contains(&program.trim_start_matches('-'));
+    let is_tool = TOOLS.contains(&program);
     let mut line = program.to_owned();
     let words: Vec<&str> = match rest {
         // `-c`, `-lc`
@@ -49,13 +51,11 @@ pub fn command_line(arguments: &[String]) -> String {
         }
         _ => title.split_whitespace().chain(rest.iter().map(String::as_str)).collect(),
     };
-    let is_tool = TOOLS.contains(&program);
-    let is_known = is_tool || is_shell && rest.first().is_some_and(|file| !file.starts_with('-'));
     let mut may_be_value = false;
     for word in words {
         let is_option = word.starts_with('-');
         let shown = match word {
-            _ if is_option && is_known => option_name(word),
+            _ if is_option && is_tool => option_name(word),
             _ if is_option || may_be_value || !is_plain(word, is_tool) => HIDDEN.to_owned(),
             // `meltano config tap-x set password x`
             "set" => format!("set {HIDDEN}"),
@@ -63,13 +63,11 @@ pub fn command_line(arguments: &[String]) -> String {
         };
         may_be_value = is_option && !shown.ends_with(HIDDEN) && !FLAGS.contains(&word) && !word.starts_with("--no-");
         line = format!("{line} {shown}");
-        if word == "set" || shown == HIDDEN && !is_known {
+        if word == "set" || shown == HIDDEN && !is_tool {
             break;
         }
     }
-    let is_whole = line.chars().count() <= MAX_FIELD;
-    let line = field(&line);
-    if is_whole { line } else { line.chars().take(MAX_FIELD - 1).chain(['…']).collect() }
+    field(&line)
 }
 
 /// Whether a word can be shown. Tools select by `dbt:run`.
@@ -86,8 +84,8 @@ fn option_name(option: &str) -> String {
     if is_plain(name.trim_end_matches('='), false) { format!("{name}{hidden}") } else { HIDDEN.to_owned() }
 }
 
-/// The name of the program that a process runs, and the program's arguments. A Python script or module is known by its own
-/// name: the interpreter and its options are left out.
+/// The name of the program that a process runs, and the program's arguments. A Python script or
+/// module is known by its own name, without the interpreter and its options.
 pub fn program(arguments: &[String]) -> Option<(&str, &[String])> {
     let (first, rest) = arguments.split_first()?;
     let name = base_name(first);
@@ -95,8 +93,8 @@ pub fn program(arguments: &[String]) -> Option<(&str, &[String])> {
     Some(is_python.then(|| python_script(rest)).flatten().unwrap_or((name, rest)))
 }
 
-/// What an interpreter with these arguments runs, and the arguments of that; `None` for a script on its command line or its
-/// stdin.
+/// The script or module of an interpreter, and its arguments; `None` for code on the command line
+/// or on stdin.
 fn python_script(mut arguments: &[String]) -> Option<(&str, &[String])> {
     // Each round takes an argument.
     while let Some((word, rest)) = arguments.split_first() {
@@ -108,7 +106,7 @@ fn python_script(mut arguments: &[String]) -> Option<(&str, &[String])> {
             Some("") => return None,
             Some("-check-hash-based-pycs") => arguments = rest.get(1..)?,
             Some(long) if long.starts_with('-') => {}
-            // Several options may share one word, the last of which has its value behind it, or in the next word.
+            // Several options may share a word; the last one has its value behind it, or next.
             Some(options) => match options.find(['c', 'm', 'W', 'X']) {
                 None => {}
                 Some(at) => match (&options[at..=at], &options[at + 1..]) {
@@ -133,30 +131,23 @@ pub fn base_name(program: &str) -> &str {
 mod tests {
     use super::{command_line, field};
 
-    fn shown(line: &str) -> String {
-        // A script is one argument.
-        let (line, script) = line.split_once(" | ").map_or((line, None), |(line, script)| (line, Some(script)));
-        command_line(&line.split(' ').chain(script).map(str::to_owned).collect::<Vec<_>>())
-    }
-
     #[test]
-    fn a_console_script_is_shown_by_its_name() {
-        assert_eq!(shown("/venv/bin/python3 /venv/bin/meltano run tap-x"), "meltano run tap-x");
-        assert_eq!(shown("/venv/bin/python /p/.meltano/run/bin run tap-x"), "meltano run tap-x");
-        for options in ["-X dev", "-Xdev", "-uW ignore", "-sE --check-hash-based-pycs never", "-I -m", "-Im", "-mmeltano"] {
-            let script = if options == "-mmeltano" { "" } else { "meltano " };
-            assert_eq!(shown(&format!("python3.11 {options} {script}run tap-x")), "meltano run tap-x");
-        }
-        for line in ["python3 -c pass", "python3 -Ic pass", "python3 - x", "python3 -X", "python3 -m"] {
-            assert_eq!(shown(&format!("/usr/bin/{line}")), "python3 …");
-        }
-        assert_eq!(command_line(&[]), "");
-        assert_eq!(command_line(&["/bin/airflow task me:hunter2".to_owned()]), "airflow task …");
-    }
-
-    #[test]
-    fn only_what_cannot_be_a_secret_is_shown() {
+    fn only_words_that_cannot_be_secrets_are_shown() {
         for (line, expected) in [
+            ("", ""),
+            ("/venv/bin/python3 /venv/bin/meltano run tap-x", "meltano run tap-x"),
+            ("/venv/bin/python /p/.meltano/run/bin run tap-x", "meltano run tap-x"),
+            ("python3.11 -X dev meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -Xdev meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -uW ignore meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -sE --check-hash-based-pycs never meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -I -m meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -mmeltano run tap-x", "meltano run tap-x"),
+            ("/usr/bin/python3 -Ic pass", "python3 …"),
+            ("/usr/bin/python3 - x", "python3 …"),
+            ("/usr/bin/python3 -m", "python3 …"),
+            // A script or a title is one argument.
+            ("| /bin/airflow task me:hunter2", "airflow task …"),
             ("sleep 600", "sleep 600"),
             ("load.py sales eu --password hunter2 x", "load.py sales eu …"),
             ("psql postgres://me:hunter2@db/x y", "psql …"),
@@ -164,19 +155,17 @@ mod tests {
             ("curl | Authorization: Bearer hunter2", "curl …"),
             ("sh -c | cd x; PGPASSWORD=hunter2 psql", "sh -c cd x; …"),
             ("bash -lc | cd x; mysqldump -phunter2 db", "bash -lc cd x; mysqldump …"),
-            ("bash ./nightly.sh orders -phunter2 --key hunter2 eu", "bash ./nightly.sh orders -p… --key … eu"),
-            ("sh load.sh me:hunter2 x", "sh load.sh … x"),
-            (
-                "meltano run --state-id-suffix=x tap-shop target-dwh dbt:run",
-                "meltano run --state-id-suffix=… tap-shop target-dwh dbt:run",
-            ),
+            ("bash ./nightly.sh orders -phunter2 eu", "bash ./nightly.sh orders …"),
+            ("meltano run --state-id-suffix=x tap-shop dbt:run", "meltano run --state-id-suffix=… tap-shop dbt:run"),
             ("meltano config tap-x set token hunter2", "meltano config tap-x set …"),
-            ("dbt build --select sales -t prod --no-use-colors x", "dbt build --select … -t … --no-use-colors x"),
+            ("dbt build -s sales -t prod --no-use-colors x", "dbt build -s … -t … --no-use-colors x"),
             ("dbt run --vars | {a: hunter2}", "dbt run --vars …"),
             ("dbt run --{\"password\":\"hunter2\"} a@b", "dbt run … …"),
             ("serializer run -n -- psql postgres://me:hunter2@db/x", "serializer run -n -- psql …"),
         ] {
-            assert_eq!(shown(line), expected);
+            let (words, script) = line.split_once("| ").map_or((line, None), |(words, script)| (words, Some(script)));
+            let arguments: Vec<_> = words.split_whitespace().chain(script).map(str::to_owned).collect();
+            assert_eq!(command_line(&arguments), expected);
         }
     }
 

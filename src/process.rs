@@ -27,7 +27,7 @@ use crate::verdict::Stale;
 /// `PIDFS_MAGIC` of `linux/magic.h`: only there is a pidfd's inode number an identity.
 const PIDFS_MAGIC: FsWord = 0x5049_4446;
 
-/// The inode number of the first PID namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`), where PID 1 never ends.
+/// The inode number of the first PID namespace (`PROC_PID_INIT_INO`), where PID 1 never ends.
 pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// A process that runs.
@@ -63,8 +63,8 @@ pub(crate) fn is_readable(fd: &impl AsFd) -> bool {
     rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now))).is_ok_and(|ready| ready > 0)
 }
 
-/// Looks at `pid` as this PID namespace knows it. A process that has only not been reaped has ended; one of which nothing can be
-/// proved runs.
+/// Looks at `pid` as this PID namespace knows it. A zombie has ended; a process that cannot be
+/// judged runs.
 pub fn observe(pid: Pid) -> Result<Process, Stale> {
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) if is_readable(&pidfd) => return Err(Stale::Ended),
@@ -72,8 +72,8 @@ pub fn observe(pid: Pid) -> Result<Process, Stale> {
         Err(Errno::SRCH) => return Err(Stale::Gone),
         // EINVAL or, since Linux 6.16, ENOENT: alive, but not the leader of a thread group.
         Err(_) if status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string()) => return Err(Stale::Thread),
-        // Without pidfds (ENOSYS, or EPERM of a seccomp filter) a zombie cannot be told from a process whose main
-        // thread has ended, so only absence counts.
+        // Without pidfds (ENOSYS, or EPERM of a seccomp filter), a zombie cannot be told from a
+        // process whose main thread has ended, so only absence counts.
         Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => return Err(Stale::Gone),
         Err(_) => None,
     };
@@ -106,8 +106,8 @@ fn listed() -> io::Result<Vec<Pid>> {
     fs::read_dir("/proc")?.filter_map(|entry| entry.map(pid).transpose()).collect()
 }
 
-/// What `/proc` says about a PID. Nothing where it is mounted for another PID namespace (`unshare --pid` alone), in which
-/// the number is another process's.
+/// What `/proc` says about a PID. Nothing where it is mounted for another PID namespace (`unshare
+/// --pid` alone), in which the number is another process's.
 fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
     static COUNTS_AS_WE_DO: LazyLock<bool> =
         LazyLock::new(|| fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == getpid().to_string().as_str()));
@@ -124,7 +124,7 @@ fn status_field(pid: Pid, name: &str) -> Option<String> {
 fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     let stat = read_proc(pid, "stat")?;
     let stat = String::from_utf8_lossy(&stat);
-    // The name in field 2 may itself hold spaces and parentheses, so count from the last one; field 3 comes next.
+    // The name in field 2 may hold spaces and parentheses. Field 3 follows its last one.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
@@ -158,7 +158,7 @@ pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
     std::iter::successors(Some(pid), |child| parent(*child)).take(64).any(|ancestor| wanted.contains(&ancestor))
 }
 
-/// All that these have started or adopted, and what those have, and so on, as far as `/proc` tells. Reads all of it.
+/// All descendants of these, as far as `/proc` tells. Reads all of it.
 pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
     let mut all: Vec<_> = listed().unwrap_or_default().into_iter().map(|pid| (pid, parent(pid))).collect();
     let mut found = pids.to_vec();
@@ -171,7 +171,7 @@ pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
     found.split_off(pids.len())
 }
 
-/// What this process's main thread has started or adopted, as far as `/proc` tells (`CONFIG_PROC_CHILDREN`).
+/// The children of this process's main thread, as far as `/proc` tells (`CONFIG_PROC_CHILDREN`).
 pub fn children() -> Vec<Pid> {
     let pid = getpid();
     let children = read_proc(pid, &format!("task/{pid}/children")).unwrap_or_default();
@@ -185,42 +185,37 @@ pub fn since_boot() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
-/// When a process with that start time started, by the wall clock. Wrong by as much as the clock was set since.
+/// When a process with that start time started. Wrong by as much as the clock was set since.
 pub fn wall_clock(start: u64) -> Option<SystemTime> {
     let started = start.checked_mul(1000)? / rustix::param::clock_ticks_per_second();
     SystemTime::now().checked_sub(Duration::from_millis(since_boot().checked_sub(started)?))
 }
 
-/// Whether a process runs, or may run, the Python script `script`, such as `/venv/bin/python /venv/bin/serializer lock`.
-/// Reads every process's name (5 µs each), and only a candidate's arguments: that waits for a process that hangs. Fails
-/// when the processes cannot be listed.
+/// Whether a process runs, or may run, the Python script `script`. Reads every process's name (5 µs
+/// each), and only a candidate's arguments: that waits for a process that hangs. Fails when the
+/// processes cannot be listed.
 pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
-    // A vanished process is not running the script; an unreadable one might be. Not through `read_proc`: in whatever
-    // namespace these numbers count, they are looked up where they were listed.
-    let read = |pid: Pid, name: &str| match fs::read(format!("/proc/{pid}/{name}")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(&error) == Some(Errno::SRCH) => {
-            Ok(Vec::new())
-        }
-        read => read,
-    };
+    // Not through `read_proc`: the numbers count where they were listed.
+    let read = |pid: Pid, name: &str| fs::read(format!("/proc/{pid}/{name}"));
     let runs_it = |pid: Pid| -> io::Result<bool> {
         let name = read(pid, "comm")?;
-        // The kernel calls an interpreted script by its own name, unless it was given to the interpreter.
+        // The kernel names it after the script, or after the interpreter that was given it.
         if name.trim_ascii_end() != script.as_bytes() && !name.starts_with(b"python") {
             return Ok(false);
         }
         let arguments = split_arguments(&read(pid, "cmdline")?);
-        let mut names = arguments.iter().map(|argument| printable::base_name(argument));
-        Ok(names.next().is_some_and(|program| program.starts_with("python")) && names.any(|name| name == script))
+        let is_python = arguments.first().is_some_and(|program| printable::base_name(program).starts_with("python"));
+        Ok(is_python && printable::program(&arguments).is_some_and(|(name, _)| name == script))
     };
+    // An unreadable process might be running it.
     Ok(listed()?.into_iter().any(|pid| runs_it(pid).unwrap_or(true)))
 }
 
-/// Finds the process whose pidfd has that inode number, under whatever PID it has here, by opening a pidfd for every
-/// process (some microseconds each). `None` only if it is certain that there is none: all processes of the machine are
-/// seen from here. Fails when it may exist all the same.
+/// Finds the process whose pidfd has that inode number, by opening a pidfd for every process (some
+/// microseconds each). `None` only if it is certain that it does not exist, because all processes
+/// of the machine are seen from here.
 pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
-    // `/proc` is that of the first PID namespace, and hides no process (`hidepid`): PID 1 is root's, and would be hidden.
+    // `/proc` shows the first PID namespace, and with `hidepid` would hide PID 1, which is root's.
     let is_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE);
     let mut sees_all = is_first && read_proc(Pid::INIT, "stat").is_some();
     for pid in listed()? {
@@ -237,27 +232,18 @@ pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
     if sees_all { Ok(None) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
-/// A process that belongs to a pipeline run.
-#[derive(Debug)]
-pub struct Relative {
-    /// Its command line, as people may read it.
-    pub command: String,
-    /// The process, to wait for.
-    pub process: Process,
-}
-
-/// Finds a process that runs as `uid` with `variable=value` in its environment, the oldest one, from which the others
-/// probably come. Neither an ancestor of this process nor another `serializer` counts: they would wait for each other.
-/// Reads all of `/proc` (milliseconds), so ask only where a record names a run whose owner is dead. Fails when the
-/// process table cannot be read, or counts otherwise than this process does.
-pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<Option<Relative>> {
+/// Finds the oldest process that runs as `uid` with `variable=value` in its environment, and its
+/// command line for people. Neither an ancestor of this process nor another `serializer` counts:
+/// they would wait for each other. Reads all of `/proc` (milliseconds). Fails when that cannot be
+/// read, or counts otherwise than this process does.
+pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<Option<(Process, String)>> {
     read_proc(getpid(), "stat").ok_or(io::ErrorKind::NotFound)?;
     let what = ProcessRefreshKind::nothing().without_tasks().with_environ(UpdateKind::Always);
     let what = what.with_user(UpdateKind::Always).with_cmd(UpdateKind::Always);
     let mut system = System::new().map_err(io::Error::other)?;
     system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
     let wanted = format!("{variable}={value}");
-    let relative = |one: &sysinfo::Process| {
+    let related = |one: &sysinfo::Process| {
         let pid = Pid::from_raw(i32::try_from(one.pid().as_u32()).ok()?)?;
         let is_related = one.user_id().is_some_and(|user| **user == uid)
             && one.environ().iter().any(|entry| entry.to_str() == Some(&wanted))
@@ -265,7 +251,7 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<
             && !is_ancestor(pid);
         let process = is_related.then(|| running(pid))??;
         let arguments: Vec<String> = one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        Some(Relative { command: printable::command_line(&arguments), process })
+        Some((process, printable::command_line(&arguments)))
     };
-    Ok(system.processes().values().filter_map(relative).min_by_key(|relative| relative.process.pid().as_raw_pid()))
+    Ok(system.processes().values().filter_map(related).min_by_key(|(process, _)| process.pid().as_raw_pid()))
 }

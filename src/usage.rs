@@ -2,23 +2,23 @@
 
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::error::ErrorKind;
 
-use crate::cli::LogArgs;
+use crate::cli::{Cli, LogArgs};
 use crate::error::Error;
 use crate::logging;
 
 /// Prints what clap has to say: help and version as they are, an error as one line.
 pub fn answer(error: &clap::Error) -> ExitCode {
-    let is_help = matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-    );
+    let is_help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     if is_help {
         // A reader that closes the pipe (`| head`) has read enough.
         let _ = error.print();
     } else {
-        logging::start(&LogArgs::default());
+        // The arguments were not parsed.
+        let meltano_log_json = std::env::args_os().any(|argument| argument == "--meltano-log-json");
+        logging::start(&LogArgs { meltano_log_json, ..LogArgs::default() });
         logging::report(&one_line(error));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
@@ -31,5 +31,7 @@ fn one_line(error: &clap::Error) -> Error {
     let message = paragraphs.next().unwrap_or_default();
     let tip = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
     let message = message.strip_prefix("error: ").unwrap_or(&message);
-    Error::usage(message).with_hint(tip.as_deref().unwrap_or("`--help` shows what is possible"))
+    let command = std::env::args().nth(1).filter(|word| Cli::command().find_subcommand(word).is_some());
+    let usage = || format!("for usage: `serializer {}--help`", command.map(|name| name + " ").unwrap_or_default());
+    Error::usage(message).with_hint(tip.unwrap_or_else(usage))
 }

@@ -1,5 +1,5 @@
-//! Whether a holder still holds. What cannot be proved stale is held: the first line of the table in `docs/protocol.md`, "Is an
-//! owner alive", that applies decides.
+//! Whether a holder still holds. What cannot be proved stale is held: the first line that applies
+//! of the table in `docs/protocol.md`, "Is an owner alive", decides.
 
 mod local;
 
@@ -8,27 +8,26 @@ pub use local::LocalJudge;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
-use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::local_time::short;
 use crate::mutex::register::Stored;
 use crate::owner::Instance;
-use crate::process::{self, Process, Relative};
+use crate::process::{self, Process};
 use crate::record::{Entry, Lease};
 
 /// The variable by which the processes of one Meltano run know each other.
 pub const RUN_VARIABLE: &str = "MELTANO_PARENT_CONTEXT_UUID";
 
-/// How long an empty file counts as being written: the Python plugin leaves one between its open and its write, and so do we
-/// where the file system has no hard links.
+/// How long an empty file counts as being written: the Python plugin leaves one between open and
+/// write, and so does this program without hard links.
 pub const BEING_WRITTEN: Duration = Duration::from_secs(2);
 
-/// How much later than its file a legacy owner must have started to be another process: the file's time is the
-/// kernel's coarse clock, and start times are whole clock ticks.
+/// How much later than its file a legacy owner must have started to be another process: file times
+/// come from a coarse clock, and start times are whole clock ticks.
 const LEGACY_MARGIN: Duration = Duration::from_secs(1);
 
-/// The poll interval for a holder that cannot be watched from here: neither its end nor its release is heard.
+/// The poll interval for a holder whose end and release are not signalled here.
 const UNHEARD: Duration = Duration::from_secs(1);
 
 /// One holder of what is stored, with a verdict on it.
@@ -59,28 +58,21 @@ pub enum Verdict {
 
 /// Why a lock counts as held.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum Held {
-    /// Its owner runs.
     #[error("its process is running")]
     Alive(Option<Process>),
-    /// Its owner is dead, but a process of the same pipeline run continues.
-    #[error("{owner}, but pid {} ({}) of the same run goes on", relative.process.pid(), relative.command)]
-    RunGoesOn {
-        /// What became of the owner.
-        owner: Stale,
-        /// The process that continues.
-        relative: Relative,
-    },
-    /// Its owner has ended, but the process that started it has not released the lock yet.
-    #[error("its process has ended, but pid {0}, which keeps the lock for it, has not released it yet")]
-    Kept(Pid, Process),
-    /// Its owner has released it or is gone, but it is to be held for this time.
+    /// With the process that continues, and its command line for people.
+    #[error("{owner}, but pid {} ({command}) of the same run goes on", process.pid())]
+    RunGoesOn { owner: Stale, process: Process, command: String },
+    #[error("its process has ended, but pid {} still keeps the lock", .0.pid())]
+    Kept(Process),
+    /// Whether its owner has released it or is gone.
     #[error("to be held for another {}", rounded_up(.0))]
     AtLeast(Duration),
-    /// Its owner is not seen from here, but its lease lasts for this time.
+    /// Its owner is not seen from here.
     #[error("free in {} unless its lease is renewed", rounded_up(.0))]
     Leased(Duration),
-    /// It cannot be told from here.
     #[error(transparent)]
     Unknown(Unknown),
 }
@@ -93,13 +85,13 @@ pub enum Unknown {
     BeingWritten,
     #[error("its process is gone, but processes of the same run cannot be looked for")]
     NoProcessTable,
-    #[error("another process keeps the lock file locked (flock)")]
+    #[error("another process has the lock file flocked")]
     Contended,
     #[error("a newer version of serializer wrote the lock")]
     NewerVersion,
     #[error("its process is on another host")]
     OtherHost,
-    #[error("it cannot be told whether this machine has rebooted or another one holds the lock")]
+    #[error("held by another machine, or by this one before a reboot")]
     OtherBoot,
     #[error("its process is in another container")]
     OtherPidNamespace,
@@ -128,7 +120,7 @@ pub enum Stale {
 }
 
 /// In whole seconds, so that it never reads "0s".
-fn rounded_up(duration: &Duration) -> String {
+pub(crate) fn rounded_up(duration: &Duration) -> String {
     short(*duration + Duration::from_millis(999))
 }
 
@@ -137,8 +129,7 @@ impl Held {
     pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Alive(process) => process.as_ref()?.ended_fd(),
-            Self::RunGoesOn { relative, .. } => relative.process.ended_fd(),
-            Self::Kept(_, process) => process.ended_fd(),
+            Self::RunGoesOn { process, .. } | Self::Kept(process) => process.ended_fd(),
             Self::AtLeast(_) | Self::Leased(_) | Self::Unknown(_) => None,
         }
     }
@@ -146,11 +137,10 @@ impl Held {
     /// When to look again, because nothing else will tell; `None` if something will.
     pub fn look_again_in(&self) -> Option<Duration> {
         match self {
-            Self::Alive(_) | Self::RunGoesOn { .. } | Self::Kept(..) => None,
             Self::AtLeast(remaining) | Self::Leased(remaining) => Some(*remaining),
             // An empty file becomes stale by nothing but time.
             Self::Unknown(Unknown::BeingWritten) => Some(BEING_WRITTEN),
-            Self::Unknown(_) => Some(UNHEARD),
+            held => held.ended_fd().is_none().then_some(UNHEARD),
         }
     }
 }
@@ -171,8 +161,8 @@ pub trait Judge {
     fn judge(&self, stored: &Stored, entry: &Entry) -> Verdict;
 }
 
-/// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has seen the lease of a token, or
-/// with `None` the whole register, in the same state.
+/// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has
+/// seen the lease of a token, or with `None` the whole register, in the same state.
 pub fn judge_all(
     judge: &dyn Judge,
     stored: &Stored,
@@ -180,7 +170,14 @@ pub fn judge_all(
 ) -> Vec<Judged<Verdict>> {
     let written = stored.state.written;
     let Some(record) = &stored.record else {
-        let verdict = judge_empty(written, unchanged_for(None, stored.state.version.clone().unwrap_or_default()));
+        // A file from the future has no age; then only having watched it counts.
+        let age = written.and_then(|written| written.elapsed().ok()).unwrap_or_default();
+        let age = age.max(unchanged_for(None, stored.state.version.clone().unwrap_or_default()));
+        let verdict = if age >= BEING_WRITTEN {
+            Verdict::Stale(Stale::Abandoned)
+        } else {
+            Verdict::Held(Held::Unknown(Unknown::BeingWritten))
+        };
         return vec![Judged { entry: None, written, verdict }];
     };
     let verdict = |entry: &Entry| match entry.lease {
@@ -195,9 +192,9 @@ pub fn judge_all(
     judged.map(|(verdict, entry)| Judged { entry: Some(entry.clone()), written, verdict }).collect()
 }
 
-/// Judges by a lease. Its holder counts it from before the renewal was sent, and gives up before it ends. So it has certainly
-/// ended when the store's clock has passed what the renewal says, or when it was watched unchanged for its whole duration. No
-/// two hosts' clocks are compared.
+/// Judges by a lease. Its holder counts it from before the renewal was sent, and gives up before
+/// its end. So it has ended when the store's clock has passed the recorded end, or after it was
+/// watched unchanged for its whole duration. No two hosts' clocks are compared.
 fn judge_lease(judge: &dyn Judge, stored: &Stored, entry: &Entry, lease: Lease, unchanged_for: Duration) -> Verdict {
     let time_to = |end: u64| stored.state.now.map(|now| Duration::from_millis(end.saturating_sub(now)));
     let at_least = entry.until.and_then(time_to).filter(|remaining| !remaining.is_zero());
@@ -211,24 +208,14 @@ fn judge_lease(judge: &dyn Judge, stored: &Stored, entry: &Entry, lease: Lease, 
         return stale(Stale::Expired);
     }
     match judge.judge(stored, entry) {
-        // What is seen here proves nothing there: another machine may have the same name, ids and even boot id (containers of
-        // one image, copies of a running machine). The keeper releases the lock, or the lease ends.
+        // What is seen here proves nothing there: another machine may have the same name, ids and
+        // boot id (containers of one image). The keeper releases the lock, or the lease ends.
         Verdict::Stale(_) | Verdict::Held(Held::Unknown(_) | Held::AtLeast(_)) => Verdict::Held(Held::Leased(remaining)),
         held => held,
     }
 }
 
-fn judge_empty(written: Option<SystemTime>, unchanged_for: Duration) -> Verdict {
-    // A file from the future (the clock was set back) has no age; then only having watched it counts.
-    let age = written.and_then(|written| written.elapsed().ok()).unwrap_or(Duration::ZERO);
-    if age.max(unchanged_for) >= BEING_WRITTEN {
-        Verdict::Stale(Stale::Abandoned)
-    } else {
-        Verdict::Held(Held::Unknown(Unknown::BeingWritten))
-    }
-}
-
-/// Whether a process started after a legacy record about its PID was written: then the record means another process.
+/// Whether a process started after a legacy record of its PID was written, so is another process.
 pub fn started_after(instance: Instance, written: Option<SystemTime>) -> bool {
     let started = instance.start.and_then(process::wall_clock);
     // A file's time can be anything; one at the end of time is before no start.

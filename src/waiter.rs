@@ -2,6 +2,7 @@
 
 use rustix::process::{Pid, getpid};
 use rustix::system::uname;
+use serde::Serialize;
 
 use crate::record::parse_pid;
 use crate::{printable, process};
@@ -10,14 +11,14 @@ use crate::{printable, process};
 const NAME: &str = "serializer ";
 
 /// A waiter, as far as it is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Waiter {
     /// The process that waits, on its host.
-    pub pid: Option<Pid>,
-    /// Where it runs; `None` on this machine.
-    pub host: Option<String>,
+    pub pid: Option<i32>,
     /// The command that it waits for, for people.
     pub command: Option<String>,
+    /// Where it runs; `None` on this machine.
+    pub host: Option<String>,
 }
 
 impl Waiter {
@@ -27,11 +28,11 @@ impl Waiter {
         // `serializer lock` waits for its parent, and that is what people know.
         let is_lock = arguments.iter().skip(1).find(|argument| !argument.starts_with('-')).is_some_and(|word| word == "lock");
         let arguments = is_lock.then(|| process::parent(pid)).flatten().map_or(arguments, process::arguments);
-        Self { pid: Some(pid), host: None, command: Some(printable::command_line(&arguments)) }
+        Self { pid: Some(pid.as_raw_pid()), host: None, command: Some(printable::command_line(&arguments)) }
     }
 
-    /// How this process names itself to a server, in at most so many bytes of plain text. It has no special meaning in SQL, and
-    /// ends no comment.
+    /// How this process names itself to a server, in at most so many bytes of plain text without a
+    /// special meaning in SQL.
     pub fn label(most: usize) -> String {
         let command = Self::of(getpid()).command.unwrap_or_default();
         let host = uname().nodename().to_string_lossy().into_owned();
@@ -45,27 +46,24 @@ impl Waiter {
         let (pid, rest) = label.strip_prefix(NAME)?.split_once('@')?;
         let (host, command) = rest.split_once(": ").unwrap_or((rest, ""));
         let command = Some(printable::field(command)).filter(|command| !command.is_empty());
-        Some(Self { pid: Some(parse_pid(pid)?), host: Some(printable::field(host)), command })
+        Some(Self { pid: Some(parse_pid(pid)?.as_raw_pid()), host: Some(printable::field(host)), command })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rustix::process::getpid;
-
     use super::Waiter;
 
     #[test]
     fn a_label_is_short_and_plain_and_names_the_waiter() {
-        for most in [10, 63, 120] {
-            let label = Waiter::label(most);
-            assert!(label.len() <= most && label.is_ascii() && !label.contains(['*', '\'', '\n']), "{label}");
-        }
-        assert_eq!(Waiter::parse(&Waiter::label(120)).and_then(|waiter| waiter.pid), Some(getpid()));
-        let waiter = Waiter::parse("serializer 4388@etl2: bash ./hourly.sh").expect("a label");
-        assert_eq!((waiter.host.as_deref(), waiter.command.as_deref()), (Some("etl2"), Some("bash ./hourly.sh")));
+        let label = Waiter::label(63);
+        assert!(label.len() <= 63 && label.is_ascii() && !label.contains(['*', '\'', '\n']), "{label}");
+        let parsed = |label| Waiter::parse(label).map(|Waiter { pid, host, command }| (pid, host, command));
+        let waiter =
+            |pid, host: &str, command: Option<&str>| Some((Some(pid), Some(host.to_owned()), command.map(str::to_owned)));
+        assert_eq!(parsed("serializer 4388@etl2: bash ./hourly.sh"), waiter(4388, "etl2", Some("bash ./hourly.sh")));
         // Cut off.
-        assert_eq!(Waiter::parse("serializer 4388@etl").and_then(|waiter| waiter.host).as_deref(), Some("etl"));
+        assert_eq!(parsed("serializer 4388@etl"), waiter(4388, "etl", None));
         for other in ["", "serializer", "serializer x@y: z", "psql", "serializer 0@y"] {
             assert_eq!(Waiter::parse(other), None, "{other}");
         }

@@ -27,19 +27,13 @@ const REST: Duration = Duration::from_millis(10);
 /// A rest is so many times as long as the poll: some polls read the whole process table.
 const REST_FACTOR: u32 = 5;
 
-/// How long a waiter pauses at first when a store has no connection for it.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
+/// The shortest and the longest pause of a waiter for which a store has no connection.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
-/// The longest such pause.
-const LAST_PAUSE: Duration = Duration::from_secs(10);
-
-/// A pause is one part in so many of the time waited.
-const PAUSE_SHARE: u32 = 4;
-
-/// How long a waiter pauses for which a store has had no connection `since` then.
+/// How long a waiter pauses for which a store has had no connection `since` then: a quarter of that.
 pub fn pause_outside(since: &mut Option<Instant>) -> Duration {
     let since = *since.get_or_insert_with(Instant::now);
-    jittered((since.elapsed() / PAUSE_SHARE).clamp(FIRST_PAUSE, LAST_PAUSE))
+    jittered((since.elapsed() / 4).clamp(PAUSES.0, PAUSES.1))
 }
 
 /// The shortest interval between two requests to a store that does not answer.
@@ -76,7 +70,7 @@ impl<'a> Attempts<'a> {
         let missed = late.as_nanos().checked_div(self.waiting.sleep.as_nanos());
         let missed = missed.and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
         let made = self.made.saturating_add(missed).saturating_add(1);
-        // Polls after the last attempt, which give others the time to take what is free, do not count.
+        // Polls after the last attempt, which leave others the time to take it, do not count.
         self.made = self.waiting.max_attempts.map_or(made, |max| made.min(max.get()));
         self.next = now + self.waiting.sleep;
     }
@@ -112,11 +106,11 @@ impl<'a> Attempts<'a> {
         if self.polls.1 <= BURST && poll < REST { Duration::ZERO } else { (poll * REST_FACTOR).clamp(REST, second) }
     }
 
-    /// When to ask a store again that does not answer, or has no connection to spare; `interval` is the observer's.
+    /// When to ask a store again that fails; `interval` is the observer's.
     pub fn after_failure(&mut self, is_full: bool, interval: Duration) -> Instant {
         let now = Instant::now();
-        // A process that was stopped in the middle of a request fails once, and must not sleep until its next attempt.
-        let mut until = self.next().min(now + interval.min(LAST_PAUSE)).max(now + MIN_OUTAGE);
+        // After a stop in the middle of a request, the next attempt would be too late.
+        let mut until = self.next().min(now + interval.min(PAUSES.1)).max(now + MIN_OUTAGE);
         if is_full {
             until = until.max(now + pause_outside(&mut self.full_since));
             until = self.last().map_or(until, |last| until.min(last.max(now + MIN_OUTAGE)));
@@ -134,7 +128,7 @@ impl<'a> Attempts<'a> {
 
 /// Is told while a lock is waited for.
 pub trait Observer {
-    /// The lock is held; `attempt` attempts have been made. Without holders if the holder changed all the time.
+    /// The lock is held after `attempt` attempts. Without holders if they changed all the time.
     fn waiting(&mut self, holders: &[Holding], attempt: u32);
 
     /// The store does not tell whether the lock is held, and will be asked again.

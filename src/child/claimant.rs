@@ -1,14 +1,13 @@
 //! The command that `run` is about to start, as the process that wants the lock.
 
 use std::cell::{OnceCell, RefCell};
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
 use rustix::process::getpid;
 
-use super::{Child, Descendants, Signals};
+use super::{Child, Descendants, Program, Signals};
 use crate::claimant::Claimant;
 use crate::mutex::register::Stored;
 use crate::owner::{Owner, Place};
@@ -20,7 +19,7 @@ use crate::verdict::RUN_VARIABLE;
 /// not before: a process that only waits is ended by signals as any other.
 pub struct RunClaimant {
     here: Place,
-    command: Vec<OsString>,
+    program: Program,
     descendants: Descendants,
     signals: OnceCell<Rc<Signals>>,
     child: OnceCell<Child>,
@@ -30,9 +29,9 @@ pub struct RunClaimant {
 
 impl RunClaimant {
     /// Does not start anything yet.
-    pub fn new(here: &Place, command: Vec<OsString>, descendants: Descendants) -> Self {
+    pub fn new(here: &Place, program: Program, descendants: Descendants) -> Self {
         let signals = Signals::hold_as_init().map(Rc::new).map(OnceCell::from).unwrap_or_default();
-        Self { here: here.clone(), command, descendants, signals, child: OnceCell::new(), tokens: RefCell::default() }
+        Self { here: here.clone(), program, descendants, signals, child: OnceCell::new(), tokens: RefCell::default() }
     }
 
     /// The process that waits to be the command, if it was needed, for good.
@@ -47,7 +46,7 @@ impl RunClaimant {
 
     /// The command, as people may read it.
     pub fn describe(&self) -> String {
-        let words: Vec<String> = self.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let words: Vec<String> = self.program.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         printable::command_line(&words)
     }
 
@@ -57,7 +56,7 @@ impl RunClaimant {
                 let _ = self.signals.set(Rc::new(Signals::hold()?));
             }
             let signals = self.signals.get().ok_or(io::ErrorKind::NotFound)?.clone();
-            let _ = self.child.set(Child::prepare(&self.command, self.descendants, signals)?);
+            let _ = self.child.set(Child::prepare(&self.program, self.descendants, signals)?);
         }
         self.child.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -67,9 +66,9 @@ impl Claimant for RunClaimant {
     /// The command owns the lock, so that it never runs without; this process keeps it until it has released
     /// it, so that a lock that is about to be released is not taken over.
     fn entry(&self) -> io::Result<Entry> {
-        let command = Owner::of(self.child()?.pid()?, &self.here)?.identified()?;
+        let command = Owner::of(self.child()?.pid()?, &self.here)?;
         let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
-        let keeper = Owner::of(getpid(), &self.here)?.identified()?;
+        let keeper = Owner::of(getpid(), &self.here)?;
         let entry = Entry::new(command, run, Some(self.describe()))?;
         self.tokens.borrow_mut().extend(entry.token.clone());
         Ok(Entry { keeper: Some((keeper.pid, keeper.instance)), ..entry })

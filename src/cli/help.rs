@@ -13,29 +13,14 @@ Examples:
   On many hosts, by a store that they share:
       SERIALIZER_STORE=postgres://etl@db/meltano serializer run -- dbt run
 
-Environment variables (a flag beats its variable, an empty one counts as unset,
-but for SERIALIZER_STORE, which must not be empty):
-  SERIALIZER_FILE_NAME      name of the lock file [serializer.lck]
-  SERIALIZER_DIR            directory of lock files [/tmp]; a relative one starts
-                            at MELTANO_PROJECT_ROOT if that is set
-  SERIALIZER_MAX_ATTEMPTS   how often to try [0: for ever]
-  SERIALIZER_SLEEP_SECONDS  from one try to the next, in seconds [1]
-  SERIALIZER_SLOTS          how many may hold the lock at the same time [1]
-  SERIALIZER_STORE          store that many hosts share, instead of a directory:
-                            postgres://..., mysql://..., dynamodb://TABLE,
-                            s3://bucket/prefix, azure://..., gs://...,
-                            or a shared file:///directory
-  SERIALIZER_PASSWORD_FILE  file with the store's password
-  SERIALIZER_LEASE_SECONDS  how long a lock in a store outlives a host that does
-                            not renew it [30]; with a directory: hosts share it
-  SERIALIZER_ON_LOST        when such a lock is lost: `terminate` what holds it,
-                            or `warn` [run: terminate, lock: warn]
-  SERIALIZER_OWNER_PID      process that owns the lock [the parent process]
-  SERIALIZER_ORPHANS        `wait` for what outlives a Meltano run, or `ignore`
-  LOG_LEVEL                 debug, info, warning or error [info]
-  LOG_TIMESTAMPS            1: messages begin with the time
-  LOG_LEVELS                1: messages begin with their level
-  MELTANO_LOG_JSON          1: messages are JSON
+Environment variables (each option names its own: `serializer lock --help`; a
+flag beats its variable, and an empty one counts as unset, but SERIALIZER_STORE
+must not be empty):
+  SERIALIZER_FILE_NAME, SERIALIZER_STORE, SERIALIZER_PASSWORD_FILE,
+  SERIALIZER_DIR (a relative one starts at MELTANO_PROJECT_ROOT),
+  SERIALIZER_MAX_ATTEMPTS, SERIALIZER_SLEEP_SECONDS, SERIALIZER_SLOTS,
+  SERIALIZER_LEASE_SECONDS, SERIALIZER_ON_LOST, SERIALIZER_OWNER_PID,
+  SERIALIZER_ORPHANS, LOG_LEVEL, LOG_TIMESTAMPS, LOG_LEVELS, MELTANO_LOG_JSON
 
 Exit codes:
   0   done

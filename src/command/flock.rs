@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::job::Job;
 use super::run::execute;
-use crate::child::Descendants;
+use crate::child::{Descendants, Program};
 use crate::cli::FlockArgs;
 use crate::config::{Environment, OnLost, lock_file_at};
 use crate::error::Error;
@@ -45,7 +45,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         request: Request { mode, ..Request::default() },
         waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout },
         orphans: environment.orphans(None)?,
-        command,
+        program: Program { command, ..Program::default() },
         descendants: Descendants::default(),
         on_lost: OnLost::Terminate,
         skipped_exit_code: 0,

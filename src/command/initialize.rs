@@ -10,75 +10,75 @@ use crate::cli::InitializeArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::mutex::register::{Register, Write};
-use crate::owner::{Instance, Owner, Place};
+use crate::owner::{Owner, Place};
 use crate::printable;
 use crate::record::{Entry, KEPT, Record};
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;
-    match &lock {
-        Location::Store(settings, _) if args.print_sql => match backend::open_store(settings)?.schema() {
-            Some(statements) => super::print(statements.as_bytes()),
-            None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url))),
-        },
-        Location::File(..) if args.print_sql => {
-            let hint = "name one with `--store` or `SERIALIZER_STORE`";
-            Err(Error::usage("`--print-sql` needs a database").with_hint(hint))
-        }
+    if args.print_sql {
+        return print_sql(&lock);
+    }
+    let entry = Owner::of(getpid(), &Place::here()).and_then(|owner| Entry::new(owner, None, None));
+    let entry = entry.map_err(|error| Error::failed(format!("cannot write a record: {}", backend::plain(&error))))?;
+    let token = entry.token.clone().unwrap_or_default();
+    let (place, probe) = match &lock {
+        // One for all processes that try, since not every store can remove it.
         Location::Store(settings, _) => {
-            // One for all processes that try, since not every store can remove it.
-            let mut register = backend::open(&Location::store(settings.clone(), ".serializer.probe".as_ref()))?;
-            register.verify_conditional_writes()?;
-            try_out(&mut register, &probe()?)?;
-            if let Some(advice) = register.advice() {
-                tracing::warn!("{advice}");
-            }
-            register.remove_unused(KEPT);
-            tracing::info!("locks can be kept in `{}`; the lock is `{}`", settings.url, lock.printable());
-            Ok(())
+            (settings.url.to_string(), Location::store(settings.clone(), ".serializer.probe".as_ref()))
         }
-        Location::File(directory, _) => initialize_directory(directory, &lock),
+        Location::File(directory, _) => {
+            create(directory)?;
+            (printable::path(directory), Location::file(&directory.join(format!(".serializer.{token}.probe"))))
+        }
+    };
+    let mut register = backend::open(&probe)?;
+    register.verify_conditional_writes()?;
+    let tried = try_out(&mut register, Record::of(vec![entry]).as_ref());
+    if let (Err(_), Location::File(directory, key)) = (&tried, &probe) {
+        // Its name is random, so it is ours.
+        let _ = fs::remove_file(directory.join(&key.name));
+    }
+    tried?;
+    if let Some(advice) = register.advice() {
+        tracing::warn!("{advice}");
+    }
+    register.remove_unused(KEPT);
+    tracing::info!("locks can be kept in `{place}`; the lock is `{}`", lock.printable());
+    Ok(())
+}
+
+fn print_sql(lock: &Location) -> Result<(), Error> {
+    let Location::Store(settings, _) = lock else {
+        return Err(Error::usage("`--print-sql` needs a database: pass `--store`"));
+    };
+    match backend::open_store(settings)?.schema() {
+        Some(statements) => super::print(statements.as_bytes()),
+        None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url))),
     }
 }
 
-fn initialize_directory(directory: &Path, lock: &Location) -> Result<(), Error> {
-    let shown = printable::path(directory);
+fn create(directory: &Path) -> Result<(), Error> {
     if !directory.is_dir() {
+        let shown = printable::path(directory);
         let cannot = |error| Error::failed(format!("cannot create the lock directory `{shown}`: {}", backend::plain(&error)));
         fs::create_dir_all(directory).map_err(cannot)?;
         tracing::info!("created the lock directory `{shown}`");
     }
-    let probe = probe()?;
-    let token = probe.entries().first().and_then(|entry| entry.token.as_deref()).unwrap_or_default();
-    let path = directory.join(format!(".serializer.{token}.probe"));
-    let tried = try_out(&mut backend::open(&Location::file(&path))?, &probe);
-    if tried.is_err() {
-        // Its name is random, so it is ours.
-        let _ = fs::remove_file(&path);
-    }
-    tried?;
-    tracing::info!("locks can be kept in `{shown}`; the lock file is `{}`", lock.printable());
     Ok(())
-}
-
-fn probe() -> Result<Record, Error> {
-    let owner = Owner { pid: getpid(), uid: None, place: Place::here(), instance: Instance::default() };
-    let record = Entry::new(owner, None, None).map(|entry| Record::of(vec![entry]));
-    let record = record.map_err(|error| Error::failed(format!("cannot draw a token: {}", backend::plain(&error))))?;
-    record.ok_or_else(|| Error::failed("cannot write down who holds a lock: it is too large"))
 }
 
 /// How often to begin again when another process tries it out at the same time.
 const MAX_ROUNDS: usize = 16;
 
-/// Does all that locks will need: a file system may refuse links, flock or writing, a database the rights to.
-fn try_out(register: &mut Register, record: &Record) -> Result<(), Error> {
+/// Does all that locks will need: file systems and databases may refuse parts of it.
+fn try_out(register: &mut Register, record: Option<&Record>) -> Result<(), Error> {
     for _ in 0..MAX_ROUNDS {
-        // One may be left behind by a process that was killed. The first time, it may only make the place.
+        // A killed process may have left one. The first write may only make the place.
         let left = register.load()?;
-        let created = register.put(left.as_ref(), Some(record))?;
+        let created = register.put(left.as_ref(), record)?;
         let Some(seen) = register.load()?.filter(|_| created == Write::Done) else { continue };
-        let replaced = register.put(Some(&seen), Some(record))?;
+        let replaced = register.put(Some(&seen), record)?;
         let Some(seen) = register.load()?.filter(|_| replaced == Write::Done) else { continue };
         if register.put(Some(&seen), None)? == Write::Done {
             return Ok(());

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use super::flock::script_of_shell;
 use crate::backend::Location;
-use crate::child::Descendants;
+use crate::child::{Descendants, Program};
 use crate::cli::{CommandArgs, WaitingArgs};
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
@@ -19,8 +19,7 @@ pub struct Job {
     pub request: Request,
     pub waiting: Waiting,
     pub orphans: Orphans,
-    /// Program and arguments.
-    pub command: Vec<OsString>,
+    pub program: Program,
     pub descendants: Descendants,
     pub on_lost: OnLost,
     pub skipped_exit_code: u8,
@@ -46,7 +45,7 @@ impl Job {
             request,
             waiting: environment.waiting(waiting)?,
             orphans: environment.orphans(args.orphans)?,
-            command: command_of(args),
+            program: Program { command: command_of(args), ..Program::default() },
             descendants: Descendants {
                 are_awaited: args.until_children_exit,
                 end_with_the_lock: on_lost == OnLost::Terminate && lock.is_shared(),

@@ -12,32 +12,37 @@ use crate::cli::LockArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
 use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
-use crate::holder::Holder;
-use crate::keeper::process::Keeper;
+use crate::keeper::process::kill;
 use crate::keeper::{Charge, TokenHolder};
-use crate::mutex::{self, Acquired, Grant, Mutex, Request, Whose};
+use crate::mutex::{self, Acquired, Grant, Mutex, Whose};
 use crate::owner::Place;
 use crate::process;
 use crate::record::{Entry, Outcome};
 use crate::verdict::{LocalJudge, Orphans};
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
-    let (lock, request) = lock_of(args, environment)?;
+    let place = &args.file.place;
+    let lock = match &args.once {
+        Some(key) => once::open(environment, place, key)?,
+        None => environment.lock(&args.file, None)?,
+    };
+    let request = match args.once {
+        Some(_) => environment.once(&args.rule, place, &lock)?,
+        None => environment.request(&args.request, place, &lock)?,
+    };
     let waiting = environment.waiting(&args.waiting)?;
     let orphans = environment.orphans(args.owner.orphans)?;
     let on_lost = environment.on_lost(args.request.on_lost, OnLost::Warn)?;
-    if let Some(option) = args.print_token.then_some("--print-token").or(args.detached.then_some("--detached"))
-        && !lock.is_shared()
-    {
-        let hint = "name one with `--store` or `SERIALIZER_STORE`";
-        return Err(Error::usage(format!("`{option}` needs a store: lock files have no fencing tokens")).with_hint(hint));
+    if (args.print_token || args.detached) && !lock.is_shared() {
+        let option = if args.print_token { "--print-token" } else { "--detached" };
+        let why = format!("`{option}` needs a store: lock files have no fencing tokens");
+        return Err(Error::usage(why).with_hint("name one with `--store` or `SERIALIZER_STORE`"));
     }
     let here = Place::here();
     // A detached run has no owner that lives on; this process stands for it.
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?.or(args.detached.then(getpid));
     let needs_keeper = request.lease.is_some() && !args.detached;
-    let mut claimant = ProcessClaimant::discover(&here, owner_pid, needs_keeper);
-    claimant.is_detached = args.detached;
+    let claimant = ProcessClaimant::discover(&here, owner_pid, needs_keeper);
     let judge = LocalJudge::new(here, orphans);
     let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
     let location = lock.printable();
@@ -47,19 +52,16 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let acquired = mutex.acquire(&claimant, &request, &waiting, &mut progress);
     progress.clear();
     let acquired = acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
-    if let Some(lease) = request.lease
-        && needs_keeper
-        && let Some(unkept) = unkept(&mut mutex, &claimant, &acquired).map_err(cannot)?
-    {
-        keep(&lock, &mut mutex, &claimant, unkept, lease, orphans, on_lost)?;
+    if needs_keeper && let Some(unkept) = unkept(&mut mutex, &claimant, &acquired).map_err(cannot)? {
+        keep(&lock, &mut mutex, &claimant, unkept, request.lease.unwrap_or_default(), orphans, on_lost)?;
     }
-    let number = match &acquired {
+    let fencing = match &acquired {
         Acquired::TakenOver(grant, from) => {
-            tracing::info!("locked `{location}` for {described}, taken over from {}: {}", Holder::new(from), from.verdict);
+            tracing::info!("locked `{location}` for {described}, taken over from {}: {}", from, from.verdict);
             grant.fencing
         }
         Acquired::AlreadyHeld(held) => {
-            tracing::warn!("`{location}` is already locked by {}", Holder::new(held));
+            tracing::warn!("`{location}` is already locked by this process ({}); nothing to do", held);
             held.entry.as_ref().and_then(|entry| entry.fencing)
         }
         Acquired::Free(grant) => {
@@ -71,24 +73,10 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
             return Err(Error::new(ALREADY_DONE, format!("did not lock `{location}`: {why}")));
         }
     };
-    match number.filter(|_| args.print_token) {
-        Some(number) => super::print(format!("{number}\n").as_bytes()),
+    match fencing.filter(|_| args.print_token) {
+        Some(fencing) => super::print(format!("{fencing}\n").as_bytes()),
         None => Ok(()),
     }
-}
-
-/// What to lock, and how.
-fn lock_of(args: &LockArgs, environment: &Environment) -> Result<(Location, Request), Error> {
-    let place = &args.file.place;
-    let lock = match &args.once {
-        Some(key) => once::open(environment, place, key)?,
-        None => environment.lock(&args.file, None)?,
-    };
-    let request = match args.once {
-        Some(_) => environment.once(&args.rule, place, &lock)?,
-        None => environment.request(&args.request, place, &lock)?,
-    };
-    Ok((lock, request))
 }
 
 /// What was granted, and its entry, if it has a lease that is not kept yet.
@@ -110,7 +98,7 @@ fn unkept(
         // What was only read may be out of date (a node that lags behind). What is written is not.
         return mutex.renew(token, None).map(|_| None);
     }
-    let keeper = claimant.keeper().map_err(mutex::Error::Entry)?.identity();
+    let keeper = claimant.keeper().map_err(mutex::Error::Entry)?.identity;
     Ok(Some((mutex.renew(token, Some(keeper))?, entry.clone())))
 }
 
@@ -126,10 +114,6 @@ fn keep(
 ) -> Result<(), Error> {
     let location = lock.printable();
     let cannot = |error| Error::mutex("lock", &location, error);
-    let late = || {
-        let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
-        Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
-    };
     // A lock that is held already has the lease that it was acquired with.
     let lease = entry.lease.map_or(lease, |own| own.duration);
     mutex.refresh(&mut grant, lease).map_err(cannot)?;
@@ -139,15 +123,17 @@ fn keep(
         // If this process was stopped meanwhile, the lock may be lost.
         Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
             Ok(_) => return Ok(()),
-            Err(mutex::Error::Lost(..)) => late(),
             Err(error) => cannot(error),
         },
         Ok(()) => return Ok(()),
-        Err(_) if charge.is_given_up() => late(),
+        Err(_) if charge.is_given_up() => {
+            let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
+            Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
+        }
         Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))),
     };
     // The keeper may have begun all the same.
-    let _ = claimant.keeper().map(Keeper::kill);
+    let _ = claimant.keeper().map(|keeper| kill(keeper.identity));
     let _ = mutex.release(&TokenHolder(&charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
     Err(error)
 }

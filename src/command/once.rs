@@ -9,7 +9,6 @@ use super::job::Job;
 use super::progress::Progress;
 use super::run::execute;
 use super::unlock::unlocked;
-use super::wait::Waiter;
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location, file};
 use crate::child::Signals;
@@ -129,7 +128,7 @@ pub fn wait(
     }
     let mut attempts = Attempts::new(waiting);
     let mut progress = Progress::new(waiting.max_attempts, false);
-    let waiter = Waiter { signals: Signals::hold_as_init() };
+    let signals = Signals::hold_as_init();
     // Ends with the attempts or, without a limit, with the runs.
     loop {
         attempts.count(Instant::now());
@@ -151,7 +150,7 @@ pub fn wait(
             }
         }
         let Some((mutex, inspected, shown)) = pending else { return Ok(()) };
-        if let Some(signals) = waiter.signals.as_ref().filter(|signals| signals.is_ending()) {
+        if let Some(signals) = signals.as_ref().filter(|signals| signals.is_ending()) {
             signals.die();
         }
         if attempts.are_over() {
@@ -163,7 +162,7 @@ pub fn wait(
             return Err(Error::new(BUSY, format!("`{shown}` is not done yet: {state}")));
         }
         let limit = attempts.next().saturating_duration_since(Instant::now()).min(WATCHED);
-        mutex.watch(inspected, limit, &waiter)?;
+        mutex.watch(inspected, limit, &signals)?;
     }
 }
 
@@ -171,7 +170,7 @@ pub fn wait(
 pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
     let locations = match args.done_before {
-        Some(_) => all(environment, &args.place)?,
+        Some(_) => environment.all(Kind::Once, &args.place)?,
         None => args.keys.iter().map(|key| open(environment, &args.place, key)).collect::<Result<_, _>>()?,
     };
     let mut failure: Option<Error> = None;
@@ -217,12 +216,4 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Res
     }
     tracing::info!("forgot `{shown}`, which was {}", key.state);
     Ok(())
-}
-
-/// All keys in the directory or store.
-pub fn all(environment: &Environment, args: &PlaceArgs) -> Result<Vec<Location>, Error> {
-    match environment.store(Kind::Once, args, None)? {
-        Some(store) => Ok(backend::all_in(&store, Kind::Once)?),
-        None => Ok(file::all_in(&environment.directory(Kind::Once, args)?, Kind::Once)?),
-    }
 }

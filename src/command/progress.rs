@@ -1,10 +1,8 @@
-//! What is shown while a lock is waited for: on a terminal one live line, elsewhere a line from time to time.
+//! What is shown while a lock is waited for: one live line, or a line in a log from time to time.
 
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
-
-use rustix::process::Pid;
 
 use crate::backend;
 use crate::holder::listed;
@@ -21,9 +19,6 @@ const REPEAT: Duration = Duration::from_secs(30);
 /// How often a log is asked for news.
 const NEVER: Duration = Duration::from_secs(3600);
 
-/// A holder, and its acquisition.
-type Acquisition = (Pid, Option<String>);
-
 #[derive(Default)]
 pub struct Progress {
     max_attempts: Option<NonZeroU32>,
@@ -32,9 +27,7 @@ pub struct Progress {
     is_silent: bool,
     has_looked_for_itself: bool,
     /// What the last line in a log was about, and when it was written.
-    told: Option<(Option<Acquisition>, Instant)>,
-    /// When a log last said that the store does not answer.
-    failed: Option<Instant>,
+    told: Option<(String, Instant)>,
 }
 
 impl Progress {
@@ -51,8 +44,8 @@ impl Progress {
         }
     }
 
-    /// A holder that has started us may wait for us, while we wait for it. It need not: `lock`, then a job in
-    /// the background, then `unlock`.
+    /// A holder that has started us may wait for us, while we wait for it. It need not: `lock`,
+    /// then a job in the background, then `unlock`.
     fn warn_of_deadlock(&mut self, holders: &[Holding]) {
         if std::mem::replace(&mut self.has_looked_for_itself, true) {
             return;
@@ -82,6 +75,15 @@ impl Progress {
         let max = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
         format!("attempt {attempt}{max}")
     }
+
+    /// Whether to write a line about this.
+    fn is_due(&mut self, news: String) -> bool {
+        let is_old = self.told.as_ref().is_some_and(|(told, when)| *told == news && when.elapsed() < REPEAT);
+        if !is_old {
+            self.told = Some((news, Instant::now()));
+        }
+        self.is_live || !is_old && !self.is_silent
+    }
 }
 
 /// A background job must not draw over what is typed.
@@ -95,11 +97,10 @@ fn write_stderr(text: &str) {
 
 impl Observer for Progress {
     fn waiting(&mut self, holders: &[Holding], attempt: u32) {
-        // The same holder, also when its lease was renewed.
+        // The same acquisition, also when its lease was renewed.
         let holder = holders.first().and_then(|holding| holding.entry.as_ref());
-        let holder = holder.map(|entry| (entry.owner.pid, entry.token.clone()));
-        let is_old_news = self.told.as_ref().is_some_and(|(told, when)| *told == holder && when.elapsed() < REPEAT);
-        if !self.is_live && (is_old_news || self.is_silent) {
+        let acquisition = holder.map(|entry| format!("{} {:?}", entry.owner.pid, entry.token));
+        if !self.is_due(acquisition.unwrap_or_default()) {
             return;
         }
         let message = format!("waiting for {}, {}", listed(holders, true), self.count(attempt));
@@ -107,21 +108,19 @@ impl Observer for Progress {
             self.draw(&message);
         } else {
             tracing::info!("{message}");
-            self.told = Some((holder, Instant::now()));
         }
         self.warn_of_deadlock(holders);
     }
 
     fn failing(&mut self, error: &backend::Error, attempt: u32) {
+        if !self.is_due("outage".to_owned()) {
+            return;
+        }
         let message = format!("trying again: {error}, {}", self.count(attempt));
-        if self.is_live {
-            self.draw(&message);
-        } else if !self.is_silent && self.failed.is_none_or(|told| told.elapsed() >= REPEAT) {
-            match error.hint.as_deref().filter(|_| self.failed.is_none()) {
-                Some(hint) => tracing::warn!("{message} (hint: {hint})"),
-                None => tracing::warn!("{message}"),
-            }
-            self.failed = Some(Instant::now());
+        match &error.hint {
+            _ if self.is_live => self.draw(&message),
+            Some(hint) => tracing::warn!("{message} (hint: {hint})"),
+            None => tracing::warn!("{message}"),
         }
     }
 

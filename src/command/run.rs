@@ -11,13 +11,12 @@ use super::progress::Progress;
 use super::unlock::unlocked;
 use crate::backend;
 use crate::child::lookup::{cannot_run, look_up};
-use crate::child::{self, Child, Signals, claimant::RunClaimant, termination::end_tree};
+use crate::child::{self, Child, Lease, Signals, claimant::RunClaimant, termination::end_tree};
 use crate::claimant::Claimant;
 use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost, name_from_command};
 use crate::error::Error;
 use crate::exit_code::{BUSY, DONE, LOST};
-use crate::holder::Holder;
 use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
 use crate::mode::Mode;
@@ -43,6 +42,9 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
+/// The exit code of a command that was stopped and says that all is well: 128 + SIGTERM.
+const STOPPED: u8 = 143;
+
 /// Runs a job; tells how its command ended.
 pub fn execute(job: &Job) -> Result<u8, Error> {
     perform(job).map(|ran| ran.map_or(job.skipped_exit_code, |ran| ran.code))
@@ -50,7 +52,7 @@ pub fn execute(job: &Job) -> Result<u8, Error> {
 
 /// Runs a job, unless it is not needed.
 pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
-    let program = job.command.first().map_or(Path::new(""), Path::new);
+    let program = job.program.command.first().map_or(Path::new(""), Path::new);
     // A mistyped command must not wait for hours to be told. The run of a task tells it when it ends.
     if job.request.claim.is_none() {
         look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
@@ -64,7 +66,7 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     let mut mutex = Mutex::new(backend::open(&job.lock)?, &judge);
     job.expired.iter().for_each(|expired| mutex.learn(expired));
     let location = job.lock.printable();
-    let claimant = RunClaimant::new(&here, job.command.clone(), job.descendants);
+    let claimant = RunClaimant::new(&here, job.program.clone(), job.descendants);
     let mut run = Run { job, program, shown: printable::path(program), location, mutex, claimant };
     let Some(mut grant) = run.acquire()? else { return Ok(None) };
     let renewing = run.renew(&mut grant)?;
@@ -97,8 +99,7 @@ impl Run<'_> {
                 Ok(Some(grant))
             }
             Ok(Acquired::TakenOver(grant, from)) => {
-                let (holder, why) = (Holder::new(&from), from.verdict);
-                tracing::info!("locked `{location}` for `{command}`, taken over from {holder}: {why}");
+                tracing::info!("locked `{location}` for `{command}`, taken over from {from}: {}", from.verdict);
                 Ok(Some(grant))
             }
             Ok(Acquired::NotNeeded(done)) => {
@@ -174,13 +175,15 @@ impl Run<'_> {
     fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<Ran, Error> {
         let ends_with_it = renewing.as_ref().filter(|_| self.job.on_lost == OnLost::Terminate);
         let mut why_ended = None;
-        let end = child.wait(ends_with_it.map(Renewing::lost_fd), || {
-            let (why, kill_at) = ends_with_it.map(|renewing| (renewing.why(), renewing.kill_at())).unwrap_or_default();
-            let ending = if kill_at > since_boot() { "ending" } else { "killing" };
+        let kill_at = || renewing.as_ref().map_or(u64::MAX, Renewing::kill_at);
+        let mut on_loss = || {
+            let why = ends_with_it.map(Renewing::why).unwrap_or_default();
+            let ending = if kill_at() > since_boot() { "ending" } else { "killing" };
             tracing::error!("{ending} the command, because its lock is lost: {why}");
             why_ended = Some(why);
-            kill_at
-        });
+        };
+        let lost = ends_with_it.map(Renewing::lost_fd);
+        let end = child.wait(Lease { lost, kill_at: &kill_at, on_loss: &mut on_loss });
         let was_ended = why_ended.is_some();
         let was_good = renewing.as_ref().map(Renewing::is_good);
         let is_unanswered = renewing.as_ref().is_some_and(Renewing::is_unanswered);
@@ -193,14 +196,18 @@ impl Run<'_> {
         let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, backend::plain(&error)));
         let end = end.map_err(untold)?;
         let code = end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
+        let request = &self.job.request;
         let is_stopped = end.as_ref().is_ok_and(|end| end.is_stopped);
         let how = if is_stopped { self.why_stopped() } else { format!("ended with {code}") };
-        let outcome = self.outcome(code, was_ended, &how);
-        let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| !was_ended) };
+        let outcome = self.outcome(code, was_ended, is_stopped, &how);
+        let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| !was_ended && !is_stopped) };
         let released = if was_ended && is_unanswered { Ok(None) } else { self.release(ending) };
         let (command, location) = (&self.shown, &self.location);
         // Nothing has run then, so a lost lock has done no harm.
-        let end = end.map_err(|error| cannot_run(self.program, &error))?;
+        let end = match end.map_err(|error| cannot_run(self.program, &error)) {
+            Err(error) if request.claim.is_some() => return Ok(Ran { code, how: error.to_string(), number: None }),
+            end => end?,
+        };
         if let Some(why) = why_ended {
             let hint = "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer \
                         outages";
@@ -224,15 +231,18 @@ impl Run<'_> {
         if let Some(signals) = self.claimant.signals().filter(|_| end.is_interrupted) {
             signals.die_of(Signal::SIGINT);
         }
-        Ok(Ran { code: end.code, how, number: None })
+        let code = if is_stopped && end.code == DONE { STOPPED } else { end.code };
+        Ok(Ran { code, how, number: None })
     }
 
     /// What counts of a command's end.
-    fn outcome(&self, code: u8, was_ended: bool, how: &str) -> Outcome {
+    fn outcome(&self, code: u8, was_ended: bool, is_stopped: bool, how: &str) -> Outcome {
         let request = &self.job.request;
         match code {
             // Another scheduler runs it again.
             _ if was_ended || how == INTERRUPTED => Outcome::Unknown,
+            // A command may end with 0 when it is told to end.
+            DONE if is_stopped => Outcome::Failed,
             DONE if request.skip_if_done || request.once.is_some() => Outcome::Succeeded,
             _ if request.once.is_some() => Outcome::Failed,
             _ => Outcome::Unknown,

@@ -1,66 +1,81 @@
 //! `serializer status`
 
 mod keys;
-mod report;
+mod locks;
 mod table;
 
 use std::io::{IsTerminal, stdout};
 use std::time::Duration;
 
-use report::{Lock, Report, UNKNOWN, report};
-use table::table;
-pub use table::{new_table, rendered};
+use serde_json::{Value, json};
 
 use crate::backend::seam::Kind;
-use crate::backend::{self, Cause, file};
+use crate::backend::{self, Location};
 use crate::cli::StatusArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::mutex::Mutex;
 use crate::owner::Place;
-use crate::printable;
 use crate::verdict::LocalJudge;
+use keys::Key;
+use locks::Lock;
+pub use table::table;
 
-/// How often `--watch` looks.
+/// The poll interval of `--watch`.
 const REFRESH: Duration = Duration::from_secs(1);
+
+/// What is shown of one lock or key.
+trait Row: Sized {
+    const HEADER: &'static [&'static str];
+
+    /// `None` if a list of all does not have it.
+    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, backend::Error>;
+
+    /// Stands for one that cannot be read.
+    fn unreadable(_location: &Location, _error: &backend::Error) -> Option<Self> {
+        None
+    }
+
+    fn json(&self) -> Value;
+
+    /// The lines of the table.
+    fn lines(&self) -> Vec<Vec<Option<String>>>;
+}
+
+/// The requested locks or keys, and the first error of those that cannot be read.
+struct Report {
+    json: Vec<Value>,
+    text: String,
+    failure: Option<Error>,
+}
 
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     if args.watch {
-        return watch(&|| if args.once { keys::text(args, environment) } else { text(args, environment) });
+        return watch(&|| look(args, environment).map(|report| report.text));
     }
-    if args.once {
-        return keys::show(args, environment);
-    }
-    let (locks, failure) = look(args, environment)?;
+    let report = look(args, environment)?;
     if args.json {
-        super::print(super::to_json(&Report { locks })?.as_bytes())?;
-    } else if locks.is_empty() {
-        tracing::info!("{}", none(args, environment)?);
-    } else {
-        super::print(table(&locks).as_bytes())?;
+        super::print(super::to_json(&json!({ what(args): report.json }))?.as_bytes())?;
+    } else if !report.json.is_empty() {
+        super::print(report.text.as_bytes())?;
+    } else if report.failure.is_none() {
+        tracing::info!("{}", report.text.trim_end());
     }
-    failure.map_or(Ok(()), |error| Err(error.into()))
+    report.failure.map_or(Ok(()), Err)
 }
 
-/// Looks again and again, until a signal ends it or its output is not read any more.
+/// Shows the status again and again, until a signal ends it or its output is not read any more.
 pub fn watch(look: &dyn Fn() -> Result<String, Error>) -> Result<(), Error> {
-    let is_terminal = stdout().is_terminal();
+    let clear = if stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     let mut shown = String::new();
     loop {
         let text = match look() {
             Ok(text) => text,
             Err(error) if shown.is_empty() => return Err(error),
-            // It may be over soon.
+            // It may pass.
             Err(error) => format!("{error}\n"),
         };
-        let is_read = if is_terminal {
-            // From the top, over what was there, and then nothing.
-            let clear = if shown.is_empty() { "\x1b[2J" } else { "" };
-            super::is_read(format!("{clear}\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")).as_bytes())?
-        } else {
-            text == shown || super::is_read(text.as_bytes())?
-        };
-        if !is_read {
+        if text != shown && !super::is_read(format!("{clear}{text}").as_bytes())? {
             return Ok(());
         }
         shown = text;
@@ -68,46 +83,43 @@ pub fn watch(look: &dyn Fn() -> Result<String, Error>) -> Result<(), Error> {
     }
 }
 
-/// What `--watch` shows.
-fn text(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
-    let (locks, _) = look(args, environment)?;
-    Ok(if locks.is_empty() { none(args, environment)? + "\n" } else { table(&locks) })
+fn what(args: &StatusArgs) -> &'static str {
+    if args.once { "keys" } else { "locks" }
 }
 
-fn none(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
-    let place = match environment.store(Kind::Lock, &args.file.place, None)? {
-        Some(store) => store.url.to_string(),
-        None => printable::path(&environment.directory(Kind::Lock, &args.file.place)?),
-    };
-    Ok(format!("there are no locks in `{place}`"))
-}
-
-/// All that was asked for, and the first error of those that cannot be looked at.
-fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Lock>, Option<backend::Error>), Error> {
+fn look(args: &StatusArgs, environment: &Environment) -> Result<Report, Error> {
     let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
-    let (mut locks, mut failure) = (Vec::new(), None);
+    let kind = if args.once { Kind::Once } else { Kind::Lock };
     let place = &args.file.place;
-    let locations = match environment.store(Kind::Lock, place, None)? {
-        _ if !args.all => environment.locks(&args.file, &args.names)?,
-        Some(store) => backend::all_in(&store, Kind::Lock)?,
-        None => file::all_in(&environment.directory(Kind::Lock, place)?, Kind::Lock)?,
+    let is_named = !(args.all || args.once && args.names.is_empty());
+    let locations = if !is_named {
+        environment.all(kind, place)?
+    } else if args.once {
+        args.names.iter().map(|name| environment.key(kind, place, &name.to_string_lossy())).collect::<Result<_, _>>()?
+    } else {
+        environment.locks(&args.file, &args.names)?
     };
-    let is_one_of_several = args.all || locations.len() > 1;
+    let mut report =
+        if args.once { report::<Key>(&locations, &judge, is_named)? } else { report::<Lock>(&locations, &judge, is_named)? };
+    if report.json.is_empty() {
+        report.text = format!("there are no {} in `{}`\n", what(args), environment.place(kind, place)?);
+    }
+    Ok(report)
+}
+
+fn report<T: Row>(locations: &[Location], judge: &LocalJudge, is_named: bool) -> Result<Report, Error> {
+    let (mut rows, mut failure) = (Vec::new(), None);
     for location in locations {
-        let mut mutex = Mutex::new(backend::open(&location)?, &judge);
-        match mutex.look() {
-            // flock(1) leaves empty files.
-            Ok(Some((stored, _))) if args.all && stored.record.is_none() => {}
-            Ok(found) => locks.push(report(&location, found, mutex.waiters())),
-            // Other programs keep files of that name, too.
-            Err(error) if args.all && error.cause == Cause::NotALock => tracing::debug!("{error}"),
-            // One that cannot be read must not hide the others.
-            Err(error) if is_one_of_several => {
-                locks.push(Lock::new(&location, UNKNOWN, Some(error.to_string())));
-                failure = failure.or(Some(error));
+        match T::look(location, &mut Mutex::new(backend::open(location)?, judge), is_named) {
+            Ok(row) => rows.extend(row),
+            Err(error) if is_named && locations.len() == 1 => return Err(error.into()),
+            // It must not hide the others.
+            Err(error) => {
+                rows.extend(T::unreadable(location, &error));
+                failure = failure.or(Some(error.into()));
             }
-            Err(error) => return Err(error.into()),
         }
     }
-    Ok((locks, failure))
+    let text = table(T::HEADER, rows.iter().flat_map(T::lines));
+    Ok(Report { json: rows.iter().map(T::json).collect(), text, failure })
 }

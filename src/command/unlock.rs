@@ -2,77 +2,65 @@
 
 use std::time::Duration;
 
+use rustix::process::Pid;
+
 use super::once;
-use crate::backend;
+use crate::backend::{self, Location};
 use crate::claimant::ProcessClaimant;
 use crate::cli::{BreakArgs, UnlockArgs};
 use crate::config::Environment;
 use crate::error::Error;
-use crate::holder::Holder;
+use crate::exit_code::REFUSED;
 use crate::keeper;
-use crate::local_time::short;
-use crate::mutex::{self, Mutex, Released, Whose};
+use crate::mutex::{Mutex, Released, Whose};
 use crate::owner::Place;
 use crate::record::Outcome;
-use crate::verdict::LocalJudge;
+use crate::verdict::{LocalJudge, Orphans, rounded_up};
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     if let Some(key) = &args.once {
         return once::unlock(args, key, environment);
     }
     let lock = environment.lock(&args.file, None)?;
-    let here = Place::here();
-    let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?, false);
-    let judge = LocalJudge::new(here.clone(), environment.orphans(args.owner.orphans)?);
-
-    let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
-    let location = lock.printable();
+    let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
     let whose = if args.force { Whose::Anybodys } else { Whose::Own };
-    let released = mutex.release(&claimant, whose, Outcome::Unknown);
-    let released = released.map_err(|error| Error::mutex("unlock", &location, error))?;
-    if let Released::Own { was, .. } = &released {
-        was.iter().for_each(|entry| keeper::process::dismiss(entry, &here));
-    }
-    report(&location, released);
-    Ok(())
+    release("unlock", &lock, owner_pid, environment.orphans(args.owner.orphans)?, whose)
 }
 
 pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, args.name.as_deref())?;
-    let here = Place::here();
     // Only the token counts, for a lock of this process as well.
-    let claimant = ProcessClaimant::discover(&here, None, false);
-    let judge = LocalJudge::new(here, environment.orphans(None)?);
-    let released = Mutex::new(backend::open(&lock)?, &judge).release(&claimant, Whose::Of(&args.token), Outcome::Unknown);
+    let released = release("break", &lock, None, environment.orphans(None)?, Whose::Of(&args.token));
+    let hint = "the lock may have changed hands, or this is a fencing token; `serializer status --json` shows both";
+    released.map_err(|error| if error.code == REFUSED { error.with_hint(hint) } else { error })
+}
+
+fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans, whose: Whose<'_>) -> Result<(), Error> {
+    let here = Place::here();
+    let claimant = ProcessClaimant::discover(&here, owner_pid, false);
+    let judge = LocalJudge::new(here.clone(), orphans);
     let location = lock.printable();
-    let hint = "the token is not that of a holder: the lock has changed hands, or this is a fencing token; \
-                `serializer status --json` shows both";
-    let released = released.map_err(|error| match error {
-        mutex::Error::NotOurs(_) => Error::mutex("break", &location, error).with_hint(hint),
-        error => Error::mutex("break", &location, error),
-    })?;
-    report(&location, released);
+    let released = Mutex::new(backend::open(lock)?, &judge).release(&claimant, whose, Outcome::Unknown);
+    match released.map_err(|error| Error::mutex(verb, &location, error))? {
+        Released::Own { stays, was } => {
+            was.iter().for_each(|entry| keeper::process::dismiss(entry, &here));
+            tracing::info!("{}", unlocked(&location, stays));
+        }
+        // Perhaps its owner ended too early.
+        Released::Stale(former) => {
+            tracing::warn!("removed stale lock `{location}` of {}: {}", former, former.verdict);
+        }
+        Released::Forced(holders) => {
+            for holding in holders {
+                tracing::warn!("broke lock `{location}` of {}: {}", holding, holding.verdict);
+            }
+        }
+    }
     Ok(())
 }
 
 /// What is said about an own lock that was released.
 pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
-    let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", short(stays)));
+    let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));
     format!("unlocked `{location}`{}", rest.unwrap_or_default())
-}
-
-/// Tells what was released.
-fn report(location: &str, released: Released) {
-    match released {
-        Released::Own { stays, .. } => tracing::info!("{}", unlocked(location, stays)),
-        Released::Stale(former) => {
-            // Perhaps its owner ended too early.
-            tracing::warn!("removed stale lock `{location}` of {}: {}", Holder::new(&former), former.verdict);
-        }
-        Released::Forced(holders) => {
-            for holding in holders {
-                tracing::warn!("broke lock `{location}` of {}: {}", Holder::new(&holding), holding.verdict);
-            }
-        }
-    }
 }

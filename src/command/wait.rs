@@ -24,6 +24,7 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
         return waited.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code));
     }
     let judge = LocalJudge::new(Place::here(), orphans);
+    let signals = Signals::hold_as_init();
     let started = std::time::Instant::now();
     for location in environment.locks(&args.file, &args.names)? {
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);
@@ -31,28 +32,22 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
         let timeout = waiting.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         let waiting = Waiting { timeout, ..waiting };
         let mut progress = Progress::new(waiting.max_attempts, false);
-        let waiter = Waiter { signals: Signals::hold_as_init() };
-        let free = mutex.wait_until_free(&waiter, &waiting, &mut progress);
+        let free = mutex.wait_until_free(&signals, &waiting, &mut progress);
         progress.clear();
-        waiter.signals.iter().for_each(Signals::die);
+        signals.iter().for_each(Signals::die);
         let code = args.waiting.conflict_exit_code;
         free.map_err(|error| Error::mutex("wait for", &location.printable(), error).or_if(BUSY, code))?;
     }
     Ok(())
 }
 
-/// This process, which wants nothing but to wait.
-pub struct Waiter {
-    /// End the waiting where the kernel does not.
-    pub signals: Option<Signals>,
-}
-
-impl Claimant for Waiter {
+/// This process only waits. Signals are held back for PID 1 alone, which they would not end.
+impl Claimant for Option<Signals> {
     fn is_present(&self) -> bool {
-        !self.signals.as_ref().is_some_and(Signals::is_ending)
+        !self.as_ref().is_some_and(Signals::is_ending)
     }
 
     fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.signals.iter().flat_map(Signals::fds).collect()
+        self.iter().flat_map(Signals::fds).collect()
     }
 }

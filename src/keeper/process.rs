@@ -1,9 +1,10 @@
-//! The process that `lock` leaves behind: it renews the lease while the owner lives, or what continues for it, and then releases
-//! the lock.
+//! The process that `lock` leaves behind: it renews the lease while the owner lives, or what
+//! continues for it, and then releases the lock.
 //!
-//! It is started before the lock is acquired, so that the record names it, and gets its orders afterwards. If `lock` dies in
-//! between, the connection is closed, and the keeper ends. The store's address is not on its command line, where other users
-//! could read it. It has a session of its own, and none of the files of `lock`: a pipe would never end for its reader.
+//! It is started before the lock is acquired, because the record names it, and gets its orders
+//! afterwards. If `lock` dies in between, the connection closes, and the keeper ends. The address
+//! of the store is not on its command line, which other users could read. It has a session of its
+//! own, and none of the files of `lock`: a pipe would never end for its reader.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,14 +45,11 @@ const MAX_ANSWER: usize = 4096;
 /// How long to wait for the answer. The keeper only has to start.
 const START: Duration = Duration::from_secs(10);
 
-/// How often to look at an owner whose end is not signalled.
-const UNHEARD: Duration = Duration::from_secs(1);
-
 /// The keeper, as seen by the process that started it.
 #[derive(Debug)]
 pub struct Keeper {
-    pid: Pid,
-    instance: Instance,
+    /// Which process it is.
+    pub identity: (Pid, Instance),
     channel: OwnedFd,
 }
 
@@ -73,12 +71,7 @@ impl Keeper {
         close_fds::set_fds_cloexec(3, &[]);
         let (pid, channel) = helper::spawn(NAME, |command| command.stdout(Stdio::null()).stderr(Stdio::null()))?;
         let instance = process::running(pid).ok_or_else(has_ended)?.instance;
-        Ok(Self { pid, instance, channel })
-    }
-
-    /// Which process it is.
-    pub fn identity(&self) -> (Pid, Instance) {
-        (self.pid, self.instance)
+        Ok(Self { identity: (pid, instance), channel })
     }
 
     /// Lets it keep the lease of `entry`. It has begun when this returns.
@@ -97,27 +90,16 @@ impl Keeper {
             Err(error) => Err(error.into()),
         }
     }
-
-    /// Kills it.
-    pub fn kill(&self) {
-        send_signal(self.identity(), Signal::KILL);
-    }
 }
 
 fn has_ended() -> io::Error {
     io::Error::other("the process that keeps the lease has ended")
 }
 
-/// Sends a signal to the keeper of a run, if it is a process of this place.
-pub fn signal_keeper(entry: &Entry, signal: Signal) {
-    if let Some(keeper) = entry.keeper.filter(|_| is_here(&entry.owner.place, &Place::here())) {
-        send_signal(keeper, signal);
-    }
-}
-
-// Hosts are renamed, and that does not matter here.
-fn is_here(place: &Place, here: &Place) -> bool {
-    place.boot.is_some() && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace)
+/// Kills a keeper.
+pub fn kill(keeper: (Pid, Instance)) {
+    // Not by SIGTERM, which a script may ignore, and its keeper with it.
+    send_signal(keeper, Signal::KILL);
 }
 
 /// Not by the PID alone, which may have become another process's.
@@ -130,49 +112,55 @@ fn send_signal((pid, instance): (Pid, Instance), signal: Signal) {
     }
 }
 
-/// Ends the keeper of a lock that was released, if it is a process of this place. The keeper would notice the release only at
-/// its next renewal.
+/// Ends the keeper of a released lock, if it is a process of this place. By itself, it would notice
+/// the release only at its next renewal.
 pub fn dismiss(entry: &Entry, here: &Place) {
-    let Some(keeper) = entry.keeper.filter(|_| entry.lease.is_some() && is_here(&entry.owner.place, here)) else { return };
-    // The keeper of a command is `run` itself.
-    if process::arguments(keeper.0).get(1).is_some_and(|name| name == NAME) {
-        // Not by SIGTERM, which a script may ignore, and its keeper with it.
-        send_signal(keeper, Signal::KILL);
+    if entry.lease.is_some() {
+        signal_keeper(entry, here, NAME, Signal::KILL);
+    }
+}
+
+/// Sends a signal to the keeper of an entry, if it is a process of this place that was started with the argument `name`.
+pub fn signal_keeper(entry: &Entry, here: &Place, name: &str, signal: Signal) {
+    // Hosts are renamed, and that does not matter here.
+    let is_here = |place: &Place| place.boot.is_some() && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace);
+    let Some(keeper) = entry.keeper.filter(|_| is_here(&entry.owner.place)) else { return };
+    // The record may name any process.
+    if process::arguments(keeper.0).get(1).is_some_and(|argument| argument == name) {
+        send_signal(keeper, signal);
     }
 }
 
 /// Acts as a keeper, if this process was started as one. Must be called before anything else.
 pub fn help() -> Option<ExitCode> {
-    (std::env::args_os().nth(1)? == NAME).then(main)
+    let is_keeper = std::env::args_os().nth(1)? == NAME;
+    is_keeper.then(|| main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
 }
 
-fn main() -> ExitCode {
+/// `None` if it cannot keep the lease.
+fn main() -> Option<()> {
     // A search for work that continues must skip this process.
     let _ = rustix::thread::set_name(c"serializer");
-    let Ok(channel) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
+    let channel = io::stdin().as_fd().try_clone_to_owned().ok()?;
     let mut message = vec![0; MAX_MESSAGE];
-    let received = rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty()));
-    let kept: Option<KeptLock> = received.ok().and_then(|(_, length)| serde_json::from_slice(&message[..length]).ok());
+    let (_, length) = rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty())).ok()?;
     // Without a message, the lock was not acquired.
-    let Some((entry, kept)) = kept.and_then(|kept| Some((kept.entry()?, kept))) else { return ExitCode::FAILURE };
-    // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late must not end an owner that was
-    // never told that it has the lock.
+    let kept: KeptLock = serde_json::from_slice(&message[..length]).ok()?;
+    let entry = kept.entry()?;
+    // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late
+    // must not end an owner that was never told that it has the lock.
     let begun = if kept.charge.is_given_up() {
         Err("its lease expired before it could be renewed".to_owned())
     } else {
         backend::open(&kept.location).map(drop).map_err(|error| error.to_string())
     };
-    if let Err(why) = begun {
-        let _ = send(&channel, &why.as_bytes()[..why.len().min(MAX_ANSWER)], SendFlags::NOSIGNAL);
-        return ExitCode::FAILURE;
-    }
     // Ctrl-C is meant for the owner.
     let _ = rustix::process::setsid();
-    if send(&channel, BEGUN, SendFlags::NOSIGNAL).is_err() {
-        return ExitCode::FAILURE;
-    }
+    let answer = begun.as_ref().map_or_else(|why| &why.as_bytes()[..why.len().min(MAX_ANSWER)], |()| BEGUN);
+    send(&channel, answer, SendFlags::NOSIGNAL).ok()?;
+    begun.ok()?;
     drop(channel);
-    kept.keep(&entry).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+    kept.keep(&entry).ok()
 }
 
 impl KeptLock {
@@ -197,10 +185,9 @@ impl KeptLock {
                 return Ok(());
             };
             let lost = renewing.lost_fd();
-            let limit = held.look_again_in().or(held.ended_fd().is_none().then_some(UNHEARD)).unwrap_or(LONG);
             let fds: Vec<_> = held.ended_fd().into_iter().chain([lost]).collect();
-            backend::sleep(limit, &fds)?;
-            // A process that has ended must not be killed: its PID may have become another process's.
+            backend::sleep(held.look_again_in().unwrap_or(LONG), &fds)?;
+            // The PID of a process that has ended may be another process's.
             if held.ended_fd().is_some_and(|ended| is_readable(&ended)) {
                 continue;
             }
@@ -208,9 +195,9 @@ impl KeptLock {
                 // The owner may have unlocked without being able to tell us.
                 if self.on_lost == OnLost::Terminate
                     && !renewing.is_released()
-                    && let Some(pid) = pid_of(&held, entry)
+                    && let Held::Alive(Some(process)) | Held::RunGoesOn { process, .. } = &held
                 {
-                    end_tree(pid, renewing.kill_at())?;
+                    end_tree(process.pid(), renewing.kill_at())?;
                 }
                 return Ok(());
             }
@@ -225,14 +212,5 @@ impl KeptLock {
                 let _ = end_tree(owner.pid, since_boot() + grace);
             }
         })
-    }
-}
-
-/// The process that the lock is held for.
-fn pid_of(held: &Held, entry: &Entry) -> Option<Pid> {
-    match held {
-        Held::Alive(_) => Some(entry.owner.pid),
-        Held::RunGoesOn { relative, .. } => Some(relative.process.pid()),
-        _ => None,
     }
 }

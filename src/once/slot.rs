@@ -34,7 +34,7 @@ pub struct Claim {
     pub skipped: u64,
     /// The hash of the definition.
     pub definition: u32,
-    /// Whether a pause is ignored, and the slot may be an earlier one: a user asks for this run.
+    /// Whether a user asks for this run: a pause is ignored, and the stored slot stays.
     pub is_forced: bool,
 }
 
@@ -59,7 +59,8 @@ impl Claim {
         if task.paused > now && !self.is_forced {
             return Next::Skip;
         }
-        let slot = self.slot.max(task.slot);
+        // A run on request leaves the schedule as it is.
+        let slot = if self.is_forced { task.slot } else { self.slot.max(task.slot) };
         // So that no two runs have the same slot and number.
         let number = if slot == task.slot { run.number.saturating_add(1) } else { 1 };
         let skipped = task.skipped.saturating_add(self.skipped);

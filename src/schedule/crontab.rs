@@ -148,14 +148,14 @@ fn fields(line: &str) -> Option<(&str, &str)> {
 }
 
 /// The first `%` ends a command; each further one ends a line of its input. `\%` is a percent sign.
+/// In the command, Debian's cron also takes `\\` for a backslash.
 fn command_and_stdin(text: &str) -> (String, Option<String>) {
     let mut command = String::new();
     let mut rest = text.chars();
     while let Some(c) = rest.next() {
         match c {
             '%' => break,
-            '\\' if rest.as_str().starts_with('%') => command.extend(rest.next()),
-            '\\' => command.extend([c].into_iter().chain(rest.next())),
+            '\\' if rest.as_str().starts_with(['%', '\\']) => command.extend(rest.next()),
             _ => command.push(c),
         }
     }

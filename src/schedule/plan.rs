@@ -89,7 +89,7 @@ impl Definition {
                 }
                 Plan::Wait(Some(next.map_or(at, |next| next.min(at))))
             }
-            (_, Some(slot)) => claim(slot, timetable.count(task.slot, slot - 1, MAX_COUNTED)),
+            (_, Some(slot)) => claim(slot, timetable.count(task.slot, slot.saturating_sub(1), MAX_COUNTED)),
             (_, None) => Plan::Wait(next),
         }
     }
@@ -107,8 +107,8 @@ impl Definition {
         }
         match self.catch_up {
             CatchUp::All => timetable.between(after, past, MAX_CATCH_UP).first().copied(),
-            CatchUp::Last => timetable.last(after + 1, past),
-            CatchUp::None => timetable.last(after.max(up_since.saturating_sub(1)) + 1, past),
+            CatchUp::Last => timetable.last(after.saturating_add(1), past),
+            CatchUp::None => timetable.last(after.max(up_since.saturating_sub(1)).saturating_add(1), past),
         }
     }
 

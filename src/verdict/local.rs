@@ -41,7 +41,7 @@ impl Judge for LocalJudge {
             Some(_) => return Verdict::Stale(Stale::Released),
         };
         match owner {
-            Ok(process) => Verdict::Held(Held::Alive(process)),
+            Ok(process) => Verdict::Held(Held::Alive(Some(process))),
             // What outlived its owner did not outlive a reboot.
             Err(Verdict::Stale(stale)) if stale != Stale::Rebooted => match remaining(entry) {
                 Some(remaining) => Verdict::Held(Held::AtLeast(remaining)),
@@ -61,17 +61,9 @@ fn remaining(entry: &Entry) -> Option<Duration> {
     (remaining > 0).then(|| Duration::from_millis(remaining))
 }
 
-fn unknown<T>(why: Unknown) -> Result<T, Verdict> {
-    Err(Verdict::Held(Held::Unknown(why)))
-}
-
-fn stale<T>(why: Stale) -> Result<T, Verdict> {
-    Err(Verdict::Stale(why))
-}
-
 impl LocalJudge {
     /// The owner, or the process that stands for it; otherwise the verdict without it.
-    fn look(&self, stored: &Stored, entry: &Entry) -> Result<Option<Process>, Verdict> {
+    fn look(&self, stored: &Stored, entry: &Entry) -> Result<Process, Verdict> {
         let owner = &entry.owner;
         if !stored.is_legacy() {
             self.check_boot(stored, &owner.place)?;
@@ -85,33 +77,31 @@ impl LocalJudge {
         {
             return match process::observe(owner.pid) {
                 // The end of the keeper is that of both.
-                Ok(_) => Ok(Some(keeper)),
-                Err(_) => Err(Verdict::Held(Held::Kept(pid, keeper))),
+                Ok(_) => Ok(keeper),
+                Err(_) => Err(Verdict::Held(Held::Kept(keeper))),
             };
         }
         let process = process::observe(owner.pid).map_err(Verdict::Stale)?;
         let is_reused = if stored.is_legacy() {
-            // A live process must not lose the lock to a clock that was set forward, so the time alone proves nothing.
+            // A clock that was set forward must not cost a live process its lock.
             started_after(process.instance, stored.state.written) && !is_meltano(owner.pid)
         } else {
             owner.instance.same_as(process.instance) == Some(false)
         };
-        if is_reused { stale(Stale::Reused) } else { Ok(Some(process)) }
+        if is_reused { Err(Verdict::Stale(Stale::Reused)) } else { Ok(process) }
     }
 
-    /// From outside, a process in a container has another PID. The inode number of its pidfd is the same in all PID namespaces,
-    /// and unique until reboot.
-    fn look_into_container(&self, entry: &Entry) -> Result<Option<Process>, Verdict> {
-        let instances = entry.keeper.iter().map(|(_, keeper)| keeper).chain([&entry.owner.instance]);
-        let mut is_unknown = false;
-        for instance in instances {
-            match instance.pidfd.map(|inode| self.find_outside(inode)) {
-                Some(Ok(Some(process))) => return Ok(Some(process)),
-                Some(Ok(None)) => {}
-                Some(Err(_)) | None => is_unknown = true,
+    /// From outside, a process in a container has another PID. The inode number of its pidfd is the
+    /// same everywhere, and unique until reboot.
+    fn look_into_container(&self, entry: &Entry) -> Result<Process, Verdict> {
+        let mut is_gone = true;
+        for pidfd in entry.keeper.iter().map(|(_, keeper)| keeper.pidfd).chain([entry.owner.instance.pidfd]) {
+            match pidfd.map(|inode| self.find_outside(inode)) {
+                Some(Ok(Some(process))) => return Ok(process),
+                found => is_gone &= matches!(found, Some(Ok(None))),
             }
         }
-        if is_unknown { unknown(Unknown::OtherPidNamespace) } else { stale(Stale::Gone) }
+        Err(if is_gone { Verdict::Stale(Stale::Gone) } else { Verdict::Held(Held::Unknown(Unknown::OtherPidNamespace)) })
     }
 
     /// A process of another PID namespace; `None` if it is proved gone.
@@ -128,23 +118,23 @@ impl LocalJudge {
 
     fn check_boot(&self, stored: &Stored, place: &Place) -> Result<(), Verdict> {
         let is_same_boot = place.boot.is_some() && place.boot == self.here.boot;
-        // Containers have host names and machine ids of their own. Where another host may have written this, an equal boot id is
-        // not enough: clones of a virtual machine share it.
+        // Containers have host names and machine ids of their own. Clones of a virtual machine
+        // share a boot id, so it proves nothing where another host may have written.
         if stored.state.is_local && is_same_boot {
             return Ok(());
         }
         let differ = |one: &Option<String>, two: &Option<String>| one.is_some() && two.is_some() && one != two;
         if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
-            return unknown(Unknown::OtherHost);
+            return Err(Verdict::Held(Held::Unknown(Unknown::OtherHost)));
         }
-        // Host names repeat (every container may be `worker`), so only the machine id proves a reboot of this machine.
+        // Host names repeat, so only the machine id proves a reboot of this machine.
         let is_same_machine = place.machine.is_some() && place.machine == self.here.machine && place.host == self.here.host;
         if is_same_boot {
             Ok(())
         } else if is_same_machine && place.boot.is_some() && self.here.boot.is_some() {
-            stale(Stale::Rebooted)
+            Err(Verdict::Stale(Stale::Rebooted))
         } else {
-            unknown(Unknown::OtherBoot)
+            Err(Verdict::Held(Held::Unknown(Unknown::OtherBoot)))
         }
     }
 
@@ -153,7 +143,7 @@ impl LocalJudge {
             return Verdict::Stale(owner);
         };
         match process::find_by_environment(RUN_VARIABLE, run, uid) {
-            Ok(Some(relative)) => Verdict::Held(Held::RunGoesOn { owner, relative }),
+            Ok(Some((process, command))) => Verdict::Held(Held::RunGoesOn { owner, process, command }),
             Ok(None) => Verdict::Stale(owner),
             Err(_) => Verdict::Held(Held::Unknown(Unknown::NoProcessTable)),
         }

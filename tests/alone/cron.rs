@@ -88,7 +88,7 @@ const CHANGES: [(&str, &str); 12] = [
 ];
 
 /// Builds the clock.
-fn clock(directory: &Path) -> PathBuf {
+pub fn clock(directory: &Path) -> PathBuf {
     let clock = directory.join("clock.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/alone/cron/clock.c");
     let mut cc = Command::new("cc");
@@ -98,7 +98,7 @@ fn clock(directory: &Path) -> PathBuf {
 }
 
 /// Runs cron with this crontab.
-fn run(clock: &Path, crontab: &str, zone: &str, [begin, end]: [i64; 2]) -> Ended {
+pub fn run(clock: &Path, crontab: &str, zone: &str, [begin, end]: [i64; 2]) -> Ended {
     let directory = TempDir::with_prefix("serializer-test-").expect("a temporary directory");
     let file = directory.path().join("crontab");
     fs::write(&file, crontab).expect("it can be written");

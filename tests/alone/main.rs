@@ -4,6 +4,7 @@
 mod support;
 
 mod cron;
+mod crontabs;
 mod crowds;
 mod networks;
 mod nfs;

@@ -769,7 +769,11 @@ fn anothers_lock_is_not_unlocked_unless_by_force() {
     holder.lock();
     let before = snapshot(locks.dir());
     let named = format!("held by pid {} (bash ", holder.pid());
-    refused(&locks.run(&["unlock"]), 77, &["cannot unlock", &named, " on ", ", since ", ", held for ", "(hint: ", "`--force`"]);
+    refused(
+        &locks.run(&["unlock"]),
+        77,
+        &["cannot unlock", &named, " on ", ", since ", ", held for ", "(hint: ", "`serializer break "],
+    );
     assert_eq!(snapshot(locks.dir()), before);
 
     let forced = locks.run(&["unlock", "--force"]);
@@ -863,7 +867,7 @@ fn an_owner_must_run() {
     let shell = Shell::start(&locks);
     let pid = shell.pid().to_string();
     shell.reap();
-    let message = format!("there is no process {pid} that could own it (hint: check `--owner-pid` or `SERIALIZER_OWNER_PID`)");
+    let message = format!("no such process: {pid} (hint: check `--owner-pid` or `SERIALIZER_OWNER_PID`)");
     refused(&run(&locks, &["lock", "--owner-pid", &pid]), 2, &["cannot lock", &message]);
     refused(&ended(limited(&locks, &["lock"]).env("SERIALIZER_OWNER_PID", &pid)), 2, &[&message]);
     assert_eq!(locks.names(), [""; 0]);
@@ -880,11 +884,7 @@ fn an_owner_that_waits_to_be_reaped_does_not_run() {
         rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT,
     )
     .expect("a child to wait for");
-    refused(
-        &run(&locks, &["lock", "--owner-pid", &pid.to_string()]),
-        2,
-        &[&format!("there is no process {pid} that could own it")],
-    );
+    refused(&run(&locks, &["lock", "--owner-pid", &pid.to_string()]), 2, &[&format!("no such process: {pid}")]);
     zombie.wait().expect("it is reaped");
     assert_eq!(locks.names(), [""; 0]);
 }
@@ -909,8 +909,8 @@ fn a_first_process_that_adopts_orphans_owns_no_lock() {
         let mut shell = Shell::start_with(command);
         assert_eq!(shell.run("test $$ = 1"), 0);
         let ended = in_shell(&mut shell, "lock");
-        let why = format!("the parent process is pid 1 ({name} ");
-        refused(&ended, 2, &["cannot lock", &why, "which would hold the lock for ever", "`--owner-pid PID`"]);
+        let why = format!("the parent process, pid 1 ({name} ");
+        refused(&ended, 2, &["cannot lock", &why, "never exits, so the lock would never be released", "`--owner-pid $$`"]);
         assert_eq!(locks.names(), [""; 0]);
         // Whoever asks for it by name gets it.
         assert_eq!(in_shell(&mut shell, "lock --owner-pid 1").code, 0);
@@ -923,8 +923,8 @@ fn a_service_manager_owns_no_lock_even_if_it_is_not_the_first_process() {
     let programs = Locks::new();
     let locks = Locks::new();
     let mut shell = Shell::start_with(locks.command(&bash_named(&programs, "systemd")));
-    let why = format!("the parent process is pid {} (systemd ", shell.pid());
-    refused(&in_shell(&mut shell, "lock"), 2, &[&why, "`--owner-pid PID`"]);
+    let why = format!("the parent process, pid {} (systemd ", shell.pid());
+    refused(&in_shell(&mut shell, "lock"), 2, &[&why, "`--owner-pid $$`"]);
     assert_eq!(locks.names(), [""; 0]);
 }
 
@@ -947,11 +947,7 @@ fn a_parent_in_another_container_owns_no_lock() {
     let mut command = locks.command("timeout");
     let ended = ended(command.args(["60", "unshare"]).args(IN_A_CONTAINER).args([PROGRAM, "lock"]));
     let why = "the parent process is in another container (PID namespace), so it cannot own a lock";
-    refused(
-        &ended,
-        2,
-        &["cannot lock", why, "serializer run -- COMMAND", "name the process that is to own the lock with `--owner-pid PID`"],
-    );
+    refused(&ended, 2, &["cannot lock", why, "serializer run -- COMMAND", "`--owner-pid $$`"]);
     assert_eq!(locks.names(), [""; 0]);
 }
 
@@ -1008,25 +1004,25 @@ fn keeps_secret(args: &[&str], shown: &str) {
 fn a_password_in_a_url_is_shown_nowhere() {
     for url in ["postgres://me:hunter2@db/x", "postgres://me:p@hunter2@db/x", "redis://:hunter2@db", "mysql://me:hunter2/x@db/x"]
     {
-        keeps_secret(&["orders", url, "eu"], "(bash ./x.sh orders … eu)");
-        keeps_secret(&[&format!("--url={url}")], "(bash ./x.sh --url=…)");
+        keeps_secret(&["orders", url, "eu"], "(bash ./x.sh orders …)");
+        keeps_secret(&[&format!("--url={url}")], "(bash ./x.sh …)");
     }
     keeps_secret(&["postgres://db/x?user=me&password=hunter2"], "(bash ./x.sh …)");
 }
 
 #[test]
 fn a_password_in_an_option_is_shown_nowhere() {
-    keeps_secret(&["orders", "--password", "hunter2", "eu"], "(bash ./x.sh orders --password … eu)");
-    keeps_secret(&["--password=hunter2"], "(bash ./x.sh --password=…)");
-    keeps_secret(&["--db-password=x=hunter2"], "(bash ./x.sh --db-password=…)");
-    keeps_secret(&["-phunter2", "orders"], "(bash ./x.sh -p… orders)");
+    keeps_secret(&["orders", "--password", "hunter2", "eu"], "(bash ./x.sh orders …)");
+    keeps_secret(&["--password=hunter2"], "(bash ./x.sh …)");
+    keeps_secret(&["--db-password=x=hunter2"], "(bash ./x.sh …)");
+    keeps_secret(&["-phunter2", "orders"], "(bash ./x.sh …)");
     keeps_secret(&["PGPASSWORD=hunter2"], "(bash ./x.sh …)");
 }
 
 #[test]
 fn a_password_of_several_words_is_shown_nowhere() {
-    keeps_secret(&["--password", "correct hunter2"], "(bash ./x.sh --password …)");
-    keeps_secret(&["--password=correct hunter2"], "(bash ./x.sh --password=…)");
+    keeps_secret(&["--password", "correct hunter2"], "(bash ./x.sh …)");
+    keeps_secret(&["--password=correct hunter2"], "(bash ./x.sh …)");
     keeps_secret(&["correct hunter2"], "(bash ./x.sh …)");
 }
 

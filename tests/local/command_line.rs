@@ -199,7 +199,7 @@ fn initialize_makes_the_directory_and_leaves_nothing_else() {
     let first = locks.run(&["initialize", "--dir", text(&dir)]);
     assert_eq!((first.code, first.stdout.as_str()), (0, ""), "{first:?}");
     assert!(first.stderr.contains(&format!("created the lock directory `{}`", dir.display())), "{first:?}");
-    assert!(first.last_line().contains(&format!("the lock file is `{}/serializer.lck`", dir.display())), "{first:?}");
+    assert!(first.last_line().contains(&format!("the lock is `{}/serializer.lck`", dir.display())), "{first:?}");
     assert_eq!(fs::read_dir(&dir).expect("the directory is there").count(), 0);
 
     let again = locks.run(&["initialize", "--force", "--dir", text(&dir)]);
@@ -718,7 +718,7 @@ fn what_one_holds_already_is_locked_with_a_warning() {
     let before = locks.read();
     let (code, said) = holder.output(r#""$S" lock 2>&1"#);
     assert_eq!(code, 0);
-    assert!(said.starts_with("serializer: warning: `") && said.contains("already locked by pid"), "{said}");
+    assert!(said.starts_with("serializer: warning: `") && said.contains("already locked by this process (pid "), "{said}");
     assert_eq!(locks.read(), before);
 }
 

@@ -30,7 +30,7 @@ fn a_holder_in_another_container_is_not_robbed_and_the_message_says_what_to_set(
     assert_eq!(ended.code, 75, "{ended:?}");
     assert!(ended.last_line().contains("held by pid 1 (bash"), "{ended:?}");
     assert!(ended.last_line().contains("its process is in another container"), "{ended:?}");
-    for hint in ["--pid=host", "shareProcessNamespace", "unlock --force"] {
+    for hint in ["--pid=host", "shareProcessNamespace", "serializer break "] {
         assert!(ended.last_line().contains(hint), "{ended:?}");
     }
     assert_eq!(inside(&mut two, "unlock").code, 77);

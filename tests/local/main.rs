@@ -28,6 +28,7 @@ mod records;
 mod run;
 mod run_terminal;
 mod schedule;
+mod schedule_claims;
 mod schedule_control;
 mod schedule_crash_points;
 mod schedule_policy;

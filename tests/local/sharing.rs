@@ -42,7 +42,7 @@ fn as_many_get_in_as_there_are_slots() {
     let refused = somebody(&locks, SLOTS_3);
     assert_eq!(refused.code, 75, "{refused:?}");
     let whom = format!("held by pid {} (bash", one.pid());
-    assert!(refused.stdout.contains(&whom) && refused.stdout.contains(", and 2 others"), "{refused:?}");
+    assert!(refused.stdout.contains(&whom) && refused.stdout.contains(", and 2 more"), "{refused:?}");
     two.unlock();
     assert_eq!(locks.pids("holders"), pids(&[&one, &three]));
     let [mut four] = shells(&locks, [SLOTS_3]);
@@ -203,7 +203,7 @@ fn only_a_holder_can_unlock_and_only_for_itself() {
     let refused = somebody(&locks, r#""$S" unlock 2>&1"#);
     assert_eq!(refused.code, 77, "{refused:?}");
     assert!(refused.stdout.contains(&format!("held by pid {}", one.pid())), "{refused:?}");
-    assert!(refused.stdout.contains(", and 1 other"), "{refused:?}");
+    assert!(refused.stdout.contains(", and 1 more"), "{refused:?}");
     assert_eq!(locks.pids("holders"), pids(&[&one, &two]));
     one.unlock();
     assert_eq!(one.run(r#""$S" unlock 2> /dev/null"#), 77, "it holds no part any more");

@@ -258,7 +258,7 @@ fn a_run_does_not_outlive_a_reboot() {
 #[test]
 fn a_lock_of_another_boot_is_held_unless_both_sides_know_the_machine() {
     let locks = Locks::new();
-    let why = "it cannot be told whether this machine has rebooted or another one holds the lock";
+    let why = "held by another machine, or by this one before a reboot";
     let (pid, record) = left_by_a_dead_shell(&locks);
     let other_boot = with(&record, "boot", Some("00000000-1111-2222-3333-444444444444"));
 
@@ -534,7 +534,7 @@ fn where_there_is_no_proc_nothing_is_stale_but_what_is_certainly_gone() {
         assert_eq!((locks.read(), locks.names()), before);
     };
 
-    let why = "it cannot be told whether this machine has rebooted or another one holds the lock";
+    let why = "held by another machine, or by this one before a reboot";
     expect_unchanged("unknown", why);
     locks.write(legacy(pid));
     expect_unchanged("held", RUNNING);
@@ -586,7 +586,7 @@ fn an_empty_file_is_being_written_while_it_is_young() {
         empty(time());
         let ended = locks.run(&["lock", "--max-attempts", "1"]);
         assert_eq!(ended.code, 75, "{ended:?}");
-        assert!(ended.last_line().contains("held by a process that has not written its name yet"), "{ended:?}");
+        assert!(ended.last_line().contains("held by an unknown process (the file is empty)"), "{ended:?}");
         empty(time());
         let ended = locks.run(&["unlock"]);
         assert_eq!(ended.code, 77, "{ended:?}");

@@ -307,6 +307,18 @@ fn flags_that_say_how_long_to_wait_exclude_each_other() {
 }
 
 #[test]
+fn a_timeout_is_a_number_of_seconds_or_has_units() {
+    let locks = Locks::new();
+    for good in ["0", "0.5", "90s", "1h30m", "500ms", "90d"] {
+        assert_eq!(locks.run(&["wait", "--timeout", good]).code, 0, "{good}");
+    }
+    for bad in ["", "-1", "-1s", "1s ago", "1 fortnight", "9999h9999h", "31536001", "400000h", "1y"] {
+        let ended = locks.run(&["wait", "--timeout", bad]);
+        assert!(ended.code == 2 && ended.stderr.contains("expected a duration"), "{bad}: {ended:?}");
+    }
+}
+
+#[test]
 fn waiting_for_a_store_costs_what_is_documented() {
     let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
     let paid = Looks::new(Duration::from_millis(100), Duration::from_secs(10));

@@ -50,10 +50,12 @@ fn project(schedules: &str) -> Project {
 fn the_schedules_of_a_project_are_tasks_and_a_bad_one_is_left_out() {
     let project = project(SCHEDULES);
     let catalog = meltano::ask(&mut project.meltano(&[])).expect("Meltano answers");
-    assert_eq!(catalog.warnings, ["left out Meltano's schedule `minute-99`: `99` is not a minute (0-59)"]);
-    let tasks = catalog.tasks.iter().map(|(name, task)| (name.as_str(), task.timetable.is_some()));
-    let expected = [("loud", true), ("nightly", true), ("often", true), ("once", false), ("shop", true), ("without", false)];
-    assert_eq!(tasks.collect::<Vec<_>>(), expected);
+    let left_out = "left out Meltano's schedule `minute-99`: `99` is not a minute (0-59)";
+    assert_eq!(catalog.warnings, [left_out]);
+    let on_request = catalog.tasks.iter().filter(|(_, task)| task.timetable.is_none());
+    assert_eq!(on_request.map(|(name, _)| name).collect::<Vec<_>>(), ["once", "without"]);
+    let names: Vec<_> = catalog.tasks.keys().collect();
+    assert_eq!(names, ["loud", "nightly", "often", "once", "shop", "without"]);
     for (name, said) in [("nightly", "worked"), ("shop", "Extract & load complete")] {
         let task = &catalog.tasks[name];
         assert_eq!(task.command[0], "meltano");
@@ -63,8 +65,9 @@ fn the_schedules_of_a_project_are_tasks_and_a_bad_one_is_left_out() {
         let ended = Run::start(command).end();
         assert!(ended.code == 0 && ended.said(&[said]), "{ended:#?}");
     }
-    let trigger = catalog.tasks["nightly"].env.iter().map(|(name, value)| format!("{name}={value}"));
-    assert_eq!(trigger.collect::<Vec<_>>(), ["MELTANO_JOB_TRIGGER=serializer", "REGION=north"]);
+    let env = &catalog.tasks["nightly"].env;
+    let env: Vec<_> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(env, ["MELTANO_JOB_TRIGGER=serializer", "REGION=north"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::catalog::Source;
 use super::events::Events;
-use super::work::{self, Order};
+use super::work::{self, NAME, Order};
 use super::{lease_of, place_of, task_at};
 use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
@@ -32,10 +32,11 @@ const WATCHED: Duration = Duration::from_millis(500);
 /// `serializer schedule run`
 pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let catalog = Source::new(&args.catalog).read()?;
-    let Some(definition) = catalog.tasks.get(&args.task) else {
-        let name = printable::field(&args.task);
-        return Err(Error::usage(format!("cannot run `{name}`: there is not a task of this name")));
-    };
+    let found = catalog.find(std::slice::from_ref(&args.task)).map_err(Error::usage)?;
+    let [definition] = found[..] else { return Err(Error::usage("expected a task")) };
+    if args.slot.is_some_and(|slot| slot > Timestamp::now()) {
+        return Err(Error::usage("cannot run a task for a slot in the future"));
+    }
     let place = place_of(environment, &args.catalog.place, args.catalog.meltano)?;
     let location = task_at(&place, &args.task);
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
@@ -57,7 +58,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let claim =
         Claim { seen: (last_slot, last_number, seen.state), slot, skipped: 0, definition: definition.number(), is_forced: true };
     let order = Order { lease: lease_of(environment, &args.catalog.place, &place)?, is_json: false };
-    let work = order.work((&args.task, definition), &location, (claim, &seen.run), &catalog.limits);
+    let limited = order.limit(definition, &location, &catalog.limits);
+    let work = order.work((&args.task, definition), &location, (claim, &seen.run), limited);
     let cannot = |error| Error::failed(format!("cannot run `{}`: {}", args.task, backend::plain(&error)));
     let events = Events::new().map_err(cannot)?;
     let mut child = work::start(&work, definition).map_err(cannot)?;
@@ -89,19 +91,21 @@ pub fn pause(args: &PauseArgs, environment: &Environment) -> Result<(), Error> {
     if until <= since_1970() {
         return Err(Error::usage("cannot pause until a time that has passed"));
     }
-    amend_all(&args.tasks, environment, &|task| Task { paused: until, ..task.clone() })
+    amend_all(&args.tasks, environment, &|task, _| Task { paused: until, ..task.clone() })
 }
 
 /// `serializer schedule resume`
 pub fn resume(args: &TasksArgs, environment: &Environment) -> Result<(), Error> {
-    // What came due in the pause is not run.
-    let now = since_1970();
-    amend_all(args, environment, &|task| Task { paused: task.paused.min(now), ..task.clone() })
+    // What came due in the pause is not run. A clock that was wrong may have stored a slot of the future.
+    let resumed = |task: &Task, now: u64| Task { paused: task.paused.min(now), slot: task.slot.min(now), ..task.clone() };
+    amend_all(args, environment, &resumed)
 }
 
-fn amend_all(args: &TasksArgs, environment: &Environment, change: &dyn Fn(&Task) -> Task) -> Result<(), Error> {
+fn amend_all(args: &TasksArgs, environment: &Environment, change: &dyn Fn(&Task, u64) -> Task) -> Result<(), Error> {
     for_all(args, environment, |mutex, name, location| {
-        let stored = mutex.amend(&|run: Option<&Run>| Some(Run { task: Some(change(run?.task.as_ref()?)), ..run?.clone() }));
+        mutex.inspect()?;
+        let now = mutex.time();
+        let stored = mutex.amend(&|run: Option<&Run>| Some(Run { task: Some(change(run?.task.as_ref()?, now)), ..run?.clone() }));
         match stored {
             Ok(true) => Ok(()),
             Ok(false) => Err(is_unknown(name, location)),
@@ -128,7 +132,7 @@ pub fn stop(args: &StopArgs, environment: &Environment) -> Result<u8, Error> {
         mutex.amend(&mark).map_err(|error| Error::mutex("stop", &location.printable(), error))?;
         let entry = seen.process.entry.as_ref();
         // Elsewhere, its runner finds the mark when it renews the lease.
-        entry.iter().for_each(|entry| signal_keeper(entry, Signal::TERM));
+        entry.iter().for_each(|entry| signal_keeper(entry, &Place::here(), NAME, Signal::TERM));
         let lease = entry.and_then(|entry| entry.lease).map_or(Duration::ZERO, |lease| lease.duration);
         let end = Instant::now() + lease + ENDING;
         // Ends with that time.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::process::Child;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 
 use super::catalog::Source;
 use super::events::Events;
@@ -14,6 +14,7 @@ use super::work::{self, Order};
 use crate::backend::retry::since_1970;
 use crate::backend::seam::{Key, Kind};
 use crate::backend::{self, Location};
+use crate::child;
 use crate::error::Error;
 use crate::mutex::register::Register;
 use crate::mutex::{self, Mutex};
@@ -31,6 +32,9 @@ const MOST_RUNNING: u64 = 4;
 /// For how long it lets others be first in any case, in milliseconds: up to so many steps, by a hash of host and task.
 const STEP: u64 = 5;
 const STEPS: u64 = 8;
+
+/// How often a limit is looked at that is full, in milliseconds.
+const FULL: u64 = 1000;
 
 /// From so many tasks on, a database is asked for all at once.
 const MANY: usize = 4;
@@ -119,10 +123,11 @@ impl<'a> Node<'a> {
                 self.end_runners(stop_at);
             } else {
                 if self.events.clock_was_set() {
+                    self.retry_at = 0;
                     self.tasks.values_mut().for_each(|task| task.check_at = 0);
                 }
                 if let Some(catalog) = self.source.changed() {
-                    tracing::info!("read the tasks again: there are {}", catalog.tasks.len());
+                    tracing::info!("read the tasks again: {}", catalog.tasks.len());
                     self.adopt(catalog);
                 }
                 self.work()?;
@@ -144,7 +149,7 @@ impl<'a> Node<'a> {
         self.tasks.retain(|name, _| catalog.tasks.contains_key(name));
         for (name, definition) in std::mem::take(&mut catalog.tasks) {
             if let Some(task) = self.tasks.get_mut(&name) {
-                (task.definition, task.check_at) = (definition, 0);
+                task.adopt(definition);
                 continue;
             }
             let location = self.options.place.sibling(Key { kind: Kind::Schedule, name: (&name).into() });
@@ -240,14 +245,22 @@ impl<'a> Node<'a> {
             // Its last runner has not stored anything, and has said why.
             (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) => task.pause(now),
             (Plan::Run(claim), Some(last)) => {
+                let order = &self.options.order;
+                let limited = order.limit(&task.definition, &task.location, &self.catalog.limits);
+                if limited.as_ref().is_some_and(|limited| limited.is_full(&self.any, self.judge)) {
+                    (task.due_at, task.check_at) = (task.due_at.min(now), now + FULL);
+                    return;
+                }
                 (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
-                let (claim, definition) = ((claim, last), (name, &task.definition));
-                let mut work = self.options.order.work(definition, &task.location, claim, &self.catalog.limits);
+                let mut work = order.work((name, &task.definition), &task.location, (claim, last), limited);
                 work.expired = task.expired.take();
                 match work::start(&work, &task.definition) {
                     Ok(child) => self.runners.push((name.to_owned(), child)),
                     Err(error) => {
-                        tracing::error!("cannot start the task `{}`: {}", printable::field(name), backend::plain(&error));
+                        let place = task.definition.directory.as_ref();
+                        let place = place.map(|place| format!(" in `{}`", printable::path(place))).unwrap_or_default();
+                        let (name, error) = (printable::field(name), backend::plain(&error));
+                        tracing::error!("cannot start the task `{name}`{place}: {error}");
                         task.pause(now);
                     }
                 }
@@ -269,6 +282,9 @@ impl<'a> Node<'a> {
             }
             is_running
         });
+        if getpid().is_init() {
+            child::reap_orphans(&self.runners.iter().map(|(_, child)| Pid::from_child(child)).collect::<Vec<_>>());
+        }
         if self.runners.len() < before {
             for task in self.tasks.values_mut().filter(|task| task.needs_room) {
                 (task.needs_room, task.check_at) = (false, now);

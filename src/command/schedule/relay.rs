@@ -52,7 +52,7 @@ impl Relay {
                     }
                     None => format!("{name} | {text}"),
                 };
-                // A scheduler whose output is not read must not stop its tasks.
+                // A task waits for output that is not read, and goes on if no process is left to read it.
                 let _ = to.write_all((whole + "\n").as_bytes());
             }
             drop(sender);

@@ -18,7 +18,7 @@ use super::relay::Relay;
 use super::work::{LENGTH, LIMITED, Limited, MAX_ORDERS, NAME, Work, shown_slot};
 use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
-use crate::child::Descendants;
+use crate::child::{Descendants, Program};
 use crate::cli::LogArgs;
 use crate::command::job::{INTERRUPTED, Job, Ran};
 use crate::command::run::{execute, perform};
@@ -72,23 +72,27 @@ fn run() -> Result<u8, Error> {
 }
 
 fn run_limited() -> Result<u8, Error> {
-    let Limited { lock, slots, lease, command } = orders()?;
+    let Limited { lock, slots, lease } = orders()?;
     let request = Request { mode: Mode::Slots(slots), lease, ..Request::default() };
     let waiting = Waiting { max_attempts: None, sleep: PATIENCE, timeout: None };
-    execute(&job(lock, request, waiting, command))
+    let program = Program { command: std::env::args_os().skip(2).collect(), ..Program::default() };
+    let mut job = job(lock, request, waiting, program);
+    // This process holds the lock of the task.
+    job.descendants.end_with_the_lock = true;
+    execute(&job)
 }
 
 fn cannot(error: io::Error) -> Error {
     Error::failed(format!("cannot run a task: {}", backend::plain(&error)))
 }
 
-fn job(lock: Location, request: Request, waiting: Waiting, command: Vec<String>) -> Job {
+fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> Job {
     let (are_awaited, end_with_the_lock, end_by_signals) = (false, lock.is_shared(), true);
     Job {
         request,
         waiting,
         orphans: Orphans::Ignore,
-        command: command.into_iter().map(OsString::from).collect(),
+        program,
         descendants: Descendants { are_awaited, end_with_the_lock, end_by_signals },
         on_lost: OnLost::Terminate,
         lock,
@@ -119,7 +123,9 @@ impl Work {
         let limit = self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2));
         let request = Request { lease: self.lease, once: Some(self.rule), claim: Some(self.claim), ..Request::default() };
         let waiting = Waiting { max_attempts: Some(NonZeroU32::MIN), sleep: PATIENCE, timeout: None };
-        let mut job = job(self.location.clone(), request, waiting, self.command.clone());
+        let command = self.command.iter().map(OsString::from).collect();
+        let program = Program { command, env: self.env.clone() };
+        let mut job = job(self.location.clone(), request, waiting, program);
         job.expired = self.expired.clone();
         job.task_ends_at = limit.map(|limit| since_boot().saturating_add(limit));
         if let Some(timeout) = self.timeout {
@@ -131,9 +137,9 @@ impl Work {
         // The scheduler holds signals back. From now on, they reach this thread alone.
         let _ = SigSet::all().thread_unblock();
         let begun = since_boot();
-        let (ran, error) = match perform(&job) {
-            Ok(Some(ran)) => (ran, None),
-            Err(error) if error.code != BUSY => (Ran { code: error.code, how: error.to_string(), number: None }, Some(error)),
+        let ran = match perform(&job) {
+            Ok(Some(ran)) => ran,
+            Err(error) if error.code != BUSY => return Err(error),
             // Another scheduler was faster.
             _ if self.claim.is_forced => {
                 return Err(Error::new(BUSY, format!("cannot run `{}`: it is running", printable::field(&self.task))));
@@ -143,13 +149,13 @@ impl Work {
         Relay::end_line();
         let took = since_boot().saturating_sub(begun);
         self.report(&ran, since_1970().saturating_sub(took), short(Duration::from_millis(took)));
-        error.map_or(Ok(ran.code), Err)
+        Ok(ran.code)
     }
 
     /// Says how the run ended, and tells the user's program.
     fn report(&self, ran: &Ran, began: u64, took: String) {
         let (name, slot) = (printable::field(&self.task), shown_slot(self.claim.slot));
-        let is_last = ran.number.is_none_or(|number| self.rule.tries.is_some_and(|tries| number >= tries.get()));
+        let is_last = ran.number >= self.rule.tries.map(NonZeroU32::get);
         let event = if ran.code == DONE {
             tracing::info!("`{name}` of {slot} is done after {took}");
             self.had_failed.then_some("recovered")
@@ -171,7 +177,7 @@ impl Work {
     fn notify(&self, event: &str, code: u8) {
         let [program, arguments @ ..] = self.notify.as_slice() else { return };
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).env("SERIALIZER_EVENT", event);
+        command.args(arguments).stdin(Stdio::null()).envs(&self.env).env("SERIALIZER_EVENT", event);
         command.env("SERIALIZER_EXIT_CODE", code.to_string());
         command.env("SERIALIZER_SKIPPED", self.claim.skipped.to_string());
         command.env("SERIALIZER_HOST", Place::here().host.unwrap_or_default());

@@ -11,7 +11,7 @@ use super::{place_of, task_at};
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location};
 use crate::cli::{NextArgs, ScheduleStatusArgs};
-use crate::command::status::{new_table, rendered, watch};
+use crate::command::status::{table, watch};
 use crate::command::{print, to_json};
 use crate::config::Environment;
 use crate::error::Error;
@@ -61,9 +61,9 @@ struct Report {
 /// `serializer schedule status`
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
     if args.watch {
-        return watch(&|| Ok(table(look(args, environment)?))).map(|()| DONE);
+        return watch(&|| Ok(text(look(args, environment)?.0))).map(|()| DONE);
     }
-    let tasks = look(args, environment)?;
+    let (tasks, failure) = look(args, environment)?;
     let is_bad = |row: &Row| ["failed", "interrupted", "overdue"].contains(&row.status);
     let code = if args.check && tasks.iter().any(is_bad) { FAILED } else { DONE };
     let text = if args.json {
@@ -71,13 +71,14 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     } else if args.metrics {
         metrics(&tasks)
     } else {
-        table(tasks)
+        text(tasks)
     };
-    print(text.as_bytes()).map(|()| code)
+    print(text.as_bytes())?;
+    failure.map_or(Ok(code), Err)
 }
 
-/// The tasks that this host's file defines, and those of which something is stored.
-fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<Vec<Row>, Error> {
+/// The tasks that this host's file defines, and those of which something is stored; and the first error.
+fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row>, Option<Error>), Error> {
     let catalog = Source::if_any(&args.catalog).map_or_else(|| Ok(Catalog::default()), |mut source| source.read())?;
     let place = place_of(environment, &args.catalog.place, args.catalog.meltano)?;
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
@@ -90,15 +91,18 @@ fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<Vec<Row>
     let mut names: Vec<String> = catalog.tasks.keys().cloned().chain(stored).collect();
     names.sort();
     names.dedup();
-    let mut rows = Vec::new();
+    let (mut rows, mut failure) = (Vec::new(), None);
     for name in names {
         let location = task_at(&place, &name);
         let mut mutex = Mutex::new(any.sibling(location.key().clone(), location.printable()), &judge);
-        let seen = mutex.inspect()?;
-        let now = mutex.time();
-        rows.push(Row::new(name.clone(), catalog.tasks.get(&name), seen, now));
+        match mutex.inspect() {
+            Ok(seen) => rows.push(Row::new(name.clone(), catalog.tasks.get(&name), seen, mutex.time())),
+            // It must not hide the others.
+            Err(error) if !error.cause.passes() => failure = failure.or(Some(error)),
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(rows)
+    Ok((rows, failure.map(Error::from)))
 }
 
 impl Row {
@@ -110,6 +114,7 @@ impl Row {
             matches!(plan, Some((Plan::Run(claim), delay)) if claim.slot > claim.seen.0 && claim.slot + delay + OVERDUE < now);
         let run = seen.as_ref().map(|seen| &seen.run);
         let task = run.and_then(|run| run.task.as_ref());
+        let stored_slot = task.map_or(0, |task| task.slot);
         let was_run = run.is_some_and(|run| run.number > 0);
         let paused_until = task.map(|task| task.paused).filter(|paused| *paused > now);
         let state = seen.as_ref().map(|seen| seen.state).filter(|_| was_run);
@@ -136,7 +141,9 @@ impl Row {
             number: run.map_or(0, |run| run.number),
             result: end.map(|end| end.how.clone()),
             exit_code: end.and_then(|end| end.code),
-            next: definition.filter(|_| paused_until.is_none()).and_then(|definition| definition.next_start(&name, now)),
+            next: definition
+                .filter(|_| paused_until.is_none())
+                .and_then(|definition| definition.next_start(&name, now.max(stored_slot))),
             paused_until,
             skipped: task.map_or(0, |task| task.skipped),
             host: entry.as_ref().filter(|_| was_run).and_then(|entry| entry.owner.place.host.clone()),
@@ -146,27 +153,25 @@ impl Row {
     }
 }
 
-fn table(rows: Vec<Row>) -> String {
+fn text(rows: Vec<Row>) -> String {
     if rows.is_empty() {
         return "there are no tasks\n".to_owned();
     }
-    let mut table = new_table(&["TASK", "SCHEDULE", "ENABLED", "STATUS", "LAST RUN", "RESULT", "NEXT", "HOST"]);
-    for row in rows {
+    let header = ["TASK", "SCHEDULE", "ENABLED", "STATUS", "LAST RUN", "RESULT", "NEXT", "HOST"];
+    let lines = rows.into_iter().map(|row| {
         let forever = row.paused_until == Some(u64::MAX);
-        let next = row.next.map(shown).or(row.paused_until.filter(|_| !forever).map(shown));
-        let cells = [
+        vec![
             Some(printable::field(&row.task)),
             row.schedule.as_deref().map(printable::field),
             row.schedule.as_ref().map(|_| if row.enabled { "yes" } else { "no" }.to_owned()),
             Some(row.status.to_owned()),
             row.last_run.map(shown),
-            row.result,
-            next,
+            row.result.as_deref().map(printable::field),
+            row.next.map(shown).or(row.paused_until.filter(|_| !forever).map(shown)),
             row.host,
-        ];
-        table.add_row(cells.map(|cell| cell.unwrap_or_else(|| "-".to_owned())));
-    }
-    rendered(table)
+        ]
+    });
+    table(&header, lines)
 }
 
 /// A metric: its name, its type, what it says, and its value for a task.
@@ -211,28 +216,29 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
     let catalog = Source::new(&args.catalog).read()?;
     catalog.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let from = args.from.unwrap_or_else(Timestamp::now);
-    let mut table = new_table(&["TASK", "SCHEDULE", "SLOT", "UTC"]);
     let is_wanted = |name: &String| args.task.as_ref().is_none_or(|task| task == name);
     if !catalog.tasks.keys().any(is_wanted) {
         let name = args.task.as_deref().map(printable::field).unwrap_or_default();
         let why = if name.is_empty() { "there are no tasks".to_owned() } else { format!("there is not a task `{name}`") };
         return Err(Error::usage(why));
     }
+    let mut lines = Vec::new();
     for (name, definition) in catalog.tasks.iter().filter(|(name, _)| is_wanted(name)) {
+        let mut add = |slot: String, utc: Option<String>| {
+            lines.push(vec![Some(name.clone()), Some(printable::field(&definition.schedule)), Some(slot), utc]);
+        };
         let mut slot = u64::try_from(from.as_millisecond()).unwrap_or(0);
-        let schedule = printable::field(&definition.schedule);
         let Some(timetable) = definition.timetable.as_ref().filter(|_| definition.enabled) else {
-            let why = if definition.enabled { "on request" } else { "disabled" };
-            table.add_row([name.as_str(), &schedule, why, "-"]);
+            add(if definition.enabled { "on request" } else { "disabled" }.to_owned(), None);
             continue;
         };
         for _ in 0..args.number {
             let Some(next) = timetable.after(slot) else { break };
-            table.add_row([name.as_str(), &schedule, &in_zone(timetable, next), &shown_slot(next)]);
+            add(in_zone(timetable, next), Some(shown_slot(next)));
             slot = next;
         }
     }
-    print(rendered(table).as_bytes())
+    print(table(&["TASK", "SCHEDULE", "SLOT", "UTC"], lines.into_iter()).as_bytes())
 }
 
 /// A slot in the time zone of its task.

@@ -42,6 +42,12 @@ impl<'a> Tracked<'a> {
         Self { definition, location, mutex, check_at, due_at, has_yielded, needs_room, last_claim, expired, failures, other }
     }
 
+    /// Works by this definition from now on.
+    pub fn adopt(&mut self, definition: Definition) {
+        (self.other, self.check_at) = (self.definition.number(), 0);
+        self.definition = definition;
+    }
+
     /// The next step, and the time of the store.
     pub fn plan(&mut self, name: &str, up_since: u64) -> Result<(Plan, Option<Run>, u64), backend::Error> {
         let seen = self.mutex.inspect()?;

@@ -1,21 +1,25 @@
 //! One run of a task, and the process that is to do it.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::num::NonZeroU32;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Location;
 use crate::backend::seam::Key;
+use crate::mutex::Mutex;
 use crate::mutex::key::Expired;
-use crate::once::{Claim, Rule, Run};
+use crate::mutex::register::Register;
+use crate::once::{Claim, Interrupted, Rule, Run};
 use crate::schedule::definition::Definition;
-use crate::verdict::RUN_VARIABLE;
+use crate::verdict::{Judged, LocalJudge, RUN_VARIABLE, Verdict};
 
 /// The argument that makes a process of this program a runner.
 pub const NAME: &str = "run-task";
@@ -49,9 +53,11 @@ pub struct Work {
     /// The lease of the last run, if that was watched to its end: the runner of a store without a clock has not.
     pub expired: Option<Expired>,
     pub command: Vec<String>,
+    /// Variables of the command. The runner itself does not have them: they may be of another store.
+    pub env: BTreeMap<String, String>,
     /// What the command is to do, if it waits for its place within a limit: that is a part of its run.
     #[serde(skip)]
-    limited: Option<Limited>,
+    pub limited: Option<Limited>,
     /// When it is overdue, in milliseconds since 1970.
     pub overdue_at: u64,
     pub timeout: Option<Duration>,
@@ -60,40 +66,58 @@ pub struct Work {
     pub is_json: bool,
 }
 
-/// A command that runs while it holds one of several slots of a lock.
+/// Of a process that runs its arguments while it holds one of several slots of a lock.
 #[derive(Serialize, Deserialize)]
 pub struct Limited {
     pub lock: Location,
     pub slots: NonZeroU32,
     pub lease: Option<Duration>,
-    pub command: Vec<String>,
+}
+
+impl Limited {
+    /// Whether all of its slots seem to be held.
+    pub fn is_full(&self, store: &Register, judge: &LocalJudge) -> bool {
+        let register = store.sibling(self.lock.key().clone(), self.lock.printable());
+        let looked = Mutex::new(register, judge).look().ok().flatten();
+        let is_held = |judged: &&Judged<Verdict>| matches!(judged.verdict, Verdict::Held(_));
+        let held = looked.map_or(0, |(_, judged)| judged.iter().filter(is_held).count());
+        u32::try_from(held).is_ok_and(|held| held >= self.slots.get())
+    }
 }
 
 impl Order {
+    /// The limit of a task, if it has one.
+    pub fn limit(&self, definition: &Definition, location: &Location, limits: &BTreeMap<String, NonZeroU32>) -> Option<Limited> {
+        let name = definition.limit.as_ref()?;
+        let lock = location.sibling(Key::lock(format!("limit-{name}.lck").as_ref()));
+        Some(Limited { lock, slots: *limits.get(name)?, lease: self.lease })
+    }
+
     /// The run of this task that `claim` asks for.
     pub fn work(
         &self,
         (name, definition): (&str, &Definition),
         location: &Location,
         (claim, last): (Claim, &Run),
-        limits: &BTreeMap<String, NonZeroU32>,
+        limited: Option<Limited>,
     ) -> Work {
-        let limit = definition.limit.as_ref().and_then(|limit| Some((limit, *limits.get(limit)?)));
-        let limited = limit.map(|(name, slots)| {
-            let key = Key::lock(format!("limit-{name}.lck").as_ref());
-            let (lock, lease, command) = (location.sibling(key), self.lease, definition.command.clone());
-            Limited { lock, slots, lease, command }
-        });
-        let wrapper = || [EXECUTABLE, LIMITED].map(str::to_owned).to_vec();
-        let rule = Rule { tries: Some(definition.tries), interrupted: definition.interrupted, ..Rule::default() };
+        let wrapper = limited.is_some().then(|| [EXECUTABLE, LIMITED].map(str::to_owned));
+        let (tries, interrupted) = match claim.is_forced {
+            // Schedulers do not repeat what a user has asked for.
+            true => (NonZeroU32::MIN, Interrupted::Stop),
+            false => (definition.tries, definition.interrupted),
+        };
+        let own = [("SERIALIZER_TASK", name.to_owned()), ("SERIALIZER_SLOT", shown_slot(claim.slot))];
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
         Work {
             task: name.to_owned(),
             location: location.clone(),
             lease: self.lease,
-            rule,
+            rule: Rule { tries: Some(tries), interrupted, ..Rule::default() },
             claim,
             expired: None,
-            command: if limited.is_some() { wrapper() } else { definition.command.clone() },
+            command: wrapper.into_iter().flatten().chain(definition.command.iter().cloned()).collect(),
+            env: definition.env.clone().into_iter().chain(own).collect(),
             limited,
             overdue_at: claim.slot.saturating_add(definition.delay(name)).saturating_add(OVERDUE),
             timeout: definition.timeout,
@@ -104,16 +128,12 @@ impl Order {
     }
 }
 
-/// Starts a runner, in a process group of its own: Ctrl-C is for the scheduler alone. It has the environment of the task.
+/// Starts a runner, in a process group of its own: Ctrl-C is for the scheduler alone.
 pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     let mut command = Command::new(EXECUTABLE);
-    command.arg0("serializer").arg(NAME).arg(&work.task).process_group(0).stdin(Stdio::piped());
+    command.arg0("serializer").arg(NAME).arg(&work.task).process_group(0);
     // Not a part of the Meltano run that has started the scheduler.
-    command
-        .env_remove(RUN_VARIABLE)
-        .envs(&definition.env)
-        .env("SERIALIZER_TASK", &work.task)
-        .env("SERIALIZER_SLOT", shown_slot(work.claim.slot));
+    command.env_remove(RUN_VARIABLE);
     if let Some(directory) = &definition.directory {
         command.current_dir(directory);
     }
@@ -122,11 +142,12 @@ pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     if let Some(limited) = &work.limited {
         text += &message(serde_json::to_string(limited)?);
     }
-    // What follows is for the command.
+    // What follows is for the command. Not by a pipe, which a scheduler would wait at.
     text += definition.stdin.as_deref().unwrap_or("");
-    let mut child = command.spawn()?;
-    child.stdin.take().map_or(Ok(()), |mut orders| orders.write_all(text.as_bytes()))?;
-    Ok(child)
+    let mut orders = File::from(memfd_create("orders", MemfdFlags::CLOEXEC)?);
+    orders.write_all(text.as_bytes())?;
+    orders.rewind()?;
+    command.stdin(orders).spawn()
 }
 
 /// A slot in UTC.

@@ -1,127 +1,75 @@
-//! `serializer status --once`
+//! What `status --once` shows of a key.
 
-use serde::Serialize;
+use std::time::Duration;
 
-use super::table::{new_table, rendered};
-use crate::backend;
+use serde_json::{Value, json};
+
+use super::Row;
 use crate::backend::retry::since_1970;
-use crate::backend::seam::Kind;
-use crate::cli::StatusArgs;
-use crate::command::once;
-use crate::config::Environment;
-use crate::error::Error;
+use crate::backend::{self, Location};
 use crate::local_time::short;
 use crate::mutex::Mutex;
 use crate::mutex::key::Inspected;
-use crate::once::{End, Run, State, shown};
-use crate::owner::Place;
+use crate::once::{Run, State, shown};
 use crate::printable;
-use crate::verdict::LocalJudge;
 
-#[derive(Serialize)]
-struct Report {
-    keys: Vec<Key>,
-}
-
-/// A key in JSON: its last run and the process of that run. Times are in milliseconds since 1970.
-#[derive(Serialize)]
-struct Key {
-    key: String,
-    /// `None` for a key that was never run.
-    state: Option<State>,
-    #[serde(rename = "try")]
-    number: Option<u32>,
-    since: Option<u64>,
-    seconds: Option<f64>,
-    exit_code: Option<u8>,
-    pid: Option<i32>,
-    command: Option<String>,
-    host: Option<String>,
-    fencing_token: Option<u64>,
-    ends: Vec<End>,
-}
+/// The name of a key, and its last run; `None` for a key that was never run.
+pub struct Key(String, Option<Inspected>);
 
 impl Key {
-    fn new(name: String, inspected: Option<Inspected>) -> Self {
-        let state = inspected.as_ref().map(|it| it.state);
-        let (run, process) = inspected.map(|it| (it.run, it.process)).unzip();
-        let end = run.as_ref().and_then(Run::end);
-        let until = end.map(|end| end.at).or((state == Some(State::Running)).then(since_1970));
-        let entry = process.as_ref().and_then(|process| process.entry.as_ref());
-        Self {
-            key: run.as_ref().map_or(name, |run| run.key.clone()),
-            state,
-            number: run.as_ref().map(|run| run.number),
-            since: run.as_ref().map(|run| run.began),
-            exit_code: end.and_then(|end| end.code),
-            seconds: run.as_ref().and_then(|run| Some(until?.saturating_sub(run.began) as f64 / 1000.0)),
-            pid: entry.map(|entry| entry.owner.pid.as_raw_pid()),
-            command: entry.and_then(|entry| entry.command.clone()),
-            host: entry.and_then(|entry| entry.owner.place.host.clone()),
-            fencing_token: entry.and_then(|entry| entry.fencing),
-            ends: run.map(|run| run.ends).unwrap_or_default(),
-        }
+    /// For how long the last run has been running, or ran.
+    fn seconds(&self) -> Option<f64> {
+        let Inspected { run, state, .. } = self.1.as_ref()?;
+        let until = run.end().map(|end| end.at).or((*state == State::Running).then(since_1970))?;
+        Some(until.saturating_sub(run.began) as f64 / 1000.0)
+    }
+
+    fn host(&self) -> Option<String> {
+        self.1.as_ref()?.process.entry.as_ref()?.owner.place.host.clone()
     }
 }
 
-pub fn show(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
-    let (keys, failure) = look(args, environment)?;
-    let text = if args.json { crate::command::to_json(&Report { keys })? } else { table(keys) };
-    crate::command::print(text.as_bytes())?;
-    failure.map_or(Ok(()), Err)
-}
+impl Row for Key {
+    const HEADER: &'static [&'static str] = &["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END"];
 
-/// A line for each key.
-pub fn text(args: &StatusArgs, environment: &Environment) -> Result<String, Error> {
-    look(args, environment).map(|(keys, _)| table(keys))
-}
+    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, backend::Error> {
+        let seen = mutex.inspect()?;
+        let name = || location.key().name.to_string_lossy().into_owned();
+        let key = seen.as_ref().map_or_else(name, |seen| seen.run.key.clone());
+        // Empty, or only a mark of a run that was forgotten.
+        let is_nothing = seen.is_none() && !is_named;
+        Ok((!is_nothing).then_some(Self(key, seen)))
+    }
 
-fn table(keys: Vec<Key>) -> String {
-    let mut table = new_table(&["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END"]);
-    if keys.is_empty() {
-        return "there are no keys\n".to_owned();
+    /// The last run and its process. Times are in milliseconds since 1970.
+    fn json(&self) -> Value {
+        let run = self.1.as_ref().map(|seen| &seen.run);
+        let entry = self.1.as_ref().and_then(|seen| seen.process.entry.as_ref());
+        json!({
+            "key": self.0,
+            "state": self.1.as_ref().map(|seen| seen.state),
+            "try": run.map(|run| run.number),
+            "since": run.map(|run| run.began),
+            "seconds": self.seconds(),
+            "exit_code": run.and_then(Run::end).and_then(|end| end.code),
+            "pid": entry.map(|entry| entry.owner.pid.as_raw_pid()),
+            "command": entry.and_then(|entry| entry.command.as_ref()),
+            "host": self.host(),
+            "fencing_token": entry.and_then(|entry| entry.fencing),
+            "ends": run.map(|run| run.ends.as_slice()).unwrap_or_default(),
+        })
     }
-    for key in keys {
-        let end = key.ends.last().map(|end| format!("{}, {}", end.how, shown(end.at)));
-        let cells = [
-            Some(printable::field(&key.key)),
-            Some(key.state.map_or("never run".to_owned(), |state| state.to_string())),
-            key.number.map(|number| number.to_string()),
-            key.since.map(shown),
-            key.seconds.map(|seconds| short(std::time::Duration::from_secs_f64(seconds))),
-            key.host,
-            end,
-        ];
-        table.add_row(cells.map(|cell| cell.unwrap_or_else(|| "-".to_owned())));
-    }
-    rendered(table)
-}
 
-/// The requested keys, and the first error: an unreadable key must not hide the others.
-fn look(args: &StatusArgs, environment: &Environment) -> Result<(Vec<Key>, Option<Error>), Error> {
-    let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
-    let place = &args.file.place;
-    let locations = match args.names.as_slice() {
-        [] => once::all(environment, place)?,
-        names => {
-            names.iter().map(|name| environment.key(Kind::Once, place, &name.to_string_lossy())).collect::<Result<_, _>>()?
-        }
-    };
-    let (mut keys, mut failure) = (Vec::new(), None);
-    for location in locations {
-        let name = location.key().name.to_string_lossy().into_owned();
-        match Mutex::new(backend::open(&location)?, &judge).inspect() {
-            // Empty, or only a mark of a run that was forgotten.
-            Ok(None) if args.names.is_empty() => {}
-            Ok(inspected) => keys.push(Key::new(name, inspected)),
-            Err(error) => failure = failure.or(Some(error.into())),
-        }
-    }
-    if keys.is_empty()
-        && let Some(error) = failure
-    {
-        Err(error)
-    } else {
-        Ok((keys, failure))
+    fn lines(&self) -> Vec<Vec<Option<String>>> {
+        let run = self.1.as_ref().map(|seen| &seen.run);
+        vec![vec![
+            Some(printable::field(&self.0)),
+            Some(self.1.as_ref().map_or("never run".to_owned(), |seen| seen.state.to_string())),
+            run.map(|run| run.number.to_string()),
+            run.map(|run| shown(run.began)),
+            self.seconds().map(|seconds| short(Duration::from_secs_f64(seconds))),
+            self.host(),
+            run.and_then(|run| run.ends.last()).map(|end| format!("{}, {}", end.how, shown(end.at))),
+        ]]
     }
 }

@@ -24,7 +24,8 @@ fn task(text: &str) -> Definition {
 /// What is wrong with the text of a crontab, without the file.
 fn error_of(text: &str) -> String {
     let error = crontab(text).expect_err(text);
-    error.strip_prefix("cannot use `/home/me/tab`: ").unwrap_or_else(|| panic!("{error}")).to_owned()
+    let what = error.strip_prefix("cannot use `/home/me/tab`: ");
+    what.unwrap_or_else(|| panic!("{error}")).to_owned()
 }
 
 /// Of the kind that Debian installs and documents, without the users of /etc/crontab.
@@ -39,7 +40,7 @@ MAILTO=paul
 # name: hourly
 17 *	* * *	cd / && run-parts --report /etc/cron.hourly
   # name: daily
-25 6	* * *	test -x /usr/sbin/anacron || { cd / && run-parts --report /etc/cron.daily; }
+25 6	* * *	test -x /usr/sbin/anacron || run-parts /etc/cron.daily
 MAILTO = ""
 HOME	=   '/srv/my shop'
 CRON_TZ=Asia/Tokyo
@@ -56,26 +57,29 @@ CRON_TZ=Asia/Tokyo
 fn a_crontab_is_read_as_cron_reads_it() {
     let catalog = crontab(DEBIAN).expect("a valid crontab");
     assert_eq!(catalog.warnings, Vec::<String>::new());
+    let everyday = "echo \"run 23 minutes after midn, 2am, 4am ..., everyday\"";
     let (bash, tokyo, kids) = ("/bin/bash", "Asia/Tokyo", "Joe,\n\nWhere are your kids?\n");
     for (name, schedule, zone, command, stdin) in [
         ("hourly", "17 * * * *", "", "cd / && run-parts --report /etc/cron.hourly", None),
-        ("daily", "25 6 * * *", "", "test -x /usr/sbin/anacron || { cd / && run-parts --report /etc/cron.daily; }", None),
+        ("daily", "25 6 * * *", "", "test -x /usr/sbin/anacron || run-parts /etc/cron.daily", None),
         ("weekly", "47 6 * * 7", tokyo, "run-parts --report /etc/cron.weekly ", None),
         ("annual", "@yearly", tokyo, "echo \"it's a new year\"  # not a comment", None),
         ("a2f62719", "15 14 1 * *", tokyo, "$HOME/bin/monthly", None),
         ("d729e4d9", "0 22 * * 1-5", tokyo, "mail -s \"It's 10pm\" joe", Some(kids)),
-        ("b5d6bb20", "23 0-23/2 * * *", tokyo, "echo \"run 23 minutes after midn, 2am, 4am ..., everyday\"", None),
+        ("b5d6bb20", "23 0-23/2 * * *", tokyo, everyday, None),
     ] {
-        let task = catalog.tasks.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", catalog.tasks.keys()));
-        assert_eq!((task.schedule.as_str(), task.command.join("|")), (schedule, format!("{bash}|-c|{command}")), "{name}");
+        let task = catalog.tasks.get(name).unwrap_or_else(|| panic!("{name}: {catalog:?}"));
+        assert_eq!(task.schedule, schedule, "{name}");
+        assert_eq!(task.command, [bash, "-c", command], "{name}");
         assert_eq!((task.stdin.as_deref(), task.enabled), (stdin, true), "{name}");
         assert_eq!(zone_of(task), if zone.is_empty() { "EST5" } else { zone }, "{name}");
         let home = if zone.is_empty() { "/home/me" } else { "/srv/my shop" };
         assert_eq!(task.directory.as_deref(), Some(Path::new(home)), "{name}");
         let mail = if zone.is_empty() { "paul" } else { "" };
         assert_eq!(task.env["MAILTO"], mail, "{name}");
-        assert_eq!(task.env.get("HOME").map(String::as_str), (!zone.is_empty()).then_some(home), "{name}");
-        assert!(task.env["PATH"].ends_with(":/usr/bin") && task.env["SHELL"] == bash, "{:?}", task.env);
+        assert_eq!(task.env.contains_key("HOME"), !zone.is_empty(), "{name}");
+        assert!(task.env["PATH"].ends_with(":/usr/bin"), "{:?}", task.env);
+        assert_eq!(task.env["SHELL"], bash);
     }
     assert_eq!(catalog.tasks.len(), 7);
     assert!(catalog.limits.is_empty());
@@ -98,14 +102,14 @@ fn a_variable_is_read_as_cron_reads_it() {
         ("\"A\" = c", "A", "c"),
     ] {
         let task = task(&format!("{line}\n@daily x"));
-        let env: Vec<_> = task.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        assert_eq!(env, [(name, value)], "{line}");
+        assert_eq!((task.env.len(), task.env[name].as_str()), (1, value), "{line}");
     }
 }
 
 #[test]
 fn a_variable_counts_for_the_tasks_below_it_until_it_is_set_again() {
-    let catalog = crontab("# name: a\n@daily x\nA=1\n# name: b\n@daily x\nA=2\n# name: c\n@daily x").expect("valid");
+    let [a, b, c] = ["a", "b", "c"].map(|name| format!("# name: {name}\n@daily x\n"));
+    let catalog = crontab(&format!("{a}A=1\n{b}A=2\n{c}")).expect("valid");
     let values = catalog.tasks.values().map(|task| task.env.get("A").map(String::as_str));
     assert_eq!(values.collect::<Vec<_>>(), [None, Some("1"), Some("2")]);
 }
@@ -116,9 +120,12 @@ fn a_percent_sign_ends_the_command_unless_it_is_escaped() {
         ("date", "date", None),
         (r"date +\%F", "date +%F", None),
         (r"date +\%F\%T", "date +%F%T", None),
-        (r"echo a\\b\n", r"echo a\\b\n", None),
+        (r"echo a\\b\n", r"echo a\b\n", None),
+        (r"echo a\\\\b", r"echo a\\b", None),
+        (r"echo a\\\%b", r"echo a\%b", None),
         (r"echo a\", r"echo a\", None),
-        (r"echo a\\%b", r"echo a\\", Some("b\n")),
+        (r"echo a\\%b", r"echo a\", Some("b\n")),
+        (r"cat%a\\b", "cat", Some("a\\\\b\n")),
         ("cat%", "cat", None),
         ("cat%a", "cat", Some("a\n")),
         ("cat%a%b%", "cat", Some("a\nb\n")),
@@ -147,7 +154,8 @@ fn a_task_without_a_name_is_named_by_a_hash_of_its_line() {
 #[test]
 fn a_name_that_is_not_above_a_task_is_warned_of() {
     for between in ["", "# 0 3 * * * ./old.sh", "A=1", "# name: b"] {
-        let catalog = crontab(&format!("# name: a\n{between}\n0 3 * * * ./load.sh")).expect("valid");
+        let text = format!("# name: a\n{between}\n0 3 * * * ./load.sh");
+        let catalog = crontab(&text).expect("valid");
         assert_eq!(catalog.warnings, ["`# name: a` (line 1) is not above a task"], "{between}");
         let name = if between == "# name: b" { "b" } else { "dcff83d4" };
         assert_eq!(catalog.tasks.keys().collect::<Vec<_>>(), [name]);
@@ -159,32 +167,26 @@ fn a_name_that_is_not_above_a_task_is_warned_of() {
 #[test]
 fn a_bad_line_of_a_crontab_is_shown_with_its_number() {
     let expected = "expected `NAME=value`, or five fields or an alias, and a command";
-    for (text, error) in [
-        ("\n\n@reboot ./start.sh", "`@reboot` (line 3): unsupported; a systemd unit can start it".to_owned()),
-        ("0 3 * * *", format!("invalid entry (line 1): {expected}")),
-        ("0 3 * * *  ", format!("invalid entry (line 1): {expected}")),
-        ("@daily", format!("invalid entry (line 1): {expected}")),
-        ("A=", format!("invalid entry (line 1): {expected}")),
-        ("A='b' c", format!("invalid entry (line 1): {expected}")),
-        ("A='b", format!("invalid entry (line 1): {expected}")),
-        ("# name: a b\n@daily x", "`# name:` (line 1): expected a name of 1 to 100 letters, digits, `.`, `_` and `-`".into()),
-        (
-            "# name: a\n@daily x\n# name: a\n@hourly y",
-            "second task `a` (line 4): line 2 has this name; a comment `# name: …` sets another".to_owned(),
-        ),
-        (
-            "@daily x\n\n@daily x",
-            "second task `6989db1e` (line 3): line 1 has this name; a comment `# name: …` sets another".to_owned(),
-        ),
-        (
-            "CRON_TZ=Mars/Base",
-            "`CRON_TZ` (line 1): `Mars/Base` is not a time zone; \
-             `ls /usr/share/zoneinfo` shows which there are"
-                .to_owned(),
-        ),
-        ("0 0 30 2 * x", "`0 0 30 2 *` (line 1): it never happens: no such day exists".to_owned()),
-        ("0 25 * * * x", "`0 25 * * *` (line 1): `25` is not an hour (0-23)".to_owned()),
+    let name = "expected a name of 1 to 100 letters, digits, `.`, `_` and `-`";
+    let zone = "`Mars/Base` is not a time zone; `ls /usr/share/zoneinfo` shows which there are";
+    let other = |line| format!("line {line} has this name; a comment `# name: …` sets another");
+    let (second, first) = (other(2), other(1));
+    let reboot = "unsupported; a systemd unit can start it";
+    for (text, what, why) in [
+        ("\n\n@reboot ./start.sh", "`@reboot` (line 3)", reboot),
+        ("0 3 * * *", "invalid entry (line 1)", expected),
+        ("0 3 * * *  ", "invalid entry (line 1)", expected),
+        ("@daily", "invalid entry (line 1)", expected),
+        ("A=", "invalid entry (line 1)", expected),
+        ("A='b' c", "invalid entry (line 1)", expected),
+        ("A='b", "invalid entry (line 1)", expected),
+        ("# name: a b\n@daily x", "`# name:` (line 1)", name),
+        ("# name: a\n@daily x\n# name: a\n@hourly y", "second task `a` (line 4)", &second),
+        ("@daily x\n\n@daily x", "second task `6989db1e` (line 3)", &first),
+        ("CRON_TZ=Mars/Base", "`CRON_TZ` (line 1)", zone),
+        ("0 0 30 2 * x", "`0 0 30 2 *` (line 1)", "it never happens: no such day exists"),
+        ("0 25 * * * x", "`0 25 * * *` (line 1)", "`25` is not an hour (0-23)"),
     ] {
-        assert_eq!(error_of(text), error, "{text}");
+        assert_eq!(error_of(text), format!("{what}: {why}"), "{text}");
     }
 }

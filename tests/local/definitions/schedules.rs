@@ -19,7 +19,8 @@ fn line(task: &Definition) -> String {
 #[test]
 fn each_schedule_of_meltano_is_a_task_and_a_bad_one_is_left_out_alone() {
     let catalog = meltano::parse(RECORDED).expect("Meltano's answer");
-    let tasks: Vec<_> = catalog.tasks.iter().map(|(name, task)| format!("{name} = {}", line(task))).collect();
+    let tasks = catalog.tasks.iter().map(|(name, task)| format!("{name} = {}", line(task)));
+    let tasks: Vec<_> = tasks.collect();
     assert_eq!(
         tasks,
         [
@@ -58,7 +59,8 @@ fn an_answer_that_is_not_one_of_meltano_is_refused_in_one_line() {
         assert_eq!(error, format!("cannot read the schedules of Meltano: {why}"), "{text}");
     }
     for schedule in ["5", "{}", "{\"name\": \"a\"}", "{\"name\": 5, \"elt_args\": []}"] {
-        let catalog = meltano::parse(&format!("{{\"schedules\": {{\"elt\": [], \"job\": [{schedule}]}}}}")).expect(schedule);
+        let json = format!("{{\"schedules\": {{\"elt\": [], \"job\": [{schedule}]}}}}");
+        let catalog = meltano::parse(&json).expect(schedule);
         assert_eq!((catalog.tasks.len(), catalog.warnings.len()), (0, 1), "{schedule}");
     }
 }
