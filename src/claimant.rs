@@ -88,7 +88,7 @@ impl ProcessClaimant {
             (Some(pid), Some(process)) if owner_pid.is_some() || !parent_ended => {
                 let checked = if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
                 let unidentifiable = |error: io::Error| Error::usage(error.to_string());
-                checked.and_then(|()| Owner::new(process, here).map_err(unidentifiable))
+                checked.and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
             }
             // Nothing is wrong with the command line.
             _ => Err(Error::failed("the parent process has ended").with_hint(NAME_ANOTHER)),

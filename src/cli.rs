@@ -118,7 +118,7 @@ pub struct LockFileArgs {
 
 #[derive(Args)]
 pub struct PlaceArgs {
-    /// Directory of the lock file, or of keys [env: SERIALIZER_DIR] [default: /tmp; for keys see `once --help`]
+    /// Directory of the lock file, or of keys and tasks [env: SERIALIZER_DIR] [default: /tmp; for keys and tasks see `once --help`]
     #[arg(long, alias = "filedir", value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Store that many hosts share, instead of a directory, such as postgres://user@host/database [env: SERIALIZER_STORE]

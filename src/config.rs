@@ -15,7 +15,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 pub use values::{
     name_from_command, parse_duration, parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds,
-    parse_slots, parse_tries, parse_word,
+    parse_slots, parse_time, parse_tries, parse_word,
 };
 
 use crate::backend::seam::{Key, Kind};

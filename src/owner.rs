@@ -77,19 +77,20 @@ pub struct Owner {
 impl Owner {
     /// The process `pid` of this host, unless it has ended.
     pub fn of(pid: Pid, here: &Place) -> io::Result<Self> {
-        Self::new(&process::running(pid).ok_or_else(|| io::Error::other(format!("process {pid} has ended")))?, here)
+        let process = process::running(pid).ok_or_else(|| io::Error::other(format!("process {pid} has ended")))?;
+        Ok(Self::new(&process, here))
     }
 
-    /// A process of this host, unless it could not be recognised later.
-    pub fn new(process: &Process, here: &Place) -> io::Result<Self> {
-        let (pid, uid) = (process.pid(), Some(getuid().as_raw()));
-        let owner = Self { pid, uid, place: here.clone(), instance: process.instance };
-        let why = || {
-            io::Error::other(format!(
-                "cannot identify pid {pid}: /proc is not mounted or not readable, or too many files are open"
-            ))
-        };
-        if owner.is(&owner) { Ok(owner) } else { Err(why()) }
+    /// A process of this host.
+    pub fn new(process: &Process, here: &Place) -> Self {
+        let uid = Some(getuid().as_raw());
+        Self { pid: process.pid(), uid, place: here.clone(), instance: process.instance }
+    }
+
+    /// The same, unless it could not be recognised later.
+    pub fn identified(self) -> io::Result<Self> {
+        let (pid, why) = (self.pid, "/proc is not mounted or not readable, or too many files are open");
+        if self.is(&self) { Ok(self) } else { Err(io::Error::other(format!("cannot identify pid {pid}: {why}"))) }
     }
 
     /// Whether both are provably the same process. The boot id is unique among hosts; their names

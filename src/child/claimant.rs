@@ -66,9 +66,9 @@ impl Claimant for RunClaimant {
     /// The command owns the lock, so that it never runs without; this process keeps it until it has released
     /// it, so that a lock that is about to be released is not taken over.
     fn entry(&self) -> io::Result<Entry> {
-        let command = Owner::of(self.child()?.pid()?, &self.here)?;
+        let command = Owner::of(self.child()?.pid()?, &self.here)?.identified()?;
         let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
-        let keeper = Owner::of(getpid(), &self.here)?;
+        let keeper = Owner::of(getpid(), &self.here)?.identified()?;
         let entry = Entry::new(command, run, Some(self.describe()))?;
         self.tokens.borrow_mut().extend(entry.token.clone());
         Ok(Entry { keeper: Some((keeper.pid, keeper.instance)), ..entry })

@@ -95,7 +95,7 @@ pub struct NextArgs {
     #[arg(short = 'n', value_name = "N", default_value_t = 5)]
     pub number: u16,
     /// Begin after this time, such as 2026-12-01T00:00:00Z, instead of now
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub from: Option<Timestamp>,
 }
 
@@ -107,7 +107,7 @@ pub struct RunTaskArgs {
     #[arg(value_name = "TASK")]
     pub task: String,
     /// Run it for this slot, such as 2026-12-01T06:00:00Z, instead of now
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub slot: Option<Timestamp>,
 }
 
@@ -128,7 +128,7 @@ pub struct PauseArgs {
     #[command(flatten)]
     pub tasks: TasksArgs,
     /// Resume at this time, such as 2026-12-01T06:00:00Z
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub until: Option<Timestamp>,
 }
 

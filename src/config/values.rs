@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use jiff::{Span, SpanRelativeTo};
+use jiff::civil::DateTime;
+use jiff::{Span, SpanRelativeTo, Timestamp};
 use rustix::process::Pid;
 use sha2::{Digest, Sha256};
 
+use crate::local_time::zone;
 use crate::mode::MAX_SLOTS;
 use crate::{printable, record};
 
@@ -51,6 +53,13 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let span = || text.parse::<Span>().ok()?.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?.try_into().ok();
     let duration = parse_seconds(text).or_else(span).filter(|duration: &Duration| duration.as_secs() <= MAX_SECONDS);
     duration.ok_or_else(|| "expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d".to_owned())
+}
+
+/// A time with an offset, or else in the local time zone.
+pub fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let local = || text.parse::<DateTime>().ok()?.to_zoned(zone()).ok().map(|time| time.timestamp());
+    let time = text.parse().ok().or_else(local);
+    time.ok_or_else(|| "expected a time such as 2026-12-01, 2026-12-01T06:00 or 2026-12-01T06:00:00Z".to_owned())
 }
 
 pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {

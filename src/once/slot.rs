@@ -43,6 +43,11 @@ impl Run {
     pub fn of_slot(&self) -> (u64, u32) {
         (self.task.as_ref().map_or(0, |task| task.slot), self.number)
     }
+
+    /// What a claim names of this run, which is in this state.
+    pub fn seen(&self, state: State) -> (u64, u32, State) {
+        (self.of_slot().0, self.number, state)
+    }
 }
 
 impl Claim {
@@ -52,11 +57,8 @@ impl Claim {
         let Some((run, ended, task)) = last.and_then(|(run, ended)| Some((run, ended, run.task.as_ref()?))) else {
             return Next::Skip;
         };
-        let (last_slot, last_number) = run.of_slot();
-        if (last_slot, last_number, run.state(Some(ended), now)) != self.seen {
-            return Next::Skip;
-        }
-        if task.paused > now && !self.is_forced {
+        let is_paused = task.paused > now && !self.is_forced;
+        if is_paused || run.seen(run.state(Some(ended), now)) != self.seen {
             return Next::Skip;
         }
         // A run on request leaves the schedule as it is.

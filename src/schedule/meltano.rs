@@ -1,6 +1,7 @@
 //! Reads the schedules of the Meltano project around. Each runs in a Meltano of its own.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use jiff::tz::TimeZone;
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use super::definition::{Catalog, Definition, ON_REQUEST, check_name};
 use super::timetable::Timetable;
+use crate::child::lookup::look_up;
 use crate::printable;
 
 /// Says in the environment of Meltano what has started it.
@@ -50,7 +52,16 @@ struct Job {
 /// # Errors
 /// Why it does not answer, in one line.
 pub fn read() -> Result<Catalog, String> {
-    ask(&mut Command::new("meltano"))
+    ask(&mut Command::new(program()))
+}
+
+/// Meltano, as `PATH` or else the project has it: `meltano invoke` does not put it into `PATH`.
+fn program() -> String {
+    let usual = "meltano".to_owned();
+    let project = std::env::var("MELTANO_PROJECT_ROOT").unwrap_or_default();
+    let link = Path::new(&project).join(".meltano/run/bin");
+    let is_needed = look_up(usual.as_ref()).is_err() && !project.is_empty() && link.exists();
+    if is_needed { link.to_string_lossy().into_owned() } else { usual }
 }
 
 /// Asks this Meltano, which has no arguments yet.
@@ -116,6 +127,6 @@ fn task(value: Value) -> Result<Definition, String> {
     let cron = cron.filter(|cron| !NEVER.contains(&cron.as_str()));
     let timetable = cron.map(|cron| Timetable::cron(&cron, TimeZone::UTC)).transpose()?;
     let shown = schedule.interval.unwrap_or_else(|| ON_REQUEST.to_owned());
-    let command = [vec!["meltano".to_owned()], arguments].concat();
+    let command = [vec![program()], arguments].concat();
     Ok(Definition { env, ..Definition::new(timetable, shown, command) })
 }

@@ -67,8 +67,7 @@ impl Definition {
         let Some(timetable) = self.timetable.as_ref().filter(|_| self.enabled) else { return Plan::Wait(None) };
         let late = self.delay(name);
         let past = now.saturating_sub(late);
-        let (last_slot, last_number) = run.of_slot();
-        let seen = (last_slot, last_number, *state);
+        let seen = run.seen(*state);
         let next = timetable.after(past).map(|slot| slot.saturating_add(late));
         if task.paused > now {
             // It may be resumed before.

@@ -126,7 +126,7 @@ fn a_schedule_is_in_utc_unless_a_zone_is_named_and_a_warning_says_so() {
 }
 
 /// Keys of a task, and the end of the message.
-const BAD_KEYS: [(&str, &str); 30] = [
+const BAD_KEYS: [(&str, &str); 29] = [
     ("cronn = '@daily'", "unknown key `cronn` (line 3): did you mean `cron`?"),
     ("\n\nretries = 3", "unknown key `retries` (line 5): did you mean `tries`?"),
     ("timezone = 'UTC'", "unknown key `timezone` (line 3): did you mean `time_zone`?"),
@@ -142,19 +142,10 @@ const BAD_KEYS: [(&str, &str); 30] = [
     ("command = ['x']", "`tasks.a.run` (line 2): unsupported with `command`"),
     ("cron = '@daily'\nevery = '1h'", "`tasks.a.every` (line 4): unsupported with `cron`"),
     ("every = '999ms'", "`tasks.a.every` (line 3): expected at least 1s"),
-    (
-        "every = '15'",
-        "`tasks.a.every` (line 3): expected a duration with units up to a year, \
-         such as 90s, 1h30m or 90d",
-    ),
     ("every = 15", "`tasks.a.every` (line 3): expected a string, found integer"),
     ("timeout = '0s'", "`tasks.a.timeout` (line 3): expected at least 1ms"),
     ("start_within = '0s'", "`tasks.a.start_within` (line 3): expected at least 1ms"),
-    (
-        "spread = 'x'",
-        "`tasks.a.spread` (line 3): expected a duration with units up to a year, \
-         such as 90s, 1h30m or 90d",
-    ),
+    ("spread = 'x'", "`tasks.a.spread` (line 3): expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d"),
     ("tries = 0", "`tasks.a.tries` (line 3): expected a whole number from 1 to 4294967295"),
     ("tries = '2'", "`tasks.a.tries` (line 3): expected a whole number, found string"),
     ("retry_after = '5m'", "`tasks.a.retry_after` (line 3): requires `tries` of at least 2"),

@@ -31,6 +31,7 @@ mod schedule;
 mod schedule_claims;
 mod schedule_control;
 mod schedule_crash_points;
+mod schedule_plan;
 mod schedule_policy;
 mod sharing;
 mod skipping;

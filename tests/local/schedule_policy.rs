@@ -4,78 +4,29 @@
 //! One task a world: tasks share nothing but a connection. All times are on a grid, so that the real time that passes meanwhile
 //! changes nothing.
 
+mod cases;
+mod commands;
 mod rules;
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
 use std::time::Duration;
 
 use proptest::collection;
-use proptest::prelude::{Just, Strategy, any, prop_oneof};
-use proptest::sample::select;
 use serializer::backend::Cause;
 use serializer::backend::seam::{Key, Kind};
-use serializer::mutex::{self, Acquired, Grant, Mutex, Released, Request, Whose};
-use serializer::once::{Claim, Ending, Interrupted, Rule, Run, State, Task};
+use serializer::mutex::{Grant, Mutex};
+use serializer::once::Claim;
 use serializer::record::{Entry, Outcome};
-use serializer::schedule::definition::{CatchUp, Definition, Overlap};
-use serializer::schedule::plan::{Plan, Seen, introduced};
-use serializer::schedule::timetable::Timetable;
-use serializer::waiting::Waiting;
+use serializer::schedule::plan::Plan;
 
-use crate::support::simulated::{self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate, register};
+use self::cases::{Action, HOUR, Kinds, STEP, action, kinds};
+use self::commands::{Ended, Order, do_it};
+use crate::support::simulated::{self, Access, ByPid, Fate, Process, Simulated, advance, register};
 
 const NAME: &str = "stock";
 
-/// In milliseconds. All times of a world are half a step after a multiple of this one.
-const STEP: u64 = 5 * 60_000;
-const HOUR: u64 = 12 * STEP;
+/// In milliseconds.
 const LEASE: u64 = 18 * STEP;
-
-/// A limit of tries that is never reached.
-const MANY: u32 = 1000;
-
-#[derive(Clone, Debug)]
-struct Kinds {
-    definition: Definition,
-    every: u64,
-    nodes: usize,
-    /// Whether the store has a clock, and runs have leases. Otherwise, all see each other's processes.
-    has_clock: bool,
-    /// Whether all slots are to succeed: without failures, stops and forced runs of later slots.
-    is_complete: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Order {
-    /// A scheduler's step.
-    Look {
-        up_since: u64,
-    },
-    /// `schedule run`, of an earlier slot or of the present time.
-    Force {
-        earlier: Option<u64>,
-    },
-    Begin(Claim),
-    End(Outcome),
-    Renew(String),
-    Pause(u64),
-    Resume(u64),
-    Stop,
-}
-
-#[derive(Debug)]
-enum Ended {
-    /// What is to be done at this time, about this run.
-    Planned(Plan, Option<Run>, u64),
-    Begun(Grant),
-    Concluded(Outcome),
-    Renewed {
-        is_stopped: bool,
-    },
-    Lost,
-    Otherwise,
-}
 
 /// Notes the time of its begin.
 type Command = simulated::Command<Order, Ended>;
@@ -195,6 +146,16 @@ impl World {
         self.check()
     }
 
+    fn end_late(&mut self, which: usize, outcome: Outcome) -> Result<(), String> {
+        let Some(at) = which.checked_rem(self.runners.len()) else { return Ok(()) };
+        self.step(at, outcome, Fate::Answered)?;
+        self.store.lock().now += LEASE;
+        for node in 0..self.nodes.len() {
+            self.look(node, Fate::Answered)?;
+        }
+        self.step(at, outcome, Fate::Answered)
+    }
+
     /// The keeper of a runner asks one question.
     fn keep(&mut self, which: usize, fate: Fate) -> Result<(), String> {
         let Some(at) = which.checked_rem(self.runners.len()) else { return Ok(()) };
@@ -278,134 +239,6 @@ impl World {
     }
 }
 
-fn do_it(mutex: &mut Mutex<'_>, process: &Process, definition: &Definition, (order, has_clock): (Order, bool)) -> Ended {
-    match order {
-        Order::Look { up_since } => {
-            let Ok(seen) = mutex.inspect() else { return Ended::Otherwise };
-            let now = mutex.time();
-            let seen = seen.map(|key| Seen::new(key, now));
-            let plan = definition.plan(NAME, seen.as_ref(), now, up_since);
-            if plan == Plan::Introduce {
-                let _ = mutex.amend(&|run| introduced(run, NAME, now));
-            }
-            Ended::Planned(plan, seen.map(|seen| seen.run), now)
-        }
-        Order::Force { earlier } => {
-            let Ok(Some(seen)) = mutex.inspect() else { return Ended::Otherwise };
-            if seen.state == State::Running {
-                return Ended::Otherwise;
-            }
-            let slot = earlier.map_or_else(|| mutex.time(), |earlier| seen.run.of_slot().0.saturating_sub(earlier));
-            let ((slot_seen, number), definition) = (seen.run.of_slot(), definition.number());
-            let seen = (slot_seen, number, seen.state);
-            let claim = Claim { seen, slot, skipped: 0, definition, is_forced: true };
-            Ended::Planned(Plan::Run(claim), None, mutex.time())
-        }
-        Order::Begin(claim) => {
-            let rule = Rule { tries: Some(definition.tries), interrupted: definition.interrupted, ..Rule::default() };
-            let lease = has_clock.then_some(Duration::from_millis(LEASE));
-            let request = Request { lease, once: Some(rule), claim: Some(claim), ..Request::default() };
-            let waiting = Waiting { max_attempts: Some(NonZeroU32::MIN), sleep: Duration::ZERO, timeout: None };
-            match mutex.acquire(process, &request, &waiting, &mut Silent) {
-                Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => Ended::Begun(grant),
-                Ok(_) | Err(_) => Ended::Otherwise,
-            }
-        }
-        Order::End(outcome) => match mutex.conclude(process, Whose::OwnAlone, Ending { outcome, how: "ended", code: None }) {
-            Ok(Released::Own { .. }) => Ended::Concluded(outcome),
-            Ok(_) | Err(_) => Ended::Otherwise,
-        },
-        Order::Renew(token) => match mutex.renew(&token, None) {
-            Ok(Grant { is_stopped, .. }) => Ended::Renewed { is_stopped },
-            Err(mutex::Error::Lost(..)) => Ended::Lost,
-            Err(_) => Ended::Otherwise,
-        },
-        Order::Pause(paused) => amend(mutex, |task| Task { paused, ..task }),
-        Order::Resume(now) => amend(mutex, |task| Task { paused: task.paused.min(now), ..task }),
-        Order::Stop => {
-            let Ok(Some(seen)) = mutex.inspect() else { return Ended::Otherwise };
-            let run = seen.run.of_slot();
-            if seen.state == State::Running {
-                let _ = mutex.amend(&|stored| {
-                    let stored = stored.filter(|stored| stored.of_slot() == run)?;
-                    Some(Run { task: Some(Task { is_stopped: true, ..stored.task.clone()? }), ..stored.clone() })
-                });
-            }
-            Ended::Otherwise
-        }
-    }
-}
-
-fn amend(mutex: &mut Mutex<'_>, change: impl Fn(Task) -> Task) -> Ended {
-    let _ = mutex.amend(&|run| Some(Run { task: Some(change(run?.task.clone()?)), ..run?.clone() }));
-    Ended::Otherwise
-}
-
-#[derive(Clone, Debug)]
-enum Action {
-    Look(usize, Fate),
-    Step(usize, Outcome, Fate),
-    Keep(usize, Fate),
-    KillNode(usize),
-    KillRunner(usize),
-    /// For so many hours, or 0 without an end.
-    Pause(usize, u64, Fate),
-    Resume(usize, Fate),
-    Stop(usize, Fate),
-    Force(usize, Option<u64>, Fate),
-    Arrive(usize),
-    /// So many steps pass.
-    Pass(u64),
-    /// A host's clock is set.
-    Leap(usize, i64),
-}
-
-fn action(is_complete: bool) -> impl Strategy<Value = Action> {
-    let outcomes = [Outcome::Succeeded, Outcome::Succeeded, Outcome::Unknown, Outcome::Failed];
-    let outcome = select(outcomes[..if is_complete { 3 } else { 4 }].to_vec());
-    let all = (0..12_usize, fate(), outcome, 0..30_u8, any::<bool>());
-    all.prop_flat_map(move |(which, fate, outcome, number, is_earlier)| {
-        let (steps, ahead) = (u64::from(number), i64::from(number) * 3 - 45);
-        let earlier = (is_earlier || is_complete).then_some(steps % 3 * HOUR);
-        prop_oneof![
-            24 => Just(Action::Look(which, fate)),
-            40 => Just(Action::Step(which, outcome, fate)),
-            12 => Just(Action::Keep(which, fate)),
-            1 => Just(Action::KillNode(which)),
-            2 => Just(Action::KillRunner(which)),
-            2 => Just(Action::Pause(which, steps % 4, fate)),
-            2 => Just(Action::Resume(which, fate)),
-            2 => Just(if is_complete { Action::Look(which, fate) } else { Action::Stop(which, fate) }),
-            2 => Just(Action::Force(which, earlier, fate)),
-            2 => Just(Action::Arrive(which)),
-            16 => Just(Action::Pass(steps)),
-            1 => Just(Action::Pass(steps * 100)),
-            1 => Just(Action::Leap(which, ahead)),
-        ]
-    })
-}
-
-fn kinds(has_clock: bool, is_complete: bool) -> impl Strategy<Value = Kinds> {
-    let late = (select(vec![CatchUp::None, CatchUp::Last, CatchUp::All]), any::<bool>(), any::<bool>(), any::<bool>());
-    let again = (1..4_u32, any::<bool>(), 0..5_u64);
-    (2..5_usize, 1..4_u64, late, again).prop_map(move |(nodes, hours, late, (tries, is_rerun, retry_after))| {
-        let every = hours * HOUR;
-        let (catch_up, is_queued, is_limited, is_spread) = late;
-        let millis = Duration::from_millis;
-        let mut definition = Definition::new(Some(Timetable::Every(millis(every))), format!("every {hours}h"), Vec::new());
-        definition.catch_up = if is_complete { CatchUp::All } else { catch_up };
-        definition.overlap = if is_queued { Overlap::Queue } else { Overlap::Skip };
-        definition.start_within = (is_limited && !is_complete).then_some(millis(HOUR * 3 / 2));
-        definition.spread = millis(if is_spread { HOUR * 3 / 4 } else { 0 });
-        // Beside the grid.
-        assert!(definition.delay(NAME) % STEP < STEP / 2, "another name is needed");
-        definition.tries = NonZeroU32::new(if is_complete { MANY } else { tries }).expect("a number");
-        definition.interrupted = if is_rerun || is_complete { Interrupted::Rerun } else { Interrupted::Stop };
-        definition.retry_after = millis(retry_after * STEP);
-        Kinds { definition, every, nodes, has_clock, is_complete }
-    })
-}
-
 /// Does it all; says what went wrong.
 fn run(kinds: Kinds, actions: Vec<Action>) -> Result<(), String> {
     let mut world = World::new(kinds);
@@ -415,6 +248,7 @@ fn run(kinds: Kinds, actions: Vec<Action>) -> Result<(), String> {
             Action::Look(node, fate) => world.look(node % nodes, fate)?,
             Action::Step(which, outcome, fate) => world.step(which, outcome, fate)?,
             Action::Keep(which, fate) => world.keep(which, fate)?,
+            Action::EndLate(which, outcome) => world.end_late(which, outcome)?,
             Action::KillNode(node) => world.kill_node(node % nodes),
             Action::KillRunner(which) => {
                 which.checked_rem(world.runners.len()).into_iter().for_each(|at| world.kill_runner(at));
@@ -442,7 +276,7 @@ fn run(kinds: Kinds, actions: Vec<Action>) -> Result<(), String> {
 
 fn try_all(has_clock: bool, is_complete: bool) {
     let worlds = (kinds(has_clock, is_complete), collection::vec(action(is_complete), 1..200));
-    simulated::try_all((8, 4, 300), &worlds, |(kinds, actions)| run(kinds, actions));
+    simulated::try_all((8, 6, 300), &worlds, |(kinds, actions)| run(kinds, actions));
 }
 
 #[test]

@@ -313,7 +313,7 @@ fn a_timeout_is_a_number_of_seconds_or_has_units() {
         assert_eq!(locks.run(&["wait", "--timeout", good]).code, 0, "{good}");
     }
     for bad in ["", "-1", "-1s", "1s ago", "1 fortnight", "9999h9999h", "31536001", "400000h", "1y"] {
-        let ended = locks.run(&["wait", "--timeout", bad]);
+        let ended = locks.run(&["wait", &format!("--timeout={bad}")]);
         assert!(ended.code == 2 && ended.stderr.contains("expected a duration"), "{bad}: {ended:?}");
     }
 }

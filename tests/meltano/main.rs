@@ -549,7 +549,7 @@ fn meltano_invoke_cannot_lock_and_says_why() {
         command.args(&way[1..]).args(["invoke", "dbtmutex:lock"]);
         let ended = Run::start(command).end();
         assert_eq!(ended.code, 2, "{way:?}: {ended:#?}");
-        assert!(ended.said(&["`meltano invoke` ends at once"]), "{way:?}: {ended:#?}");
+        assert!(ended.said(&["`meltano invoke` exits immediately"]), "{way:?}: {ended:#?}");
         assert!(ended.said(&["`SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock`"]), "{way:?}: {ended:#?}");
         assert_eq!(project.locks.names(), Vec::<String>::new());
     }

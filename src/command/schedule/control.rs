@@ -53,10 +53,18 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     if seen.state == State::Running {
         return Err(is_running(&args.task));
     }
-    let slot = args.slot.map_or_else(|| mutex.time(), milliseconds);
-    let (last_slot, last_number) = seen.run.of_slot();
-    let claim =
-        Claim { seen: (last_slot, last_number, seen.state), slot, skipped: 0, definition: definition.number(), is_forced: true };
+    let (last, is_over) = (seen.run.of_slot().0, !matches!(seen.state, State::Failed | State::Interrupted));
+    // Its success would count for the slot that a scheduler has yet to finish.
+    let slot = match args.slot.map(milliseconds) {
+        Some(slot) if !is_over && slot != last => {
+            let (name, last) = (printable::field(&args.task), work::shown_slot(last));
+            return Err(Error::failed(format!("cannot run `{name}` for another slot: {last} is not done yet")));
+        }
+        None if !is_over => last,
+        slot => slot.unwrap_or_else(|| mutex.time()),
+    };
+    let seen_state = seen.run.seen(seen.state);
+    let claim = Claim { seen: seen_state, slot, skipped: 0, definition: definition.number(), is_forced: true };
     let order = Order { lease: lease_of(environment, &args.catalog.place, &place)?, is_json: false };
     let limited = order.limit(definition, &location, &catalog.limits);
     let work = order.work((&args.task, definition), &location, (claim, &seen.run), limited);

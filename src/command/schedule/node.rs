@@ -2,19 +2,16 @@
 //! It stores nothing but when it first saw a task, and holds nothing: its runners do.
 
 use std::collections::BTreeMap;
-use std::process::Child;
 use std::time::Duration;
-
-use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 
 use super::catalog::Source;
 use super::events::Events;
+use super::runners::Runners;
 use super::task::{Tracked, pause};
 use super::work::{self, Order};
 use crate::backend::retry::since_1970;
 use crate::backend::seam::{Key, Kind};
 use crate::backend::{self, Location};
-use crate::child;
 use crate::error::Error;
 use crate::mutex::register::Register;
 use crate::mutex::{self, Mutex};
@@ -43,9 +40,6 @@ const MANY: usize = 4;
 /// starts it once a minute.
 const TICK: u64 = 60_000;
 
-/// How long runners may take to end after SIGTERM, in milliseconds: their commands have ten seconds.
-const ENDING: u64 = 20_000;
-
 /// How to work.
 pub struct Options {
     /// How many tasks run at a time.
@@ -62,8 +56,7 @@ pub struct Node<'a> {
     options: &'a Options,
     catalog: Catalog,
     tasks: BTreeMap<String, Tracked<'a>>,
-    /// The runs that this scheduler has started.
-    runners: Vec<(String, Child)>,
+    runners: Runners,
     judge: &'a LocalJudge,
     any: Register,
     host: String,
@@ -76,9 +69,6 @@ pub struct Node<'a> {
     store_failures: u32,
     /// Whether all tasks were looked at.
     has_begun: bool,
-    /// When to end the runners, in milliseconds since boot; after that, when to kill them.
-    stop_at: Option<u64>,
-    is_ending: bool,
 }
 
 impl<'a> Node<'a> {
@@ -90,7 +80,7 @@ impl<'a> Node<'a> {
             options,
             catalog: Catalog::default(),
             tasks: BTreeMap::new(),
-            runners: Vec::new(),
+            runners: Runners::default(),
             judge,
             any: backend::open(&options.place)?,
             host,
@@ -100,8 +90,6 @@ impl<'a> Node<'a> {
             retry_at: 0,
             store_failures: 0,
             has_begun: false,
-            stop_at: None,
-            is_ending: false,
         })
     }
 
@@ -114,13 +102,20 @@ impl<'a> Node<'a> {
     pub fn run(&mut self, catalog: Catalog) -> Result<(), Error> {
         self.adopt(catalog);
         loop {
-            self.heed_signals();
+            let signals = self.events.receive();
+            if signals.must_reload {
+                self.source.reload();
+            }
+            if signals.must_stop {
+                self.runners.stop(self.options.stop_timeout.unwrap_or_default());
+            }
             self.reap();
-            if let Some(stop_at) = self.stop_at {
-                if self.runners.is_empty() {
+            let stop_at = self.runners.stop_at();
+            if stop_at.is_some() {
+                if self.runners.len() == 0 {
                     return Ok(());
                 }
-                self.end_runners(stop_at);
+                self.runners.end();
             } else {
                 if self.events.clock_was_set() {
                     self.retry_at = 0;
@@ -131,14 +126,14 @@ impl<'a> Node<'a> {
                     self.adopt(catalog);
                 }
                 self.work()?;
-                let is_tick = self.options.stop_timeout.is_none() && self.runners.is_empty();
+                let is_tick = self.options.stop_timeout.is_none() && self.runners.len() == 0;
                 if is_tick && self.tasks.values().all(|task| task.check_at > self.now()) {
                     return Ok(());
                 }
             }
-            let next = self.tasks.values().map(|task| task.check_at.max(self.retry_at)).min().filter(|_| self.stop_at.is_none());
+            let next = self.tasks.values().map(|task| task.check_at.max(self.retry_at)).min().filter(|_| stop_at.is_none());
             let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
-            let slept = self.events.sleep(next, self.stop_at);
+            let slept = self.events.sleep(next, self.runners.stop_at());
             slept.map_err(|error| Error::failed(format!("cannot wait: {}", backend::plain(&error))))?;
         }
     }
@@ -191,7 +186,7 @@ impl<'a> Node<'a> {
 
     fn step(&mut self, name: &str) -> Result<(), Error> {
         let (now, running) = (self.now(), self.runners.len());
-        let is_running = self.runners.iter().any(|(task, _)| task == name);
+        let is_running = self.runners.has(name);
         let Some(task) = self.tasks.get_mut(name) else { return Ok(()) };
         if is_running || running >= self.options.jobs {
             (task.needs_room, task.check_at) = (!is_running, u64::MAX);
@@ -255,7 +250,7 @@ impl<'a> Node<'a> {
                 let mut work = order.work((name, &task.definition), &task.location, (claim, last), limited);
                 work.expired = task.expired.take();
                 match work::start(&work, &task.definition) {
-                    Ok(child) => self.runners.push((name.to_owned(), child)),
+                    Ok(child) => self.runners.add(name, child),
                     Err(error) => {
                         let place = task.definition.directory.as_ref();
                         let place = place.map(|place| format!(" in `{}`", printable::path(place))).unwrap_or_default();
@@ -272,54 +267,13 @@ impl<'a> Node<'a> {
 
     /// Looks again at the tasks whose runners have ended, and at those for which there is room now.
     fn reap(&mut self) {
-        let (now, before) = (self.now(), self.runners.len());
-        let tasks = &mut self.tasks;
-        self.runners.retain_mut(|(name, child)| {
-            // Without an answer, it has ended: SIGCHLD is ignored.
-            let is_running = matches!(child.try_wait(), Ok(None));
-            if !is_running && let Some(task) = tasks.get_mut(name) {
+        let (now, ended) = (self.now(), self.runners.reap());
+        for (name, task) in &mut self.tasks {
+            if ended.contains(name) {
                 (task.check_at, task.has_yielded) = (now, true);
-            }
-            is_running
-        });
-        if getpid().is_init() {
-            child::reap_orphans(&self.runners.iter().map(|(_, child)| Pid::from_child(child)).collect::<Vec<_>>());
-        }
-        if self.runners.len() < before {
-            for task in self.tasks.values_mut().filter(|task| task.needs_room) {
-                (task.needs_room, task.check_at) = (false, now);
+            } else if task.needs_room && !ended.is_empty() {
+                (task.check_at, task.needs_room) = (now, false);
             }
         }
-    }
-
-    fn heed_signals(&mut self) {
-        let signals = self.events.receive();
-        if signals.must_reload {
-            self.source.reload();
-        }
-        if signals.must_stop {
-            // A second signal does not wait.
-            let timeout = self.options.stop_timeout.filter(|_| self.stop_at.is_none()).unwrap_or_default();
-            let timeout = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
-            if !self.is_ending {
-                self.stop_at = Some(since_boot().saturating_add(timeout));
-            }
-            if !self.runners.is_empty() {
-                tracing::info!("stopping: {} running", self.runners.len());
-            }
-        }
-    }
-
-    /// Ends the runners, whose tasks another scheduler may run again at once.
-    fn end_runners(&mut self, stop_at: u64) {
-        if since_boot() < stop_at {
-            return;
-        }
-        for (_, child) in &self.runners {
-            let pid = Pid::from_child(child);
-            // The whole group: where there is a lease, the command has to end with its runner.
-            let _ = if self.is_ending { kill_process_group(pid, Signal::KILL) } else { kill_process(pid, Signal::TERM) };
-        }
-        (self.is_ending, self.stop_at) = (true, Some(since_boot() + ENDING));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::backend::retry::jittered;
+use crate::backend::retry::{jittered, since_1970};
 use crate::backend::{self, Location};
 use crate::mutex::Mutex;
 use crate::mutex::key::{Expired, Inspected};
@@ -59,6 +59,8 @@ impl<'a> Tracked<'a> {
             self.other = stored;
             tracing::warn!("the task `{}` has run by another definition than this one", printable::field(name));
         }
+        // By the store's clock.
+        let up_since = up_since.saturating_add_signed(now.checked_signed_diff(since_1970()).unwrap_or(0));
         let plan = self.definition.plan(name, seen.as_ref(), now, up_since);
         Ok((plan, seen.map(|seen| seen.run), now))
     }

@@ -1,13 +1,15 @@
 //! What holds in a world: rules for each plan, for each stored state after the one before, and for the end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use serializer::once::{Claim, Interrupted, Run, Task};
 use serializer::record::{Entry, Outcome};
 use serializer::schedule::definition::{CatchUp, Overlap};
 use serializer::schedule::plan::Plan;
 
-use super::{Kinds, NAME};
+use super::NAME;
+use super::cases::Kinds;
 
 /// How many slots `catch_up = "all"` runs late.
 const CAUGHT_UP: u64 = 100;
@@ -18,6 +20,7 @@ const INTERRUPTIONS: u32 = 4;
 pub struct Rules {
     kinds: Kinds,
     late: u64,
+    retry_after: u64,
     /// How much of the history of the store is checked, and its last state.
     pub checked: usize,
     last: Option<Entry>,
@@ -28,6 +31,10 @@ pub struct Rules {
     skipped: BTreeSet<u64>,
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).expect("a short time")
+}
+
 fn task(run: &Run) -> &Task {
     run.task.as_ref().expect("a task")
 }
@@ -35,8 +42,9 @@ fn task(run: &Run) -> &Task {
 impl Rules {
     pub fn new(kinds: Kinds) -> Self {
         let late = kinds.definition.delay(NAME);
+        let retry_after = millis(kinds.definition.retry_after);
         let (checked, last, since, succeeded, skipped) = Default::default();
-        Self { kinds, late, checked, last, since, succeeded, skipped }
+        Self { kinds, late, retry_after, checked, last, since, succeeded, skipped }
     }
 
     /// The slots that are after `after` and not after `until`.
@@ -52,7 +60,7 @@ impl Rules {
 
     /// Whether it is too late for a slot when the slots up to `past` have come due.
     fn is_overdue(&self, slot: u64, past: u64) -> bool {
-        let limit = self.kinds.definition.start_within.map(|limit| u64::try_from(limit.as_millis()).expect("a short time"));
+        let limit = self.kinds.definition.start_within.map(millis);
         limit.is_some_and(|limit| slot + limit < past)
     }
 
@@ -76,7 +84,8 @@ impl Rules {
         } else {
             let is_last = self.count(claim.slot, past) == 0;
             let is_missed = catch_up == CatchUp::None && claim.slot < up_since;
-            let is_wanted = (is_last || catch_up == CatchUp::All) && !self.is_overlap(claim.slot, run);
+            let is_in_pause = claim.slot <= task(run).paused;
+            let is_wanted = (is_last || catch_up == CatchUp::All) && !self.is_overlap(claim.slot, run) && !is_in_pause;
             claim.slot > past || self.is_overdue(claim.slot, past) || is_missed || !is_wanted
         };
         if is_wrong { Err(format!("at {now}, since {up_since}, {claim:?} is planned after {run:?}")) } else { Ok(()) }
@@ -133,6 +142,9 @@ impl Rules {
         if run.of_slot() <= before.of_slot() || task(run).is_stopped || task(run).paused != task(before).paused {
             return Err("the number does not grow, or a mark is not what it was");
         }
+        if (claim.seen.0, claim.seen.1) != before.of_slot() {
+            return Err("the run before is not the one that was seen");
+        }
         let skipped = self.slots(old, slot - 1);
         let counted = task(run).skipped - task(before).skipped;
         self.skipped.extend(&skipped);
@@ -146,7 +158,12 @@ impl Rules {
         }
         let (has_succeeded, is_given_up) = (last.released == Some(Outcome::Succeeded), self.is_given_up(last, before));
         if slot == old {
-            return if has_succeeded || is_given_up { Err("a slot that is over begins again") } else { Ok(()) };
+            let is_early = last.released == Some(Outcome::Failed) && run.began < before.ended() + self.retry_after;
+            return match () {
+                () if has_succeeded || is_given_up => Err("a slot that is over begins again"),
+                () if is_early && has_clock => Err("a slot is tried again too early"),
+                () => Ok(()),
+            };
         }
         if slot + self.late > run.began || !slot.is_multiple_of(self.kinds.every) {
             return Err("it is not due");

@@ -1,0 +1,76 @@
+//! The runs that a scheduler has started, and how they end with it.
+
+use std::process::Child;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
+
+use crate::child::reap_orphans;
+use crate::process::since_boot;
+
+/// How long runners may take to end after SIGTERM, in milliseconds: their commands have ten seconds.
+const ENDING: u64 = 20_000;
+
+#[derive(Default)]
+pub struct Runners {
+    /// With the names of their tasks.
+    children: Vec<(String, Child)>,
+    /// When to end them, in milliseconds since boot; after that, when to kill them.
+    stop_at: Option<u64>,
+    is_ending: bool,
+}
+
+impl Runners {
+    pub fn add(&mut self, task: &str, runner: Child) {
+        self.children.push((task.to_owned(), runner));
+    }
+
+    pub fn len(&self) -> usize {
+        self.children.len()
+    }
+
+    /// Whether this task runs.
+    pub fn has(&self, task: &str) -> bool {
+        self.children.iter().any(|(name, _)| name == task)
+    }
+
+    /// The tasks whose runners have ended since the last call.
+    pub fn reap(&mut self) -> Vec<String> {
+        // Without an answer, it has ended: SIGCHLD is ignored.
+        let ended = self.children.extract_if(.., |(_, child)| !matches!(child.try_wait(), Ok(None)));
+        let ended = ended.map(|(name, _)| name).collect();
+        if getpid().is_init() {
+            reap_orphans(&self.children.iter().map(|(_, child)| Pid::from_child(child)).collect::<Vec<_>>());
+        }
+        ended
+    }
+
+    /// Ends them after this time; at once if that was said before.
+    pub fn stop(&mut self, timeout: Duration) {
+        let timeout = if self.stop_at.is_some() { Duration::ZERO } else { timeout };
+        if !self.is_ending {
+            self.stop_at = Some(since_boot().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2)));
+        }
+        if self.len() > 0 {
+            tracing::info!("stopping, running tasks: {}", self.len());
+        }
+    }
+
+    /// When to end them next, in milliseconds since boot, if they are to end.
+    pub fn stop_at(&self) -> Option<u64> {
+        self.stop_at
+    }
+
+    /// Ends them if it is time to. Another scheduler may run their tasks again at once.
+    pub fn end(&mut self) {
+        if self.stop_at.is_none_or(|stop_at| since_boot() < stop_at) {
+            return;
+        }
+        for (_, child) in &self.children {
+            let pid = Pid::from_child(child);
+            // The whole group: where there is a lease, the command has to end with its runner.
+            let _ = if self.is_ending { kill_process_group(pid, Signal::KILL) } else { kill_process(pid, Signal::TERM) };
+        }
+        (self.is_ending, self.stop_at) = (true, Some(since_boot() + ENDING));
+    }
+}
