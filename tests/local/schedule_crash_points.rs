@@ -1,49 +1,48 @@
-//! A run of a task whose processes are killed at every system call of its claim and its end, one after another: the slot is run
-//! again or it is done, and it is never run twice at a time. Needs strace.
+//! A run of a task whose processes are killed at every system call of its claim and its end, one after another: a scheduler runs
+//! the slot again, or it is done; it is never lost, and never run twice at a time. Needs strace.
 
+use std::collections::HashMap;
 use std::fs;
 
-use serde_json::Value;
+use jiff::Timestamp;
 
 use crate::schedule::tasks;
 use crate::support::calls::{ends, own_calls};
 use crate::support::tasks::Tasks;
 use crate::support::{ended, rounds, until};
 
-const FILE: &str = "[tasks.a]\nevery = '1000h'\ntries = 100000\nretry_after = '0s'\n\
-                    run = '. ./tell; echo \"<$SERIALIZER_TRY>\" >> ends'\n";
+const FILE: &str = "[tasks.a]\nevery = '1s'\ncatch_up = 'all'\ntries = 100\nretry_after = '0s'\n\
+                    run = '. ./tell; echo \"$SERIALIZER_SLOT $SERIALIZER_TRY\" >> ends'\n";
 
+/// A scheduler that ends when nothing is due, while something is.
 fn traced(tasks: &Tasks<'_>, options: &[&str]) {
+    let last = tasks.status("a")["slot"].as_i64().unwrap_or(0);
+    until("no slot comes due", || Timestamp::now().as_millisecond() >= last + 1000);
     let strace = [&["strace", "-D", "-f", "-qq"], options].concat();
-    ended(&mut tasks.within(&strace, &["run", "a"]));
+    ended(&mut tasks.within(&strace, &["tick"]));
 }
 
-/// Runs the task until a run after `before` is done, and checks that its command has run to its end then. Returns its number.
-fn finish(tasks: &Tasks<'_>, before: u64, what: &str) -> u64 {
-    let (mut number, mut row) = (before, Value::Null);
+/// Lets schedulers finish what was killed. Its command has run to its end then.
+fn finish(tasks: &Tasks<'_>, what: &str) {
+    let mut row = tasks.status("a");
     until(&format!("{what}: it is not done"), || {
+        assert_eq!(tasks.run(&["tick"]).code, 0, "{what}");
         row = tasks.status("a");
-        number = row["try"].as_u64().expect("a number");
-        let is_done = number > before && row["status"] == "done";
-        if !is_done {
-            // Nothing was claimed, or it has not ended well, or it still runs.
-            let code = tasks.run(&["run", "a"]).code;
-            assert!([0, 75].contains(&code), "{what}: {code}");
-        }
-        is_done
+        row["status"] == "done"
     });
-    let end = format!("<{number}>\n");
+    let slot = Timestamp::from_millisecond(row["slot"].as_i64().expect("a slot")).expect("a time");
+    let end = format!("{slot} {}\n", row["try"]);
     assert!(tasks.read("ends").contains(&end), "{what}: `{end}` is not in {}", tasks.read("ends"));
-    // None is there twice.
-    assert!(tasks.lines("a").iter().any(|line| u64::from(line.number) == number), "{what}");
-    number
 }
 
 #[test]
 fn a_slot_is_run_to_its_end_wherever_its_processes_are_killed_and_never_twice_at_a_time() {
     let tasks = tasks(FILE);
+    assert_eq!(tasks.run(&["tick"]).code, 0);
+    // The first slots.
+    until("no slot is run", || tasks.run(&["tick"]).code == 0 && !tasks.lines("a").is_empty());
     traced(&tasks, &["-o", "trace"]);
-    let mut number = finish(&tasks, 0, "undisturbed");
+    finish(&tasks, "undisturbed");
     until("the trace does not end", || tasks.read("trace").matches("exit_group(").count() >= 3);
     let trace = tasks.read("trace");
     let runner = trace.lines().find(|line| line.contains("\"run-task\"")).and_then(|line| line.split(' ').next());
@@ -54,17 +53,25 @@ fn a_slot_is_run_to_its_end_wherever_its_processes_are_killed_and_never_twice_at
     for (name, numbers) in own_calls(&lines[..first].join("\n")) {
         calls.entry(name).or_default().retain(|number| !numbers.contains(number));
     }
-    let mut count: u64 = 0;
+    let mut count = 0;
     for (name, numbers) in &calls {
         for ordinal in ends(numbers, rounds(2)) {
             count += 1;
             let inject = format!("inject={name}:signal=KILL:when={ordinal}");
             let _ = fs::remove_file(tasks.dir().join("trace"));
             traced(&tasks, &["-o", "trace", "-e", &format!("trace={name}"), "-e", &inject]);
-            number = finish(&tasks, number, &inject);
+            finish(&tasks, &inject);
         }
     }
     assert!(count > 20, "{calls:?}");
-    let killed = number - 1 - count;
-    assert!(killed > 3, "{killed} runs were interrupted: {calls:?}");
+    // Each slot from the first to the last one; the tries of one follow each other.
+    let mut tries: HashMap<i64, Vec<u32>> = HashMap::new();
+    for line in tasks.lines("a") {
+        tries.entry(line.time()).or_default().push(line.number);
+    }
+    let (first, last) = (tries.keys().min().expect("a slot"), tries.keys().max().expect("a slot"));
+    assert_eq!(i64::try_from(tries.len()).expect("a number"), (last - first) / 1000 + 1, "{tries:?}");
+    assert!(tries.values().all(|numbers| numbers.is_sorted()), "{tries:?}");
+    let again = tries.values().filter(|numbers| numbers.len() > 1).count();
+    assert!(again > 3, "{again} slots were run again: {calls:?}");
 }
