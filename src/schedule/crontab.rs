@@ -6,7 +6,8 @@ use std::path::Path;
 
 use jiff::tz::TimeZone;
 
-use super::definition::{Catalog, Definition, check_name, short_hash};
+use super::definition::{Catalog, Definition, check_name};
+use super::plan::hash;
 use super::timetable::{Timetable, zone};
 use crate::{local_time, printable};
 
@@ -79,7 +80,7 @@ impl Table<'_> {
             }
             self.env.insert(name.to_owned(), value.to_owned());
         } else if is_task {
-            let name = name.unwrap_or_else(|| short_hash(line.as_bytes()));
+            let name = name.unwrap_or_else(|| format!("{:08x}", hash(&[line]) >> 32));
             if let Some(other) = self.lines.insert(name.clone(), number) {
                 let why = "has this name; a comment `# name: …` sets another";
                 return Err((format!("second task `{name}`"), format!("line {other} {why}")));

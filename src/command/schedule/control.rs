@@ -32,8 +32,7 @@ const WATCHED: Duration = Duration::from_millis(500);
 /// `serializer schedule run`
 pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let catalog = Source::new(&args.catalog).read()?;
-    let found = catalog.find(std::slice::from_ref(&args.task)).map_err(Error::usage)?;
-    let [definition] = found[..] else { return Err(Error::usage("expected a task")) };
+    let definition = catalog.find(&args.task).map_err(Error::usage)?;
     if args.slot.is_some_and(|slot| slot > Timestamp::now()) {
         return Err(Error::usage("cannot run a task for a slot in the future"));
     }
