@@ -19,8 +19,6 @@ pub(super) const ON_REQUEST: &str = "on request";
 pub struct Catalog {
     /// The tasks, by name.
     pub tasks: BTreeMap<String, Definition>,
-    /// How many tasks with a limit of this name run at a time, on all hosts together.
-    pub limits: BTreeMap<String, NonZeroU32>,
     /// What to tell the user about the file.
     pub warnings: Vec<String>,
 }
@@ -58,8 +56,8 @@ pub struct Definition {
     pub timeout: Option<Duration>,
     /// Starts are delayed by up to this time, by a hash of the name.
     pub spread: Duration,
-    /// The name of its limit.
-    pub limit: Option<String>,
+    /// The name of its limit, and how many tasks with it run at a time, on all hosts together.
+    pub limit: Option<(String, NonZeroU32)>,
     /// Whether it runs on schedule.
     pub enabled: bool,
     /// Program and arguments to run when it fails, recovers, is skipped or is overdue.

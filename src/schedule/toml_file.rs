@@ -87,8 +87,8 @@ pub fn parse(text: &str, path: &Path) -> Result<Catalog, String> {
 }
 
 fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
-    let mut catalog = Catalog { limits: file.limits, ..Catalog::default() };
-    for (name, slots) in &catalog.limits {
+    let mut catalog = Catalog::default();
+    for (name, slots) in &file.limits {
         let is_valid = check_name(name).and_then(|()| match slots.get() {
             0..=MAX_SLOTS => Ok(()),
             _ => Err(format!("expected a whole number from 1 to {MAX_SLOTS}")),
@@ -104,7 +104,7 @@ fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
     }
     let base = path.parent().unwrap_or(Path::new(""));
     for (name, task) in file.tasks {
-        let definition = check_name(&name).and_then(|()| task.read(&default_zone, &catalog.limits, base));
+        let definition = check_name(&name).and_then(|()| task.read(&default_zone, &file.limits, base));
         let definition = definition.map_err(|why| format!("`tasks.{}`: {why}", printable::field(&name)))?;
         catalog.tasks.insert(name, definition);
     }
@@ -114,10 +114,16 @@ fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
 impl Task {
     /// Directories are relative to `base`.
     fn read(self, zone: &TimeZone, limits: &BTreeMap<String, NonZeroU32>, base: &Path) -> Result<Definition, String> {
-        self.check(limits)?;
+        self.check()?;
         let (timetable, schedule) = self.timetable(zone)?;
         let usual = Definition::new(timetable, schedule, self.command()?);
         let directory = self.directory.map(|directory| base.join(directory));
+        let unknown = |name: &str| {
+            let known = nearest(name, limits.keys().map(String::as_str));
+            format!("no such `limit`, `{}`: {known}", printable::field(name))
+        };
+        let limit = self.limit.map(|name| limits.get(&name).map(|slots| (name.clone(), *slots)).ok_or_else(|| unknown(&name)));
+        let limit = limit.transpose()?;
         Ok(Definition {
             directory: directory.map(|path| std::path::absolute(&path).unwrap_or(path)),
             env: self.env,
@@ -129,7 +135,7 @@ impl Task {
             interrupted: self.interrupted,
             timeout: self.timeout.map(|time| time.0),
             spread: self.spread.map_or(usual.spread, |time| time.0),
-            limit: self.limit,
+            limit,
             enabled: self.enabled.unwrap_or(usual.enabled),
             notify: self.notify,
             ..usual
@@ -137,11 +143,7 @@ impl Task {
     }
 
     /// Checks what keys say about each other.
-    fn check(&self, limits: &BTreeMap<String, NonZeroU32>) -> Result<(), String> {
-        if let Some(name) = self.limit.as_ref().filter(|name| !limits.contains_key(*name)) {
-            let known = nearest(name, limits.keys().map(String::as_str));
-            return Err(format!("no such `limit`, `{}`: {known}", printable::field(name)));
-        }
+    fn check(&self) -> Result<(), String> {
         if self.retry_after.is_some() && self.tries.is_none_or(|tries| tries.get() == 1) {
             return Err("`retry_after` requires `tries` of at least 2".to_owned());
         }

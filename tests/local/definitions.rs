@@ -3,6 +3,7 @@
 mod crontabs;
 mod schedules;
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,7 +65,6 @@ fn a_task_of_a_toml_file_has_all_that_the_file_says() {
     )
     .expect("a valid file");
     assert_eq!(catalog.warnings, Vec::<String>::new());
-    assert_eq!((catalog.limits.len(), catalog.limits["warehouse"].get()), (1, 3));
     assert_eq!(catalog.tasks.keys().collect::<Vec<_>>(), ["b.c_d-9", "shop"]);
     let shop = &catalog.tasks["shop"];
     assert_eq!(zone_of(shop), "Europe/Berlin");
@@ -77,7 +77,7 @@ fn a_task_of_a_toml_file_has_all_that_the_file_says() {
     assert_eq!(shop.interrupted, Interrupted::Stop);
     assert_eq!((shop.tries.get(), shop.retry_after, shop.spread), (2, seconds(300), seconds(600)));
     assert_eq!((shop.start_within, shop.timeout), (Some(seconds(7200)), Some(seconds(9000))));
-    assert_eq!((shop.limit.as_deref(), shop.enabled), (Some("warehouse"), false));
+    assert_eq!((shop.limit.clone(), shop.enabled), (NonZeroU32::new(3).map(|slots| ("warehouse".to_owned(), slots)), false));
     assert_eq!(shop.notify, ["./tell.sh", "x"]);
 }
 
@@ -208,9 +208,9 @@ fn a_bad_line_of_a_toml_file_is_named() {
 fn a_name_has_1_to_100_letters_digits_dots_underscores_and_hyphens() {
     let (longest, long) = ("a".repeat(100), "a".repeat(101));
     for name in [&longest, "a", "0", ".", "A_b-c.9"] {
-        let catalog = toml(&format!("[tasks.'{name}']\nrun = 'x'\n[limits]\n'{name}' = 100"));
+        let catalog = toml(&format!("[tasks.'{name}']\nrun = 'x'\nlimit = '{name}'\n[limits]\n'{name}' = 100"));
         let catalog = catalog.unwrap_or_else(|error| panic!("{error}"));
-        assert!(catalog.tasks.contains_key(name) && catalog.limits.contains_key(name), "{name}");
+        assert!(catalog.tasks[name].limit.is_some(), "{name}");
     }
     for name in [&long, "", "a b", "ä", "a/b", "a:b"] {
         let expected = "expected a name of 1 to 100 letters, digits, `.`, `_` and `-`";

@@ -8,10 +8,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::catalog::Source;
 use super::events::Events;
 use super::work::{self, NAME, Order};
-use super::{lease_of, place_of, task_at};
+use super::{place_of, task_at};
 use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
-use crate::cli::{PauseArgs, RunTaskArgs, StopArgs, TasksArgs};
+use crate::cli::{PauseArgs, RunTaskArgs, TasksArgs};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::{BUSY, DONE, FAILED};
@@ -36,8 +36,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     if args.slot.is_some_and(|slot| slot > Timestamp::now()) {
         return Err(Error::usage("cannot run a task for a slot in the future"));
     }
-    let place = place_of(environment, &args.catalog.place, args.catalog.meltano)?;
-    let location = task_at(&place, &args.task);
+    let order = Order::new(&args.catalog.state, false, environment)?;
+    let location = task_at(&order.place, &args.task);
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
     let mut mutex = Mutex::new(backend::open(&location)?, &judge);
     let seen = match mutex.inspect()? {
@@ -62,11 +62,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         None if !is_over => last,
         slot => slot.unwrap_or_else(|| mutex.time()),
     };
-    let seen_state = seen.run.seen(seen.state);
-    let claim = Claim { seen: seen_state, slot, skipped: 0, definition: definition.number(), is_forced: true };
-    let order = Order { lease: lease_of(environment, &args.catalog.place, &place)?, is_json: false };
-    let limited = order.limit(definition, &location, &catalog.limits);
-    let work = order.work((&args.task, definition), &location, (claim, &seen.run), limited);
+    let claim = Claim { seen: seen.run.seen(seen.state), slot, skipped: 0, definition: definition.number(), is_forced: true };
+    let work = order.work(&args.task, definition, claim, &seen.run);
     let cannot = |error| Error::failed(format!("cannot run `{}`: {}", args.task, backend::plain(&error)));
     let events = Events::new().map_err(cannot)?;
     let mut child = work::start(&work, definition).map_err(cannot)?;
@@ -122,9 +119,9 @@ fn amend_all(args: &TasksArgs, environment: &Environment, change: &dyn Fn(&Task,
 }
 
 /// `serializer schedule stop`: asks for the end of a run, and waits for it.
-pub fn stop(args: &StopArgs, environment: &Environment) -> Result<u8, Error> {
+pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
     let mut is_late = false;
-    for_all(&args.tasks, environment, |mutex, name, location| {
+    for_all(args, environment, |mutex, name, location| {
         let shown = printable::field(name);
         let Some(seen) = mutex.inspect()? else { return Err(is_unknown(name, location)) };
         if seen.state != State::Running {
@@ -168,7 +165,7 @@ fn for_all(
     environment: &Environment,
     mut work: impl FnMut(&mut Mutex<'_>, &str, &Location) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let place = place_of(environment, &args.place, args.meltano)?;
+    let place = place_of(environment, &args.state)?;
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
     let mut failure: Option<Error> = None;
     for name in &args.tasks {

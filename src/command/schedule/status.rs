@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::json;
 
 use super::catalog::Source;
 use super::work::{OVERDUE, shown_slot};
@@ -53,11 +54,6 @@ struct Row {
     pid: Option<i32>,
 }
 
-#[derive(Serialize)]
-struct Report {
-    tasks: Vec<Row>,
-}
-
 /// `serializer schedule status`
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
     if args.watch {
@@ -67,7 +63,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     let is_bad = |row: &Row| ["failed", "interrupted", "overdue"].contains(&row.status);
     let code = if args.check && tasks.iter().any(is_bad) { FAILED } else { DONE };
     let text = if args.json {
-        to_json(&Report { tasks })?
+        to_json(&json!({ "tasks": tasks }))?
     } else if args.metrics {
         metrics(&tasks)
     } else {
@@ -80,7 +76,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
 /// The tasks that this host's file defines, and those of which something is stored; and the first error.
 fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row>, Option<Error>), Error> {
     let catalog = Source::if_any(&args.catalog).map_or_else(|| Ok(Catalog::default()), |mut source| source.read())?;
-    let place = place_of(environment, &args.catalog.place, args.catalog.meltano)?;
+    let place = place_of(environment, &args.catalog.state)?;
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
     let any = backend::open(&place)?;
     let stored = match &place {
@@ -216,14 +212,15 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
     let catalog = Source::new(&args.catalog).read()?;
     catalog.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let from = args.from.unwrap_or_else(Timestamp::now);
-    let is_wanted = |name: &String| args.task.as_ref().is_none_or(|task| task == name);
-    if !catalog.tasks.keys().any(is_wanted) {
-        let name = args.task.as_deref().map(printable::field).unwrap_or_default();
-        let why = if name.is_empty() { "there are no tasks".to_owned() } else { format!("there is not a task `{name}`") };
-        return Err(Error::usage(why));
+    let tasks: Vec<_> = match &args.task {
+        Some(name) => vec![(name, catalog.find(name).map_err(Error::usage)?)],
+        None => catalog.tasks.iter().collect(),
+    };
+    if tasks.is_empty() {
+        return Err(Error::usage("there are no tasks"));
     }
     let mut lines = Vec::new();
-    for (name, definition) in catalog.tasks.iter().filter(|(name, _)| is_wanted(name)) {
+    for (name, definition) in tasks {
         let mut add = |slot: String, utc: Option<String>| {
             lines.push(vec![Some(name.clone()), Some(printable::field(&definition.schedule)), Some(slot), utc]);
         };

@@ -82,7 +82,6 @@ fn a_crontab_is_read_as_cron_reads_it() {
         assert_eq!(task.env["SHELL"], bash);
     }
     assert_eq!(catalog.tasks.len(), 7);
-    assert!(catalog.limits.is_empty());
 }
 
 #[test]
