@@ -1,12 +1,12 @@
 //! `serializer schedule run`, `pause`, `resume` and `stop`.
 
+use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use super::catalog::Source;
-use super::events::Events;
 use super::work::{self, NAME, Order};
 use super::{place_of, task_at};
 use crate::backend::retry::since_1970;
@@ -14,7 +14,7 @@ use crate::backend::{self, Location};
 use crate::cli::{PauseArgs, RunTaskArgs, TasksArgs};
 use crate::config::Environment;
 use crate::error::Error;
-use crate::exit_code::{BUSY, DONE, FAILED};
+use crate::exit_code::{BUSY, DONE};
 use crate::keeper::process::signal_keeper;
 use crate::mutex::Mutex;
 use crate::once::{Claim, Run, State, Task};
@@ -50,7 +50,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         }
     };
     if seen.state == State::Running {
-        return Err(is_running(&args.task));
+        let why = format!("cannot run `{}`: it is running", printable::field(&args.task));
+        return Err(Error::new(BUSY, why).with_hint("`serializer schedule status` shows where"));
     }
     let (last, is_over) = (seen.run.of_slot().0, !matches!(seen.state, State::Failed | State::Interrupted));
     // Its success would count for the slot that a scheduler has yet to finish.
@@ -64,25 +65,9 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     };
     let claim = Claim { seen: seen.run.seen(seen.state), slot, skipped: 0, definition: definition.number(), is_forced: true };
     let work = order.work(&args.task, definition, claim, &seen.run);
-    let cannot = |error| Error::failed(format!("cannot run `{}`: {}", args.task, backend::plain(&error)));
-    let events = Events::new().map_err(cannot)?;
-    let mut child = work::start(&work, definition).map_err(cannot)?;
-    // Ends with the runner.
-    loop {
-        if let Some(status) = child.try_wait().map_err(cannot)? {
-            let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED);
-            return Ok(code);
-        }
-        if events.receive().must_stop {
-            let _ = kill_process(Pid::from_child(&child), Signal::TERM);
-        }
-        events.sleep(u64::MAX, None).map_err(cannot)?;
-    }
-}
-
-fn is_running(name: &str) -> Error {
-    Error::new(BUSY, format!("cannot run `{}`: it is running", printable::field(name)))
-        .with_hint("`serializer schedule status` shows where")
+    // Becomes the runner.
+    let failed = work::runner(&work, definition).map_or_else(|error| error, |mut runner| runner.exec());
+    Err(Error::failed(format!("cannot run `{}`: {}", printable::field(&args.task), backend::plain(&failed))))
 }
 
 fn milliseconds(time: Timestamp) -> u64 {

@@ -2,6 +2,7 @@
 //! It stores nothing but when it first saw a task, and holds nothing: its runners do.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use super::catalog::Source;
@@ -9,7 +10,7 @@ use super::events::Events;
 use super::runners::Runners;
 use super::task::{Tracked, pause};
 use super::task_at;
-use super::work::{self, Order};
+use super::work::{Order, runner};
 use crate::backend;
 use crate::backend::retry::since_1970;
 use crate::backend::seam::Kind;
@@ -255,7 +256,9 @@ impl<'a> Node<'a> {
                 }
                 (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
                 work.expired = task.expired.take();
-                match work::start(&work, &task.definition) {
+                // Ctrl-C is for the scheduler alone.
+                let started = runner(&work, &task.definition).and_then(|mut runner| runner.process_group(0).spawn());
+                match started {
                     Ok(child) => self.runners.add(name, child),
                     Err(error) => {
                         let place = task.definition.directory.as_ref();

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::num::NonZeroU32;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -128,10 +128,10 @@ impl Order {
     }
 }
 
-/// Starts a runner, in a process group of its own: Ctrl-C is for the scheduler alone.
-pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
+/// The command that does it.
+pub fn runner(work: &Work, definition: &Definition) -> io::Result<Command> {
     let mut command = Command::new(EXECUTABLE);
-    command.arg0("serializer").arg(NAME).arg(&work.task).process_group(0);
+    command.arg0("serializer").arg(NAME).arg(&work.task);
     // Not a part of the Meltano run that has started the scheduler.
     command.env_remove(RUN_VARIABLE);
     if let Some(directory) = &definition.directory {
@@ -147,7 +147,8 @@ pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     text += definition.stdin.as_deref().unwrap_or("");
     orders.write_all(text.as_bytes())?;
     orders.rewind()?;
-    command.stdin(orders).spawn()
+    command.stdin(orders);
+    Ok(command)
 }
 
 /// A slot in UTC.
