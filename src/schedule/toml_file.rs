@@ -118,12 +118,16 @@ impl Task {
         let (timetable, schedule) = self.timetable(zone)?;
         let usual = Definition::new(timetable, schedule, self.command()?);
         let directory = self.directory.map(|directory| base.join(directory));
-        let unknown = |name: &str| {
-            let known = nearest(name, limits.keys().map(String::as_str));
-            format!("no such `limit`, `{}`: {known}", printable::field(name))
+        let limit = match self.limit {
+            None => None,
+            Some(name) => match limits.get(&name) {
+                Some(slots) => Some((name, *slots)),
+                None => {
+                    let known = nearest(&name, limits.keys().map(String::as_str));
+                    return Err(format!("no such `limit`, `{}`: {known}", printable::field(&name)));
+                }
+            },
         };
-        let limit = self.limit.map(|name| limits.get(&name).map(|slots| (name.clone(), *slots)).ok_or_else(|| unknown(&name)));
-        let limit = limit.transpose()?;
         Ok(Definition {
             directory: directory.map(|path| std::path::absolute(&path).unwrap_or(path)),
             env: self.env,

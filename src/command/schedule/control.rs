@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::exit_code::{BUSY, DONE};
 use crate::keeper::process::signal_keeper;
 use crate::mutex::Mutex;
+use crate::mutex::key::Inspected;
 use crate::once::{Claim, Run, State, Task};
 use crate::owner::Place;
 use crate::printable;
@@ -91,24 +92,18 @@ pub fn resume(args: &TasksArgs, environment: &Environment) -> Result<(), Error> 
 }
 
 fn amend_all(args: &TasksArgs, environment: &Environment, change: &dyn Fn(&Task, u64) -> Task) -> Result<(), Error> {
-    for_all(args, environment, |mutex, name, location| {
-        mutex.inspect()?;
+    for_all(args, environment, |mutex, location, _| {
         let now = mutex.time();
         let stored = mutex.amend(&|run: Option<&Run>| Some(Run { task: Some(change(run?.task.as_ref()?, now)), ..run?.clone() }));
-        match stored {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(is_unknown(name, location)),
-            Err(error) => Err(Error::mutex("change", &location.printable(), error)),
-        }
+        stored.map(drop).map_err(|error| Error::mutex("change", &location.printable(), error))
     })
 }
 
 /// `serializer schedule stop`: asks for the end of a run, and waits for it.
 pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
     let mut is_late = false;
-    for_all(args, environment, |mutex, name, location| {
-        let shown = printable::field(name);
-        let Some(seen) = mutex.inspect()? else { return Err(is_unknown(name, location)) };
+    for_all(args, environment, |mutex, location, seen| {
+        let shown = printable::field(&seen.run.key);
         if seen.state != State::Running {
             tracing::info!("`{shown}` is not running");
             return Ok(());
@@ -139,16 +134,11 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
     Ok(if is_late { BUSY } else { DONE })
 }
 
-fn is_unknown(name: &str, location: &Location) -> Error {
-    let why = format!("nothing is stored about the task `{}`: `{}`", printable::field(name), location.printable());
-    Error::failed(why).with_hint("`serializer schedule status` lists the tasks")
-}
-
 /// Does this to each task, also after a failure; the first one counts.
 fn for_all(
     args: &TasksArgs,
     environment: &Environment,
-    mut work: impl FnMut(&mut Mutex<'_>, &str, &Location) -> Result<(), Error>,
+    mut work: impl FnMut(&mut Mutex<'_>, &Location, Inspected) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let place = place_of(environment, &args.state)?;
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
@@ -156,7 +146,15 @@ fn for_all(
     for name in &args.tasks {
         let location = task_at(&place, name);
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);
-        if let Err(error) = work(&mut mutex, name, &location)
+        let done = match mutex.inspect() {
+            Ok(Some(seen)) => work(&mut mutex, &location, seen),
+            Ok(None) => {
+                let why = format!("nothing is stored about the task `{}`: `{}`", printable::field(name), location.printable());
+                Err(Error::failed(why).with_hint("`serializer schedule status` lists the tasks"))
+            }
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = done
             && let Some(earlier) = failure.replace(error)
         {
             tracing::error!("{earlier}");

@@ -59,6 +59,8 @@ pub fn help() -> Option<ExitCode> {
 }
 
 fn run() -> Result<u8, Error> {
+    // Its threads inherit that: signals are for the first one alone.
+    let _ = SigSet::all().thread_block();
     let work: Work = orders()?;
     let slot = work.is_json.then(|| shown_slot(work.claim.slot));
     let relay = Relay::start(&work.task, slot).map_err(cannot)?;
@@ -133,7 +135,7 @@ impl Work {
                 kill_process(getpid(), Signal::TERM)
             });
         }
-        // The scheduler holds signals back. From now on, they reach this thread alone.
+        // From now on, they reach this thread alone.
         let _ = SigSet::all().thread_unblock();
         let begun = since_boot();
         let ran = match perform(&job) {

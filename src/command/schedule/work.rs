@@ -153,6 +153,10 @@ pub fn runner(work: &Work, definition: &Definition) -> io::Result<Command> {
 
 /// A slot in UTC.
 pub fn shown_slot(slot: u64) -> String {
+    time_of(slot).to_string()
+}
+
+pub fn time_of(slot: u64) -> Timestamp {
     let time = i64::try_from(slot).ok().and_then(|slot| Timestamp::from_millisecond(slot).ok());
-    time.unwrap_or_default().to_string()
+    time.unwrap_or_default()
 }
