@@ -66,7 +66,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     };
     let claim = Claim { seen: seen.run.seen(seen.state), slot, skipped: 0, definition: definition.number(), is_forced: true };
     let work = order.work(&args.task, definition, claim, &seen.run);
-    // Becomes the runner.
+    // Becomes the runner, which has a connection of its own.
+    drop(mutex);
     let failed = work::runner(&work, definition).map_or_else(|error| error, |mut runner| runner.exec());
     Err(Error::failed(format!("cannot run `{}`: {}", printable::field(&args.task), backend::plain(&failed))))
 }
