@@ -18,7 +18,7 @@ use crate::store::Unread;
 use crate::verdict::Orphans;
 pub use run::{CommandArgs, FlockArgs, ForgetArgs, OnceArgs, RuleArgs, RunArgs};
 pub use schedule::{
-    CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, StopArgs, TasksArgs, TickArgs,
+    CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, StateArgs, TasksArgs, TickArgs,
 };
 
 #[derive(Parser)]

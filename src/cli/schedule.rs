@@ -27,7 +27,18 @@ pub enum ScheduleCommand {
     /// Run paused tasks again, from their next slot on
     Resume(TasksArgs),
     /// End the run of a task, on whatever host it is
-    Stop(StopArgs),
+    Stop(TasksArgs),
+}
+
+/// Where the state of tasks is.
+#[derive(Args)]
+pub struct StateArgs {
+    /// Take the tasks from the schedules of the Meltano project, which are read every five minutes, and keep their state
+    /// in its database
+    #[arg(long)]
+    pub meltano: bool,
+    #[command(flatten)]
+    pub place: PlaceArgs,
 }
 
 #[derive(Args)]
@@ -38,11 +49,8 @@ pub struct CatalogArgs {
     /// Take the tasks from a crontab
     #[arg(long, value_name = "FILE", conflicts_with = "meltano")]
     pub crontab: Option<PathBuf>,
-    /// Take the tasks from the schedules of the Meltano project, and read them again every five minutes
-    #[arg(long)]
-    pub meltano: bool,
     #[command(flatten)]
-    pub place: PlaceArgs,
+    pub state: StateArgs,
 }
 
 #[derive(Args)]
@@ -117,10 +125,7 @@ pub struct TasksArgs {
     #[arg(value_name = "TASK", required = true)]
     pub tasks: Vec<String>,
     #[command(flatten)]
-    pub place: PlaceArgs,
-    /// The place is that of the Meltano project, as `start --meltano` has it
-    #[arg(long)]
-    pub meltano: bool,
+    pub state: StateArgs,
 }
 
 #[derive(Args)]
@@ -130,10 +135,4 @@ pub struct PauseArgs {
     /// Resume at this time, such as 2026-12-01T06:00:00Z
     #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub until: Option<Timestamp>,
-}
-
-#[derive(Args)]
-pub struct StopArgs {
-    #[command(flatten)]
-    pub tasks: TasksArgs,
 }

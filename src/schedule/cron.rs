@@ -125,17 +125,6 @@ const DAY_OF_WEEK: Field = Field {
     ..Field::of_numbers("a day of the week (0-7 or sun-sat)", 0, 7)
 };
 
-/// What other crons add, and what it means there.
-const EXTENSIONS: [(char, &str); 7] = [
-    ('L', "the last day"),
-    ('W', "the nearest weekday"),
-    ('#', "the nth day of the week in a month"),
-    ('?', "any day"),
-    ('H', "a value by hash"),
-    ('~', "a random value"),
-    ('+', "both kinds of days"),
-];
-
 impl Field {
     const fn of_numbers(value: &'static str, lowest: usize, highest: usize) -> Self {
         Self { value, lowest, highest, count: highest - lowest + 1, names: &[] }
@@ -173,23 +162,12 @@ impl Field {
         let position = self.names.iter().position(|name| name.eq_ignore_ascii_case(text));
         let value = position.map(|position| position + self.lowest).or_else(|| number(text));
         let value = value.filter(|value| (self.lowest..=self.highest).contains(value));
-        value.ok_or_else(|| self.refuse(text))
-    }
-
-    /// What is wrong with a value.
-    fn refuse(&self, text: &str) -> String {
-        let shown = printable::field(text);
-        let upper = text.to_ascii_uppercase();
-        let is_name = |name: &&&str| upper.starts_with(&name.to_ascii_uppercase());
-        let name = self.names.iter().find(is_name).map_or(0, |name| name.len());
-        let rest: Vec<_> = upper[name..].chars().filter(|c| !c.is_ascii_digit()).collect();
-        let of = |c: &char| EXTENSIONS.iter().find(|(extension, _)| extension == c);
-        match rest.first().and_then(of) {
-            Some((extension, meaning)) if rest.iter().all(|c| of(c).is_some()) => {
-                format!("`{shown}` is unsupported: cron does not know `{extension}` ({meaning})")
-            }
-            _ => format!("`{shown}` is not {}", self.value),
-        }
+        value.ok_or_else(|| {
+            // What other crons add.
+            let extension = text.chars().find(|c| "LW#?H~+".contains(c.to_ascii_uppercase()));
+            let hint = extension.map_or(String::new(), |c| format!(": cron does not know `{c}`"));
+            format!("`{}` is not {}{hint}", printable::field(text), self.value)
+        })
     }
 }
 

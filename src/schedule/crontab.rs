@@ -6,15 +6,13 @@ use std::path::Path;
 
 use jiff::tz::TimeZone;
 
-use super::definition::{Catalog, Definition, check_name, short_hash};
+use super::definition::{Catalog, Definition, check_name};
+use super::plan::hash;
 use super::timetable::{Timetable, zone};
 use crate::{local_time, printable};
 
 const BLANK: [char; 2] = [' ', '\t'];
 const QUOTES: [char; 2] = ['"', '\''];
-
-/// A part of a line, without what may be a secret, and what is wrong with it.
-type Fault = (String, String);
 
 /// What the lines so far say about the next one.
 struct Table<'a> {
@@ -51,17 +49,15 @@ pub fn parse(text: &str, path: &Path, home: Option<&str>, zone: TimeZone) -> Res
     // A name on the last line is not above a task either.
     for (index, line) in text.lines().chain([""]).enumerate() {
         let line = line.trim_start_matches(BLANK);
-        table.read(line, index + 1).map_err(|(what, why)| {
-            let path = printable::path(path);
-            format!("cannot use `{path}`: {what} (line {}): {why}", index + 1)
-        })?;
+        let read = table.read(line, index + 1);
+        read.map_err(|why| format!("cannot use `{}`: line {}: {why}", printable::path(path), index + 1))?;
     }
     Ok(table.catalog)
 }
 
 impl Table<'_> {
     /// Reads a line.
-    fn read(&mut self, line: &str, number: usize) -> Result<(), Fault> {
+    fn read(&mut self, line: &str, number: usize) -> Result<(), String> {
         let name = self.name.take();
         let is_task = !line.is_empty() && !line.starts_with('#') && assignment(line).is_none();
         if let Some(name) = name.as_ref().filter(|_| !is_task) {
@@ -70,19 +66,18 @@ impl Table<'_> {
         }
         if let Some(comment) = line.strip_prefix('#') {
             if let Some(name) = comment.trim_start().strip_prefix("name:").map(str::trim) {
-                check_name(name).map_err(|why| ("`# name:`".to_owned(), why))?;
+                check_name(name)?;
                 self.name = Some(name.to_owned());
             }
         } else if let Some((name, value)) = assignment(line) {
             if name == "CRON_TZ" {
-                self.zone = zone(value).map_err(|why| ("`CRON_TZ`".to_owned(), why))?;
+                self.zone = zone(value)?;
             }
             self.env.insert(name.to_owned(), value.to_owned());
         } else if is_task {
-            let name = name.unwrap_or_else(|| short_hash(line.as_bytes()));
+            let name = name.unwrap_or_else(|| format!("{:08x}", hash(&[line]) >> 32));
             if let Some(other) = self.lines.insert(name.clone(), number) {
-                let why = "has this name; a comment `# name: …` sets another";
-                return Err((format!("second task `{name}`"), format!("line {other} {why}")));
+                return Err(format!("line {other} has the name `{name}`, too; a comment `# name: …` sets another"));
             }
             let definition = self.task(line)?;
             self.catalog.tasks.insert(name, definition);
@@ -90,17 +85,13 @@ impl Table<'_> {
         Ok(())
     }
 
-    fn task(&self, line: &str) -> Result<Definition, Fault> {
-        let (schedule, command) = fields(line).ok_or_else(|| {
-            let why = "expected `NAME=value`, or five fields or an alias, and a command";
-            ("invalid entry".to_owned(), why.to_owned())
-        })?;
-        let shown = format!("`{}`", printable::field(schedule));
+    fn task(&self, line: &str) -> Result<Definition, String> {
+        let invalid = "expected `NAME=value`, or five fields or an alias, and a command";
+        let (schedule, command) = fields(line).ok_or(invalid)?;
         if schedule == "@reboot" {
-            return Err((shown, "unsupported; a systemd unit can start it".to_owned()));
+            return Err("`@reboot` is unsupported; a systemd unit can start it".to_owned());
         }
-        let timetable = Timetable::cron(schedule, self.zone.clone());
-        let timetable = timetable.map_err(|why| (shown, why))?;
+        let timetable = Timetable::cron(schedule, self.zone.clone())?;
         let (command, stdin) = command_and_stdin(command);
         let shell = self.env.get("SHELL").map_or("/bin/sh", String::as_str);
         let command = [shell, "-c", &command].map(str::to_owned).into();

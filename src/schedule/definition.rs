@@ -5,10 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::timetable::Timetable;
 use crate::once::Interrupted;
@@ -22,16 +19,15 @@ pub(super) const ON_REQUEST: &str = "on request";
 pub struct Catalog {
     /// The tasks, by name.
     pub tasks: BTreeMap<String, Definition>,
-    /// How many tasks with a limit of this name run at a time, on all hosts together.
-    pub limits: BTreeMap<String, NonZeroU32>,
     /// What to tell the user about the file.
     pub warnings: Vec<String>,
 }
 
-/// One task.
-#[derive(Clone, Debug)]
+/// One task. Its hash is that of what is serialized.
+#[derive(Clone, Debug, Serialize)]
 pub struct Definition {
     /// When it is due; `None` for a task that runs on request only.
+    #[serde(skip)]
     pub timetable: Option<Timetable>,
     /// The schedule for people, as the file spells it.
     pub schedule: String,
@@ -40,6 +36,7 @@ pub struct Definition {
     /// The text that the command reads; `None` for none.
     pub stdin: Option<String>,
     /// The directory in which it runs; `None` for that of the scheduler.
+    #[serde(skip)]
     pub directory: Option<PathBuf>,
     /// Variables of its environment, besides those of the scheduler.
     pub env: BTreeMap<String, String>,
@@ -59,11 +56,12 @@ pub struct Definition {
     pub timeout: Option<Duration>,
     /// Starts are delayed by up to this time, by a hash of the name.
     pub spread: Duration,
-    /// The name of its limit.
-    pub limit: Option<String>,
+    /// The name of its limit, and how many tasks with it run at a time, on all hosts together.
+    pub limit: Option<(String, NonZeroU32)>,
     /// Whether it runs on schedule.
     pub enabled: bool,
     /// Program and arguments to run when it fails, recovers, is skipped or is overdue.
+    #[serde(skip)]
     pub notify: Vec<String>,
 }
 
@@ -118,43 +116,18 @@ impl Definition {
             notify: Vec::new(),
         }
     }
-
-    /// Eight hex digits that differ for definitions that differ in when or what they run. They are
-    /// the same on all hosts: the directory does not count.
-    pub fn hash(&self) -> String {
-        // A zone counts by its offsets in each week of 2026: hosts may spell it differently.
-        let weeks = (0..52).map(|week| 1_767_225_600 + week * 604_800).map(Timestamp::from_second);
-        let offset = |week, zone: &TimeZone| zone.to_offset(week).seconds();
-        let offsets: Vec<_> = match &self.timetable {
-            Some(Timetable::Cron(_, zone)) => weeks.flatten().map(|at| offset(at, zone)).collect(),
-            Some(Timetable::Every(_)) | None => Vec::new(),
-        };
-        let late = (self.catch_up, self.start_within, self.overlap, self.spread);
-        let when = (&self.schedule, offsets, self.enabled, late);
-        let what = (&self.command, &self.stdin, &self.env, &self.limit, self.timeout);
-        let again = (self.tries, self.retry_after, self.interrupted);
-        // Fails only for types that JSON does not have.
-        short_hash(&serde_json::to_vec(&(when, what, again)).unwrap_or_default())
-    }
 }
 
 impl Catalog {
-    /// The tasks of these names, in their order.
+    /// The task of this name.
     ///
     /// # Errors
-    /// A name that is not a task's, and the nearest one that is, in one line.
-    pub fn find(&self, names: &[String]) -> Result<Vec<&Definition>, String> {
-        let unknown = |name: &str| {
-            let known = self.tasks.keys().map(String::as_str);
-            format!("no such task `{}`: {}", printable::field(name), nearest(name, known))
-        };
-        names.iter().map(|name| self.tasks.get(name).ok_or_else(|| unknown(name))).collect()
+    /// The nearest name that is a task's, in one line.
+    pub fn find(&self, name: &str) -> Result<&Definition, String> {
+        let known = self.tasks.keys().map(String::as_str);
+        let unknown = || format!("no such task `{}`: {}", printable::field(name), nearest(name, known));
+        self.tasks.get(name).ok_or_else(unknown)
     }
-}
-
-/// Eight hex digits.
-pub(super) fn short_hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The end of a message about an unknown name: the known one that it resembles, or else all.

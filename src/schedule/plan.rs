@@ -111,9 +111,15 @@ impl Definition {
         }
     }
 
-    /// The hash of the definition as a number.
+    /// A number that differs for definitions that differ in when or what they run. It is the same on all hosts.
     pub fn number(&self) -> u32 {
-        u32::from_str_radix(&self.hash(), 16).unwrap_or(0)
+        let zone = match &self.timetable {
+            Some(Timetable::Cron(_, zone)) => zone.iana_name(),
+            Some(Timetable::Every(_)) | None => None,
+        };
+        // Fails only for types that JSON does not have.
+        let text = serde_json::to_string(&(self, zone)).unwrap_or_default();
+        (hash(&[&text]) >> 32) as u32
     }
 
     /// When the task starts next, at the earliest, by its schedule alone.

@@ -1,14 +1,13 @@
-//! Reads tasks from a TOML file. An error is one line: the file, the key, the line, what is wrong.
+//! Reads tasks from a TOML file. An error is one line: the file, the key, what is wrong; and the number of the line, unless
+//! several keys are at fault.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use serde::Deserialize;
-use toml::Spanned;
 
 use super::definition::{Catalog, CatchUp, Definition, ON_REQUEST, Overlap, check_name, nearest};
 use super::timetable::{Timetable, zone};
@@ -17,61 +16,55 @@ use crate::mode::MAX_SLOTS;
 use crate::once::Interrupted;
 use crate::printable;
 
-type Text = Spanned<String>;
-type Optional<T> = Result<Option<T>, Fault>;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 struct File {
-    time_zone: Option<Text>,
+    time_zone: Option<String>,
     #[serde(default)]
-    limits: BTreeMap<Text, Spanned<i64>>,
+    limits: BTreeMap<String, NonZeroU32>,
     #[serde(default)]
-    tasks: BTreeMap<Text, Task>,
+    tasks: BTreeMap<String, Task>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 struct Task {
-    cron: Option<Text>,
-    every: Option<Text>,
-    time_zone: Option<Text>,
-    run: Option<Text>,
-    command: Option<Spanned<Vec<String>>>,
+    cron: Option<String>,
+    every: Option<Time<1000>>,
+    time_zone: Option<String>,
+    run: Option<String>,
+    command: Option<Vec<String>>,
     directory: Option<PathBuf>,
     #[serde(default)]
-    env: BTreeMap<Text, String>,
+    env: BTreeMap<String, String>,
     #[serde(default)]
     catch_up: CatchUp,
-    start_within: Option<Text>,
-    overlap: Option<Spanned<Overlap>>,
-    tries: Option<Spanned<i64>>,
-    retry_after: Option<Text>,
+    start_within: Option<Time<1>>,
+    overlap: Option<Overlap>,
+    tries: Option<NonZeroU32>,
+    retry_after: Option<Time<0>>,
     #[serde(default)]
     interrupted: Interrupted,
-    timeout: Option<Text>,
-    spread: Option<Text>,
-    limit: Option<Text>,
+    timeout: Option<Time<1>>,
+    spread: Option<Time<0>>,
+    limit: Option<String>,
     enabled: Option<bool>,
     #[serde(default)]
     notify: Vec<String>,
 }
 
-/// What is wrong, where, and why.
-struct Fault {
-    what: String,
-    at: Range<usize>,
-    why: String,
-}
+/// A duration of at least so many milliseconds, and its text.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Time<const LEAST: u64>(Duration, String);
 
-/// Reads one task.
-struct Reader<'a> {
-    name: &'a Text,
-    task: &'a Task,
-    default_zone: &'a TimeZone,
-    limits: &'a BTreeMap<String, NonZeroU32>,
-    /// The directory of the file.
-    base: &'a Path,
+impl<const LEAST: u64> TryFrom<String> for Time<LEAST> {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (time, least) = (parse_duration(&text)?, Duration::from_millis(LEAST));
+        (time >= least).then_some(Self(time, text)).ok_or_else(|| format!("expected at least {least:?}"))
+    }
 }
 
 /// Reads a file.
@@ -89,210 +82,134 @@ pub fn read(path: &Path) -> Result<Catalog, String> {
 /// # Errors
 /// What is wrong with it, in one line.
 pub fn parse(text: &str, path: &Path) -> Result<Catalog, String> {
-    let file = toml::from_str(text).map_err(Fault::from);
-    file.and_then(|file| catalog(&file, path)).map_err(|Fault { what, at, why }| {
-        let line = 1 + text.bytes().take(at.start).filter(|byte| *byte == b'\n').count();
-        format!("cannot use `{}`: {what} (line {line}): {why}", printable::path(path))
-    })
+    let file = toml::from_str(text).map_err(|error| explain(error, text));
+    file.and_then(|file| catalog(file, path)).map_err(|why| format!("cannot use `{}`: {why}", printable::path(path)))
 }
 
-fn catalog(file: &File, path: &Path) -> Result<Catalog, Fault> {
+fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
     let mut catalog = Catalog::default();
-    for (name, number) in &file.limits {
-        check_name(name.get_ref()).map_err(|why| Fault::new("`limits`", name, why))?;
-        let limit = whole_number(&format!("limits.{}", name.get_ref()), number, MAX_SLOTS)?;
-        catalog.limits.insert(name.get_ref().clone(), limit);
+    for (name, slots) in &file.limits {
+        let is_valid = check_name(name).and_then(|()| match slots.get() {
+            0..=MAX_SLOTS => Ok(()),
+            _ => Err(format!("expected a whole number from 1 to {MAX_SLOTS}")),
+        });
+        is_valid.map_err(|why| format!("`limits.{}`: {why}", printable::field(name)))?;
     }
-    let default_zone = match &file.time_zone {
-        Some(name) => zone(name.get_ref()).map_err(|why| Fault::new("`time_zone`", name, why))?,
-        None => TimeZone::UTC,
-    };
+    let default_zone = file.time_zone.as_deref().map_or(Ok(TimeZone::UTC), zone);
+    let default_zone = default_zone.map_err(|why| format!("`time_zone`: {why}"))?;
     let is_default = |task: &Task| task.cron.is_some() && task.time_zone.is_none();
     if file.time_zone.is_none() && file.tasks.values().any(is_default) {
         let path = printable::path(path);
         catalog.warnings.push(format!("`time_zone` is not set in `{path}`: `cron` is in UTC"));
     }
     let base = path.parent().unwrap_or(Path::new(""));
-    for (name, task) in &file.tasks {
-        check_name(name.get_ref()).map_err(|why| Fault::new("`tasks`", name, why))?;
-        let limits = &catalog.limits;
-        let definition = Reader { name, task, default_zone: &default_zone, limits, base }.read()?;
-        catalog.tasks.insert(name.get_ref().clone(), definition);
+    for (name, task) in file.tasks {
+        let definition = check_name(&name).and_then(|()| task.read(&default_zone, &file.limits, base));
+        let definition = definition.map_err(|why| format!("`tasks.{}`: {why}", printable::field(&name)))?;
+        catalog.tasks.insert(name, definition);
     }
     Ok(catalog)
 }
 
-impl Reader<'_> {
-    fn read(&self) -> Result<Definition, Fault> {
-        let task = self.task;
-        let (timetable, schedule) = self.timetable()?;
+impl Task {
+    /// Directories are relative to `base`.
+    fn read(self, zone: &TimeZone, limits: &BTreeMap<String, NonZeroU32>, base: &Path) -> Result<Definition, String> {
+        self.check()?;
+        let (timetable, schedule) = self.timetable(zone)?;
         let usual = Definition::new(timetable, schedule, self.command()?);
-        let tries = match &task.tries {
-            Some(tries) => whole_number(&self.key("tries"), tries, u32::MAX)?,
-            None => usual.tries,
+        let directory = self.directory.map(|directory| base.join(directory));
+        let limit = match self.limit {
+            None => None,
+            Some(name) => match limits.get(&name) {
+                Some(slots) => Some((name, *slots)),
+                None => {
+                    let known = nearest(&name, limits.keys().map(String::as_str));
+                    return Err(format!("no such `limit`, `{}`: {known}", printable::field(&name)));
+                }
+            },
         };
-        self.check(tries)?;
-        let (zero, shortest) = (Duration::ZERO, Duration::from_millis(1));
-        let retry_after = self.duration("retry_after", &task.retry_after, zero)?;
-        let directory = task.directory.as_ref().map(|directory| self.base.join(directory));
         Ok(Definition {
             directory: directory.map(|path| std::path::absolute(&path).unwrap_or(path)),
-            env: task.env.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
-            catch_up: task.catch_up,
-            start_within: self.duration("start_within", &task.start_within, shortest)?,
-            overlap: task.overlap.as_ref().map(|overlap| *overlap.get_ref()).unwrap_or_default(),
-            tries,
-            retry_after: retry_after.unwrap_or(usual.retry_after),
-            interrupted: task.interrupted,
-            timeout: self.duration("timeout", &task.timeout, shortest)?,
-            spread: self.duration("spread", &task.spread, zero)?.unwrap_or_default(),
-            limit: task.limit.as_ref().map(|limit| limit.get_ref().clone()),
-            enabled: task.enabled.unwrap_or(true),
-            notify: task.notify.clone(),
+            env: self.env,
+            catch_up: self.catch_up,
+            start_within: self.start_within.map(|time| time.0),
+            overlap: self.overlap.unwrap_or_default(),
+            tries: self.tries.unwrap_or(usual.tries),
+            retry_after: self.retry_after.map_or(usual.retry_after, |time| time.0),
+            interrupted: self.interrupted,
+            timeout: self.timeout.map(|time| time.0),
+            spread: self.spread.map_or(usual.spread, |time| time.0),
+            limit,
+            enabled: self.enabled.unwrap_or(usual.enabled),
+            notify: self.notify,
             ..usual
         })
     }
 
     /// Checks what keys say about each other.
-    fn check(&self, tries: NonZeroU32) -> Result<(), Fault> {
-        let task = self.task;
-        if let (Some(retry_after), NonZeroU32::MIN) = (&task.retry_after, tries) {
-            return Err(self.fault("retry_after", retry_after, "requires `tries` of at least 2"));
+    fn check(&self) -> Result<(), String> {
+        if self.retry_after.is_some() && self.tries.is_none_or(|tries| tries.get() == 1) {
+            return Err("`retry_after` requires `tries` of at least 2".to_owned());
         }
-        if let (Some(overlap), CatchUp::All) = (&task.overlap, task.catch_up) {
-            let why = "unsupported with `catch_up = \"all\"`, which runs each slot";
-            return Err(self.fault("overlap", overlap, why));
+        if self.overlap.is_some() && self.catch_up == CatchUp::All {
+            return Err("`overlap` is unsupported with `catch_up = \"all\"`, which runs each slot".to_owned());
         }
-        let limit = task.limit.as_ref().map(|limit| (limit, limit.get_ref()));
-        if let Some((limit, name)) = limit.filter(|(_, name)| !self.limits.contains_key(*name)) {
-            let known = nearest(name, self.limits.keys().map(String::as_str));
-            let why = format!("no such limit `{}`: {known}", printable::field(name));
-            return Err(self.fault("limit", limit, why));
-        }
-        let is_bad = |name: &str| name.is_empty() || name.contains(['=', '\0']);
-        match task.env.keys().find(|name| is_bad(name.get_ref())) {
-            Some(name) => Err(self.fault("env", name, "expected names without `=`")),
-            None => Ok(()),
+        match self.env.keys().any(|name| name.is_empty() || name.contains(['=', '\0'])) {
+            true => Err("expected names without `=` in `env`".to_owned()),
+            false => Ok(()),
         }
     }
 
     /// When it is due, for the timer and for people.
-    fn timetable(&self) -> Result<(Option<Timetable>, String), Fault> {
-        let Task { cron, every, time_zone, .. } = self.task;
-        match (cron, every, time_zone) {
-            (Some(_), Some(every), _) => Err(self.fault("every", every, "unsupported with `cron`")),
-            (None, _, Some(zone)) => Err(self.fault("time_zone", zone, "requires `cron`")),
+    fn timetable(&self, default_zone: &TimeZone) -> Result<(Option<Timetable>, String), String> {
+        match (&self.cron, &self.every, &self.time_zone) {
+            (Some(_), Some(_), _) => Err("`every` is unsupported with `cron`".to_owned()),
+            (None, _, Some(_)) => Err("`time_zone` requires `cron`".to_owned()),
             (Some(cron), None, name) => {
-                let own = name.as_ref().map(|name| (name, zone(name.get_ref())));
-                let zone = match own {
-                    Some((name, zone)) => zone.map_err(|why| self.fault("time_zone", name, why))?,
-                    None => self.default_zone.clone(),
-                };
-                let timetable = Timetable::cron(cron.get_ref(), zone);
-                let timetable = timetable.map_err(|why| self.fault("cron", cron, why))?;
-                Ok((Some(timetable), cron.get_ref().clone()))
+                let zone = name.as_ref().map_or_else(|| Ok(default_zone.clone()), |name| zone(name));
+                let timetable = Timetable::cron(cron, zone.map_err(|why| format!("`time_zone`: {why}"))?);
+                Ok((Some(timetable.map_err(|why| format!("`cron`: {why}"))?), cron.clone()))
             }
-            (None, every, None) => {
-                let duration = self.duration("every", every, Duration::from_secs(1))?;
-                let schedule = every.as_ref().map(|every| format!("every {}", every.get_ref()));
-                let schedule = schedule.unwrap_or_else(|| ON_REQUEST.to_owned());
-                Ok((duration.map(Timetable::Every), schedule))
-            }
+            (None, Some(Time(every, text)), None) => Ok((Some(Timetable::Every(*every)), format!("every {text}"))),
+            (None, None, None) => Ok((None, ON_REQUEST.to_owned())),
         }
     }
 
-    fn command(&self) -> Result<Vec<String>, Fault> {
-        let is_empty = |command: &[String]| command.first().is_none_or(String::is_empty);
-        match (&self.task.run, &self.task.command) {
-            (Some(run), Some(_)) => Err(self.fault("run", run, "unsupported with `command`")),
-            (Some(run), None) if run.get_ref().trim().is_empty() => {
-                let why = "expected a script, such as \"meltano run tap-shop target-dwh\"";
-                Err(self.fault("run", run, why))
-            }
-            (Some(run), None) => Ok(["/bin/sh", "-c", run.get_ref()].map(str::to_owned).into()),
-            (None, Some(command)) if is_empty(command.get_ref()) => {
-                Err(self.fault("command", command, "expected a program and its arguments"))
-            }
-            (None, Some(command)) => Ok(command.get_ref().clone()),
-            (None, None) => {
-                let task = format!("`tasks.{}`", self.name.get_ref());
-                Err(Fault::new(task, self.name, "requires `run` or `command`"))
-            }
+    fn command(&self) -> Result<Vec<String>, String> {
+        let why = match (&self.run, &self.command) {
+            (Some(run), None) if !run.trim().is_empty() => return Ok(["/bin/sh", "-c", run].map(str::to_owned).into()),
+            (None, Some(command)) if command.first().is_some_and(|program| !program.is_empty()) => return Ok(command.clone()),
+            (Some(_), Some(_)) => "`run` is unsupported with `command`",
+            (Some(_), None) => "`run`: expected a script, such as \"meltano run tap-shop target-dwh\"",
+            (None, Some(_)) => "`command`: expected a program and its arguments",
+            (None, None) => "requires `run` or `command`",
+        };
+        Err(why.to_owned())
+    }
+}
+
+/// An error of TOML or serde in one line, without the value, which may be a secret.
+fn explain(mut error: toml::de::Error, text: &str) -> String {
+    let begin = error.span().unwrap_or_default().start;
+    let line = 1 + text.bytes().take(begin).filter(|byte| *byte == b'\n').count();
+    // Without the text, the last line that it shows is the path of the key.
+    error.set_input(None);
+    let shown = error.to_string();
+    let key = shown.lines().last().and_then(|line| line.strip_prefix("in "));
+    let what = key.map_or("invalid TOML".to_owned(), printable::field);
+    let message = error.message();
+    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let is_type = message.starts_with("invalid type: ") || message.starts_with("invalid value: ");
+    let why = match (&names[..], message.rsplit_once(", expected ")) {
+        ([name, known @ ..], _) if message.starts_with("unknown ") => {
+            let kind = if message.starts_with("unknown field") { "key" } else { "value" };
+            format!("unknown {kind} `{}`: {}", printable::field(name), nearest(name, known.iter().copied()))
         }
-    }
-
-    fn duration(&self, key: &str, value: &Option<Text>, least: Duration) -> Optional<Duration> {
-        let Some(value) = value else { return Ok(None) };
-        let duration = parse_duration(value.get_ref()).map_err(|why| self.fault(key, value, why))?;
-        if duration < least {
-            return Err(self.fault(key, value, format!("expected at least {least:?}")));
-        }
-        Ok(Some(duration))
-    }
-
-    /// The path of a key.
-    fn key(&self, key: &str) -> String {
-        format!("tasks.{}.{key}", self.name.get_ref())
-    }
-
-    fn fault<T>(&self, key: &str, value: &Spanned<T>, why: impl Into<String>) -> Fault {
-        Fault::new(format!("`{}`", self.key(key)), value, why)
-    }
-}
-
-fn whole_number(key: &str, number: &Spanned<i64>, max: u32) -> Result<NonZeroU32, Fault> {
-    let value = u32::try_from(*number.get_ref()).ok().filter(|value| *value <= max);
-    let why = format!("expected a whole number from 1 to {max}");
-    value.and_then(NonZeroU32::new).ok_or_else(|| Fault::new(format!("`{key}`"), number, why))
-}
-
-impl Fault {
-    fn new<T>(what: impl Into<String>, value: &Spanned<T>, why: impl Into<String>) -> Self {
-        Self { what: what.into(), at: value.span(), why: why.into() }
-    }
-}
-
-impl From<toml::de::Error> for Fault {
-    fn from(mut error: toml::de::Error) -> Self {
-        let at = error.span().unwrap_or_default();
-        // Without the text, its lines are the message and the path of the key.
-        error.set_input(None);
-        let shown = error.to_string();
-        let mut lines = shown.lines();
-        let message = lines.next().unwrap_or_default();
-        let key = lines.last().and_then(|line| line.strip_prefix("in "));
-        let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-        match (message.split_once(" `"), &names[..]) {
-            (Some(("unknown field", _)), [name, known @ ..]) => {
-                let why = nearest(name, known.iter().copied());
-                Self { what: format!("unknown key `{}`", printable::field(name)), at, why }
-            }
-            (Some(("unknown variant", _)), [name, known @ ..]) => {
-                let known = nearest(name, known.iter().copied());
-                let why = format!("unknown value `{}`: {known}", printable::field(name));
-                Self { what: key.map_or("a value".to_owned(), printable::field), at, why }
-            }
-            _ => {
-                let what = key.map_or("invalid TOML".to_owned(), printable::field);
-                Self { what, at, why: type_error(message).unwrap_or_else(|| message.to_owned()) }
-            }
-        }
-    }
-}
-
-/// What a file calls the types in a message of serde, without the value, which may be a secret.
-fn type_error(message: &str) -> Option<String> {
-    let (found, expected) = message.strip_prefix("invalid type: ")?.rsplit_once(", expected ")?;
-    let expected = match expected {
-        "i64" => "a whole number",
-        "a map" => "a table",
-        "a sequence" => "a list",
-        other => other,
+        (_, Some((_, "a nonzero u32"))) => "expected a whole number above 0".to_owned(),
+        (_, Some((_, "a map"))) => "expected a table".to_owned(),
+        (_, Some((_, "a sequence"))) => "expected a list".to_owned(),
+        (_, Some((_, expected))) if is_type => format!("expected {expected}"),
+        _ => message.to_owned(),
     };
-    let found = match found.split(['"', '`']).next()?.trim_end() {
-        "map" => "table",
-        "sequence" => "list",
-        other => other,
-    };
-    Some(format!("expected {expected}, found {found}"))
+    format!("{what} (line {line}): {why}")
 }

@@ -2,8 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::cli::CatalogArgs;
@@ -32,12 +31,12 @@ pub struct Source {
     must_read: bool,
     read_at: Instant,
     /// Meltano needs seconds.
-    reading: Option<Receiver<Result<Catalog, String>>>,
+    reading: Option<JoinHandle<Result<Catalog, String>>>,
 }
 
 impl Source {
     pub fn new(args: &CatalogArgs) -> Self {
-        let from = match (&args.crontab, args.meltano) {
+        let from = match (&args.crontab, args.state.meltano) {
             (Some(crontab), _) => From::Crontab(crontab.clone()),
             (None, true) => From::Meltano,
             (None, false) => From::Toml(args.file.clone().unwrap_or_else(|| USUAL.into())),
@@ -47,7 +46,7 @@ impl Source {
 
     /// The source that the arguments name; `None` if they name none, and the usual file does not exist.
     pub fn if_any(args: &CatalogArgs) -> Option<Self> {
-        let is_named = args.file.is_some() || args.crontab.is_some() || args.meltano;
+        let is_named = args.file.is_some() || args.crontab.is_some() || args.state.meltano;
         (is_named || PathBuf::from(USUAL).exists()).then(|| Self::new(args))
     }
 
@@ -65,33 +64,16 @@ impl Source {
     /// The definitions, if they have changed or are to be read again. Bad ones are reported, and left out.
     pub fn changed(&mut self) -> Option<Catalog> {
         let is_meltano = matches!(self.from, From::Meltano);
-        if let Some(reading) = &self.reading {
-            let read = match reading.try_recv() {
-                Err(TryRecvError::Empty) => return None,
-                Err(TryRecvError::Disconnected) => Err("Meltano was not asked".to_owned()),
-                Ok(read) => read,
-            };
-            self.reading = None;
-            return self.adopt(read);
-        }
         let is_old = is_meltano && self.read_at.elapsed() > ASK_MELTANO;
         let now = self.from.fingerprint();
-        if !self.must_read && !is_old && now == self.fingerprint {
-            return None;
+        if self.reading.is_none() && (self.must_read || is_old || now != self.fingerprint) {
+            (self.must_read, self.read_at, self.fingerprint) = (false, Instant::now(), now);
+            let from = self.from.clone();
+            self.reading = Some(thread::spawn(move || from.read()));
         }
-        (self.must_read, self.read_at, self.fingerprint) = (false, Instant::now(), now);
-        if !is_meltano {
-            let read = self.from.read();
-            return self.adopt(read);
-        }
-        let (sender, receiver) = channel();
-        let from = self.from.clone();
-        thread::spawn(move || sender.send(from.read()));
-        self.reading = Some(receiver);
-        None
-    }
-
-    fn adopt(&self, read: Result<Catalog, String>) -> Option<Catalog> {
+        // A file is read in no time.
+        let reading = self.reading.take_if(|reading| !is_meltano || reading.is_finished())?;
+        let read = reading.join().unwrap_or_else(|_| Err("cannot read the tasks".to_owned()));
         read.inspect_err(|why| tracing::error!("{why}; the tasks stay as they were")).ok()
     }
 }

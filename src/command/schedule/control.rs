@@ -1,22 +1,23 @@
 //! `serializer schedule run`, `pause`, `resume` and `stop`.
 
+use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use super::catalog::Source;
-use super::events::Events;
 use super::work::{self, NAME, Order};
-use super::{lease_of, place_of, task_at};
+use super::{place_of, task_at};
 use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
-use crate::cli::{PauseArgs, RunTaskArgs, StopArgs, TasksArgs};
+use crate::cli::{PauseArgs, RunTaskArgs, TasksArgs};
 use crate::config::Environment;
 use crate::error::Error;
-use crate::exit_code::{BUSY, DONE, FAILED};
+use crate::exit_code::{BUSY, DONE};
 use crate::keeper::process::signal_keeper;
 use crate::mutex::Mutex;
+use crate::mutex::key::Inspected;
 use crate::once::{Claim, Run, State, Task};
 use crate::owner::Place;
 use crate::printable;
@@ -32,13 +33,12 @@ const WATCHED: Duration = Duration::from_millis(500);
 /// `serializer schedule run`
 pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let catalog = Source::new(&args.catalog).read()?;
-    let found = catalog.find(std::slice::from_ref(&args.task)).map_err(Error::usage)?;
-    let [definition] = found[..] else { return Err(Error::usage("expected a task")) };
+    let definition = catalog.find(&args.task).map_err(Error::usage)?;
     if args.slot.is_some_and(|slot| slot > Timestamp::now()) {
         return Err(Error::usage("cannot run a task for a slot in the future"));
     }
-    let place = place_of(environment, &args.catalog.place, args.catalog.meltano)?;
-    let location = task_at(&place, &args.task);
+    let order = Order::new(&args.catalog.state, false, environment)?;
+    let location = task_at(&order.place, &args.task);
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
     let mut mutex = Mutex::new(backend::open(&location)?, &judge);
     let seen = match mutex.inspect()? {
@@ -51,7 +51,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         }
     };
     if seen.state == State::Running {
-        return Err(is_running(&args.task));
+        let why = format!("cannot run `{}`: it is running", printable::field(&args.task));
+        return Err(Error::new(BUSY, why).with_hint("`serializer schedule status` shows where"));
     }
     let (last, is_over) = (seen.run.of_slot().0, !matches!(seen.state, State::Failed | State::Interrupted));
     // Its success would count for the slot that a scheduler has yet to finish.
@@ -63,30 +64,12 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         None if !is_over => last,
         slot => slot.unwrap_or_else(|| mutex.time()),
     };
-    let seen_state = seen.run.seen(seen.state);
-    let claim = Claim { seen: seen_state, slot, skipped: 0, definition: definition.number(), is_forced: true };
-    let order = Order { lease: lease_of(environment, &args.catalog.place, &place)?, is_json: false };
-    let limited = order.limit(definition, &location, &catalog.limits);
-    let work = order.work((&args.task, definition), &location, (claim, &seen.run), limited);
-    let cannot = |error| Error::failed(format!("cannot run `{}`: {}", args.task, backend::plain(&error)));
-    let events = Events::new().map_err(cannot)?;
-    let mut child = work::start(&work, definition).map_err(cannot)?;
-    // Ends with the runner.
-    loop {
-        if let Some(status) = child.try_wait().map_err(cannot)? {
-            let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED);
-            return Ok(code);
-        }
-        if events.receive().must_stop {
-            let _ = kill_process(Pid::from_child(&child), Signal::TERM);
-        }
-        events.sleep(u64::MAX, None).map_err(cannot)?;
-    }
-}
-
-fn is_running(name: &str) -> Error {
-    Error::new(BUSY, format!("cannot run `{}`: it is running", printable::field(name)))
-        .with_hint("`serializer schedule status` shows where")
+    let claim = Claim { seen: seen.run.seen(seen.state), slot, skipped: 0, definition: definition.number(), is_forced: true };
+    let work = order.work(&args.task, definition, claim, &seen.run);
+    // Becomes the runner, which has a connection of its own.
+    drop(mutex);
+    let failed = work::runner(&work, definition).map_or_else(|error| error, |mut runner| runner.exec());
+    Err(Error::failed(format!("cannot run `{}`: {}", printable::field(&args.task), backend::plain(&failed))))
 }
 
 fn milliseconds(time: Timestamp) -> u64 {
@@ -110,24 +93,18 @@ pub fn resume(args: &TasksArgs, environment: &Environment) -> Result<(), Error> 
 }
 
 fn amend_all(args: &TasksArgs, environment: &Environment, change: &dyn Fn(&Task, u64) -> Task) -> Result<(), Error> {
-    for_all(args, environment, |mutex, name, location| {
-        mutex.inspect()?;
+    for_all(args, environment, |mutex, location, _| {
         let now = mutex.time();
         let stored = mutex.amend(&|run: Option<&Run>| Some(Run { task: Some(change(run?.task.as_ref()?, now)), ..run?.clone() }));
-        match stored {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(is_unknown(name, location)),
-            Err(error) => Err(Error::mutex("change", &location.printable(), error)),
-        }
+        stored.map(drop).map_err(|error| Error::mutex("change", &location.printable(), error))
     })
 }
 
 /// `serializer schedule stop`: asks for the end of a run, and waits for it.
-pub fn stop(args: &StopArgs, environment: &Environment) -> Result<u8, Error> {
+pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
     let mut is_late = false;
-    for_all(&args.tasks, environment, |mutex, name, location| {
-        let shown = printable::field(name);
-        let Some(seen) = mutex.inspect()? else { return Err(is_unknown(name, location)) };
+    for_all(args, environment, |mutex, location, seen| {
+        let shown = printable::field(&seen.run.key);
         if seen.state != State::Running {
             tracing::info!("`{shown}` is not running");
             return Ok(());
@@ -158,24 +135,27 @@ pub fn stop(args: &StopArgs, environment: &Environment) -> Result<u8, Error> {
     Ok(if is_late { BUSY } else { DONE })
 }
 
-fn is_unknown(name: &str, location: &Location) -> Error {
-    let why = format!("nothing is stored about the task `{}`: `{}`", printable::field(name), location.printable());
-    Error::failed(why).with_hint("`serializer schedule status` lists the tasks")
-}
-
 /// Does this to each task, also after a failure; the first one counts.
 fn for_all(
     args: &TasksArgs,
     environment: &Environment,
-    mut work: impl FnMut(&mut Mutex<'_>, &str, &Location) -> Result<(), Error>,
+    mut work: impl FnMut(&mut Mutex<'_>, &Location, Inspected) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let place = place_of(environment, &args.place, args.meltano)?;
+    let place = place_of(environment, &args.state)?;
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
     let mut failure: Option<Error> = None;
     for name in &args.tasks {
         let location = task_at(&place, name);
         let mut mutex = Mutex::new(backend::open(&location)?, &judge);
-        if let Err(error) = work(&mut mutex, name, &location)
+        let done = match mutex.inspect() {
+            Ok(Some(seen)) => work(&mut mutex, &location, seen),
+            Ok(None) => {
+                let why = format!("nothing is stored about the task `{}`: `{}`", printable::field(name), location.printable());
+                Err(Error::failed(why).with_hint("`serializer schedule status` lists the tasks"))
+            }
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = done
             && let Some(earlier) = failure.replace(error)
         {
             tracing::error!("{earlier}");

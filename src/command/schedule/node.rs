@@ -2,25 +2,30 @@
 //! It stores nothing but when it first saw a task, and holds nothing: its runners do.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use super::catalog::Source;
 use super::events::Events;
 use super::runners::Runners;
 use super::task::{Tracked, pause};
-use super::work::{self, Order};
+use super::task_at;
+use super::work::{Order, runner};
+use crate::backend;
 use crate::backend::retry::since_1970;
-use crate::backend::seam::{Key, Kind};
-use crate::backend::{self, Location};
+use crate::backend::seam::Kind;
+use crate::cli::TickArgs;
+use crate::config::Environment;
 use crate::error::Error;
 use crate::mutex::register::Register;
 use crate::mutex::{self, Mutex};
 use crate::once::Run;
+use crate::owner::Place;
 use crate::printable;
 use crate::process::since_boot;
 use crate::schedule::definition::Catalog;
 use crate::schedule::plan::{Plan, hash, introduced};
-use crate::verdict::LocalJudge;
+use crate::verdict::{LocalJudge, Orphans};
 
 /// For how long a scheduler lets others be first, for each task that it runs, in milliseconds, and how many tasks count.
 const PER_RUNNING: u64 = 25;
@@ -40,21 +45,13 @@ const MANY: usize = 4;
 /// starts it once a minute.
 const TICK: u64 = 60_000;
 
-/// How to work.
-pub struct Options {
-    /// How many tasks run at a time.
-    pub jobs: usize,
-    /// How long running tasks may go on after SIGTERM; `None` to end as soon as nothing is due.
-    pub stop_timeout: Option<Duration>,
-    /// The location of any task.
-    pub place: Location,
-    pub order: Order,
-}
-
-pub struct Node<'a> {
+struct Node<'a> {
     source: Source,
-    options: &'a Options,
-    catalog: Catalog,
+    order: Order,
+    /// How many tasks run at a time.
+    jobs: usize,
+    /// How long running tasks may go on after SIGTERM; `None` to end as soon as nothing is due.
+    stop_timeout: Option<Duration>,
     tasks: BTreeMap<String, Tracked<'a>>,
     runners: Runners,
     judge: &'a LocalJudge,
@@ -71,35 +68,48 @@ pub struct Node<'a> {
     has_begun: bool,
 }
 
-impl<'a> Node<'a> {
-    pub fn new(source: Source, options: &'a Options, judge: &'a LocalJudge, host: String) -> Result<Self, Error> {
-        let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", backend::plain(&error)));
-        let before = if options.stop_timeout.is_none() { TICK } else { 0 };
-        Ok(Self {
-            source,
-            options,
-            catalog: Catalog::default(),
-            tasks: BTreeMap::new(),
-            runners: Runners::default(),
-            judge,
-            any: backend::open(&options.place)?,
-            host,
-            up_since: since_1970().saturating_sub(before),
-            offset: 0,
-            events: Events::new().map_err(cannot)?,
-            retry_at: 0,
-            store_failures: 0,
-            has_begun: false,
-        })
+/// Starts tasks until a signal ends it, or without `stop_timeout` until nothing is due.
+pub fn run(args: &TickArgs, stop_timeout: Option<Duration>, environment: &Environment) -> Result<(), Error> {
+    let mut source = Source::new(&args.catalog);
+    let catalog = source.read()?;
+    let order = Order::new(&args.catalog.state, args.json, environment)?;
+    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = args.jobs.map_or_else(processors, usize::from);
+    let here = Place::here();
+    let host = here.host.clone().unwrap_or_default();
+    let judge = LocalJudge::new(here, Orphans::Ignore);
+    if stop_timeout.is_some() {
+        let (tasks, shown) = (catalog.tasks.len(), order.place.shown_place());
+        tracing::info!("scheduling {tasks} tasks, {jobs} at a time; their state is in `{shown}`");
     }
+    let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", backend::plain(&error)));
+    let mut node = Node {
+        source,
+        any: backend::open(&order.place)?,
+        order,
+        jobs,
+        stop_timeout,
+        tasks: BTreeMap::new(),
+        runners: Runners::default(),
+        judge: &judge,
+        host,
+        up_since: since_1970().saturating_sub(if stop_timeout.is_none() { TICK } else { 0 }),
+        offset: 0,
+        events: Events::new().map_err(cannot)?,
+        retry_at: 0,
+        store_failures: 0,
+        has_begun: false,
+    };
+    node.run(catalog)
+}
 
+impl<'a> Node<'a> {
     /// The time of the store, as far as it is known.
     fn now(&self) -> u64 {
         since_1970().saturating_add_signed(self.offset)
     }
 
-    /// Works until a signal ends it, or until nothing is due.
-    pub fn run(&mut self, catalog: Catalog) -> Result<(), Error> {
+    fn run(&mut self, catalog: Catalog) -> Result<(), Error> {
         self.adopt(catalog);
         loop {
             let signals = self.events.receive();
@@ -107,7 +117,7 @@ impl<'a> Node<'a> {
                 self.source.reload();
             }
             if signals.must_stop {
-                self.runners.stop(self.options.stop_timeout.unwrap_or_default());
+                self.runners.stop(self.stop_timeout.unwrap_or_default());
             }
             self.reap();
             let stop_at = self.runners.stop_at();
@@ -126,7 +136,7 @@ impl<'a> Node<'a> {
                     self.adopt(catalog);
                 }
                 self.work()?;
-                let is_tick = self.options.stop_timeout.is_none() && self.runners.len() == 0;
+                let is_tick = self.stop_timeout.is_none() && self.runners.len() == 0;
                 if is_tick && self.tasks.values().all(|task| task.check_at > self.now()) {
                     return Ok(());
                 }
@@ -139,20 +149,19 @@ impl<'a> Node<'a> {
     }
 
     /// Works by these definitions from now on.
-    fn adopt(&mut self, mut catalog: Catalog) {
+    fn adopt(&mut self, catalog: Catalog) {
         catalog.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         self.tasks.retain(|name, _| catalog.tasks.contains_key(name));
-        for (name, definition) in std::mem::take(&mut catalog.tasks) {
+        for (name, definition) in catalog.tasks {
             if let Some(task) = self.tasks.get_mut(&name) {
                 task.adopt(definition);
                 continue;
             }
-            let location = self.options.place.sibling(Key { kind: Kind::Schedule, name: (&name).into() });
+            let location = task_at(&self.order.place, &name);
             let register = self.any.sibling(location.key().clone(), location.printable());
             let mutex = Mutex::new(register, self.judge);
-            self.tasks.insert(name, Tracked::new(definition, location, mutex));
+            self.tasks.insert(name, Tracked::new(definition, mutex));
         }
-        self.catalog = catalog;
     }
 
     /// Looks at the tasks that may be due, the one that has waited longest first.
@@ -188,7 +197,7 @@ impl<'a> Node<'a> {
         let (now, running) = (self.now(), self.runners.len());
         let is_running = self.runners.has(name);
         let Some(task) = self.tasks.get_mut(name) else { return Ok(()) };
-        if is_running || running >= self.options.jobs {
+        if is_running || running >= self.jobs {
             (task.needs_room, task.check_at) = (!is_running, u64::MAX);
             return Ok(());
         }
@@ -197,7 +206,7 @@ impl<'a> Node<'a> {
             return Ok(());
         }
         task.has_yielded = false;
-        let is_tick = self.options.stop_timeout.is_none();
+        let is_tick = self.stop_timeout.is_none();
         let planned = task.plan(name, self.up_since).and_then(|(plan, last, time)| {
             match (plan == Plan::Introduce).then(|| task.mutex.amend(&|run| introduced(run, name, time))) {
                 Some(Err(mutex::Error::Backend(error))) => Err(error),
@@ -240,16 +249,16 @@ impl<'a> Node<'a> {
             // Its last runner has not stored anything, and has said why.
             (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) => task.pause(now),
             (Plan::Run(claim), Some(last)) => {
-                let order = &self.options.order;
-                let limited = order.limit(&task.definition, &task.location, &self.catalog.limits);
-                if limited.as_ref().is_some_and(|limited| limited.is_full(&self.any, self.judge)) {
+                let mut work = self.order.work(name, &task.definition, claim, last);
+                if work.limited.as_ref().is_some_and(|limited| limited.is_full(&self.any, self.judge)) {
                     (task.due_at, task.check_at) = (task.due_at.min(now), now + FULL);
                     return;
                 }
                 (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
-                let mut work = order.work((name, &task.definition), &task.location, (claim, last), limited);
                 work.expired = task.expired.take();
-                match work::start(&work, &task.definition) {
+                // Ctrl-C is for the scheduler alone.
+                let started = runner(&work, &task.definition).and_then(|mut runner| runner.process_group(0).spawn());
+                match started {
                     Ok(child) => self.runners.add(name, child),
                     Err(error) => {
                         let place = task.definition.directory.as_ref();

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::num::NonZeroU32;
 use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::de::DeserializeOwned;
 
 use super::relay::Relay;
-use super::work::{LENGTH, LIMITED, Limited, MAX_ORDERS, NAME, Work, shown_slot};
+use super::work::{LIMITED, Limited, NAME, Work, shown_slot};
 use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
 use crate::child::{Descendants, Program};
@@ -60,6 +60,8 @@ pub fn help() -> Option<ExitCode> {
 }
 
 fn run() -> Result<u8, Error> {
+    // Its threads inherit that: signals are for the first one alone.
+    let _ = SigSet::all().thread_block();
     let work: Work = orders()?;
     let slot = work.is_json.then(|| shown_slot(work.claim.slot));
     let relay = Relay::start(&work.task, slot).map_err(cannot)?;
@@ -105,16 +107,15 @@ fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> 
     }
 }
 
-/// The first message on stdin, and not a byte more: the rest is the command's.
+/// The first line on stdin, and not a byte more: the rest is the command's.
 fn orders<T: DeserializeOwned>() -> Result<T, Error> {
     let read = || {
-        let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let mut length = [0; LENGTH];
-        stdin.read_exact(&mut length)?;
-        let length = str::from_utf8(&length).ok().and_then(|length| length.trim_start().parse().ok());
-        let mut message = vec![0; length.filter(|length| *length <= MAX_ORDERS).ok_or(io::ErrorKind::InvalidData)?];
-        stdin.read_exact(&mut message)?;
-        Ok(serde_json::from_slice(&message)?)
+        let mut stdin = BufReader::new(File::from(io::stdin().as_fd().try_clone_to_owned()?));
+        let mut line = String::new();
+        stdin.read_line(&mut line)?;
+        let ahead = i64::try_from(stdin.buffer().len()).unwrap_or(0);
+        stdin.get_mut().seek(SeekFrom::Current(-ahead))?;
+        Ok(serde_json::from_str(&line)?)
     };
     read().map_err(cannot)
 }
@@ -135,7 +136,7 @@ impl Work {
                 kill_process(getpid(), Signal::TERM)
             });
         }
-        // The scheduler holds signals back. From now on, they reach this thread alone.
+        // From now on, they reach this thread alone.
         let _ = SigSet::all().thread_unblock();
         let begun = since_boot();
         let ran = match perform(&job) {

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::json;
 
 use super::catalog::Source;
-use super::work::{OVERDUE, shown_slot};
+use super::work::{OVERDUE, shown_slot, time_of};
 use super::{place_of, task_at};
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location};
@@ -19,7 +20,7 @@ use crate::exit_code::{DONE, FAILED};
 use crate::local_time::local_time;
 use crate::mutex::Mutex;
 use crate::mutex::key::Inspected;
-use crate::once::{State, shown};
+use crate::once::{Run, State, shown};
 use crate::owner::Place;
 use crate::printable;
 use crate::schedule::definition::{Catalog, Definition};
@@ -53,11 +54,6 @@ struct Row {
     pid: Option<i32>,
 }
 
-#[derive(Serialize)]
-struct Report {
-    tasks: Vec<Row>,
-}
-
 /// `serializer schedule status`
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
     if args.watch {
@@ -67,7 +63,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     let is_bad = |row: &Row| ["failed", "interrupted", "overdue"].contains(&row.status);
     let code = if args.check && tasks.iter().any(is_bad) { FAILED } else { DONE };
     let text = if args.json {
-        to_json(&Report { tasks })?
+        to_json(&json!({ "tasks": tasks }))?
     } else if args.metrics {
         metrics(&tasks)
     } else {
@@ -80,7 +76,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
 /// The tasks that this host's file defines, and those of which something is stored; and the first error.
 fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row>, Option<Error>), Error> {
     let catalog = Source::if_any(&args.catalog).map_or_else(|| Ok(Catalog::default()), |mut source| source.read())?;
-    let place = place_of(environment, &args.catalog.place, args.catalog.meltano)?;
+    let place = place_of(environment, &args.catalog.state)?;
     let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
     let any = backend::open(&place)?;
     let stored = match &place {
@@ -109,19 +105,19 @@ impl Row {
     fn new(name: String, definition: Option<&Definition>, seen: Option<Inspected>, now: u64) -> Self {
         let entry = seen.as_ref().and_then(|key| key.process.entry.clone());
         let seen = seen.map(|key| Seen::new(key, now));
-        let plan = definition.map(|definition| (definition.plan(&name, seen.as_ref(), now, now), definition.delay(&name)));
-        let is_overdue =
-            matches!(plan, Some((Plan::Run(claim), delay)) if claim.slot > claim.seen.0 && claim.slot + delay + OVERDUE < now);
-        let run = seen.as_ref().map(|seen| &seen.run);
-        let task = run.and_then(|run| run.task.as_ref());
-        let stored_slot = task.map_or(0, |task| task.slot);
-        let was_run = run.is_some_and(|run| run.number > 0);
-        let paused_until = task.map(|task| task.paused).filter(|paused| *paused > now);
-        let state = seen.as_ref().map(|seen| seen.state).filter(|_| was_run);
-        let end = run.filter(|_| was_run).and_then(|run| run.end());
-        let success = run.and_then(|run| run.ends.iter().rev().find(|end| end.code == Some(DONE)));
-        let began = run.filter(|_| was_run).map(|run| run.began);
-        let until = end.map(|end| end.at).or((state == Some(State::Running)).then_some(now));
+        let is_overdue = definition.is_some_and(|definition| match definition.plan(&name, seen.as_ref(), now, now) {
+            Plan::Run(claim) => claim.slot > claim.seen.0 && claim.slot + definition.delay(&name) + OVERDUE < now,
+            Plan::Introduce | Plan::Wait(_) => false,
+        });
+        let task = seen.as_ref().and_then(|seen| seen.run.task.clone()).unwrap_or_default();
+        let paused_until = Some(task.paused).filter(|paused| *paused > now);
+        // A task that was only introduced has a run without a number.
+        let (run, state) = seen.filter(|seen| seen.run.number > 0).map(|seen| (seen.run, seen.state)).unzip();
+        let (run, is_running) = (run.as_ref(), state == Some(State::Running));
+        let entry = entry.filter(|_| run.is_some());
+        let end = run.and_then(Run::end);
+        let until = end.map(|end| end.at).or(is_running.then_some(now));
+        let seconds = |run: &Run| Some(until?.saturating_sub(run.began) as f64 / 1000.0);
         Self {
             schedule: definition.map(|definition| definition.schedule.clone()),
             enabled: definition.is_some_and(|definition| definition.enabled),
@@ -134,20 +130,20 @@ impl Row {
                 Some(State::Done | State::Expired) => "done",
                 None => "waiting",
             },
-            slot: task.map(|task| task.slot).filter(|_| was_run),
-            last_run: began,
-            last_success: success.map(|end| end.at),
-            seconds: until.zip(began).map(|(until, began)| until.saturating_sub(began) as f64 / 1000.0),
+            slot: run.map(|_| task.slot),
+            last_run: run.map(|run| run.began),
+            last_success: run.and_then(|run| run.ends.iter().rfind(|end| end.code == Some(DONE))).map(|end| end.at),
+            seconds: run.and_then(seconds),
             number: run.map_or(0, |run| run.number),
             result: end.map(|end| end.how.clone()),
             exit_code: end.and_then(|end| end.code),
             next: definition
                 .filter(|_| paused_until.is_none())
-                .and_then(|definition| definition.next_start(&name, now.max(stored_slot))),
+                .and_then(|definition| definition.next_start(&name, now.max(task.slot))),
             paused_until,
-            skipped: task.map_or(0, |task| task.skipped),
-            host: entry.as_ref().filter(|_| was_run).and_then(|entry| entry.owner.place.host.clone()),
-            pid: entry.filter(|_| state == Some(State::Running)).map(|entry| entry.owner.pid.as_raw_pid()),
+            skipped: task.skipped,
+            pid: entry.as_ref().filter(|_| is_running).map(|entry| entry.owner.pid.as_raw_pid()),
+            host: entry.and_then(|entry| entry.owner.place.host),
             task: name,
         }
     }
@@ -216,14 +212,15 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
     let catalog = Source::new(&args.catalog).read()?;
     catalog.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let from = args.from.unwrap_or_else(Timestamp::now);
-    let is_wanted = |name: &String| args.task.as_ref().is_none_or(|task| task == name);
-    if !catalog.tasks.keys().any(is_wanted) {
-        let name = args.task.as_deref().map(printable::field).unwrap_or_default();
-        let why = if name.is_empty() { "there are no tasks".to_owned() } else { format!("there is not a task `{name}`") };
-        return Err(Error::usage(why));
+    let tasks: Vec<_> = match &args.task {
+        Some(name) => vec![(name, catalog.find(name).map_err(Error::usage)?)],
+        None => catalog.tasks.iter().collect(),
+    };
+    if tasks.is_empty() {
+        return Err(Error::usage("there are no tasks"));
     }
     let mut lines = Vec::new();
-    for (name, definition) in catalog.tasks.iter().filter(|(name, _)| is_wanted(name)) {
+    for (name, definition) in tasks {
         let mut add = |slot: String, utc: Option<String>| {
             lines.push(vec![Some(name.clone()), Some(printable::field(&definition.schedule)), Some(slot), utc]);
         };
@@ -243,7 +240,7 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
 
 /// A slot in the time zone of its task.
 fn in_zone(timetable: &Timetable, slot: u64) -> String {
-    let time = i64::try_from(slot).ok().and_then(|slot| Timestamp::from_millisecond(slot).ok()).unwrap_or_default();
+    let time = time_of(slot);
     match timetable {
         Timetable::Cron(_, zone) => time.to_zoned(zone.clone()).strftime("%a %Y-%m-%d %H:%M:%S %:z").to_string(),
         Timetable::Every(_) => local_time(time).to_string(),

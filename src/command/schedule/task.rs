@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::backend;
 use crate::backend::retry::{jittered, since_1970};
-use crate::backend::{self, Location};
 use crate::mutex::Mutex;
 use crate::mutex::key::{Expired, Inspected};
 use crate::once::{Claim, Run};
@@ -18,7 +18,6 @@ const MAX_PAUSE: u64 = 60_000;
 /// A task, and what is known of it. Times are in milliseconds by the store's clock.
 pub struct Tracked<'a> {
     pub definition: Definition,
-    pub location: Location,
     pub mutex: Mutex<'a>,
     /// When to look at it next; 0 for a first look.
     pub check_at: u64,
@@ -37,9 +36,9 @@ pub struct Tracked<'a> {
 
 impl<'a> Tracked<'a> {
     /// A task that was not looked at yet.
-    pub fn new(definition: Definition, location: Location, mutex: Mutex<'a>) -> Self {
+    pub fn new(definition: Definition, mutex: Mutex<'a>) -> Self {
         let (check_at, due_at, has_yielded, needs_room, last_claim, expired, failures, other) = Default::default();
-        Self { definition, location, mutex, check_at, due_at, has_yielded, needs_room, last_claim, expired, failures, other }
+        Self { definition, mutex, check_at, due_at, has_yielded, needs_room, last_claim, expired, failures, other }
     }
 
     /// Works by this definition from now on.

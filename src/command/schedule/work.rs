@@ -5,15 +5,19 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::num::NonZeroU32;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use super::{place_of, task_at};
 use crate::backend::Location;
 use crate::backend::seam::Key;
+use crate::cli::StateArgs;
+use crate::config::Environment;
+use crate::error::Error;
 use crate::mutex::Mutex;
 use crate::mutex::key::Expired;
 use crate::mutex::register::Register;
@@ -27,19 +31,17 @@ pub const NAME: &str = "run-task";
 /// The argument that makes it run a command within a limit.
 pub const LIMITED: &str = "run-limited";
 
-/// The digits of a message's length, which precede it, and the largest message.
-pub const LENGTH: usize = 8;
-pub const MAX_ORDERS: usize = 4 << 20;
-
 /// A slot that has not started after this time is overdue, in milliseconds.
 pub const OVERDUE: u64 = 60_000;
 
 const EXECUTABLE: &str = "/proc/self/exe";
 
-/// What all runs of a scheduler have in common.
+/// What all runs of tasks have in common.
 pub struct Order {
-    pub lease: Option<Duration>,
-    pub is_json: bool,
+    /// The location of any task.
+    pub place: Location,
+    lease: Option<Duration>,
+    is_json: bool,
 }
 
 /// One run of a task.
@@ -86,38 +88,36 @@ impl Limited {
 }
 
 impl Order {
-    /// The limit of a task, if it has one.
-    pub fn limit(&self, definition: &Definition, location: &Location, limits: &BTreeMap<String, NonZeroU32>) -> Option<Limited> {
-        let name = definition.limit.as_ref()?;
-        let lock = location.sibling(Key::lock(format!("limit-{name}.lck").as_ref()));
-        Some(Limited { lock, slots: *limits.get(name)?, lease: self.lease })
+    pub fn new(state: &StateArgs, is_json: bool, environment: &Environment) -> Result<Self, Error> {
+        let place = place_of(environment, state)?;
+        let lease = place.is_shared().then(|| environment.lease(&state.place)).transpose()?;
+        Ok(Self { place, lease, is_json })
     }
 
     /// The run of this task that `claim` asks for.
-    pub fn work(
-        &self,
-        (name, definition): (&str, &Definition),
-        location: &Location,
-        (claim, last): (Claim, &Run),
-        limited: Option<Limited>,
-    ) -> Work {
+    pub fn work(&self, name: &str, definition: &Definition, claim: Claim, last: &Run) -> Work {
+        let limited = definition.limit.as_ref().map(|(limit, slots)| {
+            let lock = self.place.sibling(Key::lock(format!("limit-{limit}.lck").as_ref()));
+            Limited { lock, slots: *slots, lease: self.lease }
+        });
         let wrapper = limited.is_some().then(|| [EXECUTABLE, LIMITED].map(str::to_owned));
         let (tries, interrupted) = match claim.is_forced {
             // Schedulers do not repeat what a user has asked for.
             true => (NonZeroU32::MIN, Interrupted::Stop),
             false => (definition.tries, definition.interrupted),
         };
-        let own = [("SERIALIZER_TASK", name.to_owned()), ("SERIALIZER_SLOT", shown_slot(claim.slot))];
-        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let mut env = definition.env.clone();
+        env.insert("SERIALIZER_TASK".to_owned(), name.to_owned());
+        env.insert("SERIALIZER_SLOT".to_owned(), shown_slot(claim.slot));
         Work {
             task: name.to_owned(),
-            location: location.clone(),
+            location: task_at(&self.place, name),
             lease: self.lease,
             rule: Rule { tries: Some(tries), interrupted, ..Rule::default() },
             claim,
             expired: None,
             command: wrapper.into_iter().flatten().chain(definition.command.iter().cloned()).collect(),
-            env: definition.env.clone().into_iter().chain(own).collect(),
+            env,
             limited,
             overdue_at: claim.slot.saturating_add(definition.delay(name)).saturating_add(OVERDUE),
             timeout: definition.timeout,
@@ -128,30 +128,35 @@ impl Order {
     }
 }
 
-/// Starts a runner, in a process group of its own: Ctrl-C is for the scheduler alone.
-pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
+/// The command that does it.
+pub fn runner(work: &Work, definition: &Definition) -> io::Result<Command> {
     let mut command = Command::new(EXECUTABLE);
-    command.arg0("serializer").arg(NAME).arg(&work.task).process_group(0);
+    command.arg0("serializer").arg(NAME).arg(&work.task);
     // Not a part of the Meltano run that has started the scheduler.
     command.env_remove(RUN_VARIABLE);
     if let Some(directory) = &definition.directory {
         command.current_dir(directory);
     }
-    let message = |text: String| format!("{:LENGTH$}{text}", text.len());
-    let mut text = message(serde_json::to_string(work)?);
-    if let Some(limited) = &work.limited {
-        text += &message(serde_json::to_string(limited)?);
-    }
-    // What follows is for the command. Not by a pipe, which a scheduler would wait at.
-    text += definition.stdin.as_deref().unwrap_or("");
+    // Not by a pipe, which a scheduler would wait at.
     let mut orders = File::from(memfd_create("orders", MemfdFlags::CLOEXEC)?);
+    let mut text = serde_json::to_string(work)? + "\n";
+    if let Some(limited) = &work.limited {
+        text += &(serde_json::to_string(limited)? + "\n");
+    }
+    // What follows is for the command.
+    text += definition.stdin.as_deref().unwrap_or("");
     orders.write_all(text.as_bytes())?;
     orders.rewind()?;
-    command.stdin(orders).spawn()
+    command.stdin(orders);
+    Ok(command)
 }
 
 /// A slot in UTC.
 pub fn shown_slot(slot: u64) -> String {
+    time_of(slot).to_string()
+}
+
+pub fn time_of(slot: u64) -> Timestamp {
     let time = i64::try_from(slot).ok().and_then(|slot| Timestamp::from_millisecond(slot).ok());
-    time.unwrap_or_default().to_string()
+    time.unwrap_or_default()
 }
