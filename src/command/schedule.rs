@@ -54,15 +54,15 @@ fn start(args: &TickArgs, stop_timeout: Option<Duration>, environment: &Environm
     let order = Order { lease: lease_of(environment, &args.catalog.place, &place)?, is_json: args.json };
     if stop_timeout.is_some() {
         let (tasks, shown) = (catalog.tasks.len(), place.shown_place());
-        tracing::info!("scheduling {tasks} tasks, {jobs} at a time; their state is in `{shown}`");
+        tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");
     }
     let options = Options { jobs, stop_timeout, place, order };
     Node::new(source, &options, &judge, host)?.run(catalog)
 }
 
-/// The location of the state of tasks, with the key of any.
+/// The location of the tasks' state, with a placeholder for the task.
 fn place_of(environment: &Environment, args: &PlaceArgs, is_meltano: bool) -> Result<Location, Error> {
-    // A project that has not moved its state to a database has one host.
+    // With its state in SQLite, a project has one host.
     let of_meltano = std::env::var("MELTANO_DATABASE_URI").ok();
     let of_meltano = of_meltano.filter(|uri| is_meltano && !uri.is_empty() && !uri.starts_with("sqlite"));
     let store = match of_meltano {
@@ -81,7 +81,7 @@ fn lease_of(environment: &Environment, args: &PlaceArgs, place: &Location) -> Re
     place.is_shared().then(|| environment.lease(args)).transpose()
 }
 
-/// Wants nothing but to look.
+/// A claimant that only observes.
 struct Nothing;
 
 impl Claimant for Nothing {}

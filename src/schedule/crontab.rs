@@ -16,7 +16,7 @@ const QUOTES: [char; 2] = ['"', '\''];
 /// A part of a line, without what may be a secret, and what is wrong with it.
 type Fault = (String, String);
 
-/// What the lines so far say about the next one.
+/// The tasks and the settings of the lines so far.
 struct Table<'a> {
     catalog: Catalog,
     home: Option<&'a str>,
@@ -48,7 +48,7 @@ pub fn read(path: &Path) -> Result<Catalog, String> {
 pub fn parse(text: &str, path: &Path, home: Option<&str>, zone: TimeZone) -> Result<Catalog, String> {
     let (catalog, env, name, lines) = Default::default();
     let mut table = Table { catalog, home, env, zone, name, lines };
-    // A name on the last line is not above a task either.
+    // The empty line at the end warns of a name on the last line.
     for (index, line) in text.lines().chain([""]).enumerate() {
         let line = line.trim_start_matches(BLANK);
         table.read(line, index + 1).map_err(|(what, why)| {

@@ -57,7 +57,7 @@ struct Task {
     notify: Vec<String>,
 }
 
-/// What is wrong, where, and why.
+/// An invalid part of the file, its position, and the reason.
 struct Fault {
     what: String,
     at: Range<usize>,
@@ -153,7 +153,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Checks what keys say about each other.
+    /// Checks the keys against each other.
     fn check(&self, tries: NonZeroU32) -> Result<(), Fault> {
         let task = self.task;
         if let (Some(retry_after), NonZeroU32::MIN) = (&task.retry_after, tries) {
@@ -176,7 +176,7 @@ impl Reader<'_> {
         }
     }
 
-    /// When it is due, for the timer and for people.
+    /// The timetable, for the timer and as text.
     fn timetable(&self) -> Result<(Option<Timetable>, String), Fault> {
         let Task { cron, every, time_zone, .. } = self.task;
         match (cron, every, time_zone) {
@@ -280,7 +280,7 @@ impl From<toml::de::Error> for Fault {
     }
 }
 
-/// What a file calls the types in a message of serde, without the value, which may be a secret.
+/// Translates serde's type names, without the value, which may be a secret.
 fn type_error(message: &str) -> Option<String> {
     let (found, expected) = message.strip_prefix("invalid type: ")?.rsplit_once(", expected ")?;
     let expected = match expected {

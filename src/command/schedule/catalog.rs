@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::schedule::definition::Catalog;
 use crate::schedule::{crontab, meltano, toml_file};
 
-/// How often Meltano is asked for its schedules.
+/// How often the schedules of Meltano are read.
 const ASK_MELTANO: Duration = Duration::from_secs(300);
 
 const USUAL: &str = "serializer.toml";
@@ -31,7 +31,7 @@ pub struct Source {
     fingerprint: Option<Fingerprint>,
     must_read: bool,
     read_at: Instant,
-    /// Meltano needs seconds.
+    /// The result of a reader thread: Meltano needs seconds.
     reading: Option<Receiver<Result<Catalog, String>>>,
 }
 
@@ -45,7 +45,7 @@ impl Source {
         Self { from, fingerprint: None, must_read: false, read_at: Instant::now(), reading: None }
     }
 
-    /// The source that the arguments name; `None` if they name none, and the usual file does not exist.
+    /// The source in the arguments; `None` without one and without the usual file.
     pub fn if_any(args: &CatalogArgs) -> Option<Self> {
         let is_named = args.file.is_some() || args.crontab.is_some() || args.meltano;
         (is_named || PathBuf::from(USUAL).exists()).then(|| Self::new(args))
@@ -62,13 +62,13 @@ impl Source {
         self.must_read = true;
     }
 
-    /// The definitions, if they have changed or are to be read again. Bad ones are reported, and left out.
+    /// The definitions, if they have changed or a reload is due. Reports invalid ones instead.
     pub fn changed(&mut self) -> Option<Catalog> {
         let is_meltano = matches!(self.from, From::Meltano);
         if let Some(reading) = &self.reading {
             let read = match reading.try_recv() {
                 Err(TryRecvError::Empty) => return None,
-                Err(TryRecvError::Disconnected) => Err("Meltano was not asked".to_owned()),
+                Err(TryRecvError::Disconnected) => Err("cannot read the schedules of Meltano: its reader failed".to_owned()),
                 Ok(read) => read,
             };
             self.reading = None;
@@ -92,7 +92,7 @@ impl Source {
     }
 
     fn adopt(&self, read: Result<Catalog, String>) -> Option<Catalog> {
-        read.inspect_err(|why| tracing::error!("{why}; the tasks stay as they were")).ok()
+        read.inspect_err(|why| tracing::error!("{why} (the tasks stay as they were)")).ok()
     }
 }
 

@@ -1,4 +1,4 @@
-//! One run of a task, and the process that is to do it.
+//! One run of a task, and its process.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,13 +21,13 @@ use crate::once::{Claim, Interrupted, Rule, Run};
 use crate::schedule::definition::Definition;
 use crate::verdict::{Judged, LocalJudge, RUN_VARIABLE, Verdict};
 
-/// The argument that makes a process of this program a runner.
+/// The argument that turns a process of this program into a runner.
 pub const NAME: &str = "run-task";
 
-/// The argument that makes it run a command within a limit.
+/// The argument that runs a command within a limit.
 pub const LIMITED: &str = "run-limited";
 
-/// The digits of a message's length, which precede it, and the largest message.
+/// The number of digits of a message's length prefix, and the largest message.
 pub const LENGTH: usize = 8;
 pub const MAX_ORDERS: usize = 4 << 20;
 
@@ -36,7 +36,7 @@ pub const OVERDUE: u64 = 60_000;
 
 const EXECUTABLE: &str = "/proc/self/exe";
 
-/// What all runs of a scheduler have in common.
+/// The options that all runs of a scheduler share.
 pub struct Order {
     pub lease: Option<Duration>,
     pub is_json: bool,
@@ -50,12 +50,12 @@ pub struct Work {
     pub lease: Option<Duration>,
     pub rule: Rule,
     pub claim: Claim,
-    /// The lease of the last run, if that was watched to its end: the runner of a store without a clock has not.
+    /// The lease of the last run, if the scheduler has watched it to its end. The runner has not.
     pub expired: Option<Expired>,
     pub command: Vec<String>,
-    /// Variables of the command. The runner itself does not have them: they may be of another store.
+    /// Variables of the command. The runner does not have them: they may name another store.
     pub env: BTreeMap<String, String>,
-    /// What the command is to do, if it waits for its place within a limit: that is a part of its run.
+    /// The limit of the command, if any. Waiting for it is a part of the run.
     #[serde(skip)]
     pub limited: Option<Limited>,
     /// When it is overdue, in milliseconds since 1970.
@@ -66,7 +66,7 @@ pub struct Work {
     pub is_json: bool,
 }
 
-/// Of a process that runs its arguments while it holds one of several slots of a lock.
+/// Orders of a process that runs its arguments while it holds one of the slots of a lock.
 #[derive(Serialize, Deserialize)]
 pub struct Limited {
     pub lock: Location,
@@ -103,7 +103,7 @@ impl Order {
     ) -> Work {
         let wrapper = limited.is_some().then(|| [EXECUTABLE, LIMITED].map(str::to_owned));
         let (tries, interrupted) = match claim.is_forced {
-            // Schedulers do not repeat what a user has asked for.
+            // Schedulers do not repeat a run on request.
             true => (NonZeroU32::MIN, Interrupted::Stop),
             false => (definition.tries, definition.interrupted),
         };
@@ -132,7 +132,7 @@ impl Order {
 pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     let mut command = Command::new(EXECUTABLE);
     command.arg0("serializer").arg(NAME).arg(&work.task).process_group(0);
-    // Not a part of the Meltano run that has started the scheduler.
+    // The run is not a part of the Meltano run that has started the scheduler.
     command.env_remove(RUN_VARIABLE);
     if let Some(directory) = &definition.directory {
         command.current_dir(directory);
@@ -142,7 +142,7 @@ pub fn start(work: &Work, definition: &Definition) -> io::Result<Child> {
     if let Some(limited) = &work.limited {
         text += &message(serde_json::to_string(limited)?);
     }
-    // What follows is for the command. Not by a pipe, which a scheduler would wait at.
+    // The rest is for the command. A pipe could block the scheduler.
     text += definition.stdin.as_deref().unwrap_or("");
     let mut orders = File::from(memfd_create("orders", MemfdFlags::CLOEXEC)?);
     orders.write_all(text.as_bytes())?;
