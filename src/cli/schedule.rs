@@ -127,7 +127,7 @@ pub struct TasksArgs {
 pub struct PauseArgs {
     #[command(flatten)]
     pub tasks: TasksArgs,
-    /// Resume at this time, such as 2026-12-01T06:00:00Z [default: never]
+    /// Resume at this time, such as 2026-12-01T06:00:00Z [default: on `resume`]
     #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub until: Option<Timestamp>,
 }
