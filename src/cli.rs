@@ -105,6 +105,9 @@ pub struct LogArgs {
     /// Write messages as JSON, a line each [env: MELTANO_LOG_JSON]
     #[arg(long, global = true)]
     pub meltano_log_json: bool,
+    /// Append a line of JSON to FILE for each lock that is acquired, released or lost [env: SERIALIZER_EVENTS]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub events: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -151,6 +154,9 @@ pub struct WaitingArgs {
     #[arg(long, short = 'w', visible_alias = "wait", value_name = "DURATION", value_parser = config::parse_duration)]
     #[arg(allow_negative_numbers = true, conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
+    /// Warn once after waiting for so long, such as 10m
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
+    pub warn_after: Option<Duration>,
     /// Try once, and do not wait
     #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout"])]
     pub no_wait: bool,
@@ -263,8 +269,11 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Look every second, and show it in place, until Ctrl-C
+    /// Print metrics for Prometheus, such as for the textfile collector
     #[arg(long, conflicts_with = "json")]
+    pub metrics: bool,
+    /// Look every second, and show it in place, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["json", "metrics"])]
     pub watch: bool,
     #[command(flatten)]
     pub file: LockFileArgs,

@@ -5,6 +5,7 @@ mod flock;
 mod initialize;
 mod job;
 mod lock;
+mod metrics;
 mod once;
 mod progress;
 mod run;

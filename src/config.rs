@@ -168,7 +168,7 @@ impl Environment {
         let max = self.resolve(flag, "MAX_ATTEMPTS", parse_max_attempts)?;
         let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", parse_sleep_seconds)?;
         let max_attempts = max.and_then(NonZeroU32::new);
-        Ok(Waiting { max_attempts, sleep: sleep.unwrap_or(DEFAULT_SLEEP), timeout })
+        Ok(Waiting { max_attempts, sleep: sleep.unwrap_or(DEFAULT_SLEEP), timeout, warn_after: args.warn_after })
     }
 
     /// What to ask for.

@@ -20,6 +20,7 @@ mod cli;
 mod command;
 mod config;
 mod error;
+mod events;
 mod exit_code;
 mod holder;
 mod keeper;
@@ -57,6 +58,7 @@ pub fn main() -> ExitCode {
         Err(error) => return usage::answer(&error),
     };
     logging::start(&cli.log);
+    events::start(cli.log.events.as_ref());
     match command::run(&cli.command) {
         Ok(code) => code.into(),
         Err(error) => {

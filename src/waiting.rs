@@ -16,6 +16,8 @@ pub struct Waiting {
     pub sleep: Duration,
     /// How long to wait altogether, from the first attempt on; `None` for any time.
     pub timeout: Option<Duration>,
+    /// After which time to warn that it still waits.
+    pub warn_after: Option<Duration>,
 }
 
 /// How many polls may follow each other within a second without a rest: hand-offs come in bursts.

@@ -43,7 +43,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let job = Job {
         lock: lock_file_at(&args.file)?,
         request: Request { mode, ..Request::default() },
-        waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout },
+        waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout, warn_after: None },
         orphans: environment.orphans(None)?,
         program: Program { command, ..Program::default() },
         descendants: Descendants::default(),

@@ -1,6 +1,6 @@
 //! `serializer lock`
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::getpid;
 
@@ -11,6 +11,7 @@ use crate::claimant::{Claimant, ProcessClaimant};
 use crate::cli::LockArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
+use crate::events::{emit, waited};
 use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
 use crate::keeper::process::kill;
 use crate::keeper::{Charge, TokenHolder};
@@ -48,7 +49,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let location = lock.printable();
     let cannot = |error| Error::mutex("lock", &location, error);
     let described = claimant.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
-    let mut progress = Progress::new(waiting.max_attempts, false);
+    let mut progress = Progress::new(&waiting, false);
+    let begun = Instant::now();
     let acquired = mutex.acquire(&claimant, &request, &waiting, &mut progress);
     progress.clear();
     let acquired = acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
@@ -57,6 +59,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     }
     let fencing = match &acquired {
         Acquired::TakenOver(grant, from) => {
+            emit("takeover", &location, waited(begun));
             tracing::info!("locked `{location}` for {described}, taken over from {}: {}", from, from.verdict);
             grant.fencing
         }
@@ -65,6 +68,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
             held.entry.as_ref().and_then(|entry| entry.fencing)
         }
         Acquired::Free(grant) => {
+            emit("acquire", &location, waited(begun));
             tracing::info!("locked `{location}` for {described}");
             grant.fencing
         }

@@ -127,7 +127,7 @@ pub fn wait(
         all.push((location.printable(), Mutex::new(backend::open(&location)?, &judge)));
     }
     let mut attempts = Attempts::new(waiting);
-    let mut progress = Progress::new(waiting.max_attempts, false);
+    let mut progress = Progress::new(waiting, false);
     let signals = Signals::hold_as_init();
     // Ends with the attempts or, without a limit, with the runs.
     loop {

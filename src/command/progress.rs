@@ -8,7 +8,7 @@ use crate::backend;
 use crate::holder::listed;
 use crate::process;
 use crate::verdict::{Held, Holding};
-use crate::waiting::Observer;
+use crate::waiting::{Observer, Waiting};
 
 /// How often the live line is drawn.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -26,15 +26,18 @@ pub struct Progress {
     is_drawn: bool,
     is_silent: bool,
     has_looked_for_itself: bool,
+    /// When to warn that it still waits.
+    warn_at: Option<Instant>,
     /// What the last line in a log was about, and when it was written.
     told: Option<(String, Instant)>,
 }
 
 impl Progress {
     /// `is_silent` leaves logs alone.
-    pub fn new(max_attempts: Option<NonZeroU32>, is_silent: bool) -> Self {
+    pub fn new(waiting: &Waiting, is_silent: bool) -> Self {
         let is_live = io::stderr().is_terminal() && is_in_foreground() && tracing::enabled!(tracing::Level::INFO);
-        Self { max_attempts, is_live, is_silent, ..Self::default() }
+        let warn_at = waiting.warn_after.map(|after| Instant::now() + after);
+        Self { max_attempts: waiting.max_attempts, is_live, is_silent, warn_at, ..Self::default() }
     }
 
     /// Removes the live line, before something else is written.
@@ -97,6 +100,10 @@ fn write_stderr(text: &str) {
 
 impl Observer for Progress {
     fn waiting(&mut self, holders: &[Holding], attempt: u32) {
+        if self.warn_at.take_if(|at| *at <= Instant::now()).is_some() {
+            self.clear();
+            tracing::warn!("still waiting for {}, {}", listed(holders, true), self.count(attempt));
+        }
         // The same acquisition, also when its lease was renewed.
         let holder = holders.first().and_then(|holding| holding.entry.as_ref());
         let acquisition = holder.map(|entry| format!("{} {:?}", entry.owner.pid, entry.token));
@@ -125,6 +132,7 @@ impl Observer for Progress {
     }
 
     fn interval(&self) -> Duration {
-        if self.is_live { REFRESH } else { NEVER }
+        let usual = if self.is_live { REFRESH } else { NEVER };
+        self.warn_at.map_or(usual, |at| at.saturating_duration_since(Instant::now()).min(usual))
     }
 }

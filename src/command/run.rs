@@ -1,10 +1,11 @@
 //! `serializer run`
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::process::getpid;
+use serde_json::json;
 
 use super::job::{INTERRUPTED, Job, Ran, command_of};
 use super::progress::Progress;
@@ -16,6 +17,7 @@ use crate::claimant::Claimant;
 use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost, name_from_command};
 use crate::error::Error;
+use crate::events::{emit, waited};
 use crate::exit_code::{BUSY, DONE, LOST};
 use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
@@ -89,16 +91,19 @@ impl Run<'_> {
     /// Acquires the lock, unless it is not needed.
     fn acquire(&mut self) -> Result<Option<Grant>, Error> {
         let (job, location) = (self.job, &self.location);
-        let mut progress = Progress::new(job.waiting.max_attempts, job.waits_silently);
+        let mut progress = Progress::new(&job.waiting, job.waits_silently);
+        let begun = Instant::now();
         let acquired = self.mutex.acquire(&self.claimant, &job.request, &job.waiting, &mut progress);
         progress.clear();
         let command = self.claimant.describe();
         match acquired {
             Ok(Acquired::Free(grant)) => {
+                emit("acquire", location, waited(begun));
                 self.say(format!("locked `{location}` for `{command}`"));
                 Ok(Some(grant))
             }
             Ok(Acquired::TakenOver(grant, from)) => {
+                emit("takeover", location, waited(begun));
                 tracing::info!("locked `{location}` for `{command}`, taken over from {from}: {}", from.verdict);
                 Ok(Some(grant))
             }
@@ -179,6 +184,7 @@ impl Run<'_> {
         let mut on_loss = || {
             let why = ends_with_it.map(Renewing::why).unwrap_or_default();
             let ending = if kill_at() > since_boot() { "ending" } else { "killing" };
+            emit("loss", &self.location, json!({ "why": why }));
             tracing::error!("{ending} the command, because its lock is lost: {why}");
             why_ended = Some(why);
         };
@@ -215,7 +221,10 @@ impl Run<'_> {
             return Err(Error::new(LOST, message).with_hint(hint));
         }
         match released {
-            Ok(stays) => self.say(unlocked(location, stays)),
+            Ok(stays) => {
+                emit("release", location, json!({ "command": command, "exit_code": code }));
+                self.say(unlocked(location, stays));
+            }
             Err(error) => {
                 let (is_harmless, error) = not_released(location, error, was_good);
                 if end.code == DONE && error.code != LOST && self.job.request.once.is_some() {

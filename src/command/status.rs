@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::backend::seam::Kind;
 use crate::backend::{self, Location};
 use crate::cli::StatusArgs;
+use crate::command::metrics::{self, Metric};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::mutex::Mutex;
@@ -38,6 +39,8 @@ trait Row: Sized {
 
     fn json(&self) -> Value;
 
+    const METRICS: &'static [Metric];
+
     /// The lines of the table.
     fn lines(&self) -> Vec<Vec<Option<String>>>;
 }
@@ -54,7 +57,10 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
         return watch(&|| look(args, environment).map(|report| report.text));
     }
     let report = look(args, environment)?;
-    if args.json {
+    if args.metrics {
+        let (kind, label, metrics) = if args.once { ("key", "key", Key::METRICS) } else { ("lock", "path", Lock::METRICS) };
+        super::print(metrics::text(kind, label, &report.json, metrics).as_bytes())?;
+    } else if args.json {
         super::print(super::to_json(&json!({ what(args): report.json }))?.as_bytes())?;
     } else if !report.json.is_empty() {
         super::print(report.text.as_bytes())?;

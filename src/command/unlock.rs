@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Pid;
+use serde_json::json;
 
 use super::once;
 use crate::backend::{self, Location};
@@ -10,6 +11,7 @@ use crate::claimant::ProcessClaimant;
 use crate::cli::{BreakArgs, UnlockArgs};
 use crate::config::Environment;
 use crate::error::Error;
+use crate::events::emit;
 use crate::exit_code::REFUSED;
 use crate::keeper;
 use crate::mutex::{Mutex, Released, Whose};
@@ -44,6 +46,7 @@ fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans
     match released.map_err(|error| Error::mutex(verb, &location, error))? {
         Released::Own { stays, was } => {
             was.iter().for_each(|entry| keeper::process::dismiss(entry, &here));
+            emit("release", &location, json!({}));
             tracing::info!("{}", unlocked(&location, stays));
         }
         // Perhaps its owner ended too early.
@@ -51,6 +54,7 @@ fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans
             tracing::warn!("removed stale lock `{location}` of {}: {}", former, former.verdict);
         }
         Released::Forced(holders) => {
+            emit("break", &location, json!({}));
             for holding in holders {
                 tracing::warn!("broke lock `{location}` of {}: {}", holding, holding.verdict);
             }

@@ -31,7 +31,7 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
         // One deadline for all of them.
         let timeout = waiting.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         let waiting = Waiting { timeout, ..waiting };
-        let mut progress = Progress::new(waiting.max_attempts, false);
+        let mut progress = Progress::new(&waiting, false);
         let free = mutex.wait_until_free(&signals, &waiting, &mut progress);
         progress.clear();
         signals.iter().for_each(Signals::die);

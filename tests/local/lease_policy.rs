@@ -104,7 +104,7 @@ fn request(mode: Mode) -> Request {
 }
 
 fn attempts(number: u32) -> Waiting {
-    Waiting { max_attempts: NonZeroU32::new(number), sleep: Duration::ZERO, timeout: None }
+    Waiting { max_attempts: NonZeroU32::new(number), sleep: Duration::ZERO, timeout: None, warn_after: None }
 }
 
 #[derive(Clone, Debug)]

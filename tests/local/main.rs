@@ -29,6 +29,7 @@ mod run;
 mod run_terminal;
 mod schedule;
 mod schedule_claims;
+mod schedule_control;
 mod schedule_crash_points;
 mod schedule_plan;
 mod schedule_policy;

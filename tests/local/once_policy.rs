@@ -373,7 +373,7 @@ fn counts(done: &Belief, rule: Rule, began: u64, now: u64) -> bool {
 }
 
 fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: bool) -> Ended {
-    let waiting = Waiting { max_attempts: NonZeroU32::new(3), sleep: Duration::ZERO, timeout: None };
+    let waiting = Waiting { max_attempts: NonZeroU32::new(3), sleep: Duration::ZERO, timeout: None, warn_after: None };
     match order {
         Order::Begin(rule) => {
             let lease = is_shared.then(|| Duration::from_millis(LEASE));
@@ -579,7 +579,8 @@ fn a_caller_that_has_come_before_midnight_is_content_with_a_success_of_that_day(
         memory.leap(24 * 60 * 60 * 1000);
     };
     let request = Request { lease: Some(Duration::from_millis(LEASE)), once: Some(DAILY), ..Request::default() };
-    let waiting = Waiting { max_attempts: NonZeroU32::new(100), sleep: Duration::from_millis(10), timeout: None };
+    let waiting =
+        Waiting { max_attempts: NonZeroU32::new(100), sleep: Duration::from_millis(10), timeout: None, warn_after: None };
     let acquired = mutex().acquire(&waiter, &request, &waiting, &mut Meanwhile(&mut midnight));
     assert!(matches!(acquired, Ok(Acquired::NotNeeded(Some(_)))), "{acquired:?}");
     // One that comes now has another day.

@@ -40,7 +40,7 @@ fn in_mode(mode: Mode) -> Request {
 }
 
 fn one_attempt() -> Waiting {
-    Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None }
+    Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None, warn_after: None }
 }
 
 /// The PIDs of the owners that live. A PID is never used again.

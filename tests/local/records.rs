@@ -99,7 +99,7 @@ fn the_smallest_number_of_slots_counts_and_sharers_exclude_all_others() {
 #[test]
 fn a_first_attempt_that_is_late_counts_once_and_a_later_one_for_those_that_were_slept_through() {
     let sleep = Duration::from_millis(10);
-    let waiting = Waiting { max_attempts: NonZeroU32::new(7), sleep, timeout: None };
+    let waiting = Waiting { max_attempts: NonZeroU32::new(7), sleep, timeout: None, warn_after: None };
     let mut attempts = Attempts::new(&waiting);
     let late = Instant::now() + 100 * sleep;
     attempts.count(late);

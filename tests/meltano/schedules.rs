@@ -1,7 +1,13 @@
 //! Schedules of a project, as tasks.
 
+use std::fs;
+
 use serializer::schedule::meltano;
 
+use crate::support::PROGRAM;
+use crate::support::faults::Logged;
+use crate::support::hosts::Host;
+use crate::support::servers::{shared_postgres, url_at};
 use crate::{Project, Run};
 
 const SCHEDULES: &str = "
@@ -71,4 +77,46 @@ fn what_meltano_refuses_is_told_in_one_line() {
     let expected = "cannot read the schedules of Meltano (exit status: 1): \
                     JobNotFoundError: Job 'missing' was not found.";
     assert_eq!(error, expected);
+}
+
+/// A job that goes on when it is let.
+const WAITING: &str = "
+jobs:
+- name: long
+  tasks:
+  - stage:waits
+schedules:
+- name: minutely
+  interval: '* * * * *'
+  job: long
+";
+
+/// A scheduler of the project on a host.
+fn node(project: &Project, host: &Host, number: usize) -> Logged {
+    let log = project.path(&format!("log.{number}"));
+    let mut command = host.command("env");
+    command.arg(format!("--chdir={}", project.root.display())).arg(PROGRAM).args(["schedule", "start", "--meltano"]);
+    let like = project.command("env");
+    command.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let programs = project.meltano.parent().expect("a directory").display().to_string();
+    command.env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap_or_default()));
+    command.env("SERIALIZER_STORE", url_at(host.address_of_server(shared_postgres().port())));
+    command.env("SERIALIZER_LEASE_SECONDS", "6");
+    let file = fs::File::create(&log).expect("a file");
+    command.stdout(file.try_clone().expect("it can be shared")).stderr(file);
+    Logged::of(command, log)
+}
+
+#[test]
+fn a_job_of_a_host_that_has_died_in_the_middle_is_run_by_another_one() {
+    let project = project(WAITING);
+    let hosts = [Host::new("one"), Host::new("two")];
+    let first = node(&project, &hosts[0], 0);
+    first.until_said(" waits");
+    let second = node(&project, &hosts[1], 1);
+    hosts[0].lose_power();
+    second.until_said(" waits");
+    project.open_gate();
+    second.until_said("is done");
+    assert!(second.said().contains("minutely | serializer: `minutely` of "), "{}", second.said());
 }

@@ -32,7 +32,7 @@ use crate::owner::Place;
 use crate::process::{running, since_boot};
 use crate::verdict::Orphans;
 use crate::waiting::Waiting;
-use crate::{logging, printable};
+use crate::{events, logging, printable};
 
 /// Poll interval for a full limit.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -51,6 +51,7 @@ pub fn help() -> Option<ExitCode> {
         return None;
     };
     logging::start(&LogArgs::default());
+    events::start(None);
     let ended = run().unwrap_or_else(|error| {
         logging::report(&error);
         error.code
@@ -74,7 +75,7 @@ fn run() -> Result<u8, Error> {
 fn run_limited() -> Result<u8, Error> {
     let Limited { lock, slots, lease } = orders()?;
     let request = Request { mode: Mode::Slots(slots), lease, ..Request::default() };
-    let waiting = Waiting { max_attempts: None, sleep: PATIENCE, timeout: None };
+    let waiting = Waiting { max_attempts: None, sleep: PATIENCE, timeout: None, warn_after: None };
     let program = Program { command: std::env::args_os().skip(2).collect(), ..Program::default() };
     let mut job = job(lock, request, waiting, program);
     // This process holds the lock of the task.
@@ -122,7 +123,7 @@ impl Work {
     fn run(&self) -> Result<u8, Error> {
         let limit = self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2));
         let request = Request { lease: self.lease, once: Some(self.rule), claim: Some(self.claim), ..Request::default() };
-        let waiting = Waiting { max_attempts: Some(NonZeroU32::MIN), sleep: PATIENCE, timeout: None };
+        let waiting = Waiting { max_attempts: Some(NonZeroU32::MIN), sleep: PATIENCE, timeout: None, warn_after: None };
         let command = self.command.iter().map(OsString::from).collect();
         let program = Program { command, env: self.env.clone() };
         let mut job = job(self.location.clone(), request, waiting, program);

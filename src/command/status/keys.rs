@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Row;
 use crate::backend::retry::since_1970;
 use crate::backend::{self, Location};
+use crate::command::metrics::{Metric, is, seconds};
 use crate::local_time::short;
 use crate::mutex::Mutex;
 use crate::mutex::key::Inspected;
@@ -59,6 +60,16 @@ impl Row for Key {
             "ends": run.map(|run| run.ends.as_slice()).unwrap_or_default(),
         })
     }
+
+    const METRICS: &'static [Metric] = &[
+        ("running", "gauge", "Whether the key is running.", |row| is(row, "state", &["running"])),
+        ("failed", "gauge", "Whether its last run has failed or was interrupted.", |row| {
+            is(row, "state", &["failed", "interrupted", "given-up"])
+        }),
+        ("last_success_timestamp_seconds", "gauge", "When it last succeeded.", |row| {
+            seconds(row["ends"].as_array()?.iter().rfind(|end| end["code"] == 0)?, "at")
+        }),
+    ];
 
     fn lines(&self) -> Vec<Vec<Option<String>>> {
         let run = self.1.as_ref().map(|seen| &seen.run);

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Row;
 use crate::backend::{self, Cause, Location};
+use crate::command::metrics::{Metric, is};
 use crate::local_time::{local_time, short};
 use crate::mode::Mode;
 use crate::mutex::Mutex;
@@ -19,6 +20,8 @@ pub struct Lock {
     reason: Option<String>,
     holders: Vec<Judged<Verdict>>,
     waiters: Vec<Waiter>,
+    /// By the store's clock, in milliseconds since 1970.
+    now: u64,
 }
 
 fn state(verdict: &Verdict) -> (&'static str, String) {
@@ -29,7 +32,7 @@ fn state(verdict: &Verdict) -> (&'static str, String) {
     }
 }
 
-fn holder(holder: &Judged<Verdict>) -> Value {
+fn holder(holder: &Judged<Verdict>, now: u64) -> Value {
     let (state, reason) = state(&holder.verdict);
     let entry = holder.entry.as_ref();
     let lease = entry.and_then(|entry| entry.lease);
@@ -47,6 +50,7 @@ fn holder(holder: &Judged<Verdict>) -> Value {
         "token": entry.and_then(|entry| entry.token.as_ref()),
         "fencing_token": entry.and_then(|entry| entry.fencing),
         "lease_seconds": lease.map(|lease| lease.duration.as_secs_f64()),
+        "lease_left_seconds": lease.and_then(|lease| Some(lease.expires?.saturating_sub(now) as f64 / 1000.0)),
         "lease_renewals": lease.map(|lease| lease.renewals),
         // The process that renews the lease, or releases the lock when the command has ended.
         "keeper_pid": entry.and_then(|entry| entry.keeper).map(|(pid, _)| pid.as_raw_pid()),
@@ -72,16 +76,16 @@ impl Row for Lock {
         let is_nowhere = matches!(location, Location::File(directory, _) if !directory.is_dir());
         let free = || ("free", is_nowhere.then(|| "its directory does not exist".to_owned()));
         let (state, reason) = first.map_or_else(free, |(state, reason)| (state, Some(reason)));
-        Ok(Some(Self { path: location.printable(), state, reason, holders, waiters: mutex.waiters() }))
+        Ok(Some(Self { path: location.printable(), state, reason, holders, waiters: mutex.waiters(), now: mutex.time() }))
     }
 
     fn unreadable(location: &Location, error: &backend::Error) -> Option<Self> {
-        let (holders, waiters) = Default::default();
-        Some(Self { path: location.printable(), state: UNKNOWN, reason: Some(error.to_string()), holders, waiters })
+        let (holders, waiters, now) = Default::default();
+        Some(Self { path: location.printable(), state: UNKNOWN, reason: Some(error.to_string()), holders, waiters, now })
     }
 
     fn json(&self) -> Value {
-        let holders: Vec<_> = self.holders.iter().map(holder).collect();
+        let holders: Vec<_> = self.holders.iter().map(|it| holder(it, self.now)).collect();
         json!({
             "path": self.path,
             "state": self.state,
@@ -92,6 +96,14 @@ impl Row for Lock {
             "waiters": self.waiters,
         })
     }
+
+    const METRICS: &'static [Metric] = &[
+        ("held", "gauge", "Whether the lock is held.", |row| is(row, "state", &["held", UNKNOWN])),
+        ("held_seconds", "gauge", "For how long it has been held.", |row| row["holder"]["held_seconds"].as_f64()),
+        ("holders", "gauge", "How many processes hold it.", |row| Some(row["holders"].as_array()?.len() as f64)),
+        ("waiters", "gauge", "How many processes wait for it.", |row| Some(row["waiters"].as_array()?.len() as f64)),
+        ("lease_left_seconds", "gauge", "The rest of its lease.", |row| row["holder"]["lease_left_seconds"].as_f64()),
+    ];
 
     /// A line for each holder, and for each waiter.
     fn lines(&self) -> Vec<Vec<Option<String>>> {

@@ -71,7 +71,7 @@ pub fn do_it(mutex: &mut Mutex<'_>, process: &Process, definition: &Definition, 
             let rule = Rule { tries: Some(definition.tries), interrupted: definition.interrupted, ..Rule::default() };
             let lease = has_clock.then_some(Duration::from_millis(LEASE));
             let request = Request { lease, once: Some(rule), claim: Some(claim), ..Request::default() };
-            let waiting = Waiting { max_attempts: Some(NonZeroU32::MIN), sleep: Duration::ZERO, timeout: None };
+            let waiting = Waiting { max_attempts: Some(NonZeroU32::MIN), sleep: Duration::ZERO, timeout: None, warn_after: None };
             match mutex.acquire(process, &request, &waiting, &mut Silent) {
                 Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => Ended::Begun(grant),
                 Ok(_) | Err(_) => Ended::Otherwise,

@@ -58,7 +58,7 @@ fn for_so_long(lease: Duration) -> Request {
 }
 
 fn once() -> Waiting {
-    Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None }
+    Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None, warn_after: None }
 }
 
 fn granted(acquired: Result<Acquired, Error>) -> Grant {
@@ -122,7 +122,7 @@ pub fn a_lease_that_is_not_renewed_expires(subject: &Subject) {
     let lost = granted(acquire(&mut mutex, 1, &for_so_long(SHORT)));
     let mut other = Mutex::new(subject.open("x"), &judge);
     assert!(matches!(acquire(&mut other, 2, &for_so_long(LONG)), Err(Error::Busy(..))));
-    let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(100), timeout: Some(LONG) };
+    let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(100), timeout: Some(LONG), warn_after: None };
     match other.acquire(&Stranger(2), &for_so_long(LONG), &waiting, &mut Silent) {
         Ok(Acquired::TakenOver(grant, former)) => {
             assert_eq!(former.verdict, Stale::Expired);
@@ -208,7 +208,7 @@ pub fn what_is_to_be_held_at_least_stays_held(subject: &Subject) {
         Ok(Released::Own { stays: Some(_), .. }) => {}
         other => panic!("{other:?}"),
     }
-    let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(100), timeout: Some(LONG) };
+    let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(100), timeout: Some(LONG), warn_after: None };
     granted(mutex.acquire(&Stranger(2), &for_so_long(LONG), &waiting, &mut Silent));
     assert!(serializer::process::since_boot() >= grant.leased_at + 1500);
 }
@@ -265,7 +265,7 @@ pub fn success_is_told_to_who_waits_for_it(subject: &Subject) {
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     granted(acquire(&mut mutex, 1, &skipping));
     let mut other = Mutex::new(subject.open("x"), &judge);
-    let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(50), timeout: Some(LONG) };
+    let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(50), timeout: Some(LONG), warn_after: None };
     let acquired = other.acquire(&Stranger(2), &skipping, &waiting, &mut Succeeding(Some(mutex)));
     assert!(matches!(acquired, Ok(Acquired::NotNeeded(None))), "{acquired:?}");
     // Who comes later has to do it.

@@ -1,0 +1,33 @@
+//! Metrics in the text format of Prometheus (version 0.0.4), made from what `--json` shows.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+/// Name, type, help, and the value of a row.
+pub type Metric = (&'static str, &'static str, &'static str, fn(&Value) -> Option<f64>);
+
+/// The metrics of these rows, which are of a kind of things; the field `label` tells them apart.
+pub fn text(kind: &str, label: &str, rows: &[Value], metrics: &[Metric]) -> String {
+    let mut text = String::new();
+    for (name, unit, help, value) in metrics {
+        let _ = writeln!(text, "# HELP serializer_{kind}_{name} {help}\n# TYPE serializer_{kind}_{name} {unit}");
+        for row in rows {
+            let Some(value) = value(row) else { continue };
+            let of = row[label].as_str().unwrap_or_default();
+            let of = of.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = writeln!(text, "serializer_{kind}_{name}{{{kind}=\"{of}\"}} {value}");
+        }
+    }
+    text
+}
+
+/// Whether a field has one of these values.
+pub fn is(row: &Value, field: &str, values: &[&str]) -> Option<f64> {
+    Some(f64::from(row[field].as_str().is_some_and(|value| values.contains(&value))))
+}
+
+/// A field in milliseconds, in seconds.
+pub fn seconds(row: &Value, field: &str) -> Option<f64> {
+    row[field].as_f64().map(|milliseconds| milliseconds / 1000.0)
+}

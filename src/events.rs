@@ -1,0 +1,47 @@
+//! The event log, for operators: a line of JSON for each lock that is acquired, taken over, released, broken or lost, and for each
+//! command that has run under one.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::backend;
+use crate::owner::Place;
+use crate::printable;
+
+static LOG: OnceLock<File> = OnceLock::new();
+
+/// Appends events to the file that the flag or `SERIALIZER_EVENTS` names.
+pub fn start(flag: Option<&PathBuf>) {
+    let variable = std::env::var_os("SERIALIZER_EVENTS").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let Some(path) = flag.cloned().or(variable) else { return };
+    match OpenOptions::new().append(true).create(true).open(&path) {
+        Ok(file) => drop(LOG.set(file)),
+        // A lock matters more than its log.
+        Err(error) => tracing::warn!("cannot open the event log `{}`: {}", printable::path(&path), backend::plain(&error)),
+    }
+}
+
+/// Writes an event of a lock, with more fields.
+pub fn emit(event: &str, lock: &str, more: Value) {
+    let Some(mut log) = LOG.get() else { return };
+    let (time, host) = (Timestamp::now().to_string(), Place::here().host);
+    let mut line = json!({ "time": time, "event": event, "lock": lock, "pid": std::process::id(), "host": host });
+    if let (Value::Object(line), Value::Object(more)) = (&mut line, more) {
+        line.extend(more);
+    }
+    // In one piece: other processes write there, too.
+    if let Err(error) = log.write_all(format!("{line}\n").as_bytes()) {
+        tracing::warn!("cannot write the event log: {}", backend::plain(&error));
+    }
+}
+
+/// For how long a lock was waited for, as a field.
+pub fn waited(begun: Instant) -> Value {
+    json!({ "waited_seconds": begun.elapsed().as_secs_f64() })
+}
