@@ -1,13 +1,14 @@
-//! Tasks on a schedule: each slot of a task is run once, on one of the hosts that read the same definitions. A task is a key
-//! that runs once, with the slot as its period (`docs/protocol.md`, "A task on a schedule").
+//! Tasks on a schedule: each slot of a task runs once, on one of the hosts with the same
+//! definitions. A task is a key that runs once, with the slot as its period (`docs/protocol.md`,
+//! "A task on a schedule").
 //!
 //! ```text
-//! definition   what the file says
-//! toml_file    the readers of it: TOML,
-//! crontab      a crontab,
-//! meltano      and the schedules of a Meltano project
-//! timetable    when a task is due (cron: the expressions): pure
-//! plan         what to do about a task, by its definition and its stored state: pure
+//! definition   the definition of a task
+//! toml_file    reads definitions from TOML,
+//! crontab      from a crontab,
+//! meltano      and from a Meltano project
+//! timetable    the slots of a task (cron: the expressions): pure
+//! plan         the next step for a task, by its definition and its stored state: pure
 //! ```
 
 mod cron;

@@ -126,5 +126,5 @@ Examples:
   serializer schedule start --meltano           # the schedules of the Meltano project
   serializer schedule start --crontab jobs.cron
 
-SIGTERM starts no more tasks, waits for those that run, and exits with 0.
-SIGHUP, or a changed file, reads the tasks again.";
+On SIGTERM, it starts no more tasks, waits for those that run, and exits with 0.
+It reads the tasks again on SIGHUP, and within ten seconds of a change of the file.";

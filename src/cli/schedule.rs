@@ -11,30 +11,30 @@ use crate::config;
 
 #[derive(Subcommand)]
 pub enum ScheduleCommand {
-    /// Run tasks when they are due, until a signal ends it; start the same on each host
+    /// Run tasks when they are due, until SIGTERM or Ctrl-C; start it on each host
     #[command(after_help = help::SCHEDULE_START_HELP)]
     Start(StartArgs),
-    /// Run the tasks that are due now, and end when they have ended; for a crontab
+    /// Run the tasks that are due now, wait for them, and exit; for a crontab
     Tick(TickArgs),
-    /// Show each task: its last run on any host, and when it runs next
+    /// Show each task, with its last run on any host and its next slot
     Status(ScheduleStatusArgs),
-    /// Check the definitions, and show when each task runs next
+    /// Check the definitions, and show the next slots of each task
     Next(NextArgs),
-    /// Run a task now; exit with 75 if it is running
+    /// Run a task here and now; exit with its exit code, or with 75 if it is already running
     Run(RunTaskArgs),
-    /// Begin no more runs of tasks, on any host
+    /// Start no more runs of these tasks, on any host
     Pause(PauseArgs),
-    /// Run paused tasks again, from their next slot on
+    /// End the pause of tasks; slots of the pause are skipped
     Resume(TasksArgs),
-    /// End the run of a task, on whatever host it is
+    /// End the runs of these tasks, on any host
     Stop(TasksArgs),
 }
 
 /// Where the state of tasks is.
 #[derive(Args)]
 pub struct StateArgs {
-    /// Take the tasks from the schedules of the Meltano project, which are read every five minutes, and keep their state
-    /// in its database
+    /// Take the tasks from the schedules of the Meltano project around the working directory, and keep their state in its
+    /// database
     #[arg(long)]
     pub meltano: bool,
     #[command(flatten)]
@@ -57,10 +57,10 @@ pub struct CatalogArgs {
 pub struct TickArgs {
     #[command(flatten)]
     pub catalog: CatalogArgs,
-    /// How many tasks run at a time on this host [default: the number of its processors]
+    /// How many tasks this scheduler runs at a time [default: number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub jobs: Option<u16>,
-    /// Begin lines of the tasks' output with the time, the task and the slot, as JSON
+    /// Print each line of the tasks' output as JSON, with the time, the task and the slot
     #[arg(long)]
     pub json: bool,
 }
@@ -69,7 +69,7 @@ pub struct TickArgs {
 pub struct StartArgs {
     #[command(flatten)]
     pub tick: TickArgs,
-    /// How long running tasks may go on after SIGTERM before they are ended
+    /// How long to wait for running tasks after SIGTERM before ending them
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = config::parse_duration)]
     pub stop_timeout: Duration,
 }
@@ -81,13 +81,13 @@ pub struct ScheduleStatusArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Print metrics for Prometheus, such as for the textfile collector
+    /// Print Prometheus's text format, for the textfile collector
     #[arg(long, conflicts_with = "json")]
     pub metrics: bool,
-    /// Exit with 1 if a task is overdue, or its last run has failed
+    /// Exit with 1 if a task is overdue, or its last run failed or was interrupted
     #[arg(long)]
     pub check: bool,
-    /// Look every second, and show it in place, until Ctrl-C
+    /// Refresh the table every second until Ctrl-C
     #[arg(long, conflicts_with_all = ["json", "metrics", "check"])]
     pub watch: bool,
 }
@@ -102,7 +102,7 @@ pub struct NextArgs {
     /// How many slots of each task to show
     #[arg(short = 'n', value_name = "N", default_value_t = 5)]
     pub number: u16,
-    /// Begin after this time, such as 2026-12-01T00:00:00Z, instead of now
+    /// Show slots after this time, such as 2026-12-01T00:00:00Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub from: Option<Timestamp>,
 }
@@ -114,7 +114,7 @@ pub struct RunTaskArgs {
     /// Task to run
     #[arg(value_name = "TASK")]
     pub task: String,
-    /// Run it for this slot, such as 2026-12-01T06:00:00Z, instead of now
+    /// Run it for this slot, such as 2026-12-01T06:00Z [default: now, or a slot to retry]
     #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub slot: Option<Timestamp>,
 }
@@ -132,7 +132,7 @@ pub struct TasksArgs {
 pub struct PauseArgs {
     #[command(flatten)]
     pub tasks: TasksArgs,
-    /// Resume at this time, such as 2026-12-01T06:00:00Z
+    /// Resume at this time, such as 2026-12-01T06:00:00Z [default: on `resume`]
     #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
     pub until: Option<Timestamp>,
 }

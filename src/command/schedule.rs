@@ -34,11 +34,11 @@ pub fn run(command: &ScheduleCommand, environment: &Environment) -> Result<u8, E
     Ok(DONE)
 }
 
-/// The location of the state of tasks, with the key of any.
+/// The location of the tasks' state, with a placeholder for the task.
 fn place_of(environment: &Environment, args: &StateArgs) -> Result<Location, Error> {
     let PlaceArgs { store, dir, lease_seconds } = &args.place;
     let is_open = store.is_none() && dir.is_none() && !environment.has_store();
-    // A project that has not moved its state to a database has one host.
+    // With its state in SQLite, a project has one host.
     let of_meltano = std::env::var("MELTANO_DATABASE_URI").ok().filter(|_| args.meltano && is_open);
     let of_meltano = of_meltano.filter(|uri| !uri.is_empty() && !uri.starts_with("sqlite"));
     let store = of_meltano.as_deref().map(Into::into).or(store.clone());
@@ -50,7 +50,7 @@ fn task_at(place: &Location, name: &str) -> Location {
     place.sibling(Key { kind: Kind::Schedule, name: name.into() })
 }
 
-/// Wants nothing but to look.
+/// A claimant that only observes.
 struct Nothing;
 
 impl Claimant for Nothing {}

@@ -7,7 +7,7 @@ use super::{Ended, Next, Rule, Run, State};
 /// What is stored about a task, beside its last run. Times are in milliseconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
-    /// The slot of the last run, or when the task was first seen. Never goes back.
+    /// The slot of the last run, or when the task was first seen. Only `resume` lowers it.
     pub slot: u64,
     /// The number of slots that were not run.
     #[serde(default)]

@@ -46,7 +46,7 @@ pub fn read(path: &Path) -> Result<Catalog, String> {
 pub fn parse(text: &str, path: &Path, home: Option<&str>, zone: TimeZone) -> Result<Catalog, String> {
     let (catalog, env, name, lines) = Default::default();
     let mut table = Table { catalog, home, env, zone, name, lines };
-    // A name on the last line is not above a task either.
+    // The empty line at the end warns of a name on the last line.
     for (index, line) in text.lines().chain([""]).enumerate() {
         let line = line.trim_start_matches(BLANK);
         let read = table.read(line, index + 1);

@@ -40,11 +40,11 @@ pub struct Definition {
     pub directory: Option<PathBuf>,
     /// Variables of its environment, besides those of the scheduler.
     pub env: BTreeMap<String, String>,
-    /// What to do about slots that were missed.
+    /// Which of the missed slots run late.
     pub catch_up: CatchUp,
-    /// How long after its slot a run may start; `None` until the next slot.
+    /// How long after its slot a run may start; `None`: until the next slot, or as `catch_up` says.
     pub start_within: Option<Duration>,
-    /// What to do about slots that come due during a run.
+    /// The treatment of slots that come due during a run.
     pub overlap: Overlap,
     /// The limit of runs of one slot.
     pub tries: NonZeroU32,
@@ -65,7 +65,7 @@ pub struct Definition {
     pub notify: Vec<String>,
 }
 
-/// What to do about slots that were missed.
+/// Which of the missed slots run late.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CatchUp {
@@ -81,7 +81,7 @@ pub enum CatchUp {
 /// The most slots that [`CatchUp::All`] runs late; earlier ones are skipped.
 pub const MAX_CATCH_UP: usize = 100;
 
-/// What to do about slots that come due during a run.
+/// The treatment of slots that come due during a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {

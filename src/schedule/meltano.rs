@@ -1,4 +1,4 @@
-//! Reads the schedules of the Meltano project around. Each runs in a Meltano of its own.
+//! Reads the schedules of the surrounding Meltano project. Each runs in a Meltano of its own.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::timetable::Timetable;
 use crate::child::lookup::look_up;
 use crate::printable;
 
-/// Says in the environment of Meltano what has started it.
+/// The variable that tells Meltano its trigger.
 const TRIGGER: (&str, &str) = ("MELTANO_JOB_TRIGGER", "serializer");
 
 /// Aliases without a time.
@@ -50,7 +50,7 @@ struct Job {
 /// Asks the program `meltano` of `PATH` for the schedules of its project.
 ///
 /// # Errors
-/// Why it does not answer, in one line.
+/// The reason of a failed command or a bad answer, in one line.
 pub fn read() -> Result<Catalog, String> {
     ask(&mut Command::new(program()))
 }
@@ -67,7 +67,7 @@ fn program() -> String {
 /// Asks this Meltano, which has no arguments yet.
 ///
 /// # Errors
-/// Why it does not answer, in one line.
+/// The reason of a failed command or a bad answer, in one line.
 pub fn ask(meltano: &mut Command) -> Result<Catalog, String> {
     let list = meltano.args(["schedule", "list", "--format=json"]).stdin(Stdio::null());
     let output = list.output().map_err(|error| format!("cannot run `meltano`: {error}"))?;

@@ -1,6 +1,7 @@
-//! What to do about a task. Pure: its definition, its stored state and the time decide. Times are in milliseconds since 1970.
+//! Decides the next step for a task. Pure: the inputs are its definition, its stored state and the
+//! time. Times are in milliseconds since 1970.
 //!
-//! That a slot is not run twice does not depend on this module: a [`Claim`] is refused unless the stored state is the
+//! An error here cannot run a slot twice: a [`Claim`] is refused unless the stored state is the
 //! one that was seen here.
 
 use std::time::Duration;
@@ -10,10 +11,10 @@ use super::timetable::Timetable;
 use crate::mutex::key::Inspected;
 use crate::once::{Claim, Rule, Run, State, Task};
 
-/// When to look again at a run of which nothing is heard.
+/// Poll interval for a run without an observable end.
 const UNHEARD: Duration = Duration::from_secs(1);
 
-/// A lease has expired only after its end.
+/// A lease is expired only after its end.
 const MARGIN: Duration = Duration::from_millis(5);
 
 /// How many skipped slots are counted at a time.
@@ -26,7 +27,7 @@ pub struct Seen {
     pub run: Run,
     /// The state of that run.
     pub state: State,
-    /// When a run that is under way may be in another state without an end that is heard.
+    /// When a running task may have changed its state without a notification.
     pub look_again: u64,
 }
 
@@ -35,7 +36,7 @@ pub struct Seen {
 pub enum Plan {
     /// Store that it was seen now: slots count from now on.
     Introduce,
-    /// Look again at this time; `None` if it is not due.
+    /// Inspect the task again at this time; `None` if it is never due.
     Wait(Option<u64>),
     /// Run it.
     Run(Claim),
@@ -57,7 +58,8 @@ pub fn introduced(stored: Option<&Run>, name: &str, now: u64) -> Option<Run> {
 }
 
 impl Definition {
-    /// The next step for the task `name`, of which `seen` is stored. The scheduler has run since `up_since`.
+    /// The next step for the task `name`, with `seen` as its stored state. The scheduler has run
+    /// since `up_since`.
     pub fn plan(&self, name: &str, seen: Option<&Seen>, now: u64, up_since: u64) -> Plan {
         let Some(Seen { run, state, look_again }) = seen else { return Plan::Introduce };
         let Some(task) = &run.task else { return Plan::Wait(None) };

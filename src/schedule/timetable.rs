@@ -22,13 +22,13 @@ use super::cron::{Cron, DAY};
 use crate::local_time::{ZONES, find_zone};
 use crate::printable;
 
-/// How far ahead a slot is looked for, in milliseconds.
+/// How far ahead to search for a slot, in milliseconds.
 const HORIZON: u64 = 5 * 366 * DAY as u64 * 1000;
 
 /// Changes of clocks by less than this, in seconds, do not affect fixed times.
 const CORRECTION: i64 = 3 * 60 * 60;
 
-/// The last second that is looked at; jiff's times end in the year 9999.
+/// The last second to consider; jiff's times end in the year 9999.
 const END: u64 = 253_370_764_800;
 
 /// When a task is due. A slot is a time in milliseconds since 1970, in UTC.

@@ -199,7 +199,7 @@ fn output_that_is_not_read_stops_nothing() {
     let tasks = tasks(&format!("[tasks.a]\n{EACH}run = '. ./tell; seq 10000 && seq 10000 >&2 && echo >> ends'\n"));
     let shell = ["bash", "-c", r#"{ "$@" 2>&1 & echo $! > pid; } | head -1"#, "bash"];
     let first = ended(&mut tasks.within(&shell, &["start"]));
-    assert!(first.stdout.contains("scheduling 1 tasks"), "{first:?}");
+    assert!(first.stdout.contains("tasks to schedule: 1"), "{first:?}");
     until("its commands do not end", || tasks.read("ends").lines().count() >= 4);
     assert_each_is_run_once(&tasks.lines("a"));
     let pid = Pid::from_raw(tasks.read("pid").trim().parse().expect("a PID")).expect("a PID");

@@ -162,7 +162,7 @@ fn two_versions_of_a_file_are_told_and_run_no_slot_twice(kind: Kind) {
     let tasks = tasks(&cluster, &file(1));
     fs::write(tasks.dir().join("other.toml"), file(2).replace("NAME", &cluster.name)).expect("a file");
     let schedulers = vec![tasks.start(0, &[]), tasks.start(1, &["--file", "other.toml"])];
-    schedulers.iter().for_each(|scheduler| scheduler.until_said("by another definition than this one"));
+    schedulers.iter().for_each(|scheduler| scheduler.until_said("a different definition than this one"));
     let name = format!("{}0", cluster.name);
     tasks.until_lines(&name, 0, 3);
     stop(schedulers);
@@ -184,7 +184,7 @@ fn slots_are_caught_up_after_an_outage_in_which_the_store_is_asked_now_and_then(
     let name = format!("{}0", store.name);
     tasks.until_lines(&name, 0, 1);
     proxy.cut();
-    scheduler.until_said("cannot look at the tasks");
+    scheduler.until_said("cannot inspect the tasks");
     // Each attempt is counted, and comes to nothing.
     proxy.lead_to("127.0.0.1:1".parse().expect("an address"));
     proxy.mend();

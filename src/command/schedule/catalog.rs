@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::schedule::definition::Catalog;
 use crate::schedule::{crontab, meltano, toml_file};
 
-/// How often Meltano is asked for its schedules.
+/// How often the schedules of Meltano are read.
 const ASK_MELTANO: Duration = Duration::from_secs(300);
 
 const USUAL: &str = "serializer.toml";
@@ -30,7 +30,7 @@ pub struct Source {
     fingerprint: Option<Fingerprint>,
     must_read: bool,
     read_at: Instant,
-    /// Meltano needs seconds.
+    /// A reader thread: Meltano needs seconds.
     reading: Option<JoinHandle<Result<Catalog, String>>>,
 }
 
@@ -44,7 +44,7 @@ impl Source {
         Self { from, fingerprint: None, must_read: false, read_at: Instant::now(), reading: None }
     }
 
-    /// The source that the arguments name; `None` if they name none, and the usual file does not exist.
+    /// The source in the arguments; `None` without one and without the usual file.
     pub fn if_any(args: &CatalogArgs) -> Option<Self> {
         let is_named = args.file.is_some() || args.crontab.is_some() || args.state.meltano;
         (is_named || PathBuf::from(USUAL).exists()).then(|| Self::new(args))
@@ -61,7 +61,7 @@ impl Source {
         self.must_read = true;
     }
 
-    /// The definitions, if they have changed or are to be read again. Bad ones are reported, and left out.
+    /// The definitions, if they have changed or a reload is due. Reports invalid ones instead.
     pub fn changed(&mut self) -> Option<Catalog> {
         let is_meltano = matches!(self.from, From::Meltano);
         let is_old = is_meltano && self.read_at.elapsed() > ASK_MELTANO;
@@ -74,7 +74,7 @@ impl Source {
         // A file is read in no time.
         let reading = self.reading.take_if(|reading| !is_meltano || reading.is_finished())?;
         let read = reading.join().unwrap_or_else(|_| Err("cannot read the tasks".to_owned()));
-        read.inspect_err(|why| tracing::error!("{why}; the tasks stay as they were")).ok()
+        read.inspect_err(|why| tracing::error!("{why} (the tasks stay as they were)")).ok()
     }
 }
 

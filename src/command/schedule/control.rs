@@ -24,10 +24,10 @@ use crate::printable;
 use crate::schedule::plan::introduced;
 use crate::verdict::{LocalJudge, Orphans};
 
-/// How much longer than a lease a run may need to end.
+/// How much longer than a lease the end of a run may take.
 const ENDING: Duration = Duration::from_secs(15);
 
-/// How often to look whether it has ended.
+/// Poll interval while a run ends.
 const WATCHED: Duration = Duration::from_millis(500);
 
 /// `serializer schedule run`
@@ -47,7 +47,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
             let now = mutex.time();
             let stored = mutex.amend(&|run| introduced(run, &args.task, now));
             stored.map_err(|error| Error::mutex("store", &location.printable(), error))?;
-            mutex.inspect()?.ok_or_else(|| Error::failed("cannot run the task: its state has vanished"))?
+            mutex.inspect()?.ok_or_else(|| Error::failed("cannot run the task: its state was removed"))?
         }
     };
     if seen.state == State::Running {
@@ -55,11 +55,11 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         return Err(Error::new(BUSY, why).with_hint("`serializer schedule status` shows where"));
     }
     let (last, is_over) = (seen.run.of_slot().0, !matches!(seen.state, State::Failed | State::Interrupted));
-    // Its success would count for the slot that a scheduler has yet to finish.
+    // Its success would count for the slot that is still to be finished.
     let slot = match args.slot.map(milliseconds) {
         Some(slot) if !is_over && slot != last => {
             let (name, last) = (printable::field(&args.task), work::shown_slot(last));
-            return Err(Error::failed(format!("cannot run `{name}` for another slot: {last} is not done yet")));
+            return Err(Error::failed(format!("cannot run `{name}` for another slot: {last} is unfinished")));
         }
         None if !is_over => last,
         slot => slot.unwrap_or_else(|| mutex.time()),
@@ -80,14 +80,14 @@ fn milliseconds(time: Timestamp) -> u64 {
 pub fn pause(args: &PauseArgs, environment: &Environment) -> Result<(), Error> {
     let until = args.until.map_or(u64::MAX, milliseconds);
     if until <= since_1970() {
-        return Err(Error::usage("cannot pause until a time that has passed"));
+        return Err(Error::usage("cannot pause until a time in the past"));
     }
     amend_all(&args.tasks, environment, &|task, _| Task { paused: until, ..task.clone() })
 }
 
 /// `serializer schedule resume`
 pub fn resume(args: &TasksArgs, environment: &Environment) -> Result<(), Error> {
-    // What came due in the pause is not run. A clock that was wrong may have stored a slot of the future.
+    // Slots of the pause are skipped. A wrong clock may have stored a slot of the future.
     let resumed = |task: &Task, now: u64| Task { paused: task.paused.min(now), slot: task.slot.min(now), ..task.clone() };
     amend_all(args, environment, &resumed)
 }
@@ -116,11 +116,11 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         };
         mutex.amend(&mark).map_err(|error| Error::mutex("stop", &location.printable(), error))?;
         let entry = seen.process.entry.as_ref();
-        // Elsewhere, its runner finds the mark when it renews the lease.
+        // On another host, the runner finds the mark when it renews the lease.
         entry.iter().for_each(|entry| signal_keeper(entry, &Place::here(), NAME, Signal::TERM));
         let lease = entry.and_then(|entry| entry.lease).map_or(Duration::ZERO, |lease| lease.duration);
         let end = Instant::now() + lease + ENDING;
-        // Ends with that time.
+        // The loop ends at that time.
         while Instant::now() < end {
             let Some(now) = mutex.inspect()?.filter(|now| now.state == State::Running && now.run.of_slot() == run) else {
                 tracing::info!("stopped `{shown}`");
@@ -129,13 +129,13 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
             mutex.watch(Some(now), WATCHED, &super::Nothing)?;
         }
         is_late = true;
-        tracing::error!("`{shown}` is told to stop, and still runs");
+        tracing::error!("cannot stop `{shown}`: it is still running");
         Ok(())
     })?;
     Ok(if is_late { BUSY } else { DONE })
 }
 
-/// Does this to each task, also after a failure; the first one counts.
+/// Applies `work` to each task, also after a failure. Returns the first failure.
 fn for_all(
     args: &TasksArgs,
     environment: &Environment,

@@ -1,4 +1,4 @@
-//! What wakes a scheduler: signals, the end of its runners, the time, and a clock that is set.
+//! Wakes a scheduler on signals, on the end of a runner, at a time, and when the clock is set.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,13 +12,13 @@ use crate::backend::retry::since_1970;
 use crate::process::since_boot;
 use crate::timer::Timer;
 
-/// The longest sleep. After it, the definitions are looked at.
+/// The longest sleep. After it, the scheduler checks whether the definitions have changed.
 const REFRESH: Duration = Duration::from_secs(10);
 
-/// A clock that has changed by so many milliseconds against the one that is never set was set.
+/// A wall clock that drifts from the boot clock by this many milliseconds was set.
 const LEAP: u64 = 500;
 
-/// How many signals are read at a time.
+/// The most signals to read at a time.
 const MAX_SIGNALS: usize = 64;
 
 pub struct Events {
@@ -28,7 +28,7 @@ pub struct Events {
     drift: u64,
 }
 
-/// What signals ask for.
+/// Requests by signals.
 #[derive(Default)]
 pub struct Asked {
     pub must_stop: bool,
@@ -36,7 +36,7 @@ pub struct Asked {
 }
 
 impl Events {
-    /// Holds the signals back from now on.
+    /// Blocks the signals from now on.
     pub fn new() -> io::Result<Self> {
         let all = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD];
         let mask: SigSet = all.into_iter().collect();
@@ -45,7 +45,7 @@ impl Events {
         Ok(Self { signals, timer: Timer::of_wall_clock()?, drift: drift() })
     }
 
-    /// The signals that have come.
+    /// The signals that have arrived.
     pub fn receive(&self) -> Asked {
         let mut asked = Asked::default();
         for _ in 0..MAX_SIGNALS {
@@ -65,10 +65,10 @@ impl Events {
         now.abs_diff(std::mem::replace(&mut self.drift, now)) > LEAP
     }
 
-    /// Sleeps until a signal comes, until `wall_clock`, in milliseconds since 1970, or until `boot_clock`, in
-    /// milliseconds since boot; or until the host's clock is set.
+    /// Sleeps until a signal, until the clock is set, until `wall_clock` (milliseconds since 1970),
+    /// or until `boot_clock` (milliseconds since boot).
     pub fn sleep(&self, wall_clock: u64, boot_clock: Option<u64>) -> io::Result<()> {
-        // A distant time is not one that the kernel knows.
+        // The kernel refuses distant times.
         self.timer.set(wall_clock.min(since_1970() + 2 * u64::try_from(REFRESH.as_millis()).unwrap_or(0)))?;
         let rest = boot_clock.map(|at| Duration::from_millis(at.saturating_sub(since_boot())));
         Ok(backend::sleep(rest.unwrap_or(REFRESH).min(REFRESH), &[self.signals.as_fd(), self.timer.fd()])?)

@@ -1,5 +1,5 @@
-//! A scheduler: it starts the tasks of its definitions when they are due, unless a scheduler on another host was faster.
-//! It stores nothing but when it first saw a task, and holds nothing: its runners do.
+//! A scheduler: starts tasks when they are due, unless a scheduler on another host was faster.
+//! It only stores when it first saw a task. Its runners hold the locks.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
@@ -27,22 +27,22 @@ use crate::schedule::definition::Catalog;
 use crate::schedule::plan::{Plan, hash, introduced};
 use crate::verdict::{LocalJudge, Orphans};
 
-/// For how long a scheduler lets others be first, for each task that it runs, in milliseconds, and how many tasks count.
+/// Delay before a claim for each running task, in milliseconds, and the most tasks that count.
 const PER_RUNNING: u64 = 25;
 const MOST_RUNNING: u64 = 4;
 
-/// For how long it lets others be first in any case, in milliseconds: up to so many steps, by a hash of host and task.
+/// Delay before any claim: steps of so many milliseconds, by a hash of host and task.
 const STEP: u64 = 5;
 const STEPS: u64 = 8;
 
-/// How often a limit is looked at that is full, in milliseconds.
+/// Poll interval for a full limit, in milliseconds.
 const FULL: u64 = 1000;
 
-/// From so many tasks on, a database is asked for all at once.
+/// From this number of tasks on, a database reads all of them at once.
 const MANY: usize = 4;
 
-/// How far back a scheduler that does not stay looks for slots that are not caught up, in milliseconds: a crontab
-/// starts it once a minute.
+/// How old a slot may be for a tick without catching up, in milliseconds: a crontab starts it
+/// once a minute.
 const TICK: u64 = 60_000;
 
 struct Node<'a> {
@@ -50,7 +50,7 @@ struct Node<'a> {
     order: Order,
     /// How many tasks run at a time.
     jobs: usize,
-    /// How long running tasks may go on after SIGTERM; `None` to end as soon as nothing is due.
+    /// How long to wait for tasks after SIGTERM; `None` for a tick, which exits when nothing is due.
     stop_timeout: Option<Duration>,
     tasks: BTreeMap<String, Tracked<'a>>,
     runners: Runners,
@@ -61,14 +61,14 @@ struct Node<'a> {
     /// The store's clock minus the host's.
     offset: i64,
     events: Events,
-    /// When the store is asked again that has failed.
+    /// When to try the failed store again.
     retry_at: u64,
     store_failures: u32,
-    /// Whether all tasks were looked at.
+    /// Whether all tasks were inspected once.
     has_begun: bool,
 }
 
-/// Starts tasks until a signal ends it, or without `stop_timeout` until nothing is due.
+/// Runs until a signal, or, for a tick, until nothing is due.
 pub fn run(args: &TickArgs, stop_timeout: Option<Duration>, environment: &Environment) -> Result<(), Error> {
     let mut source = Source::new(&args.catalog);
     let catalog = source.read()?;
@@ -80,7 +80,7 @@ pub fn run(args: &TickArgs, stop_timeout: Option<Duration>, environment: &Enviro
     let judge = LocalJudge::new(here, Orphans::Ignore);
     if stop_timeout.is_some() {
         let (tasks, shown) = (catalog.tasks.len(), order.place.shown_place());
-        tracing::info!("scheduling {tasks} tasks, {jobs} at a time; their state is in `{shown}`");
+        tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");
     }
     let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", backend::plain(&error)));
     let mut node = Node {
@@ -104,7 +104,7 @@ pub fn run(args: &TickArgs, stop_timeout: Option<Duration>, environment: &Enviro
 }
 
 impl<'a> Node<'a> {
-    /// The time of the store, as far as it is known.
+    /// The estimated time of the store.
     fn now(&self) -> u64 {
         since_1970().saturating_add_signed(self.offset)
     }
@@ -164,7 +164,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Looks at the tasks that may be due, the one that has waited longest first.
+    /// Inspects the tasks that may be due, the longest waiting first.
     fn work(&mut self) -> Result<(), Error> {
         let now = self.now();
         if now < self.retry_at {
@@ -188,7 +188,7 @@ impl<'a> Node<'a> {
             self.step(name)?;
         }
         self.has_begun = true;
-        // What was not needed gets old.
+        // Unused readings would grow old.
         self.tasks.values_mut().filter(|_| due.len() >= MANY).for_each(|task| task.mutex.offer(None));
         Ok(())
     }
@@ -219,18 +219,18 @@ impl<'a> Node<'a> {
                 self.offset = time.checked_signed_diff(since_1970()).unwrap_or(0);
                 self.follow(name, plan, last.as_ref(), time);
             }
-            // A crontab is told at once, and so is the user that has just started it.
+            // A tick reports errors at once, and so does a scheduler that has just started.
             Err(error) if is_tick || !self.has_begun && !error.cause.passes() => return Err(error.into()),
-            // Of the store, which is not asked for the other tasks either.
+            // The store has failed: the other tasks wait, too.
             Err(error) if error.cause.passes() => {
                 if self.store_failures == 0 {
-                    tracing::warn!("cannot look at the tasks, trying again: {error}");
+                    tracing::warn!("cannot inspect the tasks, trying again: {error}");
                 }
                 self.retry_at = now + pause(&mut self.store_failures);
             }
             Err(error) => {
                 if task.failures == 0 {
-                    tracing::error!("cannot look at the task `{}`, trying again: {error}", printable::field(name));
+                    tracing::error!("cannot inspect the task `{}`, trying again: {error}", printable::field(name));
                 }
                 task.pause(now);
             }
@@ -246,7 +246,7 @@ impl<'a> Node<'a> {
                 let first = hash(&[&self.host, name]) % STEPS * STEP;
                 (task.due_at, task.check_at, task.failures) = (at, at.saturating_add(first), 0);
             }
-            // Its last runner has not stored anything, and has said why.
+            // Its last runner stored nothing, and reported the reason.
             (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) => task.pause(now),
             (Plan::Run(claim), Some(last)) => {
                 let mut work = self.order.work(name, &task.definition, claim, last);
@@ -269,12 +269,12 @@ impl<'a> Node<'a> {
                     }
                 }
             }
-            // It is looked at again.
+            // The next step inspects it again.
             (Plan::Introduce | Plan::Run(_), _) => {}
         }
     }
 
-    /// Looks again at the tasks whose runners have ended, and at those for which there is room now.
+    /// Schedules a check of the tasks of ended runners, and of tasks that waited for room.
     fn reap(&mut self) {
         let (now, ended) = (self.now(), self.runners.reap());
         for (name, task) in &mut self.tasks {

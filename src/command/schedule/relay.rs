@@ -1,4 +1,4 @@
-//! The output of a task: each line with the task's name.
+//! The output of a task, with the task's name before each line.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nix::unistd::{dup2_stderr, dup2_stdout};
 
-/// Ends the last line of a command, if that has not done so itself.
+/// Ends the last line of a command's output, unless it is complete.
 const END_OF_LINE: &[u8] = b"\0\n";
 
 /// The longest part of a line that is written at a time.
@@ -35,7 +35,7 @@ impl Relay {
         let name = task.to_owned();
         thread::Builder::new().spawn(move || {
             let mut lines = BufReader::new(lines);
-            // Ends with the processes that may write.
+            // The loop ends with the processes that may write.
             loop {
                 let mut line = Vec::new();
                 match lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
@@ -52,7 +52,7 @@ impl Relay {
                     }
                     None => format!("{name} | {text}"),
                 };
-                // A task waits for output that is not read, and goes on if no process is left to read it.
+                // Unread output blocks a task. Without a reader, the task goes on.
                 let _ = to.write_all((whole + "\n").as_bytes());
             }
             drop(sender);

@@ -1,5 +1,5 @@
-//! The process that runs a task once: it claims the slot, runs the command, and stores how that ended. It outlives a
-//! scheduler that is killed. Its orders come on its stdin, since they hold the store's password.
+//! The process that runs a task once: it claims the slot, runs the command, and stores the result.
+//! It outlives a killed scheduler. Its orders contain the store's password, and come on stdin.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -34,7 +34,7 @@ use crate::verdict::Orphans;
 use crate::waiting::Waiting;
 use crate::{events, logging, printable};
 
-/// From one try to lock within a limit to the next.
+/// Poll interval for a full limit.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long to wait for a program of `notify`.
@@ -107,7 +107,7 @@ fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> 
     }
 }
 
-/// The first line on stdin, and not a byte more: the rest is the command's.
+/// Reads the first line on stdin, and not a byte more: the command reads the rest.
 fn orders<T: DeserializeOwned>() -> Result<T, Error> {
     let read = || {
         let mut stdin = BufReader::new(File::from(io::stdin().as_fd().try_clone_to_owned()?));
@@ -154,7 +154,7 @@ impl Work {
         Ok(ran.code)
     }
 
-    /// Says how the run ended, and tells the user's program.
+    /// Reports the end of the run, and runs the program of `notify`.
     fn report(&self, ran: &Ran, began: u64, took: String) {
         let (name, slot) = (printable::field(&self.task), shown_slot(self.claim.slot));
         let is_last = ran.number >= self.rule.tries.map(NonZeroU32::get);
@@ -188,7 +188,7 @@ impl Work {
                 let told = running(Pid::from_child(&child));
                 let _ = told.iter().try_for_each(|told| backend::sleep(NOTIFYING, told.ended_fd().as_slice()));
             }
-            Err(error) => tracing::warn!("cannot run `{}` of `notify`: {}", printable::field(program), backend::plain(&error)),
+            Err(error) => tracing::warn!("cannot notify by `{}`: {}", printable::field(program), backend::plain(&error)),
         }
     }
 }

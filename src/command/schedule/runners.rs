@@ -1,4 +1,4 @@
-//! The runs that a scheduler has started, and how they end with it.
+//! The runs that a scheduler has started, and their end when the scheduler stops.
 
 use std::process::Child;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 use crate::child::reap_orphans;
 use crate::process::since_boot;
 
-/// How long runners may take to end after SIGTERM, in milliseconds: their commands have ten seconds.
+/// Time for runners to end after SIGTERM, in milliseconds: their commands have ten seconds.
 const ENDING: u64 = 20_000;
 
 #[derive(Default)]
@@ -34,9 +34,9 @@ impl Runners {
         self.children.iter().any(|(name, _)| name == task)
     }
 
-    /// The tasks whose runners have ended since the last call.
+    /// The tasks of the runners that have ended since the last call.
     pub fn reap(&mut self) -> Vec<String> {
-        // Without an answer, it has ended: SIGCHLD is ignored.
+        // An error means that it has ended: SIGCHLD is ignored.
         let ended = self.children.extract_if(.., |(_, child)| !matches!(child.try_wait(), Ok(None)));
         let ended = ended.map(|(name, _)| name).collect();
         if getpid().is_init() {
@@ -45,23 +45,23 @@ impl Runners {
         ended
     }
 
-    /// Ends them after this time; at once if that was said before.
+    /// Ends the runs after this time; at once on a second call.
     pub fn stop(&mut self, timeout: Duration) {
         let timeout = if self.stop_at.is_some() { Duration::ZERO } else { timeout };
         if !self.is_ending {
             self.stop_at = Some(since_boot().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2)));
         }
         if self.len() > 0 {
-            tracing::info!("stopping, running tasks: {}", self.len());
+            tracing::info!("stopping: tasks still running: {}", self.len());
         }
     }
 
-    /// When to end them next, in milliseconds since boot, if they are to end.
+    /// When to end the runs, in milliseconds since boot.
     pub fn stop_at(&self) -> Option<u64> {
         self.stop_at
     }
 
-    /// Ends them if it is time to. Another scheduler may run their tasks again at once.
+    /// Ends the runs if it is time. Another scheduler may rerun their tasks at once.
     pub fn end(&mut self) {
         if self.stop_at.is_none_or(|stop_at| since_boot() < stop_at) {
             return;

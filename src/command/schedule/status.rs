@@ -32,7 +32,7 @@ use crate::verdict::{LocalJudge, Orphans};
 #[derive(Serialize)]
 struct Row {
     task: String,
-    /// As the file spells it; `None` for a task that this host's file does not define.
+    /// As the file spells it; `None` for a task that is not in this host's file.
     schedule: Option<String>,
     enabled: bool,
     /// One of waiting, running, done, failed, interrupted, paused and overdue.
@@ -73,7 +73,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     failure.map_or(Ok(code), Err)
 }
 
-/// The tasks that this host's file defines, and those of which something is stored; and the first error.
+/// The tasks that are defined in this host's file or stored, and the first error.
 fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row>, Option<Error>), Error> {
     let catalog = Source::if_any(&args.catalog).map_or_else(|| Ok(Catalog::default()), |mut source| source.read())?;
     let place = place_of(environment, &args.catalog.state)?;
@@ -93,7 +93,7 @@ fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row
         let mut mutex = Mutex::new(any.sibling(location.key().clone(), location.printable()), &judge);
         match mutex.inspect() {
             Ok(seen) => rows.push(Row::new(name.clone(), catalog.tasks.get(&name), seen, mutex.time())),
-            // It must not hide the others.
+            // One damaged record does not hide the other tasks.
             Err(error) if !error.cause.passes() => failure = failure.or(Some(error)),
             Err(error) => return Err(error.into()),
         }
@@ -151,7 +151,7 @@ impl Row {
 
 fn text(rows: Vec<Row>) -> String {
     if rows.is_empty() {
-        return "there are no tasks\n".to_owned();
+        return "no tasks\n".to_owned();
     }
     let header = ["TASK", "SCHEDULE", "ENABLED", "STATUS", "LAST RUN", "RESULT", "NEXT", "HOST"];
     let lines = rows.into_iter().map(|row| {
@@ -170,23 +170,23 @@ fn text(rows: Vec<Row>) -> String {
     table(&header, lines)
 }
 
-/// A metric: its name, its type, what it says, and its value for a task.
+/// A metric: its name, its type, its help text, and its value for a task.
 type Metric = (&'static str, &'static str, &'static str, fn(&Row) -> Option<f64>);
 
 const METRICS: [Metric; 9] = [
     ("running", "gauge", "Whether the task is running.", |row| Some(f64::from(row.status == "running"))),
     ("paused", "gauge", "Whether the task is paused.", |row| Some(f64::from(row.paused_until.is_some()))),
-    ("overdue", "gauge", "Whether a slot of the task is due and has not started.", |row| {
+    ("overdue", "gauge", "Whether a slot has been due for a minute, and has not started.", |row| {
         Some(f64::from(row.status == "overdue"))
     }),
-    ("failed", "gauge", "Whether the last run has failed or was interrupted.", |row| {
+    ("failed", "gauge", "Whether the last run failed or was interrupted.", |row| {
         Some(f64::from(["failed", "interrupted"].contains(&row.status)))
     }),
-    ("last_run_timestamp_seconds", "gauge", "When the last run began.", |row| seconds(row.last_run)),
-    ("last_success_timestamp_seconds", "gauge", "When a run last succeeded.", |row| seconds(row.last_success)),
-    ("last_duration_seconds", "gauge", "How long the last run took, or has run.", |row| row.seconds),
-    ("next_timestamp_seconds", "gauge", "When the task runs next.", |row| seconds(row.next)),
-    ("skipped_total", "counter", "How many slots were not run.", |row| Some(row.skipped as f64)),
+    ("last_run_timestamp_seconds", "gauge", "Start of the last run.", |row| seconds(row.last_run)),
+    ("last_success_timestamp_seconds", "gauge", "End of the last successful run.", |row| seconds(row.last_success)),
+    ("last_duration_seconds", "gauge", "Duration of the last run, in seconds; so far, if it is running.", |row| row.seconds),
+    ("next_timestamp_seconds", "gauge", "Start of the next run.", |row| seconds(row.next)),
+    ("skipped_total", "counter", "Number of skipped slots.", |row| Some(row.skipped as f64)),
 ];
 
 fn seconds(milliseconds: Option<u64>) -> Option<f64> {

@@ -1,4 +1,4 @@
-//! A task, as a scheduler follows it.
+//! A task as a scheduler tracks it.
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ use crate::schedule::plan::{Plan, Seen};
 const PAUSE: u64 = 1000;
 const MAX_PAUSE: u64 = 60_000;
 
-/// A task, and what is known of it. Times are in milliseconds by the store's clock.
+/// A tracked task. Times are in milliseconds by the store's clock.
 pub struct Tracked<'a> {
     pub definition: Definition,
     pub mutex: Mutex<'a>,
-    /// When to look at it next; 0 for a first look.
+    /// When to inspect it next; 0 for the first time.
     pub check_at: u64,
-    /// Since when there is something to do.
+    /// When the next step became due.
     pub due_at: u64,
-    /// Whether it was left to less busy schedulers.
+    /// Whether it has waited for less busy schedulers.
     pub has_yielded: bool,
     pub needs_room: bool,
     pub last_claim: Option<Claim>,
     /// The lease of its last run, if that has expired.
     pub expired: Option<Expired>,
     pub failures: u32,
-    /// The other definition of which a warning has told.
+    /// The other definition that a warning has reported.
     other: u32,
 }
 
@@ -41,7 +41,7 @@ impl<'a> Tracked<'a> {
         Self { definition, mutex, check_at, due_at, has_yielded, needs_room, last_claim, expired, failures, other }
     }
 
-    /// Works by this definition from now on.
+    /// Uses this definition from now on.
     pub fn adopt(&mut self, definition: Definition) {
         (self.other, self.check_at) = (self.definition.number(), 0);
         self.definition = definition;
@@ -56,7 +56,7 @@ impl<'a> Tracked<'a> {
         let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref()).map_or(0, |stored| stored.definition);
         if ![0, self.definition.number(), self.other].contains(&stored) {
             self.other = stored;
-            tracing::warn!("the task `{}` has run by another definition than this one", printable::field(name));
+            tracing::warn!("the last run of the task `{}` used a different definition than this one", printable::field(name));
         }
         // By the store's clock.
         let up_since = up_since.saturating_add_signed(now.checked_signed_diff(since_1970()).unwrap_or(0));

@@ -1,4 +1,4 @@
-//! One run of a task, and the process that is to do it.
+//! One run of a task, and its process.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,10 +25,10 @@ use crate::once::{Claim, Interrupted, Rule, Run};
 use crate::schedule::definition::Definition;
 use crate::verdict::{Judged, LocalJudge, RUN_VARIABLE, Verdict};
 
-/// The argument that makes a process of this program a runner.
+/// The argument that turns a process of this program into a runner.
 pub const NAME: &str = "run-task";
 
-/// The argument that makes it run a command within a limit.
+/// The argument that runs a command within a limit.
 pub const LIMITED: &str = "run-limited";
 
 /// A slot that has not started after this time is overdue, in milliseconds.
@@ -52,12 +52,12 @@ pub struct Work {
     pub lease: Option<Duration>,
     pub rule: Rule,
     pub claim: Claim,
-    /// The lease of the last run, if that was watched to its end: the runner of a store without a clock has not.
+    /// The lease of the last run, if the scheduler has watched it to its end. The runner has not.
     pub expired: Option<Expired>,
     pub command: Vec<String>,
-    /// Variables of the command. The runner itself does not have them: they may be of another store.
+    /// Variables of the command. The runner does not have them: they may name another store.
     pub env: BTreeMap<String, String>,
-    /// What the command is to do, if it waits for its place within a limit: that is a part of its run.
+    /// The limit of the command, if any. Waiting for it is a part of the run.
     #[serde(skip)]
     pub limited: Option<Limited>,
     /// When it is overdue, in milliseconds since 1970.
@@ -68,7 +68,7 @@ pub struct Work {
     pub is_json: bool,
 }
 
-/// Of a process that runs its arguments while it holds one of several slots of a lock.
+/// Orders of a process that runs its arguments while it holds one of the slots of a lock.
 #[derive(Serialize, Deserialize)]
 pub struct Limited {
     pub lock: Location,
@@ -102,7 +102,7 @@ impl Order {
         });
         let wrapper = limited.is_some().then(|| [EXECUTABLE, LIMITED].map(str::to_owned));
         let (tries, interrupted) = match claim.is_forced {
-            // Schedulers do not repeat what a user has asked for.
+            // Schedulers do not repeat a run on request.
             true => (NonZeroU32::MIN, Interrupted::Stop),
             false => (definition.tries, definition.interrupted),
         };
