@@ -55,7 +55,7 @@ fn a_slot_is_run_to_its_end_wherever_its_processes_are_killed_and_never_twice_at
     }
     let mut count = 0;
     for (name, numbers) in &calls {
-        for ordinal in ends(numbers, rounds(2)) {
+        for ordinal in ends(numbers, rounds(1)) {
             count += 1;
             let inject = format!("inject={name}:signal=KILL:when={ordinal}");
             let _ = fs::remove_file(tasks.dir().join("trace"));

@@ -150,8 +150,8 @@ fn for_all(
         let done = match mutex.inspect() {
             Ok(Some(seen)) => work(&mut mutex, &location, seen),
             Ok(None) => {
-                let why = format!("nothing is stored about the task `{}`: `{}`", printable::field(name), location.printable());
-                Err(Error::failed(why).with_hint("`serializer schedule status` lists the tasks"))
+                let why = format!("no state of the task `{}` is stored: `{}`", printable::field(name), location.printable());
+                Err(Error::failed(why).with_hint("`serializer schedule start` stores it when it first sees a task"))
             }
             Err(error) => Err(error.into()),
         };

@@ -239,6 +239,7 @@ impl<'a> Node<'a> {
     }
 
     fn follow(&mut self, name: &str, plan: Plan, last: Option<&Run>, now: u64) {
+        let began = (self.up_since + TICK).saturating_add_signed(self.offset);
         let Some(task) = self.tasks.get_mut(name) else { return };
         match (plan, last) {
             (Plan::Wait(at), _) => {
@@ -246,8 +247,13 @@ impl<'a> Node<'a> {
                 let first = hash(&[&self.host, name]) % STEPS * STEP;
                 (task.due_at, task.check_at, task.failures) = (at, at.saturating_add(first), 0);
             }
-            // Its last runner stored nothing, and reported the reason.
-            (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) => task.pause(now),
+            // A tick leaves to the next one what has come due since: it would never end if its tasks were slow.
+            (Plan::Run(claim), _) if self.stop_timeout.is_none() && claim.slot > began => task.check_at = u64::MAX,
+            // Its last runner stored nothing, and reported the reason; or it was killed, perhaps by what it does.
+            (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) || task.was_killed => {
+                task.was_killed = false;
+                task.pause(now);
+            }
             (Plan::Run(claim), Some(last)) => {
                 let mut work = self.order.work(name, &task.definition, claim, last);
                 if work.limited.as_ref().is_some_and(|limited| limited.is_full(&self.any, self.judge)) {
@@ -278,8 +284,8 @@ impl<'a> Node<'a> {
     fn reap(&mut self) {
         let (now, ended) = (self.now(), self.runners.reap());
         for (name, task) in &mut self.tasks {
-            if ended.contains(name) {
-                (task.check_at, task.has_yielded) = (now, true);
+            if let Some(was_killed) = ended.get(name) {
+                (task.check_at, task.has_yielded, task.was_killed) = (now, true, *was_killed);
             } else if task.needs_room && !ended.is_empty() {
                 (task.check_at, task.needs_room) = (now, false);
             }

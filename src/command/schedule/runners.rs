@@ -1,5 +1,7 @@
 //! The runs that a scheduler has started, and their end when the scheduler stops.
 
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 use std::time::Duration;
 
@@ -34,11 +36,12 @@ impl Runners {
         self.children.iter().any(|(name, _)| name == task)
     }
 
-    /// The tasks of the runners that have ended since the last call.
-    pub fn reap(&mut self) -> Vec<String> {
+    /// The tasks of the runners that have ended since the last call, and whether they were killed.
+    pub fn reap(&mut self) -> BTreeMap<String, bool> {
         // An error means that it has ended: SIGCHLD is ignored.
         let ended = self.children.extract_if(.., |(_, child)| !matches!(child.try_wait(), Ok(None)));
-        let ended = ended.map(|(name, _)| name).collect();
+        let was_killed = |child: &mut Child| child.wait().is_ok_and(|status| status.signal().is_some());
+        let ended = ended.map(|(name, mut child)| (name, was_killed(&mut child))).collect();
         if getpid().is_init() {
             reap_orphans(&self.children.iter().map(|(_, child)| Pid::from_child(child)).collect::<Vec<_>>());
         }

@@ -26,6 +26,8 @@ pub struct Tracked<'a> {
     /// Whether it has waited for less busy schedulers.
     pub has_yielded: bool,
     pub needs_room: bool,
+    /// Whether its last runner here was killed.
+    pub was_killed: bool,
     pub last_claim: Option<Claim>,
     /// The lease of its last run, if that has expired.
     pub expired: Option<Expired>,
@@ -37,8 +39,8 @@ pub struct Tracked<'a> {
 impl<'a> Tracked<'a> {
     /// A task that was not looked at yet.
     pub fn new(definition: Definition, mutex: Mutex<'a>) -> Self {
-        let (check_at, due_at, has_yielded, needs_room, last_claim, expired, failures, other) = Default::default();
-        Self { definition, mutex, check_at, due_at, has_yielded, needs_room, last_claim, expired, failures, other }
+        let (check_at, due_at, has_yielded, needs_room, was_killed, last_claim, expired, failures, other) = Default::default();
+        Self { definition, mutex, check_at, due_at, has_yielded, needs_room, was_killed, last_claim, expired, failures, other }
     }
 
     /// Uses this definition from now on.

@@ -15,7 +15,7 @@ use super::cases::Kinds;
 const CAUGHT_UP: u64 = 100;
 
 /// How often a slot runs again after interruptions, beside its tries.
-const INTERRUPTIONS: u32 = 4;
+const INTERRUPTIONS: u32 = 10;
 
 pub struct Rules {
     kinds: Kinds,
