@@ -28,7 +28,7 @@ find src -name '*.rs' -print0 | LC_ALL=C sort -z | xargs -0 awk '
         put("command", "command")
         put("cli", "cli config")
         put("sys", "sys process timer local_time printable")
-        put("rest", "main lib error exit_code logging usage holder panics")
+        put("rest", "main lib error events exit_code logging usage holder panics")
     }
 
     function put(room, paths,    path, i, n) {

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod describe;
+mod ended;
 mod flock;
 mod initialize;
 mod job;

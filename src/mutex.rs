@@ -2,6 +2,7 @@
 //! for a [`Claimant`](crate::claimant::Claimant). `docs/protocol.md` argues why two processes never both hold a lock.
 
 mod acquire;
+mod connection;
 pub mod key;
 mod notices;
 pub mod register;

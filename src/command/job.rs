@@ -62,17 +62,6 @@ impl Job {
     }
 }
 
-/// How a command ended.
-pub struct Ran {
-    pub code: u8,
-    pub how: String,
-    /// The number of the run of a key.
-    pub number: Option<u32>,
-}
-
-/// How the run of a task ended that its scheduler ended.
-pub const INTERRUPTED: &str = "interrupted: its scheduler has ended";
-
 /// Program and arguments.
 pub fn command_of(args: &CommandArgs) -> Vec<OsString> {
     args.script.as_ref().map_or_else(|| args.command.clone(), |script| script_of_shell(script))

@@ -34,11 +34,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
     let orphans = environment.orphans(args.owner.orphans)?;
     let on_lost = environment.on_lost(args.request.on_lost, OnLost::Warn)?;
-    if (args.print_token || args.detached) && !lock.is_shared() {
-        let option = if args.print_token { "--print-token" } else { "--detached" };
-        let why = format!("`{option}` needs a store: lock files have no fencing tokens");
-        return Err(Error::usage(why).with_hint("name one with `--store` or `SERIALIZER_STORE`"));
-    }
+    check_store(args, &lock)?;
     let here = Place::here();
     // A detached run has no owner that lives on; this process stands for it.
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?.or(args.detached.then(getpid));
@@ -81,6 +77,16 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         Some(fencing) => super::print(format!("{fencing}\n").as_bytes()),
         None => Ok(()),
     }
+}
+
+/// Refuses options that need a store.
+fn check_store(args: &LockArgs, lock: &Location) -> Result<(), Error> {
+    if (args.print_token || args.detached) && !lock.is_shared() {
+        let option = if args.print_token { "--print-token" } else { "--detached" };
+        let why = format!("`{option}` needs a store: lock files have no fencing tokens");
+        return Err(Error::usage(why).with_hint("name one with `--store` or `SERIALIZER_STORE`"));
+    }
+    Ok(())
 }
 
 /// What was granted, and its entry, if it has a lease that is not kept yet.

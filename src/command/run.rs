@@ -1,5 +1,6 @@
 //! `serializer run`
 
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,8 @@ use nix::sys::signal::Signal;
 use rustix::process::getpid;
 use serde_json::json;
 
-use super::job::{INTERRUPTED, Job, Ran, command_of};
+use super::ended::{INTERRUPTED, Ran, STOPPED, not_released, outcome};
+use super::job::{Job, command_of};
 use super::progress::Progress;
 use super::unlock::unlocked;
 use crate::backend;
@@ -22,15 +24,13 @@ use crate::exit_code::{BUSY, DONE, LOST};
 use crate::keeper::Charge;
 use crate::keeper::thread::Renewing;
 use crate::mode::Mode;
-use crate::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
+use crate::mutex::{self, Acquired, Grant, Mutex, Released, Request, Whose};
 use crate::once::Ending;
 use crate::owner::Place;
 use crate::printable;
 use crate::process::since_boot;
 use crate::record::Outcome;
 use crate::verdict::LocalJudge;
-
-const NOT_ALONE: &str = ", so that it may not have run alone";
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let name = args.name_from_command.then(|| name_from_command(&command_of(&args.command)));
@@ -43,9 +43,6 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job })
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
-
-/// The exit code of a command that was stopped and says that all is well: 128 + SIGTERM.
-const STOPPED: u8 = 143;
 
 /// Runs a job; tells how its command ended.
 pub fn execute(job: &Job) -> Result<u8, Error> {
@@ -74,6 +71,18 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     let renewing = run.renew(&mut grant)?;
     let child = run.start(&grant, renewing.as_ref())?;
     run.wait(child, renewing).map(|ran| Some(Ran { number: grant.run, ..ran }))
+}
+
+/// What was seen of a command until its end.
+struct Watched {
+    /// The inner error says why it never began.
+    end: io::Result<child::End>,
+    /// Why its lock was lost, for which it was ended.
+    lost: Option<String>,
+    /// Of a lease: it had not expired.
+    was_good: Option<bool>,
+    /// The store did not answer the last renewal.
+    is_unanswered: bool,
 }
 
 /// A job that is being done.
@@ -178,45 +187,23 @@ impl Run<'_> {
 
     /// Waits for the command's end, releases the lock, and tells how it all ended.
     fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<Ran, Error> {
-        let ends_with_it = renewing.as_ref().filter(|_| self.job.on_lost == OnLost::Terminate);
-        let mut why_ended = None;
-        let kill_at = || renewing.as_ref().map_or(u64::MAX, Renewing::kill_at);
-        let mut on_loss = || {
-            let why = ends_with_it.map(Renewing::why).unwrap_or_default();
-            let ending = if kill_at() > since_boot() { "ending" } else { "killing" };
-            emit("loss", &self.location, json!({ "why": why }));
-            tracing::error!("{ending} the command, because its lock is lost: {why}");
-            why_ended = Some(why);
-        };
-        let lost = ends_with_it.map(Renewing::lost_fd);
-        let end = child.wait(Lease { lost, kill_at: &kill_at, on_loss: &mut on_loss });
-        let was_ended = why_ended.is_some();
-        let was_good = renewing.as_ref().map(Renewing::is_good);
-        let is_unanswered = renewing.as_ref().is_some_and(Renewing::is_unanswered);
-        // A lost lease ends by itself: one request frees it earlier, but an absent store is not waited for.
-        if was_ended || was_good == Some(false) {
-            self.mutex.patience = Duration::ZERO;
-        }
-        drop(renewing);
-        // Then it may still run, so the lock is left to end with it.
-        let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, backend::plain(&error)));
-        let end = end.map_err(untold)?;
+        let Watched { end, lost, was_good, is_unanswered } = self.watch(child, renewing)?;
         let code = end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
         let request = &self.job.request;
         let is_stopped = end.as_ref().is_ok_and(|end| end.is_stopped);
         let how = if is_stopped { self.why_stopped() } else { format!("ended with {code}") };
-        let outcome = self.outcome(code, was_ended, is_stopped, &how);
-        let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| !was_ended && !is_stopped) };
-        let released = if was_ended && is_unanswered { Ok(None) } else { self.release(ending) };
+        let (is_lost, counts) = (lost.is_some(), lost.is_none() && !is_stopped);
+        let outcome = if is_lost { Outcome::Unknown } else { outcome(request, code, is_stopped, &how) };
+        let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| counts) };
+        let released = if is_lost && is_unanswered { Ok(None) } else { self.release(ending) };
         let (command, location) = (&self.shown, &self.location);
         // Nothing has run then, so a lost lock has done no harm.
         let end = match end.map_err(|error| cannot_run(self.program, &error)) {
             Err(error) if request.claim.is_some() => return Ok(Ran { code, how: error.to_string(), number: None }),
             end => end?,
         };
-        if let Some(why) = why_ended {
-            let hint = "it may not have run alone, if it did not end in time; a longer `SERIALIZER_LEASE_SECONDS` outlasts longer \
-                        outages";
+        if let Some(why) = lost {
+            let hint = "unless it ended in time, it may not have run alone; a longer `SERIALIZER_LEASE_SECONDS` outlasts outages";
             let message = format!("ended `{command}`, because its lock `{location}` was lost: {why}");
             return Err(Error::new(LOST, message).with_hint(hint));
         }
@@ -227,7 +214,7 @@ impl Run<'_> {
             }
             Err(error) => {
                 let (is_harmless, error) = not_released(location, error, was_good);
-                if end.code == DONE && error.code != LOST && self.job.request.once.is_some() {
+                if end.code == DONE && error.code != LOST && request.once.is_some() {
                     return Err(error.during(&format!("`{command}` has succeeded, but may run again")));
                 }
                 if end.code == DONE && !is_harmless {
@@ -244,18 +231,29 @@ impl Run<'_> {
         Ok(Ran { code, how, number: None })
     }
 
-    /// What counts of a command's end.
-    fn outcome(&self, code: u8, was_ended: bool, is_stopped: bool, how: &str) -> Outcome {
-        let request = &self.job.request;
-        match code {
-            // Another scheduler runs it again.
-            _ if was_ended || how == INTERRUPTED => Outcome::Unknown,
-            // A command may end with 0 when it is told to end.
-            DONE if is_stopped => Outcome::Failed,
-            DONE if request.skip_if_done || request.once.is_some() => Outcome::Succeeded,
-            _ if request.once.is_some() => Outcome::Failed,
-            _ => Outcome::Unknown,
+    /// Waits for the command's end, and ends it if its lock is lost.
+    fn watch(&mut self, child: Child, renewing: Option<Renewing>) -> Result<Watched, Error> {
+        let ends_with_it = renewing.as_ref().filter(|_| self.job.on_lost == OnLost::Terminate);
+        let mut lost = None;
+        let kill_at = || renewing.as_ref().map_or(u64::MAX, Renewing::kill_at);
+        let mut on_loss = || {
+            let why = ends_with_it.map(Renewing::why).unwrap_or_default();
+            let ending = if kill_at() > since_boot() { "ending" } else { "killing" };
+            emit("loss", &self.location, json!({ "why": why }));
+            tracing::error!("{ending} the command, because its lock is lost: {why}");
+            lost = Some(why);
+        };
+        let lost_fd = ends_with_it.map(Renewing::lost_fd);
+        let end = child.wait(Lease { lost: lost_fd, kill_at: &kill_at, on_loss: &mut on_loss });
+        let was_good = renewing.as_ref().map(Renewing::is_good);
+        let is_unanswered = renewing.as_ref().is_some_and(Renewing::is_unanswered);
+        // A lost lease ends by itself: one request frees it earlier, but an absent store is not waited for.
+        if lost.is_some() || was_good == Some(false) {
+            self.mutex.patience = Duration::ZERO;
         }
+        // Then it may still run, so the lock is left to end with it.
+        let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, backend::plain(&error)));
+        Ok(Watched { end: end.map_err(untold)?, lost, was_good, is_unanswered })
     }
 
     /// Why the run of a task was stopped by a signal.
@@ -263,14 +261,12 @@ impl Run<'_> {
         let is_late = self.job.task_ends_at.is_some_and(|at| at <= since_boot());
         let state = if is_late { None } else { self.mutex.inspect().ok().flatten() };
         let is_asked_for = state.and_then(|key| key.run.task).is_some_and(|task| task.is_stopped);
-        if is_late {
-            "timed out"
-        } else if is_asked_for {
-            "stopped"
-        } else {
-            INTERRUPTED
-        }
-        .to_owned()
+        let why = match (is_late, is_asked_for) {
+            (true, _) => "timed out",
+            (false, true) => "stopped",
+            (false, false) => INTERRUPTED,
+        };
+        why.to_owned()
     }
 
     /// Says what usually goes without saying.
@@ -300,26 +296,5 @@ impl Run<'_> {
         drop(self.claimant.take());
         self.claimant.signals().into_iter().for_each(Signals::die);
         Error::failed(format!("cannot run `{}`: its process was killed before it began", self.shown))
-    }
-}
-
-/// Why a lock could not be given back, and whether the command has certainly run alone all the same. `was_good`, of a lease,
-/// says that it had not expired when the command ended.
-fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> (bool, Error) {
-    let is_taken = match &error {
-        mutex::Error::NotLocked | mutex::Error::Lost(Lost::TakenOver | Lost::Broken | Lost::Gone, _) => true,
-        // No holders: it has changed all the time.
-        mutex::Error::NotOurs(holders) => !holders.is_empty(),
-        _ => false,
-    };
-    match was_good {
-        _ if is_taken => {
-            (false, Error::new(LOST, format!("`{location}` was not locked by the command any more when it ended{NOT_ALONE}")))
-        }
-        Some(false) => {
-            (false, Error::new(LOST, format!("the lease of `{location}` was over when the command ended{NOT_ALONE}: {error}")))
-        }
-        // A lease that is not renewed expires.
-        Some(true) | None => (was_good.is_some(), Error::mutex("unlock", location, error)),
     }
 }

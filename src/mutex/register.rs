@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::backend;
@@ -19,32 +19,13 @@ use crate::process::since_boot;
 use crate::record::{KEPT, Record};
 
 pub use super::Stored;
+pub use super::connection::Connection;
+pub(super) use super::connection::{Shared, lock};
 pub use crate::backend::seam::Write;
 
 /// The age, in milliseconds, from which a state is read again before a write. The number of the
 /// write must not be below the numbers of a register that was made, used and purged meanwhile.
 const MAX_AGE: u64 = 60_000;
-
-/// The store of a register. Another thread may close its connection.
-pub(super) type Shared = Mutex<Box<dyn Store>>;
-
-/// The connection of a register.
-pub struct Connection(Weak<Shared>);
-
-impl Connection {
-    /// Closes it, until the register is used again. Does nothing while another thread uses it.
-    pub fn close(&self) {
-        if let Some(store) = self.0.upgrade()
-            && let Ok(mut store) = store.try_lock()
-        {
-            store.disconnect();
-        }
-    }
-}
-
-pub(super) fn lock(store: &Shared) -> MutexGuard<'_, Box<dyn Store>> {
-    store.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The register of one lock.
 pub struct Register {

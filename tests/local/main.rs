@@ -20,6 +20,7 @@ mod once;
 mod once_crash_points;
 mod once_policy;
 mod once_rules;
+mod operators;
 mod panics;
 mod policy;
 mod queue_file;
