@@ -55,6 +55,6 @@ fn a_line_that_debians_cron_refuses_is_refused() {
         let ended = run(&clock, &format!("{line}\n"), "UTC", TIME);
         assert!(ended.stderr.contains("Error: bad minute"), "{line}: {}", ended.stderr);
         let error = crontab::parse(line, Path::new("tab"), None, TimeZone::UTC).expect_err(line);
-        assert!(error.starts_with("cannot use `tab`: invalid entry (line 1): "), "{error}");
+        assert!(error.starts_with("cannot use `tab`: line 1: expected `NAME=value`"), "{error}");
     }
 }
