@@ -10,13 +10,14 @@ use std::process::{Command, Stdio};
 use crate::support::{self, Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, ended};
 use serde_json::Value;
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "run",
     "lock",
     "unlock",
     "wait",
     "break",
     "once",
+    "schedule",
     "forget",
     "flock",
     "status",

@@ -232,7 +232,7 @@ fn a_wrong_setting_or_call_is_not_tried() {
             let ended = place.run(0, &format!("env '{setting}' {line}"), &place.job());
             assert!(codes("200", &place) == [ended.code] && !ended.stderr.contains("secret"), "{ended:?}");
         }
-        for line in [&line.replace("COMMAND", ""), &line.replace("90s", "90"), &line.replace("run", "run --no-such")] {
+        for line in [&line.replace("COMMAND", ""), &line.replace("90s", "soon"), &line.replace("run", "run --no-such")] {
             assert_eq!(codes("201", &place), [place.run(0, line, &place.job()).code], "{line}");
         }
         assert_eq!(place.log(), 0);
