@@ -3,14 +3,15 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU32;
-use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
+use nix::unistd::dup2_stdin;
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::de::DeserializeOwned;
 
@@ -108,15 +109,18 @@ fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> 
     }
 }
 
-/// Reads the first line on stdin, and not a byte more: the command reads the rest.
+/// Reads the first line on stdin. The rest becomes stdin, in another file: the orders hold the store's password, and a command
+/// that opens `/dev/stdin` reads from the beginning.
 fn orders<T: DeserializeOwned>() -> Result<T, Error> {
     let read = || {
-        let mut stdin = BufReader::new(File::from(io::stdin().as_fd().try_clone_to_owned()?));
-        let mut line = String::new();
-        stdin.read_line(&mut line)?;
-        let ahead = i64::try_from(stdin.buffer().len()).unwrap_or(0);
-        stdin.get_mut().seek(SeekFrom::Current(-ahead))?;
-        Ok(serde_json::from_str(&line)?)
+        let mut text = Vec::new();
+        io::stdin().read_to_end(&mut text)?;
+        let end = text.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut rest = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
+        rest.write_all(&text[end + 1..])?;
+        rest.rewind()?;
+        dup2_stdin(&rest)?;
+        Ok(serde_json::from_slice(&text[..end])?)
     };
     read().map_err(cannot)
 }
