@@ -16,19 +16,19 @@ find src -name '*.rs' -print0 | LC_ALL=C sort -z | xargs -0 awk '
         title["aws"] = "aws + object + dynamodb"; title["cli"] = "cli + config"
 
         # The longest path that matches decides. A path that does not exist is harmless.
-        put("lock", "mutex lock once schedule verdict staleness record mode waiting waiter claimant requester owner")
-        put("lease", "keeper lease")
-        put("run", "child run")
-        put("store", "backend store store/url backend/seam backend/failure backend/retry backend/engines backend/key backend/looks")
-        put("store", "backend/network store/seam store/retry store/network store/key store/poll store/address store/factory")
-        put("file", "backend/file store/file")
-        put("directory", "backend/directory store/directory")
-        put("sql", "backend/sql store/sql backend/postgres store/postgres backend/mysql store/mysql")
-        put("aws", "backend/checks backend/runtime backend/aws store/aws backend/object store/object backend/dynamodb store/dynamodb")
+        put("lock", "lock record schedule")
+        put("lease", "lease")
+        put("run", "run")
+        put("store", "store store/address store/backoff store/engines store/failure store/key store/network store/retry")
+        put("store", "store/seam store/waiter")
+        put("file", "store/file")
+        put("directory", "store/directory")
+        put("sql", "store/sql store/postgres store/mysql")
+        put("aws", "store/aws store/checks store/dynamodb store/object store/runtime")
         put("command", "command")
-        put("cli", "cli config")
-        put("sys", "sys process timer local_time printable")
-        put("rest", "main lib error events exit_code logging usage holder panics")
+        put("cli", "cli config values")
+        put("sys", "sys")
+        put("rest", "main lib error events exit_code logging usage panics")
     }
 
     function put(room, paths,    path, i, n) {
@@ -36,13 +36,13 @@ find src -name '*.rs' -print0 | LC_ALL=C sort -z | xargs -0 awk '
         for (i = 1; i <= n; i++) room_of[path[i]] = room
     }
 
-    # `mutex/acquire.rs` is found by `mutex/acquire`, else by `mutex`. A file directly in `store` or `backend` requires a line
+    # `mutex/acquire.rs` is found by `mutex/acquire`, else by `mutex`. A file directly in `store` requires a line
     # above: otherwise a new store would count as a part of the seam.
     function find_room(path) {
         sub(/^src\//, "", path); sub(/\.rs$/, "", path); sub(/_tests$/, "", path); sub(/\/mod$/, "", path)
         if (path in room_of) return room_of[path]
         while (sub(/\/[^\/]*$/, "", path)) {
-            if (path == "store" || path == "backend") return ""
+            if (path == "store") return ""
             if (path in room_of) return room_of[path]
         }
         return ""

@@ -14,8 +14,8 @@ use clap::{Args, Parser, Subcommand};
 use rustix::process::Pid;
 
 use crate::config::{self, OnLost};
-use crate::store::Unread;
-use crate::verdict::Orphans;
+use crate::lock::staleness::Orphans;
+use crate::store::address::Unread;
 pub use run::{CommandArgs, FlockArgs, ForgetArgs, OnceArgs, RuleArgs, RunArgs};
 pub use schedule::{
     CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, StateArgs, TasksArgs, TickArgs,

@@ -59,6 +59,6 @@ fn is_read(text: &[u8]) -> Result<bool, Error> {
         Ok(()) => Ok(true),
         // The reader has read enough (`| head`).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Error::failed(format!("cannot write to standard output: {}", crate::backend::plain(&error)))),
+        Err(error) => Err(Error::failed(format!("cannot write to standard output: {}", crate::store::plain(&error)))),
     }
 }

@@ -18,18 +18,18 @@ pub use values::{
     parse_slots, parse_time, parse_tries, parse_word,
 };
 
-use crate::backend::seam::{Key, Kind};
-use crate::backend::{self, Location, file};
 use crate::cli::{LockFileArgs, PlaceArgs, RequestArgs, RuleArgs, WaitingArgs};
 use crate::error::Error;
-use crate::local_time::named_zone;
-use crate::mode::Mode;
-use crate::mutex::Request;
-use crate::once::Rule;
-use crate::printable;
-use crate::store::{StoreSettings, StoreUrl, Unread};
-use crate::verdict::Orphans;
-use crate::waiting::Waiting;
+use crate::lock::Request;
+use crate::lock::once::Rule;
+use crate::lock::staleness::Orphans;
+use crate::lock::waiting::Waiting;
+use crate::record::mode::Mode;
+use crate::store::address::{StoreSettings, StoreUrl, Unread};
+use crate::store::seam::{Key, Kind};
+use crate::store::{self, Location, file};
+use crate::sys::local_time::named_zone;
+use crate::sys::text;
 
 /// Begins the names of all our variables.
 const PREFIX: &str = "SERIALIZER_";
@@ -87,7 +87,7 @@ impl Environment {
     /// All locks or keys of a directory or store.
     pub fn all(&self, kind: Kind, args: &PlaceArgs) -> Result<Vec<Location>, Error> {
         Ok(match self.store(kind, args, None)? {
-            Some(store) => backend::all_in(&store, kind)?,
+            Some(store) => store::all_in(&store, kind)?,
             None => file::all_in(&self.directory(kind, args)?, kind)?,
         })
     }
@@ -96,7 +96,7 @@ impl Environment {
     pub fn place(&self, kind: Kind, args: &PlaceArgs) -> Result<String, Error> {
         Ok(match self.store(kind, args, None)? {
             Some(store) => store.url.to_string(),
-            None => printable::path(&self.directory(kind, args)?),
+            None => text::path(&self.directory(kind, args)?),
         })
     }
 
@@ -105,7 +105,7 @@ impl Environment {
         let is_valid = (1..=MAX_KEY).contains(&key.len()) && !key.chars().any(char::is_control);
         if !is_valid {
             let why = format!("expected 1 to {MAX_KEY} bytes of text without control characters");
-            return Err(Error::usage(format!("cannot use the key `{}`: {why}", printable::field(key))));
+            return Err(Error::usage(format!("cannot use the key `{}`: {why}", text::field(key))));
         }
         let key = Key { kind, name: key.into() };
         Ok(match self.store(kind, args, None)? {
@@ -193,8 +193,7 @@ impl Environment {
     pub fn once(&self, args: &RuleArgs, place: &PlaceArgs, location: &Location) -> Result<Request, Error> {
         let RuleArgs { per, valid_for, tries, interrupted } = *args;
         if let (Some(_), Err(name)) = (per, named_zone()) {
-            let why =
-                format!("cannot tell when a period begins: `TZ` is `{}`, which is not a time zone", printable::field(&name));
+            let why = format!("cannot tell when a period begins: `TZ` is `{}`, which is not a time zone", text::field(&name));
             return Err(Error::usage(why).with_hint("`ls /usr/share/zoneinfo` shows which there are"));
         }
         let rule = Rule { per, valid_for, tries, interrupted: interrupted.unwrap_or_default() };
@@ -243,7 +242,7 @@ impl Environment {
         }
         match parse(value) {
             Ok(parsed) => Ok(Some(parsed)),
-            Err(expected) => cannot(format!(" `{}`: {expected}", printable::field(value))),
+            Err(expected) => cannot(format!(" `{}`: {expected}", text::field(value))),
         }
     }
 }
@@ -281,12 +280,12 @@ pub fn state_directory() -> Result<PathBuf, Error> {
 /// `path`, which was made from `name`, if a lock file can be there.
 fn lock_path(path: PathBuf, name: &Path) -> Result<PathBuf, Error> {
     let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
-    let why = if !path.to_string_lossy().chars().all(printable::is_safe) {
+    let why = if !path.to_string_lossy().chars().all(text::is_safe) {
         "its name contains a control character"
     } else if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
         "it names a directory"
     } else {
         return Ok(path);
     };
-    Err(Error::usage(format!("cannot use `{}` as a lock file: {why}", printable::path(&path))))
+    Err(Error::usage(format!("cannot use `{}` as a lock file: {why}", text::path(&path))))
 }

@@ -1,10 +1,10 @@
 //! Everything that can end a command, as one line for people, with an exit code and a hint.
 
-use crate::backend;
 use crate::exit_code::{BUSY, FAILED, GIVEN_UP, LOST, REFUSED, USAGE};
-use crate::holder::listed;
-use crate::mutex::{self, Lost};
-use crate::verdict::{Held, Holding, Unknown};
+use crate::lock::holder::listed;
+use crate::lock::staleness::{Held, Holding, Unknown};
+use crate::lock::{self, Lost};
+use crate::store;
 
 /// Why a command failed. The message is complete.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -44,13 +44,13 @@ impl Error {
     }
 
     /// A mutex's answer to `verb` (lock, unlock) on `location`.
-    pub fn mutex(verb: &str, location: &str, error: mutex::Error) -> Self {
-        use mutex::Error as E;
+    pub fn mutex(verb: &str, location: &str, error: lock::Error) -> Self {
+        use lock::Error as E;
         let cannot = |code, why: &str| Self::new(code, format!("cannot {verb} `{location}`: {why}"));
         let why = error.to_string();
         let hint_for = |holders: &[Holding]| holders.iter().find_map(|holding| hint_for(holding, location));
         match error {
-            E::Backend(error) => error.into(),
+            E::Store(error) => error.into(),
             E::Busy(attempts, holders) => {
                 let s = if attempts == 1 { "" } else { "s" };
                 let why = format!("gave up after {attempts} attempt{s}, held by {}", listed(&holders, false));
@@ -91,9 +91,9 @@ impl Error {
     }
 }
 
-impl From<backend::Error> for Error {
-    fn from(error: backend::Error) -> Self {
-        let code = if error.cause == backend::Cause::Unusable { USAGE } else { FAILED };
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        let code = if error.cause == store::Cause::Unusable { USAGE } else { FAILED };
         Self { message: error.to_string(), hint: error.failure.hint, code }
     }
 }

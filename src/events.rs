@@ -10,9 +10,9 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::backend;
-use crate::owner::Place;
-use crate::printable;
+use crate::record::owner::HostIdentity;
+use crate::store;
+use crate::sys::text;
 
 static LOG: OnceLock<File> = OnceLock::new();
 
@@ -23,21 +23,21 @@ pub fn start(flag: Option<&PathBuf>) {
     match OpenOptions::new().append(true).create(true).open(&path) {
         Ok(file) => drop(LOG.set(file)),
         // A lock matters more than its log.
-        Err(error) => tracing::warn!("cannot open the event log `{}`: {}", printable::path(&path), backend::plain(&error)),
+        Err(error) => tracing::warn!("cannot open the event log `{}`: {}", text::path(&path), store::plain(&error)),
     }
 }
 
 /// Writes an event of a lock, with more fields.
 pub fn emit(event: &str, lock: &str, more: Value) {
     let Some(mut log) = LOG.get() else { return };
-    let (time, host) = (Timestamp::now().to_string(), Place::here().host);
+    let (time, host) = (Timestamp::now().to_string(), HostIdentity::here().host);
     let mut line = json!({ "time": time, "event": event, "lock": lock, "pid": std::process::id(), "host": host });
     if let (Value::Object(line), Value::Object(more)) = (&mut line, more) {
         line.extend(more);
     }
     // In one piece: other processes write there, too.
     if let Err(error) = log.write_all(format!("{line}\n").as_bytes()) {
-        tracing::warn!("cannot write the event log: {}", backend::plain(&error));
+        tracing::warn!("cannot write the event log: {}", store::plain(&error));
     }
 }
 

@@ -15,7 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::cli::LogArgs;
 use crate::error::Error;
 use crate::exit_code;
-use crate::local_time::local_time;
+use crate::sys::local_time::local_time;
 
 struct Lines {
     json: bool,

@@ -2,15 +2,17 @@
 //! the Python plugin `meltano-pipeline-serializer`, whose takeover writes the first line only.
 
 mod entry;
+pub mod mode;
+pub mod owner;
 
 use std::time::Duration;
 
 pub use entry::{Entry, Lease, Outcome, parse_pid, random_token};
 
-use crate::once::Run;
+use crate::lock::once::Run;
 use entry::Fields;
 
-/// The largest record, in bytes: more than [`crate::mode::MAX_SLOTS`] entries usually need, and read in no time.
+/// The largest record, in bytes: more than [`crate::record::mode::MAX_SLOTS`] entries usually need, and read in no time.
 pub const MAX_BYTES: usize = 64 * 1024;
 
 /// A store may remove a released record after this time. The next number is then the time of a

@@ -1,194 +1,171 @@
-//! Which store locks live in, and how it is spoken to. Its address may hold a password, which is never shown.
+//! Where registers are kept. A store is a compare-and-swap register per key, not a lock: what a record means, whether it is
+//! stale and when it is replaced is decided in [`crate::lock`]. The seam between the two is [`seam::Store`].
 
-use std::ffi::OsString;
+pub mod address;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+mod aws;
+pub mod backoff;
+#[cfg(any(feature = "dynamodb", feature = "object-store"))]
+mod checks;
+mod directory;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
+mod engines;
+pub mod failure;
+pub mod file;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
+mod key;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
+mod network;
+#[cfg(feature = "object-store")]
+mod object;
+#[cfg(feature = "postgres")]
+mod postgres;
+pub mod retry;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
+mod runtime;
+pub mod seam;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod sql;
+pub mod waiter;
+
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-/// What an address of a directory says by its code.
-const IN_PATHS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#').add(b' ');
+use crate::lock::register::Register;
+use crate::store::address::StoreSettings;
+use crate::sys::text;
+pub use failure::{Cause, Error, Failure};
+use seam::{Key, Kind, Page};
 
-/// The kinds of stores. A directory is on a file system that hosts share; S3 is also what speaks its protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Scheme {
-    Directory,
-    Postgres,
-    Mysql,
-    Dynamodb,
-    S3,
-    Azure,
-    Gcs,
+/// An operating system's error as part of a sentence: lower case and without its number.
+pub fn plain(error: &std::io::Error) -> impl fmt::Display {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = text.chars();
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect::<String>())
+        .unwrap_or_else(|| "unknown error".to_owned())
 }
 
-/// Each with its name in addresses, the cargo feature that it requires, and other spellings.
-const SCHEMES: [(Scheme, &str, &str, &[&str]); 7] = [
-    (Scheme::Directory, "file", "file", &[]),
-    (Scheme::Postgres, "postgres", "postgres", &["postgresql", "cockroachdb"]),
-    (Scheme::Mysql, "mysql", "mysql", &["mariadb"]),
-    (Scheme::Dynamodb, "dynamodb", "dynamodb", &[]),
-    (Scheme::S3, "s3", "object-store", &[]),
-    // The second one is what Meltano's state backend takes.
-    (Scheme::Azure, "az", "object-store", &["azure"]),
-    (Scheme::Gcs, "gs", "object-store", &[]),
-];
-
-impl Scheme {
-    /// Its name in addresses.
-    pub fn name(self) -> &'static str {
-        SCHEMES[self as usize].1
-    }
-
-    /// The cargo feature that it requires, if it requires one.
-    pub fn feature(self) -> &'static str {
-        SCHEMES[self as usize].2
-    }
-
-    /// The scheme of this text before `://`. SQLAlchemy writes `dialect+driver`; the driver does not matter.
-    fn of(text: &str) -> Option<Self> {
-        let name = text.split('+').next()?.to_ascii_lowercase();
-        let known = SCHEMES.iter().find(|(_, own, _, others)| *own == name || others.contains(&name.as_str()));
-        known.map(|(scheme, ..)| *scheme)
+/// Sleeps at most `limit`, or until one of `fds` becomes readable.
+pub fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+    let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let timeout = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
-/// How to use a store. Serialized, it holds the password.
+/// Which register, and where it is. Serialized, it holds the store's password.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreSettings {
-    /// Where it is.
-    pub url: StoreUrl,
-    /// A file with the password, if the address has none.
-    pub password_file: Option<PathBuf>,
-    /// How long to wait for a connection, and for each answer.
-    pub timeout: Duration,
+pub enum Location {
+    /// A file in this directory.
+    File(PathBuf, Key),
+    /// In a store that many hosts share.
+    Store(StoreSettings, Key),
 }
 
-/// A text that was given as an address. It may hold a password, so it is not shown.
-#[derive(Clone)]
-pub struct Unread(String);
+impl Location {
+    /// The lock whose file has this path.
+    pub fn file(path: &Path) -> Self {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::File(parent.to_owned(), Key::lock(path.file_name().unwrap_or_default()))
+    }
 
-impl From<&str> for Unread {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
+    /// The lock of this name in a store.
+    pub fn store(settings: StoreSettings, name: &OsStr) -> Self {
+        Self::Store(settings, Key::lock(name))
+    }
+
+    /// Another register at the same place.
+    pub fn sibling(&self, key: Key) -> Self {
+        match self {
+            Self::File(directory, _) => Self::File(directory.clone(), key),
+            Self::Store(settings, _) => Self::Store(settings.clone(), key),
+        }
+    }
+
+    /// Which register.
+    pub fn key(&self) -> &Key {
+        let (Self::File(_, key) | Self::Store(_, key)) = self;
+        key
+    }
+
+    /// What it is called in messages.
+    pub fn printable(&self) -> String {
+        match self {
+            Self::File(directory, key) => text::path(&directory.join(file::file_name(key))),
+            Self::Store(settings, key) => {
+                format!("{}#{}{}", settings.url, key.kind.prefix(), text::path(Path::new(&key.name)))
+            }
+        }
+    }
+
+    /// What the place is called in messages, without the register.
+    pub fn shown_place(&self) -> String {
+        match self {
+            Self::File(directory, _) => text::path(directory),
+            Self::Store(settings, _) => settings.url.to_string(),
+        }
+    }
+
+    /// Whether its holders cannot see each other.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Store(..))
     }
 }
 
-impl fmt::Debug for Unread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("…")
-    }
+/// Opens a register, without touching it.
+pub fn open(location: &Location) -> Result<Register, Error> {
+    let (store, key): (Box<dyn seam::Store>, _) = match location {
+        Location::File(directory, key) => (Box::new(file::Files::new(directory)), key),
+        Location::Store(settings, key) => (open_store(settings)?, key),
+    };
+    Ok(Register::new(store, key.clone(), location.printable()))
 }
 
-impl Unread {
-    /// Reads it.
-    pub fn read(&self) -> Result<StoreUrl, String> {
-        StoreUrl::parse(&self.0)
-    }
+/// Opens a store, without connecting to it.
+pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn seam::Store>, Error> {
+    let unusable = |failure| Failure { cause: Cause::Unusable, ..failure }.during("use the store", settings.url.to_string());
+    engines::open(settings).map_err(unusable)
 }
 
-/// The address of a store.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreUrl {
-    scheme: Scheme,
-    /// What stands behind `://`.
-    rest: String,
+/// A table with more pages of locks is not for locks alone, and going through it costs money in some stores.
+const MAX_PAGES: usize = 1000;
+
+/// All registers of a kind in a store that have a value, in the order of their names.
+pub fn all_in(settings: &StoreSettings, kind: Kind) -> Result<Vec<Location>, Error> {
+    let mut store = open_store(settings)?;
+    let all = list_all(&mut *store, kind).map_err(|failure| failure.during("list the locks of", settings.url.to_string()))?;
+    let held = all.into_iter().filter(|(_, state)| state.value.is_some());
+    Ok(held.map(|(name, _)| Location::Store(settings.clone(), Key { kind, name })).collect())
 }
 
-impl StoreUrl {
-    /// Reads an address.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let expected = "expected an address such as postgres://user@host/database, mysql://user@host/database, dynamodb://TABLE, \
-             s3://bucket/prefix or file:///shared/directory";
-        let Some((scheme, rest)) = text.trim().split_once("://") else {
-            let is_path = text.trim_start().starts_with('/');
-            return Err(if is_path { "a directory that hosts share is named as `file:///…`" } else { expected }.to_owned());
+/// All registers of a kind in a store, with their states as [`seam::Store::list`] gives them.
+pub fn list_all(store: &mut dyn seam::Store, kind: Kind) -> Result<Vec<(OsString, seam::State)>, Failure> {
+    let (mut all, mut after) = (Vec::new(), None);
+    for _ in 0..MAX_PAGES {
+        let page = match store.list(kind, after.as_deref()) {
+            Err(Failure { cause: Cause::NotPrepared, .. }) => Page::default(),
+            page => page?,
         };
-        if scheme.split('+').next().is_some_and(|dialect| dialect.eq_ignore_ascii_case("sqlite")) {
-            return Err("SQLite is a file of one machine, for which the lock file is made: leave the store out, and set \
-                        `SERIALIZER_DIR` to a directory of the project"
-                .to_owned());
-        }
-        let is_word = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+');
-        let unknown =
-            || if is_word { format!("`{scheme}://` is no store that is known; {expected}") } else { expected.to_owned() };
-        let scheme = Scheme::of(scheme).ok_or_else(unknown)?;
-        if rest.chars().any(char::is_control) {
-            return Err("the address contains a control character".to_owned());
-        }
-        Ok(Self { scheme, rest: rest.to_owned() })
-    }
-
-    /// That of a directory.
-    pub fn of_directory(path: &Path) -> Self {
-        let rest = percent_encode(path.as_os_str().as_bytes(), IN_PATHS).to_string();
-        Self { scheme: Scheme::Directory, rest }
-    }
-
-    /// The directory, if it is one.
-    pub fn directory(&self) -> Option<PathBuf> {
-        let path = self.rest.split_once('?').map_or(self.rest.as_str(), |(path, _)| path);
-        // RFC 8089: this host's files.
-        let path = path.strip_prefix("localhost").unwrap_or(path);
-        (self.scheme == Scheme::Directory).then(|| PathBuf::from(OsString::from_vec(percent_decode(path.as_bytes()).collect())))
-    }
-
-    /// Another directory, with the same options.
-    pub fn in_directory(&self, path: &Path) -> Self {
-        let options = self.rest.find('?').map_or("", |at| &self.rest[at..]);
-        let Self { scheme, rest } = Self::of_directory(path);
-        Self { scheme, rest: rest + options }
-    }
-
-    /// Which kind of store it is.
-    pub fn scheme(&self) -> Scheme {
-        self.scheme
-    }
-
-    /// What stands behind `://`.
-    pub fn place(&self) -> &str {
-        &self.rest
-    }
-}
-
-/// Without user, password and options.
-impl fmt::Display for StoreUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.scheme == Scheme::Directory {
-            return write!(f, "{}://{}", self.scheme.name(), self.rest);
-        }
-        // A password may hold `/`, `?` and `@`, although it should not. If an `@` follows a `?`, its end is not certain.
-        let (place, options) = self.rest.split_once(['?', '#']).unwrap_or((&self.rest, ""));
-        let place = match place.rsplit_once('@') {
-            _ if options.contains('@') => "…",
-            Some((_, place)) => place,
-            // Without a host, what looks like its port may be a password.
-            None if !has_ports_only(place) => "…",
-            None => place,
-        };
-        write!(f, "{}://{place}", self.scheme.name())?;
-        // The same table in two regions is two tables.
-        match options.split('&').find_map(|option| option.strip_prefix("region=")).filter(|_| place != "…") {
-            Some(region) if self.scheme == Scheme::Dynamodb => write!(f, "?region={region}"),
-            _ => Ok(()),
+        all.extend(page.entries);
+        after = page.next;
+        if after.is_none() {
+            return Ok(all);
         }
     }
-}
-
-/// Whether what stands behind colons, if anything does, are numbers of ports.
-fn has_ports_only(place: &str) -> bool {
-    let hosts = place.split('/').next().unwrap_or("").split(',');
-    hosts.map(|host| host.rsplit_once(']').map_or(host, |(_, rest)| rest)).all(|host| {
-        let port = host.split_once(':').map_or("", |(_, port)| port);
-        port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit())
-    })
-}
-
-impl fmt::Debug for StoreUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
+    Err(Failure::permanent("it holds too many").with_hint("name the locks, or give locks a store of their own"))
 }

@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::{LockFileArgs, PlaceArgs, RequestArgs, WaitingArgs};
 use crate::config::{self, OnLost};
-use crate::once::{Interrupted, Period};
-use crate::verdict::Orphans;
+use crate::lock::once::{Interrupted, Period};
+use crate::lock::staleness::Orphans;
 
 #[derive(Args)]
 pub struct RunArgs {

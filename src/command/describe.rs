@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::cli::Cli;
 use crate::error::Error;
-use crate::printable;
+use crate::sys::text;
 
 /// `serializer describe`: the commands as Meltano extensions list them.
 pub fn run(format: &str) -> Result<(), Error> {
@@ -34,7 +34,7 @@ pub fn man(name: Option<&str>) -> Result<(), Error> {
     let mut command = Cli::command();
     command.build();
     if let Some(name) = name {
-        let unknown = || Error::usage(format!("no such command: `{}`", printable::field(name)));
+        let unknown = || Error::usage(format!("no such command: `{}`", text::field(name)));
         // Pages of subcommands are named as git's are.
         let page = format!("serializer-{name}");
         command = command.find_subcommand(name).ok_or_else(unknown)?.clone().display_name(page);

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::exit_code::{DONE, LOST};
-use crate::mutex::{self, Lost, Request};
+use crate::lock::{self, Lost, Request};
 use crate::record::Outcome;
 
 const NOT_ALONE: &str = ", so that it may not have run alone";
@@ -36,11 +36,11 @@ pub fn outcome(request: &Request, code: u8, is_stopped: bool, how: &str) -> Outc
 
 /// Why a lock could not be given back, and whether the command has certainly run alone all the same. `was_good`, of a lease,
 /// says that it had not expired when the command ended.
-pub fn not_released(location: &str, error: mutex::Error, was_good: Option<bool>) -> (bool, Error) {
+pub fn not_released(location: &str, error: lock::Error, was_good: Option<bool>) -> (bool, Error) {
     let is_taken = match &error {
-        mutex::Error::NotLocked | mutex::Error::Lost(Lost::TakenOver | Lost::Broken | Lost::Gone, _) => true,
+        lock::Error::NotLocked | lock::Error::Lost(Lost::TakenOver | Lost::Broken | Lost::Gone, _) => true,
         // No holders: it has changed all the time.
-        mutex::Error::NotOurs(holders) => !holders.is_empty(),
+        lock::Error::NotOurs(holders) => !holders.is_empty(),
         _ => false,
     };
     match was_good {

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use super::job::Job;
 use super::run::execute;
-use crate::child::{Descendants, Program};
 use crate::cli::FlockArgs;
 use crate::config::{Environment, OnLost, lock_file_at};
 use crate::error::Error;
 use crate::exit_code::{BUSY, FAILED};
-use crate::mode::Mode;
-use crate::mutex::Request;
-use crate::waiting::Waiting;
+use crate::lock::Request;
+use crate::lock::waiting::Waiting;
+use crate::record::mode::Mode;
+use crate::run::{Descendants, Program};
 
 /// `EX_NOINPUT` of sysexits.h, by which flock tells a file that cannot be used from one that is locked.
 const NO_INPUT: u8 = 66;

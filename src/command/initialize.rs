@@ -5,22 +5,22 @@ use std::path::Path;
 
 use rustix::process::getpid;
 
-use crate::backend::{self, Location};
 use crate::cli::InitializeArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::mutex::register::{Register, Write};
-use crate::owner::{Owner, Place};
-use crate::printable;
+use crate::lock::register::{Register, Write};
+use crate::record::owner::{HostIdentity, Owner};
 use crate::record::{Entry, KEPT, Record};
+use crate::store::{self, Location};
+use crate::sys::text;
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;
     if args.print_sql {
         return print_sql(&lock);
     }
-    let entry = Owner::of(getpid(), &Place::here()).and_then(|owner| Entry::new(owner, None, None));
-    let entry = entry.map_err(|error| Error::failed(format!("cannot write a record: {}", backend::plain(&error))))?;
+    let entry = Owner::of(getpid(), &HostIdentity::here()).and_then(|owner| Entry::new(owner, None, None));
+    let entry = entry.map_err(|error| Error::failed(format!("cannot write a record: {}", store::plain(&error))))?;
     let token = entry.token.clone().unwrap_or_default();
     let (place, probe) = match &lock {
         // One for all processes that try, since not every store can remove it.
@@ -29,10 +29,10 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
         }
         Location::File(directory, _) => {
             create(directory)?;
-            (printable::path(directory), Location::file(&directory.join(format!(".serializer.{token}.probe"))))
+            (text::path(directory), Location::file(&directory.join(format!(".serializer.{token}.probe"))))
         }
     };
-    let mut register = backend::open(&probe)?;
+    let mut register = store::open(&probe)?;
     register.verify_conditional_writes()?;
     let tried = try_out(&mut register, Record::of(vec![entry]).as_ref());
     if let (Err(_), Location::File(directory, key)) = (&tried, &probe) {
@@ -52,7 +52,7 @@ fn print_sql(lock: &Location) -> Result<(), Error> {
     let Location::Store(settings, _) = lock else {
         return Err(Error::usage("`--print-sql` needs a database: pass `--store`"));
     };
-    match backend::open_store(settings)?.schema() {
+    match store::open_store(settings)?.schema() {
         Some(statements) => super::print(statements.as_bytes()),
         None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url))),
     }
@@ -60,8 +60,8 @@ fn print_sql(lock: &Location) -> Result<(), Error> {
 
 fn create(directory: &Path) -> Result<(), Error> {
     if !directory.is_dir() {
-        let shown = printable::path(directory);
-        let cannot = |error| Error::failed(format!("cannot create the lock directory `{shown}`: {}", backend::plain(&error)));
+        let shown = text::path(directory);
+        let cannot = |error| Error::failed(format!("cannot create the lock directory `{shown}`: {}", store::plain(&error)));
         fs::create_dir_all(directory).map_err(cannot)?;
         tracing::info!("created the lock directory `{shown}`");
     }

@@ -3,15 +3,15 @@
 use std::ffi::OsString;
 
 use super::flock::script_of_shell;
-use crate::backend::Location;
-use crate::child::{Descendants, Program};
 use crate::cli::{CommandArgs, WaitingArgs};
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
-use crate::mutex::Request;
-use crate::mutex::key::Expired;
-use crate::verdict::Orphans;
-use crate::waiting::Waiting;
+use crate::lock::Request;
+use crate::lock::key::Expired;
+use crate::lock::staleness::Orphans;
+use crate::lock::waiting::Waiting;
+use crate::run::{Descendants, Program};
+use crate::store::Location;
 
 /// What to run, and how to lock for it.
 pub struct Job {

@@ -6,20 +6,20 @@ use rustix::process::getpid;
 
 use super::once;
 use super::progress::Progress;
-use crate::backend::{self, Location};
-use crate::claimant::{Claimant, ProcessClaimant};
 use crate::cli::LockArgs;
 use crate::config::{Environment, OnLost};
 use crate::error::Error;
 use crate::events::{emit, waited};
 use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
-use crate::keeper::process::kill;
-use crate::keeper::{Charge, TokenHolder};
-use crate::mutex::{self, Acquired, Grant, Mutex, Whose};
-use crate::owner::Place;
-use crate::process;
+use crate::lease::process::kill;
+use crate::lease::{LeaseGrant, TokenHolder};
+use crate::lock::requester::{ProcessRequester, Requester};
+use crate::lock::staleness::{LocalLiveness, Orphans};
+use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope};
+use crate::record::owner::HostIdentity;
 use crate::record::{Entry, Outcome};
-use crate::verdict::{LocalJudge, Orphans};
+use crate::store::{self, Location};
+use crate::sys::process;
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let place = &args.file.place;
@@ -35,23 +35,23 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let orphans = environment.orphans(args.owner.orphans)?;
     let on_lost = environment.on_lost(args.request.on_lost, OnLost::Warn)?;
     check_store(args, &lock)?;
-    let here = Place::here();
+    let here = HostIdentity::here();
     // A detached run has no owner that lives on; this process stands for it.
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?.or(args.detached.then(getpid));
     let needs_keeper = request.lease.is_some() && !args.detached;
-    let claimant = ProcessClaimant::discover(&here, owner_pid, needs_keeper);
-    let judge = LocalJudge::new(here, orphans);
-    let mut mutex = Mutex::new(backend::open(&lock)?, &judge);
+    let requester = ProcessRequester::discover(&here, owner_pid, needs_keeper);
+    let judge = LocalLiveness::new(here, orphans);
+    let mut mutex = Mutex::new(store::open(&lock)?, &judge);
     let location = lock.printable();
     let cannot = |error| Error::mutex("lock", &location, error);
-    let described = claimant.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
+    let described = requester.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
     let mut progress = Progress::new(&waiting, false);
     let begun = Instant::now();
-    let acquired = mutex.acquire(&claimant, &request, &waiting, &mut progress);
+    let acquired = mutex.acquire(&requester, &request, &waiting, &mut progress);
     progress.clear();
     let acquired = acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
-    if needs_keeper && let Some(unkept) = unkept(&mut mutex, &claimant, &acquired).map_err(cannot)? {
-        keep(&lock, &mut mutex, &claimant, unkept, request.lease.unwrap_or_default(), orphans, on_lost)?;
+    if needs_keeper && let Some(unkept) = unkept(&mut mutex, &requester, &acquired).map_err(cannot)? {
+        keep(&lock, &mut mutex, &requester, unkept, request.lease.unwrap_or_default(), orphans, on_lost)?;
     }
     let fencing = match &acquired {
         Acquired::TakenOver(grant, from) => {
@@ -92,23 +92,23 @@ fn check_store(args: &LockArgs, lock: &Location) -> Result<(), Error> {
 /// What was granted, and its entry, if it has a lease that is not kept yet.
 fn unkept(
     mutex: &mut Mutex<'_>,
-    claimant: &ProcessClaimant,
+    requester: &ProcessRequester,
     acquired: &Acquired,
-) -> Result<Option<(Grant, Entry)>, mutex::Error> {
+) -> Result<Option<(Grant, Entry)>, lock::Error> {
     let held = match acquired {
         Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
-            return Ok(Some((grant.clone(), claimant.entry().map_err(mutex::Error::Entry)?)));
+            return Ok(Some((grant.clone(), requester.entry().map_err(lock::Error::Entry)?)));
         }
         Acquired::AlreadyHeld(held) => held.entry.as_ref().filter(|entry| entry.lease.is_some()),
         Acquired::NotNeeded(_) => None,
     };
     let Some((entry, token)) = held.and_then(|entry| Some((entry, entry.token.as_ref()?))) else { return Ok(None) };
     // A keeper that was made just now has not begun yet; another one may have been killed.
-    if entry.keeper.is_some_and(|keeper| process::is_running(keeper) && !claimant.has_started(keeper)) {
+    if entry.keeper.is_some_and(|keeper| process::is_running(keeper) && !requester.has_started(keeper)) {
         // What was only read may be out of date (a node that lags behind). What is written is not.
         return mutex.renew(token, None).map(|_| None);
     }
-    let keeper = claimant.keeper().map_err(mutex::Error::Entry)?.identity;
+    let keeper = requester.keeper().map_err(lock::Error::Entry)?.identity;
     Ok(Some((mutex.renew(token, Some(keeper))?, entry.clone())))
 }
 
@@ -116,7 +116,7 @@ fn unkept(
 fn keep(
     lock: &Location,
     mutex: &mut Mutex<'_>,
-    claimant: &ProcessClaimant,
+    requester: &ProcessRequester,
     (mut grant, entry): (Grant, Entry),
     lease: Duration,
     orphans: Orphans,
@@ -127,8 +127,8 @@ fn keep(
     // A lock that is held already has the lease that it was acquired with.
     let lease = entry.lease.map_or(lease, |own| own.duration);
     mutex.refresh(&mut grant, lease).map_err(cannot)?;
-    let charge = Charge { grant, lease };
-    let begun = claimant.keeper().and_then(|keeper| keeper.keep(lock, &entry, &charge, orphans, on_lost));
+    let charge = LeaseGrant { grant, lease };
+    let begun = requester.keeper().and_then(|keeper| keeper.keep(lock, &entry, &charge, orphans, on_lost));
     let error = match begun {
         // If this process was stopped meanwhile, the lock may be lost.
         Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
@@ -140,10 +140,10 @@ fn keep(
             let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
             Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
         }
-        Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", backend::plain(&error))),
+        Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", store::plain(&error))),
     };
     // The keeper may have begun all the same.
-    let _ = claimant.keeper().map(|keeper| kill(keeper.identity));
-    let _ = mutex.release(&TokenHolder(&charge.grant.token), Whose::OwnAlone, Outcome::Unknown);
+    let _ = requester.keeper().map(|keeper| kill(keeper.identity));
+    let _ = mutex.release(&TokenHolder(&charge.grant.token), ReleaseScope::Own, Outcome::Unknown);
     Err(error)
 }

@@ -9,22 +9,22 @@ use super::job::Job;
 use super::progress::Progress;
 use super::run::execute;
 use super::unlock::unlocked;
-use crate::backend::seam::Kind;
-use crate::backend::{self, Location, file};
-use crate::child::Signals;
-use crate::claimant::ProcessClaimant;
 use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs};
 use crate::config::{Environment, state_directory};
 use crate::error::Error;
 use crate::exit_code::BUSY;
-use crate::keeper::{self, TokenHolder};
-use crate::mutex::{self, Mutex, Released, Whose};
-use crate::once::{Ending, State};
-use crate::owner::Place;
-use crate::printable;
+use crate::lease::{self, TokenHolder};
+use crate::lock::once::{Ending, State};
+use crate::lock::requester::ProcessRequester;
+use crate::lock::staleness::{LocalLiveness, Orphans};
+use crate::lock::waiting::{Attempts, Observer, Waiting};
+use crate::lock::{self, Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
-use crate::verdict::{LocalJudge, Orphans};
-use crate::waiting::{Attempts, Observer, Waiting};
+use crate::record::owner::HostIdentity;
+use crate::run::Signals;
+use crate::store::seam::Kind;
+use crate::store::{self, Location, file};
+use crate::sys::text;
 
 /// The hint for a key that runs.
 const FORGET: &str = "`serializer forget --force KEY` forgets the running key; its run counts as lost";
@@ -53,13 +53,13 @@ pub fn made(location: Location) -> Result<Location, Error> {
         && state_directory().is_ok_and(|usual| usual == *directory)
     {
         make(directory).map_err(|error| {
-            let (shown, why) = (printable::path(directory), backend::plain(&error));
+            let (shown, why) = (text::path(directory), store::plain(&error));
             Error::failed(format!("cannot create the directory `{shown}`: {why}"))
         })?;
     }
     let Location::File(directory, _) = &location else { return Ok(location) };
     let Some(why) = file::forgets(directory) else { return Ok(location) };
-    Err(Error::usage(format!("cannot keep keys in `{}`: {why}", printable::path(directory)))
+    Err(Error::usage(format!("cannot keep keys in `{}`: {why}", text::path(directory)))
         .with_hint("name another directory with `--dir` or `SERIALIZER_DIR`, or a store with `SERIALIZER_STORE`"))
 }
 
@@ -73,39 +73,39 @@ fn make(directory: &Path) -> io::Result<()> {
 /// `serializer unlock --once`
 pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result<(), Error> {
     let location = open(environment, &args.file.place, key)?;
-    let here = Place::here();
-    let judge = LocalJudge::new(here.clone(), environment.orphans(args.owner.orphans)?);
-    let mut mutex = Mutex::new(backend::open(&location)?, &judge);
+    let here = HostIdentity::here();
+    let judge = LocalLiveness::new(here.clone(), environment.orphans(args.owner.orphans)?);
+    let mut mutex = Mutex::new(store::open(&location)?, &judge);
     let usual = if args.failed { "failed" } else { "done" };
-    let how = args.note.as_deref().map_or(usual.to_owned(), printable::field);
+    let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
     let outcome = if args.failed { Outcome::Failed } else { Outcome::Succeeded };
     let ending = Ending { outcome, how: &how, code: None };
     let released = match &args.token {
-        Some(token) => mutex.conclude(&TokenHolder(token), Whose::OwnAlone, ending),
+        Some(token) => mutex.conclude(&TokenHolder(token), ReleaseScope::Own, ending),
         None => {
-            let claimant = ProcessClaimant::discover(&here, environment.owner_pid(args.owner.owner_pid)?, false);
-            mutex.conclude(&claimant, Whose::OwnAlone, ending)
+            let requester = ProcessRequester::discover(&here, environment.owner_pid(args.owner.owner_pid)?, false);
+            mutex.conclude(&requester, ReleaseScope::Own, ending)
         }
     };
     let shown = location.printable();
     let released = match (released, &args.token) {
         // A repeated step: its run has already ended so.
-        (Err(mutex::Error::NotLocked), Some(token)) if mutex.inspect()?.is_some_and(|key| key.has_ended(token, outcome)) => {
+        (Err(lock::Error::NotLocked), Some(token)) if mutex.inspect()?.is_some_and(|key| key.has_ended(token, outcome)) => {
             Ok(Released::Own { stays: None, was: Vec::new() })
         }
         (released, _) => released,
     };
     let released = released.map_err(|error| match error {
-        mutex::Error::NotLocked => Error::failed(format!("cannot unlock `{shown}`: no run of the key is under way")),
-        error @ mutex::Error::NotOurs(_) => Error::mutex("unlock", &shown, error).with_hint(FORGET),
+        lock::Error::NotLocked => Error::failed(format!("cannot unlock `{shown}`: no run of the key is under way")),
+        error @ lock::Error::NotOurs(_) => Error::mutex("unlock", &shown, error).with_hint(FORGET),
         error => Error::mutex("unlock", &shown, error),
     })?;
     if let Released::Own { was, stays } = released {
-        was.iter().for_each(|entry| keeper::process::dismiss(entry, &here));
+        was.iter().for_each(|entry| lease::process::dismiss(entry, &here));
         tracing::info!(
             "{}: `{}` {}",
             unlocked(&shown, stays),
-            printable::field(key),
+            text::field(key),
             if args.failed { "has failed" } else { "is done" }
         );
     }
@@ -120,11 +120,11 @@ pub fn wait(
     waiting: &Waiting,
     orphans: Orphans,
 ) -> Result<(), Error> {
-    let judge = LocalJudge::new(Place::here(), orphans);
+    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
     let mut all = Vec::new();
     for key in keys {
         let location = open(environment, args, key.to_str().unwrap_or(""))?;
-        all.push((location.printable(), Mutex::new(backend::open(&location)?, &judge)));
+        all.push((location.printable(), Mutex::new(store::open(&location)?, &judge)));
     }
     let mut attempts = Attempts::new(waiting);
     let mut progress = Progress::new(waiting, false);
@@ -168,7 +168,7 @@ pub fn wait(
 
 /// `serializer forget`
 pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {
-    let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
+    let judge = LocalLiveness::new(HostIdentity::here(), environment.orphans(args.orphans)?);
     let locations = match args.done_before {
         Some(_) => environment.all(Kind::Once, &args.place)?,
         None => args.keys.iter().map(|key| open(environment, &args.place, key)).collect::<Result<_, _>>()?,
@@ -185,10 +185,10 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
     failure.map_or(Ok(()), Err)
 }
 
-fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Result<(), Error> {
+fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> Result<(), Error> {
     let shown = location.printable();
     let cannot = |error| Error::mutex("forget", &shown, error).with_hint(FORGET);
-    let mut mutex = Mutex::new(backend::open(location)?, judge);
+    let mut mutex = Mutex::new(store::open(location)?, judge);
     let Some(key) = mutex.inspect()? else {
         if args.done_before.is_none() {
             tracing::info!("nothing to forget: no run of `{shown}` is recorded");
@@ -198,7 +198,7 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Res
     if let Some(age) = args.done_before {
         let is_done = matches!(key.state, State::Done | State::Expired);
         let ended = Duration::from_millis(key.run.ended());
-        let now = Duration::from_millis(backend::retry::since_1970());
+        let now = Duration::from_millis(store::retry::since_1970());
         if !is_done || now.saturating_sub(ended) < age {
             return Ok(());
         }
@@ -210,7 +210,7 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalJudge) -> Res
         return Ok(());
     }
     if is_running && args.force {
-        mutex.release(&TokenHolder(""), Whose::Anybodys, Outcome::Unknown).map_err(cannot)?;
+        mutex.release(&TokenHolder(""), ReleaseScope::Force, Outcome::Unknown).map_err(cannot)?;
     } else {
         mutex.forget(&key).map_err(cannot)?;
     }

@@ -4,11 +4,11 @@ use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use crate::backend;
-use crate::holder::listed;
-use crate::process;
-use crate::verdict::{Held, Holding};
-use crate::waiting::{Observer, Waiting};
+use crate::lock::holder::listed;
+use crate::lock::staleness::{Held, Holding};
+use crate::lock::waiting::{Observer, Waiting};
+use crate::store;
+use crate::sys::process;
 
 /// How often the live line is drawn.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -119,7 +119,7 @@ impl Observer for Progress {
         self.warn_of_deadlock(holders);
     }
 
-    fn failing(&mut self, error: &backend::Error, attempt: u32) {
+    fn failing(&mut self, error: &store::Error, attempt: u32) {
         if !self.is_due("outage".to_owned()) {
             return;
         }

@@ -12,25 +12,25 @@ use super::ended::{INTERRUPTED, Ran, STOPPED, not_released, outcome};
 use super::job::{Job, command_of};
 use super::progress::Progress;
 use super::unlock::unlocked;
-use crate::backend;
-use crate::child::lookup::{cannot_run, look_up};
-use crate::child::{self, Child, Lease, Signals, claimant::RunClaimant, termination::end_tree};
-use crate::claimant::Claimant;
 use crate::cli::RunArgs;
 use crate::config::{Environment, OnLost, name_from_command};
 use crate::error::Error;
 use crate::events::{emit, waited};
 use crate::exit_code::{BUSY, DONE, LOST};
-use crate::keeper::Charge;
-use crate::keeper::thread::Renewing;
-use crate::mode::Mode;
-use crate::mutex::{self, Acquired, Grant, Mutex, Released, Request, Whose};
-use crate::once::Ending;
-use crate::owner::Place;
-use crate::printable;
-use crate::process::since_boot;
+use crate::lease::LeaseGrant;
+use crate::lease::thread::Renewing;
+use crate::lock::once::Ending;
+use crate::lock::requester::Requester;
+use crate::lock::staleness::LocalLiveness;
+use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request};
 use crate::record::Outcome;
-use crate::verdict::LocalJudge;
+use crate::record::mode::Mode;
+use crate::record::owner::HostIdentity;
+use crate::run::lookup::{cannot_run, look_up};
+use crate::run::{self, Child, Lease, Signals, requester::CommandRequester, termination::end_tree};
+use crate::store;
+use crate::sys::process::since_boot;
+use crate::sys::text;
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let name = args.name_from_command.then(|| name_from_command(&command_of(&args.command)));
@@ -56,17 +56,17 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     if job.request.claim.is_none() {
         look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
     }
-    if child::was_ignored(Signal::SIGCHLD) {
-        let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", printable::path(program));
+    if run::was_ignored(Signal::SIGCHLD) {
+        let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", text::path(program));
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
-    let here = Place::here();
-    let judge = LocalJudge::new(here.clone(), job.orphans);
-    let mut mutex = Mutex::new(backend::open(&job.lock)?, &judge);
+    let here = HostIdentity::here();
+    let judge = LocalLiveness::new(here.clone(), job.orphans);
+    let mut mutex = Mutex::new(store::open(&job.lock)?, &judge);
     job.expired.iter().for_each(|expired| mutex.learn(expired));
     let location = job.lock.printable();
-    let claimant = RunClaimant::new(&here, job.program.clone(), job.descendants);
-    let mut run = Run { job, program, shown: printable::path(program), location, mutex, claimant };
+    let requester = CommandRequester::new(&here, job.program.clone(), job.descendants);
+    let mut run = Run { job, program, shown: text::path(program), location, mutex, requester };
     let Some(mut grant) = run.acquire()? else { return Ok(None) };
     let renewing = run.renew(&mut grant)?;
     let child = run.start(&grant, renewing.as_ref())?;
@@ -76,7 +76,7 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
 /// What was seen of a command until its end.
 struct Watched {
     /// The inner error says why it never began.
-    end: io::Result<child::End>,
+    end: io::Result<run::End>,
     /// Why its lock was lost, for which it was ended.
     lost: Option<String>,
     /// Of a lease: it had not expired.
@@ -93,7 +93,7 @@ struct Run<'a> {
     shown: String,
     location: String,
     mutex: Mutex<'a>,
-    claimant: RunClaimant,
+    requester: CommandRequester,
 }
 
 impl Run<'_> {
@@ -102,9 +102,9 @@ impl Run<'_> {
         let (job, location) = (self.job, &self.location);
         let mut progress = Progress::new(&job.waiting, job.waits_silently);
         let begun = Instant::now();
-        let acquired = self.mutex.acquire(&self.claimant, &job.request, &job.waiting, &mut progress);
+        let acquired = self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
         progress.clear();
-        let command = self.claimant.describe();
+        let command = self.requester.describe();
         match acquired {
             Ok(Acquired::Free(grant)) => {
                 emit("acquire", location, waited(begun));
@@ -126,8 +126,8 @@ impl Run<'_> {
             }
             // The command's process is new.
             Ok(Acquired::AlreadyHeld(_)) => Err(Error::failed(format!("cannot lock `{location}`: it is locked already"))),
-            Err(mutex::Error::Absent) => Err(self.give_up()),
-            Err(mutex::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
+            Err(lock::Error::Absent) => Err(self.give_up()),
+            Err(lock::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
             Err(error) => Err(Error::mutex("lock", location, error)),
         }
     }
@@ -143,13 +143,13 @@ impl Run<'_> {
                 let _ = end_tree(getpid(), 0);
             }
         };
-        let charge = Charge { grant: grant.clone(), lease };
+        let charge = LeaseGrant { grant: grant.clone(), lease };
         let idle = Some(self.mutex.connection());
         match Renewing::start(&self.job.lock, charge, idle, self.job.on_lost, Box::new(at_worst)) {
             Ok(renewing) => Ok(Some(renewing)),
             Err(error) => {
                 self.give_back()?;
-                Err(Error::failed(format!("cannot keep the lease of `{}`: {}", self.location, backend::plain(&error))))
+                Err(Error::failed(format!("cannot keep the lease of `{}`: {}", self.location, store::plain(&error))))
             }
         }
     }
@@ -158,14 +158,14 @@ impl Run<'_> {
     fn start(&mut self, grant: &Grant, renewing: Option<&Renewing>) -> Result<Child, Error> {
         // If this process was stopped meanwhile, it has not renewed anything.
         if renewing.is_some_and(Renewing::is_given_up) {
-            drop(self.claimant.take());
+            drop(self.requester.take());
             self.mutex.patience = Duration::ZERO;
             let _ = self.release(Outcome::Unknown.into());
             let (command, location) = (&self.shown, &self.location);
             return Err(Error::new(LOST, format!("cannot run `{command}`: its lock `{location}` was lost before it began")));
         }
-        if self.claimant.is_present()
-            && let Some(mut child) = self.claimant.take()
+        if self.requester.is_alive()
+            && let Some(mut child) = self.requester.take()
         {
             match child.start(self.variables(grant)) {
                 Ok(()) => return Ok(child),
@@ -224,7 +224,7 @@ impl Run<'_> {
             }
         }
         // A shell ends its script only if its child has died of Ctrl-C.
-        if let Some(signals) = self.claimant.signals().filter(|_| end.is_interrupted) {
+        if let Some(signals) = self.requester.signals().filter(|_| end.is_interrupted) {
             signals.die_of(Signal::SIGINT);
         }
         let code = if is_stopped && end.code == DONE { STOPPED } else { end.code };
@@ -252,7 +252,7 @@ impl Run<'_> {
             self.mutex.patience = Duration::ZERO;
         }
         // Then it may still run, so the lock is left to end with it.
-        let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, backend::plain(&error)));
+        let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, store::plain(&error)));
         Ok(Watched { end: end.map_err(untold)?, lost, was_good, is_unanswered })
     }
 
@@ -278,10 +278,10 @@ impl Run<'_> {
     }
 
     /// Gives the lock back, if it is still the command's; tells for how long it stays held all the same.
-    fn release(&mut self, ending: Ending<'_>) -> Result<Option<Duration>, mutex::Error> {
-        match self.mutex.conclude(&self.claimant, Whose::OwnAlone, ending)? {
+    fn release(&mut self, ending: Ending<'_>) -> Result<Option<Duration>, lock::Error> {
+        match self.mutex.conclude(&self.requester, ReleaseScope::Own, ending)? {
             Released::Own { stays, .. } => Ok(stays),
-            Released::Stale(_) | Released::Forced(_) => Err(mutex::Error::NotLocked),
+            Released::Stale(_) | Released::Forced(_) => Err(lock::Error::NotLocked),
         }
     }
 
@@ -293,8 +293,8 @@ impl Run<'_> {
 
     /// A signal has come, or what was to be the command was killed. Nothing is held any more.
     fn give_up(&mut self) -> Error {
-        drop(self.claimant.take());
-        self.claimant.signals().into_iter().for_each(Signals::die);
+        drop(self.requester.take());
+        self.requester.signals().into_iter().for_each(Signals::die);
         Error::failed(format!("cannot run `{}`: its process was killed before it began", self.shown))
     }
 }

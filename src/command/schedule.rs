@@ -12,13 +12,13 @@ mod task;
 mod work;
 
 use super::once::made;
-use crate::backend::Location;
-use crate::backend::seam::{Key, Kind};
-use crate::claimant::Claimant;
 use crate::cli::{PlaceArgs, ScheduleCommand, StateArgs};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::DONE;
+use crate::lock::requester::Requester;
+use crate::store::Location;
+use crate::store::seam::{Key, Kind};
 
 pub fn run(command: &ScheduleCommand, environment: &Environment) -> Result<u8, Error> {
     match command {
@@ -50,7 +50,7 @@ fn task_at(place: &Location, name: &str) -> Location {
     place.sibling(Key { kind: Kind::Schedule, name: name.into() })
 }
 
-/// A claimant that only observes.
+/// A requester that only observes.
 struct Nothing;
 
-impl Claimant for Nothing {}
+impl Requester for Nothing {}

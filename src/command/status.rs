@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::backend::seam::Kind;
-use crate::backend::{self, Location};
 use crate::cli::StatusArgs;
 use crate::command::metrics::{self, Metric};
 use crate::config::Environment;
 use crate::error::Error;
-use crate::mutex::Mutex;
-use crate::owner::Place;
-use crate::verdict::LocalJudge;
+use crate::lock::Mutex;
+use crate::lock::staleness::LocalLiveness;
+use crate::record::owner::HostIdentity;
+use crate::store::seam::Kind;
+use crate::store::{self, Location};
 use keys::Key;
 use locks::Lock;
 pub use table::table;
@@ -30,10 +30,10 @@ trait Row: Sized {
     const HEADER: &'static [&'static str];
 
     /// `None` if a list of all does not have it.
-    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, backend::Error>;
+    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, store::Error>;
 
     /// Stands for one that cannot be read.
-    fn unreadable(_location: &Location, _error: &backend::Error) -> Option<Self> {
+    fn unreadable(_location: &Location, _error: &store::Error) -> Option<Self> {
         None
     }
 
@@ -94,7 +94,7 @@ fn what(args: &StatusArgs) -> &'static str {
 }
 
 fn look(args: &StatusArgs, environment: &Environment) -> Result<Report, Error> {
-    let judge = LocalJudge::new(Place::here(), environment.orphans(args.orphans)?);
+    let judge = LocalLiveness::new(HostIdentity::here(), environment.orphans(args.orphans)?);
     let kind = if args.once { Kind::Once } else { Kind::Lock };
     let place = &args.file.place;
     let is_named = !(args.all || args.once && args.names.is_empty());
@@ -113,10 +113,10 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<Report, Error> {
     Ok(report)
 }
 
-fn report<T: Row>(locations: &[Location], judge: &LocalJudge, is_named: bool) -> Result<Report, Error> {
+fn report<T: Row>(locations: &[Location], judge: &LocalLiveness, is_named: bool) -> Result<Report, Error> {
     let (mut rows, mut failure) = (Vec::new(), None);
     for location in locations {
-        match T::look(location, &mut Mutex::new(backend::open(location)?, judge), is_named) {
+        match T::look(location, &mut Mutex::new(store::open(location)?, judge), is_named) {
             Ok(row) => rows.extend(row),
             Err(error) if is_named && locations.len() == 1 => return Err(error.into()),
             // It must not hide the others.

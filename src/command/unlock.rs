@@ -6,18 +6,18 @@ use rustix::process::Pid;
 use serde_json::json;
 
 use super::once;
-use crate::backend::{self, Location};
-use crate::claimant::ProcessClaimant;
 use crate::cli::{BreakArgs, UnlockArgs};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::events::emit;
 use crate::exit_code::REFUSED;
-use crate::keeper;
-use crate::mutex::{Mutex, Released, Whose};
-use crate::owner::Place;
+use crate::lease;
+use crate::lock::requester::ProcessRequester;
+use crate::lock::staleness::{LocalLiveness, Orphans, rounded_up};
+use crate::lock::{Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
-use crate::verdict::{LocalJudge, Orphans, rounded_up};
+use crate::record::owner::HostIdentity;
+use crate::store::{self, Location};
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     if let Some(key) = &args.once {
@@ -25,27 +25,27 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     }
     let lock = environment.lock(&args.file, None)?;
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
-    let whose = if args.force { Whose::Anybodys } else { Whose::Own };
-    release("unlock", &lock, owner_pid, environment.orphans(args.owner.orphans)?, whose)
+    let scope = if args.force { ReleaseScope::Force } else { ReleaseScope::OwnOrStale };
+    release("unlock", &lock, owner_pid, environment.orphans(args.owner.orphans)?, scope)
 }
 
 pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, args.name.as_deref())?;
     // Only the token counts, for a lock of this process as well.
-    let released = release("break", &lock, None, environment.orphans(None)?, Whose::Of(&args.token));
+    let released = release("break", &lock, None, environment.orphans(None)?, ReleaseScope::Token(&args.token));
     let hint = "the lock may have changed hands, or this is a fencing token; `serializer status --json` shows both";
     released.map_err(|error| if error.code == REFUSED { error.with_hint(hint) } else { error })
 }
 
-fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans, whose: Whose<'_>) -> Result<(), Error> {
-    let here = Place::here();
-    let claimant = ProcessClaimant::discover(&here, owner_pid, false);
-    let judge = LocalJudge::new(here.clone(), orphans);
+fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans, scope: ReleaseScope<'_>) -> Result<(), Error> {
+    let here = HostIdentity::here();
+    let requester = ProcessRequester::discover(&here, owner_pid, false);
+    let judge = LocalLiveness::new(here.clone(), orphans);
     let location = lock.printable();
-    let released = Mutex::new(backend::open(lock)?, &judge).release(&claimant, whose, Outcome::Unknown);
+    let released = Mutex::new(store::open(lock)?, &judge).release(&requester, scope, Outcome::Unknown);
     match released.map_err(|error| Error::mutex(verb, &location, error))? {
         Released::Own { stays, was } => {
-            was.iter().for_each(|entry| keeper::process::dismiss(entry, &here));
+            was.iter().for_each(|entry| lease::process::dismiss(entry, &here));
             emit("release", &location, json!({}));
             tracing::info!("{}", unlocked(&location, stays));
         }

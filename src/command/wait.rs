@@ -4,17 +4,17 @@ use std::os::fd::BorrowedFd;
 
 use super::once;
 use super::progress::Progress;
-use crate::backend;
-use crate::child::Signals;
-use crate::claimant::Claimant;
 use crate::cli::WaitArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::BUSY;
-use crate::mutex::Mutex;
-use crate::owner::Place;
-use crate::verdict::LocalJudge;
-use crate::waiting::Waiting;
+use crate::lock::Mutex;
+use crate::lock::requester::Requester;
+use crate::lock::staleness::LocalLiveness;
+use crate::lock::waiting::Waiting;
+use crate::record::owner::HostIdentity;
+use crate::run::Signals;
+use crate::store;
 
 pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
@@ -23,11 +23,11 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
         let waited = once::wait(environment, &args.file.place, &args.names, &waiting, orphans);
         return waited.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code));
     }
-    let judge = LocalJudge::new(Place::here(), orphans);
+    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
     let signals = Signals::hold_as_init();
     let started = std::time::Instant::now();
     for location in environment.locks(&args.file, &args.names)? {
-        let mut mutex = Mutex::new(backend::open(&location)?, &judge);
+        let mut mutex = Mutex::new(store::open(&location)?, &judge);
         // One deadline for all of them.
         let timeout = waiting.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         let waiting = Waiting { timeout, ..waiting };
@@ -42,12 +42,12 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
 }
 
 /// This process only waits. Signals are held back for PID 1 alone, which they would not end.
-impl Claimant for Option<Signals> {
-    fn is_present(&self) -> bool {
+impl Requester for Option<Signals> {
+    fn is_alive(&self) -> bool {
         !self.as_ref().is_some_and(Signals::is_ending)
     }
 
-    fn absence_fds(&self) -> Vec<BorrowedFd<'_>> {
+    fn exit_fds(&self) -> Vec<BorrowedFd<'_>> {
         self.iter().flat_map(Signals::fds).collect()
     }
 }

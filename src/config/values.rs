@@ -12,9 +12,10 @@ use jiff::{Span, SpanRelativeTo, Timestamp};
 use rustix::process::Pid;
 use sha2::{Digest, Sha256};
 
-use crate::local_time::zone;
-use crate::mode::MAX_SLOTS;
-use crate::{printable, record};
+use crate::record;
+use crate::record::mode::MAX_SLOTS;
+use crate::sys::local_time::zone;
+use crate::sys::text;
 
 /// The longest duration: a year, far from what overflows a clock.
 const MAX_SECONDS: u64 = 31_536_000;
@@ -89,6 +90,6 @@ pub fn name_from_command(command: &[OsString]) -> PathBuf {
     let hash: String = Sha256::digest(words).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(c);
-    let program: String = printable::base_name(&program).chars().filter(is_plain).take(40).collect();
+    let program: String = text::base_name(&program).chars().filter(is_plain).take(40).collect();
     format!("{}-{hash}.lck", program.trim_start_matches('.')).into()
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustix::process::Pid;
 
-use crate::local_time::local_time;
-use crate::mode::Mode;
-use crate::once::Run;
-use crate::owner::{Instance, Owner, Place};
-use crate::printable;
+use crate::lock::once::Run;
+use crate::record::mode::Mode;
+use crate::record::owner::{HostIdentity, Owner, ProcessIdentity};
+use crate::sys::local_time::local_time;
+use crate::sys::text;
 
 /// Follows the token of a previous acquisition.
 const SUCCEEDED: &str = " succeeded";
@@ -33,7 +33,7 @@ pub struct Entry {
     /// The owner's command line, for people.
     pub command: Option<String>,
     /// Another process of the owner's place, which started the owner and will release the lock. The lock is held while it lives.
-    pub keeper: Option<(Pid, Instance)>,
+    pub keeper: Option<(Pid, ProcessIdentity)>,
     /// Held at least until then, in milliseconds, even without its owner: since boot, or with a lease, of the store's clock.
     pub until: Option<u64>,
     /// Where the owner cannot be seen from everywhere, the lock is held only while this is renewed.
@@ -104,13 +104,13 @@ impl Entry {
             owner: Owner {
                 pid: parse_pid(lines.first()?)?,
                 uid: fields.number("uid"),
-                place: Place {
+                place: HostIdentity {
                     host: fields.text("host"),
                     machine: fields.text("machine"),
                     boot: fields.text("boot"),
                     pid_namespace: fields.number("pidns"),
                 },
-                instance: Instance { start: fields.number("start"), pidfd: fields.number("pidfd") },
+                instance: ProcessIdentity { start: fields.number("start"), pidfd: fields.number("pidfd") },
             },
             mode,
             since: fields.text("since").and_then(|time| time.parse().ok()),
@@ -196,19 +196,19 @@ impl Outcome {
 
 fn push(text: &mut String, key: &str, value: Option<impl fmt::Display>) {
     if let Some(value) = value {
-        let _ = writeln!(text, "{key}={}", printable::field(&value.to_string()));
+        let _ = writeln!(text, "{key}={}", text::field(&value.to_string()));
     }
 }
 
 /// PID, start time and pidfd.
-fn process_text((pid, instance): (Pid, Instance)) -> String {
+fn process_text((pid, instance): (Pid, ProcessIdentity)) -> String {
     format!("{pid} {} {}", or_dash(instance.start), or_dash(instance.pidfd))
 }
 
-fn parse_process(text: &str) -> Option<(Pid, Instance)> {
+fn parse_process(text: &str) -> Option<(Pid, ProcessIdentity)> {
     let mut words = text.split(' ');
     let pid = parse_pid(words.next()?)?;
-    Some((pid, Instance { start: number(&mut words), pidfd: number(&mut words) }))
+    Some((pid, ProcessIdentity { start: number(&mut words), pidfd: number(&mut words) }))
 }
 
 /// `-` stands for an unknown number.
@@ -249,7 +249,7 @@ impl<'a> Fields<'a> {
     }
 
     fn text(&self, key: &str) -> Option<String> {
-        self.find(key).map(printable::field).filter(|value| !value.is_empty())
+        self.find(key).map(text::field).filter(|value| !value.is_empty())
     }
 
     pub(super) fn number<T: FromStr>(&self, key: &str) -> Option<T> {

@@ -8,7 +8,7 @@
 use jiff::Timestamp;
 use jiff::tz::Offset;
 
-use crate::printable;
+use crate::sys::text;
 
 /// The seconds of a day.
 pub(super) const DAY: i64 = 24 * 60 * 60;
@@ -90,7 +90,7 @@ fn alias(text: &str) -> Result<&'static str, String> {
             return Err(format!(
                 "`{}` is not a time; the aliases are @hourly, @daily, @midnight, @weekly, \
                  @monthly, @yearly and @annually",
-                printable::field(text)
+                text::field(text)
             ));
         }
     })
@@ -133,7 +133,7 @@ impl Field {
     /// The set of values of a list.
     fn read(&self, list: &str) -> Result<u64, String> {
         if list.split([',', '-', '/']).any(str::is_empty) {
-            return Err(format!("`{}` lacks a value", printable::field(list)));
+            return Err(format!("`{}` lacks a value", text::field(list)));
         }
         list.split(',').try_fold(0, |set, part| Ok(set | self.read_part(part)?))
     }
@@ -150,7 +150,7 @@ impl Field {
             (None, None) => (self.read_value(range)?, self.read_value(range)?),
         };
         let Some(step) = step.map_or(Some(1), number).filter(|step| *step > 0) else {
-            let part = printable::field(part);
+            let part = text::field(part);
             return Err(format!("the step of `{part}` is not a number above 0"));
         };
         let last = if last < first { last + self.count } else { last };
@@ -166,7 +166,7 @@ impl Field {
             // What other crons add.
             let extension = text.chars().find(|c| "LW#?H~+".contains(c.to_ascii_uppercase()));
             let hint = extension.map_or(String::new(), |c| format!(": cron does not know `{c}`"));
-            format!("`{}` is not {}{hint}", printable::field(text), self.value)
+            format!("`{}` is not {}{hint}", text::field(text), self.value)
         })
     }
 }

@@ -9,7 +9,8 @@ use jiff::tz::TimeZone;
 use super::definition::{Catalog, Definition, check_name};
 use super::plan::hash;
 use super::timetable::{Timetable, zone};
-use crate::{local_time, printable};
+use crate::sys::local_time;
+use crate::sys::text;
 
 const BLANK: [char; 2] = [' ', '\t'];
 const QUOTES: [char; 2] = ['"', '\''];
@@ -31,7 +32,7 @@ struct Table<'a> {
 /// # Errors
 /// What is wrong with it, in one line.
 pub fn read(path: &Path) -> Result<Catalog, String> {
-    let shown = printable::path(path);
+    let shown = text::path(path);
     let text = std::fs::read_to_string(path);
     let text = text.map_err(|error| format!("cannot read `{shown}`: {error}"))?;
     let home = std::env::var("HOME").ok();
@@ -50,7 +51,7 @@ pub fn parse(text: &str, path: &Path, home: Option<&str>, zone: TimeZone) -> Res
     for (index, line) in text.lines().chain([""]).enumerate() {
         let line = line.trim_start_matches(BLANK);
         let read = table.read(line, index + 1);
-        read.map_err(|why| format!("cannot use `{}`: line {}: {why}", printable::path(path), index + 1))?;
+        read.map_err(|why| format!("cannot use `{}`: line {}: {why}", text::path(path), index + 1))?;
     }
     Ok(table.catalog)
 }

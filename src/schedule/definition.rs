@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::timetable::Timetable;
-use crate::once::Interrupted;
-use crate::printable;
+use crate::lock::once::Interrupted;
+use crate::sys::text;
 
 /// The schedule of a task without a timetable.
 pub(super) const ON_REQUEST: &str = "on request";
@@ -125,7 +125,7 @@ impl Catalog {
     /// The nearest name that is a task's, in one line.
     pub fn find(&self, name: &str) -> Result<&Definition, String> {
         let known = self.tasks.keys().map(String::as_str);
-        let unknown = || format!("no such task `{}`: {}", printable::field(name), nearest(name, known));
+        let unknown = || format!("no such task `{}`: {}", text::field(name), nearest(name, known));
         self.tasks.get(name).ok_or_else(unknown)
     }
 }

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::definition::{Catalog, Definition, ON_REQUEST, check_name};
 use super::timetable::Timetable;
-use crate::child::lookup::look_up;
-use crate::printable;
+use crate::run::lookup::look_up;
+use crate::sys::text;
 
 /// The variable that tells Meltano its trigger.
 const TRIGGER: (&str, &str) = ("MELTANO_JOB_TRIGGER", "serializer");
@@ -75,7 +75,7 @@ pub fn ask(meltano: &mut Command) -> Result<Catalog, String> {
         let said = String::from_utf8_lossy(&output.stderr);
         // Below the exception, Meltano offers its help.
         let error = said.lines().rfind(|line| line.contains("Error: "));
-        let why = error.or_else(|| said.lines().last()).map(printable::field).unwrap_or_default();
+        let why = error.or_else(|| said.lines().last()).map(text::field).unwrap_or_default();
         return Err(format!("cannot read the schedules of Meltano ({}): {why}", output.status));
     }
     parse(&String::from_utf8_lossy(&output.stdout))
@@ -99,7 +99,7 @@ pub fn parse(json: &str) -> Result<Catalog, String> {
         match task {
             Ok(task) => drop(catalog.tasks.insert(name, task)),
             Err(why) => {
-                let name = printable::field(&name);
+                let name = text::field(&name);
                 catalog.warnings.push(format!("left out Meltano's schedule `{name}`: {why}"));
             }
         }
@@ -118,7 +118,7 @@ fn task(value: Value) -> Result<Definition, String> {
     let env = schedule.env.into_iter().map(|(name, value)| match value {
         Value::String(text) => Ok((name, text)),
         Value::Number(_) | Value::Bool(_) => Ok((name, value.to_string())),
-        _ => Err(format!("`env.{}` is not a text", printable::field(&name))),
+        _ => Err(format!("`env.{}` is not a text", text::field(&name))),
     });
     let mut env: BTreeMap<_, _> = env.collect::<Result<_, String>>()?;
     env.insert(TRIGGER.0.to_owned(), TRIGGER.1.to_owned());

@@ -19,8 +19,8 @@ use jiff::Timestamp;
 use jiff::tz::{TimeZone, TimeZoneTransition};
 
 use super::cron::{Cron, DAY};
-use crate::local_time::{ZONES, find_zone};
-use crate::printable;
+use crate::sys::local_time::{ZONES, find_zone};
+use crate::sys::text;
 
 /// How far ahead to search for a slot, in milliseconds.
 const HORIZON: u64 = 5 * 366 * DAY as u64 * 1000;
@@ -139,7 +139,7 @@ impl Stretch {
 /// What is wrong with it, as part of a sentence.
 pub fn zone(name: &str) -> Result<TimeZone, String> {
     find_zone(name).ok_or_else(|| {
-        let shown = printable::field(name);
+        let shown = text::field(name);
         if Path::new(ZONES).join("Etc/UTC").exists() {
             format!("`{shown}` is not a time zone; `ls {ZONES}` shows which there are")
         } else {

@@ -12,9 +12,9 @@ use serde::Deserialize;
 use super::definition::{Catalog, CatchUp, Definition, ON_REQUEST, Overlap, check_name, nearest};
 use super::timetable::{Timetable, zone};
 use crate::config::parse_duration;
-use crate::mode::MAX_SLOTS;
-use crate::once::Interrupted;
-use crate::printable;
+use crate::lock::once::Interrupted;
+use crate::record::mode::MAX_SLOTS;
+use crate::sys::text;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
@@ -73,7 +73,7 @@ impl<const LEAST: u64> TryFrom<String> for Time<LEAST> {
 /// What is wrong with it, in one line.
 pub fn read(path: &Path) -> Result<Catalog, String> {
     let text = std::fs::read_to_string(path);
-    let text = text.map_err(|error| format!("cannot read `{}`: {error}", printable::path(path)))?;
+    let text = text.map_err(|error| format!("cannot read `{}`: {error}", text::path(path)))?;
     parse(&text, path)
 }
 
@@ -83,7 +83,7 @@ pub fn read(path: &Path) -> Result<Catalog, String> {
 /// What is wrong with it, in one line.
 pub fn parse(text: &str, path: &Path) -> Result<Catalog, String> {
     let file = toml::from_str(text).map_err(|error| explain(error, text));
-    file.and_then(|file| catalog(file, path)).map_err(|why| format!("cannot use `{}`: {why}", printable::path(path)))
+    file.and_then(|file| catalog(file, path)).map_err(|why| format!("cannot use `{}`: {why}", text::path(path)))
 }
 
 fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
@@ -93,19 +93,19 @@ fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
             0..=MAX_SLOTS => Ok(()),
             _ => Err(format!("expected a whole number from 1 to {MAX_SLOTS}")),
         });
-        is_valid.map_err(|why| format!("`limits.{}`: {why}", printable::field(name)))?;
+        is_valid.map_err(|why| format!("`limits.{}`: {why}", text::field(name)))?;
     }
     let default_zone = file.time_zone.as_deref().map_or(Ok(TimeZone::UTC), zone);
     let default_zone = default_zone.map_err(|why| format!("`time_zone`: {why}"))?;
     let is_default = |task: &Task| task.cron.is_some() && task.time_zone.is_none();
     if file.time_zone.is_none() && file.tasks.values().any(is_default) {
-        let path = printable::path(path);
+        let path = text::path(path);
         catalog.warnings.push(format!("`time_zone` is not set in `{path}`: `cron` is in UTC"));
     }
     let base = path.parent().unwrap_or(Path::new(""));
     for (name, task) in file.tasks {
         let definition = check_name(&name).and_then(|()| task.read(&default_zone, &file.limits, base));
-        let definition = definition.map_err(|why| format!("`tasks.{}`: {why}", printable::field(&name)))?;
+        let definition = definition.map_err(|why| format!("`tasks.{}`: {why}", text::field(&name)))?;
         catalog.tasks.insert(name, definition);
     }
     Ok(catalog)
@@ -124,7 +124,7 @@ impl Task {
                 Some(slots) => Some((name, *slots)),
                 None => {
                     let known = nearest(&name, limits.keys().map(String::as_str));
-                    return Err(format!("no such `limit`, `{}`: {known}", printable::field(&name)));
+                    return Err(format!("no such `limit`, `{}`: {known}", text::field(&name)));
                 }
             },
         };
@@ -196,14 +196,14 @@ fn explain(mut error: toml::de::Error, text: &str) -> String {
     error.set_input(None);
     let shown = error.to_string();
     let key = shown.lines().last().and_then(|line| line.strip_prefix("in "));
-    let what = key.map_or("invalid TOML".to_owned(), printable::field);
+    let what = key.map_or("invalid TOML".to_owned(), text::field);
     let message = error.message();
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let is_type = message.starts_with("invalid type: ") || message.starts_with("invalid value: ");
     let why = match (&names[..], message.rsplit_once(", expected ")) {
         ([name, known @ ..], _) if message.starts_with("unknown ") => {
             let kind = if message.starts_with("unknown field") { "key" } else { "value" };
-            format!("unknown {kind} `{}`: {}", printable::field(name), nearest(name, known.iter().copied()))
+            format!("unknown {kind} `{}`: {}", text::field(name), nearest(name, known.iter().copied()))
         }
         (_, Some((_, "a nonzero u32"))) => "expected a whole number above 0".to_owned(),
         (_, Some((_, "a map"))) => "expected a table".to_owned(),

@@ -14,15 +14,15 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::{collection, sample};
-use serializer::backend::Failure;
-use serializer::backend::seam::{Key, Kind, Next, Page, State, Store, Write};
-use serializer::claimant::Claimant;
-use serializer::mode::Mode;
-use serializer::mutex::register::Register;
-use serializer::mutex::{self, Acquired, Grant, Lost, Mutex, Released, Request, Whose};
-use serializer::process::since_boot;
+use serializer::lock::register::Register;
+use serializer::lock::requester::Requester;
+use serializer::lock::waiting::Waiting;
+use serializer::lock::{self, Acquired, Grant, Lost, Mutex, ReleaseScope, Released, Request};
+use serializer::record::mode::Mode;
 use serializer::record::{Entry, Lease, Outcome, Record};
-use serializer::waiting::Waiting;
+use serializer::store::Failure;
+use serializer::store::seam::{Key, Kind, Next, Page, State, Store, Write};
+use serializer::sys::process::since_boot;
 
 use crate::support::memory::Memory;
 use crate::support::simulated::{self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate};
@@ -304,7 +304,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, noted: &Atomic
             Ok(_) => Ended::Renewed { since: noted.load(Ordering::Relaxed) },
             Err(_) => Ended::Otherwise,
         },
-        Order::Unlock => match mutex.release(process, Whose::Own, Outcome::Unknown) {
+        Order::Unlock => match mutex.release(process, ReleaseScope::OwnOrStale, Outcome::Unknown) {
             Ok(Released::Own { .. }) => Ended::Unlocked,
             Ok(_) | Err(_) => Ended::Otherwise,
         },
@@ -376,7 +376,7 @@ fn acquire(memory: &Memory, process: &Process) -> Grant {
 }
 
 /// What becomes of a lock that is taken away from its holder by force, if that does `first` after it was looked at.
-fn force(first: impl FnOnce(Memory, Grant) + Send + 'static) -> (Result<Released, mutex::Error>, Memory) {
+fn force(first: impl FnOnce(Memory, Grant) + Send + 'static) -> (Result<Released, lock::Error>, Memory) {
     let world = World::new();
     let memory = Memory::shared();
     let grant = acquire(&memory, &world.process(2));
@@ -384,7 +384,7 @@ fn force(first: impl FnOnce(Memory, Grant) + Send + 'static) -> (Result<Released
     let mut first = Some(move || first(there, grant));
     let happens = Box::new(move || first.take().into_iter().for_each(|first| first()));
     let mut mutex = Mutex::new(register(Before::new(memory.clone(), happens)), &BLIND);
-    (mutex.release(&world.process(9), Whose::Anybodys, Outcome::Unknown), memory)
+    (mutex.release(&world.process(9), ReleaseScope::Force, Outcome::Unknown), memory)
 }
 
 #[test]
@@ -402,10 +402,10 @@ fn a_lock_is_not_taken_away_from_whoever_has_come_meanwhile() {
     let (forced, memory) = force(|memory, _| {
         let world = World::new();
         let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
-        mutex.release(&world.process(2), Whose::Own, Outcome::Unknown).expect("it is held");
+        mutex.release(&world.process(2), ReleaseScope::OwnOrStale, Outcome::Unknown).expect("it is held");
         acquire(&memory, &world.process(3));
     });
-    assert!(matches!(forced, Err(mutex::Error::NotOurs(_))), "{forced:?}");
+    assert!(matches!(forced, Err(lock::Error::NotOurs(_))), "{forced:?}");
     let stored = register(memory.clone()).load().expect("memory").expect("it is held");
     let entries = stored.record.as_ref().expect("a record").entries();
     assert!(entries.len() == 1 && entries[0].owner.pid.as_raw_pid() == 3 && entries[0].released.is_none(), "{entries:?}");
@@ -432,7 +432,7 @@ fn the_word_of_a_loss_takes_no_other_word_with_it() {
     assert_eq!(register(memory.clone()).put(None, Some(&Record::of(all).expect("a record"))).expect("memory"), Write::Done);
     let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
     let mut lock = || mutex.acquire(&world.process(2), &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
-    assert!(matches!(lock(), Err(mutex::Error::Lost(Lost::TakenOver, _))));
+    assert!(matches!(lock(), Err(lock::Error::Lost(Lost::TakenOver, _))));
     let tokens = |entries: &[Entry]| entries.iter().map(|entry| entry.token.clone()).collect::<HashSet<_>>();
     assert_eq!(tokens(&entries(&memory)), tokens(&others));
     assert!(matches!(lock(), Ok(Acquired::Free(_))));
@@ -448,7 +448,7 @@ fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_its
         assert!(matches!(acquired, Ok(Acquired::Free(_))), "{acquired:?}");
     }
     let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
-    let forced = mutex.release(&world.process(2), Whose::Anybodys, Outcome::Unknown);
+    let forced = mutex.release(&world.process(2), ReleaseScope::Force, Outcome::Unknown);
     assert!(matches!(&forced, Ok(Released::Forced(taken)) if taken.len() == 2), "{forced:?}");
     let left = entries(&memory);
     assert!(left.len() == 1 && left[0].owner.pid.as_raw_pid() == 3 && left[0].released == Some(Outcome::Lost), "{left:?}");
@@ -462,10 +462,10 @@ fn what_was_released_and_is_held_for_a_time_yet_is_not_lost() {
     let request = Request { at_least: Some(Duration::from_secs(600)), ..request(Mode::EXCLUSIVE) };
     let acquired = mutex.acquire(&world.process(2), &request, &attempts(1), &mut Silent);
     let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };
-    let released = mutex.release(&world.process(2), Whose::Own, Outcome::Unknown);
+    let released = mutex.release(&world.process(2), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(released, Ok(Released::Own { stays: Some(_), .. })), "{released:?}");
     let renewed = mutex.renew(&grant.token, None);
-    assert!(matches!(renewed, Err(mutex::Error::Lost(Lost::Gone, _))), "{renewed:?}");
+    assert!(matches!(renewed, Err(lock::Error::Lost(Lost::Gone, _))), "{renewed:?}");
 }
 
 #[test]

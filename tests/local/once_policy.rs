@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::{collection, sample};
-use serializer::backend::seam::{Key, Kind, Store};
-use serializer::mutex::register::{Register, Stored};
-use serializer::mutex::{self, Acquired, Grant, Mutex, Released, Request, Whose};
-use serializer::once::{Ending, Interrupted, Period, Rule, Run, State as KeyState};
+use serializer::lock::once::{Ending, Interrupted, Period, Rule, Run, State as KeyState};
+use serializer::lock::register::{Register, Stored};
+use serializer::lock::staleness::{Holding, LivenessCheck, Verdict};
+use serializer::lock::waiting::{Observer, Waiting};
+use serializer::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request};
 use serializer::record::{Entry, Outcome};
-use serializer::verdict::{Holding, Judge, Verdict};
-use serializer::waiting::{Observer, Waiting};
+use serializer::store::seam::{Key, Kind, Store};
 
 use crate::support::memory::Memory;
 use crate::support::simulated::{self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate};
@@ -381,7 +381,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: boo
             match mutex.acquire(process, &request, &waiting, &mut Silent) {
                 Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => Ended::Begun(grant),
                 Ok(Acquired::NotNeeded(_)) => Ended::Skipped,
-                Err(mutex::Error::GivenUp(_)) => Ended::GivenUp,
+                Err(lock::Error::GivenUp(_)) => Ended::GivenUp,
                 // Its command was killed before. Nobody keeps the lease any more, so that it is renewed at once, as `lock` does.
                 Ok(Acquired::AlreadyHeld(held)) => {
                     let entry = held.entry.expect("an entry of ours");
@@ -395,7 +395,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: boo
         }
         Order::End(is_success) => {
             let outcome = if *is_success { Outcome::Succeeded } else { Outcome::Failed };
-            match mutex.conclude(process, Whose::OwnAlone, Ending { outcome, how: "ended", code: None }) {
+            match mutex.conclude(process, ReleaseScope::Own, Ending { outcome, how: "ended", code: None }) {
                 Ok(Released::Own { .. }) => Ended::Concluded,
                 Ok(_) | Err(_) => Ended::Otherwise,
             }
@@ -502,7 +502,7 @@ fn a_run_that_has_come_since_a_key_was_looked_at_is_not_forgotten() {
     let run = |outcome| {
         let ended = do_it(&mut mutex(), &process, &Order::Begin(ALWAYS), true);
         assert!(matches!(ended, Ended::Begun(_)), "{ended:?}");
-        let ended = mutex().conclude(&process, Whose::OwnAlone, Ending { outcome, how: "ended", code: None });
+        let ended = mutex().conclude(&process, ReleaseScope::Own, Ending { outcome, how: "ended", code: None });
         assert!(matches!(ended, Ok(Released::Own { .. })), "{ended:?}");
     };
     let look = || mutex().inspect().expect("memory");
@@ -510,7 +510,7 @@ fn a_run_that_has_come_since_a_key_was_looked_at_is_not_forgotten() {
     let seen = look().expect("a run");
     run(Outcome::Succeeded);
     let forgotten = mutex().forget(&seen);
-    assert!(matches!(forgotten, Err(mutex::Error::NotOurs(_))), "{forgotten:?}");
+    assert!(matches!(forgotten, Err(lock::Error::NotOurs(_))), "{forgotten:?}");
     let seen = look().expect("a run");
     assert_eq!((seen.state, seen.run.number), (KeyState::Done, 2));
     assert!(matches!(mutex().forget(&seen), Ok(true)));
@@ -522,7 +522,7 @@ fn a_run_that_has_come_since_a_key_was_looked_at_is_not_forgotten() {
 /// Judges as usual; does something else first, once.
 struct After<'a>(RefCell<Option<Box<dyn FnOnce() + 'a>>>);
 
-impl Judge for After<'_> {
+impl LivenessCheck for After<'_> {
     fn judge(&self, stored: &Stored, entry: &Entry) -> Verdict {
         if let Some(first) = self.0.take() {
             first();
@@ -541,13 +541,13 @@ fn of_two_ends_of_a_run_the_one_that_is_not_remembered_is_not_reported() {
         let begun = do_it(&mut Mutex::new(register(memory.clone()), &judge), &process, &Order::Begin(ALWAYS), true);
         assert!(matches!(begun, Ended::Begun(_)), "{begun:?}");
         let other = || {
-            let ended = Mutex::new(register(memory.clone()), &judge).conclude(&process, Whose::OwnAlone, ending(first));
+            let ended = Mutex::new(register(memory.clone()), &judge).conclude(&process, ReleaseScope::Own, ending(first));
             assert!(matches!(ended, Ok(Released::Own { .. })), "{ended:?}");
         };
         // Between the look and the write of the second one, the first one is done.
         let after = After(RefCell::new(Some(Box::new(other))));
-        let ended = Mutex::new(register(memory.clone()), &after).conclude(&process, Whose::OwnAlone, ending(second));
-        assert!(matches!(ended, Err(mutex::Error::Lost(..))), "{ended:?}");
+        let ended = Mutex::new(register(memory.clone()), &after).conclude(&process, ReleaseScope::Own, ending(second));
+        assert!(matches!(ended, Err(lock::Error::Lost(..))), "{ended:?}");
         let seen = Mutex::new(register(memory.clone()), &judge).inspect().expect("memory").expect("a run");
         assert_ne!(seen.state, KeyState::Done, "{first:?}");
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use serializer::once::{Ended, Interrupted, Next, Period, Rule, Run, State};
-use serializer::verdict::Stale;
+use serializer::lock::once::{Ended, Interrupted, Next, Period, Rule, Run, State};
+use serializer::lock::staleness::Stale;
 
 const HOUR: u64 = 60 * 60 * 1000;
 

@@ -13,16 +13,16 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use proptest::{collection, prop_assert};
-use serializer::backend::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
-use serializer::backend::{Cause, Failure};
-use serializer::claimant::Claimant;
-use serializer::mode::Mode;
-use serializer::mutex::register::{Register, Stored};
-use serializer::mutex::{Mutex, Released, Request, Whose};
-use serializer::owner::{Instance, Owner, Place};
+use serializer::lock::register::{Register, Stored};
+use serializer::lock::requester::Requester;
+use serializer::lock::staleness::{Held, Holding, LivenessCheck, Stale, Verdict};
+use serializer::lock::waiting::{Observer, Waiting};
+use serializer::lock::{Mutex, ReleaseScope, Released, Request};
+use serializer::record::mode::Mode;
+use serializer::record::owner::{HostIdentity, Owner, ProcessIdentity};
 use serializer::record::{Entry, Outcome, Record, parse_pid};
-use serializer::verdict::{Held, Holding, Judge, Stale, Verdict};
-use serializer::waiting::{Observer, Waiting};
+use serializer::store::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
+use serializer::store::{Cause, Failure};
 
 use crate::support::memory::Memory;
 
@@ -54,13 +54,13 @@ struct Process {
     tokens: Arc<AtomicU32>,
 }
 
-impl Claimant for Process {
+impl Requester for Process {
     fn entry(&self) -> std::io::Result<Entry> {
         let owner = Owner {
             pid: parse_pid(&self.pid.to_string()).expect("a pid"),
             uid: None,
-            place: Place::default(),
-            instance: Instance::default(),
+            place: HostIdentity::default(),
+            instance: ProcessIdentity::default(),
         };
         let token = Some(self.tokens.fetch_add(1, Ordering::Relaxed).to_string());
         Ok(Entry { token, ..Entry::new(owner, None, None)? })
@@ -70,14 +70,14 @@ impl Claimant for Process {
         entry.owner.pid.as_raw_pid() == self.pid
     }
 
-    fn is_present(&self) -> bool {
+    fn is_alive(&self) -> bool {
         self.alive.lock().expect("no panic").contains(&self.pid)
     }
 }
 
 struct ByPid(Alive);
 
-impl Judge for ByPid {
+impl LivenessCheck for ByPid {
     fn judge(&self, _stored: &Stored, entry: &Entry) -> Verdict {
         if self.0.lock().expect("no panic").contains(&entry.owner.pid.as_raw_pid()) {
             Verdict::Held(Held::Alive(None))
@@ -247,7 +247,7 @@ impl Machine {
             let mut mutex = Mutex::new(register(Gated { store, here, go: permits }), &judge);
             let done = match mode {
                 Some(mode) => mutex.acquire(&process, &in_mode(mode), &one_attempt(), &mut Silent).is_ok(),
-                None => mutex.release(&process, Whose::Own, Outcome::Unknown).is_ok(),
+                None => mutex.release(&process, ReleaseScope::OwnOrStale, Outcome::Unknown).is_ok(),
             };
             // Nobody listens to a process that has crashed.
             let _ = ended.send(Event::Ended(done));
@@ -400,7 +400,7 @@ fn no_holder_of_a_full_record_is_lost_when_one_releases() {
     );
     let judge = ByPid(alive.clone());
     let process = Process { pid: 1, alive: alive.clone(), tokens: tokens.clone() };
-    let released = Mutex::new(register(store.clone()), &judge).release(&process, Whose::Own, Outcome::Unknown);
+    let released = Mutex::new(register(store.clone()), &judge).release(&process, ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(released, Ok(Released::Own { .. })), "{released:?}");
     let stored = register(store).load().expect("memory").expect("the others hold it");
     assert_eq!(stored.record.as_ref().expect("a record").entries(), &entries[1..]);

@@ -3,11 +3,11 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use serializer::backend::seam::State;
-use serializer::mode::{MAX_SLOTS, Mode};
-use serializer::mutex::register::number_after;
+use serializer::lock::register::number_after;
+use serializer::lock::waiting::{Attempts, Waiting};
+use serializer::record::mode::{MAX_SLOTS, Mode};
 use serializer::record::{Entry, Lease, MAX_BYTES, Outcome, Record};
-use serializer::waiting::{Attempts, Waiting};
+use serializer::store::seam::State;
 
 const NO_PID: &str = "its first line is not a process id";
 const NO_TIME: &str = "its second line is not a time";

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use serializer::once::{Claim, End, Ended, Next, Rule, Run, State, Task};
+use serializer::lock::once::{Claim, End, Ended, Next, Rule, Run, State, Task};
 
 const SLOT: u64 = 1_796_013_060_000;
 

@@ -3,11 +3,11 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serializer::once::{Claim, End, Ended, Interrupted, Next, Rule, Run, State, Task};
+use serializer::lock::once::{Claim, End, Ended, Interrupted, Next, Rule, Run, State, Task};
+use serializer::lock::staleness::Stale;
 use serializer::schedule::definition::{CatchUp, Definition, Overlap};
 use serializer::schedule::plan::{Plan, Seen, introduced};
 use serializer::schedule::timetable::Timetable;
-use serializer::verdict::Stale;
 
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60;

@@ -12,12 +12,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use proptest::collection;
-use serializer::backend::Cause;
-use serializer::backend::seam::{Key, Kind};
-use serializer::mutex::{Grant, Mutex};
-use serializer::once::Claim;
+use serializer::lock::once::Claim;
+use serializer::lock::{Grant, Mutex};
 use serializer::record::{Entry, Outcome};
 use serializer::schedule::plan::Plan;
+use serializer::store::Cause;
+use serializer::store::seam::{Key, Kind};
 
 use self::cases::{Action, HOUR, Kinds, STEP, action, kinds};
 use self::commands::{Ended, Order, do_it};

@@ -8,7 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
 use std::time::Duration;
 
-use serializer::backend::looks::Looks;
+use serializer::store::backoff::PollBackoff;
 
 use crate::support::{self, Locks, Shell, Waiter, rounds, until};
 
@@ -321,8 +321,8 @@ fn a_timeout_is_a_number_of_seconds_or_has_units() {
 #[test]
 fn waiting_for_a_store_costs_what_is_documented() {
     let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
-    let paid = Looks::new(Duration::from_millis(100), Duration::from_secs(10));
-    let directory = Looks::new(Duration::from_millis(50), second);
+    let paid = PollBackoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    let directory = PollBackoff::new(Duration::from_millis(50), second);
     for (pace, time, attempt, expected) in [
         (&paid, hour, 1, 3600..3650),
         (&directory, hour, 1, 3600..3650),

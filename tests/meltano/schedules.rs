@@ -4,11 +4,12 @@ use std::fs;
 
 use serializer::schedule::meltano;
 
+use crate::Project;
+use crate::Run;
 use crate::support::PROGRAM;
 use crate::support::faults::Logged;
 use crate::support::hosts::Host;
 use crate::support::servers::{shared_postgres, url_at};
-use crate::{Project, Run};
 
 const SCHEDULES: &str = "
 schedules:

@@ -6,9 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use serializer::backend::seam::{Key, Kind};
-use serializer::backend::{Cause, Error, open_store};
-use serializer::store::{StoreSettings, StoreUrl};
+use serializer::store::address::{StoreSettings, StoreUrl};
+use serializer::store::seam::{Key, Kind};
+use serializer::store::{Cause, Error, open_store};
 
 use crate::support::ended;
 use crate::support::stores::Store;

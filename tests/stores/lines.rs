@@ -10,9 +10,9 @@ use std::time::Duration;
 use crate::support::servers::{PgBouncer, shared_mariadb, shared_postgres};
 use crate::support::stores::Store;
 use crate::support::{Shell, until};
-use serializer::backend::{Location, open};
-use serializer::mutex::register::Register;
-use serializer::store::{StoreSettings, StoreUrl};
+use serializer::lock::register::Register;
+use serializer::store::address::{StoreSettings, StoreUrl};
+use serializer::store::{Location, open};
 use sha2::{Digest, Sha256};
 
 /// A lock, and how to see who is in line for it.

@@ -28,9 +28,9 @@ fn ours(sera: &str) -> &'static str {
 }
 
 /// Our exit codes instead of one of sera's, by a server and on one machine.
-fn codes(sera: &str, place: &Place) -> Vec<i32> {
+fn codes(sera: &str, place: &HostIdentity) -> Vec<i32> {
     let row = table("codes").find(|row| row[0] == sera).unwrap_or_else(|| panic!("nothing about {sera}"));
-    let column = if matches!(place, Place::Hosts(_)) { 2 } else { 3 };
+    let column = if matches!(place, HostIdentity::Hosts(_)) { 2 } else { 3 };
     row[column].split(", ").map(|code| code.parse().expect("an exit code")).collect()
 }
 
@@ -40,13 +40,13 @@ fn keeping(sera: &str) -> &'static str {
 }
 
 /// Where the two of a test are.
-enum Place {
+enum HostIdentity {
     /// On one machine, with its files.
     Machine(Locks),
     Hosts(Box<Cluster>),
 }
 
-impl Place {
+impl HostIdentity {
     fn both() -> [Self; 2] {
         let places = [Self::Machine(Locks::new()), Self::Hosts(Box::new(Cluster::new(Kind::MariaDb, LONG)))];
         for place in &places {
@@ -126,7 +126,7 @@ impl Place {
 #[test]
 fn each_waits_for_its_turn_and_runs() {
     let line = ours("sera 90 COMMAND");
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         let first = place.begin(line, &place.job());
         let second = place.wait(line, &place.job());
         // The second one is asked for its code, too.
@@ -142,7 +142,7 @@ fn who_has_waited_for_too_long_says_so() {
     let line = ours("sera 90 COMMAND").replace(" 90s ", " 500ms ");
     assert_ne!(line, ours("sera 90 COMMAND"));
     let kept = line.replace(" -- ", &format!(" {} -- ", keeping("204")));
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         let first = place.begin(&line, &place.job());
         for (line, codes) in [(&line, codes("204", &place)), (&kept, vec![204])] {
             let ended = place.run(1, line, &place.job());
@@ -157,7 +157,7 @@ fn who_has_waited_for_too_long_says_so() {
 fn who_does_not_wait_says_at_once_that_it_runs_elsewhere() {
     let line = ours("sera 0 COMMAND");
     let kept = line.replace(" -- ", &format!(" {} -- ", keeping("204")));
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         let first = place.begin(line, &place.job());
         let second = place.run(1, line, &place.job());
         assert!(codes("204", &place) == [second.code] && second.stderr.contains("gave up after 1 attempt,"), "{second:?}");
@@ -170,7 +170,7 @@ fn who_does_not_wait_says_at_once_that_it_runs_elsewhere() {
 #[test]
 fn commands_with_other_arguments_do_not_wait_for_each_other() {
     let line = ours("sera 0 COMMAND");
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         let running = ["", "'a b c'", "a 'b c'", "a b c"].map(|arguments| format!("{} {arguments}", place.job()));
         let running: Vec<_> =
             running.iter().enumerate().map(|(number, command)| (number, place.begin_with(number, line, command))).collect();
@@ -189,7 +189,7 @@ fn only_the_first_one_does_it_and_those_who_waited_skip_it() {
     let quiet = ours("sera --wait-and-skip -- 30 COMMAND");
     let detailed = ours("sera --wait-and-skip --detailed-exit-codes -- 30 COMMAND");
     assert_eq!(detailed.replace(&format!("{} ", keeping("205")), ""), quiet);
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         let first = place.begin(quiet, &place.job());
         let waiters = [quiet, detailed].map(|line| place.wait(line, &place.job()));
         place.let_go("0");
@@ -202,7 +202,7 @@ fn only_the_first_one_does_it_and_those_who_waited_skip_it() {
 #[test]
 fn what_has_failed_is_not_skipped() {
     let line = ours("sera --wait-and-skip --detailed-exit-codes -- 30 COMMAND");
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         let first = place.begin(line, &place.job());
         let second = place.wait(line, &place.job());
         place.let_go("3");
@@ -215,7 +215,7 @@ fn what_has_failed_is_not_skipped() {
 #[test]
 fn the_exit_code_is_the_commands() {
     let line = ours("sera 90 COMMAND");
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         for (command, code) in [("bash -c 'exit 7'", 7), ("bash -c 'exit 205'", 205), ("bash -c 'kill -TERM $$'", 128 + 15)] {
             assert_eq!(place.run(0, line, command).code, code, "{command}");
         }
@@ -227,7 +227,7 @@ fn the_exit_code_is_the_commands() {
 #[test]
 fn a_wrong_setting_or_call_is_not_tried() {
     let line = ours("sera 90 COMMAND");
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         for setting in ["SERIALIZER_STORE=sera:secret@tcp(db:3306)/", "SERIALIZER_SLEEP_SECONDS=soon"] {
             let ended = place.run(0, &format!("env '{setting}' {line}"), &place.job());
             assert!(codes("200", &place) == [ended.code] && !ended.stderr.contains("secret"), "{ended:?}");
@@ -247,7 +247,7 @@ fn without_a_place_for_locks_nothing_runs() {
     // Somebody who may do nothing there.
     server.sql("CREATE USER nobody@'%' IDENTIFIED BY 'secret'");
     let without_right = format!("mysql://nobody:secret@{}/meltano", server.host_port());
-    let place = Place::both().into_iter().next().expect("one machine");
+    let place = HostIdentity::both().into_iter().next().expect("one machine");
     let refused = place.run(0, &format!("env 'SERIALIZER_STORE={without_right}' {}", lines[0]), &place.job());
     assert!(refused.code == 1 && !refused.stderr.contains("secret"), "{refused:?}");
     let without_database = url.trim_end_matches("meltano");
@@ -268,7 +268,7 @@ fn without_a_place_for_locks_nothing_runs() {
 #[test]
 fn a_lock_that_was_lost_meanwhile_has_an_exit_code_of_its_own() {
     let line = ours("sera 90 COMMAND");
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         // With an argument that no other test has.
         let mark = place.dir().file_name().and_then(|name| name.to_str()).expect("UTF-8");
         let job = place.begin_with(1, &line.replace("run", "run --on-lost warn"), &format!("{} {mark}", place.job()));
@@ -287,7 +287,7 @@ fn a_lock_that_was_lost_meanwhile_has_an_exit_code_of_its_own() {
 #[test]
 fn messages_go_to_stderr_and_there_are_more_if_they_are_wanted() {
     let line = ours("sera 90 COMMAND");
-    for place in Place::both() {
+    for place in HostIdentity::both() {
         let quiet = place.run(0, line, "true");
         assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
         let verbose = place.run(0, &line.replace("run", "run --verbose"), "true");

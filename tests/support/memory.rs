@@ -6,10 +6,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serializer::backend::failure::Failure;
-use serializer::backend::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
-use serializer::backend::sleep;
-use serializer::process::since_boot;
+use serializer::store::failure::Failure;
+use serializer::store::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
+use serializer::store::sleep;
+use serializer::sys::process::since_boot;
 
 /// A shared store in memory.
 #[derive(Clone, Debug, Default)]

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof};
 use proptest::test_runner::{TestCaseError, TestRunner};
-use serializer::backend::seam::{Key, Kind, Next, Page, State, Store, Write};
-use serializer::backend::{Cause, Failure};
-use serializer::claimant::Claimant;
-use serializer::mutex::register::{Register, Stored};
-use serializer::owner::{Instance, Owner, Place};
+use serializer::lock::register::{Register, Stored};
+use serializer::lock::requester::Requester;
+use serializer::lock::staleness::{Held, Holding, LivenessCheck, Stale, Verdict};
+use serializer::lock::waiting::Observer;
+use serializer::record::owner::{HostIdentity, Owner, ProcessIdentity};
 use serializer::record::{Entry, Record, parse_pid};
-use serializer::verdict::{Held, Holding, Judge, Stale, Verdict};
-use serializer::waiting::Observer;
+use serializer::store::seam::{Key, Kind, Next, Page, State, Store, Write};
+use serializer::store::{Cause, Failure};
 
 /// The fate of a question and its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -296,10 +296,10 @@ pub struct Process {
     pub store: Simulated,
 }
 
-impl Claimant for Process {
+impl Requester for Process {
     fn entry(&self) -> std::io::Result<Entry> {
         let pid = parse_pid(&self.pid.to_string()).expect("a pid");
-        let owner = Owner { pid, uid: None, place: Place::default(), instance: Instance::default() };
+        let owner = Owner { pid, uid: None, place: HostIdentity::default(), instance: ProcessIdentity::default() };
         let mut row = self.store.lock();
         let (token, now) = (row.made.len().to_string(), row.now);
         row.made.insert(token.clone(), now);
@@ -310,7 +310,7 @@ impl Claimant for Process {
         entry.owner.pid.as_raw_pid() == self.pid
     }
 
-    fn is_present(&self) -> bool {
+    fn is_alive(&self) -> bool {
         self.store.is_alive(self.pid)
     }
 }
@@ -318,7 +318,7 @@ impl Claimant for Process {
 /// Sees all processes of its store, as on one machine; or with `None` none, so that leases count.
 pub struct ByPid(pub Option<Simulated>);
 
-impl Judge for ByPid {
+impl LivenessCheck for ByPid {
     fn judge(&self, _stored: &Stored, entry: &Entry) -> Verdict {
         let is_gone = |store: &Simulated| !store.is_alive(entry.owner.pid.as_raw_pid());
         match entry.released {

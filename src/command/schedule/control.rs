@@ -9,20 +9,20 @@ use rustix::process::Signal;
 use super::catalog::Source;
 use super::work::{self, NAME, Order};
 use super::{place_of, task_at};
-use crate::backend::retry::since_1970;
-use crate::backend::{self, Location};
 use crate::cli::{PauseArgs, RunTaskArgs, TasksArgs};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::{BUSY, DONE};
-use crate::keeper::process::signal_keeper;
-use crate::mutex::Mutex;
-use crate::mutex::key::Inspected;
-use crate::once::{Claim, Run, State, Task};
-use crate::owner::Place;
-use crate::printable;
+use crate::lease::process::signal_keeper;
+use crate::lock::Mutex;
+use crate::lock::key::Inspected;
+use crate::lock::once::{Claim, Run, State, Task};
+use crate::lock::staleness::{LocalLiveness, Orphans};
+use crate::record::owner::HostIdentity;
 use crate::schedule::plan::introduced;
-use crate::verdict::{LocalJudge, Orphans};
+use crate::store::retry::since_1970;
+use crate::store::{self, Location};
+use crate::sys::text;
 
 /// How much longer than a lease the end of a run may take.
 const ENDING: Duration = Duration::from_secs(15);
@@ -39,8 +39,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     }
     let order = Order::new(&args.catalog.state, false, environment)?;
     let location = task_at(&order.place, &args.task);
-    let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
-    let mut mutex = Mutex::new(backend::open(&location)?, &judge);
+    let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
+    let mut mutex = Mutex::new(store::open(&location)?, &judge);
     let seen = match mutex.inspect()? {
         Some(key) => key,
         None => {
@@ -51,14 +51,14 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         }
     };
     if seen.state == State::Running {
-        let why = format!("cannot run `{}`: it is running", printable::field(&args.task));
+        let why = format!("cannot run `{}`: it is running", text::field(&args.task));
         return Err(Error::new(BUSY, why).with_hint("`serializer schedule status` shows where"));
     }
     let (last, is_over) = (seen.run.of_slot().0, !matches!(seen.state, State::Failed | State::Interrupted));
     // Its success would count for the slot that is still to be finished.
     let slot = match args.slot.map(milliseconds) {
         Some(slot) if !is_over && slot != last => {
-            let (name, last) = (printable::field(&args.task), work::shown_slot(last));
+            let (name, last) = (text::field(&args.task), work::shown_slot(last));
             return Err(Error::failed(format!("cannot run `{name}` for another slot: {last} is unfinished")));
         }
         None if !is_over => last,
@@ -69,7 +69,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     // Becomes the runner, which has a connection of its own.
     drop(mutex);
     let failed = work::runner(&work, definition).map_or_else(|error| error, |mut runner| runner.exec());
-    Err(Error::failed(format!("cannot run `{}`: {}", printable::field(&args.task), backend::plain(&failed))))
+    Err(Error::failed(format!("cannot run `{}`: {}", text::field(&args.task), store::plain(&failed))))
 }
 
 fn milliseconds(time: Timestamp) -> u64 {
@@ -104,7 +104,7 @@ fn amend_all(args: &TasksArgs, environment: &Environment, change: &dyn Fn(&Task,
 pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
     let mut is_late = false;
     for_all(args, environment, |mutex, location, seen| {
-        let shown = printable::field(&seen.run.key);
+        let shown = text::field(&seen.run.key);
         if seen.state != State::Running {
             tracing::info!("`{shown}` is not running");
             return Ok(());
@@ -117,7 +117,7 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         mutex.amend(&mark).map_err(|error| Error::mutex("stop", &location.printable(), error))?;
         let entry = seen.process.entry.as_ref();
         // On another host, the runner finds the mark when it renews the lease.
-        entry.iter().for_each(|entry| signal_keeper(entry, &Place::here(), NAME, Signal::TERM));
+        entry.iter().for_each(|entry| signal_keeper(entry, &HostIdentity::here(), NAME, Signal::TERM));
         let lease = entry.and_then(|entry| entry.lease).map_or(Duration::ZERO, |lease| lease.duration);
         let end = Instant::now() + lease + ENDING;
         // The loop ends at that time.
@@ -142,15 +142,15 @@ fn for_all(
     mut work: impl FnMut(&mut Mutex<'_>, &Location, Inspected) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let place = place_of(environment, &args.state)?;
-    let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
+    let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
     let mut failure: Option<Error> = None;
     for name in &args.tasks {
         let location = task_at(&place, name);
-        let mut mutex = Mutex::new(backend::open(&location)?, &judge);
+        let mut mutex = Mutex::new(store::open(&location)?, &judge);
         let done = match mutex.inspect() {
             Ok(Some(seen)) => work(&mut mutex, &location, seen),
             Ok(None) => {
-                let why = format!("no state of the task `{}` is stored: `{}`", printable::field(name), location.printable());
+                let why = format!("no state of the task `{}` is stored: `{}`", text::field(name), location.printable());
                 Err(Error::failed(why).with_hint("`serializer schedule start` stores it when it first sees a task"))
             }
             Err(error) => Err(error.into()),

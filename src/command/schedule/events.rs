@@ -7,10 +7,10 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::backend;
-use crate::backend::retry::since_1970;
-use crate::process::since_boot;
-use crate::timer::Timer;
+use crate::store;
+use crate::store::retry::since_1970;
+use crate::sys::process::since_boot;
+use crate::sys::timer::Timer;
 
 /// The longest sleep. After it, the scheduler checks whether the definitions have changed.
 const REFRESH: Duration = Duration::from_secs(10);
@@ -71,7 +71,7 @@ impl Events {
         // The kernel refuses distant times.
         self.timer.set(wall_clock.min(since_1970() + 2 * u64::try_from(REFRESH.as_millis()).unwrap_or(0)))?;
         let rest = boot_clock.map(|at| Duration::from_millis(at.saturating_sub(since_boot())));
-        Ok(backend::sleep(rest.unwrap_or(REFRESH).min(REFRESH), &[self.signals.as_fd(), self.timer.fd()])?)
+        Ok(store::sleep(rest.unwrap_or(REFRESH).min(REFRESH), &[self.signals.as_fd(), self.timer.fd()])?)
     }
 }
 

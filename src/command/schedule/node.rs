@@ -11,21 +11,21 @@ use super::runners::Runners;
 use super::task::{Tracked, pause};
 use super::task_at;
 use super::work::{Order, runner};
-use crate::backend;
-use crate::backend::retry::since_1970;
-use crate::backend::seam::Kind;
 use crate::cli::TickArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::mutex::register::Register;
-use crate::mutex::{self, Mutex};
-use crate::once::Run;
-use crate::owner::Place;
-use crate::printable;
-use crate::process::since_boot;
+use crate::lock::once::Run;
+use crate::lock::register::Register;
+use crate::lock::staleness::{LocalLiveness, Orphans};
+use crate::lock::{self, Mutex};
+use crate::record::owner::HostIdentity;
 use crate::schedule::definition::Catalog;
 use crate::schedule::plan::{Plan, hash, introduced};
-use crate::verdict::{LocalJudge, Orphans};
+use crate::store;
+use crate::store::retry::since_1970;
+use crate::store::seam::Kind;
+use crate::sys::process::since_boot;
+use crate::sys::text;
 
 /// Delay before a claim for each running task, in milliseconds, and the most tasks that count.
 const PER_RUNNING: u64 = 25;
@@ -54,7 +54,7 @@ struct Node<'a> {
     stop_timeout: Option<Duration>,
     tasks: BTreeMap<String, Tracked<'a>>,
     runners: Runners,
-    judge: &'a LocalJudge,
+    judge: &'a LocalLiveness,
     any: Register,
     host: String,
     up_since: u64,
@@ -75,17 +75,17 @@ pub fn run(args: &TickArgs, stop_timeout: Option<Duration>, environment: &Enviro
     let order = Order::new(&args.catalog.state, args.json, environment)?;
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = args.jobs.map_or_else(processors, usize::from);
-    let here = Place::here();
+    let here = HostIdentity::here();
     let host = here.host.clone().unwrap_or_default();
-    let judge = LocalJudge::new(here, Orphans::Ignore);
+    let judge = LocalLiveness::new(here, Orphans::Ignore);
     if stop_timeout.is_some() {
         let (tasks, shown) = (catalog.tasks.len(), order.place.shown_place());
         tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");
     }
-    let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", backend::plain(&error)));
+    let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", store::plain(&error)));
     let mut node = Node {
         source,
-        any: backend::open(&order.place)?,
+        any: store::open(&order.place)?,
         order,
         jobs,
         stop_timeout,
@@ -144,7 +144,7 @@ impl<'a> Node<'a> {
             let next = self.tasks.values().map(|task| task.check_at.max(self.retry_at)).min().filter(|_| stop_at.is_none());
             let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
             let slept = self.events.sleep(next, self.runners.stop_at());
-            slept.map_err(|error| Error::failed(format!("cannot wait: {}", backend::plain(&error))))?;
+            slept.map_err(|error| Error::failed(format!("cannot wait: {}", store::plain(&error))))?;
         }
     }
 
@@ -209,7 +209,7 @@ impl<'a> Node<'a> {
         let is_tick = self.stop_timeout.is_none();
         let planned = task.plan(name, self.up_since).and_then(|(plan, last, time)| {
             match (plan == Plan::Introduce).then(|| task.mutex.amend(&|run| introduced(run, name, time))) {
-                Some(Err(mutex::Error::Backend(error))) => Err(error),
+                Some(Err(lock::Error::Store(error))) => Err(error),
                 _ => Ok((plan, last, time)),
             }
         });
@@ -230,7 +230,7 @@ impl<'a> Node<'a> {
             }
             Err(error) => {
                 if task.failures == 0 {
-                    tracing::error!("cannot inspect the task `{}`, trying again: {error}", printable::field(name));
+                    tracing::error!("cannot inspect the task `{}`, trying again: {error}", text::field(name));
                 }
                 task.pause(now);
             }
@@ -268,8 +268,8 @@ impl<'a> Node<'a> {
                     Ok(child) => self.runners.add(name, child),
                     Err(error) => {
                         let place = task.definition.directory.as_ref();
-                        let place = place.map(|place| format!(" in `{}`", printable::path(place))).unwrap_or_default();
-                        let (name, error) = (printable::field(name), backend::plain(&error));
+                        let place = place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
+                        let (name, error) = (text::field(name), store::plain(&error));
                         tracing::error!("cannot start the task `{name}`{place}: {error}");
                         task.pause(now);
                     }

@@ -17,24 +17,26 @@ use serde::de::DeserializeOwned;
 
 use super::relay::Relay;
 use super::work::{LIMITED, Limited, NAME, Work, shown_slot};
-use crate::backend::retry::since_1970;
-use crate::backend::{self, Location};
-use crate::child::{Descendants, Program};
 use crate::cli::LogArgs;
 use crate::command::ended::{INTERRUPTED, Ran};
 use crate::command::job::Job;
 use crate::command::run::{execute, perform};
 use crate::config::OnLost;
 use crate::error::Error;
+use crate::events;
 use crate::exit_code::{BUSY, DONE};
-use crate::local_time::short;
-use crate::mode::Mode;
-use crate::mutex::Request;
-use crate::owner::Place;
-use crate::process::{running, since_boot};
-use crate::verdict::Orphans;
-use crate::waiting::Waiting;
-use crate::{events, logging, printable};
+use crate::lock::Request;
+use crate::lock::staleness::Orphans;
+use crate::lock::waiting::Waiting;
+use crate::logging;
+use crate::record::mode::Mode;
+use crate::record::owner::HostIdentity;
+use crate::run::{Descendants, Program};
+use crate::store::retry::since_1970;
+use crate::store::{self, Location};
+use crate::sys::local_time::short;
+use crate::sys::process::{running, since_boot};
+use crate::sys::text;
 
 /// Poll interval for a full limit.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -88,7 +90,7 @@ fn run_limited() -> Result<u8, Error> {
 }
 
 fn cannot(error: io::Error) -> Error {
-    Error::failed(format!("cannot run a task: {}", backend::plain(&error)))
+    Error::failed(format!("cannot run a task: {}", store::plain(&error)))
 }
 
 fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> Job {
@@ -149,7 +151,7 @@ impl Work {
             Err(error) if error.code != BUSY => return Err(error),
             // Another scheduler was faster.
             _ if self.claim.is_forced => {
-                return Err(Error::new(BUSY, format!("cannot run `{}`: it is running", printable::field(&self.task))));
+                return Err(Error::new(BUSY, format!("cannot run `{}`: it is running", text::field(&self.task))));
             }
             _ => return Ok(BUSY),
         };
@@ -161,7 +163,7 @@ impl Work {
 
     /// Reports the end of the run, and runs the program of `notify`.
     fn report(&self, ran: &Ran, began: u64, took: String) {
-        let (name, slot) = (printable::field(&self.task), shown_slot(self.claim.slot));
+        let (name, slot) = (text::field(&self.task), shown_slot(self.claim.slot));
         let is_last = ran.number >= self.rule.tries.map(NonZeroU32::get);
         let event = if ran.code == DONE {
             tracing::info!("`{name}` of {slot} is done after {took}");
@@ -187,13 +189,13 @@ impl Work {
         command.args(arguments).stdin(Stdio::null()).envs(&self.env).env("SERIALIZER_EVENT", event);
         command.env("SERIALIZER_EXIT_CODE", code.to_string());
         command.env("SERIALIZER_SKIPPED", self.claim.skipped.to_string());
-        command.env("SERIALIZER_HOST", Place::here().host.unwrap_or_default());
+        command.env("SERIALIZER_HOST", HostIdentity::here().host.unwrap_or_default());
         match command.spawn() {
             Ok(child) => {
                 let told = running(Pid::from_child(&child));
-                let _ = told.iter().try_for_each(|told| backend::sleep(NOTIFYING, told.ended_fd().as_slice()));
+                let _ = told.iter().try_for_each(|told| store::sleep(NOTIFYING, told.ended_fd().as_slice()));
             }
-            Err(error) => tracing::warn!("cannot notify by `{}`: {}", printable::field(program), backend::plain(&error)),
+            Err(error) => tracing::warn!("cannot notify by `{}`: {}", text::field(program), store::plain(&error)),
         }
     }
 }

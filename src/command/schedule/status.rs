@@ -9,24 +9,24 @@ use serde_json::json;
 use super::catalog::Source;
 use super::work::{OVERDUE, shown_slot, time_of};
 use super::{place_of, task_at};
-use crate::backend::seam::Kind;
-use crate::backend::{self, Location};
 use crate::cli::{NextArgs, ScheduleStatusArgs};
 use crate::command::status::{table, watch};
 use crate::command::{print, to_json};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::{DONE, FAILED};
-use crate::local_time::local_time;
-use crate::mutex::Mutex;
-use crate::mutex::key::Inspected;
-use crate::once::{Run, State, shown};
-use crate::owner::Place;
-use crate::printable;
+use crate::lock::Mutex;
+use crate::lock::key::Inspected;
+use crate::lock::once::{Run, State, shown};
+use crate::lock::staleness::{LocalLiveness, Orphans};
+use crate::record::owner::HostIdentity;
 use crate::schedule::definition::{Catalog, Definition};
 use crate::schedule::plan::{Plan, Seen};
 use crate::schedule::timetable::Timetable;
-use crate::verdict::{LocalJudge, Orphans};
+use crate::store::seam::Kind;
+use crate::store::{self, Location};
+use crate::sys::local_time::local_time;
+use crate::sys::text;
 
 /// A task for programs. Times are in milliseconds since 1970.
 #[derive(Serialize)]
@@ -77,11 +77,11 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
 fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row>, Option<Error>), Error> {
     let catalog = Source::if_any(&args.catalog).map_or_else(|| Ok(Catalog::default()), |mut source| source.read())?;
     let place = place_of(environment, &args.catalog.state)?;
-    let judge = LocalJudge::new(Place::here(), Orphans::Ignore);
-    let any = backend::open(&place)?;
+    let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
+    let any = store::open(&place)?;
     let stored = match &place {
-        Location::File(directory, _) => backend::file::all_in(directory, Kind::Schedule)?,
-        Location::Store(settings, _) => backend::all_in(settings, Kind::Schedule)?,
+        Location::File(directory, _) => store::file::all_in(directory, Kind::Schedule)?,
+        Location::Store(settings, _) => store::all_in(settings, Kind::Schedule)?,
     };
     let stored = stored.iter().map(|location| location.key().name.to_string_lossy().into_owned());
     let mut names: Vec<String> = catalog.tasks.keys().cloned().chain(stored).collect();
@@ -157,12 +157,12 @@ fn text(rows: Vec<Row>) -> String {
     let lines = rows.into_iter().map(|row| {
         let forever = row.paused_until == Some(u64::MAX);
         vec![
-            Some(printable::field(&row.task)),
-            row.schedule.as_deref().map(printable::field),
+            Some(text::field(&row.task)),
+            row.schedule.as_deref().map(text::field),
             row.schedule.as_ref().map(|_| if row.enabled { "yes" } else { "no" }.to_owned()),
             Some(row.status.to_owned()),
             row.last_run.map(shown),
-            row.result.as_deref().map(printable::field),
+            row.result.as_deref().map(text::field),
             row.next.map(shown).or(row.paused_until.filter(|_| !forever).map(shown)),
             row.host,
         ]
@@ -222,7 +222,7 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
     let mut lines = Vec::new();
     for (name, definition) in tasks {
         let mut add = |slot: String, utc: Option<String>| {
-            lines.push(vec![Some(name.clone()), Some(printable::field(&definition.schedule)), Some(slot), utc]);
+            lines.push(vec![Some(name.clone()), Some(text::field(&definition.schedule)), Some(slot), utc]);
         };
         let mut slot = u64::try_from(from.as_millisecond()).unwrap_or(0);
         let Some(timetable) = definition.timetable.as_ref().filter(|_| definition.enabled) else {

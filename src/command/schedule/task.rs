@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use crate::backend;
-use crate::backend::retry::{jittered, since_1970};
-use crate::mutex::Mutex;
-use crate::mutex::key::{Expired, Inspected};
-use crate::once::{Claim, Run};
-use crate::printable;
+use crate::lock::Mutex;
+use crate::lock::key::{Expired, Inspected};
+use crate::lock::once::{Claim, Run};
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
+use crate::store;
+use crate::store::retry::{jittered, since_1970};
+use crate::sys::text;
 
 /// The pause after a store or a runner has failed, in milliseconds: at first, and at most.
 const PAUSE: u64 = 1000;
@@ -50,7 +50,7 @@ impl<'a> Tracked<'a> {
     }
 
     /// The next step, and the time of the store.
-    pub fn plan(&mut self, name: &str, up_since: u64) -> Result<(Plan, Option<Run>, u64), backend::Error> {
+    pub fn plan(&mut self, name: &str, up_since: u64) -> Result<(Plan, Option<Run>, u64), store::Error> {
         let seen = self.mutex.inspect()?;
         let now = self.mutex.time();
         self.expired = seen.as_ref().and_then(Inspected::expired);
@@ -58,7 +58,7 @@ impl<'a> Tracked<'a> {
         let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref()).map_or(0, |stored| stored.definition);
         if ![0, self.definition.number(), self.other].contains(&stored) {
             self.other = stored;
-            tracing::warn!("the last run of the task `{}` used a different definition than this one", printable::field(name));
+            tracing::warn!("the last run of the task `{}` used a different definition than this one", text::field(name));
         }
         // By the store's clock.
         let up_since = up_since.saturating_add_signed(now.checked_signed_diff(since_1970()).unwrap_or(0));

@@ -13,17 +13,17 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::{place_of, task_at};
-use crate::backend::Location;
-use crate::backend::seam::Key;
 use crate::cli::StateArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::mutex::Mutex;
-use crate::mutex::key::Expired;
-use crate::mutex::register::Register;
-use crate::once::{Claim, Interrupted, Rule, Run};
+use crate::lock::Mutex;
+use crate::lock::key::Expired;
+use crate::lock::once::{Claim, Interrupted, Rule, Run};
+use crate::lock::register::Register;
+use crate::lock::staleness::{Judged, LocalLiveness, RUN_VARIABLE, Verdict};
 use crate::schedule::definition::Definition;
-use crate::verdict::{Judged, LocalJudge, RUN_VARIABLE, Verdict};
+use crate::store::Location;
+use crate::store::seam::Key;
 
 /// The argument that turns a process of this program into a runner.
 pub const NAME: &str = "run-task";
@@ -78,7 +78,7 @@ pub struct Limited {
 
 impl Limited {
     /// Whether all of its slots seem to be held.
-    pub fn is_full(&self, store: &Register, judge: &LocalJudge) -> bool {
+    pub fn is_full(&self, store: &Register, judge: &LocalLiveness) -> bool {
         let register = store.sibling(self.lock.key().clone(), self.lock.printable());
         let looked = Mutex::new(register, judge).look().ok().flatten();
         let is_held = |judged: &&Judged<Verdict>| matches!(judged.verdict, Verdict::Held(_));

@@ -5,14 +5,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Row;
-use crate::backend::retry::since_1970;
-use crate::backend::{self, Location};
 use crate::command::metrics::{Metric, is, seconds};
-use crate::local_time::short;
-use crate::mutex::Mutex;
-use crate::mutex::key::Inspected;
-use crate::once::{Run, State, shown};
-use crate::printable;
+use crate::lock::Mutex;
+use crate::lock::key::Inspected;
+use crate::lock::once::{Run, State, shown};
+use crate::store::retry::since_1970;
+use crate::store::{self, Location};
+use crate::sys::local_time::short;
+use crate::sys::text;
 
 /// The name of a key, and its last run; `None` for a key that was never run.
 pub struct Key(String, Option<Inspected>);
@@ -33,7 +33,7 @@ impl Key {
 impl Row for Key {
     const HEADER: &'static [&'static str] = &["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END"];
 
-    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, backend::Error> {
+    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, store::Error> {
         let seen = mutex.inspect()?;
         let name = || location.key().name.to_string_lossy().into_owned();
         let key = seen.as_ref().map_or_else(name, |seen| seen.run.key.clone());
@@ -74,7 +74,7 @@ impl Row for Key {
     fn lines(&self) -> Vec<Vec<Option<String>>> {
         let run = self.1.as_ref().map(|seen| &seen.run);
         vec![vec![
-            Some(printable::field(&self.0)),
+            Some(text::field(&self.0)),
             Some(self.1.as_ref().map_or("never run".to_owned(), |seen| seen.state.to_string())),
             run.map(|run| run.number.to_string()),
             run.map(|run| shown(run.began)),

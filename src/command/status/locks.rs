@@ -3,13 +3,13 @@
 use serde_json::{Value, json};
 
 use super::Row;
-use crate::backend::{self, Cause, Location};
 use crate::command::metrics::{Metric, is};
-use crate::local_time::{local_time, short};
-use crate::mode::Mode;
-use crate::mutex::Mutex;
-use crate::verdict::{Held, Judged, Stale, Verdict};
-use crate::waiter::Waiter;
+use crate::lock::Mutex;
+use crate::lock::staleness::{Held, Judged, Stale, Verdict};
+use crate::record::mode::Mode;
+use crate::store::waiter::Waiter;
+use crate::store::{self, Cause, Location};
+use crate::sys::local_time::{local_time, short};
 
 const UNKNOWN: &str = "unknown";
 
@@ -60,7 +60,7 @@ fn holder(holder: &Judged<Verdict>, now: u64) -> Value {
 impl Row for Lock {
     const HEADER: &'static [&'static str] = &["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"];
 
-    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, backend::Error> {
+    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, store::Error> {
         let mut holders = match mutex.look() {
             // flock(1) leaves empty files, and other programs keep files of that name.
             Ok(Some((stored, _))) if !is_named && stored.record.is_none() => return Ok(None),
@@ -79,7 +79,7 @@ impl Row for Lock {
         Ok(Some(Self { path: location.printable(), state, reason, holders, waiters: mutex.waiters(), now: mutex.time() }))
     }
 
-    fn unreadable(location: &Location, error: &backend::Error) -> Option<Self> {
+    fn unreadable(location: &Location, error: &store::Error) -> Option<Self> {
         let (holders, waiters, now) = Default::default();
         Some(Self { path: location.printable(), state: UNKNOWN, reason: Some(error.to_string()), holders, waiters, now })
     }

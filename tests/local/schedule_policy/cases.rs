@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
-use serializer::once::Interrupted;
+use serializer::lock::once::Interrupted;
 use serializer::record::Outcome;
 use serializer::schedule::definition::{CatchUp, Definition, Overlap};
 use serializer::schedule::timetable::Timetable;

@@ -3,12 +3,12 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serializer::mutex::{self, Acquired, Grant, Mutex, Released, Request, Whose};
-use serializer::once::{Claim, Ending, Rule, Run, State, Task};
+use serializer::lock::once::{Claim, Ending, Rule, Run, State, Task};
+use serializer::lock::waiting::Waiting;
+use serializer::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request};
 use serializer::record::Outcome;
 use serializer::schedule::definition::Definition;
 use serializer::schedule::plan::{Plan, Seen, introduced};
-use serializer::waiting::Waiting;
 
 use super::{LEASE, NAME};
 use crate::support::simulated::{Process, Silent};
@@ -77,13 +77,13 @@ pub fn do_it(mutex: &mut Mutex<'_>, process: &Process, definition: &Definition, 
                 Ok(_) | Err(_) => Ended::Otherwise,
             }
         }
-        Order::End(outcome) => match mutex.conclude(process, Whose::OwnAlone, Ending { outcome, how: "ended", code: None }) {
+        Order::End(outcome) => match mutex.conclude(process, ReleaseScope::Own, Ending { outcome, how: "ended", code: None }) {
             Ok(Released::Own { .. }) => Ended::Concluded(outcome),
             Ok(_) | Err(_) => Ended::Otherwise,
         },
         Order::Renew(token) => match mutex.renew(&token, None) {
             Ok(Grant { is_stopped, .. }) => Ended::Renewed { is_stopped },
-            Err(mutex::Error::Lost(..)) => Ended::Lost,
+            Err(lock::Error::Lost(..)) => Ended::Lost,
             Err(_) => Ended::Otherwise,
         },
         Order::Pause(paused) => amend(mutex, |task| Task { paused, ..task }),

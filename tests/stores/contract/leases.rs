@@ -3,14 +3,14 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serializer::claimant::Claimant;
-use serializer::mode::Mode;
-use serializer::mutex::register::Stored;
-use serializer::mutex::{Acquired, Error, Grant, Lost, Mutex, Released, Request, Whose};
-use serializer::owner::{Instance, Owner, Place};
+use serializer::lock::register::Stored;
+use serializer::lock::requester::Requester;
+use serializer::lock::staleness::{Held, Holding, LocalLiveness, Orphans, Stale, Verdict};
+use serializer::lock::waiting::{Observer, Waiting};
+use serializer::lock::{Acquired, Error, Grant, Lost, Mutex, ReleaseScope, Released, Request};
+use serializer::record::mode::Mode;
+use serializer::record::owner::{HostIdentity, Owner, ProcessIdentity};
 use serializer::record::{Entry, Outcome, parse_pid};
-use serializer::verdict::{Held, Holding, LocalJudge, Orphans, Stale, Verdict};
-use serializer::waiting::{Observer, Waiting};
 
 use super::subject::Subject;
 use crate::support::until;
@@ -27,11 +27,12 @@ const SHORT_MILLIS: u64 = 6000;
 /// A process of another host than everybody else's.
 struct Stranger(i32);
 
-impl Claimant for Stranger {
+impl Requester for Stranger {
     fn entry(&self) -> std::io::Result<Entry> {
-        let place = Place { host: Some(format!("host{}", self.0)), boot: Some(self.0.to_string()), ..Place::default() };
+        let place =
+            HostIdentity { host: Some(format!("host{}", self.0)), boot: Some(self.0.to_string()), ..HostIdentity::default() };
         let pid = parse_pid(&self.0.to_string()).expect("a pid");
-        Entry::new(Owner { pid, uid: None, place, instance: Instance::default() }, None, Some("work".to_owned()))
+        Entry::new(Owner { pid, uid: None, place, instance: ProcessIdentity::default() }, None, Some("work".to_owned()))
     }
 
     fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
@@ -49,8 +50,8 @@ impl Observer for Silent {
     }
 }
 
-fn judge() -> LocalJudge {
-    LocalJudge::new(Place { host: Some("nobody's".to_owned()), ..Place::default() }, Orphans::Ignore)
+fn judge() -> LocalLiveness {
+    LocalLiveness::new(HostIdentity { host: Some("nobody's".to_owned()), ..HostIdentity::default() }, Orphans::Ignore)
 }
 
 fn for_so_long(lease: Duration) -> Request {
@@ -97,11 +98,11 @@ pub fn another_owner_finds_it_held_and_does_not_release_it(subject: &Subject) {
         Err(Error::Busy(1, holders)) => assert!(matches!(holders[0].verdict, Held::Leased(_)), "{holders:?}"),
         other => panic!("{other:?}"),
     }
-    for whose in [Whose::Own, Whose::OwnAlone] {
+    for whose in [ReleaseScope::OwnOrStale, ReleaseScope::Own] {
         let released = other.release(&Stranger(2), whose, Outcome::Unknown);
         assert!(matches!(released, Err(Error::NotOurs(_))), "{released:?}");
     }
-    let released = mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown);
+    let released = mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(released, Ok(Released::Own { stays: None, .. })), "{released:?}");
     granted(acquire(&mut other, 2, &for_so_long(LONG)));
 }
@@ -110,7 +111,7 @@ pub fn a_foreign_token_breaks_nothing(subject: &Subject) {
     let judge = judge();
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     let grant = granted(acquire(&mut mutex, 1, &for_so_long(LONG)));
-    let broken = mutex.release(&Stranger(2), Whose::Of("another"), Outcome::Unknown);
+    let broken = mutex.release(&Stranger(2), ReleaseScope::Token("another"), Outcome::Unknown);
     assert!(matches!(broken, Err(Error::NotOurs(_))), "{broken:?}");
     assert!(matches!(mutex.renew("another", None), Err(Error::Lost(Lost::Gone, _))));
     mutex.renew(&grant.token, None).expect("it is held yet");
@@ -129,7 +130,7 @@ pub fn a_lease_that_is_not_renewed_expires(subject: &Subject) {
             assert!(grant.fencing >= lost.fencing);
             assert!(grant.fencing > lost.fencing || !subject.has_numbers());
             // Not before its time, as its holder counts.
-            assert!(serializer::process::since_boot() >= lost.leased_at + SHORT_MILLIS);
+            assert!(serializer::sys::process::since_boot() >= lost.leased_at + SHORT_MILLIS);
         }
         other => panic!("{other:?}"),
     }
@@ -171,20 +172,20 @@ pub fn who_has_lost_it_is_told_and_releases_nobody_elses(subject: &Subject) {
         grant.is_some()
     });
     assert!(matches!(mutex.renew(&lost.token, None), Err(Error::Lost(Lost::TakenOver, _))));
-    match mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown) {
+    match mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Unknown) {
         Err(Error::Lost(Lost::TakenOver, holders)) => assert_eq!(holders.len(), 1),
         other => panic!("{other:?}"),
     }
     // It is told once.
-    let released = mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown);
+    let released = mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(released, Err(Error::NotOurs(_))), "{released:?}");
     other.renew(&granted(Ok(grant.expect("a grant"))).token, None).expect("it is held yet");
     // Also when whoever took it has released it.
     let third = granted(acquire(&mut Mutex::new(subject.open("y"), &judge), 3, &for_so_long(SHORT)));
     let mut fourth = Mutex::new(subject.open("y"), &judge);
     until("it is taken over", || acquire(&mut fourth, 4, &for_so_long(LONG)).is_ok());
-    fourth.release(&Stranger(4), Whose::Own, Outcome::Unknown).expect("it is its own");
-    let told = fourth.release(&Stranger(3), Whose::Own, Outcome::Unknown);
+    fourth.release(&Stranger(4), ReleaseScope::OwnOrStale, Outcome::Unknown).expect("it is its own");
+    let told = fourth.release(&Stranger(3), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(told, Err(Error::Lost(Lost::TakenOver, _))), "{third:?} {told:?}");
 }
 
@@ -193,7 +194,7 @@ pub fn who_has_let_it_expire_is_told(subject: &Subject) {
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     granted(acquire(&mut mutex, 1, &for_so_long(SHORT)));
     until("it expires", || is_expired(&mut mutex));
-    let released = mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown);
+    let released = mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(released, Err(Error::Lost(Lost::Expired, _))), "{released:?}");
     let acquired = acquire(&mut mutex, 2, &for_so_long(LONG));
     assert!(matches!(acquired, Ok(Acquired::Free(_))), "{acquired:?}");
@@ -204,13 +205,13 @@ pub fn what_is_to_be_held_at_least_stays_held(subject: &Subject) {
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     let request = Request { at_least: Some(Duration::from_millis(1500)), ..for_so_long(LONG) };
     let grant = granted(acquire(&mut mutex, 1, &request));
-    match mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown) {
+    match mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Unknown) {
         Ok(Released::Own { stays: Some(_), .. }) => {}
         other => panic!("{other:?}"),
     }
     let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(100), timeout: Some(LONG), warn_after: None };
     granted(mutex.acquire(&Stranger(2), &for_so_long(LONG), &waiting, &mut Silent));
-    assert!(serializer::process::since_boot() >= grant.leased_at + 1500);
+    assert!(serializer::sys::process::since_boot() >= grant.leased_at + 1500);
 }
 
 pub fn slots_are_so_many_and_sharers_any_number(subject: &Subject) {
@@ -221,14 +222,15 @@ pub fn slots_are_so_many_and_sharers_any_number(subject: &Subject) {
     let grants: Vec<_> = (1..=3).map(|who| granted(acquire(&mut mutex, who, &request))).collect();
     assert!(matches!(acquire(&mut mutex, 4, &request), Err(Error::Busy(..))));
     grants.iter().for_each(|grant| drop(mutex.renew(&grant.token, None).expect("it is held yet")));
-    mutex.release(&Stranger(2), Whose::Own, Outcome::Unknown).expect("it is its own");
+    mutex.release(&Stranger(2), ReleaseScope::OwnOrStale, Outcome::Unknown).expect("it is its own");
     granted(acquire(&mut mutex, 4, &request));
 
     let mut mutex = Mutex::new(subject.open("y"), &judge);
     let request = Request { mode: Mode::Shared, ..for_so_long(LONG) };
     (1..=5).for_each(|who| drop(granted(acquire(&mut mutex, who, &request))));
     assert!(matches!(acquire(&mut mutex, 6, &for_so_long(LONG)), Err(Error::Busy(..))));
-    (1..=5).for_each(|who| drop(mutex.release(&Stranger(who), Whose::Own, Outcome::Unknown).expect("it is its own")));
+    (1..=5)
+        .for_each(|who| drop(mutex.release(&Stranger(who), ReleaseScope::OwnOrStale, Outcome::Unknown).expect("it is its own")));
     granted(acquire(&mut mutex, 6, &for_so_long(LONG)));
 }
 
@@ -236,11 +238,11 @@ pub fn a_holder_whose_lock_was_broken_is_told(subject: &Subject) {
     let judge = judge();
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     let grant = granted(acquire(&mut mutex, 1, &for_so_long(LONG)));
-    let broken = mutex.release(&Stranger(2), Whose::Of(&grant.token), Outcome::Unknown);
+    let broken = mutex.release(&Stranger(2), ReleaseScope::Token(&grant.token), Outcome::Unknown);
     assert!(matches!(broken, Ok(Released::Forced(_))), "{broken:?}");
     assert!(matches!(mutex.renew(&grant.token, None), Err(Error::Lost(Lost::TakenOver, _))));
     granted(acquire(&mut mutex, 3, &for_so_long(LONG)));
-    let released = mutex.release(&Stranger(1), Whose::Own, Outcome::Unknown);
+    let released = mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(released, Err(Error::Lost(Lost::TakenOver, _))), "{released:?}");
 }
 
@@ -250,7 +252,7 @@ struct Succeeding<'a>(Option<Mutex<'a>>);
 impl Observer for Succeeding<'_> {
     fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {
         if let Some(mut mutex) = self.0.take() {
-            mutex.release(&Stranger(1), Whose::Own, Outcome::Succeeded).expect("it is its own");
+            mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Succeeded).expect("it is its own");
         }
     }
 

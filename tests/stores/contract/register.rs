@@ -6,8 +6,8 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use serializer::mutex::register::{Register, Stored, Write};
-use serializer::owner::{Instance, Owner, Place};
+use serializer::lock::register::{Register, Stored, Write};
+use serializer::record::owner::{HostIdentity, Owner, ProcessIdentity};
 use serializer::record::{Entry, MAX_BYTES, Record, parse_pid};
 
 use super::subject::Subject;
@@ -17,8 +17,8 @@ fn record(pid: i32) -> Record {
     let owner = Owner {
         pid: parse_pid(&pid.to_string()).expect("a pid"),
         uid: None,
-        place: Place { host: Some("elsewhere".to_owned()), ..Place::default() },
-        instance: Instance::default(),
+        place: HostIdentity { host: Some("elsewhere".to_owned()), ..HostIdentity::default() },
+        instance: ProcessIdentity::default(),
     };
     Record::of(vec![Entry::new(owner, None, Some("é – ☃ 'x' \"y\" \\ %s".to_owned())).expect("an entry")]).expect("a record")
 }

@@ -3,8 +3,8 @@
 
 use std::ffi::{OsStr, OsString};
 
-use serializer::backend::seam::{Key, Kind, Next, State, Store, Write};
 use serializer::record::random_token;
+use serializer::store::seam::{Key, Kind, Next, State, Store, Write};
 
 use super::subject::Subject;
 

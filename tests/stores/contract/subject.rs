@@ -4,12 +4,12 @@ use std::ffi::OsStr;
 use std::process::Command;
 use std::time::Duration;
 
-use serializer::backend::file::Files;
-use serializer::backend::seam::{Key, Store};
-use serializer::backend::{Location, open, open_store};
-use serializer::mutex::register::Register;
+use serializer::lock::register::Register;
 use serializer::record::random_token;
-use serializer::store::{StoreSettings, StoreUrl};
+use serializer::store::address::{StoreSettings, StoreUrl};
+use serializer::store::file::Files;
+use serializer::store::seam::{Key, Store};
+use serializer::store::{Location, open, open_store};
 
 use crate::support::Locks;
 use crate::support::memory::Memory;

@@ -1,0 +1,75 @@
+//! Keeping a lease: renewing it while the holder lives.
+//!
+//! ```text
+//! 0            ⅓                      ¾            11/12    1   of the lease, from before the last renewal was sent
+//! renewed      is renewed again       given up     killed   others may take the lock
+//!              (again and again, if the store does not answer)
+//! ```
+//!
+//! Giving up ends what runs under the lock, if that is wanted; renewals continue until the store says that the lease is lost. It
+//! has a timer of its own, because a renewal may hang. The clock is `CLOCK_BOOTTIME`, which is never set and includes sleep.
+//!
+//! `run` keeps its lease by a thread ([`thread`]); `lock` ends at once, and leaves a process behind ([`process`]).
+
+pub mod process;
+pub mod thread;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lock::Grant;
+use crate::lock::register::Stored;
+use crate::lock::requester::Requester;
+use crate::record::Entry;
+use crate::sys::process::since_boot;
+
+/// The limit of a sleep that other events end.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// The longest time that a command has to end in, in milliseconds.
+const MAX_GRACE: u64 = 10_000;
+
+/// The lease to keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseGrant {
+    /// The acquisition.
+    pub grant: Grant,
+    /// The duration of the lease.
+    pub lease: Duration,
+}
+
+impl LeaseGrant {
+    /// When to end what holds the lock, in milliseconds since boot.
+    pub fn given_up(&self) -> u64 {
+        self.after(3, 4)
+    }
+
+    /// Whether that time has passed.
+    pub fn is_given_up(&self) -> bool {
+        since_boot() >= self.given_up()
+    }
+
+    /// How long that may take before it is killed, in milliseconds.
+    fn grace(&self) -> u64 {
+        (self.millis() / 6).min(MAX_GRACE)
+    }
+
+    /// The end of this part of the lease, in milliseconds since boot.
+    fn after(&self, numerator: u64, denominator: u64) -> u64 {
+        self.grant.leased_at + self.millis() * numerator / denominator
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX / 8)
+    }
+}
+
+/// Acts for the holder, by the token of the acquisition, or by its fencing token.
+pub struct TokenHolder<'a>(pub &'a str);
+
+impl Requester for TokenHolder<'_> {
+    fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
+        entry.has_token(self.0)
+    }
+}

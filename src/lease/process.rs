@@ -1,0 +1,224 @@
+//! The process that `lock` leaves behind: it renews the lease while the owner lives, or what
+//! continues for it, and then releases the lock.
+//!
+//! It is started before the lock is acquired, because the record names it, and gets its orders
+//! afterwards. If `lock` dies in between, the connection closes, and the keeper ends. The address
+//! of the store is not on its command line, which other users could read. It has a session of its
+//! own, and none of the files of `lock`: a pipe would never end for its reader.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+use super::thread::Renewing;
+use super::{LONG, LeaseGrant, TokenHolder};
+use crate::config::OnLost;
+use crate::lock::register::Stored;
+use crate::lock::staleness::{Held, LivenessCheck, LocalLiveness, Orphans, Verdict};
+use crate::lock::{Mutex, ReleaseScope};
+use crate::record::owner::{HostIdentity, Owner, ProcessIdentity};
+use crate::record::{Entry, Outcome, Record};
+use crate::run::helper;
+use crate::run::termination::end_tree;
+use crate::store::seam::State;
+use crate::store::{self, Location};
+use crate::sys::process::{self, is_readable, since_boot};
+
+/// The argument that makes a process of this program a keeper.
+const NAME: &str = "keep-lease";
+
+/// The largest message: a record of one holder, and an address.
+const MAX_MESSAGE: usize = 64 * 1024;
+
+/// What the keeper answers when it has begun; anything else is why it cannot.
+const BEGUN: &[u8] = b"+";
+
+/// The longest answer.
+const MAX_ANSWER: usize = 4096;
+
+/// How long to wait for the answer. The keeper only has to start.
+const START: Duration = Duration::from_secs(10);
+
+/// The keeper, as seen by the process that started it.
+#[derive(Debug)]
+pub struct Keeper {
+    /// Which process it is.
+    pub identity: (Pid, ProcessIdentity),
+    channel: OwnedFd,
+}
+
+/// The lock that is kept. As a message, it holds the store's password.
+#[derive(Serialize, Deserialize)]
+struct KeptLock {
+    location: Location,
+    /// The record of this one holder.
+    record: String,
+    charge: LeaseGrant,
+    orphans: Orphans,
+    on_lost: OnLost,
+}
+
+impl Keeper {
+    /// Starts the process; it does nothing yet.
+    pub fn spawn() -> io::Result<Self> {
+        // Inherited files must not stay open as long as the owner lives.
+        close_fds::set_fds_cloexec(3, &[]);
+        let (pid, channel) = helper::spawn(NAME, |command| command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+        let instance = process::running(pid).ok_or_else(has_ended)?.instance;
+        Ok(Self { identity: (pid, instance), channel })
+    }
+
+    /// Lets it keep the lease of `entry`. It has begun when this returns.
+    pub fn keep(
+        &self,
+        location: &Location,
+        entry: &Entry,
+        charge: &LeaseGrant,
+        orphans: Orphans,
+        on_lost: OnLost,
+    ) -> io::Result<()> {
+        let record = Record::of(vec![entry.clone()]).ok_or(io::ErrorKind::FileTooLarge)?.to_text();
+        let kept = KeptLock { location: location.clone(), record, charge: charge.clone(), orphans, on_lost };
+        send(&self.channel, &serde_json::to_vec(&kept)?, SendFlags::NOSIGNAL)?;
+        let rest = Duration::from_millis(charge.given_up().saturating_sub(since_boot()));
+        store::sleep(START.min(rest), &[self.channel.as_fd()])?;
+        let mut answer = [0; MAX_ANSWER];
+        match recv(&self.channel, &mut answer, RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => Err(has_ended()),
+            Ok((_, length)) if &answer[..length] == BEGUN => Ok(()),
+            Ok((_, length)) => Err(io::Error::other(String::from_utf8_lossy(&answer[..length]).into_owned())),
+            Err(Errno::AGAIN) => Err(io::Error::other("the process that keeps the lease does not answer")),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn has_ended() -> io::Error {
+    io::Error::other("the process that keeps the lease has ended")
+}
+
+/// Kills a keeper.
+pub fn kill(keeper: (Pid, ProcessIdentity)) {
+    // Not by SIGTERM, which a script may ignore, and its keeper with it.
+    send_signal(keeper, Signal::KILL);
+}
+
+/// Not by the PID alone, which may have become another process's.
+fn send_signal((pid, instance): (Pid, ProcessIdentity), signal: Signal) {
+    if let Some(process) = process::running(pid)
+        && instance.same_as(process.instance) == Some(true)
+        && let Some(pidfd) = process.ended_fd()
+    {
+        let _ = pidfd_send_signal(pidfd, signal);
+    }
+}
+
+/// Ends the keeper of a released lock, if it is a process of this place. By itself, it would notice
+/// the release only at its next renewal.
+pub fn dismiss(entry: &Entry, here: &HostIdentity) {
+    if entry.lease.is_some() {
+        signal_keeper(entry, here, NAME, Signal::KILL);
+    }
+}
+
+/// Sends a signal to the keeper of an entry, if it is a process of this place that was started with the argument `name`.
+pub fn signal_keeper(entry: &Entry, here: &HostIdentity, name: &str, signal: Signal) {
+    // Hosts are renamed, and that does not matter here.
+    let is_here =
+        |place: &HostIdentity| place.boot.is_some() && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace);
+    let Some(keeper) = entry.keeper.filter(|_| is_here(&entry.owner.place)) else { return };
+    // The record may name any process.
+    if process::arguments(keeper.0).get(1).is_some_and(|argument| argument == name) {
+        send_signal(keeper, signal);
+    }
+}
+
+/// Acts as a keeper, if this process was started as one. Must be called before anything else.
+pub fn help() -> Option<ExitCode> {
+    let is_keeper = std::env::args_os().nth(1)? == NAME;
+    is_keeper.then(|| main().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
+}
+
+/// `None` if it cannot keep the lease.
+fn main() -> Option<()> {
+    // A search for work that continues must skip this process.
+    let _ = rustix::thread::set_name(c"serializer");
+    let channel = io::stdin().as_fd().try_clone_to_owned().ok()?;
+    let mut message = vec![0; MAX_MESSAGE];
+    let (_, length) = rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty())).ok()?;
+    // Without a message, the lock was not acquired.
+    let kept: KeptLock = serde_json::from_slice(&message[..length]).ok()?;
+    let entry = kept.entry()?;
+    // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late
+    // must not end an owner that was never told that it has the lock.
+    let begun = if kept.charge.is_given_up() {
+        Err("its lease expired before it could be renewed".to_owned())
+    } else {
+        store::open(&kept.location).map(drop).map_err(|error| error.to_string())
+    };
+    // Ctrl-C is meant for the owner.
+    let _ = rustix::process::setsid();
+    let answer = begun.as_ref().map_or_else(|why| &why.as_bytes()[..why.len().min(MAX_ANSWER)], |()| BEGUN);
+    send(&channel, answer, SendFlags::NOSIGNAL).ok()?;
+    begun.ok()?;
+    drop(channel);
+    kept.keep(&entry).ok()
+}
+
+impl KeptLock {
+    fn entry(&self) -> Option<Entry> {
+        let entry = Record::parse(self.record.as_bytes()).ok()?.entries().first()?.clone();
+        // The keeper judges the owner by what is seen from here alone.
+        Some(Entry { keeper: None, lease: None, until: None, ..entry })
+    }
+
+    fn keep(self, entry: &Entry) -> io::Result<()> {
+        let judge = LocalLiveness::new(HostIdentity::here(), self.orphans);
+        let renewing =
+            Renewing::start(&self.location, self.charge.clone(), None, self.on_lost, self.at_worst(entry.owner.clone()))?;
+        let here = Stored { state: State { is_local: true, ..State::default() }, ..Stored::default() };
+        // Ends with the owner, or with the lease.
+        loop {
+            let Verdict::Held(held) = judge.judge(&here, entry) else {
+                drop(renewing);
+                let mut mutex = Mutex::new(store::open(&self.location).map_err(io::Error::other)?, &judge);
+                // If this fails, the lease expires.
+                let _ = mutex.release(&TokenHolder(&self.charge.grant.token), ReleaseScope::Own, Outcome::Unknown);
+                return Ok(());
+            };
+            let lost = renewing.lost_fd();
+            let fds: Vec<_> = held.ended_fd().into_iter().chain([lost]).collect();
+            store::sleep(held.look_again_in().unwrap_or(LONG), &fds)?;
+            // The PID of a process that has ended may be another process's.
+            if held.ended_fd().is_some_and(|ended| is_readable(&ended)) {
+                continue;
+            }
+            if is_readable(&lost) {
+                // The owner may have unlocked without being able to tell us.
+                if self.on_lost == OnLost::Terminate
+                    && !renewing.is_released()
+                    && let Held::Alive(Some(process)) | Held::RunGoesOn { process, .. } = &held
+                {
+                    end_tree(process.pid(), renewing.kill_at())?;
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// What to do about the owner when this process cannot continue.
+    fn at_worst(&self, owner: Owner) -> Box<dyn Fn() + Send + Sync> {
+        let (grace, ends_owner) = (self.charge.grace(), self.on_lost == OnLost::Terminate);
+        Box::new(move || {
+            if ends_owner && process::is_running((owner.pid, owner.instance)) {
+                let _ = end_tree(owner.pid, since_boot() + grace);
+            }
+        })
+    }
+}

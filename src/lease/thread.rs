@@ -1,0 +1,230 @@
+//! Keeping a lease by a thread of the process that holds the lock, or of its keeper.
+
+use std::io::{self, PipeWriter};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Signal, getpid};
+
+use super::{LONG, LeaseGrant};
+use crate::config::OnLost;
+use crate::lock::register::Connection;
+use crate::lock::staleness::{LocalLiveness, Orphans};
+use crate::lock::{Error, Lost, Mutex};
+use crate::panics::{Kept, Registration};
+use crate::record::owner::HostIdentity;
+use crate::store::{self, Location};
+use crate::sys::process::{is_readable, since_boot};
+use crate::sys::timer::Timer;
+
+/// How long the connection that acquired the lock stays open: a command that ends before that needs no second login.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A lease that is renewed as long as this value lives.
+pub struct Renewing {
+    renewal: Arc<Renewal>,
+    _stop: PipeWriter,
+    _panics: Registration,
+}
+
+/// What the thread works with, and what it reports.
+struct Renewal {
+    location: Location,
+    on_lost: OnLost,
+    /// Expires when the lease is lost; with `OnLost::Terminate`, already when it is given up.
+    timer: Timer,
+    status: StdMutex<Status>,
+    at_worst: Box<dyn Fn() + Send + Sync>,
+}
+
+struct Status {
+    charge: LeaseGrant,
+    /// Why the last renewal failed.
+    trouble: Option<String>,
+    lost: Option<(String, Option<Lost>)>,
+}
+
+impl Kept for Renewal {
+    fn lose(&self, why: &str) {
+        // The store is not asked again to release the lock.
+        self.status().trouble = Some(why.to_owned());
+        self.set_lost(why.to_owned(), None);
+    }
+
+    fn end(&self) {
+        (self.at_worst)();
+    }
+}
+
+impl Renewing {
+    /// Begins to renew. `idle` stays open for a second, for a command that ends before that. With `OnLost::Warn`, the thread
+    /// reports a loss. `at_worst` ends what runs under the lock when this process cannot continue.
+    pub fn start(
+        location: &Location,
+        charge: LeaseGrant,
+        idle: Option<Connection>,
+        on_lost: OnLost,
+        at_worst: Box<dyn Fn() + Send + Sync>,
+    ) -> io::Result<Self> {
+        let (stopped, stop) = io::pipe()?;
+        let status = StdMutex::new(Status { charge: charge.clone(), trouble: None, lost: None });
+        let renewal = Arc::new(Renewal { location: location.clone(), on_lost, timer: Timer::new()?, status, at_worst });
+        renewal.set_charge(charge)?;
+        let panics = Registration::of(renewal.clone());
+        let renewing = Self { renewal: renewal.clone(), _stop: stop, _panics: panics };
+        // Not joined in the end: it holds nothing, and its last write is conditional on the lock being held.
+        thread::Builder::new().name("lease".to_owned()).spawn(move || renewal.run(idle, stopped.as_fd()))?;
+        Ok(renewing)
+    }
+
+    /// Becomes readable when the lock is lost; with `OnLost::Terminate`, when it is so close to it that what runs under it has to
+    /// end.
+    pub fn lost_fd(&self) -> BorrowedFd<'_> {
+        self.renewal.timer.fd()
+    }
+
+    /// Whether what runs under it has to end.
+    pub fn is_given_up(&self) -> bool {
+        let status = self.renewal.status();
+        status.lost.is_some() || status.charge.is_given_up()
+    }
+
+    /// Whether no other process can have had the lock yet, unless it was broken.
+    pub fn is_good(&self) -> bool {
+        since_boot() < self.renewal.status().charge.after(1, 1)
+    }
+
+    /// When to kill what runs under it and is told to end now, in milliseconds since boot: after some time, but before others may
+    /// have the lock.
+    pub fn kill_at(&self) -> u64 {
+        let charge = &self.renewal.status().charge;
+        (since_boot() + charge.grace()).min(charge.after(1, 1))
+    }
+
+    /// Whether the store did not answer the last renewal.
+    pub fn is_unanswered(&self) -> bool {
+        self.renewal.status().trouble.is_some()
+    }
+
+    /// What has become of it.
+    pub fn why(&self) -> String {
+        match &*self.renewal.status() {
+            Status { lost: Some((why, _)), .. } => why.clone(),
+            Status { trouble: Some(why), .. } => format!("its lease could not be renewed in time: {why}"),
+            _ => "its lease could not be renewed in time".to_owned(),
+        }
+    }
+
+    /// Whether the store does not mention it any more, not even as lost: it was released.
+    pub fn is_released(&self) -> bool {
+        matches!(self.renewal.status().lost, Some((_, Some(Lost::Gone))))
+    }
+}
+
+impl Renewal {
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_lost(&self, why: String, how: Option<Lost>) {
+        self.status().lost = Some((why, how));
+        // If this fails, the timer still expires when the last renewal is too old.
+        let _ = self.timer.set(1);
+    }
+
+    fn set_charge(&self, charge: LeaseGrant) -> io::Result<()> {
+        if self.on_lost == OnLost::Terminate {
+            self.timer.set(charge.given_up())?;
+        }
+        let mut status = self.status();
+        (status.charge, status.trouble) = (charge, None);
+        Ok(())
+    }
+
+    fn run(&self, idle: Option<Connection>, stopped: BorrowedFd<'_>) {
+        let (why, how) = match self.keep(idle, stopped) {
+            Ok(None) => return,
+            Ok(Some(how)) => (how.to_string(), Some(how)),
+            Err(error) => (format!("it cannot be kept: {}", store::plain(&error)), None),
+        };
+        if self.on_lost == OnLost::Warn {
+            tracing::warn!("the lock `{}` is lost: {why}", self.location.printable());
+        }
+        self.set_lost(why, how);
+    }
+
+    /// Renews until `stopped` is readable, or the store says that the lock is lost.
+    fn keep(&self, mut idle: Option<Connection>, stopped: BorrowedFd<'_>) -> io::Result<Option<Lost>> {
+        let judge = LocalLiveness::new(HostIdentity::default(), Orphans::Ignore);
+        let mut mutex = Mutex::new(store::open(&self.location).map_err(io::Error::other)?, &judge);
+        let mut charge = self.status().charge.clone();
+        let mut is_told = false;
+        let timer = Timer::new()?;
+        timer.set(charge.after(1, 3))?;
+        loop {
+            store::sleep(if idle.is_some() { IDLE } else { LONG }, &[stopped, timer.fd()])?;
+            if is_readable(&stopped) {
+                return Ok(None);
+            }
+            idle.take().iter().for_each(Connection::close);
+            if !is_readable(&timer.fd()) {
+                continue;
+            }
+            match mutex.renew(&charge.grant.token, None) {
+                Ok(grant) => {
+                    tracing::debug!("renewed the lease of `{}`", self.location.printable());
+                    if grant.is_stopped {
+                        rustix::process::kill_process(getpid(), Signal::TERM)?;
+                    }
+                    (charge.grant, is_told) = (grant, false);
+                    self.set_charge(charge.clone())?;
+                    timer.set(charge.after(1, 3))?;
+                }
+                // What was released meanwhile is not lost.
+                Err(Error::Lost(..)) if is_readable(&stopped) => return Ok(None),
+                Err(Error::Lost(how, _)) => return Ok(Some(how)),
+                // It may pass, and the store has not said that the lock is lost.
+                Err(error) => {
+                    tracing::debug!("cannot renew the lease: {error}");
+                    self.status().trouble = Some(error.to_string());
+                    // Nothing else is done about it, and it may last for long.
+                    if self.on_lost == OnLost::Warn && charge.is_given_up() && !std::mem::replace(&mut is_told, true) {
+                        let name = self.location.printable();
+                        tracing::warn!("the lease of `{name}` could not be renewed in time: {error}");
+                    }
+                    timer.set(since_boot() + (charge.millis() / 24).clamp(50, 2000))?;
+                }
+            }
+            // The store's connections are for others until the next renewal.
+            mutex.connection().close();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Kept, OnLost, Renewing};
+    use crate::lease::LeaseGrant;
+    use crate::lock::Grant;
+    use crate::store::Location;
+    use crate::sys::process::{is_readable, since_boot};
+
+    #[test]
+    fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
+        for on_lost in [OnLost::Terminate, OnLost::Warn] {
+            let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot(), run: None, is_stopped: false };
+            let charge = LeaseGrant { grant, lease: Duration::from_secs(3600) };
+            let location = Location::file("/nonexistent".as_ref());
+            let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread");
+            assert!(!renewing.is_given_up() && !renewing.is_unanswered());
+            renewing.renewal.lose("internal error");
+            assert!(renewing.is_given_up() && is_readable(&renewing.lost_fd()));
+            assert!(renewing.is_unanswered() && !renewing.is_released());
+            assert_eq!(renewing.why(), "internal error");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The policy of a lock: judge what is stored, decide, write, wait. Works on a [`Register`], by a [`LivenessCheck`] of the holders,
+//! for a [`Requester`](crate::lock::requester::Claimant). `docs/protocol.md` argues why two processes never both hold a lock.
+
+mod acquire;
+mod connection;
+pub(crate) mod holder;
+pub mod key;
+mod notices;
+pub mod once;
+pub mod register;
+mod release;
+mod renew;
+pub mod requester;
+pub mod staleness;
+mod sweep;
+mod wait;
+pub mod waiting;
+
+pub use renew::Lost;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use register::{Connection, Register};
+use serde::{Deserialize, Serialize};
+
+use crate::lock::once::{Claim, Rule, Run};
+use crate::lock::staleness::{Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, judge_all};
+use crate::record::mode::Mode;
+use crate::record::{Entry, Outcome, Record};
+use crate::store;
+use crate::store::seam::State;
+use crate::store::waiter::Waiter;
+
+/// Bounds an attempt: each further round means that another process has changed the register, so "held by another process" is
+/// a true answer in the end.
+const MAX_ROUNDS: usize = 16;
+
+/// How long a release waits for a store that does not answer: it may be starting again.
+const OUTAGE: Duration = Duration::from_secs(15);
+
+/// A lock as one requester sees it.
+pub struct Mutex<'a> {
+    /// How long a release waits for a store that does not answer. After that, the lease ends with its owner.
+    pub patience: Duration,
+    register: Register,
+    judge: &'a dyn LivenessCheck,
+    /// By token, or `None` for an empty file: the last state, and since when it has not changed.
+    watched: HashMap<Option<String>, (Vec<u8>, Instant)>,
+    /// Acquisitions whose answer was lost. If one of these tokens is stored, the lock is ours.
+    unconfirmed: Vec<Grant>,
+    /// The free state that was left to earlier waiters, and since when.
+    left_to_others: Option<(Option<Vec<u8>>, Instant)>,
+    /// The requester lost the lock before, and has not been told yet.
+    was_lost: bool,
+}
+
+/// The content of a register, as of one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The record; `None` for a file that is being made.
+    pub record: Option<Record>,
+    /// The state of the register. Its text is that of the record.
+    pub state: State,
+}
+
+impl Stored {
+    /// The entries of the record.
+    pub fn entries(&self) -> &[Entry] {
+        self.record.as_ref().map(Record::entries).unwrap_or_default()
+    }
+
+    /// The entries but for these.
+    fn without(&self, removed: &[Entry]) -> Vec<Entry> {
+        self.entries().iter().filter(|entry| !removed.contains(entry)).cloned().collect()
+    }
+
+    /// Whether the Python plugin stored it.
+    pub fn is_legacy(&self) -> bool {
+        self.record.as_ref().is_some_and(Record::is_legacy)
+    }
+}
+
+/// What is stored, and the verdict on each holder.
+pub type Looked = (Stored, Vec<Judged<Verdict>>);
+
+/// What a requester asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request {
+    /// Together with which holders.
+    pub mode: Mode,
+    /// The shortest time to hold the lock, even if it is released or its owner ends earlier.
+    pub at_least: Option<Duration>,
+    /// Whether the lock is not needed any more once its present holder has succeeded.
+    pub skip_if_done: bool,
+    /// How long the lock is held without a renewal; `None` where all requesters see each other.
+    pub lease: Option<Duration>,
+    /// Of a key that runs once: how often.
+    pub once: Option<Rule>,
+    /// Of a task on a schedule: which run.
+    pub claim: Option<Claim>,
+}
+
+/// An acquisition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Unique to the acquisition.
+    pub token: String,
+    /// Larger than in every earlier acquisition, where the store numbers its states.
+    pub fencing: Option<u64>,
+    /// The beginning of the lease, in milliseconds since boot.
+    pub leased_at: u64,
+    /// The number of the run of a key that runs once.
+    pub run: Option<u32>,
+    /// Whether the run of a task is to be ended.
+    #[serde(default)]
+    pub is_stopped: bool,
+}
+
+/// How a lock was acquired.
+#[derive(Debug)]
+pub enum Acquired {
+    /// It was free, or open to more holders.
+    Free(Grant),
+    /// It was taken from a holder that is proved gone.
+    TakenOver(Grant, Box<StaleHolder>),
+    /// The requester held it before.
+    AlreadyHeld(Box<Judged<Verdict>>),
+    /// It was not acquired: another process has done the work. With the run of a key that is done.
+    NotNeeded(Option<Box<Run>>),
+}
+
+/// Which entries a release removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseScope<'a> {
+    /// The requester's, or stale ones.
+    OwnOrStale,
+    /// The requester's only.
+    Own,
+    /// Those of all present holders.
+    Force,
+    /// That of the acquisition with this token.
+    Token(&'a str),
+}
+
+/// How a lock was released.
+#[derive(Debug)]
+pub enum Released {
+    /// It was the requester's.
+    Own {
+        /// It stays held for this time, as was asked for.
+        stays: Option<Duration>,
+        /// The removed entries.
+        was: Vec<Entry>,
+    },
+    /// Its owner is proved gone.
+    Stale(Box<StaleHolder>),
+    /// It was broken.
+    Forced(Vec<Holding>),
+}
+
+/// Why a lock was not acquired or released.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Error {
+    /// All attempts are made. Without holders if the holder changed all the time.
+    #[error("another process holds the lock")]
+    Busy(u32, Vec<Holding>),
+    /// The requester ended before it got the lock; nothing is held.
+    #[error("the process that asked for it has ended")]
+    Absent,
+    #[error("it is not locked")]
+    NotLocked,
+    /// Of a key that runs once.
+    #[error("{0}")]
+    GivenUp(String),
+    #[error("the same process holds it already, as {0}")]
+    HeldOtherwise(Mode),
+    #[error("the store has no clock, by which all could tell for how long it has been held")]
+    NoClock,
+    /// It is another process's. Without holders if the holder changed all the time.
+    #[error("another process holds the lock")]
+    NotOurs(Vec<Holding>),
+    /// The requester lost it without releasing it. These hold it now.
+    #[error("{0}")]
+    Lost(Lost, Vec<Holding>),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// No process can own it, or the operating system has no random numbers.
+    #[error("cannot write down who holds it: {}", store::plain(.0))]
+    Entry(std::io::Error),
+}
+
+impl<'a> Mutex<'a> {
+    /// Does not touch the register yet.
+    pub fn new(register: Register, judge: &'a dyn LivenessCheck) -> Self {
+        let (watched, unconfirmed) = Default::default();
+        Self { patience: OUTAGE, register, judge, watched, unconfirmed, left_to_others: None, was_lost: false }
+    }
+
+    /// The known waiters, in their order.
+    pub fn waiters(&mut self) -> Vec<Waiter> {
+        self.register.queue(|queue, key| queue.waiters(key)).unwrap_or_default()
+    }
+
+    fn has_waiters(&mut self) -> bool {
+        self.register.queue(|queue, key| queue.has_waiters(key)).unwrap_or(true)
+    }
+
+    /// The connection, which is opened again when it is used.
+    pub fn connection(&self) -> Connection {
+        self.register.connection()
+    }
+
+    /// What is stored, and the verdict on each holder.
+    pub fn look(&mut self) -> Result<Option<Looked>, store::Error> {
+        // What the answer says may be older than the answer, but not than the question.
+        let asked = Instant::now();
+        let Some(stored) = self.register.load()? else { return Ok(None) };
+        let mut watched = HashMap::new();
+        let judged = judge_all(self.judge, &stored, &mut |token, state| {
+            let seen = self.watched.remove(&token).filter(|(seen, _)| *seen == state);
+            let (state, since) = seen.unwrap_or_else(|| (state, Instant::now()));
+            watched.insert(token, (state, since));
+            asked.saturating_duration_since(since)
+        });
+        self.watched = watched;
+        Ok(Some((stored, judged)))
+    }
+}
+
+/// What is stored, as one requester sees it.
+#[derive(Default)]
+struct Seen {
+    /// Its own entries.
+    own: Vec<Judged<Verdict>>,
+    /// Its entries by which it does not hold the lock any more, although it has not released it.
+    lost: Vec<Entry>,
+    held: Vec<Holding>,
+    /// The entries that hold nothing; the lost ones are among them.
+    former: Vec<StaleHolder>,
+}
+
+impl Seen {
+    fn new(judged: Vec<Judged<Verdict>>, owns: impl Fn(&Entry) -> bool) -> Self {
+        let mut seen = Self::default();
+        for Judged { entry, written, verdict } in judged {
+            let released = entry.as_ref().and_then(|entry| entry.released);
+            let is_lost = match &verdict {
+                Verdict::Stale(Stale::Expired) => true,
+                Verdict::Stale(_) => released == Some(Outcome::Lost),
+                Verdict::Held(_) => false,
+            };
+            let own = entry.as_ref().filter(|entry| owns(entry));
+            seen.lost.extend(own.filter(|_| is_lost).cloned());
+            match verdict {
+                verdict if own.is_some() && !is_lost && released.is_none() => seen.own.push(Judged { entry, written, verdict }),
+                Verdict::Held(verdict) => seen.held.push(Judged { entry, written, verdict }),
+                Verdict::Stale(verdict) => seen.former.push(Judged { entry, written, verdict }),
+            }
+        }
+        seen
+    }
+
+    fn held(judged: Vec<Judged<Verdict>>) -> Vec<Holding> {
+        Self::new(judged, |_| false).held
+    }
+}

@@ -1,0 +1,277 @@
+//! A key that runs once: a lock that remembers how its last run ended. This module has the rules of `once`; the lock
+//! does the rest. `docs/protocol.md`, "A key that runs once", has the argument.
+
+mod period;
+mod slot;
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub use self::period::Period;
+pub use self::slot::{Claim, Task};
+use crate::lock::staleness::{Stale, Verdict};
+use crate::record::{Entry, Outcome};
+use crate::sys::local_time::local_time;
+use crate::sys::text;
+
+/// How many ends of runs are remembered.
+const MAX_ENDS: usize = 5;
+
+/// The longest text about an end, in characters.
+const MAX_HOW: usize = 80;
+
+/// How often a slot of a task is run after interruptions, beside its tries: it may be what brings hosts down.
+const INTERRUPTIONS: u32 = 10;
+
+/// How long a store keeps a key that has expired.
+const KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+/// The state of a key in its register, beside the entry of the last run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The key in full: a store may shorten names.
+    pub key: String,
+    /// The number of this run since the last success or the start of the period, from 1 on.
+    #[serde(rename = "try")]
+    pub number: u32,
+    /// Begin of this run, in milliseconds since 1970 by the store's clock, or else the host's.
+    pub began: u64,
+    /// The rule of the caller that began this run.
+    #[serde(default)]
+    pub rule: Rule,
+    /// The last ends of runs, the latest one last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ends: Vec<End>,
+    /// Of a task on a schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+}
+
+/// The end of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Time in milliseconds, by the clock of [`Run::began`].
+    pub at: u64,
+    /// The number of the run.
+    #[serde(rename = "try")]
+    pub number: u32,
+    /// How, for people.
+    pub how: String,
+    /// The exit code of its command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u8>,
+}
+
+/// The report of a run's end.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending<'a> {
+    /// The outcome that counts.
+    pub outcome: Outcome,
+    /// How it ended, for people.
+    pub how: &'a str,
+    /// The exit code of its command.
+    pub code: Option<u8>,
+}
+
+impl From<Outcome> for Ending<'_> {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, how: "interrupted", code: None }
+    }
+}
+
+/// The consequence of an interrupted run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Interrupted {
+    /// The key runs again: at least once.
+    #[default]
+    Rerun,
+    /// The key is given up: at most once.
+    Stop,
+}
+
+/// How often a key runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rule {
+    /// Once in each of these periods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per: Option<Period>,
+    /// Again if the last success is older.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_for: Option<Duration>,
+    /// The limit of runs without success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tries: Option<NonZeroU32>,
+    /// The consequence of an interrupted run.
+    pub interrupted: Interrupted,
+}
+
+/// The state of a key, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum State {
+    Running,
+    Done,
+    Failed,
+    Interrupted,
+    GivenUp,
+    Expired,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(["running", "done", "failed", "interrupted", "given up", "expired"][*self as usize])
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It has succeeded.
+    Succeeded,
+    /// It has failed.
+    Failed,
+    /// Its end was not reported; the lock is stale for this reason.
+    Interrupted(Stale),
+}
+
+impl Ended {
+    /// The end of the run of this entry; `None` while it runs.
+    pub fn of(entry: &Entry, verdict: &Verdict) -> Option<Self> {
+        match (entry.released, verdict) {
+            // Also a released entry: a newer version's entry may mean something else.
+            (_, Verdict::Held(_)) => None,
+            (Some(Outcome::Succeeded), _) => Some(Self::Succeeded),
+            (Some(Outcome::Failed), _) => Some(Self::Failed),
+            (_, Verdict::Stale(why)) => Some(Self::Interrupted(*why)),
+        }
+    }
+}
+
+/// The next step for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It is done.
+    Skip,
+    /// Run it, as this run.
+    Run(Run),
+    /// It is given up, for this reason.
+    GiveUp(String),
+}
+
+impl Run {
+    /// The time of the last end; 0 before the first one.
+    pub fn ended(&self) -> u64 {
+        self.ends.last().map_or(0, |end| end.at)
+    }
+
+    /// A message with the time of its success.
+    pub fn is_done(&self) -> String {
+        format!("`{}` was done at {}", text::field(&self.key), shown(self.ended()))
+    }
+
+    /// The end of this run, if it was reported.
+    pub fn end(&self) -> Option<&End> {
+        self.ends.last().filter(|end| end.number == self.number && end.at >= self.began)
+    }
+
+    /// This run with one more end.
+    pub fn with_end(&self, at: u64, how: &str, code: Option<u8>) -> Self {
+        let how = how.chars().take(MAX_HOW).collect();
+        let mut ends = self.ends.clone();
+        // Another host's clock may be behind, and a store's answer is slightly old.
+        let at = at.max(self.began);
+        ends.push(End { at, number: self.number, how, code });
+        ends.drain(..ends.len().saturating_sub(MAX_ENDS));
+        Self { ends, ..self.clone() }
+    }
+
+    /// This run with an end, also if that was not reported.
+    fn with_interruption(&self, ended: Ended, now: u64) -> Self {
+        match ended {
+            Ended::Interrupted(why) if self.end().is_none() => self.with_end(now, &format!("interrupted: {why}"), None),
+            _ => self.clone(),
+        }
+    }
+
+    /// Whether the slot before `slot` has failed, or all tries of `slot` have, as far as it is remembered.
+    pub fn has_failed_before(&self, slot: u64) -> bool {
+        let has_ended = slot > self.of_slot().0 || self.rule.tries.is_some_and(|tries| self.number >= tries.get());
+        let of_this_slot = if has_ended { 0 } else { usize::try_from(self.number).unwrap_or(MAX_ENDS) };
+        self.ends.iter().rev().nth(of_this_slot).is_some_and(|end| end.code != Some(0))
+    }
+
+    /// The reason to give the key up after this end, if any.
+    fn given_up(&self, ended: Ended, rule: &Rule) -> Option<String> {
+        let last = self.end();
+        let at = last.map(|end| format!(" at {}", shown(end.at))).unwrap_or_default();
+        let how = match ended {
+            Ended::Succeeded => return None,
+            Ended::Interrupted(why) => format!("was interrupted{at}: {why}"),
+            Ended::Failed => format!("{}{at}", last.map_or("failed", |end| &end.how)),
+        };
+        let is_stopped = matches!(ended, Ended::Interrupted(_)) && rule.interrupted == Interrupted::Stop
+            || self.task.as_ref().is_some_and(|task| task.is_stopped);
+        let times = if self.number == 1 { "once".to_owned() } else { format!("{} times", self.number) };
+        let more = if self.task.is_some() && matches!(ended, Ended::Interrupted(_)) { INTERRUPTIONS } else { 0 };
+        let is_over = is_stopped || rule.tries.is_some_and(|tries| self.number >= tries.saturating_add(more).get());
+        is_over.then(|| format!("tried {times}; the last run {how}"))
+    }
+
+    /// The state of the key, by the run's own rule.
+    pub fn state(&self, ended: Option<Ended>, now: u64) -> State {
+        let Some(ended) = ended else { return State::Running };
+        match (self.rule.next(&self.key, Some((self, ended)), self.rule.since(now), now), ended) {
+            (Next::Skip, _) => State::Done,
+            (Next::GiveUp(_), _) => State::GivenUp,
+            (Next::Run(_), Ended::Succeeded) => State::Expired,
+            (Next::Run(_), Ended::Failed) => State::Failed,
+            (Next::Run(_), Ended::Interrupted(_)) => State::Interrupted,
+        }
+    }
+
+    /// How long a store keeps an ended run; `None` without limit.
+    pub fn keep(&self) -> Option<Duration> {
+        let Rule { per, valid_for, .. } = self.rule;
+        valid_for.or(per.map(|_| KEPT)).map(|valid_for| valid_for.max(KEPT))
+    }
+}
+
+impl Rule {
+    /// Start of the period of a caller that arrives at `now`, in milliseconds; 0 without periods.
+    pub fn since(&self, now: u64) -> u64 {
+        self.per.and_then(|per| per.begin(now)).unwrap_or(0)
+    }
+
+    /// The next step of a caller for `key`. Its period began at `since`; `last` is the last run.
+    pub fn next(&self, key: &str, last: Option<(&Run, Ended)>, since: u64, now: u64) -> Next {
+        // Another host's clock may be in a later period already: its run counts for this period.
+        let of_period = last.filter(|(run, _)| run.began >= since);
+        let is_old = |run: &Run| {
+            let age = Duration::from_millis(now.saturating_sub(run.ended()));
+            self.valid_for.is_some_and(|valid_for| age > valid_for)
+        };
+        let number = match of_period {
+            Some((run, Ended::Succeeded)) if !is_old(run) => return Next::Skip,
+            None | Some((_, Ended::Succeeded)) => 1,
+            Some((run, ended)) => match run.given_up(ended, self) {
+                Some(why) => return Next::GiveUp(why),
+                None => run.number.saturating_add(1),
+            },
+        };
+        let ends = last.map(|(run, ended)| run.with_interruption(ended, now).ends).unwrap_or_default();
+        Next::Run(Run { key: key.to_owned(), number, began: now, rule: *self, ends, task: None })
+    }
+}
+
+/// A time in milliseconds since 1970, for people.
+pub fn shown(milliseconds: u64) -> String {
+    let time = i64::try_from(milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
+    time.map_or_else(|| "an unknown time".to_owned(), |time| local_time(time).to_string())
+}

@@ -1,0 +1,297 @@
+//! The register of one lock: a record in a store, read and written as a whole.
+//!
+//! Every write is conditional on the state that was read last. A lost answer is resolved as in
+//! `docs/protocol.md`, "After an ambiguous answer": the same conditional write is sent again. On a
+//! conflict, the stored record, which differs from every other one, shows whether ours was done.
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crate::record::{KEPT, Record};
+use crate::store;
+use crate::store::backoff::PollBackoff;
+use crate::store::failure::{Cause, Error, Failure};
+use crate::store::retry::{retry, since_1970};
+use crate::store::seam::{Key, Kind, Next, Queue, State, Store};
+use crate::sys::process::since_boot;
+
+pub use super::Stored;
+pub use super::connection::Connection;
+pub(super) use super::connection::{Shared, lock};
+pub use crate::store::seam::Write;
+
+/// The age, in milliseconds, from which a state is read again before a write. The number of the
+/// write must not be below the numbers of a register that was made, used and purged meanwhile.
+const MAX_AGE: u64 = 60_000;
+
+/// The register of one lock.
+pub struct Register {
+    pub(super) store: Arc<Shared>,
+    pub(super) key: Key,
+    location: String,
+    backoff: PollBackoff,
+    last: Option<Last>,
+    /// A state that was read with others, and when it was asked for, for the next read.
+    pub offered: Option<(State, u64)>,
+}
+
+/// The state that was read last.
+struct Last {
+    state: State,
+    /// When the state was asked for, in milliseconds since boot. The store's clock was not later
+    /// then than its answer.
+    asked: u64,
+    /// The number of the next write.
+    next: u64,
+    is_prepared: bool,
+}
+
+impl Register {
+    /// The register `key` of a store, called `location` in messages. Does not connect yet.
+    pub fn new(store: Box<dyn Store>, key: Key, location: String) -> Self {
+        let (first, last) = store.poll_interval();
+        let (store, backoff) = (Arc::new(Mutex::new(store)), PollBackoff::new(first, last));
+        Self { store, key, location, backoff, last: None, offered: None }
+    }
+
+    /// Another register of the same store, over the same connection.
+    pub fn sibling(&self, key: Key, location: String) -> Self {
+        let (first, last) = self.store().poll_interval();
+        let backoff = PollBackoff::new(first, last);
+        Self { store: self.store.clone(), key, location, backoff, last: None, offered: None }
+    }
+
+    /// All registers of a kind in the store, with their states where the store gives them with the time.
+    pub fn list(&mut self, kind: Kind) -> Result<Vec<(OsString, State)>, Error> {
+        let all = self.ask(|store, _| store::list_all(store, kind));
+        let all = all.map_err(|failure| self.error("list the tasks beside", failure))?;
+        Ok(all.into_iter().filter(|(_, state)| state.now.is_some()).collect())
+    }
+
+    /// The name of the lock in messages.
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    /// The stored state; `None` when nothing is stored.
+    pub fn load(&mut self) -> Result<Option<Stored>, Error> {
+        let state = self.read()?.state.clone();
+        let (Some(value), Some(_)) = (&state.value, &state.version) else { return Ok(None) };
+        if value.is_empty() && !self.store().counts() {
+            return Ok(Some(Stored { record: None, state }));
+        }
+        let record = Record::parse(value.as_bytes());
+        let record = record.map_err(|why| self.is_foreign(why))?;
+        // A lock of one machine may be named as the file of a key.
+        if self.key.kind == Kind::Lock && record.entries().iter().any(|entry| entry.once.is_some()) {
+            return Err(self.is_foreign("it tells of the run of a key"));
+        }
+        Ok(Some(Stored { record: Some(record), state }))
+    }
+
+    /// Stores `record`, or removes what is stored, only if `seen` is still stored.
+    pub fn put(&mut self, seen: Option<&Stored>, record: Option<&Record>) -> Result<Write, Error> {
+        if record.is_some() && seen.and_then(|seen| seen.record.as_ref()).is_some_and(Record::is_newer) {
+            return Err(self.error("change the lock", Failure::of_newer_version()));
+        }
+        if self.last.is_none() {
+            self.read()?;
+        }
+        let Some(last) = self.last.take() else { return Ok(Write::Conflict) };
+        let version = last.state.value.as_ref().and(last.state.version.as_ref());
+        let is_old = since_boot().saturating_sub(last.asked) > MAX_AGE;
+        if version != seen.and_then(|seen| seen.state.version.as_ref()) || is_old {
+            return Ok(Write::Conflict);
+        }
+        let written = if last.is_prepared {
+            self.write(&last, record)
+        } else {
+            // The next read finds a register without a state, and the clock.
+            self.ask(|store, key| store.create_schema(key)).map(|()| Write::Conflict)
+        };
+        written.map_err(|failure| self.error("write the lock", failure))
+    }
+
+    /// Checks that the store refuses a write whose condition does not hold. The lock must not be in
+    /// use meanwhile.
+    pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
+        self.ask(|store, key| store.verify_conditional_writes(key)).map_err(|failure| self.error("use the lock", failure))
+    }
+
+    /// What is wrong with the store's settings.
+    pub fn advice(&mut self) -> Option<String> {
+        self.store().advice()
+    }
+
+    /// The version of the state that was read last, whether something is stored in it or not.
+    pub fn version(&self) -> Option<&[u8]> {
+        self.last.as_ref()?.state.version.as_deref()
+    }
+
+    /// The store's clock now, in milliseconds, or a little later, computed from the last read.
+    /// `None` without a clock.
+    pub fn now(&self) -> Option<u64> {
+        let Last { state, asked, .. } = self.last.as_ref()?;
+        Some(state.now? + since_boot().saturating_sub(*asked))
+    }
+
+    /// The store's clock, or else this host's, in milliseconds since 1970.
+    pub fn time(&self) -> u64 {
+        self.now().unwrap_or_else(since_1970)
+    }
+
+    /// The name, as the user gave it.
+    pub fn name(&self) -> Cow<'_, str> {
+        self.key.name.to_string_lossy()
+    }
+
+    /// The error for a value that cannot be used, for the reason `why`.
+    pub fn is_foreign(&self, why: &str) -> Error {
+        self.error("read the lock", self.store().foreign(why))
+    }
+
+    /// The number of the next write, larger than all before it. `None` for a store without numbers.
+    pub fn next_number(&self) -> Option<u64> {
+        let last = self.last.as_ref().filter(|last| last.is_prepared && self.store().counts());
+        last.map(|last| last.next)
+    }
+
+    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
+    /// changed. Without `is_beside`, takes a place in the queue, and sleeps until its turn.
+    pub fn wait(&mut self, is_beside: bool, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let Self { store, key, backoff, .. } = self;
+        let mut store = lock(store);
+        let slept = if let Some(queue) = store.queue().filter(|_| !is_beside) {
+            queue.wait_in_turn(key, limit, fds)
+        } else if let Some(notifier) = store.notifier() {
+            notifier.wait(key, limit, fds)
+        } else {
+            backoff.sleep(limit, fds)
+        };
+        drop(store);
+        slept.map_err(|failure| self.error("wait for the lock", failure))
+    }
+
+    /// Wakes the next waiter, because a holder has left.
+    pub fn notify(&mut self) {
+        if let Some(notifier) = self.store().notifier() {
+            notifier.notify(&self.key);
+        }
+    }
+
+    /// The connection.
+    pub fn connection(&self) -> Connection {
+        Connection(Arc::downgrade(&self.store))
+    }
+
+    /// Asks the queue, in a store that has one.
+    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> Option<T> {
+        let Self { store, key, .. } = self;
+        let mut store = lock(store);
+        store.queue().map(|queue| ask(queue, key))
+    }
+
+    /// Stops waiting, and lets the next waiter proceed.
+    pub fn leave_queue(&mut self) {
+        self.backoff.end();
+        self.queue(|queue, key| queue.leave(key));
+    }
+
+    /// Whether its states have numbers.
+    pub fn is_numbered(&self) -> bool {
+        self.store().counts()
+    }
+
+    /// Runs `work` on another register of the same store, which has this one's name with `suffix`.
+    pub fn beside<T>(&mut self, suffix: &str, work: impl FnOnce(&mut Self) -> T) -> T {
+        let mut key = self.key.clone();
+        key.name.push(suffix);
+        let here = (std::mem::replace(&mut self.key, key), self.last.take());
+        let done = work(self);
+        (self.key, self.last) = here;
+        done
+    }
+
+    fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
+        lock(&self.store)
+    }
+
+    fn error(&self, action: &'static str, failure: Failure) -> Error {
+        failure.during(action, self.location.clone())
+    }
+
+    /// Asks the store; after a hiccup again, over a new connection.
+    fn ask<T>(&mut self, mut ask: impl FnMut(&mut dyn Store, &Key) -> Result<T, Failure>) -> Result<T, Failure> {
+        let Self { store, key, .. } = self;
+        let mut store = lock(store);
+        retry(|| {
+            let answer = ask(&mut **store, key);
+            if answer.as_ref().is_err_and(|failure| failure.cause.passes()) {
+                store.disconnect();
+            }
+            answer
+        })
+    }
+
+    /// The state, read anew.
+    fn read(&mut self) -> Result<&Last, Error> {
+        let (offered, mut asked) = self.offered.take().unzip();
+        let read = match offered {
+            Some(state) => Ok(state),
+            None => self.ask(|store, key| {
+                asked = Some(since_boot());
+                store.get(key)
+            }),
+        };
+        let asked = asked.unwrap_or_default();
+        let (state, is_prepared) = match read {
+            Ok(state) => (state, true),
+            Err(Failure { cause: Cause::NotPrepared, .. }) => (State::default(), false),
+            Err(failure) => return Err(self.error("read the lock", failure)),
+        };
+        let next = number_after(&state).ok_or_else(|| self.is_foreign("its number is the largest possible one"))?;
+        Ok(self.last.insert(Last { state, asked, next, is_prepared }))
+    }
+
+    /// Writes if the state is still `last`.
+    fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Failure> {
+        let text = record.map(Record::to_text);
+        let value = text.as_deref();
+        let keep = record.map_or(Some(KEPT), Record::keep);
+        let mut is_indefinite = false;
+        let write = self.ask(|store, key| {
+            let next = Next { number: last.next, value, keep };
+            store.put(key, &last.state, &next).inspect_err(|failure| is_indefinite |= failure.is_indefinite)
+        });
+        match write {
+            Ok(Write::Conflict) if self.store().counts() => self.resolve_conflict(value, is_indefinite),
+            Err(failure) if is_indefinite => Err(failure.indefinite()),
+            write => write,
+        }
+    }
+
+    /// Finds out whether the write that caused a conflict was ours. Also if no answer was lost: a
+    /// proxy may have sent it twice.
+    fn resolve_conflict(&mut self, value: Option<&str>, is_indefinite: bool) -> Result<Write, Failure> {
+        match self.ask(|store, key| store.get(key)) {
+            // If nothing is stored, as intended, another process may have intended the same.
+            Ok(state) if state.value.as_deref() == value => {
+                Ok(if value.is_some() || is_indefinite { Write::Done } else { Write::Unknown })
+            }
+            Ok(_) => Ok(if is_indefinite { Write::Unknown } else { Write::Conflict }),
+            Err(failure) if is_indefinite => Err(failure.indefinite()),
+            Err(_) => Ok(Write::Unknown),
+        }
+    }
+}
+
+/// A number larger than all before it, also after a restored backup, which counts again from an
+/// older state. It is never below the time in milliseconds, and a lock changes hands less than a
+/// thousand times a second. Without a clock in the store, the time is this host's.
+pub fn number_after(state: &State) -> Option<u64> {
+    let next = state.number.checked_add(1)?;
+    Some(state.now.unwrap_or_else(since_1970).max(next))
+}

@@ -1,0 +1,141 @@
+//! How long and how often to try to lock, and the observer that is told meanwhile.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use crate::lock::staleness::Holding;
+use crate::store;
+use crate::store::retry::jittered;
+
+/// How often and how far apart to try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many attempts to make; `None` for any number.
+    pub max_attempts: Option<NonZeroU32>,
+    /// From one attempt to the next.
+    pub sleep: Duration,
+    /// How long to wait altogether, from the first attempt on; `None` for any time.
+    pub timeout: Option<Duration>,
+    /// After which time to warn that it still waits.
+    pub warn_after: Option<Duration>,
+}
+
+/// How many polls may follow each other within a second without a rest: hand-offs come in bursts.
+const BURST: u32 = 20;
+
+/// The shortest rest after each further one, which bounds the cost of a flood of wake-ups.
+const REST: Duration = Duration::from_millis(10);
+
+/// A rest is so many times as long as the poll: some polls read the whole process table.
+const REST_FACTOR: u32 = 5;
+
+/// The shortest and the longest pause of a waiter for which a store has no connection.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+
+/// How long a waiter pauses for which a store has had no connection `since` then: a quarter of that.
+pub fn pause_outside(since: &mut Option<Instant>) -> Duration {
+    let since = *since.get_or_insert_with(Instant::now);
+    jittered((since.elapsed() / 4).clamp(PAUSES.0, PAUSES.1))
+}
+
+/// The shortest interval between two requests to a store that does not answer.
+const MIN_OUTAGE: Duration = Duration::from_millis(200);
+
+/// When attempts are due, and when they end.
+#[derive(Debug)]
+pub struct Attempts<'a> {
+    waiting: &'a Waiting,
+    made: u32,
+    next: Instant,
+    deadline: Option<Instant>,
+    /// The polls since then.
+    polls: (Instant, u32),
+    /// Since when the store has had no connection for this waiter.
+    full_since: Option<Instant>,
+}
+
+impl<'a> Attempts<'a> {
+    /// The first one is due now.
+    pub fn new(waiting: &'a Waiting) -> Self {
+        let next = Instant::now();
+        let deadline = waiting.timeout.map(|timeout| next + timeout);
+        Self { waiting, made: 0, next, deadline, polls: (next, 0), full_since: None }
+    }
+
+    /// Counts those that are due. A poll before that, after a wake-up, is not an attempt.
+    pub fn count(&mut self, now: Instant) {
+        if now < self.next {
+            return;
+        }
+        // A queued waiter sleeps through some. None precedes the first attempt, however late it is.
+        let late = if self.made == 0 { Duration::ZERO } else { now - self.next };
+        let missed = late.as_nanos().checked_div(self.waiting.sleep.as_nanos());
+        let missed = missed.and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
+        let made = self.made.saturating_add(missed).saturating_add(1);
+        // Polls after the last attempt, which leave others the time to take it, do not count.
+        self.made = self.waiting.max_attempts.map_or(made, |max| made.min(max.get()));
+        self.next = now + self.waiting.sleep;
+    }
+
+    /// How many were made.
+    pub fn made(&self) -> u32 {
+        self.made
+    }
+
+    /// Whether there are no more.
+    pub fn are_over(&self) -> bool {
+        let is_too_late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        is_too_late || self.waiting.max_attempts.is_some_and(|max| self.made >= max.get())
+    }
+
+    /// When to make the next one.
+    pub fn next(&self) -> Instant {
+        self.deadline.map_or(self.next, |deadline| self.next.min(deadline))
+    }
+
+    /// When to make the last one; `None` when there is none.
+    pub fn last(&self) -> Option<Instant> {
+        let more = self.waiting.max_attempts.map(|max| max.get().saturating_sub(self.made).saturating_sub(1));
+        let last = more.and_then(|more| self.next.checked_add(self.waiting.sleep.checked_mul(more)?));
+        last.into_iter().chain(self.deadline).min()
+    }
+
+    /// How long to rest after a poll that took so long.
+    pub fn rest(&mut self, poll: Duration) -> Duration {
+        let (since, polls) = self.polls;
+        let second = Duration::from_secs(1);
+        self.polls = if since.elapsed() >= second { (Instant::now(), 1) } else { (since, polls + 1) };
+        if self.polls.1 <= BURST && poll < REST { Duration::ZERO } else { (poll * REST_FACTOR).clamp(REST, second) }
+    }
+
+    /// When to ask a store again that fails; `interval` is the observer's.
+    pub fn after_failure(&mut self, is_full: bool, interval: Duration) -> Instant {
+        let now = Instant::now();
+        // After a stop in the middle of a request, the next attempt would be too late.
+        let mut until = self.next().min(now + interval.min(PAUSES.1)).max(now + MIN_OUTAGE);
+        if is_full {
+            until = until.max(now + pause_outside(&mut self.full_since));
+            until = self.last().map_or(until, |last| until.min(last.max(now + MIN_OUTAGE)));
+        } else {
+            self.full_since = None;
+        }
+        self.deadline.map_or(until, |deadline| until.min(deadline))
+    }
+
+    /// The store has answered.
+    pub fn after_answer(&mut self) {
+        self.full_since = None;
+    }
+}
+
+/// Is told while a lock is waited for.
+pub trait Observer {
+    /// The lock is held after `attempt` attempts. Without holders if they changed all the time.
+    fn waiting(&mut self, holders: &[Holding], attempt: u32);
+
+    /// The store does not tell whether the lock is held, and will be asked again.
+    fn failing(&mut self, _error: &store::Error, _attempt: u32) {}
+
+    /// The longest interval between two reports.
+    fn interval(&self) -> Duration;
+}

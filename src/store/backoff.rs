@@ -1,0 +1,48 @@
+//! How often a waiter polls a store without a notifier. The time waited alone decides: a holder that renews its lease
+//! changes what is stored, but not how long others have to wait.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use super::failure::Failure;
+use super::retry::jittered;
+use super::{plain, sleep};
+
+/// A waiter has waited for so many times as long as there is between two polls.
+const GROW: u32 = 10;
+
+/// The polls of a waiter.
+pub struct PollBackoff {
+    first: Duration,
+    last: Duration,
+    since: Option<Instant>,
+}
+
+impl PollBackoff {
+    /// With so long between two polls at first, and in the end.
+    pub fn new(first: Duration, last: Duration) -> Self {
+        Self { first, last, since: None }
+    }
+
+    /// Sleeps until the next poll, at most `limit`, or until one of `fds` is readable.
+    ///
+    /// # Errors
+    /// When it cannot sleep.
+    pub fn sleep(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+        sleep(self.pause_after(waited, limit), fds)
+            .map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
+    }
+
+    /// Waits no more.
+    pub fn end(&mut self) {
+        self.since = None;
+    }
+
+    /// How long to sleep after having waited for so long, `limit` before the next attempt.
+    pub fn pause_after(&self, waited: Duration, limit: Duration) -> Duration {
+        let pause = (waited / GROW).clamp(self.first, self.last);
+        // A poll just before one that is due anyway would be one too many.
+        if limit <= pause * 5 / 4 { limit } else { jittered(pause) }
+    }
+}

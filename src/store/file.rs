@@ -1,0 +1,245 @@
+//! Locks of one machine: a file for each, in a directory.
+
+pub(super) mod filesystem;
+mod legacy;
+mod lock_file;
+pub(super) mod publish;
+mod queue;
+mod wakeup;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::directory::{listed, name_of, stored_name};
+use super::failure::{Cause, Error, Failure};
+use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
+use super::{Location, plain};
+use crate::store::waiter::Waiter;
+use crate::sys::text;
+use lock_file::LockFile;
+
+/// The interval between two polls of the first waiter while it hears no wake-ups.
+const UNHEARD: Duration = Duration::from_secs(1);
+
+/// The interval between two polls of a waiter that does not queue, and hears none.
+const WATCH: Duration = Duration::from_millis(50);
+
+const CREATE: &str = "create the lock file";
+const READ: &str = "read the lock file";
+const CHANGE: &str = "take over the lock file";
+const REMOVE: &str = "remove the lock file";
+
+/// A directory with lock files.
+#[derive(Debug)]
+pub struct Files {
+    directory: PathBuf,
+    /// The lock files that were used, with their queues.
+    open: BTreeMap<Key, LockFile>,
+}
+
+impl Files {
+    /// Does not touch the file system yet.
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), open: BTreeMap::new() }
+    }
+
+    fn file(&mut self, key: &Key) -> &mut LockFile {
+        let directory = &self.directory;
+        self.open.entry(key.clone()).or_insert_with(|| LockFile::new(directory.join(file_name(key)), key.kind != Kind::Lock))
+    }
+}
+
+/// The file of a lock has the lock's name. Files of other kinds are named as in a shared directory.
+pub(super) fn file_name(key: &Key) -> OsString {
+    if key.kind == Kind::Lock { key.name.clone() } else { stored_name(key) }
+}
+
+/// The name of the register to which a file belongs.
+fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
+    if kind != Kind::Lock {
+        return name_of(kind, file);
+    }
+    Path::new(file).extension().is_some_and(|end| end == "lck" || end == "lock").then(|| file.to_owned())
+}
+
+/// All registers of a kind in a directory, as far as the names of files tell.
+pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
+    let names = match listed(directory, None, |file| name_of_register(kind, file)) {
+        // Keys need no directory before the first one.
+        Err(error) if kind != Kind::Lock && error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names.map_err(|error| {
+            let failure = Failure::permanent(plain(&error).to_string());
+            failure.during("list the lock directory", text::path(directory))
+        })?,
+    };
+    Ok(names.into_iter().map(|(name, _)| Location::File(directory.to_owned(), Key { kind, name })).collect())
+}
+
+/// Why a directory does not keep what must outlive a crash of the machine, or of a host that shares it.
+pub fn forgets(path: &Path) -> Option<String> {
+    if [Path::new("/tmp"), Path::new("/var/tmp")].contains(&path) {
+        return Some("what is old is removed there".to_owned());
+    }
+    let directory = File::open(path).ok()?;
+    if let Some(file_system) = filesystem::without_exchange(&directory) {
+        return Some(format!("its file system ({file_system}) is shared by hosts; set `SERIALIZER_LEASE_SECONDS`, too"));
+    }
+    filesystem::is_in_memory(&directory).then(|| "its file system is in memory, and empty after a reboot".to_owned())
+}
+
+impl Store for Files {
+    fn get(&mut self, key: &Key) -> Result<State, Failure> {
+        self.file(key).load()
+    }
+
+    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
+        let file = self.file(key);
+        match (&expected.version, next.value) {
+            (None, Some(text)) => file.create(text),
+            (Some(version), Some(text)) => file.replace(expected, version, next, text),
+            (Some(version), None) => file.delete(version),
+            (None, None) => Ok(Write::Conflict),
+        }
+    }
+
+    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
+        let listed = listed(&self.directory, after, |file| name_of_register(kind, file));
+        let names = listed.map_err(|error| io_failure(&self.directory, READ, &error))?;
+        // Other programs keep files there, too.
+        let load = |(name, _): (OsString, _)| {
+            let state = self.file(&Key { kind, name: name.clone() }).load().ok()?;
+            Some((name, state))
+        };
+        Ok(Page { entries: names.into_iter().filter_map(load).collect(), next: None })
+    }
+
+    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
+        self.put(key, expected, &Next { number: 0, value: None, keep: None })
+    }
+
+    fn repair(&self) -> &'static str {
+        "removing the file when nothing uses it"
+    }
+
+    fn counts(&self) -> bool {
+        false
+    }
+
+    fn foreign(&self, why: &str) -> Failure {
+        not_a_lock(why)
+    }
+
+    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
+        Some(self)
+    }
+
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        Some(self)
+    }
+}
+
+impl Notifier for Files {
+    fn wait(&mut self, _key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        sleep(limit.min(WATCH), fds)
+    }
+
+    fn notify(&mut self, key: &Key) {
+        let file = self.file(key);
+        wakeup::send(&file.path);
+        file.queue.sweep();
+    }
+}
+
+impl Queue for Files {
+    fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        let file = self.file(key);
+        let is_new = file.queue.join();
+        let is_first = file.queue.is_first();
+        if is_first && file.socket.is_none() {
+            file.socket = wakeup::bind(&file.path);
+            // A release before that was not heard.
+            if file.socket.is_some() {
+                return Ok(());
+            }
+        }
+        if is_new {
+            return Ok(());
+        }
+        // Another process has the socket's name, or the system has no such sockets.
+        let limit = if is_first && file.socket.is_none() { limit.min(UNHEARD) } else { limit };
+        let woken = file.queue.turn_fd().into_iter().chain(file.socket.as_ref().map(AsFd::as_fd));
+        sleep(limit, &fds.iter().copied().chain(woken).collect::<Vec<_>>())?;
+        file.socket.iter().for_each(wakeup::drain);
+        Ok(())
+    }
+
+    fn is_first(&mut self, key: &Key) -> bool {
+        self.file(key).queue.is_first()
+    }
+
+    fn is_queued(&mut self, key: &Key) -> bool {
+        self.file(key).queue.is_queued()
+    }
+
+    fn leave(&mut self, key: &Key) {
+        let file = self.file(key);
+        // The next waiter must find the socket's name free.
+        file.socket = None;
+        file.queue.leave();
+    }
+
+    fn observe(&mut self, key: &Key) {
+        self.file(key).queue.observe();
+    }
+
+    fn has_waiters(&mut self, key: &Key) -> bool {
+        self.file(key).queue.has_others()
+    }
+
+    fn waiters(&mut self, key: &Key) -> Vec<Waiter> {
+        self.file(key).queue.waiters().into_iter().map(Waiter::of).collect()
+    }
+}
+
+fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    super::sleep(limit, fds).map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
+}
+
+/// The failure of a path that leads to something else.
+fn not_a_lock(why: &str) -> Failure {
+    let hint = "check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed";
+    Failure { cause: Cause::NotALock, ..Failure::permanent(why) }.with_hint(hint)
+}
+
+/// The failure for an error of the operating system; nothing was changed.
+fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
+    use io::ErrorKind;
+    let failure = Failure::permanent(plain(error).to_string()).during_action(action);
+    let shown = text::path(path);
+    match error.kind() {
+        // There is something else than a regular file.
+        ErrorKind::InvalidData => not_a_lock(&error.to_string()),
+        ErrorKind::NotFound => {
+            failure.with_hint("create the directory with `serializer initialize`, or name another one with `SERIALIZER_DIR`")
+        }
+        ErrorKind::PermissionDenied if action == CREATE => {
+            failure.with_hint("name a directory that you can write to with `SERIALIZER_DIR`")
+        }
+        ErrorKind::PermissionDenied if action == CHANGE => failure.with_hint(
+            "in a directory with the sticky bit, only the file's owner, or root, can replace it; for several users, name \
+             a directory without that bit with `SERIALIZER_DIR`",
+        ),
+        ErrorKind::PermissionDenied => failure.with_hint(format!("`ls -l {shown}` shows the file's owner")),
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            failure.with_hint("name another directory with `SERIALIZER_DIR`")
+        }
+        ErrorKind::WouldBlock => Failure { cause: Cause::Contended, ..failure }
+            .with_hint(format!("`fuser -v {shown}` shows the processes that have it open")),
+        _ => failure,
+    }
+}

@@ -1,0 +1,171 @@
+//! Makes a file that is complete and flocked before it has its name: a free name, or that of the
+//! file that it replaces.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fs4::{FileExt, TryLockError};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, lstat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+use crate::record::random_token;
+use crate::store::seam::Write;
+
+/// Users of all hosts must be able to use a file; the umask restricts it.
+pub(in crate::store) const MODE: Mode = Mode::from_raw_mode(0o666);
+
+const NEW: OFlags = OFlags::CREATE.union(OFlags::EXCL).union(OFlags::RDWR).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// How long to try for a flock. Its holders make a handful of system calls, or settle. A process
+/// that keeps it longer is stopped or hostile.
+const FLOCK_LIMIT: Duration = Duration::from_secs(2);
+
+/// The pause between two tries: about as long as holders need.
+const FLOCK_PAUSE: Duration = Duration::from_micros(500);
+
+/// Writes a file.
+pub type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
+
+/// Opens a regular file; `None` when there is no file. Never creates a file, follows a symbolic link
+/// or waits for the other end of a FIFO. The error for anything else is `InvalidData`.
+pub fn open(path: &Path, access: OFlags) -> io::Result<Option<File>> {
+    let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let opened = openat(CWD, path, flags, Mode::empty()).map_err(io::Error::from);
+    // statx, other than fstat, finds out that a file was removed on an NFS server.
+    let opened = opened.map(File::from).and_then(|file| Ok((file.metadata()?.file_type(), file)));
+    let is_other = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    match opened {
+        Ok((kind, file)) if kind.is_file() => Ok(Some(file)),
+        Ok((kind, _)) if kind.is_dir() => is_other("it is a directory"),
+        Ok(_) => is_other("it is not a regular file"),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) => Ok(None),
+            Some(Errno::LOOP) => is_other("it is a symbolic link"),
+            Some(Errno::ISDIR) => is_other("it is a directory"),
+            Some(Errno::NXIO) => is_other("it is not a regular file"),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Makes a complete file at `path`, unless that is taken. `None` where there are no hard links.
+pub fn link_new(path: &Path, fill: Fill<'_>) -> io::Result<Option<Write>> {
+    // Usually without a temporary name, which a kill would leave behind.
+    match openat(CWD, directory(path), OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, MODE) {
+        Ok(fd) => {
+            let file = File::from(fd);
+            complete(&file, fill)?;
+            let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+            match linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+                Ok(()) => return Ok(Some(Write::Done)),
+                Err(Errno::EXIST) => return Ok(Some(Write::Conflict)),
+                // There is no /proc, or the file system has no links.
+                Err(_) => {}
+            }
+        }
+        // NFS and FAT answer EOPNOTSUPP, old kernels EISDIR.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let (file, temporary) = write_temporary(path, fill)?;
+    let linked = linkat(CWD, &temporary, CWD, path, AtFlags::empty());
+    // A repeated NFS request makes success look like EEXIST, so only the inode tells.
+    let is_ours = leads_to(path, &file);
+    unlink(&temporary);
+    match linked {
+        Err(error) if !is_ours? => match error {
+            Errno::EXIST => Ok(Some(Write::Conflict)),
+            Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK => Ok(None),
+            error => Err(error.into()),
+        },
+        _ => Ok(Some(Write::Done)),
+    }
+}
+
+/// Puts a complete file in the place of another one, and returns it.
+pub fn rename_over(path: &Path, fill: Fill<'_>) -> io::Result<File> {
+    let (file, temporary) = write_temporary(path, fill)?;
+    renameat(CWD, &temporary, CWD, path).inspect_err(|_| unlink(&temporary))?;
+    Ok(file)
+}
+
+/// Makes a file where there are no hard links (FAT, some FUSE file systems): it is empty for a moment.
+pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
+    let file = match openat(CWD, path, NEW, MODE) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::EXIST) => return Ok(Write::Conflict),
+        Err(error) => return Err(error.into()),
+    };
+    // After a long sleep here, others may have taken the empty file for abandoned: they hold the
+    // flock then, or have written.
+    flock(&file)?;
+    if file.metadata()?.len() > 0 || !leads_to(path, &file)? {
+        return Ok(Write::Conflict);
+    }
+    fill(&file).inspect_err(|_| unlink(path))?;
+    Ok(Write::Done)
+}
+
+/// Flocks a file against all other writers of this program.
+pub fn flock(file: &File) -> io::Result<()> {
+    let give_up = Instant::now() + FLOCK_LIMIT;
+    // A blocking flock could be ended only by a signal or with a thread.
+    loop {
+        match FileExt::try_lock(file) {
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up => thread::sleep(FLOCK_PAUSE),
+            flocked => return Ok(flocked?),
+        }
+    }
+}
+
+/// Whether `path` leads to this very file.
+pub fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
+    match lstat(path).and_then(|there| Ok((there, fstat(file)?))) {
+        Ok((there, here)) => Ok((there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)),
+        Err(Errno::NOENT | Errno::STALE) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// At most `length` bytes from `offset` on.
+pub fn read_at(file: &File, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut filled = 0;
+    // Bounded by the buffer: each read fills some of it, or is the last one.
+    while filled < length {
+        match file.read_at(&mut bytes[filled..], offset + filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// Removes a name, if that is possible.
+pub fn unlink(path: &Path) {
+    let _ = unlinkat(CWD, path, AtFlags::empty());
+}
+
+/// A complete file with a temporary name.
+fn write_temporary(path: &Path, fill: Fill<'_>) -> io::Result<(File, PathBuf)> {
+    let temporary = directory(path).join(format!(".serializer.{}.tmp", random_token()?));
+    let file = File::from(openat(CWD, &temporary, NEW, MODE)?);
+    complete(&file, fill).inspect_err(|_| unlink(&temporary))?;
+    Ok((file, temporary))
+}
+
+/// Where flock does not work, nothing is locked, because nothing could be released.
+fn complete(file: &File, fill: Fill<'_>) -> io::Result<()> {
+    fill(file).and_then(|()| flock(file))
+}
+
+/// The directory of a file.
+pub fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}

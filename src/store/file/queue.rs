@@ -1,0 +1,258 @@
+//! Waiting in turn: the waiters for one lock flock a queue file beside it. The kernel grants that in
+//! the order of the requests, and wakes no other waiter. The first waiter, which has the flock, is the
+//! only one that watches the lock. Closing the file, also by its death, lets the next one come.
+//!
+//! Each waiter also has a shared record lock (fcntl), which blocks nothing and shows whether there
+//! are others: the last one removes the file. A wrong guess costs an order, never exclusion: a waiter
+//! whose file has lost its name notices that in its turn, and asks again at the new one.
+
+use std::fs::{self, File};
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::thread;
+use std::time::Duration;
+
+use fs4::{FileExt, TryLockError};
+use nix::sys::signal::{SigSet, SigmaskHow};
+use rustix::fs::{CWD, FlockOperation, OFlags, fcntl_lock, openat};
+use rustix::io::Errno;
+use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk, getpid};
+
+use super::publish::{MODE, leads_to, open, unlink};
+use crate::sys::process;
+
+/// How often to ask again at a new file. Each time means that it was just made, or that all waiters at
+/// the old one have left.
+const MAX_FILES: usize = 100;
+
+/// How often to try to sweep. Other processes that sweep need microseconds; a file that is left costs
+/// nothing.
+const MAX_SWEEPS: usize = 10;
+
+/// The pause between two such tries.
+const SWEEP_PAUSE: Duration = Duration::from_millis(1);
+
+/// The stack of the thread that waits for its turn, which calls two system functions.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// The place of this process among the waiters.
+#[derive(Debug)]
+pub struct Queue {
+    path: PathBuf,
+    place: HostIdentity,
+}
+
+#[derive(Debug)]
+enum HostIdentity {
+    Outside,
+    /// Only seen by others.
+    Observer(File),
+    /// A thread waits for the turn, because only a blocking flock is granted in order. It ends with
+    /// the process or when its turn has come; then the pipe is readable.
+    Queued(Receiver<io::Result<File>>, PipeReader),
+    First(File),
+    /// There is no order: the queue file cannot be used.
+    Unkept,
+}
+
+impl Queue {
+    /// Of the lock at `path`. Does not touch the file system yet.
+    pub fn new(path: &Path) -> Self {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".queue");
+        Self { path: name.into(), place: HostIdentity::Outside }
+    }
+
+    /// Whether no earlier waiter is known, or no order is kept.
+    pub fn is_first(&mut self) -> bool {
+        match &self.place {
+            HostIdentity::First(_) | HostIdentity::Unkept => true,
+            HostIdentity::Queued(turn, _) => match turn.try_recv() {
+                Err(TryRecvError::Empty) => false,
+                turn => {
+                    self.place = turn.ok().and_then(Result::ok).map_or(HostIdentity::Unkept, HostIdentity::First);
+                    true
+                }
+            },
+            // Through its own file: closing another one would drop its record lock (fcntl(2)). Shared,
+            // so that observers do not take each other for waiters.
+            HostIdentity::Observer(file) => match FileExt::try_lock_shared(file).map_err(io::Error::from) {
+                Ok(()) => FileExt::unlock(file).is_ok(),
+                Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+            },
+            // Nothing waits: the usual case, and its only cost.
+            HostIdentity::Outside if self.path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) => {
+                true
+            }
+            HostIdentity::Outside => self.try_first(),
+        }
+    }
+
+    /// Whether this process is queued behind another one.
+    pub fn is_queued(&mut self) -> bool {
+        matches!(self.place, HostIdentity::Queued(..)) && !self.is_first()
+    }
+
+    /// Takes a place at the end of the queue, unless it has one. Returns whether it is new.
+    pub fn join(&mut self) -> bool {
+        if !matches!(self.place, HostIdentity::Outside) {
+            return false;
+        }
+        if !self.try_first() {
+            self.place = wait_in_thread(self.path.clone()).unwrap_or(HostIdentity::Unkept);
+        }
+        true
+    }
+
+    /// Is seen by [`Queue::has_others`], without a place in the queue.
+    pub fn observe(&mut self) {
+        if matches!(self.place, HostIdentity::Outside) {
+            self.place = join(&self.path, |_| Ok(())).map_or(HostIdentity::Unkept, HostIdentity::Observer);
+        }
+    }
+
+    /// Becomes readable when its turn has come.
+    pub fn turn_fd(&self) -> Option<BorrowedFd<'_>> {
+        if let HostIdentity::Queued(_, turn) = &self.place { Some(turn.as_fd()) } else { None }
+    }
+
+    /// Lets the next one come. The last one leaves nothing behind.
+    pub fn leave(&mut self) {
+        match std::mem::replace(&mut self.place, HostIdentity::Outside) {
+            HostIdentity::First(file) => {
+                remove_if_alone(&self.path, &file);
+                drop(file);
+                // An observer may have left between the two, and have seen us.
+                self.sweep();
+            }
+            HostIdentity::Observer(file) => {
+                drop(file);
+                self.sweep();
+            }
+            // The thread lets the next one come.
+            HostIdentity::Queued(..) | HostIdentity::Outside | HostIdentity::Unkept => {}
+        }
+    }
+
+    /// Removes a queue file that a killed waiter has left.
+    pub fn sweep(&self) {
+        for _ in 0..MAX_SWEEPS {
+            // A waiter sweeps when it leaves.
+            let HostIdentity::Outside = self.place else { return };
+            let Ok(Some(file)) = open_existing(&self.path) else { return };
+            if others_are_at(&file) {
+                return;
+            }
+            match FileExt::try_lock(&file) {
+                // Another process sweeps, and may have seen us there.
+                Err(TryLockError::WouldBlock) => thread::sleep(SWEEP_PAUSE),
+                Err(TryLockError::Error(_)) => return,
+                Ok(()) => return remove_if_alone(&self.path, &file),
+            }
+        }
+    }
+
+    /// Whether another process waits or observes.
+    pub fn has_others(&self) -> bool {
+        match &self.place {
+            HostIdentity::First(file) | HostIdentity::Observer(file) => others_are_at(file),
+            _ => open_existing(&self.path).is_ok_and(|file| file.is_some_and(|file| others_are_at(&file))),
+        }
+    }
+
+    /// The waiters in turn, from `/proc/locks` (proc(5)), as far as this PID namespace knows them:
+    /// the processes of this program with a flock on this inode. Its device has another number there
+    /// on some file systems (btrfs).
+    pub fn waiters(&self) -> Vec<Pid> {
+        let Ok(there) = fs::symlink_metadata(&self.path) else { return Vec::new() };
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        let pid = |line: &str| {
+            let words: Vec<&str> = line.split_ascii_whitespace().filter(|word| *word != "->").collect();
+            let [_, "FLOCK", _, _, pid, inode, ..] = words.as_slice() else { return None };
+            let pid = Pid::from_raw(pid.parse().ok()?)?;
+            let is_here = inode.rsplit_once(':')?.1.parse() == Ok(there.ino());
+            (is_here && process::name(pid)? == process::name(getpid())?).then_some(pid)
+        };
+        locks.lines().filter_map(pid).collect()
+    }
+
+    /// Becomes the first one, if there is none. `false` if there is one.
+    fn try_first(&mut self) -> bool {
+        self.place = match join(&self.path, |file| Ok(FileExt::try_lock(file)?)) {
+            Ok(file) => HostIdentity::First(file),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(_) => HostIdentity::Unkept,
+        };
+        true
+    }
+}
+
+fn wait_in_thread(path: PathBuf) -> io::Result<HostIdentity> {
+    let (sender, receiver) = channel();
+    let (turn, has_come) = io::pipe()?;
+    // The thread inherits this. Signals are for the main thread, which may hold them back.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let thread = thread::Builder::new().name("queue".to_owned()).stack_size(STACK_BYTES);
+    let spawned = thread.spawn(move || {
+        let sent = sender.send(join(&path, FileExt::lock));
+        if let Err(std::sync::mpsc::SendError(Ok(file))) = sent {
+            remove_if_alone(&path, &file);
+        }
+        drop(has_come);
+    });
+    before.thread_set_mask()?;
+    spawned.map(|_| HostIdentity::Queued(receiver, turn))
+}
+
+/// Opens and locks the file that has the queue's name, which is made if need be. It is seen there by
+/// other processes.
+fn join(path: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
+    for _ in 0..MAX_FILES {
+        let Some(file) = open_existing(path)? else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match openat(CWD, path, flags, MODE) {
+                Ok(_) | Err(Errno::EXIST) => continue,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        fcntl_lock(&file, FlockOperation::NonBlockingLockShared)?;
+        match lock(&file) {
+            Ok(()) if leads_to(path, &file)? => return Ok(file),
+            Ok(()) => {}
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    // No process can take a place here, and none could remove it later.
+                    remove_if_alone(path, &file);
+                }
+                return Err(error);
+            }
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
+/// Opens a queue file; `None` where there is none. An error where it is something else, which must
+/// not be removed.
+fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    match open(path, OFlags::RDONLY)? {
+        Some(file) if file.metadata()?.len() > 0 => Err(io::ErrorKind::InvalidData.into()),
+        file => Ok(file),
+    }
+}
+
+/// Whether another process has a record lock on it.
+fn others_are_at(file: &File) -> bool {
+    let everything = Flock { start: 0, length: 0, pid: None, typ: FlockType::WriteLock, offset_type: FlockOffsetType::Set };
+    matches!(fcntl_getlk(file, &everything), Ok(Some(_)))
+}
+
+/// Removes the file, whose flock the caller has or no process can have, if nothing else is there. In
+/// a sticky directory it may be another user's, who will remove it another time.
+fn remove_if_alone(path: &Path, file: &File) {
+    if !others_are_at(file) && leads_to(path, file).unwrap_or(false) {
+        unlink(path);
+    }
+}

@@ -1,0 +1,144 @@
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, CertificateError};
+
+use super::failure::of;
+use super::tls::TlsMode;
+use super::{Address, Engine, Kind, Phase, page_condition, state};
+use crate::store::address::{StoreSettings, StoreUrl};
+use crate::store::failure::Failure;
+use crate::store::mysql::MySql;
+use crate::store::postgres::Postgres;
+
+fn read(url: &str, file: Option<&Path>, variables: &[(&str, &str)]) -> Result<Address, Failure> {
+    let settings = StoreSettings {
+        url: StoreUrl::parse(url).expect(url),
+        password_file: file.map(PathBuf::from),
+        timeout: Duration::from_secs(5),
+    };
+    let variable = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned());
+    let is_mysql = url.starts_with("mysql");
+    let address = Address::read(&settings, if is_mysql { &MySql::USUAL } else { &Postgres::USUAL }, &variable)?;
+    if is_mysql { MySql::new(&address).map(drop) } else { Postgres::new(&address).map(drop) }?;
+    Ok(address)
+}
+
+#[test]
+fn servers_are_named_in_all_usual_ways() {
+    let usual = "/var/run/postgresql";
+    // A port without a server of this machine.
+    let variables = [("USER", "me"), ("PGPORT", "5431")];
+    for (url, expected) in [
+        ("postgres://", vec![(usual, 5431)]),
+        ("postgres:///db", vec![(usual, 5431)]),
+        ("postgres://u@:99/db", vec![(usual, 99)]),
+        ("postgresql+psycopg2://h/db", vec![("h", 5431)]),
+        ("postgres://a:1,b:2,c/db", vec![("a", 1), ("b", 2), ("c", 5432)]),
+        ("postgres://[::1]:7,[fe80::1]:8/db", vec![("::1", 7), ("fe80::1", 8)]),
+        ("postgres://%2Frun%2Fpg:99/db", vec![("/run/pg", 99)]),
+        ("postgres://u:p@h:99/db?host=/run/pg", vec![("/run/pg", 99)]),
+        ("postgres:///db?host=a,b&port=1,2", vec![("a", 1), ("b", 2)]),
+        ("postgres:///db?host=a:1&host=b:2", vec![("a", 1), ("b", 2)]),
+        ("postgres:///db?host=a,b&port=7", vec![("a", 7), ("b", 7)]),
+        ("mysql+pymysql://me@db:3307/meta", vec![("db", 3307)]),
+        ("mysql://me@/meta", vec![("localhost", 3306)]),
+        ("mysql://me@/meta?host=db&port=7", vec![("db", 7)]),
+        ("mysql://me@[::1]/meta", vec![("::1", 3306)]),
+        ("mysql://me@db/meta?unix_socket=/run/a@b.sock", vec![("/run/a@b.sock", 3306)]),
+    ] {
+        let address = read(url, None, &variables).unwrap_or_else(|failure| panic!("{url}: {}", failure.why));
+        let servers: Vec<_> = address.servers.iter().map(|(host, port)| (host.as_str(), *port)).collect();
+        assert_eq!(servers, expected, "{url}");
+    }
+    let variables = [("PGHOST", "e,f"), ("PGPORT", "9"), ("PGUSER", "eu")];
+    let address = read("postgres:///db", None, &variables).expect("an address");
+    assert_eq!((address.servers, address.user.as_str()), (vec![("e".to_owned(), 9), ("f".to_owned(), 9)], "eu"));
+}
+
+#[test]
+fn users_databases_and_passwords_are_read_as_they_stand_and_encoded() {
+    for (url, user, password, database) in [
+        ("postgres://u:p@h/db", "u", Some("p"), Some("db")),
+        ("postgres://h", "me", None, None),
+        ("postgres://u:@h/db", "u", None, Some("db")),
+        ("postgres://u%40x:p%2Fq%3A%25@h/d%20b", "u@x", Some("p/q:%"), Some("d b")),
+        ("postgres://u:p@q/r:s#t+100%@h/d+b", "u", Some("p@q/r:s#t+100%"), Some("d+b")),
+        ("mysql://u:x?y@h/db", "u", Some("x?y"), Some("db")),
+        ("mysql://me@corp:p@ss#a%@h/db?charset=a@b", "me@corp", Some("p@ss#a%"), Some("db")),
+        ("postgres://h/db?user=u&password=p%26@q+", "u", Some("p&@q+"), Some("db")),
+        ("mysql://h/?database=db&user=u", "u", None, Some("db")),
+    ] {
+        let address = read(url, None, &[("USER", "me")]).unwrap_or_else(|failure| panic!("{url}: {}", failure.why));
+        let found = (address.user.as_str(), address.password.as_deref(), address.database());
+        assert_eq!(found, (user, password, database.map(str::to_owned)), "{url}");
+    }
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "  in the file \r\nnot this\n").expect("it can be written");
+    for (url, password) in [("mysql://u@h/db", "  in the file "), ("postgres://u:p@h/db", "p")] {
+        assert_eq!(read(url, Some(file.path()), &[]).expect(url).password.as_deref(), Some(password));
+    }
+    let unreadable = read("mysql://u@h/db", Some(Path::new("/nonexistent")), &[]);
+    assert!(unreadable.is_err_and(|failure| failure.why.contains("`/nonexistent`")));
+}
+
+fn mode(query: &str) -> TlsMode {
+    // A file that can be used.
+    let root = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(root.path(), include_str!("../../../tests/support/root.crt")).expect("it can be written");
+    let url = format!("mysql://me@db/meta?{}", query.replace("/ca.pem", &root.path().display().to_string()));
+    read(&url, None, &[]).unwrap_or_else(|failure| panic!("{query}: {}", failure.why)).tls.mode
+}
+
+#[test]
+fn encryption_and_verification_are_asked_for_in_the_words_of_any_driver() {
+    use TlsMode::{Disable, Prefer, Require, VerifyCa, VerifyFull};
+    for (expected, queries) in [
+        (Prefer, "charset=utf8mb4&pool_size=3 sslmode=allow requiressl=0 tls=preferred"),
+        (Disable, "ssl_disabled=true ssl-mode=DISABLED useSSL=false tls=false sslmode=disable"),
+        (Require, "ssl_mode=required sslMode=REQUIRED sslMode=trust ssl=true ssl=require useSSL=true requireSSL=true"),
+        (Require, "require_ssl=true tls=skip-verify requiressl=1"),
+        (VerifyCa, "ssl_ca=/ca.pem ssl_mode=REQUIRED&ssl_ca=/ca.pem ssl_ca=/ca.pem&verifyServerCertificate=true"),
+        (VerifyCa, "sslmode=require&sslrootcert=/ca.pem ssl_mode=VERIFY_CA&ssl_ca=/ca.pem"),
+        (VerifyFull, "tls=true verify_identity=true ssl_mode=PREFERRED&ssl_verify_identity=true ssl=verify-full"),
+        (VerifyFull, "sslMode=VERIFY_FULL sslrootcert=system sslmode=require&sslrootcert=system"),
+        (VerifyFull, "ssl_mode=VERIFY_IDENTITY&ssl_verify_cert=false ssl_mode=VERIFY_IDENTITY&ssl_ca=/ca.pem"),
+    ] {
+        for query in queries.split(' ') {
+            assert_eq!(mode(query), expected, "{query}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_is_said() {
+    let expected = ServerName::try_from("db.example").expect("a name");
+    let of_names = CertificateError::NotValidForNameContext { expected, presented: Vec::new() };
+    for (error, why) in [
+        (of_names.into(), "subjectAltName"),
+        (CertificateError::UnknownIssuer.into(), "not trusted"),
+        (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "P-521 cannot"),
+    ] {
+        let failure = of(&sqlx::Error::Tls(error.into()), Phase::Connect, "", &MySql::USUAL);
+        assert!(failure.why.contains(why) && failure.hint.is_some() && !failure.cause.passes(), "{}", failure.why);
+    }
+}
+
+#[test]
+fn a_state_keeps_what_is_stored_for_the_condition_of_the_next_write() {
+    let row = ["6", "a %C5%81 %25", "1"].map(|text| Some(text.to_owned()));
+    let state = state(&row).expect("a state");
+    assert_eq!((state.number, state.value.as_deref()), (6, Some("a Ł %")));
+    let condition = super::Sql::<MySql>::condition(&super::Key::lock("a".as_ref()), &state);
+    let record = super::hex(b"a %C5%81 %25");
+    assert_eq!(condition, format!("name = X'61' AND version = 6 AND CAST(record AS BINARY) <=> X'{record}' AND format = 1"));
+    // An older program stores texts as they are.
+    for text in ["q=%0Areleased=%C3%A9", "é %25"] {
+        let stored = super::state(&["6", text, "1"].map(|text| Some(text.to_owned()))).expect("a state");
+        assert_eq!(stored.value.as_deref(), Some(text));
+    }
+    assert!(super::state(&["6", "", "2"].map(|text| Some(text.to_owned()))).is_err());
+    let once = page_condition::<MySql>(Kind::Once, Some("a".as_ref()));
+    assert_eq!(once, "(name >= X'6f6e63652f' AND name < X'6f6e636530') AND name > X'6f6e63652f61'");
+}

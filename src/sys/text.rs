@@ -1,0 +1,177 @@
+//! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded,
+//! without control characters and, for command lines, without possible secrets.
+
+use std::path::Path;
+
+use crate::lock::requester::SHELLS;
+
+/// The longest value of a record's field, in characters. All fields fit into a record.
+const MAX_FIELD: usize = 120;
+
+/// Stands for what is not shown.
+const HIDDEN: &str = "…";
+
+/// The programs of which only the values of options may hold secrets.
+const TOOLS: [&str; 4] = ["meltano", "dbt", "pipelinewise", "serializer"];
+
+/// Their options that have no value.
+const FLAGS: [&str; 8] =
+    ["--", "--debug", "--dry-run", "--exclusive", "--fail-fast", "--force", "--full-refresh", "--print-token"];
+
+/// The value of a record's field: trimmed, on one line and bounded.
+pub fn field(text: &str) -> String {
+    text.trim().chars().map(|c| if is_safe(c) { c } else { ' ' }).take(MAX_FIELD).collect()
+}
+
+/// A path for a message. Control characters are shown as `?`.
+pub fn path(path: &Path) -> String {
+    path.to_string_lossy().chars().map(|c| if is_safe(c) { c } else { '?' }).collect()
+}
+
+/// Neither a control character nor one that reorders the text around it.
+pub fn is_safe(c: char) -> bool {
+    !c.is_control() && !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+}
+
+/// A process's arguments as one line for people, without the interpreter and directories. `…`
+/// stands for possible secrets: all from the first option or odd word on, but of known programs
+/// only odd words and options' values.
+pub fn command_line(arguments: &[String]) -> String {
+    let Some((title, rest)) = program(arguments) else { return String::new() };
+    // Some programs show their state in place of their name.
+    let (program, title) = title.split_once(char::is_whitespace).unwrap_or((title, ""));
+    let is_shell = SHELLS.contains(&program.trim_start_matches('-'));
+    let is_tool = TOOLS.contains(&program);
+    let mut line = program.to_owned();
+    let words: Vec<&str> = match rest {
+        // `-c`, `-lc`
+        [option, script, ..] if is_shell && option.starts_with('-') && option.ends_with('c') => {
+            line = format!("{program} {option}");
+            script.split_whitespace().collect()
+        }
+        _ => title.split_whitespace().chain(rest.iter().map(String::as_str)).collect(),
+    };
+    let mut may_be_value = false;
+    for word in words {
+        let is_option = word.starts_with('-');
+        let shown = match word {
+            _ if is_option && is_tool => option_name(word),
+            _ if is_option || may_be_value || !is_plain(word, is_tool) => HIDDEN.to_owned(),
+            // `meltano config tap-x set password x`
+            "set" => format!("set {HIDDEN}"),
+            _ => word.to_owned(),
+        };
+        may_be_value = is_option && !shown.ends_with(HIDDEN) && !FLAGS.contains(&word) && !word.starts_with("--no-");
+        line = format!("{line} {shown}");
+        if word == "set" || shown == HIDDEN && !is_tool {
+            break;
+        }
+    }
+    field(&line)
+}
+
+/// Whether a word can be shown. Tools select by `dbt:run`.
+fn is_plain(word: &str, is_of_tool: bool) -> bool {
+    let is_odd = |c: char| "@=".contains(c) || c.is_whitespace() || c == ':' && !is_of_tool;
+    !word.contains(is_odd) && !word.contains("://")
+}
+
+/// An option without its value: `--name=…`, `-p…`.
+fn option_name(option: &str) -> String {
+    let end =
+        if option.starts_with("--") { option.find('=').map(|at| at + 1) } else { option.char_indices().nth(2).map(|(at, _)| at) };
+    let (name, hidden) = end.map_or((option, ""), |end| (&option[..end], HIDDEN));
+    if is_plain(name.trim_end_matches('='), false) { format!("{name}{hidden}") } else { HIDDEN.to_owned() }
+}
+
+/// The name of the program that a process runs, and the program's arguments. A Python script or
+/// module is known by its own name, without the interpreter and its options.
+pub fn program(arguments: &[String]) -> Option<(&str, &[String])> {
+    let (first, rest) = arguments.split_first()?;
+    let name = base_name(first);
+    let is_python = name.starts_with("python") || name.starts_with("pypy");
+    Some(is_python.then(|| python_script(rest)).flatten().unwrap_or((name, rest)))
+}
+
+/// The script or module of an interpreter, and its arguments; `None` for code on the command line
+/// or on stdin.
+fn python_script(mut arguments: &[String]) -> Option<(&str, &[String])> {
+    // Each round takes an argument.
+    while let Some((word, rest)) = arguments.split_first() {
+        arguments = rest;
+        match word.strip_prefix('-') {
+            // Meltano starts itself by a link that is called so, in a directory of its project.
+            None if Path::new(word).ends_with("run/bin") => return Some(("meltano", rest)),
+            None => return Some((base_name(word), rest)),
+            Some("") => return None,
+            Some("-check-hash-based-pycs") => arguments = rest.get(1..)?,
+            Some(long) if long.starts_with('-') => {}
+            // Several options may share a word; the last one has its value behind it, or next.
+            Some(options) => match options.find(['c', 'm', 'W', 'X']) {
+                None => {}
+                Some(at) => match (&options[at..=at], &options[at + 1..]) {
+                    ("c", _) => return None,
+                    ("m", "") => return rest.split_first().map(|(module, rest)| (module.as_str(), rest)),
+                    ("m", module) => return Some((module, rest)),
+                    (_, "") => arguments = rest.get(1..)?,
+                    _ => {}
+                },
+            },
+        }
+    }
+    None
+}
+
+/// The last component of a path.
+pub fn base_name(program: &str) -> &str {
+    program.rsplit('/').next().unwrap_or(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{command_line, field};
+
+    #[test]
+    fn only_words_that_cannot_be_secrets_are_shown() {
+        for (line, expected) in [
+            ("", ""),
+            ("/venv/bin/python3 /venv/bin/meltano run tap-x", "meltano run tap-x"),
+            ("/venv/bin/python /p/.meltano/run/bin run tap-x", "meltano run tap-x"),
+            ("python3.11 -X dev meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -Xdev meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -uW ignore meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -sE --check-hash-based-pycs never meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -I -m meltano run tap-x", "meltano run tap-x"),
+            ("python3.11 -mmeltano run tap-x", "meltano run tap-x"),
+            ("/usr/bin/python3 -Ic pass", "python3 …"),
+            ("/usr/bin/python3 - x", "python3 …"),
+            ("/usr/bin/python3 -m", "python3 …"),
+            // A script or a title is one argument.
+            ("| /bin/airflow task me:hunter2", "airflow task …"),
+            ("sleep 600", "sleep 600"),
+            ("load.py sales eu --password hunter2 x", "load.py sales eu …"),
+            ("psql postgres://me:hunter2@db/x y", "psql …"),
+            ("env PGPASSWORD=hunter2 psql", "env …"),
+            ("curl | Authorization: Bearer hunter2", "curl …"),
+            ("sh -c | cd x; PGPASSWORD=hunter2 psql", "sh -c cd x; …"),
+            ("bash -lc | cd x; mysqldump -phunter2 db", "bash -lc cd x; mysqldump …"),
+            ("bash ./nightly.sh orders -phunter2 eu", "bash ./nightly.sh orders …"),
+            ("meltano run --state-id-suffix=x tap-shop dbt:run", "meltano run --state-id-suffix=… tap-shop dbt:run"),
+            ("meltano config tap-x set token hunter2", "meltano config tap-x set …"),
+            ("dbt build -s sales -t prod --no-use-colors x", "dbt build -s … -t … --no-use-colors x"),
+            ("dbt run --vars | {a: hunter2}", "dbt run --vars …"),
+            ("dbt run --{\"password\":\"hunter2\"} a@b", "dbt run … …"),
+            ("serializer run -n -- psql postgres://me:hunter2@db/x", "serializer run -n -- psql …"),
+        ] {
+            let (words, script) = line.split_once("| ").map_or((line, None), |(words, script)| (words, Some(script)));
+            let arguments: Vec<_> = words.split_whitespace().chain(script).map(str::to_owned).collect();
+            assert_eq!(command_line(&arguments), expected);
+        }
+    }
+
+    #[test]
+    fn nothing_that_moves_the_cursor_is_printed() {
+        assert_eq!(field("a\x1b[2Jb\r\nc\u{202e}d"), "a [2Jb  c d");
+        assert_eq!(field(&"x".repeat(9999)).len(), super::MAX_FIELD);
+    }
+}
