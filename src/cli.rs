@@ -13,9 +13,11 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use rustix::process::Pid;
 
-use crate::config::{self, OnLost};
+use crate::lease::OnLost;
 use crate::lock::staleness::Orphans;
+use crate::logging::LogArgs;
 use crate::store::address::Unread;
+use crate::values;
 pub use run::{CommandArgs, FlockArgs, ForgetArgs, OnceArgs, RuleArgs, RunArgs};
 pub use schedule::{
     CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, StateArgs, TasksArgs, TickArgs,
@@ -89,27 +91,6 @@ pub enum Command {
     },
 }
 
-#[derive(Args, Default)]
-#[command(next_help_heading = "Messages")]
-pub struct LogArgs {
-    /// Least important messages to show: debug, info, warning or error [env: LOG_LEVEL]
-    #[arg(long, global = true, value_name = "LEVEL", ignore_case = true, hide_possible_values = true)]
-    #[arg(value_parser = ["debug", "info", "warning", "warn", "error", "critical"])]
-    pub log_level: Option<String>,
-    /// Begin messages with the time [env: LOG_TIMESTAMPS]
-    #[arg(long, global = true)]
-    pub log_timestamps: bool,
-    /// Begin messages with their level [env: LOG_LEVELS]
-    #[arg(long, global = true)]
-    pub log_levels: bool,
-    /// Write messages as JSON, a line each [env: MELTANO_LOG_JSON]
-    #[arg(long, global = true)]
-    pub meltano_log_json: bool,
-    /// Append a line of JSON to FILE for each lock that is acquired, released or lost [env: SERIALIZER_EVENTS]
-    #[arg(long, global = true, value_name = "FILE")]
-    pub events: Option<PathBuf>,
-}
-
 #[derive(Args)]
 pub struct LockFileArgs {
     /// Name of the lock file; an absolute path overrides the directory [env: SERIALIZER_FILE_NAME] [default: serializer.lck]
@@ -128,14 +109,14 @@ pub struct PlaceArgs {
     #[arg(long, value_name = "URL", conflicts_with = "dir")]
     pub store: Option<Unread>,
     /// How long a lock in a store outlives a host that does not renew it [env: SERIALIZER_LEASE_SECONDS] [default: 30]
-    #[arg(long, value_name = "SECONDS", value_parser = config::parse_lease_seconds, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SECONDS", value_parser = values::parse_lease_seconds, allow_negative_numbers = true)]
     pub lease_seconds: Option<Duration>,
 }
 
 #[derive(Args)]
 pub struct OwnerArgs {
     /// Process that owns the lock [env: SERIALIZER_OWNER_PID] [default: the parent process]
-    #[arg(long, value_name = "PID", value_parser = config::parse_owner_pid, allow_negative_numbers = true)]
+    #[arg(long, value_name = "PID", value_parser = values::parse_owner_pid, allow_negative_numbers = true)]
     pub owner_pid: Option<Pid>,
     /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
     #[arg(long, value_name = "wait|ignore", hide_possible_values = true)]
@@ -145,17 +126,17 @@ pub struct OwnerArgs {
 #[derive(Args)]
 pub struct WaitingArgs {
     /// How often to try; 0 = for ever [env: SERIALIZER_MAX_ATTEMPTS] [default: 0]
-    #[arg(long, alias = "maxattempts", value_name = "N", value_parser = config::parse_max_attempts, allow_negative_numbers = true)]
+    #[arg(long, alias = "maxattempts", value_name = "N", value_parser = values::parse_max_attempts, allow_negative_numbers = true)]
     pub max_attempts: Option<u32>,
     /// Seconds from one try to the next; fractions are allowed [env: SERIALIZER_SLEEP_SECONDS] [default: 1]
-    #[arg(long, alias = "sleepseconds", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
+    #[arg(long, alias = "sleepseconds", value_name = "SECONDS", value_parser = values::parse_sleep_seconds, allow_negative_numbers = true)]
     pub sleep_seconds: Option<Duration>,
     /// How long to wait at most, in seconds or such as 2m or 1h30m, in any number of tries
-    #[arg(long, short = 'w', visible_alias = "wait", value_name = "DURATION", value_parser = config::parse_duration)]
+    #[arg(long, short = 'w', visible_alias = "wait", value_name = "DURATION", value_parser = values::parse_duration)]
     #[arg(allow_negative_numbers = true, conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
     /// Warn once after waiting for so long, such as 10m
-    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]
     pub warn_after: Option<Duration>,
     /// Try once, and do not wait
     #[arg(long, short = 'n', conflicts_with_all = ["max_attempts", "timeout"])]
@@ -168,13 +149,13 @@ pub struct WaitingArgs {
 #[derive(Args)]
 pub struct RequestArgs {
     /// Allow up to N holders at once; all users of the lock should say the same number [env: SERIALIZER_SLOTS] [default: 1]
-    #[arg(long, value_name = "N", value_parser = config::parse_slots, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = values::parse_slots, allow_negative_numbers = true)]
     pub slots: Option<NonZeroU32>,
     /// Hold the lock together with others that share it; it excludes only those that do not
     #[arg(long, short = 's', conflicts_with = "slots")]
     pub shared: bool,
     /// Keep the lock held for so long, such as 30s, even if it is released earlier
-    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration, allow_negative_numbers = true)]
+    #[arg(long, value_name = "DURATION", value_parser = values::parse_duration, allow_negative_numbers = true)]
     pub hold_at_least: Option<Duration>,
     /// When a lock of a store is lost while it is held: `terminate` what holds it, or `warn` [env: SERIALIZER_ON_LOST]
     #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]

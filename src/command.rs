@@ -9,6 +9,7 @@ mod lock;
 mod metrics;
 mod once;
 mod progress;
+mod requester;
 mod run;
 pub mod schedule;
 mod status;
@@ -21,6 +22,7 @@ use crate::cli::Command;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code;
+use crate::sys::text::io_message;
 
 pub fn run(command: &Command) -> Result<u8, Error> {
     let environment = Environment::read();
@@ -59,6 +61,6 @@ fn is_read(text: &[u8]) -> Result<bool, Error> {
         Ok(()) => Ok(true),
         // The reader has read enough (`| head`).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Error::failed(format!("cannot write to standard output: {}", crate::store::plain(&error)))),
+        Err(error) => Err(Error::failed(format!("cannot write to standard output: {}", io_message(&error)))),
     }
 }

@@ -1,8 +1,6 @@
 //! Flags and variables, resolved into what the subcommands work with. A flag beats its variable, an
 //! empty variable counts as unset, and a malformed one fails only the subcommands that use it.
 
-mod values;
-
 use std::collections::HashMap;
 use std::env::var_os;
 use std::num::NonZeroU32;
@@ -10,26 +8,22 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use clap::ValueEnum;
 use rustix::process::Pid;
-use serde::{Deserialize, Serialize};
-pub use values::{
-    name_from_command, parse_duration, parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds,
-    parse_slots, parse_time, parse_tries, parse_word,
-};
 
 use crate::cli::{LockFileArgs, PlaceArgs, RequestArgs, RuleArgs, WaitingArgs};
 use crate::error::Error;
+use crate::lease::OnLost;
 use crate::lock::Request;
-use crate::lock::once::Rule;
 use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
 use crate::record::mode::Mode;
+use crate::record::run::Rule;
 use crate::store::address::{StoreSettings, StoreUrl, Unread};
 use crate::store::seam::{Key, Kind};
 use crate::store::{self, Location, file};
 use crate::sys::local_time::named_zone;
 use crate::sys::text;
+use crate::values::{parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots, parse_word};
 
 /// Begins the names of all our variables.
 const PREFIX: &str = "SERIALIZER_";
@@ -249,15 +243,6 @@ impl Environment {
 
 fn parse_path(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
-}
-
-/// What to do when a lock is lost while it is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-pub enum OnLost {
-    /// End what runs under it.
-    Terminate,
-    /// Say so, and leave it alone.
-    Warn,
 }
 
 /// The lock file at a path from the working directory.

@@ -10,9 +10,8 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::record::owner::HostIdentity;
-use crate::store;
-use crate::sys::text;
+use crate::sys::identity::HostIdentity;
+use crate::sys::text::{self, io_message};
 
 static LOG: OnceLock<File> = OnceLock::new();
 
@@ -23,7 +22,7 @@ pub fn start(flag: Option<&PathBuf>) {
     match OpenOptions::new().append(true).create(true).open(&path) {
         Ok(file) => drop(LOG.set(file)),
         // A lock matters more than its log.
-        Err(error) => tracing::warn!("cannot open the event log `{}`: {}", text::path(&path), store::plain(&error)),
+        Err(error) => tracing::warn!("cannot open the event log `{}`: {}", text::path(&path), io_message(&error)),
     }
 }
 
@@ -37,7 +36,7 @@ pub fn emit(event: &str, lock: &str, more: Value) {
     }
     // In one piece: other processes write there, too.
     if let Err(error) = log.write_all(format!("{line}\n").as_bytes()) {
-        tracing::warn!("cannot write the event log: {}", store::plain(&error));
+        tracing::warn!("cannot write the event log: {}", io_message(&error));
     }
 }
 

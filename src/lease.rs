@@ -14,15 +14,16 @@
 pub mod process;
 pub mod thread;
 
+use clap::ValueEnum;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::lock::Grant;
-use crate::lock::register::Stored;
 use crate::lock::requester::Requester;
+use crate::lock::stored::Stored;
 use crate::record::Entry;
-use crate::sys::process::since_boot;
+use crate::sys::clock::since_boot;
 
 /// The limit of a sleep that other events end.
 const LONG: Duration = Duration::from_secs(3600);
@@ -72,4 +73,13 @@ impl Requester for TokenHolder<'_> {
     fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
         entry.has_token(self.0)
     }
+}
+
+/// What to do when a lock is lost while it is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum OnLost {
+    /// End what runs under it.
+    Terminate,
+    /// Say so, and leave it alone.
+    Warn,
 }

@@ -29,6 +29,7 @@ pub mod schedule;
 pub mod store;
 pub mod sys;
 mod usage;
+mod values;
 
 use std::process::ExitCode;
 

@@ -12,6 +12,7 @@ mod release;
 mod renew;
 pub mod requester;
 pub mod staleness;
+pub mod stored;
 mod sweep;
 mod wait;
 pub mod waiting;
@@ -24,13 +25,15 @@ use std::time::{Duration, Instant};
 use register::{Connection, Register};
 use serde::{Deserialize, Serialize};
 
-use crate::lock::once::{Claim, Rule, Run};
+use crate::lock::once::Claim;
 use crate::lock::staleness::{Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, judge_all};
+use crate::lock::stored::Stored;
 use crate::record::mode::Mode;
-use crate::record::{Entry, Outcome, Record};
+use crate::record::run::{Rule, Run};
+use crate::record::{Entry, Outcome};
 use crate::store;
-use crate::store::seam::State;
 use crate::store::waiter::Waiter;
+use crate::sys::text::io_message;
 
 /// Bounds an attempt: each further round means that another process has changed the register, so "held by another process" is
 /// a true answer in the end.
@@ -53,32 +56,6 @@ pub struct Mutex<'a> {
     left_to_others: Option<(Option<Vec<u8>>, Instant)>,
     /// The requester lost the lock before, and has not been told yet.
     was_lost: bool,
-}
-
-/// The content of a register, as of one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stored {
-    /// The record; `None` for a file that is being made.
-    pub record: Option<Record>,
-    /// The state of the register. Its text is that of the record.
-    pub state: State,
-}
-
-impl Stored {
-    /// The entries of the record.
-    pub fn entries(&self) -> &[Entry] {
-        self.record.as_ref().map(Record::entries).unwrap_or_default()
-    }
-
-    /// The entries but for these.
-    fn without(&self, removed: &[Entry]) -> Vec<Entry> {
-        self.entries().iter().filter(|entry| !removed.contains(entry)).cloned().collect()
-    }
-
-    /// Whether the Python plugin stored it.
-    pub fn is_legacy(&self) -> bool {
-        self.record.as_ref().is_some_and(Record::is_legacy)
-    }
 }
 
 /// What is stored, and the verdict on each holder.
@@ -187,7 +164,7 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     /// No process can own it, or the operating system has no random numbers.
-    #[error("cannot write down who holds it: {}", store::plain(.0))]
+    #[error("cannot write down who holds it: {}", io_message(.0))]
     Entry(std::io::Error),
 }
 

@@ -1,7 +1,9 @@
 //! Messages: single lines on stderr, plain for people or as JSON in Meltano's form.
 
+use clap::Args;
 use std::fmt;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use tracing::level_filters::LevelFilter;
@@ -12,7 +14,6 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::cli::LogArgs;
 use crate::error::Error;
 use crate::exit_code;
 use crate::sys::local_time::local_time;
@@ -103,4 +104,25 @@ where
         let level = if self.levels || level == "warning" { format!("{level}: ") } else { String::new() };
         writeln!(out, "{time}{}{level}{message}", self.name)
     }
+}
+
+#[derive(Args, Default)]
+#[command(next_help_heading = "Messages")]
+pub struct LogArgs {
+    /// Least important messages to show: debug, info, warning or error [env: LOG_LEVEL]
+    #[arg(long, global = true, value_name = "LEVEL", ignore_case = true, hide_possible_values = true)]
+    #[arg(value_parser = ["debug", "info", "warning", "warn", "error", "critical"])]
+    pub log_level: Option<String>,
+    /// Begin messages with the time [env: LOG_TIMESTAMPS]
+    #[arg(long, global = true)]
+    pub log_timestamps: bool,
+    /// Begin messages with their level [env: LOG_LEVELS]
+    #[arg(long, global = true)]
+    pub log_levels: bool,
+    /// Write messages as JSON, a line each [env: MELTANO_LOG_JSON]
+    #[arg(long, global = true)]
+    pub meltano_log_json: bool,
+    /// Append a line of JSON to FILE for each lock that is acquired, released or lost [env: SERIALIZER_EVENTS]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub events: Option<PathBuf>,
 }

@@ -4,12 +4,15 @@
 mod entry;
 pub mod mode;
 pub mod owner;
+pub mod period;
+pub mod run;
 
 use std::time::Duration;
 
-pub use entry::{Entry, Lease, Outcome, parse_pid, random_token};
+pub use entry::{Entry, Lease, Outcome};
 
-use crate::lock::once::Run;
+use crate::record::run::Run;
+use crate::sys::process::parse_pid;
 use entry::Fields;
 
 /// The largest record, in bytes: more than [`crate::record::mode::MAX_SLOTS`] entries usually need, and read in no time.
@@ -111,3 +114,7 @@ impl Record {
 fn is_local_time_or_empty(line: &str) -> bool {
     line.is_empty() || jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", line).is_ok()
 }
+
+/// How long an empty file counts as being written: the Python plugin leaves one between open and
+/// write, and so does this program without hard links.
+pub const BEING_WRITTEN: Duration = Duration::from_secs(2);

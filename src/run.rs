@@ -23,9 +23,8 @@ use nix::unistd::{getpgid, getpgrp, getsid};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
 
-use crate::store;
-use crate::sys::process;
-use crate::sys::process::since_boot;
+use crate::sys::clock::since_boot;
+use crate::sys::{poll, process};
 use signals::Received;
 pub use signals::{Signals, note_ignored_signals, was_ignored};
 use termination::{end_tree, signal_descendants};
@@ -165,12 +164,12 @@ impl Child {
                 Err(Errno::CHILD) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
-            if lease.lost.take_if(|fd| process::is_readable(fd)).is_some() {
+            if lease.lost.take_if(|fd| poll::is_readable(fd)).is_some() {
                 (lease.on_loss)();
                 end_tree(self.pid.unwrap_or_else(getpid), (lease.kill_at)())?;
             // A signal that was read may have told of an end or a stop.
             } else if !self.pass_on_signals(lease)? {
-                store::sleep(LONG, &self.signals.fds().into_iter().chain(lease.lost).collect::<Vec<_>>())?;
+                poll::sleep(LONG, &self.signals.fds().into_iter().chain(lease.lost).collect::<Vec<_>>())?;
             }
         }
     }

@@ -32,41 +32,14 @@ mod sql;
 pub mod waiter;
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::lock::register::Register;
 use crate::store::address::StoreSettings;
 use crate::sys::text;
 pub use failure::{Cause, Error, Failure};
 use seam::{Key, Kind, Page};
-
-/// An operating system's error as part of a sentence: lower case and without its number.
-pub fn plain(error: &std::io::Error) -> impl fmt::Display {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    let mut letters = text.chars();
-    letters
-        .next()
-        .map(|first| first.to_lowercase().chain(letters).collect::<String>())
-        .unwrap_or_else(|| "unknown error".to_owned())
-}
-
-/// Sleeps at most `limit`, or until one of `fds` becomes readable.
-pub fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
-    let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-    let timeout = Timespec::try_from(limit).map_err(|_| Errno::INVAL)?;
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
 
 /// Which register, and where it is. Serialized, it holds the store's password.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,13 +100,12 @@ impl Location {
     }
 }
 
-/// Opens a register, without touching it.
-pub fn open(location: &Location) -> Result<Register, Error> {
-    let (store, key): (Box<dyn seam::Store>, _) = match location {
-        Location::File(directory, key) => (Box::new(file::Files::new(directory)), key),
-        Location::Store(settings, key) => (open_store(settings)?, key),
-    };
-    Ok(Register::new(store, key.clone(), location.printable()))
+/// Opens a store, without connecting to it.
+pub fn open(location: &Location) -> Result<Box<dyn seam::Store>, Error> {
+    match location {
+        Location::File(directory, _) => Ok(Box::new(file::Files::new(directory))),
+        Location::Store(settings, _) => open_store(settings),
+    }
 }
 
 /// Opens a store, without connecting to it.

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
-use crate::cli::{Cli, LogArgs};
+use crate::cli::Cli;
 use crate::error::Error;
-use crate::logging;
+use crate::logging::{self, LogArgs};
 
 /// Prints what clap has to say: help and version as they are, an error as one line.
 pub fn answer(error: &clap::Error) -> ExitCode {

@@ -8,9 +8,11 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{LockFileArgs, PlaceArgs, RequestArgs, WaitingArgs};
-use crate::config::{self, OnLost};
-use crate::lock::once::{Interrupted, Period};
+use crate::lease::OnLost;
 use crate::lock::staleness::Orphans;
+use crate::record::period::Period;
+use crate::record::run::Interrupted;
+use crate::values;
 
 #[derive(Args)]
 pub struct RunArgs {
@@ -63,7 +65,7 @@ pub struct ForgetArgs {
     #[arg(value_name = "KEY", required_unless_present = "done_before", conflicts_with = "done_before")]
     pub keys: Vec<String>,
     /// Forget all keys that were done so long ago, such as 90d
-    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]
     pub done_before: Option<Duration>,
     /// Show the keys, and change nothing
     #[arg(long)]
@@ -84,10 +86,10 @@ pub struct RuleArgs {
     #[arg(long, value_name = "PERIOD", requires = "once", conflicts_with = "valid_for")]
     pub per: Option<Period>,
     /// Run again if the last success is older, such as 20m
-    #[arg(long, value_name = "DURATION", requires = "once", value_parser = config::parse_duration)]
+    #[arg(long, value_name = "DURATION", requires = "once", value_parser = values::parse_duration)]
     pub valid_for: Option<Duration>,
     /// Give the key up after N runs without success [default: never]
-    #[arg(long, value_name = "N", requires = "once", value_parser = config::parse_tries, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", requires = "once", value_parser = values::parse_tries, allow_negative_numbers = true)]
     pub tries: Option<NonZeroU32>,
     /// After an interrupted run (its process or host has died): `rerun`, or `stop` and give the key up [default: rerun]
     #[arg(long, value_name = "rerun|stop", requires = "once", hide_possible_values = true)]
@@ -129,7 +131,7 @@ pub struct FlockArgs {
     #[arg(short, long, visible_alias = "nb")]
     pub nonblock: bool,
     /// Fail after so many seconds
-    #[arg(short = 'w', long, visible_alias = "wait", value_name = "SECONDS", value_parser = config::parse_sleep_seconds, allow_negative_numbers = true)]
+    #[arg(short = 'w', long, visible_alias = "wait", value_name = "SECONDS", value_parser = values::parse_sleep_seconds, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
     /// Exit code when the lock was held
     #[arg(short = 'E', long, value_name = "CODE", default_value_t = 1)]

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
 use super::{PlaceArgs, help};
-use crate::config;
+use crate::values;
 
 #[derive(Subcommand)]
 pub enum ScheduleCommand {
@@ -70,7 +70,7 @@ pub struct StartArgs {
     #[command(flatten)]
     pub tick: TickArgs,
     /// How long to wait for running tasks after SIGTERM before ending them
-    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = config::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = values::parse_duration)]
     pub stop_timeout: Duration,
 }
 
@@ -103,7 +103,7 @@ pub struct NextArgs {
     #[arg(short = 'n', value_name = "N", default_value_t = 5)]
     pub number: u16,
     /// Show slots after this time, such as 2026-12-01T00:00:00Z [default: now]
-    #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = values::parse_time)]
     pub from: Option<Timestamp>,
 }
 
@@ -115,7 +115,7 @@ pub struct RunTaskArgs {
     #[arg(value_name = "TASK")]
     pub task: String,
     /// Run it for this slot, such as 2026-12-01T06:00Z [default: now, or a slot to retry]
-    #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = values::parse_time)]
     pub slot: Option<Timestamp>,
 }
 
@@ -133,6 +133,6 @@ pub struct PauseArgs {
     #[command(flatten)]
     pub tasks: TasksArgs,
     /// Resume at this time, such as 2026-12-01T06:00:00Z [default: on `resume`]
-    #[arg(long, value_name = "TIME", value_parser = config::parse_time)]
+    #[arg(long, value_name = "TIME", value_parser = values::parse_time)]
     pub until: Option<Timestamp>,
 }

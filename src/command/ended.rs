@@ -1,7 +1,10 @@
 //! How a command ended, and what that means for its lock.
 
+use std::time::Duration;
+
 use crate::error::Error;
 use crate::exit_code::{DONE, LOST};
+use crate::lock::staleness::rounded_up;
 use crate::lock::{self, Lost, Request};
 use crate::record::Outcome;
 
@@ -53,4 +56,10 @@ pub fn not_released(location: &str, error: lock::Error, was_good: Option<bool>) 
         // A lease that is not renewed expires.
         Some(true) | None => (was_good.is_some(), Error::mutex("unlock", location, error)),
     }
+}
+
+/// What is said about an own lock that was released.
+pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
+    let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));
+    format!("unlocked `{location}`{}", rest.unwrap_or_default())
 }

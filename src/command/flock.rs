@@ -1,14 +1,15 @@
 //! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched by a word.
 
-use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use super::job::Job;
 use super::run::execute;
 use crate::cli::FlockArgs;
-use crate::config::{Environment, OnLost, lock_file_at};
+use crate::command::job::script_of_shell;
+use crate::config::{Environment, lock_file_at};
 use crate::error::Error;
 use crate::exit_code::{BUSY, FAILED};
+use crate::lease::OnLost;
 use crate::lock::Request;
 use crate::lock::waiting::Waiting;
 use crate::record::mode::Mode;
@@ -62,10 +63,4 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         }
         ended => ended.map_err(|error| error.or_if(FAILED, NO_INPUT).or_if(BUSY, args.conflict_exit_code)),
     }
-}
-
-/// The command that runs a script, as flock(1) does it.
-pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
-    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into());
-    vec![shell, "-c".into(), script.to_owned()]
 }

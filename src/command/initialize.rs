@@ -9,10 +9,11 @@ use crate::cli::InitializeArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::lock::register::{Register, Write};
-use crate::record::owner::{HostIdentity, Owner};
+use crate::record::owner::Owner;
 use crate::record::{Entry, KEPT, Record};
 use crate::store::{self, Location};
-use crate::sys::text;
+use crate::sys::identity::HostIdentity;
+use crate::sys::text::{self, io_message};
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;
@@ -20,7 +21,7 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
         return print_sql(&lock);
     }
     let entry = Owner::of(getpid(), &HostIdentity::here()).and_then(|owner| Entry::new(owner, None, None));
-    let entry = entry.map_err(|error| Error::failed(format!("cannot write a record: {}", store::plain(&error))))?;
+    let entry = entry.map_err(|error| Error::failed(format!("cannot write a record: {}", io_message(&error))))?;
     let token = entry.token.clone().unwrap_or_default();
     let (place, probe) = match &lock {
         // One for all processes that try, since not every store can remove it.
@@ -32,7 +33,7 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
             (text::path(directory), Location::file(&directory.join(format!(".serializer.{token}.probe"))))
         }
     };
-    let mut register = store::open(&probe)?;
+    let mut register = Register::open(&probe)?;
     register.verify_conditional_writes()?;
     let tried = try_out(&mut register, Record::of(vec![entry]).as_ref());
     if let (Err(_), Location::File(directory, key)) = (&tried, &probe) {
@@ -61,7 +62,7 @@ fn print_sql(lock: &Location) -> Result<(), Error> {
 fn create(directory: &Path) -> Result<(), Error> {
     if !directory.is_dir() {
         let shown = text::path(directory);
-        let cannot = |error| Error::failed(format!("cannot create the lock directory `{shown}`: {}", store::plain(&error)));
+        let cannot = |error| Error::failed(format!("cannot create the lock directory `{shown}`: {}", io_message(&error)));
         fs::create_dir_all(directory).map_err(cannot)?;
         tracing::info!("created the lock directory `{shown}`");
     }

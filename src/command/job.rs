@@ -1,11 +1,12 @@
 //! What `run`, `once` and `flock` are to run, and how to lock for it.
 
+use std::ffi::OsStr;
 use std::ffi::OsString;
 
-use super::flock::script_of_shell;
 use crate::cli::{CommandArgs, WaitingArgs};
-use crate::config::{Environment, OnLost};
+use crate::config::Environment;
 use crate::error::Error;
+use crate::lease::OnLost;
 use crate::lock::Request;
 use crate::lock::key::Expired;
 use crate::lock::staleness::Orphans;
@@ -65,4 +66,10 @@ impl Job {
 /// Program and arguments.
 pub fn command_of(args: &CommandArgs) -> Vec<OsString> {
     args.script.as_ref().map_or_else(|| args.command.clone(), |script| script_of_shell(script))
+}
+
+/// The command that runs a script, as flock(1) does it.
+pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
+    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into());
+    vec![shell, "-c".into(), script.to_owned()]
 }

@@ -7,19 +7,22 @@ use rustix::process::getpid;
 use super::once;
 use super::progress::Progress;
 use crate::cli::LockArgs;
-use crate::config::{Environment, OnLost};
+use crate::command::requester::ProcessRequester;
+use crate::config::Environment;
 use crate::error::Error;
 use crate::events::{emit, waited};
 use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
 use crate::lease::process::kill;
-use crate::lease::{LeaseGrant, TokenHolder};
-use crate::lock::requester::{ProcessRequester, Requester};
+use crate::lease::{LeaseGrant, OnLost, TokenHolder};
+use crate::lock::register::Register;
+use crate::lock::requester::Requester;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope};
-use crate::record::owner::HostIdentity;
 use crate::record::{Entry, Outcome};
-use crate::store::{self, Location};
+use crate::store::Location;
+use crate::sys::identity::HostIdentity;
 use crate::sys::process;
+use crate::sys::text::io_message;
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let place = &args.file.place;
@@ -41,7 +44,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let needs_keeper = request.lease.is_some() && !args.detached;
     let requester = ProcessRequester::discover(&here, owner_pid, needs_keeper);
     let judge = LocalLiveness::new(here, orphans);
-    let mut mutex = Mutex::new(store::open(&lock)?, &judge);
+    let mut mutex = Mutex::new(Register::open(&lock)?, &judge);
     let location = lock.printable();
     let cannot = |error| Error::mutex("lock", &location, error);
     let described = requester.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
@@ -140,7 +143,7 @@ fn keep(
             let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
             Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
         }
-        Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", store::plain(&error))),
+        Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", io_message(&error))),
     };
     // The keeper may have begun all the same.
     let _ = requester.keeper().map(|keeper| kill(keeper.identity));

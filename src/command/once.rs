@@ -8,23 +8,25 @@ use std::time::{Duration, Instant};
 use super::job::Job;
 use super::progress::Progress;
 use super::run::execute;
-use super::unlock::unlocked;
 use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs};
+use crate::command::ended::unlocked;
+use crate::command::requester::ProcessRequester;
 use crate::config::{Environment, state_directory};
 use crate::error::Error;
 use crate::exit_code::BUSY;
 use crate::lease::{self, TokenHolder};
 use crate::lock::once::{Ending, State};
-use crate::lock::requester::ProcessRequester;
+use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::waiting::{Attempts, Observer, Waiting};
 use crate::lock::{self, Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
-use crate::record::owner::HostIdentity;
 use crate::run::Signals;
 use crate::store::seam::Kind;
-use crate::store::{self, Location, file};
-use crate::sys::text;
+use crate::store::{Location, file};
+use crate::sys::clock;
+use crate::sys::identity::HostIdentity;
+use crate::sys::text::{self, io_message};
 
 /// The hint for a key that runs.
 const FORGET: &str = "`serializer forget --force KEY` forgets the running key; its run counts as lost";
@@ -53,7 +55,7 @@ pub fn made(location: Location) -> Result<Location, Error> {
         && state_directory().is_ok_and(|usual| usual == *directory)
     {
         make(directory).map_err(|error| {
-            let (shown, why) = (text::path(directory), store::plain(&error));
+            let (shown, why) = (text::path(directory), io_message(&error));
             Error::failed(format!("cannot create the directory `{shown}`: {why}"))
         })?;
     }
@@ -75,7 +77,7 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
     let location = open(environment, &args.file.place, key)?;
     let here = HostIdentity::here();
     let judge = LocalLiveness::new(here.clone(), environment.orphans(args.owner.orphans)?);
-    let mut mutex = Mutex::new(store::open(&location)?, &judge);
+    let mut mutex = Mutex::new(Register::open(&location)?, &judge);
     let usual = if args.failed { "failed" } else { "done" };
     let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
     let outcome = if args.failed { Outcome::Failed } else { Outcome::Succeeded };
@@ -124,7 +126,7 @@ pub fn wait(
     let mut all = Vec::new();
     for key in keys {
         let location = open(environment, args, key.to_str().unwrap_or(""))?;
-        all.push((location.printable(), Mutex::new(store::open(&location)?, &judge)));
+        all.push((location.printable(), Mutex::new(Register::open(&location)?, &judge)));
     }
     let mut attempts = Attempts::new(waiting);
     let mut progress = Progress::new(waiting, false);
@@ -188,7 +190,7 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
 fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> Result<(), Error> {
     let shown = location.printable();
     let cannot = |error| Error::mutex("forget", &shown, error).with_hint(FORGET);
-    let mut mutex = Mutex::new(store::open(location)?, judge);
+    let mut mutex = Mutex::new(Register::open(location)?, judge);
     let Some(key) = mutex.inspect()? else {
         if args.done_before.is_none() {
             tracing::info!("nothing to forget: no run of `{shown}` is recorded");
@@ -198,7 +200,7 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> 
     if let Some(age) = args.done_before {
         let is_done = matches!(key.state, State::Done | State::Expired);
         let ended = Duration::from_millis(key.run.ended());
-        let now = Duration::from_millis(store::retry::since_1970());
+        let now = Duration::from_millis(clock::since_1970());
         if !is_done || now.saturating_sub(ended) < age {
             return Ok(());
         }

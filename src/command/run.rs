@@ -11,26 +11,29 @@ use serde_json::json;
 use super::ended::{INTERRUPTED, Ran, STOPPED, not_released, outcome};
 use super::job::{Job, command_of};
 use super::progress::Progress;
-use super::unlock::unlocked;
 use crate::cli::RunArgs;
-use crate::config::{Environment, OnLost, name_from_command};
+use crate::command::ended::unlocked;
+use crate::config::Environment;
 use crate::error::Error;
 use crate::events::{emit, waited};
 use crate::exit_code::{BUSY, DONE, LOST};
-use crate::lease::LeaseGrant;
 use crate::lease::thread::Renewing;
+use crate::lease::{LeaseGrant, OnLost};
 use crate::lock::once::Ending;
+use crate::lock::register::Register;
 use crate::lock::requester::Requester;
 use crate::lock::staleness::LocalLiveness;
 use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request};
 use crate::record::Outcome;
 use crate::record::mode::Mode;
-use crate::record::owner::HostIdentity;
 use crate::run::lookup::{cannot_run, look_up};
-use crate::run::{self, Child, Lease, Signals, requester::CommandRequester, termination::end_tree};
-use crate::store;
-use crate::sys::process::since_boot;
-use crate::sys::text;
+use crate::run::requester::CommandRequester;
+use crate::run::termination::end_tree;
+use crate::run::{self, Child, Lease, Signals};
+use crate::sys::clock::since_boot;
+use crate::sys::identity::HostIdentity;
+use crate::sys::text::{self, io_message};
+use crate::values::name_from_command;
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let name = args.name_from_command.then(|| name_from_command(&command_of(&args.command)));
@@ -62,7 +65,7 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     }
     let here = HostIdentity::here();
     let judge = LocalLiveness::new(here.clone(), job.orphans);
-    let mut mutex = Mutex::new(store::open(&job.lock)?, &judge);
+    let mut mutex = Mutex::new(Register::open(&job.lock)?, &judge);
     job.expired.iter().for_each(|expired| mutex.learn(expired));
     let location = job.lock.printable();
     let requester = CommandRequester::new(&here, job.program.clone(), job.descendants);
@@ -149,7 +152,7 @@ impl Run<'_> {
             Ok(renewing) => Ok(Some(renewing)),
             Err(error) => {
                 self.give_back()?;
-                Err(Error::failed(format!("cannot keep the lease of `{}`: {}", self.location, store::plain(&error))))
+                Err(Error::failed(format!("cannot keep the lease of `{}`: {}", self.location, io_message(&error))))
             }
         }
     }
@@ -252,7 +255,7 @@ impl Run<'_> {
             self.mutex.patience = Duration::ZERO;
         }
         // Then it may still run, so the lock is left to end with it.
-        let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, store::plain(&error)));
+        let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, io_message(&error)));
         Ok(Watched { end: end.map_err(untold)?, lost, was_good, is_unanswered })
     }
 

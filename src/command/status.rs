@@ -14,10 +14,11 @@ use crate::command::metrics::{self, Metric};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::lock::Mutex;
+use crate::lock::register::Register;
 use crate::lock::staleness::LocalLiveness;
-use crate::record::owner::HostIdentity;
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
+use crate::sys::identity::HostIdentity;
 use keys::Key;
 use locks::Lock;
 pub use table::table;
@@ -116,7 +117,7 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<Report, Error> {
 fn report<T: Row>(locations: &[Location], judge: &LocalLiveness, is_named: bool) -> Result<Report, Error> {
     let (mut rows, mut failure) = (Vec::new(), None);
     for location in locations {
-        match T::look(location, &mut Mutex::new(store::open(location)?, judge), is_named) {
+        match T::look(location, &mut Mutex::new(Register::open(location)?, judge), is_named) {
             Ok(row) => rows.extend(row),
             Err(error) if is_named && locations.len() == 1 => return Err(error.into()),
             // It must not hide the others.

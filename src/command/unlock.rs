@@ -1,23 +1,23 @@
 //! `serializer unlock` and `serializer break`
 
-use std::time::Duration;
-
 use rustix::process::Pid;
 use serde_json::json;
 
 use super::once;
 use crate::cli::{BreakArgs, UnlockArgs};
+use crate::command::ended::unlocked;
+use crate::command::requester::ProcessRequester;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::events::emit;
 use crate::exit_code::REFUSED;
 use crate::lease;
-use crate::lock::requester::ProcessRequester;
-use crate::lock::staleness::{LocalLiveness, Orphans, rounded_up};
+use crate::lock::register::Register;
+use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
-use crate::record::owner::HostIdentity;
-use crate::store::{self, Location};
+use crate::store::Location;
+use crate::sys::identity::HostIdentity;
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     if let Some(key) = &args.once {
@@ -42,7 +42,7 @@ fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans
     let requester = ProcessRequester::discover(&here, owner_pid, false);
     let judge = LocalLiveness::new(here.clone(), orphans);
     let location = lock.printable();
-    let released = Mutex::new(store::open(lock)?, &judge).release(&requester, scope, Outcome::Unknown);
+    let released = Mutex::new(Register::open(lock)?, &judge).release(&requester, scope, Outcome::Unknown);
     match released.map_err(|error| Error::mutex(verb, &location, error))? {
         Released::Own { stays, was } => {
             was.iter().for_each(|entry| lease::process::dismiss(entry, &here));
@@ -61,10 +61,4 @@ fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans
         }
     }
     Ok(())
-}
-
-/// What is said about an own lock that was released.
-pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
-    let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));
-    format!("unlocked `{location}`{}", rest.unwrap_or_default())
 }

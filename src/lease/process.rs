@@ -18,17 +18,21 @@ use serde::{Deserialize, Serialize};
 
 use super::thread::Renewing;
 use super::{LONG, LeaseGrant, TokenHolder};
-use crate::config::OnLost;
-use crate::lock::register::Stored;
+use crate::lease::OnLost;
+use crate::lock::register::Register;
 use crate::lock::staleness::{Held, LivenessCheck, LocalLiveness, Orphans, Verdict};
+use crate::lock::stored::Stored;
 use crate::lock::{Mutex, ReleaseScope};
-use crate::record::owner::{HostIdentity, Owner, ProcessIdentity};
+use crate::record::owner::Owner;
 use crate::record::{Entry, Outcome, Record};
 use crate::run::helper;
 use crate::run::termination::end_tree;
+use crate::store::Location;
 use crate::store::seam::State;
-use crate::store::{self, Location};
-use crate::sys::process::{self, is_readable, since_boot};
+use crate::sys::clock::since_boot;
+use crate::sys::identity::{HostIdentity, ProcessIdentity};
+use crate::sys::poll::{self, is_readable};
+use crate::sys::process;
 
 /// The argument that makes a process of this program a keeper.
 const NAME: &str = "keep-lease";
@@ -87,7 +91,7 @@ impl Keeper {
         let kept = KeptLock { location: location.clone(), record, charge: charge.clone(), orphans, on_lost };
         send(&self.channel, &serde_json::to_vec(&kept)?, SendFlags::NOSIGNAL)?;
         let rest = Duration::from_millis(charge.given_up().saturating_sub(since_boot()));
-        store::sleep(START.min(rest), &[self.channel.as_fd()])?;
+        poll::sleep(START.min(rest), &[self.channel.as_fd()])?;
         let mut answer = [0; MAX_ANSWER];
         match recv(&self.channel, &mut answer, RecvFlags::DONTWAIT) {
             Ok((_, 0)) => Err(has_ended()),
@@ -160,7 +164,7 @@ fn main() -> Option<()> {
     let begun = if kept.charge.is_given_up() {
         Err("its lease expired before it could be renewed".to_owned())
     } else {
-        store::open(&kept.location).map(drop).map_err(|error| error.to_string())
+        Register::open(&kept.location).map(drop).map_err(|error| error.to_string())
     };
     // Ctrl-C is meant for the owner.
     let _ = rustix::process::setsid();
@@ -187,14 +191,14 @@ impl KeptLock {
         loop {
             let Verdict::Held(held) = judge.judge(&here, entry) else {
                 drop(renewing);
-                let mut mutex = Mutex::new(store::open(&self.location).map_err(io::Error::other)?, &judge);
+                let mut mutex = Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
                 // If this fails, the lease expires.
                 let _ = mutex.release(&TokenHolder(&self.charge.grant.token), ReleaseScope::Own, Outcome::Unknown);
                 return Ok(());
             };
             let lost = renewing.lost_fd();
             let fds: Vec<_> = held.ended_fd().into_iter().chain([lost]).collect();
-            store::sleep(held.look_again_in().unwrap_or(LONG), &fds)?;
+            poll::sleep(held.look_again_in().unwrap_or(LONG), &fds)?;
             // The PID of a process that has ended may be another process's.
             if held.ended_fd().is_some_and(|ended| is_readable(&ended)) {
                 continue;

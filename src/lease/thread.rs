@@ -9,14 +9,16 @@ use std::time::Duration;
 use rustix::process::{Signal, getpid};
 
 use super::{LONG, LeaseGrant};
-use crate::config::OnLost;
-use crate::lock::register::Connection;
+use crate::lease::OnLost;
+use crate::lock::register::{Connection, Register};
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Error, Lost, Mutex};
 use crate::panics::{Kept, Registration};
-use crate::record::owner::HostIdentity;
-use crate::store::{self, Location};
-use crate::sys::process::{is_readable, since_boot};
+use crate::store::Location;
+use crate::sys::clock::since_boot;
+use crate::sys::identity::HostIdentity;
+use crate::sys::poll::{self, is_readable};
+use crate::sys::text::io_message;
 use crate::sys::timer::Timer;
 
 /// How long the connection that acquired the lock stays open: a command that ends before that needs no second login.
@@ -147,7 +149,7 @@ impl Renewal {
         let (why, how) = match self.keep(idle, stopped) {
             Ok(None) => return,
             Ok(Some(how)) => (how.to_string(), Some(how)),
-            Err(error) => (format!("it cannot be kept: {}", store::plain(&error)), None),
+            Err(error) => (format!("it cannot be kept: {}", io_message(&error)), None),
         };
         if self.on_lost == OnLost::Warn {
             tracing::warn!("the lock `{}` is lost: {why}", self.location.printable());
@@ -158,13 +160,13 @@ impl Renewal {
     /// Renews until `stopped` is readable, or the store says that the lock is lost.
     fn keep(&self, mut idle: Option<Connection>, stopped: BorrowedFd<'_>) -> io::Result<Option<Lost>> {
         let judge = LocalLiveness::new(HostIdentity::default(), Orphans::Ignore);
-        let mut mutex = Mutex::new(store::open(&self.location).map_err(io::Error::other)?, &judge);
+        let mut mutex = Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
         let mut charge = self.status().charge.clone();
         let mut is_told = false;
         let timer = Timer::new()?;
         timer.set(charge.after(1, 3))?;
         loop {
-            store::sleep(if idle.is_some() { IDLE } else { LONG }, &[stopped, timer.fd()])?;
+            poll::sleep(if idle.is_some() { IDLE } else { LONG }, &[stopped, timer.fd()])?;
             if is_readable(&stopped) {
                 return Ok(None);
             }
@@ -211,7 +213,8 @@ mod tests {
     use crate::lease::LeaseGrant;
     use crate::lock::Grant;
     use crate::store::Location;
-    use crate::sys::process::{is_readable, since_boot};
+    use crate::sys::clock::since_boot;
+    use crate::sys::poll::is_readable;
 
     #[test]
     fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {

@@ -2,17 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use super::register::{Stored, Write};
+use super::register::Write;
 use super::wait::{Attempt, PATIENCE};
 use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, Seen};
-use crate::lock::once::{Ended, Next, Rule, Run};
+use crate::lock::once::{Ended, Next};
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown, Verdict};
+use crate::lock::stored::Stored;
 use crate::lock::waiting::{Observer, Waiting};
 use crate::record::mode::Mode;
+use crate::record::run::{Rule, Run};
 use crate::record::{Entry, Lease, Outcome, Record};
 use crate::store;
-use crate::sys::process::since_boot;
+use crate::sys::clock::since_boot;
 
 /// How many acquisitions with lost answers are remembered. If a store breaks all the time, it made the last ones, if any.
 const MAX_UNCONFIRMED: usize = 256;

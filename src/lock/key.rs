@@ -6,13 +6,14 @@ use rustix::process::getpid;
 
 use super::register::Write;
 use super::{Error, MAX_ROUNDS, Mutex, Seen};
-use crate::lock::once::{Ended, Run, State};
+use crate::lock::once::{Ended, State};
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{Judged, Stale, Verdict};
-use crate::record::owner::{HostIdentity, Owner};
+use crate::record::owner::Owner;
+use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};
-use crate::store;
-use crate::store::seam;
+use crate::store::{self, seam};
+use crate::sys::identity::HostIdentity;
 
 /// A lease that is proved to have expired: the token of its holder, how often it was renewed, and its duration.
 pub type Expired = (String, u64, Duration);

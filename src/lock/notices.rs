@@ -5,10 +5,11 @@
 //! store needs no notices: it keeps the mark in the record.
 
 use super::MAX_ROUNDS;
-use super::register::{Register, Stored, Write};
+use super::register::{Register, Write};
 use crate::lock::requester::Requester;
-use crate::record::owner::HostIdentity;
+use crate::lock::stored::Stored;
 use crate::record::{Entry, Outcome, Record};
+use crate::sys::identity::HostIdentity;
 use crate::sys::process;
 
 /// Follows the lock's name in the name of the file.

@@ -1,19 +1,17 @@
 //! A key that runs once: a lock that remembers how its last run ended. This module has the rules of `once`; the lock
 //! does the rest. `docs/protocol.md`, "A key that runs once", has the argument.
 
-mod period;
 mod slot;
 
 use std::fmt;
-use std::num::NonZeroU32;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::period::Period;
-pub use self::slot::{Claim, Task};
+pub use self::slot::Claim;
 use crate::lock::staleness::{Stale, Verdict};
+use crate::record::run::{End, Interrupted, Rule, Run};
 use crate::record::{Entry, Outcome};
 use crate::sys::local_time::local_time;
 use crate::sys::text;
@@ -26,45 +24,6 @@ const MAX_HOW: usize = 80;
 
 /// How often a slot of a task is run after interruptions, beside its tries: it may be what brings hosts down.
 const INTERRUPTIONS: u32 = 10;
-
-/// How long a store keeps a key that has expired.
-const KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
-
-/// The state of a key in its register, beside the entry of the last run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Run {
-    /// The key in full: a store may shorten names.
-    pub key: String,
-    /// The number of this run since the last success or the start of the period, from 1 on.
-    #[serde(rename = "try")]
-    pub number: u32,
-    /// Begin of this run, in milliseconds since 1970 by the store's clock, or else the host's.
-    pub began: u64,
-    /// The rule of the caller that began this run.
-    #[serde(default)]
-    pub rule: Rule,
-    /// The last ends of runs, the latest one last.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ends: Vec<End>,
-    /// Of a task on a schedule.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub task: Option<Task>,
-}
-
-/// The end of a run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct End {
-    /// Time in milliseconds, by the clock of [`Run::began`].
-    pub at: u64,
-    /// The number of the run.
-    #[serde(rename = "try")]
-    pub number: u32,
-    /// How, for people.
-    pub how: String,
-    /// The exit code of its command.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub code: Option<u8>,
-}
 
 /// The report of a run's end.
 #[derive(Clone, Copy, Debug)]
@@ -81,34 +40,6 @@ impl From<Outcome> for Ending<'_> {
     fn from(outcome: Outcome) -> Self {
         Self { outcome, how: "interrupted", code: None }
     }
-}
-
-/// The consequence of an interrupted run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Interrupted {
-    /// The key runs again: at least once.
-    #[default]
-    Rerun,
-    /// The key is given up: at most once.
-    Stop,
-}
-
-/// How often a key runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Rule {
-    /// Once in each of these periods.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub per: Option<Period>,
-    /// Again if the last success is older.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub valid_for: Option<Duration>,
-    /// The limit of runs without success.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tries: Option<NonZeroU32>,
-    /// The consequence of an interrupted run.
-    pub interrupted: Interrupted,
 }
 
 /// The state of a key, for people.
@@ -234,12 +165,6 @@ impl Run {
             (Next::Run(_), Ended::Failed) => State::Failed,
             (Next::Run(_), Ended::Interrupted(_)) => State::Interrupted,
         }
-    }
-
-    /// How long a store keeps an ended run; `None` without limit.
-    pub fn keep(&self) -> Option<Duration> {
-        let Rule { per, valid_for, .. } = self.rule;
-        valid_for.or(per.map(|_| KEPT)).map(|valid_for| valid_for.max(KEPT))
     }
 }
 

@@ -10,15 +10,15 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::lock::stored::Stored;
 use crate::record::{KEPT, Record};
-use crate::store;
 use crate::store::backoff::PollBackoff;
 use crate::store::failure::{Cause, Error, Failure};
-use crate::store::retry::{retry, since_1970};
+use crate::store::retry::retry;
 use crate::store::seam::{Key, Kind, Next, Queue, State, Store};
-use crate::sys::process::since_boot;
+use crate::store::{self, Location};
+use crate::sys::clock::{since_1970, since_boot};
 
-pub use super::Stored;
 pub use super::connection::Connection;
 pub(super) use super::connection::{Shared, lock};
 pub use crate::store::seam::Write;
@@ -50,6 +50,11 @@ struct Last {
 }
 
 impl Register {
+    /// Opens a register, without touching it.
+    pub fn open(location: &Location) -> Result<Self, Error> {
+        Ok(Self::new(store::open(location)?, location.key().clone(), location.printable()))
+    }
+
     /// The register `key` of a store, called `location` in messages. Does not connect yet.
     pub fn new(store: Box<dyn Store>, key: Key, location: String) -> Self {
         let (first, last) = store.poll_interval();

@@ -4,16 +4,19 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, getpid};
 
-use super::register::{Stored, Write};
+use super::register::Write;
 use super::renew::mark_lost;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released, Seen};
 use crate::lock::once::Ending;
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{Held, Judged, Stale, Verdict};
-use crate::record::owner::{HostIdentity, Owner};
+use crate::lock::stored::Stored;
+use crate::record::owner::Owner;
 use crate::record::{Entry, KEPT, Outcome, Record};
 use crate::store;
-use crate::sys::process::since_boot;
+use crate::sys::clock::since_boot;
+use crate::sys::identity::HostIdentity;
+use crate::sys::poll;
 
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -78,7 +81,7 @@ impl Mutex<'_> {
                 Err(Error::Store(error)) if error.cause.passes() && begun.elapsed() < self.patience => {
                     tried.may_be_done |= error.is_indefinite;
                     tracing::debug!("{error}; trying again");
-                    store::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
+                    poll::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
                 }
                 Err(error) => break error,
             }

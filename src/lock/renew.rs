@@ -7,9 +7,9 @@ use rustix::process::Pid;
 use super::register::Write;
 use super::{Error, Grant, MAX_ROUNDS, Mutex, Seen};
 use crate::lock::staleness::{Stale, StaleHolder, Verdict};
-use crate::record::owner::ProcessIdentity;
 use crate::record::{Entry, Lease, Outcome, Record};
-use crate::sys::process::since_boot;
+use crate::sys::clock::since_boot;
+use crate::sys::identity::ProcessIdentity;
 
 /// The most marks of lost holders in a record, which has to stay small.
 const MAX_LOST: usize = 8;

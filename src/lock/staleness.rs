@@ -10,18 +10,15 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lock::register::Stored;
-use crate::record::owner::ProcessIdentity;
-use crate::record::{Entry, Lease};
+use crate::lock::stored::Stored;
+use crate::record::{BEING_WRITTEN, Entry, Lease};
+use crate::sys::clock;
+use crate::sys::identity::ProcessIdentity;
 use crate::sys::local_time::short;
-use crate::sys::process::{self, Process};
+use crate::sys::process::{Absence, Process};
 
 /// The variable by which the processes of one Meltano run know each other.
 pub const RUN_VARIABLE: &str = "MELTANO_PARENT_CONTEXT_UUID";
-
-/// How long an empty file counts as being written: the Python plugin leaves one between open and
-/// write, and so does this program without hard links.
-pub const BEING_WRITTEN: Duration = Duration::from_secs(2);
 
 /// How much later than its file a legacy owner must have started to be another process: file times
 /// come from a coarse clock, and start times are whole clock ticks.
@@ -105,12 +102,8 @@ pub enum Stale {
     Released,
     #[error("the machine has rebooted")]
     Rebooted,
-    #[error("its process is gone")]
-    Gone,
-    #[error("its process is gone (a thread has its id)")]
-    Thread,
-    #[error("its process has ended")]
-    Ended,
+    #[error(transparent)]
+    Absent(Absence),
     #[error("its process is gone (another one has its id)")]
     Reused,
     #[error("its lease has expired")]
@@ -217,7 +210,7 @@ fn judge_lease(judge: &dyn LivenessCheck, stored: &Stored, entry: &Entry, lease:
 
 /// Whether a process started after a legacy record of its PID was written, so is another process.
 pub fn started_after(instance: ProcessIdentity, written: Option<SystemTime>) -> bool {
-    let started = instance.start.and_then(process::wall_clock);
+    let started = instance.start.and_then(clock::wall_clock);
     // A file's time can be anything; one at the end of time is before no start.
     let latest = written.and_then(|written| written.checked_add(LEGACY_MARGIN));
     started.zip(latest).is_some_and(|(started, latest)| started > latest)

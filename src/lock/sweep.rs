@@ -5,8 +5,8 @@ use std::time::Duration;
 use rustix::rand::GetRandomFlags;
 
 use super::register::{Register, lock};
-use crate::store::retry::since_1970;
 use crate::store::seam::{Key, State};
+use crate::sys::clock::since_1970;
 
 /// How many unused registers a release removes from each page at most, which bounds its duration.
 const MAX_REMOVED: usize = 50;

@@ -9,6 +9,7 @@ use crate::lock::staleness::{Held, Holding};
 use crate::lock::waiting::{Attempts, Observer, Waiting};
 use crate::record::Entry;
 use crate::store;
+use crate::sys::poll;
 
 /// How long a free lock is left to earlier waiters. They need milliseconds; one that is stopped must not stop all others.
 pub(super) const PATIENCE: Duration = Duration::from_millis(200);
@@ -69,7 +70,7 @@ impl Mutex<'_> {
                 Err(Error::Store(error)) if error.cause.passes() && !attempts.are_over() => {
                     observer.failing(&error, attempts.made());
                     let until = attempts.after_failure(error.cause == store::Cause::Full, observer.interval());
-                    let slept = store::sleep(until.saturating_duration_since(Instant::now()), &requester.exit_fds());
+                    let slept = poll::sleep(until.saturating_duration_since(Instant::now()), &requester.exit_fds());
                     slept.map_err(|error| Error::Entry(error.into()))?;
                     continue;
                 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::lock::staleness::Holding;
 use crate::store;
-use crate::store::retry::jittered;
+use crate::store::backoff::{PAUSES, pause_outside};
 
 /// How often and how far apart to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,15 +28,6 @@ const REST: Duration = Duration::from_millis(10);
 
 /// A rest is so many times as long as the poll: some polls read the whole process table.
 const REST_FACTOR: u32 = 5;
-
-/// The shortest and the longest pause of a waiter for which a store has no connection.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
-
-/// How long a waiter pauses for which a store has had no connection `since` then: a quarter of that.
-pub fn pause_outside(since: &mut Option<Instant>) -> Duration {
-    let since = *since.get_or_insert_with(Instant::now);
-    jittered((since.elapsed() / 4).clamp(PAUSES.0, PAUSES.1))
-}
 
 /// The shortest interval between two requests to a store that does not answer.
 const MIN_OUTAGE: Duration = Duration::from_millis(200);

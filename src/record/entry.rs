@@ -8,10 +8,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustix::process::Pid;
 
-use crate::lock::once::Run;
 use crate::record::mode::Mode;
-use crate::record::owner::{HostIdentity, Owner, ProcessIdentity};
+use crate::record::owner::Owner;
+use crate::record::run::Run;
+use crate::sys::identity::{HostIdentity, ProcessIdentity};
 use crate::sys::local_time::local_time;
+use crate::sys::process::parse_pid;
+use crate::sys::random::random_token;
 use crate::sys::text;
 
 /// Follows the token of a previous acquisition.
@@ -218,21 +221,6 @@ fn or_dash(number: Option<u64>) -> String {
 
 fn number<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<u64> {
     words.next()?.parse().ok()
-}
-
-/// 128 random bits in hexadecimal.
-pub fn random_token() -> rustix::io::Result<String> {
-    let mut bytes = [0_u8; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
-}
-
-/// A decimal PID from 1 to 2³¹−1, as the kernel knows them; no sign, no white space.
-pub fn parse_pid(text: &str) -> Option<Pid> {
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    text.parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)
 }
 
 /// The settings of one entry.

@@ -10,8 +10,7 @@ use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::exit_code::{CANNOT_RUN, NOT_FOUND};
-use crate::store;
-use crate::sys::text;
+use crate::sys::text::{self, io_message};
 
 /// Looks for `program` as the shell does. Fails only if it certainly does not run.
 pub fn look_up(program: &OsStr) -> io::Result<()> {
@@ -47,7 +46,7 @@ fn candidate(path: &Path) -> rustix::io::Result<bool> {
 pub fn cannot_run(program: &Path, error: &io::Error) -> Error {
     let shown = text::path(program);
     if Errno::from_io_error(error) != Some(Errno::NOENT) {
-        return Error::new(CANNOT_RUN, format!("cannot run `{shown}`: {}", store::plain(error)));
+        return Error::new(CANNOT_RUN, format!("cannot run `{shown}`: {}", io_message(error)));
     }
     let is_there = shown.contains('/') && program.exists();
     let why = if is_there { "the interpreter that its first line names is not found" } else { "command not found" };

@@ -8,11 +8,12 @@ use std::rc::Rc;
 use rustix::process::getpid;
 
 use super::{Child, Descendants, Program, Signals};
-use crate::lock::register::Stored;
 use crate::lock::requester::Requester;
 use crate::lock::staleness::RUN_VARIABLE;
+use crate::lock::stored::Stored;
 use crate::record::Entry;
-use crate::record::owner::{HostIdentity, Owner};
+use crate::record::owner::Owner;
+use crate::sys::identity::HostIdentity;
 use crate::sys::text;
 
 /// The command that is to hold a lock while it runs. Its process is made when the lock seems to be free, and

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_send_signal, waitid};
 
-use crate::store;
-use crate::sys::process::{self, Process, since_boot};
+use crate::sys::clock::since_boot;
+use crate::sys::poll;
+use crate::sys::process::{self, Process};
 
 /// How often to look for processes that were started while others were stopped.
 const MAX_ROUNDS: usize = 50;
@@ -30,7 +31,7 @@ pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
                 tracing::error!("killing the command, which has not ended in time");
                 break;
             }
-            store::sleep(time_left().min(REFRESH), &running.ended_fd().into_iter().collect::<Vec<_>>())?;
+            poll::sleep(time_left().min(REFRESH), &running.ended_fd().into_iter().collect::<Vec<_>>())?;
             add_descendants(&mut all);
         }
     }

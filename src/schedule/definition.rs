@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::timetable::Timetable;
-use crate::lock::once::Interrupted;
+use crate::record::run::Interrupted;
 use crate::sys::text;
 
 /// The schedule of a task without a timetable.

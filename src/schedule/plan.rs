@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::definition::{CatchUp, Definition, MAX_CATCH_UP, Overlap};
 use super::timetable::Timetable;
 use crate::lock::key::Inspected;
-use crate::lock::once::{Claim, Rule, Run, State, Task};
+use crate::lock::once::{Claim, State};
+use crate::record::run::{Rule, Run, Task};
 
 /// Poll interval for a run without an observable end.
 const UNHEARD: Duration = Duration::from_secs(1);

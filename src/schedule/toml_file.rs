@@ -11,10 +11,10 @@ use serde::Deserialize;
 
 use super::definition::{Catalog, CatchUp, Definition, ON_REQUEST, Overlap, check_name, nearest};
 use super::timetable::{Timetable, zone};
-use crate::config::parse_duration;
-use crate::lock::once::Interrupted;
 use crate::record::mode::MAX_SLOTS;
+use crate::record::run::Interrupted;
 use crate::sys::text;
+use crate::values::parse_duration;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]

@@ -5,8 +5,9 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::failure::Failure;
-use super::retry::jittered;
-use super::{plain, sleep};
+use crate::sys::poll::sleep;
+use crate::sys::random::jittered;
+use crate::sys::text::io_message;
 
 /// A waiter has waited for so many times as long as there is between two polls.
 const GROW: u32 = 10;
@@ -31,7 +32,7 @@ impl PollBackoff {
     pub fn sleep(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
         sleep(self.pause_after(waited, limit), fds)
-            .map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
+            .map_err(|error| Failure::permanent(format!("cannot sleep: {}", io_message(&error.into()))))
     }
 
     /// Waits no more.
@@ -45,4 +46,13 @@ impl PollBackoff {
         // A poll just before one that is due anyway would be one too many.
         if limit <= pause * 5 / 4 { limit } else { jittered(pause) }
     }
+}
+
+/// The shortest and the longest pause of a waiter for which a store has no connection.
+pub const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+
+/// How long a waiter pauses for which a store has had no connection `since` then: a quarter of that.
+pub fn pause_outside(since: &mut Option<Instant>) -> Duration {
+    let since = *since.get_or_insert_with(Instant::now);
+    jittered((since.elapsed() / 4).clamp(PAUSES.0, PAUSES.1))
 }

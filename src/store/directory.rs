@@ -17,10 +17,9 @@ use rustix::io::Errno;
 
 use super::failure::{Cause, Failure};
 use super::file::publish::open;
-use super::plain;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
 use crate::store::address::StoreSettings;
-use crate::sys::text;
+use crate::sys::text::{self, io_message};
 pub(super) use names::{listed, name_of, stored_name};
 use shared_file::SharedFile;
 pub(super) use slot::MAGIC;
@@ -124,7 +123,7 @@ fn on_one_machine(directory: &Path) -> &'static str {
 fn trouble(directory: &Path, error: impl Into<io::Error>) -> Failure {
     use Errno as E;
     let error = error.into();
-    let failure = Failure::transient(plain(&error).to_string());
+    let failure = Failure::transient(io_message(&error).to_string());
     match Errno::from_io_error(&error) {
         Some(E::NOENT) => missing(directory),
         // The file was removed, the server restarts, or it takes longer than a soft mount waits.

@@ -29,10 +29,10 @@ use super::checks;
 use super::failure::{Cause, Failure};
 use super::key::name_after;
 use super::network::decoded;
-use super::retry::since_1970;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
 use crate::store::address::StoreSettings;
+use crate::sys::clock::since_1970;
 
 /// The format that is written.
 const FORMAT: u64 = 1;

@@ -15,12 +15,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Location;
 use super::directory::{listed, name_of, stored_name};
 use super::failure::{Cause, Error, Failure};
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
-use super::{Location, plain};
 use crate::store::waiter::Waiter;
-use crate::sys::text;
+use crate::sys::poll;
+use crate::sys::text::{self, io_message};
 use lock_file::LockFile;
 
 /// The interval between two polls of the first waiter while it hears no wake-ups.
@@ -73,7 +74,7 @@ pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
         // Keys need no directory before the first one.
         Err(error) if kind != Kind::Lock && error.kind() == io::ErrorKind::NotFound => Vec::new(),
         names => names.map_err(|error| {
-            let failure = Failure::permanent(plain(&error).to_string());
+            let failure = Failure::permanent(io_message(&error).to_string());
             failure.during("list the lock directory", text::path(directory))
         })?,
     };
@@ -207,7 +208,7 @@ impl Queue for Files {
 }
 
 fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-    super::sleep(limit, fds).map_err(|error| Failure::permanent(format!("cannot sleep: {}", plain(&error.into()))))
+    poll::sleep(limit, fds).map_err(|error| Failure::permanent(format!("cannot sleep: {}", io_message(&error.into()))))
 }
 
 /// The failure of a path that leads to something else.
@@ -219,7 +220,7 @@ fn not_a_lock(why: &str) -> Failure {
 /// The failure for an error of the operating system; nothing was changed.
 fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
     use io::ErrorKind;
-    let failure = Failure::permanent(plain(error).to_string()).during_action(action);
+    let failure = Failure::permanent(io_message(error).to_string()).during_action(action);
     let shown = text::path(path);
     match error.kind() {
         // There is something else than a regular file.

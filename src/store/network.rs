@@ -11,9 +11,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::failure::Failure;
-use super::plain;
 use crate::store::address::StoreSettings;
-use crate::sys::text;
+use crate::sys::text::{self, io_message};
 
 /// A larger password file holds something else.
 const MAX_FILE: u64 = 1 << 20;
@@ -106,7 +105,7 @@ pub fn secret(given: Option<String>, settings: &StoreSettings) -> Result<Option<
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
     let shown = text::path(path);
-    read.map_err(|error| Failure::permanent(format!("cannot read the password file `{shown}`: {}", plain(&error))))?;
+    read.map_err(|error| Failure::permanent(format!("cannot read the password file `{shown}`: {}", io_message(&error))))?;
     Ok(Some(text.lines().next().unwrap_or("").to_owned()))
 }
 
@@ -125,7 +124,7 @@ pub fn trimmed(text: &str) -> &str {
 pub fn certificates(path: &Path) -> Result<Vec<u8>, Failure> {
     let shown = text::path(path);
     let cannot = |why: String| Failure::permanent(format!("cannot use the certificates in `{shown}`: {why}"));
-    let bytes = std::fs::read(path).map_err(|error| cannot(plain(&error).to_string()))?;
+    let bytes = std::fs::read(path).map_err(|error| cannot(io_message(&error).to_string()))?;
     let (mut store, mut added) = (RootCertStore::empty(), Ok(()));
     for found in CertificateDer::pem_slice_iter(&bytes) {
         added = store.add(found.map_err(|error| cannot(format!("it is not PEM: {}", sentence(&error.to_string()))))?);

@@ -26,12 +26,12 @@ use self::failures::{CONDITIONS, refusal};
 use self::layout::{Body, decode, encode};
 use super::failure::{Cause, Failure};
 use super::key::name_after;
-use super::plain;
-use super::retry::since_1970;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
-use crate::record::random_token;
 use crate::store::address::StoreSettings;
+use crate::sys::clock::since_1970;
+use crate::sys::random::random_token;
+use crate::sys::text::io_message;
 
 /// So many objects are read for a page of a list.
 const PAGE: usize = 1000;
@@ -102,7 +102,7 @@ impl Objects {
     /// Writes under a condition, and returns the new version; `None` if the condition does not hold.
     fn write(&mut self, path: &Path, seen: Option<&[u8]>, body: &Body) -> Result<Option<Vec<u8>>, Failure> {
         let nonce = random_token();
-        let nonce = nonce.map_err(|error| Failure::permanent(format!("cannot draw a token: {}", plain(&error.into()))))?;
+        let nonce = nonce.map_err(|error| Failure::permanent(format!("cannot draw a token: {}", io_message(&error.into()))))?;
         let payload = PutPayload::from(body.to_text(&nonce));
         let mode = seen.map_or(PutMode::Create, |seen| PutMode::Update(condition(seen)));
         let put = self.ask("write", async |store| store.put_opts(path, payload, mode.into()).await)?;

@@ -4,7 +4,7 @@ use nix::sys::signal::SigSet;
 use tokio::runtime::{Builder, Runtime};
 
 use super::failure::Failure;
-use super::plain;
+use crate::sys::text::io_message;
 
 /// A runtime on the calling thread, created at its first use. Connections end with it.
 #[derive(Default)]
@@ -24,7 +24,7 @@ impl PrivateRuntime {
                 // A thread that resolves host names must not take the signals that `run` reads.
                 let block_signals = || SigSet::all().thread_block().unwrap_or_default();
                 let built = Builder::new_current_thread().enable_all().on_thread_start(block_signals).build();
-                built.map_err(|error| Failure::permanent(format!("cannot set up connections: {}", plain(&error))))?
+                built.map_err(|error| Failure::permanent(format!("cannot set up connections: {}", io_message(&error))))?
             }
         };
         Ok(self.0.insert(runtime).block_on(future))

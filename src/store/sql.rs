@@ -22,10 +22,10 @@ use self::engine::Engine;
 use self::failure::Phase;
 use super::failure::{Cause, Failure};
 use super::network::variable;
-use super::retry::jittered;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
 use crate::store::address::StoreSettings;
+use crate::sys::random::jittered;
 
 /// How many rows a page of `list` has.
 const PAGE: usize = 500;

@@ -4,8 +4,7 @@ use rustix::process::{Pid, getpid};
 use rustix::system::uname;
 use serde::Serialize;
 
-use crate::record::parse_pid;
-use crate::sys::process;
+use crate::sys::process::{self, parse_pid};
 use crate::sys::text;
 
 /// What a label begins with.

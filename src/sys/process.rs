@@ -11,17 +11,14 @@ use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FsWord, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
-use rustix::time::{ClockId, clock_gettime};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
-use crate::lock::staleness::Stale;
-use crate::record::owner::ProcessIdentity;
+use crate::sys::identity::ProcessIdentity;
+use crate::sys::poll::is_readable;
 use crate::sys::text;
 
 /// `PIDFS_MAGIC` of `linux/magic.h`: only there is a pidfd's inode number an identity.
@@ -56,25 +53,30 @@ impl Process {
     }
 }
 
-/// Whether something has happened at `fd`. A process has ended when its pidfd is readable.
-pub(crate) fn is_readable(fd: &impl AsFd) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now))).is_ok_and(|ready| ready > 0)
+/// Why no process of a PID runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Absence {
+    #[error("its process is gone")]
+    Gone,
+    #[error("its process is gone (a thread has its id)")]
+    Thread,
+    #[error("its process has ended")]
+    Ended,
 }
 
 /// Looks at `pid` as this PID namespace knows it. A zombie has ended; a process that cannot be
 /// judged runs.
-pub fn observe(pid: Pid) -> Result<Process, Stale> {
+pub fn observe(pid: Pid) -> Result<Process, Absence> {
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) if is_readable(&pidfd) => return Err(Stale::Ended),
+        Ok(pidfd) if is_readable(&pidfd) => return Err(Absence::Ended),
         Ok(pidfd) => Some(pidfd),
-        Err(Errno::SRCH) => return Err(Stale::Gone),
+        Err(Errno::SRCH) => return Err(Absence::Gone),
         // EINVAL or, since Linux 6.16, ENOENT: alive, but not the leader of a thread group.
-        Err(_) if status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string()) => return Err(Stale::Thread),
+        Err(_) if status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string()) => return Err(Absence::Thread),
         // Without pidfds (ENOSYS, or EPERM of a seccomp filter), a zombie cannot be told from a
         // process whose main thread has ended, so only absence counts.
-        Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => return Err(Stale::Gone),
+        Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => return Err(Absence::Gone),
         Err(_) => None,
     };
     let process = Process {
@@ -83,7 +85,7 @@ pub fn observe(pid: Pid) -> Result<Process, Stale> {
         pidfd: pidfd.map(Rc::new),
     };
     // The PID may have been reused between the two looks: then the start time is another process's.
-    if process.has_ended() { Err(Stale::Ended) } else { Ok(process) }
+    if process.has_ended() { Err(Absence::Ended) } else { Ok(process) }
 }
 
 /// The process `pid`, unless it is proved that none runs.
@@ -179,18 +181,6 @@ pub fn children() -> Vec<Pid> {
     children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
-/// Milliseconds since this machine has booted, sleep included; this clock cannot be set.
-pub fn since_boot() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
-}
-
-/// When a process with that start time started. Wrong by as much as the clock was set since.
-pub fn wall_clock(start: u64) -> Option<SystemTime> {
-    let started = start.checked_mul(1000)? / rustix::param::clock_ticks_per_second();
-    SystemTime::now().checked_sub(Duration::from_millis(since_boot().checked_sub(started)?))
-}
-
 /// Whether a process runs, or may run, the Python script `script`. Reads every process's name (5 µs
 /// each), and only a candidate's arguments: that waits for a process that hangs. Fails when the
 /// processes cannot be listed.
@@ -254,4 +244,12 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<
         Some((process, text::command_line(&arguments)))
     };
     Ok(system.processes().values().filter_map(related).min_by_key(|(process, _)| process.pid().as_raw_pid()))
+}
+
+/// A decimal PID from 1 to 2³¹−1, as the kernel knows them; no sign, no white space.
+pub fn parse_pid(text: &str) -> Option<Pid> {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)
 }

@@ -1,9 +1,8 @@
 //! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded,
 //! without control characters and, for command lines, without possible secrets.
 
+use std::fmt;
 use std::path::Path;
-
-use crate::lock::requester::SHELLS;
 
 /// The longest value of a record's field, in characters. All fields fit into a record.
 const MAX_FIELD: usize = 120;
@@ -175,3 +174,17 @@ mod tests {
         assert_eq!(field(&"x".repeat(9999)).len(), super::MAX_FIELD);
     }
 }
+
+/// An operating system's error as part of a sentence: lower case and without its number.
+pub fn io_message(error: &std::io::Error) -> impl fmt::Display {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = text.chars();
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect::<String>())
+        .unwrap_or_else(|| "unknown error".to_owned())
+}
+
+/// Shells, which run a script, whatever arguments it gets.
+pub const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "ksh", "zsh", "fish"];

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
-use serializer::lock::once::Interrupted;
+use serializer::record::run::Interrupted;
 use serializer::schedule::definition::{Catalog, CatchUp, Definition, Overlap};
 use serializer::schedule::timetable::Timetable;
 use serializer::schedule::toml_file;

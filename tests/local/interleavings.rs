@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::{Locks, OrdinaryUser, Shell, Waiter, ended, unshared_shell};
-use serializer::lock::register;
+use serializer::lock::register::{self, Register};
 use serializer::store;
 
 /// A command of a shell that is stopped (SIGSTOP) when it has made its first system call `call`.
@@ -382,7 +382,7 @@ fn a_python_plugin_that_takes_half_a_second_to_write_keeps_the_lock() {
 fn an_empty_file_of_another_time_is_another_one() {
     let locks = Locks::new();
     locks.write("");
-    let mut file = store::open(&store::Location::file(&locks.file())).expect("files are always there");
+    let mut file = Register::open(&store::Location::file(&locks.file())).expect("files are always there");
     let seen = file.load().expect("it can be read").expect("it is there");
     // Stands for another file that got its inode number.
     let later = std::time::SystemTime::now() + Duration::from_secs(1);

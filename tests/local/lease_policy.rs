@@ -22,7 +22,7 @@ use serializer::record::mode::Mode;
 use serializer::record::{Entry, Lease, Outcome, Record};
 use serializer::store::Failure;
 use serializer::store::seam::{Key, Kind, Next, Page, State, Store, Write};
-use serializer::sys::process::since_boot;
+use serializer::sys::clock::since_boot;
 
 use crate::support::memory::Memory;
 use crate::support::simulated::{self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate};

@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::{collection, sample};
-use serializer::lock::once::{Ending, Interrupted, Period, Rule, Run, State as KeyState};
-use serializer::lock::register::{Register, Stored};
+use serializer::lock::once::{Ending, State as KeyState};
+use serializer::lock::register::Register;
 use serializer::lock::staleness::{Holding, LivenessCheck, Verdict};
+use serializer::lock::stored::Stored;
 use serializer::lock::waiting::{Observer, Waiting};
 use serializer::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request};
+use serializer::record::period::Period;
+use serializer::record::run::{Interrupted, Rule, Run};
 use serializer::record::{Entry, Outcome};
 use serializer::store::seam::{Key, Kind, Store};
 

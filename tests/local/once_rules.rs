@@ -7,8 +7,11 @@ use std::time::Duration;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use serializer::lock::once::{Ended, Interrupted, Next, Period, Rule, Run, State};
+use serializer::lock::once::{Ended, Next, State};
 use serializer::lock::staleness::Stale;
+use serializer::record::period::Period;
+use serializer::record::run::{Interrupted, Rule, Run};
+use serializer::sys::process::Absence;
 
 const HOUR: u64 = 60 * 60 * 1000;
 
@@ -127,7 +130,7 @@ fn a_caller_does_what_the_table_says() {
     let valid = Rule { valid_for: Some(Duration::from_secs(60)), ..always };
     let tries = |tries| Rule { tries: NonZeroU32::new(tries), ..always };
     let stop = Rule { interrupted: Interrupted::Stop, ..always };
-    let gone = Ended::Interrupted(Stale::Gone);
+    let gone = Ended::Interrupted(Stale::Absent(Absence::Gone));
     let (first, third) = (ended(&run(1, 1000), 2000), ended(&run(3, 1000), 2000));
     for (what, rule, last, since, now, expected) in [
         ("nothing", always, None, 0, 5000, 1),
@@ -179,7 +182,7 @@ fn two_hosts_with_different_clocks_run_a_key_once_a_day_between_them() {
 
 #[test]
 fn the_state_of_a_key_is_that_by_the_rule_of_its_last_run() {
-    let gone = Some(Ended::Interrupted(Stale::Gone));
+    let gone = Some(Ended::Interrupted(Stale::Absent(Absence::Gone)));
     let always = Rule::default();
     let once = Rule { tries: NonZeroU32::new(1), ..always };
     let stop = Rule { interrupted: Interrupted::Stop, ..always };
@@ -207,7 +210,9 @@ fn the_state_of_a_key_is_that_by_the_rule_of_its_last_run() {
 fn the_last_five_ends_are_kept_and_an_interruption_is_one_of_them() {
     let mut last = run(1, 1000);
     for number in 2..=8 {
-        let Next::Run(next) = Rule::default().next("k", Some((&last, Ended::Interrupted(Stale::Gone))), 0, 1000 * number) else {
+        let Next::Run(next) =
+            Rule::default().next("k", Some((&last, Ended::Interrupted(Stale::Absent(Absence::Gone)))), 0, 1000 * number)
+        else {
             panic!("it is not run")
         };
         last = next;

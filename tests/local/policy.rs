@@ -13,16 +13,19 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use proptest::{collection, prop_assert};
-use serializer::lock::register::{Register, Stored};
+use serializer::lock::register::Register;
 use serializer::lock::requester::Requester;
 use serializer::lock::staleness::{Held, Holding, LivenessCheck, Stale, Verdict};
+use serializer::lock::stored::Stored;
 use serializer::lock::waiting::{Observer, Waiting};
 use serializer::lock::{Mutex, ReleaseScope, Released, Request};
 use serializer::record::mode::Mode;
-use serializer::record::owner::{HostIdentity, Owner, ProcessIdentity};
-use serializer::record::{Entry, Outcome, Record, parse_pid};
+use serializer::record::owner::Owner;
+use serializer::record::{Entry, Outcome, Record};
 use serializer::store::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
 use serializer::store::{Cause, Failure};
+use serializer::sys::identity::{HostIdentity, ProcessIdentity};
+use serializer::sys::process::{Absence, parse_pid};
 
 use crate::support::memory::Memory;
 
@@ -82,7 +85,7 @@ impl LivenessCheck for ByPid {
         if self.0.lock().expect("no panic").contains(&entry.owner.pid.as_raw_pid()) {
             Verdict::Held(Held::Alive(None))
         } else {
-            Verdict::Stale(Stale::Gone)
+            Verdict::Stale(Stale::Absent(Absence::Gone))
         }
     }
 }

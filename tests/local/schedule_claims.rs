@@ -2,7 +2,8 @@
 
 use std::num::NonZeroU32;
 
-use serializer::lock::once::{Claim, End, Ended, Next, Rule, Run, State, Task};
+use serializer::lock::once::{Claim, Ended, Next, State};
+use serializer::record::run::{End, Rule, Run, Task};
 
 const SLOT: u64 = 1_796_013_060_000;
 

@@ -3,8 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serializer::lock::once::{Claim, End, Ended, Interrupted, Next, Rule, Run, State, Task};
+use serializer::lock::once::{Claim, Ended, Next, State};
 use serializer::lock::staleness::Stale;
+use serializer::record::run::{End, Interrupted, Rule, Run, Task};
 use serializer::schedule::definition::{CatchUp, Definition, Overlap};
 use serializer::schedule::plan::{Plan, Seen, introduced};
 use serializer::schedule::timetable::Timetable;

@@ -28,7 +28,7 @@ struct Target {
 
 impl Target {
     fn new() -> Self {
-        let name = format!("target_{}", serializer::record::random_token().expect("random numbers"));
+        let name = format!("target_{}", serializer::sys::random::random_token().expect("random numbers"));
         shared_postgres().psql(&format!("CREATE DATABASE {name} OWNER meltano"));
         let target = Self { name };
         target.psql("CREATE TABLE sales (total int); INSERT INTO sales VALUES (0)");

@@ -11,8 +11,8 @@ use crate::support::servers::{PgBouncer, shared_mariadb, shared_postgres};
 use crate::support::stores::Store;
 use crate::support::{Shell, until};
 use serializer::lock::register::Register;
+use serializer::store::Location;
 use serializer::store::address::{StoreSettings, StoreUrl};
-use serializer::store::{Location, open};
 use sha2::{Digest, Sha256};
 
 /// A lock, and how to see who is in line for it.
@@ -87,7 +87,7 @@ impl Lined {
     fn open(&self) -> Register {
         let url = StoreUrl::parse(&self.store.url).expect("an address");
         let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(20) };
-        open(&Location::store(settings, self.store.name.as_ref())).expect("the program was built with it")
+        Register::open(&Location::store(settings, self.store.name.as_ref())).expect("the program was built with it")
     }
 }
 

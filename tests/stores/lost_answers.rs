@@ -11,7 +11,7 @@ use crate::support::proxy::Proxy;
 use crate::support::servers::shared_mariadb;
 use crate::support::stores::{Kind, Store, of_each};
 use crate::support::{Shell, ended, rounds, until};
-use serializer::record::random_token;
+use serializer::sys::random::random_token;
 
 /// Does not end while a test runs.
 const LONG: Duration = Duration::from_secs(600);

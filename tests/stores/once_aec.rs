@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use serializer::record::random_token;
+use serializer::sys::random::random_token;
 
 use crate::dynamodb::make_table;
 use crate::support::proxy::Proxy;

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use serializer::record::random_token;
+use serializer::sys::random::random_token;
 
 use crate::support::hosts::Host;
 use crate::support::servers::buckets::{azure_url_at, s3_url_at, shared_azure, shared_s3};

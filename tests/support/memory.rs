@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serializer::store::failure::Failure;
 use serializer::store::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
-use serializer::store::sleep;
-use serializer::sys::process::since_boot;
+use serializer::sys::clock::since_boot;
+use serializer::sys::poll::sleep;
 
 /// A shared store in memory.
 #[derive(Clone, Debug, Default)]

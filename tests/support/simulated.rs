@@ -11,14 +11,17 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof};
 use proptest::test_runner::{TestCaseError, TestRunner};
-use serializer::lock::register::{Register, Stored};
+use serializer::lock::register::Register;
 use serializer::lock::requester::Requester;
 use serializer::lock::staleness::{Held, Holding, LivenessCheck, Stale, Verdict};
+use serializer::lock::stored::Stored;
 use serializer::lock::waiting::Observer;
-use serializer::record::owner::{HostIdentity, Owner, ProcessIdentity};
-use serializer::record::{Entry, Record, parse_pid};
+use serializer::record::owner::Owner;
+use serializer::record::{Entry, Record};
 use serializer::store::seam::{Key, Kind, Next, Page, State, Store, Write};
 use serializer::store::{Cause, Failure};
+use serializer::sys::identity::{HostIdentity, ProcessIdentity};
+use serializer::sys::process::{Absence, parse_pid};
 
 /// The fate of a question and its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,7 +326,7 @@ impl LivenessCheck for ByPid {
         let is_gone = |store: &Simulated| !store.is_alive(entry.owner.pid.as_raw_pid());
         match entry.released {
             Some(_) => Verdict::Stale(Stale::Released),
-            None if self.0.as_ref().is_some_and(is_gone) => Verdict::Stale(Stale::Gone),
+            None if self.0.as_ref().is_some_and(is_gone) => Verdict::Stale(Stale::Absent(Absence::Gone)),
             None => Verdict::Held(Held::Alive(None)),
         }
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use serializer::record::random_token;
+use serializer::sys::random::random_token;
 
 use super::servers::buckets::{s3_url_at, shared_azure, shared_s3};
 use super::servers::emulators::shared_dynalite;

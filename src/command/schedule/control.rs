@@ -16,13 +16,15 @@ use crate::exit_code::{BUSY, DONE};
 use crate::lease::process::signal_keeper;
 use crate::lock::Mutex;
 use crate::lock::key::Inspected;
-use crate::lock::once::{Claim, Run, State, Task};
+use crate::lock::once::{Claim, State};
+use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
-use crate::record::owner::HostIdentity;
+use crate::record::run::{Run, Task};
 use crate::schedule::plan::introduced;
-use crate::store::retry::since_1970;
-use crate::store::{self, Location};
-use crate::sys::text;
+use crate::store::Location;
+use crate::sys::clock::since_1970;
+use crate::sys::identity::HostIdentity;
+use crate::sys::text::{self, io_message};
 
 /// How much longer than a lease the end of a run may take.
 const ENDING: Duration = Duration::from_secs(15);
@@ -40,7 +42,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let order = Order::new(&args.catalog.state, false, environment)?;
     let location = task_at(&order.place, &args.task);
     let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
-    let mut mutex = Mutex::new(store::open(&location)?, &judge);
+    let mut mutex = Mutex::new(Register::open(&location)?, &judge);
     let seen = match mutex.inspect()? {
         Some(key) => key,
         None => {
@@ -69,7 +71,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     // Becomes the runner, which has a connection of its own.
     drop(mutex);
     let failed = work::runner(&work, definition).map_or_else(|error| error, |mut runner| runner.exec());
-    Err(Error::failed(format!("cannot run `{}`: {}", text::field(&args.task), store::plain(&failed))))
+    Err(Error::failed(format!("cannot run `{}`: {}", text::field(&args.task), io_message(&failed))))
 }
 
 fn milliseconds(time: Timestamp) -> u64 {
@@ -146,7 +148,7 @@ fn for_all(
     let mut failure: Option<Error> = None;
     for name in &args.tasks {
         let location = task_at(&place, name);
-        let mut mutex = Mutex::new(store::open(&location)?, &judge);
+        let mut mutex = Mutex::new(Register::open(&location)?, &judge);
         let done = match mutex.inspect() {
             Ok(Some(seen)) => work(&mut mutex, &location, seen),
             Ok(None) => {

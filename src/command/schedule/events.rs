@@ -7,9 +7,8 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::store;
-use crate::store::retry::since_1970;
-use crate::sys::process::since_boot;
+use crate::sys::clock::{since_1970, since_boot};
+use crate::sys::poll;
 use crate::sys::timer::Timer;
 
 /// The longest sleep. After it, the scheduler checks whether the definitions have changed.
@@ -71,7 +70,7 @@ impl Events {
         // The kernel refuses distant times.
         self.timer.set(wall_clock.min(since_1970() + 2 * u64::try_from(REFRESH.as_millis()).unwrap_or(0)))?;
         let rest = boot_clock.map(|at| Duration::from_millis(at.saturating_sub(since_boot())));
-        Ok(store::sleep(rest.unwrap_or(REFRESH).min(REFRESH), &[self.signals.as_fd(), self.timer.fd()])?)
+        Ok(poll::sleep(rest.unwrap_or(REFRESH).min(REFRESH), &[self.signals.as_fd(), self.timer.fd()])?)
     }
 }
 

@@ -14,18 +14,16 @@ use super::work::{Order, runner};
 use crate::cli::TickArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::lock::once::Run;
 use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{self, Mutex};
-use crate::record::owner::HostIdentity;
+use crate::record::run::Run;
 use crate::schedule::definition::Catalog;
 use crate::schedule::plan::{Plan, hash, introduced};
-use crate::store;
-use crate::store::retry::since_1970;
 use crate::store::seam::Kind;
-use crate::sys::process::since_boot;
-use crate::sys::text;
+use crate::sys::clock::{since_1970, since_boot};
+use crate::sys::identity::HostIdentity;
+use crate::sys::text::{self, io_message};
 
 /// Delay before a claim for each running task, in milliseconds, and the most tasks that count.
 const PER_RUNNING: u64 = 25;
@@ -82,10 +80,10 @@ pub fn run(args: &TickArgs, stop_timeout: Option<Duration>, environment: &Enviro
         let (tasks, shown) = (catalog.tasks.len(), order.place.shown_place());
         tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");
     }
-    let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", store::plain(&error)));
+    let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", io_message(&error)));
     let mut node = Node {
         source,
-        any: store::open(&order.place)?,
+        any: Register::open(&order.place)?,
         order,
         jobs,
         stop_timeout,
@@ -144,7 +142,7 @@ impl<'a> Node<'a> {
             let next = self.tasks.values().map(|task| task.check_at.max(self.retry_at)).min().filter(|_| stop_at.is_none());
             let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
             let slept = self.events.sleep(next, self.runners.stop_at());
-            slept.map_err(|error| Error::failed(format!("cannot wait: {}", store::plain(&error))))?;
+            slept.map_err(|error| Error::failed(format!("cannot wait: {}", io_message(&error))))?;
         }
     }
 
@@ -269,7 +267,7 @@ impl<'a> Node<'a> {
                     Err(error) => {
                         let place = task.definition.directory.as_ref();
                         let place = place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
-                        let (name, error) = (text::field(name), store::plain(&error));
+                        let (name, error) = (text::field(name), io_message(&error));
                         tracing::error!("cannot start the task `{name}`{place}: {error}");
                         task.pause(now);
                     }

@@ -17,26 +17,26 @@ use serde::de::DeserializeOwned;
 
 use super::relay::Relay;
 use super::work::{LIMITED, Limited, NAME, Work, shown_slot};
-use crate::cli::LogArgs;
 use crate::command::ended::{INTERRUPTED, Ran};
 use crate::command::job::Job;
 use crate::command::run::{execute, perform};
-use crate::config::OnLost;
 use crate::error::Error;
 use crate::events;
 use crate::exit_code::{BUSY, DONE};
+use crate::lease::OnLost;
 use crate::lock::Request;
 use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
-use crate::logging;
+use crate::logging::{self, LogArgs};
 use crate::record::mode::Mode;
-use crate::record::owner::HostIdentity;
 use crate::run::{Descendants, Program};
-use crate::store::retry::since_1970;
-use crate::store::{self, Location};
+use crate::store::Location;
+use crate::sys::clock::{since_1970, since_boot};
+use crate::sys::identity::HostIdentity;
 use crate::sys::local_time::short;
-use crate::sys::process::{running, since_boot};
-use crate::sys::text;
+use crate::sys::poll;
+use crate::sys::process::running;
+use crate::sys::text::{self, io_message};
 
 /// Poll interval for a full limit.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -90,7 +90,7 @@ fn run_limited() -> Result<u8, Error> {
 }
 
 fn cannot(error: io::Error) -> Error {
-    Error::failed(format!("cannot run a task: {}", store::plain(&error)))
+    Error::failed(format!("cannot run a task: {}", io_message(&error)))
 }
 
 fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> Job {
@@ -193,9 +193,9 @@ impl Work {
         match command.spawn() {
             Ok(child) => {
                 let told = running(Pid::from_child(&child));
-                let _ = told.iter().try_for_each(|told| store::sleep(NOTIFYING, told.ended_fd().as_slice()));
+                let _ = told.iter().try_for_each(|told| poll::sleep(NOTIFYING, told.ended_fd().as_slice()));
             }
-            Err(error) => tracing::warn!("cannot notify by `{}`: {}", text::field(program), store::plain(&error)),
+            Err(error) => tracing::warn!("cannot notify by `{}`: {}", text::field(program), io_message(&error)),
         }
     }
 }

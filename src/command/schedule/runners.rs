@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 
 use crate::run::reap_orphans;
-use crate::sys::process::since_boot;
+use crate::sys::clock::since_boot;
 
 /// Time for runners to end after SIGTERM, in milliseconds: their commands have ten seconds.
 const ENDING: u64 = 20_000;

@@ -17,14 +17,16 @@ use crate::error::Error;
 use crate::exit_code::{DONE, FAILED};
 use crate::lock::Mutex;
 use crate::lock::key::Inspected;
-use crate::lock::once::{Run, State, shown};
+use crate::lock::once::{State, shown};
+use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
-use crate::record::owner::HostIdentity;
+use crate::record::run::Run;
 use crate::schedule::definition::{Catalog, Definition};
 use crate::schedule::plan::{Plan, Seen};
 use crate::schedule::timetable::Timetable;
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
+use crate::sys::identity::HostIdentity;
 use crate::sys::local_time::local_time;
 use crate::sys::text;
 
@@ -78,7 +80,7 @@ fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row
     let catalog = Source::if_any(&args.catalog).map_or_else(|| Ok(Catalog::default()), |mut source| source.read())?;
     let place = place_of(environment, &args.catalog.state)?;
     let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
-    let any = store::open(&place)?;
+    let any = Register::open(&place)?;
     let stored = match &place {
         Location::File(directory, _) => store::file::all_in(directory, Kind::Schedule)?,
         Location::Store(settings, _) => store::all_in(settings, Kind::Schedule)?,

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use crate::lock::Mutex;
 use crate::lock::key::{Expired, Inspected};
-use crate::lock::once::{Claim, Run};
+use crate::lock::once::Claim;
+use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
 use crate::store;
-use crate::store::retry::{jittered, since_1970};
+use crate::sys::clock::since_1970;
+use crate::sys::random::jittered;
 use crate::sys::text;
 
 /// The pause after a store or a runner has failed, in milliseconds: at first, and at most.

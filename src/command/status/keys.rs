@@ -8,9 +8,10 @@ use super::Row;
 use crate::command::metrics::{Metric, is, seconds};
 use crate::lock::Mutex;
 use crate::lock::key::Inspected;
-use crate::lock::once::{Run, State, shown};
-use crate::store::retry::since_1970;
+use crate::lock::once::{State, shown};
+use crate::record::run::Run;
 use crate::store::{self, Location};
+use crate::sys::clock::since_1970;
 use crate::sys::local_time::short;
 use crate::sys::text;
 

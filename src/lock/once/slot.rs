@@ -2,26 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ended, Next, Rule, Run, State};
-
-/// What is stored about a task, beside its last run. Times are in milliseconds since 1970.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Task {
-    /// The slot of the last run, or when the task was first seen. Only `resume` lowers it.
-    pub slot: u64,
-    /// The number of slots that were not run.
-    #[serde(default)]
-    pub skipped: u64,
-    /// No run begins before this time.
-    #[serde(default)]
-    pub paused: u64,
-    /// Whether the run is to be ended.
-    #[serde(default)]
-    pub is_stopped: bool,
-    /// The hash of the definition by which the last run began.
-    #[serde(default)]
-    pub definition: u32,
-}
+use super::{Ended, Next, State};
+use crate::record::run::{Rule, Run, Task};
 
 /// What a scheduler wants to run, and what it has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

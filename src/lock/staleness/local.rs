@@ -8,11 +8,11 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use super::{Held, LivenessCheck, Orphans, RUN_VARIABLE, Stale, Unknown, Verdict, started_after};
-use crate::lock::register::Stored;
+use crate::lock::stored::Stored;
 use crate::record::Entry;
-use crate::record::owner::HostIdentity;
-use crate::sys::process::{self, Process};
-use crate::sys::text;
+use crate::sys::identity::HostIdentity;
+use crate::sys::process::{self, Absence, Process};
+use crate::sys::{clock, text};
 
 /// Judges by looking at this machine's processes.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl LivenessCheck for LocalLiveness {
 fn remaining(entry: &Entry) -> Option<Duration> {
     // With a lease, another clock counts.
     let until = entry.until.filter(|_| entry.lease.is_none())?;
-    let remaining = until.checked_sub(process::since_boot())?;
+    let remaining = until.checked_sub(clock::since_boot())?;
     (remaining > 0).then(|| Duration::from_millis(remaining))
 }
 
@@ -81,7 +81,7 @@ impl LocalLiveness {
                 Err(_) => Err(Verdict::Held(Held::Kept(keeper))),
             };
         }
-        let process = process::observe(owner.pid).map_err(Verdict::Stale)?;
+        let process = process::observe(owner.pid).map_err(|why| Verdict::Stale(Stale::Absent(why)))?;
         let is_reused = if stored.is_legacy() {
             // A clock that was set forward must not cost a live process its lock.
             started_after(process.instance, stored.state.written) && !is_meltano(owner.pid)
@@ -101,7 +101,11 @@ impl LocalLiveness {
                 found => is_gone &= matches!(found, Some(Ok(None))),
             }
         }
-        Err(if is_gone { Verdict::Stale(Stale::Gone) } else { Verdict::Held(Held::Unknown(Unknown::OtherPidNamespace)) })
+        Err(if is_gone {
+            Verdict::Stale(Stale::Absent(Absence::Gone))
+        } else {
+            Verdict::Held(Held::Unknown(Unknown::OtherPidNamespace))
+        })
     }
 
     /// A process of another PID namespace; `None` if it is proved gone.

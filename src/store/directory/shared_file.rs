@@ -16,8 +16,8 @@ use super::slot::{self, Slot};
 use super::{missing, scope, trouble};
 use crate::store::failure::Failure;
 use crate::store::file::publish::{leads_to, link_new, open};
-use crate::store::retry::jittered;
 use crate::store::seam::{Next, State, Write};
+use crate::sys::random::jittered;
 
 /// The pause between two tries for the flock: its holders read or write a few hundred bytes.
 const FLOCK_PAUSE: Duration = Duration::from_millis(4);

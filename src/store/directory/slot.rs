@@ -16,9 +16,10 @@ use std::os::unix::fs::FileExt;
 
 use sha2::{Digest, Sha256};
 
-use crate::record::{MAX_BYTES, random_token};
+use crate::record::MAX_BYTES;
 use crate::store::failure::Failure;
 use crate::store::file::publish::read_at;
+use crate::sys::random::random_token;
 
 /// The distance between the slots: twice what is needed.
 const DISTANCE: u64 = 128 * 1024;

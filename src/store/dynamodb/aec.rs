@@ -13,11 +13,11 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use super::{Names, Table, foreign, state};
-use crate::lock::once::{End, Rule, Run};
+use crate::record::run::{End, Rule, Run};
 use crate::record::{Outcome, Record};
 use crate::store::failure::{Cause, Failure};
-use crate::store::retry::since_1970;
 use crate::store::seam::{Key, Kind, State, Write};
+use crate::sys::clock::since_1970;
 use crate::sys::local_time::zone;
 
 /// How long the library counts a run as live, in milliseconds.

@@ -9,7 +9,7 @@ use aws_sdk_dynamodb::types::{
 
 use super::Table;
 use crate::store::failure::{Cause, Failure};
-use crate::store::retry::jittered;
+use crate::sys::random::jittered;
 
 /// It takes DynamoDB some seconds. A process that waits for longer asks again.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::lock_file::read;
-use crate::lock::staleness::BEING_WRITTEN;
+use crate::record::BEING_WRITTEN;
 use crate::sys::process;
 
 /// The plugin needs well below a millisecond; the rest is for a busy machine.

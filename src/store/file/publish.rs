@@ -13,8 +13,8 @@ use fs4::{FileExt, TryLockError};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, lstat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
-use crate::record::random_token;
 use crate::store::seam::Write;
+use crate::sys::random::random_token;
 
 /// Users of all hosts must be able to use a file; the umask restricts it.
 pub(in crate::store) const MODE: Mode = Mode::from_raw_mode(0o666);

@@ -13,13 +13,13 @@ use sqlx::Error;
 
 use super::{MySql, Session};
 use crate::store::failure::Failure;
-use crate::store::retry::jittered;
 use crate::store::seam::{Key, Queue};
 use crate::store::sql::engine::{Answer, Engine};
 use crate::store::sql::failure::Phase;
 use crate::store::sql::session::wait;
 use crate::store::sql::{Sql, UNQUEUED, hex};
 use crate::store::waiter::Waiter;
+use crate::sys::random::jittered;
 
 /// How often the first waiter polls the row at first, and in the end.
 const FIRST_POLL: Duration = Duration::from_millis(50);

@@ -13,14 +13,13 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::{Postgres, Session};
-use crate::record::random_token;
 use crate::store::failure::Failure;
-use crate::store::retry::jittered;
 use crate::store::seam::{Key, Queue};
 use crate::store::sql::failure::Phase;
 use crate::store::sql::session::wait;
 use crate::store::sql::{Sql, UNQUEUED, hex};
 use crate::store::waiter::Waiter;
+use crate::sys::random::{jittered, random_token};
 
 /// How long the first waiter sleeps at most without a notification, which can be lost with a
 /// server.

@@ -14,12 +14,12 @@ use super::Sql;
 use super::address::Address;
 use super::engine::{Answer, Engine};
 use super::failure::{Phase, no_answer, of};
+use crate::store::backoff::pause_outside;
 use crate::store::failure::Failure;
 use crate::store::network::variable;
-use crate::store::plain;
 use crate::store::runtime::PrivateRuntime;
 use crate::store::waiter::Waiter;
-use crate::sys::text;
+use crate::sys::text::{self, io_message};
 
 /// How long closing a connection politely may take: it only saves a line in the server's log.
 const GOODBYE: Duration = Duration::from_millis(100);
@@ -122,7 +122,7 @@ impl<E: Engine> Sql<E> {
     /// Stays away for a while from a server without room for another waiter.
     pub fn stay_away(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         self.end();
-        let pause = crate::lock::waiting::pause_outside(&mut self.full_since);
+        let pause = pause_outside(&mut self.full_since);
         self.doze(limit.min(pause), fds)
     }
 
@@ -161,5 +161,5 @@ pub fn wait<T>(
         });
         Ok::<_, std::io::Error>(happened.await)
     })?;
-    waited.map_err(|error| Failure::permanent(format!("cannot wait: {}", plain(&error))))
+    waited.map_err(|error| Failure::permanent(format!("cannot wait: {}", io_message(&error))))
 }

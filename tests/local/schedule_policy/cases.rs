@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
-use serializer::lock::once::Interrupted;
 use serializer::record::Outcome;
+use serializer::record::run::Interrupted;
 use serializer::schedule::definition::{CatchUp, Definition, Overlap};
 use serializer::schedule::timetable::Timetable;
 

@@ -3,10 +3,11 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serializer::lock::once::{Claim, Ending, Rule, Run, State, Task};
+use serializer::lock::once::{Claim, Ending, State};
 use serializer::lock::waiting::Waiting;
 use serializer::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request};
 use serializer::record::Outcome;
+use serializer::record::run::{Rule, Run, Task};
 use serializer::schedule::definition::Definition;
 use serializer::schedule::plan::{Plan, Seen, introduced};
 

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use serializer::lock::once::{Claim, Interrupted, Run, Task};
+use serializer::lock::once::Claim;
+use serializer::record::run::{Interrupted, Run, Task};
 use serializer::record::{Entry, Outcome};
 use serializer::schedule::definition::{CatchUp, Overlap};
 use serializer::schedule::plan::Plan;

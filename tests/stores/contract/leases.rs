@@ -3,14 +3,16 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serializer::lock::register::Stored;
 use serializer::lock::requester::Requester;
 use serializer::lock::staleness::{Held, Holding, LocalLiveness, Orphans, Stale, Verdict};
+use serializer::lock::stored::Stored;
 use serializer::lock::waiting::{Observer, Waiting};
 use serializer::lock::{Acquired, Error, Grant, Lost, Mutex, ReleaseScope, Released, Request};
 use serializer::record::mode::Mode;
-use serializer::record::owner::{HostIdentity, Owner, ProcessIdentity};
-use serializer::record::{Entry, Outcome, parse_pid};
+use serializer::record::owner::Owner;
+use serializer::record::{Entry, Outcome};
+use serializer::sys::identity::{HostIdentity, ProcessIdentity};
+use serializer::sys::process::parse_pid;
 
 use super::subject::Subject;
 use crate::support::until;
@@ -130,7 +132,7 @@ pub fn a_lease_that_is_not_renewed_expires(subject: &Subject) {
             assert!(grant.fencing >= lost.fencing);
             assert!(grant.fencing > lost.fencing || !subject.has_numbers());
             // Not before its time, as its holder counts.
-            assert!(serializer::sys::process::since_boot() >= lost.leased_at + SHORT_MILLIS);
+            assert!(serializer::sys::clock::since_boot() >= lost.leased_at + SHORT_MILLIS);
         }
         other => panic!("{other:?}"),
     }
@@ -211,7 +213,7 @@ pub fn what_is_to_be_held_at_least_stays_held(subject: &Subject) {
     }
     let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(100), timeout: Some(LONG), warn_after: None };
     granted(mutex.acquire(&Stranger(2), &for_so_long(LONG), &waiting, &mut Silent));
-    assert!(serializer::sys::process::since_boot() >= grant.leased_at + 1500);
+    assert!(serializer::sys::clock::since_boot() >= grant.leased_at + 1500);
 }
 
 pub fn slots_are_so_many_and_sharers_any_number(subject: &Subject) {

@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use serializer::record::random_token;
 use serializer::store::address::{StoreSettings, StoreUrl};
 use serializer::store::seam::{Key, Kind, Next, State, Store, Write};
 use serializer::store::{Cause, open_store};
+use serializer::sys::random::random_token;
 
 use crate::support::servers::buckets::{s3_url_at, shared_azure, shared_s3};
 use crate::support::servers::emulators::shared_dynalite;

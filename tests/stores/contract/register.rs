@@ -6,9 +6,12 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use serializer::lock::register::{Register, Stored, Write};
-use serializer::record::owner::{HostIdentity, Owner, ProcessIdentity};
-use serializer::record::{Entry, MAX_BYTES, Record, parse_pid};
+use serializer::lock::register::{Register, Write};
+use serializer::lock::stored::Stored;
+use serializer::record::owner::Owner;
+use serializer::record::{Entry, MAX_BYTES, Record};
+use serializer::sys::identity::{HostIdentity, ProcessIdentity};
+use serializer::sys::process::parse_pid;
 
 use super::subject::Subject;
 use crate::support::{self, rounds};

@@ -3,8 +3,8 @@
 
 use std::ffi::{OsStr, OsString};
 
-use serializer::record::random_token;
 use serializer::store::seam::{Key, Kind, Next, State, Store, Write};
+use serializer::sys::random::random_token;
 
 use super::subject::Subject;
 

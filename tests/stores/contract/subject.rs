@@ -5,11 +5,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use serializer::lock::register::Register;
-use serializer::record::random_token;
 use serializer::store::address::{StoreSettings, StoreUrl};
 use serializer::store::file::Files;
 use serializer::store::seam::{Key, Store};
-use serializer::store::{Location, open, open_store};
+use serializer::store::{Location, open_store};
+use serializer::sys::random::random_token;
 
 use crate::support::Locks;
 use crate::support::memory::Memory;
@@ -103,11 +103,11 @@ impl Subject {
         let name = name.as_ref();
         match &self.kind {
             Kind::Memory(memory) => Register::new(Box::new(memory.clone()), Key::lock(name), "memory".to_owned()),
-            Kind::File => open(&Location::file(&self.locks.dir().join(name))).expect("files are always there"),
+            Kind::File => Register::open(&Location::file(&self.locks.dir().join(name))).expect("files are always there"),
             Kind::Store(url) => {
                 let mut prefixed = std::ffi::OsString::from(&self.prefix);
                 prefixed.push(name);
-                open(&Location::store(settings(url), &prefixed)).expect("the program was built with it")
+                Register::open(&Location::store(settings(url), &prefixed)).expect("the program was built with it")
             }
         }
     }

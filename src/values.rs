@@ -12,10 +12,9 @@ use jiff::{Span, SpanRelativeTo, Timestamp};
 use rustix::process::Pid;
 use sha2::{Digest, Sha256};
 
-use crate::record;
 use crate::record::mode::MAX_SLOTS;
 use crate::sys::local_time::zone;
-use crate::sys::text;
+use crate::sys::{process, text};
 
 /// The longest duration: a year, far from what overflows a clock.
 const MAX_SECONDS: u64 = 31_536_000;
@@ -64,7 +63,7 @@ pub fn parse_time(text: &str) -> Result<Timestamp, String> {
 }
 
 pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {
-    record::parse_pid(text).ok_or_else(|| format!("expected a process id, a whole number from 1 to {}", i32::MAX))
+    process::parse_pid(text).ok_or_else(|| format!("expected a process id, a whole number from 1 to {}", i32::MAX))
 }
 
 /// Long enough to be renewed three times over a network, short enough to wait for.

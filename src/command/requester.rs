@@ -1,0 +1,188 @@
+//! For which process a lock is acquired, and whether that still wants the lock.
+
+use std::cell::OnceCell;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::process::{Pid, getpid, getppid};
+
+use crate::error::Error;
+use crate::lease::process::Keeper;
+use crate::lock::requester::Requester;
+use crate::lock::staleness::{RUN_VARIABLE, started_after};
+use crate::lock::stored::Stored;
+use crate::record::Entry;
+use crate::record::owner::Owner;
+use crate::sys::identity::{HostIdentity, ProcessIdentity};
+use crate::sys::process::{self, FIRST_PID_NAMESPACE, Process};
+use crate::sys::text::{self, SHELLS};
+
+/// Programs that adopt orphans, or are service managers.
+const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
+
+/// The subcommands of Meltano that start plugins.
+const SUBCOMMANDS: [&str; 5] = ["invoke", "run", "job", "el", "elt"];
+
+const NAME_ANOTHER: &str = "`serializer run -- COMMAND` holds it for one command; in a script, pass `--owner-pid $$` to `lock` and \
+                            `unlock`, or set `SERIALIZER_OWNER_PID`";
+
+/// A process that owns, or wants to own, a lock; this process acts for it.
+#[derive(Debug)]
+pub struct ProcessRequester {
+    here: HostIdentity,
+    owner: Result<Owner, Error>,
+    command: String,
+    run: Option<String>,
+    /// Read once: after an orphan has been adopted, the answer is another process.
+    parent: Option<Pid>,
+    /// The parent and the owner. When either has ended, no process waits for the lock any more.
+    watched: Vec<Process>,
+    /// This process counts as the owner, too: shells may exec the last command of a script.
+    is_itself_an_owner: bool,
+    needs_keeper: bool,
+    keeper: OnceCell<Keeper>,
+}
+
+impl ProcessRequester {
+    /// Finds the owner: the process `owner_pid`, or else the parent of this one. With
+    /// `needs_keeper`, another process, started when the lock seems to be free, keeps the lease.
+    pub fn discover(here: &HostIdentity, owner_pid: Option<Pid>, needs_keeper: bool) -> Self {
+        let parent = getppid();
+        let watched: Vec<_> = parent.into_iter().chain(owner_pid).filter_map(process::running).collect();
+        // A pidfd opened before this check is the parent's, even if its PID is used again.
+        let parent_ended = getppid() != parent;
+
+        let pid = owner_pid.or(parent);
+        let arguments = pid.map(process::arguments).unwrap_or_default();
+        let process = watched.iter().find(|process| Some(process.pid()) == pid);
+        let owner = match (pid, process) {
+            (None, _) => Err(unfit("the parent process is in another container (PID namespace), so it cannot own a lock")),
+            (Some(pid), None) if owner_pid.is_some() => {
+                let hint = "check `--owner-pid` or `SERIALIZER_OWNER_PID`";
+                Err(Error::usage(format!("no such process: {pid}")).with_hint(hint))
+            }
+            (Some(pid), Some(process)) if owner_pid.is_some() || !parent_ended => {
+                let checked = if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
+                let unidentifiable = |error: io::Error| Error::usage(error.to_string());
+                checked.and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
+            }
+            // Nothing is wrong with the command line.
+            _ => Err(Error::failed("the parent process has ended").with_hint(NAME_ANOTHER)),
+        };
+        Self {
+            here: here.clone(),
+            owner,
+            command: text::command_line(&arguments),
+            run: std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty()),
+            parent,
+            watched,
+            is_itself_an_owner: owner_pid.is_none(),
+            needs_keeper,
+            keeper: OnceCell::new(),
+        }
+    }
+
+    /// The owner's PID and command, for messages.
+    pub fn describe(&self) -> Result<String, Error> {
+        let pid = self.owner.as_ref().map_err(Clone::clone)?.pid;
+        Ok(if self.command.is_empty() { format!("pid {pid}") } else { format!("pid {pid} ({})", self.command) })
+    }
+
+    /// The process that keeps the lease, started if need be. It ends if it is dropped without
+    /// orders.
+    pub fn keeper(&self) -> io::Result<&Keeper> {
+        if self.keeper.get().is_none() {
+            let _ = self.keeper.set(Keeper::spawn()?);
+        }
+        self.keeper.get().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Whether this keeper was started here.
+    pub fn has_started(&self, keeper: (Pid, ProcessIdentity)) -> bool {
+        self.keeper.get().is_some_and(|own| own.identity == keeper)
+    }
+}
+
+fn unfit(why: impl Into<String>) -> Error {
+    Error::usage(why).with_hint(NAME_ANOTHER)
+}
+
+/// Whether the parent lives about as long as the work that the lock is for.
+fn check_parent(here: &HostIdentity, pid: Pid, arguments: &[String]) -> Result<(), Error> {
+    let command = text::command_line(arguments);
+    // Some write their state behind their name: `init [2]`.
+    let program = arguments.first().and_then(|program| program.split(' ').next()).map_or("", text::base_name);
+    let never_ends = pid.is_init() && here.pid_namespace == Some(FIRST_PID_NAMESPACE);
+    if never_ends || (ADOPTERS.contains(&program) && (pid.is_init() || program == "systemd")) {
+        let why = "never exits, so the lock would never be released";
+        return Err(unfit(format!("the parent process, pid {pid} ({command}), {why}")));
+    }
+    let ours: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    if is_wrapper(arguments, &ours) {
+        let why = "only runs this command, so the lock would be released immediately";
+        return Err(unfit(format!("the parent process (`{command}`) {why}")));
+    }
+    let is_subcommand = |argument: &&String| SUBCOMMANDS.contains(&argument.as_str());
+    if of_meltano(arguments).and_then(|arguments| arguments.iter().find(is_subcommand)).is_some_and(|it| it == "invoke") {
+        let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name another owner: \
+                    in a script, `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock`";
+        return Err(Error::usage("`meltano invoke` exits immediately, which would release the lock").with_hint(hint));
+    }
+    Ok(())
+}
+
+/// The arguments of Meltano, which a launcher and one more word may precede.
+fn of_meltano(arguments: &[String]) -> Option<&[String]> {
+    let (program, rest) = text::program(arguments)?;
+    let words = std::iter::once(program).chain(rest.iter().map(|word| text::base_name(word)));
+    let at = words.take(3).position(|word| word == "meltano")?;
+    Some(&rest[at..])
+}
+
+/// Whether a parent with these arguments only runs our command: its arguments end with ours
+/// (`timeout 5 …`, `sudo …`), or one of them is a script that is nothing but our command:
+/// `os.system("serializer lock")`, or `su -c …`, since bash may exec a script's last command.
+fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
+    let [program, arguments @ ..] = ours else { return false };
+    let is_program = |word: &str| text::base_name(word) == text::base_name(program);
+    let is_ours = |script: &String| {
+        // `exec` and `2>/dev/null` are the shell's.
+        let mut words = script.split_whitespace().filter(|word| *word != "exec" && !word.contains(['<', '>']));
+        words.next().is_some_and(is_program) && words.eq(arguments.iter())
+    };
+    if parent.iter().skip(1).any(|argument| argument.contains(char::is_whitespace) && is_ours(argument)) {
+        return true;
+    }
+    // A shell runs a script, whatever arguments it gets.
+    if parent.first().is_some_and(|shell| SHELLS.contains(&text::base_name(shell).trim_start_matches('-'))) {
+        return false;
+    }
+    let Some(split) = parent.len().checked_sub(ours.len()) else { return false };
+    split > 0 && is_program(&parent[split]) && parent[split + 1..] == *arguments
+}
+
+impl Requester for ProcessRequester {
+    fn entry(&self) -> io::Result<Entry> {
+        let command = Some(self.command.clone()).filter(|command| !command.is_empty());
+        let keeper = self.needs_keeper.then(|| self.keeper()).transpose()?.map(|keeper| keeper.identity);
+        Ok(Entry { keeper, ..Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)? })
+    }
+
+    fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
+        // Looked at only when an entry names the PID of this process.
+        let itself = (self.is_itself_an_owner && entry.owner.pid == getpid()).then(|| Owner::of(getpid(), &self.here));
+        let itself = itself.and_then(Result::ok);
+        self.owner.iter().chain(&itself).any(|owner| match stored.is_legacy() {
+            true => owner.pid == entry.owner.pid && !started_after(owner.instance, stored.state.written),
+            false => owner.is(&entry.owner),
+        })
+    }
+
+    fn is_alive(&self) -> bool {
+        getppid() == self.parent && !self.watched.iter().any(Process::has_ended)
+    }
+
+    fn exit_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.watched.iter().filter_map(Process::ended_fd).collect()
+    }
+}

@@ -1,0 +1,57 @@
+//! What identifies a host, and a process on it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Where a PID means something: one boot of one machine, seen from one PID namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostIdentity {
+    /// The host's name.
+    pub host: Option<String>,
+    /// `/etc/machine-id`.
+    pub machine: Option<String>,
+    /// The kernel's random id of this boot.
+    pub boot: Option<String>,
+    /// The inode number of the PID namespace.
+    pub pid_namespace: Option<u64>,
+}
+
+impl HostIdentity {
+    /// The place of this very process. What cannot be read is `None`, and then proves nothing.
+    pub fn here() -> Self {
+        Self {
+            host: rustix::system::uname().nodename().to_str().ok().and_then(known),
+            machine: read("/etc/machine-id"),
+            boot: read("/proc/sys/kernel/random/boot_id"),
+            pid_namespace: fs::metadata("/proc/self/ns/pid").ok().map(|metadata| metadata.ino()),
+        }
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> Option<String> {
+    known(&fs::read_to_string(path).ok()?)
+}
+
+// systemd writes `uninitialized` on first boot; images are shipped with an empty machine-id.
+fn known(text: &str) -> Option<String> {
+    let text = text.trim();
+    (!text.is_empty() && text != "uninitialized" && text != "(none)").then(|| text.to_owned())
+}
+
+/// Which of the processes that had a PID one after another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessIdentity {
+    /// Start time in clock ticks since boot, `/proc/PID/stat` field 22. Quick reuse can repeat it.
+    pub start: Option<u64>,
+    /// The inode number of its pidfd: unique until reboot, on Linux 6.9 and newer (`fs/pidfs.c`).
+    pub pidfd: Option<u64>,
+}
+
+impl ProcessIdentity {
+    /// Whether both are the same process of one PID; `None` when there is nothing to compare.
+    pub fn same_as(self, other: Self) -> Option<bool> {
+        // Start times shift between time namespaces, so pidfds decide where both have one.
+        self.pidfd.zip(other.pidfd).or(self.start.zip(other.start)).map(|(one, two)| one == two)
+    }
+}

@@ -1,0 +1,18 @@
+//! Random numbers.
+
+use std::time::Duration;
+
+/// Between three and five quarters of `pause`, so that many processes do not all come back at the same moment.
+pub fn jittered(pause: Duration) -> Duration {
+    let mut bytes = [0_u8; 2];
+    // Without random numbers, there is no jitter.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    pause * 3 / 4 + pause / 2 * u32::from(u16::from_le_bytes(bytes)) / u32::from(u16::MAX)
+}
+
+/// 128 random bits in hexadecimal.
+pub fn random_token() -> rustix::io::Result<String> {
+    let mut bytes = [0_u8; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
