@@ -5,7 +5,9 @@ use std::env::var;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    let is = |what: &str, value: &str| var(format!("CARGO_CFG_TARGET_{what}")).is_ok_and(|found| found == value);
+    let is = |what: &str, value: &str| {
+        var(format!("CARGO_CFG_TARGET_{what}")).is_ok_and(|found| found == value)
+    };
     if is("OS", "linux") && is("ENV", "gnu") {
         println!("cargo:rustc-link-arg-bins=-no-pie");
     }

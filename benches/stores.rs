@@ -1,5 +1,6 @@
-//! What locking in a store costs, as ratios against the engines' own client libraries in the same run:
-//! `cargo bench --features full --bench stores`, or a part of it: `… -- callers_of_a_key`. Needs libpq-dev and libmariadb-dev, and the servers that the tests need.
+//! What locking in a store costs, as ratios against the engines' own client libraries in the same
+//! run: `cargo bench --features full --bench stores`, or a part of it: `… -- callers_of_a_key`.
+//! Needs libpq-dev and libmariadb-dev, and the servers that the tests need.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -31,18 +32,32 @@ type Part = (&'static str, fn(&Engine));
 fn main() {
     let dir = tempfile::TempDir::with_prefix("serializer-bench-").expect("a temporary directory");
     let only = std::env::args().skip(1).find(|word| !word.starts_with('-'));
-    let parts: [Part; 4] =
-        [("pairs", pairs), ("hand_offs", hand_offs), ("waiting", waiting), ("callers_of_a_key", callers_of_a_key)];
+    let parts: [Part; 4] = [
+        ("pairs", pairs),
+        ("hand_offs", hand_offs),
+        ("waiting", waiting),
+        ("callers_of_a_key", callers_of_a_key),
+    ];
     for engine in [postgres(dir.path()), mariadb(dir.path())] {
-        parts.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| only == name)).for_each(|(_, part)| part(&engine));
+        parts
+            .iter()
+            .filter(|(name, _)| only.as_ref().is_none_or(|only| only == name))
+            .for_each(|(_, part)| part(&engine));
     }
 }
 
 fn compile(dir: &Path, name: &str, flags: &[&str]) -> PathBuf {
     let program = dir.join(name);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers").join(name).with_extension("c");
+    let source =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers").join(name).with_extension("c");
     let mut compiler = Command::new("cc");
-    let status = compiler.args(["-O2", "-o"]).arg(&program).arg(source).args(flags).status().expect("cc runs");
+    let status = compiler
+        .args(["-O2", "-o"])
+        .arg(&program)
+        .arg(source)
+        .args(flags)
+        .status()
+        .expect("cc runs");
     assert!(status.success(), "install libpq-dev and libmariadb-dev");
     program
 }
@@ -50,19 +65,28 @@ fn compile(dir: &Path, name: &str, flags: &[&str]) -> PathBuf {
 /// With room for all who wait, who have a connection each.
 fn roomy_postgres() -> &'static Postgres {
     static SERVER: OnceLock<Postgres> = OnceLock::new();
-    SERVER.get_or_init(|| Postgres::start_with(Options { settings: &[("max_connections", "300")], ..Options::default() }))
+    SERVER.get_or_init(|| {
+        Postgres::start_with(Options {
+            settings: &[("max_connections", "300")],
+            ..Options::default()
+        })
+    })
 }
 
 fn postgres(dir: &Path) -> Engine {
     let server = roomy_postgres();
-    server.psql("CREATE TABLE peer (held boolean); INSERT INTO peer VALUES (false); GRANT ALL ON peer TO meltano");
+    server.psql(
+        "CREATE TABLE peer (held boolean); INSERT INTO peer VALUES (false); GRANT ALL ON \
+                 peer TO meltano",
+    );
     Engine {
         name: "PostgreSQL",
         store: Store::at(&server.url()),
         peer: compile(dir, "postgres", &["-I/usr/include/postgresql", "-lpq"]),
         arguments: vec![url_at(server.address())],
         statements: || {
-            let count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'meltano'";
+            let count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = \
+                         'meltano'";
             roomy_postgres().psql(count).trim().parse().expect("a number")
         },
     }
@@ -78,7 +102,12 @@ fn mariadb(dir: &Path) -> Engine {
         arguments: vec![server.port().to_string(), PASSWORD.to_owned()],
         statements: || {
             let count = "SHOW GLOBAL STATUS LIKE 'Questions'";
-            shared_mariadb().sql(count).split_whitespace().last().and_then(|count| count.parse().ok()).expect("a number")
+            shared_mariadb()
+                .sql(count)
+                .split_whitespace()
+                .last()
+                .and_then(|count| count.parse().ok())
+                .expect("a number")
         },
     }
 }
@@ -114,25 +143,35 @@ fn median(mut times: Vec<Duration>) -> f64 {
 }
 
 fn pairs(engine: &Engine) {
-    let (mut ours, mut runs, mut peers, mut sera) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut runs, mut peers, mut sera) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let has_get_lock = engine.name == "MariaDB";
     // The first one makes the table.
     run(engine.ours(&["initialize"]));
     for _ in 0..PAIR_ROUNDS {
-        ours.push(time(|| ["lock", "unlock"].into_iter().for_each(|what| run(engine.ours(&[what])))));
+        ours.push(time(|| {
+            ["lock", "unlock"].into_iter().for_each(|what| run(engine.ours(&[what])))
+        }));
         runs.push(time(|| run(engine.ours(&["run", "--", "true"]))));
-        peers.push(time(|| ["lock", "unlock"].into_iter().for_each(|what| run(engine.peers(what)))));
+        peers
+            .push(time(|| ["lock", "unlock"].into_iter().for_each(|what| run(engine.peers(what)))));
         if has_get_lock {
             sera.push(time(|| run(engine.peers("get_lock"))));
         }
     }
     let (name, ours, runs, peers) = (engine.name, median(ours), median(runs), median(peers));
     println!("{name}: lock + unlock               {ours:7.2} ms");
-    println!("{name}: its client library, the same {peers:6.2} ms   ours is {:.2} of it", ours / peers);
+    println!(
+        "{name}: its client library, the same {peers:6.2} ms   ours is {:.2} of it",
+        ours / peers
+    );
     println!("{name}: run -- true                 {runs:7.2} ms");
     if has_get_lock {
         let sera = median(sera);
-        println!("{name}: GET_LOCK, RELEASE_LOCK      {sera:7.2} ms   run is {:.2} of it", runs / sera);
+        println!(
+            "{name}: GET_LOCK, RELEASE_LOCK      {sera:7.2} ms   run is {:.2} of it",
+            runs / sera
+        );
     }
 }
 
@@ -161,7 +200,12 @@ fn hand_offs(engine: &Engine) {
             owner.kill().and_then(|()| owner.wait()).expect("it dies");
         }
         if engine.name == "MariaDB" {
-            let mut holder = engine.peers("hold").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+            let mut holder = engine
+                .peers("hold")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("it starts");
             assert_eq!(support::first_line(&mut holder), "held");
             let mut waiting = engine.peers("get_lock").spawn().expect("it starts");
             std::thread::sleep(Duration::from_millis(100));
@@ -174,13 +218,20 @@ fn hand_offs(engine: &Engine) {
     }
     let name = engine.name;
     if !sera.is_empty() {
-        println!("{name}: hand-off of GET_LOCK        {:7.2} ms   (no process to start)", median(sera));
+        println!(
+            "{name}: hand-off of GET_LOCK        {:7.2} ms   (no process to start)",
+            median(sera)
+        );
     }
-    println!("{name}: hand-off by unlock          {:7.2} ms   (its start included)", median(releases));
+    println!(
+        "{name}: hand-off by unlock          {:7.2} ms   (its start included)",
+        median(releases)
+    );
     println!("{name}: hand-off by the owner's death {:5.2} ms   (by its keeper)", median(deaths));
 }
 
-/// What so many waiters ask of the server while nothing happens, and how fast the lock goes through them.
+/// What so many waiters ask of the server while nothing happens, and how fast the lock goes through
+/// them.
 fn waiting(engine: &Engine) {
     let waiters = 100;
     let mut owner = owner(engine);
@@ -209,10 +260,15 @@ fn callers_of_a_key(engine: &Engine) {
     let callers = 200;
     let fifo = engine.store.locks.dir().join("go");
     assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
-    let call = |_| engine.ours(&["once", "key", "--skipped-exit-code", "9", "--", "sh", "-c", "read -r _ < go"]).spawn();
+    let call = |_| {
+        engine
+            .ours(&["once", "key", "--skipped-exit-code", "9", "--", "sh", "-c", "read -r _ < go"])
+            .spawn()
+    };
     let mut first = call(0).expect("it starts");
     std::thread::sleep(Duration::from_millis(500));
-    let mut others: Vec<Child> = (1..callers).map(|number| call(number).expect("it starts")).collect();
+    let mut others: Vec<Child> =
+        (1..callers).map(|number| call(number).expect("it starts")).collect();
     // Long enough for all to wait; a benchmark may guess where a test must not.
     std::thread::sleep(Duration::from_secs(10));
     std::fs::write(&fifo, "on\n").expect("it is read");

@@ -20,7 +20,8 @@ use crate::store::address::Unread;
 use crate::values;
 pub use run::{CommandArgs, FlockArgs, ForgetArgs, OnceArgs, RuleArgs, RunArgs};
 pub use schedule::{
-    CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, StateArgs, TasksArgs, TickArgs,
+    CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, StateArgs,
+    TasksArgs, TickArgs,
 };
 
 #[derive(Parser)]
@@ -29,7 +30,8 @@ pub use schedule::{
     version,
     about = "A mutex for data pipelines: makes the parts that must not overlap run one at a time"
 )]
-#[command(after_help = help::AFTER_HELP, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = help::AFTER_HELP, max_term_width = 110, subcommand_required = true)]
+#[command(arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     pub log: LogArgs,
@@ -93,7 +95,8 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct LockFileArgs {
-    /// Name of the lock file; an absolute path overrides the directory [env: SERIALIZER_FILE_NAME] [default: serializer.lck]
+    /// Name of the lock file; an absolute path overrides the directory [env: SERIALIZER_FILE_NAME]
+    /// [default: serializer.lck]
     #[arg(long, alias = "filename", value_name = "NAME")]
     pub file_name: Option<PathBuf>,
     #[command(flatten)]
@@ -102,23 +105,29 @@ pub struct LockFileArgs {
 
 #[derive(Args)]
 pub struct PlaceArgs {
-    /// Directory of the lock file, or of keys and tasks [env: SERIALIZER_DIR] [default: /tmp; for keys and tasks see `once --help`]
+    /// Directory of the lock file, or of keys and tasks [env: SERIALIZER_DIR] [default: /tmp; for
+    /// keys and tasks see `once --help`]
     #[arg(long, alias = "filedir", value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// Store that many hosts share, instead of a directory, such as postgres://user@host/database [env: SERIALIZER_STORE]
+    /// Store that many hosts share, instead of a directory, such as postgres://user@host/database
+    /// [env: SERIALIZER_STORE]
     #[arg(long, value_name = "URL", conflicts_with = "dir")]
     pub store: Option<Unread>,
-    /// How long a lock in a store outlives a host that does not renew it [env: SERIALIZER_LEASE_SECONDS] [default: 30]
-    #[arg(long, value_name = "SECONDS", value_parser = values::parse_lease_seconds, allow_negative_numbers = true)]
+    /// How long a lock in a store outlives a host that does not renew it [env:
+    /// SERIALIZER_LEASE_SECONDS] [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = values::parse_lease_seconds)]
+    #[arg(allow_negative_numbers = true)]
     pub lease_seconds: Option<Duration>,
 }
 
 #[derive(Args)]
 pub struct OwnerArgs {
     /// Process that owns the lock [env: SERIALIZER_OWNER_PID] [default: the parent process]
-    #[arg(long, value_name = "PID", value_parser = values::parse_owner_pid, allow_negative_numbers = true)]
+    #[arg(long, value_name = "PID", value_parser = values::parse_owner_pid)]
+    #[arg(allow_negative_numbers = true)]
     pub owner_pid: Option<Pid>,
-    /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
+    /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env:
+    /// SERIALIZER_ORPHANS] [default: wait]
     #[arg(long, value_name = "wait|ignore", hide_possible_values = true)]
     pub orphans: Option<Orphans>,
 }
@@ -126,13 +135,17 @@ pub struct OwnerArgs {
 #[derive(Args)]
 pub struct WaitingArgs {
     /// How often to try; 0 = for ever [env: SERIALIZER_MAX_ATTEMPTS] [default: 0]
-    #[arg(long, alias = "maxattempts", value_name = "N", value_parser = values::parse_max_attempts, allow_negative_numbers = true)]
+    #[arg(long, alias = "maxattempts", value_name = "N", value_parser = values::parse_max_attempts)]
+    #[arg(allow_negative_numbers = true)]
     pub max_attempts: Option<u32>,
-    /// Seconds from one try to the next; fractions are allowed [env: SERIALIZER_SLEEP_SECONDS] [default: 1]
-    #[arg(long, alias = "sleepseconds", value_name = "SECONDS", value_parser = values::parse_sleep_seconds, allow_negative_numbers = true)]
+    /// Seconds from one try to the next; fractions are allowed [env: SERIALIZER_SLEEP_SECONDS]
+    /// [default: 1]
+    #[arg(long, alias = "sleepseconds", value_name = "SECONDS")]
+    #[arg(value_parser = values::parse_sleep_seconds, allow_negative_numbers = true)]
     pub sleep_seconds: Option<Duration>,
     /// How long to wait at most, in seconds or such as 2m or 1h30m, in any number of tries
-    #[arg(long, short = 'w', visible_alias = "wait", value_name = "DURATION", value_parser = values::parse_duration)]
+    #[arg(long, short = 'w', visible_alias = "wait", value_name = "DURATION")]
+    #[arg(value_parser = values::parse_duration)]
     #[arg(allow_negative_numbers = true, conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
     /// Warn once after waiting for so long, such as 10m
@@ -148,16 +161,20 @@ pub struct WaitingArgs {
 
 #[derive(Args)]
 pub struct RequestArgs {
-    /// Allow up to N holders at once; all users of the lock should say the same number [env: SERIALIZER_SLOTS] [default: 1]
-    #[arg(long, value_name = "N", value_parser = values::parse_slots, allow_negative_numbers = true)]
+    /// Allow up to N holders at once; all users of the lock should say the same number [env:
+    /// SERIALIZER_SLOTS] [default: 1]
+    #[arg(long, value_name = "N", value_parser = values::parse_slots)]
+    #[arg(allow_negative_numbers = true)]
     pub slots: Option<NonZeroU32>,
     /// Hold the lock together with others that share it; it excludes only those that do not
     #[arg(long, short = 's', conflicts_with = "slots")]
     pub shared: bool,
     /// Keep the lock held for so long, such as 30s, even if it is released earlier
-    #[arg(long, value_name = "DURATION", value_parser = values::parse_duration, allow_negative_numbers = true)]
+    #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]
+    #[arg(allow_negative_numbers = true)]
     pub hold_at_least: Option<Duration>,
-    /// When a lock of a store is lost while it is held: `terminate` what holds it, or `warn` [env: SERIALIZER_ON_LOST]
+    /// When a lock of a store is lost while it is held: `terminate` what holds it, or `warn` [env:
+    /// SERIALIZER_ON_LOST]
     #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]
     pub on_lost: Option<OnLost>,
 }
@@ -176,9 +193,11 @@ pub struct LockArgs {
     #[arg(long)]
     pub print_token: bool,
     /// Begin a run of this key; exit with 79 if the key is done
-    #[arg(long, value_name = "KEY", conflicts_with_all = ["file_name", "slots", "shared", "hold_at_least"])]
+    #[arg(long, value_name = "KEY")]
+    #[arg(conflicts_with_all = ["file_name", "slots", "shared", "hold_at_least"])]
     pub once: Option<String>,
-    /// Let another process end the run, by `unlock --once KEY --token TOKEN`, before the lease expires; needs a store
+    /// Let another process end the run, by `unlock --once KEY --token TOKEN`, before the lease
+    /// expires; needs a store
     #[arg(long, requires = "once", conflicts_with = "on_lost")]
     pub detached: bool,
     #[command(flatten)]
@@ -204,7 +223,8 @@ pub struct UnlockArgs {
     #[arg(long, value_name = "TEXT", requires = "once")]
     pub note: Option<String>,
     /// Token of the run, as `lock --once --print-token` printed it
-    #[arg(long, value_name = "TOKEN", requires = "once", conflicts_with = "owner_pid", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TOKEN", requires = "once", conflicts_with = "owner_pid")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub token: Option<String>,
 }
 
@@ -241,7 +261,8 @@ pub struct StatusArgs {
     /// Lock files to look at, instead of the one that is set up
     #[arg(value_name = "NAME", conflicts_with_all = ["file_name", "all"])]
     pub names: Vec<PathBuf>,
-    /// Show keys instead: running, done, failed, interrupted, given up or expired; without a NAME, all keys
+    /// Show keys instead: running, done, failed, interrupted, given up or expired; without a NAME,
+    /// all keys
     #[arg(long, conflicts_with = "file_name")]
     pub once: bool,
     /// Look at every lock in the directory (files named *.lck or *.lock), or in the store

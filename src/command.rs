@@ -46,7 +46,9 @@ pub fn run(command: &Command) -> Result<u8, Error> {
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String, Error> {
-    serde_json::to_string_pretty(value).map(|json| json + "\n").map_err(|error| Error::failed(error.to_string()))
+    serde_json::to_string_pretty(value)
+        .map(|json| json + "\n")
+        .map_err(|error| Error::failed(error.to_string()))
 }
 
 /// Writes data to stdout.
@@ -61,6 +63,8 @@ fn is_read(text: &[u8]) -> Result<bool, Error> {
         Ok(()) => Ok(true),
         // The reader has read enough (`| head`).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Error::failed(format!("cannot write to standard output: {}", io_message(&error)))),
+        Err(error) => {
+            Err(Error::failed(format!("cannot write to standard output: {}", io_message(&error))))
+        }
     }
 }

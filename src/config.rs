@@ -23,7 +23,10 @@ use crate::store::seam::{Key, Kind};
 use crate::store::{self, Location, file};
 use crate::sys::local_time::named_zone;
 use crate::sys::text;
-use crate::values::{parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots, parse_word};
+use crate::values::{
+    parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots,
+    parse_word,
+};
 
 /// Begins the names of all our variables.
 const PREFIX: &str = "SERIALIZER_";
@@ -53,15 +56,22 @@ impl Environment {
             is_ours.then(|| (name, value.to_string_lossy().into_owned()))
         });
         let read = envy::from_iter(ours).map(Self);
-        read.map_err(|error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}")))
+        read.map_err(|error| {
+            Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"))
+        })
     }
 
     /// The lock `name`, or the configured one.
     pub fn lock(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Location, Error> {
         let name = name.map(Path::to_owned).or_else(|| args.file_name.clone());
-        let name = self.resolve(name, "FILE_NAME", parse_path)?.unwrap_or_else(|| DEFAULT_FILE_NAME.into());
+        let name = self
+            .resolve(name, "FILE_NAME", parse_path)?
+            .unwrap_or_else(|| DEFAULT_FILE_NAME.into());
         let Some(store) = self.store(Kind::Lock, &args.place, Some(&name))? else {
-            return Ok(Location::file(&lock_path(self.directory(Kind::Lock, &args.place)?.join(&name), &name)?));
+            return Ok(Location::file(&lock_path(
+                self.directory(Kind::Lock, &args.place)?.join(&name),
+                &name,
+            )?));
         };
         let Some(directory) = store.url.directory() else {
             return Ok(Location::store(store, lock_path(name.clone(), &name)?.as_os_str()));
@@ -74,7 +84,8 @@ impl Environment {
 
     /// The locks `names`, or the configured one if there are no names.
     pub fn locks(&self, args: &LockFileArgs, names: &[PathBuf]) -> Result<Vec<Location>, Error> {
-        let names = names.iter().map(|name| Some(name.as_path())).chain(names.is_empty().then_some(None));
+        let names =
+            names.iter().map(|name| Some(name.as_path())).chain(names.is_empty().then_some(None));
         names.map(|name| self.lock(args, name)).collect()
     }
 
@@ -109,24 +120,39 @@ impl Environment {
     }
 
     /// The store of a register of that kind and name; `None` for a file of this machine.
-    pub fn store(&self, kind: Kind, args: &PlaceArgs, name: Option<&Path>) -> Result<Option<StoreSettings>, Error> {
+    pub fn store(
+        &self,
+        kind: Kind,
+        args: &PlaceArgs,
+        name: Option<&Path>,
+    ) -> Result<Option<StoreSettings>, Error> {
         // `SERIALIZER_STORE=$UNSET` must not become a local lock.
         if self.get("STORE") == Some("") && args.store.is_none() && args.dir.is_none() {
             let hint = "set it to an address, or unset it for locks of this machine alone";
-            return Err(Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty")).with_hint(hint));
+            return Err(
+                Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty")).with_hint(hint)
+            );
         }
         let url = if args.dir.is_none() && (args.store.is_some() || self.has_store()) {
             let source = if args.store.is_some() { "--store" } else { "SERIALIZER_STORE" };
-            let address = self.resolve(args.store.clone(), "STORE", |text| Ok(Unread::from(text)))?;
+            let address =
+                self.resolve(args.store.clone(), "STORE", |text| Ok(Unread::from(text)))?;
             let url = address.map(|address| address.read()).transpose();
             url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}")))?
         } else {
             // A directory and a lease say that hosts share it; the lease alone does so as a flag.
             let is_lease_enough = args.lease_seconds.is_some() && kind == Kind::Lock;
-            let is_named = args.dir.is_some() || is_lease_enough || self.is_set("DIR") || name.is_some_and(Path::is_absolute);
+            let is_named = args.dir.is_some()
+                || is_lease_enough
+                || self.is_set("DIR")
+                || name.is_some_and(Path::is_absolute);
             let has_lease = args.lease_seconds.is_some() || self.is_set("LEASE_SECONDS");
             let is_shared = is_named && has_lease;
-            is_shared.then(|| self.directory(kind, args)).transpose()?.as_deref().map(StoreUrl::of_directory)
+            is_shared
+                .then(|| self.directory(kind, args))
+                .transpose()?
+                .as_deref()
+                .map(StoreUrl::of_directory)
         };
         let Some(url) = url else { return Ok(None) };
         let password_file = self.resolve(None, "PASSWORD_FILE", parse_path)?;
@@ -148,8 +174,10 @@ impl Environment {
             return state_directory();
         }
         // Meltano runs plugins in the user's working directory, where two runs would use two files.
-        let root = var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
-        let directory = root.unwrap_or_default().join(directory.unwrap_or_else(|| DEFAULT_DIR.into()));
+        let root =
+            var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
+        let directory =
+            root.unwrap_or_default().join(directory.unwrap_or_else(|| DEFAULT_DIR.into()));
         // Fails only in a working directory that was removed.
         Ok(std::path::absolute(&directory).unwrap_or(directory))
     }
@@ -162,11 +190,21 @@ impl Environment {
         let max = self.resolve(flag, "MAX_ATTEMPTS", parse_max_attempts)?;
         let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", parse_sleep_seconds)?;
         let max_attempts = max.and_then(NonZeroU32::new);
-        Ok(Waiting { max_attempts, sleep: sleep.unwrap_or(DEFAULT_SLEEP), timeout, warn_after: args.warn_after })
+        Ok(Waiting {
+            max_attempts,
+            sleep: sleep.unwrap_or(DEFAULT_SLEEP),
+            timeout,
+            warn_after: args.warn_after,
+        })
     }
 
     /// What to ask for.
-    pub fn request(&self, args: &RequestArgs, place: &PlaceArgs, location: &Location) -> Result<Request, Error> {
+    pub fn request(
+        &self,
+        args: &RequestArgs,
+        place: &PlaceArgs,
+        location: &Location,
+    ) -> Result<Request, Error> {
         let mode = if args.shared {
             Mode::Shared
         } else {
@@ -184,11 +222,21 @@ impl Environment {
     }
 
     /// How to run a key once, which is in `location`.
-    pub fn once(&self, args: &RuleArgs, place: &PlaceArgs, location: &Location) -> Result<Request, Error> {
+    pub fn once(
+        &self,
+        args: &RuleArgs,
+        place: &PlaceArgs,
+        location: &Location,
+    ) -> Result<Request, Error> {
         let RuleArgs { per, valid_for, tries, interrupted } = *args;
         if let (Some(_), Err(name)) = (per, named_zone()) {
-            let why = format!("cannot tell when a period begins: `TZ` is `{}`, which is not a time zone", text::field(&name));
-            return Err(Error::usage(why).with_hint("`ls /usr/share/zoneinfo` shows which there are"));
+            let why = format!(
+                "cannot tell when a period begins: `TZ` is `{}`, which is not a time zone",
+                text::field(&name)
+            );
+            return Err(
+                Error::usage(why).with_hint("`ls /usr/share/zoneinfo` shows which there are")
+            );
         }
         let rule = Rule { per, valid_for, tries, interrupted: interrupted.unwrap_or_default() };
         let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
@@ -225,7 +273,12 @@ impl Environment {
     }
 
     /// The flag, or else the variable.
-    fn resolve<T>(&self, flag: Option<T>, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, Error> {
+    fn resolve<T>(
+        &self,
+        flag: Option<T>,
+        name: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Error> {
         let Some(value) = self.get(name).filter(|value| flag.is_none() && !value.is_empty()) else {
             return Ok(flag);
         };
@@ -254,11 +307,21 @@ pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
 /// The directory of files that outlive a reboot: in the Meltano project, or in the home.
 pub fn state_directory() -> Result<PathBuf, Error> {
     let named = |name: &str| var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let around = || std::env::current_dir().ok()?.ancestors().find(|it| it.join("meltano.yml").is_file()).map(PathBuf::from);
-    let project = named("MELTANO_PROJECT_ROOT").or_else(around).map(|root| root.join(".meltano/serializer"));
+    let around = || {
+        std::env::current_dir()
+            .ok()?
+            .ancestors()
+            .find(|it| it.join("meltano.yml").is_file())
+            .map(PathBuf::from)
+    };
+    let project =
+        named("MELTANO_PROJECT_ROOT").or_else(around).map(|root| root.join(".meltano/serializer"));
     let home = || Some(named("HOME")?.join(".local/state"));
     let state = || Some(named("XDG_STATE_HOME").or_else(home)?.join("serializer"));
-    let none = || Error::usage("there is no directory for keys: `HOME` is not set").with_hint("name one with `--dir`");
+    let none = || {
+        Error::usage("there is no directory for keys: `HOME` is not set")
+            .with_hint("name one with `--dir`")
+    };
     project.or_else(state).ok_or_else(none)
 }
 

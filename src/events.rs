@@ -1,5 +1,5 @@
-//! The event log, for operators: a line of JSON for each lock that is acquired, taken over, released, broken or lost, and for each
-//! command that has run under one.
+//! The event log, for operators: a line of JSON for each lock that is acquired, taken over,
+//! released, broken or lost, and for each command that has run under one.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -17,12 +17,17 @@ static LOG: OnceLock<File> = OnceLock::new();
 
 /// Appends events to the file that the flag or `SERIALIZER_EVENTS` names.
 pub fn start(flag: Option<&PathBuf>) {
-    let variable = std::env::var_os("SERIALIZER_EVENTS").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let variable =
+        std::env::var_os("SERIALIZER_EVENTS").filter(|path| !path.is_empty()).map(PathBuf::from);
     let Some(path) = flag.cloned().or(variable) else { return };
     match OpenOptions::new().append(true).create(true).open(&path) {
         Ok(file) => drop(LOG.set(file)),
         // A lock matters more than its log.
-        Err(error) => tracing::warn!("cannot open the event log `{}`: {}", text::path(&path), io_message(&error)),
+        Err(error) => tracing::warn!(
+            "cannot open the event log `{}`: {}",
+            text::path(&path),
+            io_message(&error)
+        ),
     }
 }
 

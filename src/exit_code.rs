@@ -1,4 +1,5 @@
-//! Exit codes, documented in the README. A command's own code is passed on; 128 + n says that signal n ended it.
+//! Exit codes, documented in the README. A command's own code is passed on; 128 + n says that
+//! signal n ended it.
 
 /// It was done.
 pub const DONE: u8 = 0;
@@ -8,7 +9,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// The lock was held until all attempts were used up (`EX_TEMPFAIL` of sysexits.h).
 pub const BUSY: u8 = 75;
-/// The lock was lost while the command ran, which may have overlapped with another one (`EX_PROTOCOL`).
+/// The lock was lost while the command ran, which may have overlapped with another one
+/// (`EX_PROTOCOL`).
 pub const LOST: u8 = 76;
 /// Another process holds the lock, so it was not released.
 pub const REFUSED: u8 = 77;

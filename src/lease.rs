@@ -6,10 +6,12 @@
 //!              (again and again, if the store does not answer)
 //! ```
 //!
-//! Giving up ends what runs under the lock, if that is wanted; renewals continue until the store says that the lease is lost. It
-//! has a timer of its own, because a renewal may hang. The clock is `CLOCK_BOOTTIME`, which is never set and includes sleep.
+//! Giving up ends what runs under the lock, if that is wanted; renewals continue until the store
+//! says that the lease is lost. It has a timer of its own, because a renewal may hang. The clock is
+//! `CLOCK_BOOTTIME`, which is never set and includes sleep.
 //!
-//! `run` keeps its lease by a thread ([`thread`]); `lock` ends at once, and leaves a process behind ([`process`]).
+//! `run` keeps its lease by a thread ([`thread`]); `lock` ends at once, and leaves a process behind
+//! ([`process`]).
 
 pub mod process;
 pub mod thread;

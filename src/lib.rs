@@ -1,11 +1,12 @@
-//! `serializer` is a mutex for data pipelines: it makes the parts that must not overlap run one at a time.
+//! `serializer` is a mutex for data pipelines: it makes the parts that must not overlap run one at
+//! a time.
 //!
 //! ```text
 //! main → cli → config → command → lock → store
 //! ```
 //!
-//! [`lock`] is policy; a [`store`] is mechanism: a register that is written only if it is in an expected state.
-//! `docs/design.md` describes the whole design.
+//! [`lock`] is policy; a [`store`] is mechanism: a register that is written only if it is in an
+//! expected state. `docs/design.md` describes the whole design.
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
@@ -39,7 +40,9 @@ pub use run::note_ignored_signals;
 /// The program: parses, runs, and returns how it ended.
 pub fn main() -> ExitCode {
     panics::end_the_process();
-    if let Some(code) = run::help().or_else(lease::process::help).or_else(command::schedule::runner::help) {
+    if let Some(code) =
+        run::help().or_else(lease::process::help).or_else(command::schedule::runner::help)
+    {
         return code;
     }
     let cli = match cli::Cli::try_parse() {

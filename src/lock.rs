@@ -1,5 +1,6 @@
-//! The policy of a lock: judge what is stored, decide, write, wait. Works on a [`Register`], by a [`LivenessCheck`] of the holders,
-//! for a [`Requester`](crate::lock::requester::Claimant). `docs/protocol.md` argues why two processes never both hold a lock.
+//! The policy of a lock: judge what is stored, decide, write, wait. Works on a [`Register`], by a
+//! [`LivenessCheck`] of the holders, for a [`Requester`](crate::lock::requester::Claimant).
+//! `docs/protocol.md` argues why two processes never both hold a lock.
 
 mod acquire;
 mod connection;
@@ -26,7 +27,9 @@ use register::{Connection, Register};
 use serde::{Deserialize, Serialize};
 
 use crate::lock::once::Claim;
-use crate::lock::staleness::{Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, judge_all};
+use crate::lock::staleness::{
+    Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, judge_all,
+};
 use crate::lock::stored::Stored;
 use crate::record::mode::Mode;
 use crate::record::run::{Rule, Run};
@@ -35,8 +38,8 @@ use crate::store;
 use crate::store::waiter::Waiter;
 use crate::sys::text::io_message;
 
-/// Bounds an attempt: each further round means that another process has changed the register, so "held by another process" is
-/// a true answer in the end.
+/// Bounds an attempt: each further round means that another process has changed the register, so
+/// "held by another process" is a true answer in the end.
 const MAX_ROUNDS: usize = 16;
 
 /// How long a release waits for a store that does not answer: it may be starting again.
@@ -44,7 +47,8 @@ const OUTAGE: Duration = Duration::from_secs(15);
 
 /// A lock as one requester sees it.
 pub struct Mutex<'a> {
-    /// How long a release waits for a store that does not answer. After that, the lease ends with its owner.
+    /// How long a release waits for a store that does not answer. After that, the lease ends with
+    /// its owner.
     pub patience: Duration,
     register: Register,
     judge: &'a dyn LivenessCheck,
@@ -172,7 +176,15 @@ impl<'a> Mutex<'a> {
     /// Does not touch the register yet.
     pub fn new(register: Register, judge: &'a dyn LivenessCheck) -> Self {
         let (watched, unconfirmed) = Default::default();
-        Self { patience: OUTAGE, register, judge, watched, unconfirmed, left_to_others: None, was_lost: false }
+        Self {
+            patience: OUTAGE,
+            register,
+            judge,
+            watched,
+            unconfirmed,
+            left_to_others: None,
+            was_lost: false,
+        }
     }
 
     /// The known waiters, in their order.
@@ -231,7 +243,9 @@ impl Seen {
             let own = entry.as_ref().filter(|entry| owns(entry));
             seen.lost.extend(own.filter(|_| is_lost).cloned());
             match verdict {
-                verdict if own.is_some() && !is_lost && released.is_none() => seen.own.push(Judged { entry, written, verdict }),
+                verdict if own.is_some() && !is_lost && released.is_none() => {
+                    seen.own.push(Judged { entry, written, verdict })
+                }
                 Verdict::Held(verdict) => seen.held.push(Judged { entry, written, verdict }),
                 Verdict::Stale(verdict) => seen.former.push(Judged { entry, written, verdict }),
             }

@@ -28,7 +28,8 @@ struct Lines {
 
 /// Starts reporting, as flags and environment say.
 pub fn start(args: &LogArgs) {
-    let level = parse_level(&args.log_level.clone().or_else(|| variable("LOG_LEVEL")).unwrap_or_default());
+    let level =
+        parse_level(&args.log_level.clone().or_else(|| variable("LOG_LEVEL")).unwrap_or_default());
     let lines = Lines {
         json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
         timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
@@ -44,7 +45,10 @@ pub fn start(args: &LogArgs) {
         .event_format(lines)
         .finish()
         // The reports of libraries are for their developers, and may hold secrets.
-        .with(filter_fn(|metadata| metadata.target().starts_with(env!("CARGO_CRATE_NAME"))).with_max_level_hint(level));
+        .with(
+            filter_fn(|metadata| metadata.target().starts_with(env!("CARGO_CRATE_NAME")))
+                .with_max_level_hint(level),
+        );
     // Fails only if it was started before; then that one reports.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
@@ -54,10 +58,14 @@ pub fn report(error: &Error) {
     let message = error.to_string();
     match &error.hint {
         // A user for whom it is a success, in cron for example, must be able not to hear it.
-        _ if [exit_code::DONE, exit_code::ALREADY_DONE].contains(&error.code) => tracing::info!("{message}"),
+        _ if [exit_code::DONE, exit_code::ALREADY_DONE].contains(&error.code) => {
+            tracing::info!("{message}")
+        }
         None => tracing::error!("{message}"),
         // Programs and logs show the last line only, so that it must hold everything.
-        Some(hint) if !std::io::stderr().is_terminal() => tracing::error!("{message} (hint: {hint})"),
+        Some(hint) if !std::io::stderr().is_terminal() => {
+            tracing::error!("{message} (hint: {hint})")
+        }
         Some(hint) => tracing::error!("{message}\n  hint: {hint}"),
     }
 }
@@ -68,7 +76,9 @@ fn variable(name: &str) -> Option<String> {
 
 // The words that the Python plugin takes for yes.
 fn is_on(name: &str) -> bool {
-    variable(name).is_some_and(|value| ["1", "true", "t", "yes", "y", "on"].contains(&value.to_ascii_lowercase().as_str()))
+    variable(name).is_some_and(|value| {
+        ["1", "true", "t", "yes", "y", "on"].contains(&value.to_ascii_lowercase().as_str())
+    })
 }
 
 /// `LOG_LEVEL` is not ours alone, so an unknown level is not an error.
@@ -87,7 +97,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut message = String::new();
         context.format_fields(Writer::new(&mut message), event)?;
         let level = match *event.metadata().level() {
@@ -100,8 +115,13 @@ where
             let line = serde_json::json!({ "timestamp": Timestamp::now().to_string(), "level": level, "event": message });
             return writeln!(out, "{line}");
         }
-        let time = if self.timestamps { format!("{} ", local_time(Timestamp::now())) } else { String::new() };
-        let level = if self.levels || level == "warning" { format!("{level}: ") } else { String::new() };
+        let time = if self.timestamps {
+            format!("{} ", local_time(Timestamp::now()))
+        } else {
+            String::new()
+        };
+        let level =
+            if self.levels || level == "warning" { format!("{level}: ") } else { String::new() };
         writeln!(out, "{time}{}{level}{message}", self.name)
     }
 }
@@ -110,7 +130,13 @@ where
 #[command(next_help_heading = "Messages")]
 pub struct LogArgs {
     /// Least important messages to show: debug, info, warning or error [env: LOG_LEVEL]
-    #[arg(long, global = true, value_name = "LEVEL", ignore_case = true, hide_possible_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        ignore_case = true,
+        hide_possible_values = true
+    )]
     #[arg(value_parser = ["debug", "info", "warning", "warn", "error", "critical"])]
     pub log_level: Option<String>,
     /// Begin messages with the time [env: LOG_TIMESTAMPS]
@@ -122,7 +148,8 @@ pub struct LogArgs {
     /// Write messages as JSON, a line each [env: MELTANO_LOG_JSON]
     #[arg(long, global = true)]
     pub meltano_log_json: bool,
-    /// Append a line of JSON to FILE for each lock that is acquired, released or lost [env: SERIALIZER_EVENTS]
+    /// Append a line of JSON to FILE for each lock that is acquired, released or lost [env:
+    /// SERIALIZER_EVENTS]
     #[arg(long, global = true, value_name = "FILE")]
     pub events: Option<PathBuf>,
 }

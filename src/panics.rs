@@ -49,11 +49,12 @@ pub fn end_the_process() {
 
 /// Does not return: release builds abort after the hook.
 fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
-    let what = panic.location().map_or_else(String::new, |location| format!(" at `{}`", place(location)));
+    let what =
+        panic.location().map_or_else(String::new, |location| format!(" at `{}`", place(location)));
     let what = format!("internal error{what}");
     if tracing::dispatcher::has_been_set() {
-        let hint = "check the variables and files that set up the store's client (endpoints, proxies, certificates); if they are \
-                    right, please report this line";
+        let hint = "check the variables and files that set up the store's client (endpoints, \
+                    proxies, certificates); if they are right, please report this line";
         logging::report(&Error::failed(&*what).with_hint(hint));
     } else {
         // If this write fails, there is no other place to report it.
@@ -80,7 +81,9 @@ fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
 fn place(location: &Location<'_>) -> String {
     let file = location.file();
     let file = match file.split_once("/registry/src/") {
-        Some((_, of_registry)) => of_registry.split_once('/').map_or(of_registry, |(_, of_crate)| of_crate),
+        Some((_, of_registry)) => {
+            of_registry.split_once('/').map_or(of_registry, |(_, of_crate)| of_crate)
+        }
         None => file.split_once("/library/").map_or(file, |(_, of_std)| of_std),
     };
     format!("{file}:{}", location.line())

@@ -1,5 +1,6 @@
-//! The lock record, as text: `docs/design.md`, "The lock file". A record without a `v` line is a *legacy* record, written by
-//! the Python plugin `meltano-pipeline-serializer`, whose takeover writes the first line only.
+//! The lock record, as text: `docs/design.md`, "The lock file". A record without a `v` line is a
+//! *legacy* record, written by the Python plugin `meltano-pipeline-serializer`, whose takeover
+//! writes the first line only.
 
 mod entry;
 pub mod mode;
@@ -15,7 +16,8 @@ use crate::record::run::Run;
 use crate::sys::process::parse_pid;
 use entry::Fields;
 
-/// The largest record, in bytes: more than [`crate::record::mode::MAX_SLOTS`] entries usually need, and read in no time.
+/// The largest record, in bytes: more than [`crate::record::mode::MAX_SLOTS`] entries usually need,
+/// and read in no time.
 pub const MAX_BYTES: usize = 64 * 1024;
 
 /// A store may remove a released record after this time. The next number is then the time of a
@@ -28,7 +30,8 @@ const PLAIN: u32 = 1;
 /// The `v=` of a lock's record that is not plain.
 const LOCK: u32 = 2;
 
-/// The newest `v=` that this program understands, that of a key that runs once: older programs take it for held.
+/// The newest `v=` that this program understands, that of a key that runs once: older programs take
+/// it for held.
 const VERSION: u32 = 3;
 
 /// What is written down about the holders of a lock.
@@ -71,14 +74,16 @@ impl Record {
         self.version > Some(VERSION)
     }
 
-    /// For how long it is of use: without limit while something is held, or by a newer format, which may say more.
+    /// For how long it is of use: without limit while something is held, or by a newer format,
+    /// which may say more.
     pub fn keep(&self) -> Option<Duration> {
         let is_released = |entry: &Entry| entry.released.is_some() && entry.until.is_none();
         let is_over = !self.is_newer() && self.entries.iter().all(is_released);
         is_over.then(|| self.last_run().map_or(Some(KEPT), |(_, run)| run.keep()))?
     }
 
-    /// Reads a record. Unknown keys and lines without `=` after a `v` line are ignored, so that newer programs may add some.
+    /// Reads a record. Unknown keys and lines without `=` after a `v` line are ignored, so that
+    /// newer programs may add some.
     pub fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
         if bytes.len() > MAX_BYTES {
             return Err("it is larger than 64 KiB");
@@ -90,14 +95,21 @@ impl Record {
             return Err("its first line is not a process id");
         }
         let local_time = lines.get(1).copied().unwrap_or("");
-        if version.is_none() && !(lines.iter().skip(2).all(|line| line.is_empty()) && is_local_time_or_empty(local_time)) {
+        if version.is_none()
+            && !(lines.iter().skip(2).all(|line| line.is_empty())
+                && is_local_time_or_empty(local_time))
+        {
             return Err("its second line is not a time");
         }
         // A plain record has one entry, whatever its other lines are.
-        let begins_entry = |line: usize| line == 0 || (version > Some(PLAIN) && parse_pid(lines[line]).is_some());
+        let begins_entry =
+            |line: usize| line == 0 || (version > Some(PLAIN) && parse_pid(lines[line]).is_some());
         let mut starts: Vec<usize> = (0..lines.len()).filter(|line| begins_entry(*line)).collect();
         starts.push(lines.len());
-        let entries = starts.windows(2).filter_map(|range| Entry::parse(&lines[range[0]..range[1]])).collect();
+        let entries = starts
+            .windows(2)
+            .filter_map(|range| Entry::parse(&lines[range[0]..range[1]]))
+            .collect();
         Ok(Self { version, entries })
     }
 

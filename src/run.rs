@@ -1,8 +1,9 @@
-//! Runs a command of the user's: its PID is known before its first instruction, and its signals and its
-//! terminal are what they would be without this program (docs/design.md, "Running a command").
+//! Runs a command of the user's: its PID is known before its first instruction, and its signals and
+//! its terminal are what they would be without this program (docs/design.md, "Running a command").
 //!
 //! [`Child::prepare`] makes a process that waits; [`Child::start`] lets it become the command;
-//! [`Child::wait`] passes signals on, stops when the command stops, and ends it if its lock is lost.
+//! [`Child::wait`] passes signals on, stops when the command stops, and ends it if its lock is
+//! lost.
 
 pub mod helper;
 pub mod lookup;
@@ -21,7 +22,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::unistd::{getpgid, getpgrp, getsid};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid};
+use rustix::process::{
+    Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid,
+};
 
 use crate::sys::clock::since_boot;
 use crate::sys::{poll, process};
@@ -100,13 +103,27 @@ pub struct Child {
 }
 
 impl Child {
-    /// Makes the process that is to be the command. `signals` are held back from it until it is started.
-    pub fn prepare(program: &Program, descendants: Descendants, signals: Rc<Signals>) -> io::Result<Self> {
+    /// Makes the process that is to be the command. `signals` are held back from it until it is
+    /// started.
+    pub fn prepare(
+        program: &Program,
+        descendants: Descendants,
+        signals: Rc<Signals>,
+    ) -> io::Result<Self> {
         if descendants.are_adopted() {
             set_child_subreaper(Some(getpid()))?;
         }
-        let (pid, channel) = helper::spawn(shim::NAME, |shim| shim.args(&program.command).envs(&program.env))?;
-        Ok(Self { pid: Some(pid), channel, signals, descendants, is_started: false, is_interrupted: false, is_stopped: false })
+        let (pid, channel) =
+            helper::spawn(shim::NAME, |shim| shim.args(&program.command).envs(&program.env))?;
+        Ok(Self {
+            pid: Some(pid),
+            channel,
+            signals,
+            descendants,
+            is_started: false,
+            is_interrupted: false,
+            is_stopped: false,
+        })
     }
 
     /// The PID that the command has or will have, until it has ended.
@@ -120,10 +137,15 @@ impl Child {
         matches!(wait_for(self.whom(), what), Ok(None))
     }
 
-    /// Lets the command run, with our stdin, and with `variables` besides ours. If it is to end with its lock, it is
-    /// killed when this process ends, because then the lease is not renewed.
+    /// Lets the command run, with our stdin, and with `variables` besides ours. If it is to end
+    /// with its lock, it is killed when this process ends, because then the lease is not renewed.
     pub fn start(&mut self, variables: Vec<(String, String)>) -> io::Result<()> {
-        shim::go(&self.channel, variables, &self.signals.of_command(), self.descendants.end_with_the_lock)?;
+        shim::go(
+            &self.channel,
+            variables,
+            &self.signals.of_command(),
+            self.descendants.end_with_the_lock,
+        )?;
         self.is_started = true;
         Ok(())
     }
@@ -133,7 +155,8 @@ impl Child {
         let status = self.wait_for_one(&mut lease)?.ok_or(Errno::CHILD)?;
         self.pid = None;
         // What has ended the command may have come to us, too.
-        self.is_interrupted |= self.signals.receive().iter().any(|received| received.signal == Signal::SIGINT);
+        self.is_interrupted |=
+            self.signals.receive().iter().any(|received| received.signal == Signal::SIGINT);
         while self.descendants.are_awaited && self.wait_for_one(&mut lease)?.is_some() {}
         if let Some(error) = shim::failure(&self.channel) {
             return Ok(Err(error));
@@ -169,7 +192,10 @@ impl Child {
                 end_tree(self.pid.unwrap_or_else(getpid), (lease.kill_at)())?;
             // A signal that was read may have told of an end or a stop.
             } else if !self.pass_on_signals(lease)? {
-                poll::sleep(LONG, &self.signals.fds().into_iter().chain(lease.lost).collect::<Vec<_>>())?;
+                poll::sleep(
+                    LONG,
+                    &self.signals.fds().into_iter().chain(lease.lost).collect::<Vec<_>>(),
+                )?;
             }
         }
     }
@@ -187,12 +213,16 @@ impl Child {
             }
             if self.descendants.end_by_signals && signal != Signal::SIGCONT {
                 self.is_stopped = true;
-                end_tree(self.pid.unwrap_or_else(getpid), (since_boot() + GRACE).min((lease.kill_at)()))?;
+                end_tree(
+                    self.pid.unwrap_or_else(getpid),
+                    (since_boot() + GRACE).min((lease.kill_at)()),
+                )?;
                 continue;
             }
             self.is_interrupted |= signal == Signal::SIGINT;
             let receivers = self.pid.map_or_else(process::children, |pid| vec![pid]);
-            for pid in receivers.into_iter().map(nix_pid).filter(|pid| !has_reached(*pid, received)) {
+            for pid in receivers.into_iter().map(nix_pid).filter(|pid| !has_reached(*pid, received))
+            {
                 // It may just have ended. It has not been reaped, so the PID is its own.
                 let _ = nix::sys::signal::kill(pid, signal);
             }
@@ -203,29 +233,35 @@ impl Child {
     /// Stops this process as the command was stopped, so that a shell sees that the job has.
     fn stop(&self, signal: Option<i32>) {
         let Some(signal) = signal.and_then(|signal| Signal::try_from(signal).ok()) else { return };
-        // SIGSTOP may be meant for the command alone (`cpulimit`). Only a shell with job control, which makes
-        // us the leader of our group, would let us go on again.
+        // SIGSTOP may be meant for the command alone (`cpulimit`). Only a shell with job control,
+        // which makes us the leader of our group, would let us go on again.
         if signal == Signal::SIGSTOP && getpgrp() != nix_pid(getpid()) {
             return;
         }
-        // SIGSTOP cannot be taken back, and would stop us even where there is no shell to let us go on.
+        // SIGSTOP cannot be taken back, and would stop us even where there is no shell to let us go
+        // on.
         let signal = if signal == Signal::SIGSTOP { Signal::SIGTSTP } else { signal };
-        // While we are stopped, the lease is not renewed. What has left our group must not go on either.
-        let signal_all = |signal| self.descendants.end_with_the_lock.then(|| signal_descendants(signal));
+        // While we are stopped, the lease is not renewed. What has left our group must not go on
+        // either.
+        let signal_all =
+            |signal| self.descendants.end_with_the_lock.then(|| signal_descendants(signal));
         signal_all(rustix::process::Signal::STOP);
         self.signals.stop_unless(signal, || {
-            let is_so = |what| !matches!(wait_for(self.whom(), what | WaitIdOptions::NOHANG), Ok(None));
+            let is_so =
+                |what| !matches!(wait_for(self.whom(), what | WaitIdOptions::NOHANG), Ok(None));
             // Of several, one may have ended while others are stopped.
-            is_so(WaitIdOptions::CONTINUED) || self.pid.is_some() && is_so(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+            is_so(WaitIdOptions::CONTINUED)
+                || self.pid.is_some() && is_so(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
         });
         signal_all(rustix::process::Signal::CONT);
     }
 }
 
-/// Whether what has come to us has come to `pid`, too: the kernel sends a terminal's signals to a whole process group, but a
-/// hang-up, and SIGCONT after it, to the leader of the session alone.
+/// Whether what has come to us has come to `pid`, too: the kernel sends a terminal's signals to a
+/// whole process group, but a hang-up, and SIGCONT after it, to the leader of the session alone.
 fn has_reached(pid: nix::unistd::Pid, received: &Received) -> bool {
-    let is_hang_up = matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT) && getsid(None) == Ok(nix_pid(getpid()));
+    let is_hang_up = matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT)
+        && getsid(None) == Ok(nix_pid(getpid()));
     received.is_from_kernel && !is_hang_up && getpgid(Some(pid)) == Ok(getpgrp())
 }
 

@@ -1,5 +1,6 @@
-//! Where registers are kept. A store is a compare-and-swap register per key, not a lock: what a record means, whether it is
-//! stale and when it is replaced is decided in [`crate::lock`]. The seam between the two is [`seam::Store`].
+//! Where registers are kept. A store is a compare-and-swap register per key, not a lock: what a
+//! record means, whether it is stale and when it is replaced is decided in [`crate::lock`]. The
+//! seam between the two is [`seam::Store`].
 
 pub mod address;
 #[cfg(any(feature = "dynamodb", feature = "object-store"))]
@@ -13,18 +14,33 @@ mod dynamodb;
 mod engines;
 pub mod failure;
 pub mod file;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
+#[cfg(any(
+    feature = "postgres",
+    feature = "mysql",
+    feature = "dynamodb",
+    feature = "object-store"
+))]
 mod key;
 #[cfg(feature = "mysql")]
 mod mysql;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
+#[cfg(any(
+    feature = "postgres",
+    feature = "mysql",
+    feature = "dynamodb",
+    feature = "object-store"
+))]
 mod network;
 #[cfg(feature = "object-store")]
 mod object;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod retry;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "dynamodb", feature = "object-store"))]
+#[cfg(any(
+    feature = "postgres",
+    feature = "mysql",
+    feature = "dynamodb",
+    feature = "object-store"
+))]
 mod runtime;
 pub mod seam;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
@@ -53,7 +69,8 @@ pub enum Location {
 impl Location {
     /// The lock whose file has this path.
     pub fn file(path: &Path) -> Self {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         Self::File(parent.to_owned(), Key::lock(path.file_name().unwrap_or_default()))
     }
 
@@ -81,7 +98,12 @@ impl Location {
         match self {
             Self::File(directory, key) => text::path(&directory.join(file::file_name(key))),
             Self::Store(settings, key) => {
-                format!("{}#{}{}", settings.url, key.kind.prefix(), text::path(Path::new(&key.name)))
+                format!(
+                    "{}#{}{}",
+                    settings.url,
+                    key.kind.prefix(),
+                    text::path(Path::new(&key.name))
+                )
             }
         }
     }
@@ -110,23 +132,31 @@ pub fn open(location: &Location) -> Result<Box<dyn seam::Store>, Error> {
 
 /// Opens a store, without connecting to it.
 pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn seam::Store>, Error> {
-    let unusable = |failure| Failure { cause: Cause::Unusable, ..failure }.during("use the store", settings.url.to_string());
+    let unusable = |failure| {
+        Failure { cause: Cause::Unusable, ..failure }
+            .during("use the store", settings.url.to_string())
+    };
     engines::open(settings).map_err(unusable)
 }
 
-/// A table with more pages of locks is not for locks alone, and going through it costs money in some stores.
+/// A table with more pages of locks is not for locks alone, and going through it costs money in
+/// some stores.
 const MAX_PAGES: usize = 1000;
 
 /// All registers of a kind in a store that have a value, in the order of their names.
 pub fn all_in(settings: &StoreSettings, kind: Kind) -> Result<Vec<Location>, Error> {
     let mut store = open_store(settings)?;
-    let all = list_all(&mut *store, kind).map_err(|failure| failure.during("list the locks of", settings.url.to_string()))?;
+    let all = list_all(&mut *store, kind)
+        .map_err(|failure| failure.during("list the locks of", settings.url.to_string()))?;
     let held = all.into_iter().filter(|(_, state)| state.value.is_some());
     Ok(held.map(|(name, _)| Location::Store(settings.clone(), Key { kind, name })).collect())
 }
 
 /// All registers of a kind in a store, with their states as [`seam::Store::list`] gives them.
-pub fn list_all(store: &mut dyn seam::Store, kind: Kind) -> Result<Vec<(OsString, seam::State)>, Failure> {
+pub fn list_all(
+    store: &mut dyn seam::Store,
+    kind: Kind,
+) -> Result<Vec<(OsString, seam::State)>, Failure> {
     let (mut all, mut after) = (Vec::new(), None);
     for _ in 0..MAX_PAGES {
         let page = match store.list(kind, after.as_deref()) {
@@ -139,5 +169,6 @@ pub fn list_all(store: &mut dyn seam::Store, kind: Kind) -> Result<Vec<(OsString
             return Ok(all);
         }
     }
-    Err(Failure::permanent("it holds too many").with_hint("name the locks, or give locks a store of their own"))
+    Err(Failure::permanent("it holds too many")
+        .with_hint("name the locks, or give locks a store of their own"))
 }

@@ -1,4 +1,5 @@
-//! What the operating system knows: processes, clocks and time zones; and how foreign text is shown.
+//! What the operating system knows: processes, clocks and time zones; and how foreign text is
+//! shown.
 
 pub mod clock;
 pub mod identity;

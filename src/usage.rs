@@ -11,7 +11,8 @@ use crate::logging::{self, LogArgs};
 
 /// Prints what clap has to say: help and version as they are, an error as one line.
 pub fn answer(error: &clap::Error) -> ExitCode {
-    let is_help = !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    let is_help =
+        !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     if is_help {
         // A reader that closes the pipe (`| head`) has read enough.
         let _ = error.print();
@@ -27,11 +28,19 @@ pub fn answer(error: &clap::Error) -> ExitCode {
 fn one_line(error: &clap::Error) -> Error {
     let text = error.to_string();
     // clap writes paragraphs: the error, tips, the usage, where to find help.
-    let mut paragraphs = text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let mut paragraphs = text
+        .split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
     let message = paragraphs.next().unwrap_or_default();
     let tip = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
     let message = message.strip_prefix("error: ").unwrap_or(&message);
-    let command = std::env::args().nth(1).filter(|word| Cli::command().find_subcommand(word).is_some());
-    let usage = || format!("for usage: `serializer {}--help`", command.map(|name| name + " ").unwrap_or_default());
+    let command =
+        std::env::args().nth(1).filter(|word| Cli::command().find_subcommand(word).is_some());
+    let usage = || {
+        format!(
+            "for usage: `serializer {}--help`",
+            command.map(|name| name + " ").unwrap_or_default()
+        )
+    };
     Error::usage(message).with_hint(tip.unwrap_or_else(usage))
 }

@@ -25,7 +25,8 @@ fn parse_number(text: &str) -> Option<u32> {
 }
 
 pub fn parse_max_attempts(text: &str) -> Result<u32, String> {
-    parse_number(text).ok_or_else(|| format!("expected a whole number from 0 (try for ever) to {}", u32::MAX))
+    parse_number(text)
+        .ok_or_else(|| format!("expected a whole number from 0 (try for ever) to {}", u32::MAX))
 }
 
 pub fn parse_tries(text: &str) -> Result<NonZeroU32, String> {
@@ -46,31 +47,49 @@ fn parse_seconds(text: &str) -> Option<Duration> {
 }
 
 pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
-    parse_seconds(text).ok_or_else(|| format!("expected a number of seconds from 0 to {MAX_SECONDS}, such as 1 or 0.5"))
+    parse_seconds(text).ok_or_else(|| {
+        format!("expected a number of seconds from 0 to {MAX_SECONDS}, such as 1 or 0.5")
+    })
 }
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let span = || text.parse::<Span>().ok()?.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?.try_into().ok();
-    let duration = parse_seconds(text).or_else(span).filter(|duration: &Duration| duration.as_secs() <= MAX_SECONDS);
-    duration.ok_or_else(|| "expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d".to_owned())
+    let span = || {
+        text.parse::<Span>()
+            .ok()?
+            .to_duration(SpanRelativeTo::days_are_24_hours())
+            .ok()?
+            .try_into()
+            .ok()
+    };
+    let duration = parse_seconds(text)
+        .or_else(span)
+        .filter(|duration: &Duration| duration.as_secs() <= MAX_SECONDS);
+    duration.ok_or_else(|| {
+        "expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d".to_owned()
+    })
 }
 
 /// A time with an offset, or else in the local time zone.
 pub fn parse_time(text: &str) -> Result<Timestamp, String> {
-    let local = || text.parse::<DateTime>().ok()?.to_zoned(zone()).ok().map(|time| time.timestamp());
+    let local =
+        || text.parse::<DateTime>().ok()?.to_zoned(zone()).ok().map(|time| time.timestamp());
     let time = text.parse().ok().or_else(local);
-    time.ok_or_else(|| "expected a time such as 2026-12-01, 2026-12-01T06:00 or 2026-12-01T06:00:00Z".to_owned())
+    time.ok_or_else(|| {
+        "expected a time such as 2026-12-01, 2026-12-01T06:00 or 2026-12-01T06:00:00Z".to_owned()
+    })
 }
 
 pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {
-    process::parse_pid(text).ok_or_else(|| format!("expected a process id, a whole number from 1 to {}", i32::MAX))
+    process::parse_pid(text)
+        .ok_or_else(|| format!("expected a process id, a whole number from 1 to {}", i32::MAX))
 }
 
 /// Long enough to be renewed three times over a network, short enough to wait for.
 pub fn parse_lease_seconds(text: &str) -> Result<Duration, String> {
     let lease = parse_seconds(text).filter(|lease| (1..=86_400).contains(&lease.as_secs()));
     // Records have whole milliseconds.
-    let lease = lease.and_then(|lease| u64::try_from(lease.as_millis()).ok()).map(Duration::from_millis);
+    let lease =
+        lease.and_then(|lease| u64::try_from(lease.as_millis()).ok()).map(Duration::from_millis);
     lease.ok_or_else(|| "expected a number of seconds from 1 to 86400, such as 30".to_owned())
 }
 
@@ -85,8 +104,10 @@ pub fn parse_word<T: ValueEnum>(text: &str) -> Result<T, String> {
 /// A file name that is the same for equal commands, and for no others.
 pub fn name_from_command(command: &[OsString]) -> PathBuf {
     // No argument holds a zero byte, so `a b` and `ab` differ.
-    let words = command.iter().flat_map(|word| [word.as_bytes(), &[0]]).collect::<Vec<_>>().concat();
-    let hash: String = Sha256::digest(words).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let words =
+        command.iter().flat_map(|word| [word.as_bytes(), &[0]]).collect::<Vec<_>>().concat();
+    let hash: String =
+        Sha256::digest(words).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(c);
     let program: String = text::base_name(&program).chars().filter(is_plain).take(40).collect();

@@ -47,10 +47,12 @@ Examples:
   serializer run --name-from-command --no-wait -- ./sync.sh orders     # never twice at once
   serializer run --name-from-command --wait-and-skip -- ./refresh.sh   # wait for one that runs, and skip it
 
-The lock belongs to the command, and is released when that ends, however it does. Signals reach the command. The exit code is the \
-command's, 128 + n if signal n ended it, 127 if it is not found and 126 if it cannot be run; 76 if it succeeded, but the lock was \
-lost meanwhile. In a store, the lock has a lease, which `run` renews: if it cannot, or the lock is broken, it ends the command \
-(TERM, then KILL), and the exit code is 76. The command finds its fencing token in SERIALIZER_FENCING_TOKEN.";
+The lock belongs to the command, and is released when that ends, however it does. Signals reach \
+the command. The exit code is the command's, 128 + n if signal n ended it, 127 if it is not found \
+and 126 if it cannot be run; 76 if it succeeded, but the lock was lost meanwhile. In a store, the \
+lock has a lease, which `run` renews: if it cannot, or the lock is broken, it ends the command \
+(TERM, then KILL), and the exit code is 76. The command finds its fencing token in \
+SERIALIZER_FENCING_TOKEN.";
 
 pub const LOCK_HELP: &str = "\
 Examples:
@@ -61,10 +63,11 @@ Examples:
   token=$(serializer lock --store postgres://etl@db/meltano --print-token)
   serializer lock --once load --per day || exit     # 79: done today
 
-The lock belongs to the parent process (the script, the Meltano run), and is stale once that has ended: \
-the next `lock` takes it over at once. Locking what the same process holds already succeeds with a warning. \
-Between the tries, `lock` wakes up as soon as the lock is released or its owner ends. For a lock in a store, a process stays behind \
-that renews its lease, and releases it when the owner ends.";
+The lock belongs to the parent process (the script, the Meltano run), and is stale once that has \
+ended: the next `lock` takes it over at once. Locking what the same process holds already succeeds \
+with a warning. Between the tries, `lock` wakes up as soon as the lock is released or its owner \
+ends. For a lock in a store, a process stays behind that renews its lease, and releases it when \
+the owner ends.";
 
 pub const UNLOCK_HELP: &str = "\
 Examples:
@@ -72,8 +75,9 @@ Examples:
   serializer unlock --force    # breaks the lock, and names its holder
   serializer unlock --once load --note '512 rows'
 
-Only the process that locked can unlock; after its end, any process can. Anything else is refused with exit code 77. \
-If the lock was lost meanwhile (its lease was not renewed, or it was broken), it fails with 76.";
+Only the process that locked can unlock; after its end, any process can. Anything else is refused \
+with exit code 77. If the lock was lost meanwhile (its lease was not renewed, or it was broken), \
+it fails with 76.";
 
 pub const WAIT_HELP: &str = "\
 Examples:
@@ -81,7 +85,8 @@ Examples:
   serializer wait load.lck dbt.lck
   serializer wait --once load --timeout 14m     # until the key is done
 
-When it returns, each of them was free at one moment, and may be held again. `lock` is what keeps others out.";
+When it returns, each of them was free at one moment, and may be held again. `lock` is what keeps \
+others out.";
 
 pub const BREAK_HELP: &str = "\
 Examples:
@@ -106,9 +111,10 @@ Examples:
   */15 * * * *  serializer once load --per day -n -- ./load.sh       # in a crontab: once a day
   serializer once \"$(date +%F)\" -- meltano run tap-shop target-dwh dbt:run
 
-A key runs until it succeeds. From then on, the command is skipped: for good, or until --per or --valid-for ends. While another \
-process runs the key, this one waits, and then acts on the result of that run. An interrupted run (its process or host has died) is \
-run again. The command finds its key in SERIALIZER_ONCE_KEY, and the number of its run in SERIALIZER_TRY. Without a store or --dir, \
+A key runs until it succeeds. From then on, the command is skipped: for good, or until --per or \
+--valid-for ends. While another process runs the key, this one waits, and then acts on the result \
+of that run. An interrupted run (its process or host has died) is run again. The command finds its \
+key in SERIALIZER_ONCE_KEY, and the number of its run in SERIALIZER_TRY. Without a store or --dir, \
 keys are files in .meltano/serializer of the Meltano project, or in ~/.local/state/serializer.";
 
 pub const FLOCK_HELP: &str = "\
@@ -116,8 +122,8 @@ Examples:
   */5 * * * *  serializer flock -n /tmp/sync.lock ./sync.sh
   serializer flock -w 10 -E 4 sync.lock -c 'dbt run'
 
-FILE is a lock file of this program, and excludes only users of this program. An empty file that flock(1) \
-has left there is taken for one; any other is refused.";
+FILE is a lock file of this program, and excludes only users of this program. An empty file that \
+flock(1) has left there is taken for one; any other is refused.";
 
 pub const SCHEDULE_START_HELP: &str = "\
 Examples:

@@ -28,7 +28,8 @@ pub struct RunArgs {
     pub exclusive: bool,
     #[command(flatten)]
     pub waiting: WaitingArgs,
-    /// If another holds the lock: wait until that one has done it, and skip the command; but run it if the other has failed
+    /// If another holds the lock: wait until that one has done it, and skip the command; but run it
+    /// if the other has failed
     #[arg(long, conflicts_with_all = ["shared", "slots"])]
     pub wait_and_skip: bool,
     /// Exit code when the command was skipped
@@ -48,7 +49,8 @@ pub struct OnceArgs {
     /// Exit code when the key is done
     #[arg(long, value_name = "CODE", default_value_t = 0)]
     pub skipped_exit_code: u8,
-    /// If the key's lock in a store is lost during the run: `terminate` the command, or `warn` [env: SERIALIZER_ON_LOST]
+    /// If the key's lock in a store is lost during the run: `terminate` the command, or `warn`
+    /// [env: SERIALIZER_ON_LOST]
     #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]
     pub on_lost: Option<OnLost>,
     #[command(flatten)]
@@ -62,7 +64,11 @@ pub struct OnceArgs {
 #[derive(Args)]
 pub struct ForgetArgs {
     /// Keys to forget
-    #[arg(value_name = "KEY", required_unless_present = "done_before", conflicts_with = "done_before")]
+    #[arg(
+        value_name = "KEY",
+        required_unless_present = "done_before",
+        conflicts_with = "done_before"
+    )]
     pub keys: Vec<String>,
     /// Forget all keys that were done so long ago, such as 90d
     #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]
@@ -89,9 +95,11 @@ pub struct RuleArgs {
     #[arg(long, value_name = "DURATION", requires = "once", value_parser = values::parse_duration)]
     pub valid_for: Option<Duration>,
     /// Give the key up after N runs without success [default: never]
-    #[arg(long, value_name = "N", requires = "once", value_parser = values::parse_tries, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", requires = "once", value_parser = values::parse_tries)]
+    #[arg(allow_negative_numbers = true)]
     pub tries: Option<NonZeroU32>,
-    /// After an interrupted run (its process or host has died): `rerun`, or `stop` and give the key up [default: rerun]
+    /// After an interrupted run (its process or host has died): `rerun`, or `stop` and give the key
+    /// up [default: rerun]
     #[arg(long, value_name = "rerun|stop", requires = "once", hide_possible_values = true)]
     pub interrupted: Option<Interrupted>,
 }
@@ -99,10 +107,12 @@ pub struct RuleArgs {
 /// The command, and what belongs to it.
 #[derive(Args)]
 pub struct CommandArgs {
-    /// Hold the lock until all processes that the command has started have ended, also those in the background
+    /// Hold the lock until all processes that the command has started have ended, also those in the
+    /// background
     #[arg(long)]
     pub until_children_exit: bool,
-    /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env: SERIALIZER_ORPHANS] [default: wait]
+    /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env:
+    /// SERIALIZER_ORPHANS] [default: wait]
     #[arg(long, value_name = "wait|ignore", hide_possible_values = true)]
     pub orphans: Option<Orphans>,
     /// Accepted because flock(1) has it: the command never inherits the lock
@@ -131,7 +141,8 @@ pub struct FlockArgs {
     #[arg(short, long, visible_alias = "nb")]
     pub nonblock: bool,
     /// Fail after so many seconds
-    #[arg(short = 'w', long, visible_alias = "wait", value_name = "SECONDS", value_parser = values::parse_sleep_seconds, allow_negative_numbers = true)]
+    #[arg(short = 'w', long, visible_alias = "wait", value_name = "SECONDS")]
+    #[arg(value_parser = values::parse_sleep_seconds, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
     /// Exit code when the lock was held
     #[arg(short = 'E', long, value_name = "CODE", default_value_t = 1)]

@@ -33,8 +33,8 @@ pub enum ScheduleCommand {
 /// Where the state of tasks is.
 #[derive(Args)]
 pub struct StateArgs {
-    /// Take the tasks from the schedules of the Meltano project around the working directory, and keep their state in its
-    /// database
+    /// Take the tasks from the schedules of the Meltano project around the working directory, and
+    /// keep their state in its database
     #[arg(long)]
     pub meltano: bool,
     #[command(flatten)]
@@ -70,7 +70,8 @@ pub struct StartArgs {
     #[command(flatten)]
     pub tick: TickArgs,
     /// How long to wait for running tasks after SIGTERM before ending them
-    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = values::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "25s")]
+    #[arg(value_parser = values::parse_duration)]
     pub stop_timeout: Duration,
 }
 

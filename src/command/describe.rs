@@ -11,7 +11,9 @@ use crate::sys::text;
 pub fn run(format: &str) -> Result<(), Error> {
     let program = Cli::command();
     let shown = program.get_subcommands().filter(|command| !command.is_hide_set());
-    let commands = shown.map(|command| (command.get_name(), command.get_about().map(ToString::to_string).unwrap_or_default()));
+    let commands = shown.map(|command| {
+        (command.get_name(), command.get_about().map(ToString::to_string).unwrap_or_default())
+    });
     let text = if format == "text" {
         commands.map(|(name, about)| format!("{name:<12} {about}\n")).collect()
     } else {

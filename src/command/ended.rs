@@ -37,22 +37,35 @@ pub fn outcome(request: &Request, code: u8, is_stopped: bool, how: &str) -> Outc
     }
 }
 
-/// Why a lock could not be given back, and whether the command has certainly run alone all the same. `was_good`, of a lease,
-/// says that it had not expired when the command ended.
+/// Why a lock could not be given back, and whether the command has certainly run alone all the
+/// same. `was_good`, of a lease, says that it had not expired when the command ended.
 pub fn not_released(location: &str, error: lock::Error, was_good: Option<bool>) -> (bool, Error) {
     let is_taken = match &error {
-        lock::Error::NotLocked | lock::Error::Lost(Lost::TakenOver | Lost::Broken | Lost::Gone, _) => true,
+        lock::Error::NotLocked
+        | lock::Error::Lost(Lost::TakenOver | Lost::Broken | Lost::Gone, _) => true,
         // No holders: it has changed all the time.
         lock::Error::NotOurs(holders) => !holders.is_empty(),
         _ => false,
     };
     match was_good {
-        _ if is_taken => {
-            (false, Error::new(LOST, format!("`{location}` was not locked by the command any more when it ended{NOT_ALONE}")))
-        }
-        Some(false) => {
-            (false, Error::new(LOST, format!("the lease of `{location}` was over when the command ended{NOT_ALONE}: {error}")))
-        }
+        _ if is_taken => (
+            false,
+            Error::new(
+                LOST,
+                format!(
+                    "`{location}` was not locked by the command any more when it ended{NOT_ALONE}"
+                ),
+            ),
+        ),
+        Some(false) => (
+            false,
+            Error::new(
+                LOST,
+                format!(
+                    "the lease of `{location}` was over when the command ended{NOT_ALONE}: {error}"
+                ),
+            ),
+        ),
         // A lease that is not renewed expires.
         Some(true) | None => (was_good.is_some(), Error::mutex("unlock", location, error)),
     }
@@ -60,6 +73,7 @@ pub fn not_released(location: &str, error: lock::Error, was_good: Option<bool>) 
 
 /// What is said about an own lock that was released.
 pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
-    let rest = stays.map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));
+    let rest = stays
+        .map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));
     format!("unlocked `{location}`{}", rest.unwrap_or_default())
 }

@@ -1,4 +1,5 @@
-//! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched by a word.
+//! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched
+//! by a word.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use crate::lock::waiting::Waiting;
 use crate::record::mode::Mode;
 use crate::run::{Descendants, Program};
 
-/// `EX_NOINPUT` of sysexits.h, by which flock tells a file that cannot be used from one that is locked.
+/// `EX_NOINPUT` of sysexits.h, by which flock tells a file that cannot be used from one that is
+/// locked.
 const NO_INPUT: u8 = 66;
 
 /// From one look to the next where nothing wakes us; flock has no such setting.
@@ -24,20 +26,24 @@ const SLEEP: Duration = Duration::from_secs(1);
 pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let command = match args.command.as_slice() {
         [] => {
-            let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before and `serializer unlock` behind \
-                        what must not overlap";
-            let message =
-                "cannot lock an open file, or without a command: the lock belongs to a process, not to a file descriptor";
+            let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before \
+                        and `serializer unlock` behind what must not overlap";
+            let message = "cannot lock an open file, or without a command: the lock belongs to a \
+                           process, not to a file descriptor";
             return Err(Error::usage(message).with_hint(hint));
         }
         [option, script] if option == "-c" || option == "--command" => script_of_shell(script),
         [option, ..] if option == "-c" || option == "--command" => {
-            return Err(Error::usage("cannot run what follows `-c`: expected exactly one argument, a script"));
+            return Err(Error::usage(
+                "cannot run what follows `-c`: expected exactly one argument, a script",
+            ));
         }
         command => command.to_vec(),
     };
     if environment.has_store() {
-        tracing::warn!("`flock` locks a file of this machine; `SERIALIZER_STORE` is for `lock` and `run`");
+        tracing::warn!(
+            "`flock` locks a file of this machine; `SERIALIZER_STORE` is for `lock` and `run`"
+        );
     }
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
     let mode = if args.shared { Mode::Shared } else { Mode::EXCLUSIVE };
@@ -61,6 +67,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
             tracing::debug!("{error}");
             Ok(args.conflict_exit_code)
         }
-        ended => ended.map_err(|error| error.or_if(FAILED, NO_INPUT).or_if(BUSY, args.conflict_exit_code)),
+        ended => ended
+            .map_err(|error| error.or_if(FAILED, NO_INPUT).or_if(BUSY, args.conflict_exit_code)),
     }
 }

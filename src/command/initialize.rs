@@ -20,17 +20,23 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     if args.print_sql {
         return print_sql(&lock);
     }
-    let entry = Owner::of(getpid(), &HostIdentity::here()).and_then(|owner| Entry::new(owner, None, None));
-    let entry = entry.map_err(|error| Error::failed(format!("cannot write a record: {}", io_message(&error))))?;
+    let entry =
+        Owner::of(getpid(), &HostIdentity::here()).and_then(|owner| Entry::new(owner, None, None));
+    let entry = entry
+        .map_err(|error| Error::failed(format!("cannot write a record: {}", io_message(&error))))?;
     let token = entry.token.clone().unwrap_or_default();
     let (place, probe) = match &lock {
         // One for all processes that try, since not every store can remove it.
-        Location::Store(settings, _) => {
-            (settings.url.to_string(), Location::store(settings.clone(), ".serializer.probe".as_ref()))
-        }
+        Location::Store(settings, _) => (
+            settings.url.to_string(),
+            Location::store(settings.clone(), ".serializer.probe".as_ref()),
+        ),
         Location::File(directory, _) => {
             create(directory)?;
-            (text::path(directory), Location::file(&directory.join(format!(".serializer.{token}.probe"))))
+            (
+                text::path(directory),
+                Location::file(&directory.join(format!(".serializer.{token}.probe"))),
+            )
         }
     };
     let mut register = Register::open(&probe)?;
@@ -55,14 +61,22 @@ fn print_sql(lock: &Location) -> Result<(), Error> {
     };
     match store::open_store(settings)?.schema() {
         Some(statements) => super::print(statements.as_bytes()),
-        None => Err(Error::usage(format!("cannot print SQL: `{}` is not a database that takes it", settings.url))),
+        None => Err(Error::usage(format!(
+            "cannot print SQL: `{}` is not a database that takes it",
+            settings.url
+        ))),
     }
 }
 
 fn create(directory: &Path) -> Result<(), Error> {
     if !directory.is_dir() {
         let shown = text::path(directory);
-        let cannot = |error| Error::failed(format!("cannot create the lock directory `{shown}`: {}", io_message(&error)));
+        let cannot = |error| {
+            Error::failed(format!(
+                "cannot create the lock directory `{shown}`: {}",
+                io_message(&error)
+            ))
+        };
         fs::create_dir_all(directory).map_err(cannot)?;
         tracing::info!("created the lock directory `{shown}`");
     }

@@ -29,7 +29,8 @@ pub struct Job {
     pub waits_silently: bool,
     /// Of a task on a schedule: when its time is over, in milliseconds since boot.
     pub task_ends_at: Option<u64>,
-    /// Of a task on a schedule: the lease of its last run, which the scheduler has watched to its end.
+    /// Of a task on a schedule: the lease of its last run, which the scheduler has watched to its
+    /// end.
     pub expired: Option<Expired>,
 }
 
@@ -70,6 +71,8 @@ pub fn command_of(args: &CommandArgs) -> Vec<OsString> {
 
 /// The command that runs a script, as flock(1) does it.
 pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
-    let shell = std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into());
+    let shell = std::env::var_os("SHELL")
+        .filter(|shell| !shell.is_empty())
+        .unwrap_or_else(|| "/bin/sh".into());
     vec![shell, "-c".into(), script.to_owned()]
 }

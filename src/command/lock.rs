@@ -47,23 +47,42 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let mut mutex = Mutex::new(Register::open(&lock)?, &judge);
     let location = lock.printable();
     let cannot = |error| Error::mutex("lock", &location, error);
-    let described = requester.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
+    let described =
+        requester.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
     let mut progress = Progress::new(&waiting, false);
     let begun = Instant::now();
     let acquired = mutex.acquire(&requester, &request, &waiting, &mut progress);
     progress.clear();
-    let acquired = acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
-    if needs_keeper && let Some(unkept) = unkept(&mut mutex, &requester, &acquired).map_err(cannot)? {
-        keep(&lock, &mut mutex, &requester, unkept, request.lease.unwrap_or_default(), orphans, on_lost)?;
+    let acquired =
+        acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
+    if needs_keeper
+        && let Some(unkept) = unkept(&mut mutex, &requester, &acquired).map_err(cannot)?
+    {
+        keep(
+            &lock,
+            &mut mutex,
+            &requester,
+            unkept,
+            request.lease.unwrap_or_default(),
+            orphans,
+            on_lost,
+        )?;
     }
     let fencing = match &acquired {
         Acquired::TakenOver(grant, from) => {
             emit("takeover", &location, waited(begun));
-            tracing::info!("locked `{location}` for {described}, taken over from {}: {}", from, from.verdict);
+            tracing::info!(
+                "locked `{location}` for {described}, taken over from {}: {}",
+                from,
+                from.verdict
+            );
             grant.fencing
         }
         Acquired::AlreadyHeld(held) => {
-            tracing::warn!("`{location}` is already locked by this process ({}); nothing to do", held);
+            tracing::warn!(
+                "`{location}` is already locked by this process ({}); nothing to do",
+                held
+            );
             held.entry.as_ref().and_then(|entry| entry.fencing)
         }
         Acquired::Free(grant) => {
@@ -105,9 +124,14 @@ fn unkept(
         Acquired::AlreadyHeld(held) => held.entry.as_ref().filter(|entry| entry.lease.is_some()),
         Acquired::NotNeeded(_) => None,
     };
-    let Some((entry, token)) = held.and_then(|entry| Some((entry, entry.token.as_ref()?))) else { return Ok(None) };
+    let Some((entry, token)) = held.and_then(|entry| Some((entry, entry.token.as_ref()?))) else {
+        return Ok(None);
+    };
     // A keeper that was made just now has not begun yet; another one may have been killed.
-    if entry.keeper.is_some_and(|keeper| process::is_running(keeper) && !requester.has_started(keeper)) {
+    if entry
+        .keeper
+        .is_some_and(|keeper| process::is_running(keeper) && !requester.has_started(keeper))
+    {
         // What was only read may be out of date (a node that lags behind). What is written is not.
         return mutex.renew(token, None).map(|_| None);
     }
@@ -131,7 +155,8 @@ fn keep(
     let lease = entry.lease.map_or(lease, |own| own.duration);
     mutex.refresh(&mut grant, lease).map_err(cannot)?;
     let charge = LeaseGrant { grant, lease };
-    let begun = requester.keeper().and_then(|keeper| keeper.keep(lock, &entry, &charge, orphans, on_lost));
+    let begun =
+        requester.keeper().and_then(|keeper| keeper.keep(lock, &entry, &charge, orphans, on_lost));
     let error = match begun {
         // If this process was stopped meanwhile, the lock may be lost.
         Ok(()) if charge.is_given_up() => match mutex.renew(&charge.grant.token, None) {
@@ -140,10 +165,14 @@ fn keep(
         },
         Ok(()) => return Ok(()),
         Err(_) if charge.is_given_up() => {
-            let message = format!("cannot lock `{location}`: its lease expired before it could be renewed");
-            Error::new(LOST, message).with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
+            let message =
+                format!("cannot lock `{location}`: its lease expired before it could be renewed");
+            Error::new(LOST, message)
+                .with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
         }
-        Err(error) => Error::failed(format!("cannot keep the lease of `{location}`: {}", io_message(&error))),
+        Err(error) => {
+            Error::failed(format!("cannot keep the lease of `{location}`: {}", io_message(&error)))
+        }
     };
     // The keeper may have begun all the same.
     let _ = requester.keeper().map(|keeper| kill(keeper.identity));

@@ -11,7 +11,10 @@ pub type Metric = (&'static str, &'static str, &'static str, fn(&Value) -> Optio
 pub fn text(kind: &str, label: &str, rows: &[Value], metrics: &[Metric]) -> String {
     let mut text = String::new();
     for (name, unit, help, value) in metrics {
-        let _ = writeln!(text, "# HELP serializer_{kind}_{name} {help}\n# TYPE serializer_{kind}_{name} {unit}");
+        let _ = writeln!(
+            text,
+            "# HELP serializer_{kind}_{name} {help}\n# TYPE serializer_{kind}_{name} {unit}"
+        );
         for row in rows {
             let Some(value) = value(row) else { continue };
             let of = row[label].as_str().unwrap_or_default();

@@ -29,7 +29,8 @@ use crate::sys::identity::HostIdentity;
 use crate::sys::text::{self, io_message};
 
 /// The hint for a key that runs.
-const FORGET: &str = "`serializer forget --force KEY` forgets the running key; its run counts as lost";
+const FORGET: &str =
+    "`serializer forget --force KEY` forgets the running key; its run counts as lost";
 
 /// Poll interval of `wait --once` for keys without a wake-up.
 const WATCHED: Duration = Duration::from_secs(1);
@@ -61,15 +62,20 @@ pub fn made(location: Location) -> Result<Location, Error> {
     }
     let Location::File(directory, _) = &location else { return Ok(location) };
     let Some(why) = file::forgets(directory) else { return Ok(location) };
-    Err(Error::usage(format!("cannot keep keys in `{}`: {why}", text::path(directory)))
-        .with_hint("name another directory with `--dir` or `SERIALIZER_DIR`, or a store with `SERIALIZER_STORE`"))
+    Err(Error::usage(format!("cannot keep keys in `{}`: {why}", text::path(directory))).with_hint(
+        "name another directory with `--dir` or `SERIALIZER_DIR`, or a store with \
+                    `SERIALIZER_STORE`",
+    ))
 }
 
 /// Makes a directory. It and its keys must survive a power cut.
 fn make(directory: &Path) -> io::Result<()> {
     let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
     fs::create_dir_all(directory)?;
-    missing.into_iter().filter_map(Path::parent).try_for_each(|parent| File::open(parent)?.sync_all())
+    missing
+        .into_iter()
+        .filter_map(Path::parent)
+        .try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 /// `serializer unlock --once`
@@ -85,20 +91,28 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
     let released = match &args.token {
         Some(token) => mutex.conclude(&TokenHolder(token), ReleaseScope::Own, ending),
         None => {
-            let requester = ProcessRequester::discover(&here, environment.owner_pid(args.owner.owner_pid)?, false);
+            let requester = ProcessRequester::discover(
+                &here,
+                environment.owner_pid(args.owner.owner_pid)?,
+                false,
+            );
             mutex.conclude(&requester, ReleaseScope::Own, ending)
         }
     };
     let shown = location.printable();
     let released = match (released, &args.token) {
         // A repeated step: its run has already ended so.
-        (Err(lock::Error::NotLocked), Some(token)) if mutex.inspect()?.is_some_and(|key| key.has_ended(token, outcome)) => {
+        (Err(lock::Error::NotLocked), Some(token))
+            if mutex.inspect()?.is_some_and(|key| key.has_ended(token, outcome)) =>
+        {
             Ok(Released::Own { stays: None, was: Vec::new() })
         }
         (released, _) => released,
     };
     let released = released.map_err(|error| match error {
-        lock::Error::NotLocked => Error::failed(format!("cannot unlock `{shown}`: no run of the key is under way")),
+        lock::Error::NotLocked => {
+            Error::failed(format!("cannot unlock `{shown}`: no run of the key is under way"))
+        }
         error @ lock::Error::NotOurs(_) => Error::mutex("unlock", &shown, error).with_hint(FORGET),
         error => Error::mutex("unlock", &shown, error),
     })?;
@@ -147,7 +161,9 @@ pub fn wait(
             };
             match inspected.as_ref().map(|key| key.state) {
                 Some(State::Done) => {}
-                Some(State::GivenUp) => return Err(Error::failed(format!("`{shown}` is given up"))),
+                Some(State::GivenUp) => {
+                    return Err(Error::failed(format!("`{shown}` is given up")));
+                }
                 _ => pending = pending.or(Some((mutex, inspected, &*shown))),
             }
         }
@@ -173,7 +189,11 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
     let judge = LocalLiveness::new(HostIdentity::here(), environment.orphans(args.orphans)?);
     let locations = match args.done_before {
         Some(_) => environment.all(Kind::Once, &args.place)?,
-        None => args.keys.iter().map(|key| open(environment, &args.place, key)).collect::<Result<_, _>>()?,
+        None => args
+            .keys
+            .iter()
+            .map(|key| open(environment, &args.place, key))
+            .collect::<Result<_, _>>()?,
     };
     let mut failure: Option<Error> = None;
     for location in locations {

@@ -35,7 +35,9 @@ pub struct Progress {
 impl Progress {
     /// `is_silent` leaves logs alone.
     pub fn new(waiting: &Waiting, is_silent: bool) -> Self {
-        let is_live = io::stderr().is_terminal() && is_in_foreground() && tracing::enabled!(tracing::Level::INFO);
+        let is_live = io::stderr().is_terminal()
+            && is_in_foreground()
+            && tracing::enabled!(tracing::Level::INFO);
         let warn_at = waiting.warn_after.map(|after| Instant::now() + after);
         Self { max_attempts: waiting.max_attempts, is_live, is_silent, warn_at, ..Self::default() }
     }
@@ -54,16 +56,22 @@ impl Progress {
             return;
         }
         let is_alive = |holding: &&Holding| matches!(holding.verdict, Held::Alive(_));
-        let mut owners = holders.iter().filter(is_alive).filter_map(|holding| Some(holding.entry.as_ref()?.owner.pid));
+        let mut owners = holders
+            .iter()
+            .filter(is_alive)
+            .filter_map(|holding| Some(holding.entry.as_ref()?.owner.pid));
         if let Some(pid) = owners.find(|pid| process::is_ancestor(*pid)) {
             self.clear();
-            tracing::warn!("possible deadlock: the lock is held by pid {pid}, which started this command");
+            tracing::warn!(
+                "possible deadlock: the lock is held by pid {pid}, which started this command"
+            );
         }
     }
 
     fn draw(&mut self, message: &str) {
         // A line that wraps could not be drawn over. Room for the `^C` that a terminal shows.
-        let width = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+        let width =
+            rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
         let room = if width > 1 { width } else { 80 }.saturating_sub(3);
         let mut line: String = message.chars().take(room).collect();
         if line.len() < message.len() {
@@ -81,7 +89,8 @@ impl Progress {
 
     /// Whether to write a line about this.
     fn is_due(&mut self, news: String) -> bool {
-        let is_old = self.told.as_ref().is_some_and(|(told, when)| *told == news && when.elapsed() < REPEAT);
+        let is_old =
+            self.told.as_ref().is_some_and(|(told, when)| *told == news && when.elapsed() < REPEAT);
         if !is_old {
             self.told = Some((news, Instant::now()));
         }
@@ -91,7 +100,8 @@ impl Progress {
 
 /// A background job must not draw over what is typed.
 fn is_in_foreground() -> bool {
-    rustix::termios::tcgetpgrp(io::stderr()).is_ok_and(|foreground| foreground.as_raw_pid() == nix::unistd::getpgrp().as_raw())
+    rustix::termios::tcgetpgrp(io::stderr())
+        .is_ok_and(|foreground| foreground.as_raw_pid() == nix::unistd::getpgrp().as_raw())
 }
 
 fn write_stderr(text: &str) {

@@ -18,13 +18,24 @@ use crate::sys::process::{self, FIRST_PID_NAMESPACE, Process};
 use crate::sys::text::{self, SHELLS};
 
 /// Programs that adopt orphans, or are service managers.
-const ADOPTERS: [&str; 9] = ["systemd", "init", "tini", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runit", "pause"];
+const ADOPTERS: [&str; 9] = [
+    "systemd",
+    "init",
+    "tini",
+    "docker-init",
+    "dumb-init",
+    "catatonit",
+    "s6-svscan",
+    "runit",
+    "pause",
+];
 
 /// The subcommands of Meltano that start plugins.
 const SUBCOMMANDS: [&str; 5] = ["invoke", "run", "job", "el", "elt"];
 
-const NAME_ANOTHER: &str = "`serializer run -- COMMAND` holds it for one command; in a script, pass `--owner-pid $$` to `lock` and \
-                            `unlock`, or set `SERIALIZER_OWNER_PID`";
+const NAME_ANOTHER: &str = "`serializer run -- COMMAND` holds it for one command; in a script, \
+                            pass `--owner-pid $$` to `lock` and `unlock`, or set \
+                            `SERIALIZER_OWNER_PID`";
 
 /// A process that owns, or wants to own, a lock; this process acts for it.
 #[derive(Debug)]
@@ -48,7 +59,8 @@ impl ProcessRequester {
     /// `needs_keeper`, another process, started when the lock seems to be free, keeps the lease.
     pub fn discover(here: &HostIdentity, owner_pid: Option<Pid>, needs_keeper: bool) -> Self {
         let parent = getppid();
-        let watched: Vec<_> = parent.into_iter().chain(owner_pid).filter_map(process::running).collect();
+        let watched: Vec<_> =
+            parent.into_iter().chain(owner_pid).filter_map(process::running).collect();
         // A pidfd opened before this check is the parent's, even if its PID is used again.
         let parent_ended = getppid() != parent;
 
@@ -56,15 +68,20 @@ impl ProcessRequester {
         let arguments = pid.map(process::arguments).unwrap_or_default();
         let process = watched.iter().find(|process| Some(process.pid()) == pid);
         let owner = match (pid, process) {
-            (None, _) => Err(unfit("the parent process is in another container (PID namespace), so it cannot own a lock")),
+            (None, _) => Err(unfit(
+                "the parent process is in another container (PID namespace), so it cannot own a \
+                 lock",
+            )),
             (Some(pid), None) if owner_pid.is_some() => {
                 let hint = "check `--owner-pid` or `SERIALIZER_OWNER_PID`";
                 Err(Error::usage(format!("no such process: {pid}")).with_hint(hint))
             }
             (Some(pid), Some(process)) if owner_pid.is_some() || !parent_ended => {
-                let checked = if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
+                let checked =
+                    if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
                 let unidentifiable = |error: io::Error| Error::usage(error.to_string());
-                checked.and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
+                checked
+                    .and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
             }
             // Nothing is wrong with the command line.
             _ => Err(Error::failed("the parent process has ended").with_hint(NAME_ANOTHER)),
@@ -85,7 +102,11 @@ impl ProcessRequester {
     /// The owner's PID and command, for messages.
     pub fn describe(&self) -> Result<String, Error> {
         let pid = self.owner.as_ref().map_err(Clone::clone)?.pid;
-        Ok(if self.command.is_empty() { format!("pid {pid}") } else { format!("pid {pid} ({})", self.command) })
+        Ok(if self.command.is_empty() {
+            format!("pid {pid}")
+        } else {
+            format!("pid {pid} ({})", self.command)
+        })
     }
 
     /// The process that keeps the lease, started if need be. It ends if it is dropped without
@@ -111,22 +132,31 @@ fn unfit(why: impl Into<String>) -> Error {
 fn check_parent(here: &HostIdentity, pid: Pid, arguments: &[String]) -> Result<(), Error> {
     let command = text::command_line(arguments);
     // Some write their state behind their name: `init [2]`.
-    let program = arguments.first().and_then(|program| program.split(' ').next()).map_or("", text::base_name);
+    let program =
+        arguments.first().and_then(|program| program.split(' ').next()).map_or("", text::base_name);
     let never_ends = pid.is_init() && here.pid_namespace == Some(FIRST_PID_NAMESPACE);
     if never_ends || (ADOPTERS.contains(&program) && (pid.is_init() || program == "systemd")) {
         let why = "never exits, so the lock would never be released";
         return Err(unfit(format!("the parent process, pid {pid} ({command}), {why}")));
     }
-    let ours: Vec<String> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let ours: Vec<String> =
+        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     if is_wrapper(arguments, &ours) {
         let why = "only runs this command, so the lock would be released immediately";
         return Err(unfit(format!("the parent process (`{command}`) {why}")));
     }
     let is_subcommand = |argument: &&String| SUBCOMMANDS.contains(&argument.as_str());
-    if of_meltano(arguments).and_then(|arguments| arguments.iter().find(is_subcommand)).is_some_and(|it| it == "invoke") {
-        let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or name another owner: \
-                    in a script, `SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock`";
-        return Err(Error::usage("`meltano invoke` exits immediately, which would release the lock").with_hint(hint));
+    if of_meltano(arguments)
+        .and_then(|arguments| arguments.iter().find(is_subcommand))
+        .is_some_and(|it| it == "invoke")
+    {
+        let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), \
+                    or name another owner: in a script, `SERIALIZER_OWNER_PID=$$ meltano invoke \
+                    dbtmutex:lock`";
+        return Err(Error::usage(
+            "`meltano invoke` exits immediately, which would release the lock",
+        )
+        .with_hint(hint));
     }
     Ok(())
 }
@@ -147,14 +177,22 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
     let is_program = |word: &str| text::base_name(word) == text::base_name(program);
     let is_ours = |script: &String| {
         // `exec` and `2>/dev/null` are the shell's.
-        let mut words = script.split_whitespace().filter(|word| *word != "exec" && !word.contains(['<', '>']));
+        let mut words =
+            script.split_whitespace().filter(|word| *word != "exec" && !word.contains(['<', '>']));
         words.next().is_some_and(is_program) && words.eq(arguments.iter())
     };
-    if parent.iter().skip(1).any(|argument| argument.contains(char::is_whitespace) && is_ours(argument)) {
+    if parent
+        .iter()
+        .skip(1)
+        .any(|argument| argument.contains(char::is_whitespace) && is_ours(argument))
+    {
         return true;
     }
     // A shell runs a script, whatever arguments it gets.
-    if parent.first().is_some_and(|shell| SHELLS.contains(&text::base_name(shell).trim_start_matches('-'))) {
+    if parent
+        .first()
+        .is_some_and(|shell| SHELLS.contains(&text::base_name(shell).trim_start_matches('-')))
+    {
         return false;
     }
     let Some(split) = parent.len().checked_sub(ours.len()) else { return false };
@@ -164,16 +202,23 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
 impl Requester for ProcessRequester {
     fn entry(&self) -> io::Result<Entry> {
         let command = Some(self.command.clone()).filter(|command| !command.is_empty());
-        let keeper = self.needs_keeper.then(|| self.keeper()).transpose()?.map(|keeper| keeper.identity);
-        Ok(Entry { keeper, ..Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)? })
+        let keeper =
+            self.needs_keeper.then(|| self.keeper()).transpose()?.map(|keeper| keeper.identity);
+        Ok(Entry {
+            keeper,
+            ..Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)?
+        })
     }
 
     fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
         // Looked at only when an entry names the PID of this process.
-        let itself = (self.is_itself_an_owner && entry.owner.pid == getpid()).then(|| Owner::of(getpid(), &self.here));
+        let itself = (self.is_itself_an_owner && entry.owner.pid == getpid())
+            .then(|| Owner::of(getpid(), &self.here));
         let itself = itself.and_then(Result::ok);
         self.owner.iter().chain(&itself).any(|owner| match stored.is_legacy() {
-            true => owner.pid == entry.owner.pid && !started_after(owner.instance, stored.state.written),
+            true => {
+                owner.pid == entry.owner.pid && !started_after(owner.instance, stored.state.written)
+            }
             false => owner.is(&entry.owner),
         })
     }

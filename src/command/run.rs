@@ -42,7 +42,8 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     // Flags that stand for one holder beat SERIALIZER_SLOTS.
     let mode = if args.exclusive || args.wait_and_skip { Mode::EXCLUSIVE } else { request.mode };
     let request = Request { mode, skip_if_done: args.wait_and_skip, ..request };
-    let job = Job::new((&args.command, &args.waiting, args.request.on_lost), environment, lock, request)?;
+    let job =
+        Job::new((&args.command, &args.waiting, args.request.on_lost), environment, lock, request)?;
     execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job })
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
@@ -55,12 +56,16 @@ pub fn execute(job: &Job) -> Result<u8, Error> {
 /// Runs a job, unless it is not needed.
 pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     let program = job.program.command.first().map_or(Path::new(""), Path::new);
-    // A mistyped command must not wait for hours to be told. The run of a task tells it when it ends.
+    // A mistyped command must not wait for hours to be told. The run of a task tells it when it
+    // ends.
     if job.request.claim.is_none() {
         look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
     }
     if run::was_ignored(Signal::SIGCHLD) {
-        let why = format!("cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored", text::path(program));
+        let why = format!(
+            "cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored",
+            text::path(program)
+        );
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
     let here = HostIdentity::here();
@@ -105,7 +110,8 @@ impl Run<'_> {
         let (job, location) = (self.job, &self.location);
         let mut progress = Progress::new(&job.waiting, job.waits_silently);
         let begun = Instant::now();
-        let acquired = self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
+        let acquired =
+            self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
         progress.clear();
         let command = self.requester.describe();
         match acquired {
@@ -116,19 +122,29 @@ impl Run<'_> {
             }
             Ok(Acquired::TakenOver(grant, from)) => {
                 emit("takeover", location, waited(begun));
-                tracing::info!("locked `{location}` for `{command}`, taken over from {from}: {}", from.verdict);
+                tracing::info!(
+                    "locked `{location}` for `{command}`, taken over from {from}: {}",
+                    from.verdict
+                );
                 Ok(Some(grant))
             }
             Ok(Acquired::NotNeeded(done)) => {
                 match done {
-                    _ if job.request.claim.is_some() => tracing::debug!("another scheduler was faster"),
+                    _ if job.request.claim.is_some() => {
+                        tracing::debug!("another scheduler was faster")
+                    }
                     Some(run) => tracing::info!("skipped `{command}`: {}", run.is_done()),
-                    None => tracing::info!("skipped `{command}`: another process has just completed it under `{location}`"),
+                    None => tracing::info!(
+                        "skipped `{command}`: another process has just completed it under \
+                         `{location}`"
+                    ),
                 }
                 Ok(None)
             }
             // The command's process is new.
-            Ok(Acquired::AlreadyHeld(_)) => Err(Error::failed(format!("cannot lock `{location}`: it is locked already"))),
+            Ok(Acquired::AlreadyHeld(_)) => {
+                Err(Error::failed(format!("cannot lock `{location}`: it is locked already")))
+            }
             Err(lock::Error::Absent) => Err(self.give_up()),
             Err(lock::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
             Err(error) => Err(Error::mutex("lock", location, error)),
@@ -152,7 +168,11 @@ impl Run<'_> {
             Ok(renewing) => Ok(Some(renewing)),
             Err(error) => {
                 self.give_back()?;
-                Err(Error::failed(format!("cannot keep the lease of `{}`: {}", self.location, io_message(&error))))
+                Err(Error::failed(format!(
+                    "cannot keep the lease of `{}`: {}",
+                    self.location,
+                    io_message(&error)
+                )))
             }
         }
     }
@@ -165,7 +185,10 @@ impl Run<'_> {
             self.mutex.patience = Duration::ZERO;
             let _ = self.release(Outcome::Unknown.into());
             let (command, location) = (&self.shown, &self.location);
-            return Err(Error::new(LOST, format!("cannot run `{command}`: its lock `{location}` was lost before it began")));
+            return Err(Error::new(
+                LOST,
+                format!("cannot run `{command}`: its lock `{location}` was lost before it began"),
+            ));
         }
         if self.requester.is_alive()
             && let Some(mut child) = self.requester.take()
@@ -183,7 +206,9 @@ impl Run<'_> {
     fn variables(&self, grant: &Grant) -> Vec<(String, String)> {
         let token = grant.fencing.map(|number| ("FENCING_TOKEN", number.to_string()));
         let run = grant.run.map(|number| ("TRY", number.to_string()));
-        let key = run.as_ref().map(|_| ("ONCE_KEY", self.job.lock.key().name.to_string_lossy().into_owned()));
+        let key = run
+            .as_ref()
+            .map(|_| ("ONCE_KEY", self.job.lock.key().name.to_string_lossy().into_owned()));
         let all = token.into_iter().chain(run).chain(key);
         all.map(|(name, value)| (format!("SERIALIZER_{name}"), value)).collect()
     }
@@ -191,23 +216,29 @@ impl Run<'_> {
     /// Waits for the command's end, releases the lock, and tells how it all ended.
     fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<Ran, Error> {
         let Watched { end, lost, was_good, is_unanswered } = self.watch(child, renewing)?;
-        let code = end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
+        let code =
+            end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
         let request = &self.job.request;
         let is_stopped = end.as_ref().is_ok_and(|end| end.is_stopped);
         let how = if is_stopped { self.why_stopped() } else { format!("ended with {code}") };
         let (is_lost, counts) = (lost.is_some(), lost.is_none() && !is_stopped);
-        let outcome = if is_lost { Outcome::Unknown } else { outcome(request, code, is_stopped, &how) };
+        let outcome =
+            if is_lost { Outcome::Unknown } else { outcome(request, code, is_stopped, &how) };
         let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| counts) };
         let released = if is_lost && is_unanswered { Ok(None) } else { self.release(ending) };
         let (command, location) = (&self.shown, &self.location);
         // Nothing has run then, so a lost lock has done no harm.
         let end = match end.map_err(|error| cannot_run(self.program, &error)) {
-            Err(error) if request.claim.is_some() => return Ok(Ran { code, how: error.to_string(), number: None }),
+            Err(error) if request.claim.is_some() => {
+                return Ok(Ran { code, how: error.to_string(), number: None });
+            }
             end => end?,
         };
         if let Some(why) = lost {
-            let hint = "unless it ended in time, it may not have run alone; a longer `SERIALIZER_LEASE_SECONDS` outlasts outages";
-            let message = format!("ended `{command}`, because its lock `{location}` was lost: {why}");
+            let hint = "unless it ended in time, it may not have run alone; a longer \
+                        `SERIALIZER_LEASE_SECONDS` outlasts outages";
+            let message =
+                format!("ended `{command}`, because its lock `{location}` was lost: {why}");
             return Err(Error::new(LOST, message).with_hint(hint));
         }
         match released {
@@ -218,7 +249,9 @@ impl Run<'_> {
             Err(error) => {
                 let (is_harmless, error) = not_released(location, error, was_good);
                 if end.code == DONE && error.code != LOST && request.once.is_some() {
-                    return Err(error.during(&format!("`{command}` has succeeded, but may run again")));
+                    return Err(
+                        error.during(&format!("`{command}` has succeeded, but may run again"))
+                    );
                 }
                 if end.code == DONE && !is_harmless {
                     return Err(error);
@@ -250,12 +283,15 @@ impl Run<'_> {
         let end = child.wait(Lease { lost: lost_fd, kill_at: &kill_at, on_loss: &mut on_loss });
         let was_good = renewing.as_ref().map(Renewing::is_good);
         let is_unanswered = renewing.as_ref().is_some_and(Renewing::is_unanswered);
-        // A lost lease ends by itself: one request frees it earlier, but an absent store is not waited for.
+        // A lost lease ends by itself: one request frees it earlier, but an absent store is not
+        // waited for.
         if lost.is_some() || was_good == Some(false) {
             self.mutex.patience = Duration::ZERO;
         }
         // Then it may still run, so the lock is left to end with it.
-        let untold = |error| Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, io_message(&error)));
+        let untold = |error| {
+            Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, io_message(&error)))
+        };
         Ok(Watched { end: end.map_err(untold)?, lost, was_good, is_unanswered })
     }
 
@@ -280,7 +316,8 @@ impl Run<'_> {
         }
     }
 
-    /// Gives the lock back, if it is still the command's; tells for how long it stays held all the same.
+    /// Gives the lock back, if it is still the command's; tells for how long it stays held all the
+    /// same.
     fn release(&mut self, ending: Ending<'_>) -> Result<Option<Duration>, lock::Error> {
         match self.mutex.conclude(&self.requester, ReleaseScope::Own, ending)? {
             Released::Own { stays, .. } => Ok(stays),
@@ -298,6 +335,9 @@ impl Run<'_> {
     fn give_up(&mut self) -> Error {
         drop(self.requester.take());
         self.requester.signals().into_iter().for_each(Signals::die);
-        Error::failed(format!("cannot run `{}`: its process was killed before it began", self.shown))
+        Error::failed(format!(
+            "cannot run `{}`: its process was killed before it began",
+            self.shown
+        ))
     }
 }

@@ -31,7 +31,11 @@ trait Row: Sized {
     const HEADER: &'static [&'static str];
 
     /// `None` if a list of all does not have it.
-    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, store::Error>;
+    fn look(
+        location: &Location,
+        mutex: &mut Mutex<'_>,
+        is_named: bool,
+    ) -> Result<Option<Self>, store::Error>;
 
     /// Stands for one that cannot be read.
     fn unreadable(_location: &Location, _error: &store::Error) -> Option<Self> {
@@ -59,7 +63,8 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     }
     let report = look(args, environment)?;
     if args.metrics {
-        let (kind, label, metrics) = if args.once { ("key", "key", Key::METRICS) } else { ("lock", "path", Lock::METRICS) };
+        let (kind, label, metrics) =
+            if args.once { ("key", "key", Key::METRICS) } else { ("lock", "path", Lock::METRICS) };
         super::print(metrics::text(kind, label, &report.json, metrics).as_bytes())?;
     } else if args.json {
         super::print(super::to_json(&json!({ what(args): report.json }))?.as_bytes())?;
@@ -102,19 +107,30 @@ fn look(args: &StatusArgs, environment: &Environment) -> Result<Report, Error> {
     let locations = if !is_named {
         environment.all(kind, place)?
     } else if args.once {
-        args.names.iter().map(|name| environment.key(kind, place, &name.to_string_lossy())).collect::<Result<_, _>>()?
+        args.names
+            .iter()
+            .map(|name| environment.key(kind, place, &name.to_string_lossy()))
+            .collect::<Result<_, _>>()?
     } else {
         environment.locks(&args.file, &args.names)?
     };
-    let mut report =
-        if args.once { report::<Key>(&locations, &judge, is_named)? } else { report::<Lock>(&locations, &judge, is_named)? };
+    let mut report = if args.once {
+        report::<Key>(&locations, &judge, is_named)?
+    } else {
+        report::<Lock>(&locations, &judge, is_named)?
+    };
     if report.json.is_empty() {
-        report.text = format!("there are no {} in `{}`\n", what(args), environment.place(kind, place)?);
+        report.text =
+            format!("there are no {} in `{}`\n", what(args), environment.place(kind, place)?);
     }
     Ok(report)
 }
 
-fn report<T: Row>(locations: &[Location], judge: &LocalLiveness, is_named: bool) -> Result<Report, Error> {
+fn report<T: Row>(
+    locations: &[Location],
+    judge: &LocalLiveness,
+    is_named: bool,
+) -> Result<Report, Error> {
     let (mut rows, mut failure) = (Vec::new(), None);
     for location in locations {
         match T::look(location, &mut Mutex::new(Register::open(location)?, judge), is_named) {

@@ -32,17 +32,26 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
 pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, args.name.as_deref())?;
     // Only the token counts, for a lock of this process as well.
-    let released = release("break", &lock, None, environment.orphans(None)?, ReleaseScope::Token(&args.token));
-    let hint = "the lock may have changed hands, or this is a fencing token; `serializer status --json` shows both";
+    let released =
+        release("break", &lock, None, environment.orphans(None)?, ReleaseScope::Token(&args.token));
+    let hint = "the lock may have changed hands, or this is a fencing token; `serializer status \
+                --json` shows both";
     released.map_err(|error| if error.code == REFUSED { error.with_hint(hint) } else { error })
 }
 
-fn release(verb: &str, lock: &Location, owner_pid: Option<Pid>, orphans: Orphans, scope: ReleaseScope<'_>) -> Result<(), Error> {
+fn release(
+    verb: &str,
+    lock: &Location,
+    owner_pid: Option<Pid>,
+    orphans: Orphans,
+    scope: ReleaseScope<'_>,
+) -> Result<(), Error> {
     let here = HostIdentity::here();
     let requester = ProcessRequester::discover(&here, owner_pid, false);
     let judge = LocalLiveness::new(here.clone(), orphans);
     let location = lock.printable();
-    let released = Mutex::new(Register::open(lock)?, &judge).release(&requester, scope, Outcome::Unknown);
+    let released =
+        Mutex::new(Register::open(lock)?, &judge).release(&requester, scope, Outcome::Unknown);
     match released.map_err(|error| Error::mutex(verb, &location, error))? {
         Released::Own { stays, was } => {
             was.iter().for_each(|entry| lease::process::dismiss(entry, &here));

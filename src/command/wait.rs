@@ -36,7 +36,9 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
         progress.clear();
         signals.iter().for_each(Signals::die);
         let code = args.waiting.conflict_exit_code;
-        free.map_err(|error| Error::mutex("wait for", &location.printable(), error).or_if(BUSY, code))?;
+        free.map_err(|error| {
+            Error::mutex("wait for", &location.printable(), error).or_if(BUSY, code)
+        })?;
     }
     Ok(())
 }

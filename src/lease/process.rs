@@ -73,7 +73,8 @@ impl Keeper {
     pub fn spawn() -> io::Result<Self> {
         // Inherited files must not stay open as long as the owner lives.
         close_fds::set_fds_cloexec(3, &[]);
-        let (pid, channel) = helper::spawn(NAME, |command| command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+        let (pid, channel) =
+            helper::spawn(NAME, |command| command.stdout(Stdio::null()).stderr(Stdio::null()))?;
         let instance = process::running(pid).ok_or_else(has_ended)?.instance;
         Ok(Self { identity: (pid, instance), channel })
     }
@@ -88,7 +89,13 @@ impl Keeper {
         on_lost: OnLost,
     ) -> io::Result<()> {
         let record = Record::of(vec![entry.clone()]).ok_or(io::ErrorKind::FileTooLarge)?.to_text();
-        let kept = KeptLock { location: location.clone(), record, charge: charge.clone(), orphans, on_lost };
+        let kept = KeptLock {
+            location: location.clone(),
+            record,
+            charge: charge.clone(),
+            orphans,
+            on_lost,
+        };
         send(&self.channel, &serde_json::to_vec(&kept)?, SendFlags::NOSIGNAL)?;
         let rest = Duration::from_millis(charge.given_up().saturating_sub(since_boot()));
         poll::sleep(START.min(rest), &[self.channel.as_fd()])?;
@@ -96,8 +103,12 @@ impl Keeper {
         match recv(&self.channel, &mut answer, RecvFlags::DONTWAIT) {
             Ok((_, 0)) => Err(has_ended()),
             Ok((_, length)) if &answer[..length] == BEGUN => Ok(()),
-            Ok((_, length)) => Err(io::Error::other(String::from_utf8_lossy(&answer[..length]).into_owned())),
-            Err(Errno::AGAIN) => Err(io::Error::other("the process that keeps the lease does not answer")),
+            Ok((_, length)) => {
+                Err(io::Error::other(String::from_utf8_lossy(&answer[..length]).into_owned()))
+            }
+            Err(Errno::AGAIN) => {
+                Err(io::Error::other("the process that keeps the lease does not answer"))
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -131,11 +142,14 @@ pub fn dismiss(entry: &Entry, here: &HostIdentity) {
     }
 }
 
-/// Sends a signal to the keeper of an entry, if it is a process of this place that was started with the argument `name`.
+/// Sends a signal to the keeper of an entry, if it is a process of this place that was started with
+/// the argument `name`.
 pub fn signal_keeper(entry: &Entry, here: &HostIdentity, name: &str, signal: Signal) {
     // Hosts are renamed, and that does not matter here.
-    let is_here =
-        |place: &HostIdentity| place.boot.is_some() && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace);
+    let is_here = |place: &HostIdentity| {
+        place.boot.is_some()
+            && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace)
+    };
     let Some(keeper) = entry.keeper.filter(|_| is_here(&entry.owner.place)) else { return };
     // The record may name any process.
     if process::arguments(keeper.0).get(1).is_some_and(|argument| argument == name) {
@@ -155,7 +169,8 @@ fn main() -> Option<()> {
     let _ = rustix::thread::set_name(c"serializer");
     let channel = io::stdin().as_fd().try_clone_to_owned().ok()?;
     let mut message = vec![0; MAX_MESSAGE];
-    let (_, length) = rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty())).ok()?;
+    let (_, length) =
+        rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty())).ok()?;
     // Without a message, the lock was not acquired.
     let kept: KeptLock = serde_json::from_slice(&message[..length]).ok()?;
     let entry = kept.entry()?;
@@ -168,7 +183,8 @@ fn main() -> Option<()> {
     };
     // Ctrl-C is meant for the owner.
     let _ = rustix::process::setsid();
-    let answer = begun.as_ref().map_or_else(|why| &why.as_bytes()[..why.len().min(MAX_ANSWER)], |()| BEGUN);
+    let answer =
+        begun.as_ref().map_or_else(|why| &why.as_bytes()[..why.len().min(MAX_ANSWER)], |()| BEGUN);
     send(&channel, answer, SendFlags::NOSIGNAL).ok()?;
     begun.ok()?;
     drop(channel);
@@ -184,16 +200,27 @@ impl KeptLock {
 
     fn keep(self, entry: &Entry) -> io::Result<()> {
         let judge = LocalLiveness::new(HostIdentity::here(), self.orphans);
-        let renewing =
-            Renewing::start(&self.location, self.charge.clone(), None, self.on_lost, self.at_worst(entry.owner.clone()))?;
-        let here = Stored { state: State { is_local: true, ..State::default() }, ..Stored::default() };
+        let renewing = Renewing::start(
+            &self.location,
+            self.charge.clone(),
+            None,
+            self.on_lost,
+            self.at_worst(entry.owner.clone()),
+        )?;
+        let here =
+            Stored { state: State { is_local: true, ..State::default() }, ..Stored::default() };
         // Ends with the owner, or with the lease.
         loop {
             let Verdict::Held(held) = judge.judge(&here, entry) else {
                 drop(renewing);
-                let mut mutex = Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
+                let mut mutex =
+                    Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
                 // If this fails, the lease expires.
-                let _ = mutex.release(&TokenHolder(&self.charge.grant.token), ReleaseScope::Own, Outcome::Unknown);
+                let _ = mutex.release(
+                    &TokenHolder(&self.charge.grant.token),
+                    ReleaseScope::Own,
+                    Outcome::Unknown,
+                );
                 return Ok(());
             };
             let lost = renewing.lost_fd();

@@ -21,7 +21,8 @@ use crate::sys::poll::{self, is_readable};
 use crate::sys::text::io_message;
 use crate::sys::timer::Timer;
 
-/// How long the connection that acquired the lock stays open: a command that ends before that needs no second login.
+/// How long the connection that acquired the lock stays open: a command that ends before that needs
+/// no second login.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// A lease that is renewed as long as this value lives.
@@ -61,8 +62,9 @@ impl Kept for Renewal {
 }
 
 impl Renewing {
-    /// Begins to renew. `idle` stays open for a second, for a command that ends before that. With `OnLost::Warn`, the thread
-    /// reports a loss. `at_worst` ends what runs under the lock when this process cannot continue.
+    /// Begins to renew. `idle` stays open for a second, for a command that ends before that. With
+    /// `OnLost::Warn`, the thread reports a loss. `at_worst` ends what runs under the lock when
+    /// this process cannot continue.
     pub fn start(
         location: &Location,
         charge: LeaseGrant,
@@ -72,17 +74,26 @@ impl Renewing {
     ) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
         let status = StdMutex::new(Status { charge: charge.clone(), trouble: None, lost: None });
-        let renewal = Arc::new(Renewal { location: location.clone(), on_lost, timer: Timer::new()?, status, at_worst });
+        let renewal = Arc::new(Renewal {
+            location: location.clone(),
+            on_lost,
+            timer: Timer::new()?,
+            status,
+            at_worst,
+        });
         renewal.set_charge(charge)?;
         let panics = Registration::of(renewal.clone());
         let renewing = Self { renewal: renewal.clone(), _stop: stop, _panics: panics };
-        // Not joined in the end: it holds nothing, and its last write is conditional on the lock being held.
-        thread::Builder::new().name("lease".to_owned()).spawn(move || renewal.run(idle, stopped.as_fd()))?;
+        // Not joined in the end: it holds nothing, and its last write is conditional on the lock
+        // being held.
+        thread::Builder::new()
+            .name("lease".to_owned())
+            .spawn(move || renewal.run(idle, stopped.as_fd()))?;
         Ok(renewing)
     }
 
-    /// Becomes readable when the lock is lost; with `OnLost::Terminate`, when it is so close to it that what runs under it has to
-    /// end.
+    /// Becomes readable when the lock is lost; with `OnLost::Terminate`, when it is so close to it
+    /// that what runs under it has to end.
     pub fn lost_fd(&self) -> BorrowedFd<'_> {
         self.renewal.timer.fd()
     }
@@ -98,8 +109,8 @@ impl Renewing {
         since_boot() < self.renewal.status().charge.after(1, 1)
     }
 
-    /// When to kill what runs under it and is told to end now, in milliseconds since boot: after some time, but before others may
-    /// have the lock.
+    /// When to kill what runs under it and is told to end now, in milliseconds since boot: after
+    /// some time, but before others may have the lock.
     pub fn kill_at(&self) -> u64 {
         let charge = &self.renewal.status().charge;
         (since_boot() + charge.grace()).min(charge.after(1, 1))
@@ -114,7 +125,9 @@ impl Renewing {
     pub fn why(&self) -> String {
         match &*self.renewal.status() {
             Status { lost: Some((why, _)), .. } => why.clone(),
-            Status { trouble: Some(why), .. } => format!("its lease could not be renewed in time: {why}"),
+            Status { trouble: Some(why), .. } => {
+                format!("its lease could not be renewed in time: {why}")
+            }
             _ => "its lease could not be renewed in time".to_owned(),
         }
     }
@@ -158,9 +171,14 @@ impl Renewal {
     }
 
     /// Renews until `stopped` is readable, or the store says that the lock is lost.
-    fn keep(&self, mut idle: Option<Connection>, stopped: BorrowedFd<'_>) -> io::Result<Option<Lost>> {
+    fn keep(
+        &self,
+        mut idle: Option<Connection>,
+        stopped: BorrowedFd<'_>,
+    ) -> io::Result<Option<Lost>> {
         let judge = LocalLiveness::new(HostIdentity::default(), Orphans::Ignore);
-        let mut mutex = Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
+        let mut mutex =
+            Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
         let mut charge = self.status().charge.clone();
         let mut is_told = false;
         let timer = Timer::new()?;
@@ -192,9 +210,14 @@ impl Renewal {
                     tracing::debug!("cannot renew the lease: {error}");
                     self.status().trouble = Some(error.to_string());
                     // Nothing else is done about it, and it may last for long.
-                    if self.on_lost == OnLost::Warn && charge.is_given_up() && !std::mem::replace(&mut is_told, true) {
+                    if self.on_lost == OnLost::Warn
+                        && charge.is_given_up()
+                        && !std::mem::replace(&mut is_told, true)
+                    {
                         let name = self.location.printable();
-                        tracing::warn!("the lease of `{name}` could not be renewed in time: {error}");
+                        tracing::warn!(
+                            "the lease of `{name}` could not be renewed in time: {error}"
+                        );
                     }
                     timer.set(since_boot() + (charge.millis() / 24).clamp(50, 2000))?;
                 }
@@ -219,10 +242,17 @@ mod tests {
     #[test]
     fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
         for on_lost in [OnLost::Terminate, OnLost::Warn] {
-            let grant = Grant { token: "t".to_owned(), fencing: None, leased_at: since_boot(), run: None, is_stopped: false };
+            let grant = Grant {
+                token: "t".to_owned(),
+                fencing: None,
+                leased_at: since_boot(),
+                run: None,
+                is_stopped: false,
+            };
             let charge = LeaseGrant { grant, lease: Duration::from_secs(3600) };
             let location = Location::file("/nonexistent".as_ref());
-            let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread");
+            let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {}))
+                .expect("a thread");
             assert!(!renewing.is_given_up() && !renewing.is_unanswered());
             renewing.renewal.lose("internal error");
             assert!(renewing.is_given_up() && is_readable(&renewing.lost_fd()));

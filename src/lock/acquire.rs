@@ -16,7 +16,8 @@ use crate::record::{Entry, Lease, Outcome, Record};
 use crate::store;
 use crate::sys::clock::since_boot;
 
-/// How many acquisitions with lost answers are remembered. If a store breaks all the time, it made the last ones, if any.
+/// How many acquisitions with lost answers are remembered. If a store breaks all the time, it made
+/// the last ones, if any.
 const MAX_UNCONFIRMED: usize = 256;
 
 /// What a requester wants.
@@ -33,18 +34,20 @@ struct Bid<'b> {
 enum Decision {
     /// Nothing is to be written.
     Answer(Result<Attempt<Acquired>, Error>),
-    /// The requester lost the lock before, which it must be told. These entries stay; `None` if its mark is gone already.
+    /// The requester lost the lock before, which it must be told. These entries stay; `None` if its
+    /// mark is gone already.
     Lost(Option<Vec<Entry>>, Vec<Holding>),
-    /// The requester may join the holders, in place of the former ones; with this run of a key that runs once.
+    /// The requester may join the holders, in place of the former ones; with this run of a key that
+    /// runs once.
     Free(Vec<Holding>, Vec<StaleHolder>, Option<Run>),
 }
 
 impl Mutex<'_> {
     /// Acquires the lock, waiting for it within `waiting`.
     ///
-    /// With `skip_if_done`, it waits without a place in the queue for the present holder. If that reports success, nothing is
-    /// acquired; otherwise it tries again.
-    /// Nothing is held after an error.
+    /// With `skip_if_done`, it waits without a place in the queue for the present holder. If that
+    /// reports success, nothing is acquired; otherwise it tries again. Nothing is held after an
+    /// error.
     pub fn acquire(
         &mut self,
         requester: &dyn Requester,
@@ -67,12 +70,16 @@ impl Mutex<'_> {
             if let Attempt::Busy(holders) = &attempt
                 && request.skip_if_done
             {
-                bid.awaited = holders.first().and_then(|holding| holding.entry.as_ref()?.token.clone());
+                bid.awaited =
+                    holders.first().and_then(|holding| holding.entry.as_ref()?.token.clone());
             }
             Ok(attempt)
         });
         self.register.leave_queue();
-        if request.skip_if_done && matches!(acquired, Ok(Acquired::NotNeeded(_))) && !self.has_waiters() {
+        if request.skip_if_done
+            && matches!(acquired, Ok(Acquired::NotNeeded(_)))
+            && !self.has_waiters()
+        {
             // If this fails, the next holder does it.
             let _ = self.forget_outcome();
         }
@@ -86,8 +93,10 @@ impl Mutex<'_> {
             if !requester.is_alive() {
                 return Err(Error::Absent);
             }
-            let (stored, judged) = self.look()?.map_or((None, Vec::new()), |(stored, judged)| (Some(stored), judged));
-            let has_no_clock = self.register.now().is_none() && self.register.next_number().is_some();
+            let (stored, judged) =
+                self.look()?.map_or((None, Vec::new()), |(stored, judged)| (Some(stored), judged));
+            let has_no_clock =
+                self.register.now().is_none() && self.register.next_number().is_some();
             if request.at_least.is_some() && request.lease.is_some() && has_no_clock {
                 return Err(Error::NoClock);
             }
@@ -128,8 +137,14 @@ impl Mutex<'_> {
     }
 
     /// Decides by what is stored alone; nothing is written.
-    fn evaluate(&self, stored: Option<&Stored>, judged: Vec<Judged<Verdict>>, bid: &Bid<'_>) -> Decision {
-        // The PID in a legacy record may be another container's: reason enough to unlock, but not to lock.
+    fn evaluate(
+        &self,
+        stored: Option<&Stored>,
+        judged: Vec<Judged<Verdict>>,
+        bid: &Bid<'_>,
+    ) -> Decision {
+        // The PID in a legacy record may be another container's: reason enough to unlock, but not
+        // to lock.
         let owns = |entry: &Entry| {
             let is_own = |stored: &Stored| !stored.is_legacy() && bid.requester.owns(stored, entry);
             stored.is_some_and(is_own) || self.unconfirmed(entry).is_some()
@@ -138,17 +153,23 @@ impl Mutex<'_> {
         if let Some(own) = own.into_iter().next() {
             let mode = own.entry.as_ref().map_or(bid.request.mode, |entry| entry.mode);
             let began = own.entry.as_ref().and_then(|entry| Some(entry.once.as_ref()?.began));
-            return Decision::Answer(match own.entry.as_ref().and_then(|entry| self.unconfirmed(entry)) {
-                Some(grant) => Ok(Attempt::Done(Acquired::Free(grant.clone()))),
-                None if mode != bid.request.mode => Err(Error::HeldOtherwise(mode)),
-                // It runs for an earlier period, and would wait for itself.
-                None if began.is_some() && began < bid.since => Err(Error::Busy(1, Seen::held(vec![own]))),
-                None => Ok(Attempt::Done(Acquired::AlreadyHeld(Box::new(own)))),
-            });
+            return Decision::Answer(
+                match own.entry.as_ref().and_then(|entry| self.unconfirmed(entry)) {
+                    Some(grant) => Ok(Attempt::Done(Acquired::Free(grant.clone()))),
+                    None if mode != bid.request.mode => Err(Error::HeldOtherwise(mode)),
+                    // It runs for an earlier period, and would wait for itself.
+                    None if began.is_some() && began < bid.since => {
+                        Err(Error::Busy(1, Seen::held(vec![own])))
+                    }
+                    None => Ok(Attempt::Done(Acquired::AlreadyHeld(Box::new(own)))),
+                },
+            );
         }
-        // The owner may not have noticed that it lost the lock, and that others have had it since. It never relied on an
-        // acquisition whose answer was lost.
-        lost.retain(|entry| entry.released == Some(Outcome::Lost) && self.unconfirmed(entry).is_none());
+        // The owner may not have noticed that it lost the lock, and that others have had it since.
+        // It never relied on an acquisition whose answer was lost.
+        lost.retain(|entry| {
+            entry.released == Some(Outcome::Lost) && self.unconfirmed(entry).is_none()
+        });
         if let Some(stored) = stored.filter(|_| !lost.is_empty()) {
             return Decision::Lost(Some(stored.without(&lost)), held);
         }
@@ -175,13 +196,27 @@ impl Mutex<'_> {
     }
 
     /// Decides about a key that runs once, which has no holder, by its last run.
-    fn evaluate_key(&self, rule: Rule, bid: &Bid<'_>, held: Vec<Holding>, former: Vec<StaleHolder>) -> Decision {
-        let mut entries = former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
+    fn evaluate_key(
+        &self,
+        rule: Rule,
+        bid: &Bid<'_>,
+        held: Vec<Holding>,
+        former: Vec<StaleHolder>,
+    ) -> Decision {
+        let mut entries =
+            former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
         let last = entries.rfind(|(entry, _)| entry.released != Some(Outcome::Lost));
-        let last = match last.map(|(entry, why)| (entry.once.as_ref(), Ended::of(entry, &Verdict::Stale(why)))) {
+        let last = match last
+            .map(|(entry, why)| (entry.once.as_ref(), Ended::of(entry, &Verdict::Stale(why))))
+        {
             Some((Some(run), Some(ended))) => Some((run, ended)),
             // Of a newer format, or another program's.
-            Some(_) => return Decision::Answer(Err(self.register.is_foreign("it does not tell of a run").into())),
+            Some(_) => {
+                return Decision::Answer(Err(self
+                    .register
+                    .is_foreign("it does not tell of a run")
+                    .into()));
+            }
             None => None,
         };
         let (name, now) = (self.register.name(), self.register.time());
@@ -191,7 +226,9 @@ impl Mutex<'_> {
         };
         match next {
             Next::Run(run) => Decision::Free(held, former, Some(run)),
-            Next::Skip => Decision::Answer(Ok(Attempt::Done(Acquired::NotNeeded(last.map(|(run, _)| Box::new(run.clone())))))),
+            Next::Skip => Decision::Answer(Ok(Attempt::Done(Acquired::NotNeeded(
+                last.map(|(run, _)| Box::new(run.clone())),
+            )))),
             Next::GiveUp(why) => Decision::Answer(Err(Error::GivenUp(why))),
         }
     }
@@ -213,14 +250,20 @@ impl Mutex<'_> {
         let mut entry = requester.entry().map_err(Error::Entry)?;
         (entry.mode, entry.once) = (request.mode, run);
         let clock = if request.lease.is_some() { self.register.now() } else { Some(since_boot()) };
-        let end = |at_least: Duration| Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)));
+        let end = |at_least: Duration| {
+            Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)))
+        };
         entry.until = request.at_least.and_then(end);
         let entries = former.iter().filter_map(|former| former.entry.as_ref());
         let succeeded = entries.filter(|entry| entry.released == Some(Outcome::Succeeded));
         entry.previous = succeeded.filter_map(|entry| entry.token.clone()).next();
         // Before the end of the lease is computed, and before it is sent.
         let leased_at = since_boot();
-        entry.lease = request.lease.map(|duration| Lease { duration, expires: self.expiry(duration), renewals: 0 });
+        entry.lease = request.lease.map(|duration| Lease {
+            duration,
+            expires: self.expiry(duration),
+            renewals: 0,
+        });
         entry.fencing = request.lease.and_then(|_| self.register.next_number());
         let was_own = |entry: &Entry| stored.is_some_and(|stored| requester.owns(stored, entry));
         let marks = self.lost_marks(&former).into_iter().filter(|mark| !was_own(mark));
@@ -247,12 +290,15 @@ impl Mutex<'_> {
             // Nothing was changed, and what the other process is doing is unknown.
             Err(error) if error.cause == store::Cause::Contended => {
                 let verdict = || Held::Unknown(Unknown::Contended);
-                let former =
-                    former.into_iter().map(|Judged { entry, written, .. }| Judged { entry, written, verdict: verdict() });
+                let former = former.into_iter().map(|Judged { entry, written, .. }| Judged {
+                    entry,
+                    written,
+                    verdict: verdict(),
+                });
                 Ok(Some(Attempt::Busy(held.into_iter().chain(former).collect())))
             }
-            // It may be done, even after a conflict, which is the second answer if a proxy has sent the write twice. The next look
-            // tells, by the token.
+            // It may be done, even after a conflict, which is the second answer if a proxy has sent
+            // the write twice. The next look tells, by the token.
             write => {
                 self.unconfirmed.truncate(MAX_UNCONFIRMED - 1);
                 self.unconfirmed.insert(0, grant);
@@ -263,7 +309,8 @@ impl Mutex<'_> {
 
     /// How long earlier waiters have left the lock free, in one and the same state.
     fn left_for(&mut self) -> Duration {
-        // A freed register has a version, too: two hand-offs between two polls leave it free each time.
+        // A freed register has a version, too: two hand-offs between two polls leave it free each
+        // time.
         let seen = self.register.version().map(<[u8]>::to_vec);
         if self.left_to_others.as_ref().is_none_or(|(version, _)| *version != seen) {
             self.left_to_others = Some((seen, Instant::now()));
@@ -274,7 +321,8 @@ impl Mutex<'_> {
     /// Removes what tells how an acquisition went, if there is nothing else.
     fn forget_outcome(&mut self) -> Result<(), Error> {
         let Some(stored) = self.register.load()? else { return Ok(()) };
-        let tells_only = |entry: &Entry| entry.released == Some(Outcome::Succeeded) && entry.until.is_none();
+        let tells_only =
+            |entry: &Entry| entry.released == Some(Outcome::Succeeded) && entry.until.is_none();
         if !stored.entries().is_empty() && stored.entries().iter().all(tells_only) {
             // After a conflict, another process makes use of it.
             self.register.put(Some(&stored), None)?;
@@ -283,7 +331,8 @@ impl Mutex<'_> {
     }
 }
 
-/// Whether a requester may join these holders; not where they may mean something that is not understood here.
+/// Whether a requester may join these holders; not where they may mean something that is not
+/// understood here.
 fn joins(mode: Mode, holders: &[Holding]) -> bool {
     let modes = holders.iter().map(|holding| match holding.verdict {
         Held::Unknown(Unknown::NewerVersion | Unknown::BeingWritten) => None,
@@ -292,10 +341,12 @@ fn joins(mode: Mode, holders: &[Holding]) -> bool {
     modes.collect::<Option<Vec<_>>>().is_some_and(|modes| mode.joins(&modes))
 }
 
-/// Whether to overtake earlier waiters that do not take what this one could have: not if they may be waiting for the very
-/// holders that it would join. Sharers in succession would keep out an exclusive waiter for ever. A requester of one of several
-/// slots, as all holders were, can expect that the waiters want one, too.
+/// Whether to overtake earlier waiters that do not take what this one could have: not if they may
+/// be waiting for the very holders that it would join. Sharers in succession would keep out an
+/// exclusive waiter for ever. A requester of one of several slots, as all holders were, can expect
+/// that the waiters want one, too.
 fn may_overtake(mode: Mode, holders: &[Holding]) -> bool {
-    let is_alike = |holding: &Holding| holding.entry.as_ref().is_some_and(|entry| entry.mode == mode);
+    let is_alike =
+        |holding: &Holding| holding.entry.as_ref().is_some_and(|entry| entry.mode == mode);
     holders.is_empty() || (mode != Mode::Shared && holders.iter().all(is_alike))
 }

@@ -27,7 +27,11 @@ impl<V> Judged<V> {
         let entry = self.entry.as_ref()?;
         let is_legacy = entry.token.is_none() && entry.owner.place.boot.is_none();
         let asked = || text::command_line(&process::arguments(entry.owner.pid));
-        if is_legacy { Some(asked()).filter(|command| !command.is_empty()) } else { entry.command.clone() }
+        if is_legacy {
+            Some(asked()).filter(|command| !command.is_empty())
+        } else {
+            entry.command.clone()
+        }
     }
 }
 
@@ -58,12 +62,15 @@ impl<V> fmt::Display for Judged<V> {
 
 /// The holders, and why they count as such if that is not plain; in short while one waits.
 pub fn listed(holders: &[Holding], is_short: bool) -> String {
-    let Some((first, others)) = holders.split_first() else { return "several processes in turn".to_owned() };
+    let Some((first, others)) = holders.split_first() else {
+        return "several processes in turn".to_owned();
+    };
     let holder = if is_short { format!("{first:#}") } else { first.to_string() };
     let why = match &first.verdict {
         Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => String::new(),
         held => format!("; {held}"),
     };
-    let more = if others.is_empty() { String::new() } else { format!(", and {} more", others.len()) };
+    let more =
+        if others.is_empty() { String::new() } else { format!(", and {} more", others.len()) };
     holder + &why + &more
 }

@@ -15,7 +15,8 @@ use crate::record::{Entry, Outcome, Record};
 use crate::store::{self, seam};
 use crate::sys::identity::HostIdentity;
 
-/// A lease that is proved to have expired: the token of its holder, how often it was renewed, and its duration.
+/// A lease that is proved to have expired: the token of its holder, how often it was renewed, and
+/// its duration.
 pub type Expired = (String, u64, Duration);
 
 /// A snapshot of a key that was run.
@@ -51,10 +52,14 @@ impl Mutex<'_> {
     /// The state of the key; `None` if it was never run, or is forgotten.
     pub fn inspect(&mut self) -> Result<Option<Inspected>, store::Error> {
         let Some((stored, judged)) = self.look()? else { return Ok(None) };
-        let is_last = |judged: &Judged<Verdict>| judged.entry.as_ref().is_some_and(|it| it.released != Some(Outcome::Lost));
+        let is_last = |judged: &Judged<Verdict>| {
+            judged.entry.as_ref().is_some_and(|it| it.released != Some(Outcome::Lost))
+        };
         let Some(process) = judged.into_iter().rfind(is_last) else { return Ok(None) };
         let last = stored.record.as_ref().and_then(Record::last_run);
-        let Some((entry, run)) = last else { return Err(self.register.is_foreign("it does not tell of a run")) };
+        let Some((entry, run)) = last else {
+            return Err(self.register.is_foreign("it does not tell of a run"));
+        };
         let state = run.state(Ended::of(entry, &process.verdict), self.register.time());
         let look_again_in = match &process.verdict {
             Verdict::Held(held) => self.look_again_in(process.entry.as_ref(), held),
@@ -63,21 +68,27 @@ impl Mutex<'_> {
         Ok(Some(Inspected { run: run.clone(), state, process, look_again_in }))
     }
 
-    /// Learns that another process has watched this lease to its end. That is so unless it is renewed after all.
+    /// Learns that another process has watched this lease to its end. That is so unless it is
+    /// renewed after all.
     pub fn learn(&mut self, (token, renewals, duration): &Expired) {
         let since = Instant::now().checked_sub(*duration);
-        let watched = since.map(|since| (Some(token.clone()), (renewals.to_be_bytes().to_vec(), since)));
+        let watched =
+            since.map(|since| (Some(token.clone()), (renewals.to_be_bytes().to_vec(), since)));
         self.watched.extend(watched);
     }
 
-    /// Removes the stored state of the key; `false` if there was none. Refuses a key that runs, or has run since it was
-    /// `seen`.
+    /// Removes the stored state of the key; `false` if there was none. Refuses a key that runs, or
+    /// has run since it was `seen`.
     pub fn forget(&mut self, seen: &Inspected) -> Result<bool, Error> {
         let token = |entry: &Entry| entry.token.clone();
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Ok(false) };
             let held = Seen::held(judged);
-            let last = stored.record.as_ref().and_then(Record::last_run).and_then(|(entry, _)| token(entry));
+            let last = stored
+                .record
+                .as_ref()
+                .and_then(Record::last_run)
+                .and_then(|(entry, _)| token(entry));
             if !held.is_empty() || last != seen.process.entry.as_ref().and_then(token) {
                 return Err(Error::NotOurs(held));
             }
@@ -88,14 +99,17 @@ impl Mutex<'_> {
         Err(Error::NotOurs(Vec::new()))
     }
 
-    /// Stores what `change` makes of the last run of a task, for which nothing is stored before its first run; `false` if
-    /// there is nothing to change. A run that is under way continues.
+    /// Stores what `change` makes of the last run of a task, for which nothing is stored before its
+    /// first run; `false` if there is nothing to change. A run that is under way continues.
     pub fn amend(&mut self, change: &dyn Fn(Option<&Run>) -> Option<Run>) -> Result<bool, Error> {
         for _ in 0..MAX_ROUNDS {
             let stored = self.register.load()?;
-            let mut entries = stored.as_ref().map(|stored| stored.entries().to_vec()).unwrap_or_default();
+            let mut entries =
+                stored.as_ref().map(|stored| stored.entries().to_vec()).unwrap_or_default();
             match entries.iter_mut().rfind(|entry| entry.released != Some(Outcome::Lost)) {
-                Some(Entry { once: None, .. }) => return Err(self.register.is_foreign("it does not tell of a task").into()),
+                Some(Entry { once: None, .. }) => {
+                    return Err(self.register.is_foreign("it does not tell of a task").into());
+                }
                 Some(Entry { once, .. }) => {
                     let Some(changed) = change(once.as_ref()) else { return Ok(false) };
                     *once = Some(changed);
@@ -104,7 +118,11 @@ impl Mutex<'_> {
                     let Some(once) = change(None) else { return Ok(false) };
                     let owner = Owner::of(getpid(), &HostIdentity::here()).map_err(Error::Entry)?;
                     let entry = Entry::new(owner, None, None).map_err(Error::Entry)?;
-                    entries.push(Entry { released: Some(Outcome::Succeeded), once: Some(once), ..entry });
+                    entries.push(Entry {
+                        released: Some(Outcome::Succeeded),
+                        once: Some(once),
+                        ..entry
+                    });
                 }
             }
             if self.register.put(stored.as_ref(), Record::of(entries).as_ref())? == Write::Done {
@@ -125,7 +143,12 @@ impl Mutex<'_> {
     }
 
     /// Sleeps at most `limit`, until the key may be in another state than `seen`.
-    pub fn watch(&mut self, seen: Option<Inspected>, limit: Duration, requester: &dyn Requester) -> Result<(), store::Error> {
+    pub fn watch(
+        &mut self,
+        seen: Option<Inspected>,
+        limit: Duration,
+        requester: &dyn Requester,
+    ) -> Result<(), store::Error> {
         let held = seen.map(|seen| Seen::held(vec![seen.process])).unwrap_or_default();
         self.sleep_until(Instant::now() + limit, true, &held, &requester.exit_fds())
     }

@@ -1,8 +1,10 @@
-//! Notices for owners whose lock file was broken, in a file beside it: an entry for each such acquisition.
+//! Notices for owners whose lock file was broken, in a file beside it: an entry for each such
+//! acquisition.
 //!
-//! The lock file cannot hold them: only its user may replace it in a sticky directory, and other programs would take it for
-//! held. A notice decides nothing about the lock. It only changes the answer to an owner that does not hold it any more. A
-//! store needs no notices: it keeps the mark in the record.
+//! The lock file cannot hold them: only its user may replace it in a sticky directory, and other
+//! programs would take it for held. A notice decides nothing about the lock. It only changes the
+//! answer to an owner that does not hold it any more. A store needs no notices: it keeps the mark
+//! in the record.
 
 use super::MAX_ROUNDS;
 use super::register::{Register, Write};
@@ -26,21 +28,31 @@ impl Register {
         }
     }
 
-    /// Removes the notices for `requester`; `None` if there were none. Returns whether it could: in a sticky directory, the file may be
-    /// another user's.
+    /// Removes the notices for `requester`; `None` if there were none. Returns whether it could: in
+    /// a sticky directory, the file may be another user's.
     pub fn take_notices(&mut self, requester: &dyn Requester) -> Option<bool> {
-        if self.is_numbered() { None } else { self.beside(SUFFIX, |notices| change(notices, &[], Some(requester))) }
+        if self.is_numbered() {
+            None
+        } else {
+            self.beside(SUFFIX, |notices| change(notices, &[], Some(requester)))
+        }
     }
 }
 
-/// Adds `new` notices, and removes those for `requester` and those that will not be read. Returns whether it could, if there were any
-/// for `requester`.
-fn change(notices: &mut Register, new: &[Entry], requester: Option<&dyn Requester>) -> Option<bool> {
+/// Adds `new` notices, and removes those for `requester` and those that will not be read. Returns
+/// whether it could, if there were any for `requester`.
+fn change(
+    notices: &mut Register,
+    new: &[Entry],
+    requester: Option<&dyn Requester>,
+) -> Option<bool> {
     let mut had_any = None;
     // Bounded: each further round means that another process has changed the file.
     for _ in 0..MAX_ROUNDS {
         let stored = notices.load().ok()?;
-        let is_own = |entry: &&Entry| requester.zip(stored.as_ref()).is_some_and(|(owner, stored)| owner.owns(stored, entry));
+        let is_own = |entry: &&Entry| {
+            requester.zip(stored.as_ref()).is_some_and(|(owner, stored)| owner.owns(stored, entry))
+        };
         let present = stored.as_ref().map(Stored::entries).unwrap_or_default();
         // A lock of this name.
         if present.iter().any(|entry| entry.released != Some(Outcome::Lost)) {
@@ -52,7 +64,8 @@ fn change(notices: &mut Register, new: &[Entry], requester: Option<&dyn Requeste
         }
         had_any = had_any.or((!own.is_empty()).then_some(false));
         let here = HostIdentity::here();
-        let mut entries: Vec<Entry> = others.into_iter().chain(new).filter(|entry| may_ask(entry, &here)).cloned().collect();
+        let mut entries: Vec<Entry> =
+            others.into_iter().chain(new).filter(|entry| may_ask(entry, &here)).cloned().collect();
         entries.drain(..entries.len().saturating_sub(MAX_NOTICES));
         let record = Record::of(entries);
         if stored.is_none() && record.is_none() {

@@ -1,5 +1,5 @@
-//! A key that runs once: a lock that remembers how its last run ended. This module has the rules of `once`; the lock
-//! does the rest. `docs/protocol.md`, "A key that runs once", has the argument.
+//! A key that runs once: a lock that remembers how its last run ended. This module has the rules of
+//! `once`; the lock does the rest. `docs/protocol.md`, "A key that runs once", has the argument.
 
 mod slot;
 
@@ -22,7 +22,8 @@ const MAX_ENDS: usize = 5;
 /// The longest text about an end, in characters.
 const MAX_HOW: usize = 80;
 
-/// How often a slot of a task is run after interruptions, beside its tries: it may be what brings hosts down.
+/// How often a slot of a task is run after interruptions, beside its tries: it may be what brings
+/// hosts down.
 const INTERRUPTIONS: u32 = 10;
 
 /// The report of a run's end.
@@ -57,7 +58,9 @@ pub enum State {
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(["running", "done", "failed", "interrupted", "given up", "expired"][*self as usize])
+        f.write_str(
+            ["running", "done", "failed", "interrupted", "given up", "expired"][*self as usize],
+        )
     }
 }
 
@@ -126,15 +129,20 @@ impl Run {
     /// This run with an end, also if that was not reported.
     fn with_interruption(&self, ended: Ended, now: u64) -> Self {
         match ended {
-            Ended::Interrupted(why) if self.end().is_none() => self.with_end(now, &format!("interrupted: {why}"), None),
+            Ended::Interrupted(why) if self.end().is_none() => {
+                self.with_end(now, &format!("interrupted: {why}"), None)
+            }
             _ => self.clone(),
         }
     }
 
-    /// Whether the slot before `slot` has failed, or all tries of `slot` have, as far as it is remembered.
+    /// Whether the slot before `slot` has failed, or all tries of `slot` have, as far as it is
+    /// remembered.
     pub fn has_failed_before(&self, slot: u64) -> bool {
-        let has_ended = slot > self.of_slot().0 || self.rule.tries.is_some_and(|tries| self.number >= tries.get());
-        let of_this_slot = if has_ended { 0 } else { usize::try_from(self.number).unwrap_or(MAX_ENDS) };
+        let has_ended = slot > self.of_slot().0
+            || self.rule.tries.is_some_and(|tries| self.number >= tries.get());
+        let of_this_slot =
+            if has_ended { 0 } else { usize::try_from(self.number).unwrap_or(MAX_ENDS) };
         self.ends.iter().rev().nth(of_this_slot).is_some_and(|end| end.code != Some(0))
     }
 
@@ -147,11 +155,18 @@ impl Run {
             Ended::Interrupted(why) => format!("was interrupted{at}: {why}"),
             Ended::Failed => format!("{}{at}", last.map_or("failed", |end| &end.how)),
         };
-        let is_stopped = matches!(ended, Ended::Interrupted(_)) && rule.interrupted == Interrupted::Stop
+        let is_stopped = matches!(ended, Ended::Interrupted(_))
+            && rule.interrupted == Interrupted::Stop
             || self.task.as_ref().is_some_and(|task| task.is_stopped);
-        let times = if self.number == 1 { "once".to_owned() } else { format!("{} times", self.number) };
-        let more = if self.task.is_some() && matches!(ended, Ended::Interrupted(_)) { INTERRUPTIONS } else { 0 };
-        let is_over = is_stopped || rule.tries.is_some_and(|tries| self.number >= tries.saturating_add(more).get());
+        let times =
+            if self.number == 1 { "once".to_owned() } else { format!("{} times", self.number) };
+        let more = if self.task.is_some() && matches!(ended, Ended::Interrupted(_)) {
+            INTERRUPTIONS
+        } else {
+            0
+        };
+        let is_over = is_stopped
+            || rule.tries.is_some_and(|tries| self.number >= tries.saturating_add(more).get());
         is_over.then(|| format!("tried {times}; the last run {how}"))
     }
 
@@ -190,13 +205,15 @@ impl Rule {
                 None => run.number.saturating_add(1),
             },
         };
-        let ends = last.map(|(run, ended)| run.with_interruption(ended, now).ends).unwrap_or_default();
+        let ends =
+            last.map(|(run, ended)| run.with_interruption(ended, now).ends).unwrap_or_default();
         Next::Run(Run { key: key.to_owned(), number, began: now, rule: *self, ends, task: None })
     }
 }
 
 /// A time in milliseconds since 1970, for people.
 pub fn shown(milliseconds: u64) -> String {
-    let time = i64::try_from(milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
+    let time =
+        i64::try_from(milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
     time.map_or_else(|| "an unknown time".to_owned(), |time| local_time(time).to_string())
 }

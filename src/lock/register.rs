@@ -69,7 +69,8 @@ impl Register {
         Self { store: self.store.clone(), key, location, backoff, last: None, offered: None }
     }
 
-    /// All registers of a kind in the store, with their states where the store gives them with the time.
+    /// All registers of a kind in the store, with their states where the store gives them with the
+    /// time.
     pub fn list(&mut self, kind: Kind) -> Result<Vec<(OsString, State)>, Error> {
         let all = self.ask(|store, _| store::list_all(store, kind));
         let all = all.map_err(|failure| self.error("list the tasks beside", failure))?;
@@ -91,7 +92,8 @@ impl Register {
         let record = Record::parse(value.as_bytes());
         let record = record.map_err(|why| self.is_foreign(why))?;
         // A lock of one machine may be named as the file of a key.
-        if self.key.kind == Kind::Lock && record.entries().iter().any(|entry| entry.once.is_some()) {
+        if self.key.kind == Kind::Lock && record.entries().iter().any(|entry| entry.once.is_some())
+        {
             return Err(self.is_foreign("it tells of the run of a key"));
         }
         Ok(Some(Stored { record: Some(record), state }))
@@ -99,7 +101,9 @@ impl Register {
 
     /// Stores `record`, or removes what is stored, only if `seen` is still stored.
     pub fn put(&mut self, seen: Option<&Stored>, record: Option<&Record>) -> Result<Write, Error> {
-        if record.is_some() && seen.and_then(|seen| seen.record.as_ref()).is_some_and(Record::is_newer) {
+        if record.is_some()
+            && seen.and_then(|seen| seen.record.as_ref()).is_some_and(Record::is_newer)
+        {
             return Err(self.error("change the lock", Failure::of_newer_version()));
         }
         if self.last.is_none() {
@@ -123,7 +127,8 @@ impl Register {
     /// Checks that the store refuses a write whose condition does not hold. The lock must not be in
     /// use meanwhile.
     pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
-        self.ask(|store, key| store.verify_conditional_writes(key)).map_err(|failure| self.error("use the lock", failure))
+        self.ask(|store, key| store.verify_conditional_writes(key))
+            .map_err(|failure| self.error("use the lock", failure))
     }
 
     /// What is wrong with the store's settings.
@@ -166,7 +171,12 @@ impl Register {
 
     /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
     /// changed. Without `is_beside`, takes a place in the queue, and sleeps until its turn.
-    pub fn wait(&mut self, is_beside: bool, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    pub fn wait(
+        &mut self,
+        is_beside: bool,
+        limit: Duration,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Error> {
         let Self { store, key, backoff, .. } = self;
         let mut store = lock(store);
         let slept = if let Some(queue) = store.queue().filter(|_| !is_beside) {
@@ -229,7 +239,10 @@ impl Register {
     }
 
     /// Asks the store; after a hiccup again, over a new connection.
-    fn ask<T>(&mut self, mut ask: impl FnMut(&mut dyn Store, &Key) -> Result<T, Failure>) -> Result<T, Failure> {
+    fn ask<T>(
+        &mut self,
+        mut ask: impl FnMut(&mut dyn Store, &Key) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let Self { store, key, .. } = self;
         let mut store = lock(store);
         retry(|| {
@@ -257,7 +270,8 @@ impl Register {
             Err(Failure { cause: Cause::NotPrepared, .. }) => (State::default(), false),
             Err(failure) => return Err(self.error("read the lock", failure)),
         };
-        let next = number_after(&state).ok_or_else(|| self.is_foreign("its number is the largest possible one"))?;
+        let next = number_after(&state)
+            .ok_or_else(|| self.is_foreign("its number is the largest possible one"))?;
         Ok(self.last.insert(Last { state, asked, next, is_prepared }))
     }
 
@@ -269,10 +283,14 @@ impl Register {
         let mut is_indefinite = false;
         let write = self.ask(|store, key| {
             let next = Next { number: last.next, value, keep };
-            store.put(key, &last.state, &next).inspect_err(|failure| is_indefinite |= failure.is_indefinite)
+            store
+                .put(key, &last.state, &next)
+                .inspect_err(|failure| is_indefinite |= failure.is_indefinite)
         });
         match write {
-            Ok(Write::Conflict) if self.store().counts() => self.resolve_conflict(value, is_indefinite),
+            Ok(Write::Conflict) if self.store().counts() => {
+                self.resolve_conflict(value, is_indefinite)
+            }
             Err(failure) if is_indefinite => Err(failure.indefinite()),
             write => write,
         }
@@ -280,7 +298,11 @@ impl Register {
 
     /// Finds out whether the write that caused a conflict was ours. Also if no answer was lost: a
     /// proxy may have sent it twice.
-    fn resolve_conflict(&mut self, value: Option<&str>, is_indefinite: bool) -> Result<Write, Failure> {
+    fn resolve_conflict(
+        &mut self,
+        value: Option<&str>,
+        is_indefinite: bool,
+    ) -> Result<Write, Failure> {
         match self.ask(|store, key| store.get(key)) {
             // If nothing is stored, as intended, another process may have intended the same.
             Ok(state) if state.value.as_deref() == value => {

@@ -33,16 +33,25 @@ pub enum Lost {
 }
 
 impl Mutex<'_> {
-    /// Starts the lease of the acquisition `token` anew. `keeper` is the process that keeps it from now on, if that changes.
-    /// [`Error::Lost`] means that it certainly is not held any more.
-    pub fn renew(&mut self, token: &str, keeper: Option<(Pid, ProcessIdentity)>) -> Result<Grant, Error> {
+    /// Starts the lease of the acquisition `token` anew. `keeper` is the process that keeps it from
+    /// now on, if that changes. [`Error::Lost`] means that it certainly is not held any more.
+    pub fn renew(
+        &mut self,
+        token: &str,
+        keeper: Option<(Pid, ProcessIdentity)>,
+    ) -> Result<Grant, Error> {
         for _ in 0..MAX_ROUNDS {
-            let Some((stored, judged)) = self.look()? else { return Err(Error::Lost(Lost::Gone, Vec::new())) };
+            let Some((stored, judged)) = self.look()? else {
+                return Err(Error::Lost(Lost::Gone, Vec::new()));
+            };
             let own = judged.iter().find_map(|judged| {
-                let entry = judged.entry.as_ref().filter(|entry| entry.token.as_deref() == Some(token))?;
+                let entry =
+                    judged.entry.as_ref().filter(|entry| entry.token.as_deref() == Some(token))?;
                 Some((entry, entry.lease?, &judged.verdict))
             });
-            let Some((entry, lease, verdict)) = own else { return Err(Error::Lost(Lost::Gone, Seen::held(judged))) };
+            let Some((entry, lease, verdict)) = own else {
+                return Err(Error::Lost(Lost::Gone, Seen::held(judged)));
+            };
             let lost = match (entry.released, verdict) {
                 (Some(Outcome::Lost), _) => Some(Lost::TakenOver),
                 // Released, and held for a time yet.
@@ -55,15 +64,22 @@ impl Mutex<'_> {
             }
             // Before the end of the lease is computed, and before it is sent.
             let leased_at = since_boot();
-            let renewed = Lease { expires: self.expiry(lease.duration), renewals: lease.renewals + 1, ..lease };
-            let renewed = Entry { lease: Some(renewed), keeper: keeper.or(entry.keeper), ..entry.clone() };
-            let all = stored.entries().iter().map(|other| if other == entry { &renewed } else { other });
+            let renewed = Lease {
+                expires: self.expiry(lease.duration),
+                renewals: lease.renewals + 1,
+                ..lease
+            };
+            let renewed =
+                Entry { lease: Some(renewed), keeper: keeper.or(entry.keeper), ..entry.clone() };
+            let all =
+                stored.entries().iter().map(|other| if other == entry { &renewed } else { other });
             // A renewal takes as much room as the one before, but another keeper may not.
-            let record =
-                Record::of(all.cloned().collect()).ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
+            let record = Record::of(all.cloned().collect())
+                .ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
             if self.register.put(Some(&stored), Some(&record))? == Write::Done {
                 let run = entry.once.as_ref();
-                let is_stopped = run.and_then(|run| run.task.as_ref()).is_some_and(|task| task.is_stopped);
+                let is_stopped =
+                    run.and_then(|run| run.task.as_ref()).is_some_and(|task| task.is_stopped);
                 let (token, run) = (token.to_owned(), run.map(|run| run.number));
                 return Ok(Grant { token, fencing: entry.fencing, leased_at, run, is_stopped });
             }
@@ -71,8 +87,8 @@ impl Mutex<'_> {
         Err(Error::NotOurs(Vec::new()))
     }
 
-    /// Renews what was granted if this host took so long since then that a part of the lease has passed. Fails only if it is
-    /// lost: if the store does not answer, the keeper continues to try.
+    /// Renews what was granted if this host took so long since then that a part of the lease has
+    /// passed. Fails only if it is lost: if the store does not answer, the keeper continues to try.
     pub fn refresh(&mut self, grant: &mut Grant, lease: Duration) -> Result<(), Error> {
         let age = Duration::from_millis(since_boot().saturating_sub(grant.leased_at));
         if age >= lease / 3 {
@@ -90,16 +106,20 @@ impl Mutex<'_> {
         Some(self.register.now()? + u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2))
     }
 
-    /// The marks for holders that have lost the lock, which find them when they ask. The newest are last.
+    /// The marks for holders that have lost the lock, which find them when they ask. The newest are
+    /// last.
     pub(super) fn lost_marks(&self, former: &[StaleHolder]) -> Vec<Entry> {
         let now = self.register.now();
         let mut lost: Vec<_> = former
             .iter()
             .filter_map(|former| {
                 let entry = former.entry.as_ref()?;
-                let is_lost = entry.released == Some(Outcome::Lost) || former.verdict == Stale::Expired;
+                let is_lost =
+                    entry.released == Some(Outcome::Lost) || former.verdict == Stale::Expired;
                 let expired = entry.lease.and_then(|lease| lease.expires);
-                let is_recent = now.zip(expired).is_none_or(|(now, expired)| now.saturating_sub(expired) < REMEMBERED);
+                let is_recent = now
+                    .zip(expired)
+                    .is_none_or(|(now, expired)| now.saturating_sub(expired) < REMEMBERED);
                 (is_lost && is_recent).then(|| mark_lost(entry))
             })
             .collect();

@@ -176,7 +176,8 @@ pub fn judge_all(
     let verdict = |entry: &Entry| match entry.lease {
         _ if record.is_newer() => Verdict::Held(Held::Unknown(Unknown::NewerVersion)),
         Some(lease) => {
-            let unchanged_for = unchanged_for(entry.token.clone(), lease.renewals.to_be_bytes().to_vec());
+            let unchanged_for =
+                unchanged_for(entry.token.clone(), lease.renewals.to_be_bytes().to_vec());
             judge_lease(judge, stored, entry, lease, unchanged_for)
         }
         None => judge.judge(stored, entry),
@@ -188,22 +189,34 @@ pub fn judge_all(
 /// Judges by a lease. Its holder counts it from before the renewal was sent, and gives up before
 /// its end. So it has ended when the store's clock has passed the recorded end, or after it was
 /// watched unchanged for its whole duration. No two hosts' clocks are compared.
-fn judge_lease(judge: &dyn LivenessCheck, stored: &Stored, entry: &Entry, lease: Lease, unchanged_for: Duration) -> Verdict {
-    let time_to = |end: u64| stored.state.now.map(|now| Duration::from_millis(end.saturating_sub(now)));
+fn judge_lease(
+    judge: &dyn LivenessCheck,
+    stored: &Stored,
+    entry: &Entry,
+    lease: Lease,
+    unchanged_for: Duration,
+) -> Verdict {
+    let time_to =
+        |end: u64| stored.state.now.map(|now| Duration::from_millis(end.saturating_sub(now)));
     let at_least = entry.until.and_then(time_to).filter(|remaining| !remaining.is_zero());
-    let stale = |why: Stale| at_least.map_or(Verdict::Stale(why), |remaining| Verdict::Held(Held::AtLeast(remaining)));
+    let stale = |why: Stale| {
+        at_least.map_or(Verdict::Stale(why), |remaining| Verdict::Held(Held::AtLeast(remaining)))
+    };
     if entry.released.is_some() {
         return stale(Stale::Released);
     }
     let by_watching = lease.duration.saturating_sub(unchanged_for);
-    let remaining = lease.expires.and_then(time_to).map_or(by_watching, |by_clock| by_clock.min(by_watching));
+    let remaining =
+        lease.expires.and_then(time_to).map_or(by_watching, |by_clock| by_clock.min(by_watching));
     if remaining.is_zero() {
         return stale(Stale::Expired);
     }
     match judge.judge(stored, entry) {
         // What is seen here proves nothing there: another machine may have the same name, ids and
         // boot id (containers of one image). The keeper releases the lock, or the lease ends.
-        Verdict::Stale(_) | Verdict::Held(Held::Unknown(_) | Held::AtLeast(_)) => Verdict::Held(Held::Leased(remaining)),
+        Verdict::Stale(_) | Verdict::Held(Held::Unknown(_) | Held::AtLeast(_)) => {
+            Verdict::Held(Held::Leased(remaining))
+        }
         held => held,
     }
 }

@@ -15,7 +15,9 @@ impl Register {
     /// Whether this release is the one in 64, chosen at random, that removes unused registers.
     pub fn is_sweep_due(&self) -> bool {
         let mut byte = [0_u8; 1];
-        lock(&self.store).counts() && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok() && byte[0] % 64 == 0
+        lock(&self.store).counts()
+            && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok()
+            && byte[0] % 64 == 0
     }
 
     /// Removes some registers that were released longer than `age` ago. Their numbers, which begin
@@ -34,9 +36,13 @@ impl Register {
             let Ok(page) = store.list(key.kind, after.as_deref()) else { return };
             let is_unused = |state: &State| {
                 let now = state.now.unwrap_or_else(since_1970);
-                state.version.is_some() && state.value.is_none() && state.number.saturating_add(age) < now
+                state.version.is_some()
+                    && state.value.is_none()
+                    && state.number.saturating_add(age) < now
             };
-            for (name, state) in page.entries.into_iter().filter(|(_, state)| is_unused(state)).take(MAX_REMOVED) {
+            for (name, state) in
+                page.entries.into_iter().filter(|(_, state)| is_unused(state)).take(MAX_REMOVED)
+            {
                 if let Err(failure) = store.purge(&Key { kind: key.kind, name }, &state) {
                     // Without the right to delete, they stay.
                     tracing::debug!("cannot remove an unused lock: {}", failure.why);

@@ -11,17 +11,19 @@ use crate::record::Entry;
 use crate::store;
 use crate::sys::poll;
 
-/// How long a free lock is left to earlier waiters. They need milliseconds; one that is stopped must not stop all others.
+/// How long a free lock is left to earlier waiters. They need milliseconds; one that is stopped
+/// must not stop all others.
 pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 
 /// The poll interval of a queued waiter, in case the earlier ones do not take a free lock.
 const IN_LINE: Duration = Duration::from_secs(60);
 
-/// The poll interval of a waiter that is not queued, while the lock is free and earlier waiters are about to take it.
+/// The poll interval of a waiter that is not queued, while the lock is free and earlier waiters are
+/// about to take it.
 const BESIDE: Duration = Duration::from_millis(5);
 
-/// How often a requester without attempts left leaves a free lock to others before it gives up: each time, another process has
-/// had it.
+/// How often a requester without attempts left leaves a free lock to others before it gives up:
+/// each time, another process has had it.
 const MAX_DEFERRALS: usize = 50;
 
 /// How an attempt ended.
@@ -69,8 +71,12 @@ impl Mutex<'_> {
                 Ok(Attempt::LeftToOthers) => None,
                 Err(Error::Store(error)) if error.cause.passes() && !attempts.are_over() => {
                     observer.failing(&error, attempts.made());
-                    let until = attempts.after_failure(error.cause == store::Cause::Full, observer.interval());
-                    let slept = poll::sleep(until.saturating_duration_since(Instant::now()), &requester.exit_fds());
+                    let until = attempts
+                        .after_failure(error.cause == store::Cause::Full, observer.interval());
+                    let slept = poll::sleep(
+                        until.saturating_duration_since(Instant::now()),
+                        &requester.exit_fds(),
+                    );
                     slept.map_err(|error| Error::Entry(error.into()))?;
                     continue;
                 }
@@ -94,7 +100,8 @@ impl Mutex<'_> {
             let in_line = attempts.last().map_or(next_poll, |last| last.min(next_poll));
             let alone = attempts.next().min(looked + observer.interval());
             let was_queued = self.is_queued();
-            let is_patient = was_queued || self.register.queue(|queue, _| queue.is_turned_away()) == Some(true);
+            let is_patient =
+                was_queued || self.register.queue(|queue, _| queue.is_turned_away()) == Some(true);
             self.sleep_until(if is_patient { in_line } else { alone }, is_beside, &holders, &fds)?;
             if !was_queued && self.is_queued() {
                 // It has just queued. What the holder does must not wake all waiters.
@@ -116,7 +123,8 @@ impl Mutex<'_> {
         let mut fds = fds.to_vec();
         // What becomes of the holders concerns the first waiter.
         if !self.is_queued() {
-            let again = |holding: &Holding| self.look_again_in(holding.entry.as_ref(), &holding.verdict);
+            let again =
+                |holding: &Holding| self.look_again_in(holding.entry.as_ref(), &holding.verdict);
             limit = holders.iter().filter_map(again).fold(limit, Duration::min);
             fds.extend(holders.iter().filter_map(|holding| holding.verdict.ended_fd()));
         }
@@ -131,7 +139,9 @@ impl Mutex<'_> {
     pub(super) fn look_again_in(&self, entry: Option<&Entry>, held: &Held) -> Option<Duration> {
         let lease = entry.and_then(|entry| entry.lease);
         let remaining = lease.map(|lease| match lease.expires.zip(self.register.now()) {
-            Some((expires, now)) => Duration::from_millis(expires.saturating_sub(now)).min(lease.duration),
+            Some((expires, now)) => {
+                Duration::from_millis(expires.saturating_sub(now)).min(lease.duration)
+            }
             None => lease.duration,
         });
         remaining.into_iter().chain(held.look_again_in()).min()

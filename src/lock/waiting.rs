@@ -86,8 +86,12 @@ impl<'a> Attempts<'a> {
 
     /// When to make the last one; `None` when there is none.
     pub fn last(&self) -> Option<Instant> {
-        let more = self.waiting.max_attempts.map(|max| max.get().saturating_sub(self.made).saturating_sub(1));
-        let last = more.and_then(|more| self.next.checked_add(self.waiting.sleep.checked_mul(more)?));
+        let more = self
+            .waiting
+            .max_attempts
+            .map(|max| max.get().saturating_sub(self.made).saturating_sub(1));
+        let last =
+            more.and_then(|more| self.next.checked_add(self.waiting.sleep.checked_mul(more)?));
         last.into_iter().chain(self.deadline).min()
     }
 
@@ -95,8 +99,13 @@ impl<'a> Attempts<'a> {
     pub fn rest(&mut self, poll: Duration) -> Duration {
         let (since, polls) = self.polls;
         let second = Duration::from_secs(1);
-        self.polls = if since.elapsed() >= second { (Instant::now(), 1) } else { (since, polls + 1) };
-        if self.polls.1 <= BURST && poll < REST { Duration::ZERO } else { (poll * REST_FACTOR).clamp(REST, second) }
+        self.polls =
+            if since.elapsed() >= second { (Instant::now(), 1) } else { (since, polls + 1) };
+        if self.polls.1 <= BURST && poll < REST {
+            Duration::ZERO
+        } else {
+            (poll * REST_FACTOR).clamp(REST, second)
+        }
     }
 
     /// When to ask a store again that fails; `interval` is the observer's.

@@ -35,17 +35,21 @@ pub struct Entry {
     pub run: Option<String>,
     /// The owner's command line, for people.
     pub command: Option<String>,
-    /// Another process of the owner's place, which started the owner and will release the lock. The lock is held while it lives.
+    /// Another process of the owner's place, which started the owner and will release the lock. The
+    /// lock is held while it lives.
     pub keeper: Option<(Pid, ProcessIdentity)>,
-    /// Held at least until then, in milliseconds, even without its owner: since boot, or with a lease, of the store's clock.
+    /// Held at least until then, in milliseconds, even without its owner: since boot, or with a
+    /// lease, of the store's clock.
     pub until: Option<u64>,
     /// Where the owner cannot be seen from everywhere, the lock is held only while this is renewed.
     pub lease: Option<Lease>,
     /// Larger than in every earlier acquisition.
     pub fencing: Option<u64>,
-    /// The owner does not hold it any more. The entry stands for `until`, or tells how the acquisition ended.
+    /// The owner does not hold it any more. The entry stands for `until`, or tells how the
+    /// acquisition ended.
     pub released: Option<Outcome>,
-    /// The token of the acquisition before this one, if it succeeded: other processes may wait for that.
+    /// The token of the acquisition before this one, if it succeeded: other processes may wait for
+    /// that.
     pub previous: Option<String>,
     /// The run of a key that runs once.
     pub once: Option<Run>,
@@ -77,16 +81,35 @@ pub enum Outcome {
 
 impl Entry {
     /// The entry of a new acquisition of a plain mutex.
-    pub fn new(owner: Owner, run: Option<String>, command: Option<String>) -> std::io::Result<Self> {
+    pub fn new(
+        owner: Owner,
+        run: Option<String>,
+        command: Option<String>,
+    ) -> std::io::Result<Self> {
         let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
         let (keeper, until, lease, fencing, released, previous, once) = Default::default();
         let mode = Mode::EXCLUSIVE;
-        Ok(Self { owner, mode, since, token, run, command, keeper, until, lease, fencing, released, previous, once })
+        Ok(Self {
+            owner,
+            mode,
+            since,
+            token,
+            run,
+            command,
+            keeper,
+            until,
+            lease,
+            fencing,
+            released,
+            previous,
+            once,
+        })
     }
 
     /// Whether it has this token, or this fencing token.
     pub fn has_token(&self, token: &str) -> bool {
-        self.token.as_deref() == Some(token) || self.fencing.is_some_and(|number| number.to_string() == token)
+        self.token.as_deref() == Some(token)
+            || self.fencing.is_some_and(|number| number.to_string() == token)
     }
 
     /// Whether a program that knows plain mutexes only would understand it.
@@ -113,7 +136,10 @@ impl Entry {
                     boot: fields.text("boot"),
                     pid_namespace: fields.number("pidns"),
                 },
-                instance: ProcessIdentity { start: fields.number("start"), pidfd: fields.number("pidfd") },
+                instance: ProcessIdentity {
+                    start: fields.number("start"),
+                    pidfd: fields.number("pidfd"),
+                },
             },
             mode,
             since: fields.text("since").and_then(|time| time.parse().ok()),
@@ -130,7 +156,9 @@ impl Entry {
                 "lost" => Outcome::Lost,
                 _ => Outcome::Unknown,
             }),
-            previous: fields.text("previous").and_then(|text| Some(text.strip_suffix(SUCCEEDED)?.to_owned())),
+            previous: fields
+                .text("previous")
+                .and_then(|text| Some(text.strip_suffix(SUCCEEDED)?.to_owned())),
             once: fields.find("once").and_then(|text| serde_json::from_str(text).ok()),
         })
     }

@@ -22,7 +22,9 @@ impl Mode {
     /// Whether a requester in this mode may join holders in the modes `others`. Of different
     /// numbers of slots, the smallest counts, because each holder relies on its own.
     pub fn joins(self, others: &[Self]) -> bool {
-        let Self::Slots(slots) = self else { return others.iter().all(|other| *other == Self::Shared) };
+        let Self::Slots(slots) = self else {
+            return others.iter().all(|other| *other == Self::Shared);
+        };
         let limits = others.iter().map(|other| match other {
             Self::Slots(slots) => slots.get() as usize,
             Self::Shared => 0,

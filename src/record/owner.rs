@@ -23,7 +23,8 @@ pub struct Owner {
 impl Owner {
     /// The process `pid` of this host, unless it has ended.
     pub fn of(pid: Pid, here: &HostIdentity) -> io::Result<Self> {
-        let process = process::running(pid).ok_or_else(|| io::Error::other(format!("process {pid} has ended")))?;
+        let process = process::running(pid)
+            .ok_or_else(|| io::Error::other(format!("process {pid} has ended")))?;
         Ok(Self::new(&process, here))
     }
 
@@ -35,8 +36,13 @@ impl Owner {
 
     /// The same, unless it could not be recognised later.
     pub fn identified(self) -> io::Result<Self> {
-        let (pid, why) = (self.pid, "/proc is not mounted or not readable, or too many files are open");
-        if self.is(&self) { Ok(self) } else { Err(io::Error::other(format!("cannot identify pid {pid}: {why}"))) }
+        let (pid, why) =
+            (self.pid, "/proc is not mounted or not readable, or too many files are open");
+        if self.is(&self) {
+            Ok(self)
+        } else {
+            Err(io::Error::other(format!("cannot identify pid {pid}: {why}")))
+        }
     }
 
     /// Whether both are provably the same process. The boot id is unique among hosts; their names

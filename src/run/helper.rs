@@ -9,8 +9,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
 
 /// This program again, with a connection as its stdin.
-pub fn spawn(name: &str, adapt: impl FnOnce(&mut Command) -> &mut Command) -> io::Result<(Pid, OwnedFd)> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+pub fn spawn(
+    name: &str,
+    adapt: impl FnOnce(&mut Command) -> &mut Command,
+) -> io::Result<(Pid, OwnedFd)> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("serializer").arg(name).stdin(theirs);
     // Then this program is not found, and not the one that it is to run.

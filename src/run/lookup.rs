@@ -49,7 +49,11 @@ pub fn cannot_run(program: &Path, error: &io::Error) -> Error {
         return Error::new(CANNOT_RUN, format!("cannot run `{shown}`: {}", io_message(error)));
     }
     let is_there = shown.contains('/') && program.exists();
-    let why = if is_there { "the interpreter that its first line names is not found" } else { "command not found" };
+    let why = if is_there {
+        "the interpreter that its first line names is not found"
+    } else {
+        "command not found"
+    };
     let error = Error::new(NOT_FOUND, format!("cannot run `{shown}`: {why}"));
     // A whole line in quotes.
     if shown.contains(char::is_whitespace) { error.with_hint("`-c` runs a script") } else { error }

@@ -16,8 +16,8 @@ use crate::record::owner::Owner;
 use crate::sys::identity::HostIdentity;
 use crate::sys::text;
 
-/// The command that is to hold a lock while it runs. Its process is made when the lock seems to be free, and
-/// not before: a process that only waits is ended by signals as any other.
+/// The command that is to hold a lock while it runs. Its process is made when the lock seems to be
+/// free, and not before: a process that only waits is ended by signals as any other.
 pub struct CommandRequester {
     here: HostIdentity,
     program: Program,
@@ -32,7 +32,14 @@ impl CommandRequester {
     /// Does not start anything yet.
     pub fn new(here: &HostIdentity, program: Program, descendants: Descendants) -> Self {
         let signals = Signals::hold_as_init().map(Rc::new).map(OnceCell::from).unwrap_or_default();
-        Self { here: here.clone(), program, descendants, signals, child: OnceCell::new(), tokens: RefCell::default() }
+        Self {
+            here: here.clone(),
+            program,
+            descendants,
+            signals,
+            child: OnceCell::new(),
+            tokens: RefCell::default(),
+        }
     }
 
     /// The process that waits to be the command, if it was needed, for good.
@@ -47,7 +54,8 @@ impl CommandRequester {
 
     /// The command, as people may read it.
     pub fn describe(&self) -> String {
-        let words: Vec<String> = self.program.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let words: Vec<String> =
+            self.program.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         text::command_line(&words)
     }
 
@@ -64,8 +72,8 @@ impl CommandRequester {
 }
 
 impl Requester for CommandRequester {
-    /// The command owns the lock, so that it never runs without; this process keeps it until it has released
-    /// it, so that a lock that is about to be released is not taken over.
+    /// The command owns the lock, so that it never runs without; this process keeps it until it has
+    /// released it, so that a lock that is about to be released is not taken over.
     fn entry(&self) -> io::Result<Entry> {
         let command = Owner::of(self.child()?.pid()?, &self.here)?.identified()?;
         let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
@@ -81,7 +89,8 @@ impl Requester for CommandRequester {
 
     /// A signal that is to stop this process does so here.
     fn is_alive(&self) -> bool {
-        !self.signals().is_some_and(Signals::is_ending) && self.child.get().is_none_or(Child::is_alive)
+        !self.signals().is_some_and(Signals::is_ending)
+            && self.child.get().is_none_or(Child::is_alive)
     }
 
     fn exit_fds(&self) -> Vec<BorrowedFd<'_>> {

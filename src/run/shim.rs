@@ -1,5 +1,6 @@
-//! The process that becomes the command: it waits for the go message, and then replaces itself (exec), so that
-//! its PID stays. When its connection is closed without a message, because `run` has died, it ends.
+//! The process that becomes the command: it waits for the go message, and then replaces itself
+//! (exec), so that its PID stays. When its connection is closed without a message, because `run`
+//! has died, it ends.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
@@ -13,8 +14,8 @@ use std::process::{Command, ExitCode};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{dup2_stdin, execvpe};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, recvmsg,
-    send, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, send, sendmsg,
 };
 use rustix::process::{Pid, getpid, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
@@ -39,8 +40,14 @@ struct Go {
     ignores_pipe: bool,
 }
 
-/// Sends the go message, with our stdin. A command that `is_bound` is killed when this process ends.
-pub fn go(channel: &OwnedFd, variables: Vec<(String, String)>, unblocked: &SigSet, is_bound: bool) -> io::Result<()> {
+/// Sends the go message, with our stdin. A command that `is_bound` is killed when this process
+/// ends.
+pub fn go(
+    channel: &OwnedFd,
+    variables: Vec<(String, String)>,
+    unblocked: &SigSet,
+    is_bound: bool,
+) -> io::Result<()> {
     let go = Go {
         variables,
         unblocked: unblocked.iter().map(|signal| signal as i32).collect(),
@@ -52,7 +59,12 @@ pub fn go(channel: &OwnedFd, variables: Vec<(String, String)>, unblocked: &SigSe
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(&stdin));
-    sendmsg(channel, &[IoSlice::new(&serde_json::to_vec(&go)?)], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        channel,
+        &[IoSlice::new(&serde_json::to_vec(&go)?)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -78,7 +90,8 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let unblocked: SigSet = go.unblocked.iter().filter_map(|signal| Signal::try_from(*signal).ok()).collect();
+    let unblocked: SigSet =
+        go.unblocked.iter().filter_map(|signal| Signal::try_from(*signal).ok()).collect();
     let _ = unblocked.thread_unblock();
     let error = if go.ignores_pipe {
         exec_as_it_is(program, command, go.variables, stdin)
@@ -90,7 +103,8 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Becomes the command with SIGPIPE ignored, as it is in this process. std's `exec` always resets that.
+/// Becomes the command with SIGPIPE ignored, as it is in this process. std's `exec` always resets
+/// that.
 fn exec_as_it_is(
     program: OsString,
     arguments: impl Iterator<Item = OsString>,
@@ -101,7 +115,8 @@ fn exec_as_it_is(
     let words: Result<Vec<_>, _> = std::iter::once(program).chain(arguments).map(text).collect();
     let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
     let variables: BTreeMap<OsString, OsString> = std::env::vars_os().chain(own).collect();
-    let variables = variables.into_iter().map(|(name, value)| text([name, value].join("=".as_ref())));
+    let variables =
+        variables.into_iter().map(|(name, value)| text([name, value].join("=".as_ref())));
     let (Ok(words), Ok(variables)) = (words, variables.collect::<Result<Vec<_>, _>>()) else {
         return io::ErrorKind::InvalidInput.into();
     };
@@ -116,7 +131,12 @@ fn receive(channel: &OwnedFd) -> io::Result<(Go, OwnedFd)> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut message = [0; MAX_MESSAGE];
     let received = rustix::io::retry_on_intr(|| {
-        recvmsg(channel, &mut [IoSliceMut::new(&mut message)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        recvmsg(
+            channel,
+            &mut [IoSliceMut::new(&mut message)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
     })?;
     let stdin = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),

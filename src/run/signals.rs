@@ -1,5 +1,5 @@
-//! The signals that are held back while a command is ours, so that it ends before we do: blocked and read,
-//! never handled, because the command inherits what is ignored, and nothing else.
+//! The signals that are held back while a command is ours, so that it ends before we do: blocked
+//! and read, never handled, because the command inherits what is ignored, and nothing else.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
@@ -12,7 +12,14 @@ use rustix::process::getpid;
 use crate::sys::poll::is_readable;
 
 /// They end a process unless it does something about them.
-const ENDING: [Signal; 6] = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+const ENDING: [Signal; 6] = [
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 /// They stop a process unless it does something about them.
 const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
@@ -20,7 +27,8 @@ const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU
 /// `SI_KERNEL` of `asm-generic/siginfo.h`: it comes from no process.
 const SI_KERNEL: i32 = 0x80;
 
-/// Blocked signals, to be read. Those that we were started to ignore stay ignored, here and in the command.
+/// Blocked signals, to be read. Those that we were started to ignore stay ignored, here and in the
+/// command.
 pub struct Signals {
     ending: SignalFd,
     stopping: SignalFd,
@@ -41,7 +49,10 @@ impl Signals {
     pub fn hold() -> io::Result<Self> {
         IGNORED.get().ok_or_else(|| io::Error::other("/proc is not mounted"))?;
         let open = |signals: &[Signal]| {
-            SignalFd::with_flags(&signals.iter().copied().collect(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            SignalFd::with_flags(
+                &signals.iter().copied().collect(),
+                SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+            )
         };
         let all = ENDING.into_iter().chain(STOPPING).chain([Signal::SIGCONT, Signal::SIGCHLD]);
         let held: SigSet = all.filter(|signal| !was_ignored(*signal)).collect();
@@ -55,7 +66,8 @@ impl Signals {
         })
     }
 
-    /// Holds them back for PID 1 of a container, which the kernel ends by none that it does not handle.
+    /// Holds them back for PID 1 of a container, which the kernel ends by none that it does not
+    /// handle.
     pub fn hold_as_init() -> Option<Self> {
         getpid().is_init().then(|| Self::hold().ok())?
     }
@@ -70,7 +82,8 @@ impl Signals {
         [&self.ending, &self.stopping, &self.continuing, &self.child].map(AsFd::as_fd)
     }
 
-    /// Whether one has come that is to end us. One that is to stop us does so here, as if nothing were held back.
+    /// Whether one has come that is to end us. One that is to stop us does so here, as if nothing
+    /// were held back.
     pub fn is_ending(&self) -> bool {
         while let Some(Received { signal, .. }) = next(&self.stopping) {
             self.stop_unless(signal, || false);
@@ -79,8 +92,9 @@ impl Signals {
         is_readable(&self.ending)
     }
 
-    /// Stops this process by `signal`, unless that is ignored, SIGCONT has come, or `is_over`. A SIGCONT that comes
-    /// after this has begun prevents the stop, because `signal` is pending meanwhile.
+    /// Stops this process by `signal`, unless that is ignored, SIGCONT has come, or `is_over`. A
+    /// SIGCONT that comes after this has begun prevents the stop, because `signal` is pending
+    /// meanwhile.
     pub fn stop_unless(&self, signal: Signal, is_over: impl FnOnce() -> bool) {
         // The stop signal would remove a SIGCONT.
         if !self.held.contains(signal) || is_readable(&self.continuing) || raise(signal).is_err() {
@@ -132,7 +146,9 @@ static IGNORED: OnceLock<u64> = OnceLock::new();
 /// Must run before Rust's runtime starts, which ignores SIGPIPE.
 pub extern "C" fn note_ignored_signals() {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let bits = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    let bits = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     if let Some(bits) = bits {
         let _ = IGNORED.set(bits);
     }

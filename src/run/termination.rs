@@ -1,11 +1,13 @@
-//! Ends processes and all that they have started, because the lock under which they run is lost: TERM, a time
-//! of grace, KILL.
+//! Ends processes and all that they have started, because the lock under which they run is lost:
+//! TERM, a time of grace, KILL.
 
 use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_send_signal, waitid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_send_signal, waitid,
+};
 
 use crate::sys::clock::since_boot;
 use crate::sys::poll;
@@ -17,12 +19,14 @@ const MAX_ROUNDS: usize = 50;
 /// How often to look for processes that are started in the time of grace.
 const REFRESH: Duration = Duration::from_millis(50);
 
-/// Ends `root` and all that it has started, and all that this process has started or adopted, but not this
-/// process. Asks them to, and at `kill_at`, in milliseconds since boot, kills those that are left.
+/// Ends `root` and all that it has started, and all that this process has started or adopted, but
+/// not this process. Asks them to, and at `kill_at`, in milliseconds since boot, kills those that
+/// are left.
 pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
     let time_left = || Duration::from_millis(kill_at.saturating_sub(since_boot()));
     // Listed first: a process whose parent has ended is not found by it any more.
-    let mut all: Vec<Process> = process::running(root).filter(|_| root != getpid()).into_iter().collect();
+    let mut all: Vec<Process> =
+        process::running(root).filter(|_| root != getpid()).into_iter().collect();
     add_descendants(&mut all);
     if !time_left().is_zero() {
         signal_all(&all, Signal::TERM);
@@ -31,7 +35,10 @@ pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
                 tracing::error!("killing the command, which has not ended in time");
                 break;
             }
-            poll::sleep(time_left().min(REFRESH), &running.ended_fd().into_iter().collect::<Vec<_>>())?;
+            poll::sleep(
+                time_left().min(REFRESH),
+                &running.ended_fd().into_iter().collect::<Vec<_>>(),
+            )?;
             add_descendants(&mut all);
         }
     }
@@ -60,7 +67,9 @@ fn add_descendants(all: &mut Vec<Process>) -> bool {
     let found = process::descendants_of_all(&known.iter().copied().collect::<Vec<_>>());
     let new = found.into_iter().filter(|pid| !known.contains(pid));
     // A number may have become another process's since it was listed.
-    let new = new.filter_map(|pid| process::running(pid).filter(|_| process::has_ancestor_among(pid, &known)));
+    let new = new.filter_map(|pid| {
+        process::running(pid).filter(|_| process::has_ancestor_among(pid, &known))
+    });
     let before = all.len();
     all.extend(new);
     all.len() > before
@@ -69,10 +78,16 @@ fn add_descendants(all: &mut Vec<Process>) -> bool {
 fn signal_all(all: &[Process], signal: Signal) {
     for process in all {
         // It may have ended.
-        let is_sent = process.ended_fd().is_some_and(|pidfd| pidfd_send_signal(pidfd, signal).is_ok());
-        // Where there are no pidfds: the PID of a child that was not reaped is not another process's.
-        let is_child =
-            || waitid(WaitId::Pid(process.pid()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT);
+        let is_sent =
+            process.ended_fd().is_some_and(|pidfd| pidfd_send_signal(pidfd, signal).is_ok());
+        // Where there are no pidfds: the PID of a child that was not reaped is not another
+        // process's.
+        let is_child = || {
+            waitid(
+                WaitId::Pid(process.pid()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
+            )
+        };
         if !is_sent && is_child().is_ok() {
             let _ = kill_process(process.pid(), signal);
         }

@@ -44,14 +44,21 @@ pub fn read(path: &Path) -> Result<Catalog, String> {
 ///
 /// # Errors
 /// What is wrong with it, in one line.
-pub fn parse(text: &str, path: &Path, home: Option<&str>, zone: TimeZone) -> Result<Catalog, String> {
+pub fn parse(
+    text: &str,
+    path: &Path,
+    home: Option<&str>,
+    zone: TimeZone,
+) -> Result<Catalog, String> {
     let (catalog, env, name, lines) = Default::default();
     let mut table = Table { catalog, home, env, zone, name, lines };
     // The empty line at the end warns of a name on the last line.
     for (index, line) in text.lines().chain([""]).enumerate() {
         let line = line.trim_start_matches(BLANK);
         let read = table.read(line, index + 1);
-        read.map_err(|why| format!("cannot use `{}`: line {}: {why}", text::path(path), index + 1))?;
+        read.map_err(|why| {
+            format!("cannot use `{}`: line {}: {why}", text::path(path), index + 1)
+        })?;
     }
     Ok(table.catalog)
 }
@@ -78,7 +85,9 @@ impl Table<'_> {
         } else if is_task {
             let name = name.unwrap_or_else(|| format!("{:08x}", hash(&[line]) >> 32));
             if let Some(other) = self.lines.insert(name.clone(), number) {
-                return Err(format!("line {other} has the name `{name}`, too; a comment `# name: …` sets another"));
+                return Err(format!(
+                    "line {other} has the name `{name}`, too; a comment `# name: …` sets another"
+                ));
             }
             let definition = self.task(line)?;
             self.catalog.tasks.insert(name, definition);

@@ -54,7 +54,14 @@ impl Seen {
 /// The state of a task that was never run, if nothing is stored: slots count from now on.
 pub fn introduced(stored: Option<&Run>, name: &str, now: u64) -> Option<Run> {
     let task = Some(Task { slot: now, ..Task::default() });
-    let run = Run { key: name.to_owned(), number: 0, began: now, rule: Rule::default(), ends: Vec::new(), task };
+    let run = Run {
+        key: name.to_owned(),
+        number: 0,
+        began: now,
+        rule: Rule::default(),
+        ends: Vec::new(),
+        task,
+    };
     stored.is_none().then_some(run)
 }
 
@@ -67,7 +74,9 @@ impl Definition {
         if *state == State::Running {
             return Plan::Wait(Some(*look_again));
         }
-        let Some(timetable) = self.timetable.as_ref().filter(|_| self.enabled) else { return Plan::Wait(None) };
+        let Some(timetable) = self.timetable.as_ref().filter(|_| self.enabled) else {
+            return Plan::Wait(None);
+        };
         let late = self.delay(name);
         let past = now.saturating_sub(late);
         let seen = run.seen(*state);
@@ -76,7 +85,9 @@ impl Definition {
             // It may be resumed before.
             return Plan::Wait(Some(next.map_or(task.paused, |next| next.min(task.paused))));
         }
-        let claim = |slot, skipped| Plan::Run(Claim { seen, slot, skipped, definition: self.number(), is_forced: false });
+        let claim = |slot, skipped| {
+            Plan::Run(Claim { seen, slot, skipped, definition: self.number(), is_forced: false })
+        };
         let retry = match state {
             State::Failed => Some(run.ended().saturating_add(millis(self.retry_after))),
             State::Interrupted => Some(now),
@@ -91,13 +102,21 @@ impl Definition {
                 }
                 Plan::Wait(Some(next.map_or(at, |next| next.min(at))))
             }
-            (_, Some(slot)) => claim(slot, timetable.count(task.slot, slot.saturating_sub(1), MAX_COUNTED)),
+            (_, Some(slot)) => {
+                claim(slot, timetable.count(task.slot, slot.saturating_sub(1), MAX_COUNTED))
+            }
             (_, None) => Plan::Wait(next),
         }
     }
 
     /// The slot that is due `now`, of a task that starts `late`.
-    fn due(&self, timetable: &Timetable, run: &Run, (now, late): (u64, u64), up_since: u64) -> Option<u64> {
+    fn due(
+        &self,
+        timetable: &Timetable,
+        run: &Run,
+        (now, late): (u64, u64),
+        up_since: u64,
+    ) -> Option<u64> {
         let task = run.task.as_ref()?;
         let past = now.saturating_sub(late);
         let mut after = task.slot.max(task.paused);
@@ -110,11 +129,14 @@ impl Definition {
         match self.catch_up {
             CatchUp::All => timetable.between(after, past, MAX_CATCH_UP).first().copied(),
             CatchUp::Last => timetable.last(after.saturating_add(1), past),
-            CatchUp::None => timetable.last(after.max(up_since.saturating_sub(1)).saturating_add(1), past),
+            CatchUp::None => {
+                timetable.last(after.max(up_since.saturating_sub(1)).saturating_add(1), past)
+            }
         }
     }
 
-    /// A number that differs for definitions that differ in when or what they run. It is the same on all hosts.
+    /// A number that differs for definitions that differ in when or what they run. It is the same
+    /// on all hosts.
     pub fn number(&self) -> u32 {
         let zone = match &self.timetable {
             Some(Timetable::Cron(_, zone)) => zone.iana_name(),

@@ -1,5 +1,5 @@
-//! Reads tasks from a TOML file. An error is one line: the file, the key, what is wrong; and the number of the line, unless
-//! several keys are at fault.
+//! Reads tasks from a TOML file. An error is one line: the file, the key, what is wrong; and the
+//! number of the line, unless several keys are at fault.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -63,7 +63,9 @@ impl<const LEAST: u64> TryFrom<String> for Time<LEAST> {
 
     fn try_from(text: String) -> Result<Self, String> {
         let (time, least) = (parse_duration(&text)?, Duration::from_millis(LEAST));
-        (time >= least).then_some(Self(time, text)).ok_or_else(|| format!("expected at least {least:?}"))
+        (time >= least)
+            .then_some(Self(time, text))
+            .ok_or_else(|| format!("expected at least {least:?}"))
     }
 }
 
@@ -83,7 +85,8 @@ pub fn read(path: &Path) -> Result<Catalog, String> {
 /// What is wrong with it, in one line.
 pub fn parse(text: &str, path: &Path) -> Result<Catalog, String> {
     let file = toml::from_str(text).map_err(|error| explain(error, text));
-    file.and_then(|file| catalog(file, path)).map_err(|why| format!("cannot use `{}`: {why}", text::path(path)))
+    file.and_then(|file| catalog(file, path))
+        .map_err(|why| format!("cannot use `{}`: {why}", text::path(path)))
 }
 
 fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
@@ -104,8 +107,10 @@ fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
     }
     let base = path.parent().unwrap_or(Path::new(""));
     for (name, task) in file.tasks {
-        let definition = check_name(&name).and_then(|()| task.read(&default_zone, &file.limits, base));
-        let definition = definition.map_err(|why| format!("`tasks.{}`: {why}", text::field(&name)))?;
+        let definition =
+            check_name(&name).and_then(|()| task.read(&default_zone, &file.limits, base));
+        let definition =
+            definition.map_err(|why| format!("`tasks.{}`: {why}", text::field(&name)))?;
         catalog.tasks.insert(name, definition);
     }
     Ok(catalog)
@@ -113,7 +118,12 @@ fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
 
 impl Task {
     /// Directories are relative to `base`.
-    fn read(self, zone: &TimeZone, limits: &BTreeMap<String, NonZeroU32>, base: &Path) -> Result<Definition, String> {
+    fn read(
+        self,
+        zone: &TimeZone,
+        limits: &BTreeMap<String, NonZeroU32>,
+        base: &Path,
+    ) -> Result<Definition, String> {
         self.check()?;
         let (timetable, schedule) = self.timetable(zone)?;
         let usual = Definition::new(timetable, schedule, self.command()?);
@@ -152,7 +162,8 @@ impl Task {
             return Err("`retry_after` requires `tries` of at least 2".to_owned());
         }
         if self.overlap.is_some() && self.catch_up == CatchUp::All {
-            return Err("`overlap` is unsupported with `catch_up = \"all\"`, which runs each slot".to_owned());
+            return Err("`overlap` is unsupported with `catch_up = \"all\"`, which runs each slot"
+                .to_owned());
         }
         match self.env.keys().any(|name| name.is_empty() || name.contains(['=', '\0'])) {
             true => Err("expected names without `=` in `env`".to_owned()),
@@ -166,21 +177,31 @@ impl Task {
             (Some(_), Some(_), _) => Err("`every` is unsupported with `cron`".to_owned()),
             (None, _, Some(_)) => Err("`time_zone` requires `cron`".to_owned()),
             (Some(cron), None, name) => {
-                let zone = name.as_ref().map_or_else(|| Ok(default_zone.clone()), |name| zone(name));
-                let timetable = Timetable::cron(cron, zone.map_err(|why| format!("`time_zone`: {why}"))?);
+                let zone =
+                    name.as_ref().map_or_else(|| Ok(default_zone.clone()), |name| zone(name));
+                let timetable =
+                    Timetable::cron(cron, zone.map_err(|why| format!("`time_zone`: {why}"))?);
                 Ok((Some(timetable.map_err(|why| format!("`cron`: {why}"))?), cron.clone()))
             }
-            (None, Some(Time(every, text)), None) => Ok((Some(Timetable::Every(*every)), format!("every {text}"))),
+            (None, Some(Time(every, text)), None) => {
+                Ok((Some(Timetable::Every(*every)), format!("every {text}")))
+            }
             (None, None, None) => Ok((None, ON_REQUEST.to_owned())),
         }
     }
 
     fn command(&self) -> Result<Vec<String>, String> {
         let why = match (&self.run, &self.command) {
-            (Some(run), None) if !run.trim().is_empty() => return Ok(["/bin/sh", "-c", run].map(str::to_owned).into()),
-            (None, Some(command)) if command.first().is_some_and(|program| !program.is_empty()) => return Ok(command.clone()),
+            (Some(run), None) if !run.trim().is_empty() => {
+                return Ok(["/bin/sh", "-c", run].map(str::to_owned).into());
+            }
+            (None, Some(command)) if command.first().is_some_and(|program| !program.is_empty()) => {
+                return Ok(command.clone());
+            }
             (Some(_), Some(_)) => "`run` is unsupported with `command`",
-            (Some(_), None) => "`run`: expected a script, such as \"meltano run tap-shop target-dwh\"",
+            (Some(_), None) => {
+                "`run`: expected a script, such as \"meltano run tap-shop target-dwh\""
+            }
             (None, Some(_)) => "`command`: expected a program and its arguments",
             (None, None) => "requires `run` or `command`",
         };
@@ -203,7 +224,11 @@ fn explain(mut error: toml::de::Error, text: &str) -> String {
     let why = match (&names[..], message.rsplit_once(", expected ")) {
         ([name, known @ ..], _) if message.starts_with("unknown ") => {
             let kind = if message.starts_with("unknown field") { "key" } else { "value" };
-            format!("unknown {kind} `{}`: {}", text::field(name), nearest(name, known.iter().copied()))
+            format!(
+                "unknown {kind} `{}`: {}",
+                text::field(name),
+                nearest(name, known.iter().copied())
+            )
         }
         (_, Some((_, "a nonzero u32"))) => "expected a whole number above 0".to_owned(),
         (_, Some((_, "a map"))) => "expected a table".to_owned(),

@@ -1,4 +1,5 @@
-//! Which store locks live in, and how it is spoken to. Its address may hold a password, which is never shown.
+//! Which store locks live in, and how it is spoken to. Its address may hold a password, which is
+//! never shown.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 /// What an address of a directory says by its code.
 const IN_PATHS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#').add(b' ');
 
-/// The kinds of stores. A directory is on a file system that hosts share; S3 is also what speaks its protocol.
+/// The kinds of stores. A directory is on a file system that hosts share; S3 is also what speaks
+/// its protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Scheme {
@@ -48,10 +50,13 @@ impl Scheme {
         SCHEMES[self as usize].2
     }
 
-    /// The scheme of this text before `://`. SQLAlchemy writes `dialect+driver`; the driver does not matter.
+    /// The scheme of this text before `://`. SQLAlchemy writes `dialect+driver`; the driver does
+    /// not matter.
     fn of(text: &str) -> Option<Self> {
         let name = text.split('+').next()?.to_ascii_lowercase();
-        let known = SCHEMES.iter().find(|(_, own, _, others)| *own == name || others.contains(&name.as_str()));
+        let known = SCHEMES
+            .iter()
+            .find(|(_, own, _, others)| *own == name || others.contains(&name.as_str()));
         known.map(|(scheme, ..)| *scheme)
     }
 }
@@ -101,20 +106,32 @@ pub struct StoreUrl {
 impl StoreUrl {
     /// Reads an address.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let expected = "expected an address such as postgres://user@host/database, mysql://user@host/database, dynamodb://TABLE, \
-             s3://bucket/prefix or file:///shared/directory";
+        let expected = "expected an address such as postgres://user@host/database, \
+                        mysql://user@host/database, dynamodb://TABLE, s3://bucket/prefix or \
+                        file:///shared/directory";
         let Some((scheme, rest)) = text.trim().split_once("://") else {
             let is_path = text.trim_start().starts_with('/');
-            return Err(if is_path { "a directory that hosts share is named as `file:///…`" } else { expected }.to_owned());
+            return Err(if is_path {
+                "a directory that hosts share is named as `file:///…`"
+            } else {
+                expected
+            }
+            .to_owned());
         };
         if scheme.split('+').next().is_some_and(|dialect| dialect.eq_ignore_ascii_case("sqlite")) {
-            return Err("SQLite is a file of one machine, for which the lock file is made: leave the store out, and set \
-                        `SERIALIZER_DIR` to a directory of the project"
+            return Err("SQLite is a file of one machine, for which the lock file is made: leave \
+                        the store out, and set `SERIALIZER_DIR` to a directory of the project"
                 .to_owned());
         }
-        let is_word = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+');
-        let unknown =
-            || if is_word { format!("`{scheme}://` is no store that is known; {expected}") } else { expected.to_owned() };
+        let is_word =
+            !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+');
+        let unknown = || {
+            if is_word {
+                format!("`{scheme}://` is no store that is known; {expected}")
+            } else {
+                expected.to_owned()
+            }
+        };
         let scheme = Scheme::of(scheme).ok_or_else(unknown)?;
         if rest.chars().any(char::is_control) {
             return Err("the address contains a control character".to_owned());
@@ -133,7 +150,8 @@ impl StoreUrl {
         let path = self.rest.split_once('?').map_or(self.rest.as_str(), |(path, _)| path);
         // RFC 8089: this host's files.
         let path = path.strip_prefix("localhost").unwrap_or(path);
-        (self.scheme == Scheme::Directory).then(|| PathBuf::from(OsString::from_vec(percent_decode(path.as_bytes()).collect())))
+        (self.scheme == Scheme::Directory)
+            .then(|| PathBuf::from(OsString::from_vec(percent_decode(path.as_bytes()).collect())))
     }
 
     /// Another directory, with the same options.
@@ -160,7 +178,8 @@ impl fmt::Display for StoreUrl {
         if self.scheme == Scheme::Directory {
             return write!(f, "{}://{}", self.scheme.name(), self.rest);
         }
-        // A password may hold `/`, `?` and `@`, although it should not. If an `@` follows a `?`, its end is not certain.
+        // A password may hold `/`, `?` and `@`, although it should not. If an `@` follows a `?`,
+        // its end is not certain.
         let (place, options) = self.rest.split_once(['?', '#']).unwrap_or((&self.rest, ""));
         let place = match place.rsplit_once('@') {
             _ if options.contains('@') => "…",
@@ -171,7 +190,11 @@ impl fmt::Display for StoreUrl {
         };
         write!(f, "{}://{place}", self.scheme.name())?;
         // The same table in two regions is two tables.
-        match options.split('&').find_map(|option| option.strip_prefix("region=")).filter(|_| place != "…") {
+        match options
+            .split('&')
+            .find_map(|option| option.strip_prefix("region="))
+            .filter(|_| place != "…")
+        {
             Some(region) if self.scheme == Scheme::Dynamodb => write!(f, "?region={region}"),
             _ => Ok(()),
         }

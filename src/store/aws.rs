@@ -1,7 +1,9 @@
-//! AWS identities: credentials, profile, region and endpoint, as the AWS CLI finds them, for S3 and DynamoDB.
+//! AWS identities: credentials, profile, region and endpoint, as the AWS CLI finds them, for S3 and
+//! DynamoDB.
 //!
-//! Credentials are fetched before a request and apart from it: what is wrong with them leaves no doubt about
-//! the request. They are kept while there is no connection, because to fetch them can take longer.
+//! Credentials are fetched before a request and apart from it: what is wrong with them leaves no
+//! doubt about the request. They are kept while there is no connection, because to fetch them can
+//! take longer.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -32,7 +34,8 @@ use crate::sys::text;
 /// Credentials are renewed so long before they expire.
 const EARLY: Duration = Duration::from_secs(300);
 
-/// Credentials that could not be renewed are asked for again after so long: a holder must get on meanwhile.
+/// Credentials that could not be renewed are asked for again after so long: a holder must get on
+/// meanwhile.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// The variables with an access key, its secret and a session token.
@@ -66,7 +69,8 @@ pub struct Account<C> {
 }
 
 impl<C> Account<C> {
-    /// Reads the options of an address. Without `endpoint`, that of other settings is used. Nothing is looked up yet.
+    /// Reads the options of an address. Without `endpoint`, that of other settings is used. Nothing
+    /// is looked up yet.
     pub fn new(
         service: &'static str,
         address: &Address,
@@ -81,10 +85,23 @@ impl<C> Account<C> {
         let endpoint = endpoint_of(address)?.or(endpoint);
         let roots = address.option("ca").or_else(|| variable("AWS_CA_BUNDLE")).map(PathBuf::from);
         let (config, credentials, asked, client) = (None, None, None, None);
-        Ok(Self { service, keys, profile, region, endpoint, roots, timeout, config, credentials, asked, client })
+        Ok(Self {
+            service,
+            keys,
+            profile,
+            region,
+            endpoint,
+            roots,
+            timeout,
+            config,
+            credentials,
+            asked,
+            client,
+        })
     }
 
-    /// A client with credentials that are good for a while. Reads the settings once; makes a client for new credentials.
+    /// A client with credentials that are good for a while. Reads the settings once; makes a client
+    /// for new credentials.
     pub async fn client(
         &mut self,
         connect: impl FnOnce(&Self, &SdkConfig, &Credentials) -> Result<C, Failure>,
@@ -95,19 +112,22 @@ impl<C> Account<C> {
             self.config = Some(timeout(self.timeout, self.find()).await.map_err(late)??);
         }
         if self.renew().await? || self.client.is_none() {
-            let (Some(config), Some(keys)) = (&self.config, &self.credentials) else { return Err(none()) };
+            let (Some(config), Some(keys)) = (&self.config, &self.credentials) else {
+                return Err(none());
+            };
             self.client = Some(connect(self, config, keys)?);
         }
         self.client.as_ref().ok_or_else(none)
     }
 
-    /// What is wrong with the credentials may be put right meanwhile: everything is looked up again.
+    /// What is wrong with the credentials may be put right meanwhile: everything is looked up
+    /// again.
     pub fn forget(&mut self) {
         (self.config, self.credentials, self.asked, self.client) = (None, None, None, None);
     }
 
-    /// The profile that is named, unless keys are. Refuses what the SDK would read in another way than the AWS CLI, or pass
-    /// over in silence.
+    /// The profile that is named, unless keys are. Refuses what the SDK would read in another way
+    /// than the AWS CLI, or pass over in silence.
     fn named_profile(&self) -> Result<Option<String>, Failure> {
         if self.keys.is_some() || self.profile.is_some() {
             return Ok(self.profile.clone());
@@ -119,7 +139,8 @@ impl<C> Account<C> {
         }
         if variable(KEYS[0]).is_some() != variable(KEYS[1]).is_some() {
             let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";
-            return Err(Failure::permanent(why).with_hint("set both, or neither to use a profile or a role"));
+            return Err(Failure::permanent(why)
+                .with_hint("set both, or neither to use a profile or a role"));
         }
         Ok(profile)
     }
@@ -127,33 +148,49 @@ impl<C> Account<C> {
     async fn find(&mut self) -> Result<SdkConfig, Failure> {
         let name = self.named_profile()?;
         let (fs, env, files) = (Fs::real(), Env::real(), Default::default());
-        let loaded = aws_config::profile::load(&fs, &env, &files, name.clone().map(Into::into)).await;
+        let loaded =
+            aws_config::profile::load(&fs, &env, &files, name.clone().map(Into::into)).await;
         let profiles = loaded.map_err(|error| {
             let why = format!("AWS's configuration files cannot be used: {}", innermost(&error));
             Failure::permanent(why).with_hint("`aws configure list` reads the same files")
         })?;
-        if let Some(name) = name.filter(|name| name != "default" && profiles.get_profile(name).is_none()) {
+        if let Some(name) =
+            name.filter(|name| name != "default" && profiles.get_profile(name).is_none())
+        {
             let why = format!("the profile `{}` does not exist", text::field(&name));
-            return Err(Failure::permanent(why).with_hint("`aws configure list-profiles` shows which there are"));
+            return Err(Failure::permanent(why)
+                .with_hint("`aws configure list-profiles` shows which there are"));
         }
-        let region = self.region.take().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+        let region = self
+            .region
+            .take()
+            .or_else(|| variable("AWS_REGION"))
+            .or_else(|| variable("AWS_DEFAULT_REGION"));
         self.region = region.or_else(|| profiles.get("region").map(str::to_owned));
         self.region.as_ref().map_or(Ok(()), |region| checks::word(region, "region"))?;
         let [id, secret, token] = KEYS.map(variable);
-        let known = self.keys.clone().or_else(|| id.zip(secret).map(|(id, secret)| keys(id, secret, token)));
-        self.credentials = known.filter(|_| self.profile.is_none()).as_ref().map(usable).transpose()?;
+        let known = self
+            .keys
+            .clone()
+            .or_else(|| id.zip(secret).map(|(id, secret)| keys(id, secret, token)));
+        self.credentials =
+            known.filter(|_| self.profile.is_none()).as_ref().map(usable).transpose()?;
         // Nothing is asked for keys that are known, and certificates take milliseconds to read.
         let http = http_client(self.roots.as_deref(), self.credentials.is_some())?;
         let region = self.region.clone().map(Region::new);
-        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).region(region.clone());
+        let mut loader =
+            aws_config::defaults(BehaviorVersion::v2026_01_12()).region(region.clone());
         loader = loader.http_client(http.clone()).retry_config(RetryConfig::disabled());
         if let Some(known) = &self.credentials {
             loader = loader.credentials_provider(known.clone());
         } else if let Some(profile) = &self.profile {
             loader = loader.profile_name(profile);
             // Like the CLI's `--profile`, before the variables with access keys.
-            let provider = ProviderConfig::without_region().with_http_client(http).with_region(region);
-            let provider = ProfileFileCredentialsProvider::builder().configure(&provider).profile_name(profile);
+            let provider =
+                ProviderConfig::without_region().with_http_client(http).with_region(region);
+            let provider = ProfileFileCredentialsProvider::builder()
+                .configure(&provider)
+                .profile_name(profile);
             loader = loader.credentials_provider(provider.build());
         }
         let config = loader.load().await;
@@ -192,7 +229,8 @@ impl<C> Account<C> {
     }
 }
 
-/// `AWS_ENDPOINT_URL_…`, the profile's `services`, `AWS_ENDPOINT_URL`, the profile's `endpoint_url`.
+/// `AWS_ENDPOINT_URL_…`, the profile's `services`, `AWS_ENDPOINT_URL`, the profile's
+/// `endpoint_url`.
 fn configured_endpoint(config: &SdkConfig, service: &str) -> Option<String> {
     let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL");
     let found = config.service_config()?.load_config(key.profile("endpoint_url").build().ok()?)?;
@@ -208,8 +246,8 @@ fn usable(credentials: &Credentials) -> Result<Credentials, Failure> {
     Ok(Credentials::new(id, secret, token.map(str::to_owned), credentials.expiry(), "checked"))
 }
 
-/// A client that heeds proxies and the bundle of trusted certificates, and keeps its connections. One that `is_plain` does
-/// not encrypt.
+/// A client that heeds proxies and the bundle of trusted certificates, and keeps its connections.
+/// One that `is_plain` does not encrypt.
 pub fn http_client(roots: Option<&Path>, is_plain: bool) -> Result<SharedHttpClient, Failure> {
     let mut tls = TlsContext::builder();
     if let Some(path) = roots.filter(|_| !is_plain) {
@@ -225,7 +263,10 @@ pub fn http_client(roots: Option<&Path>, is_plain: bool) -> Result<SharedHttpCli
             SharedHttpConnector::new(if is_plain {
                 builder.build_http()
             } else {
-                builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls.clone()).build()
+                builder
+                    .tls_provider(Provider::Rustls(CryptoMode::Ring))
+                    .tls_context(tls.clone())
+                    .build()
             })
         };
         made.get_or_init(make).clone()
@@ -245,8 +286,8 @@ fn failure_of(error: &CredentialsError) -> Failure {
     let (why, hint) = match error {
         CredentialsError::CredentialsNotLoaded(_) => (
             NONE.to_owned(),
-            "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, `aws sso login` or a role of this host or \
-             container provide them",
+            "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY`, `aws sso login` or a \
+             role of this host or container provide them",
         ),
         CredentialsError::InvalidConfiguration(_) => (
             format!("AWS's settings cannot be used: {why}"),

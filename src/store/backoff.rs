@@ -1,5 +1,5 @@
-//! How often a waiter polls a store without a notifier. The time waited alone decides: a holder that renews its lease
-//! changes what is stored, but not how long others have to wait.
+//! How often a waiter polls a store without a notifier. The time waited alone decides: a holder
+//! that renews its lease changes what is stored, but not how long others have to wait.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -31,8 +31,9 @@ impl PollBackoff {
     /// When it cannot sleep.
     pub fn sleep(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
-        sleep(self.pause_after(waited, limit), fds)
-            .map_err(|error| Failure::permanent(format!("cannot sleep: {}", io_message(&error.into()))))
+        sleep(self.pause_after(waited, limit), fds).map_err(|error| {
+            Failure::permanent(format!("cannot sleep: {}", io_message(&error.into())))
+        })
     }
 
     /// Waits no more.
@@ -51,7 +52,8 @@ impl PollBackoff {
 /// The shortest and the longest pause of a waiter for which a store has no connection.
 pub const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
-/// How long a waiter pauses for which a store has had no connection `since` then: a quarter of that.
+/// How long a waiter pauses for which a store has had no connection `since` then: a quarter of
+/// that.
 pub fn pause_outside(since: &mut Option<Instant>) -> Duration {
     let since = *since.get_or_insert_with(Instant::now);
     jittered((since.elapsed() / 4).clamp(PAUSES.0, PAUSES.1))

@@ -41,7 +41,8 @@ impl Directory {
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
         if settings.url.place().contains('?') {
             let failure = Failure::permanent("the address of a directory has no options");
-            let hint = "instead of `nfs=3`, run `serializer initialize` once; where its name has a `?`, write `%3F`";
+            let hint = "instead of `nfs=3`, run `serializer initialize` once; where its name has a \
+                        `?`, write `%3F`";
             return Err(failure.with_hint(hint));
         }
         let directory = settings.url.directory().unwrap_or_default();
@@ -54,7 +55,8 @@ impl Directory {
 
     fn file(&mut self, key: &Key) -> &mut SharedFile {
         let Self { directory, timeout, open } = self;
-        open.entry(key.clone()).or_insert_with(|| SharedFile::new(directory, &stored_name(key), *timeout))
+        open.entry(key.clone())
+            .or_insert_with(|| SharedFile::new(directory, &stored_name(key), *timeout))
     }
 }
 
@@ -71,7 +73,8 @@ impl Store for Directory {
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         let cannot = |error: io::Error| trouble(&self.directory, error);
         scope::check(&self.directory, &File::open(&self.directory).map_err(cannot)?)?;
-        let mut files = listed(&self.directory, after, |file| name_of(kind, file)).map_err(cannot)?;
+        let mut files =
+            listed(&self.directory, after, |file| name_of(kind, file)).map_err(cannot)?;
         let next = files.get(PAGE).map(|_| files[PAGE - 1].0.clone());
         files.truncate(PAGE);
         // Other programs keep files there, too, which must not even be locked.
@@ -82,7 +85,10 @@ impl Store for Directory {
             let state = SharedFile::new(&self.directory, &file, Duration::ZERO).load();
             state.unwrap_or_else(|_| State { value: Some(String::new()), ..State::default() })
         };
-        Ok(Page { entries: files.into_iter().map(|(name, file)| (name, state(file))).collect(), next })
+        Ok(Page {
+            entries: files.into_iter().map(|(name, file)| (name, state(file))).collect(),
+            next,
+        })
     }
 
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
@@ -107,7 +113,8 @@ impl Store for Directory {
 }
 
 fn missing(directory: &Path) -> Failure {
-    let hint = "mount it, or make it on the file system that the hosts share; this program does not, because each host would make its own";
+    let hint = "mount it, or make it on the file system that the hosts share; this program does \
+                not, because each host would make its own";
     Failure::permanent(format!("there is no directory `{}`", text::path(directory)))
         .with_hint(hint.to_owned() + on_one_machine(directory))
 }
@@ -116,7 +123,11 @@ fn missing(directory: &Path) -> Failure {
 /// right for buckets.
 fn on_one_machine(directory: &Path) -> &'static str {
     let is_meltanos = directory.iter().any(|part| part == ".meltano");
-    if is_meltanos { "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`" } else { "" }
+    if is_meltanos {
+        "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`"
+    } else {
+        ""
+    }
 }
 
 /// The failure for an error of the operating system.
@@ -127,9 +138,19 @@ fn trouble(directory: &Path, error: impl Into<io::Error>) -> Failure {
     match Errno::from_io_error(&error) {
         Some(E::NOENT) => missing(directory),
         // The file was removed, the server restarts, or it takes longer than a soft mount waits.
-        Some(E::STALE | E::NOLCK | E::IO | E::TIMEDOUT | E::HOSTDOWN | E::HOSTUNREACH | E::AGAIN | E::INTR) => failure,
+        Some(
+            E::STALE
+            | E::NOLCK
+            | E::IO
+            | E::TIMEDOUT
+            | E::HOSTDOWN
+            | E::HOSTUNREACH
+            | E::AGAIN
+            | E::INTR,
+        ) => failure,
         Some(E::ACCESS | E::PERM) => {
-            let hint = "its users need the rights to read and write the file, and to make files in its directory";
+            let hint = "its users need the rights to read and write the file, and to make files in \
+                        its directory";
             Failure { cause: Cause::Permanent, ..failure }.with_hint(hint)
         }
         _ => Failure { cause: Cause::Permanent, ..failure },

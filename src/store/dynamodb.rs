@@ -1,11 +1,12 @@
 //! DynamoDB: an item per key.
 //!
-//! Reads are strongly consistent, and every write is conditional on the item's number and value, which DynamoDB decides
-//! in one place and in one order. There is no clock that its users share, and no wake-up; each poll costs money.
+//! Reads are strongly consistent, and every write is conditional on the item's number and value,
+//! which DynamoDB decides in one place and in one order. There is no clock that its users share,
+//! and no wake-up; each poll costs money.
 //!
-//! An item has its `version`, the number of the state; `record`, the value, if there is one; `format`, what the
-//! attributes mean; and `changed`, when it was written, for people. Expressions name them by placeholders, because
-//! DynamoDB reserves many words.
+//! An item has its `version`, the number of the state; `record`, the value, if there is one;
+//! `format`, what the attributes mean; and `changed`, when it was written, for people. Expressions
+//! name them by placeholders, because DynamoDB reserves many words.
 
 mod aec;
 mod answers;
@@ -67,7 +68,8 @@ struct Table {
 impl DynamoDb {
     /// Reads the address; does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        let address = checks::address(settings, &["endpoint", "key", "layout", "profile", "region", "ttl"])?;
+        let address =
+            checks::address(settings, &["endpoint", "key", "layout", "profile", "region", "ttl"])?;
         let table = decoded(&address.hosts)?;
         if table.is_empty() || !address.path.is_empty() {
             let failure = Failure::permanent("the address does not name a table, and only that");
@@ -85,7 +87,10 @@ impl DynamoDb {
     }
 
     /// Asks the table, with credentials that are good for a while.
-    fn ask<T>(&mut self, ask: impl AsyncFnOnce(&Table) -> Result<T, Failure>) -> Result<T, Failure> {
+    fn ask<T>(
+        &mut self,
+        ask: impl AsyncFnOnce(&Table) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let Self { names, runtime, account } = self;
         let connect = |account: &_, config: &_, keys: &_| connect(account, config, keys, names);
         let answer = runtime.block_on(async { ask(account.client(connect).await?).await })?;
@@ -97,20 +102,31 @@ impl DynamoDb {
     }
 }
 
-fn connect(account: &Account<Table>, config: &SdkConfig, keys: &Credentials, names: &Names) -> Result<Table, Failure> {
+fn connect(
+    account: &Account<Table>,
+    config: &SdkConfig,
+    keys: &Credentials,
+    names: &Names,
+) -> Result<Table, Failure> {
     let Some(region) = account.region.clone() else {
         let hint = "`region=…` in the address, `AWS_REGION`, or `region` of the profile names it";
-        return Err(Failure::permanent("it is not known in which region the table is").with_hint(hint));
+        return Err(
+            Failure::permanent("it is not known in which region the table is").with_hint(hint)
+        );
     };
     let endpoint = account.endpoint.as_ref().map(|endpoint| format!("DynamoDB at `{endpoint}`"));
-    let is_plain = account.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
-    let timeouts = TimeoutConfig::builder().connect_timeout(account.timeout / 2).operation_timeout(account.timeout);
+    let is_plain =
+        account.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(account.timeout / 2)
+        .operation_timeout(account.timeout);
     let mut config = aws_sdk_dynamodb::config::Builder::from(config)
         .credentials_provider(SharedCredentialsProvider::new(keys.clone()))
         .timeout_config(timeouts.build())
         // A write that is sent again by the SDK looks like a conflict.
         .retry_config(RetryConfig::disabled())
-        // Its own: the one that finds credentials keeps the time limits of its first user, a metadata service.
+        // Its own: the one that finds credentials keeps the time limits of its first user, a
+        // metadata service.
         .http_client(aws::http_client(account.roots.as_deref(), is_plain)?);
     config.set_endpoint_url(account.endpoint.clone());
     let server = endpoint.unwrap_or_else(|| format!("DynamoDB in `{region}`"));
@@ -122,16 +138,24 @@ impl Table {
     async fn read(&self, stored: &str) -> Result<State, Failure> {
         let request = self.client.get_item().table_name(&self.names.table).consistent_read(true);
         let request = request.key(&self.names.key, AttributeValue::S(stored.to_owned()));
-        let answer = request.send().await.map_err(|error| self.failure(&error, "dynamodb:GetItem"))?;
+        let answer =
+            request.send().await.map_err(|error| self.failure(&error, "dynamodb:GetItem"))?;
         answer.item.as_ref().map_or_else(|| Ok(State::default()), |item| self.state(stored, item))
     }
 
-    async fn write(&self, stored: String, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
+    async fn write(
+        &self,
+        stored: String,
+        expected: &State,
+        next: &Next<'_>,
+    ) -> Result<Write, Failure> {
         // A number is at least the time of the first one, should this host's clock be slow.
         let now = since_1970().max(next.number) / 1000;
         let (mut values, mut set, mut removed) = (HashMap::new(), Vec::new(), Vec::new());
         if self.names.is_aec {
-            let Some(told) = aec::attributes(next.value) else { return self.delete(stored, expected).await };
+            let Some(told) = aec::attributes(next.value) else {
+                return self.delete(stored, expected).await;
+            };
             for (name, value) in told {
                 set.push(format!("{name} = :{name}"));
                 values.insert(format!(":{name}"), value);
@@ -152,20 +176,29 @@ impl Table {
                 None => removed.push(format!("#{name}")),
             }
         }
-        let remove = if removed.is_empty() { String::new() } else { format!(" REMOVE {}", removed.join(", ")) };
+        let remove = if removed.is_empty() {
+            String::new()
+        } else {
+            format!(" REMOVE {}", removed.join(", "))
+        };
         let update = format!("SET {}{remove}", set.join(", "));
         let condition = condition(expected, &mut values);
         let request = self.client.update_item().table_name(&self.names.table);
         let request = request.key(&self.names.key, AttributeValue::S(stored));
-        let request = request.set_expression_attribute_names(Some(self.names(&format!("{update} {condition}"))));
+        let request = request
+            .set_expression_attribute_names(Some(self.names(&format!("{update} {condition}"))));
         let request = request.set_expression_attribute_values(Some(values));
         let request = request.update_expression(update).condition_expression(condition);
         let sent = request.return_values(ReturnValue::UpdatedNew).send().await;
-        // A server that answers anything with 200 is not DynamoDB: the SDK takes an empty body for success.
-        let is_confirmed =
-            |answer: &UpdateItemOutput| answer.attributes().and_then(|new| new.get("version")) == Some(&number(next.number));
+        // A server that answers anything with 200 is not DynamoDB: the SDK takes an empty body for
+        // success.
+        let is_confirmed = |answer: &UpdateItemOutput| {
+            answer.attributes().and_then(|new| new.get("version")) == Some(&number(next.number))
+        };
         if sent.as_ref().is_ok_and(|answer| !is_confirmed(answer)) {
-            return Err(Failure::permanent("the server does not answer as DynamoDB does").indefinite());
+            return Err(
+                Failure::permanent("the server does not answer as DynamoDB does").indefinite()
+            );
         }
         self.done(sent, "dynamodb:UpdateItem")
     }
@@ -183,9 +216,11 @@ impl Table {
 
     /// All items that are ours, with their stored names, in the order of these.
     async fn scan(&self) -> Result<Vec<(String, State)>, Failure> {
-        let attributes = "#key, #version, #record, #format, status_execution, created_at, updated_at";
+        let attributes =
+            "#key, #version, #record, #format, status_execution, created_at, updated_at";
         let is_ours = "attribute_exists(#version) AND attribute_exists(#format)";
-        let is_ours = if self.names.is_aec { "attribute_exists(status_execution)" } else { is_ours };
+        let is_ours =
+            if self.names.is_aec { "attribute_exists(status_execution)" } else { is_ours };
         let request = self.client.scan().table_name(&self.names.table).consistent_read(true);
         let request = request.set_expression_attribute_names(Some(self.names(attributes)));
         let request = request.projection_expression(attributes);
@@ -280,7 +315,9 @@ fn state(item: &HashMap<String, AttributeValue>) -> Result<State, Failure> {
     if *text_of("format")?.ok_or_else(|| foreign("format"))? != FORMAT.to_string() {
         return Err(Failure::of_newer_version());
     }
-    let number: u64 = text_of("version")?.and_then(|number| number.parse().ok()).ok_or_else(|| foreign("version"))?;
+    let number: u64 = text_of("version")?
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| foreign("version"))?;
     let value = text_of("record")?.cloned();
     // A table that was restored may have had another state of that number.
     let version = Some(format!("{number} {}", value.as_deref().unwrap_or("")).into_bytes());
@@ -289,6 +326,12 @@ fn state(item: &HashMap<String, AttributeValue>) -> Result<State, Failure> {
 
 /// Another program uses the table, and this key.
 fn foreign(attribute: &str) -> Failure {
-    Failure::permanent(format!("what is stored there is not a lock record: its `{attribute}` is not what a lock has"))
-        .with_hint("another program has written there; another table, another name of the lock, or deleting its item helps")
+    Failure::permanent(format!(
+        "what is stored there is not a lock record: its `{attribute}` is \
+                                not what a lock has"
+    ))
+    .with_hint(
+        "another program has written there; another table, another name of the lock, or \
+                    deleting its item helps",
+    )
 }

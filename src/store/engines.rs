@@ -1,4 +1,5 @@
-//! Which stores this program was built with. The one place that knows all of them, and all cargo features.
+//! Which stores this program was built with. The one place that knows all of them, and all cargo
+//! features.
 
 use super::failure::Failure;
 use super::seam::Store;
@@ -18,10 +19,15 @@ pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>, Failure> {
         #[cfg(feature = "dynamodb")]
         Scheme::Dynamodb => Box::new(super::dynamodb::DynamoDb::new(settings)?),
         #[cfg(feature = "object-store")]
-        Scheme::S3 | Scheme::Azure | Scheme::Gcs => Box::new(super::object::Objects::new(settings)?),
+        Scheme::S3 | Scheme::Azure | Scheme::Gcs => {
+            Box::new(super::object::Objects::new(settings)?)
+        }
         #[allow(unreachable_patterns, reason = "a build with all stores leaves none out")]
         scheme => {
-            let hint = format!("`cargo install … --features {}`, or a released wheel, which has all stores", scheme.feature());
+            let hint = format!(
+                "`cargo install … --features {}`, or a released wheel, which has all stores",
+                scheme.feature()
+            );
             let why = format!("this program was built without the store `{}`", scheme.name());
             return Err(Failure::permanent(why).with_hint(hint));
         }

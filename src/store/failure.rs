@@ -48,7 +48,13 @@ impl Cause {
 impl Failure {
     /// A failure that may pass soon; nothing was done.
     pub fn transient(why: impl Into<String>) -> Self {
-        Self { why: why.into(), cause: Cause::Transient, hint: None, is_indefinite: false, action: None }
+        Self {
+            why: why.into(),
+            cause: Cause::Transient,
+            hint: None,
+            is_indefinite: false,
+            action: None,
+        }
     }
 
     /// A failure that does not pass; nothing was done.
@@ -58,7 +64,8 @@ impl Failure {
 
     /// What is stored has a format that is not known yet.
     pub fn of_newer_version() -> Self {
-        Self::permanent("a newer version of this program has written it").with_hint("use that version here, too")
+        Self::permanent("a newer version of this program has written it")
+            .with_hint("use that version here, too")
     }
 
     /// The same failure, with what the user can do about it.
@@ -108,8 +115,13 @@ impl fmt::Display for Error {
         let Self { action, location, failure: Failure { why, cause, is_indefinite, .. } } = self;
         match cause {
             Cause::NotALock => write!(f, "`{location}` is not a lock file: {why}"),
-            Cause::Contended => write!(f, "another process keeps the lock file `{location}` locked (flock)"),
-            _ if *is_indefinite => write!(f, "cannot {action} `{location}`: {why}; the write may or may not have happened"),
+            Cause::Contended => {
+                write!(f, "another process keeps the lock file `{location}` locked (flock)")
+            }
+            _ if *is_indefinite => write!(
+                f,
+                "cannot {action} `{location}`: {why}; the write may or may not have happened"
+            ),
             _ => write!(f, "cannot {action} `{location}`: {why}"),
         }
     }

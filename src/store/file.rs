@@ -51,7 +51,9 @@ impl Files {
 
     fn file(&mut self, key: &Key) -> &mut LockFile {
         let directory = &self.directory;
-        self.open.entry(key.clone()).or_insert_with(|| LockFile::new(directory.join(file_name(key)), key.kind != Kind::Lock))
+        self.open.entry(key.clone()).or_insert_with(|| {
+            LockFile::new(directory.join(file_name(key)), key.kind != Kind::Lock)
+        })
     }
 }
 
@@ -65,7 +67,10 @@ fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
     if kind != Kind::Lock {
         return name_of(kind, file);
     }
-    Path::new(file).extension().is_some_and(|end| end == "lck" || end == "lock").then(|| file.to_owned())
+    Path::new(file)
+        .extension()
+        .is_some_and(|end| end == "lck" || end == "lock")
+        .then(|| file.to_owned())
 }
 
 /// All registers of a kind in a directory, as far as the names of files tell.
@@ -78,19 +83,27 @@ pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
             failure.during("list the lock directory", text::path(directory))
         })?,
     };
-    Ok(names.into_iter().map(|(name, _)| Location::File(directory.to_owned(), Key { kind, name })).collect())
+    Ok(names
+        .into_iter()
+        .map(|(name, _)| Location::File(directory.to_owned(), Key { kind, name }))
+        .collect())
 }
 
-/// Why a directory does not keep what must outlive a crash of the machine, or of a host that shares it.
+/// Why a directory does not keep what must outlive a crash of the machine, or of a host that shares
+/// it.
 pub fn forgets(path: &Path) -> Option<String> {
     if [Path::new("/tmp"), Path::new("/var/tmp")].contains(&path) {
         return Some("what is old is removed there".to_owned());
     }
     let directory = File::open(path).ok()?;
     if let Some(file_system) = filesystem::without_exchange(&directory) {
-        return Some(format!("its file system ({file_system}) is shared by hosts; set `SERIALIZER_LEASE_SECONDS`, too"));
+        return Some(format!(
+            "its file system ({file_system}) is shared by hosts; set `SERIALIZER_LEASE_SECONDS`, \
+             too"
+        ));
     }
-    filesystem::is_in_memory(&directory).then(|| "its file system is in memory, and empty after a reboot".to_owned())
+    filesystem::is_in_memory(&directory)
+        .then(|| "its file system is in memory, and empty after a reboot".to_owned())
 }
 
 impl Store for Files {
@@ -157,7 +170,12 @@ impl Notifier for Files {
 }
 
 impl Queue for Files {
-    fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    fn wait_in_turn(
+        &mut self,
+        key: &Key,
+        limit: Duration,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Failure> {
         let file = self.file(key);
         let is_new = file.queue.join();
         let is_first = file.queue.is_first();
@@ -208,7 +226,8 @@ impl Queue for Files {
 }
 
 fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-    poll::sleep(limit, fds).map_err(|error| Failure::permanent(format!("cannot sleep: {}", io_message(&error.into()))))
+    poll::sleep(limit, fds)
+        .map_err(|error| Failure::permanent(format!("cannot sleep: {}", io_message(&error.into()))))
 }
 
 /// The failure of a path that leads to something else.
@@ -225,17 +244,21 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
     match error.kind() {
         // There is something else than a regular file.
         ErrorKind::InvalidData => not_a_lock(&error.to_string()),
-        ErrorKind::NotFound => {
-            failure.with_hint("create the directory with `serializer initialize`, or name another one with `SERIALIZER_DIR`")
-        }
+        ErrorKind::NotFound => failure.with_hint(
+            "create the directory with `serializer initialize`, or name another \
+                               one with `SERIALIZER_DIR`",
+        ),
         ErrorKind::PermissionDenied if action == CREATE => {
             failure.with_hint("name a directory that you can write to with `SERIALIZER_DIR`")
         }
         ErrorKind::PermissionDenied if action == CHANGE => failure.with_hint(
-            "in a directory with the sticky bit, only the file's owner, or root, can replace it; for several users, name \
-             a directory without that bit with `SERIALIZER_DIR`",
+            "in a directory with the sticky bit, only the file's owner, or root, can replace it; \
+             for several users, name a directory without that bit with `SERIALIZER_DIR`",
         ),
-        ErrorKind::PermissionDenied => failure.with_hint(format!("`ls -l {shown}` shows the file's owner")),
+        ErrorKind::PermissionDenied => failure.with_hint(format!(
+            "`ls -l {shown}` shows the file's \
+            owner"
+        )),
         ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             failure.with_hint("name another directory with `SERIALIZER_DIR`")
         }

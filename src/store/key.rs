@@ -7,10 +7,12 @@ use sha2::{Digest, Sha256};
 
 use super::seam::{Key, Kind};
 
-/// A name that opens the register with this stored name, if it is one of `kind`, and behind `after`.
+/// A name that opens the register with this stored name, if it is one of `kind`, and behind
+/// `after`.
 #[cfg(any(feature = "dynamodb", feature = "object-store"))]
 pub fn name_after(stored: &str, kind: Kind, after: Option<&OsStr>) -> Option<std::ffi::OsString> {
-    let found = Kind::PREFIXED.iter().find_map(|kind| Some((*kind, stored.strip_prefix(kind.prefix())?)));
+    let found =
+        Kind::PREFIXED.iter().find_map(|kind| Some((*kind, stored.strip_prefix(kind.prefix())?)));
     let (found, name) = found.unwrap_or((Kind::Lock, stored));
     (found == kind && after.is_none_or(|after| OsStr::new(name) > after)).then(|| name.into())
 }
@@ -48,7 +50,8 @@ pub fn key(name: &OsStr) -> String {
 
 /// The beginning of a name and its hash.
 fn hashed(name: &OsStr) -> String {
-    let hash: String = Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String =
+        Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let shown: String = name.to_string_lossy().chars().filter(|c| *c != '\0').take(30).collect();
     format!("{shown}~{hash}")
 }

@@ -1,4 +1,5 @@
-//! What stores that are reached over a network have in common: addresses, certificates, and what errors say.
+//! What stores that are reached over a network have in common: addresses, certificates, and what
+//! errors say.
 
 use std::error::Error;
 use std::fs::File;
@@ -20,8 +21,8 @@ const MAX_FILE: u64 = 1 << 20;
 /// The longest text of a server that is repeated, in characters.
 const MAX_TEXT: usize = 300;
 
-/// An address `scheme://user:password@hosts/path?option=value`, decoded. Empty parts count as left out. Not `Debug`: it
-/// holds secrets.
+/// An address `scheme://user:password@hosts/path?option=value`, decoded. Empty parts count as left
+/// out. Not `Debug`: it holds secrets.
 pub struct Address {
     pub user: Option<String>,
     pub password: Option<String>,
@@ -36,17 +37,26 @@ pub struct Address {
 }
 
 impl Address {
-    /// Takes the address apart. `synonyms` are other names of options. The option `host` may be given several times.
+    /// Takes the address apart. `synonyms` are other names of options. The option `host` may be
+    /// given several times.
     pub fn parse(settings: &StoreSettings, synonyms: &[(&str, &str)]) -> Result<Self, Failure> {
-        // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@` before the options.
+        // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@`
+        // before the options.
         let text = settings.url.place();
-        let is_option = |at: usize| text[at + 1..].split(['=', '&']).next().is_some_and(|name| !name.contains('@'));
-        let options = text.match_indices('?').map(|(at, _)| at).find(|at| is_option(*at)).unwrap_or(text.len());
+        let is_option = |at: usize| {
+            text[at + 1..].split(['=', '&']).next().is_some_and(|name| !name.contains('@'))
+        };
+        let options = text
+            .match_indices('?')
+            .map(|(at, _)| at)
+            .find(|at| is_option(*at))
+            .unwrap_or(text.len());
         let (login, place) = text[..options].rsplit_once('@').unwrap_or(("", &text[..options]));
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
         let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
         let query = text.get(options + 1..).unwrap_or("");
-        let given = |text: &str| decoded(text).map(|text| Some(text).filter(|text| !text.is_empty()));
+        let given =
+            |text: &str| decoded(text).map(|text| Some(text).filter(|text| !text.is_empty()));
         let mut address = Self {
             user: given(user)?,
             password: given(password)?,
@@ -55,9 +65,14 @@ impl Address {
             options: Vec::new(),
             is_ambiguous: query.contains('@'),
         };
-        for (name, value) in query.split('&').map(|option| option.split_once('=').unwrap_or((option, ""))) {
+        for (name, value) in
+            query.split('&').map(|option| option.split_once('=').unwrap_or((option, "")))
+        {
             let name = decoded(name)?.to_ascii_lowercase().replace('-', "_");
-            let name = synonyms.iter().find(|(other, _)| *other == name).map_or(name, |(_, name)| (*name).to_owned());
+            let name = synonyms
+                .iter()
+                .find(|(other, _)| *other == name)
+                .map_or(name, |(_, name)| (*name).to_owned());
             if name != "host" && address.options.iter().any(|(other, _)| *other == name) {
                 return Err(address.refused(&name, "stands twice"));
             } else if value.is_empty() && (name.contains("ssl") || name.contains("tls")) {
@@ -76,7 +91,11 @@ impl Address {
     }
 
     /// Refuses options by name that are not known, or not with their values.
-    pub fn refuse_unknown(&self, is_known: impl Fn(&str, &str) -> bool, hint: String) -> Result<(), Failure> {
+    pub fn refuse_unknown(
+        &self,
+        is_known: impl Fn(&str, &str) -> bool,
+        hint: String,
+    ) -> Result<(), Failure> {
         let unknown = self.options.iter().find(|(name, value)| !is_known(name, value));
         let Some((name, _)) = unknown else { return Ok(()) };
         let failure = self.refused(name, "is not supported");
@@ -92,10 +111,15 @@ impl Address {
     }
 }
 
-/// What is not `%` and two digits stays as it is. A `+` is not a space: many secrets and paths have one.
+/// What is not `%` and two digits stays as it is. A `+` is not a space: many secrets and paths have
+/// one.
 pub fn decoded(text: &str) -> Result<String, Failure> {
     let decoded = percent_decode_str(text).decode_utf8().ok().filter(|text| !text.contains('\0'));
-    let failure = || Failure::permanent("the address, once its `%` are decoded, is not UTF-8, or contains a null character");
+    let failure = || {
+        Failure::permanent(
+            "the address, once its `%` are decoded, is not UTF-8, or contains a null character",
+        )
+    };
     decoded.map(String::from).ok_or_else(failure)
 }
 
@@ -105,7 +129,12 @@ pub fn secret(given: Option<String>, settings: &StoreSettings) -> Result<Option<
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
     let shown = text::path(path);
-    read.map_err(|error| Failure::permanent(format!("cannot read the password file `{shown}`: {}", io_message(&error))))?;
+    read.map_err(|error| {
+        Failure::permanent(format!(
+            "cannot read the password file `{shown}`: {}",
+            io_message(&error)
+        ))
+    })?;
     Ok(Some(text.lines().next().unwrap_or("").to_owned()))
 }
 
@@ -123,11 +152,16 @@ pub fn trimmed(text: &str) -> &str {
 /// A file with certificates in PEM, of which one can be used at least.
 pub fn certificates(path: &Path) -> Result<Vec<u8>, Failure> {
     let shown = text::path(path);
-    let cannot = |why: String| Failure::permanent(format!("cannot use the certificates in `{shown}`: {why}"));
+    let cannot = |why: String| {
+        Failure::permanent(format!("cannot use the certificates in `{shown}`: {why}"))
+    };
     let bytes = std::fs::read(path).map_err(|error| cannot(io_message(&error).to_string()))?;
     let (mut store, mut added) = (RootCertStore::empty(), Ok(()));
     for found in CertificateDer::pem_slice_iter(&bytes) {
-        added = store.add(found.map_err(|error| cannot(format!("it is not PEM: {}", sentence(&error.to_string()))))?);
+        added =
+            store.add(found.map_err(|error| {
+                cannot(format!("it is not PEM: {}", sentence(&error.to_string())))
+            })?);
     }
     match added {
         _ if !store.is_empty() => Ok(bytes),
@@ -143,17 +177,25 @@ pub fn tls_problem(error: &rustls::Error) -> String {
     let of_key = "P-256, P-384 and RSA keys can be verified here, P-521 cannot";
     let known = [
         ("UnknownIssuer", "its issuer is not trusted"),
-        ("CaUsedAsEndEntity", "it is one of an authority; a server's own has `basicConstraints=CA:FALSE`"),
+        (
+            "CaUsedAsEndEntity",
+            "it is one of an authority; a server's own has `basicConstraints=CA:FALSE`",
+        ),
         ("HandshakeFailure", of_key),
         ("PeerIncompatible", of_key),
         ("UnsupportedSignatureAlgorithm", of_key),
     ];
     let more = known.iter().find(|(word, _)| name.contains(word)).map_or("", |(_, more)| more);
-    format!("the connection cannot be encrypted: {said}{}{more}", if more.is_empty() { "" } else { ": " })
+    format!(
+        "the connection cannot be encrypted: {said}{}{more}",
+        if more.is_empty() { "" } else { ": " }
+    )
 }
 
 /// An error and its causes. What an `io::Error` wraps is not among its sources.
-pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+pub fn chain<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| match error.downcast_ref::<io::Error>() {
         Some(error) => error.get_ref().map(|inner| inner as &(dyn Error + 'static)),
         None => error.source(),
@@ -171,15 +213,16 @@ pub fn innermost(error: &(dyn Error + 'static)) -> String {
     sentence(text.split(" (os error").next().unwrap_or(""))
 }
 
-/// Why a server has not answered, where TLS is not the reason. Only without a connection it is certain that nothing was
-/// sent.
+/// Why a server has not answered, where TLS is not the reason. Only without a connection it is
+/// certain that nothing was sent.
 pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
     use ErrorKind::{
-        ConnectionRefused, HostUnreachable, InvalidData, InvalidInput, NetworkUnreachable, NotFound, PermissionDenied, TimedOut,
-        UnexpectedEof, WouldBlock,
+        ConnectionRefused, HostUnreachable, InvalidData, InvalidInput, NetworkUnreachable,
+        NotFound, PermissionDenied, TimedOut, UnexpectedEof, WouldBlock,
     };
     let why = innermost(error);
-    let kinds: Vec<_> = chain(error).filter_map(|error| error.downcast_ref()).map(io::Error::kind).collect();
+    let kinds: Vec<_> =
+        chain(error).filter_map(|error| error.downcast_ref()).map(io::Error::kind).collect();
     let is_any = |of: &[ErrorKind]| of.iter().any(|kind| kinds.contains(kind));
     let says = |words: &[&str]| words.iter().any(|said| why.contains(said));
     let open = |text: String| Failure::transient(text).indefinite();
@@ -203,12 +246,16 @@ pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
     }
 }
 
-/// A server's words as part of a sentence: on one line, lower case where it is a word, and without its end.
+/// A server's words as part of a sentence: on one line, lower case where it is a word, and without
+/// its end.
 pub fn sentence(text: &str) -> String {
-    let text: String = text.chars().map(|c| if text::is_safe(c) { c } else { ' ' }).take(MAX_TEXT).collect();
+    let text: String =
+        text.chars().map(|c| if text::is_safe(c) { c } else { ' ' }).take(MAX_TEXT).collect();
     let text = text.trim().trim_end_matches('.');
     let mut letters = text.chars();
-    let (Some(first), second) = (letters.next(), text.chars().nth(1)) else { return "unknown error".to_owned() };
+    let (Some(first), second) = (letters.next(), text.chars().nth(1)) else {
+        return "unknown error".to_owned();
+    };
     // An abbreviation stays one.
     if second.is_some_and(char::is_uppercase) {
         return text.to_owned();

@@ -1,9 +1,11 @@
-//! Object stores: S3 and what speaks its protocol, Azure Blob Storage, Google Cloud Storage. One object per key.
+//! Object stores: S3 and what speaks its protocol, Azure Blob Storage, Google Cloud Storage. One
+//! object per key.
 //!
-//! An object is created if there is none (`If-None-Match: *`), and replaced only if it is still what was read
-//! (`If-Match`, at Google generations). Some stores that speak S3's protocol ignore conditions: each new object is used
-//! only after the store has refused two writes to it (`verify`). The crate cannot delete under a condition, so nothing is
-//! deleted. There is no clock that all hosts read, and no wake-up; each poll costs money.
+//! An object is created if there is none (`If-None-Match: *`), and replaced only if it is still
+//! what was read (`If-Match`, at Google generations). Some stores that speak S3's protocol ignore
+//! conditions: each new object is used only after the store has refused two writes to it
+//! (`verify`). The crate cannot delete under a condition, so nothing is deleted. There is no clock
+//! that all hosts read, and no wake-up; each poll costs money.
 
 mod address;
 mod answer;
@@ -55,8 +57,8 @@ impl Objects {
         Ok(Self { options, runtime: PrivateRuntime::default(), client, has_worked: false })
     }
 
-    /// Asks the store to `verb`, with credentials that are good for a while; `None` if the object does not exist, or is in
-    /// another state than it must be.
+    /// Asks the store to `verb`, with credentials that are good for a while; `None` if the object
+    /// does not exist, or is in another state than it must be.
     fn ask<T>(
         &mut self,
         verb: &str,
@@ -66,7 +68,10 @@ impl Objects {
         let asked = async {
             let store = client.ready(options.kind, *has_worked).await?;
             *has_worked = true;
-            ask(store).await.map(Some).or_else(|error| refusal(verb, options, &error).map_or(Ok(None), Err))
+            ask(store)
+                .await
+                .map(Some)
+                .or_else(|error| refusal(verb, options, &error).map_or(Ok(None), Err))
         };
         // For credentials and the store together: a holder has to know in time.
         let late = |_| Failure::transient("the store does not answer in time").indefinite();
@@ -99,22 +104,33 @@ impl Objects {
         Ok(Some((Body::parse(&bytes)?, seen)))
     }
 
-    /// Writes under a condition, and returns the new version; `None` if the condition does not hold.
-    fn write(&mut self, path: &Path, seen: Option<&[u8]>, body: &Body) -> Result<Option<Vec<u8>>, Failure> {
+    /// Writes under a condition, and returns the new version; `None` if the condition does not
+    /// hold.
+    fn write(
+        &mut self,
+        path: &Path,
+        seen: Option<&[u8]>,
+        body: &Body,
+    ) -> Result<Option<Vec<u8>>, Failure> {
         let nonce = random_token();
-        let nonce = nonce.map_err(|error| Failure::permanent(format!("cannot draw a token: {}", io_message(&error.into()))))?;
+        let nonce = nonce.map_err(|error| {
+            Failure::permanent(format!("cannot draw a token: {}", io_message(&error.into())))
+        })?;
         let payload = PutPayload::from(body.to_text(&nonce));
         let mode = seen.map_or(PutMode::Create, |seen| PutMode::Update(condition(seen)));
-        let put = self.ask("write", async |store| store.put_opts(path, payload, mode.into()).await)?;
+        let put =
+            self.ask("write", async |store| store.put_opts(path, payload, mode.into()).await)?;
         Ok(put.map(|put| version(put.e_tag.as_deref(), put.version.as_deref())))
     }
 
-    /// Checks that the store refuses two writes whose conditions do not hold. If it does not, only an object is
-    /// overwritten that no lock has been kept in.
+    /// Checks that the store refuses two writes whose conditions do not hold. If it does not, only
+    /// an object is overwritten that no lock has been kept in.
     fn verify(&mut self, path: &Path, body: &Body) -> Result<(), Failure> {
         for (condition, named) in [(None, "If-None-Match: *"), (Some(OTHER_VERSION), "If-Match")] {
             if self.write(path, condition, body)?.is_some() {
-                let why = format!("the store ignores the condition `{named}`: two holders could have a lock");
+                let why = format!(
+                    "the store ignores the condition `{named}`: two holders could have a lock"
+                );
                 return Err(Failure::permanent(why).with_hint(CONDITIONS));
             }
         }
@@ -125,13 +141,17 @@ impl Objects {
 impl Store for Objects {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
         let path = self.path(&key.stored_name())?;
-        let none = || Failure { cause: Cause::NotPrepared, ..Failure::transient("the lock's object does not exist yet") };
+        let none = || Failure {
+            cause: Cause::NotPrepared,
+            ..Failure::transient("the lock's object does not exist yet")
+        };
         self.read(&path)?.and_then(state).ok_or_else(none)
     }
 
     fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         let Some(seen) = &expected.version else { return Ok(Write::Conflict) };
-        let body = Body { number: next.number, value: next.value.map(str::to_owned), is_verified: true };
+        let body =
+            Body { number: next.number, value: next.value.map(str::to_owned), is_verified: true };
         let path = self.path(&key.stored_name())?;
         let written = self.write(&path, Some(seen), &body)?;
         Ok(written.map_or(Write::Conflict, |_| Write::Done))
@@ -139,7 +159,8 @@ impl Store for Objects {
 
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         let prefix = self.options.prefix.clone();
-        let listed = self.ask("list", async |store| store.list_with_delimiter(Some(&prefix)).await)?;
+        let listed =
+            self.ask("list", async |store| store.list_with_delimiter(Some(&prefix)).await)?;
         let listed = listed.into_iter().flat_map(|listed| listed.objects).filter_map(|object| {
             let stored = decode(object.location.filename()?)?;
             Some((name_after(&stored, kind, after)?, object.location))
@@ -157,8 +178,8 @@ impl Store for Objects {
         Ok(Page { entries, next })
     }
 
-    /// Creates the object, verifies the store by it, and notes that in it. Of several processes that do so at the
-    /// same time, one notes it.
+    /// Creates the object, verifies the store by it, and notes that in it. Of several processes
+    /// that do so at the same time, one notes it.
     fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
         let path = self.path(&key.stored_name())?;
         let place = Body::free(since_1970(), false);

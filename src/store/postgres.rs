@@ -1,5 +1,5 @@
-//! Keys in PostgreSQL: a row for each name. A request does not depend on the session's state, except
-//! for the [`queue`], which has a session of this process alone.
+//! Keys in PostgreSQL: a row for each name. A request does not depend on the session's state,
+//! except for the [`queue`], which has a session of this process alone.
 
 mod queue;
 
@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{
-    PgConnectOptions, PgConnection, PgDatabaseError, PgListener, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgSeverity,
+    PgConnectOptions, PgConnection, PgDatabaseError, PgListener, PgPool, PgPoolOptions,
+    PgQueryResult, PgRow, PgSeverity,
 };
 use sqlx::{ConnectOptions as _, Connection as _, Error, Row as _};
 use url::Url;
@@ -61,12 +62,16 @@ impl Engine for Postgres {
         host: "/var/run/postgresql",
         options: &["application_name", "options"],
         // PGPASSWORD, PGPASSFILE and PGOPTIONS are read by sqlx.
-        variables: "PGHOST=host PGPORT=port PGHOSTADDR=hostaddr PGUSER=user PGDATABASE=dbname PGSERVICE=service PGAPPNAME=application_name \
-            PGSSLMODE=sslmode PGREQUIRESSL=requiressl PGSSLROOTCERT=sslrootcert PGSSLCERT=sslcert PGSSLKEY=sslkey \
-            PGSSLNEGOTIATION=sslnegotiation PGSSLCERTMODE=sslcertmode PGSSLCRL=sslcrl PGSSLCRLDIR=sslcrldir \
-            PGSSLMINPROTOCOLVERSION=ssl_min_protocol_version PGSSLMAXPROTOCOLVERSION=ssl_max_protocol_version \
-            PGCHANNELBINDING=channel_binding PGREQUIREAUTH=require_auth PGREQUIREPEER=requirepeer PGGSSENCMODE=gssencmode \
-            PGTARGETSESSIONATTRS=target_session_attrs",
+        variables: "PGHOST=host PGPORT=port PGHOSTADDR=hostaddr PGUSER=user PGDATABASE=dbname \
+                    PGSERVICE=service PGAPPNAME=application_name PGSSLMODE=sslmode \
+                    PGREQUIRESSL=requiressl PGSSLROOTCERT=sslrootcert PGSSLCERT=sslcert \
+                    PGSSLKEY=sslkey PGSSLNEGOTIATION=sslnegotiation PGSSLCERTMODE=sslcertmode \
+                    PGSSLCRL=sslcrl PGSSLCRLDIR=sslcrldir \
+                    PGSSLMINPROTOCOLVERSION=ssl_min_protocol_version \
+                    PGSSLMAXPROTOCOLVERSION=ssl_max_protocol_version \
+                    PGCHANNELBINDING=channel_binding PGREQUIREAUTH=require_auth \
+                    PGREQUIREPEER=requirepeer PGGSSENCMODE=gssencmode \
+                    PGTARGETSESSIONATTRS=target_session_attrs",
         certificates: Some(".postgresql"),
         example: "`postgres://USER@HOST/DATABASE`",
         roots_hint: "`sslrootcert` names a file with the authority's certificate, or is `system`; \
@@ -118,18 +123,27 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
             let asked = "SELECT current_setting('transaction_read_only') = 'on'".to_owned();
             if Self::ask(&mut session, asked, Phase::Read, address.timeout).await?.is_true(0, 0) {
                 let why = format!("the server is {READ_ONLY}");
-                return Err(Error::Io(std::io::Error::new(std::io::ErrorKind::ConnectionRefused, why)));
+                return Err(Error::Io(std::io::Error::new(
+                    std::io::ErrorKind::ConnectionRefused,
+                    why,
+                )));
             }
         }
         Ok(session)
     }
 
-    async fn ask(session: &mut Session, statement: String, phase: Phase, limit: Duration) -> Result<Answer, Error> {
+    async fn ask(
+        session: &mut Session,
+        statement: String,
+        phase: Phase,
+        limit: Duration,
+    ) -> Result<Answer, Error> {
         // A statement that has to wait ends before the time limit for its answer, also when this
         // process is gone. A crash right after the answer to a write must not undo it, whatever the
         // role's setting is.
         let bound = (limit * 3 / 4).as_millis().max(1);
-        let durable = if phase == Phase::Write { "SET LOCAL synchronous_commit = on; " } else { "" };
+        let durable =
+            if phase == Phase::Write { "SET LOCAL synchronous_commit = on; " } else { "" };
         let statement = format!("SET LOCAL statement_timeout = {bound}; {durable}{statement}");
         let changed = |done: PgQueryResult| done.rows_affected();
         let text = |row: &PgRow, column| row.try_get_unchecked(column);
@@ -157,8 +171,11 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
             // Read-only, a lock that was waited for too long, an object in use.
             "25006" | "55P03" | "55006" => Cause::Transient,
             "53300" => Cause::Full,
-            // PgBouncer says everything by this code: of settings that it does not know, and of its limits.
-            "08P01" if phase == Phase::Connect && error.message().contains("startup parameter") => Cause::Permanent,
+            // PgBouncer says everything by this code: of settings that it does not know, and of its
+            // limits.
+            "08P01" if phase == Phase::Connect && error.message().contains("startup parameter") => {
+                Cause::Permanent
+            }
             "08P01" if error.message().contains("no more connections") => Cause::Full,
             _ if PASSING.iter().any(|class| code.starts_with(class)) => Cause::Transient,
             _ => Cause::Permanent,
@@ -173,7 +190,8 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         // An ordinary error rolls back. But a pooler may have lost its server, and an error that
         // ends the session may come after the end of the transaction.
         let is_fatal = !matches!(error.severity(), PgSeverity::Error);
-        let is_unknown = code == "40003" || ["08", "58", "XX"].iter().any(|class| code.starts_with(class));
+        let is_unknown =
+            code == "40003" || ["08", "58", "XX"].iter().any(|class| code.starts_with(class));
         let is_indefinite = phase == Phase::Write && (is_fatal || is_unknown);
         Failure { why, cause, hint: hint(code), is_indefinite, action: None }
     }
@@ -193,7 +211,11 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 
 impl Postgres {
     /// The address as sqlx reads it. Nothing is left to its own defaults but the password.
-    fn for_sqlx(&self, address: &Address, (host, port): &Server) -> Result<PgConnectOptions, Error> {
+    fn for_sqlx(
+        &self,
+        address: &Address,
+        (host, port): &Server,
+    ) -> Result<PgConnectOptions, Error> {
         let is_socket = host.starts_with('/');
         let mode = match address.tls.mode {
             // Sockets of this machine are not encrypted.
@@ -204,7 +226,8 @@ impl Postgres {
             TlsMode::VerifyCa | TlsMode::VerifyFull => "verify-full",
         };
         // Behind a pooler, each change of label costs a statement.
-        let label = self.label.clone().or_else(|| (!self.is_pooled).then(|| Waiter::label(MAX_LABEL)));
+        let label =
+            self.label.clone().or_else(|| (!self.is_pooled).then(|| Waiter::label(MAX_LABEL)));
         let port = port.to_string();
         let pairs = [
             // In `~/.pgpass`, sockets stand under this name.
@@ -218,8 +241,10 @@ impl Postgres {
             ("application_name", label.as_deref()),
             ("options", self.options.as_deref()),
         ];
-        let mut url = Url::parse("postgres:").map_err(|error| Error::Configuration(error.into()))?;
-        url.query_pairs_mut().extend_pairs(pairs.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        let mut url =
+            Url::parse("postgres:").map_err(|error| Error::Configuration(error.into()))?;
+        url.query_pairs_mut()
+            .extend_pairs(pairs.into_iter().filter_map(|(name, value)| Some((name, value?))));
         let options = PgConnectOptions::from_url(&url)?;
         let mut options = match &address.tls.roots {
             Some(path) => options.ssl_root_cert(path),

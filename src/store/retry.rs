@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use super::failure::{Cause, Failure};
 use crate::sys::random::jittered;
 
-/// How often a store is asked when the connection breaks or the store is busy: for a hiccup, not for an outage.
+/// How often a store is asked when the connection breaks or the store is busy: for a hiccup, not
+/// for an outage.
 const MAX_TRIES: u32 = 4;
 
 /// When to stop: a holder that renews its lease must give up in time.
@@ -21,7 +22,11 @@ pub fn retry<T>(mut ask: impl FnMut() -> Result<T, Failure>) -> Result<T, Failur
     loop {
         tries += 1;
         match ask() {
-            Err(failure) if failure.cause == Cause::Transient && tries < MAX_TRIES && begun.elapsed() < LIMIT => {
+            Err(failure)
+                if failure.cause == Cause::Transient
+                    && tries < MAX_TRIES
+                    && begun.elapsed() < LIMIT =>
+            {
                 tracing::debug!("trying again: {}", failure.why);
                 std::thread::sleep(jittered(FIRST_PAUSE * 2_u32.pow(tries - 1)));
             }

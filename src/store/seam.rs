@@ -109,9 +109,9 @@ pub struct Next<'a> {
 /// Some registers of one kind, in the order of their stored names.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The name and the state of each register, with the time in a database. A name that is long or not text may be shortened;
-    /// the short name opens the same register. The value of a register that cannot be read is
-    /// empty; [`Store::get`] tells why.
+    /// The name and the state of each register, with the time in a database. A name that is long or
+    /// not text may be shortened; the short name opens the same register. The value of a register
+    /// that cannot be read is empty; [`Store::get`] tells why.
     pub entries: Vec<(OsString, State)>,
     /// The name after which the next page begins; `None` on the last page.
     pub next: Option<OsString>,
@@ -166,7 +166,8 @@ pub trait Store: Send {
     /// The failure to report for a value that is not a record, for the reason `why`.
     fn foreign(&self, why: &str) -> Failure {
         let hint = format!("another program has written there; {} frees the lock", self.repair());
-        Failure::permanent(format!("what is stored there is not a lock record: {why}")).with_hint(hint)
+        Failure::permanent(format!("what is stored there is not a lock record: {why}"))
+            .with_hint(hint)
     }
 
     /// Whether the store numbers its states. The lock file of one machine does not: its states are
@@ -220,7 +221,12 @@ pub trait Notifier {
 pub trait Queue {
     /// Takes a place in the queue, and sleeps as [`Notifier::wait`] does until it may be the
     /// caller's turn.
-    fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure>;
+    fn wait_in_turn(
+        &mut self,
+        key: &Key,
+        limit: Duration,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Failure>;
 
     /// Whether no earlier waiter is known, as of the last [`Store::get`].
     fn is_first(&mut self, key: &Key) -> bool;

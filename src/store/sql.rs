@@ -49,8 +49,8 @@ const ESCAPED: &AsciiSet = &AsciiSet::EMPTY.add(b'%');
 /// A store in a database.
 pub struct Sql<E: Engine> {
     settings: StoreSettings,
-    /// For the first connection: a password file may be a pipe. It is read anew for each later one, because passwords
-    /// change.
+    /// For the first connection: a password file may be a pipe. It is read anew for each later one,
+    /// because passwords change.
     address: Option<Address>,
     /// The engine, and its queue as this process sees it.
     pub engine: E,
@@ -97,25 +97,31 @@ impl<E: Engine> Sql<E> {
             return failure;
         }
         // Of an earlier fail-over, another process may have seen the end.
-        let (first, last) = self.read_only_since.get_or_insert_with(|| (Instant::now(), Instant::now()));
+        let (first, last) =
+            self.read_only_since.get_or_insert_with(|| (Instant::now(), Instant::now()));
         if last.elapsed() >= FAIL_OVER {
             *first = Instant::now();
         }
         *last = Instant::now();
         let since = *first;
         let cause = if since.elapsed() < FAIL_OVER { Cause::Transient } else { Cause::Permanent };
-        let hint = "if the server is a standby, name the primary in the address; otherwise, `read_only` or \
-                    `default_transaction_read_only` is set for the server, the database or the user";
+        let hint = "if the server is a standby, name the primary in the address; otherwise, \
+                    `read_only` or `default_transaction_read_only` is set for the server, the \
+                    database or the user";
         Failure { cause, ..failure.with_hint(hint) }
     }
 
     /// The condition that a row is still in this state.
     fn condition(key: &Key, expected: &State) -> String {
         let seen = String::from_utf8_lossy(expected.version.as_deref().unwrap_or_default());
-        let stored = seen.split_once(' ').map(|(_, stored)| stored).filter(|_| expected.value.is_some());
+        let stored =
+            seen.split_once(' ').map(|(_, stored)| stored).filter(|_| expected.value.is_some());
         let stored = stored.map_or_else(|| "NULL".to_owned(), E::literal);
         let (name, record, is) = (E::literal(&key.stored_name()), E::RECORD, E::IS);
-        format!("name = {name} AND version = {} AND {record} {is} {stored} AND format = 1", expected.number)
+        format!(
+            "name = {name} AND version = {} AND {record} {is} {stored} AND format = 1",
+            expected.number
+        )
     }
 }
 
@@ -132,10 +138,13 @@ fn state(row: &[Option<String>]) -> Result<State, Failure> {
         return Err(Failure::of_newer_version());
     }
     let version = format!("{number} {}", record.as_deref().unwrap_or_default()).into_bytes();
-    let number = number.parse().map_err(|_| Failure::permanent("its version is not a number from 0 on"))?;
+    let number =
+        number.parse().map_err(|_| Failure::permanent("its version is not a number from 0 on"))?;
     let value = record.as_deref().map(|record| {
         // Only what an older program has stored has other escapes: they are its text.
-        let is_escaped = |rest: &str| rest.starts_with("25") || rest.starts_with(['8', '9', 'A', 'B', 'C', 'D', 'E', 'F']);
+        let is_escaped = |rest: &str| {
+            rest.starts_with("25") || rest.starts_with(['8', '9', 'A', 'B', 'C', 'D', 'E', 'F'])
+        };
         if record.is_ascii() && record.split('%').skip(1).all(is_escaped) {
             percent_decode_str(record).decode_utf8_lossy().into_owned()
         } else {
@@ -150,13 +159,18 @@ fn page_condition<E: Engine>(kind: Kind, after: Option<&OsStr>) -> String {
     let range = |kind: Kind| {
         let prefix = kind.prefix();
         // The next character after `/` is `0`.
-        format!("(name >= {} AND name < {})", E::literal(prefix), E::literal(&prefix.replace('/', "0")))
+        format!(
+            "(name >= {} AND name < {})",
+            E::literal(prefix),
+            E::literal(&prefix.replace('/', "0"))
+        )
     };
     let of_kind = match kind {
         Kind::Lock => Kind::PREFIXED.map(|kind| format!("NOT {}", range(kind))).join(" AND "),
         kind => range(kind),
     };
-    let after = after.and_then(OsStr::to_str).map(|after| E::literal(&format!("{}{after}", kind.prefix())));
+    let after =
+        after.and_then(OsStr::to_str).map(|after| E::literal(&format!("{}{after}", kind.prefix())));
     after.map_or(of_kind.clone(), |after| format!("{of_kind} AND name > {after}"))
 }
 
@@ -178,7 +192,9 @@ where
         let full = self.has_queue.then(|| read(&E::are_others_first(self, &name)));
         let answer = match full.map(|full| self.ask(full, Phase::Read)) {
             Some(Ok(answer)) => answer,
-            Some(Err(failure)) if failure.cause.passes() || failure.cause == Cause::NotPrepared => return Err(failure),
+            Some(Err(failure)) if failure.cause.passes() || failure.cause == Cause::NotPrepared => {
+                return Err(failure);
+            }
             _ => {
                 let answer = self.ask(read("NULL"), Phase::Read)?;
                 // A proxy or another product, which only speaks like the engine.
@@ -186,7 +202,10 @@ where
                 answer
             }
         };
-        let row = answer.rows.first().ok_or_else(|| Failure::transient("the server's answer is empty"))?;
+        let row = answer
+            .rows
+            .first()
+            .ok_or_else(|| Failure::transient("the server's answer is empty"))?;
         let now = answer.text(0, 3).and_then(|now| now.parse().ok());
         let now = now.ok_or_else(|| Failure::transient("the server does not tell the time"))?;
         self.are_others_first = answer.is_true(0, 4);
@@ -195,16 +214,20 @@ where
 
     fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         let number = next.number;
-        let record = next.value.map(|value| E::literal(&utf8_percent_encode(value, ESCAPED).to_string()));
+        let record =
+            next.value.map(|value| E::literal(&utf8_percent_encode(value, ESCAPED).to_string()));
         let record = record.unwrap_or_else(|| "NULL".to_owned());
         let (name, unless_exists) = (E::literal(&key.stored_name()), E::UNLESS_EXISTS);
         self.write(if expected.version.is_none() {
-            format!("INSERT INTO serializer_locks (name, version, record) VALUES ({name}, {number}, {record}){unless_exists}")
+            format!(
+                "INSERT INTO serializer_locks (name, version, record) VALUES ({name}, \
+                     {number}, {record}){unless_exists}"
+            )
         } else {
             let condition = Self::condition(key, expected);
             format!(
-                "UPDATE serializer_locks SET version = {number}, record = {record}, changed = CURRENT_TIMESTAMP(6) \
-                 WHERE {condition}"
+                "UPDATE serializer_locks SET version = {number}, record = {record}, changed = \
+                 CURRENT_TIMESTAMP(6) WHERE {condition}"
             )
         })
     }
@@ -212,7 +235,8 @@ where
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         let condition = page_condition::<E>(kind, after);
         let statement = format!(
-            "SELECT version, {}, format, name, {} FROM serializer_locks WHERE {condition} ORDER BY name LIMIT {PAGE}",
+            "SELECT version, {}, format, name, {} FROM serializer_locks WHERE {condition} ORDER BY \
+             name LIMIT {PAGE}",
             E::RECORD,
             E::NOW
         );

@@ -13,7 +13,8 @@ pub fn since_1970() -> u64 {
 /// Milliseconds since this machine has booted, sleep included; this clock cannot be set.
 pub fn since_boot() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000
+        + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
 /// When a process with that start time started. Wrong by as much as the clock was set since.

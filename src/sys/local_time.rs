@@ -19,7 +19,10 @@ pub fn local_time(time: Timestamp) -> impl fmt::Display {
 /// A duration in whole seconds, such as `2m10s`.
 pub fn short(duration: Duration) -> String {
     let seconds = SignedDuration::from_secs(i64::try_from(duration.as_secs()).unwrap_or(i64::MAX));
-    SpanPrinter::new().designator(Designator::Compact).spacing(Spacing::None).duration_to_string(&seconds)
+    SpanPrinter::new()
+        .designator(Designator::Compact)
+        .spacing(Spacing::None)
+        .duration_to_string(&seconds)
 }
 
 /// The zone that `TZ` names, or else the system's.
@@ -29,7 +32,9 @@ pub fn zone() -> TimeZone {
 
 /// The zone that `TZ` names, if it names one; the name, if there is not such a zone.
 pub fn named_zone() -> Result<Option<TimeZone>, String> {
-    let Some(name) = std::env::var("TZ").ok().filter(|name| !name.is_empty()) else { return Ok(None) };
+    let Some(name) = std::env::var("TZ").ok().filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
     let name = name.trim_start_matches(':');
     find_zone(name).map(Some).ok_or_else(|| name.to_owned())
 }

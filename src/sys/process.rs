@@ -1,4 +1,5 @@
-//! Looking at processes, cheaply and without being fooled: the mechanism under [`crate::lock::staleness`].
+//! Looking at processes, cheaply and without being fooled: the mechanism under
+//! [`crate::lock::staleness`].
 //!
 //! A pidfd is asked first (2 µs, not fooled by zombies and thread ids, not hidden by `hidepid`);
 //! `/proc` where it cannot answer.
@@ -73,7 +74,9 @@ pub fn observe(pid: Pid) -> Result<Process, Absence> {
         Ok(pidfd) => Some(pidfd),
         Err(Errno::SRCH) => return Err(Absence::Gone),
         // EINVAL or, since Linux 6.16, ENOENT: alive, but not the leader of a thread group.
-        Err(_) if status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string()) => return Err(Absence::Thread),
+        Err(_) if status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string()) => {
+            return Err(Absence::Thread);
+        }
         // Without pidfds (ENOSYS, or EPERM of a seccomp filter), a zombie cannot be told from a
         // process whose main thread has ended, so only absence counts.
         Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => return Err(Absence::Gone),
@@ -81,7 +84,10 @@ pub fn observe(pid: Pid) -> Result<Process, Absence> {
     };
     let process = Process {
         pid,
-        instance: ProcessIdentity { start: stat_field(pid, 22), pidfd: pidfd.as_ref().and_then(inode) },
+        instance: ProcessIdentity {
+            start: stat_field(pid, 22),
+            pidfd: pidfd.as_ref().and_then(inode),
+        },
         pidfd: pidfd.map(Rc::new),
     };
     // The PID may have been reused between the two looks: then the start time is another process's.
@@ -99,7 +105,8 @@ pub fn is_running((pid, instance): (Pid, ProcessIdentity)) -> bool {
 }
 
 fn inode(pidfd: &OwnedFd) -> Option<u64> {
-    (fstatfs(pidfd).ok()?.f_type == PIDFS_MAGIC).then(|| fstat(pidfd).ok().map(|stat| stat.st_ino))?
+    (fstatfs(pidfd).ok()?.f_type == PIDFS_MAGIC)
+        .then(|| fstat(pidfd).ok().map(|stat| stat.st_ino))?
 }
 
 /// The PIDs in `/proc`, in whatever PID namespace they count.
@@ -111,8 +118,10 @@ fn listed() -> io::Result<Vec<Pid>> {
 /// What `/proc` says about a PID. Nothing where it is mounted for another PID namespace (`unshare
 /// --pid` alone), in which the number is another process's.
 fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
-    static COUNTS_AS_WE_DO: LazyLock<bool> =
-        LazyLock::new(|| fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == getpid().to_string().as_str()));
+    static COUNTS_AS_WE_DO: LazyLock<bool> = LazyLock::new(|| {
+        fs::read_link("/proc/self")
+            .is_ok_and(|link| link.as_os_str() == getpid().to_string().as_str())
+    });
     COUNTS_AS_WE_DO.then(|| fs::read(format!("/proc/{pid}/{name}")).ok())?
 }
 
@@ -157,18 +166,23 @@ pub fn is_ancestor(pid: Pid) -> bool {
 /// Whether it is one of these, or has come from one of them.
 pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
     // More generations than there are in practice; processes may come and go while one looks.
-    std::iter::successors(Some(pid), |child| parent(*child)).take(64).any(|ancestor| wanted.contains(&ancestor))
+    std::iter::successors(Some(pid), |child| parent(*child))
+        .take(64)
+        .any(|ancestor| wanted.contains(&ancestor))
 }
 
 /// All descendants of these, as far as `/proc` tells. Reads all of it.
 pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
-    let mut all: Vec<_> = listed().unwrap_or_default().into_iter().map(|pid| (pid, parent(pid))).collect();
+    let mut all: Vec<_> =
+        listed().unwrap_or_default().into_iter().map(|pid| (pid, parent(pid))).collect();
     let mut found = pids.to_vec();
     let mut seen = 0;
     // Each round finds the children of one process, and no process is found twice.
     while let Some(ancestor) = found.get(seen).copied() {
         seen += 1;
-        found.extend(all.extract_if(.., |(_, parent)| *parent == Some(ancestor)).map(|(pid, _)| pid));
+        found.extend(
+            all.extract_if(.., |(_, parent)| *parent == Some(ancestor)).map(|(pid, _)| pid),
+        );
     }
     found.split_off(pids.len())
 }
@@ -194,7 +208,8 @@ pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
             return Ok(false);
         }
         let arguments = split_arguments(&read(pid, "cmdline")?);
-        let is_python = arguments.first().is_some_and(|program| text::base_name(program).starts_with("python"));
+        let is_python =
+            arguments.first().is_some_and(|program| text::base_name(program).starts_with("python"));
         Ok(is_python && text::program(&arguments).is_some_and(|(name, _)| name == script))
     };
     // An unreadable process might be running it.
@@ -206,13 +221,16 @@ pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
 /// of the machine are seen from here.
 pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
     // `/proc` shows the first PID namespace, and with `hidepid` would hide PID 1, which is root's.
-    let is_first = fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE);
+    let is_first = fs::metadata("/proc/self/ns/pid")
+        .is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE);
     let mut sees_all = is_first && read_proc(Pid::INIT, "stat").is_some();
     for pid in listed()? {
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => match inode(&pidfd) {
                 // If it is not found now, it has just ended.
-                Some(found) if found == wanted => return Ok(running(pid).filter(|it| it.instance.pidfd == Some(wanted))),
+                Some(found) if found == wanted => {
+                    return Ok(running(pid).filter(|it| it.instance.pidfd == Some(wanted)));
+                }
                 found => sees_all &= found.is_some(),
             },
             Err(Errno::SRCH) => {}
@@ -226,7 +244,11 @@ pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
 /// command line for people. Neither an ancestor of this process nor another `serializer` counts:
 /// they would wait for each other. Reads all of `/proc` (milliseconds). Fails when that cannot be
 /// read, or counts otherwise than this process does.
-pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<Option<(Process, String)>> {
+pub fn find_by_environment(
+    variable: &str,
+    value: &str,
+    uid: u32,
+) -> io::Result<Option<(Process, String)>> {
     read_proc(getpid(), "stat").ok_or(io::ErrorKind::NotFound)?;
     let what = ProcessRefreshKind::nothing().without_tasks().with_environ(UpdateKind::Always);
     let what = what.with_user(UpdateKind::Always).with_cmd(UpdateKind::Always);
@@ -240,10 +262,15 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<
             && one.name() != "serializer"
             && !is_ancestor(pid);
         let process = is_related.then(|| running(pid))??;
-        let arguments: Vec<String> = one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let arguments: Vec<String> =
+            one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
         Some((process, text::command_line(&arguments)))
     };
-    Ok(system.processes().values().filter_map(related).min_by_key(|(process, _)| process.pid().as_raw_pid()))
+    Ok(system
+        .processes()
+        .values()
+        .filter_map(related)
+        .min_by_key(|(process, _)| process.pid().as_raw_pid()))
 }
 
 /// A decimal PID from 1 to 2³¹−1, as the kernel knows them; no sign, no white space.

@@ -14,8 +14,16 @@ const HIDDEN: &str = "…";
 const TOOLS: [&str; 4] = ["meltano", "dbt", "pipelinewise", "serializer"];
 
 /// Their options that have no value.
-const FLAGS: [&str; 8] =
-    ["--", "--debug", "--dry-run", "--exclusive", "--fail-fast", "--force", "--full-refresh", "--print-token"];
+const FLAGS: [&str; 8] = [
+    "--",
+    "--debug",
+    "--dry-run",
+    "--exclusive",
+    "--fail-fast",
+    "--force",
+    "--full-refresh",
+    "--print-token",
+];
 
 /// The value of a record's field: trimmed, on one line and bounded.
 pub fn field(text: &str) -> String {
@@ -29,7 +37,8 @@ pub fn path(path: &Path) -> String {
 
 /// Neither a control character nor one that reorders the text around it.
 pub fn is_safe(c: char) -> bool {
-    !c.is_control() && !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+    !c.is_control()
+        && !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
 /// A process's arguments as one line for people, without the interpreter and directories. `…`
@@ -60,7 +69,10 @@ pub fn command_line(arguments: &[String]) -> String {
             "set" => format!("set {HIDDEN}"),
             _ => word.to_owned(),
         };
-        may_be_value = is_option && !shown.ends_with(HIDDEN) && !FLAGS.contains(&word) && !word.starts_with("--no-");
+        may_be_value = is_option
+            && !shown.ends_with(HIDDEN)
+            && !FLAGS.contains(&word)
+            && !word.starts_with("--no-");
         line = format!("{line} {shown}");
         if word == "set" || shown == HIDDEN && !is_tool {
             break;
@@ -77,10 +89,17 @@ fn is_plain(word: &str, is_of_tool: bool) -> bool {
 
 /// An option without its value: `--name=…`, `-p…`.
 fn option_name(option: &str) -> String {
-    let end =
-        if option.starts_with("--") { option.find('=').map(|at| at + 1) } else { option.char_indices().nth(2).map(|(at, _)| at) };
+    let end = if option.starts_with("--") {
+        option.find('=').map(|at| at + 1)
+    } else {
+        option.char_indices().nth(2).map(|(at, _)| at)
+    };
     let (name, hidden) = end.map_or((option, ""), |end| (&option[..end], HIDDEN));
-    if is_plain(name.trim_end_matches('='), false) { format!("{name}{hidden}") } else { HIDDEN.to_owned() }
+    if is_plain(name.trim_end_matches('='), false) {
+        format!("{name}{hidden}")
+    } else {
+        HIDDEN.to_owned()
+    }
 }
 
 /// The name of the program that a process runs, and the program's arguments. A Python script or
@@ -110,7 +129,9 @@ fn python_script(mut arguments: &[String]) -> Option<(&str, &[String])> {
                 None => {}
                 Some(at) => match (&options[at..=at], &options[at + 1..]) {
                     ("c", _) => return None,
-                    ("m", "") => return rest.split_first().map(|(module, rest)| (module.as_str(), rest)),
+                    ("m", "") => {
+                        return rest.split_first().map(|(module, rest)| (module.as_str(), rest));
+                    }
                     ("m", module) => return Some((module, rest)),
                     (_, "") => arguments = rest.get(1..)?,
                     _ => {}
@@ -155,15 +176,23 @@ mod tests {
             ("sh -c | cd x; PGPASSWORD=hunter2 psql", "sh -c cd x; …"),
             ("bash -lc | cd x; mysqldump -phunter2 db", "bash -lc cd x; mysqldump …"),
             ("bash ./nightly.sh orders -phunter2 eu", "bash ./nightly.sh orders …"),
-            ("meltano run --state-id-suffix=x tap-shop dbt:run", "meltano run --state-id-suffix=… tap-shop dbt:run"),
+            (
+                "meltano run --state-id-suffix=x tap-shop dbt:run",
+                "meltano run --state-id-suffix=… tap-shop dbt:run",
+            ),
             ("meltano config tap-x set token hunter2", "meltano config tap-x set …"),
-            ("dbt build -s sales -t prod --no-use-colors x", "dbt build -s … -t … --no-use-colors x"),
+            (
+                "dbt build -s sales -t prod --no-use-colors x",
+                "dbt build -s … -t … --no-use-colors x",
+            ),
             ("dbt run --vars | {a: hunter2}", "dbt run --vars …"),
             ("dbt run --{\"password\":\"hunter2\"} a@b", "dbt run … …"),
             ("serializer run -n -- psql postgres://me:hunter2@db/x", "serializer run -n -- psql …"),
         ] {
-            let (words, script) = line.split_once("| ").map_or((line, None), |(words, script)| (words, Some(script)));
-            let arguments: Vec<_> = words.split_whitespace().chain(script).map(str::to_owned).collect();
+            let (words, script) =
+                line.split_once("| ").map_or((line, None), |(words, script)| (words, Some(script)));
+            let arguments: Vec<_> =
+                words.split_whitespace().chain(script).map(str::to_owned).collect();
             assert_eq!(command_line(&arguments), expected);
         }
     }

@@ -4,7 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 
 /// Readable from a certain moment on.
 #[derive(Debug)]
@@ -16,19 +19,25 @@ impl Timer {
         Self::of(TimerfdClockId::Boottime, TimerfdTimerFlags::ABSTIME)
     }
 
-    /// The same by the clock that can be set, in milliseconds since 1970. Readable also when that clock is set.
+    /// The same by the clock that can be set, in milliseconds since 1970. Readable also when that
+    /// clock is set.
     pub fn of_wall_clock() -> io::Result<Self> {
-        Self::of(TimerfdClockId::Realtime, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET)
+        Self::of(
+            TimerfdClockId::Realtime,
+            TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET,
+        )
     }
 
     fn of(clock: TimerfdClockId, flags: TimerfdTimerFlags) -> io::Result<Self> {
         Ok(Self(timerfd_create(clock, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?, flags))
     }
 
-    /// Readable from `when` on, in milliseconds since boot, and not before; at once if that has passed.
+    /// Readable from `when` on, in milliseconds since boot, and not before; at once if that has
+    /// passed.
     pub fn set(&self, when: u64) -> io::Result<()> {
         // Zero would mean never.
-        let when = Timespec::try_from(Duration::from_millis(when.max(1))).map_err(io::Error::other)?;
+        let when =
+            Timespec::try_from(Duration::from_millis(when.max(1))).map_err(io::Error::other)?;
         let never = Timespec { tv_sec: 0, tv_nsec: 0 };
         timerfd_settime(&self.0, self.1, &Itimerspec { it_interval: never, it_value: when })?;
         Ok(())

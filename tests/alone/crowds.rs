@@ -1,4 +1,5 @@
-//! More wait for a lock than a server has connections: those who hold it, and the rest of the world, still get theirs.
+//! More wait for a lock than a server has connections: those who hold it, and the rest of the
+//! world, still get theirs.
 
 use crate::support::servers::{MariaDb, Options, PASSWORD, Postgres, psql_at};
 use crate::support::session::{Session, session_at};
@@ -15,13 +16,20 @@ const RENEWALS: u64 = 9;
 const QUEUED: &str = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) \
     WHERE usename = 'meltano' AND locktype = 'advisory' AND granted";
 
-/// A lock that is held for long while many wait for it, where so many at most, and at least, stay connected, as the statement `count`
-/// says.
-fn is_kept_for_its_holder(url: &str, most: u64, least: u64, count: &str, ask: impl Fn(&str) -> Option<String>) {
+/// A lock that is held for long while many wait for it, where so many at most, and at least, stay
+/// connected, as the statement `count` says.
+fn is_kept_for_its_holder(
+    url: &str,
+    most: u64,
+    least: u64,
+    count: &str,
+    ask: impl Fn(&str) -> Option<String>,
+) {
     let store = Store { lease: "3".to_owned(), ..Store::at(url) };
     let mut holder = store.shell();
     holder.lock();
-    // How soon each of them gets a connection in the end is another matter, of a slow machine above all.
+    // How soon each of them gets a connection in the end is another matter, of a slow machine above
+    // all.
     let patient = Store { lease: "60".to_owned(), ..store.through(&store.url) };
     let waiters: Vec<_> = (0..WAITERS).map(|_| patient.waiter(&["run", "true"])).collect();
     // In the beginning, all come at once.
@@ -36,7 +44,8 @@ fn is_kept_for_its_holder(url: &str, most: u64, least: u64, count: &str, ask: im
     let connected = || ask(count).trim().parse::<u64>().expect("a number");
     // How long it is, when it ends, and how often it was renewed.
     let renewals = || {
-        let record = ask("SELECT record FROM serializer_locks WHERE record IS NOT NULL").replace("\\n", "\n");
+        let record = ask("SELECT record FROM serializer_locks WHERE record IS NOT NULL")
+            .replace("\\n", "\n");
         let lease = record.lines().find_map(|line| line.strip_prefix("lease=")).map(str::to_owned);
         let renewals = lease.and_then(|lease| lease.split(' ').nth(2)?.parse::<u64>().ok());
         renewals.unwrap_or_else(|| panic!("no lease in {record}"))
@@ -54,13 +63,19 @@ fn is_kept_for_its_holder(url: &str, most: u64, least: u64, count: &str, ask: im
 
 #[test]
 fn postgres_has_room_for_holders_however_many_wait() {
-    let server = Postgres::start_with(Options { settings: &[("max_connections", "20")], ..Options::default() });
+    let server = Postgres::start_with(Options {
+        settings: &[("max_connections", "20")],
+        ..Options::default()
+    });
     is_kept_for_its_holder(&server.url(), 13, 4, QUEUED, |sql| server.try_psql(sql));
 }
 
 #[test]
 fn connections_of_other_roles_count_although_they_are_not_shown() {
-    let server = Postgres::start_with(Options { settings: &[("max_connections", "20")], ..Options::default() });
+    let server = Postgres::start_with(Options {
+        settings: &[("max_connections", "20")],
+        ..Options::default()
+    });
     server.psql(&format!("CREATE ROLE other LOGIN PASSWORD '{PASSWORD}'"));
     let url = server.url().replace("//meltano:", "//other:");
     let _others: Vec<_> = (0..9).map(|_| Session::start(session_at(&url))).collect();
@@ -78,8 +93,12 @@ fn a_role_that_may_have_few_connections_has_room_for_holders() {
 
 #[test]
 fn mariadb_has_room_for_holders_however_many_wait() {
-    let server = MariaDb::start_with(Options { settings: &[("max_connections", "20")], ..Options::default() });
-    let count = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT GET_LOCK%'";
+    let server = MariaDb::start_with(Options {
+        settings: &[("max_connections", "20")],
+        ..Options::default()
+    });
+    let count =
+        "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT GET_LOCK%'";
     is_kept_for_its_holder(&server.url(), 15, 4, count, |sql| server.try_sql(sql));
 }
 
@@ -87,6 +106,7 @@ fn mariadb_has_room_for_holders_however_many_wait() {
 fn a_user_who_may_have_few_connections_has_room_for_holders() {
     let server = MariaDb::start();
     server.sql("ALTER USER meltano WITH MAX_USER_CONNECTIONS 12");
-    let count = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT GET_LOCK%'";
+    let count =
+        "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT GET_LOCK%'";
     is_kept_for_its_holder(&server.url(), 9, 4, count, |sql| server.try_sql(sql));
 }

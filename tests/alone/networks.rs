@@ -24,7 +24,8 @@ fn count(table: &str) -> String {
 
 /// A table that the user may fill, and a statement that does.
 fn table(name: &str) -> String {
-    shared_postgres().psql(&format!("CREATE TABLE {name} (one int); ALTER TABLE {name} OWNER TO meltano"));
+    shared_postgres()
+        .psql(&format!("CREATE TABLE {name} (one int); ALTER TABLE {name} OWNER TO meltano"));
     format!("INSERT INTO {name} VALUES (1)")
 }
 
@@ -82,8 +83,14 @@ fn a_marker_is_found_wherever_it_is_split() {
     assert_eq!(&buffer, b"-mar");
     client.write_all(b"ker-").expect("it takes it");
     proxy.wait_until_hit();
-    assert_eq!(served.read(&mut buffer).map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
-    assert_eq!(client.read(&mut buffer).map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
+    assert_eq!(
+        served.read(&mut buffer).map_err(|error| error.kind()),
+        Err(std::io::ErrorKind::ConnectionReset)
+    );
+    assert_eq!(
+        client.read(&mut buffer).map_err(|error| error.kind()),
+        Err(std::io::ErrorKind::ConnectionReset)
+    );
     assert_eq!(proxy.client_bytes(), 8);
 }
 
@@ -127,7 +134,10 @@ fn nothing_comes_out_of_a_black_hole_before_it_is_mended() {
     let mut client = TcpStream::connect(proxy.addr()).expect("it accepts");
     client.write_all(b"x").expect("it takes it");
     until("it is not accepted", || proxy.accepted() == 1);
-    assert_eq!(server.accept().map(|_| ()).map_err(|error| error.kind()), Err(std::io::ErrorKind::WouldBlock));
+    assert_eq!(
+        server.accept().map(|_| ()).map_err(|error| error.kind()),
+        Err(std::io::ErrorKind::WouldBlock)
+    );
     assert_eq!(proxy.client_bytes(), 0);
     server.set_nonblocking(false).expect("it can be asked");
     proxy.mend();
@@ -151,18 +161,22 @@ fn nothing_comes_out_of_a_black_hole_before_it_is_mended() {
 #[test]
 fn hosts_differ_in_what_tells_hosts_apart_and_reach_the_servers() {
     let hosts = [Host::new("one"), Host::new("two")];
-    let script = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id; readlink /proc/self/ns/pid /proc/self/ns/net";
+    let script = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id; readlink \
+                  /proc/self/ns/pid /proc/self/ns/net";
     let here = ended(Command::new("bash").args(["-c", script])).stdout;
-    let there = hosts.each_ref().map(|host| ended(host.command("bash").args(["-c", script])).stdout);
+    let there =
+        hosts.each_ref().map(|host| ended(host.command("bash").args(["-c", script])).stdout);
     assert_eq!((there[0].lines().next(), there[1].lines().next()), (Some("one"), Some("two")));
     for line in 0..5 {
-        let line = [&here, &there[0], &there[1]].map(|told| told.lines().nth(line).expect("five lines"));
+        let line =
+            [&here, &there[0], &there[1]].map(|told| told.lines().nth(line).expect("five lines"));
         assert!(line[0] != line[1] && line[0] != line[2] && line[1] != line[2], "{line:?}");
     }
     let url = url_at(hosts[0].address_of_server(shared_postgres().port()));
     let answer = ended(&mut in_host(&hosts[0], &psql_at(&url, "SELECT 'reached'")));
     assert_eq!(answer.stdout, "reached\n", "{answer:?}");
-    let client = mariadb_at(hosts[1].address_of_server(shared_mariadb().port()), "SELECT 'reached'");
+    let client =
+        mariadb_at(hosts[1].address_of_server(shared_mariadb().port()), "SELECT 'reached'");
     assert_eq!(ended(&mut in_host(&hosts[1], &client)).stdout, "reached\n");
     // It is a network of its own.
     let direct = ended(&mut in_host(&hosts[1], &psql_at(&shared_postgres().url(), "SELECT 1")));
@@ -188,7 +202,8 @@ fn a_host_whose_cable_is_pulled_reaches_nobody_and_goes_on_when_it_is_back() {
 fn nobody_hears_of_a_host_that_has_lost_its_power() {
     let host = Host::new("powerless");
     let url = url_at(host.address_of_server(shared_postgres().port()));
-    let mut session = Session::start(in_host(&host, &session_at(&format!("{url}?application_name=powerless"))));
+    let mut session =
+        Session::start(in_host(&host, &session_at(&format!("{url}?application_name=powerless"))));
     host.lose_power();
     assert_eq!((session.answer().as_str(), session.code()), ("", None));
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'powerless'";

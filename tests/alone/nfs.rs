@@ -1,5 +1,5 @@
-//! Lock files on a directory that two hosts have mounted from an NFS server, by a kernel that runs as an ordinary process:
-//! `tests/alone/nfs/bed.sh` says how.
+//! Lock files on a directory that two hosts have mounted from an NFS server, by a kernel that runs
+//! as an ordinary process: `tests/alone/nfs/bed.sh` says how.
 
 use std::process::Command;
 
@@ -25,15 +25,15 @@ fn holds_do_not_intersect(settings: &[(&str, &str)]) {
 
 #[test]
 fn over_nfs_3_hosts_hold_a_lock_one_after_the_other() {
-    // There a flock excludes the record locks (fcntl) of others, which is how those in line are seen: nobody's turn would come before
-    // the look that is made every ten seconds.
+    // There a flock excludes the record locks (fcntl) of others, which is how those in line are
+    // seen: nobody's turn would come before the look that is made every ten seconds.
     holds_do_not_intersect(&[("NFS_VERSION", "3"), ("NFS_HOLDS", "25"), ("NFS_QUEUE", "none")]);
 }
 
 #[test]
 fn over_nfs_4_2_hosts_hold_a_lock_one_after_the_other() {
-    // Whoever looks at the file gets it delegated, which the server has to call back before the lock can be released: that takes
-    // tenths of a second.
+    // Whoever looks at the file gets it delegated, which the server has to call back before the
+    // lock can be released: that takes tenths of a second.
     holds_do_not_intersect(&[("NFS_VERSION", "4.2"), ("NFS_HOLDS", "20")]);
 }
 
@@ -48,7 +48,11 @@ fn what_does_not_exclude_over_nfs_is_seen_not_to() {
     for version in ["3", "4.2"] {
         let ended = bed(&[("NFS_VERSION", version), ("NFS_LOCKER", "naive"), ("NFS_HOLDS", "25")]);
         assert_eq!(ended.code, 1, "{}", ended.stdout);
-        assert!(ended.stdout.contains("100 holds in ") && !ended.stdout.contains(" 0 intersections"), "{}", ended.stdout);
+        assert!(
+            ended.stdout.contains("100 holds in ") && !ended.stdout.contains(" 0 intersections"),
+            "{}",
+            ended.stdout
+        );
     }
 }
 
@@ -66,13 +70,23 @@ fn shared(version: &str, workload: &str) -> Ended {
 #[test]
 fn over_nfs_3_a_lock_that_hosts_share_is_held_by_one_after_the_other() {
     let ended = shared("3", "exclusion");
-    assert!(ended.code == 0 && ended.stdout.contains(" 0 intersections\n"), "{}\n{}", ended.stdout, ended.stderr);
+    assert!(
+        ended.code == 0 && ended.stdout.contains(" 0 intersections\n"),
+        "{}\n{}",
+        ended.stdout,
+        ended.stderr
+    );
 }
 
 #[test]
 fn over_nfs_4_2_a_lock_that_hosts_share_is_held_by_one_after_the_other() {
     let ended = shared("4.2", "exclusion");
-    assert!(ended.code == 0 && ended.stdout.contains(" 0 intersections\n"), "{}\n{}", ended.stdout, ended.stderr);
+    assert!(
+        ended.code == 0 && ended.stdout.contains(" 0 intersections\n"),
+        "{}\n{}",
+        ended.stdout,
+        ended.stderr
+    );
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! A signal that is sent to `run` alone reaches the command once, and one to the whole process group once or twice, and none is lost;
-//! and a job stops and goes on as one. (Those of terminals: tests/local/run_terminal.rs.)
+//! A signal that is sent to `run` alone reaches the command once, and one to the whole process
+//! group once or twice, and none is lost; and a job stops and goes on as one. (Those of terminals:
+//! tests/local/run_terminal.rs.)
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -31,10 +32,18 @@ impl Job {
     fn start(locks: &Locks, args: &[&str]) -> Self {
         let mut run = locks.command("env");
         run.args(["--default-signal", PROGRAM, "run"]).args(args);
-        let mut child = run.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
+        let mut child = run
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it runs");
         let stdin = child.stdin.take().expect("its stdin");
         let mut stdout = BufReader::new(child.stdout.take().expect("its output"));
-        let command = line(&mut stdout).strip_prefix("ready ").and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+        let command = line(&mut stdout)
+            .strip_prefix("ready ")
+            .and_then(|pid| pid.parse().ok())
+            .and_then(Pid::from_raw);
         Self { child, command: command.expect("it says its PID"), stdin, stdout }
     }
 
@@ -49,21 +58,28 @@ impl Job {
     /// Returns when `run` has taken the signal.
     fn taken(&self, signal: Signal) {
         until("it takes the signal", || {
-            let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-            let bits = status.lines().filter(|line| line.starts_with("SigPnd") || line.starts_with("ShdPnd"));
-            let mut bits = bits.map(|line| u64::from_str_radix(line.rsplit('\t').next().unwrap_or(""), 16).expect("bits"));
+            let status =
+                fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+            let bits = status
+                .lines()
+                .filter(|line| line.starts_with("SigPnd") || line.starts_with("ShdPnd"));
+            let mut bits = bits.map(|line| {
+                u64::from_str_radix(line.rsplit('\t').next().unwrap_or(""), 16).expect("bits")
+            });
             bits.all(|bits| bits >> (signal.as_raw() - 1) & 1 == 0)
         });
     }
 
-    /// What the command has got when `run` has done all that it does about `signal`, which was sent to it.
+    /// What the command has got when `run` has done all that it does about `signal`, which was sent
+    /// to it.
     fn told(&mut self, signal: Signal) -> Vec<String> {
         self.taken(signal);
         // It takes one after another.
         let (mark, name) = if signal == Signal::USR1 { SIX[5] } else { SIX[4] };
         let mut told = Vec::new();
         for _ in 0..2 {
-            // Those that come together are told in the order of their numbers, and those that come meanwhile before others.
+            // Those that come together are told in the order of their numbers, and those that come
+            // meanwhile before others.
             until("the command has told what it has got", || state(self.command) == 'S');
             kill_process(self.pid(), mark).expect("it runs");
             loop {
@@ -217,7 +233,8 @@ fn a_command_that_others_stop_and_let_go_on_is_waited_for() {
     let mut child = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
     let mut stdout = BufReader::new(child.stdout.take().expect("its output"));
     let ready = line(&mut stdout);
-    let command = Pid::from_raw(ready.trim_start_matches("ready ").parse().expect("a PID")).expect("a PID");
+    let command =
+        Pid::from_raw(ready.trim_start_matches("ready ").parse().expect("a PID")).expect("a PID");
     for _ in 0..rounds(20) {
         kill_process(command, Signal::STOP).expect("it runs");
         until("the command stops", || state(command) == 'T');
@@ -226,7 +243,9 @@ fn a_command_that_others_stop_and_let_go_on_is_waited_for() {
     }
     drop(child.stdin.take());
     assert_eq!(line(&mut stdout), "end");
-    until("it ends", || child.try_wait().expect("it can be asked").is_some_and(|status| status.success()));
+    until("it ends", || {
+        child.try_wait().expect("it can be asked").is_some_and(|status| status.success())
+    });
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! File systems that cannot do all that the usual way needs: simulated by making the system call fail (strace).
+//! File systems that cannot do all that the usual way needs: simulated by making the system call
+//! fail (strace).
 
 use crate::support::{Ended, Locks, Shell, Waiter, ended};
 
@@ -47,9 +48,13 @@ fn where_no_order_can_be_kept_a_waiter_leaves_no_queue_file() {
     let mut holder = Shell::start(&locks);
     holder.lock();
     let queue = locks.dir().join("serializer.lck.queue");
-    let failing = format!("strace -D -f -qq -o /dev/null -P {} -e inject=flock:error=EBADF", queue.display());
+    let failing =
+        format!("strace -D -f -qq -o /dev/null -P {} -e inject=flock:error=EBADF", queue.display());
     let mut parent = locks.command("bash");
-    parent.args(["-c", &format!(r#"{failing} "$S" lock --sleep-seconds 3600 && {failing} "$S" unlock; exit $?"#)]);
+    parent.args([
+        "-c",
+        &format!(r#"{failing} "$S" lock --sleep-seconds 3600 && {failing} "$S" unlock; exit $?"#),
+    ]);
     let waiter = Waiter::start(parent);
     holder.unlock();
     let ended = waiter.end();

@@ -1,5 +1,5 @@
-//! Whatever is wrong with the lock file, its directory, the settings or the command line: one clear line, the right exit
-//! code, and nothing changed.
+//! Whatever is wrong with the lock file, its directory, the settings or the command line: one clear
+//! line, the right exit code, and nothing changed.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -9,11 +9,18 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::support::{self, Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, copy_program, ended, unshared_shell};
+use crate::support::{
+    self, Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, copy_program, ended, unshared_shell,
+};
 
 /// `lock`, `unlock` and `status` in all the ways that touch the file.
-const ALL: [&[&str]; 5] =
-    [&["lock", "--max-attempts", "1"], &["unlock"], &["unlock", "--force"], &["status"], &["status", "--json"]];
+const ALL: [&[&str]; 5] = [
+    &["lock", "--max-attempts", "1"],
+    &["unlock"],
+    &["unlock", "--force"],
+    &["status"],
+    &["status", "--json"],
+];
 
 const LOCK: &[&str] = &["lock", "--max-attempts", "1"];
 
@@ -43,10 +50,19 @@ fn refused(ended: &Ended, code: i32, parts: &[&str]) {
 fn one_line(stderr: &str) {
     let line = stderr.strip_suffix('\n').unwrap_or_else(|| panic!("a whole line: {stderr:?}"));
     assert!(!line.chars().any(char::is_control), "one line without control characters: {stderr:?}");
-    let message = line.strip_prefix("serializer: ").unwrap_or_else(|| panic!("by whom: {stderr:?}"));
-    assert!(message.starts_with(|first: char| first.is_lowercase() || first == '`'), "lower case: {stderr:?}");
+    let message =
+        line.strip_prefix("serializer: ").unwrap_or_else(|| panic!("by whom: {stderr:?}"));
+    assert!(
+        message.starts_with(|first: char| first.is_lowercase() || first == '`'),
+        "lower case: {stderr:?}"
+    );
     assert!(!message.ends_with(['.', '!']), "no final period: {stderr:?}");
-    assert!(!message.contains("os error") && !message.contains("panicked") && !message.contains("Error"), "{stderr:?}");
+    assert!(
+        !message.contains("os error")
+            && !message.contains("panicked")
+            && !message.contains("Error"),
+        "{stderr:?}"
+    );
     assert!(line.len() < 1000, "bounded: {stderr:?}");
 }
 
@@ -59,7 +75,8 @@ fn snapshot(dir: &Path) -> Vec<String> {
             let metadata = fs::symlink_metadata(&path).expect("the entry is there");
             let content = if metadata.is_file() { fs::read(&path).ok() } else { None };
             let target = fs::read_link(&path).ok();
-            let (inode, mode, modified) = (metadata.ino(), metadata.mode(), metadata.modified().expect("a time"));
+            let (inode, mode, modified) =
+                (metadata.ino(), metadata.mode(), metadata.modified().expect("a time"));
             format!("{} {inode} {mode:o} {modified:?} {target:?} {content:?}", path.display())
         })
         .collect();
@@ -98,9 +115,18 @@ fn set_mode(path: &Path, mode: u32) {
 #[test]
 fn a_file_of_other_text_is_left_alone() {
     let locks = Locks::new();
-    for text in
-        ["garbage\n", "\n", "  \n", "pid=4121\n", "{\"pid\": 4121}\n", "#!/bin/sh\n", "4121 \n", " 4121\n", "4121x\n", "٤١٢١\n"]
-    {
+    for text in [
+        "garbage\n",
+        "\n",
+        "  \n",
+        "pid=4121\n",
+        "{\"pid\": 4121}\n",
+        "#!/bin/sh\n",
+        "4121 \n",
+        " 4121\n",
+        "4121x\n",
+        "٤١٢١\n",
+    ] {
         locks.write(text);
         not_a_lock(&locks, "its first line is not a process id");
     }
@@ -109,7 +135,17 @@ fn a_file_of_other_text_is_left_alone() {
 #[test]
 fn a_file_with_a_number_that_is_no_process_id_is_left_alone() {
     let locks = Locks::new();
-    for pid in ["0", "-1", "+1", "1e3", "4121.0", "0x1019", "2147483648", "4294967297", "100000000000000000000"] {
+    for pid in [
+        "0",
+        "-1",
+        "+1",
+        "1e3",
+        "4121.0",
+        "0x1019",
+        "2147483648",
+        "4294967297",
+        "100000000000000000000",
+    ] {
         for rest in ["", "\n", "\n2026-11-22 08:00:00\n", "\n2026-11-22 08:00:00\nv=1\nhost=a\n"] {
             locks.write(format!("{pid}{rest}"));
             not_a_lock(&locks, "its first line is not a process id");
@@ -120,9 +156,12 @@ fn a_file_with_a_number_that_is_no_process_id_is_left_alone() {
 #[test]
 fn a_text_that_begins_with_a_number_is_left_alone() {
     let locks = Locks::new();
-    for text in
-        ["42\nis the answer\n", "1\n2\n3\n", "4121\n2026-11-22 08:00:00\nand a line more\n", "4121\n2026-13-22 08:00:00\n"]
-    {
+    for text in [
+        "42\nis the answer\n",
+        "1\n2\n3\n",
+        "4121\n2026-11-22 08:00:00\nand a line more\n",
+        "4121\n2026-13-22 08:00:00\n",
+    ] {
         locks.write(text);
         not_a_lock(&locks, "its second line is not a time");
     }
@@ -132,7 +171,9 @@ fn a_text_that_begins_with_a_number_is_left_alone() {
 fn a_binary_file_is_left_alone() {
     let locks = Locks::new();
     let program = fs::read(PROGRAM).expect("the program can be read");
-    for bytes in [&[0; 16][..], &[0xff; 100], b"\x1b[2J\x1b]0;x\x07", b"12\x0034\n", &program[..4000]] {
+    for bytes in
+        [&[0; 16][..], &[0xff; 100], b"\x1b[2J\x1b]0;x\x07", b"12\x0034\n", &program[..4000]]
+    {
         locks.write(bytes);
         not_a_lock(&locks, "its first line is not a process id");
     }
@@ -148,7 +189,14 @@ fn a_huge_file_is_left_alone() {
     after_a_record.resize(huge, b'x');
     let mut a_byte_too_many = stale_record().into_bytes();
     a_byte_too_many.resize(65_537, b'x');
-    for bytes in [vec![b'x'; huge], vec![0; huge], vec![b'1'; huge], after_a_pid, after_a_record, a_byte_too_many] {
+    for bytes in [
+        vec![b'x'; huge],
+        vec![0; huge],
+        vec![b'1'; huge],
+        after_a_pid,
+        after_a_record,
+        a_byte_too_many,
+    ] {
         locks.write(bytes);
         not_a_lock(&locks, "it is larger than 64 KiB");
     }
@@ -192,7 +240,12 @@ fn a_symbolic_link_is_left_alone_wherever_it_leads() {
     let elsewhere = Locks::new();
     elsewhere.write(stale_record());
     let before = snapshot(elsewhere.dir());
-    for target in [elsewhere.file(), elsewhere.dir().join("nothing"), elsewhere.dir().to_owned(), locks.file()] {
+    for target in [
+        elsewhere.file(),
+        elsewhere.dir().join("nothing"),
+        elsewhere.dir().to_owned(),
+        locks.file(),
+    ] {
         symlink(&target, locks.file()).expect("a link");
         not_a_lock(&locks, "it is a symbolic link");
         assert_eq!(snapshot(elsewhere.dir()), before);
@@ -208,18 +261,26 @@ fn what_an_attacker_wrote_into_a_record_is_not_echoed_raw() {
     let long = "y".repeat(3000);
     for key in ["command", "host", "machine", "boot", "run", "token", "since", "uid", "unknown"] {
         for value in [nasty, &long] {
-            for pid in [record.lines().next().expect("a PID").to_owned(), std::process::id().to_string()] {
+            for pid in
+                [record.lines().next().expect("a PID").to_owned(), std::process::id().to_string()]
+            {
                 let prefix = format!("{key}=");
-                let mut lines: Vec<_> = record.lines().skip(1).filter(|line| !line.starts_with(&prefix)).collect();
+                let mut lines: Vec<_> =
+                    record.lines().skip(1).filter(|line| !line.starts_with(&prefix)).collect();
                 let line = format!("{prefix}{value}");
                 lines.push(&line);
                 locks.write(format!("{pid}\n{}\n", lines.join("\n")));
                 for args in ALL.into_iter().rev().chain([LOCK]) {
                     let ended = run(&locks, args);
                     for text in [&ended.stdout, &ended.stderr] {
-                        let harmless = |c: char| c == '\n' || !(c.is_control() || "\u{202e}\u{2028}".contains(c));
+                        let harmless = |c: char| {
+                            c == '\n' || !(c.is_control() || "\u{202e}\u{2028}".contains(c))
+                        };
                         assert!(text.chars().all(harmless), "{key} {args:?}: {ended:?}");
-                        assert!(text.lines().all(|line| line.len() < 1000), "{key} {args:?}: {ended:?}");
+                        assert!(
+                            text.lines().all(|line| line.len() < 1000),
+                            "{key} {args:?}: {ended:?}"
+                        );
                     }
                     assert!(ended.stderr.lines().count() <= 1, "{key} {args:?}: {ended:?}");
                     if args.contains(&"--json") {
@@ -246,7 +307,15 @@ fn a_directory_that_is_not_there_is_not_made_by_the_way() {
     let dir = locks.dir().join("nope/deeper");
     let dir = dir.to_str().expect("UTF-8");
     let ended = run(&locks, &["lock", "--max-attempts", "1", "--dir", dir]);
-    refused(&ended, 1, &["cannot create the lock file", "no such file or directory", "(hint: create the directory with"]);
+    refused(
+        &ended,
+        1,
+        &[
+            "cannot create the lock file",
+            "no such file or directory",
+            "(hint: create the directory with",
+        ],
+    );
     refused(&run(&locks, &["unlock", "--dir", dir]), 1, &["it is not locked"]);
     refused(
         &run(&locks, &["status", "--all", "--dir", dir]),
@@ -278,9 +347,20 @@ fn a_directory_that_may_not_be_written_to_is_named() {
     let user = OrdinaryUser::new(&locks);
     set_mode(locks.dir(), 0o555);
     let ended = user.run(&locks, LOCK);
-    refused(&ended, 1, &["cannot create the lock file", "permission denied (hint: name a directory that you can write to"]);
+    refused(
+        &ended,
+        1,
+        &[
+            "cannot create the lock file",
+            "permission denied (hint: name a directory that you can write to",
+        ],
+    );
     refused(&user.run(&locks, &["unlock"]), 1, &["it is not locked"]);
-    refused(&user.run(&locks, &["initialize"]), 1, &["cannot create the lock file", "permission denied"]);
+    refused(
+        &user.run(&locks, &["initialize"]),
+        1,
+        &["cannot create the lock file", "permission denied"],
+    );
     assert_eq!(locks.names(), [""; 0]);
     set_mode(locks.dir(), 0o755);
 }
@@ -296,9 +376,16 @@ fn a_stale_lock_that_may_not_be_changed_stays() {
     refused(
         &user.run(&locks, LOCK),
         1,
-        &["cannot take over the lock file", "permission denied (hint: in a directory with the sticky bit, only"],
+        &[
+            "cannot take over the lock file",
+            "permission denied (hint: in a directory with the sticky bit, only",
+        ],
     );
-    refused(&user.run(&locks, &["unlock"]), 1, &["the lock file", "permission denied (hint: in a directory with the sticky bit"]);
+    refused(
+        &user.run(&locks, &["unlock"]),
+        1,
+        &["the lock file", "permission denied (hint: in a directory with the sticky bit"],
+    );
     refused(&user.run(&locks, &["unlock", "--force"]), 1, &["the lock file", "permission denied"]);
     assert_eq!(user.run(&locks, &["status"]).code, 0);
     assert_eq!(snapshot(locks.dir()), before);
@@ -325,7 +412,11 @@ fn a_lock_file_that_may_not_be_read_counts_as_held() {
     set_mode(&locks.file(), 0o000);
     let inode = fs::metadata(locks.file()).expect("it is there").ino();
     for args in ALL {
-        refused(&user.run(&locks, args), 1, &["cannot read the lock file", "permission denied (hint: `ls -l "]);
+        refused(
+            &user.run(&locks, args),
+            1,
+            &["cannot read the lock file", "permission denied (hint: `ls -l "],
+        );
     }
     assert_eq!(fs::metadata(locks.file()).expect("it is there").ino(), inode);
     assert_eq!(locks.names(), ["serializer.lck"]);
@@ -356,18 +447,27 @@ fn a_read_only_file_system_is_named() {
     let mut shell = with_small_disk(&locks, "size=64k");
     assert_eq!(shell.run(r#"mount -o remount,bind,ro "$SERIALIZER_DIR""#), 0);
     let why = "read-only file system (hint: name another directory with `SERIALIZER_DIR`)";
-    refused(&in_shell(&mut shell, "lock --max-attempts 1"), 1, &["cannot create the lock file", why]);
+    refused(
+        &in_shell(&mut shell, "lock --max-attempts 1"),
+        1,
+        &["cannot create the lock file", why],
+    );
     refused(&in_shell(&mut shell, "initialize"), 1, &["cannot create the lock file", why]);
     refused(&in_shell(&mut shell, "unlock"), 1, &["it is not locked"]);
 
     let record = stale_record();
-    let fill =
-        format!(r#"mount -o remount,bind,rw "$SERIALIZER_DIR" && printf '%s' '{record}' > "$SERIALIZER_DIR"/serializer.lck"#);
+    let fill = format!(
+        r#"mount -o remount,bind,rw "$SERIALIZER_DIR" && printf '%s' '{record}' > "$SERIALIZER_DIR"/serializer.lck"#
+    );
     assert_eq!(shell.run(&fill.replace('\n', "'$'\\n''")), 0);
     assert_eq!(shell.run(r#"mount -o remount,bind,ro "$SERIALIZER_DIR""#), 0);
     let before = snapshot_in(&mut shell);
     assert!(before.contains("./serializer.lck"), "{before}");
-    refused(&in_shell(&mut shell, "lock --max-attempts 1"), 1, &["cannot take over the lock file", why]);
+    refused(
+        &in_shell(&mut shell, "lock --max-attempts 1"),
+        1,
+        &["cannot take over the lock file", why],
+    );
     refused(&in_shell(&mut shell, "unlock"), 1, &["the lock file", why]);
     assert_eq!(in_shell(&mut shell, "status").code, 0);
     assert_eq!(snapshot_in(&mut shell), before);
@@ -381,13 +481,21 @@ fn a_full_disk_is_named_and_nothing_is_left_on_it() {
     assert_eq!(shell.run(fill), 0, "the disk is full");
     let before = snapshot_in(&mut shell);
     let why = "no space left on device (hint: name another directory with `SERIALIZER_DIR`)";
-    refused(&in_shell(&mut shell, "lock --max-attempts 1"), 1, &["cannot create the lock file", why]);
+    refused(
+        &in_shell(&mut shell, "lock --max-attempts 1"),
+        1,
+        &["cannot create the lock file", why],
+    );
     refused(&in_shell(&mut shell, "initialize"), 1, &["cannot create the lock file", why]);
     assert_eq!(snapshot_in(&mut shell), before);
 
     assert_eq!(shell.run(r#"touch -d '1 minute ago' "$SERIALIZER_DIR"/empty"#), 0);
     let before = snapshot_in(&mut shell);
-    refused(&in_shell(&mut shell, "lock --max-attempts 1 --file-name empty"), 1, &["cannot take over the lock file", why]);
+    refused(
+        &in_shell(&mut shell, "lock --max-attempts 1 --file-name empty"),
+        1,
+        &["cannot take over the lock file", why],
+    );
     assert_eq!(snapshot_in(&mut shell), before);
     // What is stale is taken over before it is removed.
     refused(&in_shell(&mut shell, "unlock --file-name empty"), 1, &["the lock file", why]);
@@ -401,7 +509,11 @@ fn a_lock_that_one_holds_is_released_on_a_full_disk() {
     let locks = Locks::new();
     let mut shell = with_small_disk(&locks, "size=64k");
     shell.lock();
-    assert_eq!(shell.run(r#"! head -c 1M /dev/zero 2>/dev/null > "$SERIALIZER_DIR"/full 2>/dev/null"#), 0, "the disk is full");
+    assert_eq!(
+        shell.run(r#"! head -c 1M /dev/zero 2>/dev/null > "$SERIALIZER_DIR"/full 2>/dev/null"#),
+        0,
+        "the disk is full"
+    );
     shell.unlock();
     assert_eq!(shell.output(r#"ls -A "$SERIALIZER_DIR""#).1, "full\n");
 }
@@ -414,7 +526,11 @@ fn anothers_lock_in_a_directory_that_may_not_be_written_to_stays_even_by_force()
     holder.lock();
     set_mode(locks.dir(), 0o555);
     let before = snapshot(locks.dir());
-    refused(&user.run(&locks, &["unlock", "--force"]), 1, &["cannot remove the lock file", "permission denied (hint: `ls -l "]);
+    refused(
+        &user.run(&locks, &["unlock", "--force"]),
+        1,
+        &["cannot remove the lock file", "permission denied (hint: `ls -l "],
+    );
     assert_eq!(snapshot(locks.dir()), before);
     set_mode(locks.dir(), 0o755);
 }
@@ -425,7 +541,11 @@ fn a_disk_without_room_for_another_file_is_named() {
     let mut shell = with_small_disk(&locks, "nr_inodes=2");
     assert_eq!(shell.run(r#": > "$SERIALIZER_DIR"/last"#), 0);
     let before = snapshot_in(&mut shell);
-    refused(&in_shell(&mut shell, "lock --max-attempts 1"), 1, &["cannot create the lock file", "no space left on device"]);
+    refused(
+        &in_shell(&mut shell, "lock --max-attempts 1"),
+        1,
+        &["cannot create the lock file", "no space left on device"],
+    );
     assert_eq!(snapshot_in(&mut shell), before);
 }
 
@@ -433,12 +553,26 @@ fn a_disk_without_room_for_another_file_is_named() {
 fn a_stale_lock_on_a_full_disk_stays_until_there_is_room() {
     let locks = Locks::new();
     let mut shell = with_small_disk(&locks, "size=64k");
-    assert_eq!(shell.run(r#"sleep infinity & owner=$!; "$S" lock --owner-pid $owner 2>/dev/null"#), 0);
-    assert_eq!(shell.run(r#"! head -c 1M /dev/zero 2>/dev/null > "$SERIALIZER_DIR"/full 2>/dev/null"#), 0, "the disk is full");
+    assert_eq!(
+        shell.run(r#"sleep infinity & owner=$!; "$S" lock --owner-pid $owner 2>/dev/null"#),
+        0
+    );
+    assert_eq!(
+        shell.run(r#"! head -c 1M /dev/zero 2>/dev/null > "$SERIALIZER_DIR"/full 2>/dev/null"#),
+        0,
+        "the disk is full"
+    );
     assert_eq!(shell.run("kill -9 $owner; wait $owner 2>/dev/null; true"), 0);
     let before = snapshot_in(&mut shell);
     let ended = in_shell(&mut shell, "lock --max-attempts 1");
-    refused(&ended, 1, &["cannot take over the lock file", "no space left on device (hint: name another directory"]);
+    refused(
+        &ended,
+        1,
+        &[
+            "cannot take over the lock file",
+            "no space left on device (hint: name another directory",
+        ],
+    );
     assert_eq!(snapshot_in(&mut shell), before);
     assert_eq!(shell.run(r#"rm "$SERIALIZER_DIR"/full"#), 0);
     let ended = in_shell(&mut shell, "lock --max-attempts 1");
@@ -450,7 +584,18 @@ fn a_stale_lock_on_a_full_disk_stays_until_there_is_room() {
 #[test]
 fn a_file_name_that_would_break_lines_is_refused() {
     let locks = Locks::new();
-    for name in ["a\nb", "a\rb", "a\tb", "\x1b[2Jx", "a\x07", "a\x7f", "a\u{85}b", "a\u{9b}b", "a\u{2028}b", "a\u{202e}b"] {
+    for name in [
+        "a\nb",
+        "a\rb",
+        "a\tb",
+        "\x1b[2Jx",
+        "a\x07",
+        "a\x7f",
+        "a\u{85}b",
+        "a\u{9b}b",
+        "a\u{2028}b",
+        "a\u{202e}b",
+    ] {
         for command in [LOCK, &["unlock"], &["status"]] {
             let ended = run(&locks, &[command, &["--file-name", name]].concat());
             refused(&ended, 2, &["as a lock file: its name contains a control character"]);
@@ -492,11 +637,20 @@ fn a_file_name_that_is_too_long_is_refused() {
 fn an_unusual_file_name_is_none_of_our_business() {
     let locks = Locks::new();
     let mut shell = Shell::start(&locks);
-    for name in ["two words.lck", "-x", "ü€𝄞", "a'b\"c", "*", "%s{}", ".hidden", &"x".repeat(255)] {
+    for name in ["two words.lck", "-x", "ü€𝄞", "a'b\"c", "*", "%s{}", ".hidden", &"x".repeat(255)]
+    {
         let quoted = name.replace('\'', r"'\''");
-        assert_eq!(shell.run(&format!("\"$S\" lock --file-name='{quoted}' 2>/dev/null")), 0, "{name}");
+        assert_eq!(
+            shell.run(&format!("\"$S\" lock --file-name='{quoted}' 2>/dev/null")),
+            0,
+            "{name}"
+        );
         assert_eq!(locks.names(), [name]);
-        assert_eq!(shell.run(&format!("\"$S\" unlock --file-name='{quoted}' 2>/dev/null")), 0, "{name}");
+        assert_eq!(
+            shell.run(&format!("\"$S\" unlock --file-name='{quoted}' 2>/dev/null")),
+            0,
+            "{name}"
+        );
         assert_eq!(locks.names(), [""; 0]);
     }
 }
@@ -516,12 +670,36 @@ fn a_file_name_need_not_be_utf_8() {
 const VARIABLES: [(&str, &[&str], &str); 4] = [
     (
         "SERIALIZER_MAX_ATTEMPTS",
-        &["abc", "-1", "1e3", "1.5", "+1", " 1", "1 ", "4294967296", "99999999999999999999999", "1\n2"],
+        &[
+            "abc",
+            "-1",
+            "1e3",
+            "1.5",
+            "+1",
+            " 1",
+            "1 ",
+            "4294967296",
+            "99999999999999999999999",
+            "1\n2",
+        ],
         "expected a whole number from 0 (try for ever) to 4294967295",
     ),
     (
         "SERIALIZER_SLEEP_SECONDS",
-        &["abc", "-1", "1e3", "inf", "NaN", "+1", "1s", " 1", ".", "31536001", "99999999999999999999999", "1\n2"],
+        &[
+            "abc",
+            "-1",
+            "1e3",
+            "inf",
+            "NaN",
+            "+1",
+            "1s",
+            " 1",
+            ".",
+            "31536001",
+            "99999999999999999999999",
+            "1\n2",
+        ],
         "expected a number of seconds from 0 to 31536000, such as 1 or 0.5",
     ),
     (
@@ -529,7 +707,11 @@ const VARIABLES: [(&str, &[&str], &str); 4] = [
         &["abc", "-1", "1e3", "0", "+1", " 1", "2147483648", "99999999999999999999999", "1\n2"],
         "expected a process id, a whole number from 1 to 2147483647",
     ),
-    ("SERIALIZER_ORPHANS", &["abc", "-1", "1e3", "Wait", "ignore ", "yes"], "expected `wait` or `ignore`"),
+    (
+        "SERIALIZER_ORPHANS",
+        &["abc", "-1", "1e3", "Wait", "ignore ", "yes"],
+        "expected `wait` or `ignore`",
+    ),
 ];
 
 /// The flag for a variable.
@@ -552,7 +734,8 @@ fn a_malformed_variable_is_named_in_full_with_what_was_expected() {
 #[test]
 fn a_malformed_variable_is_quoted_within_bounds() {
     let locks = Locks::new();
-    let ended = ended(limited(&locks, &["lock"]).env("SERIALIZER_MAX_ATTEMPTS", "\x1b[2J9".repeat(20_000)));
+    let ended =
+        ended(limited(&locks, &["lock"]).env("SERIALIZER_MAX_ATTEMPTS", "\x1b[2J9".repeat(20_000)));
     refused(&ended, 2, &["`SERIALIZER_MAX_ATTEMPTS`"]);
 }
 
@@ -560,7 +743,11 @@ fn a_malformed_variable_is_quoted_within_bounds() {
 fn a_variable_that_is_not_utf_8_is_named_in_full() {
     let locks = Locks::new();
     let value = OsStr::from_bytes(b"1\xff");
-    for variable in VARIABLES.map(|(variable, ..)| variable).into_iter().chain(["SERIALIZER_FILE_NAME", "SERIALIZER_DIR"]) {
+    for variable in VARIABLES
+        .map(|(variable, ..)| variable)
+        .into_iter()
+        .chain(["SERIALIZER_FILE_NAME", "SERIALIZER_DIR"])
+    {
         let ended = ended(limited(&locks, &["lock"]).env(variable, value));
         refused(&ended, 2, &[&format!("cannot use `{variable}`: it is not valid UTF-8")]);
         assert_eq!(locks.names(), [""; 0]);
@@ -616,7 +803,15 @@ fn a_flag_beats_a_variable_that_is_not_utf_8() {
 /// Commands, and variables that are nothing to them.
 const NOT_USED: [(&str, &[&str]); 4] = [
     ("status", &["SERIALIZER_MAX_ATTEMPTS", "SERIALIZER_SLEEP_SECONDS", "SERIALIZER_OWNER_PID"]),
-    ("initialize", &["SERIALIZER_MAX_ATTEMPTS", "SERIALIZER_SLEEP_SECONDS", "SERIALIZER_OWNER_PID", "SERIALIZER_ORPHANS"]),
+    (
+        "initialize",
+        &[
+            "SERIALIZER_MAX_ATTEMPTS",
+            "SERIALIZER_SLEEP_SECONDS",
+            "SERIALIZER_OWNER_PID",
+            "SERIALIZER_ORPHANS",
+        ],
+    ),
     ("describe", &["SERIALIZER_MAX_ATTEMPTS", "SERIALIZER_DIR", "SERIALIZER_FILE_NAME"]),
     ("man", &["SERIALIZER_MAX_ATTEMPTS", "SERIALIZER_DIR", "SERIALIZER_FILE_NAME"]),
 ];
@@ -637,7 +832,8 @@ fn a_variable_that_is_not_utf_8_and_not_used_does_no_harm() {
     let locks = Locks::new();
     for (command, variables) in NOT_USED {
         for variable in variables.iter().chain(&["SERIALIZER_UNHEARD_OF"]) {
-            let ended = ended(limited(&locks, &[command]).env(variable, OsStr::from_bytes(b"1\xff")));
+            let ended =
+                ended(limited(&locks, &[command]).env(variable, OsStr::from_bytes(b"1\xff")));
             assert_eq!(ended.code, 0, "{command}, {variable}: {ended:?}");
         }
     }
@@ -647,10 +843,14 @@ fn a_variable_that_is_not_utf_8_and_not_used_does_no_harm() {
 fn an_empty_variable_counts_as_unset() {
     let locks = Locks::new();
     let mut command = locks.serializer(&["lock"]);
-    for variable in VARIABLES.map(|(variable, ..)| variable).into_iter().chain(["SERIALIZER_FILE_NAME"]) {
+    for variable in
+        VARIABLES.map(|(variable, ..)| variable).into_iter().chain(["SERIALIZER_FILE_NAME"])
+    {
         command.env(variable, "");
     }
-    let ended = ended(command.env("MELTANO_PROJECT_ROOT", "").env("LOG_LEVEL", "").env("MELTANO_LOG_JSON", ""));
+    let ended = ended(
+        command.env("MELTANO_PROJECT_ROOT", "").env("LOG_LEVEL", "").env("MELTANO_LOG_JSON", ""),
+    );
     assert_eq!(ended.code, 0, "{ended:?}");
     assert!(ended.stderr.starts_with("serializer: locked "), "{ended:?}");
     assert_eq!(locks.names(), ["serializer.lck"]);
@@ -658,19 +858,28 @@ fn an_empty_variable_counts_as_unset() {
 
 #[test]
 fn an_empty_store_is_no_lock_of_this_machine() {
-    // As `SERIALIZER_STORE=$MELTANO_DATABASE_URI` is where that is not set: others would not be excluded.
+    // As `SERIALIZER_STORE=$MELTANO_DATABASE_URI` is where that is not set: others would not be
+    // excluded.
     let locks = Locks::new();
-    for args in [&["lock"][..], &["run", "true"], &["status"], &["status", "--all"], &["unlock"], &["wait"]] {
+    for args in
+        [&["lock"][..], &["run", "true"], &["status"], &["status", "--all"], &["unlock"], &["wait"]]
+    {
         let ended = ended(locks.serializer(args).env("SERIALIZER_STORE", ""));
         refused(&ended, 2, &["cannot use `SERIALIZER_STORE`: it is empty", "unset it"]);
     }
     // Nor one of hosts that share a directory.
-    let in_a_directory = ended(locks.serializer(&["lock"]).env("SERIALIZER_STORE", "").env("SERIALIZER_LEASE_SECONDS", "6"));
+    let in_a_directory = ended(
+        locks
+            .serializer(&["lock"])
+            .env("SERIALIZER_STORE", "")
+            .env("SERIALIZER_LEASE_SECONDS", "6"),
+    );
     refused(&in_a_directory, 2, &["cannot use `SERIALIZER_STORE`: it is empty"]);
     assert!(locks.names().is_empty());
     // Who names another place by a flag has said what is meant.
     let elsewhere = locks.dir().display().to_string();
-    let ended = ended(locks.serializer(&["run", "--dir", &elsewhere, "true"]).env("SERIALIZER_STORE", ""));
+    let ended =
+        ended(locks.serializer(&["run", "--dir", &elsewhere, "true"]).env("SERIALIZER_STORE", ""));
     assert_eq!(ended.code, 0, "{ended:?}");
 }
 
@@ -703,9 +912,15 @@ fn the_number_of_attempts_is_taken_from_the_variable() {
 fn what_other_programs_have_in_the_environment_does_no_harm() {
     let locks = Locks::new();
     let odd = OsStr::from_bytes(b"\xff\xfe\x1b\n");
-    for name in
-        [&b"FOREIGN"[..], b"FOREIGN\xff", b"MELTANO_PARENT_CONTEXT_UUID", b"LOG_LEVEL", b"LOG_LEVELS", b"MELTANO_LOG_JSON", b"TZ"]
-    {
+    for name in [
+        &b"FOREIGN"[..],
+        b"FOREIGN\xff",
+        b"MELTANO_PARENT_CONTEXT_UUID",
+        b"LOG_LEVEL",
+        b"LOG_LEVELS",
+        b"MELTANO_LOG_JSON",
+        b"TZ",
+    ] {
         let mut command = locks.serializer(LOCK);
         let ended = ended(command.env(OsStr::from_bytes(name), odd));
         assert_eq!(ended.code, 0, "{ended:?}");
@@ -772,14 +987,26 @@ fn anothers_lock_is_not_unlocked_unless_by_force() {
     refused(
         &locks.run(&["unlock"]),
         77,
-        &["cannot unlock", &named, " on ", ", since ", ", held for ", "(hint: ", "`serializer break "],
+        &[
+            "cannot unlock",
+            &named,
+            " on ",
+            ", since ",
+            ", held for ",
+            "(hint: ",
+            "`serializer break ",
+        ],
     );
     assert_eq!(snapshot(locks.dir()), before);
 
     let forced = locks.run(&["unlock", "--force"]);
     assert_eq!(forced.code, 0, "{forced:?}");
     assert!(
-        forced.stderr.contains(&format!("broke lock `{}` of pid {} (bash ", locks.file().display(), holder.pid())),
+        forced.stderr.contains(&format!(
+            "broke lock `{}` of pid {} (bash ",
+            locks.file().display(),
+            holder.pid()
+        )),
         "{forced:?}"
     );
     assert!(!locks.file().exists(), "{:?}", locks.names());
@@ -831,7 +1058,11 @@ fn a_notice_of_a_broken_lock_ends_with_its_owner_and_is_in_nobodys_way() {
     first.lock();
     let token = locks.report()["holder"]["token"].as_str().expect("a token").to_owned();
     assert_eq!(locks.run(&["break", "--token", &token]).code, 0);
-    assert!(fs::read_to_string(&notices).is_ok_and(|text| text.contains(&token)), "{:?}", locks.names());
+    assert!(
+        fs::read_to_string(&notices).is_ok_and(|text| text.contains(&token)),
+        "{:?}",
+        locks.names()
+    );
     first.reap();
 
     // The next one that is left removes what is not asked for any more.
@@ -867,7 +1098,8 @@ fn an_owner_must_run() {
     let shell = Shell::start(&locks);
     let pid = shell.pid().to_string();
     shell.reap();
-    let message = format!("no such process: {pid} (hint: check `--owner-pid` or `SERIALIZER_OWNER_PID`)");
+    let message =
+        format!("no such process: {pid} (hint: check `--owner-pid` or `SERIALIZER_OWNER_PID`)");
     refused(&run(&locks, &["lock", "--owner-pid", &pid]), 2, &["cannot lock", &message]);
     refused(&ended(limited(&locks, &["lock"]).env("SERIALIZER_OWNER_PID", &pid)), 2, &[&message]);
     assert_eq!(locks.names(), [""; 0]);
@@ -884,12 +1116,17 @@ fn an_owner_that_waits_to_be_reaped_does_not_run() {
         rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT,
     )
     .expect("a child to wait for");
-    refused(&run(&locks, &["lock", "--owner-pid", &pid.to_string()]), 2, &[&format!("no such process: {pid}")]);
+    refused(
+        &run(&locks, &["lock", "--owner-pid", &pid.to_string()]),
+        2,
+        &[&format!("no such process: {pid}")],
+    );
     zombie.wait().expect("it is reaped");
     assert_eq!(locks.names(), [""; 0]);
 }
 
-const IN_A_CONTAINER: [&str; 7] = ["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+const IN_A_CONTAINER: [&str; 7] =
+    ["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
 
 /// A bash that the process table shows as `name`.
 fn bash_named(locks: &Locks, name: &str) -> String {
@@ -910,7 +1147,16 @@ fn a_first_process_that_adopts_orphans_owns_no_lock() {
         assert_eq!(shell.run("test $$ = 1"), 0);
         let ended = in_shell(&mut shell, "lock");
         let why = format!("the parent process, pid 1 ({name} ");
-        refused(&ended, 2, &["cannot lock", &why, "never exits, so the lock would never be released", "`--owner-pid $$`"]);
+        refused(
+            &ended,
+            2,
+            &[
+                "cannot lock",
+                &why,
+                "never exits, so the lock would never be released",
+                "`--owner-pid $$`",
+            ],
+        );
         assert_eq!(locks.names(), [""; 0]);
         // Whoever asks for it by name gets it.
         assert_eq!(in_shell(&mut shell, "lock --owner-pid 1").code, 0);
@@ -943,7 +1189,8 @@ fn a_shell_that_is_a_containers_first_process_owns_locks() {
 #[test]
 fn a_parent_in_another_container_owns_no_lock() {
     let locks = Locks::new();
-    // Executed in place of unshare's child it is the first process there, and its parent is outside.
+    // Executed in place of unshare's child it is the first process there, and its parent is
+    // outside.
     let mut command = locks.command("timeout");
     let ended = ended(command.args(["60", "unshare"]).args(IN_A_CONTAINER).args([PROGRAM, "lock"]));
     let why = "the parent process is in another container (PID namespace), so it cannot own a lock";
@@ -987,9 +1234,13 @@ fn keeps_secret(args: &[&str], shown: &str) {
         if legacy {
             locks.write(format!("{pid}\n2026-11-22 08:00:00\n"));
         }
-        for args in
-            [LOCK, &["unlock"], &["status"], &["status", "--json"], &["lock", "--log-level", "debug", "--max-attempts", "1"]]
-        {
+        for args in [
+            LOCK,
+            &["unlock"],
+            &["status"],
+            &["status", "--json"],
+            &["lock", "--log-level", "debug", "--max-attempts", "1"],
+        ] {
             said += &format!("\n{args:?}: {:?}", locks.run(args));
         }
         let ended = locks.run(&["unlock", "--force"]);
@@ -1002,8 +1253,12 @@ fn keeps_secret(args: &[&str], shown: &str) {
 
 #[test]
 fn a_password_in_a_url_is_shown_nowhere() {
-    for url in ["postgres://me:hunter2@db/x", "postgres://me:p@hunter2@db/x", "redis://:hunter2@db", "mysql://me:hunter2/x@db/x"]
-    {
+    for url in [
+        "postgres://me:hunter2@db/x",
+        "postgres://me:p@hunter2@db/x",
+        "redis://:hunter2@db",
+        "mysql://me:hunter2/x@db/x",
+    ] {
         keeps_secret(&["orders", url, "eu"], "(bash ./x.sh orders …)");
         keeps_secret(&[&format!("--url={url}")], "(bash ./x.sh …)");
     }
@@ -1033,7 +1288,12 @@ fn a_parent_that_ends_with_the_command_cannot_own_a_lock() {
     for script in [r#"timeout 60 "$S" lock; exit $?"#, r#"flock x "$S" lock; exit $?"#, python] {
         let ended = ended(locks.command("bash").current_dir(locks.dir()).args(["-c", script]));
         assert_eq!(ended.code, 2, "{ended:?}");
-        assert!(ended.last_line().contains("only runs this command, so the lock would be released immediately"), "{ended:?}");
+        assert!(
+            ended
+                .last_line()
+                .contains("only runs this command, so the lock would be released immediately"),
+            "{ended:?}"
+        );
         assert!(!locks.file().exists());
     }
     let ended = locks.script(r#"timeout 60 "$S" lock --owner-pid $$ && "$S" unlock; exit $?"#);
@@ -1045,7 +1305,9 @@ fn a_variable_that_only_begins_with_ours_is_not_ours() {
     let locks = Locks::new();
     // Meltano exports it for a setting named as in the Python plugin's README.
     let mut command = locks.serializer(&["status"]);
-    command.env("SERIALIZER_FILE_NAME", "mine.lck").env("SERIALIZER_SERIALIZER_FILE_NAME", "other.lck");
+    command
+        .env("SERIALIZER_FILE_NAME", "mine.lck")
+        .env("SERIALIZER_SERIALIZER_FILE_NAME", "other.lck");
     let ended = ended(&mut command);
     assert_eq!(ended.code, 0, "{ended:?}");
     assert!(ended.stdout.contains("/mine.lck  free"), "{ended:?}");

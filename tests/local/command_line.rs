@@ -1,4 +1,5 @@
-//! The command line as people, scripts, Meltano and shells use it: spellings, defaults, settings, output.
+//! The command line as people, scripts, Meltano and shells use it: spellings, defaults, settings,
+//! output.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -43,7 +44,8 @@ const VARIABLES: [&str; 11] = [
 
 fn json(ended: &Ended) -> Value {
     assert_eq!(ended.code, 0, "{ended:?}");
-    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("JSON, not {error}: {ended:?}"))
+    serde_json::from_str(&ended.stdout)
+        .unwrap_or_else(|error| panic!("JSON, not {error}: {ended:?}"))
 }
 
 /// Where the program looks for its lock.
@@ -60,15 +62,23 @@ fn text(path: &Path) -> &str {
 #[test]
 fn the_defaults_are_those_of_the_python_plugin() {
     let locks = Locks::new();
-    assert_eq!(path_of(locks.serializer(&["status", "--json"]).env_remove("SERIALIZER_DIR")), "/tmp/serializer.lck");
+    assert_eq!(
+        path_of(locks.serializer(&["status", "--json"]).env_remove("SERIALIZER_DIR")),
+        "/tmp/serializer.lck"
+    );
 
     let mut holder = Shell::start(&locks);
     holder.lock();
     let mut waiter = locks.serializer(&["lock"]).stderr(Stdio::piped()).spawn().expect("it starts");
     let mut line = String::new();
-    BufReader::new(waiter.stderr.take().expect("its messages")).read_line(&mut line).expect("it says something");
+    BufReader::new(waiter.stderr.take().expect("its messages"))
+        .read_line(&mut line)
+        .expect("it says something");
     waiter.kill().and_then(|()| waiter.wait()).expect("it ends");
-    assert!(line.starts_with(&format!("serializer: waiting for pid {} (bash ", holder.pid())), "{line}");
+    assert!(
+        line.starts_with(&format!("serializer: waiting for pid {} (bash ", holder.pid())),
+        "{line}"
+    );
     assert!(line.ends_with(", attempt 1\n"), "there is no last attempt: {line}");
 }
 
@@ -77,10 +87,14 @@ fn the_python_plugins_option_names_are_understood() {
     let locks = Locks::new();
     let dir = Locks::new();
     let names = ["--filename", "old.lck", "--filedir", text(dir.dir())];
-    let ended = locks.run(&[&["lock", "--sleepseconds", "0.5", "--maxattempts", "1"], &names[..]].concat());
+    let ended =
+        locks.run(&[&["lock", "--sleepseconds", "0.5", "--maxattempts", "1"], &names[..]].concat());
     assert_eq!(ended.code, 0, "{ended:?}");
     assert_eq!(dir.names(), ["old.lck"]);
-    assert_eq!(json(&locks.run(&[&["status", "--json"], &names[..]].concat()))["locks"][0]["state"], "held");
+    assert_eq!(
+        json(&locks.run(&[&["status", "--json"], &names[..]].concat()))["locks"][0]["state"],
+        "held"
+    );
 
     // They are more than accepted.
     let mut other = Shell::start(&locks);
@@ -104,7 +118,10 @@ fn the_python_plugins_option_names_are_not_advertised() {
     for command in COMMANDS {
         let help = locks.run(&[command, "--help"]).stdout + &locks.run(&["man", command]).stdout;
         for old in ["filename", "filedir", "sleepseconds", "maxattempts"] {
-            assert!(!help.contains(&format!("--{old}")) && !help.contains(&format!("\\-\\-{old}")), "{command}: {old}");
+            assert!(
+                !help.contains(&format!("--{old}")) && !help.contains(&format!("\\-\\-{old}")),
+                "{command}: {old}"
+            );
         }
     }
 }
@@ -112,17 +129,32 @@ fn the_python_plugins_option_names_are_not_advertised() {
 #[test]
 fn a_flag_beats_its_variable() {
     let locks = Locks::new();
-    let mut command = locks.serializer(&["status", "--json", "--dir", "/flag", "--file-name", "flag.lck"]);
-    assert_eq!(path_of(command.env("SERIALIZER_DIR", "/variable").env("SERIALIZER_FILE_NAME", "variable.lck")), "/flag/flag.lck");
+    let mut command =
+        locks.serializer(&["status", "--json", "--dir", "/flag", "--file-name", "flag.lck"]);
+    assert_eq!(
+        path_of(
+            command.env("SERIALIZER_DIR", "/variable").env("SERIALIZER_FILE_NAME", "variable.lck")
+        ),
+        "/flag/flag.lck"
+    );
 }
 
 #[test]
 fn an_absolute_file_name_overrides_the_directory() {
     let locks = Locks::new();
     let mut command = locks.serializer(&["status", "--json"]);
-    assert_eq!(path_of(command.env("SERIALIZER_FILE_NAME", "/elsewhere/x.lck")), "/elsewhere/x.lck");
-    assert_eq!(path_of(&mut locks.serializer(&["status", "--json", "--file-name", "/elsewhere/x.lck"])), "/elsewhere/x.lck");
-    assert_eq!(path_of(&mut locks.serializer(&["status", "--json", "/elsewhere/x.lck"])), "/elsewhere/x.lck");
+    assert_eq!(
+        path_of(command.env("SERIALIZER_FILE_NAME", "/elsewhere/x.lck")),
+        "/elsewhere/x.lck"
+    );
+    assert_eq!(
+        path_of(&mut locks.serializer(&["status", "--json", "--file-name", "/elsewhere/x.lck"])),
+        "/elsewhere/x.lck"
+    );
+    assert_eq!(
+        path_of(&mut locks.serializer(&["status", "--json", "/elsewhere/x.lck"])),
+        "/elsewhere/x.lck"
+    );
 }
 
 #[test]
@@ -145,14 +177,25 @@ fn a_relative_directory_starts_at_the_meltano_project() {
 
     // The flag is a setting like the variable.
     let mut by_flag = locks.serializer(&["status", "--json", "--dir", "output/locks"]);
-    assert_eq!(Path::new(&path_of(by_flag.env("MELTANO_PROJECT_ROOT", project.dir()))), expected.join("serializer.lck"));
+    assert_eq!(
+        Path::new(&path_of(by_flag.env("MELTANO_PROJECT_ROOT", project.dir()))),
+        expected.join("serializer.lck")
+    );
     // Nothing else to start at than the working directory.
     let here = locks.dir().join("output/locks/serializer.lck");
     assert_eq!(Path::new(&path_of(&mut relative(&["status", "--json"]))), here);
-    assert_eq!(Path::new(&path_of(relative(&["status", "--json"]).env("MELTANO_PROJECT_ROOT", "not/absolute"))), here);
+    assert_eq!(
+        Path::new(&path_of(
+            relative(&["status", "--json"]).env("MELTANO_PROJECT_ROOT", "not/absolute")
+        )),
+        here
+    );
     // An absolute one stays what it is.
     let mut absolute = locks.serializer(&["status", "--json"]);
-    assert_eq!(Path::new(&path_of(absolute.env("MELTANO_PROJECT_ROOT", project.dir()))), locks.file());
+    assert_eq!(
+        Path::new(&path_of(absolute.env("MELTANO_PROJECT_ROOT", project.dir()))),
+        locks.file()
+    );
 }
 
 #[test]
@@ -162,7 +205,9 @@ fn all_spellings_of_a_path_are_one_lock() {
     holder.lock();
     let dir = text(locks.dir());
     fs::create_dir(locks.dir().join("sub")).expect("a directory");
-    for spelling in [format!("{dir}/"), format!("{dir}/."), format!("{dir}//"), format!("{dir}/sub/..")] {
+    for spelling in
+        [format!("{dir}/"), format!("{dir}/."), format!("{dir}//"), format!("{dir}/sub/..")]
+    {
         let ended = locks.run(&["lock", "--max-attempts", "1", "--dir", &spelling]);
         assert_eq!(ended.code, 75, "{spelling}: {ended:?}");
     }
@@ -185,7 +230,8 @@ fn a_directory_may_be_a_symbolic_link() {
     holder.lock();
     let ended = locks.run(&["lock", "--max-attempts", "1", "--dir", text(&link)]);
     assert_eq!(ended.code, 75, "{ended:?}");
-    let waiter = Waiter::start(locks.serializer(&["lock", "--sleep-seconds", "0.1", "--dir", text(&link)]));
+    let waiter =
+        Waiter::start(locks.serializer(&["lock", "--sleep-seconds", "0.1", "--dir", text(&link)]));
     holder.unlock();
     let ended = waiter.end();
     assert_eq!(ended.code, 0, "{ended:?}");
@@ -199,8 +245,14 @@ fn initialize_makes_the_directory_and_leaves_nothing_else() {
     let dir = locks.dir().join("a/b c");
     let first = locks.run(&["initialize", "--dir", text(&dir)]);
     assert_eq!((first.code, first.stdout.as_str()), (0, ""), "{first:?}");
-    assert!(first.stderr.contains(&format!("created the lock directory `{}`", dir.display())), "{first:?}");
-    assert!(first.last_line().contains(&format!("the lock is `{}/serializer.lck`", dir.display())), "{first:?}");
+    assert!(
+        first.stderr.contains(&format!("created the lock directory `{}`", dir.display())),
+        "{first:?}"
+    );
+    assert!(
+        first.last_line().contains(&format!("the lock is `{}/serializer.lck`", dir.display())),
+        "{first:?}"
+    );
     assert_eq!(fs::read_dir(&dir).expect("the directory is there").count(), 0);
 
     let again = locks.run(&["initialize", "--force", "--dir", text(&dir)]);
@@ -227,7 +279,8 @@ fn initialize_fails_where_no_directory_can_be_made() {
     let dir = locks.dir().join("new");
     let ended = user.run(&locks, &["initialize", "--dir", text(&dir)]);
     assert_eq!((ended.code, ended.stderr.lines().count()), (1, 1), "{ended:?}");
-    let message = format!("cannot create the lock directory `{}`: permission denied", dir.display());
+    let message =
+        format!("cannot create the lock directory `{}`: permission denied", dir.display());
     assert!(ended.stderr.contains(&message), "{ended:?}");
     fs::set_permissions(locks.dir(), Permissions::from_mode(0o755)).expect("its mode can be set");
     assert_eq!(locks.names(), [""; 0]);
@@ -251,7 +304,8 @@ fn the_help_names_every_command_variable_and_exit_code() {
     for flag in ["--help", "-h", "help"] {
         let ended = locks.run(&[flag]);
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{ended:?}");
-        let first_words: BTreeSet<_> = ended.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        let first_words: BTreeSet<_> =
+            ended.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
         for word in COMMANDS.iter().chain(&["0", "1", "2", "75", "77", "Examples:"]) {
             assert!(first_words.contains(word), "{flag}: no line for `{word}` in {}", ended.stdout);
         }
@@ -286,7 +340,10 @@ fn each_commands_help_names_its_variables() {
         }
     }
     for (command, code) in [("lock", "75"), ("unlock", "77")] {
-        assert!(locks.run(&[command, "--help"]).stdout.contains(&format!("exit code {code}")), "{command}");
+        assert!(
+            locks.run(&[command, "--help"]).stdout.contains(&format!("exit code {code}")),
+            "{command}"
+        );
     }
 }
 
@@ -294,19 +351,33 @@ fn each_commands_help_names_its_variables() {
 fn describe_lists_exactly_the_commands_that_there_are() {
     let locks = Locks::new();
     let help = locks.run(&["--help"]).stdout;
-    let listed = help.split("\nCommands:\n").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a list of commands");
+    let listed = help
+        .split("\nCommands:\n")
+        .nth(1)
+        .and_then(|rest| rest.split("\n\n").next())
+        .expect("a list of commands");
     let commands = listed.lines().filter_map(|line| line.trim().split_once("  "));
-    let commands: Vec<_> = commands.filter(|(name, _)| *name != "help").map(|(name, about)| (name, about.trim())).collect();
+    let commands: Vec<_> = commands
+        .filter(|(name, _)| *name != "help")
+        .map(|(name, about)| (name, about.trim()))
+        .collect();
     assert_eq!(commands.iter().map(|(name, _)| *name).collect::<Vec<_>>(), COMMANDS);
 
-    for args in [&["describe"][..], &["describe", "--format", "text"], &["describe", "--format=text"]] {
+    for args in
+        [&["describe"][..], &["describe", "--format", "text"], &["describe", "--format=text"]]
+    {
         let described = locks.run(args).stdout;
-        let described: Vec<_> =
-            described.lines().filter_map(|line| line.split_once(' ')).map(|(name, about)| (name, about.trim())).collect();
+        let described: Vec<_> = described
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, about)| (name, about.trim()))
+            .collect();
         assert_eq!(described, commands);
     }
-    let entry = |(name, about): &(&str, &str)| serde_json::json!({ "name": name, "description": about });
-    let expected = serde_json::json!({ "commands": commands.iter().map(entry).collect::<Vec<_>>() });
+    let entry =
+        |(name, about): &(&str, &str)| serde_json::json!({ "name": name, "description": about });
+    let expected =
+        serde_json::json!({ "commands": commands.iter().map(entry).collect::<Vec<_>>() });
     // YAML can be written as JSON.
     for format in ["json", "yaml"] {
         assert_eq!(json(&locks.run(&["describe", "--format", format])), expected);
@@ -326,12 +397,16 @@ fn the_completions_work_in_bash() {
     let parsed = ended(locks.command("bash").arg("-n").arg(&script));
     assert_eq!((completions.code, parsed.code, parsed.stderr.as_str()), (0, 0, ""), "{parsed:?}");
 
-    for (words, expected) in
-        [("lo", "lock"), ("lock --max", "--max-attempts"), ("describe --format j", "json"), ("unlock --fo", "--force")]
-    {
+    for (words, expected) in [
+        ("lo", "lock"),
+        ("lock --max", "--max-attempts"),
+        ("describe --format j", "json"),
+        ("unlock --fo", "--force"),
+    ] {
         let complete = format!(
-            "source '{}'; COMP_WORDS=(serializer {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
-             _serializer serializer \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; echo \"${{COMPREPLY[@]}}\"",
+            "source '{}'; COMP_WORDS=(serializer {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - \
+             1)); _serializer serializer \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; echo \
+             \"${{COMPREPLY[@]}}\"",
             script.display()
         );
         let completed = locks.script(&complete);
@@ -342,9 +417,12 @@ fn the_completions_work_in_bash() {
 #[test]
 fn there_are_completions_for_other_shells() {
     let locks = Locks::new();
-    for (shell, beginning) in
-        [("zsh", "#compdef serializer"), ("fish", "#"), ("elvish", "\nuse builtin;"), ("powershell", "\nusing namespace")]
-    {
+    for (shell, beginning) in [
+        ("zsh", "#compdef serializer"),
+        ("fish", "#"),
+        ("elvish", "\nuse builtin;"),
+        ("powershell", "\nusing namespace"),
+    ] {
         let ended = locks.run(&["completions", shell]);
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{shell}: {ended:?}");
         assert!(ended.stdout.starts_with(beginning), "{shell}: {}", ended.stdout);
@@ -357,7 +435,9 @@ fn there_are_completions_for_other_shells() {
 /// The pages, with the name that each must have.
 fn pages(locks: &Locks) -> Vec<(String, String)> {
     let mut pages = vec![("serializer".to_owned(), locks.run(&["man"]))];
-    pages.extend(COMMANDS.map(|command| (format!("serializer-{command}"), locks.run(&["man", command]))));
+    pages.extend(
+        COMMANDS.map(|command| (format!("serializer-{command}"), locks.run(&["man", command]))),
+    );
     let page = |(name, ended): (String, Ended)| {
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{name}: {ended:?}");
         (name, ended.stdout)
@@ -369,7 +449,10 @@ fn pages(locks: &Locks) -> Vec<(String, String)> {
 fn the_manual_pages_are_named_after_their_commands() {
     let locks = Locks::new();
     for (name, page) in pages(&locks) {
-        assert!(page.lines().any(|line| line.starts_with(&format!(".TH {name} 1 "))), "{name}: {page}");
+        assert!(
+            page.lines().any(|line| line.starts_with(&format!(".TH {name} 1 "))),
+            "{name}: {page}"
+        );
         assert!(page.contains(".SH NAME\n") && page.contains(".SH SYNOPSIS\n"), "{name}: {page}");
     }
 }
@@ -382,7 +465,9 @@ fn the_manual_pages_render_without_warnings() {
         let path = locks.dir().join(&name);
         fs::write(&path, &page).expect("a file");
         if has_groff {
-            let rendered = ended(locks.command("groff").args(["-man", "-ww", "-Tascii", "-P-cbou"]).arg(&path));
+            let rendered = ended(
+                locks.command("groff").args(["-man", "-ww", "-Tascii", "-P-cbou"]).arg(&path),
+            );
             assert_eq!((rendered.code, rendered.stderr.as_str()), (0, ""), "{name}");
             assert!(rendered.stdout.contains("\nSYNOPSIS\n"), "{name}: {}", rendered.stdout);
         } else {
@@ -400,7 +485,10 @@ fn the_manual_pages_explain_every_option() {
             let after_title = number.checked_sub(1).is_some_and(|before| lines[before] == ".TP");
             if after_title && line.contains("\\-\\-") {
                 let explanation = lines.get(number + 1).copied().unwrap_or("");
-                assert!(!explanation.is_empty() && !explanation.starts_with('.'), "{name}: {line} is not explained");
+                assert!(
+                    !explanation.is_empty() && !explanation.starts_with('.'),
+                    "{name}: {line} is not explained"
+                );
             }
         }
     }
@@ -425,7 +513,8 @@ fn status_tells_programs_everything() {
     holder.lock();
     let report = json(&locks.run(&["status", "--json"]));
     let lock = &report["locks"][0];
-    let expected = [("path", path.as_str()), ("state", "held"), ("reason", "its process is running")];
+    let expected =
+        [("path", path.as_str()), ("state", "held"), ("reason", "its process is running")];
     for (key, value) in expected {
         assert_eq!(lock[key], value, "{lock}");
     }
@@ -438,21 +527,35 @@ fn status_tells_programs_everything() {
     assert_eq!(known["uid"], rustix::process::getuid().as_raw());
     assert_eq!(known["run"], "a-run");
     assert_eq!(known["host"], rustix::system::uname().nodename().to_str().expect("ASCII"));
-    assert!(known["command"].as_str().is_some_and(|command| command == "bash -c while …"), "{known}");
+    assert!(
+        known["command"].as_str().is_some_and(|command| command == "bash -c while …"),
+        "{known}"
+    );
     assert!(known["token"].as_str().is_some_and(|token| token.len() == 32), "{known}");
-    assert!(known["since"].as_str().is_some_and(|since| since.parse::<jiff::Timestamp>().is_ok()), "{known}");
+    assert!(
+        known["since"].as_str().is_some_and(|since| since.parse::<jiff::Timestamp>().is_ok()),
+        "{known}"
+    );
     assert!(known["held_seconds"].is_u64(), "{known}");
 
     let pid = holder.pid();
     holder.reap();
     let lock = &json(&locks.run(&["status", "--json"]))["locks"][0];
-    assert_eq!((&lock["state"], &lock["holder"]["pid"]), (&Value::from("stale"), &Value::from(pid)), "{lock}");
+    assert_eq!(
+        (&lock["state"], &lock["holder"]["pid"]),
+        (&Value::from("stale"), &Value::from(pid)),
+        "{lock}"
+    );
 }
 
 /// The lines of a table, each split where two columns are apart.
 fn table(ended: &Ended) -> Vec<Vec<&str>> {
     assert_eq!(ended.code, 0, "{ended:?}");
-    ended.stdout.lines().map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect()
+    ended
+        .stdout
+        .lines()
+        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect()
 }
 
 #[test]
@@ -482,10 +585,22 @@ fn status_shows_the_locks_that_are_named() {
     let mut holder = Shell::start(&locks);
     assert_eq!(holder.run(r#""$S" lock --file-name b.lck 2>/dev/null"#), 0);
     let report = json(&locks.run(&["status", "--json", "b.lck", "a.lck", "/elsewhere/c.lck"]));
-    let found: Vec<_> = report["locks"].as_array().expect("a list").iter().map(|lock| (&lock["path"], &lock["state"])).collect();
+    let found: Vec<_> = report["locks"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|lock| (&lock["path"], &lock["state"]))
+        .collect();
     let path = |name: &str| Value::from(text(&locks.dir().join(name)));
     let (held, free) = (Value::from("held"), Value::from("free"));
-    assert_eq!(found, [(&path("b.lck"), &held), (&path("a.lck"), &free), (&Value::from("/elsewhere/c.lck"), &free)]);
+    assert_eq!(
+        found,
+        [
+            (&path("b.lck"), &held),
+            (&path("a.lck"), &free),
+            (&Value::from("/elsewhere/c.lck"), &free)
+        ]
+    );
 }
 
 #[test]
@@ -493,8 +608,14 @@ fn status_shows_all_locks_in_the_directory_and_nothing_else() {
     let locks = Locks::new();
     let none = locks.run(&["status", "--all"]);
     assert_eq!((none.code, none.stdout.as_str()), (0, ""), "{none:?}");
-    assert!(none.stderr.contains(&format!("there are no locks in `{}`", text(locks.dir()))), "{none:?}");
-    assert_eq!(json(&locks.run(&["status", "--all", "--json"])), serde_json::json!({ "locks": [] }));
+    assert!(
+        none.stderr.contains(&format!("there are no locks in `{}`", text(locks.dir()))),
+        "{none:?}"
+    );
+    assert_eq!(
+        json(&locks.run(&["status", "--all", "--json"])),
+        serde_json::json!({ "locks": [] })
+    );
 
     let mut holder = Shell::start(&locks);
     for name in ["b.lck", "a.lock", "c.txt"] {
@@ -502,11 +623,16 @@ fn status_shows_all_locks_in_the_directory_and_nothing_else() {
     }
     fs::write(locks.dir().join("other.lock"), "what another program keeps\n").expect("a file");
     fs::create_dir(locks.dir().join("directory.lck")).expect("a directory");
-    std::os::unix::fs::symlink(locks.dir().join("b.lck"), locks.dir().join("link.lck")).expect("a link");
+    std::os::unix::fs::symlink(locks.dir().join("b.lck"), locks.dir().join("link.lck"))
+        .expect("a link");
     let all = locks.run(&["status", "--all"]);
     let rows = table(&all);
     let paths: Vec<_> = rows.iter().skip(1).map(|row| row[0]).collect();
-    assert_eq!(paths, [text(&locks.dir().join("a.lock")), text(&locks.dir().join("b.lck"))], "{all:?}");
+    assert_eq!(
+        paths,
+        [text(&locks.dir().join("a.lock")), text(&locks.dir().join("b.lck"))],
+        "{all:?}"
+    );
 }
 
 #[test]
@@ -520,7 +646,8 @@ fn a_file_that_may_not_be_read_does_not_hide_the_other_locks() {
     fs::set_permissions(&private, Permissions::from_mode(0o000)).expect("its mode can be set");
     let ended = user.run(&locks, &["status", "--all"]);
     assert_eq!(ended.code, 1, "it does not pass over what it could not see: {ended:?}");
-    let states: Vec<_> = ended.stdout.lines().skip(1).filter_map(|row| row.split_whitespace().nth(1)).collect();
+    let states: Vec<_> =
+        ended.stdout.lines().skip(1).filter_map(|row| row.split_whitespace().nth(1)).collect();
     assert_eq!(states, ["unknown", "held"], "{ended:?}");
 }
 
@@ -531,7 +658,8 @@ fn messages_say_who_speaks_except_to_meltano() {
     let locks = Locks::new();
     let alone = locks.run(&["lock"]);
     assert!(alone.stderr.starts_with("serializer: locked `"), "{alone:?}");
-    let by_meltano = |args: &[&str]| ended(locks.serializer(args).env("MELTANO_PROJECT_ROOT", "/project"));
+    let by_meltano =
+        |args: &[&str]| ended(locks.serializer(args).env("MELTANO_PROJECT_ROOT", "/project"));
     let again = by_meltano(&["lock"]);
     assert!(again.stderr.starts_with("warning: `"), "{again:?}");
     let unlocked = by_meltano(&["unlock"]);
@@ -541,7 +669,11 @@ fn messages_say_who_speaks_except_to_meltano() {
         assert!(failed.code != 0 && !failed.stderr.contains("serializer: "), "{failed:?}");
     }
     // Without a project it is not Meltano that calls.
-    assert!(ended(locks.serializer(&["unlock"]).env("MELTANO_PROJECT_ROOT", "")).stderr.starts_with("serializer: "));
+    assert!(
+        ended(locks.serializer(&["unlock"]).env("MELTANO_PROJECT_ROOT", ""))
+            .stderr
+            .starts_with("serializer: ")
+    );
 }
 
 #[test]
@@ -576,7 +708,10 @@ fn messages_below_the_level_are_left_out() {
             assert_eq!(!run("lock").stderr.is_empty(), shows_warning, "{level}");
             assert_eq!(!run("unlock").stderr.is_empty(), shows_info, "{level}");
             let failed = run("unlock");
-            assert!(failed.code == 1 && failed.stderr.contains("it is not locked"), "errors are always shown: {failed:?}");
+            assert!(
+                failed.code == 1 && failed.stderr.contains("it is not locked"),
+                "errors are always shown: {failed:?}"
+            );
         }
     }
 }
@@ -585,15 +720,25 @@ fn messages_below_the_level_are_left_out() {
 fn times_and_levels_are_added_on_request() {
     for yes in ["1", "true", "YES", "on"] {
         let locks = Locks::new();
-        let ended = ended(locks.serializer(&["lock"]).env("LOG_TIMESTAMPS", yes).env("LOG_LEVELS", yes));
-        let (time, rest) = ended.stderr.split_at_checked("2026-11-22 08:00:00 ".len()).expect("a time");
-        assert!(jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", time.trim_end()).is_ok(), "{ended:?}");
+        let ended =
+            ended(locks.serializer(&["lock"]).env("LOG_TIMESTAMPS", yes).env("LOG_LEVELS", yes));
+        let (time, rest) =
+            ended.stderr.split_at_checked("2026-11-22 08:00:00 ".len()).expect("a time");
+        assert!(
+            jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", time.trim_end()).is_ok(),
+            "{ended:?}"
+        );
         assert!(rest.starts_with("serializer: info: locked `"), "{ended:?}");
     }
     for no in ["0", "false", "no", "off", ""] {
         let locks = Locks::new();
-        let ended =
-            ended(locks.serializer(&["lock"]).env("LOG_TIMESTAMPS", no).env("LOG_LEVELS", no).env("MELTANO_LOG_JSON", no));
+        let ended = ended(
+            locks
+                .serializer(&["lock"])
+                .env("LOG_TIMESTAMPS", no)
+                .env("LOG_LEVELS", no)
+                .env("MELTANO_LOG_JSON", no),
+        );
         assert!(ended.stderr.starts_with("serializer: locked `"), "{ended:?}");
     }
     let locks = Locks::new();
@@ -609,14 +754,23 @@ fn messages_are_json_on_request() {
     let by_variable = |args: &[&str]| ended(locks.serializer(args).env("MELTANO_LOG_JSON", "1"));
     let by_flag = |args: &[&str]| locks.run(&[args, &["--meltano-log-json"]].concat());
     let attempts = ["lock", "--max-attempts", "2", "--sleep-seconds", "0.01"];
-    for ended in
-        [by_variable(&attempts), by_flag(&attempts), by_variable(&["nonsense"]), by_variable(&["lock", "--max-attempts", "x"])]
-    {
+    for ended in [
+        by_variable(&attempts),
+        by_flag(&attempts),
+        by_variable(&["nonsense"]),
+        by_variable(&["lock", "--max-attempts", "x"]),
+    ] {
         assert!(!ended.stderr.is_empty());
         for line in ended.stderr.lines() {
-            let message: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let message: Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
             assert!(message["event"].as_str().is_some_and(|event| !event.is_empty()), "{line}");
-            assert!(message["timestamp"].as_str().is_some_and(|time| time.parse::<jiff::Timestamp>().is_ok()), "{line}");
+            assert!(
+                message["timestamp"]
+                    .as_str()
+                    .is_some_and(|time| time.parse::<jiff::Timestamp>().is_ok()),
+                "{line}"
+            );
             assert!(["info", "error"].contains(&message["level"].as_str().unwrap_or("")), "{line}");
         }
         let last: Value = serde_json::from_str(ended.last_line()).expect("JSON");
@@ -629,13 +783,25 @@ fn data_goes_to_stdout_and_messages_to_stderr() {
     let locks = Locks::new();
     for args in [&["lock"][..], &["lock"], &["unlock"], &["initialize"]] {
         let ended = locks.run(args);
-        assert!(ended.code == 0 && ended.stdout.is_empty() && !ended.stderr.is_empty(), "{args:?}: {ended:?}");
+        assert!(
+            ended.code == 0 && ended.stdout.is_empty() && !ended.stderr.is_empty(),
+            "{args:?}: {ended:?}"
+        );
     }
-    for args in
-        [&["status"][..], &["status", "--json"], &["describe"], &["man"], &["completions", "bash"], &["--help"], &["--version"]]
-    {
+    for args in [
+        &["status"][..],
+        &["status", "--json"],
+        &["describe"],
+        &["man"],
+        &["completions", "bash"],
+        &["--help"],
+        &["--version"],
+    ] {
         let ended = locks.run(args);
-        assert!(ended.code == 0 && !ended.stdout.is_empty() && ended.stderr.is_empty(), "{args:?}: {ended:?}");
+        assert!(
+            ended.code == 0 && !ended.stdout.is_empty() && ended.stderr.is_empty(),
+            "{args:?}: {ended:?}"
+        );
     }
 }
 
@@ -655,8 +821,12 @@ fn whoever_stops_reading_has_read_enough() {
     ] {
         let (reader, writer) = pipe().expect("a pipe");
         drop(reader);
-        let output =
-            locks.serializer(args).stdout(writer).stderr(Stdio::piped()).spawn().and_then(|child| child.wait_with_output());
+        let output = locks
+            .serializer(args)
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .and_then(|child| child.wait_with_output());
         let ended = Ended::from(output.expect("it runs"));
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{args:?}");
     }
@@ -668,7 +838,10 @@ fn output_that_is_lost_is_a_failure() {
     for args in ["status", "status --json", "describe", "man", "completions bash"] {
         let ended = locks.script(&format!(r#""$S" {args} > /dev/full"#));
         assert_eq!(ended.code, 1, "{args}: {ended:?}");
-        assert_eq!(ended.stderr, "serializer: cannot write to standard output: no space left on device\n", "{args}");
+        assert_eq!(
+            ended.stderr, "serializer: cannot write to standard output: no space left on device\n",
+            "{args}"
+        );
     }
 }
 
@@ -719,7 +892,11 @@ fn what_one_holds_already_is_locked_with_a_warning() {
     let before = locks.read();
     let (code, said) = holder.output(r#""$S" lock 2>&1"#);
     assert_eq!(code, 0);
-    assert!(said.starts_with("serializer: warning: `") && said.contains("already locked by this process (pid "), "{said}");
+    assert!(
+        said.starts_with("serializer: warning: `")
+            && said.contains("already locked by this process (pid "),
+        "{said}"
+    );
     assert_eq!(locks.read(), before);
 }
 
@@ -727,7 +904,9 @@ fn what_one_holds_already_is_locked_with_a_warning() {
 fn the_last_command_of_a_shell_may_be_an_unlock() {
     let locks = Locks::new();
     // bash executes it in its own place, so that the program itself is the owner.
-    let ended = ended(locks.command("bash").args(["-c", &format!("{PROGRAM} lock && exec {PROGRAM} unlock")]));
+    let ended = ended(
+        locks.command("bash").args(["-c", &format!("{PROGRAM} lock && exec {PROGRAM} unlock")]),
+    );
     assert_eq!((ended.code, locks.names().len()), (0, 0), "{ended:?}");
     assert!(ended.last_line().starts_with("serializer: unlocked"), "{ended:?}");
 }
@@ -741,7 +920,10 @@ fn the_record_begins_as_the_python_plugin_writes_it() {
     let mut lines = record.lines();
     assert_eq!(lines.next(), Some(holder.pid().to_string().as_str()));
     let time = lines.next().expect("a time");
-    assert!(time.len() == 19 && jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", time).is_ok(), "{record}");
+    assert!(
+        time.len() == 19 && jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", time).is_ok(),
+        "{record}"
+    );
     assert_eq!(lines.next(), Some("v=1"));
     assert!(lines.all(|line| line.contains('=')), "{record}");
 }
@@ -750,7 +932,9 @@ fn the_record_begins_as_the_python_plugin_writes_it() {
 fn a_directory_that_is_named_beats_a_store_that_is_a_variable() {
     let locks = Locks::new();
     let dir = locks.dir().display().to_string();
-    let with_store = |args: &[&str]| ended(locks.serializer(args).env("SERIALIZER_STORE", "postgres://me@127.0.0.1:1/x"));
+    let with_store = |args: &[&str]| {
+        ended(locks.serializer(args).env("SERIALIZER_STORE", "postgres://me@127.0.0.1:1/x"))
+    };
     assert_eq!(with_store(&["lock", "--dir", &dir]).code, 0);
     assert!(locks.file().exists());
     assert_eq!(with_store(&["lock", "-n"]).code, 1);
@@ -761,22 +945,47 @@ fn a_directory_that_is_named_beats_a_store_that_is_a_variable() {
 #[test]
 fn a_store_that_cannot_be_one_is_refused_without_repeating_it() {
     let locks = Locks::new();
-    for url in ["me:hunter2@db", "sqlite:///hunter2/meltano.db", "ftp://me:hunter2@db/x", "postgres:///x\nhunter2"] {
-        for command in [&["lock", "-n"][..], &["unlock"], &["run", "true"], &["status"], &["status", "--all"], &["initialize"]] {
+    for url in [
+        "me:hunter2@db",
+        "sqlite:///hunter2/meltano.db",
+        "ftp://me:hunter2@db/x",
+        "postgres:///x\nhunter2",
+    ] {
+        for command in [
+            &["lock", "-n"][..],
+            &["unlock"],
+            &["run", "true"],
+            &["status"],
+            &["status", "--all"],
+            &["initialize"],
+        ] {
             let by_variable = ended(locks.serializer(command).env("SERIALIZER_STORE", url));
             let by_flag = locks.run(&[&command[..1], &["--store", url], &command[1..]].concat());
             for ended in [by_variable, by_flag] {
-                assert!(ended.code == 2 && (ended.stderr.contains("STORE") || ended.stderr.contains("--store")), "{ended:?}");
+                assert!(
+                    ended.code == 2
+                        && (ended.stderr.contains("STORE") || ended.stderr.contains("--store")),
+                    "{ended:?}"
+                );
                 assert!(!ended.stderr.contains("hunter2"), "{ended:?}");
             }
         }
     }
-    let ended = ended(locks.serializer(&["lock"]).env("SERIALIZER_STORE", "sqlite:////srv/.meltano/meltano.db"));
+    let ended = ended(
+        locks.serializer(&["lock"]).env("SERIALIZER_STORE", "sqlite:////srv/.meltano/meltano.db"),
+    );
     assert!(ended.stderr.contains("SERIALIZER_DIR"), "{ended:?}");
-    for (name, value) in [("LEASE_SECONDS", "0"), ("LEASE_SECONDS", "abc"), ("ON_LOST", "explode")] {
+    for (name, value) in [("LEASE_SECONDS", "0"), ("LEASE_SECONDS", "abc"), ("ON_LOST", "explode")]
+    {
         let mut lock = locks.serializer(&["lock"]);
-        let ended = support::ended(lock.env("SERIALIZER_STORE", "postgres://db/x").env(format!("SERIALIZER_{name}"), value));
-        assert!(ended.code == 2 && ended.stderr.contains(&format!("`SERIALIZER_{name}` `{value}`")), "{ended:?}");
+        let ended = support::ended(
+            lock.env("SERIALIZER_STORE", "postgres://db/x")
+                .env(format!("SERIALIZER_{name}"), value),
+        );
+        assert!(
+            ended.code == 2 && ended.stderr.contains(&format!("`SERIALIZER_{name}` `{value}`")),
+            "{ended:?}"
+        );
     }
     assert_eq!(locks.names(), Vec::<String>::new());
 }

@@ -1,5 +1,6 @@
-//! `lock` and `unlock` are killed at every system call that they make, and every system call is made to fail: afterwards the
-//! owner knows where it stands, the next one gets in, and two never hold the lock. Needs strace.
+//! `lock` and `unlock` are killed at every system call that they make, and every system call is
+//! made to fail: afterwards the owner knows where it stands, the next one gets in, and two never
+//! hold the lock. Needs strace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
@@ -53,21 +54,30 @@ impl Scene {
         // bash reports each kill.
         let mut quiet = locks.command("bash");
         quiet.stderr(Stdio::null());
-        Self { owner: Shell::start_with(quiet), other: Shell::start(&locks), third: Shell::start(&locks), locks, stale }
+        Self {
+            owner: Shell::start_with(quiet),
+            other: Shell::start(&locks),
+            third: Shell::start(&locks),
+            locks,
+            stale,
+        }
     }
 
     fn prepare(&mut self, before: Before) {
         match before {
             Before::Free => {}
             Before::Stale => self.locks.write(&self.stale),
-            Before::StaleLegacy => self.locks.write(self.stale.lines().take(2).collect::<Vec<_>>().join("\n")),
+            Before::StaleLegacy => {
+                self.locks.write(self.stale.lines().take(2).collect::<Vec<_>>().join("\n"))
+            }
             Before::Own => self.owner.lock(),
             Before::OneSlot => assert_eq!(self.third.run(SLOT), 0),
             Before::BothSlots => assert_eq!((self.third.run(SLOT), self.owner.run(SLOT)), (0, 0)),
         }
     }
 
-    /// Runs `serializer COMMAND` as the owner's child, under strace; `-D` keeps strace from being its parent.
+    /// Runs `serializer COMMAND` as the owner's child, under strace; `-D` keeps strace from being
+    /// its parent.
     fn trace(&mut self, options: &str, command: &str) -> i32 {
         self.owner.run(&format!(r#"strace -D -qq -o trace {options} "$S" {command} 2> /dev/null"#))
     }
@@ -94,17 +104,29 @@ impl Scene {
 
     /// Whatever happened to the command, given that it said `code`.
     fn check(&mut self, what: &str, is_lock: bool, code: i32) {
-        let other = |scene: &mut Self| scene.other.run(r#""$S" lock --max-attempts 1 2> /dev/null"#);
+        let other =
+            |scene: &mut Self| scene.other.run(r#""$S" lock --max-attempts 1 2> /dev/null"#);
         if code == 0 && is_lock {
             assert_eq!(other(self), 75, "{what}: it said that it is locked, and it is not");
         }
         if code == 0 && !is_lock {
-            assert!(!self.locks.file().exists(), "{what}: it said that it is unlocked, and it is not");
+            assert!(
+                !self.locks.file().exists(),
+                "{what}: it said that it is unlocked, and it is not"
+            );
         }
         // Whether the owner has it or not: it gets it at once, and then nobody else does.
-        assert_eq!(self.owner.run(r#""$S" lock --max-attempts 1 2> /dev/null"#), 0, "{what}: the owner gets it");
+        assert_eq!(
+            self.owner.run(r#""$S" lock --max-attempts 1 2> /dev/null"#),
+            0,
+            "{what}: the owner gets it"
+        );
         assert_eq!(other(self), 75, "{what}: a second one gets it, too");
-        assert_eq!(self.owner.run(r#""$S" unlock 2> /dev/null"#), 0, "{what}: the owner releases it");
+        assert_eq!(
+            self.owner.run(r#""$S" unlock 2> /dev/null"#),
+            0,
+            "{what}: the owner releases it"
+        );
         assert_eq!(other(self), 0, "{what}: the next one gets it");
         assert_eq!(self.other.run(r#""$S" unlock 2> /dev/null"#), 0);
         self.check_names(what);
@@ -115,14 +137,26 @@ impl Scene {
         let holders = self.locks.pids("holders");
         assert!(holders.contains(&self.third.pid()), "{what}: another holder is lost");
         if code == 0 {
-            assert_eq!(holders.contains(&self.owner.pid()), is_lock, "{what}: it said what is not true");
+            assert_eq!(
+                holders.contains(&self.owner.pid()),
+                is_lock,
+                "{what}: it said what is not true"
+            );
         }
         assert_eq!(self.owner.run(SLOT), 0, "{what}: the owner gets it");
         assert_eq!(self.other.run(SLOT), 75, "{what}: a third one gets it, too");
-        assert_eq!(self.owner.run(r#""$S" unlock 2> /dev/null"#), 0, "{what}: the owner releases it");
+        assert_eq!(
+            self.owner.run(r#""$S" unlock 2> /dev/null"#),
+            0,
+            "{what}: the owner releases it"
+        );
         assert_eq!(self.other.run(SLOT), 0, "{what}: the next one gets it");
         assert_eq!(self.other.run(r#""$S" unlock 2> /dev/null"#), 0);
-        assert_eq!(self.third.run(r#""$S" unlock 2> /dev/null"#), 0, "{what}: it has its slot until it releases it");
+        assert_eq!(
+            self.third.run(r#""$S" unlock 2> /dev/null"#),
+            0,
+            "{what}: it has its slot until it releases it"
+        );
         self.check_names(what);
     }
 
@@ -130,7 +164,8 @@ impl Scene {
         let names = self.locks.names();
         let left: Vec<_> = names.iter().filter(|name| *name != "trace").collect();
         // A temporary file may stay when it cannot be removed any more; the README says so.
-        let are_temporary = left.iter().all(|name| name.starts_with(".serializer.") && name.ends_with(".tmp"));
+        let are_temporary =
+            left.iter().all(|name| name.starts_with(".serializer.") && name.ends_with(".tmp"));
         assert!(are_temporary, "{what}: {left:?} is left");
         for name in left {
             std::fs::remove_file(self.locks.dir().join(name)).expect("it can be removed");
@@ -145,15 +180,27 @@ fn at_every_system_call(before: Before, command: &str, injection: &str) {
         if name == "exit_group" && injection.starts_with("error") {
             continue;
         }
-        // A takeover looks at every process, each in the same way; what comes before and after counts.
+        // A takeover looks at every process, each in the same way; what comes before and after
+        // counts.
         for ordinal in ends(&numbers, MOST_OF_A_KIND) {
             scene.prepare(before);
-            let code = scene.trace(&format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"), command);
-            // There may be fewer processes to look at than before; then it was done before the kill.
+            let code = scene.trace(
+                &format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"),
+                command,
+            );
+            // There may be fewer processes to look at than before; then it was done before the
+            // kill.
             let is_certain = numbers.len() <= MOST_OF_A_KIND && name != "getdents64";
-            assert!(!injection.starts_with("signal=KILL") || code == 137 || !is_certain, "{name} {ordinal}: it is killed");
+            assert!(
+                !injection.starts_with("signal=KILL") || code == 137 || !is_certain,
+                "{name} {ordinal}: it is killed"
+            );
             let what = format!("{command}, {injection} at {name} {ordinal}");
-            let check = if matches!(before, Before::OneSlot | Before::BothSlots) { Scene::check_slots } else { Scene::check };
+            let check = if matches!(before, Before::OneSlot | Before::BothSlots) {
+                Scene::check_slots
+            } else {
+                Scene::check
+            };
             check(&mut scene, &what, command.starts_with("lock"), code);
         }
     }

@@ -1,5 +1,6 @@
-//! Whoever waits in line is killed at every system call that it makes, until it has the lock, and every such call is made to
-//! fail: those before it and behind it get the lock all the same. Needs strace.
+//! Whoever waits in line is killed at every system call that it makes, until it has the lock, and
+//! every such call is made to fail: those before it and behind it get the lock all the same. Needs
+//! strace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,7 +14,8 @@ use crate::support::{Locks, Shell, until};
 const MOST_OF_A_KIND: usize = 12;
 
 /// Locks, waiting in line, and unlocks.
-const LOCK_AND_UNLOCK: &str = r#""$S" lock --sleep-seconds 3600 2> /dev/null && "$S" unlock 2> /dev/null"#;
+const LOCK_AND_UNLOCK: &str =
+    r#""$S" lock --sleep-seconds 3600 2> /dev/null && "$S" unlock 2> /dev/null"#;
 
 struct Scene {
     locks: Locks,
@@ -30,7 +32,13 @@ impl Scene {
         let mut quiet = locks.command("bash");
         quiet.stderr(Stdio::null());
         let owner = Shell::start_with(quiet);
-        Self { holder: Shell::start(&locks), before: Shell::start(&locks), owner, behind: Shell::start(&locks), locks }
+        Self {
+            holder: Shell::start(&locks),
+            before: Shell::start(&locks),
+            owner,
+            behind: Shell::start(&locks),
+            locks,
+        }
     }
 
     /// One holds the lock, another one is first in line, and behind it a `lock` that is traced with
@@ -51,15 +59,19 @@ impl Scene {
         self.owner.send(&line.replace('\n', ";"));
         let has_ended = || file("ended").exists();
         let is_waiting = || {
-            let says_so = fs::read_to_string(file("messages")).is_ok_and(|text| text.contains("waiting for"));
+            let says_so =
+                fs::read_to_string(file("messages")).is_ok_and(|text| text.contains("waiting for"));
             says_so && self.locks.pids("waiters").len() == 2
         };
-        // Where it cannot take a place in the line, it says that it waits, and then looks by itself: it sleeps, or has ended.
+        // Where it cannot take a place in the line, it says that it waits, and then looks by
+        // itself: it sleeps, or has ended.
         let sleeps = || {
-            let child =
-                std::process::Command::new("pgrep").args(["-P", &self.owner.pid().to_string(), "-x", "serializer"]).output();
+            let child = std::process::Command::new("pgrep")
+                .args(["-P", &self.owner.pid().to_string(), "-x", "serializer"])
+                .output();
             let pid = String::from_utf8(child.expect("pgrep runs").stdout).expect("a number");
-            fs::read_to_string(format!("/proc/{}/wchan", pid.trim())).is_ok_and(|wchan| wchan.starts_with("poll"))
+            fs::read_to_string(format!("/proc/{}/wchan", pid.trim()))
+                .is_ok_and(|wchan| wchan.starts_with("poll"))
         };
         until("it waits or has ended", || has_ended() || is_waiting() || sleeps());
         self.behind.send(LOCK_AND_UNLOCK);
@@ -70,12 +82,20 @@ impl Scene {
 
     fn check(&mut self, what: &str, code: i32) {
         if code == 0 {
-            assert_eq!(self.holder.run(r#""$S" lock -n 2> /dev/null"#), 75, "{what}: it said that it is locked, and it is not");
+            assert_eq!(
+                self.holder.run(r#""$S" lock -n 2> /dev/null"#),
+                75,
+                "{what}: it said that it is locked, and it is not"
+            );
         }
-        // Whether it has the lock or not: nobody else relies on it. What it does not hold, it cannot release.
+        // Whether it has the lock or not: nobody else relies on it. What it does not hold, it
+        // cannot release.
         let has_it = self.locks.pids("holders") == [self.owner.pid()];
         assert!(has_it || code != 0, "{what}");
-        assert!(!has_it || self.owner.run(r#""$S" unlock 2> /dev/null"#) == 0, "{what}: the owner releases it");
+        assert!(
+            !has_it || self.owner.run(r#""$S" unlock 2> /dev/null"#) == 0,
+            "{what}: the owner releases it"
+        );
         assert_eq!(self.before.answer().0, 0, "{what}: the one before it gets it");
         assert_eq!(self.behind.answer().0, 0, "{what}: the one behind it gets it");
         // A queue file that is left is removed by the next unlock.
@@ -83,7 +103,8 @@ impl Scene {
         self.holder.unlock();
         let mut left = self.locks.names();
         left.retain(|name| !["trace", "ended", "messages"].contains(&name.as_str()));
-        let are_temporary = left.iter().all(|name| name.starts_with(".serializer.") && name.ends_with(".tmp"));
+        let are_temporary =
+            left.iter().all(|name| name.starts_with(".serializer.") && name.ends_with(".tmp"));
         assert!(are_temporary, "{what}: {left:?} is left");
         for name in left {
             fs::remove_file(self.locks.dir().join(name)).expect("it can be removed");
@@ -110,7 +131,8 @@ fn at_every_system_call(injection: &str) {
             continue;
         }
         for ordinal in ends(&numbers, MOST_OF_A_KIND) {
-            let code = scene.pass_on(&format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"));
+            let code = scene
+                .pass_on(&format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"));
             scene.check(&format!("{injection} at {name} {ordinal}"), code);
         }
     }

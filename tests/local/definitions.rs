@@ -77,7 +77,10 @@ fn a_task_of_a_toml_file_has_all_that_the_file_says() {
     assert_eq!(shop.interrupted, Interrupted::Stop);
     assert_eq!((shop.tries.get(), shop.retry_after, shop.spread), (2, seconds(300), seconds(600)));
     assert_eq!((shop.start_within, shop.timeout), (Some(seconds(7200)), Some(seconds(9000))));
-    assert_eq!((shop.limit.clone(), shop.enabled), (NonZeroU32::new(3).map(|slots| ("warehouse".to_owned(), slots)), false));
+    assert_eq!(
+        (shop.limit.clone(), shop.enabled),
+        (NonZeroU32::new(3).map(|slots| ("warehouse".to_owned(), slots)), false)
+    );
     assert_eq!(shop.notify, ["./tell.sh", "x"]);
 }
 
@@ -146,14 +149,24 @@ const BAD_KEYS: [(&str, &str); 30] = [
     ("every = 15", ".every (line 3): expected a string"),
     ("timeout = '0s'", ".timeout (line 3): expected at least 1ms"),
     ("start_within = '0s'", ".start_within (line 3): expected at least 1ms"),
-    ("spread = 'x'", ".spread (line 3): expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d"),
+    (
+        "spread = 'x'",
+        ".spread (line 3): expected a duration up to a year, in seconds or such as 90s, 1h30m or \
+         90d",
+    ),
     ("tries = 0", ".tries (line 3): expected a whole number above 0"),
     ("tries = '2'", ".tries (line 3): expected a whole number above 0"),
     ("retry_after = '5m'", ": `retry_after` requires `tries` of at least 2"),
     ("retry_after = '5m'\ntries = 1", ": `retry_after` requires `tries` of at least 2"),
-    ("catch_up = 'all'\noverlap = 'skip'", ": `overlap` is unsupported with `catch_up = \"all\"`, which runs each slot"),
+    (
+        "catch_up = 'all'\noverlap = 'skip'",
+        ": `overlap` is unsupported with `catch_up = \"all\"`, which runs each slot",
+    ),
     ("limit = 'x'", ": no such `limit`, `x`: none is defined"),
-    ("limit = 'wharehouse'\n[limits]\nwarehouse = 1", ": no such `limit`, `wharehouse`: did you mean `warehouse`?"),
+    (
+        "limit = 'wharehouse'\n[limits]\nwarehouse = 1",
+        ": no such `limit`, `wharehouse`: did you mean `warehouse`?",
+    ),
     ("time_zone = 'UTC'", ": `time_zone` requires `cron`"),
     ("env = { A = 1 }", ".env.A (line 3): expected a string"),
     ("env = { 'A=' = '1' }", ": expected names without `=` in `env`"),
@@ -169,7 +182,11 @@ fn a_bad_key_of_a_task_is_named_with_its_line() {
     for (keys, expected) in BAD_KEYS {
         let text = format!("[tasks.a]\nrun = 'x'\n{keys}\n");
         let error = error_of(&text).replace('`', "");
-        assert_eq!(error.strip_prefix("tasks.a").unwrap_or(&error), expected.replace('`', ""), "{text}");
+        assert_eq!(
+            error.strip_prefix("tasks.a").unwrap_or(&error),
+            expected.replace('`', ""),
+            "{text}"
+        );
     }
 }
 
@@ -186,7 +203,11 @@ fn a_bad_line_of_a_toml_file_is_named() {
     let script = "`run`: expected a script, such as \"meltano run tap-shop target-dwh\"";
     let zone = "`Europe/Berli` is not a time zone; `ls /usr/share/zoneinfo` shows which there are";
     for (text, what, why) in [
-        ("[task.a]\nrun = 'x'", "invalid TOML (line 1)", "unknown key `task`: did you mean `tasks`?"),
+        (
+            "[task.a]\nrun = 'x'",
+            "invalid TOML (line 1)",
+            "unknown key `task`: did you mean `tasks`?",
+        ),
         ("\n[tasks.a]\nevery = '1h'", "`tasks.a`", "requires `run` or `command`"),
         ("[tasks.a]\nrun = ' '", "`tasks.a`", script),
         ("[tasks.a]\ncommand = []", "`tasks.a`", program),
@@ -208,7 +229,9 @@ fn a_bad_line_of_a_toml_file_is_named() {
 fn a_name_has_1_to_100_letters_digits_dots_underscores_and_hyphens() {
     let (longest, long) = ("a".repeat(100), "a".repeat(101));
     for name in [&longest, "a", "0", ".", "A_b-c.9"] {
-        let catalog = toml(&format!("[tasks.'{name}']\nrun = 'x'\nlimit = '{name}'\n[limits]\n'{name}' = 100"));
+        let catalog = toml(&format!(
+            "[tasks.'{name}']\nrun = 'x'\nlimit = '{name}'\n[limits]\n'{name}' = 100"
+        ));
         let catalog = catalog.unwrap_or_else(|error| panic!("{error}"));
         assert!(catalog.tasks[name].limit.is_some(), "{name}");
     }

@@ -1,5 +1,6 @@
-//! `serializer flock` understands the command line of flock(1) from util-linux, and answers it as that does; `run` understands
-//! its options. The scenarios are those of util-linux's own test of flock. Where it can be asked, flock is asked, too.
+//! `serializer flock` understands the command line of flock(1) from util-linux, and answers it as
+//! that does; `run` understands its options. The scenarios are those of util-linux's own test of
+//! flock. Where it can be asked, flock is asked, too.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -42,7 +43,10 @@ impl Scene {
     /// Holds `file` until [`Scene::release`].
     fn hold(&mut self, options: &[&str]) {
         let mut shell = Shell::start(&self.locks);
-        assert_eq!(shell.run(r#"cd "$SERIALIZER_DIR" && mkfifo held go && exec 8<> held 9<> go"#), 0);
+        assert_eq!(
+            shell.run(r#"cd "$SERIALIZER_DIR" && mkfifo held go && exec 8<> held 9<> go"#),
+            0
+        );
         let mut args = options.to_vec();
         args.extend(["file", "sh", "-c", "echo > held; read -r line < go"]);
         let child = self.flock(&args).spawn().expect("it starts");
@@ -61,9 +65,17 @@ impl Scene {
 fn a_lock_that_is_free_is_had_and_the_command_runs() {
     for peer in PEERS {
         let scene = Scene::new(peer);
-        for args in [&["file", "echo", "hello"][..], &["-x", "file", "echo", "hello"], &["-e", "file", "-c", "echo hello"]] {
+        for args in [
+            &["file", "echo", "hello"][..],
+            &["-x", "file", "echo", "hello"],
+            &["-e", "file", "-c", "echo hello"],
+        ] {
             let ended = scene.run(args);
-            assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (0, "hello\n", ""), "{peer:?} {args:?}");
+            assert_eq!(
+                (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+                (0, "hello\n", ""),
+                "{peer:?} {args:?}"
+            );
         }
         assert_eq!(scene.run(&["-o", "file", "sh", "-c", "exit 5"]).code, 5, "{peer:?}");
         assert_eq!(scene.run(&["-F", "file", "sh", "-c", "exit 6"]).code, 6, "{peer:?}");
@@ -85,7 +97,11 @@ fn without_blocking_a_held_lock_is_a_failure_with_the_code_that_was_asked_for() 
             (&["-sn", "file", "echo", "never"], 1),
         ] {
             let ended = scene.run(args);
-            assert_eq!((ended.code, ended.stdout.as_str()), (code, ""), "{peer:?} {args:?} {ended:?}");
+            assert_eq!(
+                (ended.code, ended.stdout.as_str()),
+                (code, ""),
+                "{peer:?} {args:?} {ended:?}"
+            );
             // A crontab that was switched must not begin to send mail.
             assert_eq!(ended.stderr, "", "{peer:?} {args:?}");
         }
@@ -104,7 +120,11 @@ fn sharers_share_and_exclude_who_does_not() {
         scene.hold(&["--shared"]);
         let ended = scene.run(&["--nonblock", "--shared", "file", "echo", "shared"]);
         assert_eq!((ended.code, ended.stdout.as_str()), (0, "shared\n"), "{peer:?} {ended:?}");
-        assert_eq!(scene.run(&["--nonblock", "--exclusive", "-E", "123", "file", "true"]).code, 123, "{peer:?}");
+        assert_eq!(
+            scene.run(&["--nonblock", "--exclusive", "-E", "123", "file", "true"]).code,
+            123,
+            "{peer:?}"
+        );
         assert_eq!(scene.run(&["-n", "file", "true"]).code, 1, "{peer:?}");
         scene.release();
         assert_eq!(scene.run(&["--nonblock", "--exclusive", "file", "true"]).code, 0, "{peer:?}");
@@ -118,7 +138,11 @@ fn a_timeout_ends_the_waiting_and_zero_does_at_once() {
         scene.hold(&[]);
         for seconds in ["0", "0.05"] {
             for option in ["--timeout", "--wait", "-w"] {
-                assert_eq!(scene.run(&[option, seconds, "-E", "123", "file", "true"]).code, 123, "{peer:?} {option} {seconds}");
+                assert_eq!(
+                    scene.run(&[option, seconds, "-E", "123", "file", "true"]).code,
+                    123,
+                    "{peer:?} {option} {seconds}"
+                );
             }
         }
         scene.release();
@@ -158,7 +182,13 @@ fn verbose_tells_of_the_lock() {
 #[test]
 fn the_empty_file_that_flock_leaves_is_taken_for_a_lock_file_and_no_other_is() {
     let scene = Scene::new(Peer::Ours);
-    assert_eq!(support::ended(scene.locks.command("flock").args(["old", "true"]).current_dir(scene.locks.dir())).code, 0);
+    assert_eq!(
+        support::ended(
+            scene.locks.command("flock").args(["old", "true"]).current_dir(scene.locks.dir())
+        )
+        .code,
+        0
+    );
     let path = scene.locks.dir().join("old");
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
     let file = fs::File::options().write(true).open(&path).expect("flock has made it");
@@ -195,7 +225,10 @@ fn a_file_is_where_it_is_said_to_be_and_not_in_the_directory_of_locks() {
     let mut command = scene.flock(&["file", "ls"]);
     let elsewhere = scene.locks.dir().join("elsewhere");
     fs::create_dir(&elsewhere).expect("a directory");
-    command.env("SERIALIZER_DIR", "/nowhere").env("SERIALIZER_FILE_NAME", "other").current_dir(&elsewhere);
+    command
+        .env("SERIALIZER_DIR", "/nowhere")
+        .env("SERIALIZER_FILE_NAME", "other")
+        .current_dir(&elsewhere);
     assert_eq!(support::ended(&mut command).stdout, "file\n");
 }
 
@@ -215,6 +248,7 @@ fn run_takes_the_options_of_flock() {
     holder.lock();
     assert_eq!(run(&["-w", "0", "-E", "4", "true"]).code, 4);
     assert_eq!(run(&["-n", "-E", "4", "-c", "true"]).code, 4);
-    let quiet = locks.serializer(&["run", "-n", "true"]).stdin(Stdio::null()).output().expect("it runs");
+    let quiet =
+        locks.serializer(&["run", "-n", "true"]).stdin(Stdio::null()).output().expect("it runs");
     assert_eq!(quiet.status.code(), Some(75));
 }

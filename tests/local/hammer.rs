@@ -1,4 +1,5 @@
-//! Many at once, in all modes, some of them killed: only those hold the lock together who may, and all get it in the end.
+//! Many at once, in all modes, some of them killed: only those hold the lock together who may, and
+//! all get it in the end.
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,8 +30,8 @@ fn may_be_together(modes: &[&str]) -> bool {
     modes.len() <= 1 || all("--shared") || (all("--slots=3") && modes.len() <= 3)
 }
 
-/// Fails if some of the logged holds overlap that must not. Returns how many there are, and the most at once. Of a killed
-/// worker the end is missing: nobody can tell when it was.
+/// Fails if some of the logged holds overlap that must not. Returns how many there are, and the
+/// most at once. Of a killed worker the end is missing: nobody can tell when it was.
 fn check(log: &Path) -> (usize, usize) {
     let text = fs::read_to_string(log).expect("the log");
     let lines: Vec<(&str, &str, &str)> = text
@@ -67,7 +68,11 @@ fn work(modes: &[&str], each: usize) -> usize {
     let workers: Vec<Child> = modes.iter().map(|mode| worker(&locks, &script(mode))).collect();
     let log = locks.dir().join("log");
     for mut worker in workers {
-        assert!(worker.wait().expect("it ends").success(), "{:?}", fs::read_to_string(locks.dir().join("log.err")));
+        assert!(
+            worker.wait().expect("it ends").success(),
+            "{:?}",
+            fs::read_to_string(locks.dir().join("log.err"))
+        );
     }
     let (count, most) = check(&log);
     assert_eq!(count, modes.len() * each);
@@ -94,7 +99,8 @@ fn whoever_waits_gets_it_in_any_mode() {
 
 #[test]
 fn holders_and_waiters_that_are_killed_at_random_let_nobody_in_who_must_wait() {
-    const MODES: [&str; 8] = ["--shared", "--slots=3", "", "--shared", "--slots=3", "--shared", "--slots=3", ""];
+    const MODES: [&str; 8] =
+        ["--shared", "--slots=3", "", "--shared", "--slots=3", "--shared", "--slots=3", ""];
     let locks = Locks::new();
     let start = |mode: &str| worker(&locks, &format!("while :; do hold {mode}; done"));
     let mut workers: Vec<Child> = MODES.iter().map(|mode| start(mode)).collect();
@@ -102,7 +108,8 @@ fn holders_and_waiters_that_are_killed_at_random_let_nobody_in_who_must_wait() {
     let lines = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
     let mut seed: u64 = 0x7124;
     for _ in 0..rounds(60) {
-        // Whatever they are doing now is what the kill meets; progress in between keeps the kills apart.
+        // Whatever they are doing now is what the kill meets; progress in between keeps the kills
+        // apart.
         let before = lines();
         support::until("they go on", || lines() >= before + 3);
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -82,7 +82,11 @@ fn force_ends_it() {
     let forced = locks.run(&["unlock", "--force"]);
     assert_eq!(forced.code, 0, "{forced:?}");
     assert!(
-        forced.last_line().contains(&format!("broke lock `{}` of pid {} (bash", locks.file().display(), shell.pid())),
+        forced.last_line().contains(&format!(
+            "broke lock `{}` of pid {} (bash",
+            locks.file().display(),
+            shell.pid()
+        )),
         "{forced:?}"
     );
     assert_eq!(locks.names(), Vec::<String>::new());

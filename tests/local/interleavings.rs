@@ -30,11 +30,19 @@ impl Stopped {
         let mut shell = Shell::start(locks);
         let trace = locks.dir().join("trace");
         // `-D`: not strace is the parent. `-q` leaves the line that tells that it has ended.
-        shell.send(&format!(r#"strace -D -q -o {} -e trace={call} {inject} "$S" {command} 2> /dev/null"#, trace.display()));
+        shell.send(&format!(
+            r#"strace -D -q -o {} -e trace={call} {inject} "$S" {command} 2> /dev/null"#,
+            trace.display()
+        ));
         let stopped = Self { shell, trace, pid: String::new() };
         stopped.until_traced("stopped by SIGSTOP");
-        let children = Command::new("pgrep").args(["-P", &stopped.shell.pid().to_string(), "-x", "serializer"]).output();
-        let pid = String::from_utf8(children.expect("pgrep runs").stdout).expect("a number").trim().to_owned();
+        let children = Command::new("pgrep")
+            .args(["-P", &stopped.shell.pid().to_string(), "-x", "serializer"])
+            .output();
+        let pid = String::from_utf8(children.expect("pgrep runs").stdout)
+            .expect("a number")
+            .trim()
+            .to_owned();
         Self { pid, ..stopped }
     }
 
@@ -47,7 +55,9 @@ impl Stopped {
     }
 
     fn go_on(&self) {
-        assert!(Command::new("kill").args(["-CONT", &self.pid]).status().expect("kill runs").success());
+        assert!(
+            Command::new("kill").args(["-CONT", &self.pid]).status().expect("kill runs").success()
+        );
     }
 }
 
@@ -79,7 +89,8 @@ fn a_python_plugin_that_writes_in_the_middle_of_a_takeover_keeps_the_lock() {
         let locks = Locks::new();
         locks.write(stale(&locks));
         let mut taker = Stopped::start(&locks, "pwrite64", "lock --max-attempts 1");
-        // What the plugin does after its look: it truncates the file and writes its owner's PID, which is this test's.
+        // What the plugin does after its look: it truncates the file and writes its owner's PID,
+        // which is this test's.
         let owner = std::process::id().to_string();
         locks.write(&owner);
         taker.go_on();
@@ -133,7 +144,8 @@ fn a_takeover_whose_new_file_is_replaced_while_it_settles_is_none() {
     fs::write(&other, &owner).expect("another's lock file");
     taker.go_on();
     until_ours(&locks.file());
-    // It waits for 100 ms now. The plugin's `unlock` removes any lock file, and then somebody else creates one.
+    // It waits for 100 ms now. The plugin's `unlock` removes any lock file, and then somebody else
+    // creates one.
     fs::rename(&other, locks.file()).expect("another's lock comes in its place");
     assert_eq!(taker.shell.answer().0, 75, "the taker yields");
     assert_eq!(locks.read(), owner);
@@ -147,7 +159,11 @@ fn what_was_acquired_for_nobody_is_given_back_though_its_owner_lives() {
         if stale {
             locks.write(legacy_record_of_a_dead_holder(&locks));
         }
-        let taker = Stopped::start(&locks, "pwrite64", &format!("lock --max-attempts 1 --owner-pid {}", owner.pid()));
+        let taker = Stopped::start(
+            &locks,
+            "pwrite64",
+            &format!("lock --max-attempts 1 --owner-pid {}", owner.pid()),
+        );
         let (pid, trace) = (taker.pid.clone(), taker.trace.clone());
         taker.shell.reap();
         let rest = Stopped { shell: Shell::start(&locks), trace, pid };
@@ -199,7 +215,9 @@ fn an_unlock_of_a_stale_lock_that_is_killed_makes_nobody_a_holder() {
     let mut unlock = Stopped::start(&locks, "pwrite64", "unlock");
     unlock.go_on();
     until_ours(&locks.file());
-    assert!(Command::new("kill").args(["-KILL", &unlock.pid]).status().expect("kill runs").success());
+    assert!(
+        Command::new("kill").args(["-KILL", &unlock.pid]).status().expect("kill runs").success()
+    );
     assert_eq!(unlock.shell.answer().0, 137);
     assert_eq!(locks.state().0, "stale");
 }
@@ -235,7 +253,11 @@ fn a_lock_that_cannot_be_given_back_to_the_python_plugin_is_not_ours_either() {
     locks.write(&owner);
     taker.go_on();
     assert_ne!(taker.shell.answer().0, 0);
-    assert_eq!(taker.shell.run(r#""$S" lock --max-attempts 1 2> /dev/null"#), 75, "the plugin holds it");
+    assert_eq!(
+        taker.shell.run(r#""$S" lock --max-attempts 1 2> /dev/null"#),
+        75,
+        "the plugin holds it"
+    );
 }
 
 #[test]
@@ -306,7 +328,10 @@ fn a_flood_of_wake_ups_costs_little() {
     socket.set_nonblocking(true).expect("it need not wait");
     let switches = || {
         let status = fs::read_to_string(format!("/proc/{}/status", waiter.pid())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).expect("a number");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+            .expect("a number");
         line.trim().parse::<u64>().expect("a number")
     };
     let before = switches();
@@ -324,12 +349,17 @@ fn a_flood_of_wake_ups_costs_little() {
 #[test]
 fn who_slept_between_creating_a_file_and_writing_to_it_has_lost_it() {
     let locks = Locks::new();
-    // No hard links. The third flock is that of the file that has the lock's name already, and is empty.
+    // No hard links. The third flock is that of the file that has the lock's name already, and is
+    // empty.
     let inject = "-e inject=linkat:error=EPERM -e inject=flock:error=EAGAIN:signal=STOP:when=3";
     let mut creator = Stopped::start_with(&locks, "linkat,flock", inject, "lock --max-attempts 1");
     assert_eq!(locks.read(), "");
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(10);
-    fs::File::options().write(true).open(locks.file()).and_then(|file| file.set_modified(long_ago)).expect("its time can be set");
+    fs::File::options()
+        .write(true)
+        .open(locks.file())
+        .and_then(|file| file.set_modified(long_ago))
+        .expect("its time can be set");
     let mut other = Shell::start(&locks);
     other.lock();
     let record = locks.read();
@@ -343,8 +373,8 @@ fn a_takeover_that_cannot_see_whether_it_succeeded_leaves_no_lock() {
     let locks = Locks::new();
     locks.write(legacy_record_of_a_dead_holder(&locks));
     let mut taker = Shell::start(&locks);
-    // Two reads to look, two to look again under the flock; the fifth is to tell who has it. Others than those of the lock file
-    // are the dynamic linker's.
+    // Two reads to look, two to look again under the flock; the fifth is to tell who has it. Others
+    // than those of the lock file are the dynamic linker's.
     let trace = format!("strace -D -qq -o /dev/null -P {}", locks.file().display());
     let lock = r#"-e inject=pread64:error=EIO:when=5 "$S" lock --max-attempts 1 2> /dev/null"#;
     assert_eq!(taker.run(&format!("{trace} {lock}")), 1);
@@ -359,7 +389,10 @@ fn a_lock_file_that_somebody_keeps_flocked_is_not_waited_for_without_end() {
     keeper.send(r#"flock "$SERIALIZER_DIR"/serializer.lck -c 'echo rc=0; read -r _'"#);
     assert_eq!(keeper.answer().0, 0, "it is flocked");
     assert_eq!(locks.script(r#"timeout 30 "$S" unlock; exit $?"#).code, 1);
-    assert_eq!(locks.script(r#"timeout 30 "$S" lock --max-attempts 1 --owner-pid $$; exit $?"#).code, 75);
+    assert_eq!(
+        locks.script(r#"timeout 30 "$S" lock --max-attempts 1 --owner-pid $$; exit $?"#).code,
+        75
+    );
 }
 
 #[test]
@@ -382,11 +415,16 @@ fn a_python_plugin_that_takes_half_a_second_to_write_keeps_the_lock() {
 fn an_empty_file_of_another_time_is_another_one() {
     let locks = Locks::new();
     locks.write("");
-    let mut file = Register::open(&store::Location::file(&locks.file())).expect("files are always there");
+    let mut file =
+        Register::open(&store::Location::file(&locks.file())).expect("files are always there");
     let seen = file.load().expect("it can be read").expect("it is there");
     // Stands for another file that got its inode number.
     let later = std::time::SystemTime::now() + Duration::from_secs(1);
-    fs::File::options().write(true).open(locks.file()).and_then(|file| file.set_modified(later)).expect("its time can be set");
+    fs::File::options()
+        .write(true)
+        .open(locks.file())
+        .and_then(|file| file.set_modified(later))
+        .expect("its time can be set");
     assert_eq!(file.put(Some(&seen), None).expect("it can be tried"), register::Write::Conflict);
     assert!(locks.file().exists());
 }

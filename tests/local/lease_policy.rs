@@ -1,9 +1,11 @@
-//! Leases on a simulated store: whatever the order in which holders, their keepers and those who want the lock take their steps, crash
-//! and die, whatever is lost on the way to the store or arrives late, and whenever time passes, those whose leases go on may hold the
-//! lock together, who has lost it is told when it unlocks, numbers grow, and the lock can always be had again.
+//! Leases on a simulated store: whatever the order in which holders, their keepers and those who
+//! want the lock take their steps, crash and die, whatever is lost on the way to the store or
+//! arrives late, and whenever time passes, those whose leases go on may hold the lock together, who
+//! has lost it is told when it unlocks, numbers grow, and the lock can always be had again.
 //!
-//! The program's own parts are the policy (`Mutex`) and the register of a store that may not answer (`Register`). Time is the
-//! store's: a lease is so long that what passes of the real one is nothing beside it.
+//! The program's own parts are the policy (`Mutex`) and the register of a store that may not answer
+//! (`Register`). Time is the store's: a lease is so long that what passes of the real one is
+//! nothing beside it.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -25,7 +27,9 @@ use serializer::store::seam::{Key, Kind, Next, Page, State, Store, Write};
 use serializer::sys::clock::since_boot;
 
 use crate::support::memory::Memory;
-use crate::support::simulated::{self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate};
+use crate::support::simulated::{
+    self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate,
+};
 
 const OWNERS: usize = 3;
 
@@ -42,7 +46,8 @@ enum Ended {
     Otherwise,
 }
 
-/// A store with which something happens right before each change, though not before the same write is sent again.
+/// A store with which something happens right before each change, though not before the same write
+/// is sent again.
 struct Before<S> {
     store: S,
     happens: Box<dyn FnMut() + Send>,
@@ -104,7 +109,12 @@ fn request(mode: Mode) -> Request {
 }
 
 fn attempts(number: u32) -> Waiting {
-    Waiting { max_attempts: NonZeroU32::new(number), sleep: Duration::ZERO, timeout: None, warn_after: None }
+    Waiting {
+        max_attempts: NonZeroU32::new(number),
+        sleep: Duration::ZERO,
+        timeout: None,
+        warn_after: None,
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -148,7 +158,8 @@ struct World {
 impl World {
     fn new() -> Self {
         let store = Simulated::new();
-        let mut world = Self { store, hosts: Vec::new(), next_pid: 2, largest: 0, fencing: HashSet::new() };
+        let mut world =
+            Self { store, hosts: Vec::new(), next_pid: 2, largest: 0, fencing: HashSet::new() };
         for _ in 0..OWNERS {
             let host = world.born();
             world.hosts.push(host);
@@ -167,16 +178,20 @@ impl World {
 
     fn start(&self, pid: i32, order: Order) -> Command {
         let (process, store) = (self.process(pid), self.store.clone());
-        Command::start((&self.store, Access::shared(key())), (order, self.largest), move |gated, order| {
-            let noted = Arc::new(AtomicU64::new(0));
-            // Which is when a lease is reckoned from.
-            let happens = {
-                let noted = noted.clone();
-                Box::new(move || noted.store(store.now(), Ordering::Relaxed))
-            };
-            let mut mutex = Mutex::new(register(Before::new(gated, happens)), &BLIND);
-            do_it(&mut mutex, &process, &order, &noted)
-        })
+        Command::start(
+            (&self.store, Access::shared(key())),
+            (order, self.largest),
+            move |gated, order| {
+                let noted = Arc::new(AtomicU64::new(0));
+                // Which is when a lease is reckoned from.
+                let happens = {
+                    let noted = noted.clone();
+                    Box::new(move || noted.store(store.now(), Ordering::Relaxed))
+                };
+                let mut mutex = Mutex::new(register(Before::new(gated, happens)), &BLIND);
+                do_it(&mut mutex, &process, &order, &noted)
+            },
+        )
     }
 
     /// The owner's command asks one question; if it has none, it begins with what is next.
@@ -196,13 +211,20 @@ impl World {
     fn keep(&mut self, host: usize, fate: Fate) -> Result<(), String> {
         let pid = self.hosts[host].pid;
         let token = self.hosts[host].belief.as_ref().map(|belief| belief.grant.token.clone());
-        let keeper = self.hosts[host].keeper.take().or_else(|| Some(self.start(pid, Order::Renew(token?))));
+        let keeper =
+            self.hosts[host].keeper.take().or_else(|| Some(self.start(pid, Order::Renew(token?))));
         let Some(keeper) = keeper else { return Ok(()) };
         let ended = advance(&mut self.hosts[host].keeper, keeper, fate);
         ended.map_or(Ok(()), |(order, ended, largest)| self.ended(host, &order, ended, largest))
     }
 
-    fn ended(&mut self, host: usize, order: &Order, ended: Ended, largest: u64) -> Result<(), String> {
+    fn ended(
+        &mut self,
+        host: usize,
+        order: &Order,
+        ended: Ended,
+        largest: u64,
+    ) -> Result<(), String> {
         let lasts = |since: u64| since + LEASE;
         match (order, ended) {
             (Order::Lock(mode), Ended::Locked { grant, since, was_held }) => {
@@ -212,15 +234,25 @@ impl World {
                     return Err(format!("{grant:?} comes after {largest}"));
                 }
                 self.largest = self.largest.max(number);
-                for other in self.hosts.iter_mut().enumerate().filter(|(other, _)| *other != host).map(|(_, other)| other) {
+                for other in self
+                    .hosts
+                    .iter_mut()
+                    .enumerate()
+                    .filter(|(other, _)| *other != host)
+                    .map(|(_, other)| other)
+                {
                     if let Some(belief) = &mut other.belief {
-                        belief.is_broken |= Some(number) > belief.grant.fencing && !mode.joins(&[belief.mode]);
+                        belief.is_broken |=
+                            Some(number) > belief.grant.fencing && !mode.joins(&[belief.mode]);
                     }
                 }
-                self.hosts[host].belief = Some(Belief { mode: *mode, grant, until: lasts(since), is_broken: false });
+                self.hosts[host].belief =
+                    Some(Belief { mode: *mode, grant, until: lasts(since), is_broken: false });
             }
             (Order::Renew(token), Ended::Renewed { since }) => {
-                if let Some(belief) = self.hosts[host].belief.as_mut().filter(|belief| belief.grant.token == *token) {
+                if let Some(belief) =
+                    self.hosts[host].belief.as_mut().filter(|belief| belief.grant.token == *token)
+                {
                     if belief.is_broken {
                         return Err(format!("{belief:?} was renewed"));
                     }
@@ -228,7 +260,9 @@ impl World {
                 }
             }
             (Order::Unlock, Ended::Unlocked) => {
-                if let Some(belief) = self.hosts[host].given_back.take().filter(|belief| belief.is_broken) {
+                if let Some(belief) =
+                    self.hosts[host].given_back.take().filter(|belief| belief.is_broken)
+                {
                     return Err(format!("{belief:?} was lost, and its owner was not told"));
                 }
             }
@@ -254,11 +288,19 @@ impl World {
     /// Those who rely on the lock, and may not have it together.
     fn conflict(&self) -> Result<(), String> {
         let now = self.store.now();
-        let believe: Vec<_> =
-            self.hosts.iter().filter_map(|host| host.belief.as_ref()).filter(|belief| now < belief.until).collect();
+        let believe: Vec<_> = self
+            .hosts
+            .iter()
+            .filter_map(|host| host.belief.as_ref())
+            .filter(|belief| now < belief.until)
+            .collect();
         for (index, one) in believe.iter().enumerate() {
-            let others: Vec<Mode> =
-                believe.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, other)| other.mode).collect();
+            let others: Vec<Mode> = believe
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != index)
+                .map(|(_, other)| other.mode)
+                .collect();
             if !one.mode.joins(&others) {
                 return Err(format!("at {now}, these rely on the lock: {believe:?}"));
             }
@@ -285,21 +327,27 @@ impl World {
 
 fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, noted: &AtomicU64) -> Ended {
     match order {
-        Order::Lock(mode) => match mutex.acquire(process, &request(*mode), &attempts(3), &mut Silent) {
-            Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => {
-                let since = process.store.lock().made[&grant.token];
-                Ended::Locked { grant, since, was_held: false }
-            }
-            // Nobody keeps it any more, so that it is renewed at once, as `lock` does.
-            Ok(Acquired::AlreadyHeld(held)) => {
-                let token = held.entry.and_then(|entry| entry.token).expect("an entry of ours");
-                match mutex.renew(&token, None) {
-                    Ok(grant) => Ended::Locked { grant, since: noted.load(Ordering::Relaxed), was_held: true },
-                    Err(_) => Ended::Otherwise,
+        Order::Lock(mode) => {
+            match mutex.acquire(process, &request(*mode), &attempts(3), &mut Silent) {
+                Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => {
+                    let since = process.store.lock().made[&grant.token];
+                    Ended::Locked { grant, since, was_held: false }
                 }
+                // Nobody keeps it any more, so that it is renewed at once, as `lock` does.
+                Ok(Acquired::AlreadyHeld(held)) => {
+                    let token = held.entry.and_then(|entry| entry.token).expect("an entry of ours");
+                    match mutex.renew(&token, None) {
+                        Ok(grant) => Ended::Locked {
+                            grant,
+                            since: noted.load(Ordering::Relaxed),
+                            was_held: true,
+                        },
+                        Err(_) => Ended::Otherwise,
+                    }
+                }
+                Ok(Acquired::NotNeeded(_)) | Err(_) => Ended::Otherwise,
             }
-            Ok(Acquired::NotNeeded(_)) | Err(_) => Ended::Otherwise,
-        },
+        }
         Order::Renew(token) => match mutex.renew(token, None) {
             Ok(_) => Ended::Renewed { since: noted.load(Ordering::Relaxed) },
             Err(_) => Ended::Otherwise,
@@ -354,7 +402,9 @@ fn run(actions: &[Action]) -> Result<(), String> {
 }
 
 fn try_all(modes: &'static [Mode]) {
-    simulated::try_all((12, 25, 500), &collection::vec(action(modes), 1..150), |actions| run(&actions));
+    simulated::try_all((12, 25, 500), &collection::vec(action(modes), 1..150), |actions| {
+        run(&actions)
+    });
 }
 
 #[test]
@@ -375,8 +425,11 @@ fn acquire(memory: &Memory, process: &Process) -> Grant {
     }
 }
 
-/// What becomes of a lock that is taken away from its holder by force, if that does `first` after it was looked at.
-fn force(first: impl FnOnce(Memory, Grant) + Send + 'static) -> (Result<Released, lock::Error>, Memory) {
+/// What becomes of a lock that is taken away from its holder by force, if that does `first` after
+/// it was looked at.
+fn force(
+    first: impl FnOnce(Memory, Grant) + Send + 'static,
+) -> (Result<Released, lock::Error>, Memory) {
     let world = World::new();
     let memory = Memory::shared();
     let grant = acquire(&memory, &world.process(2));
@@ -394,7 +447,15 @@ fn a_lock_is_taken_away_also_from_a_holder_that_renews_it_meanwhile() {
     });
     assert!(matches!(forced, Ok(Released::Forced(_))), "{forced:?}");
     let stored = register(memory.clone()).load().expect("memory").expect("it tells of the loss");
-    assert!(stored.record.as_ref().expect("a record").entries().iter().all(|entry| entry.released == Some(Outcome::Lost)));
+    assert!(
+        stored
+            .record
+            .as_ref()
+            .expect("a record")
+            .entries()
+            .iter()
+            .all(|entry| entry.released == Some(Outcome::Lost))
+    );
 }
 
 #[test]
@@ -402,18 +463,29 @@ fn a_lock_is_not_taken_away_from_whoever_has_come_meanwhile() {
     let (forced, memory) = force(|memory, _| {
         let world = World::new();
         let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
-        mutex.release(&world.process(2), ReleaseScope::OwnOrStale, Outcome::Unknown).expect("it is held");
+        mutex
+            .release(&world.process(2), ReleaseScope::OwnOrStale, Outcome::Unknown)
+            .expect("it is held");
         acquire(&memory, &world.process(3));
     });
     assert!(matches!(forced, Err(lock::Error::NotOurs(_))), "{forced:?}");
     let stored = register(memory.clone()).load().expect("memory").expect("it is held");
     let entries = stored.record.as_ref().expect("a record").entries();
-    assert!(entries.len() == 1 && entries[0].owner.pid.as_raw_pid() == 3 && entries[0].released.is_none(), "{entries:?}");
+    assert!(
+        entries.len() == 1
+            && entries[0].owner.pid.as_raw_pid() == 3
+            && entries[0].released.is_none(),
+        "{entries:?}"
+    );
 }
 
 /// An entry of this process, with what has become of it.
 fn entry(process: &Process, released: Option<Outcome>) -> Entry {
-    let lease = Some(Lease { duration: Duration::from_secs(600), expires: Some(since_boot() + 600_000), renewals: 0 });
+    let lease = Some(Lease {
+        duration: Duration::from_secs(600),
+        expires: Some(since_boot() + 600_000),
+        renewals: 0,
+    });
     Entry { lease, released, ..process.entry().expect("an entry") }
 }
 
@@ -427,13 +499,23 @@ fn the_word_of_a_loss_takes_no_other_word_with_it() {
     let world = World::new();
     let memory = Memory::shared();
     let lost = entry(&world.process(2), Some(Outcome::Lost));
-    let others = [entry(&world.process(3), Some(Outcome::Lost)), entry(&world.process(4), Some(Outcome::Succeeded))];
+    let others = [
+        entry(&world.process(3), Some(Outcome::Lost)),
+        entry(&world.process(4), Some(Outcome::Succeeded)),
+    ];
     let all = [&[lost], others.as_slice()].concat();
-    assert_eq!(register(memory.clone()).put(None, Some(&Record::of(all).expect("a record"))).expect("memory"), Write::Done);
+    assert_eq!(
+        register(memory.clone())
+            .put(None, Some(&Record::of(all).expect("a record")))
+            .expect("memory"),
+        Write::Done
+    );
     let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
-    let mut lock = || mutex.acquire(&world.process(2), &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
+    let mut lock =
+        || mutex.acquire(&world.process(2), &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
     assert!(matches!(lock(), Err(lock::Error::Lost(Lost::TakenOver, _))));
-    let tokens = |entries: &[Entry]| entries.iter().map(|entry| entry.token.clone()).collect::<HashSet<_>>();
+    let tokens =
+        |entries: &[Entry]| entries.iter().map(|entry| entry.token.clone()).collect::<HashSet<_>>();
     assert_eq!(tokens(&entries(&memory)), tokens(&others));
     assert!(matches!(lock(), Ok(Acquired::Free(_))));
 }
@@ -444,14 +526,20 @@ fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_its
     let memory = Memory::shared();
     for pid in [2, 3] {
         let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
-        let acquired = mutex.acquire(&world.process(pid), &request(SLOTS), &attempts(1), &mut Silent);
+        let acquired =
+            mutex.acquire(&world.process(pid), &request(SLOTS), &attempts(1), &mut Silent);
         assert!(matches!(acquired, Ok(Acquired::Free(_))), "{acquired:?}");
     }
     let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
     let forced = mutex.release(&world.process(2), ReleaseScope::Force, Outcome::Unknown);
     assert!(matches!(&forced, Ok(Released::Forced(taken)) if taken.len() == 2), "{forced:?}");
     let left = entries(&memory);
-    assert!(left.len() == 1 && left[0].owner.pid.as_raw_pid() == 3 && left[0].released == Some(Outcome::Lost), "{left:?}");
+    assert!(
+        left.len() == 1
+            && left[0].owner.pid.as_raw_pid() == 3
+            && left[0].released == Some(Outcome::Lost),
+        "{left:?}"
+    );
 }
 
 #[test]
@@ -488,5 +576,7 @@ fn a_lease_counts_from_before_it_was_asked_for() {
     let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };
     assert!(grant.leased_at <= asked.load(Ordering::Relaxed));
     let renewed = mutex.renew(&grant.token, None).expect("it is held");
-    assert!(grant.leased_at < renewed.leased_at && renewed.leased_at <= asked.load(Ordering::Relaxed));
+    assert!(
+        grant.leased_at < renewed.leased_at && renewed.leased_at <= asked.load(Ordering::Relaxed)
+    );
 }

@@ -1,4 +1,5 @@
-//! Two never hold the lock at once: real shells, real kills, and the Python plugin's algorithm among them.
+//! Two never hold the lock at once: real shells, real kills, and the Python plugin's algorithm
+//! among them.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +7,8 @@ use std::process::{Child, Command};
 
 use crate::support::{Locks, Shell, legacy_plugin, rounds, until};
 
-/// One worker: it locks, reads the counter, lets others run, writes the counter, and logs when it held the lock.
+/// One worker: it locks, reads the counter, lets others run, writes the counter, and logs when it
+/// held the lock.
 const WORKER: &str = r#"
 count() {
     "$S" lock 2>> "$LOG.err" || exit 1
@@ -58,9 +60,14 @@ fn eight_shells_never_lose_an_increment() {
     let locks = Locks::new();
     fs::write(locks.dir().join("counter"), "0\n").expect("the counter");
     let script = format!("for _ in {{1..{shell_rounds}}}; do count; done");
-    let children: Vec<Child> = (0..SHELLS).map(|_| worker(&locks, &script).spawn().expect("a shell")).collect();
+    let children: Vec<Child> =
+        (0..SHELLS).map(|_| worker(&locks, &script).spawn().expect("a shell")).collect();
     for mut child in children {
-        assert!(child.wait().expect("it ends").success(), "{:?}", fs::read_to_string(locks.dir().join("log.err")));
+        assert!(
+            child.wait().expect("it ends").success(),
+            "{:?}",
+            fs::read_to_string(locks.dir().join("log.err"))
+        );
     }
     assert_eq!(counter(&locks), SHELLS * shell_rounds);
     assert_eq!(assert_no_overlap(&locks.dir().join("log")), SHELLS * shell_rounds);
@@ -82,11 +89,13 @@ fn holders_that_are_killed_at_random_do_not_let_two_in() {
             "$S" unlock 2> /dev/null || exit 2
         done"#;
     let mut seed: u64 = 0x5eed;
-    let mut shells: Vec<Child> = (0..SHELLS).map(|_| worker(&locks, script).spawn().expect("a shell")).collect();
+    let mut shells: Vec<Child> =
+        (0..SHELLS).map(|_| worker(&locks, script).spawn().expect("a shell")).collect();
     let log = locks.dir().join("log");
     let lines = || fs::read_to_string(&log).map_or(0, |text| text.lines().count());
     for _ in 0..rounds(60) {
-        // Whatever the shells are doing now is what the kill meets; progress in between keeps the kills apart.
+        // Whatever the shells are doing now is what the kill meets; progress in between keeps the
+        // kills apart.
         let before = lines();
         until("they go on", || lines() >= before + 3);
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -104,7 +113,8 @@ fn holders_that_are_killed_at_random_do_not_let_two_in() {
     for line in text.lines() {
         let (what, pid) = line.split_once(' ').expect("two words");
         match what {
-            // Whoever began before and did not end was killed: nobody else can have let this one in.
+            // Whoever began before and did not end was killed: nobody else can have let this one
+            // in.
             "begin" => holder = Some(pid),
             _ => assert_eq!(holder.take(), Some(pid), "another one began while it held the lock"),
         }
@@ -139,10 +149,16 @@ for _ in range({each}):
     for _ in 0..3 {
         let ours = format!("for _ in {{1..{each}}}; do count; done");
         children.push(worker(&locks, &ours).spawn().expect("a shell"));
-        children.push(in_worker_environment(legacy_plugin(&locks, &legacy), &locks).spawn().expect("python3"));
+        children.push(
+            in_worker_environment(legacy_plugin(&locks, &legacy), &locks).spawn().expect("python3"),
+        );
     }
     for mut child in children {
-        assert!(child.wait().expect("it ends").success(), "{:?}", fs::read_to_string(locks.dir().join("log.err")));
+        assert!(
+            child.wait().expect("it ends").success(),
+            "{:?}",
+            fs::read_to_string(locks.dir().join("log.err"))
+        );
     }
     assert_eq!(counter(&locks), 6 * each);
     assert_eq!(assert_no_overlap(&locks.dir().join("log")), 6 * each);

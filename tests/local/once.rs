@@ -1,4 +1,5 @@
-//! A key that runs once, as its users see it: exit codes, messages, variables, the state of a key, and what is refused.
+//! A key that runs once, as its users see it: exit codes, messages, variables, the state of a key,
+//! and what is refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,10 @@ use serde_json::{Value, json};
 use crate::support::callers::run_each_key_once;
 use crate::support::{Ended, Locks, Shell, Waiter, ended, legacy_plugin, rounds, skipped, until};
 
-/// Waits for a line on the FIFO `go`, notes that it ran, and ends with the exit code that the line tells.
-const JOB: &str = r#"read -r code < "$SERIALIZER_DIR/go"; echo ran >> "$SERIALIZER_DIR/log"; exit "$code""#;
+/// Waits for a line on the FIFO `go`, notes that it ran, and ends with the exit code that the line
+/// tells.
+const JOB: &str =
+    r#"read -r code < "$SERIALIZER_DIR/go"; echo ran >> "$SERIALIZER_DIR/log"; exit "$code""#;
 
 const MINUTE: i64 = 60_000;
 const DAY: i64 = 24 * 60 * MINUTE;
@@ -54,12 +57,16 @@ impl Keys {
     /// Its state and the number of its last run.
     fn state(&self, key: &str) -> (String, u64) {
         let status = self.status(key);
-        (status["state"].as_str().unwrap_or("never run").to_owned(), status["try"].as_u64().unwrap_or(0))
+        (
+            status["state"].as_str().unwrap_or("never run").to_owned(),
+            status["try"].as_u64().unwrap_or(0),
+        )
     }
 
     /// Makes all that is remembered of the key so many milliseconds older.
     fn age(&self, key: &str, milliseconds: i64) {
-        let older = |value: &mut Value| *value = (value.as_i64().expect("a time") - milliseconds).into();
+        let older =
+            |value: &mut Value| *value = (value.as_i64().expect("a time") - milliseconds).into();
         let record = self.record(key);
         let lines = record.lines().map(|line| {
             let Some(run) = line.strip_prefix("once=") else { return format!("{line}\n") };
@@ -131,7 +138,9 @@ fn a_key_runs_until_its_command_has_succeeded_and_is_skipped_after_that() {
     assert_eq!(keys.state("load"), ("failed".to_owned(), 1));
     assert_eq!(keys.once("load", &[], "exit 0").code, 0);
     assert_eq!(keys.state("load"), ("done".to_owned(), 2));
-    for (options, code) in [(&[][..], 0), (&["--skipped-exit-code", "9"], 9), (&["-n", "--tries", "1"], 0)] {
+    for (options, code) in
+        [(&[][..], 0), (&["--skipped-exit-code", "9"], 9), (&["-n", "--tries", "1"], 0)]
+    {
         let skipped = keys.once("load", options, "");
         refused(&skipped, code, &["serializer: skipped `sh -c touch ", ": `load` was done at 2"]);
     }
@@ -165,8 +174,11 @@ fn a_command_that_cannot_be_run_or_dies_of_a_signal_has_failed() {
 fn a_caller_waits_for_the_run_and_skips_what_that_has_done() {
     let mut scene = Scene::new();
     let first = scene.started("load");
-    let waiters: Vec<Waiter> = (0..3).map(|_| Waiter::start(scene.job("load", &["--skipped-exit-code", "9"]))).collect();
-    for options in [&["-n"][..], &["--timeout", "1ms"], &["--max-attempts", "2", "--sleep-seconds", "0.01"]] {
+    let waiters: Vec<Waiter> =
+        (0..3).map(|_| Waiter::start(scene.job("load", &["--skipped-exit-code", "9"]))).collect();
+    for options in
+        [&["-n"][..], &["--timeout", "1ms"], &["--max-attempts", "2", "--sleep-seconds", "0.01"]]
+    {
         let busy = scene.keys.once("load", options, "");
         assert!(busy.code == 75 && busy.last_line().contains("held by pid "), "{busy:?}");
     }
@@ -176,7 +188,10 @@ fn a_caller_waits_for_the_run_and_skips_what_that_has_done() {
     assert_eq!(code(first), 0);
     for waiter in waiters {
         let skipped = waiter.end();
-        assert!(skipped.code == 9 && skipped.last_line().contains("skipped `bash -c"), "{skipped:?}");
+        assert!(
+            skipped.code == 9 && skipped.last_line().contains("skipped `bash -c"),
+            "{skipped:?}"
+        );
     }
     assert_eq!(scene.times_run(), 1);
 }
@@ -206,8 +221,16 @@ fn the_success_of_a_command_whose_once_was_killed_is_unconfirmed() {
     until("the command ends", || scene.keys.state("load").0 == "interrupted");
     assert_eq!(scene.times_run(), 1);
     let stopped = scene.keys.once("load", &["--interrupted", "stop"], "");
-    refused(&stopped, 80, &["`serializer forget ", "given up: tried once; the last run was interrupted: "]);
-    assert_eq!(scene.keys.state("load"), ("interrupted".to_owned(), 1), "it is given up by the one caller alone");
+    refused(
+        &stopped,
+        80,
+        &["`serializer forget ", "given up: tried once; the last run was interrupted: "],
+    );
+    assert_eq!(
+        scene.keys.state("load"),
+        ("interrupted".to_owned(), 1),
+        "it is given up by the one caller alone"
+    );
     let again = scene.keys.once("load", &[], "exit $SERIALIZER_TRY");
     assert!(again.code == 2 && again.stderr.contains("taken over from pid "), "{again:?}");
     let ends = scene.keys.status("load")["ends"].take();
@@ -234,7 +257,8 @@ fn a_key_whose_tries_are_used_up_is_given_up_until_it_is_forgotten() {
     }
     assert_eq!(keys.state("load"), ("given-up".to_owned(), 3));
     let before = keys.record("load");
-    let parts = ["given up: tried 3 times; the last run ended with 1 at 2", "(hint: `serializer forget "];
+    let parts =
+        ["given up: tried 3 times; the last run ended with 1 at 2", "(hint: `serializer forget "];
     for tries in ["3", "2", "1"] {
         refused(&keys.once("load", &["--tries", tries], ""), 80, &parts);
         refused(&keys.run(&["lock", "--once", "load", "--tries", tries]), 80, &parts);
@@ -260,15 +284,21 @@ fn the_callers_tries_count_and_not_those_of_the_run_before() {
 #[test]
 fn a_key_runs_once_in_each_period() {
     let keys = Keys::new();
-    for (per, period) in [("hour", DAY / 24), ("day", DAY), ("week", 7 * DAY), ("month", 31 * DAY)] {
+    for (per, period) in [("hour", DAY / 24), ("day", DAY), ("week", 7 * DAY), ("month", 31 * DAY)]
+    {
         assert_eq!(keys.once(per, &["--per", per], "exit 0").code, 0);
-        // Begun a little later, by another host's clock: a period that begins just now does not matter.
+        // Begun a little later, by another host's clock: a period that begins just now does not
+        // matter.
         keys.age(per, -MINUTE);
         assert_eq!(keys.state(per).0, "done");
         refused(&keys.once(per, &["--per", per], ""), 0, &["skipped"]);
         keys.age(per, MINUTE + period);
         assert_eq!(keys.state(per).0, "expired", "{per}");
-        assert_eq!(keys.once(per, &["--per", per, "--tries", "1"], "exit $SERIALIZER_TRY").code, 1, "{per}");
+        assert_eq!(
+            keys.once(per, &["--per", per, "--tries", "1"], "exit $SERIALIZER_TRY").code,
+            1,
+            "{per}"
+        );
         // For a caller without a period, no success is too old.
         assert_eq!(keys.once(per, &[], "exit 0").code, 0);
         keys.age(per, 9 * period);
@@ -286,7 +316,11 @@ fn tries_are_counted_anew_in_each_period() {
     assert_eq!(keys.once("load", &options, "").code, 80);
     keys.age("load", 32 * DAY);
     assert_eq!(keys.once("load", &options, "exit $SERIALIZER_TRY").code, 1);
-    assert_eq!(keys.status("load")["ends"].as_array().map(Vec::len), Some(3), "ends are remembered over periods");
+    assert_eq!(
+        keys.status("load")["ends"].as_array().map(Vec::len),
+        Some(3),
+        "ends are remembered over periods"
+    );
     // Without periods, a failure never grows old.
     keys.age("load", 400 * DAY);
     assert_eq!(keys.once("load", &[], "exit $SERIALIZER_TRY").code, 2);
@@ -303,7 +337,10 @@ fn a_success_counts_for_as_long_as_it_is_valid() {
     keys.age("load", 2 * MINUTE);
     assert_eq!(keys.state("load").0, "expired");
     assert_eq!(keys.once("load", &["--valid-for", "90d"], "").code, 0);
-    assert_eq!(keys.once("load", &["--valid-for", "20m", "--tries", "1"], "exit $SERIALIZER_TRY").code, 1);
+    assert_eq!(
+        keys.once("load", &["--valid-for", "20m", "--tries", "1"], "exit $SERIALIZER_TRY").code,
+        1
+    );
 }
 
 #[test]
@@ -313,7 +350,12 @@ fn the_last_five_ends_are_remembered() {
         keys.once("load", &[], "exit $SERIALIZER_TRY");
     }
     let status = keys.status("load");
-    let ends: Vec<_> = status["ends"].as_array().expect("a list").iter().map(|end| (&end["try"], &end["code"])).collect();
+    let ends: Vec<_> = status["ends"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|end| (&end["try"], &end["code"]))
+        .collect();
     let expected: Vec<Value> = (3..=7).map(Value::from).collect();
     assert_eq!(ends, expected.iter().map(|number| (number, number)).collect::<Vec<_>>());
     assert!(keys.record("load").len() < 1024, "{}", keys.record("load"));
@@ -324,7 +366,9 @@ fn the_last_five_ends_are_remembered() {
 fn many_callers_run_each_key_once_although_some_are_killed() {
     let keys = Keys::new();
     let names: Vec<String> = (0..rounds(4)).map(|number| number.to_string()).collect();
-    run_each_key_once(&names, 100, keys.0.dir(), &|args| keys.0.serializer(args), &|key| keys.state(key));
+    run_each_key_once(&names, 100, keys.0.dir(), &|args| keys.0.serializer(args), &|key| {
+        keys.state(key)
+    });
 }
 
 // A run that a script begins and ends.
@@ -358,11 +402,17 @@ fn a_script_says_that_its_run_has_failed_and_how() {
     let keys = Keys::new();
     let mut owner = Shell::start(&keys.0);
     owner.run(r#""$S" lock --once load 2>&1"#);
-    assert_eq!(owner.run(r#""$S" unlock --once load --failed --note $'no rows\n\e[31m in é' 2>&1"#), 0);
+    assert_eq!(
+        owner.run(r#""$S" unlock --once load --failed --note $'no rows\n\e[31m in é' 2>&1"#),
+        0
+    );
     assert_eq!(keys.state("load"), ("failed".to_owned(), 1));
     let how = keys.status("load")["ends"][0]["how"].take();
     let how = how.as_str().expect("a text");
-    assert!(how.starts_with("no rows") && how.ends_with("in é") && !how.contains(char::is_control), "{how:?}");
+    assert!(
+        how.starts_with("no rows") && how.ends_with("in é") && !how.contains(char::is_control),
+        "{how:?}"
+    );
     assert_eq!(owner.run(r#""$S" lock --once load --tries 1 2>&1"#), 80);
     assert_eq!(owner.run(r#""$S" lock --once load 2>&1"#), 0);
     let long = "x".repeat(5000);
@@ -419,7 +469,12 @@ fn a_waiter_ends_when_all_keys_are_done() {
     let mut scene = Scene::new();
     assert_eq!(scene.keys.once("a", &[], "exit 0").code, 0);
     assert_eq!(scene.keys.run(&["wait", "--once", "a"]).code, 0);
-    let mut waiter = scene.keys.0.serializer(&["wait", "--once", "a", "b", "c", "--timeout", "2m"]).spawn().expect("it starts");
+    let mut waiter = scene
+        .keys
+        .0
+        .serializer(&["wait", "--once", "a", "b", "c", "--timeout", "2m"])
+        .spawn()
+        .expect("it starts");
     // One after the other: of two readers, each might take a part of the word.
     for key in ["b", "c"] {
         let run = scene.started(key);
@@ -434,7 +489,8 @@ fn a_waiter_ends_when_all_keys_are_done() {
 fn a_waiter_ends_with_the_first_key_that_is_given_up_although_others_still_run() {
     let mut scene = Scene::new();
     let running = scene.started("runs");
-    let mut waiter = scene.keys.0.serializer(&["wait", "--once", "runs", "fails", "never", "--timeout", "2m"]);
+    let mut waiter =
+        scene.keys.0.serializer(&["wait", "--once", "runs", "fails", "never", "--timeout", "2m"]);
     let waiter = waiter.stderr(Stdio::piped()).spawn().expect("it starts");
     assert_eq!(scene.keys.once("fails", &["--tries", "2"], "exit 1").code, 1);
     assert_eq!(scene.keys.once("fails", &["--tries", "2"], "exit 1").code, 1);
@@ -452,10 +508,13 @@ fn a_waiter_whose_time_is_up_says_what_it_waited_for() {
     assert_eq!(keys.once("failed", &[], "exit 1").code, 1);
     assert_eq!(keys.once("old", &["--valid-for", "1m"], "exit 0").code, 0);
     keys.age("old", 2 * MINUTE);
-    let waits: [&[&str]; 3] = [&["-n"], &["--timeout", "1ms"], &["--max-attempts", "2", "--sleep-seconds", "0.01"]];
-    for (options, (key, state)) in
-        waits.into_iter().zip([("failed", "is not done yet: failed"), ("never", "never run"), ("old", "expired")])
-    {
+    let waits: [&[&str]; 3] =
+        [&["-n"], &["--timeout", "1ms"], &["--max-attempts", "2", "--sleep-seconds", "0.01"]];
+    for (options, (key, state)) in waits.into_iter().zip([
+        ("failed", "is not done yet: failed"),
+        ("never", "never run"),
+        ("old", "expired"),
+    ]) {
         let ended = keys.run(&[&["wait", "--once", "done", key], options].concat());
         refused(&ended, 75, &[key, state]);
     }
@@ -474,7 +533,12 @@ fn a_key_is_forgotten_unless_it_runs() {
     assert_eq!(scene.keys.record("runs"), before);
     assert_eq!(scene.keys.once("done", &[], "exit 0").code, 0);
     let dry = scene.keys.run(&["forget", "--dry-run", "done", "runs", "never"]);
-    assert!(dry.code == 0 && dry.stderr.contains("would forget ") && dry.stderr.contains("which is done\n"), "{dry:?}");
+    assert!(
+        dry.code == 0
+            && dry.stderr.contains("would forget ")
+            && dry.stderr.contains("which is done\n"),
+        "{dry:?}"
+    );
     assert_eq!(scene.keys.state("done").0, "done");
     refused(&scene.keys.run(&["forget", "done"]), 0, &["forgot ", "which was done"]);
     refused(&scene.keys.run(&["forget", "done"]), 0, &["nothing to forget: "]);
@@ -487,7 +551,12 @@ fn a_key_is_forgotten_unless_it_runs() {
 #[test]
 fn keys_that_were_done_long_ago_are_forgotten_and_no_others() {
     let keys = Keys::new();
-    let all = [("old", "exit 0", 91), ("older", "exit 0", 400), ("young", "exit 0", 89), ("failed", "exit 1", 400)];
+    let all = [
+        ("old", "exit 0", 91),
+        ("older", "exit 0", 400),
+        ("young", "exit 0", 89),
+        ("failed", "exit 1", 400),
+    ];
     for (key, script, days) in all {
         keys.once(key, &[], script);
         keys.age(key, days * DAY);
@@ -516,7 +585,8 @@ fn keys_that_were_done_long_ago_are_forgotten_and_no_others() {
 fn record(released: &str, run: &str) -> String {
     let place = "host=etl1\nmachine=m\nboot=b\npidns=7\nstart=8\npidfd=9\nuid=10\n";
     format!(
-        "4121\n2026-11-29 03:00:00\nv=3\n{place}since=2026-11-29T03:00:00Z\ntoken=t\ncommand=./load.sh\n{released}once={run}\n"
+        "4121\n2026-11-29 \
+         03:00:00\nv=3\n{place}since=2026-11-29T03:00:00Z\ntoken=t\ncommand=./load.sh\n{released}once={run}\n"
     )
 }
 
@@ -533,7 +603,8 @@ fn the_state_of_keys_is_a_table_or_json() {
             {"at": BEGAN + 130_250, "try": 2, "how": "ended with 0", "code": 0},
         ],
     });
-    fs::write(keys.file("2026-11-29"), record("released=succeeded\n", &done.to_string())).expect("a file");
+    fs::write(keys.file("2026-11-29"), record("released=succeeded\n", &done.to_string()))
+        .expect("a file");
     let failed = json!({
         "key": "b", "try": 1, "began": BEGAN, "rule": {"valid_for": {"secs": 60, "nanos": 0}, "tries": 1, "interrupted": "stop"},
         "ends": [{"at": BEGAN + 1000, "try": 1, "how": "ended with 7", "code": 7}],
@@ -541,9 +612,10 @@ fn the_state_of_keys_is_a_table_or_json() {
     fs::write(keys.file("b"), record("released=failed\n", &failed.to_string())).expect("a file");
     let mut table = keys.0.serializer(&["status", "--once"]);
     let table = ended(table.env("TZ", "UTC"));
-    let expected = "KEY         STATE     TRY  SINCE                FOR    HOST  LAST END\n\
-                    2026-11-29  done      2    2026-11-29 03:00:00  2m10s  etl1  ended with 0, 2026-11-29 03:02:10\n\
-                    b           given up  1    2026-11-29 03:00:00  1s     etl1  ended with 7, 2026-11-29 03:00:01\n";
+    let expected = "KEY         STATE     TRY  SINCE                FOR    HOST  LAST \
+                    END\n2026-11-29  done      2    2026-11-29 03:00:00  2m10s  etl1  ended with \
+                    0, 2026-11-29 03:02:10\nb           given up  1    2026-11-29 03:00:00  1s     \
+                    etl1  ended with 7, 2026-11-29 03:00:01\n";
     assert_eq!((table.code, table.stdout.as_str()), (0, expected));
     let report = keys.run(&["status", "--once", "--json"]);
     let report: Value = serde_json::from_str(&report.stdout).expect("JSON");
@@ -581,7 +653,8 @@ fn a_listing_has_the_keys_that_were_run_and_nothing_else() {
     owner.run(r#""$S" lock 2>&1"#);
     let listed = scene.keys.run(&["status", "--once", "--json"]);
     let report: Value = serde_json::from_str(&listed.stdout).expect("JSON");
-    let mut keys: Vec<_> = report["keys"].as_array().expect("a list").iter().map(|key| key["key"].as_str()).collect();
+    let mut keys: Vec<_> =
+        report["keys"].as_array().expect("a list").iter().map(|key| key["key"].as_str()).collect();
     keys.sort_unstable();
     let mut expected = names.map(Some);
     expected.sort_unstable();
@@ -596,7 +669,8 @@ fn a_listing_has_the_keys_that_were_run_and_nothing_else() {
 fn bad_input_is_refused_in_one_line_and_changes_nothing() {
     let keys = Keys::new();
     let long = "x".repeat(1001);
-    let run = |options: &[&'static str]| [&["once", "load"], options, &["--", "touch", "ran"]].concat();
+    let run =
+        |options: &[&'static str]| [&["once", "load"], options, &["--", "touch", "ran"]].concat();
     let all: Vec<(Vec<&str>, &str)> = vec![
         (vec!["once", "", "--", "touch", "ran"], "the key ``"),
         (vec!["once", &long, "--", "touch", "ran"], "1 to 1000 bytes"),
@@ -661,13 +735,21 @@ fn keys_are_kept_in_the_project_or_at_home_and_not_in_tmp() {
     let keys = Keys::new();
     let dir = keys.0.dir();
     let (home, state, project) = (dir.join("home"), dir.join("state"), dir.join("project"));
-    refused(&without_directory(&keys, &[]), 2, &["there is no directory for keys: `HOME` is not set (hint: "]);
+    refused(
+        &without_directory(&keys, &[]),
+        2,
+        &["there is no directory for keys: `HOME` is not set (hint: "],
+    );
     let all: [&[(&str, &Path)]; 3] = [
         &[("HOME", &home)],
         &[("HOME", &home), ("XDG_STATE_HOME", &state)],
         &[("HOME", &home), ("XDG_STATE_HOME", &state), ("MELTANO_PROJECT_ROOT", &project)],
     ];
-    let places = [home.join(".local/state/serializer"), state.join("serializer"), project.join(".meltano/serializer")];
+    let places = [
+        home.join(".local/state/serializer"),
+        state.join("serializer"),
+        project.join(".meltano/serializer"),
+    ];
     for (variables, place) in all.into_iter().zip(places) {
         let ended = without_directory(&keys, variables);
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
@@ -683,13 +765,23 @@ fn keys_are_kept_in_the_project_or_at_home_and_not_in_tmp() {
 #[test]
 fn a_directory_in_memory_is_refused() {
     let in_memory = Path::new("/dev/shm");
-    if !fs::read_to_string("/proc/self/mounts").expect("mounts").lines().any(|line| line.starts_with("tmpfs /dev/shm ")) {
+    if !fs::read_to_string("/proc/self/mounts")
+        .expect("mounts")
+        .lines()
+        .any(|line| line.starts_with("tmpfs /dev/shm "))
+    {
         return skipped("/dev/shm is not a tmpfs");
     }
     let dir = tempfile::tempdir_in(in_memory).expect("a directory");
     let path = dir.path().to_str().expect("UTF-8");
     let keys = Keys::new();
-    for command in ["once load -- touch ran", "lock --once load", "unlock --once load", "wait --once load -n", "forget load"] {
+    for command in [
+        "once load -- touch ran",
+        "lock --once load",
+        "unlock --once load",
+        "wait --once load -n",
+        "forget load",
+    ] {
         let words: Vec<&str> = command.split(' ').collect();
         let args = [&words[..1], &["--dir", path], &words[1..]].concat();
         refused(&keys.run(&args), 2, &["cannot keep keys in `/dev/shm/", "in memory", "(hint: "]);
@@ -701,25 +793,42 @@ fn a_directory_in_memory_is_refused() {
 fn what_is_not_the_record_of_a_key_is_neither_run_nor_changed() {
     let run = r#"{"key":"load","try":1,"began":1,"rule":{"interrupted":"rerun"}}"#;
     let ours = record("released=failed\n", run);
-    let without_run = ours.lines().filter(|line| !line.starts_with("once=")).collect::<Vec<_>>().join("\n") + "\n";
+    let without_run =
+        ours.lines().filter(|line| !line.starts_with("once=")).collect::<Vec<_>>().join("\n")
+            + "\n";
     let cannot: [(&str, String); 7] = [
         ("text", "garbage\n".to_owned()),
         ("of the Python plugin", "99999999\n2026-11-29 03:00:00\n".to_owned()),
         ("a released lock", without_run.replace("v=3", "v=2")),
-        ("a lock of a dead process", without_run.replace("v=3", "v=1").replace("released=failed\n", "")),
+        (
+            "a lock of a dead process",
+            without_run.replace("v=3", "v=1").replace("released=failed\n", ""),
+        ),
         ("without a run", without_run),
-        ("with a run of another kind", record("released=failed\n", r#"{"key":"load","try":"first"}"#)),
+        (
+            "with a run of another kind",
+            record("released=failed\n", r#"{"key":"load","try":"first"}"#),
+        ),
         ("with half a run", record("released=failed\n", &run[..30])),
     ];
     for (what, text) in cannot {
         let keys = Keys::new();
         fs::write(keys.file("load"), &text).expect("a file");
-        let commands =
-            ["once load -n -- touch ran", "lock --once load -n", "unlock --once load", "wait --once load -n", "forget load"];
-        for command in commands.into_iter().chain(["forget --done-before 0s", "status --once load"]) {
+        let commands = [
+            "once load -n -- touch ran",
+            "lock --once load -n",
+            "unlock --once load",
+            "wait --once load -n",
+            "forget load",
+        ];
+        for command in commands.into_iter().chain(["forget --done-before 0s", "status --once load"])
+        {
             let args: Vec<&str> = command.split(' ').collect();
             let ended = ended(keys.0.serializer(&args).current_dir(keys.0.dir()));
-            assert!([1, 75, 77].contains(&ended.code) && ended.stderr.lines().count() == 1, "{what}, {command}: {ended:?}");
+            assert!(
+                [1, 75, 77].contains(&ended.code) && ended.stderr.lines().count() == 1,
+                "{what}, {command}: {ended:?}"
+            );
             assert_eq!(keys.record("load"), text, "{what}, {command}");
             assert_eq!(keys.0.names(), ["once%2Fload"], "{what}, {command}");
         }
@@ -769,8 +878,15 @@ fn a_lock_of_the_same_name_is_not_a_key() {
     assert_eq!(keys.state("serializer.lck"), ("done".to_owned(), 1));
     // Nor is a key a lock that is named as its file.
     let before = keys.record("serializer.lck");
-    for args in [&["lock", "-n"][..], &["run", "-n", "touch", "ran"], &["unlock"], &["unlock", "--force"], &["status"]] {
-        let ended = keys.run(&[&args[..1], &["--file-name", "once%2Fserializer.lck"], &args[1..]].concat());
+    for args in [
+        &["lock", "-n"][..],
+        &["run", "-n", "touch", "ran"],
+        &["unlock"],
+        &["unlock", "--force"],
+        &["status"],
+    ] {
+        let ended =
+            keys.run(&[&args[..1], &["--file-name", "once%2Fserializer.lck"], &args[1..]].concat());
         refused(&ended, 1, &["is not a lock file: it tells of the run of a key"]);
         assert_eq!(keys.record("serializer.lck"), before, "{args:?}");
     }
@@ -780,7 +896,8 @@ fn a_lock_of_the_same_name_is_not_a_key() {
 fn a_python_plugin_is_not_waited_for() {
     let keys = Keys::new();
     let mut plugin = legacy_plugin(&keys.0, "print(attempt(), flush=True); sys.stdin.read()");
-    let mut plugin = plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut plugin =
+        plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
     assert_eq!(crate::support::first_line(&mut plugin), "True");
     let trace = keys.0.dir().join("trace");
     for script in ["exit 1", "exit 1", "exit 0"] {

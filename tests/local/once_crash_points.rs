@@ -1,6 +1,6 @@
-//! The begin and the end of a run are killed at every system call that they make, and every system call is made to fail: afterwards
-//! the key runs or it does not, nothing in between, no run is lost, and no end that was reported. Power is cut behind each of them.
-//! Needs strace.
+//! The begin and the end of a run are killed at every system call that they make, and every system
+//! call is made to fail: afterwards the key runs or it does not, nothing in between, no run is
+//! lost, and no end that was reported. Power is cut behind each of them. Needs strace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -53,18 +53,21 @@ impl Scene {
         }
     }
 
-    /// Runs `serializer COMMAND` as the owner's child, under strace; `-D` keeps strace from being its parent.
+    /// Runs `serializer COMMAND` as the owner's child, under strace; `-D` keeps strace from being
+    /// its parent.
     fn trace(&mut self, options: &str, command: &str) -> i32 {
         self.owner.run(&format!(r#"strace -D -qq -o trace {options} "$S" {command}"#))
     }
 
-    /// The system calls of an undisturbed run, from the first one to the key's file on: before that, nothing has happened.
+    /// The system calls of an undisturbed run, from the first one to the key's file on: before
+    /// that, nothing has happened.
     fn system_calls(&mut self, before: Before, command: &str) -> BTreeMap<String, BTreeSet<usize>> {
         self.prepare(before);
         assert_eq!(self.trace("", command), 0);
         let trace = fs::read_to_string(self.locks.dir().join("trace")).expect("a trace");
         let mut calls = own_calls(&trace);
-        let first = trace.lines().position(|line| line.contains("once%2Fload")).expect("the key's file");
+        let first =
+            trace.lines().position(|line| line.contains("once%2Fload")).expect("the key's file");
         let start: Vec<&str> = trace.lines().take(first).collect();
         for (name, numbers) in own_calls(&start.join("\n")) {
             calls.entry(name).or_default().retain(|number| !numbers.contains(number));
@@ -95,14 +98,30 @@ impl Scene {
         if state != "done" {
             // Whether it has begun or not: the owner has it now, and nobody else.
             assert_eq!(self.owner.run(&format!(r#""$S" {BEGIN}"#)), 0, "{what}: the owner runs it");
-            assert_eq!(self.other.run(&format!(r#""$S" {BEGIN} 2> /dev/null"#)), 75, "{what}: a second one runs it, too");
+            assert_eq!(
+                self.other.run(&format!(r#""$S" {BEGIN} 2> /dev/null"#)),
+                75,
+                "{what}: a second one runs it, too"
+            );
             assert_eq!(self.owner.run(&format!(r#""$S" {END}"#)), 0, "{what}: the owner ends it");
         }
         assert_eq!(self.state(), ("done".to_owned(), number), "{what}: it is done");
-        assert_eq!(self.other.run(&format!(r#""$S" {BEGIN} 2> /dev/null"#)), 79, "{what}: it is not run again");
-        for name in self.locks.names().into_iter().filter(|name| !["trace", "once%2Fload"].contains(&name.as_str())) {
+        assert_eq!(
+            self.other.run(&format!(r#""$S" {BEGIN} 2> /dev/null"#)),
+            79,
+            "{what}: it is not run again"
+        );
+        for name in self
+            .locks
+            .names()
+            .into_iter()
+            .filter(|name| !["trace", "once%2Fload"].contains(&name.as_str()))
+        {
             // A temporary file may stay when it cannot be removed any more.
-            assert!(name.starts_with(".serializer.") && name.ends_with(".tmp"), "{what}: {name} is left");
+            assert!(
+                name.starts_with(".serializer.") && name.ends_with(".tmp"),
+                "{what}: {name} is left"
+            );
             fs::remove_file(self.locks.dir().join(name)).expect("it can be removed");
         }
     }
@@ -117,10 +136,16 @@ fn at_every_system_call(before: Before, command: &str, injection: &str) {
         }
         for ordinal in ends(&numbers, MOST_OF_A_KIND) {
             scene.prepare(before);
-            let code = scene.trace(&format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"), command);
+            let code = scene.trace(
+                &format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"),
+                command,
+            );
             let is_certain = numbers.len() <= MOST_OF_A_KIND && name != "getdents64";
             let what = format!("{before:?}, {command}, {injection} at {name} {ordinal}");
-            assert!(!injection.starts_with("signal=KILL") || code == 137 || !is_certain, "{what}: it is killed");
+            assert!(
+                !injection.starts_with("signal=KILL") || code == 137 || !is_certain,
+                "{what}: it is killed"
+            );
             scene.check(&what, before, code);
         }
     }
@@ -153,19 +178,35 @@ fn calls_to_files(locks: &Locks, args: &[&str]) -> Vec<String> {
     let ended = ended(command.arg("-o").arg(&trace).arg(PROGRAM).args(args));
     assert_eq!(ended.code, 0, "{ended:?}");
     let text = fs::read_to_string(trace).expect("a trace");
-    text.lines().map(|line| line.trim_start_matches(|digit: char| digit.is_ascii_digit()).trim().to_owned()).collect()
+    text.lines()
+        .map(|line| line.trim_start_matches(|digit: char| digit.is_ascii_digit()).trim().to_owned())
+        .collect()
 }
 
-/// Checks that the record which gets its name there is on the disk by then, and its name before `until`.
+/// Checks that the record which gets its name there is on the disk by then, and its name before
+/// `until`.
 fn is_durable(calls: &[String], nth: usize, until: &str) {
-    let is_name = |call: &String| (call.starts_with("rename") || call.starts_with("linkat")) && call.contains("once%2Fload");
+    let is_name = |call: &String| {
+        (call.starts_with("rename") || call.starts_with("linkat")) && call.contains("once%2Fload")
+    };
     let names: Vec<usize> = (0..calls.len()).filter(|at| is_name(&calls[*at])).collect();
-    let name = *names.get(nth).unwrap_or_else(|| panic!("there is no change {nth} of the name: {calls:#?}"));
-    let synced = calls[..name].iter().rposition(|call| call.starts_with("fdatasync(")).expect("its text is synced");
+    let name = *names
+        .get(nth)
+        .unwrap_or_else(|| panic!("there is no change {nth} of the name: {calls:#?}"));
+    let synced = calls[..name]
+        .iter()
+        .rposition(|call| call.starts_with("fdatasync("))
+        .expect("its text is synced");
     assert!(nth == 0 || synced > names[nth - 1], "an earlier text is synced: {calls:#?}");
-    let after = calls[name..].iter().position(|call| call.contains("fsync") && call.ends_with("= 0")).map(|at| name + at);
+    let after = calls[name..]
+        .iter()
+        .position(|call| call.contains("fsync") && call.ends_with("= 0"))
+        .map(|at| name + at);
     let end = calls[name..].iter().position(|call| call.contains(until)).map(|at| name + at);
-    assert!(after.is_some() && end.is_some() && after < end, "{after:?} is not before {end:?}: {calls:#?}");
+    assert!(
+        after.is_some() && end.is_some() && after < end,
+        "{after:?} is not before {end:?}: {calls:#?}"
+    );
 }
 
 #[test]
@@ -173,7 +214,8 @@ fn a_run_is_on_the_disk_before_its_command_begins_and_its_end_before_that_is_rep
     let locks = Locks::durable();
     // The first record is linked, all others are renamed.
     for _ in 0..2 {
-        let calls = calls_to_files(&locks, &["once", "load", "--valid-for", "0s", "--", "/bin/true"]);
+        let calls =
+            calls_to_files(&locks, &["once", "load", "--valid-for", "0s", "--", "/bin/true"]);
         is_durable(&calls, 0, r#"execve("/bin/true""#);
         is_durable(&calls, 1, "exit_group(0)");
     }
@@ -199,14 +241,19 @@ impl Disk<'_> {
         assert_eq!(ended(unmount.arg(self.dir.join(format!("{image}.mounted")))).code, 0);
     }
 
-    /// What is on the device after a power cut now: the state of the key, and the names in its directory.
+    /// What is on the device after a power cut now: the state of the key, and the names in its
+    /// directory.
     fn after_power_cut(&self, locks: &Locks) -> (Value, Vec<String>) {
         fs::copy(self.dir.join("disk"), self.dir.join("copy")).expect("it can be copied");
         assert!(self.mount("copy"), "what is left can be mounted");
         let dir = self.dir.join("copy.mounted/keys");
         let dir_name = dir.to_str().expect("UTF-8");
-        let status = ended(&mut locks.serializer(&["status", "--once", "--json", "--dir", dir_name, "load"]));
-        let names = fs::read_dir(&dir).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+        let status = ended(
+            &mut locks.serializer(&["status", "--once", "--json", "--dir", dir_name, "load"]),
+        );
+        let names = fs::read_dir(&dir)
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry").file_name());
         let names = names.map(|name| name.to_string_lossy().into_owned()).collect();
         self.unmount("copy");
         let mut report: Value = serde_json::from_str(&status.stdout).expect("JSON");
@@ -217,7 +264,11 @@ impl Disk<'_> {
 impl Drop for Disk<'_> {
     fn drop(&mut self) {
         for image in ["copy", "disk"] {
-            ended(Command::new("umount").args(["-q", "-l"]).arg(self.dir.join(format!("{image}.mounted"))));
+            ended(
+                Command::new("umount")
+                    .args(["-q", "-l"])
+                    .arg(self.dir.join(format!("{image}.mounted"))),
+            );
         }
     }
 }
@@ -226,7 +277,9 @@ impl Drop for Disk<'_> {
 fn what_was_reported_is_there_after_a_power_cut() {
     let locks = Locks::durable();
     let disk = Disk { dir: locks.dir() };
-    fs::File::create(locks.dir().join("disk")).and_then(|file| file.set_len(16 << 20)).expect("a file");
+    fs::File::create(locks.dir().join("disk"))
+        .and_then(|file| file.set_len(16 << 20))
+        .expect("a file");
     let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(locks.dir().join("disk")).status();
     if !made.is_ok_and(|status| status.success()) || !disk.mount("disk") {
         return skipped("no loop device can be mounted");
@@ -241,13 +294,21 @@ fn what_was_reported_is_there_after_a_power_cut() {
         // What is not synced is lost.
         fs::write(keys.join("control"), "text").expect("it can be written");
         let (key, names) = disk.after_power_cut(&locks);
-        assert_eq!((key["state"].as_str(), key["try"].as_u64()), (Some("running"), Some(number)), "{key}");
+        assert_eq!(
+            (key["state"].as_str(), key["try"].as_u64()),
+            (Some("running"), Some(number)),
+            "{key}"
+        );
         assert_eq!(names, ["once%2Fload"]);
         fs::remove_file(keys.join("control")).expect("it is there");
         let (end, state) = if number < 3 { ("--failed", "failed") } else { ("", "done") };
         assert_eq!(owner.run(&format!(r#""$S" unlock --once load {end} 2> /dev/null"#)), 0);
         let (key, _) = disk.after_power_cut(&locks);
-        assert_eq!((key["state"].as_str(), key["try"].as_u64()), (Some(state), Some(number)), "{key}");
+        assert_eq!(
+            (key["state"].as_str(), key["try"].as_u64()),
+            (Some(state), Some(number)),
+            "{key}"
+        );
     }
     assert_eq!(owner.run(r#""$S" forget load 2> /dev/null"#), 0);
     assert_eq!(disk.after_power_cut(&locks).0["state"], Value::Null, "nor does the key come back");

@@ -1,6 +1,7 @@
-//! A key that runs once on a simulated store: whatever the order in which callers take their steps, crash, die and are frozen,
-//! whatever is lost on the way to the store or arrives late, and whenever time passes, it never runs twice at a time, never again
-//! after a success that counts, each run that ends without one is followed by the next number, and what was reported as done is
+//! A key that runs once on a simulated store: whatever the order in which callers take their steps,
+//! crash, die and are frozen, whatever is lost on the way to the store or arrives late, and
+//! whenever time passes, it never runs twice at a time, never again after a success that counts,
+//! each run that ends without one is followed by the next number, and what was reported as done is
 //! remembered.
 
 use std::cell::RefCell;
@@ -21,7 +22,9 @@ use serializer::record::{Entry, Outcome};
 use serializer::store::seam::{Key, Kind, Store};
 
 use crate::support::memory::Memory;
-use crate::support::simulated::{self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate};
+use crate::support::simulated::{
+    self, Access, ByPid, Fate, Process, Silent, Simulated, advance, fate,
+};
 
 const CALLERS: usize = 3;
 
@@ -39,7 +42,8 @@ struct Kinds {
     forgets: bool,
 }
 
-const ALWAYS: Rule = Rule { per: None, valid_for: None, tries: None, interrupted: Interrupted::Rerun };
+const ALWAYS: Rule =
+    Rule { per: None, valid_for: None, tries: None, interrupted: Interrupted::Rerun };
 const TRIES: Rule = Rule { tries: NonZeroU32::new(3), ..ALWAYS };
 const STOP: Rule = Rule { interrupted: Interrupted::Stop, ..ALWAYS };
 const DAILY: Rule = Rule { per: Some(Period::Day), ..ALWAYS };
@@ -109,7 +113,8 @@ struct World {
     callers: Vec<Caller>,
     forgetting: Option<Command>,
     next_pid: i32,
-    /// The last run that was reported as done, and whether it was forgotten since, or may have been.
+    /// The last run that was reported as done, and whether it was forgotten since, or may have
+    /// been.
     done: Option<Belief>,
     may_be_forgotten: bool,
     /// How much of the history of the store is checked, and what was last in it.
@@ -121,7 +126,17 @@ impl World {
     fn new(kinds: Kinds) -> Self {
         let (store, callers, forgetting) = (Simulated::new(), Vec::new(), None);
         let (done, may_be_forgotten, checked, last) = Default::default();
-        let mut world = Self { kinds, store, callers, forgetting, next_pid: 2, done, may_be_forgotten, checked, last };
+        let mut world = Self {
+            kinds,
+            store,
+            callers,
+            forgetting,
+            next_pid: 2,
+            done,
+            may_be_forgotten,
+            checked,
+            last,
+        };
         for _ in 0..CALLERS {
             let caller = world.born();
             world.callers.push(caller);
@@ -139,7 +154,8 @@ impl World {
     }
 
     fn start(&self, pid: i32, order: Order) -> Command {
-        let (process, is_shared) = (Process { pid, store: self.store.clone() }, self.kinds.is_shared);
+        let (process, is_shared) =
+            (Process { pid, store: self.store.clone() }, self.kinds.is_shared);
         let judge = ByPid((!is_shared).then(|| self.store.clone()));
         let access = Access { is_file: !is_shared, ..Access::shared(key()) };
         Command::start((&self.store, access), (order, self.store.now()), move |gated, order| {
@@ -148,10 +164,17 @@ impl World {
     }
 
     /// The caller's command asks one question; if it has none, it begins with what is next.
-    fn step(&mut self, caller: usize, rule: Rule, is_success: bool, fate: Fate) -> Result<(), String> {
+    fn step(
+        &mut self,
+        caller: usize,
+        rule: Rule,
+        is_success: bool,
+        fate: Fate,
+    ) -> Result<(), String> {
         let now = self.store.now();
         let Caller { pid, command, running, ending, .. } = &mut self.callers[caller];
-        // Once it is over, it is not said to be over at another time: that of a killed command is said again.
+        // Once it is over, it is not said to be over at another time: that of a killed command is
+        // said again.
         *ending = running.take().map(|run| Belief { ended: now, ..run }).or(ending.take());
         let order = if ending.is_some() { Order::End(is_success) } else { Order::Begin(rule) };
         let (pid, command) = (*pid, command.take());
@@ -173,7 +196,10 @@ impl World {
         }
         let pid = self.callers[caller].pid;
         let token = self.callers[caller].running.as_ref().map(|run| run.grant.token.clone());
-        let keeper = self.callers[caller].keeper.take().or_else(|| Some(self.start(pid, Order::Renew(token?))));
+        let keeper = self.callers[caller]
+            .keeper
+            .take()
+            .or_else(|| Some(self.start(pid, Order::Renew(token?))));
         let Some(keeper) = keeper else { return Ok(()) };
         let ended = advance(&mut self.callers[caller].keeper, keeper, fate);
         if let Some((order, ended, began)) = ended {
@@ -192,9 +218,16 @@ impl World {
         self.check_history()
     }
 
-    fn ended(&mut self, caller: usize, order: &Order, ended: Ended, began: u64) -> Result<(), String> {
+    fn ended(
+        &mut self,
+        caller: usize,
+        order: &Order,
+        ended: Ended,
+        began: u64,
+    ) -> Result<(), String> {
         let now = self.store.now();
-        let run_over = if matches!(order, Order::End(_)) { self.callers[caller].ending.take() } else { None };
+        let run_over =
+            if matches!(order, Order::End(_)) { self.callers[caller].ending.take() } else { None };
         match (order, ended) {
             (Order::Begin(rule), Ended::Begun(grant)) => {
                 // One that has died since is not told.
@@ -203,7 +236,10 @@ impl World {
                 }
                 let run = Belief { grant, began, ended: 0, until: began + LEASE, is_broken: false };
                 // Where rules differ, what is stored tells.
-                if let Some(done) = self.done.as_ref().filter(|_| !self.may_be_forgotten && self.kinds.rules.len() == 1)
+                if let Some(done) = self
+                    .done
+                    .as_ref()
+                    .filter(|_| !self.may_be_forgotten && self.kinds.rules.len() == 1)
                     && is_later(&run, done)
                     && counts(done, *rule, began, now)
                 {
@@ -216,29 +252,40 @@ impl World {
             }
             (Order::Begin(rule), Ended::Skipped) => {
                 // There is a success that may count, reported or not.
-                let has_succeeded = |seen: &Seen| seen.as_ref().is_some_and(|entry| entry.released == Some(Outcome::Succeeded));
+                let has_succeeded = |seen: &Seen| {
+                    seen.as_ref().is_some_and(|entry| entry.released == Some(Outcome::Succeeded))
+                };
                 if !self.store.lock().history.iter().any(has_succeeded) {
                     return Err(format!("skipped by {rule:?}, and it was never done"));
                 }
             }
-            (Order::Begin(rule), Ended::GivenUp) if rule.tries.is_none() && rule.interrupted == Interrupted::Rerun => {
+            (Order::Begin(rule), Ended::GivenUp)
+                if rule.tries.is_none() && rule.interrupted == Interrupted::Rerun =>
+            {
                 return Err(format!("given up by {rule:?}"));
             }
             (Order::End(is_success), Ended::Concluded) => {
                 let Some(run) = run_over else { return Ok(()) };
                 let outcome = if *is_success { Outcome::Succeeded } else { Outcome::Failed };
-                let is_it = |entry: &Entry| entry.has_token(&run.grant.token) && entry.released == Some(outcome);
+                let is_it = |entry: &Entry| {
+                    entry.has_token(&run.grant.token) && entry.released == Some(outcome)
+                };
                 let is_recorded = self.store.lock().history.iter().flatten().any(is_it);
                 if run.is_broken || !is_recorded {
-                    return Err(format!("{run:?} was lost, and its end was reported as {outcome:?}"));
+                    return Err(format!(
+                        "{run:?} was lost, and its end was reported as {outcome:?}"
+                    ));
                 }
                 if *is_success {
-                    self.may_be_forgotten = self.forgetting.is_some() || self.kinds.forgets && self.store.lock().has_late();
+                    self.may_be_forgotten = self.forgetting.is_some()
+                        || self.kinds.forgets && self.store.lock().has_late();
                     self.done = Some(run);
                 }
             }
             (Order::Renew(token), Ended::Renewed) => {
-                if let Some(run) = self.callers[caller].running.as_mut().filter(|run| run.grant.token == *token) {
+                if let Some(run) =
+                    self.callers[caller].running.as_mut().filter(|run| run.grant.token == *token)
+                {
                     if run.is_broken {
                         return Err(format!("{run:?} was renewed"));
                     }
@@ -256,12 +303,17 @@ impl World {
         self.checked += history.len();
         for seen in history {
             let last = std::mem::replace(&mut self.last, seen);
-            self.check(&last).map_err(|error| format!("{error}: {last:?}, then {:?}", self.last))?;
+            self.check(&last)
+                .map_err(|error| format!("{error}: {last:?}, then {:?}", self.last))?;
         }
         // What was reported as done is remembered.
-        if let Some(done) = self.done.as_ref().filter(|_| self.kinds.rules == [ALWAYS] && !self.may_be_forgotten) {
+        if let Some(done) =
+            self.done.as_ref().filter(|_| self.kinds.rules == [ALWAYS] && !self.may_be_forgotten)
+        {
             let seen = self.store.lock().last_run();
-            let is_it = |entry: &Entry| entry.has_token(&done.grant.token) && entry.released == Some(Outcome::Succeeded);
+            let is_it = |entry: &Entry| {
+                entry.has_token(&done.grant.token) && entry.released == Some(Outcome::Succeeded)
+            };
             if !seen.as_ref().is_some_and(is_it) {
                 return Err(format!("{done:?} is forgotten: {seen:?}"));
             }
@@ -279,15 +331,25 @@ impl World {
             return Err("there are more tries than there may be");
         }
         let Some((Entry { token: before, released: was, .. }, last)) = of(last) else {
-            return if run.number == 1 && released.is_none() { Ok(()) } else { Err("it does not begin with the first run") };
+            return if run.number == 1 && released.is_none() {
+                Ok(())
+            } else {
+                Err("it does not begin with the first run")
+            };
         };
         if before == token {
-            return if was.is_none() || was == released { Ok(()) } else { Err("an end has changed") };
+            return if was.is_none() || was == released {
+                Ok(())
+            } else {
+                Err("an end has changed")
+            };
         }
         let age = Duration::from_millis(run.began.saturating_sub(last.ended()));
         let is_expired = match run.rule {
             Rule { per: Some(per), .. } => last.began < per.begin(run.began).expect("a period"),
-            Rule { valid_for: Some(valid_for), .. } => *was == Some(Outcome::Succeeded) && age > valid_for,
+            Rule { valid_for: Some(valid_for), .. } => {
+                *was == Some(Outcome::Succeeded) && age > valid_for
+            }
             _ => false,
         };
         let is_first = run.number == 1 && is_expired;
@@ -303,7 +365,11 @@ impl World {
 
     /// The caller's command, or what renews its lease, is killed.
     fn kill(&mut self, caller: usize, is_keeper: bool) {
-        let killed = if is_keeper { self.callers[caller].keeper.take() } else { self.callers[caller].command.take() };
+        let killed = if is_keeper {
+            self.callers[caller].keeper.take()
+        } else {
+            self.callers[caller].command.take()
+        };
         killed.into_iter().for_each(Command::kill);
         if !is_keeper && !self.is_alive(caller) {
             self.callers[caller] = self.born();
@@ -362,21 +428,28 @@ fn of(seen: &Seen) -> Option<(&Entry, &Run)> {
     seen.as_ref().and_then(|entry| Some((entry, entry.once.as_ref()?)))
 }
 
-/// Whether a run is after another one, as the store counts them; a file tells of them in their order.
+/// Whether a run is after another one, as the store counts them; a file tells of them in their
+/// order.
 fn is_later(run: &Belief, other: &Belief) -> bool {
     run.grant.fencing.zip(other.grant.fencing).is_none_or(|(run, other)| run > other)
 }
 
 /// Whether a success certainly counts for a caller that began at `began`, and was told at `now`.
 fn counts(done: &Belief, rule: Rule, began: u64, now: u64) -> bool {
-    let is_valid = |valid_for: Duration| u128::from(now.saturating_sub(done.ended)) <= valid_for.as_millis();
+    let is_valid =
+        |valid_for: Duration| u128::from(now.saturating_sub(done.ended)) <= valid_for.as_millis();
     // It may have looked for the first time at any moment in between.
     let of_period = [began, now].iter().all(|arrival| done.began >= rule.since(*arrival));
     of_period && rule.valid_for.is_none_or(is_valid)
 }
 
 fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: bool) -> Ended {
-    let waiting = Waiting { max_attempts: NonZeroU32::new(3), sleep: Duration::ZERO, timeout: None, warn_after: None };
+    let waiting = Waiting {
+        max_attempts: NonZeroU32::new(3),
+        sleep: Duration::ZERO,
+        timeout: None,
+        warn_after: None,
+    };
     match order {
         Order::Begin(rule) => {
             let lease = is_shared.then(|| Duration::from_millis(LEASE));
@@ -385,12 +458,21 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: boo
                 Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => Ended::Begun(grant),
                 Ok(Acquired::NotNeeded(_)) => Ended::Skipped,
                 Err(lock::Error::GivenUp(_)) => Ended::GivenUp,
-                // Its command was killed before. Nobody keeps the lease any more, so that it is renewed at once, as `lock` does.
+                // Its command was killed before. Nobody keeps the lease any more, so that it is
+                // renewed at once, as `lock` does.
                 Ok(Acquired::AlreadyHeld(held)) => {
                     let entry = held.entry.expect("an entry of ours");
-                    let (token, run) = (entry.token.expect("a token"), entry.once.map(|run| run.number));
-                    let grant = Grant { token, fencing: entry.fencing, leased_at: 0, run, is_stopped: false };
-                    let renewed = if is_shared { mutex.renew(&grant.token, None) } else { Ok(grant) };
+                    let (token, run) =
+                        (entry.token.expect("a token"), entry.once.map(|run| run.number));
+                    let grant = Grant {
+                        token,
+                        fencing: entry.fencing,
+                        leased_at: 0,
+                        run,
+                        is_stopped: false,
+                    };
+                    let renewed =
+                        if is_shared { mutex.renew(&grant.token, None) } else { Ok(grant) };
                     renewed.map_or(Ended::Otherwise, Ended::Begun)
                 }
                 Err(_) => Ended::Otherwise,
@@ -398,12 +480,18 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: boo
         }
         Order::End(is_success) => {
             let outcome = if *is_success { Outcome::Succeeded } else { Outcome::Failed };
-            match mutex.conclude(process, ReleaseScope::Own, Ending { outcome, how: "ended", code: None }) {
+            match mutex.conclude(
+                process,
+                ReleaseScope::Own,
+                Ending { outcome, how: "ended", code: None },
+            ) {
                 Ok(Released::Own { .. }) => Ended::Concluded,
                 Ok(_) | Err(_) => Ended::Otherwise,
             }
         }
-        Order::Renew(token) => mutex.renew(token, None).map_or(Ended::Otherwise, |_| Ended::Renewed),
+        Order::Renew(token) => {
+            mutex.renew(token, None).map_or(Ended::Otherwise, |_| Ended::Renewed)
+        }
         Order::Forget => {
             if let Ok(Some(seen)) = mutex.inspect() {
                 let _ = mutex.forget(&seen);
@@ -445,7 +533,9 @@ fn run(kinds: Kinds, actions: &[Action]) -> Result<(), String> {
     let mut world = World::new(kinds);
     for action in actions {
         match *action {
-            Action::Step(caller, rule, is_success, fate) => world.step(caller, rule, is_success, fate)?,
+            Action::Step(caller, rule, is_success, fate) => {
+                world.step(caller, rule, is_success, fate)?
+            }
             Action::Keep(caller, fate) => world.keep(caller, fate)?,
             Action::Kill(caller, is_keeper) => world.kill(caller, is_keeper),
             Action::Die(caller) => world.die(caller),
@@ -460,7 +550,9 @@ fn run(kinds: Kinds, actions: &[Action]) -> Result<(), String> {
 
 fn try_all(is_shared: bool, rules: &'static [Rule], forgets: bool) {
     let kinds = Kinds { is_shared, rules, forgets };
-    simulated::try_all((24, 3, 100), &collection::vec(action(rules), 1..150), |actions| run(kinds, &actions));
+    simulated::try_all((24, 3, 100), &collection::vec(action(rules), 1..150), |actions| {
+        run(kinds, &actions)
+    });
 }
 
 #[test]
@@ -505,7 +597,11 @@ fn a_run_that_has_come_since_a_key_was_looked_at_is_not_forgotten() {
     let run = |outcome| {
         let ended = do_it(&mut mutex(), &process, &Order::Begin(ALWAYS), true);
         assert!(matches!(ended, Ended::Begun(_)), "{ended:?}");
-        let ended = mutex().conclude(&process, ReleaseScope::Own, Ending { outcome, how: "ended", code: None });
+        let ended = mutex().conclude(
+            &process,
+            ReleaseScope::Own,
+            Ending { outcome, how: "ended", code: None },
+        );
         assert!(matches!(ended, Ok(Released::Own { .. })), "{ended:?}");
     };
     let look = || mutex().inspect().expect("memory");
@@ -537,21 +633,37 @@ impl LivenessCheck for After<'_> {
 #[test]
 fn of_two_ends_of_a_run_the_one_that_is_not_remembered_is_not_reported() {
     let ending = |outcome| Ending { outcome, how: "ended", code: None };
-    for (first, second) in [(Outcome::Failed, Outcome::Succeeded), (Outcome::Unknown, Outcome::Succeeded)] {
+    for (first, second) in
+        [(Outcome::Failed, Outcome::Succeeded), (Outcome::Unknown, Outcome::Succeeded)]
+    {
         let memory = Memory::shared();
         let process = Process { pid: 2, store: Simulated::new() };
         let judge = ByPid(None);
-        let begun = do_it(&mut Mutex::new(register(memory.clone()), &judge), &process, &Order::Begin(ALWAYS), true);
+        let begun = do_it(
+            &mut Mutex::new(register(memory.clone()), &judge),
+            &process,
+            &Order::Begin(ALWAYS),
+            true,
+        );
         assert!(matches!(begun, Ended::Begun(_)), "{begun:?}");
         let other = || {
-            let ended = Mutex::new(register(memory.clone()), &judge).conclude(&process, ReleaseScope::Own, ending(first));
+            let ended = Mutex::new(register(memory.clone()), &judge).conclude(
+                &process,
+                ReleaseScope::Own,
+                ending(first),
+            );
             assert!(matches!(ended, Ok(Released::Own { .. })), "{ended:?}");
         };
         // Between the look and the write of the second one, the first one is done.
         let after = After(RefCell::new(Some(Box::new(other))));
-        let ended = Mutex::new(register(memory.clone()), &after).conclude(&process, ReleaseScope::Own, ending(second));
+        let ended = Mutex::new(register(memory.clone()), &after).conclude(
+            &process,
+            ReleaseScope::Own,
+            ending(second),
+        );
         assert!(matches!(ended, Err(lock::Error::Lost(..))), "{ended:?}");
-        let seen = Mutex::new(register(memory.clone()), &judge).inspect().expect("memory").expect("a run");
+        let seen =
+            Mutex::new(register(memory.clone()), &judge).inspect().expect("memory").expect("a run");
         assert_ne!(seen.state, KeyState::Done, "{first:?}");
     }
 }
@@ -581,9 +693,17 @@ fn a_caller_that_has_come_before_midnight_is_content_with_a_success_of_that_day(
         assert!(matches!(do_it(&mut mutex(), &first, &Order::End(true), true), Ended::Concluded));
         memory.leap(24 * 60 * 60 * 1000);
     };
-    let request = Request { lease: Some(Duration::from_millis(LEASE)), once: Some(DAILY), ..Request::default() };
-    let waiting =
-        Waiting { max_attempts: NonZeroU32::new(100), sleep: Duration::from_millis(10), timeout: None, warn_after: None };
+    let request = Request {
+        lease: Some(Duration::from_millis(LEASE)),
+        once: Some(DAILY),
+        ..Request::default()
+    };
+    let waiting = Waiting {
+        max_attempts: NonZeroU32::new(100),
+        sleep: Duration::from_millis(10),
+        timeout: None,
+        warn_after: None,
+    };
     let acquired = mutex().acquire(&waiter, &request, &waiting, &mut Meanwhile(&mut midnight));
     assert!(matches!(acquired, Ok(Acquired::NotNeeded(Some(_)))), "{acquired:?}");
     // One that comes now has another day.

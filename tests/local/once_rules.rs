@@ -19,7 +19,8 @@ const HOUR: u64 = 60 * 60 * 1000;
 type Last<'a> = Option<(&'a Run, Ended)>;
 
 fn zone(name: &str) -> TimeZone {
-    let bytes = std::fs::read(Path::new("/usr/share/zoneinfo").join(name)).expect("the zones are installed");
+    let bytes = std::fs::read(Path::new("/usr/share/zoneinfo").join(name))
+        .expect("the zones are installed");
     TimeZone::tzif(name, &bytes).expect("a zone")
 }
 
@@ -46,32 +47,103 @@ fn a_period_begins_and_ends_with_the_calendar_of_its_zone() {
         ("Europe/Berlin", Day, "2026-03-29T12:00:00", "2026-03-28T23:00:00", "2026-03-29T22:00:00"),
         ("Europe/Berlin", Day, "2026-10-25T12:00:00", "2026-10-24T22:00:00", "2026-10-25T23:00:00"),
         // The two hours that are called 2, and the one that is not there.
-        ("Europe/Berlin", Hour, "2026-10-25T00:30:00", "2026-10-25T00:00:00", "2026-10-25T01:00:00"),
-        ("Europe/Berlin", Hour, "2026-10-25T01:30:00", "2026-10-25T01:00:00", "2026-10-25T02:00:00"),
-        ("Europe/Berlin", Hour, "2026-03-29T00:59:59", "2026-03-29T00:00:00", "2026-03-29T01:00:00"),
-        ("Europe/Berlin", Hour, "2026-03-29T01:00:00", "2026-03-29T01:00:00", "2026-03-29T02:00:00"),
+        (
+            "Europe/Berlin",
+            Hour,
+            "2026-10-25T00:30:00",
+            "2026-10-25T00:00:00",
+            "2026-10-25T01:00:00",
+        ),
+        (
+            "Europe/Berlin",
+            Hour,
+            "2026-10-25T01:30:00",
+            "2026-10-25T01:00:00",
+            "2026-10-25T02:00:00",
+        ),
+        (
+            "Europe/Berlin",
+            Hour,
+            "2026-03-29T00:59:59",
+            "2026-03-29T00:00:00",
+            "2026-03-29T01:00:00",
+        ),
+        (
+            "Europe/Berlin",
+            Hour,
+            "2026-03-29T01:00:00",
+            "2026-03-29T01:00:00",
+            "2026-03-29T02:00:00",
+        ),
         // Half an hour is left out, or repeated.
-        ("Australia/Lord_Howe", Day, "2026-10-04T00:00:00", "2026-10-03T13:30:00", "2026-10-04T13:00:00"),
-        ("Australia/Lord_Howe", Day, "2026-04-05T00:00:00", "2026-04-04T13:00:00", "2026-04-05T13:30:00"),
+        (
+            "Australia/Lord_Howe",
+            Day,
+            "2026-10-04T00:00:00",
+            "2026-10-03T13:30:00",
+            "2026-10-04T13:00:00",
+        ),
+        (
+            "Australia/Lord_Howe",
+            Day,
+            "2026-04-05T00:00:00",
+            "2026-04-04T13:00:00",
+            "2026-04-05T13:30:00",
+        ),
         // 2011-12-30 was left out.
         ("Pacific/Apia", Day, "2011-12-30T09:59:59", "2011-12-29T10:00:00", "2011-12-30T10:00:00"),
         ("Pacific/Apia", Day, "2011-12-30T10:00:00", "2011-12-30T10:00:00", "2011-12-31T10:00:00"),
         ("Pacific/Apia", Week, "2011-12-31T00:00:00", "2011-12-26T10:00:00", "2012-01-01T10:00:00"),
         // Midnight is left out.
-        ("America/Sao_Paulo", Day, "2018-11-04T12:00:00", "2018-11-04T03:00:00", "2018-11-05T02:00:00"),
-        // An hour has an hour, by the offset that is in force: of the one and a half that are called 1, the second reaches back.
-        ("Australia/Lord_Howe", Hour, "2026-04-04T14:45:00", "2026-04-04T14:00:00", "2026-04-04T15:00:00"),
-        ("Australia/Lord_Howe", Hour, "2026-04-04T15:15:00", "2026-04-04T14:30:00", "2026-04-04T15:30:00"),
-        ("Australia/Lord_Howe", Hour, "2026-10-03T15:45:00", "2026-10-03T15:00:00", "2026-10-03T16:00:00"),
+        (
+            "America/Sao_Paulo",
+            Day,
+            "2018-11-04T12:00:00",
+            "2018-11-04T03:00:00",
+            "2018-11-05T02:00:00",
+        ),
+        // An hour has an hour, by the offset that is in force: of the one and a half that are
+        // called 1, the second reaches back.
+        (
+            "Australia/Lord_Howe",
+            Hour,
+            "2026-04-04T14:45:00",
+            "2026-04-04T14:00:00",
+            "2026-04-04T15:00:00",
+        ),
+        (
+            "Australia/Lord_Howe",
+            Hour,
+            "2026-04-04T15:15:00",
+            "2026-04-04T14:30:00",
+            "2026-04-04T15:30:00",
+        ),
+        (
+            "Australia/Lord_Howe",
+            Hour,
+            "2026-10-03T15:45:00",
+            "2026-10-03T15:00:00",
+            "2026-10-03T16:00:00",
+        ),
         // Hours do not begin with those of UTC.
-        ("Asia/Kathmandu", Hour, "2026-11-29T12:20:00", "2026-11-29T12:15:00", "2026-11-29T13:15:00"),
+        (
+            "Asia/Kathmandu",
+            Hour,
+            "2026-11-29T12:20:00",
+            "2026-11-29T12:15:00",
+            "2026-11-29T13:15:00",
+        ),
     ] {
         let begins = |now| period.begin_in(now, zone(zone_name));
         assert_eq!(begins(utc(now)), Some(utc(begin)), "{period:?} of {now} in {zone_name}");
         // Each of the two and a half hours at Lord Howe has its own begin.
         if zone_name != "Australia/Lord_Howe" || period != Hour {
             let (last, next) = (begins(utc(end) - 1), begins(utc(end)));
-            assert_eq!((last, next), (Some(utc(begin)), Some(utc(end))), "{period:?} of {now} in {zone_name}");
+            assert_eq!(
+                (last, next),
+                (Some(utc(begin)), Some(utc(end))),
+                "{period:?} of {now} in {zone_name}"
+            );
         }
     }
     assert_eq!(Day.begin_in(u64::MAX, TimeZone::UTC), None);
@@ -97,7 +169,9 @@ fn each_moment_is_in_one_period_which_does_not_depend_on_the_moment() {
             let mut current = begin_of(first);
             for now in (first..first + 60 * HOUR).step_by(5 * 60 * 1000) {
                 let begin = begin_of(now);
-                let what = format!("{period:?} at {now} around {change} in {zone_name}: {begin} after {current:?}");
+                let what = format!(
+                    "{period:?} at {now} around {change} in {zone_name}: {begin} after {current:?}"
+                );
                 assert!(begin <= now && begin >= current, "{what}");
                 let is_whole = zone_name != "Australia/Lord_Howe" || period != Period::Hour;
                 assert!(begin == current || begin == now || !is_whole, "{what}");
@@ -138,7 +212,14 @@ fn a_caller_does_what_the_table_says() {
         ("done", always, Some((&first, Ended::Succeeded)), 0, u64::MAX, 0),
         ("done in this period", always, Some((&first, Ended::Succeeded)), 1000, 5000, 0),
         ("done in the period before", always, Some((&first, Ended::Succeeded)), 1001, 5000, 1),
-        ("done in a later period, by another clock", always, Some((&first, Ended::Succeeded)), 500, 700, 0),
+        (
+            "done in a later period, by another clock",
+            always,
+            Some((&first, Ended::Succeeded)),
+            500,
+            700,
+            0,
+        ),
         ("failed in the period before", tries(1), Some((&third, Ended::Failed)), 1001, 5000, 1),
         ("interrupted in the period before", stop, Some((&third, gone)), 1001, 5000, 1),
         ("just valid", valid, Some((&first, Ended::Succeeded)), 0, 62_000, 0),
@@ -147,7 +228,14 @@ fn a_caller_does_what_the_table_says() {
         ("failed", always, Some((&third, Ended::Failed)), 0, 5000, 4),
         ("failed, one try left", tries(4), Some((&third, Ended::Failed)), 0, 5000, 4),
         ("failed, no try left", tries(3), Some((&third, Ended::Failed)), 0, 5000, -1),
-        ("failed, fewer tries than were made", tries(1), Some((&third, Ended::Failed)), 0, 5000, -1),
+        (
+            "failed, fewer tries than were made",
+            tries(1),
+            Some((&third, Ended::Failed)),
+            0,
+            5000,
+            -1,
+        ),
         ("failed, and interruptions count alone", stop, Some((&third, Ended::Failed)), 0, 5000, 4),
         ("interrupted", always, Some((&third, gone)), 0, 5000, 4),
         ("interrupted, to be stopped", stop, Some((&first, gone)), 0, 5000, -1),
@@ -156,28 +244,46 @@ fn a_caller_does_what_the_table_says() {
     ] {
         assert_eq!(next(rule, last, since, now), expected, "{what}");
     }
-    assert_eq!(next(always, Some((&run(u32::MAX, 1), Ended::Failed)), 0, 5000), i64::from(u32::MAX));
+    assert_eq!(
+        next(always, Some((&run(u32::MAX, 1), Ended::Failed)), 0, 5000),
+        i64::from(u32::MAX)
+    );
 }
 
 #[test]
 fn two_hosts_with_different_clocks_run_a_key_once_a_day_between_them() {
     let daily = Rule { per: Some(Period::Day), ..Rule::default() };
     let begin = Period::Day.begin(1_800_000_000_000).expect("a day");
-    let end = (1..=50).find_map(|half| Some(begin + half * HOUR / 2).filter(|end| daily.since(*end) == *end)).expect("its end");
+    let end = (1..=50)
+        .find_map(|half| Some(begin + half * HOUR / 2).filter(|end| daily.since(*end) == *end))
+        .expect("its end");
     let minute = 60 * 1000;
-    // The one that is ahead begins the day; the one behind still has the day before, for which that counts, and then this one.
-    let Next::Run(ahead) = daily.next("k", None, daily.since(begin), begin) else { panic!("it is not run") };
+    // The one that is ahead begins the day; the one behind still has the day before, for which that
+    // counts, and then this one.
+    let Next::Run(ahead) = daily.next("k", None, daily.since(begin), begin) else {
+        panic!("it is not run")
+    };
     let done = ahead.with_end(begin + 10, "ended with 0", Some(0));
     for now in [begin - minute, begin, begin + minute, end - 1] {
         assert_eq!(next(daily, Some((&done, Ended::Succeeded)), daily.since(now), now), 0, "{now}");
     }
     assert_eq!(next(daily, Some((&done, Ended::Succeeded)), daily.since(end), end), 1);
     // The one behind runs the day before in time; the one that is ahead has a new day.
-    let Next::Run(behind) = daily.next("k", None, daily.since(begin - 1), begin - 1) else { panic!("it is not run") };
+    let Next::Run(behind) = daily.next("k", None, daily.since(begin - 1), begin - 1) else {
+        panic!("it is not run")
+    };
     let done = behind.with_end(begin + minute, "ended with 0", Some(0));
     assert_eq!(next(daily, Some((&done, Ended::Succeeded)), daily.since(begin), begin), 1);
     // A caller of the day before that waited for it has what it came for, however late it is told.
-    assert_eq!(next(daily, Some((&done, Ended::Succeeded)), daily.since(begin - minute), begin + 2 * minute), 0);
+    assert_eq!(
+        next(
+            daily,
+            Some((&done, Ended::Succeeded)),
+            daily.since(begin - minute),
+            begin + 2 * minute
+        ),
+        0
+    );
 }
 
 #[test]
@@ -210,9 +316,12 @@ fn the_state_of_a_key_is_that_by_the_rule_of_its_last_run() {
 fn the_last_five_ends_are_kept_and_an_interruption_is_one_of_them() {
     let mut last = run(1, 1000);
     for number in 2..=8 {
-        let Next::Run(next) =
-            Rule::default().next("k", Some((&last, Ended::Interrupted(Stale::Absent(Absence::Gone)))), 0, 1000 * number)
-        else {
+        let Next::Run(next) = Rule::default().next(
+            "k",
+            Some((&last, Ended::Interrupted(Stale::Absent(Absence::Gone)))),
+            0,
+            1000 * number,
+        ) else {
             panic!("it is not run")
         };
         last = next;
@@ -221,11 +330,16 @@ fn the_last_five_ends_are_kept_and_an_interruption_is_one_of_them() {
     assert_eq!(ends, [(3, 4000), (4, 5000), (5, 6000), (6, 7000), (7, 8000)]);
     // One that was noted when it happened is not noted again.
     let noted = last.with_end(9000, "interrupted", None);
-    let Next::Run(next) = Rule::default().next("k", Some((&noted, Ended::Interrupted(Stale::Released))), 0, 9500) else {
+    let Next::Run(next) =
+        Rule::default().next("k", Some((&noted, Ended::Interrupted(Stale::Released))), 0, 9500)
+    else {
         panic!("it is not run")
     };
     assert_eq!((next.ends, next.number), (noted.ends, 9));
     // A clock that is behind does not hide it.
-    assert_eq!(run(1, 1000).with_end(999, "ended with 1", Some(1)).end().map(|end| (end.at, end.code)), Some((1000, Some(1))));
+    assert_eq!(
+        run(1, 1000).with_end(999, "ended with 1", Some(1)).end().map(|end| (end.at, end.code)),
+        Some((1000, Some(1)))
+    );
     assert_eq!(run(1, 0).with_end(1, &"é".repeat(1000), None).ends[0].how.chars().count(), 80);
 }

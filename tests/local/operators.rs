@@ -18,7 +18,10 @@ fn metrics_tell_of_a_lock_its_waiters_and_a_key() {
     assert!(waiter.is_waiting());
     let metrics = locks.run(&["status", "--metrics"]).stdout;
     for (name, value) in [("held", 1), ("holders", 1), ("waiters", 1)] {
-        assert!(has(&metrics, &format!("serializer_lock_{name}{{lock=\"{lock}\"}} {value}")), "{name}: {metrics}");
+        assert!(
+            has(&metrics, &format!("serializer_lock_{name}{{lock=\"{lock}\"}} {value}")),
+            "{name}: {metrics}"
+        );
     }
     assert!(metrics.contains("serializer_lock_held_seconds{"), "{metrics}");
     holder.unlock();
@@ -37,7 +40,10 @@ fn metrics_tell_of_a_lock_its_waiters_and_a_key() {
     assert_eq!(locks.run(&["once", "a \"key\"", "--", "true"]).code, 0);
     assert_eq!(locks.run(&["once", "bad", "--", "false"]).code, 1);
     let metrics = locks.run(&["status", "--once", "--metrics"]).stdout;
-    assert!(metrics.contains("serializer_key_last_success_timestamp_seconds{key=\"a \\\"key\\\"\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("serializer_key_last_success_timestamp_seconds{key=\"a \\\"key\\\"\"} 1"),
+        "{metrics}"
+    );
     assert!(has(&metrics, "serializer_key_failed{key=\"bad\"} 1"), "{metrics}");
     assert!(!metrics.contains("last_success_timestamp_seconds{key=\"bad\"}"), "{metrics}");
 }
@@ -49,14 +55,19 @@ fn events_tell_how_each_lock_was_acquired_and_released() {
     let run = |args: &[&str]| {
         let ended = crate::support::ended(locks.serializer(args).env("SERIALIZER_EVENTS", &log));
         let text = fs::read_to_string(&log).unwrap_or_default();
-        let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let events =
+            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
         (ended.code, events.collect::<Vec<_>>())
     };
     let (code, events) = run(&["run", "--", "sh", "-c", "exit 7"]);
-    let names: Vec<_> = events.iter().map(|event| event["event"].as_str().expect("a name")).collect();
+    let names: Vec<_> =
+        events.iter().map(|event| event["event"].as_str().expect("a name")).collect();
     assert_eq!((code, names), (7, vec!["acquire", "release"]));
     assert!(events[0]["waited_seconds"].is_number() && events[1]["exit_code"] == 7, "{events:?}");
-    assert!(events.iter().all(|event| event["lock"] == locks.file().display().to_string() && event["time"].is_string()));
+    assert!(
+        events.iter().all(|event| event["lock"] == locks.file().display().to_string()
+            && event["time"].is_string())
+    );
     // A holder that dies, and one that is broken.
     let mut holder = Shell::start(&locks);
     holder.lock();
@@ -72,7 +83,10 @@ fn events_tell_how_each_lock_was_acquired_and_released() {
 fn an_event_log_that_cannot_be_opened_stops_nothing() {
     let locks = Locks::new();
     let ran = locks.run(&["--events", "/nonexistent/log", "run", "--", "true"]);
-    assert!(ran.code == 0 && ran.stderr.contains("cannot open the event log `/nonexistent/log`"), "{ran:?}");
+    assert!(
+        ran.code == 0 && ran.stderr.contains("cannot open the event log `/nonexistent/log`"),
+        "{ran:?}"
+    );
 }
 
 #[test]
@@ -82,7 +96,8 @@ fn a_long_wait_is_warned_of_once() {
     holder.lock();
     let said = locks.dir().join("said");
     let mut waiter = locks.serializer(&["run", "--warn-after", "0.1", "--", "true"]);
-    let mut waiter = waiter.stderr(fs::File::create(&said).expect("a file")).spawn().expect("it starts");
+    let mut waiter =
+        waiter.stderr(fs::File::create(&said).expect("a file")).spawn().expect("it starts");
     let said = || fs::read_to_string(&said).expect("a file");
     until("it is not warned of", || said().contains("still waiting for pid"));
     holder.unlock();

@@ -1,5 +1,5 @@
-//! A panic, of the program or of a library, ends the program with one line and a defined exit code, without what the panic says; and while
-//! a lease is kept, as the loss of that does.
+//! A panic, of the program or of a library, ends the program with one line and a defined exit code,
+//! without what the panic says; and while a lease is kept, as the loss of that does.
 //!
 //! Each test starts this program again, which takes the part of the program that panics.
 
@@ -32,7 +32,8 @@ impl Kept for Lease {
     }
 }
 
-/// The output of this program as `part`, a function that the test of this name calls at once when it is that.
+/// The output of this program as `part`, a function that the test of this name calls at once when
+/// it is that.
 fn as_part(test: &str, part: fn()) -> Output {
     if std::env::var_os(PART).is_some() {
         // The main thread of a program, which that of a test is not.
@@ -41,7 +42,11 @@ fn as_part(test: &str, part: fn()) -> Output {
         exit(WRONG);
     }
     let itself = std::env::current_exe().expect("this program");
-    Command::new(itself).args(["--exact", &format!("panics::{test}"), "--nocapture"]).env(PART, "1").output().expect("it runs")
+    Command::new(itself)
+        .args(["--exact", &format!("panics::{test}"), "--nocapture"])
+        .env(PART, "1")
+        .output()
+        .expect("it runs")
 }
 
 /// Its exit code, and what it has said about the panic, which must be all.
@@ -52,12 +57,15 @@ fn told(output: &Output) -> (Option<i32>, String) {
 }
 
 fn is_told_in_one_line(said: &str) -> bool {
-    said.starts_with("serializer: internal error at `tests/local/panics.rs:") && said.lines().count() == 1
+    said.starts_with("serializer: internal error at `tests/local/panics.rs:")
+        && said.lines().count() == 1
 }
 
 #[test]
 fn a_panic_is_told_in_one_line_without_what_it_says() {
-    let output = as_part("a_panic_is_told_in_one_line_without_what_it_says", || panic!("http://me:hunter2@x\nis no address"));
+    let output = as_part("a_panic_is_told_in_one_line_without_what_it_says", || {
+        panic!("http://me:hunter2@x\nis no address")
+    });
     let (code, said) = told(&output);
     assert!(code == Some(1) && is_told_in_one_line(&said), "{output:?}");
 }
@@ -74,27 +82,30 @@ fn a_panic_of_another_thread_ends_the_program_too() {
 
 #[test]
 fn a_panic_while_a_lease_is_kept_is_its_loss_and_the_main_thread_goes_on() {
-    let output = as_part("a_panic_while_a_lease_is_kept_is_its_loss_and_the_main_thread_goes_on", || {
-        let (mut lost, tell) = std::io::pipe().expect("a pipe");
-        let _registration = Registration::of(Arc::new(Lease(tell)));
-        thread::spawn(|| panic!("hunter2"));
-        let mut why = [0; 512];
-        let length = std::io::Read::read(&mut lost, &mut why).expect("it is told");
-        let is_why = String::from_utf8_lossy(&why[..length]).starts_with("internal error at `tests/local/panics.rs:");
-        exit(if is_why { 3 } else { WRONG });
-    });
+    let output =
+        as_part("a_panic_while_a_lease_is_kept_is_its_loss_and_the_main_thread_goes_on", || {
+            let (mut lost, tell) = std::io::pipe().expect("a pipe");
+            let _registration = Registration::of(Arc::new(Lease(tell)));
+            thread::spawn(|| panic!("hunter2"));
+            let mut why = [0; 512];
+            let length = std::io::Read::read(&mut lost, &mut why).expect("it is told");
+            let is_why = String::from_utf8_lossy(&why[..length])
+                .starts_with("internal error at `tests/local/panics.rs:");
+            exit(if is_why { 3 } else { WRONG });
+        });
     let (code, said) = told(&output);
     assert!(code == Some(3) && is_told_in_one_line(&said), "{output:?}");
 }
 
 #[test]
 fn a_panic_of_the_main_thread_while_a_lease_is_kept_ends_what_runs_under_it() {
-    let output = as_part("a_panic_of_the_main_thread_while_a_lease_is_kept_ends_what_runs_under_it", || {
-        let (lost, tell) = std::io::pipe().expect("a pipe");
-        let _registration = Registration::of(Arc::new(Lease(tell)));
-        let _ = lost.as_fd();
-        panic!("hunter2");
-    });
+    let output =
+        as_part("a_panic_of_the_main_thread_while_a_lease_is_kept_ends_what_runs_under_it", || {
+            let (lost, tell) = std::io::pipe().expect("a pipe");
+            let _registration = Registration::of(Arc::new(Lease(tell)));
+            let _ = lost.as_fd();
+            panic!("hunter2");
+        });
     let (code, said) = told(&output);
     assert!(code == Some(76) && is_told_in_one_line(&said), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains(ENDED), "{output:?}");

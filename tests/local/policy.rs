@@ -1,5 +1,6 @@
-//! The mutex's policy on a register in memory: whatever the order in which several processes take their steps, crash and die,
-//! those live owners who believe that they hold the lock may hold it together, and it can always be had again.
+//! The mutex's policy on a register in memory: whatever the order in which several processes take
+//! their steps, crash and die, those live owners who believe that they hold the lock may hold it
+//! together, and it can always be had again.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -43,7 +44,12 @@ fn in_mode(mode: Mode) -> Request {
 }
 
 fn one_attempt() -> Waiting {
-    Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None, warn_after: None }
+    Waiting {
+        max_attempts: NonZeroU32::new(1),
+        sleep: Duration::ZERO,
+        timeout: None,
+        warn_after: None,
+    }
 }
 
 /// The PIDs of the owners that live. A PID is never used again.
@@ -100,7 +106,8 @@ impl Observer for Silent {
     }
 }
 
-/// A store whose every operation waits until the scheduler lets it happen, or tells that the process has crashed.
+/// A store whose every operation waits until the scheduler lets it happen, or tells that the
+/// process has crashed.
 struct Gated {
     store: Memory,
     here: Sender<Event>,
@@ -114,7 +121,10 @@ enum Event {
 
 impl Gated {
     fn pass(&self) -> Result<(), Failure> {
-        let crashed = || Failure { cause: Cause::Contended, ..Failure::permanent("a crashed process does nothing more") };
+        let crashed = || Failure {
+            cause: Cause::Contended,
+            ..Failure::permanent("a crashed process does nothing more")
+        };
         self.here.send(Event::AtAnOperation).map_err(|_| crashed())?;
         self.go.recv().map_err(|_| crashed())
     }
@@ -157,7 +167,12 @@ impl Store for Gated {
 }
 
 impl Notifier for Gated {
-    fn wait(&mut self, _key: &Key, _limit: Duration, _fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    fn wait(
+        &mut self,
+        _key: &Key,
+        _limit: Duration,
+        _fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Failure> {
         self.pass()
     }
 
@@ -217,7 +232,8 @@ impl Machine {
         pid
     }
 
-    /// The owner's command does one operation; if it runs none, it starts the one whose turn it is, a `lock` in `mode`.
+    /// The owner's command does one operation; if it runs none, it starts the one whose turn it is,
+    /// a `lock` in `mode`.
     fn step(&mut self, owner: usize, mode: Mode) {
         let command = self.commands[owner].take().unwrap_or_else(|| self.start(owner, mode));
         command.go.send(()).expect("it waits");
@@ -249,7 +265,9 @@ impl Machine {
             let ended = here.clone();
             let mut mutex = Mutex::new(register(Gated { store, here, go: permits }), &judge);
             let done = match mode {
-                Some(mode) => mutex.acquire(&process, &in_mode(mode), &one_attempt(), &mut Silent).is_ok(),
+                Some(mode) => {
+                    mutex.acquire(&process, &in_mode(mode), &one_attempt(), &mut Silent).is_ok()
+                }
                 None => mutex.release(&process, ReleaseScope::OwnOrStale, Outcome::Unknown).is_ok(),
             };
             // Nobody listens to a process that has crashed.
@@ -275,23 +293,33 @@ impl Machine {
         self.owners[owner] = self.born();
     }
 
-    /// Two of those who believe that they hold the lock, and may not hold it together with the others.
+    /// Two of those who believe that they hold the lock, and may not hold it together with the
+    /// others.
     fn conflict(&self) -> Option<String> {
         let may_be_there = |(pid, mode): (&i32, &Mode)| {
-            let others: Vec<Mode> = self.believe.iter().filter(|(other, _)| *other != pid).map(|(_, mode)| *mode).collect();
+            let others: Vec<Mode> = self
+                .believe
+                .iter()
+                .filter(|(other, _)| *other != pid)
+                .map(|(_, mode)| *mode)
+                .collect();
             mode.joins(&others)
         };
-        (!self.believe.iter().all(may_be_there)).then(|| format!("{:?} all believe that they hold the lock", self.believe))
+        (!self.believe.iter().all(may_be_there))
+            .then(|| format!("{:?} all believe that they hold the lock", self.believe))
     }
 
-    /// Somebody who believes that it holds the lock, and of whom nothing is written down. (Whose command runs does not know
-    /// yet.)
+    /// Somebody who believes that it holds the lock, and of whom nothing is written down. (Whose
+    /// command runs does not know yet.)
     fn loss(&self) -> Option<String> {
         let stored = register(self.store.clone()).load().expect("a register in memory can be read");
         let record = stored.as_ref().and_then(|stored| stored.record.as_ref());
         let entries = record.map(Record::entries).unwrap_or_default();
         let is_written = |pid: i32| entries.iter().any(|entry| entry.owner.pid.as_raw_pid() == pid);
-        self.believe.keys().find(|pid| !is_written(**pid)).map(|pid| format!("{pid} has lost the lock: {entries:?}"))
+        self.believe
+            .keys()
+            .find(|pid| !is_written(**pid))
+            .map(|pid| format!("{pid} has lost the lock: {entries:?}"))
     }
 
     /// Lets everything end, and then somebody new ask for the lock.
@@ -307,7 +335,8 @@ impl Machine {
             self.die(owner);
         }
         let judge = ByPid(self.alive.clone());
-        let process = Process { pid: self.owners[0], alive: self.alive.clone(), tokens: self.tokens.clone() };
+        let process =
+            Process { pid: self.owners[0], alive: self.alive.clone(), tokens: self.tokens.clone() };
         let mut mutex = Mutex::new(register(self.store.clone()), &judge);
         mutex.acquire(&process, &in_mode(Mode::EXCLUSIVE), &one_attempt(), &mut Silent).is_ok()
     }
@@ -383,7 +412,9 @@ fn no_holder_of_a_full_record_is_lost_when_one_releases() {
     };
     // What is noted of the first one when it releases makes its entry longer.
     let mut entries = vec![Entry { until: Some(u64::MAX), ..entry(1) }];
-    let length = |entries: &[Entry]| Record::of(entries.to_vec()).map_or(usize::MAX, |record| record.to_text().len());
+    let length = |entries: &[Entry]| {
+        Record::of(entries.to_vec()).map_or(usize::MAX, |record| record.to_text().len())
+    };
     while length(&entries) < MOST - 200 {
         entries.push(entry(entries.len() as i32 + 1));
     }
@@ -398,12 +429,18 @@ fn no_holder_of_a_full_record_is_lost_when_one_releases() {
     assert_eq!(length(&entries), MOST);
     let store = Memory::default();
     assert_eq!(
-        register(store.clone()).put(None, Some(&Record::of(entries.clone()).expect("a record"))).expect("memory"),
+        register(store.clone())
+            .put(None, Some(&Record::of(entries.clone()).expect("a record")))
+            .expect("memory"),
         Write::Done
     );
     let judge = ByPid(alive.clone());
     let process = Process { pid: 1, alive: alive.clone(), tokens: tokens.clone() };
-    let released = Mutex::new(register(store.clone()), &judge).release(&process, ReleaseScope::OwnOrStale, Outcome::Unknown);
+    let released = Mutex::new(register(store.clone()), &judge).release(
+        &process,
+        ReleaseScope::OwnOrStale,
+        Outcome::Unknown,
+    );
     assert!(matches!(released, Ok(Released::Own { .. })), "{released:?}");
     let stored = register(store).load().expect("memory").expect("the others hold it");
     assert_eq!(stored.record.as_ref().expect("a record").entries(), &entries[1..]);

@@ -1,5 +1,5 @@
-//! The file in which those who wait have their turns: nobody's data is taken for it, it may be another user's, and it does not
-//! stay.
+//! The file in which those who wait have their turns: nobody's data is taken for it, it may be
+//! another user's, and it does not stay.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -64,7 +64,10 @@ fn somebodys_data_in_the_place_of_the_queue_file_is_left_alone() {
     let before = fs::metadata(&queue).and_then(|metadata| metadata.modified()).expect("its time");
     can_be_waited_for(&locks);
     assert_eq!(fs::read_to_string(&queue).expect("it is still there"), "important\n");
-    assert_eq!(fs::metadata(&queue).and_then(|metadata| metadata.modified()).expect("its time"), before);
+    assert_eq!(
+        fs::metadata(&queue).and_then(|metadata| metadata.modified()).expect("its time"),
+        before
+    );
     fs::remove_file(&queue).expect("it can be removed");
 
     fs::create_dir(&queue).expect("somebody's directory");
@@ -91,7 +94,11 @@ fn a_queue_file_that_cannot_be_read_only_means_that_no_order_is_kept() {
     fs::set_permissions(&queue, fs::Permissions::from_mode(0o000)).expect("nobody may read it");
     let mut shell = Shell::start_with(user.command(&locks, "bash", &[]));
     shell.lock();
-    let waiter = Waiter::start(user.command(&locks, "bash", &["-c", &format!("{LOCK}; true").replace("2> /dev/null", "")]));
+    let waiter = Waiter::start(user.command(
+        &locks,
+        "bash",
+        &["-c", &format!("{LOCK}; true").replace("2> /dev/null", "")],
+    ));
     shell.unlock();
     assert_eq!(waiter.end().code, 0);
     assert_eq!(fs::metadata(&queue).expect("it is still there").len(), 6);
@@ -101,7 +108,8 @@ fn a_queue_file_that_cannot_be_read_only_means_that_no_order_is_kept() {
 fn another_user_takes_his_turn_in_a_sticky_directory() {
     let locks = Locks::new();
     let user = OrdinaryUser::new(&locks);
-    fs::set_permissions(locks.dir(), fs::Permissions::from_mode(0o1777)).expect("a directory like /tmp");
+    fs::set_permissions(locks.dir(), fs::Permissions::from_mode(0o1777))
+        .expect("a directory like /tmp");
     let mut holder = Shell::start(&locks);
     holder.lock();
     // The queue file is the first one's, and the last one cannot remove it.

@@ -1,6 +1,7 @@
-//! The snippets of `docs/recipes.md`, run as they stand there, by what would run them: a shell, make, or `/bin/sh -c` with cron's
-//! environment. What they start (dbt, node, a script) is a stand-in that waits to be let go, so that it is certain who overlaps
-//! with whom. A snippet is found by the comment `<!-- recipe: NAME -->` in front of it.
+//! The snippets of `docs/recipes.md`, run as they stand there, by what would run them: a shell,
+//! make, or `/bin/sh -c` with cron's environment. What they start (dbt, node, a script) is a
+//! stand-in that waits to be let go, so that it is certain who overlaps with whom. A snippet is
+//! found by the comment `<!-- recipe: NAME -->` in front of it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -37,12 +38,18 @@ fn recipes() -> Vec<(&'static str, &'static str)> {
 }
 
 fn recipe(name: &str) -> &'static str {
-    recipes().into_iter().find(|(other, _)| *other == name).unwrap_or_else(|| panic!("no recipe {name}")).1
+    recipes()
+        .into_iter()
+        .find(|(other, _)| *other == name)
+        .unwrap_or_else(|| panic!("no recipe {name}"))
+        .1
 }
 
 /// The commands of a crontab, as cron hands them to the shell.
 fn crontab(name: &str) -> Vec<String> {
-    let lines = recipe(name).lines().filter(|line| line.starts_with(|c: char| c == '*' || c.is_ascii_digit()));
+    let lines = recipe(name)
+        .lines()
+        .filter(|line| line.starts_with(|c: char| c == '*' || c.is_ascii_digit()));
     let command = |line: &str| {
         let mut fields = line.splitn(6, ' ').map(str::trim_start);
         let command = fields.nth(5).expect("five fields and a command").to_owned();
@@ -60,7 +67,10 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
-        let site = Self { locks: Locks::new(), work: TempDir::with_prefix("serializer-recipes-").expect("a directory") };
+        let site = Self {
+            locks: Locks::new(),
+            work: TempDir::with_prefix("serializer-recipes-").expect("a directory"),
+        };
         fs::create_dir(site.path().join("bin")).expect("a directory for programs");
         symlink(PROGRAM, site.path().join("bin/serializer")).expect("a link");
         for name in ["bin/dbt", "bin/node", "bin/meltano", "bin/pipelinewise"] {
@@ -76,18 +86,23 @@ impl Site {
         self.work.path()
     }
 
-    /// Written by another process: while this one had it open for writing, a child of another test could inherit that, and the
-    /// text file would be busy.
+    /// Written by another process: while this one had it open for writing, a child of another test
+    /// could inherit that, and the text file would be busy.
     fn stand_in(&self, name: &str) {
         let write = r#"printf %s "$1" > "$2" && chmod +x "$2""#;
-        let status = Command::new("sh").args(["-c", write, "sh", STAND_IN]).arg(self.path().join(name)).status();
+        let status = Command::new("sh")
+            .args(["-c", write, "sh", STAND_IN])
+            .arg(self.path().join(name))
+            .status();
         assert!(status.expect("sh runs").success());
     }
 
     fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = self.locks.command(program);
         let path = std::env::var("PATH").expect("PATH is UTF-8");
-        command.env("PATH", format!("{}/bin:{path}", self.path().display())).env("WORK", self.path());
+        command
+            .env("PATH", format!("{}/bin:{path}", self.path().display()))
+            .env("WORK", self.path());
         command.args(args).current_dir(self.path());
         command
     }
@@ -111,7 +126,11 @@ impl Site {
     /// What was said, a line each without the PID.
     fn log(&self) -> Vec<String> {
         let words = |line: &str| line.splitn(3, ' ').map(str::to_owned).collect::<Vec<_>>();
-        self.lines().iter().map(|line| words(line)).map(|words| format!("{} {}", words[0], words[2].trim_end())).collect()
+        self.lines()
+            .iter()
+            .map(|line| words(line))
+            .map(|words| format!("{} {}", words[0], words[2].trim_end()))
+            .collect()
     }
 
     fn lines(&self) -> Vec<String> {
@@ -126,7 +145,8 @@ impl Site {
         let mut pids = Vec::new();
         for line in self.lines() {
             let mut words = line.split(' ');
-            let (what, pid) = (words.next(), words.next().and_then(|pid| pid.parse().ok()).expect("a PID"));
+            let (what, pid) =
+                (words.next(), words.next().and_then(|pid| pid.parse().ok()).expect("a PID"));
             if what == Some("in") { pids.push(pid) } else { pids.retain(|other| *other != pid) }
         }
         pids
@@ -139,12 +159,14 @@ impl Site {
 
     /// Lets one end with an exit code.
     fn let_go(&self, pid: i32, code: u8) {
-        fs::write(self.path().join(format!("gate.{pid}")), format!("{code}\n")).expect("it waits for its code");
+        fs::write(self.path().join(format!("gate.{pid}")), format!("{code}\n"))
+            .expect("it waits for its code");
     }
 
     fn status(&self, lock: &str) -> serde_json::Value {
         let ended = ended(&mut self.command("serializer", &["status", "--json", lock]));
-        let mut report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("status prints JSON");
+        let mut report: serde_json::Value =
+            serde_json::from_str(&ended.stdout).expect("status prints JSON");
         report["locks"][0].take()
     }
 
@@ -154,7 +176,8 @@ impl Site {
         });
     }
 
-    /// Lets all go that come to work, until all jobs have ended well; tells how many were at work at the same time at most.
+    /// Lets all go that come to work, until all jobs have ended well; tells how many were at work
+    /// at the same time at most.
     fn drive(&self, jobs: &mut [Job]) -> usize {
         let mut let_go = HashSet::new();
         until("the jobs end", || {
@@ -180,7 +203,8 @@ impl Site {
         counts.max().unwrap_or(0)
     }
 
-    /// Starts one, then the other, which must wait for `lock`; lets both end, and tells what they did.
+    /// Starts one, then the other, which must wait for `lock`; lets both end, and tells what they
+    /// did.
     fn take_turns(&self, one: Command, other: Command, lock: &str) -> Vec<String> {
         let one = Job::start(one);
         self.until_at_work(1);
@@ -199,7 +223,11 @@ impl Drop for Site {
         for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with("gate.") {
                 let no_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-                let _ = fs::OpenOptions::new().read(true).write(true).custom_flags(no_wait).open(entry.path());
+                let _ = fs::OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .custom_flags(no_wait)
+                    .open(entry.path());
             }
         }
     }
@@ -212,7 +240,9 @@ struct Job {
 
 impl Job {
     fn start(mut command: Command) -> Self {
-        Self { child: command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts") }
+        Self {
+            child: command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts"),
+        }
     }
 
     fn has_ended(&mut self) -> bool {
@@ -239,8 +269,11 @@ impl Drop for Job {
 
 /// Runs a command that must not come to work, where it would stay.
 fn ends_by_itself(command: &mut Command) -> Ended {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-    until("it ends without having come to work", || child.try_wait().expect("it can be asked").is_some());
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    until("it ends without having come to work", || {
+        child.try_wait().expect("it can be asked").is_some()
+    });
     Ended::from(child.wait_with_output().expect("it has ended"))
 }
 
@@ -259,7 +292,9 @@ fn while_busy(site: &Site, holder: Command, command: &mut Command) -> Ended {
 fn every_marked_snippet_is_tried_here() {
     let source = include_str!("recipes.rs");
     for (name, _) in recipes() {
-        let is_tried = ["recipe", "crontab"].iter().any(|function| source.contains(&format!("{function}(\"{name}\")")));
+        let is_tried = ["recipe", "crontab"]
+            .iter()
+            .any(|function| source.contains(&format!("{function}(\"{name}\")")));
         assert!(is_tried, "no test runs {name}");
     }
 }
@@ -350,8 +385,14 @@ fn a_percent_sign_in_a_crontab_is_escaped() {
     let line = &crontab("crontab")[3];
     assert!(recipe("crontab").contains(r"date +\%F"));
     assert_eq!(site.drive(&mut [Job::start(site.cron(line))]), 1);
-    let names = fs::read_dir(site.path()).expect("the directory").map(|entry| entry.expect("an entry").file_name());
-    assert!(names.map(|name| name.to_string_lossy().into_owned()).any(|name| name.starts_with("dump-20")));
+    let names = fs::read_dir(site.path())
+        .expect("the directory")
+        .map(|entry| entry.expect("an entry").file_name());
+    assert!(
+        names
+            .map(|name| name.to_string_lossy().into_owned())
+            .any(|name| name.starts_with("dump-20"))
+    );
 }
 
 #[test]
@@ -367,7 +408,10 @@ fn a_crontab_is_switched_from_flock_by_a_word() {
     fs::remove_file(site.path().join("log")).expect("a new log");
 
     // What flock has left there is old enough not to be a file that is just being written.
-    let touched = Command::new("touch").args(["-d", "1 minute ago"]).arg(site.path().join("sync.lock")).status();
+    let touched = Command::new("touch")
+        .args(["-d", "1 minute ago"])
+        .arg(site.path().join("sync.lock"))
+        .status();
     assert!(touched.expect("touch runs").success());
     let ended = while_busy(&site, site.cron(&after), &mut site.cron(&after));
     assert_eq!((ended.code, ended.stderr.as_str()), (1, ""), "as silent as before");
@@ -384,7 +428,10 @@ fn targets_of_a_parallel_make_take_turns() {
     let mut log = site.log();
     log.sort();
     let selected = ["dbt run --select customers", "dbt run --select orders"];
-    assert_eq!(log, ["in", "out"].map(|what| selected.map(|command| format!("{what} {command}"))).concat());
+    assert_eq!(
+        log,
+        ["in", "out"].map(|what| selected.map(|command| format!("{what} {command}"))).concat()
+    );
 }
 
 #[test]
@@ -427,7 +474,8 @@ fn two_makes_of_one_tree_take_turns() {
 
 /// A script of the `package.json`. npm runs it like that.
 fn npm_script(site: &Site, name: &str) -> Command {
-    let package: serde_json::Value = serde_json::from_str(recipe("package.json")).expect("it is JSON");
+    let package: serde_json::Value =
+        serde_json::from_str(recipe("package.json")).expect("it is JSON");
     site.script(package["scripts"][name].as_str().expect("a script"), &[])
 }
 
@@ -435,7 +483,8 @@ fn npm_script(site: &Site, name: &str) -> Command {
 fn npm_scripts_take_turns() {
     let site = Site::new();
     let log = site.take_turns(npm_script(&site, "deploy"), npm_script(&site, "release"), "d.lck");
-    let steps = ["deploy.js", "build.js", "deploy.js"].map(|step| [format!("in node {step}"), format!("out node {step}")]);
+    let steps = ["deploy.js", "build.js", "deploy.js"]
+        .map(|step| [format!("in node {step}"), format!("out node {step}")]);
     assert_eq!(log, steps.concat());
 }
 
@@ -524,7 +573,8 @@ fn a_nightly_run_is_not_started_twice() {
 #[test]
 fn readers_run_beside_each_other_and_never_beside_a_writer() {
     let site = Site::new();
-    let (read, write) = (|| site.script(recipe("dbt-read"), &[]), || site.script(recipe("dbt-write"), &[]));
+    let (read, write) =
+        (|| site.script(recipe("dbt-read"), &[]), || site.script(recipe("dbt-write"), &[]));
     let mut jobs = vec![Job::start(read()), Job::start(read())];
     let readers = site.until_at_work(2);
     jobs.push(Job::start(write()));
@@ -593,7 +643,12 @@ fn a_short_job_is_not_done_again_right_after() {
     let job = || site.script(recipe("short"), &[]);
     site.drive(&mut [Job::start(job())]);
     let status = site.status("cleanup.lck");
-    assert!(status["reason"].as_str().is_some_and(|reason| reason.starts_with("to be held for another ")), "{status}");
+    assert!(
+        status["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.starts_with("to be held for another ")),
+        "{status}"
+    );
     assert_eq!(ends_by_itself(&mut job()).code, 0);
     assert_eq!(site.log().len(), 2);
 }
@@ -606,7 +661,9 @@ fn a_lock_that_is_held_for_too_long_is_told_of_and_can_be_broken_by_what_is_told
         snippet.replace("/srv/locks", site.locks.dir().to_str().expect("UTF-8"))
     };
     let alert = here("alert", recipe("watch-jq"));
-    let mut job = Job::start(site.command("serializer", &["run", "--file-name", "warehouse.lck", "dbt", "run"]));
+    let mut job = Job::start(
+        site.command("serializer", &["run", "--file-name", "warehouse.lck", "dbt", "run"]),
+    );
     let pid = site.until_at_work(1)[0];
     let shown = ended(&mut site.script(&here("status", recipe("watch-status")), &[]));
     assert!(shown.stdout.contains("dbt run"), "{shown:?}");
@@ -614,7 +671,10 @@ fn a_lock_that_is_held_for_too_long_is_told_of_and_can_be_broken_by_what_is_told
 
     // It has been held for years.
     let file = site.locks.dir().join("warehouse.lck");
-    let aged = Command::new("sed").args(["-i", "s/^since=.*/since=2020-01-01T00:00:00Z/"]).arg(&file).status();
+    let aged = Command::new("sed")
+        .args(["-i", "s/^since=.*/since=2020-01-01T00:00:00Z/"])
+        .arg(&file)
+        .status();
     assert!(aged.expect("sed runs").success());
     let told = ended(&mut site.script(&alert, &[]));
     assert_eq!(told.code, 0, "{told:?}");
@@ -623,7 +683,11 @@ fn a_lock_that_is_held_for_too_long_is_told_of_and_can_be_broken_by_what_is_told
 
     let break_it = here("break", recipe("watch-break"));
     assert_eq!(ended(site.script(&break_it, &[]).env("token", &token)).code, 0);
-    assert_ne!(ended(site.script(&break_it, &[]).env("token", &token)).code, 0, "nobody has that token any more");
+    assert_ne!(
+        ended(site.script(&break_it, &[]).env("token", &token)).code,
+        0,
+        "nobody has that token any more"
+    );
     assert_eq!(site.status("warehouse.lck")["state"], "free");
     site.let_go(pid, 0);
     assert_eq!(job.end(), 76);

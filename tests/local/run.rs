@@ -1,5 +1,6 @@
-//! `run` is the command, but for the lock: its exit code, stdin, output, descriptors and ignored signals; and the lock is the
-//! command's from before its first instruction to its end, whoever is killed meanwhile.
+//! `run` is the command, but for the lock: its exit code, stdin, output, descriptors and ignored
+//! signals; and the lock is the command's from before its first instruction to its end, whoever is
+//! killed meanwhile.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -47,7 +48,9 @@ fn a_command_that_a_signal_ends_gives_128_and_its_number() {
 #[test]
 fn options_after_the_command_are_its_own() {
     let locks = Locks::new();
-    for args in [&["printf", "%s.", "--dir", "-n", "--"][..], &["--", "printf", "%s.", "--dir", "-n", "--"]] {
+    for args in
+        [&["printf", "%s.", "--dir", "-n", "--"][..], &["--", "printf", "%s.", "--dir", "-n", "--"]]
+    {
         assert_eq!(ran(&locks, args).stdout, "--dir.-n.--.", "{args:?}");
     }
     let ended = ran(&locks, &["--no-such-option", "true"]);
@@ -60,7 +63,10 @@ fn options_after_the_command_are_its_own() {
 fn a_script_is_run_by_the_users_shell() {
     let locks = Locks::new();
     assert_eq!(ran(&locks, &["-c", "echo $0 && exit 3"]).code, 3);
-    assert_eq!(ended(run(&locks, &["-c", "echo $0"]).env("SHELL", "/bin/echo")).stdout, "-c echo $0\n");
+    assert_eq!(
+        ended(run(&locks, &["-c", "echo $0"]).env("SHELL", "/bin/echo")).stdout,
+        "-c echo $0\n"
+    );
     assert_eq!(ended(run(&locks, &["-c", "echo $0"]).env("SHELL", "")).stdout, "/bin/sh\n");
 }
 
@@ -70,7 +76,8 @@ fn a_directory_of_the_path_that_may_not_be_looked_into_has_no_commands() {
     let user = OrdinaryUser::new(&locks);
     let hidden = locks.dir().join("hidden");
     fs::create_dir(&hidden).expect("a directory");
-    let set = |mode| fs::set_permissions(&hidden, fs::Permissions::from_mode(mode)).expect("it is ours");
+    let set =
+        |mode| fs::set_permissions(&hidden, fs::Permissions::from_mode(mode)).expect("it is ours");
     set(0);
     let run = |command: &str| {
         let line = format!("PATH={}:$PATH exec \"$S\" run -- {command}", hidden.display());
@@ -89,9 +96,14 @@ fn a_command_that_is_not_found_does_not_wait_for_the_lock() {
     let dir = locks.dir().to_str().expect("UTF-8");
     let file = format!("{dir}/file");
     fs::write(&file, "").expect("a file");
-    for (program, code) in
-        [("no-such-command", 127), ("./no/such", 127), (&file, 126), (dir, 126), ("", 127), ("../../../../../etc/passwd/x", 127)]
-    {
+    for (program, code) in [
+        ("no-such-command", 127),
+        ("./no/such", 127),
+        (&file, 126),
+        (dir, 126),
+        ("", 127),
+        ("../../../../../etc/passwd/x", 127),
+    ] {
         let ended = ended(&mut run(&locks, &["--sleep-seconds", "3600", "--", program]));
         assert_eq!(ended.code, code, "{program:?}: {ended:?}");
         assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
@@ -100,7 +112,8 @@ fn a_command_that_is_not_found_does_not_wait_for_the_lock() {
     let ended = ended(run(&locks, &["--", "x"]).env("PATH", format!("{dir}/nowhere:{dir}")));
     assert_eq!(ended.code, 127, "{ended:?}");
     fs::rename(&file, format!("{dir}/x")).expect("it can be renamed");
-    let ended = support::ended(run(&locks, &["--", "x"]).env("PATH", format!("{dir}/nowhere:{dir}")));
+    let ended =
+        support::ended(run(&locks, &["--", "x"]).env("PATH", format!("{dir}/nowhere:{dir}")));
     assert_eq!(ended.code, 126, "{ended:?}");
 }
 
@@ -111,7 +124,10 @@ fn a_command_that_cannot_be_run_after_all_releases_the_lock() {
     let script = r#"cd "$SERIALIZER_DIR"; printf '#!/no/such/interpreter\n' > a; printf '#!/\n' > b; chmod +x a b"#;
     assert_eq!(shell.run(script), 0);
     for (program, code) in [("a", 127), ("b", 126)] {
-        let ended = support::ended(&mut run(&locks, &["--", locks.dir().join(program).to_str().expect("UTF-8")]));
+        let ended = support::ended(&mut run(
+            &locks,
+            &["--", locks.dir().join(program).to_str().expect("UTF-8")],
+        ));
         assert_eq!(ended.code, code, "{ended:?}");
         assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
         assert!(!locks.file().exists(), "{program}");
@@ -139,21 +155,29 @@ fn no_descriptor_of_ours_reaches_the_command() {
     let ended = locks.script(&format!(r#"{close}; exec "$S" run -- ls /proc/self/fd"#));
     // The last one is the directory that it reads.
     assert_eq!(ended.stdout, "0\n1\n2\n3\n", "{ended:?}");
-    let ended = locks.script(&format!(r#"{close}; exec 7</dev/null; exec "$S" run -- ls /proc/self/fd"#));
+    let ended =
+        locks.script(&format!(r#"{close}; exec 7</dev/null; exec "$S" run -- ls /proc/self/fd"#));
     assert_eq!(ended.stdout, "0\n1\n2\n3\n7\n", "what we were given is the command's: {ended:?}");
 }
 
 #[test]
 fn signals_are_ignored_and_blocked_as_without_us() {
     let locks = Locks::new();
-    let options = ["--default-signal", "--ignore-signal=HUP,INT,QUIT,TSTP", "--block-signal=TERM,USR1,CHLD"];
-    let options = options.into_iter().chain(["--ignore-signal=PIPE", "--ignore-signal=TERM,USR1,USR2,ALRM,TTIN,TTOU,CONT"]);
+    let options =
+        ["--default-signal", "--ignore-signal=HUP,INT,QUIT,TSTP", "--block-signal=TERM,USR1,CHLD"];
+    let options = options
+        .into_iter()
+        .chain(["--ignore-signal=PIPE", "--ignore-signal=TERM,USR1,USR2,ALRM,TTIN,TTOU,CONT"]);
     for options in options {
         let show = |command: &str| {
             let grep = "grep -E '^Sig(Blk|Ign)' /proc/self/status";
-            let ended = locks.script(&format!("exec env --default-signal {options} {command} {grep}"));
+            let ended =
+                locks.script(&format!("exec env --default-signal {options} {command} {grep}"));
             // The C library's own two (32 and 33) are ignored in whatever it starts.
-            let bits = |line: &str| u64::from_str_radix(line.rsplit('\t').next().unwrap_or(""), 16).expect("bits") & 0x7fff_ffff;
+            let bits = |line: &str| {
+                u64::from_str_radix(line.rsplit('\t').next().unwrap_or(""), 16).expect("bits")
+                    & 0x7fff_ffff
+            };
             ended.stdout.lines().map(bits).collect::<Vec<_>>()
         };
         let without = show("");
@@ -167,7 +191,9 @@ fn signals_are_ignored_and_blocked_as_without_us() {
 fn streams_that_are_closed_do_no_harm() {
     let locks = Locks::new();
     for close in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
-        let ended = locks.script(&format!(r#""$S" run sh -c 'cat; echo x; echo x >&2; exit 5' {close}; echo $? >&1"#));
+        let ended = locks.script(&format!(
+            r#""$S" run sh -c 'cat; echo x; echo x >&2; exit 5' {close}; echo $? >&1"#
+        ));
         assert!(ended.stdout.ends_with("5\n"), "{close}: {ended:?}");
     }
 }
@@ -175,7 +201,8 @@ fn streams_that_are_closed_do_no_harm() {
 #[test]
 fn a_parent_that_ignores_the_ends_of_its_children_is_told_so() {
     let locks = Locks::new();
-    let ended = locks.script(r#"exec env --ignore-signal=CHLD "$S" run touch "$SERIALIZER_DIR/ran""#);
+    let ended =
+        locks.script(r#"exec env --ignore-signal=CHLD "$S" run touch "$SERIALIZER_DIR/ran""#);
     assert_eq!(ended.code, 1, "{ended:?}");
     assert!(ended.last_line().contains("SIGCHLD is ignored"), "{ended:?}");
     assert_eq!(locks.names(), Vec::<String>::new(), "{ended:?}");
@@ -186,7 +213,10 @@ fn without_proc_it_is_said_what_is_missing() {
     let locks = Locks::new();
     let mut shell = support::unshared_shell(&locks, &["--mount"]);
     let (code, said) = shell.output(r#"mount -t tmpfs none /proc; "$S" run true 2>&1"#);
-    assert_eq!((code, said.as_str()), (126, "serializer: cannot run `true`: /proc is not mounted\n"));
+    assert_eq!(
+        (code, said.as_str()),
+        (126, "serializer: cannot run `true`: /proc is not mounted\n")
+    );
     assert_eq!(locks.names(), Vec::<String>::new());
 }
 
@@ -232,7 +262,10 @@ fn a_lock_that_is_held_makes_it_end_with_the_code_for_that() {
 fn a_lock_that_was_taken_away_spoils_a_success() {
     let locks = Locks::new();
     for (end, code) in [("true", 76), ("exit 4", 4)] {
-        let ended = ended(&mut run(&locks, &["bash", "-c", &format!(r#""$S" unlock --force 2> /dev/null; {end}"#)]));
+        let ended = ended(&mut run(
+            &locks,
+            &["bash", "-c", &format!(r#""$S" unlock --force 2> /dev/null; {end}"#)],
+        ));
         assert_eq!(ended.code, code, "{ended:?}");
         assert!(ended.last_line().contains("was not locked by the command any more"), "{ended:?}");
     }
@@ -260,7 +293,10 @@ fn what_the_command_leaves_behind_is_waited_for_on_request() {
     let fifo = locks.dir().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
     let script = r#"( setsid bash -c 'read line < "$SERIALIZER_DIR/fifo"; echo done > "$SERIALIZER_DIR/done"' & ) & exit 3"#;
-    let mut child = run(&locks, &["--until-children-exit", "bash", "-c", script]).stderr(Stdio::null()).spawn().expect("it runs");
+    let mut child = run(&locks, &["--until-children-exit", "bash", "-c", script])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it runs");
     // Opens only when the one that was left behind reads.
     let mut fifo = fs::OpenOptions::new().write(true).open(fifo).expect("it can be written to");
     assert!(child.try_wait().expect("it can be asked").is_none());
@@ -274,8 +310,11 @@ fn what_the_command_leaves_behind_is_waited_for_on_request() {
 #[test]
 fn a_run_that_is_killed_leaves_the_lock_to_the_command() {
     let locks = Locks::new();
-    let mut child =
-        run(&locks, &["bash", "-c", "echo $$; read line"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut child = run(&locks, &["bash", "-c", "echo $$; read line"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it runs");
     let mut stdin = child.stdin.take().expect("its stdin");
     let mut pid = [0; 1];
     child.stdout.as_mut().expect("its output").read_exact(&mut pid).expect("the command runs");
@@ -296,7 +335,15 @@ fn a_waiter_that_is_ended_by_a_signal_leaves_nothing() {
         let mut holder = Shell::start(&locks);
         holder.lock();
         let mut command = locks.command("env");
-        command.args(["--default-signal", support::PROGRAM, "run", "--sleep-seconds", "3600", "touch", "ran"]);
+        command.args([
+            "--default-signal",
+            support::PROGRAM,
+            "run",
+            "--sleep-seconds",
+            "3600",
+            "touch",
+            "ran",
+        ]);
         let waiter = Waiter::start(command);
         waiter.asleep();
         assert_eq!(holder.run(&format!("kill -{signal} {}", waiter.pid())), 0);
@@ -315,13 +362,21 @@ fn what_waits_for_our_turn_takes_no_signals_that_are_for_the_command() {
     let (first, second) = (start(), start());
     // Each has said that it waits, and then takes its place.
     let thread = || {
-        let threads = |waiter: &Waiter| fs::read_dir(format!("/proc/{}/task", waiter.pid())).expect("its threads");
-        let is_queue = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "queue\n");
-        threads(&first).chain(threads(&second)).find_map(|thread| Some(thread.ok()?.path()).filter(is_queue))
+        let threads = |waiter: &Waiter| {
+            fs::read_dir(format!("/proc/{}/task", waiter.pid())).expect("its threads")
+        };
+        let is_queue = |path: &PathBuf| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "queue\n")
+        };
+        threads(&first)
+            .chain(threads(&second))
+            .find_map(|thread| Some(thread.ok()?.path()).filter(is_queue))
     };
     until("one of them waits in line", || thread().is_some());
-    let status = fs::read_to_string(thread().expect("it waits").join("status")).expect("it can be read");
-    let bits = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).expect("what it blocks");
+    let status =
+        fs::read_to_string(thread().expect("it waits").join("status")).expect("it can be read");
+    let bits =
+        status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).expect("what it blocks");
     let bits = u64::from_str_radix(bits, 16).expect("bits");
     for signal in [1, 2, 3, 10, 12, 15, 18, 20, 21, 22] {
         assert!(bits >> (signal - 1) & 1 == 1, "{signal}: {bits:x}");
@@ -358,20 +413,31 @@ fn a_run_that_is_killed_at_any_system_call_never_leaves_a_command_without_the_lo
     for (position, name) in calls.iter().enumerate() {
         let ordinal: &mut usize = count.entry(*name).or_default();
         *ordinal += 1;
-        // From the making of the file on; before that, nothing can go wrong, and there is much of it.
-        let begins = calls.iter().position(|name| name.starts_with("socketpair")).expect("there is a connection");
+        // From the making of the file on; before that, nothing can go wrong, and there is much of
+        // it.
+        let begins = calls
+            .iter()
+            .position(|name| name.starts_with("socketpair"))
+            .expect("there is a connection");
         if position < begins || *name == "execve" || *name == "exit_group" {
             continue;
         }
         let _ = fs::remove_file(&log);
-        shell.run(&line(&format!("-e trace={name},sendmsg -e inject={name}:signal=KILL:when={ordinal}")));
+        shell.run(&line(&format!(
+            "-e trace={name},sendmsg -e inject={name}:signal=KILL:when={ordinal}"
+        )));
         let said = fs::read_to_string(&log).unwrap_or_default();
         // Not by the position: how often a file of /proc is read depends on its length.
-        let is_before_go = !fs::read_to_string(locks.dir().join("trace")).expect("a trace").contains("sendmsg(");
+        let is_before_go =
+            !fs::read_to_string(locks.dir().join("trace")).expect("a trace").contains("sendmsg(");
         has_run_before_go |= is_before_go && !said.is_empty();
         assert!(said.is_empty() || said == "locked\n", "{name} {ordinal}: {said}");
         // It is free, or stale as soon as the command is gone, which closes its files before that.
-        assert_eq!(shell.run(r#""$S" run --timeout 60s true 2> /dev/null"#), 0, "{name} {ordinal}: the next one gets it");
+        assert_eq!(
+            shell.run(r#""$S" run --timeout 60s true 2> /dev/null"#),
+            0,
+            "{name} {ordinal}: the next one gets it"
+        );
     }
     assert!(!has_run_before_go, "nothing runs before it is told to");
 }
@@ -408,7 +474,11 @@ fn a_run_that_is_killed_at_any_moment_never_leaves_a_command_without_the_lock() 
 fn whoever_waits_for_its_own_ancestor_is_told_so() {
     let locks = Locks::new();
     let nested = support::ended(
-        run(&locks, &[support::PROGRAM, "run", "--max-attempts", "2", "--sleep-seconds", "0.01", "true"]).stdin(Stdio::null()),
+        run(
+            &locks,
+            &[support::PROGRAM, "run", "--max-attempts", "2", "--sleep-seconds", "0.01", "true"],
+        )
+        .stdin(Stdio::null()),
     );
     assert_eq!(nested.code, 75, "{nested:?}");
     assert!(nested.stderr.contains("possible deadlock: the lock is held by pid "), "{nested:?}");
@@ -416,8 +486,15 @@ fn whoever_waits_for_its_own_ancestor_is_told_so() {
     holder.lock();
     let (code, said) = holder.output(r#""$S" run --max-attempts 2 --sleep-seconds 0.01 true 2>&1"#);
     assert_eq!(code, 75);
-    assert!(said.contains(&format!("the lock is held by pid {}, which started this command", holder.pid())), "{said}");
-    let stranger = ended(&mut run(&locks, &["--max-attempts", "2", "--sleep-seconds", "0.01", "true"]));
+    assert!(
+        said.contains(&format!(
+            "the lock is held by pid {}, which started this command",
+            holder.pid()
+        )),
+        "{said}"
+    );
+    let stranger =
+        ended(&mut run(&locks, &["--max-attempts", "2", "--sleep-seconds", "0.01", "true"]));
     assert_eq!(stranger.code, 75, "{stranger:?}");
     assert!(!stranger.stderr.contains("possible deadlock"), "{stranger:?}");
 }

@@ -1,4 +1,5 @@
-//! On a terminal, `run` is as good as not there: keys reach the command once, and a shell's jobs are what they are without it.
+//! On a terminal, `run` is as good as not there: keys reach the command once, and a shell's jobs
+//! are what they are without it.
 
 use std::process::Command;
 

@@ -16,7 +16,8 @@ pub const EACH: &str = "every = '1s'\ncatch_up = 'all'\n";
 /// Ends with what it is told.
 pub const GATE: &str = "run = '. ./tell; read -r code < go; exit $code'\n";
 
-/// Writes down its processes, which do not end by themselves; one of them is not in its process group.
+/// Writes down its processes, which do not end by themselves; one of them is not in its process
+/// group.
 const FAMILY: &str = "run = '''. ./tell
     setsid sleep 600 & echo $! >> pids; sleep 600 & echo $! >> pids; echo $$ >> pids; wait'''\n";
 
@@ -75,7 +76,8 @@ fn each_slot_is_run_once_by_two_schedulers_and_a_crontab_of_ticks() {
 
 #[test]
 fn a_tick_runs_what_is_due_and_ends_when_that_has_ended() {
-    let tasks = tasks("[tasks.a]\nevery = '1s'\nrun = '. ./tell; sleep 0.2; echo >> ends; exit 3'\n");
+    let tasks =
+        tasks("[tasks.a]\nevery = '1s'\nrun = '. ./tell; sleep 0.2; echo >> ends; exit 3'\n");
     until("it does not run", || {
         // That a task fails is not a failure of the tick.
         assert_eq!(tasks.run(&["tick"]).code, 0);
@@ -118,12 +120,14 @@ fn a_scheduler_that_is_to_end_begins_nothing_and_waits_for_what_runs() {
     tasks.go("0");
     let (code, said) = scheduler.end();
     assert_eq!((code, tasks.state("a")), (0, is("done", "ended with 0")), "{said}");
-    let late: Vec<_> = tasks.lines("b").into_iter().filter(|line| line.time() > then.as_millisecond()).collect();
+    let late: Vec<_> =
+        tasks.lines("b").into_iter().filter(|line| line.time() > then.as_millisecond()).collect();
     assert!(late.is_empty() && tasks.lines("a").len() == 1, "{late:?}");
 }
 
 #[test]
-fn tasks_end_after_the_time_to_stop_with_all_their_processes_and_another_scheduler_runs_them_again() {
+fn tasks_end_after_the_time_to_stop_with_all_their_processes_and_another_scheduler_runs_them_again()
+{
     let tasks = tasks(&format!("[tasks.a]\n{EACH}{FAMILY}"));
     let scheduler = tasks.start(0, &["--stop-timeout", "0s"]);
     until("it does not run", || tasks.read("pids").lines().count() == 3);
@@ -175,7 +179,10 @@ fn a_run_that_takes_too_long_is_ended_with_its_descendants() {
     let tasks = tasks(&format!("[tasks.a]\ntimeout = '3s'\n{FAMILY}"));
     let ended = tasks.run(&["run", "a"]);
     assert!(ended.code != 0 && ended.stdout.contains(": timed out"), "{ended:?}");
-    assert_eq!((tasks.state("a"), tasks.read("pids").lines().count()), (is("failed", "timed out"), 3));
+    assert_eq!(
+        (tasks.state("a"), tasks.read("pids").lines().count()),
+        (is("failed", "timed out"), 3)
+    );
     tasks.are_gone("pids");
 }
 
@@ -196,7 +203,9 @@ fn tasks_with_a_limit_of_one_do_not_run_at_a_time() {
 
 #[test]
 fn output_that_is_not_read_stops_nothing() {
-    let tasks = tasks(&format!("[tasks.a]\n{EACH}run = '. ./tell; seq 10000 && seq 10000 >&2 && echo >> ends'\n"));
+    let tasks = tasks(&format!(
+        "[tasks.a]\n{EACH}run = '. ./tell; seq 10000 && seq 10000 >&2 && echo >> ends'\n"
+    ));
     let shell = ["bash", "-c", r#"{ "$@" 2>&1 & echo $! > pid; } | head -1"#, "bash"];
     let first = ended(&mut tasks.within(&shell, &["start"]));
     assert!(first.stdout.contains("tasks to schedule: 1"), "{first:?}");

@@ -19,8 +19,9 @@ fn code(mut child: Child) -> Option<i32> {
 fn status_shows_each_task_and_check_says_whether_one_has_failed() {
     let file = |code| {
         format!(
-            "tasks.good = {{ every = '1000h', run = 'true' }}\ntasks.bad = {{ every = '1000h', run = 'exit {code}' }}\n\
-             tasks.idle = {{ every = '1000h', run = 'true' }}\ntasks.off = {{ every = '1000h', run = 'true', enabled = false }}\n"
+            "tasks.good = {{ every = '1000h', run = 'true' }}\ntasks.bad = {{ every = '1000h', run \
+             = 'exit {code}' }}\ntasks.idle = {{ every = '1000h', run = 'true' }}\ntasks.off = {{ \
+             every = '1000h', run = 'true', enabled = false }}\n"
         )
     };
     let tasks = tasks(&file(3));
@@ -30,14 +31,28 @@ fn status_shows_each_task_and_check_says_whether_one_has_failed() {
     assert_eq!(tasks.run(&["pause", "idle"]).code, 0);
     let table = tasks.run(&["status", "--check"]);
     assert_eq!(table.code, 1, "{table:?}");
-    let rows: Vec<Vec<&str>> = table.stdout.lines().map(|line| line.split("  ").map(str::trim).collect()).collect();
-    let row = |name: &str| rows.iter().find(|row| row[0] == name).unwrap_or_else(|| panic!("{name}: {rows:?}")).join(" ");
+    let rows: Vec<Vec<&str>> =
+        table.stdout.lines().map(|line| line.split("  ").map(str::trim).collect()).collect();
+    let row = |name: &str| {
+        rows.iter()
+            .find(|row| row[0] == name)
+            .unwrap_or_else(|| panic!("{name}: {rows:?}"))
+            .join(" ")
+    };
     assert!(row("bad").contains("every 1000h") && row("bad").contains("failed"), "{rows:?}");
     assert!(row("bad").contains("ended with 3") && row("good").contains("done"), "{rows:?}");
     assert!(row("idle").contains("paused") && row("off").contains("no"), "{rows:?}");
     let metrics = tasks.run(&["status", "--metrics"]).stdout;
-    for line in ["failed{task=\"bad\"} 1", "failed{task=\"good\"} 0", "paused{task=\"idle\"} 1", "running{task=\"good\"} 0"] {
-        assert!(metrics.lines().any(|known| known == format!("serializer_task_{line}")), "{line}: {metrics}");
+    for line in [
+        "failed{task=\"bad\"} 1",
+        "failed{task=\"good\"} 0",
+        "paused{task=\"idle\"} 1",
+        "running{task=\"good\"} 0",
+    ] {
+        assert!(
+            metrics.lines().any(|known| known == format!("serializer_task_{line}")),
+            "{line}: {metrics}"
+        );
     }
     tasks.define(&file(0));
     assert_eq!((run("bad"), tasks.run(&["status", "--check"]).code), (0, 0));
@@ -46,12 +61,19 @@ fn status_shows_each_task_and_check_says_whether_one_has_failed() {
 
 #[test]
 fn next_shows_slots_in_their_zone_and_checks_the_file() {
-    let tasks = tasks("[tasks.a]\ncron = '*/15 6-22 * * 1-5'\ntime_zone = 'Europe/Berlin'\nrun = 'true'\n");
+    let tasks =
+        tasks("[tasks.a]\ncron = '*/15 6-22 * * 1-5'\ntime_zone = 'Europe/Berlin'\nrun = 'true'\n");
     let next = tasks.run(&["next", "a", "-n", "2", "--from", "2026-12-04T21:40:00Z"]);
     let lines: Vec<_> = next.stdout.lines().skip(1).collect();
     assert!(next.code == 0 && lines.len() == 2, "{next:?}");
-    assert!(lines[0].contains("2026-12-04 22:45:00") && lines[0].contains("2026-12-04T21:45:00Z"), "{next:?}");
-    assert!(lines[1].contains("2026-12-07 06:00:00") && lines[1].contains("2026-12-07T05:00:00Z"), "{next:?}");
+    assert!(
+        lines[0].contains("2026-12-04 22:45:00") && lines[0].contains("2026-12-04T21:45:00Z"),
+        "{next:?}"
+    );
+    assert!(
+        lines[1].contains("2026-12-07 06:00:00") && lines[1].contains("2026-12-07T05:00:00Z"),
+        "{next:?}"
+    );
     assert_eq!(tasks.run(&["next", "b"]).code, 2);
     tasks.define("[tasks.a]\ncorn = '* * * * *'\nrun = 'true'\n");
     for args in [["next"], ["start"], ["tick"], ["status"]] {
@@ -65,7 +87,11 @@ fn next_shows_slots_in_their_zone_and_checks_the_file() {
 fn a_task_is_run_on_request_unless_it_is_running() {
     let tasks = tasks(&format!("[tasks.a]\n{GATE}"));
     let slot = "2020-01-01T00:00:00Z";
-    let running = tasks.command(0, &["run", "a", "--slot", slot]).stdout(Stdio::null()).spawn().expect("it starts");
+    let running = tasks
+        .command(0, &["run", "a", "--slot", slot])
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("it starts");
     tasks.until_lines("a", 0, 1);
     assert_eq!(tasks.state("a").0, "running");
     let second = tasks.run(&["run", "a"]);
@@ -79,7 +105,13 @@ fn a_task_is_run_on_request_unless_it_is_running() {
 #[test]
 fn a_task_that_is_not_known_is_named() {
     let tasks = tasks("");
-    for (args, code) in [(["run", "x"], 2), (["pause", "x"], 1), (["resume", "x"], 1), (["stop", "x"], 1), (["next", "x"], 2)] {
+    for (args, code) in [
+        (["run", "x"], 2),
+        (["pause", "x"], 1),
+        (["resume", "x"], 1),
+        (["stop", "x"], 1),
+        (["next", "x"], 2),
+    ] {
         let refused = tasks.run(&args);
         assert!(refused.code == code && refused.stderr.contains("`x`"), "{args:?}: {refused:?}");
         assert_eq!(refused.stderr.lines().count(), 1, "{args:?}: {refused:?}");
@@ -137,8 +169,9 @@ fn a_changed_file_is_read_again_and_a_bad_one_changes_nothing() {
 fn a_slot_is_tried_again_as_often_as_its_task_says_and_then_notified() {
     let file = |code| {
         format!(
-            "[tasks.a]\n{EACH}tries = 3\nretry_after = '0s'\nrun = '. ./tell; exit {code}'\n\
-             notify = ['sh', '-c', 'echo $SERIALIZER_EVENT $SERIALIZER_TASK $SERIALIZER_EXIT_CODE >> told']\n"
+            "[tasks.a]\n{EACH}tries = 3\nretry_after = '0s'\nrun = '. ./tell; exit {code}'\nnotify \
+             = ['sh', '-c', 'echo $SERIALIZER_EVENT $SERIALIZER_TASK $SERIALIZER_EXIT_CODE >> \
+             told']\n"
         )
     };
     let tasks = tasks(&file(3));
@@ -156,7 +189,8 @@ fn a_slot_is_tried_again_as_often_as_its_task_says_and_then_notified() {
 #[test]
 fn slots_that_come_due_during_a_run_are_skipped_counted_and_notified() {
     let tasks = tasks(&format!(
-        "[tasks.a]\nevery = '1s'\n{GATE}notify = ['sh', '-c', 'echo $SERIALIZER_EVENT $SERIALIZER_SKIPPED >> told']\n"
+        "[tasks.a]\nevery = '1s'\n{GATE}notify = ['sh', '-c', 'echo $SERIALIZER_EVENT \
+         $SERIALIZER_SKIPPED >> told']\n"
     ));
     let scheduler = tasks.start(0, &[]);
     tasks.until_lines("a", 0, 1);
@@ -165,7 +199,11 @@ fn slots_that_come_due_during_a_run_are_skipped_counted_and_notified() {
     tasks.until_lines("a", 1, 1);
     let lines = tasks.lines("a");
     let skipped = (lines[1].time() - lines[0].time()) / 1000 - 1;
-    assert!(skipped >= 3 && tasks.status("a")["skipped"] == skipped, "{lines:?} {}", tasks.status("a"));
+    assert!(
+        skipped >= 3 && tasks.status("a")["skipped"] == skipped,
+        "{lines:?} {}",
+        tasks.status("a")
+    );
     tasks.go("0");
     tasks.until_in("told", &format!("skipped {skipped}\n"));
     kill(scheduler);
@@ -173,7 +211,8 @@ fn slots_that_come_due_during_a_run_are_skipped_counted_and_notified() {
 
 #[test]
 fn output_has_the_name_of_its_task_or_is_json() {
-    let tasks = tasks("[tasks.a]\nevery = '1s'\nrun = 'echo out; echo err >&2; printf \"to the end\"'\n");
+    let tasks =
+        tasks("[tasks.a]\nevery = '1s'\nrun = 'echo out; echo err >&2; printf \"to the end\"'\n");
     let ran = tasks.run(&["run", "a"]);
     assert!(ran.stdout.starts_with("a | out\na | err\na | to the end\n"), "{ran:?}");
     let scheduler = tasks.start(0, &["--json"]);
@@ -182,7 +221,8 @@ fn output_has_the_name_of_its_task_or_is_json() {
     let line = said.lines().find(|line| line.contains("to the end")).expect("a line");
     let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
     assert!(line["task"] == "a" && line["line"] == "to the end", "{said}");
-    let is_time = |key: &str| line[key].as_str().is_some_and(|time| time.parse::<Timestamp>().is_ok());
+    let is_time =
+        |key: &str| line[key].as_str().is_some_and(|time| time.parse::<Timestamp>().is_ok());
     assert!(is_time("slot") && is_time("timestamp"), "{said}");
     stop(scheduler);
 }
@@ -190,22 +230,33 @@ fn output_has_the_name_of_its_task_or_is_json() {
 #[test]
 fn a_command_has_its_directory_its_variables_and_its_input() {
     let slot = "2020-01-01T00:00:00Z";
-    let file = "[tasks.a]\ndirectory = 'sub'\nenv = { X = 'x' }\nrun = 'echo $X $SERIALIZER_TASK $SERIALIZER_SLOT > vars'\n";
+    let file = "[tasks.a]\ndirectory = 'sub'\nenv = { X = 'x' }\nrun = 'echo $X $SERIALIZER_TASK \
+                $SERIALIZER_SLOT > vars'\n";
     let tasks = tasks(file);
     let made = ended(Command::new("mkdir").arg("sub").current_dir(tasks.dir()));
     assert_eq!(made.code, 0);
     assert_eq!(tasks.run(&["run", "a", "--slot", slot]).code, 0);
     assert_eq!(tasks.read("sub/vars"), format!("x a {slot}\n"));
-    let line = "* * * * * cat > got; echo $X $SERIALIZER_TRY $SERIALIZER_ONCE_KEY \\% > vars%one%two";
-    fs::write(tasks.dir().join("crontab"), format!("X=y\nHOME={}/sub\n# name: c\n{line}\n", tasks.dir().display()))
-        .expect("a file");
+    let line =
+        "* * * * * cat > got; echo $X $SERIALIZER_TRY $SERIALIZER_ONCE_KEY \\% > vars%one%two";
+    fs::write(
+        tasks.dir().join("crontab"),
+        format!("X=y\nHOME={}/sub\n# name: c\n{line}\n", tasks.dir().display()),
+    )
+    .expect("a file");
     let ran = tasks.run(&["run", "--crontab", "crontab", "c"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!([tasks.read("sub/vars"), tasks.read("sub/got")], ["y 1 c %\n", "one\ntwo\n"]);
     // The orders of its runner hold the store's password.
-    tasks.define("[limits]\none = 1\n[tasks.d]\nlimit = 'one'\nrun = 'cat /dev/stdin'\n[tasks.e]\nrun = 'cat /dev/stdin'\n");
+    tasks.define(
+        "[limits]\none = 1\n[tasks.d]\nlimit = 'one'\nrun = 'cat \
+                  /dev/stdin'\n[tasks.e]\nrun = 'cat /dev/stdin'\n",
+    );
     for task in ["d", "e"] {
         let ran = tasks.run(&["run", task]);
-        assert!(ran.code == 0 && ran.stdout.lines().count() == 1 && ran.stdout.contains("is done"), "{ran:?}");
+        assert!(
+            ran.code == 0 && ran.stdout.lines().count() == 1 && ran.stdout.contains("is done"),
+            "{ran:?}"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! A run of a task whose processes are killed at every system call of its claim and its end, one after another: a scheduler runs
-//! the slot again, or it is done; it is never lost, and never run twice at a time. Needs strace.
+//! A run of a task whose processes are killed at every system call of its claim and its end, one
+//! after another: a scheduler runs the slot again, or it is done; it is never lost, and never run
+//! twice at a time. Needs strace.
 
 use std::collections::HashMap;
 use std::fs;
@@ -45,10 +46,15 @@ fn a_slot_is_run_to_its_end_wherever_its_processes_are_killed_and_never_twice_at
     finish(&tasks, "undisturbed");
     until("the trace does not end", || tasks.read("trace").matches("exit_group(").count() >= 3);
     let trace = tasks.read("trace");
-    let runner = trace.lines().find(|line| line.contains("\"run-task\"")).and_then(|line| line.split(' ').next());
+    let runner = trace
+        .lines()
+        .find(|line| line.contains("\"run-task\""))
+        .and_then(|line| line.split(' ').next());
     let runner = runner.expect("a runner");
-    let lines: Vec<_> = trace.lines().filter(|line| line.starts_with(&format!("{runner} "))).collect();
-    let first = lines.iter().position(|line| line.contains("schedule%2Fa")).expect("the file of the task");
+    let lines: Vec<_> =
+        trace.lines().filter(|line| line.starts_with(&format!("{runner} "))).collect();
+    let first =
+        lines.iter().position(|line| line.contains("schedule%2Fa")).expect("the file of the task");
     let mut calls = own_calls(&lines.join("\n"));
     for (name, numbers) in own_calls(&lines[..first].join("\n")) {
         calls.entry(name).or_default().retain(|number| !numbers.contains(number));
@@ -70,7 +76,11 @@ fn a_slot_is_run_to_its_end_wherever_its_processes_are_killed_and_never_twice_at
         tries.entry(line.time()).or_default().push(line.number);
     }
     let (first, last) = (tries.keys().min().expect("a slot"), tries.keys().max().expect("a slot"));
-    assert_eq!(i64::try_from(tries.len()).expect("a number"), (last - first) / 1000 + 1, "{tries:?}");
+    assert_eq!(
+        i64::try_from(tries.len()).expect("a number"),
+        (last - first) / 1000 + 1,
+        "{tries:?}"
+    );
     assert!(tries.values().all(|numbers| numbers.is_sorted()), "{tries:?}");
     let again = tries.values().filter(|numbers| numbers.len() > 1).count();
     assert!(again > 3, "{again} slots were run again: {calls:?}");

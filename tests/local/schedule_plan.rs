@@ -1,4 +1,5 @@
-//! What to do about a task: a table for each option. Times are in minutes since midnight, slots are the full hours.
+//! What to do about a task: a table for each option. Times are in minutes since midnight, slots are
+//! the full hours.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -22,7 +23,11 @@ fn minutes(minutes: u64) -> Duration {
 }
 
 fn hourly() -> Definition {
-    Definition::new(Some(Timetable::Every(minutes(HOUR))), "every 1h".to_owned(), vec!["true".to_owned()])
+    Definition::new(
+        Some(Timetable::Every(minutes(HOUR))),
+        "every 1h".to_owned(),
+        vec!["true".to_owned()],
+    )
 }
 
 /// Run `number` of the slot at `slot`, which has ended in `state` at `ended`.
@@ -68,10 +73,21 @@ fn plan(definition: &Definition, seen: &Seen, now: u64) -> Short {
 #[test]
 fn a_new_task_is_introduced_and_runs_from_its_next_slot_on() {
     assert_eq!(hourly().plan("shop", None, at(90), at(0)), Plan::Introduce);
-    let new = Seen { run: introduced(None, "shop", at(90)).expect("a new task"), state: State::Done, look_again: 0 };
-    assert_eq!([119, 120, 130].map(|now| plan(&hourly(), &new, now)), [Waits(120), Runs(120, 0), Runs(120, 0)]);
+    let new = Seen {
+        run: introduced(None, "shop", at(90)).expect("a new task"),
+        state: State::Done,
+        look_again: 0,
+    };
+    assert_eq!(
+        [119, 120, 130].map(|now| plan(&hourly(), &new, now)),
+        [Waits(120), Runs(120, 0), Runs(120, 0)]
+    );
     // In the very moment of a slot, too: it may have been introduced for that.
-    let new = Seen { run: introduced(None, "shop", at(60)).expect("a new task"), state: State::Done, look_again: 0 };
+    let new = Seen {
+        run: introduced(None, "shop", at(60)).expect("a new task"),
+        state: State::Done,
+        look_again: 0,
+    };
     assert_eq!(plan(&hourly(), &new, 60), Waits(120));
 }
 
@@ -82,7 +98,10 @@ fn a_task_that_is_disabled_or_on_request_waits_without_an_end() {
     let on_request = Definition::new(None, "on request".to_owned(), Vec::new());
     for definition in [disabled, on_request] {
         for state in [State::Done, State::Failed, State::Interrupted, State::GivenUp] {
-            assert_eq!(definition.plan("shop", Some(&run(0, 1, (state, 10))), at(200), at(0)), Plan::Wait(None));
+            assert_eq!(
+                definition.plan("shop", Some(&run(0, 1, (state, 10))), at(200), at(0)),
+                Plan::Wait(None)
+            );
         }
     }
     // A key that is not a task is left alone.
@@ -121,7 +140,11 @@ fn what_was_missed_is_caught_up_as_asked_for() {
         (CatchUp::Last, 0, 20_000 * HOUR, Runs(20_000 * HOUR, 10_000)),
     ] {
         let definition = Definition { catch_up, ..hourly() };
-        assert_eq!(plan_since(up_since, &definition, &done(0, 10), now), expected, "{catch_up:?} {up_since} {now}");
+        assert_eq!(
+            plan_since(up_since, &definition, &done(0, 10), now),
+            expected,
+            "{catch_up:?} {up_since} {now}"
+        );
     }
 }
 
@@ -143,7 +166,11 @@ fn a_slot_that_comes_due_during_a_run_is_skipped_or_queued() {
         (CatchUp::Last, Overlap::Skip, 500, 180, Waits(240)),
     ] {
         let definition = Definition { catch_up, overlap, ..hourly() };
-        assert_eq!(plan(&definition, &done(0, ended), now), expected, "{catch_up:?} {overlap:?} {ended} {now}");
+        assert_eq!(
+            plan(&definition, &done(0, ended), now),
+            expected,
+            "{catch_up:?} {overlap:?} {ended} {now}"
+        );
     }
 }
 
@@ -162,7 +189,8 @@ fn a_slot_is_not_run_when_it_is_too_late() {
         let definition = Definition { catch_up, start_within: Some(minutes(30)), ..hourly() };
         assert_eq!(plan(&definition, &done(0, 10), now), expected, "{catch_up:?} {now}");
     }
-    let definition = Definition { catch_up: CatchUp::All, start_within: Some(minutes(150)), ..hourly() };
+    let definition =
+        Definition { catch_up: CatchUp::All, start_within: Some(minutes(150)), ..hourly() };
     assert_eq!(plan(&definition, &done(0, 10), 300), Runs(180, 2));
 }
 
@@ -183,7 +211,11 @@ fn a_failed_slot_is_tried_again_after_a_time_until_a_new_one_ends_its_tries() {
         (CatchUp::Last, State::Done, 30, Waits(60)),
     ] {
         let definition = Definition { catch_up, retry_after: minutes(10), ..hourly() };
-        assert_eq!(plan(&definition, &run(0, 1, (state, 20)), now), expected, "{catch_up:?} {state:?} {now}");
+        assert_eq!(
+            plan(&definition, &run(0, 1, (state, 20)), now),
+            expected,
+            "{catch_up:?} {state:?} {now}"
+        );
     }
     // The next slot comes before the next try.
     let definition = Definition { retry_after: minutes(90), ..hourly() };
@@ -221,7 +253,9 @@ fn starts_are_spread_by_the_name_and_slots_are_not() {
     assert!(late < 30 * MINUTE && late != definition.delay("other"), "{late}");
     let plan = |now| definition.plan("shop", Some(&done(0, 10)), now, at(0));
     assert_eq!(plan(at(60) + late - 1), Plan::Wait(Some(at(60) + late)));
-    assert!(matches!(plan(at(60) + late), Plan::Run(Claim { slot, skipped: 0, .. }) if slot == at(60)));
+    assert!(
+        matches!(plan(at(60) + late), Plan::Run(Claim { slot, skipped: 0, .. }) if slot == at(60))
+    );
     // A slot whose start is delayed until after a run has not come due in it.
     let overlap = |ended| {
         let mut seen = done(0, 0);
@@ -233,14 +267,27 @@ fn starts_are_spread_by_the_name_and_slots_are_not() {
 }
 
 /// What becomes of a claim of the next slot, made after `seen`, when a run with this end is stored.
-fn claim(seen: State, stored: Ended, change: impl Fn(&mut Claim, &mut Task)) -> Option<(u64, u32, Task)> {
-    let rule = Rule { tries: NonZeroU32::new(2), interrupted: Interrupted::Rerun, ..Rule::default() };
+fn claim(
+    seen: State,
+    stored: Ended,
+    change: impl Fn(&mut Claim, &mut Task),
+) -> Option<(u64, u32, Task)> {
+    let rule =
+        Rule { tries: NonZeroU32::new(2), interrupted: Interrupted::Rerun, ..Rule::default() };
     let mut run = run(60, 1, (seen, 70)).run;
     run.rule = rule;
-    let mut claim = Claim { seen: (at(60), 1, seen), slot: at(60), skipped: 0, definition: 7, is_forced: false };
+    let mut claim = Claim {
+        seen: (at(60), 1, seen),
+        slot: at(60),
+        skipped: 0,
+        definition: 7,
+        is_forced: false,
+    };
     change(&mut claim, run.task.as_mut().expect("a task"));
     match claim.next("shop", rule, Some((&run, stored)), at(100)) {
-        Next::Run(run) => Some(((run.of_slot().0 - at(0)) / MINUTE, run.number, run.task.expect("a task"))),
+        Next::Run(run) => {
+            Some(((run.of_slot().0 - at(0)) / MINUTE, run.number, run.task.expect("a task")))
+        }
         Next::Skip => None,
         Next::GiveUp(why) => panic!("{why}"),
     }
@@ -270,12 +317,16 @@ fn a_claim_is_refused_unless_the_state_is_the_one_that_was_seen() {
 
 #[test]
 fn a_claim_raises_slot_or_number_and_keeps_the_marks() {
-    let claimed = |change: fn(&mut Claim, &mut Task)| claim(State::Failed, Ended::Failed, change).expect("it is not refused");
+    let claimed = |change: fn(&mut Claim, &mut Task)| {
+        claim(State::Failed, Ended::Failed, change).expect("it is not refused")
+    };
     let (slot, number, task) = claimed(|claim, _| claim.skipped = 0);
     assert_eq!((slot, number, task.definition), (60, 2, 7));
-    let (slot, number, task) = claimed(|claim, task| (claim.slot, claim.skipped, task.skipped) = (at(240), 2, 3));
+    let (slot, number, task) =
+        claimed(|claim, task| (claim.slot, claim.skipped, task.skipped) = (at(240), 2, 3));
     assert_eq!((slot, number, task.skipped), (240, 1, 5));
-    let (slot, number, task) = claimed(|claim, task| (claim.slot, claim.is_forced, task.paused) = (at(0), true, at(200)));
+    let (slot, number, task) =
+        claimed(|claim, task| (claim.slot, claim.is_forced, task.paused) = (at(0), true, at(200)));
     assert_eq!((slot, number, task.paused), (60, 2, at(200)));
     assert_eq!(claim(State::Failed, Ended::Failed, |_, task| task.paused = at(101)), None);
     let (.., task) = claimed(|_, task| task.paused = at(100));

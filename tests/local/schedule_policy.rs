@@ -1,8 +1,9 @@
-//! Schedulers on a simulated store, in virtual time: hosts that look, plan, claim, run, renew and end as `schedule start` does,
-//! with kills, freezes, lost and late writes, pauses, stops, forced runs, and hosts' clocks that differ and leap.
+//! Schedulers on a simulated store, in virtual time: hosts that look, plan, claim, run, renew and
+//! end as `schedule start` does, with kills, freezes, lost and late writes, pauses, stops, forced
+//! runs, and hosts' clocks that differ and leap.
 //!
-//! One task a world: tasks share nothing but a connection. All times are on a grid, so that the real time that passes meanwhile
-//! changes nothing.
+//! One task a world: tasks share nothing but a connection. All times are on a grid, so that the
+//! real time that passes meanwhile changes nothing.
 
 mod cases;
 mod commands;
@@ -71,7 +72,15 @@ impl World {
         let up_since = store.now();
         let nodes = (0..kinds.nodes).map(|_| Node { up_since, ..Node::default() }).collect();
         let rules = rules::Rules::new(kinds.clone());
-        Self { kinds, store, nodes, runners: Vec::new(), control: None, claims: HashMap::new(), rules }
+        Self {
+            kinds,
+            store,
+            nodes,
+            runners: Vec::new(),
+            control: None,
+            claims: HashMap::new(),
+            rules,
+        }
     }
 
     fn clock(&self, node: usize) -> u64 {
@@ -99,7 +108,10 @@ impl World {
             return Ok(());
         }
         let up_since = self.nodes[node].up_since;
-        let command = self.nodes[node].command.take().unwrap_or_else(|| self.start(node, 1, Order::Look { up_since }));
+        let command = self.nodes[node]
+            .command
+            .take()
+            .unwrap_or_else(|| self.start(node, 1, Order::Look { up_since }));
         let ended = advance(&mut self.nodes[node].command, command, fate);
         if let Some((_, Ended::Planned(plan, run, now), _)) = ended {
             self.rules.check_plan(&plan, run.as_ref(), (now, up_since))?;
@@ -127,7 +139,8 @@ impl World {
             ending.get_or_insert(outcome);
         }
         let (command, ending) = (command.take(), *ending);
-        let command = command.unwrap_or_else(|| self.start(node, pid, Order::End(ending.unwrap_or(outcome))));
+        let command =
+            command.unwrap_or_else(|| self.start(node, pid, Order::End(ending.unwrap_or(outcome))));
         match advance(&mut self.runners[at].command, command, fate) {
             None => {}
             Some((Order::Begin(_), Ended::Begun(grant), began)) => {
@@ -135,9 +148,13 @@ impl World {
                 self.runners[at].running = Some((grant, until));
             }
             Some((_, Ended::Concluded(outcome), _)) => {
-                let is_it = |entry: &Entry| entry.owner.pid.as_raw_pid() == pid && entry.released == Some(outcome);
+                let is_it = |entry: &Entry| {
+                    entry.owner.pid.as_raw_pid() == pid && entry.released == Some(outcome)
+                };
                 if !self.store.lock().history.iter().flatten().any(is_it) {
-                    return Err(format!("the run of {pid} was reported as {outcome:?}, and that is not stored"));
+                    return Err(format!(
+                        "the run of {pid} was reported as {outcome:?}, and that is not stored"
+                    ));
                 }
                 self.kill_runner(at);
             }
@@ -161,7 +178,10 @@ impl World {
         let Some(at) = which.checked_rem(self.runners.len()) else { return Ok(()) };
         let Runner { pid, node, keeper, running, .. } = &mut self.runners[at];
         let (pid, node) = (*pid, *node);
-        let Some((Grant { token, .. }, _)) = running.clone().filter(|_| self.kinds.has_clock) else { return Ok(()) };
+        let Some((Grant { token, .. }, _)) = running.clone().filter(|_| self.kinds.has_clock)
+        else {
+            return Ok(());
+        };
         let keeper = keeper.take().unwrap_or_else(|| self.start(node, pid, Order::Renew(token)));
         let ended = advance(&mut self.runners[at].keeper, keeper, fate);
         let Runner { running, ending, .. } = &mut self.runners[at];
@@ -196,7 +216,8 @@ impl World {
     /// A scheduler is killed, and another one starts.
     fn kill_node(&mut self, node: usize) {
         let (up_since, ahead) = (self.clock(node), self.nodes[node].ahead);
-        let killed = std::mem::replace(&mut self.nodes[node], Node { up_since, ahead, ..Node::default() });
+        let killed =
+            std::mem::replace(&mut self.nodes[node], Node { up_since, ahead, ..Node::default() });
         killed.command.into_iter().for_each(Command::kill);
     }
 
@@ -204,7 +225,12 @@ impl World {
         let history = self.store.lock().history[self.rules.checked..].to_vec();
         self.rules.check(history, &self.claims)?;
         let now = self.store.now();
-        let live: Vec<_> = self.runners.iter().filter_map(|runner| runner.running.as_ref()).filter(|run| now < run.1).collect();
+        let live: Vec<_> = self
+            .runners
+            .iter()
+            .filter_map(|runner| runner.running.as_ref())
+            .filter(|run| now < run.1)
+            .collect();
         if live.len() > 1 { Err(format!("at {now}, these run: {live:?}")) } else { Ok(()) }
     }
 
@@ -251,10 +277,14 @@ fn run(kinds: Kinds, actions: Vec<Action>) -> Result<(), String> {
             Action::EndLate(which, outcome) => world.end_late(which, outcome)?,
             Action::KillNode(node) => world.kill_node(node % nodes),
             Action::KillRunner(which) => {
-                which.checked_rem(world.runners.len()).into_iter().for_each(|at| world.kill_runner(at));
+                which
+                    .checked_rem(world.runners.len())
+                    .into_iter()
+                    .for_each(|at| world.kill_runner(at));
             }
             Action::Pause(node, hours, fate) => {
-                let until = if hours == 0 { u64::MAX } else { world.clock(node % nodes) + hours * HOUR };
+                let until =
+                    if hours == 0 { u64::MAX } else { world.clock(node % nodes) + hours * HOUR };
                 world.control(node % nodes, Order::Pause(until), fate)?;
             }
             Action::Resume(node, fate) => {
@@ -262,13 +292,17 @@ fn run(kinds: Kinds, actions: Vec<Action>) -> Result<(), String> {
                 world.control(node % nodes, Order::Resume(now), fate)?;
             }
             Action::Stop(node, fate) => world.control(node % nodes, Order::Stop, fate)?,
-            Action::Force(node, earlier, fate) => world.control(node % nodes, Order::Force { earlier }, fate)?,
+            Action::Force(node, earlier, fate) => {
+                world.control(node % nodes, Order::Force { earlier }, fate)?
+            }
             Action::Arrive(which) => {
                 world.store.arrive(which);
                 world.check()?;
             }
             Action::Pass(steps) => world.store.lock().now += steps * STEP,
-            Action::Leap(node, steps) => world.nodes[node % nodes].ahead = steps * STEP.cast_signed(),
+            Action::Leap(node, steps) => {
+                world.nodes[node % nodes].ahead = steps * STEP.cast_signed()
+            }
         }
     }
     world.settle()

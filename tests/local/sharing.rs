@@ -1,4 +1,5 @@
-//! Several hold one lock together: so many as it has slots, or any number that share it. Others they keep out.
+//! Several hold one lock together: so many as it has slots, or any number that share it. Others
+//! they keep out.
 
 use crate::support::{Ended, Locks, Shell, Waiter, ended, until};
 
@@ -42,7 +43,10 @@ fn as_many_get_in_as_there_are_slots() {
     let refused = somebody(&locks, SLOTS_3);
     assert_eq!(refused.code, 75, "{refused:?}");
     let whom = format!("held by pid {} (bash", one.pid());
-    assert!(refused.stdout.contains(&whom) && refused.stdout.contains(", and 2 more"), "{refused:?}");
+    assert!(
+        refused.stdout.contains(&whom) && refused.stdout.contains(", and 2 more"),
+        "{refused:?}"
+    );
     two.unlock();
     assert_eq!(locks.pids("holders"), pids(&[&one, &three]));
     let [mut four] = shells(&locks, [SLOTS_3]);
@@ -114,7 +118,11 @@ fn the_number_of_slots_is_taken_from_the_environment() {
     let _holders = shells(&locks, [lock, lock]);
     assert_eq!(somebody(&locks, lock).code, 75);
     // A flag beats the variable.
-    assert_eq!(somebody(&locks, &lock.replace("-n", "-n --slots 3")).code, 75, "the smaller number counts");
+    assert_eq!(
+        somebody(&locks, &lock.replace("-n", "-n --slots 3")).code,
+        75,
+        "the smaller number counts"
+    );
     let locks = Locks::new();
     let _holders = shells(&locks, [r#"SERIALIZER_SLOTS=1 "$S" lock -n --slots 2 2>&1"#, SLOTS_2]);
     let locks = Locks::new();
@@ -147,14 +155,22 @@ fn different_modes_keep_each_other_out() {
             let _first = shells(&locks, [first]);
             let slots = |line| [SLOTS_2, SLOTS_3].contains(&line);
             let join = (slots(first) && slots(second)) || (first == SHARED && second == SHARED);
-            assert_eq!(somebody(&locks, second).code, if join { 0 } else { 75 }, "{second} after {first}");
+            assert_eq!(
+                somebody(&locks, second).code,
+                if join { 0 } else { 75 },
+                "{second} after {first}"
+            );
         }
     }
 }
 
 #[test]
 fn the_smallest_number_of_slots_counts() {
-    for (lines, refused) in [([SLOTS_3, SLOTS_3], SLOTS_2), ([SLOTS_2, SLOTS_3], SLOTS_3), ([SLOTS_3, SLOTS_2], SLOTS_3)] {
+    for (lines, refused) in [
+        ([SLOTS_3, SLOTS_3], SLOTS_2),
+        ([SLOTS_2, SLOTS_3], SLOTS_3),
+        ([SLOTS_3, SLOTS_2], SLOTS_3),
+    ] {
         let locks = Locks::new();
         let _holders = shells(&locks, lines);
         assert_eq!(somebody(&locks, refused).code, 75, "{refused} after {lines:?}");
@@ -166,7 +182,8 @@ fn later_sharers_do_not_starve_whoever_wants_it_alone() {
     let locks = Locks::new();
     let [mut one, mut two] = shells(&locks, [SHARED; 2]);
     let mut alone = wait_in_line(&locks, PLAIN);
-    // They could come in as far as the holders are concerned, and wait behind the one that could not.
+    // They could come in as far as the holders are concerned, and wait behind the one that could
+    // not.
     for _ in 0..3 {
         let refused = somebody(&locks, SHARED);
         assert_eq!(refused.code, 75, "{refused:?}");
@@ -188,9 +205,16 @@ fn later_sharers_do_not_starve_whoever_wants_it_alone() {
 fn a_stopped_waiter_does_not_keep_a_slot_free() {
     let locks = Locks::new();
     let [mut one, two] = shells(&locks, [SLOTS_2; 2]);
-    let waiter = Waiter::start(locks.serializer(&["lock", "--slots", "2", "--sleep-seconds", "3600"]));
+    let waiter =
+        Waiter::start(locks.serializer(&["lock", "--slots", "2", "--sleep-seconds", "3600"]));
     waiter.asleep();
-    assert!(std::process::Command::new("kill").args(["-STOP", &waiter.pid().to_string()]).status().expect("kill").success());
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-STOP", &waiter.pid().to_string()])
+            .status()
+            .expect("kill")
+            .success()
+    );
     one.unlock();
     let [three] = shells(&locks, [SLOTS_2]);
     assert_eq!(locks.pids("holders"), pids(&[&two, &three]));
@@ -222,7 +246,11 @@ fn force_takes_the_lock_away_from_all_and_names_each() {
     }
     assert!(!locks.file().exists(), "{:?}", locks.names());
     for holder in &mut holders {
-        assert_eq!(holder.run(r#""$S" unlock 2> /dev/null"#), 76, "each is told that its lock was broken");
+        assert_eq!(
+            holder.run(r#""$S" unlock 2> /dev/null"#),
+            76,
+            "each is told that its lock was broken"
+        );
     }
     assert_eq!(locks.names(), Vec::<String>::new());
 }
@@ -254,7 +282,10 @@ fn whoever_holds_it_in_another_mode_is_told_so() {
         let before = locks.read();
         let (code, output) = one.output(second);
         assert_eq!(code, 1, "{output}");
-        assert!(output.contains(&format!("the same process holds it already, as {mode}")), "{output}");
+        assert!(
+            output.contains(&format!("the same process holds it already, as {mode}")),
+            "{output}"
+        );
         assert_eq!(locks.read(), before);
     }
 }
@@ -266,14 +297,21 @@ fn status_lists_every_holder() {
     let expected = [(one.pid(), "held"), (two.pid(), "held"), (dead.pid(), "stale")];
     dead.reap();
     let report = locks.report();
-    assert_eq!((&report["state"], &report["holder"]["pid"]), (&"held".into(), &one.pid().into()), "{report}");
+    assert_eq!(
+        (&report["state"], &report["holder"]["pid"]),
+        (&"held".into(), &one.pid().into()),
+        "{report}"
+    );
     let table = locks.run(&["status"]).stdout;
     for (number, (pid, state)) in expected.into_iter().enumerate() {
         let holder = &report["holders"][number];
         assert_eq!((&holder["pid"], &holder["state"]), (&pid.into(), &state.into()), "{report}");
         assert_eq!(holder["mode"], "one of 3 slots");
         let row = table.lines().nth(number + 1).expect("a row for each");
-        assert!(row.contains(&format!(" {state} ")) && row.contains(&format!(" {pid} ")), "{table}");
+        assert!(
+            row.contains(&format!(" {state} ")) && row.contains(&format!(" {pid} ")),
+            "{table}"
+        );
         assert!(row.ends_with("; one of 3 slots"), "{table}");
     }
     assert_eq!(report["holders"].as_array().map(Vec::len), Some(3));
@@ -281,16 +319,23 @@ fn status_lists_every_holder() {
 
 #[test]
 fn the_file_of_a_plain_mutex_is_what_it_was_before_there_were_others() {
-    const KEYS: [&str; 11] = ["v", "host", "machine", "boot", "pidns", "start", "pidfd", "uid", "since", "token", "command"];
-    for lock in [PLAIN, r#""$S" lock -n --slots 1 2>&1"#, r#""$S" lock -n --hold-at-least 0s 2>&1"#] {
+    const KEYS: [&str; 11] = [
+        "v", "host", "machine", "boot", "pidns", "start", "pidfd", "uid", "since", "token",
+        "command",
+    ];
+    for lock in [PLAIN, r#""$S" lock -n --slots 1 2>&1"#, r#""$S" lock -n --hold-at-least 0s 2>&1"#]
+    {
         let locks = Locks::new();
         let [holder] = shells(&locks, [lock]);
         let text = locks.read();
         assert_eq!(text.lines().next(), Some(holder.pid().to_string().as_str()), "{text}");
-        let keys: Vec<&str> = text.lines().skip(2).map(|line| line.split_once('=').expect("key=value").0).collect();
+        let keys: Vec<&str> =
+            text.lines().skip(2).map(|line| line.split_once('=').expect("key=value").0).collect();
         // A container may have no machine id, and an older kernel no pidfd.
-        let expected: Vec<&str> =
-            KEYS.into_iter().filter(|key| !["machine", "pidfd"].contains(key) || keys.contains(key)).collect();
+        let expected: Vec<&str> = KEYS
+            .into_iter()
+            .filter(|key| !["machine", "pidfd"].contains(key) || keys.contains(key))
+            .collect();
         assert_eq!(keys, expected, "{text}");
         assert!(text.contains("\nv=1\n"), "{text}");
     }
@@ -316,7 +361,10 @@ fn whoever_shares_a_lock_and_takes_it_away_by_force_takes_it_from_all() {
     assert_eq!((one.run(share), two.run(share)), (0, 0));
     let (code, said) = one.output(r#""$S" unlock --force 2>&1"#);
     assert_eq!(code, 0, "{said}");
-    assert!(said.contains(&format!("broke lock `{}` of pid {}", locks.file().display(), two.pid())), "{said}");
+    assert!(
+        said.contains(&format!("broke lock `{}` of pid {}", locks.file().display(), two.pid())),
+        "{said}"
+    );
     assert!(!locks.file().exists(), "{:?}", locks.names());
     let unlock = r#""$S" unlock 2> /dev/null"#;
     assert_eq!((one.run(unlock), two.run(unlock)), (1, 76), "only the other one has to be told");

@@ -1,13 +1,16 @@
-//! `run --wait-and-skip`: the first does the work, whoever comes meanwhile waits until it is done, and does not do it again; but
-//! what has failed is not taken for done. And `run --name-from-command`, which such jobs are often called by.
+//! `run --wait-and-skip`: the first does the work, whoever comes meanwhile waits until it is done,
+//! and does not do it again; but what has failed is not taken for done. And `run
+//! --name-from-command`, which such jobs are often called by.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
 
 use crate::support::{self, Ended, Locks, Shell, Waiter, rounds, until};
 
-/// Waits for a line on the FIFO `go`, notes that it ran, and ends with the exit code that the line tells.
-const JOB: &str = r#"read -r code < "$SERIALIZER_DIR/go"; echo ran >> "$SERIALIZER_DIR/log"; exit "$code""#;
+/// Waits for a line on the FIFO `go`, notes that it ran, and ends with the exit code that the line
+/// tells.
+const JOB: &str =
+    r#"read -r code < "$SERIALIZER_DIR/go"; echo ran >> "$SERIALIZER_DIR/log"; exit "$code""#;
 
 struct Scene {
     locks: Locks,
@@ -24,7 +27,16 @@ impl Scene {
     }
 
     fn job(&self) -> Command {
-        self.locks.serializer(&["run", "--wait-and-skip", "--skipped-exit-code", "9", "--", "bash", "-c", JOB])
+        self.locks.serializer(&[
+            "run",
+            "--wait-and-skip",
+            "--skipped-exit-code",
+            "9",
+            "--",
+            "bash",
+            "-c",
+            JOB,
+        ])
     }
 
     /// The first one, which has the lock.
@@ -84,7 +96,8 @@ fn whoever_waited_for_a_failure_runs_the_command_and_reports_its_end() {
     let (one, two) = (Waiter::start(scene.job()), Waiter::start(scene.job()));
     scene.finish(3);
     assert_eq!(code(first), 3);
-    // One of the two takes its place, and the other one waits for that, unless it looks when that is over: then it does it, too.
+    // One of the two takes its place, and the other one waits for that, unless it looks when that
+    // is over: then it does it, too.
     scene.finish(0);
     scene.finish(0);
     let codes = [one.end().code, two.end().code];
@@ -189,14 +202,23 @@ fn of_many_that_come_together_one_runs_the_command_for_all_that_waited() {
         let _ = fs::remove_file(&log);
         let start = |_| {
             let job = r#"echo ran >> "$SERIALIZER_DIR/log""#;
-            let mut command = locks.serializer(&["run", "--wait-and-skip", "--skipped-exit-code=9", "--", "bash", "-c", job]);
+            let mut command = locks.serializer(&[
+                "run",
+                "--wait-and-skip",
+                "--skipped-exit-code=9",
+                "--",
+                "bash",
+                "-c",
+                job,
+            ]);
             command.stderr(Stdio::null()).spawn().expect("it starts")
         };
         let children: Vec<Child> = (0..MANY).map(start).collect();
         let codes: Vec<i32> = children.into_iter().map(code).collect();
         let ran = codes.iter().filter(|code| **code == 0).count();
         let times = fs::read_to_string(&log).expect("a log").lines().count();
-        // Who came after an end had reason to do it again; nobody who did not do it says that he did, nor the other way round.
+        // Who came after an end had reason to do it again; nobody who did not do it says that he
+        // did, nor the other way round.
         assert_eq!(times, ran, "round {round}: {codes:?}");
         assert!(codes.iter().all(|code| [0, 9].contains(code)), "round {round}: {codes:?}");
         assert_eq!(locks.names(), ["log"], "round {round}");
@@ -206,7 +228,15 @@ fn of_many_that_come_together_one_runs_the_command_for_all_that_waited() {
 #[test]
 fn what_has_just_succeeded_and_is_held_on_for_a_time_is_not_done_again() {
     let locks = Locks::new();
-    let job = ["run", "--wait-and-skip", "--skipped-exit-code=9", "--hold-at-least=1h", "-n", "--", "true"];
+    let job = [
+        "run",
+        "--wait-and-skip",
+        "--skipped-exit-code=9",
+        "--hold-at-least=1h",
+        "-n",
+        "--",
+        "true",
+    ];
     assert_eq!(locks.run(&job).code, 0);
     assert_eq!(locks.run(&job).code, 9);
     // Who wants to run something else is told for how long it is held.
@@ -218,7 +248,11 @@ fn what_has_just_succeeded_and_is_held_on_for_a_time_is_not_done_again() {
 #[test]
 fn skipping_does_not_go_together_with_several_holders() {
     let locks = Locks::new();
-    for args in [["--wait-and-skip", "--shared"], ["--wait-and-skip", "--slots=2"], ["--skipped-exit-code=9", "--verbose"]] {
+    for args in [
+        ["--wait-and-skip", "--shared"],
+        ["--wait-and-skip", "--slots=2"],
+        ["--skipped-exit-code=9", "--verbose"],
+    ] {
         let mut all = vec!["run"];
         all.extend(args);
         all.extend(["--", "touch", "ran"]);
@@ -240,7 +274,9 @@ fn equal_command_lines_exclude_each_other_and_others_do_not() {
     let mut first = named(&["bash", "-c", JOB]).spawn().expect("it starts");
     until("it holds the lock", || scene.locks.names().len() >= 2);
     assert_eq!(support::ended(&mut named(&["bash", "-c", JOB])).code, 75);
-    for other in [&["bash", "-c", "exit 4"][..], &["bash", "-c", "exit 4", ""], &["bash", "-c exit 4"]] {
+    for other in
+        [&["bash", "-c", "exit 4"][..], &["bash", "-c", "exit 4", ""], &["bash", "-c exit 4"]]
+    {
         assert_ne!(support::ended(&mut named(other)).code, 75, "{other:?}");
     }
     assert_eq!(scene.shell.run("echo 0 >&9"), 0);

@@ -1,5 +1,6 @@
-//! A directory that is mounted twice by sshfs, as by two hosts. Each mount keeps its flocks to itself there. Without a server for
-//! ssh: sshfs speaks with the SFTP server over pipes. Needs the right to open `/dev/fuse`.
+//! A directory that is mounted twice by sshfs, as by two hosts. Each mount keeps its flocks to
+//! itself there. Without a server for ssh: sshfs speaks with the SFTP server over pipes. Needs the
+//! right to open `/dev/fuse`.
 
 use crate::support::{Locks, Shell, pid_namespace, skipped};
 
@@ -14,16 +15,21 @@ fn two_mounts(locks: &Locks) -> Option<Shell> {
         return None;
     }
     assert_eq!(opened.0, 0, "sshfs needs `/dev/fuse`: {}", opened.1);
-    must(&mut shell, "mount -t tmpfs tmpfs /mnt && mkdir /mnt/a /mnt/b && export A=/mnt/a B=/mnt/b");
+    must(
+        &mut shell,
+        "mount -t tmpfs tmpfs /mnt && mkdir /mnt/a /mnt/b && export A=/mnt/a B=/mnt/b",
+    );
     for mount in ["/mnt/a", "/mnt/b"] {
         let dir = locks.dir().display();
         // It returns when the directory is mounted.
         let line = format!(
-            "mkfifo {mount}.pipe && {{ {SERVER} <{mount}.pipe 2>/dev/null | sshfs -f -o passive server:{dir} {mount} >{mount}.pipe 2>{mount}.said & }}"
+            "mkfifo {mount}.pipe && {{ {SERVER} <{mount}.pipe 2>/dev/null | sshfs -f -o passive \
+             server:{dir} {mount} >{mount}.pipe 2>{mount}.said & }}"
         );
         must(&mut shell, &line);
         let mounted = format!(
-            "for i in {{1..1000}}; do grep -q ' {mount} fuse.sshfs ' /proc/mounts && break; sleep 0.01; done; grep ' {mount} fuse.sshfs ' /proc/mounts || {{ cat {mount}.said; false; }}"
+            "for i in {{1..1000}}; do grep -q ' {mount} fuse.sshfs ' /proc/mounts && break; sleep \
+             0.01; done; grep ' {mount} fuse.sshfs ' /proc/mounts || {{ cat {mount}.said; false; }}"
         );
         must(&mut shell, &mounted);
     }
@@ -54,11 +60,18 @@ fn holds_through_two_mounts_do_not_intersect() {
     let Some(mut shell) = two_mounts(&locks) else { return };
     // `inside` is there while somebody is: it cannot be made twice.
     let hold = r#""$S" run --sleep-seconds 0.02 -- sh -c 'mkdir /mnt/inside && sleep 0.004 && rmdir /mnt/inside && echo held >>/mnt/holds'"#;
-    let holder = |dir: &str| format!("(export SERIALIZER_DIR={dir}; for i in {{1..15}}; do {hold} || exit 1; done) & pids+=($!)");
+    let holder = |dir: &str| {
+        format!(
+            "(export SERIALIZER_DIR={dir}; for i in {{1..15}}; do {hold} || exit 1; done) & \
+             pids+=($!)"
+        )
+    };
     let holders = ["$A", "$B", "$A", "$B"].map(holder).join("; ");
     must(
         &mut shell,
-        &format!(r#"pids=(); {holders}; failed=0; for pid in "${{pids[@]}}"; do wait $pid || failed=1; done; [ $failed = 0 ]"#),
+        &format!(
+            r#"pids=(); {holders}; failed=0; for pid in "${{pids[@]}}"; do wait $pid || failed=1; done; [ $failed = 0 ]"#
+        ),
     );
     assert_eq!(must(&mut shell, "wc -l </mnt/holds"), "60\n");
     assert_eq!(locks.names(), [""; 0]);
@@ -72,11 +85,18 @@ fn a_stale_lock_is_not_taken_over_where_flock_is_faked() {
     must(&mut shell, "bash -c 'SERIALIZER_DIR=$A $S lock; exit $?'");
     let stale = locks.read();
     // Both mounts grant a flock of it at the same time, which is why.
-    must(&mut shell, "exec 5<>$A/serializer.lck 6<>$B/serializer.lck && flock -n 5 && flock -n 6 && exec 5>&- 6>&-");
+    must(
+        &mut shell,
+        "exec 5<>$A/serializer.lck 6<>$B/serializer.lck && flock -n 5 && flock -n 6 && exec 5>&- \
+         6>&-",
+    );
     for mount in ["$A", "$B"] {
         let (code, said) = shell.output(&format!("SERIALIZER_DIR={mount} $S lock --no-wait 2>&1"));
         assert_eq!(code, 1, "{said}");
-        assert!(said.contains("cannot take over the lock file") && said.contains("(fuse.sshfs)"), "{said}");
+        assert!(
+            said.contains("cannot take over the lock file") && said.contains("(fuse.sshfs)"),
+            "{said}"
+        );
     }
     assert_eq!(locks.read(), stale);
     // It can be broken.

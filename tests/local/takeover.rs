@@ -23,7 +23,8 @@ fn legacy_record_of_a_dead_holder(locks: &Locks) -> String {
     record.lines().take(2).map(|line| format!("{line}\n")).collect()
 }
 
-/// Lets all `shells` try once at the same time; returns who got it. Everybody else must have been told that it is busy.
+/// Lets all `shells` try once at the same time; returns who got it. Everybody else must have been
+/// told that it is busy.
 fn race(shells: &mut [Shell]) -> Vec<usize> {
     for shell in shells.iter_mut() {
         shell.send(r#""$S" lock --max-attempts 1 2> /dev/null"#);
@@ -91,9 +92,11 @@ struct LegacyTaker {
 
 impl LegacyTaker {
     fn start(locks: &Locks) -> Self {
-        let then = "for line in sys.stdin:\n    print('won' if attempt() else 'busy', flush=True)\n";
+        let then =
+            "for line in sys.stdin:\n    print('won' if attempt() else 'busy', flush=True)\n";
         let mut command = legacy_plugin(locks, then);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3");
         let answers = BufReader::new(child.stdout.take().expect("its output"));
         Self { child, answers }
     }
@@ -120,9 +123,14 @@ impl Drop for LegacyTaker {
     }
 }
 
-/// Races seven starters and a Python plugin, and returns the rounds in which not exactly one of them won: the exit codes of
-/// the starters, whether the plugin won, and what the lock file says then.
-fn rounds_without_one_winner(locks: &Locks, stale: &str, rounds: usize) -> Vec<(Vec<i32>, bool, String)> {
+/// Races seven starters and a Python plugin, and returns the rounds in which not exactly one of
+/// them won: the exit codes of the starters, whether the plugin won, and what the lock file says
+/// then.
+fn rounds_without_one_winner(
+    locks: &Locks,
+    stale: &str,
+    rounds: usize,
+) -> Vec<(Vec<i32>, bool, String)> {
     let mut shells: Vec<Shell> = (1..STARTERS).map(|_| Shell::start(locks)).collect();
     let mut legacy = LegacyTaker::start(locks);
     let mut bad = Vec::new();

@@ -164,25 +164,26 @@ fn fields(lowest: i8, highest: i8, extra: i8) -> impl Strategy<Value = Field> {
     let range = (lowest..=highest - extra, lowest..=highest - extra);
     let range = range.prop_map(|(first, last)| (format!("{first}-{last}"), first, last));
     let value = (lowest..=highest - extra).prop_map(move |first| (first.to_string(), first, -1));
-    let part = (prop_oneof![star, range, value], step).prop_map(move |((text, first, last), step)| {
-        let last = match (last, step) {
-            (-1, None) => first,
-            (-1, Some(_)) => highest,
-            _ => last,
-        };
-        let mut values = Vec::new();
-        let mut at = first;
-        for number in 0.. {
-            if number % step.unwrap_or(1) == 0 {
-                values.push((at - lowest) % count + lowest);
+    let part =
+        (prop_oneof![star, range, value], step).prop_map(move |((text, first, last), step)| {
+            let last = match (last, step) {
+                (-1, None) => first,
+                (-1, Some(_)) => highest,
+                _ => last,
+            };
+            let mut values = Vec::new();
+            let mut at = first;
+            for number in 0.. {
+                if number % step.unwrap_or(1) == 0 {
+                    values.push((at - lowest) % count + lowest);
+                }
+                if at == last {
+                    break;
+                }
+                at = if first > last && at == highest - extra { lowest } else { at + 1 };
             }
-            if at == last {
-                break;
-            }
-            at = if first > last && at == highest - extra { lowest } else { at + 1 };
-        }
-        (step.map_or(text.clone(), |step| format!("{text}/{step}")), values)
-    });
+            (step.map_or(text.clone(), |step| format!("{text}/{step}")), values)
+        });
     collection::vec(part, 1..3).prop_map(|parts| {
         let (texts, values): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         (texts.join(","), values.concat())

@@ -1,5 +1,6 @@
-//! Those who wait are served in the order in which they came, whatever becomes of some of them, and at no cost to the others.
-//! Where a test says an hour between attempts, nothing but one's turn can end the waiting.
+//! Those who wait are served in the order in which they came, whatever becomes of some of them, and
+//! at no cost to the others. Where a test says an hour between attempts, nothing but one's turn can
+//! end the waiting.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +11,8 @@ use crate::support::{Ended, Locks, Shell, Waiter, ended, until};
 /// Locks, waiting for it, and says nothing.
 const LOCK: &str = r#""$S" lock --sleep-seconds 3600 2> /dev/null"#;
 
-/// Shells that wait, each of which came when those before it were in line. Afterwards they log their number.
+/// Shells that wait, each of which came when those before it were in line. Afterwards they log
+/// their number.
 fn line(locks: &Locks, count: usize) -> Vec<Shell> {
     let shells = (0..count).map(|number| {
         let mut shell = Shell::start(locks);
@@ -32,13 +34,20 @@ fn order(locks: &Locks) -> Vec<usize> {
 }
 
 fn signal(name: &str, pid: u32) {
-    assert!(Command::new("kill").args(["-s", name, &pid.to_string()]).status().expect("kill runs").success());
+    assert!(
+        Command::new("kill")
+            .args(["-s", name, &pid.to_string()])
+            .status()
+            .expect("kill runs")
+            .success()
+    );
 }
 
 /// Returns when the signal has been heard: no thread of it runs any more.
 fn stop(pid: u32) {
     signal("STOP", pid);
-    let is_stopped = |task: &Path| fs::read_to_string(task.join("stat")).is_ok_and(|stat| stat.contains(") T "));
+    let is_stopped =
+        |task: &Path| fs::read_to_string(task.join("stat")).is_ok_and(|stat| stat.contains(") T "));
     until("it is stopped", || {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
         tasks.map(|task| task.expect("a thread").path()).all(|task| is_stopped(&task))
@@ -50,7 +59,9 @@ fn sleeps(pid: u32) -> u64 {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
     let count = |task: &Path| {
         let status = fs::read_to_string(task.join("status")).ok()?;
-        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok())
+        status.lines().find_map(|line| {
+            line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok()
+        })
     };
     tasks.filter_map(|task| count(&task.ok()?.path())).sum()
 }
@@ -112,15 +123,19 @@ fn a_newcomer_leaves_what_is_free_to_those_who_wait() {
     const ROUNDS: usize = 5;
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
-    // It needs a tenth of a second for its last step: long enough for a newcomer to see that the lock is free.
+    // It needs a tenth of a second for its last step: long enough for a newcomer to see that the
+    // lock is free.
     let slow = "strace -D -qq -o /dev/null -e trace=linkat -e inject=linkat:delay_enter=100000";
     for _ in 0..ROUNDS {
         holder.lock();
         let mut first = Shell::start(&locks);
-        first.send(&format!(r#"{slow} {LOCK} && echo 0 >> "$SERIALIZER_DIR/order" && "$S" unlock 2> /dev/null"#));
+        first.send(&format!(
+            r#"{slow} {LOCK} && echo 0 >> "$SERIALIZER_DIR/order" && "$S" unlock 2> /dev/null"#
+        ));
         until("it is first", || locks.pids("waiters").len() == 1);
         // Whoever has had it comes again at once.
-        let again = format!(r#""$S" unlock 2> /dev/null; {LOCK} && echo 1 >> "$SERIALIZER_DIR/order""#);
+        let again =
+            format!(r#""$S" unlock 2> /dev/null; {LOCK} && echo 1 >> "$SERIALIZER_DIR/order""#);
         assert_eq!(holder.run(&again), 0);
         holder.unlock();
         assert_eq!(first.answer().0, 0);
@@ -188,14 +203,20 @@ fn a_hand_off_wakes_the_same_few_however_many_wait() {
     holder.lock();
     let mut shells: Vec<Shell> = (0..WAITERS).map(|_| Shell::start(&locks)).collect();
     for shell in &mut shells {
-        shell.send(&format!("{LOCK} && read -r < \"$SERIALIZER_DIR/go\"; \"$S\" unlock 2> /dev/null"));
+        shell.send(&format!(
+            "{LOCK} && read -r < \"$SERIALIZER_DIR/go\"; \"$S\" unlock 2> /dev/null"
+        ));
     }
     until("all are in line", || locks.pids("waiters").len() == WAITERS);
-    assert!(Command::new("mkfifo").arg(locks.dir().join("go")).status().expect("mkfifo runs").success());
+    assert!(
+        Command::new("mkfifo").arg(locks.dir().join("go")).status().expect("mkfifo runs").success()
+    );
     let waiters = locks.pids("waiters");
     for waiter in &waiters {
         let thread = format!("/proc/{waiter}/wchan");
-        until("it sleeps", || fs::read_to_string(&thread).is_ok_and(|wchan| wchan.starts_with("poll")));
+        until("it sleeps", || {
+            fs::read_to_string(&thread).is_ok_and(|wchan| wchan.starts_with("poll"))
+        });
     }
     let before: Vec<u64> = waiters.iter().map(|pid| sleeps(*pid)).collect();
     holder.unlock();
@@ -205,7 +226,8 @@ fn a_hand_off_wakes_the_same_few_however_many_wait() {
             fs::write(locks.dir().join("go"), "\n").expect("the one that has it reads");
         }
     }
-    // The one that is first now may be about to go to sleep. Some may have looked by themselves, as they do every 10 s.
+    // The one that is first now may be about to go to sleep. Some may have looked by themselves, as
+    // they do every 10 s.
     let others = HAND_OFFS + 1..WAITERS;
     let woken = others.clone().filter(|number| sleeps(waiters[*number]) != before[*number]).count();
     assert!(woken < others.len() / 2, "{woken} of {} who had no turn were woken", others.len());
@@ -225,12 +247,26 @@ fn status_lists_those_who_wait_in_turn() {
     let places = ["next", "behind 1 other", "behind 2 others"];
     for (number, shell) in shells.iter().enumerate() {
         let pid = waiters[number]["pid"].as_u64().expect("a pid");
-        let parent = Command::new("ps").args(["-o", "ppid=", "-p", &pid.to_string()]).output().expect("ps runs").stdout;
-        assert_eq!(String::from_utf8_lossy(&parent).trim(), shell.pid().to_string(), "the one that came as number {number}");
+        let parent = Command::new("ps")
+            .args(["-o", "ppid=", "-p", &pid.to_string()])
+            .output()
+            .expect("ps runs")
+            .stdout;
+        assert_eq!(
+            String::from_utf8_lossy(&parent).trim(),
+            shell.pid().to_string(),
+            "the one that came as number {number}"
+        );
         // What people know of a `lock` is what it was started by.
         let known = if number == 2 { "serializer run " } else { "bash -c " };
-        assert!(waiters[number]["command"].as_str().is_some_and(|command| command.starts_with(known)), "{report}");
-        assert!(rows[number].contains(" waits ") && rows[number].contains(&format!(" {pid} ")), "{table}");
+        assert!(
+            waiters[number]["command"].as_str().is_some_and(|command| command.starts_with(known)),
+            "{report}"
+        );
+        assert!(
+            rows[number].contains(" waits ") && rows[number].contains(&format!(" {pid} ")),
+            "{table}"
+        );
         assert!(rows[number].ends_with(&format!(" {}", places[number])), "{table}");
     }
     assert_eq!(locks.pids("holders"), [holder.pid()]);
@@ -251,10 +287,16 @@ fn behind_another(args: &[&str]) -> (Locks, Ended) {
 
 #[test]
 fn whoever_is_in_line_gives_up_after_its_attempts() {
-    for (attempts, sleep) in [("1", "3600"), ("2", "0.05"), ("7", "0.02"), ("5", "0"), ("100", "0.001")] {
-        let (_locks, ended) = behind_another(&["--max-attempts", attempts, "--sleep-seconds", sleep]);
+    for (attempts, sleep) in
+        [("1", "3600"), ("2", "0.05"), ("7", "0.02"), ("5", "0"), ("100", "0.001")]
+    {
+        let (_locks, ended) =
+            behind_another(&["--max-attempts", attempts, "--sleep-seconds", sleep]);
         assert_eq!(ended.code, 75, "{ended:?}");
-        assert!(ended.last_line().contains(&format!("gave up after {attempts} attempt")), "{attempts}, {sleep}: {ended:?}");
+        assert!(
+            ended.last_line().contains(&format!("gave up after {attempts} attempt")),
+            "{attempts}, {sleep}: {ended:?}"
+        );
         assert!(ended.last_line().contains("held by pid"), "{ended:?}");
     }
 }

@@ -1,13 +1,15 @@
-//! Is the owner that a record names alive? Every row of the table in `src/verdict.rs`, seen through `status` and through
-//! what `lock` and `unlock` do with the file. Wherever a record must be judged by something else than its process, that
-//! process would suggest the opposite.
+//! Is the owner that a record names alive? Every row of the table in `src/verdict.rs`, seen through
+//! `status` and through what `lock` and `unlock` do with the file. Wherever a record must be judged
+//! by something else than its process, that process would suggest the opposite.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
-use crate::support::{self, Ended, Locks, OrdinaryUser, Shell, Waiter, ended, pid_namespace, rounds, unshared_shell};
+use crate::support::{
+    self, Ended, Locks, OrdinaryUser, Shell, Waiter, ended, pid_namespace, rounds, unshared_shell,
+};
 use rustix::process::{Pid, WaitId, WaitIdOptions, test_kill_process, waitid};
 use serde_json::Value;
 
@@ -15,8 +17,15 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 // What is expected of a record.
 
-/// The lock counts as held, whoever asks, and the file stays as it is. `state` is `held` or `unknown`.
-fn expect_held(locks: &Locks, run: &mut dyn FnMut(&[&str]) -> Ended, state: &str, pid: u32, reason: &str) {
+/// The lock counts as held, whoever asks, and the file stays as it is. `state` is `held` or
+/// `unknown`.
+fn expect_held(
+    locks: &Locks,
+    run: &mut dyn FnMut(&[&str]) -> Ended,
+    state: &str,
+    pid: u32,
+    reason: &str,
+) {
     let before = (locks.read(), locks.names());
     let lock = &status(run)["locks"][0];
     assert_eq!(lock["state"], state, "{lock}");
@@ -46,7 +55,11 @@ fn expect_stale(locks: &Locks, run: &mut dyn FnMut(&[&str]) -> Ended, pid: u32, 
     assert_eq!(ended.code, 0, "{ended:?}");
     assert!(ended.stderr.contains(&format!("taken over from pid {pid}")), "{ended:?}");
     assert!(ended.stderr.trim_end().ends_with(reason), "{ended:?}");
-    assert!(!locks.read().starts_with(&format!("{pid}\n")), "another owner is written down: {}", locks.read());
+    assert!(
+        !locks.read().starts_with(&format!("{pid}\n")),
+        "another owner is written down: {}",
+        locks.read()
+    );
     assert_eq!(locks.names(), ["serializer.lck"]);
 }
 
@@ -81,7 +94,8 @@ fn stale(locks: &Locks, pid: u32, reason: &str) {
 fn status(run: &mut dyn FnMut(&[&str]) -> Ended) -> Value {
     let ended = run(&["status", "--json"]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("status prints JSON, not {error}: {ended:?}"))
+    serde_json::from_str(&ended.stdout)
+        .unwrap_or_else(|error| panic!("status prints JSON, not {error}: {ended:?}"))
 }
 
 const RUNNING: &str = "its process is running";
@@ -133,7 +147,9 @@ fn left_by_a_dead_shell(locks: &Locks) -> (u32, String) {
 }
 
 fn modified(locks: &Locks) -> SystemTime {
-    fs::metadata(locks.file()).and_then(|metadata| metadata.modified()).expect("the file has a time")
+    fs::metadata(locks.file())
+        .and_then(|metadata| metadata.modified())
+        .expect("the file has a time")
 }
 
 fn set_modified(locks: &Locks, time: SystemTime) {
@@ -143,14 +159,28 @@ fn set_modified(locks: &Locks, time: SystemTime) {
 
 /// Field 22 of `/proc/…/stat`.
 fn start_ticks(of: &str) -> String {
-    let stat = fs::read_to_string(format!("/proc/{of}/stat")).expect("the process can be looked at");
-    stat.rsplit_once(')').expect("a name").1.split_ascii_whitespace().nth(19).expect("a start time").to_owned()
+    let stat =
+        fs::read_to_string(format!("/proc/{of}/stat")).expect("the process can be looked at");
+    stat.rsplit_once(')')
+        .expect("a name")
+        .1
+        .split_ascii_whitespace()
+        .nth(19)
+        .expect("a start time")
+        .to_owned()
 }
 
 /// The state as `ps` shows it.
 fn shown_as(pid: u32) -> String {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process can be looked at");
-    stat.rsplit_once(')').expect("a name").1.split_ascii_whitespace().next().expect("a state").to_owned()
+    let stat =
+        fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process can be looked at");
+    stat.rsplit_once(')')
+        .expect("a name")
+        .1
+        .split_ascii_whitespace()
+        .next()
+        .expect("a state")
+        .to_owned()
 }
 
 fn as_pid(pid: u32) -> Pid {
@@ -159,14 +189,20 @@ fn as_pid(pid: u32) -> Pid {
 
 /// Returns when the child has ended, and leaves its zombie.
 fn wait_for_zombie(pid: u32) {
-    waitid(WaitId::Pid(as_pid(pid)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).expect("a child to wait for");
+    waitid(WaitId::Pid(as_pid(pid)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+        .expect("a child to wait for");
     assert_eq!(shown_as(pid), "Z");
 }
 
 /// Whether the inode number of a pidfd is an identity: Linux 6.9 and newer.
 fn kernel_has_pidfs() -> bool {
     let uname = rustix::system::uname();
-    let mut numbers = uname.release().to_str().expect("a release").split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let mut numbers = uname
+        .release()
+        .to_str()
+        .expect("a release")
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(6), Some(9))
 }
 
@@ -190,9 +226,19 @@ fn a_lock_of_another_machine_is_held() {
     let locks = Locks::new();
     let (pid, record) = left_by_a_dead_shell(&locks);
     let record = with(&record, "boot", Some("00000000-1111-2222-3333-444444444444"));
-    locks.write(with(&with(&record, "machine", Some("0123456789abcdef0123456789abcdef")), "host", None));
+    locks.write(with(
+        &with(&record, "machine", Some("0123456789abcdef0123456789abcdef")),
+        "host",
+        None,
+    ));
     let mut elsewhere = machine(&locks, "fedcba9876543210fedcba9876543210");
-    expect_held(&locks, &mut inside(&mut elsewhere), "unknown", pid, "its process is on another host");
+    expect_held(
+        &locks,
+        &mut inside(&mut elsewhere),
+        "unknown",
+        pid,
+        "its process is on another host",
+    );
 }
 
 #[test]
@@ -204,24 +250,40 @@ fn a_lock_of_another_host_is_held() {
         locks.write(with(&with(&record, "host", Some("elsewhere.example")), "machine", machine));
         unknown(&locks, pid, "its process is on another host");
         let ended = locks.run(&["lock", "--max-attempts", "1"]);
-        assert!(ended.last_line().contains("on elsewhere.example"), "the holder is named with its host: {ended:?}");
+        assert!(
+            ended.last_line().contains("on elsewhere.example"),
+            "the holder is named with its host: {ended:?}"
+        );
         assert!(ended.last_line().contains("(hint: when you are certain"), "{ended:?}");
     }
 }
 
 #[test]
-fn a_lock_of_another_name_and_this_boot_is_judged_by_its_process_where_only_this_machine_can_have_written_it() {
+fn a_lock_of_another_name_and_this_boot_is_judged_by_its_process_where_only_this_machine_can_have_written_it()
+ {
     let locks = Locks::new();
-    let named = |record: &str| with(&with(record, "host", Some("a-container")), "machine", Some("0123456789abcdef"));
+    let named = |record: &str| {
+        with(&with(record, "host", Some("a-container")), "machine", Some("0123456789abcdef"))
+    };
     let (shell, record) = locked_by_a_shell(&locks);
     locks.write(named(&record));
     held(&locks, shell.pid());
     shell.reap();
     assert_eq!(locks.state(), ("stale".to_owned(), GONE.to_owned()));
 
-    // Clones of a virtual machine have one boot id, and may share a file system that is not known to be of one machine.
+    // Clones of a virtual machine have one boot id, and may share a file system that is not known
+    // to be of one machine.
     let mut anywhere = locks.command("strace");
-    anywhere.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fstatfs", "-e", "inject=fstatfs:error=ENOSYS"]);
+    anywhere.args([
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=fstatfs",
+        "-e",
+        "inject=fstatfs:error=ENOSYS",
+    ]);
     let ended = support::ended(anywhere.args([support::PROGRAM, "status"]));
     assert!(ended.stdout.contains("its process is on another host"), "{ended:?}");
 }
@@ -235,7 +297,8 @@ fn a_lock_from_before_a_reboot_is_stale_even_if_a_process_has_its_id_again() {
     assert_eq!(value_of(&record, "machine"), Some("0123456789abcdef0123456789abcdef"));
     let mut alive = Shell::start(&locks);
     assert_eq!(alive.run("true"), 0);
-    let before = with(&about(&record, alive.pid()), "boot", Some("00000000-1111-2222-3333-444444444444"));
+    let before =
+        with(&about(&record, alive.pid()), "boot", Some("00000000-1111-2222-3333-444444444444"));
 
     locks.write(&before);
     expect_removable(&locks, &mut inside(&mut shell), alive.pid(), REBOOTED);
@@ -281,7 +344,13 @@ fn a_lock_whose_pid_counts_in_another_namespace_is_held() {
     let mut container = pid_namespace(&locks);
     for pid_namespace in [Some("12345"), None] {
         locks.write(with(&record, "pidns", pid_namespace));
-        expect_held(&locks, &mut inside(&mut container), "unknown", pid, "its process is in another container");
+        expect_held(
+            &locks,
+            &mut inside(&mut container),
+            "unknown",
+            pid,
+            "its process is in another container",
+        );
     }
     // Without what tells processes of all namespaces apart, nobody knows.
     locks.write(with(&with(&record, "pidns", Some("12345")), "pidfd", None));
@@ -373,7 +442,8 @@ fn a_process_whose_main_thread_has_ended_holds_its_lock_until_the_others_have() 
     held(&locks, pid);
 
     drop(process.stdin.take());
-    waitid(WaitId::Pid(as_pid(pid)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).expect("a child to wait for");
+    waitid(WaitId::Pid(as_pid(pid)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+        .expect("a child to wait for");
     stale(&locks, pid, ENDED);
     locks.write(record);
     stale(&locks, pid, ENDED);
@@ -398,7 +468,9 @@ ctypes.CDLL(None).pthread_exit(None)
     command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut process = command.spawn().expect("python3 starts");
     let mut line = String::new();
-    BufReader::new(process.stdout.as_mut().expect("its output")).read_line(&mut line).expect("it answers");
+    BufReader::new(process.stdout.as_mut().expect("its output"))
+        .read_line(&mut line)
+        .expect("it answers");
     assert_eq!(line, "ready\n");
     process
 }
@@ -410,13 +482,15 @@ fn a_lock_whose_pid_another_process_has_got_is_stale() {
     let locks = Locks::new();
     let mut container = pid_namespace(&locks);
     for round in 0..rounds(40) {
-        let (code, owner) =
-            container.output(r#"sleep infinity & owner=$!; "$S" lock --owner-pid $owner 2>/dev/null && echo $owner"#);
+        let (code, owner) = container.output(
+            r#"sleep infinity & owner=$!; "$S" lock --owner-pid $owner 2>/dev/null && echo $owner"#,
+        );
         assert_eq!(code, 0, "round {round}");
         let owner: u32 = owner.trim().parse().expect("a PID");
-        // Nothing happens in between, so that many of the new processes start in the same clock tick as the old ones.
-        let reuse = "kill -9 $owner; wait $owner 2>/dev/null; echo $((owner - 1)) > /proc/sys/kernel/ns_last_pid; \
-                     sleep infinity & test $! = $owner";
+        // Nothing happens in between, so that many of the new processes start in the same clock
+        // tick as the old ones.
+        let reuse = "kill -9 $owner; wait $owner 2>/dev/null; echo $((owner - 1)) > \
+                     /proc/sys/kernel/ns_last_pid; sleep infinity & test $! = $owner";
         assert_eq!(container.run(reuse), 0, "the PID is given to another process");
         let (code, now) = container.output("cut -d' ' -f22 /proc/$owner/stat");
         assert_eq!(code, 0, "the other process runs");
@@ -465,7 +539,11 @@ fn the_pidfd_tells_processes_apart_that_started_in_the_same_tick() {
 fn a_legacy_lock_is_stale_if_its_process_started_after_it_was_written() {
     let locks = Locks::new();
     let shell = Shell::start(&locks);
-    for (written, is_stale) in [(SystemTime::now() - HOUR, true), (SystemTime::now(), false), (SystemTime::now() + HOUR, false)] {
+    for (written, is_stale) in [
+        (SystemTime::now() - HOUR, true),
+        (SystemTime::now(), false),
+        (SystemTime::now() + HOUR, false),
+    ] {
         locks.write(legacy(shell.pid()));
         set_modified(&locks, written);
         if is_stale { stale(&locks, shell.pid(), REUSED) } else { held(&locks, shell.pid()) }
@@ -483,9 +561,14 @@ fn a_lock_of_another_users_process_is_held() {
     let pid = if rustix::process::getuid().is_root() { shell.pid() } else { 1 };
     let (record, start) = (about(&record, pid), start_ticks(&pid.to_string()));
     let ended = ended(&mut user.command(&locks, "bash", &["-c", &format!("kill -0 {pid}")]));
-    assert!(ended.code == 1 && ended.stderr.contains("not permitted"), "pid {pid} must be another user's: {ended:?}");
+    assert!(
+        ended.code == 1 && ended.stderr.contains("not permitted"),
+        "pid {pid} must be another user's: {ended:?}"
+    );
 
-    for content in [with(&with(&record, "start", Some(&start)), "pidfd", None), legacy(pid), pid.to_string()] {
+    for content in
+        [with(&with(&record, "start", Some(&start)), "pidfd", None), legacy(pid), pid.to_string()]
+    {
         locks.write(content);
         expect_held(&locks, &mut |args| user.run(&locks, args), "held", pid, RUNNING);
     }
@@ -496,7 +579,16 @@ fn a_lock_whose_process_is_hidden_is_held() {
     let locks = Locks::new();
     // From root's group nothing is hidden.
     let user = OrdinaryUser::new(&locks);
-    let flags = ["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"];
+    let flags = [
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "bash",
+    ];
     let mut container = Shell::start_with(user.command(&locks, "unshare", &flags));
     let (code, owner) = container.output(
         r#"sleep infinity & owner=$!; "$S" lock --owner-pid $owner 2>/dev/null && mount -t proc -o hidepid=2 proc /proc && echo $owner"#,
@@ -504,9 +596,14 @@ fn a_lock_whose_process_is_hidden_is_held() {
     assert_eq!(code, 0);
     let owner: u32 = owner.trim().parse().expect("a PID");
     // Whoever lacks a capability that a process has must not look at it.
-    let powerless = "setpriv --securebits=+noroot --bounding-set=-all --inh-caps=-all --ambient-caps=-all";
+    let powerless =
+        "setpriv --securebits=+noroot --bounding-set=-all --inh-caps=-all --ambient-caps=-all";
     assert_eq!(container.run(&format!("test -e /proc/{owner}")), 0);
-    assert_ne!(container.run(&format!("{powerless} test -e /proc/{owner}")), 0, "the process is hidden");
+    assert_ne!(
+        container.run(&format!("{powerless} test -e /proc/{owner}")),
+        0,
+        "the process is hidden"
+    );
 
     expect_held(&locks, &mut runner(&mut container, powerless), "held", owner, RUNNING);
     locks.write(legacy(owner));
@@ -526,9 +623,16 @@ fn where_there_is_no_proc_nothing_is_stale_but_what_is_certainly_gone() {
     let mut expect_unchanged = |state: &str, reason: &str| {
         let before = (locks.read(), locks.names());
         let lock = &status(&mut blind)["locks"][0];
-        assert_eq!((&lock["state"], &lock["reason"]), (&Value::from(state), &Value::from(reason)), "{lock}");
+        assert_eq!(
+            (&lock["state"], &lock["reason"]),
+            (&Value::from(state), &Value::from(reason)),
+            "{lock}"
+        );
         let refused = blind(&["lock", "--max-attempts", "1"]);
-        assert!(refused.code == 2 && refused.stderr.contains("/proc is not mounted"), "nobody could be an owner: {refused:?}");
+        assert!(
+            refused.code == 2 && refused.stderr.contains("/proc is not mounted"),
+            "nobody could be an owner: {refused:?}"
+        );
         let refused = blind(&["unlock"]);
         assert_eq!(refused.code, 77, "{refused:?}");
         assert_eq!((locks.read(), locks.names()), before);
@@ -582,11 +686,17 @@ fn an_empty_file_is_being_written_while_it_is_young() {
     for time in [SystemTime::now, || SystemTime::now() + HOUR] {
         empty(time());
         let (state, reason) = locks.state();
-        assert_eq!((state.as_str(), reason.as_str()), ("unknown", "the lock file is just being written"));
+        assert_eq!(
+            (state.as_str(), reason.as_str()),
+            ("unknown", "the lock file is just being written")
+        );
         empty(time());
         let ended = locks.run(&["lock", "--max-attempts", "1"]);
         assert_eq!(ended.code, 75, "{ended:?}");
-        assert!(ended.last_line().contains("held by an unknown process (the file is empty)"), "{ended:?}");
+        assert!(
+            ended.last_line().contains("held by an unknown process (the file is empty)"),
+            "{ended:?}"
+        );
         empty(time());
         let ended = locks.run(&["unlock"]);
         assert_eq!(ended.code, 77, "{ended:?}");
@@ -693,7 +803,8 @@ fn orphans_can_be_ignored_by_flag_and_by_variable() {
     let locks = Locks::new();
     let (pid, _relative) = orphaned(&locks);
     let record = locks.read();
-    let with_variable = |args: &[&str]| ended(locks.serializer(args).env("SERIALIZER_ORPHANS", "ignore"));
+    let with_variable =
+        |args: &[&str]| ended(locks.serializer(args).env("SERIALIZER_ORPHANS", "ignore"));
     let with_flag = |args: &[&str]| locks.run(&[args, &["--orphans", "ignore"]].concat());
 
     expect_stale(&locks, &mut |args| with_variable(args), pid, GONE);
@@ -705,8 +816,11 @@ fn orphans_can_be_ignored_by_flag_and_by_variable() {
     expect_removable(&locks, &mut |args| with_flag(args), pid, GONE);
     // The flag beats the variable.
     locks.write(&record);
-    let ended =
-        ended(locks.serializer(&["lock", "--max-attempts", "1", "--orphans", "wait"]).env("SERIALIZER_ORPHANS", "ignore"));
+    let ended = ended(
+        locks
+            .serializer(&["lock", "--max-attempts", "1", "--orphans", "wait"])
+            .env("SERIALIZER_ORPHANS", "ignore"),
+    );
     assert_eq!(ended.code, 75, "{ended:?}");
 }
 
@@ -716,7 +830,13 @@ fn a_waiter_wakes_when_the_last_process_of_the_run_has_ended() {
     let (_, relative) = orphaned(&locks);
     let owner = Shell::start(&locks);
     let owner_pid = owner.pid().to_string();
-    let waiter = Waiter::start(locks.serializer(&["lock", "--sleep-seconds", "3600", "--owner-pid", &owner_pid]));
+    let waiter = Waiter::start(locks.serializer(&[
+        "lock",
+        "--sleep-seconds",
+        "3600",
+        "--owner-pid",
+        &owner_pid,
+    ]));
     waiter.asleep();
     relative.reap();
     let ended = waiter.end();
@@ -750,7 +870,8 @@ fn who_waits_in_the_same_run_is_no_orphan() {
 #[test]
 fn a_proc_of_another_namespace_is_not_asked() {
     let locks = Locks::new();
-    // A PID namespace of its own, but the /proc of the one outside: there, the shell's number is another process's.
+    // A PID namespace of its own, but the /proc of the one outside: there, the shell's number is
+    // another process's.
     let mut shell = unshared_shell(&locks, &["--pid", "--fork", "--kill-child"]);
     assert_eq!(shell.run("test $$ = 1 && test $$ != $(readlink /proc/self)"), 0);
     let outside = Locks::new();
@@ -763,7 +884,10 @@ fn a_proc_of_another_namespace_is_not_asked() {
     shell.lock();
     let record = locks.read();
     assert!(record.starts_with("1\n") && record.contains("\npidfd="), "{record}");
-    assert!(!record.contains("\nstart=") && !record.contains("\ncommand="), "what another process's would be: {record}");
+    assert!(
+        !record.contains("\nstart=") && !record.contains("\ncommand="),
+        "what another process's would be: {record}"
+    );
     assert_eq!(shell.run(r#""$S" status --json | grep -q '"held"'"#), 0);
     shell.unlock();
 }

@@ -1,10 +1,12 @@
-//! `wait` returns when nobody holds the locks, and takes nothing; `break` takes a lock from one certain holder.
+//! `wait` returns when nobody holds the locks, and takes nothing; `break` takes a lock from one
+//! certain holder.
 
 use crate::support::{Locks, Shell, Waiter, until};
 
 /// The token of the holder, and the command that breaks its hold.
 fn token(locks: &Locks) -> String {
-    let report: serde_json::Value = serde_json::from_str(&locks.run(&["status", "--json"]).stdout).expect("JSON");
+    let report: serde_json::Value =
+        serde_json::from_str(&locks.run(&["status", "--json"]).stdout).expect("JSON");
     report["locks"][0]["holder"]["token"].as_str().expect("a token").to_owned()
 }
 
@@ -65,7 +67,8 @@ fn whoever_waits_without_wanting_the_lock_is_in_nobodys_way() {
     until("it waits", || locks.names() == ["serializer.lck", "serializer.lck.queue"]);
     holder.unlock();
     assert_eq!(next.answer().0, 0, "it is woken although another one waits, too");
-    // The one that waits may have seen the moment between the two, or not; at the latest it ends now.
+    // The one that waits may have seen the moment between the two, or not; at the latest it ends
+    // now.
     next.unlock();
     assert_eq!(watcher.end().code, 0);
     assert_eq!(locks.names(), [""; 0]);
@@ -76,10 +79,17 @@ fn waiting_can_be_limited() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();
-    for args in [&["wait", "--no-wait"][..], &["wait", "--timeout", "10ms"], &["wait", "--max-attempts=2", "--sleep-seconds=0"]] {
+    for args in [
+        &["wait", "--no-wait"][..],
+        &["wait", "--timeout", "10ms"],
+        &["wait", "--max-attempts=2", "--sleep-seconds=0"],
+    ] {
         let ended = locks.run(args);
         assert_eq!(ended.code, 75, "{ended:?}");
-        assert!(ended.last_line().contains(&format!("cannot wait for `{}`", locks.file().display())), "{ended:?}");
+        assert!(
+            ended.last_line().contains(&format!("cannot wait for `{}`", locks.file().display())),
+            "{ended:?}"
+        );
         assert!(ended.last_line().contains(&format!("held by pid {}", holder.pid())), "{ended:?}");
     }
     assert_eq!(locks.run(&["wait", "-n", "-E", "9"]).code, 9);
@@ -93,7 +103,11 @@ fn a_hold_is_broken_by_its_token_and_whom_it_was_taken_from_is_said() {
     let ended = locks.run(&["break", "serializer.lck", "--token", &token(&locks)]);
     assert_eq!(ended.code, 0, "{ended:?}");
     assert!(
-        ended.stderr.contains(&format!("broke lock `{}` of pid {} (bash", locks.file().display(), holder.pid())),
+        ended.stderr.contains(&format!(
+            "broke lock `{}` of pid {} (bash",
+            locks.file().display(),
+            holder.pid()
+        )),
         "{ended:?}"
     );
     assert!(!locks.file().exists(), "{:?}", locks.names());
@@ -131,7 +145,14 @@ fn one_of_several_holds_is_broken() {
     let first = token(&locks);
     let ended = locks.run(&["break", "--token", &first]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    assert!(ended.stderr.contains(&format!("broke lock `{}` of pid {}", locks.file().display(), one.pid())), "{ended:?}");
+    assert!(
+        ended.stderr.contains(&format!(
+            "broke lock `{}` of pid {}",
+            locks.file().display(),
+            one.pid()
+        )),
+        "{ended:?}"
+    );
     assert_eq!(one.run(r#""$S" unlock 2>/dev/null"#), 76);
     two.unlock();
     assert_eq!(locks.names(), [""; 0]);
@@ -145,7 +166,11 @@ fn whoever_breaks_a_hold_keeps_its_own() {
     assert_eq!((one.run(lock), two.run(lock)), (0, 0));
     let first = token(&locks);
     assert_eq!(two.run(&format!(r#""$S" break --token {first} 2>/dev/null"#)), 0);
-    assert_eq!(two.run(&format!(r#""$S" break --token {first} 2>/dev/null"#)), 77, "only its own is left");
+    assert_eq!(
+        two.run(&format!(r#""$S" break --token {first} 2>/dev/null"#)),
+        77,
+        "only its own is left"
+    );
     two.unlock();
 }
 

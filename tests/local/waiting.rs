@@ -1,5 +1,6 @@
-//! Whoever waits wakes up when the lock is released or its owner ends, counts its attempts, and gives up when nobody wants
-//! the lock any more. Where a test says an hour between attempts, only an early look can make it end.
+//! Whoever waits wakes up when the lock is released or its owner ends, counts its attempts, and
+//! gives up when nobody wants the lock any more. Where a test says an hour between attempts, only
+//! an early look can make it end.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
@@ -45,7 +46,10 @@ fn a_waiter_wakes_up_when_the_holder_dies() {
         holder.kill();
         let ended = waiter.end();
         assert_eq!(ended.code, 0, "{ended:?}");
-        assert!(ended.last_line().contains(&format!("taken over from pid {}", holder.pid())), "{ended:?}");
+        assert!(
+            ended.last_line().contains(&format!("taken over from pid {}", holder.pid())),
+            "{ended:?}"
+        );
     }
 }
 
@@ -72,7 +76,10 @@ fn a_waiter_gives_up_after_its_attempts() {
     holder.lock();
     let ended = locks.run(&["lock", "--max-attempts", "3", "--sleep-seconds", "0.02"]);
     assert_eq!(ended.code, 75, "{ended:?}");
-    assert!(ended.last_line().contains(&format!("held by pid {} (bash", holder.pid())), "{ended:?}");
+    assert!(
+        ended.last_line().contains(&format!("held by pid {} (bash", holder.pid())),
+        "{ended:?}"
+    );
     assert!(ended.stderr.contains("attempt 1 of 3"), "{ended:?}");
 }
 
@@ -117,7 +124,8 @@ fn a_name_that_somebody_else_has_taken_only_makes_a_waiter_look_by_itself() {
     let locks = Locks::new();
     let dir = fs::metadata(locks.dir()).expect("the directory");
     let name = format!("serializer:{:x}:{:x}:serializer.lck", dir.dev(), dir.ino());
-    let _thief = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name).expect("a name")).expect("the name is free");
+    let _thief = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name).expect("a name"))
+        .expect("the name is free");
     let mut holder = Shell::start(&locks);
     holder.lock();
     let waiter = Waiter::start(waiter(&locks, &["--sleep-seconds", "3600"]));
@@ -132,24 +140,39 @@ fn a_waiter_whose_parent_dies_never_acquires() {
         let locks = Locks::new();
         let mut holder = Shell::start(&locks);
         holder.lock();
-        // The waiter's own messages show that it waits, and their end that it has ended. Whoever started the tests may have
-        // them ignore some signals, as a shell does in the background.
+        // The waiter's own messages show that it waits, and their end that it has ended. Whoever
+        // started the tests may have them ignore some signals, as a shell does in the background.
         let mut parent = locks.command("env");
-        parent.args(["--default-signal", "bash", "-c", r#""$S" lock --sleep-seconds 3600; echo not reached"#]);
+        parent.args([
+            "--default-signal",
+            "bash",
+            "-c",
+            r#""$S" lock --sleep-seconds 3600; echo not reached"#,
+        ]);
         let parent = Waiter::start(parent);
-        let killed = Command::new("bash").args(["-c", &format!("kill -s {signal} {}", parent.pid())]).status();
+        let killed = Command::new("bash")
+            .args(["-c", &format!("kill -s {signal} {}", parent.pid())])
+            .status();
         assert!(killed.expect("kill runs").success());
         // SIGINT does not end a shell that waits for a child; Ctrl-C signals both.
         if signal == "INT" {
             // Unless it was not waiting yet: then it has ended, and has no child any more.
-            let waiters = Command::new("pkill").args(["-INT", "-P", &parent.pid().to_string()]).status();
+            let waiters =
+                Command::new("pkill").args(["-INT", "-P", &parent.pid().to_string()]).status();
             waiters.expect("pkill runs");
         }
         let ended = parent.end();
         assert_ne!(ended.code, 0, "{ended:?}");
-        assert!(locks.read().starts_with(&format!("{}\n", holder.pid())), "the holder has the lock");
+        assert!(
+            locks.read().starts_with(&format!("{}\n", holder.pid())),
+            "the holder has the lock"
+        );
         holder.unlock();
-        assert_eq!(locks.names(), Vec::<String>::new(), "nobody takes it, and nothing is left behind");
+        assert_eq!(
+            locks.names(),
+            Vec::<String>::new(),
+            "nobody takes it, and nothing is left behind"
+        );
     }
 }
 
@@ -172,7 +195,10 @@ fn a_waiter_gives_up_when_the_owner_that_it_waits_for_dies() {
     let mut holder = Shell::start(&locks);
     holder.lock();
     let mut owner = Shell::start(&locks);
-    let waiter = Waiter::start(waiter(&locks, &["--sleep-seconds", "3600", "--owner-pid", &owner.pid().to_string()]));
+    let waiter = Waiter::start(waiter(
+        &locks,
+        &["--sleep-seconds", "3600", "--owner-pid", &owner.pid().to_string()],
+    ));
     waiter.asleep();
     owner.kill();
     let ended = waiter.end();
@@ -210,7 +236,10 @@ fn locking_what_one_holds_already_succeeds_with_a_warning() {
     let locks = Locks::new();
     let ended = locks.script(r#""$S" lock && "$S" lock; code=$?; "$S" unlock; exit $code"#);
     assert_eq!(ended.code, 0, "{ended:?}");
-    assert!(ended.stderr.contains("warning: ") && ended.stderr.contains("already locked"), "{ended:?}");
+    assert!(
+        ended.stderr.contains("warning: ") && ended.stderr.contains("already locked"),
+        "{ended:?}"
+    );
     assert_eq!(locks.names(), Vec::<String>::new());
 }
 
@@ -237,12 +266,19 @@ fn a_terminal_shows_live_whom_it_waits_for() {
     holder.lock();
     // script(1) runs a command on a terminal and copies what it shows.
     let mut terminal = locks.command("script");
-    terminal.env("TERM", "xterm").args(["-qefc", r#""$S" lock --max-attempts 2 --sleep-seconds 1.5"#, "/dev/null"]);
+    terminal.env("TERM", "xterm").args([
+        "-qefc",
+        r#""$S" lock --max-attempts 2 --sleep-seconds 1.5"#,
+        "/dev/null",
+    ]);
     let ended = support::ended(&mut terminal);
     assert_eq!(ended.code, 75, "{ended:?}");
     let drawn = ended.stdout.matches(&format!("\r\x1b[Kwaiting for pid {}", holder.pid())).count();
     assert!(drawn >= 2, "drawn again while it waits: {ended:?}");
-    assert!(ended.stdout.contains("\r\x1b[Kserializer: cannot lock"), "the live line makes room for the message: {ended:?}");
+    assert!(
+        ended.stdout.contains("\r\x1b[Kserializer: cannot lock"),
+        "the live line makes room for the message: {ended:?}"
+    );
 }
 
 #[test]
@@ -300,7 +336,9 @@ fn the_exit_code_for_a_held_lock_can_be_chosen() {
 #[test]
 fn flags_that_say_how_long_to_wait_exclude_each_other() {
     let locks = Locks::new();
-    for args in [["-n", "--max-attempts=2"], ["-n", "--timeout=1s"], ["--timeout=1s", "--max-attempts=2"]] {
+    for args in
+        [["-n", "--max-attempts=2"], ["-n", "--timeout=1s"], ["--timeout=1s", "--max-attempts=2"]]
+    {
         assert_eq!(ended_lock(&locks, &args).code, 2, "{args:?}");
     }
     assert_eq!(locks.names(), Vec::<String>::new());
@@ -312,9 +350,13 @@ fn a_timeout_is_a_number_of_seconds_or_has_units() {
     for good in ["0", "0.5", "90s", "1h30m", "500ms", "90d"] {
         assert_eq!(locks.run(&["wait", "--timeout", good]).code, 0, "{good}");
     }
-    for bad in ["", "-1", "-1s", "1s ago", "1 fortnight", "9999h9999h", "31536001", "400000h", "1y"] {
+    for bad in ["", "-1", "-1s", "1s ago", "1 fortnight", "9999h9999h", "31536001", "400000h", "1y"]
+    {
         let ended = locks.run(&["wait", &format!("--timeout={bad}")]);
-        assert!(ended.code == 2 && ended.stderr.contains("expected a duration"), "{bad}: {ended:?}");
+        assert!(
+            ended.code == 2 && ended.stderr.contains("expected a duration"),
+            "{bad}: {ended:?}"
+        );
     }
 }
 

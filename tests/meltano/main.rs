@@ -1,6 +1,6 @@
-//! The mutex as a plugin of a real Meltano, in the project of `examples/meltano`, which `setup.sh` there has installed. Where
-//! nothing but time has to pass, a script of the project stands in for dbt (a stage); where dbt itself matters, it is the real
-//! one.
+//! The mutex as a plugin of a real Meltano, in the project of `examples/meltano`, which `setup.sh`
+//! there has installed. Where nothing but time has to pass, a script of the project stands in for
+//! dbt (a stage); where dbt itself matters, it is the real one.
 
 #![cfg(target_os = "linux")]
 
@@ -26,7 +26,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 
-/// How long an event may take until it counts as missing. Meltano and dbt need seconds to start, several at a time more.
+/// How long an event may take until it counts as missing. Meltano and dbt need seconds to start,
+/// several at a time more.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
@@ -97,7 +98,8 @@ const WAITING_MODEL: &str = r#"
 select * from read_csv('{{ env_var("MELTANO_PROJECT_ROOT") }}/gate', columns = {line: 'varchar'}, auto_detect = false, header = false)
 "#;
 
-/// A copy of the example, with the program under test as its mutex. The mutex `dbtmutex` is [`Locks::file`].
+/// A copy of the example, with the program under test as its mutex. The mutex `dbtmutex` is
+/// [`Locks::file`].
 struct Project {
     root: PathBuf,
     meltano: PathBuf,
@@ -118,12 +120,14 @@ impl Project {
         let is_set_up = meltano.exists() && plugins.join("utilities/dbt/venv/bin/dbt").exists();
         assert!(is_set_up, "the example is not set up: run examples/meltano/setup.sh first");
 
-        let dir = tempfile::TempDir::with_prefix("serializer-meltano-").expect("a temporary directory");
+        let dir =
+            tempfile::TempDir::with_prefix("serializer-meltano-").expect("a temporary directory");
         let root = dir.path().join("project");
         let project = Self { root, meltano, locks: Locks::new(), _dir: dir };
         let example = Path::new(CHECKOUT).join("examples/meltano");
         project.create_dir("");
-        project.write("meltano.yml", &format!("include_paths:\n- ./*.meltano.yml\n{}", read(config)));
+        project
+            .write("meltano.yml", &format!("include_paths:\n- ./*.meltano.yml\n{}", read(config)));
         project.write("test.meltano.yml", PLUGINS);
         project.write_program("stage", STAGE);
         project.write_program("tap-shop", &read(&example.join("tap-shop")));
@@ -159,7 +163,8 @@ impl Project {
 
     fn write_program(&self, name: &str, content: &str) {
         self.write(name, content);
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).expect("its mode can be set");
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755))
+            .expect("its mode can be set");
     }
 
     fn link(&self, to: &Path, name: &str) {
@@ -171,9 +176,13 @@ impl Project {
         let mut command = Command::new(program);
         command.current_dir(&self.root).env_clear().stdin(Stdio::null());
         support::guard::mark(&mut command);
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.path("home"));
+        command
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.path("home"));
         command.env("S", PROGRAM).env("MELTANO", &self.meltano);
-        command.env("MELTANO_SEND_ANONYMOUS_USAGE_STATS", "false").env("MELTANO_CLI_DISABLE_VERSION_CHECK", "true");
+        command
+            .env("MELTANO_SEND_ANONYMOUS_USAGE_STATS", "false")
+            .env("MELTANO_CLI_DISABLE_VERSION_CHECK", "true");
         // The plugins are where Meltano would have installed them.
         command.env("MELTANO_AUTO_INSTALL", "false");
         command.env("DBTMUTEX_DIR", self.locks.dir()).env("DBTMUTEX_FILE_NAME", "serializer.lck");
@@ -198,16 +207,20 @@ impl Project {
         let (sender, opened) = mpsc::channel();
         // Opening it blocks until the other side has come to read.
         thread::spawn(move || sender.send(fs::write(gate, "go\n")));
-        opened.recv_timeout(PATIENCE).expect("somebody waits at the gate").expect("the gate can be opened");
+        opened
+            .recv_timeout(PATIENCE)
+            .expect("somebody waits at the gate")
+            .expect("the gate can be opened");
     }
 }
 
 fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+    fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }
 
-/// A Meltano that runs, in a process group of its own, as a shell would have started it. All that is left of the group is
-/// killed when this is dropped.
+/// A Meltano that runs, in a process group of its own, as a shell would have started it. All that
+/// is left of the group is killed when this is dropped.
 struct Run {
     child: Child,
     lines: Receiver<String>,
@@ -250,7 +263,9 @@ impl Run {
                         return line;
                     }
                 }
-                Err(error) => panic!("no line with {texts:?} ({error}) but:\n{}", self.seen.join("\n")),
+                Err(error) => {
+                    panic!("no line with {texts:?} ({error}) but:\n{}", self.seen.join("\n"))
+                }
             }
         }
     }
@@ -258,7 +273,9 @@ impl Run {
     /// The one process that it has started and that still runs.
     fn plugin(&self) -> Process {
         let children = children(self.pid());
-        let [pid] = children[..] else { panic!("Meltano runs {children:?} instead of one process") };
+        let [pid] = children[..] else {
+            panic!("Meltano runs {children:?} instead of one process")
+        };
         Process::open(pid)
     }
 
@@ -279,12 +296,15 @@ impl Run {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => self.seen.push(line),
                 Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => panic!("Meltano has not ended but said:\n{}", self.seen.join("\n")),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("Meltano has not ended but said:\n{}", self.seen.join("\n"))
+                }
             }
         }
         assert!(process.ends_within(PATIENCE), "Meltano has closed its output, and has not ended");
         let status = self.child.wait().expect("it ends");
-        let code = status.code().or(status.signal().map(|signal| 128 + signal)).expect("an exit code");
+        let code =
+            status.code().or(status.signal().map(|signal| 128 + signal)).expect("an exit code");
         Ended { code, lines: std::mem::take(&mut self.seen) }
     }
 }
@@ -303,7 +323,8 @@ impl Ended {
 
     /// What a plugin has said, without what Meltano puts before each line.
     fn of<'a>(&'a self, plugin: &str) -> Vec<&'a str> {
-        let texts = self.lines.iter().filter_map(|line| line.split_once(" ] ").or(line.split_once("] ")));
+        let texts =
+            self.lines.iter().filter_map(|line| line.split_once(" ] ").or(line.split_once("] ")));
         let of_plugin = texts.filter_map(|(_, text)| text.strip_prefix(plugin)?.strip_prefix(' '));
         of_plugin.map(str::trim).collect()
     }
@@ -327,13 +348,16 @@ struct Process {
 
 impl Process {
     fn open(pid: Pid) -> Self {
-        let fd = pidfd_open(pid, PidfdFlags::empty()).unwrap_or_else(|error| panic!("process {pid} does not run: {error}"));
+        let fd = pidfd_open(pid, PidfdFlags::empty())
+            .unwrap_or_else(|error| panic!("process {pid} does not run: {error}"));
         Self { pid, fd }
     }
 
     fn ends_within(&self, time: Duration) -> bool {
         let timeout = Timespec::try_from(time).expect("a short time");
-        poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&timeout)).expect("a process can be waited for") == 1
+        poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&timeout))
+            .expect("a process can be waited for")
+            == 1
     }
 
     fn is_running(&self) -> bool {
@@ -343,8 +367,10 @@ impl Process {
 
 fn children(pid: Pid) -> Vec<Pid> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
-    let pids = lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    let lists =
+        tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+    let pids =
+        lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
     pids.map(|pid| pid.parse().ok().and_then(Pid::from_raw).expect("a process id")).collect()
 }
 
@@ -360,7 +386,10 @@ fn one_run_locks_and_unlocks() {
         let file = project.locks.file().display().to_string();
         let said = ended.of("dbtmutex");
         assert_eq!(said.len(), 4, "{ended:#?}");
-        assert!(said[0].starts_with(&format!("locked `{file}` for pid {pid} (meltano run ")), "{said:#?}");
+        assert!(
+            said[0].starts_with(&format!("locked `{file}` for pid {pid} (meltano run ")),
+            "{said:#?}"
+        );
         assert!(said[2].starts_with(&format!("{file}  held   {pid} ")), "{said:#?}");
         assert_eq!(said[3], format!("unlocked `{file}`"));
         assert_eq!(ended.of("stage"), ["worked"]);
@@ -411,28 +440,40 @@ fn a_configuration_of_the_python_plugin_goes_on_working() {
     let ended = project.run(&["run", "oldmutex:lock", "stage:works", "oldmutex:unlock"]);
     assert_eq!(ended.code, 0, "{ended:#?}");
     let said = ended.of("oldmutex");
-    assert!(said[0].starts_with("locked `") && said[0].contains("/old.lck` for pid "), "{ended:#?}");
+    assert!(
+        said[0].starts_with("locked `") && said[0].contains("/old.lck` for pid "),
+        "{ended:#?}"
+    );
 }
 
 #[test]
 fn the_next_run_takes_over_what_a_failing_block_left_locked() {
     let project = Project::new();
-    let run = Run::start(project.meltano(&["run", "dbtmutex:lock", "stage:fails", "dbtmutex:unlock"]));
+    let run =
+        Run::start(project.meltano(&["run", "dbtmutex:lock", "stage:fails", "dbtmutex:unlock"]));
     let pid = run.pid();
     let ended = run.end();
     assert_eq!(ended.code, 1, "{ended:#?}");
-    assert_eq!(project.locks.names(), ["serializer.lck"], "Meltano skips what comes after a failure: {ended:#?}");
+    assert_eq!(
+        project.locks.names(),
+        ["serializer.lck"],
+        "Meltano skips what comes after a failure: {ended:#?}"
+    );
 
     let ended = project.run(&["run", "dbtmutex:lock", "stage:works", "dbtmutex:unlock"]);
     assert_eq!(ended.code, 0, "{ended:#?}");
     let said = ended.of("dbtmutex");
-    assert!(said[0].contains(&format!("taken over from pid {pid} (meltano run ")), "at once: {ended:#?}");
+    assert!(
+        said[0].contains(&format!("taken over from pid {pid} (meltano run ")),
+        "at once: {ended:#?}"
+    );
     assert!(said[0].ends_with("its process is gone"), "{ended:#?}");
     assert_eq!(project.locks.names(), Vec::<String>::new());
 }
 
-/// How long what Meltano leaves behind may take to notice. Less than the half a minute after which a waiter writes its next
-/// line, into the pipe that Meltano has left, and might die of that instead.
+/// How long what Meltano leaves behind may take to notice. Less than the half a minute after which
+/// a waiter writes its next line, into the pipe that Meltano has left, and might die of that
+/// instead.
 const NOTICING: Duration = Duration::from_secs(10);
 
 /// Ends a Meltano whose `lock` waits, and looks for what is left of it.
@@ -440,7 +481,8 @@ fn no_waiter_outlives_meltano(end: impl FnOnce(&Run)) {
     let project = Project::new();
     let mut holder = Shell::start(&project.locks);
     holder.lock();
-    let mut run = Run::start(project.meltano(&["run", "dbtmutex:lock", "stage:works", "dbtmutex:unlock"]));
+    let mut run =
+        Run::start(project.meltano(&["run", "dbtmutex:lock", "stage:works", "dbtmutex:unlock"]));
     run.line_with(&["dbtmutex", "waiting for pid", &holder.pid().to_string()]);
     let waiter = run.plugin();
 
@@ -452,7 +494,10 @@ fn no_waiter_outlives_meltano(end: impl FnOnce(&Run)) {
     let ended = run.end();
     assert_ne!(ended.code, 0, "{ended:#?}");
     assert_eq!(ended.of("stage"), Vec::<&str>::new(), "{ended:#?}");
-    assert!(project.locks.read().starts_with(&format!("{}\n", holder.pid())), "it is still the holder's");
+    assert!(
+        project.locks.read().starts_with(&format!("{}\n", holder.pid())),
+        "it is still the holder's"
+    );
     holder.unlock();
     assert_eq!(project.locks.names(), Vec::<String>::new());
 }
@@ -486,13 +531,17 @@ fn the_next_run_waits_for_the_orphaned_dbt(signal: Signal) {
     assert!(process.ends_within(PATIENCE), "Meltano ends");
     assert!(dbt.is_running(), "dbt outlives Meltano");
 
-    project.write("transform/models/similar_customers.sql", "{{ config(materialized='table') }} select 1 as one");
+    project.write(
+        "transform/models/similar_customers.sql",
+        "{{ config(materialized='table') }} select 1 as one",
+    );
     let mut next = Run::start(project.meltano(&blocks));
     let line = next.line_with(&["dbtmutex", "waiting for"]);
     assert!(line.contains(&format!("waiting for pid {pid} (meltano run ")), "{line}");
-    // Of dbt and the helper that Python starts for it, the one with the lower PID is named: PIDs begin again now and then.
-    let is_dbt =
-        line.contains(&format!("but pid {} (dbt run) ", dbt.pid)) || line.contains("(python -Wonce -c from multiprocessing");
+    // Of dbt and the helper that Python starts for it, the one with the lower PID is named: PIDs
+    // begin again now and then.
+    let is_dbt = line.contains(&format!("but pid {} (dbt run) ", dbt.pid))
+        || line.contains("(python -Wonce -c from multiprocessing");
     assert!(is_dbt && line.contains(" of the same run goes on"), "{line}");
     assert!(dbt.is_running(), "the next run has not waited for nothing");
     project.open_gate();
@@ -550,7 +599,10 @@ fn meltano_invoke_cannot_lock_and_says_why() {
         let ended = Run::start(command).end();
         assert_eq!(ended.code, 2, "{way:?}: {ended:#?}");
         assert!(ended.said(&["`meltano invoke` exits immediately"]), "{way:?}: {ended:#?}");
-        assert!(ended.said(&["`SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock`"]), "{way:?}: {ended:#?}");
+        assert!(
+            ended.said(&["`SERIALIZER_OWNER_PID=$$ meltano invoke dbtmutex:lock`"]),
+            "{way:?}: {ended:#?}"
+        );
         assert_eq!(project.locks.names(), Vec::<String>::new());
     }
 }
@@ -605,8 +657,14 @@ fn a_run_that_gives_up_names_the_holder() {
     let said = ended.of("dbtmutex");
     let [waiting, gave_up] = said[..] else { panic!("{ended:#?}") };
     let who = format!("pid {} (bash -c ", holder.pid());
-    assert!(waiting.starts_with(&format!("waiting for {who}")) && waiting.ends_with(", attempt 1 of 2"), "{waiting}");
-    let cannot = format!("cannot lock `{}`: gave up after 2 attempts, held by {who}", project.locks.file().display());
+    assert!(
+        waiting.starts_with(&format!("waiting for {who}")) && waiting.ends_with(", attempt 1 of 2"),
+        "{waiting}"
+    );
+    let cannot = format!(
+        "cannot lock `{}`: gave up after 2 attempts, held by {who}",
+        project.locks.file().display()
+    );
     assert!(gave_up.starts_with(&cannot), "{gave_up}");
     assert!(gave_up.contains(", since ") && gave_up.contains(", held for "), "{gave_up}");
     assert_eq!(ended.of("stage"), Vec::<&str>::new(), "the run ends there: {ended:#?}");
@@ -618,7 +676,10 @@ fn a_relative_directory_is_one_lock_wherever_meltano_is_started() {
     // What meltano.yml says counts.
     let here = |args: &[&str]| {
         let mut command = project.meltano(args);
-        command.env_remove("DBTMUTEX_DIR").env_remove("DBTMUTEX_FILE_NAME").env("SERIALIZER_MAX_ATTEMPTS", "1");
+        command
+            .env_remove("DBTMUTEX_DIR")
+            .env_remove("DBTMUTEX_FILE_NAME")
+            .env("SERIALIZER_MAX_ATTEMPTS", "1");
         command
     };
     let mut holder = Run::start(here(&["run", "dbtmutex:lock", "stage:waits", "dbtmutex:unlock"]));
@@ -634,7 +695,8 @@ fn a_relative_directory_is_one_lock_wherever_meltano_is_started() {
         let ended = Run::start(command).end();
         assert_eq!(ended.code, 1, "{ended:#?}");
         assert!(
-            ended.of("dbtmutex")[0].contains(&format!("gave up after 1 attempt, held by pid {pid} (meltano run ")),
+            ended.of("dbtmutex")[0]
+                .contains(&format!("gave up after 1 attempt, held by pid {pid} (meltano run ")),
             "{ended:#?}"
         );
     }
@@ -647,7 +709,8 @@ fn a_relative_directory_is_one_lock_wherever_meltano_is_started() {
 #[test]
 fn an_inherited_mutex_is_another_lock() {
     let project = Project::new();
-    let mut command = project.meltano(&["run", "dbtmutex:lock", "heir:lock", "dbtmutex:unlock", "heir:unlock"]);
+    let mut command =
+        project.meltano(&["run", "dbtmutex:lock", "heir:lock", "dbtmutex:unlock", "heir:unlock"]);
     command.env_remove("DBTMUTEX_FILE_NAME").env("SERIALIZER_FILE_NAME", "not-this-one.lck");
     let ended = Run::start(command).end();
     assert_eq!(ended.code, 0, "{ended:#?}");
@@ -663,14 +726,21 @@ fn an_inherited_mutex_is_another_lock() {
 #[test]
 fn the_plugin_definition_can_be_added() {
     let project = Project::new();
-    project.write("meltano.yml", "default_environment: dev\nsend_anonymous_usage_stats: false\nenvironments:\n- name: dev\n");
+    project.write(
+        "meltano.yml",
+        "default_environment: dev\nsend_anonymous_usage_stats: false\nenvironments:\n- name: dev\n",
+    );
     let definition = format!("{CHECKOUT}/dbtmutex.yml");
     let ended = project.run(&["add", "--no-install", "--from-ref", &definition, "dbtmutex"]);
     assert_eq!(ended.code, 0, "{ended:#?}");
     let ended = project.run(&["run", "dbtmutex:lock", "dbtmutex:status", "dbtmutex:unlock"]);
     assert_eq!(ended.code, 0, "{ended:#?}");
     let file = project.locks.file().display().to_string();
-    assert_eq!(ended.of("dbtmutex").last(), Some(&format!("unlocked `{file}`").as_str()), "{ended:#?}");
+    assert_eq!(
+        ended.of("dbtmutex").last(),
+        Some(&format!("unlocked `{file}`").as_str()),
+        "{ended:#?}"
+    );
 }
 
 /// As two machines have it: nothing in common but a database.
@@ -690,7 +760,13 @@ fn projects_take_turns_by_a_database() {
     one.open_gate();
     let (holder, waiter) = (holder.end(), waiter.end());
     assert_eq!((holder.code, waiter.code), (0, 0), "{holder:#?} {waiter:#?}");
-    assert!(waiter.of("shared").last().is_some_and(|line| line.starts_with("unlocked `postgres://127.0.0.1")), "{waiter:#?}");
+    assert!(
+        waiter
+            .of("shared")
+            .last()
+            .is_some_and(|line| line.starts_with("unlocked `postgres://127.0.0.1")),
+        "{waiter:#?}"
+    );
     let all = [holder.lines, waiter.lines].concat();
     assert!(!all.iter().any(|line| line.contains("hunter2")), "{all:#?}");
 }

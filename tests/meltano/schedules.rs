@@ -96,7 +96,11 @@ schedules:
 fn node(project: &Project, host: &Host, number: usize) -> Logged {
     let log = project.path(&format!("log.{number}"));
     let mut command = host.command("env");
-    command.arg(format!("--chdir={}", project.root.display())).arg(PROGRAM).args(["schedule", "start", "--meltano"]);
+    command.arg(format!("--chdir={}", project.root.display())).arg(PROGRAM).args([
+        "schedule",
+        "start",
+        "--meltano",
+    ]);
     let like = project.command("env");
     command.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let programs = project.meltano.parent().expect("a directory").display().to_string();

@@ -1,4 +1,5 @@
-//! Without the features for stores, the program is whole all the same. That is how Meltano installs the example's mutex.
+//! Without the features for stores, the program is whole all the same. That is how Meltano installs
+//! the example's mutex.
 
 use std::path::Path;
 
@@ -17,11 +18,19 @@ fn a_store_that_was_left_out_is_named_with_the_way_to_get_it() {
         ("dynamodb://x", "dynamodb"),
         ("s3://x", "object-store"),
     ] {
-        for command in [&["lock", "-n"][..], &["status", "--all"], &["initialize", "--print-sql"], &["run", "true"]] {
+        for command in [
+            &["lock", "-n"][..],
+            &["status", "--all"],
+            &["initialize", "--print-sql"],
+            &["run", "true"],
+        ] {
             let ended = ended(locks.command(program).args(command).env("SERIALIZER_STORE", url));
             assert_eq!(ended.code, 2, "{ended:?}");
             let how = format!("--features {feature}`");
-            assert!(ended.stderr.contains("built without the store") && ended.stderr.contains(&how), "{ended:?}");
+            assert!(
+                ended.stderr.contains("built without the store") && ended.stderr.contains(&how),
+                "{ended:?}"
+            );
             assert!(!ended.stderr.contains("hunter2"), "{ended:?}");
         }
     }

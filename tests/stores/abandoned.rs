@@ -1,5 +1,6 @@
-//! A server that cannot answer, because somebody else keeps it waiting, is not left with processes that go on waiting for nobody, one
-//! for each time that somebody has asked, until it has none left for anybody.
+//! A server that cannot answer, because somebody else keeps it waiting, is not left with processes
+//! that go on waiting for nobody, one for each time that somebody has asked, until it has none left
+//! for anybody.
 
 use std::fs;
 
@@ -26,7 +27,8 @@ fn store(url: &str) -> Store {
 
 /// Processes that wait for a lock of somebody's.
 fn waiting(postgres: &Postgres) -> usize {
-    let count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'meltano' AND wait_event_type = 'Lock'";
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'meltano' AND \
+                 wait_event_type = 'Lock'";
     postgres.psql(count).trim().parse().expect("a number")
 }
 
@@ -40,19 +42,25 @@ impl Waiters {
         let stores = (0..WAITERS).map(|_| store.through(&store.url));
         let waiters = Self(stores.map(|store| (Logged::start(&store, &args), store)).collect());
         let tries = |waiter: &Logged| waiter.said().matches("does not answer in time").count();
-        until("they do not try again", || waiters.0.iter().map(|(waiter, _)| tries(waiter)).sum::<usize>() >= TRIES);
+        until("they do not try again", || {
+            waiters.0.iter().map(|(waiter, _)| tries(waiter)).sum::<usize>() >= TRIES
+        });
         waiters
     }
 
     fn get_it(self) {
         for (waiter, store) in self.0 {
             let (code, said) = waiter.end();
-            assert!(code == 0 && fs::exists(store.locks.dir().join("ran")).expect("it can be seen"), "{said}");
+            assert!(
+                code == 0 && fs::exists(store.locks.dir().join("ran")).expect("it can be seen"),
+                "{said}"
+            );
         }
     }
 }
 
-/// While somebody has locked with `statement` what everybody needs, few processes of the server wait for that; afterwards all goes on.
+/// While somebody has locked with `statement` what everybody needs, few processes of the server
+/// wait for that; afterwards all goes on.
 fn few_wait(postgres: &Postgres, store: &Store, statement: &str) {
     let mut other = Session::start(session_at(&postgres.url()));
     other.send(&format!("BEGIN; {statement}; SELECT 'locked'"));
@@ -82,14 +90,19 @@ fn a_locked_row_does_not_use_up_the_server() {
 #[test]
 fn a_locked_table_does_not_use_up_the_server_that_is_reached_by_its_socket() {
     let postgres = Postgres::start();
-    let url = format!("postgresql://meltano@/meltano?host={}&port={}", postgres.dir().display(), postgres.port());
+    let url = format!(
+        "postgresql://meltano@/meltano?host={}&port={}",
+        postgres.dir().display(),
+        postgres.port()
+    );
     few_wait(&postgres, &store(&url), LOCK_TABLE);
 }
 
 #[test]
 fn a_locked_table_does_not_use_up_the_server_that_wants_tls() {
     let postgres = Postgres::start_with(Options { is_tls: true, ..Options::default() });
-    let url = format!("{}?sslmode=verify-full&sslrootcert={}", postgres.url(), postgres.certificate());
+    let url =
+        format!("{}?sslmode=verify-full&sslrootcert={}", postgres.url(), postgres.certificate());
     few_wait(&postgres, &store(&url), LOCK_TABLE);
 }
 
@@ -125,7 +138,10 @@ fn a_write_that_waits_for_a_standby_is_not_shown_to_others_before() {
     };
     standby("nowhere");
     let ended = store.run(&["run", "-n", "touch", "ran"]);
-    assert!(ended.code == 1 && ended.stderr.contains("the write may or may not have happened"), "{ended:?}");
+    assert!(
+        ended.code == 1 && ended.stderr.contains("the write may or may not have happened"),
+        "{ended:?}"
+    );
     assert!(!fs::exists(store.locks.dir().join("ran")).expect("it can be seen"));
     assert_eq!(store.state(), "free", "a failover would forget what was shown");
     standby("");

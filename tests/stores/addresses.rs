@@ -1,4 +1,5 @@
-//! What addresses of stores mean, and which are refused: before anything is asked, and without a secret.
+//! What addresses of stores mean, and which are refused: before anything is asked, and without a
+//! secret.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -17,8 +18,12 @@ use crate::support::stores::Store;
 fn refusal(url: &str, password_file: Option<&Path>) -> Option<Error> {
     let url = StoreUrl::parse(url).expect(url);
     let password_file = password_file.map(Path::to_owned);
-    let error = open_store(&StoreSettings { url, password_file, timeout: Duration::from_secs(5) }).err()?;
-    assert!(error.cause == Cause::Unusable && !format!("{:?}", error.failure).contains("hunter2"), "{error:?}");
+    let error =
+        open_store(&StoreSettings { url, password_file, timeout: Duration::from_secs(5) }).err()?;
+    assert!(
+        error.cause == Cause::Unusable && !format!("{:?}", error.failure).contains("hunter2"),
+        "{error:?}"
+    );
     Some(error)
 }
 
@@ -59,7 +64,8 @@ fn the_secret_of_a_key_may_be_in_the_password_file() {
     for url in ["s3://AKIA@b/p", "dynamodb://AKIA@locks", "dynamodb://AKIA:a%2Fb@locks"] {
         assert!(refusal(url, Some(file.path())).is_none(), "{url}");
         assert!(
-            refusal(url, Some(Path::new("/nonexistent"))).is_some_and(|error| error.failure.why.contains("/nonexistent"))
+            refusal(url, Some(Path::new("/nonexistent")))
+                .is_some_and(|error| error.failure.why.contains("/nonexistent"))
                 || url.contains("a%2Fb"),
             "{url}"
         );
@@ -97,7 +103,8 @@ fn an_option_of_a_database_that_cannot_be_honoured_is_refused_by_name() {
         ("service=mine", "service"),
     ] {
         for engine in ["postgres", "mysql"] {
-            let error = refusal(&format!("{engine}://u@h/db?{query}"), None).unwrap_or_else(|| panic!("{query}"));
+            let error = refusal(&format!("{engine}://u@h/db?{query}"), None)
+                .unwrap_or_else(|| panic!("{query}"));
             assert!(error.failure.why.contains(name), "{query}: {error}");
         }
     }
@@ -117,8 +124,11 @@ fn an_option_of_a_database_that_cannot_be_honoured_is_refused_by_name() {
     ] {
         assert!(refusal(url, None).is_some_and(|error| error.failure.why.contains(why)), "{url}");
     }
-    for (variable, name) in [("PGHOSTADDR", "hostaddr"), ("PGSERVICE", "service"), ("PGREQUIREAUTH", "require_auth")] {
-        let ended = ended(Store::at("postgres://u@h/db").serializer(&["status"]).env(variable, "x"));
+    for (variable, name) in
+        [("PGHOSTADDR", "hostaddr"), ("PGSERVICE", "service"), ("PGREQUIREAUTH", "require_auth")]
+    {
+        let ended =
+            ended(Store::at("postgres://u@h/db").serializer(&["status"]).env(variable, "x"));
         assert!(ended.code == 2 && ended.stderr.contains(name), "{ended:?}");
     }
 }
@@ -142,7 +152,8 @@ fn a_file_for_tls_that_cannot_be_used_is_named() {
         (format!("sslcert={authority}&sslkey={none}"), "none`: it holds no key"),
         (format!("sslcert={authority}&sslkey={key}"), "cannot use the key"),
     ] {
-        let error = refusal(&format!("postgres://u@h/db?sslmode=require&{options}"), None).expect(why);
+        let error =
+            refusal(&format!("postgres://u@h/db?sslmode=require&{options}"), None).expect(why);
         assert!(error.failure.why.contains(why), "{error}");
     }
 }
@@ -151,12 +162,28 @@ fn a_file_for_tls_that_cannot_be_used_is_named() {
 #[test]
 fn what_is_no_url_of_a_server_or_no_part_of_one_is_refused() {
     let is_endpoint = |text: &&str| refusal(&format!("s3://b?endpoint={text}"), None).is_none();
-    let urls = ["http://127.0.0.1:8000", "https://s3.example", "http://[::1]:9000/", "http://localhost:9000/path"];
+    let urls = [
+        "http://127.0.0.1:8000",
+        "https://s3.example",
+        "http://[::1]:9000/",
+        "http://localhost:9000/path",
+    ];
     assert!(urls.iter().all(is_endpoint));
-    let others = ["nonsense", "ftp://a", "http://", "http://a b", "http://a/b c", "http://h:99999", "http://999.1.1.1"];
-    let secret = ["http://xn--a", "http://a%0A", "http://a?b", "http://a%23b", "http://me:hunter2@a"];
+    let others = [
+        "nonsense",
+        "ftp://a",
+        "http://",
+        "http://a b",
+        "http://a/b c",
+        "http://h:99999",
+        "http://999.1.1.1",
+    ];
+    let secret =
+        ["http://xn--a", "http://a%0A", "http://a?b", "http://a%23b", "http://me:hunter2@a"];
     assert!(!others.iter().chain(&secret).any(is_endpoint));
-    let is_word = |text: &&str| refusal(&format!("azure://c?account={text}&account_key=aaaa"), None).is_none();
+    let is_word = |text: &&str| {
+        refusal(&format!("azure://c?account={text}&account_key=aaaa"), None).is_none()
+    };
     assert!(["eu-west-1", "shop", "auto"].iter().all(is_word));
     assert!(!["a b", "eu.west", "-x", "xn--a", "x%0A", "a/b"].iter().any(is_word));
 }
@@ -164,7 +191,19 @@ fn what_is_no_url_of_a_server_or_no_part_of_one_is_refused() {
 #[test]
 fn different_registers_have_different_stored_names_that_fit() {
     let long = "é".repeat(5000);
-    let names = ["a", "A", "a ", "ä", "a\0", "", "once/load", "schedule/", "session/once/a", &long, &long[2..]];
+    let names = [
+        "a",
+        "A",
+        "a ",
+        "ä",
+        "a\0",
+        "",
+        "once/load",
+        "schedule/",
+        "session/once/a",
+        &long,
+        &long[2..],
+    ];
     let names = names.into_iter().map(str::as_bytes).chain([b"\xff".as_slice(), b"\xfe"]);
     let mut seen = HashSet::new();
     for name in names.map(OsStr::from_bytes) {
@@ -222,11 +261,23 @@ fn no_secret_of_an_address_is_shown() {
     let plain = ["db/x", "db:5432/x", "db:5432,other:5433/x", "[::1]:5432/x", "/x", ":5432/x"];
     let plain = plain.map(|place| format!("postgres://{place}"));
     let plain = plain.iter().map(|url| (url.as_str(), url.as_str()));
-    for (expected, text) in shown.into_iter().chain(hidden.map(|text| ("postgres://…", text))).chain(plain) {
+    for (expected, text) in
+        shown.into_iter().chain(hidden.map(|text| ("postgres://…", text))).chain(plain)
+    {
         let url = StoreUrl::parse(text).expect(text);
-        assert_eq!((url.to_string().as_str(), format!("{url:?}").as_str()), (expected, expected), "{text}");
+        assert_eq!(
+            (url.to_string().as_str(), format!("{url:?}").as_str()),
+            (expected, expected),
+            "{text}"
+        );
     }
-    for text in ["hunter2", "", "ftp://me:hunter2@db/x", "sqlite:///hunter2.db", "sqlite+pysqlite:///hunter2.db"] {
+    for text in [
+        "hunter2",
+        "",
+        "ftp://me:hunter2@db/x",
+        "sqlite:///hunter2.db",
+        "sqlite+pysqlite:///hunter2.db",
+    ] {
         let error = StoreUrl::parse(text).expect_err(text);
         assert!(!error.contains("hunter2"), "{error}");
     }

@@ -1,4 +1,5 @@
-//! One contract for every backend: what a register has to promise, what a mutex on it promises then, and what programs get.
+//! One contract for every backend: what a register has to promise, what a mutex on it promises
+//! then, and what programs get.
 
 mod leases;
 mod listing_objects;
@@ -52,8 +53,8 @@ mod of {
         slots_are_so_many_and_sharers_any_number,
         a_holder_whose_lock_was_broken_is_told
         => memory, file, directory, postgres, mysql, dynamodb, s3, azure);
-    // Directories, DynamoDB and object stores have no clock that all hosts read, and a file's waiters are seen by the queue file, at
-    // which only processes stand.
+    // Directories, DynamoDB and object stores have no clock that all hosts read, and a file's
+    // waiters are seen by the queue file, at which only processes stand.
     contract!(leases_by_a_clock:
         what_is_to_be_held_at_least_stays_held,
         success_is_told_to_who_waits_for_it

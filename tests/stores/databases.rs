@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::support::faults::{self, Logged};
-use crate::support::servers::{MariaDb, Options, PgBouncer, Postgres, shared_mariadb, shared_postgres};
+use crate::support::servers::{
+    MariaDb, Options, PgBouncer, Postgres, shared_mariadb, shared_postgres,
+};
 use crate::support::stores::Store;
 use crate::support::{Waiter, until};
 
@@ -26,8 +28,12 @@ fn a_granted_lock_outlasts_a_crash_of_a_server_that_does_not_wait_for_its_log() 
 #[test]
 fn a_database_whose_encoding_lacks_a_character_of_a_command_keeps_its_lock() {
     let server = Postgres::start();
-    server.psql("CREATE DATABASE latin OWNER meltano ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
-    let store = Store::at(&server.url().replace("/meltano", "/latin").replace("//latin:", "//meltano:"));
+    server.psql(
+        "CREATE DATABASE latin OWNER meltano ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' \
+                 TEMPLATE template0",
+    );
+    let store =
+        Store::at(&server.url().replace("/meltano", "/latin").replace("//latin:", "//meltano:"));
     let command = "test \"$1\" # Łódź, é, ☃";
     for _ in 0..2 {
         let run = store.run(&["run", "sh", "-c", command, "sh", "x"]);
@@ -36,7 +42,9 @@ fn a_database_whose_encoding_lacks_a_character_of_a_command_keeps_its_lock() {
     let command = "sleep 600 # Łódź, é, ☃, \\u{41}";
     let mut holder = faults::start(&store, &["run", "sh", "-c", command]);
     until("it is not held", || store.state() == "held");
-    assert!(store.holder("command").as_str().is_some_and(|told| told.contains("Łódź, é, ☃, \\u{41}")));
+    assert!(
+        store.holder("command").as_str().is_some_and(|told| told.contains("Łódź, é, ☃, \\u{41}"))
+    );
     assert_eq!(store.run(&["lock", "-n"]).code, 75);
     holder.kill().expect("it can be killed");
     holder.wait().expect("it ends");
@@ -47,7 +55,8 @@ fn a_database_whose_encoding_lacks_a_character_of_a_command_keeps_its_lock() {
 #[test]
 fn a_server_is_told_goodbye() {
     // With notes about connections that end otherwise.
-    let server = MariaDb::start_with(Options { settings: &[("log-warnings", "9")], ..Options::default() });
+    let server =
+        MariaDb::start_with(Options { settings: &[("log-warnings", "9")], ..Options::default() });
     let store = Store::at(&server.url());
     let mut owner = store.shell();
     for _ in 0..2 {
@@ -111,8 +120,16 @@ fn a_server_that_was_set_read_only_is_said_to_be_with_what_to_do_at_first() {
 #[test]
 fn a_server_without_tls_is_not_used_where_tls_is_asked_for_in_any_spelling() {
     let (postgres, mariadb) = (shared_postgres().url(), shared_mariadb().url());
-    let of = |url: &str, query: &str| Store::at(&format!("{url}?{query}")).run(&["run", "-n", "true"]);
-    for query in ["sslmode=require", "ssl=true", "ssl=verify-full", "sslMode=VERIFY_FULL", "requiressl=1", "sslrootcert=system"] {
+    let of =
+        |url: &str, query: &str| Store::at(&format!("{url}?{query}")).run(&["run", "-n", "true"]);
+    for query in [
+        "sslmode=require",
+        "ssl=true",
+        "ssl=verify-full",
+        "sslMode=VERIFY_FULL",
+        "requiressl=1",
+        "sslrootcert=system",
+    ] {
         let run = of(&postgres, query);
         assert!(run.code == 1 && run.stderr.contains("does not encrypt"), "{query}: {run:?}");
     }
@@ -133,9 +150,18 @@ fn a_server_without_tls_is_not_used_where_tls_is_asked_for_in_any_spelling() {
         let run = of(&mariadb, query);
         assert!(run.code == 1 && run.stderr.contains("does not encrypt"), "{query}: {run:?}");
     }
-    for query in ["ssl_capath=/etc/ssl", "ssl_ca=/nonexistent/ca.pem", "sslmod=x", "tls=custom", "ssl_mode=VERIFY_CA"] {
+    for query in [
+        "ssl_capath=/etc/ssl",
+        "ssl_ca=/nonexistent/ca.pem",
+        "sslmod=x",
+        "tls=custom",
+        "ssl_mode=VERIFY_CA",
+    ] {
         let run = of(&mariadb, query);
-        assert!(run.code == 2 && run.stderr.contains(query.split(['=', '?']).next().expect("a name")), "{query}: {run:?}");
+        assert!(
+            run.code == 2 && run.stderr.contains(query.split(['=', '?']).next().expect("a name")),
+            "{query}: {run:?}"
+        );
     }
 }
 
@@ -163,14 +189,16 @@ fn asked(url: &str, are_waiting: impl Fn() -> bool, count: impl Fn() -> u64) -> 
 }
 
 fn transactions(server: &Postgres) -> u64 {
-    let count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'meltano'";
+    let count =
+        "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'meltano'";
     server.psql(count).trim().parse().expect("a number")
 }
 
 #[test]
 fn waiters_ask_postgres_little() {
     let server = Postgres::start();
-    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted";
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = \
+                   'ExclusiveLock' AND granted";
     let are_waiting = || server.psql(waiting).trim() == WAITERS.to_string();
     let asked = asked(&server.url(), are_waiting, || transactions(&server));
     assert!(asked < 10.0, "{asked} statements a second");
@@ -192,8 +220,10 @@ fn waiters_behind_a_pooler_ask_once_every_two_seconds_at_most() {
 #[test]
 fn waiters_ask_mariadb_little() {
     let server = MariaDb::start();
-    let waiting = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT GET_LOCK%'";
-    let are_waiting = || server.sql(waiting).trim().parse::<usize>().expect("a number") >= WAITERS - 1;
+    let waiting =
+        "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT GET_LOCK%'";
+    let are_waiting =
+        || server.sql(waiting).trim().parse::<usize>().expect("a number") >= WAITERS - 1;
     let questions = || {
         let answer = server.sql("SHOW GLOBAL STATUS LIKE 'Questions'");
         answer.trim().rsplit('\t').next().and_then(|count| count.parse().ok()).expect("a number")

@@ -1,5 +1,5 @@
-//! Locks in a directory that hosts share: settings, refusals, and what a crash leaves behind. That hosts exclude each other there is shown
-//! by `nfs.rs`, on NFS.
+//! Locks in a directory that hosts share: settings, refusals, and what a crash leaves behind. That
+//! hosts exclude each other there is shown by `nfs.rs`, on NFS.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -25,7 +25,8 @@ fn locks() -> Locks {
 fn a_directory_and_a_lease_are_a_store() {
     let locks = locks();
     let script = r#""$S" lock && "$S" status && "$S" unlock"#;
-    let locked = ended(locks.command("bash").env("SERIALIZER_LEASE_SECONDS", "60").args(["-c", script]));
+    let locked =
+        ended(locks.command("bash").env("SERIALIZER_LEASE_SECONDS", "60").args(["-c", script]));
     assert_eq!(locked.code, 0, "{locked:?}");
     let location = format!("file://{}#serializer.lck", locks.dir().display());
     assert!(locked.stdout.contains(&location) && locked.stderr.contains(&location), "{locked:?}");
@@ -35,13 +36,22 @@ fn a_directory_and_a_lease_are_a_store() {
     let number = |ended: Ended| ended.stdout.trim().parse::<u64>().expect("a number");
     let print = ["run", "--", "sh", "-c", "echo $SERIALIZER_FENCING_TOKEN"];
     let first = number(shared(&locks, &print));
-    let second = number(ended(locks.serializer(&print).env_remove("SERIALIZER_DIR").env("SERIALIZER_STORE", store)));
+    let second = number(ended(
+        locks.serializer(&print).env_remove("SERIALIZER_DIR").env("SERIALIZER_STORE", store),
+    ));
     let file = locks.file().display().to_string();
     let named = [&["run", "--file-name", &file][..], &print[1..]].concat();
     let third = number(shared(&locks, &named));
-    let fourth = number(ended(locks.serializer(&named).env_remove("SERIALIZER_DIR").env("SERIALIZER_STORE", "file:///tmp")));
+    let fourth = number(ended(
+        locks
+            .serializer(&named)
+            .env_remove("SERIALIZER_DIR")
+            .env("SERIALIZER_STORE", "file:///tmp"),
+    ));
     assert!(third < fourth, "{third} {fourth}");
-    let fifth = number(ended(locks.serializer(&named).env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", "60")));
+    let fifth = number(ended(
+        locks.serializer(&named).env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", "60"),
+    ));
     assert!(fourth < fifth, "{fourth} {fifth}");
     assert!(first < second && second < third, "{first} {second} {third}");
 }
@@ -50,26 +60,44 @@ fn a_directory_and_a_lease_are_a_store() {
 fn a_command_that_ignores_sigpipe_has_its_fencing_token_once_and_the_rest_of_the_environment() {
     let locks = locks();
     let script = r#"export X=x SERIALIZER_FENCING_TOKEN=old; trap '' PIPE; "$S" run -- env"#;
-    let ended = ended(locks.command("bash").env("SERIALIZER_LEASE_SECONDS", "60").args(["-c", script]));
-    let of = |name: &str| ended.stdout.lines().filter_map(|line| line.strip_prefix(name)).collect::<Vec<_>>();
+    let ended =
+        ended(locks.command("bash").env("SERIALIZER_LEASE_SECONDS", "60").args(["-c", script]));
+    let of = |name: &str| {
+        ended.stdout.lines().filter_map(|line| line.strip_prefix(name)).collect::<Vec<_>>()
+    };
     assert_eq!(of("X="), ["x"], "{ended:?}");
-    assert!(matches!(of("SERIALIZER_FENCING_TOKEN=")[..], [token] if token.parse::<u64>().is_ok()), "{ended:?}");
+    assert!(
+        matches!(of("SERIALIZER_FENCING_TOKEN=")[..], [token] if token.parse::<u64>().is_ok()),
+        "{ended:?}"
+    );
 }
 
 #[test]
 fn without_a_directory_a_lease_makes_no_store_and_a_flag_does() {
     let locks = locks();
     let mut plain = locks.serializer(&["describe"]);
-    assert_eq!(ended(plain.env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", "60")).code, 0);
+    assert_eq!(
+        ended(plain.env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", "60")).code,
+        0
+    );
     let name = locks.file().display().to_string();
     let status = ["status", "--json", "--file-name", &name];
-    let ended_as =
-        |lease: &str| ended(locks.serializer(&status).env_remove("SERIALIZER_DIR").env("SERIALIZER_LEASE_SECONDS", lease));
+    let ended_as = |lease: &str| {
+        ended(
+            locks
+                .serializer(&status)
+                .env_remove("SERIALIZER_DIR")
+                .env("SERIALIZER_LEASE_SECONDS", lease),
+        )
+    };
     let marked = ended_as("60");
     assert!(marked.stdout.contains("file://"), "an absolute name names a directory: {marked:?}");
     let dir = locks.dir().display().to_string();
-    let flags =
-        ended(locks.serializer(&[&status[..], &["--dir", &dir, "--lease-seconds", "9"]].concat()).env_remove("SERIALIZER_DIR"));
+    let flags = ended(
+        locks
+            .serializer(&[&status[..], &["--dir", &dir, "--lease-seconds", "9"]].concat())
+            .env_remove("SERIALIZER_DIR"),
+    );
     assert!(flags.stdout.contains("file://"), "{flags:?}");
 }
 
@@ -144,7 +172,11 @@ fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
         ("file:///sys/kernel", "(sysfs) are not known to lock out other hosts", 1),
         ("file://relative", "its address has no absolute path", 2),
         ("file:///tmp?x=1", "the address of a directory has no options", 2),
-        ("file:///tmp?nfs=3", "the address of a directory has no options (hint: instead of `nfs=3`, run", 2),
+        (
+            "file:///tmp?nfs=3",
+            "the address of a directory has no options (hint: instead of `nfs=3`, run",
+            2,
+        ),
     ] {
         for command in [&["lock", "-n"][..], &["initialize"], &["run", "true"]] {
             // One that is there, because nothing is made in the file systems of the kernel.
@@ -170,7 +202,9 @@ fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
 fn what_needs_a_clock_is_refused() {
     for mut store in [Store::in_a_directory()] {
         store.lease = "60".to_owned();
-        for command in [&["run", "--hold-at-least", "1m", "true"][..], &["lock", "--hold-at-least", "1m"]] {
+        for command in
+            [&["run", "--hold-at-least", "1m", "true"][..], &["lock", "--hold-at-least", "1m"]]
+        {
             let refused = store.run(command);
             assert_eq!(refused.code, 2, "{refused:?}");
             assert!(refused.stderr.contains("has no clock"), "{refused:?}");
@@ -202,8 +236,12 @@ fn all_locks_of_a_directory_are_listed_and_nothing_else() {
     let listed = locks.script(script);
     assert_eq!(listed.code, 0, "{listed:?}");
     let report: serde_json::Value = serde_json::from_str(&listed.stdout).expect("JSON");
-    let paths: Vec<_> =
-        report["locks"].as_array().expect("a list").iter().map(|lock| lock["path"].as_str().expect("a path")).collect();
+    let paths: Vec<_> = report["locks"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|lock| lock["path"].as_str().expect("a path"))
+        .collect();
     let at = |name: &str| format!("file://{}#{name}", locks.dir().display());
     assert_eq!(paths, [at(".c"), at("a b"), at("d%"), at("é")]);
 }
@@ -252,14 +290,21 @@ fn locks_are_listed_although_others_keep_files_locked() {
     fs::write(dir.join("empty"), "").expect("written");
     let _others = ["other", "empty"].map(|name| flocked(&dir.join(name)));
     // What is none of ours is not even asked for.
-    let trace = r#"strace -f -qq -o trace -e trace=flock -y "$S" status --all > /dev/null; cat trace"#;
+    let trace =
+        r#"strace -f -qq -o trace -e trace=flock -y "$S" status --all > /dev/null; cat trace"#;
     let trace = store.script(trace).stdout;
-    assert!(trace.contains("/a>") && !trace.contains("/other>") && !trace.contains("/empty>"), "{trace}");
+    assert!(
+        trace.contains("/a>") && !trace.contains("/other>") && !trace.contains("/empty>"),
+        "{trace}"
+    );
     let busy = flocked(&dir.join("b"));
     let (locks, ended) = listed(&store);
     let at = |name: &str, state: &str| (format!("{}#{name}", store.url), state.to_owned());
     assert_eq!(locks, [at("a", "held"), at("b", "unknown"), at("c", "held")], "{ended:?}");
-    assert!(ended.code == 1 && ended.stderr.contains("another process keeps it locked"), "{ended:?}");
+    assert!(
+        ended.code == 1 && ended.stderr.contains("another process keeps it locked"),
+        "{ended:?}"
+    );
     drop(busy);
     let (locks, ended) = listed(&store);
     assert_eq!((locks.len(), ended.code), (3, 0), "{ended:?}");
@@ -280,10 +325,12 @@ fn a_crash_at_any_moment_leaves_a_lock_that_others_get() {
             for when in 1..=3 {
                 // Only what is done to the lock's file.
                 let trace = format!(
-                    "strace -D -f -qq -o /dev/null -P {} -e trace={call} -e inject={call}:signal=KILL:when={when}",
+                    "strace -D -f -qq -o /dev/null -P {} -e trace={call} -e \
+                     inject={call}:signal=KILL:when={when}",
                     file.display()
                 );
-                let ended = store.script(&format!("{}; exit $?", command.replace("$TRACE", &trace)));
+                let ended =
+                    store.script(&format!("{}; exit $?", command.replace("$TRACE", &trace)));
                 assert!([0, 137].contains(&ended.code), "{call} {when} of `{command}`: {ended:?}");
                 killed += i32::from(ended.code == 137);
                 let next = store.run(&["run", "--timeout", "30s", "true"]);
@@ -310,12 +357,17 @@ fn a_file_server_that_fails_grants_nothing_and_says_what_is_not_known() {
         ("openat", "EACCES", "1+", true),
     ] {
         let failing = format!(
-            "strace -D -f -qq -o /dev/null -P {} -e trace={call} -e inject={call}:error={error}:when={when}",
+            "strace -D -f -qq -o /dev/null -P {} -e trace={call} -e \
+             inject={call}:error={error}:when={when}",
             file.display()
         );
         let failed = store.script(&format!(r#"{failing} "$S" run -n -- echo ran"#));
         assert_eq!((failed.code, failed.stdout.as_str()), (1, ""), "{call} {when}: {failed:?}");
-        assert_eq!(failed.stderr.contains("the write may or may not have happened"), !is_known, "{call} {when}: {failed:?}");
+        assert_eq!(
+            failed.stderr.contains("the write may or may not have happened"),
+            !is_known,
+            "{call} {when}: {failed:?}"
+        );
         let is_free = store.state() == "free";
         assert_eq!(is_free, is_known || call == "pwrite64", "{call} {when}");
         assert_eq!(store.run(&["unlock", "--force"]).code, i32::from(is_free));
@@ -329,7 +381,8 @@ fn a_directory_of_one_machine_is_used_once_somebody_has_said_that_it_is_meant() 
         let refused = shared(&locks, command);
         assert_eq!(refused.code, 1, "{refused:?}");
         assert!(
-            refused.stderr.contains("is on a local disk: it does not lock out other hosts") && refused.stderr.contains("mount"),
+            refused.stderr.contains("is on a local disk: it does not lock out other hosts")
+                && refused.stderr.contains("mount"),
             "{refused:?}"
         );
     }
@@ -343,11 +396,19 @@ fn whoever_takes_the_address_of_meltano_s_states_on_one_machine_is_told_what_to_
     let locks = Locks::new();
     let states = locks.dir().join("project/.meltano/state");
     let store = format!("file://{}", states.display());
-    let lock = || ended(locks.serializer(&["lock", "-n"]).env_remove("SERIALIZER_DIR").env("SERIALIZER_STORE", &store));
+    let lock = || {
+        ended(
+            locks
+                .serializer(&["lock", "-n"])
+                .env_remove("SERIALIZER_DIR")
+                .env("SERIALIZER_STORE", &store),
+        )
+    };
     for why in ["there is no directory", "is on a local disk: it does not lock out other hosts"] {
         let refused = lock();
         assert_eq!(refused.code, 1, "{refused:?}");
-        let advice = "for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`";
+        let advice =
+            "for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`";
         assert!(refused.stderr.contains(why) && refused.stderr.contains(advice), "{refused:?}");
         fs::create_dir_all(&states).expect("made");
     }
@@ -357,7 +418,8 @@ fn whoever_takes_the_address_of_meltano_s_states_on_one_machine_is_told_what_to_
 }
 
 /// What a file server holds in the name of a client of NFS.
-const RECORD_LOCK: &str = "import fcntl, sys\nfile = open(sys.argv[1], 'r+')\nfcntl.lockf(file, fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()";
+const RECORD_LOCK: &str = "import fcntl, sys\nfile = open(sys.argv[1], 'r+')\nfcntl.lockf(file, \
+                           fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()";
 
 #[test]
 fn whoever_uses_the_directory_on_the_file_server_itself_waits_for_its_clients() {
@@ -365,11 +427,18 @@ fn whoever_uses_the_directory_on_the_file_server_itself_waits_for_its_clients() 
     assert_eq!(store.run(&["run", "true"]).code, 0);
     let file = store.locks.dir().join(&store.name).display().to_string();
     let mut client = Command::new("python3");
-    let mut client =
-        client.args(["-c", RECORD_LOCK, &file]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 runs");
+    let mut client = client
+        .args(["-c", RECORD_LOCK, &file])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 runs");
     assert_eq!(support::first_line(&mut client), "held");
     let refused = store.run(&["run", "-n", "true"]);
-    assert!(refused.code == 1 && refused.stderr.contains("another process keeps it locked"), "{refused:?}");
+    assert!(
+        refused.code == 1 && refused.stderr.contains("another process keeps it locked"),
+        "{refused:?}"
+    );
     drop(client.stdin.take());
     assert!(client.wait().expect("it ends").success());
     assert_eq!(store.run(&["run", "-n", "true"]).code, 0);

@@ -1,6 +1,7 @@
-//! `lock` and `unlock` in a directory that hosts share are killed at every system call that they make, every system call is made to
-//! fail, and those to the lock's file in all the ways in which a file server fails: afterwards the owner knows where it stands, the next one
-//! gets in, and two never hold the lock. Needs strace.
+//! `lock` and `unlock` in a directory that hosts share are killed at every system call that they
+//! make, every system call is made to fail, and those to the lock's file in all the ways in which a
+//! file server fails: afterwards the owner knows where it stands, the next one gets in, and two
+//! never hold the lock. Needs strace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,9 +25,10 @@ enum Before {
 /// How many calls of a name to disturb, from the first one on and back from the last one.
 const MOST_OF_A_KIND: usize = 12;
 
-/// What is done to the lock's file, and how often in an undisturbed `lock` or `unlock` of one that is there: a look, and a write after
-/// what was there has been written again.
-const CALLS: [(&str, usize); 5] = [("openat", 2), ("flock", 2), ("pread64", 4), ("pwrite64", 2), ("fdatasync", 2)];
+/// What is done to the lock's file, and how often in an undisturbed `lock` or `unlock` of one that
+/// is there: a look, and a write after what was there has been written again.
+const CALLS: [(&str, usize); 5] =
+    [("openat", 2), ("flock", 2), ("pread64", 4), ("pwrite64", 2), ("fdatasync", 2)];
 
 struct Scene {
     store: Store,
@@ -45,13 +47,16 @@ impl Scene {
 
     fn prepare(&mut self, before: Before) {
         match before {
-            Before::Nothing => fs::remove_file(self.store.locks.dir().join(&self.store.name)).unwrap_or_default(),
+            Before::Nothing => {
+                fs::remove_file(self.store.locks.dir().join(&self.store.name)).unwrap_or_default()
+            }
             Before::Free => assert_eq!(self.store.run(&["run", "true"]).code, 0),
             Before::Own => self.owner.lock(),
         }
     }
 
-    /// Runs `serializer COMMAND` as the owner's child, under strace; `-D` keeps strace from being its parent.
+    /// Runs `serializer COMMAND` as the owner's child, under strace; `-D` keeps strace from being
+    /// its parent.
     fn trace(&mut self, options: &str, command: &str) -> i32 {
         self.owner.run(&format!(r#"strace -D -qq -o trace {options} "$S" {command} 2> said"#))
     }
@@ -67,7 +72,9 @@ impl Scene {
         assert_eq!(self.trace("", command), 0);
         let file = self.store.locks.dir().join("trace");
         // strace may still be writing.
-        support::until("the trace ends", || fs::read_to_string(&file).expect("a trace").contains("exit_group("));
+        support::until("the trace ends", || {
+            fs::read_to_string(&file).expect("a trace").contains("exit_group(")
+        });
         let calls = own_calls(&fs::read_to_string(&file).expect("a trace"));
         assert!(calls.contains_key("fdatasync"), "{calls:?}");
         if command.starts_with("lock") {
@@ -94,7 +101,11 @@ impl Scene {
         assert_eq!(self.owner.run(r#""$S" lock -n 2> /dev/null"#), 0, "{what}: the owner gets it");
         assert!(self.is_owners(), "{what}: the owner has it");
         assert_eq!(other(self), 75, "{what}: a second one gets it, too");
-        assert_eq!(self.owner.run(r#""$S" unlock 2> /dev/null"#), 0, "{what}: the owner releases it");
+        assert_eq!(
+            self.owner.run(r#""$S" unlock 2> /dev/null"#),
+            0,
+            "{what}: the owner releases it"
+        );
         assert_eq!(other(self), 0, "{what}: the next one gets it");
         self.other.unlock();
         let left: Vec<_> = self.store.locks.names();
@@ -112,11 +123,18 @@ fn at_every_system_call(before: Before, command: &str, injection: &str) {
         }
         for ordinal in ends(&numbers, MOST_OF_A_KIND) {
             scene.prepare(before);
-            let code = scene.trace(&format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"), command);
+            let code = scene.trace(
+                &format!("-e trace={name} -e inject={name}:{injection}:when={ordinal}"),
+                command,
+            );
             let what = format!("{before:?}, {command}, {injection} at {name} {ordinal}");
             // How much there is to read differs.
-            let is_certain = numbers.len() <= MOST_OF_A_KIND && !["read", "pread64"].contains(&name.as_str());
-            assert!(!injection.starts_with("signal") || code == 137 || !is_certain, "{what}: it is killed");
+            let is_certain =
+                numbers.len() <= MOST_OF_A_KIND && !["read", "pread64"].contains(&name.as_str());
+            assert!(
+                !injection.starts_with("signal") || code == 137 || !is_certain,
+                "{what}: it is killed"
+            );
             scene.check(&what, command.starts_with("lock"), code);
         }
     }
@@ -136,14 +154,22 @@ fn whatever_a_file_server_says(before: Before, command: &str) {
                 for times in [1, 4] {
                     scene.prepare(before);
                     let was_owners = scene.is_owners();
-                    let inject = format!("inject={call}:error={error}:when={ordinal}..{}", ordinal + times - 1);
-                    let code = scene.trace(&format!("-P {file} -e trace={call} -e {inject}"), command);
+                    let inject = format!(
+                        "inject={call}:error={error}:when={ordinal}..{}",
+                        ordinal + times - 1
+                    );
+                    let code =
+                        scene.trace(&format!("-P {file} -e trace={call} -e {inject}"), command);
                     let what = format!("{before:?}, {command}, {inject}: {code} {}", scene.said());
                     // What is over soon is tried again at once, and nothing is said about it.
                     assert!(code == 0 || is_full || times > 1, "{what}");
                     // `unlock` has more patience.
-                    assert!(code == i32::from(is_full || times > 1) || command == "unlock" && code <= 1, "{what}");
-                    if code == 1 && !scene.said().contains("the write may or may not have happened") {
+                    assert!(
+                        code == i32::from(is_full || times > 1) || command == "unlock" && code <= 1,
+                        "{what}"
+                    );
+                    if code == 1 && !scene.said().contains("the write may or may not have happened")
+                    {
                         assert_eq!(scene.is_owners(), was_owners, "{what}: it was changed");
                     }
                     scene.check(&what, command.starts_with("lock"), code);

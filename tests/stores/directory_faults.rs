@@ -1,5 +1,6 @@
-//! File servers that fail, and hosts that stop, while locks in a directory that hosts share are acquired, renewed and waited for: nobody gets a
-//! lock twice, or by what is on no disk. Needs strace.
+//! File servers that fail, and hosts that stop, while locks in a directory that hosts share are
+//! acquired, renewed and waited for: nobody gets a lock twice, or by what is on no disk. Needs
+//! strace.
 
 use std::collections::HashMap;
 use std::fs;
@@ -28,7 +29,10 @@ enum Done {
 fn strace(store: &Store, inject: &[&str]) -> (String, PathBuf) {
     let trace = store.locks.dir().join("trace");
     let inject: String = inject.iter().map(|fault| format!(" -e inject={fault}")).collect();
-    let strace = format!("strace -f -qq -s 0 -o {} -e trace=pwrite64,fdatasync,execve{inject}", trace.display());
+    let strace = format!(
+        "strace -f -qq -s 0 -o {} -e trace=pwrite64,fdatasync,execve{inject}",
+        trace.display()
+    );
     (strace, trace)
 }
 
@@ -56,7 +60,9 @@ fn done(trace: &Path) -> Vec<Done> {
                 Some(Done::Written(offset.parse().expect("an offset")))
             }
             ("fdatasync", _) => Some(Done::Synced),
-            ("execve", arguments) if arguments.contains("/echo\"") && !has_failed => Some(Done::Ran),
+            ("execve", arguments) if arguments.contains("/echo\"") && !has_failed => {
+                Some(Done::Ran)
+            }
             _ => None,
         }
     };
@@ -88,7 +94,10 @@ fn no_lock_is_granted_by_what_was_never_synced() {
             for failures in [1, 3, 4, 5, 8, 9] {
                 let store = Store::in_a_directory();
                 assert!(is_new || store.run(&["run", "true"]).code == 0);
-                let (strace, trace) = strace(&store, &[&format!("fdatasync:error=EIO:when={first}..{}", first + failures - 1)]);
+                let (strace, trace) = strace(
+                    &store,
+                    &[&format!("fdatasync:error=EIO:when={first}..{}", first + failures - 1)],
+                );
                 let ended = store.script(&format!("{strace} {RUN}"));
                 let what = format!("{is_new} {first} {failures}");
                 ran_on_what_was_synced(&ended, &done(&trace), &what);
@@ -115,11 +124,16 @@ fn whoever_cannot_sync_is_not_granted_what_it_reads() {
     let store = Store::in_a_directory();
     // The first one makes the file.
     let (strace, trace) = strace(&store, &["fdatasync:error=EIO:when=2+"]);
-    let ended = store.script(&format!(r#"{strace} "$S" run --sleep-seconds 0.1 --timeout 3s -- echo ran"#));
+    let ended =
+        store.script(&format!(r#"{strace} "$S" run --sleep-seconds 0.1 --timeout 3s -- echo ran"#));
     assert_eq!((ended.code, ended.stdout.as_str()), (1, ""), "{ended:?}");
     assert!(ended.last_line().contains("the write may or may not have happened"), "{ended:?}");
     // It has looked after its first attempt, and found itself.
-    assert!(done(&trace).iter().filter(|done| **done == Done::Failed).count() > 4, "{:?}", done(&trace));
+    assert!(
+        done(&trace).iter().filter(|done| **done == Done::Failed).count() > 4,
+        "{:?}",
+        done(&trace)
+    );
     assert_eq!(store.state(), "held");
 }
 
@@ -130,28 +144,37 @@ fn what_another_has_written_behind_a_failed_sync_is_synced_before_it_is_believed
     let mut command = store.command("bash");
     let log = store.locks.dir().join("log");
     command.stdout(Stdio::piped()).stderr(fs::File::create(&log).expect("a file"));
-    let script = format!(r#"exec {one} "$S" run --slots 2 --sleep-seconds 5 --timeout 60s -- echo ran"#);
+    let script =
+        format!(r#"exec {one} "$S" run --slots 2 --sleep-seconds 5 --timeout 60s -- echo ran"#);
     let child = command.args(["-c", &script]).spawn().expect("it starts");
-    until("it has synced", || fs::read_to_string(&log).expect("a file").contains("input/output error"));
+    until("it has synced", || {
+        fs::read_to_string(&log).expect("a file").contains("input/output error")
+    });
     let pid = traced(&child);
     kill_process(pid, Signal::STOP).expect("it can be stopped");
-    // The other one takes the second slot, after securing what it has read, and cannot sync that either.
+    // The other one takes the second slot, after securing what it has read, and cannot sync that
+    // either.
     let other = store.through(&store.url);
     let (two, others) = strace(&other, &["fdatasync:error=EIO:when=2+"]);
     let failed = other.script(&format!(r#"{two} "$S" run --slots 2 -n -- echo ran"#));
     assert_eq!((failed.code, failed.stdout.as_str()), (1, ""), "{failed:?}");
-    assert!(matches!(done(&others)[..], [Done::Written(0), Done::Synced, Done::Written(SECOND), Done::Failed, ..]));
+    assert!(matches!(
+        done(&others)[..],
+        [Done::Written(0), Done::Synced, Done::Written(SECOND), Done::Failed, ..]
+    ));
     kill_process(pid, Signal::CONT).expect("it can go on");
     let ended = Ended::from(child.wait_with_output().expect("it ends"));
     ran_on_what_was_synced(&ended, &done(&trace), "with another");
-    let settled = done(&trace).into_iter().skip_while(|done| *done != Done::Synced).collect::<Vec<_>>();
+    let settled =
+        done(&trace).into_iter().skip_while(|done| *done != Done::Synced).collect::<Vec<_>>();
     // Which is the other one's state, and not its own.
     let before = done(&trace).len() - settled.len();
     assert_eq!(done(&trace)[before - 1], Done::Written(SECOND));
 }
 
 #[test]
-fn what_a_writer_that_was_killed_has_not_synced_is_synced_before_the_state_before_it_is_written_over() {
+fn what_a_writer_that_was_killed_has_not_synced_is_synced_before_the_state_before_it_is_written_over()
+ {
     let store = Store { lease: "1".to_owned(), ..Store::in_a_directory() };
     assert_eq!(store.run(&["run", "true"]).code, 0);
     // The first one secures, the second one would be of the lock.
@@ -162,7 +185,10 @@ fn what_a_writer_that_was_killed_has_not_synced_is_synced_before_the_state_befor
     let ended = store.script(&format!("{strace_two} {RUN}"));
     let done = done(&trace);
     ran_on_what_was_synced(&ended, &done, "taken over");
-    let [Done::Written(present), Done::Synced, Done::Written(next), Done::Synced, ..] = done[..] else { panic!("{done:?}") };
+    let [Done::Written(present), Done::Synced, Done::Written(next), Done::Synced, ..] = done[..]
+    else {
+        panic!("{done:?}")
+    };
     assert_eq!(present + next, SECOND, "{done:?}");
 }
 
@@ -177,12 +203,16 @@ fn trace(store: &Store) -> String {
     fs::read_to_string(store.locks.dir().join("trace")).unwrap_or_default()
 }
 
-/// strace, so that these faults concern the second renewal, and what is done to the lock's file after that: each thread's calls are
-/// counted, and neither acquiring nor a first renewal takes more.
+/// strace, so that these faults concern the second renewal, and what is done to the lock's file
+/// after that: each thread's calls are counted, and neither acquiring nor a first renewal takes
+/// more.
 fn strace_renewals(store: &Store, call: &str, fault: &str, times: Option<u32>) -> String {
     let first = if call == "pread64" { 7 } else { 3 };
     let when = times.map_or(format!("{first}+"), |times| format!("{first}..{}", first + times - 1));
-    format!("strace -f -qq -o trace -P {} -e trace={call} -e inject={call}:{fault}:when={when}", file(store))
+    format!(
+        "strace -f -qq -o trace -P {} -e trace={call} -e inject={call}:{fault}:when={when}",
+        file(store)
+    )
 }
 
 #[test]
@@ -202,7 +232,8 @@ fn a_lease_is_renewed_whatever_a_file_server_says_of_a_renewal() {
         assert_eq!(store.run(&["run", "true"]).code, 0);
         let mut owner = store.shell();
         // More than are made at once.
-        let strace = strace_renewals(&store, call, &format!("error={error}"), Some(5)).replace("strace", "strace -D");
+        let strace = strace_renewals(&store, call, &format!("error={error}"), Some(5))
+            .replace("strace", "strace -D");
         assert_eq!(owner.run(&format!(r#"{strace} "$S" lock 2> /dev/null"#)), 0);
         until("the faults are over", || trace(&store).matches("INJECTED").count() == 5);
         until_renewed(&store);
@@ -221,23 +252,46 @@ while :; do now > "new.$1" && mv "new.$1" "out.$1"; done"#;
 
 #[test]
 fn a_holder_that_cannot_renew_has_stopped_when_another_gets_the_lock() {
-    each([("openat", "ETIMEDOUT"), ("flock", "ESTALE"), ("pwrite64", "EDQUOT"), ("fdatasync", "EIO")], |(call, error)| {
-        // It is killed a twelfth of this before the others may come: time enough for that also where strace has to be asked.
-        let store = Store { lease: "9".to_owned(), ..Store::in_a_directory() };
-        assert_eq!(store.run(&["run", "true"]).code, 0);
-        let dir = store.locks.dir();
-        let strace = strace_renewals(&store, call, &format!("error={error}"), None);
-        let mut first = store.command("bash");
-        let script = format!(r#"exec {strace} "$S" run bash -c "$0" bash one"#);
-        let first = first.args(["-c", &script, NOTING]).stderr(Stdio::piped()).spawn().expect("it starts");
-        until("it does not run", || dir.join("out.one").exists());
-        let second = Waiter::start(store.serializer(&["run", "bash", "-c", "read -r up _ < /proc/uptime; echo $up > in.two"]));
-        let lost = end(first);
-        assert!(lost.code == 76 && lost.stderr.contains("its lease could not be renewed in time"), "{call}: {lost:?}");
-        assert_eq!(second.end().code, 0);
-        let noted = |name: &str| -> f64 { fs::read_to_string(dir.join(name)).expect("noted").trim().parse().expect("seconds") };
-        assert!(noted("out.one") <= noted("in.two"), "{call} {error}");
-    });
+    each(
+        [
+            ("openat", "ETIMEDOUT"),
+            ("flock", "ESTALE"),
+            ("pwrite64", "EDQUOT"),
+            ("fdatasync", "EIO"),
+        ],
+        |(call, error)| {
+            // It is killed a twelfth of this before the others may come: time enough for that also
+            // where strace has to be asked.
+            let store = Store { lease: "9".to_owned(), ..Store::in_a_directory() };
+            assert_eq!(store.run(&["run", "true"]).code, 0);
+            let dir = store.locks.dir();
+            let strace = strace_renewals(&store, call, &format!("error={error}"), None);
+            let mut first = store.command("bash");
+            let script = format!(r#"exec {strace} "$S" run bash -c "$0" bash one"#);
+            let first = first
+                .args(["-c", &script, NOTING])
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("it starts");
+            until("it does not run", || dir.join("out.one").exists());
+            let second = Waiter::start(store.serializer(&[
+                "run",
+                "bash",
+                "-c",
+                "read -r up _ < /proc/uptime; echo $up > in.two",
+            ]));
+            let lost = end(first);
+            assert!(
+                lost.code == 76 && lost.stderr.contains("its lease could not be renewed in time"),
+                "{call}: {lost:?}"
+            );
+            assert_eq!(second.end().code, 0);
+            let noted = |name: &str| -> f64 {
+                fs::read_to_string(dir.join(name)).expect("noted").trim().parse().expect("seconds")
+            };
+            assert!(noted("out.one") <= noted("in.two"), "{call} {error}");
+        },
+    );
 }
 
 #[test]
@@ -248,11 +302,15 @@ fn a_waiter_that_was_stopped_does_not_take_over_what_was_renewed_meanwhile() {
         let mut holder = store.shell();
         holder.lock();
         let mut waiter = store.command("bash");
-        let stop = format!("strace -D -qq -o trace -P {} -e trace={call} -e inject={call}:signal=STOP:when=8", file(&store));
+        let stop = format!(
+            "strace -D -qq -o trace -P {} -e trace={call} -e inject={call}:signal=STOP:when=8",
+            file(&store)
+        );
         waiter.args(["-c", &format!(r#"exec {stop} "$S" lock"#)]);
         let mut waiter = Waiter::start(waiter);
         until("it is stopped", || trace(&store).contains("stopped by SIGSTOP"));
-        // For longer than a lease: of so many renewals, the first and the last one are further apart.
+        // For longer than a lease: of so many renewals, the first and the last one are further
+        // apart.
         let before = renewals(&store);
         until("it is renewed", || renewals(&store) > before + 4);
         let looks = || trace(&store).matches("= ").count();
@@ -270,13 +328,18 @@ fn a_waiter_that_was_stopped_does_not_take_over_what_was_renewed_meanwhile() {
 }
 
 #[test]
-fn a_holder_that_was_stopped_between_a_look_and_its_renewal_does_not_renew_what_another_has_taken() {
+fn a_holder_that_was_stopped_between_a_look_and_its_renewal_does_not_renew_what_another_has_taken()
+{
     let store = Store { lease: SHORT.to_owned(), ..Store::in_a_directory() };
     assert_eq!(store.run(&["run", "true"]).code, 0);
     // The second renewal looks with the third one, and opens it to write with the fourth.
-    let stop = strace_renewals(&store, "openat", "signal=STOP", Some(1)).replace("when=3..3", "when=4");
+    let stop =
+        strace_renewals(&store, "openat", "signal=STOP", Some(1)).replace("when=3..3", "when=4");
     let mut first = store.command("bash");
-    let first = first.args(["-c", &format!(r#"exec {stop} "$S" run sleep 600"#)]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let first = first
+        .args(["-c", &format!(r#"exec {stop} "$S" run sleep 600"#)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let mut first = first.spawn().expect("it starts");
     until("it is stopped", || trace(&store).contains("stopped by SIGSTOP"));
     let mut other = store.shell();

@@ -1,4 +1,5 @@
-//! What is special about DynamoDB: who may do what, what it answers, what its items look like, and tables that come and go.
+//! What is special about DynamoDB: who may do what, what it answers, what its items look like, and
+//! tables that come and go.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -26,19 +27,23 @@ fn asked(address: SocketAddr, action: &str, body: &Value) -> Value {
 
 /// The item of a lock.
 fn item(store: &Store) -> Value {
-    let body = json!({"TableName": TABLE, "Key": {"name": {"S": store.name}}, "ConsistentRead": true});
+    let body =
+        json!({"TableName": TABLE, "Key": {"name": {"S": store.name}}, "ConsistentRead": true});
     asked(shared_dynalite().address(), "GetItem", &body)["Item"].take()
 }
 
 pub fn make_table(address: SocketAddr, table: &str, keys: &[(&str, &str, &str)]) {
     let attribute = |(name, kind, _): &(&str, &str, &str)| json!({"AttributeName": name, "AttributeType": kind});
-    let key = |(name, _, role): &(&str, &str, &str)| json!({"AttributeName": name, "KeyType": role});
+    let key =
+        |(name, _, role): &(&str, &str, &str)| json!({"AttributeName": name, "KeyType": role});
     let body = json!({"TableName": table, "BillingMode": "PAY_PER_REQUEST",
         "AttributeDefinitions": keys.iter().map(attribute).collect::<Vec<_>>(),
         "KeySchema": keys.iter().map(key).collect::<Vec<_>>()});
     asked(address, "CreateTable", &body);
     let describe = json!({"TableName": table});
-    until("the table is not made", || asked(address, "DescribeTable", &describe)["Table"]["TableStatus"] == "ACTIVE");
+    until("the table is not made", || {
+        asked(address, "DescribeTable", &describe)["Table"]["TableStatus"] == "ACTIVE"
+    });
 }
 
 /// A lock of the shared table, which is there.
@@ -58,7 +63,10 @@ fn injected(store: &Store) -> (Injector, Store) {
 /// One line that says why, and what to do; nothing was run; and no secret is in it.
 fn is_refused(store: &Store, args: &[&str], why: &str) {
     let ended = store.run(args);
-    assert!(ended.code == 1 && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "), "{why}: {ended:?}");
+    assert!(
+        ended.code == 1 && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "),
+        "{why}: {ended:?}"
+    );
     assert!(ended.stderr.lines().count() == 1 && !ended.stderr.contains("hunter2"), "{ended:?}");
     assert!(!ended.stderr.contains("whether it was changed"), "{ended:?}");
     assert!(!store.locks.dir().join("ran").exists());
@@ -66,14 +74,21 @@ fn is_refused(store: &Store, args: &[&str], why: &str) {
 
 /// The policy that users are told to have, with or without some actions.
 fn documented(without: &[&str]) -> String {
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/stores.md")).expect("it is there");
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/stores.md"))
+        .expect("it is there");
     let (_, rest) = text.split_once("```json\n").expect("a policy");
-    let mut policy: Value = serde_json::from_str(rest.split("```").next().expect("its end")).expect("JSON");
+    let mut policy: Value =
+        serde_json::from_str(rest.split("```").next().expect("its end")).expect("JSON");
     for statement in policy["Statement"].as_array_mut().expect("statements") {
         let actions = statement["Action"].as_array_mut().expect("actions");
-        actions.retain(|action| !without.iter().any(|without| action == &format!("dynamodb:{without}")));
+        actions.retain(|action| {
+            !without.iter().any(|without| action == &format!("dynamodb:{without}"))
+        });
     }
-    policy["Statement"].as_array_mut().expect("statements").retain(|statement| statement["Action"] != json!([]));
+    policy["Statement"]
+        .as_array_mut()
+        .expect("statements")
+        .retain(|statement| statement["Action"] != json!([]));
     policy.to_string()
 }
 
@@ -122,14 +137,22 @@ fn each_documented_permission_is_needed_and_who_lacks_it_is_told_which() {
         is_refused(
             &store,
             args,
-            "there is no table `serializer-locks` in `eu-west-1`, and no permission for `dynamodb:CreateTable`",
+            "there is no table `serializer-locks` in `eu-west-1`, and no permission for \
+             `dynamodb:CreateTable`",
         );
-        assert!(store.run(args).stderr.contains("`serializer initialize` with that permission creates it"));
+        assert!(
+            store
+                .run(args)
+                .stderr
+                .contains("`serializer initialize` with that permission creates it")
+        );
     }
     // Where it cannot be had, what nobody uses stays.
     permit_all_but(&["UpdateTimeToLive", "DescribeTable"]);
     assert_eq!(store.run(&["run", "true"]).code, 0);
-    let refused = |action: &str| format!("no permission for `dynamodb:{action}` on table `serializer-locks` in `eu-west-1`");
+    let refused = |action: &str| {
+        format!("no permission for `dynamodb:{action}` on table `serializer-locks` in `eu-west-1`")
+    };
     permit_all_but(&["GetItem"]);
     for args in [&["lock"][..], &["run", "touch", "ran"], &["status"], &["wait"], &["unlock"]] {
         is_refused(&store, args, &refused("GetItem"));
@@ -154,14 +177,30 @@ fn who_has_the_wrong_credentials_or_none_is_told_at_once_however_long_it_would_w
     let (login, rest) = rest.split_once('@').expect("a login");
     let (key, _) = login.split_once(':').expect("a secret");
     for args in [&["lock"][..], &["unlock"], &["run", "touch", "ran"], &["status"], &["wait"]] {
-        is_refused(&store.through(&format!("{scheme}://{key}:hunter2@{rest}")), args, "the credentials are not accepted");
-        is_refused(&store.through(&format!("{scheme}://AKIANOBODY:hunter2@{rest}")), args, "the credentials are not accepted");
+        is_refused(
+            &store.through(&format!("{scheme}://{key}:hunter2@{rest}")),
+            args,
+            "the credentials are not accepted",
+        );
+        is_refused(
+            &store.through(&format!("{scheme}://AKIANOBODY:hunter2@{rest}")),
+            args,
+            "the credentials are not accepted",
+        );
         let bare = store.through(&format!("{scheme}://{rest}"));
         let mut without = bare.serializer(args);
         without.env("AWS_EC2_METADATA_DISABLED", "true");
         let without = ended(&mut without);
-        assert!(without.code == 1 && without.stderr.contains("there are no credentials for AWS (hint: "), "{without:?}");
-        is_refused(&store.through(&format!("{scheme}://{rest}&profile=nobody")), args, "the profile `nobody` does not exist");
+        assert!(
+            without.code == 1
+                && without.stderr.contains("there are no credentials for AWS (hint: "),
+            "{without:?}"
+        );
+        is_refused(
+            &store.through(&format!("{scheme}://{rest}&profile=nobody")),
+            args,
+            "the profile `nobody` does not exist",
+        );
     }
     let nowhere = store.through(&store.url.replace("region=eu-west-1&", ""));
     let nowhere = ended(nowhere.serializer(&["status"]).env("AWS_EC2_METADATA_DISABLED", "true"));
@@ -182,7 +221,10 @@ fn credentials_come_from_where_aws_has_them() {
     fs::write(home.join(".aws/credentials"), profile).expect("a file");
     let runs = |store: &Store, variables: &[(&str, &str)]| {
         let mut command = store.serializer(&["run", "true"]);
-        command.env("AWS_EC2_METADATA_DISABLED", "true").env("HOME", home).envs(variables.iter().copied());
+        command
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("HOME", home)
+            .envs(variables.iter().copied());
         ended(&mut command)
     };
     let wrong = [("AWS_ACCESS_KEY_ID", "AKIANOBODY"), ("AWS_SECRET_ACCESS_KEY", "hunter2")];
@@ -209,26 +251,55 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long
     let bare = store.through(&store.url.replace("AKIAEXAMPLE:hunter2@", ""));
     let run = |store: &Store, variables: &[(&str, &str)]| {
         let mut command = store.serializer(&["run", "true"]);
-        command.env("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "hunter2").envs(variables.iter().copied());
+        command
+            .env("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+            .env("AWS_SECRET_ACCESS_KEY", "hunter2")
+            .envs(variables.iter().copied());
         ended(&mut command)
     };
-    let mounted = run(&bare, &[("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE\n"), ("AWS_SECRET_ACCESS_KEY", "hunter2\r\n")]);
+    let mounted = run(
+        &bare,
+        &[("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE\n"), ("AWS_SECRET_ACCESS_KEY", "hunter2\r\n")],
+    );
     assert_eq!((mounted.code, mounted.stderr.as_str()), (0, ""));
     let (before, _) = bare.url.split_once("&endpoint=").expect("an endpoint");
     let elsewhere = bare.through(before);
     for (ended, why) in [
-        (run(&store.through(&store.url.replace("AKIAEXAMPLE", "a%0ab")), &[]), "the access key has characters"),
+        (
+            run(&store.through(&store.url.replace("AKIAEXAMPLE", "a%0ab")), &[]),
+            "the access key has characters",
+        ),
         (run(&bare, &[("AWS_ACCESS_KEY_ID", "a b")]), "the access key has characters"),
-        (run(&bare, &[("AWS_SESSION_TOKEN", "hunter2\nhunter3")]), "the session token has characters"),
-        (run(&bare.through(&format!("{before}&endpoint=http://a b")), &[]), "`endpoint` is not the URL of a server"),
-        (run(&bare.through(&format!("{before}&endpoint=http://h:99999")), &[]), "`endpoint` is not the URL of a server"),
-        (run(&elsewhere, &[("AWS_ENDPOINT_URL", "http://a b")]), "or of the profile is not the URL of a server"),
-        (run(&elsewhere, &[("AWS_ENDPOINT_URL_DYNAMODB", "http://xn--a")]), "or of the profile is not the URL of a server"),
-        (run(&bare.through(&bare.url.replace("eu-west-1", "eu west")), &[]), "the region is not valid"),
+        (
+            run(&bare, &[("AWS_SESSION_TOKEN", "hunter2\nhunter3")]),
+            "the session token has characters",
+        ),
+        (
+            run(&bare.through(&format!("{before}&endpoint=http://a b")), &[]),
+            "`endpoint` is not the URL of a server",
+        ),
+        (
+            run(&bare.through(&format!("{before}&endpoint=http://h:99999")), &[]),
+            "`endpoint` is not the URL of a server",
+        ),
+        (
+            run(&elsewhere, &[("AWS_ENDPOINT_URL", "http://a b")]),
+            "or of the profile is not the URL of a server",
+        ),
+        (
+            run(&elsewhere, &[("AWS_ENDPOINT_URL_DYNAMODB", "http://xn--a")]),
+            "or of the profile is not the URL of a server",
+        ),
+        (
+            run(&bare.through(&bare.url.replace("eu-west-1", "eu west")), &[]),
+            "the region is not valid",
+        ),
     ] {
         // What the address says is known before anything is tried.
         assert!(
-            [1, 2].contains(&ended.code) && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "),
+            [1, 2].contains(&ended.code)
+                && ended.stderr.contains(why)
+                && ended.stderr.contains(" (hint: "),
             "{why}: {ended:?}"
         );
         assert!(ended.stderr.lines().count() == 1 && !ended.stderr.contains("hunter"), "{ended:?}");
@@ -238,7 +309,11 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long
     let token = token.to_str().expect("UTF-8");
     for (variables, why) in [
         (
-            [("AWS_WEB_IDENTITY_TOKEN_FILE", token), ("AWS_ROLE_ARN", "arn"), ("AWS_ENDPOINT_URL_STS", "http://a b")],
+            [
+                ("AWS_WEB_IDENTITY_TOKEN_FILE", token),
+                ("AWS_ROLE_ARN", "arn"),
+                ("AWS_ENDPOINT_URL_STS", "http://a b"),
+            ],
             "invalid uri",
         ),
         (
@@ -251,29 +326,43 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line_however_long
         ),
     ] {
         let ended = ended(bare.serializer(&["run", "true"]).envs(variables));
-        assert!(ended.code == 1 && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "), "{why}: {ended:?}");
+        assert!(
+            ended.code == 1 && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "),
+            "{why}: {ended:?}"
+        );
         assert!(ended.stderr.lines().count() == 1 && !ended.stderr.contains("hunter"), "{ended:?}");
     }
     let config = bare.locks.dir().join("config");
     fs::write(&config, "[default]\nendpoint_url = http://a b\n").expect("a file");
     let ended = run(&elsewhere, &[("AWS_CONFIG_FILE", config.to_str().expect("UTF-8"))]);
     assert!(
-        ended.code == 1 && ended.stderr.contains("or of the profile is not the URL") && ended.stderr.lines().count() == 1,
+        ended.code == 1
+            && ended.stderr.contains("or of the profile is not the URL")
+            && ended.stderr.lines().count() == 1,
         "{ended:?}"
     );
 }
 
 #[test]
 fn too_many_requests_are_waited_for_and_take_no_lock_away() {
-    let (code, text) = ("ThrottlingException", "Throughput exceeds the current capacity of your table");
-    for (status, code) in [(400, code), (400, "ProvisionedThroughputExceededException"), (400, "RequestLimitExceeded")] {
+    let (code, text) =
+        ("ThrottlingException", "Throughput exceeds the current capacity of your table");
+    for (status, code) in [
+        (400, code),
+        (400, "ProvisionedThroughputExceededException"),
+        (400, "RequestLimitExceeded"),
+    ] {
         let store = Store { lease: RENEWED.to_owned(), ..shared() };
         let (injector, through) = injected(&store);
         injector.refuse("GetItem", usize::MAX, &dynamodb_error(status, code, text));
         is_refused(&through, &["lock", "-n"], "too many requests for table `serializer-locks`");
         injector.mend();
         injector.refuse("UpdateItem", usize::MAX, &dynamodb_error(status, code, text));
-        is_refused(&through, &["run", "-n", "touch", "ran"], "too many requests for table `serializer-locks`");
+        is_refused(
+            &through,
+            &["run", "-n", "touch", "ran"],
+            "too many requests for table `serializer-locks`",
+        );
         assert_eq!(store.state(), "free");
         let waiter = Logged::start(&through, &["run", "true"]);
         waiter.until_said("too many requests");
@@ -314,11 +403,17 @@ fn what_dynamodb_says_no_to_is_told_at_once() {
 
 #[test]
 fn a_write_that_fails_within_dynamodb_is_asked_about_and_counts_once_whether_it_was_done_or_not() {
-    for (status, code) in [(500, "InternalServerError"), (503, "ServiceUnavailable"), (400, "SomethingNew")] {
+    for (status, code) in
+        [(500, "InternalServerError"), (503, "ServiceUnavailable"), (400, "SomethingNew")]
+    {
         for is_done in [false, true] {
             let store = shared();
             let (injector, through) = injected(&store);
-            let answer = dynamodb_error(status, code, "The request processing has failed because of an unknown error");
+            let answer = dynamodb_error(
+                status,
+                code,
+                "The request processing has failed because of an unknown error",
+            );
             let fail = |times| match is_done {
                 true => injector.misreport("UpdateItem", times, &answer),
                 false => injector.refuse("UpdateItem", times, &answer),
@@ -326,19 +421,25 @@ fn a_write_that_fails_within_dynamodb_is_asked_about_and_counts_once_whether_it_
             // One that nobody knows is not sent again, but nobody says that it was not done.
             fail(usize::MAX);
             let ended = through.run(&["run", "-n", "touch", "ran"]);
-            assert!(ended.code == 1 && ended.stderr.contains("the write may or may not have happened"), "{ended:?}");
+            assert!(
+                ended.code == 1 && ended.stderr.contains("the write may or may not have happened"),
+                "{ended:?}"
+            );
             injector.mend();
             assert_eq!(store.run(&["unlock", "--force"]).code, if is_done { 0 } else { 1 });
             if status == 400 {
                 continue;
             }
-            let number = |store: &Store| item(store)["version"]["N"].as_str().and_then(|text| text.parse::<u64>().ok());
+            let number = |store: &Store| {
+                item(store)["version"]["N"].as_str().and_then(|text| text.parse::<u64>().ok())
+            };
             let before = number(&store).expect("a number");
             fail(1);
             let mut owner = through.shell();
             owner.lock();
             assert!(injector.is_through());
-            // Of a write that was done twice, the second one would have another number than was granted.
+            // Of a write that was done twice, the second one would have another number than was
+            // granted.
             let locked = number(&store).expect("a number");
             assert!(locked > before && store.holder("fencing_token").as_u64() == Some(locked));
             fail(1);
@@ -360,8 +461,10 @@ fn an_item_stays_with_its_number_and_only_a_free_one_may_be_removed_and_that_not
     owner.unlock();
     let free = item(&store);
     assert!(free["record"].is_null() && free["version"]["N"].is_string(), "{free}");
-    let expires: u64 = free["expires_at"]["N"].as_str().and_then(|text| text.parse().ok()).expect("a time");
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let expires: u64 =
+        free["expires_at"]["N"].as_str().and_then(|text| text.parse().ok()).expect("a time");
+    let now =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
     assert!(expires > now + 30 * 24 * 3600, "{free}");
     owner.lock();
     assert!(item(&store)["expires_at"].is_null());
@@ -376,7 +479,8 @@ fn what_only_tells_how_an_acquisition_went_is_removed_in_the_end_as_well() {
     assert_eq!(store.run(&["run", "--wait-and-skip", "true"]).code, 0);
     let succeeded = item(&store);
     assert!(
-        succeeded["record"]["S"].as_str().expect("a record").contains("released=succeeded") && expires(&succeeded),
+        succeeded["record"]["S"].as_str().expect("a record").contains("released=succeeded")
+            && expires(&succeeded),
         "{succeeded}"
     );
     let mut owner = store.shell();
@@ -386,11 +490,17 @@ fn what_only_tells_how_an_acquisition_went_is_removed_in_the_end_as_well() {
     // Taken away by force, it is left for its owner to be told.
     assert_eq!(store.run(&["unlock", "--force"]).code, 0);
     let lost = item(&store);
-    assert!(lost["record"]["S"].as_str().expect("a record").contains("released=lost") && expires(&lost), "{lost}");
+    assert!(
+        lost["record"]["S"].as_str().expect("a record").contains("released=lost") && expires(&lost),
+        "{lost}"
+    );
     // Whoever holds it beside such an entry is never removed.
     let mut other = store.shell();
     other.lock();
-    assert!(item(&store)["record"]["S"].as_str().expect("a record").contains("released=lost") && !expires(&item(&store)));
+    assert!(
+        item(&store)["record"]["S"].as_str().expect("a record").contains("released=lost")
+            && !expires(&item(&store))
+    );
     other.unlock();
     assert!(expires(&item(&store)));
 }
@@ -404,9 +514,14 @@ fn so_many_units_are_needed() {
     injector.meter();
     let units = || {
         let costs = injector.take_costs();
-        let of = |asked: &str| costs.iter().filter(|(action, _)| action == asked).map(|(_, units)| units).sum::<f64>();
+        let of = |asked: &str| {
+            costs.iter().filter(|(action, _)| action == asked).map(|(_, units)| units).sum::<f64>()
+        };
         let (reads, writes) = (of("GetItem"), of("UpdateItem"));
-        assert!((reads + writes - costs.iter().map(|(_, units)| units).sum::<f64>()).abs() < 0.1, "{costs:?}");
+        assert!(
+            (reads + writes - costs.iter().map(|(_, units)| units).sum::<f64>()).abs() < 0.1,
+            "{costs:?}"
+        );
         (reads, writes)
     };
     let mut owner = through.shell();
@@ -415,7 +530,10 @@ fn so_many_units_are_needed() {
     // Looked at by another way, which is not counted.
     until_renewed(&store);
     let (reads, writes) = units();
-    assert!(writes >= 1.0 && (0.0..=1.0).contains(&(reads - writes)), "a renewal is a look and a write: {reads} {writes}");
+    assert!(
+        writes >= 1.0 && (0.0..=1.0).contains(&(reads - writes)),
+        "a renewal is a look and a write: {reads} {writes}"
+    );
     owner.unlock();
     let patient = Store { lease: "600".to_owned(), ..through.through(&through.url) };
     units();
@@ -448,9 +566,14 @@ fn so_many_units_are_needed() {
 #[test]
 fn numbers_do_not_go_back_when_an_item_is_removed() {
     let store = shared();
-    let token = |store: &Store| store.run(&["run", "sh", "-c", "echo $SERIALIZER_FENCING_TOKEN"]).stdout;
+    let token =
+        |store: &Store| store.run(&["run", "sh", "-c", "echo $SERIALIZER_FENCING_TOKEN"]).stdout;
     let before: u64 = token(&store).trim().parse().expect("a number");
-    asked(shared_dynalite().address(), "DeleteItem", &json!({"TableName": TABLE, "Key": {"name": {"S": store.name}}}));
+    asked(
+        shared_dynalite().address(),
+        "DeleteItem",
+        &json!({"TableName": TABLE, "Key": {"name": {"S": store.name}}}),
+    );
     let after: u64 = token(&store).trim().parse().expect("a number");
     assert!(after > before, "{after} {before}");
 }
@@ -460,7 +583,11 @@ fn a_holder_whose_item_is_removed_has_lost_its_lock() {
     let store = Store { lease: RENEWED.to_owned(), ..shared() };
     let mut owner = store.shell();
     owner.lock();
-    asked(shared_dynalite().address(), "DeleteItem", &json!({"TableName": TABLE, "Key": {"name": {"S": store.name}}}));
+    asked(
+        shared_dynalite().address(),
+        "DeleteItem",
+        &json!({"TableName": TABLE, "Key": {"name": {"S": store.name}}}),
+    );
     let mut other = store.shell();
     other.lock();
     assert_eq!(owner.run(r#""$S" unlock 2> /dev/null"#), 77);
@@ -472,7 +599,10 @@ fn what_somebody_else_has_stored_is_neither_overwritten_nor_listed() {
     let (store, address) = (shared(), shared_dynalite().address());
     for (attributes, why) in [
         (json!({"record": {"S": "mine"}, "cost": {"N": "7"}}), "not a lock record"),
-        (json!({"version": {"N": "7"}, "format": {"N": "1"}, "record": {"B": "AQ=="}}), "not a lock record"),
+        (
+            json!({"version": {"N": "7"}, "format": {"N": "1"}, "record": {"B": "AQ=="}}),
+            "not a lock record",
+        ),
         (json!({"version": {"N": "7.5"}, "format": {"N": "1"}}), "not a lock record"),
         (json!({"version": {"N": "7"}, "format": {"N": "2"}}), "a newer version"),
     ] {
@@ -495,7 +625,11 @@ fn a_table_that_is_there_already_serves_under_the_name_of_its_key() {
     let address = shared_dynalite().address();
     make_table(address, "jobs", &[("job id", "S", "HASH")]);
     let url = shared_dynalite().url().replace(TABLE, "jobs");
-    is_refused(&Store::at(&url), &["run", "touch", "ran"], "the key of table `jobs` in `eu-west-1` is not just the text `name`");
+    is_refused(
+        &Store::at(&url),
+        &["run", "touch", "ran"],
+        "the key of table `jobs` in `eu-west-1` is not just the text `name`",
+    );
     let store = Store::at(&format!("{url}&key=job id"));
     let mut owner = store.shell();
     owner.lock();
@@ -513,7 +647,11 @@ fn a_table_with_a_sort_key_or_a_key_of_another_type_is_refused() {
     for table in ["sorted", "numbered"] {
         let store = Store::at(&shared_dynalite().url().replace(TABLE, table));
         for args in [&["lock"][..], &["run", "touch", "ran"], &["initialize"], &["status"]] {
-            is_refused(&store, args, &format!("the key of table `{table}` in `eu-west-1` is not just the text `name`"));
+            is_refused(
+                &store,
+                args,
+                &format!("the key of table `{table}` in `eu-west-1` is not just the text `name`"),
+            );
         }
     }
 }
@@ -525,7 +663,8 @@ fn all_that_is_held_is_listed_however_large_the_table_is() {
     assert_eq!(store.run(&["run", "true"]).code, 0);
     // More than two megabytes, of which a page is one.
     for number in 0..8 {
-        let item = json!({"name": {"S": format!("large {number}")}, "x": {"S": "x".repeat(300_000)}});
+        let item =
+            json!({"name": {"S": format!("large {number}")}, "x": {"S": "x".repeat(300_000)}});
         asked(dynalite.address(), "PutItem", &json!({"TableName": TABLE, "Item": item}));
     }
     let mut owner = store.shell();
@@ -534,8 +673,14 @@ fn all_that_is_held_is_listed_however_large_the_table_is() {
         assert_eq!(owner.run(&format!(r#""$S" lock --file-name '{name}' 2> /dev/null"#)), 0);
     }
     let all = store.run(&["status", "--all"]);
-    let listed: Vec<_> = all.stdout.lines().skip(1).map(|line| line.split("  ").next().unwrap_or_default()).collect();
-    let expected: Vec<_> = names.iter().map(|name| format!("dynamodb://{TABLE}?region=eu-west-1#{name}")).collect();
+    let listed: Vec<_> = all
+        .stdout
+        .lines()
+        .skip(1)
+        .map(|line| line.split("  ").next().unwrap_or_default())
+        .collect();
+    let expected: Vec<_> =
+        names.iter().map(|name| format!("dynamodb://{TABLE}?region=eu-west-1#{name}")).collect();
     assert_eq!(listed, expected, "{all:?}");
 }
 
@@ -573,6 +718,13 @@ fn nothing_is_shown_of_a_secret_however_much_is_to_be_said() {
     let mut command = store.serializer(&["run", "true"]);
     command.env("LOG_LEVEL", "trace").env("AWS_SESSION_TOKEN", "hunter3");
     let ended = ended(&mut command);
-    assert!(ended.code == 0 && !ended.stderr.contains("hunter") && !ended.stderr.contains("Signature"), "{ended:?}");
-    assert!(ended.stderr.lines().all(|line| line.starts_with("serializer: ")) && ended.stderr.lines().count() < 10, "{ended:?}");
+    assert!(
+        ended.code == 0 && !ended.stderr.contains("hunter") && !ended.stderr.contains("Signature"),
+        "{ended:?}"
+    );
+    assert!(
+        ended.stderr.lines().all(|line| line.starts_with("serializer: "))
+            && ended.stderr.lines().count() < 10,
+        "{ended:?}"
+    );
 }

@@ -1,4 +1,5 @@
-//! A standby of PostgreSQL that takes over for its primary: whatever was granted is still held, and nothing is granted before.
+//! A standby of PostgreSQL that takes over for its primary: whatever was granted is still held, and
+//! nothing is granted before.
 
 use crate::support::faults::{Logged, proxied, renewals};
 use crate::support::servers::Postgres;
@@ -35,7 +36,8 @@ fn a_standby_that_takes_over_has_all_locks_that_were_granted_and_grants_none_bef
     assert!(refused.code == 1 && refused.stderr.contains("read-only"), "{refused:?}");
     assert!(refused.stderr.contains("the server is a standby"), "{refused:?}");
     assert_eq!(store.run(&["lock", "-n"]).code, 75);
-    let owner_is_known = |store: &Store| store.holder("pid").as_u64() == Some(u64::from(owner.pid()));
+    let owner_is_known =
+        |store: &Store| store.holder("pid").as_u64() == Some(u64::from(owner.pid()));
     assert!(owner_is_known(&store));
 
     assert_eq!(standby.psql("SELECT pg_promote()"), "t\n");

@@ -14,10 +14,11 @@ const FENCING: &str = include_str!("../../docs/fencing.md");
 
 /// The snippet behind `<!-- fencing: NAME -->`.
 fn snippet(name: &str) -> &'static str {
-    let found = FENCING.split_once(&format!("<!-- fencing: {name} -->\n```")).and_then(|(_, rest)| {
-        let (_language, rest) = rest.split_once('\n')?;
-        Some(rest.split_once("```")?.0)
-    });
+    let found =
+        FENCING.split_once(&format!("<!-- fencing: {name} -->\n```")).and_then(|(_, rest)| {
+            let (_language, rest) = rest.split_once('\n')?;
+            Some(rest.split_once("```")?.0)
+        });
     found.unwrap_or_else(|| panic!("no snippet {name}"))
 }
 
@@ -28,7 +29,8 @@ struct Target {
 
 impl Target {
     fn new() -> Self {
-        let name = format!("target_{}", serializer::sys::random::random_token().expect("random numbers"));
+        let name =
+            format!("target_{}", serializer::sys::random::random_token().expect("random numbers"));
         shared_postgres().psql(&format!("CREATE DATABASE {name} OWNER meltano"));
         let target = Self { name };
         target.psql("CREATE TABLE sales (total int); INSERT INTO sales VALUES (0)");
@@ -59,15 +61,19 @@ impl Target {
     fn writer(&self, token: u64, up_to: &str) -> Writer {
         let mut command = session_at(&self.here());
         command.args(["-v", &format!("token={token}")]);
-        let mut writer = Writer { session: Session::start(command), lines: snippet("write").lines() };
+        let mut writer =
+            Writer { session: Session::start(command), lines: snippet("write").lines() };
         writer.go_on(up_to);
         writer
     }
 
     /// Returns when somebody waits for somebody else's transaction.
     fn until_blocked(&self) {
-        let waiting =
-            format!("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = '{}'", self.name);
+        let waiting = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = \
+             '{}'",
+            self.name
+        );
         until("nobody waits", || shared_postgres().psql(&waiting) == "1\n");
     }
 }
@@ -107,7 +113,8 @@ impl Writer {
     }
 }
 
-/// Writes as the document says, in a host, when it is told to; without the fence if it is told that.
+/// Writes as the document says, in a host, when it is told to; without the fence if it is told
+/// that.
 const LATE: &str = r#"echo begun; read -r how < go; "$@" -v token=$SERIALIZER_FENCING_TOKEN -f $how.sql; echo $? > code.$1"#;
 
 of_each! { databases:
@@ -119,7 +126,11 @@ fn a_host_that_has_slept_through_its_lease_cannot_write_any_more(kind: Kind) {
         let cluster = Cluster::new(kind, Duration::from_secs(6));
         let target = Target::new();
         let write = snippet("write");
-        let unfenced: String = write.lines().filter(|line| !line.contains("fence(")).map(|line| format!("{line}\n")).collect();
+        let unfenced: String = write
+            .lines()
+            .filter(|line| !line.contains("fence("))
+            .map(|line| format!("{line}\n"))
+            .collect();
         assert_ne!(unfenced, write);
         for (name, sql) in [("fenced.sql", write), ("unfenced.sql", &unfenced)] {
             fs::write(cluster.locks.dir().join(name), sql).expect("a file");
@@ -147,7 +158,11 @@ fn a_host_that_has_slept_through_its_lease_cannot_write_any_more(kind: Kind) {
         let refused = late.stderr.contains("is not the newest any more: the lock was lost");
         let expected = if is_fenced { ("1", "3\n", true) } else { ("2", "0\n", false) };
         let code = cluster.read("code.0");
-        assert_eq!((target.total().as_str(), code.as_str(), refused), expected, "{kind:?} {late:?}");
+        assert_eq!(
+            (target.total().as_str(), code.as_str(), refused),
+            expected,
+            "{kind:?} {late:?}"
+        );
     }
 }
 
@@ -235,16 +250,25 @@ fn a_newer_holder_fences_from_its_first_call_on() {
 fn the_command_of_the_document_writes_and_fails_where_it_is_refused() {
     let (locks, target) = (support::Locks::new(), Target::new());
     fs::create_dir(locks.dir().join("bin")).expect("a directory");
-    std::os::unix::fs::symlink(support::PROGRAM, locks.dir().join("bin/serializer")).expect("a link");
+    std::os::unix::fs::symlink(support::PROGRAM, locks.dir().join("bin/serializer"))
+        .expect("a link");
     fs::write(locks.dir().join("write.sql"), snippet("write")).expect("a file");
     let run = || {
-        let path = format!("{}/bin:{}", locks.dir().display(), std::env::var("PATH").expect("UTF-8"));
+        let path =
+            format!("{}/bin:{}", locks.dir().display(), std::env::var("PATH").expect("UTF-8"));
         let mut command = locks.command("sh");
         command.args(["-c", snippet("call")]).current_dir(locks.dir()).env("PATH", path);
-        command.env("SERIALIZER_STORE", shared_postgres().url()).env("SERIALIZER_FILE_NAME", &target.name);
+        command
+            .env("SERIALIZER_STORE", shared_postgres().url())
+            .env("SERIALIZER_FILE_NAME", &target.name);
         let port = shared_postgres().port().to_string();
-        let client =
-            [("HOST", "127.0.0.1"), ("PORT", &port), ("USER", "meltano"), ("PASSWORD", PASSWORD), ("DATABASE", &target.name)];
+        let client = [
+            ("HOST", "127.0.0.1"),
+            ("PORT", &port),
+            ("USER", "meltano"),
+            ("PASSWORD", PASSWORD),
+            ("DATABASE", &target.name),
+        ];
         command.envs(client.map(|(name, value)| (format!("PG{name}"), value)));
         ended(&mut command)
     };

@@ -1,6 +1,7 @@
-//! The program looks names up by the C library of the system that it runs on, also where that is newer than the one that it was
-//! built with, and has modules that the program does not know (`hosts: files myhostname dns`, the default of Fedora and RHEL).
-//! A program that is linked statically against glibc dies of signal 11 there.
+//! The program looks names up by the C library of the system that it runs on, also where that is
+//! newer than the one that it was built with, and has modules that the program does not know
+//! (`hosts: files myhostname dns`, the default of Fedora and RHEL). A program that is linked
+//! statically against glibc dies of signal 11 there.
 
 use std::path::Path;
 
@@ -19,7 +20,9 @@ fn locked(locks: &Locks, store: &str) -> Ended {
 #[test]
 fn names_are_looked_up_by_the_c_library_of_the_system_with_the_modules_that_it_has() {
     if !Path::new(ROOT).join("serializer").exists() {
-        return support::skipped("scripts/foreign-root.sh has not made a root with another C library");
+        return support::skipped(
+            "scripts/foreign-root.sh has not made a root with another C library",
+        );
     }
     let locks = Locks::new();
     for address in [
@@ -31,11 +34,16 @@ fn names_are_looked_up_by_the_c_library_of_the_system_with_the_modules_that_it_h
         let unknown = locked(&locks, &address.replace("HOST", "nowhere.invalid"));
         assert_eq!(unknown.code, 1, "{unknown:?}");
         let said = unknown.last_line();
-        assert!(said.contains("nowhere.invalid") && said.contains("name resolution"), "{unknown:?}");
+        assert!(
+            said.contains("nowhere.invalid") && said.contains("name resolution"),
+            "{unknown:?}"
+        );
         // Only the module `myhostname` knows this one.
         let known = locked(&locks, &address.replace("HOST", "any.localhost"));
         assert_eq!(known.code, 1, "{known:?}");
-        let is_connecting = ["cannot connect to", "cannot be reached"].iter().any(|text| known.stderr.contains(text));
+        let is_connecting = ["cannot connect to", "cannot be reached"]
+            .iter()
+            .any(|text| known.stderr.contains(text));
         assert!(is_connecting && !known.stderr.contains("name resolution"), "{known:?}");
         assert!(!unknown.stderr.contains("hunter2") && !known.stderr.contains("hunter2"));
     }

@@ -1,4 +1,5 @@
-//! A cluster of MariaDB servers (Galera), each of which takes writes: hosts that use different ones exclude each other.
+//! A cluster of MariaDB servers (Galera), each of which takes writes: hosts that use different ones
+//! exclude each other.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -13,7 +14,8 @@ use crate::support::{rounds, until};
 
 /// The same lock, by each of the nodes.
 fn stores(cluster: &Galera, lease: Duration) -> [Store; 3] {
-    let first = Store { lease: lease.as_secs_f64().to_string(), ..Store::at(&cluster.nodes[0].url()) };
+    let first =
+        Store { lease: lease.as_secs_f64().to_string(), ..Store::at(&cluster.nodes[0].url()) };
     let others = [1, 2].map(|node: usize| first.through(&cluster.nodes[node].url()));
     let [second, third] = others;
     [first, second, third]
@@ -62,15 +64,24 @@ fn of_many_who_try_at_the_same_moment_by_different_nodes_one_gets_the_lock_at_mo
         let stores = stores(&cluster, Duration::from_secs(60));
         for _ in 0..2 {
             let start = |store: &Store| {
-                let mut command = store.serializer(&["run", "-n", "sh", "-c", "echo held; read -r line"]);
-                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts")
+                let mut command =
+                    store.serializer(&["run", "-n", "sh", "-c", "echo held; read -r line"]);
+                command
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .expect("it starts")
             };
             let mut all: Vec<_> = stores.iter().chain(&stores).map(start).collect();
             // Whoever has it keeps it until all others have given up.
-            let mut open: Vec<_> = all.iter_mut().map(|child| (child.stdin.take(), child.stdout.take())).collect();
+            let mut open: Vec<_> =
+                all.iter_mut().map(|child| (child.stdin.take(), child.stdout.take())).collect();
             let says = |out: &mut Option<ChildStdout>| {
                 let mut line = String::new();
-                BufReader::new(out.as_mut().expect("its output")).read_line(&mut line).expect("it can be read");
+                BufReader::new(out.as_mut().expect("its output"))
+                    .read_line(&mut line)
+                    .expect("it can be read");
                 line == "held\n"
             };
             let held = open.iter_mut().filter_map(|(_, out)| says(out).then_some(())).count();
@@ -85,7 +96,8 @@ fn of_many_who_try_at_the_same_moment_by_different_nodes_one_gets_the_lock_at_mo
 }
 
 #[test]
-fn a_node_that_has_lost_the_others_grants_nothing_and_says_so_and_those_who_wait_get_it_when_they_are_back() {
+fn a_node_that_has_lost_the_others_grants_nothing_and_says_so_and_those_who_wait_get_it_when_they_are_back()
+ {
     let mut cluster = Galera::start();
     let [first, second, _] = stores(&cluster, Duration::from_secs(600));
     let mut owner = second.shell();

@@ -17,7 +17,8 @@ const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_secs(6);
 
 /// Says when it begins, and writes down again and again that it runs, in seconds since boot.
-const WORK: &str = r#"echo begun; while read -r up _ < /proc/uptime; do echo "$up" >> first; sleep 0.01; done"#;
+const WORK: &str =
+    r#"echo begun; while read -r up _ < /proc/uptime; do echo "$up" >> first; sleep 0.01; done"#;
 
 /// The same, once.
 const SUCCESSOR: &str = "read -r up _ < /proc/uptime; echo $up > second";
@@ -30,7 +31,11 @@ fn seconds(line: &str) -> f64 {
 fn assert_no_overlap(cluster: &Cluster) {
     let (first, second) = (cluster.read("first"), cluster.read("second"));
     let last = seconds(first.lines().last().expect("it has run"));
-    assert!(last <= seconds(&second), "{:?}: still at work at {last}, the next one at {second}", cluster.kind);
+    assert!(
+        last <= seconds(&second),
+        "{:?}: still at work at {last}, the next one at {second}",
+        cluster.kind
+    );
 }
 
 /// A shell that waits for the lock, and is known to do so; [`Shell::answer`] tells what came of it.
@@ -80,11 +85,16 @@ fn counting_on_two_hosts_loses_nothing(kind: Kind) {
     // Nobody else is there, and nobody comes between reading and writing.
     let count = r#"mkdir alone || echo >> overlaps; read -r n < count; echo $((n + 1)) > count; rmdir alone"#;
     let rounds = support::rounds(4);
-    let worker = format!(r#"for i in {{1..{rounds}}}; do "$S" run -- bash -c '{count}' || echo "$?" >> failures; done"#);
+    let worker = format!(
+        r#"for i in {{1..{rounds}}}; do "$S" run -- bash -c '{count}' || echo "$?" >> failures; done"#
+    );
     let cluster = Cluster::new(kind, LONG);
     std::fs::write(cluster.locks.dir().join("count"), "0\n").expect("a file");
-    let workers: Vec<_> =
-        (0..8).map(|number| cluster.command(number % 2, "bash").args(["-c", &worker]).stderr(Stdio::null()).spawn()).collect();
+    let workers: Vec<_> = (0..8)
+        .map(|number| {
+            cluster.command(number % 2, "bash").args(["-c", &worker]).stderr(Stdio::null()).spawn()
+        })
+        .collect();
     for worker in workers {
         assert!(worker.expect("it starts").wait().expect("it ends").success());
     }
@@ -92,8 +102,8 @@ fn counting_on_two_hosts_loses_nothing(kind: Kind) {
     assert_eq!(told, [format!("{}\n", 8 * rounds), String::new(), String::new()], "{kind:?}");
 }
 
-/// When the holder's lease is over at the earliest, by the store's clock, in milliseconds since 1970: when the record says, or
-/// for a waiter that has watched it, so long after it was written.
+/// When the holder's lease is over at the earliest, by the store's clock, in milliseconds since
+/// 1970: when the record says, or for a waiter that has watched it, so long after it was written.
 fn lease_end(cluster: &Cluster) -> u64 {
     let from = format!("FROM serializer_locks WHERE name = '{}'", cluster.name);
     let (record, written) = match cluster.kind {
@@ -103,7 +113,9 @@ fn lease_end(cluster: &Cluster) -> u64 {
         }
         Kind::MariaDb => {
             // Without tables the client writes line breaks as `\n`.
-            let ask = |what: &str| shared_mariadb().sql(&format!("SELECT {what} {from}")).replace("\\n", "\n");
+            let ask = |what: &str| {
+                shared_mariadb().sql(&format!("SELECT {what} {from}")).replace("\\n", "\n")
+            };
             (ask("record"), ask("FLOOR(UNIX_TIMESTAMP(changed) * 1000)"))
         }
         _ => panic!("it has no clock"),
@@ -124,7 +136,10 @@ fn a_host_that_loses_its_power_frees_its_lock_with_its_lease_and_not_before(kind
     cluster.hosts[0].lose_power();
     let over = KINDS.contains(&kind).then(|| lease_end(&cluster));
     let waited = waiter.end();
-    assert!(waited.code == 0 && waited.stderr.contains("its lease has expired"), "{kind:?}: {waited:?}");
+    assert!(
+        waited.code == 0 && waited.stderr.contains("its lease has expired"),
+        "{kind:?}: {waited:?}"
+    );
     assert_no_overlap(&cluster);
     // Where the store has a clock, it is that of this machine.
     let clock: u64 = cluster.read("clock").trim().parse().expect("milliseconds");
@@ -138,11 +153,17 @@ fn a_command_that_is_cut_off_has_ended_before_its_lock_is_another_hosts(kind: Ki
     let waiter = cluster.waiter(1, &["run", "--", "bash", "-c", SUCCESSOR]);
     cluster.hosts[0].link_down();
     let waited = waiter.end();
-    assert!(waited.code == 0 && waited.stderr.contains("its lease has expired"), "{kind:?}: {waited:?}");
+    assert!(
+        waited.code == 0 && waited.stderr.contains("its lease has expired"),
+        "{kind:?}: {waited:?}"
+    );
     assert_no_overlap(&cluster);
     cluster.hosts[0].link_up();
     let ended = end(holder);
-    assert!(ended.code == 76 && ended.stderr.contains("its lease could not be renewed in time"), "{kind:?}: {ended:?}");
+    assert!(
+        ended.code == 76 && ended.stderr.contains("its lease could not be renewed in time"),
+        "{kind:?}: {ended:?}"
+    );
 }
 
 fn an_owner_that_was_cut_off_is_told_that_its_lock_was_lost(kind: Kind) {
@@ -162,7 +183,15 @@ fn being_cut_off_for_less_than_the_lease_harms_nobody(kind: Kind) {
     // Missing a renewal takes a third of it and two seconds, giving up three quarters.
     let cluster = Cluster::new(kind, Duration::from_secs(16));
     cluster.make_fifo("go");
-    let args = ["--log-level", "debug", "run", "--", "bash", "-c", "echo begun; read -r code < go; exit $code"];
+    let args = [
+        "--log-level",
+        "debug",
+        "run",
+        "--",
+        "bash",
+        "-c",
+        "echo begun; read -r code < go; exit $code",
+    ];
     let mut command = cluster.serializer(0, &args);
     let mut run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
     let mut messages = BufReader::new(run.stderr.take().expect("a pipe"));
@@ -170,7 +199,11 @@ fn being_cut_off_for_less_than_the_lease_harms_nobody(kind: Kind) {
         let mut line = String::new();
         while !line.contains(what) {
             line.clear();
-            assert_ne!(messages.read_line(&mut line).expect("it says something"), 0, "{what} was not said");
+            assert_ne!(
+                messages.read_line(&mut line).expect("it says something"),
+                0,
+                "{what} was not said"
+            );
             assert!(!line.contains("is lost"), "{line}");
         }
     };
@@ -218,7 +251,12 @@ fn a_lock_of_another_host_is_shown_awaited_and_broken(kind: Kind) {
     let holder = &report["holder"];
     assert_eq!((&report["state"], &holder["host"]), (&"held".into(), &"one".into()), "{report}");
     assert_eq!(holder["lease_seconds"].as_f64(), Some(600.0), "{report}");
-    assert!(report["reason"].as_str().is_some_and(|reason| reason.ends_with("unless its lease is renewed")), "{report}");
+    assert!(
+        report["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.ends_with("unless its lease is renewed")),
+        "{report}"
+    );
     let waiter = cluster.waiter(1, &["wait", &cluster.name]);
     assert_eq!(cluster.run(1, &["wait", "-n", &cluster.name]).code, 75);
     owner.unlock();
@@ -243,12 +281,20 @@ fn slots_and_shared_locks_are_shared_by_hosts(kind: Kind) {
             _ => ["run", "-n", "--slots", "2", "true"].to_vec(),
         };
         shells.iter_mut().for_each(|shell| assert_eq!(shell.run(&take), 0, "{kind:?} {flags}"));
-        let names: Vec<_> =
-            cluster.report(0)["holders"].as_array().expect("a list").iter().map(|one| one["host"].clone()).collect();
+        let names: Vec<_> = cluster.report(0)["holders"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|one| one["host"].clone())
+            .collect();
         assert_eq!(names, ["one", "two"]);
         assert_eq!([0, 1].map(|host| cluster.run(host, &third).code), [75, 75], "{kind:?} {flags}");
         shells[0].unlock();
-        assert_eq!(cluster.run(0, &third).code, if flags == "--shared" { 75 } else { 0 }, "{kind:?} {flags}");
+        assert_eq!(
+            cluster.run(0, &third).code,
+            if flags == "--shared" { 75 } else { 0 },
+            "{kind:?} {flags}"
+        );
         shells[1].unlock();
         assert_eq!(cluster.run(0, &third).code, 0, "{kind:?} {flags}");
     }
@@ -258,15 +304,21 @@ fn what_one_host_has_done_the_other_skips(kind: Kind) {
     let cluster = Cluster::new(kind, LONG);
     cluster.make_fifo("go");
     for (first, second) in [("0", 205), ("1", 9)] {
-        let run = cluster.running(0, &["--wait-and-skip"], "echo begun; read -r code < go; exit $code");
-        let args = ["run", "--wait-and-skip", "--skipped-exit-code", "205", "--", "bash", "-c", "exit 9"];
+        let run =
+            cluster.running(0, &["--wait-and-skip"], "echo begun; read -r code < go; exit $code");
+        let args =
+            ["run", "--wait-and-skip", "--skipped-exit-code", "205", "--", "bash", "-c", "exit 9"];
         let waiter = cluster.waiter(1, &args);
         cluster.tell("go", first);
         assert_eq!(end(run).code.to_string(), first);
         assert_eq!(waiter.end().code, second, "{kind:?}");
     }
     // Nobody was there to be waited for.
-    assert_eq!(cluster.run(1, &["run", "--wait-and-skip", "--", "bash", "-c", "exit 9"]).code, 9, "{kind:?}");
+    assert_eq!(
+        cluster.run(1, &["run", "--wait-and-skip", "--", "bash", "-c", "exit 9"]).code,
+        9,
+        "{kind:?}"
+    );
 }
 
 fn a_command_is_the_same_lock_on_every_host(kind: Kind) {
@@ -276,9 +328,17 @@ fn a_command_is_the_same_lock_on_every_host(kind: Kind) {
     let script = "echo begun; read -r code < ${1#*/}; exit $code";
     let command = |host: usize, args: &[&str], fifo: &str| {
         let last = format!("{}/{fifo}", cluster.name);
-        cluster.serializer(host, &[&["run", "--name-from-command"], args, &["--", "bash", "-c", script, "bash", &last]].concat())
+        cluster.serializer(
+            host,
+            &[&["run", "--name-from-command"], args, &["--", "bash", "-c", script, "bash", &last]]
+                .concat(),
+        )
     };
-    let mut first = command(0, &[], "go").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut first = command(0, &[], "go")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
     assert_eq!(support::first_line(&mut first), "begun");
     let refused = ended(&mut command(1, &["-n"], "go"));
     assert!(refused.code == 75 && refused.stderr.contains("on one,"), "{kind:?}: {refused:?}");
@@ -305,13 +365,18 @@ fn hosts_that_cannot_be_told_apart_take_nothing_from_each_other(kind: Kind) {
         let two = if is_same_boot { Host::copy_of(&one) } else { Host::like(&one) };
         let cluster = Cluster::of(kind, SHORT, [one, two]);
         let what = "cat /etc/machine-id; hostname";
-        let told = [0, 1].map(|host| ended(cluster.command(host, "bash").args(["-c", what])).stdout);
+        let told =
+            [0, 1].map(|host| ended(cluster.command(host, "bash").args(["-c", what])).stdout);
         assert_eq!(told[0], told[1]);
         // Even their PIDs are equal.
-        let (mut owner, mut other) = (shell_with_pid(&cluster, 0, 4000), shell_with_pid(&cluster, 1, 4000));
+        let (mut owner, mut other) =
+            (shell_with_pid(&cluster, 0, 4000), shell_with_pid(&cluster, 1, 4000));
         owner.lock();
         let (code, said) = other.output(r#""$S" lock -n 2>&1"#);
-        assert!(code == 75 && said.contains("unless its lease is renewed"), "{kind:?} {is_same_boot}: {code} {said}");
+        assert!(
+            code == 75 && said.contains("unless its lease is renewed"),
+            "{kind:?} {is_same_boot}: {code} {said}"
+        );
         assert_eq!(other.run(r#""$S" unlock 2> /dev/null"#), 77, "{kind:?} {is_same_boot}");
         assert_eq!(cluster.state(1), "held");
         // Nor what is told to one of them.

@@ -1,4 +1,5 @@
-//! Which identity DynamoDB and object stores are used with, and what is said when there is none, or none that a server accepts.
+//! Which identity DynamoDB and object stores are used with, and what is said when there is none, or
+//! none that a server accepts.
 
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -14,12 +15,16 @@ const ALWAYS: usize = usize::MAX;
 
 /// Refused at once, however long it would wait, in one line with a hint and without a secret.
 fn is_refused(ended: &Ended, why: &str) {
-    assert!(ended.code == 1 && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "), "{why}: {ended:?}");
+    assert!(
+        ended.code == 1 && ended.stderr.contains(why) && ended.stderr.contains(" (hint: "),
+        "{why}: {ended:?}"
+    );
     assert!(ended.stderr.lines().count() == 1 && !ended.stderr.contains("hunter2"), "{ended:?}");
     assert!(!ended.stderr.contains("whether it was changed"), "{ended:?}");
 }
 
-/// S3 and DynamoDB, which refuse the access keys `AKIAVARIABLE` and `AKIAPROFILE` in different ways; a role of the machine may do all.
+/// S3 and DynamoDB, which refuse the access keys `AKIAVARIABLE` and `AKIAPROFILE` in different
+/// ways; a role of the machine may do all.
 struct Aws {
     store: Store,
     /// Held for as long as the store is used.
@@ -29,25 +34,35 @@ struct Aws {
 
 impl Aws {
     fn both() -> [Self; 2] {
-        let (bucket, table) = (Injector::before(shared_s3().address()), Injector::before(shared_dynalite().address()));
-        for (key, code) in [("AKIAVARIABLE", "InvalidAccessKeyId"), ("AKIAPROFILE", "ExpiredToken")] {
+        let (bucket, table) = (
+            Injector::before(shared_s3().address()),
+            Injector::before(shared_dynalite().address()),
+        );
+        for (key, code) in [("AKIAVARIABLE", "InvalidAccessKeyId"), ("AKIAPROFILE", "ExpiredToken")]
+        {
             let marker = format!("Credential={key}/");
             bucket.refuse(&marker, ALWAYS, &error("400 Bad Request", "", code, "No."));
             table.refuse(&marker, ALWAYS, &dynamodb_error(400, code, "No."));
         }
         let s3 = format!("s3://{BUCKET}/p?region=us-east-1&endpoint=http://{}", bucket.address());
-        let dynamodb = format!("dynamodb://serializer-locks?region=eu-west-1&endpoint=http://{}", table.address());
+        let dynamodb = format!(
+            "dynamodb://serializer-locks?region=eu-west-1&endpoint=http://{}",
+            table.address()
+        );
         [(s3, bucket), (dynamodb, table)].map(|(url, server)| {
             let machine = Injector::before(shared_s3().address());
             let text = |text: &str, headers: &str| {
-                format!("HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len())
+                format!("HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\nConnection: \
+                         close\r\n\r\n{text}", text.len())
             };
             let lasting = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds: 21600\r\n";
             let role = r#"{"Code":"Success","AccessKeyId":"ASIAROLE","SecretAccessKey":"hunter2","Token":"x",
                 "LastUpdated":"2026-01-01T00:00:00Z","Expiration":"2100-01-01T00:00:00Z"}"#;
             machine.refuse("PUT /latest/api/token", ALWAYS, &text("token", lasting));
-            machine.refuse("GET /latest/meta-data/iam/security-credentials/etl", ALWAYS, &text(role, ""));
-            machine.refuse("GET /latest/meta-data/iam/security-credentials/ ", ALWAYS, &text("etl", ""));
+            machine.refuse("GET \
+                            /latest/meta-data/iam/security-credentials/etl", ALWAYS, &text(role, ""));
+            machine.refuse("GET /latest/meta-data/iam/security-credentials/ \
+                            ", ALWAYS, &text("etl", ""));
             let store = Store::at(&url);
             let dir = store.locks.dir().join(".aws");
             std::fs::create_dir(&dir).expect("a directory");
@@ -60,7 +75,8 @@ impl Aws {
     fn run(&self, url: &str, variables: &[(&str, &str)]) -> Ended {
         let store = self.store.through(url);
         let mut command = store.serializer(&["run", "true"]);
-        command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", self.machine.address()));
+        command
+            .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", self.machine.address()));
         ended(command.env("HOME", self.store.locks.dir()).envs(variables.iter().copied()))
     }
 
@@ -69,17 +85,22 @@ impl Aws {
     }
 }
 
-const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "AKIAVARIABLE"), ("AWS_SECRET_ACCESS_KEY", "hunter2")];
+const KEYS: [(&str, &str); 2] =
+    [("AWS_ACCESS_KEY_ID", "AKIAVARIABLE"), ("AWS_SECRET_ACCESS_KEY", "hunter2")];
 
 #[test]
 fn identities_are_found_in_the_order_of_the_aws_cli() {
     for aws in Aws::both() {
         let url = &aws.store.url;
-        let (variable, profile) = ("the credentials are not accepted", "the credentials have expired");
+        let (variable, profile) =
+            ("the credentials are not accepted", "the credentials have expired");
         is_refused(&aws.run(url, &KEYS), variable);
         is_refused(&aws.run(url, &[KEYS[0], KEYS[1], ("AWS_PROFILE", "etl")]), variable);
         is_refused(&aws.run(url, &[("AWS_PROFILE", "etl")]), profile);
-        is_refused(&aws.run(url, &[("AWS_PROFILE", "etl"), ("AWS_DEFAULT_PROFILE", "etl")]), profile);
+        is_refused(
+            &aws.run(url, &[("AWS_PROFILE", "etl"), ("AWS_DEFAULT_PROFILE", "etl")]),
+            profile,
+        );
         // What the address says counts before the variables.
         is_refused(&aws.run(&format!("{url}&profile=etl"), &KEYS), profile);
         assert!(!aws.is_machine_asked());
@@ -95,14 +116,20 @@ fn a_role_is_not_used_where_the_settings_name_another_identity() {
         for (variables, why) in [
             (&[("AWS_PROFILE", "nope")][..], "the profile `nope` does not exist"),
             (&[("AWS_DEFAULT_PROFILE", "etl")], "`AWS_DEFAULT_PROFILE` names another profile"),
-            (&[("AWS_DEFAULT_PROFILE", "etl"), ("AWS_PROFILE", "other")], "`AWS_DEFAULT_PROFILE` names another profile"),
+            (
+                &[("AWS_DEFAULT_PROFILE", "etl"), ("AWS_PROFILE", "other")],
+                "`AWS_DEFAULT_PROFILE` names another profile",
+            ),
             (&KEYS[..1], "only one is set"),
             (&KEYS[1..], "only one is set"),
         ] {
             is_refused(&aws.run(url, variables), why);
             assert!(!aws.is_machine_asked(), "{variables:?}");
         }
-        is_refused(&aws.run(&format!("{url}&profile=nope"), &[]), "the profile `nope` does not exist");
+        is_refused(
+            &aws.run(&format!("{url}&profile=nope"), &[]),
+            "the profile `nope` does not exist",
+        );
         assert!(!aws.is_machine_asked());
     }
 }
@@ -115,7 +142,10 @@ fn region_and_endpoint_are_those_of_the_profile() {
         let region = if place.starts_with("s3:") { "us-east-1" } else { "eu-west-1" };
         let service = if place.starts_with("s3:") { "s3" } else { "dynamodb" };
         let keys = "aws_access_key_id = AKIA\naws_secret_access_key = hunter2\n";
-        let profile = format!("[profile own]\n{keys}region = {region}\nservices = local\nendpoint_url = http://127.0.0.1:1\n");
+        let profile = format!(
+            "[profile own]\n{keys}region = {region}\nservices = local\nendpoint_url = \
+             http://127.0.0.1:1\n"
+        );
         let text = format!("{profile}[services local]\n{service} =\n  endpoint_url = {endpoint}\n");
         std::fs::write(aws.store.locks.dir().join(".aws/config"), text).expect("a file");
         let ran = aws.run(place, &[("AWS_PROFILE", "own")]);
@@ -136,20 +166,30 @@ fn credentials_that_cannot_be_fetched_are_not_waited_for() {
     }
     is_refused(&ended(&mut command), "there are no credentials");
     let azure = Store::at("azure://c?account=a");
-    let machine = ended(azure.serializer(&["run", "true"]).env("MSI_ENDPOINT", "http://127.0.0.1:1/"));
+    let machine =
+        ended(azure.serializer(&["run", "true"]).env("MSI_ENDPOINT", "http://127.0.0.1:1/"));
     is_refused(&machine, "there are no credentials");
     let body = r#"{"error":"invalid_grant","error_description":"Bad"}"#;
-    let answer = format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
     let agent = Injector::before(shared_s3().address());
     agent.refuse("GET ", ALWAYS, &answer);
-    let machine = ended(azure.serializer(&["run", "true"]).env("MSI_ENDPOINT", format!("http://{}/", agent.address())));
+    let machine = ended(
+        azure
+            .serializer(&["run", "true"])
+            .env("MSI_ENDPOINT", format!("http://{}/", agent.address())),
+    );
     is_refused(&machine, "bad (status 400)");
 }
 
 #[test]
 fn a_wrong_key_of_azure_is_not_told_as_a_missing_role() {
     let endpoint = format!("http://{}/{ACCOUNT}", shared_azure().address());
-    let other = Store::at(&format!("azure://{BUCKET}/p?account={ACCOUNT}&account_key=aHVudGVyMg==&endpoint={endpoint}"));
+    let other = Store::at(&format!(
+        "azure://{BUCKET}/p?account={ACCOUNT}&account_key=aHVudGVyMg==&endpoint={endpoint}"
+    ));
     let refused = other.run(&["run", "true"]);
     is_refused(&refused, "the credentials are not accepted");
     assert!(!refused.stderr.contains("Storage Blob Data Contributor"), "{refused:?}");
@@ -167,7 +207,8 @@ impl Drop for Greeter {
 
 fn greeter(dir: &Path, port: u16, options: &[&str]) -> Greeter {
     let openssl = |arguments: &[&str]| {
-        let made = Command::new("openssl").args(arguments).current_dir(dir).stderr(Stdio::null()).status();
+        let made =
+            Command::new("openssl").args(arguments).current_dir(dir).stderr(Stdio::null()).status();
         assert!(made.expect("openssl runs").success(), "{arguments:?}");
     };
     let request = ["req", "-x509", "-nodes", "-days", "2", "-keyout", "key.pem", "-out", "ca.pem"];
@@ -175,7 +216,12 @@ fn greeter(dir: &Path, port: u16, options: &[&str]) -> Greeter {
     let accept = format!("127.0.0.1:{port}");
     let serve = ["s_server", "-accept", &accept, "-cert", "ca.pem", "-key", "key.pem", "-quiet"];
     let mut command = Command::new("openssl");
-    command.args(serve).current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(serve)
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let greeter = Greeter(command.spawn().expect("openssl runs"));
     until("it does not listen", || TcpStream::connect(("127.0.0.1", port)).is_ok());
     greeter
@@ -190,7 +236,10 @@ fn a_certificate_that_is_not_accepted_is_told_with_what_is_wrong_with_it() {
     let usual = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
     for (options, why) in [
         (p521, "P-521 cannot"),
-        ([&usual[..], &own, &["-subj", "/CN=127.0.0.1"]].concat(), "(according to its subjectAltName extension)"),
+        (
+            [&usual[..], &own, &["-subj", "/CN=127.0.0.1"]].concat(),
+            "(according to its subjectAltName extension)",
+        ),
         ([&usual[..], &san].concat(), "it is one of an authority"),
     ] {
         let store = Store::at("s3://b");
@@ -198,19 +247,36 @@ fn a_certificate_that_is_not_accepted_is_told_with_what_is_wrong_with_it() {
         let number = free.local_addr().expect("an address").port();
         drop(free);
         let _greeter = greeter(store.locks.dir(), number, &options);
-        let url = format!("s3://b?{keys}&endpoint=https://127.0.0.1:{number}&ca={}/ca.pem", store.locks.dir().display());
+        let url = format!(
+            "s3://b?{keys}&endpoint=https://127.0.0.1:{number}&ca={}/ca.pem",
+            store.locks.dir().display()
+        );
         let told = store.through(&url).run(&["run", "true"]);
-        assert!(told.code == 1 && told.stderr.contains(why) && !told.stderr.contains("hunter2"), "{why}: {told:?}");
+        assert!(
+            told.code == 1 && told.stderr.contains(why) && !told.stderr.contains("hunter2"),
+            "{why}: {told:?}"
+        );
     }
     let store = Store::at("s3://b");
-    for (text, why) in [("hunter2", "there is no certificate in"), ("", "there is no certificate in")] {
+    for (text, why) in
+        [("hunter2", "there is no certificate in"), ("", "there is no certificate in")]
+    {
         std::fs::write(store.locks.dir().join("ca.pem"), text).expect("a file");
         for url in [
-            format!("s3://b?{keys}&endpoint=https://127.0.0.1:1&ca={}/ca.pem", store.locks.dir().display()),
-            format!("azure://c?account=a&account_key=aaaa&ca={}/ca.pem", store.locks.dir().display()),
+            format!(
+                "s3://b?{keys}&endpoint=https://127.0.0.1:1&ca={}/ca.pem",
+                store.locks.dir().display()
+            ),
+            format!(
+                "azure://c?account=a&account_key=aaaa&ca={}/ca.pem",
+                store.locks.dir().display()
+            ),
         ] {
             let told = store.through(&url).run(&["run", "true"]);
-            assert!(told.code == 1 && told.stderr.contains(why) && !told.stderr.contains("hunter2"), "{why}: {told:?}");
+            assert!(
+                told.code == 1 && told.stderr.contains(why) && !told.stderr.contains("hunter2"),
+                "{why}: {told:?}"
+            );
         }
     }
 }
@@ -218,8 +284,16 @@ fn a_certificate_that_is_not_accepted_is_told_with_what_is_wrong_with_it() {
 #[test]
 fn requests_take_the_way_through_the_proxy_of_the_environment() {
     let proxy = Injector::before(shared_s3().address());
-    proxy.refuse("GET http://store.invalid:9/", ALWAYS, &error("403 Forbidden", "", "AccessDenied", "No."));
-    proxy.refuse("POST http://store.invalid:9/", ALWAYS, &dynamodb_error(400, "AccessDeniedException", "No."));
+    proxy.refuse(
+        "GET http://store.invalid:9/",
+        ALWAYS,
+        &error("403 Forbidden", "", "AccessDenied", "No."),
+    );
+    proxy.refuse(
+        "POST http://store.invalid:9/",
+        ALWAYS,
+        &dynamodb_error(400, "AccessDeniedException", "No."),
+    );
     for (url, why) in [
         ("s3://b?region=us-east-1&access_key_id=a&secret_access_key=hunter2", "may not read"),
         ("dynamodb://a:hunter2@locks?region=eu-west-1", "no permission"),
@@ -227,7 +301,9 @@ fn requests_take_the_way_through_the_proxy_of_the_environment() {
         let store = Store::at(&format!("{url}&endpoint=http://store.invalid:9"));
         let through = |excluded: &str| {
             let mut command = store.serializer(&["run", "true"]);
-            command.env("HTTP_PROXY", format!("http://{}", proxy.address())).env("NO_PROXY", excluded);
+            command
+                .env("HTTP_PROXY", format!("http://{}", proxy.address()))
+                .env("NO_PROXY", excluded);
             ended(&mut command)
         };
         is_refused(&through("example.org"), why);
@@ -239,7 +315,8 @@ fn requests_take_the_way_through_the_proxy_of_the_environment() {
 fn each_write_to_a_bucket_asks_for_encryption_at_rest_where_the_environment_does() {
     let injector = Injector::before(shared_s3().address());
     let store = Store::at(&crate::support::servers::buckets::s3_url_at(injector.address()));
-    let run = || ended(store.serializer(&["run", "true"]).env("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms"));
+    let run =
+        || ended(store.serializer(&["run", "true"]).env("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms"));
     let denied = error("403 Forbidden", "", "AccessDenied", "No.");
     let header = "x-amz-server-side-encryption: aws:kms";
     injector.refuse(header, 1, &denied);
@@ -262,7 +339,9 @@ fn google(injector: &Injector) -> String {
 #[test]
 fn no_variable_replaces_the_bucket_of_the_address() {
     let (s3, azure) = (s3_url_at(shared_s3().address()), shared_azure().url());
-    for (url, name) in [(&s3, "AWS_BUCKET"), (&s3, "AWS_BUCKET_NAME"), (&azure, "AZURE_CONTAINER_NAME")] {
+    for (url, name) in
+        [(&s3, "AWS_BUCKET"), (&s3, "AWS_BUCKET_NAME"), (&azure, "AZURE_CONTAINER_NAME")]
+    {
         let store = Store::at(url);
         let ran = ended(store.serializer(&["run", "true"]).env(name, "nowhere"));
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{name}");
@@ -280,7 +359,11 @@ fn no_variable_replaces_the_bucket_of_the_address() {
 fn meltano_s_settings_come_before_the_login_of_its_address_and_are_not_mixed_with_it() {
     let injector = Injector::before(shared_s3().address());
     for key in ["AKIAMELTANO", "AKIALOGIN"] {
-        injector.refuse(&format!("Credential={key}/"), ALWAYS, &error("400 Bad Request", "", "InvalidAccessKeyId", key));
+        injector.refuse(
+            &format!("Credential={key}/"),
+            ALWAYS,
+            &error("400 Bad Request", "", "InvalidAccessKeyId", key),
+        );
     }
     let settings = [
         ("MELTANO_STATE_BACKEND_S3_ENDPOINT_URL", format!("http://{}", injector.address())),
@@ -288,7 +371,8 @@ fn meltano_s_settings_come_before_the_login_of_its_address_and_are_not_mixed_wit
         ("MELTANO_STATE_BACKEND_S3_AWS_SECRET_ACCESS_KEY", "hunter2\n".to_owned()),
     ];
     let login = Store::at(&format!("s3://AKIALOGIN:hunter2@{BUCKET}/p?region=us-east-1"));
-    let own = login.through(&format!("{}&access_key_id=AKIAOWN&secret_access_key=hunter2", login.url));
+    let own =
+        login.through(&format!("{}&access_key_id=AKIAOWN&secret_access_key=hunter2", login.url));
     let run = |store: &Store, count: usize| {
         let settings = settings[..count].iter().map(|(name, value)| (name, value));
         ended(store.serializer(&["run", "true"]).envs(settings))
@@ -308,23 +392,35 @@ fn meltano_s_settings_for_google_are_a_path_or_its_content_and_not_both() {
     let file = store.locks.dir().join("account.json");
     std::fs::write(&file, &json).expect("a file");
     let file = file.to_str().expect("UTF-8");
-    let [path, old, text] = ["_PATH", "", "_JSON"].map(|end| format!("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS{end}"));
-    let status = |store: &Store, variables: &[(&str, &str)]| ended(store.serializer(&["status"]).envs(variables.iter().copied()));
+    let [path, old, text] = ["_PATH", "", "_JSON"]
+        .map(|end| format!("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS{end}"));
+    let status = |store: &Store, variables: &[(&str, &str)]| {
+        ended(store.serializer(&["status"]).envs(variables.iter().copied()))
+    };
     let other = ("GOOGLE_SERVICE_ACCOUNT", "/nonexistent");
     is_refused(&status(&store, &[(&text, &json), other]), "may not read in `b`");
     // A path is not one of a service account that says where the store is.
-    let own = store.through(&format!("gs://b/p?endpoint=http://{}&application_credentials={file}", injector.address()));
+    let own = store.through(&format!(
+        "gs://b/p?endpoint=http://{}&application_credentials={file}",
+        injector.address()
+    ));
     for (store, variables) in [
         (own, vec![(path.as_str(), "/nonexistent"), other]),
         (
             store.through(&format!("gs://b/p?endpoint=http://{}", injector.address())),
             vec![(path.as_str(), file), (&old, "/no"), other],
         ),
-        (store.through(&format!("gs://b/p?endpoint=http://{}", injector.address())), vec![(old.as_str(), file), other]),
+        (
+            store.through(&format!("gs://b/p?endpoint=http://{}", injector.address())),
+            vec![(old.as_str(), file), other],
+        ),
     ] {
         // It has no key to sign with.
         let told = status(&store, &variables);
-        assert!(told.code == 2 && !told.stderr.contains("nonexistent") && !told.stderr.contains("/no"), "{told:?}");
+        assert!(
+            told.code == 2 && !told.stderr.contains("nonexistent") && !told.stderr.contains("/no"),
+            "{told:?}"
+        );
     }
     for (variables, why) in [
         ([(path.as_str(), file), (&text, json.as_str())], "have both a path"),
@@ -332,6 +428,9 @@ fn meltano_s_settings_for_google_are_a_path_or_its_content_and_not_both() {
         ([(text.as_str(), "{hunter2}"), other], "is not a JSON object"),
     ] {
         let told = status(&store, &variables);
-        assert!(told.code == 2 && told.stderr.contains(why) && !told.stderr.contains("hunter2"), "{told:?}");
+        assert!(
+            told.code == 2 && told.stderr.contains(why) && !told.stderr.contains("hunter2"),
+            "{told:?}"
+        );
     }
 }

@@ -32,7 +32,8 @@ fn until_gone(pid: u32) {
 /// A `run` whose command has said the PIDs of itself and of what it has started.
 fn running(store: &Store, args: &[&str], script: &str) -> (Child, Vec<u32>) {
     let mut command = store.serializer(&[&["run"], args, &["bash", "-c", script]].concat());
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let mut output = BufReader::with_capacity(1, child.stdout.as_mut().expect("a pipe"));
     let mut line = String::new();
     output.read_line(&mut line).expect("it says something");
@@ -185,9 +186,20 @@ fn a_command_whose_lock_was_taken_away_is_ended_with_all_that_it_has_started(kin
 fn a_command_whose_lock_was_taken_away_is_ended_also_where_there_are_no_pidfds() {
     let store = Store::of(Kind::Directory, SHORT);
     let mut command = store.command("strace");
-    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pidfd_open", "-e", "inject=pidfd_open:error=ENOSYS"]);
+    command.args([
+        "-D",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=pidfd_open",
+        "-e",
+        "inject=pidfd_open:error=ENOSYS",
+    ]);
     command.args([support::PROGRAM, "run", "bash", "-c", "echo $$; exec sleep 600"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let pid = support::first_line(&mut child).parse().expect("a pid");
     assert_eq!(store.run(&["unlock", "--force"]).code, 0);
     assert_eq!(end(child).code, 76);
@@ -196,7 +208,11 @@ fn a_command_whose_lock_was_taken_away_is_ended_also_where_there_are_no_pidfds()
 
 fn a_command_that_does_not_heed_its_end_is_killed(kind: Kind) {
     let store = Store::of(kind, SHORT);
-    let (child, pids) = running(&store, &[], "trap '' TERM; (trap '' TERM; sleep 600) & echo $$ $!; wait; sleep 600");
+    let (child, pids) = running(
+        &store,
+        &[],
+        "trap '' TERM; (trap '' TERM; sleep 600) & echo $$ $!; wait; sleep 600",
+    );
     assert_eq!(store.run(&["unlock", "--force"]).code, 0);
     let ended = end(child);
     assert_eq!(ended.code, 76, "{ended:?}");
@@ -250,7 +266,10 @@ fn who_slept_through_its_lease_stops_what_it_ran_when_it_wakes(kind: Kind) {
     sleepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
     let ended = end(child);
     // Another one has the lock, so that there is no time of grace.
-    assert!(ended.code == 76 && ended.stderr.contains("killing the command, because its lock is lost"), "{ended:?}");
+    assert!(
+        ended.code == 76 && ended.stderr.contains("killing the command, because its lock is lost"),
+        "{ended:?}"
+    );
     pids.into_iter().for_each(|pid| assert!(!runs(pid)));
     other.unlock();
 
@@ -270,13 +289,20 @@ fn each_acquisition_has_a_larger_number_than_those_before(kind: Kind) {
     let script = r#"for i in 1 2 3; do "$S" lock --print-token || exit 1; "$S" status --json | jq .locks[0].holder.fencing_token
                     "$S" unlock; "$S" run -- sh -c 'echo $SERIALIZER_FENCING_TOKEN'; done 2> /dev/null"#;
     let ended = store.script(script);
-    let numbers: Vec<u64> = ended.stdout.lines().map(|line| line.parse().expect("a number")).collect();
+    let numbers: Vec<u64> =
+        ended.stdout.lines().map(|line| line.parse().expect("a number")).collect();
     assert_eq!(numbers.len(), 9, "{ended:?}");
-    assert!(numbers.chunks(3).all(|round| round[0] == round[1] && round[1] < round[2]), "{numbers:?}");
+    assert!(
+        numbers.chunks(3).all(|round| round[0] == round[1] && round[1] < round[2]),
+        "{numbers:?}"
+    );
     assert!(numbers.chunks(3).is_sorted_by(|one, next| one[2] < next[0]), "{numbers:?}");
     let locks = support::Locks::new();
     let ended = locks.run(&["lock", "--print-token"]);
-    assert!(ended.code == 2 && ended.stderr.contains("lock files have no fencing tokens"), "{ended:?}");
+    assert!(
+        ended.code == 2 && ended.stderr.contains("lock files have no fencing tokens"),
+        "{ended:?}"
+    );
 }
 
 fn who_waits_for_another_run_need_not_do_it_again(kind: Kind) {
@@ -284,7 +310,9 @@ fn who_waits_for_another_run_need_not_do_it_again(kind: Kind) {
     let go = store.locks.dir().join("go");
     support::ended(std::process::Command::new("mkfifo").arg(&go));
     let (child, _) = running(&store, &["--wait-and-skip"], "echo; read -r line < go; exit $line");
-    let waiters: Vec<_> = (0..3).map(|_| store.waiter(&["run", "--wait-and-skip", "--skipped-exit-code", "7", "true"])).collect();
+    let waiters: Vec<_> = (0..3)
+        .map(|_| store.waiter(&["run", "--wait-and-skip", "--skipped-exit-code", "7", "true"]))
+        .collect();
     fs::write(&go, "0\n").expect("it is read");
     assert_eq!(end(child).code, 0);
     waiters.into_iter().for_each(|waiter| assert_eq!(waiter.end().code, 7));
@@ -292,7 +320,8 @@ fn who_waits_for_another_run_need_not_do_it_again(kind: Kind) {
     assert_eq!(store.run(&["run", "--wait-and-skip", "--skipped-exit-code", "7", "true"]).code, 0);
 
     let (child, _) = running(&store, &["--wait-and-skip"], "echo; read -r line < go; exit $line");
-    let waiter = store.waiter(&["run", "--wait-and-skip", "--skipped-exit-code", "7", "sh", "-c", "exit 5"]);
+    let waiter =
+        store.waiter(&["run", "--wait-and-skip", "--skipped-exit-code", "7", "sh", "-c", "exit 5"]);
     fs::write(&go, "1\n").expect("it is read");
     assert_eq!(end(child).code, 1);
     assert_eq!(waiter.end().code, 5);
@@ -332,7 +361,8 @@ fn an_owner_that_asked_for_it_is_ended_with_all_that_it_has_started(kind: Kind) 
     let script = r#""$S" lock --on-lost terminate 2> /dev/null; (trap '' TERM; sleep 600) & echo $$ $!; wait; sleep 600"#;
     let mut bash = store.command("bash");
     let mut owner = bash.args(["-c", script]).stdout(Stdio::piped()).spawn().expect("bash starts");
-    let pids: Vec<u32> = support::first_line(&mut owner).split(' ').map(|pid| pid.parse().expect("a pid")).collect();
+    let pids: Vec<u32> =
+        support::first_line(&mut owner).split(' ').map(|pid| pid.parse().expect("a pid")).collect();
     assert_eq!(store.run(&["unlock", "--force"]).code, 0);
     owner.wait().expect("it ends");
     pids.into_iter().for_each(until_gone);
@@ -347,7 +377,8 @@ fn whoever_is_told_to_end_does_not_go_on_by_starting_others(kind: Kind) {
     assert_ne!(support::first_line(&mut owner), "");
     assert_eq!(store.run(&["unlock", "--force"]).code, 0);
     owner.wait().expect("it ends");
-    let workers = fs::read_to_string(store.locks.dir().join("workers")).expect("it has started some");
+    let workers =
+        fs::read_to_string(store.locks.dir().join("workers")).expect("it has started some");
     assert!(workers.lines().count() > 1, "it has gone on for a while: {workers}");
     workers.lines().for_each(|pid| until_gone(pid.parse().expect("a pid")));
 }
@@ -383,7 +414,8 @@ fn who_locks_again_keeps_the_lease_that_is_there(kind: Kind) {
 fn a_keeper_that_cannot_ask_the_store_is_not_relied_on(kind: Kind) {
     let store = Store::of(kind, LONG);
     let (before, behind) = store.url.split_once("//meltano:").expect("a user");
-    let without_password = format!("{before}//meltano@{}", behind.rsplit_once('@').expect("a host").1);
+    let without_password =
+        format!("{before}//meltano@{}", behind.rsplit_once('@').expect("a host").1);
     let script = format!(r#"SERIALIZER_PASSWORD_FILE=<(echo '{}') "$S" lock"#, servers::PASSWORD);
     let ended = store.through(&without_password).script(&script);
     assert!(ended.code == 1 && ended.stderr.contains("cannot keep the lease of"), "{ended:?}");
@@ -395,8 +427,10 @@ fn what_runs_under_a_lease_does_not_go_on_while_nobody_can_renew_it(kind: Kind) 
     let store = Store::of(kind, Duration::from_secs(600));
     let script = "set -m; (echo $BASHPID; exec sleep 600) & wait; kill -TSTP $$; sleep 600";
     let mut run = store.serializer(&["run", "bash", "-c", script]);
-    let mut child =
-        std::os::unix::process::CommandExt::process_group(&mut run, 0).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut child = std::os::unix::process::CommandExt::process_group(&mut run, 0)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
     let escaped: u32 = support::first_line(&mut child).parse().expect("a pid");
     let state = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
@@ -405,7 +439,9 @@ fn what_runs_under_a_lease_does_not_go_on_while_nobody_can_renew_it(kind: Kind) 
     // The shell inside waits for the one that has left; let it stop itself.
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid")).expect("a pid");
     rustix::process::kill_process_group(pid, Signal::TSTP).expect("it can be signalled");
-    until("all of it has stopped", || state(child.id()) == Some('T') && state(escaped) == Some('T'));
+    until("all of it has stopped", || {
+        state(child.id()) == Some('T') && state(escaped) == Some('T')
+    });
     rustix::process::kill_process_group(pid, Signal::CONT).expect("it can be signalled");
     until("all of it goes on", || state(child.id()) != Some('T') && state(escaped) != Some('T'));
     signal(escaped, Signal::KILL);

@@ -1,6 +1,6 @@
-//! Those who wait for a lock in a store are served in the order in which they came, whatever becomes of some of them, and at no cost
-//! to the others, as `turns.rs` has it for files. Where a test says an hour between attempts, nothing but one's turn can end the
-//! waiting.
+//! Those who wait for a lock in a store are served in the order in which they came, whatever
+//! becomes of some of them, and at no cost to the others, as `turns.rs` has it for files. Where a
+//! test says an hour between attempts, nothing but one's turn can end the waiting.
 
 use std::fs;
 use std::path::Path;
@@ -27,8 +27,9 @@ impl Lined {
         // By which the server knows those who wait for this lock.
         store.url = format!("{}?application_name={}", store.url, store.name);
         let statement = format!(
-            "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE application_name = '{}' \
-             AND locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted",
+            "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE \
+             application_name = '{}' AND locktype = 'advisory' AND mode = 'ExclusiveLock' AND \
+             granted",
             store.name
         );
         let count = move || shared_postgres().psql(&statement).trim().parse().expect("a number");
@@ -40,8 +41,9 @@ impl Lined {
         let hash = Sha256::digest(format!("meltano\0{}", store.name));
         let hash: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         let statement = format!(
-            "SELECT COUNT(*) + (IS_USED_LOCK('serializer:{hash}') IS NOT NULL) FROM information_schema.processlist \
-             WHERE info LIKE 'SELECT GET_LOCK(''serializer:{hash}''%'"
+            "SELECT COUNT(*) + (IS_USED_LOCK('serializer:{hash}') IS NOT NULL) FROM \
+             information_schema.processlist WHERE info LIKE 'SELECT \
+             GET_LOCK(''serializer:{hash}''%'"
         );
         let count = move || shared_mariadb().sql(&statement).trim().parse().expect("a number");
         Self { store, count: Box::new(count) }
@@ -54,7 +56,8 @@ impl Lined {
         holder
     }
 
-    /// Shells that wait, each of which came when those before it were in line. Afterwards they log their number.
+    /// Shells that wait, each of which came when those before it were in line. Afterwards they log
+    /// their number.
     fn line(&self, count: usize) -> Vec<Shell> {
         let shells = (0..count).map(|number| {
             let mut shell = self.store.shell();
@@ -74,12 +77,14 @@ impl Lined {
 
     /// What waits there for one of the shells.
     fn waiter(&self, number: usize) -> u32 {
-        let pid = fs::read_to_string(self.store.locks.dir().join(format!("pid.{number}"))).expect("it has been started");
+        let pid = fs::read_to_string(self.store.locks.dir().join(format!("pid.{number}")))
+            .expect("it has been started");
         pid.trim().parse().expect("a pid")
     }
 
     fn order(&self) -> Vec<usize> {
-        let text = fs::read_to_string(self.store.locks.dir().join("order")).expect("they have logged");
+        let text =
+            fs::read_to_string(self.store.locks.dir().join("order")).expect("they have logged");
         text.lines().map(|line| line.parse().expect("a number")).collect()
     }
 
@@ -87,7 +92,8 @@ impl Lined {
     fn open(&self) -> Register {
         let url = StoreUrl::parse(&self.store.url).expect("an address");
         let settings = StoreSettings { url, password_file: None, timeout: Duration::from_secs(20) };
-        Register::open(&Location::store(settings, self.store.name.as_ref())).expect("the program was built with it")
+        Register::open(&Location::store(settings, self.store.name.as_ref()))
+            .expect("the program was built with it")
     }
 }
 
@@ -122,7 +128,8 @@ for_stores! {
 
 #[test]
 fn status_lists_those_who_wait_in_turn() {
-    // The first one in line of MariaDB only looks now and then, and is known by where it comes from in between.
+    // The first one in line of MariaDB only looks now and then, and is known by where it comes from
+    // in between.
     for (url, unknown) in [(shared_postgres().url(), 0), (shared_mariadb().url(), 1)] {
         let store = Store::at(&url);
         let mut holder = store.shell();
@@ -138,12 +145,18 @@ fn status_lists_those_who_wait_in_turn() {
         for (number, (waiter, run)) in listed.iter().zip(&runs).enumerate().skip(unknown) {
             assert_eq!(waiter["pid"].as_u64(), Some(u64::from(run.id())), "{url}: {listed:?}");
             let command = waiter["command"].as_str().expect("a command");
-            assert!(command.contains(&format!("run sh -c ... {} ", number + 1)), "{url}: {listed:?}");
+            assert!(
+                command.contains(&format!("run sh -c ... {} ", number + 1)),
+                "{url}: {listed:?}"
+            );
             assert_eq!(waiter["host"], store.holder("host"), "{url}: {listed:?}");
         }
         assert!(listed[0]["host"].is_string(), "{url}: {listed:?}");
         let table = store.run(&["status"]).stdout;
-        assert!(table.contains("waits") && table.contains("next") && table.contains("behind 2 others"), "{table}");
+        assert!(
+            table.contains("waits") && table.contains("next") && table.contains("behind 2 others"),
+            "{table}"
+        );
         holder.unlock();
         for mut run in runs {
             assert!(run.wait().expect("it ends").success());
@@ -153,7 +166,13 @@ fn status_lists_those_who_wait_in_turn() {
 }
 
 fn signal(name: &str, pid: u32) {
-    assert!(Command::new("kill").args(["-s", name, &pid.to_string()]).status().expect("kill runs").success());
+    assert!(
+        Command::new("kill")
+            .args(["-s", name, &pid.to_string()])
+            .status()
+            .expect("kill runs")
+            .success()
+    );
 }
 
 /// How often the threads of a process have gone to sleep.
@@ -161,7 +180,9 @@ fn sleeps(pid: u32) -> u64 {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
     let count = |task: &Path| {
         let status = fs::read_to_string(task.join("status")).ok()?;
-        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok())
+        status.lines().find_map(|line| {
+            line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok()
+        })
     };
     tasks.filter_map(|task| count(&task.ok()?.path())).sum()
 }
@@ -306,7 +327,8 @@ fn a_hand_off_wakes_the_same_few_however_many_wait(lined: &Lined) {
             fs::write(&go, "\n").expect("the one that has it reads");
         }
     }
-    // The one that is first now may be about to go to sleep. Some may have looked by themselves, as they do every 10 s.
+    // The one that is first now may be about to go to sleep. Some may have looked by themselves, as
+    // they do every 10 s.
     let others = HAND_OFFS + 1..WAITERS;
     let woken = others.clone().filter(|number| sleeps(waiters[*number]) != before[*number]).count();
     assert!(woken < others.len() / 2, "{woken} of {} who had no turn were woken", others.len());

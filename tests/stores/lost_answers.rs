@@ -1,4 +1,5 @@
-//! Networks that lose what is said to a store, or what it answers: whoever asked finds out what was done, and does it once.
+//! Networks that lose what is said to a store, or what it answers: whoever asked finds out what was
+//! done, and does it once.
 
 use std::fs;
 use std::process::Command;
@@ -35,7 +36,8 @@ impl Marker {
     }
 }
 
-/// What grants a lock that nobody has held yet: in a bucket, its object is made and tried out before.
+/// What grants a lock that nobody has held yet: in a bucket, its object is made and tried out
+/// before.
 fn granting(store: &Store) -> &'static [u8] {
     if !store.is_bucket() {
         return Insert.of(store);
@@ -67,7 +69,11 @@ impl Loss {
 /// A lock that nobody has held yet, in a store where tables are made.
 fn store(kind: Kind, lease: Duration) -> Store {
     static PREPARED: Once = Once::new();
-    PREPARED.call_once(|| Store::over_networks(LONG).iter().for_each(|store| assert_eq!(store.run(&["run", "true"]).code, 0)));
+    PREPARED.call_once(|| {
+        Store::over_networks(LONG)
+            .iter()
+            .for_each(|store| assert_eq!(store.run(&["run", "true"]).code, 0))
+    });
     Store::of(kind, lease)
 }
 
@@ -86,7 +92,10 @@ fn locks(owner: &mut Shell, args: &str) {
 fn has_locked(owner: &mut Shell) {
     let (code, said) = owner.answer();
     let last = said.lines().last().unwrap_or_default();
-    assert!(code == 0 && last.starts_with("serializer: locked `") && !last.contains("taken over"), "{code} {said}");
+    assert!(
+        code == 0 && last.starts_with("serializer: locked `") && !last.contains("taken over"),
+        "{code} {said}"
+    );
 }
 
 fn unlocks(owner: &mut Shell) {
@@ -169,7 +178,12 @@ fn a_command_runs_once_whatever_is_lost_before_and_behind_it(kind: Kind) {
             loss.at(&proxy, marker.of(&store));
             let ran = through.run(&["run", "sh", "-c", "echo ran; exit 3"]);
             proxy.wait_until_hit();
-            assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "ran\n", ""), "{loss:?} {}", store.url);
+            assert_eq!(
+                (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+                (3, "ran\n", ""),
+                "{loss:?} {}",
+                store.url
+            );
             assert_eq!(store.state(), "free");
         }
     }
@@ -195,11 +209,17 @@ fn a_lease_is_renewed_whatever_is_lost_of_a_renewal(kind: Kind) {
         until_renewed(&store);
         fs::write(&go, "done\n").expect("it is read");
         let ran = end(child);
-        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "done\n", ""), "{loss:?} {}", store.url);
+        assert_eq!(
+            (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+            (0, "done\n", ""),
+            "{loss:?} {}",
+            store.url
+        );
     }
 }
 
-/// Returns when the write that is lost has been done, and the one who has sent it does not know that yet.
+/// Returns when the write that is lost has been done, and the one who has sent it does not know
+/// that yet.
 fn until_done_in_silence(proxy: &Proxy, store: &Store, state: &str) {
     proxy.wait_until_hit();
     until("it is not done", || store.state() == state);
@@ -216,7 +236,11 @@ fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since(
     proxy.mend();
     has_locked(&mut owner);
     let pids = [&owner, &other].map(|shell| u64::from(shell.pid()));
-    assert!(holders(&store).len() == 2 && pids.iter().all(|pid| holders(&store).contains(pid)), "{}", store.url);
+    assert!(
+        holders(&store).len() == 2 && pids.iter().all(|pid| holders(&store).contains(pid)),
+        "{}",
+        store.url
+    );
     // Nobody else's entry is left.
     other.unlock();
     until_renewed(&store);
@@ -224,7 +248,9 @@ fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since(
     assert_eq!(store.state(), "free");
 }
 
-fn a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_come_since(kind: Kind) {
+fn a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_come_since(
+    kind: Kind,
+) {
     let store = store(kind, LONG);
     let (proxy, through) = proxied(&store);
     let mut other = store.shell();
@@ -257,7 +283,9 @@ fn whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait(k
     unlocks(&mut owner);
 }
 
-fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since(kind: Kind) {
+fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since(
+    kind: Kind,
+) {
     let store = store(kind, LONG);
     let (proxy, through) = proxied(&store);
     let (mut owner, mut other) = (through.shell(), store.shell());
@@ -297,12 +325,17 @@ fn whoever_takes_a_lock_away_in_silence_takes_it_from_nobody_who_has_come_since(
     other.lock();
     proxy.mend();
     let forced = end(child);
-    assert!(forced.code == 0 && forced.stderr.contains(&format!("pid {} ", owner.pid())), "{} {forced:?}", store.url);
+    assert!(
+        forced.code == 0 && forced.stderr.contains(&format!("pid {} ", owner.pid())),
+        "{} {forced:?}",
+        store.url
+    );
     assert_eq!(holders(&store), [u64::from(other.pid())]);
     other.unlock();
 }
 
-/// What a server answers that was cut off from its cluster while it committed: that there was an error.
+/// What a server answers that was cut off from its cluster while it committed: that there was an
+/// error.
 fn error_while_committing() -> Vec<u8> {
     let text = b"\xff\x9c\x04#HY000Error while committing";
     // A packet is its length, its number and itself.
@@ -311,7 +344,8 @@ fn error_while_committing() -> Vec<u8> {
 
 #[test]
 fn whoever_is_told_wrongly_that_its_write_has_failed_has_the_lock_and_keeps_it() {
-    let store = Store { lease: RENEWED.as_secs_f64().to_string(), ..Store::at(&shared_mariadb().url()) };
+    let store =
+        Store { lease: RENEWED.as_secs_f64().to_string(), ..Store::at(&shared_mariadb().url()) };
     assert_eq!(store.run(&["run", "true"]).code, 0);
     let (proxy, through) = proxied(&store);
     let (mut owner, mut other) = (through.shell(), store.shell());
@@ -373,7 +407,8 @@ fn no_count_is_lost_over_a_network_that_breaks_again_and_again(kind: Kind) {
         while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
             let chances = random_token().expect("random numbers");
             for chance in chances.as_bytes().chunks(2) {
-                let chance = u8::from_str_radix(std::str::from_utf8(chance).expect("digits"), 16).expect("digits");
+                let chance = u8::from_str_radix(std::str::from_utf8(chance).expect("digits"), 16)
+                    .expect("digits");
                 disturb(&proxy, &store, chance);
             }
         }

@@ -1,9 +1,11 @@
-//! What is particular to object stores: conditions that have to be kept to, answers of their own, rights, and what all of it costs.
+//! What is particular to object stores: conditions that have to be kept to, answers of their own,
+//! rights, and what all of it costs.
 
 use crate::support::faults::until_renewed;
 use crate::support::injector::{Injector, error};
 use crate::support::servers::buckets::{
-    ACCOUNT, Azurite, BUCKET, asked, asked_as_administrator, make_bucket, s3_url_at, shared_azure, shared_s3, start_s3_with_tls,
+    ACCOUNT, Azurite, BUCKET, asked, asked_as_administrator, make_bucket, s3_url_at, shared_azure,
+    shared_s3, start_s3_with_tls,
 };
 use crate::support::servers::emulators::Moto;
 use crate::support::stores::Store;
@@ -18,7 +20,8 @@ fn injected() -> (Injector, Store) {
 
 fn is_refused(ended: &Ended, why: &str, hint: &str) {
     assert!(ended.code == 1 && ended.stderr.contains(why), "{why}: {ended:?}");
-    let (_, hinted) = ended.stderr.split_once(" (hint: ").unwrap_or_else(|| panic!("no hint: {ended:?}"));
+    let (_, hinted) =
+        ended.stderr.split_once(" (hint: ").unwrap_or_else(|| panic!("no hint: {ended:?}"));
     assert!(hinted.contains(hint) && ended.stderr.lines().count() == 1, "{hint}: {ended:?}");
     assert!(!ended.stderr.contains("hunter") && !ended.stderr.contains("x+y"), "{ended:?}");
 }
@@ -36,9 +39,21 @@ fn a_setting_that_a_library_does_not_expect_is_answered_in_one_line_before_the_c
     let store = Store::at("gs://b/p");
     for json in ["0", "1"] {
         let mut run = store.serializer(&["run", "touch", "ran"]);
-        let ended = ended(run.env("GCE_METADATA_HOST", "").env("HOME", "/nonexistent").env("MELTANO_LOG_JSON", json));
-        assert!(ended.code == 1 && ended.stderr.lines().count() == 1 && ended.stderr.contains("(hint: "), "{ended:?}");
-        assert!(!ended.stderr.contains("panicked") && !ended.stderr.contains(".cargo"), "{ended:?}");
+        let ended = ended(
+            run.env("GCE_METADATA_HOST", "")
+                .env("HOME", "/nonexistent")
+                .env("MELTANO_LOG_JSON", json),
+        );
+        assert!(
+            ended.code == 1
+                && ended.stderr.lines().count() == 1
+                && ended.stderr.contains("(hint: "),
+            "{ended:?}"
+        );
+        assert!(
+            !ended.stderr.contains("panicked") && !ended.stderr.contains(".cargo"),
+            "{ended:?}"
+        );
         assert_eq!(ended.stderr.starts_with('{'), json == "1", "{ended:?}");
         assert!(!store.locks.dir().join("ran").exists());
     }
@@ -48,9 +63,30 @@ fn a_setting_that_a_library_does_not_expect_is_answered_in_one_line_before_the_c
 fn what_a_store_refuses_for_good_is_said_at_once_with_what_to_do() {
     let region = "x-amz-bucket-region: eu-central-1\r\n";
     for (status, headers, code, message, why, hint) in [
-        ("403 Forbidden", "", "AccessDenied", "Access Denied", "may not read in `locks`", "s3:GetObject"),
-        ("403 Forbidden", "", "InvalidAccessKeyId", "It does not exist.", "credentials are not accepted", "AWS_ACCESS_KEY_ID"),
-        ("403 Forbidden", "", "SignatureDoesNotMatch", "It differs.", "credentials are not accepted", "AWS_ACCESS_KEY_ID"),
+        (
+            "403 Forbidden",
+            "",
+            "AccessDenied",
+            "Access Denied",
+            "may not read in `locks`",
+            "s3:GetObject",
+        ),
+        (
+            "403 Forbidden",
+            "",
+            "InvalidAccessKeyId",
+            "It does not exist.",
+            "credentials are not accepted",
+            "AWS_ACCESS_KEY_ID",
+        ),
+        (
+            "403 Forbidden",
+            "",
+            "SignatureDoesNotMatch",
+            "It differs.",
+            "credentials are not accepted",
+            "AWS_ACCESS_KEY_ID",
+        ),
         ("403 Forbidden", "", "RequestTimeTooSkewed", "Too large.", "too large", "clock"),
         (
             "400 Bad Request",
@@ -60,7 +96,14 @@ fn what_a_store_refuses_for_good_is_said_at_once_with_what_to_do() {
             "credentials have expired",
             "AWS_SESSION_TOKEN",
         ),
-        ("404 Not Found", "", "NoSuchBucket", "It is not there.", "the bucket `locks` does not exist", "create it"),
+        (
+            "404 Not Found",
+            "",
+            "NoSuchBucket",
+            "It is not there.",
+            "the bucket `locks` does not exist",
+            "create it",
+        ),
         (
             "301 Moved Permanently",
             region,
@@ -69,8 +112,22 @@ fn what_a_store_refuses_for_good_is_said_at_once_with_what_to_do() {
             "in the region `eu-central-1`",
             "region=eu-central-1",
         ),
-        ("400 Bad Request", region, "AuthorizationHeaderMalformed", "Wrong.", "in the region `eu-central-1`", "AWS_REGION"),
-        ("301 Moved Permanently", "", "PermanentRedirect", "Elsewhere.", "the server is elsewhere", "endpoint="),
+        (
+            "400 Bad Request",
+            region,
+            "AuthorizationHeaderMalformed",
+            "Wrong.",
+            "in the region `eu-central-1`",
+            "AWS_REGION",
+        ),
+        (
+            "301 Moved Permanently",
+            "",
+            "PermanentRedirect",
+            "Elsewhere.",
+            "the server is elsewhere",
+            "endpoint=",
+        ),
         (
             "501 Not Implemented",
             "",
@@ -91,10 +148,20 @@ fn what_a_store_refuses_for_good_is_said_at_once_with_what_to_do() {
 #[test]
 fn whatever_a_server_answers_is_said_in_one_line() {
     for (answer, why) in [
-        (error("403 Forbidden", "x-amz-bucket-region: a b\r\n", "a\nb", "x\u{1b}[1m\ny"), "x [1m (status 403)"),
-        (error("301 Moved Permanently", "", "PermanentRedirect", "Be &quot;there&quot;."), "be \"there\" (PermanentRedirect)"),
         (
-            "HTTP/1.1 413 Too Large\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>".to_owned(),
+            error("403 Forbidden", "x-amz-bucket-region: a b\r\n", "a\nb", "x\u{1b}[1m\ny"),
+            "x [1m \
+            (status 403)",
+        ),
+        (
+            error("301 Moved Permanently", "", "PermanentRedirect", "Be &quot;there&quot;."),
+            "be \
+            \"there\" (PermanentRedirect)",
+        ),
+        (
+            "HTTP/1.1 413 Too Large\r\nContent-Length: 13\r\nConnection: \
+             close\r\n\r\n<html></html>"
+                .to_owned(),
             "answers with status 413",
         ),
     ] {
@@ -131,7 +198,11 @@ fn what_passes_is_tried_again_and_never_taken_for_a_lock_that_is_held() {
             let (injector, store) = injected();
             injector.refuse(marker, 2, &error(status, "", code, "Again, please."));
             let ended = store.run(&["run", "-n", "echo", "ran"]);
-            assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (0, "ran\n", ""), "{code} {marker}");
+            assert_eq!(
+                (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+                (0, "ran\n", ""),
+                "{code} {marker}"
+            );
             assert!(injector.is_through());
             assert_eq!(store.state(), "free");
         }
@@ -141,7 +212,11 @@ fn what_passes_is_tried_again_and_never_taken_for_a_lock_that_is_held() {
 #[test]
 fn who_waits_for_a_store_that_has_too_much_to_do_says_so_and_gets_the_lock_in_the_end() {
     let (injector, store) = injected();
-    injector.refuse("GET ", 12, &error("503 Slow Down", "", "SlowDown", "Please reduce your request rate."));
+    injector.refuse(
+        "GET ",
+        12,
+        &error("503 Slow Down", "", "SlowDown", "Please reduce your request rate."),
+    );
     let waiter = faults::Logged::start(&store, &["run", "true"]);
     waiter.until_said("the store has too much to do: please reduce your request rate (SlowDown)");
     assert_eq!(waiter.end().0, 0);
@@ -155,9 +230,17 @@ fn a_write_that_was_done_although_the_store_says_that_it_has_failed_was_done_onc
             if before {
                 assert_eq!(store.run(&["run", "true"]).code, 0);
             }
-            injector.misreport(marker, 1, &error(status, "", "InternalError", "We encountered an internal error."));
+            injector.misreport(
+                marker,
+                1,
+                &error(status, "", "InternalError", "We encountered an internal error."),
+            );
             let ended = store.run(&["run", "-n", "echo", "ran"]);
-            assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (0, "ran\n", ""), "{status} {marker}");
+            assert_eq!(
+                (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+                (0, "ran\n", ""),
+                "{status} {marker}"
+            );
             assert!(injector.is_through());
             assert_eq!(store.state(), "free");
         }
@@ -167,13 +250,21 @@ fn a_write_that_was_done_although_the_store_says_that_it_has_failed_was_done_onc
 #[test]
 fn a_store_that_ignores_conditions_is_found_out_before_anything_is_locked() {
     let both: &[&'static str] = &["if-none-match", "if-match"];
-    for (ignored, named) in [(both, "If-None-Match"), (&["if-none-match"], "If-None-Match"), (&["if-match"], "If-Match`")] {
+    for (ignored, named) in [
+        (both, "If-None-Match"),
+        (&["if-none-match"], "If-None-Match"),
+        (&["if-match"], "If-Match`"),
+    ] {
         let (injector, store) = injected();
         injector.ignore(ignored);
         // The second time, there is an object already.
         for _ in 0..2 {
             for args in [&["lock"][..], &["run", "touch", "ran"]] {
-                is_refused(&store.run(args), &format!("the store ignores the condition `{named}"), "conditional writes");
+                is_refused(
+                    &store.run(args),
+                    &format!("the store ignores the condition `{named}"),
+                    "conditional writes",
+                );
             }
         }
         assert!(!store.locks.dir().join("ran").exists());
@@ -205,7 +296,11 @@ fn what_somebody_else_has_stored_is_neither_taken_for_a_lock_nor_overwritten() {
         for args in [&["lock"][..], &["run", "true"], &["status"], &["unlock", "--force"]] {
             let is_newer = text.starts_with("serializer-lock 2");
             let why = if is_newer { "a newer version" } else { "not a lock record" };
-            is_refused(&store.run(args), why, if is_newer { "use that version" } else { "another prefix" });
+            is_refused(
+                &store.run(args),
+                why,
+                if is_newer { "use that version" } else { "another prefix" },
+            );
         }
         assert!(asked(shared_s3().address(), "GET", &path, "").ends_with(text));
     }
@@ -217,7 +312,10 @@ fn so_many_requests_are_needed_and_nothing_is_ever_deleted() {
     let (injector, store) = injected();
     let count = || {
         let asked = injector.take_asked();
-        assert!(asked.iter().all(|line| line.starts_with("GET ") || line.starts_with("PUT ")), "{asked:?}");
+        assert!(
+            asked.iter().all(|line| line.starts_with("GET ") || line.starts_with("PUT ")),
+            "{asked:?}"
+        );
         let puts = asked.iter().filter(|line| line.starts_with("PUT ")).count();
         (asked.len() - puts, puts)
     };
@@ -243,14 +341,18 @@ fn so_many_requests_are_needed_and_nothing_is_ever_deleted() {
     let aside = renewed.through(&s3_url_at(shared_s3().address()));
     until_renewed(&aside);
     let (gets, puts) = count();
-    assert!(puts >= 1 && gets == puts || gets == puts + 1, "a renewal is a look and a write: {gets} {puts}");
+    assert!(
+        puts >= 1 && gets == puts || gets == puts + 1,
+        "a renewal is a look and a write: {gets} {puts}"
+    );
     owner.unlock();
 }
 
 #[test]
 fn who_waits_looks_no_more_often_because_the_holder_renews_its_lease() {
     let (injector, through) = injected();
-    let held = Store { lease: "6".to_owned(), ..through.through(&s3_url_at(shared_s3().address())) };
+    let held =
+        Store { lease: "6".to_owned(), ..through.through(&s3_url_at(shared_s3().address())) };
     let mut owner = held.shell();
     owner.lock();
     let waiter = faults::Logged::start(&through, &["run", "true"]);
@@ -258,7 +360,8 @@ fn who_waits_looks_no_more_often_because_the_holder_renews_its_lease() {
         let before = faults::renewals(&held);
         support::until("it is not renewed", || faults::renewals(&held) >= before + times);
     };
-    // There are two seconds between two renewals (four and a half at most), and in the end one between two looks.
+    // There are two seconds between two renewals (four and a half at most), and in the end one
+    // between two looks.
     until_renewed(5);
     injector.take_asked();
     until_renewed(3);
@@ -275,14 +378,29 @@ fn all_locks_are_listed_however_many_objects_are_there() {
     let mut owner = store.shell();
     // A list has a thousand at most.
     for number in 0..1001 {
-        let put = asked(moto.address(), "PUT", &format!("/{BUCKET}/meltano/state/!{number}.json"), "{}");
+        let put =
+            asked(moto.address(), "PUT", &format!("/{BUCKET}/meltano/state/!{number}.json"), "{}");
         assert!(put.contains("200 OK"), "{put}");
     }
-    for other in ["/locks/meltano/state/deeper/x.lock", "/locks/meltano/x.lock", "/locks/meltano/state/y.lock"] {
+    for other in [
+        "/locks/meltano/state/deeper/x.lock",
+        "/locks/meltano/x.lock",
+        "/locks/meltano/state/y.lock",
+    ] {
         asked(moto.address(), "PUT", other, "{}");
     }
     // Not as this program spells any name.
-    for name in ["a", "a.lock.bak", "a%20b.lock", "~.lock", "~2.lock", "~2f.lock", "~41.lock", "~zz.lock", "~FF.lock"] {
+    for name in [
+        "a",
+        "a.lock.bak",
+        "a%20b.lock",
+        "~.lock",
+        "~2.lock",
+        "~2f.lock",
+        "~41.lock",
+        "~zz.lock",
+        "~FF.lock",
+    ] {
         let held = "serializer-lock 1\nnumber=1\nnonce=1\nstate=held\n\nx";
         asked(moto.address(), "PUT", &format!("/{BUCKET}/meltano/state/{name}"), held);
     }
@@ -291,7 +409,12 @@ fn all_locks_are_listed_however_many_objects_are_there() {
     assert_eq!(owner.run(r#""$S" lock --file-name released 2> /dev/null && "$S" unlock --file-name released 2> /dev/null"#), 0);
     let listed = store.run(&["status", "--all", "--json"]);
     let report: serde_json::Value = serde_json::from_str(&listed.stdout).expect("JSON");
-    let locks: Vec<_> = report["locks"].as_array().expect("a list").iter().map(|lock| lock["path"].to_string()).collect();
+    let locks: Vec<_> = report["locks"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|lock| lock["path"].to_string())
+        .collect();
     assert!(locks.len() == 2 && locks.iter().any(|lock| lock.contains("#ä/../b")), "{locks:?}");
     owner.unlock();
 }
@@ -324,7 +447,10 @@ fn with_policy(moto: &Moto, policy: &str) -> Store {
     let key = ask("CreateAccessKey", "");
     let (id, secret) = (element(&key, "AccessKeyId"), element(&key, "SecretAccessKey"));
     asked(moto.address(), "POST", "/moto-api/reset-auth", "0");
-    Store::at(&format!("s3://{id}:{secret}@{BUCKET}/meltano/state?region=us-east-1&endpoint=http://{}", moto.address()))
+    Store::at(&format!(
+        "s3://{id}:{secret}@{BUCKET}/meltano/state?region=us-east-1&endpoint=http://{}",
+        moto.address()
+    ))
 }
 
 #[test]
@@ -358,20 +484,27 @@ fn a_shared_access_signature_with_the_documented_letters_suffices_and_with_fewer
     let with = |letters: &str| {
         let signature = azure.signature(letters).replace('%', "%25").replace('&', "%26");
         let endpoint = format!("http://{}/{ACCOUNT}", azure.address());
-        Store::at(&format!("azure://{BUCKET}/meltano/state?account={ACCOUNT}&sas_token={signature}&endpoint={endpoint}"))
+        Store::at(&format!(
+            "azure://{BUCKET}/meltano/state?account={ACCOUNT}&sas_token={signature}&endpoint={endpoint}"
+        ))
     };
     let store = with("rcwl");
     let place = format!("http://{}/{ACCOUNT}/", azure.address());
     let string = format!("BlobEndpoint={place};SharedAccessSignature={}", azure.signature("rcwl"));
     let named = Store::at(&format!("azure://{BUCKET}/meltano/state"));
-    let ran = ended(named.serializer(&["run", "true"]).env("AZURE_STORAGE_CONNECTION_STRING", &string));
+    let ran =
+        ended(named.serializer(&["run", "true"]).env("AZURE_STORAGE_CONNECTION_STRING", &string));
     assert_eq!(ran.code, 0, "{ran:?}");
     let mut owner = store.shell();
     owner.lock();
     assert_eq!(store.run(&["status", "--all"]).code, 0);
     owner.unlock();
     assert_eq!(store.run(&["initialize"]).code, 0);
-    is_refused(&with("rl").run(&["lock"]), "may not write in `locks`", "Storage Blob Data Contributor");
+    is_refused(
+        &with("rl").run(&["lock"]),
+        "may not write in `locks`",
+        "Storage Blob Data Contributor",
+    );
     is_refused(&with("cwl").run(&["lock"]), "may not read in `locks`", "sp=rcwl");
     is_refused(&with("rcw").run(&["status", "--all"]), "may not list in `locks`", "sp=rcwl");
     let forged = store.through(&store.url.replace("sig%3D", "sig=").replace("sig=", "sig=AA"));
@@ -391,11 +524,22 @@ fn who_has_no_credentials_is_told_where_they_are_looked_for() {
     let garbled = azure.through(&format!("{}?account=a&account_key=hunter2!", azure.url));
     is_unusable(garbled.run(&["lock"]), "cannot be used", "AZURE_STORAGE_CONNECTION_STRING");
     for text in ["AccountKey=hunter2", "a=b;hunter2"] {
-        let ended = support::ended(azure.serializer(&["lock"]).env("AZURE_STORAGE_CONNECTION_STRING", text));
-        is_unusable(ended, "the connection string of the storage account is not valid", "AccountName=");
+        let ended = support::ended(
+            azure.serializer(&["lock"]).env("AZURE_STORAGE_CONNECTION_STRING", text),
+        );
+        is_unusable(
+            ended,
+            "the connection string of the storage account is not valid",
+            "AccountName=",
+        );
     }
     let mistyped = Store::at("s3://AKIATEST:hunter2@b?regoin=x").run(&["lock"]);
-    assert!(mistyped.code == 2 && mistyped.stderr.contains("`regoin`") && !mistyped.stderr.contains("hunter2"), "{mistyped:?}");
+    assert!(
+        mistyped.code == 2
+            && mistyped.stderr.contains("`regoin`")
+            && !mistyped.stderr.contains("hunter2"),
+        "{mistyped:?}"
+    );
 }
 
 /// As its documentation spells them.
@@ -414,16 +558,31 @@ fn the_addresses_and_settings_of_meltano_s_state_backends_are_taken_as_they_are(
             format!("http://{s3}"),
             "s3://locks/state#",
         ),
-        ("s3://AKIATEST:hunter2@locks/state", "AWS_ENDPOINT_URL", format!("http://{s3}"), "s3://locks/state#"),
-        ("azure://locks/state", "MELTANO_STATE_BACKEND_AZURE_CONNECTION_STRING", connection.clone(), "az://locks/state#"),
+        (
+            "s3://AKIATEST:hunter2@locks/state",
+            "AWS_ENDPOINT_URL",
+            format!("http://{s3}"),
+            "s3://locks/state#",
+        ),
+        (
+            "azure://locks/state",
+            "MELTANO_STATE_BACKEND_AZURE_CONNECTION_STRING",
+            connection.clone(),
+            "az://locks/state#",
+        ),
         ("azure://locks", "AZURE_STORAGE_CONNECTION_STRING", connection, "az://locks#"),
     ] {
         let store = Store::at(url);
         let run = |args: &[&str]| ended(store.serializer(args).env(variable, &value));
         let ran = run(&["run", "--verbose", "true"]);
         assert!(ran.code == 0 && !ran.stderr.contains("hunter2"), "{variable}: {ran:?}");
-        let shell = ended(store.command("bash").env(variable, &value).args(["-c", r#""$S" lock && "$S" unlock"#]));
-        assert!(shell.code == 0 && shell.stderr.contains(shown) && !shell.stderr.contains("hunter2"), "{variable}: {shell:?}");
+        let shell = ended(
+            store.command("bash").env(variable, &value).args(["-c", r#""$S" lock && "$S" unlock"#]),
+        );
+        assert!(
+            shell.code == 0 && shell.stderr.contains(shown) && !shell.stderr.contains("hunter2"),
+            "{variable}: {shell:?}"
+        );
     }
 }
 
@@ -435,7 +594,9 @@ fn meltano_s_json_for_google_is_used_and_comes_before_other_credentials() {
     injector.refuse("GET ", ALWAYS, &error("403 Forbidden", "", "AccessDenied", "Access Denied"));
     let store = Store::at("gs://b/p");
     let mut command = store.serializer(&["status"]);
-    command.env("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON", json).env("GOOGLE_SERVICE_ACCOUNT", "/nonexistent");
+    command
+        .env("MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON", json)
+        .env("GOOGLE_SERVICE_ACCOUNT", "/nonexistent");
     is_refused(&ended(&mut command), "may not read in `b`", "roles/storage.objectUser");
     assert_eq!(injector.take_asked().len(), 1);
     let odd = format!(r#"{{{keys},"gcs_base_url":"http://a b"}}"#);
@@ -461,21 +622,34 @@ fn a_certificate_has_to_be_signed_by_somebody_who_is_trusted() {
 #[test]
 fn a_role_s_credentials_are_fetched_and_a_failure_to_is_not_taken_for_one_of_the_store() {
     let agent = Injector::before(shared_s3().address());
-    let store = Store::at(&format!("s3://{BUCKET}/p?region=us-east-1&endpoint=http://{}", shared_s3().address()));
+    let store = Store::at(&format!(
+        "s3://{BUCKET}/p?region=us-east-1&endpoint=http://{}",
+        shared_s3().address()
+    ));
     let token = store.locks.dir().join("token");
     std::fs::write(&token, "hunter2").expect("it can be written");
     let run = || {
         let mut command = store.serializer(&["run", "-n", "true"]);
-        command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{}/v1/credentials", agent.address()));
+        command.env(
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            format!("http://{}/v1/credentials", agent.address()),
+        );
         ended(command.env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", &token))
     };
     let body = r#"{"AccessKeyId":"ASIATEST","SecretAccessKey":"hunter2","Token":"hunter3","Expiration":"2100-01-01T00:00:00Z"}"#;
-    let given = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    let given = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
     agent.refuse("GET /v1/credentials", 1, &given);
     let ran = run();
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
     assert_eq!(agent.take_asked().len(), 1, "once for all questions");
-    agent.refuse("GET /v1/credentials", 1, &error("403 Forbidden", "", "AccessDenied", "No such role."));
+    agent.refuse(
+        "GET /v1/credentials",
+        1,
+        &error("403 Forbidden", "", "AccessDenied", "No such role."),
+    );
     is_refused(&run(), "cannot get credentials for AWS", "aws sts get-caller-identity");
     // Somebody who has too much to do is asked again.
     agent.refuse("GET /v1/credentials", 2, &error("503 Service Unavailable", "", "Busy", "Later."));
@@ -500,7 +674,11 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line() {
         is_refused(&Ended { code: ended.code.min(1), ..ended }, why, "");
     };
     for endpoint in ["http://h:99999", "http://999.1.1.1", "http://xn--a", "http://a b"] {
-        with(&format!("s3://b?endpoint={endpoint}"), &[], "the address's `endpoint` is not the URL of a server");
+        with(
+            &format!("s3://b?endpoint={endpoint}"),
+            &[],
+            "the address's `endpoint` is not the URL of a server",
+        );
         for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
             with(
                 "s3://b",
@@ -509,7 +687,11 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line() {
             );
         }
     }
-    with("s3://b?endpoint=http://127.0.0.1:1&path_style=false", &[], "the bucket cannot stand before the name");
+    with(
+        "s3://b?endpoint=http://127.0.0.1:1&path_style=false",
+        &[],
+        "the bucket cannot stand before the name",
+    );
     with("s3://xn--a?path_style=false", &[], "the bucket cannot stand before the name");
     with("s3://b?region=xn--a", &[], "the region is not valid");
     with("s3://b", &[("AWS_REGION", "xn--a")], "the region is not valid");
@@ -517,14 +699,21 @@ fn what_is_no_part_of_an_address_or_of_a_header_is_said_in_one_line() {
     let token = store.locks.dir().join("token");
     std::fs::write(&token, "hunter2\nhunter3\n").expect("it can be written");
     let token = ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().expect("UTF-8"));
-    with(&store.url, &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/"), token], "may have a line end");
+    with(
+        &store.url,
+        &[("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/"), token],
+        "may have a line end",
+    );
 }
 
 #[test]
 fn the_line_end_of_a_mounted_secret_is_cut() {
     let store = Store::at(&format!("s3://{BUCKET}/p?endpoint=http://{}", shared_s3().address()));
     let mut command = store.serializer(&["run", "true"]);
-    command.env("AWS_ACCESS_KEY_ID", "AKIATEST\n").env("AWS_SECRET_ACCESS_KEY", "hunter2\n").env("AWS_REGION", "us-east-1\n");
+    command
+        .env("AWS_ACCESS_KEY_ID", "AKIATEST\n")
+        .env("AWS_SECRET_ACCESS_KEY", "hunter2\n")
+        .env("AWS_REGION", "us-east-1\n");
     let ran = ended(&mut command);
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
 }
@@ -544,8 +733,16 @@ fn the_azure_cli_is_not_run_since_it_may_take_any_time() {
     let store = Store::at("azure://c?account=a&endpoint=http://127.0.0.1:1/a");
     let az = store.locks.dir().join("az");
     std::fs::write(&az, "#!/bin/sh\ntouch ran\n").expect("it can be written");
-    assert!(std::process::Command::new("chmod").arg("755").arg(&az).status().expect("chmod runs").success());
-    let path = format!("{}:{}", store.locks.dir().display(), std::env::var("PATH").expect("a path"));
+    assert!(
+        std::process::Command::new("chmod")
+            .arg("755")
+            .arg(&az)
+            .status()
+            .expect("chmod runs")
+            .success()
+    );
+    let path =
+        format!("{}:{}", store.locks.dir().display(), std::env::var("PATH").expect("a path"));
     for (name, value) in [("AZURE_USE_AZURE_CLI", "true"), ("AZURE_CREDENTIAL_TYPE", "azure_cli")] {
         let ended = ended(store.serializer(&["run", "true"]).env(name, value).env("PATH", &path));
         is_unusable(ended, "credentials of the Azure CLI are not asked for", "AZURE_STORAGE_TOKEN");
@@ -565,16 +762,20 @@ fn nobody_but_a_machine_of_ec2_is_silenced_by_the_variable_for_it() {
         ("gs://b".to_owned(), "HOME", "/nonexistent", "169.254.169.254"),
     ] {
         let store = Store { lease: "3".to_owned(), ..Store::at(&url) };
-        let ended = ended(store.serializer(&["status"]).env("AWS_EC2_METADATA_DISABLED", "true").env(name, value));
-        let is_asked = ended.stderr.contains(asked) && !ended.stderr.contains("AWS_EC2_METADATA_DISABLED");
+        let ended = ended(
+            store.serializer(&["status"]).env("AWS_EC2_METADATA_DISABLED", "true").env(name, value),
+        );
+        let is_asked =
+            ended.stderr.contains(asked) && !ended.stderr.contains("AWS_EC2_METADATA_DISABLED");
         assert!(ended.code == 1 && is_asked, "{ended:?}");
     }
 }
 
 /// An answer with credentials that are good for so long.
 fn role(seconds: u64) -> String {
-    let end =
-        std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ", "-d", &format!("{seconds} seconds")]).output();
+    let end = std::process::Command::new("date")
+        .args(["-u", "+%Y-%m-%dT%H:%M:%SZ", "-d", &format!("{seconds} seconds")])
+        .output();
     let end = String::from_utf8(end.expect("date runs").stdout).expect("UTF-8");
     let keys = r#""AccessKeyId":"ASIATEST","SecretAccessKey":"hunter2","Token":"hunter3""#;
     let body = format!(r#"{{{keys},"Expiration":"{}"}}"#, end.trim());
@@ -584,7 +785,10 @@ fn role(seconds: u64) -> String {
 #[test]
 fn a_container_s_agent_is_shown_its_token_wherever_that_stands() {
     let agent = Injector::before(shared_s3().address());
-    let store = Store::at(&format!("s3://{BUCKET}/p?region=us-east-1&endpoint=http://{}", shared_s3().address()));
+    let store = Store::at(&format!(
+        "s3://{BUCKET}/p?region=us-east-1&endpoint=http://{}",
+        shared_s3().address()
+    ));
     let file = store.locks.dir().join("token");
     std::fs::write(&file, "Bearer hunter2").expect("it can be written");
     for (name, value) in [
@@ -599,7 +803,10 @@ fn a_container_s_agent_is_shown_its_token_wherever_that_stands() {
         };
         agent.refuse(shown, 1, &role(3600));
         let mut command = store.serializer(&["run", "-n", "true"]);
-        command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{}/v1/credentials", agent.address()));
+        command.env(
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            format!("http://{}/v1/credentials", agent.address()),
+        );
         let ran = ended(command.env(name, value));
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{name}");
         assert!(agent.is_through());
@@ -612,19 +819,32 @@ fn a_lease_is_renewed_with_the_last_credentials_while_there_are_no_new_ones() {
     let refused = error("503 Service Unavailable", "", "Busy", "Later.");
     for is_machine in [false, true] {
         let agent = Injector::before(address);
-        let store =
-            Store { lease: "3".to_owned(), ..Store::at(&format!("s3://{BUCKET}/p?region=us-east-1&endpoint=http://{address}")) };
+        let store = Store {
+            lease: "3".to_owned(),
+            ..Store::at(&format!("s3://{BUCKET}/p?region=us-east-1&endpoint=http://{address}"))
+        };
         let mut command = store.command("bash");
         if is_machine {
             command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", agent.address()));
-            let text =
-                |text: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len());
+            let text = |text: &str| {
+                format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+                    text.len()
+                )
+            };
             let lasting = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds: 21600\r\n\r\n";
-            agent.refuse("PUT /latest/api/token", ALWAYS, &text("token").replacen("\r\n\r\n", &format!("\r\n{lasting}"), 1));
+            agent.refuse(
+                "PUT /latest/api/token",
+                ALWAYS,
+                &text("token").replacen("\r\n\r\n", &format!("\r\n{lasting}"), 1),
+            );
             agent.refuse("GET /latest/meta-data/iam/security-credentials/etl", ALWAYS, &role(200));
             agent.refuse("GET /latest/meta-data/iam/security-credentials/ ", ALWAYS, &text("etl"));
         } else {
-            command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{}/latest/", agent.address()));
+            command.env(
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+                format!("http://{}/latest/", agent.address()),
+            );
             // So short that they are to be renewed each time.
             agent.refuse("GET /latest/", ALWAYS, &role(200));
         }

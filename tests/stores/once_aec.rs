@@ -1,5 +1,6 @@
-//! Keys that run once in a table of the Python library AtomicExecutionControl, beside the library itself: its real package, in the
-//! environment of an emulator (`scripts/emulators.sh`), and its cleaner.
+//! Keys that run once in a table of the Python library AtomicExecutionControl, beside the library
+//! itself: its real package, in the environment of an emulator (`scripts/emulators.sh`), and its
+//! cleaner.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -90,13 +91,22 @@ impl Both {
         let server = shared_dynalite();
         let table = format!("aec-{}", random_token().expect("random numbers"));
         make_table(server.address(), &table, &[("day_to_run", "S", "HASH")]);
-        let url = server.url().replace("serializer-locks?", &format!("{table}?layout=aec&key=day_to_run&"));
+        let url = server
+            .url()
+            .replace("serializer-locks?", &format!("{table}?layout=aec&key=day_to_run&"));
         let store = Store { lease: lease.to_owned(), ..Store::at(&url) };
         let mut command = Command::new(installed("moto/bin/python"));
-        command.env_clear().env("TZ", ZONE).env("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "hunter2");
-        command.args(["-c", PYTHON, &format!("http://{}", server.address()), &table]).arg(store.locks.dir());
+        command
+            .env_clear()
+            .env("TZ", ZONE)
+            .env("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+            .env("AWS_SECRET_ACCESS_KEY", "hunter2");
+        command
+            .args(["-c", PYTHON, &format!("http://{}", server.address()), &table])
+            .arg(store.locks.dir());
         guard::mark(&mut command);
-        let mut python = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python starts");
+        let mut python =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python starts");
         let orders = python.stdin.take().expect("its input");
         let answers = BufReader::new(python.stdout.take().expect("its output"));
         Self { store, python, orders, answers }
@@ -114,7 +124,9 @@ impl Both {
     }
 
     fn until_status(&mut self, key: &str, status: &str) {
-        until(&format!("`{key}` does not become {status}"), || self.item(key)["status_execution"] == status);
+        until(&format!("`{key}` does not become {status}"), || {
+            self.item(key)["status_execution"] == status
+        });
     }
 
     /// Opens what runs wait for, or ends a cleaner.
@@ -149,11 +161,16 @@ impl Both {
 
     /// One that waits, or its end.
     fn waits(child: &mut Child) {
-        let mut messages = BufReader::with_capacity(1, child.stderr.as_mut().expect("its messages"));
+        let mut messages =
+            BufReader::with_capacity(1, child.stderr.as_mut().expect("its messages"));
         let mut line = String::new();
         while !line.contains("waiting for") {
             line.clear();
-            assert_ne!(messages.read_line(&mut line).expect("it says something"), 0, "it does not wait");
+            assert_ne!(
+                messages.read_line(&mut line).expect("it says something"),
+                0,
+                "it does not wait"
+            );
         }
     }
 }
@@ -183,23 +200,31 @@ fn of_callers_of_both_kinds_one_runs_each_key_and_all_others_are_told_of_its_end
         }
     }
     let has_come = |both: &Both, key: &str| {
-        let (begun, waits) = (both.count(&format!("begin {key}")), both.count(&format!("wait {key}")));
+        let (begun, waits) =
+            (both.count(&format!("begin {key}")), both.count(&format!("wait {key}")));
         begun == 1 && waits >= CALLERS - 1
     };
     until("they have not come", || keys.iter().all(|key| has_come(&both, key)));
-    // What is finished while others wait must not be cleaned away: they would wait for the next run.
+    // What is finished while others wait must not be cleaned away: they would wait for the next
+    // run.
     both.make("clean");
     until("the cleaner goes on", || both.count("cleaned") == 1);
     both.make("gate");
     let told = both.ask("join()");
-    let told: Vec<_> = told.as_array().expect("a list").iter().filter(|value| !value.is_null()).cloned().collect();
+    let told: Vec<_> =
+        told.as_array().expect("a list").iter().filter(|value| !value.is_null()).cloned().collect();
     assert_eq!(told, vec![Value::Bool(true); keys.len() * CALLERS]);
     for child in ours {
         let ended = faults::end(child);
         assert_eq!(ended.code, 0, "{ended:?}");
     }
     for key in keys {
-        assert_eq!((both.count(&format!("begin {key}")), both.count(&format!("end {key}"))), (1, 1), "{:?}", both.events());
+        assert_eq!(
+            (both.count(&format!("begin {key}")), both.count(&format!("end {key}"))),
+            (1, 1),
+            "{:?}",
+            both.events()
+        );
         assert_eq!(both.item(key)["status_execution"], "FINISHED");
         let again = both.once(key, &["-n", "--skipped-exit-code", "9"], GATED);
         assert_eq!(again.code, 9, "{again:?}");
@@ -246,7 +271,10 @@ fn the_cleaner_spares_a_run_that_is_renewed_and_the_library_sees_how_it_ends() {
     both.ask("clean(['ours', 'theirs'], 0.1, 9)");
     assert_eq!(both.item("theirs"), Value::Null);
     let later = both.item("ours");
-    assert!(later["created_at"] == first["created_at"] && later["updated_at"] != first["updated_at"], "{first} {later}");
+    assert!(
+        later["created_at"] == first["created_at"] && later["updated_at"] != first["updated_at"],
+        "{first} {later}"
+    );
     assert_eq!(both.ask("aec.write_atomically_a_key('ours')"), false);
     both.ask("start(aec.wait_other_instances_finish, ['ours'], 60, 1)");
     both.make("gate");
@@ -311,18 +339,29 @@ fn a_run_of_the_library_that_is_twenty_minutes_old_is_taken_over_by_one() {
     both.ask("put('ripe', 'IN_PROGRESS', 1195)");
     let begun = Instant::now();
     let waited = both.once("ripe", &["--timeout", "60s"], GATED);
-    assert!(waited.code == 0 && begun.elapsed() > Duration::from_secs(2), "{waited:?} {:?}", begun.elapsed());
+    assert!(
+        waited.code == 0 && begun.elapsed() > Duration::from_secs(2),
+        "{waited:?} {:?}",
+        begun.elapsed()
+    );
 }
 
 #[test]
-fn a_takeover_is_one_write_that_another_run_of_the_library_forestalls_and_a_lost_answer_does_not_repeat() {
+fn a_takeover_is_one_write_that_another_run_of_the_library_forestalls_and_a_lost_answer_does_not_repeat()
+ {
     let mut both = Both::start("30");
     let server = shared_dynalite().address();
     let proxy = Proxy::to(server);
-    let far = |both: &Both| both.store.through(&both.store.url.replace(&server.to_string(), &proxy.addr().to_string()));
+    let far = |both: &Both| {
+        both.store.through(&both.store.url.replace(&server.to_string(), &proxy.addr().to_string()))
+    };
     let run = |both: &Both, key: &str| {
         let mut command = far(both).serializer(&["once", key, "-n", "--", "sh", "-c", GATED]);
-        command.env("TZ", ZONE).current_dir(both.store.locks.dir()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env("TZ", ZONE)
+            .current_dir(both.store.locks.dir())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.spawn().expect("it starts")
     };
     both.make("gate");
@@ -346,7 +385,9 @@ fn a_takeover_is_one_write_that_another_run_of_the_library_forestalls_and_a_lost
     let ended = faults::end(cut);
     assert_eq!((ended.code, both.count("begin lost")), (0, 1), "{ended:?}");
     assert_eq!(both.item("lost")["status_execution"], "FINISHED");
-    assert!(both.item("lost")["record"].as_str().is_some_and(|record| record.contains(r#""try":2"#)));
+    assert!(
+        both.item("lost")["record"].as_str().is_some_and(|record| record.contains(r#""try":2"#))
+    );
 }
 
 #[test]
@@ -365,11 +406,22 @@ fn a_run_whose_item_the_library_deletes_is_ended() {
 #[test]
 fn anything_but_keys_that_run_once_is_refused_there() {
     let mut both = Both::start("30");
-    for args in
-        ["run true", "lock", "unlock", "unlock --force", "status", "status --all", "wait", "initialize", "break x --token t"]
-    {
+    for args in [
+        "run true",
+        "lock",
+        "unlock",
+        "unlock --force",
+        "status",
+        "status --all",
+        "wait",
+        "initialize",
+        "break x --token t",
+    ] {
         let ended = both.store.run(&args.split(' ').collect::<Vec<_>>());
-        assert!(ended.code == 2 && ended.stderr.contains("`layout=aec` is only for keys that run once"), "{args}: {ended:?}");
+        assert!(
+            ended.code == 2 && ended.stderr.contains("`layout=aec` is only for keys that run once"),
+            "{args}: {ended:?}"
+        );
     }
     assert_eq!(both.ask("aec.table.scan()['Items']"), Value::Array(Vec::new()));
     // A new table would be one of which the library knows nothing.

@@ -1,5 +1,5 @@
-//! Stores that go and come back, or do not answer: whoever waits goes on waiting and says why, whoever holds a lock keeps it as
-//! long as its lease allows, and nobody else gets it before.
+//! Stores that go and come back, or do not answer: whoever waits goes on waiting and says why,
+//! whoever holds a lock keeps it as long as its lease allows, and nobody else gets it before.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,8 @@ use crate::support::{Shell, Waiter, ended, first_line, proxy, until};
 /// Does not end while a test runs.
 const LONG: Duration = Duration::from_secs(600);
 
-/// Outlasts a server that starts again, and is renewed every ten seconds: as it is if nobody says otherwise.
+/// Outlasts a server that starts again, and is renewed every ten seconds: as it is if nobody says
+/// otherwise.
 const USUAL: Duration = Duration::from_secs(30);
 
 /// Renewed every four seconds.
@@ -39,7 +40,8 @@ fn running(store: &Store) -> Child {
     child
 }
 
-/// Said, for those who want to know all, when a store does not release a lock, and is to be asked again.
+/// Said, for those who want to know all, when a store does not release a lock, and is to be asked
+/// again.
 const RELEASING_AGAIN: &str = "; trying again";
 
 type Down = fn(&mut Server);
@@ -56,7 +58,9 @@ fn holders_outlast_a_server_that_is_killed_or_stopped_and_starts_again() {
             let before = (renewals(&lock), renewals(&run));
             down(&mut server);
             server.restart();
-            until("they are not renewed", || renewals(&lock) > before.0 && renewals(&run) > before.1);
+            until("they are not renewed", || {
+                renewals(&lock) > before.0 && renewals(&run) > before.1
+            });
             assert_eq!(lock.run(&["lock", "-n"]).code, 75);
             owner.unlock();
             go(&run);
@@ -96,7 +100,9 @@ fn unlock_waits_for_a_server_that_starts_again() {
         server.kill();
         owner.send(r#""$S" unlock --log-level debug 2> said; cat said"#);
         let said = store.locks.dir().join("said");
-        until("it does not try again", || fs::read_to_string(&said).is_ok_and(|said| said.contains("trying again")));
+        until("it does not try again", || {
+            fs::read_to_string(&said).is_ok_and(|said| said.contains("trying again"))
+        });
         server.restart();
         let (code, said) = owner.answer();
         assert!(code == 0 && said.contains("unlocked `"), "{said}");
@@ -123,9 +129,15 @@ fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_r
         for args in all {
             let ended = store.run(args);
             let reason = ["does not answer in time", "no connection within"];
-            assert!(ended.code == 1 && reason.iter().any(|reason| ended.last_line().contains(reason)), "{args:?} {ended:?}");
+            assert!(
+                ended.code == 1 && reason.iter().any(|reason| ended.last_line().contains(reason)),
+                "{args:?} {ended:?}"
+            );
             // It was not even asked to change anything.
-            assert!(!ended.stderr.contains("not known") && !ended.stderr.contains("hunter2"), "{args:?} {ended:?}");
+            assert!(
+                !ended.stderr.contains("not known") && !ended.stderr.contains("hunter2"),
+                "{args:?} {ended:?}"
+            );
         }
         assert!(!store.locks.dir().join("ran").exists());
         let waiter = Logged::start(&store, &["run", "touch", "ran"]);
@@ -155,7 +167,10 @@ fn unlock_tries_for_some_time_where_nobody_answers_and_then_says_why_it_failed()
     each(held, |(store, proxy, through, mut owner)| {
         let url = format!("SERIALIZER_STORE='{}'", through.url);
         let (code, said) = owner.output(&format!(r#"{url} "$S" unlock 2>&1"#));
-        assert!(code == 1 && said.contains("cannot read the lock") && said.contains("refused"), "{code} {said}");
+        assert!(
+            code == 1 && said.contains("cannot read the lock") && said.contains("refused"),
+            "{code} {said}"
+        );
         assert_eq!(store.state(), "held");
         proxy.mend();
         assert_eq!(owner.run(&format!(r#"{url} "$S" unlock 2> /dev/null"#)), 0);
@@ -172,7 +187,10 @@ fn whoever_cannot_know_whether_it_was_done_says_so() {
         proxy.swallow_answers_from(store.markers()[2]);
         let ended = through.run(&["run", "-n", "touch", "ran"]);
         proxy.wait_until_hit();
-        assert!(ended.code == 1 && ended.stderr.contains("the write may or may not have happened"), "{ended:?}");
+        assert!(
+            ended.code == 1 && ended.stderr.contains("the write may or may not have happened"),
+            "{ended:?}"
+        );
         assert!(!through.locks.dir().join("ran").exists());
         // It was done, and nobody keeps it.
         let next = store.run(&["run", "echo", "ran"]);
@@ -223,17 +241,38 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
             let store = server.store(SHORT);
             let (proxy, through) = proxied(&store);
             let dir = store.locks.dir();
-            let mut first = through.serializer(&["run", "--log-level", "debug", "bash", "-c", NOTING, "bash", "one"]);
-            let first = first.current_dir(dir).stderr(std::process::Stdio::piped()).spawn().expect("it starts");
+            let mut first = through.serializer(&[
+                "run",
+                "--log-level",
+                "debug",
+                "bash",
+                "-c",
+                NOTING,
+                "bash",
+                "one",
+            ]);
+            let first = first
+                .current_dir(dir)
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .expect("it starts");
             until("it does not run", || dir.join("out.one").exists());
             let second = Waiter::start({
-                let mut second = store.serializer(&["run", "bash", "-c", "read -r up _ < /proc/uptime; echo $up > in.two"]);
+                let mut second = store.serializer(&[
+                    "run",
+                    "bash",
+                    "-c",
+                    "read -r up _ < /proc/uptime; echo $up > in.two",
+                ]);
                 second.current_dir(dir);
                 second
             });
             cut_off(&proxy);
             let lost = end(first);
-            assert!(lost.code == 76 && lost.stderr.contains("its lease could not be renewed in time"), "{lost:?}");
+            assert!(
+                lost.code == 76 && lost.stderr.contains("its lease could not be renewed in time"),
+                "{lost:?}"
+            );
             assert!(!lost.stderr.contains(RELEASING_AGAIN), "it ends with its command: {lost:?}");
             assert_eq!(second.end().code, 0);
             assert!(noted(dir, "out.one") <= noted(dir, "in.two"), "{}", server.url());
@@ -247,7 +286,16 @@ fn a_command_whose_lease_was_over_when_it_ended_is_not_taken_to_have_run_alone()
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
         fifo(&through);
-        let run = ["run", "--on-lost", "warn", "--log-level", "debug", "sh", "-c", "echo runs; read -r line < go"];
+        let run = [
+            "run",
+            "--on-lost",
+            "warn",
+            "--log-level",
+            "debug",
+            "sh",
+            "-c",
+            "echo runs; read -r line < go",
+        ];
         let mut child = start(&through, &run);
         assert_eq!(first_line(&mut child), "runs");
         proxy.cut();
@@ -255,7 +303,11 @@ fn a_command_whose_lease_was_over_when_it_ended_is_not_taken_to_have_run_alone()
         // It cannot ask what has become of its lock.
         go(&through);
         let ended = end(child);
-        assert!(ended.code == 76 && ended.stderr.contains("was over when the command ended"), "{}: {ended:?}", server.url());
+        assert!(
+            ended.code == 76 && ended.stderr.contains("was over when the command ended"),
+            "{}: {ended:?}",
+            server.url()
+        );
         assert!(!ended.stderr.contains(RELEASING_AGAIN), "{}: {ended:?}", server.url());
     });
 }
@@ -292,12 +344,16 @@ fn an_owner_that_asked_for_it_is_ended_while_it_is_cut_off_before_another_gets_t
 }
 
 fn has_ended(shell: &Shell) -> bool {
-    fs::read_to_string(format!("/proc/{}/stat", shell.pid())).is_ok_and(|stat| stat.contains(") Z "))
+    fs::read_to_string(format!("/proc/{}/stat", shell.pid()))
+        .is_ok_and(|stat| stat.contains(") Z "))
 }
 
 #[test]
 fn a_server_whose_clock_is_hours_apart_keeps_locks_as_long_as_any() {
-    let by = |clock| Server::both_with(Options { faketime: Some(clock), ..Options::default() }).map(|server| (clock, server));
+    let by = |clock| {
+        Server::both_with(Options { faketime: Some(clock), ..Options::default() })
+            .map(|server| (clock, server))
+    };
     each(["+5h", "-5h"].into_iter().flat_map(by), |(clock, server)| {
         let store = server.store(SHORT);
         let mut owner = store.shell();
@@ -320,7 +376,8 @@ fn a_server_whose_clock_is_hours_apart_keeps_locks_as_long_as_any() {
 }
 
 #[test]
-fn a_server_whose_clock_is_set_forward_gives_a_lock_away_at_once_and_its_holder_ends_at_its_next_renewal() {
+fn a_server_whose_clock_is_set_forward_gives_a_lock_away_at_once_and_its_holder_ends_at_its_next_renewal()
+ {
     each(Server::both_with(Options { faketime: Some("+0"), ..Options::default() }), |server| {
         let store = server.store(RENEWED);
         let child = running(&store);

@@ -1,4 +1,5 @@
-//! Stores that say no: one line tells why, and what to do about it; nothing is locked, and nobody is told a password.
+//! Stores that say no: one line tells why, and what to do about it; nothing is locked, and nobody
+//! is told a password.
 
 use std::any::Any;
 use std::fs;
@@ -47,7 +48,8 @@ fn who_may_not_make_the_table_is_told_who_can_and_how_and_that_works() {
         server.sql(if is_postgres {
             "CREATE ROLE guest LOGIN PASSWORD 'hunter2'"
         } else {
-            "CREATE USER guest@'%' IDENTIFIED BY 'hunter2'; CREATE TABLE meltano.other (one int); GRANT SELECT ON meltano.other TO guest@'%'"
+            "CREATE USER guest@'%' IDENTIFIED BY 'hunter2'; CREATE TABLE meltano.other (one int); \
+             GRANT SELECT ON meltano.other TO guest@'%'"
         });
         let store = guest(&server.store(LONG));
         let denied = if is_postgres { "permission denied" } else { "command denied" };
@@ -56,8 +58,15 @@ fn who_may_not_make_the_table_is_told_who_can_and_how_and_that_works() {
         }
         let printed = store.run(&["initialize", "--print-sql"]);
         assert_eq!(printed.code, 0, "{printed:?}");
-        let grant = printed.stdout.lines().find(|line| line.contains("GRANT SELECT")).expect("it names the right");
-        let grant = grant.trim_start_matches(['-', ' ']).replace("...", "guest").replace("my_database", "meltano");
+        let grant = printed
+            .stdout
+            .lines()
+            .find(|line| line.contains("GRANT SELECT"))
+            .expect("it names the right");
+        let grant = grant
+            .trim_start_matches(['-', ' '])
+            .replace("...", "guest")
+            .replace("my_database", "meltano");
         let grant = grant.replace("my_user", "guest");
         server.sql(&printed.stdout);
         is_refused(&store, &["lock"], denied);
@@ -87,7 +96,8 @@ fn who_may_not_make_the_table_is_told_who_can_and_how_and_that_works() {
 
 #[test]
 fn who_is_not_let_in_is_told_at_once_however_long_it_would_wait() {
-    let said = [("password authentication failed", "does not exist"), ("access denied", "access denied")];
+    let said =
+        [("password authentication failed", "does not exist"), ("access denied", "access denied")];
     for (store, (password, database)) in Store::with_a_clock(LONG).into_iter().zip(said) {
         let (server, _) = store.url.rsplit_once('/').expect("a database");
         let nowhere = store.through(&format!("{server}/nowhere"));
@@ -103,10 +113,20 @@ fn who_names_a_server_that_is_not_there_is_told_so() {
     for store in Store::over_networks(LONG) {
         let address = store.address();
         // Nobody listens where somebody has just stopped to.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-        for (elsewhere, why) in [("no-such-host.invalid", "no-such-host.invalid"), (&port.to_string(), "connection refused")] {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a port");
+        for (elsewhere, why) in [
+            ("no-such-host.invalid", "no-such-host.invalid"),
+            (&port.to_string(), "connection refused"),
+        ] {
             let elsewhere = with(&store, &address, elsewhere);
-            for args in [&["lock", "-n"][..], &["run", "--timeout", "1s", "true"], &["status"], &["wait", "-n"]] {
+            for args in [
+                &["lock", "-n"][..],
+                &["run", "--timeout", "1s", "true"],
+                &["status"],
+                &["wait", "-n"],
+            ] {
                 let ended = elsewhere.run(args);
                 assert!(ended.code == 1 && ended.last_line().contains(why), "{args:?} {ended:?}");
                 assert!(!ended.stderr.contains("hunter"), "{ended:?}");
@@ -121,10 +141,18 @@ fn who_waits_for_a_full_server_says_so_and_gets_the_lock_when_there_is_room() {
     let mut slow = vec![("max_connections", "10")];
     slow.push(("connect_timeout", "600"));
     let servers = [
-        Server::Postgres(servers::Postgres::start_with(Options { settings: &settings, ..Options::default() })),
-        Server::MariaDb(servers::MariaDb::start_with(Options { settings: &slow, ..Options::default() })),
+        Server::Postgres(servers::Postgres::start_with(Options {
+            settings: &settings,
+            ..Options::default()
+        })),
+        Server::MariaDb(servers::MariaDb::start_with(Options {
+            settings: &slow,
+            ..Options::default()
+        })),
     ];
-    for (server, why) in servers.into_iter().zip(["remaining connection slots", "too many connections"]) {
+    for (server, why) in
+        servers.into_iter().zip(["remaining connection slots", "too many connections"])
+    {
         let store = server.store(LONG);
         assert_eq!(store.run(&["run", "true"]).code, 0);
         let free = match server {
@@ -134,9 +162,13 @@ fn who_waits_for_a_full_server_says_so_and_gets_the_lock_when_there_is_room() {
         };
         let guests: Vec<Box<dyn Any>> = (0..free)
             .map(|_| match &server {
-                Server::Postgres(server) => Box::new(Session::start(session_at(&server.url()))) as Box<dyn Any>,
+                Server::Postgres(server) => {
+                    Box::new(Session::start(session_at(&server.url()))) as Box<dyn Any>
+                }
                 // Those that have not said who they are count as well.
-                Server::MariaDb(server) => Box::new(TcpStream::connect(server.address()).expect("it listens")),
+                Server::MariaDb(server) => {
+                    Box::new(TcpStream::connect(server.address()).expect("it listens"))
+                }
                 _ => unreachable!("it is no database"),
             })
             .collect();
@@ -160,7 +192,9 @@ fn a_server_that_becomes_read_only_takes_no_lock_away_and_is_said_to_be() {
                 server.psql(&format!("ALTER SYSTEM SET default_transaction_read_only = {is}"));
                 server.psql("SELECT pg_reload_conf()");
             }
-            Server::MariaDb(server) => drop(server.sql(&format!("SET GLOBAL read_only = {}", u8::from(is)))),
+            Server::MariaDb(server) => {
+                drop(server.sql(&format!("SET GLOBAL read_only = {}", u8::from(is))))
+            }
             _ => unreachable!("it is no database"),
         };
         let mut owner = store.shell();
@@ -183,7 +217,9 @@ fn a_server_that_becomes_read_only_takes_no_lock_away_and_is_said_to_be() {
         until("it is not read-only", || other.run(&["run", "-n", "true"]).code == 1);
         owner.send(r#""$S" unlock --log-level debug 2> said; tail -n 1 said"#);
         let said = store.locks.dir().join("said");
-        until("it does not try again", || fs::read_to_string(&said).is_ok_and(|said| said.contains("trying again")));
+        until("it does not try again", || {
+            fs::read_to_string(&said).is_ok_and(|said| said.contains("trying again"))
+        });
         read_only(false);
         let (code, said) = owner.answer();
         assert!(code == 0 && said.contains("unlocked `"), "{said}");
@@ -206,7 +242,8 @@ fn a_server_that_wants_tls_gets_it_from_whom_it_is_known_to() {
         assert_eq!(at("").run(&["run", "true"]).code, 0);
         for args in [&["lock"][..], &["status"]] {
             is_refused(&at(&format!("{verify}{}", stranger.certificate())), args, "certificate");
-            let why = if matches!(server, Server::Postgres(_)) { "no encryption" } else { "denied" };
+            let why =
+                if matches!(server, Server::Postgres(_)) { "no encryption" } else { "denied" };
             is_refused(&at(disable), args, why);
         }
         assert_eq!(store.state(), "free");
@@ -223,12 +260,17 @@ fn nothing_is_counted_twice_through_a_pool_and_who_waits_there_gets_the_lock() {
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    let ended = store.script(&format!(r#"for i in {{1..20}}; do "$S" run -- sh -c '{round}' || exit; done"#));
+                    let ended = store.script(&format!(
+                        r#"for i in {{1..20}}; do "$S" run -- sh -c '{round}' || exit; done"#
+                    ));
                     assert_eq!(ended.code, 0, "{ended:?}");
                 });
             }
         });
-        assert_eq!(fs::read_to_string(store.locks.dir().join("counter")).expect("it can be read"), "160\n");
+        assert_eq!(
+            fs::read_to_string(store.locks.dir().join("counter")).expect("it can be read"),
+            "160\n"
+        );
         let mut owner = store.shell();
         owner.lock();
         let waiter = store.waiter(&["run", "true"]);
@@ -239,18 +281,29 @@ fn nothing_is_counted_twice_through_a_pool_and_who_waits_there_gets_the_lock() {
 
 #[test]
 fn a_socket_file_at_which_nobody_answers_is_waited_for_no_longer_than_it_was_asked_for() {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
     let server = servers::MariaDb::start();
     let file = server.dir().join("socket");
     let store = Store::at(&format!("{}?unix_socket={}", server.url(), file.display()));
     assert_eq!(store.run(&["run", "true"]).code, 0);
     server.pause();
     let address = SocketAddrUnix::new(&file).expect("short");
-    let socket = || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).expect("a socket");
-    let guests: Vec<_> = std::iter::repeat_with(socket).take_while(|socket| connect(socket, &address).is_ok()).collect();
+    let socket = || {
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None)
+            .expect("a socket")
+    };
+    let guests: Vec<_> = std::iter::repeat_with(socket)
+        .take_while(|socket| connect(socket, &address).is_ok())
+        .collect();
     let waiter = Logged::start(&store, &["lock", "--timeout", "1s"]);
     let (code, said) = waiter.end();
-    assert!(code == 1 && said.contains("does not answer in time"), "{code} {said} {}", guests.len());
+    assert!(
+        code == 1 && said.contains("does not answer in time"),
+        "{code} {said} {}",
+        guests.len()
+    );
 }
 
 #[test]
@@ -263,9 +316,19 @@ fn an_address_that_cannot_be_used_is_wrong_usage() {
         "mysql://me@db,other/meltano",
     ] {
         let store = Store::at(address);
-        for args in [&["lock", "-n"][..], &["run", "true"], &["status"], &["status", "--all"], &["unlock"], &["initialize"]] {
+        for args in [
+            &["lock", "-n"][..],
+            &["run", "true"],
+            &["status"],
+            &["status", "--all"],
+            &["unlock"],
+            &["initialize"],
+        ] {
             let ended = store.run(args);
-            assert!(ended.code == 2 && ended.stderr.starts_with("serializer: cannot "), "{address} {args:?}: {ended:?}");
+            assert!(
+                ended.code == 2 && ended.stderr.starts_with("serializer: cannot "),
+                "{address} {args:?}: {ended:?}"
+            );
         }
     }
 }

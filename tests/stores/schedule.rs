@@ -21,7 +21,8 @@ const SHORT: Duration = Duration::from_secs(6);
 /// Runs each second, and each slot.
 const EACH: &str = "every = '1s'\ncatch_up = 'all'\n";
 
-// What the stores do is the contract's; here, each kind of them stands for the others: with and without a clock, polled or not.
+// What the stores do is the contract's; here, each kind of them stands for the others: with and
+// without a clock, polled or not.
 of_each! { hammers:
 no_slot_is_lost_or_run_twice_by_several_schedulers,
 => Postgres, MariaDb, DynamoDb, S3, Directory }
@@ -53,7 +54,8 @@ fn tasks<'a>(cluster: &'a Cluster, text: &str) -> Tasks<'a> {
     Tasks::new(cluster.locks.dir().to_owned(), &text.replace("NAME", &cluster.name), Box::new(make))
 }
 
-/// The only child of a process: of a scheduler its runner, and of one that has entered a host the scheduler.
+/// The only child of a process: of a scheduler its runner, and of one that has entered a host the
+/// scheduler.
 fn pid_of(scheduler: &Logged) -> Pid {
     let pid = scheduler.pid();
     let mut children = String::new();
@@ -65,7 +67,9 @@ fn pid_of(scheduler: &Logged) -> Pid {
 }
 
 fn stop(schedulers: Vec<Logged>) {
-    schedulers.iter().for_each(|scheduler| kill_process(pid_of(scheduler), Signal::TERM).expect("it runs"));
+    schedulers
+        .iter()
+        .for_each(|scheduler| kill_process(pid_of(scheduler), Signal::TERM).expect("it runs"));
     for scheduler in schedulers {
         let (code, said) = scheduler.end();
         assert_eq!(code, 0, "{said}");
@@ -84,14 +88,18 @@ fn no_slot_is_lost_or_run_twice_by_several_schedulers(kind: Kind) {
     stop(schedulers);
     let lines: Vec<Vec<Line>> = names.iter().map(|name| tasks.lines(name)).collect();
     lines.iter().for_each(|lines| assert_each_is_run_once(lines));
-    let of = |node: usize| lines.iter().flatten().filter(|line| line.node == node.to_string()).count();
+    let of =
+        |node: usize| lines.iter().flatten().filter(|line| line.node == node.to_string()).count();
     let shares: Vec<_> = (0..nodes).map(of).collect();
     println!("{kind:?}: {} runs, {shares:?} of them by a node each", shares.iter().sum::<usize>());
 }
 
 fn a_task_of_a_host_that_has_died_is_run_by_another_one(kind: Kind) {
     let cluster = Cluster::new(kind, SHORT);
-    let tasks = tasks(&cluster, &format!("[tasks.NAME]\n{EACH}run = '. ./tell; [ $NODE = 1 ] || exec sleep 600'\n"));
+    let tasks = tasks(
+        &cluster,
+        &format!("[tasks.NAME]\n{EACH}run = '. ./tell; [ $NODE = 1 ] || exec sleep 600'\n"),
+    );
     let first = tasks.start(0, &[]);
     tasks.until_lines(&cluster.name, 0, 1);
     let second = tasks.start(1, &[]);
@@ -125,7 +133,10 @@ fn a_task_is_stopped_and_paused_from_another_host(kind: Kind) {
     control("resume");
     tasks.until_lines(&cluster.name, 1, 1);
     let lines = tasks.lines(&cluster.name);
-    assert!(lines[1].number == 1 && lines[1].time() > lines[0].time() + 1000, "{kind:?}: {lines:?}");
+    assert!(
+        lines[1].number == 1 && lines[1].time() > lines[0].time() + 1000,
+        "{kind:?}: {lines:?}"
+    );
     stop(vec![scheduler]);
     assert_eq!(state(), "interrupted", "{kind:?}");
 }
@@ -147,7 +158,11 @@ fn a_host_that_slept_through_a_lease_ends_the_task_that_another_host_has_begun(k
     let (lines, row) = (tasks.lines(&cluster.name), tasks.status(&cluster.name));
     let again = (&lines[0].slot, 2, "1");
     assert_eq!((&lines[1].slot, lines[1].number, &*lines[1].node), again, "{kind:?}: {lines:?}");
-    assert_eq!((lines.len(), &row["status"], &row["host"]), (2, &"running".into(), &"two".into()), "{kind:?}: {row}");
+    assert_eq!(
+        (lines.len(), &row["status"], &row["host"]),
+        (2, &"running".into(), &"two".into()),
+        "{kind:?}: {row}"
+    );
     drop(second);
 }
 
@@ -157,13 +172,18 @@ fn two_versions_of_a_file_are_told_and_run_no_slot_twice() {
     let cluster = Cluster::new(kind, LONG);
     // Each is first for some of them.
     let file = |version: u8| {
-        let task = |number| format!("[tasks.NAME{number}]\n{EACH}env = {{ V = '{version}' }}\nrun = '. ./tell'\n");
+        let task = |number| {
+            format!("[tasks.NAME{number}]\n{EACH}env = {{ V = '{version}' }}\nrun = '. ./tell'\n")
+        };
         (0..12).map(task).collect::<String>()
     };
     let tasks = tasks(&cluster, &file(1));
-    fs::write(tasks.dir().join("other.toml"), file(2).replace("NAME", &cluster.name)).expect("a file");
+    fs::write(tasks.dir().join("other.toml"), file(2).replace("NAME", &cluster.name))
+        .expect("a file");
     let schedulers = vec![tasks.start(0, &[]), tasks.start(1, &["--file", "other.toml"])];
-    schedulers.iter().for_each(|scheduler| scheduler.until_said("a different definition than this one"));
+    schedulers
+        .iter()
+        .for_each(|scheduler| scheduler.until_said("a different definition than this one"));
     let name = format!("{}0", cluster.name);
     tasks.until_lines(&name, 0, 3);
     stop(schedulers);
@@ -225,7 +245,8 @@ fn a_scheduler_without_work_asks_the_store_for_nothing(kind: Kind) {
 
 fn a_run_whose_runner_is_killed_ends_with_it_and_is_repeated(kind: Kind) {
     let store = Store::of(kind, SHORT);
-    let tasks = tasks_in(&store, &format!("[tasks.NAME]\n{EACH}run = '. ./tell; exec sleep 600'\n"));
+    let tasks =
+        tasks_in(&store, &format!("[tasks.NAME]\n{EACH}run = '. ./tell; exec sleep 600'\n"));
     let scheduler = tasks.start(0, &["--stop-timeout", "0s"]);
     tasks.until_lines(&store.name, 0, 1);
     kill_process(pid_of(&scheduler), Signal::KILL).expect("it runs");

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::servers::emulators::{Dynalite, Moto, dynamodb};
-use crate::support::servers::{MariaDb, Options, PgBouncer, Postgres, mariadb_at, psql_at, shared_mariadb, shared_postgres};
+use crate::support::servers::{
+    MariaDb, Options, PgBouncer, Postgres, mariadb_at, psql_at, shared_mariadb, shared_postgres,
+};
 use crate::support::session::{Session, session_at};
 use crate::support::{ended, until};
 
@@ -23,7 +25,11 @@ fn a_killed_postgres_comes_back_with_what_was_committed() {
     postgres.restart();
     assert_eq!(postgres.url(), url);
     assert_eq!(postgres.psql("SELECT * FROM kept"), "1\n");
-    assert!(postgres.log().contains("database system was not properly shut down"), "{}", postgres.log());
+    assert!(
+        postgres.log().contains("database system was not properly shut down"),
+        "{}",
+        postgres.log()
+    );
 }
 
 #[test]
@@ -71,7 +77,11 @@ fn servers_that_are_stopped_have_shut_down_in_an_orderly_way_and_can_be_started_
     postgres.stop();
     session.send("SELECT 'alive'");
     assert_eq!((session.answer().as_str(), session.code()), ("", Some(2)));
-    assert!(postgres.log().trim_end().ends_with("database system is shut down"), "{}", postgres.log());
+    assert!(
+        postgres.log().trim_end().ends_with("database system is shut down"),
+        "{}",
+        postgres.log()
+    );
     postgres.restart();
     assert_eq!(ended(&mut psql_at(&postgres.url(), "SELECT 1")).stdout, "1\n");
 
@@ -88,14 +98,19 @@ fn servers_that_are_stopped_have_shut_down_in_an_orderly_way_and_can_be_started_
     assert_eq!(ended(&mut psql_at(&pool.url(), "SELECT 1")).stdout, "1\n");
 }
 
-/// What runs with the path of a server's directory on its command line, and for what its states begin with.
+/// What runs with the path of a server's directory on its command line, and for what its states
+/// begin with.
 fn states(dir: &Path) -> Vec<char> {
-    let processes = fs::read_dir("/proc").expect("there are processes").flatten().map(|entry| entry.path());
-    let read = |path: PathBuf| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
-    let ours = processes.filter(|process| read(process.join("cmdline")).contains(dir.to_str().expect("UTF-8")));
+    let processes =
+        fs::read_dir("/proc").expect("there are processes").flatten().map(|entry| entry.path());
+    let read =
+        |path: PathBuf| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let ours = processes
+        .filter(|process| read(process.join("cmdline")).contains(dir.to_str().expect("UTF-8")));
     // What waits for the first process is not the server's.
     let ours = ours.filter(|process| read(process.join("comm")) != "unshare\n");
-    ours.filter_map(|process| read(process.join("stat")).rsplit_once(") ")?.1.chars().next()).collect()
+    ours.filter_map(|process| read(process.join("stat")).rsplit_once(") ")?.1.chars().next())
+        .collect()
 }
 
 #[test]
@@ -120,12 +135,19 @@ fn a_paused_server_does_nothing_until_it_goes_on_and_can_be_killed_meanwhile() {
 #[test]
 fn servers_want_the_password_and_tls_where_that_is_asked_for() {
     let wrong = shared_postgres().url().replace("hunter2", "hunter3");
-    assert!(ended(&mut psql_at(&wrong, "SELECT 1")).stderr.contains("password authentication failed"));
+    assert!(
+        ended(&mut psql_at(&wrong, "SELECT 1")).stderr.contains("password authentication failed")
+    );
 
     let postgres = Postgres::start_with(Options { is_tls: true, ..Options::default() });
-    let url = |mode: &str| format!("{}?sslmode={mode}&sslrootcert={}", postgres.url(), postgres.certificate());
+    let url = |mode: &str| {
+        format!("{}?sslmode={mode}&sslrootcert={}", postgres.url(), postgres.certificate())
+    };
     assert!(ended(&mut psql_at(&url("disable"), "SELECT 1")).stderr.contains("no encryption"));
-    let checked = ended(&mut psql_at(&url("verify-full"), "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"));
+    let checked = ended(&mut psql_at(
+        &url("verify-full"),
+        "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()",
+    ));
     assert_eq!(checked.stdout, "t\n", "{checked:?}");
 
     let mariadb = MariaDb::start_with(Options { is_tls: true, ..Options::default() });
@@ -135,21 +157,25 @@ fn servers_want_the_password_and_tls_where_that_is_asked_for() {
     // The same as for a wrong password, which the next one shows that it is not.
     assert!(plain.stderr.contains("Access denied"), "{plain:?}");
     let mut checked = mariadb_at(mariadb.address(), cipher);
-    let checked = ended(checked.args(["--ssl-verify-server-cert", &format!("--ssl-ca={}", mariadb.certificate())]));
+    let checked = ended(
+        checked.args(["--ssl-verify-server-cert", &format!("--ssl-ca={}", mariadb.certificate())]),
+    );
     assert!(checked.stdout.contains("TLSv1.3"), "{checked:?}");
 }
 
 #[test]
 fn settings_reach_the_servers_and_their_clocks_can_be_others_and_jump() {
     let settings = [("max_connections", "7")];
-    let options = Options { faketime: Some("@2040-01-01 00:00:00"), settings: &settings, is_tls: false };
+    let options =
+        Options { faketime: Some("@2040-01-01 00:00:00"), settings: &settings, is_tls: false };
     let postgres = Postgres::start_with(options);
     assert_eq!(postgres.psql("SHOW max_connections"), "7\n");
     assert_eq!(postgres.psql("SELECT extract(year FROM now())"), "2040\n");
     postgres.set_clock("@2030-01-01 00:00:00");
     assert_eq!(postgres.psql("SELECT extract(year FROM now())"), "2030\n");
 
-    let mariadb = MariaDb::start_with(Options { faketime: Some("@2034-01-01 00:00:00"), ..options });
+    let mariadb =
+        MariaDb::start_with(Options { faketime: Some("@2034-01-01 00:00:00"), ..options });
     assert_eq!(mariadb.sql("SELECT @@max_connections"), "10\n", "the least that it accepts");
     assert_eq!(mariadb.sql("SELECT year(now())"), "2034\n");
     mariadb.set_clock("@2030-01-01 00:00:00");
@@ -182,7 +208,8 @@ fn a_pool_gives_its_connections_to_one_transaction_after_the_other() {
 fn victim() {
     let (postgres, mariadb, own) = (shared_postgres(), shared_mariadb(), Postgres::start());
     let pool = PgBouncer::start(postgres, 1);
-    let dirs = [postgres.dir(), mariadb.dir(), own.dir(), pool.dir()].map(|dir| dir.to_str().expect("UTF-8"));
+    let dirs = [postgres.dir(), mariadb.dir(), own.dir(), pool.dir()]
+        .map(|dir| dir.to_str().expect("UTF-8"));
     writeln!(std::io::stdout(), "\nVICTIM {}", dirs.join(" ")).expect("it can be said");
     std::io::stdin().read_to_string(&mut String::new()).expect("it can be read");
 }
@@ -191,10 +218,15 @@ fn victim() {
 fn nothing_is_left_of_servers_whose_test_was_killed_or_has_ended() {
     for is_killed in [true, false] {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
-        command.args(["--ignored", "--exact", "servers::victim", "--nocapture"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(["--ignored", "--exact", "servers::victim", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = command.spawn().expect("it starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
-        let line = lines.find(|line| line.starts_with("VICTIM ")).expect("it says where the servers are");
+        let mut lines =
+            BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
+        let line =
+            lines.find(|line| line.starts_with("VICTIM ")).expect("it says where the servers are");
         let dirs: Vec<_> = line.split(' ').skip(1).map(Path::new).collect();
         assert_eq!(dirs.len(), 4);
         for dir in &dirs {

@@ -13,12 +13,13 @@ const TOGETHER: usize = 6;
 /// One of so many callers is killed.
 const KILLED: usize = 20;
 
-/// What a key runs, in the directory of `log`. Two runs of one key at a time would meet in the flock, which ends with its process.
+/// What a key runs, in the directory of `log`. Two runs of one key at a time would meet in the
+/// flock, which ends with its process.
 const SCRIPT: &str = r#"exec 8> "lock.$SERIALIZER_ONCE_KEY"; flock -n 8 || echo overlap >> log
     echo "$SERIALIZER_ONCE_KEY $SERIALIZER_TRY" >> log; sleep 0.02"#;
 
-/// So many callers for each of the keys. `command` is given the arguments of `serializer`, and `state` tells of a key its state and the
-/// number of its last run.
+/// So many callers for each of the keys. `command` is given the arguments of `serializer`, and
+/// `state` tells of a key its state and the number of its last run.
 pub fn run_each_key_once(
     keys: &[String],
     each: usize,
@@ -29,7 +30,8 @@ pub fn run_each_key_once(
     let callers = each * keys.len();
     let call = &|caller: usize, is_killed: bool| {
         let key = &keys[caller % keys.len()];
-        let mut command = command(&["once", key, "--sleep-seconds", "0.2", "--", "bash", "-c", SCRIPT]);
+        let mut command =
+            command(&["once", key, "--sleep-seconds", "0.2", "--", "bash", "-c", SCRIPT]);
         let mut child = command.current_dir(dir).stderr(Stdio::null()).spawn().expect("it starts");
         if is_killed {
             // Somewhere on its way; where does not matter.
@@ -41,7 +43,11 @@ pub fn run_each_key_once(
     };
     thread::scope(|scope| {
         for first in 0..TOGETHER {
-            scope.spawn(move || (first..callers).step_by(TOGETHER).for_each(|caller| call(caller, caller % KILLED == 3)));
+            scope.spawn(move || {
+                (first..callers)
+                    .step_by(TOGETHER)
+                    .for_each(|caller| call(caller, caller % KILLED == 3))
+            });
         }
     });
     // Those whose last caller was killed, too.
@@ -55,10 +61,16 @@ pub fn run_each_key_once(
     for key in keys {
         let (state, runs) = state(key);
         assert_eq!(state, "done", "{key}: {log}");
-        assert!(seen.contains(&*format!("{key} {runs}")), "{key}: its last run, {runs}, has not run: {log}");
+        assert!(
+            seen.contains(&*format!("{key} {runs}")),
+            "{key}: its last run, {runs}, has not run: {log}"
+        );
         let begun = seen.iter().filter(|line| line.starts_with(&format!("{key} "))).count() as u64;
         assert!(begun <= runs, "{key}: {begun} of {runs} runs: {log}");
         interruptions += runs - 1;
     }
-    assert!(interruptions <= callers.div_ceil(KILLED) as u64, "{interruptions} runs more than keys: {log}");
+    assert!(
+        interruptions <= callers.div_ceil(KILLED) as u64,
+        "{interruptions} runs more than keys: {log}"
+    );
 }

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The first call of Rust's own start, which checks that stdin, stdout and stderr are open. What comes before is the dynamic
-/// loader's: the same in every program, and over before anything of this one has begun.
+/// The first call of Rust's own start, which checks that stdin, stdout and stderr are open. What
+/// comes before is the dynamic loader's: the same in every program, and over before anything of
+/// this one has begun.
 const FIRST_OF_ITS_OWN: &str = "poll([{fd=0,";
 
-/// The program's own calls in what strace has written, by name: their numbers, as `when=` counts them in each thread.
+/// The program's own calls in what strace has written, by name: their numbers, as `when=` counts
+/// them in each thread.
 pub fn own_calls(trace: &str) -> BTreeMap<String, BTreeSet<usize>> {
     assert!(trace.contains(FIRST_OF_ITS_OWN), "where does the program begin? {trace}");
     let mut made: BTreeMap<(&str, &str), usize> = BTreeMap::new();
@@ -17,7 +19,9 @@ pub fn own_calls(trace: &str) -> BTreeMap<String, BTreeSet<usize>> {
         let call = line.trim_start_matches(|digit: char| digit.is_ascii_digit());
         let thread = &line[..line.len() - call.len()];
         let call = call.trim_start();
-        let Some((name, _)) = call.split_once('(').filter(|(name, _)| !name.contains(' ')) else { continue };
+        let Some((name, _)) = call.split_once('(').filter(|(name, _)| !name.contains(' ')) else {
+            continue;
+        };
         has_begun |= call.starts_with(FIRST_OF_ITS_OWN);
         let number = made.entry((thread, name)).or_default();
         *number += 1;
@@ -32,5 +36,10 @@ pub fn own_calls(trace: &str) -> BTreeMap<String, BTreeSet<usize>> {
 pub fn ends(numbers: &BTreeSet<usize>, most: usize) -> Vec<usize> {
     let count = numbers.len();
     let is_at_an_end = |place: usize| place < most || place + most >= count;
-    numbers.iter().enumerate().filter(|(place, _)| is_at_an_end(*place)).map(|(_, number)| *number).collect()
+    numbers
+        .iter()
+        .enumerate()
+        .filter(|(place, _)| is_at_an_end(*place))
+        .map(|(_, number)| *number)
+        .collect()
 }

@@ -57,9 +57,13 @@ impl Cluster {
                 let address = self.hosts[host].address_of_server(server.port());
                 server.url().replace(&server.host_port(), &address.to_string())
             }
-            Kind::DynamoDb => dynamodb_at(self.hosts[host].address_of_server(shared_dynalite().port())),
+            Kind::DynamoDb => {
+                dynamodb_at(self.hosts[host].address_of_server(shared_dynalite().port()))
+            }
             Kind::S3 => s3_url_at(self.hosts[host].address_of_server(shared_s3().port())),
-            Kind::Azure => azure_url_at(self.hosts[host].address_of_server(shared_azure().address().port())),
+            Kind::Azure => {
+                azure_url_at(self.hosts[host].address_of_server(shared_azure().address().port()))
+            }
             // They see the same files.
             Kind::Directory => format!("file://{}", self.locks.dir().display()),
         }
@@ -69,7 +73,10 @@ impl Cluster {
     pub fn command(&self, host: usize, program: &str) -> Command {
         let mut command = self.hosts[host].command("env");
         command.arg(format!("--chdir={}", self.locks.dir().display())).arg(program);
-        command.env("S", PROGRAM).env("SERIALIZER_STORE", self.url(host)).env("SERIALIZER_FILE_NAME", &self.name);
+        command
+            .env("S", PROGRAM)
+            .env("SERIALIZER_STORE", self.url(host))
+            .env("SERIALIZER_FILE_NAME", &self.name);
         command.env("SERIALIZER_LEASE_SECONDS", self.lease.as_secs_f64().to_string());
         command
     }
@@ -96,8 +103,10 @@ impl Cluster {
 
     /// A `serializer run ARGS… bash -c SCRIPT`, whose script has said something.
     pub fn running(&self, host: usize, args: &[&str], script: &str) -> Child {
-        let mut command = self.serializer(host, &[&["run"], args, &["bash", "-c", script]].concat());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut command =
+            self.serializer(host, &[&["run"], args, &["bash", "-c", script]].concat());
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         assert_ne!(first_line(&mut child), "", "the command does not start");
         child
     }

@@ -12,7 +12,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::proxy::Proxy;
-use crate::support::servers::buckets::{Azurite, azure_url_at, s3_url_at, shared_azure, shared_s3, start_s3};
+use crate::support::servers::buckets::{
+    Azurite, azure_url_at, s3_url_at, shared_azure, shared_s3, start_s3,
+};
 use crate::support::servers::emulators::{Dynalite, Moto};
 use crate::support::servers::{MariaDb, Options, Postgres};
 use crate::support::stores::{Kind, Store};
@@ -23,8 +25,8 @@ pub enum Server {
     Postgres(Postgres),
     MariaDb(MariaDb),
     Dynalite(Dynalite),
-    /// It goes and comes back as its users see that: the emulator would forget everything. Without an emulator of its own it is
-    /// a way to the one that tests share.
+    /// It goes and comes back as its users see that: the emulator would forget everything. Without
+    /// an emulator of its own it is a way to the one that tests share.
     S3(Option<Moto>, Proxy),
     /// The same.
     Azure(Option<Azurite>, Proxy),
@@ -110,11 +112,13 @@ impl Server {
     }
 
     pub fn pause(&self) {
-        of_all!(self, server => server.pause(), moto, _ => moto.as_ref().expect("one of its own").pause());
+        of_all!(self, server => server.pause(), moto, _ => moto.as_ref().expect("one of its \
+            own").pause());
     }
 
     pub fn resume(&self) {
-        of_all!(self, server => server.resume(), moto, _ => moto.as_ref().expect("one of its own").resume());
+        of_all!(self, server => server.resume(), moto, _ => moto.as_ref().expect("one of its \
+            own").resume());
     }
 
     /// The clock by which leases end.

@@ -1,5 +1,5 @@
-//! Ends what tests have started when their program has ended, however that was: what waits for a lock in a store would try
-//! again for ever.
+//! Ends what tests have started when their program has ended, however that was: what waits for a
+//! lock in a store would try again for ever.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -7,8 +7,9 @@ use std::sync::OnceLock;
 /// In the environment of all that tests start, with the test program's PID.
 const MARK: &str = "STARTED_BY_TESTS";
 
-/// Reads its stdin to the end, which the kernel closes with the test program. What has the mark is killed, again and again
-/// while there is any: it may be about to start more. One that cannot be killed is another user's, hence the limit.
+/// Reads its stdin to the end, which the kernel closes with the test program. What has the mark is
+/// killed, again and again while there is any: it may be about to start more. One that cannot be
+/// killed is another user's, hence the limit.
 const SCRIPT: &str = r#"
     read -r _
     for attempt in {1..20}; do

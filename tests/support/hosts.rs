@@ -1,5 +1,6 @@
-//! Other hosts, simulated: a network of their own with a cable that can be pulled, a name, a machine's and a boot's identity and
-//! processes of their own. All in a user namespace, so that it works for everybody.
+//! Other hosts, simulated: a network of their own with a cable that can be pulled, a name, a
+//! machine's and a boot's identity and processes of their own. All in a user namespace, so that it
+//! works for everybody.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -68,7 +69,8 @@ impl Host {
         Self::with(&other.name, other.machine, next_number())
     }
 
-    /// And with the same boot's identity, as containers of one image on one machine have it, and copies of a virtual machine.
+    /// And with the same boot's identity, as containers of one image on one machine have it, and
+    /// copies of a virtual machine.
     pub fn copy_of(other: &Self) -> Self {
         Self::with(&other.name, other.machine, other.boot)
     }
@@ -76,7 +78,8 @@ impl Host {
     fn with(name: &str, machine: u32, boot: u32) -> Self {
         let number = next_number();
         // Each is alone with its cable: addresses may come again.
-        let address = Ipv4Addr::new(10, 99, 0, u8::try_from(number % 250 + 2).expect("less than 252"));
+        let address =
+            Ipv4Addr::new(10, 99, 0, u8::try_from(number % 250 + 2).expect("less than 252"));
 
         let mut outside = plain("unshare");
         outside.args(["--user", "--map-root-user", "--net", "bash"]);
@@ -84,21 +87,54 @@ impl Host {
         run(&mut outside, "test $(id -u) = 0");
 
         let mut inside = enter(outside.pid(), &["--net"]);
-        inside.args(["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"]);
+        inside.args([
+            "unshare",
+            "--net",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "bash",
+        ]);
         // Where its child was killed it says that it cannot unblock that signal for itself.
         inside.stderr(Stdio::null());
         let mut inside = Shell::start_with(inside);
         run(&mut inside, "test $$ = 1");
         let pid = inside.pid();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
         let first = Pid::from_raw(children.trim().parse().expect("a PID")).expect("a PID");
         let first_fd = pidfd_open(first, PidfdFlags::empty()).expect("it runs");
 
-        run(&mut outside, &format!("ip link add name cable type veth peer name eth0 netns {}", first.as_raw_nonzero()));
-        run(&mut outside, &format!("ip address add {OUTSIDE}/24 dev cable && ip link set cable up"));
-        run(&mut inside, &format!("ip address add {address}/24 dev eth0 && ip link set eth0 up && ip link set lo up"));
-        // Known for ever: where the cable is pulled packets are lost, and nobody says that there is no such neighbour.
-        run(&mut inside, &format!("ip neighbour replace {OUTSIDE} dev eth0 nud permanent lladdr {}", mac(&mut outside)));
+        run(
+            &mut outside,
+            &format!(
+                "ip link add name cable type veth peer name eth0 netns {}",
+                first.as_raw_nonzero()
+            ),
+        );
+        run(
+            &mut outside,
+            &format!("ip address add {OUTSIDE}/24 dev cable && ip link set cable up"),
+        );
+        run(
+            &mut inside,
+            &format!(
+                "ip address add {address}/24 dev eth0 && ip link set eth0 up && ip link set lo up"
+            ),
+        );
+        // Known for ever: where the cable is pulled packets are lost, and nobody says that there is
+        // no such neighbour.
+        run(
+            &mut inside,
+            &format!(
+                "ip neighbour replace {OUTSIDE} dev eth0 nud permanent lladdr {}",
+                mac(&mut outside)
+            ),
+        );
         run(&mut inside, &format!("hostname {name}"));
         // The files are hidden as soon as they are bound to their places, and leave no trace.
         run(
@@ -120,7 +156,8 @@ impl Host {
         self.address
     }
 
-    /// `program` as root of this host, in `/`, with nothing in its environment but the PATH. What is killed is the program.
+    /// `program` as root of this host, in `/`, with nothing in its environment but the PATH. What
+    /// is killed is the program.
     pub fn command(&self, program: &str) -> Command {
         let first = u32::try_from(self.first.as_raw_nonzero().get()).expect("a PID");
         let mut command = enter(first, &["--net", "--mount", "--uts", "--ipc", "--pid"]);
@@ -131,10 +168,12 @@ impl Host {
 
     /// Stops all of its processes at once, as if it slept. Its clocks go on.
     pub fn suspend(&self) {
-        // While a process starts another one (vfork), the signal may stop the new one alone, for which the other then waits.
+        // While a process starts another one (vfork), the signal may stop the new one alone, for
+        // which the other then waits.
         until("all of it is stopped", || {
             self.signal_all("STOP");
-            let is_stopped = self.command("bash").args(["-c", ARE_STOPPED]).status().expect("it runs").success();
+            let is_stopped =
+                self.command("bash").args(["-c", ARE_STOPPED]).status().expect("it runs").success();
             if !is_stopped {
                 self.signal_all("CONT");
             }
@@ -142,13 +181,15 @@ impl Host {
         });
     }
 
-    /// Lets them all go on, after [`suspend`](Self::suspend), and those that have been made by [`command`](Self::command) of which
-    /// these are the PIDs.
+    /// Lets them all go on, after [`suspend`](Self::suspend), and those that have been made by
+    /// [`command`](Self::command) of which these are the PIDs.
     pub fn resume(&self, entered: &[u32]) {
         self.signal_all("CONT");
         for pid in entered {
-            // What has entered the host stops itself as soon as it sees its child stopped, and nobody there can let it go on.
-            let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there");
+            // What has entered the host stops itself as soon as it sees its child stopped, and
+            // nobody there can let it go on.
+            let state =
+                || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there");
             until("it does not stop with its child", || state().contains(") T "));
             let pid = Pid::from_raw(i32::try_from(*pid).expect("a PID")).expect("a PID");
             kill_process(pid, Signal::CONT).expect("it can be signalled");
@@ -161,25 +202,35 @@ impl Host {
         assert!(sent.expect("it runs").success());
     }
 
-    /// Where a server that listens at this port of the loopback interface can be reached from this host.
+    /// Where a server that listens at this port of the loopback interface can be reached from this
+    /// host.
     pub fn address_of_server(&self, port: u16) -> SocketAddr {
         let address = SocketAddr::from((OUTSIDE, port));
         let mut relays = self.relays.lock().expect("no panic");
-        let relay = || Proxy::on(self.listen(address), SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        let relay =
+            || Proxy::on(self.listen(address), SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         relays.entry(port).or_insert_with(relay);
         address
     }
 
-    /// A socket that listens at the other end of the cable, for use in this process, whose network is another one.
+    /// A socket that listens at the other end of the cable, for use in this process, whose network
+    /// is another one.
     fn listen(&self, address: SocketAddr) -> TcpListener {
         let (here, there) = UnixStream::pair().expect("a pair of sockets");
         let mut command = enter(self.outside_pid, &["--net"]);
-        command.args(["python3", "-c", LISTENER, &address.ip().to_string(), &address.port().to_string()]);
+        command.args([
+            "python3",
+            "-c",
+            LISTENER,
+            &address.ip().to_string(),
+            &address.port().to_string(),
+        ]);
         let made = command.stdin(Stdio::from(OwnedFd::from(there))).status().expect("it runs");
         assert!(made.success(), "{command:?}");
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        recvmsg(&here, &mut [IoSliceMut::new(&mut [0])], &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("it was sent");
+        recvmsg(&here, &mut [IoSliceMut::new(&mut [0])], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+            .expect("it was sent");
         let sockets = ancillary.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
             _ => None,
@@ -196,7 +247,8 @@ impl Host {
         run(&mut self.outside.lock().expect("no panic"), "ip link set cable up");
     }
 
-    /// A crash of the whole host: nobody hears of it any more. Its processes are gone when this returns.
+    /// A crash of the whole host: nobody hears of it any more. Its processes are gone when this
+    /// returns.
     pub fn lose_power(&self) {
         self.link_down();
         self.kill();
@@ -239,7 +291,9 @@ fn path() -> String {
 /// Into the user namespace of a process and those others of its, as root there.
 fn enter(pid: u32, namespaces: &[&str]) -> Command {
     let mut command = plain("nsenter");
-    command.args(["--target", &pid.to_string(), "--user", "--preserve-credentials"]).args(namespaces);
+    command
+        .args(["--target", &pid.to_string(), "--user", "--preserve-credentials"])
+        .args(namespaces);
     command
 }
 

@@ -1,5 +1,6 @@
-//! A server that passes on to another one what it is asked, and now and then answers itself, or changes what it passes on: what no
-//! emulator does of its own accord. Answers are those of the documentation of AWS, word for word.
+//! A server that passes on to another one what it is asked, and now and then answers itself, or
+//! changes what it passes on: what no emulator does of its own accord. Answers are those of the
+//! documentation of AWS, word for word.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -44,16 +45,25 @@ struct Planned {
 
 /// An answer of S3 with an error in it.
 pub fn error(status: &str, headers: &str, code: &str, message: &str) -> String {
-    let body =
-        format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>");
-    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    let body = format!(
+        "<?xml version=\"1.0\" \
+         encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    );
+    format!(
+        "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 /// An answer of DynamoDB with an error in it.
 pub fn dynamodb_error(status: u16, code: &str, message: &str) -> String {
-    let body = format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{code}","message":"{message}"}}"#);
+    let body =
+        format!(r#"{{"__type":"com.amazonaws.dynamodb.v20120810#{code}","message":"{message}"}}"#);
     let kind = "Content-Type: application/x-amz-json-1.0\r\n";
-    format!("HTTP/1.1 {status} Refused\r\n{kind}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    format!(
+        "HTTP/1.1 {status} Refused\r\n{kind}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 impl Injector {
@@ -79,28 +89,50 @@ impl Injector {
         self.address
     }
 
-    /// So many questions with `marker` in their first lines get this answer, and nobody else hears of them.
+    /// So many questions with `marker` in their first lines get this answer, and nobody else hears
+    /// of them.
     pub fn refuse(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());
-        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: false, is_repeated: false });
+        self.shared.lock().planned.push(Planned {
+            marker,
+            times,
+            answer,
+            is_done: false,
+            is_repeated: false,
+        });
     }
 
     /// The same, and nothing else is planned any more; there is no moment in between.
     pub fn refuse_instead(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());
-        self.shared.lock().planned = vec![Planned { marker, times, answer, is_done: false, is_repeated: false }];
+        self.shared.lock().planned =
+            vec![Planned { marker, times, answer, is_done: false, is_repeated: false }];
     }
 
-    /// So many questions with `marker` in their first lines are passed on, and get this answer in place of the server's.
+    /// So many questions with `marker` in their first lines are passed on, and get this answer in
+    /// place of the server's.
     pub fn misreport(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());
-        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: true, is_repeated: false });
+        self.shared.lock().planned.push(Planned {
+            marker,
+            times,
+            answer,
+            is_done: true,
+            is_repeated: false,
+        });
     }
 
-    /// So many questions with `marker` in their first lines are passed on twice, as by a proxy that has lost the first answer.
+    /// So many questions with `marker` in their first lines are passed on twice, as by a proxy that
+    /// has lost the first answer.
     pub fn repeat(&self, marker: &str, times: usize) {
         let (marker, answer) = (marker.to_owned(), String::new());
-        self.shared.lock().planned.push(Planned { marker, times, answer, is_done: true, is_repeated: true });
+        self.shared.lock().planned.push(Planned {
+            marker,
+            times,
+            answer,
+            is_done: true,
+            is_repeated: true,
+        });
     }
 
     /// Nothing is planned any more.
@@ -161,7 +193,8 @@ impl Shared {
             }
             let name = line.split(':').next().unwrap_or("").to_ascii_lowercase();
             if name == "content-length" {
-                length = line.split(':').nth(1).and_then(|value| value.trim().parse().ok()).unwrap_or(0);
+                length =
+                    line.split(':').nth(1).and_then(|value| value.trim().parse().ok()).unwrap_or(0);
             }
             head.push((name, line));
         }
@@ -170,7 +203,9 @@ impl Shared {
         let text: String = head.iter().map(|(_, line)| line.as_str()).collect();
         let (planned, ignored, is_metered) = {
             let mut state = self.lock();
-            state.asked.push(head.first().map(|(_, line)| line.trim_end().to_owned()).unwrap_or_default());
+            state
+                .asked
+                .push(head.first().map(|(_, line)| line.trim_end().to_owned()).unwrap_or_default());
             let at = state.planned.iter().position(|planned| text.contains(&planned.marker));
             let planned = at.map(|at| {
                 let planned = &mut state.planned[at];
@@ -186,7 +221,10 @@ impl Shared {
         if is_metered {
             let question = String::from_utf8_lossy(&body).into_owned();
             body = question.replacen('{', r#"{"ReturnConsumedCapacity":"TOTAL","#, 1).into_bytes();
-            let length = head.iter_mut().find(|(name, _)| name == "content-length").expect("it has a length");
+            let length = head
+                .iter_mut()
+                .find(|(name, _)| name == "content-length")
+                .expect("it has a length");
             length.1 = format!("Content-Length: {}\r\n", body.len());
         }
         if let Some((answer, false, _)) = &planned {
@@ -194,7 +232,10 @@ impl Shared {
         }
         let ask = || -> std::io::Result<Vec<u8>> {
             let mut server = TcpStream::connect(self.server)?;
-            for (_, line) in head.iter().filter(|(name, _)| name != "connection" && !ignored.contains(&name.as_str())) {
+            for (_, line) in head
+                .iter()
+                .filter(|(name, _)| name != "connection" && !ignored.contains(&name.as_str()))
+            {
                 server.write_all(line.as_bytes())?;
             }
             server.write_all(b"Connection: close\r\n\r\n")?;
@@ -210,9 +251,15 @@ impl Shared {
             None => {}
         }
         if is_metered {
-            let action = text.split("DynamoDB_20120810.").nth(1).and_then(|rest| rest.split_whitespace().next());
+            let action = text
+                .split("DynamoDB_20120810.")
+                .nth(1)
+                .and_then(|rest| rest.split_whitespace().next());
             let answer = String::from_utf8_lossy(&answer);
-            let units = answer.split(r#""CapacityUnits":"#).nth(1).and_then(|rest| rest.split([',', '}']).next());
+            let units = answer
+                .split(r#""CapacityUnits":"#)
+                .nth(1)
+                .and_then(|rest| rest.split([',', '}']).next());
             let units = units.and_then(|units| units.parse().ok()).expect("it says what it costs");
             self.lock().costs.push((action.expect("an action").to_owned(), units));
         }

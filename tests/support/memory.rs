@@ -47,7 +47,9 @@ impl Memory {
 impl Registers {
     fn state(&self, stored: Option<&(u64, Option<String>)>) -> State {
         let (now, is_local) = (self.ahead.map(|ahead| since_boot() + ahead), self.ahead.is_none());
-        let Some((number, value)) = stored else { return State { now, is_local, ..State::default() } };
+        let Some((number, value)) = stored else {
+            return State { now, is_local, ..State::default() };
+        };
         let version = Some(number.to_be_bytes().to_vec());
         State { version, number: *number, value: value.clone(), now, is_local, written: None }
     }
@@ -76,7 +78,8 @@ impl Store for Memory {
 
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         let registers = self.registers();
-        let is_listed = |key: &Key| key.kind == kind && after.is_none_or(|after| key.name.as_os_str() > after);
+        let is_listed =
+            |key: &Key| key.kind == kind && after.is_none_or(|after| key.name.as_os_str() > after);
         let listed = registers.states.iter().filter(|(key, _)| is_listed(key));
         let entries = listed.map(|(key, stored)| (key.name.clone(), registers.state(Some(stored))));
         Ok(Page { entries: entries.collect(), next: None })
@@ -85,7 +88,9 @@ impl Store for Memory {
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
         let mut registers = self.registers();
         let current = registers.get(key);
-        if current.version.is_none() || (&current.version, &current.value) != (&expected.version, &expected.value) {
+        if current.version.is_none()
+            || (&current.version, &current.value) != (&expected.version, &expected.value)
+        {
             return Ok(Write::Conflict);
         }
         registers.states.remove(key);

@@ -1,5 +1,5 @@
-//! What the tests of the program share: a directory of its own for each test, the program in a clean environment, and
-//! shells that own locks.
+//! What the tests of the program share: a directory of its own for each test, the program in a
+//! clean environment, and shells that own locks.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -57,7 +57,8 @@ impl Locks {
 
     /// Says that hosts share it, as `serializer initialize` does.
     pub fn is_shared(&self) {
-        fs::write(self.dir().join(".serializer-shared"), "").expect("the directory can be written to");
+        fs::write(self.dir().join(".serializer-shared"), "")
+            .expect("the directory can be written to");
     }
 
     /// The default lock file.
@@ -65,7 +66,8 @@ impl Locks {
         self.dir().join("serializer.lck")
     }
 
-    /// `program` with nothing in its environment but the directory; the test process is its parent, and so its owner.
+    /// `program` with nothing in its environment but the directory; the test process is its parent,
+    /// and so its owner.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -102,8 +104,9 @@ impl Locks {
     /// What is in the directory.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir()).expect("the directory can be read");
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -112,7 +115,8 @@ impl Locks {
     pub fn report(&self) -> serde_json::Value {
         let ended = self.run(&["status", "--json"]);
         assert_eq!(ended.code, 0, "{ended:?}");
-        let mut report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("status prints JSON");
+        let mut report: serde_json::Value =
+            serde_json::from_str(&ended.stdout).expect("status prints JSON");
         report["locks"][0].take()
     }
 
@@ -127,7 +131,8 @@ impl Locks {
     pub fn pids(&self, list: &str) -> Vec<u32> {
         let report = self.report();
         let pids = report[list].as_array().expect("a list").iter();
-        pids.map(|one| one["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid")).collect()
+        pids.map(|one| one["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid"))
+            .collect()
     }
 }
 
@@ -150,7 +155,8 @@ impl Ended {
 pub fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
     // Not read to its end, which would wait for the child's.
-    let mut output = BufReader::with_capacity(1, child.stdout.as_mut().expect("its output is a pipe"));
+    let mut output =
+        BufReader::with_capacity(1, child.stdout.as_mut().expect("its output is a pipe"));
     output.read_line(&mut line).expect("it can be read");
     line.trim_end().to_owned()
 }
@@ -162,13 +168,18 @@ pub fn ended(command: &mut Command) -> Ended {
 
 impl From<Output> for Ended {
     fn from(output: Output) -> Self {
-        let code = output.status.code().or(output.status.signal().map(|signal| 128 + signal)).expect("an exit code");
+        let code = output
+            .status
+            .code()
+            .or(output.status.signal().map(|signal| 128 + signal))
+            .expect("an exit code");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Self { code, stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 }
 
-/// A bash that does what it is told, line by line: a process that can own locks, and die. Killed when dropped.
+/// A bash that does what it is told, line by line: a process that can own locks, and die. Killed
+/// when dropped.
 pub struct Shell {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -206,9 +217,16 @@ impl Shell {
         loop {
             let mut answer = String::new();
             if self.stdout.buffer().is_empty() {
-                assert!(is_readable(self.stdout.get_ref(), 3 * LIMIT), "the shell does not answer; it said {output:?}");
+                assert!(
+                    is_readable(self.stdout.get_ref(), 3 * LIMIT),
+                    "the shell does not answer; it said {output:?}"
+                );
             }
-            assert_ne!(self.stdout.read_line(&mut answer).expect("the shell answers"), 0, "the shell died");
+            assert_ne!(
+                self.stdout.read_line(&mut answer).expect("the shell answers"),
+                0,
+                "the shell died"
+            );
             match answer.strip_prefix("rc=") {
                 Some(code) => return (code.trim().parse().expect("an exit code"), output),
                 None => output.push_str(&answer),
@@ -237,7 +255,8 @@ impl Shell {
         assert_eq!(self.run(r#""$S" unlock 2>/dev/null"#), 0, "the shell releases the lock");
     }
 
-    /// SIGKILL; returns when nothing but its zombie is left, which [`Shell::reap`] or dropping removes.
+    /// SIGKILL; returns when nothing but its zombie is left, which [`Shell::reap`] or dropping
+    /// removes.
     pub fn kill(&mut self) {
         self.child.kill().expect("the shell can be killed");
     }
@@ -265,12 +284,20 @@ pub struct Waiter {
 impl Waiter {
     /// Returns when the program has said that it waits. `command` must be one that comes to that.
     pub fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the waiter starts");
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the waiter starts");
         let mut stderr = BufReader::new(child.stderr.take().expect("its messages"));
         let mut line = String::new();
         while !line.contains("waiting for") {
             line.clear();
-            assert_ne!(stderr.read_line(&mut line).expect("it says something"), 0, "the waiter ended without waiting");
+            assert_ne!(
+                stderr.read_line(&mut line).expect("it says something"),
+                0,
+                "the waiter ended without waiting"
+            );
         }
         Self { child, stderr }
     }
@@ -287,12 +314,14 @@ impl Waiter {
         self.child.kill().expect("the waiter can be killed");
     }
 
-    /// Returns when it sleeps: it has looked as often as it does without being woken. What happens before that would also be
-    /// noticed by a waiter that nothing wakes.
+    /// Returns when it sleeps: it has looked as often as it does without being woken. What happens
+    /// before that would also be noticed by a waiter that nothing wakes.
     pub fn asleep(&self) {
         let what = format!("/proc/{}/wchan", self.pid());
         until(&format!("{what} does not say that the waiter sleeps"), || {
-            fs::read_to_string(&what).expect("the waiter runs, and can be looked at").contains("poll")
+            fs::read_to_string(&what)
+                .expect("the waiter runs, and can be looked at")
+                .contains("poll")
         });
     }
 
@@ -305,7 +334,8 @@ impl Waiter {
         let mut stderr = String::new();
         self.stderr.read_to_string(&mut stderr).expect("its messages");
         let status = self.child.wait().expect("it ends");
-        let code = status.code().or(status.signal().map(|signal| 128 + signal)).expect("an exit code");
+        let code =
+            status.code().or(status.signal().map(|signal| 128 + signal)).expect("an exit code");
         Ended { code, stdout: String::new(), stderr }
     }
 }
@@ -317,8 +347,8 @@ impl Drop for Waiter {
     }
 }
 
-/// The Python plugin's algorithm, expressed anew: an exclusive create; on failure a look at the first line, and an
-/// overwrite in place, without any lock, if that process cannot be signalled.
+/// The Python plugin's algorithm, expressed anew: an exclusive create; on failure a look at the
+/// first line, and an overwrite in place, without any lock, if that process cannot be signalled.
 pub const LEGACY: &str = r#"
 import os, sys, time
 
@@ -349,13 +379,15 @@ def attempt():
     return True
 "#;
 
-/// How often to repeat what may go wrong once in a while: `usual` times, or `SERIALIZER_TEST_FACTOR` times that.
+/// How often to repeat what may go wrong once in a while: `usual` times, or
+/// `SERIALIZER_TEST_FACTOR` times that.
 pub fn rounds(usual: usize) -> usize {
     let factor = std::env::var("SERIALIZER_TEST_FACTOR").ok();
     usual * factor.map_or(1, |factor| factor.parse().expect("SERIALIZER_TEST_FACTOR is a number"))
 }
 
-/// A bash in namespaces of its own, made by `unshare` with `flags`. It is root there, whoever runs the tests.
+/// A bash in namespaces of its own, made by `unshare` with `flags`. It is root there, whoever runs
+/// the tests.
 pub fn unshared_shell(locks: &Locks, flags: &[&str]) -> Shell {
     let mut command = locks.command("unshare");
     command.args(["--user", "--map-root-user"]).args(flags).arg("bash");
@@ -364,9 +396,11 @@ pub fn unshared_shell(locks: &Locks, flags: &[&str]) -> Shell {
     shell
 }
 
-/// A bash that is PID 1 of a PID namespace of its own, as in a container. Killing `unshare`, its parent, ends it.
+/// A bash that is PID 1 of a PID namespace of its own, as in a container. Killing `unshare`, its
+/// parent, ends it.
 pub fn pid_namespace(locks: &Locks) -> Shell {
-    let mut shell = unshared_shell(locks, &["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    let mut shell =
+        unshared_shell(locks, &["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     assert_eq!(shell.run("test $$ = 1"), 0);
     shell
 }
@@ -387,7 +421,8 @@ impl OrdinaryUser {
         let program = dir.path().join("serializer");
         copy_program(Path::new(PROGRAM), &program);
         for (path, mode) in [(dir.path(), 0o755), (&program, 0o755), (locks.dir(), 0o777)] {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("they can be let in");
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))
+                .expect("they can be let in");
         }
         Self { program: Some((dir, program)) }
     }
@@ -398,7 +433,9 @@ impl OrdinaryUser {
             None => locks.command(program),
             Some((_, copy)) => {
                 let mut command = locks.command("setpriv");
-                command.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]).env("S", copy);
+                command
+                    .args(["--reuid=65534", "--regid=65534", "--clear-groups", program])
+                    .env("S", copy);
                 command
             }
         };
@@ -408,13 +445,14 @@ impl OrdinaryUser {
 
     /// Runs `serializer ARGS…` as that user.
     pub fn run(&self, locks: &Locks, args: &[&str]) -> Ended {
-        let program = self.program.as_ref().map_or(PROGRAM, |(_, copy)| copy.to_str().expect("UTF-8"));
+        let program =
+            self.program.as_ref().map_or(PROGRAM, |(_, copy)| copy.to_str().expect("UTF-8"));
         ended(&mut self.command(locks, program, args))
     }
 }
 
-/// Starts the Python plugin's algorithm, followed by `then`, as the plugin is run: a Python script named `serializer`. Its
-/// parent, a shell, is the owner.
+/// Starts the Python plugin's algorithm, followed by `then`, as the plugin is run: a Python script
+/// named `serializer`. Its parent, a shell, is the owner.
 pub fn legacy_plugin(locks: &Locks, then: &str) -> Command {
     let dir = locks.dir().join("venv");
     fs::create_dir_all(&dir).expect("a directory for the plugin");
@@ -425,8 +463,8 @@ pub fn legacy_plugin(locks: &Locks, then: &str) -> Command {
     command
 }
 
-/// Copies a program in a process of its own: this one may be starting others in another thread, which would inherit the copy
-/// while it is open for writing, and make it a text file that is busy.
+/// Copies a program in a process of its own: this one may be starting others in another thread,
+/// which would inherit the copy while it is open for writing, and make it a text file that is busy.
 pub fn copy_program(from: &Path, to: &Path) {
     assert!(Command::new("cp").args([from, to]).status().expect("cp runs").success());
 }
@@ -444,7 +482,8 @@ fn is_readable(fd: impl AsFd, limit: Duration) -> bool {
 /// Waits for what must come, with a limit for when it does not.
 pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
     let limit = Instant::now() + LIMIT;
-    // Most questions start a program: a loop without pauses would take the processor from what it waits for.
+    // Most questions start a program: a loop without pauses would take the processor from what it
+    // waits for.
     let mut pause = Duration::from_millis(1);
     while !has_come() {
         assert!(Instant::now() < limit, "{what}");
@@ -466,7 +505,8 @@ sys.stdin.buffer.read()
 os.write(1, b"end\n")
 "#;
 
-/// Says that a test cannot run here, past the harness, which keeps what passing tests print; scripts/test.sh counts it.
+/// Says that a test cannot run here, past the harness, which keeps what passing tests print;
+/// scripts/test.sh counts it.
 pub fn skipped(why: &str) {
     writeln!(std::io::stdout(), "\nSKIPPED: {why}").expect("it can be said");
 }

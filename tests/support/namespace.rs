@@ -1,4 +1,5 @@
-//! Tests in PID namespaces of their own: what looks at every process then finds a few, whatever else the machine runs.
+//! Tests in PID namespaces of their own: what looks at every process then finds a few, whatever
+//! else the machine runs.
 
 use std::process::Command;
 
@@ -30,7 +31,15 @@ pub fn is_inside_or_runs(path: &str) -> bool {
     let (_, name) = path.split_once("::").expect("the name of the test program");
     let program = std::env::current_exe().expect("a path");
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]);
     // The first process there is to take leave of those that lose their parent.
     command.args(["bash", "-c", r#""$0" "$@"; exit $?"#]).arg(program);
     command.args(["--exact", name, "--nocapture", "--test-threads=2"]).env(INSIDE, "1");

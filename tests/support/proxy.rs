@@ -1,4 +1,5 @@
-//! A network between a client and a server that does what networks do: be slow, lose answers, break.
+//! A network between a client and a server that does what networks do: be slow, lose answers,
+//! break.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
 
-/// A TCP proxy on a port of the loopback interface. What it is told holds when the call returns. Gone when dropped, with its
-/// connections.
+/// A TCP proxy on a port of the loopback interface. What it is told holds when the call returns.
+/// Gone when dropped, with its connections.
 pub struct Proxy {
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
@@ -55,9 +56,13 @@ struct State {
 impl Proxy {
     /// A proxy for the server at this address.
     pub fn to(server: SocketAddr) -> Self {
-        let any = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-        // A socket that has not asked for its port by number loses it when it does not listen any more. Somebody else may take it
-        // in between.
+        let any = || {
+            TcpListener::bind("127.0.0.1:0")
+                .and_then(|listener| listener.local_addr())
+                .expect("a free port")
+        };
+        // A socket that has not asked for its port by number loses it when it does not listen any
+        // more. Somebody else may take it in between.
         let listener = (0..100).find_map(|_| TcpListener::bind(any()).ok());
         Self::on(listener.expect("a free port"), server)
     }
@@ -66,7 +71,15 @@ impl Proxy {
     pub fn on(listener: TcpListener, server: SocketAddr) -> Self {
         let connections = HashMap::new();
         let (mode, delay) = (Mode::Pass, Duration::ZERO);
-        let state = Mutex::new(State { server, mode, delay, connections, accepted: 0, client_bytes: 0, is_hit: false });
+        let state = Mutex::new(State {
+            server,
+            mode,
+            delay,
+            connections,
+            accepted: 0,
+            client_bytes: 0,
+            is_hit: false,
+        });
         let shared = Arc::new(Shared { listener, state, changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
         let acceptor = std::thread::spawn(move || accept(&accepting));
@@ -82,14 +95,15 @@ impl Proxy {
         self.set(Mode::Cut);
     }
 
-    /// Accepts connections, and leaves it at that: nothing passes, not even the end of a connection, until [`mend`](Self::mend).
-    /// What was sent arrives then, as in TCP, in connections whose ends still exist.
+    /// Accepts connections, and leaves it at that: nothing passes, not even the end of a
+    /// connection, until [`mend`](Self::mend). What was sent arrives then, as in TCP, in
+    /// connections whose ends still exist.
     pub fn black_hole(&self) {
         self.set(Mode::BlackHole);
     }
 
-    /// What clients send arrives, and no answer comes back. Connections that have lost something are reset by
-    /// [`mend`](Self::mend): there would be a hole in what comes.
+    /// What clients send arrives, and no answer comes back. Connections that have lost something
+    /// are reset by [`mend`](Self::mend): there would be a hole in what comes.
     pub fn swallow_answers(&self) {
         self.set(Mode::SwallowAnswers);
     }
@@ -99,28 +113,31 @@ impl Proxy {
         self.shared.lock().server = server;
     }
 
-    /// Lets everything pass until a client has sent `marker`: that arrives, its answer does not, and when it has been given the
-    /// connection is reset. The client cannot know what has happened. Other connections are not touched, nor are later ones.
+    /// Lets everything pass until a client has sent `marker`: that arrives, its answer does not,
+    /// and when it has been given the connection is reset. The client cannot know what has
+    /// happened. Other connections are not touched, nor are later ones.
     ///
-    /// The first answer is what counts: where statements are prepared first, `marker` must be in what is sent when they are
-    /// executed, such as the value of a parameter.
+    /// The first answer is what counts: where statements are prepared first, `marker` must be in
+    /// what is sent when they are executed, such as the value of a parameter.
     pub fn swallow_answer_then_cut(&self, marker: &[u8]) {
         self.set(Mode::CutAt(marker.to_owned(), true));
     }
 
-    /// Lets everything pass until a client sends `marker`: the end of that does not arrive, and the connection is reset. Other connections are not touched, nor are later ones.
+    /// Lets everything pass until a client sends `marker`: the end of that does not arrive, and the
+    /// connection is reset. Other connections are not touched, nor are later ones.
     pub fn cut_before(&self, marker: &[u8]) {
         self.set(Mode::CutAt(marker.to_owned(), false));
     }
 
-    /// Lets everything pass until a client has sent `marker`, and swallows all answers from then on, as
-    /// [`swallow_answers`](Self::swallow_answers) does: so others have time to do something before the client asks again.
+    /// Lets everything pass until a client has sent `marker`, and swallows all answers from then
+    /// on, as [`swallow_answers`](Self::swallow_answers) does: so others have time to do something
+    /// before the client asks again.
     pub fn swallow_answers_from(&self, marker: &[u8]) {
         self.set(Mode::SwallowFrom(marker.to_owned()));
     }
 
-    /// As [`swallow_answers_from`](Self::swallow_answers_from), but what the client has sent with `marker` is answered, by `answer`
-    /// in place of what the server says, which has done it.
+    /// As [`swallow_answers_from`](Self::swallow_answers_from), but what the client has sent with
+    /// `marker` is answered, by `answer` in place of what the server says, which has done it.
     pub fn answer_wrongly_from(&self, marker: &[u8], answer: &[u8]) {
         self.set(Mode::AnswerFrom(marker.to_owned(), answer.to_owned()));
     }
@@ -128,7 +145,11 @@ impl Proxy {
     /// Returns when the connection with the marker has been reset, or its answers are swallowed.
     pub fn wait_until_hit(&self) {
         let is_missing = |state: &mut State| !state.is_hit;
-        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), Duration::from_secs(30), is_missing);
+        let waited = self.shared.changed.wait_timeout_while(
+            self.shared.lock(),
+            Duration::from_secs(30),
+            is_missing,
+        );
         let is_hit = waited.expect("no panic").0.is_hit;
         assert!(is_hit, "the marker has not come, or has not been answered");
     }
@@ -158,11 +179,13 @@ impl Proxy {
         let is_over = |mode: &Mode| matches!(mode, Mode::Cut | Mode::End);
         if is_over(&mode) && !is_over(&state.mode) {
             // It keeps its port, and does not listen.
-            rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Read).expect("it listens");
+            rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Read)
+                .expect("it listens");
         } else if is_over(&state.mode) && !is_over(&mode) {
             rustix::net::listen(&self.shared.listener, 128).expect("it can listen again");
         }
-        state.is_hit &= !matches!(mode, Mode::CutAt(..) | Mode::SwallowFrom(_) | Mode::AnswerFrom(..));
+        state.is_hit &=
+            !matches!(mode, Mode::CutAt(..) | Mode::SwallowFrom(_) | Mode::AnswerFrom(..));
         state.mode = mode;
         self.shared.changed.notify_all();
         for waker in state.connections.values() {
@@ -170,7 +193,12 @@ impl Proxy {
             let _ = (&mut &*waker).write(&[0]);
         }
         if is_over(&state.mode) {
-            drop(self.shared.changed.wait_while(state, |state| !state.connections.is_empty()).expect("no panic"));
+            drop(
+                self.shared
+                    .changed
+                    .wait_while(state, |state| !state.connections.is_empty())
+                    .expect("no panic"),
+            );
         }
     }
 }
@@ -215,7 +243,12 @@ fn accept(shared: &Arc<Shared>) {
                 });
             }
             // It does not listen until it is mended.
-            (Err(_), Mode::Cut) => drop(shared.changed.wait_while(state, |state| state.mode == Mode::Cut).expect("no panic")),
+            (Err(_), Mode::Cut) => drop(
+                shared
+                    .changed
+                    .wait_while(state, |state| state.mode == Mode::Cut)
+                    .expect("no panic"),
+            ),
             // Mended meanwhile.
             (Err(_), _) => {}
         }
@@ -260,7 +293,11 @@ impl Way {
                 buffer.truncate(count);
                 Ok(Some(buffer))
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -275,7 +312,14 @@ impl Way {
             } else {
                 match to.write(bytes) {
                     Ok(count) => drop(bytes.drain(..count)),
-                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => break,
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            ErrorKind::WouldBlock | ErrorKind::Interrupted
+                        ) =>
+                    {
+                        break;
+                    }
                     Err(error) => return Err(error),
                 }
                 if !bytes.is_empty() {
@@ -370,7 +414,9 @@ impl Connection {
             state.client_bytes += bytes.len() as u64;
             self.tail.extend(&bytes);
             match &state.mode {
-                Mode::CutAt(marker, _) | Mode::SwallowFrom(marker) | Mode::AnswerFrom(marker, _)
+                Mode::CutAt(marker, _)
+                | Mode::SwallowFrom(marker)
+                | Mode::AnswerFrom(marker, _)
                     if !self.tail.windows(marker.len()).any(|window| window == marker) =>
                 {
                     self.tail.drain(..self.tail.len().saturating_sub(marker.len() - 1));
@@ -415,9 +461,10 @@ impl Connection {
         let mut fds = vec![PollFd::new(&self.woken, PollFlags::IN)];
         let mut limit = None;
         if let (false, Some(server)) = (is_hole, &self.server) {
-            for (from, in_way, out_way) in
-                [(&self.client, &self.requests, &self.answers), (server, &self.answers, &self.requests)]
-            {
+            for (from, in_way, out_way) in [
+                (&self.client, &self.requests, &self.answers),
+                (server, &self.answers, &self.requests),
+            ] {
                 let mut flags = PollFlags::empty();
                 flags.set(PollFlags::IN, !in_way.has_ended && in_way.queue.len() < ENOUGH);
                 flags.set(PollFlags::OUT, out_way.is_due());
@@ -426,7 +473,11 @@ impl Connection {
                     fds.push(PollFd::from_borrowed_fd(std::os::fd::AsFd::as_fd(from), flags));
                 }
             }
-            limit = [&self.requests, &self.answers].into_iter().filter_map(Way::due).filter(|due| !due.is_zero()).min();
+            limit = [&self.requests, &self.answers]
+                .into_iter()
+                .filter_map(Way::due)
+                .filter(|due| !due.is_zero())
+                .min();
         }
         let limit = limit.map(|limit| Timespec::try_from(limit).expect("a short time"));
         // An interrupted one looks again.

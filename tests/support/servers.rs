@@ -1,5 +1,6 @@
-//! Database servers for tests, of their own: PostgreSQL, MariaDB and PgBouncer, as Debian has them. Each runs on a port of the
-//! loopback interface, as a user without powers, and is gone with the test, its files included.
+//! Database servers for tests, of their own: PostgreSQL, MariaDB and PgBouncer, as Debian has them.
+//! Each runs on a port of the loopback interface, as a user without powers, and is gone with the
+//! test, its files included.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -23,11 +24,13 @@ const ENCODED_PASSWORD: &str = "hunter2%20%2F%40%3Ax";
 /// What may be special about a server.
 #[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
-    /// Another clock, as libfaketime takes it: `+2d`, or `@2030-01-01 00:00:00`, from where it goes on.
+    /// Another clock, as libfaketime takes it: `+2d`, or `@2030-01-01 00:00:00`, from where it goes
+    /// on.
     pub faketime: Option<&'a str>,
     /// Settings by name, the last ones on its command line.
     pub settings: &'a [(&'a str, &'a str)],
-    /// Only connections with TLS are let in, except through the socket. See [`Postgres::certificate`].
+    /// Only connections with TLS are let in, except through the socket. See
+    /// [`Postgres::certificate`].
     pub is_tls: bool,
 }
 
@@ -38,8 +41,10 @@ fn command_line(keeper: &Keeper, program: &str, options: &Options) -> Vec<String
         set_clock(keeper, clock);
         command.push(format!("LD_PRELOAD={}", faketime_library()));
         command.push(format!("FAKETIME_TIMESTAMP_FILE={}", keeper.path("clock")));
-        // Looked at whenever it wants to know the time. Only the calendar's clock is another one, not that for timeouts.
-        command.extend(["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"].map(str::to_owned));
+        // Looked at whenever it wants to know the time. Only the calendar's clock is another one,
+        // not that for timeouts.
+        command
+            .extend(["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"].map(str::to_owned));
     }
     command.push(find_program(program));
     command
@@ -53,26 +58,36 @@ fn set_clock(keeper: &Keeper, clock: &str) {
 }
 
 pub fn faketime_library() -> String {
-    let dirs = fs::read_dir("/usr/lib").expect("there are libraries").flatten().map(|entry| entry.path());
-    let found = dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1")).find(|library| library.exists());
-    found.expect("libfaketime is installed: scripts/test.sh does that").into_os_string().into_string().expect("UTF-8")
+    let dirs =
+        fs::read_dir("/usr/lib").expect("there are libraries").flatten().map(|entry| entry.path());
+    let found =
+        dirs.map(|dir| dir.join("faketime/libfaketimeMT.so.1")).find(|library| library.exists());
+    found
+        .expect("libfaketime is installed: scripts/test.sh does that")
+        .into_os_string()
+        .into_string()
+        .expect("UTF-8")
 }
 
 /// An authority, and a certificate by it for the server.
 fn make_certificate(keeper: &mut Keeper) {
     keeper.run(
-        "key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'; \
-         openssl req -x509 $key -days 2 -subj '/CN=test authority' -keyout authority.key -out authority.crt; \
-         openssl req $key -subj /CN=localhost -keyout server.key -out server.csr; \
-         echo subjectAltName=DNS:localhost,IP:127.0.0.1 > names; \
-         openssl x509 -req -in server.csr -CA authority.crt -CAkey authority.key -days 2 -extfile names -out server.crt",
+        "key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'; openssl req -x509 $key \
+         -days 2 -subj '/CN=test authority' -keyout authority.key -out authority.crt; openssl req \
+         $key -subj /CN=localhost -keyout server.key -out server.csr; echo \
+         subjectAltName=DNS:localhost,IP:127.0.0.1 > names; openssl x509 -req -in server.csr -CA \
+         authority.crt -CAkey authority.key -days 2 -extfile names -out server.crt",
     );
 }
 
-/// The version, in the name of what is kept for other tests. To be counted up when what is in it changes: the recipe.
+/// The version, in the name of what is kept for other tests. To be counted up when what is in it
+/// changes: the recipe.
 fn template_name(program: &str, recipe: u32) -> String {
     let version = ended(Command::new(find_program(program)).arg("--version")).stdout;
-    let version: String = version.chars().map(|one| if one.is_ascii_alphanumeric() || one == '.' { one } else { '-' }).collect();
+    let version: String = version
+        .chars()
+        .map(|one| if one.is_ascii_alphanumeric() || one == '.' { one } else { '-' })
+        .collect();
     format!("{program}-{recipe}-{}", version.trim_matches('-'))
 }
 
@@ -127,17 +142,20 @@ macro_rules! server {
                 self.server.end(Signal::KILL);
             }
 
-            /// Shuts it down in an orderly way, without waiting for clients, and returns when it is gone.
+            /// Shuts it down in an orderly way, without waiting for clients, and returns when it is
+            /// gone.
             pub fn stop(&mut self) {
                 self.server.end($stop);
             }
 
-            /// Starts it again, after [`kill`](Self::kill) or [`stop`](Self::stop), where it was; returns when it answers.
+            /// Starts it again, after [`kill`](Self::kill) or [`stop`](Self::stop), where it was;
+            /// returns when it answers.
             pub fn restart(&mut self) {
                 self.server.restart();
             }
 
-            /// Stops all of its processes: connections stay, and nobody answers. [`kill`](Self::kill) works all the same.
+            /// Stops all of its processes: connections stay, and nobody answers.
+            /// [`kill`](Self::kill) works all the same.
             pub fn pause(&self) {
                 self.server.pause();
             }
@@ -148,7 +166,10 @@ macro_rules! server {
 
             /// Sets the clock that [`Options::faketime`] has given it.
             pub fn set_clock(&self, clock: &str) {
-                assert!(fs::exists(self.server.keeper.path("clock")).expect("it can be seen"), "it has the machine's clock");
+                assert!(
+                    fs::exists(self.server.keeper.path("clock")).expect("it can be seen"),
+                    "it has the machine's clock"
+                );
                 set_clock(&self.server.keeper, clock);
             }
 
@@ -181,7 +202,8 @@ impl Postgres {
             let initdb = find_program("initdb");
             // Small segments of the log, because they are copied for each server.
             keeper.run(&format!(
-                "{initdb} --no-sync --username=postgres --auth=trust --no-locale --encoding=UTF8 --wal-segsize=1 --pgdata=data"
+                "{initdb} --no-sync --username=postgres --auth=trust --no-locale --encoding=UTF8 \
+                 --wal-segsize=1 --pgdata=data"
             ));
             let mut first = Self::start_in(keeper, Options::default(), "postgres");
             first.psql_in("postgres", &format!("CREATE ROLE meltano LOGIN PASSWORD '{PASSWORD}'"));
@@ -199,9 +221,11 @@ impl Postgres {
     /// A copy that follows another server, and only answers questions until it is promoted.
     pub fn standby_of(primary: &Self) -> Self {
         let mut keeper = Keeper::new();
-        let (copy, dir, port) = (find_program("pg_basebackup"), primary.dir().display(), primary.port());
+        let (copy, dir, port) =
+            (find_program("pg_basebackup"), primary.dir().display(), primary.port());
         keeper.run(&format!(
-            "{copy} --no-sync --checkpoint=fast --write-recovery-conf -h '{dir}' -p {port} -U postgres -D data 2>&1"
+            "{copy} --no-sync --checkpoint=fast --write-recovery-conf -h '{dir}' -p {port} -U \
+             postgres -D data 2>&1"
         ));
         Self::start_in(keeper, Options::default(), "meltano")
     }
@@ -210,24 +234,40 @@ impl Postgres {
     fn start_in(keeper: Keeper, options: Options, database: &str) -> Self {
         let port = Port::reserve();
         let kind = if options.is_tls { "hostssl" } else { "host" };
-        keeper.write("hba", &format!("local all,replication all trust\n{kind} all all 127.0.0.1/32 scram-sha-256\n"));
+        keeper.write(
+            "hba",
+            &format!(
+                "local all,replication all trust\n{kind} all all 127.0.0.1/32 scram-sha-256\n"
+            ),
+        );
         keeper.give_away();
         let mut command = command_line(&keeper, "postgres", &options);
-        command.extend(["-D".to_owned(), keeper.path("data"), "-p".to_owned(), port.number().to_string()]);
+        command.extend([
+            "-D".to_owned(),
+            keeper.path("data"),
+            "-p".to_owned(),
+            port.number().to_string(),
+        ]);
         let dir = keeper.dir().display().to_string();
-        let (hba, certificate, key) = (keeper.path("hba"), keeper.path("server.crt"), keeper.path("server.key"));
+        let (hba, certificate, key) =
+            (keeper.path("hba"), keeper.path("server.crt"), keeper.path("server.key"));
         let mut settings = vec![
             ("listen_addresses", "127.0.0.1"),
             ("unix_socket_directories", &dir),
             ("hba_file", &hba),
-            // Killed processes lose nothing that is written, which only the machine's own crash would.
+            // Killed processes lose nothing that is written, which only the machine's own crash
+            // would.
             ("fsync", "off"),
             ("full_page_writes", "off"),
             ("shared_buffers", "16MB"),
             ("min_wal_size", "2MB"),
         ];
         if options.is_tls {
-            settings.extend([("ssl", "on"), ("ssl_cert_file", &certificate), ("ssl_key_file", &key)]);
+            settings.extend([
+                ("ssl", "on"),
+                ("ssl_cert_file", &certificate),
+                ("ssl_key_file", &key),
+            ]);
         }
         for (name, value) in settings.iter().chain(options.settings) {
             command.extend(["-c".to_owned(), format!("{name}={value}")]);
@@ -248,11 +288,21 @@ impl Postgres {
 
     /// The same, where the server may be full.
     pub fn try_psql(&self, sql: &str) -> Option<String> {
-        try_answer(&mut psql(&self.server.keeper.dir().display().to_string(), self.port(), "meltano", sql))
+        try_answer(&mut psql(
+            &self.server.keeper.dir().display().to_string(),
+            self.port(),
+            "meltano",
+            sql,
+        ))
     }
 
     fn psql_in(&self, database: &str, sql: &str) -> String {
-        answer(&mut psql(&self.server.keeper.dir().display().to_string(), self.port(), database, sql))
+        answer(&mut psql(
+            &self.server.keeper.dir().display().to_string(),
+            self.port(),
+            database,
+            sql,
+        ))
     }
 }
 
@@ -266,7 +316,22 @@ fn client(program: &str) -> Command {
 fn psql(dir: &str, port: u16, database: &str, sql: &str) -> Command {
     let mut command = client("psql");
     let port = port.to_string();
-    command.args(["-X", "-qAt", "-v", "ON_ERROR_STOP=1", "-h", dir, "-p", &port, "-U", "postgres", "-d", database, "-c", sql]);
+    command.args([
+        "-X",
+        "-qAt",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-h",
+        dir,
+        "-p",
+        &port,
+        "-U",
+        "postgres",
+        "-d",
+        database,
+        "-c",
+        sql,
+    ]);
     command
 }
 
@@ -297,7 +362,8 @@ impl MariaDb {
         if !copy_template(&keeper, &template) {
             let install = find_program("mariadb-install-db");
             keeper.run(&format!(
-                "{install} --no-defaults --datadir=$PWD/data --tmpdir=$PWD --auth-root-authentication-method=normal --skip-test-db {SMALL_LOG}"
+                "{install} --no-defaults --datadir=$PWD/data --tmpdir=$PWD \
+                 --auth-root-authentication-method=normal --skip-test-db {SMALL_LOG}"
             ));
             let mut first = Self::start_in(keeper, Options::default());
             first.sql_in("mysql", &format!("CREATE USER meltano@'%' IDENTIFIED BY '{PASSWORD}'"));
@@ -323,14 +389,24 @@ impl MariaDb {
             format!("--socket={socket}"),
             format!("--port={}", port.number()),
         ]);
-        // What is committed is written, if not synced: killed processes lose nothing then. With 0 they would.
-        let settings = ["--innodb-flush-log-at-trx-commit=2", "--innodb-flush-method=nosync", "--innodb-buffer-pool-size=16M"];
-        let settings =
-            settings.into_iter().chain(["--bind-address=127.0.0.1", "--skip-name-resolve", "--skip-log-bin", SMALL_LOG]);
+        // What is committed is written, if not synced: killed processes lose nothing then. With 0
+        // they would.
+        let settings = [
+            "--innodb-flush-log-at-trx-commit=2",
+            "--innodb-flush-method=nosync",
+            "--innodb-buffer-pool-size=16M",
+        ];
+        let settings = settings.into_iter().chain([
+            "--bind-address=127.0.0.1",
+            "--skip-name-resolve",
+            "--skip-log-bin",
+            SMALL_LOG,
+        ]);
         command.extend(settings.map(str::to_owned));
         if options.is_tls {
             command.extend(
-                [("cert", "server.crt"), ("key", "server.key")].map(|(what, name)| format!("--ssl-{what}={}", keeper.path(name))),
+                [("cert", "server.crt"), ("key", "server.key")]
+                    .map(|(what, name)| format!("--ssl-{what}={}", keeper.path(name))),
             );
             command.push("--require-secure-transport=on".to_owned());
         }
@@ -374,7 +450,11 @@ impl Galera {
         let others = format!("gcomm://{}", all.join(","));
         let addresses = ["gcomm://", &others, &others];
         let nodes = addresses.into_iter().zip(&ports).map(|(address, [group, increments])| {
-            let options = format!("gmcast.listen_addr=tcp://{};ist.recv_addr={};gcache.size=4M", at(group), at(increments));
+            let options = format!(
+                "gmcast.listen_addr=tcp://{};ist.recv_addr={};gcache.size=4M",
+                at(group),
+                at(increments)
+            );
             // By rsync, which does not take a port that is reserved.
             let whole = at(&Port::reserve());
             let settings = [
@@ -413,7 +493,8 @@ pub fn mariadb_at(address: SocketAddr, sql: &str) -> Command {
     command
 }
 
-/// A pool of connections to a PostgreSQL server, in transaction mode: each transaction gets any of them.
+/// A pool of connections to a PostgreSQL server, in transaction mode: each transaction gets any of
+/// them.
 pub struct PgBouncer {
     server: Server,
 }
@@ -440,7 +521,11 @@ impl PgBouncer {
         let mut command = command_line(&keeper, "pgbouncer", &Options::default());
         command.push(keeper.path("ini"));
         let url = url_at(loopback(number));
-        Self { server: Server::start(keeper, port, command, move || is_answered(psql_at(&url, "SELECT 1"))) }
+        Self {
+            server: Server::start(keeper, port, command, move || {
+                is_answered(psql_at(&url, "SELECT 1"))
+            }),
+        }
     }
 
     pub fn url(&self) -> String {
@@ -453,7 +538,8 @@ pub fn url_at(address: SocketAddr) -> String {
     format!("postgresql://meltano:{ENCODED_PASSWORD}@{address}/meltano")
 }
 
-/// One for all tests of a program, each of which uses names of its own. It goes when the program does.
+/// One for all tests of a program, each of which uses names of its own. It goes when the program
+/// does.
 pub fn shared_postgres() -> &'static Postgres {
     static SHARED: OnceLock<Postgres> = OnceLock::new();
     SHARED.get_or_init(Postgres::start)

@@ -15,9 +15,15 @@ pub struct Session {
 }
 
 impl Session {
-    /// Returns when it is connected. `command` is what [`psql_at`] returns, or what runs that elsewhere.
+    /// Returns when it is connected. `command` is what [`psql_at`] returns, or what runs that
+    /// elsewhere.
     pub fn start(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
         let stdin = child.stdin.take().expect("its input");
         let stdout = BufReader::new(child.stdout.take().expect("its output"));
         let mut session = Self { child, stdin, stdout };

@@ -1,6 +1,6 @@
-//! A simulated store: one register, whose time the test sets. Commands run in threads of their own, and each of their questions
-//! waits for the test to decide its fate. So a test can stop, freeze or kill a command at each question, and lose, delay or repeat
-//! each write.
+//! A simulated store: one register, whose time the test sets. Commands run in threads of their own,
+//! and each of their questions waits for the test to decide its fate. So a test can stop, freeze or
+//! kill a command at each question, and lose, delay or repeat each write.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -128,7 +128,8 @@ pub struct Access {
     pub key: Key,
     /// As a file of one machine: it has no clock and no numbers, and loses nothing.
     pub is_file: bool,
-    /// The difference to the clock of the store, in milliseconds: for a store that has only the hosts' clocks.
+    /// The difference to the clock of the store, in milliseconds: for a store that has only the
+    /// hosts' clocks.
     pub ahead: i64,
     /// The cause of a failure without an answer. [`Cause::Transient`] is tried again after a pause.
     pub no_answer: Cause,
@@ -157,7 +158,10 @@ pub struct Gated<E> {
 impl<E> Gated<E> {
     /// Fails where the process that asks was killed.
     fn fate(&self) -> Result<Fate, Failure> {
-        let killed = || Failure { cause: Cause::Contended, ..Failure::permanent("a killed process asks nothing more") };
+        let killed = || Failure {
+            cause: Cause::Contended,
+            ..Failure::permanent("a killed process asks nothing more")
+        };
         self.here.send(Event::Asks).map_err(|_| killed())?;
         let fate = self.fates.recv().map_err(|_| killed())?;
         Ok(if self.access.is_file { Fate::Answered } else { fate })
@@ -181,12 +185,20 @@ impl<E: Send> Store for Gated<E> {
         let exists = row.number > 0 && !(is_file && row.text.is_none());
         let version = exists.then(|| row.number.to_string().into_bytes());
         let now = (!is_file).then(|| row.now.saturating_add_signed(self.access.ahead));
-        Ok(State { version, number: row.number, value: row.text.clone(), now, is_local: is_file, ..State::default() })
+        Ok(State {
+            version,
+            number: row.number,
+            value: row.text.clone(),
+            now,
+            is_local: is_file,
+            ..State::default()
+        })
     }
 
     fn put(&mut self, _key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         let fate = self.fate()?;
-        let change = (expected.number, next.number.max(expected.number + 1), next.value.map(str::to_owned));
+        let change =
+            (expected.number, next.number.max(expected.number + 1), next.value.map(str::to_owned));
         let mut row = self.store.lock();
         match fate {
             Fate::Answered => return Ok(row.change(change)),
@@ -253,7 +265,8 @@ impl<O: Clone + Send + 'static, E: Send + 'static> Command<O, E> {
         let thread = thread::spawn(move || {
             let ended = here.clone();
             // After a kill, the test does not listen.
-            let _ = ended.send(Event::Ended(work(Gated { store, access, here, fates: permits }, asked)));
+            let _ = ended
+                .send(Event::Ended(work(Gated { store, access, here, fates: permits }, asked)));
         });
         assert!(matches!(events.recv(), Ok(Event::Asks)), "every command looks first");
         Self { order, noted, fates, events, thread }
@@ -278,7 +291,11 @@ impl<O: Clone + Send + 'static, E: Send + 'static> Command<O, E> {
 }
 
 /// Advances the command in `place` by one question; returns how it has ended.
-pub fn advance<O, E>(place: &mut Option<Command<O, E>>, command: Command<O, E>, fate: Fate) -> Option<(O, E, u64)>
+pub fn advance<O, E>(
+    place: &mut Option<Command<O, E>>,
+    command: Command<O, E>,
+    fate: Fate,
+) -> Option<(O, E, u64)>
 where
     O: Clone + Send + 'static,
     E: Send + 'static,
@@ -302,7 +319,12 @@ pub struct Process {
 impl Requester for Process {
     fn entry(&self) -> std::io::Result<Entry> {
         let pid = parse_pid(&self.pid.to_string()).expect("a pid");
-        let owner = Owner { pid, uid: None, place: HostIdentity::default(), instance: ProcessIdentity::default() };
+        let owner = Owner {
+            pid,
+            uid: None,
+            place: HostIdentity::default(),
+            instance: ProcessIdentity::default(),
+        };
         let mut row = self.store.lock();
         let (token, now) = (row.made.len().to_string(), row.now);
         row.made.insert(token.clone(), now);
@@ -326,7 +348,9 @@ impl LivenessCheck for ByPid {
         let is_gone = |store: &Simulated| !store.is_alive(entry.owner.pid.as_raw_pid());
         match entry.released {
             Some(_) => Verdict::Stale(Stale::Released),
-            None if self.0.as_ref().is_some_and(is_gone) => Verdict::Stale(Stale::Absent(Absence::Gone)),
+            None if self.0.as_ref().is_some_and(is_gone) => {
+                Verdict::Stale(Stale::Absent(Absence::Gone))
+            }
             None => Verdict::Held(Held::Alive(None)),
         }
     }
@@ -342,8 +366,8 @@ impl Observer for Silent {
     }
 }
 
-/// Tries many worlds in several threads: after a lost answer, a command pauses before it asks again. Each thread tries
-/// `cases` of them, times `SERIALIZER_TEST_FACTOR`.
+/// Tries many worlds in several threads: after a lost answer, a command pauses before it asks
+/// again. Each thread tries `cases` of them, times `SERIALIZER_TEST_FACTOR`.
 pub fn try_all<S: Strategy + Sync>(
     (threads, cases, max_shrink_iters): (usize, u32, u32),
     worlds: &S,
@@ -353,8 +377,14 @@ pub fn try_all<S: Strategy + Sync>(
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let config = ProptestConfig { cases, failure_persistence: None, max_shrink_iters, ..ProptestConfig::default() };
-                let tried = TestRunner::new(config).run(worlds, |world| run(world).map_err(TestCaseError::fail));
+                let config = ProptestConfig {
+                    cases,
+                    failure_persistence: None,
+                    max_shrink_iters,
+                    ..ProptestConfig::default()
+                };
+                let tried = TestRunner::new(config)
+                    .run(worlds, |world| run(world).map_err(TestCaseError::fail));
                 if let Err(error) = tried {
                     panic!("{error}");
                 }

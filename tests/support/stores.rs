@@ -1,4 +1,5 @@
-//! Locks in real stores, for programs: each test has a lock of its own in a server that the tests of a program share.
+//! Locks in real stores, for programs: each test has a lock of its own in a server that the tests
+//! of a program share.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -90,8 +91,8 @@ impl Store {
         store
     }
 
-    /// One of each kind that has a clock, by which everybody sees at once that a lease is over. These are databases that also take
-    /// other statements.
+    /// One of each kind that has a clock, by which everybody sees at once that a lease is over.
+    /// These are databases that also take other statements.
     pub fn with_a_clock(lease: Duration) -> Vec<Self> {
         [Kind::Postgres, Kind::MariaDb].map(|kind| Self::of(kind, lease)).into()
     }
@@ -100,10 +101,15 @@ impl Store {
         self.url.starts_with("s3:") || self.url.starts_with("azure:")
     }
 
-    /// What a request to look holds, one to write where nothing has been yet, and one to write what has changed.
+    /// What a request to look holds, one to write where nothing has been yet, and one to write what
+    /// has changed.
     pub fn markers(&self) -> [&'static [u8]; 3] {
         if self.url.starts_with("dynamodb:") {
-            return [b"DynamoDB_20120810.GetItem", b"attribute_not_exists(#key)", b"#version = :number AND"];
+            return [
+                b"DynamoDB_20120810.GetItem",
+                b"attribute_not_exists(#key)",
+                b"#version = :number AND",
+            ];
         }
         if self.is_bucket() {
             return [b"GET /", b"if-none-match", b"if-match"];
@@ -113,13 +119,21 @@ impl Store {
 
     /// The same lock, reached by another address.
     pub fn through(&self, url: &str) -> Self {
-        Self { locks: Locks::new(), url: url.to_owned(), name: self.name.clone(), lease: self.lease.clone() }
+        Self {
+            locks: Locks::new(),
+            url: url.to_owned(),
+            name: self.name.clone(),
+            lease: self.lease.clone(),
+        }
     }
 
     /// Where its server is.
     pub fn address(&self) -> String {
         let behind_user = || Some(self.url.rsplit_once('@')?.1.split_once('/')?.0);
-        let endpoint = self.url.split_once("endpoint=http://").and_then(|(_, endpoint)| endpoint.split('/').next());
+        let endpoint = self
+            .url
+            .split_once("endpoint=http://")
+            .and_then(|(_, endpoint)| endpoint.split('/').next());
         endpoint.or_else(behind_user).expect("an address").to_owned()
     }
 
@@ -175,6 +189,9 @@ impl Store {
 
     /// What keeps the lease.
     pub fn keeper(&self) -> u32 {
-        self.holder("keeper_pid").as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("there is a keeper")
+        self.holder("keeper_pid")
+            .as_u64()
+            .and_then(|pid| u32::try_from(pid).ok())
+            .expect("there is a keeper")
     }
 }

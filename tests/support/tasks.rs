@@ -1,4 +1,5 @@
-//! Tasks on a schedule: a file of them, schedulers that read it, and what their commands write down.
+//! Tasks on a schedule: a file of them, schedulers that read it, and what their commands write
+//! down.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -12,7 +13,8 @@ use serde_json::Value;
 use crate::support::faults::Logged;
 use crate::support::{Ended, ended, until};
 
-/// What a command of a task begins with. Two runs of one task at a time would meet in the flock, which ends with its process.
+/// What a command of a task begins with. Two runs of one task at a time would meet in the flock,
+/// which ends with its process.
 const TELL: &str = r#"exec 8>> "lock.$SERIALIZER_TASK"; flock -n -E 9 8; [ $? != 9 ] || echo overlap >> log
 echo "$SERIALIZER_TASK $SERIALIZER_SLOT $SERIALIZER_TRY $NODE" >> log
 "#;
@@ -60,7 +62,8 @@ impl<'a> Tasks<'a> {
     /// Replaces the file.
     pub fn define(&self, text: &str) {
         fs::write(self.dir.join("new"), text).expect("a file");
-        fs::rename(self.dir.join("new"), self.dir.join("serializer.toml")).expect("it can be renamed");
+        fs::rename(self.dir.join("new"), self.dir.join("serializer.toml"))
+            .expect("it can be renamed");
     }
 
     /// `serializer schedule ARGS…` on a host.
@@ -74,7 +77,11 @@ impl<'a> Tasks<'a> {
     pub fn within(&self, program: &[&str], args: &[&str]) -> Command {
         let inner = self.command(0, args);
         let mut command = Command::new(program[0]);
-        command.args(&program[1..]).arg(inner.get_program()).args(inner.get_args()).current_dir(&self.dir);
+        command
+            .args(&program[1..])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .current_dir(&self.dir);
         command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command
     }
@@ -108,7 +115,8 @@ impl<'a> Tasks<'a> {
         fs::write(self.dir.join("go"), format!("{line}\n")).expect("it is read");
     }
 
-    /// What the runs of a task have written; no two of any task are the same, or were there at a time.
+    /// What the runs of a task have written; no two of any task are the same, or were there at a
+    /// time.
     pub fn lines(&self, task: &str) -> Vec<Line> {
         let (log, mut seen) = (self.read("log"), HashSet::new());
         let mut lines = Vec::new();
@@ -136,7 +144,9 @@ impl<'a> Tasks<'a> {
     /// Each PID that commands have written to a file is gone.
     pub fn are_gone(&self, file: &str) {
         let pids = self.read(file);
-        until("its processes are there", || !pids.lines().any(|pid| Path::new("/proc").join(pid).exists()));
+        until("its processes are there", || {
+            !pids.lines().any(|pid| Path::new("/proc").join(pid).exists())
+        });
     }
 
     /// What `status --json` says of a task.
@@ -146,7 +156,11 @@ impl<'a> Tasks<'a> {
         assert!(ended.code <= 1, "{ended:?}");
         let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
         let tasks = report["tasks"].as_array().expect("a list");
-        tasks.iter().find(|row| row["task"] == task).unwrap_or_else(|| panic!("{task} is not in {report}")).clone()
+        tasks
+            .iter()
+            .find(|row| row["task"] == task)
+            .unwrap_or_else(|| panic!("{task} is not in {report}"))
+            .clone()
     }
 
     /// Its status and how its last run ended.
@@ -160,5 +174,8 @@ impl<'a> Tasks<'a> {
 /// Checks that a task with a slot each second has run each of them, once.
 pub fn assert_each_is_run_once(lines: &[Line]) {
     let is_next = |pair: &[Line]| pair[1].time() - pair[0].time() == 1000;
-    assert!(lines.windows(2).all(is_next) && lines.iter().all(|line| line.number == 1), "{lines:?}");
+    assert!(
+        lines.windows(2).all(is_next) && lines.iter().all(|line| line.number == 1),
+        "{lines:?}"
+    );
 }

@@ -49,28 +49,40 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
             let now = mutex.time();
             let stored = mutex.amend(&|run| introduced(run, &args.task, now));
             stored.map_err(|error| Error::mutex("store", &location.printable(), error))?;
-            mutex.inspect()?.ok_or_else(|| Error::failed("cannot run the task: its state was removed"))?
+            mutex
+                .inspect()?
+                .ok_or_else(|| Error::failed("cannot run the task: its state was removed"))?
         }
     };
     if seen.state == State::Running {
         let why = format!("cannot run `{}`: it is running", text::field(&args.task));
         return Err(Error::new(BUSY, why).with_hint("`serializer schedule status` shows where"));
     }
-    let (last, is_over) = (seen.run.of_slot().0, !matches!(seen.state, State::Failed | State::Interrupted));
+    let (last, is_over) =
+        (seen.run.of_slot().0, !matches!(seen.state, State::Failed | State::Interrupted));
     // Its success would count for the slot that is still to be finished.
     let slot = match args.slot.map(milliseconds) {
         Some(slot) if !is_over && slot != last => {
             let (name, last) = (text::field(&args.task), work::shown_slot(last));
-            return Err(Error::failed(format!("cannot run `{name}` for another slot: {last} is unfinished")));
+            return Err(Error::failed(format!(
+                "cannot run `{name}` for another slot: {last} is unfinished"
+            )));
         }
         None if !is_over => last,
         slot => slot.unwrap_or_else(|| mutex.time()),
     };
-    let claim = Claim { seen: seen.run.seen(seen.state), slot, skipped: 0, definition: definition.number(), is_forced: true };
+    let claim = Claim {
+        seen: seen.run.seen(seen.state),
+        slot,
+        skipped: 0,
+        definition: definition.number(),
+        is_forced: true,
+    };
     let work = order.work(&args.task, definition, claim, &seen.run);
     // Becomes the runner, which has a connection of its own.
     drop(mutex);
-    let failed = work::runner(&work, definition).map_or_else(|error| error, |mut runner| runner.exec());
+    let failed =
+        work::runner(&work, definition).map_or_else(|error| error, |mut runner| runner.exec());
     Err(Error::failed(format!("cannot run `{}`: {}", text::field(&args.task), io_message(&failed))))
 }
 
@@ -90,14 +102,24 @@ pub fn pause(args: &PauseArgs, environment: &Environment) -> Result<(), Error> {
 /// `serializer schedule resume`
 pub fn resume(args: &TasksArgs, environment: &Environment) -> Result<(), Error> {
     // Slots of the pause are skipped. A wrong clock may have stored a slot of the future.
-    let resumed = |task: &Task, now: u64| Task { paused: task.paused.min(now), slot: task.slot.min(now), ..task.clone() };
+    let resumed = |task: &Task, now: u64| Task {
+        paused: task.paused.min(now),
+        slot: task.slot.min(now),
+        ..task.clone()
+    };
     amend_all(args, environment, &resumed)
 }
 
-fn amend_all(args: &TasksArgs, environment: &Environment, change: &dyn Fn(&Task, u64) -> Task) -> Result<(), Error> {
+fn amend_all(
+    args: &TasksArgs,
+    environment: &Environment,
+    change: &dyn Fn(&Task, u64) -> Task,
+) -> Result<(), Error> {
     for_all(args, environment, |mutex, location, _| {
         let now = mutex.time();
-        let stored = mutex.amend(&|run: Option<&Run>| Some(Run { task: Some(change(run?.task.as_ref()?, now)), ..run?.clone() }));
+        let stored = mutex.amend(&|run: Option<&Run>| {
+            Some(Run { task: Some(change(run?.task.as_ref()?, now)), ..run?.clone() })
+        });
         stored.map(drop).map_err(|error| Error::mutex("change", &location.printable(), error))
     })
 }
@@ -114,17 +136,26 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         let run = seen.run.of_slot();
         let mark = |stored: Option<&Run>| {
             let stored = stored.filter(|stored| stored.of_slot() == run)?;
-            Some(Run { task: Some(Task { is_stopped: true, ..stored.task.clone()? }), ..stored.clone() })
+            Some(Run {
+                task: Some(Task { is_stopped: true, ..stored.task.clone()? }),
+                ..stored.clone()
+            })
         };
         mutex.amend(&mark).map_err(|error| Error::mutex("stop", &location.printable(), error))?;
         let entry = seen.process.entry.as_ref();
         // On another host, the runner finds the mark when it renews the lease.
-        entry.iter().for_each(|entry| signal_keeper(entry, &HostIdentity::here(), NAME, Signal::TERM));
-        let lease = entry.and_then(|entry| entry.lease).map_or(Duration::ZERO, |lease| lease.duration);
+        entry
+            .iter()
+            .for_each(|entry| signal_keeper(entry, &HostIdentity::here(), NAME, Signal::TERM));
+        let lease =
+            entry.and_then(|entry| entry.lease).map_or(Duration::ZERO, |lease| lease.duration);
         let end = Instant::now() + lease + ENDING;
         // The loop ends at that time.
         while Instant::now() < end {
-            let Some(now) = mutex.inspect()?.filter(|now| now.state == State::Running && now.run.of_slot() == run) else {
+            let Some(now) = mutex
+                .inspect()?
+                .filter(|now| now.state == State::Running && now.run.of_slot() == run)
+            else {
                 tracing::info!("stopped `{shown}`");
                 return Ok(());
             };
@@ -152,8 +183,13 @@ fn for_all(
         let done = match mutex.inspect() {
             Ok(Some(seen)) => work(&mut mutex, &location, seen),
             Ok(None) => {
-                let why = format!("no state of the task `{}` is stored: `{}`", text::field(name), location.printable());
-                Err(Error::failed(why).with_hint("`serializer schedule start` stores it when it first sees a task"))
+                let why = format!(
+                    "no state of the task `{}` is stored: `{}`",
+                    text::field(name),
+                    location.printable()
+                );
+                Err(Error::failed(why)
+                    .with_hint("`serializer schedule start` stores it when it first sees a task"))
             }
             Err(error) => Err(error.into()),
         };

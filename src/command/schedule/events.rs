@@ -49,7 +49,10 @@ impl Events {
         let mut asked = Asked::default();
         for _ in 0..MAX_SIGNALS {
             let Ok(Some(signal)) = self.signals.read_signal() else { break };
-            match i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok()) {
+            match i32::try_from(signal.ssi_signo)
+                .ok()
+                .and_then(|number| Signal::try_from(number).ok())
+            {
                 Some(Signal::SIGTERM | Signal::SIGINT) => asked.must_stop = true,
                 Some(Signal::SIGHUP) => asked.must_reload = true,
                 _ => {}
@@ -68,9 +71,14 @@ impl Events {
     /// or until `boot_clock` (milliseconds since boot).
     pub fn sleep(&self, wall_clock: u64, boot_clock: Option<u64>) -> io::Result<()> {
         // The kernel refuses distant times.
-        self.timer.set(wall_clock.min(since_1970() + 2 * u64::try_from(REFRESH.as_millis()).unwrap_or(0)))?;
+        self.timer.set(
+            wall_clock.min(since_1970() + 2 * u64::try_from(REFRESH.as_millis()).unwrap_or(0)),
+        )?;
         let rest = boot_clock.map(|at| Duration::from_millis(at.saturating_sub(since_boot())));
-        Ok(poll::sleep(rest.unwrap_or(REFRESH).min(REFRESH), &[self.signals.as_fd(), self.timer.fd()])?)
+        Ok(poll::sleep(
+            rest.unwrap_or(REFRESH).min(REFRESH),
+            &[self.signals.as_fd(), self.timer.fd()],
+        )?)
     }
 }
 

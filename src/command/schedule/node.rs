@@ -48,7 +48,8 @@ struct Node<'a> {
     order: Order,
     /// How many tasks run at a time.
     jobs: usize,
-    /// How long to wait for tasks after SIGTERM; `None` for a tick, which exits when nothing is due.
+    /// How long to wait for tasks after SIGTERM; `None` for a tick, which exits when nothing is
+    /// due.
     stop_timeout: Option<Duration>,
     tasks: BTreeMap<String, Tracked<'a>>,
     runners: Runners,
@@ -67,7 +68,11 @@ struct Node<'a> {
 }
 
 /// Runs until a signal, or, for a tick, until nothing is due.
-pub fn run(args: &TickArgs, stop_timeout: Option<Duration>, environment: &Environment) -> Result<(), Error> {
+pub fn run(
+    args: &TickArgs,
+    stop_timeout: Option<Duration>,
+    environment: &Environment,
+) -> Result<(), Error> {
     let mut source = Source::new(&args.catalog);
     let catalog = source.read()?;
     let order = Order::new(&args.catalog.state, args.json, environment)?;
@@ -139,7 +144,12 @@ impl<'a> Node<'a> {
                     return Ok(());
                 }
             }
-            let next = self.tasks.values().map(|task| task.check_at.max(self.retry_at)).min().filter(|_| stop_at.is_none());
+            let next = self
+                .tasks
+                .values()
+                .map(|task| task.check_at.max(self.retry_at))
+                .min()
+                .filter(|_| stop_at.is_none());
             let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
             let slept = self.events.sleep(next, self.runners.stop_at());
             slept.map_err(|error| Error::failed(format!("cannot wait: {}", io_message(&error))))?;
@@ -187,7 +197,10 @@ impl<'a> Node<'a> {
         }
         self.has_begun = true;
         // Unused readings would grow old.
-        self.tasks.values_mut().filter(|_| due.len() >= MANY).for_each(|task| task.mutex.offer(None));
+        self.tasks
+            .values_mut()
+            .filter(|_| due.len() >= MANY)
+            .for_each(|task| task.mutex.offer(None));
         Ok(())
     }
 
@@ -200,13 +213,16 @@ impl<'a> Node<'a> {
             return Ok(());
         }
         if running > 0 && task.check_at > 0 && !std::mem::replace(&mut task.has_yielded, true) {
-            task.check_at = now + PER_RUNNING * u64::try_from(running).unwrap_or(MOST_RUNNING).min(MOST_RUNNING);
+            task.check_at = now
+                + PER_RUNNING * u64::try_from(running).unwrap_or(MOST_RUNNING).min(MOST_RUNNING);
             return Ok(());
         }
         task.has_yielded = false;
         let is_tick = self.stop_timeout.is_none();
         let planned = task.plan(name, self.up_since).and_then(|(plan, last, time)| {
-            match (plan == Plan::Introduce).then(|| task.mutex.amend(&|run| introduced(run, name, time))) {
+            match (plan == Plan::Introduce)
+                .then(|| task.mutex.amend(&|run| introduced(run, name, time)))
+            {
                 Some(Err(lock::Error::Store(error))) => Err(error),
                 _ => Ok((plan, last, time)),
             }
@@ -218,7 +234,9 @@ impl<'a> Node<'a> {
                 self.follow(name, plan, last.as_ref(), time);
             }
             // A tick reports errors at once, and so does a scheduler that has just started.
-            Err(error) if is_tick || !self.has_begun && !error.cause.passes() => return Err(error.into()),
+            Err(error) if is_tick || !self.has_begun && !error.cause.passes() => {
+                return Err(error.into());
+            }
             // The store has failed: the other tasks wait, too.
             Err(error) if error.cause.passes() => {
                 if self.store_failures == 0 {
@@ -228,7 +246,10 @@ impl<'a> Node<'a> {
             }
             Err(error) => {
                 if task.failures == 0 {
-                    tracing::error!("cannot inspect the task `{}`, trying again: {error}", text::field(name));
+                    tracing::error!(
+                        "cannot inspect the task `{}`, trying again: {error}",
+                        text::field(name)
+                    );
                 }
                 task.pause(now);
             }
@@ -245,28 +266,39 @@ impl<'a> Node<'a> {
                 let first = hash(&[&self.host, name]) % STEPS * STEP;
                 (task.due_at, task.check_at, task.failures) = (at, at.saturating_add(first), 0);
             }
-            // A tick leaves to the next one what has come due since: it would never end if its tasks were slow.
-            (Plan::Run(claim), _) if self.stop_timeout.is_none() && claim.slot > began => task.check_at = u64::MAX,
-            // Its last runner stored nothing, and reported the reason; or it was killed, perhaps by what it does.
+            // A tick leaves to the next one what has come due since: it would never end if its
+            // tasks were slow.
+            (Plan::Run(claim), _) if self.stop_timeout.is_none() && claim.slot > began => {
+                task.check_at = u64::MAX
+            }
+            // Its last runner stored nothing, and reported the reason; or it was killed, perhaps by
+            // what it does.
             (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) || task.was_killed => {
                 task.was_killed = false;
                 task.pause(now);
             }
             (Plan::Run(claim), Some(last)) => {
                 let mut work = self.order.work(name, &task.definition, claim, last);
-                if work.limited.as_ref().is_some_and(|limited| limited.is_full(&self.any, self.judge)) {
+                if work
+                    .limited
+                    .as_ref()
+                    .is_some_and(|limited| limited.is_full(&self.any, self.judge))
+                {
                     (task.due_at, task.check_at) = (task.due_at.min(now), now + FULL);
                     return;
                 }
                 (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
                 work.expired = task.expired.take();
                 // Ctrl-C is for the scheduler alone.
-                let started = runner(&work, &task.definition).and_then(|mut runner| runner.process_group(0).spawn());
+                let started = runner(&work, &task.definition)
+                    .and_then(|mut runner| runner.process_group(0).spawn());
                 match started {
                     Ok(child) => self.runners.add(name, child),
                     Err(error) => {
                         let place = task.definition.directory.as_ref();
-                        let place = place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
+                        let place = place
+                            .map(|place| format!(" in `{}`", text::path(place)))
+                            .unwrap_or_default();
                         let (name, error) = (text::field(name), io_message(&error));
                         tracing::error!("cannot start the task `{name}`{place}: {error}");
                         task.pause(now);

@@ -29,7 +29,10 @@ impl Relay {
     /// Begins to relay. With `slot`, lines are JSON.
     pub fn start(task: &str, slot: Option<String>) -> io::Result<Self> {
         let (lines, output) = io::pipe()?;
-        let before = (io::stdout().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?);
+        let before = (
+            io::stdout().as_fd().try_clone_to_owned()?,
+            io::stderr().as_fd().try_clone_to_owned()?,
+        );
         let mut to = io::PipeWriter::from(before.0.try_clone()?);
         let (sender, done) = mpsc::channel();
         let name = task.to_owned();

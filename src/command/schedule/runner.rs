@@ -111,13 +111,14 @@ fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> 
     }
 }
 
-/// Reads the first line on stdin. The rest becomes stdin, in another file: the orders hold the store's password, and a command
-/// that opens `/dev/stdin` reads from the beginning.
+/// Reads the first line on stdin. The rest becomes stdin, in another file: the orders hold the
+/// store's password, and a command that opens `/dev/stdin` reads from the beginning.
 fn orders<T: DeserializeOwned>() -> Result<T, Error> {
     let read = || {
         let mut text = Vec::new();
         io::stdin().read_to_end(&mut text)?;
-        let end = text.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
+        let end =
+            text.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
         let mut rest = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
         rest.write_all(&text[end + 1..])?;
         rest.rewind()?;
@@ -129,9 +130,20 @@ fn orders<T: DeserializeOwned>() -> Result<T, Error> {
 
 impl Work {
     fn run(&self) -> Result<u8, Error> {
-        let limit = self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2));
-        let request = Request { lease: self.lease, once: Some(self.rule), claim: Some(self.claim), ..Request::default() };
-        let waiting = Waiting { max_attempts: Some(NonZeroU32::MIN), sleep: PATIENCE, timeout: None, warn_after: None };
+        let limit =
+            self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2));
+        let request = Request {
+            lease: self.lease,
+            once: Some(self.rule),
+            claim: Some(self.claim),
+            ..Request::default()
+        };
+        let waiting = Waiting {
+            max_attempts: Some(NonZeroU32::MIN),
+            sleep: PATIENCE,
+            timeout: None,
+            warn_after: None,
+        };
         let command = self.command.iter().map(OsString::from).collect();
         let program = Program { command, env: self.env.clone() };
         let mut job = job(self.location.clone(), request, waiting, program);
@@ -151,7 +163,10 @@ impl Work {
             Err(error) if error.code != BUSY => return Err(error),
             // Another scheduler was faster.
             _ if self.claim.is_forced => {
-                return Err(Error::new(BUSY, format!("cannot run `{}`: it is running", text::field(&self.task))));
+                return Err(Error::new(
+                    BUSY,
+                    format!("cannot run `{}`: it is running", text::field(&self.task)),
+                ));
             }
             _ => return Ok(BUSY),
         };
@@ -193,9 +208,15 @@ impl Work {
         match command.spawn() {
             Ok(child) => {
                 let told = running(Pid::from_child(&child));
-                let _ = told.iter().try_for_each(|told| poll::sleep(NOTIFYING, told.ended_fd().as_slice()));
+                let _ = told
+                    .iter()
+                    .try_for_each(|told| poll::sleep(NOTIFYING, told.ended_fd().as_slice()));
             }
-            Err(error) => tracing::warn!("cannot notify by `{}`: {}", text::field(program), io_message(&error)),
+            Err(error) => tracing::warn!(
+                "cannot notify by `{}`: {}",
+                text::field(program),
+                io_message(&error)
+            ),
         }
     }
 }

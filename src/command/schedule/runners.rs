@@ -39,11 +39,15 @@ impl Runners {
     /// The tasks of the runners that have ended since the last call, and whether they were killed.
     pub fn reap(&mut self) -> BTreeMap<String, bool> {
         // An error means that it has ended: SIGCHLD is ignored.
-        let ended = self.children.extract_if(.., |(_, child)| !matches!(child.try_wait(), Ok(None)));
-        let was_killed = |child: &mut Child| child.wait().is_ok_and(|status| status.signal().is_some());
+        let ended =
+            self.children.extract_if(.., |(_, child)| !matches!(child.try_wait(), Ok(None)));
+        let was_killed =
+            |child: &mut Child| child.wait().is_ok_and(|status| status.signal().is_some());
         let ended = ended.map(|(name, mut child)| (name, was_killed(&mut child))).collect();
         if getpid().is_init() {
-            reap_orphans(&self.children.iter().map(|(_, child)| Pid::from_child(child)).collect::<Vec<_>>());
+            reap_orphans(
+                &self.children.iter().map(|(_, child)| Pid::from_child(child)).collect::<Vec<_>>(),
+            );
         }
         ended
     }
@@ -52,7 +56,10 @@ impl Runners {
     pub fn stop(&mut self, timeout: Duration) {
         let timeout = if self.stop_at.is_some() { Duration::ZERO } else { timeout };
         if !self.is_ending {
-            self.stop_at = Some(since_boot().saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2)));
+            self.stop_at = Some(
+                since_boot()
+                    .saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2)),
+            );
         }
         if self.len() > 0 {
             tracing::info!("stopping: tasks still running: {}", self.len());
@@ -72,7 +79,11 @@ impl Runners {
         for (_, child) in &self.children {
             let pid = Pid::from_child(child);
             // The whole group: where there is a lease, the command has to end with its runner.
-            let _ = if self.is_ending { kill_process_group(pid, Signal::KILL) } else { kill_process(pid, Signal::TERM) };
+            let _ = if self.is_ending {
+                kill_process_group(pid, Signal::KILL)
+            } else {
+                kill_process(pid, Signal::TERM)
+            };
         }
         (self.is_ending, self.stop_at) = (true, Some(since_boot() + ENDING));
     }

@@ -76,8 +76,12 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
 }
 
 /// The tasks that are defined in this host's file or stored, and the first error.
-fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row>, Option<Error>), Error> {
-    let catalog = Source::if_any(&args.catalog).map_or_else(|| Ok(Catalog::default()), |mut source| source.read())?;
+fn look(
+    args: &ScheduleStatusArgs,
+    environment: &Environment,
+) -> Result<(Vec<Row>, Option<Error>), Error> {
+    let catalog = Source::if_any(&args.catalog)
+        .map_or_else(|| Ok(Catalog::default()), |mut source| source.read())?;
     let place = place_of(environment, &args.catalog.state)?;
     let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
     let any = Register::open(&place)?;
@@ -92,9 +96,12 @@ fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row
     let (mut rows, mut failure) = (Vec::new(), None);
     for name in names {
         let location = task_at(&place, &name);
-        let mut mutex = Mutex::new(any.sibling(location.key().clone(), location.printable()), &judge);
+        let mut mutex =
+            Mutex::new(any.sibling(location.key().clone(), location.printable()), &judge);
         match mutex.inspect() {
-            Ok(seen) => rows.push(Row::new(name.clone(), catalog.tasks.get(&name), seen, mutex.time())),
+            Ok(seen) => {
+                rows.push(Row::new(name.clone(), catalog.tasks.get(&name), seen, mutex.time()))
+            }
             // One damaged record does not hide the other tasks.
             Err(error) if !error.cause.passes() => failure = failure.or(Some(error)),
             Err(error) => return Err(error.into()),
@@ -104,17 +111,28 @@ fn look(args: &ScheduleStatusArgs, environment: &Environment) -> Result<(Vec<Row
 }
 
 impl Row {
-    fn new(name: String, definition: Option<&Definition>, seen: Option<Inspected>, now: u64) -> Self {
+    fn new(
+        name: String,
+        definition: Option<&Definition>,
+        seen: Option<Inspected>,
+        now: u64,
+    ) -> Self {
         let entry = seen.as_ref().and_then(|key| key.process.entry.clone());
         let seen = seen.map(|key| Seen::new(key, now));
-        let is_overdue = definition.is_some_and(|definition| match definition.plan(&name, seen.as_ref(), now, now) {
-            Plan::Run(claim) => claim.slot > claim.seen.0 && claim.slot + definition.delay(&name) + OVERDUE < now,
-            Plan::Introduce | Plan::Wait(_) => false,
+        let is_overdue = definition.is_some_and(|definition| {
+            match definition.plan(&name, seen.as_ref(), now, now) {
+                Plan::Run(claim) => {
+                    claim.slot > claim.seen.0
+                        && claim.slot + definition.delay(&name) + OVERDUE < now
+                }
+                Plan::Introduce | Plan::Wait(_) => false,
+            }
         });
         let task = seen.as_ref().and_then(|seen| seen.run.task.clone()).unwrap_or_default();
         let paused_until = Some(task.paused).filter(|paused| *paused > now);
         // A task that was only introduced has a run without a number.
-        let (run, state) = seen.filter(|seen| seen.run.number > 0).map(|seen| (seen.run, seen.state)).unzip();
+        let (run, state) =
+            seen.filter(|seen| seen.run.number > 0).map(|seen| (seen.run, seen.state)).unzip();
         let (run, is_running) = (run.as_ref(), state == Some(State::Running));
         let entry = entry.filter(|_| run.is_some());
         let end = run.and_then(Run::end);
@@ -134,7 +152,9 @@ impl Row {
             },
             slot: run.map(|_| task.slot),
             last_run: run.map(|run| run.began),
-            last_success: run.and_then(|run| run.ends.iter().rfind(|end| end.code == Some(DONE))).map(|end| end.at),
+            last_success: run
+                .and_then(|run| run.ends.iter().rfind(|end| end.code == Some(DONE)))
+                .map(|end| end.at),
             seconds: run.and_then(seconds),
             number: run.map_or(0, |run| run.number),
             result: end.map(|end| end.how.clone()),
@@ -176,8 +196,12 @@ fn text(rows: Vec<Row>) -> String {
 type Metric = (&'static str, &'static str, &'static str, fn(&Row) -> Option<f64>);
 
 const METRICS: [Metric; 9] = [
-    ("running", "gauge", "Whether the task is running.", |row| Some(f64::from(row.status == "running"))),
-    ("paused", "gauge", "Whether the task is paused.", |row| Some(f64::from(row.paused_until.is_some()))),
+    ("running", "gauge", "Whether the task is running.", |row| {
+        Some(f64::from(row.status == "running"))
+    }),
+    ("paused", "gauge", "Whether the task is paused.", |row| {
+        Some(f64::from(row.paused_until.is_some()))
+    }),
     ("overdue", "gauge", "Whether a slot has been due for a minute, and has not started.", |row| {
         Some(f64::from(row.status == "overdue"))
     }),
@@ -185,8 +209,15 @@ const METRICS: [Metric; 9] = [
         Some(f64::from(["failed", "interrupted"].contains(&row.status)))
     }),
     ("last_run_timestamp_seconds", "gauge", "Start of the last run.", |row| seconds(row.last_run)),
-    ("last_success_timestamp_seconds", "gauge", "End of the last successful run.", |row| seconds(row.last_success)),
-    ("last_duration_seconds", "gauge", "Duration of the last run, in seconds; so far, if it is running.", |row| row.seconds),
+    ("last_success_timestamp_seconds", "gauge", "End of the last successful run.", |row| {
+        seconds(row.last_success)
+    }),
+    (
+        "last_duration_seconds",
+        "gauge",
+        "Duration of the last run, in seconds; so far, if it is running.",
+        |row| row.seconds,
+    ),
     ("next_timestamp_seconds", "gauge", "Start of the next run.", |row| seconds(row.next)),
     ("skipped_total", "counter", "Number of skipped slots.", |row| Some(row.skipped as f64)),
 ];
@@ -199,7 +230,10 @@ fn seconds(milliseconds: Option<u64>) -> Option<f64> {
 fn metrics(rows: &[Row]) -> String {
     let mut text = String::new();
     for (name, kind, help, value) in METRICS {
-        let _ = writeln!(text, "# HELP serializer_task_{name} {help}\n# TYPE serializer_task_{name} {kind}");
+        let _ = writeln!(
+            text,
+            "# HELP serializer_task_{name} {help}\n# TYPE serializer_task_{name} {kind}"
+        );
         for row in rows {
             let Some(value) = value(row) else { continue };
             let task = row.task.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
@@ -224,7 +258,12 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
     let mut lines = Vec::new();
     for (name, definition) in tasks {
         let mut add = |slot: String, utc: Option<String>| {
-            lines.push(vec![Some(name.clone()), Some(text::field(&definition.schedule)), Some(slot), utc]);
+            lines.push(vec![
+                Some(name.clone()),
+                Some(text::field(&definition.schedule)),
+                Some(slot),
+                utc,
+            ]);
         };
         let mut slot = u64::try_from(from.as_millisecond()).unwrap_or(0);
         let Some(timetable) = definition.timetable.as_ref().filter(|_| definition.enabled) else {
@@ -244,7 +283,9 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
 fn in_zone(timetable: &Timetable, slot: u64) -> String {
     let time = time_of(slot);
     match timetable {
-        Timetable::Cron(_, zone) => time.to_zoned(zone.clone()).strftime("%a %Y-%m-%d %H:%M:%S %:z").to_string(),
+        Timetable::Cron(_, zone) => {
+            time.to_zoned(zone.clone()).strftime("%a %Y-%m-%d %H:%M:%S %:z").to_string()
+        }
         Timetable::Every(_) => local_time(time).to_string(),
     }
 }

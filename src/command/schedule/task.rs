@@ -41,8 +41,30 @@ pub struct Tracked<'a> {
 impl<'a> Tracked<'a> {
     /// A task that was not looked at yet.
     pub fn new(definition: Definition, mutex: Mutex<'a>) -> Self {
-        let (check_at, due_at, has_yielded, needs_room, was_killed, last_claim, expired, failures, other) = Default::default();
-        Self { definition, mutex, check_at, due_at, has_yielded, needs_room, was_killed, last_claim, expired, failures, other }
+        let (
+            check_at,
+            due_at,
+            has_yielded,
+            needs_room,
+            was_killed,
+            last_claim,
+            expired,
+            failures,
+            other,
+        ) = Default::default();
+        Self {
+            definition,
+            mutex,
+            check_at,
+            due_at,
+            has_yielded,
+            needs_room,
+            was_killed,
+            last_claim,
+            expired,
+            failures,
+            other,
+        }
     }
 
     /// Uses this definition from now on.
@@ -52,18 +74,29 @@ impl<'a> Tracked<'a> {
     }
 
     /// The next step, and the time of the store.
-    pub fn plan(&mut self, name: &str, up_since: u64) -> Result<(Plan, Option<Run>, u64), store::Error> {
+    pub fn plan(
+        &mut self,
+        name: &str,
+        up_since: u64,
+    ) -> Result<(Plan, Option<Run>, u64), store::Error> {
         let seen = self.mutex.inspect()?;
         let now = self.mutex.time();
         self.expired = seen.as_ref().and_then(Inspected::expired);
         let seen = seen.map(|key| Seen::new(key, now));
-        let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref()).map_or(0, |stored| stored.definition);
+        let stored = seen
+            .as_ref()
+            .and_then(|seen| seen.run.task.as_ref())
+            .map_or(0, |stored| stored.definition);
         if ![0, self.definition.number(), self.other].contains(&stored) {
             self.other = stored;
-            tracing::warn!("the last run of the task `{}` used a different definition than this one", text::field(name));
+            tracing::warn!(
+                "the last run of the task `{}` used a different definition than this one",
+                text::field(name)
+            );
         }
         // By the store's clock.
-        let up_since = up_since.saturating_add_signed(now.checked_signed_diff(since_1970()).unwrap_or(0));
+        let up_since =
+            up_since.saturating_add_signed(now.checked_signed_diff(since_1970()).unwrap_or(0));
         let plan = self.definition.plan(name, seen.as_ref(), now, up_since);
         Ok((plan, seen.map(|seen| seen.run), now))
     }

@@ -117,7 +117,11 @@ impl Order {
             rule: Rule { tries: Some(tries), interrupted, ..Rule::default() },
             claim,
             expired: None,
-            command: wrapper.into_iter().flatten().chain(definition.command.iter().cloned()).collect(),
+            command: wrapper
+                .into_iter()
+                .flatten()
+                .chain(definition.command.iter().cloned())
+                .collect(),
             env,
             limited,
             overdue_at: claim.slot.saturating_add(definition.delay(name)).saturating_add(OVERDUE),

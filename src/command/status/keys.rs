@@ -32,9 +32,14 @@ impl Key {
 }
 
 impl Row for Key {
-    const HEADER: &'static [&'static str] = &["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END"];
+    const HEADER: &'static [&'static str] =
+        &["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END"];
 
-    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, store::Error> {
+    fn look(
+        location: &Location,
+        mutex: &mut Mutex<'_>,
+        is_named: bool,
+    ) -> Result<Option<Self>, store::Error> {
         let seen = mutex.inspect()?;
         let name = || location.key().name.to_string_lossy().into_owned();
         let key = seen.as_ref().map_or_else(name, |seen| seen.run.key.clone());
@@ -81,7 +86,8 @@ impl Row for Key {
             run.map(|run| shown(run.began)),
             self.seconds().map(|seconds| short(Duration::from_secs_f64(seconds))),
             self.host(),
-            run.and_then(|run| run.ends.last()).map(|end| format!("{}, {}", end.how, shown(end.at))),
+            run.and_then(|run| run.ends.last())
+                .map(|end| format!("{}, {}", end.how, shown(end.at))),
         ]]
     }
 }

@@ -58,9 +58,14 @@ fn holder(holder: &Judged<Verdict>, now: u64) -> Value {
 }
 
 impl Row for Lock {
-    const HEADER: &'static [&'static str] = &["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"];
+    const HEADER: &'static [&'static str] =
+        &["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"];
 
-    fn look(location: &Location, mutex: &mut Mutex<'_>, is_named: bool) -> Result<Option<Self>, store::Error> {
+    fn look(
+        location: &Location,
+        mutex: &mut Mutex<'_>,
+        is_named: bool,
+    ) -> Result<Option<Self>, store::Error> {
         let mut holders = match mutex.look() {
             // flock(1) leaves empty files, and other programs keep files of that name.
             Ok(Some((stored, _))) if !is_named && stored.record.is_none() => return Ok(None),
@@ -71,17 +76,32 @@ impl Row for Lock {
         holders.retain(|judged| !matches!(judged.verdict, Verdict::Stale(Stale::Released)));
         // A live holder counts, wherever in the record it stands.
         let states = holders.iter().map(|holder| state(&holder.verdict));
-        let first = states.min_by_key(|(state, _)| ["held", UNKNOWN, "stale"].iter().position(|it| it == state));
+        let first = states
+            .min_by_key(|(state, _)| ["held", UNKNOWN, "stale"].iter().position(|it| it == state));
         // A name whose directory is missing may be mistyped.
         let is_nowhere = matches!(location, Location::File(directory, _) if !directory.is_dir());
         let free = || ("free", is_nowhere.then(|| "its directory does not exist".to_owned()));
         let (state, reason) = first.map_or_else(free, |(state, reason)| (state, Some(reason)));
-        Ok(Some(Self { path: location.printable(), state, reason, holders, waiters: mutex.waiters(), now: mutex.time() }))
+        Ok(Some(Self {
+            path: location.printable(),
+            state,
+            reason,
+            holders,
+            waiters: mutex.waiters(),
+            now: mutex.time(),
+        }))
     }
 
     fn unreadable(location: &Location, error: &store::Error) -> Option<Self> {
         let (holders, waiters, now) = Default::default();
-        Some(Self { path: location.printable(), state: UNKNOWN, reason: Some(error.to_string()), holders, waiters, now })
+        Some(Self {
+            path: location.printable(),
+            state: UNKNOWN,
+            reason: Some(error.to_string()),
+            holders,
+            waiters,
+            now,
+        })
     }
 
     fn json(&self) -> Value {
@@ -99,10 +119,18 @@ impl Row for Lock {
 
     const METRICS: &'static [Metric] = &[
         ("held", "gauge", "Whether the lock is held.", |row| is(row, "state", &["held", UNKNOWN])),
-        ("held_seconds", "gauge", "For how long it has been held.", |row| row["holder"]["held_seconds"].as_f64()),
-        ("holders", "gauge", "How many processes hold it.", |row| Some(row["holders"].as_array()?.len() as f64)),
-        ("waiters", "gauge", "How many processes wait for it.", |row| Some(row["waiters"].as_array()?.len() as f64)),
-        ("lease_left_seconds", "gauge", "The rest of its lease.", |row| row["holder"]["lease_left_seconds"].as_f64()),
+        ("held_seconds", "gauge", "For how long it has been held.", |row| {
+            row["holder"]["held_seconds"].as_f64()
+        }),
+        ("holders", "gauge", "How many processes hold it.", |row| {
+            Some(row["holders"].as_array()?.len() as f64)
+        }),
+        ("waiters", "gauge", "How many processes wait for it.", |row| {
+            Some(row["waiters"].as_array()?.len() as f64)
+        }),
+        ("lease_left_seconds", "gauge", "The rest of its lease.", |row| {
+            row["holder"]["lease_left_seconds"].as_f64()
+        }),
     ];
 
     /// A line for each holder, and for each waiter.
@@ -119,7 +147,10 @@ impl Row for Lock {
             let pid = entry.map(|entry| entry.owner.pid.to_string());
             let host = entry.and_then(|entry| entry.owner.place.host.clone());
             let since = holder.since().map(|since| local_time(since).to_string());
-            line(state, [pid, holder.command(), host, since, holder.held_for().map(short), Some(why)])
+            line(
+                state,
+                [pid, holder.command(), host, since, holder.held_for().map(short), Some(why)],
+            )
         };
         let waiter = |(place, waiter): (usize, &Waiter)| {
             let place = match place {
@@ -127,9 +158,18 @@ impl Row for Lock {
                 place => format!("behind {place} other{}", if place == 1 { "" } else { "s" }),
             };
             let pid = waiter.pid.map(|pid| pid.to_string());
-            line("waits", [pid, waiter.command.clone(), waiter.host.clone(), None, None, Some(place)])
+            line(
+                "waits",
+                [pid, waiter.command.clone(), waiter.host.clone(), None, None, Some(place)],
+            )
         };
-        let free = self.holders.is_empty().then(|| line(self.state, [None, None, None, None, None, self.reason.clone()]));
-        free.into_iter().chain(self.holders.iter().map(holder)).chain(self.waiters.iter().enumerate().map(waiter)).collect()
+        let free = self
+            .holders
+            .is_empty()
+            .then(|| line(self.state, [None, None, None, None, None, self.reason.clone()]));
+        free.into_iter()
+            .chain(self.holders.iter().map(holder))
+            .chain(self.waiters.iter().enumerate().map(waiter))
+            .collect()
     }
 }

@@ -33,10 +33,13 @@ impl Run {
 }
 
 impl Claim {
-    /// The next step of a scheduler for the task `key`, which does not run: the wanted run, if the last run is still the
-    /// one that was seen, in the same state: a success that was on its way may have been stored since.
+    /// The next step of a scheduler for the task `key`, which does not run: the wanted run, if the
+    /// last run is still the one that was seen, in the same state: a success that was on its way
+    /// may have been stored since.
     pub fn next(&self, key: &str, rule: Rule, last: Option<(&Run, Ended)>, now: u64) -> Next {
-        let Some((run, ended, task)) = last.and_then(|(run, ended)| Some((run, ended, run.task.as_ref()?))) else {
+        let Some((run, ended, task)) =
+            last.and_then(|(run, ended)| Some((run, ended, run.task.as_ref()?)))
+        else {
             return Next::Skip;
         };
         let is_paused = task.paused > now && !self.is_forced;
@@ -48,7 +51,13 @@ impl Claim {
         // So that no two runs have the same slot and number.
         let number = if slot == task.slot { run.number.saturating_add(1) } else { 1 };
         let skipped = task.skipped.saturating_add(self.skipped);
-        let task = Task { slot, skipped, is_stopped: false, definition: self.definition, paused: task.paused };
+        let task = Task {
+            slot,
+            skipped,
+            is_stopped: false,
+            definition: self.definition,
+            paused: task.paused,
+        };
         let (key, ends) = (key.to_owned(), run.with_interruption(ended, now).ends);
         Next::Run(Run { key, number, began: now, rule, ends, task: Some(task) })
     }

@@ -35,9 +35,9 @@ impl LivenessCheck for LocalLiveness {
         let owner = match entry.released {
             None => self.look(stored, entry),
             // Containers of one boot share its clock.
-            Some(_) if entry.until.is_some() => {
-                self.check_boot(stored, &entry.owner.place).and(Err(Verdict::Stale(Stale::Released)))
-            }
+            Some(_) if entry.until.is_some() => self
+                .check_boot(stored, &entry.owner.place)
+                .and(Err(Verdict::Stale(Stale::Released))),
             Some(_) => return Verdict::Stale(Stale::Released),
         };
         match owner {
@@ -67,7 +67,9 @@ impl LocalLiveness {
         let owner = &entry.owner;
         if !stored.is_legacy() {
             self.check_boot(stored, &owner.place)?;
-            if owner.place.pid_namespace.is_none() || owner.place.pid_namespace != self.here.pid_namespace {
+            if owner.place.pid_namespace.is_none()
+                || owner.place.pid_namespace != self.here.pid_namespace
+            {
                 return self.look_into_container(entry);
             }
         }
@@ -81,7 +83,8 @@ impl LocalLiveness {
                 Err(_) => Err(Verdict::Held(Held::Kept(keeper))),
             };
         }
-        let process = process::observe(owner.pid).map_err(|why| Verdict::Stale(Stale::Absent(why)))?;
+        let process =
+            process::observe(owner.pid).map_err(|why| Verdict::Stale(Stale::Absent(why)))?;
         let is_reused = if stored.is_legacy() {
             // A clock that was set forward must not cost a live process its lock.
             started_after(process.instance, stored.state.written) && !is_meltano(owner.pid)
@@ -95,7 +98,9 @@ impl LocalLiveness {
     /// same everywhere, and unique until reboot.
     fn look_into_container(&self, entry: &Entry) -> Result<Process, Verdict> {
         let mut is_gone = true;
-        for pidfd in entry.keeper.iter().map(|(_, keeper)| keeper.pidfd).chain([entry.owner.instance.pidfd]) {
+        for pidfd in
+            entry.keeper.iter().map(|(_, keeper)| keeper.pidfd).chain([entry.owner.instance.pidfd])
+        {
             match pidfd.map(|inode| self.find_outside(inode)) {
                 Some(Ok(Some(process))) => return Ok(process),
                 found => is_gone &= matches!(found, Some(Ok(None))),
@@ -127,12 +132,16 @@ impl LocalLiveness {
         if stored.state.is_local && is_same_boot {
             return Ok(());
         }
-        let differ = |one: &Option<String>, two: &Option<String>| one.is_some() && two.is_some() && one != two;
+        let differ = |one: &Option<String>, two: &Option<String>| {
+            one.is_some() && two.is_some() && one != two
+        };
         if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
             return Err(Verdict::Held(Held::Unknown(Unknown::OtherHost)));
         }
         // Host names repeat, so only the machine id proves a reboot of this machine.
-        let is_same_machine = place.machine.is_some() && place.machine == self.here.machine && place.host == self.here.host;
+        let is_same_machine = place.machine.is_some()
+            && place.machine == self.here.machine
+            && place.host == self.here.host;
         if is_same_boot {
             Ok(())
         } else if is_same_machine && place.boot.is_some() && self.here.boot.is_some() {
@@ -143,11 +152,14 @@ impl LocalLiveness {
     }
 
     fn look_for_orphans(&self, entry: &Entry, owner: Stale) -> Verdict {
-        let (Orphans::Wait, Some(run), Some(uid)) = (self.orphans, &entry.run, entry.owner.uid) else {
+        let (Orphans::Wait, Some(run), Some(uid)) = (self.orphans, &entry.run, entry.owner.uid)
+        else {
             return Verdict::Stale(owner);
         };
         match process::find_by_environment(RUN_VARIABLE, run, uid) {
-            Ok(Some((process, command))) => Verdict::Held(Held::RunGoesOn { owner, process, command }),
+            Ok(Some((process, command))) => {
+                Verdict::Held(Held::RunGoesOn { owner, process, command })
+            }
             Ok(None) => Verdict::Stale(owner),
             Err(_) => Verdict::Held(Held::Unknown(Unknown::NoProcessTable)),
         }

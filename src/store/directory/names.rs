@@ -30,7 +30,8 @@ pub fn stored_name(key: &Key) -> OsString {
 pub fn name_of(kind: Kind, file: &OsStr) -> Option<OsString> {
     let rest = file.as_bytes().strip_prefix(&*encoded(kind.prefix().as_bytes()))?;
     let name = OsString::from_vec(percent_decode(rest).collect());
-    (file_name(&name).as_bytes() == rest && (kind != Kind::Lock || !Kind::is_reserved(&name))).then_some(name)
+    (file_name(&name).as_bytes() == rest && (kind != Kind::Lock || !Kind::is_reserved(&name)))
+        .then_some(name)
 }
 
 /// The regular files in a directory with a name that belongs to a register, after `after`: the
@@ -43,7 +44,8 @@ pub fn listed(
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        let name = name_of(&entry.file_name()).filter(|name| after.is_none_or(|after| name.as_os_str() > after));
+        let name = name_of(&entry.file_name())
+            .filter(|name| after.is_none_or(|after| name.as_os_str() > after));
         if let Some(name) = name.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) {
             files.push((name, entry.file_name()));
         }
@@ -56,11 +58,15 @@ pub fn listed(
 /// The short name leads to the same file.
 fn file_name(name: &OsStr) -> OsString {
     let encoded = encoded(name.as_bytes());
-    if encoded.is_empty() || encoded.len() > MAX_NAME { hashed(name) } else { OsString::from_vec(encoded) }
+    if encoded.is_empty() || encoded.len() > MAX_NAME {
+        hashed(name)
+    } else {
+        OsString::from_vec(encoded)
+    }
 }
 
-/// Without the characters that a file's name cannot have, or that have a meaning in it. `.` and `..`
-/// are not names of files, and hidden files are easily overlooked.
+/// Without the characters that a file's name cannot have, or that have a meaning in it. `.` and
+/// `..` are not names of files, and hidden files are easily overlooked.
 fn encoded(name: &[u8]) -> Vec<u8> {
     let mut encoded = Vec::new();
     for (at, byte) in name.iter().enumerate() {
@@ -74,9 +80,11 @@ fn encoded(name: &[u8]) -> Vec<u8> {
 }
 
 fn hashed(name: &OsStr) -> OsString {
-    let hash: String = Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String =
+        Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let encoded = encoded(name.as_bytes());
-    let shown: String = String::from_utf8_lossy(&encoded).chars().filter(|one| *one != '%').take(30).collect();
+    let shown: String =
+        String::from_utf8_lossy(&encoded).chars().filter(|one| *one != '%').take(30).collect();
     format!("{shown}~{hash}").into()
 }
 
@@ -114,13 +122,21 @@ mod tests {
         ];
         let mut files = HashSet::new();
         let kinds = [Kind::Lock, Kind::Once, Kind::Schedule, Kind::Session];
-        for (kind, name) in kinds.iter().flat_map(|kind| names.map(|name| (*kind, OsStr::from_bytes(name)))) {
+        for (kind, name) in
+            kinds.iter().flat_map(|kind| names.map(|name| (*kind, OsStr::from_bytes(name))))
+        {
             let file = stored_name(&Key { kind, name: name.to_owned() });
             let bytes = file.as_bytes();
-            assert!(bytes.len() <= 255 && !bytes.starts_with(b".") && !bytes.contains(&b'/'), "{file:?}");
-            let owners: Vec<_> = kinds.iter().filter_map(|kind| Some((*kind, name_of(*kind, &file)?))).collect();
+            assert!(
+                bytes.len() <= 255 && !bytes.starts_with(b".") && !bytes.contains(&b'/'),
+                "{file:?}"
+            );
+            let owners: Vec<_> =
+                kinds.iter().filter_map(|kind| Some((*kind, name_of(*kind, &file)?))).collect();
             let [(found, listed)] = &owners[..] else { panic!("{name:?}: {owners:?}") };
-            let is_short = name.len() > MAX_NAME || name.is_empty() || kind == Kind::Lock && Kind::is_reserved(name);
+            let is_short = name.len() > MAX_NAME
+                || name.is_empty()
+                || kind == Kind::Lock && Kind::is_reserved(name);
             assert!(*found == kind && (is_short || listed == name), "{listed:?}");
             assert_eq!(stored_name(&Key { kind, name: listed.clone() }), file);
             assert!(files.insert(file), "{kind:?} {name:?}");

@@ -18,7 +18,8 @@ const GFS2: FsWord = 0x0116_1970;
 const OCFS2: FsWord = 0x7461_636F;
 
 /// A mount with one of these keeps flocks on its host.
-const LOCAL_FLOCKS: [&str; 5] = ["nolock", "local_lock=all", "local_lock=flock", "localflocks", "lockproto=lock_nolock"];
+const LOCAL_FLOCKS: [&str; 5] =
+    ["nolock", "local_lock=all", "local_lock=flock", "localflocks", "lockproto=lock_nolock"];
 
 /// The file that confirms that a directory is the right one: a line for each kind of file system.
 /// The name of a register's file never begins with a dot.
@@ -45,17 +46,22 @@ pub fn check(directory: &Path, file: &File) -> Result<bool, Failure> {
     let (why, hint) = match scope(file) {
         FlockScope::Hosts => return Ok(false),
         // NFS takes record locks for flocks, too: a file cannot have both.
-        FlockScope::Declared(name) if is_declared(directory, &name) => return Ok(!name.starts_with("nfs")),
+        FlockScope::Declared(name) if is_declared(directory, &name) => {
+            return Ok(!name.starts_with("nfs"));
+        }
         FlockScope::Declared(name) => (
             doubt(directory, &name),
-            "mount the file system that the hosts share (NFS with `vers=4.2`); or, if this directory is right (containers, the \
-             file server itself, a cluster's file system), run `serializer initialize`"
+            "mount the file system that the hosts share (NFS with `vers=4.2`); or, if this \
+             directory is right (containers, the file server itself, a cluster's file system), run \
+             `serializer initialize`"
                 .to_owned()
                 + on_one_machine(directory),
         ),
         FlockScope::Unknown(name) => (
             format!("flocks on its file system ({name}) are not known to lock out other hosts"),
-            "NFS mounted without `nolock` and `local_lock` does; or name a store, such as `postgres://…`".to_owned(),
+            "NFS mounted without `nolock` and `local_lock` does; or name a store, such as \
+             `postgres://…`"
+                .to_owned(),
         ),
     };
     Err(Failure::permanent(why).with_hint(hint))
@@ -65,14 +71,17 @@ fn doubt(directory: &Path, name: &str) -> String {
     let shown = text::path(directory);
     match name {
         MACHINE => format!("`{shown}` is on a local disk: it does not lock out other hosts"),
-        _ => format!("`{shown}` is on {name}, whose mount does not tell whether it locks out other hosts"),
+        _ => format!(
+            "`{shown}` is on {name}, whose mount does not tell whether it locks out other hosts"
+        ),
     }
 }
 
 /// An older program left an empty marker, which does not count for NFS.
 fn is_declared(directory: &Path, name: &str) -> bool {
     let marker = fs::read_to_string(directory.join(MARKER));
-    marker.is_ok_and(|text| text.lines().any(|line| line == name) || text.is_empty() && name != "nfs")
+    marker
+        .is_ok_and(|text| text.lines().any(|line| line == name) || text.is_empty() && name != "nfs")
 }
 
 /// Records the user's confirmation: a directory of this machine is right, or one locks out other
@@ -80,7 +89,9 @@ fn is_declared(directory: &Path, name: &str) -> bool {
 /// for its clients, which see another kind of file system.
 pub fn declare(directory: &Path) -> Result<(), Failure> {
     let cannot = |error: std::io::Error| trouble(directory, error);
-    let FlockScope::Declared(name) = scope(&File::open(directory).map_err(cannot)?) else { return Ok(()) };
+    let FlockScope::Declared(name) = scope(&File::open(directory).map_err(cannot)?) else {
+        return Ok(());
+    };
     tracing::warn!("{}; it is used as told", doubt(directory, &name));
     if is_declared(directory, &name) {
         return Ok(());

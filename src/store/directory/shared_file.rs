@@ -38,7 +38,13 @@ pub struct SharedFile {
 impl SharedFile {
     /// The file `name` in a directory. Touches nothing yet.
     pub fn new(directory: &Path, name: &OsStr, timeout: Duration) -> Self {
-        Self { directory: directory.to_owned(), path: directory.join(name), timeout, tried: None, secured: None }
+        Self {
+            directory: directory.to_owned(),
+            path: directory.join(name),
+            timeout,
+            tried: None,
+            secured: None,
+        }
     }
 
     /// The register's state as it is stored. After a write without an answer, the state is secured
@@ -67,7 +73,9 @@ impl SharedFile {
             None => {
                 // Just below the next number: an older program counts on from it.
                 self.publish(next.number - 1)?;
-                self.open(true)?.ok_or_else(|| Failure::transient("another process has removed its file"))?.0
+                self.open(true)?
+                    .ok_or_else(|| Failure::transient("another process has removed its file"))?
+                    .0
             }
         };
         let (slot, place) = self.present(&file)?;
@@ -133,14 +141,14 @@ impl SharedFile {
     }
 
     /// Opens and flocks the file, which must be regular and on a file system whose flocks all hosts
-    /// see: to read it beside other readers, or else checking that the name still leads to it. Returns
-    /// it, and whether it has record locks, too. `None` when there is no file.
+    /// see: to read it beside other readers, or else checking that the name still leads to it.
+    /// Returns it, and whether it has record locks, too. `None` when there is no file.
     fn open(&self, to_write: bool) -> Result<Option<(File, bool)>, Failure> {
         self.look_anew()?;
         let access = if to_write { OFlags::RDWR } else { OFlags::RDONLY };
         let Some(file) = open(&self.path, access).map_err(|error| self.trouble(error))? else {
-            // The directory is on the same file system. Where locks cannot be kept, waiting for one is
-            // useless.
+            // The directory is on the same file system. Where locks cannot be kept, waiting for one
+            // is useless.
             let directory = File::open(&self.directory).map_err(|error| self.trouble(error))?;
             return scope::check(&self.directory, &directory).map(|_| None);
         };
@@ -160,20 +168,27 @@ impl SharedFile {
         let begun = Instant::now();
         // Bounded by the timeout.
         loop {
-            match if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) } {
+            match if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) }
+            {
                 Ok(()) if !has_records || self.lock_records(file, exclusively)? => return Ok(()),
                 // The process with the record lock may be waiting for this flock.
                 Ok(()) => FileExt::unlock(file).map_err(|error| self.trouble(error))?,
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
                     let failure = self.trouble(error);
-                    return Err(Failure { why: format!("flock does not work there: {}", failure.why), ..failure });
+                    return Err(Failure {
+                        why: format!("flock does not work there: {}", failure.why),
+                        ..failure
+                    });
                 }
             }
             if begun.elapsed() >= self.timeout {
-                let hint = "`fuser -v` shows the processes of this host that have it open; NFS version 4 drops the locks of a \
-                            disconnected host after some 90 s, version 3 does not";
-                return Err(Failure::transient("another process keeps it locked (flock)").with_hint(hint));
+                let hint = "`fuser -v` shows the processes of this host that have it open; NFS \
+                            version 4 drops the locks of a disconnected host after some 90 s, \
+                            version 3 does not";
+                return Err(
+                    Failure::transient("another process keeps it locked (flock)").with_hint(hint)
+                );
             }
             std::thread::sleep(jittered(FLOCK_PAUSE));
         }
@@ -196,8 +211,8 @@ impl SharedFile {
         }
     }
 
-    /// Makes sure that the present state is on the server's disk. Of an initial state, only the name
-    /// counts: a crash must not take it away from a file that holds a state.
+    /// Makes sure that the present state is on the server's disk. Of an initial state, only the
+    /// name counts: a crash must not take it away from a file that holds a state.
     fn secure(&mut self, file: &File, slot: &Slot, place: usize) -> Result<(), Failure> {
         if slot.is_initial() {
             return self.sync_directory();

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! A state counts only if its hash is that of the rest. The state with the larger number is the
-//! present one. `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was removed
-//! and made again never has the same state twice. It begins with `w` if the file had its whole
-//! length (files of older programs have not), and with `wn` in the initial state.
+//! present one. `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was
+//! removed and made again never has the same state twice. It begins with `w` if the file had its
+//! whole length (files of older programs have not), and with `wn` in the initial state.
 
 use std::fs::File;
 use std::io;
@@ -77,7 +77,8 @@ impl Slot {
     }
 
     fn to_text(&self) -> String {
-        let (text, length) = self.text.as_ref().map_or(("", "-".to_owned()), |text| (text, text.len().to_string()));
+        let (text, length) =
+            self.text.as_ref().map_or(("", "-".to_owned()), |text| (text, text.len().to_string()));
         let head = format!("{FORMAT}{} {} {length}", self.number, self.nonce);
         let digest = Sha256::new().chain_update(&head).chain_update(text).finalize();
         let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -134,13 +135,18 @@ pub fn present(file: &File) -> io::Result<Result<(Slot, usize), Failure>> {
     }
     Ok(present.filter(|_| !is_damaged).ok_or_else(|| {
         Failure::permanent("it is damaged: cut off, or neither of its two states is whole")
-            .with_hint(format!("another program or version has written to it, or the file system has lost data; {REMOVE}"))
+            .with_hint(format!(
+                "another program or version has written to it, or the file system \
+                                has lost data; {REMOVE}"
+            ))
     }))
 }
 
 /// Whether a file looks like a register's, also while it is flocked and being written.
 pub fn is_begun(file: &File) -> bool {
-    let is_begun = |place| read_at(file, MAGIC.len(), offset(place)).is_ok_and(|bytes| bytes == MAGIC.as_bytes());
+    let is_begun = |place| {
+        read_at(file, MAGIC.len(), offset(place)).is_ok_and(|bytes| bytes == MAGIC.as_bytes())
+    };
     is_begun(0) || is_begun(1)
 }
 
@@ -148,7 +154,11 @@ pub fn is_begun(file: &File) -> bool {
 fn read(file: &File, place: usize) -> io::Result<Vec<u8>> {
     let mut bytes = read_at(file, FIRST_READ, offset(place))?;
     if bytes.len() == FIRST_READ && Slot::parse(&bytes).is_none() {
-        bytes.extend(read_at(file, MAX_HEADER + MAX_BYTES - FIRST_READ, offset(place) + FIRST_READ as u64)?);
+        bytes.extend(read_at(
+            file,
+            MAX_HEADER + MAX_BYTES - FIRST_READ,
+            offset(place) + FIRST_READ as u64,
+        )?);
     }
     Ok(bytes)
 }
@@ -159,7 +169,10 @@ fn foreign(bytes: &[u8]) -> Option<Failure> {
     let begun = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     let is_like = |text: &str| begun.iter().zip(text.as_bytes()).all(|(one, other)| one == other);
     if !is_like(MAGIC) {
-        let hint = format!("the file is a lock file of one machine, or another program's; {REMOVE}, or choose another name");
+        let hint = format!(
+            "the file is a lock file of one machine, or another program's; {REMOVE}, or choose \
+             another name"
+        );
         return Some(Failure::permanent("it is not a lock that hosts share").with_hint(hint));
     }
     (!is_like(FORMAT)).then(Failure::of_newer_version)
@@ -196,7 +209,9 @@ mod tests {
         let file = file();
         is_refused(&file, "damaged");
         let newest = "x".repeat(MAX_BYTES);
-        for (number, text, place) in [(7, Some("old"), 0), (8, None, 1), (9, Some(newest.as_str()), 0), (10, Some(""), 1)] {
+        for (number, text, place) in
+            [(7, Some("old"), 0), (8, None, 1), (9, Some(newest.as_str()), 0), (10, Some(""), 1)]
+        {
             let slot = slot(number, text);
             slot.write(&file, place).expect("written");
             assert!(is_begun(&file));
@@ -210,7 +225,9 @@ mod tests {
     fn what_was_written_halfway_was_never_written() {
         let text = "0123456789".repeat(1000);
         let whole = slot(8, Some(&text)).to_text().into_bytes();
-        for length in [0, 1, 5, MAGIC.len(), MAGIC.len() + 1, 30, 100, 200, 4095, 4096, 5000, whole.len() - 1] {
+        for length in
+            [0, 1, 5, MAGIC.len(), MAGIC.len() + 1, 30, 100, 200, 4095, 4096, 5000, whole.len() - 1]
+        {
             for place in [0, 1] {
                 let file = file();
                 let before = slot(7, Some("before"));
@@ -233,7 +250,9 @@ mod tests {
             let mut whole = vec![0; usize::try_from(super::WHOLE).expect("it fits")];
             file.read_exact_at(&mut whole, 0).expect("readable");
             let second = whole.len() / 2;
-            for length in [0, 1, 100, 500, second - 1, second, second + 1, second + 100, whole.len() - 1] {
+            for length in
+                [0, 1, 100, 500, second - 1, second, second + 1, second + 100, whole.len() - 1]
+            {
                 let copy = self::file();
                 copy.write_all_at(&whole[..length], 0).expect("written");
                 is_refused(&copy, "damaged");
@@ -245,9 +264,12 @@ mod tests {
     fn what_others_have_written_is_left_alone() {
         let newer = format!("{MAGIC}2 x\n");
         let foreign = "not a lock that hosts share";
-        for (text, why) in
-            [("4121\n2026-11-22 08:00:00\nv=1\n", foreign), ("hello", foreign), ("serialized", foreign), (&newer, "newer")]
-        {
+        for (text, why) in [
+            ("4121\n2026-11-22 08:00:00\nv=1\n", foreign),
+            ("hello", foreign),
+            ("serialized", foreign),
+            (&newer, "newer"),
+        ] {
             let file = file();
             file.write_all_at(text.as_bytes(), 0).expect("written");
             assert!(why == "newer" || !is_begun(&file), "{text}");

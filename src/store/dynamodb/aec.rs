@@ -1,8 +1,9 @@
-//! `layout=aec`: keys in a table of the Python library AtomicExecutionControl, which goes on using it.
+//! `layout=aec`: keys in a table of the Python library AtomicExecutionControl, which goes on using
+//! it.
 //!
 //! The library's scripts read `status_execution` and `updated_at`, so each write sets them. An item
-//! without a record is the library's, and is converted to one. The library's own rule applies: a run
-//! counts as ended when its `updated_at` is 20 minutes old, by the local clock.
+//! without a record is the library's, and is converted to one. The library's own rule applies: a
+//! run counts as ended when its `updated_at` is 20 minutes old, by the local clock.
 //! `docs/coming-from-aec.md` has the attributes.
 
 use std::collections::HashMap;
@@ -49,8 +50,13 @@ pub(super) fn no_table(name: &str) -> Failure {
 /// Refuses locks: the library would read them as keys.
 pub(super) fn check(kind: Kind) -> Result<(), Failure> {
     let refused = Failure::permanent("`layout=aec` is only for keys that run once");
-    let hint = "use `once`, `forget`, or `--once` with `lock`, `unlock`, `wait` and `status`; locks need another table";
-    if kind == Kind::Once { Ok(()) } else { Err(Failure { cause: Cause::Unusable, ..refused.with_hint(hint) }) }
+    let hint = "use `once`, `forget`, or `--once` with `lock`, `unlock`, `wait` and `status`; \
+                locks need another table";
+    if kind == Kind::Once {
+        Ok(())
+    } else {
+        Err(Failure { cause: Cause::Unusable, ..refused.with_hint(hint) })
+    }
 }
 
 /// The library's attributes of a record; `None` for a record without a run.
@@ -63,9 +69,11 @@ pub(super) fn attributes(record: Option<&str>) -> Option<[(&'static str, Attribu
         Some(_) => FAILED,
     };
     let now = written(Timestamp::now());
-    let created = i64::try_from(run.began).ok().and_then(|began| Timestamp::from_millisecond(began).ok());
+    let created =
+        i64::try_from(run.began).ok().and_then(|began| Timestamp::from_millisecond(began).ok());
     let created = created.map_or_else(|| now.clone(), written);
-    let told = [("status_execution", status.to_owned()), ("created_at", created), ("updated_at", now)];
+    let told =
+        [("status_execution", status.to_owned()), ("created_at", created), ("updated_at", now)];
     Some(told.map(|(name, text)| (name, AttributeValue::S(text))))
 }
 
@@ -79,31 +87,42 @@ fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
     if item.contains_key("format") {
         return state(item);
     }
-    let text_of = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).ok_or_else(|| foreign(name));
+    let text_of = |name: &str| {
+        item.get(name).and_then(|value| value.as_s().ok()).ok_or_else(|| foreign(name))
+    };
     let time_of = |name: &str| read(text_of(name)?, zone()).ok_or_else(|| foreign(name));
-    let (status, updated_at, updated) = (text_of("status_execution")?, text_of("updated_at")?, time_of("updated_at")?);
+    let (status, updated_at, updated) =
+        (text_of("status_execution")?, text_of("updated_at")?, time_of("updated_at")?);
     // After a deletion, the script's last write makes an item without `created_at`.
     let since = time_of("created_at").unwrap_or(updated).min(updated);
-    let [began, at] = [since, updated].map(|time| u64::try_from(time.as_millisecond()).unwrap_or(0));
+    let [began, at] =
+        [since, updated].map(|time| u64::try_from(time.as_millisecond()).unwrap_or(0));
     let outcome = match status.as_str() {
         FINISHED => Some("succeeded"),
         FAILED => Some("failed"),
         _ => None,
     };
-    let ends = outcome.iter().map(|how| End { at, number: 1, how: (*how).to_owned(), code: None }).collect();
-    let run = Run { key: key.to_owned(), number: 1, began, rule: Rule::default(), ends, task: None };
+    let ends = outcome
+        .iter()
+        .map(|how| End { at, number: 1, how: (*how).to_owned(), code: None })
+        .collect();
+    let run =
+        Run { key: key.to_owned(), number: 1, began, rule: Rule::default(), ends, task: None };
     let run = serde_json::to_string(&run).map_err(|_| foreign("status_execution"))?;
     let now = since_1970();
     // An expired lease leaves no mark, because the library's holder would not read it.
     let expires = Some(at + VALID_FOR).filter(|expires| *expires > now).unwrap_or(0);
     let released = outcome.map(|word| format!("released={word}\n")).unwrap_or_default();
     let lease = format!("lease={VALID_FOR} {expires} {at}");
-    let record = format!("1\n\nv=3\nboot=?\nsince={since}\ncommand=AtomicExecutionControl\n{lease}\n{released}once={run}\n");
+    let record = format!(
+        "1\n\nv=3\nboot=?\nsince={since}\ncommand=AtomicExecutionControl\n{lease}\n{released}once={run}\n"
+    );
     let version = Some(format!("{AEC}{updated_at}\n{status}").into_bytes());
     Ok(State { version, value: Some(record), now: Some(now), ..State::default() })
 }
 
-/// A local time of the library. A time that occurs twice is the later one, so no run ends too early.
+/// A local time of the library. A time that occurs twice is the later one, so no run ends too
+/// early.
 fn read(text: &str, zone: TimeZone) -> Option<Timestamp> {
     let time: DateTime = text.parse().ok()?;
     Some(zone.to_ambiguous_zoned(time).later().ok()?.timestamp())
@@ -140,9 +159,14 @@ impl Table {
     pub(super) async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {
         let mut values = HashMap::new();
         let condition = super::condition(expected, &mut values);
-        let request = self.client.delete_item().table_name(&self.names.table).key(&self.names.key, AttributeValue::S(stored));
+        let request = self
+            .client
+            .delete_item()
+            .table_name(&self.names.table)
+            .key(&self.names.key, AttributeValue::S(stored));
         let request = request.set_expression_attribute_names(Some(self.names(condition)));
-        let request = request.set_expression_attribute_values(Some(values).filter(|values| !values.is_empty()));
+        let request = request
+            .set_expression_attribute_values(Some(values).filter(|values| !values.is_empty()));
         self.done(request.condition_expression(condition).send().await, "dynamodb:DeleteItem")
     }
 }

@@ -12,7 +12,10 @@ use crate::store::failure::Cause;
 use crate::store::seam::{Key, Kind, State};
 
 fn item(attributes: &[(&str, &str)]) -> Item {
-    attributes.iter().map(|(name, text)| ((*name).to_owned(), AttributeValue::S((*text).to_owned()))).collect()
+    attributes
+        .iter()
+        .map(|(name, text)| ((*name).to_owned(), AttributeValue::S((*text).to_owned())))
+        .collect()
 }
 
 fn ago(seconds: i64) -> Timestamp {
@@ -22,9 +25,11 @@ fn ago(seconds: i64) -> Timestamp {
 /// What is read of an item of the library that was updated so many seconds ago.
 fn seen(status: &str, seconds: i64) -> (State, Record) {
     let (created, updated) = (written(ago(seconds + 7)), written(ago(seconds)));
-    let item = item(&[("status_execution", status), ("created_at", &created), ("updated_at", &updated)]);
+    let item =
+        item(&[("status_execution", status), ("created_at", &created), ("updated_at", &updated)]);
     let state = state_of("load\n2026", &item).expect(status);
-    let record = Record::parse(state.value.as_deref().expect("a record").as_bytes()).expect("a record");
+    let record =
+        Record::parse(state.value.as_deref().expect("a record").as_bytes()).expect("a record");
     (state, record)
 }
 
@@ -43,7 +48,11 @@ fn an_item_of_the_library_is_read_as_a_run() {
     ] {
         let (state, record) = seen(status, age);
         let (entry, run) = record.last_run().expect("a run");
-        assert_eq!((entry.released, record.is_newer(), record.is_legacy()), (released, false, false), "{status} {age}");
+        assert_eq!(
+            (entry.released, record.is_newer(), record.is_legacy()),
+            (released, false, false),
+            "{status} {age}"
+        );
         let lease = entry.lease.expect("a lease");
         let now = state.now.expect("a clock");
         assert_eq!(
@@ -51,7 +60,10 @@ fn an_item_of_the_library_is_read_as_a_run() {
             (u128::from(VALID_FOR), is_expired),
             "{status} {age}"
         );
-        assert_eq!((run.key.as_str(), run.number, run.ends.len()), ("load\n2026", 1, usize::from(released.is_some())));
+        assert_eq!(
+            (run.key.as_str(), run.number, run.ends.len()),
+            ("load\n2026", 1, usize::from(released.is_some()))
+        );
         let ended = released.map_or(run.began + 7000, |_| run.ended());
         assert!(run.began.abs_diff(ended).abs_diff(7000) <= 1 && run.ended() <= ended, "{run:?}");
         // What is stored for others says the same, or that the run is going on.
@@ -76,12 +88,25 @@ fn an_item_that_is_neither_ours_nor_the_librarys_is_refused() {
         (item(&[("updated_at", &now)]), false),
         (item(&[]), false),
         // Of a newer version.
-        (item(&[("status_execution", "FINISHED"), ("updated_at", &now), ("format", "2"), ("version", "7")]), false),
+        (
+            item(&[
+                ("status_execution", "FINISHED"),
+                ("updated_at", &now),
+                ("format", "2"),
+                ("version", "7"),
+            ]),
+            false,
+        ),
     ] {
         assert_eq!(state_of("load", &item).is_ok(), is_read, "{item:?}");
     }
     let format = FORMAT.to_string();
-    let ours = item(&[("status_execution", "FAILED"), ("format", &format), ("version", "7"), ("record", "r")]);
+    let ours = item(&[
+        ("status_execution", "FAILED"),
+        ("format", &format),
+        ("version", "7"),
+        ("record", "r"),
+    ]);
     let state = state_of("load", &ours).expect("it is ours");
     assert_eq!((state.number, state.value.as_deref(), state.now), (7, Some("r"), None));
 }
@@ -102,10 +127,13 @@ fn the_library_is_told_how_a_run_goes() {
         let told = attributes(Some(&record));
         assert_eq!(told.is_some(), status.is_some(), "{record}");
         let Some([(_, word), (_, created), (_, updated)]) = told else { continue };
-        let time = |value: AttributeValue| read(value.as_s().expect("a text"), crate::sys::local_time::zone()).expect("a time");
+        let time = |value: AttributeValue| {
+            read(value.as_s().expect("a text"), crate::sys::local_time::zone()).expect("a time")
+        };
         assert_eq!(word.as_s().map(String::as_str), Ok(status.expect("a status")));
         assert_eq!(time(created).as_millisecond(), 1_796_001_906_047);
-        let age = Duration::try_from(time(updated).duration_until(Timestamp::now())).expect("a time that has come");
+        let age = Duration::try_from(time(updated).duration_until(Timestamp::now()))
+            .expect("a time that has come");
         assert!(age < Duration::from_secs(60), "{age:?}");
     }
     assert_eq!(attributes(None), None);
@@ -113,7 +141,9 @@ fn the_library_is_told_how_a_run_goes() {
 
 #[test]
 fn a_time_has_six_digits_and_one_that_an_hour_has_twice_is_the_later_one() {
-    assert!(written(Timestamp::from_second(1_796_001_906).expect("a time")).ends_with(":06.000000"));
+    assert!(
+        written(Timestamp::from_second(1_796_001_906).expect("a time")).ends_with(":06.000000")
+    );
     let now = ago(0).as_microsecond();
     let zone = crate::sys::local_time::zone;
     let text = written(Timestamp::from_microsecond(now).expect("a time"));
@@ -149,7 +179,10 @@ fn names(is_aec: bool) -> Names {
 #[test]
 fn only_keys_that_run_once_are_kept_there_and_under_their_own_names() {
     for name in ["2026-11-29", "once/load", &"é".repeat(500)] {
-        assert_eq!(names(true).stored(&Key { kind: Kind::Once, name: name.into() }).ok().as_deref(), Some(name));
+        assert_eq!(
+            names(true).stored(&Key { kind: Kind::Once, name: name.into() }).ok().as_deref(),
+            Some(name)
+        );
     }
     let lock = Key { kind: Kind::Lock, name: "load".into() };
     assert_eq!(names(false).stored(&lock).ok().as_deref(), Some("load"));

@@ -9,7 +9,16 @@ const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
 
 /// File systems of one machine alone, `linux/magic.h` and their own sources: ext2 to ext4, XFS,
 /// Btrfs, F2FS, bcachefs, ZFS, tmpfs, and overlayfs, whose writable part may not be a network's.
-const LOCAL: [FsWord; 8] = [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0xCA45_1A4E, 0x2FC1_2FC1, 0x0102_1994, 0x794C_7630];
+const LOCAL: [FsWord; 8] = [
+    0xEF53,
+    0x5846_5342,
+    0x9123_683E,
+    0xF2F5_2010,
+    0xCA45_1A4E,
+    0x2FC1_2FC1,
+    0x0102_1994,
+    0x794C_7630,
+];
 
 /// `RAMFS_MAGIC` and `TMPFS_MAGIC` of `linux/magic.h`.
 const IN_MEMORY: [FsWord; 2] = [0x8584_58F6, 0x0102_1994];
@@ -24,9 +33,9 @@ pub fn is_local(file: &File) -> bool {
     fstatfs(file).is_ok_and(|file_system| LOCAL.contains(&file_system.f_type))
 }
 
-/// The name of a file system on which hosts do not agree that a file was exchanged: over NFS, a host
-/// may be told late, and an open file is moved away before another one gets its name; sshfs keeps
-/// flocks to itself.
+/// The name of a file system on which hosts do not agree that a file was exchanged: over NFS, a
+/// host may be told late, and an open file is moved away before another one gets its name; sshfs
+/// keeps flocks to itself.
 pub fn without_exchange(file: &File) -> Option<String> {
     let kind = fstatfs(file).ok()?.f_type;
     match kind {

@@ -1,8 +1,8 @@
 //! Takeovers beside the Python plugin `meltano-pipeline-serializer`, while people migrate from it.
 //!
 //! The plugin truncates and rewrites a stale file in place, without a lock, some time after it has
-//! read the file. So a takeover waits longer than that time, and then looks at the old file, which it
-//! keeps open: a plugin that had opened the old file has written its PID there.
+//! read the file. So a takeover waits longer than that time, and then looks at the old file, which
+//! it keeps open: a plugin that had opened the old file has written its PID there.
 
 use std::fs::File;
 use std::io;

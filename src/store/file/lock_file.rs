@@ -11,7 +11,9 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, CWD, OFlags, unlinkat};
 use rustix::io::Errno;
 
-use super::publish::{create_in_place, directory, flock, leads_to, link_new, open, read_at, rename_over, unlink};
+use super::publish::{
+    create_in_place, directory, flock, leads_to, link_new, open, read_at, rename_over, unlink,
+};
 use super::queue::Queue;
 use super::{CHANGE, CREATE, READ, REMOVE, filesystem, io_failure, legacy, wakeup};
 use crate::record::MAX_BYTES;
@@ -24,7 +26,8 @@ use crate::sys::text;
 /// process succeeded.
 const MAX_OPENS: usize = 16;
 
-/// After this time, a file system has written a new name to its disk by itself: most do within 30 seconds.
+/// After this time, a file system has written a new name to its disk by itself: most do within 30
+/// seconds.
 const SETTLED: Duration = Duration::from_secs(300);
 
 /// The lock file at a path.
@@ -60,7 +63,13 @@ impl LockFile {
                     if self.is_durable && !is_settled(&file).map_err(self.failure(READ))? {
                         self.secured(Write::Done, READ)?;
                     }
-                    return Ok(State { version: Some(version), value, written, is_local, ..State::default() });
+                    return Ok(State {
+                        version: Some(version),
+                        value,
+                        written,
+                        is_local,
+                        ..State::default()
+                    });
                 }
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(self.failure(READ)(error)),
@@ -73,7 +82,8 @@ impl LockFile {
     pub(super) fn create(&self, text: &str) -> Result<Write, Failure> {
         let fill = |file: &File| self.fill(file, text.as_bytes());
         let created = link_new(&self.path, &fill);
-        let created = created.and_then(|linked| linked.map_or_else(|| create_in_place(&self.path, &fill), Ok));
+        let created = created
+            .and_then(|linked| linked.map_or_else(|| create_in_place(&self.path, &fill), Ok));
         self.secured(created.map_err(self.failure(CREATE))?, CREATE)
     }
 
@@ -85,14 +95,21 @@ impl LockFile {
     /// A write that was done, once a crash cannot undo it.
     fn secured(&self, write: Write, action: &'static str) -> Result<Write, Failure> {
         if self.is_durable && write == Write::Done {
-            let synced = File::open(directory(&self.path)).and_then(|directory| directory.sync_all());
+            let synced =
+                File::open(directory(&self.path)).and_then(|directory| directory.sync_all());
             synced.map_err(|error| self.failure(action)(error).indefinite())?;
         }
         Ok(write)
     }
 
     /// Stores a text over the state `seen`.
-    pub(super) fn replace(&self, seen: &State, version: &[u8], next: &Next<'_>, text: &str) -> Result<Write, Failure> {
+    pub(super) fn replace(
+        &self,
+        seen: &State,
+        version: &[u8],
+        next: &Next<'_>,
+        text: &str,
+    ) -> Result<Write, Failure> {
         let Some(old) = self.open_flocked(CHANGE, version)? else { return Ok(Write::Conflict) };
         if let Some(file_system) = filesystem::without_exchange(&old) {
             drop(old);
@@ -110,8 +127,9 @@ impl LockFile {
             // The Python plugin does not know such files.
             return self.secured(Write::Done, CHANGE);
         }
-        let settled = legacy::settle(&old, version, seen_text)
-            .and_then(|plugins| Ok((plugins, read(&new)?.0 == text.as_bytes() && leads_to(&self.path, &new)?)));
+        let settled = legacy::settle(&old, version, seen_text).and_then(|plugins| {
+            Ok((plugins, read(&new)?.0 == text.as_bytes() && leads_to(&self.path, &new)?))
+        });
         match &settled {
             Ok((None, true)) => return Ok(Write::Done),
             Ok((_, false)) => return Ok(Write::Conflict),
@@ -119,13 +137,16 @@ impl LockFile {
                 if fill(bytes).is_err() {
                     // No room for another file: the text goes into ours, which nothing relies on
                     // yet. While it is empty, it counts as being written.
-                    new.set_len(0).and_then(|()| new.write_all_at(bytes, 0)).map_err(self.failure(CHANGE))?;
+                    new.set_len(0)
+                        .and_then(|()| new.write_all_at(bytes, 0))
+                        .map_err(self.failure(CHANGE))?;
                 }
             }
             // The caller will report that nothing was changed, so no lock of ours may remain.
             Err(_) if !leads_to(&self.path, &new).unwrap_or(false) => {}
             Err(_) if legacy::has_one_holder(seen_text) => unlink(&self.path),
-            // Other holders may remain. If this fails, an extra entry is a lesser evil than a lost one.
+            // Other holders may remain. If this fails, an extra entry is a lesser evil than a lost
+            // one.
             Err(_) => drop(fill(seen_text.as_bytes())),
         }
         // A waiter has seen our record, and watches our owner.
@@ -135,7 +156,9 @@ impl LockFile {
 
     /// Removes the file, if it is still in the state `version`.
     pub(super) fn delete(&self, version: &[u8]) -> Result<Write, Failure> {
-        let Some(_flocked) = self.open_flocked(REMOVE, version)? else { return Ok(Write::Conflict) };
+        let Some(_flocked) = self.open_flocked(REMOVE, version)? else {
+            return Ok(Write::Conflict);
+        };
         match unlinkat(CWD, &self.path, AtFlags::empty()) {
             Ok(()) => self.secured(Write::Done, REMOVE),
             // Only the Python plugin removes the file without the flock.
@@ -151,7 +174,11 @@ impl LockFile {
             let Some(file) = self.open(action, OFlags::RDWR)? else { return Ok(None) };
             let version = || {
                 flock(&file)?;
-                if leads_to(&self.path, &file)? { read(&file).map(|(_, version, _)| Some(version)) } else { Ok(None) }
+                if leads_to(&self.path, &file)? {
+                    read(&file).map(|(_, version, _)| Some(version))
+                } else {
+                    Ok(None)
+                }
             };
             match version() {
                 Ok(Some(version)) => return Ok((version == seen).then_some(file)),
@@ -165,11 +192,16 @@ impl LockFile {
 
     fn open(&self, action: &'static str, access: OFlags) -> Result<Option<File>, Failure> {
         let opened = match open(&self.path, access) {
-            // To rename and unlink needs no right to write to the file; the flock needs it on NFS only.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open(&self.path, OFlags::RDONLY),
+            // To rename and unlink needs no right to write to the file; the flock needs it on NFS
+            // only.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                open(&self.path, OFlags::RDONLY)
+            }
             opened => opened,
         };
-        opened.or_else(|error| if is_gone(&error) { Ok(None) } else { Err(self.failure(action)(error)) })
+        opened.or_else(
+            |error| if is_gone(&error) { Ok(None) } else { Err(self.failure(action)(error)) },
+        )
     }
 
     pub(super) fn failure(&self, action: &'static str) -> impl Fn(io::Error) -> Failure {
@@ -180,10 +212,12 @@ impl LockFile {
     /// lock itself may be changed.
     fn without_exchange(&self, file_system: &str) -> Failure {
         let path = text::path(&self.path);
-        let why = format!("on its file system ({file_system}), hosts do not see at once that a file was exchanged");
+        let why = format!(
+            "on its file system ({file_system}), hosts do not see at once that a file was exchanged"
+        );
         let hint = format!(
-            "to have locks there that end with their holders, set `SERIALIZER_LEASE_SECONDS` on all hosts; when you are certain \
-             that nothing uses it, remove `{path}`"
+            "to have locks there that end with their holders, set `SERIALIZER_LEASE_SECONDS` on \
+             all hosts; when you are certain that nothing uses it, remove `{path}`"
         );
         Failure::permanent(why).with_hint(hint).during_action(CHANGE)
     }
@@ -197,7 +231,9 @@ pub(super) fn read(file: &File) -> io::Result<(Vec<u8>, Vec<u8>, Option<SystemTi
     let bytes = read_at(file, metadata.len().min(MAX_BYTES as u64) as usize + 1, 0)?;
     let mut version = bytes.clone();
     // The time distinguishes an empty file from a later one with the same inode number.
-    for number in [metadata.dev(), metadata.ino(), metadata.mtime() as u64, metadata.mtime_nsec() as u64] {
+    for number in
+        [metadata.dev(), metadata.ino(), metadata.mtime() as u64, metadata.mtime_nsec() as u64]
+    {
         version.extend(number.to_ne_bytes());
     }
     Ok((bytes, version, metadata.modified().ok()))
@@ -211,7 +247,8 @@ fn is_settled(file: &File) -> io::Result<bool> {
     Ok(now.checked_sub(changed).is_some_and(|age| age > SETTLED))
 }
 
-/// A file may be removed while it is open: NFS tells by ESTALE, sshfs, which goes by names, by ENOENT.
+/// A file may be removed while it is open: NFS tells by ESTALE, sshfs, which goes by names, by
+/// ENOENT.
 fn is_gone(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::STALE | Errno::NOENT))
 }

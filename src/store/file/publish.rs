@@ -19,7 +19,11 @@ use crate::sys::random::random_token;
 /// Users of all hosts must be able to use a file; the umask restricts it.
 pub(in crate::store) const MODE: Mode = Mode::from_raw_mode(0o666);
 
-const NEW: OFlags = OFlags::CREATE.union(OFlags::EXCL).union(OFlags::RDWR).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const NEW: OFlags = OFlags::CREATE
+    .union(OFlags::EXCL)
+    .union(OFlags::RDWR)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// How long to try for a flock. Its holders make a handful of system calls, or settle. A process
 /// that keeps it longer is stopped or hostile.
@@ -31,8 +35,8 @@ const FLOCK_PAUSE: Duration = Duration::from_micros(500);
 /// Writes a file.
 pub type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
 
-/// Opens a regular file; `None` when there is no file. Never creates a file, follows a symbolic link
-/// or waits for the other end of a FIFO. The error for anything else is `InvalidData`.
+/// Opens a regular file; `None` when there is no file. Never creates a file, follows a symbolic
+/// link or waits for the other end of a FIFO. The error for anything else is `InvalidData`.
 pub fn open(path: &Path, access: OFlags) -> io::Result<Option<File>> {
     let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let opened = openat(CWD, path, flags, Mode::empty()).map_err(io::Error::from);
@@ -94,7 +98,8 @@ pub fn rename_over(path: &Path, fill: Fill<'_>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes a file where there are no hard links (FAT, some FUSE file systems): it is empty for a moment.
+/// Makes a file where there are no hard links (FAT, some FUSE file systems): it is empty for a
+/// moment.
 pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
     let file = match openat(CWD, path, NEW, MODE) {
         Ok(fd) => File::from(fd),

@@ -1,10 +1,11 @@
-//! Waiting in turn: the waiters for one lock flock a queue file beside it. The kernel grants that in
-//! the order of the requests, and wakes no other waiter. The first waiter, which has the flock, is the
-//! only one that watches the lock. Closing the file, also by its death, lets the next one come.
+//! Waiting in turn: the waiters for one lock flock a queue file beside it. The kernel grants that
+//! in the order of the requests, and wakes no other waiter. The first waiter, which has the flock,
+//! is the only one that watches the lock. Closing the file, also by its death, lets the next one
+//! come.
 //!
 //! Each waiter also has a shared record lock (fcntl), which blocks nothing and shows whether there
-//! are others: the last one removes the file. A wrong guess costs an order, never exclusion: a waiter
-//! whose file has lost its name notices that in its turn, and asks again at the new one.
+//! are others: the last one removes the file. A wrong guess costs an order, never exclusion: a
+//! waiter whose file has lost its name notices that in its turn, and asks again at the new one.
 
 use std::fs::{self, File};
 use std::io::{self, PipeReader};
@@ -24,12 +25,12 @@ use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk, getpi
 use super::publish::{MODE, leads_to, open, unlink};
 use crate::sys::process;
 
-/// How often to ask again at a new file. Each time means that it was just made, or that all waiters at
-/// the old one have left.
+/// How often to ask again at a new file. Each time means that it was just made, or that all waiters
+/// at the old one have left.
 const MAX_FILES: usize = 100;
 
-/// How often to try to sweep. Other processes that sweep need microseconds; a file that is left costs
-/// nothing.
+/// How often to try to sweep. Other processes that sweep need microseconds; a file that is left
+/// costs nothing.
 const MAX_SWEEPS: usize = 10;
 
 /// The pause between two such tries.
@@ -73,18 +74,28 @@ impl Queue {
             HostIdentity::Queued(turn, _) => match turn.try_recv() {
                 Err(TryRecvError::Empty) => false,
                 turn => {
-                    self.place = turn.ok().and_then(Result::ok).map_or(HostIdentity::Unkept, HostIdentity::First);
+                    self.place = turn
+                        .ok()
+                        .and_then(Result::ok)
+                        .map_or(HostIdentity::Unkept, HostIdentity::First);
                     true
                 }
             },
-            // Through its own file: closing another one would drop its record lock (fcntl(2)). Shared,
-            // so that observers do not take each other for waiters.
-            HostIdentity::Observer(file) => match FileExt::try_lock_shared(file).map_err(io::Error::from) {
-                Ok(()) => FileExt::unlock(file).is_ok(),
-                Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-            },
+            // Through its own file: closing another one would drop its record lock (fcntl(2)).
+            // Shared, so that observers do not take each other for waiters.
+            HostIdentity::Observer(file) => {
+                match FileExt::try_lock_shared(file).map_err(io::Error::from) {
+                    Ok(()) => FileExt::unlock(file).is_ok(),
+                    Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+                }
+            }
             // Nothing waits: the usual case, and its only cost.
-            HostIdentity::Outside if self.path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) => {
+            HostIdentity::Outside
+                if self
+                    .path
+                    .symlink_metadata()
+                    .is_err_and(|error| error.kind() == io::ErrorKind::NotFound) =>
+            {
                 true
             }
             HostIdentity::Outside => self.try_first(),
@@ -110,7 +121,8 @@ impl Queue {
     /// Is seen by [`Queue::has_others`], without a place in the queue.
     pub fn observe(&mut self) {
         if matches!(self.place, HostIdentity::Outside) {
-            self.place = join(&self.path, |_| Ok(())).map_or(HostIdentity::Unkept, HostIdentity::Observer);
+            self.place =
+                join(&self.path, |_| Ok(())).map_or(HostIdentity::Unkept, HostIdentity::Observer);
         }
     }
 
@@ -159,18 +171,20 @@ impl Queue {
     pub fn has_others(&self) -> bool {
         match &self.place {
             HostIdentity::First(file) | HostIdentity::Observer(file) => others_are_at(file),
-            _ => open_existing(&self.path).is_ok_and(|file| file.is_some_and(|file| others_are_at(&file))),
+            _ => open_existing(&self.path)
+                .is_ok_and(|file| file.is_some_and(|file| others_are_at(&file))),
         }
     }
 
     /// The waiters in turn, from `/proc/locks` (proc(5)), as far as this PID namespace knows them:
-    /// the processes of this program with a flock on this inode. Its device has another number there
-    /// on some file systems (btrfs).
+    /// the processes of this program with a flock on this inode. Its device has another number
+    /// there on some file systems (btrfs).
     pub fn waiters(&self) -> Vec<Pid> {
         let Ok(there) = fs::symlink_metadata(&self.path) else { return Vec::new() };
         let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
         let pid = |line: &str| {
-            let words: Vec<&str> = line.split_ascii_whitespace().filter(|word| *word != "->").collect();
+            let words: Vec<&str> =
+                line.split_ascii_whitespace().filter(|word| *word != "->").collect();
             let [_, "FLOCK", _, _, pid, inode, ..] = words.as_slice() else { return None };
             let pid = Pid::from_raw(pid.parse().ok()?)?;
             let is_here = inode.rsplit_once(':')?.1.parse() == Ok(there.ino());
@@ -207,12 +221,13 @@ fn wait_in_thread(path: PathBuf) -> io::Result<HostIdentity> {
     spawned.map(|_| HostIdentity::Queued(receiver, turn))
 }
 
-/// Opens and locks the file that has the queue's name, which is made if need be. It is seen there by
-/// other processes.
+/// Opens and locks the file that has the queue's name, which is made if need be. It is seen there
+/// by other processes.
 fn join(path: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
     for _ in 0..MAX_FILES {
         let Some(file) = open_existing(path)? else {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags =
+                OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             match openat(CWD, path, flags, MODE) {
                 Ok(_) | Err(Errno::EXIST) => continue,
                 Err(error) => return Err(error.into()),
@@ -245,12 +260,18 @@ fn open_existing(path: &Path) -> io::Result<Option<File>> {
 
 /// Whether another process has a record lock on it.
 fn others_are_at(file: &File) -> bool {
-    let everything = Flock { start: 0, length: 0, pid: None, typ: FlockType::WriteLock, offset_type: FlockOffsetType::Set };
+    let everything = Flock {
+        start: 0,
+        length: 0,
+        pid: None,
+        typ: FlockType::WriteLock,
+        offset_type: FlockOffsetType::Set,
+    };
     matches!(fcntl_getlk(file, &everything), Ok(Some(_)))
 }
 
-/// Removes the file, whose flock the caller has or no process can have, if nothing else is there. In
-/// a sticky directory it may be another user's, who will remove it another time.
+/// Removes the file, whose flock the caller has or no process can have, if nothing else is there.
+/// In a sticky directory it may be another user's, who will remove it another time.
 fn remove_if_alone(path: &Path, file: &File) {
     if !others_are_at(file) && leads_to(path, file).unwrap_or(false) {
         unlink(path);

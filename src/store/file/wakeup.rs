@@ -20,7 +20,8 @@ const MAX_DATAGRAMS: usize = 64;
 /// Directory and file name, so that all spellings of a path meet; the lock's own inode changes with
 /// each holder.
 fn address(path: &Path) -> Option<SocketAddr> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let directory = fs::metadata(parent).ok()?;
     let file = path.file_name()?.as_bytes();
     let file = file[..file.len().min(MAX_NAME)].escape_ascii();

@@ -69,9 +69,9 @@ impl MySql {
         let taken = self.queue_name(name);
         let first = format!("id = IS_USED_LOCK('{taken}')");
         format!(
-            "SELECT SUBSTRING_INDEX(SUBSTRING_INDEX(info, '/* ', -1), ' */', 1), SUBSTRING_INDEX(host, ':', 1) \
-             FROM information_schema.processlist WHERE {first} OR info LIKE 'SELECT GET_LOCK(''{taken}'', %' \
-             ORDER BY {first} DESC, time DESC, id"
+            "SELECT SUBSTRING_INDEX(SUBSTRING_INDEX(info, '/* ', -1), ' */', 1), \
+             SUBSTRING_INDEX(host, ':', 1) FROM information_schema.processlist WHERE {first} OR \
+             info LIKE 'SELECT GET_LOCK(''{taken}'', %' ORDER BY {first} DESC, time DESC, id"
         )
     }
 }
@@ -81,7 +81,8 @@ impl MySql {
 fn is_crowded(answer: &Answer) -> bool {
     let number = |row, column| answer.text(row, column).and_then(|text| text.parse::<u64>().ok());
     let fills = |used: Option<u64>, most: Option<u64>| {
-        used.zip(most.filter(|most| *most > 0)).is_some_and(|(used, most)| used.saturating_mul(4) >= most.saturating_mul(3))
+        used.zip(most.filter(|most| *most > 0))
+            .is_some_and(|(used, most)| used.saturating_mul(4) >= most.saturating_mul(3))
     };
     fills(number(0, 1), number(1, 0)) || fills(number(1, 2), number(1, 1))
 }
@@ -103,8 +104,7 @@ impl Sql<MySql> {
             Err(error) => {
                 tracing::debug!("no place in the queue: {error}");
                 // Without such locks, others have no order, either.
-                let is_refused =
-                    matches!(&error, Error::Database(error) if !MySql::refusal(&**error, Phase::Read).cause.passes());
+                let is_refused = matches!(&error, Error::Database(error) if !MySql::refusal(&**error, Phase::Read).cause.passes());
                 self.has_queue &= !is_refused;
                 self.close(session);
             }
@@ -131,10 +131,17 @@ impl Sql<MySql> {
 }
 
 impl Queue for Sql<MySql> {
-    fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    fn wait_in_turn(
+        &mut self,
+        key: &Key,
+        limit: Duration,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Failure> {
         let pause = match &self.engine.place {
             HostIdentity::Queued(_) => return self.stand(limit, fds),
-            HostIdentity::First(since) => (since.elapsed() / POLL_GROWS).clamp(FIRST_POLL, LAST_POLL),
+            HostIdentity::First(since) => {
+                (since.elapsed() / POLL_GROWS).clamp(FIRST_POLL, LAST_POLL)
+            }
             HostIdentity::None if !self.has_queue => UNQUEUED,
             // A server that does not tell has room.
             HostIdentity::None => match self.ask(ROOM, Phase::Read) {

@@ -1,5 +1,5 @@
-//! Where an object store is, and which identity to use: the address, then the settings of Meltano's state backend,
-//! then the variables of each cloud's own tools.
+//! Where an object store is, and which identity to use: the address, then the settings of Meltano's
+//! state backend, then the variables of each cloud's own tools.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -71,7 +71,8 @@ fn bucket(scheme: Scheme, address: &Address, kind: &Kind) -> Result<String, Fail
     } else {
         return Ok(host);
     };
-    Err(Failure::permanent(why).with_hint(format!("{}; an `@` in a prefix is written as `%40`", kind.example)))
+    Err(Failure::permanent(why)
+        .with_hint(format!("{}; an `@` in a prefix is written as `%40`", kind.example)))
 }
 
 /// A setting of Meltano's state backend.
@@ -82,14 +83,18 @@ pub(super) fn meltano(name: &str) -> Option<String> {
 /// The variables that a builder of the crate knows.
 pub(super) fn given<K: FromStr>(kind: &Kind) -> impl Iterator<Item = (K, String)> {
     std::env::vars_os().filter_map(|(name, _)| {
-        let name = name.into_string().ok().filter(|name| kind.variables.iter().any(|start| name.starts_with(start)))?;
+        let name = name
+            .into_string()
+            .ok()
+            .filter(|name| kind.variables.iter().any(|start| name.starts_with(start)))?;
         Some((name.to_ascii_lowercase().parse().ok()?, variable(&name)?))
     })
 }
 
 fn s3(address: &Address, bucket: &str, connector: Connector) -> Result<Client, Failure> {
     let option = |name: &str| address.option(name);
-    // The first place that has one has to have both. Meltano's settings come before its address, as in Meltano.
+    // The first place that has one has to have both. Meltano's settings come before its address, as
+    // in Meltano.
     let places = [
         (option("access_key_id"), option("secret_access_key"), option("session_token")),
         (meltano("S3_AWS_ACCESS_KEY_ID"), meltano("S3_AWS_SECRET_ACCESS_KEY"), None),
@@ -101,17 +106,23 @@ fn s3(address: &Address, bucket: &str, connector: Connector) -> Result<Client, F
         None => None,
     };
     let is_path_style = option("path_style").map_or(Ok(true), |value| value.parse());
-    let neither = |_| Failure::permanent("the address's option `path_style` is neither `true` nor `false`");
+    let neither =
+        |_| Failure::permanent("the address's option `path_style` is neither `true` nor `false`");
     let is_path_style = is_path_style.map_err(neither)?;
     let account = Account::new("S3", address, connector.timeout, keys, meltano("S3_ENDPOINT_URL"))?;
-    let builder = given(&kinds::S3).fold(AmazonS3Builder::new(), |builder, (key, value)| match key {
-        // These are found otherwise, and each request is signed.
-        AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint | AmazonS3ConfigKey::SkipSignature => builder,
-        key => builder.with_config(key, value),
-    });
+    let builder =
+        given(&kinds::S3).fold(AmazonS3Builder::new(), |builder, (key, value)| match key {
+            // These are found otherwise, and each request is signed.
+            AmazonS3ConfigKey::Endpoint
+            | AmazonS3ConfigKey::S3Endpoint
+            | AmazonS3ConfigKey::SkipSignature => builder,
+            key => builder.with_config(key, value),
+        });
     // Last: `AWS_BUCKET` is a setting of the crate, too.
-    let builder = builder.with_bucket_name(bucket).with_virtual_hosted_style_request(!is_path_style);
-    let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_disable_tagging(true);
+    let builder =
+        builder.with_bucket_name(bucket).with_virtual_hosted_style_request(!is_path_style);
+    let builder =
+        builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_disable_tagging(true);
     let builder = builder.with_http_connector(connector).with_retry(once());
     let bucket = Bucket { name: bucket.to_owned(), builder, is_path_style };
     Ok(Client::S3 { account: Box::new(account), bucket: Box::new(bucket) })
@@ -128,16 +139,24 @@ fn google(address: &Address, bucket: &str, connector: Connector) -> Result<Clien
         let why = "Meltano's settings for Google have both a path of credentials and their JSON";
         return Err(Failure::permanent(why).with_hint("set only one of them"));
     }
-    let is_object = |json: &String| serde_json::from_str::<Value>(json).is_ok_and(|value| value.is_object());
+    let is_object =
+        |json: &String| serde_json::from_str::<Value>(json).is_ok_and(|value| value.is_object());
     // The crate's error would repeat what it finds instead of an object.
     if json.as_ref().is_some_and(|json| !is_object(json)) {
         let why = "`MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON` is not a JSON object";
-        return Err(Failure::permanent(why).with_hint("it holds the content of a service account's key file"));
+        return Err(Failure::permanent(why)
+            .with_hint("it holds the content of a service account's key file"));
     }
     // The crate would use others of the environment first.
-    let others = [Key::ServiceAccount, Key::ServiceAccountKey, Key::ApplicationCredentials, Key::BearerToken];
+    let others = [
+        Key::ServiceAccount,
+        Key::ServiceAccountKey,
+        Key::ApplicationCredentials,
+        Key::BearerToken,
+    ];
     let is_given = path.is_some() || json.is_some();
-    let usual = given(&kinds::GCS).filter(|(key, _)| *key != Key::SkipSignature && !(is_given && others.contains(key)));
+    let usual = given(&kinds::GCS)
+        .filter(|(key, _)| *key != Key::SkipSignature && !(is_given && others.contains(key)));
     // Last: `GOOGLE_BUCKET` is a setting of the crate, too.
     let own = [
         (Key::ApplicationCredentials, path),
@@ -146,9 +165,12 @@ fn google(address: &Address, bucket: &str, connector: Connector) -> Result<Clien
         (Key::Bucket, Some(bucket.to_owned())),
     ];
     let all = usual.chain(own.into_iter().filter_map(|(key, value)| Some((key, value?))));
-    let builder = all.fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
+    let builder = all.fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| {
+        builder.with_config(key, value)
+    });
     let endpoint = builder.get_config_value(&Key::BaseUrl);
-    endpoint.map_or(Ok(()), |endpoint| checks::endpoint(&endpoint, "endpoint of `GOOGLE_BASE_URL`"))?;
+    endpoint
+        .map_or(Ok(()), |endpoint| checks::endpoint(&endpoint, "endpoint of `GOOGLE_BASE_URL`"))?;
     let client = builder.with_http_connector(connector).with_retry(once()).build();
     client.map(Client::Gcs).map_err(|error| unusable(&kinds::GCS, &error))
 }

@@ -18,19 +18,33 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Takes an answer apart: XML of the stores, JSON of servers that give out credentials, whose codes are not the store's.
+    /// Takes an answer apart: XML of the stores, JSON of servers that give out credentials, whose
+    /// codes are not the store's.
     pub fn of(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(body);
         let header = |name: &str| headers.get(name)?.to_str().ok().map(str::to_owned);
         let json: Value = serde_json::from_str(&text).unwrap_or_default();
-        let said = ["error_description", "message", "error"].iter().find_map(|name| json.get(*name)?.as_str());
+        let said = ["error_description", "message", "error"]
+            .iter()
+            .find_map(|name| json.get(*name)?.as_str());
         let code = element(&text, "Code").or_else(|| header("x-ms-error-code"));
         let message = element(&text, "Message").or(said.map(str::to_owned)).unwrap_or_default();
         // Azure's second line identifies the request.
-        let message = message.lines().next().filter(|line| !line.trim().is_empty()).map(sentence).unwrap_or_default();
+        let message = message
+            .lines()
+            .next()
+            .filter(|line| !line.trim().is_empty())
+            .map(sentence)
+            .unwrap_or_default();
         let region = header("x-amz-bucket-region").or_else(|| element(&text, "Region"));
-        let is_word = |text: &String| text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-        Self { status, code: code.filter(is_word).unwrap_or_default(), message, region: region.filter(is_word) }
+        let is_word =
+            |text: &String| text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        Self {
+            status,
+            code: code.filter(is_word).unwrap_or_default(),
+            message,
+            region: region.filter(is_word),
+        }
     }
 
     /// As part of a sentence.
@@ -49,7 +63,15 @@ impl Answer {
 fn element(text: &str, name: &str) -> Option<String> {
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     let (inner, _) = rest.split_once(&format!("</{name}>"))?;
-    let entities = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&#39;", "'"), ("&amp;", "&")];
-    let inner = entities.iter().fold(inner.to_owned(), |inner, (code, text)| inner.replace(code, text));
+    let entities = [
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&quot;", "\""),
+        ("&apos;", "'"),
+        ("&#39;", "'"),
+        ("&amp;", "&"),
+    ];
+    let inner =
+        entities.iter().fold(inner.to_owned(), |inner, (code, text)| inner.replace(code, text));
     Some(inner.trim().to_owned())
 }

@@ -10,14 +10,18 @@ use crate::store::checks::{self, endpoint_of};
 use crate::store::failure::Failure;
 use crate::store::network::{Address, variable};
 
-/// `AccountName=…;AccountKey=…;EndpointSuffix=…` as the name of an account, its endpoint, its key, and a signature.
-/// Nothing of it is repeated.
+/// `AccountName=…;AccountKey=…;EndpointSuffix=…` as the name of an account, its endpoint, its key,
+/// and a signature. Nothing of it is repeated.
 fn of_connection_string(text: &str) -> Result<[Option<String>; 4], Failure> {
     let invalid = || {
         Failure::permanent("the connection string of the storage account is not valid")
             .with_hint("it looks like `AccountName=…;AccountKey=…;EndpointSuffix=core.windows.net`")
     };
-    let pairs = text.trim().split(';').filter(|pair| !pair.trim().is_empty()).map(|pair| pair.split_once('='));
+    let pairs = text
+        .trim()
+        .split(';')
+        .filter(|pair| !pair.trim().is_empty())
+        .map(|pair| pair.split_once('='));
     let pairs: Vec<_> = pairs.collect::<Option<_>>().ok_or_else(invalid)?;
     let value = |name: &str| {
         let found = pairs.iter().find(|(other, _)| other.trim().eq_ignore_ascii_case(name));
@@ -31,12 +35,17 @@ fn of_connection_string(text: &str) -> Result<[Option<String>; 4], Failure> {
     Ok([name, Some(endpoint), value("accountkey"), value("sharedaccesssignature")])
 }
 
-/// The account that the address names, or the settings of Meltano, or the variables of Azure's tools.
+/// The account that the address names, or the settings of Meltano, or the variables of Azure's
+/// tools.
 pub fn client(address: &Address, container: &str, connector: Connector) -> Result<Client, Failure> {
     let named = endpoint_of(address)?.or_else(|| meltano("AZURE_STORAGE_ACCOUNT_URL"));
-    let connection = || meltano("AZURE_CONNECTION_STRING").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"));
+    let connection = || {
+        meltano("AZURE_CONNECTION_STRING").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"))
+    };
     let [name, endpoint, key, sas] = match (named, address.option("account")) {
-        (None, None) => connection().map_or(Ok(Default::default()), |text| of_connection_string(&text))?,
+        (None, None) => {
+            connection().map_or(Ok(Default::default()), |text| of_connection_string(&text))?
+        }
         (endpoint, name) => [name, endpoint, None, None],
     };
     let (key, sas) = match (address.option("account_key"), address.option("sas_token")) {
@@ -44,33 +53,48 @@ pub fn client(address: &Address, container: &str, connector: Connector) -> Resul
         own => own,
     };
     // Another account's endpoint is of no use.
-    let usual = || variable("AZURE_STORAGE_ENDPOINT").or_else(|| variable("AZURE_ENDPOINT")).filter(|_| name.is_none());
+    let usual = || {
+        variable("AZURE_STORAGE_ENDPOINT")
+            .or_else(|| variable("AZURE_ENDPOINT"))
+            .filter(|_| name.is_none())
+    };
     let place = endpoint.clone().or_else(usual);
     // An endpoint's host begins with the account's name.
     let of_endpoint = |endpoint: &String| {
         let host = endpoint.split("://").nth(1)?;
         Some(host.split(['.', '/', ':']).next()?.to_owned()).filter(|name| !name.is_empty())
     };
-    let name = name.or_else(|| endpoint.as_ref().and_then(of_endpoint)).or_else(|| variable("AZURE_STORAGE_ACCOUNT_NAME"));
+    let name = name
+        .or_else(|| endpoint.as_ref().and_then(of_endpoint))
+        .or_else(|| variable("AZURE_STORAGE_ACCOUNT_NAME"));
     let has_credentials = key.is_some() || sas.is_some();
     let Some(name) = name else {
-        return Err(Failure::permanent("no storage account is named").with_hint(kinds::AZURE.credentials));
+        return Err(
+            Failure::permanent("no storage account is named").with_hint(kinds::AZURE.credentials)
+        );
     };
     checks::word(&name, "storage account")?;
-    let endpoint = place.unwrap_or_else(|| format!("https://{name}.blob.core.windows.net")).trim_end_matches('/').to_owned();
+    let endpoint = place
+        .unwrap_or_else(|| format!("https://{name}.blob.core.windows.net"))
+        .trim_end_matches('/')
+        .to_owned();
     checks::endpoint(&endpoint, "store's endpoint")?;
     // Credentials of the environment would come before those of the address.
     let usual = given(&kinds::AZURE).filter(|(key, _)| match key {
         Key::Endpoint | Key::SkipSignature | Key::UseEmulator => false,
         key => !has_credentials || *key == Key::EncryptionKey,
     });
-    let builder = usual.fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| builder.with_config(key, value));
+    let builder = usual.fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| {
+        builder.with_config(key, value)
+    });
     let config = |key| builder.get_config_value(&key).unwrap_or_default();
-    if config(Key::UseAzureCli) != "false" || config(Key::CredentialType).eq_ignore_ascii_case("azure_cli") {
+    if config(Key::UseAzureCli) != "false"
+        || config(Key::CredentialType).eq_ignore_ascii_case("azure_cli")
+    {
         let why = "credentials of the Azure CLI are not asked for, which may take any time";
         return Err(Failure::permanent(why).with_hint(
-            "`az account get-access-token --resource https://storage.azure.com --query accessToken -o tsv` prints a \
-             token for `AZURE_STORAGE_TOKEN`",
+            "`az account get-access-token --resource https://storage.azure.com --query accessToken \
+             -o tsv` prints a token for `AZURE_STORAGE_TOKEN`",
         ));
     }
     let own = [
@@ -82,6 +106,10 @@ pub fn client(address: &Address, container: &str, connector: Connector) -> Resul
     ];
     let own = own.into_iter().filter_map(|(key, value)| Some((key, value?)));
     let builder = own.fold(builder, |builder, (key, value)| builder.with_config(key, value));
-    let client = builder.with_disable_tagging(true).with_http_connector(connector).with_retry(once()).build();
+    let client = builder
+        .with_disable_tagging(true)
+        .with_http_connector(connector)
+        .with_retry(once())
+        .build();
     client.map(Client::Azure).map_err(|error| unusable(&kinds::AZURE, &error))
 }

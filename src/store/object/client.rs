@@ -1,4 +1,5 @@
-//! The crate's clients, with credentials that are good for a while, and versions of objects as the crate has them.
+//! The crate's clients, with credentials that are good for a while, and versions of objects as the
+//! crate has them.
 
 use std::sync::Arc;
 
@@ -23,11 +24,18 @@ pub enum Client {
 }
 
 impl Client {
-    /// The client, once it has credentials; whether it `has_worked` tells what a lack of them means.
-    pub async fn ready(&mut self, kind: &Kind, has_worked: bool) -> Result<&dyn ObjectStore, Failure> {
+    /// The client, once it has credentials; whether it `has_worked` tells what a lack of them
+    /// means.
+    pub async fn ready(
+        &mut self,
+        kind: &Kind,
+        has_worked: bool,
+    ) -> Result<&dyn ObjectStore, Failure> {
         let none = |error| without_credentials(kind, &error, has_worked);
         let store: &dyn ObjectStore = match self {
-            Self::S3 { account, bucket } => account.client(|account, _, keys| bucket.client(account, keys)).await?,
+            Self::S3 { account, bucket } => {
+                account.client(|account, _, keys| bucket.client(account, keys)).await?
+            }
             Self::Azure(store) => {
                 store.credentials().get_credential().await.map_err(none)?;
                 store
@@ -59,7 +67,8 @@ impl Bucket {
     fn client(&self, account: &Account<AmazonS3>, keys: &Credentials) -> Result<AmazonS3, Failure> {
         let region = account.region.as_deref().unwrap_or("us-east-1");
         let usual = format!("https://s3.{region}.amazonaws.com");
-        let mut endpoint = account.endpoint.as_ref().unwrap_or(&usual).trim_end_matches('/').to_owned();
+        let mut endpoint =
+            account.endpoint.as_ref().unwrap_or(&usual).trim_end_matches('/').to_owned();
         if !self.is_path_style {
             endpoint = endpoint.replacen("://", &format!("://{}.", self.name), 1);
         }
@@ -73,18 +82,25 @@ impl Bucket {
             secret_key: keys.secret_access_key().to_owned(),
             token: keys.session_token().map(str::to_owned),
         };
-        let builder = self.builder.clone().with_region(region).with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
-        let client = builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential))).build();
+        let builder = self
+            .builder
+            .clone()
+            .with_region(region)
+            .with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+        let client =
+            builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential))).build();
         client.map_err(|error| unusable(&kinds::S3, &error))
     }
 }
 
 /// Settings that the crate refuses.
 pub fn unusable(kind: &Kind, error: &object_store::Error) -> Failure {
-    Failure::permanent(format!("settings cannot be used: {}", innermost(error))).with_hint(kind.credentials)
+    Failure::permanent(format!("settings cannot be used: {}", innermost(error)))
+        .with_hint(kind.credentials)
 }
 
-/// A version that no object has, with an ETag as Azure writes it. S3 takes any, and Google compares the generation.
+/// A version that no object has, with an ETag as Azure writes it. S3 takes any, and Google compares
+/// the generation.
 pub const OTHER_VERSION: &[u8] = b"\"0x8D0000000000000\"\n1";
 
 /// A version as the crate has it.

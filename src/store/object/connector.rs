@@ -1,5 +1,6 @@
-//! The HTTP client of an object store: the crate's own (reqwest). The crate's errors do not tell all that matters: which
-//! server was asked, how far the request got, and the answer. So that is the source of each error.
+//! The HTTP client of an object store: the crate's own (reqwest). The crate's errors do not tell
+//! all that matters: which server was asked, how far the request got, and the answer. So that is
+//! the source of each error.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -8,7 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use object_store::ClientOptions;
 use object_store::client::{
-    ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ClientConfigKey, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest,
+    HttpResponse, HttpService,
 };
 use reqwest::Certificate;
 
@@ -38,16 +40,19 @@ pub struct Connector {
     connect_timeout: Duration,
     /// A file with the certificates to trust instead of the system's.
     roots: Option<PathBuf>,
-    /// Made when they are needed: the system's certificates take milliseconds to read. The second one encrypts.
+    /// Made when they are needed: the system's certificates take milliseconds to read. The second
+    /// one encrypts.
     clients: [OnceLock<Result<reqwest::Client, Failure>>; 2],
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         // The crate has a limit of its own for servers of clouds.
-        let limit = |options: &ClientOptions| options.get_config_value(&ClientConfigKey::ConnectTimeout);
+        let limit =
+            |options: &ClientOptions| options.get_config_value(&ClientConfigKey::ConnectTimeout);
         let is_usual = limit(options) == limit(&ClientOptions::new());
-        let connect_timeout = if is_usual { self.timeout } else { self.timeout.min(METADATA_LIMIT) };
+        let connect_timeout =
+            if is_usual { self.timeout } else { self.timeout.min(METADATA_LIMIT) };
         Ok(HttpClient::new(Self { connect_timeout, ..self.clone() }))
     }
 }
@@ -59,7 +64,9 @@ impl Connector {
     }
 
     fn client(&self, is_encrypted: bool) -> Result<reqwest::Client, Failure> {
-        let cannot = |error: reqwest::Error| Failure::permanent(format!("connections cannot be made: {}", innermost(&error)));
+        let cannot = |error: reqwest::Error| {
+            Failure::permanent(format!("connections cannot be made: {}", innermost(&error)))
+        };
         let make = || {
             let builder = reqwest::Client::builder()
                 .user_agent(concat!("serializer/", env!("CARGO_PKG_VERSION")))
@@ -71,7 +78,9 @@ impl Connector {
                 .retry(reqwest::retry::never());
             let builder = match &self.roots {
                 _ if !is_encrypted => builder.tls_certs_only([]),
-                Some(path) => builder.tls_certs_only(Certificate::from_pem_bundle(&certificates(path)?).map_err(cannot)?),
+                Some(path) => builder.tls_certs_only(
+                    Certificate::from_pem_bundle(&certificates(path)?).map_err(cannot)?,
+                ),
                 None => builder,
             };
             builder.build().map_err(cannot)
@@ -84,9 +93,12 @@ impl Connector {
 impl HttpService for Connector {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let uri = request.uri();
-        let (scheme, host) = (uri.scheme_str().unwrap_or(""), uri.authority().map_or("", |at| at.as_str()));
+        let (scheme, host) =
+            (uri.scheme_str().unwrap_or(""), uri.authority().map_or("", |at| at.as_str()));
         let server = text::field(&format!("{scheme}://{}", host.rsplit('@').next().unwrap_or("")));
-        let failed = |answer| Err(HttpError::new(HttpErrorKind::Unknown, Exchange { server: server.clone(), answer }));
+        let failed = |answer| {
+            Err(HttpError::new(HttpErrorKind::Unknown, Exchange { server: server.clone(), answer }))
+        };
         let client = match self.client(scheme != "http") {
             Ok(client) => client,
             Err(failure) => return failed(Err(failure)),
@@ -96,8 +108,12 @@ impl HttpService for Connector {
             Ok::<_, HttpError>((parts, body.bytes().await?))
         };
         match answered.await {
-            Ok((parts, body)) if parts.status.is_success() => Ok(HttpResponse::from_parts(parts, body.into())),
-            Ok((parts, body)) => failed(Ok(Answer::of(parts.status.as_u16(), &parts.headers, &body))),
+            Ok((parts, body)) if parts.status.is_success() => {
+                Ok(HttpResponse::from_parts(parts, body.into()))
+            }
+            Ok((parts, body)) => {
+                failed(Ok(Answer::of(parts.status.as_u16(), &parts.headers, &body)))
+            }
             Err(error) => failed(Err(checks::unanswered(&error, &format!("`{server}`")))),
         }
     }

@@ -9,7 +9,8 @@
 //! the value
 //! ```
 //!
-//! The nonce makes each body different: S3's ETags are hashes of bodies, and an ETag must not come back.
+//! The nonce makes each body different: S3's ETags are hashes of bodies, and an ETag must not come
+//! back.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -59,7 +60,8 @@ impl Body {
     /// Reads an object. It may be another program's, or a newer version's.
     pub fn parse(bytes: &[u8]) -> Result<Self, Failure> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_BODY);
-        let (format, rest) = text.and_then(|text| text.strip_prefix(MAGIC)?.split_once('\n')).ok_or_else(foreign)?;
+        let (format, rest) =
+            text.and_then(|text| text.strip_prefix(MAGIC)?.split_once('\n')).ok_or_else(foreign)?;
         if format.parse::<u32>().map_err(|_| foreign())? != FORMAT {
             return Err(Failure::of_newer_version());
         }

@@ -26,37 +26,44 @@ use crate::sys::random::{jittered, random_token};
 const FIRST_POLL: Duration = Duration::from_secs(10);
 
 /// Whether there is room for one more waiter: they use three quarters of the connections, and leave
-/// the rest to holders, which need them to renew and release. The kind of others' sessions is hidden
-/// from ordinary roles, but not their database.
-const ROOM: &str = "(\
-SELECT count(*) * 4 < 3 * (current_setting('max_connections')::integer
+/// the rest to holders, which need them to renew and release. The kind of others' sessions is
+/// hidden from ordinary roles, but not their database.
+const ROOM: &str = "(SELECT count(*) * 4 < 3 * (current_setting('max_connections')::integer
                            - current_setting('superuser_reserved_connections')::integer)
    AND (min(base.datconnlimit) < 0 OR count(*) FILTER (WHERE client.datid = base.oid) * 4 < 3 * min(base.datconnlimit))
    AND (min(role.rolconnlimit) < 0 OR count(*) FILTER (WHERE client.usesysid = role.oid) * 4 < 3 * min(role.rolconnlimit))
-FROM pg_catalog.pg_stat_activity AS client, pg_catalog.pg_database AS base, pg_catalog.pg_roles AS role
-WHERE client.datid IS NOT NULL AND base.datname = current_database() AND role.rolname = session_user)";
+FROM pg_catalog.pg_stat_activity AS client, pg_catalog.pg_database AS base, pg_catalog.pg_roles AS \
+role
+WHERE client.datid IS NOT NULL AND base.datname = current_database() AND role.rolname = \
+session_user)";
 
 /// The number of a name's queue in the server. Two names with the same number share a queue. The
 /// table is part of it, so that tables of the same name in different schemas have queues of their
 /// own.
 fn line(name: &str) -> String {
-    let number = Sha256::digest(name).iter().take(4).fold(0, |number, byte| number << 8 | i32::from(*byte));
+    let number =
+        Sha256::digest(name).iter().take(4).fold(0, |number, byte| number << 8 | i32::from(*byte));
     format!("(({number}) # 'serializer_locks'::regclass::oid::integer)")
 }
 
 /// The advisory locks that are tickets of a queue.
 fn tickets(name: &str) -> String {
     format!(
-        "pg_catalog.pg_locks AS taken WHERE taken.locktype = 'advisory' AND taken.objsubid = 2 AND taken.granted \
-         AND taken.mode = 'ExclusiveLock' AND taken.classid = {}::oid \
-         AND taken.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())",
+        "pg_catalog.pg_locks AS taken WHERE taken.locktype = 'advisory' AND taken.objsubid = 2 AND \
+         taken.granted AND taken.mode = 'ExclusiveLock' AND taken.classid = {}::oid AND \
+         taken.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = \
+         current_database())",
         line(name)
     )
 }
 
 /// Whether tickets before this one are taken; before a new one, where it is none.
 pub fn are_others_first(name: &str, ticket: Option<u32>) -> String {
-    format!("EXISTS (SELECT FROM {} AND taken.objid::bigint < {})", tickets(name), ticket.map_or(i64::MAX, i64::from))
+    format!(
+        "EXISTS (SELECT FROM {} AND taken.objid::bigint < {})",
+        tickets(name),
+        ticket.map_or(i64::MAX, i64::from)
+    )
 }
 
 /// The beginning of the channels of a lock; the ticket follows.
@@ -68,16 +75,17 @@ fn channel(name: &str) -> String {
 pub fn wake(name: &str, most: u32) -> String {
     let (channel, tickets) = (channel(name), tickets(name));
     format!(
-        "SELECT pg_notify('{channel}' || ticket, '') \
-         FROM (SELECT taken.objid::bigint AS ticket FROM {tickets} ORDER BY 1 LIMIT {most}) AS first"
+        "SELECT pg_notify('{channel}' || ticket, '') FROM (SELECT taken.objid::bigint AS ticket \
+         FROM {tickets} ORDER BY 1 LIMIT {most}) AS first"
     )
 }
 
 /// Lists the waiters in their order.
 fn waiters(name: &str) -> String {
     format!(
-        "SELECT client.application_name, host(client.client_addr) FROM (SELECT taken.pid, taken.objid::bigint FROM {}) AS taken \
-         LEFT JOIN pg_catalog.pg_stat_activity AS client ON client.pid = taken.pid ORDER BY taken.objid",
+        "SELECT client.application_name, host(client.client_addr) FROM (SELECT taken.pid, \
+         taken.objid::bigint FROM {}) AS taken LEFT JOIN pg_catalog.pg_stat_activity AS client ON \
+         client.pid = taken.pid ORDER BY taken.objid",
         tickets(name)
     )
 }
@@ -96,7 +104,8 @@ impl Sql<Postgres> {
         // The other session makes room for it.
         self.close_session();
         // A server keeps a setting that a session begins with; a pooler refuses it, or forgets it.
-        let word = random_token().map_err(|error| Failure::permanent(format!("no random numbers: {error}")))?;
+        let word = random_token()
+            .map_err(|error| Failure::permanent(format!("no random numbers: {error}")))?;
         self.engine.word = Some(word.clone());
         let connected = self.connect();
         self.engine.word = None;
@@ -106,9 +115,11 @@ impl Sql<Postgres> {
             Err(_) => return Ok(false),
         };
         // The server also frees the place of a waiter whose host vanishes.
-        let own = format!("coalesce(current_setting('serializer.session', true) = '{word}', false)");
-        let keepalives = "SELECT set_config(name, CASE name WHEN 'tcp_keepalives_count' THEN '3' ELSE '10' END, false) \
-             FROM pg_catalog.pg_settings WHERE name LIKE 'tcp_keepalives_%'";
+        let own =
+            format!("coalesce(current_setting('serializer.session', true) = '{word}', false)");
+        let keepalives = "SELECT set_config(name, CASE name WHEN 'tcp_keepalives_count' THEN '3' \
+                          ELSE '10' END, false) FROM pg_catalog.pg_settings WHERE name LIKE \
+                          'tcp_keepalives_%'";
         Ok(self.ask(format!("SELECT {own}; {keepalives} AND {own}"), Phase::Read)?.is_true(0, 0))
     }
 
@@ -125,9 +136,9 @@ impl Sql<Postgres> {
         }
         // Several waiters at the same time get different tickets.
         let take = format!(
-            "SELECT ticket FROM (SELECT coalesce(max(taken.objid::bigint), 0) AS number FROM {}) AS last, \
-             LATERAL generate_series(last.number + 1, last.number + 100) AS ticket \
-             WHERE {ROOM} AND pg_try_advisory_lock({}, ticket::integer) LIMIT 1",
+            "SELECT ticket FROM (SELECT coalesce(max(taken.objid::bigint), 0) AS number FROM {}) \
+             AS last, LATERAL generate_series(last.number + 1, last.number + 100) AS ticket WHERE \
+             {ROOM} AND pg_try_advisory_lock({}, ticket::integer) LIMIT 1",
             tickets(name),
             line(name)
         );
@@ -142,10 +153,16 @@ impl Sql<Postgres> {
 }
 
 impl Queue for Sql<Postgres> {
-    fn wait_in_turn(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    fn wait_in_turn(
+        &mut self,
+        key: &Key,
+        limit: Duration,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Failure> {
         if self.ticket().is_none() && self.has_queue {
             match self.enqueue(&key.stored_name()) {
-                // The row is to be read once more before it sleeps: a release before was told to others.
+                // The row is to be read once more before it sleeps: a release before was told to
+                // others.
                 Ok(true) => {
                     self.are_others_first = false;
                     self.full_since = None;
@@ -166,7 +183,9 @@ impl Queue for Sql<Postgres> {
             return self.doze(limit.min(jittered(UNQUEUED)), fds);
         }
         let limit = if self.are_others_first { limit } else { limit.min(jittered(FIRST_POLL)) };
-        let Self { session: Some(Session::Own { listener, .. }), runtime, .. } = self else { return Ok(()) };
+        let Self { session: Some(Session::Own { listener, .. }), runtime, .. } = self else {
+            return Ok(());
+        };
         if matches!(wait(runtime, limit, fds, listener.try_recv())?, Some(Ok(None) | Err(_))) {
             tracing::debug!("the place in the queue is lost");
             self.close_session();
@@ -190,7 +209,13 @@ impl Queue for Sql<Postgres> {
     fn leave(&mut self, key: &Key) {
         let Some(number) = self.ticket() else { return };
         let name = key.stored_name();
-        if self.ask(format!("SELECT pg_advisory_unlock({}, {number}); {}", line(&name), wake(&name, 1)), Phase::Read).is_err() {
+        if self
+            .ask(
+                format!("SELECT pg_advisory_unlock({}, {number}); {}", line(&name), wake(&name, 1)),
+                Phase::Read,
+            )
+            .is_err()
+        {
             self.close_session();
         }
         if let Some(Session::Own { ticket, .. }) = &mut self.session {

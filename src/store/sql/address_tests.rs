@@ -18,9 +18,15 @@ fn read(url: &str, file: Option<&Path>, variables: &[(&str, &str)]) -> Result<Ad
         password_file: file.map(PathBuf::from),
         timeout: Duration::from_secs(5),
     };
-    let variable = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned());
+    let variable = |name: &str| {
+        variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
+    };
     let is_mysql = url.starts_with("mysql");
-    let address = Address::read(&settings, if is_mysql { &MySql::USUAL } else { &Postgres::USUAL }, &variable)?;
+    let address = Address::read(
+        &settings,
+        if is_mysql { &MySql::USUAL } else { &Postgres::USUAL },
+        &variable,
+    )?;
     if is_mysql { MySql::new(&address).map(drop) } else { Postgres::new(&address).map(drop) }?;
     Ok(address)
 }
@@ -48,13 +54,18 @@ fn servers_are_named_in_all_usual_ways() {
         ("mysql://me@[::1]/meta", vec![("::1", 3306)]),
         ("mysql://me@db/meta?unix_socket=/run/a@b.sock", vec![("/run/a@b.sock", 3306)]),
     ] {
-        let address = read(url, None, &variables).unwrap_or_else(|failure| panic!("{url}: {}", failure.why));
-        let servers: Vec<_> = address.servers.iter().map(|(host, port)| (host.as_str(), *port)).collect();
+        let address =
+            read(url, None, &variables).unwrap_or_else(|failure| panic!("{url}: {}", failure.why));
+        let servers: Vec<_> =
+            address.servers.iter().map(|(host, port)| (host.as_str(), *port)).collect();
         assert_eq!(servers, expected, "{url}");
     }
     let variables = [("PGHOST", "e,f"), ("PGPORT", "9"), ("PGUSER", "eu")];
     let address = read("postgres:///db", None, &variables).expect("an address");
-    assert_eq!((address.servers, address.user.as_str()), (vec![("e".to_owned(), 9), ("f".to_owned(), 9)], "eu"));
+    assert_eq!(
+        (address.servers, address.user.as_str()),
+        (vec![("e".to_owned(), 9), ("f".to_owned(), 9)], "eu")
+    );
 }
 
 #[test]
@@ -70,14 +81,18 @@ fn users_databases_and_passwords_are_read_as_they_stand_and_encoded() {
         ("postgres://h/db?user=u&password=p%26@q+", "u", Some("p&@q+"), Some("db")),
         ("mysql://h/?database=db&user=u", "u", None, Some("db")),
     ] {
-        let address = read(url, None, &[("USER", "me")]).unwrap_or_else(|failure| panic!("{url}: {}", failure.why));
+        let address = read(url, None, &[("USER", "me")])
+            .unwrap_or_else(|failure| panic!("{url}: {}", failure.why));
         let found = (address.user.as_str(), address.password.as_deref(), address.database());
         assert_eq!(found, (user, password, database.map(str::to_owned)), "{url}");
     }
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "  in the file \r\nnot this\n").expect("it can be written");
     for (url, password) in [("mysql://u@h/db", "  in the file "), ("postgres://u:p@h/db", "p")] {
-        assert_eq!(read(url, Some(file.path()), &[]).expect(url).password.as_deref(), Some(password));
+        assert_eq!(
+            read(url, Some(file.path()), &[]).expect(url).password.as_deref(),
+            Some(password)
+        );
     }
     let unreadable = read("mysql://u@h/db", Some(Path::new("/nonexistent")), &[]);
     assert!(unreadable.is_err_and(|failure| failure.why.contains("`/nonexistent`")));
@@ -86,8 +101,12 @@ fn users_databases_and_passwords_are_read_as_they_stand_and_encoded() {
 fn mode(query: &str) -> TlsMode {
     // A file that can be used.
     let root = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(root.path(), include_str!("../../../tests/support/root.crt")).expect("it can be written");
-    let url = format!("mysql://me@db/meta?{}", query.replace("/ca.pem", &root.path().display().to_string()));
+    std::fs::write(root.path(), include_str!("../../../tests/support/root.crt"))
+        .expect("it can be written");
+    let url = format!(
+        "mysql://me@db/meta?{}",
+        query.replace("/ca.pem", &root.path().display().to_string())
+    );
     read(&url, None, &[]).unwrap_or_else(|failure| panic!("{query}: {}", failure.why)).tls.mode
 }
 
@@ -97,13 +116,29 @@ fn encryption_and_verification_are_asked_for_in_the_words_of_any_driver() {
     for (expected, queries) in [
         (Prefer, "charset=utf8mb4&pool_size=3 sslmode=allow requiressl=0 tls=preferred"),
         (Disable, "ssl_disabled=true ssl-mode=DISABLED useSSL=false tls=false sslmode=disable"),
-        (Require, "ssl_mode=required sslMode=REQUIRED sslMode=trust ssl=true ssl=require useSSL=true requireSSL=true"),
+        (
+            Require,
+            "ssl_mode=required sslMode=REQUIRED sslMode=trust ssl=true ssl=require useSSL=true \
+             requireSSL=true",
+        ),
         (Require, "require_ssl=true tls=skip-verify requiressl=1"),
-        (VerifyCa, "ssl_ca=/ca.pem ssl_mode=REQUIRED&ssl_ca=/ca.pem ssl_ca=/ca.pem&verifyServerCertificate=true"),
+        (
+            VerifyCa,
+            "ssl_ca=/ca.pem ssl_mode=REQUIRED&ssl_ca=/ca.pem \
+             ssl_ca=/ca.pem&verifyServerCertificate=true",
+        ),
         (VerifyCa, "sslmode=require&sslrootcert=/ca.pem ssl_mode=VERIFY_CA&ssl_ca=/ca.pem"),
-        (VerifyFull, "tls=true verify_identity=true ssl_mode=PREFERRED&ssl_verify_identity=true ssl=verify-full"),
+        (
+            VerifyFull,
+            "tls=true verify_identity=true ssl_mode=PREFERRED&ssl_verify_identity=true \
+             ssl=verify-full",
+        ),
         (VerifyFull, "sslMode=VERIFY_FULL sslrootcert=system sslmode=require&sslrootcert=system"),
-        (VerifyFull, "ssl_mode=VERIFY_IDENTITY&ssl_verify_cert=false ssl_mode=VERIFY_IDENTITY&ssl_ca=/ca.pem"),
+        (
+            VerifyFull,
+            "ssl_mode=VERIFY_IDENTITY&ssl_verify_cert=false \
+             ssl_mode=VERIFY_IDENTITY&ssl_ca=/ca.pem",
+        ),
     ] {
         for query in queries.split(' ') {
             assert_eq!(mode(query), expected, "{query}");
@@ -121,7 +156,11 @@ fn what_is_wrong_with_a_certificate_is_said() {
         (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "P-521 cannot"),
     ] {
         let failure = of(&sqlx::Error::Tls(error.into()), Phase::Connect, "", &MySql::USUAL);
-        assert!(failure.why.contains(why) && failure.hint.is_some() && !failure.cause.passes(), "{}", failure.why);
+        assert!(
+            failure.why.contains(why) && failure.hint.is_some() && !failure.cause.passes(),
+            "{}",
+            failure.why
+        );
     }
 }
 
@@ -132,10 +171,16 @@ fn a_state_keeps_what_is_stored_for_the_condition_of_the_next_write() {
     assert_eq!((state.number, state.value.as_deref()), (6, Some("a Ł %")));
     let condition = super::Sql::<MySql>::condition(&super::Key::lock("a".as_ref()), &state);
     let record = super::hex(b"a %C5%81 %25");
-    assert_eq!(condition, format!("name = X'61' AND version = 6 AND CAST(record AS BINARY) <=> X'{record}' AND format = 1"));
+    assert_eq!(
+        condition,
+        format!(
+            "name = X'61' AND version = 6 AND CAST(record AS BINARY) <=> X'{record}' AND format = 1"
+        )
+    );
     // An older program stores texts as they are.
     for text in ["q=%0Areleased=%C3%A9", "é %25"] {
-        let stored = super::state(&["6", text, "1"].map(|text| Some(text.to_owned()))).expect("a state");
+        let stored =
+            super::state(&["6", text, "1"].map(|text| Some(text.to_owned()))).expect("a state");
         assert_eq!(stored.value.as_deref(), Some(text));
     }
     assert!(super::state(&["6", "", "2"].map(|text| Some(text.to_owned()))).is_err());

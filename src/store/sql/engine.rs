@@ -55,7 +55,12 @@ pub trait Engine: Sized + Send {
     async fn connect(&self, address: &Address, server: &Server) -> Result<Self::Session, Error>;
 
     /// Sends statements whose answer is awaited for at most `limit`.
-    async fn ask(session: &mut Self::Session, statement: String, phase: Phase, limit: Duration) -> Result<Answer, Error>;
+    async fn ask(
+        session: &mut Self::Session,
+        statement: String,
+        phase: Phase,
+        limit: Duration,
+    ) -> Result<Answer, Error>;
 
     /// Ends a session politely.
     async fn close(session: Self::Session);
@@ -83,8 +88,8 @@ pub trait Engine: Sized + Send {
     }
 }
 
-/// Sends statements. `changed` counts the rows that a write has changed; `text` reads a column, which
-/// the protocol of simple queries has as a text.
+/// Sends statements. `changed` counts the rows that a write has changed; `text` reads a column,
+/// which the protocol of simple queries has as a text.
 pub async fn send<'c, D: Database>(
     session: impl Executor<'c, Database = D>,
     statement: String,

@@ -31,12 +31,15 @@ pub fn of(error: &Error, phase: Phase, server: &str, usual: &Usual) -> Failure {
         }
         Error::Io(error) => unanswered(error, server),
         Error::Tls(error) if error.to_string().contains("not support TLS") => {
-            Failure::permanent("the server does not encrypt connections").with_hint(usual.plain_hint)
+            Failure::permanent("the server does not encrypt connections")
+                .with_hint(usual.plain_hint)
         }
         Error::Tls(error) => Failure::permanent(format!("TLS: {}", sentence(&error.to_string()))),
         Error::PoolTimedOut => no_answer(),
         // The server speaks, but not this protocol, or wants a password in an unknown way.
-        Error::Protocol(text) if phase == Phase::Connect => Failure::permanent(format!("cannot log in: {}", sentence(text))),
+        Error::Protocol(text) if phase == Phase::Connect => {
+            Failure::permanent(format!("cannot log in: {}", sentence(text)))
+        }
         Error::Configuration(error) => Failure::permanent(sentence(&error.to_string())),
         other => Failure::transient(sentence(&other.to_string())),
     };
@@ -52,20 +55,25 @@ pub fn no_answer() -> Failure {
 pub fn hint(code: &str) -> Option<String> {
     let hint = match code {
         "28P01" | "1045" | "1698" => {
-            "check user and password: that of the address, else the first line of `SERIALIZER_PASSWORD_FILE`; for PostgreSQL, else \
-             `PGPASSWORD`, else that in `~/.pgpass`"
+            "check user and password: that of the address, else the first line of \
+             `SERIALIZER_PASSWORD_FILE`; for PostgreSQL, else `PGPASSWORD`, else that in \
+             `~/.pgpass`"
         }
         "28000" => {
-            "check the user's name; the server's `pg_hba.conf` says which users may connect from where, and whether encrypted \
-             (`?sslmode=require`) or not (`?sslmode=disable`)"
+            "check the user's name; the server's `pg_hba.conf` says which users may connect from \
+             where, and whether encrypted (`?sslmode=require`) or not (`?sslmode=disable`)"
         }
-        "3D000" | "1044" | "1049" => "create the database, and let the user in; or name another one at the end of the address",
+        "3D000" | "1044" | "1049" => {
+            "create the database, and let the user in; or name another one at the end of the \
+             address"
+        }
         "42501" | "1142" | "1143" | "1227" => {
-            "`serializer initialize --print-sql` prints the statements for an administrator, with the rights that a user needs"
+            "`serializer initialize --print-sql` prints the statements for an administrator, with \
+             the rights that a user needs"
         }
         "3F000" | "42703" | "42883" | "1054" | "1364" | "1406" => {
-            "another program's table may be called `serializer_locks`; name another database or schema \
-             (PostgreSQL: `?options=-csearch_path%3DSCHEMA`)"
+            "another program's table may be called `serializer_locks`; name another database or \
+             schema (PostgreSQL: `?options=-csearch_path%3DSCHEMA`)"
         }
         _ => return None,
     };

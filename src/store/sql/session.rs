@@ -36,13 +36,19 @@ impl<E: Engine> Sql<E> {
         let share = address.timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
         let mut failure: Option<Failure> = None;
         for server in &address.servers {
-            let tried = runtime.block_on(async { timeout(share, engine.connect(&address, server)).await })?;
+            let tried = runtime
+                .block_on(async { timeout(share, engine.connect(&address, server)).await })?;
             let next = match tried {
                 Ok(Ok(session)) => return Ok(session),
                 Ok(Err(Error::Database(error))) => E::refusal(&*error, Phase::Connect),
                 Ok(Err(error)) => {
                     let (host, port) = server;
-                    of(&error, Phase::Connect, &format!("`{}:{port}`", text::field(host)), &E::USUAL)
+                    of(
+                        &error,
+                        Phase::Connect,
+                        &format!("`{}:{port}`", text::field(host)),
+                        &E::USUAL,
+                    )
                 }
                 Err(_) => no_answer(),
             };
@@ -60,7 +66,8 @@ impl<E: Engine> Sql<E> {
         };
         let (runtime, limit) = (&mut self.runtime, self.timeout);
         // A timer begins within the runtime.
-        let asked = async { timeout(limit, E::ask(&mut session, statement.into(), phase, limit)).await };
+        let asked =
+            async { timeout(limit, E::ask(&mut session, statement.into(), phase, limit)).await };
         let (failure, is_usable) = match runtime.block_on(asked)? {
             Ok(Ok(answer)) => {
                 self.keep(session);
@@ -91,7 +98,11 @@ impl<E: Engine> Sql<E> {
 
     /// Keeps a session for the next statement, unless another one of this process is queued.
     fn keep(&mut self, session: E::Session) {
-        if self.engine.is_session_queued() { self.close(session) } else { self.session = Some(session) }
+        if self.engine.is_session_queued() {
+            self.close(session)
+        } else {
+            self.session = Some(session)
+        }
     }
 
     /// Closes a session politely. Best effort: the server also notices the end of a connection.
@@ -129,7 +140,9 @@ impl<E: Engine> Sql<E> {
     /// The waiters that a statement lists by label and address.
     pub fn listed(&mut self, statement: String) -> Vec<Waiter> {
         let asked = self.ask(statement, Phase::Read);
-        let asked = asked.inspect_err(|failure| tracing::debug!("cannot list waiters: {}", failure.why)).unwrap_or_default();
+        let asked = asked
+            .inspect_err(|failure| tracing::debug!("cannot list waiters: {}", failure.why))
+            .unwrap_or_default();
         let waiter = |row| {
             // The label of another role's session may be hidden.
             let told = asked.text(row, 0).and_then(Waiter::parse).unwrap_or_default();
@@ -149,7 +162,8 @@ pub fn wait<T>(
 ) -> Result<Option<T>, Failure> {
     let waited = runtime.block_on(async {
         // The runtime owns a copy of each descriptor. It takes any descriptor that can be polled.
-        let copy = |fd: &BorrowedFd<'_>| Receiver::from_owned_fd_unchecked(fd.try_clone_to_owned()?);
+        let copy =
+            |fd: &BorrowedFd<'_>| Receiver::from_owned_fd_unchecked(fd.try_clone_to_owned()?);
         let fds = fds.iter().map(copy).collect::<Result<Vec<_>, _>>()?;
         let (mut event, mut end) = (pin!(event), pin!(sleep(limit)));
         let happened = poll_fn(|context| {
@@ -157,7 +171,11 @@ pub fn wait<T>(
                 return Poll::Ready(Some(happened));
             }
             let is_readable = fds.iter().any(|fd| fd.poll_read_ready(context).is_ready());
-            if is_readable || end.as_mut().poll(context).is_ready() { Poll::Ready(None) } else { Poll::Pending }
+            if is_readable || end.as_mut().poll(context).is_ready() {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
         });
         Ok::<_, std::io::Error>(happened.await)
     })?;

@@ -82,27 +82,43 @@ fn meaning(name: &str, value: &str) -> Option<TlsMode> {
 }
 
 /// Reads the options about TLS. `home` is a directory with certificates of this user.
-pub fn asked_for(given: &Address, home: Option<&Path>, roots_hint: &'static str) -> Result<Tls, Failure> {
+pub fn asked_for(
+    given: &Address,
+    home: Option<&Path>,
+    roots_hint: &'static str,
+) -> Result<Tls, Failure> {
     let mut asked = vec![TlsMode::Prefer];
     for (name, value) in given.options.iter().filter(|(name, _)| is_option(name)) {
-        let unknown = || Failure::permanent(format!("the value of the option `{name}` of the address is not supported"));
+        let unknown = || {
+            Failure::permanent(format!(
+                "the value of the option `{name}` of the address is not supported"
+            ))
+        };
         asked.push(meaning(name, value).ok_or_else(unknown)?);
     }
-    let [roots, certificate, key] = ["sslrootcert", "sslcert", "sslkey"].map(|name| given.option(name));
+    let [roots, certificate, key] =
+        ["sslrootcert", "sslcert", "sslkey"].map(|name| given.option(name));
     let is_system = roots.as_deref() == Some("system");
-    asked.extend(roots.as_ref().map(|_| if is_system { TlsMode::VerifyFull } else { TlsMode::VerifyCa }));
+    asked.extend(
+        roots.as_ref().map(|_| if is_system { TlsMode::VerifyFull } else { TlsMode::VerifyCa }),
+    );
     asked.extend(certificate.as_ref().map(|_| TlsMode::Require));
     let is_off = asked.contains(&TlsMode::Disable);
     let strictest = asked.into_iter().max().unwrap_or(TlsMode::Prefer);
     if is_off && strictest > TlsMode::Prefer {
-        return Err(Failure::permanent("one option of the address asks for TLS, and another one switches it off"));
+        return Err(Failure::permanent(
+            "one option of the address asks for TLS, and another one switches it off",
+        ));
     }
     let in_home = |name| home.map(|home| home.join(name)).filter(|path| path.exists() && !is_off);
-    let roots = roots.map(PathBuf::from).or_else(|| in_home("root.crt").filter(|_| strictest >= TlsMode::Require));
+    let roots = roots
+        .map(PathBuf::from)
+        .or_else(|| in_home("root.crt").filter(|_| strictest >= TlsMode::Require));
     let roots = roots.filter(|_| !is_system);
     let strictest = if roots.is_some() { strictest.max(TlsMode::VerifyCa) } else { strictest };
     if strictest == TlsMode::VerifyCa && roots.is_none() {
-        return Err(Failure::permanent("`verify-ca` requires a file with the authority").with_hint(roots_hint));
+        return Err(Failure::permanent("`verify-ca` requires a file with the authority")
+            .with_hint(roots_hint));
     }
     if strictest >= TlsMode::VerifyCa && in_home("root.crl").is_some() {
         let why = "a list of revoked certificates (`root.crl` in `~/.postgresql`) is not supported";
@@ -110,8 +126,15 @@ pub fn asked_for(given: &Address, home: Option<&Path>, roots_hint: &'static str)
     }
     let certificate = certificate.map(PathBuf::from).or_else(|| in_home("postgresql.crt"));
     // Both may be in one file.
-    let key = key.map(PathBuf::from).or_else(|| in_home("postgresql.key")).or_else(|| certificate.clone());
-    Ok(Tls { mode: if is_off { TlsMode::Disable } else { strictest }, roots, own: certificate.zip(key) })
+    let key = key
+        .map(PathBuf::from)
+        .or_else(|| in_home("postgresql.key"))
+        .or_else(|| certificate.clone());
+    Ok(Tls {
+        mode: if is_off { TlsMode::Disable } else { strictest },
+        roots,
+        own: certificate.zip(key),
+    })
 }
 
 impl Tls {
@@ -122,8 +145,12 @@ impl Tls {
         }
         let Some((certificate, key)) = &self.own else { return Ok(()) };
         certificates(certificate)?;
-        let cannot = |why: String| Failure::permanent(format!("cannot use the key `{}`: {why}", text::path(key)));
-        let none = |error: pem::Error| cannot(format!("it holds no key in PEM without a passphrase ({error})"));
+        let cannot = |why: String| {
+            Failure::permanent(format!("cannot use the key `{}`: {why}", text::path(key)))
+        };
+        let none = |error: pem::Error| {
+            cannot(format!("it holds no key in PEM without a passphrase ({error})"))
+        };
         let key = PrivateKeyDer::from_pem_file(key).map_err(none)?;
         let usable = rustls::crypto::ring::sign::any_supported_type(&key);
         usable.map(drop).map_err(|error| cannot(sentence(&error.to_string())))

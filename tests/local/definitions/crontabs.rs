@@ -168,7 +168,9 @@ fn a_bad_line_of_a_crontab_is_shown_with_its_number() {
     let expected = "expected `NAME=value`, or five fields or an alias, and a command";
     let name = "expected a name of 1 to 100 letters, digits, `.`, `_` and `-`";
     let zone = "`Mars/Base` is not a time zone; `ls /usr/share/zoneinfo` shows which there are";
-    let other = |line, name| format!("line {line} has the name `{name}`, too; a comment `# name: …` sets another");
+    let other = |line, name| {
+        format!("line {line} has the name `{name}`, too; a comment `# name: …` sets another")
+    };
     let (second, first) = (other(2, "a"), other(1, "6989db1e"));
     let reboot = "`@reboot` is unsupported; a systemd unit can start it";
     for (text, line, why) in [

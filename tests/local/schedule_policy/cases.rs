@@ -25,7 +25,8 @@ pub struct Kinds {
     pub definition: Definition,
     pub every: u64,
     pub nodes: usize,
-    /// Whether the store has a clock, and runs have leases. Otherwise, all see each other's processes.
+    /// Whether the store has a clock, and runs have leases. Otherwise, all see each other's
+    /// processes.
     pub has_clock: bool,
     /// Whether all slots are to succeed: without failures, stops and forced runs of later slots.
     pub is_complete: bool,
@@ -79,22 +80,35 @@ pub fn action(is_complete: bool) -> impl Strategy<Value = Action> {
 }
 
 pub fn kinds(has_clock: bool, is_complete: bool) -> impl Strategy<Value = Kinds> {
-    let late = (select(vec![CatchUp::None, CatchUp::Last, CatchUp::All]), any::<bool>(), any::<bool>(), any::<bool>());
+    let late = (
+        select(vec![CatchUp::None, CatchUp::Last, CatchUp::All]),
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
+    );
     let again = (1..4_u32, any::<bool>(), 0..5_u64);
-    (2..5_usize, 1..4_u64, late, again).prop_map(move |(nodes, hours, late, (tries, is_rerun, retry_after))| {
-        let every = hours * HOUR;
-        let (catch_up, is_queued, is_limited, is_spread) = late;
-        let millis = Duration::from_millis;
-        let mut definition = Definition::new(Some(Timetable::Every(millis(every))), format!("every {hours}h"), Vec::new());
-        definition.catch_up = if is_complete { CatchUp::All } else { catch_up };
-        definition.overlap = if is_queued { Overlap::Queue } else { Overlap::Skip };
-        definition.start_within = (is_limited && !is_complete).then_some(millis(HOUR * 3 / 2));
-        definition.spread = millis(if is_spread { HOUR * 3 / 4 } else { 0 });
-        // Beside the grid.
-        assert!(definition.delay(NAME) % STEP < STEP / 2, "another name is needed");
-        definition.tries = NonZeroU32::new(if is_complete { MANY } else { tries }).expect("a number");
-        definition.interrupted = if is_rerun || is_complete { Interrupted::Rerun } else { Interrupted::Stop };
-        definition.retry_after = millis(retry_after * STEP);
-        Kinds { definition, every, nodes, has_clock, is_complete }
-    })
+    (2..5_usize, 1..4_u64, late, again).prop_map(
+        move |(nodes, hours, late, (tries, is_rerun, retry_after))| {
+            let every = hours * HOUR;
+            let (catch_up, is_queued, is_limited, is_spread) = late;
+            let millis = Duration::from_millis;
+            let mut definition = Definition::new(
+                Some(Timetable::Every(millis(every))),
+                format!("every {hours}h"),
+                Vec::new(),
+            );
+            definition.catch_up = if is_complete { CatchUp::All } else { catch_up };
+            definition.overlap = if is_queued { Overlap::Queue } else { Overlap::Skip };
+            definition.start_within = (is_limited && !is_complete).then_some(millis(HOUR * 3 / 2));
+            definition.spread = millis(if is_spread { HOUR * 3 / 4 } else { 0 });
+            // Beside the grid.
+            assert!(definition.delay(NAME) % STEP < STEP / 2, "another name is needed");
+            definition.tries =
+                NonZeroU32::new(if is_complete { MANY } else { tries }).expect("a number");
+            definition.interrupted =
+                if is_rerun || is_complete { Interrupted::Rerun } else { Interrupted::Stop };
+            definition.retry_after = millis(retry_after * STEP);
+            Kinds { definition, every, nodes, has_clock, is_complete }
+        },
+    )
 }

@@ -45,7 +45,12 @@ pub enum Ended {
     Otherwise,
 }
 
-pub fn do_it(mutex: &mut Mutex<'_>, process: &Process, definition: &Definition, (order, has_clock): (Order, bool)) -> Ended {
+pub fn do_it(
+    mutex: &mut Mutex<'_>,
+    process: &Process,
+    definition: &Definition,
+    (order, has_clock): (Order, bool),
+) -> Ended {
     match order {
         Order::Look { up_since } => {
             let Ok(seen) = mutex.inspect() else { return Ended::Otherwise };
@@ -62,23 +67,40 @@ pub fn do_it(mutex: &mut Mutex<'_>, process: &Process, definition: &Definition, 
             if seen.state == State::Running {
                 return Ended::Otherwise;
             }
-            let slot = earlier.map_or_else(|| mutex.time(), |earlier| seen.run.of_slot().0.saturating_sub(earlier));
+            let slot = earlier.map_or_else(
+                || mutex.time(),
+                |earlier| seen.run.of_slot().0.saturating_sub(earlier),
+            );
             let ((slot_seen, number), definition) = (seen.run.of_slot(), definition.number());
             let seen = (slot_seen, number, seen.state);
             let claim = Claim { seen, slot, skipped: 0, definition, is_forced: true };
             Ended::Planned(Plan::Run(claim), None, mutex.time())
         }
         Order::Begin(claim) => {
-            let rule = Rule { tries: Some(definition.tries), interrupted: definition.interrupted, ..Rule::default() };
+            let rule = Rule {
+                tries: Some(definition.tries),
+                interrupted: definition.interrupted,
+                ..Rule::default()
+            };
             let lease = has_clock.then_some(Duration::from_millis(LEASE));
-            let request = Request { lease, once: Some(rule), claim: Some(claim), ..Request::default() };
-            let waiting = Waiting { max_attempts: Some(NonZeroU32::MIN), sleep: Duration::ZERO, timeout: None, warn_after: None };
+            let request =
+                Request { lease, once: Some(rule), claim: Some(claim), ..Request::default() };
+            let waiting = Waiting {
+                max_attempts: Some(NonZeroU32::MIN),
+                sleep: Duration::ZERO,
+                timeout: None,
+                warn_after: None,
+            };
             match mutex.acquire(process, &request, &waiting, &mut Silent) {
                 Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => Ended::Begun(grant),
                 Ok(_) | Err(_) => Ended::Otherwise,
             }
         }
-        Order::End(outcome) => match mutex.conclude(process, ReleaseScope::Own, Ending { outcome, how: "ended", code: None }) {
+        Order::End(outcome) => match mutex.conclude(
+            process,
+            ReleaseScope::Own,
+            Ending { outcome, how: "ended", code: None },
+        ) {
             Ok(Released::Own { .. }) => Ended::Concluded(outcome),
             Ok(_) | Err(_) => Ended::Otherwise,
         },
@@ -95,7 +117,10 @@ pub fn do_it(mutex: &mut Mutex<'_>, process: &Process, definition: &Definition, 
             if seen.state == State::Running {
                 let _ = mutex.amend(&|stored| {
                     let stored = stored.filter(|stored| stored.of_slot() == run)?;
-                    Some(Run { task: Some(Task { is_stopped: true, ..stored.task.clone()? }), ..stored.clone() })
+                    Some(Run {
+                        task: Some(Task { is_stopped: true, ..stored.task.clone()? }),
+                        ..stored.clone()
+                    })
                 });
             }
             Ended::Otherwise
@@ -104,6 +129,7 @@ pub fn do_it(mutex: &mut Mutex<'_>, process: &Process, definition: &Definition, 
 }
 
 fn amend(mutex: &mut Mutex<'_>, change: impl Fn(Task) -> Task) -> Ended {
-    let _ = mutex.amend(&|run| Some(Run { task: Some(change(run?.task.clone()?)), ..run?.clone() }));
+    let _ =
+        mutex.amend(&|run| Some(Run { task: Some(change(run?.task.clone()?)), ..run?.clone() }));
     Ended::Otherwise
 }

@@ -1,4 +1,5 @@
-//! What holds in a world: rules for each plan, for each stored state after the one before, and for the end.
+//! What holds in a world: rules for each plan, for each stored state after the one before, and for
+//! the end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -66,18 +67,26 @@ impl Rules {
     }
 
     fn skips_overlaps(&self) -> bool {
-        self.kinds.definition.overlap == Overlap::Skip && self.kinds.definition.catch_up != CatchUp::All
+        self.kinds.definition.overlap == Overlap::Skip
+            && self.kinds.definition.catch_up != CatchUp::All
     }
 
-    /// Whether a slot came due during a reported run, and is not to be run. Other hosts' clocks tell other times.
+    /// Whether a slot came due during a reported run, and is not to be run. Other hosts' clocks
+    /// tell other times.
     fn is_overlap(&self, slot: u64, run: &Run) -> bool {
         let due = slot + self.late;
-        let is_during = run.end().is_some() && run.number > 0 && run.began < due && due <= run.ended();
+        let is_during =
+            run.end().is_some() && run.number > 0 && run.began < due && due <= run.ended();
         is_during && self.skips_overlaps() && self.kinds.has_clock
     }
 
     /// What a scheduler that runs since `up_since` wants to do `now`.
-    pub fn check_plan(&self, plan: &Plan, seen: Option<&Run>, (now, up_since): (u64, u64)) -> Result<(), String> {
+    pub fn check_plan(
+        &self,
+        plan: &Plan,
+        seen: Option<&Run>,
+        (now, up_since): (u64, u64),
+    ) -> Result<(), String> {
         let (Plan::Run(claim), Some(run)) = (plan, seen) else { return Ok(()) };
         let (catch_up, past) = (self.kinds.definition.catch_up, now - self.late);
         let is_wrong = if claim.slot == run.of_slot().0 {
@@ -86,23 +95,38 @@ impl Rules {
             let is_last = self.count(claim.slot, past) == 0;
             let is_missed = catch_up == CatchUp::None && claim.slot < up_since;
             let is_in_pause = claim.slot <= task(run).paused;
-            let is_wanted = (is_last || catch_up == CatchUp::All) && !self.is_overlap(claim.slot, run) && !is_in_pause;
+            let is_wanted = (is_last || catch_up == CatchUp::All)
+                && !self.is_overlap(claim.slot, run)
+                && !is_in_pause;
             claim.slot > past || self.is_overdue(claim.slot, past) || is_missed || !is_wanted
         };
-        if is_wrong { Err(format!("at {now}, since {up_since}, {claim:?} is planned after {run:?}")) } else { Ok(()) }
+        if is_wrong {
+            Err(format!("at {now}, since {up_since}, {claim:?} is planned after {run:?}"))
+        } else {
+            Ok(())
+        }
     }
 
     /// All that was stored since the last time.
-    pub fn check(&mut self, history: Vec<Option<Entry>>, claims: &HashMap<i32, Claim>) -> Result<(), String> {
+    pub fn check(
+        &mut self,
+        history: Vec<Option<Entry>>,
+        claims: &HashMap<i32, Claim>,
+    ) -> Result<(), String> {
         self.checked += history.len();
         for seen in history {
             let last = std::mem::replace(&mut self.last, seen);
-            self.check_next(last.as_ref(), claims).map_err(|error| format!("{error}: {last:?}, then {:?}", self.last))?;
+            self.check_next(last.as_ref(), claims)
+                .map_err(|error| format!("{error}: {last:?}, then {:?}", self.last))?;
         }
         Ok(())
     }
 
-    fn check_next(&mut self, last: Option<&Entry>, claims: &HashMap<i32, Claim>) -> Result<(), &'static str> {
+    fn check_next(
+        &mut self,
+        last: Option<&Entry>,
+        claims: &HashMap<i32, Claim>,
+    ) -> Result<(), &'static str> {
         let entry = self.last.clone().ok_or("the task is forgotten")?;
         let run = entry.once.as_ref().ok_or("it is not a task")?;
         let Some(last) = last else {
@@ -112,10 +136,16 @@ impl Rules {
         let before = last.once.as_ref().ok_or("it was not a task")?;
         let claim = claims.get(&entry.owner.pid.as_raw_pid());
         if entry.token != last.token {
-            return self.check_begin((last, before), (&entry, run), claim.ok_or("there was no claim")?);
+            return self.check_begin(
+                (last, before),
+                (&entry, run),
+                claim.ok_or("there was no claim")?,
+            );
         }
-        let is_same = (run.of_slot(), run.began, &run.rule) == (before.of_slot(), before.began, &before.rule);
-        let is_kept = task(run).skipped == task(before).skipped && task(run).is_stopped >= task(before).is_stopped;
+        let is_same =
+            (run.of_slot(), run.began, &run.rule) == (before.of_slot(), before.began, &before.rule);
+        let is_kept = task(run).skipped == task(before).skipped
+            && task(run).is_stopped >= task(before).is_stopped;
         if !is_same || !is_kept || (last.released.is_some() && last.released != entry.released) {
             return Err("more has changed than the end and the marks of a run");
         }
@@ -136,11 +166,15 @@ impl Rules {
         claim: &Claim,
     ) -> Result<(), &'static str> {
         let (slot, old, has_clock) = (task(run).slot, task(before).slot, self.kinds.has_clock);
-        let is_expired = last.lease.and_then(|lease| lease.expires).is_some_and(|expires| expires <= run.began);
+        let is_expired =
+            last.lease.and_then(|lease| lease.expires).is_some_and(|expires| expires <= run.began);
         if entry.released.is_some() || (has_clock && last.released.is_none() && !is_expired) {
             return Err("it begins during a run");
         }
-        if run.of_slot() <= before.of_slot() || task(run).is_stopped || task(run).paused != task(before).paused {
+        if run.of_slot() <= before.of_slot()
+            || task(run).is_stopped
+            || task(run).paused != task(before).paused
+        {
             return Err("the number does not grow, or a mark is not what it was");
         }
         if (claim.seen.0, claim.seen.1) != before.of_slot() {
@@ -157,9 +191,11 @@ impl Rules {
         if task(before).paused > run.began {
             return Err("it begins in a pause");
         }
-        let (has_succeeded, is_given_up) = (last.released == Some(Outcome::Succeeded), self.is_given_up(last, before));
+        let (has_succeeded, is_given_up) =
+            (last.released == Some(Outcome::Succeeded), self.is_given_up(last, before));
         if slot == old {
-            let is_early = last.released == Some(Outcome::Failed) && run.began < before.ended() + self.retry_after;
+            let is_early = last.released == Some(Outcome::Failed)
+                && run.began < before.ended() + self.retry_after;
             return match () {
                 () if has_succeeded || is_given_up => Err("a slot that is over begins again"),
                 () if is_early && has_clock => Err("a slot is tried again too early"),
@@ -173,13 +209,18 @@ impl Rules {
             return Err("skipped slots are not counted");
         }
         // One without success may have been reported since, when its lease had expired.
-        if matches!(last.released, Some(Outcome::Succeeded | Outcome::Failed)) && self.is_overlap(slot, before) {
+        if matches!(last.released, Some(Outcome::Succeeded | Outcome::Failed))
+            && self.is_overlap(slot, before)
+        {
             return Err("a slot begins that came due during a run");
         }
         if self.kinds.definition.catch_up == CatchUp::All {
             let past = run.began - self.late;
-            let may_skip =
-                |slot: &u64| *slot <= task(before).paused || self.is_overdue(*slot, past) || self.count(*slot, past) >= CAUGHT_UP;
+            let may_skip = |slot: &u64| {
+                *slot <= task(before).paused
+                    || self.is_overdue(*slot, past)
+                    || self.count(*slot, past) >= CAUGHT_UP
+            };
             if !has_succeeded && !is_given_up || (has_clock && !skipped.iter().all(may_skip)) {
                 return Err("a slot is left that is to be caught up");
             }
@@ -188,11 +229,16 @@ impl Rules {
     }
 
     fn is_given_up(&self, last: &Entry, run: &Run) -> bool {
-        let (tries, interrupted) = (self.kinds.definition.tries.get(), self.kinds.definition.interrupted);
+        let (tries, interrupted) =
+            (self.kinds.definition.tries.get(), self.kinds.definition.interrupted);
         match last.released {
             Some(Outcome::Succeeded) => false,
             Some(Outcome::Failed) => task(run).is_stopped || run.number >= tries,
-            _ => task(run).is_stopped || interrupted == Interrupted::Stop || run.number >= tries + INTERRUPTIONS,
+            _ => {
+                task(run).is_stopped
+                    || interrupted == Interrupted::Stop
+                    || run.number >= tries + INTERRUPTIONS
+            }
         }
     }
 
@@ -200,7 +246,8 @@ impl Rules {
     pub fn is_unfinished(&self, now: u64) -> bool {
         let last = self.last.as_ref().and_then(|entry| Some((entry, entry.once.as_ref()?)));
         last.is_some_and(|(entry, run)| {
-            let is_over = entry.released == Some(Outcome::Succeeded) || self.is_given_up(entry, run);
+            let is_over =
+                entry.released == Some(Outcome::Succeeded) || self.is_given_up(entry, run);
             !is_over && task(run).paused <= now
         })
     }
@@ -218,7 +265,9 @@ impl Rules {
         if !may_be_left {
             return Err(format!("at {now}, {due} was not run: {run:?}"));
         }
-        let is_over = |slot: &u64| self.skipped.contains(slot) || self.succeeded.get(slot).is_some_and(|(all, _)| *all > 0);
+        let is_over = |slot: &u64| {
+            self.skipped.contains(slot) || self.succeeded.get(slot).is_some_and(|(all, _)| *all > 0)
+        };
         let is_paused = |slot: &u64| task(run).paused > now && *slot == task(run).slot;
         let all = self.slots(self.since, task(run).slot);
         match all.iter().find(|slot| self.kinds.is_complete && !is_over(slot) && !is_paused(slot)) {

@@ -31,10 +31,17 @@ struct Stranger(i32);
 
 impl Requester for Stranger {
     fn entry(&self) -> std::io::Result<Entry> {
-        let place =
-            HostIdentity { host: Some(format!("host{}", self.0)), boot: Some(self.0.to_string()), ..HostIdentity::default() };
+        let place = HostIdentity {
+            host: Some(format!("host{}", self.0)),
+            boot: Some(self.0.to_string()),
+            ..HostIdentity::default()
+        };
         let pid = parse_pid(&self.0.to_string()).expect("a pid");
-        Entry::new(Owner { pid, uid: None, place, instance: ProcessIdentity::default() }, None, Some("work".to_owned()))
+        Entry::new(
+            Owner { pid, uid: None, place, instance: ProcessIdentity::default() },
+            None,
+            Some("work".to_owned()),
+        )
     }
 
     fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {
@@ -53,7 +60,10 @@ impl Observer for Silent {
 }
 
 fn judge() -> LocalLiveness {
-    LocalLiveness::new(HostIdentity { host: Some("nobody's".to_owned()), ..HostIdentity::default() }, Orphans::Ignore)
+    LocalLiveness::new(
+        HostIdentity { host: Some("nobody's".to_owned()), ..HostIdentity::default() },
+        Orphans::Ignore,
+    )
 }
 
 fn for_so_long(lease: Duration) -> Request {
@@ -61,7 +71,12 @@ fn for_so_long(lease: Duration) -> Request {
 }
 
 fn once() -> Waiting {
-    Waiting { max_attempts: NonZeroU32::new(1), sleep: Duration::ZERO, timeout: None, warn_after: None }
+    Waiting {
+        max_attempts: NonZeroU32::new(1),
+        sleep: Duration::ZERO,
+        timeout: None,
+        warn_after: None,
+    }
 }
 
 fn granted(acquired: Result<Acquired, Error>) -> Grant {
@@ -86,7 +101,9 @@ pub fn the_same_owner_holds_it_already(subject: &Subject) {
     let grant = granted(acquire(&mut mutex, 1, &for_so_long(LONG)));
     let mut again = Mutex::new(subject.open("x"), &judge);
     match acquire(&mut again, 1, &for_so_long(LONG)) {
-        Ok(Acquired::AlreadyHeld(held)) => assert_eq!(held.entry.and_then(|entry| entry.token), Some(grant.token)),
+        Ok(Acquired::AlreadyHeld(held)) => {
+            assert_eq!(held.entry.and_then(|entry| entry.token), Some(grant.token))
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -97,7 +114,9 @@ pub fn another_owner_finds_it_held_and_does_not_release_it(subject: &Subject) {
     granted(acquire(&mut mutex, 1, &for_so_long(LONG)));
     let mut other = Mutex::new(subject.open("x"), &judge);
     match acquire(&mut other, 2, &for_so_long(LONG)) {
-        Err(Error::Busy(1, holders)) => assert!(matches!(holders[0].verdict, Held::Leased(_)), "{holders:?}"),
+        Err(Error::Busy(1, holders)) => {
+            assert!(matches!(holders[0].verdict, Held::Leased(_)), "{holders:?}")
+        }
         other => panic!("{other:?}"),
     }
     for whose in [ReleaseScope::OwnOrStale, ReleaseScope::Own] {
@@ -125,7 +144,12 @@ pub fn a_lease_that_is_not_renewed_expires(subject: &Subject) {
     let lost = granted(acquire(&mut mutex, 1, &for_so_long(SHORT)));
     let mut other = Mutex::new(subject.open("x"), &judge);
     assert!(matches!(acquire(&mut other, 2, &for_so_long(LONG)), Err(Error::Busy(..))));
-    let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(100), timeout: Some(LONG), warn_after: None };
+    let waiting = Waiting {
+        max_attempts: None,
+        sleep: Duration::from_millis(100),
+        timeout: Some(LONG),
+        warn_after: None,
+    };
     match other.acquire(&Stranger(2), &for_so_long(LONG), &waiting, &mut Silent) {
         Ok(Acquired::TakenOver(grant, former)) => {
             assert_eq!(former.verdict, Stale::Expired);
@@ -183,10 +207,13 @@ pub fn who_has_lost_it_is_told_and_releases_nobody_elses(subject: &Subject) {
     assert!(matches!(released, Err(Error::NotOurs(_))), "{released:?}");
     other.renew(&granted(Ok(grant.expect("a grant"))).token, None).expect("it is held yet");
     // Also when whoever took it has released it.
-    let third = granted(acquire(&mut Mutex::new(subject.open("y"), &judge), 3, &for_so_long(SHORT)));
+    let third =
+        granted(acquire(&mut Mutex::new(subject.open("y"), &judge), 3, &for_so_long(SHORT)));
     let mut fourth = Mutex::new(subject.open("y"), &judge);
     until("it is taken over", || acquire(&mut fourth, 4, &for_so_long(LONG)).is_ok());
-    fourth.release(&Stranger(4), ReleaseScope::OwnOrStale, Outcome::Unknown).expect("it is its own");
+    fourth
+        .release(&Stranger(4), ReleaseScope::OwnOrStale, Outcome::Unknown)
+        .expect("it is its own");
     let told = fourth.release(&Stranger(3), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(told, Err(Error::Lost(Lost::TakenOver, _))), "{third:?} {told:?}");
 }
@@ -211,7 +238,12 @@ pub fn what_is_to_be_held_at_least_stays_held(subject: &Subject) {
         Ok(Released::Own { stays: Some(_), .. }) => {}
         other => panic!("{other:?}"),
     }
-    let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(100), timeout: Some(LONG), warn_after: None };
+    let waiting = Waiting {
+        max_attempts: None,
+        sleep: Duration::from_millis(100),
+        timeout: Some(LONG),
+        warn_after: None,
+    };
     granted(mutex.acquire(&Stranger(2), &for_so_long(LONG), &waiting, &mut Silent));
     assert!(serializer::sys::clock::since_boot() >= grant.leased_at + 1500);
 }
@@ -231,8 +263,13 @@ pub fn slots_are_so_many_and_sharers_any_number(subject: &Subject) {
     let request = Request { mode: Mode::Shared, ..for_so_long(LONG) };
     (1..=5).for_each(|who| drop(granted(acquire(&mut mutex, who, &request))));
     assert!(matches!(acquire(&mut mutex, 6, &for_so_long(LONG)), Err(Error::Busy(..))));
-    (1..=5)
-        .for_each(|who| drop(mutex.release(&Stranger(who), ReleaseScope::OwnOrStale, Outcome::Unknown).expect("it is its own")));
+    (1..=5).for_each(|who| {
+        drop(
+            mutex
+                .release(&Stranger(who), ReleaseScope::OwnOrStale, Outcome::Unknown)
+                .expect("it is its own"),
+        )
+    });
     granted(acquire(&mut mutex, 6, &for_so_long(LONG)));
 }
 
@@ -254,7 +291,9 @@ struct Succeeding<'a>(Option<Mutex<'a>>);
 impl Observer for Succeeding<'_> {
     fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {
         if let Some(mut mutex) = self.0.take() {
-            mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Succeeded).expect("it is its own");
+            mutex
+                .release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Succeeded)
+                .expect("it is its own");
         }
     }
 
@@ -269,7 +308,12 @@ pub fn success_is_told_to_who_waits_for_it(subject: &Subject) {
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     granted(acquire(&mut mutex, 1, &skipping));
     let mut other = Mutex::new(subject.open("x"), &judge);
-    let waiting = Waiting { max_attempts: None, sleep: Duration::from_millis(50), timeout: Some(LONG), warn_after: None };
+    let waiting = Waiting {
+        max_attempts: None,
+        sleep: Duration::from_millis(50),
+        timeout: Some(LONG),
+        warn_after: None,
+    };
     let acquired = other.acquire(&Stranger(2), &skipping, &waiting, &mut Succeeding(Some(mutex)));
     assert!(matches!(acquired, Ok(Acquired::NotNeeded(None))), "{acquired:?}");
     // Who comes later has to do it.

@@ -57,7 +57,9 @@ fn write(store: &mut dyn Store, key: &Key, value: Option<&str>) -> State {
 }
 
 fn names(store: &mut dyn Store, kind: Kind, after: Option<&str>) -> Vec<OsString> {
-    let page = store.list(kind, after.map(str::as_ref)).unwrap_or_else(|failure| panic!("{}", failure.why));
+    let page = store
+        .list(kind, after.map(str::as_ref))
+        .unwrap_or_else(|failure| panic!("{}", failure.why));
     assert_eq!(page.next, None);
     page.entries.into_iter().map(|(name, _)| name).collect()
 }
@@ -80,15 +82,21 @@ fn registers_are_listed_by_kind_and_in_order_under_names_that_open_them() {
             let page = store.list(kind, None).unwrap_or_else(|failure| panic!("{}", failure.why));
             let listed: Vec<_> = page.entries.iter().map(|(name, _)| name.clone()).collect();
             assert!(listed.is_sorted() && listed.len() == all.len() + 1, "{url}: {listed:?}");
-            let mut values: Vec<_> = page.entries.iter().filter_map(|(_, state)| state.value.as_deref()).collect();
+            let mut values: Vec<_> =
+                page.entries.iter().filter_map(|(_, state)| state.value.as_deref()).collect();
             let mut expected = all.to_vec();
             values.sort_unstable();
             expected.sort_unstable();
             assert_eq!(values, expected, "{url}");
             for (name, state) in &page.entries {
-                assert_eq!(state_of(store, &Key { kind, name: name.clone() }), *state, "{url}: {name:?}");
+                assert_eq!(
+                    state_of(store, &Key { kind, name: name.clone() }),
+                    *state,
+                    "{url}: {name:?}"
+                );
             }
-            let rest: Vec<_> = listed.iter().filter(|name| name.as_os_str() > "b").cloned().collect();
+            let rest: Vec<_> =
+                listed.iter().filter(|name| name.as_os_str() > "b").cloned().collect();
             assert_eq!(names(store, kind, Some("b")), rest, "{url}");
         }
     }
@@ -101,7 +109,10 @@ fn what_the_store_itself_removes_is_not_purged() {
         let key = key(Kind::Once, "daily");
         let free = write(store.as_mut(), &key, None);
         let refused = store.purge(&key, &free).expect_err("a rule of the store removes it");
-        assert!(store.expires() && refused.cause == Cause::Permanent && !refused.is_indefinite, "{url}: {refused:?}");
+        assert!(
+            store.expires() && refused.cause == Cause::Permanent && !refused.is_indefinite,
+            "{url}: {refused:?}"
+        );
         assert_eq!(state_of(store.as_mut(), &key), free, "{url}");
     }
 }

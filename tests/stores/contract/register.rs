@@ -23,7 +23,10 @@ fn record(pid: i32) -> Record {
         place: HostIdentity { host: Some("elsewhere".to_owned()), ..HostIdentity::default() },
         instance: ProcessIdentity::default(),
     };
-    Record::of(vec![Entry::new(owner, None, Some("é – ☃ 'x' \"y\" \\ %s".to_owned())).expect("an entry")]).expect("a record")
+    Record::of(vec![
+        Entry::new(owner, None, Some("é – ☃ 'x' \"y\" \\ %s".to_owned())).expect("an entry"),
+    ])
+    .expect("a record")
 }
 
 /// Creates, given that the place for it may have to be made first.
@@ -96,16 +99,24 @@ pub fn only_what_was_seen_is_deleted(subject: &Subject) {
 
 pub fn names_are_independent_whatever_is_in_them(subject: &Subject) {
     let long = "x".repeat(subject.longest_name());
-    let mut names: Vec<Vec<u8>> =
-        ["a", "A", "a ", "ä", "a\u{308}", "%", "_", "'", "\"", "`", "\\", ";--", "☃", "a.b", "null", "NULL"]
-            .map(|name| name.as_bytes().to_vec())
-            .to_vec();
+    let mut names: Vec<Vec<u8>> = [
+        "a", "A", "a ", "ä", "a\u{308}", "%", "_", "'", "\"", "`", "\\", ";--", "☃", "a.b", "null",
+        "NULL",
+    ]
+    .map(|name| name.as_bytes().to_vec())
+    .to_vec();
     names.push(b"\xff\xfe".to_vec());
     names.push(b"\xff".to_vec());
     names.push(long.as_bytes().to_vec());
     names.push(long.as_bytes()[1..].to_vec());
     if subject.takes_slashes() {
-        names.extend([b"/a/b".to_vec(), b"a/b".to_vec(), b"../a".to_vec(), b"\n".to_vec(), Vec::new()]);
+        names.extend([
+            b"/a/b".to_vec(),
+            b"a/b".to_vec(),
+            b"../a".to_vec(),
+            b"\n".to_vec(),
+            Vec::new(),
+        ]);
     }
     for (number, name) in (1..).zip(&names) {
         let mut backend = subject.open(OsStr::from_bytes(name));
@@ -121,15 +132,22 @@ pub fn a_record_is_kept_whole(subject: &Subject) {
     let mut backend = subject.open("x");
     let entry = record(7).entries()[0].clone();
     let entries = |number: usize| vec![entry.clone(); number];
-    let most = (1..).take_while(|number| Record::of(entries(*number)).is_some()).last().expect("one fits");
+    let most =
+        (1..).take_while(|number| Record::of(entries(*number)).is_some()).last().expect("one fits");
     let record = Record::of(entries(most)).expect("they fit");
     assert!(record.to_text().len() > MAX_BYTES - 1000);
     assert_eq!(create(&mut backend, &record), Write::Done);
     assert_eq!(stored(&mut subject.open("x")).record.as_ref(), Some(&record));
 }
 
-/// Lets so many do the same at the same time, each with a register of its own; tells how many of them succeeded.
-fn race(subject: &Subject, name: &str, number: i32, write: impl Fn(&mut Register, &Barrier, i32) -> Write + Sync) -> usize {
+/// Lets so many do the same at the same time, each with a register of its own; tells how many of
+/// them succeeded.
+fn race(
+    subject: &Subject,
+    name: &str,
+    number: i32,
+    write: impl Fn(&mut Register, &Barrier, i32) -> Write + Sync,
+) -> usize {
     let start = Barrier::new(usize::try_from(number).expect("some"));
     thread::scope(|scope| {
         let racer = |number| {
@@ -223,7 +241,8 @@ fn release(register: &mut Register) {
 }
 
 pub fn a_name_that_is_not_used_any_more_is_removed_and_numbers_still_grow(subject: &Subject) {
-    let (mut used, mut unused, mut held) = (subject.open("a"), subject.open("b"), subject.open("c"));
+    let (mut used, mut unused, mut held) =
+        (subject.open("a"), subject.open("b"), subject.open("c"));
     for register in [&mut used, &mut unused, &mut held] {
         assert_eq!(create(register, &record(1)), Write::Done);
     }

@@ -30,7 +30,8 @@ fn put(store: &mut dyn Store, key: &Key, value: Option<&str>) -> State {
 fn listed(store: &mut dyn Store, kind: Kind, prefix: &str) -> Vec<(OsString, State)> {
     let (mut all, mut after) = (Vec::new(), None::<OsString>);
     for _ in 0..MAX_PAGES {
-        let page = store.list(kind, after.as_deref()).unwrap_or_else(|failure| panic!("{}", failure.why));
+        let page =
+            store.list(kind, after.as_deref()).unwrap_or_else(|failure| panic!("{}", failure.why));
         let is_ours = |name: &OsStr| name.to_str().is_some_and(|name| name.starts_with(prefix));
         all.extend(page.entries.into_iter().filter(|(name, _)| is_ours(name)));
         match page.next {
@@ -49,7 +50,8 @@ fn is_same(one: &State, other: &State) -> bool {
 pub fn registers_are_listed_by_kind_with_their_states(subject: &Subject) {
     let store = &mut *subject.store();
     let prefix = random_token().expect("random numbers");
-    let names = ["a", "b", "released", "ä%_'\\"].map(|name| OsString::from(format!("{prefix}{name}")));
+    let names =
+        ["a", "b", "released", "ä%_'\\"].map(|name| OsString::from(format!("{prefix}{name}")));
     for (kind, number) in KINDS.into_iter().zip(1..) {
         for name in &names {
             let key = Key { kind, name: name.clone() };
@@ -64,7 +66,11 @@ pub fn registers_are_listed_by_kind_with_their_states(subject: &Subject) {
         listed.sort_by(|one, other| one.0.cmp(&other.0));
         let mut expected = names.to_vec();
         expected.sort();
-        assert_eq!(listed.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), expected, "{kind:?}");
+        assert_eq!(
+            listed.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(),
+            expected,
+            "{kind:?}"
+        );
         for (name, state) in listed {
             let found = get(store, &Key { kind, name });
             assert!(is_same(&state, &found), "{state:?} is not {found:?}");
@@ -87,7 +93,8 @@ pub fn a_listed_name_opens_its_register(subject: &Subject) {
     // A lock with a name that looks like that of another kind is not one of those.
     for kind in [Kind::Once, Kind::Schedule, Kind::Session] {
         let name = format!("{prefix}{kind:?}").to_lowercase();
-        let lookalike = Key::lock(OsStr::new(&format!("{}/{name}", format!("{kind:?}").to_lowercase())));
+        let lookalike =
+            Key::lock(OsStr::new(&format!("{}/{name}", format!("{kind:?}").to_lowercase())));
         put(store, &lookalike, Some("lock\n"));
         assert_eq!(get(store, &Key { kind, name: name.clone().into() }).version, None);
         assert!(listed(store, kind, &name).is_empty());
@@ -103,7 +110,9 @@ pub fn a_page_begins_after_a_name(subject: &Subject) {
         for name in &names {
             put(store, &Key { kind, name: name.into() }, Some("1\n"));
         }
-        let page = store.list(kind, Some(OsStr::new(&names[0]))).unwrap_or_else(|failure| panic!("{}", failure.why));
+        let page = store
+            .list(kind, Some(OsStr::new(&names[0])))
+            .unwrap_or_else(|failure| panic!("{}", failure.why));
         let found: Vec<_> = page.entries.iter().filter_map(|(name, _)| name.to_str()).collect();
         assert!(found.starts_with(&[&names[1], &names[2]]), "{kind:?}: {found:?}");
     }
@@ -117,8 +126,9 @@ pub fn only_the_state_that_was_seen_is_purged(subject: &Subject) {
         let key = Key { kind, name: name.clone().into() };
         let old = put(store, &key, Some("1\n"));
         let new = put(store, &key, None);
-        let purge =
-            |store: &mut dyn Store, state: &State| store.purge(&key, state).unwrap_or_else(|failure| panic!("{}", failure.why));
+        let purge = |store: &mut dyn Store, state: &State| {
+            store.purge(&key, state).unwrap_or_else(|failure| panic!("{}", failure.why))
+        };
         // The same number, and another value: as after a restored backup.
         let other = State { value: Some("2\n".to_owned()), ..new.clone() };
         assert_eq!([purge(store, &old), purge(store, &other)], [Write::Conflict; 2], "{kind:?}");

@@ -82,7 +82,9 @@ impl Subject {
     /// Whether the store itself removes what is not used any longer.
     pub fn removes_by_itself(&self) -> bool {
         match &self.kind {
-            Kind::Store(url) => url.starts_with("dynamodb") || url.starts_with("s3") || url.starts_with("az"),
+            Kind::Store(url) => {
+                url.starts_with("dynamodb") || url.starts_with("s3") || url.starts_with("az")
+            }
             Kind::File => true,
             Kind::Memory(_) => false,
         }
@@ -102,12 +104,16 @@ impl Subject {
     pub fn open(&self, name: impl AsRef<OsStr>) -> Register {
         let name = name.as_ref();
         match &self.kind {
-            Kind::Memory(memory) => Register::new(Box::new(memory.clone()), Key::lock(name), "memory".to_owned()),
-            Kind::File => Register::open(&Location::file(&self.locks.dir().join(name))).expect("files are always there"),
+            Kind::Memory(memory) => {
+                Register::new(Box::new(memory.clone()), Key::lock(name), "memory".to_owned())
+            }
+            Kind::File => Register::open(&Location::file(&self.locks.dir().join(name)))
+                .expect("files are always there"),
             Kind::Store(url) => {
                 let mut prefixed = std::ffi::OsString::from(&self.prefix);
                 prefixed.push(name);
-                Register::open(&Location::store(settings(url), &prefixed)).expect("the program was built with it")
+                Register::open(&Location::store(settings(url), &prefixed))
+                    .expect("the program was built with it")
             }
         }
     }
@@ -136,6 +142,10 @@ impl Subject {
 
     /// A name of a lock, for programs.
     pub fn name(&self, name: &str) -> String {
-        if matches!(self.kind, Kind::Store(_)) { format!("{}{name}", self.prefix) } else { name.to_owned() }
+        if matches!(self.kind, Kind::Store(_)) {
+            format!("{}{name}", self.prefix)
+        } else {
+            name.to_owned()
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Object stores, as servers of tests: moto for S3, Azurite for Azure. For Google's there is none that keeps to conditions.
+//! Object stores, as servers of tests: moto for S3, Azurite for Azure. For Google's there is none
+//! that keeps to conditions.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,7 +19,8 @@ pub const BUCKET: &str = "locks";
 
 /// Azurite's own account, which is in its documentation.
 pub const ACCOUNT: &str = "devstoreaccount1";
-pub const ACCOUNT_KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+pub const ACCOUNT_KEY: &str =
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
 /// A secret that no message may hold, with what people's secrets have.
 pub const SECRET: &str = "hunter2/x+y";
@@ -29,16 +31,27 @@ pub fn asked(address: SocketAddr, method: &str, path: &str, body: &str) -> Strin
 }
 
 /// The answer to an administrator of AWS, as long as nobody has to have rights.
-pub fn asked_as_administrator(address: SocketAddr, service: &str, path: &str, form: &str) -> String {
+pub fn asked_as_administrator(
+    address: SocketAddr,
+    service: &str,
+    path: &str,
+    form: &str,
+) -> String {
     asked_with(address, &format!("POST {path}"), service, "application/x-www-form-urlencoded", form)
 }
 
 fn asked_with(address: SocketAddr, what: &str, service: &str, kind: &str, body: &str) -> String {
-    let credential = format!("Credential=AKIATEST/20260101/us-east-1/{service}/aws4_request, SignedHeaders=host, Signature=0");
-    let headers = format!("Authorization: AWS4-HMAC-SHA256 {credential}\r\nContent-Type: {kind}\r\n");
+    let credential = format!(
+        "Credential=AKIATEST/20260101/us-east-1/{service}/aws4_request, SignedHeaders=host, \
+         Signature=0"
+    );
+    let headers =
+        format!("Authorization: AWS4-HMAC-SHA256 {credential}\r\nContent-Type: {kind}\r\n");
     let mut stream = TcpStream::connect(address).expect("it listens");
     let length = body.len();
-    let question = format!("{what} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+    let question = format!(
+        "{what} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    );
     stream.write_all(question.as_bytes()).expect("it takes the question");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("it answers");
@@ -47,13 +60,17 @@ fn asked_with(address: SocketAddr, what: &str, service: &str, kind: &str, body: 
 
 /// S3 at this address, as users have it.
 pub fn s3_url_at(address: SocketAddr) -> String {
-    format!("s3://AKIATEST:{SECRET}@{BUCKET}/meltano/state?region=us-east-1&endpoint=http://{address}")
+    format!(
+        "s3://AKIATEST:{SECRET}@{BUCKET}/meltano/state?region=us-east-1&endpoint=http://{address}"
+    )
 }
 
 /// Azure at this address.
 pub fn azure_url_at(address: SocketAddr) -> String {
     let endpoint = format!("http://{address}/{ACCOUNT}");
-    format!("azure://{BUCKET}/meltano/state?account={ACCOUNT}&account_key={ACCOUNT_KEY}&endpoint={endpoint}")
+    format!(
+        "azure://{BUCKET}/meltano/state?account={ACCOUNT}&account_key={ACCOUNT_KEY}&endpoint={endpoint}"
+    )
 }
 
 /// S3 with a bucket for locks in it.
@@ -66,8 +83,9 @@ pub fn start_s3() -> Moto {
 /// The same with TLS.
 pub fn start_s3_with_tls() -> Moto {
     let moto = Moto::start_with_tls();
-    let script = "import ssl, sys, urllib.request as r; \
-                  r.urlopen(r.Request(sys.argv[1], method='PUT'), context=ssl.create_default_context(cafile=sys.argv[2]), timeout=20)";
+    let script = "import ssl, sys, urllib.request as r; r.urlopen(r.Request(sys.argv[1], \
+                  method='PUT'), context=ssl.create_default_context(cafile=sys.argv[2]), \
+                  timeout=20)";
     let bucket = format!("https://{}/{BUCKET}", moto.address());
     answer(Command::new("python3").args(["-c", script, &bucket, &moto.certificate()]));
     moto
@@ -91,9 +109,17 @@ impl Azurite {
         let keeper = Keeper::new();
         let port = Port::reserve();
         let number = port.number().to_string();
-        let (program, home) = (installed("azurite/node_modules/azurite/dist/src/blob/main.js"), keeper.path("."));
-        let options =
-            ["--blobHost", "127.0.0.1", "--blobPort", &number, "--inMemoryPersistence", "--silent", "--disableTelemetry"];
+        let (program, home) =
+            (installed("azurite/node_modules/azurite/dist/src/blob/main.js"), keeper.path("."));
+        let options = [
+            "--blobHost",
+            "127.0.0.1",
+            "--blobPort",
+            &number,
+            "--inMemoryPersistence",
+            "--silent",
+            "--disableTelemetry",
+        ];
         let words = ["env", &format!("HOME={home}"), &format!("--chdir={home}"), &node(), &program];
         let command = words.into_iter().chain(options).map(str::to_owned).collect();
         let azurite = Self { server: start(keeper, port, command) };
@@ -116,7 +142,8 @@ impl Azurite {
     }
 }
 
-/// One for all tests of a program, each of which uses names of its own. It goes when the program does.
+/// One for all tests of a program, each of which uses names of its own. It goes when the program
+/// does.
 pub fn shared_s3() -> &'static Moto {
     static SHARED: OnceLock<Moto> = OnceLock::new();
     SHARED.get_or_init(start_s3)

@@ -1,4 +1,5 @@
-//! Emulators of stores that nobody can run at home, as servers of tests: `scripts/emulators.sh` installs them.
+//! Emulators of stores that nobody can run at home, as servers of tests: `scripts/emulators.sh`
+//! installs them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -22,8 +23,13 @@ pub fn installed(path: &str) -> String {
 
 /// The one of the machine, unless that is too old.
 pub(super) fn node() -> String {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/emulators/node/node_modules/node/bin/node");
-    if own.exists() { own.into_os_string().into_string().expect("UTF-8") } else { find_program("node") }
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target/emulators/node/node_modules/node/bin/node");
+    if own.exists() {
+        own.into_os_string().into_string().expect("UTF-8")
+    } else {
+        find_program("node")
+    }
 }
 
 /// Starts something that answers as soon as it listens.
@@ -32,7 +38,8 @@ pub(super) fn start(keeper: Keeper, port: Port, command: Vec<String>) -> Server 
     Server::start(keeper, port, command, move || TcpStream::connect(address).is_ok())
 }
 
-/// DynamoDB, whose tables are on disk. Its conditions are exact, and its tables take a moment to be made, as they do there.
+/// DynamoDB, whose tables are on disk. Its conditions are exact, and its tables take a moment to be
+/// made, as they do there.
 pub struct Dynalite {
     server: Server,
 }
@@ -45,7 +52,8 @@ impl Dynalite {
         let port = Port::reserve();
         let (number, data) = (port.number().to_string(), keeper.path("data"));
         let program = installed("dynalite/node_modules/dynalite/cli.js");
-        let options = ["--host", "127.0.0.1", "--port", &number, "--path", &data, "--createTableMs", "100"];
+        let options =
+            ["--host", "127.0.0.1", "--port", &number, "--path", &data, "--createTableMs", "100"];
         let command = [node(), program].into_iter().chain(options.map(str::to_owned)).collect();
         Self { server: start(keeper, port, command) }
     }
@@ -55,31 +63,42 @@ impl Dynalite {
     }
 }
 
-/// One for all tests of a program, each of which uses names of its own. It goes when the program does.
+/// One for all tests of a program, each of which uses names of its own. It goes when the program
+/// does.
 pub fn shared_dynalite() -> &'static Dynalite {
     static SHARED: OnceLock<Dynalite> = OnceLock::new();
     SHARED.get_or_init(|| {
         let server = Dynalite::start();
         // With its table: the first command to use it would say that it has made one.
-        let made = Command::new(PROGRAM).arg("initialize").env("SERIALIZER_STORE", server.url()).output().expect("it runs");
+        let made = Command::new(PROGRAM)
+            .arg("initialize")
+            .env("SERIALIZER_STORE", server.url())
+            .output()
+            .expect("it runs");
         assert!(made.status.success(), "{made:?}");
         server
     })
 }
 
-/// The URL of a table for an emulator or a proxy at this address. Emulators believe any credentials unless they are told not to.
+/// The URL of a table for an emulator or a proxy at this address. Emulators believe any credentials
+/// unless they are told not to.
 pub fn dynamodb_at(address: SocketAddr) -> String {
-    format!("dynamodb://AKIAEXAMPLE:hunter2@serializer-locks?region=eu-west-1&endpoint=http://{address}")
+    format!(
+        "dynamodb://AKIAEXAMPLE:hunter2@serializer-locks?region=eu-west-1&endpoint=http://{address}"
+    )
 }
 
 /// What somebody asks who may do anything, and believes the answer: its status, headers and body.
 fn answer_to(address: SocketAddr, path: &str, service: &str, headers: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
-    let credential = format!("AKIAEXAMPLE/20260101/eu-west-1/{service}/aws4_request, SignedHeaders=host, Signature=0");
+    let credential = format!(
+        "AKIAEXAMPLE/20260101/eu-west-1/{service}/aws4_request, SignedHeaders=host, Signature=0"
+    );
     write!(
         stream,
-        "POST {path} HTTP/1.0\r\nHost: {address}\r\nX-Amz-Date: 20260101T000000Z\r\n{headers}\
-         Authorization: AWS4-HMAC-SHA256 Credential={credential}\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST {path} HTTP/1.0\r\nHost: {address}\r\nX-Amz-Date: \
+         20260101T000000Z\r\n{headers}Authorization: AWS4-HMAC-SHA256 \
+         Credential={credential}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
     .expect("it reads");
@@ -91,7 +110,13 @@ fn answer_to(address: SocketAddr, path: &str, service: &str, headers: &str, body
 /// The answer of an emulator of DynamoDB to what the program does not ask.
 pub fn dynamodb(address: SocketAddr, action: &str, body: &str) -> String {
     let kind = "Content-Type: application/x-amz-json-1.0\r\n";
-    answer_to(address, "/", "dynamodb", &format!("{kind}X-Amz-Target: DynamoDB_20120810.{action}\r\n"), body)
+    answer_to(
+        address,
+        "/",
+        "dynamodb",
+        &format!("{kind}X-Amz-Target: DynamoDB_20120810.{action}\r\n"),
+        body,
+    )
 }
 
 /// DynamoDB with permissions, and other services of AWS. It forgets everything when it ends.
@@ -120,8 +145,12 @@ impl Moto {
         // A copy, because the checkout may not be everybody's to read.
         keeper.write("moto_server.py", include_str!("moto_server.py"));
         keeper.give_away();
-        let words =
-            ["env", &format!("HOME={}", keeper.dir().display()), &installed("moto/bin/python"), &keeper.path("moto_server.py")];
+        let words = [
+            "env",
+            &format!("HOME={}", keeper.dir().display()),
+            &installed("moto/bin/python"),
+            &keeper.path("moto_server.py"),
+        ];
         let words = words.into_iter().chain([number.as_str()]).map(str::to_owned);
         let command = words.chain(certificate.iter().cloned()).collect();
         Self { server: start(keeper, port, command) }
@@ -131,7 +160,8 @@ impl Moto {
         dynamodb_at(self.address())
     }
 
-    /// Makes a user, and returns an access key and its secret. Permissions do not count until [`Self::obey_permissions`].
+    /// Makes a user, and returns an access key and its secret. Permissions do not count until
+    /// [`Self::obey_permissions`].
     pub fn user(&self, name: &str) -> (String, String) {
         self.iam("CreateUser", name, "");
         let made = self.iam("CreateAccessKey", name, "");
@@ -164,7 +194,8 @@ impl Moto {
     }
 
     fn ask_for_permissions_after(&self, requests: u32) {
-        let answer = answer_to(self.address(), "/moto-api/reset-auth", "moto", "", &requests.to_string());
+        let answer =
+            answer_to(self.address(), "/moto-api/reset-auth", "moto", "", &requests.to_string());
         assert!(answer.contains("200 OK"), "{answer}");
     }
 

@@ -1,12 +1,14 @@
-//! Keeps a server for a test: its processes, its directory and its port. All of it is gone when the test is, however that ends.
+//! Keeps a server for a test: its processes, its directory and its port. All of it is gone when the
+//! test is, however that ends.
 //!
-//! A shell does this, outside of the test: it ends the server and removes the directory when its stdin does, which the kernel
-//! closes whatever becomes of the test. `PR_SET_PDEATHSIG` in the test would not do: it is about the thread that starts another
-//! process, and a server may be shared by tests that run in threads of their own. But it ends the server should the shell be
-//! killed.
+//! A shell does this, outside of the test: it ends the server and removes the directory when its
+//! stdin does, which the kernel closes whatever becomes of the test. `PR_SET_PDEATHSIG` in the test
+//! would not do: it is about the thread that starts another process, and a server may be shared by
+//! tests that run in threads of their own. But it ends the server should the shell be killed.
 //!
-//! The server is the first process of a PID namespace. Killing that one kills all, at once, even those that have detached
-//! themselves. What they have in shared memory would survive it: they have an IPC namespace and a /dev/shm of their own.
+//! The server is the first process of a PID namespace. Killing that one kills all, at once, even
+//! those that have detached themselves. What they have in shared memory would survive it: they have
+//! an IPC namespace and a /dev/shm of their own.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -25,8 +27,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::support::until;
 
-/// Each line that it reads is a command to start; it answers with the PID. Such a job has one child, the first process of the
-/// namespace, unless it is about to start it or has seen it end. Then the next look finds it, or no job.
+/// Each line that it reads is a command to start; it answers with the PID. Such a job has one
+/// child, the first process of the namespace, unless it is about to start it or has seen it end.
+/// Then the next look finds it, or no job.
 const SCRIPT: &str = r#"
     dir=$(mktemp --directory --tmpdir serializer-server-XXXXXXXXXX) || exit
     echo "$dir"
@@ -42,7 +45,8 @@ const SCRIPT: &str = r#"
     rm -rf "$dir"
 "#;
 
-/// How long something may take that takes a second: after that the machine is not slow, but something is wrong.
+/// How long something may take that takes a second: after that the machine is not slow, but
+/// something is wrong.
 const LIMIT: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 /// Who the servers run as if the tests run as root, as which they refuse to: `nobody`.
@@ -59,8 +63,14 @@ pub struct Keeper {
 impl Keeper {
     pub fn new() -> Self {
         let mut command = Command::new("bash");
-        // Not in the test's process group: what a terminal sends there must not keep it from tidying up.
-        command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).env_clear();
+        // Not in the test's process group: what a terminal sends there must not keep it from
+        // tidying up.
+        command
+            .args(["-c", SCRIPT])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .env_clear();
         for name in ["PATH", "TMPDIR"] {
             command.envs(std::env::var_os(name).map(|value| (name, value)));
         }
@@ -90,7 +100,10 @@ impl Keeper {
     }
 
     pub fn log(&self) -> String {
-        fs::read(self.dir.join("log")).map_or_else(|error| error.to_string(), |log| String::from_utf8_lossy(&log).into_owned())
+        fs::read(self.dir.join("log")).map_or_else(
+            |error| error.to_string(),
+            |log| String::from_utf8_lossy(&log).into_owned(),
+        )
     }
 
     /// Lets the servers have what is in the directory.
@@ -102,25 +115,41 @@ impl Keeper {
         }
     }
 
-    /// Starts a command as the first process of its namespaces, and returns what waits for that one.
+    /// Starts a command as the first process of its namespaces, and returns what waits for that
+    /// one.
     fn order(&mut self, command: &[String]) -> Pid {
-        let identity = [&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups"];
+        let identity =
+            [&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups"];
         let mut words = vec!["setpriv"];
         words.extend(identity.iter().filter(|_| is_root()));
-        words.extend(["--pdeathsig=KILL", "unshare", "--user", "--map-root-user", "--mount", "--pid", "--ipc", "--fork"]);
-        // Root there, for the mounts, and then nobody special again. Scripts of servers look for their children in /proc.
+        words.extend([
+            "--pdeathsig=KILL",
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "--pid",
+            "--ipc",
+            "--fork",
+        ]);
+        // Root there, for the mounts, and then nobody special again. Scripts of servers look for
+        // their children in /proc.
         words.extend(["--kill-child", "bash", "-c"]);
-        words.push(r#"mount -t tmpfs tmpfs /dev/shm && mount -t proc proc /proc && exec "$0" "$@""#);
+        words
+            .push(r#"mount -t tmpfs tmpfs /dev/shm && mount -t proc proc /proc && exec "$0" "$@""#);
         words.extend(["unshare", "--user", "--map-user=1000", "--map-group=1000"]);
         words.extend(command.iter().map(String::as_str));
-        let words: Vec<_> = words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
-        writeln!(self.orders.as_mut().expect("it takes orders"), "{}", words.join(" ")).expect("it reads them");
+        let words: Vec<_> =
+            words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
+        writeln!(self.orders.as_mut().expect("it takes orders"), "{}", words.join(" "))
+            .expect("it reads them");
         let mut pid = String::new();
         self.answers.read_line(&mut pid).expect("it answers");
         Pid::from_raw(pid.trim().parse().expect("a PID")).expect("a PID")
     }
 
-    /// Runs a script to its end, in the directory, where it says when it has succeeded. It must be a line.
+    /// Runs a script to its end, in the directory, where it says when it has succeeded. It must be
+    /// a line.
     pub fn run(&mut self, script: &str) {
         let done = self.dir.join("done");
         let script = format!("set -e; cd '{}'; {script}; touch done", self.dir.display());
@@ -166,8 +195,14 @@ struct Running {
 
 impl Server {
     /// Returns when it answers.
-    pub fn start(keeper: Keeper, port: Port, command: Vec<String>, is_ready: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        let mut server = Self { keeper, port, command, is_ready: Box::new(is_ready), running: None };
+    pub fn start(
+        keeper: Keeper,
+        port: Port,
+        command: Vec<String>,
+        is_ready: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let mut server =
+            Self { keeper, port, command, is_ready: Box::new(is_ready), running: None };
         server.restart();
         server
     }
@@ -180,17 +215,25 @@ impl Server {
     pub fn restart(&mut self) {
         assert!(self.running.is_none(), "it runs");
         let pid = self.keeper.order(&self.command);
-        let wrapper = pidfd_open(pid, PidfdFlags::empty()).unwrap_or_else(|error| panic!("{error}: {}", self.keeper.log()));
-        let has_ended = || poll(&mut [PollFd::new(&wrapper, PollFlags::IN)], Some(&Timespec::default())) != Ok(0);
+        let wrapper = pidfd_open(pid, PidfdFlags::empty())
+            .unwrap_or_else(|error| panic!("{error}: {}", self.keeper.log()));
+        let has_ended = || {
+            poll(&mut [PollFd::new(&wrapper, PollFlags::IN)], Some(&Timespec::default())) != Ok(0)
+        };
         let limit = Instant::now() + Duration::from_secs(60);
         let mut first = None;
-        // Nothing tells when it answers but asking it. It takes less than a second: recovery has next to nothing to do.
+        // Nothing tells when it answers but asking it. It takes less than a second: recovery has
+        // next to nothing to do.
         loop {
             first = first.or_else(|| children(pid).first().copied());
             if first.is_some() && (self.is_ready)() {
                 break;
             }
-            assert!(!has_ended() && Instant::now() < limit, "the server does not start:\n{}", self.keeper.log());
+            assert!(
+                !has_ended() && Instant::now() < limit,
+                "the server does not start:\n{}",
+                self.keeper.log()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         // What answers must be this server.
@@ -248,9 +291,15 @@ fn threads(pid: Pid) -> Vec<PathBuf> {
 
 /// The children of all of its threads.
 fn children(pid: Pid) -> Vec<Pid> {
-    let lists = threads(pid).into_iter().filter_map(|thread| fs::read_to_string(thread.join("children")).ok());
+    let lists = threads(pid)
+        .into_iter()
+        .filter_map(|thread| fs::read_to_string(thread.join("children")).ok());
     lists
-        .flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect::<Vec<_>>())
+        .flat_map(|list| {
+            list.split_ascii_whitespace()
+                .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
+                .collect::<Vec<_>>()
+        })
         .collect()
 }
 
@@ -274,19 +323,27 @@ fn is_moving(pid: Pid) -> bool {
 /// A port of the loopback interface that nobody else gets, whether the server runs or not.
 pub struct Port {
     number: u16,
-    /// Bound, and not listening. That keeps others from it but for those that also want to share it, as servers do; and the
-    /// kernel does not give it away as any free port while there is one who has not shared it from the beginning.
+    /// Bound, and not listening. That keeps others from it but for those that also want to share
+    /// it, as servers do; and the kernel does not give it away as any free port while there is one
+    /// who has not shared it from the beginning.
     _reserved: OwnedFd,
 }
 
 impl Port {
     pub fn reserve() -> Self {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("a socket");
+        use rustix::net::{
+            AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt,
+        };
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .expect("a socket");
         bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         sockopt::set_socket_reuseaddr(&socket, true).expect("it can be shared");
         let address = getsockname(&socket).expect("it has an address");
-        Self { number: SocketAddrV4::try_from(address).expect("of this kind").port(), _reserved: socket }
+        Self {
+            number: SocketAddrV4::try_from(address).expect("of this kind").port(),
+            _reserved: socket,
+        }
     }
 
     pub fn number(&self) -> u16 {
@@ -294,37 +351,49 @@ impl Port {
     }
 }
 
-/// Where a program is: those of servers are not on everybody's PATH, and PostgreSQL's not on anybody's on Debian.
+/// Where a program is: those of servers are not on everybody's PATH, and PostgreSQL's not on
+/// anybody's on Debian.
 pub fn find_program(name: &str) -> String {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs: Vec<_> = std::env::split_paths(&path).collect();
     dirs.extend(["/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/libexec"].map(PathBuf::from));
-    let mut versions: Vec<_> = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().collect();
+    let mut versions: Vec<_> =
+        fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().collect();
     versions.sort_by_key(|version| version.file_name().to_string_lossy().parse().unwrap_or(0));
-    // Before the others: Debian's `psql` on the PATH is a script that looks for a server of the system.
+    // Before the others: Debian's `psql` on the PATH is a script that looks for a server of the
+    // system.
     dirs.splice(0..0, versions.iter().rev().map(|version| version.path().join("bin")));
     let found = dirs.into_iter().map(|dir| dir.join(name)).find(|program| program.is_file());
-    let found = found.unwrap_or_else(|| panic!("`{name}` is not installed: scripts/test.sh does that"));
+    let found =
+        found.unwrap_or_else(|| panic!("`{name}` is not installed: scripts/test.sh does that"));
     found.into_os_string().into_string().expect("UTF-8")
 }
 
-/// Fills `data` in the keeper's directory from a template that is made once, in the build directory; says whether there was one.
+/// Fills `data` in the keeper's directory from a template that is made once, in the build
+/// directory; says whether there was one.
 pub fn copy_template(keeper: &Keeper, name: &str) -> bool {
     let template = template(name);
     template.exists() && {
-        let copied = Command::new("cp").arg("-r").args([&template, &keeper.dir().join("data")]).status();
-        let private = Command::new("chmod").args(["-R", "u=rwX,go="]).arg(keeper.dir().join("data")).status();
+        let copied =
+            Command::new("cp").arg("-r").args([&template, &keeper.dir().join("data")]).status();
+        let private =
+            Command::new("chmod").args(["-R", "u=rwX,go="]).arg(keeper.dir().join("data")).status();
         keeper.give_away();
         copied.expect("cp runs").success() && private.expect("chmod runs").success()
     }
 }
 
-/// Makes the template of what `data` is now: completely or not at all, as others may be doing so. It is for all users.
+/// Makes the template of what `data` is now: completely or not at all, as others may be doing so.
+/// It is for all users.
 pub fn make_template(keeper: &Keeper, name: &str) {
-    let Ok(dir) = tempfile::TempDir::with_prefix_in("template-", env!("CARGO_TARGET_TMPDIR")) else {
+    let Ok(dir) = tempfile::TempDir::with_prefix_in("template-", env!("CARGO_TARGET_TMPDIR"))
+    else {
         return; // Somebody else's build directory, into which nothing can be put: then each server is made from scratch.
     };
-    let copied = Command::new("cp").arg("-r").args([&keeper.dir().join("data"), &dir.path().join("data")]).status();
+    let copied = Command::new("cp")
+        .arg("-r")
+        .args([&keeper.dir().join("data"), &dir.path().join("data")])
+        .status();
     let public = Command::new("chmod").args(["-R", "a+rX"]).arg(dir.path().join("data")).status();
     assert!(copied.expect("cp runs").success() && public.expect("chmod runs").success());
     // It cannot if another one is in its place, which is as good.
