@@ -13,6 +13,7 @@ mod definitions;
 mod flock;
 mod hammer;
 mod holding_at_least;
+mod house;
 mod interleavings;
 mod lease_policy;
 mod mutual_exclusion;

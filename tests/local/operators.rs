@@ -16,8 +16,12 @@ fn metrics_tell_of_a_lock_its_waiters_and_a_key() {
     holder.lock();
     let mut waiter = Waiter::start(locks.serializer(&["run", "--", "true"]));
     assert!(waiter.is_waiting());
-    let metrics = locks.run(&["status", "--metrics"]).stdout;
-    for (name, value) in [("held", 1), ("holders", 1), ("waiters", 1)] {
+    let metrics = || locks.run(&["status", "--metrics"]).stdout;
+    // It says that it waits before it queues.
+    let queued = format!("serializer_lock_waiters{{lock=\"{lock}\"}} 1");
+    until("the waiter is queued", || has(&metrics(), &queued));
+    let metrics = metrics();
+    for (name, value) in [("held", 1), ("holders", 1)] {
         assert!(
             has(&metrics, &format!("serializer_lock_{name}{{lock=\"{lock}\"}} {value}")),
             "{name}: {metrics}"
