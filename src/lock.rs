@@ -1,15 +1,17 @@
 //! The policy of a lock: judge what is stored, decide, write, wait. Works on a [`Register`], by a
-//! [`LivenessCheck`] of the holders, for a [`Requester`](crate::lock::requester::Claimant).
+//! [`LivenessCheck`] of the holders, for a [`Requester`](crate::lock::requester::Requester).
 //! `docs/protocol.md` argues why two processes never both hold a lock.
 
 mod acquire;
 mod connection;
+pub mod decision;
 pub(crate) mod holder;
 pub mod key;
 mod notices;
 pub mod once;
 pub mod register;
 mod release;
+mod removal;
 mod renew;
 pub mod requester;
 pub mod staleness;

@@ -1,17 +1,18 @@
 //! Acquiring a lock.
 
+use std::mem::take;
 use std::time::{Duration, Instant};
 
-use super::register::Write;
+use super::decision::{Bid, Decision};
+use super::register::{Register, Write};
+use super::requester::Requester;
+use super::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown};
+use super::stored::Stored;
 use super::wait::{Attempt, PATIENCE};
+use super::waiting::{Observer, Waiting};
 use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, Seen};
-use crate::lock::once::{Ended, Next};
-use crate::lock::requester::Requester;
-use crate::lock::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown, Verdict};
-use crate::lock::stored::Stored;
-use crate::lock::waiting::{Observer, Waiting};
 use crate::record::mode::Mode;
-use crate::record::run::{Rule, Run};
+use crate::record::run::Run;
 use crate::record::{Entry, Lease, Outcome, Record};
 use crate::store;
 use crate::sys::clock::since_boot;
@@ -19,28 +20,6 @@ use crate::sys::clock::since_boot;
 /// How many acquisitions with lost answers are remembered. If a store breaks all the time, it made
 /// the last ones, if any.
 const MAX_UNCONFIRMED: usize = 256;
-
-/// What a requester wants.
-struct Bid<'b> {
-    requester: &'b dyn Requester,
-    request: &'b Request,
-    /// With `skip_if_done`: nothing is needed any more when this acquisition has succeeded.
-    awaited: Option<String>,
-    /// Of a key that runs once: the begin of the period in which the requester has come.
-    since: Option<u64>,
-}
-
-/// What to do about what is stored.
-enum Decision {
-    /// Nothing is to be written.
-    Answer(Result<Attempt<Acquired>, Error>),
-    /// The requester lost the lock before, which it must be told. These entries stay; `None` if its
-    /// mark is gone already.
-    Lost(Option<Vec<Entry>>, Vec<Holding>),
-    /// The requester may join the holders, in place of the former ones; with this run of a key that
-    /// runs once.
-    Free(Vec<Holding>, Vec<StaleHolder>, Option<Run>),
-}
 
 impl Mutex<'_> {
     /// Acquires the lock, waiting for it within `waiting`.
@@ -64,7 +43,8 @@ impl Mutex<'_> {
             // Before the first look: a holder that is seen must know of this waiter.
             self.register.queue(|queue, key| queue.observe(key));
         }
-        let mut bid = Bid { requester, request, awaited: None, since: None };
+        let mut bid = Bid::new(requester, request);
+        (bid.unconfirmed, bid.was_lost) = (take(&mut self.unconfirmed), self.was_lost);
         let acquired = self.wait_for(requester, request.skip_if_done, waiting, observer, |mutex| {
             let attempt = mutex.attempt(&mut bid)?;
             if let Attempt::Busy(holders) = &attempt
@@ -75,6 +55,7 @@ impl Mutex<'_> {
             }
             Ok(attempt)
         });
+        (self.unconfirmed, self.was_lost) = (bid.unconfirmed, bid.was_lost);
         self.register.leave_queue();
         if request.skip_if_done
             && matches!(acquired, Ok(Acquired::NotNeeded(_)))
@@ -103,23 +84,25 @@ impl Mutex<'_> {
             if let Some(rule) = request.once {
                 bid.since.get_or_insert_with(|| rule.since(self.register.time()));
             }
-            let (held, former, run) = match self.evaluate(stored.as_ref(), judged, bid) {
-                Decision::Answer(answer) => {
-                    self.left_to_others = None;
-                    return answer;
-                }
+            let key = (&*self.register.name(), self.register.time());
+            let decision = bid.decide(stored.as_ref(), judged, key);
+            if !matches!(decision, Decision::Lost(..) | Decision::Free(..)) {
+                self.left_to_others = None;
+            }
+            let (held, former, run) = match decision {
+                Decision::Free(held, former, run) => (held, former, run),
                 Decision::Lost(left, held) => {
                     // Until it is told: the write may be done although its answer is lost.
-                    self.was_lost = true;
-                    if let (Some(stored), Some(left)) = (&stored, left)
+                    bid.was_lost = true;
+                    if let Some(stored) = stored.as_ref().filter(|it| it.entries() != left)
                         && self.store(stored, left)? != Write::Done
                     {
                         continue;
                     }
-                    self.was_lost = false;
+                    bid.was_lost = false;
                     return Err(Error::Lost(Lost::TakenOver, held));
                 }
-                Decision::Free(held, former, run) => (held, former, run),
+                decision => return answer(decision, &self.register),
             };
             if !self.register.queue(|queue, key| queue.is_first(key)).unwrap_or(true) {
                 if self.left_for() < PATIENCE {
@@ -136,135 +119,19 @@ impl Mutex<'_> {
         Ok(Attempt::Busy(Vec::new()))
     }
 
-    /// Decides by what is stored alone; nothing is written.
-    fn evaluate(
-        &self,
-        stored: Option<&Stored>,
-        judged: Vec<Judged<Verdict>>,
-        bid: &Bid<'_>,
-    ) -> Decision {
-        // The PID in a legacy record may be another container's: reason enough to unlock, but not
-        // to lock.
-        let owns = |entry: &Entry| {
-            let is_own = |stored: &Stored| !stored.is_legacy() && bid.requester.owns(stored, entry);
-            stored.is_some_and(is_own) || self.unconfirmed(entry).is_some()
-        };
-        let Seen { own, mut lost, held, former } = Seen::new(judged, owns);
-        if let Some(own) = own.into_iter().next() {
-            let mode = own.entry.as_ref().map_or(bid.request.mode, |entry| entry.mode);
-            let began = own.entry.as_ref().and_then(|entry| Some(entry.once.as_ref()?.began));
-            return Decision::Answer(
-                match own.entry.as_ref().and_then(|entry| self.unconfirmed(entry)) {
-                    Some(grant) => Ok(Attempt::Done(Acquired::Free(grant.clone()))),
-                    None if mode != bid.request.mode => Err(Error::HeldOtherwise(mode)),
-                    // It runs for an earlier period, and would wait for itself.
-                    None if began.is_some() && began < bid.since => {
-                        Err(Error::Busy(1, Seen::held(vec![own])))
-                    }
-                    None => Ok(Attempt::Done(Acquired::AlreadyHeld(Box::new(own)))),
-                },
-            );
-        }
-        // The owner may not have noticed that it lost the lock, and that others have had it since.
-        // It never relied on an acquisition whose answer was lost.
-        lost.retain(|entry| {
-            entry.released == Some(Outcome::Lost) && self.unconfirmed(entry).is_none()
-        });
-        if let Some(stored) = stored.filter(|_| !lost.is_empty()) {
-            return Decision::Lost(Some(stored.without(&lost)), held);
-        }
-        if self.was_lost {
-            return Decision::Lost(None, held);
-        }
-        let is_success = |entry: &Entry| entry.released == Some(Outcome::Succeeded);
-        let awaited = bid.awaited.as_deref();
-        let is_awaited = |entry: &Entry| {
-            let is_it = entry.token.as_deref() == awaited && is_success(entry);
-            awaited.is_some() && (is_it || entry.previous.as_deref() == awaited)
-        };
-        // A holder that has succeeded, and stays for a time, need not have been seen before.
-        let is_done = |holding: &Holding| holding.entry.as_ref().is_some_and(is_success);
-        let all = stored.map(Stored::entries).unwrap_or_default();
-        if all.iter().any(is_awaited) || (bid.request.skip_if_done && held.iter().any(is_done)) {
-            return Decision::Answer(Ok(Attempt::Done(Acquired::NotNeeded(None))));
-        }
-        if !joins(bid.request.mode, &held) {
-            return Decision::Answer(Ok(Attempt::Busy(held)));
-        }
-        let Some(rule) = bid.request.once else { return Decision::Free(held, former, None) };
-        self.evaluate_key(rule, bid, held, former)
-    }
-
-    /// Decides about a key that runs once, which has no holder, by its last run.
-    fn evaluate_key(
-        &self,
-        rule: Rule,
-        bid: &Bid<'_>,
-        held: Vec<Holding>,
-        former: Vec<StaleHolder>,
-    ) -> Decision {
-        let mut entries =
-            former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
-        let last = entries.rfind(|(entry, _)| entry.released != Some(Outcome::Lost));
-        let last = match last
-            .map(|(entry, why)| (entry.once.as_ref(), Ended::of(entry, &Verdict::Stale(why))))
-        {
-            Some((Some(run), Some(ended))) => Some((run, ended)),
-            // Of a newer format, or another program's.
-            Some(_) => {
-                return Decision::Answer(Err(self
-                    .register
-                    .is_foreign("it does not tell of a run")
-                    .into()));
-            }
-            None => None,
-        };
-        let (name, now) = (self.register.name(), self.register.time());
-        let next = match bid.request.claim {
-            Some(claim) => claim.next(&name, rule, last, now),
-            None => rule.next(&name, last, bid.since.unwrap_or_default(), now),
-        };
-        match next {
-            Next::Run(run) => Decision::Free(held, former, Some(run)),
-            Next::Skip => Decision::Answer(Ok(Attempt::Done(Acquired::NotNeeded(
-                last.map(|(run, _)| Box::new(run.clone())),
-            )))),
-            Next::GiveUp(why) => Decision::Answer(Err(Error::GivenUp(why))),
-        }
-    }
-
-    /// The acquisition of this entry, if its answer was lost.
-    fn unconfirmed(&self, entry: &Entry) -> Option<&Grant> {
-        self.unconfirmed.iter().find(|grant| Some(&grant.token) == entry.token.as_ref())
-    }
-
     /// Takes the lock, if the register is still in the state `stored`; `None` to look again.
     fn take(
         &mut self,
-        Bid { requester, request, .. }: &Bid<'_>,
+        bid: &mut Bid<'_>,
         stored: Option<&Stored>,
         held: Vec<Holding>,
         former: Vec<StaleHolder>,
         run: Option<Run>,
     ) -> Result<Option<Attempt<Acquired>>, Error> {
-        let mut entry = requester.entry().map_err(Error::Entry)?;
-        (entry.mode, entry.once) = (request.mode, run);
-        let clock = if request.lease.is_some() { self.register.now() } else { Some(since_boot()) };
-        let end = |at_least: Duration| {
-            Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)))
-        };
-        entry.until = request.at_least.and_then(end);
-        let entries = former.iter().filter_map(|former| former.entry.as_ref());
-        let succeeded = entries.filter(|entry| entry.released == Some(Outcome::Succeeded));
-        entry.previous = succeeded.filter_map(|entry| entry.token.clone()).next();
+        let requester = bid.requester;
         // Before the end of the lease is computed, and before it is sent.
         let leased_at = since_boot();
-        entry.lease = request.lease.map(|duration| Lease {
-            duration,
-            expires: self.expiry(duration),
-            renewals: 0,
-        });
-        entry.fencing = request.lease.and_then(|_| self.register.next_number());
+        let entry = self.entry(bid, &former, run)?;
         let was_own = |entry: &Entry| stored.is_some_and(|stored| requester.owns(stored, entry));
         let marks = self.lost_marks(&former).into_iter().filter(|mark| !was_own(mark));
         let kept = held.iter().filter_map(|held| held.entry.clone()).chain(marks);
@@ -300,11 +167,40 @@ impl Mutex<'_> {
             // It may be done, even after a conflict, which is the second answer if a proxy has sent
             // the write twice. The next look tells, by the token.
             write => {
-                self.unconfirmed.truncate(MAX_UNCONFIRMED - 1);
-                self.unconfirmed.insert(0, grant);
+                bid.unconfirmed.truncate(MAX_UNCONFIRMED - 1);
+                bid.unconfirmed.insert(0, grant);
                 Ok(write.map(|_| None)?)
             }
         }
+    }
+
+    /// The entry of a new acquisition.
+    fn entry(
+        &self,
+        bid: &Bid<'_>,
+        former: &[StaleHolder],
+        run: Option<Run>,
+    ) -> Result<Entry, Error> {
+        let request = bid.request;
+        let entry = bid.requester.entry().map_err(Error::Entry)?;
+        let clock = if request.lease.is_some() { self.register.now() } else { Some(since_boot()) };
+        let end = |at_least: Duration| {
+            Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)))
+        };
+        let mut entries = former.iter().filter_map(|former| former.entry.as_ref());
+        let succeeded = entries
+            .find(|entry| entry.released == Some(Outcome::Succeeded) && entry.token.is_some());
+        let expires = |duration| self.expiry(duration);
+        let lease = |duration| Lease { duration, expires: expires(duration), renewals: 0 };
+        Ok(Entry {
+            mode: request.mode,
+            once: run,
+            until: request.at_least.and_then(end),
+            previous: succeeded.and_then(|entry| entry.token.clone()),
+            lease: request.lease.map(lease),
+            fencing: request.lease.and_then(|_| self.register.next_number()),
+            ..entry
+        })
     }
 
     /// How long earlier waiters have left the lock free, in one and the same state.
@@ -331,18 +227,26 @@ impl Mutex<'_> {
     }
 }
 
-/// Whether a requester may join these holders; not where they may mean something that is not
-/// understood here.
-fn joins(mode: Mode, holders: &[Holding]) -> bool {
-    let modes = holders.iter().map(|holding| match holding.verdict {
-        Held::Unknown(Unknown::NewerVersion | Unknown::BeingWritten) => None,
-        _ => Some(holding.entry.as_ref()?.mode),
-    });
-    modes.collect::<Option<Vec<_>>>().is_some_and(|modes| mode.joins(&modes))
+/// The answer to a decision by which nothing is written.
+fn answer(decision: Decision, register: &Register) -> Result<Attempt<Acquired>, Error> {
+    Ok(match decision {
+        Decision::Busy(held) => Attempt::Busy(held),
+        Decision::Confirmed(grant) => Attempt::Done(Acquired::Free(grant)),
+        Decision::AlreadyHeld(own) => Attempt::Done(Acquired::AlreadyHeld(own)),
+        Decision::NotNeeded(run) => Attempt::Done(Acquired::NotNeeded(run)),
+        Decision::OfEarlierPeriod(held) => return Err(Error::Busy(1, held)),
+        Decision::HeldOtherwise(mode) => return Err(Error::HeldOtherwise(mode)),
+        Decision::GivenUp(why) => return Err(Error::GivenUp(why)),
+        Decision::Foreign => {
+            return Err(register.is_foreign("it does not tell of a run").into());
+        }
+        Decision::Lost(_, held) => return Err(Error::Lost(Lost::TakenOver, held)),
+        Decision::Free(held, ..) => Attempt::Busy(held),
+    })
 }
 
-/// Whether to overtake earlier waiters that do not take what this one could have: not if they may
-/// be waiting for the very holders that it would join. Sharers in succession would keep out an
+/// Whether to overtake earlier waiters that do not take what this one could have: not if they may be
+/// waiting for the very holders that it would join. Sharers in succession would keep out an
 /// exclusive waiter for ever. A requester of one of several slots, as all holders were, can expect
 /// that the waiters want one, too.
 fn may_overtake(mode: Mode, holders: &[Holding]) -> bool {

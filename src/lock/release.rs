@@ -2,65 +2,24 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, getpid};
+use rustix::process::getpid;
 
+use super::once::Ending;
 use super::register::Write;
+use super::removal::{Plan, Removal};
 use super::renew::mark_lost;
-use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released, Seen};
-use crate::lock::once::Ending;
-use crate::lock::requester::Requester;
-use crate::lock::staleness::{Held, Judged, Stale, Verdict};
-use crate::lock::stored::Stored;
+use super::requester::Requester;
+use super::staleness::{Held, Holding};
+use super::stored::Stored;
+use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released};
 use crate::record::owner::Owner;
 use crate::record::{Entry, KEPT, Outcome, Record};
 use crate::store;
-use crate::sys::clock::since_boot;
 use crate::sys::identity::HostIdentity;
 use crate::sys::poll;
 
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
-
-/// What to release, and what was tried so far.
-struct Removal<'r> {
-    requester: &'r dyn Requester,
-    scope: ReleaseScope<'r>,
-    ending: Ending<'r>,
-    /// The answer if the last write was done.
-    answer: Result<Released, Error>,
-    /// Whether a write may have been done whose answer was lost.
-    may_be_done: bool,
-    /// The holders at the first look; holders that have come since are not broken.
-    targets: Option<Vec<Identity>>,
-}
-
-impl Removal<'_> {
-    /// Whether an entry of another process is to be removed, which may be stale.
-    fn is_meant(&self, entry: Option<&Entry>, is_stale: bool) -> bool {
-        match self.scope {
-            ReleaseScope::OwnOrStale | ReleaseScope::Own => is_stale,
-            ReleaseScope::Token(token) => {
-                entry.is_some_and(|entry| entry.token.as_deref() == Some(token))
-            }
-            ReleaseScope::Force => {
-                is_stale || self.targets.iter().flatten().any(|target| *target == identity(entry))
-            }
-        }
-    }
-
-    /// Whether the owner of a broken lock knows, because it is the requester, which breaks the lock
-    /// of all holders.
-    fn is_known(&self, stored: &Stored, entry: &Entry) -> bool {
-        self.scope == ReleaseScope::Force && self.requester.owns(stored, entry)
-    }
-}
-
-/// An acquisition, as far as the record identifies it.
-type Identity = (Option<Pid>, Option<String>);
-
-fn identity(entry: Option<&Entry>) -> Identity {
-    (entry.map(|entry| entry.owner.pid), entry.and_then(|entry| entry.token.clone()))
-}
 
 impl Mutex<'_> {
     /// Releases the lock as `scope` says. `outcome` is reported to processes that wait for it.
@@ -82,9 +41,7 @@ impl Mutex<'_> {
         ending: Ending<'_>,
     ) -> Result<Released, Error> {
         let begun = Instant::now();
-        let answer = Err(Error::NotLocked);
-        let mut tried =
-            Removal { requester, scope, ending, answer, may_be_done: false, targets: None };
+        let mut tried = Removal::new(requester, scope, ending);
         // Ends with the patience.
         let error = loop {
             match self.try_to_release(&mut tried) {
@@ -107,38 +64,44 @@ impl Mutex<'_> {
                 Err(error) => break error,
             }
         };
-        let (is_locked, holders) = match error {
-            Error::NotLocked => (false, Vec::new()),
-            Error::NotOurs(holders) => (true, holders),
-            error => return Err(error),
-        };
+        match error {
+            Error::NotLocked => self.resolve(tried, None),
+            Error::NotOurs(holders) => self.resolve(tried, Some(holders)),
+            error => Err(error),
+        }
+    }
+
+    /// The answer when the requester's entry is not stored, but maybe these holders' are: whether an
+    /// earlier write of this release has removed it.
+    fn resolve(
+        &mut self,
+        tried: Removal<'_>,
+        holders: Option<Vec<Holding>>,
+    ) -> Result<Released, Error> {
+        let not_ours = |holders: Option<_>| holders.map_or(Error::NotLocked, Error::NotOurs);
+        let lost = |how, holders: Option<_>| Err(Error::Lost(how, holders.unwrap_or_default()));
+        let Removal { requester, scope, ending, may_be_done, .. } = tried;
         match tried.answer {
             // The run of a key does not vanish when it ends: what is remembered of it counts.
             Ok(Released::Own { was, .. }) if was.iter().any(|entry| entry.once.is_some()) => {
-                let last = self.register.load()?;
-                let last = last
-                    .as_ref()
-                    .and_then(|stored| Some((stored, stored.record.as_ref()?.last_run()?.0)));
-                let is_it = last.is_some_and(|(stored, entry)| {
-                    requester.owns(stored, entry) && entry.released == Some(ending.outcome)
+                let stored = self.register.load()?;
+                let is_it = stored.as_ref().is_some_and(|stored| {
+                    let last = stored.record.as_ref().and_then(Record::last_run);
+                    last.is_some_and(|(entry, _)| {
+                        requester.owns(stored, entry) && entry.released == Some(ending.outcome)
+                    })
                 });
-                if is_it {
-                    Ok(Released::Own { stays: None, was })
-                } else {
-                    Err(Error::Lost(Lost::Gone, holders))
-                }
+                let released = Ok(Released::Own { stays: None, was });
+                if is_it { released } else { lost(Lost::Gone, holders) }
             }
             // What was found before is gone, as was intended.
-            Ok(Released::Own { was, .. }) if tried.may_be_done => {
-                Ok(Released::Own { stays: None, was })
-            }
-            Err(Error::Lost(how, _)) if tried.may_be_done => Err(Error::Lost(how, holders)),
-            answer if tried.may_be_done => answer,
+            Ok(Released::Own { was, .. }) if may_be_done => Ok(Released::Own { stays: None, was }),
+            Err(Error::Lost(how, _)) if may_be_done => lost(how, holders),
+            answer if may_be_done => answer,
             _ if scope.is_own() && self.register.take_notices(requester).is_some() => {
-                Err(Error::Lost(Lost::Broken, holders))
+                lost(Lost::Broken, holders)
             }
-            _ if is_locked => Err(Error::NotOurs(holders)),
-            _ => Err(Error::NotLocked),
+            _ => Err(not_ours(holders)),
         }
     }
 
@@ -146,8 +109,8 @@ impl Mutex<'_> {
     fn try_to_release(&mut self, removal: &mut Removal<'_>) -> Result<(), Error> {
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
-            let left;
-            (left, removal.answer) = self.plan(removal, &stored, judged)?;
+            let Plan { left, answer } = self.plan(removal, &stored, judged)?;
+            removal.answer = answer;
             let has_lease = |entry: &Entry| entry.lease.is_some();
             let write = match &removal.answer {
                 // What is broken by force is deleted at once, also where no stale lock can be taken
@@ -196,89 +159,6 @@ impl Mutex<'_> {
         Err(Error::NotOurs(Vec::new()))
     }
 
-    /// Decides by what is stored alone: the entries that stay, and the answer once that is written.
-    fn plan(
-        &self,
-        removal: &mut Removal<'_>,
-        stored: &Stored,
-        judged: Vec<Judged<Verdict>>,
-    ) -> Result<(Vec<Entry>, Result<Released, Error>), Error> {
-        let (scope, ending) = (removal.scope, removal.ending);
-        let Seen { own, lost, held, former } =
-            Seen::new(judged, |entry| removal.requester.owns(stored, entry));
-        let present = own
-            .iter()
-            .map(|own| own.entry.as_ref())
-            .chain(held.iter().map(|holding| holding.entry.as_ref()));
-        removal.targets.get_or_insert_with(|| present.map(identity).collect());
-        let marks = self.lost_marks(&former);
-        if let Some(entry) = lost.first().filter(|_| own.is_empty() && scope.is_own()) {
-            let how = if entry.released.is_none() { Lost::Expired } else { Lost::TakenOver };
-            let interrupted =
-                lost.iter().filter(|entry| entry.released.is_none() && entry.once.is_some());
-            let interrupted = interrupted.map(|entry| self.ended(entry, Outcome::Unknown.into()));
-            return Ok((
-                stored.without(&lost).into_iter().chain(interrupted).collect(),
-                Err(Error::Lost(how, held)),
-            ));
-        }
-        // Force is not needed for the last holder.
-        if !own.is_empty() && (scope.is_own() || (scope == ReleaseScope::Force && held.is_empty()))
-        {
-            let was: Vec<_> = own.into_iter().filter_map(|own| own.entry).collect();
-            let now = |entry: &Entry| {
-                if entry.lease.is_some() { self.register.now() } else { Some(since_boot()) }
-            };
-            let staying = was.iter().filter_map(|entry| {
-                let ended = self.ended(entry, ending);
-                let remaining = entry
-                    .until
-                    .and_then(|until| until.checked_sub(now(entry)?))
-                    .filter(|remaining| *remaining > 0);
-                let stays = remaining.is_some()
-                    || entry.once.is_some()
-                    || ending.outcome == Outcome::Succeeded;
-                stays.then(|| (remaining.map(Duration::from_millis), ended))
-            });
-            let (until, staying): (Vec<_>, Vec<_>) = staying.unzip();
-            let left = held
-                .into_iter()
-                .filter_map(|holding| holding.entry)
-                .chain(marks)
-                .chain(staying)
-                .collect();
-            return Ok((left, Ok(Released::Own { stays: until.into_iter().flatten().max(), was })));
-        }
-        if own.is_empty() && held.is_empty() {
-            let mut stale = former.into_iter().filter(|former| former.verdict != Stale::Released);
-            let stale = stale.find(|former| {
-                scope != ReleaseScope::Own && removal.is_meant(former.entry.as_ref(), true)
-            });
-            return Ok((marks, Ok(Released::Stale(Box::new(stale.ok_or(Error::NotLocked)?)))));
-        }
-        let mut holders: Vec<_> = Seen::held(own).into_iter().chain(held).collect();
-        let taken: Vec<_> = holders
-            .extract_if(.., |holding| removal.is_meant(holding.entry.as_ref(), false))
-            .collect();
-        if taken.is_empty() {
-            return Err(Error::NotOurs(holders));
-        }
-        let told = taken
-            .iter()
-            .filter_map(|holding| holding.entry.as_ref())
-            .filter(|entry| entry.lease.is_some());
-        let told = told
-            .filter(|entry| entry.released.is_none() && !removal.is_known(stored, entry))
-            .map(mark_lost);
-        let left = holders
-            .into_iter()
-            .filter_map(|holding| holding.entry)
-            .chain(marks)
-            .chain(told)
-            .collect();
-        Ok((left, Ok(Released::Forced(taken))))
-    }
-
     /// Leaves these entries, or nothing if there are none, and wakes a waiter.
     pub(super) fn store(
         &mut self,
@@ -300,12 +180,6 @@ impl Mutex<'_> {
             self.register.notify();
         }
         Ok(write)
-    }
-
-    /// The entry once it is released.
-    fn ended(&self, entry: &Entry, Ending { outcome, how, code }: Ending<'_>) -> Entry {
-        let once = entry.once.as_ref().map(|run| run.with_end(self.register.time(), how, code));
-        Entry { released: Some(outcome), once, ..entry.clone() }
     }
 
     /// Takes a stale lock over before it is deleted, because a takeover finds out which other
@@ -337,11 +211,5 @@ impl Mutex<'_> {
             }
         }
         Ok(Write::Conflict)
-    }
-}
-
-impl ReleaseScope<'_> {
-    fn is_own(self) -> bool {
-        matches!(self, Self::OwnOrStale | Self::Own)
     }
 }

@@ -16,6 +16,7 @@ mod holding_at_least;
 mod house;
 mod interleavings;
 mod lease_policy;
+mod lock_rules;
 mod mutual_exclusion;
 mod once;
 mod once_crash_points;

@@ -1,0 +1,178 @@
+//! What a requester does about a lock, by what is stored alone. The first rule that applies decides:
+//!
+//! | what is stored | decision |
+//! | --- | --- |
+//! | an acquisition of the requester whose answer was lost | confirmed |
+//! | an entry of the requester that holds the lock | already held |
+//! | a mark that the requester lost the lock, or one that it has just removed | lost |
+//! | the success that the requester waits for (`--wait-and-skip`) | not needed |
+//! | holders that it may not join, or that it does not understand | busy |
+//! | a key that is done, or given up | not needed, or given up |
+//! | anything else | free, in place of what is stale |
+
+use super::once::{Ended, Next};
+use super::requester::Requester;
+use super::staleness::{Held, Holding, Judged, StaleHolder, Unknown, Verdict};
+use super::stored::Stored;
+use super::{Grant, Request, Seen};
+use crate::record::mode::Mode;
+use crate::record::run::Run;
+use crate::record::{Entry, Outcome};
+
+/// A request, and what its requester knows.
+pub struct Bid<'b> {
+    /// For which process.
+    pub requester: &'b dyn Requester,
+    /// What it asks for.
+    pub request: &'b Request,
+    /// With `skip_if_done`: nothing is needed any more when this acquisition has succeeded.
+    pub awaited: Option<String>,
+    /// Of a key that runs once: the begin of the period in which the requester has come.
+    pub since: Option<u64>,
+    /// Acquisitions whose answer was lost. If one of these tokens is stored, the lock is ours.
+    pub unconfirmed: Vec<Grant>,
+    /// The requester lost the lock before, and has not been told yet.
+    pub was_lost: bool,
+}
+
+/// What to do about what is stored.
+#[derive(Debug)]
+pub enum Decision {
+    /// The requester has acquired it.
+    Confirmed(Grant),
+    /// The requester holds it already.
+    AlreadyHeld(Box<Judged<Verdict>>),
+    /// The requester lost it before, which it must be told. These entries stay.
+    Lost(Vec<Entry>, Vec<Holding>),
+    /// The work is done; with the run of a key.
+    NotNeeded(Option<Box<Run>>),
+    /// The requester may not join these holders.
+    Busy(Vec<Holding>),
+    /// The requester holds it otherwise than it asks for.
+    HeldOtherwise(Mode),
+    /// The requester runs the key for an earlier period: it would wait for itself.
+    OfEarlierPeriod(Vec<Holding>),
+    /// The key is given up, for this reason.
+    GivenUp(String),
+    /// The last run is of a newer format, or another program's.
+    Foreign,
+    /// The requester may join these holders, in place of the former ones; with this run of a key.
+    Free(Vec<Holding>, Vec<StaleHolder>, Option<Run>),
+}
+
+impl<'b> Bid<'b> {
+    /// A new request.
+    pub fn new(requester: &'b dyn Requester, request: &'b Request) -> Self {
+        let (awaited, since, unconfirmed, was_lost) = Default::default();
+        Self { requester, request, awaited, since, unconfirmed, was_lost }
+    }
+
+    /// Decides by what is stored, and a verdict on each entry. `key` is the name of the register,
+    /// and `now` the time, for keys that run once.
+    pub fn decide(
+        &self,
+        stored: Option<&Stored>,
+        judged: Vec<Judged<Verdict>>,
+        (key, now): (&str, u64),
+    ) -> Decision {
+        let entries = stored.map(Stored::entries).unwrap_or_default();
+        let Seen { own, lost, held, former } = Seen::new(judged, |entry| self.owns(stored, entry));
+        if let Some(own) = own.into_iter().next() {
+            return self.holds(own);
+        }
+        // The owner may not have noticed that it lost the lock, and that others have had it since.
+        // It never relied on an acquisition whose answer was lost.
+        let is_mark = |entry: &Entry| {
+            entry.released == Some(Outcome::Lost) && self.unconfirmed(entry).is_none()
+        };
+        if self.was_lost || lost.iter().any(is_mark) {
+            let stays = |entry: &&Entry| !(lost.contains(entry) && is_mark(entry));
+            return Decision::Lost(entries.iter().filter(stays).cloned().collect(), held);
+        }
+        if self.is_done(entries, &held) {
+            return Decision::NotNeeded(None);
+        }
+        if !joins(self.request.mode, &held) {
+            return Decision::Busy(held);
+        }
+        self.decide_key(held, former, (key, now))
+    }
+
+    fn owns(&self, stored: Option<&Stored>, entry: &Entry) -> bool {
+        // The PID in a legacy record may be another container's: reason enough to unlock, but not
+        // to lock.
+        let is_own = |stored: &Stored| !stored.is_legacy() && self.requester.owns(stored, entry);
+        stored.is_some_and(is_own) || self.unconfirmed(entry).is_some()
+    }
+
+    /// The acquisition of this entry, if its answer was lost.
+    fn unconfirmed(&self, entry: &Entry) -> Option<&Grant> {
+        self.unconfirmed.iter().find(|grant| Some(&grant.token) == entry.token.as_ref())
+    }
+
+    /// The decision about an entry by which the requester holds the lock.
+    fn holds(&self, own: Judged<Verdict>) -> Decision {
+        let Some(entry) = &own.entry else { return Decision::AlreadyHeld(Box::new(own)) };
+        let began = entry.once.as_ref().map(|run| run.began);
+        match self.unconfirmed(entry) {
+            Some(grant) => Decision::Confirmed(grant.clone()),
+            None if entry.mode != self.request.mode => Decision::HeldOtherwise(entry.mode),
+            None if began.is_some() && began < self.since => {
+                Decision::OfEarlierPeriod(Seen::held(vec![own]))
+            }
+            None => Decision::AlreadyHeld(Box::new(own)),
+        }
+    }
+
+    /// Whether the holder that the requester waits for has succeeded.
+    fn is_done(&self, entries: &[Entry], held: &[Holding]) -> bool {
+        let is_success = |entry: &Entry| entry.released == Some(Outcome::Succeeded);
+        let awaited = self.awaited.as_deref();
+        let is_awaited = |entry: &Entry| {
+            let is_it = entry.token.as_deref() == awaited && is_success(entry);
+            awaited.is_some() && (is_it || entry.previous.as_deref() == awaited)
+        };
+        // A holder that has succeeded, and stays for a time, need not have been seen before.
+        let stays = |holding: &Holding| holding.entry.as_ref().is_some_and(is_success);
+        entries.iter().any(is_awaited) || (self.request.skip_if_done && held.iter().any(stays))
+    }
+
+    /// Decides by the last run of a key, which has no holder.
+    fn decide_key(
+        &self,
+        held: Vec<Holding>,
+        former: Vec<StaleHolder>,
+        (key, now): (&str, u64),
+    ) -> Decision {
+        let Some(rule) = self.request.once else { return Decision::Free(held, former, None) };
+        let mut entries =
+            former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
+        let last = entries.rfind(|(entry, _)| entry.released != Some(Outcome::Lost));
+        let last = last.map(|(entry, why)| {
+            Some((entry.once.as_ref()?, Ended::of(entry, &Verdict::Stale(why))?))
+        });
+        let last = match last {
+            Some(None) => return Decision::Foreign,
+            last => last.flatten(),
+        };
+        let next = match self.request.claim {
+            Some(claim) => claim.next(key, rule, last, now),
+            None => rule.next(key, last, self.since.unwrap_or_default(), now),
+        };
+        match next {
+            Next::Skip => Decision::NotNeeded(last.map(|(run, _)| Box::new(run.clone()))),
+            Next::GiveUp(why) => Decision::GivenUp(why),
+            Next::Run(run) => Decision::Free(held, former, Some(run)),
+        }
+    }
+}
+
+/// Whether a requester may join these holders; not where they may mean something that is not
+/// understood here.
+fn joins(mode: Mode, holders: &[Holding]) -> bool {
+    let modes = holders.iter().map(|holding| match holding.verdict {
+        Held::Unknown(Unknown::NewerVersion | Unknown::BeingWritten) => None,
+        _ => Some(holding.entry.as_ref()?.mode),
+    });
+    modes.collect::<Option<Vec<_>>>().is_some_and(|modes| mode.joins(&modes))
+}
