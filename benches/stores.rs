@@ -76,8 +76,8 @@ fn roomy_postgres() -> &'static Postgres {
 fn postgres(dir: &Path) -> Engine {
     let server = roomy_postgres();
     server.psql(
-        "CREATE TABLE peer (held boolean); INSERT INTO peer VALUES (false); GRANT ALL ON \
-                 peer TO meltano",
+        "CREATE TABLE peer (held boolean); INSERT INTO peer VALUES (false); GRANT ALL ON peer TO \
+         meltano",
     );
     Engine {
         name: "PostgreSQL",

@@ -56,8 +56,7 @@ impl Error {
             E::Busy(attempts, holders) => {
                 let s = if attempts == 1 { "" } else { "s" };
                 let why = format!(
-                    "gave up after {attempts} attempt{s}, held by \
-                                   {}",
+                    "gave up after {attempts} attempt{s}, held by {}",
                     listed(&holders, false)
                 );
                 Self { hint: hint_for(&holders), ..cannot(BUSY, &why) }
@@ -65,8 +64,7 @@ impl Error {
             E::NotOurs(holders) => {
                 let owner = || {
                     format!(
-                        "only its owner can {verb} it; to break it: \
-                                        {}",
+                        "only its owner can {verb} it; to break it: {}",
                         breaking(holders.first(), location)
                     )
                 };
@@ -75,44 +73,31 @@ impl Error {
             }
             E::Lost(how, holders) => {
                 let lost = match how {
-                    Lost::Broken => Self::new(
-                        LOST,
-                        format!(
-                            "your lock on `{location}` was \
-                        broken"
-                        ),
-                    ),
+                    Lost::Broken => {
+                        Self::new(LOST, format!("your lock on `{location}` was broken"))
+                    }
                     how => cannot(LOST, &format!("the lock was lost: {how}")),
                 };
                 let now = if holders.is_empty() {
                     String::new()
                 } else {
-                    format!(
-                        "; held now by \
-                    {}",
-                        listed(&holders, false)
-                    )
+                    format!("; held now by {}", listed(&holders, false))
                 };
                 let again = if verb == "lock" { "; run `lock` again to continue" } else { "" };
-                let hint = format!(
-                    "work done under it may have overlapped with another \
-                                    process{again}"
-                );
+                let hint =
+                    format!("work done under it may have overlapped with another process{again}");
                 Self::new(LOST, lost.message + &now).with_hint(hint)
             }
             E::HeldOtherwise(_) => cannot(FAILED, &why).with_hint("`serializer unlock` first"),
             E::NoClock => cannot(USAGE, &why).with_hint(
-                "`--hold-at-least` works with PostgreSQL, MySQL and \
-                    MariaDB, and on one machine",
+                "`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine",
             ),
             E::NotLocked if location.contains("://") => cannot(FAILED, &why).with_hint(
                 "a lock is released when its owner ends, by default the process that started \
                  `lock`: `--owner-pid $$`",
             ),
-            E::GivenUp(why) => cannot(GIVEN_UP, &format!("the key is given up: {why}")).with_hint(
-                "`serializer \
-                    forget KEY` lets it run again",
-            ),
+            E::GivenUp(why) => cannot(GIVEN_UP, &format!("the key is given up: {why}"))
+                .with_hint("`serializer forget KEY` lets it run again"),
             E::Absent | E::NotLocked | E::Entry(_) => cannot(FAILED, &why),
         }
     }
@@ -144,9 +129,9 @@ fn hint_for(holding: &Holding, location: &str) -> Option<String> {
     let certain =
         || format!("when you are certain that it has ended, {}", breaking(Some(holding), location));
     Some(match holding.verdict {
-        Held::RunGoesOn { .. } => "`SERIALIZER_ORPHANS=ignore` does not wait for such \
-                                   processes"
-            .to_owned(),
+        Held::RunGoesOn { .. } => {
+            "`SERIALIZER_ORPHANS=ignore` does not wait for such processes".to_owned()
+        }
         Held::Unknown(Unknown::OtherPidNamespace) => {
             "containers that share a PID namespace see each other's processes (`docker run \
              --pid=host`, `shareProcessNamespace: true`); "
@@ -156,8 +141,7 @@ fn hint_for(holding: &Holding, location: &str) -> Option<String> {
         // Without a clock, only a process that watches for so long can tell.
         Held::Leased(remaining) if lease.is_some_and(|lease| lease.expires.is_none()) => {
             format!(
-                "waiting for longer shows whether it is renewed: `--timeout \
-                     {}s`",
+                "waiting for longer shows whether it is renewed: `--timeout {}s`",
                 remaining.as_secs() + 5
             )
         }

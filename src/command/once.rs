@@ -64,7 +64,7 @@ pub fn made(location: Location) -> Result<Location, Error> {
     let Some(why) = file::forgets(directory) else { return Ok(location) };
     Err(Error::usage(format!("cannot keep keys in `{}`: {why}", text::path(directory))).with_hint(
         "name another directory with `--dir` or `SERIALIZER_DIR`, or a store with \
-                    `SERIALIZER_STORE`",
+         `SERIALIZER_STORE`",
     ))
 }
 

@@ -36,8 +36,8 @@ impl Cron {
         let count = fields.len();
         let Ok([minute, hour, day, month, weekday]) = <[&str; 5]>::try_from(fields) else {
             return Err(format!(
-                "five fields are required (minute, hour, day of month, month, day of week; \
-                 seconds and years are unsupported), not {count}"
+                "five fields are required (minute, hour, day of month, month, day of week; seconds \
+                 and years are unsupported), not {count}"
             ));
         };
         let minutes = MINUTE.read(minute)?;

@@ -327,11 +327,10 @@ fn state(item: &HashMap<String, AttributeValue>) -> Result<State, Failure> {
 /// Another program uses the table, and this key.
 fn foreign(attribute: &str) -> Failure {
     Failure::permanent(format!(
-        "what is stored there is not a lock record: its `{attribute}` is \
-                                not what a lock has"
+        "what is stored there is not a lock record: its `{attribute}` is not what a lock has"
     ))
     .with_hint(
-        "another program has written there; another table, another name of the lock, or \
-                    deleting its item helps",
+        "another program has written there; another table, another name of the lock, or deleting \
+         its item helps",
     )
 }

@@ -245,8 +245,8 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
         // There is something else than a regular file.
         ErrorKind::InvalidData => not_a_lock(&error.to_string()),
         ErrorKind::NotFound => failure.with_hint(
-            "create the directory with `serializer initialize`, or name another \
-                               one with `SERIALIZER_DIR`",
+            "create the directory with `serializer initialize`, or name another one with \
+             `SERIALIZER_DIR`",
         ),
         ErrorKind::PermissionDenied if action == CREATE => {
             failure.with_hint("name a directory that you can write to with `SERIALIZER_DIR`")
@@ -255,10 +255,9 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
             "in a directory with the sticky bit, only the file's owner, or root, can replace it; \
              for several users, name a directory without that bit with `SERIALIZER_DIR`",
         ),
-        ErrorKind::PermissionDenied => failure.with_hint(format!(
-            "`ls -l {shown}` shows the file's \
-            owner"
-        )),
+        ErrorKind::PermissionDenied => {
+            failure.with_hint(format!("`ls -l {shown}` shows the file's owner"))
+        }
         ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             failure.with_hint("name another directory with `SERIALIZER_DIR`")
         }

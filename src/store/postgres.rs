@@ -75,7 +75,7 @@ impl Engine for Postgres {
         certificates: Some(".postgresql"),
         example: "`postgres://USER@HOST/DATABASE`",
         roots_hint: "`sslrootcert` names a file with the authority's certificate, or is `system`; \
-            the certificate's name is checked with `sslmode=verify-ca`, too",
+                     the certificate's name is checked with `sslmode=verify-ca`, too",
         plain_hint: "`?sslmode=disable` at the end of the address does without encryption",
     };
 

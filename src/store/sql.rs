@@ -182,8 +182,8 @@ where
         let name = key.stored_name();
         let read = |are_others_first: &str| {
             format!(
-                "SELECT version, {}, format, {}, {are_others_first} \
-                 FROM (SELECT 1 AS one) AS always LEFT JOIN serializer_locks ON name = {}",
+                "SELECT version, {}, format, {}, {are_others_first} FROM (SELECT 1 AS one) AS \
+                 always LEFT JOIN serializer_locks ON name = {}",
                 E::RECORD,
                 E::NOW,
                 E::literal(&name)
@@ -220,8 +220,8 @@ where
         let (name, unless_exists) = (E::literal(&key.stored_name()), E::UNLESS_EXISTS);
         self.write(if expected.version.is_none() {
             format!(
-                "INSERT INTO serializer_locks (name, version, record) VALUES ({name}, \
-                     {number}, {record}){unless_exists}"
+                "INSERT INTO serializer_locks (name, version, record) VALUES ({name}, {number}, \
+                 {record}){unless_exists}"
             )
         } else {
             let condition = Self::condition(key, expected);

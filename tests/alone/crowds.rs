@@ -13,8 +13,8 @@ const WAITERS: usize = 30;
 const RENEWALS: u64 = 9;
 
 /// The waiters that PostgreSQL knows.
-const QUEUED: &str = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) \
-    WHERE usename = 'meltano' AND locktype = 'advisory' AND granted";
+const QUEUED: &str = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE \
+                      usename = 'meltano' AND locktype = 'advisory' AND granted";
 
 /// A lock that is held for long while many wait for it, where so many at most, and at least, stay
 /// connected, as the statement `count` says.

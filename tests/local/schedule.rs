@@ -190,8 +190,8 @@ fn a_run_that_takes_too_long_is_ended_with_its_descendants() {
 fn tasks_with_a_limit_of_one_do_not_run_at_a_time() {
     let text = |name| {
         format!(
-            "[tasks.{name}]\n{EACH}limit = 'one'\n\
-             run = '. ./tell; mkdir alone || echo overlap >> log; sleep 0.1; rmdir alone'\n"
+            "[tasks.{name}]\n{EACH}limit = 'one'\nrun = '. ./tell; mkdir alone || echo overlap >> \
+             log; sleep 0.1; rmdir alone'\n"
         )
     };
     let tasks = tasks(&format!("[limits]\none = 1\n{}{}", text("a"), text("c")));

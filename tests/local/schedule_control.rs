@@ -249,8 +249,8 @@ fn a_command_has_its_directory_its_variables_and_its_input() {
     assert_eq!([tasks.read("sub/vars"), tasks.read("sub/got")], ["y 1 c %\n", "one\ntwo\n"]);
     // The orders of its runner hold the store's password.
     tasks.define(
-        "[limits]\none = 1\n[tasks.d]\nlimit = 'one'\nrun = 'cat \
-                  /dev/stdin'\n[tasks.e]\nrun = 'cat /dev/stdin'\n",
+        "[limits]\none = 1\n[tasks.d]\nlimit = 'one'\nrun = 'cat /dev/stdin'\n[tasks.e]\nrun = \
+         'cat /dev/stdin'\n",
     );
     for task in ["d", "e"] {
         let ran = tasks.run(&["run", task]);

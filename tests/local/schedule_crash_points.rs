@@ -12,8 +12,8 @@ use crate::support::calls::{ends, own_calls};
 use crate::support::tasks::Tasks;
 use crate::support::{ended, rounds, until};
 
-const FILE: &str = "[tasks.a]\nevery = '1s'\ncatch_up = 'all'\ntries = 100\nretry_after = '0s'\n\
-                    run = '. ./tell; echo \"$SERIALIZER_SLOT $SERIALIZER_TRY\" >> ends'\n";
+const FILE: &str = "[tasks.a]\nevery = '1s'\ncatch_up = 'all'\ntries = 100\nretry_after = \
+                    '0s'\nrun = '. ./tell; echo \"$SERIALIZER_SLOT $SERIALIZER_TRY\" >> ends'\n";
 
 /// A scheduler that ends when nothing is due, while something is.
 fn traced(tasks: &Tasks<'_>, options: &[&str]) {

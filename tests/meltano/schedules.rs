@@ -75,8 +75,8 @@ fn the_schedules_of_a_project_are_tasks_and_a_bad_one_is_left_out() {
 fn what_meltano_refuses_is_told_in_one_line() {
     let project = project("schedules:\n- name: a\n  interval: '@daily'\n  job: missing\n");
     let error = meltano::ask(&mut project.meltano(&[])).expect_err("the job is missing");
-    let expected = "cannot read the schedules of Meltano (exit status: 1): \
-                    JobNotFoundError: Job 'missing' was not found.";
+    let expected = "cannot read the schedules of Meltano (exit status: 1): JobNotFoundError: Job \
+                    'missing' was not found.";
     assert_eq!(error, expected);
 }
 

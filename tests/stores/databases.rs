@@ -30,7 +30,7 @@ fn a_database_whose_encoding_lacks_a_character_of_a_command_keeps_its_lock() {
     let server = Postgres::start();
     server.psql(
         "CREATE DATABASE latin OWNER meltano ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' \
-                 TEMPLATE template0",
+         TEMPLATE template0",
     );
     let store =
         Store::at(&server.url().replace("/meltano", "/latin").replace("//latin:", "//meltano:"));

@@ -150,17 +150,14 @@ fn whatever_a_server_answers_is_said_in_one_line() {
     for (answer, why) in [
         (
             error("403 Forbidden", "x-amz-bucket-region: a b\r\n", "a\nb", "x\u{1b}[1m\ny"),
-            "x [1m \
-            (status 403)",
+            "x [1m (status 403)",
         ),
         (
             error("301 Moved Permanently", "", "PermanentRedirect", "Be &quot;there&quot;."),
-            "be \
-            \"there\" (PermanentRedirect)",
+            "be \"there\" (PermanentRedirect)",
         ),
         (
-            "HTTP/1.1 413 Too Large\r\nContent-Length: 13\r\nConnection: \
-             close\r\n\r\n<html></html>"
+            "HTTP/1.1 413 Too Large\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>"
                 .to_owned(),
             "answers with status 413",
         ),

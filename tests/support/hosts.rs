@@ -141,9 +141,9 @@ impl Host {
             &mut inside,
             &format!(
                 "mount -t tmpfs tmpfs /tmp && printf '%032x\\n' {machine} > /tmp/machine-id && \
-                 printf '{boot:08x}-0000-4000-8000-000000000000\\n' > /tmp/boot_id && \
-                 mount --bind /tmp/machine-id /etc/machine-id && \
-                 mount --bind /tmp/boot_id /proc/sys/kernel/random/boot_id && umount /tmp"
+                 printf '{boot:08x}-0000-4000-8000-000000000000\\n' > /tmp/boot_id && mount --bind \
+                 /tmp/machine-id /etc/machine-id && mount --bind /tmp/boot_id \
+                 /proc/sys/kernel/random/boot_id && umount /tmp"
             ),
         );
         let outside_pid = outside.pid();

@@ -511,10 +511,10 @@ impl PgBouncer {
         keeper.write(
             "ini",
             &format!(
-                "[databases]\nmeltano = host=127.0.0.1 port={to}\n\
-                 [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {number}\nunix_socket_dir =\n\
-                 auth_type = scram-sha-256\nauth_file = {users}\n\
-                 pool_mode = transaction\ndefault_pool_size = {pool_size}\n"
+                "[databases]\nmeltano = host=127.0.0.1 port={to}\n[pgbouncer]\nlisten_addr = \
+                 127.0.0.1\nlisten_port = {number}\nunix_socket_dir =\nauth_type = \
+                 scram-sha-256\nauth_file = {users}\npool_mode = transaction\ndefault_pool_size = \
+                 {pool_size}\n"
             ),
         );
         keeper.give_away();

@@ -136,8 +136,8 @@ pub fn present(file: &File) -> io::Result<Result<(Slot, usize), Failure>> {
     Ok(present.filter(|_| !is_damaged).ok_or_else(|| {
         Failure::permanent("it is damaged: cut off, or neither of its two states is whole")
             .with_hint(format!(
-                "another program or version has written to it, or the file system \
-                                has lost data; {REMOVE}"
+                "another program or version has written to it, or the file system has lost data; \
+                 {REMOVE}"
             ))
     }))
 }

@@ -89,10 +89,7 @@ impl Table {
         match code {
             "ResourceNotFoundException" | "TableNotFoundException" => Failure {
                 cause: Cause::NotPrepared,
-                ..Failure::permanent(format!(
-                    "there is no \
-                    {self}, or it is not ready"
-                ))
+                ..Failure::permanent(format!("there is no {self}, or it is not ready"))
             },
             "TransactionConflictException"
             | "ReplicatedWriteConflictException"
@@ -102,8 +99,8 @@ impl Table {
                 .any(|word| code.contains(word)) =>
             {
                 Failure::transient(format!("too many requests for {self}: {text}")).with_hint(
-                    "a table with on-demand capacity takes more within minutes; a \
-                                provisioned one needs more capacity",
+                    "a table with on-demand capacity takes more within minutes; a provisioned one \
+                     needs more capacity",
                 )
             }
             "AccessDeniedException" | "AccessDenied" => {
@@ -111,12 +108,11 @@ impl Table {
                     .with_hint("docs/stores.md of this program has the policy that it needs")
             }
             _ if let Some(said) = refused_identity(code, text) => Failure::permanent(format!(
-                "{said} \
-                by {server}: {text}"
+                "{said} by {server}: {text}"
             ))
             .with_hint(
-                "`aws sts get-caller-identity` tries credentials out, `aws sso login` renews \
-                     them; if this host's clock is wrong (`timedatectl`), none are accepted",
+                "`aws sts get-caller-identity` tries credentials out, `aws sso login` renews them; \
+                 if this host's clock is wrong (`timedatectl`), none are accepted",
             ),
             "ValidationException" if WRONG_KEYS.iter().any(|said| text.contains(said)) => {
                 let why = format!("the key of {self} is not just the text `{}`", self.names.key);
@@ -124,20 +120,15 @@ impl Table {
                             cannot be used";
                 Failure::permanent(why).with_hint(hint)
             }
-            "ValidationException" => Failure::permanent(format!(
-                "{server} refuses `{action}`: \
-                {text}"
-            )),
+            "ValidationException" => {
+                Failure::permanent(format!("{server} refuses `{action}`: {text}"))
+            }
             // Which server says so is not known, nor what has happened.
             _ => {
                 let said = if code.is_empty() {
                     String::new()
                 } else {
-                    format!(
-                        ", {}: \
-                    {text}",
-                        sentence(code)
-                    )
+                    format!(", {}: {text}", sentence(code))
                 };
                 let why = format!("{server} answers with the status {status}{said}");
                 let is_final = (400..500).contains(&status) && !matches!(status, 408 | 429);

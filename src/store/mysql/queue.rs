@@ -40,9 +40,9 @@ const LISTENING: Duration = Duration::from_millis(1);
 
 /// How many connections there are; how many there may be, how many this user may have (0 for any
 /// number), and how many it has.
-const ROOM: &str = "SHOW GLOBAL STATUS LIKE 'Threads_connected'; \
-    SELECT @@max_connections, @@max_user_connections, COUNT(*) FROM information_schema.processlist \
-    WHERE user = SUBSTRING_INDEX(USER(), '@', 1)";
+const ROOM: &str = "SHOW GLOBAL STATUS LIKE 'Threads_connected'; SELECT @@max_connections, \
+                    @@max_user_connections, COUNT(*) FROM information_schema.processlist WHERE \
+                    user = SUBSTRING_INDEX(USER(), '@', 1)";
 
 /// A statement that waits in the queue, in a session that comes back with its answer.
 type Standing = Pin<Box<dyn Future<Output = (Session, Result<Answer, Error>)> + Send>>;
