@@ -1,6 +1,6 @@
 //! Locks in a directory that hosts share, over NFS above all: a file for each.
 
-mod names;
+pub(super) mod names;
 mod scope;
 mod shared_file;
 mod slot;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::failure::{Cause, Failure};
+use super::failure::Failure;
 use super::file::publish::open;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
 use crate::store::address::StoreSettings;
@@ -39,18 +39,17 @@ pub struct Directory {
 impl Directory {
     /// The directory of an address. Touches nothing yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        if settings.url.place().contains('?') {
-            let failure = Failure::permanent("the address of a directory has no options");
-            let hint = "instead of `nfs=3`, run `serializer initialize` once; where its name has a \
-                        `?`, write `%3F`";
-            return Err(failure.with_hint(hint));
-        }
         let directory = settings.url.directory().unwrap_or_default();
-        if !directory.is_absolute() {
-            let failure = Failure::permanent("its address has no absolute path");
-            return Err(failure.with_hint("it looks like `file:///mnt/shared/locks`"));
-        }
-        Ok(Self { directory, timeout: settings.timeout, open: BTreeMap::new() })
+        let (why, hint) = if settings.url.place().contains('?') {
+            let hint =
+                "instead of `nfs=3`, run `serializer initialize` once; `%3F` is a `?` in a name";
+            ("the address of a directory has no options", hint)
+        } else if !directory.is_absolute() {
+            ("its address has no absolute path", "it looks like `file:///mnt/shared/locks`")
+        } else {
+            return Ok(Self { directory, timeout: settings.timeout, open: BTreeMap::new() });
+        };
+        Err(Failure::refused(why, hint))
     }
 
     fn file(&mut self, key: &Key) -> &mut SharedFile {
@@ -71,33 +70,29 @@ impl Store for Directory {
 
     /// All registers whose files were begun, including those that cannot be read now.
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
-        let cannot = |error: io::Error| trouble(&self.directory, error);
-        scope::check(&self.directory, &File::open(&self.directory).map_err(cannot)?)?;
+        scope::check(&self.directory, &opened(&self.directory)?)?;
         let mut files =
-            listed(&self.directory, after, |file| name_of(kind, file)).map_err(cannot)?;
+            listed(&self.directory, after, |file| name_of(kind, file)).map_err(trouble)?;
         let next = files.get(PAGE).map(|_| files[PAGE - 1].0.clone());
         files.truncate(PAGE);
-        // Other programs keep files there, too, which must not even be locked.
-        let opened = |file: &OsStr| open(&self.directory.join(file), OFlags::RDONLY).ok().flatten();
-        files.retain(|(_, file)| opened(file).is_some_and(|file| slot::is_begun(&file)));
-        let state = |file: OsString| {
+        let unreadable = |_| State { value: Some(String::new()), ..State::default() };
+        let entry = |(name, file): (OsString, OsString)| {
+            // Other programs keep files there, too, which must not even be locked.
+            let opened = open(&self.directory.join(&file), OFlags::RDONLY).ok().flatten();
+            opened.filter(slot::is_begun)?;
             // A flock on one register is not waited for here.
-            let state = SharedFile::new(&self.directory, &file, Duration::ZERO).load();
-            state.unwrap_or_else(|_| State { value: Some(String::new()), ..State::default() })
+            let mut file = SharedFile::new(&self.directory, &file, Duration::ZERO);
+            Some((name, file.load().unwrap_or_else(unreadable)))
         };
-        Ok(Page {
-            entries: files.into_iter().map(|(name, file)| (name, state(file))).collect(),
-            next,
-        })
+        Ok(Page { entries: files.into_iter().filter_map(entry).collect(), next })
     }
 
     fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
         self.file(key).remove(expected)
     }
 
-    /// Never makes the directory: where nothing is mounted yet, each host would have its own.
     /// Confirms, on the user's behalf, that hosts share a directory whose file system does not
-    /// tell.
+    /// tell. Never makes the directory: where nothing is mounted yet, each host would have its own.
     fn verify_conditional_writes(&mut self, _key: &Key) -> Result<(), Failure> {
         scope::declare(&self.directory)
     }
@@ -112,47 +107,55 @@ impl Store for Directory {
     }
 }
 
-fn missing(directory: &Path) -> Failure {
-    let hint = "mount it, or make it on the file system that the hosts share; this program does \
-                not, because each host would make its own";
-    Failure::permanent(format!("there is no directory `{}`", text::path(directory)))
-        .with_hint(hint.to_owned() + on_one_machine(directory))
+/// The directory, which must exist.
+fn opened(directory: &Path) -> Result<File, Failure> {
+    File::open(directory).map_err(|error| unusable(directory, error))
+}
+
+/// The failure for an error of the directory itself.
+fn unusable(directory: &Path, error: impl Into<io::Error>) -> Failure {
+    let error = error.into();
+    if error.kind() != io::ErrorKind::NotFound {
+        return trouble(error);
+    }
+    let why = format!("there is no directory `{}`", text::path(directory));
+    let hint = "mount it, or make it on the file system that the hosts share: made by this \
+                program, each host would have its own";
+    Failure::refused(why, hint.to_owned() + on_one_machine(directory))
 }
 
 /// A further hint for one machine: the address may be copied from Meltano's state backend, as is
 /// right for buckets.
 fn on_one_machine(directory: &Path) -> &'static str {
     let is_meltanos = directory.iter().any(|part| part == ".meltano");
-    if is_meltanos {
-        "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`"
-    } else {
-        ""
-    }
+    let hint =
+        "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`";
+    if is_meltanos { hint } else { "" }
 }
 
 /// The failure for an error of the operating system.
-fn trouble(directory: &Path, error: impl Into<io::Error>) -> Failure {
+fn trouble(error: impl Into<io::Error>) -> Failure {
     use Errno as E;
+    /// The file was removed, the server restarts, or it takes longer than a soft mount waits.
+    const PASSES: [Errno; 9] = [
+        E::NOENT,
+        E::STALE,
+        E::NOLCK,
+        E::IO,
+        E::TIMEDOUT,
+        E::HOSTDOWN,
+        E::HOSTUNREACH,
+        E::AGAIN,
+        E::INTR,
+    ];
     let error = error.into();
-    let failure = Failure::transient(io_message(&error).to_string());
+    let why = io_message(&error).to_string();
     match Errno::from_io_error(&error) {
-        Some(E::NOENT) => missing(directory),
-        // The file was removed, the server restarts, or it takes longer than a soft mount waits.
-        Some(
-            E::STALE
-            | E::NOLCK
-            | E::IO
-            | E::TIMEDOUT
-            | E::HOSTDOWN
-            | E::HOSTUNREACH
-            | E::AGAIN
-            | E::INTR,
-        ) => failure,
-        Some(E::ACCESS | E::PERM) => {
-            let hint = "its users need the rights to read and write the file, and to make files in \
-                        its directory";
-            Failure { cause: Cause::Permanent, ..failure }.with_hint(hint)
-        }
-        _ => Failure { cause: Cause::Permanent, ..failure },
+        Some(error) if PASSES.contains(&error) => Failure::transient(why),
+        Some(E::ACCESS | E::PERM) => Failure::refused(
+            why,
+            "its users need the rights to read and write it, and to make files beside it",
+        ),
+        _ => Failure::permanent(why),
     }
 }

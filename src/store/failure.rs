@@ -62,6 +62,11 @@ impl Failure {
         Self { cause: Cause::Permanent, ..Self::transient(why) }
     }
 
+    /// A failure that does not pass, and what the user can do about it; nothing was done.
+    pub fn refused(why: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::permanent(why).with_hint(hint)
+    }
+
     /// What is stored has a format that is not known yet.
     pub fn of_newer_version() -> Self {
         Self::permanent("a newer version of this program has written it")

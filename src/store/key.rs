@@ -3,8 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use sha2::{Digest, Sha256};
-
+use super::directory::names::sha256;
 use super::seam::{Key, Kind};
 
 /// A name that opens the register with this stored name, if it is one of `kind`, and behind
@@ -50,8 +49,6 @@ pub fn key(name: &OsStr) -> String {
 
 /// The beginning of a name and its hash.
 fn hashed(name: &OsStr) -> String {
-    let hash: String =
-        Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let shown: String = name.to_string_lossy().chars().filter(|c| *c != '\0').take(30).collect();
-    format!("{shown}~{hash}")
+    format!("{shown}~{}", sha256(name.as_bytes()))
 }

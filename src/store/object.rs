@@ -4,27 +4,23 @@
 //! An object is created if there is none (`If-None-Match: *`), and replaced only if it is still
 //! what was read (`If-Match`, at Google generations). Some stores that speak S3's protocol ignore
 //! conditions: each new object is used only after the store has refused two writes to it
-//! (`verify`). The crate cannot delete under a condition, so nothing is deleted. There is no clock
-//! that all hosts read, and no wake-up; each poll costs money.
+//! (`verify`). The crate cannot delete under a condition, so nothing is deleted.
 
 mod address;
-mod answer;
 mod azure;
-mod client;
-mod connector;
-mod failures;
-mod kinds;
+mod http;
 mod layout;
 
 use std::ffi::OsStr;
+use std::io;
+use std::time::Duration;
 
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
 use tokio::time::timeout;
 
-use self::address::Options;
-use self::client::{Client, OTHER_VERSION, condition, version};
-use self::failures::{CONDITIONS, refusal};
+use self::address::Client;
+use self::http::{CONDITIONS, refusal};
 use self::layout::{Body, decode, encode};
 use super::failure::{Cause, Failure};
 use super::key::name_after;
@@ -38,13 +34,20 @@ use crate::sys::text::io_message;
 /// So many objects are read for a page of a list.
 const PAGE: usize = 1000;
 
+/// A version that no object has, with an ETag as Azure writes it. S3 takes any, and Google compares
+/// the generation.
+const OTHER_VERSION: Option<&[u8]> = Some(b"\"0x8D0000000000000\"\n1");
+
 /// A bucket with an object per key.
 pub struct Objects {
-    options: Options,
+    bucket: String,
+    /// What the names of all objects begin with.
+    prefix: Path,
+    kind: &'static address::Kind,
+    /// For each answer.
+    timeout: Duration,
     runtime: PrivateRuntime,
     client: Client,
-    /// Whether there have been credentials.
-    has_worked: bool,
 }
 
 /// An object as it was read, and its version.
@@ -53,8 +56,7 @@ type Seen<T> = (T, Vec<u8>);
 impl Objects {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        let (options, client) = address::read(settings)?;
-        Ok(Self { options, runtime: PrivateRuntime::default(), client, has_worked: false })
+        address::read(settings)
     }
 
     /// Asks the store to `verb`, with credentials that are good for a while; `None` if the object
@@ -64,18 +66,12 @@ impl Objects {
         verb: &str,
         ask: impl AsyncFnOnce(&dyn ObjectStore) -> object_store::Result<T>,
     ) -> Result<Option<T>, Failure> {
-        let Self { options, runtime, client, has_worked } = self;
-        let asked = async {
-            let store = client.ready(options.kind, *has_worked).await?;
-            *has_worked = true;
-            ask(store)
-                .await
-                .map(Some)
-                .or_else(|error| refusal(verb, options, &error).map_or(Ok(None), Err))
-        };
+        let Self { bucket, kind, runtime, client, .. } = self;
+        let refused = |error| refusal(verb, bucket, kind, &error).map_or(Ok(None), Err);
+        let asked = async { ask(client.ready(kind).await?).await.map(Some).or_else(refused) };
         // For credentials and the store together: a holder has to know in time.
         let late = |_| Failure::transient("the store does not answer in time").indefinite();
-        let limit = options.timeout * 2;
+        let limit = self.timeout * 2;
         let answer = runtime.block_on(async { timeout(limit, asked).await.map_err(late)? })?;
         answer.map_err(|failure| {
             if failure.cause == Cause::Permanent {
@@ -85,16 +81,16 @@ impl Objects {
         })
     }
 
-    fn path(&self, stored: &str) -> Result<Path, Failure> {
+    fn path(&self, key: &Key) -> Result<Path, Failure> {
         let cannot = |_| Failure::permanent("the name cannot be one of an object");
-        Path::parse(format!("{}/{}", self.options.prefix, encode(stored))).map_err(cannot)
+        Path::parse(format!("{}/{}", self.prefix, encode(&key.stored_name()))).map_err(cannot)
     }
 
     /// The bytes of an object.
     fn fetch(&mut self, path: &Path) -> Result<Option<Seen<Vec<u8>>>, Failure> {
         self.ask("read", async |store| {
             let got = store.get(path).await?;
-            let seen = version(got.meta.e_tag.as_deref(), got.meta.version.as_deref());
+            let seen = version(got.meta.e_tag.clone(), got.meta.version.clone());
             Ok((got.bytes().await?.into(), seen))
         })
     }
@@ -112,26 +108,29 @@ impl Objects {
         seen: Option<&[u8]>,
         body: &Body,
     ) -> Result<Option<Vec<u8>>, Failure> {
-        let nonce = random_token();
-        let nonce = nonce.map_err(|error| {
-            Failure::permanent(format!("cannot draw a token: {}", io_message(&error.into())))
-        })?;
-        let payload = PutPayload::from(body.to_text(&nonce));
-        let mode = seen.map_or(PutMode::Create, |seen| PutMode::Update(condition(seen)));
+        let cannot = |error| Failure::permanent(io_message(&io::Error::from(error)).to_string());
+        let payload = PutPayload::from(body.to_text(&random_token().map_err(cannot)?));
+        let mode = seen.map_or(PutMode::Create, |seen| {
+            let seen = String::from_utf8_lossy(seen);
+            let there = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+            let mut parts = seen.split('\n').map(there);
+            let [e_tag, version] = [parts.next(), parts.next()].map(Option::flatten);
+            PutMode::Update(UpdateVersion { e_tag, version })
+        });
         let put =
             self.ask("write", async |store| store.put_opts(path, payload, mode.into()).await)?;
-        Ok(put.map(|put| version(put.e_tag.as_deref(), put.version.as_deref())))
+        Ok(put.map(|put| version(put.e_tag, put.version)))
     }
 
     /// Checks that the store refuses two writes whose conditions do not hold. If it does not, only
     /// an object is overwritten that no lock has been kept in.
     fn verify(&mut self, path: &Path, body: &Body) -> Result<(), Failure> {
-        for (condition, named) in [(None, "If-None-Match: *"), (Some(OTHER_VERSION), "If-Match")] {
+        for (condition, named) in [(None, "If-None-Match: *"), (OTHER_VERSION, "If-Match")] {
             if self.write(path, condition, body)?.is_some() {
                 let why = format!(
-                    "the store ignores the condition `{named}`: two holders could have a lock"
+                    "the store ignores the condition `{named}`: a lock could be held twice"
                 );
-                return Err(Failure::permanent(why).with_hint(CONDITIONS));
+                return Err(Failure::refused(why, CONDITIONS));
             }
         }
         Ok(())
@@ -140,25 +139,22 @@ impl Objects {
 
 impl Store for Objects {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
-        let path = self.path(&key.stored_name())?;
-        let none = || Failure {
-            cause: Cause::NotPrepared,
-            ..Failure::transient("the lock's object does not exist yet")
-        };
-        self.read(&path)?.and_then(state).ok_or_else(none)
+        let path = self.path(key)?;
+        let found = self.read(&path)?.and_then(state);
+        let none = Failure::transient("the lock's object does not exist yet");
+        found.ok_or(Failure { cause: Cause::NotPrepared, ..none })
     }
 
     fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         let Some(seen) = &expected.version else { return Ok(Write::Conflict) };
-        let body =
-            Body { number: next.number, value: next.value.map(str::to_owned), is_verified: true };
-        let path = self.path(&key.stored_name())?;
-        let written = self.write(&path, Some(seen), &body)?;
+        let value = next.value.map(str::to_owned);
+        let body = Body { number: next.number, value, is_verified: true };
+        let written = self.write(&self.path(key)?, Some(seen), &body)?;
         Ok(written.map_or(Write::Conflict, |_| Write::Done))
     }
 
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
-        let prefix = self.options.prefix.clone();
+        let prefix = self.prefix.clone();
         let listed =
             self.ask("list", async |store| store.list_with_delimiter(Some(&prefix)).await)?;
         let listed = listed.into_iter().flat_map(|listed| listed.objects).filter_map(|object| {
@@ -181,22 +177,21 @@ impl Store for Objects {
     /// Creates the object, verifies the store by it, and notes that in it. Of several processes
     /// that do so at the same time, one notes it.
     fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
-        let path = self.path(&key.stored_name())?;
-        let place = Body::free(since_1970(), false);
-        let (seen, number) = match self.read(&path)? {
-            None => match self.write(&path, None, &place)? {
-                Some(seen) => (seen, place.number),
-                None => return Ok(()),
-            },
-            Some((Body { number, is_verified: false, .. }, seen)) => (seen, number),
-            Some(_) => return Ok(()),
+        let path = self.path(key)?;
+        let new = Body { number: since_1970(), value: None, is_verified: false };
+        let found = match self.read(&path)? {
+            None => self.write(&path, None, &new)?.map(|seen| (new, seen)),
+            found => found.filter(|(body, _)| !body.is_verified),
         };
-        self.verify(&path, &place)?;
-        self.write(&path, Some(&seen), &Body::free(number + 1, true)).map(drop)
+        // Another process creates it, or has verified it.
+        let Some((body, seen)) = found else { return Ok(()) };
+        self.verify(&path, &body)?;
+        let free = Body { number: body.number + 1, value: None, is_verified: true };
+        self.write(&path, Some(&seen), &free).map(drop)
     }
 
     fn verify_conditional_writes(&mut self, key: &Key) -> Result<(), Failure> {
-        let path = self.path(&key.stored_name())?;
+        let path = self.path(key)?;
         match self.read(&path)? {
             Some((body, _)) if body.value.is_none() => self.verify(&path, &body),
             _ => Ok(()),
@@ -216,6 +211,11 @@ impl Store for Objects {
     fn expires(&self) -> bool {
         true
     }
+}
+
+/// S3 and Azure compare the ETag, Google the generation.
+fn version(e_tag: Option<String>, generation: Option<String>) -> Vec<u8> {
+    format!("{}\n{}", e_tag.unwrap_or_default(), generation.unwrap_or_default()).into_bytes()
 }
 
 /// The state that an object is in, unless it is not verified yet.

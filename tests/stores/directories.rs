@@ -145,8 +145,8 @@ fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
     for (name, why) in [
         ("other", "it is not a lock that hosts share"),
         ("newer", "a newer version of this program has written it"),
-        ("cut-off", "it is damaged: cut off"),
-        ("emptied", "it is damaged: cut off"),
+        ("cut-off", "or is damaged"),
+        ("emptied", "or is damaged"),
         ("directory", "directory"),
         ("link", "it is a symbolic link"),
     ] {

@@ -299,7 +299,8 @@ fn the_cleaner_spares_a_run_that_is_renewed_and_the_library_sees_how_it_ends() {
 #[test]
 fn once_waits_for_a_run_of_the_library_and_acts_as_it_ends() {
     let mut both = Both::start("30");
-    for (key, status, said) in [("done", "FINISHED", ""), ("failed", "FAILED", "try 2\n")] {
+    // A key has the library's name for it, also one that looks like a name of this program's.
+    for (key, status, said) in [("once/done", "FINISHED", ""), ("é", "FAILED", "try 2\n")] {
         both.ask(&format!("aec.write_atomically_a_key('{key}')"));
         assert_eq!(both.once(key, &["-n"], "true").code, 75);
         let mut waiting = both.spawn(key, &["-v"], "echo try $SERIALIZER_TRY");

@@ -1,10 +1,9 @@
 //! The names of registers as names of files.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::{fs, io};
 
 use percent_encoding::percent_decode;
 use sha2::{Digest, Sha256};
@@ -16,22 +15,18 @@ const MAX_NAME: usize = 240;
 
 /// The name of a register's file.
 pub fn stored_name(key: &Key) -> OsString {
-    match key.kind {
-        Kind::Lock if Kind::is_reserved(&key.name) => hashed(&key.name),
-        kind => {
-            let mut name = OsString::from_vec(encoded(kind.prefix().as_bytes()));
-            name.push(file_name(&key.name));
-            name
-        }
+    if key.kind == Kind::Lock && Kind::is_reserved(&key.name) {
+        return OsString::from_vec(hashed(&key.name));
     }
+    OsString::from_vec([encoded(key.kind.prefix().as_bytes()), file_name(&key.name)].concat())
 }
 
 /// The name of the register of this kind to which a file belongs; `None` if it belongs to none.
 pub fn name_of(kind: Kind, file: &OsStr) -> Option<OsString> {
     let rest = file.as_bytes().strip_prefix(&*encoded(kind.prefix().as_bytes()))?;
     let name = OsString::from_vec(percent_decode(rest).collect());
-    (file_name(&name).as_bytes() == rest && (kind != Kind::Lock || !Kind::is_reserved(&name)))
-        .then_some(name)
+    let is_foreign = kind == Kind::Lock && Kind::is_reserved(&name);
+    (!is_foreign && file_name(&name) == rest).then_some(name)
 }
 
 /// The regular files in a directory with a name that belongs to a register, after `after`: the
@@ -44,8 +39,8 @@ pub fn listed(
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        let name = name_of(&entry.file_name())
-            .filter(|name| after.is_none_or(|after| name.as_os_str() > after));
+        let name =
+            name_of(&entry.file_name()).filter(|name| after.is_none_or(|after| **name > *after));
         if let Some(name) = name.filter(|_| entry.file_type().is_ok_and(|kind| kind.is_file())) {
             files.push((name, entry.file_name()));
         }
@@ -56,13 +51,9 @@ pub fn listed(
 
 /// The name of a lock's file: that of the lock or, if that is too long, its beginning and a hash.
 /// The short name leads to the same file.
-fn file_name(name: &OsStr) -> OsString {
+fn file_name(name: &OsStr) -> Vec<u8> {
     let encoded = encoded(name.as_bytes());
-    if encoded.is_empty() || encoded.len() > MAX_NAME {
-        hashed(name)
-    } else {
-        OsString::from_vec(encoded)
-    }
+    if encoded.is_empty() || encoded.len() > MAX_NAME { hashed(name) } else { encoded }
 }
 
 /// Without the characters that a file's name cannot have, or that have a meaning in it. `.` and
@@ -79,13 +70,16 @@ fn encoded(name: &[u8]) -> Vec<u8> {
     encoded
 }
 
-fn hashed(name: &OsStr) -> OsString {
-    let hash: String =
-        Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+fn hashed(name: &OsStr) -> Vec<u8> {
     let encoded = encoded(name.as_bytes());
-    let shown: String =
-        String::from_utf8_lossy(&encoded).chars().filter(|one| *one != '%').take(30).collect();
-    format!("{shown}~{hash}").into()
+    let shown = String::from_utf8_lossy(&encoded);
+    let shown: String = shown.chars().filter(|one| *one != '%').take(30).collect();
+    format!("{shown}~{}", sha256(name.as_bytes())).into_bytes()
+}
+
+/// The SHA-256 of some bytes, in hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -4,16 +4,14 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
 use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
-use rustix::io::Errno;
 
 use super::slot::{self, Slot};
-use super::{missing, scope, trouble};
+use super::{opened, scope, trouble, unusable};
 use crate::store::failure::Failure;
 use crate::store::file::publish::{leads_to, link_new, open};
 use crate::store::seam::{Next, State, Write};
@@ -35,68 +33,62 @@ pub struct SharedFile {
     secured: Option<Vec<u8>>,
 }
 
+/// The file while it is flocked.
+struct Flocked {
+    file: File,
+    /// The present state, and the place of its slot.
+    slot: Slot,
+    place: usize,
+    /// Whether there are record locks beside the flock.
+    has_records: bool,
+}
+
 impl SharedFile {
     /// The file `name` in a directory. Touches nothing yet.
     pub fn new(directory: &Path, name: &OsStr, timeout: Duration) -> Self {
-        Self {
-            directory: directory.to_owned(),
-            path: directory.join(name),
-            timeout,
-            tried: None,
-            secured: None,
-        }
+        let path = directory.join(name);
+        Self { directory: directory.to_owned(), path, timeout, tried: None, secured: None }
     }
 
     /// The register's state as it is stored. After a write without an answer, the state is secured
     /// first; if that fails, the write may have been done.
     pub fn load(&mut self) -> Result<State, Failure> {
-        if self.tried.is_none() {
-            let Some((file, _)) = self.open(false)? else { return Ok(State::default()) };
-            return Ok(state(self.present(&file)?.0));
-        }
-        let state = self.load_secured().map_err(Failure::indefinite)?;
+        let is_tried = self.tried.is_some();
+        let loaded = self.open(is_tried).and_then(|found| {
+            found.iter().filter(|_| is_tried).try_for_each(|found| self.secure(found))?;
+            Ok(found.map(|found| found.slot))
+        });
+        let slot = if is_tried { loaded.map_err(Failure::indefinite)? } else { loaded? };
         self.tried = None;
-        Ok(state)
-    }
-
-    fn load_secured(&mut self) -> Result<State, Failure> {
-        let Some((file, _)) = self.open(true)? else { return Ok(State::default()) };
-        let (slot, place) = self.present(&file)?;
-        self.secure(&file, &slot, place)?;
-        Ok(state(slot))
+        let Some(slot) = slot else { return Ok(State::default()) };
+        let (version, number, value) = (slot.identity(), slot.number, slot.text);
+        Ok(State { version, number, value, ..State::default() })
     }
 
     /// Writes `next` if the state is still `expected`.
     pub fn store(&mut self, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
-        let file = match self.open(true)? {
-            Some((file, _)) => file,
+        let found = match self.open(true)? {
+            Some(found) => found,
             None => {
                 // Just below the next number: an older program counts on from it.
                 self.publish(next.number - 1)?;
-                self.open(true)?
-                    .ok_or_else(|| Failure::transient("another process has removed its file"))?
-                    .0
+                self.open(true)?.ok_or_else(removed)?
             }
         };
-        let (slot, place) = self.present(&file)?;
-        let is_tried = self.tried.is_some() && version(&slot) == self.tried;
-        let place = if next.number <= slot.number && !is_tried {
-            return Ok(Write::Conflict);
-        } else if is_in(&slot, expected) {
-            self.secure(&file, &slot, place)?;
-            1 - place
-        } else if is_tried {
+        let place = if is_in(&found.slot, expected) && next.number > found.slot.number {
+            self.secure(&found)?;
+            1 - found.place
+        } else if self.tried.is_some() && found.slot.identity() == self.tried {
             // An earlier try has written it, but it may not be on the server's disk: repeat it.
-            place
+            found.place
         } else {
             return Ok(Write::Conflict);
         };
-        let slot = Slot::new(next.number, next.value).map_err(|error| self.trouble(error))?;
-        let written = slot.write(&file, place).and_then(|()| file.sync_data());
+        let slot = Slot::new(next.number, next.value, false).map_err(trouble)?;
         // After a failure, the state may be whole nevertheless.
-        self.tried = written.is_err().then(|| slot.identity());
-        written.map_err(|error| self.trouble(error).indefinite())?;
-        self.secured = Some(slot.identity());
+        self.tried = slot.identity();
+        slot.write(&found.file, place).map_err(|error| trouble(error).indefinite())?;
+        self.secured = self.tried.take();
         Ok(Write::Done)
     }
 
@@ -104,63 +96,57 @@ impl SharedFile {
     /// its process lives: over NFS, a delayed removal could arrive when another host holds the
     /// lock. And only a file of this format: an older program would make an empty one in its place.
     pub fn remove(&mut self, expected: &State) -> Result<Write, Failure> {
-        let Some((file, has_records)) = self.open(true)? else { return Ok(Write::Conflict) };
-        let (slot, _) = self.present(&file)?;
-        if slot.is_initial() || !slot.is_whole() || !is_in(&slot, expected) || !has_records {
-            return Ok(Write::Conflict);
-        }
-        fs::remove_file(&self.path).map_err(|error| self.trouble(error))?;
+        let found = self.open(true)?.filter(|found| {
+            found.has_records && found.slot.is_whole() && is_in(&found.slot, expected)
+        });
+        // Removed while it is flocked.
+        let Some(_found) = found else { return Ok(Write::Conflict) };
+        fs::remove_file(&self.path).map_err(trouble)?;
         self.sync_directory().map_err(Failure::indefinite)?;
         Ok(Write::Done)
     }
 
     /// Makes the file, in its initial state and with its full length before it has its name: a
-    /// shorter file is damaged.
+    /// shorter file is damaged. Another process may have made it meanwhile.
     fn publish(&self, number: u64) -> Result<(), Failure> {
-        let made = Slot::initial(number).and_then(|slot| {
-            // Another process may have made it meanwhile.
-            link_new(&self.path, &|file| slot.write(file, 0).and_then(|()| file.sync_data()))
-        });
-        let made = made.map_err(|error| self.trouble(error))?;
-        made.map(|_| ()).ok_or_else(|| Failure::permanent("its file system has no hard links"))
+        let slot = Slot::new(number, None, true).map_err(trouble)?;
+        let made = link_new(&self.path, &|file| slot.write(file, 0)).map_err(trouble)?;
+        made.map(drop).ok_or_else(|| Failure::permanent("its file system has no hard links"))
     }
 
     fn sync_directory(&self) -> Result<(), Failure> {
-        let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
-        synced.map_err(|error| self.trouble(error))
+        opened(&self.directory)?.sync_all().map_err(trouble)
     }
 
     /// Asks the server whether names in the directory lead elsewhere now. Otherwise, another host's
     /// change of a name might be seen seconds late.
     fn look_anew(&self) -> Result<(), Failure> {
-        match statx(CWD, &self.directory, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS) {
-            Ok(_) => Ok(()),
-            Err(Errno::NOENT) => Err(missing(&self.directory)),
-            Err(error) => Err(self.trouble(error)),
-        }
+        let (flags, mask) = (AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
+        let found = statx(CWD, &self.directory, flags, mask);
+        found.map(drop).map_err(|error| unusable(&self.directory, error))
     }
 
     /// Opens and flocks the file, which must be regular and on a file system whose flocks all hosts
     /// see: to read it beside other readers, or else checking that the name still leads to it.
-    /// Returns it, and whether it has record locks, too. `None` when there is no file.
-    fn open(&self, to_write: bool) -> Result<Option<(File, bool)>, Failure> {
+    /// `None` when there is no file.
+    fn open(&self, to_write: bool) -> Result<Option<Flocked>, Failure> {
         self.look_anew()?;
         let access = if to_write { OFlags::RDWR } else { OFlags::RDONLY };
-        let Some(file) = open(&self.path, access).map_err(|error| self.trouble(error))? else {
+        let Some(file) = open(&self.path, access).map_err(trouble)? else {
             // The directory is on the same file system. Where locks cannot be kept, waiting for one
             // is useless.
-            let directory = File::open(&self.directory).map_err(|error| self.trouble(error))?;
-            return scope::check(&self.directory, &directory).map(|_| None);
+            return scope::check(&self.directory, &opened(&self.directory)?).map(|_| None);
         };
         let has_records = scope::check(&self.directory, &file)?;
         self.flock(&file, to_write, has_records)?;
         if to_write {
             self.look_anew()?;
-            if !leads_to(&self.path, &file).map_err(|error| self.trouble(error))? {
-                return Err(Failure::transient("another process has removed its file"));
+            if !leads_to(&self.path, &file).map_err(trouble)? {
+                return Err(removed());
             }
         }
-        Ok(Some((file, has_records)))
+        let (slot, place) = slot::present(&file)?;
+        Ok(Some(Flocked { file, slot, place, has_records }))
     }
 
     /// Flocks the file, exclusively or shared with other readers, and takes record locks as well.
@@ -170,79 +156,61 @@ impl SharedFile {
         loop {
             match if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) }
             {
-                Ok(()) if !has_records || self.lock_records(file, exclusively)? => return Ok(()),
-                // The process with the record lock may be waiting for this flock.
-                Ok(()) => FileExt::unlock(file).map_err(|error| self.trouble(error))?,
-                Err(TryLockError::WouldBlock) => {}
+                Ok(()) if !has_records || lock_records(file, exclusively)? => return Ok(()),
+                // A client of this file server, which takes no flock here, has the record lock.
+                Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
-                    let failure = self.trouble(error);
-                    return Err(Failure {
-                        why: format!("flock does not work there: {}", failure.why),
-                        ..failure
-                    });
+                    let failure = trouble(error);
+                    let why = format!("flock does not work there: {}", failure.why);
+                    return Err(Failure { why, ..failure });
                 }
             }
             if begun.elapsed() >= self.timeout {
+                let failure = Failure::transient("another process keeps it locked (flock)");
                 let hint = "`fuser -v` shows the processes of this host that have it open; NFS \
-                            version 4 drops the locks of a disconnected host after some 90 s, \
-                            version 3 does not";
-                return Err(
-                    Failure::transient("another process keeps it locked (flock)").with_hint(hint)
-                );
+                            version 4 drops a disconnected host's locks after some 90 s";
+                return Err(failure.with_hint(hint));
             }
             std::thread::sleep(jittered(FLOCK_PAUSE));
         }
     }
 
-    /// Takes the lock that a file server takes for the flocks of its clients. It belongs to the
-    /// open file, not to the process.
-    fn lock_records(&self, file: &File, exclusively: bool) -> Result<bool, Failure> {
-        let whole = nix::libc::flock {
-            l_type: if exclusively { nix::libc::F_WRLCK } else { nix::libc::F_RDLCK } as _,
-            l_whence: nix::libc::SEEK_SET as _,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
-        match nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)) {
-            Ok(_) => Ok(true),
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
-            Err(error) => Err(self.trouble(error)),
-        }
-    }
-
     /// Makes sure that the present state is on the server's disk. Of an initial state, only the
     /// name counts: a crash must not take it away from a file that holds a state.
-    fn secure(&mut self, file: &File, slot: &Slot, place: usize) -> Result<(), Failure> {
-        if slot.is_initial() {
+    fn secure(&mut self, found: &Flocked) -> Result<(), Failure> {
+        let identity = found.slot.identity();
+        if identity.is_none() {
             return self.sync_directory();
         }
-        if self.secured.as_ref() != Some(&slot.identity()) {
-            let written = slot.write(file, place).and_then(|()| file.sync_data());
-            written.map_err(|error| self.trouble(error))?;
-            self.secured = Some(slot.identity());
+        if self.secured != identity {
+            found.slot.write(&found.file, found.place).map_err(trouble)?;
+            self.secured = identity;
         }
         Ok(())
     }
+}
 
-    /// The present state, and the place of its slot.
-    fn present(&self, file: &File) -> Result<(Slot, usize), Failure> {
-        slot::present(file).map_err(|error| self.trouble(error))?
-    }
-
-    fn trouble(&self, error: impl Into<io::Error>) -> Failure {
-        trouble(&self.directory, error)
+/// Takes the lock that a file server takes for the flocks of its clients. It belongs to the open
+/// file, not to the process.
+fn lock_records(file: &File, exclusively: bool) -> Result<bool, Failure> {
+    let whole = nix::libc::flock {
+        l_type: if exclusively { nix::libc::F_WRLCK } else { nix::libc::F_RDLCK } as _,
+        l_whence: nix::libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(error) => Err(trouble(error)),
     }
 }
 
-fn version(slot: &Slot) -> Option<Vec<u8>> {
-    (!slot.is_initial()).then(|| slot.identity())
+fn removed() -> Failure {
+    Failure::transient("another process has removed its file")
 }
 
 fn is_in(slot: &Slot, expected: &State) -> bool {
-    (version(slot), &slot.text) == (expected.version.clone(), &expected.value)
-}
-
-fn state(slot: Slot) -> State {
-    State { version: version(&slot), number: slot.number, value: slot.text, ..State::default() }
+    (slot.identity(), &slot.text) == (expected.version.clone(), &expected.value)
 }

@@ -14,8 +14,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use sha2::{Digest, Sha256};
-
+use super::names::sha256;
+use super::trouble;
 use crate::record::MAX_BYTES;
 use crate::store::failure::Failure;
 use crate::store::file::publish::read_at;
@@ -23,6 +23,9 @@ use crate::sys::random::random_token;
 
 /// The distance between the slots: twice what is needed.
 const DISTANCE: u64 = 128 * 1024;
+
+/// The length of a file with both slots.
+const WHOLE: u64 = 2 * DISTANCE;
 
 /// The beginning of each slot, before the number of the format.
 pub const MAGIC: &str = "serializer-lock ";
@@ -32,13 +35,8 @@ const FORMAT: &str = "serializer-lock 1 ";
 /// A header is shorter than this, in bytes.
 const MAX_HEADER: usize = 256;
 
-/// The length of a file with both slots.
-const WHOLE: u64 = 2 * DISTANCE;
-
 /// How many bytes are read first, nearly always all of them.
 const FIRST_READ: usize = 4096;
-
-const REMOVE: &str = "once nothing uses the lock, remove the file";
 
 /// A state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,57 +49,48 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// A new state. It is durable only once the file is synced.
-    pub fn new(number: u64, text: Option<&str>) -> io::Result<Self> {
-        Ok(Self { number, nonce: format!("w{}", random_token()?), text: text.map(str::to_owned) })
+    /// A new state, or the one of a file to which nothing was written yet.
+    pub fn new(number: u64, text: Option<&str>, is_initial: bool) -> io::Result<Self> {
+        let nonce = format!("{}{}", if is_initial { "wn" } else { "w" }, random_token()?);
+        Ok(Self { number, nonce, text: text.map(str::to_owned) })
     }
 
-    /// The state of a file to which nothing was written yet.
-    pub fn initial(number: u64) -> io::Result<Self> {
-        Ok(Self { number, nonce: format!("wn{}", random_token()?), text: None })
-    }
-
-    /// Whether nothing was written yet.
-    pub fn is_initial(&self) -> bool {
-        self.nonce.starts_with("wn")
-    }
-
-    /// Whether the file had its whole length when this was written.
+    /// Whether the file had its whole length when this was written, and not as its initial state.
     pub fn is_whole(&self) -> bool {
-        self.nonce.starts_with('w')
+        self.nonce.starts_with('w') && self.identity().is_some()
     }
 
-    /// Identifies the state, whatever its number.
-    pub fn identity(&self) -> Vec<u8> {
-        format!("{} {}", self.number, self.nonce).into_bytes()
+    /// Identifies the state, whatever its number; `None` for an initial state.
+    pub fn identity(&self) -> Option<Vec<u8>> {
+        let is_initial = self.nonce.starts_with("wn");
+        (!is_initial).then(|| format!("{} {}", self.number, self.nonce).into_bytes())
     }
 
     fn to_text(&self) -> String {
-        let (text, length) =
-            self.text.as_ref().map_or(("", "-".to_owned()), |text| (text, text.len().to_string()));
+        let text = self.text.as_deref().unwrap_or("");
+        let length = self.text.as_ref().map_or("-".to_owned(), |text| text.len().to_string());
         let head = format!("{FORMAT}{} {} {length}", self.number, self.nonce);
-        let digest = Sha256::new().chain_update(&head).chain_update(text).finalize();
-        let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{head} {hash}\n{text}")
+        format!("{head} {}\n{text}", sha256(format!("{head}{text}").as_bytes()))
     }
 
-    /// Writes the state into a slot of a file, which gets its whole length.
+    /// Writes the state into a slot of a file, which gets its whole length, and syncs it.
     pub fn write(&self, file: &File, place: usize) -> io::Result<()> {
         if file.metadata()?.len() < WHOLE {
             file.set_len(WHOLE)?;
         }
-        file.write_all_at(self.to_text().as_bytes(), offset(place))
+        file.write_all_at(self.to_text().as_bytes(), offset(place))?;
+        file.sync_data()
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
         let end = bytes.iter().take(MAX_HEADER).position(|byte| *byte == b'\n')?;
         let mut words = std::str::from_utf8(&bytes[..end]).ok()?.strip_prefix(FORMAT)?.split(' ');
         let (number, nonce) = (words.next()?.parse().ok()?, words.next()?.to_owned());
-        let text = match words.next()? {
-            "-" => None,
-            length => {
-                let text = bytes[end + 1..].get(..length.parse().ok()?)?;
-                Some(std::str::from_utf8(text).ok()?.to_owned())
+        let length = words.next().filter(|length| *length != "-").map(|length| length.parse().ok());
+        let text = match length {
+            None => None,
+            Some(length) => {
+                Some(String::from_utf8(bytes[end + 1..].get(..length?)?.to_vec()).ok()?)
             }
         };
         let slot = Self { number, nonce, text };
@@ -116,66 +105,46 @@ fn offset(place: usize) -> u64 {
 /// The present state of a flocked file, and its place; or why there is none. One state is always
 /// whole: a file is made with one, and the state before the present one stays until the next is
 /// written.
-pub fn present(file: &File) -> io::Result<Result<(Slot, usize), Failure>> {
-    let length = file.metadata()?.len();
-    let mut present: Option<(Slot, usize)> = None;
-    let mut is_damaged = false;
+pub fn present(file: &File) -> Result<(Slot, usize), Failure> {
+    let length = file.metadata().map_err(trouble)?.len();
+    let (mut present, mut is_damaged): (Option<(Slot, usize)>, _) = (None, false);
     for place in [0, 1] {
-        let bytes = read(file, place)?;
+        let bytes = read(file, place).map_err(trouble)?;
         let Some(slot) = Slot::parse(&bytes) else {
-            if let Some(failure) = foreign(&bytes) {
-                return Ok(Err(failure));
+            // Bytes that were never written are zeros: a state may be half written.
+            let mut begun = bytes.iter().zip(FORMAT.as_bytes()).take_while(|(byte, _)| **byte != 0);
+            if bytes.starts_with(MAGIC.as_bytes()) && !begun.all(|(one, other)| one == other) {
+                return Err(Failure::of_newer_version());
             }
             continue;
         };
-        is_damaged |= slot.is_whole() && length < WHOLE;
+        is_damaged |= slot.nonce.starts_with('w') && length < WHOLE;
         if present.as_ref().is_none_or(|(other, _)| other.number < slot.number) {
             present = Some((slot, place));
         }
     }
-    Ok(present.filter(|_| !is_damaged).ok_or_else(|| {
-        Failure::permanent("it is damaged: cut off, or neither of its two states is whole")
-            .with_hint(format!(
-                "another program or version has written to it, or the file system has lost data; \
-                 {REMOVE}"
-            ))
-    }))
+    present.filter(|_| !is_damaged).ok_or_else(|| {
+        let why = "it is not a lock that hosts share, or is damaged";
+        let hint = "it is a lock file of one machine or another program's, or was cut off; once \
+                    nothing uses the lock, remove the file, or choose another name";
+        Failure::refused(why, hint)
+    })
 }
 
 /// Whether a file looks like a register's, also while it is flocked and being written.
 pub fn is_begun(file: &File) -> bool {
-    let is_begun = |place| {
-        read_at(file, MAGIC.len(), offset(place)).is_ok_and(|bytes| bytes == MAGIC.as_bytes())
-    };
-    is_begun(0) || is_begun(1)
+    let is_magic = |bytes: Vec<u8>| bytes == MAGIC.as_bytes();
+    [0, 1].into_iter().any(|place| read_at(file, MAGIC.len(), offset(place)).is_ok_and(is_magic))
 }
 
 /// All bytes that may belong to the state in a slot.
 fn read(file: &File, place: usize) -> io::Result<Vec<u8>> {
     let mut bytes = read_at(file, FIRST_READ, offset(place))?;
     if bytes.len() == FIRST_READ && Slot::parse(&bytes).is_none() {
-        bytes.extend(read_at(
-            file,
-            MAX_HEADER + MAX_BYTES - FIRST_READ,
-            offset(place) + FIRST_READ as u64,
-        )?);
+        let more = MAX_HEADER + MAX_BYTES - FIRST_READ;
+        bytes.extend(read_at(file, more, offset(place) + FIRST_READ as u64)?);
     }
     Ok(bytes)
-}
-
-/// The failure for a slot that is neither empty nor a half-written state of this program.
-fn foreign(bytes: &[u8]) -> Option<Failure> {
-    // Bytes that were never written are zeros.
-    let begun = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    let is_like = |text: &str| begun.iter().zip(text.as_bytes()).all(|(one, other)| one == other);
-    if !is_like(MAGIC) {
-        let hint = format!(
-            "the file is a lock file of one machine, or another program's; {REMOVE}, or choose \
-             another name"
-        );
-        return Some(Failure::permanent("it is not a lock that hosts share").with_hint(hint));
-    }
-    (!is_like(FORMAT)).then(Failure::of_newer_version)
 }
 
 #[cfg(test)]
@@ -187,7 +156,7 @@ mod tests {
     use crate::record::MAX_BYTES;
 
     fn slot(number: u64, text: Option<&str>) -> Slot {
-        Slot::new(number, text).expect("random numbers")
+        Slot::new(number, text, false).expect("random numbers")
     }
 
     fn file() -> File {
@@ -196,7 +165,7 @@ mod tests {
 
     /// The present state and its place, or why there is none.
     fn found(file: &File) -> Result<(Slot, usize), String> {
-        present(file).expect("readable").map_err(|failure| failure.why)
+        present(file).map_err(|failure| failure.why)
     }
 
     #[track_caller]
@@ -263,7 +232,7 @@ mod tests {
     #[test]
     fn what_others_have_written_is_left_alone() {
         let newer = format!("{MAGIC}2 x\n");
-        let foreign = "not a lock that hosts share";
+        let foreign = "not a lock that hosts share, or is damaged";
         for (text, why) in [
             ("4121\n2026-11-22 08:00:00\nv=1\n", foreign),
             ("hello", foreign),

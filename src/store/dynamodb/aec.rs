@@ -6,18 +6,16 @@
 //! run counts as ended when its `updated_at` is 20 minutes old, by the local clock.
 //! `docs/coming-from-aec.md` has the attributes.
 
-use std::collections::HashMap;
-
 use aws_sdk_dynamodb::types::AttributeValue;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use super::{Names, Table, foreign, state};
+use super::table::{Item, Table, condition, foreign, state, text};
 use crate::record::run::{End, Rule, Run};
 use crate::record::{Outcome, Record};
 use crate::store::failure::{Cause, Failure};
-use crate::store::seam::{Key, Kind, State, Write};
+use crate::store::seam::{Kind, State, Write};
 use crate::sys::clock::since_1970;
 use crate::sys::local_time::zone;
 
@@ -30,10 +28,8 @@ const AEC: &str = "aec\n";
 const FINISHED: &str = "FINISHED";
 const FAILED: &str = "FAILED";
 
-type Item = HashMap<String, AttributeValue>;
-
 /// Whether the option `layout` names this layout.
-pub(super) fn is_named(layout: Option<String>) -> Result<bool, Failure> {
+pub fn is_named(layout: Option<String>) -> Result<bool, Failure> {
     match layout.as_deref() {
         None => Ok(false),
         Some("aec") => Ok(true),
@@ -41,14 +37,8 @@ pub(super) fn is_named(layout: Option<String>) -> Result<bool, Failure> {
     }
 }
 
-/// Refuses to create the table: the library already has one.
-pub(super) fn no_table(name: &str) -> Failure {
-    let failure = Failure::permanent(format!("there is no table `{name}`"));
-    failure.with_hint("check the name and the `region` (the library's default is eu-west-1)")
-}
-
 /// Refuses locks: the library would read them as keys.
-pub(super) fn check(kind: Kind) -> Result<(), Failure> {
+pub fn check(kind: Kind) -> Result<(), Failure> {
     let refused = Failure::permanent("`layout=aec` is only for keys that run once");
     let hint = "use `once`, `forget`, or `--once` with `lock`, `unlock`, `wait` and `status`; \
                 locks need another table";
@@ -60,7 +50,7 @@ pub(super) fn check(kind: Kind) -> Result<(), Failure> {
 }
 
 /// The library's attributes of a record; `None` for a record without a run.
-pub(super) fn attributes(record: Option<&str>) -> Option<[(&'static str, AttributeValue); 3]> {
+pub fn attributes(record: Option<&str>) -> Option<[(&'static str, AttributeValue); 3]> {
     let record = Record::parse(record?.as_bytes()).ok()?;
     let (entry, run) = record.last_run()?;
     let status = match entry.released {
@@ -74,7 +64,7 @@ pub(super) fn attributes(record: Option<&str>) -> Option<[(&'static str, Attribu
     let created = created.map_or_else(|| now.clone(), written);
     let told =
         [("status_execution", status.to_owned()), ("created_at", created), ("updated_at", now)];
-    Some(told.map(|(name, text)| (name, AttributeValue::S(text))))
+    Some(told.map(|(name, value)| (name, text(value))))
 }
 
 /// A time as the library writes it, but always with six digits, which the library needs to read it.
@@ -102,10 +92,8 @@ fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
         FAILED => Some("failed"),
         _ => None,
     };
-    let ends = outcome
-        .iter()
-        .map(|how| End { at, number: 1, how: (*how).to_owned(), code: None })
-        .collect();
+    let end = |how: &str| End { at, number: 1, how: how.to_owned(), code: None };
+    let ends = outcome.into_iter().map(end).collect();
     let run =
         Run { key: key.to_owned(), number: 1, began, rule: Rule::default(), ends, task: None };
     let run = serde_json::to_string(&run).map_err(|_| foreign("status_execution"))?;
@@ -129,45 +117,31 @@ fn read(text: &str, zone: TimeZone) -> Option<Timestamp> {
 }
 
 /// The condition that the library's item is unchanged, if `expected` is the state of one.
-pub(super) fn condition(expected: &State, values: &mut Item) -> Option<&'static str> {
+pub fn unchanged(expected: &State, values: &mut Item) -> Option<&'static str> {
     let seen = std::str::from_utf8(expected.version.as_deref()?).ok()?.strip_prefix(AEC)?;
     let (updated_at, status) = seen.split_once('\n')?;
     for (name, seen) in [(":at", updated_at), (":was", status)] {
-        values.insert(name.to_owned(), AttributeValue::S(seen.to_owned()));
+        values.insert(name.to_owned(), text(seen));
     }
     Some("attribute_not_exists(#format) AND updated_at = :at AND status_execution = :was")
 }
 
-impl Names {
-    /// The key of the item of a register.
-    pub(super) fn stored(&self, key: &Key) -> Result<String, Failure> {
-        if !self.is_aec {
-            return Ok(key.stored_name());
-        }
-        check(key.kind)?;
-        Ok(key.name.to_string_lossy().into_owned())
-    }
-}
-
 impl Table {
     /// The state of the item of `key`, in either layout.
-    pub(super) fn state(&self, key: &str, item: &Item) -> Result<State, Failure> {
+    pub fn state(&self, key: &str, item: &Item) -> Result<State, Failure> {
         if self.names.is_aec { state_of(key, item) } else { state(item) }
     }
 
     /// Deletes an item, because the library reads any item as a run.
-    pub(super) async fn delete(&self, stored: String, expected: &State) -> Result<Write, Failure> {
-        let mut values = HashMap::new();
-        let condition = super::condition(expected, &mut values);
-        let request = self
-            .client
-            .delete_item()
-            .table_name(&self.names.table)
-            .key(&self.names.key, AttributeValue::S(stored));
-        let request = request.set_expression_attribute_names(Some(self.names(condition)));
-        let request = request
-            .set_expression_attribute_values(Some(values).filter(|values| !values.is_empty()));
-        self.done(request.condition_expression(condition).send().await, "dynamodb:DeleteItem")
+    pub async fn delete(&self, stored: &str, expected: &State) -> Result<Write, Failure> {
+        let mut values = Item::new();
+        let condition = condition(expected, &mut values);
+        let values = Some(values).filter(|values| !values.is_empty());
+        let request = self.client.delete_item().table_name(&self.names.table);
+        let request = request.key(&self.names.key, text(stored)).condition_expression(condition);
+        let request = request.set_expression_attribute_names(Some(self.placeholders(condition)));
+        let request = request.set_expression_attribute_values(values);
+        self.done(request.send().await, "dynamodb:DeleteItem")
     }
 }
 

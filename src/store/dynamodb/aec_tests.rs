@@ -1,15 +1,13 @@
-use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::{FORMAT, Names};
-use super::{Item, VALID_FOR, attributes, check, condition, read, state_of, written};
+use super::super::table::FORMAT;
+use super::{Item, VALID_FOR, attributes, read, state_of, written};
 use crate::record::{Outcome, Record};
-use crate::store::failure::Cause;
-use crate::store::seam::{Key, Kind, State};
+use crate::store::seam::State;
 
 fn item(attributes: &[(&str, &str)]) -> Item {
     attributes
@@ -155,39 +153,5 @@ fn a_time_has_six_digits_and_one_that_an_hour_has_twice_is_the_later_one() {
         ("2026-07-01T02:30:00", "2026-07-01T00:30:00Z"),
     ] {
         assert_eq!(read(text, berlin.clone()), utc.parse().ok(), "{text}");
-    }
-}
-
-#[test]
-fn a_write_in_place_of_an_item_of_the_library_is_conditional_on_its_status_and_time() {
-    let (state, _) = seen("IN PROGRESS", 5);
-    let mut values = HashMap::new();
-    assert!(condition(&state, &mut values).is_some());
-    assert_eq!(values[":was"], AttributeValue::S("IN PROGRESS".to_owned()));
-    let at = values[":at"].as_s().expect("a text");
-    assert!(read(at, crate::sys::local_time::zone()).is_some(), "{at}");
-    for version in [None, Some(b"7 aec\nFINISHED".to_vec())] {
-        assert_eq!(condition(&State { version, ..State::default() }, &mut HashMap::new()), None);
-    }
-}
-
-fn names(is_aec: bool) -> Names {
-    let [table, key, ttl] = ["aec", "day", "expires_at"].map(str::to_owned);
-    Names { table, key, ttl, is_aec }
-}
-
-#[test]
-fn only_keys_that_run_once_are_kept_there_and_under_their_own_names() {
-    for name in ["2026-11-29", "once/load", &"é".repeat(500)] {
-        assert_eq!(
-            names(true).stored(&Key { kind: Kind::Once, name: name.into() }).ok().as_deref(),
-            Some(name)
-        );
-    }
-    let lock = Key { kind: Kind::Lock, name: "load".into() };
-    assert_eq!(names(false).stored(&lock).ok().as_deref(), Some("load"));
-    assert!(names(true).stored(&lock).is_err());
-    for kind in [Kind::Lock, Kind::Schedule, Kind::Session] {
-        assert_eq!(check(kind).map_err(|failure| failure.cause), Err(Cause::Unusable));
     }
 }

@@ -3,95 +3,159 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::Arc;
 
-use object_store::RetryConfig;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use aws_credential_types::Credentials;
+use object_store::aws::{
+    AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential, S3ConditionalPut,
+};
+use object_store::azure::MicrosoftAzure;
+use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
+use object_store::{ObjectStore, RetryConfig, StaticCredentialProvider};
 use serde_json::Value;
 
-use super::azure;
-use super::client::{Bucket, Client, unusable};
-use super::connector::Connector;
-use super::kinds::{self, Kind};
+use super::http::{Connector, without_credentials};
+use super::{Objects, azure};
 use crate::store::address::{Scheme, StoreSettings};
-use crate::store::aws::{self, Account};
+use crate::store::aws::{self, Account, Settings};
 use crate::store::checks::{self, endpoint_of};
 use crate::store::failure::Failure;
-use crate::store::network::{Address, decoded, variable};
+use crate::store::network::{Address, decoded, innermost, variable};
+use crate::store::runtime::PrivateRuntime;
 
-/// Where a store's objects are, and how messages call it.
-pub struct Options {
-    pub bucket: String,
-    /// What the names of all objects begin with.
-    pub prefix: Path,
-    pub kind: &'static Kind,
-    pub timeout: Duration,
+/// A kind of store: the options of its addresses, and hints in its users' words.
+pub struct Kind {
+    options: &'static str,
+    pub credentials: &'static str,
+    pub rights: &'static str,
+    pub elsewhere: &'static str,
+}
+
+static S3: Kind = Kind {
+    options: "access_key_id ca endpoint path_style profile region secret_access_key session_token",
+    credentials: "`AWS_PROFILE`, `AWS_ACCESS_KEY_ID` with `AWS_SECRET_ACCESS_KEY` (and \
+                  `AWS_SESSION_TOKEN`), `s3://KEY:SECRET@bucket`, or a role of this host provide \
+                  them",
+    rights: "locks require `s3:GetObject` and `s3:PutObject`, and `s3:ListBucket` on the bucket",
+    elsewhere: "`?region=…` and `?endpoint=…`, or `AWS_REGION` and `AWS_ENDPOINT_URL`, say where \
+                it is",
+};
+
+pub static AZURE: Kind = Kind {
+    options: "account account_key ca endpoint sas_token",
+    credentials: "`AZURE_STORAGE_CONNECTION_STRING`, `AZURE_STORAGE_ACCOUNT_NAME` with `…_KEY` or \
+                  `AZURE_STORAGE_SAS_TOKEN`, or an identity of this machine provide them",
+    rights: "locks require the role `Storage Blob Data Contributor`, or a SAS with `sp=rcwl`",
+    elsewhere: "`?account=…` or `?endpoint=…`, or `AZURE_STORAGE_ACCOUNT_NAME`, say where it is",
+};
+
+static GCS: Kind = Kind {
+    options: "application_credentials ca endpoint",
+    credentials: "`GOOGLE_APPLICATION_CREDENTIALS`, `gcloud auth application-default login` or an \
+                  identity of this machine provide them",
+    rights: "locks require the role `roles/storage.objectUser` on the bucket",
+    elsewhere: "`?endpoint=…` in the address says where it is",
+};
+
+/// A client of the crate. Not `Debug`: it holds keys.
+pub enum Client {
+    /// Made with the identity; and the bucket, if it stands before the name of the store's host.
+    S3(Box<Account<AmazonS3>>, Box<AmazonS3Builder>, Option<String>),
+    Azure(MicrosoftAzure),
+    Gcs(GoogleCloudStorage),
+}
+
+impl Client {
+    /// The client, once it has credentials.
+    pub async fn ready(&mut self, kind: &Kind) -> Result<&dyn ObjectStore, Failure> {
+        let none = |error| without_credentials(kind, &error);
+        match self {
+            Self::S3(account, builder, host) => {
+                let client =
+                    account.client(|settings, _, keys| connect(settings, keys, builder, host));
+                client.await.map(|store| store as _)
+            }
+            Self::Azure(store) => {
+                store.credentials().get_credential().await.map(|_| store as _).map_err(none)
+            }
+            Self::Gcs(store) => {
+                store.credentials().get_credential().await.map(|_| store as _).map_err(none)
+            }
+        }
+    }
+
+    /// See [`Account::forget`].
+    pub fn forget(&mut self) {
+        if let Self::S3(account, ..) = self {
+            account.forget();
+        }
+    }
 }
 
 /// Reads the address and the environment. Values are not repeated: they may be parts of a secret.
-pub fn read(settings: &StoreSettings) -> Result<(Options, Client), Failure> {
-    let scheme = settings.url.scheme();
+pub fn read(settings: &StoreSettings) -> Result<Objects, Failure> {
+    let (scheme, timeout) = (settings.url.scheme(), settings.timeout);
     let kind = match scheme {
-        Scheme::Azure => &kinds::AZURE,
-        Scheme::Gcs => &kinds::GCS,
-        _ => &kinds::S3,
+        Scheme::Azure => &AZURE,
+        Scheme::Gcs => &GCS,
+        _ => &S3,
     };
     let address = checks::address(settings, kind.options)?;
-    let bucket = bucket(scheme, &address, kind)?;
+    let bucket = decoded(&address.hosts)?;
+    let refused = |why: &str| {
+        let hint = "it looks like `s3://BUCKET/PREFIX`; an `@` in a prefix is written as `%40`";
+        Err(Failure::refused(why, hint))
+    };
+    if address.user.is_some() && scheme != Scheme::S3 {
+        return refused("the address names a user before an `@`");
+    } else if bucket.is_empty() {
+        return refused("the address names no bucket");
+    } else if !bucket.chars().all(|c| c.is_ascii_alphanumeric() || "-._$".contains(c)) {
+        return refused("the address's bucket is not a valid name");
+    }
     let parts: Vec<_> = address.path.split('/').filter(|part| !part.is_empty()).collect();
-    let cannot = |_| Failure::permanent("the address's prefix cannot be part of an object's name");
-    let prefix = Path::parse(parts.join("/")).map_err(cannot)?;
-    let bundle = || variable("AWS_CA_BUNDLE").filter(|_| scheme == Scheme::S3);
-    let roots = address.option("ca").or_else(bundle).map(PathBuf::from);
-    let connector = Connector::new(settings.timeout, roots);
+    let Ok(prefix) = Path::parse(parts.join("/")) else {
+        return refused("the address's prefix cannot be part of an object's name");
+    };
+    let roots = address.option("ca").map(PathBuf::from);
+    let connector = Connector { timeout, roots, clients: Default::default() };
     let client = match scheme {
         Scheme::Azure => azure::client(&address, &bucket, connector)?,
         Scheme::Gcs => google(&address, &bucket, connector)?,
         _ => s3(&address, &bucket, connector)?,
     };
-    Ok((Options { bucket, prefix, kind, timeout: settings.timeout }, client))
+    let runtime = PrivateRuntime::default();
+    Ok(Objects { bucket, prefix, kind, timeout, runtime, client })
 }
 
 /// A write that is sent again by the crate looks like a conflict.
-pub(super) fn once() -> RetryConfig {
+pub fn once() -> RetryConfig {
     RetryConfig { max_retries: 0, ..RetryConfig::default() }
 }
 
-fn bucket(scheme: Scheme, address: &Address, kind: &Kind) -> Result<String, Failure> {
-    let host = decoded(&address.hosts)?;
-    let is_valid = |c: char| c.is_ascii_alphanumeric() || "-._$".contains(c);
-    let why = if address.user.is_some() && scheme != Scheme::S3 {
-        "the address names a user before an `@`"
-    } else if host.is_empty() {
-        "the address names no bucket"
-    } else if !host.chars().all(is_valid) {
-        "the address's bucket is not a valid name"
-    } else {
-        return Ok(host);
-    };
-    Err(Failure::permanent(why)
-        .with_hint(format!("{}; an `@` in a prefix is written as `%40`", kind.example)))
-}
-
 /// A setting of Meltano's state backend.
-pub(super) fn meltano(name: &str) -> Option<String> {
+pub fn meltano(name: &str) -> Option<String> {
     variable(&format!("MELTANO_STATE_BACKEND_{name}"))
 }
 
-/// The variables that a builder of the crate knows.
-pub(super) fn given<K: FromStr>(kind: &Kind) -> impl Iterator<Item = (K, String)> {
+/// The variables that a builder of the crate knows, of those whose names begin so.
+pub fn given<K: FromStr>(starts: &[&str]) -> impl Iterator<Item = (K, String)> {
     std::env::vars_os().filter_map(|(name, _)| {
-        let name = name
-            .into_string()
-            .ok()
-            .filter(|name| kind.variables.iter().any(|start| name.starts_with(start)))?;
+        let name = name.into_string().ok()?;
+        starts.iter().find(|start| name.starts_with(**start))?;
         Some((name.to_ascii_lowercase().parse().ok()?, variable(&name)?))
     })
 }
 
-fn s3(address: &Address, bucket: &str, connector: Connector) -> Result<Client, Failure> {
+/// Settings that the crate refuses.
+pub fn unusable(kind: &Kind, error: &object_store::Error) -> Failure {
+    Failure::permanent(format!("settings cannot be used: {}", innermost(error)))
+        .with_hint(kind.credentials)
+}
+
+fn s3(address: &Address, bucket: &str, mut connector: Connector) -> Result<Client, Failure> {
+    use AmazonS3ConfigKey as Key;
     let option = |name: &str| address.option(name);
     // The first place that has one has to have both. Meltano's settings come before its address, as
     // in Meltano.
@@ -105,27 +169,54 @@ fn s3(address: &Address, bucket: &str, connector: Connector) -> Result<Client, F
         Some(_) => return Err(Failure::permanent("of a key and its secret, only one is given")),
         None => None,
     };
-    let is_path_style = option("path_style").map_or(Ok(true), |value| value.parse());
-    let neither =
-        |_| Failure::permanent("the address's option `path_style` is neither `true` nor `false`");
-    let is_path_style = is_path_style.map_err(neither)?;
+    let Ok(is_path_style) = option("path_style").map_or(Ok(true), |value| value.parse()) else {
+        let why = "the address's option `path_style` is neither `true` nor `false`";
+        return Err(Failure::permanent(why));
+    };
     let account = Account::new("S3", address, connector.timeout, keys, meltano("S3_ENDPOINT_URL"))?;
+    connector.roots = account.settings.roots.clone();
+    // Region, endpoint and credentials are found otherwise, and each request is signed.
+    let usual = given(&["AWS_"])
+        .filter(|(key, _)| !matches!(key, Key::Endpoint | Key::S3Endpoint | Key::SkipSignature));
     let builder =
-        given(&kinds::S3).fold(AmazonS3Builder::new(), |builder, (key, value)| match key {
-            // These are found otherwise, and each request is signed.
-            AmazonS3ConfigKey::Endpoint
-            | AmazonS3ConfigKey::S3Endpoint
-            | AmazonS3ConfigKey::SkipSignature => builder,
-            key => builder.with_config(key, value),
-        });
+        usual.fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value));
     // Last: `AWS_BUCKET` is a setting of the crate, too.
     let builder =
         builder.with_bucket_name(bucket).with_virtual_hosted_style_request(!is_path_style);
+    let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch);
     let builder =
-        builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_disable_tagging(true);
-    let builder = builder.with_http_connector(connector).with_retry(once());
-    let bucket = Bucket { name: bucket.to_owned(), builder, is_path_style };
-    Ok(Client::S3 { account: Box::new(account), bucket: Box::new(bucket) })
+        builder.with_disable_tagging(true).with_http_connector(connector).with_retry(once());
+    let host = (!is_path_style).then(|| bucket.to_owned());
+    Ok(Client::S3(Box::new(account), Box::new(builder), host))
+}
+
+fn connect(
+    settings: &Settings,
+    keys: &Credentials,
+    builder: &AmazonS3Builder,
+    host: &Option<String>,
+) -> Result<AmazonS3, Failure> {
+    let region = settings.region.as_deref().unwrap_or("us-east-1");
+    let usual = format!("https://s3.{region}.amazonaws.com");
+    let mut endpoint =
+        settings.endpoint.as_ref().unwrap_or(&usual).trim_end_matches('/').to_owned();
+    if let Some(bucket) = host {
+        endpoint = endpoint.replacen("://", &format!("://{bucket}."), 1);
+    }
+    if !checks::is_url(&endpoint) {
+        let why = "the bucket cannot stand before the name of the store's host";
+        let hint = "without `path_style=false` in the address, it stands behind it";
+        return Err(Failure::refused(why, hint));
+    }
+    let credential = AwsCredential {
+        key_id: keys.access_key_id().to_owned(),
+        secret_key: keys.secret_access_key().to_owned(),
+        token: keys.session_token().map(str::to_owned),
+    };
+    let credential = Arc::new(StaticCredentialProvider::new(credential));
+    let builder =
+        builder.clone().with_region(region).with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+    builder.with_credentials(credential).build().map_err(|error| unusable(&S3, &error))
 }
 
 fn google(address: &Address, bucket: &str, connector: Connector) -> Result<Client, Failure> {
@@ -137,26 +228,24 @@ fn google(address: &Address, bucket: &str, connector: Connector) -> Result<Clien
     };
     if path.is_some() && json.is_some() {
         let why = "Meltano's settings for Google have both a path of credentials and their JSON";
-        return Err(Failure::permanent(why).with_hint("set only one of them"));
+        return Err(Failure::refused(why, "set only one of them"));
     }
-    let is_object =
-        |json: &String| serde_json::from_str::<Value>(json).is_ok_and(|value| value.is_object());
     // The crate's error would repeat what it finds instead of an object.
-    if json.as_ref().is_some_and(|json| !is_object(json)) {
+    let is_other = |json: &String| !matches!(serde_json::from_str(json), Ok(Value::Object(_)));
+    if json.as_ref().is_some_and(is_other) {
         let why = "`MELTANO_STATE_BACKEND_GCS_APPLICATION_CREDENTIALS_JSON` is not a JSON object";
-        return Err(Failure::permanent(why)
-            .with_hint("it holds the content of a service account's key file"));
+        return Err(Failure::refused(why, "it holds the content of a service account's key file"));
     }
     // The crate would use others of the environment first.
-    let others = [
-        Key::ServiceAccount,
-        Key::ServiceAccountKey,
-        Key::ApplicationCredentials,
-        Key::BearerToken,
-    ];
     let is_given = path.is_some() || json.is_some();
-    let usual = given(&kinds::GCS)
-        .filter(|(key, _)| *key != Key::SkipSignature && !(is_given && others.contains(key)));
+    let is_usual = |key: &Key| match key {
+        Key::ServiceAccount
+        | Key::ServiceAccountKey
+        | Key::ApplicationCredentials
+        | Key::BearerToken => !is_given,
+        key => *key != Key::SkipSignature,
+    };
+    let usual = given(&["GOOGLE_", "SERVICE_ACCOUNT"]).filter(|(key, _)| is_usual(key));
     // Last: `GOOGLE_BUCKET` is a setting of the crate, too.
     let own = [
         (Key::ApplicationCredentials, path),
@@ -165,12 +254,10 @@ fn google(address: &Address, bucket: &str, connector: Connector) -> Result<Clien
         (Key::Bucket, Some(bucket.to_owned())),
     ];
     let all = usual.chain(own.into_iter().filter_map(|(key, value)| Some((key, value?))));
-    let builder = all.fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| {
-        builder.with_config(key, value)
-    });
+    let builder = GoogleCloudStorageBuilder::new();
+    let builder = all.fold(builder, |builder, (key, value)| builder.with_config(key, value));
     let endpoint = builder.get_config_value(&Key::BaseUrl);
-    endpoint
-        .map_or(Ok(()), |endpoint| checks::endpoint(&endpoint, "endpoint of `GOOGLE_BASE_URL`"))?;
+    endpoint.iter().try_for_each(|url| checks::endpoint(url, "endpoint of `GOOGLE_BASE_URL`"))?;
     let client = builder.with_http_connector(connector).with_retry(once()).build();
-    client.map(Client::Gcs).map_err(|error| unusable(&kinds::GCS, &error))
+    client.map(Client::Gcs).map_err(|error| unusable(&GCS, &error))
 }

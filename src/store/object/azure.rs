@@ -2,114 +2,98 @@
 
 use object_store::azure::{AzureConfigKey as Key, MicrosoftAzureBuilder};
 
-use super::address::{given, meltano, once};
-use super::client::{Client, unusable};
-use super::connector::Connector;
-use super::kinds;
+use super::address::{AZURE, Client, given, meltano, once, unusable};
+use super::http::Connector;
 use crate::store::checks::{self, endpoint_of};
 use crate::store::failure::Failure;
 use crate::store::network::{Address, variable};
 
-/// `AccountName=…;AccountKey=…;EndpointSuffix=…` as the name of an account, its endpoint, its key,
-/// and a signature. Nothing of it is repeated.
-fn of_connection_string(text: &str) -> Result<[Option<String>; 4], Failure> {
-    let invalid = || {
-        Failure::permanent("the connection string of the storage account is not valid")
-            .with_hint("it looks like `AccountName=…;AccountKey=…;EndpointSuffix=core.windows.net`")
-    };
-    let pairs = text
-        .trim()
-        .split(';')
-        .filter(|pair| !pair.trim().is_empty())
-        .map(|pair| pair.split_once('='));
-    let pairs: Vec<_> = pairs.collect::<Option<_>>().ok_or_else(invalid)?;
+/// The name of an account, its endpoint, its key, and a signature.
+type Account = [Option<String>; 4];
+
+/// Reads `AccountName=…;AccountKey=…;EndpointSuffix=…`. Nothing of it is repeated.
+fn of_connection_string(text: &str) -> Result<Account, Failure> {
+    let pairs = text.split(';').map(str::trim).filter(|pair| !pair.is_empty());
+    let pairs: Option<Vec<_>> = pairs.map(|pair| pair.split_once('=')).collect();
     let value = |name: &str| {
-        let found = pairs.iter().find(|(other, _)| other.trim().eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.trim().to_owned())
+        let is_named = |(other, _): &&(&str, &str)| other.trim().eq_ignore_ascii_case(name);
+        pairs.iter().flatten().find(is_named).map(|(_, value)| value.trim().to_owned())
     };
+    let or = |name, usual: &str| value(name).unwrap_or_else(|| usual.to_owned());
+    let scheme = or("defaultendpointsprotocol", "https");
+    let suffix = or("endpointsuffix", "core.windows.net");
     let name = value("accountname");
-    let scheme = value("defaultendpointsprotocol").unwrap_or_else(|| "https".to_owned());
-    let suffix = value("endpointsuffix").unwrap_or_else(|| "core.windows.net".to_owned());
-    let usual = || Some(format!("{scheme}://{}.blob.{suffix}", name.as_deref()?));
-    let endpoint = value("blobendpoint").or_else(usual).ok_or_else(invalid)?;
-    Ok([name, Some(endpoint), value("accountkey"), value("sharedaccesssignature")])
+    let usual = name.as_ref().map(|name| format!("{scheme}://{name}.blob.{suffix}"));
+    let endpoint = value("blobendpoint").or(usual);
+    if pairs.is_none() || endpoint.is_none() {
+        let why = "the connection string of the storage account is not valid";
+        let hint = "it looks like `AccountName=…;AccountKey=…;EndpointSuffix=core.windows.net`";
+        return Err(Failure::refused(why, hint));
+    }
+    Ok([name, endpoint, value("accountkey"), value("sharedaccesssignature")])
 }
 
 /// The account that the address names, or the settings of Meltano, or the variables of Azure's
 /// tools.
-pub fn client(address: &Address, container: &str, connector: Connector) -> Result<Client, Failure> {
-    let named = endpoint_of(address)?.or_else(|| meltano("AZURE_STORAGE_ACCOUNT_URL"));
-    let connection = || {
-        meltano("AZURE_CONNECTION_STRING").or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"))
+fn account(address: &Address) -> Result<Account, Failure> {
+    let place = endpoint_of(address)?.or_else(|| meltano("AZURE_STORAGE_ACCOUNT_URL"));
+    let connection = meltano("AZURE_CONNECTION_STRING");
+    let connection = connection.or_else(|| variable("AZURE_STORAGE_CONNECTION_STRING"));
+    let [name, endpoint, mut key, mut sas] = match (place, address.option("account"), connection) {
+        (None, None, Some(connection)) => of_connection_string(&connection)?,
+        (endpoint, name, _) => [name, endpoint, None, None],
     };
-    let [name, endpoint, key, sas] = match (named, address.option("account")) {
-        (None, None) => {
-            connection().map_or(Ok(Default::default()), |text| of_connection_string(&text))?
-        }
-        (endpoint, name) => [name, endpoint, None, None],
-    };
-    let (key, sas) = match (address.option("account_key"), address.option("sas_token")) {
-        (None, None) => (key, sas),
-        own => own,
-    };
-    // Another account's endpoint is of no use.
-    let usual = || {
-        variable("AZURE_STORAGE_ENDPOINT")
-            .or_else(|| variable("AZURE_ENDPOINT"))
-            .filter(|_| name.is_none())
-    };
-    let place = endpoint.clone().or_else(usual);
+    let own = [address.option("account_key"), address.option("sas_token")];
+    if own.iter().any(Option::is_some) {
+        [key, sas] = own;
+    }
     // An endpoint's host begins with the account's name.
-    let of_endpoint = |endpoint: &String| {
-        let host = endpoint.split("://").nth(1)?;
-        Some(host.split(['.', '/', ':']).next()?.to_owned()).filter(|name| !name.is_empty())
-    };
-    let name = name
-        .or_else(|| endpoint.as_ref().and_then(of_endpoint))
-        .or_else(|| variable("AZURE_STORAGE_ACCOUNT_NAME"));
-    let has_credentials = key.is_some() || sas.is_some();
-    let Some(name) = name else {
-        return Err(
-            Failure::permanent("no storage account is named").with_hint(kinds::AZURE.credentials)
-        );
-    };
-    checks::word(&name, "storage account")?;
-    let endpoint = place
-        .unwrap_or_else(|| format!("https://{name}.blob.core.windows.net"))
-        .trim_end_matches('/')
-        .to_owned();
-    checks::endpoint(&endpoint, "store's endpoint")?;
+    let host = endpoint.as_ref().and_then(|endpoint| endpoint.split("://").nth(1));
+    let host = host.and_then(|host| host.split(['.', '/', ':']).next()).map(str::to_owned);
+    // Another account's endpoint is of no use.
+    let usual = || variable("AZURE_STORAGE_ENDPOINT").filter(|_| name.is_none());
+    let endpoint =
+        endpoint.or_else(usual).map(|endpoint| endpoint.trim_end_matches('/').to_owned());
+    endpoint.iter().try_for_each(|endpoint| checks::endpoint(endpoint, "store's endpoint"))?;
+    let name = name.or(host).or_else(|| variable("AZURE_STORAGE_ACCOUNT_NAME"));
+    name.iter().try_for_each(|name| checks::word(name, "storage account"))?;
+    Ok([name, endpoint, key, sas])
+}
+
+/// A client of a container.
+pub fn client(address: &Address, container: &str, connector: Connector) -> Result<Client, Failure> {
+    let [name, endpoint, key, sas] = account(address)?;
     // Credentials of the environment would come before those of the address.
-    let usual = given(&kinds::AZURE).filter(|(key, _)| match key {
-        Key::Endpoint | Key::SkipSignature | Key::UseEmulator => false,
-        key => !has_credentials || *key == Key::EncryptionKey,
-    });
-    let builder = usual.fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| {
-        builder.with_config(key, value)
-    });
+    let has_credentials = key.is_some() || sas.is_some();
+    let usual =
+        given(&["AZURE_", "IDENTITY_ENDPOINT", "MSI_ENDPOINT"]).filter(|(key, _)| match key {
+            Key::Endpoint | Key::SkipSignature | Key::UseEmulator => false,
+            key => !has_credentials || *key == Key::EncryptionKey,
+        });
+    let own = [
+        (Key::AccountName, name),
+        (Key::ContainerName, Some(container.to_owned())),
+        (Key::Endpoint, endpoint),
+        (Key::SasKey, sas.filter(|_| key.is_none())),
+        (Key::AccessKey, key),
+    ];
+    let all = usual.chain(own.into_iter().filter_map(|(key, value)| Some((key, value?))));
+    let builder = MicrosoftAzureBuilder::new();
+    let builder = all.fold(builder, |builder, (key, value)| builder.with_config(key, value));
     let config = |key| builder.get_config_value(&key).unwrap_or_default();
-    if config(Key::UseAzureCli) != "false"
-        || config(Key::CredentialType).eq_ignore_ascii_case("azure_cli")
-    {
+    let is_cli = config(Key::CredentialType).eq_ignore_ascii_case("azure_cli");
+    if is_cli || config(Key::UseAzureCli) != "false" {
         let why = "credentials of the Azure CLI are not asked for, which may take any time";
-        return Err(Failure::permanent(why).with_hint(
+        return Err(Failure::refused(
+            why,
             "`az account get-access-token --resource https://storage.azure.com --query accessToken \
              -o tsv` prints a token for `AZURE_STORAGE_TOKEN`",
         ));
     }
-    let own = [
-        (Key::AccountName, Some(name)),
-        (Key::ContainerName, Some(container.to_owned())),
-        (Key::Endpoint, Some(endpoint)),
-        (Key::SasKey, sas.filter(|_| key.is_none())),
-        (Key::AccessKey, key),
-    ];
-    let own = own.into_iter().filter_map(|(key, value)| Some((key, value?)));
-    let builder = own.fold(builder, |builder, (key, value)| builder.with_config(key, value));
     let client = builder
         .with_disable_tagging(true)
         .with_http_connector(connector)
         .with_retry(once())
         .build();
-    client.map(Client::Azure).map_err(|error| unusable(&kinds::AZURE, &error))
+    client.map(Client::Azure).map_err(|error| unusable(&AZURE, &error))
 }

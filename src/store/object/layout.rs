@@ -9,8 +9,7 @@
 //! the value
 //! ```
 //!
-//! The nonce makes each body different: S3's ETags are hashes of bodies, and an ETag must not come
-//! back.
+//! The nonce makes each body different: S3's ETags are hashes of bodies, and must not come back.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -23,7 +22,7 @@ const MAGIC: &str = "serializer-lock ";
 const FORMAT: u32 = 1;
 
 /// The largest object: a value, and the lines above it.
-pub const MAX_BODY: usize = MAX_BYTES + 1024;
+const MAX_BODY: usize = MAX_BYTES + 1024;
 
 /// The end of all names. Meltano's own states, in the same place, are in directories.
 const END: &str = ".lock";
@@ -32,7 +31,6 @@ const END: &str = ".lock";
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
 /// An object, taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Body {
     pub number: u64,
     pub value: Option<String>,
@@ -41,45 +39,37 @@ pub struct Body {
 }
 
 impl Body {
-    /// An object without a value.
-    pub fn free(number: u64, is_verified: bool) -> Self {
-        Self { number, value: None, is_verified }
-    }
-
     /// The text to store. `nonce` has to be different each time.
     pub fn to_text(&self, nonce: &str) -> String {
-        let state = match &self.value {
-            Some(_) => "held",
-            None if self.is_verified => "free",
-            None => "new",
+        let (state, value) = match &self.value {
+            Some(value) => ("held", value.as_str()),
+            None if self.is_verified => ("free", ""),
+            None => ("new", ""),
         };
-        let value = self.value.as_deref().unwrap_or("");
         format!("{MAGIC}{FORMAT}\nnumber={}\nnonce={nonce}\nstate={state}\n\n{value}", self.number)
     }
 
     /// Reads an object. It may be another program's, or a newer version's.
     pub fn parse(bytes: &[u8]) -> Result<Self, Failure> {
+        let hint = "name another prefix in the address, or delete the object if it is not needed";
+        let foreign = || Failure::refused("what is stored there is not a lock record", hint);
         let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_BODY);
-        let (format, rest) =
-            text.and_then(|text| text.strip_prefix(MAGIC)?.split_once('\n')).ok_or_else(foreign)?;
+        let rest = text.and_then(|text| text.strip_prefix(MAGIC)).ok_or_else(foreign)?;
+        let (format, rest) = rest.split_once('\n').ok_or_else(foreign)?;
         if format.parse::<u32>().map_err(|_| foreign())? != FORMAT {
             return Err(Failure::of_newer_version());
         }
         let (head, value) = rest.split_once("\n\n").ok_or_else(foreign)?;
         let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
         let number = field("number=").and_then(|number| number.parse().ok()).ok_or_else(foreign)?;
-        match field("state=") {
-            Some("new") => Ok(Self::free(number, false)),
-            Some("free") => Ok(Self::free(number, true)),
-            Some("held") => Ok(Self { number, value: Some(value.to_owned()), is_verified: true }),
-            _ => Err(foreign()),
-        }
+        let (value, is_verified) = match field("state=") {
+            Some("new") => (None, false),
+            Some("free") => (None, true),
+            Some("held") => (Some(value.to_owned()), true),
+            _ => return Err(foreign()),
+        };
+        Ok(Self { number, value, is_verified })
     }
-}
-
-fn foreign() -> Failure {
-    Failure::permanent("what is stored there is not a lock record")
-        .with_hint("name another prefix in the address; or delete the object if it is not needed")
 }
 
 /// The name of the object with this stored name.
