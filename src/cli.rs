@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::lease::OnLost;
 use crate::lock::staleness::Orphans;
@@ -20,8 +21,8 @@ use crate::store::address::Unread;
 use crate::values;
 pub use run::{CommandArgs, FlockArgs, ForgetArgs, OnceArgs, RuleArgs, RunArgs};
 pub use schedule::{
-    CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, StateArgs,
-    TasksArgs, TickArgs,
+    CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, TasksArgs,
+    TickArgs,
 };
 
 #[derive(Parser)]

@@ -3,7 +3,9 @@
 use clap::Args;
 use std::fmt;
 use std::io::IsTerminal;
+use std::path;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use jiff::Timestamp;
 use tracing::level_filters::LevelFilter;
@@ -18,6 +20,9 @@ use crate::error::Error;
 use crate::exit_code;
 use crate::sys::local_time::local_time;
 
+/// The flags by which this process reports.
+static ARGS: OnceLock<LogArgs> = OnceLock::new();
+
 struct Lines {
     json: bool,
     timestamps: bool,
@@ -28,6 +33,7 @@ struct Lines {
 
 /// Starts reporting, as flags and environment say.
 pub fn start(args: &LogArgs) {
+    let _ = ARGS.set(args.clone());
     let level =
         parse_level(&args.log_level.clone().or_else(|| variable("LOG_LEVEL")).unwrap_or_default());
     let lines = Lines {
@@ -51,6 +57,13 @@ pub fn start(args: &LogArgs) {
         );
     // Fails only if it was started before; then that one reports.
     let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// The flags for a process of this one that works in another directory.
+pub fn args() -> LogArgs {
+    let mut args = ARGS.get().cloned().unwrap_or_default();
+    args.events = args.events.map(|file| path::absolute(&file).unwrap_or(file));
+    args
 }
 
 /// Reports why a command failed, as the last line on stderr.
@@ -126,7 +139,7 @@ where
     }
 }
 
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default, Serialize, Deserialize)]
 #[command(next_help_heading = "Messages")]
 pub struct LogArgs {
     /// Least important messages to show: debug, info, warning or error [env: LOG_LEVEL]

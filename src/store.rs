@@ -48,10 +48,16 @@ mod sql;
 pub mod waiter;
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::lock::register::Register;
 use crate::store::address::StoreSettings;
 use crate::sys::text;
 pub use failure::{Cause, Error, Failure};
@@ -146,8 +152,9 @@ const MAX_PAGES: usize = 1000;
 /// All registers of a kind in a store that have a value, in the order of their names.
 pub fn all_in(settings: &StoreSettings, kind: Kind) -> Result<Vec<Location>, Error> {
     let mut store = open_store(settings)?;
-    let all = list_all(&mut *store, kind)
-        .map_err(|failure| failure.during("list the locks of", settings.url.to_string()))?;
+    let all = list_all(&mut *store, kind).map_err(|failure| {
+        failure.during(&format!("list {}s of", kind.noun()), settings.url.to_string())
+    })?;
     let held = all.into_iter().filter(|(_, state)| state.value.is_some());
     Ok(held.map(|(name, _)| Location::Store(settings.clone(), Key { kind, name })).collect())
 }

@@ -34,13 +34,11 @@ fn one_line(error: &clap::Error) -> Error {
     let message = paragraphs.next().unwrap_or_default();
     let tip = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
     let message = message.strip_prefix("error: ").unwrap_or(&message);
-    let command =
-        std::env::args().nth(1).filter(|word| Cli::command().find_subcommand(word).is_some());
-    let usage = || {
-        format!(
-            "for usage: `serializer {}--help`",
-            command.map(|name| name + " ").unwrap_or_default()
-        )
-    };
-    Error::usage(message).with_hint(tip.unwrap_or_else(usage))
+    let (mut command, mut known) = (String::new(), Cli::command());
+    for word in std::env::args().skip(1) {
+        let Some(found) = known.find_subcommand(&word).cloned() else { break };
+        (command, known) = (command + &word + " ", found);
+    }
+    Error::usage(message)
+        .with_hint(tip.unwrap_or_else(|| format!("for usage: `serializer {command}--help`")))
 }

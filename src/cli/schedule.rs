@@ -28,19 +28,11 @@ pub enum ScheduleCommand {
     Resume(TasksArgs),
     /// End the runs of these tasks, on any host
     Stop(TasksArgs),
+    /// Remove the stored state of tasks that are not in the file any more
+    Forget(TasksArgs),
 }
 
-/// Where the state of tasks is.
-#[derive(Args)]
-pub struct StateArgs {
-    /// Take the tasks from the schedules of the Meltano project around the working directory, and
-    /// keep their state in its database
-    #[arg(long)]
-    pub meltano: bool,
-    #[command(flatten)]
-    pub place: PlaceArgs,
-}
-
+/// Where tasks are defined, and where their state is.
 #[derive(Args)]
 pub struct CatalogArgs {
     /// File with the tasks [default: serializer.toml]
@@ -49,8 +41,12 @@ pub struct CatalogArgs {
     /// Take the tasks from a crontab
     #[arg(long, value_name = "FILE", conflicts_with = "meltano")]
     pub crontab: Option<PathBuf>,
+    /// Take the tasks from the schedules of the Meltano project around the working directory, and
+    /// keep their state in its database
+    #[arg(long)]
+    pub meltano: bool,
     #[command(flatten)]
-    pub state: StateArgs,
+    pub place: PlaceArgs,
 }
 
 #[derive(Args)]
@@ -85,7 +81,8 @@ pub struct ScheduleStatusArgs {
     /// Print Prometheus's text format, for the textfile collector
     #[arg(long, conflicts_with = "json")]
     pub metrics: bool,
-    /// Exit with 1 if a task is overdue, or its last run failed or was interrupted
+    /// Exit with 1 if a task is overdue, or its last run failed or was interrupted; in a store
+    /// without a clock, watch running tasks until they renew their lease
     #[arg(long)]
     pub check: bool,
     /// Refresh the table every second until Ctrl-C
@@ -126,7 +123,7 @@ pub struct TasksArgs {
     #[arg(value_name = "TASK", required = true)]
     pub tasks: Vec<String>,
     #[command(flatten)]
-    pub state: StateArgs,
+    pub catalog: CatalogArgs,
 }
 
 #[derive(Args)]

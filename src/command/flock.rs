@@ -1,6 +1,7 @@
 //! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched
 //! by a word.
 
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use super::job::Job;

@@ -19,7 +19,7 @@ use crate::lock::requester::Requester;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope};
 use crate::record::{Entry, Outcome};
-use crate::store::Location;
+use crate::store::{self, Location};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process;
 use crate::sys::text::io_message;

@@ -23,7 +23,7 @@ use crate::lock::{self, Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
 use crate::run::Signals;
 use crate::store::seam::Kind;
-use crate::store::{Location, file};
+use crate::store::{self, Location, file};
 use crate::sys::clock;
 use crate::sys::identity::HostIdentity;
 use crate::sys::text::{self, io_message};

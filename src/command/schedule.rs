@@ -12,7 +12,7 @@ mod task;
 mod work;
 
 use super::once::made;
-use crate::cli::{PlaceArgs, ScheduleCommand, StateArgs};
+use crate::cli::{CatalogArgs, PlaceArgs, ScheduleCommand};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::DONE;
@@ -30,12 +30,13 @@ pub fn run(command: &ScheduleCommand, environment: &Environment) -> Result<u8, E
         ScheduleCommand::Pause(args) => control::pause(args, environment),
         ScheduleCommand::Resume(args) => control::resume(args, environment),
         ScheduleCommand::Stop(args) => return control::stop(args, environment),
+        ScheduleCommand::Forget(args) => control::forget(args, environment),
     }?;
     Ok(DONE)
 }
 
 /// The location of the tasks' state, with a placeholder for the task.
-fn place_of(environment: &Environment, args: &StateArgs) -> Result<Location, Error> {
+fn place_of(environment: &Environment, args: &CatalogArgs) -> Result<Location, Error> {
     let PlaceArgs { store, dir, lease_seconds } = &args.place;
     let is_open = store.is_none() && dir.is_none() && !environment.has_store();
     // With its state in SQLite, a project has one host.

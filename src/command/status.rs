@@ -59,7 +59,7 @@ struct Report {
 
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
     if args.watch {
-        return watch(&|| look(args, environment).map(|report| report.text));
+        return watch(&mut || look(args, environment).map(|report| report.text));
     }
     let report = look(args, environment)?;
     if args.metrics {
@@ -77,7 +77,7 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
 }
 
 /// Shows the status again and again, until a signal ends it or its output is not read any more.
-pub fn watch(look: &dyn Fn() -> Result<String, Error>) -> Result<(), Error> {
+pub fn watch(look: &mut dyn FnMut() -> Result<String, Error>) -> Result<(), Error> {
     let clear = if stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
     let mut shown = String::new();
     loop {

@@ -1,5 +1,7 @@
 //! `serializer unlock` and `serializer break`
 
+use std::time::Duration;
+
 use rustix::process::Pid;
 use serde_json::json;
 

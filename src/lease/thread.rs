@@ -14,7 +14,7 @@ use crate::lock::register::{Connection, Register};
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Error, Lost, Mutex};
 use crate::panics::{Kept, Registration};
-use crate::store::Location;
+use crate::store::{self, Location};
 use crate::sys::clock::since_boot;
 use crate::sys::identity::HostIdentity;
 use crate::sys::poll::{self, is_readable};

@@ -8,7 +8,7 @@ use super::register::Write;
 use super::{Error, MAX_ROUNDS, Mutex, Seen};
 use crate::lock::once::{Ended, State};
 use crate::lock::requester::Requester;
-use crate::lock::staleness::{Judged, Stale, Verdict};
+use crate::lock::staleness::{Held, Judged, Stale, Verdict};
 use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};
@@ -39,6 +39,14 @@ impl Inspected {
         let entry = self.process.entry.as_ref().filter(|_| is_expired)?;
         let lease = entry.lease?;
         Some((entry.token.clone()?, lease.renewals, lease.duration))
+    }
+
+    /// Renewals and duration of the lease of its run, if only watching it for so long shows whether
+    /// it has expired.
+    pub fn unproved_lease(&self) -> Option<(u64, Duration)> {
+        let lease = self.process.entry.as_ref()?.lease.filter(|lease| lease.expires.is_none())?;
+        let is_leased = matches!(self.process.verdict, Verdict::Held(Held::Leased(_)));
+        is_leased.then_some((lease.renewals, lease.duration))
     }
 
     /// Whether the run with this token ended with `outcome`.

@@ -235,7 +235,8 @@ impl Register {
     }
 
     fn error(&self, action: &'static str, failure: Failure) -> Error {
-        failure.during(action, self.location.clone())
+        let error = failure.during(action, self.location.clone());
+        Error { action: error.action.replace("the lock", self.key.kind.noun()), ..error }
     }
 
     /// Asks the store; after a hiccup again, over a new connection.

@@ -1,6 +1,8 @@
 //! The owner of a lock: a process, identified so that it is not mistaken for another one.
 
+use std::fs;
 use std::io;
+use std::path::Path;
 
 use rustix::process::{Pid, getuid};
 

@@ -34,23 +34,22 @@ impl Cron {
         let text = if text.starts_with('@') { alias(text)? } else { text };
         let fields: Vec<_> = text.split_whitespace().collect();
         let count = fields.len();
-        let Ok([minute, hour, day, month, weekday]) = <[&str; 5]>::try_from(fields) else {
-            return Err(format!(
+        let fields = <[&str; 5]>::try_from(fields).map_err(|_| {
+            format!(
                 "five fields are required (minute, hour, day of month, month, day of week; seconds \
                  and years are unsupported), not {count}"
-            ));
-        };
-        let minutes = MINUTE.read(minute)?;
-        let hours = HOUR.read(hour)?;
+            )
+        })?;
+        let mut sets = [0; 5];
+        for ((set, text), field) in sets.iter_mut().zip(fields).zip(&FIELDS) {
+            *set = field.read(text)?;
+        }
+        let [minutes, hours, days, months, weekdays] = sets;
         let times = (0..24 * 60).filter(|time| has(hours, time / 60) && has(minutes, time % 60));
-        let cron = Self {
-            times: times.map(|time| time * 60).collect(),
-            is_fixed: !minute.starts_with('*') && !hour.starts_with('*'),
-            days: DAY_OF_MONTH.read(day)?,
-            months: MONTH.read(month)?,
-            weekdays: DAY_OF_WEEK.read(weekday)?,
-            is_either_day: !day.starts_with('*') && !weekday.starts_with('*'),
-        };
+        let times = times.map(|time| time * 60).collect();
+        let [is_fixed, is_either_day] =
+            [[0, 1], [2, 4]].map(|two| two.iter().all(|at| !fields[*at].starts_with('*')));
+        let cron = Self { times, is_fixed, days, months, weekdays, is_either_day };
         // Within 28 years, each date falls on each day of the week.
         let happens = (0..28 * 366).any(|day| cron.is_on(day));
         happens.then_some(cron).ok_or_else(|| "it never happens: no such day exists".to_owned())
@@ -107,29 +106,24 @@ struct Field {
     value: &'static str,
     lowest: usize,
     highest: usize,
-    /// The number of different values: day 7 of the week is day 0.
-    count: usize,
+    /// All values from the lowest one on, if they have names.
     names: &'static [&'static str],
 }
 
-const MINUTE: Field = Field::of_numbers("a minute (0-59)", 0, 59);
-const HOUR: Field = Field::of_numbers("an hour (0-23)", 0, 23);
-const DAY_OF_MONTH: Field = Field::of_numbers("a day of the month (1-31)", 1, 31);
-const MONTH: Field = Field {
-    names: &["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
-    ..Field::of_numbers("a month (1-12 or jan-dec)", 1, 12)
-};
-const DAY_OF_WEEK: Field = Field {
-    count: 7,
-    names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"],
-    ..Field::of_numbers("a day of the week (0-7 or sun-sat)", 0, 7)
-};
+const FIELDS: [Field; 5] = [
+    Field { value: "a minute (0-59)", lowest: 0, highest: 59, names: &[] },
+    Field { value: "an hour (0-23)", lowest: 0, highest: 23, names: &[] },
+    Field { value: "a day of the month (1-31)", lowest: 1, highest: 31, names: &[] },
+    Field { value: "a month (1-12 or jan-dec)", lowest: 1, highest: 12, names: &MONTHS },
+    // Day 7 of the week is day 0.
+    Field { value: "a day of the week (0-7 or sun-sat)", lowest: 0, highest: 7, names: &DAYS },
+];
+
+const MONTHS: [&str; 12] =
+    ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
 impl Field {
-    const fn of_numbers(value: &'static str, lowest: usize, highest: usize) -> Self {
-        Self { value, lowest, highest, count: highest - lowest + 1, names: &[] }
-    }
-
     /// The set of values of a list.
     fn read(&self, list: &str) -> Result<u64, String> {
         if list.split([',', '-', '/']).any(str::is_empty) {
@@ -139,22 +133,22 @@ impl Field {
     }
 
     fn read_part(&self, part: &str) -> Result<u64, String> {
-        let (range, step) = match part.split_once('/') {
-            Some((range, step)) => (range, Some(step)),
-            None => (part, None),
-        };
-        let (first, last) = match (range.split_once('-'), step) {
+        let (range, step) =
+            part.split_once('/').map_or((part, None), |(range, step)| (range, Some(step)));
+        let (first, last) = match range.split_once('-') {
             _ if range == "*" => (self.lowest, self.highest),
-            (Some((first, last)), _) => (self.read_value(first)?, self.read_value(last)?),
-            (None, Some(_)) => (self.read_value(range)?, self.highest),
-            (None, None) => (self.read_value(range)?, self.read_value(range)?),
+            Some((first, last)) => (self.read_value(first)?, self.read_value(last)?),
+            None if step.is_some() => (self.read_value(range)?, self.highest),
+            None => (self.read_value(range)?, self.read_value(range)?),
         };
         let Some(step) = step.map_or(Some(1), number).filter(|step| *step > 0) else {
             let part = text::field(part);
             return Err(format!("the step of `{part}` is not a number above 0"));
         };
-        let last = if last < first { last + self.count } else { last };
-        let bit = |value| 1_u64 << ((value - self.lowest) % self.count + self.lowest);
+        let count =
+            if self.names.is_empty() { self.highest - self.lowest + 1 } else { self.names.len() };
+        let last = if last < first { last + count } else { last };
+        let bit = |value| 1_u64 << ((value - self.lowest) % count + self.lowest);
         Ok((first..=last).step_by(step).fold(0, |set, value| set | bit(value)))
     }
 
@@ -162,12 +156,7 @@ impl Field {
         let position = self.names.iter().position(|name| name.eq_ignore_ascii_case(text));
         let value = position.map(|position| position + self.lowest).or_else(|| number(text));
         let value = value.filter(|value| (self.lowest..=self.highest).contains(value));
-        value.ok_or_else(|| {
-            // What other crons add.
-            let extension = text.chars().find(|c| "LW#?H~+".contains(c.to_ascii_uppercase()));
-            let hint = extension.map_or(String::new(), |c| format!(": cron does not know `{c}`"));
-            format!("`{}` is not {}{hint}", text::field(text), self.value)
-        })
+        value.ok_or_else(|| format!("`{}` is not {}", text::field(text), self.value))
     }
 }
 

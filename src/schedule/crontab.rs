@@ -9,7 +9,6 @@ use jiff::tz::TimeZone;
 use super::definition::{Catalog, Definition, check_name};
 use super::plan::hash;
 use super::timetable::{Timetable, zone};
-use crate::sys::local_time;
 use crate::sys::text;
 
 const BLANK: [char; 2] = [' ', '\t'];
@@ -25,18 +24,6 @@ struct Table<'a> {
     name: Option<String>,
     /// The lines of the tasks.
     lines: BTreeMap<String, usize>,
-}
-
-/// Reads a file. Without `CRON_TZ`, its times are in the zone of `TZ`, or else the system's.
-///
-/// # Errors
-/// What is wrong with it, in one line.
-pub fn read(path: &Path) -> Result<Catalog, String> {
-    let shown = text::path(path);
-    let text = std::fs::read_to_string(path);
-    let text = text.map_err(|error| format!("cannot read `{shown}`: {error}"))?;
-    let home = std::env::var("HOME").ok();
-    parse(&text, path, home.as_deref(), local_time::zone())
 }
 
 /// Reads the text of the file at `path`. Until the text sets `HOME` or `CRON_TZ`, tasks run in

@@ -5,11 +5,12 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::timetable::Timetable;
 use crate::record::run::Interrupted;
 use crate::sys::text;
+use crate::values::parse_duration;
 
 /// The schedule of a task without a timetable.
 pub(super) const ON_REQUEST: &str = "on request";
@@ -23,46 +24,94 @@ pub struct Catalog {
     pub warnings: Vec<String>,
 }
 
-/// One task. Its hash is that of what is serialized.
-#[derive(Clone, Debug, Serialize)]
+/// One task, with the keys that it has in a TOML file. Its hash is that of what is serialized.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Definition {
     /// When it is due; `None` for a task that runs on request only.
     #[serde(skip)]
     pub timetable: Option<Timetable>,
     /// The schedule for people, as the file spells it.
+    #[serde(skip_deserializing)]
     pub schedule: String,
+    /// Of the timetable.
+    #[serde(skip_serializing)]
+    pub cron: Option<String>,
+    /// Of the timetable.
+    #[serde(skip_serializing)]
+    pub every: Option<Time<1000>>,
+    /// Of the timetable.
+    #[serde(skip_serializing)]
+    pub time_zone: Option<String>,
+    /// A script, of which the command is made.
+    #[serde(skip_serializing)]
+    pub run: Option<String>,
     /// Program and arguments.
     pub command: Vec<String>,
     /// The text that the command reads; `None` for none.
+    #[serde(skip_deserializing)]
     pub stdin: Option<String>,
     /// The directory in which it runs; `None` for that of the scheduler.
-    #[serde(skip)]
+    #[serde(skip_serializing)]
     pub directory: Option<PathBuf>,
     /// Variables of its environment, besides those of the scheduler.
     pub env: BTreeMap<String, String>,
     /// Which of the missed slots run late.
     pub catch_up: CatchUp,
     /// How long after its slot a run may start; `None`: until the next slot, or as `catch_up` says.
+    #[serde(deserialize_with = "time::<1, _, _>")]
     pub start_within: Option<Duration>,
-    /// The treatment of slots that come due during a run.
-    pub overlap: Overlap,
+    /// The treatment of slots that come due during a run; `None` as `Skip`.
+    pub overlap: Option<Overlap>,
     /// The limit of runs of one slot.
     pub tries: NonZeroU32,
     /// The time from a failure to the next try.
+    #[serde(deserialize_with = "time::<0, _, _>")]
     pub retry_after: Duration,
     /// The consequence of an interrupted run.
     pub interrupted: Interrupted,
     /// The longest time of a run.
+    #[serde(deserialize_with = "time::<1, _, _>")]
     pub timeout: Option<Duration>,
     /// Starts are delayed by up to this time, by a hash of the name.
+    #[serde(deserialize_with = "time::<0, _, _>")]
     pub spread: Duration,
     /// The name of its limit, and how many tasks with it run at a time, on all hosts together.
+    #[serde(deserialize_with = "unknown_limit")]
     pub limit: Option<(String, NonZeroU32)>,
     /// Whether it runs on schedule.
     pub enabled: bool,
     /// Program and arguments to run when it fails, recovers, is skipped or is overdue.
-    #[serde(skip)]
+    #[serde(skip_serializing)]
     pub notify: Vec<String>,
+}
+
+/// A duration of at least so many milliseconds, and its text.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Time<const LEAST: u64>(pub Duration, pub String);
+
+impl<const LEAST: u64> TryFrom<String> for Time<LEAST> {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (time, least) = (parse_duration(&text)?, Duration::from_millis(LEAST));
+        let is_enough = time >= least;
+        is_enough.then_some(Self(time, text)).ok_or_else(|| format!("expected at least {least:?}"))
+    }
+}
+
+fn time<'de, const LEAST: u64, T: From<Duration>, D: Deserializer<'de>>(
+    value: D,
+) -> Result<T, D::Error> {
+    Time::<LEAST>::deserialize(value).map(|time| time.0.into())
+}
+
+/// The name of a limit, with a number that the table of limits is to replace.
+fn unknown_limit<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<(String, NonZeroU32)>, D::Error> {
+    String::deserialize(value).map(|name| Some((name, NonZeroU32::MAX)))
 }
 
 /// Which of the missed slots run late.
@@ -82,11 +131,10 @@ pub enum CatchUp {
 pub const MAX_CATCH_UP: usize = 100;
 
 /// The treatment of slots that come due during a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {
     /// They are skipped.
-    #[default]
     Skip,
     /// The last one runs afterwards.
     Queue,
@@ -95,25 +143,38 @@ pub enum Overlap {
 impl Definition {
     /// A task with the usual options.
     pub fn new(timetable: Option<Timetable>, schedule: String, command: Vec<String>) -> Self {
-        let (stdin, directory, start_within, timeout, limit) = Default::default();
+        Self { timetable, schedule, command, ..Self::default() }
+    }
+}
+
+impl Default for Definition {
+    fn default() -> Self {
+        let (timetable, cron, every, time_zone, run, command, stdin, directory) =
+            Default::default();
+        let (env, catch_up, start_within, overlap, interrupted, timeout, spread, limit, notify) =
+            Default::default();
         Self {
             timetable,
-            schedule,
+            schedule: ON_REQUEST.to_owned(),
+            cron,
+            every,
+            time_zone,
+            run,
             command,
             stdin,
             directory,
-            env: BTreeMap::new(),
-            catch_up: CatchUp::default(),
+            env,
+            catch_up,
             start_within,
-            overlap: Overlap::default(),
+            overlap,
             tries: NonZeroU32::MIN,
             retry_after: Duration::from_secs(60),
-            interrupted: Interrupted::default(),
+            interrupted,
             timeout,
-            spread: Duration::ZERO,
+            spread,
             limit,
             enabled: true,
-            notify: Vec::new(),
+            notify,
         }
     }
 }

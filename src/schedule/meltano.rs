@@ -13,21 +13,13 @@ use super::timetable::Timetable;
 use crate::run::lookup::look_up;
 use crate::sys::text;
 
-/// The variable that tells Meltano its trigger.
-const TRIGGER: (&str, &str) = ("MELTANO_JOB_TRIGGER", "serializer");
-
 /// Aliases without a time.
 const NEVER: [&str; 3] = ["@once", "@manual", "@none"];
 
+/// Schedules, by their kind: `job` or `elt`.
 #[derive(Deserialize)]
 struct Output {
-    schedules: Schedules,
-}
-
-#[derive(Deserialize)]
-struct Schedules {
-    job: Vec<Value>,
-    elt: Vec<Value>,
+    schedules: BTreeMap<String, Vec<Value>>,
 }
 
 /// One schedule. Meltano checks little of it.
@@ -47,16 +39,8 @@ struct Job {
     name: String,
 }
 
-/// Asks the program `meltano` of `PATH` for the schedules of its project.
-///
-/// # Errors
-/// The reason of a failed command or a bad answer, in one line.
-pub fn read() -> Result<Catalog, String> {
-    ask(&mut Command::new(program()))
-}
-
 /// Meltano, as `PATH` or else the project has it: `meltano invoke` does not put it into `PATH`.
-fn program() -> String {
+pub fn program() -> String {
     let usual = "meltano".to_owned();
     let project = std::env::var("MELTANO_PROJECT_ROOT").unwrap_or_default();
     let link = Path::new(&project).join(".meltano/run/bin");
@@ -64,7 +48,7 @@ fn program() -> String {
     if is_needed { link.to_string_lossy().into_owned() } else { usual }
 }
 
-/// Asks this Meltano, which has no arguments yet.
+/// Asks this Meltano, which has no arguments yet, for the schedules of its project.
 ///
 /// # Errors
 /// The reason of a failed command or a bad answer, in one line.
@@ -87,10 +71,10 @@ pub fn ask(meltano: &mut Command) -> Result<Catalog, String> {
 /// What is wrong with the answer as a whole, in one line.
 pub fn parse(json: &str) -> Result<Catalog, String> {
     let output = serde_json::from_str(json);
-    let Output { schedules: Schedules { job, elt } } =
+    let Output { schedules } =
         output.map_err(|error| format!("cannot read the schedules of Meltano: {error}"))?;
     let mut catalog = Catalog::default();
-    for value in job.into_iter().chain(elt) {
+    for value in schedules.into_values().rev().flatten() {
         let name = value["name"].as_str().unwrap_or("?").to_owned();
         let task = task(value).and_then(|task| match catalog.tasks.contains_key(&name) {
             true => Err("another schedule has the same name".to_owned()),
@@ -121,7 +105,7 @@ fn task(value: Value) -> Result<Definition, String> {
         _ => Err(format!("`env.{}` is not a text", text::field(&name))),
     });
     let mut env: BTreeMap<_, _> = env.collect::<Result<_, String>>()?;
-    env.insert(TRIGGER.0.to_owned(), TRIGGER.1.to_owned());
+    env.insert("MELTANO_JOB_TRIGGER".to_owned(), "serializer".to_owned());
     // Meltano replaces aliases in lower case only: `@Daily` and `@Once` are still there.
     let cron = schedule.cron_interval.map(|cron| cron.trim().to_lowercase());
     let cron = cron.filter(|cron| !NEVER.contains(&cron.as_str()));

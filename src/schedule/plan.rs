@@ -49,6 +49,13 @@ impl Seen {
         let again = key.look_again_in.unwrap_or(UNHEARD).saturating_add(MARGIN);
         Self { run: key.run, state: key.state, look_again: now.saturating_add(millis(again)) }
     }
+
+    /// Whether its slot is given up because its run was interrupted.
+    pub fn is_given_up(&self) -> bool {
+        let is_stopped = self.run.task.as_ref().is_some_and(|task| task.is_stopped);
+        let was_interrupted = self.run.end().is_none_or(|end| end.how.starts_with("interrupted"));
+        self.state == State::GivenUp && was_interrupted && !is_stopped
+    }
 }
 
 /// The state of a task that was never run, if nothing is stored: slots count from now on.
@@ -120,7 +127,7 @@ impl Definition {
         let task = run.task.as_ref()?;
         let past = now.saturating_sub(late);
         let mut after = task.slot.max(task.paused);
-        if self.overlap == Overlap::Skip && self.catch_up != CatchUp::All {
+        if self.overlap != Some(Overlap::Queue) && self.catch_up != CatchUp::All {
             after = after.max(run.ended().saturating_sub(late).min(past));
         }
         if let Some(limit) = self.start_within {

@@ -3,18 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use super::definition::{Catalog, CatchUp, Definition, ON_REQUEST, Overlap, check_name, nearest};
+use super::definition::{Catalog, CatchUp, Definition, Time, check_name, nearest};
 use super::timetable::{Timetable, zone};
 use crate::record::mode::MAX_SLOTS;
-use crate::record::run::Interrupted;
 use crate::sys::text;
-use crate::values::parse_duration;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
@@ -23,60 +20,7 @@ struct File {
     #[serde(default)]
     limits: BTreeMap<String, NonZeroU32>,
     #[serde(default)]
-    tasks: BTreeMap<String, Task>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-struct Task {
-    cron: Option<String>,
-    every: Option<Time<1000>>,
-    time_zone: Option<String>,
-    run: Option<String>,
-    command: Option<Vec<String>>,
-    directory: Option<PathBuf>,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    #[serde(default)]
-    catch_up: CatchUp,
-    start_within: Option<Time<1>>,
-    overlap: Option<Overlap>,
-    tries: Option<NonZeroU32>,
-    retry_after: Option<Time<0>>,
-    #[serde(default)]
-    interrupted: Interrupted,
-    timeout: Option<Time<1>>,
-    spread: Option<Time<0>>,
-    limit: Option<String>,
-    enabled: Option<bool>,
-    #[serde(default)]
-    notify: Vec<String>,
-}
-
-/// A duration of at least so many milliseconds, and its text.
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct Time<const LEAST: u64>(Duration, String);
-
-impl<const LEAST: u64> TryFrom<String> for Time<LEAST> {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let (time, least) = (parse_duration(&text)?, Duration::from_millis(LEAST));
-        (time >= least)
-            .then_some(Self(time, text))
-            .ok_or_else(|| format!("expected at least {least:?}"))
-    }
-}
-
-/// Reads a file.
-///
-/// # Errors
-/// What is wrong with it, in one line.
-pub fn read(path: &Path) -> Result<Catalog, String> {
-    let text = std::fs::read_to_string(path);
-    let text = text.map_err(|error| format!("cannot read `{}`: {error}", text::path(path)))?;
-    parse(&text, path)
+    tasks: BTreeMap<String, Definition>,
 }
 
 /// Reads the text of the file at `path`.
@@ -89,123 +33,90 @@ pub fn parse(text: &str, path: &Path) -> Result<Catalog, String> {
         .map_err(|why| format!("cannot use `{}`: {why}", text::path(path)))
 }
 
-fn catalog(file: File, path: &Path) -> Result<Catalog, String> {
-    let mut catalog = Catalog::default();
-    for (name, slots) in &file.limits {
+fn catalog(File { time_zone, limits, mut tasks }: File, path: &Path) -> Result<Catalog, String> {
+    for (name, slots) in &limits {
         let is_valid = check_name(name).and_then(|()| match slots.get() {
             0..=MAX_SLOTS => Ok(()),
             _ => Err(format!("expected a whole number from 1 to {MAX_SLOTS}")),
         });
         is_valid.map_err(|why| format!("`limits.{}`: {why}", text::field(name)))?;
     }
-    let default_zone = file.time_zone.as_deref().map_or(Ok(TimeZone::UTC), zone);
+    let default_zone = time_zone.as_deref().map_or(Ok(TimeZone::UTC), zone);
     let default_zone = default_zone.map_err(|why| format!("`time_zone`: {why}"))?;
-    let is_default = |task: &Task| task.cron.is_some() && task.time_zone.is_none();
-    if file.time_zone.is_none() && file.tasks.values().any(is_default) {
-        let path = text::path(path);
-        catalog.warnings.push(format!("`time_zone` is not set in `{path}`: `cron` is in UTC"));
-    }
+    let mut is_default = tasks.values().map(|task| task.cron.is_some() && task.time_zone.is_none());
+    let is_unset = time_zone.is_none() && is_default.any(|is_default| is_default);
+    let unset = || format!("`time_zone` is not set in `{}`: `cron` is in UTC", text::path(path));
+    let warnings = is_unset.then(unset).into_iter().collect();
     let base = path.parent().unwrap_or(Path::new(""));
-    for (name, task) in file.tasks {
-        let definition =
-            check_name(&name).and_then(|()| task.read(&default_zone, &file.limits, base));
-        let definition =
-            definition.map_err(|why| format!("`tasks.{}`: {why}", text::field(&name)))?;
-        catalog.tasks.insert(name, definition);
+    for (name, task) in &mut tasks {
+        let is_valid = check_name(name).and_then(|()| task.complete(&default_zone, &limits, base));
+        is_valid.map_err(|why| format!("`tasks.{}`: {why}", text::field(name)))?;
     }
-    Ok(catalog)
+    Ok(Catalog { tasks, warnings })
 }
 
-impl Task {
-    /// Directories are relative to `base`.
-    fn read(
-        self,
+impl Definition {
+    /// Makes of its keys what depends on several of them. Directories are relative to `base`.
+    fn complete(
+        &mut self,
         zone: &TimeZone,
         limits: &BTreeMap<String, NonZeroU32>,
         base: &Path,
-    ) -> Result<Definition, String> {
-        self.check()?;
-        let (timetable, schedule) = self.timetable(zone)?;
-        let usual = Definition::new(timetable, schedule, self.command()?);
-        let directory = self.directory.map(|directory| base.join(directory));
-        let limit = match self.limit {
-            None => None,
-            Some(name) => match limits.get(&name) {
-                Some(slots) => Some((name, *slots)),
-                None => {
-                    let known = nearest(&name, limits.keys().map(String::as_str));
-                    return Err(format!("no such `limit`, `{}`: {known}", text::field(&name)));
-                }
-            },
+    ) -> Result<(), String> {
+        self.read_timetable(zone)?;
+        let is_script = self.run.as_ref().is_some_and(|run| !run.trim().is_empty());
+        let is_program = self.command.first().is_some_and(|program| !program.is_empty());
+        let of_shell = |run| ["/bin/sh".to_owned(), "-c".to_owned(), run].into();
+        self.command = match self.run.take() {
+            Some(run) if is_script && self.command.is_empty() => of_shell(run),
+            Some(_) if is_script => return Err("`run` is unsupported with `command`".to_owned()),
+            None if is_program => std::mem::take(&mut self.command),
+            _ => {
+                return Err("requires `run` (a script) or `command` (a program and its arguments)"
+                    .to_owned());
+            }
         };
-        Ok(Definition {
-            directory: directory.map(|path| std::path::absolute(&path).unwrap_or(path)),
-            env: self.env,
-            catch_up: self.catch_up,
-            start_within: self.start_within.map(|time| time.0),
-            overlap: self.overlap.unwrap_or_default(),
-            tries: self.tries.unwrap_or(usual.tries),
-            retry_after: self.retry_after.map_or(usual.retry_after, |time| time.0),
-            interrupted: self.interrupted,
-            timeout: self.timeout.map(|time| time.0),
-            spread: self.spread.map_or(usual.spread, |time| time.0),
-            limit,
-            enabled: self.enabled.unwrap_or(usual.enabled),
-            notify: self.notify,
-            ..usual
-        })
-    }
-
-    /// Checks what keys say about each other.
-    fn check(&self) -> Result<(), String> {
-        if self.retry_after.is_some() && self.tries.is_none_or(|tries| tries.get() == 1) {
-            return Err("`retry_after` requires `tries` of at least 2".to_owned());
+        if let Some((name, slots)) = &mut self.limit {
+            let known = || nearest(name, limits.keys().map(String::as_str));
+            *slots = *limits
+                .get(name)
+                .ok_or_else(|| format!("no such `limit`, `{}`: {}", text::field(name), known()))?;
         }
-        if self.overlap.is_some() && self.catch_up == CatchUp::All {
-            return Err("`overlap` is unsupported with `catch_up = \"all\"`, which runs each slot"
-                .to_owned());
-        }
-        match self.env.keys().any(|name| name.is_empty() || name.contains(['=', '\0'])) {
-            true => Err("expected names without `=` in `env`".to_owned()),
-            false => Ok(()),
-        }
+        self.directory = self.directory.take().map(|path| base.join(path));
+        self.directory =
+            self.directory.take().map(|path| std::path::absolute(&path).unwrap_or(path));
+        let is_wrong = [
+            (self.tries == NonZeroU32::MIN && self.retry_after != Self::default().retry_after)
+                .then_some("`retry_after` requires `tries` of at least 2"),
+            (self.overlap.is_some() && self.catch_up == CatchUp::All).then_some(
+                "`overlap` is unsupported with `catch_up = \"all\"`, which runs each slot",
+            ),
+            (self.env.keys().any(|name| name.is_empty() || name.contains(['=', '\0'])))
+                .then_some("expected names without `=` in `env`"),
+        ];
+        is_wrong.into_iter().flatten().next().map_or(Ok(()), |why| Err(why.to_owned()))
     }
 
     /// When it is due, for the timer and for people.
-    fn timetable(&self, default_zone: &TimeZone) -> Result<(Option<Timetable>, String), String> {
+    fn read_timetable(&mut self, default_zone: &TimeZone) -> Result<(), String> {
         match (&self.cron, &self.every, &self.time_zone) {
-            (Some(_), Some(_), _) => Err("`every` is unsupported with `cron`".to_owned()),
-            (None, _, Some(_)) => Err("`time_zone` requires `cron`".to_owned()),
+            (Some(_), Some(_), _) => return Err("`every` is unsupported with `cron`".to_owned()),
+            (None, _, Some(_)) => return Err("`time_zone` requires `cron`".to_owned()),
             (Some(cron), None, name) => {
                 let zone =
                     name.as_ref().map_or_else(|| Ok(default_zone.clone()), |name| zone(name));
                 let timetable =
                     Timetable::cron(cron, zone.map_err(|why| format!("`time_zone`: {why}"))?);
-                Ok((Some(timetable.map_err(|why| format!("`cron`: {why}"))?), cron.clone()))
+                self.timetable = Some(timetable.map_err(|why| format!("`cron`: {why}"))?);
+                self.schedule.clone_from(cron);
             }
             (None, Some(Time(every, text)), None) => {
-                Ok((Some(Timetable::Every(*every)), format!("every {text}")))
+                (self.timetable, self.schedule) =
+                    (Some(Timetable::Every(*every)), format!("every {text}"));
             }
-            (None, None, None) => Ok((None, ON_REQUEST.to_owned())),
+            (None, None, None) => {}
         }
-    }
-
-    fn command(&self) -> Result<Vec<String>, String> {
-        let why = match (&self.run, &self.command) {
-            (Some(run), None) if !run.trim().is_empty() => {
-                return Ok(["/bin/sh", "-c", run].map(str::to_owned).into());
-            }
-            (None, Some(command)) if command.first().is_some_and(|program| !program.is_empty()) => {
-                return Ok(command.clone());
-            }
-            (Some(_), Some(_)) => "`run` is unsupported with `command`",
-            (Some(_), None) => {
-                "`run`: expected a script, such as \"meltano run tap-shop target-dwh\""
-            }
-            (None, Some(_)) => "`command`: expected a program and its arguments",
-            (None, None) => "requires `run` or `command`",
-        };
-        Err(why.to_owned())
+        Ok(())
     }
 }
 

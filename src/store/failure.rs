@@ -89,8 +89,8 @@ impl Failure {
     }
 
     /// The failure as an error of the lock at `location`.
-    pub fn during(self, action: &'static str, location: String) -> Error {
-        Error { action: self.action.unwrap_or(action), location, failure: self }
+    pub fn during(self, action: &str, location: String) -> Error {
+        Error { action: self.action.unwrap_or(action).to_owned(), location, failure: self }
     }
 }
 
@@ -98,7 +98,7 @@ impl Failure {
 #[derive(Debug)]
 pub struct Error {
     /// The action that failed: read the lock …
-    pub action: &'static str,
+    pub action: String,
     /// The lock, printable and without secrets.
     pub location: String,
     /// The reason.

@@ -1,6 +1,6 @@
 //! Asks a store again after a hiccup.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::failure::{Cause, Failure};
 use crate::sys::random::jittered;

@@ -43,6 +43,16 @@ impl Kind {
         }
     }
 
+    /// What a register of this kind is called in messages.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Lock => "the lock",
+            Self::Once => "the key",
+            Self::Schedule => "the task",
+            Self::Session => "the session",
+        }
+    }
+
     /// Whether a lock of this name would be mistaken for a register of another kind.
     pub fn is_reserved(name: &OsStr) -> bool {
         Self::PREFIXED.iter().any(|kind| name.as_bytes().starts_with(kind.prefix().as_bytes()))

@@ -105,7 +105,9 @@ pub fn run(clock: &Path, crontab: &str, zone: &str, [begin, end]: [i64; 2]) -> E
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child"]);
     command.args(["bash", "-euc"]).arg(
-        "for directory in /run /var/spool/cron; do mount -t tmpfs none $directory; done
+        "for directory in /run /var/spool/cron /etc/cron.d; do mount -t tmpfs none $directory; done
+        touch /run/none
+        [ ! -e /etc/crontab ] || mount --bind /run/none /etc/crontab
         mkdir /var/spool/cron/crontabs
         install -m 600 \"$0\" /var/spool/cron/crontabs/root
         LD_PRELOAD=$1 exec cron -f 9>&1",

@@ -18,7 +18,7 @@ pub const GATE: &str = "run = '. ./tell; read -r code < go; exit $code'\n";
 
 /// Writes down its processes, which do not end by themselves; one of them is not in its process
 /// group.
-const FAMILY: &str = "run = '''. ./tell
+pub const FAMILY: &str = "run = '''. ./tell
     setsid sleep 600 & echo $! >> pids; sleep 600 & echo $! >> pids; echo $$ >> pids; wait'''\n";
 
 /// For what has to have its time.
@@ -66,6 +66,11 @@ fn runner(scheduler: &Logged) -> Pid {
 fn each_slot_is_run_once_by_two_schedulers_and_a_crontab_of_ticks() {
     let tasks = tasks(&format!("{PLAIN}[tasks.a]\n{EACH}run = '. ./tell'\n"));
     let schedulers = [tasks.start(0, &[]), tasks.start(1, &[])];
+    // As if its host slept for some slots.
+    schedulers[0].until_said("tasks to schedule");
+    schedulers[0].signal(Signal::STOP);
+    ["a", "b"].iter().for_each(|task| tasks.until_lines(task, 0, 3));
+    schedulers[0].signal(Signal::CONT);
     until("they do not run", || {
         assert_eq!(ended(&mut tasks.command(2, &["tick"])).code, 0);
         ["a", "b"].iter().all(|task| tasks.lines(task).len() >= 6)
@@ -129,10 +134,11 @@ fn a_scheduler_that_is_to_end_begins_nothing_and_waits_for_what_runs() {
 fn tasks_end_after_the_time_to_stop_with_all_their_processes_and_another_scheduler_runs_them_again()
 {
     let tasks = tasks(&format!("[tasks.a]\n{EACH}{FAMILY}"));
-    let scheduler = tasks.start(0, &["--stop-timeout", "0s"]);
+    let scheduler = tasks.start(0, &["--stop-timeout", "0s", "--events", "events"]);
     until("it does not run", || tasks.read("pids").lines().count() == 3);
     stop(scheduler);
     tasks.are_gone("pids");
+    assert_eq!(tasks.events(), ["acquire", "release", "interruption"], "{}", tasks.read("events"));
     assert_eq!(tasks.state("a"), is("interrupted", "interrupted: its scheduler has ended"));
     let scheduler = tasks.start(1, &["--stop-timeout", "0s"]);
     tasks.until_lines("a", 1, 1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustix::process::Signal;
 
-use crate::schedule::{EACH, GATE, PLAIN, is, kill, stop, tasks, until_after};
+use crate::schedule::{EACH, FAMILY, GATE, PLAIN, is, kill, stop, tasks, until_after};
 use crate::support::{ended, until};
 
 fn code(mut child: Child) -> Option<i32> {
@@ -60,6 +60,19 @@ fn status_shows_each_task_and_check_says_whether_one_has_failed() {
 }
 
 #[test]
+fn watch_shows_what_becomes_of_a_task() {
+    let tasks = tasks("[tasks.a]\nrun = 'exit 3'\n");
+    let out = fs::File::create(tasks.dir().join("out")).expect("a file");
+    let mut watching =
+        tasks.command(0, &["status", "--watch"]).stdout(out).spawn().expect("it starts");
+    tasks.until_in("out", "waiting");
+    assert_eq!(tasks.run(&["run", "a"]).code, 3);
+    tasks.until_in("out", "failed");
+    watching.kill().and_then(|()| watching.wait()).expect("it runs");
+    assert!(!tasks.read("out").contains("done"), "{}", tasks.read("out"));
+}
+
+#[test]
 fn next_shows_slots_in_their_zone_and_checks_the_file() {
     let tasks =
         tasks("[tasks.a]\ncron = '*/15 6-22 * * 1-5'\ntime_zone = 'Europe/Berlin'\nrun = 'true'\n");
@@ -104,18 +117,92 @@ fn a_task_is_run_on_request_unless_it_is_running() {
 
 #[test]
 fn a_task_that_is_not_known_is_named() {
-    let tasks = tasks("");
-    for (args, code) in [
-        (["run", "x"], 2),
-        (["pause", "x"], 1),
-        (["resume", "x"], 1),
-        (["stop", "x"], 1),
-        (["next", "x"], 2),
-    ] {
-        let refused = tasks.run(&args);
-        assert!(refused.code == code && refused.stderr.contains("`x`"), "{args:?}: {refused:?}");
-        assert_eq!(refused.stderr.lines().count(), 1, "{args:?}: {refused:?}");
+    let tasks = tasks("[tasks.xy]\nrun = 'true'\n");
+    let verbs = [("run", 2), ("pause", 1), ("resume", 1), ("stop", 1), ("forget", 1), ("next", 2)];
+    for (verb, code) in verbs {
+        let refused = tasks.run(&[verb, "xyz"]);
+        assert!(
+            refused.code == code && refused.stderr.contains("did you mean `xy`?"),
+            "{verb}: {refused:?}"
+        );
+        assert_eq!(refused.stderr.lines().count(), 1, "{verb}: {refused:?}");
     }
+    assert!(tasks.run(&["run"]).stderr.contains("`serializer schedule run --help`"));
+}
+
+#[test]
+fn a_task_that_was_never_seen_can_be_paused_and_does_not_run() {
+    let tasks = tasks("[tasks.a]\nrun = 'true'\n");
+    let stopped = tasks.run(&["stop", "a"]);
+    assert!(stopped.code == 0 && stopped.stderr.contains("is not running"), "{stopped:?}");
+    assert_eq!([tasks.run(&["pause", "a"]).code, tasks.run(&["tick"]).code], [0, 0]);
+    assert_eq!(tasks.state("a").0, "paused");
+}
+
+#[test]
+fn a_removed_task_is_forgotten_unless_it_runs() {
+    let tasks = tasks(&format!("[tasks.a]\n{GATE}"));
+    let running = tasks.command(0, &["run", "a"]).stdout(Stdio::null()).spawn().expect("it starts");
+    tasks.until_lines("a", 0, 1);
+    let refused = |why: &str| {
+        let ended = tasks.run(&["forget", "a"]);
+        assert!(ended.code == 77 && ended.stderr.contains(why), "{ended:?}");
+    };
+    refused("it is still defined");
+    tasks.define("");
+    refused("it is running");
+    tasks.go("3");
+    assert_eq!((code(running), tasks.run(&["status", "--check"]).code), (Some(3), 1));
+    assert_eq!(tasks.run(&["forget", "a"]).code, 0);
+    let left = tasks.run(&["status", "--check"]);
+    assert_eq!((left.code, left.stdout.as_str()), (0, "no tasks\n"));
+    assert_eq!(tasks.run(&["forget", "a"]).code, 1);
+}
+
+#[test]
+fn a_directory_that_does_not_exist_is_named() {
+    let tasks = tasks("[tasks.a]\ndirectory = 'absent'\nrun = 'true'\n");
+    let refused = tasks.run(&["run", "a"]);
+    let expected = format!("cannot run `a` in `{}/absent`: no such file", tasks.dir().display());
+    assert!(refused.code == 1 && refused.stderr.contains(&expected), "{refused:?}");
+    let refused = tasks.run(&["next", "--file", "absent.toml"]);
+    assert!(
+        refused.code == 2 && refused.stderr.contains("cannot read `absent.toml`: No such file"),
+        "{refused:?}"
+    );
+    let refused = tasks.run(&["pause", "a", "--dir", "absent"]);
+    assert!(refused.stderr.contains("cannot create the task file `"), "{refused:?}");
+}
+
+#[test]
+fn a_slot_is_given_up_after_ten_interruptions_with_a_warning() {
+    let tasks = tasks(&format!("[tasks.a]\n{EACH}run = '. ./tell; kill -KILL $PPID'\n"));
+    let mut said = String::new();
+    until("it is not given up", || {
+        said = tasks.run(&["tick"]).stderr;
+        tasks.lines("a").len() > 11
+    });
+    let lines = tasks.lines("a");
+    assert_eq!((lines[10].number, lines[11].number), (11, 1), "{lines:?}");
+    let warning = format!("gave up `a` of {}: its run was interrupted (try 11)", lines[0].slot);
+    assert_eq!(said.matches(&warning).count(), 1, "{said}");
+}
+
+#[test]
+fn runners_report_as_the_flags_of_their_scheduler_say() {
+    let tasks =
+        tasks(&format!("[tasks.a]\ndirectory = 'sub'\n{FAMILY}").replace("./tell", "../tell"));
+    fs::create_dir(tasks.dir().join("sub")).expect("a directory");
+    let mut run = tasks
+        .command(0, &["run", "a", "--log-levels", "--log-level", "debug", "--events", "events"]);
+    let out = fs::File::create(tasks.dir().join("out")).expect("a file");
+    let running = run.stdout(out).spawn().expect("it starts");
+    until("it does not run", || tasks.read("sub/pids").lines().count() == 3);
+    assert_eq!(tasks.run(&["stop", "a", "--events", "events"]).code, 0);
+    assert_eq!(code(running), Some(143));
+    assert!(tasks.read("out").contains("debug: locked `"), "{}", tasks.read("out"));
+    let names = tasks.events();
+    assert_eq!(names, ["acquire", "stop", "release"], "{}", tasks.read("events"));
 }
 
 #[test]

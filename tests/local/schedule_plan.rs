@@ -113,7 +113,7 @@ fn a_task_that_is_disabled_or_on_request_waits_without_an_end() {
 #[test]
 fn a_run_is_looked_at_again_and_nothing_else_is_done_meanwhile() {
     for catch_up in [CatchUp::None, CatchUp::Last, CatchUp::All] {
-        let definition = Definition { catch_up, overlap: Overlap::Queue, ..hourly() };
+        let definition = Definition { catch_up, overlap: Some(Overlap::Queue), ..hourly() };
         let running = Seen { look_again: at(77), ..run(0, 1, (State::Running, 0)) };
         assert_eq!(plan(&definition, &running, 300), Waits(77));
     }
@@ -165,7 +165,7 @@ fn a_slot_that_comes_due_during_a_run_is_skipped_or_queued() {
         (CatchUp::Last, Overlap::Skip, 500, 130, Waits(180)),
         (CatchUp::Last, Overlap::Skip, 500, 180, Waits(240)),
     ] {
-        let definition = Definition { catch_up, overlap, ..hourly() };
+        let definition = Definition { catch_up, overlap: Some(overlap), ..hourly() };
         assert_eq!(
             plan(&definition, &done(0, ended), now),
             expected,

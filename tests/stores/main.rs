@@ -27,6 +27,7 @@ mod once_aec;
 mod outages;
 mod refusals;
 mod schedule;
+mod schedule_clocks;
 mod sera;
 mod servers;
 mod stopped;

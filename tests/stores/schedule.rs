@@ -1,6 +1,7 @@
 //! Tasks on a schedule, on several hosts: their state is in a store.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -33,7 +34,15 @@ a_task_of_a_host_that_has_died_is_run_by_another_one,
 
 of_each! { controls:
 a_task_is_stopped_and_paused_from_another_host,
-=> MariaDb, DynamoDb, Directory }
+=> MariaDb, DynamoDb }
+
+of_each! { projects:
+the_taps_of_a_project_run_on_two_servers_and_are_stopped_from_the_other_one,
+=> Directory }
+
+of_each! { kills:
+a_slot_is_run_to_its_end_wherever_its_statements_are_cut_off,
+=> Postgres }
 
 of_each! { sleepers:
 a_host_that_slept_through_a_lease_ends_the_task_that_another_host_has_begun,
@@ -139,6 +148,37 @@ fn a_task_is_stopped_and_paused_from_another_host(kind: Kind) {
     );
     stop(vec![scheduler]);
     assert_eq!(state(), "interrupted", "{kind:?}");
+}
+
+/// Stands for PipelineWise.
+const PIPELINEWISE: &str = "#!/bin/sh\n. ./tell\n[ $3 != web ] || exec sleep 600\n";
+
+fn the_taps_of_a_project_run_on_two_servers_and_are_stopped_from_the_other_one(kind: Kind) {
+    let cluster = Cluster::new(kind, SHORT);
+    let taps = ["crm", "erp", "fx", "hr", "web"];
+    let task = |tap| {
+        let run = format!("./pipelinewise run_tap --tap {tap} --target snowflake");
+        format!("[tasks.{tap}]\n{EACH}limit = 'snowflake'\nrun = '{run}'\n")
+    };
+    let tasks = tasks(&cluster, &format!("[limits]\nsnowflake = 2\n{}", taps.map(task).concat()));
+    let program = tasks.dir().join("pipelinewise");
+    fs::write(&program, PIPELINEWISE).expect("a file");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let start = |host| tasks.start(host, &["--jobs", "2", "--stop-timeout", "0s"]);
+    let schedulers = vec![start(0), start(1)];
+    taps.iter().for_each(|tap| tasks.until_lines(tap, 0, if *tap == "web" { 1 } else { 2 }));
+    let table = ended(&mut tasks.command(1, &["status"])).stdout;
+    let row = |tap: &&str| table.lines().find(|line| line.starts_with(&format!("{tap} ")));
+    let web = row(&"web").expect("a row");
+    assert!(taps.iter().all(|tap| row(tap).is_some()) && web.contains("running"), "{table}");
+    let other = usize::from(web.ends_with("one"));
+    let stopped = ended(&mut tasks.command(other, &["stop", "web"]));
+    assert!(stopped.code == 0 && stopped.stderr.contains("stopped `web`"), "{stopped:?}");
+    tasks.until_lines("web", 1, 1);
+    stop(schedulers);
+    let lines = tasks.lines("web");
+    assert!(lines[1].number == 1 && lines[1].time() == lines[0].time() + 1000, "{lines:?}");
+    taps[..4].iter().for_each(|tap| assert_each_is_run_once(&tasks.lines(tap)));
 }
 
 fn a_host_that_slept_through_a_lease_ends_the_task_that_another_host_has_begun(kind: Kind) {
@@ -255,4 +295,41 @@ fn a_run_whose_runner_is_killed_ends_with_it_and_is_repeated(kind: Kind) {
     assert_eq!((&lines[1].slot, lines[1].number), (&lines[0].slot, 2), "{kind:?}: {lines:?}");
     scheduler.signal(Signal::TERM);
     assert_eq!(scheduler.end().0, 0);
+}
+
+/// Needs strace.
+fn a_slot_is_run_to_its_end_wherever_its_statements_are_cut_off(kind: Kind) {
+    let store = Store::of(kind, Duration::from_secs(2));
+    let tries = "tries = 100\nretry_after = '0s'\n";
+    let tasks = tasks_in(&store, &format!("[tasks.NAME]\n{EACH}{tries}run = '. ./tell'\n"));
+    let name = &store.name;
+    until("no slot is run", || tasks.run(&["tick"]).code == 0 && !tasks.lines(name).is_empty());
+    let tick = |options: &[&str]| {
+        let last = tasks.status(name)["slot"].as_i64().unwrap_or(0);
+        until("no slot comes due", || Timestamp::now().as_millisecond() >= last + 1000);
+        let strace = ["strace", "-D", "-f", "-qq", "-o", "trace"];
+        ended(&mut tasks.within(&[&strace, options].concat(), &["tick"]))
+    };
+    tick(&["-e", "trace=execve,sendto,exit_group"]);
+    until("the trace does not end", || tasks.read("trace").matches("exit_group(").count() >= 3);
+    let trace = tasks.read("trace");
+    let runner = trace.lines().find(|line| line.contains("\"run-task\""));
+    let runner = runner.and_then(|line| line.split(' ').next()).expect("a runner");
+    let is_sent = |line: &&str| line.starts_with(&format!("{runner} sendto("));
+    let count = trace.lines().filter(is_sent).count();
+    assert!(count > 4, "{trace}");
+    // The last ones are those of the claim and the end.
+    for number in count.saturating_sub(5)..=count {
+        let inject = format!("inject=sendto:signal=KILL:when={number}");
+        tick(&["-e", "trace=sendto", "-e", &inject]);
+        until(&format!("{inject}: it is not done"), || {
+            assert_eq!(tasks.run(&["tick"]).code, 0, "{inject}");
+            tasks.state(name).0 == "done"
+        });
+    }
+    let mut lines = tasks.lines(name);
+    assert!(lines.iter().any(|line| line.number > 1), "{lines:?}");
+    // A run that was cut off before its command has written nothing.
+    lines.dedup_by_key(|line| line.time());
+    assert!(lines.windows(2).all(|pair| pair[1].time() - pair[0].time() == 1000), "{lines:?}");
 }

@@ -105,6 +105,14 @@ impl<'a> Tasks<'a> {
         fs::read_to_string(self.dir.join(file)).unwrap_or_default()
     }
 
+    /// The names of the events in `events`.
+    pub fn events(&self) -> Vec<String> {
+        let event = |line: &str| {
+            serde_json::from_str::<Value>(line).expect("JSON")["event"].as_str().map(str::to_owned)
+        };
+        self.read("events").lines().filter_map(event).collect()
+    }
+
     /// Returns when this stands in the file.
     pub fn until_in(&self, file: &str, what: &str) {
         until(&format!("`{what}` does not come"), || self.read(file).contains(what));

@@ -1,10 +1,11 @@
-//! `serializer schedule run`, `pause`, `resume` and `stop`.
+//! `serializer schedule run`, `pause`, `resume`, `stop` and `forget`.
 
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rustix::process::Signal;
+use serde_json::json;
 
 use super::catalog::Source;
 use super::work::{self, NAME, Order};
@@ -12,7 +13,8 @@ use super::{place_of, task_at};
 use crate::cli::{PauseArgs, RunTaskArgs, TasksArgs};
 use crate::config::Environment;
 use crate::error::Error;
-use crate::exit_code::{BUSY, DONE};
+use crate::events::emit;
+use crate::exit_code::{BUSY, DONE, FAILED, REFUSED};
 use crate::lease::process::signal_keeper;
 use crate::lock::Mutex;
 use crate::lock::key::Inspected;
@@ -39,34 +41,32 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     if args.slot.is_some_and(|slot| slot > Timestamp::now()) {
         return Err(Error::usage("cannot run a task for a slot in the future"));
     }
-    let order = Order::new(&args.catalog.state, false, environment)?;
-    let location = task_at(&order.place, &args.task);
+    let shown = text::field(&args.task);
+    let cannot = |code, why: &str| Error::new(code, format!("cannot run `{shown}`{why}"));
+    let order = Order::new(&args.catalog, false, environment)?;
     let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
-    let mut mutex = Mutex::new(Register::open(&location)?, &judge);
-    let seen = match mutex.inspect()? {
-        Some(key) => key,
-        None => {
-            let now = mutex.time();
-            let stored = mutex.amend(&|run| introduced(run, &args.task, now));
-            stored.map_err(|error| Error::mutex("store", &location.printable(), error))?;
-            mutex
-                .inspect()?
-                .ok_or_else(|| Error::failed("cannot run the task: its state was removed"))?
-        }
-    };
+    let mut mutex = Mutex::new(Register::open(&task_at(&order.place, &args.task))?, &judge);
+    let mut seen = mutex.inspect()?;
+    if seen.is_none() {
+        let now = mutex.time();
+        mutex
+            .amend(&|run| introduced(run, &args.task, now))
+            .map_err(|error| Error::mutex("run", &shown, error))?;
+        seen = mutex.inspect()?;
+    }
+    let seen = seen.ok_or_else(|| cannot(FAILED, ": its state was removed"))?;
     if seen.state == State::Running {
-        let why = format!("cannot run `{}`: it is running", text::field(&args.task));
-        return Err(Error::new(BUSY, why).with_hint("`serializer schedule status` shows where"));
+        return Err(
+            cannot(BUSY, ": it is running").with_hint("`serializer schedule status` shows where")
+        );
     }
     let (last, is_over) =
         (seen.run.of_slot().0, !matches!(seen.state, State::Failed | State::Interrupted));
     // Its success would count for the slot that is still to be finished.
     let slot = match args.slot.map(milliseconds) {
         Some(slot) if !is_over && slot != last => {
-            let (name, last) = (text::field(&args.task), work::shown_slot(last));
-            return Err(Error::failed(format!(
-                "cannot run `{name}` for another slot: {last} is unfinished"
-            )));
+            let last = work::shown_slot(last);
+            return Err(cannot(FAILED, &format!(" for another slot: {last} is unfinished")));
         }
         None if !is_over => last,
         slot => slot.unwrap_or_else(|| mutex.time()),
@@ -83,7 +83,9 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     drop(mutex);
     let failed =
         work::runner(&work, definition).map_or_else(|error| error, |mut runner| runner.exec());
-    Err(Error::failed(format!("cannot run `{}`: {}", text::field(&args.task), io_message(&failed))))
+    let place = definition.directory.as_ref();
+    let place = place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
+    Err(cannot(FAILED, &format!("{place}: {}", io_message(&failed))))
 }
 
 fn milliseconds(time: Timestamp) -> u64 {
@@ -96,43 +98,49 @@ pub fn pause(args: &PauseArgs, environment: &Environment) -> Result<(), Error> {
     if until <= since_1970() {
         return Err(Error::usage("cannot pause until a time in the past"));
     }
-    amend_all(&args.tasks, environment, &|task, _| Task { paused: until, ..task.clone() })
+    amend_all(&args.tasks, environment, &|_, task, _| task.paused = until)
 }
 
 /// `serializer schedule resume`
 pub fn resume(args: &TasksArgs, environment: &Environment) -> Result<(), Error> {
-    // Slots of the pause are skipped. A wrong clock may have stored a slot of the future.
-    let resumed = |task: &Task, now: u64| Task {
-        paused: task.paused.min(now),
-        slot: task.slot.min(now),
-        ..task.clone()
-    };
-    amend_all(args, environment, &resumed)
+    amend_all(args, environment, &|run, task, now| {
+        // Slots of the pause are skipped. A wrong clock may have stored times of the future.
+        let times = [&mut task.paused, &mut task.slot, &mut run.began];
+        times
+            .into_iter()
+            .chain(run.ends.iter_mut().map(|end| &mut end.at))
+            .for_each(|time| *time = now.min(*time));
+    })
 }
 
-fn amend_all(
-    args: &TasksArgs,
-    environment: &Environment,
-    change: &dyn Fn(&Task, u64) -> Task,
-) -> Result<(), Error> {
-    for_all(args, environment, |mutex, location, _| {
+/// What to change, now.
+type Change<'a> = &'a dyn Fn(&mut Run, &mut Task, u64);
+
+fn amend_all(args: &TasksArgs, environment: &Environment, change: Change<'_>) -> Result<(), Error> {
+    for_all(args, environment, |mutex, (name, _), _| {
         let now = mutex.time();
-        let stored = mutex.amend(&|run: Option<&Run>| {
-            Some(Run { task: Some(change(run?.task.as_ref()?, now)), ..run?.clone() })
-        });
-        stored.map(drop).map_err(|error| Error::mutex("change", &location.printable(), error))
+        let changed = |run: Option<&Run>| {
+            let mut run = run.cloned().or_else(|| introduced(None, name, now))?;
+            let mut task = run.task.take()?;
+            change(&mut run, &mut task, now);
+            Some(Run { task: Some(task), ..run })
+        };
+        mutex
+            .amend(&changed)
+            .map(drop)
+            .map_err(|error| Error::mutex("change", &text::field(name), error))
     })
 }
 
 /// `serializer schedule stop`: asks for the end of a run, and waits for it.
 pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
     let mut is_late = false;
-    for_all(args, environment, |mutex, location, seen| {
-        let shown = text::field(&seen.run.key);
-        if seen.state != State::Running {
+    for_all(args, environment, |mutex, (name, location), seen| {
+        let shown = text::field(name);
+        let Some(seen) = seen.filter(|seen| seen.state == State::Running) else {
             tracing::info!("`{shown}` is not running");
             return Ok(());
-        }
+        };
         let run = seen.run.of_slot();
         let mark = |stored: Option<&Run>| {
             let stored = stored.filter(|stored| stored.of_slot() == run)?;
@@ -141,59 +149,101 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
                 ..stored.clone()
             })
         };
-        mutex.amend(&mark).map_err(|error| Error::mutex("stop", &location.printable(), error))?;
+        mutex.amend(&mark).map_err(|error| Error::mutex("stop", &shown, error))?;
         let entry = seen.process.entry.as_ref();
+        emit(
+            "stop",
+            &location.printable(),
+            json!({ "host": entry.and_then(|entry| entry.owner.place.host.clone()) }),
+        );
         // On another host, the runner finds the mark when it renews the lease.
         entry
             .iter()
             .for_each(|entry| signal_keeper(entry, &HostIdentity::here(), NAME, Signal::TERM));
         let lease =
             entry.and_then(|entry| entry.lease).map_or(Duration::ZERO, |lease| lease.duration);
-        let end = Instant::now() + lease + ENDING;
-        // The loop ends at that time.
-        while Instant::now() < end {
-            let Some(now) = mutex
-                .inspect()?
-                .filter(|now| now.state == State::Running && now.run.of_slot() == run)
-            else {
-                tracing::info!("stopped `{shown}`");
-                return Ok(());
-            };
-            mutex.watch(Some(now), WATCHED, &super::Nothing)?;
+        let ended = |now: &Inspected| now.state != State::Running || now.run.of_slot() != run;
+        if watch(mutex, lease + ENDING, ended)?.is_none_or(|now| ended(&now)) {
+            tracing::info!("stopped `{shown}`");
+        } else {
+            is_late = true;
+            tracing::error!("cannot stop `{shown}`: it is still running");
         }
-        is_late = true;
-        tracing::error!("cannot stop `{shown}`: it is still running");
         Ok(())
     })?;
     Ok(if is_late { BUSY } else { DONE })
 }
 
-/// Applies `work` to each task, also after a failure. Returns the first failure.
+/// `serializer schedule forget`
+pub fn forget(args: &TasksArgs, environment: &Environment) -> Result<(), Error> {
+    let defined = Source::read_if_any(&args.catalog)?;
+    for_all(args, environment, |mutex, (name, _), seen| {
+        let shown = text::field(name);
+        let refused = |why| Err(Error::new(REFUSED, format!("cannot forget `{shown}`: {why}")));
+        if defined.tasks.contains_key(name) {
+            return refused("it is still defined");
+        }
+        match prove(mutex, seen)? {
+            Some(seen) if seen.state == State::Running => refused("it is running"),
+            Some(seen) => {
+                mutex.forget(&seen).map_err(|error| Error::mutex("forget", &shown, error))?;
+                tracing::info!("forgot `{shown}`");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    })
+}
+
+/// Watches the lease of a run until that has renewed it or it has expired, if nothing else shows
+/// whether its host has died.
+pub fn prove(mutex: &mut Mutex<'_>, seen: Option<Inspected>) -> Result<Option<Inspected>, Error> {
+    match seen.as_ref().and_then(Inspected::unproved_lease) {
+        Some(lease) => watch(mutex, lease.1, |now| now.unproved_lease() != Some(lease)),
+        None => Ok(seen),
+    }
+}
+
+/// Inspects a task until it `is_over`, or for this time.
+fn watch(
+    mutex: &mut Mutex<'_>,
+    limit: Duration,
+    is_over: impl Fn(&Inspected) -> bool,
+) -> Result<Option<Inspected>, Error> {
+    let end = Instant::now() + limit;
+    // The loop ends at that time.
+    loop {
+        let now = mutex.inspect()?;
+        if Instant::now() > end || now.as_ref().is_none_or(&is_over) {
+            return Ok(now);
+        }
+        mutex.watch(now, WATCHED, &super::Nothing)?;
+    }
+}
+
+/// Applies `work` to each task, with its name and what is stored, also after a failure. Returns the
+/// first failure.
 fn for_all(
     args: &TasksArgs,
     environment: &Environment,
-    mut work: impl FnMut(&mut Mutex<'_>, &Location, Inspected) -> Result<(), Error>,
+    mut work: impl FnMut(&mut Mutex<'_>, (&str, &Location), Option<Inspected>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let place = place_of(environment, &args.state)?;
+    let place = place_of(environment, &args.catalog)?;
     let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
     let mut failure: Option<Error> = None;
     for name in &args.tasks {
         let location = task_at(&place, name);
-        let mut mutex = Mutex::new(Register::open(&location)?, &judge);
-        let done = match mutex.inspect() {
-            Ok(Some(seen)) => work(&mut mutex, &location, seen),
-            Ok(None) => {
-                let why = format!(
-                    "no state of the task `{}` is stored: `{}`",
-                    text::field(name),
-                    location.printable()
-                );
-                Err(Error::failed(why)
-                    .with_hint("`serializer schedule start` stores it when it first sees a task"))
+        let mut work_on = || {
+            let mut mutex = Mutex::new(Register::open(&location)?, &judge);
+            let seen = mutex.inspect()?;
+            if seen.is_none() {
+                let hint = "`serializer schedule status` shows the stored tasks";
+                let defined = Source::read_if_any(&args.catalog)?;
+                defined.find(name).map_err(|why| Error::failed(why).with_hint(hint))?;
             }
-            Err(error) => Err(error.into()),
+            work(&mut mutex, (name, &location), seen)
         };
-        if let Err(error) = done
+        if let Err(error) = work_on()
             && let Some(earlier) = failure.replace(error)
         {
             tracing::error!("{earlier}");

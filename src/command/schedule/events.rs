@@ -47,16 +47,10 @@ impl Events {
     /// The signals that have arrived.
     pub fn receive(&self) -> Asked {
         let mut asked = Asked::default();
-        for _ in 0..MAX_SIGNALS {
-            let Ok(Some(signal)) = self.signals.read_signal() else { break };
-            match i32::try_from(signal.ssi_signo)
-                .ok()
-                .and_then(|number| Signal::try_from(number).ok())
-            {
-                Some(Signal::SIGTERM | Signal::SIGINT) => asked.must_stop = true,
-                Some(Signal::SIGHUP) => asked.must_reload = true,
-                _ => {}
-            }
+        for signal in (0..MAX_SIGNALS).map_while(|_| self.signals.read_signal().ok().flatten()) {
+            let is = |known: Signal| i64::from(signal.ssi_signo) == known as i64;
+            asked.must_stop |= is(Signal::SIGTERM) || is(Signal::SIGINT);
+            asked.must_reload |= is(Signal::SIGHUP);
         }
         asked
     }

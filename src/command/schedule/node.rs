@@ -75,7 +75,7 @@ pub fn run(
 ) -> Result<(), Error> {
     let mut source = Source::new(&args.catalog);
     let catalog = source.read()?;
-    let order = Order::new(&args.catalog.state, args.json, environment)?;
+    let order = Order::new(&args.catalog, args.json, environment)?;
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = args.jobs.map_or_else(processors, usize::from);
     let here = HostIdentity::here();

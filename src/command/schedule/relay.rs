@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use nix::unistd::{dup2_stderr, dup2_stdout};
+use serde_json::json;
 
 /// Ends the last line of a command's output, unless it is complete.
 const END_OF_LINE: &[u8] = b"\0\n";
@@ -37,26 +38,25 @@ impl Relay {
         let (sender, done) = mpsc::channel();
         let name = task.to_owned();
         thread::Builder::new().spawn(move || {
-            let mut lines = BufReader::new(lines);
+            let (mut lines, mut line) = (BufReader::new(lines), Vec::new());
             // The loop ends with the processes that may write.
-            loop {
-                let mut line = Vec::new();
-                match lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
-                    Ok(0) | Err(_) => break,
-                    Ok(_) if line == END_OF_LINE => continue,
-                    Ok(_) => {}
-                }
-                let line = line.strip_suffix(END_OF_LINE).or(line.strip_suffix(b"\n")).unwrap_or(&line);
-                let text = String::from_utf8_lossy(line).into_owned();
+            while let Ok(1..) = lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+                let part =
+                    line.strip_suffix(END_OF_LINE).or(line.strip_suffix(b"\n")).unwrap_or(&line);
+                let text = String::from_utf8_lossy(part);
                 let whole = match &slot {
                     Some(slot) => {
                         let time = Timestamp::now().to_string();
-                        serde_json::json!({ "timestamp": time, "task": name, "slot": slot, "line": text }).to_string()
+                        json!({ "timestamp": time, "task": name, "slot": slot, "line": text })
+                            .to_string()
                     }
                     None => format!("{name} | {text}"),
                 };
-                // Unread output blocks a task. Without a reader, the task goes on.
-                let _ = to.write_all((whole + "\n").as_bytes());
+                if line != END_OF_LINE {
+                    // Unread output blocks a task. Without a reader, the task goes on.
+                    let _ = to.write_all((whole + "\n").as_bytes());
+                }
+                line.clear();
             }
             drop(sender);
         })?;

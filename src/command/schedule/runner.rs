@@ -14,6 +14,7 @@ use nix::unistd::dup2_stdin;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use super::relay::Relay;
 use super::work::{LIMITED, Limited, NAME, Work, shown_slot};
@@ -21,7 +22,7 @@ use crate::command::ended::{INTERRUPTED, Ran};
 use crate::command::job::Job;
 use crate::command::run::{execute, perform};
 use crate::error::Error;
-use crate::events;
+use crate::events::{self, emit};
 use crate::exit_code::{BUSY, DONE};
 use crate::lease::OnLost;
 use crate::lock::Request;
@@ -54,9 +55,9 @@ pub fn help() -> Option<ExitCode> {
     } else {
         return None;
     };
-    logging::start(&LogArgs::default());
-    events::start(None);
     let ended = run().unwrap_or_else(|error| {
+        // Does nothing if the orders were read.
+        logging::start(&LogArgs::default());
         logging::report(&error);
         error.code
     });
@@ -123,7 +124,10 @@ fn orders<T: DeserializeOwned>() -> Result<T, Error> {
         rest.write_all(&text[end + 1..])?;
         rest.rewind()?;
         dup2_stdin(&rest)?;
-        Ok(serde_json::from_slice(&text[..end])?)
+        let (log, orders): (LogArgs, T) = serde_json::from_slice(&text[..end])?;
+        logging::start(&log);
+        events::start(log.events.as_ref());
+        Ok(orders)
     };
     read().map_err(cannot)
 }
@@ -184,6 +188,11 @@ impl Work {
             tracing::info!("`{name}` of {slot} is done after {took}");
             self.had_failed.then_some("recovered")
         } else if ran.how == INTERRUPTED {
+            emit(
+                "interruption",
+                &self.location.printable(),
+                json!({ "slot": slot, "try": ran.number }),
+            );
             tracing::warn!("`{name}` of {slot} was interrupted after {took}");
             None
         } else {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::work::shown_slot;
 use crate::lock::Mutex;
 use crate::lock::key::{Expired, Inspected};
 use crate::lock::once::Claim;
@@ -34,8 +35,8 @@ pub struct Tracked<'a> {
     /// The lease of its last run, if that has expired.
     pub expired: Option<Expired>,
     pub failures: u32,
-    /// The other definition that a warning has reported.
-    other: u32,
+    /// The other definition, and the slot that was given up, of which warnings have told.
+    other: (u32, u64),
 }
 
 impl<'a> Tracked<'a> {
@@ -69,7 +70,7 @@ impl<'a> Tracked<'a> {
 
     /// Uses this definition from now on.
     pub fn adopt(&mut self, definition: Definition) {
-        (self.other, self.check_at) = (self.definition.number(), 0);
+        (self.other.0, self.check_at) = (self.definition.number(), 0);
         self.definition = definition;
     }
 
@@ -87,12 +88,21 @@ impl<'a> Tracked<'a> {
             .as_ref()
             .and_then(|seen| seen.run.task.as_ref())
             .map_or(0, |stored| stored.definition);
-        if ![0, self.definition.number(), self.other].contains(&stored) {
-            self.other = stored;
+        if ![0, self.definition.number(), self.other.0].contains(&stored) {
+            self.other.0 = stored;
             tracing::warn!(
                 "the last run of the task `{}` used a different definition than this one",
                 text::field(name)
             );
+        }
+        if let Some(Seen { run, .. }) = seen.as_ref().filter(|seen| seen.is_given_up()) {
+            let (slot, number) = run.of_slot();
+            if std::mem::replace(&mut self.other.1, slot) != slot {
+                let (name, slot) = (text::field(name), shown_slot(slot));
+                tracing::warn!(
+                    "gave up `{name}` of {slot}: its run was interrupted (try {number})"
+                );
+            }
         }
         // By the store's clock.
         let up_since =

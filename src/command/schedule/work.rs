@@ -13,7 +13,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::{place_of, task_at};
-use crate::cli::StateArgs;
+use crate::cli::CatalogArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::lock::Mutex;
@@ -21,6 +21,7 @@ use crate::lock::key::Expired;
 use crate::lock::once::Claim;
 use crate::lock::register::Register;
 use crate::lock::staleness::{Judged, LocalLiveness, RUN_VARIABLE, Verdict};
+use crate::logging;
 use crate::record::run::{Interrupted, Rule, Run};
 use crate::schedule::definition::Definition;
 use crate::store::Location;
@@ -89,9 +90,13 @@ impl Limited {
 }
 
 impl Order {
-    pub fn new(state: &StateArgs, is_json: bool, environment: &Environment) -> Result<Self, Error> {
-        let place = place_of(environment, state)?;
-        let lease = place.is_shared().then(|| environment.lease(&state.place)).transpose()?;
+    pub fn new(
+        args: &CatalogArgs,
+        is_json: bool,
+        environment: &Environment,
+    ) -> Result<Self, Error> {
+        let place = place_of(environment, args)?;
+        let lease = place.is_shared().then(|| environment.lease(&args.place)).transpose()?;
         Ok(Self { place, lease, is_json })
     }
 
@@ -144,9 +149,10 @@ pub fn runner(work: &Work, definition: &Definition) -> io::Result<Command> {
     }
     // Not by a pipe, which a scheduler would wait at.
     let mut orders = File::from(memfd_create("orders", MemfdFlags::CLOEXEC)?);
-    let mut text = serde_json::to_string(work)? + "\n";
+    let log = logging::args();
+    let mut text = serde_json::to_string(&(&log, work))? + "\n";
     if let Some(limited) = &work.limited {
-        text += &(serde_json::to_string(limited)? + "\n");
+        text += &(serde_json::to_string(&(&log, limited))? + "\n");
     }
     // What follows is for the command.
     text += definition.stdin.as_deref().unwrap_or("");

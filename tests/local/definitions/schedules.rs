@@ -53,7 +53,10 @@ fn an_answer_that_is_not_one_of_meltano_is_refused_in_one_line() {
     for (text, why) in [
         ("", "EOF while parsing a value at line 1 column 0"),
         ("{}", "missing field `schedules` at line 1 column 2"),
-        ("{\"schedules\": {\"job\": []}}", "missing field `elt` at line 1 column 25"),
+        (
+            "{\"schedules\": {\"job\": 5}}",
+            "invalid type: integer `5`, expected a sequence at line 1 column 23",
+        ),
     ] {
         let error = meltano::parse(text).expect_err(text);
         assert_eq!(error, format!("cannot read the schedules of Meltano: {why}"), "{text}");

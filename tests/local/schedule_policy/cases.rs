@@ -98,7 +98,7 @@ pub fn kinds(has_clock: bool, is_complete: bool) -> impl Strategy<Value = Kinds>
                 Vec::new(),
             );
             definition.catch_up = if is_complete { CatchUp::All } else { catch_up };
-            definition.overlap = if is_queued { Overlap::Queue } else { Overlap::Skip };
+            definition.overlap = is_queued.then_some(Overlap::Queue);
             definition.start_within = (is_limited && !is_complete).then_some(millis(HOUR * 3 / 2));
             definition.spread = millis(if is_spread { HOUR * 3 / 4 } else { 0 });
             // Beside the grid.

@@ -67,7 +67,7 @@ impl Rules {
     }
 
     fn skips_overlaps(&self) -> bool {
-        self.kinds.definition.overlap == Overlap::Skip
+        self.kinds.definition.overlap != Some(Overlap::Queue)
             && self.kinds.definition.catch_up != CatchUp::All
     }
 
