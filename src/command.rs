@@ -1,11 +1,13 @@
 //! The subcommands, one file each.
 
+mod completions;
 mod describe;
 mod ended;
 mod flock;
 mod initialize;
 mod job;
 mod lock;
+mod man;
 mod metrics;
 mod once;
 mod progress;
@@ -39,8 +41,9 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Status(args) => status::run(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
         Command::Describe { format } => describe::run(format),
-        Command::Completions { shell } => describe::completions(*shell),
-        Command::Man { command } => describe::man(command.as_deref()),
+        Command::Completions { shell: Some(shell), .. } => completions::print(*shell),
+        Command::Completions { .. } => completions::names(&environment?),
+        Command::Man { command } => man::print(command),
     }?;
     Ok(exit_code::DONE)
 }

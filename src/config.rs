@@ -26,17 +26,17 @@ use crate::store::{self, Location, file};
 use crate::sys::local_time::named_zone;
 use crate::sys::text;
 use crate::values::{
-    parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots,
-    parse_word,
+    parse_duration, parse_lease_seconds, parse_max_attempts, parse_owner_pid, parse_sleep_seconds,
+    parse_slots, parse_word,
 };
 
 /// Begins the names of all our variables.
 const PREFIX: &str = "SERIALIZER_";
 
-const DEFAULT_DIR: &str = "/tmp";
-const DEFAULT_FILE_NAME: &str = "serializer.lck";
-const DEFAULT_SLEEP: Duration = Duration::from_secs(1);
-const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+/// The rest of the names of all variables that are read, or that commands find.
+const KNOWN: &str = "FILE_NAME DIR STORE PASSWORD_FILE LEASE_SECONDS ON_LOST OWNER_PID ORPHANS \
+                     REASON SLOTS MAX_ATTEMPTS SLEEP_SECONDS TIMEOUT EVENTS PIP_URL FENCING_TOKEN \
+                     TRY ONCE_KEY";
 
 /// The longest key, in bytes.
 const MAX_KEY: usize = 1000;
@@ -57,18 +57,37 @@ impl Environment {
             let is_ours = !name.chars().any(char::is_lowercase);
             is_ours.then(|| (name, value.to_string_lossy().into_owned()))
         });
-        let read = envy::from_iter(ours).map(Self);
-        read.map_err(|error| {
-            Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"))
-        })
+        let cannot =
+            |error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"));
+        let read = envy::from_iter(ours).map(Self).map_err(cannot)?;
+        read.warn_of_typos();
+        Ok(read)
+    }
+
+    /// Warns of unknown variables that are one typo away from a known one, which would have no
+    /// effect.
+    fn warn_of_typos(&self) {
+        let is_known = |name: &str| KNOWN.split(' ').any(|known| known == name);
+        for name in
+            self.0.keys().map(|name| name.to_ascii_uppercase()).filter(|name| !is_known(name))
+        {
+            if let Some(known) =
+                KNOWN.split(' ').find(|known| strsim::osa_distance(&name, known) == 1)
+            {
+                let name = text::field(&name);
+                tracing::warn!(
+                    "unknown variable `{PREFIX}{name}` has no effect (hint: `{PREFIX}{known}`)"
+                );
+            }
+        }
     }
 
     /// The lock `name`, or the configured one.
     pub fn lock(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Location, Error> {
         let name = name.map(Path::to_owned).or_else(|| args.file_name.clone());
         let name = self
-            .resolve(name, "FILE_NAME", parse_path)?
-            .unwrap_or_else(|| DEFAULT_FILE_NAME.into());
+            .resolve(name, "FILE_NAME", |text| Ok(text.into()))?
+            .unwrap_or_else(|| "serializer.lck".into());
         let Some(store) = self.store(Kind::Lock, &args.place, Some(&name))? else {
             return Ok(Location::file(&lock_path(
                 self.directory(Kind::Lock, &args.place)?.join(&name),
@@ -157,7 +176,7 @@ impl Environment {
                 .map(StoreUrl::of_directory)
         };
         let Some(url) = url else { return Ok(None) };
-        let password_file = self.resolve(None, "PASSWORD_FILE", parse_path)?;
+        let password_file = self.resolve(None, "PASSWORD_FILE", |text| Ok(text.into()))?;
         // Several answers have to fit into the rest of a lease that is renewed.
         let timeout = (self.lease(args)? / 6).min(MAX_ANSWER);
         Ok(Some(StoreSettings { url, password_file, timeout }))
@@ -166,35 +185,39 @@ impl Environment {
     /// The duration of leases.
     pub fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
         let lease = self.resolve(args.lease_seconds, "LEASE_SECONDS", parse_lease_seconds)?;
-        Ok(lease.unwrap_or(DEFAULT_LEASE))
+        Ok(lease.unwrap_or(Duration::from_secs(30)))
     }
 
     /// The directory of files.
     pub fn directory(&self, kind: Kind, args: &PlaceArgs) -> Result<PathBuf, Error> {
-        let directory = self.resolve(args.dir.clone(), "DIR", parse_path)?;
+        let directory = self.resolve(args.dir.clone(), "DIR", |text| Ok(text.into()))?;
         if directory.is_none() && kind != Kind::Lock {
             return state_directory();
         }
         // Meltano runs plugins in the user's working directory, where two runs would use two files.
         let root =
             var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
-        let directory =
-            root.unwrap_or_default().join(directory.unwrap_or_else(|| DEFAULT_DIR.into()));
+        let directory = root.unwrap_or_default().join(directory.unwrap_or_else(|| "/tmp".into()));
         // Fails only in a working directory that was removed.
         Ok(std::path::absolute(&directory).unwrap_or(directory))
     }
 
     /// How to wait.
     pub fn waiting(&self, args: &WaitingArgs) -> Result<Waiting, Error> {
-        let timeout = args.timeout;
-        // A flag that limits the waiting beats the variable that does.
-        let flag = if args.no_wait { Some(1) } else { args.max_attempts.or(timeout.map(|_| 0)) };
+        // A flag that limits the waiting beats the variables that do.
+        let flag =
+            if args.no_wait { Some(1) } else { args.max_attempts.or(args.timeout.map(|_| 0)) };
         let max = self.resolve(flag, "MAX_ATTEMPTS", parse_max_attempts)?;
+        let timeout = if flag.is_some() {
+            args.timeout
+        } else {
+            self.resolve(None, "TIMEOUT", parse_duration)?
+        };
         let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", parse_sleep_seconds)?;
         let max_attempts = max.and_then(NonZeroU32::new);
         Ok(Waiting {
             max_attempts,
-            sleep: sleep.unwrap_or(DEFAULT_SLEEP),
+            sleep: sleep.unwrap_or(Duration::from_secs(1)),
             timeout,
             warn_after: args.warn_after,
         })
@@ -291,13 +314,9 @@ impl Environment {
         }
         match parse(value) {
             Ok(parsed) => Ok(Some(parsed)),
-            Err(expected) => cannot(format!(" `{}`: {expected}", text::field(value))),
+            Err(expected) => cannot(format!(" `{}`: {expected}", text::value(value))),
         }
     }
-}
-
-fn parse_path(text: &str) -> Result<PathBuf, String> {
-    Ok(PathBuf::from(text))
 }
 
 /// The lock file at a path from the working directory.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::filter_fn;
@@ -34,8 +35,8 @@ struct Lines {
 /// Starts reporting, as flags and environment say.
 pub fn start(args: &LogArgs) {
     let _ = ARGS.set(args.clone());
-    let level =
-        parse_level(&args.log_level.clone().or_else(|| variable("LOG_LEVEL")).unwrap_or_default());
+    let named = args.quiet.then(|| "warning".to_owned()).or_else(|| args.log_level.clone());
+    let level = parse_level(&named.or_else(|| variable("LOG_LEVEL")).unwrap_or_default());
     let lines = Lines {
         json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
         timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
@@ -142,27 +143,25 @@ where
 #[derive(Args, Clone, Default, Serialize, Deserialize)]
 #[command(next_help_heading = "Messages")]
 pub struct LogArgs {
+    /// Show warnings and errors only
+    #[arg(long, short, global = true, conflicts_with = "log_level")]
+    pub quiet: bool,
     /// Least important messages to show: debug, info, warning or error [env: LOG_LEVEL]
-    #[arg(
-        long,
-        global = true,
-        value_name = "LEVEL",
-        ignore_case = true,
-        hide_possible_values = true
-    )]
+    #[arg(long, global = true, value_name = "LEVEL", ignore_case = true)]
     #[arg(value_parser = ["debug", "info", "warning", "warn", "error", "critical"])]
+    #[arg(hide_possible_values = true, hide_short_help = true)]
     pub log_level: Option<String>,
     /// Begin messages with the time [env: LOG_TIMESTAMPS]
-    #[arg(long, global = true)]
+    #[arg(long, global = true, hide_short_help = true)]
     pub log_timestamps: bool,
     /// Begin messages with their level [env: LOG_LEVELS]
-    #[arg(long, global = true)]
+    #[arg(long, global = true, hide_short_help = true)]
     pub log_levels: bool,
     /// Write messages as JSON, a line each [env: MELTANO_LOG_JSON]
-    #[arg(long, global = true)]
+    #[arg(long, global = true, hide_short_help = true)]
     pub meltano_log_json: bool,
     /// Append a line of JSON to FILE for each lock that is acquired, released or lost [env:
     /// SERIALIZER_EVENTS]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
     pub events: Option<PathBuf>,
 }

@@ -11,7 +11,7 @@ mod checks;
 mod directory;
 #[cfg(feature = "dynamodb")]
 mod dynamodb;
-mod engines;
+pub(crate) mod engines;
 pub mod failure;
 pub mod file;
 #[cfg(any(

@@ -27,18 +27,18 @@ pub fn answer(error: &clap::Error) -> ExitCode {
 
 fn one_line(error: &clap::Error) -> Error {
     let text = error.to_string();
-    // clap writes paragraphs: the error, tips, the usage, where to find help.
-    let mut paragraphs = text
-        .split("\n\n")
-        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
-    let message = paragraphs.next().unwrap_or_default();
-    let tip = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
+    // clap writes paragraphs: the error, tips (the best one first), the usage, where to find help.
+    let (message, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let message = message.strip_prefix("error: ").unwrap_or(&message);
+    let tips = rest.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+    // An option that was meant as a value is the rarest mistake.
+    let tip = tips.map(str::to_owned).find(|tip| !tip.starts_with("to pass "));
     let (mut command, mut known) = (String::new(), Cli::command());
     for word in std::env::args().skip(1) {
         let Some(found) = known.find_subcommand(&word).cloned() else { break };
         (command, known) = (command + &word + " ", found);
     }
-    Error::usage(message)
-        .with_hint(tip.unwrap_or_else(|| format!("for usage: `serializer {command}--help`")))
+    let usage = || format!("for usage: `serializer {command}--help`");
+    Error::usage(message).with_hint(tip.unwrap_or_else(usage))
 }

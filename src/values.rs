@@ -19,8 +19,9 @@ use crate::sys::{process, text};
 /// The longest duration: a year, far from what overflows a clock.
 const MAX_SECONDS: u64 = 31_536_000;
 
-/// A whole number. Rust also reads `+1`.
+/// A whole number, with or without blanks around it. Rust also reads `+1`.
 fn parse_number(text: &str) -> Option<u32> {
+    let text = text.trim();
     text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
@@ -41,6 +42,7 @@ pub fn parse_slots(text: &str) -> Result<NonZeroU32, String> {
 
 /// A number of seconds. Rust also reads `inf`, `nan`, `1e3` and `+1`.
 fn parse_seconds(text: &str) -> Option<Duration> {
+    let text = text.trim();
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let seconds = text.parse().ok().filter(|seconds| is_plain && *seconds <= MAX_SECONDS as f64)?;
     Duration::try_from_secs_f64(seconds).ok()
@@ -54,7 +56,8 @@ pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let span = || {
-        text.parse::<Span>()
+        text.trim()
+            .parse::<Span>()
             .ok()?
             .to_duration(SpanRelativeTo::days_are_24_hours())
             .ok()?
@@ -80,7 +83,7 @@ pub fn parse_time(text: &str) -> Result<Timestamp, String> {
 }
 
 pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {
-    process::parse_pid(text)
+    process::parse_pid(text.trim())
         .ok_or_else(|| format!("expected a process id, a whole number from 1 to {}", i32::MAX))
 }
 

@@ -18,9 +18,10 @@ flag beats its variable, and an empty one counts as unset, but SERIALIZER_STORE
 must not be empty):
   SERIALIZER_FILE_NAME, SERIALIZER_STORE, SERIALIZER_PASSWORD_FILE,
   SERIALIZER_DIR (a relative one starts at MELTANO_PROJECT_ROOT),
-  SERIALIZER_MAX_ATTEMPTS, SERIALIZER_SLEEP_SECONDS, SERIALIZER_SLOTS,
-  SERIALIZER_LEASE_SECONDS, SERIALIZER_ON_LOST, SERIALIZER_OWNER_PID,
-  SERIALIZER_ORPHANS, LOG_LEVEL, LOG_TIMESTAMPS, LOG_LEVELS, MELTANO_LOG_JSON
+  SERIALIZER_MAX_ATTEMPTS, SERIALIZER_SLEEP_SECONDS, SERIALIZER_TIMEOUT,
+  SERIALIZER_SLOTS, SERIALIZER_LEASE_SECONDS, SERIALIZER_ON_LOST,
+  SERIALIZER_OWNER_PID, SERIALIZER_ORPHANS, SERIALIZER_EVENTS, LOG_LEVEL,
+  LOG_TIMESTAMPS, LOG_LEVELS, MELTANO_LOG_JSON
 
 Exit codes:
   0   done
@@ -36,14 +37,25 @@ Exit codes:
   128 + n  signal n ended the command
   Otherwise, `run` ends with the exit code of its command.
 
+Files:
+  /tmp/serializer.lck              the lock, if neither a name nor a directory is set
+  NAME.queue, NAME.broken          its waiters; notices for holders whose lock was broken
+  .serializer.*.tmp                left by a kill, and removed later
+  .meltano/serializer/             keys and tasks, in a Meltano project
+  ~/.local/state/serializer/       keys and tasks elsewhere
+  serializer.toml                  the tasks of `serializer schedule`
+
 `serializer COMMAND --help` tells more.";
+
+pub const RUN_USAGE: &str = "serializer run [OPTIONS] [--] CMD [ARG]...
+       serializer run [OPTIONS] -c SCRIPT";
 
 pub const RUN_HELP: &str = "\
 Examples:
   serializer run -- dbt run --select sales
   serializer run --timeout 10m -- dbt run       # ten minutes at most, then exit code 75
   serializer run -c 'dbt deps && dbt run'
-  serializer run --slots 3 --file-name taps.lck -- meltano run tap-x target-y    # three at a time
+  serializer run --slots 3 --name taps.lck -- meltano run tap-x target-y    # three at a time
   serializer run --name-from-command --no-wait -- ./sync.sh orders     # never twice at once
   serializer run --name-from-command --wait-and-skip -- ./refresh.sh   # wait for one that runs, and skip it
 
@@ -54,12 +66,15 @@ lock has a lease, which `run` renews: if it cannot, or the lock is broken, it en
 (TERM, then KILL), and the exit code is 76. The command finds its fencing token in \
 SERIALIZER_FENCING_TOKEN.";
 
+pub const LOCK_USAGE: &str = "serializer lock [OPTIONS] [NAME]
+       serializer lock [OPTIONS] --once KEY";
+
 pub const LOCK_HELP: &str = "\
 Examples:
   serializer lock && dbt run; serializer unlock
   serializer lock --timeout 10m || exit     # ten minutes at most, then exit code 75
   serializer lock --no-wait && { dbt run; serializer unlock; }
-  serializer lock --dir ~/locks --file-name warehouse.lck
+  serializer lock warehouse.lck --dir ~/locks
   token=$(serializer lock --store postgres://etl@db/meltano --print-token)
   serializer lock --once load --per day || exit     # 79: done today
 
@@ -68,6 +83,9 @@ ended: the next `lock` takes it over at once. Locking what the same process hold
 with a warning. Between the tries, `lock` wakes up as soon as the lock is released or its owner \
 ends. For a lock in a store, a process stays behind that renews its lease, and releases it when \
 the owner ends.";
+
+pub const UNLOCK_USAGE: &str = "serializer unlock [OPTIONS] [NAME]
+       serializer unlock [OPTIONS] --once KEY";
 
 pub const UNLOCK_HELP: &str = "\
 Examples:
@@ -105,6 +123,9 @@ Examples:
   serializer status --once
   serializer status --json | jq -r '.locks[].state'    # free, held, stale or unknown";
 
+pub const ONCE_USAGE: &str = "serializer once [OPTIONS] KEY [--] CMD [ARG]...
+       serializer once [OPTIONS] KEY -c SCRIPT";
+
 pub const ONCE_HELP: &str = "\
 Examples:
   serializer once 2026-11-29 -- ./load.sh      # unless this key is done
@@ -117,13 +138,19 @@ of that run. An interrupted run (its process or host has died) is run again. The
 key in SERIALIZER_ONCE_KEY, and the number of its run in SERIALIZER_TRY. Without a store or --dir, \
 keys are files in .meltano/serializer of the Meltano project, or in ~/.local/state/serializer.";
 
+pub const FLOCK_USAGE: &str = "serializer flock [OPTIONS] FILE CMD [ARG]...
+       serializer flock [OPTIONS] FILE -c SCRIPT";
+
 pub const FLOCK_HELP: &str = "\
 Examples:
   */5 * * * *  serializer flock -n /tmp/sync.lock ./sync.sh
   serializer flock -w 10 -E 4 sync.lock -c 'dbt run'
 
 FILE is a lock file of this program, and excludes only users of this program. An empty file that \
-flock(1) has left there is taken for one; any other is refused.";
+flock(1) has left there, or that `mktemp` has made, is free at once; any other file, and a \
+directory, is refused. Options may be abbreviated, and mean what flock(1) says. A lock of --fcntl \
+is that of FILE.fcntl. What needs a file descriptor (--fd, --unlock) or a part of a file (--start, \
+--length) is refused.";
 
 pub const SCHEDULE_START_HELP: &str = "\
 Examples:

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::{LockFileArgs, PlaceArgs, RequestArgs, WaitingArgs};
 use crate::lease::OnLost;
@@ -19,21 +19,22 @@ pub struct RunArgs {
     #[command(flatten)]
     pub file: LockFileArgs,
     /// Name the lock after the command: equal command lines exclude each other, and others do not
-    #[arg(long, conflicts_with = "file_name")]
+    #[arg(long, conflicts_with = "file_name", help_heading = "Lock")]
     pub name_from_command: bool,
     #[command(flatten)]
     pub request: RequestArgs,
     /// Hold the lock alone; that is what it does anyway
-    #[arg(short = 'x', long, conflicts_with_all = ["shared", "slots"])]
+    #[arg(short = 'x', long, conflicts_with_all = ["shared", "slots"], hide_short_help = true)]
     pub exclusive: bool,
     #[command(flatten)]
     pub waiting: WaitingArgs,
     /// If another holds the lock: wait until that one has done it, and skip the command; but run it
     /// if the other has failed
-    #[arg(long, conflicts_with_all = ["shared", "slots"])]
+    #[arg(long, conflicts_with_all = ["shared", "slots"], help_heading = "Waiting")]
     pub wait_and_skip: bool,
     /// Exit code when the command was skipped
     #[arg(long, value_name = "CODE", default_value_t = 0, requires = "wait_and_skip")]
+    #[arg(hide_short_help = true)]
     pub skipped_exit_code: u8,
     #[command(flatten)]
     pub command: CommandArgs,
@@ -87,6 +88,7 @@ pub struct ForgetArgs {
 
 /// How often a key runs.
 #[derive(Args)]
+#[command(next_help_heading = "Keys")]
 pub struct RuleArgs {
     /// Run once in each calendar hour, day, week or month, in the time zone of TZ
     #[arg(long, value_name = "PERIOD", requires = "once", conflicts_with = "valid_for")]
@@ -96,11 +98,12 @@ pub struct RuleArgs {
     pub valid_for: Option<Duration>,
     /// Give the key up after N runs without success [default: never]
     #[arg(long, value_name = "N", requires = "once", value_parser = values::parse_tries)]
-    #[arg(allow_negative_numbers = true)]
+    #[arg(allow_negative_numbers = true, hide_short_help = true)]
     pub tries: Option<NonZeroU32>,
     /// After an interrupted run (its process or host has died): `rerun`, or `stop` and give the key
     /// up [default: rerun]
     #[arg(long, value_name = "rerun|stop", requires = "once", hide_possible_values = true)]
+    #[arg(hide_short_help = true)]
     pub interrupted: Option<Interrupted>,
 }
 
@@ -113,7 +116,7 @@ pub struct CommandArgs {
     pub until_children_exit: bool,
     /// `wait` for processes that outlive the Meltano run that held the lock, or `ignore` them [env:
     /// SERIALIZER_ORPHANS] [default: wait]
-    #[arg(long, value_name = "wait|ignore", hide_possible_values = true)]
+    #[arg(long, value_name = "wait|ignore", hide_possible_values = true, hide_short_help = true)]
     pub orphans: Option<Orphans>,
     /// Accepted because flock(1) has it: the command never inherits the lock
     #[arg(short = 'o', long, hide = true)]
@@ -126,27 +129,31 @@ pub struct CommandArgs {
     pub script: Option<OsString>,
     /// The command and its arguments; options stand before it
     #[arg(value_name = "CMD", trailing_var_arg = true, required_unless_present = "script")]
+    #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
 }
 
 #[derive(Args)]
 pub struct FlockArgs {
     /// Share the lock with others that share it
-    #[arg(short, long)]
+    #[arg(short, long, overrides_with = "exclusive")]
     pub shared: bool,
     /// Hold the lock alone (the default)
-    #[arg(short = 'x', short_alias = 'e', long, conflicts_with = "shared")]
+    #[arg(short = 'x', visible_short_alias = 'e', long)]
     pub exclusive: bool,
     /// Fail rather than wait
-    #[arg(short, long, visible_alias = "nb")]
+    #[arg(short, long, visible_aliases = ["nb", "nonblocking"])]
     pub nonblock: bool,
     /// Fail after so many seconds
-    #[arg(short = 'w', long, visible_alias = "wait", value_name = "SECONDS")]
-    #[arg(value_parser = values::parse_sleep_seconds, allow_negative_numbers = true)]
+    #[arg(short = 'w', long, visible_alias = "wait", value_parser = values::parse_sleep_seconds)]
+    #[arg(value_name = "SECONDS", allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
     /// Exit code when the lock was held
     #[arg(short = 'E', long, value_name = "CODE", default_value_t = 1)]
     pub conflict_exit_code: u8,
+    /// Lock FILE independently of those that lock it without --fcntl
+    #[arg(long)]
+    pub fcntl: bool,
     /// Accepted: the command never inherits the lock
     #[arg(short = 'o', long)]
     pub close: bool,
@@ -159,10 +166,14 @@ pub struct FlockArgs {
     /// Not possible: a lock belongs to a process
     #[arg(short, long, hide = true)]
     pub unlock: bool,
+    /// Not possible: a lock is that of a whole file, by its name
+    #[arg(long = "fd", aliases = ["start", "length"], value_name = "N", hide = true)]
+    pub part: Option<OsString>,
     /// Lock file
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
     /// Command and its arguments, or `-c SCRIPT`
     #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
 }

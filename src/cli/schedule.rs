@@ -12,7 +12,7 @@ use crate::values;
 #[derive(Subcommand)]
 pub enum ScheduleCommand {
     /// Run tasks when they are due, until SIGTERM or Ctrl-C; start it on each host
-    #[command(after_help = help::SCHEDULE_START_HELP)]
+    #[command(after_long_help = help::SCHEDULE_START_HELP)]
     Start(StartArgs),
     /// Run the tasks that are due now, wait for them, and exit; for a crontab
     Tick(TickArgs),

@@ -16,6 +16,7 @@ use crate::lock::Request;
 use crate::lock::waiting::Waiting;
 use crate::record::mode::Mode;
 use crate::run::{Descendants, Program};
+use crate::sys::text;
 
 /// `EX_NOINPUT` of sysexits.h, by which flock tells a file that cannot be used from one that is
 /// locked.
@@ -26,10 +27,15 @@ const SLEEP: Duration = Duration::from_secs(1);
 
 pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let command = match args.command.as_slice() {
-        [] => {
+        _ if args.part.is_some() => {
+            let message = "cannot lock by `--fd`, `--start` or `--length`: a lock is that of a \
+                           whole file, by its name";
+            return Err(Error::usage(message));
+        }
+        command if args.unlock || command.is_empty() => {
             let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before \
                         and `serializer unlock` behind what must not overlap";
-            let message = "cannot lock an open file, or without a command: the lock belongs to a \
+            let message = "cannot lock without a command, or `--unlock`: the lock belongs to a \
                            process, not to a file descriptor";
             return Err(Error::usage(message).with_hint(hint));
         }
@@ -41,6 +47,17 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         }
         command => command.to_vec(),
     };
+    if args.file.is_dir() {
+        let shown = text::path(&args.file);
+        let message =
+            format!("cannot lock the directory `{shown}`: a lock of this program is a file");
+        let hint = format!("name a file in it: `serializer flock {shown}/lock …`");
+        return Err(Error::new(NO_INPUT, message).with_hint(hint));
+    }
+    let mut file = args.file.clone();
+    if args.fcntl {
+        file.as_mut_os_string().push(".fcntl");
+    }
     if environment.has_store() {
         tracing::warn!(
             "`flock` locks a file of this machine; `SERIALIZER_STORE` is for `lock` and `run`"
@@ -49,7 +66,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
     let mode = if args.shared { Mode::Shared } else { Mode::EXCLUSIVE };
     let job = Job {
-        lock: lock_file_at(&args.file)?,
+        lock: lock_file_at(&file)?,
         request: Request { mode, ..Request::default() },
         waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout, warn_after: None },
         orphans: environment.orphans(None)?,
@@ -58,7 +75,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         on_lost: OnLost::Terminate,
         skipped_exit_code: 0,
         is_verbose: args.verbose,
-        waits_silently: !args.verbose,
+        is_flock: true,
         task_ends_at: None,
         expired: None,
     };

@@ -51,6 +51,7 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
         tracing::warn!("{advice}");
     }
     register.remove_unused(KEPT);
+    register.notify();
     tracing::info!("locks can be kept in `{place}`; the lock is `{}`", lock.printable());
     Ok(())
 }

@@ -25,8 +25,8 @@ pub struct Job {
     pub on_lost: OnLost,
     pub skipped_exit_code: u8,
     pub is_verbose: bool,
-    /// Whether not to say that the lock is waited for.
-    pub waits_silently: bool,
+    /// Whether to answer as flock(1): without a message, and with an empty file as a free lock.
+    pub is_flock: bool,
     /// Of a task on a schedule: when its time is over, in milliseconds since boot.
     pub task_ends_at: Option<u64>,
     /// Of a task on a schedule: the lease of its last run, which the scheduler has watched to its
@@ -57,7 +57,7 @@ impl Job {
             lock,
             skipped_exit_code: 0,
             is_verbose: args.verbose,
-            waits_silently: false,
+            is_flock: false,
             task_ends_at: None,
             expired: None,
         })

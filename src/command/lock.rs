@@ -8,6 +8,7 @@ use super::once;
 use super::progress::Progress;
 use crate::cli::LockArgs;
 use crate::command::requester::ProcessRequester;
+use crate::command::requester::other_than_us;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::events::{emit, waited};
@@ -25,10 +26,10 @@ use crate::sys::process;
 use crate::sys::text::io_message;
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
-    let place = &args.file.place;
+    let place = &args.lock.file.place;
     let lock = match &args.once {
         Some(key) => once::open(environment, place, key)?,
-        None => environment.lock(&args.file, None)?,
+        None => environment.lock(&args.lock.file, args.lock.name.as_deref())?,
     };
     let request = match args.once {
         Some(_) => environment.once(&args.rule, place, &lock)?,
@@ -40,7 +41,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     check_store(args, &lock)?;
     let here = HostIdentity::here();
     // A detached run has no owner that lives on; this process stands for it.
-    let owner_pid = environment.owner_pid(args.owner.owner_pid)?.or(args.detached.then(getpid));
+    let owner_pid =
+        other_than_us(environment.owner_pid(args.owner.owner_pid)?)?.or(args.detached.then(getpid));
     let needs_keeper = request.lease.is_some() && !args.detached;
     let requester = ProcessRequester::discover(&here, owner_pid, needs_keeper);
     let judge = LocalLiveness::new(here, orphans);

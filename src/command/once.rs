@@ -80,7 +80,7 @@ fn make(directory: &Path) -> io::Result<()> {
 
 /// `serializer unlock --once`
 pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result<(), Error> {
-    let location = open(environment, &args.file.place, key)?;
+    let location = open(environment, &args.lock.file.place, key)?;
     let here = HostIdentity::here();
     let judge = LocalLiveness::new(here.clone(), environment.orphans(args.owner.orphans)?);
     let mut mutex = Mutex::new(Register::open(&location)?, &judge);
@@ -147,7 +147,7 @@ pub fn wait(
     let signals = Signals::hold_as_init();
     // Ends with the attempts or, without a limit, with the runs.
     loop {
-        attempts.count(Instant::now());
+        attempts.count(Instant::now(), false);
         let (mut pending, mut failure) = (None, None);
         for (shown, mutex) in &mut all {
             let inspected = match mutex.inspect() {

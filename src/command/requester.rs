@@ -62,7 +62,7 @@ impl ProcessRequester {
         let watched: Vec<_> =
             parent.into_iter().chain(owner_pid).filter_map(process::running).collect();
         // A pidfd opened before this check is the parent's, even if its PID is used again.
-        let parent_ended = getppid() != parent;
+        let parent_ended = getppid() != parent || parent.is_some_and(process::has_adopted_us);
 
         let pid = owner_pid.or(parent);
         let arguments = pid.map(process::arguments).unwrap_or_default();
@@ -122,6 +122,15 @@ impl ProcessRequester {
     pub fn has_started(&self, keeper: (Pid, ProcessIdentity)) -> bool {
         self.keeper.get().is_some_and(|own| own.identity == keeper)
     }
+}
+
+/// The process that is to own a lock, unless it is this one.
+pub fn other_than_us(owner: Option<Pid>) -> Result<Option<Pid>, Error> {
+    let ours = owner.filter(|pid| *pid == getpid());
+    let why = |pid| {
+        unfit(format!("cannot lock for pid {pid}: it is this very command, which exits at once"))
+    };
+    ours.map_or(Ok(owner), |pid| Err(why(pid)))
 }
 
 fn unfit(why: impl Into<String>) -> Error {

@@ -69,7 +69,7 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
     let here = HostIdentity::here();
-    let judge = LocalLiveness::new(here.clone(), job.orphans);
+    let judge = LocalLiveness::new(here.clone(), job.orphans).of_flock(job.is_flock);
     let mut mutex = Mutex::new(Register::open(&job.lock)?, &judge);
     job.expired.iter().for_each(|expired| mutex.learn(expired));
     let location = job.lock.printable();
@@ -108,7 +108,7 @@ impl Run<'_> {
     /// Acquires the lock, unless it is not needed.
     fn acquire(&mut self) -> Result<Option<Grant>, Error> {
         let (job, location) = (self.job, &self.location);
-        let mut progress = Progress::new(&job.waiting, job.waits_silently);
+        let mut progress = Progress::new(&job.waiting, job.is_flock && !job.is_verbose);
         let begun = Instant::now();
         let acquired =
             self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
@@ -117,14 +117,18 @@ impl Run<'_> {
         match acquired {
             Ok(Acquired::Free(grant)) => {
                 emit("acquire", location, waited(begun));
-                self.say(format!("locked `{location}` for `{command}`"));
+                self.say(
+                    false,
+                    format!("locked `{location}` for `{command}` after {:.1?}", begun.elapsed()),
+                );
                 Ok(Some(grant))
             }
             Ok(Acquired::TakenOver(grant, from)) => {
                 emit("takeover", location, waited(begun));
-                tracing::info!(
-                    "locked `{location}` for `{command}`, taken over from {from}: {}",
-                    from.verdict
+                let why = &from.verdict;
+                self.say(
+                    !job.is_flock,
+                    format!("locked `{location}` for `{command}`, taken over from {from}: {why}"),
                 );
                 Ok(Some(grant))
             }
@@ -244,7 +248,7 @@ impl Run<'_> {
         match released {
             Ok(stays) => {
                 emit("release", location, json!({ "command": command, "exit_code": code }));
-                self.say(unlocked(location, stays));
+                self.say(false, unlocked(location, stays));
             }
             Err(error) => {
                 let (is_harmless, error) = not_released(location, error, was_good);
@@ -308,9 +312,9 @@ impl Run<'_> {
         why.to_owned()
     }
 
-    /// Says what usually goes without saying.
-    fn say(&self, message: String) {
-        match self.job.is_verbose {
+    /// Says what goes without saying, unless it `is_news`.
+    fn say(&self, is_news: bool, message: String) {
+        match is_news || self.job.is_verbose {
             true => tracing::info!("{message}"),
             false => tracing::debug!("{message}"),
         }

@@ -25,14 +25,14 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     if let Some(key) = &args.once {
         return once::unlock(args, key, environment);
     }
-    let lock = environment.lock(&args.file, None)?;
+    let lock = environment.lock(&args.lock.file, args.lock.name.as_deref())?;
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
     let scope = if args.force { ReleaseScope::Force } else { ReleaseScope::OwnOrStale };
     release("unlock", &lock, owner_pid, environment.orphans(args.owner.orphans)?, scope)
 }
 
 pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
-    let lock = environment.lock(&args.file, args.name.as_deref())?;
+    let lock = environment.lock(&args.lock.file, args.lock.name.as_deref())?;
     // Only the token counts, for a lock of this process as well.
     let released =
         release("break", &lock, None, environment.orphans(None)?, ReleaseScope::Token(&args.token));

@@ -152,6 +152,11 @@ pub enum Orphans {
 pub trait LivenessCheck {
     /// Judges one entry of the stored record.
     fn judge(&self, stored: &Stored, entry: &Entry) -> Verdict;
+
+    /// How long an empty file counts as being written.
+    fn being_written(&self) -> Duration {
+        BEING_WRITTEN
+    }
 }
 
 /// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has
@@ -166,7 +171,7 @@ pub fn judge_all(
         // A file from the future has no age; then only having watched it counts.
         let age = written.and_then(|written| written.elapsed().ok()).unwrap_or_default();
         let age = age.max(unchanged_for(None, stored.state.version.clone().unwrap_or_default()));
-        let verdict = if age >= BEING_WRITTEN {
+        let verdict = if age >= judge.being_written() {
             Verdict::Stale(Stale::Abandoned)
         } else {
             Verdict::Held(Held::Unknown(Unknown::BeingWritten))

@@ -57,14 +57,14 @@ impl Mutex<'_> {
         mut attempt: impl FnMut(&mut Self) -> Result<Attempt<T>, Error>,
     ) -> Result<T, Error> {
         let mut attempts = Attempts::new(waiting);
-        let mut deferrals = 0;
+        let (mut deferrals, mut was_patient) = (0, false);
         // Ends with the attempts; if their number is not limited, with the requester.
         loop {
             if !requester.is_alive() {
                 return Err(Error::Absent);
             }
             let looked = Instant::now();
-            attempts.count(looked);
+            attempts.count(looked, std::mem::take(&mut was_patient));
             let holders = match attempt(self) {
                 Ok(Attempt::Done(done)) => return Ok(done),
                 Ok(Attempt::Busy(holders)) => Some(holders),
@@ -100,10 +100,11 @@ impl Mutex<'_> {
             let in_line = attempts.last().map_or(next_poll, |last| last.min(next_poll));
             let alone = attempts.next().min(looked + observer.interval());
             let was_queued = self.is_queued();
-            let is_patient =
+            was_patient =
                 was_queued || self.register.queue(|queue, _| queue.is_turned_away()) == Some(true);
-            self.sleep_until(if is_patient { in_line } else { alone }, is_beside, &holders, &fds)?;
+            self.sleep_until(if was_patient { in_line } else { alone }, is_beside, &holders, &fds)?;
             if !was_queued && self.is_queued() {
+                was_patient = true;
                 // It has just queued. What the holder does must not wake all waiters.
                 self.sleep_until(in_line, is_beside, &holders, &fds)?;
             }

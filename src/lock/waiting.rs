@@ -53,14 +53,15 @@ impl<'a> Attempts<'a> {
         Self { waiting, made: 0, next, deadline, polls: (next, 0), full_since: None }
     }
 
-    /// Counts those that are due. A poll before that, after a wake-up, is not an attempt.
-    pub fn count(&mut self, now: Instant) {
+    /// Counts a poll that is due. A poll before that, after a wake-up, is not an attempt.
+    /// `was_queued` says that the waiter has slept in its queue, which stands for the attempts
+    /// meanwhile.
+    pub fn count(&mut self, now: Instant, was_queued: bool) {
         if now < self.next {
             return;
         }
-        // A queued waiter sleeps through some. None precedes the first attempt, however late it is.
-        let late = if self.made == 0 { Duration::ZERO } else { now - self.next };
-        let missed = late.as_nanos().checked_div(self.waiting.sleep.as_nanos());
+        let slept = if was_queued { now - self.next } else { Duration::ZERO };
+        let missed = slept.as_nanos().checked_div(self.waiting.sleep.as_nanos());
         let missed = missed.and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
         let made = self.made.saturating_add(missed).saturating_add(1);
         // Polls after the last attempt, which leave others the time to take it, do not count.

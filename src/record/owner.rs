@@ -4,10 +4,12 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, getuid};
 
 use crate::sys::identity::{HostIdentity, ProcessIdentity};
 use crate::sys::process::{self, Process};
+use crate::sys::text::io_message;
 
 /// The identity of the process that owns a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,13 +40,17 @@ impl Owner {
 
     /// The same, unless it could not be recognised later.
     pub fn identified(self) -> io::Result<Self> {
-        let (pid, why) =
-            (self.pid, "/proc is not mounted or not readable, or too many files are open");
         if self.is(&self) {
-            Ok(self)
-        } else {
-            Err(io::Error::other(format!("cannot identify pid {pid}: {why}")))
+            return Ok(self);
         }
+        let why = fs::read("/proc/self/stat")
+            .err()
+            .filter(|error| error.raw_os_error() == Some(Errno::MFILE.raw_os_error()));
+        let why = why.map_or_else(
+            || "/proc is not mounted or not readable".to_owned(),
+            |error| io_message(&error).to_string(),
+        );
+        Err(io::Error::other(format!("cannot identify pid {}: {why}", self.pid)))
     }
 
     /// Whether both are provably the same process. The boot id is unique among hosts; their names

@@ -1,9 +1,28 @@
 //! Which stores this program was built with. The one place that knows all of them, and all cargo
 //! features.
 
+use std::sync::LazyLock;
+
 use super::failure::Failure;
 use super::seam::Store;
 use crate::store::address::{Scheme, StoreSettings};
+
+/// The version of this program, and the stores that it was built with, as they begin an address.
+pub fn version() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let features = [
+            ("file", true),
+            ("postgres", cfg!(feature = "postgres")),
+            ("mysql", cfg!(feature = "mysql")),
+            ("dynamodb", cfg!(feature = "dynamodb")),
+            ("object-store", cfg!(feature = "object-store")),
+        ];
+        let is_built_in = |scheme: &Scheme| features.contains(&(scheme.feature(), true));
+        let names: Vec<_> = Scheme::all().filter(is_built_in).map(Scheme::name).collect();
+        format!("{}\nstores: {}", env!("CARGO_PKG_VERSION"), names.join(", "))
+    });
+    &TEXT
+}
 
 /// The store of an address, without connecting to it.
 ///

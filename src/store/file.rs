@@ -15,6 +15,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::Location;
 use super::directory::{listed, name_of, stored_name};
 use super::failure::{Cause, Error, Failure};
@@ -166,6 +168,7 @@ impl Notifier for Files {
         let file = self.file(key);
         wakeup::send(&file.path);
         file.queue.sweep();
+        publish::sweep(&self.directory);
     }
 }
 
@@ -241,6 +244,17 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
     use io::ErrorKind;
     let failure = Failure::permanent(io_message(error).to_string()).during_action(action);
     let shown = text::path(path);
+    // Only flock says so: what else is not supported is done in another way.
+    if let Some(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) = Errno::from_io_error(error) {
+        let mount = File::open(publish::directory(path))
+            .ok()
+            .and_then(|directory| filesystem::mount(&directory));
+        let file_system = mount.map_or_else(|| "of an unknown kind".to_owned(), |(name, _)| name);
+        let why =
+            format!("flock does not work on its file system ({file_system}): {}", failure.why);
+        return Failure { why, ..failure }
+            .with_hint("name a directory on another file system with `SERIALIZER_DIR`");
+    }
     match error.kind() {
         // There is something else than a regular file.
         ErrorKind::InvalidData => not_a_lock(&error.to_string()),

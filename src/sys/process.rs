@@ -14,6 +14,7 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
+use nix::unistd::getsid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FsWord, fstat, fstatfs};
 use rustix::io::Errno;
@@ -145,6 +146,14 @@ fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
 /// The parent of a process.
 pub fn parent(pid: Pid) -> Option<Pid> {
     stat_field(pid, 4).and_then(Pid::from_raw)
+}
+
+/// Whether a parent has certainly adopted this process: a child is in its parent's session, unless
+/// it has begun one.
+pub fn has_adopted_us(parent: Pid) -> bool {
+    let ours = getsid(None).ok().filter(|session| *session != nix::unistd::getpid());
+    let theirs = getsid(Some(nix::unistd::Pid::from_raw(parent.as_raw_pid()))).ok();
+    ours.zip(theirs).is_some_and(|(ours, theirs)| ours != theirs)
 }
 
 /// The short name of a process (`comm`).

@@ -27,7 +27,12 @@ const FLAGS: [&str; 8] = [
 
 /// The value of a record's field: trimmed, on one line and bounded.
 pub fn field(text: &str) -> String {
-    text.trim().chars().map(|c| if is_safe(c) { c } else { ' ' }).take(MAX_FIELD).collect()
+    value(text.trim())
+}
+
+/// The value of a setting, with its blanks, which may be what is wrong with it.
+pub fn value(text: &str) -> String {
+    text.chars().map(|c| if is_safe(c) { c } else { ' ' }).take(MAX_FIELD).collect()
 }
 
 /// A path for a message. Control characters are shown as `?`.

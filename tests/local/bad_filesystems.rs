@@ -1,6 +1,9 @@
 //! File systems that cannot do all that the usual way needs: simulated by making the system call
 //! fail (strace).
 
+use std::fs::File;
+use std::time::{Duration, SystemTime};
+
 use crate::support::{Ended, Locks, Shell, Waiter, ended};
 
 /// Locks and unlocks in one shell while each named system call of `lock` fails as given.
@@ -32,12 +35,43 @@ fn where_there_are_no_hard_links_the_file_is_created_in_place() {
 
 #[test]
 fn where_flock_does_not_work_nothing_is_locked() {
-    for error in ["ENOLCK", "EOPNOTSUPP"] {
+    for error in ["ENOLCK", "ENOSYS", "EOPNOTSUPP"] {
         let locks = Locks::new();
         let ended = with_failing(&locks, &[&format!("flock:error={error}")]);
         assert_eq!(ended.code, 1, "{ended:?}");
         assert!(ended.last_line().contains("cannot create the lock file"), "{ended:?}");
+        let file_system = locks.script(r#"df --output=fstype "$SERIALIZER_DIR" | tail -1"#).stdout;
+        let why = format!("flock does not work on its file system ({}): ", file_system.trim());
+        assert!(ended.last_line().contains(&why), "{why}: {ended:?}");
         assert_eq!(locks.names(), Vec::<String>::new(), "nothing is left behind");
+    }
+}
+
+#[test]
+fn what_a_kill_has_left_is_removed_by_the_next_release() {
+    for release in [&["unlock"][..], &["initialize"]] {
+        let locks = Locks::new();
+        let mut owner = Shell::start(&locks);
+        owner.lock();
+        let long_ago = SystemTime::now() - Duration::from_secs(3600);
+        for name in
+            [".serializer.old.tmp", ".serializer.flocked.tmp", ".serializer.new.tmp", "other.tmp"]
+        {
+            let file = File::create(locks.dir().join(name)).expect("a file");
+            if name != ".serializer.new.tmp" {
+                file.set_modified(long_ago).expect("a time");
+            }
+        }
+        let flocked = File::open(locks.dir().join(".serializer.flocked.tmp")).expect("it is there");
+        flocked.lock().expect("it is free");
+        assert_eq!(owner.run(&format!(r#""$S" {} 2> /dev/null"#, release[0])), 0);
+        let left: Vec<_> =
+            locks.names().into_iter().filter(|name| name != "serializer.lck").collect();
+        assert_eq!(
+            left,
+            [".serializer.flocked.tmp", ".serializer.new.tmp", "other.tmp"],
+            "{release:?}"
+        );
     }
 }
 

@@ -422,6 +422,19 @@ fn a_lock_file_that_may_not_be_read_counts_as_held() {
     assert_eq!(locks.names(), ["serializer.lck"]);
 }
 
+#[test]
+fn a_holder_with_a_strict_umask_is_waited_for_by_other_users() {
+    let locks = Locks::new();
+    let user = OrdinaryUser::new(&locks);
+    let mut holder = Shell::start(&locks);
+    assert_eq!(holder.run("umask 077"), 0);
+    holder.lock();
+    let ended = user.run(&locks, LOCK);
+    refused(&ended, 75, &[&format!("held by pid {} (bash", holder.pid())]);
+    let mode = fs::metadata(locks.file()).expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o644, "it may be read, and not written to");
+}
+
 /// Runs a command of the program in a shell, and tells what it said.
 fn in_shell(shell: &mut Shell, args: &str) -> Ended {
     let (code, stderr) = shell.output(&format!(r#""$S" {args} 2>&1 >/dev/null"#));
@@ -670,18 +683,7 @@ fn a_file_name_need_not_be_utf_8() {
 const VARIABLES: [(&str, &[&str], &str); 4] = [
     (
         "SERIALIZER_MAX_ATTEMPTS",
-        &[
-            "abc",
-            "-1",
-            "1e3",
-            "1.5",
-            "+1",
-            " 1",
-            "1 ",
-            "4294967296",
-            "99999999999999999999999",
-            "1\n2",
-        ],
+        &["abc", "-1", "1e3", "1.5", "+1", "1 2", "4294967296", "99999999999999999999999", "1\n2"],
         "expected a whole number from 0 (try for ever) to 4294967295",
     ),
     (
@@ -694,7 +696,7 @@ const VARIABLES: [(&str, &[&str], &str); 4] = [
             "NaN",
             "+1",
             "1s",
-            " 1",
+            "1 2",
             ".",
             "31536001",
             "99999999999999999999999",
@@ -704,7 +706,7 @@ const VARIABLES: [(&str, &[&str], &str); 4] = [
     ),
     (
         "SERIALIZER_OWNER_PID",
-        &["abc", "-1", "1e3", "0", "+1", " 1", "2147483648", "99999999999999999999999", "1\n2"],
+        &["abc", "-1", "1e3", "0", "+1", "1 2", "2147483648", "99999999999999999999999", "1\n2"],
         "expected a process id, a whole number from 1 to 2147483647",
     ),
     (
@@ -729,6 +731,15 @@ fn a_malformed_variable_is_named_in_full_with_what_was_expected() {
             assert_eq!(locks.names(), [""; 0]);
         }
     }
+}
+
+#[test]
+fn blanks_around_a_number_do_not_count_and_those_of_a_word_are_shown() {
+    let locks = Locks::new();
+    let mut command = limited(&locks, &["lock", "--slots", " 2", "--sleep-seconds", "1 "]);
+    assert_eq!(ended(command.env("SERIALIZER_SLOTS", "3 ")).code, 0);
+    let ended = ended(limited(&locks, &["lock"]).env("SERIALIZER_ORPHANS", "ignore "));
+    refused(&ended, 2, &["cannot use `SERIALIZER_ORPHANS` `ignore `: expected"]);
 }
 
 #[test]
@@ -937,15 +948,16 @@ fn a_wrong_command_line_is_told_in_one_line() {
         (&["lokc"], "lokc"),
         (&["lock", "--bogus"], "--bogus"),
         (&["lock", "--max-atempts", "3"], "--max-attempts"),
-        (&["lock", "extra"], "extra"),
-        (&["unlock", "extra"], "extra"),
+        (&["lock", "one", "two"], "two"),
+        (&["lock", "one", "--name", "two"], "--name"),
+        (&["unlock", "one", "--once", "two"], "--once"),
         (&["unlock", "--max-attempts", "1"], "--max-attempts"),
         (&["lock", "--max-attempts"], "--max-attempts"),
         (&["lock", "--dir"], "--dir"),
-        (&["lock", "--file-name", ""], "--file-name"),
+        (&["lock", "--file-name", ""], "--name"),
         (&["lock", "--max-attempts", "1", "--max-attempts", "2"], "--max-attempts"),
         (&["status", "a", "--all"], "--all"),
-        (&["status", "a", "--file-name", "b"], "--file-name"),
+        (&["status", "a", "--file-name", "b"], "--name"),
         (&["describe", "--format", "xml"], "xml"),
         (&["completions"], "<SHELL>"),
         (&["completions", "command.com"], "command.com"),
@@ -955,6 +967,26 @@ fn a_wrong_command_line_is_told_in_one_line() {
         refused(&run(&locks, args), 2, &[part]);
     }
     assert_eq!(locks.names(), [""; 0]);
+}
+
+#[test]
+fn a_typo_gets_one_tip() {
+    let locks = Locks::new();
+    for (args, tip) in [
+        (
+            &["flock", "--exklusive", "f", "true"][..],
+            "(hint: a similar argument exists: '--exclusive')",
+        ),
+        (&["run", "--no-wiat", "true"], "(hint: a similar argument exists: '--no-wait')"),
+        (&["lokc"], "(hint: some similar subcommands exist: 'unlock', 'flock', 'lock')"),
+        (&["--meltano-log-json", "lock", "--bogus"], "(hint: for usage: `serializer lock --help`)"),
+    ] {
+        let ended = run(&locks, args);
+        assert!(ended.code == 2 && ended.stderr.contains(tip), "{ended:?}");
+        assert!(!ended.stderr.contains("tip:"), "{ended:?}");
+        let is_json = serde_json::from_str::<serde_json::Value>(&ended.stderr).is_ok();
+        assert_eq!(is_json, args.contains(&"--meltano-log-json"), "{ended:?}");
+    }
 }
 
 #[test]
@@ -1104,6 +1136,49 @@ fn an_owner_must_run() {
     refused(&ended(limited(&locks, &["lock"]).env("SERIALIZER_OWNER_PID", &pid)), 2, &[&message]);
     assert_eq!(locks.names(), [""; 0]);
     refused(&run(&locks, &["unlock", "--owner-pid", &pid]), 1, &["it is not locked"]);
+}
+
+#[test]
+fn a_command_that_exits_at_once_does_not_own_a_lock() {
+    let locks = Locks::new();
+    // bash runs its last command in its own place.
+    let own = ended(locks.command("bash").args(["-c", r#"exec "$S" lock --owner-pid $$"#]));
+    refused(&own, 2, &["is this very command, which exits at once", "`serializer run -- COMMAND`"]);
+    let unlocked = locks.script(r#""$S" lock --owner-pid $$ && exec "$S" unlock --owner-pid $$"#);
+    assert_eq!(unlocked.code, 0, "{unlocked:?}");
+    assert_eq!(locks.names(), [""; 0]);
+}
+
+/// Adopts what a shell in a session of its own leaves behind, and waits for it.
+const ADOPTER: &str = r#"
+import ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)
+subprocess.run(["setsid", "--wait", "bash", "-c", sys.argv[1]])
+os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"#;
+
+#[test]
+fn what_has_adopted_a_command_does_not_own_its_lock() {
+    let locks = Locks::new();
+    let orphan =
+        r#"(shell=$$; while kill -0 $shell; do sleep 0.01; done 2> /dev/null; exec "$S" lock) &"#;
+    let ended = ended(locks.command("python3").args(["-c", ADOPTER, orphan]));
+    refused(
+        &ended,
+        1,
+        &["cannot lock", "the parent process has ended", "`serializer run -- COMMAND`"],
+    );
+    assert_eq!(locks.names(), [""; 0]);
+}
+
+#[test]
+fn few_file_descriptors_are_enough_and_too_few_are_named() {
+    let locks = Locks::new();
+    let limited = |files: u32| {
+        locks.script(&format!(r#"ulimit -n {files}; "$S" lock && "$S" unlock; exit $?"#))
+    };
+    assert_eq!(limited(8).code, 0);
+    refused(&limited(4), 1, &["too many open files"]);
 }
 
 #[test]

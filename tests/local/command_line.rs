@@ -291,9 +291,21 @@ fn initialize_fails_where_no_directory_can_be_made() {
 #[test]
 fn the_version_is_printed() {
     let locks = Locks::new();
-    for flag in ["--version", "-V"] {
+    let version = format!("serializer {}\n", env!("CARGO_PKG_VERSION"));
+    let all = [
+        ("file", true),
+        ("postgres", cfg!(feature = "postgres")),
+        ("mysql", cfg!(feature = "mysql")),
+        ("dynamodb", cfg!(feature = "dynamodb")),
+        ("s3", cfg!(feature = "object-store")),
+        ("az", cfg!(feature = "object-store")),
+        ("gs", cfg!(feature = "object-store")),
+    ];
+    let built_in: Vec<_> =
+        all.iter().filter(|(_, is_built_in)| *is_built_in).map(|(name, _)| *name).collect();
+    let stores = format!("{version}stores: {}\n", built_in.join(", "));
+    for (flag, expected) in [("--version", stores), ("-V", version)] {
         let ended = locks.run(&[flag]);
-        let expected = format!("serializer {}\n", env!("CARGO_PKG_VERSION"));
         assert_eq!((ended.code, ended.stdout, ended.stderr), (0, expected, String::new()));
     }
 }
@@ -306,13 +318,98 @@ fn the_help_names_every_command_variable_and_exit_code() {
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{ended:?}");
         let first_words: BTreeSet<_> =
             ended.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
-        for word in COMMANDS.iter().chain(&["0", "1", "2", "75", "77", "Examples:"]) {
+        let rest = ["0", "1", "2", "75", "77", "Examples:", "Files:"];
+        for word in COMMANDS.iter().chain(rest.iter().filter(|_| flag != "-h")) {
             assert!(first_words.contains(word), "{flag}: no line for `{word}` in {}", ended.stdout);
         }
         for variable in VARIABLES {
-            assert!(ended.stdout.contains(variable), "{flag}: {variable}");
+            assert_eq!(ended.stdout.contains(variable), flag != "-h", "{flag}: {variable}");
         }
     }
+}
+
+#[test]
+fn short_help_is_short_and_long_help_has_headings() {
+    let locks = Locks::new();
+    for command in ["run", "lock", "unlock", "wait", "once", "status"] {
+        let (short, long) =
+            (locks.run(&[command, "-h"]).stdout, locks.run(&[command, "--help"]).stdout);
+        assert!(short.lines().count() < 60 && !short.contains("--log-level"), "{short}");
+        for heading in ["Stores:", "Messages:", "Examples:"] {
+            assert!(long.lines().any(|line| line == heading), "{command}: {heading} {long}");
+        }
+    }
+    let long = locks.run(&["lock", "--help"]).stdout;
+    for heading in ["Lock:", "Waiting:", "Sharing:", "Keys:"] {
+        assert!(long.lines().any(|line| line == heading), "{heading} {long}");
+    }
+}
+
+#[test]
+fn a_lock_is_named_by_an_argument_or_an_option() {
+    let locks = Locks::new();
+    for args in [&["lock", "a"][..], &["lock", "--name", "b"], &["lock", "--file-name", "c"]] {
+        assert_eq!(locks.run(args).code, 0, "{args:?}");
+    }
+    assert_eq!(locks.names(), ["a", "b", "c"]);
+    for args in [&["unlock", "c"][..], &["unlock", "--name", "a"], &["unlock", "--file-name", "b"]]
+    {
+        assert_eq!(locks.run(args).code, 0, "{args:?}");
+    }
+    assert_eq!(locks.names(), [""; 0]);
+}
+
+#[test]
+fn a_variable_limits_the_waiting_unless_a_flag_does() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    let run = |timeout: &str, args: &[&str]| {
+        ended(locks.serializer(args).env("SERIALIZER_TIMEOUT", timeout)).code
+    };
+    for args in [&["lock"][..], &["run", "true"], &["wait"]] {
+        assert_eq!(run("0.1", args), 75, "{args:?}");
+        assert_eq!(run("no time", args), 2, "{args:?}");
+        assert_eq!(run("1h", &[&args[..1], &["--no-wait"], &args[1..]].concat()), 75, "{args:?}");
+    }
+    let mut waiter = locks.serializer(&["lock", "--max-attempts", "0"]);
+    waiter.env("SERIALIZER_TIMEOUT", "0");
+    let waiter = Waiter::start(waiter);
+    holder.unlock();
+    assert_eq!(waiter.end().code, 0);
+}
+
+#[test]
+fn an_unknown_variable_is_warned_of_if_it_is_one_typo_away_from_a_known_one() {
+    let locks = Locks::new();
+    for (name, meant) in
+        [("SERIALIZER_FILENAME", "SERIALIZER_FILE_NAME"), ("SERIALIZER_SLTOS", "SERIALIZER_SLOTS")]
+    {
+        let ended = ended(locks.serializer(&["status"]).env(name, "3"));
+        let warning = format!(
+            "serializer: warning: unknown variable `{name}` has no effect (hint: `{meant}`)\n"
+        );
+        assert_eq!((ended.code, ended.stderr), (0, warning));
+    }
+    for name in
+        ["SERIALIZER_TIMEOUT", "SERIALIZER_FOO", "SERIALIZER_SERIALIZER_DIR", "SERIALIZER_PIP_URL"]
+    {
+        assert_eq!(ended(locks.serializer(&["status"]).env(name, "3")).stderr, "", "{name}");
+    }
+}
+
+#[test]
+fn quiet_leaves_warnings_and_errors() {
+    let locks = Locks::new();
+    for (args, is_silent) in [
+        (&["lock", "-q"][..], true),
+        (&["--quiet", "lock"], false),
+        (&["unlock", "-q"], true),
+        (&["unlock", "-q"], false),
+    ] {
+        assert_eq!(locks.run(args).stderr.is_empty(), is_silent, "{args:?}");
+    }
+    assert_eq!(locks.run(&["lock", "-q", "--log-level", "debug"]).code, 2);
 }
 
 #[test]
@@ -397,15 +494,23 @@ fn the_completions_work_in_bash() {
     let parsed = ended(locks.command("bash").arg("-n").arg(&script));
     assert_eq!((completions.code, parsed.code, parsed.stderr.as_str()), (0, 0, ""), "{parsed:?}");
 
+    for name in ["a.lck", "b.lck"] {
+        assert_eq!(locks.run(&["lock", name]).code, 0);
+    }
     for (words, expected) in [
         ("lo", "lock"),
         ("lock --max", "--max-attempts"),
         ("describe --format j", "json"),
         ("unlock --fo", "--force"),
+        ("unlock ''", "a.lck b.lck"),
+        ("break b", "b.lck"),
+        ("run --name a", "a.lck"),
+        ("run -- serializer-of-this-te", "serializer-of-this-test"),
     ] {
         let complete = format!(
-            "source '{}'; COMP_WORDS=(serializer {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - \
-             1)); _serializer serializer \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; echo \
+            "serializer() {{ \"$S\" \"$@\"; }}; serializer-of-this-test() {{ :; }}; source '{}'; \
+             COMP_WORDS=(serializer {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _serializer_words serializer \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; echo \
              \"${{COMPREPLY[@]}}\"",
             script.display()
         );
@@ -418,7 +523,7 @@ fn the_completions_work_in_bash() {
 fn there_are_completions_for_other_shells() {
     let locks = Locks::new();
     for (shell, beginning) in [
-        ("zsh", "#compdef serializer"),
+        ("zsh", "#compdef serializer\n"),
         ("fish", "#"),
         ("elvish", "\nuse builtin;"),
         ("powershell", "\nusing namespace"),
@@ -429,6 +534,9 @@ fn there_are_completions_for_other_shells() {
         for part in ["max-attempts", "initialize"] {
             assert!(ended.stdout.contains(part), "{shell}: {part}");
         }
+        let offers_names = ended.stdout.contains("serializer completions --names");
+        assert_eq!(offers_names, ["zsh", "fish"].contains(&shell), "{shell}");
+        assert!(!ended.stdout.contains("_hosts"), "{shell}: nothing is the name of a host");
     }
 }
 
@@ -438,6 +546,12 @@ fn pages(locks: &Locks) -> Vec<(String, String)> {
     pages.extend(
         COMMANDS.map(|command| (format!("serializer-{command}"), locks.run(&["man", command]))),
     );
+    for command in ["start", "tick", "status", "next", "run", "pause", "resume", "stop"] {
+        pages.push((
+            format!("serializer-schedule-{command}"),
+            locks.run(&["man", "schedule", command]),
+        ));
+    }
     let page = |(name, ended): (String, Ended)| {
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{name}: {ended:?}");
         (name, ended.stdout)
@@ -453,7 +567,33 @@ fn the_manual_pages_are_named_after_their_commands() {
             page.lines().any(|line| line.starts_with(&format!(".TH {name} 1 "))),
             "{name}: {page}"
         );
-        assert!(page.contains(".SH NAME\n") && page.contains(".SH SYNOPSIS\n"), "{name}: {page}");
+        for section in
+            ["NAME", "SYNOPSIS", "ENVIRONMENT", "\"EXIT STATUS\"", "FILES", "\"SEE ALSO\""]
+        {
+            assert!(page.contains(&format!(".SH {section}\n")), "{name}: {section} {page}");
+        }
+        let has_examples =
+            locks.run(&[&["help"], &name.split('-').skip(1).collect::<Vec<_>>()[..]].concat());
+        assert_eq!(
+            page.contains(".SH EXAMPLES\n"),
+            has_examples.stdout.contains("\nExamples:\n"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn the_manual_pages_refer_to_pages_that_exist() {
+    let locks = Locks::new();
+    let pages = pages(&locks);
+    for (name, page) in &pages {
+        let page = page.replace("\\-", "-");
+        let words = page
+            .split(|c: char| c.is_whitespace() || c == ',')
+            .filter_map(|word| word.strip_suffix("(1)"));
+        for other in words.filter(|word| *word != "flock") {
+            assert!(pages.iter().any(|(page, _)| page == other), "{name}: {other}");
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 use std::fs;
 use std::process::{Child, Command, Stdio};
 
-use crate::support::{self, Ended, Locks, Shell, until};
+use crate::support::{self, Ended, Locks, PROGRAM, Shell, until};
 
 /// Which program answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -175,7 +175,10 @@ fn a_numeric_code_out_of_range_is_an_error() {
 fn verbose_tells_of_the_lock() {
     let scene = Scene::new(Peer::Ours);
     let ended = scene.run(&["--verbose", "file", "true"]);
-    assert!(ended.stderr.contains("locked `") && ended.stderr.contains("unlocked `"), "{ended:?}");
+    assert!(
+        ended.stderr.contains("for `true` after ") && ended.stderr.contains("unlocked `"),
+        "{ended:?}"
+    );
     assert_eq!(scene.run(&["file", "true"]).stderr, "");
 }
 
@@ -202,6 +205,71 @@ fn the_empty_file_that_flock_leaves_is_taken_for_a_lock_file_and_no_other_is() {
     assert!(ended.last_line().contains("is not a lock file"), "{ended:?}");
     assert_eq!(fs::read_to_string(&path).expect("it is there"), "#!/bin/sh\n");
     assert_eq!(scene.locks.names(), ["old"]);
+}
+
+#[test]
+fn an_empty_file_is_free_at_once_and_a_takeover_is_silent() {
+    let scene = Scene::new(Peer::Ours);
+    // As `mktemp` makes it.
+    fs::write(scene.locks.dir().join("file"), "").expect("a file");
+    let mut holder = Shell::start(&scene.locks);
+    assert_eq!(holder.run(r#""$S" lock stale 2> /dev/null"#), 0);
+    holder.reap();
+    for file in ["file", "stale"] {
+        let ended = scene.run(&["-n", file, "echo", "free"]);
+        assert_eq!(
+            (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+            (0, "free\n", ""),
+            "{file}"
+        );
+    }
+    // Not while flock itself holds it.
+    let mut other = Shell::start(&scene.locks);
+    assert_eq!(other.run(r#"exec 9> "$SERIALIZER_DIR/file" && flock -n 9"#), 0);
+    assert_eq!(scene.run(&["-n", "file", "echo", "never"]).code, 1);
+}
+
+#[test]
+fn options_have_all_their_names_and_unique_abbreviations() {
+    let mut scene = Scene::new(Peer::Ours);
+    scene.hold(&[]);
+    for options in [
+        &["--nonblocking", "-E", "3"][..],
+        &["--nonb", "--conflict=3"],
+        &["--wai", "0", "--con", "3"],
+        &["-n", "-n", "-s", "-x", "--ex", "-E3"],
+        &["--time=0", "-e", "-E", "4", "-E", "3"],
+    ] {
+        assert_eq!(scene.run(&[options, &["file", "true"]].concat()).code, 3, "{options:?}");
+    }
+    for ambiguous in ["--no", "--c", "--ver"] {
+        assert_eq!(scene.run(&[ambiguous, "file", "true"]).code, 2, "{ambiguous}");
+    }
+    // Locks of the two kinds do not see each other.
+    assert_eq!(scene.run(&["--fcntl", "-n", "file", "true"]).code, 0);
+    scene.release();
+    let ended = scene
+        .run(&["--fcntl", "file", PROGRAM, "flock", "--fcntl", "-n", "-E", "5", "file", "true"]);
+    assert_eq!(ended.code, 5, "{ended:?}");
+    assert!(scene.run(&["-V"]).stdout.contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_directory_is_explained() {
+    let scene = Scene::new(Peer::Ours);
+    let ended = scene.run(&[".", "true"]);
+    assert_eq!(ended.code, 66, "{ended:?}");
+    assert!(
+        ended
+            .last_line()
+            .contains("cannot lock the directory `.`: a lock of this program is a file"),
+        "{ended:?}"
+    );
+    for option in ["--fd", "--start", "--length"] {
+        let ended = scene.run(&[option, "3", "file", "true"]);
+        assert!(ended.code == 2 && ended.last_line().contains(option), "{ended:?}");
+    }
+    assert_eq!(scene.locks.names(), [""; 0]);
 }
 
 #[test]

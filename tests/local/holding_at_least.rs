@@ -38,6 +38,19 @@ fn a_lock_that_is_released_early_stays_held() {
 }
 
 #[test]
+fn the_rest_of_a_second_is_told_as_a_second() {
+    let locks = Locks::new();
+    let ended = locks.script(r#""$S" lock --hold-at-least 1s; "$S" unlock; exit $?"#);
+    let line = format!("unlocked `{}`", locks.file().display());
+    let expected = [
+        format!("serializer: {line}; it stays reserved for 1s (`--hold-at-least`)"),
+        format!("serializer: {line}"),
+    ];
+    // The second one if the second was over.
+    assert!(expected.iter().any(|line| line == ended.last_line()), "{ended:?}");
+}
+
+#[test]
 fn a_lock_whose_owner_is_killed_early_stays_held() {
     let locks = Locks::new();
     holder(&locks, HOUR).reap();

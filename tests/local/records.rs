@@ -134,19 +134,21 @@ fn the_smallest_number_of_slots_counts_and_sharers_exclude_all_others() {
 }
 
 #[test]
-fn a_first_attempt_that_is_late_counts_once_and_a_later_one_for_those_that_were_slept_through() {
+fn looks_are_counted_however_late_and_in_a_queue_the_attempts_that_were_slept_through() {
     let sleep = Duration::from_millis(10);
     let waiting =
         Waiting { max_attempts: NonZeroU32::new(7), sleep, timeout: None, warn_after: None };
     let mut attempts = Attempts::new(&waiting);
     let late = Instant::now() + 100 * sleep;
-    attempts.count(late);
+    attempts.count(late, false);
     assert_eq!((attempts.made(), attempts.next()), (1, late + sleep));
-    attempts.count(late);
+    attempts.count(late, true);
     assert_eq!(attempts.made(), 1, "a wake-up is not an attempt");
-    attempts.count(late + 3 * sleep);
-    assert_eq!(attempts.made(), 4);
-    attempts.count(late + 100 * sleep);
+    attempts.count(late + 100 * sleep, false);
+    assert_eq!(attempts.made(), 2, "a look, however late");
+    attempts.count(late + 103 * sleep, true);
+    assert_eq!(attempts.made(), 5);
+    attempts.count(late + 200 * sleep, true);
     assert_eq!(attempts.made(), 7, "attempts end at their maximum");
     assert!(attempts.are_over());
 }

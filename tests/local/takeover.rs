@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 
 use crate::support::namespace::in_pid_namespaces;
-use crate::support::{Locks, Shell, legacy_plugin, rounds};
+use crate::support::{self, Locks, Shell, legacy_plugin, rounds};
+use serializer::sys::process::any_runs_python_script;
 
 const STARTERS: usize = 8;
 
@@ -168,4 +169,32 @@ in_pid_namespaces! {
         let stale = record_of_a_dead_holder(&locks);
         assert_eq!(rounds_without_one_winner(&locks, &stale, rounds(150)), []);
     };
+}
+
+#[test]
+fn only_a_process_whose_script_is_the_python_plugin_counts_as_one() {
+    let locks = Locks::new();
+    let script = locks.dir().join("a_plugin_of_this_test");
+    fs::write(&script, "import sys; print(flush=True); sys.stdin.read()").expect("a script");
+    let script = script.to_str().expect("UTF-8");
+    let orchestrator = locks.dir().join("orchestrator.py");
+    fs::copy(script, &orchestrator).expect("a script");
+    let orchestrator = orchestrator.to_str().expect("UTF-8");
+    for (args, is_plugin) in
+        [(&[script, "lock"][..], true), (&[orchestrator, script, "lock"], false)]
+    {
+        let mut python = locks.command("python3");
+        let mut python = python
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        support::first_line(&mut python);
+        let found =
+            any_runs_python_script("a_plugin_of_this_test").expect("the processes can be listed");
+        drop(python.stdin.take());
+        python.wait().expect("it ends");
+        assert_eq!(found, is_plugin, "{args:?}");
+    }
 }

@@ -23,7 +23,7 @@ use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::record::run::{Run, Task};
 use crate::schedule::plan::introduced;
-use crate::store::Location;
+use crate::store::{self, Location};
 use crate::sys::clock::since_1970;
 use crate::sys::identity::HostIdentity;
 use crate::sys::text::{self, io_message};

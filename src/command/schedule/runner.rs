@@ -106,7 +106,7 @@ fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> 
         lock,
         skipped_exit_code: BUSY,
         is_verbose: false,
-        waits_silently: false,
+        is_flock: false,
         task_ends_at: None,
         expired: None,
     }

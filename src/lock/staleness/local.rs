@@ -9,7 +9,7 @@ use rustix::process::Pid;
 
 use super::{Held, LivenessCheck, Orphans, RUN_VARIABLE, Stale, Unknown, Verdict, started_after};
 use crate::lock::stored::Stored;
-use crate::record::Entry;
+use crate::record::{BEING_WRITTEN, Entry};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process::{self, Absence, Process};
 use crate::sys::{clock, text};
@@ -19,6 +19,7 @@ use crate::sys::{clock, text};
 pub struct LocalLiveness {
     here: HostIdentity,
     orphans: Orphans,
+    being_written: Duration,
     /// Processes of other PID namespaces that were seen, by the inode numbers of their pidfds.
     seen: RefCell<HashMap<u64, Process>>,
 }
@@ -26,11 +27,21 @@ pub struct LocalLiveness {
 impl LocalLiveness {
     /// Judges from `here`; `orphans` tells whether those of a dead owner count.
     pub fn new(here: HostIdentity, orphans: Orphans) -> Self {
-        Self { here, orphans, seen: RefCell::default() }
+        Self { here, orphans, being_written: BEING_WRITTEN, seen: RefCell::default() }
+    }
+
+    /// For `serializer flock`, an empty file is free at once.
+    pub fn of_flock(self, is_flock: bool) -> Self {
+        let being_written = if is_flock { Duration::ZERO } else { self.being_written };
+        Self { being_written, ..self }
     }
 }
 
 impl LivenessCheck for LocalLiveness {
+    fn being_written(&self) -> Duration {
+        self.being_written
+    }
+
     fn judge(&self, stored: &Stored, entry: &Entry) -> Verdict {
         let owner = match entry.released {
             None => self.look(stored, entry),

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, CWD, OFlags, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fstat, unlinkat};
 use rustix::io::Errno;
 
 use super::publish::{
@@ -25,6 +25,10 @@ use crate::sys::text;
 /// How often to open a path whose file is exchanged meanwhile. Each exchange means that another
 /// process succeeded.
 const MAX_OPENS: usize = 16;
+
+/// What a umask does not take from a record, which says no more of its holder than the process
+/// table does.
+const READABLE: u32 = 0o444;
 
 /// After this time, a file system has written a new name to its disk by itself: most do within 30
 /// seconds.
@@ -89,7 +93,15 @@ impl LockFile {
 
     fn fill(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
         file.write_all_at(bytes, 0)?;
-        if self.is_durable { file.sync_data() } else { Ok(()) }
+        if self.is_durable {
+            return file.sync_data();
+        }
+        // Other users wait for a holder that they can see. Some file systems have no modes.
+        let mode = fstat(file)?.st_mode;
+        if mode & READABLE != READABLE {
+            let _ = fchmod(file, Mode::from_raw_mode(mode | READABLE));
+        }
+        Ok(())
     }
 
     /// A write that was done, once a crash cannot undo it.

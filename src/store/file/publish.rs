@@ -1,9 +1,10 @@
 //! Makes a file that is complete and flocked before it has its name: a free name, or that of the
 //! file that it replaces.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -31,6 +32,15 @@ const FLOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// The pause between two tries: about as long as holders need.
 const FLOCK_PAUSE: Duration = Duration::from_micros(500);
+
+/// How temporary names begin and end.
+const TEMPORARY: (&str, &str) = (".serializer.", ".tmp");
+
+/// The age at which a temporary name is not in use: it lasts for some system calls.
+const LEFT: Duration = Duration::from_secs(60);
+
+/// How many names of a directory a sweep reads at most. Other programs may keep many files there.
+const MAX_SWEPT: usize = 1000;
 
 /// Writes a file.
 pub type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
@@ -157,9 +167,31 @@ pub fn unlink(path: &Path) {
     let _ = unlinkat(CWD, path, AtFlags::empty());
 }
 
+/// Removes files that a kill has left: those with a temporary name that are old, and that no
+/// process has flocked.
+pub fn sweep(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for path in entries.take(MAX_SWEPT).flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        let is_old = |file: &File| {
+            let written = file.metadata().and_then(|metadata| metadata.modified());
+            written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > LEFT))
+        };
+        if name.starts_with(TEMPORARY.0.as_bytes())
+            && name.ends_with(TEMPORARY.1.as_bytes())
+            && let Ok(Some(file)) = open(&path, OFlags::RDONLY)
+            && is_old(&file)
+            && FileExt::try_lock(&file).is_ok()
+        {
+            unlink(&path);
+        }
+    }
+}
+
 /// A complete file with a temporary name.
 fn write_temporary(path: &Path, fill: Fill<'_>) -> io::Result<(File, PathBuf)> {
-    let temporary = directory(path).join(format!(".serializer.{}.tmp", random_token()?));
+    let (begin, end) = TEMPORARY;
+    let temporary = directory(path).join(format!("{begin}{}{end}", random_token()?));
     let file = File::from(openat(CWD, &temporary, NEW, MODE)?);
     complete(&file, fill).inspect_err(|_| unlink(&temporary))?;
     Ok((file, temporary))

@@ -1,0 +1,78 @@
+//! `serializer completions`: what clap makes of the declaration, with the names of locks, and the
+//! commands that `run` runs.
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use crate::cli::{Cli, PlaceArgs};
+use crate::config::Environment;
+use crate::error::Error;
+use crate::store::Location;
+use crate::store::seam::Kind;
+
+/// clap's script for bash knows options only.
+const BASH: &str = r#"
+_serializer_words() {
+    local i command=
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        case ${COMP_WORDS[i]} in
+            --) break ;;
+            -*) ;;
+            *) command=${command:-${COMP_WORDS[i]}} ;;
+        esac
+    done
+    if [[ $i -lt $COMP_CWORD ]] && declare -F _command_offset > /dev/null; then
+        _command_offset $((i + 1))
+    elif [[ $i -lt $COMP_CWORD ]]; then
+        COMPREPLY=($(compgen -c -- "$2"))
+    elif [[ $3 = --name || $2 != -* && $command =~ ^(lock|unlock|wait|break|status)$ && $3 != -* ]]; then
+        COMPREPLY=($(compgen -W "$(serializer completions --names 2> /dev/null)" -- "$2"))
+    else
+        _serializer "$@"
+    fi
+}
+complete -F _serializer_words -o bashdefault -o default serializer
+"#;
+
+/// clap's script for zsh calls this in the place of its own function for names of hosts.
+const ZSH: &str = r#"
+_serializer_locks() {
+    compadd -- ${(f)"$(serializer completions --names 2> /dev/null)"}
+}
+"#;
+
+/// clap's script for fish knows options only.
+const FISH: &str = r#"
+complete -c serializer -n "__fish_seen_subcommand_from lock unlock wait break status" -f -a "(serializer completions --names 2> /dev/null)"
+complete -c serializer -n "__fish_seen_subcommand_from run once; and contains -- -- (commandline -opc)" -f -a "(__fish_complete_command)"
+"#;
+
+/// Prints the script of a shell.
+pub fn print(shell: Shell) -> Result<(), Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "serializer", &mut script);
+    let script = String::from_utf8_lossy(&script);
+    let script = match shell {
+        Shell::Bash => script.into_owned() + BASH,
+        // It begins with a comment, which must stay first, and ends by calling its function.
+        Shell::Zsh => script.replace(":_hosts", ":_serializer_locks").replacen(
+            "\n_serializer() {",
+            &format!("{ZSH}\n_serializer() {{"),
+            1,
+        ),
+        Shell::Fish => {
+            script.replace("(__fish_print_hostnames)", "(serializer completions --names)") + FISH
+        }
+        _ => script.into_owned(),
+    };
+    super::print(script.as_bytes())
+}
+
+/// Prints the names of all locks where the variables say.
+pub fn names(environment: &Environment) -> Result<(), Error> {
+    let place = PlaceArgs { dir: None, store: None, lease_seconds: None };
+    let all = environment.all(Kind::Lock, &place)?;
+    let names: Vec<_> =
+        all.iter().map(|location: &Location| location.key().name.to_string_lossy()).collect();
+    super::print((names.join("\n") + "\n").as_bytes())
+}

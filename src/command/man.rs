@@ -1,0 +1,119 @@
+//! `serializer man`: pages as people know them, made from the declaration of the command line and
+//! the texts of its help.
+
+use std::collections::BTreeMap;
+
+use clap::{Command, CommandFactory};
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
+
+use crate::cli::Cli;
+use crate::error::Error;
+use crate::sys::text;
+
+/// Paragraphs of the help that are sections of a page, by their first words. Those of the program
+/// count for its commands, too.
+const SECTIONS: [(&str, &str, bool); 3] = [
+    ("Examples:", "EXAMPLES", false),
+    ("Exit codes:", "EXIT STATUS", true),
+    ("Files:", "FILES", true),
+];
+
+/// Prints the page of a command; of the whole program without one.
+pub fn print(words: &[String]) -> Result<(), Error> {
+    // There is no page of `help`.
+    let mut program = Cli::command().disable_help_subcommand(true);
+    program.build();
+    let (mut command, mut name) = (&program, "serializer".to_owned());
+    for word in words {
+        let unknown = || Error::usage(format!("no such command: `{}`", text::field(word)));
+        command = command.find_subcommand(word).ok_or_else(unknown)?;
+        name = format!("{name}-{}", command.get_name());
+    }
+    let page = page(&program, command.clone().display_name(&name), &name);
+    super::print(
+        &page.map_err(|error| Error::failed(format!("cannot write the manual page: {error}")))?,
+    )
+}
+
+fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<Vec<u8>> {
+    let usage = command.render_usage().to_string();
+    let command = command.override_usage(usage.trim_start_matches("Usage: ").to_owned());
+    // `-h` leaves out what a page explains.
+    let command = command.mut_args(|arg| arg.hide_short_help(false));
+    let man = Man::new(command.clone())
+        .manual("User Commands")
+        .source(format!("serializer {}", env!("CARGO_PKG_VERSION")));
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    let (general, own) = (paragraphs(program), paragraphs(&command));
+    let is_section = |text: &String| SECTIONS.iter().any(|(begin, ..)| text.starts_with(begin));
+    let mut roff = Roff::new();
+    // What stands behind the options of the program are sections, and hints at the help.
+    for text in
+        own.iter().filter(|text| command.get_name() != program.get_name() && !is_section(text))
+    {
+        roff.control("PP", []).text([roman(text.as_str())]);
+    }
+    roff.to_writer(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    let mut roff = Roff::new();
+    for (begin, title, is_general) in SECTIONS {
+        let of = if is_general { &general } else { &own };
+        for text in of.iter().filter_map(|text| text.strip_prefix(begin)) {
+            roff.control("SH", [title]).control("nf", []);
+            for line in text.trim_matches('\n').lines() {
+                roff.text([roman(line)]);
+            }
+            roff.control("fi", []);
+        }
+        if title == "EXAMPLES" {
+            environment(&mut roff, &command);
+        }
+    }
+    let siblings = program
+        .get_subcommands()
+        .filter(|other| !other.is_hide_set())
+        .map(|other| format!("serializer-{}", other.get_name()));
+    let others: Vec<_> = ["serializer".to_owned()]
+        .into_iter()
+        .chain(siblings)
+        .filter(|other| other != name)
+        .map(|it| it + "(1)")
+        .collect();
+    roff.control("SH", ["SEE ALSO"])
+        .text([roman(others.join(", ") + if name.ends_with("flock") { ", flock(1)" } else { "" })]);
+    roff.to_writer(&mut page)?;
+    Ok(page)
+}
+
+/// What the help of a command says behind the options.
+fn paragraphs(command: &Command) -> Vec<String> {
+    let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    help.split("\n\n").map(str::to_owned).collect()
+}
+
+/// The variables that stand in the help of a command's options, or of all commands'.
+fn environment(roff: &mut Roff, command: &Command) {
+    let mut variables = BTreeMap::new();
+    for command in std::iter::once(command).chain(command.get_subcommands()) {
+        for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            if let Some((says, rest)) = help.split_once(" [env: ") {
+                let name = rest.split_once(']').map_or(rest, |(name, _)| name).to_owned();
+                let option = arg.get_long().map(|long| format!(" (--{long})")).unwrap_or_default();
+                variables.insert(name, says.to_owned() + &option);
+            }
+        }
+    }
+    roff.control("SH", ["ENVIRONMENT"]);
+    for (name, says) in variables {
+        roff.control("TP", []).text([roman(name)]).text([roman(says)]);
+    }
+}
