@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::lease::OnLost;
 use crate::lock::staleness::Orphans;
 use crate::logging::LogArgs;
-use crate::store::address::Unread;
+use crate::store::address::StoreUrl;
 use crate::store::engines;
 use crate::values;
 pub use lock::{BreakArgs, InitializeArgs, LockArgs, StatusArgs, UnlockArgs, WaitArgs};
@@ -135,8 +135,8 @@ pub struct PlaceArgs {
     pub dir: Option<PathBuf>,
     /// Store that many hosts share, instead of a directory, such as postgres://user@host/database
     /// [env: SERIALIZER_STORE]
-    #[arg(long, value_name = "URL", conflicts_with = "dir")]
-    pub store: Option<Unread>,
+    #[arg(long, value_name = "URL", conflicts_with = "dir", value_parser = StoreUrl::of_flag)]
+    pub store: Option<Result<StoreUrl, String>>,
     /// How long a lock in a store outlives a host that does not renew it [env:
     /// SERIALIZER_LEASE_SECONDS] [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = values::parse_lease_seconds)]

@@ -20,7 +20,7 @@ use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
 use crate::record::mode::Mode;
 use crate::record::run::Rule;
-use crate::store::address::{StoreSettings, StoreUrl, Unread};
+use crate::store::address::{StoreSettings, StoreUrl};
 use crate::store::seam::{Key, Kind};
 use crate::store::{self, Location, file};
 use crate::sys::local_time::named_zone;
@@ -156,9 +156,9 @@ impl Environment {
         }
         let url = if args.dir.is_none() && (args.store.is_some() || self.has_store()) {
             let source = if args.store.is_some() { "--store" } else { "SERIALIZER_STORE" };
-            let address =
-                self.resolve(args.store.clone(), "STORE", |text| Ok(Unread::from(text)))?;
-            let url = address.map(|address| address.read()).transpose();
+            let url = self
+                .resolve(args.store.clone(), "STORE", |text| Ok(StoreUrl::parse(text)))?
+                .transpose();
             url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}")))?
         } else {
             // A directory and a lease say that hosts share it; the lease alone does so as a flag.

@@ -111,7 +111,7 @@ impl Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         let code = if error.cause == store::Cause::Unusable { USAGE } else { FAILED };
-        Self { message: error.to_string(), hint: error.failure.hint, code }
+        Self { message: error.to_string(), hint: error.hint, code }
     }
 }
 

@@ -1,6 +1,5 @@
-//! Where registers are kept. A store is a compare-and-swap register per key, not a lock: what a
-//! record means, whether it is stale and when it is replaced is decided in [`crate::lock`]. The
-//! seam between the two is [`seam::Store`].
+//! Where registers are kept. What a record means, whether it is stale and when it is replaced is
+//! decided in [`crate::lock`]. The seam between the two is [`seam::Store`].
 
 pub mod address;
 #[cfg(any(feature = "dynamodb", feature = "object-store"))]
@@ -14,33 +13,18 @@ mod dynamodb;
 pub(crate) mod engines;
 pub mod failure;
 pub mod file;
-#[cfg(any(
-    feature = "postgres",
-    feature = "mysql",
-    feature = "dynamodb",
-    feature = "object-store"
-))]
+#[cfg(feature = "network")]
 mod key;
 #[cfg(feature = "mysql")]
 mod mysql;
-#[cfg(any(
-    feature = "postgres",
-    feature = "mysql",
-    feature = "dynamodb",
-    feature = "object-store"
-))]
+#[cfg(feature = "network")]
 mod network;
 #[cfg(feature = "object-store")]
 mod object;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod retry;
-#[cfg(any(
-    feature = "postgres",
-    feature = "mysql",
-    feature = "dynamodb",
-    feature = "object-store"
-))]
+#[cfg(feature = "network")]
 mod runtime;
 pub mod seam;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
@@ -53,15 +37,21 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::lock::register::Register;
 use crate::store::address::StoreSettings;
-use crate::sys::text;
+use crate::sys::poll::sleep;
+use crate::sys::text::{self, io_message};
+use failure::Result;
 pub use failure::{Cause, Error, Failure};
-use seam::{Key, Kind, Page};
+use seam::{Fds, Key, Kind, Page, State, Store};
+
+/// Sleeps as [`sleep`] does, for a store.
+fn pause(limit: Duration, fds: Fds<'_>) -> Result<()> {
+    let cannot = |error: Errno| format!("cannot sleep: {}", io_message(&error.into()));
+    sleep(limit, fds).map_err(|error| Failure::permanent(cannot(error)))
+}
 
 /// Which register, and where it is. Serialized, it holds the store's password.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,9 +65,9 @@ pub enum Location {
 impl Location {
     /// The lock whose file has this path.
     pub fn file(path: &Path) -> Self {
-        let parent =
-            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Self::File(parent.to_owned(), Key::lock(path.file_name().unwrap_or_default()))
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let key = Key::lock(path.file_name().unwrap_or_default());
+        Self::File(parent.unwrap_or(Path::new(".")).to_owned(), key)
     }
 
     /// The lock of this name in a store.
@@ -103,13 +93,8 @@ impl Location {
     pub fn printable(&self) -> String {
         match self {
             Self::File(directory, key) => text::path(&directory.join(file::file_name(key))),
-            Self::Store(settings, key) => {
-                format!(
-                    "{}#{}{}",
-                    settings.url,
-                    key.kind.prefix(),
-                    text::path(Path::new(&key.name))
-                )
+            Self::Store(StoreSettings { url, .. }, Key { kind, name }) => {
+                format!("{url}#{}{}", kind.prefix(), text::path(Path::new(name)))
             }
         }
     }
@@ -137,33 +122,27 @@ pub fn open(location: &Location) -> Result<Box<dyn seam::Store>, Error> {
 }
 
 /// Opens a store, without connecting to it.
-pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn seam::Store>, Error> {
-    let unusable = |failure| {
-        Failure { cause: Cause::Unusable, ..failure }
-            .during("use the store", settings.url.to_string())
-    };
-    engines::open(settings).map_err(unusable)
+pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn Store>, Error> {
+    let unusable = |failure| Failure { cause: Cause::Unusable, ..failure };
+    let store = engines::open(settings).map_err(unusable);
+    store.map_err(|failure| failure.during("use the store", settings.url.to_string()))
 }
 
-/// A table with more pages of locks is not for locks alone, and going through it costs money in
-/// some stores.
+/// A table with more pages of locks is not for locks alone, and going through it costs money.
 const MAX_PAGES: usize = 1000;
 
 /// All registers of a kind in a store that have a value, in the order of their names.
 pub fn all_in(settings: &StoreSettings, kind: Kind) -> Result<Vec<Location>, Error> {
-    let mut store = open_store(settings)?;
-    let all = list_all(&mut *store, kind).map_err(|failure| {
+    let cannot = |failure: Failure| {
         failure.during(&format!("list {}s of", kind.noun()), settings.url.to_string())
-    })?;
+    };
+    let all = list_all(&mut *open_store(settings)?, kind).map_err(cannot)?;
     let held = all.into_iter().filter(|(_, state)| state.value.is_some());
     Ok(held.map(|(name, _)| Location::Store(settings.clone(), Key { kind, name })).collect())
 }
 
-/// All registers of a kind in a store, with their states as [`seam::Store::list`] gives them.
-pub fn list_all(
-    store: &mut dyn seam::Store,
-    kind: Kind,
-) -> Result<Vec<(OsString, seam::State)>, Failure> {
+/// All registers of a kind in a store, with their states as [`Store::list`] gives them.
+pub fn list_all(store: &mut dyn Store, kind: Kind) -> Result<Vec<(OsString, State)>> {
     let (mut all, mut after) = (Vec::new(), None);
     for _ in 0..MAX_PAGES {
         let page = match store.list(kind, after.as_deref()) {
@@ -176,6 +155,6 @@ pub fn list_all(
             return Ok(all);
         }
     }
-    Err(Failure::permanent("it holds too many")
-        .with_hint("name the locks, or give locks a store of their own"))
+    let hint = "name the locks, or give locks a store of their own";
+    Err(Failure::permanent("it holds too many").with_hint(hint))
 }

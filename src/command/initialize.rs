@@ -47,9 +47,6 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
         let _ = fs::remove_file(directory.join(&key.name));
     }
     tried?;
-    if let Some(advice) = register.advice() {
-        tracing::warn!("{advice}");
-    }
     register.remove_unused(KEPT);
     register.notify();
     tracing::info!("locks can be kept in `{place}`; the lock is `{}`", lock.printable());

@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::exit_code::DONE;
 use crate::lock::requester::Requester;
 use crate::store::Location;
+use crate::store::address::StoreUrl;
 use crate::store::seam::{Key, Kind};
 
 pub fn run(command: &ScheduleCommand, environment: &Environment) -> Result<u8, Error> {
@@ -42,7 +43,7 @@ fn place_of(environment: &Environment, args: &CatalogArgs) -> Result<Location, E
     // With its state in SQLite, a project has one host.
     let of_meltano = std::env::var("MELTANO_DATABASE_URI").ok().filter(|_| args.meltano && is_open);
     let of_meltano = of_meltano.filter(|uri| !uri.is_empty() && !uri.starts_with("sqlite"));
-    let store = of_meltano.as_deref().map(Into::into).or(store.clone());
+    let store = of_meltano.as_deref().map(StoreUrl::parse).or(store.clone());
     let args = PlaceArgs { store, dir: dir.clone(), lease_seconds: *lease_seconds };
     made(environment.key(Kind::Schedule, &args, "task")?)
 }

@@ -131,11 +131,6 @@ impl Register {
             .map_err(|failure| self.error("use the lock", failure))
     }
 
-    /// What is wrong with the store's settings.
-    pub fn advice(&mut self) -> Option<String> {
-        self.store().advice()
-    }
-
     /// The version of the state that was read last, whether something is stored in it or not.
     pub fn version(&self) -> Option<&[u8]> {
         self.last.as_ref()?.state.version.as_deref()
@@ -179,12 +174,9 @@ impl Register {
     ) -> Result<(), Error> {
         let Self { store, key, backoff, .. } = self;
         let mut store = lock(store);
-        let slept = if let Some(queue) = store.queue().filter(|_| !is_beside) {
-            queue.wait_in_turn(key, limit, fds)
-        } else if let Some(notifier) = store.notifier() {
-            notifier.wait(key, limit, fds)
-        } else {
-            backoff.sleep(limit, fds)
+        let slept = match store.queue() {
+            Some(queue) => queue.wait(key, is_beside, limit, fds),
+            None => backoff.sleep(limit, fds),
         };
         drop(store);
         slept.map_err(|failure| self.error("wait for the lock", failure))
@@ -192,9 +184,7 @@ impl Register {
 
     /// Wakes the next waiter, because a holder has left.
     pub fn notify(&mut self) {
-        if let Some(notifier) = self.store().notifier() {
-            notifier.notify(&self.key);
-        }
+        self.queue(|queue, key| queue.notify(key));
     }
 
     /// The connection.
@@ -236,7 +226,8 @@ impl Register {
 
     fn error(&self, action: &'static str, failure: Failure) -> Error {
         let error = failure.during(action, self.location.clone());
-        Error { action: error.action.replace("the lock", self.key.kind.noun()), ..error }
+        let noun = self.key.kind.noun();
+        Error { action: error.action.map(|action| action.replace("the lock", noun)), ..error }
     }
 
     /// Asks the store; after a hiccup again, over a new connection.

@@ -1,6 +1,6 @@
-//! Which store locks live in, and how it is spoken to. Its address may hold a password, which is
-//! never shown.
+//! Which store locks live in. Its address may hold a password, which is never shown.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -13,8 +13,12 @@ use serde::{Deserialize, Serialize};
 /// What an address of a directory says by its code.
 const IN_PATHS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#').add(b' ');
 
-/// The kinds of stores. A directory is on a file system that hosts share; S3 is also what speaks
-/// its protocol.
+const EXPECTED: &str = "expected an address such as postgres://user@host/database, \
+                        mysql://user@host/database, dynamodb://TABLE, s3://bucket/prefix or \
+                        file:///shared/directory; locks of this machine alone need no store, and \
+                        `SERIALIZER_DIR` names their directory";
+
+/// The kinds of stores. S3 is also what speaks its protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Scheme {
@@ -27,16 +31,16 @@ pub enum Scheme {
     Gcs,
 }
 
-/// Each with its name in addresses, the cargo feature that it requires, and other spellings.
-const SCHEMES: [(Scheme, &str, &str, &[&str]); 7] = [
-    (Scheme::Directory, "file", "file", &[]),
-    (Scheme::Postgres, "postgres", "postgres", &["postgresql", "cockroachdb"]),
-    (Scheme::Mysql, "mysql", "mysql", &["mariadb"]),
-    (Scheme::Dynamodb, "dynamodb", "dynamodb", &[]),
-    (Scheme::S3, "s3", "object-store", &[]),
+/// Each with its names in addresses, of which messages use the first.
+const SCHEMES: [(Scheme, &[&str]); 7] = [
+    (Scheme::Directory, &["file"]),
+    (Scheme::Postgres, &["postgres", "postgresql", "cockroachdb"]),
+    (Scheme::Mysql, &["mysql", "mariadb"]),
+    (Scheme::Dynamodb, &["dynamodb"]),
+    (Scheme::S3, &["s3"]),
     // The second one is what Meltano's state backend takes.
-    (Scheme::Azure, "az", "object-store", &["azure"]),
-    (Scheme::Gcs, "gs", "object-store", &[]),
+    (Scheme::Azure, &["az", "azure"]),
+    (Scheme::Gcs, &["gs"]),
 ];
 
 impl Scheme {
@@ -47,22 +51,7 @@ impl Scheme {
 
     /// Its name in addresses.
     pub fn name(self) -> &'static str {
-        SCHEMES[self as usize].1
-    }
-
-    /// The cargo feature that it requires, if it requires one.
-    pub fn feature(self) -> &'static str {
-        SCHEMES[self as usize].2
-    }
-
-    /// The scheme of this text before `://`. SQLAlchemy writes `dialect+driver`; the driver does
-    /// not matter.
-    fn of(text: &str) -> Option<Self> {
-        let name = text.split('+').next()?.to_ascii_lowercase();
-        let known = SCHEMES
-            .iter()
-            .find(|(_, own, _, others)| *own == name || others.contains(&name.as_str()));
-        known.map(|(scheme, ..)| *scheme)
+        SCHEMES[self as usize].1[0]
     }
 }
 
@@ -77,29 +66,6 @@ pub struct StoreSettings {
     pub timeout: Duration,
 }
 
-/// A text that was given as an address. It may hold a password, so it is not shown.
-#[derive(Clone)]
-pub struct Unread(String);
-
-impl From<&str> for Unread {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl fmt::Debug for Unread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("…")
-    }
-}
-
-impl Unread {
-    /// Reads it.
-    pub fn read(&self) -> Result<StoreUrl, String> {
-        StoreUrl::parse(&self.0)
-    }
-}
-
 /// The address of a store.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreUrl {
@@ -111,37 +77,25 @@ pub struct StoreUrl {
 impl StoreUrl {
     /// Reads an address.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let expected = "expected an address such as postgres://user@host/database, \
-                        mysql://user@host/database, dynamodb://TABLE, s3://bucket/prefix or \
-                        file:///shared/directory";
-        let Some((scheme, rest)) = text.trim().split_once("://") else {
-            let is_path = text.trim_start().starts_with('/');
-            return Err(if is_path {
-                "a directory that hosts share is named as `file:///…`"
-            } else {
-                expected
-            }
-            .to_owned());
+        let (name, rest) = text.trim().split_once("://").ok_or(EXPECTED)?;
+        // SQLAlchemy writes `dialect+driver`; the driver does not matter.
+        let dialect = name.split('+').next().unwrap_or("").to_ascii_lowercase();
+        let known = SCHEMES.iter().find(|(_, names)| names.contains(&dialect.as_str()));
+        let is_word = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '+');
+        let Some((scheme, _)) = known else {
+            // What is not a word may be a part of a password.
+            let name = if is_word(name) { name } else { "…" };
+            return Err(format!("unsupported store `{name}://`; {EXPECTED}"));
         };
-        if scheme.split('+').next().is_some_and(|dialect| dialect.eq_ignore_ascii_case("sqlite")) {
-            return Err("SQLite is a file of one machine, for which the lock file is made: leave \
-                        the store out, and set `SERIALIZER_DIR` to a directory of the project"
-                .to_owned());
-        }
-        let is_word =
-            !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+');
-        let unknown = || {
-            if is_word {
-                format!("`{scheme}://` is no store that is known; {expected}")
-            } else {
-                expected.to_owned()
-            }
-        };
-        let scheme = Scheme::of(scheme).ok_or_else(unknown)?;
         if rest.chars().any(char::is_control) {
             return Err("the address contains a control character".to_owned());
         }
-        Ok(Self { scheme, rest: rest.to_owned() })
+        Ok(Self { scheme: *scheme, rest: rest.to_owned() })
+    }
+
+    /// Reads a flag. A refusal is a value, too: it would be shown with the flag's value otherwise.
+    pub fn of_flag(text: &str) -> Result<Result<Self, String>, Infallible> {
+        Ok(Self::parse(text))
     }
 
     /// That of a directory.
@@ -152,11 +106,11 @@ impl StoreUrl {
 
     /// The directory, if it is one.
     pub fn directory(&self) -> Option<PathBuf> {
-        let path = self.rest.split_once('?').map_or(self.rest.as_str(), |(path, _)| path);
+        let path = self.rest.split('?').next().unwrap_or("");
         // RFC 8089: this host's files.
         let path = path.strip_prefix("localhost").unwrap_or(path);
-        (self.scheme == Scheme::Directory)
-            .then(|| PathBuf::from(OsString::from_vec(percent_decode(path.as_bytes()).collect())))
+        let path = || OsString::from_vec(percent_decode(path.as_bytes()).collect()).into();
+        (self.scheme == Scheme::Directory).then(path)
     }
 
     /// Another directory, with the same options.
@@ -180,26 +134,20 @@ impl StoreUrl {
 /// Without user, password and options.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.scheme.name();
         if self.scheme == Scheme::Directory {
-            return write!(f, "{}://{}", self.scheme.name(), self.rest);
+            return write!(f, "{name}://{}", self.rest);
         }
         // A password may hold `/`, `?` and `@`, although it should not. If an `@` follows a `?`,
-        // its end is not certain.
+        // its end is not certain. Without a host, what looks like its port may be a password.
         let (place, options) = self.rest.split_once(['?', '#']).unwrap_or((&self.rest, ""));
-        let place = match place.rsplit_once('@') {
-            _ if options.contains('@') => "…",
-            Some((_, place)) => place,
-            // Without a host, what looks like its port may be a password.
-            None if !has_ports_only(place) => "…",
-            None => place,
-        };
-        write!(f, "{}://{place}", self.scheme.name())?;
+        let (login, place) = place.rsplit_once('@').unwrap_or(("", place));
+        if options.contains('@') || (login.is_empty() && !has_ports_only(place)) {
+            return write!(f, "{name}://…");
+        }
+        write!(f, "{name}://{place}")?;
         // The same table in two regions is two tables.
-        match options
-            .split('&')
-            .find_map(|option| option.strip_prefix("region="))
-            .filter(|_| place != "…")
-        {
+        match options.split('&').find_map(|option| option.strip_prefix("region=")) {
             Some(region) if self.scheme == Scheme::Dynamodb => write!(f, "?region={region}"),
             _ => Ok(()),
         }

@@ -1,18 +1,16 @@
-//! How often a waiter polls a store without a notifier. The time waited alone decides: a holder
-//! that renews its lease changes what is stored, but not how long others have to wait.
+//! How often a waiter polls a store without a queue.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::failure::Failure;
-use crate::sys::poll::sleep;
 use crate::sys::random::jittered;
-use crate::sys::text::io_message;
 
 /// A waiter has waited for so many times as long as there is between two polls.
 const GROW: u32 = 10;
 
-/// The polls of a waiter.
+/// The polls of a waiter, in a store without a queue. The time waited alone decides: a holder that
+/// renews its lease changes what is stored, but not how long others have to wait.
 pub struct PollBackoff {
     first: Duration,
     last: Duration,
@@ -26,14 +24,9 @@ impl PollBackoff {
     }
 
     /// Sleeps until the next poll, at most `limit`, or until one of `fds` is readable.
-    ///
-    /// # Errors
-    /// When it cannot sleep.
     pub fn sleep(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
-        sleep(self.pause_after(waited, limit), fds).map_err(|error| {
-            Failure::permanent(format!("cannot sleep: {}", io_message(&error.into())))
-        })
+        super::pause(self.pause_after(waited, limit), fds)
     }
 
     /// Waits no more.

@@ -23,7 +23,7 @@ pub fn endpoint_of(address: &Address) -> Result<Option<String>, Failure> {
 pub fn address(settings: &StoreSettings, known: &str) -> Result<Address, Failure> {
     let mut address = Address::parse(settings, &[])?;
     let hint = format!("options are {}", known.replace(' ', ", "));
-    address.refuse_unknown(|name, _| known.split(' ').any(|known| known == name), hint)?;
+    address.refuse_unknown(|name, _| known.split(' ').any(|known| known == name), &hint)?;
     if address.user.is_some() {
         address.password = secret(address.password, settings)?;
     }

@@ -3,22 +3,25 @@
 
 use std::sync::LazyLock;
 
-use super::failure::Failure;
+use super::failure::{Failure, Result};
 use super::seam::Store;
 use crate::store::address::{Scheme, StoreSettings};
 
 /// The version of this program, and the stores that it was built with, as they begin an address.
 pub fn version() -> &'static str {
+    const OBJECTS: bool = cfg!(feature = "object-store");
     static TEXT: LazyLock<String> = LazyLock::new(|| {
-        let features = [
-            ("file", true),
-            ("postgres", cfg!(feature = "postgres")),
-            ("mysql", cfg!(feature = "mysql")),
-            ("dynamodb", cfg!(feature = "dynamodb")),
-            ("object-store", cfg!(feature = "object-store")),
+        let stores = [
+            (Scheme::Directory, true),
+            (Scheme::Postgres, cfg!(feature = "postgres")),
+            (Scheme::Mysql, cfg!(feature = "mysql")),
+            (Scheme::Dynamodb, cfg!(feature = "dynamodb")),
+            (Scheme::S3, OBJECTS),
+            (Scheme::Azure, OBJECTS),
+            (Scheme::Gcs, OBJECTS),
         ];
-        let is_built_in = |scheme: &Scheme| features.contains(&(scheme.feature(), true));
-        let names: Vec<_> = Scheme::all().filter(is_built_in).map(Scheme::name).collect();
+        let names = stores.into_iter().filter(|(_, is_built_in)| *is_built_in);
+        let names: Vec<_> = names.map(|(scheme, _)| scheme.name()).collect();
         format!("{}\nstores: {}", env!("CARGO_PKG_VERSION"), names.join(", "))
     });
     &TEXT
@@ -28,7 +31,7 @@ pub fn version() -> &'static str {
 ///
 /// # Errors
 /// When this program was built without it, or the settings cannot be used.
-pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>, Failure> {
+pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>> {
     Ok(match settings.url.scheme() {
         Scheme::Directory => Box::new(super::directory::Directory::new(settings)?),
         #[cfg(feature = "postgres")]
@@ -43,11 +46,10 @@ pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>, Failure> {
         }
         #[allow(unreachable_patterns, reason = "a build with all stores leaves none out")]
         scheme => {
-            let hint = format!(
-                "`cargo install … --features {}`, or a released wheel, which has all stores",
-                scheme.feature()
-            );
             let why = format!("this program was built without the store `{}`", scheme.name());
+            let of_objects = [Scheme::S3, Scheme::Azure, Scheme::Gcs].contains(&scheme);
+            let feature = if of_objects { "object-store" } else { scheme.name() };
+            let hint = format!("a wheel has all stores; or `cargo install … --features {feature}`");
             return Err(Failure::permanent(why).with_hint(hint));
         }
     })

@@ -1,12 +1,14 @@
-//! Why an operation of a store failed.
+//! Why an operation of a store failed, as a complete message: cannot `action` `location`: reason.
 
 use std::fmt;
-use std::ops::Deref;
+
+/// What a store answers.
+pub type Result<T, E = Failure> = std::result::Result<T, E>;
 
 /// Why an operation failed.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// The store's message, or the obstacle; without secrets, in lower case.
+    /// The obstacle; without secrets, in lower case.
     pub why: String,
     /// The kind of reason.
     pub cause: Cause,
@@ -14,17 +16,18 @@ pub struct Failure {
     pub hint: Option<String>,
     /// Whether the operation may have been done nevertheless.
     pub is_indefinite: bool,
-    /// The operation, if this says more than the caller knows: take over the lock file …
-    pub action: Option<&'static str>,
+    /// The operation.
+    pub action: Option<String>,
+    /// The place, printable and without secrets.
+    pub location: Option<String>,
 }
 
 /// Kinds of reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// It may work soon: the connection broke, the store is starting, or there was a deadlock.
+    /// It may work soon.
     Transient,
-    /// It may work later: no connection is free, and an immediate retry keeps other processes from
-    /// one.
+    /// No connection is free, and an immediate retry keeps other processes from one.
     Full,
     /// It will not work until the user or an administrator acts.
     Permanent,
@@ -34,7 +37,7 @@ pub enum Cause {
     Contended,
     /// The path names something that is not a lock.
     NotALock,
-    /// The settings cannot be used. Nothing was tried.
+    /// The settings cannot be used.
     Unusable,
 }
 
@@ -48,13 +51,8 @@ impl Cause {
 impl Failure {
     /// A failure that may pass soon; nothing was done.
     pub fn transient(why: impl Into<String>) -> Self {
-        Self {
-            why: why.into(),
-            cause: Cause::Transient,
-            hint: None,
-            is_indefinite: false,
-            action: None,
-        }
+        let (why, cause) = (why.into(), Cause::Transient);
+        Self { why, cause, hint: None, is_indefinite: false, action: None, location: None }
     }
 
     /// A failure that does not pass; nothing was done.
@@ -69,8 +67,8 @@ impl Failure {
 
     /// What is stored has a format that is not known yet.
     pub fn of_newer_version() -> Self {
-        Self::permanent("a newer version of this program has written it")
-            .with_hint("use that version here, too")
+        let why = "a newer version of this program has written it";
+        Self::permanent(why).with_hint("use that version here, too")
     }
 
     /// The same failure, with what the user can do about it.
@@ -79,8 +77,8 @@ impl Failure {
     }
 
     /// The same failure, during this action.
-    pub fn during_action(self, action: &'static str) -> Self {
-        Self { action: Some(action), ..self }
+    pub fn during_action(self, action: &str) -> Self {
+        Self { action: Some(action.to_owned()), ..self }
     }
 
     /// The same failure, of an operation that may have been done nevertheless.
@@ -88,46 +86,30 @@ impl Failure {
         Self { is_indefinite: true, ..self }
     }
 
-    /// The failure as an error of the lock at `location`.
-    pub fn during(self, action: &str, location: String) -> Error {
-        Error { action: self.action.unwrap_or(action).to_owned(), location, failure: self }
+    /// The same failure, at `location`, during this action if it has none that says more.
+    pub fn during(self, action: &str, location: String) -> Self {
+        Self {
+            action: self.action.or_else(|| Some(action.to_owned())),
+            location: Some(location),
+            ..self
+        }
     }
 }
 
-/// A failure of one register, as a complete message: the action, the lock, and the reason.
-#[derive(Debug)]
-pub struct Error {
-    /// The action that failed: read the lock …
-    pub action: String,
-    /// The lock, printable and without secrets.
-    pub location: String,
-    /// The reason.
-    pub failure: Failure,
-}
+/// A failure whose place is known.
+pub type Error = Failure;
 
-impl std::error::Error for Error {}
+impl std::error::Error for Failure {}
 
-impl Deref for Error {
-    type Target = Failure;
-
-    fn deref(&self) -> &Failure {
-        &self.failure
-    }
-}
-
-impl fmt::Display for Error {
+impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { action, location, failure: Failure { why, cause, is_indefinite, .. } } = self;
-        match cause {
+        let Self { why, is_indefinite, action, location, .. } = self;
+        let (action, location) =
+            (action.as_deref().unwrap_or("use"), location.as_deref().unwrap_or("…"));
+        let more = if *is_indefinite { "; the write may or may not have happened" } else { "" };
+        match self.cause {
             Cause::NotALock => write!(f, "`{location}` is not a lock file: {why}"),
-            Cause::Contended => {
-                write!(f, "another process keeps the lock file `{location}` locked (flock)")
-            }
-            _ if *is_indefinite => write!(
-                f,
-                "cannot {action} `{location}`: {why}; the write may or may not have happened"
-            ),
-            _ => write!(f, "cannot {action} `{location}`: {why}"),
+            _ => write!(f, "cannot {action} `{location}`: {why}{more}"),
         }
     }
 }

@@ -17,12 +17,11 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::Location;
 use super::directory::{listed, name_of, stored_name};
 use super::failure::{Cause, Error, Failure};
-use super::seam::{Key, Kind, Next, Notifier, Page, Queue, State, Store, Write};
+use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
+use super::{Location, pause};
 use crate::store::waiter::Waiter;
-use crate::sys::poll;
 use crate::sys::text::{self, io_message};
 use lock_file::LockFile;
 
@@ -36,6 +35,7 @@ const CREATE: &str = "create the lock file";
 const READ: &str = "read the lock file";
 const CHANGE: &str = "take over the lock file";
 const REMOVE: &str = "remove the lock file";
+const LOCKED: &str = "another process keeps it locked (flock)";
 
 /// A directory with lock files.
 #[derive(Debug)]
@@ -150,35 +150,22 @@ impl Store for Files {
         not_a_lock(why)
     }
 
-    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
-        Some(self)
-    }
-
     fn queue(&mut self) -> Option<&mut dyn Queue> {
         Some(self)
     }
 }
 
-impl Notifier for Files {
-    fn wait(&mut self, _key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        sleep(limit.min(WATCH), fds)
-    }
-
-    fn notify(&mut self, key: &Key) {
-        let file = self.file(key);
-        wakeup::send(&file.path);
-        file.queue.sweep();
-        publish::sweep(&self.directory);
-    }
-}
-
 impl Queue for Files {
-    fn wait_in_turn(
+    fn wait(
         &mut self,
         key: &Key,
+        beside: bool,
         limit: Duration,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), Failure> {
+        if beside {
+            return pause(limit.min(WATCH), fds);
+        }
         let file = self.file(key);
         let is_new = file.queue.join();
         let is_first = file.queue.is_first();
@@ -195,9 +182,16 @@ impl Queue for Files {
         // Another process has the socket's name, or the system has no such sockets.
         let limit = if is_first && file.socket.is_none() { limit.min(UNHEARD) } else { limit };
         let woken = file.queue.turn_fd().into_iter().chain(file.socket.as_ref().map(AsFd::as_fd));
-        sleep(limit, &fds.iter().copied().chain(woken).collect::<Vec<_>>())?;
+        pause(limit, &fds.iter().copied().chain(woken).collect::<Vec<_>>())?;
         file.socket.iter().for_each(wakeup::drain);
         Ok(())
+    }
+
+    fn notify(&mut self, key: &Key) {
+        let file = self.file(key);
+        wakeup::send(&file.path);
+        file.queue.sweep();
+        publish::sweep(&self.directory);
     }
 
     fn is_first(&mut self, key: &Key) -> bool {
@@ -226,11 +220,6 @@ impl Queue for Files {
     fn waiters(&mut self, key: &Key) -> Vec<Waiter> {
         self.file(key).queue.waiters().into_iter().map(Waiter::of).collect()
     }
-}
-
-fn sleep(limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-    poll::sleep(limit, fds)
-        .map_err(|error| Failure::permanent(format!("cannot sleep: {}", io_message(&error.into()))))
 }
 
 /// The failure of a path that leads to something else.
@@ -275,8 +264,10 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
         ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             failure.with_hint("name another directory with `SERIALIZER_DIR`")
         }
-        ErrorKind::WouldBlock => Failure { cause: Cause::Contended, ..failure }
-            .with_hint(format!("`fuser -v {shown}` shows the processes that have it open")),
+        ErrorKind::WouldBlock => {
+            Failure { cause: Cause::Contended, why: LOCKED.to_owned(), ..failure }
+                .with_hint(format!("`fuser -v {shown}` shows the processes that have it open"))
+        }
         _ => failure,
     }
 }

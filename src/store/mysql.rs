@@ -1,64 +1,68 @@
-//! Keys in MySQL and MariaDB: a row for each name. A read may be stale (Galera, a replica): the
-//! write is then a conflict, or is refused.
-//!
-//! A connection counts rows that were found, not rows that were changed. So a row is inserted by a
-//! plain `INSERT`, and a duplicate key is the conflict.
+//! Keys and order in MySQL and MariaDB: docs/protocol.md, "Databases".
 
-mod queue;
-
+use std::mem;
+use std::pin::Pin;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use sqlx::error::DatabaseError;
-use sqlx::mysql::{
-    MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlQueryResult, MySqlRow,
-    MySqlSslMode,
-};
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError};
+use sqlx::mysql::{MySqlQueryResult, MySqlRow, MySqlSslMode};
 use sqlx::{ConnectOptions as _, Connection as _, Error, Row as _};
 
-use self::queue::HostIdentity;
-use super::failure::{Cause, Failure};
-use super::network::sentence;
-use super::sql::address::{Address, Server, Usual};
-use super::sql::engine::{Answer, Engine, send};
-use super::sql::failure::{Phase, hint};
-use super::sql::tls::TlsMode;
-use super::sql::{READ_ONLY, Sql, hex};
+use super::backoff::PollBackoff;
+use super::failure::{Cause, Failure, Result};
+use super::seam::Fds;
+use super::sql::address::{Address, Server};
+use super::sql::engine::{Answer, Asked, Connected, Engine, Line, Phase, of, send};
+use super::sql::{Sql, hex};
+use crate::store::waiter::Waiter;
 
-/// Codes of what passes, and was not done: full (disk, memory, tables), starting, waited too long,
-/// read-only (a fail-over is under way).
-const PASSING: [u16; 23] = [
-    1021, 1037, 1038, 1041, 1077, 1079, 1080, 1114, 1135, 1152, 1184, 1205, 1206, 1290, 1412, 1436,
-    1614, 1615, 1637, 1792, 1836, 3058, 3572,
-];
+/// How often the first waiter polls the row at first, and in the end.
+const POLLS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// For how long one statement waits in the queue, in seconds. The next one is behind all others.
+const STANDING: u32 = 6 * 3600;
+
+/// How long a label of a waiter may be.
+const MAX_LABEL: usize = 120;
+
+/// How many connections there are; how many there may be, how many this user may have (0 for any
+/// number), and how many it has.
+const ROOM: &str = "SHOW GLOBAL STATUS LIKE 'Threads_connected'; SELECT @@max_connections, \
+                    @@max_user_connections, COUNT(*) FROM information_schema.processlist WHERE \
+                    user = SUBSTRING_INDEX(USER(), '@', 1)";
 
 /// MySQL or MariaDB, as one process uses it.
 pub struct MySql {
-    /// The database, which names are part of.
+    /// Names are part of it.
     database: String,
     place: HostIdentity,
 }
 
-/// A connection.
 pub struct Session {
     connection: MySqlConnection,
     /// Whether a statement was answered.
     is_set_up: bool,
 }
 
+/// A waiter's place in the queue.
+enum HostIdentity {
+    None,
+    /// A statement that waits, in a session that comes back with its answer.
+    Queued(Pin<Box<dyn Future<Output = (Session, Asked)> + Send>>),
+    /// The store's session has the server's lock.
+    First(PollBackoff),
+}
+
 impl Engine for MySql {
     type Session = Session;
 
-    const USUAL: Usual = Usual {
-        port: 3306,
-        host: "localhost",
-        options: &[],
-        variables: "",
-        certificates: None,
-        example: "`mysql://USER@HOST/DATABASE`",
-        roots_hint: "`ssl_ca` names a file with the certificate of the authority that signed the \
-                     server's; `ssl_mode=REQUIRED` encrypts without looking at it",
-        plain_hint: "`?ssl_mode=DISABLED` at the end of the address does without encryption",
-    };
+    const PORT: u16 = 3306;
+    const HOST: &'static str = "localhost";
+    const OPTIONS: &'static str = "";
+    const VARIABLES: &'static str = "";
+    const EXAMPLE: &'static str = "`mysql://USER@HOST/DATABASE`";
 
     const SCHEMA: &'static str = "\
 -- Locks of `serializer`: a row for each name. Rows stay when a lock is released.
@@ -66,95 +70,86 @@ impl Engine for MySql {
 --   GRANT SELECT, INSERT, UPDATE, DELETE ON my_database.serializer_locks TO 'my_user'@'%';
 CREATE TABLE IF NOT EXISTS serializer_locks (
   name VARBINARY(255) NOT NULL PRIMARY KEY,
-  version BIGINT UNSIGNED NOT NULL,                                  -- the number of the state; never goes back
-  record MEDIUMTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,  -- what is stored; NULL when a lock is free
-  changed TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6) ON UPDATE CURRENT_TIMESTAMP(6),  -- for people
-  format SMALLINT NOT NULL DEFAULT 1 CHECK (format = 1)              -- what the columns mean
+  version BIGINT UNSIGNED NOT NULL,                      -- the number of the state; grows
+  record MEDIUMTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL,  -- NULL when a lock is free
+  -- For people:
+  changed TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6) ON UPDATE CURRENT_TIMESTAMP(6),
+  format SMALLINT NOT NULL DEFAULT 1 CHECK (format = 1)  -- what the columns mean
 ) ENGINE = InnoDB;
 ";
 
-    /// From UTC, because `UNIX_TIMESTAMP` of a local time repeats itself when summer time ends. It
-    /// is the time at which the statement began.
+    /// From UTC, because `UNIX_TIMESTAMP` of a local time repeats itself when summer time ends.
     const NOW: &'static str =
         "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000";
-    const RECORD: &'static str = "CAST(record AS BINARY)";
-    const IS: &'static str = "<=>";
     const UNLESS_EXISTS: &'static str = "";
+
+    const REFUSALS: &'static [(Cause, &'static str)] = &[
+        (Cause::NotPrepared, "1146"),
+        (Cause::Full, "1040 1203 1226"),
+        // A cluster that breaks up during a commit (a deadlock, too), a session that is ended, and
+        // a lost server in the words of clients (2000 to 2999), ProxySQL or MaxScale.
+        (Cause::Transient, "1047? 1053? 1158? 1159? 1160? 1161? 1180? 1213? 1317? 1927? 1969?"),
+        (Cause::Transient, "2? 3024? 3100? 3101? 4031? 9?"),
+        // Full (disk, memory, tables), starting, waited too long, read-only.
+        (Cause::Transient, "1021 1037 1038 1041 1077 1079 1080 1114 1135 1152 1184 1205 1206 1290"),
+        (Cause::Transient, "1412 1436 1614 1615 1637 1792 1836 3058 3572"),
+    ];
 
     fn literal(text: &str) -> String {
         format!("X'{}'", hex(text.as_bytes()))
     }
 
-    fn new(address: &Address) -> Result<Self, Failure> {
-        if address.servers.len() > 1 {
-            let failure = Failure::permanent("the address names several servers");
-            return Err(failure.with_hint("name one, or a proxy before them"));
+    fn new(address: &Address) -> Result<Self> {
+        let (count, place) = (address.servers.len(), HostIdentity::None);
+        let refused = |why, hint| Err(Failure::permanent(why).with_hint(hint));
+        match address.database.clone() {
+            _ if count > 1 => refused("the address names several servers", "name one, or a proxy"),
+            None => refused("the address names no database", Self::EXAMPLE),
+            Some(database) => Ok(Self { database, place }),
         }
-        let no_database =
-            || Failure::permanent("the address names no database").with_hint(Self::USUAL.example);
-        Ok(Self {
-            database: address.database().ok_or_else(no_database)?,
-            place: HostIdentity::None,
-        })
     }
 
-    async fn connect(&self, address: &Address, server: &Server) -> Result<Session, Error> {
-        let (host, port) = server;
-        let is_socket = host.starts_with('/');
-        let mode = match address.tls.mode {
-            // A socket of this machine is as good.
-            TlsMode::Prefer if is_socket => MySqlSslMode::Disabled,
-            TlsMode::Disable => MySqlSslMode::Disabled,
-            TlsMode::Prefer => MySqlSslMode::Preferred,
-            TlsMode::Require => MySqlSslMode::Required,
-            TlsMode::VerifyCa | TlsMode::VerifyFull => MySqlSslMode::VerifyIdentity,
-        };
-        let mut options = MySqlConnectOptions::new()
-            .username(&address.user)
-            .database(&self.database)
-            .ssl_mode(mode);
+    async fn connect(&self, at: &Address, server: &Server, _is_own: bool) -> Connected<Self> {
+        use MySqlSslMode::{Disabled, Preferred, Required, VerifyIdentity};
+        let ((host, port), is_socket) = (server, server.0.starts_with('/'));
+        // A socket of this machine is as good as encryption that is only preferred.
+        let preferred = if is_socket { Disabled } else { Preferred };
+        let modes = [Disabled, preferred, Required, VerifyIdentity, VerifyIdentity];
+        let mut options = MySqlConnectOptions::new().username(&at.user).database(&self.database);
+        options = options.ssl_mode(modes[at.tls.mode as usize]);
+        // Without the statement that sqlx sends after each login.
+        options = options.pipes_as_concat(false).no_engine_substitution(false).timezone(None);
+        options = options.set_names(false).statement_cache_capacity(0).disable_statement_logging();
         options = if is_socket { options.socket(host) } else { options.host(host).port(*port) };
-        if let Some(password) = &address.password {
+        if let Some(password) = &at.password {
             options = options.password(password);
         }
-        if let Some(roots) = &address.tls.roots {
+        if let Some(roots) = &at.tls.roots {
             options = options.ssl_ca(roots);
         }
-        if let Some((certificate, key)) = &address.tls.own {
+        if let Some((certificate, key)) = &at.tls.own {
             options = options.ssl_client_cert(certificate).ssl_client_key(key);
         }
-        // Without the statement that it sends after each login.
-        options = options
-            .pipes_as_concat(false)
-            .no_engine_substitution(false)
-            .timezone(None)
-            .set_names(false);
-        options = options.statement_cache_capacity(0).disable_statement_logging();
         Ok(Session { connection: MySqlConnection::connect_with(&options).await?, is_set_up: false })
     }
 
-    async fn ask(
-        session: &mut Session,
-        statement: String,
-        phase: Phase,
-        limit: Duration,
-    ) -> Result<Answer, Error> {
-        // Each statement must be its own transaction, whatever `init_connect` says. A statement
-        // that waits for a lock ends before the time limit for its answer: a statement that is
-        // given up here must not be done by the server later.
+    async fn ask(on: &mut Session, sql: String, phase: Phase, limit: Duration) -> Asked {
+        // Each statement must be its own transaction, whatever `init_connect` says, and the server
+        // must not do it after it was given up here.
         let bound = (limit.as_secs() / 2).max(1);
-        let setup = format!(
-            "SET autocommit = 1, lock_wait_timeout = {bound}, innodb_lock_wait_timeout = {bound}; "
-        );
-        let statement = if session.is_set_up { statement } else { setup + &statement };
+        let limits = format!("lock_wait_timeout = {bound}, innodb_lock_wait_timeout = {bound}");
+        let sql = if on.is_set_up { sql } else { format!("SET autocommit = 1, {limits}; {sql}") };
         let changed = |done: MySqlQueryResult| done.rows_affected();
         let text = |row: &MySqlRow, column| {
-            let bytes = row.try_get_unchecked::<Option<Vec<u8>>, usize>(column)?;
+            let bytes: Option<Vec<u8>> = row.try_get_unchecked(column)?;
             Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
         };
-        let answer = send(&mut session.connection, statement, phase, changed, text).await?;
-        // A refused statement may not have set anything.
-        session.is_set_up = true;
+        let answer = match send(&mut on.connection, sql, phase, changed, text).await {
+            // The row is there: nothing was changed.
+            Err(Error::Database(error)) if error.is_unique_violation() => Answer::default(),
+            answer => answer?,
+        };
+        on.is_set_up = true;
         Ok(answer)
     }
 
@@ -163,61 +158,114 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         let _ = session.connection.close().await;
     }
 
-    fn refusal(error: &dyn DatabaseError, phase: Phase) -> Failure {
-        let error = error.downcast_ref::<MySqlDatabaseError>();
-        let code = error.number();
-        let why = match code {
-            // In any language.
-            1290 | 1792 | 1836 => format!("the server is {READ_ONLY} (error {code})"),
-            _ => format!("{} (error {code})", sentence(error.message())),
-        };
-        let is_indefinite = phase == Phase::Write && may_be_done(code);
-        Failure {
-            why,
-            cause: cause(code),
-            hint: hint(&code.to_string()),
-            is_indefinite,
-            action: None,
+    fn code(error: &dyn DatabaseError) -> (String, bool) {
+        (error.downcast_ref::<MySqlDatabaseError>().number().to_string(), false)
+    }
+
+    fn warn(sql: &mut Sql<Self>) {
+        let answer = sql.ask("SELECT @@innodb_flush_log_at_trx_commit", Phase::Read);
+        let answer = answer.unwrap_or_default();
+        if let Some(flushed) = answer.text(0, 0).filter(|flushed| *flushed != "1") {
+            tracing::warn!(
+                "the server runs with `innodb_flush_log_at_trx_commit = {flushed}`: after a crash \
+                 of its machine, a lock that was granted within the last second may be granted \
+                 again; set it to 1"
+            );
         }
-    }
-
-    fn are_others_first(sql: &Sql<Self>, name: &str) -> String {
-        format!("IS_USED_LOCK('{}') IS NOT NULL", sql.engine.queue_name(name))
-    }
-
-    fn is_session_queued(&self) -> bool {
-        matches!(self.place, HostIdentity::Queued(_))
     }
 
     fn forget(&mut self) {
         self.place = HostIdentity::None;
     }
+}
 
-    fn advice(sql: &mut Sql<Self>) -> Option<String> {
-        let answer = sql.ask("SELECT @@innodb_flush_log_at_trx_commit", Phase::Read).ok()?;
-        let flushed = answer.text(0, 0).filter(|flushed| *flushed != "1")?;
-        Some(format!(
-            "the server runs with `innodb_flush_log_at_trx_commit = {flushed}`: after a crash of \
-             its machine, a lock that was granted within the last second may be granted again; set \
-             it to 1"
-        ))
+impl MySql {
+    /// The server's lock: at most 64 characters, and the same for all databases of a server.
+    fn queue_name(&self, key: &str) -> String {
+        let hash = Sha256::digest(format!("{}\0{key}", self.database));
+        format!("serializer:{}", hex(&hash[..16]))
     }
 }
 
-fn cause(code: u16) -> Cause {
-    match code {
-        1146 => Cause::NotPrepared,
-        1040 | 1203 | 1226 => Cause::Full,
-        code if may_be_done(code) || PASSING.contains(&code) => Cause::Transient,
-        _ => Cause::Permanent,
-    }
+/// Whether there is room for one more waiter: they use three quarters of the connections, and
+/// holders need the rest.
+fn has_room(answer: &Answer) -> bool {
+    let number = |row, column| answer.text(row, column).and_then(|text| text.parse::<u64>().ok());
+    let has_room = |used: Option<u64>, most: Option<u64>| match (used, most) {
+        (Some(used), Some(most @ 1..)) => used.saturating_mul(4) < most.saturating_mul(3),
+        // A server that does not tell has room.
+        _ => true,
+    };
+    has_room(number(0, 1), number(1, 0)) && has_room(number(1, 2), number(1, 1))
 }
 
-/// Whether a server may have done, or yet do, what it says has failed. A node of a cluster (Galera,
-/// group replication) that loses the others while it commits does not know whether they have it (a
-/// deadlock, too), a session that is ended may be ended after its commit, and a proxy may lose a
-/// server that has done it, which it tells in the words of clients or in its own (ProxySQL,
-/// MaxScale).
-fn may_be_done(code: u16) -> bool {
-    matches!(code, 1047 | 1053 | 1158..=1161 | 1180 | 1213 | 1317 | 1927 | 1969 | 3024 | 3100 | 3101 | 4031 | 2000..3000 | 9000..10000)
+impl Line for MySql {
+    fn are_others_first(sql: &Sql<Self>, name: &str) -> String {
+        format!("IS_USED_LOCK('{}') <> CONNECTION_ID()", sql.engine.queue_name(name))
+    }
+
+    fn is_in_line(sql: &Sql<Self>) -> bool {
+        !matches!(sql.engine.place, HostIdentity::None)
+    }
+
+    fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<bool> {
+        if !has_room(&sql.ask(ROOM, Phase::Read)?) {
+            return Ok(false);
+        }
+        let Some(mut session) = sql.session.take() else { return Ok(false) };
+        // The list of processes shows the label to others.
+        let (taken, label) = (sql.engine.queue_name(name), Waiter::label(MAX_LABEL));
+        let statement = format!("SELECT GET_LOCK('{taken}', {STANDING}) /* {label} */");
+        let limit = sql.settings.timeout;
+        sql.engine.place = HostIdentity::Queued(Box::pin(async move {
+            let answer = MySql::ask(&mut session, statement, Phase::Read, limit).await;
+            (session, answer)
+        }));
+        // Until the answer.
+        sql.are_others_first = true;
+        Ok(true)
+    }
+
+    fn wait_in_line(sql: &mut Sql<Self>, limit: Duration, fds: Fds<'_>) -> Result<()> {
+        // A queued waiter reads the row over another session, which it does not keep.
+        if matches!(sql.engine.place, HostIdentity::Queued(_)) {
+            sql.close_session();
+        }
+        let answer = match &mut sql.engine.place {
+            HostIdentity::None => return Ok(()),
+            HostIdentity::First(polls) => return polls.sleep(limit, fds),
+            HostIdentity::Queued(standing) => sql.runtime.wait(standing, limit, fds)?,
+        };
+        let Some((session, answer)) = answer else { return Ok(()) };
+        sql.session = Some(session);
+        sql.are_others_first = !answer.as_ref().is_ok_and(|answer| answer.is_true(0, 0));
+        sql.engine.place = HostIdentity::First(PollBackoff::new(POLLS.0, POLLS.1));
+        if let Err(error) = answer {
+            let failure = of::<Self>(&error, Phase::Read, "the server");
+            // Without such locks, others have no order, either.
+            sql.has_queue = failure.cause.passes();
+            sql.end();
+        } else if sql.are_others_first {
+            sql.engine.place = HostIdentity::None;
+        }
+        Ok(())
+    }
+
+    fn leave(sql: &mut Sql<Self>, name: &str) -> Option<String> {
+        // The end of a queued connection ends its place.
+        let place = mem::replace(&mut sql.engine.place, HostIdentity::None);
+        let taken = sql.engine.queue_name(name);
+        matches!(place, HostIdentity::First(_)).then(|| format!("DO RELEASE_LOCK('{taken}')"))
+    }
+
+    /// The statements of waiters end with their labels as comments.
+    fn waiters(&self, name: &str) -> String {
+        let taken = self.queue_name(name);
+        let first = format!("id = IS_USED_LOCK('{taken}')");
+        format!(
+            "SELECT SUBSTRING_INDEX(SUBSTRING_INDEX(info, '/* ', -1), ' */', 1), \
+             SUBSTRING_INDEX(host, ':', 1) FROM information_schema.processlist WHERE {first} OR \
+             info LIKE 'SELECT GET_LOCK(''{taken}'', %' ORDER BY {first} DESC, time DESC, id"
+        )
+    }
 }

@@ -1,4 +1,4 @@
-//! Asks a store again after a hiccup.
+//! When to ask a store again: after a hiccup, and while waiting.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,19 +18,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(40);
 /// Asks again after a transient failure.
 pub fn retry<T>(mut ask: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let begun = Instant::now();
-    let mut tries = 0;
-    loop {
-        tries += 1;
+    for tries in 0..MAX_TRIES - 1 {
         match ask() {
-            Err(failure)
-                if failure.cause == Cause::Transient
-                    && tries < MAX_TRIES
-                    && begun.elapsed() < LIMIT =>
-            {
+            Err(failure) if failure.cause == Cause::Transient && begun.elapsed() < LIMIT => {
                 tracing::debug!("trying again: {}", failure.why);
-                std::thread::sleep(jittered(FIRST_PAUSE * 2_u32.pow(tries - 1)));
+                std::thread::sleep(jittered(FIRST_PAUSE * 2_u32.pow(tries)));
             }
             answer => return answer,
         }
     }
+    ask()
 }

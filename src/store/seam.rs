@@ -1,9 +1,5 @@
-//! The seam between the policy of locks and the stores that keep them.
-//!
-//! A store is a compare-and-swap register per key. It keeps an opaque text under a number, and
-//! writes only if the register is still in the state that the caller has seen. It does not parse
-//! lock records or know leases. Order and wake-ups are separate, optional traits; a store without
-//! them is polled.
+//! The seam between the policy of locks and the stores that keep them: docs/protocol.md, "The
+//! seam". A store does not parse lock records or know leases.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
@@ -12,19 +8,16 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::failure::Failure;
+use super::failure::{Failure, Result};
 use crate::store::waiter::Waiter;
 
 /// What a register is for. Each kind has its own names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum Kind {
-    /// A lock.
     Lock,
-    /// A key that runs once.
     Once,
-    /// A task on a schedule.
     Schedule,
-    /// A live member of a cluster.
     Session,
 }
 
@@ -32,15 +25,9 @@ impl Kind {
     /// The kinds whose stored names have a prefix.
     pub const PREFIXED: [Self; 3] = [Self::Once, Self::Schedule, Self::Session];
 
-    /// The beginning of the stored name of a register of this kind. The stored name of a lock is
-    /// its own name; a lock whose name begins like another kind's is stored under a hash.
+    /// The beginning of the stored names of this kind.
     pub fn prefix(self) -> &'static str {
-        match self {
-            Self::Lock => "",
-            Self::Once => "once/",
-            Self::Schedule => "schedule/",
-            Self::Session => "session/",
-        }
+        ["", "once/", "schedule/", "session/"][self as usize]
     }
 
     /// What a register of this kind is called in messages.
@@ -59,12 +46,11 @@ impl Kind {
     }
 }
 
-/// The identity of one register of a store.
+/// The identity of one register of a store: its kind, and the name as the user gave it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct Key {
-    /// What the register is for.
     pub kind: Kind,
-    /// The name as the user gave it.
     pub name: OsString,
 }
 
@@ -81,12 +67,12 @@ pub struct State {
     /// Identifies the state, also after a restored backup; `None` if the register was never
     /// written, or has been purged.
     pub version: Option<Vec<u8>>,
-    /// The state's number, which grows with each write; 0 without a version.
+    /// Grows with each write; 0 without a version.
     pub number: u64,
     /// The stored text; `None` after a write of nothing.
     pub value: Option<String>,
-    /// The store's clock, in milliseconds since 1970, if the store has one clock for all its
-    /// clients. Read before the value.
+    /// The store's clock in milliseconds since 1970, read before the value; `None` if its clients
+    /// do not share one.
     pub now: Option<u64>,
     /// When the state was stored, by the clock of this machine.
     pub written: Option<SystemTime>,
@@ -105,66 +91,55 @@ pub enum Write {
     Unknown,
 }
 
-/// What to write.
+/// What to write: a number above that before, and a text or nothing.
 #[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct Next<'a> {
-    /// The new state's number, larger than that of the state before.
     pub number: u64,
-    /// The text, or nothing.
     pub value: Option<&'a str>,
-    /// For how long the state is of use; `None` without limit. A store may remove it afterwards.
+    /// After this time, the store may remove the state.
     pub keep: Option<Duration>,
 }
 
 /// Some registers of one kind, in the order of their stored names.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The name and the state of each register, with the time in a database. A name that is long or
-    /// not text may be shortened; the short name opens the same register. The value of a register
-    /// that cannot be read is empty; [`Store::get`] tells why.
+    /// Names and states, with the time in a database. A name may be shortened; it opens the same
+    /// register. The value of a register that cannot be read is empty; [`Store::get`] tells why.
     pub entries: Vec<(OsString, State)>,
-    /// The name after which the next page begins; `None` on the last page.
+    /// The name after which the next page begins.
     pub next: Option<OsString>,
 }
 
 /// A compare-and-swap register per key.
 pub trait Store: Send {
-    /// The register's state, strongly consistent. A store whose schema does not exist fails with
-    /// [`Cause::NotPrepared`](super::failure::Cause::NotPrepared).
-    fn get(&mut self, key: &Key) -> Result<State, Failure>;
-
-    /// Writes `next` only if the register is still in the state `expected`, of which the store
-    /// compares number and value.
+    /// The register's state, strongly consistent. [`Cause::NotPrepared`] without a schema.
     ///
-    /// # Errors
-    /// When there is no answer, or the store refuses. A failure that is not
-    /// [indefinite](Failure::is_indefinite) has changed nothing.
-    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write, Failure>;
+    /// [`Cause::NotPrepared`]: super::Cause::NotPrepared
+    fn get(&mut self, key: &Key) -> Result<State>;
 
-    /// A page of the registers of `kind` after `after`, which is [`Page::next`] of the page before.
-    /// Includes registers without a value.
-    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure>;
+    /// Writes `next` only if number and value are still those of `expected`. A failure that is not
+    /// indefinite has changed nothing.
+    fn put(&mut self, key: &Key, expected: &State, next: &Next<'_>) -> Result<Write>;
+
+    /// A page of the registers of `kind` after `after`, including those without a value.
+    fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page>;
 
     /// Removes the register only if it is still in the state `expected`. A later write starts again
-    /// without a version. A store that [`Self::expires`] does not remove anything when asked.
-    fn purge(&mut self, _key: &Key, _expected: &State) -> Result<Write, Failure> {
+    /// without a version.
+    fn purge(&mut self, _key: &Key, _expected: &State) -> Result<Write> {
         Err(Failure::permanent("the store itself removes what is not used"))
     }
 
     /// Creates the schema, if it does not exist.
-    fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
+    fn create_schema(&mut self, _key: &Key) -> Result<()> {
         Ok(())
     }
 
     /// Checks that the store refuses a write whose condition does not hold, where that is
-    /// uncertain.
-    fn verify_conditional_writes(&mut self, _key: &Key) -> Result<(), Failure> {
+    /// uncertain. Warns of settings of the server by which it forgets what it has acknowledged.
+    fn verify_conditional_writes(&mut self, _key: &Key) -> Result<()> {
         Ok(())
-    }
-
-    /// What is wrong with the server's settings, for `initialize` to warn of.
-    fn advice(&mut self) -> Option<String> {
-        None
     }
 
     /// Closes the connection politely, if there is one. The next call opens another.
@@ -176,8 +151,8 @@ pub trait Store: Send {
     /// The failure to report for a value that is not a record, for the reason `why`.
     fn foreign(&self, why: &str) -> Failure {
         let hint = format!("another program has written there; {} frees the lock", self.repair());
-        Failure::permanent(format!("what is stored there is not a lock record: {why}"))
-            .with_hint(hint)
+        let why = format!("what is stored there is not a lock record: {why}");
+        Failure::permanent(why).with_hint(hint)
     }
 
     /// Whether the store numbers its states. The lock file of one machine does not: its states are
@@ -186,72 +161,58 @@ pub trait Store: Send {
         true
     }
 
-    /// Whether the store itself removes expired states, by [`Next::keep`] or by its configuration.
+    /// Whether the store itself removes expired states. Then it does not purge.
     fn expires(&self) -> bool {
         false
     }
 
-    /// The statements that create the schema; `None` for a store that is not set up by statements.
+    /// The statements that create the schema, if there are any.
     fn schema(&self) -> Option<&'static str> {
         None
     }
 
-    /// The shortest and the longest interval between two polls of a waiter, in a store without a
-    /// notifier.
+    /// The shortest and the longest interval between two polls, in a store without a queue.
     fn poll_interval(&self) -> (Duration, Duration) {
         (Duration::from_millis(100), Duration::from_secs(10))
     }
 
-    /// Wake-ups, if the store has them.
-    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
-        None
-    }
-
-    /// Order, if the store has it.
+    /// Wake-ups and order, if the store has them; otherwise it is polled.
     fn queue(&mut self) -> Option<&mut dyn Queue> {
         None
     }
 }
 
-/// Wakes waiters.
-pub trait Notifier {
-    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
-    /// changed. Without a connection, or where a wake-up can be lost, it sleeps for one poll
-    /// interval.
-    ///
-    /// # Errors
-    /// When it cannot sleep; not when the connection breaks.
-    fn wait(&mut self, key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure>;
+/// What ends a sleep by becoming readable.
+pub type Fds<'a> = &'a [BorrowedFd<'a>];
 
-    /// Wakes the waiters of a register. Best effort: a waiter polls as well.
-    fn notify(&mut self, key: &Key);
-}
-
-/// Serves waiters in the order of their arrival. A courtesy: exclusion never depends on it.
+/// Wakes waiters, and serves them in the order of their arrival. A courtesy: exclusion never
+/// depends on it.
 pub trait Queue {
-    /// Takes a place in the queue, and sleeps as [`Notifier::wait`] does until it may be the
-    /// caller's turn.
-    fn wait_in_turn(
-        &mut self,
-        key: &Key,
-        limit: Duration,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(), Failure>;
+    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
+    /// changed. Takes a place in the queue, unless the caller waits `beside` it, and sleeps until
+    /// it may be the caller's turn. Where a wake-up can be lost, it sleeps for a poll interval.
+    fn wait(&mut self, key: &Key, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<()>;
+
+    /// Wakes waiters, best effort, because a holder has left.
+    fn notify(&mut self, _key: &Key) {}
 
     /// Whether no earlier waiter is known, as of the last [`Store::get`].
-    fn is_first(&mut self, key: &Key) -> bool;
+    fn is_first(&mut self, _key: &Key) -> bool {
+        true
+    }
 
     /// Whether the caller is queued behind another waiter, which wakes it by leaving.
-    fn is_queued(&mut self, key: &Key) -> bool;
+    fn is_queued(&mut self, _key: &Key) -> bool {
+        false
+    }
 
-    /// Whether the store has no room for another waiter. The caller should then pause before it
-    /// polls again.
+    /// Whether the store has no room for another waiter, which should then pause before it polls.
     fn is_turned_away(&mut self) -> bool {
         false
     }
 
     /// Gives up the place in the queue.
-    fn leave(&mut self, key: &Key);
+    fn leave(&mut self, _key: &Key) {}
 
     /// Shows holders that the caller waits, without a place in the queue.
     fn observe(&mut self, _key: &Key) {}
@@ -262,5 +223,7 @@ pub trait Queue {
     }
 
     /// The known waiters, in their order.
-    fn waiters(&mut self, key: &Key) -> Vec<Waiter>;
+    fn waiters(&mut self, _key: &Key) -> Vec<Waiter> {
+        Vec::new()
+    }
 }

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-/// Between three and five quarters of `pause`, so that many processes do not all come back at the
-/// same moment.
+/// Between three and five quarters of `pause`, so that many processes do not come back at once.
 pub fn jittered(pause: Duration) -> Duration {
     let mut bytes = [0_u8; 2];
     // Without random numbers, there is no jitter.

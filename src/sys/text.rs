@@ -1,7 +1,6 @@
 //! Foreign text (file contents, command lines, paths), made safe to print: one line, bounded,
 //! without control characters and, for command lines, without possible secrets.
 
-use std::fmt;
 use std::path::Path;
 
 /// The longest value of a record's field, in characters. All fields fit into a record.
@@ -209,16 +208,29 @@ mod tests {
     }
 }
 
-/// An operating system's error as part of a sentence: lower case and without its number.
-pub fn io_message(error: &std::io::Error) -> impl fmt::Display {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    let mut letters = text.chars();
-    letters
-        .next()
-        .map(|first| first.to_lowercase().chain(letters).collect::<String>())
-        .unwrap_or_else(|| "unknown error".to_owned())
+/// An operating system's error as part of a sentence.
+pub fn io_message(error: &std::io::Error) -> String {
+    sentence(&error.to_string())
 }
 
 /// Shells, which run a script, whatever arguments it gets.
 pub const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "ksh", "zsh", "fish"];
+
+/// The longest message of another program that is repeated, in characters.
+const MAX_TEXT: usize = 300;
+
+/// Another program's words as part of a sentence: on one line, lower case where it is a word,
+/// without its end, and without the number of an operating system's error.
+pub fn sentence(text: &str) -> String {
+    let text = text.split(" (os error").next().unwrap_or("").chars().take(MAX_TEXT);
+    let text: String = text.map(|c| if is_safe(c) { c } else { ' ' }).collect();
+    let text = text.trim().trim_end_matches('.');
+    let mut letters = text.chars();
+    let (first, rest) = (letters.next(), letters.as_str());
+    match first {
+        None => "unknown error".to_owned(),
+        // An abbreviation stays one.
+        Some(_) if rest.starts_with(char::is_uppercase) => text.to_owned(),
+        Some(first) => first.to_lowercase().chain(rest.chars()).collect(),
+    }
+}

@@ -23,7 +23,7 @@ use serializer::lock::{Mutex, ReleaseScope, Released, Request};
 use serializer::record::mode::Mode;
 use serializer::record::owner::Owner;
 use serializer::record::{Entry, Outcome, Record};
-use serializer::store::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
+use serializer::store::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use serializer::store::{Cause, Failure};
 use serializer::sys::identity::{HostIdentity, ProcessIdentity};
 use serializer::sys::process::{Absence, parse_pid};
@@ -161,22 +161,21 @@ impl Store for Gated {
         self.store.counts()
     }
 
-    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
         Some(self)
     }
 }
 
-impl Notifier for Gated {
+impl Queue for Gated {
     fn wait(
         &mut self,
         _key: &Key,
+        _beside: bool,
         _limit: Duration,
         _fds: &[BorrowedFd<'_>],
     ) -> Result<(), Failure> {
         self.pass()
     }
-
-    fn notify(&mut self, _key: &Key) {}
 }
 
 fn register(store: impl Store + 'static) -> Register {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serializer::store::failure::Failure;
-use serializer::store::seam::{Key, Kind, Next, Notifier, Page, State, Store, Write};
+use serializer::store::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use serializer::sys::clock::since_boot;
 use serializer::sys::poll::sleep;
 
@@ -105,19 +105,23 @@ impl Store for Memory {
         self.registers().ahead.is_some()
     }
 
-    fn notifier(&mut self) -> Option<&mut dyn Notifier> {
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
         Some(self)
     }
 }
 
-impl Notifier for Memory {
-    fn wait(&mut self, _key: &Key, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+impl Queue for Memory {
+    fn wait(
+        &mut self,
+        _key: &Key,
+        _beside: bool,
+        limit: Duration,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Failure> {
         if self.counts() {
             // It wakes nothing.
             let _ = sleep(limit.min(Duration::from_millis(20)), fds);
         }
         Ok(())
     }
-
-    fn notify(&mut self, _key: &Key) {}
 }

@@ -4,73 +4,50 @@
 //! Each option is honoured, known to change nothing here, or refused by its name: an option about
 //! security that went unnoticed would leave a connection less safe than its user believes.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
-use super::tls::{self, Tls};
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::{self, PemObject};
+
+use self::TlsMode::{Disable, Prefer, Require, VerifyCa, VerifyFull};
+use super::engine::Engine;
 use crate::store::address::StoreSettings;
-use crate::store::failure::Failure;
-use crate::store::network::{Address as Given, decoded, secret};
+use crate::store::failure::{Failure, Result};
+use crate::store::network::{Address as Given, certificates, decoded, secret, sentence};
+use crate::sys::text;
 
-/// Options that are honoured, beside those about TLS and those of one engine.
-const HONOURED: [&str; 8] =
-    ["host", "port", "user", "password", "dbname", "sslrootcert", "sslcert", "sslkey"];
-
-/// Options of drivers and pools on which nothing depends here; all waiting has the program's own
-/// limit.
-const HARMLESS: &str = "allowmultiqueries allownativepasswords async_fallback autocommit \
-                        autoreconnect binary_prefix buffered characterencoding charset \
-                        client_encoding clientfoundrows collation columnswithalias command_timeout \
-                        compress connect_timeout fallback_application_name interpolateparams \
-                        keepalives keepalives_count keepalives_idle keepalives_interval \
-                        load_balance_hosts loc local_infile max_overflow maxallowedpacket \
-                        multistatements parsetime pool_name pool_pre_ping pool_recycle pool_size \
-                        pool_timeout prepared_statement_cache_size prepared_statement_name_func \
-                        preparethreshold program_name raise_on_warnings read_default_group \
+/// Options that are accepted, beside those of TLS and of one engine: those that are honoured;
+/// those that change nothing here with these values; and those of drivers and pools on which
+/// nothing depends, since all waiting has the program's own limit.
+const ACCEPTED: &str = "host port user password database sslrootcert sslcert sslkey \
+                        allowpublickeyretrieval=true allowpublickeyretrieval=1 \
+                        channel_binding=prefer channel_binding=disable gssencmode=prefer \
+                        gssencmode=disable sslcertmode=allow sslnegotiation=postgres \
+                        ssl_max_protocol_version=TLSv1.3 ssl_min_protocol_version=TLSv1 \
+                        ssl_min_protocol_version=TLSv1.1 ssl_min_protocol_version=TLSv1.2 \
+                        target_session_attrs=any target_session_attrs=read-write \
+                        target_session_attrs=primary allowmultiqueries autocommit autoreconnect \
+                        characterencoding charset client_encoding collation command_timeout \
+                        compress connect_timeout fallback_application_name keepalives \
+                        keepalives_count keepalives_idle keepalives_interval load_balance_hosts \
+                        local_infile max_overflow parsetime pool_name pool_pre_ping pool_recycle \
+                        pool_size pool_timeout prepared_statement_cache_size \
+                        prepared_statement_name_func preparethreshold raise_on_warnings \
                         read_timeout servertimezone sslcompression sslsni statement_cache_size \
-                        tcp_user_timeout tcpkeepalive use_pure use_unicode useunicode \
-                        write_timeout writetimeout";
-
-/// Options of which only these values change nothing here. Others are refused.
-const USUAL: [(&str, &[&str]); 8] = [
-    ("allowpublickeyretrieval", &["true", "1"]),
-    ("channel_binding", &["prefer", "disable"]),
-    ("gssencmode", &["prefer", "disable"]),
-    ("ssl_max_protocol_version", &["TLSv1.3"]),
-    ("ssl_min_protocol_version", &["TLSv1", "TLSv1.1", "TLSv1.2"]),
-    ("sslcertmode", &["allow"]),
-    ("sslnegotiation", &["postgres"]),
-    // Of several servers, the writable one is used.
-    ("target_session_attrs", &["any", "read-write", "primary"]),
-];
+                        tcp_user_timeout use_pure use_unicode useunicode write_timeout";
 
 /// Other names of an option. A socket stands where a host does.
 const SYNONYMS: [(&str, &str); 7] = [
-    ("database", "dbname"),
-    ("db", "dbname"),
+    ("dbname", "database"),
+    ("db", "database"),
     ("socket", "host"),
+    ("unix_socket", "host"),
     ("ssl_ca", "sslrootcert"),
     ("ssl_cert", "sslcert"),
     ("ssl_key", "sslkey"),
-    ("unix_socket", "host"),
 ];
-
-/// What an address of an engine means.
-pub struct Usual {
-    /// The port, where none is named.
-    pub port: u16,
-    /// The host, where none is named.
-    pub host: &'static str,
-    /// The options of this engine only.
-    pub options: &'static [&'static str],
-    /// Variables with the values of options that the address leaves out, as `VARIABLE=option`.
-    pub variables: &'static str,
-    /// The directory with certificates, below the user's home.
-    pub certificates: Option<&'static str>,
-    pub example: &'static str,
-    pub roots_hint: &'static str,
-    pub plain_hint: &'static str,
-}
 
 /// A server's name or address, or the path of its socket; and its port.
 pub type Server = (String, u16);
@@ -79,134 +56,217 @@ pub type Server = (String, u16);
 pub struct Address {
     pub user: String,
     pub password: Option<String>,
+    pub database: Option<String>,
     /// The servers to try, in this order; never empty.
     pub servers: Vec<Server>,
     pub tls: Tls,
-    /// How long connecting, and each answer, may take.
     pub timeout: Duration,
-    /// All of the options.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "for options of PostgreSQL"))]
     pub given: Given,
 }
 
+/// Reads a variable of the environment.
+pub type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A host, and its own port.
+type Host = (String, Option<u16>);
+
 impl Address {
     /// Reads the address of `settings`, and what it leaves out from the environment.
-    pub fn read(
-        settings: &StoreSettings,
-        usual: &Usual,
-        variable: Variables<'_>,
-    ) -> Result<Self, Failure> {
+    pub fn read<E: Engine>(settings: &StoreSettings, variable: Variable<'_>) -> Result<Self> {
         let mut given = Given::parse(settings, &SYNONYMS)?;
-        let own: Vec<_> = given.hosts.split(',').map(with_port).collect::<Result<_, _>>()?;
-        for (name, option) in
-            usual.variables.split_whitespace().filter_map(|pair| pair.split_once('='))
-        {
-            let is_plain =
-                given.option("sslmode").is_some_and(|mode| mode.eq_ignore_ascii_case("disable"));
+        let own = hosts(&given.hosts)?;
+        for option in E::VARIABLES.split_whitespace() {
+            let mode = given.option("sslmode").unwrap_or_default();
             let is_given = match option {
-                // Files for TLS are of no use then, as in libpq.
-                _ if option.starts_with("ssl") => is_plain,
                 "host" => own.iter().any(|(host, _)| !host.is_empty()),
                 "port" => own.iter().any(|(_, port)| port.is_some()),
-                _ => false,
+                // Files for TLS are of no use without it, as in libpq.
+                _ => mode.eq_ignore_ascii_case("disable") && option.starts_with("ssl"),
             };
             if !is_given && given.option(option).is_none() {
-                given.options.extend(variable(name).map(|value| (option.to_owned(), value)));
+                let name = format!("PG{}", option.replace('_', "").to_ascii_uppercase());
+                given.options.extend(variable(&name).map(|value| (option.to_owned(), value)));
             }
         }
-        let is_usual = |name: &str, value: &str| {
-            USUAL.iter().any(|(other, values)| *other == name && values.contains(&value))
-        };
         let is_known = |name: &str, value: &str| {
-            HONOURED.contains(&name)
-                || usual.options.contains(&name)
-                || tls::is_option(name)
-                || HARMLESS.split(' ').any(|other| other == name)
-                || is_usual(name, value)
+            let mut known = ACCEPTED.split(' ').chain(E::OPTIONS.split(' '));
+            let is = |word: &str| word == name || word.split_once('=') == Some((name, value));
+            is_option(name) || known.any(is)
         };
-        let hint = "leave it out, or unset its variable; docs/stores.md lists the supported \
-                    options and values";
-        given.refuse_unknown(is_known, hint.to_owned())?;
-        let user = given.user.clone().or_else(|| given.option("user"));
-        let user = user.or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
-        let no_user = || Failure::permanent("the address names no user").with_hint(usual.example);
-        let home = usual
-            .certificates
-            .and_then(|directory| Some(PathBuf::from(variable("HOME")?).join(directory)));
-        let tls = tls::asked_for(&given, home.as_deref(), usual.roots_hint)?;
-        tls.check(usual.roots_hint)?;
-        Ok(Self {
-            user: user.ok_or_else(no_user)?,
-            password: secret(
-                given.password.clone().or_else(|| given.option("password")),
-                settings,
-            )?,
-            servers: servers(own, usual, &given)?,
-            tls,
-            timeout: settings.timeout,
-            given,
-        })
-    }
-
-    /// The name of the database.
-    pub fn database(&self) -> Option<String> {
-        Some(self.given.path.clone())
-            .filter(|name| !name.is_empty())
-            .or_else(|| self.given.option("dbname"))
+        let hint =
+            "leave it out, or unset its variable; docs/stores.md lists the supported options";
+        given.refuse_unknown(is_known, hint)?;
+        let or_option = |text: Option<String>, name| text.or_else(|| given.option(name));
+        let user = or_option(given.user.clone(), "user").or_else(|| variable("USER"));
+        let no_user = || Failure::permanent("the address names no user").with_hint(E::EXAMPLE);
+        let user = user.or_else(|| variable("LOGNAME")).ok_or_else(no_user)?;
+        let password = secret(or_option(given.password.clone(), "password"), settings)?;
+        let path = Some(given.path.clone()).filter(|name| !name.is_empty());
+        let database = or_option(path, "database");
+        // That of libpq.
+        let home = variable("HOME").filter(|_| !E::VARIABLES.is_empty());
+        let tls = Tls::read(&given, home.as_deref())?;
+        let servers = servers::<E>(own, &given)?;
+        Ok(Self { user, password, database, servers, tls, timeout: settings.timeout, given })
     }
 }
 
-/// How variables of the environment are read.
-pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
-
 /// The servers: those of the option `host`, or else the address's own.
-fn servers(
-    own: Vec<(String, Option<u16>)>,
-    usual: &Usual,
-    given: &Given,
-) -> Result<Vec<Server>, Failure> {
-    let named: Vec<_> = given
-        .options
-        .iter()
-        .filter(|(name, _)| name == "host")
-        .map(|(_, value)| value.as_str())
-        .collect();
-    let named = named.join(",");
-    let ports = match given.option("port") {
-        Some(ports) => {
-            ports.split(',').map(|text| port(text).map(Some)).collect::<Result<Vec<_>, _>>()?
-        }
+fn servers<E: Engine>(own: Vec<Host>, given: &Given) -> Result<Vec<Server>> {
+    let ports: Vec<_> = match given.option("port") {
+        Some(ports) => ports.split(',').map(|text| port(text).map(Some)).collect::<Result<_>>()?,
         None => own.iter().map(|(_, port)| *port).collect(),
     };
-    let names = if named.is_empty() {
-        own
-    } else {
-        named.split(',').map(with_port).collect::<Result<_, _>>()?
-    };
-    if ports.len() > 1 && ports.len() != names.len() {
-        return Err(Failure::permanent(format!(
-            "there are {} ports for {} servers",
-            ports.len(),
-            names.len()
-        )));
+    let named = given.options.iter().filter(|(name, value)| name == "host" && !value.is_empty());
+    let named: Vec<_> = named.map(|(_, value)| value.as_str()).collect();
+    let names = if named.is_empty() { own } else { hosts(&named.join(","))? };
+    let (count, servers) = (ports.len(), names.len());
+    if count > 1 && count != servers {
+        return Err(Failure::permanent(format!("there are {count} ports for {servers} servers")));
     }
-    let of_name = |(index, (host, own)): (usize, (String, Option<u16>))| {
-        let port = own.or_else(|| *ports.get(index).or(ports.first())?).unwrap_or(usual.port);
-        (if host.is_empty() { usual.host.to_owned() } else { host }, port)
+    let of_name = |(index, (host, own)): (usize, Host)| {
+        let port = own.or_else(|| *ports.get(index).or(ports.first())?).unwrap_or(E::PORT);
+        (if host.is_empty() { E::HOST.to_owned() } else { host }, port)
     };
     Ok(names.into_iter().enumerate().map(of_name).collect())
 }
 
-/// A host, without the brackets of an IPv6 address, and its port.
-fn with_port(text: &str) -> Result<(String, Option<u16>), Failure> {
-    let text = text.trim();
-    let (host, own) = match text.rsplit_once(':') {
-        Some((host, own)) if !host.contains(':') || host.ends_with(']') => (host, Some(port(own)?)),
-        _ => (text, None),
+/// Hosts, without the brackets of an IPv6 address, and their ports.
+fn hosts(text: &str) -> Result<Vec<Host>> {
+    let one = |text: &str| {
+        let parts = text.trim().rsplit_once(':');
+        let parts = parts.filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
+        let (host, own) = parts.map_or((text.trim(), None), |(host, own)| (host, Some(port(own))));
+        Ok((decoded(host.trim_start_matches('[').trim_end_matches(']'))?, own.transpose()?))
     };
-    Ok((decoded(host.trim_start_matches('[').trim_end_matches(']'))?, own))
+    text.split(',').map(one).collect()
 }
 
-fn port(text: &str) -> Result<u16, Failure> {
+fn port(text: &str) -> Result<u16> {
     let port = text.trim().parse().ok().filter(|port: &u16| *port != 0);
     port.ok_or_else(|| Failure::permanent("the address's port is not a number from 1 to 65535"))
+}
+
+/// What to do about a certificate that is not trusted.
+pub const ROOTS_HINT: &str = "`sslrootcert` (or `ssl_ca`) names a file with the authority's \
+                              certificate, or is `system`; the server's name is checked, too; \
+                              `sslmode=require` (`ssl_mode=REQUIRED`) encrypts without looking at \
+                              the certificate";
+
+/// What to do about a server that does not encrypt.
+pub const PLAIN_HINT: &str = "`?sslmode=disable` at the end of the address does without encryption";
+
+/// How much TLS a connection has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsMode {
+    Disable,
+    Prefer,
+    Require,
+    /// Like `VerifyFull`, with a named authority: `sqlx` trusts the system's authorities beside the
+    /// named one, which sign for any site.
+    VerifyCa,
+    VerifyFull,
+}
+
+/// How a connection is encrypted.
+#[derive(Debug)]
+pub struct Tls {
+    pub mode: TlsMode,
+    /// A file with authorities to trust beside the system's.
+    pub roots: Option<String>,
+    /// The client's certificate and key, for a server that requires them.
+    pub own: Option<(String, String)>,
+}
+
+/// The options whose value is a word.
+const WORDS: &str = "ssl ssl_mode sslmode tls";
+
+/// Options that are true or false, and what they ask for then; false may not be possible. They are
+/// those of libpq, asyncpg, PyMySQL, mysqlclient, go-sql-driver, JDBC, and MariaDB's and Oracle's
+/// connectors.
+const FLAGS: [(&str, TlsMode, Option<TlsMode>); 7] = [
+    ("requiressl require_ssl", Require, Some(Prefer)),
+    ("ssl use_ssl usessl", Require, Some(Disable)),
+    ("ssl_check_hostname", VerifyFull, None),
+    ("ssl_disabled", Disable, Some(Prefer)),
+    ("ssl_verify_cert ssl_verify_server_cert verifyservercertificate", VerifyCa, Some(Prefer)),
+    ("ssl_verify_identity verify_identity", VerifyFull, Some(Prefer)),
+    ("tls", VerifyFull, Some(Disable)),
+];
+
+fn is_in(names: &str, name: &str) -> bool {
+    names.split(' ').any(|other| other == name)
+}
+
+/// Whether it is an option of these.
+fn is_option(name: &str) -> bool {
+    is_in(WORDS, name) || FLAGS.iter().any(|(names, ..)| is_in(names, name))
+}
+
+/// What an option with this value asks for; `None` if that is unknown.
+fn meaning(name: &str, value: &str) -> Option<TlsMode> {
+    let flag = FLAGS.iter().find(|(names, ..)| is_in(names, name));
+    Some(match value.to_ascii_lowercase().replace('_', "-").as_str() {
+        "1" | "true" | "yes" | "on" => flag?.1,
+        "0" | "false" | "no" | "off" => flag?.2?,
+        _ if !is_in(WORDS, name) => return None,
+        "disable" | "disabled" => Disable,
+        "allow" | "prefer" | "preferred" => Prefer,
+        "require" | "required" | "trust" | "skip-verify" => Require,
+        "verify-ca" => VerifyCa,
+        "verify-full" | "verify-identity" => VerifyFull,
+        _ => return None,
+    })
+}
+
+impl Tls {
+    /// Reads the options about TLS, and its files, so that one that cannot be used is named. In
+    /// `home`, the user may have some. The strictest option counts.
+    fn read(given: &Given, home: Option<&str>) -> Result<Self> {
+        let mut asked = vec![Prefer];
+        for (name, value) in given.options.iter().filter(|(name, _)| is_option(name)) {
+            let unknown = format!("the value of the address's option `{name}` is not supported");
+            asked.push(meaning(name, value).ok_or_else(|| Failure::permanent(unknown))?);
+        }
+        let (roots, certificate) = (given.option("sslrootcert"), given.option("sslcert"));
+        let is_system = roots.as_deref() == Some("system");
+        asked.extend(roots.as_ref().map(|_| if is_system { VerifyFull } else { VerifyCa }));
+        asked.extend(certificate.as_ref().map(|_| Require));
+        let is_off = asked.contains(&Disable);
+        let mut mode = asked.into_iter().max().unwrap_or(Prefer);
+        if is_off && mode > Prefer {
+            let why = "one option of the address asks for TLS, and another one switches it off";
+            return Err(Failure::permanent(why));
+        }
+        let in_home = |name| home.map(|home| format!("{home}/.postgresql/{name}"));
+        let in_home = |name| in_home(name).filter(|path| Path::new(path).exists() && !is_off);
+        let trusted = || in_home("root.crt").filter(|_| mode >= Require);
+        let roots = roots.or_else(trusted).filter(|_| !is_system);
+        if let Some(roots) = &roots {
+            mode = mode.max(VerifyCa);
+            certificates(roots.as_ref()).map_err(|failure| failure.with_hint(ROOTS_HINT))?;
+        } else if mode == VerifyCa {
+            let why = "`verify-ca` requires a file with the authority";
+            return Err(Failure::permanent(why).with_hint(ROOTS_HINT));
+        }
+        let certificate = certificate.or_else(|| in_home("postgresql.crt"));
+        // Both may be in one file.
+        let key = given.option("sslkey").or_else(|| in_home("postgresql.key"));
+        let own = certificate.map(|own| (own.clone(), key.unwrap_or(own)));
+        if let Some((certificate, key)) = &own {
+            certificates(certificate.as_ref())?;
+            check_key(key.as_ref())?;
+        }
+        Ok(Self { mode: if is_off { Disable } else { mode }, roots, own })
+    }
+}
+
+fn check_key(path: &Path) -> Result<()> {
+    let none = |error: pem::Error| format!("it holds no key in PEM without a passphrase ({error})");
+    let usable = PrivateKeyDer::from_pem_file(path)
+        .map_err(none)
+        .and_then(|key| any_supported_type(&key).map_err(|error| sentence(&error.to_string())));
+    let cannot = |why| format!("cannot use the key `{}`: {why}", text::path(path));
+    usable.map(drop).map_err(|why| Failure::permanent(cannot(why)))
 }

@@ -1,119 +1,87 @@
-//! Sessions with a server: opening one, asking it, and waiting beside it.
+//! Sessions with a server, and the queue in it, as far as the engines share them.
 
-use std::future::{pending, poll_fn};
-use std::os::fd::BorrowedFd;
+use std::future::poll_fn;
+use std::io;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use sqlx::Error;
 use tokio::net::unix::pipe::Receiver;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::Sql;
 use super::address::Address;
-use super::engine::{Answer, Engine};
-use super::failure::{Phase, no_answer, of};
+use super::engine::{Answer, Engine, Line, Phase, no_answer, of};
 use crate::store::backoff::pause_outside;
-use crate::store::failure::Failure;
+use crate::store::failure::{Failure, Result};
 use crate::store::network::variable;
+use crate::store::pause;
 use crate::store::runtime::PrivateRuntime;
+use crate::store::seam::{Fds, Key, Queue};
 use crate::store::waiter::Waiter;
+use crate::sys::random::jittered;
 use crate::sys::text::{self, io_message};
 
 /// How long closing a connection politely may take: it only saves a line in the server's log.
 const GOODBYE: Duration = Duration::from_millis(100);
 
+/// How often a process polls that wants no place in the queue.
+const WATCHED: Duration = Duration::from_secs(1);
+
+/// How often a waiter polls where there is no queue.
+const UNQUEUED: Duration = Duration::from_millis(2500);
+
 impl<E: Engine> Sql<E> {
     /// Opens a session with the first server that grants one. After a failure, nothing was sent.
-    pub fn connect(&mut self) -> Result<E::Session, Failure> {
-        let address = match self.address.take() {
-            Some(address) => address,
-            None => Address::read(&self.settings, &E::USUAL, &variable)?,
-        };
-        let Self { engine, runtime, .. } = self;
+    pub fn connect(&mut self, is_own: bool) -> Result<E::Session> {
+        let read = || Address::read::<E>(&self.settings, &variable);
+        let address = self.address.take().map_or_else(read, Ok)?;
         // A silent server leaves time for the next one.
         let share = address.timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
         let mut failure: Option<Failure> = None;
         for server in &address.servers {
-            let tried = runtime
-                .block_on(async { timeout(share, engine.connect(&address, server)).await })?;
-            let next = match tried {
+            let connecting = self.engine.connect(&address, server, is_own);
+            let next = match self.runtime.block_on(async { timeout(share, connecting).await })? {
                 Ok(Ok(session)) => return Ok(session),
-                Ok(Err(Error::Database(error))) => E::refusal(&*error, Phase::Connect),
                 Ok(Err(error)) => {
                     let (host, port) = server;
-                    of(
-                        &error,
-                        Phase::Connect,
-                        &format!("`{}:{port}`", text::field(host)),
-                        &E::USUAL,
-                    )
+                    let server = format!("`{}:{port}`", text::field(host));
+                    of::<E>(&error, Phase::Connect, &server)
                 }
-                Err(_) => no_answer(),
+                Err(_) => no_answer(Phase::Connect),
             };
             // If one of them may be back soon, trying again is of use.
             failure = failure.filter(|failure| failure.cause.passes()).or(Some(next));
         }
-        Err(failure.unwrap_or_else(no_answer))
+        Err(failure.unwrap_or_else(|| no_answer(Phase::Connect)))
     }
 
-    /// Sends statements in the existing session, or in a new one.
-    pub fn ask(&mut self, statement: impl Into<String>, phase: Phase) -> Result<Answer, Failure> {
+    /// Sends statements in the existing session, or in a new one. A failure ends the session: a
+    /// late answer must not be taken for the answer to the next statement.
+    pub fn ask(&mut self, statement: impl Into<String>, phase: Phase) -> Result<Answer> {
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => self.connect()?,
+            None => self.connect(false)?,
         };
-        let (runtime, limit) = (&mut self.runtime, self.timeout);
-        // A timer begins within the runtime.
-        let asked =
-            async { timeout(limit, E::ask(&mut session, statement.into(), phase, limit)).await };
-        let (failure, is_usable) = match runtime.block_on(asked)? {
-            Ok(Ok(answer)) => {
-                self.keep(session);
-                return Ok(answer);
-            }
-            Ok(Err(Error::Database(error))) if error.is_unique_violation() => {
-                // The row is there.
-                self.keep(session);
-                return Ok(Answer::default());
-            }
-            Ok(Err(Error::Database(error))) => {
-                let failure = E::refusal(&*error, phase);
-                let is_usable = !failure.cause.passes();
-                (failure, is_usable)
-            }
-            Ok(Err(error)) => (of(&error, phase, "the server", &E::USUAL), false),
-            Err(_) if phase == Phase::Write => (no_answer().indefinite(), false),
-            Err(_) => (no_answer(), false),
+        let limit = self.settings.timeout;
+        let asked = E::ask(&mut session, statement.into(), phase, limit);
+        let asked = self.runtime.block_on(async { timeout(limit, asked).await });
+        self.session = Some(session);
+        let failure = match asked? {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => of::<E>(&error, phase, "the server"),
+            Err(_) => no_answer(phase),
         };
-        // A late answer must not be taken for the answer to the next statement.
-        if is_usable {
-            self.keep(session);
-        } else {
-            self.close(session);
-        }
+        self.close_session();
         Err(failure)
     }
 
-    /// Keeps a session for the next statement, unless another one of this process is queued.
-    fn keep(&mut self, session: E::Session) {
-        if self.engine.is_session_queued() {
-            self.close(session)
-        } else {
-            self.session = Some(session)
-        }
-    }
-
-    /// Closes a session politely. Best effort: the server also notices the end of a connection.
-    pub fn close(&mut self, session: E::Session) {
-        let _ = self.runtime.block_on(async { timeout(GOODBYE, E::close(session)).await });
-    }
-
-    /// Closes the session, if there is one.
+    /// Closes the session politely, if there is one. Best effort: the server also notices the end
+    /// of a connection.
     pub fn close_session(&mut self) {
         if let Some(session) = self.session.take() {
-            self.close(session);
+            let closing = async { timeout(GOODBYE, E::close(session)).await };
+            let _ = self.runtime.block_on(closing);
         }
     }
 
@@ -124,60 +92,98 @@ impl<E: Engine> Sql<E> {
         // A pool returns a session in a task of the runtime.
         self.runtime.shut_down();
     }
+}
 
-    /// Sleeps at most `limit`, or until one of `fds` is readable.
-    pub fn doze(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        wait(&mut self.runtime, limit, fds, pending::<()>()).map(drop)
+impl<E: Line> Queue for Sql<E> {
+    fn wait(&mut self, key: &Key, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<()> {
+        if beside {
+            return pause(limit.min(jittered(WATCHED)), fds);
+        } else if E::is_in_line(self) {
+            return E::wait_in_line(self, limit, fds);
+        }
+        let enqueued = self.has_queue.then(|| E::enqueue(self, &key.stored_name()));
+        match enqueued {
+            Some(Ok(true)) => {
+                self.full_since = None;
+                return Ok(());
+            }
+            Some(Err(failure)) if !failure.cause.passes() => {
+                tracing::debug!("no queue before the lock: {}", failure.why);
+                self.has_queue = false;
+            }
+            Some(_) => {
+                self.end();
+                return pause(limit.min(pause_outside(&mut self.full_since)), fds);
+            }
+            None => {}
+        }
+        pause(limit.min(jittered(UNQUEUED)), fds)
     }
 
-    /// Stays away for a while from a server without room for another waiter.
-    pub fn stay_away(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        self.end();
-        let pause = pause_outside(&mut self.full_since);
-        self.doze(limit.min(pause), fds)
+    fn notify(&mut self, key: &Key) {
+        if self.session.is_some()
+            && let Some(statement) = E::wake(&key.stored_name())
+        {
+            // Waiters poll, too.
+            let _ = self.ask(statement, Phase::Read);
+        }
     }
 
-    /// The waiters that a statement lists by label and address.
-    pub fn listed(&mut self, statement: String) -> Vec<Waiter> {
-        let asked = self.ask(statement, Phase::Read);
-        let asked = asked
-            .inspect_err(|failure| tracing::debug!("cannot list waiters: {}", failure.why))
-            .unwrap_or_default();
-        let waiter = |row| {
+    fn is_first(&mut self, _key: &Key) -> bool {
+        !self.are_others_first
+    }
+
+    fn is_queued(&mut self, _key: &Key) -> bool {
+        E::is_in_line(self) && self.are_others_first
+    }
+
+    fn is_turned_away(&mut self) -> bool {
+        // Without a queue, polls are further apart than attempts.
+        self.full_since.is_some() || !self.has_queue
+    }
+
+    fn leave(&mut self, key: &Key) {
+        if let Some(statement) = E::leave(self, &key.stored_name()) {
+            // A failure ends the session, and the place with it.
+            let _ = self.ask(statement, Phase::Read);
+        }
+    }
+
+    fn waiters(&mut self, key: &Key) -> Vec<Waiter> {
+        let asked = self.ask(self.engine.waiters(&key.stored_name()), Phase::Read);
+        let waiter = |row: Vec<Option<String>>| {
+            let [label, host] = row.try_into().unwrap_or_default();
             // The label of another role's session may be hidden.
-            let told = asked.text(row, 0).and_then(Waiter::parse).unwrap_or_default();
-            Waiter { host: told.host.or_else(|| asked.text(row, 1).map(str::to_owned)), ..told }
+            let told = label.as_deref().and_then(Waiter::parse).unwrap_or_default();
+            Waiter { host: told.host.or(host), ..told }
         };
-        (0..asked.rows.len()).map(waiter).collect()
+        asked.unwrap_or_default().0.into_iter().map(waiter).collect()
     }
 }
 
-/// Waits for `event`, at most `limit`, or until one of `fds` is readable; `None` if it has not
-/// happened.
-pub fn wait<T>(
-    runtime: &mut PrivateRuntime,
-    limit: Duration,
-    fds: &[BorrowedFd<'_>],
-    event: impl Future<Output = T>,
-) -> Result<Option<T>, Failure> {
-    let waited = runtime.block_on(async {
-        // The runtime owns a copy of each descriptor. It takes any descriptor that can be polled.
-        let copy =
-            |fd: &BorrowedFd<'_>| Receiver::from_owned_fd_unchecked(fd.try_clone_to_owned()?);
-        let fds = fds.iter().map(copy).collect::<Result<Vec<_>, _>>()?;
-        let (mut event, mut end) = (pin!(event), pin!(sleep(limit)));
-        let happened = poll_fn(|context| {
-            if let Poll::Ready(happened) = event.as_mut().poll(context) {
-                return Poll::Ready(Some(happened));
-            }
-            let is_readable = fds.iter().any(|fd| fd.poll_read_ready(context).is_ready());
-            if is_readable || end.as_mut().poll(context).is_ready() {
-                Poll::Ready(None)
-            } else {
-                Poll::Pending
-            }
-        });
-        Ok::<_, std::io::Error>(happened.await)
-    })?;
-    waited.map_err(|error| Failure::permanent(format!("cannot wait: {}", io_message(&error))))
+impl PrivateRuntime {
+    /// Waits for `event`, at most `limit`, or until one of `fds` is readable; `None` if it has not
+    /// happened.
+    pub fn wait<T, F>(&mut self, event: F, limit: Duration, fds: Fds<'_>) -> Result<Option<T>>
+    where
+        F: Future<Output = T>,
+    {
+        let waited = self.block_on(async {
+            // The runtime owns a copy of each descriptor, and takes any that can be polled.
+            let copies = fds.iter().map(|fd| fd.try_clone_to_owned());
+            let pipes = copies.map(|copy| Receiver::from_owned_fd_unchecked(copy?));
+            let pipes = pipes.collect::<io::Result<Vec<_>>>()?;
+            let mut event = pin!(event);
+            let happened = poll_fn(|context| {
+                let is_over = pipes.iter().any(|pipe| pipe.poll_read_ready(context).is_ready());
+                match event.as_mut().poll(context) {
+                    Poll::Ready(happened) => Poll::Ready(Some(happened)),
+                    Poll::Pending if is_over => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                }
+            });
+            Ok::<_, io::Error>(timeout(limit, happened).await.unwrap_or(None))
+        })?;
+        waited.map_err(|error| Failure::permanent(format!("cannot wait: {}", io_message(&error))))
+    }
 }
