@@ -75,6 +75,8 @@ fn roomy_postgres() -> &'static Postgres {
 
 fn postgres(dir: &Path) -> Engine {
     let server = roomy_postgres();
+    // As many rounds of its hash as users have.
+    server.psql(&format!("ALTER ROLE meltano PASSWORD '{PASSWORD}'"));
     server.psql(
         "CREATE TABLE peer (held boolean); INSERT INTO peer VALUES (false); GRANT ALL ON peer TO \
          meltano",

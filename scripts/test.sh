@@ -137,50 +137,52 @@ quietly fmt cargo fmt --check || failed_steps+=(fmt)
 quietly shellcheck shellcheck scripts/*.sh examples/meltano/*.sh tests/alone/nfs/*.sh || failed_steps+=(shellcheck)
 
 if [ "$quick" ]; then
-    announce "the test programs (half a minute; three minutes at first)"
-    kinds=(--lib --test local)
+    announce "the test programs, by clippy (a minute; four minutes at first)"
 else
-    announce "the test programs, emulators and Meltano (half a minute; six minutes at first)"
+    announce "the test programs, by clippy, with emulators and Meltano (a minute; five minutes at first)"
     # What they wait for is mostly the network.
     quietly emulators scripts/emulators.sh &
     setting_up=(emulators $!)
-    # Of what Meltano builds, the tests do not need the speed.
-    quietly meltano env CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=0 \
-        examples/meltano/setup.sh &
+    # What Meltano builds shares its libraries with the test programs.
+    quietly meltano env MATURIN_PEP517_ARGS='--profile dev' examples/meltano/setup.sh &
     setting_up+=(meltano $!)
     quietly foreign-root scripts/foreign-root.sh &
     setting_up+=(foreign-root $!)
-    kinds=(--lib --test '*')
 fi
 declare -A program_of
-build() { cargo test --all-features "${kinds[@]}" --no-run --message-format=json-render-diagnostics >"$logs/programs.json"; }
+# What `cargo clippy` sets so that clippy is the compiler, which here writes programs, too: all is compiled once.
+by_clippy=(env CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__ RUSTC_WORKSPACE_WRAPPER=clippy-driver)
+build() {
+    "${by_clippy[@]}" cargo test --all-features --lib --test '*' --bench '*' --no-run --message-format=json-render-diagnostics \
+        >"$logs/programs.json"
+}
 quietly build build || { failed_steps+=("the compiler") && exit 1; }
 while read -r name program; do program_of[$name]=$program; done < <(jq -r \
     'select(.profile.test and .executable) | "\(if .target.kind[0] == "test" then .target.name else .target.kind[0] end) \(.executable)"' \
     "$logs/programs.json")
 
-lint() {
-    quietly clippy nice -n 10 cargo clippy --all-targets --all-features -- -D warnings &&
-        # Other code is unused without the stores.
-        quietly clippy-without-stores nice -n 10 cargo clippy --all-targets -- -D warnings
-}
-document() { RUSTDOCFLAGS='-D warnings' quietly doc nice -n 10 cargo doc --no-deps --quiet --all-features; }
+# Other code is unused without the stores.
+lint() { quietly clippy-without-stores nice -n 10 cargo clippy --all-targets -- -D warnings; }
+document() { quietly doc nice -n 10 "${by_clippy[@]}" RUSTDOC="$PWD/scripts/rustdoc.sh" cargo test --all-features --doc; }
 
 if [ "$quick" ]; then
-    announce "clippy, and the tests of one host (two minutes)"
+    announce "clippy without the stores, and the tests of one host (two minutes)"
     lint &
     running=(clippy $!)
-    tests lib 2 &
-    await "${running[@]}" "the library's tests" $!
-    tests local 4 || failed_steps+=(local)
+    tests lib 1 &
+    running+=("the library's tests" $!)
+    tests local 4 &
+    await "${running[@]}" local $!
     exit 0
 fi
 
 await "${setting_up[@]}"
+# Meltano's program, which has no stores, may stand where that of the tests was. It is there; this puts it back.
+quietly build build || { failed_steps+=("the compiler") && exit 1; }
 # Of the stores' tests these compute; the others wait for leases and servers, side by side.
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
-announce "clippy, the documentation and all tests (ten minutes; twelve at first)"
+announce "clippy without the stores, the documentation and all tests (ten minutes)"
 # The tests mostly wait; this takes the time that they leave.
 { lint && document; } &
 running=("clippy or the documentation" $!)

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
 
-use crate::support::calls::{ends, own_calls};
+use crate::support::calls::{calls_to_disturb, ends};
 use crate::support::namespace::in_pid_namespaces;
 use crate::support::{Locks, Shell};
 
@@ -83,7 +83,12 @@ impl Scene {
     }
 
     /// The system calls of an undisturbed run.
-    fn system_calls(&mut self, before: Before, command: &str) -> BTreeMap<String, BTreeSet<usize>> {
+    fn system_calls(
+        &mut self,
+        before: Before,
+        command: &str,
+        injection: &str,
+    ) -> BTreeMap<String, BTreeSet<usize>> {
         self.prepare(before);
         assert_eq!(self.owner.run(&format!("cd {}", self.locks.dir().display())), 0);
         assert_eq!(self.trace("", command), 0);
@@ -92,7 +97,7 @@ impl Scene {
         }
         self.back_to_nothing();
         let trace = std::fs::read_to_string(self.locks.dir().join("trace")).expect("a trace");
-        let calls = own_calls(&trace);
+        let calls = calls_to_disturb(&trace, injection);
         let changes_names = |name: &String| name.contains("link") || name.contains("rename");
         assert!(calls.keys().any(changes_names), "{trace}");
         calls
@@ -175,7 +180,7 @@ impl Scene {
 
 fn at_every_system_call(before: Before, command: &str, injection: &str) {
     let mut scene = Scene::new();
-    for (name, numbers) in scene.system_calls(before, command) {
+    for (name, numbers) in scene.system_calls(before, command, injection) {
         // Nothing makes an exit fail.
         if name == "exit_group" && injection.starts_with("error") {
             continue;

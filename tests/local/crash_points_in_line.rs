@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Stdio;
 
-use crate::support::calls::{ends, own_calls};
+use crate::support::calls::{calls_to_disturb, ends};
 use crate::support::namespace::in_pid_namespaces;
 use crate::support::{Locks, Shell, until};
 
@@ -112,12 +112,12 @@ impl Scene {
     }
 
     /// The system calls of an undisturbed run.
-    fn system_calls(&mut self) -> BTreeMap<String, BTreeSet<usize>> {
+    fn system_calls(&mut self, injection: &str) -> BTreeMap<String, BTreeSet<usize>> {
         let code = self.pass_on("");
         assert_eq!(code, 0);
         self.check("undisturbed", code);
         let trace = fs::read_to_string(self.locks.dir().join("trace")).expect("a trace");
-        let calls = own_calls(&trace);
+        let calls = calls_to_disturb(&trace, injection);
         assert!(calls.contains_key("flock") && calls.contains_key("linkat"), "{trace}");
         calls
     }
@@ -125,7 +125,7 @@ impl Scene {
 
 fn at_every_system_call(injection: &str) {
     let mut scene = Scene::new();
-    for (name, numbers) in scene.system_calls() {
+    for (name, numbers) in scene.system_calls(injection) {
         // Nothing makes an exit fail.
         if ["exit", "exit_group"].contains(&name.as_str()) && injection.starts_with("error") {
             continue;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::calls::{ends, own_calls};
+use crate::support::calls::{calls_to_disturb, ends};
 use crate::support::namespace::in_pid_namespaces;
 use crate::support::{Locks, PROGRAM, Shell, ended, skipped};
 
@@ -61,15 +61,20 @@ impl Scene {
 
     /// The system calls of an undisturbed run, from the first one to the key's file on: before
     /// that, nothing has happened.
-    fn system_calls(&mut self, before: Before, command: &str) -> BTreeMap<String, BTreeSet<usize>> {
+    fn system_calls(
+        &mut self,
+        before: Before,
+        command: &str,
+        injection: &str,
+    ) -> BTreeMap<String, BTreeSet<usize>> {
         self.prepare(before);
         assert_eq!(self.trace("", command), 0);
         let trace = fs::read_to_string(self.locks.dir().join("trace")).expect("a trace");
-        let mut calls = own_calls(&trace);
+        let mut calls = calls_to_disturb(&trace, injection);
         let first =
             trace.lines().position(|line| line.contains("once%2Fload")).expect("the key's file");
         let start: Vec<&str> = trace.lines().take(first).collect();
-        for (name, numbers) in own_calls(&start.join("\n")) {
+        for (name, numbers) in calls_to_disturb(&start.join("\n"), injection) {
             calls.entry(name).or_default().retain(|number| !numbers.contains(number));
         }
         assert!(calls.contains_key("fdatasync") && calls.contains_key("fsync"), "{trace}");
@@ -129,7 +134,7 @@ impl Scene {
 
 fn at_every_system_call(before: Before, command: &str, injection: &str) {
     let mut scene = Scene::new();
-    for (name, numbers) in scene.system_calls(before, command) {
+    for (name, numbers) in scene.system_calls(before, command, injection) {
         // Nothing makes these fail.
         if ["exit_group", "getppid"].contains(&name.as_str()) && injection.starts_with("error") {
             continue;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Stdio;
 
-use crate::support::calls::{ends, own_calls};
+use crate::support::calls::{calls_to_disturb, ends};
 use crate::support::stores::Store;
 use crate::support::{self, Shell};
 
@@ -67,7 +67,12 @@ impl Scene {
     }
 
     /// The system calls of an undisturbed run.
-    fn system_calls(&mut self, before: Before, command: &str) -> BTreeMap<String, BTreeSet<usize>> {
+    fn system_calls(
+        &mut self,
+        before: Before,
+        command: &str,
+        injection: &str,
+    ) -> BTreeMap<String, BTreeSet<usize>> {
         self.prepare(before);
         assert_eq!(self.trace("", command), 0);
         let file = self.store.locks.dir().join("trace");
@@ -75,7 +80,7 @@ impl Scene {
         support::until("the trace ends", || {
             fs::read_to_string(&file).expect("a trace").contains("exit_group(")
         });
-        let calls = own_calls(&fs::read_to_string(&file).expect("a trace"));
+        let calls = calls_to_disturb(&fs::read_to_string(&file).expect("a trace"), injection);
         assert!(calls.contains_key("fdatasync"), "{calls:?}");
         if command.starts_with("lock") {
             self.owner.unlock();
@@ -116,7 +121,7 @@ impl Scene {
 
 fn at_every_system_call(before: Before, command: &str, injection: &str) {
     let mut scene = Scene::new();
-    for (name, numbers) in scene.system_calls(before, command) {
+    for (name, numbers) in scene.system_calls(before, command, injection) {
         // Nothing makes an exit fail.
         if name == "exit_group" && injection.starts_with("error") {
             continue;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
@@ -140,19 +141,30 @@ pub fn a_record_is_kept_whole(subject: &Subject) {
     assert_eq!(stored(&mut subject.open("x")).record.as_ref(), Some(&record));
 }
 
-/// Lets so many do the same at the same time, each with a register of its own; tells how many of
-/// them succeeded.
+/// Lets so many do the same at the same time, each with a register of its own that it has looked
+/// at; tells how many succeeded.
 fn race(
     subject: &Subject,
     name: &str,
     number: i32,
-    write: impl Fn(&mut Register, &Barrier, i32) -> Write + Sync,
+    write: impl Fn(&mut Register, Option<Stored>, i32) -> Write + Sync,
 ) -> usize {
     let start = Barrier::new(usize::try_from(number).expect("some"));
+    let look = || {
+        let mut register = subject.open(name);
+        let seen = load(&mut register);
+        (register, seen)
+    };
     thread::scope(|scope| {
         let racer = |number| {
-            let (start, write) = (&start, &write);
-            scope.spawn(move || write(&mut subject.open(name), start, number))
+            let (start, write, look) = (&start, &write, &look);
+            scope.spawn(move || {
+                // One that fails here must not keep the others waiting.
+                let looked = catch_unwind(AssertUnwindSafe(look));
+                start.wait();
+                let (mut register, seen) = looked.unwrap_or_else(|failure| resume_unwind(failure));
+                write(&mut register, seen, number)
+            })
         };
         let threads: Vec<_> = (1..=number).map(racer).collect();
         let ended = threads.into_iter().map(|thread| thread.join().expect("it ends"));
@@ -167,9 +179,8 @@ pub fn of_many_that_create_one_succeeds(subject: &Subject) {
     for _ in 0..rounds(10) {
         let seen = stored(&mut backend);
         assert_eq!(backend.put(Some(&seen), None).expect("an answer"), Write::Done);
-        let done = race(subject, "x", 16, |backend, start, number| {
-            assert!(load(backend).is_none());
-            start.wait();
+        let done = race(subject, "x", 16, |backend, seen, number| {
+            assert!(seen.is_none());
             backend.put(None, Some(&record(number))).expect("an answer")
         });
         assert_eq!(done, 1);
@@ -180,9 +191,8 @@ pub fn of_many_that_are_the_first_one_succeeds(subject: &Subject) {
     // So that none of them has to make the place.
     assert_eq!(create(&mut subject.open("x"), &record(1)), Write::Done);
     for round in 0..rounds(10) {
-        let done = race(subject, &format!("new {round}"), 16, |backend, start, number| {
-            assert!(load(backend).is_none());
-            start.wait();
+        let done = race(subject, &format!("new {round}"), 16, |backend, seen, number| {
+            assert!(seen.is_none());
             match backend.put(None, Some(&record(number))).expect("an answer") {
                 Write::Done => Write::Done,
                 // Where each name has a place of its own, it may only have been made.
@@ -197,9 +207,8 @@ pub fn of_many_that_replace_one_succeeds(subject: &Subject) {
     let mut backend = subject.open("x");
     assert_eq!(create(&mut backend, &record(1)), Write::Done);
     for round in 0..rounds(10) {
-        let done = race(subject, "x", 16, |backend, start, number| {
-            let seen = stored(backend);
-            start.wait();
+        let done = race(subject, "x", 16, |backend, seen, number| {
+            let seen = seen.expect("something is stored");
             match (round + usize::try_from(number).expect("some")) % 4 {
                 0 => backend.put(Some(&seen), None).expect("an answer"),
                 _ => backend.put(Some(&seen), Some(&record(number))).expect("an answer"),
