@@ -202,6 +202,9 @@ pub struct RequestArgs {
     #[arg(help_heading = "Lock")]
     #[arg(allow_negative_numbers = true, hide_short_help = true)]
     pub hold_at_least: Option<Duration>,
+    /// Why the lock is held, for those that wait, and for `status` [env: SERIALIZER_REASON]
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
     /// When a lock of a store is lost while it is held: `terminate` what holds it, or `warn` [env:
     /// SERIALIZER_ON_LOST]
     #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]

@@ -154,7 +154,7 @@ impl Environment {
                 Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty")).with_hint(hint)
             );
         }
-        let url = if args.dir.is_none() && (args.store.is_some() || self.has_store()) {
+        let url = if args.dir.is_none() && (args.store.is_some() || self.is_set("STORE")) {
             let source = if args.store.is_some() { "--store" } else { "SERIALIZER_STORE" };
             let url = self
                 .resolve(args.store.clone(), "STORE", |text| Ok(StoreUrl::parse(text)))?
@@ -283,13 +283,14 @@ impl Environment {
         Ok(self.resolve(flag, "ON_LOST", parse_word)?.unwrap_or(default))
     }
 
-    /// Whether `SERIALIZER_STORE` names a store.
-    pub fn has_store(&self) -> bool {
-        self.is_set("STORE")
+    /// Why a lock is held, in the user's words.
+    pub fn reason(&self, flag: Option<&str>) -> Result<Option<String>, Error> {
+        let reason = self.resolve(flag.map(str::to_owned), "REASON", |text| Ok(text.to_owned()))?;
+        Ok(reason.map(|reason| text::reason(&reason)).filter(|reason| !reason.is_empty()))
     }
 
     /// Whether a variable has a value, good or bad.
-    fn is_set(&self, name: &str) -> bool {
+    pub fn is_set(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| !value.is_empty())
     }
 

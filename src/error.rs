@@ -1,10 +1,14 @@
 //! Everything that can end a command, as one line for people, with an exit code and a hint.
 
+use std::fmt;
+
 use crate::exit_code::{BUSY, FAILED, GIVEN_UP, LOST, REFUSED, USAGE};
+use crate::lock;
 use crate::lock::holder::listed;
 use crate::lock::staleness::{Held, Holding, Unknown};
-use crate::lock::{self, Lost};
-use crate::store;
+use crate::store::seam::Kind;
+use crate::store::{self, Location};
+use crate::sys::text::quoted;
 
 /// Why a command failed. The message is complete.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -43,51 +47,51 @@ impl Error {
         Self { message: format!("{action}: {self}"), ..self }
     }
 
-    /// A mutex's answer to `verb` (lock, unlock) on `location`.
-    pub fn mutex(verb: &str, location: &str, error: lock::Error) -> Self {
+    /// A lock that was lost while it was held, and its holders now. The same line, whatever notices
+    /// it.
+    pub fn lost(location: &str, why: impl fmt::Display, holders: &[Holding]) -> Self {
+        let now = if holders.is_empty() {
+            String::new()
+        } else {
+            format!("; held now by {}", listed(holders))
+        };
+        let hint = "work done since then may have overlapped with another process";
+        Self::new(LOST, format!("lost `{location}`: {why}{now}")).with_hint(hint)
+    }
+
+    /// A mutex's answer to `verb` (lock, unlock).
+    pub fn mutex(verb: &str, lock: &Location, error: lock::Error) -> Self {
         use lock::Error as E;
+        let location = &lock.printable();
         let cannot =
             |code, why: &str| Self::new(code, format!("cannot {verb} `{location}`: {why}"));
         let why = error.to_string();
         let hint_for =
-            |holders: &[Holding]| holders.iter().find_map(|holding| hint_for(holding, location));
+            |holders: &[Holding]| holders.iter().find_map(|holding| hint_for(holding, lock));
         match error {
             E::Store(error) => error.into(),
             E::Busy(attempts, holders) => {
                 let s = if attempts == 1 { "" } else { "s" };
-                let why = format!(
-                    "gave up after {attempts} attempt{s}, held by {}",
-                    listed(&holders, false)
-                );
+                let why =
+                    format!("gave up after {attempts} attempt{s}, held by {}", listed(&holders));
                 Self { hint: hint_for(&holders), ..cannot(BUSY, &why) }
             }
             E::NotOurs(holders) => {
                 let owner = || {
                     format!(
                         "only its owner can {verb} it; to break it: {}",
-                        breaking(holders.first(), location)
+                        breaking(holders.first(), lock)
                     )
                 };
                 let hint = hint_for(&holders).unwrap_or_else(owner);
-                cannot(REFUSED, &format!("held by {}", listed(&holders, false))).with_hint(hint)
+                cannot(REFUSED, &format!("held by {}", listed(&holders))).with_hint(hint)
             }
-            E::Lost(how, holders) => {
-                let lost = match how {
-                    Lost::Broken => {
-                        Self::new(LOST, format!("your lock on `{location}` was broken"))
-                    }
-                    how => cannot(LOST, &format!("the lock was lost: {how}")),
-                };
-                let now = if holders.is_empty() {
-                    String::new()
-                } else {
-                    format!("; held now by {}", listed(&holders, false))
-                };
-                let again = if verb == "lock" { "; run `lock` again to continue" } else { "" };
-                let hint =
-                    format!("work done under it may have overlapped with another process{again}");
-                Self::new(LOST, lost.message + &now).with_hint(hint)
-            }
+            E::Lost(how, holders) if verb == "lock" => Self::lost(location, how, &holders)
+                .with_hint(
+                    "work done since then may have overlapped with another process; run `lock` \
+                     again to continue",
+                ),
+            E::Lost(how, holders) => Self::lost(location, how, &holders),
             E::HeldOtherwise(_) => cannot(FAILED, &why).with_hint("`serializer unlock` first"),
             E::NoClock => cannot(USAGE, &why).with_hint(
                 "`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine",
@@ -116,18 +120,29 @@ impl From<store::Error> for Error {
 }
 
 /// The command that breaks the lock of this holder, and of no other one.
-fn breaking(holder: Option<&Holding>, location: &str) -> String {
-    let name = location.rsplit_once('#').map_or(location, |(_, name)| name);
+pub fn breaking(holder: Option<&Holding>, lock: &Location) -> String {
+    let name = match (lock, lock.key().kind) {
+        (Location::File(..), Kind::Lock) => quoted(&lock.printable()),
+        (Location::Store(..), Kind::Lock) => quoted(&lock.name()),
+        (_, kind) => {
+            let directory = Some(lock.shown_place()).filter(|_| !lock.is_shared());
+            let directory = directory
+                .map(|directory| format!("--dir {} ", quoted(&directory)))
+                .unwrap_or_default();
+            let option = if kind == Kind::Once { "--once" } else { "--task" };
+            format!("{directory}{option} {}", quoted(&lock.name()))
+        }
+    };
     match holder.and_then(|holder| holder.entry.as_ref()?.token.as_ref()) {
         Some(token) => format!("`serializer break {name} --token {token}`"),
         None => "`serializer unlock --force`".to_owned(),
     }
 }
 
-fn hint_for(holding: &Holding, location: &str) -> Option<String> {
+fn hint_for(holding: &Holding, lock: &Location) -> Option<String> {
     let lease = holding.entry.as_ref().and_then(|entry| entry.lease);
     let certain =
-        || format!("when you are certain that it has ended, {}", breaking(Some(holding), location));
+        || format!("when you are certain that it has ended, {}", breaking(Some(holding), lock));
     Some(match holding.verdict {
         Held::RunGoesOn { .. } => {
             "`SERIALIZER_ORPHANS=ignore` does not wait for such processes".to_owned()

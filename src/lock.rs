@@ -151,16 +151,16 @@ pub enum Error {
     #[error("another process holds the lock")]
     Busy(u32, Vec<Holding>),
     /// The requester ended before it got the lock; nothing is held.
-    #[error("the process that asked for it has ended")]
+    #[error("the process it was for has exited")]
     Absent,
     #[error("it is not locked")]
     NotLocked,
     /// Of a key that runs once.
     #[error("{0}")]
     GivenUp(String),
-    #[error("the same process holds it already, as {0}")]
+    #[error("this process already holds it in another mode ({0})")]
     HeldOtherwise(Mode),
-    #[error("the store has no clock, by which all could tell for how long it has been held")]
+    #[error("this store has no clock, which `--hold-at-least` needs")]
     NoClock,
     /// It is another process's. Without holders if the holder changed all the time.
     #[error("another process holds the lock")]
@@ -202,6 +202,16 @@ impl<'a> Mutex<'a> {
     /// The connection, which is opened again when it is used.
     pub fn connection(&self) -> Connection {
         self.register.connection()
+    }
+
+    /// The present holders.
+    pub fn holders(&mut self) -> Result<Vec<Holding>, store::Error> {
+        Ok(self.look()?.map(|(_, judged)| Seen::held(judged)).unwrap_or_default())
+    }
+
+    /// Whether something was stored in the register once, as far as the store remembers.
+    pub fn was_used(&self) -> bool {
+        self.register.version().is_some()
     }
 
     /// What is stored, and the verdict on each holder.

@@ -7,6 +7,7 @@ use std::path;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use clap::ColorChoice;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
@@ -23,6 +24,24 @@ use crate::sys::local_time::local_time;
 
 /// The flags by which this process reports.
 static ARGS: OnceLock<LogArgs> = OnceLock::new();
+
+/// Whether a live line may be drawn.
+pub fn shows_progress() -> bool {
+    ARGS.get().is_none_or(|args| !args.no_progress)
+}
+
+/// Whether to colour what is printed: <https://no-color.org>, <https://bixense.com/clicolors>.
+pub fn is_coloured() -> bool {
+    let is_terminal =
+        || std::io::stdout().is_terminal() && variable("TERM").is_some_and(|term| term != "dumb");
+    match ARGS.get().and_then(|args| args.color).unwrap_or(ColorChoice::Auto) {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        ColorChoice::Auto if variable("NO_COLOR").is_some() => false,
+        ColorChoice::Auto if variable("CLICOLOR_FORCE").is_some_and(|value| value != "0") => true,
+        ColorChoice::Auto => variable("CLICOLOR").as_deref() != Some("0") && is_terminal(),
+    }
+}
 
 struct Lines {
     json: bool,
@@ -160,6 +179,14 @@ pub struct LogArgs {
     /// Write messages as JSON, a line each [env: MELTANO_LOG_JSON]
     #[arg(long, global = true, hide_short_help = true)]
     pub meltano_log_json: bool,
+    /// Write lines instead of drawing one in place while a lock is waited for, as in a pipe
+    #[arg(long, global = true, hide_short_help = true)]
+    pub no_progress: bool,
+    /// Colour tables: auto, always or never [env: NO_COLOR, CLICOLOR]
+    #[arg(long, global = true, value_name = "WHEN", hide_possible_values = true)]
+    #[arg(hide_short_help = true)]
+    #[serde(skip)]
+    pub color: Option<ColorChoice>,
     /// Append a line of JSON to FILE for each lock that is acquired, released or lost [env:
     /// SERIALIZER_EVENTS]
     #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]

@@ -93,10 +93,15 @@ impl Location {
     pub fn printable(&self) -> String {
         match self {
             Self::File(directory, key) => text::path(&directory.join(file::file_name(key))),
-            Self::Store(StoreSettings { url, .. }, Key { kind, name }) => {
-                format!("{url}#{}{}", kind.prefix(), text::path(Path::new(name)))
+            Self::Store(StoreSettings { url, .. }, Key { kind, .. }) => {
+                format!("{url}#{}{}", kind.prefix(), self.name())
             }
         }
+    }
+
+    /// Its name in messages, without the place.
+    pub fn name(&self) -> String {
+        text::path(Path::new(&self.key().name))
     }
 
     /// What the place is called in messages, without the register.

@@ -20,8 +20,8 @@ must not be empty):
   SERIALIZER_DIR (a relative one starts at MELTANO_PROJECT_ROOT),
   SERIALIZER_MAX_ATTEMPTS, SERIALIZER_SLEEP_SECONDS, SERIALIZER_TIMEOUT,
   SERIALIZER_SLOTS, SERIALIZER_LEASE_SECONDS, SERIALIZER_ON_LOST,
-  SERIALIZER_OWNER_PID, SERIALIZER_ORPHANS, SERIALIZER_EVENTS, LOG_LEVEL,
-  LOG_TIMESTAMPS, LOG_LEVELS, MELTANO_LOG_JSON
+  SERIALIZER_OWNER_PID, SERIALIZER_ORPHANS, SERIALIZER_EVENTS, SERIALIZER_REASON,
+  LOG_LEVEL, LOG_TIMESTAMPS, LOG_LEVELS, MELTANO_LOG_JSON
 
 Exit codes:
   0   done
@@ -108,6 +108,7 @@ others out.";
 
 pub const BREAK_HELP: &str = "\
 Examples:
+  serializer break dbt.lck    # shows the holder, and asks
   serializer status --json | jq -r '.locks[].holders[] | [.pid, .command, .token] | @tsv'
   serializer break dbt.lck --token 6f0c0d21a7d34e0c8b8d9f5b7a3c1e42
 
@@ -119,9 +120,10 @@ pub const STATUS_HELP: &str = "\
 Examples:
   serializer status
   serializer status --all --dir ~/locks
-  serializer status --all --watch
+  serializer status --watch
   serializer status --once
-  serializer status --json | jq -r '.locks[].state'    # free, held, stale or unknown";
+  serializer status --exit-code load.lck && echo free
+  serializer status --json | jq -r '.locks[].state'    # free, held, stale, unknown or error";
 
 pub const ONCE_USAGE: &str = "serializer once [OPTIONS] KEY [--] CMD [ARG]...
        serializer once [OPTIONS] KEY -c SCRIPT";

@@ -79,31 +79,40 @@ pub struct WaitArgs {
 pub struct BreakArgs {
     #[command(flatten)]
     pub lock: NamedLockArgs,
-    /// Token of the holder, as `serializer status --json` shows it
+    /// The NAME is a key of `once`: its run counts as interrupted
+    #[arg(long, requires = "name", conflicts_with = "task")]
+    pub once: bool,
+    /// The NAME is a task on a schedule: its run counts as interrupted
+    #[arg(long, requires = "name")]
+    pub task: bool,
+    /// Token of the holder, as `serializer status --json` shows it; without it, a terminal asks
     #[arg(long, value_name = "TOKEN")]
-    pub token: String,
+    pub token: Option<String>,
 }
 
 #[derive(Args)]
 pub struct StatusArgs {
-    /// Lock files to look at, instead of the one that is set up
+    /// Locks to show in full, instead of all
     #[arg(value_name = "NAME", conflicts_with_all = ["file_name", "all"], value_hint = A_LOCK)]
     pub names: Vec<PathBuf>,
     /// Show keys instead: running, done, failed, interrupted, given up or expired; without a NAME,
     /// all keys
     #[arg(long, conflicts_with = "file_name")]
     pub once: bool,
-    /// Look at every lock in the directory (files named *.lck or *.lock), or in the store
+    /// Show every lock in the directory or store, also if one is set up by SERIALIZER_FILE_NAME
     #[arg(long)]
     pub all: bool,
-    /// Print JSON
+    /// Exit with 0 if all are free or stale, 1 if one is held, 3 if unknown, 4 if it cannot be read
+    #[arg(long, conflicts_with = "once")]
+    pub exit_code: bool,
+    /// Print JSON: docs/status.md
     #[arg(long)]
     pub json: bool,
     /// Print metrics for Prometheus, such as for the textfile collector
     #[arg(long, conflicts_with = "json")]
     pub metrics: bool,
-    /// Look every second, and show it in place, until Ctrl-C
-    #[arg(long, conflicts_with_all = ["json", "metrics"])]
+    /// Look every second, and show it in place, until Ctrl-C; with --json, print each change
+    #[arg(long, conflicts_with = "metrics")]
     pub watch: bool,
     #[command(flatten)]
     pub file: LockFileArgs,

@@ -54,6 +54,9 @@ pub struct OnceArgs {
     /// [env: SERIALIZER_ON_LOST]
     #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]
     pub on_lost: Option<OnLost>,
+    /// Why the key runs, for those that wait, and for `status` [env: SERIALIZER_REASON]
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
     #[command(flatten)]
     pub waiting: WaitingArgs,
     #[command(flatten)]

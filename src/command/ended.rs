@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::exit_code::{DONE, LOST};
-use crate::lock::staleness::rounded_up;
+use crate::exit_code::DONE;
+use crate::lock::staleness::{Holding, rounded_up};
 use crate::lock::{self, Lost, Request};
 use crate::record::Outcome;
+use crate::store::Location;
 
-const NOT_ALONE: &str = ", so that it may not have run alone";
+/// The hint after a loss that an outage has caused.
+pub const LONGER: &str = "a longer `SERIALIZER_LEASE_SECONDS` survives longer outages";
 
 /// How a command ended.
 pub struct Ran {
@@ -39,35 +41,36 @@ pub fn outcome(request: &Request, code: u8, is_stopped: bool, how: &str) -> Outc
 
 /// Why a lock could not be given back, and whether the command has certainly run alone all the
 /// same. `was_good`, of a lease, says that it had not expired when the command ended.
-pub fn not_released(location: &str, error: lock::Error, was_good: Option<bool>) -> (bool, Error) {
-    let is_taken = match &error {
-        lock::Error::NotLocked
-        | lock::Error::Lost(Lost::TakenOver | Lost::Broken | Lost::Gone, _) => true,
+pub fn not_released(
+    lock: &Location,
+    command: &str,
+    error: lock::Error,
+    was_good: Option<bool>,
+) -> (bool, Error) {
+    let lost =
+        |why: String, holders: &[Holding]| (false, Error::lost(&lock.printable(), why, holders));
+    match error {
+        lock::Error::NotLocked => {
+            lost(format!("it was not held any more when `{command}` ended"), &[])
+        }
+        lock::Error::Lost(how, holders) if how != Lost::Expired => lost(how.to_string(), &holders),
         // No holders: it has changed all the time.
-        lock::Error::NotOurs(holders) => !holders.is_empty(),
-        _ => false,
-    };
-    match was_good {
-        _ if is_taken => (
-            false,
-            Error::new(
-                LOST,
-                format!(
-                    "`{location}` was not locked by the command any more when it ended{NOT_ALONE}"
-                ),
-            ),
-        ),
-        Some(false) => (
-            false,
-            Error::new(
-                LOST,
-                format!(
-                    "the lease of `{location}` was over when the command ended{NOT_ALONE}: {error}"
-                ),
-            ),
-        ),
+        lock::Error::NotOurs(holders) if !holders.is_empty() => {
+            lost(format!("it was not held any more when `{command}` ended"), &holders)
+        }
+        error if was_good == Some(false) => {
+            lost(format!("its lease expired before `{command}` ended: {error}"), &[])
+        }
         // A lease that is not renewed expires.
-        Some(true) | None => (was_good.is_some(), Error::mutex("unlock", location, error)),
+        error => (was_good.is_some(), Error::mutex("unlock", lock, error)),
+    }
+}
+
+/// Says what usually goes without saying.
+pub fn say(is_verbose: bool, message: &str) {
+    match is_verbose {
+        true => tracing::info!("{message}"),
+        false => tracing::debug!("{message}"),
     }
 }
 

@@ -58,7 +58,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     if args.fcntl {
         file.as_mut_os_string().push(".fcntl");
     }
-    if environment.has_store() {
+    if environment.is_set("STORE") {
         tracing::warn!(
             "`flock` locks a file of this machine; `SERIALIZER_STORE` is for `lock` and `run`"
         );
@@ -76,6 +76,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         skipped_exit_code: 0,
         is_verbose: args.verbose,
         is_flock: true,
+        reason: environment.reason(None)?,
         task_ends_at: None,
         expired: None,
     };

@@ -27,6 +27,8 @@ pub struct Job {
     pub is_verbose: bool,
     /// Whether to answer as flock(1): without a message, and with an empty file as a free lock.
     pub is_flock: bool,
+    /// Why it is to hold the lock, in the user's words.
+    pub reason: Option<String>,
     /// Of a task on a schedule: when its time is over, in milliseconds since boot.
     pub task_ends_at: Option<u64>,
     /// Of a task on a schedule: the lease of its last run, which the scheduler has watched to its
@@ -58,6 +60,7 @@ impl Job {
             skipped_exit_code: 0,
             is_verbose: args.verbose,
             is_flock: false,
+            reason: environment.reason(None)?,
             task_ends_at: None,
             expired: None,
         })

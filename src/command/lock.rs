@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::getpid;
 
+use super::ended::LONGER;
 use super::once;
 use super::progress::Progress;
 use crate::cli::LockArgs;
@@ -12,7 +13,7 @@ use crate::command::requester::other_than_us;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::events::{emit, waited};
-use crate::exit_code::{ALREADY_DONE, BUSY, LOST};
+use crate::exit_code::{ALREADY_DONE, BUSY};
 use crate::lease::process::kill;
 use crate::lease::{LeaseGrant, OnLost, TokenHolder};
 use crate::lock::register::Register;
@@ -39,22 +40,22 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let orphans = environment.orphans(args.owner.orphans)?;
     let on_lost = environment.on_lost(args.request.on_lost, OnLost::Warn)?;
     check_store(args, &lock)?;
-    let here = HostIdentity::here();
     // A detached run has no owner that lives on; this process stands for it.
     let owner_pid =
         other_than_us(environment.owner_pid(args.owner.owner_pid)?)?.or(args.detached.then(getpid));
     let needs_keeper = request.lease.is_some() && !args.detached;
-    let requester = ProcessRequester::discover(&here, owner_pid, needs_keeper);
-    let judge = LocalLiveness::new(here, orphans);
+    let mut requester = ProcessRequester::discover(owner_pid, needs_keeper);
+    requester.reason = environment.reason(args.request.reason.as_deref())?;
+    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
     let mut mutex = Mutex::new(Register::open(&lock)?, &judge);
     let location = lock.printable();
-    let cannot = |error| Error::mutex("lock", &location, error);
+    let cannot = |error| Error::mutex("lock", &lock, error);
     let described =
         requester.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
-    let mut progress = Progress::new(&waiting, false);
+    let mut progress = Progress::new(&lock, &waiting, false);
     let begun = Instant::now();
     let acquired = mutex.acquire(&requester, &request, &waiting, &mut progress);
-    progress.clear();
+    let after = progress.end().unwrap_or_default();
     let acquired =
         acquired.map_err(|error| cannot(error).or_if(BUSY, args.waiting.conflict_exit_code))?;
     if needs_keeper
@@ -74,7 +75,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         Acquired::TakenOver(grant, from) => {
             emit("takeover", &location, waited(begun));
             tracing::info!(
-                "locked `{location}` for {described}, taken over from {}: {}",
+                "locked `{location}` for {described}{after}, taken over from {}: {}",
                 from,
                 from.verdict
             );
@@ -89,7 +90,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         }
         Acquired::Free(grant) => {
             emit("acquire", &location, waited(begun));
-            tracing::info!("locked `{location}` for {described}");
+            tracing::info!("locked `{location}` for {described}{after}");
             grant.fencing
         }
         Acquired::NotNeeded(run) => {
@@ -152,7 +153,7 @@ fn keep(
     on_lost: OnLost,
 ) -> Result<(), Error> {
     let location = lock.printable();
-    let cannot = |error| Error::mutex("lock", &location, error);
+    let cannot = |error| Error::mutex("lock", lock, error);
     // A lock that is held already has the lease that it was acquired with.
     let lease = entry.lease.map_or(lease, |own| own.duration);
     mutex.refresh(&mut grant, lease).map_err(cannot)?;
@@ -167,10 +168,8 @@ fn keep(
         },
         Ok(()) => return Ok(()),
         Err(_) if charge.is_given_up() => {
-            let message =
-                format!("cannot lock `{location}`: its lease expired before it could be renewed");
-            Error::new(LOST, message)
-                .with_hint("a longer `SERIALIZER_LEASE_SECONDS` leaves more time")
+            Error::lost(&location, "its lease expired before it could be renewed", &[])
+                .with_hint(LONGER)
         }
         Err(error) => {
             Error::failed(format!("cannot keep the lease of `{location}`: {}", io_message(&error)))

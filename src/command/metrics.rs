@@ -7,8 +7,16 @@ use serde_json::Value;
 /// Name, type, help, and the value of a row.
 pub type Metric = (&'static str, &'static str, &'static str, fn(&Value) -> Option<f64>);
 
-/// The metrics of these rows, which are of a kind of things; the field `label` tells them apart.
-pub fn text(kind: &str, label: &str, rows: &[Value], metrics: &[Metric]) -> String {
+/// The metrics of these `locks`, `keys` or `tasks`.
+pub fn text(all: &str, rows: &[Value], metrics: &[Metric]) -> String {
+    let kind = all.trim_end_matches('s');
+    // A lock is told apart by its path, or by its store and its name.
+    let of = |row: &Value| {
+        let field = |name: &str| row[name].as_str();
+        let own = ["key", "task", "path"].into_iter().find_map(field).map(str::to_owned);
+        let [store, name] = ["store", "name"].map(|name| field(name).unwrap_or_default());
+        own.unwrap_or_else(|| format!("{store}#{name}"))
+    };
     let mut text = String::new();
     for (name, unit, help, value) in metrics {
         let _ = writeln!(
@@ -17,8 +25,7 @@ pub fn text(kind: &str, label: &str, rows: &[Value], metrics: &[Metric]) -> Stri
         );
         for row in rows {
             let Some(value) = value(row) else { continue };
-            let of = row[label].as_str().unwrap_or_default();
-            let of = of.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let of = of(row).replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
             let _ = writeln!(text, "serializer_{kind}_{name}{{{kind}=\"{of}\"}} {value}");
         }
     }

@@ -40,7 +40,8 @@ pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
     let key = open(environment, &args.place, &args.key)?;
     let request = environment.once(&args.rule, &args.place, &key)?;
     let job = Job::new((&args.command, &args.waiting, args.on_lost), environment, key, request)?;
-    let ended = execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job });
+    let reason = environment.reason(args.reason.as_deref())?;
+    let ended = execute(&Job { skipped_exit_code: args.skipped_exit_code, reason, ..job });
     ended.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
@@ -81,8 +82,7 @@ fn make(directory: &Path) -> io::Result<()> {
 /// `serializer unlock --once`
 pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result<(), Error> {
     let location = open(environment, &args.lock.file.place, key)?;
-    let here = HostIdentity::here();
-    let judge = LocalLiveness::new(here.clone(), environment.orphans(args.owner.orphans)?);
+    let judge = LocalLiveness::new(HostIdentity::here(), environment.orphans(args.owner.orphans)?);
     let mut mutex = Mutex::new(Register::open(&location)?, &judge);
     let usual = if args.failed { "failed" } else { "done" };
     let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
@@ -91,11 +91,8 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
     let released = match &args.token {
         Some(token) => mutex.conclude(&TokenHolder(token), ReleaseScope::Own, ending),
         None => {
-            let requester = ProcessRequester::discover(
-                &here,
-                environment.owner_pid(args.owner.owner_pid)?,
-                false,
-            );
+            let requester =
+                ProcessRequester::discover(environment.owner_pid(args.owner.owner_pid)?, false);
             mutex.conclude(&requester, ReleaseScope::Own, ending)
         }
     };
@@ -113,11 +110,10 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
         lock::Error::NotLocked => {
             Error::failed(format!("cannot unlock `{shown}`: no run of the key is under way"))
         }
-        error @ lock::Error::NotOurs(_) => Error::mutex("unlock", &shown, error).with_hint(FORGET),
-        error => Error::mutex("unlock", &shown, error),
+        error => Error::mutex("unlock", &location, error),
     })?;
     if let Released::Own { was, stays } = released {
-        was.iter().for_each(|entry| lease::process::dismiss(entry, &here));
+        was.iter().for_each(lease::process::dismiss);
         tracing::info!(
             "{}: `{}` {}",
             unlocked(&shown, stays),
@@ -140,20 +136,23 @@ pub fn wait(
     let mut all = Vec::new();
     for key in keys {
         let location = open(environment, args, key.to_str().unwrap_or(""))?;
-        all.push((location.printable(), Mutex::new(Register::open(&location)?, &judge)));
+        let mutex = Mutex::new(Register::open(&location)?, &judge);
+        all.push((location, mutex));
     }
     let mut attempts = Attempts::new(waiting);
-    let mut progress = Progress::new(waiting, false);
+    let mut progress = all.first().map(|(key, _)| Progress::new(key, waiting, false));
     let signals = Signals::hold_as_init();
     // Ends with the attempts or, without a limit, with the runs.
     loop {
         attempts.count(Instant::now(), false);
         let (mut pending, mut failure) = (None, None);
-        for (shown, mutex) in &mut all {
+        for (key, mutex) in &mut all {
             let inspected = match mutex.inspect() {
                 Ok(inspected) => inspected,
                 Err(error) if error.cause.passes() => {
-                    progress.failing(&error, attempts.made());
+                    progress
+                        .iter_mut()
+                        .for_each(|progress| progress.failing(&error, attempts.made()));
                     failure = Some(error);
                     None
                 }
@@ -162,22 +161,24 @@ pub fn wait(
             match inspected.as_ref().map(|key| key.state) {
                 Some(State::Done) => {}
                 Some(State::GivenUp) => {
-                    return Err(Error::failed(format!("`{shown}` is given up")));
+                    return Err(Error::failed(format!("`{}` is given up", key.printable())));
                 }
-                _ => pending = pending.or(Some((mutex, inspected, &*shown))),
+                _ => pending = pending.or(Some((mutex, inspected, &*key))),
             }
         }
-        let Some((mutex, inspected, shown)) = pending else { return Ok(()) };
+        let Some((mutex, inspected, key)) = pending else { return Ok(()) };
         if let Some(signals) = signals.as_ref().filter(|signals| signals.is_ending()) {
             signals.die();
         }
         if attempts.are_over() {
-            progress.clear();
             if let Some(error) = failure {
                 return Err(error.into());
             }
             let state = inspected.map_or("never run".to_owned(), |key| key.state.to_string());
-            return Err(Error::new(BUSY, format!("`{shown}` is not done yet: {state}")));
+            return Err(Error::new(
+                BUSY,
+                format!("`{}` is not done yet: {state}", key.printable()),
+            ));
         }
         let limit = attempts.next().saturating_duration_since(Instant::now()).min(WATCHED);
         mutex.watch(inspected, limit, &signals)?;
@@ -209,7 +210,7 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
 
 fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> Result<(), Error> {
     let shown = location.printable();
-    let cannot = |error| Error::mutex("forget", &shown, error).with_hint(FORGET);
+    let cannot = |error| Error::mutex("forget", location, error).with_hint(FORGET);
     let mut mutex = Mutex::new(Register::open(location)?, judge);
     let Some(key) = mutex.inspect()? else {
         if args.done_before.is_none() {

@@ -1,14 +1,18 @@
 //! What is shown while a lock is waited for: one live line, or a line in a log from time to time.
 
+use std::env::var;
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use crate::lock::holder::listed;
-use crate::lock::staleness::{Held, Holding};
+use crate::lock::holder::held;
+use crate::lock::staleness::{Held, Holding, rounded_up};
 use crate::lock::waiting::{Observer, Waiting};
-use crate::store;
+use crate::logging;
+use crate::store::{self, Location};
+use crate::sys::local_time::short;
 use crate::sys::process;
+use crate::sys::text::cut;
 
 /// How often the live line is drawn.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -16,11 +20,16 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// How long a log says nothing new about the same holder.
 const REPEAT: Duration = Duration::from_secs(30);
 
-/// How often a log is asked for news.
+/// How often a silent waiter is asked for news.
 const NEVER: Duration = Duration::from_secs(3600);
 
-#[derive(Default)]
+/// The end of a line may be cut off in a log, but not the explanation.
+const UNLIMITED: usize = 1000;
+
 pub struct Progress {
+    lock: String,
+    begun: Instant,
+    timeout: Option<Duration>,
     max_attempts: Option<NonZeroU32>,
     is_live: bool,
     is_drawn: bool,
@@ -34,12 +43,28 @@ pub struct Progress {
 
 impl Progress {
     /// `is_silent` leaves logs alone.
-    pub fn new(waiting: &Waiting, is_silent: bool) -> Self {
-        let is_live = io::stderr().is_terminal()
+    pub fn new(lock: &Location, waiting: &Waiting, is_silent: bool) -> Self {
+        // What continuous integration records is not a terminal, whatever it says.
+        let may_draw = var("TERM").is_ok_and(|term| term != "dumb")
+            && var("CI").unwrap_or_default().is_empty();
+        let is_live = may_draw
+            && logging::shows_progress()
+            && io::stderr().is_terminal()
             && is_in_foreground()
             && tracing::enabled!(tracing::Level::INFO);
-        let warn_at = waiting.warn_after.map(|after| Instant::now() + after);
-        Self { max_attempts: waiting.max_attempts, is_live, is_silent, warn_at, ..Self::default() }
+        let begun = Instant::now();
+        Self {
+            lock: lock.name(),
+            begun,
+            timeout: waiting.timeout,
+            max_attempts: waiting.max_attempts,
+            is_live,
+            is_drawn: false,
+            is_silent,
+            has_looked_for_itself: false,
+            warn_at: waiting.warn_after.map(|after| begun + after),
+            told: None,
+        }
     }
 
     /// Removes the live line, before something else is written.
@@ -47,6 +72,13 @@ impl Progress {
         if std::mem::take(&mut self.is_drawn) {
             write_stderr("\r\x1b[K");
         }
+    }
+
+    /// Ends the waiting. For how long it has lasted, if a log was told that it waits.
+    pub fn end(mut self) -> Option<String> {
+        self.clear();
+        (self.told.is_some() && !self.is_live && !self.is_silent)
+            .then(|| format!(" after {}", short(self.begun.elapsed())))
     }
 
     /// A holder that has started us may wait for us, while we wait for it. It need not: `lock`,
@@ -63,28 +95,34 @@ impl Progress {
         if let Some(pid) = owners.find(|pid| process::is_ancestor(*pid)) {
             self.clear();
             tracing::warn!(
-                "possible deadlock: the lock is held by pid {pid}, which started this command"
+                "possible deadlock: `{}` is held by pid {pid}, which started this command",
+                self.lock
             );
         }
     }
 
-    fn draw(&mut self, message: &str) {
-        // A line that wraps could not be drawn over. Room for the `^C` that a terminal shows.
+    /// The room on a line: one that wraps could not be drawn over, and a terminal shows `^C`.
+    fn columns(&self) -> usize {
         let width =
             rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| usize::from(size.ws_col));
         let room = if width > 1 { width } else { 80 }.saturating_sub(3);
-        let mut line: String = message.chars().take(room).collect();
-        if line.len() < message.len() {
-            line.pop();
-            line.push('…');
-        }
-        write_stderr(&format!("\r\x1b[K{line}"));
+        if self.is_live { room } else { UNLIMITED }
+    }
+
+    fn draw(&mut self, message: &str) {
+        write_stderr(&format!("\r\x1b[K{}", cut(message, self.columns())));
         self.is_drawn = true;
     }
 
-    fn count(&self, attempt: u32) -> String {
-        let max = self.max_attempts.map(|max| format!(" of {max}")).unwrap_or_default();
-        format!("attempt {attempt}{max}")
+    /// The lock, the place in line, and the time of this process.
+    fn own(&self, place: Option<usize>, attempt: u32) -> String {
+        let place = place.map(|place| format!("{} in line, ", ordinal(place))).unwrap_or_default();
+        let limit = match (self.timeout, self.max_attempts) {
+            (Some(timeout), _) => format!(" of {}", rounded_up(&timeout)),
+            (None, Some(max)) => format!(", attempt {attempt} of {max}"),
+            (None, None) => String::new(),
+        };
+        format!("waiting for `{}`: {place}{}{limit}; ", self.lock, short(self.begun.elapsed()))
     }
 
     /// Whether to write a line about this.
@@ -98,6 +136,24 @@ impl Progress {
     }
 }
 
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// `1st`, `2nd`, `3rd`, `11th`
+pub fn ordinal(number: usize) -> String {
+    let end = match (number % 10, number % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{number}{end}")
+}
+
 /// A background job must not draw over what is typed.
 fn is_in_foreground() -> bool {
     rustix::termios::tcgetpgrp(io::stderr())
@@ -109,31 +165,43 @@ fn write_stderr(text: &str) {
 }
 
 impl Observer for Progress {
-    fn waiting(&mut self, holders: &[Holding], attempt: u32) {
-        if self.warn_at.take_if(|at| *at <= Instant::now()).is_some() {
-            self.clear();
-            tracing::warn!("still waiting for {}, {}", listed(holders, true), self.count(attempt));
-        }
-        // The same acquisition, also when its lease was renewed.
-        let holder = holders.first().and_then(|holding| holding.entry.as_ref());
-        let acquisition = holder.map(|entry| format!("{} {:?}", entry.owner.pid, entry.token));
-        if !self.is_due(acquisition.unwrap_or_default()) {
+    fn waiting(
+        &mut self,
+        holders: &[Holding],
+        attempt: u32,
+        place: &mut dyn FnMut() -> Option<usize>,
+    ) {
+        let is_late = self.warn_at.take_if(|at| *at <= Instant::now()).is_some();
+        // The same acquisition, also when its lease was renewed; and what keeps it held.
+        let holder =
+            holders.first().and_then(|holding| Some((holding.entry.as_ref()?, &holding.verdict)));
+        let news = holder.map(|(entry, held)| {
+            format!("{} {:?} {:?}", entry.owner.pid, entry.token, std::mem::discriminant(held))
+        });
+        let is_due = self.is_due(news.unwrap_or_default());
+        if !is_due && !is_late {
             return;
         }
-        let message = format!("waiting for {}, {}", listed(holders, true), self.count(attempt));
-        if self.is_live {
-            self.draw(&message);
-        } else {
-            tracing::info!("{message}");
+        let own = self.own(place(), attempt);
+        let message = own.clone()
+            + &held(holders, self.columns().saturating_sub(crate::sys::text::width(&own)));
+        if is_late {
+            self.clear();
+            tracing::warn!("still {own}{}", held(holders, UNLIMITED));
+        }
+        match self.is_live {
+            true => self.draw(&message),
+            false if is_due && !is_late => tracing::info!("{message}"),
+            false => {}
         }
         self.warn_of_deadlock(holders);
     }
 
     fn failing(&mut self, error: &store::Error, attempt: u32) {
-        if !self.is_due("outage".to_owned()) {
+        if !self.is_due(error.to_string()) {
             return;
         }
-        let message = format!("trying again: {error}, {}", self.count(attempt));
+        let message = format!("{}store unreachable, retrying: {error}", self.own(None, attempt));
         match &error.hint {
             _ if self.is_live => self.draw(&message),
             Some(hint) => tracing::warn!("{message} (hint: {hint})"),
@@ -142,7 +210,9 @@ impl Observer for Progress {
     }
 
     fn interval(&self) -> Duration {
-        let usual = if self.is_live { REFRESH } else { NEVER };
-        self.warn_at.map_or(usual, |at| at.saturating_duration_since(Instant::now()).min(usual))
+        let told = self.told.as_ref().filter(|_| !self.is_silent).map(|(_, when)| *when + REPEAT);
+        let usual = if self.is_live { Some(Instant::now() + REFRESH) } else { told };
+        let next = usual.into_iter().chain(self.warn_at).min();
+        next.map_or(NEVER, |at| at.saturating_duration_since(Instant::now()))
     }
 }

@@ -40,10 +40,11 @@ const NAME_ANOTHER: &str = "`serializer run -- COMMAND` holds it for one command
 /// A process that owns, or wants to own, a lock; this process acts for it.
 #[derive(Debug)]
 pub struct ProcessRequester {
-    here: HostIdentity,
     owner: Result<Owner, Error>,
     command: String,
     run: Option<String>,
+    /// Why it wants the lock, in the user's words.
+    pub reason: Option<String>,
     /// Read once: after an orphan has been adopted, the answer is another process.
     parent: Option<Pid>,
     /// The parent and the owner. When either has ended, no process waits for the lock any more.
@@ -57,8 +58,8 @@ pub struct ProcessRequester {
 impl ProcessRequester {
     /// Finds the owner: the process `owner_pid`, or else the parent of this one. With
     /// `needs_keeper`, another process, started when the lock seems to be free, keeps the lease.
-    pub fn discover(here: &HostIdentity, owner_pid: Option<Pid>, needs_keeper: bool) -> Self {
-        let parent = getppid();
+    pub fn discover(owner_pid: Option<Pid>, needs_keeper: bool) -> Self {
+        let (here, parent) = (&HostIdentity::here(), getppid());
         let watched: Vec<_> =
             parent.into_iter().chain(owner_pid).filter_map(process::running).collect();
         // A pidfd opened before this check is the parent's, even if its PID is used again.
@@ -87,10 +88,10 @@ impl ProcessRequester {
             _ => Err(Error::failed("the parent process has ended").with_hint(NAME_ANOTHER)),
         };
         Self {
-            here: here.clone(),
             owner,
             command: text::command_line(&arguments),
             run: std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty()),
+            reason: None,
             parent,
             watched,
             is_itself_an_owner: owner_pid.is_none(),
@@ -213,8 +214,10 @@ impl Requester for ProcessRequester {
         let command = Some(self.command.clone()).filter(|command| !command.is_empty());
         let keeper =
             self.needs_keeper.then(|| self.keeper()).transpose()?.map(|keeper| keeper.identity);
+        let reason = self.reason.clone();
         Ok(Entry {
             keeper,
+            reason,
             ..Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)?
         })
     }
@@ -222,7 +225,7 @@ impl Requester for ProcessRequester {
     fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
         // Looked at only when an entry names the PID of this process.
         let itself = (self.is_itself_an_owner && entry.owner.pid == getpid())
-            .then(|| Owner::of(getpid(), &self.here));
+            .then(|| Owner::of(getpid(), &HostIdentity::here()));
         let itself = itself.and_then(Result::ok);
         self.owner.iter().chain(&itself).any(|owner| match stored.is_legacy() {
             true => {

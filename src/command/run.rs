@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use rustix::process::getpid;
 use serde_json::json;
 
-use super::ended::{INTERRUPTED, Ran, STOPPED, not_released, outcome};
+use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, not_released, outcome, say};
 use super::job::{Job, command_of};
 use super::progress::Progress;
 use crate::cli::RunArgs;
@@ -44,7 +44,8 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let request = Request { mode, skip_if_done: args.wait_and_skip, ..request };
     let job =
         Job::new((&args.command, &args.waiting, args.request.on_lost), environment, lock, request)?;
-    execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job })
+    let reason = environment.reason(args.request.reason.as_deref())?;
+    execute(&Job { skipped_exit_code: args.skipped_exit_code, reason, ..job })
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
@@ -68,12 +69,12 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
         );
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
-    let here = HostIdentity::here();
-    let judge = LocalLiveness::new(here.clone(), job.orphans).of_flock(job.is_flock);
+    let judge = LocalLiveness::new(HostIdentity::here(), job.orphans).of_flock(job.is_flock);
     let mut mutex = Mutex::new(Register::open(&job.lock)?, &judge);
     job.expired.iter().for_each(|expired| mutex.learn(expired));
     let location = job.lock.printable();
-    let requester = CommandRequester::new(&here, job.program.clone(), job.descendants);
+    let mut requester = CommandRequester::new(job.program.clone(), job.descendants);
+    requester.reason.clone_from(&job.reason);
     let mut run = Run { job, program, shown: text::path(program), location, mutex, requester };
     let Some(mut grant) = run.acquire()? else { return Ok(None) };
     let renewing = run.renew(&mut grant)?;
@@ -85,8 +86,8 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
 struct Watched {
     /// The inner error says why it never began.
     end: io::Result<run::End>,
-    /// Why its lock was lost, for which it was ended.
-    lost: Option<String>,
+    /// How it was ended because its lock was lost, and why that was.
+    lost: Option<(&'static str, String)>,
     /// Of a lease: it had not expired.
     was_good: Option<bool>,
     /// The store did not answer the last renewal.
@@ -108,27 +109,30 @@ impl Run<'_> {
     /// Acquires the lock, unless it is not needed.
     fn acquire(&mut self) -> Result<Option<Grant>, Error> {
         let (job, location) = (self.job, &self.location);
-        let mut progress = Progress::new(&job.waiting, job.is_flock && !job.is_verbose);
+        let is_silent = job.is_flock && !job.is_verbose;
+        let mut progress = Progress::new(&job.lock, &job.waiting, is_silent);
         let begun = Instant::now();
         let acquired =
             self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
-        progress.clear();
+        let waited_for = progress.end();
+        let is_said = job.is_verbose || waited_for.is_some();
+        let at_once = || format!(" after {:.1?}", begun.elapsed());
+        let after = waited_for.or_else(|| job.is_verbose.then(at_once)).unwrap_or_default();
         let command = self.requester.describe();
         match acquired {
             Ok(Acquired::Free(grant)) => {
                 emit("acquire", location, waited(begun));
-                self.say(
-                    false,
-                    format!("locked `{location}` for `{command}` after {:.1?}", begun.elapsed()),
-                );
+                say(is_said, &format!("locked `{location}` for `{command}`{after}"));
                 Ok(Some(grant))
             }
             Ok(Acquired::TakenOver(grant, from)) => {
                 emit("takeover", location, waited(begun));
                 let why = &from.verdict;
-                self.say(
-                    !job.is_flock,
-                    format!("locked `{location}` for `{command}`, taken over from {from}: {why}"),
+                say(
+                    is_said || !job.is_flock,
+                    &format!(
+                        "locked `{location}` for `{command}`{after}, taken over from {from}: {why}"
+                    ),
                 );
                 Ok(Some(grant))
             }
@@ -151,7 +155,7 @@ impl Run<'_> {
             }
             Err(lock::Error::Absent) => Err(self.give_up()),
             Err(lock::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
-            Err(error) => Err(Error::mutex("lock", location, error)),
+            Err(error) => Err(Error::mutex("lock", &job.lock, error)),
         }
     }
 
@@ -159,7 +163,7 @@ impl Run<'_> {
     fn renew(&mut self, grant: &mut Grant) -> Result<Option<Renewing>, Error> {
         let Some(lease) = self.job.request.lease else { return Ok(None) };
         let refreshed = self.mutex.refresh(grant, lease);
-        refreshed.map_err(|error| Error::mutex("lock", &self.location, error))?;
+        refreshed.map_err(|error| Error::mutex("lock", &self.job.lock, error))?;
         let is_bound = self.job.descendants.end_with_the_lock;
         let at_worst = move || {
             if is_bound {
@@ -188,11 +192,9 @@ impl Run<'_> {
             drop(self.requester.take());
             self.mutex.patience = Duration::ZERO;
             let _ = self.release(Outcome::Unknown.into());
-            let (command, location) = (&self.shown, &self.location);
-            return Err(Error::new(
-                LOST,
-                format!("cannot run `{command}`: its lock `{location}` was lost before it began"),
-            ));
+            let lost =
+                Error::lost(&self.location, "its lease expired before it could be renewed", &[]);
+            return Err(lost.during(&format!("did not start `{}`", self.shown)).with_hint(LONGER));
         }
         if self.requester.is_alive()
             && let Some(mut child) = self.requester.take()
@@ -238,20 +240,17 @@ impl Run<'_> {
             }
             end => end?,
         };
-        if let Some(why) = lost {
-            let hint = "unless it ended in time, it may not have run alone; a longer \
-                        `SERIALIZER_LEASE_SECONDS` outlasts outages";
-            let message =
-                format!("ended `{command}`, because its lock `{location}` was lost: {why}");
-            return Err(Error::new(LOST, message).with_hint(hint));
+        if let Some((ended, why)) = lost {
+            let lost = Error::lost(location, why, &[]).during(&format!("{ended} `{command}`"));
+            return Err(if is_unanswered { lost.with_hint(LONGER) } else { lost });
         }
         match released {
             Ok(stays) => {
                 emit("release", location, json!({ "command": command, "exit_code": code }));
-                self.say(false, unlocked(location, stays));
+                say(self.job.is_verbose, &unlocked(location, stays));
             }
             Err(error) => {
-                let (is_harmless, error) = not_released(location, error, was_good);
+                let (is_harmless, error) = not_released(&self.job.lock, command, error, was_good);
                 if end.code == DONE && error.code != LOST && request.once.is_some() {
                     return Err(
                         error.during(&format!("`{command}` has succeeded, but may run again"))
@@ -278,10 +277,8 @@ impl Run<'_> {
         let kill_at = || renewing.as_ref().map_or(u64::MAX, Renewing::kill_at);
         let mut on_loss = || {
             let why = ends_with_it.map(Renewing::why).unwrap_or_default();
-            let ending = if kill_at() > since_boot() { "ending" } else { "killing" };
             emit("loss", &self.location, json!({ "why": why }));
-            tracing::error!("{ending} the command, because its lock is lost: {why}");
-            lost = Some(why);
+            lost = Some((if kill_at() > since_boot() { "stopped" } else { "killed" }, why));
         };
         let lost_fd = ends_with_it.map(Renewing::lost_fd);
         let end = child.wait(Lease { lost: lost_fd, kill_at: &kill_at, on_loss: &mut on_loss });
@@ -312,14 +309,6 @@ impl Run<'_> {
         why.to_owned()
     }
 
-    /// Says what goes without saying, unless it `is_news`.
-    fn say(&self, is_news: bool, message: String) {
-        match is_news || self.job.is_verbose {
-            true => tracing::info!("{message}"),
-            false => tracing::debug!("{message}"),
-        }
-    }
-
     /// Gives the lock back, if it is still the command's; tells for how long it stays held all the
     /// same.
     fn release(&mut self, ending: Ending<'_>) -> Result<Option<Duration>, lock::Error> {
@@ -332,7 +321,7 @@ impl Run<'_> {
     /// Gives back what nothing has run under.
     fn give_back(&mut self) -> Result<(), Error> {
         let released = self.release(Outcome::Unknown.into());
-        released.map(drop).map_err(|error| Error::mutex("unlock", &self.location, error))
+        released.map(drop).map_err(|error| Error::mutex("unlock", &self.job.lock, error))
     }
 
     /// A signal has come, or what was to be the command was killed. Nothing is held any more.

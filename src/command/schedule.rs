@@ -39,7 +39,7 @@ pub fn run(command: &ScheduleCommand, environment: &Environment) -> Result<u8, E
 /// The location of the tasks' state, with a placeholder for the task.
 fn place_of(environment: &Environment, args: &CatalogArgs) -> Result<Location, Error> {
     let PlaceArgs { store, dir, lease_seconds } = &args.place;
-    let is_open = store.is_none() && dir.is_none() && !environment.has_store();
+    let is_open = store.is_none() && dir.is_none() && !environment.is_set("STORE");
     // With its state in SQLite, a project has one host.
     let of_meltano = std::env::var("MELTANO_DATABASE_URI").ok().filter(|_| args.meltano && is_open);
     let of_meltano = of_meltano.filter(|uri| !uri.is_empty() && !uri.starts_with("sqlite"));

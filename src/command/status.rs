@@ -3,9 +3,9 @@
 mod keys;
 mod locks;
 mod table;
+mod watch;
 
-use std::io::{IsTerminal, stdout};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -13,136 +13,208 @@ use crate::cli::StatusArgs;
 use crate::command::metrics::{self, Metric};
 use crate::config::Environment;
 use crate::error::Error;
+use crate::exit_code::DONE;
 use crate::lock::Mutex;
 use crate::lock::register::Register;
 use crate::lock::staleness::LocalLiveness;
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
 use crate::sys::identity::HostIdentity;
-use keys::Key;
-use locks::Lock;
 pub use table::table;
+pub use watch::watch;
 
-/// The poll interval of `--watch`.
-const REFRESH: Duration = Duration::from_secs(1);
+/// The version of `--json`. A new field leaves it as it is.
+const SCHEMA: u32 = 1;
 
-/// What is shown of one lock or key.
-trait Row: Sized {
-    const HEADER: &'static [&'static str];
+/// The exit code of `--exit-code` if something cannot be read.
+const UNREAD: u8 = 4;
 
-    /// `None` if a list of all does not have it.
-    fn look(
-        location: &Location,
-        mutex: &mut Mutex<'_>,
-        is_named: bool,
-    ) -> Result<Option<Self>, store::Error>;
-
-    /// Stands for one that cannot be read.
-    fn unreadable(_location: &Location, _error: &store::Error) -> Option<Self> {
-        None
-    }
-
-    fn json(&self) -> Value;
-
-    const METRICS: &'static [Metric];
-
-    /// The lines of the table.
-    fn lines(&self) -> Vec<Vec<Option<String>>>;
+/// How locks or keys are shown: everything is made from the JSON of each.
+struct View {
+    /// The name of their list.
+    all: &'static str,
+    /// The JSON of one; `None` if a list of all does not have it.
+    look: fn(&Location, &mut Mutex<'_>, bool) -> Result<Option<Value>, store::Error>,
+    header: &'static [&'static str],
+    /// The lines of the table, in full or one for each.
+    lines: fn(&Value, bool) -> Vec<Vec<Option<String>>>,
+    metrics: &'static [Metric],
 }
 
 /// The requested locks or keys, and the first error of those that cannot be read.
-struct Report {
-    json: Vec<Value>,
-    text: String,
+struct Report<'a> {
+    view: &'a View,
+    rows: Vec<Value>,
+    /// Where they are.
+    heading: String,
+    is_in_full: bool,
     failure: Option<Error>,
 }
 
-pub fn run(args: &StatusArgs, environment: &Environment) -> Result<(), Error> {
-    if args.watch {
-        return watch(&mut || look(args, environment).map(|report| report.text));
+pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
+    let view = if args.once { &keys::VIEW } else { &locks::VIEW };
+    if args.watch && args.json {
+        return watch::changes(&|| Ok(look(view, args, environment)?.json())).map(|()| DONE);
+    } else if args.watch {
+        return watch(&mut || Ok(look(view, args, environment)?.text())).map(|()| DONE);
     }
-    let report = look(args, environment)?;
+    let report = look(view, args, environment)?;
+    if let ([_], Some(failure)) = (report.rows.as_slice(), &report.failure)
+        && !args.exit_code
+    {
+        return Err(failure.clone());
+    }
     if args.metrics {
-        let (kind, label, metrics) =
-            if args.once { ("key", "key", Key::METRICS) } else { ("lock", "path", Lock::METRICS) };
-        super::print(metrics::text(kind, label, &report.json, metrics).as_bytes())?;
+        super::print(metrics::text(view.all, &report.rows, view.metrics).as_bytes())?;
     } else if args.json {
-        super::print(super::to_json(&json!({ what(args): report.json }))?.as_bytes())?;
-    } else if !report.json.is_empty() {
-        super::print(report.text.as_bytes())?;
+        super::print(super::to_json(&report.json())?.as_bytes())?;
+    } else if !report.rows.is_empty() {
+        super::print(report.text().as_bytes())?;
     } else if report.failure.is_none() {
-        tracing::info!("{}", report.text.trim_end());
+        tracing::info!("{}", report.text().trim_end());
     }
-    report.failure.map_or(Ok(()), Err)
+    if !args.json && !args.metrics && !args.names.is_empty() {
+        tell_names(&report, args, environment)?;
+    }
+    let codes = report.rows.iter().map(|row| match row["state"].as_str() {
+        Some("held") => 1,
+        Some("unknown") => 3,
+        _ => DONE,
+    });
+    match report.failure {
+        Some(failure) if args.exit_code => Err(failure.clone().or_if(failure.code, UNREAD)),
+        Some(failure) => Err(failure),
+        None if args.exit_code => Ok(codes.max().unwrap_or(DONE)),
+        None => Ok(DONE),
+    }
 }
 
-/// Shows the status again and again, until a signal ends it or its output is not read any more.
-pub fn watch(look: &mut dyn FnMut() -> Result<String, Error>) -> Result<(), Error> {
-    let clear = if stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-    let mut shown = String::new();
-    loop {
-        let text = match look() {
-            Ok(text) => text,
-            Err(error) if shown.is_empty() => return Err(error),
-            // It may pass.
-            Err(error) => format!("{error}\n"),
-        };
-        if text != shown && !super::is_read(format!("{clear}{text}").as_bytes())? {
-            return Ok(());
+/// Says which other names there are, if nothing was ever stored under a requested one.
+fn tell_names(
+    report: &Report<'_>,
+    args: &StatusArgs,
+    environment: &Environment,
+) -> Result<(), Error> {
+    let is_unused = |row: &&Value| row["state"].is_null() || row["is_used"] == false;
+    let Some(unused) = report.rows.iter().find(is_unused) else { return Ok(()) };
+    let all = environment.all(kind(args), &args.file.place).unwrap_or_default();
+    let (rows, _) = rows(report.view, &all, &[], &judge(args, environment)?)?;
+    let names: Vec<_> =
+        rows.iter().filter_map(|row| Some(format!("`{}`", row["name"].as_str()?))).collect();
+    if let (false, Some(name)) = (names.is_empty(), unused["name"].as_str()) {
+        tracing::info!("`{name}` is not in use; {} in use: {}", report.view.all, names.join(", "));
+    }
+    Ok(())
+}
+
+fn kind(args: &StatusArgs) -> Kind {
+    if args.once { Kind::Once } else { Kind::Lock }
+}
+
+fn judge(args: &StatusArgs, environment: &Environment) -> Result<LocalLiveness, Error> {
+    Ok(LocalLiveness::new(HostIdentity::here(), environment.orphans(args.orphans)?))
+}
+
+fn look<'a>(
+    view: &'a View,
+    args: &StatusArgs,
+    environment: &Environment,
+) -> Result<Report<'a>, Error> {
+    let (kind, place) = (kind(args), &args.file.place);
+    let key = |name: &PathBuf| environment.key(kind, place, &name.to_string_lossy());
+    let named: Vec<Location> = match kind {
+        Kind::Once => args.names.iter().map(key).collect::<Result<_, _>>()?,
+        _ if args.all => Vec::new(),
+        _ => environment.locks(&args.file, &args.names)?,
+    };
+    let is_in_full = !args.names.is_empty()
+        || kind == Kind::Lock
+            && !args.all
+            && (args.file.file_name.is_some() || environment.is_set("FILE_NAME"));
+    // The lock that is set up stands first, also if it is free.
+    let (mut all, mut failure) = (named.clone(), None);
+    if !is_in_full {
+        match environment.all(kind, place) {
+            Ok(found) => all.extend(found.into_iter().filter(|location| !named.contains(location))),
+            Err(error) if named.is_empty() => return Err(error),
+            // Of a directory that does not exist, the lock tells.
+            Err(error) => {
+                failure = Some(error)
+                    .filter(|_| named.iter().all(|location| !locks::is_nowhere(location)))
+            }
         }
-        shown = text;
-        std::thread::sleep(REFRESH);
     }
-}
-
-fn what(args: &StatusArgs) -> &'static str {
-    if args.once { "keys" } else { "locks" }
-}
-
-fn look(args: &StatusArgs, environment: &Environment) -> Result<Report, Error> {
-    let judge = LocalLiveness::new(HostIdentity::here(), environment.orphans(args.orphans)?);
-    let kind = if args.once { Kind::Once } else { Kind::Lock };
-    let place = &args.file.place;
-    let is_named = !(args.all || args.once && args.names.is_empty());
-    let locations = if !is_named {
-        environment.all(kind, place)?
-    } else if args.once {
-        args.names
-            .iter()
-            .map(|name| environment.key(kind, place, &name.to_string_lossy()))
-            .collect::<Result<_, _>>()?
-    } else {
-        environment.locks(&args.file, &args.names)?
+    let heading = match all.as_slice() {
+        [] => environment.place(kind, place)?,
+        [first, others @ ..] if others.iter().all(|it| it.shown_place() == first.shown_place()) => {
+            first.shown_place()
+        }
+        _ => String::new(),
     };
-    let mut report = if args.once {
-        report::<Key>(&locations, &judge, is_named)?
-    } else {
-        report::<Lock>(&locations, &judge, is_named)?
-    };
-    if report.json.is_empty() {
-        report.text =
-            format!("there are no {} in `{}`\n", what(args), environment.place(kind, place)?);
-    }
-    Ok(report)
+    let (rows, unread) = rows(view, &all, &named, &judge(args, environment)?)?;
+    Ok(Report { view, rows, heading, is_in_full, failure: failure.or(unread) })
 }
 
-fn report<T: Row>(
-    locations: &[Location],
+/// What is shown of these, and the first error of those that cannot be read.
+fn rows(
+    view: &View,
+    all: &[Location],
+    named: &[Location],
     judge: &LocalLiveness,
-    is_named: bool,
-) -> Result<Report, Error> {
+) -> Result<(Vec<Value>, Option<Error>), Error> {
     let (mut rows, mut failure) = (Vec::new(), None);
-    for location in locations {
-        match T::look(location, &mut Mutex::new(Register::open(location)?, judge), is_named) {
+    for location in all {
+        match (view.look)(
+            location,
+            &mut Mutex::new(Register::open(location)?, judge),
+            named.contains(location),
+        ) {
             Ok(row) => rows.extend(row),
-            Err(error) if is_named && locations.len() == 1 => return Err(error.into()),
             // It must not hide the others.
             Err(error) => {
-                rows.extend(T::unreadable(location, &error));
+                rows.push(identity(
+                    location,
+                    &json!({ "state": "error", "why": error.to_string() }),
+                ));
                 failure = failure.or(Some(error.into()));
             }
         }
     }
-    let text = table(T::HEADER, rows.iter().flat_map(T::lines));
-    Ok(Report { json: rows.iter().map(T::json).collect(), text, failure })
+    Ok((rows, failure))
+}
+
+/// Adds to the JSON of a register what it is called and where it is.
+fn identity(location: &Location, more: &Value) -> Value {
+    let (path, store) = match location {
+        Location::File(..) => (Some(location.printable()), None),
+        Location::Store(settings, _) => (None, Some(settings.url.to_string())),
+    };
+    let mut row = json!({ "name": location.name(), "path": path, "store": store });
+    if let (Value::Object(row), Value::Object(more)) = (&mut row, more) {
+        row.extend(more.clone());
+    }
+    row
+}
+
+impl Report<'_> {
+    fn json(&self) -> Value {
+        json!({ "schema": SCHEMA, self.view.all: self.rows })
+    }
+
+    fn text(&self) -> String {
+        if self.rows.is_empty() {
+            return format!("there are no {} in `{}`\n", self.view.all, self.heading);
+        }
+        let mut rows = self.rows.clone();
+        for row in rows.iter_mut().filter(|_| self.heading.is_empty()) {
+            row["name"] = row["path"].clone();
+        }
+        let heading =
+            if self.heading.is_empty() { String::new() } else { self.heading.clone() + "\n" };
+        heading
+            + &table(
+                self.view.header,
+                rows.iter().flat_map(|row| (self.view.lines)(row, self.is_in_full)),
+            )
+    }
 }

@@ -1,5 +1,7 @@
 //! `serializer unlock` and `serializer break`
 
+use std::io::{self, BufRead, IsTerminal, Read};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -10,16 +12,21 @@ use crate::cli::{BreakArgs, UnlockArgs};
 use crate::command::ended::unlocked;
 use crate::command::requester::ProcessRequester;
 use crate::config::Environment;
-use crate::error::Error;
+use crate::error::{Error, breaking};
 use crate::events::emit;
 use crate::exit_code::REFUSED;
 use crate::lease;
+use crate::lock::Error::NotLocked;
 use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
 use crate::store::Location;
+use crate::store::seam::Kind;
 use crate::sys::identity::HostIdentity;
+
+/// The longest answer to a question, in bytes.
+const MAX_ANSWER: u64 = 100;
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
     if let Some(key) = &args.once {
@@ -32,13 +39,58 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
 }
 
 pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
-    let lock = environment.lock(&args.lock.file, args.lock.name.as_deref())?;
+    let key =
+        |kind, name: &Path| environment.key(kind, &args.lock.file.place, &name.to_string_lossy());
+    let lock = match &args.lock.name {
+        Some(name) if args.once => key(Kind::Once, name),
+        Some(name) if args.task => key(Kind::Schedule, name),
+        name => environment.lock(&args.lock.file, name.as_deref()),
+    }?;
+    let orphans = environment.orphans(None)?;
+    let token = args.token.clone().map_or_else(|| choose(&lock, orphans), Ok)?;
     // Only the token counts, for a lock of this process as well.
-    let released =
-        release("break", &lock, None, environment.orphans(None)?, ReleaseScope::Token(&args.token));
+    let released = release("break", &lock, None, orphans, ReleaseScope::Token(&token));
     let hint = "the lock may have changed hands, or this is a fencing token; `serializer status \
                 --json` shows both";
     released.map_err(|error| if error.code == REFUSED { error.with_hint(hint) } else { error })
+}
+
+/// Shows the holders on a terminal, and asks which one to break. Returns its token.
+fn choose(lock: &Location, orphans: Orphans) -> Result<String, Error> {
+    let location = lock.printable();
+    let cannot = |why: &str| Error::usage(format!("cannot break `{location}`: {why}"));
+    let held =
+        Mutex::new(Register::open(lock)?, &LocalLiveness::new(HostIdentity::here(), orphans))
+            .holders()?;
+    if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        let error = cannot("without a terminal, `--token` is required");
+        return Err(if held.is_empty() {
+            error
+        } else {
+            error.with_hint(breaking(held.first(), lock))
+        });
+    }
+    let [first, others @ ..] = held.as_slice() else {
+        return Err(Error::mutex("break", lock, NotLocked));
+    };
+    for (number, holding) in (1..).zip(&held) {
+        let number = if others.is_empty() { String::new() } else { format!("{number}. ") };
+        eprintln!("{number}`{location}` is held by {holding}: {}", holding.verdict);
+    }
+    eprint!("Break it? [{}] ", if others.is_empty() { "y/N" } else { "number/N" });
+    let mut answer = String::new();
+    let _ = io::stdin().lock().take(MAX_ANSWER).read_line(&mut answer);
+    let chosen = match answer.trim() {
+        "y" | "yes" if others.is_empty() => Some(first),
+        number => number
+            .parse::<usize>()
+            .ok()
+            .filter(|_| !others.is_empty())
+            .and_then(|number| held.get(number.checked_sub(1)?)),
+    };
+    let chosen = chosen.ok_or_else(|| Error::failed(format!("did not break `{location}`")))?;
+    let token = chosen.entry.as_ref().and_then(|entry| entry.token.clone());
+    token.ok_or_else(|| cannot("its record has no token").with_hint("`serializer unlock --force`"))
 }
 
 fn release(
@@ -48,15 +100,14 @@ fn release(
     orphans: Orphans,
     scope: ReleaseScope<'_>,
 ) -> Result<(), Error> {
-    let here = HostIdentity::here();
-    let requester = ProcessRequester::discover(&here, owner_pid, false);
-    let judge = LocalLiveness::new(here.clone(), orphans);
+    let requester = ProcessRequester::discover(owner_pid, false);
+    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
     let location = lock.printable();
     let released =
         Mutex::new(Register::open(lock)?, &judge).release(&requester, scope, Outcome::Unknown);
-    match released.map_err(|error| Error::mutex(verb, &location, error))? {
+    match released.map_err(|error| Error::mutex(verb, lock, error))? {
         Released::Own { stays, was } => {
-            was.iter().for_each(|entry| lease::process::dismiss(entry, &here));
+            was.iter().for_each(lease::process::dismiss);
             emit("release", &location, json!({}));
             tracing::info!("{}", unlocked(&location, stays));
         }

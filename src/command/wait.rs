@@ -31,14 +31,13 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
         // One deadline for all of them.
         let timeout = waiting.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         let waiting = Waiting { timeout, ..waiting };
-        let mut progress = Progress::new(&waiting, false);
+        let mut progress = Progress::new(&location, &waiting, false);
         let free = mutex.wait_until_free(&signals, &waiting, &mut progress);
-        progress.clear();
+        let after = progress.end();
         signals.iter().for_each(Signals::die);
         let code = args.waiting.conflict_exit_code;
-        free.map_err(|error| {
-            Error::mutex("wait for", &location.printable(), error).or_if(BUSY, code)
-        })?;
+        free.map_err(|error| Error::mutex("wait for", &location, error).or_if(BUSY, code))?;
+        after.iter().for_each(|after| tracing::info!("`{}` is free{after}", location.name()));
     }
     Ok(())
 }

@@ -136,16 +136,17 @@ fn send_signal((pid, instance): (Pid, ProcessIdentity), signal: Signal) {
 
 /// Ends the keeper of a released lock, if it is a process of this place. By itself, it would notice
 /// the release only at its next renewal.
-pub fn dismiss(entry: &Entry, here: &HostIdentity) {
+pub fn dismiss(entry: &Entry) {
     if entry.lease.is_some() {
-        signal_keeper(entry, here, NAME, Signal::KILL);
+        signal_keeper(entry, NAME, Signal::KILL);
     }
 }
 
 /// Sends a signal to the keeper of an entry, if it is a process of this place that was started with
 /// the argument `name`.
-pub fn signal_keeper(entry: &Entry, here: &HostIdentity, name: &str, signal: Signal) {
+pub fn signal_keeper(entry: &Entry, name: &str, signal: Signal) {
     // Hosts are renamed, and that does not matter here.
+    let here = HostIdentity::here();
     let is_here = |place: &HostIdentity| {
         place.boot.is_some()
             && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace)

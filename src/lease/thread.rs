@@ -165,7 +165,7 @@ impl Renewal {
             Err(error) => (format!("it cannot be kept: {}", io_message(&error)), None),
         };
         if self.on_lost == OnLost::Warn {
-            tracing::warn!("the lock `{}` is lost: {why}", self.location.printable());
+            tracing::warn!("lost `{}`: {why}", self.location.printable());
         }
         self.set_lost(why, how);
     }

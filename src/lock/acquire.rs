@@ -14,7 +14,7 @@ use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, Seen};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Lease, Outcome, Record};
-use crate::store;
+use crate::store::{self, waiter};
 use crate::sys::clock::since_boot;
 
 /// How many acquisitions with lost answers are remembered. If a store breaks all the time, it made
@@ -34,10 +34,10 @@ impl Mutex<'_> {
         waiting: &Waiting,
         observer: &mut dyn Observer,
     ) -> Result<Acquired, Error> {
+        let _ = waiter::WANTED.set(request.mode);
         // Only if it is told once: it would never get the lock again.
         if self.register.take_notices(requester) == Some(true) {
-            let held = self.look().ok().flatten().map(|(_, judged)| Seen::held(judged));
-            return Err(Error::Lost(Lost::Broken, held.unwrap_or_default()));
+            return Err(Error::Lost(Lost::Broken, self.holders().unwrap_or_default()));
         }
         if request.skip_if_done {
             // Before the first look: a holder that is seen must know of this waiter.

@@ -37,40 +37,64 @@ impl<V> Judged<V> {
 
 impl<V> fmt::Display for Judged<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.entry {
-            None => f.write_str("an unknown process (the file is empty)")?,
-            Some(entry) => {
-                write!(f, "pid {}", entry.owner.pid)?;
-                if let Some(command) = self.command() {
-                    write!(f, " ({command})")?;
-                }
-                if let Some(host) = &entry.owner.place.host {
-                    write!(f, " on {host}")?;
-                }
-            }
-        }
-        // The alternate form leaves out what "held for" says as well.
-        if let Some(since) = self.since().filter(|_| !f.alternate()) {
+        f.write_str(&self.named(self.command().as_deref()))?;
+        if let Some(since) = self.since() {
             write!(f, ", since {}", local_time(since))?;
         }
-        match self.held_for() {
-            Some(duration) => write!(f, ", held for {}", short(duration)),
-            None => Ok(()),
+        if let Some(duration) = self.held_for() {
+            write!(f, ", held for {}", short(duration))?;
         }
+        f.write_str(&self.reason())
     }
 }
 
-/// The holders, and why they count as such if that is not plain; in short while one waits.
-pub fn listed(holders: &[Holding], is_short: bool) -> String {
-    let Some((first, others)) = holders.split_first() else {
-        return "several processes in turn".to_owned();
-    };
-    let holder = if is_short { format!("{first:#}") } else { first.to_string() };
+impl<V> Judged<V> {
+    fn named(&self, command: Option<&str>) -> String {
+        let Some(entry) = &self.entry else {
+            return "an unknown process (the file is empty)".to_owned();
+        };
+        let command = command.map(|command| format!(" ({command})")).unwrap_or_default();
+        let host =
+            entry.owner.place.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
+        format!("pid {}{command}{host}", entry.owner.pid)
+    }
+
+    /// What the user says that it is held for.
+    fn reason(&self) -> String {
+        let reason = self.entry.as_ref().and_then(|entry| entry.reason.as_ref());
+        reason.map(|reason| format!(", reason: \"{reason}\"")).unwrap_or_default()
+    }
+}
+
+/// Why the first one counts as a holder, if that is not plain, and how many more there are.
+fn rest(first: &Holding, others: &[Holding]) -> String {
     let why = match &first.verdict {
         Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => String::new(),
         held => format!("; {held}"),
     };
-    let more =
-        if others.is_empty() { String::new() } else { format!(", and {} more", others.len()) };
-    holder + &why + &more
+    if others.is_empty() { why } else { format!("{why}, and {} more", others.len()) }
+}
+
+/// The holders, and why they count as such if that is not plain.
+pub fn listed(holders: &[Holding]) -> String {
+    let Some((first, others)) = holders.split_first() else {
+        return "several processes in turn".to_owned();
+    };
+    format!("{first}{}", rest(first, others))
+}
+
+/// What a waiter waits for, in so many columns: the command is cut first.
+pub fn held(holders: &[Holding], columns: usize) -> String {
+    let Some((first, others)) = holders.split_first() else {
+        return "held by several processes in turn".to_owned();
+    };
+    let time = first.held_for().map(|time| format!(" for {}", short(time))).unwrap_or_default();
+    let text = |command: Option<&str>| {
+        format!("held{time} by {}{}{}", first.named(command), first.reason(), rest(first, others))
+    };
+    let command = first.command();
+    let room = (columns + command.as_deref().map_or(0, text::width))
+        .saturating_sub(text::width(&text(command.as_deref())));
+    let command = command.map(|command| text::cut(&command, room.max(1)));
+    text::cut(&text(command.as_deref()), columns)
 }

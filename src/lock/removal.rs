@@ -107,11 +107,16 @@ impl Mutex<'_> {
         if taken.is_empty() {
             return Err(Error::NotOurs(holders));
         }
-        let told = taken.iter().filter_map(|holding| holding.entry.as_ref());
+        let entries = taken.iter().filter_map(|holding| holding.entry.as_ref());
+        let told = entries.clone();
         let told = told.filter(|entry| entry.lease.is_some() && entry.released.is_none());
         let told = told.filter(|entry| !removal.is_known(stored, entry)).map(mark_lost);
+        // Behind the mark, which its process finds first. Only force forgets a key.
+        let broken = entries.filter(|entry| entry.once.is_some() && scope != ReleaseScope::Force);
+        let interrupted = Ending { how: "interrupted: broken", ..Outcome::Unknown.into() };
+        let broken = broken.map(|entry| self.ended(entry, interrupted));
         let left = holders.into_iter().filter_map(|holding| holding.entry);
-        let left = left.chain(marks).chain(told).collect();
+        let left = left.chain(marks).chain(told).chain(broken).collect();
         Ok(Plan { left, answer: Ok(Released::Forced(taken)) })
     }
 

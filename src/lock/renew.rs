@@ -28,7 +28,7 @@ pub enum Lost {
     #[error("it was broken")]
     Broken,
     /// It was released, or removed.
-    #[error("the store does not mention it any more")]
+    #[error("its record is gone from the store")]
     Gone,
 }
 

@@ -3,12 +3,16 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use super::{Error, Mutex, Seen};
+use rustix::process::getpid;
+
+use super::{Error, Mutex};
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{Held, Holding};
 use crate::lock::waiting::{Attempts, Observer, Waiting};
 use crate::record::Entry;
 use crate::store;
+use crate::store::waiter::Waiter;
+use crate::sys::identity::HostIdentity;
 use crate::sys::poll;
 
 /// How long a free lock is left to earlier waiters. They need milliseconds; one that is stopped
@@ -43,7 +47,7 @@ impl Mutex<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), Error> {
         self.wait_for(requester, true, waiting, observer, |mutex| {
-            let held = mutex.look()?.map(|(_, judged)| Seen::held(judged)).unwrap_or_default();
+            let held = mutex.holders()?;
             Ok(if held.is_empty() { Attempt::Done(()) } else { Attempt::Busy(held) })
         })
     }
@@ -93,7 +97,8 @@ impl Mutex<'_> {
                 continue;
             };
             let rest = attempts.rest(looked.elapsed());
-            observer.waiting(&holders, attempts.made());
+            let place = &mut || if is_beside { None } else { self.place_in_line() };
+            observer.waiting(&holders, attempts.made(), place);
             let fds = requester.exit_fds();
             let next_poll = looked + IN_LINE.min(observer.interval());
             // The first waiter is woken by whatever happens, the others when it leaves.
@@ -130,6 +135,19 @@ impl Mutex<'_> {
             fds.extend(holders.iter().filter_map(|holding| holding.verdict.ended_fd()));
         }
         self.register.wait(is_beside, limit, &fds)
+    }
+
+    /// The place of this process among the waiters, or behind them before it queues; `None` if that
+    /// is unknown.
+    fn place_in_line(&mut self) -> Option<usize> {
+        let waiters = self.register.queue(|queue, key| queue.waiters(key))?;
+        let (pid, here) = (Some(getpid().as_raw_pid()), HostIdentity::here().host);
+        let is_own =
+            |waiter: &Waiter| waiter.pid == pid && (waiter.host.is_none() || waiter.host == here);
+        let place = waiters.iter().position(is_own);
+        let is_new = !self.is_queued()
+            && self.register.queue(|queue, _| queue.is_turned_away()) != Some(true);
+        place.or(is_new.then_some(waiters.len())).map(|place| place + 1)
     }
 
     fn is_queued(&mut self) -> bool {

@@ -132,7 +132,13 @@ impl<'a> Attempts<'a> {
 /// Is told while a lock is waited for.
 pub trait Observer {
     /// The lock is held after `attempt` attempts. Without holders if they changed all the time.
-    fn waiting(&mut self, holders: &[Holding], attempt: u32);
+    /// `place` asks for the place in line.
+    fn waiting(
+        &mut self,
+        holders: &[Holding],
+        attempt: u32,
+        place: &mut dyn FnMut() -> Option<usize>,
+    );
 
     /// The store does not tell whether the lock is held, and will be asked again.
     fn failing(&mut self, _error: &store::Error, _attempt: u32) {}

@@ -35,6 +35,8 @@ pub struct Entry {
     pub run: Option<String>,
     /// The owner's command line, for people.
     pub command: Option<String>,
+    /// Why it is held, in the user's words.
+    pub reason: Option<String>,
     /// Another process of the owner's place, which started the owner and will release the lock. The
     /// lock is held while it lives.
     pub keeper: Option<(Pid, ProcessIdentity)>,
@@ -87,7 +89,7 @@ impl Entry {
         command: Option<String>,
     ) -> std::io::Result<Self> {
         let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
-        let (keeper, until, lease, fencing, released, previous, once) = Default::default();
+        let (reason, keeper, until, lease, fencing, released, previous, once) = Default::default();
         let mode = Mode::EXCLUSIVE;
         Ok(Self {
             owner,
@@ -96,6 +98,7 @@ impl Entry {
             token,
             run,
             command,
+            reason,
             keeper,
             until,
             lease,
@@ -146,6 +149,7 @@ impl Entry {
             token: fields.text("token"),
             run: fields.text("run"),
             command: fields.text("command"),
+            reason: fields.text("reason"),
             keeper: fields.text("keeper").and_then(|text| parse_process(&text)),
             until: fields.number("until"),
             lease: fields.text("lease").and_then(|text| Lease::parse(&text)),
@@ -187,6 +191,7 @@ impl Entry {
         push(text, "token", self.token.as_deref());
         push(text, "run", self.run.as_deref());
         push(text, "command", self.command.as_deref());
+        push(text, "reason", self.reason.as_deref());
         push(text, "keeper", self.keeper.map(process_text));
         push(text, "until", self.until);
         push(text, "lease", self.lease.map(Lease::text));

@@ -19,9 +19,10 @@ use crate::sys::text;
 /// The command that is to hold a lock while it runs. Its process is made when the lock seems to be
 /// free, and not before: a process that only waits is ended by signals as any other.
 pub struct CommandRequester {
-    here: HostIdentity,
     program: Program,
     descendants: Descendants,
+    /// Why it wants the lock, in the user's words.
+    pub reason: Option<String>,
     signals: OnceCell<Rc<Signals>>,
     child: OnceCell<Child>,
     /// Of each record that was made: it may be the one that is stored.
@@ -30,12 +31,12 @@ pub struct CommandRequester {
 
 impl CommandRequester {
     /// Does not start anything yet.
-    pub fn new(here: &HostIdentity, program: Program, descendants: Descendants) -> Self {
+    pub fn new(program: Program, descendants: Descendants) -> Self {
         let signals = Signals::hold_as_init().map(Rc::new).map(OnceCell::from).unwrap_or_default();
         Self {
-            here: here.clone(),
             program,
             descendants,
+            reason: None,
             signals,
             child: OnceCell::new(),
             tokens: RefCell::default(),
@@ -75,12 +76,16 @@ impl Requester for CommandRequester {
     /// The command owns the lock, so that it never runs without; this process keeps it until it has
     /// released it, so that a lock that is about to be released is not taken over.
     fn entry(&self) -> io::Result<Entry> {
-        let command = Owner::of(self.child()?.pid()?, &self.here)?.identified()?;
+        let command = Owner::of(self.child()?.pid()?, &HostIdentity::here())?.identified()?;
         let run = std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty());
-        let keeper = Owner::of(getpid(), &self.here)?.identified()?;
+        let keeper = Owner::of(getpid(), &HostIdentity::here())?.identified()?;
         let entry = Entry::new(command, run, Some(self.describe()))?;
         self.tokens.borrow_mut().extend(entry.token.clone());
-        Ok(Entry { keeper: Some((keeper.pid, keeper.instance)), ..entry })
+        Ok(Entry {
+            keeper: Some((keeper.pid, keeper.instance)),
+            reason: self.reason.clone(),
+            ..entry
+        })
     }
 
     fn owns(&self, _stored: &Stored, entry: &Entry) -> bool {

@@ -66,16 +66,10 @@ pub(super) fn file_name(key: &Key) -> OsString {
 
 /// The name of the register to which a file belongs.
 fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
-    if kind != Kind::Lock {
-        return name_of(kind, file);
-    }
-    Path::new(file)
-        .extension()
-        .is_some_and(|end| end == "lck" || end == "lock")
-        .then(|| file.to_owned())
+    if kind == Kind::Lock { Some(file.to_owned()) } else { name_of(kind, file) }
 }
 
-/// All registers of a kind in a directory, as far as the names of files tell.
+/// All registers of a kind in a directory, as far as names of files tell: any file may be a lock.
 pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
     let names = match listed(directory, None, |file| name_of_register(kind, file)) {
         // Keys need no directory before the first one.

@@ -1,14 +1,21 @@
 //! A waiter, as other processes see it.
 
+use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
+
 use rustix::process::{Pid, getpid};
 use rustix::system::uname;
 use serde::Serialize;
 
+use crate::record::mode::Mode;
 use crate::sys::process::{self, parse_pid};
-use crate::sys::text;
+use crate::sys::{clock, text};
 
 /// What a label begins with.
 const NAME: &str = "serializer ";
+
+/// How this process wants to hold the lock that it waits for.
+pub static WANTED: OnceLock<Mode> = OnceLock::new();
 
 /// A waiter, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -19,12 +26,20 @@ pub struct Waiter {
     pub command: Option<String>,
     /// Where it runs; `None` on this machine.
     pub host: Option<String>,
+    /// When its process has started, in seconds since 1970.
+    pub since: Option<u64>,
+    /// How it wants to hold the lock, if it says so itself.
+    pub mode: Option<String>,
 }
 
 impl Waiter {
     /// A process of this machine.
     pub fn of(pid: Pid) -> Self {
         let arguments = process::arguments(pid);
+        let started =
+            process::running(pid).and_then(|process| clock::wall_clock(process.instance.start?));
+        let since =
+            started.and_then(|started| Some(started.duration_since(UNIX_EPOCH).ok()?.as_secs()));
         // `serializer lock` waits for its parent, and that is what people know.
         let is_lock = arguments
             .iter()
@@ -37,15 +52,21 @@ impl Waiter {
             pid: Some(pid.as_raw_pid()),
             host: None,
             command: Some(text::command_line(&arguments)),
+            since,
+            mode: None,
         }
     }
 
     /// How this process names itself to a server, in at most so many bytes of plain text without a
     /// special meaning in SQL.
     pub fn label(most: usize) -> String {
-        let command = Self::of(getpid()).command.unwrap_or_default();
+        let Self { command, since, .. } = Self::of(getpid());
         let host = uname().nodename().to_string_lossy().into_owned();
-        let label = format!("{NAME}{}@{host}: {command}", getpid()).replace('…', "...");
+        let mode = WANTED.get().filter(|mode| **mode != Mode::EXCLUSIVE);
+        let mode = mode.map(|mode| format!(" {mode}")).unwrap_or_default();
+        let (pid, since, command) =
+            (getpid(), since.unwrap_or_default(), command.unwrap_or_default());
+        let label = format!("{NAME}{pid}@{host} {since:x}{mode}: {command}").replace('…', "...");
         let plain = |c: char| {
             if (c.is_ascii_graphic() || c == ' ') && !"*'\"\\".contains(c) { c } else { '?' }
         };
@@ -55,12 +76,20 @@ impl Waiter {
     /// What a label says.
     pub fn parse(label: &str) -> Option<Self> {
         let (pid, rest) = label.strip_prefix(NAME)?.split_once('@')?;
-        let (host, command) = rest.split_once(": ").unwrap_or((rest, ""));
+        let (place, command) = rest.split_once(": ").unwrap_or((rest, ""));
+        let mut words = place.splitn(3, ' ');
+        let (host, since, mode) = (words.next(), words.next(), words.next());
+        let since = since.and_then(|since| u64::from_str_radix(since, 16).ok());
+        // Exclusive waiters leave it out. A label that was cut off does not tell.
+        let usual = since.filter(|_| !command.is_empty()).map(|_| Mode::EXCLUSIVE.to_string());
+        let mode = mode.map(text::field).or(usual);
         let command = Some(text::field(command)).filter(|command| !command.is_empty());
         Some(Self {
             pid: Some(parse_pid(pid)?.as_raw_pid()),
-            host: Some(text::field(host)),
+            host: host.map(text::field),
             command,
+            since,
+            mode,
         })
     }
 }
@@ -76,17 +105,32 @@ mod tests {
             label.len() <= 63 && label.is_ascii() && !label.contains(['*', '\'', '\n']),
             "{label}"
         );
-        let parsed =
-            |label| Waiter::parse(label).map(|Waiter { pid, host, command }| (pid, host, command));
-        let waiter = |pid, host: &str, command: Option<&str>| {
-            Some((Some(pid), Some(host.to_owned()), command.map(str::to_owned)))
+        let told = |label: &str| {
+            Waiter::parse(label)
+                .map(|waiter| serde_json::json!(waiter).to_string())
+                .unwrap_or_default()
         };
-        assert_eq!(
-            parsed("serializer 4388@etl2: bash ./hourly.sh"),
-            waiter(4388, "etl2", Some("bash ./hourly.sh"))
-        );
-        // Cut off.
-        assert_eq!(parsed("serializer 4388@etl"), waiter(4388, "etl", None));
+        for (label, expected) in [
+            (
+                "serializer 4388@etl2 6a0b1c2d: bash ./hourly.sh",
+                r#"{"command":"bash ./hourly.sh","host":"etl2","mode":"exclusive","pid":4388,"since":1779113005}"#,
+            ),
+            (
+                "serializer 4388@etl2 6a0b1c2d shared: bash",
+                r#"{"command":"bash","host":"etl2","mode":"shared","pid":4388,"since":1779113005}"#,
+            ),
+            // Cut off, and of an older version.
+            (
+                "serializer 4388@etl",
+                r#"{"command":null,"host":"etl","mode":null,"pid":4388,"since":null}"#,
+            ),
+            (
+                "serializer 4388@etl2: bash",
+                r#"{"command":"bash","host":"etl2","mode":null,"pid":4388,"since":null}"#,
+            ),
+        ] {
+            assert_eq!(told(label), expected);
+        }
         for other in ["", "serializer", "serializer x@y: z", "psql", "serializer 0@y"] {
             assert_eq!(Waiter::parse(other), None, "{other}");
         }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// Where a PID means something: one boot of one machine, seen from one PID namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,12 +21,13 @@ pub struct HostIdentity {
 impl HostIdentity {
     /// The place of this very process. What cannot be read is `None`, and then proves nothing.
     pub fn here() -> Self {
-        Self {
+        static HERE: LazyLock<HostIdentity> = LazyLock::new(|| HostIdentity {
             host: rustix::system::uname().nodename().to_str().ok().and_then(known),
             machine: read("/etc/machine-id"),
             boot: read("/proc/sys/kernel/random/boot_id"),
             pid_namespace: fs::metadata("/proc/self/ns/pid").ok().map(|metadata| metadata.ino()),
-        }
+        });
+        HERE.clone()
     }
 }
 

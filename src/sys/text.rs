@@ -6,6 +6,9 @@ use std::path::Path;
 /// The longest value of a record's field, in characters. All fields fit into a record.
 const MAX_FIELD: usize = 120;
 
+/// The longest reason, in characters.
+const MAX_REASON: usize = 80;
+
 /// Stands for what is not shown.
 const HIDDEN: &str = "…";
 
@@ -34,9 +37,40 @@ pub fn value(text: &str) -> String {
     text.chars().map(|c| if is_safe(c) { c } else { ' ' }).take(MAX_FIELD).collect()
 }
 
+/// A user's own words, short enough for a record with many holders.
+pub fn reason(text: &str) -> String {
+    field(text).chars().take(MAX_REASON).collect()
+}
+
 /// A path for a message. Control characters are shown as `?`.
 pub fn path(path: &Path) -> String {
     path.to_string_lossy().chars().map(|c| if is_safe(c) { c } else { '?' }).collect()
+}
+
+/// A word as a shell reads it.
+pub fn quoted(word: &str) -> String {
+    let is_plain = !word.is_empty()
+        && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:,+@%".contains(c));
+    if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+/// The columns of a text on a terminal, or more: some characters take two.
+pub fn width(text: &str) -> usize {
+    text.chars().map(width_of).sum()
+}
+
+fn width_of(c: char) -> usize {
+    if c.is_ascii() || c == '…' { 1 } else { 2 }
+}
+
+/// The beginning of a text that fits into so many columns, with `…` in place of the rest.
+pub fn cut(text: &str, columns: usize) -> String {
+    if width(text) <= columns {
+        return text.to_owned();
+    }
+    let mut room = columns.saturating_sub(1);
+    let fits = |c: &char| room.checked_sub(width_of(*c)).map(|rest| room = rest).is_some();
+    text.chars().take_while(fits).chain(['…']).collect()
 }
 
 /// Neither a control character nor one that reorders the text around it.

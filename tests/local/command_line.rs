@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{self, Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, ended};
+use crate::support::{self, Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, ended, until};
 use serde_json::Value;
 
 const COMMANDS: [&str; 14] = [
@@ -75,11 +75,11 @@ fn the_defaults_are_those_of_the_python_plugin() {
         .read_line(&mut line)
         .expect("it says something");
     waiter.kill().and_then(|()| waiter.wait()).expect("it ends");
+    assert!(line.starts_with("serializer: waiting for `serializer.lck`: 1st in line, "), "{line}");
     assert!(
-        line.starts_with(&format!("serializer: waiting for pid {} (bash ", holder.pid())),
+        line.contains(&format!(" by pid {} (bash ", holder.pid())) && !line.contains(" of "),
         "{line}"
     );
-    assert!(line.ends_with(", attempt 1\n"), "there is no last attempt: {line}");
 }
 
 #[test]
@@ -642,30 +642,30 @@ fn status_tells_programs_everything() {
     let free = json(&locks.run(&["status", "--json"]));
     let path = text(&locks.file()).to_owned();
     let nobody: [(); 0] = [];
-    let lock = serde_json::json!(
-        { "path": path, "state": "free", "reason": null, "holder": null, "holders": nobody, "waiters": nobody }
-    );
-    assert_eq!(free, serde_json::json!({ "locks": [lock] }));
+    let lock = serde_json::json!({
+        "name": "serializer.lck", "path": path, "store": null, "state": "free", "why": null, "is_used": false,
+        "holder": null, "holders": nobody, "waiters": nobody,
+    });
+    assert_eq!(free, serde_json::json!({ "schema": 1, "locks": [lock] }));
 
     let mut command = locks.command("bash");
-    command.env("MELTANO_PARENT_CONTEXT_UUID", "a-run");
+    command.env("MELTANO_PARENT_CONTEXT_UUID", "a-run").env("SERIALIZER_REASON", " month\u{7}end ");
     let mut holder = Shell::start_with(command);
     holder.lock();
     let report = json(&locks.run(&["status", "--json"]));
     let lock = &report["locks"][0];
-    let expected =
-        [("path", path.as_str()), ("state", "held"), ("reason", "its process is running")];
+    let expected = [("path", path.as_str()), ("state", "held"), ("why", "its process is running")];
     for (key, value) in expected {
         assert_eq!(lock[key], value, "{lock}");
     }
     let known = &lock["holder"];
     assert_eq!(lock["holders"], serde_json::json!([known]));
     assert_eq!(known["state"], "held");
-    assert_eq!(known["reason"], "its process is running");
+    assert_eq!(known["why"], "its process is running");
     assert_eq!(known["mode"], "exclusive");
     assert_eq!(known["pid"], holder.pid());
     assert_eq!(known["uid"], rustix::process::getuid().as_raw());
-    assert_eq!(known["run"], "a-run");
+    assert_eq!((&known["run"], &known["reason"]), (&"a-run".into(), &"month end".into()));
     assert_eq!(known["host"], rustix::system::uname().nodename().to_str().expect("ASCII"));
     assert!(
         known["command"].as_str().is_some_and(|command| command == "bash -c while …"),
@@ -701,22 +701,118 @@ fn table(ended: &Ended) -> Vec<Vec<&str>> {
 #[test]
 fn status_tells_people_in_a_table() {
     let locks = Locks::new();
-    let header = ["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"];
-    let path = text(&locks.file()).to_owned();
     let free = locks.run(&["status"]);
-    assert_eq!(table(&free), [header, [&path, "free", "-", "-", "-", "-", "-", "-"]]);
+    assert_eq!(
+        table(&free),
+        [&[text(locks.dir())][..], &["LOCK", "STATE"], &["serializer.lck", "free"]]
+    );
 
     let mut holder = Shell::start(&locks);
-    holder.lock();
+    assert_eq!(holder.run(r#""$S" lock --reason "month  end, ask Ann" 2>/dev/null"#), 0);
+    let waiter = Waiter::start(locks.serializer(&["run", "--shared", "--", "true"]));
+    until("it is in line", || !locks.pids("waiters").is_empty());
     let held = locks.run(&["status"]);
-    let rows = table(&held);
-    assert_eq!(rows.len(), 2, "{held:?}");
-    let row = &rows[1];
-    assert_eq!(row[..3], [&path, "held", &holder.pid().to_string()], "{held:?}");
-    assert!(row[3].starts_with("bash -c while"), "{held:?}");
-    assert_eq!(row.last(), Some(&"its process is running"), "{held:?}");
-    // The time as the record has it, which people compare with their clocks.
-    assert_eq!(Some(row[row.len() - 3]), locks.read().lines().nth(1), "{held:?}");
+    let (rows, pid) = (table(&held), holder.pid().to_string());
+    assert_eq!(rows[1], ["LOCK", "STATE", "FOR", "PID", "WAITING", "COMMAND", "WHY"], "{held:?}");
+    let [row] = &rows[2..] else { panic!("{held:?}") };
+    assert_eq!(
+        [row[0], row[1], row[3], row[4]],
+        ["serializer.lck", "held", &*pid, "1"],
+        "{held:?}"
+    );
+    assert!(row[5].starts_with("bash -c while") && row[6] == "month", "{held:?}");
+    // A lock that is named is shown in full.
+    let named = locks.run(&["status", "serializer.lck"]);
+    let rows = table(&named);
+    assert_eq!(
+        (rows.len(), rows[3][1], rows[3].last()),
+        (4, "waits", Some(&"1st in line; shared")),
+        "{named:?}"
+    );
+    // On a terminal, nothing is wider than that, and states have colours.
+    let mut terminal = locks.command("script");
+    let ended = ended(terminal.env("TERM", "xterm").args([
+        "-qefc",
+        r#"stty cols 60; "$S" status"#,
+        "/dev/null",
+    ]));
+    assert!(
+        ended.stdout.contains("  \u{1b}[33mheld\u{1b}[0m  ") && ended.stdout.contains('…'),
+        "{ended:?}"
+    );
+    let lines: Vec<_> = ended
+        .stdout
+        .lines()
+        .map(|line| line.replace("\u{1b}[33m", "").replace("\u{1b}[0m", ""))
+        .collect();
+    assert!(
+        lines.len() == 3 && lines.iter().all(|line| line.trim_end().chars().count() <= 60),
+        "{ended:?}"
+    );
+    holder.unlock();
+    assert_eq!(waiter.end().code, 0);
+}
+
+#[test]
+fn a_watched_status_fits_its_screen_and_leaves_the_terminal_as_it_was() {
+    let locks = Locks::new();
+    let (shown, pid) = (locks.dir().join("shown"), locks.dir().join("pid"));
+    let mut holder = Shell::start(&locks);
+    for name in ["a.lck", "b.lck", "c.lck", "d.lck", "e.lck"] {
+        assert_eq!(holder.run(&format!(r#""$S" lock --file-name {name} 2>/dev/null"#)), 0);
+    }
+    let script =
+        r#"stty rows 5 cols 60; echo $$ > "$SERIALIZER_DIR/pid"; exec "$S" status --watch"#;
+    let mut terminal = locks.command("script");
+    terminal
+        .env("TERM", "xterm")
+        .env("SHELL", "/bin/bash")
+        .args(["-qefc", script])
+        .arg(&shown)
+        .stdout(Stdio::null());
+    let mut terminal = terminal.spawn().expect("script starts");
+    let text = || fs::read_to_string(&shown).unwrap_or_default();
+    until("it shows how many more there are", || text().contains("+4 more"));
+    let pid = fs::read_to_string(pid)
+        .expect("its pid")
+        .trim()
+        .parse()
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(pid.expect("a pid"), rustix::process::Signal::INT)
+        .expect("it is there");
+    until("it ends", || terminal.try_wait().expect("it can be asked").is_some());
+    let text = text();
+    assert!(
+        text.contains("\u{1b}[?1049h") && text.contains("\u{1b}[?25h\u{1b}[?1049l"),
+        "{text:?}"
+    );
+    let frame = text.split("\u{1b}[H").nth(1).expect("a frame");
+    assert_eq!(frame.matches("\r\n").count(), 4, "{frame:?}");
+}
+
+#[test]
+fn a_watched_status_in_json_is_a_line_for_each_change() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    let mut watch = locks
+        .serializer(&["status", "--watch", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(watch.stdout.take().expect("its output")).lines();
+    let mut state = || {
+        let line = lines.next().expect("a line").expect("text");
+        serde_json::from_str::<Value>(&line).expect("JSON")["locks"][0]["state"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    assert_eq!(state().as_deref(), Some("free"));
+    holder.lock();
+    assert_eq!(state().as_deref(), Some("held"));
+    holder.unlock();
+    assert_eq!(state().as_deref(), Some("free"));
+    watch.kill().and_then(|()| watch.wait()).expect("it ends");
 }
 
 #[test]
@@ -754,7 +850,7 @@ fn status_shows_all_locks_in_the_directory_and_nothing_else() {
     );
     assert_eq!(
         json(&locks.run(&["status", "--all", "--json"])),
-        serde_json::json!({ "locks": [] })
+        serde_json::json!({ "schema": 1, "locks": [] })
     );
 
     let mut holder = Shell::start(&locks);
@@ -765,14 +861,54 @@ fn status_shows_all_locks_in_the_directory_and_nothing_else() {
     fs::create_dir(locks.dir().join("directory.lck")).expect("a directory");
     std::os::unix::fs::symlink(locks.dir().join("b.lck"), locks.dir().join("link.lck"))
         .expect("a link");
-    let all = locks.run(&["status", "--all"]);
-    let rows = table(&all);
-    let paths: Vec<_> = rows.iter().skip(1).map(|row| row[0]).collect();
+    // A PID alone is a lock only if the name says so.
+    fs::write(locks.dir().join("daemon.pid"), "1\n").expect("a file");
+    let names = |ended: &Ended| {
+        table(ended).iter().skip(2).map(|row| row[0].to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&locks.run(&["status", "--all"])), ["a.lock", "b.lck", "c.txt"]);
     assert_eq!(
-        paths,
-        [text(&locks.dir().join("a.lock")), text(&locks.dir().join("b.lck"))],
-        "{all:?}"
+        names(&locks.run(&["status"])),
+        ["serializer.lck", "a.lock", "b.lck", "c.txt"],
+        "the usual one first"
     );
+    let mut set = locks.serializer(&["status"]);
+    assert_eq!(names(&ended(set.env("SERIALIZER_FILE_NAME", "b.lck"))), ["b.lck"]);
+    // What was probably meant.
+    let mistyped = locks.run(&["status", "b.lock"]);
+    assert!(
+        mistyped
+            .last_line()
+            .ends_with("`b.lock` is not in use; locks in use: `a.lock`, `b.lck`, `c.txt`"),
+        "{mistyped:?}"
+    );
+}
+
+#[test]
+fn status_tells_scripts_by_its_exit_code() {
+    let locks = Locks::new();
+    let code = |names: &[&str]| locks.run(&[&["status", "--exit-code"], names].concat()).code;
+    assert_eq!(code(&[]), 0);
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    assert_eq!((code(&[]), code(&["other"]), code(&["other", "serializer.lck"])), (1, 0, 1));
+    let record = locks.read();
+    holder.reap();
+    assert_eq!(code(&[]), 0, "stale");
+    locks.write(
+        record
+            .lines()
+            .map(
+                |line| {
+                    if line.starts_with("v=") { "v=99\n".to_owned() } else { format!("{line}\n") }
+                },
+            )
+            .collect::<String>(),
+    );
+    assert_eq!(code(&[]), 3, "unknown");
+    locks.write("of another program\n");
+    assert_eq!((code(&["serializer.lck"]), code(&["--all"])), (4, 0));
+    assert_eq!(code(&["--once"]), 2);
 }
 
 #[test]
@@ -787,8 +923,8 @@ fn a_file_that_may_not_be_read_does_not_hide_the_other_locks() {
     let ended = user.run(&locks, &["status", "--all"]);
     assert_eq!(ended.code, 1, "it does not pass over what it could not see: {ended:?}");
     let states: Vec<_> =
-        ended.stdout.lines().skip(1).filter_map(|row| row.split_whitespace().nth(1)).collect();
-    assert_eq!(states, ["unknown", "held"], "{ended:?}");
+        ended.stdout.lines().skip(2).filter_map(|row| row.split_whitespace().nth(1)).collect();
+    assert_eq!(states, ["error", "held"], "{ended:?}");
 }
 
 // Messages.

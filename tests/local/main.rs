@@ -10,6 +10,7 @@ mod containers;
 mod crash_points;
 mod crash_points_in_line;
 mod definitions;
+mod documents;
 mod flock;
 mod hammer;
 mod holding_at_least;

@@ -458,8 +458,53 @@ fn a_command_whose_key_was_forgotten_by_force_meanwhile_may_not_have_run_alone()
     assert_eq!(scene.keys.once("load", &[], "exit 0").code, 0);
     scene.finish(0);
     let ended = Ended::from(child.wait_with_output().expect("it ends"));
-    refused(&ended, 76, &["was not locked by the command any more when it ended"]);
+    refused(&ended, 76, &["lost `", "it was broken"]);
     assert_eq!(scene.keys.state("load"), ("done".to_owned(), 1), "that of the other");
+}
+
+#[test]
+fn a_run_that_is_broken_is_interrupted_and_its_success_does_not_count() {
+    for lease in ["", "2"] {
+        let Scene { keys: Keys(locks), mut shell } = Scene::new();
+        if !lease.is_empty() {
+            locks.is_shared();
+        }
+        let keys =
+            |args: &[&str]| ended(locks.serializer(args).env("SERIALIZER_LEASE_SECONDS", lease));
+        let row = || {
+            let report: Value =
+                serde_json::from_str(&keys(&["status", "--once", "--json", "load"]).stdout)
+                    .expect("JSON");
+            report["keys"][0].clone()
+        };
+        let mut job =
+            locks.serializer(&["once", "load", "--on-lost", "warn", "--", "bash", "-c", JOB]);
+        let child = job
+            .env("SERIALIZER_LEASE_SECONDS", lease)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        until("the key runs", || row()["state"] == "running");
+        // What the refusal says breaks exactly this run.
+        let refused = keys(&["unlock", "--once", "load"]);
+        let token = row()["token"].as_str().expect("a token").to_owned();
+        assert!(
+            refused.code == 77 && refused.stderr.contains(&format!("--once load --token {token}`")),
+            "{refused:?}"
+        );
+        assert_eq!(keys(&["break", "--once", "load", "--token", "another"]).code, 77);
+        assert_eq!(keys(&["break", "--once", "load", "--token", &token]).code, 0);
+        assert_eq!(
+            (&row()["state"], &row()["ends"][0]["how"]),
+            (&"interrupted".into(), &"interrupted: broken".into())
+        );
+        let next = keys(&["once", "load", "--", "bash", "-c", "exit $SERIALIZER_TRY"]);
+        assert_eq!(next.code, 2, "it remembers the run: {next:?}");
+        assert_eq!(shell.run("echo 0 >&9"), 0);
+        let ended = Ended::from(child.wait_with_output().expect("it ends"));
+        assert!(ended.code == 76 && ended.last_line().contains("lost `"), "{ended:?}");
+        assert_eq!((&row()["state"], &row()["ends"][1]["code"]), (&"failed".into(), &2.into()));
+    }
 }
 
 // Waiting.
@@ -612,21 +657,24 @@ fn the_state_of_keys_is_a_table_or_json() {
     fs::write(keys.file("b"), record("released=failed\n", &failed.to_string())).expect("a file");
     let mut table = keys.0.serializer(&["status", "--once"]);
     let table = ended(table.env("TZ", "UTC"));
-    let expected = "KEY         STATE     TRY  SINCE                FOR    HOST  LAST \
-                    END\n2026-11-29  done      2    2026-11-29 03:00:00  2m10s  etl1  ended with \
-                    0, 2026-11-29 03:02:10\nb           given up  1    2026-11-29 03:00:00  1s     \
-                    etl1  ended with 7, 2026-11-29 03:00:01\n";
-    assert_eq!((table.code, table.stdout.as_str()), (0, expected));
+    let expected = format!(
+        "{}\nKEY         STATE     TRY  SINCE                FOR    HOST  LAST END\n2026-11-29  \
+         done      2    2026-11-29 03:00:00  2m10s  etl1  ended with 0, 2026-11-29 03:02:10\nb           \
+         given up  1    2026-11-29 03:00:00  1s     etl1  ended with 7, 2026-11-29 03:00:01\n",
+        keys.0.dir().display()
+    );
+    assert_eq!((table.code, table.stdout), (0, expected));
     let report = keys.run(&["status", "--once", "--json"]);
     let report: Value = serde_json::from_str(&report.stdout).expect("JSON");
-    let expected = json!({"keys": [
+    let path = |key: &str| keys.file(key).display().to_string();
+    let expected = json!({"schema": 1, "keys": [
         {
-            "key": "2026-11-29", "state": "done", "try": 2, "since": BEGAN, "seconds": 130.25, "exit_code": 0, "pid": 4121,
-            "command": "./load.sh", "host": "etl1", "fencing_token": null, "ends": done["ends"],
+            "key": "2026-11-29", "name": "2026-11-29", "path": path("2026-11-29"), "store": null, "state": "done", "try": 2, "since": BEGAN, "seconds": 130.25, "exit_code": 0, "pid": 4121,
+            "command": "./load.sh", "reason": null, "host": "etl1", "token": "t", "fencing_token": null, "ends": done["ends"],
         },
         {
-            "key": "b", "state": "given-up", "try": 1, "since": BEGAN, "seconds": 1.0, "exit_code": 7, "pid": 4121,
-            "command": "./load.sh", "host": "etl1", "fencing_token": null, "ends": failed["ends"],
+            "key": "b", "name": "b", "path": path("b"), "store": null, "state": "given-up", "try": 1, "since": BEGAN, "seconds": 1.0, "exit_code": 7, "pid": 4121,
+            "command": "./load.sh", "reason": null, "host": "etl1", "token": "t", "fencing_token": null, "ends": failed["ends"],
         },
     ]});
     assert_eq!(report, expected);

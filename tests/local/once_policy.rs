@@ -672,7 +672,12 @@ fn of_two_ends_of_a_run_the_one_that_is_not_remembered_is_not_reported() {
 struct Meanwhile<'a>(&'a mut dyn FnMut());
 
 impl Observer for Meanwhile<'_> {
-    fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {
+    fn waiting(
+        &mut self,
+        _holders: &[Holding],
+        _attempt: u32,
+        _place: &mut dyn FnMut() -> Option<usize>,
+    ) {
         (self.0)();
     }
 

@@ -103,8 +103,8 @@ fn a_long_wait_is_warned_of_once() {
     let mut waiter =
         waiter.stderr(fs::File::create(&said).expect("a file")).spawn().expect("it starts");
     let said = || fs::read_to_string(&said).expect("a file");
-    until("it is not warned of", || said().contains("still waiting for pid"));
+    until("it is not warned of", || said().contains("still waiting for `serializer.lck`: "));
     holder.unlock();
     until("it does not end", || waiter.try_wait().expect("it can be asked").is_some());
-    assert_eq!(said().matches("still waiting for pid").count(), 1);
+    assert_eq!(said().matches("still waiting for `serializer.lck`: ").count(), 1);
 }

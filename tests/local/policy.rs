@@ -100,7 +100,13 @@ impl LivenessCheck for ByPid {
 struct Silent;
 
 impl Observer for Silent {
-    fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {}
+    fn waiting(
+        &mut self,
+        _holders: &[Holding],
+        _attempt: u32,
+        _place: &mut dyn FnMut() -> Option<usize>,
+    ) {
+    }
 
     fn interval(&self) -> Duration {
         Duration::ZERO

@@ -644,9 +644,7 @@ fn a_short_job_is_not_done_again_right_after() {
     site.drive(&mut [Job::start(job())]);
     let status = site.status("cleanup.lck");
     assert!(
-        status["reason"]
-            .as_str()
-            .is_some_and(|reason| reason.starts_with("to be held for another ")),
+        status["why"].as_str().is_some_and(|why| why.starts_with("to be held for another ")),
         "{status}"
     );
     assert_eq!(ends_by_itself(&mut job()).code, 0);

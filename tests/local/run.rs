@@ -267,7 +267,7 @@ fn a_lock_that_was_taken_away_spoils_a_success() {
             &["bash", "-c", &format!(r#""$S" unlock --force 2> /dev/null; {end}"#)],
         ));
         assert_eq!(ended.code, code, "{ended:?}");
-        assert!(ended.last_line().contains("was not locked by the command any more"), "{ended:?}");
+        assert!(ended.last_line().contains("was not held any more when"), "{ended:?}");
     }
     // Another's lock is not removed.
     let script = r#""$S" unlock --force && "$S" lock --owner-pid "$OTHER""#;
@@ -481,14 +481,17 @@ fn whoever_waits_for_its_own_ancestor_is_told_so() {
         .stdin(Stdio::null()),
     );
     assert_eq!(nested.code, 75, "{nested:?}");
-    assert!(nested.stderr.contains("possible deadlock: the lock is held by pid "), "{nested:?}");
+    assert!(
+        nested.stderr.contains("possible deadlock: `serializer.lck` is held by pid "),
+        "{nested:?}"
+    );
     let mut holder = Shell::start(&locks);
     holder.lock();
     let (code, said) = holder.output(r#""$S" run --max-attempts 2 --sleep-seconds 0.01 true 2>&1"#);
     assert_eq!(code, 75);
     assert!(
         said.contains(&format!(
-            "the lock is held by pid {}, which started this command",
+            "`serializer.lck` is held by pid {}, which started this command",
             holder.pid()
         )),
         "{said}"

@@ -283,7 +283,7 @@ fn whoever_holds_it_in_another_mode_is_told_so() {
         let (code, output) = one.output(second);
         assert_eq!(code, 1, "{output}");
         assert!(
-            output.contains(&format!("the same process holds it already, as {mode}")),
+            output.contains(&format!("this process already holds it in another mode ({mode})")),
             "{output}"
         );
         assert_eq!(locks.read(), before);
@@ -302,17 +302,17 @@ fn status_lists_every_holder() {
         (&"held".into(), &one.pid().into()),
         "{report}"
     );
-    let table = locks.run(&["status"]).stdout;
+    let table = locks.run(&["status", "serializer.lck"]).stdout;
     for (number, (pid, state)) in expected.into_iter().enumerate() {
         let holder = &report["holders"][number];
         assert_eq!((&holder["pid"], &holder["state"]), (&pid.into(), &state.into()), "{report}");
         assert_eq!(holder["mode"], "one of 3 slots");
-        let row = table.lines().nth(number + 1).expect("a row for each");
+        let row = table.lines().nth(number + 2).expect("a row for each");
         assert!(
             row.contains(&format!(" {state} ")) && row.contains(&format!(" {pid} ")),
             "{table}"
         );
-        assert!(row.ends_with("; one of 3 slots"), "{table}");
+        assert!(row.ends_with("one of 3 slots"), "{table}");
     }
     assert_eq!(report["holders"].as_array().map(Vec::len), Some(3));
 }

@@ -242,9 +242,9 @@ fn status_lists_those_who_wait_in_turn() {
     let report = locks.report();
     let waiters = report["waiters"].as_array().expect("a list");
     assert_eq!(waiters.len(), 3, "{report}");
-    let table = locks.run(&["status"]).stdout;
-    let rows: Vec<&str> = table.lines().skip(2).collect();
-    let places = ["next", "behind 1 other", "behind 2 others"];
+    let table = locks.run(&["status", "serializer.lck"]).stdout;
+    let rows: Vec<&str> = table.lines().skip(3).collect();
+    let places = ["1st in line", "2nd in line", "3rd in line"];
     for (number, shell) in shells.iter().enumerate() {
         let pid = waiters[number]["pid"].as_u64().expect("a pid");
         let parent = Command::new("ps")
@@ -267,7 +267,7 @@ fn status_lists_those_who_wait_in_turn() {
             rows[number].contains(" waits ") && rows[number].contains(&format!(" {pid} ")),
             "{table}"
         );
-        assert!(rows[number].ends_with(&format!(" {}", places[number])), "{table}");
+        assert!(rows[number].ends_with(&format!("  {}", places[number])), "{table}");
     }
     assert_eq!(locks.pids("holders"), [holder.pid()]);
 }
@@ -321,7 +321,7 @@ fn whoever_is_in_line_leaves_when_nobody_wants_the_lock_any_more() {
     until("it is in line", || locks.pids("waiters").len() == 2);
     parent.kill();
     let ended = parent.end();
-    assert!(ended.last_line().contains("the process that asked for it has ended"), "{ended:?}");
+    assert!(ended.last_line().contains("the process it was for has exited"), "{ended:?}");
     assert_eq!(locks.pids("waiters"), first);
     holder.unlock();
     assert_eq!(shells[0].answer().0, 0);

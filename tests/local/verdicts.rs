@@ -29,7 +29,7 @@ fn expect_held(
     let before = (locks.read(), locks.names());
     let lock = &status(run)["locks"][0];
     assert_eq!(lock["state"], state, "{lock}");
-    assert!(lock["reason"].as_str().is_some_and(|why| why.contains(reason)), "{lock}");
+    assert!(lock["why"].as_str().is_some_and(|why| why.contains(reason)), "{lock}");
     assert_eq!(lock["holder"]["pid"], pid, "{lock}");
 
     let ended = run(&["lock", "--max-attempts", "1"]);
@@ -48,7 +48,7 @@ fn expect_held(
 fn expect_stale(locks: &Locks, run: &mut dyn FnMut(&[&str]) -> Ended, pid: u32, reason: &str) {
     let lock = &status(run)["locks"][0];
     assert_eq!(lock["state"], "stale", "{lock}");
-    assert_eq!(lock["reason"], reason, "{lock}");
+    assert_eq!(lock["why"], reason, "{lock}");
     assert_eq!(lock["holder"]["pid"], pid, "{lock}");
 
     let ended = run(&["lock", "--max-attempts", "1"]);
@@ -624,7 +624,7 @@ fn where_there_is_no_proc_nothing_is_stale_but_what_is_certainly_gone() {
         let before = (locks.read(), locks.names());
         let lock = &status(&mut blind)["locks"][0];
         assert_eq!(
-            (&lock["state"], &lock["reason"]),
+            (&lock["state"], &lock["why"]),
             (&Value::from(state), &Value::from(reason)),
             "{lock}"
         );

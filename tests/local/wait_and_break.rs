@@ -1,7 +1,7 @@
 //! `wait` returns when nobody holds the locks, and takes nothing; `break` takes a lock from one
 //! certain holder.
 
-use crate::support::{Locks, Shell, Waiter, until};
+use crate::support::{Locks, Shell, Waiter, ended, until};
 
 /// The token of the holder, and the command that breaks its hold.
 fn token(locks: &Locks) -> String {
@@ -114,6 +114,39 @@ fn a_hold_is_broken_by_its_token_and_whom_it_was_taken_from_is_said() {
     // The former holder learns of it.
     assert_eq!(holder.run(r#""$S" unlock 2>/dev/null"#), 76);
     assert_eq!(locks.names(), [""; 0]);
+}
+
+#[test]
+fn a_terminal_shows_the_holders_and_asks() {
+    let locks = Locks::new();
+    let (mut one, mut two) = (Shell::start(&locks), Shell::start(&locks));
+    let ask = |answer: &str| {
+        let script = format!(r#"printf '{answer}\n' | script -qefc '"$S" break' /dev/null"#);
+        ended(
+            locks
+                .command("bash")
+                .args(["-c", &script])
+                .env("TERM", "xterm")
+                .env("SHELL", "/bin/bash"),
+        )
+    };
+    one.lock();
+    for answer in ["n", "", "1"] {
+        let refused = ask(answer);
+        assert!(
+            refused.code == 1
+                && refused.stdout.contains(&format!("is held by pid {} (bash", one.pid())),
+            "{refused:?}"
+        );
+        assert!(locks.file().exists() && refused.stdout.contains("did not break"), "{refused:?}");
+    }
+    assert_eq!(ask("y").code, 0);
+    assert_eq!(one.run(r#""$S" unlock 2>/dev/null"#), 76);
+    let lock = r#""$S" lock --slots 2 2>/dev/null"#;
+    assert_eq!((one.run(lock), two.run(lock)), (0, 0));
+    assert_eq!((ask("y").code, ask("3").code, ask("2").code), (1, 1, 0));
+    assert_eq!(locks.pids("holders"), [one.pid()]);
+    one.unlock();
 }
 
 #[test]

@@ -186,7 +186,7 @@ fn an_orphaned_waiter_says_why_it_gives_up() {
     let mut parent = Waiter::start(parent);
     parent.kill();
     let ended = parent.end();
-    assert!(ended.last_line().contains("the process that asked for it has ended"), "{ended:?}");
+    assert!(ended.last_line().contains("the process it was for has exited"), "{ended:?}");
 }
 
 #[test]
@@ -273,12 +273,58 @@ fn a_terminal_shows_live_whom_it_waits_for() {
     ]);
     let ended = support::ended(&mut terminal);
     assert_eq!(ended.code, 75, "{ended:?}");
-    let drawn = ended.stdout.matches(&format!("\r\x1b[Kwaiting for pid {}", holder.pid())).count();
+    let drawn = ended.stdout.matches("\r\x1b[Kwaiting for `serializer.lck`: 1st in line, ").count();
     assert!(drawn >= 2, "drawn again while it waits: {ended:?}");
     assert!(
         ended.stdout.contains("\r\x1b[Kserializer: cannot lock"),
         "the live line makes room for the message: {ended:?}"
     );
+}
+
+#[test]
+fn nothing_is_drawn_where_that_is_not_wanted() {
+    let locks = Locks::new();
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    for (name, value, flag) in
+        [("TERM", "dumb", ""), ("CI", "true", ""), ("LANG", "C", "--no-progress")]
+    {
+        let mut terminal = locks.command("script");
+        let script = format!(r#""$S" {flag} lock --max-attempts 2 --sleep-seconds 0.01"#);
+        terminal.env("TERM", "xterm").env(name, value).args(["-qefc", &script, "/dev/null"]);
+        let ended = support::ended(&mut terminal);
+        assert!(
+            ended.stdout.starts_with("serializer: waiting for `serializer.lck`: 1st in line, "),
+            "{ended:?}"
+        );
+        assert!(!ended.stdout.contains('\u{1b}'), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_log_is_told_when_what_holds_the_lock_changes_and_when_it_is_acquired() {
+    let locks = Locks::new();
+    let mut command = locks.command("bash");
+    command.env("MELTANO_PARENT_CONTEXT_UUID", "a-run");
+    let mut holder = Shell::start_with(command);
+    holder.lock();
+    assert_eq!(holder.run("mkfifo \"$SERIALIZER_DIR/go\"; read -r < \"$SERIALIZER_DIR/go\" &"), 0);
+    let said = locks.dir().join("said");
+    let mut waiter = locks.serializer(&["run", "--sleep-seconds", "3600", "--", "true"]);
+    let mut waiter =
+        waiter.stderr(fs::File::create(&said).expect("a file")).spawn().expect("it starts");
+    let said = || fs::read_to_string(&said).expect("a file");
+    until("it does not say that it waits", || said().lines().count() == 1);
+    holder.kill();
+    until("it does not say what goes on", || said().ends_with(" of the same run goes on\n"));
+    fs::write(locks.dir().join("go"), "on\n").expect("it is read");
+    until("it does not end", || waiter.try_wait().expect("it can be asked").is_some());
+    let said = said();
+    assert!(
+        said.lines().count() == 3 && said.lines().all(|line| line.contains("serializer.lck`")),
+        "{said}"
+    );
+    assert!(said.lines().last().is_some_and(|line| line.contains(" for `true` after ")), "{said}");
 }
 
 #[test]

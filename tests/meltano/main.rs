@@ -483,7 +483,7 @@ fn no_waiter_outlives_meltano(end: impl FnOnce(&Run)) {
     holder.lock();
     let mut run =
         Run::start(project.meltano(&["run", "dbtmutex:lock", "stage:works", "dbtmutex:unlock"]));
-    run.line_with(&["dbtmutex", "waiting for pid", &holder.pid().to_string()]);
+    run.line_with(&["dbtmutex", "waiting for `", &format!(" by pid {}", holder.pid())]);
     let waiter = run.plugin();
 
     let meltano = Process::open(run.pid());
@@ -537,7 +537,7 @@ fn the_next_run_waits_for_the_orphaned_dbt(signal: Signal) {
     );
     let mut next = Run::start(project.meltano(&blocks));
     let line = next.line_with(&["dbtmutex", "waiting for"]);
-    assert!(line.contains(&format!("waiting for pid {pid} (meltano run ")), "{line}");
+    assert!(line.contains(&format!(" by pid {pid} (meltano run ")), "{line}");
     // Of dbt and the helper that Python starts for it, the one with the lower PID is named: PIDs
     // begin again now and then.
     let is_dbt = line.contains(&format!("but pid {} (dbt run) ", dbt.pid))
@@ -658,9 +658,11 @@ fn a_run_that_gives_up_names_the_holder() {
     let [waiting, gave_up] = said[..] else { panic!("{ended:#?}") };
     let who = format!("pid {} (bash -c ", holder.pid());
     assert!(
-        waiting.starts_with(&format!("waiting for {who}")) && waiting.ends_with(", attempt 1 of 2"),
+        waiting.starts_with("waiting for `dbt.lck`: 1st in line, ")
+            && waiting.contains(", attempt 1 of 2; held for "),
         "{waiting}"
     );
+    assert!(waiting.contains(&who), "{waiting}");
     let cannot = format!(
         "cannot lock `{}`: gave up after 2 attempts, held by {who}",
         project.locks.file().display()

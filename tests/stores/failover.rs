@@ -23,7 +23,7 @@ fn a_standby_that_takes_over_has_all_locks_that_were_granted_and_grants_none_bef
     owner.lock();
     let number = store.holder("fencing_token").as_u64().expect("a number");
     let waiter = Logged::start(&store, &["run", "-v", "true"]);
-    waiter.until_said("waiting for pid");
+    waiter.until_said("waiting for `");
 
     // The name of the server leads to the standby now, which does not know yet.
     primary.kill();

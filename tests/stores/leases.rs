@@ -178,7 +178,10 @@ fn a_command_whose_lock_was_taken_away_is_ended_with_all_that_it_has_started(kin
     assert_eq!(store.run(&["unlock", "--force"]).code, 0);
     let ended = end(child);
     assert_eq!(ended.code, 76, "{ended:?}");
-    assert!(ended.stderr.contains("ending the command, because its lock is lost"), "{ended:?}");
+    assert!(
+        ended.stderr.contains("stopped `bash`: lost `") && ended.stderr.lines().count() == 1,
+        "{ended:?}"
+    );
     pids.into_iter().for_each(|pid| assert!(!runs(pid)));
 }
 
@@ -232,7 +235,7 @@ fn who_only_wants_a_warning_runs_on_and_is_told_at_the_end(kind: Kind) {
     let mut said = String::new();
     let mut messages = BufReader::with_capacity(1, child.stderr.as_mut().expect("a pipe"));
     messages.read_line(&mut said).expect("it says something");
-    assert!(said.contains("is lost"), "{said}");
+    assert!(said.contains("lost `"), "{said}");
     // The command waits for that.
     fs::write(&go, "on\n").expect("it is read");
     let ended = end(child);
@@ -266,10 +269,7 @@ fn who_slept_through_its_lease_stops_what_it_ran_when_it_wakes(kind: Kind) {
     sleepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
     let ended = end(child);
     // Another one has the lock, so that there is no time of grace.
-    assert!(
-        ended.code == 76 && ended.stderr.contains("killing the command, because its lock is lost"),
-        "{ended:?}"
-    );
+    assert!(ended.code == 76 && ended.stderr.contains("killed `bash`: lost `"), "{ended:?}");
     pids.into_iter().for_each(|pid| assert!(!runs(pid)));
     other.unlock();
 

@@ -150,11 +150,19 @@ fn status_lists_those_who_wait_in_turn() {
                 "{url}: {listed:?}"
             );
             assert_eq!(waiter["host"], store.holder("host"), "{url}: {listed:?}");
+            assert_eq!(
+                (&waiter["position"], &waiter["mode"]),
+                (&(number + 1).into(), &"exclusive".into()),
+                "{url}: {listed:?}"
+            );
+            assert!(waiter["since"].is_string(), "{url}: {listed:?}");
         }
         assert!(listed[0]["host"].is_string(), "{url}: {listed:?}");
         let table = store.run(&["status"]).stdout;
         assert!(
-            table.contains("waits") && table.contains("next") && table.contains("behind 2 others"),
+            table.contains("waits")
+                && table.contains("1st in line")
+                && table.contains("3rd in line"),
             "{table}"
         );
         holder.unlock();

@@ -79,9 +79,9 @@ fn whoever_waits_says_that_the_server_is_gone_and_gets_the_lock_when_it_is_back(
             let mut owner = store.shell();
             owner.lock();
             let waiter = Logged::start(&store, &["run", "echo", "ran"]);
-            waiter.until_said("waiting for pid");
+            waiter.until_said("waiting for `");
             down(&mut server);
-            waiter.until_said("trying again: cannot read the lock");
+            waiter.until_said("store unreachable, retrying: cannot read the lock");
             server.restart();
             owner.unlock();
             let (code, said) = waiter.end();
@@ -101,7 +101,7 @@ fn unlock_waits_for_a_server_that_starts_again() {
         owner.send(r#""$S" unlock --log-level debug 2> said; cat said"#);
         let said = store.locks.dir().join("said");
         until("it does not try again", || {
-            fs::read_to_string(&said).is_ok_and(|said| said.contains("trying again"))
+            fs::read_to_string(&said).is_ok_and(|said| said.contains("retrying: "))
         });
         server.restart();
         let (code, said) = owner.answer();
@@ -141,7 +141,7 @@ fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_r
         }
         assert!(!store.locks.dir().join("ran").exists());
         let waiter = Logged::start(&store, &["run", "touch", "ran"]);
-        waiter.until_said("trying again: cannot read the lock");
+        waiter.until_said("store unreachable, retrying: cannot read the lock");
         assert!(!store.locks.dir().join("ran").exists());
         server.resume();
         let (code, said) = waiter.end();
@@ -385,7 +385,7 @@ fn a_server_whose_clock_is_set_forward_gives_a_lock_away_at_once_and_its_holder_
         let mut other = store.shell();
         other.lock();
         let lost = end(child);
-        assert!(lost.code == 76 && lost.stderr.contains("was lost"), "{lost:?}");
+        assert!(lost.code == 76 && lost.stderr.contains(": lost `"), "{lost:?}");
         // By the new time, all is as it was.
         until_renewed(&store);
         assert_eq!(store.run(&["lock", "-n"]).code, 75);

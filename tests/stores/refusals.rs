@@ -218,7 +218,7 @@ fn a_server_that_becomes_read_only_takes_no_lock_away_and_is_said_to_be() {
         owner.send(r#""$S" unlock --log-level debug 2> said; tail -n 1 said"#);
         let said = store.locks.dir().join("said");
         until("it does not try again", || {
-            fs::read_to_string(&said).is_ok_and(|said| said.contains("trying again"))
+            fs::read_to_string(&said).is_ok_and(|said| said.contains("retrying: "))
         });
         read_only(false);
         let (code, said) = owner.answer();

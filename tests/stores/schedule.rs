@@ -194,7 +194,7 @@ fn a_host_that_slept_through_a_lease_ends_the_task_that_another_host_has_begun(k
     cluster.hosts[0].resume(&[first.pid()]);
     let is_asleep = || ended(cluster.hosts[0].command("pgrep").args(["-x", "sleep"])).code == 0;
     until("the first run does not end", || !is_asleep());
-    first.until_said("was lost");
+    first.until_said("lost `");
     let (lines, row) = (tasks.lines(&cluster.name), tasks.status(&cluster.name));
     let again = (&lines[0].slot, 2, "1");
     assert_eq!((&lines[1].slot, lines[1].number, &*lines[1].node), again, "{kind:?}: {lines:?}");

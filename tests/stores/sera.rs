@@ -329,8 +329,7 @@ fn a_lock_that_was_lost_meanwhile_has_an_exit_code_of_its_own() {
             .iter()
             .find(is_ours)
             .unwrap_or_else(|| panic!("{all}"));
-        let name =
-            lock["path"].as_str().and_then(|path| path.rsplit(['/', '#']).next()).expect("a name");
+        let name = lock["name"].as_str().expect("a name");
         let taken = place.run(1, &format!("serializer unlock --force --file-name '{name}'"), "");
         assert_eq!(taken.code, 0, "{name} {taken:?}");
         place.let_go_with(1, "0");

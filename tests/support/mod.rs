@@ -124,7 +124,7 @@ impl Locks {
     pub fn state(&self) -> (String, String) {
         let report = self.report();
         let text = |key: &str| report[key].as_str().unwrap_or("").to_owned();
-        (text("state"), text("reason"))
+        (text("state"), text("why"))
     }
 
     /// The PIDs in its list of `holders` or `waiters`.

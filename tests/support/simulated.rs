@@ -359,7 +359,13 @@ impl LivenessCheck for ByPid {
 pub struct Silent;
 
 impl Observer for Silent {
-    fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {}
+    fn waiting(
+        &mut self,
+        _holders: &[Holding],
+        _attempt: u32,
+        _place: &mut dyn FnMut() -> Option<usize>,
+    ) {
+    }
 
     fn interval(&self) -> Duration {
         Duration::ZERO

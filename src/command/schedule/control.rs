@@ -44,14 +44,15 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let shown = text::field(&args.task);
     let cannot = |code, why: &str| Error::new(code, format!("cannot run `{shown}`{why}"));
     let order = Order::new(&args.catalog, false, environment)?;
+    let location = task_at(&order.place, &args.task);
     let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
-    let mut mutex = Mutex::new(Register::open(&task_at(&order.place, &args.task))?, &judge);
+    let mut mutex = Mutex::new(Register::open(&location)?, &judge);
     let mut seen = mutex.inspect()?;
     if seen.is_none() {
         let now = mutex.time();
         mutex
             .amend(&|run| introduced(run, &args.task, now))
-            .map_err(|error| Error::mutex("run", &shown, error))?;
+            .map_err(|error| Error::mutex("run", &location, error))?;
         seen = mutex.inspect()?;
     }
     let seen = seen.ok_or_else(|| cannot(FAILED, ": its state was removed"))?;
@@ -117,7 +118,7 @@ pub fn resume(args: &TasksArgs, environment: &Environment) -> Result<(), Error> 
 type Change<'a> = &'a dyn Fn(&mut Run, &mut Task, u64);
 
 fn amend_all(args: &TasksArgs, environment: &Environment, change: Change<'_>) -> Result<(), Error> {
-    for_all(args, environment, |mutex, (name, _), _| {
+    for_all(args, environment, |mutex, (name, location), _| {
         let now = mutex.time();
         let changed = |run: Option<&Run>| {
             let mut run = run.cloned().or_else(|| introduced(None, name, now))?;
@@ -125,10 +126,7 @@ fn amend_all(args: &TasksArgs, environment: &Environment, change: Change<'_>) ->
             change(&mut run, &mut task, now);
             Some(Run { task: Some(task), ..run })
         };
-        mutex
-            .amend(&changed)
-            .map(drop)
-            .map_err(|error| Error::mutex("change", &text::field(name), error))
+        mutex.amend(&changed).map(drop).map_err(|error| Error::mutex("change", location, error))
     })
 }
 
@@ -149,7 +147,7 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
                 ..stored.clone()
             })
         };
-        mutex.amend(&mark).map_err(|error| Error::mutex("stop", &shown, error))?;
+        mutex.amend(&mark).map_err(|error| Error::mutex("stop", location, error))?;
         let entry = seen.process.entry.as_ref();
         emit(
             "stop",
@@ -157,9 +155,7 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
             json!({ "host": entry.and_then(|entry| entry.owner.place.host.clone()) }),
         );
         // On another host, the runner finds the mark when it renews the lease.
-        entry
-            .iter()
-            .for_each(|entry| signal_keeper(entry, &HostIdentity::here(), NAME, Signal::TERM));
+        entry.iter().for_each(|entry| signal_keeper(entry, NAME, Signal::TERM));
         let lease =
             entry.and_then(|entry| entry.lease).map_or(Duration::ZERO, |lease| lease.duration);
         let ended = |now: &Inspected| now.state != State::Running || now.run.of_slot() != run;
@@ -177,7 +173,7 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
 /// `serializer schedule forget`
 pub fn forget(args: &TasksArgs, environment: &Environment) -> Result<(), Error> {
     let defined = Source::read_if_any(&args.catalog)?;
-    for_all(args, environment, |mutex, (name, _), seen| {
+    for_all(args, environment, |mutex, (name, location), seen| {
         let shown = text::field(name);
         let refused = |why| Err(Error::new(REFUSED, format!("cannot forget `{shown}`: {why}")));
         if defined.tasks.contains_key(name) {
@@ -186,7 +182,7 @@ pub fn forget(args: &TasksArgs, environment: &Environment) -> Result<(), Error> 
         match prove(mutex, seen)? {
             Some(seen) if seen.state == State::Running => refused("it is running"),
             Some(seen) => {
-                mutex.forget(&seen).map_err(|error| Error::mutex("forget", &shown, error))?;
+                mutex.forget(&seen).map_err(|error| Error::mutex("forget", location, error))?;
                 tracing::info!("forgot `{shown}`");
                 Ok(())
             }

@@ -107,6 +107,7 @@ fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> 
         skipped_exit_code: BUSY,
         is_verbose: false,
         is_flock: false,
+        reason: None,
         task_ends_at: None,
         expired: None,
     }

@@ -102,7 +102,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     let text = if args.json {
         to_json(&json!({ "tasks": rows }))?
     } else if args.metrics {
-        metrics::text("task", "task", &rows, &METRICS)
+        metrics::text("tasks", &rows, &METRICS)
     } else {
         text(&rows)
     };

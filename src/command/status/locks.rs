@@ -1,48 +1,131 @@
 //! What `status` shows of a lock.
 
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Parser;
+use jiff::Timestamp;
+use rustix::process::Pid;
 use serde_json::{Value, json};
 
-use super::Row;
-use crate::command::metrics::{Metric, is};
+use super::{View, identity};
+use crate::cli::{Cli, Command};
+use crate::command::metrics::is;
+use crate::command::progress::ordinal;
 use crate::lock::Mutex;
 use crate::lock::staleness::{Held, Judged, Stale, Verdict};
+use crate::record::Entry;
 use crate::record::mode::Mode;
 use crate::store::waiter::Waiter;
 use crate::store::{self, Cause, Location};
-use crate::sys::local_time::{local_time, short};
+use crate::sys::identity::HostIdentity;
+use crate::sys::local_time::short;
+use crate::sys::process;
 
-const UNKNOWN: &str = "unknown";
+/// What goes without saying of a holder.
+const RUNNING: &str = "its process is running";
 
-pub struct Lock {
-    path: String,
-    /// That of the holder that counts, or why it is free.
-    state: &'static str,
-    reason: Option<String>,
-    holders: Vec<Judged<Verdict>>,
-    waiters: Vec<Waiter>,
-    /// By the store's clock, in milliseconds since 1970.
-    now: u64,
+pub const VIEW: View = View {
+    all: "locks",
+    look,
+    header: &["LOCK", "STATE", "FOR", "PID", "HOST", "WAITING", "COMMAND", "WHY"],
+    lines,
+    metrics: &[
+        ("held", "gauge", "Whether the lock is held.", |row| {
+            is(row, "state", &["held", "unknown"])
+        }),
+        ("held_seconds", "gauge", "For how long it has been held.", |row| {
+            row["holder"]["held_seconds"].as_f64()
+        }),
+        ("holders", "gauge", "How many processes hold it.", |row| {
+            Some(row["holders"].as_array()?.len() as f64)
+        }),
+        ("waiters", "gauge", "How many processes wait for it.", |row| {
+            Some(row["waiters"].as_array()?.len() as f64)
+        }),
+        ("lease_left_seconds", "gauge", "The rest of its lease.", |row| {
+            row["holder"]["lease_left_seconds"].as_f64()
+        }),
+    ],
+};
+
+/// Whether the name alone says that it is a lock.
+fn is_named_as_lock(location: &Location) -> bool {
+    let end = Path::new(&location.key().name).extension();
+    location.is_shared() || end.is_some_and(|end| end == "lck" || end == "lock")
 }
 
-fn state(verdict: &Verdict) -> (&'static str, String) {
-    match verdict {
-        Verdict::Held(held @ Held::Unknown(_)) => (UNKNOWN, held.to_string()),
-        Verdict::Held(held) => ("held", held.to_string()),
-        Verdict::Stale(why) => ("stale", why.to_string()),
+/// Whether its directory is missing: it may be mistyped.
+pub fn is_nowhere(location: &Location) -> bool {
+    matches!(location, Location::File(directory, _) if !directory.is_dir())
+}
+
+fn look(
+    location: &Location,
+    mutex: &mut Mutex<'_>,
+    is_named: bool,
+) -> Result<Option<Value>, store::Error> {
+    let looked = match mutex.look() {
+        // Other programs keep files of any name, and flock(1) leaves empty ones.
+        Err(error)
+            if !is_named && (error.cause == Cause::NotALock || !is_named_as_lock(location)) =>
+        {
+            return Ok(None);
+        }
+        looked => looked?,
+    };
+    let is_used = looked.is_some() || mutex.was_used();
+    let (stored, mut holders) = looked.unwrap_or_default();
+    // Many files begin with a PID.
+    if !is_named && (stored.record.is_none() || stored.is_legacy() && !is_named_as_lock(location)) {
+        return Ok(None);
     }
+    // A notice of a release is not a holder.
+    holders.retain(|judged| !matches!(judged.verdict, Verdict::Stale(Stale::Released)));
+    if !is_named && holders.is_empty() && !is_named_as_lock(location) {
+        return Ok(None);
+    }
+    let now = mutex.time();
+    let holders: Vec<_> = holders.iter().map(|judged| holder(judged, now)).collect();
+    // A live holder counts, wherever in the record it stands.
+    let order = |holder: &&Value| {
+        ["held", "unknown", "stale"].iter().position(|it| holder["state"] == **it)
+    };
+    let counts = holders.iter().min_by_key(order);
+    let waiters =
+        (1..).zip(mutex.waiters()).map(|(position, it)| waiter(position, &it)).collect::<Vec<_>>();
+    Ok(Some(identity(
+        location,
+        &json!({
+            "state": counts.map_or(&json!("free"), |holder| &holder["state"]),
+            "why": counts.map_or(&json!(is_nowhere(location).then_some("its directory does not \
+                exist")), |holder| &holder["why"]),
+            "is_used": is_used,
+            // The one that counts, for programs that know plain mutexes only.
+            "holder": counts,
+            "holders": holders,
+            "waiters": waiters,
+        }),
+    )))
 }
 
 fn holder(holder: &Judged<Verdict>, now: u64) -> Value {
-    let (state, reason) = state(&holder.verdict);
+    let (state, why) = match &holder.verdict {
+        Verdict::Held(held @ Held::Unknown(_)) => ("unknown", held.to_string()),
+        Verdict::Held(held) => ("held", held.to_string()),
+        Verdict::Stale(why) => ("stale", why.to_string()),
+    };
     let entry = holder.entry.as_ref();
     let lease = entry.and_then(|entry| entry.lease);
     json!({
         "state": state,
-        "reason": reason,
+        "why": why,
         "mode": entry.map(|entry| entry.mode.to_string()),
         "pid": entry.map(|entry| entry.owner.pid.as_raw_pid()),
         "command": holder.command(),
+        "reason": entry.and_then(|entry| entry.reason.as_ref()),
         "host": entry.and_then(|entry| entry.owner.place.host.as_ref()),
+        "user": entry.and_then(user),
         "uid": entry.and_then(|entry| entry.owner.uid),
         "since": holder.since().map(|since| since.to_string()),
         "held_seconds": holder.held_for().map(|duration| duration.as_secs()),
@@ -57,119 +140,113 @@ fn holder(holder: &Judged<Verdict>, now: u64) -> Value {
     })
 }
 
-impl Row for Lock {
-    const HEADER: &'static [&'static str] =
-        &["LOCK", "STATE", "PID", "COMMAND", "HOST", "SINCE", "FOR", "WHY"];
+/// The name of its user, which counts on its own machine.
+fn user(entry: &Entry) -> Option<String> {
+    let (place, here) = (&entry.owner.place, HostIdentity::here());
+    let is_here = place.boot.is_some() && (&place.boot, &place.host) == (&here.boot, &here.host);
+    let uid = nix::unistd::Uid::from_raw(entry.owner.uid.filter(|_| is_here)?);
+    Some(nix::unistd::User::from_uid(uid).ok()??.name)
+}
 
-    fn look(
-        location: &Location,
-        mutex: &mut Mutex<'_>,
-        is_named: bool,
-    ) -> Result<Option<Self>, store::Error> {
-        let mut holders = match mutex.look() {
-            // flock(1) leaves empty files, and other programs keep files of that name.
-            Ok(Some((stored, _))) if !is_named && stored.record.is_none() => return Ok(None),
-            Err(error) if !is_named && error.cause == Cause::NotALock => return Ok(None),
-            looked => looked?.map(|(_, judged)| judged).unwrap_or_default(),
-        };
-        // A notice of a release is not a holder.
-        holders.retain(|judged| !matches!(judged.verdict, Verdict::Stale(Stale::Released)));
-        // A live holder counts, wherever in the record it stands.
-        let states = holders.iter().map(|holder| state(&holder.verdict));
-        let first = states
-            .min_by_key(|(state, _)| ["held", UNKNOWN, "stale"].iter().position(|it| it == state));
-        // A name whose directory is missing may be mistyped.
-        let is_nowhere = matches!(location, Location::File(directory, _) if !directory.is_dir());
-        let free = || ("free", is_nowhere.then(|| "its directory does not exist".to_owned()));
-        let (state, reason) = first.map_or_else(free, |(state, reason)| (state, Some(reason)));
-        Ok(Some(Self {
-            path: location.printable(),
+fn waiter(position: usize, waiter: &Waiter) -> Value {
+    let since =
+        waiter.since.and_then(|since| Timestamp::from_second(i64::try_from(since).ok()?).ok());
+    // A process of this machine is asked.
+    let asked = || {
+        Some(mode_of(Pid::from_raw(waiter.pid.filter(|_| waiter.host.is_none())?)?)?.to_string())
+    };
+    json!({
+        "position": position,
+        "pid": waiter.pid,
+        "command": waiter.command,
+        "host": waiter.host.clone().or_else(|| HostIdentity::here().host),
+        "since": since.map(|since| since.to_string()),
+        "mode": waiter.mode.clone().or_else(asked),
+    })
+}
+
+/// How a process of this program wants to hold a lock, by its command line.
+fn mode_of(pid: Pid) -> Option<Mode> {
+    let (is_shared, slots) = match Cli::try_parse_from(process::arguments(pid)).ok()?.command {
+        Command::Run(args) => (args.request.shared, args.request.slots),
+        Command::Lock(args) => (args.request.shared, args.request.slots),
+        Command::Flock(args) => (args.shared, None),
+        _ => return None,
+    };
+    Some(if is_shared { Mode::Shared } else { slots.map_or(Mode::EXCLUSIVE, Mode::Slots) })
+}
+
+/// A line for the lock; in full, one for each holder and for each waiter.
+fn lines(lock: &Value, is_in_full: bool) -> Vec<Vec<Option<String>>> {
+    let text = |row: &Value, field: &str| row[field].as_str().map(str::to_owned);
+    let list = |field: &str| lock[field].as_array().map(Vec::as_slice).unwrap_or_default();
+    let here = HostIdentity::here().host;
+    let line = |state: Option<String>,
+                time: Option<Duration>,
+                row: &Value,
+                more: usize,
+                waiting: usize,
+                why: Vec<String>| {
+        let more = if more > 0 { format!(" +{more}") } else { String::new() };
+        vec![
+            text(lock, "name"),
             state,
-            reason,
-            holders,
-            waiters: mutex.waiters(),
-            now: mutex.time(),
-        }))
-    }
-
-    fn unreadable(location: &Location, error: &store::Error) -> Option<Self> {
-        let (holders, waiters, now) = Default::default();
-        Some(Self {
-            path: location.printable(),
-            state: UNKNOWN,
-            reason: Some(error.to_string()),
-            holders,
-            waiters,
-            now,
-        })
-    }
-
-    fn json(&self) -> Value {
-        let holders: Vec<_> = self.holders.iter().map(|it| holder(it, self.now)).collect();
-        json!({
-            "path": self.path,
-            "state": self.state,
-            "reason": self.reason,
-            // The one that counts, for programs that know plain mutexes only.
-            "holder": holders.iter().find(|holder| holder["state"] == self.state),
-            "holders": holders,
-            "waiters": self.waiters,
-        })
-    }
-
-    const METRICS: &'static [Metric] = &[
-        ("held", "gauge", "Whether the lock is held.", |row| is(row, "state", &["held", UNKNOWN])),
-        ("held_seconds", "gauge", "For how long it has been held.", |row| {
-            row["holder"]["held_seconds"].as_f64()
-        }),
-        ("holders", "gauge", "How many processes hold it.", |row| {
-            Some(row["holders"].as_array()?.len() as f64)
-        }),
-        ("waiters", "gauge", "How many processes wait for it.", |row| {
-            Some(row["waiters"].as_array()?.len() as f64)
-        }),
-        ("lease_left_seconds", "gauge", "The rest of its lease.", |row| {
-            row["holder"]["lease_left_seconds"].as_f64()
-        }),
-    ];
-
-    /// A line for each holder, and for each waiter.
-    fn lines(&self) -> Vec<Vec<Option<String>>> {
-        let line = |state: &str, rest: [Option<String>; 6]| {
-            [Some(self.path.clone()), Some(state.to_owned())].into_iter().chain(rest).collect()
-        };
-        let holder = |holder: &Judged<Verdict>| {
-            let (state, mut why) = state(&holder.verdict);
-            let entry = holder.entry.as_ref();
-            if let Some(entry) = entry.filter(|entry| entry.mode != Mode::EXCLUSIVE) {
-                why = format!("{why}; {}", entry.mode);
-            }
-            let pid = entry.map(|entry| entry.owner.pid.to_string());
-            let host = entry.and_then(|entry| entry.owner.place.host.clone());
-            let since = holder.since().map(|since| local_time(since).to_string());
-            line(
-                state,
-                [pid, holder.command(), host, since, holder.held_for().map(short), Some(why)],
-            )
-        };
-        let waiter = |(place, waiter): (usize, &Waiter)| {
-            let place = match place {
-                0 => "next".to_owned(),
-                place => format!("behind {place} other{}", if place == 1 { "" } else { "s" }),
-            };
-            let pid = waiter.pid.map(|pid| pid.to_string());
-            line(
-                "waits",
-                [pid, waiter.command.clone(), waiter.host.clone(), None, None, Some(place)],
-            )
-        };
-        let free = self
-            .holders
-            .is_empty()
-            .then(|| line(self.state, [None, None, None, None, None, self.reason.clone()]));
-        free.into_iter()
-            .chain(self.holders.iter().map(holder))
-            .chain(self.waiters.iter().enumerate().map(waiter))
-            .collect()
+            time.map(short),
+            row["pid"].as_u64().map(|pid| format!("{pid}{more}")),
+            text(row, "host").filter(|host| lock["path"].is_null() || Some(host) != here.as_ref()),
+            (waiting > 0).then(|| waiting.to_string()),
+            text(row, "command"),
+            Some(why.join("; ")).filter(|why| !why.is_empty()),
+        ]
+    };
+    let mode = |row: &Value| text(row, "mode").filter(|mode| *mode != Mode::EXCLUSIVE.to_string());
+    let holder = |row: &Value, more, waiting| {
+        let why = text(row, "why").filter(|why| why != RUNNING);
+        let why = text(row, "reason").into_iter().chain(why).chain(mode(row)).collect();
+        line(
+            text(row, "state"),
+            row["held_seconds"].as_u64().map(Duration::from_secs),
+            row,
+            more,
+            waiting,
+            why,
+        )
+    };
+    let waiter = |row: &Value| {
+        let since = row["since"].as_str().and_then(|since| since.parse::<Timestamp>().ok());
+        let time = since.and_then(|since| Timestamp::now().duration_since(since).try_into().ok());
+        let place = ordinal(
+            row["position"]
+                .as_u64()
+                .and_then(|position| usize::try_from(position).ok())
+                .unwrap_or(0),
+        );
+        line(
+            Some("waits".to_owned()),
+            time,
+            row,
+            0,
+            0,
+            [format!("{place} in line")].into_iter().chain(mode(row)).collect(),
+        )
+    };
+    let (holders, waiters) = (list("holders"), list("waiters"));
+    let free = || {
+        line(
+            text(lock, "state"),
+            None,
+            &Value::Null,
+            0,
+            waiters.len(),
+            text(lock, "why").into_iter().collect(),
+        )
+    };
+    match holders {
+        [] if is_in_full => [free()].into_iter().chain(waiters.iter().map(waiter)).collect(),
+        [] => vec![free()],
+        holders if is_in_full => {
+            holders.iter().map(|row| holder(row, 0, 0)).chain(waiters.iter().map(waiter)).collect()
+        }
+        holders => vec![holder(&lock["holder"], holders.len() - 1, waiters.len())],
     }
 }

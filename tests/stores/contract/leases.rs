@@ -52,7 +52,13 @@ impl Requester for Stranger {
 struct Silent;
 
 impl Observer for Silent {
-    fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {}
+    fn waiting(
+        &mut self,
+        _holders: &[Holding],
+        _attempt: u32,
+        _place: &mut dyn FnMut() -> Option<usize>,
+    ) {
+    }
 
     fn interval(&self) -> Duration {
         Duration::from_secs(60)
@@ -289,7 +295,12 @@ pub fn a_holder_whose_lock_was_broken_is_told(subject: &Subject) {
 struct Succeeding<'a>(Option<Mutex<'a>>);
 
 impl Observer for Succeeding<'_> {
-    fn waiting(&mut self, _holders: &[Holding], _attempt: u32) {
+    fn waiting(
+        &mut self,
+        _holders: &[Holding],
+        _attempt: u32,
+        _place: &mut dyn FnMut() -> Option<usize>,
+    ) {
         if let Some(mut mutex) = self.0.take() {
             mutex
                 .release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Succeeded)

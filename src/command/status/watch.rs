@@ -1,0 +1,123 @@
+//! `--watch`: the status again and again, until a signal ends it or its output is not read.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::table::terminal;
+use crate::command::{is_read, print};
+use crate::error::Error;
+use crate::run::Signals;
+use crate::sys::poll;
+use crate::sys::text::{cut, io_message};
+
+/// The poll interval.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// What differs in each look, and is not a change.
+const VOLATILE: [&str; 4] = ["held_seconds", "lease_left_seconds", "lease_renewals", "seconds"];
+
+/// The alternate screen of a terminal, without a cursor, which ends when this is dropped.
+struct Screen;
+
+impl Screen {
+    fn new() -> Result<Self, Error> {
+        print(b"\x1b[?1049h\x1b[?25l").map(|()| Self)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = print(b"\x1b[?25h\x1b[?1049l");
+    }
+}
+
+/// Shows a text; on a terminal in place, as much of it as there is room.
+pub fn watch(look: &mut dyn FnMut() -> Result<String, Error>) -> Result<(), Error> {
+    let mut shown = look()?;
+    let mut text = Some(shown.clone());
+    // Signals wait until the terminal is as it was.
+    let signals = terminal().and_then(|_| Signals::hold().ok());
+    let screen = signals.as_ref().map(|_| Screen::new()).transpose()?;
+    loop {
+        let drawn = text
+            .as_deref()
+            .zip(terminal())
+            .filter(|_| screen.is_some())
+            .map(|(text, size)| frame(text, size));
+        if let Some(text) = drawn.as_ref().or(text.as_ref())
+            && !is_read(text.as_bytes())?
+        {
+            return Ok(());
+        }
+        let fds = signals.as_ref().map(Signals::fds);
+        poll::sleep(REFRESH, fds.as_ref().map(<[_; 4]>::as_slice).unwrap_or_default()).map_err(
+            |error| Error::failed(format!("cannot sleep: {}", io_message(&error.into()))),
+        )?;
+        if let Some(signals) = signals.as_ref().filter(|signals| signals.is_ending()) {
+            drop(screen);
+            signals.die();
+            return Ok(());
+        }
+        // It may pass.
+        let next = look().unwrap_or_else(|error| format!("{error}\n"));
+        text = (screen.is_some() || next != shown).then(|| next.clone());
+        shown = next;
+    }
+}
+
+/// The text from the upper left corner on, clipped to the screen.
+fn frame(text: &str, (columns, rows): (u16, u16)) -> String {
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    let room = usize::from(rows.max(2));
+    if lines.len() > room {
+        let more = lines.len() - room + 1;
+        lines.truncate(room - 1);
+        lines.push(format!("+{more} more"));
+    }
+    // Lines with colours are parts of a table, which fits.
+    let fitting = |line: &String| {
+        if line.contains('\x1b') { line.clone() } else { cut(line, usize::from(columns)) }
+    };
+    let lines: Vec<_> = lines.iter().map(fitting).collect();
+    format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n"))
+}
+
+/// Prints a line of JSON for each change.
+pub fn changes(look: &dyn Fn() -> Result<Value, Error>) -> Result<(), Error> {
+    let mut shown = Value::Null;
+    loop {
+        match look() {
+            Ok(report) => {
+                let mut steady = report.clone();
+                forget_volatile(&mut steady);
+                if steady != shown && !is_read(format!("{report}\n").as_bytes())? {
+                    return Ok(());
+                }
+                shown = steady;
+            }
+            Err(error) if shown.is_null() => return Err(error),
+            // It may pass.
+            Err(error) => tracing::debug!("{error}"),
+        }
+        std::thread::sleep(REFRESH);
+    }
+}
+
+fn forget_volatile(value: &mut Value) {
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(forget_volatile),
+        Value::Object(fields) => {
+            fields.retain(|name, _| !VOLATILE.contains(&name.as_str()));
+            // `free in 12s unless its lease is renewed`
+            if let Some(Value::String(why)) = fields.get_mut("why") {
+                *why = why
+                    .split(' ')
+                    .filter(|word| !word.starts_with(|c: char| c.is_ascii_digit()))
+                    .collect();
+            }
+            fields.values_mut().for_each(forget_volatile);
+        }
+        _ => {}
+    }
+}
