@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use rustix::process::Pid;
-use serde::{Deserialize, Serialize};
 
 use crate::lease::OnLost;
 use crate::lock::staleness::Orphans;

@@ -40,6 +40,9 @@ pub struct LeaseGrant {
     pub grant: Grant,
     /// The duration of the lease.
     pub lease: Duration,
+    /// Whether the record does not name the process that renews it: that has started later.
+    #[serde(default)]
+    pub is_unnamed: bool,
 }
 
 impl LeaseGrant {

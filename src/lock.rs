@@ -35,9 +35,8 @@ use crate::lock::staleness::{
 use crate::lock::stored::Stored;
 use crate::record::mode::Mode;
 use crate::record::run::{Rule, Run};
-use crate::record::{Entry, Outcome, Record};
+use crate::record::{Entry, Outcome};
 use crate::store;
-use crate::store::seam::State;
 use crate::store::waiter::Waiter;
 use crate::sys::text::io_message;
 

@@ -32,8 +32,6 @@ mod sql;
 pub mod waiter;
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

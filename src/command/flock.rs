@@ -1,7 +1,6 @@
 //! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched
 //! by a word.
 
-use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use super::job::Job;
@@ -78,7 +77,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         is_flock: true,
         reason: environment.reason(None)?,
         task_ends_at: None,
-        expired: None,
+        handed_over: None,
     };
     match execute(&job) {
         // As flock(1): a crontab that was switched must not begin to send mail.

@@ -3,12 +3,12 @@
 use std::ffi::OsStr;
 use std::ffi::OsString;
 
+use super::schedule::report::HandedOver;
 use crate::cli::{CommandArgs, WaitingArgs};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::lease::OnLost;
 use crate::lock::Request;
-use crate::lock::key::Expired;
 use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
 use crate::run::{Descendants, Program};
@@ -31,9 +31,8 @@ pub struct Job {
     pub reason: Option<String>,
     /// Of a task on a schedule: when its time is over, in milliseconds since boot.
     pub task_ends_at: Option<u64>,
-    /// Of a task on a schedule: the lease of its last run, which the scheduler has watched to its
-    /// end.
-    pub expired: Option<Expired>,
+    /// Of a task on a schedule: what its scheduler has acquired for it.
+    pub handed_over: Option<HandedOver>,
 }
 
 impl Job {
@@ -62,7 +61,7 @@ impl Job {
             is_flock: false,
             reason: environment.reason(None)?,
             task_ends_at: None,
-            expired: None,
+            handed_over: None,
         })
     }
 }

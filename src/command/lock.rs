@@ -21,7 +21,7 @@ use crate::lock::requester::Requester;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope};
 use crate::record::{Entry, Outcome};
-use crate::store::{self, Location};
+use crate::store::Location;
 use crate::sys::identity::HostIdentity;
 use crate::sys::process;
 use crate::sys::text::io_message;
@@ -157,7 +157,7 @@ fn keep(
     // A lock that is held already has the lease that it was acquired with.
     let lease = entry.lease.map_or(lease, |own| own.duration);
     mutex.refresh(&mut grant, lease).map_err(cannot)?;
-    let charge = LeaseGrant { grant, lease };
+    let charge = LeaseGrant { grant, lease, is_unnamed: false };
     let begun =
         requester.keeper().and_then(|keeper| keeper.keep(lock, &entry, &charge, orphans, on_lost));
     let error = match begun {

@@ -23,7 +23,7 @@ use crate::lock::{self, Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
 use crate::run::Signals;
 use crate::store::seam::Kind;
-use crate::store::{self, Location, file};
+use crate::store::{Location, file};
 use crate::sys::clock;
 use crate::sys::identity::HostIdentity;
 use crate::sys::text::{self, io_message};
@@ -99,9 +99,7 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
     let shown = location.printable();
     let released = match (released, &args.token) {
         // A repeated step: its run has already ended so.
-        (Err(lock::Error::NotLocked), Some(token))
-            if mutex.inspect()?.is_some_and(|key| key.has_ended(token, outcome)) =>
-        {
+        (Err(lock::Error::NotLocked), Some(token)) if mutex.has_ended(token, outcome)? => {
             Ok(Released::Own { stays: None, was: Vec::new() })
         }
         (released, _) => released,

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, not_released, outcome, say};
 use super::job::{Job, command_of};
 use super::progress::Progress;
+use super::schedule::report::conclude;
 use crate::cli::RunArgs;
 use crate::command::ended::unlocked;
 use crate::config::Environment;
@@ -23,7 +24,7 @@ use crate::lock::once::Ending;
 use crate::lock::register::Register;
 use crate::lock::requester::Requester;
 use crate::lock::staleness::LocalLiveness;
-use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request};
+use crate::lock::{self, Acquired, Grant, Mutex, Released, Request};
 use crate::record::Outcome;
 use crate::record::mode::Mode;
 use crate::run::lookup::{cannot_run, look_up};
@@ -70,8 +71,7 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
     let judge = LocalLiveness::new(HostIdentity::here(), job.orphans).of_flock(job.is_flock);
-    let mut mutex = Mutex::new(Register::open(&job.lock)?, &judge);
-    job.expired.iter().for_each(|expired| mutex.learn(expired));
+    let mutex = Mutex::new(Register::open(&job.lock)?, &judge);
     let location = job.lock.printable();
     let mut requester = CommandRequester::new(job.program.clone(), job.descendants);
     requester.reason.clone_from(&job.reason);
@@ -109,6 +109,9 @@ impl Run<'_> {
     /// Acquires the lock, unless it is not needed.
     fn acquire(&mut self) -> Result<Option<Grant>, Error> {
         let (job, location) = (self.job, &self.location);
+        if let Some((grant, ..)) = &job.handed_over {
+            return Ok(Some(self.requester.adopt(grant)));
+        }
         let is_silent = job.is_flock && !job.is_verbose;
         let mut progress = Progress::new(&job.lock, &job.waiting, is_silent);
         let begun = Instant::now();
@@ -165,12 +168,9 @@ impl Run<'_> {
         let refreshed = self.mutex.refresh(grant, lease);
         refreshed.map_err(|error| Error::mutex("lock", &self.job.lock, error))?;
         let is_bound = self.job.descendants.end_with_the_lock;
-        let at_worst = move || {
-            if is_bound {
-                let _ = end_tree(getpid(), 0);
-            }
-        };
-        let charge = LeaseGrant { grant: grant.clone(), lease };
+        let at_worst = move || drop(is_bound.then(|| end_tree(getpid(), 0)));
+        let charge =
+            LeaseGrant { grant: grant.clone(), lease, is_unnamed: self.job.handed_over.is_some() };
         let idle = Some(self.mutex.connection());
         match Renewing::start(&self.job.lock, charge, idle, self.job.on_lost, Box::new(at_worst)) {
             Ok(renewing) => Ok(Some(renewing)),
@@ -312,7 +312,7 @@ impl Run<'_> {
     /// Gives the lock back, if it is still the command's; tells for how long it stays held all the
     /// same.
     fn release(&mut self, ending: Ending<'_>) -> Result<Option<Duration>, lock::Error> {
-        match self.mutex.conclude(&self.requester, ReleaseScope::Own, ending)? {
+        match conclude(&mut self.mutex, &self.requester, self.job.handed_over.as_ref(), ending)? {
             Released::Own { stays, .. } => Ok(stays),
             Released::Stale(_) | Released::Forced(_) => Err(lock::Error::NotLocked),
         }

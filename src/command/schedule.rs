@@ -5,6 +5,7 @@ mod control;
 mod events;
 mod node;
 mod relay;
+pub mod report;
 pub mod runner;
 mod runners;
 mod status;

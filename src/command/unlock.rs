@@ -2,7 +2,6 @@
 
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::process::Pid;
 use serde_json::json;

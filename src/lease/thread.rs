@@ -14,16 +14,21 @@ use crate::lock::register::{Connection, Register};
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Error, Lost, Mutex};
 use crate::panics::{Kept, Registration};
-use crate::store::{self, Location};
+use crate::store::Location;
 use crate::sys::clock::since_boot;
 use crate::sys::identity::HostIdentity;
 use crate::sys::poll::{self, is_readable};
+use crate::sys::process;
 use crate::sys::text::io_message;
 use crate::sys::timer::Timer;
 
 /// How long the connection that acquired the lock stays open: a command that ends before that needs
 /// no second login.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// After this time, in milliseconds, the record names a process that keeps the lease of another
+/// one's acquisition.
+const NAMED: u64 = 1000;
 
 /// A lease that is renewed as long as this value lives.
 pub struct Renewing {
@@ -180,9 +185,13 @@ impl Renewal {
         let mut mutex =
             Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
         let mut charge = self.status().charge.clone();
+        let itself = process::running(getpid()).filter(|_| charge.is_unnamed);
+        let itself = itself.map(|process| (process.pid(), process.instance));
         let mut is_told = false;
         let timer = Timer::new()?;
-        timer.set(charge.after(1, 3))?;
+        // `schedule stop` signals a process that the record names.
+        let soon = charge.is_unnamed.then(|| since_boot() + NAMED);
+        timer.set(charge.after(1, 3).min(soon.unwrap_or(u64::MAX)))?;
         loop {
             poll::sleep(if idle.is_some() { IDLE } else { LONG }, &[stopped, timer.fd()])?;
             if is_readable(&stopped) {
@@ -192,7 +201,7 @@ impl Renewal {
             if !is_readable(&timer.fd()) {
                 continue;
             }
-            match mutex.renew(&charge.grant.token, None) {
+            match mutex.renew(&charge.grant.token, itself) {
                 Ok(grant) => {
                     tracing::debug!("renewed the lease of `{}`", self.location.printable());
                     if grant.is_stopped {
@@ -249,7 +258,7 @@ mod tests {
                 run: None,
                 is_stopped: false,
             };
-            let charge = LeaseGrant { grant, lease: Duration::from_secs(3600) };
+            let charge = LeaseGrant { grant, lease: Duration::from_secs(3600), is_unnamed: false };
             let location = Location::file("/nonexistent".as_ref());
             let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {}))
                 .expect("a thread");

@@ -10,7 +10,7 @@ use super::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown};
 use super::stored::Stored;
 use super::wait::{Attempt, PATIENCE};
 use super::waiting::{Observer, Waiting};
-use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, Seen};
+use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Lease, Outcome, Record};
@@ -245,8 +245,8 @@ fn answer(decision: Decision, register: &Register) -> Result<Attempt<Acquired>, 
     })
 }
 
-/// Whether to overtake earlier waiters that do not take what this one could have: not if they may be
-/// waiting for the very holders that it would join. Sharers in succession would keep out an
+/// Whether to overtake earlier waiters that do not take what this one could have: not if they may
+/// be waiting for the very holders that it would join. Sharers in succession would keep out an
 /// exclusive waiter for ever. A requester of one of several slots, as all holders were, can expect
 /// that the waiters want one, too.
 fn may_overtake(mode: Mode, holders: &[Holding]) -> bool {

@@ -1,4 +1,5 @@
-//! What a requester does about a lock, by what is stored alone. The first rule that applies decides:
+//! What a requester does about a lock, by what is stored alone. The first rule that applies
+//! decides:
 //!
 //! | what is stored | decision |
 //! | --- | --- |

@@ -8,16 +8,12 @@ use super::register::Write;
 use super::{Error, MAX_ROUNDS, Mutex, Seen};
 use crate::lock::once::{Ended, State};
 use crate::lock::requester::Requester;
-use crate::lock::staleness::{Held, Judged, Stale, Verdict};
+use crate::lock::staleness::{Held, Judged, Verdict};
 use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};
 use crate::store::{self, seam};
 use crate::sys::identity::HostIdentity;
-
-/// A lease that is proved to have expired: the token of its holder, how often it was renewed, and
-/// its duration.
-pub type Expired = (String, u64, Duration);
 
 /// A snapshot of a key that was run.
 #[derive(Debug)]
@@ -33,14 +29,6 @@ pub struct Inspected {
 }
 
 impl Inspected {
-    /// The lease of its last run, if that has expired.
-    pub fn expired(&self) -> Option<Expired> {
-        let is_expired = matches!(self.process.verdict, Verdict::Stale(Stale::Expired));
-        let entry = self.process.entry.as_ref().filter(|_| is_expired)?;
-        let lease = entry.lease?;
-        Some((entry.token.clone()?, lease.renewals, lease.duration))
-    }
-
     /// Renewals and duration of the lease of its run, if only watching it for so long shows whether
     /// it has expired.
     pub fn unproved_lease(&self) -> Option<(u64, Duration)> {
@@ -48,15 +36,15 @@ impl Inspected {
         let is_leased = matches!(self.process.verdict, Verdict::Held(Held::Leased(_)));
         is_leased.then_some((lease.renewals, lease.duration))
     }
-
-    /// Whether the run with this token ended with `outcome`.
-    pub fn has_ended(&self, token: &str, outcome: Outcome) -> bool {
-        let is_it = |entry: &Entry| entry.has_token(token) && entry.released == Some(outcome);
-        self.process.entry.as_ref().is_some_and(is_it)
-    }
 }
 
 impl Mutex<'_> {
+    /// Whether the last run is the one with this token, and ended with `outcome`.
+    pub fn has_ended(&mut self, token: &str, outcome: Outcome) -> Result<bool, store::Error> {
+        let entry = self.inspect()?.and_then(|key| key.process.entry);
+        Ok(entry.is_some_and(|entry| entry.has_token(token) && entry.released == Some(outcome)))
+    }
+
     /// The state of the key; `None` if it was never run, or is forgotten.
     pub fn inspect(&mut self) -> Result<Option<Inspected>, store::Error> {
         let Some((stored, judged)) = self.look()? else { return Ok(None) };
@@ -74,15 +62,6 @@ impl Mutex<'_> {
             Verdict::Stale(_) => None,
         };
         Ok(Some(Inspected { run: run.clone(), state, process, look_again_in }))
-    }
-
-    /// Learns that another process has watched this lease to its end. That is so unless it is
-    /// renewed after all.
-    pub fn learn(&mut self, (token, renewals, duration): &Expired) {
-        let since = Instant::now().checked_sub(*duration);
-        let watched =
-            since.map(|since| (Some(token.clone()), (renewals.to_be_bytes().to_vec(), since)));
-        self.watched.extend(watched);
     }
 
     /// Removes the stored state of the key; `false` if there was none. Refuses a key that runs, or
@@ -143,6 +122,12 @@ impl Mutex<'_> {
     /// What the next look finds, if it was read with others; `None` if the next look is to ask.
     pub fn offer(&mut self, state: Option<(seam::State, u64)>) {
         self.register.offered = state;
+    }
+
+    /// Lets the next look find what the last one has found, without a request.
+    pub fn reuse(&mut self) {
+        let last = self.register.last.as_ref().filter(|last| last.is_prepared);
+        self.register.offered = last.map(|last| (last.state.clone(), last.asked));
     }
 
     /// The time of the store, or else of the host, in milliseconds since 1970.

@@ -4,7 +4,6 @@
 mod slot;
 
 use std::fmt;
-use std::num::NonZeroU32;
 use std::time::Duration;
 
 use jiff::Timestamp;

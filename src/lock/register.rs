@@ -33,20 +33,20 @@ pub struct Register {
     pub(super) key: Key,
     location: String,
     backoff: PollBackoff,
-    last: Option<Last>,
+    pub(super) last: Option<Last>,
     /// A state that was read with others, and when it was asked for, for the next read.
     pub offered: Option<(State, u64)>,
 }
 
 /// The state that was read last.
-struct Last {
-    state: State,
+pub(super) struct Last {
+    pub(super) state: State,
     /// When the state was asked for, in milliseconds since boot. The store's clock was not later
     /// then than its answer.
-    asked: u64,
+    pub(super) asked: u64,
     /// The number of the next write.
     next: u64,
-    is_prepared: bool,
+    pub(super) is_prepared: bool,
 }
 
 impl Register {

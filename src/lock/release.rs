@@ -71,8 +71,8 @@ impl Mutex<'_> {
         }
     }
 
-    /// The answer when the requester's entry is not stored, but maybe these holders' are: whether an
-    /// earlier write of this release has removed it.
+    /// The answer when the requester's entry is not stored, but maybe these holders' are: whether
+    /// an earlier write of this release has removed it.
     fn resolve(
         &mut self,
         tried: Removal<'_>,

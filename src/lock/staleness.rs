@@ -15,7 +15,7 @@ use crate::record::{BEING_WRITTEN, Entry, Lease};
 use crate::sys::clock;
 use crate::sys::identity::ProcessIdentity;
 use crate::sys::local_time::short;
-use crate::sys::process::{self, Absence, Process};
+use crate::sys::process::{Absence, Process};
 
 /// The variable by which the processes of one Meltano run know each other.
 pub const RUN_VARIABLE: &str = "MELTANO_PARENT_CONTEXT_UUID";

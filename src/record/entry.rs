@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::record::mode::Mode;
 use crate::record::owner::Owner;
@@ -69,7 +70,7 @@ pub struct Lease {
 }
 
 /// How an acquisition ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// The command that ran under it succeeded.
     Succeeded,

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, getuid};

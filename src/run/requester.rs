@@ -8,13 +8,14 @@ use std::rc::Rc;
 use rustix::process::getpid;
 
 use super::{Child, Descendants, Program, Signals};
+use crate::lock::Grant;
 use crate::lock::requester::Requester;
 use crate::lock::staleness::RUN_VARIABLE;
 use crate::lock::stored::Stored;
 use crate::record::Entry;
 use crate::record::owner::Owner;
 use crate::sys::identity::HostIdentity;
-use crate::sys::text;
+use crate::sys::text::{self, io_message};
 
 /// The command that is to hold a lock while it runs. Its process is made when the lock seems to be
 /// free, and not before: a process that only waits is ended by signals as any other.
@@ -58,6 +59,15 @@ impl CommandRequester {
         let words: Vec<String> =
             self.program.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         text::command_line(&words)
+    }
+
+    /// Makes the command's process, for an acquisition that another process has made.
+    pub fn adopt(&self, grant: &Grant) -> Grant {
+        self.tokens.borrow_mut().push(grant.token.clone());
+        if let Err(error) = self.child() {
+            tracing::error!("cannot make the process of the command: {}", io_message(&error));
+        }
+        grant.clone()
     }
 
     fn child(&self) -> io::Result<&Child> {

@@ -4,8 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
@@ -13,20 +12,15 @@ use std::process::{Command, ExitCode};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{dup2_stdin, execvpe};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recv, recvmsg, send, sendmsg,
-};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Pid, getpid, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
+use super::helper;
 use super::signals::was_ignored;
 
 /// What this process is called on its command line.
 pub const NAME: &str = "exec-locked";
-
-/// Larger than any go message.
-const MAX_MESSAGE: usize = 8 * 1024;
 
 /// The go message; the command's stdin comes with it.
 #[derive(Serialize, Deserialize)]
@@ -54,18 +48,7 @@ pub fn go(
         bound_to: is_bound.then(|| getpid().as_raw_pid()),
         ignores_pipe: was_ignored(Signal::SIGPIPE),
     };
-    let stdin = io::stdin();
-    let stdin = [stdin.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&stdin));
-    sendmsg(
-        channel,
-        &[IoSlice::new(&serde_json::to_vec(&go)?)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
-    Ok(())
+    helper::pass(channel, &serde_json::to_vec(&go)?, io::stdin().as_fd())
 }
 
 /// Why the shim, which has ended, could not become the command, if that is so.
@@ -82,7 +65,8 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
     // A copy, because the command's stdin takes the place of this one. The exec closes it.
     let channel = io::stdin().as_fd().try_clone_to_owned();
     let (Ok(channel), Some(program)) = (channel, command.next()) else { return ExitCode::FAILURE };
-    let Ok((go, stdin)) = receive(&channel) else { return ExitCode::FAILURE };
+    let Ok((go, stdin)) = helper::receive(&channel) else { return ExitCode::FAILURE };
+    let Ok(go) = serde_json::from_slice::<Go>(&go) else { return ExitCode::FAILURE };
     if let Some(parent) = go.bound_to {
         // The main thread of `run` has made this process, and ends last.
         let _ = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
@@ -124,24 +108,4 @@ fn exec_as_it_is(
         Err(error) => error.into(),
         Ok(never) => match never {},
     }
-}
-
-fn receive(channel: &OwnedFd) -> io::Result<(Go, OwnedFd)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut message = [0; MAX_MESSAGE];
-    let received = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            channel,
-            &mut [IoSliceMut::new(&mut message)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    })?;
-    let stdin = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    let go = serde_json::from_slice(&message[..received.bytes])?;
-    Ok((go, stdin.ok_or(io::ErrorKind::UnexpectedEof)?))
 }

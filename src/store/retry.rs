@@ -1,6 +1,6 @@
 //! When to ask a store again: after a hiccup, and while waiting.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::failure::{Cause, Failure};
 use crate::sys::random::jittered;

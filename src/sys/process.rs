@@ -12,14 +12,11 @@ use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime};
 
 use nix::unistd::getsid;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FsWord, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
-use rustix::time::{ClockId, clock_gettime};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
 use crate::sys::identity::ProcessIdentity;

@@ -23,7 +23,7 @@ use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::record::run::{Run, Task};
 use crate::schedule::plan::introduced;
-use crate::store::{self, Location};
+use crate::store::Location;
 use crate::sys::clock::since_1970;
 use crate::sys::identity::HostIdentity;
 use crate::sys::text::{self, io_message};
@@ -82,8 +82,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let work = order.work(&args.task, definition, claim, &seen.run);
     // Becomes the runner, which has a connection of its own.
     drop(mutex);
-    let failed =
-        work::runner(&work, definition).map_or_else(|error| error, |mut runner| runner.exec());
+    let failed = work::runner(&work, definition)
+        .map_or_else(|error| error, |(mut runner, _scheduler)| runner.exec());
     let place = definition.directory.as_ref();
     let place = place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
     Err(cannot(FAILED, &format!("{place}: {}", io_message(&failed))))

@@ -1,7 +1,7 @@
 //! Wakes a scheduler on signals, on the end of a runner, at a time, and when the clock is set.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -62,17 +62,20 @@ impl Events {
     }
 
     /// Sleeps until a signal, until the clock is set, until `wall_clock` (milliseconds since 1970),
-    /// or until `boot_clock` (milliseconds since boot).
-    pub fn sleep(&self, wall_clock: u64, boot_clock: Option<u64>) -> io::Result<()> {
+    /// until `boot_clock` (milliseconds since boot), or until one of `fds` is readable.
+    pub fn sleep(
+        &self,
+        wall_clock: u64,
+        boot_clock: Option<u64>,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
         // The kernel refuses distant times.
         self.timer.set(
             wall_clock.min(since_1970() + 2 * u64::try_from(REFRESH.as_millis()).unwrap_or(0)),
         )?;
         let rest = boot_clock.map(|at| Duration::from_millis(at.saturating_sub(since_boot())));
-        Ok(poll::sleep(
-            rest.unwrap_or(REFRESH).min(REFRESH),
-            &[self.signals.as_fd(), self.timer.fd()],
-        )?)
+        let fds = [&[self.signals.as_fd(), self.timer.fd()], fds].concat();
+        Ok(poll::sleep(rest.unwrap_or(REFRESH).min(REFRESH), &fds)?)
     }
 }
 

@@ -1,37 +1,46 @@
 //! A scheduler: starts tasks when they are due, unless a scheduler on another host was faster.
-//! It only stores when it first saw a task. Its runners hold the locks.
+//! It stores when it first saw a task, and claims slots for its runners, which keep the locks.
+
+mod hand_over;
 
 use std::collections::BTreeMap;
-use std::os::unix::process::CommandExt;
 use std::time::Duration;
+
+use rustix::process::getpid;
 
 use super::catalog::Source;
 use super::events::Events;
 use super::runners::Runners;
 use super::task::{Tracked, pause};
 use super::task_at;
-use super::work::{Order, runner};
+use super::work::Order;
 use crate::cli::TickArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{self, Mutex};
+use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::schedule::definition::Catalog;
 use crate::schedule::plan::{Plan, hash, introduced};
+use crate::store;
 use crate::store::seam::Kind;
 use crate::sys::clock::{since_1970, since_boot};
 use crate::sys::identity::HostIdentity;
 use crate::sys::text::{self, io_message};
 
 /// Delay before a claim for each running task, in milliseconds, and the most tasks that count.
-const PER_RUNNING: u64 = 25;
+const PER_RUNNING: u64 = 5;
 const MOST_RUNNING: u64 = 4;
 
 /// Delay before any claim: steps of so many milliseconds, by a hash of host and task.
-const STEP: u64 = 5;
+const STEP: u64 = 1;
 const STEPS: u64 = 8;
+
+/// The longest time for claims without a look at signals, ends of runs, and all tasks, in
+/// milliseconds.
+const PASS: u64 = 20;
 
 /// Poll interval for a full limit, in milliseconds.
 const FULL: u64 = 1000;
@@ -55,6 +64,7 @@ struct Node<'a> {
     runners: Runners,
     judge: &'a LocalLiveness,
     any: Register,
+    owner: Owner,
     host: String,
     up_since: u64,
     /// The store's clock minus the host's.
@@ -80,12 +90,13 @@ pub fn run(
     let jobs = args.jobs.map_or_else(processors, usize::from);
     let here = HostIdentity::here();
     let host = here.host.clone().unwrap_or_default();
+    let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", io_message(&error)));
+    let owner = Owner::of(getpid(), &here).map_err(cannot)?;
     let judge = LocalLiveness::new(here, Orphans::Ignore);
     if stop_timeout.is_some() {
         let (tasks, shown) = (catalog.tasks.len(), order.place.shown_place());
         tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");
     }
-    let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", io_message(&error)));
     let mut node = Node {
         source,
         any: Register::open(&order.place)?,
@@ -95,6 +106,7 @@ pub fn run(
         tasks: BTreeMap::new(),
         runners: Runners::default(),
         judge: &judge,
+        owner,
         host,
         up_since: since_1970().saturating_sub(if stop_timeout.is_none() { TICK } else { 0 }),
         offset: 0,
@@ -122,6 +134,7 @@ impl<'a> Node<'a> {
             if signals.must_stop {
                 self.runners.stop(self.stop_timeout.unwrap_or_default());
             }
+            self.store_ends();
             self.reap();
             let stop_at = self.runners.stop_at();
             if stop_at.is_some() {
@@ -140,7 +153,13 @@ impl<'a> Node<'a> {
                 }
                 self.work()?;
                 let is_tick = self.stop_timeout.is_none() && self.runners.len() == 0;
-                if is_tick && self.tasks.values().all(|task| task.check_at > self.now()) {
+                // One that has yielded is due.
+                if is_tick
+                    && self
+                        .tasks
+                        .values()
+                        .all(|task| task.check_at > self.now() && !task.has_yielded)
+                {
                     return Ok(());
                 }
             }
@@ -151,7 +170,7 @@ impl<'a> Node<'a> {
                 .min()
                 .filter(|_| stop_at.is_none());
             let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
-            let slept = self.events.sleep(next, self.runners.stop_at());
+            let slept = self.events.sleep(next, self.runners.stop_at(), &self.runners.fds());
             slept.map_err(|error| Error::failed(format!("cannot wait: {}", io_message(&error))))?;
         }
     }
@@ -179,10 +198,18 @@ impl<'a> Node<'a> {
             return Ok(());
         }
         let mut due: Vec<_> = self.tasks.iter().filter(|(_, task)| task.check_at <= now).collect();
-        due.sort_by_key(|(_, task)| task.due_at);
-        let due: Vec<String> = due.into_iter().map(|(name, _)| name.clone()).collect();
+        // In another order than on other hosts.
+        due.sort_by_cached_key(|(name, task)| (task.due_at, hash(&[&self.host, name])));
+        // Without room, none is read.
+        let room = Some(self.jobs.saturating_sub(self.runners.len()))
+            .filter(|room| *room > 0 && self.has_begun);
+        let due: Vec<String> = due
+            .into_iter()
+            .map(|(name, _)| name.clone())
+            .take(room.unwrap_or(usize::MAX))
+            .collect();
+        let asked = since_boot();
         if due.len() >= MANY {
-            let asked = since_boot();
             for (name, state) in self.any.list(Kind::Schedule).unwrap_or_default() {
                 if let Some(task) = name.to_str().and_then(|name| self.tasks.get_mut(name)) {
                     task.mutex.offer(Some((state, asked)));
@@ -190,7 +217,7 @@ impl<'a> Node<'a> {
             }
         }
         for name in &due {
-            if self.now() < self.retry_at {
+            if self.now() < self.retry_at || self.has_begun && since_boot() > asked + PASS {
                 break;
             }
             self.step(name)?;
@@ -227,12 +254,17 @@ impl<'a> Node<'a> {
                 _ => Ok((plan, last, time)),
             }
         });
-        match planned {
+        let done = match planned {
             Ok((plan, last, time)) => {
                 self.store_failures = 0;
                 self.offset = time.checked_signed_diff(since_1970()).unwrap_or(0);
-                self.follow(name, plan, last.as_ref(), time);
+                self.follow(name, plan, last.as_ref(), time)
             }
+            Err(error) => Err(error),
+        };
+        let Some(task) = self.tasks.get_mut(name) else { return Ok(()) };
+        match done {
+            Ok(()) => {}
             // A tick reports errors at once, and so does a scheduler that has just started.
             Err(error) if is_tick || !self.has_begun && !error.cause.passes() => {
                 return Err(error.into());
@@ -257,9 +289,15 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    fn follow(&mut self, name: &str, plan: Plan, last: Option<&Run>, now: u64) {
+    fn follow(
+        &mut self,
+        name: &str,
+        plan: Plan,
+        last: Option<&Run>,
+        now: u64,
+    ) -> Result<(), store::Error> {
         let began = (self.up_since + TICK).saturating_add_signed(self.offset);
-        let Some(task) = self.tasks.get_mut(name) else { return };
+        let Some(task) = self.tasks.get_mut(name) else { return Ok(()) };
         match (plan, last) {
             (Plan::Wait(at), _) => {
                 let at = at.unwrap_or(u64::MAX);
@@ -277,37 +315,11 @@ impl<'a> Node<'a> {
                 task.was_killed = false;
                 task.pause(now);
             }
-            (Plan::Run(claim), Some(last)) => {
-                let mut work = self.order.work(name, &task.definition, claim, last);
-                if work
-                    .limited
-                    .as_ref()
-                    .is_some_and(|limited| limited.is_full(&self.any, self.judge))
-                {
-                    (task.due_at, task.check_at) = (task.due_at.min(now), now + FULL);
-                    return;
-                }
-                (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
-                work.expired = task.expired.take();
-                // Ctrl-C is for the scheduler alone.
-                let started = runner(&work, &task.definition)
-                    .and_then(|mut runner| runner.process_group(0).spawn());
-                match started {
-                    Ok(child) => self.runners.add(name, child),
-                    Err(error) => {
-                        let place = task.definition.directory.as_ref();
-                        let place = place
-                            .map(|place| format!(" in `{}`", text::path(place)))
-                            .unwrap_or_default();
-                        let (name, error) = (text::field(name), io_message(&error));
-                        tracing::error!("cannot start the task `{name}`{place}: {error}");
-                        task.pause(now);
-                    }
-                }
-            }
+            (Plan::Run(claim), Some(last)) => return self.begin(name, claim, last, now),
             // The next step inspects it again.
             (Plan::Introduce | Plan::Run(_), _) => {}
         }
+        Ok(())
     }
 
     /// Schedules a check of the tasks of ended runners, and of tasks that waited for room.

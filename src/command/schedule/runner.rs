@@ -1,10 +1,12 @@
-//! The process that runs a task once: it claims the slot, runs the command, and stores the result.
-//! It outlives a killed scheduler. Its orders contain the store's password, and come on stdin.
+//! The process that runs a task once: it claims the slot, unless its scheduler has, runs the
+//! command, and stores the result. It outlives a killed scheduler. Its orders contain the store's
+//! password, and come through stdin.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU32;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::relay::Relay;
-use super::work::{LIMITED, Limited, NAME, Work, shown_slot};
+use super::work::{ATTEMPT, LIMITED, Limited, NAME, Work, shown_slot};
 use crate::command::ended::{INTERRUPTED, Ran};
 use crate::command::job::Job;
 use crate::command::run::{execute, perform};
@@ -30,7 +32,7 @@ use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
 use crate::logging::{self, LogArgs};
 use crate::record::mode::Mode;
-use crate::run::{Descendants, Program};
+use crate::run::{Descendants, Program, helper};
 use crate::store::Location;
 use crate::sys::clock::{since_1970, since_boot};
 use crate::sys::identity::HostIdentity;
@@ -67,10 +69,12 @@ pub fn help() -> Option<ExitCode> {
 fn run() -> Result<u8, Error> {
     // Its threads inherit that: signals are for the first one alone.
     let _ = SigSet::all().thread_block();
-    let work: Work = orders()?;
+    let scheduler = io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?;
+    let (_, file) = helper::receive(&scheduler).map_err(cannot)?;
+    let work: Work = orders(file)?;
     let slot = work.is_json.then(|| shown_slot(work.claim.slot));
     let relay = Relay::start(&work.task, slot).map_err(cannot)?;
-    let ended = work.run();
+    let ended = work.run(scheduler);
     // Before its output ends.
     if let Err(error) = &ended {
         logging::report(error);
@@ -80,7 +84,8 @@ fn run() -> Result<u8, Error> {
 }
 
 fn run_limited() -> Result<u8, Error> {
-    let Limited { lock, slots, lease } = orders()?;
+    let file = io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?;
+    let Limited { lock, slots, lease } = orders(file)?;
     let request = Request { mode: Mode::Slots(slots), lease, ..Request::default() };
     let waiting = Waiting { max_attempts: None, sleep: PATIENCE, timeout: None, warn_after: None };
     let program = Program { command: std::env::args_os().skip(2).collect(), ..Program::default() };
@@ -109,16 +114,16 @@ fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> 
         is_flock: false,
         reason: None,
         task_ends_at: None,
-        expired: None,
+        handed_over: None,
     }
 }
 
-/// Reads the first line on stdin. The rest becomes stdin, in another file: the orders hold the
+/// Reads the first line of the file. The rest becomes stdin, in another file: the orders hold the
 /// store's password, and a command that opens `/dev/stdin` reads from the beginning.
-fn orders<T: DeserializeOwned>() -> Result<T, Error> {
-    let read = || {
+fn orders<T: DeserializeOwned>(file: OwnedFd) -> Result<T, Error> {
+    let read = move || {
         let mut text = Vec::new();
-        io::stdin().read_to_end(&mut text)?;
+        File::from(file).read_to_end(&mut text)?;
         let end =
             text.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
         let mut rest = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
@@ -134,25 +139,14 @@ fn orders<T: DeserializeOwned>() -> Result<T, Error> {
 }
 
 impl Work {
-    fn run(&self) -> Result<u8, Error> {
+    fn run(&self, scheduler: OwnedFd) -> Result<u8, Error> {
         let limit =
             self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2));
-        let request = Request {
-            lease: self.lease,
-            once: Some(self.rule),
-            claim: Some(self.claim),
-            ..Request::default()
-        };
-        let waiting = Waiting {
-            max_attempts: Some(NonZeroU32::MIN),
-            sleep: PATIENCE,
-            timeout: None,
-            warn_after: None,
-        };
         let command = self.command.iter().map(OsString::from).collect();
         let program = Program { command, env: self.env.clone() };
-        let mut job = job(self.location.clone(), request, waiting, program);
-        job.expired = self.expired.clone();
+        let mut job = job(self.location.clone(), self.request(), ATTEMPT, program);
+        job.handed_over =
+            self.granted.clone().zip(self.lease).map(|(grant, lease)| (grant, lease, scheduler));
         job.task_ends_at = limit.map(|limit| since_boot().saturating_add(limit));
         if let Some(timeout) = self.timeout {
             thread::spawn(move || {

@@ -1,14 +1,17 @@
 //! The runs that a scheduler has started, and their end when the scheduler stops.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 
+use super::report::{Report, confirm_end, receive_end};
 use crate::run::reap_orphans;
 use crate::sys::clock::since_boot;
+use crate::sys::poll::is_readable;
 
 /// Time for runners to end after SIGTERM, in milliseconds: their commands have ten seconds.
 const ENDING: u64 = 20_000;
@@ -17,14 +20,32 @@ const ENDING: u64 = 20_000;
 pub struct Runners {
     /// With the names of their tasks.
     children: Vec<(String, Child)>,
+    /// The connections of those that have not reported their ends.
+    channels: BTreeMap<String, OwnedFd>,
     /// When to end them, in milliseconds since boot; after that, when to kill them.
     stop_at: Option<u64>,
     is_ending: bool,
 }
 
 impl Runners {
-    pub fn add(&mut self, task: &str, runner: Child) {
+    pub fn add(&mut self, task: &str, (runner, channel): (Child, OwnedFd)) {
         self.children.push((task.to_owned(), runner));
+        self.channels.insert(task.to_owned(), channel);
+    }
+
+    /// Become readable when there are reports.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.channels.values().map(AsFd::as_fd).collect()
+    }
+
+    /// Answers the reports whose ends `store` could store.
+    pub fn answer(&mut self, mut store: impl FnMut(&str, &Report) -> bool) {
+        // The others find their connections closed, and store their ends themselves.
+        for (task, channel) in self.channels.extract_if(.., |_, channel| is_readable(channel)) {
+            if receive_end(&channel).is_some_and(|report| store(&task, &report)) {
+                confirm_end(&channel);
+            }
+        }
     }
 
     pub fn len(&self) -> usize {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::work::shown_slot;
 use crate::lock::Mutex;
-use crate::lock::key::{Expired, Inspected};
 use crate::lock::once::Claim;
 use crate::record::run::Run;
 use crate::schedule::definition::Definition;
@@ -32,8 +31,8 @@ pub struct Tracked<'a> {
     /// Whether its last runner here was killed.
     pub was_killed: bool,
     pub last_claim: Option<Claim>,
-    /// The lease of its last run, if that has expired.
-    pub expired: Option<Expired>,
+    /// The claim for which the store may have granted the slot: its answer was lost.
+    pub unanswered: Option<Claim>,
     pub failures: u32,
     /// The other definition, and the slot that was given up, of which warnings have told.
     other: (u32, u64),
@@ -41,7 +40,7 @@ pub struct Tracked<'a> {
 
 impl<'a> Tracked<'a> {
     /// A task that was not looked at yet.
-    pub fn new(definition: Definition, mutex: Mutex<'a>) -> Self {
+    pub fn new(definition: Definition, mut mutex: Mutex<'a>) -> Self {
         let (
             check_at,
             due_at,
@@ -49,10 +48,12 @@ impl<'a> Tracked<'a> {
             needs_room,
             was_killed,
             last_claim,
-            expired,
+            unanswered,
             failures,
             other,
         ) = Default::default();
+        // The other tasks do not wait for a store that is down.
+        mutex.patience = Duration::ZERO;
         Self {
             definition,
             mutex,
@@ -62,7 +63,7 @@ impl<'a> Tracked<'a> {
             needs_room,
             was_killed,
             last_claim,
-            expired,
+            unanswered,
             failures,
             other,
         }
@@ -82,7 +83,6 @@ impl<'a> Tracked<'a> {
     ) -> Result<(Plan, Option<Run>, u64), store::Error> {
         let seen = self.mutex.inspect()?;
         let now = self.mutex.time();
-        self.expired = seen.as_ref().and_then(Inspected::expired);
         let seen = seen.map(|key| Seen::new(key, now));
         let stored = seen
             .as_ref()
@@ -108,6 +108,8 @@ impl<'a> Tracked<'a> {
         let up_since =
             up_since.saturating_add_signed(now.checked_signed_diff(since_1970()).unwrap_or(0));
         let plan = self.definition.plan(name, seen.as_ref(), now, up_since);
+        // The claim finds out whether the slot is its own.
+        let plan = self.unanswered.take().map_or(plan, Plan::Run);
         Ok((plan, seen.map(|seen| seen.run), now))
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::num::NonZeroU32;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
@@ -16,13 +17,14 @@ use super::{place_of, task_at};
 use crate::cli::CatalogArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::lock::Mutex;
-use crate::lock::key::Expired;
 use crate::lock::once::Claim;
 use crate::lock::register::Register;
 use crate::lock::staleness::{Judged, LocalLiveness, RUN_VARIABLE, Verdict};
+use crate::lock::waiting::Waiting;
+use crate::lock::{Grant, Mutex, Request};
 use crate::logging;
 use crate::record::run::{Interrupted, Rule, Run};
+use crate::run::helper;
 use crate::schedule::definition::Definition;
 use crate::store::Location;
 use crate::store::seam::Key;
@@ -54,8 +56,8 @@ pub struct Work {
     pub lease: Option<Duration>,
     pub rule: Rule,
     pub claim: Claim,
-    /// The lease of the last run, if the scheduler has watched it to its end. The runner has not.
-    pub expired: Option<Expired>,
+    /// The acquisition of the scheduler. Without one, the runner claims the slot.
+    pub granted: Option<Grant>,
     pub command: Vec<String>,
     /// Variables of the command. The runner does not have them: they may name another store.
     pub env: BTreeMap<String, String>,
@@ -121,7 +123,7 @@ impl Order {
             lease: self.lease,
             rule: Rule { tries: Some(tries), interrupted, ..Rule::default() },
             claim,
-            expired: None,
+            granted: None,
             command: wrapper
                 .into_iter()
                 .flatten()
@@ -138,8 +140,28 @@ impl Order {
     }
 }
 
-/// The command that does it.
-pub fn runner(work: &Work, definition: &Definition) -> io::Result<Command> {
+impl Work {
+    /// What claims the slot.
+    pub fn request(&self) -> Request {
+        Request {
+            lease: self.lease,
+            once: Some(self.rule),
+            claim: Some(self.claim),
+            ..Request::default()
+        }
+    }
+}
+
+/// One attempt to claim a slot.
+pub const ATTEMPT: Waiting = Waiting {
+    max_attempts: Some(NonZeroU32::MIN),
+    sleep: Duration::from_secs(1),
+    timeout: None,
+    warn_after: None,
+};
+
+/// The command that does it, and the connection by which it reports the end.
+pub fn runner(work: &Work, definition: &Definition) -> io::Result<(Command, OwnedFd)> {
     let mut command = Command::new(EXECUTABLE);
     command.arg0("serializer").arg(NAME).arg(&work.task);
     // Not a part of the Meltano run that has started the scheduler.
@@ -147,7 +169,7 @@ pub fn runner(work: &Work, definition: &Definition) -> io::Result<Command> {
     if let Some(directory) = &definition.directory {
         command.current_dir(directory);
     }
-    // Not by a pipe, which a scheduler would wait at.
+    // A pipe may be too small, and a scheduler does not wait.
     let mut orders = File::from(memfd_create("orders", MemfdFlags::CLOEXEC)?);
     let log = logging::args();
     let mut text = serde_json::to_string(&(&log, work))? + "\n";
@@ -158,8 +180,10 @@ pub fn runner(work: &Work, definition: &Definition) -> io::Result<Command> {
     text += definition.stdin.as_deref().unwrap_or("");
     orders.write_all(text.as_bytes())?;
     orders.rewind()?;
-    command.stdin(orders);
-    Ok(command)
+    let (ours, theirs) = helper::connection()?;
+    helper::pass(&ours, b"+", orders.as_fd())?;
+    command.stdin(theirs);
+    Ok((command, ours))
 }
 
 /// A slot in UTC.

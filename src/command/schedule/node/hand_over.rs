@@ -1,0 +1,159 @@
+//! Claiming slots for runners, and storing the ends that they report. `docs/protocol.md`, "A task
+//! on a schedule", has the crash points.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Access, access};
+
+use super::{FULL, Node, task_at};
+use crate::command::progress::Progress;
+use crate::command::schedule::work::{ATTEMPT, Work, runner};
+use crate::events::{emit, waited};
+use crate::lease::TokenHolder;
+use crate::lock::once::{Claim, Ending};
+use crate::lock::requester::Requester;
+use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released};
+use crate::record::owner::Owner;
+use crate::record::run::Run;
+use crate::record::{Entry, Outcome};
+use crate::store;
+use crate::sys::text::{self, io_message};
+
+/// A scheduler that claims a slot for a runner that starts afterwards. Its lease alone tells
+/// whether the run goes on.
+struct Scheduler<'a> {
+    owner: &'a Owner,
+    /// The command of the run.
+    command: String,
+}
+
+impl Requester for Scheduler<'_> {
+    fn entry(&self) -> io::Result<Entry> {
+        Entry::new(self.owner.clone(), None, Some(self.command.clone()))
+    }
+}
+
+impl Node<'_> {
+    /// Claims a slot, and starts its runner. On a file, the command owns the lock, so its runner
+    /// claims.
+    pub(super) fn begin(
+        &mut self,
+        name: &str,
+        claim: Claim,
+        last: &Run,
+        now: u64,
+    ) -> Result<(), store::Error> {
+        let Self { tasks, order, any, judge, owner, runners, .. } = self;
+        let Some(task) = tasks.get_mut(name) else { return Ok(()) };
+        let mut work = order.work(name, &task.definition, claim, last);
+        if work.limited.as_ref().is_some_and(|limited| limited.is_full(any, judge)) {
+            (task.due_at, task.check_at) = (task.due_at.min(now), now + FULL);
+            return Ok(());
+        }
+        (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
+        let place = task.definition.directory.as_ref();
+        // Before the claim: another host may have the directory.
+        let can_start = place.map_or(Ok(()), |place| access(place.join("."), Access::EXEC_OK));
+        if can_start.is_ok() && work.lease.is_some() {
+            match acquire(&mut task.mutex, &work, owner) {
+                Ok(granted) => work.granted = granted,
+                Err(lock::Error::Store(error)) => {
+                    (task.check_at, task.last_claim, task.unanswered) = (now, None, Some(claim));
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::error!("cannot claim the task `{}`: {error}", text::field(name));
+                    task.pause(now);
+                    return Ok(());
+                }
+            }
+            if work.granted.is_none() {
+                task.check_at = now;
+                return Ok(());
+            }
+        }
+        let runner =
+            can_start.map_err(io::Error::from).and_then(|()| runner(&work, &task.definition));
+        // Ctrl-C is for the scheduler alone.
+        let spawn = |(mut runner, channel): (Command, OwnedFd)| {
+            Ok((runner.process_group(0).spawn()?, channel))
+        };
+        match runner.and_then(spawn) {
+            Ok(runner) => runners.add(name, runner),
+            Err(error) => {
+                // If this fails, the lease expires.
+                let release = |grant: &Grant| {
+                    task.mutex.release(
+                        &TokenHolder(&grant.token),
+                        ReleaseScope::Own,
+                        Outcome::Unknown,
+                    )
+                };
+                let _ = work.granted.as_ref().map(release);
+                let place =
+                    place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
+                let (name, error) = (text::field(name), io_message(&error));
+                tracing::error!("cannot start the task `{name}`{place}: {error}");
+                task.pause(now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the ends that runners have reported. If the store fails, each runner tries by itself.
+    pub(super) fn store_ends(&mut self) {
+        let mut is_down = self.now() < self.retry_at;
+        self.runners.answer(|task, (token, outcome, how, code)| {
+            if is_down {
+                return false;
+            }
+            let location = task_at(&self.order.place, task);
+            let mut mutex = Mutex::new(
+                self.any.sibling(location.key().clone(), location.printable()),
+                self.judge,
+            );
+            mutex.patience = Duration::ZERO;
+            let ending = Ending { outcome: *outcome, how, code: *code };
+            let ended = mutex.conclude(&TokenHolder(token), ReleaseScope::Own, ending);
+            is_down = matches!(ended, Err(lock::Error::Store(_)));
+            matches!(ended, Ok(Released::Own { .. }))
+        });
+    }
+}
+
+/// Acquires the slot; `None` if another scheduler was faster.
+fn acquire(
+    mutex: &mut Mutex<'_>,
+    work: &Work,
+    owner: &Owner,
+) -> Result<Option<Grant>, lock::Error> {
+    mutex.reuse();
+    let (begun, location) = (Instant::now(), work.location.printable());
+    let scheduler = Scheduler { owner, command: text::command_line(&work.command) };
+    match mutex.acquire(
+        &scheduler,
+        &work.request(),
+        &ATTEMPT,
+        &mut Progress::new(&work.location, &ATTEMPT, true),
+    ) {
+        Ok(Acquired::Free(grant)) => {
+            emit("acquire", &location, waited(begun));
+            Ok(Some(grant))
+        }
+        Ok(Acquired::TakenOver(grant, from)) => {
+            emit("takeover", &location, waited(begun));
+            tracing::info!(
+                "claimed `{}`, taken over from {from}: {}",
+                text::field(&work.task),
+                from.verdict
+            );
+            Ok(Some(grant))
+        }
+        Ok(_) | Err(lock::Error::Busy(..)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
