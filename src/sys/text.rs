@@ -3,6 +3,9 @@
 
 use std::path::Path;
 
+/// Shells, which run a script, whatever arguments it gets.
+pub const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "ksh", "zsh", "fish"];
+
 /// The longest value of a record's field, in characters. All fields fit into a record.
 const MAX_FIELD: usize = 120;
 
@@ -185,6 +188,30 @@ pub fn base_name(program: &str) -> &str {
     program.rsplit('/').next().unwrap_or(program)
 }
 
+/// An operating system's error as part of a sentence.
+pub fn io_message(error: &std::io::Error) -> String {
+    sentence(&error.to_string())
+}
+
+/// The longest message of another program that is repeated, in characters.
+const MAX_TEXT: usize = 300;
+
+/// Another program's words as part of a sentence: on one line, lower case where it is a word,
+/// without its end, and without the number of an operating system's error.
+pub fn sentence(text: &str) -> String {
+    let text = text.split(" (os error").next().unwrap_or("").chars().take(MAX_TEXT);
+    let text: String = text.map(|c| if is_safe(c) { c } else { ' ' }).collect();
+    let text = text.trim().trim_end_matches('.');
+    let mut letters = text.chars();
+    let (first, rest) = (letters.next(), letters.as_str());
+    match first {
+        None => "unknown error".to_owned(),
+        // An abbreviation stays one.
+        Some(_) if rest.starts_with(char::is_uppercase) => text.to_owned(),
+        Some(first) => first.to_lowercase().chain(rest.chars()).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{command_line, field};
@@ -239,32 +266,5 @@ mod tests {
     fn nothing_that_moves_the_cursor_is_printed() {
         assert_eq!(field("a\x1b[2Jb\r\nc\u{202e}d"), "a [2Jb  c d");
         assert_eq!(field(&"x".repeat(9999)).len(), super::MAX_FIELD);
-    }
-}
-
-/// An operating system's error as part of a sentence.
-pub fn io_message(error: &std::io::Error) -> String {
-    sentence(&error.to_string())
-}
-
-/// Shells, which run a script, whatever arguments it gets.
-pub const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "ksh", "zsh", "fish"];
-
-/// The longest message of another program that is repeated, in characters.
-const MAX_TEXT: usize = 300;
-
-/// Another program's words as part of a sentence: on one line, lower case where it is a word,
-/// without its end, and without the number of an operating system's error.
-pub fn sentence(text: &str) -> String {
-    let text = text.split(" (os error").next().unwrap_or("").chars().take(MAX_TEXT);
-    let text: String = text.map(|c| if is_safe(c) { c } else { ' ' }).collect();
-    let text = text.trim().trim_end_matches('.');
-    let mut letters = text.chars();
-    let (first, rest) = (letters.next(), letters.as_str());
-    match first {
-        None => "unknown error".to_owned(),
-        // An abbreviation stays one.
-        Some(_) if rest.starts_with(char::is_uppercase) => text.to_owned(),
-        Some(first) => first.to_lowercase().chain(rest.chars()).collect(),
     }
 }
