@@ -62,7 +62,7 @@ fn compile(dir: &Path, name: &str, flags: &[&str]) -> PathBuf {
     program
 }
 
-/// With room for all who wait, who have a connection each.
+/// Has room for all waiters, each of which has a connection of its own.
 fn roomy_postgres() -> &'static Postgres {
     static SERVER: OnceLock<Postgres> = OnceLock::new();
     SERVER.get_or_init(|| {

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Installs the emulators that tests start as servers into `target/emulators`, with the versions below. Quick when repeated.
+# Installs the emulators that tests start as servers into `target/emulators`, with the versions
+# below. Quick when repeated.
 #   dynalite (npm): DynamoDB on disk, exact under concurrent conditional writes.
 #   azurite (npm): Azure Blob Storage, exact under concurrent conditional writes.
-#   moto (PyPI): DynamoDB with IAM, and S3; only by tests/support/servers/moto_server.py, which has it answer one request at a time.
-#   atomic-execution-control (PyPI): a library that shares a table with `once`; in moto's environment, for its boto3.
+#   moto (PyPI): DynamoDB with IAM, and S3; only by tests/support/servers/moto_server.py, which has
+#     it answer one request at a time.
+#   atomic-execution-control (PyPI): a library that shares a table with `once`; in moto's
+#     environment, for its boto3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -52,7 +55,7 @@ python_package() {
     echo "$version" >"$state/$name.version"
 }
 
-# As root, the tests run servers as nobody, who cannot use a Python in root's home.
+# As root, the tests run servers as the user `nobody`, which cannot use a Python in root's home.
 python=/usr/bin/python3
 "$python" -c 'import ensurepip, venv' 2>/dev/null || python=python3
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Puts the C library of Debian sid, with a module for names (`myhostname`) that other distributions have by default, into
-# `target/foreign-root`, where tests/stores/foreign_root.rs runs the program: a program that is linked statically against another glibc dies
-# there of signal 11 while it looks a name up. Quick when repeated. Installs nothing; needs apt-get, as Debian has it.
+# Puts the C library of Debian sid into `target/foreign-root`, with a module for names
+# (`myhostname`) that other distributions have by default. tests/stores/foreign_root.rs runs the
+# program there: a program linked statically against another glibc dies of signal 11 in a name
+# lookup. Quick when repeated. Installs nothing; requires apt-get, as on Debian.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,7 +18,7 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
 fi
 
 echo "Extracting the C library of Debian sid into target/foreign-root …"
-# An apt of its own, with the mirror that this system uses; the system's lists and packages are not touched.
+# An apt of its own, with this system's mirror; the system's lists and packages stay as they are.
 apt=$(mktemp -d)
 trap 'rm -rf "$apt"' EXIT
 mkdir -p "$apt"/{state/lists/partial,cache/archives/partial,parts}

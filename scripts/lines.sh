@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Prints the lines of each part of `src`, comments included, beside the part's budget; then the files over 300 lines and the
-# functions over 60. A mirror, not a gate: it always succeeds.
+# Prints the lines of each part of `src`, comments included, beside the part's budget; then the
+# files over 300 lines and the functions over 60. A mirror, not a gate: it always succeeds.
 #
-# Inline tests have a column of their own: `#[cfg(test)] mod …` to the end of the file, and files named `*_tests.rs`.
+# Inline tests have a column of their own: `#[cfg(test)] mod …` to the end of the file, and files
+# named `*_tests.rs`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -36,8 +37,8 @@ find src -name '*.rs' -print0 | LC_ALL=C sort -z | xargs -0 awk '
         for (i = 1; i <= n; i++) room_of[path[i]] = room
     }
 
-    # `mutex/acquire.rs` is found by `mutex/acquire`, else by `mutex`. A file directly in `store` requires a line
-    # above: otherwise a new store would count as a part of the seam.
+    # `lock/acquire.rs` is found by `lock/acquire`, else by `lock`. A file directly in `store`
+    # requires a line above: otherwise a new store would count as a part of the seam.
     function find_room(path) {
         sub(/^src\//, "", path); sub(/\.rs$/, "", path); sub(/_tests$/, "", path); sub(/\/mod$/, "", path)
         if (path in room_of) return room_of[path]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Stands in for rustdoc where cargo would have it test examples: writes the documentation instead, with the libraries that the
-# test programs are linked with. For `cargo doc`, all of them are compiled once more.
+# Stands in for rustdoc where cargo would have it test examples: writes the documentation instead,
+# with the libraries of the test programs. For `cargo doc`, all of them are compiled once more.
 set -euo pipefail
 
 arguments=()

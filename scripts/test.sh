@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Sets up what the tests need, and runs them all; with `--quick` only what needs no server and no Meltano: formatting, clippy, and
-# the tests of one host. On Debian it installs missing packages (as root, or by sudo); elsewhere it says what is missing. Needs Rust
-# with rustfmt and clippy. `SERIALIZER_TEST_FACTOR=20` repeats races twenty times as often.
+# Sets up the requirements of the tests, and runs them all. `--quick` omits tests that need a server
+# or Meltano: formatting, clippy, and the tests of one host remain. On Debian it installs missing
+# packages (as root, or by sudo); elsewhere it prints their names. Requires Rust with rustfmt and
+# clippy. `SERIALIZER_TEST_FACTOR=20` repeats races twenty times as often.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,7 +31,8 @@ announce() {
     say "── step $step of $steps: $*"
 }
 
-# The end, however it comes about: what has failed, and one line for all test programs, each of which has counted its own.
+# The end, however it comes about: the failures, and one line for all test programs, each of which
+# has counted its own.
 finish() {
     local code=$? results
     trap - EXIT
@@ -65,8 +67,8 @@ quietly() {
     fi
 }
 
-# Runs a test program, or some of its tests (`PROGRAM-SOME`, by what the arguments choose): THREADS at a time. One that waits for
-# what never comes is ended after half an hour; repeated races take longer.
+# Runs a test program, or some of its tests (`PROGRAM-SOME`, selected by the arguments): THREADS at
+# a time. A hanging test program is ended after half an hour; repeated races take longer.
 tests() {
     local name=$1 threads=$2 started=$SECONDS code=0 log=$logs/test-$1.log
     shift 2
@@ -96,7 +98,8 @@ declare -A package_of=(
     [script]=bsdutils [pgrep]=procps [mount]=mount [shellcheck]=shellcheck [make]=make [jq]=jq [nsenter]=util-linux
     [sshfs]=sshfs [taskset]=util-linux
 )
-# Servers are not on everybody's PATH, and PostgreSQL's is not on anybody's. The tests start their own ones, whatever else runs.
+# The PATH may lack servers; on Debian it lacks PostgreSQL's. The tests start their own servers,
+# whatever else runs.
 declare -A server_package_of=(
     [node]=nodejs [npm]=npm [openssl]=openssl [strip]=binutils [linux.uml]=user-mode-linux
     [psql]=postgresql-client [postgres]=postgresql [initdb]=postgresql [pgbouncer]=pgbouncer
@@ -150,7 +153,8 @@ else
     setting_up+=(foreign-root $!)
 fi
 declare -A program_of
-# What `cargo clippy` sets so that clippy is the compiler, which here writes programs, too: all is compiled once.
+# `cargo clippy` sets these to make clippy the compiler. Here it also writes programs: all is
+# compiled once.
 by_clippy=(env CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__ RUSTC_WORKSPACE_WRAPPER=clippy-driver)
 build() {
     "${by_clippy[@]}" cargo test --all-features --lib --test '*' --bench '*' --no-run --message-format=json-render-diagnostics \
@@ -177,17 +181,18 @@ if [ "$quick" ]; then
 fi
 
 await "${setting_up[@]}"
-# Meltano's program, which has no stores, may stand where that of the tests was. It is there; this puts it back.
+# Meltano's program, without stores, may have replaced that of the tests. The build is cached; this
+# puts it back.
 quietly build build || { failed_steps+=("the compiler") && exit 1; }
-# Of the stores' tests these compute; the others wait for leases and servers, side by side.
+# Of the stores' tests these compute; the rest wait for leases and servers, side by side.
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
 announce "clippy without the stores, the documentation and all tests (ten minutes)"
 # The tests mostly wait; this takes the time that they leave.
 { lint && document; } &
 running=("clippy or the documentation" $!)
-# Three lanes of about the same length, each of which goes on after a failure. The kernels of NFS's hosts boot and wait: two at
-# a time. The other tests of that program are alone.
+# Three lanes of about the same length, each of which goes on after a failure. The kernels of NFS's
+# hosts boot and wait: two at a time. The other tests of that program run alone.
 of_one_host() {
     local code=0
     tests alone-nfs 2 nfs:: || code=$?

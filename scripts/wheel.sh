@@ -19,7 +19,7 @@ trap 'rm -rf "$tried"' EXIT
 python3 -m venv "$tried/venv"
 "$tried/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index "$target"/wheels/*.whl
 for store in postgres://u@127.0.0.1:1/d mysql://u@127.0.0.1:1/d 'dynamodb://t?region=r&endpoint=http://127.0.0.1:1' 's3://k:s@b/p?endpoint=http://127.0.0.1:1'; do
-    # Nobody is there; but that is found out by asking.
+    # No server listens there, but only a request shows that.
     said=$("$tried/venv/bin/serializer" lock --no-wait --owner-pid $$ --store "$store" 2>&1 || true)
     case $said in
     *"built without"* | "") echo "scripts/wheel.sh: the wheel does not know $store: $said" >&2 && exit 1 ;;

@@ -100,8 +100,11 @@ impl Error {
                 "a lock is released when its owner ends, by default the process that started \
                  `lock`: `--owner-pid $$`",
             ),
-            E::GivenUp(why) => cannot(GIVEN_UP, &format!("the key is given up: {why}"))
-                .with_hint("`serializer forget KEY` lets it run again"),
+            E::GivenUp(why) => {
+                let key = quoted(&lock.key().name.to_string_lossy());
+                cannot(GIVEN_UP, &format!("the key is given up: {why}"))
+                    .with_hint(format!("`serializer forget {key}` lets it run again"))
+            }
             E::Absent | E::NotLocked | E::Entry(_) => cannot(FAILED, &why),
         }
     }

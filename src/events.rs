@@ -35,7 +35,8 @@ pub fn start(flag: Option<&PathBuf>) {
 pub fn emit(event: &str, lock: &str, more: Value) {
     let Some(mut log) = LOG.get() else { return };
     let (time, host) = (Timestamp::now().to_string(), HostIdentity::here().host);
-    let mut line = json!({ "time": time, "event": event, "lock": lock, "pid": std::process::id(), "host": host });
+    let pid = std::process::id();
+    let mut line = json!({ "time": time, "event": event, "lock": lock, "pid": pid, "host": host });
     if let (Value::Object(line), Value::Object(more)) = (&mut line, more) {
         line.extend(more);
     }

@@ -1,9 +1,9 @@
 //! Keeping a lease: renewing it while the holder lives.
 //!
 //! ```text
-//! 0            ⅓                      ¾            11/12    1   of the lease, from before the last renewal was sent
-//! renewed      is renewed again       given up     killed   others may take the lock
-//!              (again and again, if the store does not answer)
+//! 0         ⅓                   ¾          11/12   1  of the lease, from before a renewal was sent
+//! renewed   is renewed again    given up   killed  others may take the lock
+//!           (again and again, if the store does not answer)
 //! ```
 //!
 //! Giving up ends what runs under the lock, if that is wanted; renewals continue until the store

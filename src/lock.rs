@@ -56,7 +56,7 @@ pub struct Mutex<'a> {
     judge: &'a dyn LivenessCheck,
     /// By token, or `None` for an empty file: the last state, and since when it has not changed.
     watched: HashMap<Option<String>, (Vec<u8>, Instant)>,
-    /// Acquisitions whose answer was lost. If one of these tokens is stored, the lock is ours.
+    /// Acquisitions with lost answers. If one of these tokens is stored, the lock is ours.
     unconfirmed: Vec<Grant>,
     /// The free state that was left to earlier waiters, and since when.
     left_to_others: Option<(Option<Vec<u8>>, Instant)>,
@@ -170,7 +170,7 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     /// No process can own it, or the operating system has no random numbers.
-    #[error("cannot write down who holds it: {}", io_message(.0))]
+    #[error("cannot identify the owner: {}", io_message(.0))]
     Entry(std::io::Error),
 }
 

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use clap::ColorChoice;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::filter_fn;
@@ -90,7 +91,7 @@ pub fn args() -> LogArgs {
 pub fn report(error: &Error) {
     let message = error.to_string();
     match &error.hint {
-        // A user for whom it is a success, in cron for example, must be able not to hear it.
+        // In cron, for example, that is a success, and a lower log level must hide it.
         _ if [exit_code::DONE, exit_code::ALREADY_DONE].contains(&error.code) => {
             tracing::info!("{message}")
         }
@@ -145,7 +146,8 @@ where
             Level::ERROR => "error",
         };
         if self.json {
-            let line = serde_json::json!({ "timestamp": Timestamp::now().to_string(), "level": level, "event": message });
+            let time = Timestamp::now().to_string();
+            let line = json!({ "timestamp": time, "level": level, "event": message });
             return writeln!(out, "{line}");
         }
         let time = if self.timestamps {

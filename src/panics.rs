@@ -57,7 +57,7 @@ fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
                     proxies, certificates); if they are right, please report this line";
         logging::report(&Error::failed(&*what).with_hint(hint));
     } else {
-        // If this write fails, there is no other place to report it.
+        // If this write fails, nothing else can report it.
         let _ = writeln!(std::io::stderr(), "serializer: {what}");
     }
     let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).clone();

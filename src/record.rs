@@ -1,5 +1,5 @@
 //! The lock record, as text: `docs/design.md`, "The lock file". A record without a `v` line is a
-//! *legacy* record, written by the Python plugin `meltano-pipeline-serializer`, whose takeover
+//! *legacy* record, written by the Python plugin `meltano-pipeline-serializer`, which in a takeover
 //! writes the first line only.
 
 mod entry;

@@ -238,7 +238,7 @@ impl Child {
         if signal == Signal::SIGSTOP && getpgrp() != nix_pid(getpid()) {
             return;
         }
-        // SIGSTOP cannot be taken back, and would stop us even where there is no shell to let us go
+        // SIGSTOP cannot be taken back, and would stop us even where no shell lets us go
         // on.
         let signal = if signal == Signal::SIGSTOP { Signal::SIGTSTP } else { signal };
         // While we are stopped, the lease is not renewed. What has left our group must not go on

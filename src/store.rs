@@ -61,7 +61,7 @@ pub enum Location {
 }
 
 impl Location {
-    /// The lock whose file has this path.
+    /// The lock with this file.
     pub fn file(path: &Path) -> Self {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let key = Key::lock(path.file_name().unwrap_or_default());

@@ -36,8 +36,12 @@ fn one_line(error: &clap::Error) -> Error {
     let tip = tips.map(str::to_owned).find(|tip| !tip.starts_with("to pass "));
     let (mut command, mut known) = (String::new(), Cli::command());
     for word in std::env::args().skip(1) {
-        let Some(found) = known.find_subcommand(&word).cloned() else { break };
-        (command, known) = (command + &word + " ", found);
+        match known.find_subcommand(&word).cloned() {
+            Some(found) => (command, known) = (command + &word + " ", found),
+            // Options of all commands stand before the first one.
+            None if command.is_empty() => {}
+            None => break,
+        }
     }
     let usage = || format!("for usage: `serializer {command}--help`");
     Error::usage(message).with_hint(tip.unwrap_or_else(usage))

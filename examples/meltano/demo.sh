@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Two pipelines at once that end in one DuckDB file: first without the mutex, where one of them dies of DuckDB's lock, then
-# with it, where one waits for the other and both succeed. Exits with 0 only if both happened.
+# Two pipelines at once that end in one DuckDB file. Without the mutex, one of them fails at
+# DuckDB's lock. With it, one waits for the other and both succeed. Exits with 0 only if both
+# happened.
 set -euo pipefail
 
 example=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 state=$(cd "$example/../.." && pwd)/target/meltano
 logs=$state/demo
 
-# How often to start both pipelines until they meet. When each of them comes to dbt is up to the machine: mostly the two come
-# within half a second of each other, and each keeps the database open for longer than that; but nothing makes them.
+# How often to start both pipelines until they meet. The machine decides when each of them comes to
+# dbt. Mostly the two come within half a second of each other, and each keeps the database open for
+# longer than that; but this is not guaranteed.
 rounds=4
 
 export MELTANO_SEND_ANONYMOUS_USAGE_STATS=false
@@ -21,8 +23,8 @@ say() { printf '%s\n' "$@"; }
 # Ctrl-C does not reach what a script has started in the background.
 trap 'jobs -p | xargs -r kill 2>/dev/null' EXIT
 
-# Becomes one region's pipeline, ending in the given blocks. --state-id-suffix: else Meltano itself would refuse to run the same
-# extractor and loader twice at a time.
+# Becomes one region's pipeline, ending in the given blocks. --state-id-suffix: otherwise Meltano
+# itself refuses to run the same extractor and loader twice at a time.
 become_pipeline() {
     local region=$1
     shift

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up the example: Meltano, a copy of this project and its plugins, with the mutex built from this checkout; all of it
-# under `target/meltano`. Quick when repeated. `demo.sh` and the tests (tests/meltano/main.rs) use what it leaves.
+# Sets up the example under `target/meltano`: Meltano, a copy of this project and its plugins, with
+# the mutex built from this checkout. Quick when repeated. `demo.sh` and the tests
+# (tests/meltano/main.rs) use the result.
 set -euo pipefail
 
 example=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -9,7 +10,7 @@ state=$checkout/target/meltano
 project=$state/project
 
 export MELTANO_SEND_ANONYMOUS_USAGE_STATS=false
-# Where the internet is out of reach, Meltano's look for a newer version costs seconds at each start.
+# Without internet access, Meltano's check for a newer version costs seconds at each start.
 export MELTANO_CLI_DISABLE_VERSION_CHECK=true
 
 say() { printf '%s\n' "$*"; }
@@ -45,7 +46,7 @@ if ! cmp -s meltano.yml "$state/installed.yml"; then
     quietly "$state/venv/bin/meltano" install
     cp meltano.yml "$state/installed.yml"
 else
-    # The others are there; what this checkout holds may have changed.
+    # The other plugins are installed; this checkout may have changed.
     quietly "$state/venv/bin/meltano" install --plugin-type=utility dbtmutex
 fi
 say "Set up: $("$state/venv/bin/meltano" --version), $(.meltano/utilities/dbtmutex/venv/bin/serializer --version)"

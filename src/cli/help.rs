@@ -57,7 +57,7 @@ Examples:
   serializer run -c 'dbt deps && dbt run'
   serializer run --slots 3 --name taps.lck -- meltano run tap-x target-y    # three at a time
   serializer run --name-from-command --no-wait -- ./sync.sh orders     # never twice at once
-  serializer run --name-from-command --wait-and-skip -- ./refresh.sh   # wait for one that runs, and skip it
+  serializer run --name-from-command --wait-and-skip -- ./refresh.sh   # not after another one
 
 The lock belongs to the command, and is released when that ends, however it does. Signals reach \
 the command. The exit code is the command's, 128 + n if signal n ended it, 127 if it is not found \

@@ -5,9 +5,9 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::cli::{Cli, PlaceArgs};
+use crate::command::status::is_lock;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::store::Location;
 use crate::store::seam::Kind;
 
 /// clap's script for bash knows options only.
@@ -25,7 +25,8 @@ _serializer_words() {
         _command_offset $((i + 1))
     elif [[ $i -lt $COMP_CWORD ]]; then
         COMPREPLY=($(compgen -c -- "$2"))
-    elif [[ $3 = --name || $2 != -* && $command =~ ^(lock|unlock|wait|break|status)$ && $3 != -* ]]; then
+    elif [[ $3 = --name ||
+        $2 != -* && $command =~ ^(lock|unlock|wait|break|status)$ && $3 != -* ]]; then
         COMPREPLY=($(compgen -W "$(serializer completions --names 2> /dev/null)" -- "$2"))
     else
         _serializer "$@"
@@ -43,8 +44,10 @@ _serializer_locks() {
 
 /// clap's script for fish knows options only.
 const FISH: &str = r#"
-complete -c serializer -n "__fish_seen_subcommand_from lock unlock wait break status" -f -a "(serializer completions --names 2> /dev/null)"
-complete -c serializer -n "__fish_seen_subcommand_from run once; and contains -- -- (commandline -opc)" -f -a "(__fish_complete_command)"
+complete -c serializer -n "__fish_seen_subcommand_from lock unlock wait break status" \
+    -f -a "(serializer completions --names 2> /dev/null)"
+complete -c serializer -f -a "(__fish_complete_command)" \
+    -n "__fish_seen_subcommand_from run once; and contains -- -- (commandline -opc)"
 "#;
 
 /// Prints the script of a shell.
@@ -72,7 +75,7 @@ pub fn print(shell: Shell) -> Result<(), Error> {
 pub fn names(environment: &Environment) -> Result<(), Error> {
     let place = PlaceArgs { dir: None, store: None, lease_seconds: None };
     let all = environment.all(Kind::Lock, &place)?;
-    let names: Vec<_> =
-        all.iter().map(|location: &Location| location.key().name.to_string_lossy()).collect();
+    let all = all.iter().filter(|location| is_lock(location));
+    let names: Vec<_> = all.map(|location| location.key().name.to_string_lossy()).collect();
     super::print((names.join("\n") + "\n").as_bytes())
 }

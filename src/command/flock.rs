@@ -1,6 +1,7 @@
 //! `serializer flock`: the command line of flock(1) from util-linux, so that a crontab is switched
 //! by a word.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use super::job::Job;
@@ -25,27 +26,7 @@ const NO_INPUT: u8 = 66;
 const SLEEP: Duration = Duration::from_secs(1);
 
 pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
-    let command = match args.command.as_slice() {
-        _ if args.part.is_some() => {
-            let message = "cannot lock by `--fd`, `--start` or `--length`: a lock is that of a \
-                           whole file, by its name";
-            return Err(Error::usage(message));
-        }
-        command if args.unlock || command.is_empty() => {
-            let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before \
-                        and `serializer unlock` behind what must not overlap";
-            let message = "cannot lock without a command, or `--unlock`: the lock belongs to a \
-                           process, not to a file descriptor";
-            return Err(Error::usage(message).with_hint(hint));
-        }
-        [option, script] if option == "-c" || option == "--command" => script_of_shell(script),
-        [option, ..] if option == "-c" || option == "--command" => {
-            return Err(Error::usage(
-                "cannot run what follows `-c`: expected exactly one argument, a script",
-            ));
-        }
-        command => command.to_vec(),
-    };
+    let command = command_of(args)?;
     if args.file.is_dir() {
         let shown = text::path(&args.file);
         let message =
@@ -88,4 +69,29 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         ended => ended
             .map_err(|error| error.or_if(FAILED, NO_INPUT).or_if(BUSY, args.conflict_exit_code)),
     }
+}
+
+/// What is to run; refuses what is not there.
+fn command_of(args: &FlockArgs) -> Result<Vec<OsString>, Error> {
+    Ok(match args.command.as_slice() {
+        _ if args.part.is_some() => {
+            let message = "cannot lock by `--fd`, `--start` or `--length`: a lock is that of a \
+                           whole file, by its name";
+            return Err(Error::usage(message));
+        }
+        command if args.unlock || command.is_empty() => {
+            let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before \
+                        and `serializer unlock` behind what must not overlap";
+            let message = "cannot lock without a command, or `--unlock`: the lock belongs to a \
+                           process, not to a file descriptor";
+            return Err(Error::usage(message).with_hint(hint));
+        }
+        [option, script] if option == "-c" || option == "--command" => script_of_shell(script),
+        [option, ..] if option == "-c" || option == "--command" => {
+            return Err(Error::usage(
+                "cannot run what follows `-c`: expected exactly one argument, a script",
+            ));
+        }
+        command => command.to_vec(),
+    })
 }

@@ -71,36 +71,55 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
             on_lost,
         )?;
     }
-    let fencing = match &acquired {
-        Acquired::TakenOver(grant, from) => {
-            emit("takeover", &location, waited(begun));
-            tracing::info!(
-                "locked `{location}` for {described}{after}, taken over from {}: {}",
-                from,
-                from.verdict
-            );
-            grant.fencing
-        }
-        Acquired::AlreadyHeld(held) => {
-            tracing::warn!(
-                "`{location}` is already locked by this process ({}); nothing to do",
-                held
-            );
-            held.entry.as_ref().and_then(|entry| entry.fencing)
-        }
-        Acquired::Free(grant) => {
-            emit("acquire", &location, waited(begun));
-            tracing::info!("locked `{location}` for {described}{after}");
-            grant.fencing
-        }
-        Acquired::NotNeeded(run) => {
-            let why = run.as_ref().map(|run| run.is_done()).unwrap_or_default();
-            return Err(Error::new(ALREADY_DONE, format!("did not lock `{location}`: {why}")));
-        }
-    };
+    let told = Told { location: &location, described: &described, after: &after, begun };
+    let fencing = told.tell(&acquired)?;
     match fencing.filter(|_| args.print_token) {
         Some(fencing) => super::print(format!("{fencing}\n").as_bytes()),
         None => Ok(()),
+    }
+}
+
+/// What is said about an acquisition.
+struct Told<'a> {
+    location: &'a str,
+    /// The owner.
+    described: &'a str,
+    /// The time waited.
+    after: &'a str,
+    begun: Instant,
+}
+
+impl Told<'_> {
+    /// Says how the lock was acquired; returns its fencing token.
+    fn tell(&self, acquired: &Acquired) -> Result<Option<u64>, Error> {
+        let Self { location, described, after, begun } = *self;
+        Ok(match acquired {
+            Acquired::TakenOver(grant, from) => {
+                emit("takeover", location, waited(begun));
+                tracing::info!(
+                    "locked `{location}` for {described}{after}, taken over from {}: {}",
+                    from,
+                    from.verdict
+                );
+                grant.fencing
+            }
+            Acquired::AlreadyHeld(held) => {
+                tracing::warn!(
+                    "`{location}` is already locked by this process ({}); nothing to do",
+                    held
+                );
+                held.entry.as_ref().and_then(|entry| entry.fencing)
+            }
+            Acquired::Free(grant) => {
+                emit("acquire", location, waited(begun));
+                tracing::info!("locked `{location}` for {described}{after}");
+                grant.fencing
+            }
+            Acquired::NotNeeded(run) => {
+                let why = run.as_ref().map(|run| run.is_done()).unwrap_or_default();
+                return Err(Error::new(ALREADY_DONE, format!("did not lock `{location}`: {why}")));
+            }
+        })
     }
 }
 

@@ -21,7 +21,7 @@ const SECTIONS: [(&str, &str, bool); 3] = [
 
 /// Prints the page of a command; of the whole program without one.
 pub fn print(words: &[String]) -> Result<(), Error> {
-    // There is no page of `help`.
+    // `help` has a page of its own nowhere.
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
     let (mut command, mut name) = (&program, "serializer".to_owned());

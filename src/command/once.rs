@@ -50,7 +50,7 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
     made(environment.key(Kind::Once, args, key)?)
 }
 
-/// The location, whose directory exists.
+/// The location. Its directory exists.
 pub fn made(location: Location) -> Result<Location, Error> {
     if let Location::File(directory, _) = &location
         && !directory.exists()

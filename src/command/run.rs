@@ -1,35 +1,33 @@
 //! `serializer run`
 
+mod begin;
+
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use rustix::process::getpid;
 use serde_json::json;
 
 use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, not_released, outcome, say};
 use super::job::{Job, command_of};
-use super::progress::Progress;
 use super::schedule::report::conclude;
 use crate::cli::RunArgs;
 use crate::command::ended::unlocked;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::events::{emit, waited};
+use crate::events::emit;
 use crate::exit_code::{BUSY, DONE, LOST};
+use crate::lease::OnLost;
 use crate::lease::thread::Renewing;
-use crate::lease::{LeaseGrant, OnLost};
 use crate::lock::once::Ending;
 use crate::lock::register::Register;
-use crate::lock::requester::Requester;
 use crate::lock::staleness::LocalLiveness;
-use crate::lock::{self, Acquired, Grant, Mutex, Released, Request};
+use crate::lock::{self, Mutex, Released, Request};
 use crate::record::Outcome;
 use crate::record::mode::Mode;
 use crate::run::lookup::{cannot_run, look_up};
 use crate::run::requester::CommandRequester;
-use crate::run::termination::end_tree;
 use crate::run::{self, Child, Lease, Signals};
 use crate::sys::clock::since_boot;
 use crate::sys::identity::HostIdentity;
@@ -106,119 +104,6 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Acquires the lock, unless it is not needed.
-    fn acquire(&mut self) -> Result<Option<Grant>, Error> {
-        let (job, location) = (self.job, &self.location);
-        if let Some((grant, ..)) = &job.handed_over {
-            return Ok(Some(self.requester.adopt(grant)));
-        }
-        let is_silent = job.is_flock && !job.is_verbose;
-        let mut progress = Progress::new(&job.lock, &job.waiting, is_silent);
-        let begun = Instant::now();
-        let acquired =
-            self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
-        let waited_for = progress.end();
-        let is_said = job.is_verbose || waited_for.is_some();
-        let at_once = || format!(" after {:.1?}", begun.elapsed());
-        let after = waited_for.or_else(|| job.is_verbose.then(at_once)).unwrap_or_default();
-        let command = self.requester.describe();
-        match acquired {
-            Ok(Acquired::Free(grant)) => {
-                emit("acquire", location, waited(begun));
-                say(is_said, &format!("locked `{location}` for `{command}`{after}"));
-                Ok(Some(grant))
-            }
-            Ok(Acquired::TakenOver(grant, from)) => {
-                emit("takeover", location, waited(begun));
-                let why = &from.verdict;
-                say(
-                    is_said || !job.is_flock,
-                    &format!(
-                        "locked `{location}` for `{command}`{after}, taken over from {from}: {why}"
-                    ),
-                );
-                Ok(Some(grant))
-            }
-            Ok(Acquired::NotNeeded(done)) => {
-                match done {
-                    _ if job.request.claim.is_some() => {
-                        tracing::debug!("another scheduler was faster")
-                    }
-                    Some(run) => tracing::info!("skipped `{command}`: {}", run.is_done()),
-                    None => tracing::info!(
-                        "skipped `{command}`: another process has just completed it under \
-                         `{location}`"
-                    ),
-                }
-                Ok(None)
-            }
-            // The command's process is new.
-            Ok(Acquired::AlreadyHeld(_)) => {
-                Err(Error::failed(format!("cannot lock `{location}`: it is locked already")))
-            }
-            Err(lock::Error::Absent) => Err(self.give_up()),
-            Err(lock::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
-            Err(error) => Err(Error::mutex("lock", &job.lock, error)),
-        }
-    }
-
-    /// Begins to renew the lease, if there is one.
-    fn renew(&mut self, grant: &mut Grant) -> Result<Option<Renewing>, Error> {
-        let Some(lease) = self.job.request.lease else { return Ok(None) };
-        let refreshed = self.mutex.refresh(grant, lease);
-        refreshed.map_err(|error| Error::mutex("lock", &self.job.lock, error))?;
-        let is_bound = self.job.descendants.end_with_the_lock;
-        let at_worst = move || drop(is_bound.then(|| end_tree(getpid(), 0)));
-        let charge =
-            LeaseGrant { grant: grant.clone(), lease, is_unnamed: self.job.handed_over.is_some() };
-        let idle = Some(self.mutex.connection());
-        match Renewing::start(&self.job.lock, charge, idle, self.job.on_lost, Box::new(at_worst)) {
-            Ok(renewing) => Ok(Some(renewing)),
-            Err(error) => {
-                self.give_back()?;
-                Err(Error::failed(format!(
-                    "cannot keep the lease of `{}`: {}",
-                    self.location,
-                    io_message(&error)
-                )))
-            }
-        }
-    }
-
-    /// Lets the command run.
-    fn start(&mut self, grant: &Grant, renewing: Option<&Renewing>) -> Result<Child, Error> {
-        // If this process was stopped meanwhile, it has not renewed anything.
-        if renewing.is_some_and(Renewing::is_given_up) {
-            drop(self.requester.take());
-            self.mutex.patience = Duration::ZERO;
-            let _ = self.release(Outcome::Unknown.into());
-            let lost =
-                Error::lost(&self.location, "its lease expired before it could be renewed", &[]);
-            return Err(lost.during(&format!("did not start `{}`", self.shown)).with_hint(LONGER));
-        }
-        if self.requester.is_alive()
-            && let Some(mut child) = self.requester.take()
-        {
-            match child.start(self.variables(grant)) {
-                Ok(()) => return Ok(child),
-                Err(error) => tracing::debug!("cannot start it: {error}"),
-            }
-        }
-        self.give_back()?;
-        Err(self.give_up())
-    }
-
-    /// What the command finds in its environment.
-    fn variables(&self, grant: &Grant) -> Vec<(String, String)> {
-        let token = grant.fencing.map(|number| ("FENCING_TOKEN", number.to_string()));
-        let run = grant.run.map(|number| ("TRY", number.to_string()));
-        let key = run
-            .as_ref()
-            .map(|_| ("ONCE_KEY", self.job.lock.key().name.to_string_lossy().into_owned()));
-        let all = token.into_iter().chain(run).chain(key);
-        all.map(|(name, value)| (format!("SERIALIZER_{name}"), value)).collect()
-    }
-
     /// Waits for the command's end, releases the lock, and tells how it all ended.
     fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<Ran, Error> {
         let Watched { end, lost, was_good, is_unanswered } = self.watch(child, renewing)?;

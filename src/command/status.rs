@@ -20,6 +20,7 @@ use crate::lock::staleness::LocalLiveness;
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
 use crate::sys::identity::HostIdentity;
+pub use locks::is_lock;
 pub use table::table;
 pub use watch::watch;
 
@@ -203,7 +204,7 @@ impl Report<'_> {
 
     fn text(&self) -> String {
         if self.rows.is_empty() {
-            return format!("there are no {} in `{}`\n", self.view.all, self.heading);
+            return format!("no {} in `{}`\n", self.view.all, self.heading);
         }
         let mut rows = self.rows.clone();
         for row in rows.iter_mut().filter(|_| self.heading.is_empty()) {

@@ -1,8 +1,12 @@
-//! The connection of a register, which another thread may close.
+//! The connection of a register, which another thread may close, and its queue.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
-use crate::store::seam::Store;
+use super::register::Register;
+use crate::store::failure::Error;
+use crate::store::seam::{Key, Queue, Store};
 
 /// The store of a register.
 pub(super) type Shared = Mutex<Box<dyn Store>>;
@@ -23,4 +27,47 @@ impl Connection {
 
 pub(super) fn lock(store: &Shared) -> MutexGuard<'_, Box<dyn Store>> {
     store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Register {
+    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
+    /// changed. Without `is_beside`, takes a place in the queue, and sleeps until its turn.
+    pub fn wait(
+        &mut self,
+        is_beside: bool,
+        limit: Duration,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Error> {
+        let Self { store, key, backoff, .. } = self;
+        let mut store = lock(store);
+        let slept = match store.queue() {
+            Some(queue) => queue.wait(key, is_beside, limit, fds),
+            None => backoff.sleep(limit, fds),
+        };
+        drop(store);
+        slept.map_err(|failure| self.error("wait for the lock", failure))
+    }
+
+    /// Wakes the next waiter, because a holder has left.
+    pub fn notify(&mut self) {
+        self.queue(|queue, key| queue.notify(key));
+    }
+
+    /// The connection.
+    pub fn connection(&self) -> Connection {
+        Connection(Arc::downgrade(&self.store))
+    }
+
+    /// Asks the queue, in a store that has one.
+    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> Option<T> {
+        let Self { store, key, .. } = self;
+        let mut store = lock(store);
+        store.queue().map(|queue| ask(queue, key))
+    }
+
+    /// Stops waiting, and lets the next waiter proceed.
+    pub fn leave_queue(&mut self) {
+        self.backoff.end();
+        self.queue(|queue, key| queue.leave(key));
+    }
 }

@@ -3,7 +3,7 @@
 //!
 //! | what is stored | decision |
 //! | --- | --- |
-//! | an acquisition of the requester whose answer was lost | confirmed |
+//! | an acquisition of the requester with a lost answer | confirmed |
 //! | an entry of the requester that holds the lock | already held |
 //! | a mark that the requester lost the lock, or one that it has just removed | lost |
 //! | the success that the requester waits for (`--wait-and-skip`) | not needed |
@@ -30,7 +30,7 @@ pub struct Bid<'b> {
     pub awaited: Option<String>,
     /// Of a key that runs once: the begin of the period in which the requester has come.
     pub since: Option<u64>,
-    /// Acquisitions whose answer was lost. If one of these tokens is stored, the lock is ours.
+    /// Acquisitions with lost answers. If one of these tokens is stored, the lock is ours.
     pub unconfirmed: Vec<Grant>,
     /// The requester lost the lock before, and has not been told yet.
     pub was_lost: bool,
@@ -82,7 +82,7 @@ impl<'b> Bid<'b> {
             return self.holds(own);
         }
         // The owner may not have noticed that it lost the lock, and that others have had it since.
-        // It never relied on an acquisition whose answer was lost.
+        // It never relied on an acquisition with a lost answer.
         let is_mark = |entry: &Entry| {
             entry.released == Some(Outcome::Lost) && self.unconfirmed(entry).is_none()
         };

@@ -1,4 +1,4 @@
-//! Notices for owners whose lock file was broken, in a file beside it: an entry for each such
+//! Notices for owners of broken lock files, in a file beside the lock: an entry for each such
 //! acquisition.
 //!
 //! The lock file cannot hold them: only its user may replace it in a sticky directory, and other

@@ -6,16 +6,14 @@
 
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use crate::lock::stored::Stored;
 use crate::record::{KEPT, Record};
 use crate::store::backoff::PollBackoff;
 use crate::store::failure::{Cause, Error, Failure};
 use crate::store::retry::retry;
-use crate::store::seam::{Key, Kind, Next, Queue, State, Store};
+use crate::store::seam::{Key, Kind, Next, State, Store};
 use crate::store::{self, Location};
 use crate::sys::clock::{since_1970, since_boot};
 
@@ -32,7 +30,7 @@ pub struct Register {
     pub(super) store: Arc<Shared>,
     pub(super) key: Key,
     location: String,
-    backoff: PollBackoff,
+    pub(super) backoff: PollBackoff,
     pub(super) last: Option<Last>,
     /// A state that was read with others, and when it was asked for, for the next read.
     pub offered: Option<(State, u64)>,
@@ -124,7 +122,7 @@ impl Register {
         written.map_err(|failure| self.error("write the lock", failure))
     }
 
-    /// Checks that the store refuses a write whose condition does not hold. The lock must not be in
+    /// Checks that the store refuses a write on a false condition. The lock must not be in
     /// use meanwhile.
     pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
         self.ask(|store, key| store.verify_conditional_writes(key))
@@ -164,47 +162,6 @@ impl Register {
         last.map(|last| last.next)
     }
 
-    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
-    /// changed. Without `is_beside`, takes a place in the queue, and sleeps until its turn.
-    pub fn wait(
-        &mut self,
-        is_beside: bool,
-        limit: Duration,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(), Error> {
-        let Self { store, key, backoff, .. } = self;
-        let mut store = lock(store);
-        let slept = match store.queue() {
-            Some(queue) => queue.wait(key, is_beside, limit, fds),
-            None => backoff.sleep(limit, fds),
-        };
-        drop(store);
-        slept.map_err(|failure| self.error("wait for the lock", failure))
-    }
-
-    /// Wakes the next waiter, because a holder has left.
-    pub fn notify(&mut self) {
-        self.queue(|queue, key| queue.notify(key));
-    }
-
-    /// The connection.
-    pub fn connection(&self) -> Connection {
-        Connection(Arc::downgrade(&self.store))
-    }
-
-    /// Asks the queue, in a store that has one.
-    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> Option<T> {
-        let Self { store, key, .. } = self;
-        let mut store = lock(store);
-        store.queue().map(|queue| ask(queue, key))
-    }
-
-    /// Stops waiting, and lets the next waiter proceed.
-    pub fn leave_queue(&mut self) {
-        self.backoff.end();
-        self.queue(|queue, key| queue.leave(key));
-    }
-
     /// Whether its states have numbers.
     pub fn is_numbered(&self) -> bool {
         self.store().counts()
@@ -220,11 +177,11 @@ impl Register {
         done
     }
 
-    fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
+    pub(super) fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
         lock(&self.store)
     }
 
-    fn error(&self, action: &'static str, failure: Failure) -> Error {
+    pub(super) fn error(&self, action: &'static str, failure: Failure) -> Error {
         let error = failure.during(action, self.location.clone());
         let noun = self.key.kind.noun();
         Error { action: error.action.map(|action| action.replace("the lock", noun)), ..error }

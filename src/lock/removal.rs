@@ -20,7 +20,7 @@ pub(super) struct Removal<'r> {
     pub ending: Ending<'r>,
     /// The answer if the last write was done.
     pub answer: Result<Released, Error>,
-    /// Whether a write may have been done whose answer was lost.
+    /// Whether a write with a lost answer may have been done.
     pub may_be_done: bool,
     /// The holders at the first look; holders that have come since are not broken.
     pub targets: Option<Vec<Identity>>,

@@ -24,7 +24,7 @@ pub const RUN_VARIABLE: &str = "MELTANO_PARENT_CONTEXT_UUID";
 /// come from a coarse clock, and start times are whole clock ticks.
 const LEGACY_MARGIN: Duration = Duration::from_secs(1);
 
-/// The poll interval for a holder whose end and release are not signalled here.
+/// The poll interval for a holder, where nothing signals its end and release.
 const UNHEARD: Duration = Duration::from_secs(1);
 
 /// One holder of what is stored, with a verdict on it.

@@ -75,13 +75,9 @@ impl Mutex<'_> {
                 Ok(Attempt::LeftToOthers) => None,
                 Err(Error::Store(error)) if error.cause.passes() && !attempts.are_over() => {
                     observer.failing(&error, attempts.made());
-                    let until = attempts
-                        .after_failure(error.cause == store::Cause::Full, observer.interval());
-                    let slept = poll::sleep(
-                        until.saturating_duration_since(Instant::now()),
-                        &requester.exit_fds(),
-                    );
-                    slept.map_err(|error| Error::Entry(error.into()))?;
+                    let is_full = error.cause == store::Cause::Full;
+                    let until = attempts.after_failure(is_full, observer.interval());
+                    pause(until, &requester.exit_fds())?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -97,8 +93,7 @@ impl Mutex<'_> {
                 continue;
             };
             let rest = attempts.rest(looked.elapsed());
-            let place = &mut || if is_beside { None } else { self.place_in_line() };
-            observer.waiting(&holders, attempts.made(), place);
+            observer.waiting(&holders, attempts.made(), &mut || self.place_in_line(is_beside));
             let fds = requester.exit_fds();
             let next_poll = looked + IN_LINE.min(observer.interval());
             // The first waiter is woken by whatever happens, the others when it leaves.
@@ -138,9 +133,10 @@ impl Mutex<'_> {
     }
 
     /// The place of this process among the waiters, or behind them before it queues; `None` if that
-    /// is unknown.
-    fn place_in_line(&mut self) -> Option<usize> {
-        let waiters = self.register.queue(|queue, key| queue.waiters(key))?;
+    /// is unknown, or if it `is_beside` the queue.
+    fn place_in_line(&mut self, is_beside: bool) -> Option<usize> {
+        let waiters =
+            self.register.queue(|queue, key| queue.waiters(key)).filter(|_| !is_beside)?;
         let (pid, here) = (Some(getpid().as_raw_pid()), HostIdentity::here().host);
         let is_own =
             |waiter: &Waiter| waiter.pid == pid && (waiter.host.is_none() || waiter.host == here);
@@ -165,4 +161,10 @@ impl Mutex<'_> {
         });
         remaining.into_iter().chain(held.look_again_in()).min()
     }
+}
+
+/// Sleeps until this time, or until one of `fds` is readable.
+fn pause(until: Instant, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    let left = until.saturating_duration_since(Instant::now());
+    poll::sleep(left, fds).map_err(|error| Error::Entry(error.into()))
 }

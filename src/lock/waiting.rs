@@ -74,7 +74,7 @@ impl<'a> Attempts<'a> {
         self.made
     }
 
-    /// Whether there are no more.
+    /// Whether all attempts are made.
     pub fn are_over(&self) -> bool {
         let is_too_late = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         is_too_late || self.waiting.max_attempts.is_some_and(|max| self.made >= max.get())

@@ -29,7 +29,7 @@ struct Go {
     variables: Vec<(String, String)>,
     /// Signals that are blocked no longer.
     unblocked: Vec<i32>,
-    /// The process whose end kills the command, if one does.
+    /// The process that takes the command with it when it ends, if one does.
     bound_to: Option<i32>,
     ignores_pipe: bool,
 }

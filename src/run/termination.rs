@@ -24,7 +24,7 @@ const REFRESH: Duration = Duration::from_millis(50);
 /// are left.
 pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
     let time_left = || Duration::from_millis(kill_at.saturating_sub(since_boot()));
-    // Listed first: a process whose parent has ended is not found by it any more.
+    // Listed first: after its parent has ended, a process is not found by it any more.
     let mut all: Vec<Process> =
         process::running(root).filter(|_| root != getpid()).into_iter().collect();
     add_descendants(&mut all);
@@ -80,7 +80,7 @@ fn signal_all(all: &[Process], signal: Signal) {
         // It may have ended.
         let is_sent =
             process.ended_fd().is_some_and(|pidfd| pidfd_send_signal(pidfd, signal).is_ok());
-        // Where there are no pidfds: the PID of a child that was not reaped is not another
+        // Without pidfds: the PID of a child that was not reaped is not another
         // process's.
         let is_child = || {
             waitid(

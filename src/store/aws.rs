@@ -33,7 +33,7 @@ const EARLY: Duration = Duration::from_secs(300);
 /// Between two tries to renew credentials that are still good: a holder must get on meanwhile.
 const PAUSE: Duration = Duration::from_secs(10);
 
-const NONE: &str = "there are no credentials for AWS";
+const NONE: &str = "no credentials found for AWS";
 
 /// Credentials that do not expire.
 pub fn keys(id: String, secret: String, token: Option<String>) -> Credentials {
@@ -245,7 +245,7 @@ pub fn http_client(roots: Option<&Path>, is_plain: bool) -> Result<SharedHttpCli
     }))
 }
 
-/// Why there are no credentials. Only what says by itself that it passes is waited for.
+/// Why credentials are missing. Only what says by itself that it passes is waited for.
 fn failure_of(error: &CredentialsError) -> Failure {
     // What a command for credentials has printed may be anything.
     let why = innermost(error);

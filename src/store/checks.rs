@@ -18,7 +18,7 @@ pub fn endpoint_of(address: &Address) -> Result<Option<String>, Failure> {
     Ok(found)
 }
 
-/// Takes an address apart, whose options are `known`, a word each. Where it has a user, the
+/// Takes an address apart. `known` are its options, a word each. Where it has a user, the
 /// password may be in a file.
 pub fn address(settings: &StoreSettings, known: &str) -> Result<Address, Failure> {
     let mut address = Address::parse(settings, &[])?;
@@ -47,7 +47,7 @@ fn check(is_valid: bool, why: &str, hint: &str) -> Result<(), Failure> {
     if is_valid { Ok(()) } else { Err(Failure::refused(why, hint)) }
 }
 
-/// Checks the URL of a server. It may not name a user, whose password messages would show.
+/// Checks the URL of a server. It may not name a user: messages would show the password.
 pub fn endpoint(text: &str, what: &str) -> Result<(), Failure> {
     let is_valid = is_url(text) && !text.contains(['?', '#', '@']);
     let why = format!("the {what} is not the URL of a server");

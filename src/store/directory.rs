@@ -68,7 +68,7 @@ impl Store for Directory {
         self.file(key).store(expected, next)
     }
 
-    /// All registers whose files were begun, including those that cannot be read now.
+    /// All registers with a file that was begun, including those that cannot be read now.
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         scope::check(&self.directory, &opened(&self.directory)?)?;
         let mut files =
@@ -91,7 +91,7 @@ impl Store for Directory {
         self.file(key).remove(expected)
     }
 
-    /// Confirms, on the user's behalf, that hosts share a directory whose file system does not
+    /// Confirms, on the user's behalf, that hosts share a directory on a file system that does not
     /// tell. Never makes the directory: where nothing is mounted yet, each host would have its own.
     fn verify_conditional_writes(&mut self, _key: &Key) -> Result<(), Failure> {
         scope::declare(&self.directory)
@@ -118,7 +118,7 @@ fn unusable(directory: &Path, error: impl Into<io::Error>) -> Failure {
     if error.kind() != io::ErrorKind::NotFound {
         return trouble(error);
     }
-    let why = format!("there is no directory `{}`", text::path(directory));
+    let why = format!("directory `{}` does not exist", text::path(directory));
     let hint = "mount it, or make it on the file system that the hosts share: made by this \
                 program, each host would have its own";
     Failure::refused(why, hint.to_owned() + on_one_machine(directory))

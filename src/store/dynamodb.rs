@@ -98,7 +98,7 @@ impl Store for DynamoDb {
 
     fn create_schema(&mut self, _key: &Key) -> Result<(), Failure> {
         if self.names.is_aec {
-            let why = format!("there is no table `{}`", self.names.table);
+            let why = format!("table `{}` does not exist", self.names.table);
             let hint = "check the name and the `region` (the library's default is eu-west-1)";
             return Err(Failure::refused(why, hint));
         }

@@ -96,7 +96,7 @@ impl Failure {
     }
 }
 
-/// A failure whose place is known.
+/// A failure with a place.
 pub type Error = Failure;
 
 impl std::error::Error for Failure {}

@@ -37,7 +37,7 @@ const ROOM: &str = "SHOW GLOBAL STATUS LIKE 'Threads_connected'; SELECT @@max_co
 pub struct MySql {
     /// Names are part of it.
     database: String,
-    place: HostIdentity,
+    place: Position,
 }
 
 pub struct Session {
@@ -47,7 +47,7 @@ pub struct Session {
 }
 
 /// A waiter's place in the queue.
-enum HostIdentity {
+enum Position {
     None,
     /// A statement that waits, in a session that comes back with its answer.
     Queued(Pin<Box<dyn Future<Output = (Session, Asked)> + Send>>),
@@ -100,7 +100,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     }
 
     fn new(address: &Address) -> Result<Self> {
-        let (count, place) = (address.servers.len(), HostIdentity::None);
+        let (count, place) = (address.servers.len(), Position::None);
         let refused = |why, hint| Err(Failure::permanent(why).with_hint(hint));
         match address.database.clone() {
             _ if count > 1 => refused("the address names several servers", "name one, or a proxy"),
@@ -175,7 +175,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     }
 
     fn forget(&mut self) {
-        self.place = HostIdentity::None;
+        self.place = Position::None;
     }
 }
 
@@ -205,7 +205,7 @@ impl Line for MySql {
     }
 
     fn is_in_line(sql: &Sql<Self>) -> bool {
-        !matches!(sql.engine.place, HostIdentity::None)
+        !matches!(sql.engine.place, Position::None)
     }
 
     fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<bool> {
@@ -217,7 +217,7 @@ impl Line for MySql {
         let (taken, label) = (sql.engine.queue_name(name), Waiter::label(MAX_LABEL));
         let statement = format!("SELECT GET_LOCK('{taken}', {STANDING}) /* {label} */");
         let limit = sql.settings.timeout;
-        sql.engine.place = HostIdentity::Queued(Box::pin(async move {
+        sql.engine.place = Position::Queued(Box::pin(async move {
             let answer = MySql::ask(&mut session, statement, Phase::Read, limit).await;
             (session, answer)
         }));
@@ -228,34 +228,34 @@ impl Line for MySql {
 
     fn wait_in_line(sql: &mut Sql<Self>, limit: Duration, fds: Fds<'_>) -> Result<()> {
         // A queued waiter reads the row over another session, which it does not keep.
-        if matches!(sql.engine.place, HostIdentity::Queued(_)) {
+        if matches!(sql.engine.place, Position::Queued(_)) {
             sql.close_session();
         }
         let answer = match &mut sql.engine.place {
-            HostIdentity::None => return Ok(()),
-            HostIdentity::First(polls) => return polls.sleep(limit, fds),
-            HostIdentity::Queued(standing) => sql.runtime.wait(standing, limit, fds)?,
+            Position::None => return Ok(()),
+            Position::First(polls) => return polls.sleep(limit, fds),
+            Position::Queued(standing) => sql.runtime.wait(standing, limit, fds)?,
         };
         let Some((session, answer)) = answer else { return Ok(()) };
         sql.session = Some(session);
         sql.are_others_first = !answer.as_ref().is_ok_and(|answer| answer.is_true(0, 0));
-        sql.engine.place = HostIdentity::First(PollBackoff::new(POLLS.0, POLLS.1));
+        sql.engine.place = Position::First(PollBackoff::new(POLLS.0, POLLS.1));
         if let Err(error) = answer {
             let failure = of::<Self>(&error, Phase::Read, "the server");
             // Without such locks, others have no order, either.
             sql.has_queue = failure.cause.passes();
             sql.end();
         } else if sql.are_others_first {
-            sql.engine.place = HostIdentity::None;
+            sql.engine.place = Position::None;
         }
         Ok(())
     }
 
     fn leave(sql: &mut Sql<Self>, name: &str) -> Option<String> {
         // The end of a queued connection ends its place.
-        let place = mem::replace(&mut sql.engine.place, HostIdentity::None);
+        let place = mem::replace(&mut sql.engine.place, Position::None);
         let taken = sql.engine.queue_name(name);
-        matches!(place, HostIdentity::First(_)).then(|| format!("DO RELEASE_LOCK('{taken}')"))
+        matches!(place, Position::First(_)).then(|| format!("DO RELEASE_LOCK('{taken}')"))
     }
 
     /// The statements of waiters end with their labels as comments.

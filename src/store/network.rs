@@ -136,7 +136,7 @@ pub fn certificates(path: &Path) -> Result<Vec<u8>> {
     }
     match added {
         _ if !store.is_empty() => Ok(bytes),
-        Ok(()) => Err(Failure::permanent(format!("there is no certificate in `{shown}`"))),
+        Ok(()) => Err(Failure::permanent(format!("no certificate found in `{shown}`"))),
         Err(error) => Err(cannot(sentence(&error.to_string()))),
     }
 }
@@ -200,7 +200,7 @@ pub fn unanswered(error: Cause<'_>, server: &str) -> Failure {
         // An established connection may end because a host is not reachable any more.
         no_connection
     } else if is(&[K::TimedOut, K::WouldBlock], &["timed out", "elapsed"]) {
-        // A socket file whose server lets no more in would block.
+        // The socket file of a server without room would block.
         format!("{server} does not answer in time")
     } else if is(&[K::UnexpectedEof], &[]) {
         format!("{server} closed the connection")

@@ -122,7 +122,7 @@ impl Objects {
         Ok(put.map(|put| version(put.e_tag, put.version)))
     }
 
-    /// Checks that the store refuses two writes whose conditions do not hold. If it does not, only
+    /// Checks that the store refuses two writes on false conditions. If it does not, only
     /// an object is overwritten that no lock has been kept in.
     fn verify(&mut self, path: &Path, body: &Body) -> Result<(), Failure> {
         for (condition, named) in [(None, "If-None-Match: *"), (OTHER_VERSION, "If-Match")] {

@@ -173,7 +173,7 @@ fn for_sqlx(at: &Address, server: &Server, label: String) -> Result<PgConnectOpt
 /// A session that gets notifications, and that no pooler lends out.
 async fn own(options: PgConnectOptions, limit: Duration) -> Result<Session, Error> {
     // A server keeps a setting that a session begins with; a pooler refuses it, or forgets it. By
-    // the others, the server also frees the place of a waiter whose host vanishes.
+    // the others, the server also frees the place of a waiter on a host that vanishes.
     let word = random_token().map_err(io::Error::from)?;
     let keepalives = ["idle", "interval", "count"].map(|name| format!("tcp_keepalives_{name}"));
     let options = options.options(keepalives.map(|name| (name, "5")));

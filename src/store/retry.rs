@@ -21,7 +21,7 @@ pub fn retry<T>(mut ask: impl FnMut() -> Result<T, Failure>) -> Result<T, Failur
     for tries in 0..MAX_TRIES - 1 {
         match ask() {
             Err(failure) if failure.cause == Cause::Transient && begun.elapsed() < LIMIT => {
-                tracing::debug!("trying again: {}", failure.why);
+                tracing::debug!("retrying: {}", failure.why);
                 std::thread::sleep(jittered(FIRST_PAUSE * 2_u32.pow(tries)));
             }
             answer => return answer,

@@ -1,4 +1,4 @@
-//! The private runtime of a store whose client is asynchronous.
+//! The private runtime of a store with an asynchronous client.
 
 use nix::sys::signal::SigSet;
 use tokio::runtime::{Builder, Runtime};

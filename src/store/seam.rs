@@ -22,7 +22,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kinds whose stored names have a prefix.
+    /// The kinds with a prefix in their stored names.
     pub const PREFIXED: [Self; 3] = [Self::Once, Self::Schedule, Self::Session];
 
     /// The beginning of the stored names of this kind.
@@ -136,7 +136,7 @@ pub trait Store: Send {
         Ok(())
     }
 
-    /// Checks that the store refuses a write whose condition does not hold, where that is
+    /// Checks that the store refuses a write on a false condition, where that is
     /// uncertain. Warns of settings of the server by which it forgets what it has acknowledged.
     fn verify_conditional_writes(&mut self, _key: &Key) -> Result<()> {
         Ok(())

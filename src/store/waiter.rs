@@ -113,7 +113,10 @@ mod tests {
         for (label, expected) in [
             (
                 "serializer 4388@etl2 6a0b1c2d: bash ./hourly.sh",
-                r#"{"command":"bash ./hourly.sh","host":"etl2","mode":"exclusive","pid":4388,"since":1779113005}"#,
+                concat!(
+                    r#"{"command":"bash ./hourly.sh","host":"etl2","#,
+                    r#""mode":"exclusive","pid":4388,"since":1779113005}"#
+                ),
             ),
             (
                 "serializer 4388@etl2 6a0b1c2d shared: bash",

@@ -78,8 +78,8 @@ pub fn observe(pid: Pid) -> Result<Process, Absence> {
         Err(_) if status_field(pid, "Tgid:").is_some_and(|group| group != pid.to_string()) => {
             return Err(Absence::Thread);
         }
-        // Without pidfds (ENOSYS, or EPERM of a seccomp filter), a zombie cannot be told from a
-        // process whose main thread has ended, so only absence counts.
+        // Without pidfds (ENOSYS, or EPERM of a seccomp filter), a zombie looks like a
+        // process after the end of its main thread, so only absence counts.
         Err(_) if test_kill_process(pid) == Err(Errno::SRCH) => return Err(Absence::Gone),
         Err(_) => None,
     };
@@ -225,7 +225,7 @@ pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
     Ok(listed()?.into_iter().any(|pid| runs_it(pid).unwrap_or(true)))
 }
 
-/// Finds the process whose pidfd has that inode number, by opening a pidfd for every process (some
+/// Finds the process by the inode number of its pidfd, by opening a pidfd for every process (some
 /// microseconds each). `None` only if it is certain that it does not exist, because all processes
 /// of the machine are seen from here.
 pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Between three and five quarters of `pause`, so that many processes do not come back at once.
 pub fn jittered(pause: Duration) -> Duration {
     let mut bytes = [0_u8; 2];
-    // Without random numbers, there is no jitter.
+    // Without random numbers, the pause is not varied.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     pause * 3 / 4 + pause / 2 * u32::from(u16::from_le_bytes(bytes)) / u32::from(u16::MAX)
 }

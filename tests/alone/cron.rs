@@ -87,7 +87,6 @@ const CHANGES: [(&str, &str); 12] = [
     ("Pacific/Apia", "2011-12-29T18:00"),
 ];
 
-/// Builds the clock.
 pub fn clock(directory: &Path) -> PathBuf {
     let clock = directory.join("clock.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/alone/cron/clock.c");
@@ -97,7 +96,6 @@ pub fn clock(directory: &Path) -> PathBuf {
     clock
 }
 
-/// Runs cron with this crontab.
 pub fn run(clock: &Path, crontab: &str, zone: &str, [begin, end]: [i64; 2]) -> Ended {
     let directory = TempDir::with_prefix("serializer-test-").expect("a temporary directory");
     let file = directory.path().join("crontab");

@@ -1,5 +1,5 @@
-//! More wait for a lock than a server has connections: those who hold it, and the rest of the
-//! world, still get theirs.
+//! More processes wait for a lock than a server has connections: holders, and users of the server
+//! outside the project, still get a connection.
 
 use crate::support::servers::{MariaDb, Options, PASSWORD, Postgres, psql_at};
 use crate::support::session::{Session, session_at};
@@ -79,7 +79,7 @@ fn connections_of_other_roles_count_although_they_are_not_shown() {
     server.psql(&format!("CREATE ROLE other LOGIN PASSWORD '{PASSWORD}'"));
     let url = server.url().replace("//meltano:", "//other:");
     let _others: Vec<_> = (0..9).map(|_| Session::start(session_at(&url))).collect();
-    // Twelve are three quarters of what is left without those of superusers.
+    // Twelve are three quarters of the connections that are not reserved for superusers.
     is_kept_for_its_holder(&server.url(), 4, 0, QUEUED, |sql| server.try_psql(sql));
 }
 
@@ -103,7 +103,7 @@ fn mariadb_has_room_for_holders_however_many_wait() {
 }
 
 #[test]
-fn a_user_who_may_have_few_connections_has_room_for_holders() {
+fn a_user_that_may_have_few_connections_has_room_for_holders() {
     let server = MariaDb::start();
     server.sql("ALTER USER meltano WITH MAX_USER_CONNECTIONS 12");
     let count =

@@ -184,7 +184,7 @@ fn hosts_differ_in_what_tells_hosts_apart_and_reach_the_servers() {
 }
 
 #[test]
-fn a_host_whose_cable_is_pulled_reaches_nobody_and_goes_on_when_it_is_back() {
+fn a_host_with_a_pulled_cable_reaches_no_process_and_goes_on_when_it_is_back() {
     let host = Host::new("cut-off");
     let url = url_at(host.address_of_server(shared_postgres().port()));
     let mut session = Session::start(in_host(&host, &session_at(&url)));
@@ -199,7 +199,7 @@ fn a_host_whose_cable_is_pulled_reaches_nobody_and_goes_on_when_it_is_back() {
 }
 
 #[test]
-fn nobody_hears_of_a_host_that_has_lost_its_power() {
+fn no_process_hears_of_a_host_that_has_lost_its_power() {
     let host = Host::new("powerless");
     let url = url_at(host.address_of_server(shared_postgres().port()));
     let mut session =

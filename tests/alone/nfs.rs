@@ -25,15 +25,15 @@ fn holds_do_not_intersect(settings: &[(&str, &str)]) {
 
 #[test]
 fn over_nfs_3_hosts_hold_a_lock_one_after_the_other() {
-    // There a flock excludes the record locks (fcntl) of others, which is how those in line are
-    // seen: nobody's turn would come before the look that is made every ten seconds.
+    // NFS version 3: a flock excludes record locks (fcntl) of other processes, by which the queue
+    // is seen. Without those, a turn would come only with the poll every ten seconds.
     holds_do_not_intersect(&[("NFS_VERSION", "3"), ("NFS_HOLDS", "25"), ("NFS_QUEUE", "none")]);
 }
 
 #[test]
 fn over_nfs_4_2_hosts_hold_a_lock_one_after_the_other() {
-    // Whoever looks at the file gets it delegated, which the server has to call back before the
-    // lock can be released: that takes tenths of a second.
+    // A reader of the file gets it delegated, and the server has to call the delegation back before
+    // the lock can be released: that takes tenths of a second.
     holds_do_not_intersect(&[("NFS_VERSION", "4.2"), ("NFS_HOLDS", "20")]);
 }
 

@@ -78,8 +78,8 @@ impl Job {
         let (mark, name) = if signal == Signal::USR1 { SIX[5] } else { SIX[4] };
         let mut told = Vec::new();
         for _ in 0..2 {
-            // Those that come together are told in the order of their numbers, and those that come
-            // meanwhile before others.
+            // Signals that arrive together are told in the order of their numbers, signals that
+            // arrive meanwhile before the rest.
             until("the command has told what it has got", || state(self.command) == 'S');
             kill_process(self.pid(), mark).expect("it runs");
             loop {
@@ -208,7 +208,7 @@ fn a_stop_that_is_sent_to_run_alone_stops_the_job_and_its_end_lets_it_go_on() {
 }
 
 #[test]
-fn a_stop_of_the_group_that_is_taken_back_at_once_leaves_nobody_behind() {
+fn a_stop_of_the_group_that_is_taken_back_at_once_leaves_no_process_behind() {
     let locks = Locks::new();
     let mut job = Job::teller(&locks);
     for _ in 0..rounds(200) {
@@ -227,7 +227,7 @@ fn a_stop_of_the_group_that_is_taken_back_at_once_leaves_nobody_behind() {
 #[test]
 fn a_command_that_others_stop_and_let_go_on_is_waited_for() {
     let locks = Locks::new();
-    // Nobody watches the jobs of a session that has no other process.
+    // A session without another process has no watcher of its jobs.
     let mut run = locks.command("setsid");
     run.args(["env", "--default-signal", PROGRAM, "run", "python3", "-c", TELLER]);
     let mut child = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");

@@ -96,7 +96,7 @@ fn not_a_lock(locks: &Locks, why: &str) {
     }
 }
 
-/// A lock record whose owner is gone.
+/// A lock record of a vanished owner.
 fn stale_record() -> String {
     let locks = Locks::new();
     let mut shell = Shell::start(&locks);
@@ -110,7 +110,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).expect("its mode can be set");
 }
 
-// Files that are no lock files.
+// Files that are not lock files.
 
 #[test]
 fn a_file_of_other_text_is_left_alone() {
@@ -716,7 +716,6 @@ const VARIABLES: [(&str, &[&str], &str); 4] = [
     ),
 ];
 
-/// The flag for a variable.
 fn flag(variable: &str) -> String {
     format!("--{}", variable.trim_start_matches("SERIALIZER_").to_lowercase().replace('_', "-"))
 }
@@ -869,8 +868,8 @@ fn an_empty_variable_counts_as_unset() {
 
 #[test]
 fn an_empty_store_is_no_lock_of_this_machine() {
-    // As `SERIALIZER_STORE=$MELTANO_DATABASE_URI` is where that is not set: others would not be
-    // excluded.
+    // The result of `SERIALIZER_STORE=$MELTANO_DATABASE_URI` if that variable is not set: other
+    // hosts would not be excluded.
     let locks = Locks::new();
     for args in
         [&["lock"][..], &["run", "true"], &["status"], &["status", "--all"], &["unlock"], &["wait"]]
@@ -887,7 +886,7 @@ fn an_empty_store_is_no_lock_of_this_machine() {
     );
     refused(&in_a_directory, 2, &["cannot use `SERIALIZER_STORE`: it is empty"]);
     assert!(locks.names().is_empty());
-    // Who names another place by a flag has said what is meant.
+    // A flag that names another place makes the meaning clear.
     let elsewhere = locks.dir().display().to_string();
     let ended =
         ended(locks.serializer(&["run", "--dir", &elsewhere, "true"]).env("SERIALIZER_STORE", ""));
@@ -1043,7 +1042,7 @@ fn anothers_lock_is_not_unlocked_unless_by_force() {
     );
     assert!(!locks.file().exists(), "{:?}", locks.names());
 
-    // The former holder is told, once, whether another process has the lock now or none has.
+    // The stale holder is told, once, whether another process has the lock now.
     let told = format!("serializer: lost `{}`: it was broken", locks.file().display());
     let unlock = r#""$S" unlock 2>&1"#;
     let (code, said) = holder.output(unlock);
@@ -1083,7 +1082,7 @@ fn anothers_lock_is_not_unlocked_unless_by_force() {
 }
 
 #[test]
-fn a_notice_of_a_broken_lock_ends_with_its_owner_and_is_in_nobodys_way() {
+fn a_notice_of_a_broken_lock_ends_with_its_owner_and_disturbs_nothing() {
     let locks = Locks::new();
     let notices = locks.dir().join("serializer.lck.broken");
     let mut first = Shell::start(&locks);
@@ -1105,7 +1104,7 @@ fn a_notice_of_a_broken_lock_ends_with_its_owner_and_is_in_nobodys_way() {
     assert_eq!(second.run(r#""$S" unlock 2>/dev/null"#), 76);
     assert_eq!(locks.names(), [""; 0]);
 
-    // What is no notice is left as it is.
+    // A file that is not a notice stays as it is.
     fs::write(&notices, "something else\n").expect("a file");
     second.lock();
     assert_eq!(locks.run(&["unlock", "--force"]).code, 0);
@@ -1233,7 +1232,7 @@ fn a_first_process_that_adopts_orphans_owns_no_lock() {
             ],
         );
         assert_eq!(locks.names(), [""; 0]);
-        // Whoever asks for it by name gets it.
+        // A request that names the owner is granted.
         assert_eq!(in_shell(&mut shell, "lock --owner-pid 1").code, 0);
         assert_eq!(in_shell(&mut shell, "unlock --owner-pid 1").code, 0);
     }

@@ -546,7 +546,7 @@ fn pages(locks: &Locks) -> Vec<(String, String)> {
     pages.extend(
         COMMANDS.map(|command| (format!("serializer-{command}"), locks.run(&["man", command]))),
     );
-    for command in ["start", "tick", "status", "next", "run", "pause", "resume", "stop"] {
+    for command in ["start", "tick", "status", "next", "run", "pause", "resume", "stop", "forget"] {
         pages.push((
             format!("serializer-schedule-{command}"),
             locks.run(&["man", "schedule", command]),
@@ -844,10 +844,7 @@ fn status_shows_all_locks_in_the_directory_and_nothing_else() {
     let locks = Locks::new();
     let none = locks.run(&["status", "--all"]);
     assert_eq!((none.code, none.stdout.as_str()), (0, ""), "{none:?}");
-    assert!(
-        none.stderr.contains(&format!("there are no locks in `{}`", text(locks.dir()))),
-        "{none:?}"
-    );
+    assert!(none.stderr.contains(&format!("no locks in `{}`", text(locks.dir()))), "{none:?}");
     assert_eq!(
         json(&locks.run(&["status", "--all", "--json"])),
         serde_json::json!({ "schema": 1, "locks": [] })
@@ -930,7 +927,7 @@ fn a_file_that_may_not_be_read_does_not_hide_the_other_locks() {
 // Messages.
 
 #[test]
-fn messages_say_who_speaks_except_to_meltano() {
+fn messages_name_the_program_except_to_meltano() {
     let locks = Locks::new();
     let alone = locks.run(&["lock"]);
     assert!(alone.stderr.starts_with("serializer: locked `"), "{alone:?}");
@@ -1082,7 +1079,7 @@ fn data_goes_to_stdout_and_messages_to_stderr() {
 }
 
 #[test]
-fn whoever_stops_reading_has_read_enough() {
+fn a_process_that_stops_reading_has_read_enough() {
     let locks = Locks::new();
     for args in [
         &["status"][..],
@@ -1122,7 +1119,7 @@ fn output_that_is_lost_is_a_failure() {
 }
 
 #[test]
-fn a_lock_does_not_depend_on_anybody_reading_its_messages() {
+fn a_lock_does_not_depend_on_any_process_reading_its_messages() {
     let locks = Locks::new();
     let unheard = |args: &[&str]| {
         let (reader, writer) = pipe().expect("a pipe");

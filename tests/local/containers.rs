@@ -184,7 +184,7 @@ fn child_of(pid: u32) -> Option<rustix::process::Pid> {
 }
 
 #[test]
-fn a_run_whose_process_group_is_led_from_outside_its_container_stays_in_it() {
+fn a_run_with_a_process_group_led_from_outside_its_container_stays_in_it() {
     let locks = Locks::new();
     // It says which group it is in when it has passed a signal on.
     let script = r#"

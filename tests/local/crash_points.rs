@@ -20,9 +20,9 @@ enum Before {
     StaleLegacy,
     /// The owner holds the lock.
     Own,
-    /// Somebody else who lives holds one of two slots.
+    /// Another living process holds one of two slots.
     OneSlot,
-    /// Somebody else who lives, and then the owner, hold two slots.
+    /// Another living process, and after it the owner, hold two slots.
     BothSlots,
 }
 
@@ -120,7 +120,7 @@ impl Scene {
                 "{what}: it said that it is unlocked, and it is not"
             );
         }
-        // Whether the owner has it or not: it gets it at once, and then nobody else does.
+        // Whether the owner has it or not: the owner gets it at once, and then is the only holder.
         assert_eq!(
             self.owner.run(r#""$S" lock --max-attempts 1 2> /dev/null"#),
             0,
@@ -137,7 +137,7 @@ impl Scene {
         self.check_names(what);
     }
 
-    /// The same where somebody else holds one of two slots, which must not be lost.
+    /// The same where another process holds one of two slots, which must not be lost.
     fn check_slots(&mut self, what: &str, is_lock: bool, code: i32) {
         let holders = self.locks.pids("holders");
         assert!(holders.contains(&self.third.pid()), "{what}: another holder is lost");
@@ -185,8 +185,8 @@ fn at_every_system_call(before: Before, command: &str, injection: &str) {
         if name == "exit_group" && injection.starts_with("error") {
             continue;
         }
-        // A takeover looks at every process, each in the same way; what comes before and after
-        // counts.
+        // A takeover inspects every process, each in the same way; only the calls before and after
+        // that count.
         for ordinal in ends(&numbers, MOST_OF_A_KIND) {
             scene.prepare(before);
             let code = scene.trace(

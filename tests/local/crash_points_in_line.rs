@@ -1,5 +1,5 @@
-//! Whoever waits in line is killed at every system call that it makes, until it has the lock, and
-//! every such call is made to fail: those before it and behind it get the lock all the same. Needs
+//! A queued waiter is killed at every system call that it makes until it has the lock, and every
+//! such call is made to fail: the waiters before it and behind it still get the lock. Requires
 //! strace.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,8 +63,7 @@ impl Scene {
                 fs::read_to_string(file("messages")).is_ok_and(|text| text.contains("waiting for"));
             says_so && self.locks.pids("waiters").len() == 2
         };
-        // Where it cannot take a place in the line, it says that it waits, and then looks by
-        // itself: it sleeps, or has ended.
+        // A waiter that cannot queue says that it waits, and then polls: it sleeps, or has ended.
         let sleeps = || {
             let child = std::process::Command::new("pgrep")
                 .args(["-P", &self.owner.pid().to_string(), "-x", "serializer"])
@@ -88,8 +87,8 @@ impl Scene {
                 "{what}: it said that it is locked, and it is not"
             );
         }
-        // Whether it has the lock or not: nobody else relies on it. What it does not hold, it
-        // cannot release.
+        // Whether it has the lock or not, no other process relies on that. It cannot release a lock
+        // that it does not hold.
         let has_it = self.locks.pids("holders") == [self.owner.pid()];
         assert!(has_it || code != 0, "{what}");
         assert!(

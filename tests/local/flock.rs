@@ -1,6 +1,6 @@
-//! `serializer flock` understands the command line of flock(1) from util-linux, and answers it as
-//! that does; `run` understands its options. The scenarios are those of util-linux's own test of
-//! flock. Where it can be asked, flock is asked, too.
+//! `serializer flock` accepts the command line of flock(1) from util-linux and answers as flock
+//! does; `run` accepts its options. The scenarios are those of util-linux's own test of flock. A
+//! test compares with flock itself where that is possible.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -114,7 +114,7 @@ fn without_blocking_a_held_lock_is_a_failure_with_the_code_that_was_asked_for() 
 }
 
 #[test]
-fn sharers_share_and_exclude_who_does_not() {
+fn sharers_share_and_exclude_others() {
     for peer in PEERS {
         let mut scene = Scene::new(peer);
         scene.hold(&["--shared"]);

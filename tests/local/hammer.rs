@@ -1,5 +1,5 @@
-//! Many at once, in all modes, some of them killed: only those hold the lock together who may, and
-//! all get it in the end.
+//! Many processes at once, in all modes, some of them killed: a lock is held together only in modes
+//! that allow it, and each process gets the lock in the end.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 
 use crate::support::{self, Locks, Shell, rounds};
 
-/// Locks as `$1` says, lets others run, unlocks. What it logs lies between the lock and the unlock.
+/// Locks as `$1` says, yields, unlocks. Its log entries lie between the lock and the unlock.
 const WORKER: &str = r#"
 hold() {
     "$S" lock $1 --sleep-seconds 3600 2>> "$LOG.err" || exit 1
@@ -30,8 +30,8 @@ fn may_be_together(modes: &[&str]) -> bool {
     modes.len() <= 1 || all("--shared") || (all("--slots=3") && modes.len() <= 3)
 }
 
-/// Fails if some of the logged holds overlap that must not. Returns how many there are, and the
-/// most at once. Of a killed worker the end is missing: nobody can tell when it was.
+/// Fails if two logged holds overlap that must not. Returns the number of holds, and the largest
+/// number at once. The hold of a killed worker has no end, because its time is unknown.
 fn check(log: &Path) -> (usize, usize) {
     let text = fs::read_to_string(log).expect("the log");
     let lines: Vec<(&str, &str, &str)> = text
@@ -87,18 +87,18 @@ fn three_slots_are_held_by_three_at_most_and_by_several() {
 }
 
 #[test]
-fn sharers_share_and_those_who_do_not_are_alone() {
+fn sharers_share_and_those_that_do_not_are_alone() {
     let most = work(&["--shared", "--shared", "--shared", "--shared", "", ""], rounds(20));
     assert!(most >= 2, "one at a time");
 }
 
 #[test]
-fn whoever_waits_gets_it_in_any_mode() {
+fn a_process_that_waits_gets_it_in_any_mode() {
     work(&["--shared", "--slots=3", "", "--shared", "--slots=3", "--slots=3"], rounds(15));
 }
 
 #[test]
-fn holders_and_waiters_that_are_killed_at_random_let_nobody_in_who_must_wait() {
+fn holders_and_waiters_that_are_killed_at_random_let_no_process_in_that_must_wait() {
     const MODES: [&str; 8] =
         ["--shared", "--slots=3", "", "--shared", "--slots=3", "--shared", "--slots=3", ""];
     let locks = Locks::new();
@@ -126,6 +126,6 @@ fn holders_and_waiters_that_are_killed_at_random_let_nobody_in_who_must_wait() {
     let mut next = Shell::start(&locks);
     next.lock();
     next.unlock();
-    // The last ones whose parent was killed may still be about to leave.
+    // The last orphans of killed parents may still be about to leave.
     support::until("nothing is left behind", || locks.names() == ["log", "log.err"]);
 }

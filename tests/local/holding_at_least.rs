@@ -30,7 +30,7 @@ fn a_lock_that_is_released_early_stays_held() {
     let (state, reason) = locks.state();
     assert_eq!(state, "held");
     assert!(reason.starts_with("to be held for another "), "{reason}");
-    // Not even who asked for it gets it earlier, and nobody can release it twice.
+    // The reserved time also binds the requester itself, and a second release fails.
     assert_eq!(shell.run(r#""$S" lock -n 2> /dev/null"#), 75);
     assert_eq!(shell.run(r#""$S" unlock 2> /dev/null"#), 77);
     shell.reap();
@@ -51,7 +51,7 @@ fn the_rest_of_a_second_is_told_as_a_second() {
 }
 
 #[test]
-fn a_lock_whose_owner_is_killed_early_stays_held() {
+fn a_lock_of_an_owner_killed_early_stays_held() {
     let locks = Locks::new();
     holder(&locks, HOUR).reap();
     assert_held_for_an_hour(&locks);
@@ -134,7 +134,7 @@ fn a_slot_that_is_to_be_held_is_not_free() {
     assert_eq!(locks.pids("holders"), [one.pid()]);
     let _three = holder(&locks, r#""$S" lock --slots 2 -n 2>&1"#);
     assert_eq!(locks.run(&["lock", "--slots", "2", "-n"]).code, 75);
-    // Who shares it keeps those out who do not.
+    // A sharer keeps plain requests out.
     let locks = Locks::new();
     let mut sharer = holder(&locks, r#""$S" lock --shared --hold-at-least 1h 2>&1"#);
     sharer.unlock();

@@ -31,7 +31,7 @@ fn read(directory: &Path, room: Option<&str>, rooms: &mut BTreeMap<String, BTree
 fn no_room_of_the_source_depends_on_one_that_depends_on_it() {
     let mut rooms = BTreeMap::new();
     read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), None, &mut rooms);
-    // They stand above all others.
+    // These two depend on all other rooms.
     assert!(rooms.remove("lib").is_some() && rooms.remove("main").is_some());
     assert!(rooms.len() > 10, "{rooms:?}");
     // Removes the lowest rooms, floor by floor.

@@ -1,4 +1,5 @@
-//! A command is stopped between two of its system calls, and others come in between. Needs strace.
+//! A command is stopped between two of its system calls, and other commands run in between.
+//! Requires strace.
 
 use std::fs;
 use std::io::Write;
@@ -68,7 +69,7 @@ fn until_ours(path: &Path) {
     }
 }
 
-/// The record of a holder that was killed and whose PID is free again; no lock is left.
+/// The record of a killed holder with a PID that is free again; no lock is left.
 fn record_of_a_dead_holder(locks: &Locks) -> String {
     let mut holder = Shell::start(locks);
     holder.lock();
@@ -135,7 +136,7 @@ fn a_process_of_another_user_than_the_owners_holds_nothing_by_naming_the_run() {
 }
 
 #[test]
-fn a_takeover_whose_new_file_is_replaced_while_it_settles_is_none() {
+fn a_takeover_fails_if_its_new_file_is_replaced_while_it_settles() {
     let locks = Locks::new();
     locks.write(legacy_record_of_a_dead_holder(&locks));
     let mut taker = Stopped::start(&locks, "pwrite64", "lock --max-attempts 1");
@@ -144,15 +145,15 @@ fn a_takeover_whose_new_file_is_replaced_while_it_settles_is_none() {
     fs::write(&other, &owner).expect("another's lock file");
     taker.go_on();
     until_ours(&locks.file());
-    // It waits for 100 ms now. The plugin's `unlock` removes any lock file, and then somebody else
-    // creates one.
+    // It waits for 100 ms now. The plugin's `unlock` removes any lock file, and then another
+    // process creates one.
     fs::rename(&other, locks.file()).expect("another's lock comes in its place");
     assert_eq!(taker.shell.answer().0, 75, "the taker yields");
     assert_eq!(locks.read(), owner);
 }
 
 #[test]
-fn what_was_acquired_for_nobody_is_given_back_though_its_owner_lives() {
+fn what_was_acquired_for_no_process_is_given_back_though_its_owner_lives() {
     for stale in [false, true] {
         let locks = Locks::new();
         let owner = Shell::start(&locks);
@@ -174,7 +175,7 @@ fn what_was_acquired_for_nobody_is_given_back_though_its_owner_lives() {
 }
 
 #[test]
-fn force_takes_the_lock_only_from_whoever_was_seen_to_hold_it() {
+fn force_takes_the_lock_only_from_a_process_that_was_seen_to_hold_it() {
     let locks = Locks::new();
     let (one, two) = (Shell::start(&locks), Shell::start(&locks));
     locks.write(one.pid().to_string());
@@ -209,7 +210,7 @@ fn a_legacy_record_of_ones_own_pid_is_enough_to_unlock_and_not_to_lock() {
 }
 
 #[test]
-fn an_unlock_of_a_stale_lock_that_is_killed_makes_nobody_a_holder() {
+fn an_unlock_of_a_stale_lock_that_is_killed_makes_no_process_a_holder() {
     let locks = Locks::new();
     locks.write(legacy_record_of_a_dead_holder(&locks));
     let mut unlock = Stopped::start(&locks, "pwrite64", "unlock");
@@ -261,7 +262,7 @@ fn a_lock_that_cannot_be_given_back_to_the_python_plugin_is_not_ours_either() {
 }
 
 #[test]
-fn who_waits_for_the_plugin_that_got_its_lock_back_wakes_up_when_that_ends() {
+fn a_process_that_waits_for_the_plugin_that_got_its_lock_back_wakes_up_when_that_ends() {
     let locks = Locks::new();
     let mut plugin = Shell::start(&locks);
     locks.write(legacy_record_of_a_dead_holder(&locks));
@@ -347,7 +348,7 @@ fn a_flood_of_wake_ups_costs_little() {
 }
 
 #[test]
-fn who_slept_between_creating_a_file_and_writing_to_it_has_lost_it() {
+fn a_process_that_slept_between_creating_a_file_and_writing_to_it_has_lost_it() {
     let locks = Locks::new();
     // No hard links. The third flock is that of the file that has the lock's name already, and is
     // empty.
@@ -373,8 +374,8 @@ fn a_takeover_that_cannot_see_whether_it_succeeded_leaves_no_lock() {
     let locks = Locks::new();
     locks.write(legacy_record_of_a_dead_holder(&locks));
     let mut taker = Shell::start(&locks);
-    // Two reads to look, two to look again under the flock; the fifth is to tell who has it. Others
-    // than those of the lock file are the dynamic linker's.
+    // Two reads to look, two to look again under the flock; the fifth is to tell the holder. Reads
+    // of other files are the dynamic linker's.
     let trace = format!("strace -D -qq -o /dev/null -P {}", locks.file().display());
     let lock = r#"-e inject=pread64:error=EIO:when=5 "$S" lock --max-attempts 1 2> /dev/null"#;
     assert_eq!(taker.run(&format!("{trace} {lock}")), 1);
@@ -382,7 +383,7 @@ fn a_takeover_that_cannot_see_whether_it_succeeded_leaves_no_lock() {
 }
 
 #[test]
-fn a_lock_file_that_somebody_keeps_flocked_is_not_waited_for_without_end() {
+fn a_lock_file_that_some_process_keeps_flocked_is_not_waited_for_without_end() {
     let locks = Locks::new();
     locks.write(legacy_record_of_a_dead_holder(&locks));
     let mut keeper = Shell::start(&locks);

@@ -1,11 +1,12 @@
-//! Leases on a simulated store: whatever the order in which holders, their keepers and those who
-//! want the lock take their steps, crash and die, whatever is lost on the way to the store or
-//! arrives late, and whenever time passes, those whose leases go on may hold the lock together, who
-//! has lost it is told when it unlocks, numbers grow, and the lock can always be had again.
+//! Leases on a simulated store: whatever the order in which holders, their keepers and requesters
+//! take their steps, crash and die, whatever is lost on the way to the store or arrives late, and
+//! whenever time passes. Unexpired leases are of modes that may hold the lock together. A holder
+//! that has lost its lock is told when it unlocks. Tokens grow, and the lock can always be acquired
+//! again.
 //!
 //! The program's own parts are the policy (`Mutex`) and the register of a store that may not answer
-//! (`Register`). Time is the store's: a lease is so long that what passes of the real one is
-//! nothing beside it.
+//! (`Register`). Time is the store's: a lease is so long that the real time of a test does not
+//! matter.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -133,7 +134,7 @@ struct Belief {
     mode: Mode,
     grant: Grant,
     until: u64,
-    /// Whether others have had the lock since who may not have it with this one.
+    /// Whether another holder has had the lock since that excludes this one.
     is_broken: bool,
 }
 
@@ -198,7 +199,7 @@ impl World {
     fn step(&mut self, host: usize, mode: Mode, fate: Fate) -> Result<(), String> {
         let pid = self.hosts[host].pid;
         let command = self.hosts[host].command.take().unwrap_or_else(|| {
-            // Whoever unlocks relies on the lock no longer.
+            // A process that unlocks relies on the lock no longer.
             let belief = self.hosts[host].belief.take();
             self.hosts[host].given_back = belief.clone();
             self.start(pid, belief.map_or(Order::Lock(mode), |_| Order::Unlock))
@@ -285,7 +286,7 @@ impl World {
         self.hosts[host] = self.born();
     }
 
-    /// Those who rely on the lock, and may not have it together.
+    /// Fails if owners rely on the lock together in modes that exclude each other.
     fn conflict(&self) -> Result<(), String> {
         let now = self.store.now();
         let believe: Vec<_> = self
@@ -308,13 +309,13 @@ impl World {
         Ok(())
     }
 
-    /// Whether somebody gets it when all others are gone, and their leases are over.
+    /// Whether a new owner gets it when all other owners are gone, and their leases have expired.
     fn can_be_had(mut self) -> Result<(), String> {
         for host in 0..OWNERS {
             self.die(host);
         }
         self.store.lock().now += 2 * LEASE;
-        // Two looks and a write are enough; what is too many is no end.
+        // Two looks and a write are enough; more is an endless loop.
         for _ in 0..10 {
             self.step(0, Mode::EXCLUSIVE, Fate::Answered)?;
             if self.hosts[0].belief.is_some() {
@@ -333,7 +334,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, noted: &Atomic
                     let since = process.store.lock().made[&grant.token];
                     Ended::Locked { grant, since, was_held: false }
                 }
-                // Nobody keeps it any more, so that it is renewed at once, as `lock` does.
+                // Its keeper is gone, so it is renewed at once, as `lock` does.
                 Ok(Acquired::AlreadyHeld(held)) => {
                     let token = held.entry.and_then(|entry| entry.token).expect("an entry of ours");
                     match mutex.renew(&token, None) {
@@ -413,7 +414,7 @@ fn at_most_one_relies_on_a_plain_lock_whatever_the_store_answers() {
 }
 
 #[test]
-fn those_who_rely_on_a_lock_of_several_may_hold_it_together_whatever_the_store_answers() {
+fn those_that_rely_on_a_lock_of_several_may_hold_it_together_whatever_the_store_answers() {
     try_all(&[Mode::EXCLUSIVE, SLOTS, Mode::Shared]);
 }
 
@@ -459,7 +460,7 @@ fn a_lock_is_taken_away_also_from_a_holder_that_renews_it_meanwhile() {
 }
 
 #[test]
-fn a_lock_is_not_taken_away_from_whoever_has_come_meanwhile() {
+fn a_lock_is_not_taken_away_from_a_process_that_has_come_meanwhile() {
     let (forced, memory) = force(|memory, _| {
         let world = World::new();
         let mut mutex = Mutex::new(register(memory.clone()), &BLIND);

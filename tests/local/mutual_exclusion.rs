@@ -7,8 +7,8 @@ use std::process::{Child, Command};
 
 use crate::support::{Locks, Shell, legacy_plugin, rounds, until};
 
-/// One worker: it locks, reads the counter, lets others run, writes the counter, and logs when it
-/// held the lock.
+/// One worker: it locks, reads the counter, yields, writes the counter, and logs when it held the
+/// lock.
 const WORKER: &str = r#"
 count() {
     "$S" lock 2>> "$LOG.err" || exit 1
@@ -113,8 +113,8 @@ fn holders_that_are_killed_at_random_do_not_let_two_in() {
     for line in text.lines() {
         let (what, pid) = line.split_once(' ').expect("two words");
         match what {
-            // Whoever began before and did not end was killed: nobody else can have let this one
-            // in.
+            // A worker that began before without an end was killed: only its death can have let
+            // this one in.
             "begin" => holder = Some(pid),
             _ => assert_eq!(holder.take(), Some(pid), "another one began while it held the lock"),
         }

@@ -30,7 +30,7 @@ impl Keys {
         self.0.run(args)
     }
 
-    /// `once KEY OPTIONS -- sh -c SCRIPT`, whose script must not run if that is empty.
+    /// `once KEY OPTIONS -- sh -c SCRIPT`; an empty SCRIPT must not run.
     fn once(&self, key: &str, options: &[&str], script: &str) -> Ended {
         let script = if script.is_empty() { r#"touch "$SERIALIZER_DIR/ran""# } else { script };
         let ended = self.run(&[&["once", key], options, &["--", "sh", "-c", script]].concat());
@@ -211,7 +211,7 @@ fn of_two_callers_that_waited_for_a_failure_one_runs_the_next_try_and_the_other_
 }
 
 #[test]
-fn the_success_of_a_command_whose_once_was_killed_is_unconfirmed() {
+fn the_success_of_a_command_is_unconfirmed_if_its_once_was_killed() {
     let mut scene = Scene::new();
     let mut first = scene.started("load");
     first.kill().and_then(|()| first.wait()).expect("it dies");
@@ -250,7 +250,7 @@ fn a_command_that_was_killed_has_failed_and_is_no_interruption() {
 }
 
 #[test]
-fn a_key_whose_tries_are_used_up_is_given_up_until_it_is_forgotten() {
+fn a_key_without_tries_left_is_given_up_until_it_is_forgotten() {
     let keys = Keys::new();
     for _ in 0..3 {
         assert_eq!(keys.once("load", &["--tries", "3"], "exit 1").code, 1);
@@ -435,7 +435,7 @@ fn the_run_of_a_script_that_dies_is_interrupted() {
 }
 
 #[test]
-fn a_script_whose_run_was_forgotten_by_force_is_told_when_it_ends_it() {
+fn a_script_is_told_at_the_end_of_its_run_that_it_was_forgotten_by_force() {
     let keys = Keys::new();
     let mut owner = Shell::start(&keys.0);
     owner.run(r#""$S" lock --once load 2>&1"#);
@@ -450,7 +450,7 @@ fn a_script_whose_run_was_forgotten_by_force_is_told_when_it_ends_it() {
 }
 
 #[test]
-fn a_command_whose_key_was_forgotten_by_force_meanwhile_may_not_have_run_alone() {
+fn a_command_with_a_key_forgotten_by_force_meanwhile_may_not_have_run_alone() {
     let mut scene = Scene::new();
     let child = scene.job("load", &[]).stderr(Stdio::piped()).spawn().expect("it starts");
     until("the key runs", || scene.keys.state("load").0 == "running");
@@ -547,7 +547,7 @@ fn a_waiter_ends_with_the_first_key_that_is_given_up_although_others_still_run()
 }
 
 #[test]
-fn a_waiter_whose_time_is_up_says_what_it_waited_for() {
+fn a_waiter_out_of_time_says_what_it_waited_for() {
     let keys = Keys::new();
     assert_eq!(keys.once("done", &[], "exit 0").code, 0);
     assert_eq!(keys.once("failed", &[], "exit 1").code, 1);
@@ -679,7 +679,7 @@ fn the_state_of_keys_is_a_table_or_json() {
     ]});
     assert_eq!(report, expected);
     assert_eq!(keys.status("never")["state"], Value::Null);
-    // The record stays what it was, whatever looks at it.
+    // The record stays unchanged, whatever reads it.
     assert_eq!(keys.record("b"), record("released=failed\n", &failed.to_string()));
 }
 
@@ -708,7 +708,7 @@ fn a_listing_has_the_keys_that_were_run_and_nothing_else() {
     expected.sort_unstable();
     assert_eq!(keys, expected);
     let none = Keys::new().run(&["status", "--once"]);
-    assert!(none.stdout.is_empty() && none.stderr.contains("there are no keys in `"), "{none:?}");
+    assert!(none.stdout.is_empty() && none.stderr.contains("no keys in `"), "{none:?}");
 }
 
 // What is refused.
@@ -786,7 +786,7 @@ fn keys_are_kept_in_the_project_or_at_home_and_not_in_tmp() {
     refused(
         &without_directory(&keys, &[]),
         2,
-        &["there is no directory for keys: `HOME` is not set (hint: "],
+        &["no directory for keys: `HOME` is not set (hint: "],
     );
     let all: [&[(&str, &Path)]; 3] = [
         &[("HOME", &home)],

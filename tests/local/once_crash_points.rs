@@ -101,7 +101,7 @@ impl Scene {
         };
         assert!(state == done || state == undone && code != 0, "{what}: it is {state}");
         if state != "done" {
-            // Whether it has begun or not: the owner has it now, and nobody else.
+            // Whether it has begun or not: the owner has it now, and no other process.
             assert_eq!(self.owner.run(&format!(r#""$S" {BEGIN}"#)), 0, "{what}: the owner runs it");
             assert_eq!(
                 self.other.run(&format!(r#""$S" {BEGIN} 2> /dev/null"#)),
@@ -217,7 +217,7 @@ fn is_durable(calls: &[String], nth: usize, until: &str) {
 #[test]
 fn a_run_is_on_the_disk_before_its_command_begins_and_its_end_before_that_is_reported() {
     let locks = Locks::durable();
-    // The first record is linked, all others are renamed.
+    // The first record is linked, all later ones are renamed.
     for _ in 0..2 {
         let calls =
             calls_to_files(&locks, &["once", "load", "--valid-for", "0s", "--", "/bin/true"]);

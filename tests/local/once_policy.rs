@@ -401,7 +401,8 @@ impl World {
         if live.len() > 1 { Err(format!("at {now}, these run: {live:?}")) } else { Ok(()) }
     }
 
-    /// Whether a caller comes to an end when all others are gone, and their leases are over.
+    /// Whether a caller comes to an end when all other callers are gone, and their leases have
+    /// expired.
     fn ends(mut self) -> Result<(), String> {
         for caller in 0..CALLERS {
             self.die(caller);
@@ -410,7 +411,7 @@ impl World {
         self.forgetting.take().into_iter().for_each(Command::kill);
         self.store.lock().now += 2 * LEASE;
         let mut command = self.start(self.callers[0].pid, Order::Begin(self.kinds.rules[0]));
-        // Two looks and a write are enough; what is too many is no end.
+        // Two looks and a write are enough; more is an endless loop.
         for _ in 0..10 {
             match command.advance(Fate::Answered) {
                 Ok(going) => command = going,
@@ -458,8 +459,8 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: boo
                 Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => Ended::Begun(grant),
                 Ok(Acquired::NotNeeded(_)) => Ended::Skipped,
                 Err(lock::Error::GivenUp(_)) => Ended::GivenUp,
-                // Its command was killed before. Nobody keeps the lease any more, so that it is
-                // renewed at once, as `lock` does.
+                // Its command was killed before. The keeper is gone, so the lease is renewed at
+                // once, as `lock` does.
                 Ok(Acquired::AlreadyHeld(held)) => {
                     let entry = held.entry.expect("an entry of ours");
                     let (token, run) =
@@ -618,7 +619,7 @@ fn a_run_that_has_come_since_a_key_was_looked_at_is_not_forgotten() {
     run(Outcome::Succeeded);
 }
 
-/// Judges as usual; does something else first, once.
+/// Checks liveness as usual, after one other action, once.
 struct After<'a>(RefCell<Option<Box<dyn FnOnce() + 'a>>>);
 
 impl LivenessCheck for After<'_> {

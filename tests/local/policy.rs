@@ -1,6 +1,6 @@
-//! The mutex's policy on a register in memory: whatever the order in which several processes take
-//! their steps, crash and die, those live owners who believe that they hold the lock may hold it
-//! together, and it can always be had again.
+//! The lock's policy on a register in memory: whatever the order in which several processes take
+//! their steps, crash and die, the modes of the live owners that believe they hold the lock are
+//! compatible, and the lock can always be acquired again.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -113,7 +113,7 @@ impl Observer for Silent {
     }
 }
 
-/// A store whose every operation waits until the scheduler lets it happen, or tells that the
+/// A store: each of its operations waits until the scheduler lets it happen, or tells that the
 /// process has crashed.
 struct Gated {
     store: Memory,
@@ -207,7 +207,7 @@ struct Machine {
     next_pid: i32,
     owners: Vec<i32>,
     commands: Vec<Option<Command>>,
-    /// Who believes that it holds the lock, and how.
+    /// The owners that believe they hold the lock, with their modes.
     believe: HashMap<i32, Mode>,
 }
 
@@ -217,7 +217,7 @@ impl Machine {
             store: Memory::default(),
             alive: Alive::default(),
             tokens: Arc::default(),
-            // Not this process's own, in whose name a stale lock is removed.
+            // Not this process's own PID: stale locks are removed in its name.
             next_pid: 100_000_000,
             owners: Vec::new(),
             commands: Vec::new(),
@@ -238,8 +238,8 @@ impl Machine {
         pid
     }
 
-    /// The owner's command does one operation; if it runs none, it starts the one whose turn it is,
-    /// a `lock` in `mode`.
+    /// The owner's command does one operation. An owner without a command starts the next one; a
+    /// `lock` is in `mode`.
     fn step(&mut self, owner: usize, mode: Mode) {
         let command = self.commands[owner].take().unwrap_or_else(|| self.start(owner, mode));
         command.go.send(()).expect("it waits");
@@ -260,7 +260,7 @@ impl Machine {
 
     fn start(&mut self, owner: usize, mode: Mode) -> Command {
         let pid = self.owners[owner];
-        // Whoever unlocks relies on the lock no longer.
+        // A process that unlocks relies on the lock no longer.
         let mode = self.believe.remove(&pid).is_none().then_some(mode);
         let (here, events) = channel();
         let (go, permits) = channel();
@@ -276,7 +276,7 @@ impl Machine {
                 }
                 None => mutex.release(&process, ReleaseScope::OwnOrStale, Outcome::Unknown).is_ok(),
             };
-            // Nobody listens to a process that has crashed.
+            // A crashed process does not listen.
             let _ = ended.send(Event::Ended(done));
         });
         assert!(matches!(events.recv(), Ok(Event::AtAnOperation)), "every command looks first");
@@ -299,8 +299,7 @@ impl Machine {
         self.owners[owner] = self.born();
     }
 
-    /// Two of those who believe that they hold the lock, and may not hold it together with the
-    /// others.
+    /// Owners that believe they hold the lock together, in modes that exclude each other.
     fn conflict(&self) -> Option<String> {
         let may_be_there = |(pid, mode): (&i32, &Mode)| {
             let others: Vec<Mode> = self
@@ -315,8 +314,8 @@ impl Machine {
             .then(|| format!("{:?} all believe that they hold the lock", self.believe))
     }
 
-    /// Somebody who believes that it holds the lock, and of whom nothing is written down. (Whose
-    /// command runs does not know yet.)
+    /// An owner that believes it holds the lock without an entry in the record. (A running command
+    /// does not know yet.)
     fn loss(&self) -> Option<String> {
         let stored = register(self.store.clone()).load().expect("a register in memory can be read");
         let record = stored.as_ref().and_then(|stored| stored.record.as_ref());
@@ -328,7 +327,7 @@ impl Machine {
             .map(|pid| format!("{pid} has lost the lock: {entries:?}"))
     }
 
-    /// Lets everything end, and then somebody new ask for the lock.
+    /// Lets everything end; then a new owner asks for the lock.
     fn can_be_had(mut self) -> bool {
         for owner in 0..OWNERS {
             // A command of one attempt does a bounded number of operations.
@@ -384,13 +383,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(400), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn live_owners_who_believe_that_they_hold_the_lock_may_hold_it_together(actions in collection::vec(action(), 1..120)) {
+    fn live_owners_that_believe_that_they_hold_the_lock_may_hold_it_together(actions in collection::vec(action(), 1..120)) {
         let answer = run(&actions);
         prop_assert!(answer.is_ok(), "{:?}", answer);
     }
 }
 
-/// With plain mutexes only, which is what most are used for.
+/// Exclusive locks only, the most common use.
 #[derive(Clone, Copy, Debug)]
 struct Plain(Action);
 

@@ -1,5 +1,5 @@
-//! The file in which those who wait have their turns: nobody's data is taken for it, it may be
-//! another user's, and it does not stay.
+//! The file in which waiters queue: foreign data is not taken for it, it may be another user's, and
+//! it does not stay.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -33,7 +33,7 @@ fn the_queue_file_of_a_killed_waiter_is_removed_by_the_next_unlock() {
 }
 
 #[test]
-fn the_queue_file_of_a_killed_waiter_is_removed_by_the_next_lock_if_nobody_unlocks() {
+fn the_queue_file_of_a_killed_waiter_is_removed_by_the_next_lock_if_no_process_unlocks() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();
@@ -57,7 +57,7 @@ fn can_be_waited_for(locks: &Locks) {
 }
 
 #[test]
-fn somebodys_data_in_the_place_of_the_queue_file_is_left_alone() {
+fn foreign_data_in_the_place_of_the_queue_file_is_left_alone() {
     let locks = Locks::new();
     let queue = locks.dir().join("serializer.lck.queue");
     fs::write(&queue, "important\n").expect("somebody's file");

@@ -1,7 +1,7 @@
-//! The snippets of `docs/recipes.md`, run as they stand there, by what would run them: a shell,
-//! make, or `/bin/sh -c` with cron's environment. What they start (dbt, node, a script) is a
-//! stand-in that waits to be let go, so that it is certain who overlaps with whom. A snippet is
-//! found by the comment `<!-- recipe: NAME -->` in front of it.
+//! The snippets of `docs/recipes.md`, run as they stand there by their real interpreter: a shell,
+//! make, or `/bin/sh -c` with cron's environment. A stand-in replaces each command that they start
+//! (dbt, node, a script) and waits to be released, so overlaps are certain. The comment `<!--
+//! recipe: NAME -->` in front of a snippet names it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -218,7 +218,7 @@ impl Site {
 }
 
 impl Drop for Site {
-    /// Whoever still waits at a gate after a failure is let go.
+    /// A failed test releases the stand-ins that still wait at a gate.
     fn drop(&mut self) {
         for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with("gate.") {

@@ -1,6 +1,6 @@
 //! `run` is the command, but for the lock: its exit code, stdin, output, descriptors and ignored
-//! signals; and the lock is the command's from before its first instruction to its end, whoever is
-//! killed meanwhile.
+//! signals. The lock is the command's from before its first instruction to its end, whichever
+//! process is killed meanwhile.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -139,7 +139,7 @@ fn what_is_piped_in_and_out_is_the_commands() {
     let locks = Locks::new();
     let ended = locks.script(r#"seq 100000 | "$S" run cat | "$S" run --file-name other.lck wc -l; echo "${PIPESTATUS[@]}""#);
     assert_eq!(ended.stdout, "100000\n0 0 0\n", "{ended:?}");
-    // Who reads no more ends it.
+    // A closed pipe ends it.
     let ended = locks.script(r#""$S" run yes | head -n 1; echo "${PIPESTATUS[@]}""#);
     assert_eq!(ended.stdout, "y\n141 0\n", "{ended:?}");
     // Unless it was started so that it is told instead, as by a service manager.
@@ -150,7 +150,7 @@ fn what_is_piped_in_and_out_is_the_commands() {
 #[test]
 fn no_descriptor_of_ours_reaches_the_command() {
     let locks = Locks::new();
-    // Whoever started the tests may have left some open; bash opens one for its script.
+    // The parent of the tests may have left some open; bash opens one for its script.
     let close = "for fd in $(ls /proc/$$/fd); do [ $fd -gt 2 ] && eval \"exec $fd>&-\"; done";
     let ended = locks.script(&format!(r#"{close}; exec "$S" run -- ls /proc/self/fd"#));
     // The last one is the directory that it reads.
@@ -397,7 +397,7 @@ fn a_run_that_is_killed_at_any_system_call_never_leaves_a_command_without_the_lo
         r#"bash -c '{{ {} && echo locked || echo free; }} >> "$SERIALIZER_DIR/log"; : gone >&9' "#,
         PROVE.replace('\'', "'\\''")
     );
-    // The command, or whatever was to be it, has ended when nobody has the pipe open any more.
+    // The command, or its stand-in, has ended when no process has the pipe open any more.
     let line = |options: &str| {
         format!(
             r#"{{ cd "$SERIALIZER_DIR"; strace -D -qq -o trace {options} "$S" run {command} 9>&1 > /dev/null 2>&1; }} | cat > /dev/null; : "#
@@ -471,7 +471,7 @@ fn a_run_that_is_killed_at_any_moment_never_leaves_a_command_without_the_lock() 
 }
 
 #[test]
-fn whoever_waits_for_its_own_ancestor_is_told_so() {
+fn a_process_that_waits_for_its_own_ancestor_is_told_so() {
     let locks = Locks::new();
     let nested = support::ended(
         run(
@@ -511,7 +511,7 @@ fn a_whole_line_as_the_command_is_answered_by_the_way_to_run_one() {
 }
 
 #[test]
-fn who_takes_a_held_lock_for_a_success_need_not_hear_of_it() {
+fn a_process_that_takes_a_held_lock_for_a_success_need_not_hear_of_it() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();

@@ -167,7 +167,7 @@ fn a_run_goes_on_without_its_scheduler_and_ends_as_ever() {
 }
 
 #[test]
-fn a_run_whose_runner_was_killed_is_repeated_when_its_command_has_ended() {
+fn a_run_with_a_killed_runner_is_repeated_when_its_command_has_ended() {
     let tasks = tasks(&format!("[tasks.a]\n{EACH}{GATE}"));
     let scheduler = tasks.start(0, &[]);
     tasks.until_lines("a", 0, 1);

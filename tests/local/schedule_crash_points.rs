@@ -1,6 +1,6 @@
-//! A run of a task whose processes are killed at every system call of its claim and its end, one
-//! after another: a scheduler runs the slot again, or it is done; it is never lost, and never run
-//! twice at a time. Needs strace.
+//! The processes of a task's run are killed at every system call of its claim and its end, one
+//! after another: a scheduler runs the slot again, or it is done; it is never lost, and never runs
+//! twice at a time. Requires strace.
 
 use std::collections::HashMap;
 use std::fs;

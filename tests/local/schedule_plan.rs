@@ -256,7 +256,7 @@ fn starts_are_spread_by_the_name_and_slots_are_not() {
     assert!(
         matches!(plan(at(60) + late), Plan::Run(Claim { slot, skipped: 0, .. }) if slot == at(60))
     );
-    // A slot whose start is delayed until after a run has not come due in it.
+    // A slot with its start delayed until after a run has not come due in it.
     let overlap = |ended| {
         let mut seen = done(0, 0);
         seen.run.ends[0].at = ended;

@@ -1,5 +1,5 @@
-//! Several hold one lock together: so many as it has slots, or any number that share it. Others
-//! they keep out.
+//! Several processes hold one lock together: as many as it has slots, or any number of sharers.
+//! They exclude all other requests.
 
 use crate::support::{Ended, Locks, Shell, Waiter, ended, until};
 
@@ -73,7 +73,7 @@ fn a_slot_that_is_released_is_had_by_the_next_in_line() {
 }
 
 #[test]
-fn all_who_may_hold_it_together_come_in_one_after_the_other() {
+fn all_that_may_hold_it_together_come_in_one_after_the_other() {
     for (line, count) in [(SLOTS_3, 3), (SHARED, 6)] {
         let locks = Locks::new();
         let [mut holder] = shells(&locks, [PLAIN]);
@@ -178,7 +178,7 @@ fn the_smallest_number_of_slots_counts() {
 }
 
 #[test]
-fn later_sharers_do_not_starve_whoever_wants_it_alone() {
+fn later_sharers_do_not_starve_a_process_that_wants_it_alone() {
     let locks = Locks::new();
     let [mut one, mut two] = shells(&locks, [SHARED; 2]);
     let mut alone = wait_in_line(&locks, PLAIN);
@@ -256,7 +256,7 @@ fn force_takes_the_lock_away_from_all_and_names_each() {
 }
 
 #[test]
-fn whoever_holds_it_already_takes_no_second_slot() {
+fn a_process_that_holds_it_already_takes_no_second_slot() {
     for line in [SLOTS_2, SHARED] {
         let locks = Locks::new();
         let [mut one] = shells(&locks, [line]);
@@ -270,7 +270,7 @@ fn whoever_holds_it_already_takes_no_second_slot() {
 }
 
 #[test]
-fn whoever_holds_it_in_another_mode_is_told_so() {
+fn a_process_that_holds_it_in_another_mode_is_told_so() {
     for (first, second, mode) in [
         (SLOTS_2, PLAIN, "one of 2 slots"),
         (SLOTS_2, SLOTS_3, "one of 2 slots"),
@@ -354,7 +354,7 @@ fn the_last_of_several_holders_leaves_nothing_behind() {
 }
 
 #[test]
-fn whoever_shares_a_lock_and_takes_it_away_by_force_takes_it_from_all() {
+fn a_process_that_shares_a_lock_and_takes_it_away_by_force_takes_it_from_all() {
     let locks = Locks::new();
     let (mut one, mut two) = (Shell::start(&locks), Shell::start(&locks));
     let share = r#""$S" lock --shared 2> /dev/null"#;

@@ -1,6 +1,6 @@
-//! `run --wait-and-skip`: the first does the work, whoever comes meanwhile waits until it is done,
-//! and does not do it again; but what has failed is not taken for done. And `run
-//! --name-from-command`, which such jobs are often called by.
+//! `run --wait-and-skip`: the first does the work; a later one waits until it is done, and does not
+//! do it again; but failed work does not count as done. And `run --name-from-command`, which often
+//! starts such jobs.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -65,7 +65,7 @@ fn code(mut child: Child) -> i32 {
 }
 
 #[test]
-fn whoever_waited_for_a_success_skips_the_command() {
+fn a_process_that_waited_for_a_success_skips_the_command() {
     let mut scene = Scene::new();
     let first = scene.first();
     let others: Vec<Waiter> = (0..4).map(|_| Waiter::start(scene.job())).collect();
@@ -90,14 +90,14 @@ fn skipping_is_a_success_unless_another_code_is_asked_for() {
 }
 
 #[test]
-fn whoever_waited_for_a_failure_runs_the_command_and_reports_its_end() {
+fn a_process_that_waited_for_a_failure_runs_the_command_and_reports_its_end() {
     let mut scene = Scene::new();
     let first = scene.first();
     let (one, two) = (Waiter::start(scene.job()), Waiter::start(scene.job()));
     scene.finish(3);
     assert_eq!(code(first), 3);
-    // One of the two takes its place, and the other one waits for that, unless it looks when that
-    // is over: then it does it, too.
+    // One of the two takes its place, and the other one waits for that, unless it polls after the
+    // end of that run: then it does the work, too.
     scene.finish(0);
     scene.finish(0);
     let codes = [one.end().code, two.end().code];
@@ -126,7 +126,7 @@ fn a_run_that_is_killed_has_not_succeeded_whatever_its_command_does() {
     let other = Waiter::start(scene.job());
     first.kill().expect("it dies");
     first.wait().expect("it is dead");
-    // The command goes on, with the lock, and succeeds; but nobody is left to say so.
+    // The command goes on, with the lock, and succeeds; but its reporter is gone.
     scene.finish(0);
     scene.finish(0);
     assert_eq!(other.end().code, 0);
@@ -146,7 +146,7 @@ fn the_end_of_a_plain_lock_is_no_success() {
 }
 
 #[test]
-fn whoever_comes_after_the_end_runs_the_command() {
+fn a_process_that_comes_after_the_end_runs_the_command() {
     let mut scene = Scene::new();
     for round in 1..=3 {
         let first = scene.first();
@@ -158,7 +158,7 @@ fn whoever_comes_after_the_end_runs_the_command() {
 }
 
 #[test]
-fn a_success_that_nobody_came_to_hear_of_is_in_nobodys_way() {
+fn a_success_that_no_process_came_to_hear_of_disturbs_nothing() {
     let mut scene = Scene::new();
     let first = scene.first();
     let mut other = Waiter::start(scene.job());
@@ -217,8 +217,8 @@ fn of_many_that_come_together_one_runs_the_command_for_all_that_waited() {
         let codes: Vec<i32> = children.into_iter().map(code).collect();
         let ran = codes.iter().filter(|code| **code == 0).count();
         let times = fs::read_to_string(&log).expect("a log").lines().count();
-        // Who came after an end had reason to do it again; nobody who did not do it says that he
-        // did, nor the other way round.
+        // A process that came after an end had reason to do it again. The exit code 0 stands for
+        // exactly the work that was done.
         assert_eq!(times, ran, "round {round}: {codes:?}");
         assert!(codes.iter().all(|code| [0, 9].contains(code)), "round {round}: {codes:?}");
         assert_eq!(locks.names(), ["log"], "round {round}");
@@ -239,7 +239,7 @@ fn what_has_just_succeeded_and_is_held_on_for_a_time_is_not_done_again() {
     ];
     assert_eq!(locks.run(&job).code, 0);
     assert_eq!(locks.run(&job).code, 9);
-    // Who wants to run something else is told for how long it is held.
+    // A process with another command is told for how long the lock is held.
     let ended = locks.run(&["run", "-n", "--", "true"]);
     assert_eq!(ended.code, 75, "{ended:?}");
     assert!(ended.last_line().contains("to be held for another"), "{ended:?}");

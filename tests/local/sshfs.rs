@@ -58,7 +58,7 @@ fn a_lock_that_is_made_through_one_mount_excludes_the_other() {
 fn holds_through_two_mounts_do_not_intersect() {
     let locks = Locks::new();
     let Some(mut shell) = two_mounts(&locks) else { return };
-    // `inside` is there while somebody is: it cannot be made twice.
+    // `inside` exists during a hold: it cannot be made twice.
     let hold = r#""$S" run --sleep-seconds 0.02 -- sh -c 'mkdir /mnt/inside && sleep 0.004 && rmdir /mnt/inside && echo held >>/mnt/holds'"#;
     let holder = |dir: &str| {
         format!(

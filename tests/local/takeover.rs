@@ -10,7 +10,7 @@ use serializer::sys::process::any_runs_python_script;
 
 const STARTERS: usize = 8;
 
-/// The record of a holder that was killed and whose PID is free again.
+/// The record of a killed holder with a PID that is free again.
 fn record_of_a_dead_holder(locks: &Locks) -> String {
     let mut holder = Shell::start(locks);
     holder.lock();
@@ -24,8 +24,8 @@ fn legacy_record_of_a_dead_holder(locks: &Locks) -> String {
     record.lines().take(2).map(|line| format!("{line}\n")).collect()
 }
 
-/// Lets all `shells` try once at the same time; returns who got it. Everybody else must have been
-/// told that it is busy.
+/// Lets all `shells` try once at the same time; returns the winners. All other shells must have
+/// been told that it is busy.
 fn race(shells: &mut [Shell]) -> Vec<usize> {
     for shell in shells.iter_mut() {
         shell.send(r#""$S" lock --max-attempts 1 2> /dev/null"#);
@@ -137,7 +137,7 @@ fn rounds_without_one_winner(
     let mut bad = Vec::new();
     for round in 0..rounds {
         locks.write(stale);
-        // The plugin comes now early, now late: before, among and after the others.
+        // The plugin comes now early, now late: before, among and after the other starters.
         for (position, shell) in shells.iter_mut().enumerate() {
             if position == round % STARTERS {
                 legacy.send();
@@ -172,7 +172,7 @@ in_pid_namespaces! {
 }
 
 #[test]
-fn only_a_process_whose_script_is_the_python_plugin_counts_as_one() {
+fn only_a_process_with_the_python_plugin_as_its_script_counts_as_one() {
     let locks = Locks::new();
     let script = locks.dir().join("a_plugin_of_this_test");
     fs::write(&script, "import sys; print(flush=True); sys.stdin.read()").expect("a script");

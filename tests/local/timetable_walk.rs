@@ -190,7 +190,7 @@ fn fields(lowest: i8, highest: i8, extra: i8) -> impl Strategy<Value = Field> {
     })
 }
 
-/// The fields of expressions whose days and months are often all.
+/// The fields of expressions with days and months that are often all.
 fn expressions() -> impl Strategy<Value = [Field; 5]> {
     let all = |lowest, highest| Just(("*".to_owned(), (lowest..=highest).collect()));
     let days = prop_oneof![all(1, 31), fields(1, 31, 0)];

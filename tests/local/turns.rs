@@ -1,6 +1,6 @@
-//! Those who wait are served in the order in which they came, whatever becomes of some of them, and
-//! at no cost to the others. Where a test says an hour between attempts, nothing but one's turn can
-//! end the waiting.
+//! Waiters are served in the order in which they came, whatever becomes of some of them, and at no
+//! cost to the rest. Where a test says an hour between attempts, only a waiter's turn can end the
+//! waiting.
 
 use std::fs;
 use std::path::Path;
@@ -67,7 +67,7 @@ fn sleeps(pid: u32) -> u64 {
 }
 
 #[test]
-fn those_who_wait_are_served_in_the_order_in_which_they_came() {
+fn waiters_are_served_in_the_order_in_which_they_came() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();
@@ -119,7 +119,7 @@ fn waiters_that_are_killed_make_room_and_change_no_order() {
 }
 
 #[test]
-fn a_newcomer_leaves_what_is_free_to_those_who_wait() {
+fn a_newcomer_leaves_what_is_free_to_waiters() {
     const ROUNDS: usize = 5;
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
@@ -133,7 +133,7 @@ fn a_newcomer_leaves_what_is_free_to_those_who_wait() {
             r#"{slow} {LOCK} && echo 0 >> "$SERIALIZER_DIR/order" && "$S" unlock 2> /dev/null"#
         ));
         until("it is first", || locks.pids("waiters").len() == 1);
-        // Whoever has had it comes again at once.
+        // The previous holder comes again at once.
         let again =
             format!(r#""$S" unlock 2> /dev/null; {LOCK} && echo 1 >> "$SERIALIZER_DIR/order""#);
         assert_eq!(holder.run(&again), 0);
@@ -185,7 +185,7 @@ fn an_owner_that_locks_again_does_not_wait_behind_others() {
     let mut holder = Shell::start(&locks);
     holder.lock();
     let mut shells = line(&locks, 2);
-    // It would wait for ever: the others wait for it.
+    // It would wait for ever: the waiters behind it wait for it.
     let (code, output) = holder.output(&format!("{} 2>&1", LOCK.replace(" 2> /dev/null", "")));
     assert_eq!((code, output.contains("already locked")), (0, true), "{output}");
     holder.unlock();
@@ -234,7 +234,7 @@ fn a_hand_off_wakes_the_same_few_however_many_wait() {
 }
 
 #[test]
-fn status_lists_those_who_wait_in_turn() {
+fn status_lists_waiters_in_turn() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();
@@ -272,7 +272,7 @@ fn status_lists_those_who_wait_in_turn() {
     assert_eq!(locks.pids("holders"), [holder.pid()]);
 }
 
-/// Somebody who is first in line, and a command behind that.
+/// A first waiter, and a command behind it.
 fn behind_another(args: &[&str]) -> (Locks, Ended) {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
@@ -286,7 +286,7 @@ fn behind_another(args: &[&str]) -> (Locks, Ended) {
 }
 
 #[test]
-fn whoever_is_in_line_gives_up_after_its_attempts() {
+fn a_process_that_is_in_line_gives_up_after_its_attempts() {
     for (attempts, sleep) in
         [("1", "3600"), ("2", "0.05"), ("7", "0.02"), ("5", "0"), ("100", "0.001")]
     {
@@ -302,14 +302,14 @@ fn whoever_is_in_line_gives_up_after_its_attempts() {
 }
 
 #[test]
-fn whoever_is_in_line_gives_up_after_its_time() {
+fn a_process_that_is_in_line_gives_up_after_its_time() {
     let (_locks, ended) = behind_another(&["--timeout", "100ms", "--sleep-seconds", "3600"]);
     assert_eq!(ended.code, 75, "{ended:?}");
     assert!(ended.stderr.contains("waiting for"), "{ended:?}");
 }
 
 #[test]
-fn whoever_is_in_line_leaves_when_nobody_wants_the_lock_any_more() {
+fn a_process_that_is_in_line_leaves_when_no_process_wants_the_lock_any_more() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();

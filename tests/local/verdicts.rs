@@ -1,6 +1,6 @@
-//! Is the owner that a record names alive? Every row of the table in `src/verdict.rs`, seen through
-//! `status` and through what `lock` and `unlock` do with the file. Wherever a record must be judged
-//! by something else than its process, that process would suggest the opposite.
+//! Is the owner that a record names alive? Every row of the table in `src/lock/staleness.rs`, seen
+//! through `status` and through the effect of `lock` and `unlock` on the file. Wherever something
+//! else than its process must decide about a record, that process would suggest the opposite.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -17,7 +17,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 // What is expected of a record.
 
-/// The lock counts as held, whoever asks, and the file stays as it is. `state` is `held` or
+/// The lock counts as held for every user, and the file stays as it is. `state` is `held` or
 /// `unknown`.
 fn expect_held(
     locks: &Locks,
@@ -35,7 +35,7 @@ fn expect_held(
     let ended = run(&["lock", "--max-attempts", "1"]);
     assert_eq!(ended.code, 75, "{ended:?}");
     assert!(ended.last_line().contains(&format!("held by pid {pid}")), "{ended:?}");
-    // That a process runs is what everybody assumes of a holder; anything else must be said.
+    // A holder's process usually runs; any other reason must be said.
     assert!(reason == RUNNING || ended.last_line().contains(reason), "{ended:?}");
 
     let ended = run(&["unlock"]);
@@ -63,7 +63,7 @@ fn expect_stale(locks: &Locks, run: &mut dyn FnMut(&[&str]) -> Ended, pid: u32, 
     assert_eq!(locks.names(), ["serializer.lck"]);
 }
 
-/// `unlock` removes a stale lock for anybody.
+/// `unlock` removes a stale lock for any process.
 fn expect_removable(locks: &Locks, run: &mut dyn FnMut(&[&str]) -> Ended, pid: u32, reason: &str) {
     let ended = run(&["unlock"]);
     assert_eq!(ended.code, 0, "{ended:?}");
@@ -338,7 +338,7 @@ fn a_lock_of_another_boot_is_held_unless_both_sides_know_the_machine() {
 }
 
 #[test]
-fn a_lock_whose_pid_counts_in_another_namespace_is_held() {
+fn a_lock_with_a_pid_of_another_namespace_is_held() {
     let locks = Locks::new();
     let (pid, record) = left_by_a_dead_shell(&locks);
     let mut container = pid_namespace(&locks);
@@ -352,7 +352,7 @@ fn a_lock_whose_pid_counts_in_another_namespace_is_held() {
             "its process is in another container",
         );
     }
-    // Without what tells processes of all namespaces apart, nobody knows.
+    // Without the marks that tell processes of all namespaces apart, the answer is unknown.
     locks.write(with(&with(&record, "pidns", Some("12345")), "pidfd", None));
     unknown(&locks, pid, "its process is in another container");
 }
@@ -367,7 +367,7 @@ fn machine(locks: &Locks, id: &str) -> Shell {
 // Its process.
 
 #[test]
-fn a_lock_whose_process_runs_is_held() {
+fn a_lock_of_a_running_process_is_held() {
     let locks = Locks::new();
     let (shell, _) = locked_by_a_shell(&locks);
     held(&locks, shell.pid());
@@ -387,7 +387,7 @@ fn a_legacy_record_with_nothing_but_a_pid_is_judged_by_it() {
 }
 
 #[test]
-fn a_lock_whose_process_is_gone_is_stale() {
+fn a_lock_of_a_vanished_process_is_stale() {
     let locks = Locks::new();
     let (pid, _) = left_by_a_dead_shell(&locks);
     stale(&locks, pid, GONE);
@@ -396,7 +396,7 @@ fn a_lock_whose_process_is_gone_is_stale() {
 }
 
 #[test]
-fn a_lock_whose_pid_is_a_threads_is_stale() {
+fn a_lock_with_the_pid_of_a_thread_is_stale() {
     let locks = Locks::new();
     let (_shell, record) = locked_by_a_shell(&locks);
     // Not the thread of the test itself: with `--test-threads=1` that is the process.
@@ -417,7 +417,7 @@ fn a_lock_whose_pid_is_a_threads_is_stale() {
 }
 
 #[test]
-fn a_lock_whose_process_has_ended_unreaped_is_stale() {
+fn a_lock_of_a_process_that_has_ended_unreaped_is_stale() {
     let locks = Locks::new();
     let (mut shell, _) = locked_by_a_shell(&locks);
     shell.kill();
@@ -428,7 +428,7 @@ fn a_lock_whose_process_has_ended_unreaped_is_stale() {
 }
 
 #[test]
-fn a_process_whose_main_thread_has_ended_holds_its_lock_until_the_others_have() {
+fn a_process_without_its_main_thread_holds_its_lock_until_its_other_threads_end() {
     let locks = Locks::new();
     let mut process = process_without_main_thread(&locks);
     let pid = process.id();
@@ -478,7 +478,7 @@ ctypes.CDLL(None).pthread_exit(None)
 // Another process with its PID.
 
 #[test]
-fn a_lock_whose_pid_another_process_has_got_is_stale() {
+fn a_lock_with_a_reused_pid_is_stale() {
     let locks = Locks::new();
     let mut container = pid_namespace(&locks);
     for round in 0..rounds(40) {
@@ -501,7 +501,7 @@ fn a_lock_whose_pid_another_process_has_got_is_stale() {
             expect_stale(&locks, &mut inside(&mut container), owner, REUSED);
         }
         if !same_tick {
-            // As on a kernel whose pidfds have no identity.
+            // As on a kernel with pidfds that have no identity.
             locks.write(with(&record, "pidfd", None));
             expect_stale(&locks, &mut inside(&mut container), owner, REUSED);
         }
@@ -557,7 +557,7 @@ fn a_lock_of_another_users_process_is_held() {
     let locks = Locks::new();
     let user = OrdinaryUser::new(&locks);
     let (shell, record) = locked_by_a_shell(&locks);
-    // Root's process, seen by somebody else: the shell, or else the first process.
+    // Root's process, seen by another user: the shell, or else the first process.
     let pid = if rustix::process::getuid().is_root() { shell.pid() } else { 1 };
     let (record, start) = (about(&record, pid), start_ticks(&pid.to_string()));
     let ended = ended(&mut user.command(&locks, "bash", &["-c", &format!("kill -0 {pid}")]));
@@ -575,7 +575,7 @@ fn a_lock_of_another_users_process_is_held() {
 }
 
 #[test]
-fn a_lock_whose_process_is_hidden_is_held() {
+fn a_lock_of_a_hidden_process_is_held() {
     let locks = Locks::new();
     // From root's group nothing is hidden.
     let user = OrdinaryUser::new(&locks);
@@ -595,7 +595,7 @@ fn a_lock_whose_process_is_hidden_is_held() {
     );
     assert_eq!(code, 0);
     let owner: u32 = owner.trim().parse().expect("a PID");
-    // Whoever lacks a capability that a process has must not look at it.
+    // A process without a capability of another process must not look at it.
     let powerless =
         "setpriv --securebits=+noroot --bounding-set=-all --inh-caps=-all --ambient-caps=-all";
     assert_eq!(container.run(&format!("test -e /proc/{owner}")), 0);
@@ -845,16 +845,16 @@ fn a_waiter_wakes_when_the_last_process_of_the_run_has_ended() {
 }
 
 #[test]
-fn who_asks_and_its_ancestors_are_no_orphans() {
+fn a_process_that_asks_and_its_ancestors_are_no_orphans() {
     let locks = Locks::new();
     let (pid, mut relative) = orphaned(&locks);
-    // A later block of the same run; seen by others, the run goes on.
+    // A later block of the same run; in the view of other processes, the run goes on.
     assert_eq!(locks.state().0, "held");
     expect_stale(&locks, &mut inside(&mut relative), pid, GONE);
 }
 
 #[test]
-fn who_waits_in_the_same_run_is_no_orphan() {
+fn a_process_that_waits_in_the_same_run_is_no_orphan() {
     let locks = Locks::new();
     let (pid, relative) = orphaned(&locks);
     let mut other = Shell::start(&locks);

@@ -1,5 +1,5 @@
-//! `wait` returns when nobody holds the locks, and takes nothing; `break` takes a lock from one
-//! certain holder.
+//! `wait` returns when the locks are free, and takes none; `break` takes a lock from one certain
+//! holder.
 
 use crate::support::{Locks, Shell, Waiter, ended, until};
 
@@ -11,7 +11,7 @@ fn token(locks: &Locks) -> String {
 }
 
 #[test]
-fn waiting_for_what_nobody_holds_returns_at_once_and_leaves_nothing() {
+fn waiting_for_what_no_process_holds_returns_at_once_and_leaves_nothing() {
     let locks = Locks::new();
     let ended = locks.run(&["wait", "one.lck", "two.lck"]);
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{ended:?}");
@@ -57,7 +57,7 @@ fn several_locks_are_waited_for() {
 }
 
 #[test]
-fn whoever_waits_without_wanting_the_lock_is_in_nobodys_way() {
+fn a_process_that_waits_without_wanting_the_lock_disturbs_nothing() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();
@@ -96,7 +96,7 @@ fn waiting_can_be_limited() {
 }
 
 #[test]
-fn a_hold_is_broken_by_its_token_and_whom_it_was_taken_from_is_said() {
+fn a_hold_is_broken_by_its_token_and_its_holder_is_named() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();
@@ -111,7 +111,7 @@ fn a_hold_is_broken_by_its_token_and_whom_it_was_taken_from_is_said() {
         "{ended:?}"
     );
     assert!(!locks.file().exists(), "{:?}", locks.names());
-    // The former holder learns of it.
+    // The stale holder learns of it.
     assert_eq!(holder.run(r#""$S" unlock 2>/dev/null"#), 76);
     assert_eq!(locks.names(), [""; 0]);
 }
@@ -150,7 +150,7 @@ fn a_terminal_shows_the_holders_and_asks() {
 }
 
 #[test]
-fn whoever_has_got_the_lock_in_the_meantime_keeps_it() {
+fn a_process_that_has_got_the_lock_in_the_meantime_keeps_it() {
     let locks = Locks::new();
     let (mut one, mut two) = (Shell::start(&locks), Shell::start(&locks));
     one.lock();
@@ -192,7 +192,7 @@ fn one_of_several_holds_is_broken() {
 }
 
 #[test]
-fn whoever_breaks_a_hold_keeps_its_own() {
+fn a_process_that_breaks_a_hold_keeps_its_own() {
     let locks = Locks::new();
     let (mut one, mut two) = (Shell::start(&locks), Shell::start(&locks));
     let lock = r#""$S" lock --slots 2 2>/dev/null"#;

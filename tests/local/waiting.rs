@@ -1,6 +1,6 @@
-//! Whoever waits wakes up when the lock is released or its owner ends, counts its attempts, and
-//! gives up when nobody wants the lock any more. Where a test says an hour between attempts, only
-//! an early look can make it end.
+//! A waiter wakes up when the lock is released or its owner ends, counts its attempts, and gives up
+//! when its parent or its own owner is gone. Where a test says an hour between attempts, only an
+//! early poll can make it end.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
@@ -120,7 +120,7 @@ fn forged_wake_ups_use_up_no_attempts() {
 }
 
 #[test]
-fn a_name_that_somebody_else_has_taken_only_makes_a_waiter_look_by_itself() {
+fn a_name_that_another_program_has_taken_only_makes_a_waiter_look_by_itself() {
     let locks = Locks::new();
     let dir = fs::metadata(locks.dir()).expect("the directory");
     let name = format!("serializer:{:x}:{:x}:serializer.lck", dir.dev(), dir.ino());
@@ -135,13 +135,13 @@ fn a_name_that_somebody_else_has_taken_only_makes_a_waiter_look_by_itself() {
 }
 
 #[test]
-fn a_waiter_whose_parent_dies_never_acquires() {
+fn a_waiter_with_a_dead_parent_never_acquires() {
     for signal in ["TERM", "KILL", "INT", "HUP"] {
         let locks = Locks::new();
         let mut holder = Shell::start(&locks);
         holder.lock();
-        // The waiter's own messages show that it waits, and their end that it has ended. Whoever
-        // started the tests may have them ignore some signals, as a shell does in the background.
+        // The waiter's own messages show that it waits, and their end that it has ended. The parent
+        // of the tests may have them ignore some signals, as a shell does in the background.
         let mut parent = locks.command("env");
         parent.args([
             "--default-signal",
@@ -260,7 +260,7 @@ fn ended_dash(locks: &Locks) -> support::Ended {
 }
 
 #[test]
-fn a_terminal_shows_live_whom_it_waits_for() {
+fn a_terminal_shows_live_what_it_waits_for() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();

@@ -334,13 +334,13 @@ fn forward(output: impl Read + Send + 'static, lines: Sender<String>) {
     thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n') {
             let Ok(line) = line else { return };
-            // Fails when nobody listens any more.
+            // Fails when the receiver is gone.
             let _ = lines.send(String::from_utf8_lossy(&line).into_owned());
         }
     });
 }
 
-/// A process of which no other one can take the place.
+/// A process that no other one can replace.
 struct Process {
     pid: Pid,
     fd: OwnedFd,
@@ -385,13 +385,15 @@ fn one_run_locks_and_unlocks() {
         assert_eq!(ended.code, 0, "{ended:#?}");
         let file = project.locks.file().display().to_string();
         let said = ended.of("dbtmutex");
-        assert_eq!(said.len(), 4, "{ended:#?}");
+        assert_eq!(said.len(), 5, "{ended:#?}");
         assert!(
             said[0].starts_with(&format!("locked `{file}` for pid {pid} (meltano run ")),
             "{said:#?}"
         );
-        assert!(said[2].starts_with(&format!("{file}  held   {pid} ")), "{said:#?}");
-        assert_eq!(said[3], format!("unlocked `{file}`"));
+        // Below the directory and the names of the columns.
+        let held = said[3].split_whitespace().collect::<Vec<_>>();
+        assert_eq!((held[0], held[1], held[3]), ("serializer.lck", "held", &*pid.to_string()));
+        assert_eq!(said[4], format!("unlocked `{file}`"));
         assert_eq!(ended.of("stage"), ["worked"]);
         assert_eq!(project.locks.names(), Vec::<String>::new());
     }
@@ -476,7 +478,7 @@ fn the_next_run_takes_over_what_a_failing_block_left_locked() {
 /// instead.
 const NOTICING: Duration = Duration::from_secs(10);
 
-/// Ends a Meltano whose `lock` waits, and looks for what is left of it.
+/// Ends a Meltano while its `lock` waits, and looks for processes that are left of it.
 fn no_waiter_outlives_meltano(end: impl FnOnce(&Run)) {
     let project = Project::new();
     let mut holder = Shell::start(&project.locks);
@@ -639,8 +641,8 @@ fn meltano_invoke_locks_for_a_script() {
     let pid = run.pid();
     let ended = run.end();
     assert_eq!(ended.code, 0, "{ended:#?}");
-    let held = format!("{}  held   {pid} ", project.locks.file().display());
-    assert!(ended.said(&[&held]), "the script holds it, and not Meltano: {ended:#?}");
+    let held = ["serializer.lck  held ", &format!(" {pid}  bash -ec ")];
+    assert!(ended.said(&held), "the script holds it, and not Meltano: {ended:#?}");
     assert!(ended.said(&["unlocked"]), "{ended:#?}");
     assert_eq!(project.locks.names(), Vec::<String>::new());
 }
@@ -658,7 +660,7 @@ fn a_run_that_gives_up_names_the_holder() {
     let [waiting, gave_up] = said[..] else { panic!("{ended:#?}") };
     let who = format!("pid {} (bash -c ", holder.pid());
     assert!(
-        waiting.starts_with("waiting for `dbt.lck`: 1st in line, ")
+        waiting.starts_with("waiting for `serializer.lck`: 1st in line, ")
             && waiting.contains(", attempt 1 of 2; held for "),
         "{waiting}"
     );

@@ -40,7 +40,6 @@ schedules:
   interval: '@hourly'
 ";
 
-/// A project with these schedules.
 fn project(schedules: &str) -> Project {
     let project = Project::new();
     project.write("schedules.meltano.yml", schedules);

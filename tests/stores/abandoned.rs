@@ -1,6 +1,5 @@
-//! A server that cannot answer, because somebody else keeps it waiting, is not left with processes
-//! that go on waiting for nobody, one for each time that somebody has asked, until it has none left
-//! for anybody.
+//! A server that cannot answer, because another session keeps it waiting, does not collect
+//! abandoned processes: one more for each request, until it has none left for any client.
 
 use std::fs;
 
@@ -15,7 +14,7 @@ const WAITERS: usize = 3;
 /// How often answers were waited for in vain, before it matters how many processes wait.
 const TRIES: usize = 30;
 
-/// A connection each, that of one who has just come, and what is about to end.
+/// A connection for each waiter and its newest request, and the one that is about to end.
 const HANDFUL: usize = 2 * WAITERS + 1;
 
 /// Waited for in vain after half a second.
@@ -25,14 +24,14 @@ fn store(url: &str) -> Store {
     store
 }
 
-/// Processes that wait for a lock of somebody's.
+/// Server processes that wait for a lock of another session.
 fn waiting(postgres: &Postgres) -> usize {
     let count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'meltano' AND \
                  wait_event_type = 'Lock'";
     postgres.psql(count).trim().parse().expect("a number")
 }
 
-/// Those who want a lock, again and again.
+/// Processes that ask for a lock, again and again.
 struct Waiters(Vec<(Logged, Store)>);
 
 impl Waiters {
@@ -59,14 +58,14 @@ impl Waiters {
     }
 }
 
-/// While somebody has locked with `statement` what everybody needs, few processes of the server
+/// While another session has locked with `statement` what all need, few processes of the server
 /// wait for that; afterwards all goes on.
 fn few_wait(postgres: &Postgres, store: &Store, statement: &str) {
     let mut other = Session::start(session_at(&postgres.url()));
     other.send(&format!("BEGIN; {statement}; SELECT 'locked'"));
     until("it is not locked", || other.answer() == "locked\n");
     let waiters = Waiters::start(store);
-    // Those that nobody waits for would only become more.
+    // Abandoned processes would only become more.
     until("processes wait for nobody", || waiting(postgres) <= HANDFUL);
     other.send("COMMIT");
     waiters.get_it();
@@ -145,6 +144,6 @@ fn a_write_that_waits_for_a_standby_is_not_shown_to_others_before() {
     assert!(!fs::exists(store.locks.dir().join("ran")).expect("it can be seen"));
     assert_eq!(store.state(), "free", "a failover would forget what was shown");
     standby("");
-    // It was done, and nobody keeps it.
+    // It was done, and has no keeper.
     assert_eq!(store.run(&["run", "true"]).code, 0);
 }

@@ -147,7 +147,7 @@ fn a_file_for_tls_that_cannot_be_used_is_named() {
     let key = file("key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
     let (empty, none) = (file("empty", ""), file("none", ""));
     for (options, why) in [
-        (format!("sslrootcert={empty}"), "no certificate in"),
+        (format!("sslrootcert={empty}"), "no certificate found in"),
         (format!("sslrootcert={broken}"), "broken`: it is not PEM"),
         (format!("sslrootcert={garbage}"), "garbage`"),
         (format!("sslcert={authority}&sslkey={none}"), "none`: it holds no key"),

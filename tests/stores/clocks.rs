@@ -1,5 +1,5 @@
-//! Hosts whose clocks are hours apart, from each other and from the store's: nobody's lease ends
-//! sooner or later for that.
+//! Hosts with clocks hours apart, from each other and from the store's: no lease ends sooner or
+//! later for that.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -62,7 +62,7 @@ fn a_lock_is_held_as_long_as_it_is_renewed_and_no_longer_whatever_hosts_think_wh
             report["holder"]["pid"].to_string(),
             "{kind:?}: {report}"
         );
-        // Its keeper is killed with it: nobody releases the lock.
+        // Its keeper is killed with it, so the lock is not released.
         let keeper = report["holder"]["keeper_pid"].as_u64().expect("a PID");
         owner.send(&format!("kill -KILL {keeper} $$"));
         let waited = waiter.end();

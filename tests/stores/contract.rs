@@ -1,5 +1,4 @@
-//! One contract for every backend: what a register has to promise, what a mutex on it promises
-//! then, and what programs get.
+//! One contract for every store: the promises of a register, of a lock on it, and of the program.
 
 mod leases;
 mod listing_objects;
@@ -10,7 +9,7 @@ mod subject;
 
 use leases as leases_by_a_clock;
 
-/// The tests of a suite, for each backend.
+/// The tests of a suite, for each store.
 macro_rules! contract {
     ($suite:ident: $($test:ident),* $(,)? => $($backend:ident),* $(,)?) => {
         mod $suite {
@@ -48,16 +47,16 @@ mod of {
         a_lease_that_is_not_renewed_expires,
         a_lease_that_is_renewed_does_not_expire,
         an_expired_lease_is_not_renewed,
-        who_has_lost_it_is_told_and_releases_nobody_elses,
-        who_has_let_it_expire_is_told,
+        a_process_that_has_lost_it_is_told_and_releases_no_other_lock,
+        a_process_that_has_let_it_expire_is_told,
         slots_are_so_many_and_sharers_any_number,
-        a_holder_whose_lock_was_broken_is_told
+        a_holder_is_told_that_its_lock_was_broken
         => memory, file, directory, postgres, mysql, dynamodb, s3, azure);
     // Directories, DynamoDB and object stores have no clock that all hosts read, and a file's
     // waiters are seen by the queue file, at which only processes stand.
     contract!(leases_by_a_clock:
         what_is_to_be_held_at_least_stays_held,
-        success_is_told_to_who_waits_for_it
+        success_is_told_to_a_waiter
         => memory, postgres, mysql);
     contract!(programs:
         of_sixteen_programs_one_gets_the_lock,

@@ -26,7 +26,7 @@ fn a_granted_lock_outlasts_a_crash_of_a_server_that_does_not_wait_for_its_log() 
 }
 
 #[test]
-fn a_database_whose_encoding_lacks_a_character_of_a_command_keeps_its_lock() {
+fn a_database_with_an_encoding_that_lacks_a_character_of_a_command_keeps_its_lock() {
     let server = Postgres::start();
     server.psql(
         "CREATE DATABASE latin OWNER meltano ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' \

@@ -173,7 +173,7 @@ fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
     }
     assert_eq!(fs::read_to_string(dir.join("other")).expect("it is there"), "something else\n");
     for (store, why, code) in [
-        ("file:///nowhere/at/all", "there is no directory `/nowhere/at/all`", 1),
+        ("file:///nowhere/at/all", "directory `/nowhere/at/all` does not exist", 1),
         ("file:///sys/kernel", "(sysfs) are not known to lock out other hosts", 1),
         ("file://relative", "its address has no absolute path", 2),
         ("file:///tmp?x=1", "the address of a directory has no options", 2),
@@ -219,7 +219,7 @@ fn what_needs_a_clock_is_refused() {
 }
 
 #[test]
-fn whoever_gives_up_at_once_is_told_how_to_see_whether_a_lease_goes_on() {
+fn a_process_that_gives_up_at_once_is_told_how_to_see_whether_a_lease_goes_on() {
     let store = Store::in_a_directory();
     let mut holder = store.shell();
     holder.lock();
@@ -260,12 +260,12 @@ fn listed(store: &Store) -> (Vec<(String, String)>, Ended) {
 }
 
 #[test]
-fn a_lock_whose_name_is_too_long_for_a_file_is_listed_as_what_it_is_and_named_so() {
+fn a_lock_with_a_name_too_long_for_a_file_is_listed_as_what_it_is_and_named_so() {
     let store = Store::in_a_directory();
     let mut holder = store.shell();
     let long = format!(".{}", "é%".repeat(150));
     assert_eq!(holder.run(&format!(r#""$S" lock --file-name '{long}' 2> /dev/null"#)), 0);
-    // Nobody wants to type this one, either.
+    // This name is unfit for typing, too.
     assert_eq!(holder.run(r#""$S" lock --file-name $'\xff' 2> /dev/null"#), 0);
     let (locks, ended) = listed(&store);
     let states: Vec<_> = locks.iter().map(|(_, state)| state.as_str()).collect();
@@ -383,7 +383,7 @@ fn a_file_server_that_fails_grants_nothing_and_says_what_is_not_known() {
 }
 
 #[test]
-fn a_directory_of_one_machine_is_used_once_somebody_has_said_that_it_is_meant() {
+fn a_directory_of_one_machine_is_used_once_a_user_has_said_that_it_is_meant() {
     let locks = Locks::new();
     for command in [&["lock", "-n"][..], &["run", "true"], &["status"], &["status", "--all"]] {
         let refused = shared(&locks, command);
@@ -400,7 +400,7 @@ fn a_directory_of_one_machine_is_used_once_somebody_has_said_that_it_is_meant() 
 }
 
 #[test]
-fn whoever_takes_the_address_of_meltano_s_states_on_one_machine_is_told_what_to_do() {
+fn a_process_that_takes_the_address_of_meltano_s_states_on_one_machine_is_told_what_to_do() {
     let locks = Locks::new();
     let states = locks.dir().join("project/.meltano/state");
     let store = format!("file://{}", states.display());
@@ -412,7 +412,7 @@ fn whoever_takes_the_address_of_meltano_s_states_on_one_machine_is_told_what_to_
                 .env("SERIALIZER_STORE", &store),
         )
     };
-    for why in ["there is no directory", "is on a local disk: it does not lock out other hosts"] {
+    for why in ["does not exist", "is on a local disk: it does not lock out other hosts"] {
         let refused = lock();
         assert_eq!(refused.code, 1, "{refused:?}");
         let advice =
@@ -430,7 +430,7 @@ const RECORD_LOCK: &str = "import fcntl, sys\nfile = open(sys.argv[1], 'r+')\nfc
                            fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()";
 
 #[test]
-fn whoever_uses_the_directory_on_the_file_server_itself_waits_for_its_clients() {
+fn a_process_that_uses_the_directory_on_the_file_server_itself_waits_for_its_clients() {
     let store = Store { lease: "6".to_owned(), ..Store::in_a_directory() };
     assert_eq!(store.run(&["run", "true"]).code, 0);
     let file = store.locks.dir().join(&store.name).display().to_string();

@@ -1,7 +1,7 @@
 //! `lock` and `unlock` in a directory that hosts share are killed at every system call that they
-//! make, every system call is made to fail, and those to the lock's file in all the ways in which a
-//! file server fails: afterwards the owner knows where it stands, the next one gets in, and two
-//! never hold the lock. Needs strace.
+//! make. Every system call is made to fail, and calls on the lock's file fail in all the ways of a
+//! file server. Afterwards the owner knows its state, the next process gets in, and two never hold
+//! the lock. Requires strace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,7 +16,7 @@ use crate::support::{self, Shell};
 enum Before {
     /// No file.
     Nothing,
-    /// A file, and nobody holds the lock.
+    /// A file without a holder.
     Free,
     /// The owner holds the lock.
     Own,
@@ -102,7 +102,7 @@ impl Scene {
         if self.is_owners() {
             assert_eq!(other(self), 75, "{what}: another gets it, too");
         }
-        // Whether the owner has it or not: it gets it at once, and then nobody else does.
+        // Whether the owner has it or not: the owner gets it at once, and then is the only holder.
         assert_eq!(self.owner.run(r#""$S" lock -n 2> /dev/null"#), 0, "{what}: the owner gets it");
         assert!(self.is_owners(), "{what}: the owner has it");
         assert_eq!(other(self), 75, "{what}: a second one gets it, too");

@@ -1,6 +1,6 @@
 //! File servers that fail, and hosts that stop, while locks in a directory that hosts share are
-//! acquired, renewed and waited for: nobody gets a lock twice, or by what is on no disk. Needs
-//! strace.
+//! acquired, renewed and waited for: no lock is granted twice, or by a record that is not on disk.
+//! Requires strace.
 
 use std::collections::HashMap;
 use std::fs;
@@ -88,7 +88,7 @@ const RUN: &str = r#""$S" run --sleep-seconds 0.1 --timeout 60s -- echo ran"#;
 
 #[test]
 fn no_lock_is_granted_by_what_was_never_synced() {
-    // Nobody has ever written; or somebody has, so that this is secured first.
+    // A first write; or one after an earlier write, which is made durable first.
     for is_new in [true, false] {
         for first in 1..=3 {
             for failures in [1, 3, 4, 5, 8, 9] {
@@ -120,7 +120,7 @@ fn what_a_failed_sync_and_a_failed_write_leave_behind_is_synced_before_it_is_bel
 }
 
 #[test]
-fn whoever_cannot_sync_is_not_granted_what_it_reads() {
+fn a_process_that_cannot_sync_is_not_granted_what_it_reads() {
     let store = Store::in_a_directory();
     // The first one makes the file.
     let (strace, trace) = strace(&store, &["fdatasync:error=EIO:when=2+"]);
@@ -260,7 +260,7 @@ fn a_holder_that_cannot_renew_has_stopped_when_another_gets_the_lock() {
             ("fdatasync", "EIO"),
         ],
         |(call, error)| {
-            // It is killed a twelfth of this before the others may come: time enough for that also
+            // It is killed a twelfth of this before other processes may take it: time enough also
             // where strace has to be asked.
             let store = Store { lease: "9".to_owned(), ..Store::in_a_directory() };
             assert_eq!(store.run(&["run", "true"]).code, 0);

@@ -67,7 +67,7 @@ impl Target {
         writer
     }
 
-    /// Returns when somebody waits for somebody else's transaction.
+    /// Returns when a transaction waits for another one.
     fn until_blocked(&self) {
         let waiting = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = \
@@ -281,7 +281,7 @@ fn the_command_of_the_document_writes_and_fails_where_it_is_refused() {
 }
 
 #[test]
-fn who_has_called_the_fence_and_not_committed_fences_nobody() {
+fn a_process_that_has_called_the_fence_and_not_committed_fences_no_process() {
     let target = Target::new();
     let mut newer = target.writer(8, "UPDATE");
     newer.until_answered();

@@ -54,13 +54,13 @@ fn counting_by_different_nodes_loses_nothing() {
 }
 
 #[test]
-fn of_many_who_try_at_the_same_moment_by_different_nodes_one_gets_the_lock_at_most() {
+fn of_many_processes_that_try_at_the_same_moment_by_different_nodes_one_gets_the_lock_at_most() {
     let cluster = Galera::start();
     assert_eq!(stores(&cluster, Duration::from_secs(60))[0].run(&["initialize"]).code, 0);
     let mut winners = 0;
     let count = rounds(30);
     for _ in 0..count {
-        // A lock that nobody has had yet, and after that one that was released.
+        // A fresh lock, and after that one that was released.
         let stores = stores(&cluster, Duration::from_secs(60));
         for _ in 0..2 {
             let start = |store: &Store| {
@@ -74,7 +74,7 @@ fn of_many_who_try_at_the_same_moment_by_different_nodes_one_gets_the_lock_at_mo
                     .expect("it starts")
             };
             let mut all: Vec<_> = stores.iter().chain(&stores).map(start).collect();
-            // Whoever has it keeps it until all others have given up.
+            // A holder keeps it until all other processes have given up.
             let mut open: Vec<_> =
                 all.iter_mut().map(|child| (child.stdin.take(), child.stdout.take())).collect();
             let says = |out: &mut Option<ChildStdout>| {
@@ -91,12 +91,12 @@ fn of_many_who_try_at_the_same_moment_by_different_nodes_one_gets_the_lock_at_mo
             all.iter_mut().for_each(|child| assert!(child.wait().is_ok()));
         }
     }
-    // A node may show yet what is over, so that nobody tries; but not often.
+    // A node may still show a past holder, so that no process tries; but not often.
     assert!(winners > count, "{winners}");
 }
 
 #[test]
-fn a_node_that_has_lost_the_others_grants_nothing_and_says_so_and_those_who_wait_get_it_when_they_are_back()
+fn a_node_that_has_lost_the_others_grants_nothing_and_says_so_and_waiters_get_it_when_they_are_back()
  {
     let mut cluster = Galera::start();
     let [first, second, _] = stores(&cluster, Duration::from_secs(600));
@@ -112,7 +112,7 @@ fn a_node_that_has_lost_the_others_grants_nothing_and_says_so_and_those_who_wait
     waiter.until_said("not yet prepared");
     let refused = fresh.run(&["run", "-n", "true"]);
     assert!(refused.code == 1 && refused.stderr.contains("not yet prepared"), "{refused:?}");
-    // What somebody does who knows that the others are gone for good.
+    // The operator's repair when the other nodes are gone for good.
     cluster.nodes[0].sql("SET GLOBAL wsrep_provider_options = 'pc.bootstrap=YES'");
     cluster.nodes[1].restart();
     cluster.nodes[2].restart();

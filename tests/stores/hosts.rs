@@ -50,7 +50,7 @@ counting_on_two_hosts_loses_nothing,
 a_host_that_loses_its_power_frees_its_lock_with_its_lease_and_not_before,
 a_command_that_is_cut_off_has_ended_before_its_lock_is_another_hosts,
 an_owner_that_was_cut_off_is_told_that_its_lock_was_lost,
-being_cut_off_for_less_than_the_lease_harms_nobody,
+being_cut_off_for_less_than_the_lease_harms_no_process,
 a_host_that_slept_through_its_lease_stops_what_it_ran_and_says_so,
 a_lock_of_another_host_is_shown_awaited_and_broken,
 slots_and_shared_locks_are_shared_by_hosts,
@@ -86,7 +86,7 @@ fn what_one_host_holds_the_other_finds_held_and_gets_when_it_is_released(kind: K
 }
 
 fn counting_on_two_hosts_loses_nothing(kind: Kind) {
-    // Nobody else is there, and nobody comes between reading and writing.
+    // No other process is there, and none comes between reading and writing.
     let count = r#"mkdir alone || echo >> overlaps; read -r n < count; echo $((n + 1)) > count; rmdir alone"#;
     let rounds = support::rounds(4);
     let worker = format!(
@@ -183,7 +183,7 @@ fn an_owner_that_was_cut_off_is_told_that_its_lock_was_lost(kind: Kind) {
     assert_eq!(cluster.state(0), "free");
 }
 
-fn being_cut_off_for_less_than_the_lease_harms_nobody(kind: Kind) {
+fn being_cut_off_for_less_than_the_lease_harms_no_process(kind: Kind) {
     // Missing a renewal takes a third of it and two seconds, giving up three quarters.
     let cluster = Cluster::new(kind, Duration::from_secs(16));
     cluster.make_fifo("go");
@@ -315,7 +315,7 @@ fn what_one_host_has_done_the_other_skips(kind: Kind) {
         assert_eq!(end(run).code.to_string(), first);
         assert_eq!(waiter.end().code, second, "{kind:?}");
     }
-    // Nobody was there to be waited for.
+    // There was no run to wait for.
     assert_eq!(
         cluster.run(1, &["run", "--wait-and-skip", "--", "bash", "-c", "exit 9"]).code,
         9,
@@ -352,7 +352,6 @@ fn a_command_is_the_same_lock_on_every_host(kind: Kind) {
     assert_eq!([end(first).code, end(other).code], [3, 4], "{kind:?}");
 }
 
-/// A shell with this PID.
 fn shell_with_pid(cluster: &Cluster, host: usize, pid: u32) -> Shell {
     let set = format!("echo {} > /proc/sys/kernel/ns_last_pid", pid - 1);
     assert_eq!(ended(cluster.command(host, "bash").args(["-c", &set])).code, 0);

@@ -164,11 +164,11 @@ fn credentials_that_cannot_be_fetched_are_not_waited_for() {
     for name in ["GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"] {
         command.env(name, "127.0.0.1:1");
     }
-    is_refused(&ended(&mut command), "there are no credentials");
+    is_refused(&ended(&mut command), "no credentials found");
     let azure = Store::at("azure://c?account=a");
     let machine =
         ended(azure.serializer(&["run", "true"]).env("MSI_ENDPOINT", "http://127.0.0.1:1/"));
-    is_refused(&machine, "there are no credentials");
+    is_refused(&machine, "no credentials found");
     let body = r#"{"error":"invalid_grant","error_description":"Bad"}"#;
     let answer = format!(
         "HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -258,9 +258,7 @@ fn a_certificate_that_is_not_accepted_is_told_with_what_is_wrong_with_it() {
         );
     }
     let store = Store::at("s3://b");
-    for (text, why) in
-        [("hunter2", "there is no certificate in"), ("", "there is no certificate in")]
-    {
+    for (text, why) in [("hunter2", "no certificate found in"), ("", "no certificate found in")] {
         std::fs::write(store.locks.dir().join("ca.pem"), text).expect("a file");
         for url in [
             format!(

@@ -1,4 +1,4 @@
-//! Locks that are held across hosts are kept by those who hold them, and by nobody else.
+//! The holder's own processes keep a lock that is held across hosts, and no other process does.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -29,7 +29,7 @@ fn until_gone(pid: u32) {
     until("it has ended", || !runs(pid));
 }
 
-/// A `run` whose command has said the PIDs of itself and of what it has started.
+/// A `run` after its command has said the PIDs of itself and of the processes that it has started.
 fn running(store: &Store, args: &[&str], script: &str) -> (Child, Vec<u32>) {
     let mut command = store.serializer(&[&["run"], args, &["bash", "-c", script]].concat());
     let mut child =
@@ -46,28 +46,28 @@ a_killed_owner_frees_its_lock_although_its_lease_goes_on,
 the_keeper_ends_with_the_lock,
 a_lock_is_held_for_longer_than_its_lease,
 without_its_keeper_a_lock_lapses_and_unlock_says_so,
-who_locks_again_gets_a_new_keeper_if_the_old_one_was_killed,
+a_process_that_locks_again_gets_a_new_keeper_if_the_old_one_was_killed,
 the_keeper_has_none_of_the_files_of_lock,
 a_run_that_goes_on_without_its_owner_keeps_the_lock,
-a_command_whose_lock_was_taken_away_is_ended_with_all_that_it_has_started,
+a_command_that_lost_its_lock_is_ended_with_all_that_it_has_started,
 a_command_that_does_not_heed_its_end_is_killed,
-who_only_wants_a_warning_runs_on_and_is_told_at_the_end,
+a_process_that_only_wants_a_warning_runs_on_and_is_told_at_the_end,
 an_owner_that_asked_for_it_is_ended_when_its_lock_is_lost,
 a_command_dies_with_the_run_that_renews_its_lease,
-who_slept_through_its_lease_stops_what_it_ran_when_it_wakes,
+a_process_that_slept_through_its_lease_stops_what_it_ran_when_it_wakes,
 each_acquisition_has_a_larger_number_than_those_before,
-who_waits_for_another_run_need_not_do_it_again,
+a_process_that_waits_for_another_run_need_not_do_it_again,
 a_command_runs_for_longer_than_its_lease,
 an_owner_that_has_unlocked_is_not_ended,
 an_owner_that_asked_for_it_is_ended_with_all_that_it_has_started,
-whoever_is_told_to_end_does_not_go_on_by_starting_others,
-who_locks_again_after_a_loss_is_told_of_it_once,
-who_locks_again_keeps_the_lease_that_is_there,
-what_runs_under_a_lease_does_not_go_on_while_nobody_can_renew_it,
+a_process_that_is_told_to_end_does_not_go_on_by_starting_others,
+a_process_that_locks_again_after_a_loss_is_told_of_it_once,
+a_process_that_locks_again_keeps_the_lease_that_is_there,
+what_runs_under_a_lease_does_not_go_on_while_no_process_can_renew_it,
 => Postgres, MariaDb, DynamoDb, S3, Azure, Directory }
 
 of_each! { databases:
-an_owner_whose_lease_nobody_has_taken_is_told_all_the_same,
+an_owner_with_a_lease_that_no_process_has_taken_is_told_all_the_same,
 a_keeper_that_cannot_ask_the_store_is_not_relied_on,
 => Postgres, MariaDb }
 
@@ -118,7 +118,7 @@ fn without_its_keeper_a_lock_lapses_and_unlock_says_so(kind: Kind) {
     other.unlock();
 }
 
-fn an_owner_whose_lease_nobody_has_taken_is_told_all_the_same(kind: Kind) {
+fn an_owner_with_a_lease_that_no_process_has_taken_is_told_all_the_same(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let mut owner = store.shell();
     owner.lock();
@@ -129,7 +129,7 @@ fn an_owner_whose_lease_nobody_has_taken_is_told_all_the_same(kind: Kind) {
     assert_eq!(store.state(), "free");
 }
 
-fn who_locks_again_gets_a_new_keeper_if_the_old_one_was_killed(kind: Kind) {
+fn a_process_that_locks_again_gets_a_new_keeper_if_the_old_one_was_killed(kind: Kind) {
     let store = Store::of(kind, Duration::from_secs(6));
     let mut owner = store.shell();
     owner.lock();
@@ -145,7 +145,7 @@ fn who_locks_again_gets_a_new_keeper_if_the_old_one_was_killed(kind: Kind) {
 
 fn the_keeper_has_none_of_the_files_of_lock(kind: Kind) {
     let store = Store::of(kind, LONG);
-    // A pipe ends when all who have it do; a flock, too.
+    // A pipe ends when its last holder ends; a flock, too.
     let script = r#"exec 9> file; flock 9; said=$("$S" lock --owner-pid $$ 2>&1) || exit 1; exec 9>&-
                     flock -n file true || exit 2; "$S" unlock --owner-pid $$"#;
     let ended = store.script(script);
@@ -172,7 +172,7 @@ fn a_run_that_goes_on_without_its_owner_keeps_the_lock(kind: Kind) {
     until("it is released", || store.state() == "free");
 }
 
-fn a_command_whose_lock_was_taken_away_is_ended_with_all_that_it_has_started(kind: Kind) {
+fn a_command_that_lost_its_lock_is_ended_with_all_that_it_has_started(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let (child, pids) = running(&store, &[], "sleep 600 & echo $$ $!; wait; sleep 600");
     assert_eq!(store.run(&["unlock", "--force"]).code, 0);
@@ -186,7 +186,7 @@ fn a_command_whose_lock_was_taken_away_is_ended_with_all_that_it_has_started(kin
 }
 
 #[test]
-fn a_command_whose_lock_was_taken_away_is_ended_also_where_there_are_no_pidfds() {
+fn a_command_that_lost_its_lock_is_ended_also_where_there_are_no_pidfds() {
     let store = Store::of(Kind::Directory, SHORT);
     let mut command = store.command("strace");
     command.args([
@@ -223,7 +223,7 @@ fn a_command_that_does_not_heed_its_end_is_killed(kind: Kind) {
     pids.into_iter().for_each(|pid| assert!(!runs(pid)));
 }
 
-fn who_only_wants_a_warning_runs_on_and_is_told_at_the_end(kind: Kind) {
+fn a_process_that_only_wants_a_warning_runs_on_and_is_told_at_the_end(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let go = store.locks.dir().join("go");
     support::ended(std::process::Command::new("mkfifo").arg(&go));
@@ -259,7 +259,7 @@ fn a_command_dies_with_the_run_that_renews_its_lease(kind: Kind) {
     drop(end(child));
 }
 
-fn who_slept_through_its_lease_stops_what_it_ran_when_it_wakes(kind: Kind) {
+fn a_process_that_slept_through_its_lease_stops_what_it_ran_when_it_wakes(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let (child, pids) = running(&store, &[], "echo $$; exec sleep 600");
     let sleepers = [pids.clone(), vec![child.id()]].concat();
@@ -268,7 +268,7 @@ fn who_slept_through_its_lease_stops_what_it_ran_when_it_wakes(kind: Kind) {
     assert_eq!(other.run(r#""$S" lock 2> /dev/null"#), 0);
     sleepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
     let ended = end(child);
-    // Another one has the lock, so that there is no time of grace.
+    // Another process has the lock, so there is no grace period.
     assert!(ended.code == 76 && ended.stderr.contains("killed `bash`: lost `"), "{ended:?}");
     pids.into_iter().for_each(|pid| assert!(!runs(pid)));
     other.unlock();
@@ -305,7 +305,7 @@ fn each_acquisition_has_a_larger_number_than_those_before(kind: Kind) {
     );
 }
 
-fn who_waits_for_another_run_need_not_do_it_again(kind: Kind) {
+fn a_process_that_waits_for_another_run_need_not_do_it_again(kind: Kind) {
     let store = Store::of(kind, LONG);
     let go = store.locks.dir().join("go");
     support::ended(std::process::Command::new("mkfifo").arg(&go));
@@ -316,7 +316,7 @@ fn who_waits_for_another_run_need_not_do_it_again(kind: Kind) {
     fs::write(&go, "0\n").expect("it is read");
     assert_eq!(end(child).code, 0);
     waiters.into_iter().for_each(|waiter| assert_eq!(waiter.end().code, 7));
-    // Nobody has to have succeeded for this one.
+    // This one does not require an earlier success.
     assert_eq!(store.run(&["run", "--wait-and-skip", "--skipped-exit-code", "7", "true"]).code, 0);
 
     let (child, _) = running(&store, &["--wait-and-skip"], "echo; read -r line < go; exit $line");
@@ -339,14 +339,14 @@ fn a_command_runs_for_longer_than_its_lease(kind: Kind) {
     assert_eq!((ended.code, ended.stderr.as_str()), (3, ""));
 }
 
-/// What has unlocked is no owner any more, whatever its keeper has heard of that.
+/// A process that has unlocked stops being an owner, whatever its keeper has heard of that.
 fn an_owner_that_has_unlocked_is_not_ended(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let script = r#"trap '' TERM; "$S" lock --on-lost terminate; "$S" status --json | jq .locks[0].holder.keeper_pid > keeper
                     "$S" unlock; while kill -0 "$(cat keeper)"; do sleep 0.05; done 2> /dev/null; echo done"#;
     let ended = store.script(script);
     assert!(ended.stdout.ends_with("done\n"), "{ended:?}");
-    // Nor one whose keeper was replaced.
+    // Nor one with a replaced keeper.
     let script = r#"keeper() { "$S" status --json | jq .locks[0].holder.keeper_pid; }
                     "$S" lock --on-lost terminate; first=$(keeper); kill -KILL "$first"
                     while kill -0 "$first"; do sleep 0.01; done 2> /dev/null; "$S" lock --on-lost terminate
@@ -368,7 +368,7 @@ fn an_owner_that_asked_for_it_is_ended_with_all_that_it_has_started(kind: Kind) 
     pids.into_iter().for_each(until_gone);
 }
 
-fn whoever_is_told_to_end_does_not_go_on_by_starting_others(kind: Kind) {
+fn a_process_that_is_told_to_end_does_not_go_on_by_starting_others(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let script = r#"trap : TERM; "$S" lock --on-lost terminate 2> /dev/null; echo $$
                     while :; do sleep 600 & echo $! >> workers; wait; done"#;
@@ -383,7 +383,7 @@ fn whoever_is_told_to_end_does_not_go_on_by_starting_others(kind: Kind) {
     workers.lines().for_each(|pid| until_gone(pid.parse().expect("a pid")));
 }
 
-fn who_locks_again_after_a_loss_is_told_of_it_once(kind: Kind) {
+fn a_process_that_locks_again_after_a_loss_is_told_of_it_once(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let (mut owner, mut other) = (store.shell(), store.shell());
     owner.lock();
@@ -397,7 +397,7 @@ fn who_locks_again_after_a_loss_is_told_of_it_once(kind: Kind) {
     owner.unlock();
 }
 
-fn who_locks_again_keeps_the_lease_that_is_there(kind: Kind) {
+fn a_process_that_locks_again_keeps_the_lease_that_is_there(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let mut owner = store.shell();
     owner.lock();
@@ -423,7 +423,7 @@ fn a_keeper_that_cannot_ask_the_store_is_not_relied_on(kind: Kind) {
 }
 
 /// What a terminal does at Ctrl-Z, to a command that has left the group, as `timeout` does.
-fn what_runs_under_a_lease_does_not_go_on_while_nobody_can_renew_it(kind: Kind) {
+fn what_runs_under_a_lease_does_not_go_on_while_no_process_can_renew_it(kind: Kind) {
     let store = Store::of(kind, Duration::from_secs(600));
     let script = "set -m; (echo $BASHPID; exec sleep 600) & wait; kill -TSTP $$; sleep 600";
     let mut run = store.serializer(&["run", "bash", "-c", script]);

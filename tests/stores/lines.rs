@@ -1,6 +1,6 @@
-//! Those who wait for a lock in a store are served in the order in which they came, whatever
-//! becomes of some of them, and at no cost to the others, as `turns.rs` has it for files. Where a
-//! test says an hour between attempts, nothing but one's turn can end the waiting.
+//! Waiters for a lock in a store are served in the order in which they came, whatever becomes of
+//! some of them, and at no cost to the rest, as `turns.rs` tests it for files. Where a test says an
+//! hour between attempts, only a waiter's turn can end the waiting.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use serializer::store::Location;
 use serializer::store::address::{StoreSettings, StoreUrl};
 use sha2::{Digest, Sha256};
 
-/// A lock, and how to see who is in line for it.
+/// A lock, and the means to see its queue.
 struct Lined {
     store: Store,
     count: Box<dyn Fn() -> usize>,
@@ -24,7 +24,7 @@ struct Lined {
 impl Lined {
     fn postgres() -> Self {
         let mut store = Store::at(&shared_postgres().url());
-        // By which the server knows those who wait for this lock.
+        // By this name the server knows the waiters of this lock.
         store.url = format!("{}?application_name={}", store.url, store.name);
         let statement = format!(
             "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE \
@@ -116,20 +116,20 @@ macro_rules! for_stores {
 }
 
 for_stores! {
-    those_who_wait_are_served_in_the_order_in_which_they_came,
+    waiters_are_served_in_the_order_in_which_they_came,
     the_death_of_the_holder_lets_the_first_in_line_in_and_no_other,
     waiters_that_are_killed_make_room_and_change_no_order,
-    a_newcomer_sees_those_who_wait_until_they_have_left,
+    a_newcomer_sees_waiters_until_they_have_left,
     a_stopped_waiter_that_is_first_does_not_keep_a_newcomer_out,
     a_stopped_waiter_that_is_first_does_not_keep_those_behind_it_out,
-    whoever_is_in_line_gives_up_in_time,
+    a_process_that_is_in_line_gives_up_in_time,
     a_hand_off_wakes_the_same_few_however_many_wait,
 }
 
 #[test]
-fn status_lists_those_who_wait_in_turn() {
-    // The first one in line of MariaDB only looks now and then, and is known by where it comes from
-    // in between.
+fn status_lists_waiters_in_turn() {
+    // The first waiter in MariaDB's queue only polls now and then; in between, its connection's
+    // address identifies it.
     for (url, unknown) in [(shared_postgres().url(), 0), (shared_mariadb().url(), 1)] {
         let store = Store::at(&url);
         let mut holder = store.shell();
@@ -195,7 +195,7 @@ fn sleeps(pid: u32) -> u64 {
     tasks.filter_map(|task| count(&task.ok()?.path())).sum()
 }
 
-fn those_who_wait_are_served_in_the_order_in_which_they_came(lined: &Lined) {
+fn waiters_are_served_in_the_order_in_which_they_came(lined: &Lined) {
     let mut holder = lined.holder();
     let mut shells = lined.line(10);
     holder.unlock();
@@ -241,8 +241,8 @@ fn is_queued(register: &mut Register) -> bool {
     register.queue(|queue, key| queue.is_queued(key)).expect("a queue")
 }
 
-fn a_newcomer_sees_those_who_wait_until_they_have_left(lined: &Lined) {
-    // Somebody has made the table.
+fn a_newcomer_sees_waiters_until_they_have_left(lined: &Lined) {
+    // Makes the table.
     lined.holder().unlock();
     let (mut first, mut second, mut newcomer) = (lined.open(), lined.open(), lined.open());
     let mut newcomer_is_first = || {
@@ -302,7 +302,7 @@ fn a_stopped_waiter_that_is_first_does_not_keep_those_behind_it_out(lined: &Line
     assert_eq!(lined.order(), [1, 0]);
 }
 
-fn whoever_is_in_line_gives_up_in_time(lined: &Lined) {
+fn a_process_that_is_in_line_gives_up_in_time(lined: &Lined) {
     let mut holder = lined.holder();
     let mut shells = lined.line(1);
     let ended = lined.store.run(&["lock", "--timeout", "300ms", "--sleep-seconds", "3600"]);
@@ -343,7 +343,7 @@ fn a_hand_off_wakes_the_same_few_however_many_wait(lined: &Lined) {
 }
 
 #[test]
-fn behind_a_pooler_everybody_is_served_in_any_order() {
+fn behind_a_pooler_every_process_is_served_in_any_order() {
     let lined = Lined::postgres();
     let pooler = PgBouncer::start(shared_postgres(), 3);
     let mut holder = lined.holder();
@@ -352,7 +352,7 @@ fn behind_a_pooler_everybody_is_served_in_any_order() {
     for shell in &mut shells {
         shell.send(r#""$S" run --sleep-seconds 1 -- true 2> /dev/null"#);
     }
-    // Those who are in line are not waited for by those who cannot stand there.
+    // Queued waiters do not wait for waiters that cannot queue.
     let mut first = lined.line(2);
     holder.unlock();
     for shell in first.iter_mut().chain(&mut shells) {

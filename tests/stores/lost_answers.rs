@@ -1,4 +1,4 @@
-//! Networks that lose what is said to a store, or what it answers: whoever asked finds out what was
+//! Networks that lose a request to a store, or its answer: the requester finds out whether it was
 //! done, and does it once.
 
 use std::fs;
@@ -36,8 +36,7 @@ impl Marker {
     }
 }
 
-/// What grants a lock that nobody has held yet: in a bucket, its object is made and tried out
-/// before.
+/// The request that grants a fresh lock: a bucket's object is made and tried out before.
 fn granting(store: &Store) -> &'static [u8] {
     if !store.is_bucket() {
         return Insert.of(store);
@@ -51,7 +50,7 @@ fn granting(store: &Store) -> &'static [u8] {
 pub enum Loss {
     /// The statement does not arrive.
     Statement,
-    /// It was done, and nobody says so.
+    /// It was done, without an answer.
     Answer,
 }
 
@@ -66,7 +65,7 @@ impl Loss {
     }
 }
 
-/// A lock that nobody has held yet, in a store where tables are made.
+/// A fresh lock, in a store where tables are made.
 fn store(kind: Kind, lease: Duration) -> Store {
     static PREPARED: Once = Once::new();
     PREPARED.call_once(|| {
@@ -110,25 +109,25 @@ fn fifo(store: &Store) -> std::path::PathBuf {
 }
 
 of_each! { over_networks:
-whoever_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once,
-whoever_has_one_attempt_needs_no_more_because_of_a_lost_answer,
-whoever_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked,
+a_process_that_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once,
+a_process_that_has_one_attempt_needs_no_more_because_of_a_lost_answer,
+a_process_that_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked,
 a_command_runs_once_whatever_is_lost_before_and_behind_it,
 a_lease_is_renewed_whatever_is_lost_of_a_renewal,
-whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since,
+a_process_that_was_granted_a_slot_in_silence_has_it_although_another_has_come_since,
 a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_come_since,
-whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait,
-whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since,
-whoever_takes_a_lock_away_in_silence_takes_it_from_nobody_who_has_come_since,
+a_process_that_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait,
+a_process_that_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since,
+a_process_that_takes_a_lock_away_in_silence_takes_it_from_no_process_that_has_come_since,
 no_count_is_lost_over_a_network_that_breaks_again_and_again,
 an_owner_that_has_unlocked_in_silence_is_not_taken_for_one_that_has_lost_its_lock,
 => Postgres, MariaDb, DynamoDb, S3, Azure }
 
-fn whoever_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once(kind: Kind) {
+fn a_process_that_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once(kind: Kind) {
     for loss in Loss::BOTH {
         let store = store(kind, LONG);
         let (proxy, through) = proxied(&store);
-        // First there is no row yet; then there is one.
+        // The first round finds no row; later rounds find one.
         for marker in [Insert, Update, Read] {
             let mut owner = through.shell();
             loss.at(&proxy, marker.of(&store));
@@ -143,7 +142,7 @@ fn whoever_loses_a_statement_or_its_answer_while_it_locks_has_the_lock_once(kind
     }
 }
 
-fn whoever_has_one_attempt_needs_no_more_because_of_a_lost_answer(kind: Kind) {
+fn a_process_that_has_one_attempt_needs_no_more_because_of_a_lost_answer(kind: Kind) {
     for loss in Loss::BOTH {
         let store = store(kind, LONG);
         let (proxy, through) = proxied(&store);
@@ -155,7 +154,7 @@ fn whoever_has_one_attempt_needs_no_more_because_of_a_lost_answer(kind: Kind) {
     }
 }
 
-fn whoever_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked(kind: Kind) {
+fn a_process_that_loses_a_statement_or_its_answer_while_it_unlocks_has_unlocked(kind: Kind) {
     for loss in Loss::BOTH {
         let store = store(kind, LONG);
         let (proxy, through) = proxied(&store);
@@ -218,14 +217,13 @@ fn a_lease_is_renewed_whatever_is_lost_of_a_renewal(kind: Kind) {
     }
 }
 
-/// Returns when the write that is lost has been done, and the one who has sent it does not know
-/// that yet.
+/// Returns when the lost write has been done, while its sender does not know that yet.
 fn until_done_in_silence(proxy: &Proxy, store: &Store, state: &str) {
     proxy.wait_until_hit();
     until("it is not done", || store.state() == state);
 }
 
-fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since(kind: Kind) {
+fn a_process_that_was_granted_a_slot_in_silence_has_it_although_another_has_come_since(kind: Kind) {
     let store = store(kind, RENEWED);
     let (proxy, through) = proxied(&store);
     let (mut owner, mut other) = (through.shell(), store.shell());
@@ -241,7 +239,7 @@ fn whoever_was_granted_a_slot_in_silence_has_it_although_another_has_come_since(
         "{}",
         store.url
     );
-    // Nobody else's entry is left.
+    // No entry of another process is left.
     other.unlock();
     until_renewed(&store);
     unlocks(&mut owner);
@@ -265,7 +263,7 @@ fn a_command_that_was_granted_a_slot_in_silence_runs_once_although_another_has_c
     other.unlock();
 }
 
-fn whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait(kind: Kind) {
+fn a_process_that_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait(kind: Kind) {
     let store = store(kind, LONG);
     let (proxy, through) = proxied(&store);
     let (mut owner, mut other) = (through.shell(), store.shell());
@@ -283,7 +281,7 @@ fn whoever_was_granted_a_lock_in_silence_that_was_taken_away_since_has_to_wait(k
     unlocks(&mut owner);
 }
 
-fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since(
+fn a_process_that_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_that_has_come_since(
     kind: Kind,
 ) {
     let store = store(kind, LONG);
@@ -314,7 +312,9 @@ fn whoever_has_unlocked_in_silence_is_not_told_that_it_was_another_s_because_tha
     other.unlock();
 }
 
-fn whoever_takes_a_lock_away_in_silence_takes_it_from_nobody_who_has_come_since(kind: Kind) {
+fn a_process_that_takes_a_lock_away_in_silence_takes_it_from_no_process_that_has_come_since(
+    kind: Kind,
+) {
     let store = store(kind, LONG);
     let (proxy, through) = proxied(&store);
     let (mut owner, mut other) = (store.shell(), store.shell());
@@ -343,7 +343,7 @@ fn error_while_committing() -> Vec<u8> {
 }
 
 #[test]
-fn whoever_is_told_wrongly_that_its_write_has_failed_has_the_lock_and_keeps_it() {
+fn a_process_that_is_told_wrongly_that_its_write_has_failed_has_the_lock_and_keeps_it() {
     let store =
         Store { lease: RENEWED.as_secs_f64().to_string(), ..Store::at(&shared_mariadb().url()) };
     assert_eq!(store.run(&["run", "true"]).code, 0);

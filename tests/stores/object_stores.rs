@@ -207,7 +207,7 @@ fn what_passes_is_tried_again_and_never_taken_for_a_lock_that_is_held() {
 }
 
 #[test]
-fn who_waits_for_a_store_that_has_too_much_to_do_says_so_and_gets_the_lock_in_the_end() {
+fn a_process_that_waits_for_a_store_that_has_too_much_to_do_says_so_and_gets_the_lock_in_the_end() {
     let (injector, store) = injected();
     injector.refuse(
         "GET ",
@@ -276,7 +276,7 @@ fn a_store_that_ignores_conditions_is_found_out_before_anything_is_locked() {
 }
 
 #[test]
-fn what_somebody_else_has_stored_is_neither_taken_for_a_lock_nor_overwritten() {
+fn what_another_program_has_stored_is_neither_taken_for_a_lock_nor_overwritten() {
     let store = Store::at(&s3_url_at(shared_s3().address()));
     let path = format!("/{BUCKET}/meltano/state/{}.lock", store.name);
     for text in [
@@ -346,7 +346,7 @@ fn so_many_requests_are_needed_and_nothing_is_ever_deleted() {
 }
 
 #[test]
-fn who_waits_looks_no_more_often_because_the_holder_renews_its_lease() {
+fn a_process_that_waits_looks_no_more_often_because_the_holder_renews_its_lease() {
     let (injector, through) = injected();
     let held =
         Store { lease: "6".to_owned(), ..through.through(&s3_url_at(shared_s3().address())) };
@@ -429,7 +429,7 @@ fn element<'a>(text: &'a str, name: &str) -> &'a str {
     rest.split_once(&format!("</{name}>")).expect("its end").0
 }
 
-/// Somebody who may do what the policy says, and nobody else may do anything.
+/// A user with the permissions of the policy; no other user has any.
 fn with_policy(moto: &Moto, policy: &str) -> Store {
     make_bucket(moto.address(), BUCKET);
     let ask = |action: &str, rest: &str| {
@@ -511,11 +511,11 @@ fn a_shared_access_signature_with_the_documented_letters_suffices_and_with_fewer
 }
 
 #[test]
-fn who_has_no_credentials_is_told_where_they_are_looked_for() {
+fn a_process_that_has_no_credentials_is_told_where_they_are_looked_for() {
     let address = shared_s3().address();
     let store = Store::at(&format!("s3://{BUCKET}/p?endpoint=http://{address}"));
     let ended = ended(store.serializer(&["lock"]).env("AWS_EC2_METADATA_DISABLED", "true"));
-    is_refused(&ended, "there are no credentials", "AWS_SECRET_ACCESS_KEY");
+    is_refused(&ended, "no credentials found", "AWS_SECRET_ACCESS_KEY");
     let azure = Store::at(&format!("azure://{BUCKET}/p"));
     is_unusable(azure.run(&["lock"]), "account", "AZURE_STORAGE_CONNECTION_STRING");
     let garbled = azure.through(&format!("{}?account=a&account_key=hunter2!", azure.url));
@@ -604,7 +604,7 @@ fn meltano_s_json_for_google_is_used_and_comes_before_other_credentials() {
 }
 
 #[test]
-fn a_certificate_has_to_be_signed_by_somebody_who_is_trusted() {
+fn a_certificate_has_to_be_signed_by_an_authority_that_is_trusted() {
     let moto = start_s3_with_tls();
     let url = s3_url_at(moto.address()).replace("http://", "https://");
     let trusting = Store::at(&format!("{url}&ca={}", moto.certificate()));
@@ -648,7 +648,7 @@ fn a_role_s_credentials_are_fetched_and_a_failure_to_is_not_taken_for_one_of_the
         &error("403 Forbidden", "", "AccessDenied", "No such role."),
     );
     is_refused(&run(), "cannot get credentials for AWS", "aws sts get-caller-identity");
-    // Somebody who has too much to do is asked again.
+    // A busy provider is asked again.
     agent.refuse("GET /v1/credentials", 2, &error("503 Service Unavailable", "", "Busy", "Later."));
     agent.refuse("GET /v1/credentials", 1, &given);
     assert_eq!(run().code, 0);
@@ -748,7 +748,7 @@ fn the_azure_cli_is_not_run_since_it_may_take_any_time() {
 }
 
 #[test]
-fn nobody_but_a_machine_of_ec2_is_silenced_by_the_variable_for_it() {
+fn nothing_but_a_machine_of_ec2_is_silenced_by_the_variable_for_it() {
     for (url, name, value, asked) in [
         (
             format!("s3://{BUCKET}?endpoint=http://127.0.0.1:1"),
@@ -855,7 +855,7 @@ fn a_lease_is_renewed_with_the_last_credentials_while_there_are_no_new_ones() {
         // Longer than a lease.
         until_renewed(&aside);
         until_renewed(&aside);
-        // Who has none is told.
+        // A command without credentials is told.
         assert_eq!(owner.run(r#""$S" status 2> err"#), 1);
         let said = std::fs::read_to_string(store.locks.dir().join("err")).expect("it was written");
         assert!(said.contains("credentials for AWS"), "{said}");
@@ -868,7 +868,7 @@ fn a_write_that_something_on_the_way_sends_twice_counts_once() {
     store.lease = "3".to_owned();
     assert_eq!(store.run(&["run", "true"]).code, 0);
     let mut owner = store.shell();
-    // The second answer says that somebody else was faster.
+    // The second answer says that another process was faster.
     injector.repeat("PUT ", 1);
     owner.lock();
     assert!(injector.is_through());

@@ -112,7 +112,7 @@ fn a_key_runs_until_its_command_has_succeeded_and_is_skipped_after_that(kind: Ki
     assert_eq!(once(&store, &[], "exit $SERIALIZER_TRY").code, 1);
 }
 
-/// A run whose command has said its PID, and works until it is told what to end with.
+/// A run after its command has said its PID; it works until it is told what to end with.
 fn running(store: &Store) -> (Child, u32) {
     running_with(store, &[])
 }
@@ -226,7 +226,7 @@ fn a_run_is_begun_by_one_process_and_ended_by_another(kind: Kind) {
         watched.stderr.contains("interrupted") || state(&store).0 == "interrupted"
     });
     let late = unlock(&token, &[]);
-    // Who does not watch cannot tell in a store without a clock; then it was in time.
+    // An observer that does not watch cannot tell in a store without a clock; then it was in time.
     let has_clock = [Kind::Postgres, Kind::MariaDb].contains(&kind);
     assert!(late.code == 76 || late.code == 0 && !has_clock, "{} {late:?}", store.url);
     if late.code == 0 {

@@ -205,8 +205,8 @@ fn of_callers_of_both_kinds_one_runs_each_key_and_all_others_are_told_of_its_end
         begun == 1 && waits >= CALLERS - 1
     };
     until("they have not come", || keys.iter().all(|key| has_come(&both, key)));
-    // What is finished while others wait must not be cleaned away: they would wait for the next
-    // run.
+    // An entry that is finished while callers wait must not be cleaned away: they would wait for
+    // the next run.
     both.make("clean");
     until("the cleaner goes on", || both.count("cleaned") == 1);
     both.make("gate");
@@ -299,7 +299,7 @@ fn the_cleaner_spares_a_run_that_is_renewed_and_the_library_sees_how_it_ends() {
 #[test]
 fn once_waits_for_a_run_of_the_library_and_acts_as_it_ends() {
     let mut both = Both::start("30");
-    // A key has the library's name for it, also one that looks like a name of this program's.
+    // A key has the library's name for it, also one that resembles a name of this program's.
     for (key, status, said) in [("once/done", "FINISHED", ""), ("é", "FAILED", "try 2\n")] {
         both.ask(&format!("aec.write_atomically_a_key('{key}')"));
         assert_eq!(both.once(key, &["-n"], "true").code, 75);
@@ -392,7 +392,7 @@ fn a_takeover_is_one_write_that_another_run_of_the_library_forestalls_and_a_lost
 }
 
 #[test]
-fn a_run_whose_item_the_library_deletes_is_ended() {
+fn a_run_is_ended_if_the_library_deletes_its_item() {
     let mut both = Both::start("3");
     let run = both.spawn("load", &[], "exec sleep 600");
     both.until_status("load", "IN_PROGRESS");
@@ -428,5 +428,5 @@ fn anything_but_keys_that_run_once_is_refused_there() {
     // A new table would be one of which the library knows nothing.
     let url = both.store.url.replace("aec-", "other-");
     let ended = both.store.through(&url).run(&["once", "x", "--", "true"]);
-    assert!(ended.code == 1 && ended.stderr.contains("there is no table `other-"), "{ended:?}");
+    assert!(ended.code == 1 && ended.stderr.contains("table `other-"), "{ended:?}");
 }

@@ -1,5 +1,5 @@
-//! Stores that go and come back, or do not answer: whoever waits goes on waiting and says why,
-//! whoever holds a lock keeps it as long as its lease allows, and nobody else gets it before.
+//! Stores that go and come back, or do not answer: a waiter goes on waiting and says why, a holder
+//! keeps its lock as long as its lease allows, and no other process gets it before.
 
 use std::fs;
 use std::path::Path;
@@ -14,8 +14,7 @@ use crate::support::{Shell, Waiter, ended, first_line, proxy, until};
 /// Does not end while a test runs.
 const LONG: Duration = Duration::from_secs(600);
 
-/// Outlasts a server that starts again, and is renewed every ten seconds: as it is if nobody says
-/// otherwise.
+/// Outlasts a server that starts again, and is renewed every ten seconds, as by default.
 const USUAL: Duration = Duration::from_secs(30);
 
 /// Renewed every four seconds.
@@ -32,7 +31,7 @@ fn go(store: &Store) {
     fs::write(store.locks.dir().join("go"), "on\n").expect("it is read");
 }
 
-/// A `run` whose command waits for [`go`], and runs when this returns.
+/// A `run` with a command that waits for [`go`], and runs when this returns.
 fn running(store: &Store) -> Child {
     fifo(store);
     let mut child = start(store, &["run", "sh", "-c", "echo runs; read -r line < go"]);
@@ -40,8 +39,7 @@ fn running(store: &Store) -> Child {
     child
 }
 
-/// Said, for those who want to know all, when a store does not release a lock, and is to be asked
-/// again.
+/// Verbose message: a store has not released a lock, and is asked again.
 const RELEASING_AGAIN: &str = "; trying again";
 
 type Down = fn(&mut Server);
@@ -72,7 +70,7 @@ fn holders_outlast_a_server_that_is_killed_or_stopped_and_starts_again() {
 }
 
 #[test]
-fn whoever_waits_says_that_the_server_is_gone_and_gets_the_lock_when_it_is_back() {
+fn a_process_that_waits_says_that_the_server_is_gone_and_gets_the_lock_when_it_is_back() {
     each(Server::all(), |mut server| {
         for down in DOWNS {
             let store = server.store(USUAL);
@@ -111,7 +109,7 @@ fn unlock_waits_for_a_server_that_starts_again() {
 }
 
 #[test]
-fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_reason() {
+fn a_server_that_does_not_answer_ends_a_waiter_within_their_attempts_with_the_reason() {
     each(Server::all_alone(), |server| {
         let store = server.store(SHORT);
         assert_eq!(store.run(&["run", "true"]).code, 0);
@@ -151,7 +149,7 @@ fn a_server_that_does_not_answer_ends_who_waits_within_their_attempts_with_the_r
 }
 
 #[test]
-fn unlock_tries_for_some_time_where_nobody_answers_and_then_says_why_it_failed() {
+fn unlock_tries_for_some_time_where_no_process_answers_and_then_says_why_it_failed() {
     let servers = Server::shared();
     let held: Vec<_> = servers
         .iter()
@@ -179,7 +177,7 @@ fn unlock_tries_for_some_time_where_nobody_answers_and_then_says_why_it_failed()
 }
 
 #[test]
-fn whoever_cannot_know_whether_it_was_done_says_so() {
+fn a_process_that_cannot_know_whether_it_was_done_says_so() {
     each(Server::shared(), |server| {
         let store = server.store(SHORT);
         assert_eq!(store.run(&["run", "true"]).code, 0);
@@ -192,14 +190,14 @@ fn whoever_cannot_know_whether_it_was_done_says_so() {
             "{ended:?}"
         );
         assert!(!through.locks.dir().join("ran").exists());
-        // It was done, and nobody keeps it.
+        // It was done, and has no keeper.
         let next = store.run(&["run", "echo", "ran"]);
         assert_eq!((next.code, next.stdout.as_str()), (0, "ran\n"), "{next:?}");
     });
 }
 
 #[test]
-fn an_outage_that_is_shorter_than_the_lease_harms_nobody() {
+fn an_outage_that_is_shorter_than_the_lease_harms_no_process() {
     each(Server::shared(), |server| {
         let (lock, run) = (server.store(RENEWED), server.store(RENEWED));
         let ((cut, lock_through), (hole, run_through)) = (proxied(&lock), proxied(&run));
@@ -281,7 +279,7 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
 }
 
 #[test]
-fn a_command_whose_lease_was_over_when_it_ended_is_not_taken_to_have_run_alone() {
+fn a_command_that_ends_after_its_lease_is_not_taken_to_have_run_alone() {
     each(Server::shared(), |server| {
         let store = server.store(SHORT);
         let (proxy, through) = proxied(&store);
@@ -304,7 +302,7 @@ fn a_command_whose_lease_was_over_when_it_ended_is_not_taken_to_have_run_alone()
         go(&through);
         let ended = end(child);
         assert!(
-            ended.code == 76 && ended.stderr.contains("was over when the command ended"),
+            ended.code == 76 && ended.stderr.contains("its lease expired before `sh` ended"),
             "{}: {ended:?}",
             server.url()
         );
@@ -349,7 +347,7 @@ fn has_ended(shell: &Shell) -> bool {
 }
 
 #[test]
-fn a_server_whose_clock_is_hours_apart_keeps_locks_as_long_as_any() {
+fn a_server_with_a_clock_hours_apart_keeps_locks_as_long_as_any() {
     let by = |clock| {
         Server::both_with(Options { faketime: Some(clock), ..Options::default() })
             .map(|server| (clock, server))
@@ -376,8 +374,7 @@ fn a_server_whose_clock_is_hours_apart_keeps_locks_as_long_as_any() {
 }
 
 #[test]
-fn a_server_whose_clock_is_set_forward_gives_a_lock_away_at_once_and_its_holder_ends_at_its_next_renewal()
- {
+fn a_server_with_its_clock_set_forward_frees_a_lock_and_its_holder_ends_at_its_next_renewal() {
     each(Server::both_with(Options { faketime: Some("+0"), ..Options::default() }), |server| {
         let store = server.store(RENEWED);
         let child = running(&store);
@@ -394,7 +391,7 @@ fn a_server_whose_clock_is_set_forward_gives_a_lock_away_at_once_and_its_holder_
 }
 
 #[test]
-fn a_server_whose_clock_is_set_back_keeps_a_lock_no_longer_than_its_lease() {
+fn a_server_with_its_clock_set_back_keeps_a_lock_no_longer_than_its_lease() {
     each(Server::both_with(Options { faketime: Some("+1h"), ..Options::default() }), |server| {
         let store = server.store(SHORT);
         let mut owner = store.shell();
@@ -402,7 +399,7 @@ fn a_server_whose_clock_is_set_back_keeps_a_lock_no_longer_than_its_lease() {
         server.set_clock("+0");
         until_renewed(&store);
         assert_eq!(store.run(&["lock", "-n"]).code, 75);
-        // Nobody renews it from now on: by its clock, what was renewed last expires in an hour.
+        // Without its keeper it is not renewed: by its clock, the last renewal expires in an hour.
         let keeper = store.keeper();
         assert_eq!(ended(Command::new("kill").args(["-KILL", &keeper.to_string()])).code, 0);
         server.set_clock("-1h");

@@ -1,5 +1,5 @@
-//! Stores that say no: one line tells why, and what to do about it; nothing is locked, and nobody
-//! is told a password.
+//! Stores that refuse: one line tells why, and how to fix it; nothing is locked, and no message
+//! shows a password.
 
 use std::any::Any;
 use std::fs;
@@ -28,7 +28,7 @@ fn is_refused(store: &Store, args: &[&str], why: &str) {
     assert_eq!(ended.stdout, "");
 }
 
-/// The same lock as somebody else, or elsewhere.
+/// The same lock as another user, or elsewhere.
 fn with(store: &Store, from: &str, to: &str) -> Store {
     let url = store.url.replace(from, to);
     assert_ne!(url, store.url);
@@ -42,7 +42,7 @@ fn guest(store: &Store) -> Store {
 }
 
 #[test]
-fn who_may_not_make_the_table_is_told_who_can_and_how_and_that_works() {
+fn a_user_that_may_not_make_the_table_is_told_which_user_can_and_how_and_that_works() {
     for server in Server::both() {
         let is_postgres = matches!(server, Server::Postgres(_));
         server.sql(if is_postgres {
@@ -95,7 +95,7 @@ fn who_may_not_make_the_table_is_told_who_can_and_how_and_that_works() {
 }
 
 #[test]
-fn who_is_not_let_in_is_told_at_once_however_long_it_would_wait() {
+fn a_process_that_is_not_let_in_is_told_at_once_however_long_it_would_wait() {
     let said =
         [("password authentication failed", "does not exist"), ("access denied", "access denied")];
     for (store, (password, database)) in Store::with_a_clock(LONG).into_iter().zip(said) {
@@ -109,10 +109,10 @@ fn who_is_not_let_in_is_told_at_once_however_long_it_would_wait() {
 }
 
 #[test]
-fn who_names_a_server_that_is_not_there_is_told_so() {
+fn a_process_that_names_a_server_that_is_not_there_is_told_so() {
     for store in Store::over_networks(LONG) {
         let address = store.address();
-        // Nobody listens where somebody has just stopped to.
+        // A port where a listener has just stopped.
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .expect("a port");
@@ -136,7 +136,7 @@ fn who_names_a_server_that_is_not_there_is_told_so() {
 }
 
 #[test]
-fn who_waits_for_a_full_server_says_so_and_gets_the_lock_when_there_is_room() {
+fn a_process_that_waits_for_a_full_server_says_so_and_gets_the_lock_when_there_is_room() {
     let settings = [("max_connections", "10")];
     let mut slow = vec![("max_connections", "10")];
     slow.push(("connect_timeout", "600"));
@@ -165,7 +165,7 @@ fn who_waits_for_a_full_server_says_so_and_gets_the_lock_when_there_is_room() {
                 Server::Postgres(server) => {
                     Box::new(Session::start(session_at(&server.url()))) as Box<dyn Any>
                 }
-                // Those that have not said who they are count as well.
+                // Connections without a login count as well.
                 Server::MariaDb(server) => {
                     Box::new(TcpStream::connect(server.address()).expect("it listens"))
                 }
@@ -227,7 +227,7 @@ fn a_server_that_becomes_read_only_takes_no_lock_away_and_is_said_to_be() {
 }
 
 #[test]
-fn a_server_that_wants_tls_gets_it_from_whom_it_is_known_to() {
+fn a_server_that_wants_tls_gets_it_from_a_client_that_knows_it() {
     let servers = Server::both_with(Options { is_tls: true, ..Options::default() });
     let [postgres, mariadb] = &servers;
     for (server, stranger) in [(postgres, mariadb), (mariadb, postgres)] {
@@ -251,7 +251,7 @@ fn a_server_that_wants_tls_gets_it_from_whom_it_is_known_to() {
 }
 
 #[test]
-fn nothing_is_counted_twice_through_a_pool_and_who_waits_there_gets_the_lock() {
+fn nothing_is_counted_twice_through_a_pool_and_a_waiter_there_gets_the_lock() {
     for size in [1, 3] {
         let pool = PgBouncer::start(shared_postgres(), size);
         let store = Store::at(&pool.url());
@@ -280,7 +280,7 @@ fn nothing_is_counted_twice_through_a_pool_and_who_waits_there_gets_the_lock() {
 }
 
 #[test]
-fn a_socket_file_at_which_nobody_answers_is_waited_for_no_longer_than_it_was_asked_for() {
+fn a_socket_file_at_which_no_process_answers_is_waited_for_no_longer_than_it_was_asked_for() {
     use rustix::net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
     };
@@ -333,7 +333,7 @@ fn an_address_that_cannot_be_used_is_wrong_usage() {
     }
 }
 
-/// The example of the server's manual for `init_connect`, which everybody gets but superusers.
+/// The example of the server's manual for `init_connect`, which applies to all but superusers.
 #[test]
 fn a_server_that_does_not_commit_by_itself_is_made_to() {
     let server = servers::MariaDb::start();

@@ -22,8 +22,8 @@ const SHORT: Duration = Duration::from_secs(6);
 /// Runs each second, and each slot.
 const EACH: &str = "every = '1s'\ncatch_up = 'all'\n";
 
-// What the stores do is the contract's; here, each kind of them stands for the others: with and
-// without a clock, polled or not.
+// The contract tests the stores; here, each store represents its kind: with and without a clock,
+// polled or not.
 of_each! { hammers:
 no_slot_is_lost_or_run_twice_by_several_schedulers,
 => Postgres, MariaDb, DynamoDb, S3, Directory }
@@ -49,12 +49,12 @@ a_host_that_slept_through_a_lease_ends_the_task_that_another_host_has_begun,
 => Postgres, S3 }
 
 of_each! { runners:
-a_run_whose_runner_is_killed_ends_with_it_and_is_repeated,
+a_run_ends_with_its_killed_runner_and_is_repeated,
 => Postgres, Directory }
 
 // By system calls that no client of a network store makes.
 of_each! { hand_overs:
-a_slot_whose_hand_over_is_cut_off_is_run_again,
+a_slot_is_run_again_if_its_hand_over_is_cut_off,
 an_end_is_stored_by_its_runner_if_the_scheduler_does_not_confirm_it,
 => Directory }
 
@@ -289,7 +289,7 @@ fn a_scheduler_without_work_asks_the_store_for_nothing(kind: Kind) {
     assert_eq!(scheduler.end().0, 0);
 }
 
-fn a_run_whose_runner_is_killed_ends_with_it_and_is_repeated(kind: Kind) {
+fn a_run_ends_with_its_killed_runner_and_is_repeated(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let tasks =
         tasks_in(&store, &format!("[tasks.NAME]\n{EACH}run = '. ./tell; exec sleep 600'\n"));
@@ -349,7 +349,7 @@ fn disturbed(tasks: &Tasks<'_>, last: i64, options: &[&str]) -> String {
     ended.stdout + &ended.stderr
 }
 
-fn a_slot_whose_hand_over_is_cut_off_is_run_again(kind: Kind) {
+fn a_slot_is_run_again_if_its_hand_over_is_cut_off(kind: Kind) {
     let store = Store::of(kind, SHORT);
     let names = [0, 1].map(|number| format!("{}{number}", store.name));
     let text = names.iter().map(|name| format!("[tasks.{name}]\n{EACH}run = '. ./tell'\n"));

@@ -1,5 +1,5 @@
-//! What the README says to those who come from sera, line by line, each on one machine and on two
-//! hosts that share MariaDB.
+//! The README's statements for users of sera, line by line, each on one machine and on two hosts
+//! that share MariaDB.
 
 use std::fs;
 use std::path::Path;
@@ -151,7 +151,7 @@ fn each_waits_for_its_turn_and_runs() {
 }
 
 #[test]
-fn who_has_waited_for_too_long_says_so() {
+fn a_process_that_has_waited_for_too_long_says_so() {
     let line = ours("sera 90 COMMAND").replace(" 90s ", " 500ms ");
     assert_ne!(line, ours("sera 90 COMMAND"));
     let kept = line.replace(" -- ", &format!(" {} -- ", keeping("204")));
@@ -167,7 +167,7 @@ fn who_has_waited_for_too_long_says_so() {
 }
 
 #[test]
-fn who_does_not_wait_says_at_once_that_it_runs_elsewhere() {
+fn a_process_that_does_not_wait_says_at_once_that_it_runs_elsewhere() {
     let line = ours("sera 0 COMMAND");
     let kept = line.replace(" -- ", &format!(" {} -- ", keeping("204")));
     for place in HostIdentity::both() {
@@ -206,7 +206,7 @@ fn commands_with_other_arguments_do_not_wait_for_each_other() {
 }
 
 #[test]
-fn only_the_first_one_does_it_and_those_who_waited_skip_it() {
+fn only_the_first_one_does_it_and_those_that_waited_skip_it() {
     let quiet = ours("sera --wait-and-skip -- 30 COMMAND");
     let detailed = ours("sera --wait-and-skip --detailed-exit-codes -- 30 COMMAND");
     assert_eq!(detailed.replace(&format!("{} ", keeping("205")), ""), quiet);
@@ -280,7 +280,7 @@ fn without_a_place_for_locks_nothing_runs() {
         [ours("sera 0 COMMAND").to_owned(), ours("sera 90 COMMAND").replace("90s", "500ms")];
     let mut server = MariaDb::start();
     let url = server.url();
-    // Somebody who may do nothing there.
+    // A user without any permission there.
     server.sql("CREATE USER nobody@'%' IDENTIFIED BY 'secret'");
     let without_right = format!("mysql://nobody:secret@{}/meltano", server.host_port());
     let place = HostIdentity::both().into_iter().next().expect("one machine");

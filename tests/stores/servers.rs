@@ -215,7 +215,7 @@ fn victim() {
 }
 
 #[test]
-fn nothing_is_left_of_servers_whose_test_was_killed_or_has_ended() {
+fn nothing_is_left_of_the_servers_of_a_test_that_was_killed_or_has_ended() {
     for is_killed in [true, false] {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command

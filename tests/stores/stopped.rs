@@ -1,6 +1,6 @@
-//! `lock` is stopped at every call by which it speaks to others, for longer than its lease:
-//! whatever has come of that, it never says that it has the lock while another one has it. Needs
-//! strace.
+//! `lock` is stopped at every call that reaches another process, for longer than its lease:
+//! whatever has come of that, it never says that it has the lock while another process has it.
+//! Requires strace.
 
 use std::fs;
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use crate::support::stores::{Kind, Store, of_each};
 use crate::support::{ended, first_line, until};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// By which it speaks to a server and to its keeper.
+/// The calls that reach a server and the keeper.
 const CALLS: [&str; 6] = ["connect", "sendto", "recvfrom", "write", "read", "poll"];
 
 /// More are alike.
@@ -86,7 +86,7 @@ fn is_delayed_at(store: &Store, number: usize) -> bool {
     if code == 0 {
         owner.unlock();
     }
-    // Nobody keeps what it does not have.
+    // A process does not keep a lock that it has not acquired.
     assert_eq!(
         store.run(&["run", "--timeout", "20s", "true"]).code,
         0,
@@ -100,7 +100,7 @@ fn is_delayed_at(store: &Store, number: usize) -> bool {
 
 of_each! { databases:
 an_owner_that_was_never_told_that_it_has_the_lock_is_not_ended_when_that_is_lost,
-whoever_is_stopped_while_it_locks_does_not_believe_that_it_has_what_another_has,
+a_process_that_is_stopped_while_it_locks_does_not_believe_that_it_has_what_another_has,
 => Postgres, MariaDb }
 
 fn an_owner_that_was_never_told_that_it_has_the_lock_is_not_ended_when_that_is_lost(kind: Kind) {
@@ -110,7 +110,9 @@ fn an_owner_that_was_never_told_that_it_has_the_lock_is_not_ended_when_that_is_l
     assert!(delays > 2, "{}: {delays}", store.url);
 }
 
-fn whoever_is_stopped_while_it_locks_does_not_believe_that_it_has_what_another_has(kind: Kind) {
+fn a_process_that_is_stopped_while_it_locks_does_not_believe_that_it_has_what_another_has(
+    kind: Kind,
+) {
     let store = Store::of(kind, LEASE);
     assert_eq!(store.run(&["run", "true"]).code, 0);
     assert_eq!(

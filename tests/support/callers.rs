@@ -50,7 +50,7 @@ pub fn run_each_key_once(
             });
         }
     });
-    // Those whose last caller was killed, too.
+    // Keys of a killed last caller, too.
     (0..keys.len()).for_each(|key| call(key, false));
     let log = fs::read_to_string(dir.join("log")).expect("a log");
     let mut seen = HashSet::new();

@@ -101,7 +101,7 @@ impl Cluster {
         Waiter::start(self.serializer(host, args))
     }
 
-    /// A `serializer run ARGS… bash -c SCRIPT`, whose script has said something.
+    /// A `serializer run ARGS… bash -c SCRIPT`, after the script's first output.
     pub fn running(&self, host: usize, args: &[&str], script: &str) -> Child {
         let mut command =
             self.serializer(host, &[&["run"], args, &["bash", "-c", script]].concat());
@@ -133,7 +133,7 @@ impl Cluster {
         assert_eq!(ended(Command::new("mkfifo").arg(self.locks.dir().join(name))).code, 0);
     }
 
-    /// Returns when somebody has begun to read it.
+    /// Returns when a process has begun to read it.
     pub fn tell(&self, fifo: &str, line: &str) {
         fs::write(self.locks.dir().join(fifo), format!("{line}\n")).expect("it is read");
     }

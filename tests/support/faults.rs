@@ -30,7 +30,7 @@ pub enum Server {
     S3(Option<Moto>, Proxy),
     /// The same.
     Azure(Option<Azurite>, Proxy),
-    /// One that tests share, for those that break the network before it.
+    /// An emulator that tests share, for tests that break the network before it.
     Shared(Kind),
 }
 
@@ -81,7 +81,7 @@ impl Server {
         [Self::Postgres(Postgres::start_with(options)), Self::MariaDb(MariaDb::start_with(options))]
     }
 
-    /// A lock there, whose leases last so long.
+    /// A lock there, with leases of this length.
     pub fn store(&self, lease: Duration) -> Store {
         Store { lease: lease.as_secs_f64().to_string(), ..Store::at(&self.url()) }
     }
@@ -178,7 +178,7 @@ pub fn end(mut child: Child) -> Ended {
     child.wait_with_output().expect("it ends").into()
 }
 
-/// Something that waits, whose messages are in a file.
+/// A waiter with its messages in a file.
 pub struct Logged {
     child: Child,
     log: PathBuf,

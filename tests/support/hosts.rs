@@ -1,6 +1,6 @@
 //! Other hosts, simulated: a network of their own with a cable that can be pulled, a name, a
-//! machine's and a boot's identity and processes of their own. All in a user namespace, so that it
-//! works for everybody.
+//! machine's and a boot's identity and processes of their own. All in a user namespace, which
+//! requires no privileges.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -126,8 +126,7 @@ impl Host {
                 "ip address add {address}/24 dev eth0 && ip link set eth0 up && ip link set lo up"
             ),
         );
-        // Known for ever: where the cable is pulled packets are lost, and nobody says that there is
-        // no such neighbour.
+        // Known for ever: a pulled cable loses packets, without an error about a missing neighbour.
         run(
             &mut inside,
             &format!(
@@ -186,8 +185,8 @@ impl Host {
     pub fn resume(&self, entered: &[u32]) {
         self.signal_all("CONT");
         for pid in entered {
-            // What has entered the host stops itself as soon as it sees its child stopped, and
-            // nobody there can let it go on.
+            // The process that has entered the host stops itself as soon as it sees its child
+            // stopped, and no process there can let it go on.
             let state =
                 || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there");
             until("it does not stop with its child", || state().contains(") T "));
@@ -213,8 +212,8 @@ impl Host {
         address
     }
 
-    /// A socket that listens at the other end of the cable, for use in this process, whose network
-    /// is another one.
+    /// A socket that listens at the other end of the cable, for use in this process, which has
+    /// another network.
     fn listen(&self, address: SocketAddr) -> TcpListener {
         let (here, there) = UnixStream::pair().expect("a pair of sockets");
         let mut command = enter(self.outside_pid, &["--net"]);
@@ -238,7 +237,7 @@ impl Host {
         TcpListener::from(sockets.flatten().next().expect("a socket"))
     }
 
-    /// Pulls the cable: what is sent is lost, both ways, and nobody says so.
+    /// Pulls the cable: packets are lost, both ways, without an error.
     pub fn link_down(&self) {
         run(&mut self.outside.lock().expect("no panic"), "ip link set cable down");
     }
@@ -247,7 +246,7 @@ impl Host {
         run(&mut self.outside.lock().expect("no panic"), "ip link set cable up");
     }
 
-    /// A crash of the whole host: nobody hears of it any more. Its processes are gone when this
+    /// A crash of the whole host: its peers get no message. Its processes are gone when this
     /// returns.
     pub fn lose_power(&self) {
         self.link_down();
@@ -283,12 +282,12 @@ fn plain(program: &str) -> Command {
     command
 }
 
-/// With where `ip` is, which is not on everybody's.
+/// With the directory of `ip`, which the PATH may lack.
 fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
-/// Into the user namespace of a process and those others of its, as root there.
+/// Into the user namespace of a process and its other `namespaces`, as root there.
 fn enter(pid: u32, namespaces: &[&str]) -> Command {
     let mut command = plain("nsenter");
     command

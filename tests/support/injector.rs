@@ -1,6 +1,6 @@
-//! A server that passes on to another one what it is asked, and now and then answers itself, or
-//! changes what it passes on: what no emulator does of its own accord. Answers are those of the
-//! documentation of AWS, word for word.
+//! A server that passes requests on to another one, and now and then answers itself or changes the
+//! request: no emulator does that of its own accord. Answers are those of the documentation of AWS,
+//! word for word.
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
@@ -89,8 +89,8 @@ impl Injector {
         self.address
     }
 
-    /// So many questions with `marker` in their first lines get this answer, and nobody else hears
-    /// of them.
+    /// So many requests with `marker` in their first lines get this answer, and do not reach the
+    /// server.
     pub fn refuse(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());
         self.shared.lock().planned.push(Planned {
@@ -102,14 +102,14 @@ impl Injector {
         });
     }
 
-    /// The same, and nothing else is planned any more; there is no moment in between.
+    /// The same, and replaces all that is planned; there is no moment in between.
     pub fn refuse_instead(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());
         self.shared.lock().planned =
             vec![Planned { marker, times, answer, is_done: false, is_repeated: false }];
     }
 
-    /// So many questions with `marker` in their first lines are passed on, and get this answer in
+    /// So many requests with `marker` in their first lines are passed on, and get this answer in
     /// place of the server's.
     pub fn misreport(&self, marker: &str, times: usize, answer: &str) {
         let (marker, answer) = (marker.to_owned(), answer.to_owned());

@@ -151,7 +151,7 @@ impl Ended {
     }
 }
 
-/// What a child whose output is a pipe says first.
+/// The first line of a child with a pipe as its output.
 pub fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
     // Not read to its end, which would wait for the child's.
@@ -386,8 +386,8 @@ pub fn rounds(usual: usize) -> usize {
     usual * factor.map_or(1, |factor| factor.parse().expect("SERIALIZER_TEST_FACTOR is a number"))
 }
 
-/// A bash in namespaces of its own, made by `unshare` with `flags`. It is root there, whoever runs
-/// the tests.
+/// A bash in namespaces of its own, made by `unshare` with `flags`. It is root there, whichever
+/// user runs the tests.
 pub fn unshared_shell(locks: &Locks, flags: &[&str]) -> Shell {
     let mut command = locks.command("unshare");
     command.args(["--user", "--map-root-user"]).args(flags).arg("bash");
@@ -405,7 +405,7 @@ pub fn pid_namespace(locks: &Locks) -> Shell {
     shell
 }
 
-/// Somebody without root's powers: whoever runs the tests or, if that is root, `nobody`.
+/// A user without root's powers: the one that runs the tests or, if that is root, `nobody`.
 pub struct OrdinaryUser {
     /// A copy, because the build directory may be out of reach.
     program: Option<(TempDir, PathBuf)>,

@@ -1,5 +1,5 @@
-//! Tests in PID namespaces of their own: what looks at every process then finds a few, whatever
-//! else the machine runs.
+//! Tests in PID namespaces of their own: a scan of every process then finds a few, whatever else
+//! the machine runs.
 
 use std::process::Command;
 

@@ -46,7 +46,7 @@ struct State {
     server: SocketAddr,
     mode: Mode,
     delay: Duration,
-    /// What wakes those who look after the connections.
+    /// The sockets that wake the threads of the connections.
     connections: HashMap<u64, UnixStream>,
     accepted: u64,
     client_bytes: u64,
@@ -61,8 +61,8 @@ impl Proxy {
                 .and_then(|listener| listener.local_addr())
                 .expect("a free port")
         };
-        // A socket that has not asked for its port by number loses it when it does not listen any
-        // more. Somebody else may take it in between.
+        // A socket that has not asked for its port by number loses it when it stops listening.
+        // Another process may take it in between.
         let listener = (0..100).find_map(|_| TcpListener::bind(any()).ok());
         Self::on(listener.expect("a free port"), server)
     }
@@ -96,8 +96,8 @@ impl Proxy {
     }
 
     /// Accepts connections, and leaves it at that: nothing passes, not even the end of a
-    /// connection, until [`mend`](Self::mend). What was sent arrives then, as in TCP, in
-    /// connections whose ends still exist.
+    /// connection, until [`mend`](Self::mend). Data that was sent arrives then, as in TCP, in
+    /// connections with ends that still exist.
     pub fn black_hole(&self) {
         self.set(Mode::BlackHole);
     }
@@ -130,7 +130,7 @@ impl Proxy {
     }
 
     /// Lets everything pass until a client has sent `marker`, and swallows all answers from then
-    /// on, as [`swallow_answers`](Self::swallow_answers) does: so others have time to do something
+    /// on, as [`swallow_answers`](Self::swallow_answers) does: other processes have time to act
     /// before the client asks again.
     pub fn swallow_answers_from(&self, marker: &[u8]) {
         self.set(Mode::SwallowFrom(marker.to_owned()));
@@ -368,7 +368,7 @@ impl Connection {
     fn serve(mut self, shared: &Shared) -> bool {
         let mut is_hit = false;
         let is_orderly = loop {
-            // What decides and what acts on it are one step for those who change the mode.
+            // The decision and the action are one step for threads that change the mode.
             let mut state = shared.lock();
             match self.step(&mut state, shared) {
                 Ok(false) => {}

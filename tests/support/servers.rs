@@ -37,7 +37,7 @@ pub struct Options<'a> {
     pub is_tls: bool,
 }
 
-/// A command line for a server whose clock may be another one.
+/// A command line for a server, with another clock if the options ask for one.
 fn command_line(keeper: &Keeper, program: &str, options: &Options) -> Vec<String> {
     let mut command = vec!["env".to_owned(), "LC_ALL=C".to_owned()];
     if let Some(clock) = options.faketime {
@@ -157,7 +157,7 @@ macro_rules! server {
                 self.server.restart();
             }
 
-            /// Stops all of its processes: connections stay, and nobody answers.
+            /// Stops all of its processes: connections stay, without an answer.
             /// [`kill`](Self::kill) works all the same.
             pub fn pause(&self) {
                 self.server.pause();
@@ -176,7 +176,7 @@ macro_rules! server {
                 set_clock(&self.server.keeper, clock);
             }
 
-            /// The certificate of who has signed the server's, with [`Options::is_tls`].
+            /// The certificate that has signed the server's, with [`Options::is_tls`].
             pub fn certificate(&self) -> String {
                 self.server.keeper.path("authority.crt")
             }
@@ -449,7 +449,7 @@ impl Galera {
         let ports: Vec<_> = (0..3).map(|_| [(); 2].map(|()| Port::reserve())).collect();
         let at = |port: &Port| loopback(port.number()).to_string();
         let all: Vec<_> = ports.iter().map(|[group, _]| at(group)).collect();
-        // The first one begins without others.
+        // The first one begins alone.
         let others = format!("gcomm://{}", all.join(","));
         let addresses = ["gcomm://", &others, &others];
         let nodes = addresses.into_iter().zip(&ports).map(|(address, [group, increments])| {

@@ -1,6 +1,6 @@
-//! A simulated store: one register, whose time the test sets. Commands run in threads of their own,
-//! and each of their questions waits for the test to decide its fate. So a test can stop, freeze or
-//! kill a command at each question, and lose, delay or repeat each write.
+//! A simulated store: one register, with a time that the test sets. Commands run in threads of
+//! their own, and each of their questions waits for the test to decide its fate. The test can stop,
+//! freeze or kill a command at each question, and lose, delay or repeat each write.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -147,7 +147,7 @@ enum Event<E> {
     Ended(E),
 }
 
-/// One connection to the store, whose questions wait for their fates.
+/// One connection to the store; its questions wait for their fates.
 pub struct Gated<E> {
     store: Simulated,
     access: Access,
@@ -174,7 +174,7 @@ impl<E> Gated<E> {
 
 impl<E: Send> Store for Gated<E> {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
-        // Notices for owners whose lock was broken.
+        // Notices for owners of broken locks.
         if *key != self.access.key {
             return Ok(State::default());
         }

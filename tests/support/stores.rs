@@ -64,7 +64,7 @@ impl Store {
         Self { locks: Locks::new(), url: url.to_owned(), name, lease: "600".to_owned() }
     }
 
-    /// One of this kind, whose leases last so long.
+    /// A store of this kind, with leases of this length.
     pub fn of(kind: Kind, lease: Duration) -> Self {
         let store = match kind {
             Kind::Postgres => Self::at(&shared_postgres().url()),
@@ -91,8 +91,8 @@ impl Store {
         store
     }
 
-    /// One of each kind that has a clock, by which everybody sees at once that a lease is over.
-    /// These are databases that also take other statements.
+    /// A store of each kind with a clock, which shows every observer at once that a lease has
+    /// expired. These are databases that also take other statements.
     pub fn with_a_clock(lease: Duration) -> Vec<Self> {
         [Kind::Postgres, Kind::MariaDb].map(|kind| Self::of(kind, lease)).into()
     }

@@ -91,7 +91,7 @@ impl<'a> Tasks<'a> {
         ended(&mut self.command(0, args))
     }
 
-    /// A scheduler on a host, whose messages and tasks' output are in a file.
+    /// A scheduler on a host, with its messages and tasks' output in a file.
     pub fn start(&self, host: usize, args: &[&str]) -> Logged {
         let log = self.dir.join(format!("log.{host}"));
         let file = fs::File::options().create(true).append(true).open(&log).expect("a file");
@@ -105,7 +105,6 @@ impl<'a> Tasks<'a> {
         fs::read_to_string(self.dir.join(file)).unwrap_or_default()
     }
 
-    /// The names of the events in `events`.
     pub fn events(&self) -> Vec<String> {
         let event = |line: &str| {
             serde_json::from_str::<Value>(line).expect("JSON")["event"].as_str().map(str::to_owned)

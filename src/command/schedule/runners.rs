@@ -38,7 +38,7 @@ impl Runners {
         self.channels.values().map(AsFd::as_fd).collect()
     }
 
-    /// Answers the reports whose ends `store` could store.
+    /// Answers the reports of ends that `store` could store.
     pub fn answer(&mut self, mut store: impl FnMut(&str, &Report) -> bool) {
         // The others find their connections closed, and store their ends themselves.
         for (task, channel) in self.channels.extract_if(.., |_, channel| is_readable(channel)) {

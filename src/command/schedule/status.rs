@@ -145,6 +145,11 @@ impl Tasks<'_> {
     }
 }
 
+/// When a run last succeeded, as far as it is remembered.
+fn last_success(run: &Run) -> Option<u64> {
+    Some(run.ends.iter().rfind(|end| end.code == Some(DONE))?.at)
+}
+
 /// A task for programs. Times are in milliseconds since 1970.
 fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now: u64) -> Value {
     let process = key.as_ref().map(|key| &key.process);
@@ -189,7 +194,7 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
         // Of the last run.
         "slot": run.map(|_| task.slot),
         "last_run": run.map(|run| run.began),
-        "last_success": run.and_then(|run| run.ends.iter().rfind(|end| end.code == Some(DONE))).map(|end| end.at),
+        "last_success": run.and_then(last_success),
         "seconds": run.and_then(seconds),
         "try": run.map_or(0, |run| run.number),
         "result": end.map(|end| end.how.clone()).or(stale.filter(|_| run.is_some())),
@@ -236,7 +241,7 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
         None => catalog.tasks.iter().collect(),
     };
     if tasks.is_empty() {
-        return Err(Error::usage("there are no tasks"));
+        return Err(Error::usage("no task is defined or stored"));
     }
     let mut lines = Vec::new();
     for (name, definition) in tasks {

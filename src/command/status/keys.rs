@@ -46,11 +46,12 @@ fn look(
     let entry = seen.as_ref().and_then(|seen| seen.process.entry.as_ref());
     let end = run.and_then(Run::end);
     let until = end.map(|end| end.at).or((state == Some(State::Running)).then(since_1970));
+    let took = run.zip(until).map(|(run, until)| until.saturating_sub(run.began));
     let row = json!({
         "state": state,
         "try": run.map(|run| run.number),
         "since": run.map(|run| run.began),
-        "seconds": run.zip(until).map(|(run, until)| until.saturating_sub(run.began) as f64 / 1000.0),
+        "seconds": took.map(|took| took as f64 / 1000.0),
         "exit_code": end.and_then(|end| end.code),
         "pid": entry.map(|entry| entry.owner.pid.as_raw_pid()),
         "command": entry.and_then(|entry| entry.command.as_ref()),

@@ -13,7 +13,9 @@ use crate::cli::{Cli, Command};
 use crate::command::metrics::is;
 use crate::command::progress::ordinal;
 use crate::lock::Mutex;
+use crate::lock::register::Register;
 use crate::lock::staleness::{Held, Judged, Stale, Verdict};
+use crate::lock::stored::Stored;
 use crate::record::Entry;
 use crate::record::mode::Mode;
 use crate::store::waiter::Waiter;
@@ -53,6 +55,13 @@ pub const VIEW: View = View {
 fn is_named_as_lock(location: &Location) -> bool {
     let end = Path::new(&location.key().name).extension();
     location.is_shared() || end.is_some_and(|end| end == "lck" || end == "lock")
+}
+
+/// Whether its name or its content says that it is a lock.
+pub fn is_lock(location: &Location) -> bool {
+    let load = || Register::open(location)?.load();
+    let is_record = |stored: Stored| stored.record.is_some() && !stored.is_legacy();
+    is_named_as_lock(location) || load().is_ok_and(|stored| stored.is_some_and(is_record))
 }
 
 /// Whether its directory is missing: it may be mistyped.
@@ -117,6 +126,7 @@ fn holder(holder: &Judged<Verdict>, now: u64) -> Value {
     };
     let entry = holder.entry.as_ref();
     let lease = entry.and_then(|entry| entry.lease);
+    let left = lease.and_then(|lease| Some(lease.expires?.saturating_sub(now)));
     json!({
         "state": state,
         "why": why,
@@ -133,7 +143,7 @@ fn holder(holder: &Judged<Verdict>, now: u64) -> Value {
         "token": entry.and_then(|entry| entry.token.as_ref()),
         "fencing_token": entry.and_then(|entry| entry.fencing),
         "lease_seconds": lease.map(|lease| lease.duration.as_secs_f64()),
-        "lease_left_seconds": lease.and_then(|lease| Some(lease.expires?.saturating_sub(now) as f64 / 1000.0)),
+        "lease_left_seconds": left.map(|left| left as f64 / 1000.0),
         "lease_renewals": lease.map(|lease| lease.renewals),
         // The process that renews the lease, or releases the lock when the command has ended.
         "keeper_pid": entry.and_then(|entry| entry.keeper).map(|(pid, _)| pid.as_raw_pid()),
@@ -176,77 +186,77 @@ fn mode_of(pid: Pid) -> Option<Mode> {
     Some(if is_shared { Mode::Shared } else { slots.map_or(Mode::EXCLUSIVE, Mode::Slots) })
 }
 
-/// A line for the lock; in full, one for each holder and for each waiter.
-fn lines(lock: &Value, is_in_full: bool) -> Vec<Vec<Option<String>>> {
-    let text = |row: &Value, field: &str| row[field].as_str().map(str::to_owned);
-    let list = |field: &str| lock[field].as_array().map(Vec::as_slice).unwrap_or_default();
-    let here = HostIdentity::here().host;
-    let line = |state: Option<String>,
-                time: Option<Duration>,
-                row: &Value,
-                more: usize,
-                waiting: usize,
-                why: Vec<String>| {
+/// What a line of the table shows of a lock, a holder or a waiter.
+#[derive(Default)]
+struct Line<'a> {
+    state: Option<String>,
+    time: Option<Duration>,
+    row: Option<&'a Value>,
+    /// How many more holders there are.
+    more: usize,
+    waiting: usize,
+    why: Vec<String>,
+}
+
+fn field(row: &Value, name: &str) -> Option<String> {
+    row[name].as_str().map(str::to_owned)
+}
+
+/// A mode that is worth a word.
+fn mode(row: &Value) -> Option<String> {
+    field(row, "mode").filter(|mode| *mode != Mode::EXCLUSIVE.to_string())
+}
+
+impl<'a> Line<'a> {
+    fn of_holder(row: &'a Value, more: usize, waiting: usize) -> Self {
+        let why = field(row, "why").filter(|why| why != RUNNING);
+        let why = field(row, "reason").into_iter().chain(why).chain(mode(row)).collect();
+        let time = row["held_seconds"].as_u64().map(Duration::from_secs);
+        Self { state: field(row, "state"), time, row: Some(row), more, waiting, why }
+    }
+
+    fn of_waiter(row: &'a Value) -> Self {
+        let since = row["since"].as_str().and_then(|since| since.parse::<Timestamp>().ok());
+        let time = since.and_then(|since| Timestamp::now().duration_since(since).try_into().ok());
+        let position = row["position"].as_u64().and_then(|number| usize::try_from(number).ok());
+        let place = format!("{} in line", ordinal(position.unwrap_or(0)));
+        let why = [place].into_iter().chain(mode(row)).collect();
+        Self { state: Some("waits".to_owned()), time, row: Some(row), why, ..Self::default() }
+    }
+
+    fn columns(self, lock: &Value) -> Vec<Option<String>> {
+        let Self { state, time, row, more, waiting, why } = self;
+        let (row, here) = (row.unwrap_or(&Value::Null), HostIdentity::here().host);
         let more = if more > 0 { format!(" +{more}") } else { String::new() };
         vec![
-            text(lock, "name"),
+            field(lock, "name"),
             state,
             time.map(short),
             row["pid"].as_u64().map(|pid| format!("{pid}{more}")),
-            text(row, "host").filter(|host| lock["path"].is_null() || Some(host) != here.as_ref()),
+            field(row, "host").filter(|host| lock["path"].is_null() || Some(host) != here.as_ref()),
             (waiting > 0).then(|| waiting.to_string()),
-            text(row, "command"),
+            field(row, "command"),
             Some(why.join("; ")).filter(|why| !why.is_empty()),
         ]
-    };
-    let mode = |row: &Value| text(row, "mode").filter(|mode| *mode != Mode::EXCLUSIVE.to_string());
-    let holder = |row: &Value, more, waiting| {
-        let why = text(row, "why").filter(|why| why != RUNNING);
-        let why = text(row, "reason").into_iter().chain(why).chain(mode(row)).collect();
-        line(
-            text(row, "state"),
-            row["held_seconds"].as_u64().map(Duration::from_secs),
-            row,
-            more,
-            waiting,
-            why,
-        )
-    };
-    let waiter = |row: &Value| {
-        let since = row["since"].as_str().and_then(|since| since.parse::<Timestamp>().ok());
-        let time = since.and_then(|since| Timestamp::now().duration_since(since).try_into().ok());
-        let place = ordinal(
-            row["position"]
-                .as_u64()
-                .and_then(|position| usize::try_from(position).ok())
-                .unwrap_or(0),
-        );
-        line(
-            Some("waits".to_owned()),
-            time,
-            row,
-            0,
-            0,
-            [format!("{place} in line")].into_iter().chain(mode(row)).collect(),
-        )
-    };
-    let (holders, waiters) = (list("holders"), list("waiters"));
-    let free = || {
-        line(
-            text(lock, "state"),
-            None,
-            &Value::Null,
-            0,
-            waiters.len(),
-            text(lock, "why").into_iter().collect(),
-        )
-    };
-    match holders {
-        [] if is_in_full => [free()].into_iter().chain(waiters.iter().map(waiter)).collect(),
-        [] => vec![free()],
-        holders if is_in_full => {
-            holders.iter().map(|row| holder(row, 0, 0)).chain(waiters.iter().map(waiter)).collect()
-        }
-        holders => vec![holder(&lock["holder"], holders.len() - 1, waiters.len())],
     }
+}
+
+/// A line for the lock; in full, one for each holder and for each waiter.
+fn lines(lock: &Value, is_in_full: bool) -> Vec<Vec<Option<String>>> {
+    let list = |field: &str| lock[field].as_array().map(Vec::as_slice).unwrap_or_default();
+    let (holders, waiters) = (list("holders"), list("waiters"));
+    let mut lines: Vec<_> = match holders {
+        [] => vec![Line {
+            state: field(lock, "state"),
+            waiting: waiters.len(),
+            why: field(lock, "why").into_iter().collect(),
+            ..Line::default()
+        }],
+        holders if is_in_full => holders.iter().map(|row| Line::of_holder(row, 0, 0)).collect(),
+        holders => vec![Line::of_holder(&lock["holder"], holders.len() - 1, waiters.len())],
+    };
+    if is_in_full {
+        lines.extend(waiters.iter().map(Line::of_waiter));
+    }
+    lines.into_iter().map(|line| line.columns(lock)).collect()
 }

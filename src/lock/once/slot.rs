@@ -1,4 +1,4 @@
-//! A key whose periods are slots: a task on a schedule.
+//! A key with slots as its periods: a task on a schedule.
 
 use serde::{Deserialize, Serialize};
 

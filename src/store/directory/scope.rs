@@ -43,7 +43,7 @@ fn doubt(directory: &Path, line: &str) -> String {
     match line {
         MACHINE => format!("`{shown}` is on a local disk: it does not lock out other hosts"),
         _ => format!(
-            "`{shown}` is on {line}, whose mount does not tell whether it locks out other hosts"
+            "`{shown}` is on {line}, and its mount does not tell whether it locks out other hosts"
         ),
     }
 }

@@ -126,9 +126,9 @@ impl SharedFile {
         found.map(drop).map_err(|error| unusable(&self.directory, error))
     }
 
-    /// Opens and flocks the file, which must be regular and on a file system whose flocks all hosts
-    /// see: to read it beside other readers, or else checking that the name still leads to it.
-    /// `None` when there is no file.
+    /// Opens and flocks the file, which must be regular and on a file system with flocks that all
+    /// hosts see: to read it beside other readers, or else checking that the name still leads to
+    /// it. `None` when no file exists.
     fn open(&self, to_write: bool) -> Result<Option<Flocked>, Failure> {
         self.look_anew()?;
         let access = if to_write { OFlags::RDWR } else { OFlags::RDONLY };

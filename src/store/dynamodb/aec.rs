@@ -102,9 +102,8 @@ fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
     let expires = Some(at + VALID_FOR).filter(|expires| *expires > now).unwrap_or(0);
     let released = outcome.map(|word| format!("released={word}\n")).unwrap_or_default();
     let lease = format!("lease={VALID_FOR} {expires} {at}");
-    let record = format!(
-        "1\n\nv=3\nboot=?\nsince={since}\ncommand=AtomicExecutionControl\n{lease}\n{released}once={run}\n"
-    );
+    let begin = format!("1\n\nv=3\nboot=?\nsince={since}\ncommand=AtomicExecutionControl\n");
+    let record = format!("{begin}{lease}\n{released}once={run}\n");
     let version = Some(format!("{AEC}{updated_at}\n{status}").into_bytes());
     Ok(State { version, value: Some(record), now: Some(now), ..State::default() })
 }

@@ -84,7 +84,7 @@ impl Table {
 
         match code {
             "ResourceNotFoundException" | "TableNotFoundException" => {
-                let why = format!("there is no {self}, or it is not ready");
+                let why = format!("{self} does not exist, or is not ready");
                 Failure { cause: Cause::NotPrepared, ..Failure::permanent(why) }
             }
             _ if code.contains("ConflictException") || code == "ResourceInUseException" => {

@@ -32,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks whether it is ready.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A key under which there is no lock.
+/// A key that no lock has.
 const PROBE: &str = ".serializer.probe";
 
 /// How the table and its attributes are called.
@@ -41,7 +41,7 @@ pub struct Names {
     pub table: String,
     /// The table's key.
     pub key: String,
-    /// By whose time DynamoDB may remove an item.
+    /// The attribute with the time at which DynamoDB may remove an item.
     pub ttl: String,
     /// Whether the table is one of AtomicExecutionControl.
     pub is_aec: bool,
@@ -194,7 +194,7 @@ impl Table {
                     Err(error) if error.code() == Some("ResourceInUseException") => {}
                     Err(error) => {
                         let failure = self.failure(&error, "dynamodb:CreateTable");
-                        let why = format!("there is no {self}, and {}", failure.why);
+                        let why = format!("{self} does not exist, and {}", failure.why);
                         let hint = "`serializer initialize` with that permission creates it; or \
                                     the table is in another region";
                         return Err(Failure { why, ..failure }.with_hint(hint));

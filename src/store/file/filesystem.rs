@@ -8,7 +8,7 @@ use rustix::fs::{FsWord, NFS_SUPER_MAGIC, fstat, fstatfs, major, minor};
 const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
 
 /// File systems of one machine alone, `linux/magic.h` and their own sources: ext2 to ext4, XFS,
-/// Btrfs, F2FS, bcachefs, ZFS, tmpfs, and overlayfs, whose writable part may not be a network's.
+/// Btrfs, F2FS, bcachefs, ZFS, tmpfs, and overlayfs; its writable part cannot be a network's.
 const LOCAL: [FsWord; 8] = [
     0xEF53,
     0x5846_5342,

@@ -22,7 +22,7 @@ use crate::store::failure::Failure;
 use crate::store::seam::{Next, State, Write};
 use crate::sys::text;
 
-/// How often to open a path whose file is exchanged meanwhile. Each exchange means that another
+/// How often to open a path while its file is exchanged. Each exchange means that another
 /// process succeeded.
 const MAX_OPENS: usize = 16;
 
@@ -82,7 +82,7 @@ impl LockFile {
         Err(self.failure(READ)(Errno::STALE.into()))
     }
 
-    /// Stores a text where there is no file.
+    /// Stores a text where no file exists.
     pub(super) fn create(&self, text: &str) -> Result<Write, Failure> {
         let fill = |file: &File| self.fill(file, text.as_bytes());
         let created = link_new(&self.path, &fill);

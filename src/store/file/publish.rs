@@ -45,7 +45,7 @@ const MAX_SWEPT: usize = 1000;
 /// Writes a file.
 pub type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
 
-/// Opens a regular file; `None` when there is no file. Never creates a file, follows a symbolic
+/// Opens a regular file; `None` when no file exists. Never creates a file, follows a symbolic
 /// link or waits for the other end of a FIFO. The error for anything else is `InvalidData`.
 pub fn open(path: &Path, access: OFlags) -> io::Result<Option<File>> {
     let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -67,7 +67,7 @@ pub fn open(path: &Path, access: OFlags) -> io::Result<Option<File>> {
     }
 }
 
-/// Makes a complete file at `path`, unless that is taken. `None` where there are no hard links.
+/// Makes a complete file at `path`, unless that is taken. `None` without hard links.
 pub fn link_new(path: &Path, fill: Fill<'_>) -> io::Result<Option<Write>> {
     // Usually without a temporary name, which a kill would leave behind.
     match openat(CWD, directory(path), OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, MODE) {
@@ -78,7 +78,7 @@ pub fn link_new(path: &Path, fill: Fill<'_>) -> io::Result<Option<Write>> {
             match linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW) {
                 Ok(()) => return Ok(Some(Write::Done)),
                 Err(Errno::EXIST) => return Ok(Some(Write::Conflict)),
-                // There is no /proc, or the file system has no links.
+                // Without /proc, or on a file system without links.
                 Err(_) => {}
             }
         }
@@ -108,7 +108,7 @@ pub fn rename_over(path: &Path, fill: Fill<'_>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes a file where there are no hard links (FAT, some FUSE file systems): it is empty for a
+/// Makes a file without hard links (FAT, some FUSE file systems): it is empty for a
 /// moment.
 pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
     let file = match openat(CWD, path, NEW, MODE) {

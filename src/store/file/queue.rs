@@ -5,7 +5,7 @@
 //!
 //! Each waiter also has a shared record lock (fcntl), which blocks nothing and shows whether there
 //! are others: the last one removes the file. A wrong guess costs an order, never exclusion: a
-//! waiter whose file has lost its name notices that in its turn, and asks again at the new one.
+//! waiter notices in its turn that its file has lost its name, and asks again at the new one.
 
 use std::fs::{self, File};
 use std::io::{self, PipeReader};
@@ -43,11 +43,11 @@ const STACK_BYTES: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Queue {
     path: PathBuf,
-    place: HostIdentity,
+    place: Position,
 }
 
 #[derive(Debug)]
-enum HostIdentity {
+enum Position {
     Outside,
     /// Only seen by others.
     Observer(File),
@@ -55,7 +55,7 @@ enum HostIdentity {
     /// the process or when its turn has come; then the pipe is readable.
     Queued(Receiver<io::Result<File>>, PipeReader),
     First(File),
-    /// There is no order: the queue file cannot be used.
+    /// Queue file unusable: waiters poll, in no order.
     Unkept,
 }
 
@@ -64,33 +64,31 @@ impl Queue {
     pub fn new(path: &Path) -> Self {
         let mut name = path.as_os_str().to_owned();
         name.push(".queue");
-        Self { path: name.into(), place: HostIdentity::Outside }
+        Self { path: name.into(), place: Position::Outside }
     }
 
     /// Whether no earlier waiter is known, or no order is kept.
     pub fn is_first(&mut self) -> bool {
         match &self.place {
-            HostIdentity::First(_) | HostIdentity::Unkept => true,
-            HostIdentity::Queued(turn, _) => match turn.try_recv() {
+            Position::First(_) | Position::Unkept => true,
+            Position::Queued(turn, _) => match turn.try_recv() {
                 Err(TryRecvError::Empty) => false,
                 turn => {
-                    self.place = turn
-                        .ok()
-                        .and_then(Result::ok)
-                        .map_or(HostIdentity::Unkept, HostIdentity::First);
+                    self.place =
+                        turn.ok().and_then(Result::ok).map_or(Position::Unkept, Position::First);
                     true
                 }
             },
             // Through its own file: closing another one would drop its record lock (fcntl(2)).
             // Shared, so that observers do not take each other for waiters.
-            HostIdentity::Observer(file) => {
+            Position::Observer(file) => {
                 match FileExt::try_lock_shared(file).map_err(io::Error::from) {
                     Ok(()) => FileExt::unlock(file).is_ok(),
                     Err(error) => error.kind() != io::ErrorKind::WouldBlock,
                 }
             }
             // Nothing waits: the usual case, and its only cost.
-            HostIdentity::Outside
+            Position::Outside
                 if self
                     .path
                     .symlink_metadata()
@@ -98,54 +96,53 @@ impl Queue {
             {
                 true
             }
-            HostIdentity::Outside => self.try_first(),
+            Position::Outside => self.try_first(),
         }
     }
 
     /// Whether this process is queued behind another one.
     pub fn is_queued(&mut self) -> bool {
-        matches!(self.place, HostIdentity::Queued(..)) && !self.is_first()
+        matches!(self.place, Position::Queued(..)) && !self.is_first()
     }
 
     /// Takes a place at the end of the queue, unless it has one. Returns whether it is new.
     pub fn join(&mut self) -> bool {
-        if !matches!(self.place, HostIdentity::Outside) {
+        if !matches!(self.place, Position::Outside) {
             return false;
         }
         if !self.try_first() {
-            self.place = wait_in_thread(self.path.clone()).unwrap_or(HostIdentity::Unkept);
+            self.place = wait_in_thread(self.path.clone()).unwrap_or(Position::Unkept);
         }
         true
     }
 
     /// Is seen by [`Queue::has_others`], without a place in the queue.
     pub fn observe(&mut self) {
-        if matches!(self.place, HostIdentity::Outside) {
-            self.place =
-                join(&self.path, |_| Ok(())).map_or(HostIdentity::Unkept, HostIdentity::Observer);
+        if matches!(self.place, Position::Outside) {
+            self.place = join(&self.path, |_| Ok(())).map_or(Position::Unkept, Position::Observer);
         }
     }
 
     /// Becomes readable when its turn has come.
     pub fn turn_fd(&self) -> Option<BorrowedFd<'_>> {
-        if let HostIdentity::Queued(_, turn) = &self.place { Some(turn.as_fd()) } else { None }
+        if let Position::Queued(_, turn) = &self.place { Some(turn.as_fd()) } else { None }
     }
 
     /// Lets the next one come. The last one leaves nothing behind.
     pub fn leave(&mut self) {
-        match std::mem::replace(&mut self.place, HostIdentity::Outside) {
-            HostIdentity::First(file) => {
+        match std::mem::replace(&mut self.place, Position::Outside) {
+            Position::First(file) => {
                 remove_if_alone(&self.path, &file);
                 drop(file);
                 // An observer may have left between the two, and have seen us.
                 self.sweep();
             }
-            HostIdentity::Observer(file) => {
+            Position::Observer(file) => {
                 drop(file);
                 self.sweep();
             }
             // The thread lets the next one come.
-            HostIdentity::Queued(..) | HostIdentity::Outside | HostIdentity::Unkept => {}
+            Position::Queued(..) | Position::Outside | Position::Unkept => {}
         }
     }
 
@@ -153,7 +150,7 @@ impl Queue {
     pub fn sweep(&self) {
         for _ in 0..MAX_SWEEPS {
             // A waiter sweeps when it leaves.
-            let HostIdentity::Outside = self.place else { return };
+            let Position::Outside = self.place else { return };
             let Ok(Some(file)) = open_existing(&self.path) else { return };
             if others_are_at(&file) {
                 return;
@@ -170,7 +167,7 @@ impl Queue {
     /// Whether another process waits or observes.
     pub fn has_others(&self) -> bool {
         match &self.place {
-            HostIdentity::First(file) | HostIdentity::Observer(file) => others_are_at(file),
+            Position::First(file) | Position::Observer(file) => others_are_at(file),
             _ => open_existing(&self.path)
                 .is_ok_and(|file| file.is_some_and(|file| others_are_at(&file))),
         }
@@ -196,15 +193,15 @@ impl Queue {
     /// Becomes the first one, if there is none. `false` if there is one.
     fn try_first(&mut self) -> bool {
         self.place = match join(&self.path, |file| Ok(FileExt::try_lock(file)?)) {
-            Ok(file) => HostIdentity::First(file),
+            Ok(file) => Position::First(file),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(_) => HostIdentity::Unkept,
+            Err(_) => Position::Unkept,
         };
         true
     }
 }
 
-fn wait_in_thread(path: PathBuf) -> io::Result<HostIdentity> {
+fn wait_in_thread(path: PathBuf) -> io::Result<Position> {
     let (sender, receiver) = channel();
     let (turn, has_come) = io::pipe()?;
     // The thread inherits this. Signals are for the main thread, which may hold them back.
@@ -218,7 +215,7 @@ fn wait_in_thread(path: PathBuf) -> io::Result<HostIdentity> {
         drop(has_come);
     });
     before.thread_set_mask()?;
-    spawned.map(|_| HostIdentity::Queued(receiver, turn))
+    spawned.map(|_| Position::Queued(receiver, turn))
 }
 
 /// Opens and locks the file that has the queue's name, which is made if need be. It is seen there
@@ -270,8 +267,8 @@ fn others_are_at(file: &File) -> bool {
     matches!(fcntl_getlk(file, &everything), Ok(Some(_)))
 }
 
-/// Removes the file, whose flock the caller has or no process can have, if nothing else is there.
-/// In a sticky directory it may be another user's, who will remove it another time.
+/// Removes the file, if nothing else is there. The caller has its flock, or no process can have it.
+/// In a sticky directory it may be another user's, which will remove it another time.
 fn remove_if_alone(path: &Path, file: &File) {
     if !others_are_at(file) && leads_to(path, file).unwrap_or(false) {
         unlink(path);

@@ -139,7 +139,7 @@ pub fn meltano(name: &str) -> Option<String> {
     variable(&format!("MELTANO_STATE_BACKEND_{name}"))
 }
 
-/// The variables that a builder of the crate knows, of those whose names begin so.
+/// The variables with this prefix that a builder of the crate knows.
 pub fn given<K: FromStr>(starts: &[&str]) -> impl Iterator<Item = (K, String)> {
     std::env::vars_os().filter_map(|(name, _)| {
         let name = name.into_string().ok()?;

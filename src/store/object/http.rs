@@ -31,7 +31,7 @@ use crate::sys::text;
 pub struct Exchange {
     /// The server's URL, printable.
     pub server: String,
-    /// The refusal, or why there is no answer; a failure that is not indefinite was not sent.
+    /// The refusal, or why the answer is missing; a failure that is not indefinite was not sent.
     pub answer: Result<Answer, Failure>,
 }
 
@@ -48,8 +48,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Takes an answer apart: XML of the stores, JSON of servers that give out credentials, whose
-    /// codes are not the store's.
+    /// Takes an answer apart: XML of the stores, JSON of servers that give out credentials, with
+    /// other codes than the store's.
     fn of(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(body);
         let header = |name: &str| headers.get(name)?.to_str().ok().map(str::to_owned);
@@ -110,7 +110,8 @@ impl Connector {
                 .connect_timeout(self.timeout)
                 .read_timeout(self.timeout)
                 .http1_only()
-                // After a redirect, a PUT becomes a GET, whose success looks like that of the PUT.
+                // After a redirect, a PUT becomes a GET, and its success looks like that of the
+                // PUT.
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never());
             let roots = |path| Certificate::from_pem_bundle(&certificates(path)?).map_err(cannot);
@@ -214,7 +215,7 @@ fn of_answer(verb: &str, bucket: &str, kind: &Kind, answer: &Answer) -> Option<F
     })
 }
 
-/// Why there are no credentials: the store was not asked. Outside of clouds, a server that gives
+/// Why credentials are missing: the store was not asked. Outside of clouds, a server that gives
 /// out credentials does not answer, and never will.
 pub fn without_credentials(kind: &Kind, error: &Error) -> Failure {
     let (why, passes) = match exchange(error) {
@@ -226,7 +227,7 @@ pub fn without_credentials(kind: &Kind, error: &Error) -> Failure {
         }
         None => (innermost(error), false),
     };
-    let why = format!("there are no credentials, and none can be fetched: {why}");
+    let why = format!("no credentials found, and none can be fetched: {why}");
     let cause = if passes { Cause::Transient } else { Cause::Permanent };
     Failure { cause, ..Failure::transient(why) }.with_hint(kind.credentials)
 }

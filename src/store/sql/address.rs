@@ -179,7 +179,7 @@ pub struct Tls {
     pub own: Option<(String, String)>,
 }
 
-/// The options whose value is a word.
+/// The options that have a word as their value.
 const WORDS: &str = "ssl ssl_mode sslmode tls";
 
 /// Options that are true or false, and what they ask for then; false may not be possible. They are

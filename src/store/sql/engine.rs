@@ -56,7 +56,7 @@ pub trait Engine: Sized + Send {
     /// Connects and logs in. A session to queue with `is_own`: no pooler lends it out.
     async fn connect(&self, at: &Address, server: &Server, is_own: bool) -> Connected<Self>;
 
-    /// Sends statements whose answer is awaited for at most `limit`.
+    /// Sends statements, and waits for the answer for at most `limit`.
     async fn ask(on: &mut Self::Session, sql: String, phase: Phase, limit: Duration) -> Asked;
 
     /// Ends a session politely.
@@ -83,7 +83,7 @@ pub trait Line: Engine {
     /// Whether this process has a place in the queue.
     fn is_in_line(sql: &Sql<Self>) -> bool;
 
-    /// Takes a place in the queue; `false` if there is no room for another waiter.
+    /// Takes a place in the queue; `false` if the server has no room for another waiter.
     fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<bool>;
 
     /// Sleeps in the queue as [`Queue::wait`](crate::store::seam::Queue::wait) does.

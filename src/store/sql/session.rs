@@ -28,7 +28,7 @@ const GOODBYE: Duration = Duration::from_millis(100);
 /// How often a process polls that wants no place in the queue.
 const WATCHED: Duration = Duration::from_secs(1);
 
-/// How often a waiter polls where there is no queue.
+/// Poll interval of a waiter without a queue.
 const UNQUEUED: Duration = Duration::from_millis(2500);
 
 impl<E: Engine> Sql<E> {

@@ -1,4 +1,4 @@
-//! What a mutex promises between hosts that do not see each other's processes.
+//! The promises of a lock between hosts that do not see each other's processes.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -26,7 +26,7 @@ const SHORT: Duration = Duration::from_secs(6);
 /// The same in milliseconds, as instants are counted since boot.
 const SHORT_MILLIS: u64 = 6000;
 
-/// A process of another host than everybody else's.
+/// A process on a host of its own.
 struct Stranger(i32);
 
 impl Requester for Stranger {
@@ -193,7 +193,7 @@ pub fn an_expired_lease_is_not_renewed(subject: &Subject) {
     assert!(matches!(renewed, Err(Error::Lost(Lost::Expired, _))), "{renewed:?}");
 }
 
-pub fn who_has_lost_it_is_told_and_releases_nobody_elses(subject: &Subject) {
+pub fn a_process_that_has_lost_it_is_told_and_releases_no_other_lock(subject: &Subject) {
     let judge = judge();
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     let lost = granted(acquire(&mut mutex, 1, &for_so_long(SHORT)));
@@ -212,7 +212,7 @@ pub fn who_has_lost_it_is_told_and_releases_nobody_elses(subject: &Subject) {
     let released = mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(released, Err(Error::NotOurs(_))), "{released:?}");
     other.renew(&granted(Ok(grant.expect("a grant"))).token, None).expect("it is held yet");
-    // Also when whoever took it has released it.
+    // Also when the process that took it has released it.
     let third =
         granted(acquire(&mut Mutex::new(subject.open("y"), &judge), 3, &for_so_long(SHORT)));
     let mut fourth = Mutex::new(subject.open("y"), &judge);
@@ -224,7 +224,7 @@ pub fn who_has_lost_it_is_told_and_releases_nobody_elses(subject: &Subject) {
     assert!(matches!(told, Err(Error::Lost(Lost::TakenOver, _))), "{third:?} {told:?}");
 }
 
-pub fn who_has_let_it_expire_is_told(subject: &Subject) {
+pub fn a_process_that_has_let_it_expire_is_told(subject: &Subject) {
     let judge = judge();
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     granted(acquire(&mut mutex, 1, &for_so_long(SHORT)));
@@ -279,7 +279,7 @@ pub fn slots_are_so_many_and_sharers_any_number(subject: &Subject) {
     granted(acquire(&mut mutex, 6, &for_so_long(LONG)));
 }
 
-pub fn a_holder_whose_lock_was_broken_is_told(subject: &Subject) {
+pub fn a_holder_is_told_that_its_lock_was_broken(subject: &Subject) {
     let judge = judge();
     let mut mutex = Mutex::new(subject.open("x"), &judge);
     let grant = granted(acquire(&mut mutex, 1, &for_so_long(LONG)));
@@ -313,7 +313,7 @@ impl Observer for Succeeding<'_> {
     }
 }
 
-pub fn success_is_told_to_who_waits_for_it(subject: &Subject) {
+pub fn success_is_told_to_a_waiter(subject: &Subject) {
     let judge = judge();
     let skipping = Request { skip_if_done: true, ..for_so_long(LONG) };
     let mut mutex = Mutex::new(subject.open("x"), &judge);
@@ -327,6 +327,6 @@ pub fn success_is_told_to_who_waits_for_it(subject: &Subject) {
     };
     let acquired = other.acquire(&Stranger(2), &skipping, &waiting, &mut Succeeding(Some(mutex)));
     assert!(matches!(acquired, Ok(Acquired::NotNeeded(None))), "{acquired:?}");
-    // Who comes later has to do it.
+    // A later process has to do it.
     granted(acquire(&mut other, 3, &skipping));
 }

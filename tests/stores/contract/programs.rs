@@ -31,7 +31,7 @@ pub fn of_sixteen_programs_one_gets_the_lock(subject: &Subject) {
     }
 }
 
-/// Read, sleep, write: whoever is not alone loses what others have counted.
+/// Read, sleep, write: a process that is not alone loses counts of other processes.
 pub fn a_counter_is_counted_by_one_at_a_time(subject: &Subject) {
     let (workers, each) = (8, rounds(100));
     let counter = subject.locks.dir().join("counter");

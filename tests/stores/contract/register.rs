@@ -159,7 +159,7 @@ fn race(
         let racer = |number| {
             let (start, write, look) = (&start, &write, &look);
             scope.spawn(move || {
-                // One that fails here must not keep the others waiting.
+                // A racer that fails here must not keep the rest waiting.
                 let looked = catch_unwind(AssertUnwindSafe(look));
                 start.wait();
                 let (mut register, seen) = looked.unwrap_or_else(|failure| resume_unwind(failure));

@@ -26,7 +26,7 @@ fn put(store: &mut dyn Store, key: &Key, value: Option<&str>) -> State {
     get(store, key)
 }
 
-/// All registers of a kind with names that begin with `prefix`, which others do not use.
+/// All registers of a kind with names that begin with `prefix`, which no other test uses.
 fn listed(store: &mut dyn Store, kind: Kind, prefix: &str) -> Vec<(OsString, State)> {
     let (mut all, mut after) = (Vec::new(), None::<OsString>);
     for _ in 0..MAX_PAGES {

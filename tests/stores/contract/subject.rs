@@ -1,4 +1,4 @@
-//! A backend under test, with names that no other test uses.
+//! A store under test, with names that no other test uses.
 
 use std::ffi::OsStr;
 use std::process::Command;
@@ -130,7 +130,7 @@ impl Subject {
         store
     }
 
-    /// `program` with this backend in its environment.
+    /// `program` with this store in its environment.
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.locks.command(program);
         if let Kind::Store(url) = &self.kind {

@@ -25,12 +25,12 @@ pub const ACCOUNT_KEY: &str =
 /// A secret that no message may hold, with what people's secrets have.
 pub const SECRET: &str = "hunter2/x+y";
 
-/// The answer of S3 to somebody whom it does not ask for a proof.
+/// The answer of S3 to a client that it does not ask for a proof.
 pub fn asked(address: SocketAddr, method: &str, path: &str, body: &str) -> String {
     asked_with(address, &format!("{method} {path}"), "s3", "text/plain", body)
 }
 
-/// The answer to an administrator of AWS, as long as nobody has to have rights.
+/// The answer to an administrator of AWS, while permissions are not enforced.
 pub fn asked_as_administrator(
     address: SocketAddr,
     service: &str,
@@ -65,7 +65,6 @@ pub fn s3_url_at(address: SocketAddr) -> String {
     )
 }
 
-/// Azure at this address.
 pub fn azure_url_at(address: SocketAddr) -> String {
     let endpoint = format!("http://{address}/{ACCOUNT}");
     format!(

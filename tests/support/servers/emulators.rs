@@ -1,5 +1,4 @@
-//! Emulators of stores that nobody can run at home, as servers of tests: `scripts/emulators.sh`
-//! installs them.
+//! Emulators of cloud stores, as servers of tests: `scripts/emulators.sh` installs them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -38,8 +37,8 @@ pub(super) fn start(keeper: Keeper, port: Port, command: Vec<String>) -> Server 
     Server::start(keeper, port, command, move || TcpStream::connect(address).is_ok())
 }
 
-/// DynamoDB, whose tables are on disk. Its conditions are exact, and its tables take a moment to be
-/// made, as they do there.
+/// DynamoDB, with tables on disk. Its conditions are exact, and its tables take a moment to be
+/// made, as in the cloud.
 pub struct Dynalite {
     server: Server,
 }
@@ -88,7 +87,7 @@ pub fn dynamodb_at(address: SocketAddr) -> String {
     )
 }
 
-/// What somebody asks who may do anything, and believes the answer: its status, headers and body.
+/// The answer to a client with all permissions, without a check: its status, headers and body.
 fn answer_to(address: SocketAddr, path: &str, service: &str, headers: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
     let credential = format!(
@@ -142,7 +141,7 @@ impl Moto {
     fn start_in(keeper: Keeper, certificate: &[String]) -> Self {
         let port = Port::reserve();
         let number = port.number().to_string();
-        // A copy, because the checkout may not be everybody's to read.
+        // A copy, because the checkout may be unreadable for the server's user.
         keeper.write("moto_server.py", include_str!("moto_server.py"));
         keeper.give_away();
         let words = [
@@ -188,7 +187,7 @@ impl Moto {
         answer
     }
 
-    /// From now on, nobody may do what no policy permits.
+    /// From now on, users may do only what a policy permits.
     pub fn obey_permissions(&self) {
         self.ask_for_permissions_after(0);
     }
@@ -199,7 +198,7 @@ impl Moto {
         assert!(answer.contains("200 OK"), "{answer}");
     }
 
-    /// As somebody who may do anything.
+    /// As a user with all permissions.
     pub fn dynamodb(&self, action: &str, body: &str) -> String {
         self.ask_for_permissions_after(1_000_000);
         dynamodb(self.address(), action, body)

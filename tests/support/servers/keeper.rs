@@ -49,7 +49,7 @@ const SCRIPT: &str = r#"
 /// something is wrong.
 const LIMIT: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
-/// Who the servers run as if the tests run as root, as which they refuse to: `nobody`.
+/// The user of the servers if the tests run as root, which the servers refuse: `nobody`.
 const NOBODY: &str = "65534";
 
 /// The shell.
@@ -132,7 +132,7 @@ impl Keeper {
             "--ipc",
             "--fork",
         ]);
-        // Root there, for the mounts, and then nobody special again. Scripts of servers look for
+        // Root there, for the mounts, and then an ordinary user again. Scripts of servers look for
         // their children in /proc.
         words.extend(["--kill-child", "bash", "-c"]);
         words
@@ -258,7 +258,7 @@ impl Server {
     pub fn pause(&self) {
         let first = self.running().first;
         until("the server's processes do not stop", || {
-            // The first one first: once it has stopped, nobody starts others.
+            // The first one first: once it has stopped, no new process starts.
             let moving: Vec<_> = tree(first).into_iter().filter(|pid| is_moving(*pid)).collect();
             for pid in &moving {
                 send(*pid, Signal::STOP);
@@ -320,12 +320,12 @@ fn is_moving(pid: Pid) -> bool {
     })
 }
 
-/// A port of the loopback interface that nobody else gets, whether the server runs or not.
+/// A port of the loopback interface for this test alone, whether the server runs or not.
 pub struct Port {
     number: u16,
-    /// Bound, and not listening. That keeps others from it but for those that also want to share
-    /// it, as servers do; and the kernel does not give it away as any free port while there is one
-    /// who has not shared it from the beginning.
+    /// Bound, and not listening. That keeps other processes from the port, except servers, which
+    /// also share it. The kernel does not assign the port as a free one while a socket holds it
+    /// that was not shared from the beginning.
     _reserved: OwnedFd,
 }
 
@@ -351,8 +351,7 @@ impl Port {
     }
 }
 
-/// Where a program is: those of servers are not on everybody's PATH, and PostgreSQL's not on
-/// anybody's on Debian.
+/// The path of a program: the PATH may lack those of servers; on Debian it lacks PostgreSQL's.
 pub fn find_program(name: &str) -> String {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs: Vec<_> = std::env::split_paths(&path).collect();
@@ -360,7 +359,7 @@ pub fn find_program(name: &str) -> String {
     let mut versions: Vec<_> =
         fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().collect();
     versions.sort_by_key(|version| version.file_name().to_string_lossy().parse().unwrap_or(0));
-    // Before the others: Debian's `psql` on the PATH is a script that looks for a server of the
+    // Before the rest: Debian's `psql` on the PATH is a script that looks for a server of the
     // system.
     dirs.splice(0..0, versions.iter().rev().map(|version| version.path().join("bin")));
     let found = dirs.into_iter().map(|dir| dir.join(name)).find(|program| program.is_file());
@@ -383,12 +382,13 @@ pub fn copy_template(keeper: &Keeper, name: &str) -> bool {
     }
 }
 
-/// Makes the template of what `data` is now: completely or not at all, as others may be doing so.
-/// It is for all users.
+/// Makes the template of what `data` is now: completely or not at all, as other tests may be doing
+/// so. It is for all users.
 pub fn make_template(keeper: &Keeper, name: &str) {
     let Ok(dir) = tempfile::TempDir::with_prefix_in("template-", env!("CARGO_TARGET_TMPDIR"))
     else {
-        return; // Somebody else's build directory, into which nothing can be put: then each server is made from scratch.
+        // Another user's build directory is read-only: then each server is made from scratch.
+        return;
     };
     let copied = Command::new("cp")
         .arg("-r")

@@ -11,6 +11,7 @@ use rustix::fs::{Access, access};
 
 use super::{FULL, Node, task_at};
 use crate::command::progress::Progress;
+use crate::command::schedule::task::Tracked;
 use crate::command::schedule::work::{ATTEMPT, Work, runner};
 use crate::events::{emit, waited};
 use crate::lease::TokenHolder;
@@ -84,22 +85,7 @@ impl Node<'_> {
         };
         match runner.and_then(spawn) {
             Ok(runner) => runners.add(name, runner),
-            Err(error) => {
-                // If this fails, the lease expires.
-                let release = |grant: &Grant| {
-                    task.mutex.release(
-                        &TokenHolder(&grant.token),
-                        ReleaseScope::Own,
-                        Outcome::Unknown,
-                    )
-                };
-                let _ = work.granted.as_ref().map(release);
-                let place =
-                    place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
-                let (name, error) = (text::field(name), io_message(&error));
-                tracing::error!("cannot start the task `{name}`{place}: {error}");
-                task.pause(now);
-            }
+            Err(error) => cannot_start(name, task, work.granted.as_ref(), &error, now),
         }
         Ok(())
     }
@@ -123,6 +109,25 @@ impl Node<'_> {
             matches!(ended, Ok(Released::Own { .. }))
         });
     }
+}
+
+/// Gives the slot back; if that fails, its lease expires.
+fn cannot_start(
+    name: &str,
+    task: &mut Tracked<'_>,
+    granted: Option<&Grant>,
+    error: &io::Error,
+    now: u64,
+) {
+    if let Some(grant) = granted {
+        let holder = TokenHolder(&grant.token);
+        let _ = task.mutex.release(&holder, ReleaseScope::Own, Outcome::Unknown);
+    }
+    let place = task.definition.directory.as_ref();
+    let place = place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
+    let (name, error) = (text::field(name), io_message(error));
+    tracing::error!("cannot start the task `{name}`{place}: {error}");
+    task.pause(now);
 }
 
 /// Acquires the slot; `None` if another scheduler was faster.

@@ -1,0 +1,177 @@
+//! Where locks, keys and tasks are: flags and variables, resolved into locations.
+
+use std::env::var_os;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::{LockFileArgs, PlaceArgs};
+use crate::error::Error;
+use crate::store::address::{StoreSettings, StoreUrl};
+use crate::store::seam::{Key, Kind};
+use crate::store::{self, Location, file};
+use crate::sys::text;
+use crate::values::parse_lease_seconds;
+
+use super::{Environment, MAX_ANSWER, MAX_KEY, PREFIX};
+
+impl Environment {
+    /// The lock `name`, or the configured one.
+    pub fn lock(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Location, Error> {
+        let name = name.map(Path::to_owned).or_else(|| args.file_name.clone());
+        let name = self
+            .resolve(name, "FILE_NAME", |text| Ok(text.into()))?
+            .unwrap_or_else(|| "serializer.lck".into());
+        let Some(store) = self.store(Kind::Lock, &args.place, Some(&name))? else {
+            return Ok(Location::file(&lock_path(
+                self.directory(Kind::Lock, &args.place)?.join(&name),
+                &name,
+            )?));
+        };
+        let Some(directory) = store.url.directory() else {
+            return Ok(Location::store(store, lock_path(name.clone(), &name)?.as_os_str()));
+        };
+        // The name may be a path of its own. All spellings of a file's path are one lock.
+        let path = lock_path(directory.join(&name), &name)?;
+        let url = store.url.in_directory(path.parent().unwrap_or(&directory));
+        Ok(Location::store(StoreSettings { url, ..store }, path.file_name().unwrap_or_default()))
+    }
+
+    /// The locks `names`, or the configured one without names.
+    pub fn locks(&self, args: &LockFileArgs, names: &[PathBuf]) -> Result<Vec<Location>, Error> {
+        let names =
+            names.iter().map(|name| Some(name.as_path())).chain(names.is_empty().then_some(None));
+        names.map(|name| self.lock(args, name)).collect()
+    }
+
+    /// All locks or keys of a directory or store.
+    pub fn all(&self, kind: Kind, args: &PlaceArgs) -> Result<Vec<Location>, Error> {
+        Ok(match self.store(kind, args, None)? {
+            Some(store) => store::all_in(&store, kind)?,
+            None => file::all_in(&self.directory(kind, args)?, kind)?,
+        })
+    }
+
+    /// Where they are, for messages.
+    pub fn place(&self, kind: Kind, args: &PlaceArgs) -> Result<String, Error> {
+        Ok(match self.store(kind, args, None)? {
+            Some(store) => store.url.to_string(),
+            None => text::path(&self.directory(kind, args)?),
+        })
+    }
+
+    /// A key that runs once, or a task.
+    pub fn key(&self, kind: Kind, args: &PlaceArgs, key: &str) -> Result<Location, Error> {
+        let is_valid = (1..=MAX_KEY).contains(&key.len()) && !key.chars().any(char::is_control);
+        if !is_valid {
+            let why = format!("expected 1 to {MAX_KEY} bytes of text without control characters");
+            return Err(Error::usage(format!("cannot use the key `{}`: {why}", text::field(key))));
+        }
+        let key = Key { kind, name: key.into() };
+        Ok(match self.store(kind, args, None)? {
+            Some(store) => Location::Store(store, key),
+            None => Location::File(self.directory(kind, args)?, key),
+        })
+    }
+
+    /// The store of a register of that kind and name; `None` for a file of this machine.
+    pub fn store(
+        &self,
+        kind: Kind,
+        args: &PlaceArgs,
+        name: Option<&Path>,
+    ) -> Result<Option<StoreSettings>, Error> {
+        // `SERIALIZER_STORE=$UNSET` must not become a local lock.
+        if self.get("STORE") == Some("") && args.store.is_none() && args.dir.is_none() {
+            let hint = "set it to an address, or unset it for locks of this machine alone";
+            return Err(
+                Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty")).with_hint(hint)
+            );
+        }
+        let url = if args.dir.is_none() && (args.store.is_some() || self.is_set("STORE")) {
+            let source = if args.store.is_some() { "--store" } else { "SERIALIZER_STORE" };
+            let url = self
+                .resolve(args.store.clone(), "STORE", |text| Ok(StoreUrl::parse(text)))?
+                .transpose();
+            url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}")))?
+        } else {
+            // A directory and a lease say that hosts share it; the lease alone does so as a flag.
+            let is_lease_enough = args.lease_seconds.is_some() && kind == Kind::Lock;
+            let is_named = args.dir.is_some()
+                || is_lease_enough
+                || self.is_set("DIR")
+                || name.is_some_and(Path::is_absolute);
+            let has_lease = args.lease_seconds.is_some() || self.is_set("LEASE_SECONDS");
+            let is_shared = is_named && has_lease;
+            is_shared
+                .then(|| self.directory(kind, args))
+                .transpose()?
+                .as_deref()
+                .map(StoreUrl::of_directory)
+        };
+        let Some(url) = url else { return Ok(None) };
+        let password_file = self.resolve(None, "PASSWORD_FILE", |text| Ok(text.into()))?;
+        // Several answers have to fit into the rest of a lease that is renewed.
+        let timeout = (self.lease(args)? / 6).min(MAX_ANSWER);
+        Ok(Some(StoreSettings { url, password_file, timeout }))
+    }
+
+    /// The duration of leases.
+    pub fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
+        let lease = self.resolve(args.lease_seconds, "LEASE_SECONDS", parse_lease_seconds)?;
+        Ok(lease.unwrap_or(Duration::from_secs(30)))
+    }
+
+    /// The directory of files.
+    pub fn directory(&self, kind: Kind, args: &PlaceArgs) -> Result<PathBuf, Error> {
+        let directory = self.resolve(args.dir.clone(), "DIR", |text| Ok(text.into()))?;
+        if directory.is_none() && kind != Kind::Lock {
+            return state_directory();
+        }
+        // Meltano runs plugins in the user's working directory, where two runs would use two files.
+        let root =
+            var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
+        let directory = root.unwrap_or_default().join(directory.unwrap_or_else(|| "/tmp".into()));
+        // Fails only in a working directory that was removed.
+        Ok(std::path::absolute(&directory).unwrap_or(directory))
+    }
+}
+
+/// The lock file at a path from the working directory.
+pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    Ok(Location::file(&lock_path(absolute, path)?))
+}
+
+/// The directory of files that outlive a reboot: in the Meltano project, or in the home.
+pub fn state_directory() -> Result<PathBuf, Error> {
+    let named = |name: &str| var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let around = || {
+        std::env::current_dir()
+            .ok()?
+            .ancestors()
+            .find(|it| it.join("meltano.yml").is_file())
+            .map(PathBuf::from)
+    };
+    let project =
+        named("MELTANO_PROJECT_ROOT").or_else(around).map(|root| root.join(".meltano/serializer"));
+    let home = || Some(named("HOME")?.join(".local/state"));
+    let state = || Some(named("XDG_STATE_HOME").or_else(home)?.join("serializer"));
+    let none = || {
+        Error::usage("no directory for keys: `HOME` is not set").with_hint("name one with `--dir`")
+    };
+    project.or_else(state).ok_or_else(none)
+}
+
+/// `path`, which was made from `name`, if a lock file can be there.
+fn lock_path(path: PathBuf, name: &Path) -> Result<PathBuf, Error> {
+    let names_a_file = matches!(name.components().next_back(), Some(Component::Normal(_)));
+    let why = if !path.to_string_lossy().chars().all(text::is_safe) {
+        "its name contains a control character"
+    } else if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
+        "it names a directory"
+    } else {
+        return Ok(path);
+    };
+    Err(Error::usage(format!("cannot use `{}` as a lock file: {why}", text::path(&path))))
+}
