@@ -494,12 +494,15 @@ pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
 
 /// A command that tells which signals it gets, a line each, until its stdin ends.
 pub const TELLER: &str = r#"
-import os, signal, sys
+import os, signal, sys, threading
 names = ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT"]
-def tell(number, frame):
-    os.write(1, f"{signal.Signals(number).name}\n".encode())
-for name in names:
-    signal.signal(getattr(signal, name), tell)
+wanted = {getattr(signal, name) for name in names}
+# A handler in Python would not run for a signal that comes just before the read begins.
+signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+def tell():
+    while True:
+        os.write(1, f"{signal.Signals(signal.sigwait(wanted)).name}\n".encode())
+threading.Thread(target=tell, daemon=True).start()
 os.write(1, b"ready %d\n" % os.getpid())
 sys.stdin.buffer.read()
 os.write(1, b"end\n")
