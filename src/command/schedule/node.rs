@@ -7,6 +7,7 @@ mod steps;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use rustix::process::getpid;
 
 use super::catalog::Source;
@@ -22,6 +23,7 @@ use crate::lock::Mutex;
 use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::record::owner::Owner;
+use crate::run::was_ignored;
 use crate::schedule::definition::Catalog;
 use crate::sys::clock::since_1970;
 use crate::sys::identity::HostIdentity;
@@ -90,6 +92,12 @@ pub fn run(
     let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", io_message(&error)));
     let owner = Owner::of(getpid(), &here).map_err(cannot)?;
     let judge = LocalLiveness::new(here, Orphans::Ignore);
+    if was_ignored(Signal::SIGCHLD) {
+        // Its runners would refuse to run anything, after the claim.
+        let why = "cannot schedule tasks: how they end would be lost, because SIGCHLD is ignored";
+        let hint = "`env --default-signal=CHLD serializer schedule …`";
+        return Err(Error::failed(why).with_hint(hint));
+    }
     if stop_timeout.is_some() {
         let (tasks, shown) = (catalog.tasks.len(), order.place.shown_place());
         tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");

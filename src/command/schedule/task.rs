@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::work::shown_slot;
 use crate::lock::Mutex;
-use crate::lock::once::Claim;
+use crate::lock::once::{Claim, State};
 use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
@@ -108,8 +108,9 @@ impl<'a> Tracked<'a> {
         let up_since =
             up_since.saturating_add_signed(now.checked_signed_diff(since_1970()).unwrap_or(0));
         let plan = self.definition.plan(name, seen.as_ref(), now, up_since);
-        // The claim finds out whether the slot is its own.
-        let plan = self.unanswered.take().map_or(plan, Plan::Run);
+        // The claim finds out whether the run is its own.
+        let is_running = seen.as_ref().is_some_and(|seen| seen.state == State::Running);
+        let plan = self.unanswered.filter(|_| is_running).map_or(plan, Plan::Run);
         Ok((plan, seen.map(|seen| seen.run), now))
     }
 
