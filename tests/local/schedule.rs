@@ -107,6 +107,13 @@ fn a_tick_runs_what_is_due_and_ends_when_that_has_ended() {
 }
 
 #[test]
+fn a_scheduler_that_would_not_hear_of_ends_claims_nothing() {
+    let tasks = tasks(PLAIN);
+    let refused = ended(&mut tasks.within(&["env", "--ignore-signal=CHLD"], &["tick"]));
+    assert!(refused.code == 1 && refused.stderr.contains("SIGCHLD is ignored"), "{refused:?}");
+}
+
+#[test]
 fn a_run_of_another_scheduler_is_stopped_with_its_descendants_and_not_tried_again() {
     let tasks = tasks(&format!("[tasks.a]\n{EACH}tries = 3\n{FAMILY}"));
     let scheduler = tasks.start(0, &["--stop-timeout", "0s"]);
