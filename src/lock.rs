@@ -113,6 +113,17 @@ pub enum Acquired {
     NotNeeded(Option<Box<Run>>),
 }
 
+impl Acquired {
+    /// The acquisition that was made now, and the holder that it was taken from.
+    pub fn granted(&self) -> Option<(&Grant, Option<&StaleHolder>)> {
+        match self {
+            Self::Free(grant) => Some((grant, None)),
+            Self::TakenOver(grant, from) => Some((grant, Some(from))),
+            Self::AlreadyHeld(_) | Self::NotNeeded(_) => None,
+        }
+    }
+}
+
 /// Which entries a release removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseScope<'a> {
@@ -146,9 +157,9 @@ pub enum Released {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
-    /// All attempts are made. Without holders if the holder changed all the time.
+    /// All attempts are made, which took so long. Without holders if they changed all the time.
     #[error("another process holds the lock")]
-    Busy(u32, Vec<Holding>),
+    Busy(Duration, Vec<Holding>),
     /// The requester ended before it got the lock; nothing is held.
     #[error("the process it was for has exited")]
     Absent,

@@ -87,17 +87,20 @@ impl Location {
         key
     }
 
-    /// What it is called in messages.
+    /// Its name and place, for errors and events.
     pub fn printable(&self) -> String {
-        match self {
-            Self::File(directory, key) => text::path(&directory.join(file::file_name(key))),
-            Self::Store(StoreSettings { url, .. }, Key { kind, .. }) => {
-                format!("{url}#{}{}", kind.prefix(), self.name())
+        match (self, self.key()) {
+            (Self::File(directory, _), Key { kind: Kind::Lock, name }) => {
+                text::path(&directory.join(name))
+            }
+            // As the user has typed it. The file of a key has another name.
+            (_, Key { kind, .. }) => {
+                format!("{}#{}{}", self.shown_place(), kind.prefix(), self.name())
             }
         }
     }
 
-    /// Its name in messages, without the place.
+    /// Its name, for all other messages.
     pub fn name(&self) -> String {
         text::path(Path::new(&self.key().name))
     }

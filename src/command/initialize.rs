@@ -49,7 +49,7 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     tried?;
     register.remove_unused(KEPT);
     register.notify();
-    tracing::info!("locks can be kept in `{place}`; the lock is `{}`", lock.printable());
+    tracing::info!("locks can be kept in `{place}`; the lock is `{}`", lock.name());
     Ok(())
 }
 

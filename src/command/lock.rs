@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::getpid;
 
-use super::ended::LONGER;
+use super::ended::{LONGER, locked};
 use super::once;
 use super::progress::Progress;
 use crate::cli::LockArgs;
@@ -12,7 +12,6 @@ use crate::command::requester::ProcessRequester;
 use crate::command::requester::other_than_us;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::events::{emit, waited};
 use crate::exit_code::{ALREADY_DONE, BUSY};
 use crate::lease::process::kill;
 use crate::lease::{LeaseGrant, OnLost, TokenHolder};
@@ -48,10 +47,9 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     requester.reason = environment.reason(args.request.reason.as_deref())?;
     let judge = LocalLiveness::new(HostIdentity::here(), orphans);
     let mut mutex = Mutex::new(Register::open(&lock)?, &judge);
-    let location = lock.printable();
     let cannot = |error| Error::mutex("lock", &lock, error);
-    let described =
-        requester.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
+    let unfit = |error: Error| error.during(&format!("cannot lock `{}`", lock.printable()));
+    let described = requester.describe().map_err(unfit)?;
     let mut progress = Progress::new(&lock, &waiting, false);
     let begun = Instant::now();
     let acquired = mutex.acquire(&requester, &request, &waiting, &mut progress);
@@ -71,56 +69,36 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
             on_lost,
         )?;
     }
-    let told = Told { location: &location, described: &described, after: &after, begun };
-    let fencing = told.tell(&acquired)?;
+    let fencing = tell(&lock, &described, (begun, &after), &acquired)?;
     match fencing.filter(|_| args.print_token) {
         Some(fencing) => super::print(format!("{fencing}\n").as_bytes()),
         None => Ok(()),
     }
 }
 
-/// What is said about an acquisition.
-struct Told<'a> {
-    location: &'a str,
-    /// The owner.
-    described: &'a str,
-    /// The time waited.
-    after: &'a str,
-    begun: Instant,
-}
-
-impl Told<'_> {
-    /// Says how the lock was acquired; returns its fencing token.
-    fn tell(&self, acquired: &Acquired) -> Result<Option<u64>, Error> {
-        let Self { location, described, after, begun } = *self;
-        Ok(match acquired {
-            Acquired::TakenOver(grant, from) => {
-                emit("takeover", location, waited(begun));
-                tracing::info!(
-                    "locked `{location}` for {described}{after}, taken over from {}: {}",
-                    from,
-                    from.verdict
-                );
-                grant.fencing
-            }
-            Acquired::AlreadyHeld(held) => {
-                tracing::warn!(
-                    "`{location}` is already locked by this process ({}); nothing to do",
-                    held
-                );
-                held.entry.as_ref().and_then(|entry| entry.fencing)
-            }
-            Acquired::Free(grant) => {
-                emit("acquire", location, waited(begun));
-                tracing::info!("locked `{location}` for {described}{after}");
-                grant.fencing
-            }
-            Acquired::NotNeeded(run) => {
-                let why = run.as_ref().map(|run| run.is_done()).unwrap_or_default();
-                return Err(Error::new(ALREADY_DONE, format!("did not lock `{location}`: {why}")));
-            }
-        })
-    }
+/// Says how the lock was acquired; returns its fencing token.
+fn tell(
+    lock: &Location,
+    owner: &str,
+    time: (Instant, &str),
+    acquired: &Acquired,
+) -> Result<Option<u64>, Error> {
+    let name = lock.name();
+    Ok(match acquired {
+        Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
+            let from = acquired.granted().and_then(|(_, from)| from);
+            tracing::info!("{}", locked(lock, owner, time, from));
+            grant.fencing
+        }
+        Acquired::AlreadyHeld(held) => {
+            tracing::warn!("`{name}` is already locked by this process ({held}); nothing to do");
+            held.entry.as_ref().and_then(|entry| entry.fencing)
+        }
+        Acquired::NotNeeded(run) => {
+            let why = run.as_ref().map(|run| run.is_done()).unwrap_or_default();
+            return Err(Error::new(ALREADY_DONE, format!("did not lock `{name}`: {why}")));
+        }
+    })
 }
 
 /// Refuses options that need a store.
@@ -171,7 +149,6 @@ fn keep(
     orphans: Orphans,
     on_lost: OnLost,
 ) -> Result<(), Error> {
-    let location = lock.printable();
     let cannot = |error| Error::mutex("lock", lock, error);
     // A lock that is held already has the lease that it was acquired with.
     let lease = entry.lease.map_or(lease, |own| own.duration);
@@ -187,11 +164,11 @@ fn keep(
         },
         Ok(()) => return Ok(()),
         Err(_) if charge.is_given_up() => {
-            Error::lost(&location, "its lease expired before it could be renewed", &[])
-                .with_hint(LONGER)
+            Error::lost(lock, "its lease expired before it could be renewed", &[]).with_hint(LONGER)
         }
         Err(error) => {
-            Error::failed(format!("cannot keep the lease of `{location}`: {}", io_message(&error)))
+            let (name, why) = (lock.name(), io_message(&error));
+            Error::failed(format!("cannot keep the lease of `{name}`: {why}"))
         }
     };
     // The keeper may have begun all the same.

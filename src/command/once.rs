@@ -112,12 +112,8 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
     })?;
     if let Released::Own { was, stays } = released {
         was.iter().for_each(lease::process::dismiss);
-        tracing::info!(
-            "{}: `{}` {}",
-            unlocked(&shown, stays),
-            text::field(key),
-            if args.failed { "has failed" } else { "is done" }
-        );
+        let how = if args.failed { "has failed" } else { "is done" };
+        tracing::info!("{}, which {how}", unlocked(&location, stays));
     }
     Ok(())
 }
@@ -207,7 +203,7 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
 }
 
 fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> Result<(), Error> {
-    let shown = location.printable();
+    let shown = location.name();
     let cannot = |error| Error::mutex("forget", location, error).with_hint(FORGET);
     let mut mutex = Mutex::new(Register::open(location)?, judge);
     let Some(key) = mutex.inspect()? else {

@@ -70,10 +70,9 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     }
     let judge = LocalLiveness::new(HostIdentity::here(), job.orphans).of_flock(job.is_flock);
     let mutex = Mutex::new(Register::open(&job.lock)?, &judge);
-    let location = job.lock.printable();
     let mut requester = CommandRequester::new(job.program.clone(), job.descendants);
     requester.reason.clone_from(&job.reason);
-    let mut run = Run { job, program, shown: text::path(program), location, mutex, requester };
+    let mut run = Run { job, program, shown: text::path(program), mutex, requester };
     let Some(mut grant) = run.acquire()? else { return Ok(None) };
     let renewing = run.renew(&mut grant)?;
     let child = run.start(&grant, renewing.as_ref())?;
@@ -98,7 +97,6 @@ struct Run<'a> {
     program: &'a Path,
     /// The program, as people read it.
     shown: String,
-    location: String,
     mutex: Mutex<'a>,
     requester: CommandRequester,
 }
@@ -117,7 +115,7 @@ impl Run<'_> {
             if is_lost { Outcome::Unknown } else { outcome(request, code, is_stopped, &how) };
         let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| counts) };
         let released = if is_lost && is_unanswered { Ok(None) } else { self.release(ending) };
-        let (command, location) = (&self.shown, &self.location);
+        let (command, lock) = (&self.shown, &self.job.lock);
         // Nothing has run then, so a lost lock has done no harm.
         let end = match end.map_err(|error| cannot_run(self.program, &error)) {
             Err(error) if request.claim.is_some() => {
@@ -126,16 +124,16 @@ impl Run<'_> {
             end => end?,
         };
         if let Some((ended, why)) = lost {
-            let lost = Error::lost(location, why, &[]).during(&format!("{ended} `{command}`"));
+            let lost = Error::lost(lock, why, &[]).during(&format!("{ended} `{command}`"));
             return Err(if is_unanswered { lost.with_hint(LONGER) } else { lost });
         }
         match released {
             Ok(stays) => {
-                emit("release", location, json!({ "command": command, "exit_code": code }));
-                say(self.job.is_verbose, &unlocked(location, stays));
+                emit("release", lock, json!({ "command": command, "exit_code": code }));
+                say(self.job.is_verbose, &unlocked(lock, stays));
             }
             Err(error) => {
-                let (is_harmless, error) = not_released(&self.job.lock, command, error, was_good);
+                let (is_harmless, error) = not_released(lock, command, error, was_good);
                 if end.code == DONE && error.code != LOST && request.once.is_some() {
                     return Err(
                         error.during(&format!("`{command}` has succeeded, but may run again"))
@@ -162,7 +160,7 @@ impl Run<'_> {
         let kill_at = || renewing.as_ref().map_or(u64::MAX, Renewing::kill_at);
         let mut on_loss = || {
             let why = ends_with_it.map(Renewing::why).unwrap_or_default();
-            emit("loss", &self.location, json!({ "why": why }));
+            emit("loss", &self.job.lock, json!({ "why": why }));
             lost = Some((if kill_at() > since_boot() { "stopped" } else { "killed" }, why));
         };
         let lost_fd = ends_with_it.map(Renewing::lost_fd);

@@ -20,6 +20,7 @@ use crate::lock::staleness::LocalLiveness;
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
 use crate::sys::identity::HostIdentity;
+use crate::sys::text;
 pub use locks::is_lock;
 pub use table::table;
 pub use watch::watch;
@@ -187,12 +188,19 @@ fn rows(
 /// Adds to the JSON of a register what it is called and where it is.
 fn identity(location: &Location, more: &Value) -> Value {
     let (path, store) = match location {
+        // The file of a key has another name.
+        Location::File(directory, key) if key.kind != Kind::Lock => {
+            (Some(text::path(directory)), None)
+        }
         Location::File(..) => (Some(location.printable()), None),
         Location::Store(settings, _) => (None, Some(settings.url.to_string())),
     };
     let mut row = json!({ "name": location.name(), "path": path, "store": store });
     if let (Value::Object(row), Value::Object(more)) = (&mut row, more) {
         row.extend(more.clone());
+    }
+    if location.key().kind == Kind::Once && row["key"].is_null() {
+        row["key"] = row["name"].clone();
     }
     row
 }

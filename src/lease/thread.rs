@@ -170,7 +170,7 @@ impl Renewal {
             Err(error) => (format!("it cannot be kept: {}", io_message(&error)), None),
         };
         if self.on_lost == OnLost::Warn {
-            tracing::warn!("lost `{}`: {why}", self.location.printable());
+            tracing::warn!("lost `{}`: {why}", self.location.name());
         }
         self.set_lost(why, how);
     }
@@ -203,7 +203,7 @@ impl Renewal {
             }
             match mutex.renew(&charge.grant.token, itself) {
                 Ok(grant) => {
-                    tracing::debug!("renewed the lease of `{}`", self.location.printable());
+                    tracing::debug!("renewed the lease of `{}`", self.location.name());
                     if grant.is_stopped {
                         rustix::process::kill_process(getpid(), Signal::TERM)?;
                     }
@@ -223,7 +223,7 @@ impl Renewal {
                         && charge.is_given_up()
                         && !std::mem::replace(&mut is_told, true)
                     {
-                        let name = self.location.printable();
+                        let name = self.location.name();
                         tracing::warn!(
                             "the lease of `{name}` could not be renewed in time: {error}"
                         );

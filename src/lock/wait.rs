@@ -84,7 +84,8 @@ impl Mutex<'_> {
             };
             attempts.after_answer();
             if attempts.are_over() && (holders.is_some() || deferrals >= MAX_DEFERRALS) {
-                return Err(Error::Busy(attempts.made(), holders.unwrap_or_default()));
+                tracing::debug!("gave up, attempts: {}", attempts.made());
+                return Err(Error::Busy(attempts.elapsed(), holders.unwrap_or_default()));
             }
             let Some(holders) = holders else {
                 deferrals += 1;

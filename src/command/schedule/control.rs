@@ -149,11 +149,8 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         };
         mutex.amend(&mark).map_err(|error| Error::mutex("stop", location, error))?;
         let entry = seen.process.entry.as_ref();
-        emit(
-            "stop",
-            &location.printable(),
-            json!({ "host": entry.and_then(|entry| entry.owner.place.host.clone()) }),
-        );
+        let host = entry.and_then(|entry| entry.owner.place.host.clone());
+        emit("stop", location, json!({ "host": host }));
         // On another host, the runner finds the mark when it renews the lease.
         entry.iter().for_each(|entry| signal_keeper(entry, NAME, Signal::TERM));
         let lease =

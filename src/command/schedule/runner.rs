@@ -183,11 +183,7 @@ impl Work {
             tracing::info!("`{name}` of {slot} is done after {took}");
             self.had_failed.then_some("recovered")
         } else if ran.how == INTERRUPTED {
-            emit(
-                "interruption",
-                &self.location.printable(),
-                json!({ "slot": slot, "try": ran.number }),
-            );
+            emit("interruption", &self.location, json!({ "slot": slot, "try": ran.number }));
             tracing::warn!("`{name}` of {slot} was interrupted after {took}");
             None
         } else {
