@@ -9,7 +9,7 @@ use crate::lock::staleness::{Held, Holding, Unknown};
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
 use crate::sys::local_time::short;
-use crate::sys::text::quoted;
+use crate::sys::text::{io_message, quoted};
 
 /// Why a command failed. The message is complete.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -36,6 +36,11 @@ impl Error {
     /// Something else that could not be done.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(FAILED, message)
+    }
+
+    /// What could not be done for a reason of the operating system.
+    pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
+        Self::failed(format!("{what}: {}", io_message(error)))
     }
 
     /// Says what the user can do about it.

@@ -23,11 +23,10 @@ pub fn start(flag: Option<&PathBuf>) {
     match OpenOptions::new().append(true).create(true).open(&path) {
         Ok(file) => drop(LOG.set(file)),
         // A lock matters more than its log.
-        Err(error) => tracing::warn!(
-            "cannot open the event log `{}`: {}",
-            text::path(&path),
-            io_message(&error)
-        ),
+        Err(error) => {
+            let (path, why) = (text::path(&path), io_message(&error));
+            tracing::warn!("cannot open the event log `{path}`: {why}");
+        }
     }
 }
 

@@ -36,8 +36,8 @@ use crate::lock::stored::Stored;
 use crate::record::mode::Mode;
 use crate::record::run::{Rule, Run};
 use crate::record::{Entry, Outcome};
-use crate::store;
 use crate::store::waiter::Waiter;
+use crate::store::{self, Location};
 use crate::sys::text::io_message;
 
 /// Bounds an attempt: each further round means that another process has changed the register, so
@@ -186,6 +186,11 @@ pub enum Error {
 }
 
 impl<'a> Mutex<'a> {
+    /// Opens a lock, without touching it.
+    pub fn open(lock: &Location, judge: &'a dyn LivenessCheck) -> Result<Self, store::Error> {
+        Ok(Self::new(Register::open(lock)?, judge))
+    }
+
     /// Does not touch the register yet.
     pub fn new(register: Register, judge: &'a dyn LivenessCheck) -> Self {
         let (watched, unconfirmed) = Default::default();

@@ -5,6 +5,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::cli::{Cli, PlaceArgs};
+use crate::command::output::print;
 use crate::command::status::is_lock;
 use crate::config::Environment;
 use crate::error::Error;
@@ -51,7 +52,7 @@ complete -c serializer -f -a "(__fish_complete_command)" \
 "#;
 
 /// Prints the script of a shell.
-pub fn print(shell: Shell) -> Result<(), Error> {
+pub fn script_of(shell: Shell) -> Result<(), Error> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "serializer", &mut script);
     let script = String::from_utf8_lossy(&script);
@@ -68,7 +69,7 @@ pub fn print(shell: Shell) -> Result<(), Error> {
         }
         _ => script.into_owned(),
     };
-    super::print(script.as_bytes())
+    print(script.as_bytes())
 }
 
 /// Prints the names of all locks where the variables say.
@@ -77,5 +78,5 @@ pub fn names(environment: &Environment) -> Result<(), Error> {
     let all = environment.all(Kind::Lock, &place)?;
     let all = all.iter().filter(|location| is_lock(location));
     let names: Vec<_> = all.map(|location| location.key().name.to_string_lossy()).collect();
-    super::print((names.join("\n") + "\n").as_bytes())
+    print((names.join("\n") + "\n").as_bytes())
 }

@@ -4,6 +4,7 @@ use clap::CommandFactory;
 use serde_json::json;
 
 use crate::cli::Cli;
+use crate::command::output::{print, to_json};
 use crate::error::Error;
 
 /// `serializer describe`: the commands as Meltano extensions list them.
@@ -18,7 +19,7 @@ pub fn run(format: &str) -> Result<(), Error> {
     } else {
         // YAML can be written as JSON.
         let commands = commands.map(|(name, about)| json!({ "name": name, "description": about }));
-        super::to_json(&json!({ "commands": commands.collect::<Vec<_>>() }))?
+        to_json(&json!({ "commands": commands.collect::<Vec<_>>() }))?
     };
-    super::print(text.as_bytes())
+    print(text.as_bytes())
 }

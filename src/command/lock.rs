@@ -8,6 +8,7 @@ use super::ended::{LONGER, locked};
 use super::once;
 use super::progress::Progress;
 use crate::cli::LockArgs;
+use crate::command::output::print;
 use crate::command::requester::ProcessRequester;
 use crate::command::requester::other_than_us;
 use crate::config::Environment;
@@ -15,15 +16,12 @@ use crate::error::Error;
 use crate::exit_code::{ALREADY_DONE, BUSY};
 use crate::lease::process::kill;
 use crate::lease::{LeaseGrant, OnLost, TokenHolder};
-use crate::lock::register::Register;
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope};
 use crate::record::{Entry, Outcome};
 use crate::store::Location;
-use crate::sys::identity::HostIdentity;
 use crate::sys::process;
-use crate::sys::text::io_message;
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let place = &args.lock.file.place;
@@ -45,8 +43,8 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let needs_keeper = request.lease.is_some() && !args.detached;
     let mut requester = ProcessRequester::discover(owner_pid, needs_keeper);
     requester.reason = environment.reason(args.request.reason.as_deref())?;
-    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
-    let mut mutex = Mutex::new(Register::open(&lock)?, &judge);
+    let judge = LocalLiveness::here(orphans);
+    let mut mutex = Mutex::open(&lock, &judge)?;
     let cannot = |error| Error::mutex("lock", &lock, error);
     let unfit = |error: Error| error.during(&format!("cannot lock `{}`", lock.printable()));
     let described = requester.describe().map_err(unfit)?;
@@ -71,7 +69,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     }
     let fencing = tell(&lock, &described, (begun, &after), &acquired)?;
     match fencing.filter(|_| args.print_token) {
-        Some(fencing) => super::print(format!("{fencing}\n").as_bytes()),
+        Some(fencing) => print(format!("{fencing}\n").as_bytes()),
         None => Ok(()),
     }
 }
@@ -166,10 +164,7 @@ fn keep(
         Err(_) if charge.is_given_up() => {
             Error::lost(lock, "its lease expired before it could be renewed", &[]).with_hint(LONGER)
         }
-        Err(error) => {
-            let (name, why) = (lock.name(), io_message(&error));
-            Error::failed(format!("cannot keep the lease of `{name}`: {why}"))
-        }
+        Err(error) => Error::io(format!("cannot keep the lease of `{}`", lock.name()), &error),
     };
     // The keeper may have begun all the same.
     let _ = requester.keeper().map(|keeper| kill(keeper.identity));

@@ -5,7 +5,6 @@ mod control;
 mod events;
 mod node;
 mod relay;
-pub mod report;
 pub mod runner;
 mod runners;
 mod status;
@@ -17,7 +16,6 @@ use crate::cli::{CatalogArgs, PlaceArgs, ScheduleCommand};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::DONE;
-use crate::lock::requester::Requester;
 use crate::store::Location;
 use crate::store::address::StoreUrl;
 use crate::store::seam::{Key, Kind};
@@ -52,8 +50,3 @@ fn place_of(environment: &Environment, args: &CatalogArgs) -> Result<Location, E
 fn task_at(place: &Location, name: &str) -> Location {
     place.sibling(Key { kind: Kind::Schedule, name: name.into() })
 }
-
-/// A requester that only observes.
-struct Nothing;
-
-impl Requester for Nothing {}

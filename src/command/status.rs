@@ -11,15 +11,14 @@ use serde_json::{Value, json};
 
 use crate::cli::StatusArgs;
 use crate::command::metrics::{self, Metric};
+use crate::command::output::{print, to_json};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::DONE;
 use crate::lock::Mutex;
-use crate::lock::register::Register;
 use crate::lock::staleness::LocalLiveness;
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
-use crate::sys::identity::HostIdentity;
 use crate::sys::text;
 pub use locks::is_lock;
 pub use table::table;
@@ -67,11 +66,11 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
         return Err(failure.clone());
     }
     if args.metrics {
-        super::print(metrics::text(view.all, &report.rows, view.metrics).as_bytes())?;
+        print(metrics::text(view.all, &report.rows, view.metrics).as_bytes())?;
     } else if args.json {
-        super::print(super::to_json(&report.json())?.as_bytes())?;
+        print(to_json(&report.json())?.as_bytes())?;
     } else if !report.rows.is_empty() {
-        super::print(report.text().as_bytes())?;
+        print(report.text().as_bytes())?;
     } else if report.failure.is_none() {
         tracing::info!("{}", report.text().trim_end());
     }
@@ -114,7 +113,7 @@ fn kind(args: &StatusArgs) -> Kind {
 }
 
 fn judge(args: &StatusArgs, environment: &Environment) -> Result<LocalLiveness, Error> {
-    Ok(LocalLiveness::new(HostIdentity::here(), environment.orphans(args.orphans)?))
+    Ok(LocalLiveness::here(environment.orphans(args.orphans)?))
 }
 
 fn look<'a>(
@@ -166,11 +165,7 @@ fn rows(
 ) -> Result<(Vec<Value>, Option<Error>), Error> {
     let (mut rows, mut failure) = (Vec::new(), None);
     for location in all {
-        match (view.look)(
-            location,
-            &mut Mutex::new(Register::open(location)?, judge),
-            named.contains(location),
-        ) {
+        match (view.look)(location, &mut Mutex::open(location, judge)?, named.contains(location)) {
             Ok(row) => rows.extend(row),
             // It must not hide the others.
             Err(error) => {

@@ -16,13 +16,11 @@ use crate::events::emit;
 use crate::exit_code::REFUSED;
 use crate::lease;
 use crate::lock::Error::NotLocked;
-use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
 use crate::store::Location;
 use crate::store::seam::Kind;
-use crate::sys::identity::HostIdentity;
 
 /// The longest answer to a question, in bytes.
 const MAX_ANSWER: u64 = 100;
@@ -58,9 +56,7 @@ pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Erro
 fn choose(lock: &Location, orphans: Orphans) -> Result<String, Error> {
     let (name, location) = (lock.name(), lock.printable());
     let cannot = |why: &str| Error::usage(format!("cannot break `{location}`: {why}"));
-    let held =
-        Mutex::new(Register::open(lock)?, &LocalLiveness::new(HostIdentity::here(), orphans))
-            .holders()?;
+    let held = Mutex::open(lock, &LocalLiveness::here(orphans))?.holders()?;
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         let error = cannot("without a terminal, `--token` is required");
         return Err(if held.is_empty() {
@@ -100,10 +96,9 @@ fn release(
     scope: ReleaseScope<'_>,
 ) -> Result<(), Error> {
     let requester = ProcessRequester::discover(owner_pid, false);
-    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
+    let judge = LocalLiveness::here(orphans);
     let name = lock.name();
-    let released =
-        Mutex::new(Register::open(lock)?, &judge).release(&requester, scope, Outcome::Unknown);
+    let released = Mutex::open(lock, &judge)?.release(&requester, scope, Outcome::Unknown);
     match released.map_err(|error| Error::mutex(verb, lock, error))? {
         Released::Own { stays, was } => {
             was.iter().for_each(lease::process::dismiss);

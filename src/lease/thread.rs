@@ -10,7 +10,7 @@ use rustix::process::{Signal, getpid};
 
 use super::{LONG, LeaseGrant};
 use crate::lease::OnLost;
-use crate::lock::register::{Connection, Register};
+use crate::lock::register::Connection;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Error, Lost, Mutex};
 use crate::panics::{Kept, Registration};
@@ -182,8 +182,7 @@ impl Renewal {
         stopped: BorrowedFd<'_>,
     ) -> io::Result<Option<Lost>> {
         let judge = LocalLiveness::new(HostIdentity::default(), Orphans::Ignore);
-        let mut mutex =
-            Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
+        let mut mutex = Mutex::open(&self.location, &judge).map_err(io::Error::other)?;
         let mut charge = self.status().charge.clone();
         let itself = process::running(getpid()).filter(|_| charge.is_unnamed);
         let itself = itself.map(|process| (process.pid(), process.instance));

@@ -16,7 +16,6 @@ use crate::record::Outcome;
 use crate::run::Child;
 use crate::run::lookup::cannot_run;
 use crate::run::termination::end_tree;
-use crate::sys::text::io_message;
 
 impl Run<'_> {
     /// Acquires the lock, unless it is not needed.
@@ -82,8 +81,8 @@ impl Run<'_> {
             Ok(renewing) => Ok(Some(renewing)),
             Err(error) => {
                 self.give_back()?;
-                let (name, why) = (self.job.lock.name(), io_message(&error));
-                Err(Error::failed(format!("cannot keep the lease of `{name}`: {why}")))
+                let cannot = format!("cannot keep the lease of `{}`", self.job.lock.name());
+                Err(Error::io(cannot, &error))
             }
         }
     }

@@ -15,17 +15,16 @@ use crate::config::Environment;
 use crate::error::Error;
 use crate::events::emit;
 use crate::exit_code::{BUSY, DONE, FAILED, REFUSED};
+use crate::lease::TokenHolder;
 use crate::lease::process::signal_keeper;
 use crate::lock::Mutex;
 use crate::lock::key::Inspected;
 use crate::lock::once::{Claim, State};
-use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::record::run::{Run, Task};
 use crate::schedule::plan::introduced;
 use crate::store::Location;
 use crate::sys::clock::since_1970;
-use crate::sys::identity::HostIdentity;
 use crate::sys::text::{self, io_message};
 
 /// How much longer than a lease the end of a run may take.
@@ -45,8 +44,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let cannot = |code, why: &str| Error::new(code, format!("cannot run `{shown}`{why}"));
     let order = Order::new(&args.catalog, false, environment)?;
     let location = task_at(&order.place, &args.task);
-    let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
-    let mut mutex = Mutex::new(Register::open(&location)?, &judge);
+    let judge = LocalLiveness::here(Orphans::Ignore);
+    let mut mutex = Mutex::open(&location, &judge)?;
     let mut seen = mutex.inspect()?;
     if seen.is_none() {
         let now = mutex.time();
@@ -210,7 +209,7 @@ fn watch(
         if Instant::now() > end || now.as_ref().is_none_or(&is_over) {
             return Ok(now);
         }
-        mutex.watch(now, WATCHED, &super::Nothing)?;
+        mutex.watch(now, WATCHED, &TokenHolder(""))?;
     }
 }
 
@@ -222,12 +221,12 @@ fn for_all(
     mut work: impl FnMut(&mut Mutex<'_>, (&str, &Location), Option<Inspected>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let place = place_of(environment, &args.catalog)?;
-    let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
+    let judge = LocalLiveness::here(Orphans::Ignore);
     let mut failure: Option<Error> = None;
     for name in &args.tasks {
         let location = task_at(&place, name);
         let mut work_on = || {
-            let mut mutex = Mutex::new(Register::open(&location)?, &judge);
+            let mut mutex = Mutex::open(&location, &judge)?;
             let seen = mutex.inspect()?;
             if seen.is_none() {
                 let hint = "`serializer schedule status` shows the stored tasks";

@@ -97,14 +97,11 @@ impl Node<'_> {
             if is_down {
                 return false;
             }
-            let location = task_at(&self.order.place, task);
-            let mut mutex = Mutex::new(
-                self.any.sibling(location.key().clone(), location.printable()),
-                self.judge,
-            );
+            let register = self.any.sibling(&task_at(&self.order.place, task));
+            let mut mutex = Mutex::new(register, self.judge);
             mutex.patience = Duration::ZERO;
             let ending = Ending { outcome: *outcome, how, code: *code };
-            let ended = mutex.conclude(&TokenHolder(token), ReleaseScope::Own, ending);
+            let ended = mutex.release(&TokenHolder(token), ReleaseScope::Own, ending);
             is_down = matches!(ended, Err(lock::Error::Store(_)));
             matches!(ended, Ok(Released::Own { .. }))
         });
