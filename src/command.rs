@@ -1,7 +1,6 @@
 //! The subcommands, one file each.
 
 mod completions;
-mod describe;
 mod ended;
 mod flock;
 mod initialize;
@@ -39,7 +38,7 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Wait(args) => wait::run(args, &environment?),
         Command::Break(args) => unlock::run_break(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
-        Command::Describe { format } => describe::run(format),
+        Command::Describe { format } => completions::describe(format),
         Command::Completions { shell: Some(shell), .. } => completions::script_of(*shell),
         Command::Completions { .. } => completions::names(&environment?),
         Command::Man { command } => man::page_of(command),

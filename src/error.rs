@@ -123,6 +123,21 @@ impl Error {
     }
 }
 
+/// Does `work` for each of them, also after a failure. Fails with the last error, and reports the
+/// others.
+pub fn for_each<T>(
+    all: impl IntoIterator<Item = T>,
+    mut work: impl FnMut(T) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut failed = Ok(());
+    for error in all.into_iter().filter_map(|one| work(one).err()) {
+        if let Err(earlier) = std::mem::replace(&mut failed, Err(error)) {
+            tracing::error!("{earlier}");
+        }
+    }
+    failed
+}
+
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         let code = if error.cause == store::Cause::Unusable { USAGE } else { FAILED };

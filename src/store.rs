@@ -81,6 +81,14 @@ impl Location {
         }
     }
 
+    /// All registers of a kind at the same place that have a value.
+    pub fn all(&self, kind: Kind) -> Result<Vec<Self>, Error> {
+        match self {
+            Self::File(directory, _) => file::all_in(directory, kind),
+            Self::Store(settings, _) => all_in(settings, kind),
+        }
+    }
+
     /// Which register.
     pub fn key(&self) -> &Key {
         let (Self::File(_, key) | Self::Store(_, key)) = self;

@@ -1,11 +1,12 @@
 //! `serializer completions`: what clap makes of the declaration, with the names of locks, and the
-//! commands that `run` runs.
+//! commands that `run` runs; and `serializer describe`.
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use serde_json::json;
 
 use crate::cli::{Cli, PlaceArgs};
-use crate::command::output::print;
+use crate::command::output::{print, to_json};
 use crate::command::status::is_lock;
 use crate::config::Environment;
 use crate::error::Error;
@@ -79,4 +80,21 @@ pub fn names(environment: &Environment) -> Result<(), Error> {
     let all = all.iter().filter(|location| is_lock(location));
     let names: Vec<_> = all.map(|location| location.key().name.to_string_lossy()).collect();
     print((names.join("\n") + "\n").as_bytes())
+}
+
+/// The commands as Meltano extensions list them.
+pub fn describe(format: &str) -> Result<(), Error> {
+    let program = Cli::command();
+    let shown = program.get_subcommands().filter(|command| !command.is_hide_set());
+    let commands = shown.map(|command| {
+        (command.get_name(), command.get_about().map(ToString::to_string).unwrap_or_default())
+    });
+    let text = if format == "text" {
+        commands.map(|(name, about)| format!("{name:<12} {about}\n")).collect()
+    } else {
+        // YAML can be written as JSON.
+        let commands = commands.map(|(name, about)| json!({ "name": name, "description": about }));
+        to_json(&json!({ "commands": commands.collect::<Vec<_>>() }))?
+    };
+    print(text.as_bytes())
 }

@@ -12,7 +12,7 @@ use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs};
 use crate::command::ended::unlocked;
 use crate::command::requester::ProcessRequester;
 use crate::config::{Environment, state_directory};
-use crate::error::Error;
+use crate::error::{Error, for_each};
 use crate::exit_code::BUSY;
 use crate::lease::{self, TokenHolder};
 use crate::lock::once::{Ending, State};
@@ -185,16 +185,7 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
             .map(|key| open(environment, &args.place, key))
             .collect::<Result<_, _>>()?,
     };
-    let mut failure: Option<Error> = None;
-    for location in locations {
-        // A failure must not stop the other keys.
-        if let Err(error) = forget_one(args, &location, &judge)
-            && let Some(earlier) = failure.replace(error)
-        {
-            tracing::error!("{earlier}");
-        }
-    }
-    failure.map_or(Ok(()), Err)
+    for_each(locations, |location| forget_one(args, &location, &judge))
 }
 
 fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> Result<(), Error> {

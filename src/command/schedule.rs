@@ -13,7 +13,7 @@ mod work;
 
 use super::once::made;
 use crate::cli::{CatalogArgs, PlaceArgs, ScheduleCommand};
-use crate::config::Environment;
+use crate::config::{ANY, Environment};
 use crate::error::Error;
 use crate::exit_code::DONE;
 use crate::store::Location;
@@ -44,7 +44,7 @@ fn place_of(environment: &Environment, args: &CatalogArgs) -> Result<Location, E
     let of_meltano = of_meltano.filter(|uri| !uri.is_empty() && !uri.starts_with("sqlite"));
     let store = of_meltano.as_deref().map(StoreUrl::parse).or(store.clone());
     let args = PlaceArgs { store, dir: dir.clone(), lease_seconds: *lease_seconds };
-    made(environment.key(Kind::Schedule, &args, "task")?)
+    made(environment.key(Kind::Schedule, &args, ANY)?)
 }
 
 fn task_at(place: &Location, name: &str) -> Location {

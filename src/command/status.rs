@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::cli::StatusArgs;
 use crate::command::metrics::{self, Metric};
 use crate::command::output::{print, to_json};
-use crate::config::Environment;
+use crate::config::{ANY, Environment};
 use crate::error::Error;
 use crate::exit_code::DONE;
 use crate::lock::Mutex;
@@ -146,7 +146,7 @@ fn look<'a>(
         }
     }
     let heading = match all.as_slice() {
-        [] => environment.place(kind, place)?,
+        [] => environment.key(kind, place, ANY)?.shown_place(),
         [first, others @ ..] if others.iter().all(|it| it.shown_place() == first.shown_place()) => {
             first.shown_place()
         }

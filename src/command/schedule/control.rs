@@ -12,7 +12,7 @@ use super::work::{self, NAME, Order};
 use super::{place_of, task_at};
 use crate::cli::{PauseArgs, RunTaskArgs, TasksArgs};
 use crate::config::Environment;
-use crate::error::Error;
+use crate::error::{Error, for_each};
 use crate::events::emit;
 use crate::exit_code::{BUSY, DONE, FAILED, REFUSED};
 use crate::lease::TokenHolder;
@@ -213,8 +213,7 @@ fn watch(
     }
 }
 
-/// Applies `work` to each task, with its name and what is stored, also after a failure. Returns the
-/// first failure.
+/// Applies `work` to each task, with its name and what is stored.
 fn for_all(
     args: &TasksArgs,
     environment: &Environment,
@@ -222,24 +221,15 @@ fn for_all(
 ) -> Result<(), Error> {
     let place = place_of(environment, &args.catalog)?;
     let judge = LocalLiveness::here(Orphans::Ignore);
-    let mut failure: Option<Error> = None;
-    for name in &args.tasks {
+    for_each(&args.tasks, |name| {
         let location = task_at(&place, name);
-        let mut work_on = || {
-            let mut mutex = Mutex::open(&location, &judge)?;
-            let seen = mutex.inspect()?;
-            if seen.is_none() {
-                let hint = "`serializer schedule status` shows the stored tasks";
-                let defined = Source::read_if_any(&args.catalog)?;
-                defined.find(name).map_err(|why| Error::failed(why).with_hint(hint))?;
-            }
-            work(&mut mutex, (name, &location), seen)
-        };
-        if let Err(error) = work_on()
-            && let Some(earlier) = failure.replace(error)
-        {
-            tracing::error!("{earlier}");
+        let mut mutex = Mutex::open(&location, &judge)?;
+        let seen = mutex.inspect()?;
+        if seen.is_none() {
+            let hint = "`serializer schedule status` shows the stored tasks";
+            let defined = Source::read_if_any(&args.catalog)?;
+            defined.find(name).map_err(|why| Error::failed(why).with_hint(hint))?;
         }
-    }
-    failure.map_or(Ok(()), Err)
+        work(&mut mutex, (name, &location), seen)
+    })
 }

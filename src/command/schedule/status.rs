@@ -25,8 +25,8 @@ use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
 use crate::schedule::timetable::Timetable;
+use crate::store::Location;
 use crate::store::seam::Kind;
-use crate::store::{self, Location};
 use crate::sys::{local_time, text};
 
 /// The values of `status` that count as failures.
@@ -114,10 +114,7 @@ impl Tasks<'_> {
     fn look(&mut self) -> Result<(Vec<Value>, Option<Error>), Error> {
         let catalog = Source::read_if_any(&self.args.catalog)?;
         let any = Register::open(&self.place)?;
-        let stored = match &self.place {
-            Location::File(directory, _) => store::file::all_in(directory, Kind::Schedule)?,
-            Location::Store(settings, _) => store::all_in(settings, Kind::Schedule)?,
-        };
+        let stored = self.place.all(Kind::Schedule)?;
         let stored =
             stored.iter().map(|location| location.key().name.to_string_lossy().into_owned());
         let names: BTreeSet<String> = catalog.tasks.keys().cloned().chain(stored).collect();
