@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::lock::register::{Register, Write};
 use crate::record::{Entry, KEPT, Record};
 use crate::store::seam::Key;
-use crate::store::{self, Location};
+use crate::store::{self, Location, file};
 use crate::sys::text;
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
@@ -32,13 +32,16 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     let mut register = Register::open(&probe)?;
     register.verify_conditional_writes()?;
     let tried = try_out(&mut register, Record::of(vec![entry]).as_ref());
-    if let (Err(_), Location::File(directory, key)) = (&tried, &probe) {
-        // Its name is random, so it is ours.
-        let _ = fs::remove_file(directory.join(&key.name));
+    if let Location::File(directory, key) = &probe {
+        if tried.is_err() {
+            // Its name is random, so it is ours.
+            let _ = fs::remove_file(directory.join(&key.name));
+        }
+        // Not at each release: it reads the whole directory.
+        file::sweep(directory);
     }
     tried?;
     register.remove_unused(KEPT);
-    register.notify();
     let (place, name) = (lock.shown_place(), lock.name());
     tracing::info!("locks can be kept in `{place}`; the lock is `{name}`");
     Ok(())
