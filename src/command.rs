@@ -1,7 +1,6 @@
 //! The subcommands, one file each.
 
 mod completions;
-mod describe;
 mod ended;
 mod flock;
 mod initialize;
@@ -10,7 +9,9 @@ mod lock;
 mod man;
 mod metrics;
 mod once;
+mod output;
 mod progress;
+mod report;
 mod requester;
 mod run;
 pub mod schedule;
@@ -18,13 +19,10 @@ mod status;
 mod unlock;
 mod wait;
 
-use std::io::{self, Write};
-
 use crate::cli::Command;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code;
-use crate::sys::text::io_message;
 
 pub fn run(command: &Command) -> Result<u8, Error> {
     let environment = Environment::read();
@@ -40,34 +38,10 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Wait(args) => wait::run(args, &environment?),
         Command::Break(args) => unlock::run_break(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
-        Command::Describe { format } => describe::run(format),
-        Command::Completions { shell: Some(shell), .. } => completions::print(*shell),
+        Command::Describe { format } => completions::describe(format),
+        Command::Completions { shell: Some(shell), .. } => completions::script_of(*shell),
         Command::Completions { .. } => completions::names(&environment?),
-        Command::Man { command } => man::print(command),
+        Command::Man { command } => man::page_of(command),
     }?;
     Ok(exit_code::DONE)
-}
-
-fn to_json(value: &impl serde::Serialize) -> Result<String, Error> {
-    serde_json::to_string_pretty(value)
-        .map(|json| json + "\n")
-        .map_err(|error| Error::failed(error.to_string()))
-}
-
-/// Writes data to stdout.
-fn print(text: &[u8]) -> Result<(), Error> {
-    is_read(text).map(drop)
-}
-
-/// Writes data to stdout; tells whether it is read yet.
-fn is_read(text: &[u8]) -> Result<bool, Error> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text).and_then(|()| stdout.flush()) {
-        Ok(()) => Ok(true),
-        // The reader has read enough (`| head`).
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => {
-            Err(Error::failed(format!("cannot write to standard output: {}", io_message(&error))))
-        }
-    }
 }

@@ -24,7 +24,7 @@ use crate::values::{
     parse_duration, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots,
     parse_word,
 };
-pub use places::{lock_file_at, state_directory};
+pub use places::{ANY, lock_file_at, state_directory};
 
 /// Begins the names of all our variables.
 const PREFIX: &str = "SERIALIZER_";

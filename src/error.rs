@@ -8,7 +8,8 @@ use crate::lock::holder::listed;
 use crate::lock::staleness::{Held, Holding, Unknown};
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
-use crate::sys::text::quoted;
+use crate::sys::local_time::short;
+use crate::sys::text::{io_message, quoted};
 
 /// Why a command failed. The message is complete.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -37,6 +38,11 @@ impl Error {
         Self::new(FAILED, message)
     }
 
+    /// What could not be done for a reason of the operating system.
+    pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
+        Self::failed(format!("{what}: {}", io_message(error)))
+    }
+
     /// Says what the user can do about it.
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
@@ -49,7 +55,8 @@ impl Error {
 
     /// A lock that was lost while it was held, and its holders now. The same line, whatever notices
     /// it.
-    pub fn lost(location: &str, why: impl fmt::Display, holders: &[Holding]) -> Self {
+    pub fn lost(lock: &Location, why: impl fmt::Display, holders: &[Holding]) -> Self {
+        let location = lock.printable();
         let now = if holders.is_empty() {
             String::new()
         } else {
@@ -70,10 +77,12 @@ impl Error {
             |holders: &[Holding]| holders.iter().find_map(|holding| hint_for(holding, lock));
         match error {
             E::Store(error) => error.into(),
-            E::Busy(attempts, holders) => {
-                let s = if attempts == 1 { "" } else { "s" };
-                let why =
-                    format!("gave up after {attempts} attempt{s}, held by {}", listed(&holders));
+            E::Busy(waited, holders) => {
+                let held = match waited.as_secs() {
+                    0 => "held".to_owned(),
+                    _ => format!("still held after {}", short(waited)),
+                };
+                let why = format!("{held} by {}", listed(&holders));
                 Self { hint: hint_for(&holders), ..cannot(BUSY, &why) }
             }
             E::NotOurs(holders) => {
@@ -86,12 +95,11 @@ impl Error {
                 let hint = hint_for(&holders).unwrap_or_else(owner);
                 cannot(REFUSED, &format!("held by {}", listed(&holders))).with_hint(hint)
             }
-            E::Lost(how, holders) if verb == "lock" => Self::lost(location, how, &holders)
-                .with_hint(
-                    "work done since then may have overlapped with another process; run `lock` \
+            E::Lost(how, holders) if verb == "lock" => Self::lost(lock, how, &holders).with_hint(
+                "work done since then may have overlapped with another process; run `lock` \
                      again to continue",
-                ),
-            E::Lost(how, holders) => Self::lost(location, how, &holders),
+            ),
+            E::Lost(how, holders) => Self::lost(lock, how, &holders),
             E::HeldOtherwise(_) => cannot(FAILED, &why).with_hint("`serializer unlock` first"),
             E::NoClock => cannot(USAGE, &why).with_hint(
                 "`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine",
@@ -113,6 +121,21 @@ impl Error {
     pub fn or_if(self, usual: u8, code: u8) -> Self {
         if self.code == usual { Self { code, ..self } } else { self }
     }
+}
+
+/// Does `work` for each of them, also after a failure. Fails with the last error, and reports the
+/// others.
+pub fn for_each<T>(
+    all: impl IntoIterator<Item = T>,
+    mut work: impl FnMut(T) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut failed = Ok(());
+    for error in all.into_iter().filter_map(|one| work(one).err()) {
+        if let Err(earlier) = std::mem::replace(&mut failed, Err(error)) {
+            tracing::error!("{earlier}");
+        }
+    }
+    failed
 }
 
 impl From<store::Error> for Error {

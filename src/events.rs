@@ -5,11 +5,11 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::time::Instant;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::store::Location;
 use crate::sys::identity::HostIdentity;
 use crate::sys::text::{self, io_message};
 
@@ -23,19 +23,18 @@ pub fn start(flag: Option<&PathBuf>) {
     match OpenOptions::new().append(true).create(true).open(&path) {
         Ok(file) => drop(LOG.set(file)),
         // A lock matters more than its log.
-        Err(error) => tracing::warn!(
-            "cannot open the event log `{}`: {}",
-            text::path(&path),
-            io_message(&error)
-        ),
+        Err(error) => {
+            let (path, why) = (text::path(&path), io_message(&error));
+            tracing::warn!("cannot open the event log `{path}`: {why}");
+        }
     }
 }
 
 /// Writes an event of a lock, with more fields.
-pub fn emit(event: &str, lock: &str, more: Value) {
+pub fn emit(event: &str, lock: &Location, more: Value) {
     let Some(mut log) = LOG.get() else { return };
     let (time, host) = (Timestamp::now().to_string(), HostIdentity::here().host);
-    let pid = std::process::id();
+    let (pid, lock) = (std::process::id(), lock.printable());
     let mut line = json!({ "time": time, "event": event, "lock": lock, "pid": pid, "host": host });
     if let (Value::Object(line), Value::Object(more)) = (&mut line, more) {
         line.extend(more);
@@ -44,9 +43,4 @@ pub fn emit(event: &str, lock: &str, more: Value) {
     if let Err(error) = log.write_all(format!("{line}\n").as_bytes()) {
         tracing::warn!("cannot write the event log: {}", io_message(&error));
     }
-}
-
-/// For how long a lock was waited for, as a field.
-pub fn waited(begun: Instant) -> Value {
-    json!({ "waited_seconds": begun.elapsed().as_secs_f64() })
 }

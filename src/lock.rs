@@ -36,8 +36,8 @@ use crate::lock::stored::Stored;
 use crate::record::mode::Mode;
 use crate::record::run::{Rule, Run};
 use crate::record::{Entry, Outcome};
-use crate::store;
 use crate::store::waiter::Waiter;
+use crate::store::{self, Location};
 use crate::sys::text::io_message;
 
 /// Bounds an attempt: each further round means that another process has changed the register, so
@@ -113,6 +113,17 @@ pub enum Acquired {
     NotNeeded(Option<Box<Run>>),
 }
 
+impl Acquired {
+    /// The acquisition that was made now, and the holder that it was taken from.
+    pub fn granted(&self) -> Option<(&Grant, Option<&StaleHolder>)> {
+        match self {
+            Self::Free(grant) => Some((grant, None)),
+            Self::TakenOver(grant, from) => Some((grant, Some(from))),
+            Self::AlreadyHeld(_) | Self::NotNeeded(_) => None,
+        }
+    }
+}
+
 /// Which entries a release removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseScope<'a> {
@@ -146,9 +157,9 @@ pub enum Released {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
-    /// All attempts are made. Without holders if the holder changed all the time.
+    /// All attempts are made, which took so long. Without holders if they changed all the time.
     #[error("another process holds the lock")]
-    Busy(u32, Vec<Holding>),
+    Busy(Duration, Vec<Holding>),
     /// The requester ended before it got the lock; nothing is held.
     #[error("the process it was for has exited")]
     Absent,
@@ -175,6 +186,11 @@ pub enum Error {
 }
 
 impl<'a> Mutex<'a> {
+    /// Opens a lock, without touching it.
+    pub fn open(lock: &Location, judge: &'a dyn LivenessCheck) -> Result<Self, store::Error> {
+        Ok(Self::new(Register::open(lock)?, judge))
+    }
+
     /// Does not touch the register yet.
     pub fn new(register: Register, judge: &'a dyn LivenessCheck) -> Self {
         let (watched, unconfirmed) = Default::default();

@@ -81,23 +81,34 @@ impl Location {
         }
     }
 
+    /// All registers of a kind at the same place that have a value.
+    pub fn all(&self, kind: Kind) -> Result<Vec<Self>, Error> {
+        match self {
+            Self::File(directory, _) => file::all_in(directory, kind),
+            Self::Store(settings, _) => all_in(settings, kind),
+        }
+    }
+
     /// Which register.
     pub fn key(&self) -> &Key {
         let (Self::File(_, key) | Self::Store(_, key)) = self;
         key
     }
 
-    /// What it is called in messages.
+    /// Its name and place, for errors and events.
     pub fn printable(&self) -> String {
-        match self {
-            Self::File(directory, key) => text::path(&directory.join(file::file_name(key))),
-            Self::Store(StoreSettings { url, .. }, Key { kind, .. }) => {
-                format!("{url}#{}{}", kind.prefix(), self.name())
+        match (self, self.key()) {
+            (Self::File(directory, _), Key { kind: Kind::Lock, name }) => {
+                text::path(&directory.join(name))
+            }
+            // As the user has typed it. The file of a key has another name.
+            (_, Key { kind, .. }) => {
+                format!("{}#{}{}", self.shown_place(), kind.prefix(), self.name())
             }
         }
     }
 
-    /// Its name in messages, without the place.
+    /// Its name, for all other messages.
     pub fn name(&self) -> String {
         text::path(Path::new(&self.key().name))
     }

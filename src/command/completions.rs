@@ -1,10 +1,12 @@
 //! `serializer completions`: what clap makes of the declaration, with the names of locks, and the
-//! commands that `run` runs.
+//! commands that `run` runs; and `serializer describe`.
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use serde_json::json;
 
 use crate::cli::{Cli, PlaceArgs};
+use crate::command::output::{print, to_json};
 use crate::command::status::is_lock;
 use crate::config::Environment;
 use crate::error::Error;
@@ -51,7 +53,7 @@ complete -c serializer -f -a "(__fish_complete_command)" \
 "#;
 
 /// Prints the script of a shell.
-pub fn print(shell: Shell) -> Result<(), Error> {
+pub fn script_of(shell: Shell) -> Result<(), Error> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "serializer", &mut script);
     let script = String::from_utf8_lossy(&script);
@@ -68,7 +70,7 @@ pub fn print(shell: Shell) -> Result<(), Error> {
         }
         _ => script.into_owned(),
     };
-    super::print(script.as_bytes())
+    print(script.as_bytes())
 }
 
 /// Prints the names of all locks where the variables say.
@@ -77,5 +79,22 @@ pub fn names(environment: &Environment) -> Result<(), Error> {
     let all = environment.all(Kind::Lock, &place)?;
     let all = all.iter().filter(|location| is_lock(location));
     let names: Vec<_> = all.map(|location| location.key().name.to_string_lossy()).collect();
-    super::print((names.join("\n") + "\n").as_bytes())
+    print((names.join("\n") + "\n").as_bytes())
+}
+
+/// The commands as Meltano extensions list them.
+pub fn describe(format: &str) -> Result<(), Error> {
+    let program = Cli::command();
+    let shown = program.get_subcommands().filter(|command| !command.is_hide_set());
+    let commands = shown.map(|command| {
+        (command.get_name(), command.get_about().map(ToString::to_string).unwrap_or_default())
+    });
+    let text = if format == "text" {
+        commands.map(|(name, about)| format!("{name:<12} {about}\n")).collect()
+    } else {
+        // YAML can be written as JSON.
+        let commands = commands.map(|(name, about)| json!({ "name": name, "description": about }));
+        to_json(&json!({ "commands": commands.collect::<Vec<_>>() }))?
+    };
+    print(text.as_bytes())
 }

@@ -1,10 +1,14 @@
-//! How a command ended, and what that means for its lock.
+//! What is said about a lock that was acquired, released or lost; how a command ended, and what
+//! that means for its lock.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
 
 use crate::error::Error;
+use crate::events::emit;
 use crate::exit_code::DONE;
-use crate::lock::staleness::{Holding, rounded_up};
+use crate::lock::staleness::{Holding, StaleHolder, rounded_up};
 use crate::lock::{self, Lost, Request};
 use crate::record::Outcome;
 use crate::store::Location;
@@ -47,8 +51,7 @@ pub fn not_released(
     error: lock::Error,
     was_good: Option<bool>,
 ) -> (bool, Error) {
-    let lost =
-        |why: String, holders: &[Holding]| (false, Error::lost(&lock.printable(), why, holders));
+    let lost = |why: String, holders: &[Holding]| (false, Error::lost(lock, why, holders));
     match error {
         lock::Error::NotLocked => {
             lost(format!("it was not held any more when `{command}` ended"), &[])
@@ -74,9 +77,25 @@ pub fn say(is_verbose: bool, message: &str) {
     }
 }
 
+/// What is said about a lock that was acquired for `whom`, after some time, and perhaps from a
+/// former holder. Writes the event, too.
+pub fn locked(
+    lock: &Location,
+    whom: &str,
+    (begun, after): (Instant, &str),
+    from: Option<&StaleHolder>,
+) -> String {
+    let (event, from) = match from {
+        Some(from) => ("takeover", format!(", taken over from {from}: {}", from.verdict)),
+        None => ("acquire", String::new()),
+    };
+    emit(event, lock, json!({ "waited_seconds": begun.elapsed().as_secs_f64() }));
+    format!("locked `{}` for {whom}{after}{from}", lock.name())
+}
+
 /// What is said about an own lock that was released.
-pub fn unlocked(location: &str, stays: Option<Duration>) -> String {
+pub fn unlocked(lock: &Location, stays: Option<Duration>) -> String {
     let rest = stays
         .map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));
-    format!("unlocked `{location}`{}", rest.unwrap_or_default())
+    format!("unlocked `{}`{}", lock.name(), rest.unwrap_or_default())
 }

@@ -11,11 +11,10 @@ use crate::command::job::script_of_shell;
 use crate::config::{Environment, lock_file_at};
 use crate::error::Error;
 use crate::exit_code::{BUSY, FAILED};
-use crate::lease::OnLost;
 use crate::lock::Request;
 use crate::lock::waiting::Waiting;
 use crate::record::mode::Mode;
-use crate::run::{Descendants, Program};
+use crate::run::Program;
 use crate::sys::text;
 
 /// `EX_NOINPUT` of sysexits.h, by which flock tells a file that cannot be used from one that is
@@ -45,20 +44,15 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     }
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
     let mode = if args.shared { Mode::Shared } else { Mode::EXCLUSIVE };
+    let request = Request { mode, ..Request::default() };
+    let waiting = Waiting { max_attempts: None, sleep: SLEEP, timeout, warn_after: None };
+    let program = Program { command, ..Program::default() };
     let job = Job {
-        lock: lock_file_at(&file)?,
-        request: Request { mode, ..Request::default() },
-        waiting: Waiting { max_attempts: None, sleep: SLEEP, timeout, warn_after: None },
         orphans: environment.orphans(None)?,
-        program: Program { command, ..Program::default() },
-        descendants: Descendants::default(),
-        on_lost: OnLost::Terminate,
-        skipped_exit_code: 0,
         is_verbose: args.verbose,
         is_flock: true,
         reason: environment.reason(None)?,
-        task_ends_at: None,
-        handed_over: None,
+        ..Job::of(lock_file_at(&file)?, request, waiting, program)
     };
     match execute(&job) {
         // As flock(1): a crontab that was switched must not begin to send mail.

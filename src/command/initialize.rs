@@ -3,53 +3,47 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::process::getpid;
-
 use crate::cli::InitializeArgs;
+use crate::command::output::print;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::lock::register::{Register, Write};
-use crate::record::owner::Owner;
 use crate::record::{Entry, KEPT, Record};
-use crate::store::{self, Location};
-use crate::sys::identity::HostIdentity;
-use crate::sys::text::{self, io_message};
+use crate::store::seam::Key;
+use crate::store::{self, Location, file};
+use crate::sys::text;
 
 pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error> {
     let lock = environment.lock(&args.file, None)?;
     if args.print_sql {
         return print_sql(&lock);
     }
-    let entry =
-        Owner::of(getpid(), &HostIdentity::here()).and_then(|owner| Entry::new(owner, None, None));
-    let entry = entry
-        .map_err(|error| Error::failed(format!("cannot write a record: {}", io_message(&error))))?;
-    let token = entry.token.clone().unwrap_or_default();
-    let (place, probe) = match &lock {
+    let entry = Entry::of_this_process(None);
+    let entry = entry.map_err(|error| Error::io("cannot write a record", &error))?;
+    let probe = match &lock {
         // One for all processes that try, since not every store can remove it.
-        Location::Store(settings, _) => (
-            settings.url.to_string(),
-            Location::store(settings.clone(), ".serializer.probe".as_ref()),
-        ),
+        Location::Store(..) => ".serializer.probe".to_owned(),
         Location::File(directory, _) => {
             create(directory)?;
-            (
-                text::path(directory),
-                Location::file(&directory.join(format!(".serializer.{token}.probe"))),
-            )
+            format!(".serializer.{}.probe", entry.token.as_deref().unwrap_or_default())
         }
     };
+    let probe = lock.sibling(Key::lock(probe.as_ref()));
     let mut register = Register::open(&probe)?;
     register.verify_conditional_writes()?;
     let tried = try_out(&mut register, Record::of(vec![entry]).as_ref());
-    if let (Err(_), Location::File(directory, key)) = (&tried, &probe) {
-        // Its name is random, so it is ours.
-        let _ = fs::remove_file(directory.join(&key.name));
+    if let Location::File(directory, key) = &probe {
+        if tried.is_err() {
+            // Its name is random, so it is ours.
+            let _ = fs::remove_file(directory.join(&key.name));
+        }
+        // Not at each release: it reads the whole directory.
+        file::sweep(directory);
     }
     tried?;
     register.remove_unused(KEPT);
-    register.notify();
-    tracing::info!("locks can be kept in `{place}`; the lock is `{}`", lock.printable());
+    let (place, name) = (lock.shown_place(), lock.name());
+    tracing::info!("locks can be kept in `{place}`; the lock is `{name}`");
     Ok(())
 }
 
@@ -58,7 +52,7 @@ fn print_sql(lock: &Location) -> Result<(), Error> {
         return Err(Error::usage("`--print-sql` needs a database: pass `--store`"));
     };
     match store::open_store(settings)?.schema() {
-        Some(statements) => super::print(statements.as_bytes()),
+        Some(statements) => print(statements.as_bytes()),
         None => Err(Error::usage(format!(
             "cannot print SQL: `{}` is not a database that takes it",
             settings.url
@@ -69,13 +63,8 @@ fn print_sql(lock: &Location) -> Result<(), Error> {
 fn create(directory: &Path) -> Result<(), Error> {
     if !directory.is_dir() {
         let shown = text::path(directory);
-        let cannot = |error| {
-            Error::failed(format!(
-                "cannot create the lock directory `{shown}`: {}",
-                io_message(&error)
-            ))
-        };
-        fs::create_dir_all(directory).map_err(cannot)?;
+        let cannot = format!("cannot create the lock directory `{shown}`");
+        fs::create_dir_all(directory).map_err(|error| Error::io(cannot, &error))?;
         tracing::info!("created the lock directory `{shown}`");
     }
     Ok(())

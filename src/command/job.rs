@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::ffi::OsString;
 
-use super::schedule::report::HandedOver;
+use super::report::HandedOver;
 use crate::cli::{CommandArgs, WaitingArgs};
 use crate::config::Environment;
 use crate::error::Error;
@@ -36,33 +36,42 @@ pub struct Job {
 }
 
 impl Job {
+    /// A job without options.
+    pub fn of(lock: Location, request: Request, waiting: Waiting, program: Program) -> Self {
+        Self {
+            lock,
+            request,
+            waiting,
+            orphans: Orphans::default(),
+            program,
+            descendants: Descendants::default(),
+            on_lost: OnLost::Terminate,
+            skipped_exit_code: 0,
+            is_verbose: false,
+            is_flock: false,
+            reason: None,
+            task_ends_at: None,
+            handed_over: None,
+        }
+    }
+
     /// A job as the options say.
     pub fn new(
         (args, waiting, on_lost): (&CommandArgs, &WaitingArgs, Option<OnLost>),
+        reason: Option<&str>,
         environment: &Environment,
         lock: Location,
         request: Request,
     ) -> Result<Self, Error> {
-        let on_lost = environment.on_lost(on_lost, OnLost::Terminate)?;
-        Ok(Self {
-            request,
-            waiting: environment.waiting(waiting)?,
-            orphans: environment.orphans(args.orphans)?,
-            program: Program { command: command_of(args), ..Program::default() },
-            descendants: Descendants {
-                are_awaited: args.until_children_exit,
-                end_with_the_lock: on_lost == OnLost::Terminate && lock.is_shared(),
-                end_by_signals: false,
-            },
-            on_lost,
-            lock,
-            skipped_exit_code: 0,
-            is_verbose: args.verbose,
-            is_flock: false,
-            reason: environment.reason(None)?,
-            task_ends_at: None,
-            handed_over: None,
-        })
+        let program = Program { command: command_of(args), ..Program::default() };
+        let mut job = Self::of(lock, request, environment.waiting(waiting)?, program);
+        job.on_lost = environment.on_lost(on_lost, OnLost::Terminate)?;
+        job.descendants.are_awaited = args.until_children_exit;
+        job.descendants.end_with_the_lock =
+            job.on_lost == OnLost::Terminate && job.lock.is_shared();
+        job.orphans = environment.orphans(args.orphans)?;
+        job.reason = environment.reason(reason)?;
+        Ok(Self { is_verbose: args.verbose, ..job })
     }
 }
 

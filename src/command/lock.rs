@@ -4,27 +4,24 @@ use std::time::{Duration, Instant};
 
 use rustix::process::getpid;
 
-use super::ended::LONGER;
+use super::ended::{LONGER, locked};
 use super::once;
 use super::progress::Progress;
 use crate::cli::LockArgs;
+use crate::command::output::print;
 use crate::command::requester::ProcessRequester;
 use crate::command::requester::other_than_us;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::events::{emit, waited};
 use crate::exit_code::{ALREADY_DONE, BUSY};
 use crate::lease::process::kill;
 use crate::lease::{LeaseGrant, OnLost, TokenHolder};
-use crate::lock::register::Register;
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope};
 use crate::record::{Entry, Outcome};
 use crate::store::Location;
-use crate::sys::identity::HostIdentity;
 use crate::sys::process;
-use crate::sys::text::io_message;
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let place = &args.lock.file.place;
@@ -46,12 +43,11 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let needs_keeper = request.lease.is_some() && !args.detached;
     let mut requester = ProcessRequester::discover(owner_pid, needs_keeper);
     requester.reason = environment.reason(args.request.reason.as_deref())?;
-    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
-    let mut mutex = Mutex::new(Register::open(&lock)?, &judge);
-    let location = lock.printable();
+    let judge = LocalLiveness::here(orphans);
+    let mut mutex = Mutex::open(&lock, &judge)?;
     let cannot = |error| Error::mutex("lock", &lock, error);
-    let described =
-        requester.describe().map_err(|error| error.during(&format!("cannot lock `{location}`")))?;
+    let unfit = |error: Error| error.during(&format!("cannot lock `{}`", lock.printable()));
+    let described = requester.describe().map_err(unfit)?;
     let mut progress = Progress::new(&lock, &waiting, false);
     let begun = Instant::now();
     let acquired = mutex.acquire(&requester, &request, &waiting, &mut progress);
@@ -71,56 +67,36 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
             on_lost,
         )?;
     }
-    let told = Told { location: &location, described: &described, after: &after, begun };
-    let fencing = told.tell(&acquired)?;
+    let fencing = tell(&lock, &described, (begun, &after), &acquired)?;
     match fencing.filter(|_| args.print_token) {
-        Some(fencing) => super::print(format!("{fencing}\n").as_bytes()),
+        Some(fencing) => print(format!("{fencing}\n").as_bytes()),
         None => Ok(()),
     }
 }
 
-/// What is said about an acquisition.
-struct Told<'a> {
-    location: &'a str,
-    /// The owner.
-    described: &'a str,
-    /// The time waited.
-    after: &'a str,
-    begun: Instant,
-}
-
-impl Told<'_> {
-    /// Says how the lock was acquired; returns its fencing token.
-    fn tell(&self, acquired: &Acquired) -> Result<Option<u64>, Error> {
-        let Self { location, described, after, begun } = *self;
-        Ok(match acquired {
-            Acquired::TakenOver(grant, from) => {
-                emit("takeover", location, waited(begun));
-                tracing::info!(
-                    "locked `{location}` for {described}{after}, taken over from {}: {}",
-                    from,
-                    from.verdict
-                );
-                grant.fencing
-            }
-            Acquired::AlreadyHeld(held) => {
-                tracing::warn!(
-                    "`{location}` is already locked by this process ({}); nothing to do",
-                    held
-                );
-                held.entry.as_ref().and_then(|entry| entry.fencing)
-            }
-            Acquired::Free(grant) => {
-                emit("acquire", location, waited(begun));
-                tracing::info!("locked `{location}` for {described}{after}");
-                grant.fencing
-            }
-            Acquired::NotNeeded(run) => {
-                let why = run.as_ref().map(|run| run.is_done()).unwrap_or_default();
-                return Err(Error::new(ALREADY_DONE, format!("did not lock `{location}`: {why}")));
-            }
-        })
-    }
+/// Says how the lock was acquired; returns its fencing token.
+fn tell(
+    lock: &Location,
+    owner: &str,
+    time: (Instant, &str),
+    acquired: &Acquired,
+) -> Result<Option<u64>, Error> {
+    let name = lock.name();
+    Ok(match acquired {
+        Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
+            let from = acquired.granted().and_then(|(_, from)| from);
+            tracing::info!("{}", locked(lock, owner, time, from));
+            grant.fencing
+        }
+        Acquired::AlreadyHeld(held) => {
+            tracing::warn!("`{name}` is already locked by this process ({held}); nothing to do");
+            held.entry.as_ref().and_then(|entry| entry.fencing)
+        }
+        Acquired::NotNeeded(run) => {
+            let why = run.as_ref().map(|run| run.is_done()).unwrap_or_default();
+            return Err(Error::new(ALREADY_DONE, format!("did not lock `{name}`: {why}")));
+        }
+    })
 }
 
 /// Refuses options that need a store.
@@ -171,7 +147,6 @@ fn keep(
     orphans: Orphans,
     on_lost: OnLost,
 ) -> Result<(), Error> {
-    let location = lock.printable();
     let cannot = |error| Error::mutex("lock", lock, error);
     // A lock that is held already has the lease that it was acquired with.
     let lease = entry.lease.map_or(lease, |own| own.duration);
@@ -187,12 +162,9 @@ fn keep(
         },
         Ok(()) => return Ok(()),
         Err(_) if charge.is_given_up() => {
-            Error::lost(&location, "its lease expired before it could be renewed", &[])
-                .with_hint(LONGER)
+            Error::lost(lock, "its lease expired before it could be renewed", &[]).with_hint(LONGER)
         }
-        Err(error) => {
-            Error::failed(format!("cannot keep the lease of `{location}`: {}", io_message(&error)))
-        }
+        Err(error) => Error::io(format!("cannot keep the lease of `{}`", lock.name()), &error),
     };
     // The keeper may have begun all the same.
     let _ = requester.keeper().map(|keeper| kill(keeper.identity));

@@ -8,6 +8,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 use crate::cli::Cli;
+use crate::command::output::print;
 use crate::error::Error;
 use crate::sys::text;
 
@@ -20,7 +21,7 @@ const SECTIONS: [(&str, &str, bool); 3] = [
 ];
 
 /// Prints the page of a command; of the whole program without one.
-pub fn print(words: &[String]) -> Result<(), Error> {
+pub fn page_of(words: &[String]) -> Result<(), Error> {
     // `help` has a page of its own nowhere.
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
@@ -31,9 +32,7 @@ pub fn print(words: &[String]) -> Result<(), Error> {
         name = format!("{name}-{}", command.get_name());
     }
     let page = page(&program, command.clone().display_name(&name), &name);
-    super::print(
-        &page.map_err(|error| Error::failed(format!("cannot write the manual page: {error}")))?,
-    )
+    print(&page.map_err(|error| Error::failed(format!("cannot write the manual page: {error}")))?)
 }
 
 fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<Vec<u8>> {

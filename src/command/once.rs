@@ -12,11 +12,11 @@ use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs};
 use crate::command::ended::unlocked;
 use crate::command::requester::ProcessRequester;
 use crate::config::{Environment, state_directory};
-use crate::error::Error;
+use crate::error::{Error, for_each};
 use crate::exit_code::BUSY;
 use crate::lease::{self, TokenHolder};
 use crate::lock::once::{Ending, State};
-use crate::lock::register::Register;
+use crate::lock::requester::Requester;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::waiting::{Attempts, Observer, Waiting};
 use crate::lock::{self, Mutex, ReleaseScope, Released};
@@ -25,8 +25,7 @@ use crate::run::Signals;
 use crate::store::seam::Kind;
 use crate::store::{Location, file};
 use crate::sys::clock;
-use crate::sys::identity::HostIdentity;
-use crate::sys::text::{self, io_message};
+use crate::sys::text;
 
 /// The hint for a key that runs.
 const FORGET: &str =
@@ -39,9 +38,9 @@ const WATCHED: Duration = Duration::from_secs(1);
 pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
     let key = open(environment, &args.place, &args.key)?;
     let request = environment.once(&args.rule, &args.place, &key)?;
-    let job = Job::new((&args.command, &args.waiting, args.on_lost), environment, key, request)?;
-    let reason = environment.reason(args.reason.as_deref())?;
-    let ended = execute(&Job { skipped_exit_code: args.skipped_exit_code, reason, ..job });
+    let (options, reason) = ((&args.command, &args.waiting, args.on_lost), args.reason.as_deref());
+    let job = Job::new(options, reason, environment, key, request)?;
+    let ended = execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job });
     ended.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
@@ -56,10 +55,8 @@ pub fn made(location: Location) -> Result<Location, Error> {
         && !directory.exists()
         && state_directory().is_ok_and(|usual| usual == *directory)
     {
-        make(directory).map_err(|error| {
-            let (shown, why) = (text::path(directory), io_message(&error));
-            Error::failed(format!("cannot create the directory `{shown}`: {why}"))
-        })?;
+        let what = format!("cannot create the directory `{}`", text::path(directory));
+        make(directory).map_err(|error| Error::io(what, &error))?;
     }
     let Location::File(directory, _) = &location else { return Ok(location) };
     let Some(why) = file::forgets(directory) else { return Ok(location) };
@@ -82,20 +79,18 @@ fn make(directory: &Path) -> io::Result<()> {
 /// `serializer unlock --once`
 pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result<(), Error> {
     let location = open(environment, &args.lock.file.place, key)?;
-    let judge = LocalLiveness::new(HostIdentity::here(), environment.orphans(args.owner.orphans)?);
-    let mut mutex = Mutex::new(Register::open(&location)?, &judge);
+    let judge = LocalLiveness::here(environment.orphans(args.owner.orphans)?);
+    let mut mutex = Mutex::open(&location, &judge)?;
     let usual = if args.failed { "failed" } else { "done" };
     let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
     let outcome = if args.failed { Outcome::Failed } else { Outcome::Succeeded };
     let ending = Ending { outcome, how: &how, code: None };
-    let released = match &args.token {
-        Some(token) => mutex.conclude(&TokenHolder(token), ReleaseScope::Own, ending),
-        None => {
-            let requester =
-                ProcessRequester::discover(environment.owner_pid(args.owner.owner_pid)?, false);
-            mutex.conclude(&requester, ReleaseScope::Own, ending)
-        }
+    let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
+    let owner: Box<dyn Requester> = match &args.token {
+        Some(token) => Box::new(TokenHolder(token)),
+        None => Box::new(ProcessRequester::discover(owner_pid, false)),
     };
+    let released = mutex.release(&*owner, ReleaseScope::Own, ending);
     let shown = location.printable();
     let released = match (released, &args.token) {
         // A repeated step: its run has already ended so.
@@ -112,12 +107,8 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
     })?;
     if let Released::Own { was, stays } = released {
         was.iter().for_each(lease::process::dismiss);
-        tracing::info!(
-            "{}: `{}` {}",
-            unlocked(&shown, stays),
-            text::field(key),
-            if args.failed { "has failed" } else { "is done" }
-        );
+        let how = if args.failed { "has failed" } else { "is done" };
+        tracing::info!("{}, which {how}", unlocked(&location, stays));
     }
     Ok(())
 }
@@ -130,11 +121,11 @@ pub fn wait(
     waiting: &Waiting,
     orphans: Orphans,
 ) -> Result<(), Error> {
-    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
+    let judge = LocalLiveness::here(orphans);
     let mut all = Vec::new();
     for key in keys {
         let location = open(environment, args, key.to_str().unwrap_or(""))?;
-        let mutex = Mutex::new(Register::open(&location)?, &judge);
+        let mutex = Mutex::open(&location, &judge)?;
         all.push((location, mutex));
     }
     let mut attempts = Attempts::new(waiting);
@@ -185,7 +176,7 @@ pub fn wait(
 
 /// `serializer forget`
 pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {
-    let judge = LocalLiveness::new(HostIdentity::here(), environment.orphans(args.orphans)?);
+    let judge = LocalLiveness::here(environment.orphans(args.orphans)?);
     let locations = match args.done_before {
         Some(_) => environment.all(Kind::Once, &args.place)?,
         None => args
@@ -194,22 +185,13 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
             .map(|key| open(environment, &args.place, key))
             .collect::<Result<_, _>>()?,
     };
-    let mut failure: Option<Error> = None;
-    for location in locations {
-        // A failure must not stop the other keys.
-        if let Err(error) = forget_one(args, &location, &judge)
-            && let Some(earlier) = failure.replace(error)
-        {
-            tracing::error!("{earlier}");
-        }
-    }
-    failure.map_or(Ok(()), Err)
+    for_each(locations, |location| forget_one(args, &location, &judge))
 }
 
 fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> Result<(), Error> {
-    let shown = location.printable();
+    let shown = location.name();
     let cannot = |error| Error::mutex("forget", location, error).with_hint(FORGET);
-    let mut mutex = Mutex::new(Register::open(location)?, judge);
+    let mut mutex = Mutex::open(location, judge)?;
     let Some(key) = mutex.inspect()? else {
         if args.done_before.is_none() {
             tracing::info!("nothing to forget: no run of `{shown}` is recorded");

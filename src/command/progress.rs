@@ -2,7 +2,6 @@
 
 use std::env::var;
 use std::io::{self, IsTerminal, Write};
-use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use crate::lock::holder::held;
@@ -29,8 +28,7 @@ const UNLIMITED: usize = 1000;
 pub struct Progress {
     lock: String,
     begun: Instant,
-    timeout: Option<Duration>,
-    max_attempts: Option<NonZeroU32>,
+    waiting: Waiting,
     is_live: bool,
     is_drawn: bool,
     is_silent: bool,
@@ -56,8 +54,7 @@ impl Progress {
         Self {
             lock: lock.name(),
             begun,
-            timeout: waiting.timeout,
-            max_attempts: waiting.max_attempts,
+            waiting: *waiting,
             is_live,
             is_drawn: false,
             is_silent,
@@ -117,7 +114,7 @@ impl Progress {
     /// The lock, the place in line, and the time of this process.
     fn own(&self, place: Option<usize>, attempt: u32) -> String {
         let place = place.map(|place| format!("{} in line, ", ordinal(place))).unwrap_or_default();
-        let limit = match (self.timeout, self.max_attempts) {
+        let limit = match (self.waiting.timeout, self.waiting.max_attempts) {
             (Some(timeout), _) => format!(" of {}", rounded_up(&timeout)),
             (None, Some(max)) => format!(", attempt {attempt} of {max}"),
             (None, None) => String::new(),

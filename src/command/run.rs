@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, not_released, outcome, say};
 use super::job::{Job, command_of};
-use super::schedule::report::conclude;
+use super::report::conclude;
 use crate::cli::RunArgs;
 use crate::command::ended::unlocked;
 use crate::config::Environment;
@@ -21,7 +21,6 @@ use crate::exit_code::{BUSY, DONE, LOST};
 use crate::lease::OnLost;
 use crate::lease::thread::Renewing;
 use crate::lock::once::Ending;
-use crate::lock::register::Register;
 use crate::lock::staleness::LocalLiveness;
 use crate::lock::{self, Mutex, Released, Request};
 use crate::record::Outcome;
@@ -30,8 +29,7 @@ use crate::run::lookup::{cannot_run, look_up};
 use crate::run::requester::CommandRequester;
 use crate::run::{self, Child, Lease, Signals};
 use crate::sys::clock::since_boot;
-use crate::sys::identity::HostIdentity;
-use crate::sys::text::{self, io_message};
+use crate::sys::text;
 use crate::values::name_from_command;
 
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
@@ -41,10 +39,9 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     // Flags that stand for one holder beat SERIALIZER_SLOTS.
     let mode = if args.exclusive || args.wait_and_skip { Mode::EXCLUSIVE } else { request.mode };
     let request = Request { mode, skip_if_done: args.wait_and_skip, ..request };
-    let job =
-        Job::new((&args.command, &args.waiting, args.request.on_lost), environment, lock, request)?;
-    let reason = environment.reason(args.request.reason.as_deref())?;
-    execute(&Job { skipped_exit_code: args.skipped_exit_code, reason, ..job })
+    let options = (&args.command, &args.waiting, args.request.on_lost);
+    let job = Job::new(options, args.request.reason.as_deref(), environment, lock, request)?;
+    execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job })
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
@@ -68,12 +65,11 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
         );
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
-    let judge = LocalLiveness::new(HostIdentity::here(), job.orphans).of_flock(job.is_flock);
-    let mutex = Mutex::new(Register::open(&job.lock)?, &judge);
-    let location = job.lock.printable();
+    let judge = LocalLiveness::here(job.orphans).of_flock(job.is_flock);
+    let mutex = Mutex::open(&job.lock, &judge)?;
     let mut requester = CommandRequester::new(job.program.clone(), job.descendants);
     requester.reason.clone_from(&job.reason);
-    let mut run = Run { job, program, shown: text::path(program), location, mutex, requester };
+    let mut run = Run { job, program, shown: text::path(program), mutex, requester };
     let Some(mut grant) = run.acquire()? else { return Ok(None) };
     let renewing = run.renew(&mut grant)?;
     let child = run.start(&grant, renewing.as_ref())?;
@@ -98,7 +94,6 @@ struct Run<'a> {
     program: &'a Path,
     /// The program, as people read it.
     shown: String,
-    location: String,
     mutex: Mutex<'a>,
     requester: CommandRequester,
 }
@@ -117,7 +112,7 @@ impl Run<'_> {
             if is_lost { Outcome::Unknown } else { outcome(request, code, is_stopped, &how) };
         let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| counts) };
         let released = if is_lost && is_unanswered { Ok(None) } else { self.release(ending) };
-        let (command, location) = (&self.shown, &self.location);
+        let (command, lock) = (&self.shown, &self.job.lock);
         // Nothing has run then, so a lost lock has done no harm.
         let end = match end.map_err(|error| cannot_run(self.program, &error)) {
             Err(error) if request.claim.is_some() => {
@@ -126,16 +121,16 @@ impl Run<'_> {
             end => end?,
         };
         if let Some((ended, why)) = lost {
-            let lost = Error::lost(location, why, &[]).during(&format!("{ended} `{command}`"));
+            let lost = Error::lost(lock, why, &[]).during(&format!("{ended} `{command}`"));
             return Err(if is_unanswered { lost.with_hint(LONGER) } else { lost });
         }
         match released {
             Ok(stays) => {
-                emit("release", location, json!({ "command": command, "exit_code": code }));
-                say(self.job.is_verbose, &unlocked(location, stays));
+                emit("release", lock, json!({ "command": command, "exit_code": code }));
+                say(self.job.is_verbose, &unlocked(lock, stays));
             }
             Err(error) => {
-                let (is_harmless, error) = not_released(&self.job.lock, command, error, was_good);
+                let (is_harmless, error) = not_released(lock, command, error, was_good);
                 if end.code == DONE && error.code != LOST && request.once.is_some() {
                     return Err(
                         error.during(&format!("`{command}` has succeeded, but may run again"))
@@ -162,7 +157,7 @@ impl Run<'_> {
         let kill_at = || renewing.as_ref().map_or(u64::MAX, Renewing::kill_at);
         let mut on_loss = || {
             let why = ends_with_it.map(Renewing::why).unwrap_or_default();
-            emit("loss", &self.location, json!({ "why": why }));
+            emit("loss", &self.job.lock, json!({ "why": why }));
             lost = Some((if kill_at() > since_boot() { "stopped" } else { "killed" }, why));
         };
         let lost_fd = ends_with_it.map(Renewing::lost_fd);
@@ -175,9 +170,7 @@ impl Run<'_> {
             self.mutex.patience = Duration::ZERO;
         }
         // Then it may still run, so the lock is left to end with it.
-        let untold = |error| {
-            Error::failed(format!("cannot tell how `{}` ended: {}", self.shown, io_message(&error)))
-        };
+        let untold = |error| Error::io(format!("cannot tell how `{}` ended", self.shown), &error);
         Ok(Watched { end: end.map_err(untold)?, lost, was_good, is_unanswered })
     }
 

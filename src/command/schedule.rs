@@ -5,7 +5,6 @@ mod control;
 mod events;
 mod node;
 mod relay;
-pub mod report;
 pub mod runner;
 mod runners;
 mod status;
@@ -14,10 +13,9 @@ mod work;
 
 use super::once::made;
 use crate::cli::{CatalogArgs, PlaceArgs, ScheduleCommand};
-use crate::config::Environment;
+use crate::config::{ANY, Environment};
 use crate::error::Error;
 use crate::exit_code::DONE;
-use crate::lock::requester::Requester;
 use crate::store::Location;
 use crate::store::address::StoreUrl;
 use crate::store::seam::{Key, Kind};
@@ -46,14 +44,9 @@ fn place_of(environment: &Environment, args: &CatalogArgs) -> Result<Location, E
     let of_meltano = of_meltano.filter(|uri| !uri.is_empty() && !uri.starts_with("sqlite"));
     let store = of_meltano.as_deref().map(StoreUrl::parse).or(store.clone());
     let args = PlaceArgs { store, dir: dir.clone(), lease_seconds: *lease_seconds };
-    made(environment.key(Kind::Schedule, &args, "task")?)
+    made(environment.key(Kind::Schedule, &args, ANY)?)
 }
 
 fn task_at(place: &Location, name: &str) -> Location {
     place.sibling(Key { kind: Kind::Schedule, name: name.into() })
 }
-
-/// A requester that only observes.
-struct Nothing;
-
-impl Requester for Nothing {}

@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 
 use crate::cli::StatusArgs;
 use crate::command::metrics::{self, Metric};
-use crate::config::Environment;
+use crate::command::output::{print, to_json};
+use crate::config::{ANY, Environment};
 use crate::error::Error;
 use crate::exit_code::DONE;
 use crate::lock::Mutex;
-use crate::lock::register::Register;
 use crate::lock::staleness::LocalLiveness;
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
-use crate::sys::identity::HostIdentity;
+use crate::sys::text;
 pub use locks::is_lock;
 pub use table::table;
 pub use watch::watch;
@@ -66,11 +66,11 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
         return Err(failure.clone());
     }
     if args.metrics {
-        super::print(metrics::text(view.all, &report.rows, view.metrics).as_bytes())?;
+        print(metrics::text(view.all, &report.rows, view.metrics).as_bytes())?;
     } else if args.json {
-        super::print(super::to_json(&report.json())?.as_bytes())?;
+        print(to_json(&report.json())?.as_bytes())?;
     } else if !report.rows.is_empty() {
-        super::print(report.text().as_bytes())?;
+        print(report.text().as_bytes())?;
     } else if report.failure.is_none() {
         tracing::info!("{}", report.text().trim_end());
     }
@@ -113,7 +113,7 @@ fn kind(args: &StatusArgs) -> Kind {
 }
 
 fn judge(args: &StatusArgs, environment: &Environment) -> Result<LocalLiveness, Error> {
-    Ok(LocalLiveness::new(HostIdentity::here(), environment.orphans(args.orphans)?))
+    Ok(LocalLiveness::here(environment.orphans(args.orphans)?))
 }
 
 fn look<'a>(
@@ -146,7 +146,7 @@ fn look<'a>(
         }
     }
     let heading = match all.as_slice() {
-        [] => environment.place(kind, place)?,
+        [] => environment.key(kind, place, ANY)?.shown_place(),
         [first, others @ ..] if others.iter().all(|it| it.shown_place() == first.shown_place()) => {
             first.shown_place()
         }
@@ -165,11 +165,7 @@ fn rows(
 ) -> Result<(Vec<Value>, Option<Error>), Error> {
     let (mut rows, mut failure) = (Vec::new(), None);
     for location in all {
-        match (view.look)(
-            location,
-            &mut Mutex::new(Register::open(location)?, judge),
-            named.contains(location),
-        ) {
+        match (view.look)(location, &mut Mutex::open(location, judge)?, named.contains(location)) {
             Ok(row) => rows.extend(row),
             // It must not hide the others.
             Err(error) => {
@@ -187,12 +183,19 @@ fn rows(
 /// Adds to the JSON of a register what it is called and where it is.
 fn identity(location: &Location, more: &Value) -> Value {
     let (path, store) = match location {
+        // The file of a key has another name.
+        Location::File(directory, key) if key.kind != Kind::Lock => {
+            (Some(text::path(directory)), None)
+        }
         Location::File(..) => (Some(location.printable()), None),
         Location::Store(settings, _) => (None, Some(settings.url.to_string())),
     };
     let mut row = json!({ "name": location.name(), "path": path, "store": store });
     if let (Value::Object(row), Value::Object(more)) = (&mut row, more) {
         row.extend(more.clone());
+    }
+    if location.key().kind == Kind::Once && row["key"].is_null() {
+        row["key"] = row["name"].clone();
     }
     row
 }

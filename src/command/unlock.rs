@@ -16,13 +16,11 @@ use crate::events::emit;
 use crate::exit_code::REFUSED;
 use crate::lease;
 use crate::lock::Error::NotLocked;
-use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
 use crate::store::Location;
 use crate::store::seam::Kind;
-use crate::sys::identity::HostIdentity;
 
 /// The longest answer to a question, in bytes.
 const MAX_ANSWER: u64 = 100;
@@ -56,11 +54,9 @@ pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Erro
 
 /// Shows the holders on a terminal, and asks which one to break. Returns its token.
 fn choose(lock: &Location, orphans: Orphans) -> Result<String, Error> {
-    let location = lock.printable();
+    let (name, location) = (lock.name(), lock.printable());
     let cannot = |why: &str| Error::usage(format!("cannot break `{location}`: {why}"));
-    let held =
-        Mutex::new(Register::open(lock)?, &LocalLiveness::new(HostIdentity::here(), orphans))
-            .holders()?;
+    let held = Mutex::open(lock, &LocalLiveness::here(orphans))?.holders()?;
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         let error = cannot("without a terminal, `--token` is required");
         return Err(if held.is_empty() {
@@ -74,7 +70,7 @@ fn choose(lock: &Location, orphans: Orphans) -> Result<String, Error> {
     };
     for (number, holding) in (1..).zip(&held) {
         let number = if others.is_empty() { String::new() } else { format!("{number}. ") };
-        eprintln!("{number}`{location}` is held by {holding}: {}", holding.verdict);
+        eprintln!("{number}`{name}` is held by {holding}: {}", holding.verdict);
     }
     eprint!("Break it? [{}] ", if others.is_empty() { "y/N" } else { "number/N" });
     let mut answer = String::new();
@@ -100,24 +96,23 @@ fn release(
     scope: ReleaseScope<'_>,
 ) -> Result<(), Error> {
     let requester = ProcessRequester::discover(owner_pid, false);
-    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
-    let location = lock.printable();
-    let released =
-        Mutex::new(Register::open(lock)?, &judge).release(&requester, scope, Outcome::Unknown);
+    let judge = LocalLiveness::here(orphans);
+    let name = lock.name();
+    let released = Mutex::open(lock, &judge)?.release(&requester, scope, Outcome::Unknown);
     match released.map_err(|error| Error::mutex(verb, lock, error))? {
         Released::Own { stays, was } => {
             was.iter().for_each(lease::process::dismiss);
-            emit("release", &location, json!({}));
-            tracing::info!("{}", unlocked(&location, stays));
+            emit("release", lock, json!({}));
+            tracing::info!("{}", unlocked(lock, stays));
         }
         // Perhaps its owner ended too early.
         Released::Stale(former) => {
-            tracing::warn!("removed stale lock `{location}` of {}: {}", former, former.verdict);
+            tracing::warn!("removed stale lock `{name}` of {former}: {}", former.verdict);
         }
         Released::Forced(holders) => {
-            emit("break", &location, json!({}));
+            emit("break", lock, json!({}));
             for holding in holders {
-                tracing::warn!("broke lock `{location}` of {}: {}", holding, holding.verdict);
+                tracing::warn!("broke lock `{name}` of {holding}: {}", holding.verdict);
             }
         }
     }

@@ -9,12 +9,10 @@ use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::BUSY;
 use crate::lock::Mutex;
-use crate::lock::register::Register;
 use crate::lock::requester::Requester;
 use crate::lock::staleness::LocalLiveness;
 use crate::lock::waiting::Waiting;
 use crate::run::Signals;
-use crate::sys::identity::HostIdentity;
 
 pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
@@ -23,11 +21,11 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
         let waited = once::wait(environment, &args.file.place, &args.names, &waiting, orphans);
         return waited.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code));
     }
-    let judge = LocalLiveness::new(HostIdentity::here(), orphans);
+    let judge = LocalLiveness::here(orphans);
     let signals = Signals::hold_as_init();
     let started = std::time::Instant::now();
     for location in environment.locks(&args.file, &args.names)? {
-        let mut mutex = Mutex::new(Register::open(&location)?, &judge);
+        let mut mutex = Mutex::open(&location, &judge)?;
         // One deadline for all of them.
         let timeout = waiting.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
         let waiting = Waiting { timeout, ..waiting };

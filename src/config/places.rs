@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use crate::cli::{LockFileArgs, PlaceArgs};
 use crate::error::Error;
+use crate::store::Location;
 use crate::store::address::{StoreSettings, StoreUrl};
 use crate::store::seam::{Key, Kind};
-use crate::store::{self, Location, file};
 use crate::sys::text;
 use crate::values::parse_lease_seconds;
 
 use super::{Environment, MAX_ANSWER, MAX_KEY, PREFIX};
+
+/// Names a register where only the place counts.
+pub const ANY: &str = "any";
 
 impl Environment {
     /// The lock `name`, or the configured one.
@@ -46,18 +49,7 @@ impl Environment {
 
     /// All locks or keys of a directory or store.
     pub fn all(&self, kind: Kind, args: &PlaceArgs) -> Result<Vec<Location>, Error> {
-        Ok(match self.store(kind, args, None)? {
-            Some(store) => store::all_in(&store, kind)?,
-            None => file::all_in(&self.directory(kind, args)?, kind)?,
-        })
-    }
-
-    /// Where they are, for messages.
-    pub fn place(&self, kind: Kind, args: &PlaceArgs) -> Result<String, Error> {
-        Ok(match self.store(kind, args, None)? {
-            Some(store) => store.url.to_string(),
-            None => text::path(&self.directory(kind, args)?),
-        })
+        Ok(self.key(kind, args, ANY)?.all(kind)?)
     }
 
     /// A key that runs once, or a task.

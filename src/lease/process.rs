@@ -200,7 +200,7 @@ impl KeptLock {
     }
 
     fn keep(self, entry: &Entry) -> io::Result<()> {
-        let judge = LocalLiveness::new(HostIdentity::here(), self.orphans);
+        let judge = LocalLiveness::here(self.orphans);
         let renewing = Renewing::start(
             &self.location,
             self.charge.clone(),
@@ -214,8 +214,7 @@ impl KeptLock {
         loop {
             let Verdict::Held(held) = judge.judge(&here, entry) else {
                 drop(renewing);
-                let mut mutex =
-                    Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
+                let mut mutex = Mutex::open(&self.location, &judge).map_err(io::Error::other)?;
                 // If this fails, the lease expires.
                 let _ = mutex.release(
                     &TokenHolder(&self.charge.grant.token),

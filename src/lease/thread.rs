@@ -10,7 +10,7 @@ use rustix::process::{Signal, getpid};
 
 use super::{LONG, LeaseGrant};
 use crate::lease::OnLost;
-use crate::lock::register::{Connection, Register};
+use crate::lock::register::Connection;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Error, Lost, Mutex};
 use crate::panics::{Kept, Registration};
@@ -170,7 +170,7 @@ impl Renewal {
             Err(error) => (format!("it cannot be kept: {}", io_message(&error)), None),
         };
         if self.on_lost == OnLost::Warn {
-            tracing::warn!("lost `{}`: {why}", self.location.printable());
+            tracing::warn!("lost `{}`: {why}", self.location.name());
         }
         self.set_lost(why, how);
     }
@@ -182,8 +182,7 @@ impl Renewal {
         stopped: BorrowedFd<'_>,
     ) -> io::Result<Option<Lost>> {
         let judge = LocalLiveness::new(HostIdentity::default(), Orphans::Ignore);
-        let mut mutex =
-            Mutex::new(Register::open(&self.location).map_err(io::Error::other)?, &judge);
+        let mut mutex = Mutex::open(&self.location, &judge).map_err(io::Error::other)?;
         let mut charge = self.status().charge.clone();
         let itself = process::running(getpid()).filter(|_| charge.is_unnamed);
         let itself = itself.map(|process| (process.pid(), process.instance));
@@ -203,7 +202,7 @@ impl Renewal {
             }
             match mutex.renew(&charge.grant.token, itself) {
                 Ok(grant) => {
-                    tracing::debug!("renewed the lease of `{}`", self.location.printable());
+                    tracing::debug!("renewed the lease of `{}`", self.location.name());
                     if grant.is_stopped {
                         rustix::process::kill_process(getpid(), Signal::TERM)?;
                     }
@@ -223,7 +222,7 @@ impl Renewal {
                         && charge.is_given_up()
                         && !std::mem::replace(&mut is_told, true)
                     {
-                        let name = self.location.printable();
+                        let name = self.location.name();
                         tracing::warn!(
                             "the lease of `{name}` could not be renewed in time: {error}"
                         );

@@ -237,7 +237,7 @@ fn answer(decision: Decision, register: &Register) -> Result<Attempt<Acquired>, 
         Decision::Confirmed(grant) => Attempt::Done(Acquired::Free(grant)),
         Decision::AlreadyHeld(own) => Attempt::Done(Acquired::AlreadyHeld(own)),
         Decision::NotNeeded(run) => Attempt::Done(Acquired::NotNeeded(run)),
-        Decision::OfEarlierPeriod(held) => return Err(Error::Busy(1, held)),
+        Decision::OfEarlierPeriod(held) => return Err(Error::Busy(Duration::ZERO, held)),
         Decision::HeldOtherwise(mode) => return Err(Error::HeldOtherwise(mode)),
         Decision::GivenUp(why) => return Err(Error::GivenUp(why)),
         Decision::Foreign => {

@@ -80,7 +80,9 @@ pub fn listed(holders: &[Holding]) -> String {
     let Some((first, others)) = holders.split_first() else {
         return "several processes in turn".to_owned();
     };
-    format!("{first}{}", rest(first, others))
+    let time = first.held_for().map(|time| format!(", which has had it for {}", short(time)));
+    let (name, time) = (first.named(first.command().as_deref()), time.unwrap_or_default());
+    format!("{name}{time}{}{}", first.reason(), rest(first, others))
 }
 
 /// What a waiter waits for, in so many columns: the command is cut first.

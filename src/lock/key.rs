@@ -2,18 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::getpid;
-
 use super::register::Write;
 use super::{Error, MAX_ROUNDS, Mutex, Seen};
 use crate::lock::once::{Ended, State};
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{Held, Judged, Verdict};
-use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};
 use crate::store::{self, seam};
-use crate::sys::identity::HostIdentity;
 
 /// A snapshot of a key that was run.
 #[derive(Debug)]
@@ -103,13 +99,9 @@ impl Mutex<'_> {
                 }
                 None => {
                     let Some(once) = change(None) else { return Ok(false) };
-                    let owner = Owner::of(getpid(), &HostIdentity::here()).map_err(Error::Entry)?;
-                    let entry = Entry::new(owner, None, None).map_err(Error::Entry)?;
-                    entries.push(Entry {
-                        released: Some(Outcome::Succeeded),
-                        once: Some(once),
-                        ..entry
-                    });
+                    let entry = Entry::of_this_process(None).map_err(Error::Entry)?;
+                    let released = Some(Outcome::Succeeded);
+                    entries.push(Entry { released, once: Some(once), ..entry });
                 }
             }
             if self.register.put(stored.as_ref(), Record::of(entries).as_ref())? == Write::Done {

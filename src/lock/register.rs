@@ -61,10 +61,11 @@ impl Register {
     }
 
     /// Another register of the same store, over the same connection.
-    pub fn sibling(&self, key: Key, location: String) -> Self {
+    pub fn sibling(&self, location: &Location) -> Self {
         let (first, last) = self.store().poll_interval();
-        let backoff = PollBackoff::new(first, last);
-        Self { store: self.store.clone(), key, location, backoff, last: None, offered: None }
+        let (key, backoff) = (location.key().clone(), PollBackoff::new(first, last));
+        let (store, location) = (self.store.clone(), location.printable());
+        Self { store, key, location, backoff, last: None, offered: None }
     }
 
     /// All registers of a kind in the store, with their states where the store gives them with the

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::getpid;
-
 use super::once::Ending;
 use super::register::Write;
 use super::removal::{Plan, Removal};
@@ -12,36 +10,24 @@ use super::requester::Requester;
 use super::staleness::{Held, Holding};
 use super::stored::Stored;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released};
-use crate::record::owner::Owner;
 use crate::record::{Entry, KEPT, Outcome, Record};
 use crate::store;
-use crate::sys::identity::HostIdentity;
 use crate::sys::poll;
 
 /// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl Mutex<'_> {
-    /// Releases the lock as `scope` says. `outcome` is reported to processes that wait for it.
-    /// Tries for some time if the store does not answer.
-    pub fn release(
+    /// Releases the lock as `scope` says. `ending` is reported to processes that wait for it, and
+    /// tells how the run of a key ended. Tries for some time if the store does not answer.
+    pub fn release<'r>(
         &mut self,
-        requester: &dyn Requester,
-        scope: ReleaseScope,
-        outcome: Outcome,
-    ) -> Result<Released, Error> {
-        self.conclude(requester, scope, outcome.into())
-    }
-
-    /// The same, and says how the run of a key ended.
-    pub fn conclude(
-        &mut self,
-        requester: &dyn Requester,
-        scope: ReleaseScope,
-        ending: Ending<'_>,
+        requester: &'r dyn Requester,
+        scope: ReleaseScope<'r>,
+        ending: impl Into<Ending<'r>>,
     ) -> Result<Released, Error> {
         let begun = Instant::now();
-        let mut tried = Removal::new(requester, scope, ending);
+        let mut tried = Removal::new(requester, scope, ending.into());
         // Ends with the patience.
         let error = loop {
             match self.try_to_release(&mut tried) {
@@ -186,9 +172,8 @@ impl Mutex<'_> {
     /// process takes it over, too. It is taken in the name of this process: if that is killed in
     /// between, the record is stale again.
     fn delete_stale(&mut self, stale: &Stored) -> Result<Write, Error> {
-        let owner = Owner::of(getpid(), &HostIdentity::here()).map_err(Error::Entry)?;
-        let entry =
-            Entry::new(owner, None, Some("serializer unlock".to_owned())).map_err(Error::Entry)?;
+        let entry = Entry::of_this_process(Some("serializer unlock".to_owned()));
+        let entry = entry.map_err(Error::Entry)?;
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
         match self.register.put(Some(stale), Some(&record))? {
             Write::Done => Ok(self.withdraw(&entry)?),

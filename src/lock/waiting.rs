@@ -36,6 +36,7 @@ const MIN_OUTAGE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Attempts<'a> {
     waiting: &'a Waiting,
+    begun: Instant,
     made: u32,
     next: Instant,
     deadline: Option<Instant>,
@@ -50,7 +51,8 @@ impl<'a> Attempts<'a> {
     pub fn new(waiting: &'a Waiting) -> Self {
         let next = Instant::now();
         let deadline = waiting.timeout.map(|timeout| next + timeout);
-        Self { waiting, made: 0, next, deadline, polls: (next, 0), full_since: None }
+        let polls = (next, 0);
+        Self { waiting, begun: next, made: 0, next, deadline, polls, full_since: None }
     }
 
     /// Counts a poll that is due. A poll before that, after a wake-up, is not an attempt.
@@ -67,6 +69,11 @@ impl<'a> Attempts<'a> {
         // Polls after the last attempt, which leave others the time to take it, do not count.
         self.made = self.waiting.max_attempts.map_or(made, |max| made.min(max.get()));
         self.next = now + self.waiting.sleep;
+    }
+
+    /// The time since the first one was due.
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// How many were made.

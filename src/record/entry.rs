@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
 use serde::{Deserialize, Serialize};
 
 use crate::record::mode::Mode;
@@ -83,6 +83,11 @@ pub enum Outcome {
 }
 
 impl Entry {
+    /// The entry of a new acquisition of a plain mutex by this very process.
+    pub fn of_this_process(command: Option<String>) -> std::io::Result<Self> {
+        Self::new(Owner::of(getpid(), &HostIdentity::here())?, None, command)
+    }
+
     /// The entry of a new acquisition of a plain mutex.
     pub fn new(
         owner: Owner,

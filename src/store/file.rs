@@ -24,6 +24,7 @@ use super::{Location, pause};
 use crate::store::waiter::Waiter;
 use crate::sys::text::{self, io_message};
 use lock_file::LockFile;
+pub use publish::sweep;
 
 /// The interval between two polls of the first waiter while it hears no wake-ups.
 const UNHEARD: Duration = Duration::from_secs(1);
@@ -185,7 +186,6 @@ impl Queue for Files {
         let file = self.file(key);
         wakeup::send(&file.path);
         file.queue.sweep();
-        publish::sweep(&self.directory);
     }
 
     fn is_first(&mut self, key: &Key) -> bool {

@@ -250,7 +250,10 @@ fn initialize_makes_the_directory_and_leaves_nothing_else() {
         "{first:?}"
     );
     assert!(
-        first.last_line().contains(&format!("the lock is `{}/serializer.lck`", dir.display())),
+        first.last_line().contains(&format!(
+            "locks can be kept in `{}`; the lock is `serializer.lck`",
+            dir.display()
+        )),
         "{first:?}"
     );
     assert_eq!(fs::read_dir(&dir).expect("the directory is there").count(), 0);

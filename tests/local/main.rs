@@ -16,6 +16,7 @@ mod hammer;
 mod holding_at_least;
 mod house;
 mod interleavings;
+mod labels;
 mod lease_policy;
 mod lock_rules;
 mod mutual_exclusion;

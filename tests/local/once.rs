@@ -386,7 +386,7 @@ fn a_script_begins_a_run_and_ends_it_once() {
     // Another's.
     refused(&keys.run(&["unlock", "--once", "load"]), 77, &["cannot unlock", "held by pid "]);
     let (code, said) = owner.output(r#""$S" unlock --once load 2>&1"#);
-    assert!(code == 0 && said.contains("`load` is done"), "{said}");
+    assert!(code == 0 && said.contains("unlocked `load`, which is done"), "{said}");
     assert_eq!(keys.state("load"), ("done".to_owned(), 1));
     let before = keys.record("load");
     for args in ["load", "load --failed", "other"] {
@@ -666,14 +666,14 @@ fn the_state_of_keys_is_a_table_or_json() {
     assert_eq!((table.code, table.stdout), (0, expected));
     let report = keys.run(&["status", "--once", "--json"]);
     let report: Value = serde_json::from_str(&report.stdout).expect("JSON");
-    let path = |key: &str| keys.file(key).display().to_string();
+    let path = keys.0.dir().display().to_string();
     let expected = json!({"schema": 1, "keys": [
         {
-            "key": "2026-11-29", "name": "2026-11-29", "path": path("2026-11-29"), "store": null, "state": "done", "try": 2, "since": BEGAN, "seconds": 130.25, "exit_code": 0, "pid": 4121,
+            "key": "2026-11-29", "name": "2026-11-29", "path": path, "store": null, "state": "done", "try": 2, "since": BEGAN, "seconds": 130.25, "exit_code": 0, "pid": 4121,
             "command": "./load.sh", "reason": null, "host": "etl1", "token": "t", "fencing_token": null, "ends": done["ends"],
         },
         {
-            "key": "b", "name": "b", "path": path("b"), "store": null, "state": "given-up", "try": 1, "since": BEGAN, "seconds": 1.0, "exit_code": 7, "pid": 4121,
+            "key": "b", "name": "b", "path": path, "store": null, "state": "given-up", "try": 1, "since": BEGAN, "seconds": 1.0, "exit_code": 7, "pid": 4121,
             "command": "./load.sh", "reason": null, "host": "etl1", "token": "t", "fencing_token": null, "ends": failed["ends"],
         },
     ]});

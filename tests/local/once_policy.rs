@@ -481,7 +481,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: boo
         }
         Order::End(is_success) => {
             let outcome = if *is_success { Outcome::Succeeded } else { Outcome::Failed };
-            match mutex.conclude(
+            match mutex.release(
                 process,
                 ReleaseScope::Own,
                 Ending { outcome, how: "ended", code: None },
@@ -598,7 +598,7 @@ fn a_run_that_has_come_since_a_key_was_looked_at_is_not_forgotten() {
     let run = |outcome| {
         let ended = do_it(&mut mutex(), &process, &Order::Begin(ALWAYS), true);
         assert!(matches!(ended, Ended::Begun(_)), "{ended:?}");
-        let ended = mutex().conclude(
+        let ended = mutex().release(
             &process,
             ReleaseScope::Own,
             Ending { outcome, how: "ended", code: None },
@@ -648,7 +648,7 @@ fn of_two_ends_of_a_run_the_one_that_is_not_remembered_is_not_reported() {
         );
         assert!(matches!(begun, Ended::Begun(_)), "{begun:?}");
         let other = || {
-            let ended = Mutex::new(register(memory.clone()), &judge).conclude(
+            let ended = Mutex::new(register(memory.clone()), &judge).release(
                 &process,
                 ReleaseScope::Own,
                 ending(first),
@@ -657,7 +657,7 @@ fn of_two_ends_of_a_run_the_one_that_is_not_remembered_is_not_reported() {
         };
         // Between the look and the write of the second one, the first one is done.
         let after = After(RefCell::new(Some(Box::new(other))));
-        let ended = Mutex::new(register(memory.clone()), &after).conclude(
+        let ended = Mutex::new(register(memory.clone()), &after).release(
             &process,
             ReleaseScope::Own,
             ending(second),

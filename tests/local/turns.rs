@@ -272,6 +272,9 @@ fn status_lists_waiters_in_turn() {
     assert_eq!(locks.pids("holders"), [holder.pid()]);
 }
 
+/// Tells of the attempts.
+const DEBUG: &str = "--log-level=debug";
+
 /// A first waiter, and a command behind it.
 fn behind_another(args: &[&str]) -> (Locks, Ended) {
     let locks = Locks::new();
@@ -291,10 +294,10 @@ fn a_process_that_is_in_line_gives_up_after_its_attempts() {
         [("1", "3600"), ("2", "0.05"), ("7", "0.02"), ("5", "0"), ("100", "0.001")]
     {
         let (_locks, ended) =
-            behind_another(&["--max-attempts", attempts, "--sleep-seconds", sleep]);
+            behind_another(&["--max-attempts", attempts, "--sleep-seconds", sleep, DEBUG]);
         assert_eq!(ended.code, 75, "{ended:?}");
         assert!(
-            ended.last_line().contains(&format!("gave up after {attempts} attempt")),
+            ended.stderr.contains(&format!("gave up, attempts: {attempts}\n")),
             "{attempts}, {sleep}: {ended:?}"
         );
         assert!(ended.last_line().contains("held by pid"), "{ended:?}");

@@ -383,17 +383,16 @@ fn one_run_locks_and_unlocks() {
         let pid = run.pid();
         let ended = run.end();
         assert_eq!(ended.code, 0, "{ended:#?}");
-        let file = project.locks.file().display().to_string();
         let said = ended.of("dbtmutex");
         assert_eq!(said.len(), 5, "{ended:#?}");
         assert!(
-            said[0].starts_with(&format!("locked `{file}` for pid {pid} (meltano run ")),
+            said[0].starts_with(&format!("locked `serializer.lck` for pid {pid} (meltano run ")),
             "{said:#?}"
         );
         // Below the directory and the names of the columns.
         let held = said[3].split_whitespace().collect::<Vec<_>>();
         assert_eq!((held[0], held[1], held[3]), ("serializer.lck", "held", &*pid.to_string()));
-        assert_eq!(said[4], format!("unlocked `{file}`"));
+        assert_eq!(said[4], "unlocked `serializer.lck`");
         assert_eq!(ended.of("stage"), ["worked"]);
         assert_eq!(project.locks.names(), Vec::<String>::new());
     }
@@ -430,8 +429,8 @@ fn the_example_configuration_runs() {
     for (mutex, name) in [("loadmutex", "load.lck"), ("dbtmutex", "dbt.lck")] {
         let file = project.path(".meltano").join(name);
         let said = ended.of(mutex);
-        assert!(said[0].starts_with(&format!("locked `{}` ", file.display())), "{ended:#?}");
-        assert_eq!(said[1], format!("unlocked `{}`", file.display()));
+        assert!(said[0].starts_with(&format!("locked `{name}` ")), "{ended:#?}");
+        assert_eq!(said[1], format!("unlocked `{name}`"));
         assert!(!file.exists());
     }
 }
@@ -442,10 +441,7 @@ fn a_configuration_of_the_python_plugin_goes_on_working() {
     let ended = project.run(&["run", "oldmutex:lock", "stage:works", "oldmutex:unlock"]);
     assert_eq!(ended.code, 0, "{ended:#?}");
     let said = ended.of("oldmutex");
-    assert!(
-        said[0].starts_with("locked `") && said[0].contains("/old.lck` for pid "),
-        "{ended:#?}"
-    );
+    assert!(said[0].starts_with("locked `old.lck` for pid "), "{ended:#?}");
 }
 
 #[test]
@@ -665,12 +661,9 @@ fn a_run_that_gives_up_names_the_holder() {
         "{waiting}"
     );
     assert!(waiting.contains(&who), "{waiting}");
-    let cannot = format!(
-        "cannot lock `{}`: gave up after 2 attempts, held by {who}",
-        project.locks.file().display()
-    );
+    let cannot = format!("cannot lock `{}`: held by {who}", project.locks.file().display());
     assert!(gave_up.starts_with(&cannot), "{gave_up}");
-    assert!(gave_up.contains(", since ") && gave_up.contains(", held for "), "{gave_up}");
+    assert!(gave_up.contains(", which has had it for "), "{gave_up}");
     assert_eq!(ended.of("stage"), Vec::<&str>::new(), "the run ends there: {ended:#?}");
 }
 
@@ -699,8 +692,7 @@ fn a_relative_directory_is_one_lock_wherever_meltano_is_started() {
         let ended = Run::start(command).end();
         assert_eq!(ended.code, 1, "{ended:#?}");
         assert!(
-            ended.of("dbtmutex")[0]
-                .contains(&format!("gave up after 1 attempt, held by pid {pid} (meltano run ")),
+            ended.of("dbtmutex")[0].contains(&format!(": held by pid {pid} (meltano run ")),
             "{ended:#?}"
         );
     }
@@ -718,11 +710,10 @@ fn an_inherited_mutex_is_another_lock() {
     command.env_remove("DBTMUTEX_FILE_NAME").env("SERIALIZER_FILE_NAME", "not-this-one.lck");
     let ended = Run::start(command).end();
     assert_eq!(ended.code, 0, "{ended:#?}");
-    let file = |name: &str| project.locks.dir().join(name).display().to_string();
     for (mutex, name) in [("dbtmutex", "dbt.lck"), ("heir", "heir.lck")] {
         let said = ended.of(mutex);
-        assert!(said[0].starts_with(&format!("locked `{}` ", file(name))), "{ended:#?}");
-        assert_eq!(said[1], format!("unlocked `{}`", file(name)));
+        assert!(said[0].starts_with(&format!("locked `{name}` ")), "{ended:#?}");
+        assert_eq!(said[1], format!("unlocked `{name}`"));
     }
     assert_eq!(project.locks.names(), Vec::<String>::new());
 }
@@ -739,12 +730,7 @@ fn the_plugin_definition_can_be_added() {
     assert_eq!(ended.code, 0, "{ended:#?}");
     let ended = project.run(&["run", "dbtmutex:lock", "dbtmutex:status", "dbtmutex:unlock"]);
     assert_eq!(ended.code, 0, "{ended:#?}");
-    let file = project.locks.file().display().to_string();
-    assert_eq!(
-        ended.of("dbtmutex").last(),
-        Some(&format!("unlocked `{file}`").as_str()),
-        "{ended:#?}"
-    );
+    assert_eq!(ended.of("dbtmutex").last(), Some(&"unlocked `serializer.lck`"), "{ended:#?}");
 }
 
 /// As two machines have it: nothing in common but a database.
@@ -765,10 +751,7 @@ fn projects_take_turns_by_a_database() {
     let (holder, waiter) = (holder.end(), waiter.end());
     assert_eq!((holder.code, waiter.code), (0, 0), "{holder:#?} {waiter:#?}");
     assert!(
-        waiter
-            .of("shared")
-            .last()
-            .is_some_and(|line| line.starts_with("unlocked `postgres://127.0.0.1")),
+        waiter.of("shared").last().is_some_and(|line| line.starts_with("unlocked `")),
         "{waiter:#?}"
     );
     let all = [holder.lines, waiter.lines].concat();

@@ -159,7 +159,7 @@ fn a_process_that_has_waited_for_too_long_says_so() {
         let first = place.begin(&line, &place.job());
         for (line, codes) in [(&line, codes("204", &place)), (&kept, vec![204])] {
             let ended = place.run(1, line, &place.job());
-            assert!(codes == [ended.code] && ended.stderr.contains("gave up after"), "{ended:?}");
+            assert!(codes == [ended.code] && ended.stderr.contains("held by "), "{ended:?}");
         }
         place.let_go("0");
         assert_eq!((end(first).code, place.log()), (0, 1));
@@ -175,7 +175,8 @@ fn a_process_that_does_not_wait_says_at_once_that_it_runs_elsewhere() {
         let second = place.run(1, line, &place.job());
         assert!(
             codes("204", &place) == [second.code]
-                && second.stderr.contains("gave up after 1 attempt,"),
+                && second.stderr.contains(": held by ")
+                && !second.stderr.contains("waiting for"),
             "{second:?}"
         );
         assert_eq!(place.run(1, &kept, &place.job()).code, 204);

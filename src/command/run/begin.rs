@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use rustix::process::getpid;
 
 use super::Run;
-use crate::command::ended::{LONGER, say};
+use crate::command::ended::{LONGER, locked, say};
 use crate::command::progress::Progress;
 use crate::error::Error;
-use crate::events::{emit, waited};
 use crate::lease::LeaseGrant;
 use crate::lease::thread::Renewing;
 use crate::lock::requester::Requester;
@@ -17,12 +16,11 @@ use crate::record::Outcome;
 use crate::run::Child;
 use crate::run::lookup::cannot_run;
 use crate::run::termination::end_tree;
-use crate::sys::text::io_message;
 
 impl Run<'_> {
     /// Acquires the lock, unless it is not needed.
     pub(super) fn acquire(&mut self) -> Result<Option<Grant>, Error> {
-        let (job, location) = (self.job, &self.location);
+        let (job, name) = (self.job, self.job.lock.name());
         if let Some((grant, ..)) = &job.handed_over {
             return Ok(Some(self.requester.adopt(grant)));
         }
@@ -39,22 +37,6 @@ impl Run<'_> {
             .unwrap_or_default();
         let command = self.requester.describe();
         match acquired {
-            Ok(Acquired::Free(grant)) => {
-                emit("acquire", location, waited(begun));
-                say(is_said, &format!("locked `{location}` for `{command}`{after}"));
-                Ok(Some(grant))
-            }
-            Ok(Acquired::TakenOver(grant, from)) => {
-                emit("takeover", location, waited(begun));
-                let why = &from.verdict;
-                say(
-                    is_said || !job.is_flock,
-                    &format!(
-                        "locked `{location}` for `{command}`{after}, taken over from {from}: {why}"
-                    ),
-                );
-                Ok(Some(grant))
-            }
             Ok(Acquired::NotNeeded(done)) => {
                 match done {
                     _ if job.request.claim.is_some() => {
@@ -63,14 +45,21 @@ impl Run<'_> {
                     Some(run) => tracing::info!("skipped `{command}`: {}", run.is_done()),
                     None => tracing::info!(
                         "skipped `{command}`: another process has just completed it under \
-                         `{location}`"
+                         `{name}`"
                     ),
                 }
                 Ok(None)
             }
-            // The command's process is new.
-            Ok(Acquired::AlreadyHeld(_)) => {
-                Err(Error::failed(format!("cannot lock `{location}`: it is locked already")))
+            Ok(acquired) => {
+                let granted = acquired.granted().map(|(grant, from)| {
+                    let whom = format!("`{command}`");
+                    let line = locked(&job.lock, &whom, (begun, &after), from);
+                    say(is_said || from.is_some() && !job.is_flock, &line);
+                    grant.clone()
+                });
+                // The command's process is new.
+                let held = || Error::failed(format!("cannot lock `{name}`: it is locked already"));
+                granted.map(Some).ok_or_else(held)
             }
             Err(lock::Error::Absent) => Err(self.give_up()),
             Err(lock::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
@@ -95,11 +84,8 @@ impl Run<'_> {
             Ok(renewing) => Ok(Some(renewing)),
             Err(error) => {
                 self.give_back()?;
-                Err(Error::failed(format!(
-                    "cannot keep the lease of `{}`: {}",
-                    self.location,
-                    io_message(&error)
-                )))
+                let cannot = format!("cannot keep the lease of `{}`", self.job.lock.name());
+                Err(Error::io(cannot, &error))
             }
         }
     }
@@ -116,7 +102,7 @@ impl Run<'_> {
             self.mutex.patience = Duration::ZERO;
             let _ = self.release(Outcome::Unknown.into());
             let lost =
-                Error::lost(&self.location, "its lease expired before it could be renewed", &[]);
+                Error::lost(&self.job.lock, "its lease expired before it could be renewed", &[]);
             return Err(lost.during(&format!("did not start `{}`", self.shown)).with_hint(LONGER));
         }
         if self.requester.is_alive()

@@ -12,20 +12,19 @@ use super::work::{self, NAME, Order};
 use super::{place_of, task_at};
 use crate::cli::{PauseArgs, RunTaskArgs, TasksArgs};
 use crate::config::Environment;
-use crate::error::Error;
+use crate::error::{Error, for_each};
 use crate::events::emit;
 use crate::exit_code::{BUSY, DONE, FAILED, REFUSED};
+use crate::lease::TokenHolder;
 use crate::lease::process::signal_keeper;
 use crate::lock::Mutex;
 use crate::lock::key::Inspected;
 use crate::lock::once::{Claim, State};
-use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::record::run::{Run, Task};
 use crate::schedule::plan::introduced;
 use crate::store::Location;
 use crate::sys::clock::since_1970;
-use crate::sys::identity::HostIdentity;
 use crate::sys::text::{self, io_message};
 
 /// How much longer than a lease the end of a run may take.
@@ -45,8 +44,8 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let cannot = |code, why: &str| Error::new(code, format!("cannot run `{shown}`{why}"));
     let order = Order::new(&args.catalog, false, environment)?;
     let location = task_at(&order.place, &args.task);
-    let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
-    let mut mutex = Mutex::new(Register::open(&location)?, &judge);
+    let judge = LocalLiveness::here(Orphans::Ignore);
+    let mut mutex = Mutex::open(&location, &judge)?;
     let mut seen = mutex.inspect()?;
     if seen.is_none() {
         let now = mutex.time();
@@ -149,11 +148,8 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         };
         mutex.amend(&mark).map_err(|error| Error::mutex("stop", location, error))?;
         let entry = seen.process.entry.as_ref();
-        emit(
-            "stop",
-            &location.printable(),
-            json!({ "host": entry.and_then(|entry| entry.owner.place.host.clone()) }),
-        );
+        let host = entry.and_then(|entry| entry.owner.place.host.clone());
+        emit("stop", location, json!({ "host": host }));
         // On another host, the runner finds the mark when it renews the lease.
         entry.iter().for_each(|entry| signal_keeper(entry, NAME, Signal::TERM));
         let lease =
@@ -213,37 +209,27 @@ fn watch(
         if Instant::now() > end || now.as_ref().is_none_or(&is_over) {
             return Ok(now);
         }
-        mutex.watch(now, WATCHED, &super::Nothing)?;
+        mutex.watch(now, WATCHED, &TokenHolder(""))?;
     }
 }
 
-/// Applies `work` to each task, with its name and what is stored, also after a failure. Returns the
-/// first failure.
+/// Applies `work` to each task, with its name and what is stored.
 fn for_all(
     args: &TasksArgs,
     environment: &Environment,
     mut work: impl FnMut(&mut Mutex<'_>, (&str, &Location), Option<Inspected>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let place = place_of(environment, &args.catalog)?;
-    let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
-    let mut failure: Option<Error> = None;
-    for name in &args.tasks {
+    let judge = LocalLiveness::here(Orphans::Ignore);
+    for_each(&args.tasks, |name| {
         let location = task_at(&place, name);
-        let mut work_on = || {
-            let mut mutex = Mutex::new(Register::open(&location)?, &judge);
-            let seen = mutex.inspect()?;
-            if seen.is_none() {
-                let hint = "`serializer schedule status` shows the stored tasks";
-                let defined = Source::read_if_any(&args.catalog)?;
-                defined.find(name).map_err(|why| Error::failed(why).with_hint(hint))?;
-            }
-            work(&mut mutex, (name, &location), seen)
-        };
-        if let Err(error) = work_on()
-            && let Some(earlier) = failure.replace(error)
-        {
-            tracing::error!("{earlier}");
+        let mut mutex = Mutex::open(&location, &judge)?;
+        let seen = mutex.inspect()?;
+        if seen.is_none() {
+            let hint = "`serializer schedule status` shows the stored tasks";
+            let defined = Source::read_if_any(&args.catalog)?;
+            defined.find(name).map_err(|why| Error::failed(why).with_hint(hint))?;
         }
-    }
-    failure.map_or(Ok(()), Err)
+        work(&mut mutex, (name, &location), seen)
+    })
 }

@@ -27,7 +27,6 @@ use crate::run::was_ignored;
 use crate::schedule::definition::Catalog;
 use crate::sys::clock::since_1970;
 use crate::sys::identity::HostIdentity;
-use crate::sys::text::io_message;
 
 /// For each running task, how much later than its time a task is inspected, in milliseconds, and
 /// the most tasks that count: less busy schedulers are earlier.
@@ -90,7 +89,7 @@ pub fn run(
     let jobs = args.jobs.map_or_else(processors, usize::from);
     let here = HostIdentity::here();
     let host = here.host.clone().unwrap_or_default();
-    let cannot = |error| Error::failed(format!("cannot schedule tasks: {}", io_message(&error)));
+    let cannot = |error| Error::io("cannot schedule tasks", &error);
     let owner = Owner::of(getpid(), &here).map_err(cannot)?;
     let judge = LocalLiveness::new(here, Orphans::Ignore);
     if was_ignored(Signal::SIGCHLD) {
@@ -168,7 +167,7 @@ impl<'a> Node<'a> {
             let next = next.filter(|_| stop_at.is_none());
             let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
             let slept = self.events.sleep(next, self.runners.stop_at(), &self.runners.fds());
-            slept.map_err(|error| Error::failed(format!("cannot wait: {}", io_message(&error))))?;
+            slept.map_err(|error| Error::io("cannot wait", &error))?;
         }
     }
 
@@ -181,8 +180,7 @@ impl<'a> Node<'a> {
                 task.adopt(definition);
                 continue;
             }
-            let location = task_at(&self.order.place, &name);
-            let register = self.any.sibling(location.key().clone(), location.printable());
+            let register = self.any.sibling(&task_at(&self.order.place, &name));
             let mutex = Mutex::new(register, self.judge);
             self.tasks.insert(name, Tracked::new(definition, mutex));
         }

@@ -26,20 +26,19 @@ use crate::command::run::{execute, perform};
 use crate::error::Error;
 use crate::events::{self, emit};
 use crate::exit_code::{BUSY, DONE};
-use crate::lease::OnLost;
 use crate::lock::Request;
 use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
 use crate::logging::{self, LogArgs};
 use crate::record::mode::Mode;
-use crate::run::{Descendants, Program, helper};
+use crate::run::{Program, helper};
 use crate::store::Location;
 use crate::sys::clock::{since_1970, since_boot};
 use crate::sys::identity::HostIdentity;
 use crate::sys::local_time::short;
 use crate::sys::poll;
 use crate::sys::process::running;
-use crate::sys::text::{self, io_message};
+use crate::sys::text;
 
 /// Poll interval for a full limit.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -96,26 +95,14 @@ fn run_limited() -> Result<u8, Error> {
 }
 
 fn cannot(error: io::Error) -> Error {
-    Error::failed(format!("cannot run a task: {}", io_message(&error)))
+    Error::io("cannot run a task", &error)
 }
 
 fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> Job {
-    let (are_awaited, end_with_the_lock, end_by_signals) = (false, lock.is_shared(), true);
-    Job {
-        request,
-        waiting,
-        orphans: Orphans::Ignore,
-        program,
-        descendants: Descendants { are_awaited, end_with_the_lock, end_by_signals },
-        on_lost: OnLost::Terminate,
-        lock,
-        skipped_exit_code: BUSY,
-        is_verbose: false,
-        is_flock: false,
-        reason: None,
-        task_ends_at: None,
-        handed_over: None,
-    }
+    let mut job = Job::of(lock, request, waiting, program);
+    job.descendants.end_with_the_lock = job.lock.is_shared();
+    job.descendants.end_by_signals = true;
+    Job { orphans: Orphans::Ignore, skipped_exit_code: BUSY, ..job }
 }
 
 /// Reads the first line of the file. The rest becomes stdin, in another file: the orders hold the
@@ -183,11 +170,7 @@ impl Work {
             tracing::info!("`{name}` of {slot} is done after {took}");
             self.had_failed.then_some("recovered")
         } else if ran.how == INTERRUPTED {
-            emit(
-                "interruption",
-                &self.location.printable(),
-                json!({ "slot": slot, "try": ran.number }),
-            );
+            emit("interruption", &self.location, json!({ "slot": slot, "try": ran.number }));
             tracing::warn!("`{name}` of {slot} was interrupted after {took}");
             None
         } else {
@@ -216,11 +199,10 @@ impl Work {
                     .iter()
                     .try_for_each(|told| poll::sleep(NOTIFYING, told.ended_fd().as_slice()));
             }
-            Err(error) => tracing::warn!(
-                "cannot notify by `{}`: {}",
-                text::field(program),
-                io_message(&error)
-            ),
+            Err(error) => {
+                let cannot = format!("cannot notify by `{}`", text::field(program));
+                tracing::warn!("{}", Error::io(cannot, &error));
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use super::work::{OVERDUE, shown_slot, time_of};
 use super::{place_of, task_at};
 use crate::cli::{NextArgs, ScheduleStatusArgs};
 use crate::command::metrics::{self, Metric, is, seconds};
+use crate::command::output::{print, to_json};
 use crate::command::status::{table, watch};
-use crate::command::{print, to_json};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::{DONE, FAILED};
@@ -25,9 +25,8 @@ use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
 use crate::schedule::timetable::Timetable;
+use crate::store::Location;
 use crate::store::seam::Kind;
-use crate::store::{self, Location};
-use crate::sys::identity::HostIdentity;
 use crate::sys::{local_time, text};
 
 /// The values of `status` that count as failures.
@@ -76,7 +75,7 @@ struct Tasks<'a> {
 
 /// `serializer schedule status`
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
-    let judge = LocalLiveness::new(HostIdentity::here(), Orphans::Ignore);
+    let judge = LocalLiveness::here(Orphans::Ignore);
     let place = place_of(environment, &args.catalog)?;
     let mut tasks =
         Tasks { args, place, judge: &judge, mutexes: BTreeMap::new(), is_unproved: false };
@@ -115,10 +114,7 @@ impl Tasks<'_> {
     fn look(&mut self) -> Result<(Vec<Value>, Option<Error>), Error> {
         let catalog = Source::read_if_any(&self.args.catalog)?;
         let any = Register::open(&self.place)?;
-        let stored = match &self.place {
-            Location::File(directory, _) => store::file::all_in(directory, Kind::Schedule)?,
-            Location::Store(settings, _) => store::all_in(settings, Kind::Schedule)?,
-        };
+        let stored = self.place.all(Kind::Schedule)?;
         let stored =
             stored.iter().map(|location| location.key().name.to_string_lossy().into_owned());
         let names: BTreeSet<String> = catalog.tasks.keys().cloned().chain(stored).collect();
@@ -126,9 +122,7 @@ impl Tasks<'_> {
         self.is_unproved = false;
         for name in names {
             let location = task_at(&self.place, &name);
-            let new = || {
-                Mutex::new(any.sibling(location.key().clone(), location.printable()), self.judge)
-            };
+            let new = || Mutex::new(any.sibling(&location), self.judge);
             let mutex = self.mutexes.entry(name.clone()).or_insert_with(new);
             match mutex.inspect() {
                 Ok(seen) => {

@@ -39,21 +39,19 @@ pub struct Tracked<'a> {
 impl<'a> Tracked<'a> {
     /// A task that was not looked at yet.
     pub fn new(definition: Definition, mut mutex: Mutex<'a>) -> Self {
-        let (check_at, due_at, needs_room, was_killed, last_claim, unanswered, failures, other) =
-            Default::default();
         // The other tasks do not wait for a store that is down.
         mutex.patience = Duration::ZERO;
         Self {
             definition,
             mutex,
-            check_at,
-            due_at,
-            needs_room,
-            was_killed,
-            last_claim,
-            unanswered,
-            failures,
-            other,
+            check_at: 0,
+            due_at: 0,
+            needs_room: false,
+            was_killed: false,
+            last_claim: None,
+            unanswered: None,
+            failures: 0,
+            other: (0, 0),
         }
     }
 

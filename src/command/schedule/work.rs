@@ -83,8 +83,7 @@ pub struct Limited {
 impl Limited {
     /// Whether all of its slots seem to be held.
     pub fn is_full(&self, store: &Register, judge: &LocalLiveness) -> bool {
-        let register = store.sibling(self.lock.key().clone(), self.lock.printable());
-        let looked = Mutex::new(register, judge).look().ok().flatten();
+        let looked = Mutex::new(store.sibling(&self.lock), judge).look().ok().flatten();
         let is_held = |judged: &&Judged<Verdict>| matches!(judged.verdict, Verdict::Held(_));
         let held = looked.map_or(0, |(_, judged)| judged.iter().filter(is_held).count());
         u32::try_from(held).is_ok_and(|held| held >= self.slots.get())

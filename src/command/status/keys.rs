@@ -48,6 +48,8 @@ fn look(
     let until = end.map(|end| end.at).or((state == Some(State::Running)).then(since_1970));
     let took = run.zip(until).map(|(run, until)| until.saturating_sub(run.began));
     let row = json!({
+        // A store may shorten names.
+        "key": run.map(|run| &run.key),
         "state": state,
         "try": run.map(|run| run.number),
         "since": run.map(|run| run.began),
@@ -61,10 +63,7 @@ fn look(
         "fencing_token": entry.and_then(|entry| entry.fencing),
         "ends": run.map(|run| run.ends.as_slice()).unwrap_or_default(),
     });
-    // A store may shorten names.
-    let mut row = identity(location, &row);
-    row["key"] = run.map_or_else(|| row["name"].clone(), |run| run.key.as_str().into());
-    Ok(Some(row))
+    Ok(Some(identity(location, &row)))
 }
 
 fn lines(row: &Value, _is_in_full: bool) -> Vec<Vec<Option<String>>> {

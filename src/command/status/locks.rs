@@ -186,77 +186,52 @@ fn mode_of(pid: Pid) -> Option<Mode> {
     Some(if is_shared { Mode::Shared } else { slots.map_or(Mode::EXCLUSIVE, Mode::Slots) })
 }
 
-/// What a line of the table shows of a lock, a holder or a waiter.
-#[derive(Default)]
-struct Line<'a> {
-    state: Option<String>,
-    time: Option<Duration>,
-    row: Option<&'a Value>,
-    /// How many more holders there are.
-    more: usize,
-    waiting: usize,
-    why: Vec<String>,
-}
-
 fn field(row: &Value, name: &str) -> Option<String> {
     row[name].as_str().map(str::to_owned)
 }
 
-/// A mode that is worth a word.
-fn mode(row: &Value) -> Option<String> {
-    field(row, "mode").filter(|mode| *mode != Mode::EXCLUSIVE.to_string())
-}
-
-impl<'a> Line<'a> {
-    fn of_holder(row: &'a Value, more: usize, waiting: usize) -> Self {
-        let why = field(row, "why").filter(|why| why != RUNNING);
-        let why = field(row, "reason").into_iter().chain(why).chain(mode(row)).collect();
-        let time = row["held_seconds"].as_u64().map(Duration::from_secs);
-        Self { state: field(row, "state"), time, row: Some(row), more, waiting, why }
-    }
-
-    fn of_waiter(row: &'a Value) -> Self {
-        let since = row["since"].as_str().and_then(|since| since.parse::<Timestamp>().ok());
-        let time = since.and_then(|since| Timestamp::now().duration_since(since).try_into().ok());
-        let position = row["position"].as_u64().and_then(|number| usize::try_from(number).ok());
-        let place = format!("{} in line", ordinal(position.unwrap_or(0)));
-        let why = [place].into_iter().chain(mode(row)).collect();
-        Self { state: Some("waits".to_owned()), time, row: Some(row), why, ..Self::default() }
-    }
-
-    fn columns(self, lock: &Value) -> Vec<Option<String>> {
-        let Self { state, time, row, more, waiting, why } = self;
-        let (row, here) = (row.unwrap_or(&Value::Null), HostIdentity::here().host);
-        let more = if more > 0 { format!(" +{more}") } else { String::new() };
-        vec![
-            field(lock, "name"),
-            state,
-            time.map(short),
-            row["pid"].as_u64().map(|pid| format!("{pid}{more}")),
-            field(row, "host").filter(|host| lock["path"].is_null() || Some(host) != here.as_ref()),
-            (waiting > 0).then(|| waiting.to_string()),
-            field(row, "command"),
-            Some(why.join("; ")).filter(|why| !why.is_empty()),
-        ]
-    }
+/// A line of the table: for a lock that nothing holds, a holder, or a waiter. There are `more`
+/// holders, and `waiting` processes.
+fn line(lock: &Value, row: &Value, more: usize, waiting: usize) -> Vec<Option<String>> {
+    let place = row["position"].as_u64().and_then(|number| usize::try_from(number).ok());
+    let place = place.map(|place| format!("{} in line", ordinal(place)));
+    let state = place.as_ref().map(|_| "waits".to_owned()).or_else(|| field(row, "state"));
+    let waits = || {
+        let since = row["since"].as_str().filter(|_| place.is_some())?.parse::<Timestamp>().ok()?;
+        Timestamp::now().duration_since(since).try_into().ok()
+    };
+    let time = row["held_seconds"].as_u64().map(Duration::from_secs).or_else(waits);
+    let more = if more > 0 { format!(" +{more}") } else { String::new() };
+    let here = HostIdentity::here().host;
+    let is_told = |host: &String| lock["path"].is_null() || Some(host) != here.as_ref();
+    let why = field(row, "why").filter(|why| why != RUNNING);
+    let mode = field(row, "mode").filter(|mode| *mode != Mode::EXCLUSIVE.to_string());
+    let why: Vec<_> =
+        place.into_iter().chain(field(row, "reason")).chain(why).chain(mode).collect();
+    vec![
+        field(lock, "name"),
+        state,
+        time.map(short),
+        row["pid"].as_u64().map(|pid| format!("{pid}{more}")),
+        field(row, "host").filter(is_told),
+        (waiting > 0).then(|| waiting.to_string()),
+        field(row, "command"),
+        Some(why.join("; ")).filter(|why| !why.is_empty()),
+    ]
 }
 
 /// A line for the lock; in full, one for each holder and for each waiter.
 fn lines(lock: &Value, is_in_full: bool) -> Vec<Vec<Option<String>>> {
     let list = |field: &str| lock[field].as_array().map(Vec::as_slice).unwrap_or_default();
-    let (holders, waiters) = (list("holders"), list("waiters"));
-    let mut lines: Vec<_> = match holders {
-        [] => vec![Line {
-            state: field(lock, "state"),
-            waiting: waiters.len(),
-            why: field(lock, "why").into_iter().collect(),
-            ..Line::default()
-        }],
-        holders if is_in_full => holders.iter().map(|row| Line::of_holder(row, 0, 0)).collect(),
-        holders => vec![Line::of_holder(&lock["holder"], holders.len() - 1, waiters.len())],
-    };
-    if is_in_full {
-        lines.extend(waiters.iter().map(Line::of_waiter));
+    match (list("holders"), list("waiters")) {
+        ([], waiters) if !is_in_full => vec![line(lock, lock, 0, waiters.len())],
+        (holders, waiters) if !is_in_full => {
+            vec![line(lock, &lock["holder"], holders.len() - 1, waiters.len())]
+        }
+        (holders, waiters) => {
+            let free = holders.is_empty().then(|| line(lock, lock, 0, waiters.len()));
+            let all = holders.iter().chain(waiters).map(|row| line(lock, row, 0, 0));
+            free.into_iter().chain(all).collect()
+        }
     }
-    lines.into_iter().map(|line| line.columns(lock)).collect()
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::table::terminal;
-use crate::command::{is_read, print};
+use crate::command::output::{is_read, print};
 use crate::error::Error;
 use crate::run::Signals;
 use crate::sys::poll;
-use crate::sys::text::{cut, io_message};
+use crate::sys::text::cut;
 
 /// The poll interval.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -51,9 +51,8 @@ pub fn watch(look: &mut dyn FnMut() -> Result<String, Error>) -> Result<(), Erro
             return Ok(());
         }
         let fds = signals.as_ref().map(Signals::fds);
-        poll::sleep(REFRESH, fds.as_ref().map(<[_; 4]>::as_slice).unwrap_or_default()).map_err(
-            |error| Error::failed(format!("cannot sleep: {}", io_message(&error.into()))),
-        )?;
+        poll::sleep(REFRESH, fds.as_ref().map(<[_; 4]>::as_slice).unwrap_or_default())
+            .map_err(|error| Error::io("cannot sleep", &error.into()))?;
         if let Some(signals) = signals.as_ref().filter(|signals| signals.is_ending()) {
             drop(screen);
             signals.die();

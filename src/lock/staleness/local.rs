@@ -25,6 +25,11 @@ pub struct LocalLiveness {
 }
 
 impl LocalLiveness {
+    /// Judges from this very process.
+    pub fn here(orphans: Orphans) -> Self {
+        Self::new(HostIdentity::here(), orphans)
+    }
+
     /// Judges from `here`; `orphans` tells whether those of a dead owner count.
     pub fn new(here: HostIdentity, orphans: Orphans) -> Self {
         Self { here, orphans, being_written: BEING_WRITTEN, seen: RefCell::default() }

@@ -39,9 +39,6 @@ const TEMPORARY: (&str, &str) = (".serializer.", ".tmp");
 /// The age at which a temporary name is not in use: it lasts for some system calls.
 const LEFT: Duration = Duration::from_secs(60);
 
-/// How many names of a directory a sweep reads at most. Other programs may keep many files there.
-const MAX_SWEPT: usize = 1000;
-
 /// Writes a file.
 pub type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
 
@@ -167,11 +164,11 @@ pub fn unlink(path: &Path) {
     let _ = unlinkat(CWD, path, AtFlags::empty());
 }
 
-/// Removes files that a kill has left: those with a temporary name that are old, and that no
+/// Removes files that kills have left: those with a temporary name that are old, and that no
 /// process has flocked.
 pub fn sweep(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else { return };
-    for path in entries.take(MAX_SWEPT).flatten().map(|entry| entry.path()) {
+    for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().as_bytes();
         let is_old = |file: &File| {
             let written = file.metadata().and_then(|metadata| metadata.modified());

@@ -96,7 +96,7 @@ pub fn do_it(
                 Ok(_) | Err(_) => Ended::Otherwise,
             }
         }
-        Order::End(outcome) => match mutex.conclude(
+        Order::End(outcome) => match mutex.release(
             process,
             ReleaseScope::Own,
             Ending { outcome, how: "ended", code: None },

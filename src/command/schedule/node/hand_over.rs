@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Access, access};
 
 use super::{FULL, Node, task_at};
+use crate::command::ended::{locked, say};
 use crate::command::progress::Progress;
 use crate::command::schedule::task::Tracked;
 use crate::command::schedule::work::{ATTEMPT, Work, runner};
-use crate::events::{emit, waited};
 use crate::lease::TokenHolder;
 use crate::lock::once::{Claim, Ending};
 use crate::lock::requester::Requester;
-use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released};
+use crate::lock::{self, Grant, Mutex, ReleaseScope, Released};
 use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};
@@ -97,14 +97,11 @@ impl Node<'_> {
             if is_down {
                 return false;
             }
-            let location = task_at(&self.order.place, task);
-            let mut mutex = Mutex::new(
-                self.any.sibling(location.key().clone(), location.printable()),
-                self.judge,
-            );
+            let register = self.any.sibling(&task_at(&self.order.place, task));
+            let mut mutex = Mutex::new(register, self.judge);
             mutex.patience = Duration::ZERO;
             let ending = Ending { outcome: *outcome, how, code: *code };
-            let ended = mutex.conclude(&TokenHolder(token), ReleaseScope::Own, ending);
+            let ended = mutex.release(&TokenHolder(token), ReleaseScope::Own, ending);
             is_down = matches!(ended, Err(lock::Error::Store(_)));
             matches!(ended, Ok(Released::Own { .. }))
         });
@@ -137,28 +134,15 @@ fn acquire(
     owner: &Owner,
 ) -> Result<Option<Grant>, lock::Error> {
     mutex.reuse();
-    let (begun, location) = (Instant::now(), work.location.printable());
+    let begun = Instant::now();
     let scheduler = Scheduler { owner, command: text::command_line(&work.command) };
-    match mutex.acquire(
-        &scheduler,
-        &work.request(),
-        &ATTEMPT,
-        &mut Progress::new(&work.location, &ATTEMPT, true),
-    ) {
-        Ok(Acquired::Free(grant)) => {
-            emit("acquire", &location, waited(begun));
-            Ok(Some(grant))
-        }
-        Ok(Acquired::TakenOver(grant, from)) => {
-            emit("takeover", &location, waited(begun));
-            tracing::info!(
-                "claimed `{}`, taken over from {from}: {}",
-                text::field(&work.task),
-                from.verdict
-            );
-            Ok(Some(grant))
-        }
-        Ok(_) | Err(lock::Error::Busy(..)) => Ok(None),
+    let mut silent = Progress::new(&work.location, &ATTEMPT, true);
+    match mutex.acquire(&scheduler, &work.request(), &ATTEMPT, &mut silent) {
+        Ok(acquired) => Ok(acquired.granted().map(|(grant, from)| {
+            say(from.is_some(), &locked(&work.location, "its run", (begun, ""), from));
+            grant.clone()
+        })),
+        Err(lock::Error::Busy(..)) => Ok(None),
         Err(error) => Err(error),
     }
 }

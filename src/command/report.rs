@@ -39,13 +39,13 @@ pub fn conclude(
     ending: Ending<'_>,
 ) -> Result<Released, lock::Error> {
     let Some((grant, lease, scheduler)) = handed_over else {
-        return mutex.conclude(requester, ReleaseScope::Own, ending);
+        return mutex.release(requester, ReleaseScope::Own, ending);
     };
     let own = || Ok(Released::Own { stays: None, was: Vec::new() });
     if is_stored(scheduler, &grant.token, ending, *lease).unwrap_or(false) {
         return own();
     }
-    match mutex.conclude(requester, ReleaseScope::Own, ending) {
+    match mutex.release(requester, ReleaseScope::Own, ending) {
         // The scheduler has stored it, and its confirmation did not arrive.
         Err(lock::Error::NotLocked) if mutex.has_ended(&grant.token, ending.outcome)? => own(),
         ended => ended,
