@@ -26,6 +26,7 @@ mod object_stores;
 mod once;
 mod once_aec;
 mod outages;
+mod python;
 mod refusals;
 mod schedule;
 mod schedule_clocks;
