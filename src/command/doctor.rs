@@ -218,7 +218,8 @@ fn kernel() -> [Value; 4] {
     };
     let container = match here.pid_namespace {
         Some(FIRST_PID_NAMESPACE) => ("ok", "none", ""),
-        _ => ("ok", "a PID namespace of its own", "to share locks: `--pid=host`, or a store"),
+        Some(_) => ("ok", "a PID namespace of its own", "to share locks: `--pid=host`, or a store"),
+        None => ("ok", "unknown", ""),
     };
     let without = "`systemd-machine-id-setup` writes it; without it, a lock outlives a reboot";
     let machine = here.machine.map_or(("warning", "missing", without), |_| ("ok", "known", ""));

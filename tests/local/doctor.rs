@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{Locks, OrdinaryUser, ended};
+use crate::support::{Locks, OrdinaryUser, PROGRAM, ended};
 
 const PAGE: &str = include_str!("../../docs/troubleshooting.md");
 
@@ -162,6 +162,32 @@ fn rights_of_other_users_are_seen() {
     assert_eq!(sticky.contains("sticky: only another user"), of_another, "{sticky}");
     let hiding = ended(locks.command("bash").args(["-c", "umask 077; \"$S\" doctor"])).stdout;
     assert!(hiding.contains("they cannot read your lock files"), "{hiding}");
+}
+
+#[test]
+fn meltano_is_found_with_its_version_and_missing_facilities_of_the_kernel_are_named() {
+    let locks = Locks::durable();
+    for name in ["bin", "lib/python3.12/site-packages/meltano-4.4.1.dist-info"] {
+        fs::create_dir_all(locks.dir().join("venv").join(name)).expect("a directory");
+    }
+    let program = locks.dir().join("venv/bin/meltano");
+    fs::write(&program, "").expect("a file");
+    symlink("venv/bin", locks.dir().join("bin")).expect("a link");
+    let path = locks.dir().join("bin");
+    let (_, report) = examined(doctor(&locks).env("PATH", &path));
+    assert_eq!(line(&report, "meltano"), format!("ok {}/meltano 4.4.1 → ", path.display()));
+    let (_, report) = examined(locks.command("strace").args([
+        "-D",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=pidfd_open:error=ENOSYS",
+        PROGRAM,
+        "doctor",
+        "--json",
+    ]));
+    assert!(line(&report, "processes").starts_with("warning no pidfd → Linux 5.3"), "{report:#}");
 }
 
 #[test]
