@@ -7,6 +7,7 @@
 #     it answer one request at a time.
 #   atomic-execution-control (PyPI): a library that shares a table with `once`; in moto's
 #     environment, for its boto3.
+#   pytest, mypy (PyPI): test the Python package.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,7 +15,9 @@ aec=0.1.5
 azurite=3.35.0
 dynalite=4.0.0
 moto=5.2.5
+mypy=2.4.1
 node=20.20.2
+pytest=9.2.0
 
 state=$PWD/target/emulators
 mkdir -p "$state"
@@ -44,14 +47,15 @@ npm_package() {
 }
 
 python_package() {
-    local name=$1 extras=$2 version=$3
+    local name=$1 version=$2
+    shift 2
     is_there "$name" "$version" && return
     echo "Installing $name $version from PyPI into target/emulators/$name …"
     rm -rf "${state:?}/$name" "$state/$name.version"
     quietly "$python" -m venv "$state/$name"
     # uv takes a tenth of pip's time.
     quietly "$state/$name/bin/python" -m pip install --disable-pip-version-check uv
-    quietly "$state/$name/bin/uv" pip install --python "$state/$name/bin/python" "${name}[${extras}]==$version"
+    quietly "$state/$name/bin/uv" pip install --python "$state/$name/bin/python" "$@"
     echo "$version" >"$state/$name.version"
 }
 
@@ -63,9 +67,10 @@ python=/usr/bin/python3
 if [ "$(node --print 'process.versions.node.split(".")[0]')" -lt 20 ]; then npm_package node "$node"; fi
 npm_package azurite "$azurite"
 npm_package dynalite "$dynalite"
-python_package moto server,dynamodb,s3,iam "$moto"
+python_package moto "$moto" "moto[server,dynamodb,s3,iam]==$moto"
 # Goes with moto's environment.
 if ! is_there moto/aec "$aec"; then
     quietly "$state/moto/bin/python" -m pip install --disable-pip-version-check --no-deps "atomic-execution-control==$aec"
     echo "$aec" >"$state/moto/aec.version"
 fi
+python_package pytest "$pytest $mypy" "pytest==$pytest" "mypy==$mypy"

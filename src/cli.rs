@@ -20,7 +20,7 @@ use crate::logging::LogArgs;
 use crate::store::address::StoreUrl;
 use crate::store::engines;
 use crate::values;
-pub use lock::{BreakArgs, InitializeArgs, LockArgs, StatusArgs, UnlockArgs, WaitArgs};
+pub use lock::{BreakArgs, DoctorArgs, InitializeArgs, LockArgs, StatusArgs, UnlockArgs, WaitArgs};
 pub use run::{CommandArgs, FlockArgs, ForgetArgs, OnceArgs, RuleArgs, RunArgs};
 pub use schedule::{
     CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, TasksArgs,
@@ -94,6 +94,9 @@ pub enum Command {
     Status(StatusArgs),
     /// Make sure that locks can be kept in the directory, creating it if need be
     Initialize(InitializeArgs),
+    /// Explain which lock is used here and why, and what is in its way; changes nothing
+    #[command(after_long_help = help::DOCTOR_HELP)]
+    Doctor(DoctorArgs),
     /// List the commands (for Meltano)
     Describe {
         /// How to write it

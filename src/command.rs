@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod completions;
+mod doctor;
 mod ended;
 mod flock;
 mod initialize;
@@ -26,6 +27,11 @@ use crate::exit_code;
 
 pub fn run(command: &Command) -> Result<u8, Error> {
     let environment = Environment::read();
+    let typos = environment.as_ref().map(Environment::typos).unwrap_or_default();
+    // The doctor has a line for each.
+    for typo in typos.iter().filter(|_| !matches!(command, Command::Doctor(_))) {
+        tracing::warn!("{typo} (hint: {})", typo.hint.as_deref().unwrap_or_default());
+    }
     match command {
         Command::Run(args) => return run::run(args, &environment?),
         Command::Once(args) => return once::run(args, &environment?),
@@ -33,6 +39,7 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Flock(args) => return flock::run(args, &environment?),
         Command::Schedule { command } => return schedule::run(command, &environment?),
         Command::Status(args) => return status::run(args, &environment?),
+        Command::Doctor(args) => return doctor::run(args, &environment?),
         Command::Lock(args) => lock::run(args, &environment?),
         Command::Unlock(args) => unlock::run(args, &environment?),
         Command::Wait(args) => wait::run(args, &environment?),

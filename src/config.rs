@@ -24,7 +24,7 @@ use crate::values::{
     parse_duration, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots,
     parse_word,
 };
-pub use places::{ANY, lock_file_at, state_directory};
+pub use places::{ANY, lock_file_at, project, state_directory};
 
 /// Begins the names of all our variables.
 const PREFIX: &str = "SERIALIZER_";
@@ -55,27 +55,35 @@ impl Environment {
         });
         let cannot =
             |error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"));
-        let read = envy::from_iter(ours).map(Self).map_err(cannot)?;
-        read.warn_of_typos();
-        Ok(read)
+        envy::from_iter(ours).map(Self).map_err(cannot)
     }
 
-    /// Warns of unknown variables that are one typo away from a known one, which would have no
-    /// effect.
-    fn warn_of_typos(&self) {
-        let is_known = |name: &str| KNOWN.split(' ').any(|known| known == name);
-        for name in
-            self.0.keys().map(|name| name.to_ascii_uppercase()).filter(|name| !is_known(name))
-        {
-            if let Some(known) =
-                KNOWN.split(' ').find(|known| strsim::osa_distance(&name, known) == 1)
-            {
-                let name = text::field(&name);
-                tracing::warn!(
-                    "unknown variable `{PREFIX}{name}` has no effect (hint: `{PREFIX}{known}`)"
-                );
-            }
-        }
+    /// The variables that are unknown, have no effect, and are one typo away from a known one; each
+    /// with a hint.
+    pub fn typos(&self) -> Vec<Error> {
+        let is_known = |name: &String| KNOWN.split(' ').any(|known| known == name);
+        let names = self.0.keys().map(|name| name.to_ascii_uppercase());
+        let typo = |name: String| {
+            let known = KNOWN.split(' ').find(|it| strsim::osa_distance(&name, it) == 1)?;
+            let why = format!("unknown variable `{PREFIX}{}` has no effect", text::field(&name));
+            Some(Error::usage(why).with_hint(format!("`{PREFIX}{known}`")))
+        };
+        names.filter(|name| !is_known(name)).filter_map(typo).collect()
+    }
+
+    /// Why variables cannot be used, except those of the place.
+    pub fn unusable(&self) -> Vec<Error> {
+        let others = [
+            self.resolve(None, "MAX_ATTEMPTS", parse_max_attempts).map(drop),
+            self.resolve(None, "SLEEP_SECONDS", parse_sleep_seconds).map(drop),
+            self.resolve(None, "TIMEOUT", parse_duration).map(drop),
+            self.resolve(None, "SLOTS", parse_slots).map(drop),
+            self.owner_pid(None).map(drop),
+            self.orphans(None).map(drop),
+            self.on_lost(None, OnLost::Warn).map(drop),
+            self.reason(None).map(drop),
+        ];
+        others.into_iter().filter_map(Result::err).collect()
     }
 
     /// How to wait.

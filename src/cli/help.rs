@@ -125,6 +125,16 @@ Examples:
   serializer status --exit-code load.lck && echo free
   serializer status --json | jq -r '.locks[].state'    # free, held, stale, unknown or error";
 
+pub const DOCTOR_HELP: &str = "\
+Examples:
+  serializer doctor
+  serializer doctor load.lck --store postgres://etl@db/meltano
+  meltano invoke dbtmutex:doctor    # as Meltano sets it up
+  serializer doctor --json | jq -r '.checks[] | select(.state != \"ok\") | .what, .hint'
+
+It locks nothing, and shows no passwords. The exit code is 1 if a check is an error. `initialize` \
+tries out what locks need.";
+
 pub const ONCE_USAGE: &str = "serializer once [OPTIONS] KEY [--] CMD [ARG]...
        serializer once [OPTIONS] KEY -c SCRIPT";
 

@@ -121,6 +121,15 @@ pub struct StatusArgs {
 }
 
 #[derive(Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub lock: NamedLockArgs,
+    /// Print JSON: docs/troubleshooting.md
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
 pub struct InitializeArgs {
     #[command(flatten)]
     pub file: LockFileArgs,

@@ -21,7 +21,7 @@ use crate::store::seam::Kind;
 use crate::store::{self, Location};
 use crate::sys::text;
 pub use locks::is_lock;
-pub use table::table;
+pub use table::{table, wrapped};
 pub use watch::watch;
 
 /// The version of `--json`. A new field leaves it as it is.

@@ -121,9 +121,8 @@ impl Environment {
             return state_directory();
         }
         // Meltano runs plugins in the user's working directory, where two runs would use two files.
-        let root =
-            var_os("MELTANO_PROJECT_ROOT").map(PathBuf::from).filter(|root| root.is_absolute());
-        let directory = root.unwrap_or_default().join(directory.unwrap_or_else(|| "/tmp".into()));
+        let root = named("MELTANO_PROJECT_ROOT").unwrap_or_default();
+        let directory = root.join(directory.unwrap_or_else(|| "/tmp".into()));
         // Fails only in a working directory that was removed.
         Ok(std::path::absolute(&directory).unwrap_or(directory))
     }
@@ -135,18 +134,23 @@ pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     Ok(Location::file(&lock_path(absolute, path)?))
 }
 
+/// The variable, if it is an absolute path.
+fn named(name: &str) -> Option<PathBuf> {
+    var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// The Meltano project of the run, or around the working directory.
+pub fn project() -> Option<PathBuf> {
+    let around = || {
+        let here = std::env::current_dir().ok()?;
+        here.ancestors().find(|it| it.join("meltano.yml").is_file()).map(PathBuf::from)
+    };
+    named("MELTANO_PROJECT_ROOT").or_else(around)
+}
+
 /// The directory of files that outlive a reboot: in the Meltano project, or in the home.
 pub fn state_directory() -> Result<PathBuf, Error> {
-    let named = |name: &str| var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let around = || {
-        std::env::current_dir()
-            .ok()?
-            .ancestors()
-            .find(|it| it.join("meltano.yml").is_file())
-            .map(PathBuf::from)
-    };
-    let project =
-        named("MELTANO_PROJECT_ROOT").or_else(around).map(|root| root.join(".meltano/serializer"));
+    let project = project().map(|root| root.join(".meltano/serializer"));
     let home = || Some(named("HOME")?.join(".local/state"));
     let state = || Some(named("XDG_STATE_HOME").or_else(home)?.join("serializer"));
     let none = || {

@@ -163,6 +163,11 @@ impl Register {
         last.map(|last| last.next)
     }
 
+    /// The name and the version of the store's server, as far as it tells.
+    pub fn server(&self) -> Option<String> {
+        self.store().server()
+    }
+
     /// Whether its states have numbers.
     pub fn is_numbered(&self) -> bool {
         self.store().counts()

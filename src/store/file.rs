@@ -103,6 +103,22 @@ pub fn forgets(path: &Path) -> Option<String> {
         .then(|| "its file system is in memory, and empty after a reboot".to_owned())
 }
 
+/// The file system of a directory, and what locks cannot rely on there.
+pub fn file_system(directory: &Path) -> Option<(String, Option<&'static str>)> {
+    let opened = File::open(directory).ok()?;
+    let (name, options) = filesystem::mount(&opened)?;
+    let why = if filesystem::without_exchange(&opened).is_some() {
+        Some("hosts share it: the lock of a dead holder is not taken over")
+    } else if filesystem::is_local(&opened) {
+        None
+    } else {
+        Some("not known to lock out other hosts, nor other mounts")
+    };
+    let how = if why.is_none() { ", flock works on this machine" } else { "" };
+    let is_read_only = options.split(',').any(|option| option == "ro");
+    Some((name + how + if is_read_only { ", read-only" } else { "" }, why))
+}
+
 impl Store for Files {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
         self.file(key).load()

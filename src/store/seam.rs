@@ -171,6 +171,11 @@ pub trait Store: Send {
         None
     }
 
+    /// The server's name and version, where it is asked for them.
+    fn server(&mut self) -> Option<String> {
+        None
+    }
+
     /// The shortest and the longest interval between two polls, in a store without a queue.
     fn poll_interval(&self) -> (Duration, Duration) {
         (Duration::from_millis(100), Duration::from_secs(10))

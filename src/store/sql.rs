@@ -16,6 +16,7 @@ use super::network::variable;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use crate::store::address::StoreSettings;
+use crate::sys::text;
 
 /// How many rows a page of `list` has.
 const PAGE: usize = 500;
@@ -208,6 +209,12 @@ impl<E: Line> Store for Sql<E> {
 
     fn schema(&self) -> Option<&'static str> {
         Some(E::SCHEMA)
+    }
+
+    fn server(&mut self) -> Option<String> {
+        let answer = self.ask("SELECT version()", Phase::Read).ok()?;
+        // PostgreSQL says on which platform, and by which compiler.
+        answer.text(0, 0)?.split(" on ").next().map(text::field)
     }
 
     fn repair(&self) -> &'static str {

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use crate::support::{self, Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, ended, until};
 use serde_json::Value;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "run",
     "lock",
     "unlock",
@@ -23,6 +23,7 @@ const COMMANDS: [&str; 14] = [
     "flock",
     "status",
     "initialize",
+    "doctor",
     "describe",
     "completions",
     "man",

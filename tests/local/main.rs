@@ -10,6 +10,7 @@ mod containers;
 mod crash_points;
 mod crash_points_in_line;
 mod definitions;
+mod doctor;
 mod documents;
 mod flock;
 mod hammer;

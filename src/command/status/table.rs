@@ -12,8 +12,8 @@ const CUT: [&str; 8] = ["LOCK", "KEY", "COMMAND", "WHY", "LAST END", "TASK", "SC
 /// The colour of a state (ECMA-48).
 fn colour(state: &str) -> Option<&'static str> {
     Some(match state {
-        "free" | "done" => "32",
-        "held" | "running" => "33",
+        "free" | "done" | "ok" => "32",
+        "held" | "running" | "warning" => "33",
         "waits" | "waiting" => "36",
         "stale" | "expired" | "paused" => "35",
         "unknown" | "interrupted" | "failed" | "overdue" => "31",
@@ -51,6 +51,23 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<Option<String>>>) -
             column.set_constraint(ColumnConstraint::ContentWidth);
         }
     }
+    finished(&table)
+}
+
+/// The same with texts that are wrapped, also where there is no terminal.
+pub fn wrapped(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    let columns = terminal().map_or(80, |(columns, _)| columns.min(80));
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(columns)
+        .set_header(header)
+        .add_rows(rows);
+    finished(&table)
+}
+
+fn finished(table: &Table) -> String {
     // The style puts a space before the first column, too.
     let lines: Vec<_> = table
         .lines()

@@ -1,0 +1,188 @@
+"""Locks, and keys that run once, by the program `serializer`: docs/python.md."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, TypeVar, cast
+
+_R = TypeVar("_R")
+_B = TypeVar("_B", bound="_Block")
+_NULL = subprocess.DEVNULL
+# The process owns its locks; these keep its threads apart. A forked child has no other threads.
+_guards: dict[str, Any] = {}
+os.register_at_fork(after_in_child=_guards.clear)
+
+
+class SerializerError(Exception):
+    """The program has failed with the exit code `code`. `holder` is what `serializer status --json`
+    tells of the lock's holder, or of the key; None if there is nothing to tell any more."""
+
+    def __init__(self, message: str, code: int = 1, holder: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code, self.holder = code, holder
+
+
+class Held(SerializerError):
+    """The lock was still held, or the key was still running, when the timeout ended."""
+
+
+class Lost(SerializerError):
+    """The lock was lost while it was held: the block may have overlapped with another process."""
+
+
+class AlreadyDone(SerializerError):
+    """The key is done, so the block did not run."""
+
+
+class GivenUp(SerializerError):
+    """The key has failed or was interrupted as often as it may, so the block did not run."""
+
+
+_ERRORS = {75: Held, 76: Lost, 77: Lost, 79: AlreadyDone, 80: GivenUp}
+
+
+class _Block:
+    def __init__(self, key: list[str], store: str | None, timeout: float | None, *options: Any):
+        # Not on the command line, where other users could read the password.
+        self._store = {} if store is None else {"SERIALIZER_STORE": store}
+        self._key, self._timeout = key, timeout
+        self._place, self._how = ([
+            f"--{name}" if value is True else f"--{name}={value}" for name, value in group.items()
+            if value is not None and value is not False] for group in options)
+
+    def _start(self, verb: str, *more: str, **files: Any) -> subprocess.Popen[str]:
+        # The program of this Python's environment, of `pip install --target`, or of the PATH.
+        beside = [Path(sys.executable or "/").parent, Path(__file__).parent.parent / "bin"]
+        path = os.pathsep.join([*map(str, beside), os.environ.get("PATH", os.defpath)])
+        if (program := shutil.which("serializer", path=path)) is None:
+            raise SerializerError("cannot find the program `serializer`, here or on the PATH", 127)
+        # In a session of its own: Ctrl-C is for this process.
+        return subprocess.Popen(
+            [program, verb, *self._place, *more], env={**os.environ, **self._store}, **files,
+            stdin=_NULL, encoding="utf-8", errors="replace", start_new_session=True)
+
+    def _run(self, verb: str, *more: str) -> str:
+        """Runs the program. Its messages go to `sys.stderr`, an error into the exception."""
+        said = {"level": "error", "event": f"`serializer {verb}` failed without a message"}
+        key = [f"--once={key}" for key in self._key]
+        # Warnings have to be seen here.
+        is_silent = os.environ.get("LOG_LEVEL", "").lower() in ("error", "critical", "fatal")
+        level = ["--log-level=warning"] if is_silent else []
+        with self._start(verb, *key, *more, *level, f"--owner-pid={os.getpid()}",
+                         "--meltano-log-json", stdout=_NULL, stderr=subprocess.PIPE) as child:
+            try:
+                for line in child.stderr or ():
+                    said = {"level": "error", "event": line.strip()}
+                    with contextlib.suppress(ValueError):
+                        said = json.loads(line)
+                    if said["level"] != "error":
+                        print("serializer:", said["event"], file=sys.stderr, flush=True)
+            except BaseException:
+                # A release that is interrupted goes on; it ends within seconds.
+                if verb == "lock":
+                    child.kill()
+                child.wait()
+                raise
+        if child.returncode == 0:
+            return said["event"]
+        names = ["--once", "--", *self._key] if key else []
+        status = self._start("status", "--json", *names, stdout=subprocess.PIPE, stderr=_NULL)
+        holder = None
+        with contextlib.suppress(ValueError, LookupError):
+            report = json.loads(status.communicate()[0])
+            holder = report["keys"][0] if key else report["locks"][0]["holder"]
+        error = _ERRORS.get(child.returncode, SerializerError)
+        raise error(said["event"], child.returncode, holder)
+
+    def __enter__(self: _B) -> _B:
+        what, begun = repr((self._key, self._place, self._store)), time.monotonic()
+        guard = self._guard = _guards.setdefault(what, threading.RLock())
+        if not guard.acquire(timeout=-1 if self._timeout is None else self._timeout):
+            raise Held("another thread holds the lock", 75, {"pid": os.getpid()})
+        try:
+            rest = (self._timeout or 0) - (time.monotonic() - begun)
+            wait = ["--no-wait"] if rest <= 0 else [f"--timeout={rest:.3f}"]
+            message = self._run("lock", *self._how, *(wait if self._timeout is not None else []))
+            # By this thread, or by one that has spelled the directory or the store otherwise.
+            if "is already locked by this process" in message:
+                raise SerializerError(message)
+        except BaseException as error:
+            # Interrupted, it may have got the lock.
+            if not isinstance(error, SerializerError):
+                self._fail(error)
+            guard.release()
+            raise
+        self._pid = os.getpid()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        # A forked child leaves the lock to its parent.
+        if self._pid == os.getpid():
+            try:
+                self._run("unlock") if error is None else self._fail(error)
+            finally:
+                self._guard.release()
+
+    def _fail(self, error: BaseException) -> None:
+        """Unlocks after an exception, which tells more than what may fail here."""
+        failed = ["--failed", f"--note={type(error).__name__}"] if self._key else []
+        try:
+            self._run("unlock", *failed)
+        except SerializerError as why:
+            print("serializer:", why, file=sys.stderr, flush=True)
+
+    def _wrap(self, function: Callable[..., _R], *skip: type[BaseException]) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError("write `with` in the body of a coroutine or of a generator")
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> _R | None:
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(copy.copy(self))
+                except skip:
+                    return None
+                return function(*args, **kwargs)
+        return wrapper
+
+
+class lock(_Block):
+    """`with lock("load"):`, or `@lock("load")`: runs while no other process holds the lock."""
+
+    def __init__(self, name: str | None = None, *, timeout: float | None = None,
+                 slots: int | None = None, shared: bool = False, reason: str | None = None,
+                 dir: str | None = None, store: str | None = None,
+                 lease_seconds: float | None = None) -> None:
+        super().__init__([], store, timeout,
+                         {"name": name, "dir": dir, "lease-seconds": lease_seconds},
+                         {"slots": slots, "shared": shared, "reason": reason})
+
+    def __call__(self, function: Callable[..., _R]) -> Callable[..., _R]:
+        return cast("Callable[..., _R]", self._wrap(function))
+
+
+class once(_Block):
+    """`with once("load"):` raises `AlreadyDone` if the key is done; a function with `@once("load")`
+    returns None then."""
+
+    def __init__(self, key: str, *, per: str | None = None, valid_for: str | None = None,
+                 tries: int | None = None, interrupted: str | None = None,
+                 timeout: float | None = None, reason: str | None = None, dir: str | None = None,
+                 store: str | None = None, lease_seconds: float | None = None) -> None:
+        super().__init__([key], store, timeout, {"dir": dir, "lease-seconds": lease_seconds},
+                         {"per": per, "valid-for": valid_for, "tries": tries,
+                          "interrupted": interrupted, "reason": reason})
+
+    def __call__(self, function: Callable[..., _R]) -> Callable[..., _R | None]:
+        return self._wrap(function, AlreadyDone)
