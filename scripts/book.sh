@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PATH=$PATH:$PWD/target/mdbook/bin
 command -v mdbook >/dev/null ||
-    cargo install --locked --root target/mdbook --target-dir target/mdbook/build mdbook --version '^0.5'
+    cargo install --locked --root target/mdbook --target-dir target/mdbook/build \
+        --version '^0.5' mdbook
 mdbook build
 echo "the book is target/book/index.html"

@@ -38,7 +38,13 @@ WORK = {"load.sh": "echo 'loading orders …'; sleep 5; echo loaded",
 SECONDS_A_KEY = 0.03
 
 LEFT, LINE, CHARACTER = 16, 19, 8.43
-COLOURS = {"back": "#0d1117", "frame": "#30363d", "text": "#e6edf3", "prompt": "#7ee787", "caption": "#d2a8ff"}
+COLOURS = {
+    "back": "#0d1117",
+    "frame": "#30363d",
+    "text": "#e6edf3",
+    "prompt": "#7ee787",
+    "caption": "#d2a8ff",
+}
 
 
 class Terminal:
@@ -48,7 +54,8 @@ class Terminal:
         self.lines, self.row, self.column, self.rest = [""] * ROWS, 0, 0, ""
         pid, self.fd = pty.fork()
         if pid == 0:
-            environment = {"PATH": f"/tmp/bin:{os.environ['PATH']}", "TERM": "xterm", "PS1": "$ ", "HOME": "/tmp"}
+            path = f"/tmp/bin:{os.environ['PATH']}"
+            environment = {"PATH": path, "TERM": "xterm", "PS1": "$ ", "HOME": "/tmp"}
             os.chdir("/tmp")
             os.execvpe("bash", ["bash", "--norc", "--noprofile", "--noediting"], environment)
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
@@ -96,12 +103,15 @@ def record():
     keys = []
     for event in (event for event in SCRIPT if event[1] == "type"):
         begin, _, terminal, text = event
-        keys += [(begin + place * SECONDS_A_KEY, "key", terminal, key) for place, key in enumerate(text + "\n")]
-    events = sorted([event for event in SCRIPT if event[1] != "type"] + keys, key=lambda event: event[0])
+        for place, key in enumerate(text + "\n"):
+            keys.append((begin + place * SECONDS_A_KEY, "key", terminal, key))
+    others = [event for event in SCRIPT if event[1] != "type"]
+    events = sorted(others + keys, key=lambda event: event[0])
     frames, start = [], time.monotonic()
     while events:
         now = time.monotonic() - start
-        ready, _, _ = select.select([it.fd for it in terminals], [], [], max(0, min(events[0][0] - now, 0.05)))
+        patience = max(0, min(events[0][0] - now, 0.05))
+        ready, _, _ = select.select([it.fd for it in terminals], [], [], patience)
         for terminal in terminals:
             if terminal.fd in ready:
                 terminal.feed(os.read(terminal.fd, 65536).decode("utf-8", "replace"))
@@ -145,7 +155,8 @@ def height_of(terminal):
 def draw(place, text, attributes):
     kind, row = place
     if kind == "caption":
-        return f'<text x="{LEFT}" y="24" fill="{COLOURS["caption"]}"{attributes}>{html.escape(text)}</text>'
+        colour = COLOURS["caption"]
+        return f'<text x="{LEFT}" y="24" fill="{colour}"{attributes}>{html.escape(text)}</text>'
     y = height_of(kind) + 22 + row * LINE
     shown = html.escape(text)
     if shown.startswith("$ "):
@@ -155,7 +166,8 @@ def draw(place, text, attributes):
 
 def svg(frames, end, moment):
     width, height = round(2 * LEFT + COLUMNS * CHARACTER), height_of(2)
-    style = ["text{font:14px ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace;white-space:pre}"]
+    font = "14px ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace"
+    style = [f"text{{font:{font};white-space:pre}}"]
     body, names = [], {}
     for place, text, since, until in spans(frames, end):
         if moment is not None:
@@ -165,18 +177,21 @@ def svg(frames, end, moment):
         if (since, until) not in names:
             name = names[since, until] = f"t{len(names)}"
             to = "" if until >= end else f"{100 * until / end:.2f}%{{opacity:0}}"
-            style.append(f"@keyframes {name}{{0%{{opacity:0}}{100 * since / end:.2f}%{{opacity:1}}{to}}}")
+            begin = f"0%{{opacity:0}}{100 * since / end:.2f}%{{opacity:1}}"
+            style.append(f"@keyframes {name}{{{begin}{to}}}")
             style.append(f".{name}{{animation:{name} {end:g}s step-end infinite}}")
         body.append(draw(place, text, f' class="{names[since, until]}"'))
     frame = "".join(
-        f'<rect x="6" y="{height_of(terminal)}" width="{width - 12}" height="{ROWS * LINE + 18}" rx="6"'
-        f' fill="{COLOURS["back"]}" stroke="{COLOURS["frame"]}"/>'
+        f'<rect x="6" y="{height_of(terminal)}" width="{width - 12}" height="{ROWS * LINE + 18}"'
+        f' rx="6" fill="{COLOURS["back"]}" stroke="{COLOURS["frame"]}"/>'
         for terminal in (0, 1)
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        f' fill="{COLOURS["text"]}" xml:space="preserve"><style>{"".join(style)}</style>'
-        f'<rect width="{width}" height="{height}" rx="8" fill="#161b22"/>{frame}\n' + "\n".join(body) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'
+        f' height="{height}" fill="{COLOURS["text"]}" xml:space="preserve">'
+        f'<style>{"".join(style)}</style>'
+        f'<rect width="{width}" height="{height}" rx="8" fill="#161b22"/>{frame}\n'
+        + "\n".join(body) + "\n</svg>\n"
     )
 
 
@@ -188,8 +203,9 @@ def main():
     program = os.path.abspath(arguments[0])
     if os.environ.get("RECORDING") != "1":
         alone = 'mount -t tmpfs none /tmp && hostname etl1 && exec "$@"'
-        command = ["unshare", "--map-root-user", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", alone, "sh", sys.executable, __file__]
-        sys.exit(subprocess.call(command + sys.argv[1:], env={**os.environ, "RECORDING": "1"}))
+        command = ["unshare", "--map-root-user", "--uts", "--pid", "--fork", "--mount-proc"]
+        command += ["sh", "-c", alone, "sh", sys.executable, __file__, *sys.argv[1:]]
+        sys.exit(subprocess.call(command, env={**os.environ, "RECORDING": "1"}))
     os.mkdir("/tmp/bin")
     os.symlink(program, "/tmp/bin/serializer")
     for name, work in WORK.items():

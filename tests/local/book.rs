@@ -1,7 +1,7 @@
 //! The README and the pages of `docs/`: links lead somewhere, the reference is that of the program,
 //! and each block of commands is run. Here, stand-ins replace what a block starts, and a shared
-//! directory replaces each store. [`recipes`](super::recipes) and the tests of stores run the blocks
-//! that have a name (`<!-- recipe: NAME -->`).
+//! directory replaces each store. `recipes.rs` and the tests of stores run the blocks that have a
+//! name (`<!-- recipe: NAME -->`).
 
 use std::collections::BTreeSet;
 use std::fs;

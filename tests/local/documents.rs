@@ -92,8 +92,8 @@ const HEAD: &str = "# What serializer says
 
 This page is for readers of a message, and for reviewers of a change of words. After reading it you
 know which command causes a message: each stands below its command. The page is made from a test:
-`UPDATE_DOCUMENTS=1 cargo test --test local documents` writes it anew. Process ids, times, tokens and
-the host are replaced; `hold NAME` stands for another process that has locked NAME.
+`UPDATE_DOCUMENTS=1 cargo test --test local documents` writes it anew. Process ids, times, tokens
+and the host are replaced; `hold NAME` stands for another process that has locked NAME.
 ";
 
 /// Each with what has happened before, of which nothing is shown, and a script. `s` is the program,

@@ -1,4 +1,5 @@
-//! `docs/reference.md` is made from the help of the program.
+//! The tables of `docs/reference.md` are made from the help of the program: each stands between
+//! `<!-- made: NAME -->` and `<!-- end -->`.
 
 use std::fmt::Write;
 use std::{env, fs};
@@ -7,51 +8,6 @@ use crate::support::{Locks, ended};
 
 const COMMANDS: [&str; 9] =
     ["run", "lock", "unlock", "wait", "break", "once", "forget", "status", "initialize"];
-
-const HEAD: &str = "# Settings and exit codes
-
-This page is for users of any command. After reading it you know each option with its variable and its default, and each exit code.
-The page is made from the help of the program: `UPDATE_DOCUMENTS=1 cargo test --test local reference` writes it anew.
-
-## Commands
-
-";
-
-const SETTINGS: &str = "
-`serializer COMMAND --help` has examples. `serializer flock --help` lists the options of flock(1), and `serializer schedule --help`
-the commands of [schedule](schedule.md).
-
-## Settings
-
-A flag beats its variable. An empty variable counts as unset, except `SERIALIZER_STORE`, which is refused if it is empty: hosts
-would not exclude each other if `SERIALIZER_STORE=$MELTANO_DATABASE_URI` expanded to nothing. `--dir` beats `SERIALIZER_STORE`, which
-beats `SERIALIZER_DIR`. A relative directory starts at `MELTANO_PROJECT_ROOT` if that is set. `--lease-seconds` together with a
-directory means that hosts share that directory.
-
-* `SERIALIZER_PASSWORD_FILE` has no option. It names a file with the password of the store in its first line.
-* `--on-lost` is `terminate` for `run` and `once`, and `warn` for `lock`. `--log-level` is `info`.
-* `--slots` is 100 at most, `--lease-seconds` 1 to 86400, and `--reason` 80 characters at most.
-* A variable for a yes or no, such as `LOG_LEVELS`, is `1` or `0`.
-";
-
-const CODES: &str = "
-## Exit codes
-
-";
-
-const FILES: &str = "
-* 1: also `unlock` of a lock that is not held, and a `lock` after the end of its owner during the wait.
-* 2: nothing was tried. Also a parent that cannot own a lock.
-* 75: `-E` chooses another code.
-* 76: the command of `run` succeeded, but its lock was lost or broken meanwhile, or `run` stopped the command for that. Also
-  `unlock` of a lock that was lost or broken, or `lock` again, once.
-* 77: also `break`, if the holder is another one than the one that it names.
-
-After a failure, the last line on stderr names the reason.
-
-## Files
-
-";
 
 /// An option, and the commands that have it.
 struct Setting {
@@ -162,29 +118,39 @@ fn rows(help: &str, begin: &str) -> String {
 }
 
 #[test]
-fn the_reference_is_that_of_the_program() {
+fn the_tables_of_the_reference_are_made_from_the_help() {
     let locks = Locks::new();
     let help = ended(&mut locks.serializer(&["--help"])).stdout;
     let settings = settings(&locks);
-    let mut page = HEAD.to_owned() + &rows(&help, "Commands") + SETTINGS;
     let mut headings = Vec::new();
     for setting in &settings {
         if !headings.contains(&&setting.heading) {
             headings.push(&setting.heading);
         }
     }
-    for heading in &headings {
-        table(&mut page, &settings, heading);
+    let mut of_settings = String::new();
+    headings.iter().for_each(|heading| table(&mut of_settings, &settings, heading));
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md");
+    let known = fs::read_to_string(path).expect("the page");
+    let mut page = known.clone();
+    for (name, made) in [
+        ("commands", rows(&help, "Commands")),
+        ("settings", of_settings),
+        ("codes", rows(&help, "Exit codes")),
+        ("files", rows(&help, "Files")),
+    ] {
+        let begin = format!("<!-- made: {name} -->\n");
+        let (before, rest) = page.split_once(&begin).expect("the place for a table");
+        let (_, after) = rest.split_once("<!-- end -->").expect("its end");
+        page = format!("{before}{begin}\n{}\n<!-- end -->{after}", made.trim_start());
     }
-    page += &(CODES.to_owned() + &rows(&help, "Exit codes") + FILES + &rows(&help, "Files"));
     for word in help.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
         let is_variable = word.starts_with("SERIALIZER_") || word.starts_with("LOG_");
         assert!(!is_variable || page.contains(&format!("`{word}`")), "{word} is missing");
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md");
     if env::var_os("UPDATE_DOCUMENTS").is_some() {
         fs::write(path, &page).expect("it can be written");
+    } else {
+        assert_eq!(known, page, "`UPDATE_DOCUMENTS=1` writes it anew");
     }
-    let known = fs::read_to_string(path).unwrap_or_default();
-    assert_eq!(known, page, "docs/reference.md: `UPDATE_DOCUMENTS=1` writes it anew");
 }
