@@ -1,5 +1,5 @@
-//! Exit codes, documented in the README. A command's own code is passed on; 128 + n says that
-//! signal n ended it.
+//! Exit codes, documented by the program's help. A command's own code is passed on; 128 + n says
+//! that signal n ended it.
 
 /// It was done.
 pub const DONE: u8 = 0;

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Two pipelines at once that end in one DuckDB file. Without the mutex, one of them fails at
 # DuckDB's lock. With it, one waits for the other and both succeed. Exits with 0 only if both
-# happened.
+# happened. DEMO_PROJECT names a project that is set up already.
 set -euo pipefail
 
 example=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 state=$(cd "$example/../.." && pwd)/target/meltano
-logs=$state/demo
+project=${DEMO_PROJECT-$state/project}
+logs=$project/demo
 
 # How often to start both pipelines until they meet. The machine decides when each of them comes to
 # dbt. Mostly the two come within half a second of each other, and each keeps the database open for
@@ -29,42 +30,76 @@ become_pipeline() {
     local region=$1
     shift
     export TAP_SHOP_REGION=$region
-    exec "$state/venv/bin/meltano" run "--state-id-suffix=$region" tap-shop target-jsonl "$@" >"$logs/$region.log" 2>&1
+    exec "$state/venv/bin/meltano" run "--state-id-suffix=$region" tap-shop target-jsonl "$@" \
+        >"$logs/$region.log" 2>&1
+}
+
+# Shows what matters in a log, as it is written, with the clock time of each line (UTC), until the
+# process that writes it has ended.
+follow() {
+    local region=$1 pid=$2
+    tail -n +1 -f -s 0.1 --pid="$pid" "$logs/$region.log" | sed -unE "
+        s/^[^ ]*T([0-9:]{8})[^ ]* \[[a-z]+ *\] /  \1  $region | /
+        s/ \| dbt +[0-9:]{8} +/ | dbt          /
+        s/ \.{3,} / /
+        s/^(.{140}).+/\1…/
+        /dbtmutex |START |OK created|dbt +IO Error|PASS=/p"
 }
 
 # Runs both pipelines at once; their exit codes are in $north and $south then.
 both() {
+    local first second followers
     say "" "  $ meltano run --state-id-suffix=north tap-shop target-jsonl $* &"
-    say "  $ meltano run --state-id-suffix=south tap-shop target-jsonl $* &"
-    rm -rf output warehouse.duckdb*
+    say "  $ meltano run --state-id-suffix=south tap-shop target-jsonl $* &" ""
+    rm -rf output warehouse.duckdb* "$logs"
+    mkdir "$logs"
+    touch "$logs"/{north,south}.log
     become_pipeline north "$@" &
-    local first=$!
+    first=$!
     become_pipeline south "$@" &
-    local second=$!
+    second=$!
+    follow north $first &
+    followers=$!
+    follow south $second &
+    followers="$followers $!"
     north=0 south=0
     wait "$first" || north=$?
     wait "$second" || south=$?
+    # shellcheck disable=SC2086 # two of them
+    wait $followers
     say "" "  north: exit code $north, south: exit code $south"
 }
 
-# Shows the lines of both logs that match, without Meltano's timestamps.
-show() {
-    local region
-    for region in north south; do
-        sed -nE "s/^[^ ]+ \[[a-z]+ *\] /  $region | /; /$1/p" "$logs/$region.log"
-    done
+# What the pipelines have left.
+show_warehouse() {
+    say "" "  output/ has $(cat output/orders_*.jsonl | wc -l) orders; warehouse.duckdb has:"
+    .meltano/utilities/dbt/venv/bin/python - <<'PYTHON'
+import duckdb
+
+warehouse = duckdb.connect("warehouse.duckdb", read_only=True)
+for (table,) in warehouse.execute("SELECT table_name FROM information_schema.tables").fetchall():
+    (rows,) = warehouse.execute(f"SELECT count(*) FROM {table}").fetchone()
+    print(f"  {table}: {rows} rows, such as")
+    first = f"SELECT * FROM {table} ORDER BY distance, customer LIMIT 3"
+    for row in warehouse.execute(first).fetchall():
+        print("   ", *row, sep="  ")
+PYTHON
 }
 
 fail() {
+    tail -n 5 "$logs/north.log" "$logs/south.log" >&2
     say "" "FAILED: $1; the whole logs are $logs/{north,south}.log" >&2
     exit 1
 }
 
-"$example/setup.sh"
-mkdir -p "$logs"
-cd "$state/project"
+[ -n "${DEMO_PROJECT-}" ] || "$example/setup.sh"
+cd "$project"
 
-say "" "== Without the mutex: two dbt runs, one DuckDB file =="
+say "" "A shop sells in two regions, north and south. Its orders are made up (tap-shop)." \
+    "For each region, a pipeline loads the orders into a file. Then dbt compares all customers" \
+    "in one DuckDB file."
+
+say "" "== Without the mutex: two dbt runs, one DuckDB file (times are UTC) =="
 for ((round = 1; ; round++)); do
     both dbt:run
     if ((north + south)) && grep -q "Could not set lock on file" "$logs"/{north,south}.log; then
@@ -74,7 +109,6 @@ for ((round = 1; ; round++)); do
     ((round < rounds)) || fail "the pipelines have not met in $rounds rounds"
     say "  They have not met; once more."
 done
-show "Could not set lock on file" | head -n 1
 
 say "" "== With the mutex: the second waits until the first has unlocked =="
 for ((round = 1; ; round++)); do
@@ -86,6 +120,6 @@ for ((round = 1; ; round++)); do
     ((round < rounds)) || fail "the pipelines have not met in $rounds rounds"
     say "  They have not met; once more."
 done
-show "dbtmutex |PASS="
+show_warehouse
 
 say "" "Without the mutex one pipeline failed; with it one waited for the other, and both succeeded."

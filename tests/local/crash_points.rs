@@ -168,7 +168,7 @@ impl Scene {
     fn check_names(&self, what: &str) {
         let names = self.locks.names();
         let left: Vec<_> = names.iter().filter(|name| *name != "trace").collect();
-        // A temporary file may stay when it cannot be removed any more; the README says so.
+        // A temporary file may stay when it cannot be removed any more; docs/failures.md says so.
         let are_temporary =
             left.iter().all(|name| name.starts_with(".serializer.") && name.ends_with(".tmp"));
         assert!(are_temporary, "{what}: {left:?} is left");

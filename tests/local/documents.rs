@@ -91,11 +91,10 @@ fn the_json_of_status_has_the_documented_fields() {
 /// The first lines of the page.
 const HEAD: &str = "# What serializer says
 
-For readers who meet a message, and for reviewers of a change of words. Each message stands below \
-the command that causes it.
-The page is made from a test: `UPDATE_DOCUMENTS=1 cargo test --all-features --test local \
-documents` writes it anew. Process ids, times, tokens and
-the host are replaced; `hold NAME` stands for another process that has locked NAME.
+This page is for readers of a message, and for reviewers of a change of words. After reading it you
+know which command causes a message: each stands below its command. The page is made from a test:
+`UPDATE_DOCUMENTS=1 cargo test --all-features --test local documents` writes it anew. Process ids, times, tokens
+and the host are replaced; `hold NAME` stands for another process that has locked NAME.
 ";
 
 /// Each with what has happened before, of which nothing is shown, and a script. `s` is the program,

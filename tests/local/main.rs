@@ -5,6 +5,7 @@ mod support;
 
 mod bad_filesystems;
 mod bad_input;
+mod book;
 mod command_line;
 mod containers;
 mod crash_points;
@@ -31,6 +32,7 @@ mod policy;
 mod queue_file;
 mod recipes;
 mod records;
+mod reference;
 mod run;
 mod run_terminal;
 mod schedule;

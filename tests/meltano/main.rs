@@ -419,6 +419,38 @@ fn the_job_of_the_example_runs_dbt() {
 }
 
 #[test]
+fn the_demonstration_shows_a_failure_and_then_turns() {
+    let project = Project::new();
+    // Makes Meltano's database, which two at once may fail to do.
+    assert_eq!(project.run(&["run", "stage:works"]).code, 0);
+    let mut command = project.command(Path::new(CHECKOUT).join("examples/meltano/demo.sh"));
+    command.env_remove("DBTMUTEX_DIR").env_remove("DBTMUTEX_FILE_NAME");
+    command.env("DEMO_PROJECT", &project.root);
+    let mut run = Run::start(command);
+    // It tells what happens while that happens.
+    run.line_with(&[" | dbt ", "START sql table model"]);
+    assert!(run.child.try_wait().expect("it can be asked").is_none());
+    let ended = run.end();
+    assert_eq!(ended.code, 0, "{ended:#?}");
+    assert!(ended.said(&["orders are made up"]), "{ended:#?}");
+    let begin = ended.lines.iter().position(|line| line.contains("== With the mutex"));
+    let (without, with) = ended.lines.split_at(begin.expect("the second part"));
+    assert!(without.iter().any(|line| line.contains("IO Error: Could not set lock on file")));
+    let shown: Vec<_> = with.iter().filter(|line| line.contains(" | ")).collect();
+    let place = |text: &str| {
+        let found = shown.iter().position(|line| line.contains(text));
+        found.unwrap_or_else(|| panic!("{text}: {with:#?}"))
+    };
+    // Both logs are one, in which each line has its time.
+    assert!(place("waiting for `dbt.lck`") < place("dbtmutex     unlocked"), "{with:#?}");
+    let is_time = |text: &str| text.len() == 8 && text.matches(':').count() == 2;
+    assert!(shown.iter().all(|line| line.split_whitespace().next().is_some_and(is_time)));
+    for text in ["600 orders; warehouse.duckdb has:", "similar_customers: "] {
+        assert!(with.iter().any(|line| line.contains(text)), "{text}: {with:#?}");
+    }
+}
+
+#[test]
 fn the_example_configuration_runs() {
     let project = Project::with_config(&Path::new(CHECKOUT).join("meltano.yml.example"));
     let mut command = project.meltano(&["run", "north"]);
@@ -621,18 +653,12 @@ fn a_run_by_meltanos_own_link_is_shown_as_one_of_meltano() {
 #[test]
 fn meltano_invoke_locks_for_a_script() {
     let project = Project::new();
+    let page = read(&Path::new(CHECKOUT).join("docs/meltano.md"));
+    let begin = page.find("export SERIALIZER_OWNER_PID").expect("the script of the page");
+    let text = page[begin..].split("```").next().expect("its end");
+    let text = text.replace("meltano invoke", "\"$MELTANO\" invoke");
     let mut script = project.command("bash");
-    script.args([
-        "-ec",
-        r#"
-        export SERIALIZER_OWNER_PID=$$
-        "$MELTANO" invoke dbtmutex:lock
-        echo "pid $$"
-        "$MELTANO" invoke dbtmutex:status
-        "$MELTANO" invoke dbtmutex:unlock
-        echo "done"
-    "#,
-    ]);
+    script.args(["-ec", &text.replace("dbt:run", "dbtmutex:status")]);
     let run = Run::start(script);
     let pid = run.pid();
     let ended = run.end();

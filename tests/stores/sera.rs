@@ -1,4 +1,4 @@
-//! The README's statements for users of sera, line by line, each on one machine and on two hosts
+//! The statements of docs/migrating.md for users of sera, line by line, each on one machine and on two hosts
 //! that share MariaDB.
 
 use std::fs;
@@ -10,7 +10,7 @@ use crate::support::cluster::{Cluster, Kind, end};
 use crate::support::servers::MariaDb;
 use crate::support::{Ended, Locks, PROGRAM, Waiter, ended, first_line};
 
-const README: &str = include_str!("../../README.md");
+const PAGE: &str = include_str!("../../docs/migrating.md");
 
 /// Does not end while a test runs.
 const LONG: Duration = Duration::from_secs(600);
@@ -18,7 +18,7 @@ const LONG: Duration = Duration::from_secs(600);
 /// The rows of the table behind `<!-- sera: NAME -->`.
 fn table(name: &str) -> impl Iterator<Item = Vec<&'static str>> {
     let (_, table) =
-        README.split_once(&format!("<!-- sera: {name} -->\n")).expect("there is a table");
+        PAGE.split_once(&format!("<!-- sera: {name} -->\n")).expect("there is a table");
     let rows = table.lines().take_while(|line| line.starts_with('|')).skip(2);
     rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect())
 }
@@ -82,7 +82,7 @@ impl HostIdentity {
         self.dir().join("job").display().to_string()
     }
 
-    /// A line of the README, for this command, run by a shell as one of two.
+    /// A line of the page, for this command, run by a shell as one of two.
     fn line(&self, host: usize, line: &str, command: &str) -> Command {
         let line = format!("exec {}", line.replace("COMMAND", command));
         let mut shell = match self {
