@@ -4,6 +4,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod package;
 mod schedules;
 mod small_build;
 #[path = "../support/mod.rs"]

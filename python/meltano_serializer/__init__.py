@@ -1,0 +1,1 @@
+"""A mutex for data pipelines: the program `serializer`, from Python."""
