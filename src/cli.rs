@@ -81,6 +81,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Make sure that locks can be kept in the directory, creating it if need be
     Initialize(InitializeArgs),
+    /// Print the definition of the Meltano plugin, for `meltano add --from-ref`
+    Plugin,
     /// List the commands (for Meltano)
     Describe {
         /// How to write it

@@ -40,6 +40,7 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Wait(args) => wait::run(args, &environment?),
         Command::Break(args) => unlock::run_break(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
+        Command::Plugin => print(include_bytes!("../dbtmutex.yml")),
         Command::Describe { format } => describe::run(format),
         Command::Completions { shell: Some(shell), .. } => completions::print(*shell),
         Command::Completions { .. } => completions::names(&environment?),
