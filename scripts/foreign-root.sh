@@ -2,7 +2,8 @@
 # Puts the C library of Debian sid into `target/foreign-root`, with a module for names
 # (`myhostname`) that other distributions have by default. tests/stores/foreign_root.rs runs the
 # program there: a program linked statically against another glibc dies of signal 11 in a name
-# lookup. Quick when repeated. Installs nothing; requires apt-get, as on Debian.
+# lookup. `target/busybox-root` gets a shell and nothing else, for scripts/try-wheel.sh. Quick when
+# repeated. Installs nothing; requires apt-get, as on Debian.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +12,7 @@ mkdir -p "$root.state"
 # Of two that run at the same time, the second finds all done.
 exec 9>"$root.state/lock"
 flock 9
-[ -e "$root.state/done" ] && exit
+[ -e "$root.state/done" ] && [ -e "$PWD/target/busybox-root/serializer" ] && exit
 if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
     echo "scripts/foreign-root.sh: without apt-get and dpkg-deb, the program is not tried with another C library" >&2
     exit
@@ -38,7 +39,7 @@ Acquire::Languages "none";
 APT::Sandbox::User "";
 END
 export APT_CONFIG=$apt/apt.conf
-if ! (cd "$apt" && apt-get update && apt-get download libc6 libnss-myhostname libgcc-s1 libcap2) >"$root.state/setup.log" 2>&1; then
+if ! (cd "$apt" && apt-get update && apt-get download libc6 libnss-myhostname libgcc-s1 libcap2 busybox-static) >"$root.state/setup.log" 2>&1; then
     cat "$root.state/setup.log" >&2
     echo "scripts/foreign-root.sh: cannot download the C library of Debian sid" >&2
     exit 1
@@ -46,7 +47,7 @@ fi
 
 rm -rf "$root"
 mkdir -p "$root"/{etc/ssl,proc}
-for package in "$apt"/*.deb; do
+for package in "$apt"/lib*.deb; do
     dpkg-deb --fsys-tarfile "$package" | tar -x -C "$root" --wildcards './usr/lib*'
 done
 for directory in lib lib64; do
@@ -54,6 +55,11 @@ for directory in lib lib64; do
 done
 echo 'hosts: files myhostname dns' >"$root/etc/nsswitch.conf"
 echo 'nameserver 127.0.0.1' >"$root/etc/resolv.conf"
+busybox=$PWD/target/busybox-root
+mkdir -p "$busybox/proc" "$busybox/bin"
+dpkg-deb --fsys-tarfile "$apt"/busybox-static_*.deb | tar -xO --wildcards './*bin/busybox' >"$busybox/bin/sh"
+chmod +x "$busybox/bin/sh"
 # The program is mounted over it.
+: >"$busybox/serializer"
 : >"$root/serializer"
 : >"$root.state/done"

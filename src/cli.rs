@@ -97,6 +97,8 @@ pub enum Command {
     /// Explain which lock is used here and why, and what is in its way; changes nothing
     #[command(after_long_help = help::DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Print the definition of the Meltano plugin, for `meltano add --from-ref`
+    Plugin,
     /// List the commands (for Meltano)
     Describe {
         /// How to write it

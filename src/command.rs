@@ -45,6 +45,7 @@ pub fn run(command: &Command) -> Result<u8, Error> {
         Command::Wait(args) => wait::run(args, &environment?),
         Command::Break(args) => unlock::run_break(args, &environment?),
         Command::Initialize(args) => initialize::run(args, &environment?),
+        Command::Plugin => output::print(include_bytes!("../dbtmutex.yml")),
         Command::Describe { format } => completions::describe(format),
         Command::Completions { shell: Some(shell), .. } => completions::script_of(*shell),
         Command::Completions { .. } => completions::names(&environment?),

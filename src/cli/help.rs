@@ -7,6 +7,7 @@ Examples:
   In a shell script (the script owns the lock):
       serializer lock && dbt run; serializer unlock
   In a Meltano pipeline, as a utility plugin named `dbtmutex`:
+      serializer plugin > dbtmutex.yml && meltano add --from-ref dbtmutex.yml dbtmutex
       meltano run tap-x target-y dbt:deps dbtmutex:lock dbt:run dbtmutex:unlock
   Its holder:
       serializer status

@@ -811,7 +811,7 @@ fn a_flag_beats_a_variable_that_is_not_utf_8() {
 }
 
 /// Commands, and variables that are nothing to them.
-const NOT_USED: [(&str, &[&str]); 4] = [
+const NOT_USED: [(&str, &[&str]); 5] = [
     ("status", &["SERIALIZER_MAX_ATTEMPTS", "SERIALIZER_SLEEP_SECONDS", "SERIALIZER_OWNER_PID"]),
     (
         "initialize",
@@ -822,6 +822,7 @@ const NOT_USED: [(&str, &[&str]); 4] = [
             "SERIALIZER_ORPHANS",
         ],
     ),
+    ("plugin", &["SERIALIZER_MAX_ATTEMPTS", "SERIALIZER_DIR", "SERIALIZER_FILE_NAME"]),
     ("describe", &["SERIALIZER_MAX_ATTEMPTS", "SERIALIZER_DIR", "SERIALIZER_FILE_NAME"]),
     ("man", &["SERIALIZER_MAX_ATTEMPTS", "SERIALIZER_DIR", "SERIALIZER_FILE_NAME"]),
 ];

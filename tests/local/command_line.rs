@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use crate::support::{self, Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, ended, until};
 use serde_json::Value;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "run",
     "lock",
     "unlock",
@@ -24,6 +24,7 @@ const COMMANDS: [&str; 15] = [
     "status",
     "initialize",
     "doctor",
+    "plugin",
     "describe",
     "completions",
     "man",
@@ -428,6 +429,7 @@ fn each_commands_help_names_its_variables() {
         ("unlock", [&files[..], &owners, &logs].concat()),
         ("status", [&files[..], &logs].concat()),
         ("initialize", [&files[..], &logs].concat()),
+        ("plugin", logs.to_vec()),
         ("describe", logs.to_vec()),
         ("completions", logs.to_vec()),
         ("man", logs.to_vec()),
@@ -1068,6 +1070,7 @@ fn data_goes_to_stdout_and_messages_to_stderr() {
     for args in [
         &["status"][..],
         &["status", "--json"],
+        &["plugin"],
         &["describe"],
         &["man"],
         &["completions", "bash"],

@@ -4,6 +4,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod package;
 mod schedules;
 mod small_build;
 #[path = "../support/mod.rs"]
@@ -751,8 +752,14 @@ fn the_plugin_definition_can_be_added() {
         "meltano.yml",
         "default_environment: dev\nsend_anonymous_usage_stats: false\nenvironments:\n- name: dev\n",
     );
-    let definition = format!("{CHECKOUT}/dbtmutex.yml");
-    let ended = project.run(&["add", "--no-install", "--from-ref", &definition, "dbtmutex"]);
+    // As a project has it that has only the wheel.
+    let definition = project.locks.run(&["plugin"]).stdout;
+    assert!(
+        definition.contains(&format!("\npip_url: {}\n", env!("CARGO_PKG_NAME"))),
+        "{definition}"
+    );
+    project.write("dbtmutex.yml", &definition);
+    let ended = project.run(&["add", "--no-install", "--from-ref", "dbtmutex.yml", "dbtmutex"]);
     assert_eq!(ended.code, 0, "{ended:#?}");
     let ended = project.run(&["run", "dbtmutex:lock", "dbtmutex:status", "dbtmutex:unlock"]);
     assert_eq!(ended.code, 0, "{ended:#?}");

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Extracts a Rust that builds for musl into `target/musl-toolchain`, for where rustup cannot fetch
+# one: Debian's compiler (bin/rustc), the source of its standard library, and musl (bin/musl-gcc).
+# Quick when repeated. Installs nothing; requires apt-get and gcc, and 900 MB.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+toolchain=$PWD/target/musl-toolchain
+mkdir -p "$toolchain"
+# Of two that run at the same time, the second finds all done.
+exec 9>"$toolchain/lock"
+flock 9
+[ -e "$toolchain/done" ] && exit
+
+dependency() { apt-cache depends "$1" | sed -n "s/^ *Depends: \($2.*\)/\1/p" | head -n 1; }
+std=$(dependency libstd-rust-web-dev libstd-rust-web-)
+llvm=$(dependency "${std:?no package rustc-web: apt-get update}" libllvm)
+echo "Extracting ${std#lib} and musl into target/musl-toolchain …"
+rm -rf "${toolchain:?}"/{debs,root,bin,lib}
+mkdir -p "$toolchain"/{debs,root,bin,lib}
+(cd "$toolchain/debs" && apt-get -qq -o APT::Sandbox::User= download \
+    rustc-web libstd-rust-web-dev rust-web-src "$std" "$llvm" musl-dev musl-tools)
+for package in "$toolchain"/debs/*.deb; do dpkg-deb -x "$package" "$toolchain/root"; done
+rm -r "$toolchain/debs"
+
+libraries=$(dirname "$(echo "$toolchain"/root/usr/lib/*/librustc_driver-*.so)")
+cat >"$toolchain/bin/rustc" <<END
+#!/bin/sh
+LD_LIBRARY_PATH=$libraries exec $toolchain/root/usr/bin/rustc "\$@"
+END
+# Its paths are those of an installed package.
+sed -E "s#/usr/(lib|include)/[a-z0-9_]+-linux-musl#$toolchain/root&#g" \
+    "$toolchain"/root/usr/lib/*-linux-musl/musl-gcc.specs >"$toolchain/lib/musl-gcc.specs"
+cat >"$toolchain/bin/musl-gcc" <<END
+#!/bin/sh
+exec gcc "\$@" -specs $toolchain/lib/musl-gcc.specs
+END
+chmod +x "$toolchain"/bin/*
+# The standard library asks for it, while GCC's own library has what unwinds.
+ar rc "$toolchain/lib/libunwind.a"
+: >"$toolchain/done"

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Tries a wheel as its users have it: in a new venv; and its program, if that is static, in roots
+# that lack what it was built with. `scripts/try-wheel.sh WHEEL`
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() { echo "scripts/try-wheel.sh: $*" >&2 && exit 1; }
+tried=$(mktemp -d)
+trap 'rm -rf "$tried"' EXIT
+
+python3 -m venv "$tried/venv"
+"$tried/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index "$1"
+"$tried/venv/bin/python" -c 'import meltano_serializer'
+for file in man/man1/serializer-schedule-start.1 bash-completion/completions/serializer serializer/dbtmutex.yml; do
+    [ -s "$tried/venv/share/$file" ] || fail "the wheel lacks share/$file"
+done
+program=$tried/venv/bin/serializer
+
+# `try PROGRAM DIRECTORY COMMAND…`: by the command, the program runs itself under a lock, and asks each store
+# on a host that does not exist. That shows a missing store, and a crash while a name is looked up.
+try() {
+    local said store code program=$1 dir=$2
+    shift 2
+    said=$("$@" "$program" run --no-wait --dir "$dir" -- "$program" --version 2>&1) || fail "$*: $said"
+    [[ $said == *"serializer "* ]] || fail "$*: $said"
+    for store in postgres://u@H/d mysql://u@H/d 'dynamodb://k:s@t?region=r&endpoint=http://H' 's3://k:s@b/p?region=r&endpoint=http://H'; do
+        code=0
+        said=$("$@" "$program" status --store "${store/H/nowhere.invalid:1}" 2>&1) || code=$?
+        [[ $code == 1 && $said == *nowhere.invalid* ]] || fail "$*: $store: exit code $code: $said"
+    done
+}
+
+try "$program" "$tried" env
+[ "$(uname -s)" = Linux ] || exit 0
+readelf --file-header --program-headers "$program" |
+    awk '/Type: +EXEC/ { fixed = 1 } /INTERP/ { loaded = 1 } END { exit loaded || !fixed }' ||
+    fail "the program is not static, or not at fixed addresses"
+
+# Roots with nothing but the program; with a shell of Alpine's kind; with another C library.
+in_root() {
+    mkdir -p "$1/proc" && touch "$1/serializer"
+    # shellcheck disable=SC2016 # The inner shell expands it.
+    try /serializer / unshare -rmn sh -c 'mount --rbind /proc "$1/proc" && mount --bind "$2" "$1/serializer" &&
+        root=$1 && shift 2 && exec chroot "$root" "$@"' sh "$1" "$program"
+    echo "tried in ${1##*/}"
+}
+in_root "$tried/nothing"
+for root in target/busybox-root target/foreign-root; do
+    if [ -e "$root/serializer" ]; then in_root "$PWD/$root"; else echo "not tried in $root, which is not there"; fi
+done
