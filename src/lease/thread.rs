@@ -115,10 +115,10 @@ impl Renewing {
     }
 
     /// When to kill what runs under it and is told to end now, in milliseconds since boot: after
-    /// some time, but before others may have the lock.
+    /// some time, but a twelfth of the lease before others may have the lock, for a busy host.
     pub fn kill_at(&self) -> u64 {
         let charge = &self.renewal.status().charge;
-        (since_boot() + charge.grace()).min(charge.after(1, 1))
+        (since_boot() + charge.grace()).min(charge.after(11, 12))
     }
 
     /// Whether the store did not answer the last renewal.
@@ -247,20 +247,24 @@ mod tests {
     use crate::sys::clock::since_boot;
     use crate::sys::poll::is_readable;
 
+    /// So many seconds after the last renewal of a lease of so many.
+    fn renewing(age: u64, lease: u64, on_lost: OnLost) -> Renewing {
+        let (token, leased_at) = ("t".to_owned(), since_boot() - age * 1000);
+        let grant = Grant { token, fencing: None, leased_at, run: None, is_stopped: false };
+        let charge = LeaseGrant { grant, lease: Duration::from_secs(lease), is_unnamed: false };
+        let location = Location::file("/nonexistent".as_ref());
+        Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread")
+    }
+
+    #[test]
+    fn a_twelfth_of_the_lease_is_left_when_a_command_is_killed() {
+        assert!(renewing(11, 12, OnLost::Terminate).kill_at() <= since_boot());
+    }
+
     #[test]
     fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
         for on_lost in [OnLost::Terminate, OnLost::Warn] {
-            let grant = Grant {
-                token: "t".to_owned(),
-                fencing: None,
-                leased_at: since_boot(),
-                run: None,
-                is_stopped: false,
-            };
-            let charge = LeaseGrant { grant, lease: Duration::from_secs(3600), is_unnamed: false };
-            let location = Location::file("/nonexistent".as_ref());
-            let renewing = Renewing::start(&location, charge, None, on_lost, Box::new(|| {}))
-                .expect("a thread");
+            let renewing = renewing(0, 3600, on_lost);
             assert!(!renewing.is_given_up() && !renewing.is_unanswered());
             renewing.renewal.lose("internal error");
             assert!(renewing.is_given_up() && is_readable(&renewing.lost_fd()));

@@ -482,13 +482,15 @@ fn is_readable(fd: impl AsFd, limit: Duration) -> bool {
 /// Waits for what must come, with a limit for when it does not.
 pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
     let limit = Instant::now() + LIMIT;
-    // Most questions start a program: a loop without pauses would take the processor from what it
-    // waits for.
     let mut pause = Duration::from_millis(1);
+    let mut asked = Instant::now();
     while !has_come() {
         assert!(Instant::now() < limit, "{what}");
-        std::thread::sleep(pause);
+        // A question that starts a program must not take the processor from what it waits for.
+        let rest = (4 * asked.elapsed()).min(Duration::from_millis(500));
+        std::thread::sleep(pause.max(rest));
         pause = (2 * pause).min(Duration::from_millis(64));
+        asked = Instant::now();
     }
 }
 

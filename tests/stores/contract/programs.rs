@@ -31,12 +31,14 @@ pub fn of_sixteen_programs_one_gets_the_lock(subject: &Subject) {
     }
 }
 
-/// Read, sleep, write: a process that is not alone loses counts of other processes.
+/// Read, pause, write: a process that is not alone loses counts of other processes. Nothing but the
+/// program and bash is started, some thousand times.
 pub fn a_counter_is_counted_by_one_at_a_time(subject: &Subject) {
     let (workers, each) = (8, rounds(100));
     let counter = subject.locks.dir().join("counter");
     fs::write(&counter, "0").expect("it can be written");
-    let count = r#"read -r n < counter; sleep 0.001; echo $((n + 1)) > counter"#;
+    assert_eq!(ended(subject.locks.command("mkfifo").arg(counter.with_file_name("pause"))).code, 0);
+    let count = r#"read -r n < counter; read -rt 0.001 <> pause; echo $((n + 1)) > counter"#;
     let script = |worker: usize| match worker % 2 {
         0 => format!(
             r#"for i in $(seq {each}); do "$S" lock && {{ {count}; "$S" unlock; }} || exit 1; done"#
