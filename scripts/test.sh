@@ -191,26 +191,22 @@ announce "clippy without the stores, the documentation and all tests (ten minute
 # The tests mostly wait; this takes the time that they leave.
 { lint && document; } &
 running=("clippy or the documentation" $!)
-# Three lanes of about the same length, each of which goes on after a failure. The kernels of NFS's
-# hosts boot and wait: two at a time. The other tests of that program run alone.
+# Four lanes of about the same length. The kernels of NFS's hosts have a processor each: two at a
+# time. The other tests of that program run alone.
 of_one_host() {
     local code=0
-    tests alone-nfs 2 nfs:: || code=$?
     tests alone-others 1 --skip nfs:: || code=$?
     tests local 3 || code=$?
-    return "$code"
-}
-waiting() {
-    local code=0
-    tests stores-waiting 8 "${busy[@]/#/--skip=}" || code=$?
     tests meltano 2 || code=$?
     tests lib 2 || code=$?
     return "$code"
 }
+tests alone-nfs 2 nfs:: &
+running+=("locks over NFS" $!)
 of_one_host &
-running+=("the tests of one host, or that are alone" $!)
-waiting &
-running+=("the tests of stores that wait, of Meltano, or of the library" $!)
+running+=("the tests of one host, of Meltano, of the library, or that are alone" $!)
+tests stores-waiting 8 "${busy[@]/#/--skip=}" &
+running+=("the stores that wait" $!)
 tests stores-busy 4 "${busy[@]}" &
 running+=("the stores that compute" $!)
 await "${running[@]}"

@@ -6,11 +6,12 @@ mod lock;
 mod run;
 mod schedule;
 
+use std::mem::ManuallyDrop;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
 use rustix::process::Pid;
 
 use crate::lease::OnLost;
@@ -42,6 +43,18 @@ pub struct Cli {
     pub log: LogArgs,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Parses the command line. clap's tree of all commands stays until the process ends: to drop
+    /// it would take a tenth of a start.
+    pub fn parse_once() -> Result<Self, clap::Error> {
+        let mut program = ManuallyDrop::new(Self::command());
+        let matches = program.try_get_matches_from_mut(std::env::args_os());
+        matches
+            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches))
+            .map_err(|error| error.format(&mut program))
+    }
 }
 
 #[derive(Subcommand)]

@@ -34,7 +34,6 @@ mod values;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 pub use run::note_ignored_signals;
 
 /// The program: parses, runs, and returns how it ended.
@@ -45,7 +44,7 @@ pub fn main() -> ExitCode {
     {
         return code;
     }
-    let cli = match cli::Cli::try_parse() {
+    let cli = match cli::Cli::parse_once() {
         Ok(cli) => cli,
         Err(error) => return usage::answer(&error),
     };

@@ -55,7 +55,10 @@ impl Mutex<'_> {
             }
             Ok(attempt)
         });
-        (self.unconfirmed, self.was_lost) = (bid.unconfirmed, bid.was_lost);
+        // An acquisition is found once: the requester may hand it over.
+        let is_told = matches!(acquired, Ok(Acquired::Free(_) | Acquired::TakenOver(..)));
+        self.unconfirmed = if is_told { Vec::new() } else { bid.unconfirmed };
+        self.was_lost = bid.was_lost;
         self.register.leave_queue();
         if request.skip_if_done
             && matches!(acquired, Ok(Acquired::NotNeeded(_)))

@@ -1,7 +1,8 @@
 //! Tasks on a schedule, on one host: their state is in files.
 
 use std::fs;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
@@ -66,11 +67,21 @@ fn runner(scheduler: &Logged) -> Pid {
 fn each_slot_is_run_once_by_two_schedulers_and_a_crontab_of_ticks() {
     let tasks = tasks(&format!("{PLAIN}[tasks.a]\n{EACH}run = '. ./tell'\n"));
     let schedulers = [tasks.start(0, &[]), tasks.start(1, &[])];
-    // As if its host slept for some slots.
+    // As if its host slept for some slots. A scheduler that is stopped amid a change of a file
+    // keeps that file from the others on its host: then it is stopped another time.
     schedulers[0].until_said("tasks to schedule");
-    schedulers[0].signal(Signal::STOP);
-    ["a", "b"].iter().for_each(|task| tasks.until_lines(task, 0, 3));
-    schedulers[0].signal(Signal::CONT);
+    until("they do not run beside a scheduler that is stopped", || {
+        let counts = || ["a", "b"].map(|task| tasks.lines(task).len());
+        let before = counts();
+        let have_run = || (0..2).all(|task| counts()[task] >= before[task] + 3);
+        schedulers[0].signal(Signal::STOP);
+        let stopped = Instant::now();
+        while stopped.elapsed() < Duration::from_secs(20) && !have_run() {
+            sleep(Duration::from_millis(20));
+        }
+        schedulers[0].signal(Signal::CONT);
+        have_run()
+    });
     until("they do not run", || {
         assert_eq!(ended(&mut tasks.command(2, &["tick"])).code, 0);
         ["a", "b"].iter().all(|task| tasks.lines(task).len() >= 6)
@@ -93,6 +104,13 @@ fn a_tick_runs_what_is_due_and_ends_when_that_has_ended() {
     assert_eq!(tasks.state("a"), is("failed", "ended with 3"));
     assert_eq!([tasks.run(&["pause", "a"]).code, tasks.run(&["tick"]).code], [0, 0]);
     assert_eq!(tasks.lines("a").len(), count, "nothing is due");
+}
+
+#[test]
+fn a_scheduler_that_would_not_hear_of_ends_claims_nothing() {
+    let tasks = tasks(PLAIN);
+    let refused = ended(&mut tasks.within(&["env", "--ignore-signal=CHLD"], &["tick"]));
+    assert!(refused.code == 1 && refused.stderr.contains("SIGCHLD is ignored"), "{refused:?}");
 }
 
 #[test]

@@ -210,7 +210,7 @@ fn waiters_behind_a_pooler_ask_once_every_two_seconds_at_most() {
     let pool = PgBouncer::start(&server, 3);
     let begun = transactions(&server);
     // Each has looked often enough to know that it has no session of its own.
-    let are_waiting = || transactions(&server) > begun + 10 * WAITERS as u64;
+    let are_waiting = || transactions(&server) > begun + 15 * WAITERS as u64;
     let asked = asked(&pool.url(), are_waiting, || transactions(&server));
     #[allow(clippy::cast_precision_loss, reason = "there are not so many")]
     let most = WAITERS as f64 / 2.0;

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::cluster::{Cluster, KINDS, end};
+use crate::support::faults::{self, SUCCESSOR, WORK};
 use crate::support::hosts::Host;
 use crate::support::servers::{shared_mariadb, shared_postgres};
 use crate::support::stores::{Kind, of_each};
@@ -16,26 +17,9 @@ const LONG: Duration = Duration::from_secs(600);
 /// Short enough to be waited for, and long enough for a slow machine to renew it in time.
 const SHORT: Duration = Duration::from_secs(6);
 
-/// Says when it begins, and writes down again and again that it runs, in seconds since boot.
-const WORK: &str =
-    r#"echo begun; while read -r up _ < /proc/uptime; do echo "$up" >> first; sleep 0.01; done"#;
-
-/// The same, once.
-const SUCCESSOR: &str = "read -r up _ < /proc/uptime; echo $up > second";
-
-fn seconds(line: &str) -> f64 {
-    line.trim().parse().expect("seconds")
-}
-
 /// Checks that [`WORK`] had ended when [`SUCCESSOR`] began.
 fn assert_no_overlap(cluster: &Cluster) {
-    let (first, second) = (cluster.read("first"), cluster.read("second"));
-    let last = seconds(first.lines().last().expect("it has run"));
-    assert!(
-        last <= seconds(&second),
-        "{:?}: still at work at {last}, the next one at {second}",
-        cluster.kind
-    );
+    faults::assert_no_overlap(cluster.locks.dir(), &format!("{:?}", cluster.kind));
 }
 
 /// A shell that waits for the lock, and is known to do so; [`Shell::answer`] tells what came of it.

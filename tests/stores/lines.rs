@@ -19,6 +19,9 @@ use sha2::{Digest, Sha256};
 struct Lined {
     store: Store,
     count: Box<dyn Fn() -> usize>,
+    /// How many have also read the row since they came, and sleep. One that reads it while it is
+    /// free may overtake those before it, if they do not take the lock in time.
+    settled: Box<dyn Fn() -> usize>,
 }
 
 impl Lined {
@@ -26,14 +29,18 @@ impl Lined {
         let mut store = Store::at(&shared_postgres().url());
         // By this name the server knows the waiters of this lock.
         store.url = format!("{}?application_name={}", store.url, store.name);
-        let statement = format!(
+        let queued = format!(
             "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE \
              application_name = '{}' AND locktype = 'advisory' AND mode = 'ExclusiveLock' AND \
              granted",
             store.name
         );
-        let count = move || shared_postgres().psql(&statement).trim().parse().expect("a number");
-        Self { store, count: Box::new(count) }
+        let settled =
+            format!("{queued} AND state = 'idle' AND query LIKE '%JOIN serializer_locks%'");
+        let [count, settled] = [queued, settled].map(|statement| -> Box<dyn Fn() -> usize> {
+            Box::new(move || shared_postgres().psql(&statement).trim().parse().expect("a number"))
+        });
+        Self { store, count, settled }
     }
 
     fn mysql() -> Self {
@@ -46,7 +53,8 @@ impl Lined {
              GET_LOCK(''serializer:{hash}''%'"
         );
         let count = move || shared_mariadb().sql(&statement).trim().parse().expect("a number");
-        Self { store, count: Box::new(count) }
+        // They ask the server for their turn before they read.
+        Self { store, count: Box::new(count.clone()), settled: Box::new(count) }
     }
 
     /// A shell that has it.
@@ -69,7 +77,7 @@ impl Lined {
                     r#""$S" lock --sleep-seconds 3600 2> /dev/null & echo $! > pid.{number}; wait $! && {log} && "$S" unlock 2> /dev/null"#
                 ),
             });
-            until("it is in line", || (self.count)() == number + 1);
+            until("it is in line", || (self.settled)() == number + 1);
             shell
         });
         shells.collect()
@@ -322,7 +330,7 @@ fn a_hand_off_wakes_the_same_few_however_many_wait(lined: &Lined) {
         shell.send(&format!(
             r#""$S" lock --sleep-seconds 3600 2> /dev/null & echo $! > pid.{number}; wait $!; read -r < go; "$S" unlock 2> /dev/null"#
         ));
-        until("it is in line", || (lined.count)() == number + 1);
+        until("it is in line", || (lined.settled)() == number + 1);
         shell
     });
     let _shells: Vec<Shell> = shells.collect();

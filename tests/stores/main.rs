@@ -28,6 +28,7 @@ mod outages;
 mod refusals;
 mod schedule;
 mod schedule_clocks;
+mod schedule_hand_over;
 mod sera;
 mod servers;
 mod stopped;

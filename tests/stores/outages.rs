@@ -2,14 +2,16 @@
 //! keeps its lock as long as its lease allows, and no other process gets it before.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::faults::{Logged, Server, each, end, proxied, renewals, start, until_renewed};
+use crate::support::faults::{
+    Logged, SUCCESSOR, Server, WORK, assert_no_overlap, each, end, proxied, renewals, start,
+    until_renewed,
+};
 use crate::support::servers::Options;
 use crate::support::stores::Store;
-use crate::support::{Shell, Waiter, ended, first_line, proxy, until};
+use crate::support::{Shell, ended, first_line, proxy, until};
 
 /// Does not end while a test runs.
 const LONG: Duration = Duration::from_secs(600);
@@ -221,16 +223,6 @@ fn an_outage_that_is_shorter_than_the_lease_harms_no_process() {
     });
 }
 
-/// Notes when it holds the lock by a clock that all have: each writes a file of its own.
-const NOTING: &str = r#"
-now() { read -r up _ < /proc/uptime; echo "$up"; }
-now > "in.$1"; trap 'exit 0' TERM
-while :; do now > "new.$1" && mv "new.$1" "out.$1"; done"#;
-
-fn noted(dir: &Path, name: &str) -> f64 {
-    fs::read_to_string(dir.join(name)).expect("it was noted").trim().parse().expect("seconds")
-}
-
 #[test]
 fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
     let breaks: [fn(&proxy::Proxy); 2] = [proxy::Proxy::cut, proxy::Proxy::black_hole];
@@ -238,33 +230,12 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
         each(breaks, |cut_off| {
             let store = server.store(SHORT);
             let (proxy, through) = proxied(&store);
-            let dir = store.locks.dir();
-            let mut first = through.serializer(&[
-                "run",
-                "--log-level",
-                "debug",
-                "bash",
-                "-c",
-                NOTING,
-                "bash",
-                "one",
-            ]);
-            let first = first
-                .current_dir(dir)
-                .stderr(std::process::Stdio::piped())
-                .spawn()
-                .expect("it starts");
-            until("it does not run", || dir.join("out.one").exists());
-            let second = Waiter::start({
-                let mut second = store.serializer(&[
-                    "run",
-                    "bash",
-                    "-c",
-                    "read -r up _ < /proc/uptime; echo $up > in.two",
-                ]);
-                second.current_dir(dir);
-                second
-            });
+            let run = ["run", "--log-level", "debug", "bash", "-c", WORK];
+            let mut first = through.serializer(&run);
+            first.current_dir(store.locks.dir()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut first = first.spawn().expect("it starts");
+            assert_eq!(first_line(&mut first), "begun");
+            let second = store.waiter(&["run", "bash", "-c", SUCCESSOR]);
             cut_off(&proxy);
             let lost = end(first);
             assert!(
@@ -273,7 +244,7 @@ fn a_holder_that_is_cut_off_has_stopped_when_another_gets_the_lock() {
             );
             assert!(!lost.stderr.contains(RELEASING_AGAIN), "it ends with its command: {lost:?}");
             assert_eq!(second.end().code, 0);
-            assert!(noted(dir, "out.one") <= noted(dir, "in.two"), "{}", server.url());
+            assert_no_overlap(store.locks.dir(), &server.url());
         });
     });
 }

@@ -14,13 +14,13 @@ use crate::support::tasks::{Line, Tasks, assert_each_is_run_once};
 use crate::support::{ended, rounds, until};
 
 /// Does not end while a test runs.
-const LONG: Duration = Duration::from_secs(600);
+pub const LONG: Duration = Duration::from_secs(600);
 
 /// Is waited for, and long enough for a slow machine to renew it in time.
-const SHORT: Duration = Duration::from_secs(6);
+pub const SHORT: Duration = Duration::from_secs(6);
 
 /// Runs each second, and each slot.
-const EACH: &str = "every = '1s'\ncatch_up = 'all'\n";
+pub const EACH: &str = "every = '1s'\ncatch_up = 'all'\n";
 
 // The contract tests the stores; here, each store represents its kind: with and without a clock,
 // polled or not.
@@ -52,12 +52,6 @@ of_each! { runners:
 a_run_ends_with_its_killed_runner_and_is_repeated,
 => Postgres, Directory }
 
-// By system calls that no client of a network store makes.
-of_each! { hand_overs:
-a_slot_is_run_again_if_its_hand_over_is_cut_off,
-an_end_is_stored_by_its_runner_if_the_scheduler_does_not_confirm_it,
-=> Directory }
-
 of_each! { over_networks:
 slots_are_caught_up_after_an_outage_in_which_the_store_is_asked_now_and_then,
 a_scheduler_without_work_asks_the_store_for_nothing,
@@ -71,7 +65,7 @@ fn tasks<'a>(cluster: &'a Cluster, text: &str) -> Tasks<'a> {
 
 /// The only child of a process: of a scheduler its runner, and of one that has entered a host the
 /// scheduler.
-fn pid_of(scheduler: &Logged) -> Pid {
+pub fn pid_of(scheduler: &Logged) -> Pid {
     let pid = scheduler.pid();
     let mut children = String::new();
     until("it does not start", || {
@@ -237,7 +231,7 @@ fn two_versions_of_a_file_are_told_and_run_no_slot_twice() {
 }
 
 /// Tasks of a store without hosts.
-fn tasks_in<'a>(store: &'a Store, text: &str) -> Tasks<'a> {
+pub fn tasks_in<'a>(store: &'a Store, text: &str) -> Tasks<'a> {
     let make = |_: usize, args: &[&str]| store.serializer(args);
     Tasks::new(store.locks.dir().to_owned(), &text.replace("NAME", &store.name), Box::new(make))
 }
@@ -338,69 +332,4 @@ fn a_slot_is_run_to_its_end_wherever_its_statements_are_cut_off(kind: Kind) {
     // A run that was cut off before its command has written nothing.
     lines.dedup_by_key(|line| line.time());
     assert!(lines.windows(2).all(|pair| pair[1].time() - pair[0].time() == 1000), "{lines:?}");
-}
-
-/// A scheduler that ends when nothing is due, disturbed by strace, while the slot after `last` is
-/// due.
-fn disturbed(tasks: &Tasks<'_>, last: i64, options: &[&str]) -> String {
-    until("no slot comes due", || Timestamp::now().as_millisecond() >= last + 1000);
-    let strace = [&["strace", "-D", "-o", "/dev/null", "-qq", "-e"], options].concat();
-    let ended = ended(&mut tasks.within(&strace, &["tick"]));
-    ended.stdout + &ended.stderr
-}
-
-fn a_slot_is_run_again_if_its_hand_over_is_cut_off(kind: Kind) {
-    let store = Store::of(kind, SHORT);
-    let names = [0, 1].map(|number| format!("{}{number}", store.name));
-    let text = names.iter().map(|name| format!("[tasks.{name}]\n{EACH}run = '. ./tell'\n"));
-    let tasks = tasks_in(&store, &text.collect::<String>());
-    assert_eq!(tasks.run(&["tick"]).code, 0);
-    let slots = || names.each_ref().map(|name| tasks.status(name)["slot"].as_i64());
-    // The scheduler, before it has orders for the runner; then the other task's runner, before it
-    // has read them.
-    disturbed(
-        &tasks,
-        Timestamp::now().as_millisecond(),
-        &["inject=memfd_create:signal=KILL:when=1"],
-    );
-    assert_eq!(slots().iter().flatten().count(), 1, "{kind:?}");
-    disturbed(&tasks, 0, &["inject=recvmsg:signal=KILL:when=1", "-f"]);
-    let claimed = slots();
-    assert_eq!((claimed.iter().flatten().count(), &*tasks.read("log")), (2, ""), "{kind:?}");
-    let scheduler = tasks.start(0, &[]);
-    names.iter().for_each(|name| tasks.until_lines(name, 0, 2));
-    scheduler.signal(Signal::TERM);
-    assert_eq!(scheduler.end().0, 0);
-    for (name, slot) in names.iter().zip(claimed) {
-        let mut lines = tasks.lines(name);
-        assert_eq!((Some(lines[0].time()), lines[0].number), (slot, 2), "{kind:?}: {lines:?}");
-        lines[0].number = 1;
-        assert_each_is_run_once(&lines);
-    }
-}
-
-fn an_end_is_stored_by_its_runner_if_the_scheduler_does_not_confirm_it(kind: Kind) {
-    let store = Store::of(kind, LONG);
-    let tasks = tasks_in(
-        &store,
-        &format!("[tasks.NAME]\n{EACH}run = '. ./tell; read -r code < go; exit $code'\n"),
-    );
-    let scheduler = tasks.start(0, &[]);
-    tasks.until_lines(&store.name, 0, 1);
-    scheduler.signal(Signal::STOP);
-    tasks.go("0");
-    until("its end is not stored", || tasks.status(&store.name)["result"] == "ended with 0");
-    // It finds the report, which is old.
-    scheduler.signal(Signal::CONT);
-    tasks.until_lines(&store.name, 1, 1);
-    scheduler.signal(Signal::TERM);
-    tasks.go("0");
-    let (code, said) = scheduler.end();
-    assert_eq!((code, said.matches("is done after").count()), (0, 2), "{kind:?}: {said}");
-    // One that is killed after it has stored an end.
-    let last = tasks.status(&store.name)["slot"].as_i64().expect("a slot");
-    tasks.define(&format!("[tasks.{}]\n{EACH}run = '. ./tell'\n", store.name));
-    let said = disturbed(&tasks, last, &["inject=sendto:signal=KILL:when=1"]);
-    assert!(said.contains("is done after"), "{kind:?}: {said}");
-    assert_each_is_run_once(&tasks.lines(&store.name));
 }

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -176,6 +176,25 @@ pub fn start(store: &Store, args: &[&str]) -> Child {
 pub fn end(mut child: Child) -> Ended {
     until("it does not end", || child.try_wait().expect("it can be asked").is_some());
     child.wait_with_output().expect("it ends").into()
+}
+
+/// Says when it begins, and writes down again and again that it runs, in seconds since boot, which
+/// is a clock that all hosts have here. It takes little of the processor, and starts no processes:
+/// it must not be its own load that keeps it from ending in time.
+pub const WORK: &str = r#"trap 'exit 0' TERM; echo begun; exec {pause}<> <(:) >> first
+while read -r up _ < /proc/uptime; do echo "$up"; read -rt 0.01 -u "$pause"; done"#;
+
+/// The same, once.
+pub const SUCCESSOR: &str = "read -r up _ < /proc/uptime; echo $up > second";
+
+/// Checks that [`WORK`] had ended when [`SUCCESSOR`] began.
+pub fn assert_no_overlap(dir: &Path, what: &str) {
+    let seconds = |file: &str| -> f64 {
+        let noted = fs::read_to_string(dir.join(file)).expect("it was noted");
+        noted.lines().last().expect("it has run").parse().expect("seconds")
+    };
+    let (last, next) = (seconds("first"), seconds("second"));
+    assert!(last <= next, "{what}: still at work at {last}, the next one at {next}");
 }
 
 /// A waiter with its messages in a file.

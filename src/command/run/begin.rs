@@ -71,7 +71,10 @@ impl Run<'_> {
     pub(super) fn renew(&mut self, grant: &mut Grant) -> Result<Option<Renewing>, Error> {
         let Some(lease) = self.job.request.lease else { return Ok(None) };
         let refreshed = self.mutex.refresh(grant, lease);
-        refreshed.map_err(|error| Error::mutex("lock", &self.job.lock, error))?;
+        refreshed.map_err(|error| {
+            let lost = Error::mutex("keep", &self.job.lock, error);
+            lost.during(&format!("did not start `{}`", self.shown))
+        })?;
         let is_bound = self.job.descendants.end_with_the_lock;
         let at_worst = move || drop(is_bound.then(|| end_tree(getpid(), 0)));
         let charge =

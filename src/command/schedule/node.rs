@@ -7,6 +7,7 @@ mod steps;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use rustix::process::getpid;
 
 use super::catalog::Source;
@@ -22,13 +23,15 @@ use crate::lock::Mutex;
 use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::record::owner::Owner;
+use crate::run::was_ignored;
 use crate::schedule::definition::Catalog;
 use crate::sys::clock::since_1970;
 use crate::sys::identity::HostIdentity;
 
-/// Delay before a claim for each running task, in milliseconds, and the most tasks that count.
-const PER_RUNNING: u64 = 5;
-const MOST_RUNNING: u64 = 4;
+/// For each running task, how much later than its time a task is inspected, in milliseconds, and
+/// the most tasks that count: less busy schedulers are earlier.
+const PER_RUNNING: u64 = 8;
+const MOST_RUNNING: u64 = 12;
 
 /// Delay before any claim: steps of so many milliseconds, by a hash of host and task.
 const STEP: u64 = 1;
@@ -89,6 +92,12 @@ pub fn run(
     let cannot = |error| Error::io("cannot schedule tasks", &error);
     let owner = Owner::of(getpid(), &here).map_err(cannot)?;
     let judge = LocalLiveness::new(here, Orphans::Ignore);
+    if was_ignored(Signal::SIGCHLD) {
+        // Its runners would refuse to run anything, after the claim.
+        let why = "cannot schedule tasks: how they end would be lost, because SIGCHLD is ignored";
+        let hint = "`env --default-signal=CHLD serializer schedule …`";
+        return Err(Error::failed(why).with_hint(hint));
+    }
     if stop_timeout.is_some() {
         let (tasks, shown) = (catalog.tasks.len(), order.place.shown_place());
         tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");
@@ -141,7 +150,8 @@ impl<'a> Node<'a> {
             } else {
                 if self.events.clock_was_set() {
                     self.retry_at = 0;
-                    self.tasks.values_mut().for_each(|task| task.check_at = 0);
+                    let all = self.tasks.values_mut();
+                    all.for_each(|task| (task.check_at, task.due_at) = (0, 0));
                 }
                 if let Some(catalog) = self.source.changed() {
                     tracing::info!("read the tasks again: {}", catalog.tasks.len());
@@ -149,22 +159,12 @@ impl<'a> Node<'a> {
                 }
                 self.work()?;
                 let is_tick = self.stop_timeout.is_none() && self.runners.len() == 0;
-                // One that has yielded is due.
-                if is_tick
-                    && self
-                        .tasks
-                        .values()
-                        .all(|task| task.check_at > self.now() && !task.has_yielded)
-                {
+                if is_tick && self.tasks.values().all(|task| task.check_at > self.now()) {
                     return Ok(());
                 }
             }
-            let next = self
-                .tasks
-                .values()
-                .map(|task| task.check_at.max(self.retry_at))
-                .min()
-                .filter(|_| stop_at.is_none());
+            let next = self.tasks.values().map(|task| self.ready_at(task)).min();
+            let next = next.filter(|_| stop_at.is_none());
             let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
             let slept = self.events.sleep(next, self.runners.stop_at(), &self.runners.fds());
             slept.map_err(|error| Error::io("cannot wait", &error))?;
@@ -191,7 +191,7 @@ impl<'a> Node<'a> {
         let (now, ended) = (self.now(), self.runners.reap());
         for (name, task) in &mut self.tasks {
             if let Some(was_killed) = ended.get(name) {
-                (task.check_at, task.has_yielded, task.was_killed) = (now, true, *was_killed);
+                (task.check_at, task.was_killed) = (now, *was_killed);
             } else if task.needs_room && !ended.is_empty() {
                 (task.check_at, task.needs_room) = (now, false);
             }

@@ -59,7 +59,6 @@ impl Runners {
 
     /// The tasks of the runners that have ended since the last call, and whether they were killed.
     pub fn reap(&mut self) -> BTreeMap<String, bool> {
-        // An error means that it has ended: SIGCHLD is ignored.
         let ended =
             self.children.extract_if(.., |(_, child)| !matches!(child.try_wait(), Ok(None)));
         let was_killed =

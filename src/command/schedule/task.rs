@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::work::shown_slot;
 use crate::lock::Mutex;
-use crate::lock::once::Claim;
+use crate::lock::once::{Claim, State};
 use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
@@ -25,8 +25,6 @@ pub struct Tracked<'a> {
     pub check_at: u64,
     /// When the next step became due.
     pub due_at: u64,
-    /// Whether it has waited for less busy schedulers.
-    pub has_yielded: bool,
     pub needs_room: bool,
     /// Whether its last runner here was killed.
     pub was_killed: bool,
@@ -48,7 +46,6 @@ impl<'a> Tracked<'a> {
             mutex,
             check_at: 0,
             due_at: 0,
-            has_yielded: false,
             needs_room: false,
             was_killed: false,
             last_claim: None,
@@ -60,7 +57,7 @@ impl<'a> Tracked<'a> {
 
     /// Uses this definition from now on.
     pub fn adopt(&mut self, definition: Definition) {
-        (self.other.0, self.check_at) = (self.definition.number(), 0);
+        (self.other.0, self.check_at, self.due_at) = (self.definition.number(), 0, 0);
         self.definition = definition;
     }
 
@@ -97,8 +94,9 @@ impl<'a> Tracked<'a> {
         let up_since =
             up_since.saturating_add_signed(now.checked_signed_diff(since_1970()).unwrap_or(0));
         let plan = self.definition.plan(name, seen.as_ref(), now, up_since);
-        // The claim finds out whether the slot is its own.
-        let plan = self.unanswered.take().map_or(plan, Plan::Run);
+        // The claim finds out whether the run is its own.
+        let is_running = seen.as_ref().is_some_and(|seen| seen.state == State::Running);
+        let plan = self.unanswered.filter(|_| is_running).map_or(plan, Plan::Run);
         Ok((plan, seen.map(|seen| seen.run), now))
     }
 

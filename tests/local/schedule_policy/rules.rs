@@ -11,7 +11,7 @@ use serializer::schedule::definition::{CatchUp, Overlap};
 use serializer::schedule::plan::Plan;
 
 use super::NAME;
-use super::cases::Kinds;
+use super::cases::{Kinds, STEP};
 
 /// How many slots `catch_up = "all"` runs late.
 const CAUGHT_UP: u64 = 100;
@@ -194,8 +194,9 @@ impl Rules {
         let (has_succeeded, is_given_up) =
             (last.released == Some(Outcome::Succeeded), self.is_given_up(last, before));
         if slot == old {
+            // The milliseconds of real time that each process adds to the grid differ.
             let is_early = last.released == Some(Outcome::Failed)
-                && run.began < before.ended() + self.retry_after;
+                && run.began + STEP / 2 < before.ended() + self.retry_after;
             return match () {
                 () if has_succeeded || is_given_up => Err("a slot that is over begins again"),
                 () if is_early && has_clock => Err("a slot is tried again too early"),

@@ -1,22 +1,22 @@
-"""Moto as a server on a port of the loopback interface, which answers one request at a time: with threads, its conditions are not
+"""Moto as a server on a port of the loopback interface, which answers one request at a time: otherwise its conditions are not
 exact. Its arguments are the port, and if it is to encrypt, the files with its certificate and key. Nothing is kept when it ends.
+
+Requests are read side by side: a client that is stopped or cut off before it has sent its own keeps no other client waiting.
 
 Moto decides by policies who may do what, but for all services as if each request were about all resources, and says no in a form that
 DynamoDB does not have. Here, it is about the table, and the form is DynamoDB's."""
 
+import io
 import json
 import sys
+from functools import cache
+from threading import Lock
 
 from moto.core.authorization import ActionAuthenticatorMixin
 from moto.core.exceptions import JsonRESTError
 from moto.iam.access_control import IAMRequest
 from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, run_simple
-
-
-class Handler(WSGIRequestHandler):
-    # One connection must not keep all others waiting until it ends, so each is for one request.
-    protocol_version = "HTTP/1.0"
+from werkzeug.serving import run_simple
 
 
 class DynamoDbRequest(IAMRequest):
@@ -44,12 +44,24 @@ def authorize(responses, resource="*"):
 authorize_others = ActionAuthenticatorMixin._authenticate_and_authorize_normal_action
 ActionAuthenticatorMixin._authenticate_and_authorize_normal_action = authorize
 
+# For each request, it would list a directory of two hundred services, and try their patterns.
+DomainDispatcherApplication.get_backend_for_host = cache(DomainDispatcherApplication.get_backend_for_host)
 application = DomainDispatcherApplication(create_backend_app)
+answering = Lock()
+
+
+def one_at_a_time(environ, start_response):
+    is_chunked = environ.get("wsgi.input_terminated")
+    length = -1 if is_chunked else int(environ.get("CONTENT_LENGTH") or 0)
+    environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
+    with answering:
+        return list(application(environ, start_response))
+
+
 run_simple(
     "127.0.0.1",
     int(sys.argv[1]),
-    application,
-    threaded=False,
-    request_handler=Handler,
+    one_at_a_time,
+    threaded=True,
     ssl_context=tuple(sys.argv[2:4]) or None,
 )

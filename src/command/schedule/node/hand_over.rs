@@ -61,7 +61,7 @@ impl Node<'_> {
         let can_start = place.map_or(Ok(()), |place| access(place.join("."), Access::EXEC_OK));
         if can_start.is_ok() && work.lease.is_some() {
             match acquire(&mut task.mutex, &work, owner) {
-                Ok(granted) => work.granted = granted,
+                Ok(granted) => (work.granted, task.unanswered) = (granted, None),
                 Err(lock::Error::Store(error)) => {
                     (task.check_at, task.last_claim, task.unanswered) = (now, None, Some(claim));
                     return Err(error);

@@ -1,7 +1,7 @@
 //! What a scheduler does about the tasks that may be due.
 
 use super::{MANY, MOST_RUNNING, Node, PASS, PER_RUNNING, STEP, STEPS, TICK};
-use crate::command::schedule::task::pause;
+use crate::command::schedule::task::{Tracked, pause};
 use crate::error::Error;
 use crate::lock;
 use crate::record::run::Run;
@@ -15,10 +15,8 @@ impl Node<'_> {
     /// Inspects the tasks that may be due, the longest waiting first.
     pub(super) fn work(&mut self) -> Result<(), Error> {
         let now = self.now();
-        if now < self.retry_at {
-            return Ok(());
-        }
-        let mut due: Vec<_> = self.tasks.iter().filter(|(_, task)| task.check_at <= now).collect();
+        let mut due: Vec<_> =
+            self.tasks.iter().filter(|(_, task)| self.ready_at(task) <= now).collect();
         // In another order than on other hosts.
         due.sort_by_cached_key(|(name, task)| (task.due_at, hash(&[&self.host, name])));
         // Without room, none is read.
@@ -38,7 +36,7 @@ impl Node<'_> {
             }
         }
         for name in &due {
-            if self.now() < self.retry_at || self.has_begun && since_boot() > asked + PASS {
+            if self.has_begun && since_boot() > asked + PASS {
                 break;
             }
             self.step(name)?;
@@ -52,20 +50,26 @@ impl Node<'_> {
         Ok(())
     }
 
+    /// When to inspect a task: later if this scheduler is busy, and not while the store fails.
+    pub(super) fn ready_at(&self, task: &Tracked<'_>) -> u64 {
+        let running = u64::try_from(self.runners.len())
+            .map_or(MOST_RUNNING, |running| running.min(MOST_RUNNING));
+        let yielded = task.due_at.saturating_add(PER_RUNNING * running);
+        task.check_at.max(yielded).max(self.retry_at)
+    }
+
     fn step(&mut self, name: &str) -> Result<(), Error> {
-        let (now, running) = (self.now(), self.runners.len());
+        let (now, is_full) = (self.now(), self.runners.len() >= self.jobs);
         let is_running = self.runners.has(name);
+        // The steps before have made this scheduler busier, or the store has failed.
+        if self.tasks.get(name).is_none_or(|task| self.ready_at(task) > now) {
+            return Ok(());
+        }
         let Some(task) = self.tasks.get_mut(name) else { return Ok(()) };
-        if is_running || running >= self.jobs {
+        if is_running || is_full {
             (task.needs_room, task.check_at) = (!is_running, u64::MAX);
             return Ok(());
         }
-        if running > 0 && task.check_at > 0 && !std::mem::replace(&mut task.has_yielded, true) {
-            task.check_at = now
-                + PER_RUNNING * u64::try_from(running).unwrap_or(MOST_RUNNING).min(MOST_RUNNING);
-            return Ok(());
-        }
-        task.has_yielded = false;
         let is_tick = self.stop_timeout.is_none();
         let planned = task.plan(name, self.up_since).and_then(|(plan, last, time)| {
             match (plan == Plan::Introduce)
