@@ -143,7 +143,7 @@ pub struct NamedLockArgs {
     pub file: LockFileArgs,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Stores")]
 pub struct PlaceArgs {
     /// Directory of the lock file, or of keys and tasks [env: SERIALIZER_DIR] [default: /tmp; for

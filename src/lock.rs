@@ -193,13 +193,12 @@ impl<'a> Mutex<'a> {
 
     /// Does not touch the register yet.
     pub fn new(register: Register, judge: &'a dyn LivenessCheck) -> Self {
-        let (watched, unconfirmed) = Default::default();
         Self {
             patience: OUTAGE,
             register,
             judge,
-            watched,
-            unconfirmed,
+            watched: HashMap::new(),
+            unconfirmed: Vec::new(),
             left_to_others: None,
             was_lost: false,
         }

@@ -7,5 +7,5 @@ pub mod local_time;
 pub mod poll;
 pub mod process;
 pub mod random;
-pub(crate) mod text;
+pub mod text;
 pub mod timer;

@@ -75,8 +75,7 @@ pub fn script_of(shell: Shell) -> Result<(), Error> {
 
 /// Prints the names of all locks where the variables say.
 pub fn names(environment: &Environment) -> Result<(), Error> {
-    let place = PlaceArgs { dir: None, store: None, lease_seconds: None };
-    let all = environment.all(Kind::Lock, &place)?;
+    let all = environment.all(Kind::Lock, &PlaceArgs::default())?;
     let all = all.iter().filter(|location| is_lock(location));
     let names: Vec<_> = all.map(|location| location.key().name.to_string_lossy()).collect();
     print((names.join("\n") + "\n").as_bytes())

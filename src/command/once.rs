@@ -16,7 +16,6 @@ use crate::error::{Error, for_each};
 use crate::exit_code::BUSY;
 use crate::lease::{self, TokenHolder};
 use crate::lock::once::{Ending, State};
-use crate::lock::requester::Requester;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::waiting::{Attempts, Observer, Waiting};
 use crate::lock::{self, Mutex, ReleaseScope, Released};
@@ -34,7 +33,6 @@ const FORGET: &str =
 /// Poll interval of `wait --once` for keys without a wake-up.
 const WATCHED: Duration = Duration::from_secs(1);
 
-/// `serializer once`
 pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
     let key = open(environment, &args.place, &args.key)?;
     let request = environment.once(&args.rule, &args.place, &key)?;
@@ -76,7 +74,6 @@ fn make(directory: &Path) -> io::Result<()> {
         .try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
-/// `serializer unlock --once`
 pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result<(), Error> {
     let location = open(environment, &args.lock.file.place, key)?;
     let judge = LocalLiveness::here(environment.orphans(args.owner.orphans)?);
@@ -86,19 +83,14 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
     let outcome = if args.failed { Outcome::Failed } else { Outcome::Succeeded };
     let ending = Ending { outcome, how: &how, code: None };
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
-    let owner: Box<dyn Requester> = match &args.token {
-        Some(token) => Box::new(TokenHolder(token)),
-        None => Box::new(ProcessRequester::discover(owner_pid, false)),
-    };
-    let released = mutex.release(&*owner, ReleaseScope::Own, ending);
-    let shown = location.printable();
-    let released = match (released, &args.token) {
-        // A repeated step: its run has already ended so.
-        (Err(lock::Error::NotLocked), Some(token)) if mutex.has_ended(token, outcome)? => {
-            Ok(Released::Own { stays: None, was: Vec::new() })
+    let released = match &args.token {
+        Some(token) => mutex.end_run(&TokenHolder(token), token, ending),
+        None => {
+            let owner = ProcessRequester::discover(owner_pid, false);
+            mutex.release(&owner, ReleaseScope::Own, ending)
         }
-        (released, _) => released,
     };
+    let shown = location.printable();
     let released = released.map_err(|error| match error {
         lock::Error::NotLocked => {
             Error::failed(format!("cannot unlock `{shown}`: no run of the key is under way"))
@@ -174,7 +166,6 @@ pub fn wait(
     }
 }
 
-/// `serializer forget`
 pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {
     let judge = LocalLiveness::here(environment.orphans(args.orphans)?);
     let locations = match args.done_before {

@@ -41,15 +41,11 @@ pub fn conclude(
     let Some((grant, lease, scheduler)) = handed_over else {
         return mutex.release(requester, ReleaseScope::Own, ending);
     };
-    let own = || Ok(Released::Own { stays: None, was: Vec::new() });
     if is_stored(scheduler, &grant.token, ending, *lease).unwrap_or(false) {
-        return own();
+        return Ok(Released::Own { stays: None, was: Vec::new() });
     }
-    match mutex.release(requester, ReleaseScope::Own, ending) {
-        // The scheduler has stored it, and its confirmation did not arrive.
-        Err(lock::Error::NotLocked) if mutex.has_ended(&grant.token, ending.outcome)? => own(),
-        ended => ended,
-    }
+    // The scheduler may have stored it, and its confirmation did not arrive.
+    mutex.end_run(requester, &grant.token, ending)
 }
 
 /// Whether the scheduler confirms that it has stored the end.

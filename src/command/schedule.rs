@@ -37,13 +37,13 @@ pub fn run(command: &ScheduleCommand, environment: &Environment) -> Result<u8, E
 
 /// The location of the tasks' state, with a placeholder for the task.
 fn place_of(environment: &Environment, args: &CatalogArgs) -> Result<Location, Error> {
-    let PlaceArgs { store, dir, lease_seconds } = &args.place;
+    let PlaceArgs { store, dir, .. } = &args.place;
     let is_open = store.is_none() && dir.is_none() && !environment.is_set("STORE");
     // With its state in SQLite, a project has one host.
     let of_meltano = std::env::var("MELTANO_DATABASE_URI").ok().filter(|_| args.meltano && is_open);
     let of_meltano = of_meltano.filter(|uri| !uri.is_empty() && !uri.starts_with("sqlite"));
     let store = of_meltano.as_deref().map(StoreUrl::parse).or(store.clone());
-    let args = PlaceArgs { store, dir: dir.clone(), lease_seconds: *lease_seconds };
+    let args = PlaceArgs { store, ..args.place.clone() };
     made(environment.key(Kind::Schedule, &args, ANY)?)
 }
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::register::Write;
-use super::{Error, MAX_ROUNDS, Mutex, Seen};
-use crate::lock::once::{Ended, State};
+use super::{Error, MAX_ROUNDS, Mutex, ReleaseScope, Released, Seen};
+use crate::lock::once::{Ended, Ending, State};
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{Held, Judged, Verdict};
 use crate::record::run::Run;
@@ -35,10 +35,23 @@ impl Inspected {
 }
 
 impl Mutex<'_> {
-    /// Whether the last run is the one with this token, and ended with `outcome`.
-    pub fn has_ended(&mut self, token: &str, outcome: Outcome) -> Result<bool, store::Error> {
-        let entry = self.inspect()?.and_then(|key| key.process.entry);
-        Ok(entry.is_some_and(|entry| entry.has_token(token) && entry.released == Some(outcome)))
+    /// Ends the run with this token. If it is not under way, but has ended so, that was a repeated
+    /// step, or one with a lost answer.
+    pub fn end_run(
+        &mut self,
+        requester: &dyn Requester,
+        token: &str,
+        ending: Ending<'_>,
+    ) -> Result<Released, Error> {
+        match self.release(requester, ReleaseScope::Own, ending) {
+            Err(Error::NotLocked) => {}
+            released => return released,
+        }
+        let last = self.inspect()?.and_then(|key| key.process.entry);
+        let has_ended =
+            last.is_some_and(|it| it.has_token(token) && it.released == Some(ending.outcome));
+        let released = Released::Own { stays: None, was: Vec::new() };
+        has_ended.then_some(released).ok_or(Error::NotLocked)
     }
 
     /// The state of the key; `None` if it was never run, or is forgotten.

@@ -87,7 +87,7 @@ impl Mutex<'_> {
             attempts.after_answer();
             if attempts.are_over() && (holders.is_some() || deferrals >= MAX_DEFERRALS) {
                 tracing::debug!("gave up, attempts: {}", attempts.made());
-                return Err(Error::Busy(attempts.elapsed(), holders.unwrap_or_default()));
+                return Err(Error::Busy(attempts.waited(), holders.unwrap_or_default()));
             }
             let Some(holders) = holders else {
                 deferrals += 1;

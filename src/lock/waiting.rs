@@ -71,9 +71,10 @@ impl<'a> Attempts<'a> {
         self.next = now + self.waiting.sleep;
     }
 
-    /// The time since the first one was due.
-    pub fn elapsed(&self) -> Duration {
-        self.begun.elapsed()
+    /// How long they have been waited for; a single one is not.
+    pub fn waited(&self) -> Duration {
+        let is_one = self.waiting.max_attempts == Some(NonZeroU32::MIN);
+        if is_one { Duration::ZERO } else { self.begun.elapsed() }
     }
 
     /// How many were made.

@@ -28,9 +28,6 @@ struct Table<'a> {
 
 /// Reads the text of the file at `path`. Until the text sets `HOME` or `CRON_TZ`, tasks run in
 /// `home`, at times of `zone`.
-///
-/// # Errors
-/// What is wrong with it, in one line.
 pub fn parse(
     text: &str,
     path: &Path,

@@ -180,10 +180,7 @@ impl Default for Definition {
 }
 
 impl Catalog {
-    /// The task of this name.
-    ///
-    /// # Errors
-    /// The nearest name that is a task's, in one line.
+    /// The task of this name. The error tells the nearest name that is a task's.
     pub fn find(&self, name: &str) -> Result<&Definition, String> {
         let known = self.tasks.keys().map(String::as_str);
         let unknown = || format!("no such task `{}`: {}", text::field(name), nearest(name, known));

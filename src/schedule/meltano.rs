@@ -49,9 +49,6 @@ pub fn program() -> String {
 }
 
 /// Asks this Meltano, which has no arguments yet, for the schedules of its project.
-///
-/// # Errors
-/// The reason of a failed command or a bad answer, in one line.
 pub fn ask(meltano: &mut Command) -> Result<Catalog, String> {
     let list = meltano.args(["schedule", "list", "--format=json"]).stdin(Stdio::null());
     let output = list.output().map_err(|error| format!("cannot run `meltano`: {error}"))?;
@@ -66,9 +63,6 @@ pub fn ask(meltano: &mut Command) -> Result<Catalog, String> {
 }
 
 /// Reads the answer of Meltano. A bad schedule is left out, with a warning.
-///
-/// # Errors
-/// What is wrong with the answer as a whole, in one line.
 pub fn parse(json: &str) -> Result<Catalog, String> {
     let output = serde_json::from_str(json);
     let Output { schedules } =

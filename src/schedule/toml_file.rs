@@ -24,9 +24,6 @@ struct File {
 }
 
 /// Reads the text of the file at `path`.
-///
-/// # Errors
-/// What is wrong with it, in one line.
 pub fn parse(text: &str, path: &Path) -> Result<Catalog, String> {
     let file = toml::from_str(text).map_err(|error| explain(error, text));
     file.and_then(|file| catalog(file, path))

@@ -11,10 +11,7 @@ use crate::sys::text::io_message;
 pub struct PrivateRuntime(Option<Runtime>);
 
 impl PrivateRuntime {
-    /// Runs `future` to its end.
-    ///
-    /// # Errors
-    /// When a runtime cannot be created.
+    /// Runs `future` to its end. Fails only if a runtime cannot be created.
     pub fn block_on<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Failure> {
         let runtime = match self.0.take() {
             Some(runtime) => runtime,

@@ -48,13 +48,8 @@ impl Waiter {
             .is_some_and(|word| word == "lock");
         let arguments =
             is_lock.then(|| process::parent(pid)).flatten().map_or(arguments, process::arguments);
-        Self {
-            pid: Some(pid.as_raw_pid()),
-            host: None,
-            command: Some(text::command_line(&arguments)),
-            since,
-            mode: None,
-        }
+        let (pid, command) = (Some(pid.as_raw_pid()), Some(text::command_line(&arguments)));
+        Self { pid, command, since, ..Self::default() }
     }
 
     /// How this process names itself to a server, in at most so many bytes of plain text without a

@@ -114,7 +114,7 @@ const MESSAGES: &[(&str, &str, &str)] = &[
     (
         "Waiting for one of several slots",
         "hold load.lck --slots 1",
-        "s run --file-name load.lck --slots 2 --timeout 0.1 -- true",
+        "s run --file-name load.lck --slots 2 --timeout 1 -- true",
     ),
     ("A stale lock", "bash -c 's lock; true'", "s lock"),
     ("A program's file", "echo hello > notes.txt", "s lock --file-name notes.txt"),

@@ -180,7 +180,7 @@ fn a_caller_waits_for_the_run_and_skips_what_that_has_done() {
         [&["-n"][..], &["--timeout", "1ms"], &["--max-attempts", "2", "--sleep-seconds", "0.01"]]
     {
         let busy = scene.keys.once("load", options, "");
-        assert!(busy.code == 75 && busy.last_line().contains("held by pid "), "{busy:?}");
+        assert!(busy.code == 75 && busy.last_line().contains(" by pid "), "{busy:?}");
     }
     assert_eq!(scene.keys.once("load", &["-n", "-E", "5"], "").code, 5);
     assert_eq!(scene.keys.run(&["lock", "--once", "load", "-n"]).code, 75);

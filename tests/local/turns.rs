@@ -300,7 +300,7 @@ fn a_process_that_is_in_line_gives_up_after_its_attempts() {
             ended.stderr.contains(&format!("gave up, attempts: {attempts}\n")),
             "{attempts}, {sleep}: {ended:?}"
         );
-        assert!(ended.last_line().contains("held by pid"), "{ended:?}");
+        assert!(ended.last_line().contains(" by pid "), "{ended:?}");
     }
 }
 

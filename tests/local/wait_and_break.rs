@@ -90,7 +90,7 @@ fn waiting_can_be_limited() {
             ended.last_line().contains(&format!("cannot wait for `{}`", locks.file().display())),
             "{ended:?}"
         );
-        assert!(ended.last_line().contains(&format!("held by pid {}", holder.pid())), "{ended:?}");
+        assert!(ended.last_line().contains(&format!(" by pid {}", holder.pid())), "{ended:?}");
     }
     assert_eq!(locks.run(&["wait", "-n", "-E", "9"]).code, 9);
 }

@@ -159,7 +159,10 @@ fn a_process_that_has_waited_for_too_long_says_so() {
         let first = place.begin(&line, &place.job());
         for (line, codes) in [(&line, codes("204", &place)), (&kept, vec![204])] {
             let ended = place.run(1, line, &place.job());
-            assert!(codes == [ended.code] && ended.stderr.contains("held by "), "{ended:?}");
+            assert!(
+                codes == [ended.code] && ended.stderr.contains(", which has had it"),
+                "{ended:?}"
+            );
         }
         place.let_go("0");
         assert_eq!((end(first).code, place.log()), (0, 1));

@@ -33,7 +33,6 @@ const ENDING: Duration = Duration::from_secs(15);
 /// Poll interval while a run ends.
 const WATCHED: Duration = Duration::from_millis(500);
 
-/// `serializer schedule run`
 pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let catalog = Source::new(&args.catalog).read()?;
     let definition = catalog.find(&args.task).map_err(Error::usage)?;
@@ -92,7 +91,6 @@ fn milliseconds(time: Timestamp) -> u64 {
     u64::try_from(time.as_millisecond()).unwrap_or(0)
 }
 
-/// `serializer schedule pause`
 pub fn pause(args: &PauseArgs, environment: &Environment) -> Result<(), Error> {
     let until = args.until.map_or(u64::MAX, milliseconds);
     if until <= since_1970() {
@@ -101,7 +99,6 @@ pub fn pause(args: &PauseArgs, environment: &Environment) -> Result<(), Error> {
     amend_all(&args.tasks, environment, &|_, task, _| task.paused = until)
 }
 
-/// `serializer schedule resume`
 pub fn resume(args: &TasksArgs, environment: &Environment) -> Result<(), Error> {
     amend_all(args, environment, &|run, task, now| {
         // Slots of the pause are skipped. A wrong clock may have stored times of the future.
@@ -166,7 +163,6 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
     Ok(if is_late { BUSY } else { DONE })
 }
 
-/// `serializer schedule forget`
 pub fn forget(args: &TasksArgs, environment: &Environment) -> Result<(), Error> {
     let defined = Source::read_if_any(&args.catalog)?;
     for_all(args, environment, |mutex, (name, location), seen| {

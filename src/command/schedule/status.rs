@@ -73,7 +73,6 @@ struct Tasks<'a> {
     is_unproved: bool,
 }
 
-/// `serializer schedule status`
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
     let judge = LocalLiveness::here(Orphans::Ignore);
     let place = place_of(environment, &args.catalog)?;
@@ -225,7 +224,6 @@ fn text(rows: &[Value]) -> String {
     table(&HEADER, lines)
 }
 
-/// `serializer schedule next`
 pub fn next(args: &NextArgs) -> Result<(), Error> {
     let catalog = Source::new(&args.catalog).read()?;
     catalog.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

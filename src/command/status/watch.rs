@@ -34,21 +34,35 @@ impl Drop for Screen {
 
 /// Shows a text; on a terminal in place, as much of it as there is room.
 pub fn watch(look: &mut dyn FnMut() -> Result<String, Error>) -> Result<(), Error> {
-    let mut shown = look()?;
-    let mut text = Some(shown.clone());
+    show(false, &mut || look().map(|text| (text.clone(), text)))
+}
+
+/// Prints a line of JSON for each change.
+pub fn changes(look: &dyn Fn() -> Result<Value, Error>) -> Result<(), Error> {
+    show(true, &mut || {
+        let report = look()?;
+        let mut steady = report.clone();
+        forget_volatile(&mut steady);
+        Ok((steady.to_string(), format!("{report}\n")))
+    })
+}
+
+/// Shows what `look` finds: what counts as a change, and a text.
+fn show(
+    is_json: bool,
+    look: &mut dyn FnMut() -> Result<(String, String), Error>,
+) -> Result<(), Error> {
+    let (mut next, mut shown) = (Some(look()?), String::new());
     // Signals wait until the terminal is as it was.
-    let signals = terminal().and_then(|_| Signals::hold().ok());
+    let signals = terminal().filter(|_| !is_json).and_then(|_| Signals::hold().ok());
     let screen = signals.as_ref().map(|_| Screen::new()).transpose()?;
     loop {
-        let drawn = text
-            .as_deref()
-            .zip(terminal())
-            .filter(|_| screen.is_some())
-            .map(|(text, size)| frame(text, size));
-        if let Some(text) = drawn.as_ref().or(text.as_ref())
-            && !is_read(text.as_bytes())?
-        {
-            return Ok(());
+        if let Some((state, text)) = next.filter(|(state, _)| screen.is_some() || *state != shown) {
+            let size = terminal().filter(|_| screen.is_some());
+            if !is_read(size.map_or(text.clone(), |size| frame(&text, size)).as_bytes())? {
+                return Ok(());
+            }
+            shown = state;
         }
         let fds = signals.as_ref().map(Signals::fds);
         poll::sleep(REFRESH, fds.as_ref().map(<[_; 4]>::as_slice).unwrap_or_default())
@@ -58,10 +72,11 @@ pub fn watch(look: &mut dyn FnMut() -> Result<String, Error>) -> Result<(), Erro
             signals.die();
             return Ok(());
         }
-        // It may pass.
-        let next = look().unwrap_or_else(|error| format!("{error}\n"));
-        text = (screen.is_some() || next != shown).then(|| next.clone());
-        shown = next;
+        // An error may pass.
+        next = match look() {
+            Err(_) if is_json => None,
+            looked => Some(looked.unwrap_or_else(|why| (why.to_string(), format!("{why}\n")))),
+        };
     }
 }
 
@@ -80,27 +95,6 @@ fn frame(text: &str, (columns, rows): (u16, u16)) -> String {
     };
     let lines: Vec<_> = lines.iter().map(fitting).collect();
     format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n"))
-}
-
-/// Prints a line of JSON for each change.
-pub fn changes(look: &dyn Fn() -> Result<Value, Error>) -> Result<(), Error> {
-    let mut shown = Value::Null;
-    loop {
-        match look() {
-            Ok(report) => {
-                let mut steady = report.clone();
-                forget_volatile(&mut steady);
-                if steady != shown && !is_read(format!("{report}\n").as_bytes())? {
-                    return Ok(());
-                }
-                shown = steady;
-            }
-            Err(error) if shown.is_null() => return Err(error),
-            // It may pass.
-            Err(error) => tracing::debug!("{error}"),
-        }
-        std::thread::sleep(REFRESH);
-    }
 }
 
 fn forget_volatile(value: &mut Value) {
