@@ -4,10 +4,13 @@
 set -euo pipefail
 
 program=$1 share=$2
-mkdir -p "$share"/{man/man1,bash-completion/completions,zsh/site-functions,fish/vendor_completions.d,serializer}
+mkdir -p "$share"/{man/man1,bash-completion/completions,zsh/site-functions,serializer} \
+    "$share/fish/vendor_completions.d"
 "$program" man >"$share/man/man1/serializer.1"
 # `schedule` has commands of its own; a name is what stands before two blanks.
-commands() { "$program" "$@" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\)  .*/\1/p' | grep -vx help; }
+commands() {
+    "$program" "$@" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\)  .*/\1/p' | grep -vx help
+}
 for command in $(commands); do
     "$program" man "$command" >"$share/man/man1/serializer-$command.1"
 done

@@ -2,6 +2,7 @@
 # Tries a wheel as its users have it: in a new venv; and its program, if that is static, in roots
 # that lack what it was built with. `scripts/try-wheel.sh WHEEL`
 set -euo pipefail
+wheel=$(realpath "$1")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() { echo "scripts/try-wheel.sh: $*" >&2 && exit 1; }
@@ -9,24 +10,28 @@ tried=$(mktemp -d)
 trap 'rm -rf "$tried"' EXIT
 
 python3 -m venv "$tried/venv"
-"$tried/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index "$1"
+"$tried/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index "$wheel"
 "$tried/venv/bin/python" -c 'import meltano_serializer'
-for file in man/man1/serializer-schedule-start.1 bash-completion/completions/serializer serializer/dbtmutex.yml; do
+for file in man/man1/serializer-schedule-start.1 bash-completion/completions/serializer \
+    serializer/dbtmutex.yml; do
     [ -s "$tried/venv/share/$file" ] || fail "the wheel lacks share/$file"
 done
 program=$tried/venv/bin/serializer
 
-# `try PROGRAM DIRECTORY COMMAND…`: by the command, the program runs itself under a lock, and asks each store
-# on a host that does not exist. That shows a missing store, and a crash while a name is looked up.
+# `try PROGRAM DIRECTORY COMMAND…`: by the command, the program runs itself under a lock, and asks
+# each store on a host that does not exist. That shows a missing store, and a crash in the lookup.
 try() {
     local said store code program=$1 dir=$2
     shift 2
-    said=$("$@" "$program" run --no-wait --dir "$dir" -- "$program" --version 2>&1) || fail "$*: $said"
+    said=$("$@" "$program" run --no-wait --dir "$dir" -- "$program" --version 2>&1) ||
+        fail "$*: $said"
     [[ $said == *"serializer "* ]] || fail "$*: $said"
-    for store in postgres://u@H/d mysql://u@H/d 'dynamodb://k:s@t?region=r&endpoint=http://H' 's3://k:s@b/p?region=r&endpoint=http://H'; do
+    for store in postgres://u@H/d mysql://u@H/d 'dynamodb://k:s@t?region=r&endpoint=http://H' \
+        's3://k:s@b/p?region=r&endpoint=http://H'; do
         code=0
         said=$("$@" "$program" status --store "${store/H/nowhere.invalid:1}" 2>&1) || code=$?
-        [[ $code == 1 && $said == *nowhere.invalid* ]] || fail "$*: $store: exit code $code: $said"
+        [[ $code == 1 && $said == *nowhere.invalid* ]] ||
+            fail "$*: $store: exit code $code: $said"
     done
 }
 
@@ -40,11 +45,12 @@ readelf --file-header --program-headers "$program" |
 in_root() {
     mkdir -p "$1/proc" && touch "$1/serializer"
     # shellcheck disable=SC2016 # The inner shell expands it.
-    try /serializer / unshare -rmn sh -c 'mount --rbind /proc "$1/proc" && mount --bind "$2" "$1/serializer" &&
+    try /serializer / unshare -rmn sh -c 'mount --rbind /proc "$1/proc" &&
+        mount --bind "$2" "$1/serializer" &&
         root=$1 && shift 2 && exec chroot "$root" "$@"' sh "$1" "$program"
     echo "tried in ${1##*/}"
 }
 in_root "$tried/nothing"
 for root in target/busybox-root target/foreign-root; do
-    if [ -e "$root/serializer" ]; then in_root "$PWD/$root"; else echo "not tried in $root, which is not there"; fi
+    if [ -e "$root/serializer" ]; then in_root "$PWD/$root"; else echo "not tried in $root: not there"; fi
 done

@@ -20,6 +20,7 @@ if [[ $triple == *-linux-musl ]]; then
     options+=(--compatibility manylinux2014 musllinux_1_1)
     flags='-Crelocation-model=static -Ctarget-feature=+crt-static'
     compiler=musl-gcc
+    cargo_target=CARGO_TARGET_$(tr a-z- A-Z_ <<<"$triple")
     if ! rustup target list --installed 2>/dev/null | grep -qx "$triple"; then
         scripts/musl-toolchain.sh
         compiler=$PWD/target/musl-toolchain/bin/musl-gcc
@@ -27,9 +28,9 @@ if [[ $triple == *-linux-musl ]]; then
         # The standard library comes as source.
         export RUSTC=$PWD/target/musl-toolchain/bin/rustc RUSTC_BOOTSTRAP=1
         export CARGO_UNSTABLE_BUILD_STD=std,panic_abort
-        export "CARGO_TARGET_$(tr a-z- A-Z_ <<<"$triple")_LINKER=$compiler"
+        export "${cargo_target}_LINKER=$compiler"
     fi
-    export "CC_${triple//-/_}=$compiler" "CARGO_TARGET_$(tr a-z- A-Z_ <<<"$triple")_RUSTFLAGS=$flags"
+    export "CC_${triple//-/_}=$compiler" "${cargo_target}_RUSTFLAGS=$flags"
 fi
 
 rm -rf "${target:?}/wheels"

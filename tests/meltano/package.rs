@@ -1,4 +1,4 @@
-//! The package for Python: `serializer` on PyPI is another project, whose program would replace
+//! The package for Python: `serializer` on PyPI is another project, and its program would replace
 //! this one.
 
 use std::path::Path;
