@@ -26,11 +26,14 @@ use std::thread::Builder;
 use nix::sys::signal::{SigSet, SigmaskHow};
 pub use platform::{channel, files, signals, timer};
 
+/// The stack of a thread that waits and polls: it calls some functions of the system.
+const STACK_BYTES: usize = 128 * 1024;
+
 /// Runs a thread that no signal reaches: signals are for the main thread, which may hold them back.
-pub fn quietly(stack_bytes: usize, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+pub fn quietly(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     // The thread inherits this.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let spawned = Builder::new().stack_size(stack_bytes).spawn(work);
+    let spawned = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(work);
     before.thread_set_mask()?;
     spawned.map(drop)
 }

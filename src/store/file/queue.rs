@@ -37,9 +37,6 @@ const MAX_SWEEPS: usize = 10;
 /// The pause between two such tries.
 const SWEEP_PAUSE: Duration = Duration::from_millis(1);
 
-/// The stack of the thread that waits for its turn, which calls two system functions.
-const STACK_BYTES: usize = 64 * 1024;
-
 /// The place of this process among the waiters.
 #[derive(Debug)]
 pub struct Queue {
@@ -197,7 +194,7 @@ impl Queue {
 fn wait_in_thread(path: PathBuf) -> io::Result<Position> {
     let (sender, receiver) = channel();
     let (turn, has_come) = io::pipe()?;
-    quietly(STACK_BYTES, move || {
+    quietly("queue", move || {
         let sent = sender.send(join(&path, FileExt::lock));
         if let Err(std::sync::mpsc::SendError(Ok(file))) = sent {
             remove_if_alone(&path, &file);

@@ -11,12 +11,11 @@ pub const START_MARGIN: u64 = 2;
 
 /// `/etc/machine-id`, or the number of a Mac's hardware.
 pub fn machine() -> Option<String> {
-    let id = fs::read_to_string("/etc/machine-id").ok().or_else(|| {
+    fs::read_to_string("/etc/machine-id").ok().or_else(|| {
         let told = output("/usr/sbin/ioreg", &["-rd1", "-c", "IOPlatformExpertDevice"])?;
         let line = told.lines().find(|line| line.contains("\"IOPlatformUUID\""))?;
         Some(line.split('"').nth(3)?.to_owned())
-    });
-    id.and_then(portable)
+    })
 }
 
 /// The random id of this boot, of macOS or Linux. Not the time of the boot, which changes when the
@@ -24,18 +23,14 @@ pub fn machine() -> Option<String> {
 pub fn boot() -> Option<String> {
     ["kern.bootsessionuuid", "kernel.random.boot_id"]
         .iter()
-        .find_map(|name| output("/usr/sbin/sysctl", &["-n", name]).and_then(portable))
+        .filter_map(|name| output("/usr/sbin/sysctl", &["-n", name]))
+        .find(|id| !id.trim().is_empty())
 }
 
-/// The same for all processes: the system has no PID namespaces.
+/// The same for all processes: the system has no PID namespaces. And no other implementation has
+/// this one, so that each takes the other's holders, with other start times, for unknown.
 pub fn pid_namespace() -> Option<u64> {
     Some(super::process::FIRST_PID_NAMESPACE)
-}
-
-/// Records of this implementation have other start times than those of Linux's, so to each other
-/// they are of another machine.
-fn portable(id: String) -> Option<String> {
-    Some(id.trim()).filter(|id| !id.is_empty()).map(|id| format!("portable-{id}"))
 }
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {

@@ -8,6 +8,3 @@ pub mod identity;
 pub mod process;
 pub mod signals;
 pub mod timer;
-
-/// The stack of a thread that polls.
-const STACK_BYTES: usize = 128 * 1024;

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, setsid, test_kill_process};
 use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
 
-use super::{STACK_BYTES, channel};
+use super::channel;
 use crate::sys::identity::ProcessIdentity;
 use crate::sys::process::{Absence, parse_pid};
 use crate::sys::{quietly, text};
@@ -57,7 +57,7 @@ impl Process {
                 }
                 drop(writer);
             };
-            quietly(STACK_BYTES, watch).ok().map(|()| (reader, is_watched))
+            quietly("watch", watch).ok().map(|()| (reader, is_watched))
         };
         self.watch.get_or_init(watch).as_ref().map(|(reader, _)| reader.as_fd())
     }

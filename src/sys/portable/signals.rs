@@ -11,7 +11,6 @@ use nix::sys::signal::{SigSet, Signal, raise};
 use rustix::process::getpgrp;
 use rustix::termios::tcgetpgrp;
 
-use super::STACK_BYTES;
 use crate::sys::poll::is_readable;
 use crate::sys::quietly;
 
@@ -39,12 +38,12 @@ impl SignalQueue {
             signals.iter().partition(|signal| **signal == Signal::SIGCHLD);
         if !children.is_empty() {
             let writer = writer.try_clone()?;
-            quietly(STACK_BYTES, move || tick(writer))?;
+            quietly("children", move || tick(writer))?;
         }
         let others: SigSet = others.into_iter().collect();
         if others != SigSet::empty() {
             quietly(
-                STACK_BYTES,
+                "signals",
                 move || {
                     while others.wait().is_ok_and(|signal| tell(&writer, signal)) {}
                 },

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::STACK_BYTES;
 use crate::sys::clock::{since_1970, since_boot};
 use crate::sys::poll::is_readable;
 use crate::sys::quietly;
@@ -37,7 +36,7 @@ impl Timer {
         let (reader, writer) = io::pipe()?;
         let state = Arc::new(Mutex::new(State(writer, None)));
         let weak = Arc::downgrade(&state);
-        quietly(STACK_BYTES, move || {
+        quietly("timer", move || {
             // Ends with the timer.
             while let Some(state) = weak.upgrade() {
                 let mut state = lock(&state);
