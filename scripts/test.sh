@@ -170,8 +170,8 @@ lint() { quietly clippy-without-stores nice -n 10 cargo clippy --all-targets -- 
 macos() { quietly macos nice -n 10 scripts/check-macos.sh; }
 # What macOS has instead of pidfds, signalfd and so on, on Linux: the contract of locking.
 portable() {
-    local of_portable=(env RUSTFLAGS='--cfg serializer_portable' CARGO_TARGET_DIR=target/portable nice -n 10)
-    quietly build-portable "${of_portable[@]}" cargo test --test local --no-run --message-format=json-render-diagnostics || return
+    renice -n 10 "$BASHPID" >"$logs/renice.log"
+    quietly build-portable env RUSTFLAGS='--cfg serializer_portable' CARGO_TARGET_DIR=target/portable cargo test --test local --no-run --message-format=json-render-diagnostics || return
     program_of[portable]=$(grep '^{' "$logs/build-portable.log" |
         jq -r 'select(.profile.test and .executable) | .executable')
     tests portable 2 verdicts:: takeover:: mutual_exclusion:: wait_and_break:: run:: once::
