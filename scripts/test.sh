@@ -169,6 +169,15 @@ while read -r name program; do program_of[$name]=$program; done < <(jq -r \
 
 # Other code is unused without the stores.
 lint() { quietly clippy-without-stores nice -n 10 cargo clippy --all-targets -- -D warnings; }
+macos() { quietly macos nice -n 10 scripts/check-macos.sh; }
+# What macOS has instead of pidfds, signalfd and so on, on Linux: the contract of locking.
+portable() {
+    renice -n 10 "$BASHPID" >"$logs/renice.log"
+    quietly build-portable env RUSTFLAGS='--cfg serializer_portable' CARGO_TARGET_DIR=target/portable cargo test --test local --no-run --message-format=json-render-diagnostics || return
+    program_of[portable]=$(grep '^{' "$logs/build-portable.log" |
+        jq -r 'select(.profile.test and .executable) | .executable')
+    tests portable 2 verdicts:: takeover:: mutual_exclusion:: wait_and_break:: run:: once::
+}
 document() { quietly doc nice -n 10 "${by_clippy[@]}" RUSTDOC="$PWD/scripts/rustdoc.sh" cargo test --all-features --doc; }
 
 if [ "$quick" ]; then
@@ -189,10 +198,12 @@ quietly build build || { failed_steps+=("the compiler") && exit 1; }
 # Of the stores' tests these compute; the rest wait for leases and servers, side by side.
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
-announce "clippy without the stores, the documentation and all tests (ten minutes)"
+announce "clippy without the stores, the documentation, macOS and all tests (ten minutes)"
 # The tests mostly wait; this takes the time that they leave.
-{ lint && document; } &
-running=("clippy or the documentation" $!)
+{ lint && document && macos; } &
+running=("clippy, the documentation or the check for macOS" $!)
+portable &
+running+=("the tests of what macOS has" $!)
 # Four lanes of about the same length. The kernels of NFS's hosts have a processor each: two at a
 # time. The other tests of that program run alone.
 of_one_host() {

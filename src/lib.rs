@@ -11,9 +11,6 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("serializer runs on Linux only");
-
 mod cli;
 mod command;
 mod config;
@@ -39,9 +36,8 @@ pub use run::note_ignored_signals;
 /// The program: parses, runs, and returns how it ended.
 pub fn main() -> ExitCode {
     panics::end_the_process();
-    if let Some(code) =
-        run::help().or_else(lease::process::help).or_else(command::schedule::runner::help)
-    {
+    let help = run::help().or_else(lease::process::help).or_else(command::schedule::runner::help);
+    if let Some(code) = help.or_else(sys::process::help) {
         return code;
     }
     let cli = match cli::Cli::parse_once() {

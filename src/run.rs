@@ -23,7 +23,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::{getpgid, getpgrp, getsid};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, WaitId, WaitIdOptions, WaitIdStatus, getpid, set_child_subreaper, waitid,
+    Pid, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, WaitStatus, getpid, wait, waitid,
+    waitpid,
 };
 
 use crate::sys::clock::since_boot;
@@ -111,7 +112,7 @@ impl Child {
         signals: Rc<Signals>,
     ) -> io::Result<Self> {
         if descendants.are_adopted() {
-            set_child_subreaper(Some(getpid()))?;
+            process::adopt_orphans(descendants.are_awaited)?;
         }
         let (pid, channel) =
             helper::spawn(shim::NAME, |shim| shim.args(&program.command).envs(&program.env))?;
@@ -174,12 +175,16 @@ impl Child {
     }
 
     /// Waits until one of those that are waited for has ended; `None` if there are none.
-    fn wait_for_one(&mut self, lease: &mut Lease<'_>) -> io::Result<Option<WaitIdStatus>> {
+    fn wait_for_one(&mut self, lease: &mut Lease<'_>) -> io::Result<Option<WaitStatus>> {
         loop {
-            let what = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
-            match wait_for(self.whom(), what) {
-                Ok(Some(status)) if !status.stopped() => return Ok(Some(status)),
-                Ok(Some(status)) => {
+            // Not by waitid, which does not tell on macOS which signal has ended a process.
+            let what = WaitOptions::UNTRACED | WaitOptions::NOHANG;
+            match rustix::io::retry_on_intr(|| match self.pid {
+                Some(pid) => waitpid(Some(pid), what),
+                None => wait(what),
+            }) {
+                Ok(Some((_, status))) if !status.stopped() => return Ok(Some(status)),
+                Ok(Some((_, status))) => {
                     self.stop(status.stopping_signal());
                     continue;
                 }

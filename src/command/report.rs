@@ -6,13 +6,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, SendFlags, recv, send};
-
 use crate::lock::once::Ending;
 use crate::lock::requester::Requester;
 use crate::lock::{self, Grant, Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
-use crate::sys::poll;
+use crate::sys::{channel, poll};
 
 /// The answer of a scheduler that has stored the end.
 const STORED: &[u8] = b"+";
@@ -56,25 +54,18 @@ fn is_stored(
     lease: Duration,
 ) -> io::Result<bool> {
     let Ending { outcome, how, code } = ending;
-    send(
-        scheduler,
-        &serde_json::to_vec(&(token, outcome, how, code))?,
-        SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-    )?;
+    // Nothing else was sent, so this does not wait.
+    channel::send(scheduler, &serde_json::to_vec(&(token, outcome, how, code))?)?;
     poll::sleep(PATIENCE.min(lease / PART), &[scheduler.as_fd()])?;
-    let mut answer = [0; STORED.len()];
-    let (_, length) = recv(scheduler, &mut answer, RecvFlags::DONTWAIT)?;
-    Ok(answer[..length] == *STORED)
+    Ok(channel::receive_now(scheduler, STORED.len())? == STORED)
 }
 
 /// The report that has come; `None` if the runner has ended without one.
 pub fn receive_end(runner: &OwnedFd) -> Option<Report> {
-    let mut report = [0; MAX_REPORT];
-    let (_, length) = recv(runner, &mut report, RecvFlags::DONTWAIT).ok()?;
-    serde_json::from_slice(&report[..length]).ok()
+    serde_json::from_slice(&channel::receive_now(runner, MAX_REPORT).ok()?).ok()
 }
 
 /// Tells the runner that its end is stored.
 pub fn confirm_end(runner: &OwnedFd) {
-    let _ = send(runner, STORED, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    let _ = channel::send(runner, STORED);
 }

@@ -11,9 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
-use rustix::process::{Pid, Signal, pidfd_send_signal};
+use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use super::thread::Renewing;
@@ -32,7 +30,7 @@ use crate::store::seam::State;
 use crate::sys::clock::since_boot;
 use crate::sys::identity::{HostIdentity, ProcessIdentity};
 use crate::sys::poll::{self, is_readable};
-use crate::sys::process;
+use crate::sys::{channel, process};
 
 /// The argument that makes a process of this program a keeper.
 const NAME: &str = "keep-lease";
@@ -96,20 +94,17 @@ impl Keeper {
             orphans,
             on_lost,
         };
-        send(&self.channel, &serde_json::to_vec(&kept)?, SendFlags::NOSIGNAL)?;
+        channel::send(&self.channel, &serde_json::to_vec(&kept)?)?;
         let rest = Duration::from_millis(charge.given_up().saturating_sub(since_boot()));
         poll::sleep(START.min(rest), &[self.channel.as_fd()])?;
-        let mut answer = [0; MAX_ANSWER];
-        match recv(&self.channel, &mut answer, RecvFlags::DONTWAIT) {
-            Ok((_, 0)) => Err(has_ended()),
-            Ok((_, length)) if &answer[..length] == BEGUN => Ok(()),
-            Ok((_, length)) => {
-                Err(io::Error::other(String::from_utf8_lossy(&answer[..length]).into_owned()))
-            }
-            Err(Errno::AGAIN) => {
+        match channel::receive_now(&self.channel, MAX_ANSWER) {
+            Ok(answer) if answer.is_empty() => Err(has_ended()),
+            Ok(answer) if answer == BEGUN => Ok(()),
+            Ok(answer) => Err(io::Error::other(String::from_utf8_lossy(&answer).into_owned())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(io::Error::other("the process that keeps the lease does not answer"))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 }
@@ -128,9 +123,8 @@ pub fn kill(keeper: (Pid, ProcessIdentity)) {
 fn send_signal((pid, instance): (Pid, ProcessIdentity), signal: Signal) {
     if let Some(process) = process::running(pid)
         && instance.same_as(process.instance) == Some(true)
-        && let Some(pidfd) = process.ended_fd()
     {
-        let _ = pidfd_send_signal(pidfd, signal);
+        process.signal(signal);
     }
 }
 
@@ -167,13 +161,11 @@ pub fn help() -> Option<ExitCode> {
 /// `None` if it cannot keep the lease.
 fn main() -> Option<()> {
     // A search for work that continues must skip this process.
-    let _ = rustix::thread::set_name(c"serializer");
+    process::set_name(c"serializer");
     let channel = io::stdin().as_fd().try_clone_to_owned().ok()?;
-    let mut message = vec![0; MAX_MESSAGE];
-    let (_, length) =
-        rustix::io::retry_on_intr(|| recv(&channel, &mut message, RecvFlags::empty())).ok()?;
     // Without a message, the lock was not acquired.
-    let kept: KeptLock = serde_json::from_slice(&message[..length]).ok()?;
+    let message = channel::receive(&channel, MAX_MESSAGE).ok()?;
+    let kept: KeptLock = serde_json::from_slice(&message).ok()?;
     let entry = kept.entry()?;
     // What `lock` could read may be gone (a password in a pipe). And a keeper that begins too late
     // must not end an owner that was never told that it has the lock.
@@ -186,7 +178,7 @@ fn main() -> Option<()> {
     let _ = rustix::process::setsid();
     let answer =
         begun.as_ref().map_or_else(|why| &why.as_bytes()[..why.len().min(MAX_ANSWER)], |()| BEGUN);
-    send(&channel, answer, SendFlags::NOSIGNAL).ok()?;
+    channel::send(&channel, answer).ok()?;
     begun.ok()?;
     drop(channel);
     kept.keep(&entry).ok()

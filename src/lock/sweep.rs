@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use rustix::rand::GetRandomFlags;
-
 use super::register::{Register, lock};
 use crate::store::seam::{Key, State};
 use crate::sys::clock::since_1970;
+use crate::sys::random::fill_random;
 
 /// How many unused registers a release removes from each page at most, which bounds its duration.
 const MAX_REMOVED: usize = 50;
@@ -15,9 +14,7 @@ impl Register {
     /// Whether this release is the one in 64, chosen at random, that removes unused registers.
     pub fn is_sweep_due(&self) -> bool {
         let mut byte = [0_u8; 1];
-        lock(&self.store).counts()
-            && rustix::rand::getrandom(&mut byte, GetRandomFlags::empty()).is_ok()
-            && byte[0] % 64 == 0
+        lock(&self.store).counts() && fill_random(&mut byte).is_ok() && byte[0] % 64 == 0
     }
 
     /// Removes some registers that were released longer than `age` ago. Their numbers, which begin

@@ -1,9 +1,7 @@
 //! The owner of a lock: a process, identified so that it is not mistaken for another one.
 
-use std::fs;
 use std::io;
 
-use rustix::io::Errno;
 use rustix::process::{Pid, getuid};
 
 use crate::sys::identity::{HostIdentity, ProcessIdentity};
@@ -42,13 +40,7 @@ impl Owner {
         if self.is(&self) {
             return Ok(self);
         }
-        let why = fs::read("/proc/self/stat")
-            .err()
-            .filter(|error| error.raw_os_error() == Some(Errno::MFILE.raw_os_error()));
-        let why = why.map_or_else(
-            || "/proc is not mounted or not readable".to_owned(),
-            |error| io_message(&error).to_string(),
-        );
+        let why = io_message(&process::why_unidentifiable());
         Err(io::Error::other(format!("cannot identify pid {}: {why}", self.pid)))
     }
 

@@ -2,22 +2,19 @@
 //! (exec), so that its PID stays. When its connection is closed without a message, because `run`
 //! has died, it ends.
 
-use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{dup2_stdin, execvpe};
-use rustix::net::{RecvFlags, SendFlags, recv, send};
-use rustix::process::{Pid, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, getpid};
 use serde::{Deserialize, Serialize};
 
-use super::helper;
 use super::signals::was_ignored;
+use crate::sys::signals::exec_as_it_is;
+use crate::sys::{channel, process};
 
 /// What this process is called on its command line.
 pub const NAME: &str = "exec-locked";
@@ -48,29 +45,27 @@ pub fn go(
         bound_to: is_bound.then(|| getpid().as_raw_pid()),
         ignores_pipe: was_ignored(Signal::SIGPIPE),
     };
-    helper::pass(channel, &serde_json::to_vec(&go)?, io::stdin().as_fd())
+    channel::pass(channel, &serde_json::to_vec(&go)?, io::stdin().as_fd())
 }
 
 /// Why the shim, which has ended, could not become the command, if that is so.
 pub fn failure(channel: &OwnedFd) -> Option<io::Error> {
-    let mut code = [0; 4];
-    let (_, length) = recv(channel, &mut code, RecvFlags::DONTWAIT).ok()?;
-    (length == code.len()).then(|| io::Error::from_raw_os_error(i32::from_ne_bytes(code)))
+    let code = channel::receive_now(channel, 4).ok()?;
+    Some(io::Error::from_raw_os_error(i32::from_ne_bytes(code.try_into().ok()?)))
 }
 
 /// The shim itself.
 pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
     // Its file is called `/proc/self/exe`. By this name, it does not count as work that goes on.
-    let _ = rustix::thread::set_name(c"serializer");
+    process::set_name(c"serializer");
     // A copy, because the command's stdin takes the place of this one. The exec closes it.
     let channel = io::stdin().as_fd().try_clone_to_owned();
     let (Ok(channel), Some(program)) = (channel, command.next()) else { return ExitCode::FAILURE };
-    let Ok((go, stdin)) = helper::receive(&channel) else { return ExitCode::FAILURE };
+    let Ok((go, stdin)) = channel::receive_with_file(&channel) else { return ExitCode::FAILURE };
     let Ok(go) = serde_json::from_slice::<Go>(&go) else { return ExitCode::FAILURE };
     if let Some(parent) = go.bound_to {
-        // The main thread of `run` has made this process, and ends last.
-        let _ = set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-        if getppid().map(Pid::as_raw_pid) != Some(parent) {
+        let Some(parent) = Pid::from_raw(parent) else { return ExitCode::FAILURE };
+        if process::end_with_parent(parent).is_err() {
             return ExitCode::FAILURE;
         }
     }
@@ -83,29 +78,6 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
         Command::new(program).args(command).envs(go.variables).stdin(stdin).exec()
     };
     let code = error.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
-    let _ = send(&channel, &code.to_ne_bytes(), SendFlags::NOSIGNAL);
+    let _ = channel::send(&channel, &code.to_ne_bytes());
     ExitCode::FAILURE
-}
-
-/// Becomes the command with SIGPIPE ignored, as it is in this process. std's `exec` always resets
-/// that.
-fn exec_as_it_is(
-    program: OsString,
-    arguments: impl Iterator<Item = OsString>,
-    own: Vec<(String, String)>,
-    stdin: OwnedFd,
-) -> io::Error {
-    let text = |word: OsString| CString::new(word.into_vec());
-    let words: Result<Vec<_>, _> = std::iter::once(program).chain(arguments).map(text).collect();
-    let own = own.into_iter().map(|(name, value)| (name.into(), value.into()));
-    let variables: BTreeMap<OsString, OsString> = std::env::vars_os().chain(own).collect();
-    let variables =
-        variables.into_iter().map(|(name, value)| text([name, value].join("=".as_ref())));
-    let (Ok(words), Ok(variables)) = (words, variables.collect::<Result<Vec<_>, _>>()) else {
-        return io::ErrorKind::InvalidInput.into();
-    };
-    match dup2_stdin(stdin).and_then(|()| execvpe(&words[0], &words, &variables)) {
-        Err(error) => error.into(),
-        Ok(never) => match never {},
-    }
 }

@@ -5,9 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_send_signal, waitid,
-};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, waitid};
 
 use crate::sys::clock::since_boot;
 use crate::sys::poll;
@@ -78,8 +76,6 @@ fn add_descendants(all: &mut Vec<Process>) -> bool {
 fn signal_all(all: &[Process], signal: Signal) {
     for process in all {
         // It may have ended.
-        let is_sent =
-            process.ended_fd().is_some_and(|pidfd| pidfd_send_signal(pidfd, signal).is_ok());
         // Without pidfds: the PID of a child that was not reaped is not another
         // process's.
         let is_child = || {
@@ -88,7 +84,7 @@ fn signal_all(all: &[Process], signal: Signal) {
                 WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
             )
         };
-        if !is_sent && is_child().is_ok() {
+        if !process.signal(signal) && is_child().is_ok() {
             let _ = kill_process(process.pid(), signal);
         }
     }

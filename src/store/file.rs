@@ -1,6 +1,5 @@
 //! Locks of one machine: a file for each, in a directory.
 
-pub(super) mod filesystem;
 mod legacy;
 mod lock_file;
 pub(super) mod publish;
@@ -22,12 +21,11 @@ use super::failure::{Cause, Error, Failure};
 use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use super::{Location, pause};
 use crate::store::waiter::Waiter;
+use crate::sys::files::UNHEARD;
+use crate::sys::filesystem;
 use crate::sys::text::{self, io_message};
 use lock_file::LockFile;
 pub use publish::sweep;
-
-/// The interval between two polls of the first waiter while it hears no wake-ups.
-const UNHEARD: Duration = Duration::from_secs(1);
 
 /// The interval between two polls of a waiter that does not queue, and hears none.
 const WATCH: Duration = Duration::from_millis(50);

@@ -1,16 +1,15 @@
 //! What identifies a host, and a process on it.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::LazyLock;
+
+use crate::sys::platform::identity;
 
 /// Where a PID means something: one boot of one machine, seen from one PID namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostIdentity {
     /// The host's name.
     pub host: Option<String>,
-    /// `/etc/machine-id`.
+    /// A number that no other machine has: `/etc/machine-id`, or that of the hardware.
     pub machine: Option<String>,
     /// The kernel's random id of this boot.
     pub boot: Option<String>,
@@ -23,16 +22,12 @@ impl HostIdentity {
     pub fn here() -> Self {
         static HERE: LazyLock<HostIdentity> = LazyLock::new(|| HostIdentity {
             host: rustix::system::uname().nodename().to_str().ok().and_then(known),
-            machine: read("/etc/machine-id"),
-            boot: read("/proc/sys/kernel/random/boot_id"),
-            pid_namespace: fs::metadata("/proc/self/ns/pid").ok().map(|metadata| metadata.ino()),
+            machine: identity::machine().as_deref().and_then(known),
+            boot: identity::boot().as_deref().and_then(known),
+            pid_namespace: identity::pid_namespace(),
         });
         HERE.clone()
     }
-}
-
-fn read(path: impl AsRef<Path>) -> Option<String> {
-    known(&fs::read_to_string(path).ok()?)
 }
 
 // systemd writes `uninitialized` on first boot; images are shipped with an empty machine-id.
@@ -44,7 +39,8 @@ fn known(text: &str) -> Option<String> {
 /// Which of the processes that had a PID one after another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessIdentity {
-    /// Start time in clock ticks since boot, `/proc/PID/stat` field 22. Quick reuse can repeat it.
+    /// Start time: of Linux in clock ticks since boot (`/proc/PID/stat` field 22), elsewhere in
+    /// seconds since 1970. Quick reuse can repeat it.
     pub start: Option<u64>,
     /// The inode number of its pidfd: unique until reboot, on Linux 6.9 and newer (`fs/pidfs.c`).
     pub pidfd: Option<u64>,
@@ -54,6 +50,8 @@ impl ProcessIdentity {
     /// Whether both are the same process of one PID; `None` when there is nothing to compare.
     pub fn same_as(self, other: Self) -> Option<bool> {
         // Start times shift between time namespaces, so pidfds decide where both have one.
-        self.pidfd.zip(other.pidfd).or(self.start.zip(other.start)).map(|(one, two)| one == two)
+        let same_start = |(one, two): (u64, u64)| one.abs_diff(two) <= identity::START_MARGIN;
+        let by_pidfd = self.pidfd.zip(other.pidfd).map(|(one, two)| one == two);
+        by_pidfd.or_else(|| self.start.zip(other.start).map(same_start))
     }
 }

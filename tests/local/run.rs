@@ -142,6 +142,9 @@ fn what_is_piped_in_and_out_is_the_commands() {
     // A closed pipe ends it.
     let ended = locks.script(r#""$S" run yes | head -n 1; echo "${PIPESTATUS[@]}""#);
     assert_eq!(ended.stdout, "y\n141 0\n", "{ended:?}");
+    if support::lacks("ignored signals") {
+        return;
+    }
     // Unless it was started so that it is told instead, as by a service manager.
     let ended = locks.script(r#"trap '' PIPE; "$S" run yes | head -n 1; echo "${PIPESTATUS[@]}""#);
     assert_eq!(ended.stdout, "y\n1 0\n", "{ended:?}");
@@ -162,6 +165,9 @@ fn no_descriptor_of_ours_reaches_the_command() {
 
 #[test]
 fn signals_are_ignored_and_blocked_as_without_us() {
+    if support::lacks("ignored signals") {
+        return;
+    }
     let locks = Locks::new();
     let options =
         ["--default-signal", "--ignore-signal=HUP,INT,QUIT,TSTP", "--block-signal=TERM,USR1,CHLD"];
@@ -210,6 +216,9 @@ fn a_parent_that_ignores_the_ends_of_its_children_is_told_so() {
 
 #[test]
 fn without_proc_it_is_said_what_is_missing() {
+    if support::lacks("/proc") {
+        return;
+    }
     let locks = Locks::new();
     let mut shell = support::unshared_shell(&locks, &["--mount"]);
     let (code, said) = shell.output(r#"mount -t tmpfs none /proc; "$S" run true 2>&1"#);
@@ -289,6 +298,9 @@ fn what_the_command_leaves_behind_keeps_neither_the_lock_nor_us() {
 
 #[test]
 fn what_the_command_leaves_behind_is_waited_for_on_request() {
+    if support::lacks("adopted orphans") {
+        return;
+    }
     let locks = Locks::new();
     let fifo = locks.dir().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
@@ -355,6 +367,9 @@ fn a_waiter_that_is_ended_by_a_signal_leaves_nothing() {
 
 #[test]
 fn what_waits_for_our_turn_takes_no_signals_that_are_for_the_command() {
+    if support::lacks("a queue") {
+        return;
+    }
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     holder.lock();
@@ -387,6 +402,9 @@ fn what_waits_for_our_turn_takes_no_signals_that_are_for_the_command() {
 
 #[test]
 fn a_run_that_is_killed_at_any_system_call_never_leaves_a_command_without_the_lock() {
+    if support::lacks("packets") {
+        return;
+    }
     let locks = Locks::new();
     // bash reports each kill.
     let mut quiet = locks.command("bash");

@@ -157,17 +157,19 @@ fn set_modified(locks: &Locks, time: SystemTime) {
     file.set_modified(time).expect("its time can be set");
 }
 
-/// Field 22 of `/proc/…/stat`.
+/// Field 22 of `/proc/…/stat`; without pidfds, in seconds since 1970.
 fn start_ticks(of: &str) -> String {
     let stat =
         fs::read_to_string(format!("/proc/{of}/stat")).expect("the process can be looked at");
-    stat.rsplit_once(')')
-        .expect("a name")
-        .1
-        .split_ascii_whitespace()
-        .nth(19)
-        .expect("a start time")
-        .to_owned()
+    let words = stat.rsplit_once(')').expect("a name").1;
+    let ticks = words.split_ascii_whitespace().nth(19).expect("a start time");
+    if cfg!(not(serializer_portable)) {
+        return ticks.to_owned();
+    }
+    let stat = fs::read_to_string("/proc/stat").expect("the time of the boot can be looked at");
+    let boot = stat.lines().find_map(|line| line.strip_prefix("btime ")).expect("a time");
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    (number(boot) + number(ticks) / rustix::param::clock_ticks_per_second()).to_string()
 }
 
 /// The state as `ps` shows it.
@@ -203,7 +205,7 @@ fn kernel_has_pidfs() -> bool {
         .expect("a release")
         .split(['.', '-'])
         .map_while(|part| part.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(9))
+    cfg!(not(serializer_portable)) && (numbers.next(), numbers.next()) >= (Some(6), Some(9))
 }
 
 /// A shell in namespaces of its own, as the runner of a command.
@@ -397,6 +399,9 @@ fn a_lock_of_a_vanished_process_is_stale() {
 
 #[test]
 fn a_lock_with_the_pid_of_a_thread_is_stale() {
+    if support::lacks("thread ids") {
+        return;
+    }
     let locks = Locks::new();
     let (_shell, record) = locked_by_a_shell(&locks);
     // Not the thread of the test itself: with `--test-threads=1` that is the process.
@@ -429,6 +434,9 @@ fn a_lock_of_a_process_that_has_ended_unreaped_is_stale() {
 
 #[test]
 fn a_process_without_its_main_thread_holds_its_lock_until_its_other_threads_end() {
+    if support::lacks("pidfds") {
+        return;
+    }
     let locks = Locks::new();
     let mut process = process_without_main_thread(&locks);
     let pid = process.id();
@@ -479,6 +487,9 @@ ctypes.CDLL(None).pthread_exit(None)
 
 #[test]
 fn a_lock_with_a_reused_pid_is_stale() {
+    if support::lacks("PID namespaces") {
+        return;
+    }
     let locks = Locks::new();
     let mut container = pid_namespace(&locks);
     for round in 0..rounds(40) {
@@ -576,6 +587,9 @@ fn a_lock_of_another_users_process_is_held() {
 
 #[test]
 fn a_lock_of_a_hidden_process_is_held() {
+    if support::lacks("PID namespaces") {
+        return;
+    }
     let locks = Locks::new();
     // From root's group nothing is hidden.
     let user = OrdinaryUser::new(&locks);
@@ -614,6 +628,9 @@ fn a_lock_of_a_hidden_process_is_held() {
 
 #[test]
 fn where_there_is_no_proc_nothing_is_stale_but_what_is_certainly_gone() {
+    if support::lacks("pidfds") {
+        return;
+    }
     let locks = Locks::new();
     let (shell, record) = locked_by_a_shell(&locks);
     let pid = shell.pid();
@@ -869,6 +886,9 @@ fn a_process_that_waits_in_the_same_run_is_no_orphan() {
 
 #[test]
 fn a_proc_of_another_namespace_is_not_asked() {
+    if support::lacks("PID namespaces") {
+        return;
+    }
     let locks = Locks::new();
     // A PID namespace of its own, but the /proc of the one outside: there, the shell's number is
     // another process's.

@@ -510,6 +510,15 @@ sys.stdin.buffer.read()
 os.write(1, b"end\n")
 "#;
 
+/// Says that a test cannot run because the program was built of what other systems have, too
+/// (`--cfg serializer_portable`), if it was.
+pub fn lacks(what: &str) -> bool {
+    if cfg!(serializer_portable) {
+        skipped(&format!("without {what}"));
+    }
+    cfg!(serializer_portable)
+}
+
 /// Says that a test cannot run here, past the harness, which keeps what passing tests print;
 /// scripts/test.sh counts it.
 pub fn skipped(why: &str) {

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::sys::clock::{since_1970, since_boot};
 use crate::sys::poll;
+use crate::sys::signals::SignalQueue;
 use crate::sys::timer::Timer;
 
 /// The longest sleep. After it, the scheduler checks whether the definitions have changed.
@@ -21,7 +21,7 @@ const LEAP: u64 = 500;
 const MAX_SIGNALS: usize = 64;
 
 pub struct Events {
-    signals: SignalFd,
+    signals: SignalQueue,
     timer: Timer,
     /// The host's clock minus the time since boot.
     drift: u64,
@@ -40,17 +40,15 @@ impl Events {
         let all = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD];
         let mask: SigSet = all.into_iter().collect();
         mask.thread_block()?;
-        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Self { signals, timer: Timer::of_wall_clock()?, drift: drift() })
+        Ok(Self { signals: SignalQueue::of(&all)?, timer: Timer::of_wall_clock()?, drift: drift() })
     }
 
     /// The signals that have arrived.
     pub fn receive(&self) -> Asked {
         let mut asked = Asked::default();
-        for signal in (0..MAX_SIGNALS).map_while(|_| self.signals.read_signal().ok().flatten()) {
-            let is = |known: Signal| i64::from(signal.ssi_signo) == known as i64;
-            asked.must_stop |= is(Signal::SIGTERM) || is(Signal::SIGINT);
-            asked.must_reload |= is(Signal::SIGHUP);
+        for received in (0..MAX_SIGNALS).map_while(|_| self.signals.next()) {
+            asked.must_stop |= matches!(received.signal, Signal::SIGTERM | Signal::SIGINT);
+            asked.must_reload |= received.signal == Signal::SIGHUP;
         }
         asked
     }

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use nix::sys::signal::SigSet;
 use nix::unistd::dup2_stdin;
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -31,9 +30,11 @@ use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
 use crate::logging::{self, LogArgs};
 use crate::record::mode::Mode;
-use crate::run::{Program, helper};
+use crate::run::Program;
 use crate::store::Location;
+use crate::sys::channel::receive_with_file;
 use crate::sys::clock::{since_1970, since_boot};
+use crate::sys::files::anonymous_file;
 use crate::sys::identity::HostIdentity;
 use crate::sys::local_time::short;
 use crate::sys::poll;
@@ -69,7 +70,7 @@ fn run() -> Result<u8, Error> {
     // Its threads inherit that: signals are for the first one alone.
     let _ = SigSet::all().thread_block();
     let scheduler = io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?;
-    let (_, file) = helper::receive(&scheduler).map_err(cannot)?;
+    let (_, file) = receive_with_file(&scheduler).map_err(cannot)?;
     let work: Work = orders(file)?;
     let slot = work.is_json.then(|| shown_slot(work.claim.slot));
     let relay = Relay::start(&work.task, slot).map_err(cannot)?;
@@ -113,7 +114,7 @@ fn orders<T: DeserializeOwned>(file: OwnedFd) -> Result<T, Error> {
         File::from(file).read_to_end(&mut text)?;
         let end =
             text.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
-        let mut rest = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
+        let mut rest = anonymous_file()?;
         rest.write_all(&text[end + 1..])?;
         rest.rewind()?;
         dup2_stdin(&rest)?;

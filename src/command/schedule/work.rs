@@ -1,7 +1,6 @@
 //! One run of a task, and its process.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +9,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::{place_of, task_at};
@@ -24,10 +22,12 @@ use crate::lock::waiting::Waiting;
 use crate::lock::{Grant, Mutex, Request};
 use crate::logging;
 use crate::record::run::{Interrupted, Rule, Run};
-use crate::run::helper;
 use crate::schedule::definition::Definition;
 use crate::store::Location;
 use crate::store::seam::Key;
+use crate::sys::channel;
+use crate::sys::files::anonymous_file;
+use crate::sys::process::this_program;
 
 /// The argument that turns a process of this program into a runner.
 pub const NAME: &str = "run-task";
@@ -37,8 +37,6 @@ pub const LIMITED: &str = "run-limited";
 
 /// A slot that has not started after this time is overdue, in milliseconds.
 pub const OVERDUE: u64 = 60_000;
-
-const EXECUTABLE: &str = "/proc/self/exe";
 
 /// What all runs of tasks have in common.
 pub struct Order {
@@ -107,7 +105,8 @@ impl Order {
             let lock = self.place.sibling(Key::lock(format!("limit-{limit}.lck").as_ref()));
             Limited { lock, slots: *slots, lease: self.lease }
         });
-        let wrapper = limited.is_some().then(|| [EXECUTABLE, LIMITED].map(str::to_owned));
+        let program = || this_program().to_string_lossy().into_owned();
+        let wrapper = limited.is_some().then(|| [program(), LIMITED.to_owned()]);
         let (tries, interrupted) = match claim.is_forced {
             // Schedulers do not repeat a run on request.
             true => (NonZeroU32::MIN, Interrupted::Stop),
@@ -161,7 +160,7 @@ pub const ATTEMPT: Waiting = Waiting {
 
 /// The command that does it, and the connection by which it reports the end.
 pub fn runner(work: &Work, definition: &Definition) -> io::Result<(Command, OwnedFd)> {
-    let mut command = Command::new(EXECUTABLE);
+    let mut command = Command::new(this_program());
     command.arg0("serializer").arg(NAME).arg(&work.task);
     // Not a part of the Meltano run that has started the scheduler.
     command.env_remove(RUN_VARIABLE);
@@ -169,7 +168,7 @@ pub fn runner(work: &Work, definition: &Definition) -> io::Result<(Command, Owne
         command.current_dir(directory);
     }
     // A pipe may be too small, and a scheduler does not wait.
-    let mut orders = File::from(memfd_create("orders", MemfdFlags::CLOEXEC)?);
+    let mut orders = anonymous_file()?;
     let log = logging::args();
     let mut text = serde_json::to_string(&(&log, work))? + "\n";
     if let Some(limited) = &work.limited {
@@ -179,8 +178,8 @@ pub fn runner(work: &Work, definition: &Definition) -> io::Result<(Command, Owne
     text += definition.stdin.as_deref().unwrap_or("");
     orders.write_all(text.as_bytes())?;
     orders.rewind()?;
-    let (ours, theirs) = helper::connection()?;
-    helper::pass(&ours, b"+", orders.as_fd())?;
+    let (ours, theirs) = channel::connection()?;
+    channel::pass(&ours, b"+", orders.as_fd())?;
     command.stdin(theirs);
     Ok((command, ours))
 }

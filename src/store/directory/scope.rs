@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::{on_one_machine, opened, trouble};
 use crate::store::failure::Failure;
-use crate::store::file::filesystem::{is_local, mount};
+use crate::sys::filesystem::{is_local, mount};
 use crate::sys::text;
 
 /// A mount with one of these keeps flocks on its host.

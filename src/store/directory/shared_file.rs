@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
-use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
+use rustix::fs::OFlags;
 
 use super::slot::{self, Slot};
 use super::{opened, scope, trouble, unusable};
 use crate::store::failure::Failure;
 use crate::store::file::publish::{leads_to, link_new, open};
 use crate::store::seam::{Next, State, Write};
+use crate::sys::files::{lock_records, look_anew};
 use crate::sys::random::jittered;
 
 /// The pause between two tries for the flock: its holders read or write a few hundred bytes.
@@ -121,9 +122,7 @@ impl SharedFile {
     /// Asks the server whether names in the directory lead elsewhere now. Otherwise, another host's
     /// change of a name might be seen seconds late.
     fn look_anew(&self) -> Result<(), Failure> {
-        let (flags, mask) = (AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
-        let found = statx(CWD, &self.directory, flags, mask);
-        found.map(drop).map_err(|error| unusable(&self.directory, error))
+        look_anew(&self.directory).map_err(|error| unusable(&self.directory, error))
     }
 
     /// Opens and flocks the file, which must be regular and on a file system with flocks that all
@@ -156,7 +155,9 @@ impl SharedFile {
         loop {
             match if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) }
             {
-                Ok(()) if !has_records || lock_records(file, exclusively)? => return Ok(()),
+                Ok(()) if !has_records || lock_records(file, exclusively).map_err(trouble)? => {
+                    return Ok(());
+                }
                 // A client of this file server, which takes no flock here, has the record lock.
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
@@ -187,23 +188,6 @@ impl SharedFile {
             self.secured = identity;
         }
         Ok(())
-    }
-}
-
-/// Takes the lock that a file server takes for the flocks of its clients. It belongs to the open
-/// file, not to the process.
-fn lock_records(file: &File, exclusively: bool) -> Result<bool, Failure> {
-    let whole = nix::libc::flock {
-        l_type: if exclusively { nix::libc::F_WRLCK } else { nix::libc::F_RDLCK } as _,
-        l_whence: nix::libc::SEEK_SET as _,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    match nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)) {
-        Ok(_) => Ok(true),
-        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
-        Err(error) => Err(trouble(error)),
     }
 }
 

@@ -8,19 +8,19 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fstat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawMode, fchmod, fstat, unlinkat};
 use rustix::io::Errno;
 
 use super::publish::{
     create_in_place, directory, flock, leads_to, link_new, open, read_at, rename_over, unlink,
 };
 use super::queue::Queue;
-use super::{CHANGE, CREATE, READ, REMOVE, filesystem, io_failure, legacy, wakeup};
+use super::{CHANGE, CREATE, READ, REMOVE, io_failure, legacy, wakeup};
 use crate::record::MAX_BYTES;
 use crate::store::directory::MAGIC;
 use crate::store::failure::Failure;
 use crate::store::seam::{Next, State, Write};
-use crate::sys::text;
+use crate::sys::{filesystem, text};
 
 /// How often to open a path while its file is exchanged. Each exchange means that another
 /// process succeeded.
@@ -28,7 +28,7 @@ const MAX_OPENS: usize = 16;
 
 /// What a umask does not take from a record, which says no more of its holder than the process
 /// table does.
-const READABLE: u32 = 0o444;
+const READABLE: RawMode = 0o444;
 
 /// After this time, a file system has written a new name to its disk by itself: most do within 30
 /// seconds.

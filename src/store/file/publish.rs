@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, linkat, lstat, openat, renam
 use rustix::io::Errno;
 
 use crate::store::seam::Write;
+use crate::sys::files::link_unnamed;
 use crate::sys::random::random_token;
 
 /// Users of all hosts must be able to use a file; the umask restricts it.
@@ -67,21 +67,8 @@ pub fn open(path: &Path, access: OFlags) -> io::Result<Option<File>> {
 /// Makes a complete file at `path`, unless that is taken. `None` without hard links.
 pub fn link_new(path: &Path, fill: Fill<'_>) -> io::Result<Option<Write>> {
     // Usually without a temporary name, which a kill would leave behind.
-    match openat(CWD, directory(path), OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, MODE) {
-        Ok(fd) => {
-            let file = File::from(fd);
-            complete(&file, fill)?;
-            let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-            match linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW) {
-                Ok(()) => return Ok(Some(Write::Done)),
-                Err(Errno::EXIST) => return Ok(Some(Write::Conflict)),
-                // Without /proc, or on a file system without links.
-                Err(_) => {}
-            }
-        }
-        // NFS and FAT answer EOPNOTSUPP, old kernels EISDIR.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {}
-        Err(error) => return Err(error.into()),
+    if let Some(is_done) = link_unnamed(directory(path), path, MODE, |file| complete(file, fill))? {
+        return Ok(Some(if is_done { Write::Done } else { Write::Conflict }));
     }
     let (file, temporary) = write_temporary(path, fill)?;
     let linked = linkat(CWD, &temporary, CWD, path, AtFlags::empty());
@@ -92,6 +79,8 @@ pub fn link_new(path: &Path, fill: Fill<'_>) -> io::Result<Option<Write>> {
         Err(error) if !is_ours? => match error {
             Errno::EXIST => Ok(Some(Write::Conflict)),
             Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK => Ok(None),
+            // On macOS, another number than EOPNOTSUPP.
+            error if error == Errno::NOTSUP => Ok(None),
             error => Err(error.into()),
         },
         _ => Ok(Some(Write::Done)),

@@ -17,13 +17,14 @@ use std::thread;
 use std::time::Duration;
 
 use fs4::{FileExt, TryLockError};
-use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::fs::{CWD, FlockOperation, OFlags, fcntl_lock, openat};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk, getpid};
 
 use super::publish::{MODE, leads_to, open, unlink};
+use crate::sys::files::{KEEPS_ORDER, flock_waiters};
 use crate::sys::process;
+use crate::sys::quietly;
 
 /// How often to ask again at a new file. Each time means that it was just made, or that all waiters
 /// at the old one have left.
@@ -35,9 +36,6 @@ const MAX_SWEEPS: usize = 10;
 
 /// The pause between two such tries.
 const SWEEP_PAUSE: Duration = Duration::from_millis(1);
-
-/// The stack of the thread that waits for its turn, which calls two system functions.
-const STACK_BYTES: usize = 64 * 1024;
 
 /// The place of this process among the waiters.
 #[derive(Debug)]
@@ -173,21 +171,13 @@ impl Queue {
         }
     }
 
-    /// The waiters in turn, from `/proc/locks` (proc(5)), as far as this PID namespace knows them:
-    /// the processes of this program with a flock on this inode. Its device has another number
-    /// there on some file systems (btrfs).
+    /// The waiters in turn, as far as they are seen: the processes of this program with a flock on
+    /// the queue file.
     pub fn waiters(&self) -> Vec<Pid> {
         let Ok(there) = fs::symlink_metadata(&self.path) else { return Vec::new() };
-        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-        let pid = |line: &str| {
-            let words: Vec<&str> =
-                line.split_ascii_whitespace().filter(|word| *word != "->").collect();
-            let [_, "FLOCK", _, _, pid, inode, ..] = words.as_slice() else { return None };
-            let pid = Pid::from_raw(pid.parse().ok()?)?;
-            let is_here = inode.rsplit_once(':')?.1.parse() == Ok(there.ino());
-            (is_here && process::name(pid)? == process::name(getpid())?).then_some(pid)
-        };
-        locks.lines().filter_map(pid).collect()
+        let ours = process::name(getpid());
+        let is_ours = |pid: &Pid| ours.is_some() && process::name(*pid) == ours;
+        flock_waiters(there.ino()).into_iter().filter(is_ours).collect()
     }
 
     /// Becomes the first one, if there is none. `false` if there is one.
@@ -204,23 +194,22 @@ impl Queue {
 fn wait_in_thread(path: PathBuf) -> io::Result<Position> {
     let (sender, receiver) = channel();
     let (turn, has_come) = io::pipe()?;
-    // The thread inherits this. Signals are for the main thread, which may hold them back.
-    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let thread = thread::Builder::new().name("queue".to_owned()).stack_size(STACK_BYTES);
-    let spawned = thread.spawn(move || {
+    quietly("queue", move || {
         let sent = sender.send(join(&path, FileExt::lock));
         if let Err(std::sync::mpsc::SendError(Ok(file))) = sent {
             remove_if_alone(&path, &file);
         }
         drop(has_come);
-    });
-    before.thread_set_mask()?;
-    spawned.map(|_| Position::Queued(receiver, turn))
+    })?;
+    Ok(Position::Queued(receiver, turn))
 }
 
 /// Opens and locks the file that has the queue's name, which is made if need be. It is seen there
 /// by other processes.
 fn join(path: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
+    if !KEEPS_ORDER {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     for _ in 0..MAX_FILES {
         let Some(file) = open_existing(path)? else {
             let flags =

@@ -1,14 +1,15 @@
 //! Wake-ups: a datagram socket in the abstract namespace, which the first waiter binds, and a
 //! release sends to. The kernel removes it with the process. A wake-up only means that the lock may
 //! have changed: any process can send one or take the name, and other network namespaces are not
-//! reached. So waiters poll as well.
+//! reached. So waiters poll as well; where there is no such namespace, they only poll.
 
 use std::fs;
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+
+use crate::sys::files::abstract_address;
 
 /// How much of a file's name goes into the socket's name, which holds 107 bytes. Two names that
 /// differ only behind it wake each other's waiters, which is harmless.
@@ -27,7 +28,7 @@ fn address(path: &Path) -> Option<SocketAddr> {
     let file = file[..file.len().min(MAX_NAME)].escape_ascii();
     let mut name = format!("serializer:{:x}:{:x}:{file}", directory.dev(), directory.ino());
     name.truncate(107);
-    SocketAddr::from_abstract_name(name).ok()
+    abstract_address(&name)
 }
 
 /// Wakes the first waiter for the lock at `path`, if there is one.

@@ -1,0 +1,22 @@
+//! What identifies this machine and its boot.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+/// How far start times of the same process may differ.
+pub const START_MARGIN: u64 = 0;
+
+/// `/etc/machine-id`.
+pub fn machine() -> Option<String> {
+    fs::read_to_string("/etc/machine-id").ok()
+}
+
+/// The kernel's random id of this boot.
+pub fn boot() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
+}
+
+/// The inode number of this PID namespace.
+pub fn pid_namespace() -> Option<u64> {
+    fs::metadata("/proc/self/ns/pid").ok().map(|metadata| metadata.ino())
+}

@@ -1,0 +1,9 @@
+//! Linux: pidfds, `/proc`, signalfd, timerfd, files without names, and the abstract namespace.
+
+pub mod channel;
+pub mod clock;
+pub mod files;
+pub mod identity;
+pub mod process;
+pub mod signals;
+pub mod timer;

@@ -1,0 +1,116 @@
+//! Connections between processes of this program: messages in a stream, each after its length.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::io::{FdFlags, fcntl_setfd, read, retry_on_intr, write};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use crate::sys::poll::is_readable;
+
+/// Larger than any message with a file.
+const MAX_MESSAGE: usize = 8 * 1024;
+
+/// The length before each message.
+const LENGTH: usize = size_of::<u32>();
+
+/// Two ends of a connection, which keeps messages apart.
+pub fn connection() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (one, two) = UnixStream::pair()?;
+    Ok((one.into(), two.into()))
+}
+
+/// Sends a message with a file.
+pub fn pass(channel: &OwnedFd, message: &[u8], file: BorrowedFd<'_>) -> io::Result<()> {
+    let files = [file];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&files));
+    let message = framed(message)?;
+    let sent = sendmsg(channel, &[IoSlice::new(&message)], &mut control, SendFlags::empty())?;
+    write_all(channel, &message[sent..])
+}
+
+/// Waits for a message with a file.
+pub fn receive_with_file(channel: &OwnedFd) -> io::Result<(Vec<u8>, OwnedFd)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut length = [0; LENGTH];
+    let buffers = &mut [IoSliceMut::new(&mut length)];
+    // The file comes with the first byte.
+    let received =
+        retry_on_intr(|| recvmsg(channel, buffers, &mut control, RecvFlags::empty()))?.bytes;
+    let file = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+        _ => None,
+    });
+    let file = file.ok_or(io::ErrorKind::UnexpectedEof)?;
+    fcntl_setfd(&file, FdFlags::CLOEXEC)?;
+    if received < LENGTH {
+        read_exact(channel, &mut length[received..])?;
+    }
+    Ok((rest(channel, length, MAX_MESSAGE)?, file))
+}
+
+/// Sends a message.
+pub fn send(channel: &OwnedFd, message: &[u8]) -> io::Result<()> {
+    write_all(channel, &framed(message)?)
+}
+
+/// Waits for a message of at most so many bytes; an empty one if the other end is closed.
+pub fn receive(channel: &OwnedFd, most: usize) -> io::Result<Vec<u8>> {
+    let mut length = [0; LENGTH];
+    if retry_on_intr(|| read(channel, &mut length[..1]))? == 0 {
+        return Ok(Vec::new());
+    }
+    read_exact(channel, &mut length[1..])?;
+    rest(channel, length, most)
+}
+
+/// The message that has come, or `WouldBlock`.
+pub fn receive_now(channel: &OwnedFd, most: usize) -> io::Result<Vec<u8>> {
+    // Whatever has begun comes at once: each message is written by one process in one go.
+    if is_readable(channel) {
+        receive(channel, most)
+    } else {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+fn framed(message: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u32::try_from(message.len()).map_err(io::Error::other)?;
+    Ok([&length.to_ne_bytes(), message].concat())
+}
+
+fn rest(channel: &OwnedFd, length: [u8; LENGTH], most: usize) -> io::Result<Vec<u8>> {
+    let length = u32::from_ne_bytes(length) as usize;
+    if length > most {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut message = vec![0; length];
+    read_exact(channel, &mut message)?;
+    Ok(message)
+}
+
+fn read_exact(channel: &OwnedFd, mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match retry_on_intr(|| read(channel, &mut *bytes))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => bytes = &mut bytes[count..],
+        }
+    }
+    Ok(())
+}
+
+fn write_all(channel: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
+    // Without a reader this fails: Rust's runtime ignores SIGPIPE.
+    while !bytes.is_empty() {
+        bytes = &bytes[retry_on_intr(|| write(channel, bytes))?..];
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! Files, locks of files, and random numbers.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::process::Pid;
+
+use crate::sys::random::random_token;
+
+/// The interval between two polls of a waiter for a lock file: there are no wake-ups.
+pub const UNHEARD: Duration = Duration::from_millis(100);
+
+/// Whether waiters for a lock file can queue. Not on BSD and macOS, where a record lock and a flock
+/// exclude each other, and flocks have no order.
+pub const KEEPS_ORDER: bool = false;
+
+/// Fills the whole buffer with random bytes.
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    File::open("/dev/urandom")?.read_exact(bytes)
+}
+
+/// Files without names cannot get one here.
+pub fn link_unnamed(
+    _directory: &Path,
+    _path: &Path,
+    _mode: Mode,
+    _complete: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<Option<bool>> {
+    Ok(None)
+}
+
+/// A file that is gone when it is closed.
+pub fn anonymous_file() -> io::Result<File> {
+    let path = std::env::temp_dir().join(format!("serializer-{}", random_token()?));
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    fs::remove_file(path)?;
+    Ok(file)
+}
+
+/// A file server cannot be asked anew; no other file system of several hosts is used here.
+pub fn look_anew(directory: &Path) -> io::Result<()> {
+    fs::metadata(directory).map(drop)
+}
+
+/// Record locks of open files are not known here, so a directory that needs them cannot be used.
+pub fn lock_records(_file: &File, _exclusively: bool) -> io::Result<bool> {
+    Err(io::Error::other("record locks of open files are unsupported on this system"))
+}
+
+/// The system does not tell.
+pub fn flock_waiters(_inode: u64) -> Vec<Pid> {
+    Vec::new()
+}
+
+/// Each socket would be a file.
+pub fn abstract_address(_name: &str) -> Option<SocketAddr> {
+    None
+}

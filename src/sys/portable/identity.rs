@@ -1,0 +1,45 @@
+//! What identifies this machine and its boot, as programs of the system print it: the calls are
+//! unsafe. What is not told is `None`, and then no lock is acquired, and none is stale.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+/// How far start times of the same process may differ, in seconds: sysinfo computes them from the
+/// time of the boot on some systems, and that moves when the clock is set.
+pub const START_MARGIN: u64 = 2;
+
+/// `/etc/machine-id`, or the number of a Mac's hardware.
+pub fn machine() -> Option<String> {
+    fs::read_to_string("/etc/machine-id").ok().or_else(|| {
+        let told = output("/usr/sbin/ioreg", &["-rd1", "-c", "IOPlatformExpertDevice"])?;
+        let line = told.lines().find(|line| line.contains("\"IOPlatformUUID\""))?;
+        Some(line.split('"').nth(3)?.to_owned())
+    })
+}
+
+/// The random id of this boot, of macOS or Linux. Not the time of the boot, which changes when the
+/// clock is set: then each holder would seem to be of an earlier boot.
+pub fn boot() -> Option<String> {
+    ["kern.bootsessionuuid", "kernel.random.boot_id"]
+        .iter()
+        .filter_map(|name| output("/usr/sbin/sysctl", &["-n", name]))
+        .find(|id| !id.trim().is_empty())
+}
+
+/// The same for all processes: the system has no PID namespaces. And no other implementation has
+/// this one, so that each takes the other's holders, with other start times, for unknown.
+pub fn pid_namespace() -> Option<u64> {
+    Some(super::process::FIRST_PID_NAMESPACE)
+}
+
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().ok()?;
+    let mut text = String::new();
+    let read = child.stdout.take()?.read_to_string(&mut text);
+    // An error means that SIGCHLD is ignored.
+    let _ = child.wait();
+    read.ok().map(|_| text)
+}

@@ -1,0 +1,242 @@
+//! Processes by `kill(0)` and sysinfo, and threads that poll for their end.
+
+use std::cell::OnceCell;
+use std::ffi::CStr;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, setsid, test_kill_process};
+use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
+
+use super::channel;
+use crate::sys::identity::ProcessIdentity;
+use crate::sys::process::{Absence, parse_pid};
+use crate::sys::{quietly, text};
+
+/// Of all processes, because there are no namespaces. Another number than Linux's.
+pub const FIRST_PID_NAMESPACE: u64 = 0;
+
+/// How often to look whether a process has ended.
+const POLL: Duration = Duration::from_millis(25);
+
+/// The argument that makes a process of this program end another one.
+const GUARD: &str = "end-with-parent";
+
+/// A process that runs.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pid: Pid,
+    /// Readable when it has ended. The thread that polls for that ends with the last clone.
+    watch: Rc<OnceCell<Option<(PipeReader, Arc<()>)>>>,
+    /// Which process of that PID.
+    pub instance: ProcessIdentity,
+}
+
+impl Process {
+    /// Its number, which may be another's once it has been reaped.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Readable when the process has ended; `None` where there is no room for a thread.
+    pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
+        let (pid, instance) = (self.pid, self.instance);
+        let watch = || {
+            let ((reader, writer), is_watched) = (io::pipe().ok()?, Arc::new(()));
+            let weak = Arc::downgrade(&is_watched);
+            let watch = move || {
+                while weak.strong_count() > 0 && !has_ended(pid, instance) {
+                    thread::sleep(POLL);
+                }
+                drop(writer);
+            };
+            quietly("watch", watch).ok().map(|()| (reader, is_watched))
+        };
+        self.watch.get_or_init(watch).as_ref().map(|(reader, _)| reader.as_fd())
+    }
+
+    /// Whether it has ended since it was observed; an unclear answer counts as not ended.
+    pub fn has_ended(&self) -> bool {
+        has_ended(self.pid, self.instance)
+    }
+
+    /// Sends a signal to this very process: between the look and the signal, its PID would have to
+    /// be used again. Whether it was sent.
+    pub fn signal(&self, signal: Signal) -> bool {
+        !self.has_ended() && kill_process(self.pid, signal).is_ok()
+    }
+}
+
+fn has_ended(pid: Pid, instance: ProcessIdentity) -> bool {
+    !start(pid).is_ok_and(|start| instance.same_as(start) != Some(false))
+}
+
+/// Looks at `pid`. A zombie has ended; a process that cannot be judged runs.
+pub fn observe(pid: Pid) -> Result<Process, Absence> {
+    Ok(Process { pid, watch: Rc::default(), instance: start(pid)? })
+}
+
+/// Which process has the PID.
+fn start(pid: Pid) -> Result<ProcessIdentity, Absence> {
+    let is_gone = || test_kill_process(pid) == Err(Errno::SRCH);
+    if is_gone() {
+        return Err(Absence::Gone);
+    }
+    let look = |one: &sysinfo::Process| (one.status(), one.start_time());
+    match of(pid, ProcessRefreshKind::nothing(), look) {
+        Some((ProcessStatus::Zombie | ProcessStatus::Dead, _)) => Err(Absence::Ended),
+        // It has ended meanwhile.
+        None if is_gone() => Err(Absence::Gone),
+        // Of another user's process, macOS does not tell.
+        found => {
+            let start = found.map(|(_, start)| start).filter(|start| *start > 0);
+            Ok(ProcessIdentity { start, pidfd: None })
+        }
+    }
+}
+
+fn table(which: ProcessesToUpdate<'_>, what: ProcessRefreshKind) -> io::Result<System> {
+    let mut system = System::new().map_err(io::Error::other)?;
+    system.refresh_processes_specifics(which, true, what.without_tasks());
+    Ok(system)
+}
+
+/// What sysinfo tells about one process.
+fn of<T>(pid: Pid, what: ProcessRefreshKind, look: impl Fn(&sysinfo::Process) -> T) -> Option<T> {
+    let pid = sysinfo::Pid::from_u32(pid.as_raw_pid().unsigned_abs());
+    let system = table(ProcessesToUpdate::Some(&[pid]), what).ok()?;
+    system.process(pid).map(look)
+}
+
+fn pid_of(pid: sysinfo::Pid) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(pid.as_u32()).ok()?)
+}
+
+/// Fails where the process table cannot be read.
+pub fn check_listable() -> io::Result<()> {
+    name(getpid()).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Why a process cannot be identified.
+pub fn why_unidentifiable() -> io::Error {
+    io::Error::other("the system tells neither its start time nor the id of its boot")
+}
+
+/// All processes, with their parents.
+pub fn parents() -> Vec<(Pid, Option<Pid>)> {
+    let Ok(system) = table(ProcessesToUpdate::All, ProcessRefreshKind::nothing()) else {
+        return Vec::new();
+    };
+    let pids = |one: &sysinfo::Process| Some((pid_of(one.pid())?, one.parent().and_then(pid_of)));
+    system.processes().values().filter_map(pids).collect()
+}
+
+/// The parent of a process.
+pub fn parent(pid: Pid) -> Option<Pid> {
+    of(pid, ProcessRefreshKind::nothing(), sysinfo::Process::parent)?.and_then(pid_of)
+}
+
+/// The short name of a process.
+pub fn name(pid: Pid) -> Option<Vec<u8>> {
+    of(pid, ProcessRefreshKind::nothing(), |one| one.name().as_encoded_bytes().to_vec())
+}
+
+/// The arguments of a process, or an empty list where they cannot be read.
+pub fn arguments(pid: Pid) -> Vec<String> {
+    let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always);
+    of(pid, what, arguments_of).unwrap_or_default()
+}
+
+fn arguments_of(one: &sysinfo::Process) -> Vec<String> {
+    let mut words: Vec<_> =
+        one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    // The Python of a framework: `…/Python.app/Contents/MacOS/Python`.
+    if let Some(program) = words.first_mut().filter(|it| text::base_name(it) == "Python") {
+        *program = "python".to_owned();
+    }
+    words
+}
+
+/// No orphans are adopted, so each child is known to its parent.
+pub fn children() -> Vec<Pid> {
+    Vec::new()
+}
+
+/// Whether any process passes, by its name and by its arguments. An unreadable process does.
+pub fn any(
+    has_name: impl Fn(&[u8]) -> bool,
+    has_arguments: impl Fn(&[String]) -> bool,
+) -> io::Result<bool> {
+    let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always);
+    let system = table(ProcessesToUpdate::All, what)?;
+    Ok(system.processes().values().any(|one| {
+        has_name(one.name().to_ascii_lowercase().as_encoded_bytes())
+            && (one.cmd().is_empty() || has_arguments(&arguments_of(one)))
+    }))
+}
+
+/// Whether it may be related although its environment does not show that: macOS hides that of its
+/// own programs. An orphaned shell may be running the script of an ended owner.
+pub fn may_hide_its_environment(process: &sysinfo::Process) -> bool {
+    process.environ().is_empty()
+        && process.parent().is_none_or(|parent| parent.as_u32() <= 1)
+        && process.name().to_str().is_some_and(|name| text::SHELLS.contains(&name))
+}
+
+/// Orphans cannot be adopted. Then those that have to end are found as long as their parents run.
+pub fn adopt_orphans(is_needed: bool) -> io::Result<()> {
+    let why =
+        "this system does not tell when the processes that a command leaves behind have ended";
+    if is_needed { Err(io::Error::new(io::ErrorKind::Unsupported, why)) } else { Ok(()) }
+}
+
+/// From now on, and after an exec, this process is killed when its parent ends: another process
+/// waits until the parent closes its end of our stdin.
+pub fn end_with_parent(parent: Pid) -> io::Result<()> {
+    let mut guard = Command::new(this_program());
+    guard
+        .arg(GUARD)
+        .arg(getpid().to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// Acts as the process that ends its parent, if this process was started as one.
+pub fn help() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    let guarded = (arguments.next()? == GUARD).then(|| arguments.next())??;
+    let guarded = parse_pid(guarded.to_str()?)?;
+    // Not a part of the command's terminal and group.
+    let _ = setsid();
+    let channel = io::stdin().as_fd().try_clone_to_owned().ok()?;
+    // Nothing is sent any more.
+    let _ = channel::receive(&channel, 0);
+    // As long as it is our parent, it was not reaped, and its PID is its own.
+    if getppid() == Some(guarded) {
+        let _ = kill_process(guarded, Signal::KILL);
+    }
+    Some(ExitCode::SUCCESS)
+}
+
+/// Processes are named after their files.
+pub fn set_name(_name: &CStr) {}
+
+/// The file of this program, or what it was started as.
+pub fn this_program() -> PathBuf {
+    std::env::current_exe()
+        .unwrap_or_else(|_| std::env::args_os().next().unwrap_or_default().into())
+}
+
+/// Containers have no processes here.
+pub fn find_by_inode(_wanted: u64) -> io::Result<Option<Process>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
