@@ -77,11 +77,11 @@ pub fn say(is_verbose: bool, message: &str) {
     }
 }
 
-/// What is said about a lock that was acquired for `whom`, after some time, and perhaps from a
+/// What is said about a lock that was acquired for `owner`, after some time, and perhaps from a
 /// former holder. Writes the event, too.
 pub fn locked(
     lock: &Location,
-    whom: &str,
+    owner: &str,
     (begun, after): (Instant, &str),
     from: Option<&StaleHolder>,
 ) -> String {
@@ -90,7 +90,7 @@ pub fn locked(
         None => ("acquire", String::new()),
     };
     emit(event, lock, json!({ "waited_seconds": begun.elapsed().as_secs_f64() }));
-    format!("locked `{}` for {whom}{after}{from}", lock.name())
+    format!("locked `{}` for {owner}{after}{from}", lock.name())
 }
 
 /// What is said about an own lock that was released.

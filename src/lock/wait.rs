@@ -77,16 +77,13 @@ impl Mutex<'_> {
                     observer.failing(&error, attempts.made());
                     let is_full = error.cause == store::Cause::Full;
                     let until = attempts.after_failure(is_full, observer.interval());
-                    let left = until.saturating_duration_since(Instant::now());
-                    poll::sleep(left, &requester.exit_fds())
-                        .map_err(|error| Error::Entry(error.into()))?;
+                    pause(until, &requester.exit_fds())?;
                     continue;
                 }
                 Err(error) => return Err(error),
             };
             attempts.after_answer();
             if attempts.are_over() && (holders.is_some() || deferrals >= MAX_DEFERRALS) {
-                tracing::debug!("gave up, attempts: {}", attempts.made());
                 return Err(Error::Busy(attempts.waited(), holders.unwrap_or_default()));
             }
             let Some(holders) = holders else {
@@ -164,4 +161,10 @@ impl Mutex<'_> {
         });
         remaining.into_iter().chain(held.look_again_in()).min()
     }
+}
+
+/// Sleeps until this time, or until one of `fds` is readable.
+fn pause(until: Instant, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    let left = until.saturating_duration_since(Instant::now());
+    poll::sleep(left, fds).map_err(|error| Error::Entry(error.into()))
 }

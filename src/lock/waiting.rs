@@ -71,8 +71,9 @@ impl<'a> Attempts<'a> {
         self.next = now + self.waiting.sleep;
     }
 
-    /// How long they have been waited for; a single one is not.
+    /// How long they have been waited for in the end; a single one is not.
     pub fn waited(&self) -> Duration {
+        tracing::debug!("gave up, attempts: {}", self.made);
         let is_one = self.waiting.max_attempts == Some(NonZeroU32::MIN);
         if is_one { Duration::ZERO } else { self.begun.elapsed() }
     }

@@ -52,8 +52,8 @@ impl Run<'_> {
             }
             Ok(acquired) => {
                 let granted = acquired.granted().map(|(grant, from)| {
-                    let whom = format!("`{command}`");
-                    let line = locked(&job.lock, &whom, (begun, &after), from);
+                    let owner = format!("`{command}`");
+                    let line = locked(&job.lock, &owner, (begun, &after), from);
                     say(is_said || from.is_some() && !job.is_flock, &line);
                     grant.clone()
                 });
