@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the wheel that is released, with all stores, into target/wheels: `scripts/wheel.sh
 # [TARGET]`, by default for musl on this processor. A program for musl is static, at fixed
-# addresses, and runs on every Linux. Requires Rust, Python, a C compiler, and half an hour.
+# addresses, and runs on every Linux. Requires Rust, Python, a C compiler, and 20 minutes of a
+# processor.
 #
 # For musl it takes rustup's target and `musl-gcc`; without that target, Debian's Rust, extracted.
 set -euo pipefail
