@@ -168,7 +168,10 @@ def test_slots_and_shared_locks_are_held_together(other, name, files):
 
 def test_an_interrupted_waiter_holds_nothing_and_leaves_no_process(other, name, files):
     holder = held_by(other, name, files)
+    # A shell's background job ignores SIGINT, and so would what it starts.
     waiter = other(f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     with lock({name!r}, dir={files['dir']!r}): print('in', flush=True)
 except KeyboardInterrupt:
