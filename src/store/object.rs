@@ -12,7 +12,6 @@ mod http;
 mod layout;
 
 use std::ffi::OsStr;
-use std::io;
 use std::time::Duration;
 
 use object_store::path::Path;
@@ -108,7 +107,7 @@ impl Objects {
         seen: Option<&[u8]>,
         body: &Body,
     ) -> Result<Option<Vec<u8>>, Failure> {
-        let cannot = |error| Failure::permanent(io_message(&io::Error::from(error)).to_string());
+        let cannot = |error| Failure::permanent(io_message(&error).to_string());
         let payload = PutPayload::from(body.to_text(&random_token().map_err(cannot)?));
         let mode = seen.map_or(PutMode::Create, |seen| {
             let seen = String::from_utf8_lossy(seen);

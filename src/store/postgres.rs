@@ -174,7 +174,7 @@ fn for_sqlx(at: &Address, server: &Server, label: String) -> Result<PgConnectOpt
 async fn own(options: PgConnectOptions, limit: Duration) -> Result<Session, Error> {
     // A server keeps a setting that a session begins with; a pooler refuses it, or forgets it. By
     // the others, the server also frees the place of a waiter on a host that vanishes.
-    let word = random_token().map_err(io::Error::from)?;
+    let word = random_token()?;
     let keepalives = ["idle", "interval", "count"].map(|name| format!("tcp_keepalives_{name}"));
     let options = options.options(keepalives.map(|name| (name, "5")));
     let options = options.options([("serializer.session", &word)]);

@@ -50,8 +50,9 @@ impl ProcessIdentity {
     /// Whether both are the same process of one PID; `None` when there is nothing to compare.
     pub fn same_as(self, other: Self) -> Option<bool> {
         // Start times shift between time namespaces, so pidfds decide where both have one.
-        let same_start = |(one, two): (u64, u64)| one.abs_diff(two) <= identity::START_MARGIN;
         let by_pidfd = self.pidfd.zip(other.pidfd).map(|(one, two)| one == two);
-        by_pidfd.or_else(|| self.start.zip(other.start).map(same_start))
+        by_pidfd.or_else(|| {
+            self.start.zip(other.start).map(|(one, two)| identity::is_same_start(one, two))
+        })
     }
 }

@@ -341,6 +341,9 @@ fn a_lock_of_another_boot_is_held_unless_both_sides_know_the_machine() {
 
 #[test]
 fn a_lock_with_a_pid_of_another_namespace_is_held() {
+    if support::lacks("PID namespaces") {
+        return;
+    }
     let locks = Locks::new();
     let (pid, record) = left_by_a_dead_shell(&locks);
     let mut container = pid_namespace(&locks);

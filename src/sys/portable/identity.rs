@@ -7,7 +7,12 @@ use std::process::{Command, Stdio};
 
 /// How far start times of the same process may differ, in seconds: sysinfo computes them from the
 /// time of the boot on some systems, and that moves when the clock is set.
-pub const START_MARGIN: u64 = 2;
+const START_MARGIN: u64 = 2;
+
+/// Whether a process that started at one of these times may have started at the other one.
+pub fn is_same_start(one: u64, two: u64) -> bool {
+    one.abs_diff(two) <= START_MARGIN
+}
 
 /// `/etc/machine-id`, or the number of a Mac's hardware.
 pub fn machine() -> Option<String> {
