@@ -29,12 +29,15 @@ const POLL: Duration = Duration::from_millis(25);
 /// The argument that makes a process of this program end another one.
 const GUARD: &str = "end-with-parent";
 
+/// A pipe that a thread closes when a process has ended, and what lets the thread go on.
+type Watch = (PipeReader, Arc<()>);
+
 /// A process that runs.
 #[derive(Clone, Debug)]
 pub struct Process {
     pid: Pid,
     /// Readable when it has ended. The thread that polls for that ends with the last clone.
-    watch: Rc<OnceCell<Option<(PipeReader, Arc<()>)>>>,
+    watch: Rc<OnceCell<Option<Watch>>>,
     /// Which process of that PID.
     pub instance: ProcessIdentity,
 }
