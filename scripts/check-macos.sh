@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Checks that the program compiles for macOS, on Debian or with rustup's `*-apple-darwin` targets.
 # Nothing is linked or run. Debian's rustc comes with the source of the standard library, which is
-# checked first. Its packages are extracted into target/macos, not installed. The stores' `ring`
-# compiles C and assembler, for which a stand-in makes empty objects.
+# checked first. The stores' `ring` compiles C and assembler, for which a stand-in makes empty
+# objects.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,35 +12,16 @@ mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
 
-packages=(rustc-web libstd-rust-web-dev rust-web-src)
 arguments=(--bin serializer --target-dir "$cache/build")
 sysroot=$(rustc --print sysroot)
 if [ ! -e "$sysroot/lib/rustlib/aarch64-apple-darwin" ] || [ ! -e "$sysroot/lib/rustlib/x86_64-apple-darwin" ]; then
-    if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+    if ! command -v apt-get >/dev/null; then
         echo "scripts/check-macos.sh: needs Debian, or \`rustup target add aarch64-apple-darwin x86_64-apple-darwin\`" >&2
         exit 1
     fi
-    if [ ! -e "$cache/done" ]; then
-        echo "Extracting Debian's Rust into target/macos …"
-        rm -rf "$cache/root" "$cache/debs"
-        mkdir -p "$cache/root" "$cache/debs"
-        # Of what these depend on, the library of the compiler and LLVM are not usual.
-        mapfile -t packages < <(
-            printf '%s\n' "${packages[@]}"
-            apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
-                --no-enhances "${packages[@]}" | grep -E '^(libstd-rust-web-[0-9.]+|libllvm[0-9]+)$'
-        )
-        (cd "$cache/debs" && apt-get -o APT::Sandbox::User= download "${packages[@]}" >/dev/null)
-        for package in "$cache"/debs/*.deb; do dpkg-deb -x "$package" "$cache/root"; done
-        rm -r "$cache/debs"
-        # shellcheck disable=SC2016 # The script expands it.
-        printf '#!/bin/sh\nLD_LIBRARY_PATH=$(echo %q/usr/lib/*-linux-gnu) exec %q/usr/bin/rustc "$@"\n' \
-            "$cache/root" "$cache/root" >"$cache/rustc"
-        chmod +x "$cache/rustc"
-        : >"$cache/done"
-    fi
+    scripts/debian-rust.sh
     # The standard library is built by this compiler alone, which counts as stable without this.
-    export RUSTC=$cache/rustc RUSTC_BOOTSTRAP=1
+    export RUSTC=$PWD/target/debian-rust/bin/rustc RUSTC_BOOTSTRAP=1
     arguments+=(-Zbuild-std)
 fi
 

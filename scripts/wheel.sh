@@ -23,11 +23,11 @@ if [[ $triple == *-linux-musl ]]; then
     compiler=musl-gcc
     cargo_target=CARGO_TARGET_$(tr a-z- A-Z_ <<<"$triple")
     if ! rustup target list --installed 2>/dev/null | grep -qx "$triple"; then
-        scripts/musl-toolchain.sh
-        compiler=$PWD/target/musl-toolchain/bin/musl-gcc
-        flags="-Clink-self-contained=no $flags -L$PWD/target/musl-toolchain/lib"
+        scripts/debian-rust.sh
+        compiler=$PWD/target/debian-rust/bin/musl-gcc
+        flags="-Clink-self-contained=no $flags -L$PWD/target/debian-rust/lib"
         # The standard library comes as source.
-        export RUSTC=$PWD/target/musl-toolchain/bin/rustc RUSTC_BOOTSTRAP=1
+        export RUSTC=$PWD/target/debian-rust/bin/rustc RUSTC_BOOTSTRAP=1
         export CARGO_UNSTABLE_BUILD_STD=std,panic_abort
         export "${cargo_target}_LINKER=$compiler"
     fi

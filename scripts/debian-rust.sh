@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# Extracts a Rust that builds for musl into `target/musl-toolchain`, for where rustup cannot fetch
-# one: Debian's compiler (bin/rustc), the source of its standard library, and musl (bin/musl-gcc).
+# Extracts Debian's Rust into `target/debian-rust`, for targets that rustup cannot fetch here:
+# its compiler (bin/rustc), the source of its standard library, and musl (bin/musl-gcc).
 # Quick when repeated. Installs nothing; requires apt-get and gcc, and 900 MB.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-toolchain=$PWD/target/musl-toolchain
+toolchain=$PWD/target/debian-rust
 mkdir -p "$toolchain"
 # Of two that run at the same time, the second finds all done.
 exec 9>"$toolchain/lock"
 flock 9
 [ -e "$toolchain/done" ] && exit
 
+# A new machine has no lists of packages.
+apt-cache show rustc-web >/dev/null 2>&1 || [ "$(id -u)" != 0 ] || apt-get update -qq
 dependency() { apt-cache depends "$1" | sed -n "s/^ *Depends: \($2.*\)/\1/p" | head -n 1; }
 std=$(dependency libstd-rust-web-dev libstd-rust-web-)
 llvm=$(dependency "${std:?no package rustc-web: apt-get update}" libllvm)
-echo "Extracting ${std#lib} and musl into target/musl-toolchain …"
+echo "Extracting ${std#lib} and musl into target/debian-rust …"
 rm -rf "${toolchain:?}"/{debs,root,bin,lib}
 mkdir -p "$toolchain"/{debs,root,bin,lib}
 (cd "$toolchain/debs" && apt-get -qq -o APT::Sandbox::User= download \
