@@ -46,8 +46,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Parses the command line. clap's tree of all commands stays until the process ends: to drop
-    /// it would take a tenth of a start.
+    /// Parses the command line. clap's tree of commands is never dropped: that would take a tenth
+    /// of the time of a start.
     pub fn parse_once() -> Result<Self, clap::Error> {
         let mut program = ManuallyDrop::new(Self::command());
         let matches = program.try_get_matches_from_mut(std::env::args_os());
@@ -94,7 +94,7 @@ pub enum Command {
     Status(StatusArgs),
     /// Make sure that locks can be kept in the directory, creating it if need be
     Initialize(InitializeArgs),
-    /// Explain which lock is used here and why, and what is in its way; changes nothing
+    /// Explain which lock is used and why, and find problems; changes nothing
     #[command(after_long_help = help::DOCTOR_HELP)]
     Doctor(DoctorArgs),
     /// Print the definition of the Meltano plugin, for `meltano add --from-ref`
