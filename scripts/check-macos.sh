@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Checks that the program compiles for macOS, on Debian or with rustup's `*-apple-darwin` targets.
-# Nothing is linked or run. Debian's rustc comes with the source of the standard library, which is
-# checked first. Its packages are extracted into target/macos, not installed. The stores' `ring`
-# compiles C and assembler, for which a stand-in makes empty objects.
+# Links and runs nothing. On Debian, the standard library is checked first, from its source; the
+# packages are extracted into target/macos, not installed. The crate `ring` of the stores compiles C
+# and assembler: a stand-in compiler writes empty objects.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cache=$PWD/target/macos
 mkdir -p "$cache"
-# Of two that run at the same time, the second finds all done.
+# A second run at the same time waits, and finds the work done.
 exec 9>"$cache/lock"
 flock 9
 
@@ -24,7 +24,7 @@ if [ ! -e "$sysroot/lib/rustlib/aarch64-apple-darwin" ] || [ ! -e "$sysroot/lib/
         echo "Extracting Debian's Rust into target/macos …"
         rm -rf "$cache/root" "$cache/debs"
         mkdir -p "$cache/root" "$cache/debs"
-        # Of what these depend on, the library of the compiler and LLVM are not usual.
+        # Of their dependencies, only the compiler's library and LLVM may be missing.
         mapfile -t packages < <(
             printf '%s\n' "${packages[@]}"
             apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
@@ -39,12 +39,12 @@ if [ ! -e "$sysroot/lib/rustlib/aarch64-apple-darwin" ] || [ ! -e "$sysroot/lib/
         chmod +x "$cache/rustc"
         : >"$cache/done"
     fi
-    # The standard library is built by this compiler alone, which counts as stable without this.
+    # Only an unstable compiler builds the standard library; this makes it count as one.
     export RUSTC=$cache/rustc RUSTC_BOOTSTRAP=1
     arguments+=(-Zbuild-std)
 fi
 
-# Makes the file behind `-o`, or the archive.
+# Creates the file after `-o`, or the archive.
 cat >"$cache/cc" <<'END'
 #!/bin/sh
 for argument; do

@@ -129,7 +129,7 @@ pub fn check_listable() -> io::Result<()> {
 
 /// Why a process cannot be identified.
 pub fn why_unidentifiable() -> io::Error {
-    io::Error::other("the system tells neither its start time nor the id of its boot")
+    io::Error::other("the system shows neither its start time nor the id of this boot")
 }
 
 /// All processes, with their parents.
@@ -195,8 +195,7 @@ pub fn may_hide_its_environment(process: &sysinfo::Process) -> bool {
 
 /// Orphans cannot be adopted, so descendants are found only while their parents run.
 pub fn adopt_orphans(is_needed: bool) -> io::Result<()> {
-    let why =
-        "this system does not tell when the processes that a command leaves behind have ended";
+    let why = "this system does not report the end of processes that a command leaves behind";
     if is_needed { Err(io::Error::new(io::ErrorKind::Unsupported, why)) } else { Ok(()) }
 }
 
