@@ -104,8 +104,8 @@ Examples:
   serializer wait load.lck dbt.lck
   serializer wait --once load --timeout 14m     # until the key is done
 
-When it returns, each of them was free at one moment, and may be held again. `lock` is what keeps \
-others out.";
+Each lock was free at some moment of the wait, and may be held again when `wait` returns. Only \
+`lock` excludes other processes.";
 
 pub const BREAK_HELP: &str = "\
 Examples:
@@ -114,8 +114,8 @@ Examples:
   serializer break dbt.lck --token 6f0c0d21a7d34e0c8b8d9f5b7a3c1e42
 
 Only the acquisition that has this token loses the lock: a later holder keeps it. \
-The process is not ended, and does not learn of it before it unlocks; but
-`run` in a store ends its command when it renews the lease the next time.";
+The process is not ended, and learns of the loss only when it unlocks; but `run` in a store stops \
+its command at the next renewal.";
 
 pub const STATUS_HELP: &str = "\
 Examples:

@@ -208,8 +208,10 @@ fn kernel() -> [Value; 4] {
     let this = this.map(|this| this.instance).unwrap_or_default();
     let mount = "mount the /proc of this PID namespace";
     let processes = match (has_pidfd, this.pidfd) {
-        (false, _) => ("warning", "no pidfd", "use Linux 5.3, or allow `pidfd_open` in seccomp"),
-        (true, None) => ("ok", "pidfd", "Linux 6.9 recognises even quickly reused PIDs"),
+        (false, _) => {
+            ("warning", "no pidfd", "use Linux 5.3 or newer, or allow `pidfd_open` in seccomp")
+        }
+        (true, None) => ("ok", "pidfd", "Linux 6.9 and newer recognise even quickly reused PIDs"),
         (true, Some(_)) => ("ok", "pidfd with inode numbers", ""),
     };
     let proc = match this.start {

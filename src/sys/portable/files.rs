@@ -12,7 +12,7 @@ use rustix::process::Pid;
 
 use crate::sys::random::random_token;
 
-/// The poll interval of a waiter for a lock file: there are no wake-ups.
+/// The poll interval of a waiter for a lock file, which receives no wake-ups here.
 pub const UNHEARD: Duration = Duration::from_millis(100);
 
 /// Whether waiters for a lock file can queue. Not on BSD and macOS, where a record lock and a flock

@@ -20,7 +20,7 @@ use crate::sys::identity::ProcessIdentity;
 use crate::sys::process::{Absence, parse_pid};
 use crate::sys::{quietly, text};
 
-/// The namespace of all processes, because there are no others. Linux never uses this number.
+/// The only namespace, of all processes. Linux never uses this number.
 pub const FIRST_PID_NAMESPACE: u64 = 0;
 
 /// The interval between two checks whether a process has ended.
