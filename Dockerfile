@@ -3,7 +3,7 @@ FROM rust:1.95-alpine AS build
 RUN apk add --no-cache musl-dev tzdata
 WORKDIR /source
 COPY . .
-# With a target, the flags are not for what runs during the build.
+# With `--target`, the flags do not apply to programs that run during the build.
 RUN target=$(rustc -vV | sed -n 's/^host: //p') && \
     RUSTFLAGS='-Crelocation-model=static -Ctarget-feature=+crt-static' \
     cargo build --release --locked --features full --target "$target" && \

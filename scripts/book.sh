@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the pages of docs/ as a book, into target/book. Installs mdBook into target/mdbook, which
-# takes minutes, unless there is one on the PATH.
+# Builds the pages of docs/ as a book in target/book. Without mdBook on the PATH, installs it into
+# target/mdbook, which takes minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Checks that the program compiles for macOS, on Debian or with rustup's `*-apple-darwin` targets.
-# Nothing is linked or run. Debian's rustc comes with the source of the standard library, which is
-# checked first. The stores' `ring` compiles C and assembler, for which a stand-in makes empty
-# objects.
+# Links and runs nothing. On Debian, the standard library is checked first, from its source. The
+# crate `ring` of the stores compiles C and assembler: a stand-in compiler writes empty objects.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cache=$PWD/target/macos
 mkdir -p "$cache"
-# Of two that run at the same time, the second finds all done.
+# A second run at the same time waits, and finds the work done.
 exec 9>"$cache/lock"
 flock 9
 
@@ -20,12 +19,12 @@ if [ ! -e "$sysroot/lib/rustlib/aarch64-apple-darwin" ] || [ ! -e "$sysroot/lib/
         exit 1
     fi
     scripts/debian-rust.sh
-    # The standard library is built by this compiler alone, which counts as stable without this.
+    # Only an unstable compiler builds the standard library; this makes it count as one.
     export RUSTC=$PWD/target/debian-rust/bin/rustc RUSTC_BOOTSTRAP=1
     arguments+=(-Zbuild-std)
 fi
 
-# Makes the file behind `-o`, or the archive.
+# Creates the file after `-o`, or the archive.
 cat >"$cache/cc" <<'END'
 #!/bin/sh
 for argument; do

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Extracts Debian's Rust into `target/debian-rust`, for targets that rustup cannot fetch here:
-# its compiler (bin/rustc), the source of its standard library, and musl (bin/musl-gcc).
-# Quick when repeated. Installs nothing; requires apt-get and gcc, and 900 MB.
+# Extracts Debian's Rust into `target/debian-rust`, for targets that rustup cannot fetch: its
+# compiler (bin/rustc), the source of its standard library, and musl (bin/musl-gcc). Quick when
+# repeated. Installs nothing; requires apt-get, gcc and 900 MB.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 toolchain=$PWD/target/debian-rust
 mkdir -p "$toolchain"
-# Of two that run at the same time, the second finds all done.
+# A second run at the same time waits, and finds the work done.
 exec 9>"$toolchain/lock"
 flock 9
 [ -e "$toolchain/done" ] && exit
@@ -30,7 +30,7 @@ cat >"$toolchain/bin/rustc" <<END
 #!/bin/sh
 LD_LIBRARY_PATH=$libraries exec $toolchain/root/usr/bin/rustc "\$@"
 END
-# Its paths are those of an installed package.
+# The package contains the paths of an installation; replace them.
 sed -E "s#/usr/(lib|include)/[a-z0-9_]+-linux-musl#$toolchain/root&#g" \
     "$toolchain"/root/usr/lib/*-linux-musl/musl-gcc.specs >"$toolchain/lib/musl-gcc.specs"
 cat >"$toolchain/bin/musl-gcc" <<END
@@ -38,8 +38,8 @@ cat >"$toolchain/bin/musl-gcc" <<END
 exec gcc "\$@" -specs $toolchain/lib/musl-gcc.specs
 END
 chmod +x "$toolchain"/bin/*
-# Stands in for what finds the frames of a backtrace, which a stripped program cannot name anyway.
-# GCC's own requires glibc (_dl_find_object). Nothing else unwinds: a panic aborts.
+# A stand-in for GCC's unwinder, which requires glibc (_dl_find_object). Only backtraces use it, and
+# a stripped program has no names for them: a panic aborts.
 cat >"$toolchain/lib/unwind.c" <<'END'
 int _Unwind_Backtrace(void *trace, void *data) { return 5; }
 unsigned long _Unwind_GetIP(void *context) { return 0; }

@@ -21,7 +21,7 @@ pytest=9.2.0
 
 state=$PWD/target/emulators
 mkdir -p "$state"
-# Of two that run at the same time, the second finds all done.
+# A second run at the same time waits, and finds the work done.
 exec 9>"$state/lock"
 flock 9
 

@@ -2,14 +2,14 @@
 # Puts the C library of Debian sid into `target/foreign-root`, with a module for names
 # (`myhostname`) that other distributions have by default. tests/stores/foreign_root.rs runs the
 # program there: a program linked statically against another glibc dies of signal 11 in a name
-# lookup. `target/busybox-root` gets a shell and nothing else, for scripts/try-wheel.sh. Quick when
+# lookup. Puts only a shell into `target/busybox-root`, for scripts/try-wheel.sh. Quick when
 # repeated. Installs nothing; requires apt-get, as on Debian.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 root=$PWD/target/foreign-root
 mkdir -p "$root.state"
-# Of two that run at the same time, the second finds all done.
+# A second run at the same time waits, and finds the work done.
 exec 9>"$root.state/lock"
 flock 9
 [ -e "$root.state/done" ] && [ -e "$PWD/target/busybox-root/serializer" ] && exit

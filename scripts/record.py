@@ -4,8 +4,8 @@
     cargo build && scripts/record.py target/debug/serializer
     scripts/record.py --frame 9.5 PROGRAM > frame.svg    # one moment, to look at
 
-Needs Linux, bash and the right to make namespaces: the terminals have a `/tmp` and a host name of
-their own. The program is the one given; each process in the picture runs.
+Requires Linux, bash and the right to create namespaces: the terminals have their own `/tmp` and host
+name. All processes in the picture really run.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ import termios
 import time
 
 COLUMNS, ROWS = 80, 7
-# Seconds, and what happens at that time.
+# Times in seconds, and events.
 SCRIPT = [
     (0.3, "caption", "The second run waits for the first, and its turn comes:"),
     (0.5, "type", 0, "serializer run --name dbt -- ./load.sh"),
@@ -32,7 +32,7 @@ SCRIPT = [
     (13.0, "kill", 1),
     (19.0, "end"),
 ]
-# What the terminals run: lines, and pauses between them.
+# The scripts that the terminals run.
 WORK = {"load.sh": "echo 'loading orders …'; sleep 5; echo loaded",
         "report.sh": "echo 'writing the report …'; sleep 60"}
 SECONDS_A_KEY = 0.03
@@ -61,9 +61,9 @@ class Terminal:
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
 
     def feed(self, data):
-        """Draws what was written: lines, carriage returns, and the erasing of a line."""
+        """Draws output: lines, carriage returns, and erased lines."""
         self.rest += data
-        # The start of a sequence may come before its end.
+        # An escape sequence may arrive in two parts.
         whole = re.match(r"(?:[^\x1b]|\x1b\[[0-9;?]*[A-Za-z])*", self.rest).group()
         self.rest = self.rest[len(whole):]
         for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|.", whole, re.DOTALL):
@@ -92,12 +92,12 @@ class Terminal:
             self.lines = self.lines[1:] + [""]
 
     def kill(self):
-        """SIGKILL to all that runs in the foreground."""
+        """Sends SIGKILL to all processes in the foreground."""
         os.killpg(os.tcgetpgrp(self.fd), signal.SIGKILL)
 
 
 def record():
-    """What the screens and the caption show, each time that changes: (time, texts by place)."""
+    """The texts of the screens and the caption at each change: (time, texts by place)."""
     terminals, caption = [Terminal(), Terminal()], ""
     # A key, and the time to press it.
     keys = []
@@ -135,7 +135,7 @@ def record():
 
 
 def spans(frames, end):
-    """Each text with its place, and from when to when it is there."""
+    """Each text with its place, and the time when it appears and disappears."""
     open_at, found = {}, []
     for now, texts in [*frames, (end, {})]:
         for place, (since, text) in list(open_at.items()):

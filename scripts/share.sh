@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Writes what PROGRAM prints of itself below DIRECTORY, as packages have it in /usr/share: manual
-# pages, completions and the plugin's definition. `scripts/share.sh PROGRAM DIRECTORY`
+# Writes the files of /usr/share that PROGRAM generates into DIRECTORY: manual pages, completions
+# and the plugin's definition. `scripts/share.sh PROGRAM DIRECTORY`
 set -euo pipefail
 
 program=$1 share=$2
 mkdir -p "$share"/{man/man1,bash-completion/completions,zsh/site-functions,serializer} \
     "$share/fish/vendor_completions.d"
 "$program" man >"$share/man/man1/serializer.1"
-# `schedule` has commands of its own; a name is what stands before two blanks.
+# The names of commands: words before two blanks. `schedule` has its own commands.
 commands() {
     "$program" "$@" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\)  .*/\1/p' | grep -vx help
 }

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# A shell has its background jobs ignore these, and so would all that the tests start.
+# Background jobs of a shell ignore these signals, and so would all processes of the tests.
 if [ "${1-}" != --signals-are-default ]; then
     exec env --default-signal=INT,QUIT bash scripts/test.sh --signals-are-default "$@"
 fi
@@ -25,25 +25,24 @@ failed_steps=()
 
 say() { printf '%s\n' "$*"; }
 
-# What comes now, and how long it takes on two processors that have nothing else to do.
+# Prints the next step, and how long it takes on two idle processors.
 announce() {
     step=$((step + 1))
     say "── step $step of $steps: $*"
 }
 
-# The end, however it comes about: the failures, and one line for all test programs, each of which
-# has counted its own.
+# At the end, prints the failures, and one line with the sums of all test programs.
 finish() {
     local code=$? results
     trap - EXIT
-    # Whatever is still running was started here.
+    # Ends the background jobs that still run.
     jobs -rp | xargs --no-run-if-empty kill 2>/dev/null || true
     ((code == 0)) || ((${#failed_steps[@]})) || failed_steps=("step $step")
     for name in "${failed_steps[@]}"; do say "failed: $name"; done
     results=$(cat "$logs"/test-*.log 2>/dev/null || true)
     awk -v steps="${#failed_steps[@]}" '
         /^test result:/ { passed += $4; failed += $6; ignored += $8 } /^SKIPPED: / { skipped++ }
-        # One test has run these (tests/stores/python.rs).
+        # One test runs these (tests/stores/python.rs).
         /^PYTEST: / { passed += $2 - 1 }
         END {
             if (skipped) printf "of those that passed, %d could not run here (SKIPPED in target/test-logs)\n", skipped
@@ -77,7 +76,7 @@ tests() {
     RUST_TEST_THREADS=$threads timeout --foreground "$((30 * ${SERIALIZER_TEST_FACTOR:-1}))m" "${program_of[${name%%-*}]}" "$@" \
         >"$log" 2>&1 || code=$?
     ((code == 0)) || sed -n '/^failures:$/,$p' "$log"
-    # libtest names what it waits for.
+    # libtest names the hanging tests.
     ((code != 124)) || grep 'has been running for over' "$log" || true
     # A program that is killed has no result.
     grep -q '^test result:' "$log" || say "test result: FAILED. 0 passed; 1 failed; 0 ignored" | tee -a "$log"
@@ -145,10 +144,10 @@ if [ "$quick" ]; then
     announce "the test programs, by clippy (a minute; four minutes at first)"
 else
     announce "the test programs, by clippy, with emulators and Meltano (a minute; five minutes at first)"
-    # What they wait for is mostly the network.
+    # These mostly wait for the network.
     quietly emulators scripts/emulators.sh &
     setting_up=(emulators $!)
-    # What Meltano builds shares its libraries with the test programs.
+    # Meltano's build shares compiled libraries with the test programs.
     quietly meltano env MATURIN_PEP517_ARGS='--profile dev' examples/meltano/setup.sh &
     setting_up+=(meltano $!)
     quietly foreign-root scripts/foreign-root.sh &
@@ -167,10 +166,10 @@ while read -r name program; do program_of[$name]=$program; done < <(jq -r \
     'select(.profile.test and .executable) | "\(if .target.kind[0] == "test" then .target.name else .target.kind[0] end) \(.executable)"' \
     "$logs/programs.json")
 
-# Other code is unused without the stores.
+# Without the stores, other code is unused.
 lint() { quietly clippy-without-stores nice -n 10 cargo clippy --all-targets -- -D warnings; }
 macos() { quietly macos nice -n 10 scripts/check-macos.sh; }
-# What macOS has instead of pidfds, signalfd and so on, on Linux: the contract of locking.
+# Tests locking with the implementation for macOS, on Linux.
 portable() {
     renice -n 10 "$BASHPID" >"$logs/renice.log"
     quietly build-portable env RUSTFLAGS='--cfg serializer_portable' CARGO_TARGET_DIR=target/portable cargo test --test local --no-run --message-format=json-render-diagnostics || return
@@ -195,15 +194,15 @@ await "${setting_up[@]}"
 # Meltano's program, without stores, may have replaced that of the tests. The build is cached; this
 # puts it back.
 quietly build build || { failed_steps+=("the compiler") && exit 1; }
-# Of the stores' tests these compute; the rest wait for leases and servers, side by side.
+# These tests of the stores compute; the others wait for leases and servers.
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
 announce "clippy without the stores, the documentation, macOS and all tests (ten minutes)"
-# The tests mostly wait; this takes the time that they leave.
+# Runs beside the tests, which mostly wait.
 { lint && document && macos; } &
 running=("clippy, the documentation or the check for macOS" $!)
 portable &
-running+=("the tests of what macOS has" $!)
+running+=("the tests of the implementation for macOS" $!)
 # Four lanes of about the same length. The kernels of NFS's hosts have a processor each: two at a
 # time. The other tests of that program run alone.
 of_one_host() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tries a wheel as its users have it: in a new venv; and its program, if that is static, in roots
-# that lack what it was built with. `scripts/try-wheel.sh WHEEL`
+# Tries a wheel in a new venv, and its program, if static, in roots that lack the libraries of the
+# build. `scripts/try-wheel.sh WHEEL`
 set -euo pipefail
 wheel=$(realpath "$1")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,8 +18,9 @@ for file in man/man1/serializer-schedule-start.1 bash-completion/completions/ser
 done
 program=$tried/venv/bin/serializer
 
-# `try PROGRAM DIRECTORY COMMAND…`: by the command, the program runs itself under a lock, and asks
-# each store on a host that does not exist. That shows a missing store, and a crash in the lookup.
+# `try PROGRAM DIRECTORY COMMAND…`: started by COMMAND, the program runs itself under a lock, and
+# queries each store on a host that does not exist. This detects a missing store, or a crash in the
+# name lookup.
 try() {
     local said store code program=$1 dir=$2
     shift 2
@@ -41,7 +42,7 @@ readelf --file-header --program-headers "$program" |
     awk '/Type: +EXEC/ { fixed = 1 } /INTERP/ { loaded = 1 } END { exit loaded || !fixed }' ||
     fail "the program is not static, or not at fixed addresses"
 
-# Roots with nothing but the program; with a shell of Alpine's kind; with another C library.
+# Roots with only the program; with BusyBox; with another C library.
 in_root() {
     mkdir -p "$1/proc" && touch "$1/serializer"
     # shellcheck disable=SC2016 # The inner shell expands it.
@@ -52,5 +53,5 @@ in_root() {
 }
 in_root "$tried/nothing"
 for root in target/busybox-root target/foreign-root; do
-    if [ -e "$root/serializer" ]; then in_root "$PWD/$root"; else echo "not tried in $root: not there"; fi
+    if [ -e "$root/serializer" ]; then in_root "$PWD/$root"; else echo "not tried in $root: missing"; fi
 done

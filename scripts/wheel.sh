@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Builds the wheel that is released, with all stores, into target/wheels: `scripts/wheel.sh
-# [TARGET]`, by default for musl on this processor. A program for musl is static, at fixed
-# addresses, and runs on every Linux. Requires Rust, Python, a C compiler, and 20 minutes of a
-# processor.
+# Builds the wheel of a release, with all stores, in target/wheels: `scripts/wheel.sh [TARGET]`, by
+# default for musl on this processor. A program for musl is static, at fixed addresses, and runs on
+# every Linux. Requires Rust, Python, a C compiler, and 20 minutes of processor time.
 #
-# For musl it takes rustup's target and `musl-gcc`; without that target, Debian's Rust, extracted.
+# For musl, uses rustup's target and `musl-gcc`, or else Debian's Rust (scripts/musl-toolchain.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,7 +25,7 @@ if [[ $triple == *-linux-musl ]]; then
         scripts/debian-rust.sh
         compiler=$PWD/target/debian-rust/bin/musl-gcc
         flags="-Clink-self-contained=no $flags -L$PWD/target/debian-rust/lib"
-        # The standard library comes as source.
+        # Builds the standard library, too: it comes as source.
         export RUSTC=$PWD/target/debian-rust/bin/rustc RUSTC_BOOTSTRAP=1
         export CARGO_UNSTABLE_BUILD_STD=std,panic_abort
         export "${cargo_target}_LINKER=$compiler"
@@ -39,7 +38,7 @@ data=meltano_serializer.data
 trap 'rm -rf "$data"' EXIT
 build() { "$tools/bin/maturin" build "${options[@]}" --out "$target/wheels"; }
 build
-# What the program prints of itself goes beside it, into a second wheel; no code is compiled again.
+# Adds the files that the program generates, in a second wheel; this compiles no code.
 scripts/share.sh "$target/$triple/release/serializer" "$data/data/share"
 build
 scripts/try-wheel.sh "$target"/wheels/*.whl

@@ -46,8 +46,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Parses the command line. clap's tree of all commands stays until the process ends: to drop
-    /// it would take a tenth of a start.
+    /// Parses the command line. clap's tree of commands is never dropped: that would take a tenth
+    /// of the time of a start.
     pub fn parse_once() -> Result<Self, clap::Error> {
         let mut program = ManuallyDrop::new(Self::command());
         let matches = program.try_get_matches_from_mut(std::env::args_os());
@@ -71,7 +71,7 @@ pub enum Command {
     /// Wait until the lock is free, without acquiring it
     #[command(after_long_help = help::WAIT_HELP)]
     Wait(WaitArgs),
-    /// Break the lock of one certain holder
+    /// Break the lock of one particular holder
     #[command(after_long_help = help::BREAK_HELP)]
     Break(BreakArgs),
     /// Run a command unless its key is done: once a day, or once for all
@@ -92,9 +92,9 @@ pub enum Command {
     /// Show the holders of the lock, since when, and whether they still run
     #[command(after_long_help = help::STATUS_HELP)]
     Status(StatusArgs),
-    /// Make sure that locks can be kept in the directory, creating it if need be
+    /// Create the directory or table for locks if necessary, and test it
     Initialize(InitializeArgs),
-    /// Explain which lock is used here and why, and what is in its way; changes nothing
+    /// Explain which lock is used and why, and find problems; changes nothing
     #[command(after_long_help = help::DOCTOR_HELP)]
     Doctor(DoctorArgs),
     /// Print the definition of the Meltano plugin, for `meltano add --from-ref`
@@ -191,7 +191,7 @@ pub struct WaitingArgs {
     #[arg(long, short = 'w', visible_alias = "wait", value_parser = values::parse_duration)]
     #[arg(value_name = "DURATION", allow_negative_numbers = true, conflicts_with = "max_attempts")]
     pub timeout: Option<Duration>,
-    /// Warn once after waiting for so long, such as 10m
+    /// Warn once after this time, such as 10m
     #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]
     #[arg(hide_short_help = true)]
     pub warn_after: Option<Duration>,
@@ -206,23 +206,23 @@ pub struct WaitingArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Sharing")]
 pub struct RequestArgs {
-    /// Allow up to N holders at once; all users of the lock should say the same number [env:
+    /// Allow up to N holders at once; all users of the lock should give the same number [env:
     /// SERIALIZER_SLOTS] [default: 1]
     #[arg(long, value_name = "N", value_parser = values::parse_slots)]
     #[arg(allow_negative_numbers = true)]
     pub slots: Option<NonZeroU32>,
-    /// Hold the lock together with others that share it; it excludes only those that do not
+    /// Share the lock with other `--shared` holders, but not with exclusive ones
     #[arg(long, short = 's', conflicts_with = "slots")]
     pub shared: bool,
-    /// Keep the lock held for so long, such as 30s, even if it is released earlier
+    /// Keep the lock held for at least this time, such as 30s, even if it is released earlier
     #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]
     #[arg(help_heading = "Lock")]
     #[arg(allow_negative_numbers = true, hide_short_help = true)]
     pub hold_at_least: Option<Duration>,
-    /// Why the lock is held, for those that wait, and for `status` [env: SERIALIZER_REASON]
+    /// Why the lock is held: shown to waiters and by `status` [env: SERIALIZER_REASON]
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
-    /// When a lock of a store is lost while it is held: `terminate` what holds it, or `warn` [env:
+    /// If a lock in a store is lost while it is held: `terminate` its holder, or `warn` [env:
     /// SERIALIZER_ON_LOST]
     #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]
     #[arg(help_heading = "Stores", hide_short_help = true)]

@@ -28,7 +28,7 @@ use crate::exit_code;
 pub fn run(command: &Command) -> Result<u8, Error> {
     let environment = Environment::read();
     let typos = environment.as_ref().map(Environment::typos).unwrap_or_default();
-    // The doctor has a line for each.
+    // `doctor` has a line for each.
     for typo in typos.iter().filter(|_| !matches!(command, Command::Doctor(_))) {
         tracing::warn!("{typo} (hint: {})", typo.hint.as_deref().unwrap_or_default());
     }

@@ -58,8 +58,7 @@ impl Environment {
         envy::from_iter(ours).map(Self).map_err(cannot)
     }
 
-    /// The variables that are unknown, have no effect, and are one typo away from a known one; each
-    /// with a hint.
+    /// Unknown variables, one typo away from a known one, and without effect; each with a hint.
     pub fn typos(&self) -> Vec<Error> {
         let is_known = |name: &String| KNOWN.split(' ').any(|known| known == name);
         let names = self.0.keys().map(|name| name.to_ascii_uppercase());
@@ -71,7 +70,7 @@ impl Environment {
         names.filter(|name| !is_known(name)).filter_map(typo).collect()
     }
 
-    /// Why variables cannot be used, except those of the place.
+    /// Errors in variables, except those of the place.
     pub fn unusable(&self) -> Vec<Error> {
         let others = [
             self.resolve(None, "MAX_ATTEMPTS", parse_max_attempts).map(drop),

@@ -38,7 +38,7 @@ impl Error {
         Self::new(FAILED, message)
     }
 
-    /// What could not be done for a reason of the operating system.
+    /// An action that failed with an error of the operating system.
     pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
         Self::failed(format!("{what}: {}", io_message(error)))
     }
@@ -53,8 +53,8 @@ impl Error {
         Self { message: format!("{action}: {self}"), ..self }
     }
 
-    /// A lock that was lost while it was held, and its holders now. The same line, whatever notices
-    /// it.
+    /// A lock that was lost while it was held, and its present holders. The line is the same for
+    /// all causes.
     pub fn lost(lock: &Location, why: impl fmt::Display, holders: &[Holding]) -> Self {
         let location = lock.printable();
         let now = if holders.is_empty() {
@@ -123,7 +123,7 @@ impl Error {
     }
 }
 
-/// Does `work` for each of them, also after a failure. Fails with the last error, and reports the
+/// Does `work` for each item, even after a failure. Fails with the last error, and reports the
 /// others.
 pub fn for_each<T>(
     all: impl IntoIterator<Item = T>,

@@ -114,7 +114,7 @@ pub enum Acquired {
 }
 
 impl Acquired {
-    /// The acquisition that was made now, and the holder that it was taken from.
+    /// The new acquisition, and the former holder of the stale lock.
     pub fn granted(&self) -> Option<(&Grant, Option<&StaleHolder>)> {
         match self {
             Self::Free(grant) => Some((grant, None)),
@@ -157,7 +157,7 @@ pub enum Released {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Error {
-    /// All attempts are made, which took so long. Without holders if they changed all the time.
+    /// All attempts failed, after this time. Without holders if they kept changing.
     #[error("another process holds the lock")]
     Busy(Duration, Vec<Holding>),
     /// The requester ended before it got the lock; nothing is held.
@@ -186,7 +186,7 @@ pub enum Error {
 }
 
 impl<'a> Mutex<'a> {
-    /// Opens a lock, without touching it.
+    /// Opens a lock without accessing it.
     pub fn open(lock: &Location, judge: &'a dyn LivenessCheck) -> Result<Self, store::Error> {
         Ok(Self::new(Register::open(lock)?, judge))
     }

@@ -181,7 +181,7 @@ pub struct LogArgs {
     /// Write messages as JSON, a line each [env: MELTANO_LOG_JSON]
     #[arg(long, global = true, hide_short_help = true)]
     pub meltano_log_json: bool,
-    /// Write lines instead of drawing one in place while a lock is waited for, as in a pipe
+    /// While waiting, print lines, as in a pipe, instead of updating one in place
     #[arg(long, global = true, hide_short_help = true)]
     pub no_progress: bool,
     /// Colour tables: auto, always or never [env: NO_COLOR, CLICOLOR]

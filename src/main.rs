@@ -11,7 +11,7 @@ use std::process::ExitCode;
 ///
 /// The attribute is sound: a loader calls what stands in this section as a C function, and this one
 /// reads no argument. It uses of std only files and an atomic cell, which need no runtime, and it
-/// cannot panic. Elsewhere, the system does not tell what was ignored.
+/// cannot panic. Other systems do not report ignored signals.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "see above")]
 #[used]

@@ -177,7 +177,7 @@ impl Child {
     /// Waits until one of those that are waited for has ended; `None` if there are none.
     fn wait_for_one(&mut self, lease: &mut Lease<'_>) -> io::Result<Option<WaitStatus>> {
         loop {
-            // Not by waitid, which does not tell on macOS which signal has ended a process.
+            // Not by waitid, which on macOS does not report the signal that ended a process.
             let what = WaitOptions::UNTRACED | WaitOptions::NOHANG;
             match rustix::io::retry_on_intr(|| match self.pid {
                 Some(pid) => waitpid(Some(pid), what),

@@ -101,7 +101,7 @@ impl Location {
             (Self::File(directory, _), Key { kind: Kind::Lock, name }) => {
                 text::path(&directory.join(name))
             }
-            // As the user has typed it. The file of a key has another name.
+            // As typed by the user. The file of a key has another name.
             (_, Key { kind, .. }) => {
                 format!("{}#{}{}", self.shown_place(), kind.prefix(), self.name())
             }

@@ -1,6 +1,6 @@
-//! What the operating system knows: processes, clocks, files and time zones; and how foreign text
-//! is shown. All that only Linux has is in `linux`; `portable` does the same by what other systems
-//! have as well, less exactly (docs/platforms.md). No other module depends on the system.
+//! The operating system: processes, clocks, files and time zones; and foreign text, made safe to
+//! show. `linux` uses facilities that only Linux has; `portable` does the same less exactly on
+//! other systems (docs/platforms.md). No other module depends on the system.
 
 #[cfg(all(target_os = "linux", not(serializer_portable)))]
 #[path = "sys/linux/mod.rs"]
@@ -26,12 +26,12 @@ use std::thread::Builder;
 use nix::sys::signal::{SigSet, SigmaskHow};
 pub use platform::{channel, files, signals, timer};
 
-/// The stack of a thread that waits and polls: it calls some functions of the system.
+/// The stack of a thread that waits and polls, with few calls.
 const STACK_BYTES: usize = 128 * 1024;
 
-/// Runs a thread that no signal reaches: signals are for the main thread, which may hold them back.
+/// Starts a thread with all signals blocked: the main thread handles signals, and may defer them.
 pub fn quietly(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    // The thread inherits this.
+    // The thread inherits the mask.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let spawned = Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(work);
     before.thread_set_mask()?;

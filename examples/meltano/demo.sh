@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Two pipelines at once that end in one DuckDB file. Without the mutex, one of them fails at
 # DuckDB's lock. With it, one waits for the other and both succeed. Exits with 0 only if both
-# happened. DEMO_PROJECT names a project that is set up already.
+# happened. DEMO_PROJECT names an existing project.
 set -euo pipefail
 
 example=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -34,8 +34,8 @@ become_pipeline() {
         >"$logs/$region.log" 2>&1
 }
 
-# Shows what matters in a log, as it is written, with the clock time of each line (UTC), until the
-# process that writes it has ended.
+# Shows the important lines of a growing log, each with its time (UTC), until the writing process
+# ends.
 follow() {
     local region=$1 pid=$2
     tail -n +1 -f -s 0.1 --pid="$pid" "$logs/$region.log" | sed -unE "
@@ -70,7 +70,7 @@ both() {
     say "" "  north: exit code $north, south: exit code $south"
 }
 
-# What the pipelines have left.
+# The results of the pipelines.
 show_warehouse() {
     say "" "  output/ has $(cat output/orders_*.jsonl | wc -l) orders; warehouse.duckdb has:"
     .meltano/utilities/dbt/venv/bin/python - <<'PYTHON'

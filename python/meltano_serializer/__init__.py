@@ -1,4 +1,4 @@
-"""Locks, and keys that run once, by the program `serializer`: docs/python.md."""
+"""Locks, and keys that run once, with the program `serializer`: docs/python.md."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import Any, Callable, TypeVar, cast
 _R = TypeVar("_R")
 _B = TypeVar("_B", bound="_Block")
 _NULL = subprocess.DEVNULL
-# The process owns its locks; these keep its threads apart. A forked child has no other threads.
+# The process owns its locks; these exclude its threads. A forked child has no other threads.
 _guards: dict[str, Any] = {}
 os.register_at_fork(after_in_child=_guards.clear)
 
 
 class SerializerError(Exception):
-    """The program has failed with the exit code `code`. `holder` is what `serializer status --json`
-    tells of the lock's holder, or of the key; None if there is nothing to tell any more."""
+    """The program failed with the exit code `code`. `holder` is the lock's holder, or the key, as
+    `serializer status --json` shows it; None if it is gone."""
 
     def __init__(self, message: str, code: int = 1, holder: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -46,7 +46,7 @@ class AlreadyDone(SerializerError):
 
 
 class GivenUp(SerializerError):
-    """The key has failed or was interrupted as often as it may, so the block did not run."""
+    """The key has used up its tries, so the block did not run."""
 
 
 _ERRORS = {75: Held, 76: Lost, 77: Lost, 79: AlreadyDone, 80: GivenUp}
@@ -62,21 +62,21 @@ class _Block:
             if value is not None and value is not False] for group in options)
 
     def _start(self, verb: str, *more: str, **files: Any) -> subprocess.Popen[str]:
-        # The program of this Python's environment, of `pip install --target`, or of the PATH.
+        # Beside this Python, in the `bin` of `pip install --target`, or on the PATH.
         beside = [Path(sys.executable or "/").parent, Path(__file__).parent.parent / "bin"]
         path = os.pathsep.join([*map(str, beside), os.environ.get("PATH", os.defpath)])
         if (program := shutil.which("serializer", path=path)) is None:
             raise SerializerError("cannot find the program `serializer`, here or on the PATH", 127)
-        # In a session of its own: Ctrl-C is for this process.
+        # In its own session, so that Ctrl-C reaches only this process.
         return subprocess.Popen(
             [program, verb, *self._place, *more], env={**os.environ, **self._store}, **files,
             stdin=_NULL, encoding="utf-8", errors="replace", start_new_session=True)
 
     def _run(self, verb: str, *more: str) -> str:
-        """Runs the program. Its messages go to `sys.stderr`, an error into the exception."""
+        """Runs the program. Prints its messages to `sys.stderr`; an error becomes the exception."""
         said = {"level": "error", "event": f"`serializer {verb}` failed without a message"}
         key = [f"--once={key}" for key in self._key]
-        # Warnings have to be seen here.
+        # The caller below depends on a warning.
         is_silent = os.environ.get("LOG_LEVEL", "").lower() in ("error", "critical", "fatal")
         level = ["--log-level=warning"] if is_silent else []
         with self._start(verb, *key, *more, *level, f"--owner-pid={os.getpid()}",
@@ -89,7 +89,7 @@ class _Block:
                     if said["level"] != "error":
                         print("serializer:", said["event"], file=sys.stderr, flush=True)
             except BaseException:
-                # A release that is interrupted goes on; it ends within seconds.
+                # An interrupted release continues; it ends within seconds.
                 if verb == "lock":
                     child.kill()
                 child.wait()
@@ -114,11 +114,11 @@ class _Block:
             rest = (self._timeout or 0) - (time.monotonic() - begun)
             wait = ["--no-wait"] if rest <= 0 else [f"--timeout={rest:.3f}"]
             message = self._run("lock", *self._how, *(wait if self._timeout is not None else []))
-            # By this thread, or by one that has spelled the directory or the store otherwise.
+            # By this thread, or by one with another spelling of the directory or store.
             if "is already locked by this process" in message:
                 raise SerializerError(message)
         except BaseException as error:
-            # Interrupted, it may have got the lock.
+            # An interrupted attempt may have acquired the lock.
             if not isinstance(error, SerializerError):
                 self._fail(error)
             guard.release()
@@ -135,7 +135,7 @@ class _Block:
                 self._guard.release()
 
     def _fail(self, error: BaseException) -> None:
-        """Unlocks after an exception, which tells more than what may fail here."""
+        """Unlocks after an exception, which matters more than a failure to unlock."""
         failed = ["--failed", f"--note={type(error).__name__}"] if self._key else []
         try:
             self._run("unlock", *failed)
@@ -173,8 +173,8 @@ class lock(_Block):
 
 
 class once(_Block):
-    """`with once("load"):` raises `AlreadyDone` if the key is done; a function with `@once("load")`
-    returns None then."""
+    """`with once("load"):` raises `AlreadyDone` if the key is done. A function with `@once("load")`
+    then returns None."""
 
     def __init__(self, key: str, *, per: str | None = None, valid_for: str | None = None,
                  tries: int | None = None, interrupted: str | None = None,

@@ -1,4 +1,4 @@
-//! The text behind the lists of options: examples, variables, exit codes.
+//! The text after the lists of options: examples, variables, exit codes.
 
 pub const AFTER_HELP: &str = "\
 Examples:
@@ -9,9 +9,9 @@ Examples:
   In a Meltano pipeline, as a utility plugin named `dbtmutex`:
       serializer plugin > dbtmutex.yml && meltano add --from-ref dbtmutex.yml dbtmutex
       meltano run tap-x target-y dbt:deps dbtmutex:lock dbt:run dbtmutex:unlock
-  Its holder:
+  To see the holder:
       serializer status
-  On many hosts, by a store that they share:
+  On many hosts, with a shared store:
       SERIALIZER_STORE=postgres://etl@db/meltano serializer run -- dbt run
 
 Environment variables (each option names its own: `serializer lock --help`; a
@@ -46,7 +46,7 @@ Files:
   ~/.local/state/serializer/       keys and tasks elsewhere
   serializer.toml                  the tasks of `serializer schedule`
 
-`serializer COMMAND --help` tells more.";
+`serializer COMMAND --help` has details.";
 
 pub const RUN_USAGE: &str = "serializer run [OPTIONS] [--] CMD [ARG]...
        serializer run [OPTIONS] -c SCRIPT";
@@ -104,8 +104,8 @@ Examples:
   serializer wait load.lck dbt.lck
   serializer wait --once load --timeout 14m     # until the key is done
 
-When it returns, each of them was free at one moment, and may be held again. `lock` is what keeps \
-others out.";
+Each lock was free at some moment of the wait, and may be held again when `wait` returns. Only \
+`lock` excludes other processes.";
 
 pub const BREAK_HELP: &str = "\
 Examples:
@@ -114,8 +114,8 @@ Examples:
   serializer break dbt.lck --token 6f0c0d21a7d34e0c8b8d9f5b7a3c1e42
 
 Only the acquisition that has this token loses the lock: a later holder keeps it. \
-The process is not ended, and does not learn of it before it unlocks; but
-`run` in a store ends its command when it renews the lease the next time.";
+The process is not ended, and learns of the loss only when it unlocks; but `run` in a store stops \
+its command at the next renewal.";
 
 pub const STATUS_HELP: &str = "\
 Examples:
@@ -130,11 +130,11 @@ pub const DOCTOR_HELP: &str = "\
 Examples:
   serializer doctor
   serializer doctor load.lck --store postgres://etl@db/meltano
-  meltano invoke dbtmutex:doctor    # as Meltano sets it up
+  meltano invoke dbtmutex:doctor    # with Meltano's settings
   serializer doctor --json | jq -r '.checks[] | select(.state != \"ok\") | .what, .hint'
 
-It locks nothing, and shows no passwords. The exit code is 1 if a check is an error. `initialize` \
-tries out what locks need.";
+It locks nothing, and shows no passwords. The exit code is 1 if a check is an error. \
+`serializer initialize` also writes, replaces and removes a record, as a test.";
 
 pub const ONCE_USAGE: &str = "serializer once [OPTIONS] KEY [--] CMD [ARG]...
        serializer once [OPTIONS] KEY -c SCRIPT";

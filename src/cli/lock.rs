@@ -38,7 +38,7 @@ pub struct LockArgs {
 pub struct UnlockArgs {
     #[command(flatten)]
     pub lock: NamedLockArgs,
-    /// Break the lock, whatever process holds it
+    /// Break the lock of every holder
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -61,7 +61,7 @@ pub struct UnlockArgs {
 
 #[derive(Args)]
 pub struct WaitArgs {
-    /// Locks to wait for, one after the other, instead of the one that is set up
+    /// Locks to wait for, one after another, instead of the configured one
     #[arg(value_name = "NAME", conflicts_with = "file_name", value_hint = A_LOCK)]
     pub names: Vec<PathBuf>,
     /// The names are keys: wait until all are done; exit with 1 if one is given up
@@ -99,7 +99,7 @@ pub struct StatusArgs {
     /// all keys
     #[arg(long, conflicts_with = "file_name")]
     pub once: bool,
-    /// Show every lock in the directory or store, also if one is set up by SERIALIZER_FILE_NAME
+    /// Show every lock in the directory or store, even if SERIALIZER_FILE_NAME names one
     #[arg(long)]
     pub all: bool,
     /// Exit with 0 if all are free or stale, 1 if one is held, 3 if unknown, 4 if it cannot be read
@@ -108,10 +108,10 @@ pub struct StatusArgs {
     /// Print JSON: docs/status.md
     #[arg(long)]
     pub json: bool,
-    /// Print metrics for Prometheus, such as for the textfile collector
+    /// Print metrics for Prometheus, for example for the textfile collector
     #[arg(long, conflicts_with = "json")]
     pub metrics: bool,
-    /// Look every second, and show it in place, until Ctrl-C; with --json, print each change
+    /// Refresh the table every second until Ctrl-C; with --json, print each change
     #[arg(long, conflicts_with = "metrics")]
     pub watch: bool,
     #[command(flatten)]
@@ -133,7 +133,7 @@ pub struct DoctorArgs {
 pub struct InitializeArgs {
     #[command(flatten)]
     pub file: LockFileArgs,
-    /// Print the SQL that makes the store's table, for an administrator, and do nothing
+    /// Only print the SQL that creates the store's table, for an administrator
     #[arg(long)]
     pub print_sql: bool,
     /// Accepted because Meltano extensions have it; there is nothing to overwrite

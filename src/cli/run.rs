@@ -18,18 +18,18 @@ use crate::values;
 pub struct RunArgs {
     #[command(flatten)]
     pub file: LockFileArgs,
-    /// Name the lock after the command: equal command lines exclude each other, and others do not
+    /// Name the lock after the command: only equal command lines exclude each other
     #[arg(long, conflicts_with = "file_name", help_heading = "Lock")]
     pub name_from_command: bool,
     #[command(flatten)]
     pub request: RequestArgs,
-    /// Hold the lock alone; that is what it does anyway
+    /// Hold the lock alone (the default)
     #[arg(short = 'x', long, conflicts_with_all = ["shared", "slots"], hide_short_help = true)]
     pub exclusive: bool,
     #[command(flatten)]
     pub waiting: WaitingArgs,
-    /// If another holds the lock: wait until that one has done it, and skip the command; but run it
-    /// if the other has failed
+    /// If another process holds the lock: wait for its command, and skip this one if that
+    /// succeeded; otherwise run this one
     #[arg(long, conflicts_with_all = ["shared", "slots"], help_heading = "Waiting")]
     pub wait_and_skip: bool,
     /// Exit code when the command was skipped
@@ -54,7 +54,7 @@ pub struct OnceArgs {
     /// [env: SERIALIZER_ON_LOST]
     #[arg(long, value_name = "terminate|warn", hide_possible_values = true)]
     pub on_lost: Option<OnLost>,
-    /// Why the key runs, for those that wait, and for `status` [env: SERIALIZER_REASON]
+    /// Why the key runs: shown to waiters and by `status` [env: SERIALIZER_REASON]
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
     #[command(flatten)]
@@ -74,7 +74,7 @@ pub struct ForgetArgs {
         conflicts_with = "done_before"
     )]
     pub keys: Vec<String>,
-    /// Forget all keys that were done so long ago, such as 90d
+    /// Forget all keys that were done at least this long ago, such as 90d
     #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]
     pub done_before: Option<Duration>,
     /// Show the keys, and change nothing
@@ -113,7 +113,7 @@ pub struct RuleArgs {
 /// The command, and what belongs to it.
 #[derive(Args)]
 pub struct CommandArgs {
-    /// Hold the lock until all processes that the command has started have ended, also those in the
+    /// Hold the lock until all processes that the command started have ended, even in the
     /// background
     #[arg(long)]
     pub until_children_exit: bool,

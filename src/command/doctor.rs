@@ -1,4 +1,4 @@
-//! `serializer doctor`: where the lock is and why, and what is in its way. Changes nothing.
+//! `serializer doctor`: which lock is used and why, and problems with it. Changes nothing.
 
 use std::env::{split_paths, var_os};
 use std::ffi::OsString;
@@ -25,19 +25,19 @@ use crate::sys::identity::HostIdentity;
 use crate::sys::process::{self, FIRST_PID_NAMESPACE};
 use crate::sys::text::{self, io_message};
 
-/// The version of `--json`. A new field leaves it as it is.
+/// The version of `--json`. A new field does not change it.
 const SCHEMA: u32 = 1;
 
-/// By how many milliseconds the clocks of a store and of this host may differ.
+/// The tolerated difference between the clocks of a store and of this host, in milliseconds.
 const SKEW: u64 = 5000;
 
-/// What was checked: `ok`, or a `warning` or an `error` with what to do about it.
+/// The result of a check: `ok`, or a `warning` or an `error` with advice.
 fn check(what: &str, state: &str, value: impl AsRef<str>, hint: &str) -> Value {
     let hint = Some(hint).filter(|hint| !hint.is_empty());
     json!({ "what": what, "state": state, "value": value.as_ref(), "hint": hint })
 }
 
-/// A `warning` if there is a problem.
+/// `ok`, or a `warning` if there is a problem.
 fn judged(what: &str, value: &str, problem: Option<impl Display>, hint: &str) -> Value {
     match problem {
         None => check(what, "ok", value, ""),
@@ -103,14 +103,14 @@ fn is_in_dotenv(name: &str) -> bool {
     })
 }
 
-/// Which settings have decided on the name, the place and the lease.
+/// The settings that determine the name, the place and the lease.
 fn why(args: &DoctorArgs, environment: &Environment, lock: &Location) -> String {
     let root = var_os("MELTANO_PROJECT_ROOT");
     let source = |has_flag: bool, flag: &str, name: &str| match format!("`SERIALIZER_{name}`") {
         _ if has_flag => flag.to_owned(),
         _ if !environment.is_set(name) => "the default".to_owned(),
         variable if root.is_some() && is_in_dotenv(name) => variable + " from `.env`",
-        // Meltano exports each setting by the plugin's namespace, too.
+        // Meltano also exports each setting under the plugin's namespace.
         it if var_os(format!("DBTMUTEX_{name}")).is_some() => it + " from Meltano's settings",
         variable => variable,
     };
@@ -120,7 +120,7 @@ fn why(args: &DoctorArgs, environment: &Environment, lock: &Location) -> String 
     let has_store = place.dir.is_none() && (place.store.is_some() || environment.is_set("STORE"));
     let place = match (environment.directory(Kind::Lock, place), lock) {
         _ if has_store => format!("store: {}", source(place.store.is_some(), "`--store`", "STORE")),
-        (Ok(usual), Location::File(it, _)) if usual != *it => "directory: as the name".to_owned(),
+        (Ok(usual), Location::File(it, _)) if usual != *it => "directory: from the name".to_owned(),
         (usual, _) => {
             let source = source(place.dir.is_some(), "`--dir`", "DIR");
             let is_in = |root: &OsString| usual.is_ok_and(|usual| usual.starts_with(root));
@@ -155,7 +155,7 @@ fn local(directory: &Path, lock: &Location) -> Result<Vec<Value>, Value> {
         let why = format!("{rights}; cannot write: {}", io_message(&error.into()));
         return Err(bad(why, "set `SERIALIZER_DIR` to another directory"));
     }
-    // Of a file and of its sticky directory, one owner has to be this user.
+    // In a sticky directory, only the file's or the directory's owner can remove the file.
     let file = fs::metadata(directory.join(&lock.key().name)).ok().filter(|_| !sticky.is_empty());
     let is_foreign = |file: Metadata| ![file.uid(), metadata.uid()].contains(&this.as_raw());
     let (problem, hint) = match file.is_some_and(is_foreign) && !this.is_root() {
@@ -163,20 +163,20 @@ fn local(directory: &Path, lock: &Location) -> Result<Vec<Value>, Value> {
             Some("only another user can remove the lock file"),
             "use a directory without the sticky bit",
         ),
-        false if is_hiding => (Some("they cannot read your lock files"), "`umask 022`"),
+        false if is_hiding => (Some("their waiters cannot join your queue"), "`umask 022`"),
         false => (None, ""),
     };
     let mut all = vec![judged("rights", &rights, problem, hint)];
-    let unknown = || ("unknown".to_owned(), Some("/proc does not tell what flock does there"));
+    let unknown = || ("unknown".to_owned(), Some("/proc does not show how flock works there"));
     let (name, doubt) = file::file_system(directory).unwrap_or_else(unknown);
-    let hint = "for several hosts: a store, or `SERIALIZER_LEASE_SECONDS` with this";
+    let hint = "for several hosts: a store, or `SERIALIZER_LEASE_SECONDS` with this directory";
     all.push(judged("file system", &name, doubt, hint));
     let loaded = Register::open(lock).and_then(|mut register| register.load());
     all.extend(loaded.err().map(|error| failed("lock file", "error", error)));
     Ok(all)
 }
 
-/// Whether a store answers, which server it is, and what time it has.
+/// Whether a store answers, its server's version, and its clock.
 fn server(lock: &Location) -> Result<Vec<Value>, Value> {
     let begun = Instant::now();
     let down = |error: store::Error| {
@@ -194,22 +194,24 @@ fn server(lock: &Location) -> Result<Vec<Value>, Value> {
     }
     if let Some(now) = register.now() {
         let skew = now.abs_diff(since_1970());
-        let problem = (skew > SKEW).then_some("too far");
+        let problem = (skew > SKEW).then_some("too large a difference");
         let value = format!("{skew} ms from this host's");
         all.push(judged("clock", &value, problem, "synchronise both (NTP)"));
     }
     Ok(all)
 }
 
-/// What the kernel tells of processes.
+/// The kernel's facilities to identify processes.
 fn kernel() -> [Value; 4] {
     let (here, this) = (HostIdentity::here(), process::running(getpid()));
     let has_pidfd = this.as_ref().is_some_and(|this| this.ended_fd().is_some());
     let this = this.map(|this| this.instance).unwrap_or_default();
-    let mount = "mount the one of this PID namespace";
+    let mount = "mount the /proc of this PID namespace";
     let processes = match (has_pidfd, this.pidfd) {
-        (false, _) => ("warning", "no pidfd", "Linux 5.3, or let seccomp allow `pidfd_open`"),
-        (true, None) => ("ok", "pidfd", "Linux 6.9 can tell quickly reused PIDs apart"),
+        (false, _) => {
+            ("warning", "no pidfd", "use Linux 5.3 or newer, or allow `pidfd_open` in seccomp")
+        }
+        (true, None) => ("ok", "pidfd", "Linux 6.9 and newer recognise even quickly reused PIDs"),
         (true, Some(_)) => ("ok", "pidfd with inode numbers", ""),
     };
     let proc = match this.start {
@@ -220,10 +222,14 @@ fn kernel() -> [Value; 4] {
     };
     let container = match here.pid_namespace {
         Some(FIRST_PID_NAMESPACE) => ("ok", "none", ""),
-        Some(_) => ("ok", "a PID namespace of its own", "to share locks: `--pid=host`, or a store"),
+        Some(_) => (
+            "ok",
+            "own PID namespace",
+            "to share locks with other containers: `--pid=host`, or a store",
+        ),
         None => ("ok", "unknown", ""),
     };
-    let without = "`systemd-machine-id-setup` writes it; without it, a lock outlives a reboot";
+    let without = "run `systemd-machine-id-setup`; without it, locks stay held after a reboot";
     let machine = here.machine.map_or(("warning", "missing", without), |_| ("ok", "known", ""));
     [("processes", processes), ("/proc", proc), ("container", container), ("machine-id", machine)]
         .map(|(what, (state, value, hint))| check(what, state, value, hint))
@@ -239,8 +245,8 @@ fn meltano(environment: &Environment) -> Vec<Value> {
     let Some(root) = project() else { return all };
     let file = root.join("meltano.yml");
     let has_plugin = fs::read_to_string(&file).is_ok_and(|it| it.contains("name: dbtmutex"));
-    let hint = if has_plugin { "" } else { "`meltano add` adds `dbtmutex`: README.md" };
-    let plugin = if has_plugin { "has" } else { "without" };
+    let hint = if has_plugin { "" } else { "`serializer plugin` prints its definition" };
+    let plugin = if has_plugin { "with" } else { "without" };
     let value = format!("{}, {plugin} the plugin `dbtmutex`", text::path(&file));
     all.push(check("project", "ok", value, hint));
     let names = ["STORE", "DIR", "FILE_NAME", "LEASE_SECONDS", "PASSWORD_FILE", "SLOTS"];
@@ -253,7 +259,7 @@ fn meltano(environment: &Environment) -> Vec<Value> {
     all
 }
 
-/// The version of Meltano, by what is installed: the program takes a second to tell.
+/// The version of Meltano, from its installed package: starting Meltano takes a second.
 fn version_of(program: &Path) -> Option<String> {
     let program = program.canonicalize().ok()?;
     let pythons = fs::read_dir(program.parent()?.parent()?.join("lib")).ok()?.flatten();

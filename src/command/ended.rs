@@ -1,5 +1,5 @@
-//! What is said about a lock that was acquired, released or lost; how a command ended, and what
-//! that means for its lock.
+//! Messages about a lock that was acquired, released or lost; the end of a command, and its meaning
+//! for the lock.
 
 use std::time::{Duration, Instant};
 
@@ -30,12 +30,12 @@ pub const INTERRUPTED: &str = "interrupted: its scheduler has ended";
 /// The exit code of a command that was stopped and says that all is well: 128 + SIGTERM.
 pub const STOPPED: u8 = 143;
 
-/// What counts of the end of a command that kept its lock.
+/// The outcome of a command that kept its lock.
 pub fn outcome(request: &Request, code: u8, is_stopped: bool, how: &str) -> Outcome {
     match code {
         // Another scheduler runs it again.
         _ if how == INTERRUPTED => Outcome::Unknown,
-        // A command may end with 0 when it is told to end.
+        // A stopped command may still exit with 0.
         DONE if is_stopped => Outcome::Failed,
         DONE if request.skip_if_done || request.once.is_some() => Outcome::Succeeded,
         _ if request.once.is_some() => Outcome::Failed,
@@ -57,7 +57,7 @@ pub fn not_released(
             lost(format!("it was not held any more when `{command}` ended"), &[])
         }
         lock::Error::Lost(how, holders) if how != Lost::Expired => lost(how.to_string(), &holders),
-        // No holders: it has changed all the time.
+        // Without holders, the lock kept changing.
         lock::Error::NotOurs(holders) if !holders.is_empty() => {
             lost(format!("it was not held any more when `{command}` ended"), &holders)
         }
@@ -69,7 +69,7 @@ pub fn not_released(
     }
 }
 
-/// Says what usually goes without saying.
+/// Logs a message that only `--verbose` shows.
 pub fn say(is_verbose: bool, message: &str) {
     match is_verbose {
         true => tracing::info!("{message}"),
@@ -77,8 +77,8 @@ pub fn say(is_verbose: bool, message: &str) {
     }
 }
 
-/// What is said about a lock that was acquired for `owner`, after some time, and perhaps from a
-/// former holder. Writes the event, too.
+/// The message about a lock that was acquired for `owner`, perhaps after a wait or from a former
+/// holder. Also writes the event.
 pub fn locked(
     lock: &Location,
     owner: &str,
@@ -93,7 +93,7 @@ pub fn locked(
     format!("locked `{}` for {owner}{after}{from}", lock.name())
 }
 
-/// What is said about an own lock that was released.
+/// The message about an own lock that was released.
 pub fn unlocked(lock: &Location, stays: Option<Duration>) -> String {
     let rest = stays
         .map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));

@@ -34,10 +34,10 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     let tried = try_out(&mut register, Record::of(vec![entry]).as_ref());
     if let Location::File(directory, key) = &probe {
         if tried.is_err() {
-            // Its name is random, so it is ours.
+            // The name is random, so the file is ours.
             let _ = fs::remove_file(directory.join(&key.name));
         }
-        // Not at each release: it reads the whole directory.
+        // Not at each release, because this reads the whole directory.
         file::sweep(directory);
     }
     tried?;

@@ -109,7 +109,7 @@ fn check_store(args: &LockArgs, lock: &Location) -> Result<(), Error> {
     Ok(())
 }
 
-/// What was granted, and its entry, if it has a lease that is not kept yet.
+/// The grant and its entry, if it has a lease without a keeper.
 fn unkept(
     mutex: &mut Mutex<'_>,
     requester: &ProcessRequester,
@@ -166,7 +166,7 @@ fn keep(
         }
         Err(error) => Error::io(format!("cannot keep the lease of `{}`", lock.name()), &error),
     };
-    // The keeper may have begun all the same.
+    // The keeper may have started nevertheless.
     let _ = requester.keeper().map(|keeper| kill(keeper.identity));
     let _ = mutex.release(&TokenHolder(&charge.grant.token), ReleaseScope::Own, Outcome::Unknown);
     Err(error)

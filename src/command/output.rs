@@ -1,4 +1,4 @@
-//! What goes to stdout.
+//! Output to stdout.
 
 use std::io::{self, Write};
 
@@ -15,12 +15,12 @@ pub fn print(text: &[u8]) -> Result<(), Error> {
     is_read(text).map(drop)
 }
 
-/// Writes data to stdout; tells whether it is read yet.
+/// Writes data to stdout; returns whether stdout still has a reader.
 pub fn is_read(text: &[u8]) -> Result<bool, Error> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(true),
-        // The reader has read enough (`| head`).
+        // The reader has ended (`| head`).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Error::io("cannot write to standard output", &error)),
     }

@@ -42,7 +42,7 @@ pub fn conclude(
     if is_stored(scheduler, &grant.token, ending, *lease).unwrap_or(false) {
         return Ok(Released::Own { stays: None, was: Vec::new() });
     }
-    // The scheduler may have stored it, and its confirmation did not arrive.
+    // The scheduler may have stored the end, and its confirmation was lost.
     mutex.end_run(requester, &grant.token, ending)
 }
 

@@ -45,7 +45,7 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
-/// Runs a job; tells how its command ended.
+/// Runs a job; returns its exit code.
 pub fn execute(job: &Job) -> Result<u8, Error> {
     perform(job).map(|ran| ran.map_or(job.skipped_exit_code, |ran| ran.code))
 }
@@ -53,14 +53,13 @@ pub fn execute(job: &Job) -> Result<u8, Error> {
 /// Runs a job, unless it is not needed.
 pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     let program = job.program.command.first().map_or(Path::new(""), Path::new);
-    // A mistyped command must not wait for hours to be told. The run of a task tells it when it
-    // ends.
+    // A mistyped command must fail before the wait. The run of a task reports it at its end.
     if job.request.claim.is_none() {
         look_up(program.as_os_str()).map_err(|error| cannot_run(program, &error))?;
     }
     if run::was_ignored(Signal::SIGCHLD) {
         let why = format!(
-            "cannot run `{}`: how it ends would be lost, because SIGCHLD is ignored",
+            "cannot run `{}`: SIGCHLD is ignored, so its exit code would be lost",
             text::path(program)
         );
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
@@ -99,7 +98,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Waits for the command's end, releases the lock, and tells how it all ended.
+    /// Waits for the command's end, releases the lock, and returns the result.
     fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<Ran, Error> {
         let Watched { end, lost, was_good, is_unanswered } = self.watch(child, renewing)?;
         let code =
@@ -170,7 +169,8 @@ impl Run<'_> {
             self.mutex.patience = Duration::ZERO;
         }
         // Then it may still run, so the lock is left to end with it.
-        let untold = |error| Error::io(format!("cannot tell how `{}` ended", self.shown), &error);
+        let untold =
+            |error| Error::io(format!("cannot read the exit code of `{}`", self.shown), &error);
         Ok(Watched { end: end.map_err(untold)?, lost, was_good, is_unanswered })
     }
 
@@ -187,8 +187,7 @@ impl Run<'_> {
         why.to_owned()
     }
 
-    /// Gives the lock back, if it is still the command's; tells for how long it stays held all the
-    /// same.
+    /// Releases the lock, if it is still the command's; returns for how long it stays reserved.
     fn release(&mut self, ending: Ending<'_>) -> Result<Option<Duration>, lock::Error> {
         match conclude(&mut self.mutex, &self.requester, self.job.handed_over.as_ref(), ending)? {
             Released::Own { stays, .. } => Ok(stays),

@@ -15,7 +15,7 @@ use crate::values::parse_lease_seconds;
 
 use super::{Environment, MAX_ANSWER, MAX_KEY, PREFIX};
 
-/// Names a register where only the place counts.
+/// The name of a register if only its place matters.
 pub const ANY: &str = "any";
 
 impl Environment {
@@ -148,7 +148,7 @@ pub fn project() -> Option<PathBuf> {
     named("MELTANO_PROJECT_ROOT").or_else(around)
 }
 
-/// The directory of files that outlive a reboot: in the Meltano project, or in the home.
+/// The directory of files that survive a reboot: in the Meltano project or the home directory.
 pub fn state_directory() -> Result<PathBuf, Error> {
     let project = project().map(|root| root.join(".meltano/serializer"));
     let home = || Some(named("HOME")?.join(".local/state"));

@@ -97,13 +97,13 @@ impl Renewing {
         Ok(renewing)
     }
 
-    /// Becomes readable when the lock is lost; with `OnLost::Terminate`, when it is so close to it
-    /// that what runs under it has to end.
+    /// Becomes readable when the lock is lost; with `OnLost::Terminate`, already when the work
+    /// under it must end.
     pub fn lost_fd(&self) -> BorrowedFd<'_> {
         self.renewal.timer.fd()
     }
 
-    /// Whether what runs under it has to end.
+    /// Whether the work under this lock must end.
     pub fn is_given_up(&self) -> bool {
         let status = self.renewal.status();
         status.lost.is_some() || status.charge.is_given_up()
@@ -114,8 +114,8 @@ impl Renewing {
         since_boot() < self.renewal.status().charge.after(1, 1)
     }
 
-    /// When to kill what runs under it and is told to end now, in milliseconds since boot: after
-    /// some time, but a twelfth of the lease before others may have the lock, for a busy host.
+    /// When to kill the work under this lock, in milliseconds since boot, if it is asked to end
+    /// now: after a grace period, but a twelfth of the lease before its end, for a busy host.
     pub fn kill_at(&self) -> u64 {
         let charge = &self.renewal.status().charge;
         (since_boot() + charge.grace()).min(charge.after(11, 12))
@@ -126,7 +126,7 @@ impl Renewing {
         self.renewal.status().trouble.is_some()
     }
 
-    /// What has become of it.
+    /// Why the lock was lost.
     pub fn why(&self) -> String {
         match &*self.renewal.status() {
             Status { lost: Some((why, _)), .. } => why.clone(),
@@ -210,7 +210,7 @@ impl Renewal {
                     self.set_charge(charge.clone())?;
                     timer.set(charge.after(1, 3))?;
                 }
-                // What was released meanwhile is not lost.
+                // A lock that was released meanwhile is not lost.
                 Err(Error::Lost(..)) if is_readable(&stopped) => return Ok(None),
                 Err(Error::Lost(how, _)) => return Ok(Some(how)),
                 // It may pass, and the store has not said that the lock is lost.
@@ -247,7 +247,7 @@ mod tests {
     use crate::sys::clock::since_boot;
     use crate::sys::poll::is_readable;
 
-    /// So many seconds after the last renewal of a lease of so many.
+    /// A lease of `lease` seconds, `age` seconds after its last renewal.
     fn renewing(age: u64, lease: u64, on_lost: OnLost) -> Renewing {
         let (token, leased_at) = ("t".to_owned(), since_boot() - age * 1000);
         let grant = Grant { token, fencing: None, leased_at, run: None, is_stopped: false };

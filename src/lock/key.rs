@@ -35,8 +35,8 @@ impl Inspected {
 }
 
 impl Mutex<'_> {
-    /// Ends the run with this token. If it is not under way, but has ended so, that was a repeated
-    /// step, or one with a lost answer.
+    /// Ends the run with this token. If the run has already ended in this way, the step was
+    /// repeated, or its answer was lost.
     pub fn end_run(
         &mut self,
         requester: &dyn Requester,

@@ -163,7 +163,7 @@ impl Register {
         last.map(|last| last.next)
     }
 
-    /// The name and the version of the store's server, as far as it tells.
+    /// The name and the version of the store's server, if known.
     pub fn server(&self) -> Option<String> {
         self.store().server()
     }

@@ -18,8 +18,8 @@ use crate::sys::poll;
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl Mutex<'_> {
-    /// Releases the lock as `scope` says. `ending` is reported to processes that wait for it, and
-    /// tells how the run of a key ended. Tries for some time if the store does not answer.
+    /// Releases the lock within `scope`. `ending` is the result of a key's run, and is reported to
+    /// waiters. Retries for some time if the store does not answer.
     pub fn release<'r>(
         &mut self,
         requester: &'r dyn Requester,
@@ -122,7 +122,7 @@ impl Mutex<'_> {
                     if let Some(told) =
                         was.first().filter(|own| own.once.is_none() && !self.has_waiters())
                     {
-                        // It is released all the same.
+                        // The lock is released in any case.
                         let _ = self.withdraw(told);
                     }
                 }

@@ -1,4 +1,4 @@
-//! How long and how often to try to lock, and the observer that is told meanwhile.
+//! How long and how often to try to lock, and the observer of the wait.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ const BURST: u32 = 20;
 /// The shortest rest after each further one, which bounds the cost of a flood of wake-ups.
 const REST: Duration = Duration::from_millis(10);
 
-/// A rest is so many times as long as the poll: some polls read the whole process table.
+/// The ratio of a rest to the poll before it: some polls read the whole process table.
 const REST_FACTOR: u32 = 5;
 
 /// The shortest interval between two requests to a store that does not answer.
@@ -105,7 +105,7 @@ impl<'a> Attempts<'a> {
         last.into_iter().chain(self.deadline).min()
     }
 
-    /// How long to rest after a poll that took so long.
+    /// How long to rest after a poll of this duration.
     pub fn rest(&mut self, poll: Duration) -> Duration {
         let (since, polls) = self.polls;
         let second = Duration::from_secs(1);
@@ -138,7 +138,7 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// Is told while a lock is waited for.
+/// Receives reports during a wait for a lock.
 pub trait Observer {
     /// The lock is held after `attempt` attempts. Without holders if they changed all the time.
     /// `place` asks for the place in line.

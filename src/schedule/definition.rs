@@ -180,7 +180,7 @@ impl Default for Definition {
 }
 
 impl Catalog {
-    /// The task of this name. The error tells the nearest name that is a task's.
+    /// The task with this name. The error suggests the nearest name of a task.
     pub fn find(&self, name: &str) -> Result<&Definition, String> {
         let known = self.tasks.keys().map(String::as_str);
         let unknown = || format!("no such task `{}`: {}", text::field(name), nearest(name, known));

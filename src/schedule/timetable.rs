@@ -41,8 +41,8 @@ pub enum Timetable {
 }
 
 impl Timetable {
-    /// Reads a cron expression of five fields, or an alias such as `@daily`. The error is part of a
-    /// sentence.
+    /// Parses a cron expression of five fields, or an alias such as `@daily`. The error is part of
+    /// a sentence.
     pub fn cron(text: &str, zone: TimeZone) -> Result<Self, String> {
         Ok(Self::Cron(Box::new(Cron::parse(text)?), zone))
     }
@@ -131,8 +131,8 @@ impl Stretch {
     }
 }
 
-/// The time zone of this name, or of a rule such as `CET-1CEST,M3.5.0,M10.5.0/3`. The error is part
-/// of a sentence.
+/// The time zone with this name, or by a rule such as `CET-1CEST,M3.5.0,M10.5.0/3`. The error is
+/// part of a sentence.
 pub fn zone(name: &str) -> Result<TimeZone, String> {
     find_zone(name).ok_or_else(|| {
         let shown = text::field(name);

@@ -27,8 +27,8 @@ pub fn version() -> &'static str {
     &TEXT
 }
 
-/// The store of an address, without connecting to it. Fails if this program was built without it,
-/// or the settings cannot be used.
+/// The store of an address, without connecting to it. Fails if this program was built without that
+/// store, or if a setting is invalid.
 pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>> {
     Ok(match settings.url.scheme() {
         Scheme::Directory => Box::new(super::directory::Directory::new(settings)?),

@@ -88,7 +88,7 @@ pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
 /// it.
 pub fn forgets(path: &Path) -> Option<String> {
     if [Path::new("/tmp"), Path::new("/var/tmp")].contains(&path) {
-        return Some("what is old is removed there".to_owned());
+        return Some("old files are removed there".to_owned());
     }
     let directory = File::open(path).ok()?;
     if let Some(file_system) = filesystem::without_exchange(&directory) {
@@ -101,16 +101,16 @@ pub fn forgets(path: &Path) -> Option<String> {
         .then(|| "its file system is in memory, and empty after a reboot".to_owned())
 }
 
-/// The file system of a directory, and what locks cannot rely on there.
+/// The file system of a directory, and why locks are unreliable there.
 pub fn file_system(directory: &Path) -> Option<(String, Option<&'static str>)> {
     let opened = File::open(directory).ok()?;
     let (name, options) = filesystem::mount(&opened)?;
     let why = if filesystem::without_exchange(&opened).is_some() {
-        Some("hosts share it: the lock of a dead holder is not taken over")
+        Some("shared by hosts: the lock of a dead holder is not taken over")
     } else if filesystem::is_local(&opened) {
         None
     } else {
-        Some("not known to lock out other hosts, nor other mounts")
+        Some("may not lock out other hosts or other mounts")
     };
     let how = if why.is_none() { ", flock works on this machine" } else { "" };
     let is_read_only = options.split(',').any(|option| option == "ro");

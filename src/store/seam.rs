@@ -171,7 +171,7 @@ pub trait Store: Send {
         None
     }
 
-    /// The server's name and version, where it is asked for them.
+    /// The server's name and version, if the store can query them.
     fn server(&mut self) -> Option<String> {
         None
     }

@@ -213,7 +213,7 @@ impl<E: Line> Store for Sql<E> {
 
     fn server(&mut self) -> Option<String> {
         let answer = self.ask("SELECT version()", Phase::Read).ok()?;
-        // PostgreSQL says on which platform, and by which compiler.
+        // PostgreSQL appends the platform and the compiler.
         answer.text(0, 0)?.split(" on ").next().map(text::field)
     }
 

@@ -9,7 +9,7 @@ use crate::sys::platform::identity;
 pub struct HostIdentity {
     /// The host's name.
     pub host: Option<String>,
-    /// A number that no other machine has: `/etc/machine-id`, or that of the hardware.
+    /// A unique id of the machine: `/etc/machine-id`, or the hardware's.
     pub machine: Option<String>,
     /// The kernel's random id of this boot.
     pub boot: Option<String>,
@@ -18,7 +18,7 @@ pub struct HostIdentity {
 }
 
 impl HostIdentity {
-    /// The place of this very process. What cannot be read is `None`, and then proves nothing.
+    /// The place of this process. An unreadable field is `None`, and proves nothing.
     pub fn here() -> Self {
         static HERE: LazyLock<HostIdentity> = LazyLock::new(|| HostIdentity {
             host: rustix::system::uname().nodename().to_str().ok().and_then(known),
@@ -36,18 +36,18 @@ fn known(text: &str) -> Option<String> {
     (!text.is_empty() && text != "uninitialized" && text != "(none)").then(|| text.to_owned())
 }
 
-/// Which of the processes that had a PID one after another.
+/// Distinguishes the processes that have had the same PID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessIdentity {
-    /// Start time: of Linux in clock ticks since boot (`/proc/PID/stat` field 22), elsewhere in
-    /// seconds since 1970. Quick reuse can repeat it.
+    /// Start time: on Linux in clock ticks since boot (`/proc/PID/stat` field 22), elsewhere in
+    /// seconds since 1970. A quickly reused PID can have the same one.
     pub start: Option<u64>,
     /// The inode number of its pidfd: unique until reboot, on Linux 6.9 and newer (`fs/pidfs.c`).
     pub pidfd: Option<u64>,
 }
 
 impl ProcessIdentity {
-    /// Whether both are the same process of one PID; `None` when there is nothing to compare.
+    /// Whether both are the same process with one PID; `None` if they have no field in common.
     pub fn same_as(self, other: Self) -> Option<bool> {
         // Start times shift between time namespaces, so pidfds decide where both have one.
         let by_pidfd = self.pidfd.zip(other.pidfd).map(|(one, two)| one == two);

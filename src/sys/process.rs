@@ -1,4 +1,4 @@
-//! Looking at processes, without being fooled: the mechanism under [`crate::lock::staleness`].
+//! Reliable inspection of processes: the mechanism under [`crate::lock::staleness`].
 
 use std::collections::HashSet;
 use std::io;
@@ -15,7 +15,7 @@ pub use crate::sys::platform::process::{
 use crate::sys::platform::process::{any, check_listable, may_hide_its_environment, parents};
 use crate::sys::text;
 
-/// Why no process of a PID runs.
+/// Why no process with a PID runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Absence {
@@ -27,38 +27,38 @@ pub enum Absence {
     Ended,
 }
 
-/// The process `pid`, unless it is proved that none runs.
+/// The process `pid`, unless it is proved not to run.
 pub fn running(pid: Pid) -> Option<Process> {
     observe(pid).ok()
 }
 
-/// Whether certainly this process of that PID runs.
+/// Whether exactly this process certainly runs.
 pub fn is_running((pid, instance): (Pid, ProcessIdentity)) -> bool {
     running(pid).is_some_and(|process| instance.same_as(process.instance) == Some(true))
 }
 
 /// Whether a parent has certainly adopted this process: a child is in its parent's session, unless
-/// it has begun one.
+/// it has started its own.
 pub fn has_adopted_us(parent: Pid) -> bool {
     let ours = getsid(None).ok().filter(|session| *session != nix::unistd::getpid());
     let theirs = getsid(Some(nix::unistd::Pid::from_raw(parent.as_raw_pid()))).ok();
     ours.zip(theirs).is_some_and(|(ours, theirs)| ours != theirs)
 }
 
-/// Whether `pid` is this process, its parent, or the parent of that, and so on.
+/// Whether `pid` is this process or one of its ancestors.
 pub fn is_ancestor(pid: Pid) -> bool {
     has_ancestor_among(getpid(), &HashSet::from([pid]))
 }
 
-/// Whether it is one of these, or has come from one of them.
+/// Whether `pid` or one of its ancestors is among `wanted`.
 pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
-    // More generations than there are in practice; processes may come and go while one looks.
+    // More generations than exist in practice; the process table may change during the search.
     std::iter::successors(Some(pid), |child| parent(*child))
         .take(64)
         .any(|ancestor| wanted.contains(&ancestor))
 }
 
-/// All descendants of these, as far as the system tells. Reads the whole process table.
+/// All descendants of `pids`, as far as the system shows them. Reads the whole process table.
 pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
     let mut all = parents();
     let mut found = pids.to_vec();
@@ -74,10 +74,10 @@ pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
 }
 
 /// Whether a process runs, or may run, the Python script `script`. Reads every process's name (5 µs
-/// each), and only a candidate's arguments: that waits for a process that hangs. Fails when the
+/// each), but arguments only of candidates: a hanging process blocks that read. Fails if the
 /// processes cannot be listed.
 pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
-    // The kernel names it after the script, or after the interpreter that was given it.
+    // The kernel names a process after the script, or after the interpreter.
     any(
         |name| name == script.as_bytes() || name.starts_with(b"python"),
         |arguments| {
@@ -90,9 +90,9 @@ pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
 }
 
 /// Finds the oldest process that runs as `uid` with `variable=value` in its environment, and its
-/// command line for people. Neither an ancestor of this process nor another `serializer` counts:
-/// they would wait for each other. Reads the whole process table (milliseconds). Fails when that
-/// cannot be read, or counts otherwise than this process does.
+/// command line for people. Ignores ancestors of this process and other `serializer` processes,
+/// which would wait for each other. Reads the whole process table (milliseconds). Fails if the
+/// table is unreadable, or belongs to another PID namespace.
 pub fn find_by_environment(
     variable: &str,
     value: &str,
@@ -123,7 +123,7 @@ pub fn find_by_environment(
         .min_by_key(|(process, _)| process.pid().as_raw_pid()))
 }
 
-/// A decimal PID from 1 to 2³¹−1, as the kernel knows them; no sign, no white space.
+/// A decimal PID from 1 to 2³¹−1, without sign or white space.
 pub fn parse_pid(text: &str) -> Option<Pid> {
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

@@ -1,7 +1,6 @@
-//! The README and the pages of `docs/`: links lead somewhere, the reference is that of the program,
-//! and each block of commands is run. Here, stand-ins replace what a block starts, and a shared
-//! directory replaces each store. `recipes.rs` and the tests of stores run the blocks that have a
-//! name (`<!-- recipe: NAME -->`).
+//! The README and the pages of `docs/`: links are valid, and each block of commands runs. Stand-ins
+//! replace other programs, and a shared directory replaces each store. `recipes.rs` and the tests
+//! of stores run the blocks with a name (`<!-- recipe: NAME -->`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +10,7 @@ use std::process::Command;
 
 use crate::support::{Locks, PROGRAM, ended};
 
-/// Beginnings of lines that are not run here, and the reason.
+/// Beginnings of lines that this test does not run, and the reasons.
 const NOT_RUN: [(&str, &str); 12] = [
     ("pip ", "fetches packages: scripts/wheel.sh installs the wheel that it builds"),
     ("uv", "fetches packages"),
@@ -23,11 +22,11 @@ const NOT_RUN: [(&str, &str); 12] = [
     ("serializer plugin ", "tests/meltano adds what it prints"),
     ("docker ", "needs Docker"),
     ("sudo ", "needs an administrator"),
-    ("flock ", "is the program that is replaced"),
+    ("flock ", "is what `serializer flock` replaces"),
     ("serializer schedule start", "does not end: tests/local/schedule.rs"),
 ];
 
-/// What blocks start, besides the program.
+/// Other programs that blocks start.
 const STAND_INS: [&str; 5] = ["dbt", "load.sh", "extract.sh", "sync.sh", "run_your_etl"];
 
 fn root() -> &'static Path {
@@ -43,7 +42,7 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The README, other texts beside it, and the pages.
+/// The README, other files beside it, and the pages.
 fn texts() -> Vec<PathBuf> {
     let beside = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(|name| root().join(name));
     [beside.to_vec(), pages()].concat()
@@ -57,14 +56,14 @@ fn name(path: &Path) -> String {
     path.file_name().expect("a file").to_string_lossy().into_owned()
 }
 
-/// A fenced block: the comment in front of it, its language and its text.
+/// A fenced block: the comment before it, its language and its text.
 struct Block {
     mark: String,
     language: String,
     text: String,
 }
 
-/// The text without its blocks, and the blocks.
+/// Splits a page into its text without blocks, and its blocks.
 fn split(text: &str) -> (String, Vec<Block>) {
     let (mut prose, mut blocks, mut open) = (String::new(), Vec::<Block>::new(), false);
     for line in text.lines() {
@@ -107,14 +106,14 @@ fn anchors(prose: &str) -> BTreeSet<String> {
     anchors
 }
 
-/// What the links of a text lead to.
+/// The targets of a text's links.
 fn links(prose: &str) -> Vec<&str> {
     let targets = prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     targets.filter(|target| !target.starts_with("http")).collect()
 }
 
 #[test]
-fn links_lead_to_pages_and_their_sections() {
+fn every_link_leads_to_a_page_and_a_section() {
     let mut wrong = Vec::new();
     for path in texts() {
         let directory = path.parent().expect("a directory");
@@ -133,7 +132,7 @@ fn links_lead_to_pages_and_their_sections() {
 }
 
 #[test]
-fn every_page_is_in_the_summary_and_says_for_whom_it_is() {
+fn every_page_is_in_the_summary_and_names_its_readers() {
     let summary = read(&root().join("docs/SUMMARY.md"));
     let listed: BTreeSet<_> = links(&summary).into_iter().map(str::to_owned).collect();
     let pages: Vec<_> = pages().into_iter().filter(|page| name(page) != "SUMMARY.md").collect();
@@ -154,7 +153,7 @@ fn the_readme_is_short() {
     assert!(read(&root().join("README.md")).lines().count() <= 150);
 }
 
-/// A directory with the stand-ins, locks, a store and tasks.
+/// A directory with stand-ins, locks, a store and tasks.
 struct Site {
     locks: Locks,
     store: String,
@@ -179,10 +178,10 @@ impl Site {
         Self { locks, store }
     }
 
-    /// A line of a page, for this directory; none if it is not run.
+    /// A line of a page, changed for this directory; an empty command if it is not run.
     fn here(&self, line: &str) -> String {
         if NOT_RUN.iter().any(|(begin, _)| line.starts_with(begin)) {
-            // Its continuation is left out with it.
+            // Its continuation lines are omitted, too.
             return if line.ends_with('\\') { ": \\".to_owned() } else { ":".to_owned() };
         }
         let directory = self.locks.dir().display();
@@ -235,7 +234,7 @@ fn the_commands_of_every_page_are_run() {
                 "sh" => site.runs(page, &lines.collect::<Vec<_>>().join("\n")),
                 "crontab" => crontab(&site, page, &block.text),
                 "console" => console(&site, page, &block.text),
-                // What is shown, and is not a command.
+                // Not commands.
                 "text" | "json" | "toml" | "yaml" | "ini" | "python" | "sql" | "dockerfile" => {}
                 other => panic!("{}: a block of {other:?}", page.display()),
             }
@@ -243,12 +242,12 @@ fn the_commands_of_every_page_are_run() {
     }
 }
 
-/// Each line as cron starts it, with the variables of the lines before it.
+/// Runs each line as cron does, with the variables of earlier lines.
 fn crontab(site: &Site, page: &Path, text: &str) {
     let mut variables = String::new();
     for line in text.lines() {
         if !line.starts_with(|c: char| c == '*' || c.is_ascii_digit()) {
-            // Programs are elsewhere here.
+            // The programs of the test are elsewhere.
             if !line.starts_with("PATH=") {
                 variables += &format!("export {}\n", site.here(line));
             }
@@ -259,7 +258,7 @@ fn crontab(site: &Site, page: &Path, text: &str) {
     }
 }
 
-/// Text with each number as 0, and without the width of columns.
+/// The text with each number replaced by 0, and without column widths.
 fn normalised(text: &str) -> Vec<String> {
     let word = |word: &str| {
         let mut found = String::new();
@@ -276,8 +275,8 @@ fn normalised(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Commands behind `$ `, and what they show. Behind a command in the background, the next one
-/// begins when the lock is held.
+/// Runs the commands after `$ `, and compares their output. After a command in the background, the
+/// next one starts when the lock is held.
 fn console(site: &Site, page: &Path, text: &str) {
     let text = text.replace("sleep 10", "sleep 1");
     let held = "for try in $(seq 500); do

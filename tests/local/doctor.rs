@@ -1,5 +1,5 @@
-//! `serializer doctor`: it names the lock and the setting that has decided on it, finds what is in
-//! the way, and changes nothing.
+//! `serializer doctor` names the lock and the settings that determine it, finds problems, and
+//! changes nothing.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -25,7 +25,7 @@ fn examined(command: &mut Command) -> (i32, Value) {
     (ended.code, report)
 }
 
-/// The checks of this kind: their states, values and hints.
+/// The states, values and hints of all checks with this name.
 fn lines(report: &Value, what: &str) -> Vec<String> {
     let checks = report["checks"].as_array().expect("checks").iter();
     let line = |check: &Value| {
@@ -61,7 +61,7 @@ fn a_usable_directory_has_no_errors_and_stays_as_it_is() {
 }
 
 #[test]
-fn each_setting_that_decides_on_the_lock_is_named() {
+fn each_setting_that_determines_the_lock_is_named() {
     let locks = Locks::durable();
     let project = Locks::durable();
     fs::write(project.dir().join("meltano.yml"), "plugins: {utilities: [{name: dbtmutex}]}\n")
@@ -75,7 +75,11 @@ fn each_setting_that_decides_on_the_lock_is_named() {
         (&[("SERIALIZER_DIR", "")], &[], "name: the default; directory: the default"),
         (&[], &["--dir", root], "name: the default; directory: `--dir`"),
         (&[], &["x.lck"], "name: the command line; directory: `SERIALIZER_DIR`"),
-        (&[("SERIALIZER_FILE_NAME", absolute)], &[], "name: `SERIALIZER_FILE_NAME`; directory: as"),
+        (
+            &[("SERIALIZER_FILE_NAME", absolute)],
+            &[],
+            "name: `SERIALIZER_FILE_NAME`; directory: from",
+        ),
         (
             &[("SERIALIZER_DIR", "."), ("MELTANO_PROJECT_ROOT", root), ("DBTMUTEX_DIR", ".")],
             &[],
@@ -102,15 +106,15 @@ fn each_setting_that_decides_on_the_lock_is_named() {
         let (_, report) = examined(command.envs(variables.iter().copied()).args(args));
         assert!(line(&report, "why").contains(expected), "{expected}: {report:#}");
     }
-    // Started in the project, but not by Meltano: it does not read the file.
+    // Started in the project, but not by Meltano, which alone reads the file.
     let (code, report) = examined(doctor(&locks).current_dir(project.dir()));
     let [project, dotenv] = &lines(&report, "project")[..] else { panic!("{report:#}") };
-    assert!(code == 0 && project.contains("has the plugin `dbtmutex`"), "{report:#}");
+    assert!(code == 0 && project.contains("with the plugin `dbtmutex`"), "{report:#}");
     assert!(dotenv.starts_with("warning `.env` sets `SERIALIZER_FILE_NAME` for Meltano only"));
 }
 
 #[test]
-fn what_is_in_the_way_is_an_error_with_advice() {
+fn an_unusable_lock_is_an_error_with_advice() {
     let locks = Locks::durable();
     let text = locks.dir().join("notes.txt");
     fs::write(&text, "hello\n").expect("a file");
@@ -142,7 +146,7 @@ fn what_is_in_the_way_is_an_error_with_advice() {
 }
 
 #[test]
-fn rights_of_other_users_are_seen() {
+fn problems_with_rights_of_several_users_are_found() {
     let locks = Locks::new();
     let user = OrdinaryUser::new(&locks);
     let report = |mode| {
@@ -156,16 +160,16 @@ fn rights_of_other_users_are_seen() {
     assert!(report(0o777).starts_with("ok mode 777"));
     locks.write("1\n");
     let sticky = report(0o1777);
-    // The tests may run as that user, whose file it is then.
+    // If the tests run as an ordinary user, that user owns the file.
     let of_another = rustix::process::geteuid().is_root();
     assert_eq!(sticky.starts_with("warning mode 1777"), of_another, "{sticky}");
     assert_eq!(sticky.contains("sticky: only another user"), of_another, "{sticky}");
     let hiding = ended(locks.command("bash").args(["-c", "umask 077; \"$S\" doctor"])).stdout;
-    assert!(hiding.contains("they cannot read your lock files"), "{hiding}");
+    assert!(hiding.contains("their waiters cannot join your queue"), "{hiding}");
 }
 
 #[test]
-fn meltano_is_found_with_its_version_and_missing_facilities_of_the_kernel_are_named() {
+fn the_version_of_meltano_and_missing_facilities_of_the_kernel_are_shown() {
     let locks = Locks::durable();
     for name in ["bin", "lib/python3.12/site-packages/meltano-4.4.1.dist-info"] {
         fs::create_dir_all(locks.dir().join("venv").join(name)).expect("a directory");
@@ -187,7 +191,10 @@ fn meltano_is_found_with_its_version_and_missing_facilities_of_the_kernel_are_na
         "doctor",
         "--json",
     ]));
-    assert!(line(&report, "processes").starts_with("warning no pidfd → Linux 5.3"), "{report:#}");
+    assert!(
+        line(&report, "processes").starts_with("warning no pidfd → use Linux 5.3"),
+        "{report:#}"
+    );
 }
 
 #[test]

@@ -91,14 +91,14 @@ fn the_json_of_status_has_the_documented_fields() {
 /// The first lines of the page.
 const HEAD: &str = "# What serializer says
 
-This page is for readers of a message, and for reviewers of a change of words. After reading it you
-know which command causes a message: each stands below its command. The page is made from a test:
-`UPDATE_DOCUMENTS=1 cargo test --all-features --test local documents` writes it anew. Process ids, times, tokens
-and the host are replaced; `hold NAME` stands for another process that has locked NAME.
+This page is for users with a message at hand, and for reviewers of changed messages. After reading
+it you know which command causes a message: each message follows its command. A test generates the
+page: `UPDATE_DOCUMENTS=1 cargo test --all-features --test local -- documents`. PIDs, times, tokens
+and the host are replaced; `hold NAME` stands for another process that holds the lock NAME.
 ";
 
-/// Each with what has happened before, of which nothing is shown, and a script. `s` is the program,
-/// and `hold NAME OPTIONS` starts a process that holds a lock.
+/// A title, a script with hidden output, and a script with shown output. `s` is the program, and
+/// `hold NAME OPTIONS` starts a process that holds a lock.
 const MESSAGES: &[(&str, &str, &str)] = &[
     ("Locking", "", ""),
     ("A free lock", "", "s lock; s unlock"),
@@ -176,10 +176,10 @@ const MESSAGES: &[(&str, &str, &str)] = &[
     ("An empty store", "", "SERIALIZER_STORE= s lock"),
     ("An unknown store", "", "s lock --store ftp://host/x"),
     (STORES, "", ""),
-    ("An option that is not known", "", "s lock --store 'postgres://u@h/db?sslmod=require'"),
-    ("A server that is not there", "", "s lock --no-wait --store postgres://u@127.0.0.1:1/db"),
+    ("An unknown option", "", "s lock --store 'postgres://u@h/db?sslmod=require'"),
+    ("An unreachable server", "", "s lock --no-wait --store postgres://u@127.0.0.1:1/db"),
     ("A wrong password", "", "s lock --no-wait --store \"postgres://u:x@$SERVER\""),
-    ("A server that only reads", "", "s lock --no-wait --store \"postgres://reader:x@$SERVER\""),
+    ("A read-only server", "", "s lock --no-wait --store \"postgres://reader:x@$SERVER\""),
     ("A directory of this machine alone", "", "s run --dir \"$KEYS\" --lease-seconds 60 -- true"),
     (
         "A lock that hosts share",
@@ -193,10 +193,10 @@ const MESSAGES: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// The last section, of which a small build has no stores to tell.
+/// The last section, which a build without stores omits.
 const STORES: &str = "Stores";
 
-/// A server of PostgreSQL that refuses each login, but each statement of the user `reader`.
+/// A PostgreSQL server that refuses every login except `reader`'s, and all statements of `reader`.
 fn refusing_server() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = format!("{}/db?sslmode=disable", listener.local_addr().expect("its address"));
@@ -304,13 +304,13 @@ fn messages_are_documented() {
         assert_eq!(
             known,
             now,
-            "docs/messages.md, line {}; `UPDATE_DOCUMENTS=1` writes it anew",
+            "docs/messages.md, line {}; `UPDATE_DOCUMENTS=1` regenerates it",
             line + 1
         );
     }
     assert_eq!(
         known.lines().count(),
         page.lines().count(),
-        "docs/messages.md: `UPDATE_DOCUMENTS=1` writes it anew"
+        "docs/messages.md: `UPDATE_DOCUMENTS=1` regenerates it"
     );
 }

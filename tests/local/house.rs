@@ -1,5 +1,5 @@
-//! The rooms of the source are its top modules, and those of `command` in it: none depends on one
-//! that depends on it.
+//! The rooms of the source are its top modules, and the modules of `command`: their dependencies
+//! have no circles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,8 +7,8 @@ use std::path::Path;
 
 type Rooms = BTreeMap<String, BTreeSet<String>>;
 
-/// Adds what each room below `directory` depends on. The first of `begins` stands before the names
-/// of rooms everywhere, the others only in a room's own file.
+/// Adds the dependencies of each room below `directory`. The first of `begins` precedes names of
+/// rooms everywhere, the others only in a room's own file.
 fn read(directory: &Path, room: Option<&str>, begins: &[&str], rooms: &mut Rooms) {
     for entry in fs::read_dir(directory).expect("the source is here") {
         let path = entry.expect("an entry").path();

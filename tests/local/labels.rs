@@ -1,4 +1,4 @@
-//! What may be shown of foreign text: command lines, fields of records, labels of waiters.
+//! The visible parts of foreign text: command lines, fields of records, labels of waiters.
 
 use serializer::store::waiter::Waiter;
 use serializer::sys::text::{command_line, field};
@@ -22,7 +22,7 @@ fn a_label_is_short_and_plain_and_names_the_waiter() {
             "serializer 4388@etl2 6a0b1c2d shared: bash",
             r#"{"command":"bash","host":"etl2","mode":"shared","pid":4388,"since":1779113005}"#,
         ),
-        // Cut off, and of an older version.
+        // Truncated, and from an older version.
         (
             "serializer 4388@etl",
             r#"{"command":null,"host":"etl","mode":null,"pid":4388,"since":null}"#,

@@ -1,4 +1,4 @@
-//! The tables of `docs/reference.md` are made from the help of the program: each stands between
+//! Generates the tables of `docs/reference.md` from the program's help: each is between
 //! `<!-- made: NAME -->` and `<!-- end -->`.
 
 use std::fmt::Write;
@@ -17,7 +17,7 @@ struct Setting {
     commands: Vec<&'static str>,
 }
 
-/// The options that stand in a help, as heading, flags and explanation.
+/// The options in a help text: heading, flags and explanation.
 fn options(help: &str) -> Vec<(String, String, String)> {
     let (mut heading, mut options) = (String::new(), Vec::<(String, String, String)>::new());
     for line in help.lines() {
@@ -35,7 +35,7 @@ fn options(help: &str) -> Vec<(String, String, String)> {
     options
 }
 
-/// Takes `[NAME: VALUE]` out of a text.
+/// Removes `[NAME: VALUE]` from a text, and returns the value.
 fn take(text: &mut String, name: &str) -> String {
     let Some((before, rest)) = text.split_once(&format!("[{name}: ")) else { return String::new() };
     let (value, after) = rest.split_once(']').expect("it is closed");
@@ -55,7 +55,7 @@ fn settings(locks: &Locks) -> Vec<Setting> {
             }
         }
     }
-    // Arguments, and what each command has.
+    // Without arguments and `--help`.
     settings.retain(|it| it.flags.starts_with('-') && !it.flags.contains("--help"));
     settings
 }
@@ -94,11 +94,11 @@ fn table(page: &mut String, settings: &[Setting], heading: &str) {
     }
 }
 
-/// A paragraph of the help as the rows of a table: a word, or a file, and its explanation.
+/// A paragraph of the help as rows of a table: a word or a file, and its explanation.
 fn rows(help: &str, begin: &str) -> String {
     let (_, rest) = help.split_once(&format!("\n{begin}:\n")).expect("the paragraph");
     let paragraph = rest.split("\n\n").next().unwrap_or_default();
-    // Each command has one.
+    // Every command has it.
     let lines = paragraph.lines().map(str::trim).filter(|line| !line.starts_with("help "));
     let mut rows = String::from("| | |\n| --- | --- |\n");
     for line in lines {
@@ -118,7 +118,7 @@ fn rows(help: &str, begin: &str) -> String {
 }
 
 #[test]
-fn the_tables_of_the_reference_are_made_from_the_help() {
+fn the_tables_of_the_reference_match_the_help() {
     let locks = Locks::new();
     let help = ended(&mut locks.serializer(&["--help"])).stdout;
     let settings = settings(&locks);
@@ -151,6 +151,6 @@ fn the_tables_of_the_reference_are_made_from_the_help() {
     if env::var_os("UPDATE_DOCUMENTS").is_some() {
         fs::write(path, &page).expect("it can be written");
     } else {
-        assert_eq!(known, page, "`UPDATE_DOCUMENTS=1` writes it anew");
+        assert_eq!(known, page, "`UPDATE_DOCUMENTS=1` regenerates it");
     }
 }

@@ -67,8 +67,8 @@ fn runner(scheduler: &Logged) -> Pid {
 fn each_slot_is_run_once_by_two_schedulers_and_a_crontab_of_ticks() {
     let tasks = tasks(&format!("{PLAIN}[tasks.a]\n{EACH}run = '. ./tell'\n"));
     let schedulers = [tasks.start(0, &[]), tasks.start(1, &[])];
-    // As if its host slept for some slots. A scheduler that is stopped amid a change of a file
-    // keeps that file from the others on its host: then it is stopped another time.
+    // As if its host slept for some slots. A scheduler that is stopped during a write blocks the
+    // file for other schedulers on its host: then it is stopped at another time.
     schedulers[0].until_said("tasks to schedule");
     until("they do not run beside a scheduler that is stopped", || {
         let counts = || ["a", "b"].map(|task| tasks.lines(task).len());
@@ -107,7 +107,7 @@ fn a_tick_runs_what_is_due_and_ends_when_that_has_ended() {
 }
 
 #[test]
-fn a_scheduler_that_would_not_hear_of_ends_claims_nothing() {
+fn a_scheduler_with_sigchld_ignored_claims_nothing() {
     let tasks = tasks(PLAIN);
     let refused = ended(&mut tasks.within(&["env", "--ignore-signal=CHLD"], &["tick"]));
     assert!(refused.code == 1 && refused.stderr.contains("SIGCHLD is ignored"), "{refused:?}");

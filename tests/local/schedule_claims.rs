@@ -62,7 +62,7 @@ fn a_slot_that_was_stopped_after_it_was_seen_failed_is_not_run_again() {
     assert_eq!(next_of_a_retry(3, State::Failed, &last_run(143, true), Ended::Failed), Next::Skip);
 }
 
-/// Knows an acquisition by nothing but its token.
+/// Recognises an acquisition only by its token.
 struct Scheduler(Process);
 
 impl Requester for Scheduler {

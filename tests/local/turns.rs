@@ -272,7 +272,7 @@ fn status_lists_waiters_in_turn() {
     assert_eq!(locks.pids("holders"), [holder.pid()]);
 }
 
-/// Tells of the attempts.
+/// Reports the attempts.
 const DEBUG: &str = "--log-level=debug";
 
 /// A first waiter, and a command behind it.

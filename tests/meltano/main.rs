@@ -422,13 +422,13 @@ fn the_job_of_the_example_runs_dbt() {
 #[test]
 fn the_demonstration_shows_a_failure_and_then_turns() {
     let project = Project::new();
-    // Makes Meltano's database, which two at once may fail to do.
+    // Creates Meltano's database first: two runs at once may fail to.
     assert_eq!(project.run(&["run", "stage:works"]).code, 0);
     let mut command = project.command(Path::new(CHECKOUT).join("examples/meltano/demo.sh"));
     command.env_remove("DBTMUTEX_DIR").env_remove("DBTMUTEX_FILE_NAME");
     command.env("DEMO_PROJECT", &project.root);
     let mut run = Run::start(command);
-    // It tells what happens while that happens.
+    // The demonstration prints its lines as they occur.
     run.line_with(&[" | dbt ", "START sql table model"]);
     assert!(run.child.try_wait().expect("it can be asked").is_none());
     let ended = run.end();
@@ -442,7 +442,7 @@ fn the_demonstration_shows_a_failure_and_then_turns() {
         let found = shown.iter().position(|line| line.contains(text));
         found.unwrap_or_else(|| panic!("{text}: {with:#?}"))
     };
-    // Both logs are one, in which each line has its time.
+    // Merges both logs, in which each line has its time.
     assert!(place("waiting for `dbt.lck`") < place("dbtmutex     unlocked"), "{with:#?}");
     let is_time = |text: &str| text.len() == 8 && text.matches(':').count() == 2;
     assert!(shown.iter().all(|line| line.split_whitespace().next().is_some_and(is_time)));
@@ -752,7 +752,7 @@ fn the_plugin_definition_can_be_added() {
         "meltano.yml",
         "default_environment: dev\nsend_anonymous_usage_stats: false\nenvironments:\n- name: dev\n",
     );
-    // As a project has it that has only the wheel.
+    // As in a project that has only the wheel.
     let definition = project.locks.run(&["plugin"]).stdout;
     assert!(
         definition.contains(&format!("\npip_url: {}\n", env!("CARGO_PKG_NAME"))),

@@ -1,5 +1,5 @@
-//! The package for Python: `serializer` on PyPI is another project, and its program would replace
-//! this one.
+//! The Python package: `serializer` on PyPI is another project, and its program would replace this
+//! one.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,8 +7,8 @@ use std::process::Command;
 use crate::CHECKOUT;
 use crate::support::ended;
 
-/// Packs what Meltano has installed from this checkout as a wheel again, in a second version with
-/// another program, and the other project beside it.
+/// Packs Meltano's installation of this checkout as a wheel again, in a second version with another
+/// program, and the other project beside it.
 const PACK: &str = r##"
 import importlib.metadata, pathlib, sys, zipfile
 

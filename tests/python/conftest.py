@@ -1,4 +1,4 @@
-"""Other processes, and the two kinds of places: files, and a table of DynamoDB."""
+"""Other processes, and two places for locks: files, and a DynamoDB table."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 class Other:
-    """Another Python, which runs `code` and is talked to by lines."""
+    """Another Python, which runs `code`, and reads and writes lines."""
 
     def __init__(self, code, **options):
         code = f"import os, sys\nfrom meltano_serializer import *\n{code}"
@@ -20,7 +20,7 @@ class Other:
         return self.process.stdout.readline().strip()
 
     def end(self):
-        """Its exit code, once its input has ended."""
+        """Ends its input, and returns its exit code."""
         self.process.communicate("\n", timeout=300)
         return self.process.returncode
 

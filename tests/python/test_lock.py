@@ -37,13 +37,13 @@ def status(name, files):
 
 
 def broken(name, files):
-    """By another process than its owner: the shell."""
+    """Breaks the lock, in a process other than its owner: the shell."""
     script = '"$0" unlock --force --dir "$1" "$2" 2>/dev/null; exit $?'
     subprocess.run(["sh", "-c", script, PROGRAM, files["dir"], name], check=True)
 
 
 def waiting(name, files):
-    """Until a process is in line; for some minutes at most."""
+    """Returns when a process is queued; fails after some minutes."""
     for _ in range(10_000):
         if status(name, files)["waiters"]:
             return
@@ -96,7 +96,7 @@ def test_two_names_nest_and_one_name_does_not(name, files, monkeypatch, level):
             with lock(name, **files):
                 pytest.fail("not reentrant")
         assert status(name, files)["holder"]["pid"] == os.getpid()
-        # The same directory in other words, in another thread.
+        # Another spelling of the directory, in another thread.
         twice = {"dir": files["dir"] + "/../" + Path(files["dir"]).name}
         errors = []
 
@@ -168,7 +168,7 @@ def test_slots_and_shared_locks_are_held_together(other, name, files):
 
 def test_an_interrupted_waiter_holds_nothing_and_leaves_no_process(other, name, files):
     holder = held_by(other, name, files)
-    # A shell's background job ignores SIGINT, and so would what it starts.
+    # A shell's background job ignores SIGINT, and its children inherit that.
     waiter = other(f"""
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -187,7 +187,7 @@ sys.stdin.readline()
     assert is_free(name, files) and waiter.end() == 0
 
 
-def test_a_lost_lock_is_told_at_the_end(other, name, files):
+def test_a_lost_lock_is_reported_at_the_end(other, name, files):
     with pytest.raises(Lost) as error, lock(name, **files):
         broken(name, files)
         holder = held_by(other, name, files)
@@ -205,7 +205,7 @@ with lock({name!r}, dir={files['dir']!r}):
         print(os.waitpid(child, 0)[1], flush=True)
         sys.stdin.readline()
 """)
-    # The child has left the block without a word.
+    # The child left the block without an error.
     assert parent.line() == "0"
     assert status(name, files)["holder"]["pid"] == parent.process.pid
     assert parent.end() == 0
@@ -222,7 +222,7 @@ def test_messages_pass_through_and_errors_are_exceptions(name, files, capsys):
 
 
 def test_the_program_is_found_as_aws_lambda_lays_it_out(name, files, tmp_path):
-    # As by `pip install --target`; nothing can be written but /tmp, and there is no HOME.
+    # As after `pip install --target`. Only /tmp is writable, and HOME is unset.
     task = tmp_path / "task"
     shutil.copytree(PACKAGE, task / "meltano_serializer")
     (task / "bin").mkdir()

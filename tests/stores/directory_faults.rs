@@ -211,7 +211,7 @@ fn trace(store: &Store) -> String {
 fn strace_renewals(store: &Store, call: &str, fault: &str, times: Option<u32>) -> String {
     let first = if call == "pread64" { 7 } else { 3 };
     let when = times.map_or(format!("{first}+"), |times| format!("{first}..{}", first + times - 1));
-    // With this it stops processes at no other calls, but sends no signals (strace 6.1).
+    // With this option, strace 6.1 stops processes only at these calls, but sends no signals.
     let only = if fault.starts_with("error=") { "--seccomp-bpf" } else { "" };
     format!(
         "strace -f {only} -qq -o trace -P {} -e trace={call} -e inject={call}:{fault}:when={when}",

@@ -1,4 +1,4 @@
-//! `serializer doctor` and a server: its version and clock, or why it does not answer.
+//! `serializer doctor` with a server: its version and clock, or the reason of a failure.
 
 use serde_json::Value;
 
@@ -32,7 +32,7 @@ fn a_server_is_shown_with_its_version_and_clock() {
 }
 
 #[test]
-fn a_table_that_is_missing_is_not_made() {
+fn doctor_does_not_create_a_missing_table() {
     let postgres = shared_postgres();
     postgres.psql("CREATE SCHEMA doctor");
     let store = Store::at(&(postgres.url() + "?options=-csearch_path%3Ddoctor"));
@@ -42,7 +42,7 @@ fn a_table_that_is_missing_is_not_made() {
 }
 
 #[test]
-fn a_server_that_cannot_be_used_is_an_error_with_advice() {
+fn an_unusable_server_is_an_error_with_advice() {
     let url = shared_postgres().url();
     let port = url.rsplit_once(':').expect("a port").1;
     let database = port.split_once('/').expect("a database").1;

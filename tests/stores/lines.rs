@@ -19,8 +19,8 @@ use sha2::{Digest, Sha256};
 struct Lined {
     store: Store,
     count: Box<dyn Fn() -> usize>,
-    /// How many have also read the row since they came, and sleep. One that reads it while it is
-    /// free may overtake those before it, if they do not take the lock in time.
+    /// How many waiters have read the row since they arrived, and sleep. A waiter that reads a free
+    /// row may overtake earlier waiters, if they do not take the lock in time.
     settled: Box<dyn Fn() -> usize>,
 }
 

@@ -19,7 +19,7 @@ fn the_python_package_passes_its_tests() {
     pytest.env("TEST_STORE", shared_dynalite().url()).current_dir(root);
     let ended = ended(&mut pytest);
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
-    // Past the harness, for scripts/test.sh, which counts them.
+    // Not captured by the harness, because scripts/test.sh counts these tests.
     let counts = ended.stdout.lines().last().unwrap_or_default();
     assert!(counts.contains(" passed in ") && !counts.contains("skipped"), "{counts}");
     writeln!(std::io::stdout(), "\nPYTEST: {counts}").expect("it can be said");

@@ -1,5 +1,5 @@
-//! What lies between the claim of a slot by its scheduler and the stored end of its run: each side
-//! is killed or stopped there, or what it says is lost. Requires strace.
+//! The steps from a scheduler's claim of a slot to the stored end of its run: at each, a side is
+//! killed or stopped, or its message is lost. Requires strace.
 
 use std::fs;
 use std::process::Command;
@@ -14,10 +14,10 @@ use crate::support::stores::{Kind, Store};
 use crate::support::tasks::{Tasks, assert_each_is_run_once};
 use crate::support::{ended, until};
 
-/// Ends with what it is told.
+/// Exits with the code from `go`.
 const GATE: &str = "run = '. ./tell; read -r code < go; exit $code'\n";
 
-/// No client of a network store makes the system calls that are disturbed here.
+/// The disturbed system calls are not those of a client of a network store.
 fn store(lease: Duration) -> Store {
     Store::of(Kind::Directory, lease)
 }
@@ -57,8 +57,8 @@ fn a_slot_is_run_again_if_its_hand_over_is_cut_off() {
     let tasks = tasks_in(&store, &text.collect::<String>());
     assert_eq!(tasks.run(&["tick"]).code, 0);
     let slots = || names.each_ref().map(|name| tasks.status(name)["slot"].as_i64());
-    // The scheduler, before it has orders for the runner; then the other task's runner, before it
-    // has read them.
+    // Stops the scheduler before it writes orders for the runner; then the other task's runner
+    // before it reads them.
     let now = Timestamp::now().as_millisecond();
     disturbed_tick(&tasks, now, &["inject=memfd_create:signal=KILL:when=1"]);
     assert_eq!(slots().iter().flatten().count(), 1);
@@ -81,7 +81,7 @@ fn a_run_that_was_stopped_before_it_began_does_not_begin_beside_the_next_one() {
     let store = store(SHORT);
     let tasks =
         tasks_in(&store, &format!("[tasks.NAME]\n{EACH}run = '. ./tell; exec sleep 600'\n"));
-    // The scheduler, when it has claimed, and its runner, when it has read its orders.
+    // Stops the scheduler after its claim, and its runner after it has read its orders.
     let first = disturbed_start(&tasks, &["inject=memfd_create:signal=STOP:when=1", "-f"]);
     until("it claims nothing", || tasks.state(&store.name).0 == "running");
     let second = tasks.start(1, &["--stop-timeout", "0s"]);
@@ -89,7 +89,7 @@ fn a_run_that_was_stopped_before_it_began_does_not_begin_beside_the_next_one() {
     first.signal(Signal::CONT);
     let runner = pid_of(&first);
     until("it does not end", || {
-        // It may not have stopped yet, or have ended.
+        // The process may not have stopped yet, or may have ended.
         let _ = kill_process(runner, Signal::CONT);
         first.said().contains("did not start `/bin/sh`: lost `")
     });
@@ -153,7 +153,7 @@ fn an_end_is_stored_by_its_runner_if_the_scheduler_does_not_confirm_it() {
     first.signal(Signal::STOP);
     tasks.go("0");
     until("its end is not stored", || tasks.status(name)["result"] == "ended with 0");
-    // It finds the report, which is old, during the next run.
+    // The scheduler finds the old report during the next run.
     let second = tasks.start(1, &[]);
     tasks.until_lines(name, 1, 1);
     first.signal(Signal::CONT);
@@ -168,7 +168,7 @@ fn an_end_is_stored_by_its_runner_if_the_scheduler_does_not_confirm_it() {
     drop((first, second));
     tasks.go("0");
     until("its end is not stored", || tasks.state(name).0 == "done");
-    // One that is killed after it has stored an end.
+    // A scheduler that is killed after it has stored an end.
     let last = tasks.status(name)["slot"].as_i64().expect("a slot");
     tasks.define(&format!("[tasks.{name}]\n{EACH}run = '. ./tell'\n"));
     let said = disturbed_tick(&tasks, last, &["inject=sendto:signal=KILL:when=1"]);

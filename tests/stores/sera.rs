@@ -1,5 +1,5 @@
-//! The statements of docs/migrating.md for users of sera, line by line, each on one machine and on two hosts
-//! that share MariaDB.
+//! The statements of docs/migrating.md for users of sera, line by line, each on one machine and on
+//! two hosts that share MariaDB.
 
 use std::fs;
 use std::path::Path;

@@ -178,13 +178,13 @@ pub fn end(mut child: Child) -> Ended {
     child.wait_with_output().expect("it ends").into()
 }
 
-/// Says when it begins, and writes down again and again that it runs, in seconds since boot, which
-/// is a clock that all hosts have here. It takes little of the processor, and starts no processes:
-/// it must not be its own load that keeps it from ending in time.
+/// Reports its start, and then logs again and again that it runs, in seconds since boot: all hosts
+/// of the tests share that clock. Uses little processor time, and starts no processes: its own load
+/// must not delay its end.
 pub const WORK: &str = r#"trap 'exit 0' TERM; echo begun; exec {pause}<> <(:) >> first
 while read -r up _ < /proc/uptime; do echo "$up"; read -rt 0.01 -u "$pause"; done"#;
 
-/// The same, once.
+/// Logs once.
 pub const SUCCESSOR: &str = "read -r up _ < /proc/uptime; echo $up > second";
 
 /// Checks that [`WORK`] had ended when [`SUCCESSOR`] began.

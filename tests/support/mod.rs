@@ -486,7 +486,7 @@ pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
     let mut asked = Instant::now();
     while !has_come() {
         assert!(Instant::now() < limit, "{what}");
-        // A question that starts a program must not take the processor from what it waits for.
+        // A poll that starts a program must not take the processor from the awaited process.
         let rest = (4 * asked.elapsed()).min(Duration::from_millis(500));
         std::thread::sleep(pause.max(rest));
         pause = (2 * pause).min(Duration::from_millis(64));
@@ -510,8 +510,8 @@ sys.stdin.buffer.read()
 os.write(1, b"end\n")
 "#;
 
-/// Says that a test cannot run because the program was built of what other systems have, too
-/// (`--cfg serializer_portable`), if it was.
+/// Reports that a test cannot run if the program uses the portable implementation (`--cfg
+/// serializer_portable`).
 pub fn lacks(what: &str) -> bool {
     if cfg!(serializer_portable) {
         skipped(&format!("without {what}"));

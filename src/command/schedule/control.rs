@@ -209,7 +209,7 @@ fn watch(
     }
 }
 
-/// Applies `work` to each task, with its name and what is stored.
+/// Applies `work` to each task, with its name and stored state.
 fn for_all(
     args: &TasksArgs,
     environment: &Environment,

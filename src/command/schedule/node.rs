@@ -93,8 +93,8 @@ pub fn run(
     let owner = Owner::of(getpid(), &here).map_err(cannot)?;
     let judge = LocalLiveness::new(here, Orphans::Ignore);
     if was_ignored(Signal::SIGCHLD) {
-        // Its runners would refuse to run anything, after the claim.
-        let why = "cannot schedule tasks: how they end would be lost, because SIGCHLD is ignored";
+        // Its runners would claim slots, and then refuse to run.
+        let why = "cannot schedule tasks: SIGCHLD is ignored, so their exit codes would be lost";
         let hint = "`env --default-signal=CHLD serializer schedule …`";
         return Err(Error::failed(why).with_hint(hint));
     }

@@ -190,8 +190,8 @@ fn field(row: &Value, name: &str) -> Option<String> {
     row[name].as_str().map(str::to_owned)
 }
 
-/// A line of the table: for a lock that nothing holds, a holder, or a waiter. There are `more`
-/// holders, and `waiting` processes.
+/// A line of the table: a free lock, a holder or a waiter. `more` counts further holders, and
+/// `waiting` counts waiters.
 fn line(lock: &Value, row: &Value, more: usize, waiting: usize) -> Vec<Option<String>> {
     let place = row["position"].as_u64().and_then(|number| usize::try_from(number).ok());
     let place = place.map(|place| format!("{} in line", ordinal(place)));

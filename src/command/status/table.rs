@@ -54,7 +54,7 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<Option<String>>>) -
     finished(&table)
 }
 
-/// The same with texts that are wrapped, also where there is no terminal.
+/// The same with wrapped texts, even without a terminal.
 pub fn wrapped(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     let columns = terminal().map_or(80, |(columns, _)| columns.min(80));

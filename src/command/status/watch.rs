@@ -72,7 +72,7 @@ fn show(
             signals.die();
             return Ok(());
         }
-        // An error may pass.
+        // An error may be temporary.
         next = match look() {
             Err(_) if is_json => None,
             looked => Some(looked.unwrap_or_else(|why| (why.to_string(), format!("{why}\n")))),

@@ -25,7 +25,7 @@ pub struct LocalLiveness {
 }
 
 impl LocalLiveness {
-    /// Judges from this very process.
+    /// Judges from the view of this process.
     pub fn here(orphans: Orphans) -> Self {
         Self::new(HostIdentity::here(), orphans)
     }

@@ -79,7 +79,7 @@ pub fn link_new(path: &Path, fill: Fill<'_>) -> io::Result<Option<Write>> {
         Err(error) if !is_ours? => match error {
             Errno::EXIST => Ok(Some(Write::Conflict)),
             Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK => Ok(None),
-            // On macOS, another number than EOPNOTSUPP.
+            // On macOS, the number differs from EOPNOTSUPP.
             error if error == Errno::NOTSUP => Ok(None),
             error => Err(error.into()),
         },

@@ -171,8 +171,7 @@ impl Queue {
         }
     }
 
-    /// The waiters in turn, as far as they are seen: the processes of this program with a flock on
-    /// the queue file.
+    /// The visible waiters in order: processes of this program with a flock on the queue file.
     pub fn waiters(&self) -> Vec<Pid> {
         let Ok(there) = fs::symlink_metadata(&self.path) else { return Vec::new() };
         let ours = process::name(getpid());

@@ -1,7 +1,7 @@
 //! Wake-ups: a datagram socket in the abstract namespace, which the first waiter binds, and a
 //! release sends to. The kernel removes it with the process. A wake-up only means that the lock may
 //! have changed: any process can send one or take the name, and other network namespaces are not
-//! reached. So waiters poll as well; where there is no such namespace, they only poll.
+//! reached. So waiters poll as well; without such a namespace, they only poll.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

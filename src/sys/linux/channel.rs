@@ -1,4 +1,4 @@
-//! Connections between processes of this program: packets, with files.
+//! Connections between processes of this program: packets, which may carry a file.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,7 +13,7 @@ use rustix::net::{
 /// Larger than any message with a file.
 const MAX_MESSAGE: usize = 8 * 1024;
 
-/// Two ends of a connection, which keeps messages apart.
+/// Two ends of a connection that preserves the boundaries of messages.
 pub fn connection() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
@@ -55,12 +55,12 @@ pub fn send(channel: &OwnedFd, message: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for a message of at most so many bytes; an empty one if the other end is closed.
+/// Waits for a message of at most `most` bytes; returns an empty one if the other end is closed.
 pub fn receive(channel: &OwnedFd, most: usize) -> io::Result<Vec<u8>> {
     receive_by(channel, most, RecvFlags::empty())
 }
 
-/// The message that has come, or `WouldBlock`.
+/// A message that has arrived, or `WouldBlock`.
 pub fn receive_now(channel: &OwnedFd, most: usize) -> io::Result<Vec<u8>> {
     receive_by(channel, most, RecvFlags::DONTWAIT)
 }

@@ -18,7 +18,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::sys::process;
 
-/// The interval between two polls of the first waiter for a lock file while it hears no wake-ups.
+/// The poll interval of the first waiter for a lock file while it cannot receive wake-ups.
 pub const UNHEARD: Duration = Duration::from_secs(1);
 
 /// Whether waiters for a lock file can queue: flocks are granted in order, and record locks are
@@ -27,13 +27,13 @@ pub const KEEPS_ORDER: bool = true;
 
 /// Fills the whole buffer with random bytes.
 pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
-    // So few bytes are never given in part.
+    // A request for so few bytes is never filled in part.
     getrandom(bytes, GetRandomFlags::empty())?;
     Ok(())
 }
 
-/// Makes a file without a name, lets `complete` write it, and gives it the name `path`. `false` if
-/// the name is taken; `None` where files without names are unsupported.
+/// Creates a file without a name, lets `complete` write it, and names it `path`. `false` if the
+/// name is taken; `None` if files without names are unsupported.
 pub fn link_unnamed(
     directory: &Path,
     path: &Path,
@@ -58,18 +58,18 @@ pub fn link_unnamed(
     }
 }
 
-/// A file without a name, which is gone when it is closed.
+/// A file without a name, which disappears when it is closed.
 pub fn anonymous_file() -> io::Result<File> {
     Ok(File::from(memfd_create("input", MemfdFlags::CLOEXEC)?))
 }
 
-/// Asks a file server whether names in the directory lead elsewhere now.
+/// Asks a file server whether names in the directory have changed.
 pub fn look_anew(directory: &Path) -> io::Result<()> {
     statx(CWD, directory, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS)?;
     Ok(())
 }
 
-/// Takes the lock that a file server takes for the flocks of its clients; `false` while another
+/// Acquires the kind of lock that a file server uses for its clients' flocks; `false` while another
 /// process has it. It belongs to the open file, not to the process.
 pub fn lock_records(file: &File, exclusively: bool) -> io::Result<bool> {
     let whole = libc::flock {
@@ -86,9 +86,9 @@ pub fn lock_records(file: &File, exclusively: bool) -> io::Result<bool> {
     }
 }
 
-/// The processes that have, or wait for, a flock on the file with this inode number, in turn, from
-/// `/proc/locks` (proc(5)), as far as this PID namespace knows them. The device has another number
-/// there on some file systems (btrfs).
+/// The processes that have, or wait for, a flock on the file with this inode number, in order, from
+/// `/proc/locks` (proc(5)), as far as this PID namespace shows them. The device number is ignored:
+/// it differs there on some file systems (btrfs).
 pub fn flock_waiters(inode: u64) -> Vec<Pid> {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
     let pid = |line: &str| {
@@ -100,7 +100,7 @@ pub fn flock_waiters(inode: u64) -> Vec<Pid> {
     locks.lines().filter_map(pid).collect()
 }
 
-/// An address that is not a file, of at most 107 bytes: the abstract namespace.
+/// An address in the abstract namespace, of at most 107 bytes.
 pub fn abstract_address(name: &str) -> Option<SocketAddr> {
     SocketAddr::from_abstract_name(name).ok()
 }

@@ -1,4 +1,4 @@
-//! What identifies this machine and its boot.
+//! The identities of this machine and its boot.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,7 +1,7 @@
 //! Processes by pidfds and `/proc`.
 //!
-//! A pidfd is asked first (2 µs, not fooled by zombies and thread ids, not hidden by `hidepid`);
-//! `/proc` where it cannot answer.
+//! A pidfd comes first (2 µs, reliable for zombies and thread ids, not hidden by `hidepid`), then
+//! `/proc`.
 
 use std::ffi::CStr;
 use std::fs;
@@ -36,34 +36,34 @@ pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 pub struct Process {
     pid: Pid,
     pidfd: Option<Rc<OwnedFd>>,
-    /// Which process of that PID.
+    /// Distinguishes the processes with that PID.
     pub instance: ProcessIdentity,
 }
 
 impl Process {
-    /// Its number, which may be another's once it has been reaped.
+    /// Its number, which another process may get once this one is reaped.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Readable when the process has ended; `None` where the kernel gives no pidfd.
+    /// Readable when the process has ended; `None` without pidfds.
     pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Whether it has ended since it was observed; an unclear answer counts as not ended.
+    /// Whether it has ended since it was observed; `false` if unknown.
     pub fn has_ended(&self) -> bool {
         self.pidfd.as_ref().is_some_and(is_readable)
     }
 
-    /// Sends a signal to this very process. Whether it was sent.
+    /// Sends a signal to exactly this process. Returns whether it was sent.
     pub fn signal(&self, signal: Signal) -> bool {
         self.ended_fd().is_some_and(|pidfd| pidfd_send_signal(pidfd, signal).is_ok())
     }
 }
 
-/// Looks at `pid` as this PID namespace knows it. A zombie has ended; a process that cannot be
-/// judged runs.
+/// Inspects `pid` in this PID namespace. A zombie has ended; an unreadable process counts as
+/// running.
 pub fn observe(pid: Pid) -> Result<Process, Absence> {
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) if is_readable(&pidfd) => return Err(Absence::Ended),
@@ -86,7 +86,7 @@ pub fn observe(pid: Pid) -> Result<Process, Absence> {
         },
         pidfd: pidfd.map(Rc::new),
     };
-    // The PID may have been reused between the two looks: then the start time is another process's.
+    // If the PID was reused between the two reads, the start time is another process's.
     if process.has_ended() { Err(Absence::Ended) } else { Ok(process) }
 }
 
@@ -95,14 +95,14 @@ fn inode(pidfd: &OwnedFd) -> Option<u64> {
         .then(|| fstat(pidfd).ok().map(|stat| stat.st_ino))?
 }
 
-/// The PIDs in `/proc`, in whatever PID namespace they count.
+/// The PIDs in `/proc`, in the PID namespace that it is mounted for.
 fn listed() -> io::Result<Vec<Pid>> {
     let pid = |entry: fs::DirEntry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?);
     fs::read_dir("/proc")?.filter_map(|entry| entry.map(pid).transpose()).collect()
 }
 
-/// What `/proc` says about a PID. Nothing where it is mounted for another PID namespace (`unshare
-/// --pid` alone), in which the number is another process's.
+/// A file of `/proc/PID`. `None` if `/proc` is mounted for another PID namespace (`unshare --pid`
+/// alone), in which the number is another process's.
 fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
     static COUNTS_AS_WE_DO: LazyLock<bool> = LazyLock::new(|| {
         fs::read_link("/proc/self")
@@ -125,7 +125,7 @@ fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
-/// Fails where the process table cannot be read, or counts otherwise than this process does.
+/// Fails if the process table is unreadable, or belongs to another PID namespace.
 pub fn check_listable() -> io::Result<()> {
     read_proc(getpid(), "stat").map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
@@ -153,7 +153,7 @@ pub fn name(pid: Pid) -> Option<Vec<u8>> {
     Some(read_proc(pid, "comm")?.trim_ascii_end().to_vec())
 }
 
-/// The arguments of a process, or an empty list where they cannot be read.
+/// The arguments of a process, or an empty list if they cannot be read.
 pub fn arguments(pid: Pid) -> Vec<String> {
     split_arguments(&read_proc(pid, "cmdline").unwrap_or_default())
 }
@@ -162,7 +162,7 @@ fn split_arguments(cmdline: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(cmdline).split_terminator('\0').map(str::to_owned).collect()
 }
 
-/// The children of this process's main thread, as far as `/proc` tells (`CONFIG_PROC_CHILDREN`).
+/// The children of this process's main thread, if the kernel lists them (`CONFIG_PROC_CHILDREN`).
 pub fn children() -> Vec<Pid> {
     let pid = getpid();
     let children = read_proc(pid, &format!("task/{pid}/children")).unwrap_or_default();
@@ -170,7 +170,7 @@ pub fn children() -> Vec<Pid> {
     children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
-/// Whether any process passes, by its name and by its arguments. An unreadable process does.
+/// Whether any process matches by its name and its arguments. An unreadable process matches.
 pub fn any(
     has_name: impl Fn(&[u8]) -> bool,
     has_arguments: impl Fn(&[String]) -> bool,

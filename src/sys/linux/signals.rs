@@ -1,4 +1,4 @@
-//! Signals by signalfd; those that were ignored at the start, and what an exec leaves of them.
+//! Signals by signalfd; the signals that were ignored at the start, and exec with SIGPIPE ignored.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
@@ -11,17 +11,17 @@ use nix::sys::signal::{Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{dup2_stdin, execvpe};
 
-/// `SI_KERNEL` of `asm-generic/siginfo.h`: it comes from no process.
+/// `SI_KERNEL` of `asm-generic/siginfo.h`: the kernel sent the signal.
 const SI_KERNEL: i32 = 0x80;
 
-/// Blocked signals, to be read; readable when one has come.
+/// A queue of blocked signals; readable when a signal has arrived.
 pub struct SignalQueue(SignalFd);
 
-/// A signal that has come.
+/// A received signal.
 pub struct Received {
     /// Which one.
     pub signal: Signal,
-    /// Whether it comes from no process, so from the terminal.
+    /// Whether it comes from the terminal instead of a process.
     pub is_from_kernel: bool,
 }
 
@@ -32,15 +32,15 @@ impl SignalQueue {
         Ok(Self(SignalFd::with_flags(&signals.iter().copied().collect(), flags)?))
     }
 
-    /// The next one of those that have come.
+    /// The next received signal.
     pub fn next(&self) -> Option<Received> {
         let information = self.0.read_signal().ok()??;
         let signal = Signal::try_from(i32::try_from(information.ssi_signo).ok()?).ok()?;
         Some(Received { signal, is_from_kernel: information.ssi_code == SI_KERNEL })
     }
 
-    /// Sends this process `signal`, one of these, which stays pending; takes it back if `is_over`.
-    /// Whether it is pending.
+    /// Sends this process `signal`, one of the queue's, which stays pending; takes it back if
+    /// `is_over`. Returns whether it is pending.
     pub fn raise_unless(&self, signal: Signal, is_over: impl FnOnce() -> bool) -> bool {
         if raise(signal).is_err() {
             return false;
@@ -57,7 +57,7 @@ impl AsFd for SignalQueue {
     }
 }
 
-/// Fails where it is unknown which signals were ignored.
+/// Fails if the ignored signals are unknown.
 pub fn check_ignored() -> io::Result<()> {
     IGNORED.get().map(drop).ok_or_else(|| io::Error::other("/proc is not mounted"))
 }
@@ -81,8 +81,8 @@ pub fn was_ignored(signal: Signal) -> bool {
     IGNORED.get().is_some_and(|ignored| ignored >> (signal as i32 - 1) & 1 == 1)
 }
 
-/// Becomes the command with SIGPIPE ignored, as it is in this process. std's `exec` always resets
-/// that.
+/// Becomes the command, with SIGPIPE ignored as in this process. std's `exec` always resets
+/// SIGPIPE.
 pub fn exec_as_it_is(
     program: OsString,
     arguments: impl Iterator<Item = OsString>,

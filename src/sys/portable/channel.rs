@@ -1,4 +1,4 @@
-//! Connections between processes of this program: messages in a stream, each after its length.
+//! Connections between processes of this program: a stream of messages, each after its length.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -19,7 +19,7 @@ const MAX_MESSAGE: usize = 8 * 1024;
 /// The length before each message.
 const LENGTH: usize = size_of::<u32>();
 
-/// Two ends of a connection, which keeps messages apart.
+/// Two ends of a connection that preserves the boundaries of messages.
 pub fn connection() -> io::Result<(OwnedFd, OwnedFd)> {
     let (one, two) = UnixStream::pair()?;
     Ok((one.into(), two.into()))
@@ -62,7 +62,7 @@ pub fn send(channel: &OwnedFd, message: &[u8]) -> io::Result<()> {
     write_all(channel, &framed(message)?)
 }
 
-/// Waits for a message of at most so many bytes; an empty one if the other end is closed.
+/// Waits for a message of at most `most` bytes; returns an empty one if the other end is closed.
 pub fn receive(channel: &OwnedFd, most: usize) -> io::Result<Vec<u8>> {
     let mut length = [0; LENGTH];
     if retry_on_intr(|| read(channel, &mut length[..1]))? == 0 {
@@ -72,9 +72,9 @@ pub fn receive(channel: &OwnedFd, most: usize) -> io::Result<Vec<u8>> {
     rest(channel, length, most)
 }
 
-/// The message that has come, or `WouldBlock`.
+/// A message that has arrived, or `WouldBlock`.
 pub fn receive_now(channel: &OwnedFd, most: usize) -> io::Result<Vec<u8>> {
-    // Whatever has begun comes at once: each message is written by one process in one go.
+    // The rest of a message follows at once: one process writes it in one go.
     if is_readable(channel) {
         receive(channel, most)
     } else {
@@ -108,7 +108,7 @@ fn read_exact(channel: &OwnedFd, mut bytes: &mut [u8]) -> io::Result<()> {
 }
 
 fn write_all(channel: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
-    // Without a reader this fails: Rust's runtime ignores SIGPIPE.
+    // Fails without a reader, because Rust's runtime ignores SIGPIPE.
     while !bytes.is_empty() {
         bytes = &bytes[retry_on_intr(|| write(channel, bytes))?..];
     }

@@ -12,7 +12,7 @@ use rustix::process::Pid;
 
 use crate::sys::random::random_token;
 
-/// The interval between two polls of a waiter for a lock file: there are no wake-ups.
+/// The poll interval of a waiter for a lock file, which receives no wake-ups here.
 pub const UNHEARD: Duration = Duration::from_millis(100);
 
 /// Whether waiters for a lock file can queue. Not on BSD and macOS, where a record lock and a flock
@@ -24,7 +24,7 @@ pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     File::open("/dev/urandom")?.read_exact(bytes)
 }
 
-/// Files without names cannot get one here.
+/// Unsupported: a file without a name cannot get one here.
 pub fn link_unnamed(
     _directory: &Path,
     _path: &Path,
@@ -34,7 +34,7 @@ pub fn link_unnamed(
     Ok(None)
 }
 
-/// A file that is gone when it is closed.
+/// A file that disappears when it is closed.
 pub fn anonymous_file() -> io::Result<File> {
     let path = std::env::temp_dir().join(format!("serializer-{}", random_token()?));
     let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
@@ -42,22 +42,22 @@ pub fn anonymous_file() -> io::Result<File> {
     Ok(file)
 }
 
-/// A file server cannot be asked anew; no other file system of several hosts is used here.
+/// Looks the directory up. A file server cannot be asked again, but locks on one are refused here.
 pub fn look_anew(directory: &Path) -> io::Result<()> {
     fs::metadata(directory).map(drop)
 }
 
-/// Record locks of open files are not known here, so a directory that needs them cannot be used.
+/// Unsupported, so a directory that hosts share cannot be used.
 pub fn lock_records(_file: &File, _exclusively: bool) -> io::Result<bool> {
     Err(io::Error::other("record locks of open files are unsupported on this system"))
 }
 
-/// The system does not tell.
+/// Unknown: the system does not show it.
 pub fn flock_waiters(_inode: u64) -> Vec<Pid> {
     Vec::new()
 }
 
-/// Each socket would be a file.
+/// Unsupported: each socket would be a file.
 pub fn abstract_address(_name: &str) -> Option<SocketAddr> {
     None
 }

@@ -1,10 +1,10 @@
-//! Kinds of file systems of macOS: some are of one machine only. A file is exchanged on no other.
+//! Kinds of file systems of macOS. A file is replaced only on those of a single machine.
 
 use std::fs::File;
 
 use nix::sys::statfs::fstatfs;
 
-/// File systems of one machine alone.
+/// File systems of a single machine.
 const LOCAL: [&str; 5] = ["apfs", "hfs", "tmpfs", "exfat", "msdos"];
 
 fn kind(file: &File) -> Option<String> {
@@ -21,15 +21,15 @@ pub fn is_local(file: &File) -> bool {
     kind(file).is_some_and(|kind| LOCAL.contains(&kind.as_str()))
 }
 
-/// The name of a file system on which hosts may not agree that a file was exchanged: all that are
-/// not local.
+/// The name of a file system on which hosts may disagree about a replaced file: any that is not
+/// local.
 pub fn without_exchange(file: &File) -> Option<String> {
     let kind = kind(file).unwrap_or_else(|| "of an unknown kind".to_owned());
     (!LOCAL.contains(&kind.as_str())).then_some(kind)
 }
 
-/// A name for the file's file system. Not the plain name: which flocks other hosts see is known of
-/// Linux's alone.
+/// A name for the file's file system, other than Linux's names: only of those is it known whether
+/// other hosts see flocks.
 pub fn mount(file: &File) -> Option<(String, String)> {
     Some((format!("{} of this system", kind(file)?), String::new()))
 }

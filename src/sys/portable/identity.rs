@@ -1,12 +1,12 @@
-//! What identifies this machine and its boot, as programs of the system print it: the calls are
-//! unsafe. What is not told is `None`, and then no lock is acquired, and none is stale.
+//! The identities of this machine and its boot, from programs of the system: calls would be unsafe
+//! code. Without an identity (`None`), no lock is acquired, and none counts as stale.
 
 use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-/// How far start times of the same process may differ, in seconds: sysinfo computes them from the
-/// time of the boot on some systems, and that moves when the clock is set.
+/// How far start times of the same process may differ, in seconds: on some systems, sysinfo
+/// computes them from the boot time, which changes when the clock is set.
 const START_MARGIN: u64 = 2;
 
 /// Whether a process that started at one of these times may have started at the other one.
@@ -23,8 +23,8 @@ pub fn machine() -> Option<String> {
     })
 }
 
-/// The random id of this boot, of macOS or Linux. Not the time of the boot, which changes when the
-/// clock is set: then each holder would seem to be of an earlier boot.
+/// The random id of this boot, on macOS or Linux. Not the boot time: it changes when the clock is
+/// set, and each holder would then seem to be from an earlier boot.
 pub fn boot() -> Option<String> {
     ["kern.bootsessionuuid", "kernel.random.boot_id"]
         .iter()
@@ -32,8 +32,8 @@ pub fn boot() -> Option<String> {
         .find(|id| !id.trim().is_empty())
 }
 
-/// The same for all processes: the system has no PID namespaces. And no other implementation has
-/// this one, so that each takes the other's holders, with other start times, for unknown.
+/// The same for all processes: the system has no PID namespaces. Linux never uses this number, so
+/// each implementation treats the other's holders, with other start times, as unknown.
 pub fn pid_namespace() -> Option<u64> {
     Some(super::process::FIRST_PID_NAMESPACE)
 }

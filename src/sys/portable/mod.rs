@@ -1,5 +1,5 @@
-//! What macOS and other Unix systems have: `kill(0)` and sysinfo for processes, sigwait, sockets and
-//! pipes, and threads that poll. Where the system tells less, a lock counts as held.
+//! macOS and other Unix systems: `kill(0)` and sysinfo for processes, sigwait, sockets and pipes,
+//! and threads that poll. If the system shows too little, a lock counts as held.
 
 pub mod channel;
 pub mod clock;

@@ -20,35 +20,35 @@ use crate::sys::identity::ProcessIdentity;
 use crate::sys::process::{Absence, parse_pid};
 use crate::sys::{quietly, text};
 
-/// Of all processes, because there are no namespaces. Another number than Linux's.
+/// The only namespace, of all processes. Linux never uses this number.
 pub const FIRST_PID_NAMESPACE: u64 = 0;
 
-/// How often to look whether a process has ended.
+/// The interval between two checks whether a process has ended.
 const POLL: Duration = Duration::from_millis(25);
 
-/// The argument that makes a process of this program end another one.
+/// The argument that makes this program end its parent.
 const GUARD: &str = "end-with-parent";
 
-/// A pipe that a thread closes when a process has ended, and what lets the thread go on.
+/// A pipe that a thread closes when a process has ended; the thread runs while the `Arc` lives.
 type Watch = (PipeReader, Arc<()>);
 
 /// A process that runs.
 #[derive(Clone, Debug)]
 pub struct Process {
     pid: Pid,
-    /// Readable when it has ended. The thread that polls for that ends with the last clone.
+    /// Readable when it has ended. The polling thread ends with the last clone.
     watch: Rc<OnceCell<Option<Watch>>>,
-    /// Which process of that PID.
+    /// Distinguishes the processes with that PID.
     pub instance: ProcessIdentity,
 }
 
 impl Process {
-    /// Its number, which may be another's once it has been reaped.
+    /// Its number, which another process may get once this one is reaped.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Readable when the process has ended; `None` where there is no room for a thread.
+    /// Readable when the process has ended; `None` if a thread cannot be started.
     pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
         let (pid, instance) = (self.pid, self.instance);
         let watch = || {
@@ -65,13 +65,13 @@ impl Process {
         self.watch.get_or_init(watch).as_ref().map(|(reader, _)| reader.as_fd())
     }
 
-    /// Whether it has ended since it was observed; an unclear answer counts as not ended.
+    /// Whether it has ended since it was observed; `false` if unknown.
     pub fn has_ended(&self) -> bool {
         has_ended(self.pid, self.instance)
     }
 
-    /// Sends a signal to this very process: between the look and the signal, its PID would have to
-    /// be used again. Whether it was sent.
+    /// Sends a signal to this process, unless its PID is reused between the check and the signal.
+    /// Returns whether it was sent.
     pub fn signal(&self, signal: Signal) -> bool {
         !self.has_ended() && kill_process(self.pid, signal).is_ok()
     }
@@ -81,12 +81,12 @@ fn has_ended(pid: Pid, instance: ProcessIdentity) -> bool {
     !start(pid).is_ok_and(|start| instance.same_as(start) != Some(false))
 }
 
-/// Looks at `pid`. A zombie has ended; a process that cannot be judged runs.
+/// Inspects `pid`. A zombie has ended; an unreadable process counts as running.
 pub fn observe(pid: Pid) -> Result<Process, Absence> {
     Ok(Process { pid, watch: Rc::default(), instance: start(pid)? })
 }
 
-/// Which process has the PID.
+/// Identifies the process that has the PID.
 fn start(pid: Pid) -> Result<ProcessIdentity, Absence> {
     let is_gone = || test_kill_process(pid) == Err(Errno::SRCH);
     if is_gone() {
@@ -97,7 +97,7 @@ fn start(pid: Pid) -> Result<ProcessIdentity, Absence> {
         Some((ProcessStatus::Zombie | ProcessStatus::Dead, _)) => Err(Absence::Ended),
         // It has ended meanwhile.
         None if is_gone() => Err(Absence::Gone),
-        // Of another user's process, macOS does not tell.
+        // macOS hides another user's process.
         found => {
             let start = found.map(|(_, start)| start).filter(|start| *start > 0);
             Ok(ProcessIdentity { start, pidfd: None })
@@ -111,7 +111,7 @@ fn table(which: ProcessesToUpdate<'_>, what: ProcessRefreshKind) -> io::Result<S
     Ok(system)
 }
 
-/// What sysinfo tells about one process.
+/// A fact about one process, from sysinfo.
 fn of<T>(pid: Pid, what: ProcessRefreshKind, look: impl Fn(&sysinfo::Process) -> T) -> Option<T> {
     let pid = sysinfo::Pid::from_u32(pid.as_raw_pid().unsigned_abs());
     let system = table(ProcessesToUpdate::Some(&[pid]), what).ok()?;
@@ -122,14 +122,14 @@ fn pid_of(pid: sysinfo::Pid) -> Option<Pid> {
     Pid::from_raw(i32::try_from(pid.as_u32()).ok()?)
 }
 
-/// Fails where the process table cannot be read.
+/// Fails if the process table cannot be read.
 pub fn check_listable() -> io::Result<()> {
     name(getpid()).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Why a process cannot be identified.
 pub fn why_unidentifiable() -> io::Error {
-    io::Error::other("the system tells neither its start time nor the id of its boot")
+    io::Error::other("the system shows neither its start time nor the id of this boot")
 }
 
 /// All processes, with their parents.
@@ -151,7 +151,7 @@ pub fn name(pid: Pid) -> Option<Vec<u8>> {
     of(pid, ProcessRefreshKind::nothing(), |one| one.name().as_encoded_bytes().to_vec())
 }
 
-/// The arguments of a process, or an empty list where they cannot be read.
+/// The arguments of a process, or an empty list if they cannot be read.
 pub fn arguments(pid: Pid) -> Vec<String> {
     let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always);
     of(pid, what, arguments_of).unwrap_or_default()
@@ -160,19 +160,19 @@ pub fn arguments(pid: Pid) -> Vec<String> {
 fn arguments_of(one: &sysinfo::Process) -> Vec<String> {
     let mut words: Vec<_> =
         one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    // The Python of a framework: `…/Python.app/Contents/MacOS/Python`.
+    // A framework's Python: `…/Python.app/Contents/MacOS/Python`.
     if let Some(program) = words.first_mut().filter(|it| text::base_name(it) == "Python") {
         *program = "python".to_owned();
     }
     words
 }
 
-/// No orphans are adopted, so each child is known to its parent.
+/// Empty: this process adopts no orphans, and knows its own children.
 pub fn children() -> Vec<Pid> {
     Vec::new()
 }
 
-/// Whether any process passes, by its name and by its arguments. An unreadable process does.
+/// Whether any process matches by its name and its arguments. An unreadable process matches.
 pub fn any(
     has_name: impl Fn(&[u8]) -> bool,
     has_arguments: impl Fn(&[String]) -> bool,
@@ -185,22 +185,21 @@ pub fn any(
     }))
 }
 
-/// Whether it may be related although its environment does not show that: macOS hides that of its
-/// own programs. An orphaned shell may be running the script of an ended owner.
+/// Whether a process may be related although its environment does not show it: macOS hides the
+/// environment of its own programs. An orphaned shell may be running the script of an ended owner.
 pub fn may_hide_its_environment(process: &sysinfo::Process) -> bool {
     process.environ().is_empty()
         && process.parent().is_none_or(|parent| parent.as_u32() <= 1)
         && process.name().to_str().is_some_and(|name| text::SHELLS.contains(&name))
 }
 
-/// Orphans cannot be adopted. Then those that have to end are found as long as their parents run.
+/// Orphans cannot be adopted, so descendants are found only while their parents run.
 pub fn adopt_orphans(is_needed: bool) -> io::Result<()> {
-    let why =
-        "this system does not tell when the processes that a command leaves behind have ended";
+    let why = "this system does not report the end of processes that a command leaves behind";
     if is_needed { Err(io::Error::new(io::ErrorKind::Unsupported, why)) } else { Ok(()) }
 }
 
-/// From now on, and after an exec, this process is killed when its parent ends: another process
+/// From now on, and after an exec, this process is killed when its parent ends: a second process
 /// waits until the parent closes its end of our stdin.
 pub fn end_with_parent(parent: Pid) -> io::Result<()> {
     let mut guard = Command::new(this_program());
@@ -213,24 +212,24 @@ pub fn end_with_parent(parent: Pid) -> io::Result<()> {
     if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
-/// Acts as the process that ends its parent, if this process was started as one.
+/// Acts as the process that ends its parent, if started as such.
 pub fn help() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let guarded = (arguments.next()? == GUARD).then(|| arguments.next())??;
     let guarded = parse_pid(guarded.to_str()?)?;
-    // Not a part of the command's terminal and group.
+    // Leaves the command's terminal and process group.
     let _ = setsid();
     let channel = io::stdin().as_fd().try_clone_to_owned().ok()?;
-    // Nothing is sent any more.
+    // The parent sends nothing: this returns at its end.
     let _ = channel::receive(&channel, 0);
-    // As long as it is our parent, it was not reaped, and its PID is its own.
+    // While it is our parent, it is not reaped, so its PID is not reused.
     if getppid() == Some(guarded) {
         let _ = kill_process(guarded, Signal::KILL);
     }
     Some(ExitCode::SUCCESS)
 }
 
-/// Processes are named after their files.
+/// Does nothing: processes are named after their files.
 pub fn set_name(_name: &CStr) {}
 
 /// The file of this program, or what it was started as.
@@ -239,7 +238,7 @@ pub fn this_program() -> PathBuf {
         .unwrap_or_else(|_| std::env::args_os().next().unwrap_or_default().into())
 }
 
-/// Containers have no processes here.
+/// Unsupported: containers have no processes here.
 pub fn find_by_inode(_wanted: u64) -> io::Result<Option<Process>> {
     Err(io::ErrorKind::Unsupported.into())
 }

@@ -14,17 +14,17 @@ use rustix::termios::tcgetpgrp;
 use crate::sys::poll::is_readable;
 use crate::sys::quietly;
 
-/// The longest interval between two looks at children.
+/// The longest interval between two checks of children.
 const LONGEST: Duration = Duration::from_millis(200);
 
-/// Blocked signals, to be read; readable when one has come. A thread takes them, for good.
+/// A queue of blocked signals; readable when a signal has arrived. A thread consumes the signals.
 pub struct SignalQueue(PipeReader);
 
-/// A signal that has come.
+/// A received signal.
 pub struct Received {
     /// Which one.
     pub signal: Signal,
-    /// Whether it comes from no process, so from the terminal.
+    /// Whether it comes from the terminal instead of a process.
     pub is_from_kernel: bool,
 }
 
@@ -32,7 +32,7 @@ impl SignalQueue {
     /// Does not block them.
     pub fn of(signals: &[Signal]) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
-        // A full pipe must not block: what it has is enough.
+        // A full pipe must not block: its content is enough to wake the reader.
         rustix::io::ioctl_fionbio(&writer, true)?;
         let (children, others): (Vec<_>, Vec<_>) =
             signals.iter().partition(|signal| **signal == Signal::SIGCHLD);
@@ -52,7 +52,7 @@ impl SignalQueue {
         Ok(Self(reader))
     }
 
-    /// The next one of those that have come.
+    /// The next received signal.
     pub fn next(&self) -> Option<Received> {
         let mut byte = [0];
         (is_readable(&self.0) && (&self.0).read_exact(&mut byte).is_ok()).then_some(())?;
@@ -60,8 +60,8 @@ impl SignalQueue {
         Some(Received { signal, is_from_kernel: is_of_terminal(signal) })
     }
 
-    /// Sends this process `signal`, one of these, which stays pending, unless `is_over`. Whether it
-    /// is pending. A SIGCONT that comes in between is not noticed.
+    /// Sends this process `signal`, one of the queue's, which stays pending, unless `is_over`.
+    /// Returns whether it is pending. A SIGCONT in between goes unnoticed.
     pub fn raise_unless(&self, signal: Signal, is_over: impl FnOnce() -> bool) -> bool {
         !is_over() && raise(signal).is_ok()
     }
@@ -73,8 +73,8 @@ impl AsFd for SignalQueue {
     }
 }
 
-/// BSD drops a SIGCHLD that is not handled, so something may always have happened to a child; the
-/// longer it runs, the later that is noticed.
+/// BSD drops a SIGCHLD without a handler, so this reports one at intervals, which grow with the
+/// duration of the command.
 fn tick(writer: PipeWriter) {
     let begun = Instant::now();
     while tell(&writer, Signal::SIGCHLD) {
@@ -82,14 +82,14 @@ fn tick(writer: PipeWriter) {
     }
 }
 
-/// Whether it is still to be told.
+/// Whether the queue still has a reader.
 fn tell(mut writer: &PipeWriter, signal: Signal) -> bool {
     let told = writer.write_all(&[signal as u8]);
     told.is_ok() || told.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Where it comes from is not told. In the terminal's foreground, it is a key: then the command has
-/// got it, too, and must not get it twice.
+/// The sender is unknown. In the terminal's foreground, a key is assumed: then the command has
+/// received the signal as well, and must not get it twice.
 fn is_of_terminal(signal: Signal) -> bool {
     match signal {
         Signal::SIGTTIN | Signal::SIGTTOU => true,
@@ -99,7 +99,7 @@ fn is_of_terminal(signal: Signal) -> bool {
     }
 }
 
-/// What was ignored is not told. An ignored signal that is held back is dropped by BSD.
+/// Succeeds: the system does not report ignored signals, and BSD drops an ignored blocked signal.
 pub fn check_ignored() -> io::Result<()> {
     Ok(())
 }
@@ -112,7 +112,7 @@ pub fn was_ignored(_signal: Signal) -> bool {
     false
 }
 
-/// Not needed: what was ignored is not told.
+/// Unsupported, and not needed: ignored signals are unknown.
 pub fn exec_as_it_is(
     _program: OsString,
     _arguments: impl Iterator<Item = OsString>,

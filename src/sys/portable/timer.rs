@@ -10,14 +10,14 @@ use crate::sys::clock::{since_1970, since_boot};
 use crate::sys::poll::is_readable;
 use crate::sys::quietly;
 
-/// How often to look at the clock, which may be set, and go on while the host sleeps.
+/// The poll interval: the clock may be set, and may continue while the host sleeps.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Readable from a certain moment on.
+/// Becomes readable at a given time.
 #[derive(Debug)]
 pub struct Timer(PipeReader, Arc<Mutex<State>>);
 
-/// The end of the pipe that makes the timer readable, and when to do that.
+/// The writing end of the pipe, and the time at which to write to it.
 #[derive(Debug)]
 struct State(PipeWriter, Option<u64>);
 
@@ -50,16 +50,16 @@ impl Timer {
         Ok(Self(reader, state))
     }
 
-    /// Readable from `when` on, in milliseconds since boot, and not before; soon if that has
-    /// passed.
+    /// Makes the timer readable at `when`, in milliseconds since boot, and not before; soon if that
+    /// has passed.
     pub fn set(&self, when: u64) -> io::Result<()> {
         let mut state = lock(&self.1);
         state.1 = Some(when);
-        // At most one byte is there.
+        // The pipe has at most one byte.
         if is_readable(&self.0) { (&self.0).read_exact(&mut [0]) } else { Ok(()) }
     }
 
-    /// Becomes readable then.
+    /// Becomes readable at the set time.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -194,7 +194,7 @@ impl Rules {
         let (has_succeeded, is_given_up) =
             (last.released == Some(Outcome::Succeeded), self.is_given_up(last, before));
         if slot == old {
-            // The milliseconds of real time that each process adds to the grid differ.
+            // Each process adds other milliseconds of real time to the grid.
             let is_early = last.released == Some(Outcome::Failed)
                 && run.began + STEP / 2 < before.ended() + self.retry_after;
             return match () {

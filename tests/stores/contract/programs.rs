@@ -31,8 +31,8 @@ pub fn of_sixteen_programs_one_gets_the_lock(subject: &Subject) {
     }
 }
 
-/// Read, pause, write: a process that is not alone loses counts of other processes. Nothing but the
-/// program and bash is started, some thousand times.
+/// Read, pause, write: two processes at once lose counts. Starts only the program and bash, some
+/// thousand times.
 pub fn a_counter_is_counted_by_one_at_a_time(subject: &Subject) {
     let (workers, each) = (8, rounds(100));
     let counter = subject.locks.dir().join("counter");

@@ -61,7 +61,7 @@ impl Node<'_> {
     fn step(&mut self, name: &str) -> Result<(), Error> {
         let (now, is_full) = (self.now(), self.runners.len() >= self.jobs);
         let is_running = self.runners.has(name);
-        // The steps before have made this scheduler busier, or the store has failed.
+        // Earlier steps made this scheduler busier, or the store has failed.
         if self.tasks.get(name).is_none_or(|task| self.ready_at(task) > now) {
             return Ok(());
         }
