@@ -3,7 +3,7 @@
 # default for musl on this processor. A program for musl is static, at fixed addresses, and runs on
 # every Linux. Requires Rust, Python, a C compiler, and 20 minutes of processor time.
 #
-# For musl, uses rustup's target and `musl-gcc`, or else Debian's Rust (scripts/musl-toolchain.sh).
+# For musl, uses rustup's target and `musl-gcc`, or else Debian's Rust (scripts/debian-rust.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from pathlib import Path
 from typing import Any, Callable, TypeVar, cast
 
@@ -49,11 +50,26 @@ class GivenUp(SerializerError):
     """The key has used up its tries, so the block did not run."""
 
 
+_LAZY = "write `with` in the body of a coroutine or of a generator"
 _ERRORS = {75: Held, 76: Lost, 77: Lost, 79: AlreadyDone, 80: GivenUp}
+
+
+def _exit_code(child: subprocess.Popen[str]) -> int:
+    # Popen takes an end that is lost for a success: with SIGCHLD ignored, or reaped by others.
+    try:
+        ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        ended = None
+    if ended is None:
+        why = "SIGCHLD is ignored, or another thread waits for all processes"
+        raise SerializerError(f"cannot tell how `serializer` ended: {why}", -1)
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 class _Block:
     def __init__(self, key: list[str], store: str | None, timeout: float | None, *options: Any):
+        if store is not None and options[0]["dir"] is not None:
+            raise TypeError("`dir` and `store` name two places: pass one")
         # Not on the command line, where other users could read the password.
         self._store = {} if store is None else {"SERIALIZER_STORE": store}
         self._key, self._timeout = key, timeout
@@ -88,13 +104,14 @@ class _Block:
                         said = json.loads(line)
                     if said["level"] != "error":
                         print("serializer:", said["event"], file=sys.stderr, flush=True)
+                code = _exit_code(child)
             except BaseException:
                 # An interrupted release continues; it ends within seconds.
                 if verb == "lock":
                     child.kill()
                 child.wait()
                 raise
-        if child.returncode == 0:
+        if code == 0:
             return said["event"]
         names = ["--once", "--", *self._key] if key else []
         status = self._start("status", "--json", *names, stdout=subprocess.PIPE, stderr=_NULL)
@@ -102,8 +119,7 @@ class _Block:
         with contextlib.suppress(ValueError, LookupError):
             report = json.loads(status.communicate()[0])
             holder = report["keys"][0] if key else report["locks"][0]["holder"]
-        error = _ERRORS.get(child.returncode, SerializerError)
-        raise error(said["event"], child.returncode, holder)
+        raise _ERRORS.get(code, SerializerError)(said["event"], code, holder)
 
     def __enter__(self: _B) -> _B:
         what, begun = repr((self._key, self._place, self._store)), time.monotonic()
@@ -115,15 +131,17 @@ class _Block:
             wait = ["--no-wait"] if rest <= 0 else [f"--timeout={rest:.3f}"]
             message = self._run("lock", *self._how, *(wait if self._timeout is not None else []))
             # By this thread, or by one with another spelling of the directory or store.
-            if "is already locked by this process" in message:
+            if message.startswith("`") and "is already locked by this process" in message:
                 raise SerializerError(message)
+            self._pid = os.getpid()
         except BaseException as error:
-            # An interrupted attempt may have acquired the lock.
-            if not isinstance(error, SerializerError):
-                self._fail(error)
-            guard.release()
+            try:
+                # An interrupted or killed attempt may have acquired the lock.
+                if not isinstance(error, SerializerError) or error.code < 0:
+                    self._fail(error)
+            finally:
+                guard.release()
             raise
-        self._pid = os.getpid()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -143,8 +161,10 @@ class _Block:
             print("serializer:", why, file=sys.stderr, flush=True)
 
     def _wrap(self, function: Callable[..., _R], *skip: type[BaseException]) -> Callable[..., Any]:
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-            raise TypeError("write `with` in the body of a coroutine or of a generator")
+        if any(is_lazy(function) for is_lazy in (
+                inspect.iscoroutinefunction, inspect.isgeneratorfunction,
+                inspect.isasyncgenfunction)):
+            raise TypeError(_LAZY)
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> _R | None:
@@ -153,7 +173,11 @@ class _Block:
                     stack.enter_context(copy.copy(self))
                 except skip:
                     return None
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                # Its body would run after the block.
+                if isinstance(result, (Coroutine, Generator, AsyncGenerator)):
+                    raise TypeError(_LAZY)
+                return result
         return wrapper
 
 

@@ -94,9 +94,15 @@ pub fn run(args: &DoctorArgs, environment: &Environment) -> Result<u8, Error> {
     Ok(if state == "error" { FAILED } else { DONE })
 }
 
+/// The text of a regular file, or nothing: a FIFO or a device may have no end.
+fn read(path: &Path) -> String {
+    let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+    is_file.then(|| fs::read_to_string(path).ok()).flatten().unwrap_or_default()
+}
+
 /// Whether the `.env` of the Meltano project sets a variable.
 fn is_in_dotenv(name: &str) -> bool {
-    let dotenv = project().and_then(|root| fs::read_to_string(root.join(".env")).ok());
+    let dotenv = project().map(|root| read(&root.join(".env")));
     dotenv.unwrap_or_default().lines().any(|line| {
         let set = line.split('=').next().unwrap_or_default().trim();
         set.trim_start_matches("export ").trim().strip_prefix("SERIALIZER_") == Some(name)
@@ -244,7 +250,7 @@ fn meltano(environment: &Environment) -> Vec<Value> {
     let mut all = vec![check("meltano", "ok", format!("{program} {version}").trim_end(), "")];
     let Some(root) = project() else { return all };
     let file = root.join("meltano.yml");
-    let has_plugin = fs::read_to_string(&file).is_ok_and(|it| it.contains("name: dbtmutex"));
+    let has_plugin = read(&file).contains("name: dbtmutex");
     let hint = if has_plugin { "" } else { "`serializer plugin` prints its definition" };
     let plugin = if has_plugin { "with" } else { "without" };
     let value = format!("{}, {plugin} the plugin `dbtmutex`", text::path(&file));

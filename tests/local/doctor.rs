@@ -198,6 +198,17 @@ fn the_version_of_meltano_and_missing_facilities_of_the_kernel_are_shown() {
 }
 
 #[test]
+fn files_of_a_project_that_would_be_waited_for_are_not_read() {
+    let locks = Locks::new();
+    for name in [".env", "meltano.yml"] {
+        let path = locks.dir().join(name);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).expect("a FIFO");
+    }
+    let (_, report) = examined(doctor(&locks).env("MELTANO_PROJECT_ROOT", locks.dir()));
+    assert!(line(&report, "project").contains("without the plugin"), "{report:#}");
+}
+
+#[test]
 fn each_check_is_documented() {
     let source = include_str!("../../src/command/doctor.rs");
     let calls = ["check(\"", "judged(\"", "failed(\""];

@@ -153,10 +153,40 @@ def test_a_decorator_locks_each_call(name, files):
     assert load.__doc__ == "Loads."
     assert load(1, rows=2) == load(1, rows=2) == (1, 2, "held")
     assert is_free(name, files)
+
+    async def coroutine():
+        pass
+
+    async def generator():
+        yield
+
+    for lazy in (coroutine, generator):
+        with pytest.raises(TypeError):
+            lock(name)(lazy)
+    # Hidden from the decorator; the lock would end before the body begins.
     with pytest.raises(TypeError):
-        @lock(name)
-        async def coroutine():
-            pass
+        lock(name, **files)(lambda: generator())()
+    assert is_free(name, files)
+
+
+def test_a_lock_whose_end_cannot_be_told_is_not_taken_for_held(other, name, files):
+    holder = held_by(other, name, files)
+    blind = other(f"""
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+try:
+    with lock({name!r}, timeout=0, **{files!r}):
+        print('in', flush=True)
+except SerializerError as error:
+    print(error, flush=True)
+""")
+    assert "SIGCHLD is ignored" in blind.line()
+    assert holder.end() == 0 and is_free(name, files)
+
+
+def test_two_places_are_refused(name, files):
+    with pytest.raises(TypeError):
+        lock(name, store="postgres://db/x", **files)
 
 
 def test_slots_and_shared_locks_are_held_together(other, name, files):
@@ -219,6 +249,8 @@ def test_messages_pass_through_and_errors_are_exceptions(name, files, capsys):
     with pytest.raises(SerializerError, match="slots") as error, lock(name, slots=0):
         pass
     assert error.value.code == 2 and capsys.readouterr().err == ""
+    with lock("is already locked by this process", **files):
+        pass
 
 
 def test_the_program_is_found_as_aws_lambda_lays_it_out(name, files, tmp_path):

@@ -5,8 +5,8 @@ use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-/// How far start times of the same process may differ, in seconds: on some systems, sysinfo
-/// computes them from the boot time, which changes when the clock is set.
+/// How far start times of the same process may differ, in seconds. macOS keeps them; on Linux (for
+/// tests), sysinfo computes them from the boot time, which changes when the clock is set.
 const START_MARGIN: u64 = 2;
 
 /// Whether a process that started at one of these times may have started at the other one.
