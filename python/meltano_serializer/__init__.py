@@ -148,9 +148,19 @@ class _Block:
         # A forked child leaves the lock to its parent.
         if self._pid == os.getpid():
             try:
-                self._run("unlock") if error is None else self._fail(error)
+                self._end(error)
+            except SerializerError:
+                raise
+            except BaseException:
+                # Interrupted, it may not have begun.
+                with contextlib.suppress(SerializerError):
+                    self._end(error)
+                raise
             finally:
                 self._guard.release()
+
+    def _end(self, error: BaseException | None) -> None:
+        self._run("unlock") if error is None else self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         """Unlocks after an exception, which matters more than a failure to unlock."""

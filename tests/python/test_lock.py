@@ -184,6 +184,21 @@ except SerializerError as error:
     assert holder.end() == 0 and is_free(name, files)
 
 
+def test_a_release_that_is_interrupted_before_it_begins_is_repeated(name, files, monkeypatch):
+    start, verbs = lock._start, []
+
+    def interrupted(self, verb, *more, **options):
+        verbs.append(verb)
+        if verbs == ["lock", "unlock"]:
+            raise KeyboardInterrupt
+        return start(self, verb, *more, **options)
+
+    monkeypatch.setattr(lock, "_start", interrupted)
+    with pytest.raises(KeyboardInterrupt), lock(name, **files):
+        pass
+    assert is_free(name, files)
+
+
 def test_two_places_are_refused(name, files):
     with pytest.raises(TypeError):
         lock(name, store="postgres://db/x", **files)

@@ -9,6 +9,9 @@ use std::process::{Command, Stdio};
 /// tests), sysinfo computes them from the boot time, which changes when the clock is set.
 const START_MARGIN: u64 = 2;
 
+/// The length of an id of a boot. Any other answer would make each holder one of an earlier boot.
+const UUID: usize = 36;
+
 /// Whether a process that started at one of these times may have started at the other one.
 pub fn is_same_start(one: u64, two: u64) -> bool {
     one.abs_diff(two) <= START_MARGIN
@@ -29,7 +32,7 @@ pub fn boot() -> Option<String> {
     ["kern.bootsessionuuid", "kernel.random.boot_id"]
         .iter()
         .filter_map(|name| output("/usr/sbin/sysctl", &["-n", name]))
-        .find(|id| !id.trim().is_empty())
+        .find(|id| id.trim().len() == UUID)
 }
 
 /// The same for all processes: the system has no PID namespaces. Linux never uses this number, so
