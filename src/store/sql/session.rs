@@ -29,7 +29,7 @@ const GOODBYE: Duration = Duration::from_millis(100);
 const WATCHED: Duration = Duration::from_secs(1);
 
 /// Poll interval of a waiter without a queue.
-const UNQUEUED: Duration = Duration::from_millis(2500);
+const UNQUEUED: Duration = Duration::from_secs(3);
 
 impl<E: Engine> Sql<E> {
     /// Opens a session with the first server that grants one. After a failure, nothing was sent.
