@@ -110,7 +110,7 @@ impl Error {
             ),
             E::GivenUp(why) => {
                 let key = quoted(&lock.key().name.to_string_lossy());
-                cannot(GIVEN_UP, &format!("the key is given up: {why}"))
+                Self { code: GIVEN_UP, ..Self::failed(format!("key {key} is given up: {why}")) }
                     .with_hint(format!("`serializer forget {key}` lets it run again"))
             }
             E::Absent | E::NotLocked | E::Entry(_) => cannot(FAILED, &why),

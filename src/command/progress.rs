@@ -202,6 +202,9 @@ impl Observer for Progress {
         match &error.hint {
             _ if self.is_live => self.draw(&message),
             Some(hint) => tracing::warn!("{message} (hint: {hint})"),
+            None if self.waiting.timeout.is_none() && self.waiting.max_attempts.is_none() => {
+                tracing::warn!("{message} (hint: `--timeout` limits the wait)");
+            }
             None => tracing::warn!("{message}"),
         }
     }

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::schedule::definition::Catalog;
 use crate::schedule::{crontab, meltano, toml_file};
 use crate::sys::local_time;
-use crate::sys::text;
+use crate::sys::text::{self, io_message};
 
 /// How often the schedules of Meltano are read.
 const ASK_MELTANO: Duration = Duration::from_secs(300);
@@ -95,5 +95,6 @@ fn read(table: Option<&Table>) -> Result<Catalog, String> {
         return meltano::ask(&mut Command::new(meltano::program()));
     };
     let text = std::fs::read_to_string(path);
-    parse(&text.map_err(|error| format!("cannot read `{}`: {error}", text::path(path)))?, path)
+    let why = |error| format!("cannot read `{}`: {}", text::path(path), io_message(&error));
+    parse(&text.map_err(why)?, path)
 }
