@@ -170,13 +170,13 @@ while read -r name program; do program_of[$name]=$program; done < <(jq -r \
 lint() { quietly clippy-without-stores nice -n 10 cargo clippy --all-targets -- -D warnings; }
 macos() { quietly macos nice -n 10 scripts/check-macos.sh; }
 # Tests locking with the implementation for macOS, on Linux.
-portable() {
+portable() (
     renice -n 10 "$BASHPID" >"$logs/renice.log"
     quietly build-portable env RUSTFLAGS='--cfg serializer_portable' CARGO_TARGET_DIR=target/portable cargo test --test local --no-run --message-format=json-render-diagnostics || return
     program_of[portable]=$(grep '^{' "$logs/build-portable.log" |
         jq -r 'select(.profile.test and .executable) | .executable')
     tests portable 2 verdicts:: takeover:: mutual_exclusion:: wait_and_break:: run:: once::
-}
+)
 document() { quietly doc nice -n 10 "${by_clippy[@]}" RUSTDOC="$PWD/scripts/rustdoc.sh" cargo test --all-features --doc; }
 
 if [ "$quick" ]; then
@@ -198,27 +198,39 @@ quietly build build || { failed_steps+=("the compiler") && exit 1; }
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
 announce "clippy without the stores, the documentation, macOS and all tests (ten minutes)"
-# Runs beside the tests, which mostly wait.
-{ lint && document && macos; } &
-running=("clippy, the documentation or the check for macOS" $!)
-portable &
-running+=("the tests of the implementation for macOS" $!)
-# Four lanes of about the same length. The kernels of NFS's hosts have a processor each: two at a
-# time. The other tests of that program run alone.
+# One after another, beside the tests, which mostly wait.
+beside() {
+    local code=0
+    for part in lint document portable macos; do "$part" || code=$?; done
+    return "$code"
+}
+beside &
+running=("clippy, the documentation, or what is for macOS" $!)
+# Three lanes of about the same length, each of which goes on after a failure. The kernels of NFS's
+# hosts have a processor each: two at a time. The other tests of that program run alone.
 of_one_host() {
     local code=0
     tests alone-others 1 --skip nfs:: || code=$?
     tests local 3 || code=$?
+    return "$code"
+}
+waiting() {
+    local code=0
+    tests stores-waiting 8 "${busy[@]/#/--skip=}" || code=$?
     tests meltano 2 || code=$?
     tests lib 2 || code=$?
     return "$code"
 }
-tests alone-nfs 2 nfs:: &
-running+=("locks over NFS" $!)
+computing() {
+    local code=0
+    tests alone-nfs 2 nfs:: || code=$?
+    tests stores-busy 4 "${busy[@]}" || code=$?
+    return "$code"
+}
 of_one_host &
-running+=("the tests of one host, of Meltano, of the library, or that are alone" $!)
-tests stores-waiting 8 "${busy[@]/#/--skip=}" &
-running+=("the stores that wait" $!)
-tests stores-busy 4 "${busy[@]}" &
-running+=("the stores that compute" $!)
+running+=("the tests of one host, or that are alone" $!)
+waiting &
+running+=("the tests of stores that wait, of Meltano, or of the library" $!)
+computing &
+running+=("the tests over NFS, or of stores that compute" $!)
 await "${running[@]}"

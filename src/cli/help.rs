@@ -7,7 +7,8 @@ Examples:
   In a shell script (the script owns the lock):
       serializer lock && dbt run; serializer unlock
   In a Meltano pipeline, as a utility plugin named `dbtmutex`:
-      serializer plugin > dbtmutex.yml && meltano add --from-ref dbtmutex.yml dbtmutex
+      serializer plugin > dbtmutex.yml
+      meltano add --from-ref dbtmutex.yml dbtmutex
       meltano run tap-x target-y dbt:deps dbtmutex:lock dbt:run dbtmutex:unlock
   To see the holder:
       serializer status
@@ -40,7 +41,7 @@ Exit codes:
 
 Files:
   /tmp/serializer.lck              the lock, if neither a name nor a directory is set
-  NAME.queue, NAME.broken          its waiters; notices for holders whose lock was broken
+  NAME.queue, NAME.broken          its waiters; notices of broken locks
   .serializer.*.tmp                left by a kill, and removed later
   .meltano/serializer/             keys and tasks, in a Meltano project
   ~/.local/state/serializer/       keys and tasks elsewhere
@@ -54,11 +55,11 @@ pub const RUN_USAGE: &str = "serializer run [OPTIONS] [--] CMD [ARG]...
 pub const RUN_HELP: &str = "\
 Examples:
   serializer run -- dbt run --select sales
-  serializer run --timeout 10m -- dbt run       # ten minutes at most, then exit code 75
+  serializer run --timeout 10m -- dbt run    # waits ten minutes at most
   serializer run -c 'dbt deps && dbt run'
-  serializer run --slots 3 --name taps.lck -- meltano run tap-x target-y    # three at a time
-  serializer run --name-from-command --no-wait -- ./sync.sh orders     # never twice at once
-  serializer run --name-from-command --wait-and-skip -- ./refresh.sh   # not after another one
+  serializer run --slots 3 --name taps.lck -- ./load.sh    # three at a time
+  serializer run --name-from-command -n -- ./sync.sh    # never twice at once
+  serializer run --name-from-command --wait-and-skip -- ./refresh.sh
 
 The lock belongs to the command, and is released when that ends, however it does. Signals reach \
 the command. The exit code is the command's, 128 + n if signal n ended it, 127 if it is not found \
@@ -73,7 +74,7 @@ pub const LOCK_USAGE: &str = "serializer lock [OPTIONS] [NAME]
 pub const LOCK_HELP: &str = "\
 Examples:
   serializer lock && dbt run; serializer unlock
-  serializer lock --timeout 10m || exit     # ten minutes at most, then exit code 75
+  serializer lock --timeout 10m || exit    # waits ten minutes at most
   serializer lock --no-wait && { dbt run; serializer unlock; }
   serializer lock warehouse.lck --dir ~/locks
   token=$(serializer lock --store postgres://etl@db/meltano --print-token)
@@ -110,7 +111,7 @@ Each lock was free at some moment of the wait, and may be held again when `wait`
 pub const BREAK_HELP: &str = "\
 Examples:
   serializer break dbt.lck    # shows the holder, and asks
-  serializer status --json | jq -r '.locks[].holders[] | [.pid, .command, .token] | @tsv'
+  serializer status --json | jq -r '.locks[].holders[] | .pid, .token'
   serializer break dbt.lck --token 6f0c0d21a7d34e0c8b8d9f5b7a3c1e42
 
 Only the acquisition that has this token loses the lock: a later holder keeps it. \
@@ -124,14 +125,14 @@ Examples:
   serializer status --watch
   serializer status --once
   serializer status --exit-code load.lck && echo free
-  serializer status --json | jq -r '.locks[].state'    # free, held, stale, unknown or error";
+  serializer status --json | jq -r '.locks[].state'";
 
 pub const DOCTOR_HELP: &str = "\
 Examples:
   serializer doctor
   serializer doctor load.lck --store postgres://etl@db/meltano
   meltano invoke dbtmutex:doctor    # with Meltano's settings
-  serializer doctor --json | jq -r '.checks[] | select(.state != \"ok\") | .what, .hint'
+  serializer doctor --json | jq '.checks[] | select(.state != \"ok\")'
 
 It locks nothing, and shows no passwords. The exit code is 1 if a check is an error. \
 `serializer initialize` also writes, replaces and removes a record, as a test.";
@@ -142,7 +143,7 @@ pub const ONCE_USAGE: &str = "serializer once [OPTIONS] KEY [--] CMD [ARG]...
 pub const ONCE_HELP: &str = "\
 Examples:
   serializer once 2026-11-29 -- ./load.sh      # unless this key is done
-  */15 * * * *  serializer once load --per day -n -- ./load.sh       # in a crontab: once a day
+  */15 * * * *  serializer once load --per day -n -- ./load.sh    # crontab
   serializer once \"$(date +%F)\" -- meltano run tap-shop target-dwh dbt:run
 
 A key runs until it succeeds. From then on, the command is skipped: for good, or until --per or \
@@ -167,9 +168,9 @@ is that of FILE.fcntl. What needs a file descriptor (--fd, --unlock) or a part o
 
 pub const SCHEDULE_START_HELP: &str = "\
 Examples:
-  serializer schedule next                      # check serializer.toml, and show the next slots
+  serializer schedule next               # checks serializer.toml
   SERIALIZER_STORE=postgres://etl@db/meltano serializer schedule start
-  serializer schedule start --meltano           # the schedules of the Meltano project
+  serializer schedule start --meltano    # the schedules of the project
   serializer schedule start --crontab jobs.cron
 
 On SIGTERM, it starts no more tasks, waits for those that run, and exits with 0.

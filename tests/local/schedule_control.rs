@@ -167,7 +167,7 @@ fn a_directory_that_does_not_exist_is_named() {
     assert!(refused.code == 1 && refused.stderr.contains(&expected), "{refused:?}");
     let refused = tasks.run(&["next", "--file", "absent.toml"]);
     assert!(
-        refused.code == 2 && refused.stderr.contains("cannot read `absent.toml`: No such file"),
+        refused.code == 2 && refused.stderr.contains("cannot read `absent.toml`: no such file"),
         "{refused:?}"
     );
     let refused = tasks.run(&["pause", "a", "--dir", "absent"]);

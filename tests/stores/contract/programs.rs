@@ -10,11 +10,13 @@ pub fn of_sixteen_programs_one_gets_the_lock(subject: &Subject) {
     for _ in 0..rounds(3) {
         // Each is the only command of a shell that then says how it went, and lives until all have
         // said so.
-        let script = r#""$S" lock -n 2> /dev/null; echo $?; read -r end; "$S" unlock 2> /dev/null"#;
+        let script = r#""$S" lock -n 2>> "$SAID"; echo $?; read -r end; "$S" unlock 2> /dev/null"#;
+        let said = subject.locks.dir().join("said");
         let start = || -> Child {
             let mut command = subject.command("bash");
             command
                 .args(["-c", script])
+                .env("SAID", &said)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
@@ -23,7 +25,8 @@ pub fn of_sixteen_programs_one_gets_the_lock(subject: &Subject) {
         let mut children: Vec<Child> = (0..16).map(|_| start()).collect();
         let codes: Vec<String> = children.iter_mut().map(support::first_line).collect();
         assert_eq!(codes.iter().filter(|code| *code == "0").count(), 1, "{codes:?}");
-        assert_eq!(codes.iter().filter(|code| *code == "75").count(), 15, "{codes:?}");
+        let refused = codes.iter().filter(|code| *code == "75").count();
+        assert_eq!(refused, 15, "{}", fs::read_to_string(&said).expect("it was written"));
         for child in &mut children {
             drop(child.stdin.take());
             child.wait().expect("it ends");
