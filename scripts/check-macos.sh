@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks that the program compiles for macOS, on Debian or with rustup's `*-apple-darwin` targets.
+# Checks that the program compiles for macOS (or for TARGETS alone), on Debian or with rustup's
+# `*-apple-darwin` targets.
 # Links and runs nothing. On Debian, the standard library is checked first, from its source. The
 # crate `ring` of the stores compiles C and assembler: a stand-in compiler writes empty objects.
 set -euo pipefail
@@ -35,6 +36,6 @@ END
 chmod +x "$cache/cc"
 export TARGET_CC=$cache/cc TARGET_AR=$cache/cc SDKROOT=/ MACOSX_DEPLOYMENT_TARGET=11.0
 
-for target in aarch64-apple-darwin x86_64-apple-darwin; do
+for target in ${TARGETS:-aarch64-apple-darwin x86_64-apple-darwin}; do
     cargo check "${arguments[@]}" --target "$target" "$@"
 done
