@@ -83,8 +83,8 @@ Examples:
 The lock belongs to the parent process (the script, the Meltano run), and is stale once that has \
 ended: the next `lock` takes it over at once. Locking what the same process holds already succeeds \
 with a warning. Between the tries, `lock` wakes up as soon as the lock is released or its owner \
-ends. If the lock is still held when waiting ends, it fails with exit code 75. For a lock in a store, a process stays behind that renews its lease, and releases it when \
-the owner ends.";
+ends. If the lock is still held when waiting ends, it fails with exit code 75. For a lock in a \
+store, a process stays behind that renews its lease, and releases it when the owner ends.";
 
 pub const UNLOCK_USAGE: &str = "serializer unlock [OPTIONS] [NAME]
        serializer unlock [OPTIONS] --once KEY";

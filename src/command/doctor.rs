@@ -4,6 +4,7 @@ use std::env::{split_paths, var_os};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
@@ -94,15 +95,20 @@ pub fn run(args: &DoctorArgs, environment: &Environment) -> Result<u8, Error> {
     Ok(if state == "error" { FAILED } else { DONE })
 }
 
-/// The text of a regular file, or nothing: a FIFO or a device may have no end.
-fn read(path: &Path) -> String {
-    let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
-    is_file.then(|| fs::read_to_string(path).ok()).flatten().unwrap_or_default()
+/// The text of a regular file, empty if it does not exist. A FIFO or a device may have no end.
+fn read(path: &Path) -> io::Result<String> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => fs::read_to_string(path),
+        Ok(_) => Err(io::Error::other("it is not a regular file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether the `.env` of the Meltano project sets a variable.
 fn is_in_dotenv(name: &str) -> bool {
-    let dotenv = project().map(|root| read(&root.join(".env")));
+    // `meltano` has a line for a file that cannot be read.
+    let dotenv = project().and_then(|root| read(&root.join(".env")).ok());
     dotenv.unwrap_or_default().lines().any(|line| {
         let set = line.split('=').next().unwrap_or_default().trim();
         set.trim_start_matches("export ").trim().strip_prefix("SERIALIZER_") == Some(name)
@@ -151,7 +157,8 @@ fn local(directory: &Path, lock: &Location) -> Result<Vec<Value>, Value> {
     let (metadata, this) = (fs::metadata(directory).map_err(missing)?, getuid());
     let mode = metadata.mode() & 0o7777;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap_or("").trim();
+    let umask =
+        status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap_or("unknown").trim();
     let is_hiding = u32::from_str_radix(umask, 8).is_ok_and(|mask| mask & mode << 1 & 0o044 != 0);
     let users = if mode & 0o022 != 0 { "shared with other users" } else { "of one user" };
     let sticky = if mode & 0o1000 != 0 { ", sticky" } else { "" };
@@ -249,12 +256,21 @@ fn meltano(environment: &Environment) -> Vec<Value> {
     let program = program.map_or("not on the PATH".to_owned(), |it| text::path(&it));
     let mut all = vec![check("meltano", "ok", format!("{program} {version}").trim_end(), "")];
     let Some(root) = project() else { return all };
-    let file = root.join("meltano.yml");
-    let has_plugin = read(&file).contains("name: dbtmutex");
-    let hint = if has_plugin { "" } else { "`serializer plugin` prints its definition" };
-    let plugin = if has_plugin { "with" } else { "without" };
-    let value = format!("{}, {plugin} the plugin `dbtmutex`", text::path(&file));
-    all.push(check("project", "ok", value, hint));
+    let unreadable = |path: &Path, error| {
+        let why = format!("cannot read `{}`: {}", text::path(path), io_message(&error));
+        check("project", "warning", why, "let this user read it, or run `doctor` as its user")
+    };
+    let (file, dotenv) = (root.join("meltano.yml"), root.join(".env"));
+    all.push(match read(&file).map(|text| text.contains("name: dbtmutex")) {
+        Err(error) => unreadable(&file, error),
+        Ok(has_plugin) => {
+            let hint = if has_plugin { "" } else { "`serializer plugin` prints its definition" };
+            let plugin = if has_plugin { "with" } else { "without" };
+            let value = format!("{}, {plugin} the plugin `dbtmutex`", text::path(&file));
+            check("project", "ok", value, hint)
+        }
+    });
+    all.extend(read(&dotenv).err().map(|error| unreadable(&dotenv, error)));
     let names = ["STORE", "DIR", "FILE_NAME", "LEASE_SECONDS", "PASSWORD_FILE", "SLOTS"];
     for name in names.iter().filter(|name| is_in_dotenv(name) && !environment.is_set(name)) {
         let why = format!("`.env` sets `SERIALIZER_{name}` for Meltano only");

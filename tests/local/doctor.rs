@@ -205,7 +205,11 @@ fn files_of_a_project_that_would_be_waited_for_are_not_read() {
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).expect("a FIFO");
     }
     let (_, report) = examined(doctor(&locks).env("MELTANO_PROJECT_ROOT", locks.dir()));
-    assert!(line(&report, "project").contains("without the plugin"), "{report:#}");
+    for name in [".env", "meltano.yml"] {
+        let why = format!("{name}`: it is not a regular file");
+        assert!(report.to_string().contains(&why), "{report:#}");
+    }
+    assert_eq!(report["state"], "warning", "{report:#}");
 }
 
 #[test]
