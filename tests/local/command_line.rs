@@ -72,10 +72,8 @@ fn the_defaults_are_those_of_the_python_plugin() {
     let mut holder = Shell::start(&locks);
     holder.lock();
     let mut waiter = locks.serializer(&["lock"]).stderr(Stdio::piped()).spawn().expect("it starts");
-    let mut line = String::new();
-    BufReader::new(waiter.stderr.take().expect("its messages"))
-        .read_line(&mut line)
-        .expect("it says something");
+    let mut messages = BufReader::new(waiter.stderr.take().expect("its messages"));
+    let line = support::next_line(&mut messages);
     waiter.kill().and_then(|()| waiter.wait()).expect("it ends");
     assert!(line.starts_with("serializer: waiting for `serializer.lck`: 1st in line, "), "{line}");
     assert!(

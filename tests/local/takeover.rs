@@ -1,7 +1,7 @@
 //! Of any number that find the same stale lock at the same time, exactly one gets it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::process::{Child, Stdio};
 
 use crate::support::namespace::in_pid_namespaces;
@@ -107,8 +107,7 @@ impl LegacyTaker {
     }
 
     fn has_won(&mut self) -> bool {
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("an answer");
+        let answer = support::next_line(&mut self.answers);
         match answer.trim() {
             "won" => true,
             "busy" => false,

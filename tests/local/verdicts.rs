@@ -3,7 +3,6 @@
 //! else than its process must decide about a record, that process would suggest the opposite.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -478,11 +477,7 @@ ctypes.CDLL(None).pthread_exit(None)
     let mut command = locks.command("python3");
     command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut process = command.spawn().expect("python3 starts");
-    let mut line = String::new();
-    BufReader::new(process.stdout.as_mut().expect("its output"))
-        .read_line(&mut line)
-        .expect("it answers");
-    assert_eq!(line, "ready\n");
+    assert_eq!(support::first_line(&mut process), "ready");
     process
 }
 

@@ -2,7 +2,7 @@
 //! exclude each other.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::process::{ChildStdout, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::support::faults::Logged;
 use crate::support::servers::Galera;
 use crate::support::stores::Store;
-use crate::support::{rounds, until};
+use crate::support::{next_line, rounds, until};
 
 /// The same lock, by each of the nodes.
 fn stores(cluster: &Galera, lease: Duration) -> [Store; 3] {
@@ -78,11 +78,8 @@ fn of_many_processes_that_try_at_the_same_moment_by_different_nodes_one_gets_the
             let mut open: Vec<_> =
                 all.iter_mut().map(|child| (child.stdin.take(), child.stdout.take())).collect();
             let says = |out: &mut Option<ChildStdout>| {
-                let mut line = String::new();
-                BufReader::new(out.as_mut().expect("its output"))
-                    .read_line(&mut line)
-                    .expect("it can be read");
-                line == "held\n"
+                let mut output = BufReader::new(out.as_mut().expect("its output"));
+                next_line(&mut output) == "held\n"
             };
             let held = open.iter_mut().filter_map(|(_, out)| says(out).then_some(())).count();
             assert!(held <= 1, "{held} hold it");

@@ -1,6 +1,6 @@
 //! Several hosts share locks in a store, and lose their power, their network or their time.
 
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::faults::{self, SUCCESSOR, WORK};
 use crate::support::hosts::Host;
 use crate::support::servers::{shared_mariadb, shared_postgres};
 use crate::support::stores::{Kind, of_each};
-use crate::support::{self, Shell, ended, until};
+use crate::support::{self, Shell, ended, next_line, until};
 
 /// Does not end while a test runs.
 const LONG: Duration = Duration::from_secs(600);
@@ -186,12 +186,8 @@ fn being_cut_off_for_less_than_the_lease_harms_no_process(kind: Kind) {
     let mut until_said = |what: &str| {
         let mut line = String::new();
         while !line.contains(what) {
-            line.clear();
-            assert_ne!(
-                messages.read_line(&mut line).expect("it says something"),
-                0,
-                "{what} was not said"
-            );
+            line = next_line(&mut messages);
+            assert_ne!(line, "", "{what} was not said");
             assert!(!line.contains("lost `"), "{line}");
         }
     };

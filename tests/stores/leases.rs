@@ -1,13 +1,13 @@
 //! The holder's own processes keep a lock that is held across hosts, and no other process does.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::support::faults::end;
 use crate::support::stores::{Kind, Store, of_each};
-use crate::support::{self, servers, until};
+use crate::support::{self, next_line, servers, until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Does not end while a test runs, unless it is ended.
@@ -35,8 +35,7 @@ fn running(store: &Store, args: &[&str], script: &str) -> (Child, Vec<u32>) {
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let mut output = BufReader::with_capacity(1, child.stdout.as_mut().expect("a pipe"));
-    let mut line = String::new();
-    output.read_line(&mut line).expect("it says something");
+    let line = next_line(&mut output);
     let pids = line.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect();
     (child, pids)
 }
@@ -232,9 +231,8 @@ fn a_process_that_only_wants_a_warning_runs_on_and_is_told_at_the_end(kind: Kind
     assert_eq!(store.run(&["break", &store.name, "--token", &token]).code, 0);
     let mut other = store.shell();
     other.lock();
-    let mut said = String::new();
     let mut messages = BufReader::with_capacity(1, child.stderr.as_mut().expect("a pipe"));
-    messages.read_line(&mut said).expect("it says something");
+    let said = next_line(&mut messages);
     assert!(said.contains("lost `"), "{said}");
     // The command waits for that.
     fs::write(&go, "on\n").expect("it is read");

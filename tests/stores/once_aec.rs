@@ -3,7 +3,7 @@
 //! cleaner.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::dynamodb::make_table;
 use crate::support::proxy::Proxy;
 use crate::support::servers::emulators::{installed, shared_dynalite};
 use crate::support::stores::Store;
-use crate::support::{Ended, ended, faults, guard, until};
+use crate::support::{Ended, ended, faults, guard, next_line, until};
 
 /// The zone of both: local times are written, and compared.
 const ZONE: &str = "Asia/Kolkata";
@@ -114,8 +114,7 @@ impl Both {
 
     fn ask(&mut self, expression: &str) -> Value {
         writeln!(self.orders, "{expression}").expect("it reads");
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("it answers");
+        let answer = next_line(&mut self.answers);
         serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{expression}: {answer}"))
     }
 
@@ -165,12 +164,8 @@ impl Both {
             BufReader::with_capacity(1, child.stderr.as_mut().expect("its messages"));
         let mut line = String::new();
         while !line.contains("waiting for") {
-            line.clear();
-            assert_ne!(
-                messages.read_line(&mut line).expect("it says something"),
-                0,
-                "it does not wait"
-            );
+            line = next_line(&mut messages);
+            assert_ne!(line, "", "it does not wait");
         }
     }
 }

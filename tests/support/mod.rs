@@ -153,12 +153,18 @@ impl Ended {
 
 /// The first line of a child with a pipe as its output.
 pub fn first_line(child: &mut Child) -> String {
-    let mut line = String::new();
     // Not read to its end, which would wait for the child's.
-    let mut output =
-        BufReader::with_capacity(1, child.stdout.as_mut().expect("its output is a pipe"));
-    output.read_line(&mut line).expect("it can be read");
-    line.trim_end().to_owned()
+    let output = child.stdout.as_mut().expect("its output is a pipe");
+    next_line(&mut BufReader::with_capacity(1, output)).trim_end().to_owned()
+}
+
+/// The next line that a process writes, or nothing at its end; waits for it, with a limit.
+pub fn next_line<R: Read + AsFd>(from: &mut BufReader<R>) -> String {
+    let is_there = !from.buffer().is_empty() || is_readable(from.get_ref(), 3 * LIMIT);
+    assert!(is_there, "the process says nothing");
+    let mut line = String::new();
+    from.read_line(&mut line).expect("it can be read");
+    line
 }
 
 pub fn ended(command: &mut Command) -> Ended {
@@ -215,18 +221,8 @@ impl Shell {
     pub fn answer(&mut self) -> (i32, String) {
         let mut output = String::new();
         loop {
-            let mut answer = String::new();
-            if self.stdout.buffer().is_empty() {
-                assert!(
-                    is_readable(self.stdout.get_ref(), 3 * LIMIT),
-                    "the shell does not answer; it said {output:?}"
-                );
-            }
-            assert_ne!(
-                self.stdout.read_line(&mut answer).expect("the shell answers"),
-                0,
-                "the shell died"
-            );
+            let answer = next_line(&mut self.stdout);
+            assert_ne!(answer, "", "the shell died; it said {output:?}");
             match answer.strip_prefix("rc=") {
                 Some(code) => return (code.trim().parse().expect("an exit code"), output),
                 None => output.push_str(&answer),
@@ -292,12 +288,8 @@ impl Waiter {
         let mut stderr = BufReader::new(child.stderr.take().expect("its messages"));
         let mut line = String::new();
         while !line.contains("waiting for") {
-            line.clear();
-            assert_ne!(
-                stderr.read_line(&mut line).expect("it says something"),
-                0,
-                "the waiter ended without waiting"
-            );
+            line = next_line(&mut stderr);
+            assert_ne!(line, "", "the waiter ended without waiting");
         }
         Self { child, stderr }
     }
@@ -494,20 +486,22 @@ pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
     }
 }
 
-/// A command that tells which signals it gets, a line each, until its stdin ends.
+/// A command that tells which signals it gets, a line each, until its stdin ends. Its state in /proc
+/// is that of the thread that waits for signals: it sleeps when all are told.
 pub const TELLER: &str = r#"
 import os, signal, sys, threading
 names = ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT"]
 wanted = {getattr(signal, name) for name in names}
 # A handler in Python would not run for a signal that comes just before the read begins.
 signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-def tell():
-    while True:
-        os.write(1, f"{signal.Signals(signal.sigwait(wanted)).name}\n".encode())
-threading.Thread(target=tell, daemon=True).start()
+def end():
+    sys.stdin.buffer.read()
+    os.write(1, b"end\n")
+    os._exit(0)
+threading.Thread(target=end, daemon=True).start()
 os.write(1, b"ready %d\n" % os.getpid())
-sys.stdin.buffer.read()
-os.write(1, b"end\n")
+while True:
+    os.write(1, f"{signal.Signals(signal.sigwait(wanted)).name}\n".encode())
 "#;
 
 /// Reports that a test cannot run if the program uses the portable implementation (`--cfg

@@ -2,9 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use crate::support::next_line;
 use crate::support::servers::psql_at;
 
 /// A client that stays connected, and takes statements.
@@ -38,9 +39,7 @@ impl Session {
 
     /// A line, or nothing at its end.
     pub fn answer(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).expect("it can be read");
-        line
+        next_line(&mut self.stdout)
     }
 
     pub fn code(mut self) -> Option<i32> {

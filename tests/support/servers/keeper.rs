@@ -13,7 +13,7 @@
 #![allow(dead_code, reason = "each test binary uses another part of this")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -25,7 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::support::until;
+use crate::support::{next_line, until};
 
 /// Each line that it reads is a command to start; it answers with the PID. Such a job has one
 /// child, the first process of the namespace, unless it is about to start it or has seen it end.
@@ -77,8 +77,7 @@ impl Keeper {
         let mut child = command.spawn().expect("bash starts");
         let orders = child.stdin.take();
         let mut answers = BufReader::new(child.stdout.take().expect("its output"));
-        let mut dir = String::new();
-        answers.read_line(&mut dir).expect("it answers");
+        let dir = next_line(&mut answers);
         let dir = PathBuf::from(dir.trim_end());
         assert!(dir.is_dir(), "a temporary directory");
         let keeper = Self { child, orders, answers, dir };
@@ -143,8 +142,7 @@ impl Keeper {
             words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
         writeln!(self.orders.as_mut().expect("it takes orders"), "{}", words.join(" "))
             .expect("it reads them");
-        let mut pid = String::new();
-        self.answers.read_line(&mut pid).expect("it answers");
+        let pid = next_line(&mut self.answers);
         Pid::from_raw(pid.trim().parse().expect("a PID")).expect("a PID")
     }
 
