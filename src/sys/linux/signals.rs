@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::OnceLock;
-use std::{fs, io};
 
 use nix::sys::signal::{Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -67,7 +68,10 @@ static IGNORED: OnceLock<u64> = OnceLock::new();
 
 /// Must run before Rust's runtime starts, which ignores SIGPIPE.
 pub extern "C" fn note_ignored_signals() {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // In one read; the field is in the first half.
+    let mut status = [0; 4096];
+    let size = File::open("/proc/self/status").and_then(|mut file| file.read(&mut status));
+    let status = String::from_utf8_lossy(&status[..size.unwrap_or(0)]);
     let bits = status
         .lines()
         .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
