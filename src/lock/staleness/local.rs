@@ -90,7 +90,7 @@ impl LocalLiveness {
             }
         }
         if let Some((pid, instance)) = entry.keeper
-            && let Ok(keeper) = process::observe(pid)
+            && let Some(keeper) = process::running(pid)
             && instance.same_as(keeper.instance) != Some(false)
         {
             return match process::observe(owner.pid) {

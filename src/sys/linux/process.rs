@@ -4,8 +4,8 @@
 //! `/proc`.
 
 use std::ffi::CStr;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -108,7 +108,14 @@ fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
         fs::read_link("/proc/self")
             .is_ok_and(|link| link.as_os_str() == getpid().to_string().as_str())
     });
-    COUNTS_AS_WE_DO.then(|| fs::read(format!("/proc/{pid}/{name}")).ok())?
+    if !*COUNTS_AS_WE_DO {
+        return None;
+    }
+    // The size of such a file is unknown; most are read at once.
+    let mut content = Vec::with_capacity(4096);
+    let file = File::open(format!("/proc/{pid}/{name}")).ok()?;
+    file.take(u64::MAX).read_to_end(&mut content).ok()?;
+    Some(content)
 }
 
 fn status_field(pid: Pid, name: &str) -> Option<String> {
