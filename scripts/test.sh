@@ -166,8 +166,8 @@ while read -r name program; do program_of[$name]=$program; done < <(jq -r \
     'select(.profile.test and .executable) | "\(if .target.kind[0] == "test" then .target.name else .target.kind[0] end) \(.executable)"' \
     "$logs/programs.json")
 
-# Without the stores, other code is unused.
-lint() { quietly clippy-without-stores nice -n 10 cargo clippy --all-targets -- -D warnings; }
+# Without the stores, other code is unused. The tests are compiled with all of them, once.
+lint() { quietly clippy-without-stores nice -n 10 cargo clippy -- -D warnings; }
 # Each kind of Mac takes two minutes of a processor; no code differs between them.
 macos() { quietly macos nice -n 10 env TARGETS=aarch64-apple-darwin scripts/check-macos.sh; }
 # Tests locking with the implementation for macOS, on Linux.
