@@ -54,6 +54,7 @@ impl Cli {
             Some("run") => Self::parse_only(Command::Run),
             Some("lock") => Self::parse_only(Command::Lock),
             Some("unlock") => Self::parse_only(Command::Unlock),
+            Some("once") => Self::parse_only(Command::Once),
             _ => None,
         };
         only.map_or_else(Self::parse_all, Ok)

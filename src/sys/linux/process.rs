@@ -127,9 +127,10 @@ fn status_field(pid: Pid, name: &str) -> Option<String> {
 /// A field of `/proc/PID/stat`, see proc(5).
 fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     let stat = read_proc(pid, "stat")?;
-    let stat = String::from_utf8_lossy(&stat);
-    // The name in field 2 may hold spaces and parentheses. Field 3 follows its last one.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(field - 3)?.parse().ok()
+    // The name in field 2 may hold spaces, parentheses and other bytes. Field 3 follows its end.
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(&stat[end + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
 /// Fails if the process table is unreadable, or belongs to another PID namespace.
