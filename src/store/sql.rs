@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
 use self::address::Address;
-use self::engine::{Engine, Line, Phase, READ_ONLY};
+use self::engine::{Engine, Phase, READ_ONLY};
 use super::failure::{Cause, Failure, Result};
 use super::network::variable;
 use super::runtime::PrivateRuntime;
@@ -111,12 +111,8 @@ fn state(row: &[Option<String>]) -> Result<State> {
     let version = Some(format!("{number} {}", record.as_deref().unwrap_or_default()).into_bytes());
     let foreign = |_| Failure::permanent("its version is not a number from 0 on");
     let number = number.parse().map_err(foreign)?;
-    let value = record.as_deref().map(|record| {
-        let value = percent_decode_str(record).decode_utf8_lossy();
-        // An older program has stored its text as it is.
-        let is_escaped = utf8_percent_encode(&value, ESCAPED).to_string() == record;
-        if is_escaped { value.into_owned() } else { record.to_owned() }
-    });
+    let value = record.as_deref().map(percent_decode_str);
+    let value = value.map(|record| record.decode_utf8_lossy().into_owned());
     Ok(State { version, number, value, ..free })
 }
 
@@ -131,7 +127,7 @@ fn page_condition<E: Engine>(kind: Kind, after: Option<&OsStr>) -> String {
     format!("{of_kind} AND name > {}", E::literal(&format!("{}{after}", kind.prefix())))
 }
 
-impl<E: Line> Store for Sql<E> {
+impl<E: Engine> Store for Sql<E> {
     fn get(&mut self, key: &Key) -> Result<State> {
         let name = key.stored_name();
         let (now, literal) = (E::NOW, E::literal(&name));

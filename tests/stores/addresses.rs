@@ -86,8 +86,6 @@ fn an_option_of_a_database_that_cannot_be_honoured_is_refused_by_name() {
         ("tls=custom", "tls"),
         ("ssl_verify_cert=ture", "ssl_verify_cert"),
         ("ssl_verify_identity=required", "ssl_verify_identity"),
-        ("ssl_verify_cert=true", "verify-ca"),
-        ("sslmode=verify-ca", "verify-ca"),
         ("ssl_ca=/nonexistent/ca.crt", "/nonexistent/ca.crt"),
         ("sslcert=/nonexistent/own.crt&sslkey=/k", "/nonexistent/own.crt"),
         ("ssl_check_hostname=false", "ssl_check_hostname"),

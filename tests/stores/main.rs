@@ -11,6 +11,7 @@ mod databases;
 mod directories;
 mod directory_crash_points;
 mod directory_faults;
+mod directory_files;
 mod doctor;
 mod dynamodb;
 mod failover;

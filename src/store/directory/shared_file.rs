@@ -71,8 +71,7 @@ impl SharedFile {
         let found = match self.open(true)? {
             Some(found) => found,
             None => {
-                // Just below the next number: an older program counts on from it.
-                self.publish(next.number - 1)?;
+                self.publish()?;
                 self.open(true)?.ok_or_else(removed)?
             }
         };
@@ -95,11 +94,11 @@ impl SharedFile {
 
     /// Removes the file if the state is still `expected`. Only where a flock cannot be lost while
     /// its process lives: over NFS, a delayed removal could arrive when another host holds the
-    /// lock. And only a file of this format: an older program would make an empty one in its place.
+    /// lock.
     pub fn remove(&mut self, expected: &State) -> Result<Write, Failure> {
-        let found = self.open(true)?.filter(|found| {
-            found.has_records && found.slot.is_whole() && is_in(&found.slot, expected)
-        });
+        let is_written = |found: &Flocked| found.slot.identity().is_some();
+        let found = self.open(true)?.filter(|found| found.has_records && is_written(found));
+        let found = found.filter(|found| is_in(&found.slot, expected));
         // Removed while it is flocked.
         let Some(_found) = found else { return Ok(Write::Conflict) };
         fs::remove_file(&self.path).map_err(trouble)?;
@@ -109,8 +108,8 @@ impl SharedFile {
 
     /// Makes the file, in its initial state and with its full length before it has its name: a
     /// shorter file is damaged. Another process may have made it meanwhile.
-    fn publish(&self, number: u64) -> Result<(), Failure> {
-        let slot = Slot::new(number, None, true).map_err(trouble)?;
+    fn publish(&self) -> Result<(), Failure> {
+        let slot = Slot::new(0, None, true).map_err(trouble)?;
         let made = link_new(&self.path, &|file| slot.write(file, 0)).map_err(trouble)?;
         made.map(drop).ok_or_else(|| Failure::permanent("its file system has no hard links"))
     }

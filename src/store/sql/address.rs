@@ -11,7 +11,7 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
 
-use self::TlsMode::{Disable, Prefer, Require, VerifyCa, VerifyFull};
+use self::TlsMode::{Disable, Prefer, Require, Verify};
 use super::engine::Engine;
 use crate::store::address::StoreSettings;
 use crate::store::failure::{Failure, Result};
@@ -163,10 +163,9 @@ pub enum TlsMode {
     Disable,
     Prefer,
     Require,
-    /// Like `VerifyFull`, with a named authority: `sqlx` trusts the system's authorities beside the
-    /// named one, which sign for any site.
-    VerifyCa,
-    VerifyFull,
+    /// The server's name, too: `sqlx` trusts the system's authorities, which sign for any site,
+    /// beside a named one.
+    Verify,
 }
 
 /// How a connection is encrypted.
@@ -188,11 +187,11 @@ const WORDS: &str = "ssl ssl_mode sslmode tls";
 const FLAGS: [(&str, TlsMode, Option<TlsMode>); 7] = [
     ("requiressl require_ssl", Require, Some(Prefer)),
     ("ssl use_ssl usessl", Require, Some(Disable)),
-    ("ssl_check_hostname", VerifyFull, None),
+    ("ssl_check_hostname", Verify, None),
     ("ssl_disabled", Disable, Some(Prefer)),
-    ("ssl_verify_cert ssl_verify_server_cert verifyservercertificate", VerifyCa, Some(Prefer)),
-    ("ssl_verify_identity verify_identity", VerifyFull, Some(Prefer)),
-    ("tls", VerifyFull, Some(Disable)),
+    ("ssl_verify_cert ssl_verify_server_cert verifyservercertificate", Verify, Some(Prefer)),
+    ("ssl_verify_identity verify_identity", Verify, Some(Prefer)),
+    ("tls", Verify, Some(Disable)),
 ];
 
 fn is_in(names: &str, name: &str) -> bool {
@@ -214,8 +213,7 @@ fn meaning(name: &str, value: &str) -> Option<TlsMode> {
         "disable" | "disabled" => Disable,
         "allow" | "prefer" | "preferred" => Prefer,
         "require" | "required" | "trust" | "skip-verify" => Require,
-        "verify-ca" => VerifyCa,
-        "verify-full" | "verify-identity" => VerifyFull,
+        "verify-ca" | "verify-full" | "verify-identity" => Verify,
         _ => return None,
     })
 }
@@ -230,8 +228,7 @@ impl Tls {
             asked.push(meaning(name, value).ok_or_else(|| Failure::permanent(unknown))?);
         }
         let (roots, certificate) = (given.option("sslrootcert"), given.option("sslcert"));
-        let is_system = roots.as_deref() == Some("system");
-        asked.extend(roots.as_ref().map(|_| if is_system { VerifyFull } else { VerifyCa }));
+        asked.extend(roots.as_ref().map(|_| Verify));
         asked.extend(certificate.as_ref().map(|_| Require));
         let is_off = asked.contains(&Disable);
         let mut mode = asked.into_iter().max().unwrap_or(Prefer);
@@ -242,13 +239,10 @@ impl Tls {
         let in_home = |name| home.map(|home| format!("{home}/.postgresql/{name}"));
         let in_home = |name| in_home(name).filter(|path| Path::new(path).exists() && !is_off);
         let trusted = || in_home("root.crt").filter(|_| mode >= Require);
-        let roots = roots.or_else(trusted).filter(|_| !is_system);
+        let roots = roots.or_else(trusted).filter(|roots| roots != "system");
         if let Some(roots) = &roots {
-            mode = mode.max(VerifyCa);
+            mode = Verify;
             certificates(roots.as_ref()).map_err(|failure| failure.with_hint(ROOTS_HINT))?;
-        } else if mode == VerifyCa {
-            let why = "`verify-ca` requires a file with the authority";
-            return Err(Failure::permanent(why).with_hint(ROOTS_HINT));
         }
         let certificate = certificate.or_else(|| in_home("postgresql.crt"));
         // Both may be in one file.

@@ -70,13 +70,7 @@ pub trait Engine: Sized + Send {
 
     /// Forgets a place in the queue that is not the store's session's.
     fn forget(&mut self) {}
-}
 
-pub type Connected<E> = Result<<E as Engine>::Session, Error>;
-pub type Asked = Result<Answer, Error>;
-
-/// Order and wake-ups in a kind of database.
-pub trait Line: Engine {
     /// A column: whether others were queued before this process, or before a newcomer.
     fn are_others_first(sql: &Sql<Self>, name: &str) -> String;
 
@@ -100,6 +94,9 @@ pub trait Line: Engine {
         None
     }
 }
+
+pub type Connected<E> = Result<<E as Engine>::Session, Error>;
+pub type Asked = Result<Answer, Error>;
 
 /// Sends statements. `changed` counts rows; `text` reads a column, which the protocol of simple
 /// queries has as a text.

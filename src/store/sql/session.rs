@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::Sql;
 use super::address::Address;
-use super::engine::{Answer, Engine, Line, Phase, no_answer, of};
+use super::engine::{Answer, Engine, Phase, no_answer, of};
 use crate::store::backoff::pause_outside;
 use crate::store::failure::{Failure, Result};
 use crate::store::network::variable;
@@ -94,7 +94,7 @@ impl<E: Engine> Sql<E> {
     }
 }
 
-impl<E: Line> Queue for Sql<E> {
+impl<E: Engine> Queue for Sql<E> {
     fn wait(&mut self, key: &Key, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<()> {
         if beside {
             return pause(limit.min(jittered(WATCHED)), fds);
