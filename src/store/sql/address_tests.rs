@@ -1,12 +1,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, CertificateError};
-
 use super::address::TlsMode;
-use super::engine::of;
-use super::{Address, Engine, Kind, Phase, page_condition, state};
+use super::{Address, Engine};
 use crate::store::address::{StoreSettings, StoreUrl};
 use crate::store::failure::Failure;
 use crate::store::mysql::MySql;
@@ -21,13 +17,11 @@ fn read(url: &str, file: Option<&Path>, variables: &[(&str, &str)]) -> Result<Ad
     let variable = |name: &str| {
         variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
     };
-    let is_mysql = url.starts_with("mysql");
-    if is_mysql {
-        let address = Address::read::<MySql>(&settings, &variable)?;
-        MySql::new(&address).map(|_| address)
-    } else {
-        Address::read::<Postgres>(&settings, &variable)
+    if !url.starts_with("mysql") {
+        return Address::read::<Postgres>(&settings, &variable);
     }
+    let address = Address::read::<MySql>(&settings, &variable)?;
+    MySql::new(&address).map(|_| address)
 }
 
 #[test]
@@ -100,84 +94,28 @@ fn users_databases_and_passwords_are_read_as_they_stand_and_encoded() {
     assert!(unreadable.is_err_and(|failure| failure.why.contains("`/nonexistent`")));
 }
 
-fn mode(query: &str) -> TlsMode {
-    // A file that can be used.
-    let root = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(root.path(), include_str!("../../../tests/support/root.crt"))
-        .expect("it can be written");
-    let url = format!(
-        "mysql://me@db/meta?{}",
-        query.replace("/ca.pem", &root.path().display().to_string())
-    );
-    read(&url, None, &[]).unwrap_or_else(|failure| panic!("{query}: {}", failure.why)).tls.mode
-}
-
 #[test]
 fn encryption_and_verification_are_asked_for_in_the_words_of_any_driver() {
     use TlsMode::{Disable, Prefer, Require, Verify};
+    // A file that can be used.
+    let root = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(root.path(), include_str!("../../../tests/support/root.crt")).expect("written");
     for (expected, queries) in [
         (Prefer, "charset=utf8mb4&pool_size=3 sslmode=allow requiressl=0 tls=preferred"),
         (Disable, "ssl_disabled=true ssl-mode=DISABLED useSSL=false tls=false sslmode=disable"),
-        (
-            Require,
-            "ssl_mode=required sslMode=REQUIRED sslMode=trust ssl=true ssl=require useSSL=true \
-             requireSSL=true",
-        ),
-        (Require, "require_ssl=true tls=skip-verify requiressl=1"),
-        (
-            Verify,
-            "ssl_ca=/ca.pem ssl_mode=REQUIRED&ssl_ca=/ca.pem \
-             ssl_ca=/ca.pem&verifyServerCertificate=true",
-        ),
-        (Verify, "sslmode=require&sslrootcert=/ca.pem ssl_mode=VERIFY_CA&ssl_ca=/ca.pem"),
-        (
-            Verify,
-            "sslmode=verify-ca ssl_verify_cert=true tls=true verify_identity=true ssl_mode=PREFERRED&ssl_verify_identity=true \
-             ssl=verify-full",
-        ),
-        (Verify, "sslMode=VERIFY_FULL sslrootcert=system sslmode=require&sslrootcert=system"),
-        (
-            Verify,
-            "ssl_mode=VERIFY_IDENTITY&ssl_verify_cert=false \
-             ssl_mode=VERIFY_IDENTITY&ssl_ca=/ca.pem",
-        ),
+        (Require, "ssl_mode=required sslMode=REQUIRED sslMode=trust ssl=true ssl=require"),
+        (Require, "useSSL=true requireSSL=true require_ssl=true tls=skip-verify requiressl=1"),
+        (Verify, "ssl_ca=/ca.pem ssl_mode=REQUIRED&ssl_ca=/ca.pem sslMode=VERIFY_FULL"),
+        (Verify, "ssl_ca=/ca.pem&verifyServerCertificate=true ssl_mode=VERIFY_CA&ssl_ca=/ca.pem"),
+        (Verify, "sslmode=require&sslrootcert=/ca.pem sslrootcert=system sslmode=verify-ca"),
+        (Verify, "ssl_verify_cert=true tls=true verify_identity=true ssl=verify-full"),
+        (Verify, "ssl_mode=PREFERRED&ssl_verify_identity=true sslmode=require&sslrootcert=system"),
+        (Verify, "ssl_mode=VERIFY_IDENTITY&ssl_verify_cert=false"),
     ] {
         for query in queries.split(' ') {
-            assert_eq!(mode(query), expected, "{query}");
+            let query = query.replace("/ca.pem", &root.path().display().to_string());
+            let read = read(&format!("mysql://me@db/meta?{query}"), None, &[]);
+            assert!(read.is_ok_and(|address| address.tls.mode == expected), "{query}");
         }
     }
-}
-
-#[test]
-fn what_is_wrong_with_a_certificate_is_said() {
-    let expected = ServerName::try_from("db.example").expect("a name");
-    let of_names = CertificateError::NotValidForNameContext { expected, presented: Vec::new() };
-    for (error, why) in [
-        (of_names.into(), "subjectAltName"),
-        (CertificateError::UnknownIssuer.into(), "not trusted"),
-        (rustls::Error::AlertReceived(AlertDescription::HandshakeFailure), "P-521 cannot"),
-    ] {
-        let failure = of::<MySql>(&sqlx::Error::Tls(error.into()), Phase::Connect, "");
-        assert!(
-            failure.why.contains(why) && failure.hint.is_some() && !failure.cause.passes(),
-            "{}",
-            failure.why
-        );
-    }
-}
-
-#[test]
-fn a_state_keeps_what_is_stored_for_the_condition_of_the_next_write() {
-    let row = ["6", "a %C5%81 %25", "1", "0"].map(|text| Some(text.to_owned()));
-    let state = state(&row).expect("a state");
-    assert_eq!((state.number, state.value.as_deref()), (6, Some("a Ł %")));
-    let condition = super::Sql::<MySql>::condition(&super::Key::lock("a".as_ref()), &state);
-    let record = super::hex(b"a %C5%81 %25");
-    assert_eq!(
-        condition,
-        format!("name = X'61' AND version = 6 AND record = X'{record}' AND format = 1")
-    );
-    assert!(super::state(&["6", "", "2", "0"].map(|text| Some(text.to_owned()))).is_err());
-    let once = page_condition::<MySql>(Kind::Once, Some("a".as_ref()));
-    assert_eq!(once, "name LIKE 'once/%' AND name > X'6f6e63652f61'");
 }
