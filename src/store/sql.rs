@@ -12,7 +12,6 @@ use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 use self::address::Address;
 use self::engine::{Engine, Phase, READ_ONLY};
 use super::failure::{Cause, Failure, Result};
-use super::network::variable;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use crate::store::address::StoreSettings;
@@ -50,7 +49,7 @@ pub struct Sql<E: Engine> {
 impl<E: Engine> Sql<E> {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self> {
-        let address = Address::read::<E>(settings, &variable)?;
+        let address = Address::read::<E>(settings)?;
         Ok(Self {
             engine: E::new(&address)?,
             settings: settings.clone(),
@@ -227,7 +226,3 @@ impl<E: Engine> Drop for Sql<E> {
         self.end();
     }
 }
-
-#[cfg(all(test, feature = "postgres", feature = "mysql"))]
-#[path = "sql/address_tests.rs"]
-mod tests;

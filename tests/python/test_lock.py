@@ -144,6 +144,7 @@ def test_threads_exclude_each_other_and_wait_no_longer_than_they_should(name, fi
     assert late == [os.getpid()]
 
 
+@pytest.mark.filterwarnings("ignore:coroutine")
 def test_a_decorator_locks_each_call(name, files):
     @lock(name, **files)
     def load(day, *, rows):

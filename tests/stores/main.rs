@@ -22,6 +22,7 @@ mod hosts;
 mod identities;
 mod leases;
 mod lines;
+mod logins;
 mod lost_answers;
 mod object_stores;
 mod once;

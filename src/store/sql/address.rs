@@ -15,7 +15,7 @@ use self::TlsMode::{Disable, Prefer, Require, Verify};
 use super::engine::Engine;
 use crate::store::address::StoreSettings;
 use crate::store::failure::{Failure, Result};
-use crate::store::network::{Address as Given, certificates, decoded, secret, sentence};
+use crate::store::network::{Address as Given, certificates, decoded, secret, sentence, variable};
 use crate::sys::text;
 
 /// Options that are accepted, beside those of TLS and of one engine: those that are honoured;
@@ -65,15 +65,12 @@ pub struct Address {
     pub given: Given,
 }
 
-/// Reads a variable of the environment.
-pub type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
-
 /// A host, and its own port.
 type Host = (String, Option<u16>);
 
 impl Address {
     /// Reads the address of `settings`, and what it leaves out from the environment.
-    pub fn read<E: Engine>(settings: &StoreSettings, variable: Variable<'_>) -> Result<Self> {
+    pub fn read<E: Engine>(settings: &StoreSettings) -> Result<Self> {
         let mut given = Given::parse(settings, &SYNONYMS)?;
         let own = hosts(&given.hosts)?;
         for option in E::VARIABLES.split_whitespace() {

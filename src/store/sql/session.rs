@@ -14,7 +14,6 @@ use super::address::Address;
 use super::engine::{Answer, Engine, Phase, no_answer, of};
 use crate::store::backoff::pause_outside;
 use crate::store::failure::{Failure, Result};
-use crate::store::network::variable;
 use crate::store::pause;
 use crate::store::runtime::PrivateRuntime;
 use crate::store::seam::{Fds, Key, Queue};
@@ -34,7 +33,7 @@ const UNQUEUED: Duration = Duration::from_secs(3);
 impl<E: Engine> Sql<E> {
     /// Opens a session with the first server that grants one. After a failure, nothing was sent.
     pub fn connect(&mut self, is_own: bool) -> Result<E::Session> {
-        let read = || Address::read::<E>(&self.settings, &variable);
+        let read = || Address::read::<E>(&self.settings);
         let address = self.address.take().map_or_else(read, Ok)?;
         // A silent server leaves time for the next one.
         let share = address.timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
