@@ -203,8 +203,8 @@ fn what_an_address_of_postgres_leaves_out_comes_from_the_environment() {
 fn tls_is_asked_for_unless_the_address_switches_it_off() {
     let notary = Notary::start();
     for (expected, queries) in [
-        (true, "charset=utf8mb4&pool_size=3 sslmode=allow requiressl=0 tls=preferred"),
-        (false, "ssl_disabled=true ssl-mode=DISABLED useSSL=false tls=false sslmode=disable"),
+        (true, "charset=utf8mb4&pool_size=3 sslmode=allow requiressl=0 ssl_mode=PREFERRED"),
+        (false, "ssl_disabled=true ssl-mode=DISABLED ssl=false sslmode=disable"),
     ] {
         for query in queries.split(' ') {
             let (login, why) =

@@ -22,21 +22,17 @@ use crate::sys::text;
 /// those that change nothing here with these values; and those of drivers and pools on which
 /// nothing depends, since all waiting has the program's own limit.
 const ACCEPTED: &str = "host port user password database sslrootcert sslcert sslkey \
-                        allowpublickeyretrieval=true allowpublickeyretrieval=1 \
                         channel_binding=prefer channel_binding=disable gssencmode=prefer \
-                        gssencmode=disable sslcertmode=allow sslnegotiation=postgres \
-                        ssl_max_protocol_version=TLSv1.3 ssl_min_protocol_version=TLSv1 \
-                        ssl_min_protocol_version=TLSv1.1 ssl_min_protocol_version=TLSv1.2 \
+                        gssencmode=disable ssl_min_protocol_version=TLSv1.2 \
                         target_session_attrs=any target_session_attrs=read-write \
-                        target_session_attrs=primary allowmultiqueries autocommit autoreconnect \
-                        characterencoding charset client_encoding collation command_timeout \
-                        compress connect_timeout fallback_application_name keepalives \
-                        keepalives_count keepalives_idle keepalives_interval load_balance_hosts \
-                        local_infile max_overflow parsetime pool_name pool_pre_ping pool_recycle \
-                        pool_size pool_timeout prepared_statement_cache_size \
-                        prepared_statement_name_func preparethreshold raise_on_warnings \
-                        read_timeout servertimezone sslcompression sslsni statement_cache_size \
-                        tcp_user_timeout use_pure use_unicode useunicode write_timeout";
+                        target_session_attrs=primary autocommit charset client_encoding collation \
+                        command_timeout compress connect_timeout fallback_application_name \
+                        keepalives keepalives_count keepalives_idle keepalives_interval \
+                        load_balance_hosts local_infile max_overflow pool_name pool_pre_ping \
+                        pool_recycle pool_size pool_timeout prepared_statement_cache_size \
+                        prepared_statement_name_func raise_on_warnings read_timeout \
+                        sslcompression sslsni statement_cache_size tcp_user_timeout use_pure \
+                        use_unicode write_timeout";
 
 /// Other names of an option. A socket stands where a host does.
 const SYNONYMS: [(&str, &str); 7] = [
@@ -176,40 +172,33 @@ pub struct Tls {
 }
 
 /// The options that have a word as their value.
-const WORDS: &str = "ssl ssl_mode sslmode tls";
+const WORDS: [&str; 3] = ["ssl", "ssl_mode", "sslmode"];
 
-/// Options that are true or false, and what they ask for then; false may not be possible. They are
-/// those of libpq, asyncpg, PyMySQL, mysqlclient, go-sql-driver, JDBC, and MariaDB's and Oracle's
-/// connectors.
-const FLAGS: [(&str, TlsMode, Option<TlsMode>); 7] = [
-    ("requiressl require_ssl", Require, Some(Prefer)),
-    ("ssl use_ssl usessl", Require, Some(Disable)),
-    ("ssl_check_hostname", Verify, None),
-    ("ssl_disabled", Disable, Some(Prefer)),
-    ("ssl_verify_cert ssl_verify_server_cert verifyservercertificate", Verify, Some(Prefer)),
-    ("ssl_verify_identity verify_identity", Verify, Some(Prefer)),
-    ("tls", Verify, Some(Disable)),
+/// Options that are true or false, and what they ask for then: those of libpq, asyncpg, PyMySQL,
+/// mysqlclient, and MariaDB's and Oracle's connectors.
+const FLAGS: [(&str, TlsMode, TlsMode); 5] = [
+    ("requiressl", Require, Prefer),
+    ("ssl", Require, Disable),
+    ("ssl_disabled", Disable, Prefer),
+    ("ssl_verify_cert", Verify, Prefer),
+    ("ssl_verify_identity", Verify, Prefer),
 ];
-
-fn is_in(names: &str, name: &str) -> bool {
-    names.split(' ').any(|other| other == name)
-}
 
 /// Whether it is an option of these.
 fn is_option(name: &str) -> bool {
-    is_in(WORDS, name) || FLAGS.iter().any(|(names, ..)| is_in(names, name))
+    WORDS.contains(&name) || FLAGS.iter().any(|(flag, ..)| *flag == name)
 }
 
 /// What an option with this value asks for; `None` if that is unknown.
 fn meaning(name: &str, value: &str) -> Option<TlsMode> {
-    let flag = FLAGS.iter().find(|(names, ..)| is_in(names, name));
+    let flag = FLAGS.iter().find(|(flag, ..)| *flag == name);
     Some(match value.to_ascii_lowercase().replace('_', "-").as_str() {
         "1" | "true" | "yes" | "on" => flag?.1,
-        "0" | "false" | "no" | "off" => flag?.2?,
-        _ if !is_in(WORDS, name) => return None,
+        "0" | "false" | "no" | "off" => flag?.2,
+        _ if !WORDS.contains(&name) => return None,
         "disable" | "disabled" => Disable,
         "allow" | "prefer" | "preferred" => Prefer,
-        "require" | "required" | "trust" | "skip-verify" => Require,
+        "require" | "required" => Require,
         "verify-ca" | "verify-full" | "verify-identity" => Verify,
         _ => return None,
     })
