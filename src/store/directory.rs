@@ -55,7 +55,7 @@ impl Directory {
     fn file(&mut self, key: &Key) -> &mut SharedFile {
         let Self { directory, timeout, open } = self;
         open.entry(key.clone())
-            .or_insert_with(|| SharedFile::new(directory, &stored_name(key), *timeout))
+            .or_insert_with(|| SharedFile::new(directory.join(stored_name(key)), *timeout))
     }
 }
 
@@ -78,10 +78,10 @@ impl Store for Directory {
         let unreadable = |_| State { value: Some(String::new()), ..State::default() };
         let entry = |(name, file): (OsString, OsString)| {
             // Other programs keep files there, too, which must not even be locked.
-            let opened = open(&self.directory.join(&file), OFlags::RDONLY).ok().flatten();
-            opened.filter(slot::is_begun)?;
+            let path = self.directory.join(&file);
+            open(&path, OFlags::RDONLY).ok().flatten().filter(slot::is_begun)?;
             // A flock on one register is not waited for here.
-            let mut file = SharedFile::new(&self.directory, &file, Duration::ZERO);
+            let mut file = SharedFile::new(path, Duration::ZERO);
             Some((name, file.load().unwrap_or_else(unreadable)))
         };
         Ok(Page { entries: files.into_iter().filter_map(entry).collect(), next })

@@ -48,7 +48,7 @@ pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>> {
             let of_objects = [Scheme::S3, Scheme::Azure, Scheme::Gcs].contains(&scheme);
             let feature = if of_objects { "object-store" } else { scheme.name() };
             let hint = format!("a wheel has all stores; or `cargo install … --features {feature}`");
-            return Err(Failure::permanent(why).with_hint(hint));
+            return Err(Failure::refused(why, hint));
         }
     })
 }

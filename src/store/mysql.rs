@@ -101,7 +101,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 
     fn new(address: &Address) -> Result<Self> {
         let (count, place) = (address.servers.len(), Position::None);
-        let refused = |why, hint| Err(Failure::permanent(why).with_hint(hint));
+        let refused = |why: &str, hint| Err(Failure::refused(why, hint));
         match address.database.clone() {
             _ if count > 1 => refused("the address names several servers", "name one, or a proxy"),
             None => refused("the address names no database", Self::EXAMPLE),

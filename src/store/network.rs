@@ -85,7 +85,7 @@ impl Address {
         if self.is_ambiguous {
             let why = "what follows the `?` in the address is not a known option";
             let hint = "`?` and `@` in a password are written as `%3F` and `%40`";
-            return Failure::permanent(why).with_hint(hint);
+            return Failure::refused(why, hint);
         }
         Failure::permanent(format!("the option `{}` of the address {why}", text::field(name)))
     }

@@ -152,7 +152,7 @@ pub trait Store: Send {
     fn foreign(&self, why: &str) -> Failure {
         let hint = format!("another program has written there; {} frees the lock", self.repair());
         let why = format!("what is stored there is not a lock record: {why}");
-        Failure::permanent(why).with_hint(hint)
+        Failure::refused(why, hint)
     }
 
     /// Whether the store numbers its states. The lock file of one machine does not: its states are

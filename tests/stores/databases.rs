@@ -50,6 +50,14 @@ fn a_database_with_an_encoding_that_lacks_a_character_of_a_command_keeps_its_loc
     holder.wait().expect("it ends");
     assert_eq!(store.run(&["unlock", "--force"]).code, 0);
     assert_eq!(store.state(), "free");
+    // Nor is a row touched that a newer version has written.
+    server.psql_in(
+        "latin",
+        "ALTER TABLE serializer_locks DROP CONSTRAINT serializer_locks_format_check; \
+         UPDATE serializer_locks SET format = 2",
+    );
+    let newer = store.run(&["run", "true"]);
+    assert!(newer.code == 1 && newer.stderr.contains("a newer version"), "{newer:?}");
 }
 
 #[test]

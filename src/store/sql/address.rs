@@ -92,7 +92,7 @@ impl Address {
         given.refuse_unknown(is_known, hint)?;
         let or_option = |text: Option<String>, name| text.or_else(|| given.option(name));
         let user = or_option(given.user.clone(), "user").or_else(|| variable("USER"));
-        let no_user = || Failure::permanent("the address names no user").with_hint(E::EXAMPLE);
+        let no_user = || Failure::refused("the address names no user", E::EXAMPLE);
         let user = user.or_else(|| variable("LOGNAME")).ok_or_else(no_user)?;
         let password = secret(or_option(given.password.clone(), "password"), settings)?;
         let path = Some(given.path.clone()).filter(|name| !name.is_empty());

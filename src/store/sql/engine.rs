@@ -152,11 +152,11 @@ pub fn of<E: Engine>(error: &Error, phase: Phase, server: &str) -> Failure {
         _ if let Some(error) = tls_error(error) => {
             let is_about_trust = matches!(error, rustls::Error::InvalidCertificate(_));
             let hint = if is_about_trust { ROOTS_HINT } else { PLAIN_HINT };
-            Failure::permanent(tls_problem(error)).with_hint(hint)
+            Failure::refused(tls_problem(error), hint)
         }
         Error::Io(error) => unanswered(error, server),
         Error::Tls(error) if error.to_string().contains("not support TLS") => {
-            Failure::permanent("the server does not encrypt connections").with_hint(PLAIN_HINT)
+            Failure::refused("the server does not encrypt connections", PLAIN_HINT)
         }
         Error::PoolTimedOut => no_answer(phase),
         Error::Tls(_) | Error::Configuration(_) => Failure::permanent(sentence(&error.to_string())),
