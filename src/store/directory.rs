@@ -136,22 +136,14 @@ fn on_one_machine(directory: &Path) -> &'static str {
 /// The failure for an error of the operating system.
 fn trouble(error: impl Into<io::Error>) -> Failure {
     use Errno as E;
-    /// The file was removed, the server restarts, or it takes longer than a soft mount waits.
-    const PASSES: [Errno; 9] = [
-        E::NOENT,
-        E::STALE,
-        E::NOLCK,
-        E::IO,
-        E::TIMEDOUT,
-        E::HOSTDOWN,
-        E::HOSTUNREACH,
-        E::AGAIN,
-        E::INTR,
-    ];
     let error = error.into();
     let why = io_message(&error).to_string();
     match Errno::from_io_error(&error) {
-        Some(error) if PASSES.contains(&error) => Failure::transient(why),
+        // The file was removed, the server restarts, or it takes longer than a soft mount waits.
+        Some(E::NOENT | E::STALE | E::NOLCK | E::IO) => Failure::transient(why),
+        Some(E::TIMEDOUT | E::HOSTDOWN | E::HOSTUNREACH | E::AGAIN | E::INTR) => {
+            Failure::transient(why)
+        }
         Some(E::ACCESS | E::PERM) => Failure::refused(
             why,
             "its users need the rights to read and write it, and to make files beside it",
