@@ -39,9 +39,7 @@ pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>> {
         #[cfg(feature = "dynamodb")]
         Scheme::Dynamodb => Box::new(super::dynamodb::DynamoDb::new(settings)?),
         #[cfg(feature = "object-store")]
-        Scheme::S3 | Scheme::Azure | Scheme::Gcs => {
-            Box::new(super::object::Objects::new(settings)?)
-        }
+        Scheme::S3 | Scheme::Azure | Scheme::Gcs => Box::new(super::object::open(settings)?),
         #[allow(unreachable_patterns, reason = "a build with all stores leaves none out")]
         scheme => {
             let why = format!("this program was built without the store `{}`", scheme.name());

@@ -32,12 +32,7 @@ impl Kind {
 
     /// What a register of this kind is called in messages.
     pub fn noun(self) -> &'static str {
-        match self {
-            Self::Lock => "the lock",
-            Self::Once => "the key",
-            Self::Schedule => "the task",
-            Self::Session => "the session",
-        }
+        ["the lock", "the key", "the task", "the session"][self as usize]
     }
 
     /// Whether a lock of this name would be mistaken for a register of another kind.
