@@ -63,9 +63,8 @@ pub enum Location {
 impl Location {
     /// The lock with this file.
     pub fn file(path: &Path) -> Self {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let key = Key::lock(path.file_name().unwrap_or_default());
-        Self::File(parent.unwrap_or(Path::new(".")).to_owned(), key)
+        Self::File(file::publish::directory(path).to_owned(), key)
     }
 
     /// The lock of this name in a store.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import inspect
 import json
 import os
 import shutil
@@ -15,10 +14,9 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from pathlib import Path
-from typing import Any, Callable, TypeVar, cast
+from typing import Any, Callable, TypeVar
 
 _R = TypeVar("_R")
-_B = TypeVar("_B", bound="_Block")
 _NULL = subprocess.DEVNULL
 # The process owns its locks; these exclude its threads. A forked child has no other threads.
 _guards: dict[str, Any] = {}
@@ -50,20 +48,16 @@ class GivenUp(SerializerError):
     """The key has used up its tries, so the block did not run."""
 
 
-_LAZY = "write `with` in the body of a coroutine or of a generator"
 _ERRORS = {75: Held, 76: Lost, 77: Lost, 79: AlreadyDone, 80: GivenUp}
 
 
 def _exit_code(child: subprocess.Popen[str]) -> int:
     # Popen takes an end that is lost for a success: with SIGCHLD ignored, or reaped by others.
-    try:
-        ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:
-        ended = None
-    if ended is None:
-        why = "SIGCHLD is ignored, or another thread waits for all processes"
-        raise SerializerError(f"cannot tell how `serializer` ended: {why}", -1)
-    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    with contextlib.suppress(ChildProcessError):
+        if ended := os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT):
+            return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    why = "SIGCHLD is ignored, or another thread waits for all processes"
+    raise SerializerError(f"cannot tell how `serializer` ended: {why}", -1)
 
 
 class _Block:
@@ -93,10 +87,10 @@ class _Block:
         said = {"level": "error", "event": f"`serializer {verb}` failed without a message"}
         key = [f"--once={key}" for key in self._key]
         # The caller below depends on a warning.
-        is_silent = os.environ.get("LOG_LEVEL", "").lower() in ("error", "critical", "fatal")
-        level = ["--log-level=warning"] if is_silent else []
-        with self._start(verb, *key, *more, *level, f"--owner-pid={os.getpid()}",
-                         "--meltano-log-json", stdout=_NULL, stderr=subprocess.PIPE) as child:
+        if os.environ.get("LOG_LEVEL", "").lower() in ("error", "critical", "fatal"):
+            key.append("--log-level=warning")
+        with self._start(verb, *key, *more, f"--owner-pid={os.getpid()}", "--meltano-log-json",
+                         stdout=_NULL, stderr=subprocess.PIPE) as child:
             try:
                 for line in child.stderr or ():
                     said = {"level": "error", "event": line.strip()}
@@ -113,15 +107,14 @@ class _Block:
                 raise
         if code == 0:
             return said["event"]
-        names = ["--once", "--", *self._key] if key else []
+        names, holder = ["--once", "--", *self._key] if self._key else [], None
         status = self._start("status", "--json", *names, stdout=subprocess.PIPE, stderr=_NULL)
-        holder = None
         with contextlib.suppress(ValueError, LookupError):
             report = json.loads(status.communicate()[0])
-            holder = report["keys"][0] if key else report["locks"][0]["holder"]
+            holder = report["keys"][0] if self._key else report["locks"][0]["holder"]
         raise _ERRORS.get(code, SerializerError)(said["event"], code, holder)
 
-    def __enter__(self: _B) -> _B:
+    def __enter__(self) -> None:
         what, begun = repr((self._key, self._place, self._store)), time.monotonic()
         guard = self._guard = _guards.setdefault(what, threading.RLock())
         if not guard.acquire(timeout=-1 if self._timeout is None else self._timeout):
@@ -138,44 +131,38 @@ class _Block:
             try:
                 # An interrupted or killed attempt may have acquired the lock.
                 if not isinstance(error, SerializerError) or error.code < 0:
-                    self._fail(error)
+                    self._unlock(error)
             finally:
                 guard.release()
             raise
-        return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         # A forked child leaves the lock to its parent.
         if self._pid == os.getpid():
             try:
-                self._end(error)
+                self._unlock(error)
             except SerializerError:
                 raise
             except BaseException:
                 # Interrupted, it may not have begun.
                 with contextlib.suppress(SerializerError):
-                    self._end(error)
+                    self._unlock(error)
                 raise
             finally:
                 self._guard.release()
 
-    def _end(self, error: BaseException | None) -> None:
-        self._run("unlock") if error is None else self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        """Unlocks after an exception, which matters more than a failure to unlock."""
-        failed = ["--failed", f"--note={type(error).__name__}"] if self._key else []
+    def _unlock(self, error: BaseException | None) -> None:
+        has_failed = error is not None and self._key
+        failed = ["--failed", f"--note={type(error).__name__}"] if has_failed else []
         try:
             self._run("unlock", *failed)
         except SerializerError as why:
+            # An exception of the block matters more.
+            if error is None:
+                raise
             print("serializer:", why, file=sys.stderr, flush=True)
 
     def _wrap(self, function: Callable[..., _R], *skip: type[BaseException]) -> Callable[..., Any]:
-        if any(is_lazy(function) for is_lazy in (
-                inspect.iscoroutinefunction, inspect.isgeneratorfunction,
-                inspect.isasyncgenfunction)):
-            raise TypeError(_LAZY)
-
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> _R | None:
             with contextlib.ExitStack() as stack:
@@ -186,7 +173,7 @@ class _Block:
                 result = function(*args, **kwargs)
                 # Its body would run after the block.
                 if isinstance(result, (Coroutine, Generator, AsyncGenerator)):
-                    raise TypeError(_LAZY)
+                    raise TypeError("write `with` in the body of a coroutine or of a generator")
                 return result
         return wrapper
 
@@ -203,7 +190,7 @@ class lock(_Block):
                          {"slots": slots, "shared": shared, "reason": reason})
 
     def __call__(self, function: Callable[..., _R]) -> Callable[..., _R]:
-        return cast("Callable[..., _R]", self._wrap(function))
+        return self._wrap(function)
 
 
 class once(_Block):

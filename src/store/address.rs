@@ -44,11 +44,6 @@ const SCHEMES: [(Scheme, &[&str]); 7] = [
 ];
 
 impl Scheme {
-    /// All kinds.
-    pub fn all() -> impl Iterator<Item = Self> {
-        SCHEMES.iter().map(|(scheme, ..)| *scheme)
-    }
-
     /// Its name in addresses.
     pub fn name(self) -> &'static str {
         SCHEMES[self as usize].1[0]

@@ -54,19 +54,14 @@ pub struct Settings {
     pub timeout: Duration,
 }
 
-/// What the settings have led to.
-struct Found<C> {
-    config: SdkConfig,
-    credentials: Option<Credentials>,
-    /// When to ask for new ones.
-    due: Option<SystemTime>,
-    client: Option<C>,
-}
-
 /// An identity at a service, and a client for it.
 pub struct Account<C> {
     pub settings: Settings,
-    found: Option<Found<C>>,
+    config: Option<SdkConfig>,
+    client: Option<C>,
+    /// When the client's credentials expire, and when to ask for new ones.
+    expiry: Option<SystemTime>,
+    due: Option<SystemTime>,
 }
 
 impl<C> Account<C> {
@@ -86,7 +81,7 @@ impl<C> Account<C> {
         let endpoint = endpoint_of(address)?.or(endpoint);
         let roots = address.option("ca").or_else(|| variable("AWS_CA_BUNDLE")).map(PathBuf::from);
         let settings = Settings { service, keys, profile, region, endpoint, roots, timeout };
-        Ok(Self { settings, found: None })
+        Ok(Self { settings, config: None, client: None, expiry: None, due: None })
     }
 
     /// A client with credentials that are good for a while. Reads the settings once; makes a client
@@ -95,24 +90,33 @@ impl<C> Account<C> {
         &mut self,
         connect: impl FnOnce(&Settings, &SdkConfig, &Credentials) -> Result<C, Failure>,
     ) -> Result<&C, Failure> {
-        let Self { settings, found } = self;
+        let Self { settings, config, client, expiry, due } = self;
         let none = || Failure::permanent(NONE);
-        if found.is_none() {
+        if config.is_none() {
             let late = |_| Failure::transient("AWS's settings for this host do not come in time");
-            let config = timeout(settings.timeout, settings.find()).await.map_err(late)??;
-            *found = Some(Found { config, credentials: None, due: None, client: None });
+            *config = Some(timeout(settings.timeout, settings.find()).await.map_err(late)??);
         }
-        let found = found.as_mut().ok_or_else(none)?;
-        if found.renew(settings.timeout).await? || found.client.is_none() {
-            let keys = found.credentials.as_ref().ok_or_else(none)?;
-            found.client = Some(connect(settings, &found.config, keys)?);
+        let (config, now) = (config.as_ref().ok_or_else(none)?, SystemTime::now());
+        if client.is_none() || due.is_some_and(|due| due <= now) {
+            match settings.credentials(config).await {
+                Ok(keys) => {
+                    *expiry = keys.expiry();
+                    *due = expiry.map(|expiry| (expiry - EARLY).max(now + PAUSE).min(expiry));
+                    *client = Some(connect(settings, config, &keys)?);
+                }
+                Err(failure) if client.is_some() && expiry.is_some_and(|expiry| now < expiry) => {
+                    tracing::debug!("cannot renew the credentials yet: {}", failure.why);
+                    *due = expiry.map(|expiry| expiry.min(now + PAUSE));
+                }
+                Err(failure) => return Err(failure),
+            }
         }
-        found.client.as_ref().ok_or_else(none)
+        client.as_ref().ok_or_else(none)
     }
 
     /// What is wrong with the credentials may be put right meanwhile: all is looked up again.
     pub fn forget(&mut self) {
-        self.found = None;
+        (self.config, self.client) = (None, None);
     }
 }
 
@@ -136,6 +140,15 @@ impl Settings {
             return Ok(profile);
         };
         Err(Failure::refused(why, hint))
+    }
+
+    async fn credentials(&self, config: &SdkConfig) -> Result<Credentials, Failure> {
+        let provider = config.credentials_provider().ok_or_else(|| Failure::permanent(NONE))?;
+        match timeout(self.timeout, provider.provide_credentials()).await {
+            Ok(Ok(credentials)) => usable(&credentials),
+            Ok(Err(error)) => Err(failure_of(&error)),
+            Err(_) => Err(Failure::transient("the credentials for AWS do not come in time")),
+        }
     }
 
     async fn find(&mut self) -> Result<SdkConfig, Failure> {
@@ -177,33 +190,6 @@ impl Settings {
         let what = "endpoint of `AWS_ENDPOINT_URL…` or of the profile";
         self.endpoint.iter().try_for_each(|endpoint| checks::endpoint(endpoint, what))?;
         Ok(config)
-    }
-}
-
-impl<C> Found<C> {
-    /// Asks for credentials if they are due. Returns whether there are new ones.
-    async fn renew(&mut self, limit: Duration) -> Result<bool, Failure> {
-        let now = SystemTime::now();
-        if self.credentials.is_some() && self.due.is_none_or(|due| now < due) {
-            return Ok(false);
-        }
-        let provider =
-            self.config.credentials_provider().ok_or_else(|| Failure::permanent(NONE))?;
-        let failure = match timeout(limit, provider.provide_credentials()).await {
-            Ok(Ok(credentials)) => {
-                let expiry = credentials.expiry();
-                self.due = expiry.map(|expiry| (expiry - EARLY).max(now + PAUSE).min(expiry));
-                self.credentials = Some(usable(&credentials)?);
-                return Ok(true);
-            }
-            Ok(Err(error)) => failure_of(&error),
-            Err(_) => Failure::transient("the credentials for AWS do not come in time"),
-        };
-        let expiry = self.credentials.as_ref().and_then(Credentials::expiry);
-        let Some(expiry) = expiry.filter(|expiry| *expiry > now) else { return Err(failure) };
-        tracing::debug!("cannot renew the credentials yet: {}", failure.why);
-        self.due = Some(expiry.min(now + PAUSE));
-        Ok(false)
     }
 }
 

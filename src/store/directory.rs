@@ -55,7 +55,7 @@ impl Directory {
     fn file(&mut self, key: &Key) -> &mut SharedFile {
         let Self { directory, timeout, open } = self;
         open.entry(key.clone())
-            .or_insert_with(|| SharedFile::new(directory, &stored_name(key), *timeout))
+            .or_insert_with(|| SharedFile::new(directory.join(stored_name(key)), *timeout))
     }
 }
 
@@ -78,10 +78,10 @@ impl Store for Directory {
         let unreadable = |_| State { value: Some(String::new()), ..State::default() };
         let entry = |(name, file): (OsString, OsString)| {
             // Other programs keep files there, too, which must not even be locked.
-            let opened = open(&self.directory.join(&file), OFlags::RDONLY).ok().flatten();
-            opened.filter(slot::is_begun)?;
+            let path = self.directory.join(&file);
+            open(&path, OFlags::RDONLY).ok().flatten().filter(slot::is_begun)?;
             // A flock on one register is not waited for here.
-            let mut file = SharedFile::new(&self.directory, &file, Duration::ZERO);
+            let mut file = SharedFile::new(path, Duration::ZERO);
             Some((name, file.load().unwrap_or_else(unreadable)))
         };
         Ok(Page { entries: files.into_iter().filter_map(entry).collect(), next })
@@ -136,22 +136,14 @@ fn on_one_machine(directory: &Path) -> &'static str {
 /// The failure for an error of the operating system.
 fn trouble(error: impl Into<io::Error>) -> Failure {
     use Errno as E;
-    /// The file was removed, the server restarts, or it takes longer than a soft mount waits.
-    const PASSES: [Errno; 9] = [
-        E::NOENT,
-        E::STALE,
-        E::NOLCK,
-        E::IO,
-        E::TIMEDOUT,
-        E::HOSTDOWN,
-        E::HOSTUNREACH,
-        E::AGAIN,
-        E::INTR,
-    ];
     let error = error.into();
     let why = io_message(&error).to_string();
     match Errno::from_io_error(&error) {
-        Some(error) if PASSES.contains(&error) => Failure::transient(why),
+        // The file was removed, the server restarts, or it takes longer than a soft mount waits.
+        Some(E::NOENT | E::STALE | E::NOLCK | E::IO) => Failure::transient(why),
+        Some(E::TIMEDOUT | E::HOSTDOWN | E::HOSTUNREACH | E::AGAIN | E::INTR) => {
+            Failure::transient(why)
+        }
         Some(E::ACCESS | E::PERM) => Failure::refused(
             why,
             "its users need the rights to read and write it, and to make files beside it",

@@ -39,16 +39,14 @@ pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>> {
         #[cfg(feature = "dynamodb")]
         Scheme::Dynamodb => Box::new(super::dynamodb::DynamoDb::new(settings)?),
         #[cfg(feature = "object-store")]
-        Scheme::S3 | Scheme::Azure | Scheme::Gcs => {
-            Box::new(super::object::Objects::new(settings)?)
-        }
+        Scheme::S3 | Scheme::Azure | Scheme::Gcs => Box::new(super::object::open(settings)?),
         #[allow(unreachable_patterns, reason = "a build with all stores leaves none out")]
         scheme => {
             let why = format!("this program was built without the store `{}`", scheme.name());
             let of_objects = [Scheme::S3, Scheme::Azure, Scheme::Gcs].contains(&scheme);
             let feature = if of_objects { "object-store" } else { scheme.name() };
             let hint = format!("a wheel has all stores; or `cargo install … --features {feature}`");
-            return Err(Failure::permanent(why).with_hint(hint));
+            return Err(Failure::refused(why, hint));
         }
     })
 }

@@ -78,10 +78,8 @@ pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
             failure.during("list the lock directory", text::path(directory))
         })?,
     };
-    Ok(names
-        .into_iter()
-        .map(|(name, _)| Location::File(directory.to_owned(), Key { kind, name }))
-        .collect())
+    let location = |(name, _)| Location::File(directory.to_owned(), Key { kind, name });
+    Ok(names.into_iter().map(location).collect())
 }
 
 /// Why a directory does not keep what must outlive a crash of the machine, or of a host that shares
@@ -243,12 +241,10 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
     let shown = text::path(path);
     // Only flock says so: what else is not supported is done in another way.
     if let Some(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) = Errno::from_io_error(error) {
-        let mount = File::open(publish::directory(path))
-            .ok()
-            .and_then(|directory| filesystem::mount(&directory));
-        let file_system = mount.map_or_else(|| "of an unknown kind".to_owned(), |(name, _)| name);
-        let why =
-            format!("flock does not work on its file system ({file_system}): {}", failure.why);
+        let directory = File::open(publish::directory(path)).ok();
+        let mount = directory.and_then(|directory| filesystem::mount(&directory));
+        let name = mount.map_or_else(|| "of an unknown kind".to_owned(), |(name, _)| name);
+        let why = format!("flock does not work on its file system ({name}): {}", failure.why);
         return Failure { why, ..failure }
             .with_hint("name a directory on another file system with `SERIALIZER_DIR`");
     }

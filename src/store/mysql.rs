@@ -14,7 +14,7 @@ use super::backoff::PollBackoff;
 use super::failure::{Cause, Failure, Result};
 use super::seam::Fds;
 use super::sql::address::{Address, Server};
-use super::sql::engine::{Answer, Asked, Connected, Engine, Line, Phase, of, send};
+use super::sql::engine::{Answer, Asked, Connected, Engine, Phase, of, send};
 use super::sql::{Sql, hex};
 use crate::store::waiter::Waiter;
 
@@ -101,7 +101,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 
     fn new(address: &Address) -> Result<Self> {
         let (count, place) = (address.servers.len(), Position::None);
-        let refused = |why, hint| Err(Failure::permanent(why).with_hint(hint));
+        let refused = |why: &str, hint| Err(Failure::refused(why, hint));
         match address.database.clone() {
             _ if count > 1 => refused("the address names several servers", "name one, or a proxy"),
             None => refused("the address names no database", Self::EXAMPLE),
@@ -114,7 +114,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         let ((host, port), is_socket) = (server, server.0.starts_with('/'));
         // A socket of this machine is as good as encryption that is only preferred.
         let preferred = if is_socket { Disabled } else { Preferred };
-        let modes = [Disabled, preferred, Required, VerifyIdentity, VerifyIdentity];
+        let modes = [Disabled, preferred, Required, VerifyIdentity];
         let mut options = MySqlConnectOptions::new().username(&at.user).database(&self.database);
         options = options.ssl_mode(modes[at.tls.mode as usize]);
         // Without the statement that sqlx sends after each login.
@@ -177,29 +177,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     fn forget(&mut self) {
         self.place = Position::None;
     }
-}
 
-impl MySql {
-    /// The server's lock: at most 64 characters, and the same for all databases of a server.
-    fn queue_name(&self, key: &str) -> String {
-        let hash = Sha256::digest(format!("{}\0{key}", self.database));
-        format!("serializer:{}", hex(&hash[..16]))
-    }
-}
-
-/// Whether there is room for one more waiter: they use three quarters of the connections, and
-/// holders need the rest.
-fn has_room(answer: &Answer) -> bool {
-    let number = |row, column| answer.text(row, column).and_then(|text| text.parse::<u64>().ok());
-    let has_room = |used: Option<u64>, most: Option<u64>| match (used, most) {
-        (Some(used), Some(most @ 1..)) => used.saturating_mul(4) < most.saturating_mul(3),
-        // A server that does not tell has room.
-        _ => true,
-    };
-    has_room(number(0, 1), number(1, 0)) && has_room(number(1, 2), number(1, 1))
-}
-
-impl Line for MySql {
     fn are_others_first(sql: &Sql<Self>, name: &str) -> String {
         format!("IS_USED_LOCK('{}') <> CONNECTION_ID()", sql.engine.queue_name(name))
     }
@@ -268,4 +246,24 @@ impl Line for MySql {
              info LIKE 'SELECT GET_LOCK(''{taken}'', %' ORDER BY {first} DESC, time DESC, id"
         )
     }
+}
+
+impl MySql {
+    /// The server's lock: at most 64 characters, and the same for all databases of a server.
+    fn queue_name(&self, key: &str) -> String {
+        let hash = Sha256::digest(format!("{}\0{key}", self.database));
+        format!("serializer:{}", hex(&hash[..16]))
+    }
+}
+
+/// Whether there is room for one more waiter: they use three quarters of the connections, and
+/// holders need the rest.
+fn has_room(answer: &Answer) -> bool {
+    let number = |row, column| answer.text(row, column).and_then(|text| text.parse::<u64>().ok());
+    let has_room = |used: Option<u64>, most: Option<u64>| match (used, most) {
+        (Some(used), Some(most @ 1..)) => used.saturating_mul(4) < most.saturating_mul(3),
+        // A server that does not tell has room.
+        _ => true,
+    };
+    has_room(number(0, 1), number(1, 0)) && has_room(number(1, 2), number(1, 1))
 }

@@ -1,8 +1,7 @@
 //! What stores that are reached over a network share: addresses, certificates, and what errors say.
 
 use std::error::Error;
-use std::fs::File;
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use percent_encoding::percent_decode_str;
@@ -14,9 +13,6 @@ use super::failure::{Failure, Result};
 use crate::store::address::StoreSettings;
 pub use crate::sys::text::sentence;
 use crate::sys::text::{self, io_message};
-
-/// A larger password file holds something else.
-const MAX_FILE: u64 = 1 << 20;
 
 /// An address `scheme://user:password@hosts/path?option=value`, decoded. Empty parts count as left
 /// out. Not `Debug`: it holds secrets.
@@ -89,7 +85,7 @@ impl Address {
         if self.is_ambiguous {
             let why = "what follows the `?` in the address is not a known option";
             let hint = "`?` and `@` in a password are written as `%3F` and `%40`";
-            return Failure::permanent(why).with_hint(hint);
+            return Failure::refused(why, hint);
         }
         Failure::permanent(format!("the option `{}` of the address {why}", text::field(name)))
     }
@@ -105,10 +101,9 @@ pub fn decoded(text: &str) -> Result<String> {
 /// A secret of an address, or else the first line of the password file, without its end.
 pub fn secret(given: Option<String>, settings: &StoreSettings) -> Result<Option<String>> {
     let (None, Some(path)) = (&given, &settings.password_file) else { return Ok(given) };
-    let (mut text, shown) = (String::new(), text::path(path));
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
+    let shown = text::path(path);
     let cannot = |error| format!("cannot read the password file `{shown}`: {}", io_message(&error));
-    read.map_err(|error| Failure::permanent(cannot(error)))?;
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::permanent(cannot(error)))?;
     Ok(Some(text.lines().next().unwrap_or("").to_owned()))
 }
 

@@ -19,13 +19,13 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersi
 use tokio::time::timeout;
 
 use self::address::Client;
+pub use self::address::read as open;
 use self::http::{CONDITIONS, refusal};
 use self::layout::{Body, decode, encode};
 use super::failure::{Cause, Failure};
 use super::key::name_after;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Page, State, Store, Write};
-use crate::store::address::StoreSettings;
 use crate::sys::clock::since_1970;
 use crate::sys::random::random_token;
 use crate::sys::text::io_message;
@@ -53,11 +53,6 @@ pub struct Objects {
 type Seen<T> = (T, Vec<u8>);
 
 impl Objects {
-    /// Does not connect yet.
-    pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
-        address::read(settings)
-    }
-
     /// Asks the store to `verb`, with credentials that are good for a while; `None` if the object
     /// does not exist, or is in another state than it must be.
     fn ask<T>(

@@ -1,10 +1,9 @@
 //! Keys in PostgreSQL: docs/protocol.md, "Databases".
 
-mod queue;
-
 use std::io;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgListener, PgPool};
 use sqlx::postgres::{PgPoolOptions, PgQueryResult, PgRow, PgSeverity};
@@ -13,27 +12,38 @@ use url::Url;
 
 use super::failure::{Cause, Result};
 use super::network::variable;
+use super::seam::{Fds, Kind};
 use super::sql::address::{Address, Server};
 use super::sql::engine::{Asked, Connected, Engine, Phase, READ_ONLY, send};
-use super::sql::hex;
+use super::sql::{Sql, hex};
 use crate::store::waiter::Waiter;
-use crate::sys::random::random_token;
+use crate::sys::random::{jittered, random_token};
 
-/// A server cuts off a longer name of a session.
-const MAX_LABEL: usize = 63;
+/// How long the first waiter sleeps without a notification, which can be lost with a server.
+const FIRST_POLL: Duration = Duration::from_secs(10);
+
+/// Whether there is room for one more waiter: they use three quarters of the connections, and
+/// holders need the rest. The kind of others' sessions is hidden, but not their database.
+const ROOM: &str = "(\
+SELECT count(*) * 4 < 3 * (current_setting('max_connections')::integer
+                           - current_setting('superuser_reserved_connections')::integer)
+   AND (min(datconnlimit) < 0
+        OR count(*) FILTER (WHERE client.datid = base.oid) * 4 < 3 * min(datconnlimit))
+   AND (min(rolconnlimit) < 0
+        OR count(*) FILTER (WHERE client.usesysid = role.oid) * 4 < 3 * min(rolconnlimit))
+FROM pg_catalog.pg_stat_activity client, pg_catalog.pg_database base, pg_catalog.pg_roles role
+WHERE client.datid IS NOT NULL AND base.datname = current_database() AND rolname = session_user)";
 
 pub struct Postgres;
 
 pub enum Session {
     Plain(PgConnection),
     /// One that also gets notifications, and its place in the queue.
-    Own(Own),
-}
-
-pub struct Own {
-    listener: PgListener,
-    pool: PgPool,
-    ticket: Option<u32>,
+    Own {
+        listener: PgListener,
+        pool: PgPool,
+        ticket: Option<u32>,
+    },
 }
 
 impl Engine for Postgres {
@@ -86,8 +96,8 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     }
 
     async fn connect(&self, at: &Address, server: &Server, is_own: bool) -> Connected<Self> {
-        // Behind a pooler, each change of the label costs a statement.
-        let label = if is_own { Waiter::label(MAX_LABEL) } else { "serializer".to_owned() };
+        // Behind a pooler, each change of it costs a statement. A server cuts off a longer one.
+        let label = if is_own { Waiter::label(63) } else { "serializer".to_owned() };
         let options = for_sqlx(at, server, label)?;
         let mut session = match is_own {
             true => own(options, at.timeout).await?,
@@ -117,14 +127,14 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         let text = |row: &PgRow, column| row.try_get_unchecked(column);
         match on {
             Session::Plain(connection) => send(connection, sql, phase, changed, text).await,
-            Session::Own(own) => send(&mut own.listener, sql, phase, changed, text).await,
+            Session::Own { listener, .. } => send(listener, sql, phase, changed, text).await,
         }
     }
 
     async fn close(session: Session) {
         match session {
             Session::Plain(connection) => drop(connection.close().await),
-            Session::Own(Own { listener, pool, .. }) => {
+            Session::Own { listener, pool, .. } => {
                 drop(listener);
                 pool.close().await;
             }
@@ -135,13 +145,108 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         let error = error.downcast_ref::<PgDatabaseError>();
         (error.code().to_owned(), !matches!(error.severity(), PgSeverity::Error))
     }
+
+    /// Whether tickets before this one are taken; before a new one, where it is none.
+    fn are_others_first(sql: &Sql<Self>, name: &str) -> String {
+        let ticket = ticket(sql).map_or(i64::MAX, i64::from);
+        format!("EXISTS (SELECT FROM {} AND taken.objid::bigint < {ticket})", tickets(name))
+    }
+
+    fn is_in_line(sql: &Sql<Self>) -> bool {
+        ticket(sql).is_some()
+    }
+
+    fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<bool> {
+        // Before it opens a session, so that looking for room takes none.
+        if !sql.ask(format!("SELECT {ROOM}"), Phase::Read)?.is_true(0, 0) {
+            return Ok(false);
+        }
+        // The other session makes room for it.
+        sql.close_session();
+        sql.session = Some(sql.connect(true)?);
+        // Several waiters at the same time get different tickets.
+        let take = format!(
+            "SELECT ticket, pg_backend_pid() FROM (SELECT coalesce(max(taken.objid::bigint), 0) AS \
+             number FROM {}) AS last, LATERAL generate_series(last.number + 1, last.number + 100) \
+             AS ticket WHERE {ROOM} AND pg_try_advisory_lock({}, ticket::integer) LIMIT 1",
+            tickets(name),
+            line(name)
+        );
+        let taken = sql.ask(take, Phase::Read)?;
+        let Some((number, pid)) = taken.text(0, 0).zip(taken.text(0, 1)) else { return Ok(false) };
+        sql.ask(format!("LISTEN serializer_{pid}"), Phase::Read)?;
+        if let Some(Session::Own { ticket, .. }) = &mut sql.session {
+            *ticket = number.parse().ok();
+        }
+        // The row is to be read once more before it sleeps: a release before was told to others.
+        sql.are_others_first = false;
+        Ok(true)
+    }
+
+    fn wait_in_line(sql: &mut Sql<Self>, limit: Duration, fds: Fds<'_>) -> Result<()> {
+        let limit = if sql.are_others_first { limit } else { limit.min(jittered(FIRST_POLL)) };
+        let Some(Session::Own { listener, .. }) = &mut sql.session else { return Ok(()) };
+        let told = sql.runtime.wait(listener.try_recv(), limit, fds)?;
+        if matches!(told, Some(Ok(None) | Err(_))) {
+            tracing::debug!("the place in the queue is lost");
+            sql.close_session();
+        }
+        Ok(())
+    }
+
+    fn leave(sql: &mut Sql<Self>, name: &str) -> Option<String> {
+        let Some(Session::Own { ticket, .. }) = &mut sql.session else { return None };
+        let number = ticket.take()?;
+        let unlock = format!("SELECT pg_advisory_unlock({}, {number})", line(name));
+        Some(format!("{unlock}; {}", Self::wake(name)?))
+    }
+
+    fn waiters(&self, name: &str) -> String {
+        format!(
+            "SELECT client.application_name, host(client.client_addr) FROM (SELECT taken.pid, \
+             taken.objid::bigint FROM {}) AS taken LEFT JOIN pg_catalog.pg_stat_activity AS client \
+             ON client.pid = taken.pid ORDER BY taken.objid",
+            tickets(name)
+        )
+    }
+
+    /// Wakes the first waiter. The end of a run that happens once concerns all of them.
+    fn wake(name: &str) -> Option<String> {
+        let most = if name.starts_with(Kind::Once.prefix()) { u32::MAX } else { 1 };
+        let first = format!("{} ORDER BY taken.objid::bigint LIMIT {most}", tickets(name));
+        let first = format!("(SELECT taken.pid FROM {first}) AS first");
+        Some(format!("SELECT pg_notify('serializer_' || pid, '') FROM {first}"))
+    }
+}
+
+/// The number of a name's queue in the server, of which the table is a part. Two names with the
+/// same number share a queue.
+fn line(name: &str) -> String {
+    let number = Sha256::digest(name)[..4].iter().fold(0, |sum, byte| sum << 8 | i32::from(*byte));
+    format!("(({number}) # 'serializer_locks'::regclass::oid::integer)")
+}
+
+/// The advisory locks that are tickets of a queue.
+fn tickets(name: &str) -> String {
+    format!(
+        "pg_catalog.pg_locks AS taken WHERE taken.locktype = 'advisory' AND taken.objsubid = 2 AND \
+         taken.granted AND taken.mode = 'ExclusiveLock' AND taken.classid = {}::oid AND \
+         taken.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = \
+         current_database())",
+        line(name)
+    )
+}
+
+fn ticket(sql: &Sql<Postgres>) -> Option<u32> {
+    let Some(Session::Own { ticket, .. }) = &sql.session else { return None };
+    *ticket
 }
 
 /// The address as sqlx reads it. Nothing is left to its own defaults but the password.
 fn for_sqlx(at: &Address, server: &Server, label: String) -> Result<PgConnectOptions, Error> {
     let (host, port) = (server.0.as_str(), server.1.to_string());
     let is_socket = host.starts_with('/');
-    let modes = ["disable", "prefer", "require", "verify-full", "verify-full"];
+    let modes = ["disable", "prefer", "require", "verify-full"];
     let named = at.given.option("application_name").or_else(|| variable("PGAPPNAME"));
     let (label, set) = (named.unwrap_or(label), at.given.option("options"));
     let pairs = [
@@ -166,8 +271,7 @@ fn for_sqlx(at: &Address, server: &Server, label: String) -> Result<PgConnectOpt
     let options = PgConnectOptions::from_url(&url)?.extra_float_digits(None);
     let options = options.statement_cache_capacity(0).disable_statement_logging();
     // `PGSSLROOTCERT` may be the word `system`.
-    let is_rooted = at.tls.roots.is_some();
-    Ok(if is_rooted { options } else { options.ssl_root_cert_from_pem(Vec::new()) })
+    Ok(if at.tls.roots.is_some() { options } else { options.ssl_root_cert_from_pem(Vec::new()) })
 }
 
 /// A session that gets notifications, and that no pooler lends out.
@@ -185,7 +289,7 @@ async fn own(options: PgConnectOptions, limit: Duration) -> Result<Session, Erro
     // Another session would not have the ticket.
     listener.eager_reconnect(false);
     listener.ignore_pool_close_event(true);
-    let mut session = Session::Own(Own { listener, pool, ticket: None });
+    let mut session = Session::Own { listener, pool, ticket: None };
     let asked = format!("SELECT current_setting('serializer.session', true) = '{word}'");
     if Postgres::ask(&mut session, asked, Phase::Read, limit).await?.is_true(0, 0) {
         return Ok(session);

@@ -20,11 +20,8 @@ impl PrivateRuntime {
                 let _ = rustls::crypto::ring::default_provider().install_default();
                 // A thread that resolves host names must not take the signals that `run` reads.
                 let block_signals = || SigSet::all().thread_block().unwrap_or_default();
-                let built = Builder::new_current_thread()
-                    .enable_all()
-                    .on_thread_start(block_signals)
-                    .build();
-                built.map_err(|error| {
+                let mut builder = Builder::new_current_thread();
+                builder.enable_all().on_thread_start(block_signals).build().map_err(|error| {
                     Failure::permanent(format!("cannot set up connections: {}", io_message(&error)))
                 })?
             }

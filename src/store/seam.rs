@@ -32,12 +32,7 @@ impl Kind {
 
     /// What a register of this kind is called in messages.
     pub fn noun(self) -> &'static str {
-        match self {
-            Self::Lock => "the lock",
-            Self::Once => "the key",
-            Self::Schedule => "the task",
-            Self::Session => "the session",
-        }
+        ["the lock", "the key", "the task", "the session"][self as usize]
     }
 
     /// Whether a lock of this name would be mistaken for a register of another kind.
@@ -152,7 +147,7 @@ pub trait Store: Send {
     fn foreign(&self, why: &str) -> Failure {
         let hint = format!("another program has written there; {} frees the lock", self.repair());
         let why = format!("what is stored there is not a lock record: {why}");
-        Failure::permanent(why).with_hint(hint)
+        Failure::refused(why, hint)
     }
 
     /// Whether the store numbers its states. The lock file of one machine does not: its states are

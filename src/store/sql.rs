@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
 use self::address::Address;
-use self::engine::{Engine, Line, Phase, READ_ONLY};
+use self::engine::{Engine, Phase, READ_ONLY};
 use super::failure::{Cause, Failure, Result};
-use super::network::variable;
 use super::runtime::PrivateRuntime;
 use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use crate::store::address::StoreSettings;
@@ -50,7 +49,7 @@ pub struct Sql<E: Engine> {
 impl<E: Engine> Sql<E> {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self> {
-        let address = Address::read::<E>(settings, &variable)?;
+        let address = Address::read::<E>(settings)?;
         Ok(Self {
             engine: E::new(&address)?,
             settings: settings.clone(),
@@ -111,12 +110,8 @@ fn state(row: &[Option<String>]) -> Result<State> {
     let version = Some(format!("{number} {}", record.as_deref().unwrap_or_default()).into_bytes());
     let foreign = |_| Failure::permanent("its version is not a number from 0 on");
     let number = number.parse().map_err(foreign)?;
-    let value = record.as_deref().map(|record| {
-        let value = percent_decode_str(record).decode_utf8_lossy();
-        // An older program has stored its text as it is.
-        let is_escaped = utf8_percent_encode(&value, ESCAPED).to_string() == record;
-        if is_escaped { value.into_owned() } else { record.to_owned() }
-    });
+    let value = record.as_deref().map(percent_decode_str);
+    let value = value.map(|record| record.decode_utf8_lossy().into_owned());
     Ok(State { version, number, value, ..free })
 }
 
@@ -131,7 +126,7 @@ fn page_condition<E: Engine>(kind: Kind, after: Option<&OsStr>) -> String {
     format!("{of_kind} AND name > {}", E::literal(&format!("{}{after}", kind.prefix())))
 }
 
-impl<E: Line> Store for Sql<E> {
+impl<E: Engine> Store for Sql<E> {
     fn get(&mut self, key: &Key) -> Result<State> {
         let name = key.stored_name();
         let (now, literal) = (E::NOW, E::literal(&name));
@@ -231,7 +226,3 @@ impl<E: Engine> Drop for Sql<E> {
         self.end();
     }
 }
-
-#[cfg(all(test, feature = "postgres", feature = "mysql"))]
-#[path = "sql/address_tests.rs"]
-mod tests;

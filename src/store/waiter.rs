@@ -41,11 +41,8 @@ impl Waiter {
         let since =
             started.and_then(|started| Some(started.duration_since(UNIX_EPOCH).ok()?.as_secs()));
         // `serializer lock` waits for its parent, and that is what people know.
-        let is_lock = arguments
-            .iter()
-            .skip(1)
-            .find(|argument| !argument.starts_with('-'))
-            .is_some_and(|word| word == "lock");
+        let word = arguments.iter().skip(1).find(|argument| !argument.starts_with('-'));
+        let is_lock = word.is_some_and(|word| word == "lock");
         let arguments =
             is_lock.then(|| process::parent(pid)).flatten().map_or(arguments, process::arguments);
         let (pid, command) = (Some(pid.as_raw_pid()), Some(text::command_line(&arguments)));
@@ -62,10 +59,8 @@ impl Waiter {
         let (pid, since, command) =
             (getpid(), since.unwrap_or_default(), command.unwrap_or_default());
         let label = format!("{NAME}{pid}@{host} {since:x}{mode}: {command}").replace('…', "...");
-        let plain = |c: char| {
-            if (c.is_ascii_graphic() || c == ' ') && !"*'\"\\".contains(c) { c } else { '?' }
-        };
-        label.chars().map(plain).take(most).collect()
+        let is_special = |c: char| !matches!(c, ' '..='~') || "*'\"\\".contains(c);
+        label.replace(is_special, "?").chars().take(most).collect()
     }
 
     /// What a label says.

@@ -167,7 +167,7 @@ impl Site {
             fs::create_dir_all(path(name)).expect("a directory");
         }
         symlink(PROGRAM, path("bin/serializer")).expect("a link");
-        fs::write(path("store/.serializer-shared"), "").expect("a file");
+        fs::write(path("store/.serializer-shared"), "machine\n").expect("a file");
         let (_, blocks) = split(&read(&root().join("docs/schedule.md")));
         fs::write(path("serializer.toml"), &blocks[0].text).expect("a file");
         for name in STAND_INS {

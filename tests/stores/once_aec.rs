@@ -343,6 +343,65 @@ fn a_run_of_the_library_that_is_twenty_minutes_old_is_taken_over_by_one() {
 }
 
 #[test]
+fn an_item_of_the_library_is_read_as_its_run_and_any_other_is_left_alone() {
+    let mut both = Both::start("30");
+    let now = "datetime.datetime.now().isoformat()";
+    let ahead = "(datetime.datetime.now() + datetime.timedelta(hours=2)).isoformat()";
+    for (at, (status, updated, more, code)) in [
+        ("'LOADING'", now, "", 75),
+        ("'IN_PROGRESS'", ahead, "", 75),
+        ("'FINISHED'", "'2026-11-29T08:00:00'", "", 9),
+        ("'FINISHED'", "'2026-11-29 08:00:00'", "", 9),
+        ("'FINISHED'", "'yesterday'", "", 1),
+        ("'FINISHED'", "'2026-11-29T08:00:00Z'", "", 1),
+        ("'FINISHED'", "1", "", 1),
+        ("'FINISHED'", "None", "", 1),
+        ("None", now, "", 1),
+        // Of a newer version.
+        ("'FINISHED'", now, ", 'format': 2, 'version': 7", 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let item = format!(
+            "{{'day_to_run': 'k{at}', 'status_execution': {status}, 'updated_at': {updated}{more}}}"
+        );
+        both.ask(&format!("aec.table.put_item(Item={item})"));
+        let before = both.item(&format!("k{at}"));
+        let ended = both.once(&format!("k{at}"), &["-n", "--skipped-exit-code", "9"], "true");
+        assert_eq!(ended.code, code, "{item}: {ended:?}");
+        assert_eq!(both.item(&format!("k{at}")), before);
+    }
+    // An hour that a clock shows twice is the later one, so that no run ends too early; one that it
+    // leaves out is the time that it would have shown.
+    for (local, utc) in [
+        ("2026-10-25T02:30:00", "2026-10-25T01:30:00Z"),
+        ("2026-03-29T02:30:00", "2026-03-29T01:30:00Z"),
+        ("2026-07-01T02:30:00", "2026-07-01T00:30:00Z"),
+    ] {
+        both.ask(&format!(
+            "aec.table.put_item(Item={{'day_to_run': '{local}', 'status_execution': 'FINISHED', 'updated_at': '{local}.000001'}})"
+        ));
+        let mut status = both.store.serializer(&["status", "--json", "--once", "--", local]);
+        let shown = ended(status.env("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")).stdout;
+        let shown: Value = serde_json::from_str(&shown).expect(&shown);
+        let utc: jiff::Timestamp = utc.parse().expect("a time");
+        assert_eq!(shown["keys"][0]["since"], utc.as_millisecond(), "{local}: {shown}");
+        assert_eq!(shown["keys"][0]["ends"][0]["at"], utc.as_millisecond(), "{local}: {shown}");
+    }
+    // The library reads times with six digits only.
+    assert_eq!(both.once("ours", &[], "true").code, 0);
+    let ours = both.item("ours");
+    for name in ["created_at", "updated_at"] {
+        assert_eq!(
+            ours[name].as_str().map(str::len),
+            Some("2026-10-25T02:30:00.000001".len()),
+            "{ours}"
+        );
+    }
+}
+
+#[test]
 fn a_takeover_is_one_write_that_another_run_of_the_library_forestalls_and_a_lost_answer_does_not_repeat()
  {
     let mut both = Both::start("30");

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
+use crate::logins::answer;
 use crate::support::faults::{Logged, Server, renewals, until_renewed};
 use crate::support::servers::{Options, PgBouncer, shared_postgres};
 use crate::support::session::{Session, session_at};
@@ -245,6 +246,26 @@ fn a_server_that_wants_tls_gets_it_from_a_client_that_knows_it() {
             let why =
                 if matches!(server, Server::Postgres(_)) { "no encryption" } else { "denied" };
             is_refused(&at(disable), args, why);
+        }
+        // In the words of any driver.
+        let answer = |query: &str| {
+            let query = query.replace("/ca.pem", &stranger.certificate());
+            answer(&format!("{}?{query}", store.url), None)
+        };
+        for query in
+            ["ssl_mode=required", "sslMode=REQUIRED", "ssl=true", "ssl=require", "requireSSL=true"]
+        {
+            assert_eq!(answer(query), Ok(()), "{query}");
+        }
+        for query in [
+            "ssl_ca=/ca.pem ssl_mode=REQUIRED&ssl_ca=/ca.pem ssl_mode=VERIFY_CA&ssl_ca=/ca.pem",
+            "sslmode=require&sslrootcert=/ca.pem ssl_ca=/ca.pem&ssl_verify_cert=false",
+            "sslMode=VERIFY_FULL sslrootcert=system sslmode=verify-ca ssl_verify_cert=true",
+            "ssl_verify_identity=true ssl=verify-full ssl_mode=PREFERRED&ssl_verify_identity=true",
+            "sslmode=require&sslrootcert=system ssl_mode=VERIFY_IDENTITY&ssl_verify_cert=false",
+        ] {
+            let is_verified = |query| answer(query).is_err_and(|why| why.contains("certificate"));
+            query.split(' ').for_each(|query| assert!(is_verified(query), "{query}"));
         }
         assert_eq!(store.state(), "free");
     }

@@ -57,7 +57,7 @@ impl Locks {
 
     /// Says that hosts share it, as `serializer initialize` does.
     pub fn is_shared(&self) {
-        fs::write(self.dir().join(".serializer-shared"), "")
+        fs::write(self.dir().join(".serializer-shared"), "machine\n")
             .expect("the directory can be written to");
     }
 

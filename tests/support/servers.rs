@@ -299,7 +299,8 @@ impl Postgres {
         ))
     }
 
-    fn psql_in(&self, database: &str, sql: &str) -> String {
+    /// The same, in another database.
+    pub fn psql_in(&self, database: &str, sql: &str) -> String {
         answer(&mut psql(
             &self.server.keeper.dir().display().to_string(),
             self.port(),

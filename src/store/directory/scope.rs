@@ -48,10 +48,9 @@ fn doubt(directory: &Path, line: &str) -> String {
     }
 }
 
-/// An older program left an empty marker, which does not count for NFS.
 fn is_declared(directory: &Path, line: &str) -> bool {
     let marker = fs::read_to_string(directory.join(MARKER));
-    marker.is_ok_and(|text| text.lines().any(|one| one == line) || text.is_empty() && line != "nfs")
+    marker.is_ok_and(|text| text.lines().any(|one| one == line))
 }
 
 /// Records the user's confirmation: a directory of this machine is right, or one locks out other

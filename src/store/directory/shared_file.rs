@@ -2,9 +2,8 @@
 //! place under its own flock. A process builds only on a state that it knows to be on the server's
 //! disk (*secured*). docs/protocol.md, "The file in a shared directory", has the argument.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fs4::{FileExt, TryLockError};
@@ -13,7 +12,7 @@ use rustix::fs::OFlags;
 use super::slot::{self, Slot};
 use super::{opened, scope, trouble, unusable};
 use crate::store::failure::Failure;
-use crate::store::file::publish::{leads_to, link_new, open};
+use crate::store::file::publish::{directory, leads_to, link_new, open};
 use crate::store::seam::{Next, State, Write};
 use crate::sys::files::{lock_records, look_anew};
 use crate::sys::random::jittered;
@@ -24,7 +23,6 @@ const FLOCK_PAUSE: Duration = Duration::from_millis(4);
 /// One register's file.
 #[derive(Debug)]
 pub struct SharedFile {
-    directory: PathBuf,
     path: PathBuf,
     /// How long to try for the flock.
     timeout: Duration,
@@ -45,10 +43,9 @@ struct Flocked {
 }
 
 impl SharedFile {
-    /// The file `name` in a directory. Touches nothing yet.
-    pub fn new(directory: &Path, name: &OsStr, timeout: Duration) -> Self {
-        let path = directory.join(name);
-        Self { directory: directory.to_owned(), path, timeout, tried: None, secured: None }
+    /// Touches nothing yet.
+    pub fn new(path: PathBuf, timeout: Duration) -> Self {
+        Self { path, timeout, tried: None, secured: None }
     }
 
     /// The register's state as it is stored. After a write without an answer, the state is secured
@@ -71,8 +68,7 @@ impl SharedFile {
         let found = match self.open(true)? {
             Some(found) => found,
             None => {
-                // Just below the next number: an older program counts on from it.
-                self.publish(next.number - 1)?;
+                self.publish()?;
                 self.open(true)?.ok_or_else(removed)?
             }
         };
@@ -95,11 +91,11 @@ impl SharedFile {
 
     /// Removes the file if the state is still `expected`. Only where a flock cannot be lost while
     /// its process lives: over NFS, a delayed removal could arrive when another host holds the
-    /// lock. And only a file of this format: an older program would make an empty one in its place.
+    /// lock.
     pub fn remove(&mut self, expected: &State) -> Result<Write, Failure> {
-        let found = self.open(true)?.filter(|found| {
-            found.has_records && found.slot.is_whole() && is_in(&found.slot, expected)
-        });
+        let is_written = |found: &Flocked| found.slot.identity().is_some();
+        let found = self.open(true)?.filter(|found| found.has_records && is_written(found));
+        let found = found.filter(|found| is_in(&found.slot, expected));
         // Removed while it is flocked.
         let Some(_found) = found else { return Ok(Write::Conflict) };
         fs::remove_file(&self.path).map_err(trouble)?;
@@ -109,20 +105,21 @@ impl SharedFile {
 
     /// Makes the file, in its initial state and with its full length before it has its name: a
     /// shorter file is damaged. Another process may have made it meanwhile.
-    fn publish(&self, number: u64) -> Result<(), Failure> {
-        let slot = Slot::new(number, None, true).map_err(trouble)?;
+    fn publish(&self) -> Result<(), Failure> {
+        let slot = Slot::new(0, None, true).map_err(trouble)?;
         let made = link_new(&self.path, &|file| slot.write(file, 0)).map_err(trouble)?;
         made.map(drop).ok_or_else(|| Failure::permanent("its file system has no hard links"))
     }
 
     fn sync_directory(&self) -> Result<(), Failure> {
-        opened(&self.directory)?.sync_all().map_err(trouble)
+        opened(directory(&self.path))?.sync_all().map_err(trouble)
     }
 
     /// Asks the server whether names in the directory lead elsewhere now. Otherwise, another host's
     /// change of a name might be seen seconds late.
     fn look_anew(&self) -> Result<(), Failure> {
-        look_anew(&self.directory).map_err(|error| unusable(&self.directory, error))
+        let directory = directory(&self.path);
+        look_anew(directory).map_err(|error| unusable(directory, error))
     }
 
     /// Opens and flocks the file, which must be regular and on a file system with flocks that all
@@ -130,13 +127,14 @@ impl SharedFile {
     /// it. `None` when no file exists.
     fn open(&self, to_write: bool) -> Result<Option<Flocked>, Failure> {
         self.look_anew()?;
+        let directory = directory(&self.path);
         let access = if to_write { OFlags::RDWR } else { OFlags::RDONLY };
         let Some(file) = open(&self.path, access).map_err(trouble)? else {
             // The directory is on the same file system. Where locks cannot be kept, waiting for one
             // is useless.
-            return scope::check(&self.directory, &opened(&self.directory)?).map(|_| None);
+            return scope::check(directory, &opened(directory)?).map(|_| None);
         };
-        let has_records = scope::check(&self.directory, &file)?;
+        let has_records = scope::check(directory, &file)?;
         self.flock(&file, to_write, has_records)?;
         if to_write {
             self.look_anew()?;

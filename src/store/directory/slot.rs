@@ -7,8 +7,8 @@
 //!
 //! A state counts only if its hash is that of the rest. The state with the larger number is the
 //! present one. `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was
-//! removed and made again never has the same state twice. It begins with `w` if the file had its
-//! whole length (files of older programs have not), and with `wn` in the initial state.
+//! removed and made again never has the same state twice. It begins with `w`, and with `wn` in the
+//! initial state.
 
 use std::fs::File;
 use std::io;
@@ -53,11 +53,6 @@ impl Slot {
     pub fn new(number: u64, text: Option<&str>, is_initial: bool) -> io::Result<Self> {
         let nonce = format!("{}{}", if is_initial { "wn" } else { "w" }, random_token()?);
         Ok(Self { number, nonce, text: text.map(str::to_owned) })
-    }
-
-    /// Whether the file had its whole length when this was written, and not as its initial state.
-    pub fn is_whole(&self) -> bool {
-        self.nonce.starts_with('w') && self.identity().is_some()
     }
 
     /// Identifies the state, whatever its number; `None` for an initial state.
@@ -107,7 +102,7 @@ fn offset(place: usize) -> u64 {
 /// written.
 pub fn present(file: &File) -> Result<(Slot, usize), Failure> {
     let length = file.metadata().map_err(trouble)?.len();
-    let (mut present, mut is_damaged): (Option<(Slot, usize)>, _) = (None, false);
+    let mut present: Option<(Slot, usize)> = None;
     for place in [0, 1] {
         let bytes = read(file, place).map_err(trouble)?;
         let Some(slot) = Slot::parse(&bytes) else {
@@ -118,12 +113,11 @@ pub fn present(file: &File) -> Result<(Slot, usize), Failure> {
             }
             continue;
         };
-        is_damaged |= slot.nonce.starts_with('w') && length < WHOLE;
         if present.as_ref().is_none_or(|(other, _)| other.number < slot.number) {
             present = Some((slot, place));
         }
     }
-    present.filter(|_| !is_damaged).ok_or_else(|| {
+    present.filter(|_| length >= WHOLE).ok_or_else(|| {
         let why = "it is not a lock that hosts share, or is damaged";
         let hint = "it is a lock file of one machine or another program's, or was cut off; once \
                     nothing uses the lock, remove the file, or choose another name";
@@ -145,104 +139,4 @@ fn read(file: &File, place: usize) -> io::Result<Vec<u8>> {
         bytes.extend(read_at(file, more, offset(place) + FIRST_READ as u64)?);
     }
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::os::unix::fs::FileExt;
-
-    use super::{MAGIC, Slot, is_begun, offset, present};
-    use crate::record::MAX_BYTES;
-
-    fn slot(number: u64, text: Option<&str>) -> Slot {
-        Slot::new(number, text, false).expect("random numbers")
-    }
-
-    fn file() -> File {
-        tempfile::tempfile().expect("a file")
-    }
-
-    /// The present state and its place, or why there is none.
-    fn found(file: &File) -> Result<(Slot, usize), String> {
-        present(file).map_err(|failure| failure.why)
-    }
-
-    #[track_caller]
-    fn is_refused(file: &File, why: &str) {
-        assert!(found(file).is_err_and(|found| found.contains(why)));
-    }
-
-    #[test]
-    fn the_newer_of_two_states_is_the_present_one_and_can_be_written_again() {
-        let file = file();
-        is_refused(&file, "damaged");
-        let newest = "x".repeat(MAX_BYTES);
-        for (number, text, place) in
-            [(7, Some("old"), 0), (8, None, 1), (9, Some(newest.as_str()), 0), (10, Some(""), 1)]
-        {
-            let slot = slot(number, text);
-            slot.write(&file, place).expect("written");
-            assert!(is_begun(&file));
-            assert_eq!(found(&file), Ok((slot.clone(), place)));
-            found(&file).expect("it is there").0.write(&file, place).expect("written");
-            assert_eq!(found(&file), Ok((slot, place)));
-        }
-    }
-
-    #[test]
-    fn what_was_written_halfway_was_never_written() {
-        let text = "0123456789".repeat(1000);
-        let whole = slot(8, Some(&text)).to_text().into_bytes();
-        for length in
-            [0, 1, 5, MAGIC.len(), MAGIC.len() + 1, 30, 100, 200, 4095, 4096, 5000, whole.len() - 1]
-        {
-            for place in [0, 1] {
-                let file = file();
-                let before = slot(7, Some("before"));
-                before.write(&file, 1 - place).expect("written");
-                file.write_all_at(&whole[..length], offset(place)).expect("written");
-                assert_eq!(found(&file), Ok((before.clone(), 1 - place)), "{length}");
-                // Nor over a longer one, of which the rest is still there.
-                slot(6, Some(&text.replace('9', "8"))).write(&file, place).expect("written");
-                file.write_all_at(&whole[..length], offset(place)).expect("written");
-                assert_eq!(found(&file), Ok((before, 1 - place)), "{length}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_cut_off_anywhere_is_damaged_and_not_free() {
-        let file = file();
-        for (number, place) in [(0, 0), (7, 1), (8, 0), (9, 1)] {
-            slot(number, Some("held").filter(|_| number > 0)).write(&file, place).expect("written");
-            let mut whole = vec![0; usize::try_from(super::WHOLE).expect("it fits")];
-            file.read_exact_at(&mut whole, 0).expect("readable");
-            let second = whole.len() / 2;
-            for length in
-                [0, 1, 100, 500, second - 1, second, second + 1, second + 100, whole.len() - 1]
-            {
-                let copy = self::file();
-                copy.write_all_at(&whole[..length], 0).expect("written");
-                is_refused(&copy, "damaged");
-            }
-        }
-    }
-
-    #[test]
-    fn what_others_have_written_is_left_alone() {
-        let newer = format!("{MAGIC}2 x\n");
-        let foreign = "not a lock that hosts share, or is damaged";
-        for (text, why) in [
-            ("4121\n2026-11-22 08:00:00\nv=1\n", foreign),
-            ("hello", foreign),
-            ("serialized", foreign),
-            (&newer, "newer"),
-        ] {
-            let file = file();
-            file.write_all_at(text.as_bytes(), 0).expect("written");
-            assert!(why == "newer" || !is_begun(&file), "{text}");
-            is_refused(&file, why);
-        }
-    }
 }

@@ -143,7 +143,3 @@ impl Table {
         self.done(request.send().await, "dynamodb:DeleteItem")
     }
 }
-
-#[cfg(test)]
-#[path = "aec_tests.rs"]
-mod tests;

@@ -5,7 +5,6 @@
 //! connection, 5xx, the answer of a proxy.
 
 use std::error::Error;
-use std::fmt;
 
 use aws_sdk_dynamodb::config::http::HttpResponse;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
@@ -31,12 +30,6 @@ type Written = Result<Write, Failure>;
 /// What DynamoDB said.
 pub trait Said: ProvideErrorMetadata + Error + 'static {}
 impl<E: ProvideErrorMetadata + Error + 'static> Said for E {}
-
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "table `{}` in `{}`", self.names.table, self.region)
-    }
-}
 
 impl Table {
     /// How a conditional write ended.
@@ -80,22 +73,21 @@ impl Table {
 
     /// What a code means. Those that are known say that nothing was done.
     fn refused(&self, code: &str, text: &str, status: u16, action: &str) -> Failure {
-        let server = &self.server;
-
+        let Self { server, name, .. } = self;
         match code {
             "ResourceNotFoundException" | "TableNotFoundException" => {
-                let why = format!("{self} does not exist, or is not ready");
+                let why = format!("{name} does not exist, or is not ready");
                 Failure { cause: Cause::NotPrepared, ..Failure::permanent(why) }
             }
             _ if code.contains("ConflictException") || code == "ResourceInUseException" => {
-                Failure::transient(format!("{self} is in use: {text}"))
+                Failure::transient(format!("{name} is in use: {text}"))
             }
             _ if THROTTLED.iter().any(|word| code.contains(word)) => {
-                let why = format!("too many requests for {self}: {text}");
+                let why = format!("too many requests for {name}: {text}");
                 Failure::transient(why).with_hint("the table's capacity may be too low")
             }
             "AccessDeniedException" | "AccessDenied" => Failure::refused(
-                format!("no permission for `{action}` on {self}: {text}"),
+                format!("no permission for `{action}` on {name}: {text}"),
                 "docs/stores.md of this program has the policy that it needs",
             ),
             _ if let Some(said) = refused_identity(code, text) => Failure::refused(
@@ -105,7 +97,7 @@ impl Table {
             ),
             "ValidationException" if WRONG_KEYS.iter().any(|said| text.contains(said)) => {
                 Failure::refused(
-                    format!("the key of {self} is not just the text `{}`", self.names.key),
+                    format!("the key of {name} is not just the text `{}`", self.names.key),
                     "`key=…` in the address names it; a table that also has a sort key cannot be \
                      used",
                 )

@@ -51,7 +51,7 @@ pub struct Names {
 pub struct Table {
     pub client: Client,
     pub server: String,
-    pub region: String,
+    pub name: String,
     pub names: Names,
 }
 
@@ -81,7 +81,9 @@ pub fn connect(
         .retry_config(RetryConfig::disabled())
         .http_client(aws::http_client(settings.roots.as_deref(), is_plain)?);
     config.set_endpoint_url(endpoint);
-    Ok(Table { client: Client::from_conf(config.build()), server, region, names: names.clone() })
+    let (client, names) = (Client::from_conf(config.build()), names.clone());
+    let name = format!("table `{}` in `{region}`", names.table);
+    Ok(Table { client, server, name, names })
 }
 
 impl Table {
@@ -186,7 +188,10 @@ impl Table {
                 return Err(failure);
             }
             if begun.elapsed() >= LIMIT {
-                return Err(Failure::transient(format!("{self} is not ready: {}", failure.why)));
+                return Err(Failure::transient(format!(
+                    "{} is not ready: {}",
+                    self.name, failure.why
+                )));
             }
             if !is_ours {
                 match request.clone().send().await {
@@ -194,7 +199,7 @@ impl Table {
                     Err(error) if error.code() == Some("ResourceInUseException") => {}
                     Err(error) => {
                         let failure = self.failure(&error, "dynamodb:CreateTable");
-                        let why = format!("{self} does not exist, and {}", failure.why);
+                        let why = format!("{} does not exist, and {}", self.name, failure.why);
                         let hint = "`serializer initialize` with that permission creates it; or \
                                     the table is in another region";
                         return Err(Failure { why, ..failure }.with_hint(hint));
@@ -204,7 +209,7 @@ impl Table {
             tokio::time::sleep(jittered(PAUSE)).await;
         }
         if is_ours {
-            tracing::info!("made the {self}");
+            tracing::info!("made the {}", self.name);
             self.expire().await;
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
+use super::publish::directory;
 use crate::sys::files::abstract_address;
 
 /// How much of a file's name goes into the socket's name, which holds 107 bytes. Two names that
@@ -21,9 +22,7 @@ const MAX_DATAGRAMS: usize = 64;
 /// Directory and file name, so that all spellings of a path meet; the lock's own inode changes with
 /// each holder.
 fn address(path: &Path) -> Option<SocketAddr> {
-    let parent =
-        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let directory = fs::metadata(parent).ok()?;
+    let directory = fs::metadata(directory(path)).ok()?;
     let file = path.file_name()?.as_bytes();
     let file = file[..file.len().min(MAX_NAME)].escape_ascii();
     let mut name = format!("serializer:{:x}:{:x}:{file}", directory.dev(), directory.ino());

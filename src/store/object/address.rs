@@ -93,13 +93,13 @@ impl Client {
     }
 }
 
-/// Reads the address and the environment. Values are not repeated: they may be parts of a secret.
+/// Reads the address and the environment; does not connect yet. Values are not repeated: they may be parts of a secret.
 pub fn read(settings: &StoreSettings) -> Result<Objects, Failure> {
     let (scheme, timeout) = (settings.url.scheme(), settings.timeout);
-    let kind = match scheme {
-        Scheme::Azure => &AZURE,
-        Scheme::Gcs => &GCS,
-        _ => &S3,
+    let (kind, client): (_, fn(&_, &_, _) -> _) = match scheme {
+        Scheme::Azure => (&AZURE, azure::client),
+        Scheme::Gcs => (&GCS, google),
+        _ => (&S3, s3),
     };
     let address = checks::address(settings, kind.options)?;
     let bucket = decoded(&address.hosts)?;
@@ -120,12 +120,7 @@ pub fn read(settings: &StoreSettings) -> Result<Objects, Failure> {
     };
     let roots = address.option("ca").map(PathBuf::from);
     let connector = Connector { timeout, roots, clients: Default::default() };
-    let client = match scheme {
-        Scheme::Azure => azure::client(&address, &bucket, connector)?,
-        Scheme::Gcs => google(&address, &bucket, connector)?,
-        _ => s3(&address, &bucket, connector)?,
-    };
-    let runtime = PrivateRuntime::default();
+    let (client, runtime) = (client(&address, &bucket, connector)?, PrivateRuntime::default());
     Ok(Objects { bucket, prefix, kind, timeout, runtime, client })
 }
 

@@ -90,10 +90,6 @@ pub fn client(address: &Address, container: &str, connector: Connector) -> Resul
              -o tsv` prints a token for `AZURE_STORAGE_TOKEN`",
         ));
     }
-    let client = builder
-        .with_disable_tagging(true)
-        .with_http_connector(connector)
-        .with_retry(once())
-        .build();
-    client.map(Client::Azure).map_err(|error| unusable(&AZURE, &error))
+    let builder = builder.with_disable_tagging(true).with_http_connector(connector);
+    builder.with_retry(once()).build().map(Client::Azure).map_err(|error| unusable(&AZURE, &error))
 }

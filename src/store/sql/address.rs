@@ -11,32 +11,28 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
 
-use self::TlsMode::{Disable, Prefer, Require, VerifyCa, VerifyFull};
+use self::TlsMode::{Disable, Prefer, Require, Verify};
 use super::engine::Engine;
 use crate::store::address::StoreSettings;
 use crate::store::failure::{Failure, Result};
-use crate::store::network::{Address as Given, certificates, decoded, secret, sentence};
+use crate::store::network::{Address as Given, certificates, decoded, secret, sentence, variable};
 use crate::sys::text;
 
 /// Options that are accepted, beside those of TLS and of one engine: those that are honoured;
 /// those that change nothing here with these values; and those of drivers and pools on which
 /// nothing depends, since all waiting has the program's own limit.
 const ACCEPTED: &str = "host port user password database sslrootcert sslcert sslkey \
-                        allowpublickeyretrieval=true allowpublickeyretrieval=1 \
                         channel_binding=prefer channel_binding=disable gssencmode=prefer \
-                        gssencmode=disable sslcertmode=allow sslnegotiation=postgres \
-                        ssl_max_protocol_version=TLSv1.3 ssl_min_protocol_version=TLSv1 \
-                        ssl_min_protocol_version=TLSv1.1 ssl_min_protocol_version=TLSv1.2 \
+                        gssencmode=disable ssl_min_protocol_version=TLSv1.2 \
                         target_session_attrs=any target_session_attrs=read-write \
-                        target_session_attrs=primary allowmultiqueries autocommit autoreconnect \
-                        characterencoding charset client_encoding collation command_timeout \
-                        compress connect_timeout fallback_application_name keepalives \
-                        keepalives_count keepalives_idle keepalives_interval load_balance_hosts \
-                        local_infile max_overflow parsetime pool_name pool_pre_ping pool_recycle \
-                        pool_size pool_timeout prepared_statement_cache_size \
-                        prepared_statement_name_func preparethreshold raise_on_warnings \
-                        read_timeout servertimezone sslcompression sslsni statement_cache_size \
-                        tcp_user_timeout use_pure use_unicode useunicode write_timeout";
+                        target_session_attrs=primary autocommit charset client_encoding collation \
+                        command_timeout compress connect_timeout fallback_application_name \
+                        keepalives keepalives_count keepalives_idle keepalives_interval \
+                        load_balance_hosts local_infile max_overflow pool_name pool_pre_ping \
+                        pool_recycle pool_size pool_timeout prepared_statement_cache_size \
+                        prepared_statement_name_func raise_on_warnings read_timeout \
+                        sslcompression sslsni statement_cache_size tcp_user_timeout use_pure \
+                        use_unicode write_timeout";
 
 /// Other names of an option. A socket stands where a host does.
 const SYNONYMS: [(&str, &str); 7] = [
@@ -65,15 +61,12 @@ pub struct Address {
     pub given: Given,
 }
 
-/// Reads a variable of the environment.
-pub type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
-
 /// A host, and its own port.
 type Host = (String, Option<u16>);
 
 impl Address {
     /// Reads the address of `settings`, and what it leaves out from the environment.
-    pub fn read<E: Engine>(settings: &StoreSettings, variable: Variable<'_>) -> Result<Self> {
+    pub fn read<E: Engine>(settings: &StoreSettings) -> Result<Self> {
         let mut given = Given::parse(settings, &SYNONYMS)?;
         let own = hosts(&given.hosts)?;
         for option in E::VARIABLES.split_whitespace() {
@@ -99,7 +92,7 @@ impl Address {
         given.refuse_unknown(is_known, hint)?;
         let or_option = |text: Option<String>, name| text.or_else(|| given.option(name));
         let user = or_option(given.user.clone(), "user").or_else(|| variable("USER"));
-        let no_user = || Failure::permanent("the address names no user").with_hint(E::EXAMPLE);
+        let no_user = || Failure::refused("the address names no user", E::EXAMPLE);
         let user = user.or_else(|| variable("LOGNAME")).ok_or_else(no_user)?;
         let password = secret(or_option(given.password.clone(), "password"), settings)?;
         let path = Some(given.path.clone()).filter(|name| !name.is_empty());
@@ -163,10 +156,9 @@ pub enum TlsMode {
     Disable,
     Prefer,
     Require,
-    /// Like `VerifyFull`, with a named authority: `sqlx` trusts the system's authorities beside the
-    /// named one, which sign for any site.
-    VerifyCa,
-    VerifyFull,
+    /// The server's name, too: `sqlx` trusts the system's authorities, which sign for any site,
+    /// beside a named one.
+    Verify,
 }
 
 /// How a connection is encrypted.
@@ -180,42 +172,34 @@ pub struct Tls {
 }
 
 /// The options that have a word as their value.
-const WORDS: &str = "ssl ssl_mode sslmode tls";
+const WORDS: [&str; 3] = ["ssl", "ssl_mode", "sslmode"];
 
-/// Options that are true or false, and what they ask for then; false may not be possible. They are
-/// those of libpq, asyncpg, PyMySQL, mysqlclient, go-sql-driver, JDBC, and MariaDB's and Oracle's
-/// connectors.
-const FLAGS: [(&str, TlsMode, Option<TlsMode>); 7] = [
-    ("requiressl require_ssl", Require, Some(Prefer)),
-    ("ssl use_ssl usessl", Require, Some(Disable)),
-    ("ssl_check_hostname", VerifyFull, None),
-    ("ssl_disabled", Disable, Some(Prefer)),
-    ("ssl_verify_cert ssl_verify_server_cert verifyservercertificate", VerifyCa, Some(Prefer)),
-    ("ssl_verify_identity verify_identity", VerifyFull, Some(Prefer)),
-    ("tls", VerifyFull, Some(Disable)),
+/// Options that are true or false, and what they ask for then: those of libpq, asyncpg, PyMySQL,
+/// mysqlclient, and MariaDB's and Oracle's connectors.
+const FLAGS: [(&str, TlsMode, TlsMode); 5] = [
+    ("requiressl", Require, Prefer),
+    ("ssl", Require, Disable),
+    ("ssl_disabled", Disable, Prefer),
+    ("ssl_verify_cert", Verify, Prefer),
+    ("ssl_verify_identity", Verify, Prefer),
 ];
-
-fn is_in(names: &str, name: &str) -> bool {
-    names.split(' ').any(|other| other == name)
-}
 
 /// Whether it is an option of these.
 fn is_option(name: &str) -> bool {
-    is_in(WORDS, name) || FLAGS.iter().any(|(names, ..)| is_in(names, name))
+    WORDS.contains(&name) || FLAGS.iter().any(|(flag, ..)| *flag == name)
 }
 
 /// What an option with this value asks for; `None` if that is unknown.
 fn meaning(name: &str, value: &str) -> Option<TlsMode> {
-    let flag = FLAGS.iter().find(|(names, ..)| is_in(names, name));
+    let flag = FLAGS.iter().find(|(flag, ..)| *flag == name);
     Some(match value.to_ascii_lowercase().replace('_', "-").as_str() {
         "1" | "true" | "yes" | "on" => flag?.1,
-        "0" | "false" | "no" | "off" => flag?.2?,
-        _ if !is_in(WORDS, name) => return None,
+        "0" | "false" | "no" | "off" => flag?.2,
+        _ if !WORDS.contains(&name) => return None,
         "disable" | "disabled" => Disable,
         "allow" | "prefer" | "preferred" => Prefer,
-        "require" | "required" | "trust" | "skip-verify" => Require,
-        "verify-ca" => VerifyCa,
-        "verify-full" | "verify-identity" => VerifyFull,
+        "require" | "required" => Require,
+        "verify-ca" | "verify-full" | "verify-identity" => Verify,
         _ => return None,
     })
 }
@@ -230,8 +214,7 @@ impl Tls {
             asked.push(meaning(name, value).ok_or_else(|| Failure::permanent(unknown))?);
         }
         let (roots, certificate) = (given.option("sslrootcert"), given.option("sslcert"));
-        let is_system = roots.as_deref() == Some("system");
-        asked.extend(roots.as_ref().map(|_| if is_system { VerifyFull } else { VerifyCa }));
+        asked.extend(roots.as_ref().map(|_| Verify));
         asked.extend(certificate.as_ref().map(|_| Require));
         let is_off = asked.contains(&Disable);
         let mut mode = asked.into_iter().max().unwrap_or(Prefer);
@@ -242,13 +225,10 @@ impl Tls {
         let in_home = |name| home.map(|home| format!("{home}/.postgresql/{name}"));
         let in_home = |name| in_home(name).filter(|path| Path::new(path).exists() && !is_off);
         let trusted = || in_home("root.crt").filter(|_| mode >= Require);
-        let roots = roots.or_else(trusted).filter(|_| !is_system);
+        let roots = roots.or_else(trusted).filter(|roots| roots != "system");
         if let Some(roots) = &roots {
-            mode = mode.max(VerifyCa);
+            mode = Verify;
             certificates(roots.as_ref()).map_err(|failure| failure.with_hint(ROOTS_HINT))?;
-        } else if mode == VerifyCa {
-            let why = "`verify-ca` requires a file with the authority";
-            return Err(Failure::permanent(why).with_hint(ROOTS_HINT));
         }
         let certificate = certificate.or_else(|| in_home("postgresql.crt"));
         // Both may be in one file.

@@ -70,13 +70,7 @@ pub trait Engine: Sized + Send {
 
     /// Forgets a place in the queue that is not the store's session's.
     fn forget(&mut self) {}
-}
 
-pub type Connected<E> = Result<<E as Engine>::Session, Error>;
-pub type Asked = Result<Answer, Error>;
-
-/// Order and wake-ups in a kind of database.
-pub trait Line: Engine {
     /// A column: whether others were queued before this process, or before a newcomer.
     fn are_others_first(sql: &Sql<Self>, name: &str) -> String;
 
@@ -100,6 +94,9 @@ pub trait Line: Engine {
         None
     }
 }
+
+pub type Connected<E> = Result<<E as Engine>::Session, Error>;
+pub type Asked = Result<Answer, Error>;
 
 /// Sends statements. `changed` counts rows; `text` reads a column, which the protocol of simple
 /// queries has as a text.
@@ -155,11 +152,11 @@ pub fn of<E: Engine>(error: &Error, phase: Phase, server: &str) -> Failure {
         _ if let Some(error) = tls_error(error) => {
             let is_about_trust = matches!(error, rustls::Error::InvalidCertificate(_));
             let hint = if is_about_trust { ROOTS_HINT } else { PLAIN_HINT };
-            Failure::permanent(tls_problem(error)).with_hint(hint)
+            Failure::refused(tls_problem(error), hint)
         }
         Error::Io(error) => unanswered(error, server),
         Error::Tls(error) if error.to_string().contains("not support TLS") => {
-            Failure::permanent("the server does not encrypt connections").with_hint(PLAIN_HINT)
+            Failure::refused("the server does not encrypt connections", PLAIN_HINT)
         }
         Error::PoolTimedOut => no_answer(phase),
         Error::Tls(_) | Error::Configuration(_) => Failure::permanent(sentence(&error.to_string())),

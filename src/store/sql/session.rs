@@ -11,10 +11,9 @@ use tokio::time::timeout;
 
 use super::Sql;
 use super::address::Address;
-use super::engine::{Answer, Engine, Line, Phase, no_answer, of};
+use super::engine::{Answer, Engine, Phase, no_answer, of};
 use crate::store::backoff::pause_outside;
 use crate::store::failure::{Failure, Result};
-use crate::store::network::variable;
 use crate::store::pause;
 use crate::store::runtime::PrivateRuntime;
 use crate::store::seam::{Fds, Key, Queue};
@@ -34,7 +33,7 @@ const UNQUEUED: Duration = Duration::from_secs(3);
 impl<E: Engine> Sql<E> {
     /// Opens a session with the first server that grants one. After a failure, nothing was sent.
     pub fn connect(&mut self, is_own: bool) -> Result<E::Session> {
-        let read = || Address::read::<E>(&self.settings, &variable);
+        let read = || Address::read::<E>(&self.settings);
         let address = self.address.take().map_or_else(read, Ok)?;
         // A silent server leaves time for the next one.
         let share = address.timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
@@ -94,7 +93,7 @@ impl<E: Engine> Sql<E> {
     }
 }
 
-impl<E: Line> Queue for Sql<E> {
+impl<E: Engine> Queue for Sql<E> {
     fn wait(&mut self, key: &Key, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<()> {
         if beside {
             return pause(limit.min(jittered(WATCHED)), fds);
