@@ -1,4 +1,5 @@
 //! Connections between processes of this program: a stream of messages, each after its length.
+//! (macOS has no packets that tell when the other end is closed.) A message may carry a file.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -51,10 +52,7 @@ pub fn receive_with_file(channel: &OwnedFd) -> io::Result<(Vec<u8>, OwnedFd)> {
     });
     let file = file.ok_or(io::ErrorKind::UnexpectedEof)?;
     fcntl_setfd(&file, FdFlags::CLOEXEC)?;
-    if received < LENGTH {
-        read_exact(channel, &mut length[received..])?;
-    }
-    Ok((rest(channel, length, MAX_MESSAGE)?, file))
+    Ok((read_message(channel, length, received, MAX_MESSAGE)?, file))
 }
 
 /// Sends a message.
@@ -65,11 +63,10 @@ pub fn send(channel: &OwnedFd, message: &[u8]) -> io::Result<()> {
 /// Waits for a message of at most `most` bytes; returns an empty one if the other end is closed.
 pub fn receive(channel: &OwnedFd, most: usize) -> io::Result<Vec<u8>> {
     let mut length = [0; LENGTH];
-    if retry_on_intr(|| read(channel, &mut length[..1]))? == 0 {
-        return Ok(Vec::new());
+    match retry_on_intr(|| read(channel, &mut length))? {
+        0 => Ok(Vec::new()),
+        received => read_message(channel, length, received, most),
     }
-    read_exact(channel, &mut length[1..])?;
-    rest(channel, length, most)
 }
 
 /// A message that has arrived, or `WouldBlock`.
@@ -87,7 +84,14 @@ fn framed(message: &[u8]) -> io::Result<Vec<u8>> {
     Ok([&length.to_ne_bytes(), message].concat())
 }
 
-fn rest(channel: &OwnedFd, length: [u8; LENGTH], most: usize) -> io::Result<Vec<u8>> {
+/// The message of a `length` of which some bytes were received.
+fn read_message(
+    channel: &OwnedFd,
+    mut length: [u8; LENGTH],
+    received: usize,
+    most: usize,
+) -> io::Result<Vec<u8>> {
+    read_exact(channel, &mut length[received..])?;
     let length = u32::from_ne_bytes(length) as usize;
     if length > most {
         return Err(io::ErrorKind::InvalidData.into());
