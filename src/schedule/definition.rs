@@ -5,8 +5,10 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::plan::hash;
 use super::timetable::Timetable;
 use crate::record::run::Interrupted;
 use crate::sys::text;
@@ -24,8 +26,9 @@ pub struct Catalog {
     pub warnings: Vec<String>,
 }
 
-/// One task, with the keys that it has in a TOML file. Its hash is that of what is serialized.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// One task, with the keys that it has in a TOML file. What is not serialized is not a part of its
+/// hash, or another form of it is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
 pub struct Definition {
     /// When it is due; `None` for a task that runs on request only.
@@ -63,11 +66,12 @@ pub struct Definition {
     pub start_within: Option<Duration>,
     /// The treatment of slots that come due during a run; `None` as `Skip`.
     pub overlap: Option<Overlap>,
-    /// The limit of runs of one slot.
-    pub tries: NonZeroU32,
-    /// The time from a failure to the next try.
-    #[serde(deserialize_with = "time::<0, _, _>")]
-    pub retry_after: Duration,
+    /// The limit of runs of one slot; `None` for one.
+    #[serde(skip_serializing)]
+    pub tries: Option<NonZeroU32>,
+    /// The time from a failure to the next try; `None` for [`RETRY_AFTER`].
+    #[serde(skip_serializing, deserialize_with = "time::<0, _, _>")]
+    pub retry_after: Option<Duration>,
     /// The consequence of an interrupted run.
     pub interrupted: Interrupted,
     /// The longest time of a run.
@@ -79,8 +83,9 @@ pub struct Definition {
     /// The name of its limit, and how many tasks with it run at a time, on all hosts together.
     #[serde(deserialize_with = "unknown_limit")]
     pub limit: Option<(String, NonZeroU32)>,
-    /// Whether it runs on schedule.
-    pub enabled: bool,
+    /// Whether it runs on schedule; `None` if so.
+    #[serde(skip_serializing)]
+    pub enabled: Option<bool>,
     /// Program and arguments to run when it fails, recovers, is skipped or is overdue.
     #[serde(skip_serializing)]
     pub notify: Vec<String>,
@@ -127,6 +132,9 @@ pub enum CatchUp {
     All,
 }
 
+/// The usual time from a failure to the next try.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
 /// The most slots that [`CatchUp::All`] runs late; earlier ones are skipped.
 pub const MAX_CATCH_UP: usize = 100;
 
@@ -145,37 +153,43 @@ impl Definition {
     pub fn new(timetable: Option<Timetable>, schedule: String, command: Vec<String>) -> Self {
         Self { timetable, schedule, command, ..Self::default() }
     }
-}
 
-impl Default for Definition {
-    fn default() -> Self {
-        let (timetable, cron, every, time_zone, run, command, stdin, directory) =
-            Default::default();
-        let (env, catch_up, start_within, overlap, interrupted, timeout, spread, limit, notify) =
-            Default::default();
-        Self {
-            timetable,
-            schedule: ON_REQUEST.to_owned(),
-            cron,
-            every,
-            time_zone,
-            run,
-            command,
-            stdin,
-            directory,
-            env,
-            catch_up,
-            start_within,
-            overlap,
-            tries: NonZeroU32::MIN,
-            retry_after: Duration::from_secs(60),
-            interrupted,
-            timeout,
-            spread,
-            limit,
-            enabled: true,
-            notify,
+    /// The limit of runs of one slot.
+    pub fn tries(&self) -> NonZeroU32 {
+        self.tries.unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// The time from a failure to the next try.
+    pub fn retry_after(&self) -> Duration {
+        self.retry_after.unwrap_or(RETRY_AFTER)
+    }
+
+    /// Whether it runs on schedule.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled != Some(false)
+    }
+
+    /// Its times, unless it runs on request only.
+    pub fn schedule(&self) -> Option<&Timetable> {
+        self.timetable.as_ref().filter(|_| self.is_enabled())
+    }
+
+    /// The zone of its times; `None` for the local one.
+    pub fn zone(&self) -> Option<&TimeZone> {
+        match &self.timetable {
+            Some(Timetable::Cron(_, zone)) => Some(zone),
+            Some(Timetable::Every(_)) | None => None,
         }
+    }
+
+    /// A number that differs for definitions that differ in when or what they run. It is the same
+    /// on all hosts.
+    pub fn number(&self) -> u32 {
+        let zone = self.zone().and_then(TimeZone::iana_name);
+        let usual = (self.tries(), self.retry_after(), self.is_enabled());
+        // Fails only for types that JSON does not have.
+        let text = serde_json::to_string(&(self, zone, usual)).unwrap_or_default();
+        (hash(&[&text]) >> 32) as u32
     }
 }
 

@@ -11,6 +11,7 @@ use super::timetable::Timetable;
 use crate::lock::key::Inspected;
 use crate::lock::once::{Claim, State};
 use crate::record::run::{Rule, Run, Task};
+use crate::sys::clock::millis;
 
 /// Poll interval for a run without an observable end.
 const UNHEARD: Duration = Duration::from_secs(1);
@@ -81,9 +82,7 @@ impl Definition {
         if *state == State::Running {
             return Plan::Wait(Some(*look_again));
         }
-        let Some(timetable) = self.timetable.as_ref().filter(|_| self.enabled) else {
-            return Plan::Wait(None);
-        };
+        let Some(timetable) = self.schedule() else { return Plan::Wait(None) };
         let late = self.delay(name);
         let past = now.saturating_sub(late);
         let seen = run.seen(*state);
@@ -96,7 +95,7 @@ impl Definition {
             Plan::Run(Claim { seen, slot, skipped, definition: self.number(), is_forced: false })
         };
         let retry = match state {
-            State::Failed => Some(run.ended().saturating_add(millis(self.retry_after))),
+            State::Failed => Some(run.ended().saturating_add(millis(self.retry_after()))),
             State::Interrupted => Some(now),
             _ => None,
         };
@@ -142,23 +141,10 @@ impl Definition {
         }
     }
 
-    /// A number that differs for definitions that differ in when or what they run. It is the same
-    /// on all hosts.
-    pub fn number(&self) -> u32 {
-        let zone = match &self.timetable {
-            Some(Timetable::Cron(_, zone)) => zone.iana_name(),
-            Some(Timetable::Every(_)) | None => None,
-        };
-        // Fails only for types that JSON does not have.
-        let text = serde_json::to_string(&(self, zone)).unwrap_or_default();
-        (hash(&[&text]) >> 32) as u32
-    }
-
     /// When the task starts next, at the earliest, by its schedule alone.
     pub fn next_start(&self, name: &str, now: u64) -> Option<u64> {
         let late = self.delay(name);
-        let timetable = self.timetable.as_ref().filter(|_| self.enabled)?;
-        Some(timetable.after(now.saturating_sub(late))?.saturating_add(late))
+        Some(self.schedule()?.after(now.saturating_sub(late))?.saturating_add(late))
     }
 
     /// How long after its slots the task starts, in milliseconds, by its name.
@@ -175,8 +161,4 @@ pub fn hash(words: &[&str]) -> u64 {
     use sha2::Digest;
     let digest = sha2::Sha256::digest(words.join("\0").as_bytes());
     digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4)
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use super::definition::{Catalog, CatchUp, Definition, Time, check_name, nearest};
+use super::definition::{Catalog, CatchUp, Definition, ON_REQUEST, Time, check_name, nearest};
 use super::timetable::{Timetable, zone};
 use crate::record::mode::MAX_SLOTS;
 use crate::sys::text;
@@ -79,11 +79,10 @@ impl Definition {
                 .get(name)
                 .ok_or_else(|| format!("no such `limit`, `{}`: {}", text::field(name), known()))?;
         }
-        self.directory = self.directory.take().map(|path| base.join(path));
-        self.directory =
-            self.directory.take().map(|path| std::path::absolute(&path).unwrap_or(path));
+        let absolute = |path| std::path::absolute(base.join(&path)).unwrap_or(path);
+        self.directory = self.directory.take().map(absolute);
         let is_wrong = [
-            (self.tries == NonZeroU32::MIN && self.retry_after != Self::default().retry_after)
+            (self.tries() == NonZeroU32::MIN && self.retry_after.is_some())
                 .then_some("`retry_after` requires `tries` of at least 2"),
             (self.overlap.is_some() && self.catch_up == CatchUp::All).then_some(
                 "`overlap` is unsupported with `catch_up = \"all\"`, which runs each slot",
@@ -111,7 +110,7 @@ impl Definition {
                 (self.timetable, self.schedule) =
                     (Some(Timetable::Every(*every)), format!("every {text}"));
             }
-            (None, None, None) => {}
+            (None, None, None) => self.schedule = ON_REQUEST.to_owned(),
         }
         Ok(())
     }

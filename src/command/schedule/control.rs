@@ -87,7 +87,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     Err(cannot(FAILED, &format!("{place}: {}", io_message(&failed))))
 }
 
-fn milliseconds(time: Timestamp) -> u64 {
+pub fn milliseconds(time: Timestamp) -> u64 {
     u64::try_from(time.as_millisecond()).unwrap_or(0)
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::sys::clock::{since_1970, since_boot};
+use crate::sys::clock::{millis, since_1970, since_boot};
 use crate::sys::poll;
 use crate::sys::signals::SignalQueue;
 use crate::sys::timer::Timer;
@@ -68,9 +68,7 @@ impl Events {
         fds: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
         // The kernel refuses distant times.
-        self.timer.set(
-            wall_clock.min(since_1970() + 2 * u64::try_from(REFRESH.as_millis()).unwrap_or(0)),
-        )?;
+        self.timer.set(wall_clock.min(since_1970() + 2 * millis(REFRESH)))?;
         let rest = boot_clock.map(|at| Duration::from_millis(at.saturating_sub(since_boot())));
         let fds = [&[self.signals.as_fd(), self.timer.fd()], fds].concat();
         Ok(poll::sleep(rest.unwrap_or(REFRESH).min(REFRESH), &fds)?)

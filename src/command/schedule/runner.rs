@@ -33,7 +33,7 @@ use crate::record::mode::Mode;
 use crate::run::Program;
 use crate::store::Location;
 use crate::sys::channel::receive_with_file;
-use crate::sys::clock::{since_1970, since_boot};
+use crate::sys::clock::{millis, since_1970, since_boot};
 use crate::sys::files::anonymous_file;
 use crate::sys::identity::HostIdentity;
 use crate::sys::local_time::short;
@@ -128,14 +128,12 @@ fn orders<T: DeserializeOwned>(file: OwnedFd) -> Result<T, Error> {
 
 impl Work {
     fn run(&self, scheduler: OwnedFd) -> Result<u8, Error> {
-        let limit =
-            self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2));
         let command = self.command.iter().map(OsString::from).collect();
         let program = Program { command, env: self.env.clone() };
         let mut job = job(self.location.clone(), self.request(), ATTEMPT, program);
         job.handed_over =
             self.granted.clone().zip(self.lease).map(|(grant, lease)| (grant, lease, scheduler));
-        job.task_ends_at = limit.map(|limit| since_boot().saturating_add(limit));
+        job.task_ends_at = self.timeout.map(|limit| since_boot().saturating_add(millis(limit)));
         if let Some(timeout) = self.timeout {
             thread::spawn(move || {
                 thread::sleep(timeout);

@@ -9,7 +9,7 @@ use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
 use crate::store;
-use crate::sys::clock::since_1970;
+use crate::sys::clock::{millis, since_1970};
 use crate::sys::random::jittered;
 use crate::sys::text;
 
@@ -70,10 +70,8 @@ impl<'a> Tracked<'a> {
         let seen = self.mutex.inspect()?;
         let now = self.mutex.time();
         let seen = seen.map(|key| Seen::new(key, now));
-        let stored = seen
-            .as_ref()
-            .and_then(|seen| seen.run.task.as_ref())
-            .map_or(0, |stored| stored.definition);
+        let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref());
+        let stored = stored.map_or(0, |stored| stored.definition);
         if ![0, self.definition.number(), self.other.0].contains(&stored) {
             self.other.0 = stored;
             tracing::warn!(
@@ -110,5 +108,5 @@ impl<'a> Tracked<'a> {
 pub fn pause(failures: &mut u32) -> u64 {
     let pause = (PAUSE << (*failures).min(6)).min(MAX_PAUSE);
     *failures += 1;
-    u64::try_from(jittered(Duration::from_millis(pause)).as_millis()).unwrap_or(MAX_PAUSE)
+    millis(jittered(Duration::from_millis(pause)))
 }

@@ -110,7 +110,7 @@ impl Order {
         let (tries, interrupted) = match claim.is_forced {
             // Schedulers do not repeat a run on request.
             true => (NonZeroU32::MIN, Interrupted::Stop),
-            false => (definition.tries, definition.interrupted),
+            false => (definition.tries(), definition.interrupted),
         };
         let mut env = definition.env.clone();
         env.insert("SERIALIZER_TASK".to_owned(), name.to_owned());
