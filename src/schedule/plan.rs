@@ -10,7 +10,7 @@ use super::definition::{CatchUp, Definition, MAX_CATCH_UP, Overlap};
 use super::timetable::Timetable;
 use crate::lock::key::Inspected;
 use crate::lock::once::{Claim, State};
-use crate::record::run::{Rule, Run, Task};
+use crate::record::run::{Run, Task};
 use crate::sys::clock::millis;
 
 /// Poll interval for a run without an observable end.
@@ -62,14 +62,7 @@ impl Seen {
 /// The state of a task that was never run, if nothing is stored: slots count from now on.
 pub fn introduced(stored: Option<&Run>, name: &str, now: u64) -> Option<Run> {
     let task = Some(Task { slot: now, ..Task::default() });
-    let run = Run {
-        key: name.to_owned(),
-        number: 0,
-        began: now,
-        rule: Rule::default(),
-        ends: Vec::new(),
-        task,
-    };
+    let run = Run { key: name.to_owned(), began: now, task, ..Run::default() };
     stored.is_none().then_some(run)
 }
 

@@ -49,15 +49,12 @@ const NOTIFYING: Duration = Duration::from_secs(60);
 
 /// Acts as a runner, if this process was started as one.
 pub fn help() -> Option<ExitCode> {
-    let name = std::env::args_os().nth(1)?;
-    let run = if name == NAME {
-        run
-    } else if name == LIMITED {
-        run_limited
-    } else {
-        return None;
+    let ended = match std::env::args_os().nth(1)?.to_str() {
+        Some(NAME) => run(),
+        Some(LIMITED) => run_limited(),
+        _ => return None,
     };
-    let ended = run().unwrap_or_else(|error| {
+    let ended = ended.unwrap_or_else(|error| {
         // Does nothing if the orders were read.
         logging::start(&LogArgs::default());
         logging::report(&error);
@@ -148,10 +145,8 @@ impl Work {
             Err(error) if error.code != BUSY => return Err(error),
             // Another scheduler was faster.
             _ if self.claim.is_forced => {
-                return Err(Error::new(
-                    BUSY,
-                    format!("cannot run `{}`: it is running", text::field(&self.task)),
-                ));
+                let task = text::field(&self.task);
+                return Err(Error::new(BUSY, format!("cannot run `{task}`: it is running")));
             }
             _ => return Ok(BUSY),
         };
@@ -193,10 +188,9 @@ impl Work {
         command.env("SERIALIZER_HOST", HostIdentity::here().host.unwrap_or_default());
         match command.spawn() {
             Ok(child) => {
-                let told = running(Pid::from_child(&child));
-                let _ = told
-                    .iter()
-                    .try_for_each(|told| poll::sleep(NOTIFYING, told.ended_fd().as_slice()));
+                if let Some(told) = running(Pid::from_child(&child)) {
+                    let _ = poll::sleep(NOTIFYING, told.ended_fd().as_slice());
+                }
             }
             Err(error) => {
                 let cannot = format!("cannot notify by `{}`", text::field(program));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 
-use crate::command::report::{Report, confirm_end, receive_end};
+use crate::command::report::{Report, receive_end};
 use crate::run::reap_orphans;
 use crate::sys::clock::{millis, since_boot};
 use crate::sys::poll::is_readable;
@@ -41,17 +41,14 @@ impl Runners {
         self.all.iter().filter_map(|runner| Some(runner.channel.as_ref()?.as_fd())).collect()
     }
 
-    /// Answers the reports of ends that `store` could store.
-    pub fn answer(&mut self, mut store: impl FnMut(&str, &Report) -> bool) {
-        for runner in &mut self.all {
-            // The others find their connections closed, and store their ends themselves.
-            let Some(channel) = runner.channel.take_if(|channel| is_readable(channel)) else {
-                continue;
-            };
-            if receive_end(&channel).is_some_and(|report| store(&runner.task, &report)) {
-                confirm_end(&channel);
-            }
-        }
+    /// The tasks of which runners have reported the end, with the reports, and the connections to
+    /// confirm them. A runner that finds its connection closed stores its end itself.
+    pub fn reports(&mut self) -> Vec<(String, Report, OwnedFd)> {
+        let report = |runner: &mut Runner| {
+            let channel = runner.channel.take_if(|channel| is_readable(channel))?;
+            Some((runner.task.clone(), receive_end(&channel)?, channel))
+        };
+        self.all.iter_mut().filter_map(report).collect()
     }
 
     pub fn len(&self) -> usize {

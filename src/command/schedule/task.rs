@@ -38,9 +38,7 @@ pub struct Tracked<'a> {
 
 impl<'a> Tracked<'a> {
     /// A task that was not looked at yet.
-    pub fn new(definition: Definition, mut mutex: Mutex<'a>) -> Self {
-        // The other tasks do not wait for a store that is down.
-        mutex.patience = Duration::ZERO;
+    pub fn new(definition: Definition, mutex: Mutex<'a>) -> Self {
         Self {
             definition,
             mutex,
@@ -57,8 +55,13 @@ impl<'a> Tracked<'a> {
 
     /// Uses this definition from now on.
     pub fn adopt(&mut self, definition: Definition) {
-        (self.other.0, self.check_at, self.due_at) = (self.definition.number(), 0, 0);
+        self.other.0 = self.definition.number();
         self.definition = definition;
+        self.check_now();
+    }
+
+    pub fn check_now(&mut self) {
+        (self.check_at, self.due_at) = (0, 0);
     }
 
     /// The next step, and the time of the store.
