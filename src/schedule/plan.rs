@@ -80,9 +80,10 @@ impl Definition {
         let past = now.saturating_sub(late);
         let seen = run.seen(*state);
         let next = timetable.after(past).map(|slot| slot.saturating_add(late));
+        let wait_until = |at| Plan::Wait(Some(next.map_or(at, |next: u64| next.min(at))));
         if task.paused > now {
             // It may be resumed before.
-            return Plan::Wait(Some(next.map_or(task.paused, |next| next.min(task.paused))));
+            return wait_until(task.paused);
         }
         let claim = |slot, skipped| {
             Plan::Run(Claim { seen, slot, skipped, definition: self.number(), is_forced: false })
@@ -97,9 +98,10 @@ impl Definition {
         match (retry, due) {
             (Some(at), due) if due.is_none() || self.catch_up == CatchUp::All => {
                 if at <= now {
-                    return claim(task.slot, 0);
+                    claim(task.slot, 0)
+                } else {
+                    wait_until(at)
                 }
-                Plan::Wait(Some(next.map_or(at, |next| next.min(at))))
             }
             (_, Some(slot)) => {
                 claim(slot, timetable.count(task.slot, slot.saturating_sub(1), MAX_COUNTED))
@@ -125,12 +127,12 @@ impl Definition {
         if let Some(limit) = self.start_within {
             after = after.max(past.saturating_sub(millis(limit)).saturating_sub(1));
         }
+        if self.catch_up == CatchUp::None {
+            after = after.max(up_since.saturating_sub(1));
+        }
         match self.catch_up {
             CatchUp::All => timetable.between(after, past, MAX_CATCH_UP).first().copied(),
-            CatchUp::Last => timetable.last(after.saturating_add(1), past),
-            CatchUp::None => {
-                timetable.last(after.max(up_since.saturating_sub(1)).saturating_add(1), past)
-            }
+            CatchUp::Last | CatchUp::None => timetable.last(after.saturating_add(1), past),
         }
     }
 
