@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 
-use nix::unistd::getsid;
-use rustix::process::{Pid, getpid};
+use rustix::process::{Pid, getpid, getsid};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
 use crate::sys::identity::ProcessIdentity;
@@ -40,8 +39,8 @@ pub fn is_running((pid, instance): (Pid, ProcessIdentity)) -> bool {
 /// Whether a parent has certainly adopted this process: a child is in its parent's session, unless
 /// it has started its own.
 pub fn has_adopted_us(parent: Pid) -> bool {
-    let ours = getsid(None).ok().filter(|session| *session != nix::unistd::getpid());
-    let theirs = getsid(Some(nix::unistd::Pid::from_raw(parent.as_raw_pid()))).ok();
+    let ours = getsid(None).ok().filter(|session| *session != getpid());
+    let theirs = getsid(Some(parent)).ok();
     ours.zip(theirs).is_some_and(|(ours, theirs)| ours != theirs)
 }
 

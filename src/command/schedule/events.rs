@@ -27,13 +27,6 @@ pub struct Events {
     drift: u64,
 }
 
-/// Requests by signals.
-#[derive(Default)]
-pub struct Asked {
-    pub must_stop: bool,
-    pub must_reload: bool,
-}
-
 impl Events {
     /// Blocks the signals from now on.
     pub fn new() -> io::Result<Self> {
@@ -44,13 +37,9 @@ impl Events {
     }
 
     /// The signals that have arrived.
-    pub fn receive(&self) -> Asked {
-        let mut asked = Asked::default();
-        for received in (0..MAX_SIGNALS).map_while(|_| self.signals.next()) {
-            asked.must_stop |= matches!(received.signal, Signal::SIGTERM | Signal::SIGINT);
-            asked.must_reload |= received.signal == Signal::SIGHUP;
-        }
-        asked
+    pub fn receive(&self) -> Vec<Signal> {
+        let received = (0..MAX_SIGNALS).map_while(|_| self.signals.next());
+        received.map(|received| received.signal).collect()
     }
 
     /// Whether the host's clock was set since the last call.

@@ -137,10 +137,10 @@ impl<'a> Node<'a> {
         self.adopt(catalog);
         loop {
             let signals = self.events.receive();
-            if signals.must_reload {
+            if signals.contains(&Signal::SIGHUP) {
                 self.source.reload();
             }
-            if signals.must_stop {
+            if signals.iter().any(|signal| [Signal::SIGTERM, Signal::SIGINT].contains(signal)) {
                 self.runners.stop(self.stop_timeout.unwrap_or_default());
             }
             self.store_ends();

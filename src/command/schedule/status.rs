@@ -128,18 +128,13 @@ impl Tasks<'_> {
                         seen.as_ref().is_some_and(|seen| seen.unproved_lease().is_some());
                     rows.push(row(&name, self.catalog.tasks.get(&name), seen, mutex.time()));
                 }
+                Err(error) if error.cause.passes() => return Err(error.into()),
                 // One damaged record does not hide the other tasks.
-                Err(error) if !error.cause.passes() => failure = failure.or(Some(error)),
-                Err(error) => return Err(error.into()),
+                Err(error) => failure = failure.or(Some(error.into())),
             }
         }
-        Ok((rows, failure.map(Error::from)))
+        Ok((rows, failure))
     }
-}
-
-/// When a run last succeeded, as far as it is remembered.
-fn last_success(run: &Run) -> Option<u64> {
-    Some(run.ends.iter().rfind(|end| end.code == Some(DONE))?.at)
 }
 
 /// A task for programs. Times are in milliseconds since 1970.
@@ -151,13 +146,10 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
     });
     let entry = process.and_then(|process| process.entry.clone());
     let seen = key.map(|key| Seen::new(key, now));
-    let is_overdue =
-        definition.is_some_and(|definition| match definition.plan(name, seen.as_ref(), now, now) {
-            Plan::Run(claim) => {
-                claim.slot > claim.seen.0 && claim.slot + definition.delay(name) + OVERDUE < now
-            }
-            Plan::Introduce | Plan::Wait(_) => false,
-        });
+    let is_overdue = definition.is_some_and(|definition| {
+        matches!(definition.plan(name, seen.as_ref(), now, now), Plan::Run(claim)
+            if claim.slot > claim.seen.0 && claim.slot + definition.delay(name) + OVERDUE < now)
+    });
     let task = seen.as_ref().and_then(|seen| seen.run.task.clone()).unwrap_or_default();
     let paused_until = Some(task.paused).filter(|paused| *paused > now);
     // A task that was only introduced has a run without a number.
@@ -166,6 +158,7 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
     let (run, is_running) = (run.as_ref(), state == Some(State::Running));
     let owner = entry.filter(|_| run.is_some()).map(|entry| entry.owner);
     let end = run.and_then(Run::end);
+    let success = run.and_then(|run| run.ends.iter().rfind(|end| end.code == Some(DONE)));
     let until = end.map(|end| end.at).or(is_running.then_some(now));
     let seconds = |run: &Run| Some(until?.saturating_sub(run.began) as f64 / 1000.0);
     let next = definition.filter(|_| paused_until.is_none());
@@ -186,7 +179,8 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
         // Of the last run.
         "slot": run.map(|_| task.slot),
         "last_run": run.map(|run| run.began),
-        "last_success": run.and_then(last_success),
+        // As far as it is remembered.
+        "last_success": success.map(|end| end.at),
         "seconds": run.and_then(seconds),
         "try": run.map_or(0, |run| run.number),
         "result": end.map(|end| end.how.clone()).or(stale.filter(|_| run.is_some())),
