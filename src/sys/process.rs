@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::io;
 
-use rustix::process::{Pid, getpid, getsid};
+use nix::unistd::getsid;
+use rustix::process::{Pid, getpid};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
 use crate::sys::identity::ProcessIdentity;
@@ -39,8 +40,9 @@ pub fn is_running((pid, instance): (Pid, ProcessIdentity)) -> bool {
 /// Whether a parent has certainly adopted this process: a child is in its parent's session, unless
 /// it has started its own.
 pub fn has_adopted_us(parent: Pid) -> bool {
-    let ours = getsid(None).ok().filter(|session| *session != getpid());
-    let theirs = getsid(Some(parent)).ok();
+    // Not by rustix, which panics if the session is of another PID namespace (0).
+    let ours = getsid(None).ok().filter(|session| *session != nix::unistd::getpid());
+    let theirs = getsid(Some(nix::unistd::Pid::from_raw(parent.as_raw_pid()))).ok();
     ours.zip(theirs).is_some_and(|(ours, theirs)| ours != theirs)
 }
 
