@@ -2,13 +2,11 @@
 //! show. `linux` uses facilities that only Linux has; `portable` does the same less exactly on
 //! other systems (docs/platforms.md). No other module depends on the system.
 
-#[cfg(all(target_os = "linux", not(serializer_portable)))]
-#[path = "sys/linux/mod.rs"]
-mod platform;
-#[cfg(not(all(target_os = "linux", not(serializer_portable))))]
-#[path = "sys/portable/mod.rs"]
+#[cfg_attr(all(target_os = "linux", not(serializer_portable)), path = "sys/linux/mod.rs")]
+#[cfg_attr(not(all(target_os = "linux", not(serializer_portable))), path = "sys/portable/mod.rs")]
 mod platform;
 
+pub mod channel;
 pub mod clock;
 #[cfg_attr(target_os = "linux", path = "sys/linux/filesystem.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "sys/portable/filesystem.rs")]
@@ -20,11 +18,26 @@ pub mod process;
 pub mod random;
 pub mod text;
 
+/// Signals, read from a queue instead of being handled.
+pub mod signals {
+    use nix::sys::signal::Signal;
+
+    pub use super::platform::signals::*;
+
+    /// A received signal.
+    pub struct Received {
+        /// Which one.
+        pub signal: Signal,
+        /// Whether it comes from the terminal instead of a process.
+        pub is_from_kernel: bool,
+    }
+}
+
 use std::io;
 use std::thread::Builder;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
-pub use platform::{channel, files, signals, timer};
+pub use platform::{files, timer};
 
 /// The stack of a thread that waits and polls, with few calls.
 const STACK_BYTES: usize = 128 * 1024;

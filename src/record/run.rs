@@ -11,7 +11,7 @@ use super::period::Period;
 const KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
 /// The state of a key in its register, beside the entry of the last run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// The key in full: a store may shorten names.
     pub key: String,

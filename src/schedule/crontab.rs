@@ -38,11 +38,9 @@ pub fn parse(
     let mut table = Table { catalog, home, env, zone, name, lines };
     // The empty line at the end warns of a name on the last line.
     for (index, line) in text.lines().chain([""]).enumerate() {
-        let line = line.trim_start_matches(BLANK);
-        let read = table.read(line, index + 1);
-        read.map_err(|why| {
-            format!("cannot use `{}`: line {}: {why}", text::path(path), index + 1)
-        })?;
+        let number = index + 1;
+        let read = table.read(line.trim_start_matches(BLANK), number);
+        read.map_err(|why| format!("cannot use `{}`: line {number}: {why}", text::path(path)))?;
     }
     Ok(table.catalog)
 }

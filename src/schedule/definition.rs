@@ -5,8 +5,10 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::plan::hash;
 use super::timetable::Timetable;
 use crate::record::run::Interrupted;
 use crate::sys::text;
@@ -24,9 +26,11 @@ pub struct Catalog {
     pub warnings: Vec<String>,
 }
 
-/// One task, with the keys that it has in a TOML file. Its hash is that of what is serialized.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// One task. Its fields are the keys of a TOML file ("Keys of a task" in `docs/schedule.md`), and
+/// what is made of them. Its hash is that of what is serialized and of the defaults.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table")]
+#[expect(missing_docs, reason = "the page has the meaning of each key")]
 pub struct Definition {
     /// When it is due; `None` for a task that runs on request only.
     #[serde(skip)]
@@ -34,54 +38,40 @@ pub struct Definition {
     /// The schedule for people, as the file spells it.
     #[serde(skip_deserializing)]
     pub schedule: String,
-    /// Of the timetable.
     #[serde(skip_serializing)]
     pub cron: Option<String>,
-    /// Of the timetable.
     #[serde(skip_serializing)]
     pub every: Option<Time<1000>>,
-    /// Of the timetable.
     #[serde(skip_serializing)]
     pub time_zone: Option<String>,
-    /// A script, of which the command is made.
     #[serde(skip_serializing)]
     pub run: Option<String>,
-    /// Program and arguments.
+    /// Program and arguments, perhaps made of `run`.
     pub command: Vec<String>,
     /// The text that the command reads; `None` for none.
     #[serde(skip_deserializing)]
     pub stdin: Option<String>,
-    /// The directory in which it runs; `None` for that of the scheduler.
     #[serde(skip_serializing)]
     pub directory: Option<PathBuf>,
-    /// Variables of its environment, besides those of the scheduler.
     pub env: BTreeMap<String, String>,
-    /// Which of the missed slots run late.
     pub catch_up: CatchUp,
-    /// How long after its slot a run may start; `None`: until the next slot, or as `catch_up` says.
     #[serde(deserialize_with = "time::<1, _, _>")]
     pub start_within: Option<Duration>,
-    /// The treatment of slots that come due during a run; `None` as `Skip`.
     pub overlap: Option<Overlap>,
-    /// The limit of runs of one slot.
-    pub tries: NonZeroU32,
-    /// The time from a failure to the next try.
-    #[serde(deserialize_with = "time::<0, _, _>")]
-    pub retry_after: Duration,
-    /// The consequence of an interrupted run.
+    #[serde(skip_serializing)]
+    pub tries: Option<NonZeroU32>,
+    #[serde(skip_serializing, deserialize_with = "time::<0, _, _>")]
+    pub retry_after: Option<Duration>,
     pub interrupted: Interrupted,
-    /// The longest time of a run.
     #[serde(deserialize_with = "time::<1, _, _>")]
     pub timeout: Option<Duration>,
-    /// Starts are delayed by up to this time, by a hash of the name.
     #[serde(deserialize_with = "time::<0, _, _>")]
     pub spread: Duration,
     /// The name of its limit, and how many tasks with it run at a time, on all hosts together.
     #[serde(deserialize_with = "unknown_limit")]
     pub limit: Option<(String, NonZeroU32)>,
-    /// Whether it runs on schedule.
-    pub enabled: bool,
-    /// Program and arguments to run when it fails, recovers, is skipped or is overdue.
+    #[serde(skip_serializing)]
+    pub enabled: Option<bool>,
     #[serde(skip_serializing)]
     pub notify: Vec<String>,
 }
@@ -145,37 +135,41 @@ impl Definition {
     pub fn new(timetable: Option<Timetable>, schedule: String, command: Vec<String>) -> Self {
         Self { timetable, schedule, command, ..Self::default() }
     }
-}
 
-impl Default for Definition {
-    fn default() -> Self {
-        let (timetable, cron, every, time_zone, run, command, stdin, directory) =
-            Default::default();
-        let (env, catch_up, start_within, overlap, interrupted, timeout, spread, limit, notify) =
-            Default::default();
-        Self {
-            timetable,
-            schedule: ON_REQUEST.to_owned(),
-            cron,
-            every,
-            time_zone,
-            run,
-            command,
-            stdin,
-            directory,
-            env,
-            catch_up,
-            start_within,
-            overlap,
-            tries: NonZeroU32::MIN,
-            retry_after: Duration::from_secs(60),
-            interrupted,
-            timeout,
-            spread,
-            limit,
-            enabled: true,
-            notify,
-        }
+    /// How often a slot is run until it succeeds.
+    pub fn tries(&self) -> NonZeroU32 {
+        self.tries.unwrap_or(NonZeroU32::MIN)
+    }
+
+    /// The time from a failure to the next try.
+    pub fn retry_after(&self) -> Duration {
+        self.retry_after.unwrap_or(Duration::from_secs(60))
+    }
+
+    /// Whether it runs on schedule.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled != Some(false)
+    }
+
+    /// Its times, unless it runs on request only.
+    pub fn schedule(&self) -> Option<&Timetable> {
+        self.timetable.as_ref().filter(|_| self.is_enabled())
+    }
+
+    /// The zone of its times; `None` for the local one.
+    pub fn zone(&self) -> Option<&TimeZone> {
+        let Some(Timetable::Cron(_, zone)) = &self.timetable else { return None };
+        Some(zone)
+    }
+
+    /// A number that differs for definitions that differ in when or what they run. It is the same
+    /// on all hosts.
+    pub fn number(&self) -> u32 {
+        let zone = self.zone().and_then(TimeZone::iana_name);
+        let usual = (self.tries(), self.retry_after(), self.is_enabled());
+        // Fails only for types that JSON does not have.
+        let text = serde_json::to_string(&(self, zone, usual)).unwrap_or_default();
+        (hash(&[&text]) >> 32) as u32
     }
 }
 

@@ -10,7 +10,8 @@ use super::definition::{CatchUp, Definition, MAX_CATCH_UP, Overlap};
 use super::timetable::Timetable;
 use crate::lock::key::Inspected;
 use crate::lock::once::{Claim, State};
-use crate::record::run::{Rule, Run, Task};
+use crate::record::run::{Run, Task};
+use crate::sys::clock::millis;
 
 /// Poll interval for a run without an observable end.
 const UNHEARD: Duration = Duration::from_secs(1);
@@ -61,14 +62,7 @@ impl Seen {
 /// The state of a task that was never run, if nothing is stored: slots count from now on.
 pub fn introduced(stored: Option<&Run>, name: &str, now: u64) -> Option<Run> {
     let task = Some(Task { slot: now, ..Task::default() });
-    let run = Run {
-        key: name.to_owned(),
-        number: 0,
-        began: now,
-        rule: Rule::default(),
-        ends: Vec::new(),
-        task,
-    };
+    let run = Run { key: name.to_owned(), began: now, task, ..Run::default() };
     stored.is_none().then_some(run)
 }
 
@@ -81,22 +75,21 @@ impl Definition {
         if *state == State::Running {
             return Plan::Wait(Some(*look_again));
         }
-        let Some(timetable) = self.timetable.as_ref().filter(|_| self.enabled) else {
-            return Plan::Wait(None);
-        };
+        let Some(timetable) = self.schedule() else { return Plan::Wait(None) };
         let late = self.delay(name);
         let past = now.saturating_sub(late);
         let seen = run.seen(*state);
         let next = timetable.after(past).map(|slot| slot.saturating_add(late));
+        let wait_until = |at| Plan::Wait(Some(next.map_or(at, |next: u64| next.min(at))));
         if task.paused > now {
             // It may be resumed before.
-            return Plan::Wait(Some(next.map_or(task.paused, |next| next.min(task.paused))));
+            return wait_until(task.paused);
         }
         let claim = |slot, skipped| {
             Plan::Run(Claim { seen, slot, skipped, definition: self.number(), is_forced: false })
         };
         let retry = match state {
-            State::Failed => Some(run.ended().saturating_add(millis(self.retry_after))),
+            State::Failed => Some(run.ended().saturating_add(millis(self.retry_after()))),
             State::Interrupted => Some(now),
             _ => None,
         };
@@ -105,9 +98,10 @@ impl Definition {
         match (retry, due) {
             (Some(at), due) if due.is_none() || self.catch_up == CatchUp::All => {
                 if at <= now {
-                    return claim(task.slot, 0);
+                    claim(task.slot, 0)
+                } else {
+                    wait_until(at)
                 }
-                Plan::Wait(Some(next.map_or(at, |next| next.min(at))))
             }
             (_, Some(slot)) => {
                 claim(slot, timetable.count(task.slot, slot.saturating_sub(1), MAX_COUNTED))
@@ -133,32 +127,19 @@ impl Definition {
         if let Some(limit) = self.start_within {
             after = after.max(past.saturating_sub(millis(limit)).saturating_sub(1));
         }
+        if self.catch_up == CatchUp::None {
+            after = after.max(up_since.saturating_sub(1));
+        }
         match self.catch_up {
             CatchUp::All => timetable.between(after, past, MAX_CATCH_UP).first().copied(),
-            CatchUp::Last => timetable.last(after.saturating_add(1), past),
-            CatchUp::None => {
-                timetable.last(after.max(up_since.saturating_sub(1)).saturating_add(1), past)
-            }
+            CatchUp::Last | CatchUp::None => timetable.last(after.saturating_add(1), past),
         }
-    }
-
-    /// A number that differs for definitions that differ in when or what they run. It is the same
-    /// on all hosts.
-    pub fn number(&self) -> u32 {
-        let zone = match &self.timetable {
-            Some(Timetable::Cron(_, zone)) => zone.iana_name(),
-            Some(Timetable::Every(_)) | None => None,
-        };
-        // Fails only for types that JSON does not have.
-        let text = serde_json::to_string(&(self, zone)).unwrap_or_default();
-        (hash(&[&text]) >> 32) as u32
     }
 
     /// When the task starts next, at the earliest, by its schedule alone.
     pub fn next_start(&self, name: &str, now: u64) -> Option<u64> {
         let late = self.delay(name);
-        let timetable = self.timetable.as_ref().filter(|_| self.enabled)?;
-        Some(timetable.after(now.saturating_sub(late))?.saturating_add(late))
+        Some(self.schedule()?.after(now.saturating_sub(late))?.saturating_add(late))
     }
 
     /// How long after its slots the task starts, in milliseconds, by its name.
@@ -175,8 +156,4 @@ pub fn hash(words: &[&str]) -> u64 {
     use sha2::Digest;
     let digest = sha2::Sha256::digest(words.join("\0").as_bytes());
     digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 4)
 }

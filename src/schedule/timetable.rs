@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use jiff::tz::{TimeZone, TimeZoneTransition};
 
 use super::cron::{Cron, DAY};
+use crate::sys::clock::millis;
 use crate::sys::local_time::{ZONES, find_zone};
 use crate::sys::text;
 
@@ -82,7 +83,7 @@ impl Timetable {
                 Box::new(slots.filter_map(|slot| Some(u64::try_from(slot).ok()? * 1000)))
             }
             Self::Every(time) => {
-                let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+                let time = millis(*time).max(1);
                 let numbers = begin.div_ceil(time)..end.div_ceil(time);
                 Box::new(numbers.map(move |number| number * time))
             }

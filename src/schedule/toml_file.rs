@@ -8,7 +8,7 @@ use std::path::Path;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use super::definition::{Catalog, CatchUp, Definition, Time, check_name, nearest};
+use super::definition::{Catalog, CatchUp, Definition, ON_REQUEST, Time, check_name, nearest};
 use super::timetable::{Timetable, zone};
 use crate::record::mode::MAX_SLOTS;
 use crate::sys::text;
@@ -38,8 +38,7 @@ fn catalog(File { time_zone, limits, mut tasks }: File, path: &Path) -> Result<C
         });
         is_valid.map_err(|why| format!("`limits.{}`: {why}", text::field(name)))?;
     }
-    let default_zone = time_zone.as_deref().map_or(Ok(TimeZone::UTC), zone);
-    let default_zone = default_zone.map_err(|why| format!("`time_zone`: {why}"))?;
+    let default_zone = zone_or(&TimeZone::UTC, time_zone.as_deref())?;
     let mut is_default = tasks.values().map(|task| task.cron.is_some() && task.time_zone.is_none());
     let is_unset = time_zone.is_none() && is_default.any(|is_default| is_default);
     let unset = || format!("`time_zone` is not set in `{}`: `cron` is in UTC", text::path(path));
@@ -64,26 +63,25 @@ impl Definition {
         let is_script = self.run.as_ref().is_some_and(|run| !run.trim().is_empty());
         let is_program = self.command.first().is_some_and(|program| !program.is_empty());
         let of_shell = |run| ["/bin/sh".to_owned(), "-c".to_owned(), run].into();
-        self.command = match self.run.take() {
-            Some(run) if is_script && self.command.is_empty() => of_shell(run),
+        match self.run.take() {
+            Some(run) if is_script && self.command.is_empty() => self.command = of_shell(run),
             Some(_) if is_script => return Err("`run` is unsupported with `command`".to_owned()),
-            None if is_program => std::mem::take(&mut self.command),
+            None if is_program => {}
             _ => {
-                return Err("requires `run` (a script) or `command` (a program and its arguments)"
-                    .to_owned());
+                let why = "requires `run` (a script) or `command` (a program and its arguments)";
+                return Err(why.to_owned());
             }
-        };
-        if let Some((name, slots)) = &mut self.limit {
-            let known = || nearest(name, limits.keys().map(String::as_str));
-            *slots = *limits
-                .get(name)
-                .ok_or_else(|| format!("no such `limit`, `{}`: {}", text::field(name), known()))?;
         }
-        self.directory = self.directory.take().map(|path| base.join(path));
-        self.directory =
-            self.directory.take().map(|path| std::path::absolute(&path).unwrap_or(path));
+        if let Some((name, slots)) = &mut self.limit {
+            *slots = *limits.get(name).ok_or_else(|| {
+                let nearest = nearest(name, limits.keys().map(String::as_str));
+                format!("no such `limit`, `{}`: {nearest}", text::field(name))
+            })?;
+        }
+        let absolute = |path| std::path::absolute(base.join(&path)).unwrap_or(path);
+        self.directory = self.directory.take().map(absolute);
         let is_wrong = [
-            (self.tries == NonZeroU32::MIN && self.retry_after != Self::default().retry_after)
+            (self.tries() == NonZeroU32::MIN && self.retry_after.is_some())
                 .then_some("`retry_after` requires `tries` of at least 2"),
             (self.overlap.is_some() && self.catch_up == CatchUp::All).then_some(
                 "`overlap` is unsupported with `catch_up = \"all\"`, which runs each slot",
@@ -100,10 +98,7 @@ impl Definition {
             (Some(_), Some(_), _) => return Err("`every` is unsupported with `cron`".to_owned()),
             (None, _, Some(_)) => return Err("`time_zone` requires `cron`".to_owned()),
             (Some(cron), None, name) => {
-                let zone =
-                    name.as_ref().map_or_else(|| Ok(default_zone.clone()), |name| zone(name));
-                let timetable =
-                    Timetable::cron(cron, zone.map_err(|why| format!("`time_zone`: {why}"))?);
+                let timetable = Timetable::cron(cron, zone_or(default_zone, name.as_deref())?);
                 self.timetable = Some(timetable.map_err(|why| format!("`cron`: {why}"))?);
                 self.schedule.clone_from(cron);
             }
@@ -111,10 +106,15 @@ impl Definition {
                 (self.timetable, self.schedule) =
                     (Some(Timetable::Every(*every)), format!("every {text}"));
             }
-            (None, None, None) => {}
+            (None, None, None) => self.schedule = ON_REQUEST.to_owned(),
         }
         Ok(())
     }
+}
+
+/// The zone of a key `time_zone`, or else the default.
+fn zone_or(default: &TimeZone, name: Option<&str>) -> Result<TimeZone, String> {
+    name.map_or(Ok(default.clone()), zone).map_err(|why| format!("`time_zone`: {why}"))
 }
 
 /// An error of TOML or serde in one line, without the value, which may be a secret.
@@ -132,11 +132,8 @@ fn explain(mut error: toml::de::Error, text: &str) -> String {
     let why = match (&names[..], message.rsplit_once(", expected ")) {
         ([name, known @ ..], _) if message.starts_with("unknown ") => {
             let kind = if message.starts_with("unknown field") { "key" } else { "value" };
-            format!(
-                "unknown {kind} `{}`: {}",
-                text::field(name),
-                nearest(name, known.iter().copied())
-            )
+            let nearest = nearest(name, known.iter().copied());
+            format!("unknown {kind} `{}`: {nearest}", text::field(name))
         }
         (_, Some((_, "a nonzero u32"))) => "expected a whole number above 0".to_owned(),
         (_, Some((_, "a map"))) => "expected a table".to_owned(),

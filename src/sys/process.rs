@@ -12,7 +12,7 @@ pub use crate::sys::platform::process::{
     FIRST_PID_NAMESPACE, Process, adopt_orphans, arguments, children, end_with_parent,
     find_by_inode, help, name, observe, parent, set_name, this_program, why_unidentifiable,
 };
-use crate::sys::platform::process::{any, check_listable, may_hide_its_environment, parents};
+use crate::sys::platform::process::{listed, may_hide_its_environment};
 use crate::sys::text;
 
 /// Why no process with a PID runs.
@@ -44,6 +44,7 @@ pub fn is_running((pid, instance): (Pid, ProcessIdentity)) -> bool {
 /// Whether a parent has certainly adopted this process: a child is in its parent's session, unless
 /// it has started its own.
 pub fn has_adopted_us(parent: Pid) -> bool {
+    // Not by rustix, which panics if the session is of another PID namespace (0).
     let ours = getsid(None).ok().filter(|session| *session != nix::unistd::getpid());
     let theirs = getsid(Some(nix::unistd::Pid::from_raw(parent.as_raw_pid()))).ok();
     ours.zip(theirs).is_some_and(|(ours, theirs)| ours != theirs)
@@ -64,7 +65,8 @@ pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
 
 /// All descendants of `pids`, as far as the system shows them. Reads the whole process table.
 pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
-    let mut all = parents();
+    let mut all: Vec<_> =
+        listed().unwrap_or_default().into_iter().map(|pid| (pid, parent(pid))).collect();
     let mut found = pids.to_vec();
     let mut seen = 0;
     // Each round finds the children of one process, and no process is found twice.
@@ -81,32 +83,42 @@ pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
 /// each), but arguments only of candidates: a hanging process blocks that read. Fails if the
 /// processes cannot be listed.
 pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
+    check_listable()?;
     // The kernel names a process after the script, or after the interpreter.
-    any(
-        |name| name == script.as_bytes() || name.starts_with(b"python"),
-        |arguments| {
-            let is_python = arguments
-                .first()
-                .is_some_and(|program| text::base_name(program).starts_with("python"));
-            is_python && text::program(arguments).is_some_and(|(name, _)| name == script)
-        },
-    )
+    let is_candidate = |name: Vec<u8>| {
+        name == script.as_bytes() || name.to_ascii_lowercase().starts_with(b"python")
+    };
+    let runs = |pid: Pid| match arguments(pid).as_slice() {
+        // Unreadable, unless it has ended.
+        [] => running(pid).is_some(),
+        arguments => {
+            text::base_name(&arguments[0]).starts_with("python")
+                && text::program(arguments).is_some_and(|(name, _)| name == script)
+        }
+    };
+    Ok(listed()?.into_iter().any(|pid| name(pid).is_none_or(is_candidate) && runs(pid)))
 }
 
-/// Finds the oldest process that runs as `uid` with `variable=value` in its environment, and its
-/// command line for people. Ignores ancestors of this process and other `serializer` processes,
-/// which would wait for each other. Reads the whole process table (milliseconds). Fails if the
-/// table is unreadable, or belongs to another PID namespace.
-pub fn find_by_environment(
-    variable: &str,
-    value: &str,
-    uid: u32,
-) -> io::Result<Option<(Process, String)>> {
-    check_listable()?;
-    let what = ProcessRefreshKind::nothing().without_tasks().with_environ(UpdateKind::Always);
-    let what = what.with_user(UpdateKind::Always).with_cmd(UpdateKind::Always);
+/// Fails if the process table is unreadable, or belongs to another PID namespace.
+fn check_listable() -> io::Result<()> {
+    name(getpid()).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// What sysinfo tells of processes.
+pub(super) fn table(which: ProcessesToUpdate<'_>, what: ProcessRefreshKind) -> io::Result<System> {
     let mut system = System::new().map_err(io::Error::other)?;
-    system.refresh_processes_specifics(ProcessesToUpdate::All, true, what);
+    system.refresh_processes_specifics(which, true, what.without_tasks());
+    Ok(system)
+}
+
+/// Finds the oldest process that runs as `uid` with `variable=value` in its environment. Ignores
+/// ancestors of this process and other `serializer` processes, which would wait for each other.
+/// Reads the whole process table (milliseconds). Fails if the table is unreadable, or belongs to
+/// another PID namespace.
+pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<Option<Process>> {
+    check_listable()?;
+    let what = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always);
+    let system = table(ProcessesToUpdate::All, what.with_user(UpdateKind::Always))?;
     let wanted = format!("{variable}={value}");
     let related = |one: &sysinfo::Process| {
         let pid = Pid::from_raw(i32::try_from(one.pid().as_u32()).ok()?)?;
@@ -115,16 +127,10 @@ pub fn find_by_environment(
                 || may_hide_its_environment(one))
             && one.name() != "serializer"
             && !is_ancestor(pid);
-        let process = is_related.then(|| running(pid))??;
-        let arguments: Vec<String> =
-            one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        Some((process, text::command_line(&arguments)))
+        is_related.then(|| running(pid))?
     };
-    Ok(system
-        .processes()
-        .values()
-        .filter_map(related)
-        .min_by_key(|(process, _)| process.pid().as_raw_pid()))
+    let found = system.processes().values().filter_map(related);
+    Ok(found.min_by_key(|process| process.pid().as_raw_pid()))
 }
 
 /// A decimal PID from 1 to 2³¹−1, without sign or white space.

@@ -18,17 +18,9 @@ const HIDDEN: &str = "…";
 /// The programs of which only the values of options may hold secrets.
 const TOOLS: [&str; 4] = ["meltano", "dbt", "pipelinewise", "serializer"];
 
-/// Their options that have no value.
-const FLAGS: [&str; 8] = [
-    "--",
-    "--debug",
-    "--dry-run",
-    "--exclusive",
-    "--fail-fast",
-    "--force",
-    "--full-refresh",
-    "--print-token",
-];
+/// Their options that have no value, besides those that begin with `--no-`.
+const FLAGS: [&str; 8] =
+    ["", "debug", "dry-run", "exclusive", "fail-fast", "force", "full-refresh", "print-token"];
 
 /// The value of a record's field: trimmed, on one line and bounded.
 pub fn field(text: &str) -> String {
@@ -110,10 +102,9 @@ pub fn command_line(arguments: &[String]) -> String {
             "set" => format!("set {HIDDEN}"),
             _ => word.to_owned(),
         };
-        may_be_value = is_option
-            && !shown.ends_with(HIDDEN)
-            && !FLAGS.contains(&word)
-            && !word.starts_with("--no-");
+        let is_flag = |name: &str| FLAGS.contains(&name) || name.starts_with("no-");
+        may_be_value =
+            is_option && !shown.ends_with(HIDDEN) && !word.strip_prefix("--").is_some_and(is_flag);
         line = format!("{line} {shown}");
         if word == "set" || shown == HIDDEN && !is_tool {
             break;

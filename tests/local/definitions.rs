@@ -75,10 +75,13 @@ fn a_task_of_a_toml_file_has_all_that_the_file_says() {
     assert_eq!(env, ["EMPTY=", "REGION=north"]);
     assert_eq!((shop.catch_up, shop.overlap), (CatchUp::None, Some(Overlap::Queue)));
     assert_eq!(shop.interrupted, Interrupted::Stop);
-    assert_eq!((shop.tries.get(), shop.retry_after, shop.spread), (2, seconds(300), seconds(600)));
+    assert_eq!(
+        (shop.tries().get(), shop.retry_after(), shop.spread),
+        (2, seconds(300), seconds(600))
+    );
     assert_eq!((shop.start_within, shop.timeout), (Some(seconds(7200)), Some(seconds(9000))));
     assert_eq!(
-        (shop.limit.clone(), shop.enabled),
+        (shop.limit.clone(), shop.is_enabled()),
         (NonZeroU32::new(3).map(|slots| ("warehouse".to_owned(), slots)), false)
     );
     assert_eq!(shop.notify, ["./tell.sh", "x"]);
@@ -89,12 +92,15 @@ fn a_task_with_nothing_but_a_command_has_the_defaults() {
     let task = toml_task("command = ['true', 'a b']");
     assert!(task.timetable.is_none(), "{:?}", task.timetable);
     assert_eq!((task.schedule.as_str(), task.command.join("|")), ("on request", "true|a b".into()));
-    assert_eq!((task.directory, task.stdin, task.env.len()), (None, None, 0));
+    assert_eq!((&task.directory, &task.stdin, task.env.len()), (&None, &None, 0));
     assert_eq!((task.catch_up, task.overlap), (CatchUp::Last, None));
     assert_eq!(task.interrupted, Interrupted::Rerun);
-    assert_eq!((task.tries.get(), task.retry_after, task.spread), (1, seconds(60), Duration::ZERO));
+    assert_eq!(
+        (task.tries().get(), task.retry_after(), task.spread),
+        (1, seconds(60), Duration::ZERO)
+    );
     assert_eq!((task.start_within, task.timeout), (None, None));
-    assert_eq!((task.limit, task.enabled), (None, true));
+    assert_eq!((task.is_enabled(), task.limit), (true, None));
     assert_eq!(task.notify, Vec::<String>::new());
 }
 

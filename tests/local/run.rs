@@ -209,12 +209,13 @@ fn a_parent_that_ignores_the_ends_of_its_children_is_told_so() {
     let locks = Locks::new();
     let ended =
         locks.script(r#"exec env --ignore-signal=CHLD "$S" run touch "$SERIALIZER_DIR/ran""#);
-    assert_eq!(ended.code, 1, "{ended:?}");
+    assert_eq!(locks.names(), Vec::<String>::new(), "{ended:?}");
+    // There, the program that tells the id of the boot cannot be awaited.
+    assert_eq!(ended.code, if cfg!(serializer_portable) { 126 } else { 1 }, "{ended:?}");
     if support::lacks("ignored signals") {
         return;
     }
     assert!(ended.last_line().contains("SIGCHLD is ignored"), "{ended:?}");
-    assert_eq!(locks.names(), Vec::<String>::new(), "{ended:?}");
 }
 
 #[test]

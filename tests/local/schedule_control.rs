@@ -21,7 +21,8 @@ fn status_shows_each_task_and_check_says_whether_one_has_failed() {
         format!(
             "tasks.good = {{ every = '1000h', run = 'true' }}\ntasks.bad = {{ every = '1000h', run \
              = 'exit {code}' }}\ntasks.idle = {{ every = '1000h', run = 'true' }}\ntasks.off = {{ \
-             every = '1000h', run = 'true', enabled = false }}\n"
+             every = '1000h', run = 'true', enabled = false }}\ntasks.far = {{ cron = '0 6 1 1 *', \
+             time_zone = 'Asia/Tokyo', run = 'true' }}\n"
         )
     };
     let tasks = tasks(&file(3));
@@ -42,6 +43,9 @@ fn status_shows_each_task_and_check_says_whether_one_has_failed() {
     assert!(row("bad").contains("every 1000h") && row("bad").contains("failed"), "{rows:?}");
     assert!(row("bad").contains("ended with 3") && row("good").contains("done"), "{rows:?}");
     assert!(row("idle").contains("paused") && row("off").contains("no"), "{rows:?}");
+    let next = |zone| ended(&mut tasks.within(&["env", zone], &["status"])).stdout;
+    assert!(next("TZ=UTC").contains("-01-01 06:00:00 +09:00"), "{}", next("TZ=UTC"));
+    assert!(next("TZ=Asia/Tokyo").contains("-01-01 06:00:00  -"), "{}", next("TZ=Asia/Tokyo"));
     let metrics = tasks.run(&["status", "--metrics"]).stdout;
     for line in [
         "failed{task=\"bad\"} 1",

@@ -94,7 +94,7 @@ fn a_new_task_is_introduced_and_runs_from_its_next_slot_on() {
 #[test]
 fn a_task_that_is_disabled_or_on_request_waits_without_an_end() {
     let mut disabled = hourly();
-    disabled.enabled = false;
+    disabled.enabled = Some(false);
     let on_request = Definition::new(None, "on request".to_owned(), Vec::new());
     for definition in [disabled, on_request] {
         for state in [State::Done, State::Failed, State::Interrupted, State::GivenUp] {
@@ -210,7 +210,7 @@ fn a_failed_slot_is_tried_again_after_a_time_until_a_new_one_ends_its_tries() {
         (CatchUp::All, State::GivenUp, 60, Runs(60, 0)),
         (CatchUp::Last, State::Done, 30, Waits(60)),
     ] {
-        let definition = Definition { catch_up, retry_after: minutes(10), ..hourly() };
+        let definition = Definition { catch_up, retry_after: Some(minutes(10)), ..hourly() };
         assert_eq!(
             plan(&definition, &run(0, 1, (state, 20)), now),
             expected,
@@ -218,7 +218,7 @@ fn a_failed_slot_is_tried_again_after_a_time_until_a_new_one_ends_its_tries() {
         );
     }
     // The next slot comes before the next try.
-    let definition = Definition { retry_after: minutes(90), ..hourly() };
+    let definition = Definition { retry_after: Some(minutes(90)), ..hourly() };
     assert_eq!(plan(&definition, &run(0, 1, (State::Failed, 20)), 30), Waits(60));
 }
 

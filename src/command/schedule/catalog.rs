@@ -18,16 +18,14 @@ const ASK_MELTANO: Duration = Duration::from_secs(300);
 
 const USUAL: &str = "serializer.toml";
 
-/// Inode, time and size of a file.
-type Fingerprint = (u64, i64, i64, u64);
-
 /// A file, and the reader of its text.
 type Table = (PathBuf, fn(&str, &Path) -> Result<Catalog, String>);
 
 pub struct Source {
     /// `None` for Meltano.
     table: Option<Table>,
-    fingerprint: Option<Fingerprint>,
+    /// Inode, time and size of the file.
+    fingerprint: Option<(u64, i64, i64, u64)>,
     /// `None` if a reload is due.
     read_at: Option<Instant>,
     /// A reader thread: Meltano needs seconds.
@@ -50,11 +48,8 @@ impl Source {
     /// The definitions of the source in the arguments; none without one and without the usual file.
     pub fn read_if_any(args: &CatalogArgs) -> Result<Catalog, Error> {
         let is_named = args.file.is_some() || args.crontab.is_some() || args.meltano;
-        if is_named || Path::new(USUAL).exists() {
-            Self::new(args).read()
-        } else {
-            Ok(Catalog::default())
-        }
+        let is_there = is_named || Path::new(USUAL).exists();
+        if is_there { Self::new(args).read() } else { Ok(Catalog::default()) }
     }
 
     /// Reads the definitions.
@@ -84,7 +79,7 @@ impl Source {
         read.inspect_err(|why| tracing::error!("{why} (the tasks stay as they were)")).ok()
     }
 
-    fn fingerprint(&self) -> Option<Fingerprint> {
+    fn fingerprint(&self) -> Option<(u64, i64, i64, u64)> {
         let metadata = self.table.as_ref()?.0.metadata().ok()?;
         Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size()))
     }

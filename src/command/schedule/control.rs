@@ -25,7 +25,7 @@ use crate::record::run::{Run, Task};
 use crate::schedule::plan::introduced;
 use crate::store::Location;
 use crate::sys::clock::since_1970;
-use crate::sys::text::{self, io_message};
+use crate::sys::text;
 
 /// How much longer than a lease the end of a run may take.
 const ENDING: Duration = Duration::from_secs(15);
@@ -48,19 +48,17 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let mut seen = mutex.inspect()?;
     if seen.is_none() {
         let now = mutex.time();
-        mutex
-            .amend(&|run| introduced(run, &args.task, now))
-            .map_err(|error| Error::mutex("run", &location, error))?;
+        let amended = mutex.amend(&|run| introduced(run, &args.task, now));
+        amended.map_err(|error| Error::mutex("run", &location, error))?;
         seen = mutex.inspect()?;
     }
     let seen = seen.ok_or_else(|| cannot(FAILED, ": its state was removed"))?;
     if seen.state == State::Running {
-        return Err(
-            cannot(BUSY, ": it is running").with_hint("`serializer schedule status` shows where")
-        );
+        let hint = "`serializer schedule status` shows where";
+        return Err(cannot(BUSY, ": it is running").with_hint(hint));
     }
-    let (last, is_over) =
-        (seen.run.of_slot().0, !matches!(seen.state, State::Failed | State::Interrupted));
+    let last = seen.run.of_slot().0;
+    let is_over = !matches!(seen.state, State::Failed | State::Interrupted);
     // Its success would count for the slot that is still to be finished.
     let slot = match args.slot.map(milliseconds) {
         Some(slot) if !is_over && slot != last => {
@@ -82,12 +80,10 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     drop(mutex);
     let failed = work::runner(&work, definition)
         .map_or_else(|error| error, |(mut runner, _scheduler)| runner.exec());
-    let place = definition.directory.as_ref();
-    let place = place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
-    Err(cannot(FAILED, &format!("{place}: {}", io_message(&failed))))
+    Err(cannot(FAILED, &work::why_not_started(definition, &failed)))
 }
 
-fn milliseconds(time: Timestamp) -> u64 {
+pub fn milliseconds(time: Timestamp) -> u64 {
     u64::try_from(time.as_millisecond()).unwrap_or(0)
 }
 
@@ -102,18 +98,17 @@ pub fn pause(args: &PauseArgs, environment: &Environment) -> Result<(), Error> {
 pub fn resume(args: &TasksArgs, environment: &Environment) -> Result<(), Error> {
     amend_all(args, environment, &|run, task, now| {
         // Slots of the pause are skipped. A wrong clock may have stored times of the future.
-        let times = [&mut task.paused, &mut task.slot, &mut run.began];
-        times
-            .into_iter()
-            .chain(run.ends.iter_mut().map(|end| &mut end.at))
-            .for_each(|time| *time = now.min(*time));
+        let ends = run.ends.iter_mut().map(|end| &mut end.at);
+        let times = [&mut task.paused, &mut task.slot, &mut run.began].into_iter().chain(ends);
+        times.for_each(|time| *time = now.min(*time));
     })
 }
 
-/// What to change, now.
-type Change<'a> = &'a dyn Fn(&mut Run, &mut Task, u64);
-
-fn amend_all(args: &TasksArgs, environment: &Environment, change: Change<'_>) -> Result<(), Error> {
+fn amend_all(
+    args: &TasksArgs,
+    environment: &Environment,
+    change: &dyn Fn(&mut Run, &mut Task, u64),
+) -> Result<(), Error> {
     for_all(args, environment, |mutex, (name, location), _| {
         let now = mutex.time();
         let changed = |run: Option<&Run>| {
@@ -137,11 +132,9 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         };
         let run = seen.run.of_slot();
         let mark = |stored: Option<&Run>| {
-            let stored = stored.filter(|stored| stored.of_slot() == run)?;
-            Some(Run {
-                task: Some(Task { is_stopped: true, ..stored.task.clone()? }),
-                ..stored.clone()
-            })
+            let mut stored = stored.filter(|stored| stored.of_slot() == run)?.clone();
+            stored.task.as_mut()?.is_stopped = true;
+            Some(stored)
         };
         mutex.amend(&mark).map_err(|error| Error::mutex("stop", location, error))?;
         let entry = seen.process.entry.as_ref();
@@ -149,8 +142,8 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         emit("stop", location, json!({ "host": host }));
         // On another host, the runner finds the mark when it renews the lease.
         entry.iter().for_each(|entry| signal_keeper(entry, NAME, Signal::TERM));
-        let lease =
-            entry.and_then(|entry| entry.lease).map_or(Duration::ZERO, |lease| lease.duration);
+        let lease = entry.and_then(|entry| entry.lease);
+        let lease = lease.map(|lease| lease.duration).unwrap_or_default();
         let ended = |now: &Inspected| now.state != State::Running || now.run.of_slot() != run;
         if watch(mutex, lease + ENDING, ended)?.is_none_or(|now| ended(&now)) {
             tracing::info!("stopped `{shown}`");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::sys::clock::{since_1970, since_boot};
+use crate::sys::clock::{millis, since_1970, since_boot};
 use crate::sys::poll;
 use crate::sys::signals::SignalQueue;
 use crate::sys::timer::Timer;
@@ -27,13 +27,6 @@ pub struct Events {
     drift: u64,
 }
 
-/// Requests by signals.
-#[derive(Default)]
-pub struct Asked {
-    pub must_stop: bool,
-    pub must_reload: bool,
-}
-
 impl Events {
     /// Blocks the signals from now on.
     pub fn new() -> io::Result<Self> {
@@ -44,13 +37,9 @@ impl Events {
     }
 
     /// The signals that have arrived.
-    pub fn receive(&self) -> Asked {
-        let mut asked = Asked::default();
-        for received in (0..MAX_SIGNALS).map_while(|_| self.signals.next()) {
-            asked.must_stop |= matches!(received.signal, Signal::SIGTERM | Signal::SIGINT);
-            asked.must_reload |= received.signal == Signal::SIGHUP;
-        }
-        asked
+    pub fn receive(&self) -> Vec<Signal> {
+        let received = (0..MAX_SIGNALS).map_while(|_| self.signals.next());
+        received.map(|received| received.signal).collect()
     }
 
     /// Whether the host's clock was set since the last call.
@@ -68,9 +57,7 @@ impl Events {
         fds: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
         // The kernel refuses distant times.
-        self.timer.set(
-            wall_clock.min(since_1970() + 2 * u64::try_from(REFRESH.as_millis()).unwrap_or(0)),
-        )?;
+        self.timer.set(wall_clock.min(since_1970() + 2 * millis(REFRESH)))?;
         let rest = boot_clock.map(|at| Duration::from_millis(at.saturating_sub(since_boot())));
         let fds = [&[self.signals.as_fd(), self.timer.fd()], fds].concat();
         Ok(poll::sleep(rest.unwrap_or(REFRESH).min(REFRESH), &fds)?)

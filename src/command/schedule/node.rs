@@ -31,11 +31,10 @@ use crate::sys::identity::HostIdentity;
 /// For each running task, how much later than its time a task is inspected, in milliseconds, and
 /// the most tasks that count: less busy schedulers are earlier.
 const PER_RUNNING: u64 = 8;
-const MOST_RUNNING: u64 = 12;
+const MOST_RUNNING: usize = 12;
 
-/// Delay before any claim: steps of so many milliseconds, by a hash of host and task.
-const STEP: u64 = 1;
-const STEPS: u64 = 8;
+/// The most milliseconds before any claim, by a hash of host and task.
+const SPREAD: u64 = 8;
 
 /// The longest time for claims without a look at signals, ends of runs, and all tasks, in
 /// milliseconds.
@@ -124,6 +123,11 @@ pub fn run(
 }
 
 impl<'a> Node<'a> {
+    /// Whether it exits when nothing is due.
+    fn is_tick(&self) -> bool {
+        self.stop_timeout.is_none()
+    }
+
     /// The estimated time of the store.
     fn now(&self) -> u64 {
         since_1970().saturating_add_signed(self.offset)
@@ -133,10 +137,10 @@ impl<'a> Node<'a> {
         self.adopt(catalog);
         loop {
             let signals = self.events.receive();
-            if signals.must_reload {
+            if signals.contains(&Signal::SIGHUP) {
                 self.source.reload();
             }
-            if signals.must_stop {
+            if signals.iter().any(|signal| [Signal::SIGTERM, Signal::SIGINT].contains(signal)) {
                 self.runners.stop(self.stop_timeout.unwrap_or_default());
             }
             self.store_ends();
@@ -150,25 +154,32 @@ impl<'a> Node<'a> {
             } else {
                 if self.events.clock_was_set() {
                     self.retry_at = 0;
-                    let all = self.tasks.values_mut();
-                    all.for_each(|task| (task.check_at, task.due_at) = (0, 0));
+                    self.tasks.values_mut().for_each(Tracked::check_now);
                 }
                 if let Some(catalog) = self.source.changed() {
                     tracing::info!("read the tasks again: {}", catalog.tasks.len());
                     self.adopt(catalog);
                 }
                 self.work()?;
-                let is_tick = self.stop_timeout.is_none() && self.runners.len() == 0;
-                if is_tick && self.tasks.values().all(|task| task.check_at > self.now()) {
+                let is_idle = self.is_tick() && self.runners.len() == 0;
+                if is_idle && self.tasks.values().all(|task| task.check_at > self.now()) {
                     return Ok(());
                 }
             }
             let next = self.tasks.values().map(|task| self.ready_at(task)).min();
-            let next = next.filter(|_| stop_at.is_none());
-            let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
+            let next = next.filter(|_| stop_at.is_none()).unwrap_or(u64::MAX);
+            let next = next.saturating_add_signed(-self.offset);
             let slept = self.events.sleep(next, self.runners.stop_at(), &self.runners.fds());
             slept.map_err(|error| Error::io("cannot wait", &error))?;
         }
+    }
+
+    /// The lock of a task. A store that is down makes neither the other tasks nor a runner wait.
+    fn mutex(&self, task: &str) -> Mutex<'a> {
+        let register = self.any.sibling(&task_at(&self.order.place, task));
+        let mut mutex = Mutex::new(register, self.judge);
+        mutex.patience = Duration::ZERO;
+        mutex
     }
 
     /// Works by these definitions from now on.
@@ -180,8 +191,7 @@ impl<'a> Node<'a> {
                 task.adopt(definition);
                 continue;
             }
-            let register = self.any.sibling(&task_at(&self.order.place, &name));
-            let mutex = Mutex::new(register, self.judge);
+            let mutex = self.mutex(&name);
             self.tasks.insert(name, Tracked::new(definition, mutex));
         }
     }

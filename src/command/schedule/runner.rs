@@ -33,7 +33,7 @@ use crate::record::mode::Mode;
 use crate::run::Program;
 use crate::store::Location;
 use crate::sys::channel::receive_with_file;
-use crate::sys::clock::{since_1970, since_boot};
+use crate::sys::clock::{millis, since_1970, since_boot};
 use crate::sys::files::anonymous_file;
 use crate::sys::identity::HostIdentity;
 use crate::sys::local_time::short;
@@ -49,15 +49,12 @@ const NOTIFYING: Duration = Duration::from_secs(60);
 
 /// Acts as a runner, if this process was started as one.
 pub fn help() -> Option<ExitCode> {
-    let name = std::env::args_os().nth(1)?;
-    let run = if name == NAME {
-        run
-    } else if name == LIMITED {
-        run_limited
-    } else {
-        return None;
+    let ended = match std::env::args_os().nth(1)?.to_str() {
+        Some(NAME) => run(),
+        Some(LIMITED) => run_limited(),
+        _ => return None,
     };
-    let ended = run().unwrap_or_else(|error| {
+    let ended = ended.unwrap_or_else(|error| {
         // Does nothing if the orders were read.
         logging::start(&LogArgs::default());
         logging::report(&error);
@@ -128,14 +125,12 @@ fn orders<T: DeserializeOwned>(file: OwnedFd) -> Result<T, Error> {
 
 impl Work {
     fn run(&self, scheduler: OwnedFd) -> Result<u8, Error> {
-        let limit =
-            self.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2));
         let command = self.command.iter().map(OsString::from).collect();
         let program = Program { command, env: self.env.clone() };
         let mut job = job(self.location.clone(), self.request(), ATTEMPT, program);
         job.handed_over =
             self.granted.clone().zip(self.lease).map(|(grant, lease)| (grant, lease, scheduler));
-        job.task_ends_at = limit.map(|limit| since_boot().saturating_add(limit));
+        job.task_ends_at = self.timeout.map(|limit| since_boot().saturating_add(millis(limit)));
         if let Some(timeout) = self.timeout {
             thread::spawn(move || {
                 thread::sleep(timeout);
@@ -150,10 +145,8 @@ impl Work {
             Err(error) if error.code != BUSY => return Err(error),
             // Another scheduler was faster.
             _ if self.claim.is_forced => {
-                return Err(Error::new(
-                    BUSY,
-                    format!("cannot run `{}`: it is running", text::field(&self.task)),
-                ));
+                let task = text::field(&self.task);
+                return Err(Error::new(BUSY, format!("cannot run `{task}`: it is running")));
             }
             _ => return Ok(BUSY),
         };
@@ -195,10 +188,9 @@ impl Work {
         command.env("SERIALIZER_HOST", HostIdentity::here().host.unwrap_or_default());
         match command.spawn() {
             Ok(child) => {
-                let told = running(Pid::from_child(&child));
-                let _ = told
-                    .iter()
-                    .try_for_each(|told| poll::sleep(NOTIFYING, told.ended_fd().as_slice()));
+                if let Some(told) = running(Pid::from_child(&child)) {
+                    let _ = poll::sleep(NOTIFYING, told.ended_fd().as_slice());
+                }
             }
             Err(error) => {
                 let cannot = format!("cannot notify by `{}`", text::field(program));

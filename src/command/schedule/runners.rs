@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 
-use crate::command::report::{Report, confirm_end, receive_end};
+use crate::command::report::{Report, receive_end};
 use crate::run::reap_orphans;
-use crate::sys::clock::since_boot;
+use crate::sys::clock::{millis, since_boot};
 use crate::sys::poll::is_readable;
 
 /// Time for runners to end after SIGTERM, in milliseconds: their commands have ten seconds.
@@ -18,68 +18,69 @@ const ENDING: u64 = 20_000;
 
 #[derive(Default)]
 pub struct Runners {
-    /// With the names of their tasks.
-    children: Vec<(String, Child)>,
-    /// The connections of those that have not reported their ends.
-    channels: BTreeMap<String, OwnedFd>,
+    all: Vec<Runner>,
     /// When to end them, in milliseconds since boot; after that, when to kill them.
     stop_at: Option<u64>,
     is_ending: bool,
 }
 
+struct Runner {
+    task: String,
+    process: Child,
+    /// Its connection, until it has reported its end.
+    channel: Option<OwnedFd>,
+}
+
 impl Runners {
-    pub fn add(&mut self, task: &str, (runner, channel): (Child, OwnedFd)) {
-        self.children.push((task.to_owned(), runner));
-        self.channels.insert(task.to_owned(), channel);
+    pub fn add(&mut self, task: &str, (process, channel): (Child, OwnedFd)) {
+        self.all.push(Runner { task: task.to_owned(), process, channel: Some(channel) });
     }
 
     /// Become readable when there are reports.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.channels.values().map(AsFd::as_fd).collect()
+        self.all.iter().filter_map(|runner| Some(runner.channel.as_ref()?.as_fd())).collect()
     }
 
-    /// Answers the reports of ends that `store` could store.
-    pub fn answer(&mut self, mut store: impl FnMut(&str, &Report) -> bool) {
-        // The others find their connections closed, and store their ends themselves.
-        for (task, channel) in self.channels.extract_if(.., |_, channel| is_readable(channel)) {
-            if receive_end(&channel).is_some_and(|report| store(&task, &report)) {
-                confirm_end(&channel);
-            }
-        }
+    /// The tasks of which runners have reported the end, with the reports, and the connections to
+    /// confirm them. A runner that finds its connection closed stores its end itself.
+    pub fn reports(&mut self) -> Vec<(String, Report, OwnedFd)> {
+        let report = |runner: &mut Runner| {
+            let channel = runner.channel.take_if(|channel| is_readable(channel))?;
+            Some((runner.task.clone(), receive_end(&channel)?, channel))
+        };
+        self.all.iter_mut().filter_map(report).collect()
     }
 
     pub fn len(&self) -> usize {
-        self.children.len()
+        self.all.len()
     }
 
     /// Whether this task runs.
     pub fn has(&self, task: &str) -> bool {
-        self.children.iter().any(|(name, _)| name == task)
+        self.all.iter().any(|runner| runner.task == task)
     }
 
     /// The tasks of the runners that have ended since the last call, and whether they were killed.
     pub fn reap(&mut self) -> BTreeMap<String, bool> {
-        let ended =
-            self.children.extract_if(.., |(_, child)| !matches!(child.try_wait(), Ok(None)));
-        let was_killed =
-            |child: &mut Child| child.wait().is_ok_and(|status| status.signal().is_some());
-        let ended = ended.map(|(name, mut child)| (name, was_killed(&mut child))).collect();
+        let has_ended = |runner: &mut Runner| !matches!(runner.process.try_wait(), Ok(None));
+        let ended = self.all.extract_if(.., has_ended).map(|mut runner| {
+            let was_killed = runner.process.wait().is_ok_and(|status| status.signal().is_some());
+            (runner.task, was_killed)
+        });
+        let ended = ended.collect();
         if getpid().is_init() {
-            reap_orphans(
-                &self.children.iter().map(|(_, child)| Pid::from_child(child)).collect::<Vec<_>>(),
-            );
+            let own: Vec<_> =
+                self.all.iter().map(|runner| Pid::from_child(&runner.process)).collect();
+            reap_orphans(&own);
         }
         ended
     }
 
     /// Ends the runs after this time; at once on a second call.
     pub fn stop(&mut self, timeout: Duration) {
-        let timeout = if self.stop_at.is_some() { Duration::ZERO } else { timeout };
+        let timeout = if self.stop_at.is_some() { 0 } else { millis(timeout) };
         if !self.is_ending {
-            self.stop_at = Some(
-                since_boot()
-                    .saturating_add(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2)),
-            );
+            self.stop_at = Some(since_boot().saturating_add(timeout));
         }
         if self.len() > 0 {
             tracing::info!("stopping: tasks still running: {}", self.len());
@@ -96,8 +97,8 @@ impl Runners {
         if self.stop_at.is_none_or(|stop_at| since_boot() < stop_at) {
             return;
         }
-        for (_, child) in &self.children {
-            let pid = Pid::from_child(child);
+        for runner in &self.all {
+            let pid = Pid::from_child(&runner.process);
             // The whole group: where there is a lease, the command has to end with its runner.
             let _ = if self.is_ending {
                 kill_process_group(pid, Signal::KILL)

@@ -1,12 +1,14 @@
 //! `serializer schedule status` and `next`
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use super::catalog::Source;
-use super::control::prove;
+use super::control::{milliseconds, prove};
 use super::work::{OVERDUE, shown_slot, time_of};
 use super::{place_of, task_at};
 use crate::cli::{NextArgs, ScheduleStatusArgs};
@@ -18,13 +20,12 @@ use crate::error::Error;
 use crate::exit_code::{DONE, FAILED};
 use crate::lock::Mutex;
 use crate::lock::key::Inspected;
-use crate::lock::once::{State, shown};
+use crate::lock::once::State;
 use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans, Verdict};
 use crate::record::run::Run;
-use crate::schedule::definition::Definition;
+use crate::schedule::definition::{Catalog, Definition};
 use crate::schedule::plan::{Plan, Seen};
-use crate::schedule::timetable::Timetable;
 use crate::store::Location;
 use crate::store::seam::Kind;
 use crate::sys::{local_time, text};
@@ -67,6 +68,8 @@ struct Tasks<'a> {
     args: &'a ScheduleStatusArgs,
     place: Location,
     judge: &'a LocalLiveness,
+    /// As this host's file defines them.
+    catalog: Catalog,
     /// They know what they saw before.
     mutexes: BTreeMap<String, Mutex<'a>>,
     /// Whether a lease may have expired.
@@ -76,22 +79,18 @@ struct Tasks<'a> {
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
     let judge = LocalLiveness::here(Orphans::Ignore);
     let place = place_of(environment, &args.catalog)?;
-    let mut tasks =
-        Tasks { args, place, judge: &judge, mutexes: BTreeMap::new(), is_unproved: false };
+    let (catalog, mutexes) = Default::default();
+    let mut tasks = Tasks { args, place, judge: &judge, catalog, mutexes, is_unproved: false };
     if args.watch {
-        return watch(&mut || Ok(text(&tasks.look()?.0))).map(|()| DONE);
+        return watch(&mut || Ok(tasks.look()?.0).map(|rows| text(&rows, &tasks.catalog)))
+            .map(|()| DONE);
     }
     let (mut rows, mut failure) = tasks.look()?;
     if args.check && tasks.is_unproved {
         let seen: Vec<_> = tasks.mutexes.values_mut().map(Mutex::inspect).collect();
         // A damaged record was reported.
-        for (mutex, seen) in tasks
-            .mutexes
-            .values_mut()
-            .zip(seen)
-            .filter_map(|(mutex, seen)| Some((mutex, seen.ok()?)))
-        {
-            prove(mutex, seen)?;
+        for (mutex, seen) in tasks.mutexes.values_mut().zip(seen) {
+            seen.map_or(Ok(None), |seen| prove(mutex, seen))?;
         }
         (rows, failure) = tasks.look()?;
     }
@@ -102,7 +101,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     } else if args.metrics {
         metrics::text("tasks", &rows, &METRICS)
     } else {
-        text(&rows)
+        text(&rows, &tasks.catalog)
     };
     print(text.as_bytes())?;
     failure.map_or(Ok(code), Err)
@@ -111,12 +110,12 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
 impl Tasks<'_> {
     /// A row for each task, for programs, and the first error.
     fn look(&mut self) -> Result<(Vec<Value>, Option<Error>), Error> {
-        let catalog = Source::read_if_any(&self.args.catalog)?;
+        self.catalog = Source::read_if_any(&self.args.catalog)?;
         let any = Register::open(&self.place)?;
         let stored = self.place.all(Kind::Schedule)?;
         let stored =
             stored.iter().map(|location| location.key().name.to_string_lossy().into_owned());
-        let names: BTreeSet<String> = catalog.tasks.keys().cloned().chain(stored).collect();
+        let names: BTreeSet<String> = self.catalog.tasks.keys().cloned().chain(stored).collect();
         let (mut rows, mut failure) = (Vec::new(), None);
         self.is_unproved = false;
         for name in names {
@@ -127,20 +126,15 @@ impl Tasks<'_> {
                 Ok(seen) => {
                     self.is_unproved |=
                         seen.as_ref().is_some_and(|seen| seen.unproved_lease().is_some());
-                    rows.push(row(&name, catalog.tasks.get(&name), seen, mutex.time()));
+                    rows.push(row(&name, self.catalog.tasks.get(&name), seen, mutex.time()));
                 }
+                Err(error) if error.cause.passes() => return Err(error.into()),
                 // One damaged record does not hide the other tasks.
-                Err(error) if !error.cause.passes() => failure = failure.or(Some(error)),
-                Err(error) => return Err(error.into()),
+                Err(error) => failure = failure.or(Some(error.into())),
             }
         }
-        Ok((rows, failure.map(Error::from)))
+        Ok((rows, failure))
     }
-}
-
-/// When a run last succeeded, as far as it is remembered.
-fn last_success(run: &Run) -> Option<u64> {
-    Some(run.ends.iter().rfind(|end| end.code == Some(DONE))?.at)
 }
 
 /// A task for programs. Times are in milliseconds since 1970.
@@ -152,13 +146,10 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
     });
     let entry = process.and_then(|process| process.entry.clone());
     let seen = key.map(|key| Seen::new(key, now));
-    let is_overdue =
-        definition.is_some_and(|definition| match definition.plan(name, seen.as_ref(), now, now) {
-            Plan::Run(claim) => {
-                claim.slot > claim.seen.0 && claim.slot + definition.delay(name) + OVERDUE < now
-            }
-            Plan::Introduce | Plan::Wait(_) => false,
-        });
+    let is_overdue = definition.is_some_and(|definition| {
+        matches!(definition.plan(name, seen.as_ref(), now, now), Plan::Run(claim)
+            if claim.slot > claim.seen.0 && claim.slot + definition.delay(name) + OVERDUE < now)
+    });
     let task = seen.as_ref().and_then(|seen| seen.run.task.clone()).unwrap_or_default();
     let paused_until = Some(task.paused).filter(|paused| *paused > now);
     // A task that was only introduced has a run without a number.
@@ -167,6 +158,7 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
     let (run, is_running) = (run.as_ref(), state == Some(State::Running));
     let owner = entry.filter(|_| run.is_some()).map(|entry| entry.owner);
     let end = run.and_then(Run::end);
+    let success = run.and_then(|run| run.ends.iter().rfind(|end| end.code == Some(DONE)));
     let until = end.map(|end| end.at).or(is_running.then_some(now));
     let seconds = |run: &Run| Some(until?.saturating_sub(run.began) as f64 / 1000.0);
     let next = definition.filter(|_| paused_until.is_none());
@@ -174,7 +166,7 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
         "task": name,
         // As the file spells it; null for a task that is not in this host's file.
         "schedule": definition.map(|definition| &definition.schedule),
-        "enabled": definition.is_some_and(|definition| definition.enabled),
+        "enabled": definition.is_some_and(Definition::is_enabled),
         "status": match state {
             Some(State::Running) => "running",
             _ if paused_until.is_some() => "paused",
@@ -187,7 +179,8 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
         // Of the last run.
         "slot": run.map(|_| task.slot),
         "last_run": run.map(|run| run.began),
-        "last_success": run.and_then(last_success),
+        // As far as it is remembered.
+        "last_success": success.map(|end| end.at),
         "seconds": run.and_then(seconds),
         "try": run.map_or(0, |run| run.number),
         "result": end.map(|end| end.how.clone()).or(stale.filter(|_| run.is_some())),
@@ -200,34 +193,39 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
     })
 }
 
-fn text(rows: &[Value]) -> String {
+fn text(rows: &[Value], catalog: &Catalog) -> String {
     if rows.is_empty() {
         return "no tasks\n".to_owned();
     }
     let lines = rows.iter().map(|row| {
         let text = |field: &str| row[field].as_str().map(text::field);
-        let time = |field: &str| row[field].as_u64().filter(|time| *time < u64::MAX).map(shown);
+        let zone = row["task"].as_str().and_then(|name| catalog.tasks.get(name)?.zone());
+        let time = |field: &str| {
+            row[field].as_u64().filter(|time| *time < u64::MAX).map(|time| shown(time, zone))
+        };
+        let [task, schedule, status, result, host] =
+            ["task", "schedule", "status", "result", "host"].map(text);
         let enabled = if row["enabled"] == true { "yes" } else { "no" };
-        let enabled = text("schedule").map(|_| enabled.to_owned());
+        let enabled = schedule.as_ref().map(|_| enabled.to_owned());
         let next = time("next").or(time("paused_until"));
-        vec![
-            text("task"),
-            text("schedule"),
-            enabled,
-            text("status"),
-            time("last_run"),
-            text("result"),
-            next,
-            text("host"),
-        ]
+        vec![task, schedule, enabled, status, time("last_run"), result, next, host]
     });
     table(&HEADER, lines)
+}
+
+/// A time in the local zone, or with its offset in the zone of the task, if that has another one.
+fn shown(time: u64, zone: Option<&TimeZone>) -> String {
+    let (time, local) = (time_of(time), local_time::zone());
+    match zone.filter(|zone| zone.to_offset(time) != local.to_offset(time)) {
+        Some(zone) => time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
+        None => local_time::local_time(time).to_string(),
+    }
 }
 
 pub fn next(args: &NextArgs) -> Result<(), Error> {
     let catalog = Source::new(&args.catalog).read()?;
     catalog.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let from = args.from.unwrap_or_else(Timestamp::now);
+    let from = milliseconds(args.from.unwrap_or_else(Timestamp::now));
     let tasks: Vec<_> = match &args.task {
         Some(name) => vec![(name, catalog.find(name).map_err(Error::usage)?)],
         None => catalog.tasks.iter().collect(),
@@ -238,28 +236,18 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
     let mut lines = Vec::new();
     for (name, definition) in tasks {
         let mut add = |slot: String, utc: Option<String>| {
-            lines.push(vec![
-                Some(name.clone()),
-                Some(text::field(&definition.schedule)),
-                Some(slot),
-                utc,
-            ]);
+            let schedule = text::field(&definition.schedule);
+            lines.push(vec![Some(name.clone()), Some(schedule), Some(slot), utc]);
         };
-        let Some(timetable) = definition.timetable.as_ref().filter(|_| definition.enabled) else {
-            add(if definition.enabled { "on request" } else { "disabled" }.to_owned(), None);
+        let Some(timetable) = definition.schedule() else {
+            add(if definition.is_enabled() { "on request" } else { "disabled" }.to_owned(), None);
             continue;
         };
-        let zone = if let Timetable::Cron(_, zone) = timetable {
-            zone.clone()
-        } else {
-            local_time::zone()
-        };
-        let mut slot = u64::try_from(from.as_millisecond()).unwrap_or(0);
-        for _ in 0..args.number {
-            let Some(next) = timetable.after(slot) else { break };
-            let here = time_of(next).to_zoned(zone.clone());
-            add(here.strftime("%a %Y-%m-%d %H:%M:%S %:z").to_string(), Some(shown_slot(next)));
-            slot = next;
+        let zone = definition.zone().cloned().unwrap_or_else(local_time::zone);
+        let slots = iter::successors(timetable.after(from), |slot| timetable.after(*slot));
+        for slot in slots.take(args.number.into()) {
+            let here = time_of(slot).to_zoned(zone.clone());
+            add(here.strftime("%a %Y-%m-%d %H:%M:%S %:z").to_string(), Some(shown_slot(slot)));
         }
     }
     print(table(&["TASK", "SCHEDULE", "SLOT", "UTC"], lines.into_iter()).as_bytes())

@@ -9,7 +9,7 @@ use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
 use crate::store;
-use crate::sys::clock::since_1970;
+use crate::sys::clock::{millis, since_1970};
 use crate::sys::random::jittered;
 use crate::sys::text;
 
@@ -38,9 +38,7 @@ pub struct Tracked<'a> {
 
 impl<'a> Tracked<'a> {
     /// A task that was not looked at yet.
-    pub fn new(definition: Definition, mut mutex: Mutex<'a>) -> Self {
-        // The other tasks do not wait for a store that is down.
-        mutex.patience = Duration::ZERO;
+    pub fn new(definition: Definition, mutex: Mutex<'a>) -> Self {
         Self {
             definition,
             mutex,
@@ -57,8 +55,13 @@ impl<'a> Tracked<'a> {
 
     /// Uses this definition from now on.
     pub fn adopt(&mut self, definition: Definition) {
-        (self.other.0, self.check_at, self.due_at) = (self.definition.number(), 0, 0);
+        self.other.0 = self.definition.number();
         self.definition = definition;
+        self.check_now();
+    }
+
+    pub fn check_now(&mut self) {
+        (self.check_at, self.due_at) = (0, 0);
     }
 
     /// The next step, and the time of the store.
@@ -70,10 +73,8 @@ impl<'a> Tracked<'a> {
         let seen = self.mutex.inspect()?;
         let now = self.mutex.time();
         let seen = seen.map(|key| Seen::new(key, now));
-        let stored = seen
-            .as_ref()
-            .and_then(|seen| seen.run.task.as_ref())
-            .map_or(0, |stored| stored.definition);
+        let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref());
+        let stored = stored.map_or(0, |stored| stored.definition);
         if ![0, self.definition.number(), self.other.0].contains(&stored) {
             self.other.0 = stored;
             tracing::warn!(
@@ -110,5 +111,5 @@ impl<'a> Tracked<'a> {
 pub fn pause(failures: &mut u32) -> u64 {
     let pause = (PAUSE << (*failures).min(6)).min(MAX_PAUSE);
     *failures += 1;
-    u64::try_from(jittered(Duration::from_millis(pause)).as_millis()).unwrap_or(MAX_PAUSE)
+    millis(jittered(Duration::from_millis(pause)))
 }

@@ -28,6 +28,7 @@ use crate::store::seam::Key;
 use crate::sys::channel;
 use crate::sys::files::anonymous_file;
 use crate::sys::process::this_program;
+use crate::sys::text::{self, io_message};
 
 /// The argument that turns a process of this program into a runner.
 pub const NAME: &str = "run-task";
@@ -83,8 +84,9 @@ impl Limited {
     pub fn is_full(&self, store: &Register, judge: &LocalLiveness) -> bool {
         let looked = Mutex::new(store.sibling(&self.lock), judge).look().ok().flatten();
         let is_held = |judged: &&Judged<Verdict>| matches!(judged.verdict, Verdict::Held(_));
-        let held = looked.map_or(0, |(_, judged)| judged.iter().filter(is_held).count());
-        u32::try_from(held).is_ok_and(|held| held >= self.slots.get())
+        looked.is_some_and(|(_, judged)| {
+            judged.iter().filter(is_held).count() >= self.slots.get() as usize
+        })
     }
 }
 
@@ -105,12 +107,15 @@ impl Order {
             let lock = self.place.sibling(Key::lock(format!("limit-{limit}.lck").as_ref()));
             Limited { lock, slots: *slots, lease: self.lease }
         });
-        let program = || this_program().to_string_lossy().into_owned();
-        let wrapper = limited.is_some().then(|| [program(), LIMITED.to_owned()]);
+        let mut command = definition.command.clone();
+        if limited.is_some() {
+            let program = this_program().to_string_lossy().into_owned();
+            command.splice(..0, [program, LIMITED.to_owned()]);
+        }
         let (tries, interrupted) = match claim.is_forced {
             // Schedulers do not repeat a run on request.
             true => (NonZeroU32::MIN, Interrupted::Stop),
-            false => (definition.tries, definition.interrupted),
+            false => (definition.tries(), definition.interrupted),
         };
         let mut env = definition.env.clone();
         env.insert("SERIALIZER_TASK".to_owned(), name.to_owned());
@@ -122,11 +127,7 @@ impl Order {
             rule: Rule { tries: Some(tries), interrupted, ..Rule::default() },
             claim,
             granted: None,
-            command: wrapper
-                .into_iter()
-                .flatten()
-                .chain(definition.command.iter().cloned())
-                .collect(),
+            command,
             env,
             limited,
             overdue_at: claim.slot.saturating_add(definition.delay(name)).saturating_add(OVERDUE),
@@ -182,6 +183,12 @@ pub fn runner(work: &Work, definition: &Definition) -> io::Result<(Command, Owne
     channel::pass(&ours, b"+", orders.as_fd())?;
     command.stdin(theirs);
     Ok((command, ours))
+}
+
+/// The end of a message about a runner that could not be started.
+pub fn why_not_started(definition: &Definition, error: &io::Error) -> String {
+    let place = definition.directory.as_ref().map(|place| format!(" in `{}`", text::path(place)));
+    format!("{}: {}", place.unwrap_or_default(), io_message(error))
 }
 
 /// A slot in UTC.

@@ -173,7 +173,8 @@ impl LocalLiveness {
             return Verdict::Stale(owner);
         };
         match process::find_by_environment(RUN_VARIABLE, run, uid) {
-            Ok(Some((process, command))) => {
+            Ok(Some(process)) => {
+                let command = text::command_line(&process::arguments(process.pid()));
                 Verdict::Held(Held::RunGoesOn { owner, process, command })
             }
             Ok(None) => Verdict::Stale(owner),

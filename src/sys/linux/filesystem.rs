@@ -9,16 +9,8 @@ const FUSE_SUPER_MAGIC: FsWord = 0x6573_5546;
 
 /// File systems of one machine alone, `linux/magic.h` and their own sources: ext2 to ext4, XFS,
 /// Btrfs, F2FS, bcachefs, ZFS, tmpfs, and overlayfs; its writable part cannot be a network's.
-const LOCAL: [FsWord; 8] = [
-    0xEF53,
-    0x5846_5342,
-    0x9123_683E,
-    0xF2F5_2010,
-    0xCA45_1A4E,
-    0x2FC1_2FC1,
-    0x0102_1994,
-    0x794C_7630,
-];
+const LOCAL: [FsWord; 8] =
+    [0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0xCA451A4E, 0x2FC12FC1, 0x01021994, 0x794C7630];
 
 /// `RAMFS_MAGIC` and `TMPFS_MAGIC` of `linux/magic.h`.
 const IN_MEMORY: [FsWord; 2] = [0x8584_58F6, 0x0102_1994];

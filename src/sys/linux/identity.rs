@@ -1,11 +1,20 @@
-//! The identities of this machine and its boot.
+//! The identities of this machine and its boot, and start times of processes.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime};
+
+use crate::sys::clock::since_boot;
 
 /// Whether a process that started at one of these times may have started at the other one.
 pub fn is_same_start(one: u64, two: u64) -> bool {
     one == two
+}
+
+/// The wall-clock time of a start time, off by as much as the clock was set since then.
+pub fn wall_clock(start: u64) -> Option<SystemTime> {
+    let started = start.checked_mul(1000)? / rustix::param::clock_ticks_per_second();
+    SystemTime::now().checked_sub(Duration::from_millis(since_boot().checked_sub(started)?))
 }
 
 /// `/etc/machine-id`.

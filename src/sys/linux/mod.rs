@@ -1,7 +1,5 @@
 //! Linux: pidfds, `/proc`, signalfd, timerfd, files without names, and the abstract namespace.
 
-pub mod channel;
-pub mod clock;
 pub mod files;
 pub mod identity;
 pub mod process;

@@ -96,7 +96,7 @@ fn inode(pidfd: &OwnedFd) -> Option<u64> {
 }
 
 /// The PIDs in `/proc`, in the PID namespace that it is mounted for.
-fn listed() -> io::Result<Vec<Pid>> {
+pub fn listed() -> io::Result<Vec<Pid>> {
     let pid = |entry: fs::DirEntry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?);
     fs::read_dir("/proc")?.filter_map(|entry| entry.map(pid).transpose()).collect()
 }
@@ -133,22 +133,12 @@ fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     rest.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
-/// Fails if the process table is unreadable, or belongs to another PID namespace.
-pub fn check_listable() -> io::Result<()> {
-    read_proc(getpid(), "stat").map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
 /// Why a process cannot be identified.
 pub fn why_unidentifiable() -> io::Error {
     fs::read("/proc/self/stat")
         .err()
         .filter(|error| error.raw_os_error() == Some(Errno::MFILE.raw_os_error()))
         .unwrap_or_else(|| io::Error::other("/proc is not mounted or not readable"))
-}
-
-/// All processes, with their parents.
-pub fn parents() -> Vec<(Pid, Option<Pid>)> {
-    listed().unwrap_or_default().into_iter().map(|pid| (pid, parent(pid))).collect()
 }
 
 /// The parent of a process.
@@ -163,11 +153,8 @@ pub fn name(pid: Pid) -> Option<Vec<u8>> {
 
 /// The arguments of a process, or an empty list if they cannot be read.
 pub fn arguments(pid: Pid) -> Vec<String> {
-    split_arguments(&read_proc(pid, "cmdline").unwrap_or_default())
-}
-
-fn split_arguments(cmdline: &[u8]) -> Vec<String> {
-    String::from_utf8_lossy(cmdline).split_terminator('\0').map(str::to_owned).collect()
+    let cmdline = read_proc(pid, "cmdline").unwrap_or_default();
+    String::from_utf8_lossy(&cmdline).split_terminator('\0').map(str::to_owned).collect()
 }
 
 /// The children of this process's main thread, if the kernel lists them (`CONFIG_PROC_CHILDREN`).
@@ -176,20 +163,6 @@ pub fn children() -> Vec<Pid> {
     let children = read_proc(pid, &format!("task/{pid}/children")).unwrap_or_default();
     let children = String::from_utf8_lossy(&children);
     children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
-}
-
-/// Whether any process matches by its name and its arguments. An unreadable process matches.
-pub fn any(
-    has_name: impl Fn(&[u8]) -> bool,
-    has_arguments: impl Fn(&[String]) -> bool,
-) -> io::Result<bool> {
-    // Not through `read_proc`: the numbers count where they were listed.
-    let read = |pid: Pid, name: &str| fs::read(format!("/proc/{pid}/{name}"));
-    let passes = |pid: Pid| -> io::Result<bool> {
-        Ok(has_name(read(pid, "comm")?.trim_ascii_end())
-            && has_arguments(&split_arguments(&read(pid, "cmdline")?)))
-    };
-    Ok(listed()?.into_iter().any(|pid| passes(pid).unwrap_or(true)))
 }
 
 /// Whether it may be related although its environment does not show that: never here, where the

@@ -12,19 +12,13 @@ use nix::sys::signal::{Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{dup2_stdin, execvpe};
 
+use crate::sys::signals::Received;
+
 /// `SI_KERNEL` of `asm-generic/siginfo.h`: the kernel sent the signal.
 const SI_KERNEL: i32 = 0x80;
 
 /// A queue of blocked signals; readable when a signal has arrived.
 pub struct SignalQueue(SignalFd);
-
-/// A received signal.
-pub struct Received {
-    /// Which one.
-    pub signal: Signal,
-    /// Whether it comes from the terminal instead of a process.
-    pub is_from_kernel: bool,
-}
 
 impl SignalQueue {
     /// Does not block them.

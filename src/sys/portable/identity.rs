@@ -1,9 +1,9 @@
-//! The identities of this machine and its boot, from programs of the system: calls would be unsafe
-//! code. Without an identity (`None`), no lock is acquired, and none counts as stale.
+//! The identities of this machine and its boot, and start times of processes. Without an identity
+//! (`None`), no lock is acquired, and none counts as stale.
 
 use std::fs;
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 /// How far start times of the same process may differ, in seconds. macOS keeps them; on Linux (for
 /// tests), sysinfo computes them from the boot time, which changes when the clock is set.
@@ -17,21 +17,24 @@ pub fn is_same_start(one: u64, two: u64) -> bool {
     one.abs_diff(two) <= START_MARGIN
 }
 
+/// The wall-clock time of a start time.
+pub fn wall_clock(start: u64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(start))
+}
+
 /// `/etc/machine-id`, or the number of a Mac's hardware.
 pub fn machine() -> Option<String> {
-    fs::read_to_string("/etc/machine-id").ok().or_else(|| {
-        let told = output("/usr/sbin/ioreg", &["-rd1", "-c", "IOPlatformExpertDevice"])?;
-        let line = told.lines().find(|line| line.contains("\"IOPlatformUUID\""))?;
-        Some(line.split('"').nth(3)?.to_owned())
-    })
+    fs::read_to_string("/etc/machine-id").ok().or_else(|| sysinfo::Product::uuid().ok())
 }
 
 /// The random id of this boot, on macOS or Linux. Not the boot time: it changes when the clock is
-/// set, and each holder would then seem to be from an earlier boot.
+/// set, and each holder would then seem to be from an earlier boot. A call instead of a program
+/// would be unsafe code.
 pub fn boot() -> Option<String> {
     ["kern.bootsessionuuid", "kernel.random.boot_id"]
         .iter()
-        .filter_map(|name| output("/usr/sbin/sysctl", &["-n", name]))
+        .filter_map(|name| Command::new("/usr/sbin/sysctl").args(["-n", name]).output().ok())
+        .filter_map(|output| String::from_utf8(output.stdout).ok())
         .find(|id| id.trim().len() == UUID)
 }
 
@@ -39,15 +42,4 @@ pub fn boot() -> Option<String> {
 /// each implementation treats the other's holders, with other start times, as unknown.
 pub fn pid_namespace() -> Option<u64> {
     Some(super::process::FIRST_PID_NAMESPACE)
-}
-
-fn output(program: &str, arguments: &[&str]) -> Option<String> {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().ok()?;
-    let mut text = String::new();
-    let read = child.stdout.take()?.read_to_string(&mut text);
-    // An error means that SIGCHLD is ignored.
-    let _ = child.wait();
-    read.ok().map(|_| text)
 }

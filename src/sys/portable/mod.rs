@@ -1,8 +1,6 @@
-//! macOS and other Unix systems: `kill(0)` and sysinfo for processes, sigwait, sockets and pipes,
-//! and threads that poll. If the system shows too little, a lock counts as held.
+//! macOS and other Unix systems: `kill(0)` and sysinfo for processes, sigwait, pipes, and threads
+//! that poll. If the system shows too little, a lock counts as held.
 
-pub mod channel;
-pub mod clock;
 pub mod files;
 pub mod identity;
 pub mod process;

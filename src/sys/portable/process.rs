@@ -13,12 +13,11 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, setsid, test_kill_process};
-use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System, UpdateKind};
+use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, UpdateKind};
 
-use super::channel;
 use crate::sys::identity::ProcessIdentity;
-use crate::sys::process::{Absence, parse_pid};
-use crate::sys::{quietly, text};
+use crate::sys::process::{Absence, parse_pid, table};
+use crate::sys::{channel, quietly, text};
 
 /// The only namespace, of all processes. Linux never uses this number.
 pub const FIRST_PID_NAMESPACE: u64 = 0;
@@ -105,12 +104,6 @@ fn start(pid: Pid) -> Result<ProcessIdentity, Absence> {
     }
 }
 
-fn table(which: ProcessesToUpdate<'_>, what: ProcessRefreshKind) -> io::Result<System> {
-    let mut system = System::new().map_err(io::Error::other)?;
-    system.refresh_processes_specifics(which, true, what.without_tasks());
-    Ok(system)
-}
-
 /// A fact about one process, from sysinfo.
 fn of<T>(pid: Pid, what: ProcessRefreshKind, look: impl Fn(&sysinfo::Process) -> T) -> Option<T> {
     let pid = sysinfo::Pid::from_u32(pid.as_raw_pid().unsigned_abs());
@@ -122,23 +115,15 @@ fn pid_of(pid: sysinfo::Pid) -> Option<Pid> {
     Pid::from_raw(i32::try_from(pid.as_u32()).ok()?)
 }
 
-/// Fails if the process table cannot be read.
-pub fn check_listable() -> io::Result<()> {
-    name(getpid()).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
 /// Why a process cannot be identified.
 pub fn why_unidentifiable() -> io::Error {
     io::Error::other("the system shows neither its start time nor the id of this boot")
 }
 
-/// All processes, with their parents.
-pub fn parents() -> Vec<(Pid, Option<Pid>)> {
-    let Ok(system) = table(ProcessesToUpdate::All, ProcessRefreshKind::nothing()) else {
-        return Vec::new();
-    };
-    let pids = |one: &sysinfo::Process| Some((pid_of(one.pid())?, one.parent().and_then(pid_of)));
-    system.processes().values().filter_map(pids).collect()
+/// All processes.
+pub fn listed() -> io::Result<Vec<Pid>> {
+    let system = table(ProcessesToUpdate::All, ProcessRefreshKind::nothing())?;
+    Ok(system.processes().keys().copied().filter_map(pid_of).collect())
 }
 
 /// The parent of a process.
@@ -154,12 +139,10 @@ pub fn name(pid: Pid) -> Option<Vec<u8>> {
 /// The arguments of a process, or an empty list if they cannot be read.
 pub fn arguments(pid: Pid) -> Vec<String> {
     let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always);
-    of(pid, what, arguments_of).unwrap_or_default()
-}
-
-fn arguments_of(one: &sysinfo::Process) -> Vec<String> {
-    let mut words: Vec<_> =
-        one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let words = |one: &sysinfo::Process| {
+        one.cmd().iter().map(|word| word.to_string_lossy().into_owned()).collect()
+    };
+    let mut words: Vec<String> = of(pid, what, words).unwrap_or_default();
     // A framework's Python: `…/Python.app/Contents/MacOS/Python`.
     if let Some(program) = words.first_mut().filter(|it| text::base_name(it) == "Python") {
         *program = "python".to_owned();
@@ -170,19 +153,6 @@ fn arguments_of(one: &sysinfo::Process) -> Vec<String> {
 /// Empty: this process adopts no orphans, and knows its own children.
 pub fn children() -> Vec<Pid> {
     Vec::new()
-}
-
-/// Whether any process matches by its name and its arguments. An unreadable process matches.
-pub fn any(
-    has_name: impl Fn(&[u8]) -> bool,
-    has_arguments: impl Fn(&[String]) -> bool,
-) -> io::Result<bool> {
-    let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always);
-    let system = table(ProcessesToUpdate::All, what)?;
-    Ok(system.processes().values().any(|one| {
-        has_name(one.name().to_ascii_lowercase().as_encoded_bytes())
-            && (one.cmd().is_empty() || has_arguments(&arguments_of(one)))
-    }))
 }
 
 /// Whether a process may be related although its environment does not show it: macOS hides the

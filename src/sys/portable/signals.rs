@@ -13,20 +13,13 @@ use rustix::termios::tcgetpgrp;
 
 use crate::sys::poll::is_readable;
 use crate::sys::quietly;
+use crate::sys::signals::Received;
 
 /// The longest interval between two checks of children.
 const LONGEST: Duration = Duration::from_millis(200);
 
 /// A queue of blocked signals; readable when a signal has arrived. A thread consumes the signals.
 pub struct SignalQueue(PipeReader);
-
-/// A received signal.
-pub struct Received {
-    /// Which one.
-    pub signal: Signal,
-    /// Whether it comes from the terminal instead of a process.
-    pub is_from_kernel: bool,
-}
 
 impl SignalQueue {
     /// Does not block them.
@@ -42,12 +35,8 @@ impl SignalQueue {
         }
         let others: SigSet = others.into_iter().collect();
         if others != SigSet::empty() {
-            quietly(
-                "signals",
-                move || {
-                    while others.wait().is_ok_and(|signal| tell(&writer, signal)) {}
-                },
-            )?;
+            let wait = move || while others.wait().is_ok_and(|signal| tell(&writer, signal)) {};
+            quietly("signals", wait)?;
         }
         Ok(Self(reader))
     }

@@ -1,6 +1,6 @@
 //! A timer that a thread polls.
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -15,11 +15,7 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Becomes readable at a given time.
 #[derive(Debug)]
-pub struct Timer(PipeReader, Arc<Mutex<State>>);
-
-/// The writing end of the pipe, and the time at which to write to it.
-#[derive(Debug)]
-struct State(PipeWriter, Option<u64>);
+pub struct Timer(PipeReader, Arc<Mutex<Option<u64>>>);
 
 impl Timer {
     /// Not readable yet.
@@ -33,28 +29,28 @@ impl Timer {
     }
 
     fn of(clock: fn() -> u64) -> io::Result<Self> {
-        let (reader, writer) = io::pipe()?;
-        let state = Arc::new(Mutex::new(State(writer, None)));
-        let weak = Arc::downgrade(&state);
+        let (reader, mut writer) = io::pipe()?;
+        let when = Arc::new(Mutex::new(None));
+        let weak = Arc::downgrade(&when);
         quietly("timer", move || {
             // Ends with the timer.
-            while let Some(state) = weak.upgrade() {
-                let mut state = lock(&state);
-                if state.1.take_if(|when| *when <= clock()).is_some() {
-                    let _ = state.0.write_all(&[0]);
+            while let Some(when) = weak.upgrade() {
+                let mut when = lock(&when);
+                if when.take_if(|when| *when <= clock()).is_some() {
+                    let _ = writer.write_all(&[0]);
                 }
-                drop(state);
+                drop(when);
                 thread::sleep(POLL);
             }
         })?;
-        Ok(Self(reader, state))
+        Ok(Self(reader, when))
     }
 
     /// Makes the timer readable at `when`, in milliseconds since boot, and not before; soon if that
     /// has passed.
     pub fn set(&self, when: u64) -> io::Result<()> {
-        let mut state = lock(&self.1);
-        state.1 = Some(when);
+        let mut pending = lock(&self.1);
+        *pending = Some(when);
         // The pipe has at most one byte.
         if is_readable(&self.0) { (&self.0).read_exact(&mut [0]) } else { Ok(()) }
     }
@@ -65,6 +61,6 @@ impl Timer {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(when: &Mutex<Option<u64>>) -> MutexGuard<'_, Option<u64>> {
+    when.lock().unwrap_or_else(PoisonError::into_inner)
 }

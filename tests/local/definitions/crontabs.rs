@@ -71,7 +71,7 @@ fn a_crontab_is_read_as_cron_reads_it() {
         let task = catalog.tasks.get(name).unwrap_or_else(|| panic!("{name}: {catalog:?}"));
         assert_eq!(task.schedule, schedule, "{name}");
         assert_eq!(task.command, [bash, "-c", command], "{name}");
-        assert_eq!((task.stdin.as_deref(), task.enabled), (stdin, true), "{name}");
+        assert_eq!((task.stdin.as_deref(), task.is_enabled()), (stdin, true), "{name}");
         assert_eq!(zone_of(task), if zone.is_empty() { "EST5" } else { zone }, "{name}");
         let home = if zone.is_empty() { "/home/me" } else { "/srv/my shop" };
         assert_eq!(task.directory.as_deref(), Some(Path::new(home)), "{name}");

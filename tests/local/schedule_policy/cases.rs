@@ -103,11 +103,10 @@ pub fn kinds(has_clock: bool, is_complete: bool) -> impl Strategy<Value = Kinds>
             definition.spread = millis(if is_spread { HOUR * 3 / 4 } else { 0 });
             // Beside the grid.
             assert!(definition.delay(NAME) % STEP < STEP / 2, "another name is needed");
-            definition.tries =
-                NonZeroU32::new(if is_complete { MANY } else { tries }).expect("a number");
+            definition.tries = NonZeroU32::new(if is_complete { MANY } else { tries });
             definition.interrupted =
                 if is_rerun || is_complete { Interrupted::Rerun } else { Interrupted::Stop };
-            definition.retry_after = millis(retry_after * STEP);
+            definition.retry_after = Some(millis(retry_after * STEP));
             Kinds { definition, every, nodes, has_clock, is_complete }
         },
     )

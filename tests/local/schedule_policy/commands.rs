@@ -78,7 +78,7 @@ pub fn do_it(
         }
         Order::Begin(claim) => {
             let rule = Rule {
-                tries: Some(definition.tries),
+                tries: Some(definition.tries()),
                 interrupted: definition.interrupted,
                 ..Rule::default()
             };

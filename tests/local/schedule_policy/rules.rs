@@ -44,7 +44,7 @@ fn task(run: &Run) -> &Task {
 impl Rules {
     pub fn new(kinds: Kinds) -> Self {
         let late = kinds.definition.delay(NAME);
-        let retry_after = millis(kinds.definition.retry_after);
+        let retry_after = millis(kinds.definition.retry_after());
         let (checked, last, since, succeeded, skipped) = Default::default();
         Self { kinds, late, retry_after, checked, last, since, succeeded, skipped }
     }
@@ -231,7 +231,7 @@ impl Rules {
 
     fn is_given_up(&self, last: &Entry, run: &Run) -> bool {
         let (tries, interrupted) =
-            (self.kinds.definition.tries.get(), self.kinds.definition.interrupted);
+            (self.kinds.definition.tries().get(), self.kinds.definition.interrupted);
         match last.released {
             Some(Outcome::Succeeded) => false,
             Some(Outcome::Failed) => task(run).is_stopped || run.number >= tries,

@@ -2,18 +2,17 @@
 //! on a schedule", has the crash points.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::{Access, access};
 
-use super::{FULL, Node, task_at};
+use super::{FULL, Node};
 use crate::command::ended::{locked, say};
 use crate::command::progress::Progress;
+use crate::command::report::confirm_end;
 use crate::command::schedule::task::Tracked;
-use crate::command::schedule::work::{ATTEMPT, Work, runner};
+use crate::command::schedule::work::{ATTEMPT, Work, runner, why_not_started};
 use crate::lease::TokenHolder;
 use crate::lock::once::{Claim, Ending};
 use crate::lock::requester::Requester;
@@ -22,7 +21,7 @@ use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};
 use crate::store;
-use crate::sys::text::{self, io_message};
+use crate::sys::text;
 
 /// A scheduler that claims a slot for a runner that starts afterwards. Its lease alone tells
 /// whether the run goes on.
@@ -38,20 +37,19 @@ impl Requester for Scheduler<'_> {
     }
 }
 
-impl Node<'_> {
+impl<'a> Node<'a> {
     /// Claims a slot, and starts its runner. On a file, the command owns the lock, so its runner
     /// claims.
     pub(super) fn begin(
         &mut self,
         name: &str,
+        task: &mut Tracked<'a>,
         claim: Claim,
         last: &Run,
         now: u64,
     ) -> Result<(), store::Error> {
-        let Self { tasks, order, any, judge, owner, runners, .. } = self;
-        let Some(task) = tasks.get_mut(name) else { return Ok(()) };
-        let mut work = order.work(name, &task.definition, claim, last);
-        if work.limited.as_ref().is_some_and(|limited| limited.is_full(any, judge)) {
+        let mut work = self.order.work(name, &task.definition, claim, last);
+        if work.limited.as_ref().is_some_and(|limited| limited.is_full(&self.any, self.judge)) {
             (task.due_at, task.check_at) = (task.due_at.min(now), now + FULL);
             return Ok(());
         }
@@ -60,7 +58,7 @@ impl Node<'_> {
         // Before the claim: another host may have the directory.
         let can_start = place.map_or(Ok(()), |place| access(place.join("."), Access::EXEC_OK));
         if can_start.is_ok() && work.lease.is_some() {
-            match acquire(&mut task.mutex, &work, owner) {
+            match acquire(&mut task.mutex, &work, &self.owner) {
                 Ok(granted) => (work.granted, task.unanswered) = (granted, None),
                 Err(lock::Error::Store(error)) => {
                     (task.check_at, task.last_claim, task.unanswered) = (now, None, Some(claim));
@@ -77,15 +75,23 @@ impl Node<'_> {
                 return Ok(());
             }
         }
-        let runner =
-            can_start.map_err(io::Error::from).and_then(|()| runner(&work, &task.definition));
-        // Ctrl-C is for the scheduler alone.
-        let spawn = |(mut runner, channel): (Command, OwnedFd)| {
+        let started = can_start.map_err(io::Error::from).and_then(|()| {
+            let (mut runner, channel) = runner(&work, &task.definition)?;
+            // Ctrl-C is for the scheduler alone.
             Ok((runner.process_group(0).spawn()?, channel))
-        };
-        match runner.and_then(spawn) {
-            Ok(runner) => runners.add(name, runner),
-            Err(error) => cannot_start(name, task, work.granted.as_ref(), &error, now),
+        });
+        match started {
+            Ok(runner) => self.runners.add(name, runner),
+            Err(error) => {
+                // Gives the slot back; if that fails, its lease expires.
+                if let Some(grant) = &work.granted {
+                    let holder = TokenHolder(&grant.token);
+                    let _ = task.mutex.release(&holder, ReleaseScope::Own, Outcome::Unknown);
+                }
+                let (name, why) = (text::field(name), why_not_started(&task.definition, &error));
+                tracing::error!("cannot start the task `{name}`{why}");
+                task.pause(now);
+            }
         }
         Ok(())
     }
@@ -93,38 +99,19 @@ impl Node<'_> {
     /// Stores the ends that runners have reported. If the store fails, each runner tries by itself.
     pub(super) fn store_ends(&mut self) {
         let mut is_down = self.now() < self.retry_at;
-        self.runners.answer(|task, (token, outcome, how, code)| {
+        for (task, (token, outcome, how, code), runner) in self.runners.reports() {
             if is_down {
-                return false;
+                break;
             }
-            let register = self.any.sibling(&task_at(&self.order.place, task));
-            let mut mutex = Mutex::new(register, self.judge);
-            mutex.patience = Duration::ZERO;
-            let ending = Ending { outcome: *outcome, how, code: *code };
-            let ended = mutex.release(&TokenHolder(token), ReleaseScope::Own, ending);
-            is_down = matches!(ended, Err(lock::Error::Store(_)));
-            matches!(ended, Ok(Released::Own { .. }))
-        });
+            let ending = Ending { outcome, how: &how, code };
+            let mut mutex = self.mutex(&task);
+            match mutex.release(&TokenHolder(&token), ReleaseScope::Own, ending) {
+                Ok(Released::Own { .. }) => confirm_end(&runner),
+                Err(lock::Error::Store(_)) => is_down = true,
+                _ => {}
+            }
+        }
     }
-}
-
-/// Gives the slot back; if that fails, its lease expires.
-fn cannot_start(
-    name: &str,
-    task: &mut Tracked<'_>,
-    granted: Option<&Grant>,
-    error: &io::Error,
-    now: u64,
-) {
-    if let Some(grant) = granted {
-        let holder = TokenHolder(&grant.token);
-        let _ = task.mutex.release(&holder, ReleaseScope::Own, Outcome::Unknown);
-    }
-    let place = task.definition.directory.as_ref();
-    let place = place.map(|place| format!(" in `{}`", text::path(place))).unwrap_or_default();
-    let (name, error) = (text::field(name), io_message(error));
-    tracing::error!("cannot start the task `{name}`{place}: {error}");
-    task.pause(now);
 }
 
 /// Acquires the slot; `None` if another scheduler was faster.
