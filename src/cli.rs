@@ -57,6 +57,11 @@ impl Cli {
     }
 }
 
+/// The number of words after the first `--` of this process's command line.
+pub fn words_after_dashes() -> usize {
+    std::env::args_os().skip_while(|word| word != "--").skip(1).count()
+}
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Run a command while holding the lock

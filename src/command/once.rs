@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::job::Job;
 use super::progress::Progress;
 use super::run::execute;
-use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs};
+use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs, words_after_dashes};
 use crate::command::ended::unlocked;
 use crate::command::requester::ProcessRequester;
 use crate::config::{Environment, state_directory};
@@ -34,6 +34,11 @@ const FORGET: &str =
 const WATCHED: Duration = Duration::from_secs(1);
 
 pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
+    // `once -- CMD ARG`
+    if args.command.script.is_none() && words_after_dashes() > args.command.command.len() {
+        let why = "the following required arguments were not provided: <KEY>";
+        return Err(Error::usage(why).with_hint("for usage: `serializer once --help`"));
+    }
     let key = open(environment, &args.place, &args.key)?;
     let request = environment.once(&args.rule, &args.place, &key)?;
     let (options, reason) = ((&args.command, &args.waiting, args.on_lost), args.reason.as_deref());
