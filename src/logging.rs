@@ -44,6 +44,25 @@ pub fn is_coloured() -> bool {
     }
 }
 
+/// A hint that names commands as Meltano runs them, whose plugin need not be on the PATH.
+pub fn hint(hint: &str) -> String {
+    let plugin = include_str!("../dbtmutex.yml");
+    let is_plugins = |rest: &str| {
+        let command = rest.split([' ', '`']).next().unwrap_or_default();
+        is_in_meltano() && plugin.contains(&format!("\n    args: {command}\n"))
+    };
+    let mut parts = hint.split("`serializer ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |hint, rest| {
+        hint + if is_plugins(rest) { "`meltano invoke dbtmutex:" } else { "`serializer " } + rest
+    })
+}
+
+/// Whether Meltano has started this process, or one above it.
+fn is_in_meltano() -> bool {
+    variable("MELTANO_PROJECT_ROOT").is_some()
+}
+
 struct Lines {
     json: bool,
     timestamps: bool,
@@ -61,7 +80,7 @@ pub fn start(args: &LogArgs) {
         json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
         timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
         levels: args.log_levels || is_on("LOG_LEVELS"),
-        name: if variable("MELTANO_PROJECT_ROOT").is_some() { "" } else { "serializer: " },
+        name: if is_in_meltano() { "" } else { "serializer: " },
     };
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
@@ -90,7 +109,7 @@ pub fn args() -> LogArgs {
 /// Reports why a command failed, as the last line on stderr.
 pub fn report(error: &Error) {
     let message = error.to_string();
-    match &error.hint {
+    match error.hint.as_deref().map(hint) {
         // In cron, for example, that is a success, and a lower log level must hide it.
         _ if [exit_code::DONE, exit_code::ALREADY_DONE].contains(&error.code) => {
             tracing::info!("{message}")

@@ -19,6 +19,7 @@ use crate::config::{Environment, project};
 use crate::error::Error;
 use crate::exit_code::{DONE, FAILED};
 use crate::lock::register::Register;
+use crate::logging;
 use crate::store::seam::Kind;
 use crate::store::{self, Location, engines, file};
 use crate::sys::clock::since_1970;
@@ -34,7 +35,7 @@ const SKEW: u64 = 5000;
 
 /// The result of a check: `ok`, or a `warning` or an `error` with advice.
 fn check(what: &str, state: &str, value: impl AsRef<str>, hint: &str) -> Value {
-    let hint = Some(hint).filter(|hint| !hint.is_empty());
+    let hint = Some(logging::hint(hint)).filter(|hint| !hint.is_empty());
     json!({ "what": what, "state": state, "value": value.as_ref(), "hint": hint })
 }
 
