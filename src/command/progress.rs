@@ -11,7 +11,7 @@ use crate::logging;
 use crate::store::{self, Location};
 use crate::sys::local_time::short;
 use crate::sys::process;
-use crate::sys::text::cut;
+use crate::sys::text::{cut, width};
 
 /// How often the live line is drawn.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -111,15 +111,17 @@ impl Progress {
         self.is_drawn = true;
     }
 
-    /// The lock, the place in line, and the time of this process.
-    fn own(&self, place: Option<usize>, attempt: u32) -> String {
+    /// The lock, the place in line, and the time of this process; then shorter texts of it.
+    fn own(&self, place: Option<usize>, attempt: u32) -> [String; 3] {
         let place = place.map(|place| format!("{} in line, ", ordinal(place))).unwrap_or_default();
         let limit = match (self.waiting.timeout, self.waiting.max_attempts) {
             (Some(timeout), _) => format!(" of {}", rounded_up(&timeout)),
             (None, Some(max)) => format!(", attempt {attempt} of {max}"),
             (None, None) => String::new(),
         };
-        format!("waiting for `{}`: {place}{}{limit}; ", self.lock, short(self.begun.elapsed()))
+        let (lock, waited) = (&self.lock, short(self.begun.elapsed()));
+        let waiting = format!("waiting for `{lock}`: ");
+        [format!("{waiting}{place}{waited}{limit}; "), format!("{waiting}{waited}; "), waiting]
     }
 
     /// Whether to write a line about this.
@@ -179,13 +181,18 @@ impl Observer for Progress {
         if !is_due && !is_late {
             return;
         }
-        let own = self.own(place(), attempt);
-        let message = own.clone()
-            + &held(holders, self.columns().saturating_sub(crate::sys::text::width(&own)));
+        let (owns, full) = (self.own(place(), attempt), held(holders, UNLIMITED));
         if is_late {
             self.clear();
-            tracing::warn!("still {own}{}", held(holders, UNLIMITED));
+            tracing::warn!("still {}{full}", owns[0]);
         }
+        // Half of a narrow line is the holder's.
+        let columns = self.columns();
+        let room = columns - width(&full).min(columns / 2);
+        let own = owns.iter().find(|own| width(own) <= room).unwrap_or(&owns[2]);
+        let own = cut(own, room);
+        let message = held(holders, columns - width(&own));
+        let message = own + &message;
         match self.is_live {
             true => self.draw(&message),
             false if is_due && !is_late => tracing::info!("{message}"),
@@ -198,8 +205,9 @@ impl Observer for Progress {
         if !self.is_due(error.to_string()) {
             return;
         }
-        let message = format!("{}store unreachable, retrying: {error}", self.own(None, attempt));
-        match &error.hint {
+        let [own, ..] = self.own(None, attempt);
+        let message = format!("{own}store unreachable, retrying: {error}");
+        match error.hint.as_deref().map(logging::hint) {
             _ if self.is_live => self.draw(&message),
             Some(hint) => tracing::warn!("{message} (hint: {hint})"),
             None if self.waiting.timeout.is_none() && self.waiting.max_attempts.is_none() => {
