@@ -60,10 +60,12 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
         return watch(&mut || Ok(look(view, args, environment)?.text())).map(|()| DONE);
     }
     let report = look(view, args, environment)?;
-    if let ([_], Some(failure)) = (report.rows.as_slice(), &report.failure)
-        && !args.exit_code
-    {
-        return Err(failure.clone());
+    let failed = |failure: Error| {
+        let code = if args.exit_code { UNREAD } else { failure.code };
+        Err(failure.clone().or_if(failure.code, code))
+    };
+    if let ([_], Some(failure)) = (report.rows.as_slice(), &report.failure) {
+        return failed(failure.clone());
     }
     if args.metrics {
         print(metrics::text(view.all, &report.rows, view.metrics).as_bytes())?;
@@ -83,8 +85,7 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
         _ => DONE,
     });
     match report.failure {
-        Some(failure) if args.exit_code => Err(failure.clone().or_if(failure.code, UNREAD)),
-        Some(failure) => Err(failure),
+        Some(failure) => failed(failure),
         None if args.exit_code => Ok(codes.max().unwrap_or(DONE)),
         None => Ok(DONE),
     }
@@ -138,11 +139,7 @@ fn look<'a>(
         match environment.all(kind, place) {
             Ok(found) => all.extend(found.into_iter().filter(|location| !named.contains(location))),
             Err(error) if named.is_empty() => return Err(error),
-            // Of a directory that does not exist, the lock tells.
-            Err(error) => {
-                failure = Some(error)
-                    .filter(|_| named.iter().all(|location| !locks::is_nowhere(location)))
-            }
+            Err(error) => failure = Some(error),
         }
     }
     let heading = match all.as_slice() {
@@ -153,7 +150,7 @@ fn look<'a>(
         _ => String::new(),
     };
     let (rows, unread) = rows(view, &all, &named, &judge(args, environment)?)?;
-    Ok(Report { view, rows, heading, is_in_full, failure: failure.or(unread) })
+    Ok(Report { view, rows, heading, is_in_full, failure: unread.or(failure) })
 }
 
 /// What is shown of these, and the first error of those that cannot be read.
@@ -165,7 +162,10 @@ fn rows(
 ) -> Result<(Vec<Value>, Option<Error>), Error> {
     let (mut rows, mut failure) = (Vec::new(), None);
     for location in all {
-        match (view.look)(location, &mut Mutex::open(location, judge)?, named.contains(location)) {
+        let mut mutex = Mutex::open(location, judge)?;
+        let looked = exists(location)
+            .and_then(|()| Ok((view.look)(location, &mut mutex, named.contains(location))?));
+        match looked {
             Ok(row) => rows.extend(row),
             // It must not hide the others.
             Err(error) => {
@@ -173,11 +173,23 @@ fn rows(
                     location,
                     &json!({ "state": "error", "why": error.to_string() }),
                 ));
-                failure = failure.or(Some(error.into()));
+                failure = failure.or(Some(error));
             }
         }
     }
     Ok((rows, failure))
+}
+
+/// Refuses a lock in a directory that does not exist, which may be mistyped. Keys make theirs.
+fn exists(location: &Location) -> Result<(), Error> {
+    match location {
+        Location::File(directory, key) if key.kind == Kind::Lock && !directory.exists() => {
+            let why = format!("the lock directory `{}` does not exist", text::path(directory));
+            let hint = "`serializer initialize` creates it; or check `--dir` and `SERIALIZER_DIR`";
+            Err(Error::failed(why).with_hint(hint))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Adds to the JSON of a register what it is called and where it is.

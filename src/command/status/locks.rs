@@ -64,11 +64,6 @@ pub fn is_lock(location: &Location) -> bool {
     is_named_as_lock(location) || load().is_ok_and(|stored| stored.is_some_and(is_record))
 }
 
-/// Whether its directory is missing: it may be mistyped.
-pub fn is_nowhere(location: &Location) -> bool {
-    matches!(location, Location::File(directory, _) if !directory.is_dir())
-}
-
 fn look(
     location: &Location,
     mutex: &mut Mutex<'_>,
@@ -107,8 +102,7 @@ fn look(
         location,
         &json!({
             "state": counts.map_or(&json!("free"), |holder| &holder["state"]),
-            "why": counts.map_or(&json!(is_nowhere(location).then_some("its directory does not \
-                exist")), |holder| &holder["why"]),
+            "why": counts.map(|holder| &holder["why"]),
             "is_used": is_used,
             // The one that counts, for programs that know plain mutexes only.
             "holder": counts,
