@@ -79,7 +79,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     let mut tasks =
         Tasks { args, place, judge: &judge, mutexes: BTreeMap::new(), is_unproved: false };
     if args.watch {
-        return watch(&mut || Ok(text(&tasks.look()?.0))).map(|()| DONE);
+        return watch(false, &mut || Ok(text(&tasks.look()?.0))).map(|()| DONE);
     }
     let (mut rows, mut failure) = tasks.look()?;
     if args.check && tasks.is_unproved {

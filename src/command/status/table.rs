@@ -30,12 +30,8 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<Option<String>>>) -
         (0..header.len()).map(|column| rows.iter().any(|row| row[column].is_some())).collect();
     let shown = |column: &usize| is_shown[*column];
     let header: Vec<_> = (0..header.len()).filter(shown).map(|column| header[column]).collect();
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(&header);
-    table.set_truncation_indicator("…");
+    let mut table = empty(&header);
+    table.set_content_arrangement(ContentArrangement::Disabled).set_truncation_indicator("…");
     for row in &rows {
         let cells =
             (0..row.len()).filter(shown).map(|column| row[column].as_deref().unwrap_or("-"));
@@ -45,37 +41,45 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<Option<String>>>) -
     }
     if let Some((columns, _)) = terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
-        for (column, _) in
-            table.column_iter_mut().zip(&header).filter(|(_, name)| !CUT.contains(name))
-        {
+        let all = table.column_iter_mut().zip(&header);
+        all.filter(|(_, name)| !CUT.contains(name)).for_each(|(column, _)| {
             column.set_constraint(ColumnConstraint::ContentWidth);
-        }
+        });
     }
     finished(&table)
 }
 
 /// The same with wrapped texts, even without a terminal.
 pub fn wrapped(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    let columns = terminal().map_or(80, |(columns, _)| columns.min(80));
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(columns)
-        .set_header(header)
-        .add_rows(rows);
+    let mut table = empty(header);
+    table.set_width(terminal().map_or(80, |(columns, _)| columns.min(80))).add_rows(rows);
     finished(&table)
 }
 
+fn empty(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(header);
+    table
+}
+
+/// Its lines, with coloured states.
 fn finished(table: &Table) -> String {
     // The style puts a space before the first column, too.
     let lines: Vec<_> = table
         .lines()
         .map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned())
         .collect();
-    let states =
-        lines.first().and_then(|header| header.find("STATE").or_else(|| header.find("STATUS")));
-    lines.iter().map(|line| coloured(line, states.filter(|_| is_coloured())) + "\n").collect()
+    let header = lines.first().filter(|_| is_coloured());
+    let at = header.and_then(|header| header.find("STATE").or_else(|| header.find("STATUS")));
+    lines.iter().map(|line| coloured(line, at).unwrap_or_else(|| line.clone()) + "\n").collect()
+}
+
+/// The line with the state at this character in its colour.
+fn coloured(line: &str, at: Option<usize>) -> Option<String> {
+    let (before, rest) = line.split_at(line.char_indices().nth(at?)?.0);
+    let state = rest.split("  ").next()?;
+    Some(format!("{before}\x1b[{}m{state}\x1b[0m{}", colour(state)?, &rest[state.len()..]))
 }
 
 /// The size of the terminal on stdout, in columns and rows.
@@ -83,16 +87,4 @@ pub fn terminal() -> Option<(u16, u16)> {
     let stdout = std::io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())??;
     (size.ws_col > 0).then_some((size.ws_col, size.ws_row))
-}
-
-/// The line with the state at this character in its colour.
-fn coloured(line: &str, at: Option<usize>) -> String {
-    let start = at.and_then(|at| line.char_indices().nth(at)).map(|(start, _)| start);
-    let Some((before, rest)) = start.map(|start| line.split_at(start)) else {
-        return line.to_owned();
-    };
-    let state = rest.split("  ").next().unwrap_or_default();
-    colour(state).map_or(line.to_owned(), |colour| {
-        format!("{before}\x1b[{colour}m{state}\x1b[0m{}", &rest[state.len()..])
-    })
 }
