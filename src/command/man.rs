@@ -49,12 +49,10 @@ fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
     let (general, own) = (paragraphs(program), paragraphs(&command));
-    let is_section = |text: &String| SECTIONS.iter().any(|(begin, ..)| text.starts_with(begin));
+    let is_text = |text: &&String| !SECTIONS.iter().any(|(begin, ..)| text.starts_with(begin));
     let mut roff = Roff::new();
     // What stands behind the options of the program are sections, and hints at the help.
-    for text in
-        own.iter().filter(|text| command.get_name() != program.get_name() && !is_section(text))
-    {
+    for text in own.iter().filter(is_text).filter(|_| command.get_name() != program.get_name()) {
         roff.control("PP", []).text([roman(text.as_str())]);
     }
     roff.to_writer(&mut page)?;
@@ -76,18 +74,12 @@ fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<
             environment(&mut roff, &command);
         }
     }
-    let siblings = program
-        .get_subcommands()
-        .filter(|other| !other.is_hide_set())
-        .map(|other| format!("serializer-{}", other.get_name()));
-    let others: Vec<_> = ["serializer".to_owned()]
-        .into_iter()
-        .chain(siblings)
-        .filter(|other| other != name)
-        .map(|it| it + "(1)")
-        .collect();
-    roff.control("SH", ["SEE ALSO"])
-        .text([roman(others.join(", ") + if name.ends_with("flock") { ", flock(1)" } else { "" })]);
+    let names = program.get_subcommands().filter(|other| !other.is_hide_set());
+    let names = names.map(|other| format!("serializer-{}", other.get_name()));
+    let names = std::iter::once("serializer".to_owned()).chain(names).filter(|it| it != name);
+    let flock = name.ends_with("flock").then_some("flock".to_owned());
+    let others: Vec<_> = names.chain(flock).map(|it| it + "(1)").collect();
+    roff.control("SH", ["SEE ALSO"]).text([roman(others.join(", "))]);
     roff.to_writer(&mut page)?;
     Ok(page)
 }
@@ -101,14 +93,13 @@ fn paragraphs(command: &Command) -> Vec<String> {
 /// The variables that stand in the help of a command's options, or of all commands'.
 fn environment(roff: &mut Roff, command: &Command) {
     let mut variables = BTreeMap::new();
-    for command in std::iter::once(command).chain(command.get_subcommands()) {
-        for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
-            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            if let Some((says, rest)) = help.split_once(" [env: ") {
-                let name = rest.split_once(']').map_or(rest, |(name, _)| name).to_owned();
-                let option = arg.get_long().map(|long| format!(" (--{long})")).unwrap_or_default();
-                variables.insert(name, says.to_owned() + &option);
-            }
+    let commands = std::iter::once(command).chain(command.get_subcommands());
+    for arg in commands.flat_map(Command::get_arguments).filter(|arg| !arg.is_hide_set()) {
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        if let Some((says, rest)) = help.split_once(" [env: ") {
+            let name = rest.split(']').next().unwrap_or_default().to_owned();
+            let option = arg.get_long().map(|long| format!(" (--{long})")).unwrap_or_default();
+            variables.insert(name, says.to_owned() + &option);
         }
     }
     roff.control("SH", ["ENVIRONMENT"]);
