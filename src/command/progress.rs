@@ -45,17 +45,16 @@ impl Progress {
         // What continuous integration records is not a terminal, whatever it says.
         let may_draw = var("TERM").is_ok_and(|term| term != "dumb")
             && var("CI").unwrap_or_default().is_empty();
-        let is_live = may_draw
-            && logging::shows_progress()
-            && io::stderr().is_terminal()
-            && is_in_foreground()
-            && tracing::enabled!(tracing::Level::INFO);
         let begun = Instant::now();
         Self {
             lock: lock.name(),
             begun,
             waiting: *waiting,
-            is_live,
+            is_live: may_draw
+                && logging::shows_progress()
+                && io::stderr().is_terminal()
+                && is_in_foreground()
+                && tracing::enabled!(tracing::Level::INFO),
             is_drawn: false,
             is_silent,
             has_looked_for_itself: false,
@@ -65,7 +64,7 @@ impl Progress {
     }
 
     /// Removes the live line, before something else is written.
-    pub fn clear(&mut self) {
+    fn clear(&mut self) {
         if std::mem::take(&mut self.is_drawn) {
             write_stderr("\r\x1b[K");
         }
@@ -84,16 +83,13 @@ impl Progress {
         if std::mem::replace(&mut self.has_looked_for_itself, true) {
             return;
         }
-        let is_alive = |holding: &&Holding| matches!(holding.verdict, Held::Alive(_));
-        let mut owners = holders
-            .iter()
-            .filter(is_alive)
-            .filter_map(|holding| Some(holding.entry.as_ref()?.owner.pid));
+        let alive = holders.iter().filter(|holding| matches!(holding.verdict, Held::Alive(_)));
+        let mut owners = alive.filter_map(|holding| Some(holding.entry.as_ref()?.owner.pid));
         if let Some(pid) = owners.find(|pid| process::is_ancestor(*pid)) {
             self.clear();
+            let lock = &self.lock;
             tracing::warn!(
-                "possible deadlock: `{}` is held by pid {pid}, which started this command",
-                self.lock
+                "possible deadlock: `{lock}` is held by pid {pid}, which started this command"
             );
         }
     }
@@ -143,13 +139,8 @@ impl Drop for Progress {
 
 /// `1st`, `2nd`, `3rd`, `11th`
 pub fn ordinal(number: usize) -> String {
-    let end = match (number % 10, number % 100) {
-        (_, 11..=13) => "th",
-        (1, _) => "st",
-        (2, _) => "nd",
-        (3, _) => "rd",
-        _ => "th",
-    };
+    let is_teen = (11..=13).contains(&(number % 100));
+    let end = ["th", "st", "nd", "rd"].get(number % 10).filter(|_| !is_teen).unwrap_or(&"th");
     format!("{number}{end}")
 }
 
@@ -172,10 +163,9 @@ impl Observer for Progress {
     ) {
         let is_late = self.warn_at.take_if(|at| *at <= Instant::now()).is_some();
         // The same acquisition, also when its lease was renewed; and what keeps it held.
-        let holder =
-            holders.first().and_then(|holding| Some((holding.entry.as_ref()?, &holding.verdict)));
-        let news = holder.map(|(entry, held)| {
-            format!("{} {:?} {:?}", entry.owner.pid, entry.token, std::mem::discriminant(held))
+        let news = holders.first().and_then(|Holding { entry, verdict, .. }| {
+            let (entry, held) = (entry.as_ref()?, std::mem::discriminant(verdict));
+            Some(format!("{} {:?} {held:?}", entry.owner.pid, entry.token))
         });
         let is_due = self.is_due(news.unwrap_or_default());
         if !is_due && !is_late {
@@ -193,10 +183,10 @@ impl Observer for Progress {
         let own = cut(own, room);
         let message = held(holders, columns - width(&own));
         let message = own + &message;
-        match self.is_live {
-            true => self.draw(&message),
-            false if is_due && !is_late => tracing::info!("{message}"),
-            false => {}
+        if self.is_live {
+            self.draw(&message);
+        } else if !is_late {
+            tracing::info!("{message}");
         }
         self.warn_of_deadlock(holders);
     }
