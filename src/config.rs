@@ -91,19 +91,14 @@ impl Environment {
         let flag =
             if args.no_wait { Some(1) } else { args.max_attempts.or(args.timeout.map(|_| 0)) };
         let max = self.resolve(flag, "MAX_ATTEMPTS", parse_max_attempts)?;
-        let timeout = if flag.is_some() {
-            args.timeout
-        } else {
-            self.resolve(None, "TIMEOUT", parse_duration)?
+        let timeout = match flag {
+            Some(_) => args.timeout,
+            None => self.resolve(None, "TIMEOUT", parse_duration)?,
         };
         let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", parse_sleep_seconds)?;
-        let max_attempts = max.and_then(NonZeroU32::new);
-        Ok(Waiting {
-            max_attempts,
-            sleep: sleep.unwrap_or(Duration::from_secs(1)),
-            timeout,
-            warn_after: args.warn_after,
-        })
+        let (max_attempts, warn_after) = (max.and_then(NonZeroU32::new), args.warn_after);
+        let sleep = sleep.unwrap_or(Duration::from_secs(1));
+        Ok(Waiting { max_attempts, sleep, timeout, warn_after })
     }
 
     /// What to ask for.
@@ -138,13 +133,9 @@ impl Environment {
     ) -> Result<Request, Error> {
         let RuleArgs { per, valid_for, tries, interrupted } = *args;
         if let (Some(_), Err(name)) = (per, named_zone()) {
-            let why = format!(
-                "cannot tell when a period begins: `TZ` is `{}`, which is not a time zone",
-                text::field(&name)
-            );
-            return Err(
-                Error::usage(why).with_hint("`ls /usr/share/zoneinfo` shows which there are")
-            );
+            let what = format!("`TZ` is `{}`, which is not a time zone", text::field(&name));
+            let error = Error::usage(format!("cannot tell when a period begins: {what}"));
+            return Err(error.with_hint("`ls /usr/share/zoneinfo` shows which there are"));
         }
         let rule = Rule { per, valid_for, tries, interrupted: interrupted.unwrap_or_default() };
         let lease = location.is_shared().then(|| self.lease(place)).transpose()?;

@@ -19,25 +19,28 @@ use crate::sys::{process, text};
 /// The longest duration: a year, far from what overflows a clock.
 const MAX_SECONDS: u64 = 31_536_000;
 
-/// A whole number, with or without blanks around it. Rust also reads `+1`.
-fn parse_number(text: &str) -> Option<u32> {
-    let text = text.trim();
-    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+/// A whole number up to `max`, with or without blanks around it. Rust also reads `+1`.
+fn parse_number(text: &str, min: &str, max: u32) -> Result<u32, String> {
+    let is_plain = text.trim().bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.trim().parse().ok().filter(|number| is_plain && *number <= max);
+    number.ok_or_else(|| format!("expected a whole number from {min} to {max}"))
+}
+
+fn parse_positive(text: &str, max: u32) -> Result<NonZeroU32, String> {
+    let number = parse_number(text, "1", max).map(NonZeroU32::new)?;
+    number.ok_or_else(|| format!("expected a whole number from 1 to {max}"))
 }
 
 pub fn parse_max_attempts(text: &str) -> Result<u32, String> {
-    parse_number(text)
-        .ok_or_else(|| format!("expected a whole number from 0 (try for ever) to {}", u32::MAX))
+    parse_number(text, "0 (try for ever)", u32::MAX)
 }
 
 pub fn parse_tries(text: &str) -> Result<NonZeroU32, String> {
-    let tries = parse_number(text).and_then(NonZeroU32::new);
-    tries.ok_or_else(|| format!("expected a whole number from 1 to {}", u32::MAX))
+    parse_positive(text, u32::MAX)
 }
 
 pub fn parse_slots(text: &str) -> Result<NonZeroU32, String> {
-    let slots = parse_number(text).filter(|slots| *slots <= MAX_SLOTS).and_then(NonZeroU32::new);
-    slots.ok_or_else(|| format!("expected a whole number from 1 to {MAX_SLOTS}"))
+    parse_positive(text, MAX_SLOTS)
 }
 
 /// A number of seconds. Rust also reads `inf`, `nan`, `1e3` and `+1`.
@@ -55,19 +58,10 @@ pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
 }
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let span = || {
-        text.trim()
-            .parse::<Span>()
-            .ok()?
-            .to_duration(SpanRelativeTo::days_are_24_hours())
-            .ok()?
-            .try_into()
-            .ok()
-    };
-    let duration = parse_seconds(text)
-        .or_else(span)
-        .filter(|duration: &Duration| duration.as_secs() <= MAX_SECONDS);
-    duration.ok_or_else(|| {
+    let days = SpanRelativeTo::days_are_24_hours();
+    let span = || text.trim().parse::<Span>().ok()?.to_duration(days).ok()?.try_into().ok();
+    let duration: Option<Duration> = parse_seconds(text).or_else(span);
+    duration.filter(|duration| duration.as_secs() <= MAX_SECONDS).ok_or_else(|| {
         "expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d".to_owned()
     })
 }
@@ -91,9 +85,9 @@ pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {
 pub fn parse_lease_seconds(text: &str) -> Result<Duration, String> {
     let lease = parse_seconds(text).filter(|lease| (1..=86_400).contains(&lease.as_secs()));
     // Records have whole milliseconds.
-    let lease =
-        lease.and_then(|lease| u64::try_from(lease.as_millis()).ok()).map(Duration::from_millis);
-    lease.ok_or_else(|| "expected a number of seconds from 1 to 86400, such as 30".to_owned())
+    let millis = lease.and_then(|lease| u64::try_from(lease.as_millis()).ok());
+    let expected = || "expected a number of seconds from 1 to 86400, such as 30".to_owned();
+    millis.map(Duration::from_millis).ok_or_else(expected)
 }
 
 pub fn parse_word<T: ValueEnum>(text: &str) -> Result<T, String> {
@@ -107,10 +101,9 @@ pub fn parse_word<T: ValueEnum>(text: &str) -> Result<T, String> {
 /// A file name that is the same for equal commands, and for no others.
 pub fn name_from_command(command: &[OsString]) -> PathBuf {
     // No argument holds a zero byte, so `a b` and `ab` differ.
-    let words =
-        command.iter().flat_map(|word| [word.as_bytes(), &[0]]).collect::<Vec<_>>().concat();
-    let hash: String =
-        Sha256::digest(words).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let mut hash = Sha256::new();
+    command.iter().for_each(|word| hash.update([word.as_bytes(), &[0]].concat()));
+    let hash: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(c);
     let program: String = text::base_name(&program).chars().filter(is_plain).take(40).collect();

@@ -58,12 +58,9 @@ fn choose(lock: &Location, orphans: Orphans) -> Result<String, Error> {
     let cannot = |why: &str| Error::usage(format!("cannot break `{location}`: {why}"));
     let held = Mutex::open(lock, &LocalLiveness::here(orphans))?.holders()?;
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-        let error = cannot("without a terminal, `--token` is required");
-        return Err(if held.is_empty() {
-            error
-        } else {
-            error.with_hint(breaking(held.first(), lock))
-        });
+        let mut error = cannot("without a terminal, `--token` is required");
+        error.hint = held.first().map(|holder| breaking(Some(holder), lock));
+        return Err(error);
     }
     let [first, others @ ..] = held.as_slice() else {
         return Err(Error::mutex("break", lock, NotLocked));
@@ -75,13 +72,10 @@ fn choose(lock: &Location, orphans: Orphans) -> Result<String, Error> {
     eprint!("Break it? [{}] ", if others.is_empty() { "y/N" } else { "number/N" });
     let mut answer = String::new();
     let _ = io::stdin().lock().take(MAX_ANSWER).read_line(&mut answer);
-    let chosen = match answer.trim() {
-        "y" | "yes" if others.is_empty() => Some(first),
-        number => number
-            .parse::<usize>()
-            .ok()
-            .filter(|_| !others.is_empty())
-            .and_then(|number| held.get(number.checked_sub(1)?)),
+    let chosen = match (answer.trim(), others) {
+        ("y" | "yes", []) => Some(first),
+        (_, []) => None,
+        (number, _) => number.parse::<usize>().ok().and_then(|it| held.get(it.checked_sub(1)?)),
     };
     let chosen = chosen.ok_or_else(|| Error::failed(format!("did not break `{location}`")))?;
     let token = chosen.entry.as_ref().and_then(|entry| entry.token.clone());
