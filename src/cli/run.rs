@@ -169,9 +169,6 @@ pub struct FlockArgs {
     /// Not possible: a lock belongs to a process
     #[arg(short, long, hide = true)]
     pub unlock: bool,
-    /// Not possible: a lock is that of a whole file, by its name
-    #[arg(long = "fd", aliases = ["start", "length"], value_name = "N", hide = true)]
-    pub part: Option<OsString>,
     /// Lock file
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,

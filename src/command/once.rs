@@ -54,38 +54,34 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
 
 /// The location. Its directory exists.
 pub fn made(location: Location) -> Result<Location, Error> {
-    if let Location::File(directory, _) = &location
-        && !directory.exists()
-        && state_directory().is_ok_and(|usual| usual == *directory)
-    {
-        let what = format!("cannot create the directory `{}`", text::path(directory));
+    let Location::File(directory, _) = &location else { return Ok(location) };
+    let (shown, is_usual) =
+        (text::path(directory), state_directory().ok().as_ref() == Some(directory));
+    if is_usual && !directory.exists() {
+        let what = format!("cannot create the directory `{shown}`");
         make(directory).map_err(|error| Error::io(what, &error))?;
     }
-    let Location::File(directory, _) = &location else { return Ok(location) };
     let Some(why) = file::forgets(directory) else { return Ok(location) };
-    Err(Error::usage(format!("cannot keep keys in `{}`: {why}", text::path(directory))).with_hint(
-        "name another directory with `--dir` or `SERIALIZER_DIR`, or a store with \
-         `SERIALIZER_STORE`",
-    ))
+    let hint = "name another directory with `--dir` or `SERIALIZER_DIR`, or a store with \
+                `SERIALIZER_STORE`";
+    Err(Error::usage(format!("cannot keep keys in `{shown}`: {why}")).with_hint(hint))
 }
 
 /// Makes a directory. It and its keys must survive a power cut.
 fn make(directory: &Path) -> io::Result<()> {
     let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
     fs::create_dir_all(directory)?;
-    missing
-        .into_iter()
-        .filter_map(Path::parent)
-        .try_for_each(|parent| File::open(parent)?.sync_all())
+    let mut parents = missing.into_iter().filter_map(Path::parent);
+    parents.try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result<(), Error> {
     let location = open(environment, &args.lock.file.place, key)?;
     let judge = LocalLiveness::here(environment.orphans(args.owner.orphans)?);
     let mut mutex = Mutex::open(&location, &judge)?;
-    let usual = if args.failed { "failed" } else { "done" };
+    let (usual, outcome) =
+        if args.failed { ("failed", Outcome::Failed) } else { ("done", Outcome::Succeeded) };
     let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
-    let outcome = if args.failed { Outcome::Failed } else { Outcome::Succeeded };
     let ending = Ending { outcome, how: &how, code: None };
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
     let released = match &args.token {
@@ -95,11 +91,9 @@ pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result
             mutex.release(&owner, ReleaseScope::Own, ending)
         }
     };
-    let shown = location.printable();
+    let none = format!("cannot unlock `{}`: no run of the key is under way", location.printable());
     let released = released.map_err(|error| match error {
-        lock::Error::NotLocked => {
-            Error::failed(format!("cannot unlock `{shown}`: no run of the key is under way"))
-        }
+        lock::Error::NotLocked => Error::failed(none),
         error => Error::mutex("unlock", &location, error),
     })?;
     if let Released::Own { was, stays } = released {
@@ -134,15 +128,13 @@ pub fn wait(
         let (mut pending, mut failure) = (None, None);
         for (key, mutex) in &mut all {
             let inspected = match mutex.inspect() {
-                Ok(inspected) => inspected,
                 Err(error) if error.cause.passes() => {
-                    progress
-                        .iter_mut()
-                        .for_each(|progress| progress.failing(&error, attempts.made()));
+                    let made = attempts.made();
+                    progress.iter_mut().for_each(|progress| progress.failing(&error, made));
                     failure = Some(error);
                     None
                 }
-                Err(error) => return Err(error.into()),
+                inspected => inspected?,
             };
             match inspected.as_ref().map(|key| key.state) {
                 Some(State::Done) => {}
@@ -153,18 +145,11 @@ pub fn wait(
             }
         }
         let Some((mutex, inspected, key)) = pending else { return Ok(()) };
-        if let Some(signals) = signals.as_ref().filter(|signals| signals.is_ending()) {
-            signals.die();
-        }
+        signals.iter().filter(|signals| signals.is_ending()).for_each(Signals::die);
         if attempts.are_over() {
-            if let Some(error) = failure {
-                return Err(error.into());
-            }
             let state = inspected.map_or("never run".to_owned(), |key| key.state.to_string());
-            return Err(Error::new(
-                BUSY,
-                format!("`{}` is not done yet: {state}", key.printable()),
-            ));
+            let why = format!("`{}` is not done yet: {state}", key.printable());
+            return Err(failure.map_or_else(|| Error::new(BUSY, why), Error::from));
         }
         let limit = attempts.next().saturating_duration_since(Instant::now()).min(WATCHED);
         mutex.watch(inspected, limit, &signals)?;
@@ -175,11 +160,10 @@ pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error>
     let judge = LocalLiveness::here(environment.orphans(args.orphans)?);
     let locations = match args.done_before {
         Some(_) => environment.all(Kind::Once, &args.place)?,
-        None => args
-            .keys
-            .iter()
-            .map(|key| open(environment, &args.place, key))
-            .collect::<Result<_, _>>()?,
+        None => {
+            let keys = args.keys.iter().map(|key| open(environment, &args.place, key));
+            keys.collect::<Result<_, _>>()?
+        }
     };
     for_each(locations, |location| forget_one(args, &location, &judge))
 }
