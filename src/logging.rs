@@ -1,13 +1,11 @@
 //! Messages: single lines on stderr, plain for people or as JSON in Meltano's form.
 
-use clap::Args;
 use std::fmt;
 use std::io::IsTerminal;
-use std::path;
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 use std::sync::OnceLock;
 
-use clap::ColorChoice;
+use clap::{Args, ColorChoice};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -63,25 +61,20 @@ fn is_in_meltano() -> bool {
     variable("MELTANO_PROJECT_ROOT").is_some()
 }
 
-struct Lines {
-    json: bool,
-    timestamps: bool,
-    levels: bool,
-    /// Meltano begins each line with the plugin's name itself.
-    name: &'static str,
-}
+/// The flags, with the variables in their place.
+struct Lines(LogArgs);
 
 /// Starts reporting, as flags and environment say.
 pub fn start(args: &LogArgs) {
     let _ = ARGS.set(args.clone());
     let named = args.quiet.then(|| "warning".to_owned()).or_else(|| args.log_level.clone());
     let level = parse_level(&named.or_else(|| variable("LOG_LEVEL")).unwrap_or_default());
-    let lines = Lines {
-        json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
-        timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
-        levels: args.log_levels || is_on("LOG_LEVELS"),
-        name: if is_in_meltano() { "" } else { "serializer: " },
-    };
+    let lines = Lines(LogArgs {
+        meltano_log_json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
+        log_timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
+        log_levels: args.log_levels || is_on("LOG_LEVELS"),
+        ..LogArgs::default()
+    });
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
@@ -164,19 +157,20 @@ where
             Level::WARN => "warning",
             Level::ERROR => "error",
         };
-        if self.json {
-            let time = Timestamp::now().to_string();
-            let line = json!({ "timestamp": time, "level": level, "event": message });
+        let (Self(args), now) = (self, Timestamp::now());
+        if args.meltano_log_json {
+            let line = json!({ "timestamp": now.to_string(), "level": level, "event": message });
             return writeln!(out, "{line}");
         }
-        let time = if self.timestamps {
-            format!("{} ", local_time(Timestamp::now()))
-        } else {
-            String::new()
-        };
-        let level =
-            if self.levels || level == "warning" { format!("{level}: ") } else { String::new() };
-        writeln!(out, "{time}{}{level}{message}", self.name)
+        if args.log_timestamps {
+            write!(out, "{} ", local_time(now))?;
+        }
+        // Meltano begins each line with the plugin's name itself.
+        out.write_str(if is_in_meltano() { "" } else { "serializer: " })?;
+        if args.log_levels || level == "warning" {
+            write!(out, "{level}: ")?;
+        }
+        writeln!(out, "{message}")
     }
 }
 

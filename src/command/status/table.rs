@@ -25,26 +25,24 @@ fn colour(state: &str) -> Option<&'static str> {
 /// Rows under a header, without the columns that are empty in all of them. On a terminal, each is
 /// one line.
 pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<Option<String>>>) -> String {
-    let rows: Vec<_> = rows.collect();
-    let is_shown: Vec<_> =
-        (0..header.len()).map(|column| rows.iter().any(|row| row[column].is_some())).collect();
-    let shown = |column: &usize| is_shown[*column];
-    let header: Vec<_> = (0..header.len()).filter(shown).map(|column| header[column]).collect();
-    let mut table = empty(&header);
-    table.set_content_arrangement(ContentArrangement::Disabled).set_truncation_indicator("…");
+    let (rows, terminal): (Vec<_>, _) = (rows.collect(), terminal());
+    let mut table = empty(header);
+    table.set_truncation_indicator("…");
+    match terminal {
+        Some((columns, _)) => table.set_width(columns),
+        None => table.set_content_arrangement(ContentArrangement::Disabled),
+    };
     for row in &rows {
-        let cells =
-            (0..row.len()).filter(shown).map(|column| row[column].as_deref().unwrap_or("-"));
-        let mut row = Row::from(cells.collect::<Vec<_>>());
+        let mut row = Row::from(row.iter().map(|cell| cell.as_deref().unwrap_or("-")));
         row.max_height(1);
         table.add_row(row);
     }
-    if let Some((columns, _)) = terminal() {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
-        let all = table.column_iter_mut().zip(&header);
-        all.filter(|(_, name)| !CUT.contains(name)).for_each(|(column, _)| {
+    for (number, column) in table.column_iter_mut().enumerate() {
+        if rows.iter().all(|row| row[number].is_none()) {
+            column.set_constraint(ColumnConstraint::Hidden);
+        } else if terminal.is_some() && !CUT.contains(&header[number]) {
             column.set_constraint(ColumnConstraint::ContentWidth);
-        });
+        }
     }
     finished(&table)
 }
