@@ -13,6 +13,7 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::{Pid, getpid, getuid};
 use serde_json::{Value, json};
 
+use super::output::{print, to_json};
 use super::status::wrapped;
 use crate::cli::DoctorArgs;
 use crate::config::{Environment, project};
@@ -86,13 +87,12 @@ pub fn run(args: &DoctorArgs, environment: &Environment) -> Result<u8, Error> {
         let hint = check["hint"].as_str().map(|hint| format!("\n→ {hint}")).unwrap_or_default();
         vec![field("state"), field("what"), field("value") + &hint]
     };
-    let text = match args.json {
-        true => {
-            super::output::to_json(&json!({ "schema": SCHEMA, "state": state, "checks": all }))?
-        }
-        false => wrapped(&["STATE", "WHAT", "VALUE"], all.iter().map(row)),
+    let text = if args.json {
+        to_json(&json!({ "schema": SCHEMA, "state": state, "checks": all }))?
+    } else {
+        wrapped(&["STATE", "WHAT", "VALUE"], all.iter().map(row))
     };
-    super::output::print(text.as_bytes())?;
+    print(text.as_bytes())?;
     Ok(if state == "error" { FAILED } else { DONE })
 }
 
@@ -158,8 +158,8 @@ fn local(directory: &Path, lock: &Location) -> Result<Vec<Value>, Value> {
     let (metadata, this) = (fs::metadata(directory).map_err(missing)?, getuid());
     let mode = metadata.mode() & 0o7777;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let umask =
-        status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap_or("unknown").trim();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let umask = umask.unwrap_or("unknown").trim();
     let is_hiding = u32::from_str_radix(umask, 8).is_ok_and(|mask| mask & mode << 1 & 0o044 != 0);
     let users = if mode & 0o022 != 0 { "shared with other users" } else { "of one user" };
     let sticky = if mode & 0o1000 != 0 { ", sticky" } else { "" };
@@ -172,13 +172,11 @@ fn local(directory: &Path, lock: &Location) -> Result<Vec<Value>, Value> {
     // In a sticky directory, only the file's or the directory's owner can remove the file.
     let file = fs::metadata(directory.join(&lock.key().name)).ok().filter(|_| !sticky.is_empty());
     let is_foreign = |file: Metadata| ![file.uid(), metadata.uid()].contains(&this.as_raw());
-    let (problem, hint) = match file.is_some_and(is_foreign) && !this.is_root() {
-        true => (
-            Some("only another user can remove the lock file"),
-            "use a directory without the sticky bit",
-        ),
-        false if is_hiding => (Some("their waiters cannot join your queue"), "`umask 022`"),
-        false => (None, ""),
+    let (problem, hint) = if file.is_some_and(is_foreign) && !this.is_root() {
+        let problem = "only another user can remove the lock file";
+        (Some(problem), "use a directory without the sticky bit")
+    } else {
+        (is_hiding.then_some("their waiters cannot join your queue"), "`umask 022`")
     };
     let mut all = vec![judged("rights", &rights, problem, hint)];
     let unknown = || ("unknown".to_owned(), Some("/proc does not show how flock works there"));
@@ -234,13 +232,10 @@ fn kernel() -> [Value; 4] {
         Some(_) if process::name(Pid::INIT).is_some() => ("ok", "can be read", ""),
         Some(_) => ("ok", "hides other users' processes", "their commands are not shown"),
     };
+    let sharing = "to share locks with other containers: `--pid=host`, or a store";
     let container = match here.pid_namespace {
         Some(FIRST_PID_NAMESPACE) => ("ok", "none", ""),
-        Some(_) => (
-            "ok",
-            "own PID namespace",
-            "to share locks with other containers: `--pid=host`, or a store",
-        ),
+        Some(_) => ("ok", "own PID namespace", sharing),
         None => ("ok", "unknown", ""),
     };
     let without = "run `systemd-machine-id-setup`; without it, locks stay held after a reboot";
@@ -253,9 +248,8 @@ fn kernel() -> [Value; 4] {
 fn meltano(environment: &Environment) -> Vec<Value> {
     let path = var_os("PATH").unwrap_or_default();
     let program = split_paths(&path).map(|it| it.join("meltano")).find(|it| it.is_file());
-    let version = program.as_deref().and_then(version_of).unwrap_or_default();
     let program = program.map_or("not on the PATH".to_owned(), |it| text::path(&it));
-    let mut all = vec![check("meltano", "ok", format!("{program} {version}").trim_end(), "")];
+    let mut all = vec![check("meltano", "ok", program, "")];
     let Some(root) = project() else { return all };
     let unreadable = |path: &Path, error| {
         let why = format!("cannot read `{}`: {}", text::path(path), io_message(&error));
@@ -280,15 +274,4 @@ fn meltano(environment: &Environment) -> Vec<Value> {
         all.push(check("project", "warning", why, hint));
     }
     all
-}
-
-/// The version of Meltano, from its installed package: starting Meltano takes a second.
-fn version_of(program: &Path) -> Option<String> {
-    let program = program.canonicalize().ok()?;
-    let pythons = fs::read_dir(program.parent()?.parent()?.join("lib")).ok()?.flatten();
-    let packages = pythons.filter_map(|it| fs::read_dir(it.path().join("site-packages")).ok());
-    packages.flatten().flatten().find_map(|package| {
-        let name = package.file_name();
-        Some(name.to_str()?.strip_prefix("meltano-")?.strip_suffix(".dist-info")?.to_owned())
-    })
 }
