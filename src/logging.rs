@@ -44,15 +44,11 @@ pub fn is_coloured() -> bool {
 
 /// A hint that names commands as Meltano runs them, whose plugin need not be on the PATH.
 pub fn hint(hint: &str) -> String {
-    let plugin = include_str!("../dbtmutex.yml");
-    let is_plugins = |rest: &str| {
-        let command = rest.split([' ', '`']).next().unwrap_or_default();
-        is_in_meltano() && plugin.contains(&format!("\n    args: {command}\n"))
-    };
-    let mut parts = hint.split("`serializer ");
-    let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |hint, rest| {
-        hint + if is_plugins(rest) { "`meltano invoke dbtmutex:" } else { "`serializer " } + rest
+    let plugin = include_str!("../dbtmutex.yml").lines().filter(|_| is_in_meltano());
+    let commands = plugin.filter_map(|line| line.strip_prefix("    args: "));
+    commands.fold(hint.to_owned(), |hint, command| {
+        let ours = format!("`serializer {command}");
+        hint.replace(&ours, &format!("`meltano invoke dbtmutex:{command}"))
     })
 }
 

@@ -1,8 +1,6 @@
 //! `serializer man`: pages as people know them, made from the declaration of the command line and
 //! the texts of its help.
 
-use std::collections::BTreeMap;
-
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
@@ -14,8 +12,9 @@ use crate::sys::text;
 
 /// Paragraphs of the help that are sections of a page, by their first words. Those of the program
 /// count for its commands, too.
-const SECTIONS: [(&str, &str, bool); 3] = [
+const SECTIONS: [(&str, &str, bool); 4] = [
     ("Examples:", "EXAMPLES", false),
+    ("Environment variables ", "ENVIRONMENT", true),
     ("Exit codes:", "EXIT STATUS", true),
     ("Files:", "FILES", true),
 ];
@@ -70,9 +69,6 @@ fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<
             }
             roff.control("fi", []);
         }
-        if title == "EXAMPLES" {
-            environment(&mut roff, &command);
-        }
     }
     let names = program.get_subcommands().filter(|other| !other.is_hide_set());
     let names = names.map(|other| format!("serializer-{}", other.get_name()));
@@ -88,22 +84,4 @@ fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<
 fn paragraphs(command: &Command) -> Vec<String> {
     let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     help.split("\n\n").map(str::to_owned).collect()
-}
-
-/// The variables that stand in the help of a command's options, or of all commands'.
-fn environment(roff: &mut Roff, command: &Command) {
-    let mut variables = BTreeMap::new();
-    let commands = std::iter::once(command).chain(command.get_subcommands());
-    for arg in commands.flat_map(Command::get_arguments).filter(|arg| !arg.is_hide_set()) {
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        if let Some((says, rest)) = help.split_once(" [env: ") {
-            let name = rest.split(']').next().unwrap_or_default().to_owned();
-            let option = arg.get_long().map(|long| format!(" (--{long})")).unwrap_or_default();
-            variables.insert(name, says.to_owned() + &option);
-        }
-    }
-    roff.control("SH", ["ENVIRONMENT"]);
-    for (name, says) in variables {
-        roff.control("TP", []).text([roman(name)]).text([roman(says)]);
-    }
 }
