@@ -26,7 +26,6 @@ use crate::values::{
 };
 pub use places::{ANY, lock_file_at, project, state_directory};
 
-/// Begins the names of all our variables.
 const PREFIX: &str = "SERIALIZER_";
 
 /// The rest of the names of all variables that are read, or that commands find.
@@ -34,7 +33,6 @@ const KNOWN: &str = "FILE_NAME DIR STORE PASSWORD_FILE LEASE_SECONDS ON_LOST OWN
                      REASON SLOTS MAX_ATTEMPTS SLEEP_SECONDS TIMEOUT EVENTS PIP_URL FENCING_TOKEN \
                      TRY ONCE_KEY";
 
-/// The longest key, in bytes.
 const MAX_KEY: usize = 1000;
 
 /// The longest time to wait for an answer of a store.
@@ -44,7 +42,6 @@ const MAX_ANSWER: Duration = Duration::from_secs(5);
 pub struct Environment(HashMap<String, String>);
 
 impl Environment {
-    /// Reads the environment of this process.
     pub fn read() -> Result<Self, Error> {
         // Not `envy::prefixed`: it panics on variables that are not UTF-8, ignores case, and strips
         // the prefix repeatedly; Meltano exports `SERIALIZER_SERIALIZER_DIR`, which is not ours.
@@ -85,7 +82,6 @@ impl Environment {
         others.into_iter().filter_map(Result::err).collect()
     }
 
-    /// How to wait.
     pub fn waiting(&self, args: &WaitingArgs) -> Result<Waiting, Error> {
         // A flag that limits the waiting beats the variables that do.
         let flag =
@@ -101,7 +97,6 @@ impl Environment {
         Ok(Waiting { max_attempts, sleep, timeout, warn_after })
     }
 
-    /// What to ask for.
     pub fn request(
         &self,
         args: &RequestArgs,
@@ -152,7 +147,6 @@ impl Environment {
         Ok(self.resolve(flag, "ORPHANS", parse_word)?.unwrap_or_default())
     }
 
-    /// What to do when a lock is lost while it is held.
     pub fn on_lost(&self, flag: Option<OnLost>, default: OnLost) -> Result<OnLost, Error> {
         Ok(self.resolve(flag, "ON_LOST", parse_word)?.unwrap_or(default))
     }

@@ -60,7 +60,6 @@ fn is_in_meltano() -> bool {
 /// The flags, with the variables in their place.
 struct Lines(LogArgs);
 
-/// Starts reporting, as flags and environment say.
 pub fn start(args: &LogArgs) {
     let _ = ARGS.set(args.clone());
     let named = args.quiet.then(|| "warning".to_owned()).or_else(|| args.log_level.clone());

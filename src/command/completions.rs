@@ -52,7 +52,6 @@ complete -c serializer -f -a "(__fish_complete_command)" \
     -n "__fish_seen_subcommand_from run once; and contains -- -- (commandline -opc)"
 "#;
 
-/// Prints the script of a shell.
 pub fn script_of(shell: Shell) -> Result<(), Error> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "serializer", &mut script);

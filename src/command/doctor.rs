@@ -213,7 +213,6 @@ fn server(lock: &Location) -> Result<Vec<Value>, Value> {
     Ok(all)
 }
 
-/// The kernel's facilities to identify processes.
 fn kernel() -> [Value; 4] {
     let (here, this) = (HostIdentity::here(), process::running(getpid()));
     let has_pidfd = this.as_ref().is_some_and(|this| this.ended_fd().is_some());
@@ -244,7 +243,6 @@ fn kernel() -> [Value; 4] {
         .map(|(what, (state, value, hint))| check(what, state, value, hint))
 }
 
-/// Meltano's program and project.
 fn meltano(environment: &Environment) -> Vec<Value> {
     let path = var_os("PATH").unwrap_or_default();
     let program = split_paths(&path).map(|it| it.join("meltano")).find(|it| it.is_file());

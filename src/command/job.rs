@@ -14,7 +14,6 @@ use crate::lock::waiting::Waiting;
 use crate::run::{Descendants, Program};
 use crate::store::Location;
 
-/// What to run, and how to lock for it.
 pub struct Job {
     pub lock: Location,
     pub request: Request,
@@ -27,7 +26,6 @@ pub struct Job {
     pub is_verbose: bool,
     /// Whether to answer as flock(1): without a message, and with an empty file as a free lock.
     pub is_flock: bool,
-    /// Why it is to hold the lock, in the user's words.
     pub reason: Option<String>,
     /// Of a task on a schedule: when its time is over, in milliseconds since boot.
     pub task_ends_at: Option<u64>,
@@ -75,7 +73,6 @@ impl Job {
     }
 }
 
-/// Program and arguments.
 pub fn command_of(args: &CommandArgs) -> Vec<OsString> {
     args.script.as_ref().map_or_else(|| args.command.clone(), |script| script_of_shell(script))
 }

@@ -22,7 +22,6 @@ use crate::record::{Entry, Outcome};
 use crate::store::Location;
 use crate::sys::process;
 
-/// A process that locks.
 struct Locking<'a> {
     lock: &'a Location,
     mutex: Mutex<'a>,

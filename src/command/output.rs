@@ -10,7 +10,6 @@ pub fn to_json(value: &impl serde::Serialize) -> Result<String, Error> {
         .map_err(|error| Error::failed(error.to_string()))
 }
 
-/// Writes data to stdout.
 pub fn print(text: &[u8]) -> Result<(), Error> {
     is_read(text).map(drop)
 }

@@ -13,7 +13,6 @@ use crate::sys::local_time::short;
 use crate::sys::process;
 use crate::sys::text::{cut, width};
 
-/// How often the live line is drawn.
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// How long a log says nothing new about the same holder.
@@ -120,7 +119,6 @@ impl Progress {
         [format!("{waiting}{place}{waited}{limit}; "), format!("{waiting}{waited}; "), waiting]
     }
 
-    /// Whether to write a line about this.
     fn is_due(&mut self, news: String) -> bool {
         let is_old =
             self.told.as_ref().is_some_and(|(told, when)| *told == news && when.elapsed() < REPEAT);

@@ -19,7 +19,6 @@ const STORED: &[u8] = b"+";
 const PATIENCE: Duration = Duration::from_secs(2);
 const PART: u32 = 8;
 
-/// Larger than any report.
 const MAX_REPORT: usize = 4096;
 
 /// The token of the run, and the fields of its [`Ending`].

@@ -91,7 +91,6 @@ impl ProcessRequester {
         }
     }
 
-    /// The owner's PID and command, for messages.
     pub fn describe(&self) -> Result<String, Error> {
         let pid = self.owner.as_ref().map_err(Clone::clone)?.pid;
         let command = Some(&self.command).filter(|command| !command.is_empty());
@@ -108,7 +107,6 @@ impl ProcessRequester {
         self.keeper.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Whether this keeper was started here.
     pub fn has_started(&self, keeper: (Pid, ProcessIdentity)) -> bool {
         self.keeper.get().is_some_and(|own| own.identity == keeper)
     }

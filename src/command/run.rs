@@ -76,7 +76,6 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     run.wait(child, renewing).map(|ran| Some(Ran { number: grant.run, ..ran }))
 }
 
-/// A job that is being done.
 struct Run<'a> {
     job: &'a Job,
     program: &'a Path,
@@ -151,7 +150,6 @@ impl Run<'_> {
         }
     }
 
-    /// Lets the command run.
     fn start(&mut self, grant: &Grant, renewing: Option<&Renewing>) -> Result<Child, Error> {
         // If this process was stopped meanwhile, it has not renewed anything.
         if renewing.is_some_and(Renewing::is_given_up) {
@@ -174,7 +172,6 @@ impl Run<'_> {
         Err(self.give_up())
     }
 
-    /// What the command finds in its environment.
     fn variables(&self, grant: &Grant) -> Vec<(String, String)> {
         let key = || self.job.lock.key().name.to_string_lossy().into_owned();
         let all = [
@@ -269,7 +266,6 @@ impl Run<'_> {
         }
     }
 
-    /// Gives back what nothing has run under.
     fn give_back(&mut self) -> Result<(), Error> {
         let released = self.release(Outcome::Unknown.into());
         released.map(drop).map_err(|error| Error::mutex("unlock", &self.job.lock, error))

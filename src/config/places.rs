@@ -101,13 +101,11 @@ impl Environment {
         Ok(Some(StoreSettings { url, password_file, timeout }))
     }
 
-    /// The duration of leases.
     pub fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
         let lease = self.resolve(args.lease_seconds, "LEASE_SECONDS", parse_lease_seconds)?;
         Ok(lease.unwrap_or(Duration::from_secs(30)))
     }
 
-    /// The directory of files.
     pub fn directory(&self, kind: Kind, args: &PlaceArgs) -> Result<PathBuf, Error> {
         let directory = self.resolve(args.dir.clone(), "DIR", |text| Ok(text.into()))?;
         if directory.is_none() && kind != Kind::Lock {

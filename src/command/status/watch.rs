@@ -9,7 +9,6 @@ use crate::run::Signals;
 use crate::sys::poll;
 use crate::sys::text::cut;
 
-/// The poll interval.
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// The fields that differ in each look, which is not a change.
