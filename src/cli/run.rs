@@ -85,8 +85,6 @@ pub struct ForgetArgs {
     pub force: bool,
     #[command(flatten)]
     pub place: PlaceArgs,
-    #[arg(long, hide = true)]
-    pub orphans: Option<Orphans>,
 }
 
 /// How often a key runs.

@@ -157,7 +157,7 @@ pub fn wait(
 }
 
 pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {
-    let judge = LocalLiveness::here(environment.orphans(args.orphans)?);
+    let judge = LocalLiveness::here(environment.orphans(None)?);
     let locations = match args.done_before {
         Some(_) => environment.all(Kind::Once, &args.place)?,
         None => {

@@ -9,9 +9,8 @@ use rustix::process::getpid;
 use serde_json::json;
 
 use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, locked, outcome, say, settle};
-use super::job::{Job, command_of};
+use super::job::{Job, command_of, conclude};
 use super::progress::Progress;
-use super::report::conclude;
 use crate::cli::RunArgs;
 use crate::config::Environment;
 use crate::error::Error;

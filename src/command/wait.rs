@@ -16,7 +16,7 @@ use crate::run::Signals;
 
 pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
-    let orphans = environment.orphans(args.orphans)?;
+    let orphans = environment.orphans(None)?;
     if args.once {
         let waited = once::wait(environment, &args.file.place, &args.names, &waiting, orphans);
         return waited.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code));
