@@ -1,4 +1,4 @@
-//! `serializer once` and `serializer forget`, and keys in `lock`, `unlock` and `wait`.
+//! `serializer once` and `serializer forget`, and keys in `wait`.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,17 +8,15 @@ use std::time::{Duration, Instant};
 use super::job::Job;
 use super::progress::Progress;
 use super::run::execute;
-use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs, words_after_dashes};
-use crate::command::ended::unlocked;
-use crate::command::requester::ProcessRequester;
+use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, words_after_dashes};
 use crate::config::{Environment, state_directory};
 use crate::error::{Error, for_each};
 use crate::exit_code::BUSY;
-use crate::lease::{self, TokenHolder};
-use crate::lock::once::{Ending, State};
+use crate::lease::TokenHolder;
+use crate::lock::once::State;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::waiting::{Attempts, Observer, Waiting};
-use crate::lock::{self, Mutex, ReleaseScope, Released};
+use crate::lock::{Mutex, ReleaseScope};
 use crate::record::Outcome;
 use crate::run::Signals;
 use crate::store::seam::Kind;
@@ -73,35 +71,6 @@ fn make(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut parents = missing.into_iter().filter_map(Path::parent);
     parents.try_for_each(|parent| File::open(parent)?.sync_all())
-}
-
-pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result<(), Error> {
-    let location = open(environment, &args.lock.file.place, key)?;
-    let judge = LocalLiveness::here(environment.orphans(args.owner.orphans)?);
-    let mut mutex = Mutex::open(&location, &judge)?;
-    let (usual, outcome) =
-        if args.failed { ("failed", Outcome::Failed) } else { ("done", Outcome::Succeeded) };
-    let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
-    let ending = Ending { outcome, how: &how, code: None };
-    let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
-    let released = match &args.token {
-        Some(token) => mutex.end_run(&TokenHolder(token), token, ending),
-        None => {
-            let owner = ProcessRequester::discover(owner_pid, false);
-            mutex.release(&owner, ReleaseScope::Own, ending)
-        }
-    };
-    let none = format!("cannot unlock `{}`: no run of the key is under way", location.printable());
-    let released = released.map_err(|error| match error {
-        lock::Error::NotLocked => Error::failed(none),
-        error => Error::mutex("unlock", &location, error),
-    })?;
-    if let Released::Own { was, stays } = released {
-        was.iter().for_each(lease::process::dismiss);
-        let how = if args.failed { "has failed" } else { "is done" };
-        tracing::info!("{}, which {how}", unlocked(&location, stays));
-    }
-    Ok(())
 }
 
 /// `serializer wait --once`: until all keys are done, or one is given up.

@@ -209,15 +209,14 @@ fn line(lock: &Value, row: &Value, more: usize, waiting: usize) -> Vec<Option<St
 /// A line for the lock; in full, one for each holder and for each waiter.
 fn lines(lock: &Value, is_in_full: bool) -> Vec<Vec<Option<String>>> {
     let list = |field: &str| lock[field].as_array().map(Vec::as_slice).unwrap_or_default();
-    match (list("holders"), list("waiters")) {
-        ([], waiters) if !is_in_full => vec![line(lock, lock, 0, waiters.len())],
-        (holders, waiters) if !is_in_full => {
-            vec![line(lock, &lock["holder"], holders.len() - 1, waiters.len())]
+    let (holders, waiters) = (list("holders"), list("waiters"));
+    let first = match holders {
+        [] => Some(line(lock, lock, 0, waiters.len())),
+        [_, others @ ..] if !is_in_full => {
+            Some(line(lock, &lock["holder"], others.len(), waiters.len()))
         }
-        (holders, waiters) => {
-            let free = holders.is_empty().then(|| line(lock, lock, 0, waiters.len()));
-            let all = holders.iter().chain(waiters).map(|row| line(lock, row, 0, 0));
-            free.into_iter().chain(all).collect()
-        }
-    }
+        _ => None,
+    };
+    let all = holders.iter().chain(waiters).filter(|_| is_in_full);
+    first.into_iter().chain(all.map(|row| line(lock, row, 0, 0))).collect()
 }
