@@ -2,20 +2,20 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::job::Job;
 use super::progress::Progress;
 use super::run::execute;
-use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, words_after_dashes};
+use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, WaitArgs, words_after_dashes};
 use crate::config::{Environment, state_directory};
 use crate::error::{Error, for_each};
 use crate::exit_code::BUSY;
 use crate::lease::TokenHolder;
 use crate::lock::once::State;
-use crate::lock::staleness::{LocalLiveness, Orphans};
-use crate::lock::waiting::{Attempts, Observer, Waiting};
+use crate::lock::staleness::LocalLiveness;
+use crate::lock::waiting::{Attempts, Observer};
 use crate::lock::{Mutex, ReleaseScope};
 use crate::record::Outcome;
 use crate::run::Signals;
@@ -74,17 +74,12 @@ fn make(directory: &Path) -> io::Result<()> {
 }
 
 /// `serializer wait --once`: until all keys are done, or one is given up.
-pub fn wait(
-    environment: &Environment,
-    args: &PlaceArgs,
-    keys: &[PathBuf],
-    waiting: &Waiting,
-    orphans: Orphans,
-) -> Result<(), Error> {
-    let judge = LocalLiveness::here(orphans);
+pub fn wait(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
+    let waiting = &environment.waiting(&args.waiting)?;
+    let judge = LocalLiveness::here(environment.orphans(None)?);
     let mut all = Vec::new();
-    for key in keys {
-        let location = open(environment, args, key.to_str().unwrap_or(""))?;
+    for key in &args.names {
+        let location = open(environment, &args.file.place, key.to_str().unwrap_or(""))?;
         let mutex = Mutex::open(&location, &judge)?;
         all.push((location, mutex));
     }

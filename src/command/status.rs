@@ -170,17 +170,10 @@ impl Report<'_> {
         let all = self.environment.all(self.view.kind, &self.args.file.place).unwrap_or_default();
         let mut used = Report { rows: Vec::new(), failure: None, heading: None, ..*self };
         used.add(&all, &[])?;
-        let names: Vec<_> = used
-            .rows
-            .iter()
-            .filter_map(|row| Some(format!("`{}`", row["name"].as_str()?)))
-            .collect();
+        let names: Vec<_> = used.rows.iter().filter_map(|row| row["name"].as_str()).collect();
         if let (false, Some(name)) = (names.is_empty(), unused["name"].as_str()) {
-            tracing::info!(
-                "`{name}` is not in use; {} in use: {}",
-                self.view.all,
-                names.join(", ")
-            );
+            let (all, names) = (self.view.all, names.join("`, `"));
+            tracing::info!("`{name}` is not in use; {all} in use: `{names}`");
         }
         Ok(())
     }
