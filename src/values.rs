@@ -1,6 +1,7 @@
 //! How single values are written. An error says what was expected instead.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -19,20 +20,24 @@ use crate::sys::{process, text};
 /// The longest duration: a year, far from what overflows a clock.
 const MAX_SECONDS: u64 = 31_536_000;
 
+fn expected<T>(value: Option<T>, what: impl Display) -> Result<T, String> {
+    value.ok_or_else(|| format!("expected {what}"))
+}
+
 /// A whole number up to `max`, with or without blanks around it. Rust also reads `+1`.
-fn parse_number(text: &str, min: &str, max: u32) -> Result<u32, String> {
+fn parse_number(text: &str, max: u32) -> Option<u32> {
     let is_plain = text.trim().bytes().all(|byte| byte.is_ascii_digit());
-    let number = text.trim().parse().ok().filter(|number| is_plain && *number <= max);
-    number.ok_or_else(|| format!("expected a whole number from {min} to {max}"))
+    text.trim().parse().ok().filter(|number| is_plain && *number <= max)
 }
 
 fn parse_positive(text: &str, max: u32) -> Result<NonZeroU32, String> {
-    let number = parse_number(text, "1", max).map(NonZeroU32::new)?;
-    number.ok_or_else(|| format!("expected a whole number from 1 to {max}"))
+    let number = parse_number(text, max).and_then(NonZeroU32::new);
+    expected(number, format!("a whole number from 1 to {max}"))
 }
 
 pub fn parse_max_attempts(text: &str) -> Result<u32, String> {
-    parse_number(text, "0 (try for ever)", u32::MAX)
+    let max = u32::MAX;
+    expected(parse_number(text, max), format!("a whole number from 0 (try for ever) to {max}"))
 }
 
 pub fn parse_tries(text: &str) -> Result<NonZeroU32, String> {
@@ -52,33 +57,28 @@ fn parse_seconds(text: &str) -> Option<Duration> {
 }
 
 pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
-    parse_seconds(text).ok_or_else(|| {
-        format!("expected a number of seconds from 0 to {MAX_SECONDS}, such as 1 or 0.5")
-    })
+    let what = format!("a number of seconds from 0 to {MAX_SECONDS}, such as 1 or 0.5");
+    expected(parse_seconds(text), what)
 }
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let days = SpanRelativeTo::days_are_24_hours();
     let span = || text.trim().parse::<Span>().ok()?.to_duration(days).ok()?.try_into().ok();
     let duration: Option<Duration> = parse_seconds(text).or_else(span);
-    duration.filter(|duration| duration.as_secs() <= MAX_SECONDS).ok_or_else(|| {
-        "expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d".to_owned()
-    })
+    let duration = duration.filter(|duration| duration.as_secs() <= MAX_SECONDS);
+    expected(duration, "a duration up to a year, in seconds or such as 90s, 1h30m or 90d")
 }
 
 /// A time with an offset, or else in the local time zone.
 pub fn parse_time(text: &str) -> Result<Timestamp, String> {
-    let local =
-        || text.parse::<DateTime>().ok()?.to_zoned(zone()).ok().map(|time| time.timestamp());
+    let local = || Some(text.parse::<DateTime>().ok()?.to_zoned(zone()).ok()?.timestamp());
     let time = text.parse().ok().or_else(local);
-    time.ok_or_else(|| {
-        "expected a time such as 2026-12-01, 2026-12-01T06:00 or 2026-12-01T06:00:00Z".to_owned()
-    })
+    expected(time, "a time such as 2026-12-01, 2026-12-01T06:00 or 2026-12-01T06:00:00Z")
 }
 
 pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {
-    process::parse_pid(text.trim())
-        .ok_or_else(|| format!("expected a process id, a whole number from 1 to {}", i32::MAX))
+    let what = format!("a process id, a whole number from 1 to {}", i32::MAX);
+    expected(process::parse_pid(text.trim()), what)
 }
 
 /// Long enough to be renewed three times over a network, short enough to wait for.
@@ -86,8 +86,7 @@ pub fn parse_lease_seconds(text: &str) -> Result<Duration, String> {
     let lease = parse_seconds(text).filter(|lease| (1..=86_400).contains(&lease.as_secs()));
     // Records have whole milliseconds.
     let millis = lease.and_then(|lease| u64::try_from(lease.as_millis()).ok());
-    let expected = || "expected a number of seconds from 1 to 86400, such as 30".to_owned();
-    millis.map(Duration::from_millis).ok_or_else(expected)
+    expected(millis.map(Duration::from_millis), "a number of seconds from 1 to 86400, such as 30")
 }
 
 pub fn parse_word<T: ValueEnum>(text: &str) -> Result<T, String> {

@@ -32,17 +32,13 @@ struct Locking<'a> {
 
 pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     let place = &args.lock.file.place;
-    let (lock, request) = match &args.once {
-        Some(key) => {
-            let lock = once::open(environment, place, key)?;
-            let request = environment.once(&args.rule, place, &lock)?;
-            (lock, request)
-        }
-        None => {
-            let lock = environment.lock(&args.lock.file, args.lock.name.as_deref())?;
-            let request = environment.request(&args.request, place, &lock)?;
-            (lock, request)
-        }
+    let lock = match &args.once {
+        Some(key) => once::open(environment, place, key)?,
+        None => environment.lock(&args.lock.file, args.lock.name.as_deref())?,
+    };
+    let request = match args.once {
+        Some(_) => environment.once(&args.rule, place, &lock)?,
+        None => environment.request(&args.request, place, &lock)?,
     };
     let waiting = environment.waiting(&args.waiting)?;
     let orphans = environment.orphans(args.owner.orphans)?;
