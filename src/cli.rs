@@ -221,8 +221,7 @@ pub struct RequestArgs {
     pub shared: bool,
     /// Keep the lock held for at least this time, such as 30s, even if it is released earlier
     #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]
-    #[arg(help_heading = "Lock")]
-    #[arg(allow_negative_numbers = true, hide_short_help = true)]
+    #[arg(help_heading = "Lock", allow_negative_numbers = true, hide_short_help = true)]
     pub hold_at_least: Option<Duration>,
     /// Why the lock is held: shown to waiters and by `status` [env: SERIALIZER_REASON]
     #[arg(long, value_name = "TEXT")]
