@@ -87,12 +87,11 @@ pub fn run(args: &DoctorArgs, environment: &Environment) -> Result<u8, Error> {
         let hint = check["hint"].as_str().map(|hint| format!("\n→ {hint}")).unwrap_or_default();
         vec![field("state"), field("what"), field("value") + &hint]
     };
-    let text = if args.json {
+    print(if args.json {
         to_json(&json!({ "schema": SCHEMA, "state": state, "checks": all }))?
     } else {
         wrapped(&["STATE", "WHAT", "VALUE"], all.iter().map(row))
-    };
-    print(text.as_bytes())?;
+    })?;
     Ok(if state == "error" { FAILED } else { DONE })
 }
 

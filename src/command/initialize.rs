@@ -56,11 +56,11 @@ fn print_sql(lock: &Location) -> Result<(), Error> {
         return Err(Error::usage("`--print-sql` needs a database: pass `--store`"));
     };
     match store::open_store(settings)?.schema() {
-        Some(statements) => print(statements.as_bytes()),
-        None => Err(Error::usage(format!(
-            "cannot print SQL: `{}` is not a database that takes it",
-            settings.url
-        ))),
+        Some(statements) => print(statements),
+        None => {
+            let why = format!("`{}` is not a database that takes it", settings.url);
+            Err(Error::usage(format!("cannot print SQL: {why}")))
+        }
     }
 }
 

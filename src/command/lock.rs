@@ -73,7 +73,7 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
     }
     let fencing = tell(&lock, &owner, (begun, &after), &acquired)?;
     let text = fencing.filter(|_| args.print_token).map(|fencing| format!("{fencing}\n"));
-    text.map_or(Ok(()), |text| print(text.as_bytes()))
+    text.map_or(Ok(()), print)
 }
 
 /// Says how the lock was acquired; returns its fencing token.

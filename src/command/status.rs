@@ -68,12 +68,12 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
     match &failure {
         Some(failure) if report.rows.len() == 1 => return Err(failure.clone()),
         _ if args.metrics => {
-            print(metrics::text(report.view.all, &report.rows, report.view.metrics).as_bytes())?;
+            print(metrics::text(report.view.all, &report.rows, report.view.metrics))?;
         }
-        _ if args.json => print(to_json(&report.json())?.as_bytes())?,
+        _ if args.json => print(to_json(&report.json())?)?,
         None if report.rows.is_empty() => tracing::info!("{}", report.text().trim_end()),
         _ if report.rows.is_empty() => {}
-        _ => print(report.text().as_bytes())?,
+        _ => print(report.text())?,
     }
     if !args.json && !args.metrics {
         report.tell_names()?;
