@@ -10,8 +10,7 @@ use crate::error::Error;
 use crate::events::emit;
 use crate::exit_code::{DONE, LOST};
 use crate::lock::staleness::{Holding, StaleHolder, rounded_up};
-use crate::lock::{self, Lost, Request};
-use crate::record::Outcome;
+use crate::lock::{self, Lost};
 use crate::store::Location;
 
 /// The hint after a loss that an outage has caused.
@@ -30,19 +29,6 @@ pub const INTERRUPTED: &str = "interrupted: its scheduler has ended";
 
 /// The exit code of a command that was stopped and says that all is well: 128 + SIGTERM.
 pub const STOPPED: u8 = 143;
-
-/// The outcome of a command that kept its lock.
-pub fn outcome(request: &Request, code: u8, is_stopped: bool, how: &str) -> Outcome {
-    match code {
-        // Another scheduler runs it again.
-        _ if how == INTERRUPTED => Outcome::Unknown,
-        // A stopped command may still exit with 0.
-        DONE if is_stopped => Outcome::Failed,
-        DONE if request.skip_if_done || request.once.is_some() => Outcome::Succeeded,
-        _ if request.once.is_some() => Outcome::Failed,
-        _ => Outcome::Unknown,
-    }
-}
 
 /// Reports the release of a lock after its command has ended with `code`. Fails if the command has
 /// succeeded, but perhaps not alone. `was_good`, of a lease, says that it had not expired then.

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use rustix::process::getpid;
 use serde_json::json;
 
-use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, locked, outcome, say, settle};
+use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, locked, say, settle};
 use super::job::{Job, command_of, conclude};
 use super::progress::Progress;
 use crate::cli::RunArgs;
@@ -202,10 +202,18 @@ impl Run<'_> {
         let is_stopped = end.as_ref().is_ok_and(|end| end.is_stopped);
         let how = format!("ended with {code}");
         let how = if is_stopped { self.why_stopped().to_owned() } else { how };
-        let (is_lost, counts) = (lost.is_some(), lost.is_none() && !is_stopped);
-        let outcome =
-            if is_lost { Outcome::Unknown } else { outcome(request, code, is_stopped, &how) };
-        let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| counts) };
+        let is_lost = lost.is_some();
+        let outcome = match code {
+            // Another scheduler runs it again.
+            _ if is_lost || how == INTERRUPTED => Outcome::Unknown,
+            // A stopped command may still exit with 0.
+            DONE if is_stopped => Outcome::Failed,
+            DONE if request.skip_if_done || request.once.is_some() => Outcome::Succeeded,
+            _ if request.once.is_some() => Outcome::Failed,
+            _ => Outcome::Unknown,
+        };
+        let ending =
+            Ending { outcome, how: &how, code: Some(code).filter(|_| !is_lost && !is_stopped) };
         let released = if is_lost && is_unanswered { Ok(None) } else { self.release(ending) };
         let (command, lock) = (&self.shown, &self.job.lock);
         // Nothing has run then, so a lost lock has done no harm.
