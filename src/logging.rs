@@ -44,7 +44,9 @@ pub fn is_coloured() -> bool {
 
 /// A hint that names commands as Meltano runs them, whose plugin need not be on the PATH.
 pub fn hint(hint: &str) -> String {
-    let plugin = include_str!("../dbtmutex.yml").lines().filter(|_| is_in_meltano());
+    let plugin = include_str!("../dbtmutex.yml").lines();
+    // Meltano answers `--help` itself.
+    let plugin = plugin.filter(|_| is_in_meltano() && !hint.contains("--help"));
     let commands = plugin.filter_map(|line| line.strip_prefix("    args: "));
     commands.fold(hint.to_owned(), |hint, command| {
         let ours = format!("`serializer {command}");

@@ -951,6 +951,8 @@ fn messages_name_the_program_except_to_meltano() {
         let stderr = missing(command);
         assert!(stderr.contains("`meltano invoke dbtmutex:initialize`"), "{stderr}");
     }
+    let mistyped = by_meltano(&["lock", "--bogus"]).stderr;
+    assert!(mistyped.contains("`serializer lock --help`"), "{mistyped}");
     // Without a project it is not Meltano that calls.
     assert!(
         ended(locks.serializer(&["unlock"]).env("MELTANO_PROJECT_ROOT", ""))
