@@ -1,7 +1,6 @@
 //! `serializer doctor`: which lock is used and why, and problems with it. Changes nothing.
 
 use std::env::{split_paths, var_os};
-use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::{self, Metadata};
 use std::io;
@@ -135,9 +134,9 @@ fn why(args: &DoctorArgs, environment: &Environment, lock: &Location) -> String 
         (Ok(usual), Location::File(it, _)) if usual != *it => "directory: from the name".to_owned(),
         (usual, _) => {
             let source = source(place.dir.is_some(), "`--dir`", "DIR");
-            let is_in = |root: &OsString| usual.is_ok_and(|usual| usual.starts_with(root));
-            let root = root.as_ref().filter(|root| is_in(root));
-            let root = root.map(|_| ", in `MELTANO_PROJECT_ROOT`").unwrap_or_default();
+            let is_in = |root| usual.is_ok_and(|usual| usual.starts_with(root));
+            let is_in_project = root.as_ref().is_some_and(is_in);
+            let root = if is_in_project { ", in `MELTANO_PROJECT_ROOT`" } else { "" };
             format!("directory: {source}{root}")
         }
     };

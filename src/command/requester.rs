@@ -31,7 +31,7 @@ const NAME_ANOTHER: &str = "`serializer run -- COMMAND` holds it for one command
 #[derive(Debug)]
 pub struct ProcessRequester {
     owner: Result<Owner, Error>,
-    command: String,
+    command: Option<String>,
     run: Option<String>,
     /// Why it wants the lock, in the user's words.
     pub reason: Option<String>,
@@ -63,10 +63,10 @@ impl ProcessRequester {
             owner.map_err(|error| Error::usage(error.to_string()))
         };
         let owner = match (pid, process) {
-            (None, _) => Err(unfit(
-                "the parent process is in another container (PID namespace), so it cannot own a \
-                 lock",
-            )),
+            (None, _) => {
+                let place = "in another container (PID namespace)";
+                Err(unfit(format!("the parent process is {place}, so it cannot own a lock")))
+            }
             (Some(_), Some(process)) if owner_pid.is_some() => identified(process),
             (Some(pid), None) if owner_pid.is_some() => {
                 let hint = "check `--owner-pid` or `SERIALIZER_OWNER_PID`";
@@ -80,7 +80,7 @@ impl ProcessRequester {
         };
         Self {
             owner,
-            command: text::command_line(&arguments),
+            command: Some(text::command_line(&arguments)).filter(|command| !command.is_empty()),
             run: std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty()),
             reason: None,
             parent,
@@ -93,8 +93,8 @@ impl ProcessRequester {
 
     pub fn describe(&self) -> Result<String, Error> {
         let pid = self.owner.as_ref().map_err(Clone::clone)?.pid;
-        let command = Some(&self.command).filter(|command| !command.is_empty());
-        let command = command.map(|command| format!(" ({command})")).unwrap_or_default();
+        let command =
+            self.command.as_ref().map(|command| format!(" ({command})")).unwrap_or_default();
         Ok(format!("pid {pid}{command}"))
     }
 
@@ -186,10 +186,9 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
 
 impl Requester for ProcessRequester {
     fn entry(&self) -> io::Result<Entry> {
-        let command = Some(self.command.clone()).filter(|command| !command.is_empty());
         let keeper = self.needs_keeper.then(|| self.keeper()).transpose()?;
         let owner = self.owner.clone().map_err(io::Error::other)?;
-        let entry = Entry::new(owner, self.run.clone(), command)?;
+        let entry = Entry::new(owner, self.run.clone(), self.command.clone())?;
         let keeper = keeper.map(|keeper| keeper.identity);
         Ok(Entry { keeper, reason: self.reason.clone(), ..entry })
     }
