@@ -103,7 +103,7 @@ fn look<'a>(args: &'a StatusArgs, environment: &'a Environment) -> Result<Report
         match environment.all(kind, place) {
             Ok(found) => all.extend(found.into_iter().filter(|location| !named.contains(location))),
             Err(error) if named.is_empty() => return Err(error),
-            Err(error) => failure = Some(error),
+            Err(error) => failure = named.iter().all(|it| exists(it).is_ok()).then_some(error),
         }
     }
     let any = environment.key(kind, place, ANY);
@@ -113,7 +113,7 @@ fn look<'a>(args: &'a StatusArgs, environment: &'a Environment) -> Result<Report
     let mut report =
         Report { args, environment, view, rows: Vec::new(), heading, is_in_full, failure: None };
     report.add(&all, &named)?;
-    report.failure = report.failure.or(failure);
+    report.failure = failure.or(report.failure);
     Ok(report)
 }
 
