@@ -97,13 +97,16 @@ fn look<'a>(args: &'a StatusArgs, environment: &'a Environment) -> Result<Report
     };
     let is_set = || args.file.file_name.is_some() || environment.is_set("FILE_NAME");
     let is_in_full = !args.names.is_empty() || kind == Kind::Lock && !args.all && is_set();
+    let is_nowhere =
+        |it: &Location| matches!(it, Location::File(directory, _) if !directory.is_dir());
     // The lock that is set up stands first, also if it is free.
     let (mut all, mut failure) = (named.clone(), None);
     if !is_in_full {
         match environment.all(kind, place) {
             Ok(found) => all.extend(found.into_iter().filter(|location| !named.contains(location))),
             Err(error) if named.is_empty() => return Err(error),
-            Err(error) => failure = named.iter().all(|it| exists(it).is_ok()).then_some(error),
+            // Of a place that is not a directory, the lock tells.
+            Err(error) => failure = Some(error).filter(|_| !named.iter().any(is_nowhere)),
         }
     }
     let any = environment.key(kind, place, ANY);
