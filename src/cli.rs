@@ -79,6 +79,11 @@ impl Cli {
     }
 }
 
+/// The number of words after the first `--` of this process's command line.
+pub fn words_after_dashes() -> usize {
+    std::env::args_os().skip_while(|word| word != "--").skip(1).count()
+}
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Run a command while holding the lock
@@ -238,8 +243,7 @@ pub struct RequestArgs {
     pub shared: bool,
     /// Keep the lock held for at least this time, such as 30s, even if it is released earlier
     #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]
-    #[arg(help_heading = "Lock")]
-    #[arg(allow_negative_numbers = true, hide_short_help = true)]
+    #[arg(help_heading = "Lock", allow_negative_numbers = true, hide_short_help = true)]
     pub hold_at_least: Option<Duration>,
     /// Why the lock is held: shown to waiters and by `status` [env: SERIALIZER_REASON]
     #[arg(long, value_name = "TEXT")]

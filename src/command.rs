@@ -12,7 +12,6 @@ mod metrics;
 mod once;
 mod output;
 mod progress;
-mod report;
 mod requester;
 mod run;
 pub mod schedule;

@@ -26,7 +26,6 @@ use crate::values::{
 };
 pub use places::{ANY, lock_file_at, project, state_directory};
 
-/// Begins the names of all our variables.
 const PREFIX: &str = "SERIALIZER_";
 
 /// The rest of the names of all variables that are read, or that commands find.
@@ -34,7 +33,6 @@ const KNOWN: &str = "FILE_NAME DIR STORE PASSWORD_FILE LEASE_SECONDS ON_LOST OWN
                      REASON SLOTS MAX_ATTEMPTS SLEEP_SECONDS TIMEOUT EVENTS PIP_URL FENCING_TOKEN \
                      TRY ONCE_KEY";
 
-/// The longest key, in bytes.
 const MAX_KEY: usize = 1000;
 
 /// The longest time to wait for an answer of a store.
@@ -44,7 +42,6 @@ const MAX_ANSWER: Duration = Duration::from_secs(5);
 pub struct Environment(HashMap<String, String>);
 
 impl Environment {
-    /// Reads the environment of this process.
     pub fn read() -> Result<Self, Error> {
         // Not `envy::prefixed`: it panics on variables that are not UTF-8, ignores case, and strips
         // the prefix repeatedly; Meltano exports `SERIALIZER_SERIALIZER_DIR`, which is not ours.
@@ -85,28 +82,21 @@ impl Environment {
         others.into_iter().filter_map(Result::err).collect()
     }
 
-    /// How to wait.
     pub fn waiting(&self, args: &WaitingArgs) -> Result<Waiting, Error> {
         // A flag that limits the waiting beats the variables that do.
         let flag =
             if args.no_wait { Some(1) } else { args.max_attempts.or(args.timeout.map(|_| 0)) };
         let max = self.resolve(flag, "MAX_ATTEMPTS", parse_max_attempts)?;
-        let timeout = if flag.is_some() {
-            args.timeout
-        } else {
-            self.resolve(None, "TIMEOUT", parse_duration)?
+        let timeout = match flag {
+            Some(_) => args.timeout,
+            None => self.resolve(None, "TIMEOUT", parse_duration)?,
         };
         let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", parse_sleep_seconds)?;
-        let max_attempts = max.and_then(NonZeroU32::new);
-        Ok(Waiting {
-            max_attempts,
-            sleep: sleep.unwrap_or(Duration::from_secs(1)),
-            timeout,
-            warn_after: args.warn_after,
-        })
+        let (max_attempts, warn_after) = (max.and_then(NonZeroU32::new), args.warn_after);
+        let sleep = sleep.unwrap_or(Duration::from_secs(1));
+        Ok(Waiting { max_attempts, sleep, timeout, warn_after })
     }
 
-    /// What to ask for.
     pub fn request(
         &self,
         args: &RequestArgs,
@@ -138,13 +128,9 @@ impl Environment {
     ) -> Result<Request, Error> {
         let RuleArgs { per, valid_for, tries, interrupted } = *args;
         if let (Some(_), Err(name)) = (per, named_zone()) {
-            let why = format!(
-                "cannot tell when a period begins: `TZ` is `{}`, which is not a time zone",
-                text::field(&name)
-            );
-            return Err(
-                Error::usage(why).with_hint("`ls /usr/share/zoneinfo` shows which there are")
-            );
+            let what = format!("`TZ` is `{}`, which is not a time zone", text::field(&name));
+            let error = Error::usage(format!("cannot tell when a period begins: {what}"));
+            return Err(error.with_hint("`ls /usr/share/zoneinfo` shows which there are"));
         }
         let rule = Rule { per, valid_for, tries, interrupted: interrupted.unwrap_or_default() };
         let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
@@ -161,7 +147,6 @@ impl Environment {
         Ok(self.resolve(flag, "ORPHANS", parse_word)?.unwrap_or_default())
     }
 
-    /// What to do when a lock is lost while it is held.
     pub fn on_lost(&self, flag: Option<OnLost>, default: OnLost) -> Result<OnLost, Error> {
         Ok(self.resolve(flag, "ON_LOST", parse_word)?.unwrap_or(default))
     }

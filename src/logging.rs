@@ -1,13 +1,11 @@
 //! Messages: single lines on stderr, plain for people or as JSON in Meltano's form.
 
-use clap::Args;
 use std::fmt;
 use std::io::IsTerminal;
-use std::path;
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 use std::sync::OnceLock;
 
-use clap::ColorChoice;
+use clap::{Args, ColorChoice};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -44,25 +42,36 @@ pub fn is_coloured() -> bool {
     }
 }
 
-struct Lines {
-    json: bool,
-    timestamps: bool,
-    levels: bool,
-    /// Meltano begins each line with the plugin's name itself.
-    name: &'static str,
+/// A hint that names commands as Meltano runs them, whose plugin need not be on the PATH.
+pub fn hint(hint: &str) -> String {
+    let plugin = include_str!("../dbtmutex.yml").lines();
+    // Meltano answers `--help` itself.
+    let plugin = plugin.filter(|_| is_in_meltano() && !hint.contains("--help"));
+    let commands = plugin.filter_map(|line| line.strip_prefix("    args: "));
+    commands.fold(hint.to_owned(), |hint, command| {
+        let ours = format!("`serializer {command}");
+        hint.replace(&ours, &format!("`meltano invoke dbtmutex:{command}"))
+    })
 }
 
-/// Starts reporting, as flags and environment say.
+/// Whether Meltano has started this process, or one above it.
+fn is_in_meltano() -> bool {
+    variable("MELTANO_PROJECT_ROOT").is_some()
+}
+
+/// The flags, with the variables in their place.
+struct Lines(LogArgs);
+
 pub fn start(args: &LogArgs) {
     let _ = ARGS.set(args.clone());
     let named = args.quiet.then(|| "warning".to_owned()).or_else(|| args.log_level.clone());
     let level = parse_level(&named.or_else(|| variable("LOG_LEVEL")).unwrap_or_default());
-    let lines = Lines {
-        json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
-        timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
-        levels: args.log_levels || is_on("LOG_LEVELS"),
-        name: if variable("MELTANO_PROJECT_ROOT").is_some() { "" } else { "serializer: " },
-    };
+    let lines = Lines(LogArgs {
+        meltano_log_json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
+        log_timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
+        log_levels: args.log_levels || is_on("LOG_LEVELS"),
+        ..LogArgs::default()
+    });
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
@@ -90,7 +99,7 @@ pub fn args() -> LogArgs {
 /// Reports why a command failed, as the last line on stderr.
 pub fn report(error: &Error) {
     let message = error.to_string();
-    match &error.hint {
+    match error.hint.as_deref().map(hint) {
         // In cron, for example, that is a success, and a lower log level must hide it.
         _ if [exit_code::DONE, exit_code::ALREADY_DONE].contains(&error.code) => {
             tracing::info!("{message}")
@@ -145,19 +154,20 @@ where
             Level::WARN => "warning",
             Level::ERROR => "error",
         };
-        if self.json {
-            let time = Timestamp::now().to_string();
-            let line = json!({ "timestamp": time, "level": level, "event": message });
+        let (Self(args), now) = (self, Timestamp::now());
+        if args.meltano_log_json {
+            let line = json!({ "timestamp": now.to_string(), "level": level, "event": message });
             return writeln!(out, "{line}");
         }
-        let time = if self.timestamps {
-            format!("{} ", local_time(Timestamp::now()))
-        } else {
-            String::new()
-        };
-        let level =
-            if self.levels || level == "warning" { format!("{level}: ") } else { String::new() };
-        writeln!(out, "{time}{}{level}{message}", self.name)
+        if args.log_timestamps {
+            write!(out, "{} ", local_time(now))?;
+        }
+        // Meltano begins each line with the plugin's name itself.
+        out.write_str(if is_in_meltano() { "" } else { "serializer: " })?;
+        if args.log_levels || level == "warning" {
+            write!(out, "{level}: ")?;
+        }
+        writeln!(out, "{message}")
     }
 }
 

@@ -80,11 +80,7 @@ fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
 /// File and line, without the directories of the build machine.
 fn place(location: &Location<'_>) -> String {
     let file = location.file();
-    let file = match file.split_once("/registry/src/") {
-        Some((_, of_registry)) => {
-            of_registry.split_once('/').map_or(of_registry, |(_, of_crate)| of_crate)
-        }
-        None => file.split_once("/library/").map_or(file, |(_, of_std)| of_std),
-    };
+    let of_crate = file.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/'));
+    let (_, file) = of_crate.or(file.split_once("/library/")).unwrap_or(("", file));
     format!("{file}:{}", location.line())
 }

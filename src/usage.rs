@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
-use crate::cli::Cli;
+use crate::cli::{self, Cli};
 use crate::error::Error;
 use crate::logging::{self, LogArgs};
 
@@ -43,6 +43,11 @@ fn one_line(error: &clap::Error) -> Error {
             None => break,
         }
     }
+    // After `--`, clap takes the command for the key.
+    let message = match command.as_str() {
+        "once " if cli::words_after_dashes() > 0 => message.replace("<CMD>...", "<KEY>"),
+        _ => message.to_owned(),
+    };
     let usage = || format!("for usage: `serializer {command}--help`");
     Error::usage(message).with_hint(tip.unwrap_or_else(usage))
 }

@@ -1,6 +1,7 @@
 //! How single values are written. An error says what was expected instead.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -19,25 +20,32 @@ use crate::sys::{process, text};
 /// The longest duration: a year, far from what overflows a clock.
 const MAX_SECONDS: u64 = 31_536_000;
 
-/// A whole number, with or without blanks around it. Rust also reads `+1`.
-fn parse_number(text: &str) -> Option<u32> {
-    let text = text.trim();
-    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+fn expected<T>(value: Option<T>, what: impl Display) -> Result<T, String> {
+    value.ok_or_else(|| format!("expected {what}"))
+}
+
+/// A whole number up to `max`, with or without blanks around it. Rust also reads `+1`.
+fn parse_number(text: &str, max: u32) -> Option<u32> {
+    let is_plain = text.trim().bytes().all(|byte| byte.is_ascii_digit());
+    text.trim().parse().ok().filter(|number| is_plain && *number <= max)
+}
+
+fn parse_positive(text: &str, max: u32) -> Result<NonZeroU32, String> {
+    let number = parse_number(text, max).and_then(NonZeroU32::new);
+    expected(number, format!("a whole number from 1 to {max}"))
 }
 
 pub fn parse_max_attempts(text: &str) -> Result<u32, String> {
-    parse_number(text)
-        .ok_or_else(|| format!("expected a whole number from 0 (try for ever) to {}", u32::MAX))
+    let max = u32::MAX;
+    expected(parse_number(text, max), format!("a whole number from 0 (try for ever) to {max}"))
 }
 
 pub fn parse_tries(text: &str) -> Result<NonZeroU32, String> {
-    let tries = parse_number(text).and_then(NonZeroU32::new);
-    tries.ok_or_else(|| format!("expected a whole number from 1 to {}", u32::MAX))
+    parse_positive(text, u32::MAX)
 }
 
 pub fn parse_slots(text: &str) -> Result<NonZeroU32, String> {
-    let slots = parse_number(text).filter(|slots| *slots <= MAX_SLOTS).and_then(NonZeroU32::new);
-    slots.ok_or_else(|| format!("expected a whole number from 1 to {MAX_SLOTS}"))
+    parse_positive(text, MAX_SLOTS)
 }
 
 /// A number of seconds. Rust also reads `inf`, `nan`, `1e3` and `+1`.
@@ -49,51 +57,36 @@ fn parse_seconds(text: &str) -> Option<Duration> {
 }
 
 pub fn parse_sleep_seconds(text: &str) -> Result<Duration, String> {
-    parse_seconds(text).ok_or_else(|| {
-        format!("expected a number of seconds from 0 to {MAX_SECONDS}, such as 1 or 0.5")
-    })
+    let what = format!("a number of seconds from 0 to {MAX_SECONDS}, such as 1 or 0.5");
+    expected(parse_seconds(text), what)
 }
 
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let span = || {
-        text.trim()
-            .parse::<Span>()
-            .ok()?
-            .to_duration(SpanRelativeTo::days_are_24_hours())
-            .ok()?
-            .try_into()
-            .ok()
-    };
-    let duration = parse_seconds(text)
-        .or_else(span)
-        .filter(|duration: &Duration| duration.as_secs() <= MAX_SECONDS);
-    duration.ok_or_else(|| {
-        "expected a duration up to a year, in seconds or such as 90s, 1h30m or 90d".to_owned()
-    })
+    let days = SpanRelativeTo::days_are_24_hours();
+    let span = || text.trim().parse::<Span>().ok()?.to_duration(days).ok()?.try_into().ok();
+    let duration: Option<Duration> = parse_seconds(text).or_else(span);
+    let duration = duration.filter(|duration| duration.as_secs() <= MAX_SECONDS);
+    expected(duration, "a duration up to a year, in seconds or such as 90s, 1h30m or 90d")
 }
 
 /// A time with an offset, or else in the local time zone.
 pub fn parse_time(text: &str) -> Result<Timestamp, String> {
-    let local =
-        || text.parse::<DateTime>().ok()?.to_zoned(zone()).ok().map(|time| time.timestamp());
+    let local = || Some(text.parse::<DateTime>().ok()?.to_zoned(zone()).ok()?.timestamp());
     let time = text.parse().ok().or_else(local);
-    time.ok_or_else(|| {
-        "expected a time such as 2026-12-01, 2026-12-01T06:00 or 2026-12-01T06:00:00Z".to_owned()
-    })
+    expected(time, "a time such as 2026-12-01, 2026-12-01T06:00 or 2026-12-01T06:00:00Z")
 }
 
 pub fn parse_owner_pid(text: &str) -> Result<Pid, String> {
-    process::parse_pid(text.trim())
-        .ok_or_else(|| format!("expected a process id, a whole number from 1 to {}", i32::MAX))
+    let what = format!("a process id, a whole number from 1 to {}", i32::MAX);
+    expected(process::parse_pid(text.trim()), what)
 }
 
 /// Long enough to be renewed three times over a network, short enough to wait for.
 pub fn parse_lease_seconds(text: &str) -> Result<Duration, String> {
     let lease = parse_seconds(text).filter(|lease| (1..=86_400).contains(&lease.as_secs()));
     // Records have whole milliseconds.
-    let lease =
-        lease.and_then(|lease| u64::try_from(lease.as_millis()).ok()).map(Duration::from_millis);
-    lease.ok_or_else(|| "expected a number of seconds from 1 to 86400, such as 30".to_owned())
+    let millis = lease.and_then(|lease| u64::try_from(lease.as_millis()).ok());
+    expected(millis.map(Duration::from_millis), "a number of seconds from 1 to 86400, such as 30")
 }
 
 pub fn parse_word<T: ValueEnum>(text: &str) -> Result<T, String> {
@@ -107,10 +100,9 @@ pub fn parse_word<T: ValueEnum>(text: &str) -> Result<T, String> {
 /// A file name that is the same for equal commands, and for no others.
 pub fn name_from_command(command: &[OsString]) -> PathBuf {
     // No argument holds a zero byte, so `a b` and `ab` differ.
-    let words =
-        command.iter().flat_map(|word| [word.as_bytes(), &[0]]).collect::<Vec<_>>().concat();
-    let hash: String =
-        Sha256::digest(words).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let mut hash = Sha256::new();
+    command.iter().for_each(|word| hash.update([word.as_bytes(), &[0]].concat()));
+    let hash: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(c);
     let program: String = text::base_name(&program).chars().filter(is_plain).take(40).collect();

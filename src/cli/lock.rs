@@ -71,8 +71,6 @@ pub struct WaitArgs {
     pub file: LockFileArgs,
     #[command(flatten)]
     pub waiting: WaitingArgs,
-    #[arg(long, hide = true)]
-    pub orphans: Option<Orphans>,
 }
 
 #[derive(Args)]

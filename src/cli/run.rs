@@ -85,8 +85,6 @@ pub struct ForgetArgs {
     pub force: bool,
     #[command(flatten)]
     pub place: PlaceArgs,
-    #[arg(long, hide = true)]
-    pub orphans: Option<Orphans>,
 }
 
 /// How often a key runs.
@@ -169,9 +167,6 @@ pub struct FlockArgs {
     /// Not possible: a lock belongs to a process
     #[arg(short, long, hide = true)]
     pub unlock: bool,
-    /// Not possible: a lock is that of a whole file, by its name
-    #[arg(long = "fd", aliases = ["start", "length"], value_name = "N", hide = true)]
-    pub part: Option<OsString>,
     /// Lock file
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,

@@ -37,12 +37,14 @@ _serializer_words() {
 complete -F _serializer_words -o bashdefault -o default serializer
 "#;
 
-/// clap's script for zsh calls this in the place of its own function for names of hosts.
+/// clap's script for zsh calls this in the place of its own function for names of hosts. The script
+/// begins with a comment, which must stay first, and ends by calling its function.
 const ZSH: &str = r#"
 _serializer_locks() {
     compadd -- ${(f)"$(serializer completions --names 2> /dev/null)"}
 }
-"#;
+
+_serializer() {"#;
 
 /// clap's script for fish knows options only.
 const FISH: &str = r#"
@@ -52,25 +54,21 @@ complete -c serializer -f -a "(__fish_complete_command)" \
     -n "__fish_seen_subcommand_from run once; and contains -- -- (commandline -opc)"
 "#;
 
-/// Prints the script of a shell.
 pub fn script_of(shell: Shell) -> Result<(), Error> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "serializer", &mut script);
-    let script = String::from_utf8_lossy(&script);
-    let script = match shell {
-        Shell::Bash => script.into_owned() + BASH,
-        // It begins with a comment, which must stay first, and ends by calling its function.
-        Shell::Zsh => script.replace(":_hosts", ":_serializer_locks").replacen(
-            "\n_serializer() {",
-            &format!("{ZSH}\n_serializer() {{"),
-            1,
-        ),
+    let script = String::from_utf8_lossy(&script).into_owned();
+    print(match shell {
+        Shell::Bash => script + BASH,
+        Shell::Zsh => {
+            let script = script.replace(":_hosts", ":_serializer_locks");
+            script.replacen("\n_serializer() {", ZSH, 1)
+        }
         Shell::Fish => {
             script.replace("(__fish_print_hostnames)", "(serializer completions --names)") + FISH
         }
-        _ => script.into_owned(),
-    };
-    print(script.as_bytes())
+        _ => script,
+    })
 }
 
 /// Prints the names of all locks where the variables say.
@@ -78,7 +76,7 @@ pub fn names(environment: &Environment) -> Result<(), Error> {
     let all = environment.all(Kind::Lock, &PlaceArgs::default())?;
     let all = all.iter().filter(|location| is_lock(location));
     let names: Vec<_> = all.map(|location| location.key().name.to_string_lossy()).collect();
-    print((names.join("\n") + "\n").as_bytes())
+    print(names.join("\n") + "\n")
 }
 
 /// The commands as Meltano extensions list them.
@@ -88,12 +86,12 @@ pub fn describe(format: &str) -> Result<(), Error> {
     let commands = shown.map(|command| {
         (command.get_name(), command.get_about().map(ToString::to_string).unwrap_or_default())
     });
-    let text = if format == "text" {
-        commands.map(|(name, about)| format!("{name:<12} {about}\n")).collect()
-    } else {
-        // YAML can be written as JSON.
-        let commands = commands.map(|(name, about)| json!({ "name": name, "description": about }));
-        to_json(&json!({ "commands": commands.collect::<Vec<_>>() }))?
-    };
-    print(text.as_bytes())
+    if format == "text" {
+        return print(
+            commands.map(|(name, about)| format!("{name:<12} {about}\n")).collect::<String>(),
+        );
+    }
+    // YAML can be written as JSON.
+    let commands = commands.map(|(name, about)| json!({ "name": name, "description": about }));
+    print(to_json(&json!({ "commands": commands.collect::<Vec<_>>() }))?)
 }

@@ -1,7 +1,6 @@
 //! `serializer doctor`: which lock is used and why, and problems with it. Changes nothing.
 
 use std::env::{split_paths, var_os};
-use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::{self, Metadata};
 use std::io;
@@ -13,12 +12,14 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::{Pid, getpid, getuid};
 use serde_json::{Value, json};
 
+use super::output::{print, to_json};
 use super::status::wrapped;
 use crate::cli::DoctorArgs;
 use crate::config::{Environment, project};
 use crate::error::Error;
 use crate::exit_code::{DONE, FAILED};
 use crate::lock::register::Register;
+use crate::logging;
 use crate::store::seam::Kind;
 use crate::store::{self, Location, engines, file};
 use crate::sys::clock::since_1970;
@@ -34,7 +35,7 @@ const SKEW: u64 = 5000;
 
 /// The result of a check: `ok`, or a `warning` or an `error` with advice.
 fn check(what: &str, state: &str, value: impl AsRef<str>, hint: &str) -> Value {
-    let hint = Some(hint).filter(|hint| !hint.is_empty());
+    let hint = Some(logging::hint(hint)).filter(|hint| !hint.is_empty());
     json!({ "what": what, "state": state, "value": value.as_ref(), "hint": hint })
 }
 
@@ -85,13 +86,11 @@ pub fn run(args: &DoctorArgs, environment: &Environment) -> Result<u8, Error> {
         let hint = check["hint"].as_str().map(|hint| format!("\n→ {hint}")).unwrap_or_default();
         vec![field("state"), field("what"), field("value") + &hint]
     };
-    let text = match args.json {
-        true => {
-            super::output::to_json(&json!({ "schema": SCHEMA, "state": state, "checks": all }))?
-        }
-        false => wrapped(&["STATE", "WHAT", "VALUE"], all.iter().map(row)),
-    };
-    super::output::print(text.as_bytes())?;
+    print(if args.json {
+        to_json(&json!({ "schema": SCHEMA, "state": state, "checks": all }))?
+    } else {
+        wrapped(&["STATE", "WHAT", "VALUE"], all.iter().map(row))
+    })?;
     Ok(if state == "error" { FAILED } else { DONE })
 }
 
@@ -135,9 +134,9 @@ fn why(args: &DoctorArgs, environment: &Environment, lock: &Location) -> String 
         (Ok(usual), Location::File(it, _)) if usual != *it => "directory: from the name".to_owned(),
         (usual, _) => {
             let source = source(place.dir.is_some(), "`--dir`", "DIR");
-            let is_in = |root: &OsString| usual.is_ok_and(|usual| usual.starts_with(root));
-            let root = root.as_ref().filter(|root| is_in(root));
-            let root = root.map(|_| ", in `MELTANO_PROJECT_ROOT`").unwrap_or_default();
+            let is_in = |root| usual.is_ok_and(|usual| usual.starts_with(root));
+            let is_in_project = root.as_ref().is_some_and(is_in);
+            let root = if is_in_project { ", in `MELTANO_PROJECT_ROOT`" } else { "" };
             format!("directory: {source}{root}")
         }
     };
@@ -157,8 +156,8 @@ fn local(directory: &Path, lock: &Location) -> Result<Vec<Value>, Value> {
     let (metadata, this) = (fs::metadata(directory).map_err(missing)?, getuid());
     let mode = metadata.mode() & 0o7777;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let umask =
-        status.lines().find_map(|line| line.strip_prefix("Umask:")).unwrap_or("unknown").trim();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let umask = umask.unwrap_or("unknown").trim();
     let is_hiding = u32::from_str_radix(umask, 8).is_ok_and(|mask| mask & mode << 1 & 0o044 != 0);
     let users = if mode & 0o022 != 0 { "shared with other users" } else { "of one user" };
     let sticky = if mode & 0o1000 != 0 { ", sticky" } else { "" };
@@ -171,13 +170,11 @@ fn local(directory: &Path, lock: &Location) -> Result<Vec<Value>, Value> {
     // In a sticky directory, only the file's or the directory's owner can remove the file.
     let file = fs::metadata(directory.join(&lock.key().name)).ok().filter(|_| !sticky.is_empty());
     let is_foreign = |file: Metadata| ![file.uid(), metadata.uid()].contains(&this.as_raw());
-    let (problem, hint) = match file.is_some_and(is_foreign) && !this.is_root() {
-        true => (
-            Some("only another user can remove the lock file"),
-            "use a directory without the sticky bit",
-        ),
-        false if is_hiding => (Some("their waiters cannot join your queue"), "`umask 022`"),
-        false => (None, ""),
+    let (problem, hint) = if file.is_some_and(is_foreign) && !this.is_root() {
+        let problem = "only another user can remove the lock file";
+        (Some(problem), "use a directory without the sticky bit")
+    } else {
+        (is_hiding.then_some("their waiters cannot join your queue"), "`umask 022`")
     };
     let mut all = vec![judged("rights", &rights, problem, hint)];
     let unknown = || ("unknown".to_owned(), Some("/proc does not show how flock works there"));
@@ -214,7 +211,6 @@ fn server(lock: &Location) -> Result<Vec<Value>, Value> {
     Ok(all)
 }
 
-/// The kernel's facilities to identify processes.
 fn kernel() -> [Value; 4] {
     let (here, this) = (HostIdentity::here(), process::running(getpid()));
     let has_pidfd = this.as_ref().is_some_and(|this| this.ended_fd().is_some());
@@ -233,13 +229,10 @@ fn kernel() -> [Value; 4] {
         Some(_) if process::name(Pid::INIT).is_some() => ("ok", "can be read", ""),
         Some(_) => ("ok", "hides other users' processes", "their commands are not shown"),
     };
+    let sharing = "to share locks with other containers: `--pid=host`, or a store";
     let container = match here.pid_namespace {
         Some(FIRST_PID_NAMESPACE) => ("ok", "none", ""),
-        Some(_) => (
-            "ok",
-            "own PID namespace",
-            "to share locks with other containers: `--pid=host`, or a store",
-        ),
+        Some(_) => ("ok", "own PID namespace", sharing),
         None => ("ok", "unknown", ""),
     };
     let without = "run `systemd-machine-id-setup`; without it, locks stay held after a reboot";
@@ -248,13 +241,11 @@ fn kernel() -> [Value; 4] {
         .map(|(what, (state, value, hint))| check(what, state, value, hint))
 }
 
-/// Meltano's program and project.
 fn meltano(environment: &Environment) -> Vec<Value> {
     let path = var_os("PATH").unwrap_or_default();
     let program = split_paths(&path).map(|it| it.join("meltano")).find(|it| it.is_file());
-    let version = program.as_deref().and_then(version_of).unwrap_or_default();
     let program = program.map_or("not on the PATH".to_owned(), |it| text::path(&it));
-    let mut all = vec![check("meltano", "ok", format!("{program} {version}").trim_end(), "")];
+    let mut all = vec![check("meltano", "ok", program, "")];
     let Some(root) = project() else { return all };
     let unreadable = |path: &Path, error| {
         let why = format!("cannot read `{}`: {}", text::path(path), io_message(&error));
@@ -279,15 +270,4 @@ fn meltano(environment: &Environment) -> Vec<Value> {
         all.push(check("project", "warning", why, hint));
     }
     all
-}
-
-/// The version of Meltano, from its installed package: starting Meltano takes a second.
-fn version_of(program: &Path) -> Option<String> {
-    let program = program.canonicalize().ok()?;
-    let pythons = fs::read_dir(program.parent()?.parent()?.join("lib")).ok()?.flatten();
-    let packages = pythons.filter_map(|it| fs::read_dir(it.path().join("site-packages")).ok());
-    packages.flatten().flatten().find_map(|package| {
-        let name = package.file_name();
-        Some(name.to_str()?.strip_prefix("meltano-")?.strip_suffix(".dist-info")?.to_owned())
-    })
 }

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::job::Job;
 use crate::error::Error;
 use crate::events::emit;
-use crate::exit_code::DONE;
+use crate::exit_code::{DONE, LOST};
 use crate::lock::staleness::{Holding, StaleHolder, rounded_up};
-use crate::lock::{self, Lost, Request};
-use crate::record::Outcome;
+use crate::lock::{self, Lost};
 use crate::store::Location;
 
 /// The hint after a loss that an outage has caused.
@@ -30,43 +30,45 @@ pub const INTERRUPTED: &str = "interrupted: its scheduler has ended";
 /// The exit code of a command that was stopped and says that all is well: 128 + SIGTERM.
 pub const STOPPED: u8 = 143;
 
-/// The outcome of a command that kept its lock.
-pub fn outcome(request: &Request, code: u8, is_stopped: bool, how: &str) -> Outcome {
-    match code {
-        // Another scheduler runs it again.
-        _ if how == INTERRUPTED => Outcome::Unknown,
-        // A stopped command may still exit with 0.
-        DONE if is_stopped => Outcome::Failed,
-        DONE if request.skip_if_done || request.once.is_some() => Outcome::Succeeded,
-        _ if request.once.is_some() => Outcome::Failed,
-        _ => Outcome::Unknown,
-    }
-}
-
-/// Why a lock could not be given back, and whether the command has certainly run alone all the
-/// same. `was_good`, of a lease, says that it had not expired when the command ended.
-pub fn not_released(
-    lock: &Location,
+/// Reports the release of a lock after its command has ended with `code`. Fails if the command has
+/// succeeded, but perhaps not alone. `was_good`, of a lease, says that it had not expired then.
+pub fn settle(
+    job: &Job,
     command: &str,
-    error: lock::Error,
+    code: u8,
+    released: Result<Option<Duration>, lock::Error>,
     was_good: Option<bool>,
-) -> (bool, Error) {
-    let lost = |why: String, holders: &[Holding]| (false, Error::lost(lock, why, holders));
-    match error {
-        lock::Error::NotLocked => {
-            lost(format!("it was not held any more when `{command}` ended"), &[])
+) -> Result<(), Error> {
+    let lock = &job.lock;
+    let lost = |why: &str, holders: &[Holding]| (false, Error::lost(lock, why, holders));
+    let gone = format!("it was not held any more when `{command}` ended");
+    let (is_harmless, error) = match released {
+        Ok(stays) => {
+            emit("release", lock, json!({ "command": command, "exit_code": code }));
+            say(job.is_verbose, &unlocked(lock, stays));
+            return Ok(());
         }
-        lock::Error::Lost(how, holders) if how != Lost::Expired => lost(how.to_string(), &holders),
+        Err(lock::Error::NotLocked) => lost(&gone, &[]),
+        Err(lock::Error::Lost(how, holders)) if how != Lost::Expired => {
+            lost(&how.to_string(), &holders)
+        }
         // Without holders, the lock kept changing.
-        lock::Error::NotOurs(holders) if !holders.is_empty() => {
-            lost(format!("it was not held any more when `{command}` ended"), &holders)
-        }
-        error if was_good == Some(false) => {
-            lost(format!("its lease expired before `{command}` ended: {error}"), &[])
+        Err(lock::Error::NotOurs(holders)) if !holders.is_empty() => lost(&gone, &holders),
+        Err(error) if was_good == Some(false) => {
+            lost(&format!("its lease expired before `{command}` ended: {error}"), &[])
         }
         // A lease that is not renewed expires.
-        error => (was_good.is_some(), Error::mutex("unlock", lock, error)),
+        Err(error) => (was_good.is_some(), Error::mutex("unlock", lock, error)),
+    };
+    if code == DONE && error.code != LOST && job.request.once.is_some() {
+        let again = format!("`{command}` has succeeded, but may run again");
+        return Err(error.during(&again));
     }
+    if code == DONE && !is_harmless {
+        return Err(error);
+    }
+    tracing::warn!("{error}");
+    Ok(())
 }
 
 /// Logs a message that only `--verbose` shows.

@@ -28,10 +28,9 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let command = command_of(args)?;
     if args.file.is_dir() {
         let shown = text::path(&args.file);
-        let message =
-            format!("cannot lock the directory `{shown}`: a lock of this program is a file");
+        let why = format!("cannot lock the directory `{shown}`: a lock of this program is a file");
         let hint = format!("name a file in it: `serializer flock {shown}/lock …`");
-        return Err(Error::new(NO_INPUT, message).with_hint(hint));
+        return Err(Error::new(NO_INPUT, why).with_hint(hint));
     }
     let mut file = args.file.clone();
     if args.fcntl {
@@ -54,38 +53,32 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
         reason: environment.reason(None)?,
         ..Job::of(lock_file_at(&file)?, request, waiting, program)
     };
+    let code = args.conflict_exit_code;
     match execute(&job) {
         // As flock(1): a crontab that was switched must not begin to send mail.
         Err(error) if !args.verbose && error.code == BUSY => {
             tracing::debug!("{error}");
-            Ok(args.conflict_exit_code)
+            Ok(code)
         }
-        ended => ended
-            .map_err(|error| error.or_if(FAILED, NO_INPUT).or_if(BUSY, args.conflict_exit_code)),
+        ended => ended.map_err(|error| error.or_if(FAILED, NO_INPUT).or_if(BUSY, code)),
     }
 }
 
 /// What is to run; refuses what is not there.
 fn command_of(args: &FlockArgs) -> Result<Vec<OsString>, Error> {
-    Ok(match args.command.as_slice() {
-        _ if args.part.is_some() => {
-            let message = "cannot lock by `--fd`, `--start` or `--length`: a lock is that of a \
-                           whole file, by its name";
-            return Err(Error::usage(message));
-        }
+    match args.command.as_slice() {
         command if args.unlock || command.is_empty() => {
-            let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before \
-                        and `serializer unlock` behind what must not overlap";
             let message = "cannot lock without a command, or `--unlock`: the lock belongs to a \
                            process, not to a file descriptor";
-            return Err(Error::usage(message).with_hint(hint));
+            let hint = "`serializer flock FILE COMMAND`; in a script, put `serializer lock` before \
+                        and `serializer unlock` behind what must not overlap";
+            Err(Error::usage(message).with_hint(hint))
         }
-        [option, script] if option == "-c" || option == "--command" => script_of_shell(script),
+        [option, script] if option == "-c" || option == "--command" => Ok(script_of_shell(script)),
         [option, ..] if option == "-c" || option == "--command" => {
-            return Err(Error::usage(
-                "cannot run what follows `-c`: expected exactly one argument, a script",
-            ));
+            let message = "cannot run what follows `-c`: expected exactly one argument, a script";
+            Err(Error::usage(message))
         }
-        command => command.to_vec(),
-    })
+        command => Ok(command.to_vec()),
+    }
 }

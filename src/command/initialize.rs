@@ -1,7 +1,6 @@
 //! `serializer initialize`
 
 use std::fs;
-use std::path::Path;
 
 use crate::cli::InitializeArgs;
 use crate::command::output::print;
@@ -24,7 +23,12 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
         // One for all processes that try, since not every store can remove it.
         Location::Store(..) => ".serializer.probe".to_owned(),
         Location::File(directory, _) => {
-            create(directory)?;
+            if !directory.is_dir() {
+                let shown = text::path(directory);
+                let cannot = format!("cannot create the lock directory `{shown}`");
+                fs::create_dir_all(directory).map_err(|error| Error::io(cannot, &error))?;
+                tracing::info!("created the lock directory `{shown}`");
+            }
             format!(".serializer.{}.probe", entry.token.as_deref().unwrap_or_default())
         }
     };
@@ -52,22 +56,12 @@ fn print_sql(lock: &Location) -> Result<(), Error> {
         return Err(Error::usage("`--print-sql` needs a database: pass `--store`"));
     };
     match store::open_store(settings)?.schema() {
-        Some(statements) => print(statements.as_bytes()),
-        None => Err(Error::usage(format!(
-            "cannot print SQL: `{}` is not a database that takes it",
-            settings.url
-        ))),
+        Some(statements) => print(statements),
+        None => {
+            let why = format!("`{}` is not a database that takes it", settings.url);
+            Err(Error::usage(format!("cannot print SQL: {why}")))
+        }
     }
-}
-
-fn create(directory: &Path) -> Result<(), Error> {
-    if !directory.is_dir() {
-        let shown = text::path(directory);
-        let cannot = format!("cannot create the lock directory `{shown}`");
-        fs::create_dir_all(directory).map_err(|error| Error::io(cannot, &error))?;
-        tracing::info!("created the lock directory `{shown}`");
-    }
-    Ok(())
 }
 
 /// How often to begin again when another process tries it out at the same time.

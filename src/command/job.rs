@@ -1,20 +1,25 @@
-//! What `run`, `once` and `flock` are to run, and how to lock for it.
+//! What `run`, `once` and `flock` are to run, how to lock for it, and how the runner of a task
+//! reports the end to its scheduler.
 
-use std::ffi::OsStr;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
-use super::report::HandedOver;
 use crate::cli::{CommandArgs, WaitingArgs};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::lease::OnLost;
-use crate::lock::Request;
+use crate::lock::once::Ending;
+use crate::lock::requester::Requester;
 use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
+use crate::lock::{self, Grant, Mutex, ReleaseScope, Released, Request};
+use crate::record::Outcome;
 use crate::run::{Descendants, Program};
 use crate::store::Location;
+use crate::sys::{channel, poll};
 
-/// What to run, and how to lock for it.
 pub struct Job {
     pub lock: Location,
     pub request: Request,
@@ -27,7 +32,6 @@ pub struct Job {
     pub is_verbose: bool,
     /// Whether to answer as flock(1): without a message, and with an empty file as a free lock.
     pub is_flock: bool,
-    /// Why it is to hold the lock, in the user's words.
     pub reason: Option<String>,
     /// Of a task on a schedule: when its time is over, in milliseconds since boot.
     pub task_ends_at: Option<u64>,
@@ -75,7 +79,6 @@ impl Job {
     }
 }
 
-/// Program and arguments.
 pub fn command_of(args: &CommandArgs) -> Vec<OsString> {
     args.script.as_ref().map_or_else(|| args.command.clone(), |script| script_of_shell(script))
 }
@@ -86,4 +89,62 @@ pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
         .filter(|shell| !shell.is_empty())
         .unwrap_or_else(|| "/bin/sh".into());
     vec![shell, "-c".into(), script.to_owned()]
+}
+
+/// The answer of a scheduler that has stored the end.
+const STORED: &[u8] = b"+";
+
+/// How long to wait for the answer; at most a part of the lease, which is not renewed meanwhile.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PART: u32 = 8;
+
+const MAX_REPORT: usize = 4096;
+
+/// The token of the run, and the fields of its [`Ending`].
+pub type Report = (String, Outcome, String, Option<u8>);
+
+/// What a scheduler has handed over: the acquisition, the duration of its lease, and the connection
+/// to the scheduler.
+pub type HandedOver = (Grant, Duration, OwnedFd);
+
+/// Stores the end of a run, or lets its scheduler do it over its own connection: a login costs more
+/// than many a command.
+pub fn conclude(
+    mutex: &mut Mutex<'_>,
+    requester: &dyn Requester,
+    handed_over: Option<&HandedOver>,
+    ending: Ending<'_>,
+) -> Result<Released, lock::Error> {
+    let Some((grant, lease, scheduler)) = handed_over else {
+        return mutex.release(requester, ReleaseScope::Own, ending);
+    };
+    if is_stored(scheduler, &grant.token, ending, *lease).unwrap_or(false) {
+        return Ok(Released::Own { stays: None, was: Vec::new() });
+    }
+    // The scheduler may have stored the end, and its confirmation was lost.
+    mutex.end_run(requester, &grant.token, ending)
+}
+
+/// Whether the scheduler confirms that it has stored the end.
+fn is_stored(
+    scheduler: &OwnedFd,
+    token: &str,
+    ending: Ending<'_>,
+    lease: Duration,
+) -> io::Result<bool> {
+    let Ending { outcome, how, code } = ending;
+    // Nothing else was sent, so this does not wait.
+    channel::send(scheduler, &serde_json::to_vec(&(token, outcome, how, code))?)?;
+    poll::sleep(PATIENCE.min(lease / PART), &[scheduler.as_fd()])?;
+    Ok(channel::receive_now(scheduler, STORED.len())? == STORED)
+}
+
+/// The report that has come; `None` if the runner has ended without one.
+pub fn receive_end(runner: &OwnedFd) -> Option<Report> {
+    serde_json::from_slice(&channel::receive_now(runner, MAX_REPORT).ok()?).ok()
+}
+
+/// Tells the runner that its end is stored.
+pub fn confirm_end(runner: &OwnedFd) {
+    let _ = channel::send(runner, STORED);
 }

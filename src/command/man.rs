@@ -1,8 +1,6 @@
 //! `serializer man`: pages as people know them, made from the declaration of the command line and
 //! the texts of its help.
 
-use std::collections::BTreeMap;
-
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
@@ -14,8 +12,9 @@ use crate::sys::text;
 
 /// Paragraphs of the help that are sections of a page, by their first words. Those of the program
 /// count for its commands, too.
-const SECTIONS: [(&str, &str, bool); 3] = [
+const SECTIONS: [(&str, &str, bool); 4] = [
     ("Examples:", "EXAMPLES", false),
+    ("Environment variables ", "ENVIRONMENT", true),
     ("Exit codes:", "EXIT STATUS", true),
     ("Files:", "FILES", true),
 ];
@@ -49,12 +48,10 @@ fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<
     man.render_synopsis_section(&mut page)?;
     man.render_description_section(&mut page)?;
     let (general, own) = (paragraphs(program), paragraphs(&command));
-    let is_section = |text: &String| SECTIONS.iter().any(|(begin, ..)| text.starts_with(begin));
+    let is_text = |text: &&String| !SECTIONS.iter().any(|(begin, ..)| text.starts_with(begin));
     let mut roff = Roff::new();
     // What stands behind the options of the program are sections, and hints at the help.
-    for text in
-        own.iter().filter(|text| command.get_name() != program.get_name() && !is_section(text))
-    {
+    for text in own.iter().filter(is_text).filter(|_| command.get_name() != program.get_name()) {
         roff.control("PP", []).text([roman(text.as_str())]);
     }
     roff.to_writer(&mut page)?;
@@ -72,22 +69,13 @@ fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<
             }
             roff.control("fi", []);
         }
-        if title == "EXAMPLES" {
-            environment(&mut roff, &command);
-        }
     }
-    let siblings = program
-        .get_subcommands()
-        .filter(|other| !other.is_hide_set())
-        .map(|other| format!("serializer-{}", other.get_name()));
-    let others: Vec<_> = ["serializer".to_owned()]
-        .into_iter()
-        .chain(siblings)
-        .filter(|other| other != name)
-        .map(|it| it + "(1)")
-        .collect();
-    roff.control("SH", ["SEE ALSO"])
-        .text([roman(others.join(", ") + if name.ends_with("flock") { ", flock(1)" } else { "" })]);
+    let names = program.get_subcommands().filter(|other| !other.is_hide_set());
+    let names = names.map(|other| format!("serializer-{}", other.get_name()));
+    let names = std::iter::once("serializer".to_owned()).chain(names).filter(|it| it != name);
+    let flock = name.ends_with("flock").then_some("flock".to_owned());
+    let others: Vec<_> = names.chain(flock).map(|it| it + "(1)").collect();
+    roff.control("SH", ["SEE ALSO"]).text([roman(others.join(", "))]);
     roff.to_writer(&mut page)?;
     Ok(page)
 }
@@ -96,23 +84,4 @@ fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<
 fn paragraphs(command: &Command) -> Vec<String> {
     let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     help.split("\n\n").map(str::to_owned).collect()
-}
-
-/// The variables that stand in the help of a command's options, or of all commands'.
-fn environment(roff: &mut Roff, command: &Command) {
-    let mut variables = BTreeMap::new();
-    for command in std::iter::once(command).chain(command.get_subcommands()) {
-        for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
-            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            if let Some((says, rest)) = help.split_once(" [env: ") {
-                let name = rest.split_once(']').map_or(rest, |(name, _)| name).to_owned();
-                let option = arg.get_long().map(|long| format!(" (--{long})")).unwrap_or_default();
-                variables.insert(name, says.to_owned() + &option);
-            }
-        }
-    }
-    roff.control("SH", ["ENVIRONMENT"]);
-    for (name, says) in variables {
-        roff.control("TP", []).text([roman(name)]).text([roman(says)]);
-    }
 }

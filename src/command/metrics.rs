@@ -32,7 +32,6 @@ pub fn text(all: &str, rows: &[Value], metrics: &[Metric]) -> String {
     text
 }
 
-/// Whether a field has one of these values.
 pub fn is(row: &Value, field: &str, values: &[&str]) -> Option<f64> {
     Some(f64::from(row[field].as_str().is_some_and(|value| values.contains(&value))))
 }

@@ -1,24 +1,22 @@
-//! `serializer once` and `serializer forget`, and keys in `lock`, `unlock` and `wait`.
+//! `serializer once` and `serializer forget`, and keys in `wait`.
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::job::Job;
 use super::progress::Progress;
 use super::run::execute;
-use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, UnlockArgs};
-use crate::command::ended::unlocked;
-use crate::command::requester::ProcessRequester;
+use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, WaitArgs, words_after_dashes};
 use crate::config::{Environment, state_directory};
 use crate::error::{Error, for_each};
 use crate::exit_code::BUSY;
-use crate::lease::{self, TokenHolder};
-use crate::lock::once::{Ending, State};
-use crate::lock::staleness::{LocalLiveness, Orphans};
-use crate::lock::waiting::{Attempts, Observer, Waiting};
-use crate::lock::{self, Mutex, ReleaseScope, Released};
+use crate::lease::TokenHolder;
+use crate::lock::once::State;
+use crate::lock::staleness::LocalLiveness;
+use crate::lock::waiting::{Attempts, Observer};
+use crate::lock::{Mutex, ReleaseScope};
 use crate::record::Outcome;
 use crate::run::Signals;
 use crate::store::seam::Kind;
@@ -34,6 +32,11 @@ const FORGET: &str =
 const WATCHED: Duration = Duration::from_secs(1);
 
 pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
+    // `once -- CMD ARG`
+    if args.command.script.is_none() && words_after_dashes() > args.command.command.len() {
+        let why = "the following required arguments were not provided: <KEY>";
+        return Err(Error::usage(why).with_hint("for usage: `serializer once --help`"));
+    }
     let key = open(environment, &args.place, &args.key)?;
     let request = environment.once(&args.rule, &args.place, &key)?;
     let (options, reason) = ((&args.command, &args.waiting, args.on_lost), args.reason.as_deref());
@@ -49,74 +52,34 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
 
 /// The location. Its directory exists.
 pub fn made(location: Location) -> Result<Location, Error> {
-    if let Location::File(directory, _) = &location
-        && !directory.exists()
-        && state_directory().is_ok_and(|usual| usual == *directory)
-    {
-        let what = format!("cannot create the directory `{}`", text::path(directory));
+    let Location::File(directory, _) = &location else { return Ok(location) };
+    let (shown, is_usual) =
+        (text::path(directory), state_directory().ok().as_ref() == Some(directory));
+    if is_usual && !directory.exists() {
+        let what = format!("cannot create the directory `{shown}`");
         make(directory).map_err(|error| Error::io(what, &error))?;
     }
-    let Location::File(directory, _) = &location else { return Ok(location) };
     let Some(why) = file::forgets(directory) else { return Ok(location) };
-    Err(Error::usage(format!("cannot keep keys in `{}`: {why}", text::path(directory))).with_hint(
-        "name another directory with `--dir` or `SERIALIZER_DIR`, or a store with \
-         `SERIALIZER_STORE`",
-    ))
+    let hint = "name another directory with `--dir` or `SERIALIZER_DIR`, or a store with \
+                `SERIALIZER_STORE`";
+    Err(Error::usage(format!("cannot keep keys in `{shown}`: {why}")).with_hint(hint))
 }
 
 /// Makes a directory. It and its keys must survive a power cut.
 fn make(directory: &Path) -> io::Result<()> {
     let missing: Vec<_> = directory.ancestors().take_while(|it| !it.exists()).collect();
     fs::create_dir_all(directory)?;
-    missing
-        .into_iter()
-        .filter_map(Path::parent)
-        .try_for_each(|parent| File::open(parent)?.sync_all())
-}
-
-pub fn unlock(args: &UnlockArgs, key: &str, environment: &Environment) -> Result<(), Error> {
-    let location = open(environment, &args.lock.file.place, key)?;
-    let judge = LocalLiveness::here(environment.orphans(args.owner.orphans)?);
-    let mut mutex = Mutex::open(&location, &judge)?;
-    let usual = if args.failed { "failed" } else { "done" };
-    let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
-    let outcome = if args.failed { Outcome::Failed } else { Outcome::Succeeded };
-    let ending = Ending { outcome, how: &how, code: None };
-    let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
-    let released = match &args.token {
-        Some(token) => mutex.end_run(&TokenHolder(token), token, ending),
-        None => {
-            let owner = ProcessRequester::discover(owner_pid, false);
-            mutex.release(&owner, ReleaseScope::Own, ending)
-        }
-    };
-    let shown = location.printable();
-    let released = released.map_err(|error| match error {
-        lock::Error::NotLocked => {
-            Error::failed(format!("cannot unlock `{shown}`: no run of the key is under way"))
-        }
-        error => Error::mutex("unlock", &location, error),
-    })?;
-    if let Released::Own { was, stays } = released {
-        was.iter().for_each(lease::process::dismiss);
-        let how = if args.failed { "has failed" } else { "is done" };
-        tracing::info!("{}, which {how}", unlocked(&location, stays));
-    }
-    Ok(())
+    let mut parents = missing.into_iter().filter_map(Path::parent);
+    parents.try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 /// `serializer wait --once`: until all keys are done, or one is given up.
-pub fn wait(
-    environment: &Environment,
-    args: &PlaceArgs,
-    keys: &[PathBuf],
-    waiting: &Waiting,
-    orphans: Orphans,
-) -> Result<(), Error> {
-    let judge = LocalLiveness::here(orphans);
+pub fn wait(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
+    let waiting = &environment.waiting(&args.waiting)?;
+    let judge = LocalLiveness::here(environment.orphans(None)?);
     let mut all = Vec::new();
-    for key in keys {
-        let location = open(environment, args, key.to_str().unwrap_or(""))?;
+    for key in &args.names {
+        let location = open(environment, &args.file.place, key.to_str().unwrap_or(""))?;
         let mutex = Mutex::open(&location, &judge)?;
         all.push((location, mutex));
     }
@@ -129,15 +92,13 @@ pub fn wait(
         let (mut pending, mut failure) = (None, None);
         for (key, mutex) in &mut all {
             let inspected = match mutex.inspect() {
-                Ok(inspected) => inspected,
                 Err(error) if error.cause.passes() => {
-                    progress
-                        .iter_mut()
-                        .for_each(|progress| progress.failing(&error, attempts.made()));
+                    let made = attempts.made();
+                    progress.iter_mut().for_each(|progress| progress.failing(&error, made));
                     failure = Some(error);
                     None
                 }
-                Err(error) => return Err(error.into()),
+                inspected => inspected?,
             };
             match inspected.as_ref().map(|key| key.state) {
                 Some(State::Done) => {}
@@ -148,18 +109,11 @@ pub fn wait(
             }
         }
         let Some((mutex, inspected, key)) = pending else { return Ok(()) };
-        if let Some(signals) = signals.as_ref().filter(|signals| signals.is_ending()) {
-            signals.die();
-        }
+        signals.iter().filter(|signals| signals.is_ending()).for_each(Signals::die);
         if attempts.are_over() {
-            if let Some(error) = failure {
-                return Err(error.into());
-            }
             let state = inspected.map_or("never run".to_owned(), |key| key.state.to_string());
-            return Err(Error::new(
-                BUSY,
-                format!("`{}` is not done yet: {state}", key.printable()),
-            ));
+            let why = format!("`{}` is not done yet: {state}", key.printable());
+            return Err(failure.map_or_else(|| Error::new(BUSY, why), Error::from));
         }
         let limit = attempts.next().saturating_duration_since(Instant::now()).min(WATCHED);
         mutex.watch(inspected, limit, &signals)?;
@@ -167,14 +121,13 @@ pub fn wait(
 }
 
 pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {
-    let judge = LocalLiveness::here(environment.orphans(args.orphans)?);
+    let judge = LocalLiveness::here(environment.orphans(None)?);
     let locations = match args.done_before {
         Some(_) => environment.all(Kind::Once, &args.place)?,
-        None => args
-            .keys
-            .iter()
-            .map(|key| open(environment, &args.place, key))
-            .collect::<Result<_, _>>()?,
+        None => {
+            let keys = args.keys.iter().map(|key| open(environment, &args.place, key));
+            keys.collect::<Result<_, _>>()?
+        }
     };
     for_each(locations, |location| forget_one(args, &location, &judge))
 }

@@ -10,9 +10,8 @@ pub fn to_json(value: &impl serde::Serialize) -> Result<String, Error> {
         .map_err(|error| Error::failed(error.to_string()))
 }
 
-/// Writes data to stdout.
-pub fn print(text: &[u8]) -> Result<(), Error> {
-    is_read(text).map(drop)
+pub fn print(text: impl AsRef<[u8]>) -> Result<(), Error> {
+    is_read(text.as_ref()).map(drop)
 }
 
 /// Writes data to stdout; returns whether stdout still has a reader.

@@ -11,9 +11,8 @@ use crate::logging;
 use crate::store::{self, Location};
 use crate::sys::local_time::short;
 use crate::sys::process;
-use crate::sys::text::cut;
+use crate::sys::text::{cut, width};
 
-/// How often the live line is drawn.
 const REFRESH: Duration = Duration::from_secs(1);
 
 /// How long a log says nothing new about the same holder.
@@ -45,17 +44,16 @@ impl Progress {
         // What continuous integration records is not a terminal, whatever it says.
         let may_draw = var("TERM").is_ok_and(|term| term != "dumb")
             && var("CI").unwrap_or_default().is_empty();
-        let is_live = may_draw
-            && logging::shows_progress()
-            && io::stderr().is_terminal()
-            && is_in_foreground()
-            && tracing::enabled!(tracing::Level::INFO);
         let begun = Instant::now();
         Self {
             lock: lock.name(),
             begun,
             waiting: *waiting,
-            is_live,
+            is_live: may_draw
+                && logging::shows_progress()
+                && io::stderr().is_terminal()
+                && is_in_foreground()
+                && tracing::enabled!(tracing::Level::INFO),
             is_drawn: false,
             is_silent,
             has_looked_for_itself: false,
@@ -65,7 +63,7 @@ impl Progress {
     }
 
     /// Removes the live line, before something else is written.
-    pub fn clear(&mut self) {
+    fn clear(&mut self) {
         if std::mem::take(&mut self.is_drawn) {
             write_stderr("\r\x1b[K");
         }
@@ -84,16 +82,13 @@ impl Progress {
         if std::mem::replace(&mut self.has_looked_for_itself, true) {
             return;
         }
-        let is_alive = |holding: &&Holding| matches!(holding.verdict, Held::Alive(_));
-        let mut owners = holders
-            .iter()
-            .filter(is_alive)
-            .filter_map(|holding| Some(holding.entry.as_ref()?.owner.pid));
+        let alive = holders.iter().filter(|holding| matches!(holding.verdict, Held::Alive(_)));
+        let mut owners = alive.filter_map(|holding| Some(holding.entry.as_ref()?.owner.pid));
         if let Some(pid) = owners.find(|pid| process::is_ancestor(*pid)) {
             self.clear();
+            let lock = &self.lock;
             tracing::warn!(
-                "possible deadlock: `{}` is held by pid {pid}, which started this command",
-                self.lock
+                "possible deadlock: `{lock}` is held by pid {pid}, which started this command"
             );
         }
     }
@@ -111,18 +106,19 @@ impl Progress {
         self.is_drawn = true;
     }
 
-    /// The lock, the place in line, and the time of this process.
-    fn own(&self, place: Option<usize>, attempt: u32) -> String {
+    /// The lock, the place in line, and the time of this process; then shorter texts of it.
+    fn own(&self, place: Option<usize>, attempt: u32) -> [String; 3] {
         let place = place.map(|place| format!("{} in line, ", ordinal(place))).unwrap_or_default();
         let limit = match (self.waiting.timeout, self.waiting.max_attempts) {
             (Some(timeout), _) => format!(" of {}", rounded_up(&timeout)),
             (None, Some(max)) => format!(", attempt {attempt} of {max}"),
             (None, None) => String::new(),
         };
-        format!("waiting for `{}`: {place}{}{limit}; ", self.lock, short(self.begun.elapsed()))
+        let (lock, waited) = (&self.lock, short(self.begun.elapsed()));
+        let waiting = format!("waiting for `{lock}`: ");
+        [format!("{waiting}{place}{waited}{limit}; "), format!("{waiting}{waited}; "), waiting]
     }
 
-    /// Whether to write a line about this.
     fn is_due(&mut self, news: String) -> bool {
         let is_old =
             self.told.as_ref().is_some_and(|(told, when)| *told == news && when.elapsed() < REPEAT);
@@ -141,13 +137,8 @@ impl Drop for Progress {
 
 /// `1st`, `2nd`, `3rd`, `11th`
 pub fn ordinal(number: usize) -> String {
-    let end = match (number % 10, number % 100) {
-        (_, 11..=13) => "th",
-        (1, _) => "st",
-        (2, _) => "nd",
-        (3, _) => "rd",
-        _ => "th",
-    };
+    let is_teen = (11..=13).contains(&(number % 100));
+    let end = ["th", "st", "nd", "rd"].get(number % 10).filter(|_| !is_teen).unwrap_or(&"th");
     format!("{number}{end}")
 }
 
@@ -170,26 +161,30 @@ impl Observer for Progress {
     ) {
         let is_late = self.warn_at.take_if(|at| *at <= Instant::now()).is_some();
         // The same acquisition, also when its lease was renewed; and what keeps it held.
-        let holder =
-            holders.first().and_then(|holding| Some((holding.entry.as_ref()?, &holding.verdict)));
-        let news = holder.map(|(entry, held)| {
-            format!("{} {:?} {:?}", entry.owner.pid, entry.token, std::mem::discriminant(held))
+        let news = holders.first().and_then(|Holding { entry, verdict, .. }| {
+            let (entry, held) = (entry.as_ref()?, std::mem::discriminant(verdict));
+            Some(format!("{} {:?} {held:?}", entry.owner.pid, entry.token))
         });
         let is_due = self.is_due(news.unwrap_or_default());
         if !is_due && !is_late {
             return;
         }
-        let own = self.own(place(), attempt);
-        let message = own.clone()
-            + &held(holders, self.columns().saturating_sub(crate::sys::text::width(&own)));
+        let (owns, full) = (self.own(place(), attempt), held(holders, UNLIMITED));
         if is_late {
             self.clear();
-            tracing::warn!("still {own}{}", held(holders, UNLIMITED));
+            tracing::warn!("still {}{full}", owns[0]);
         }
-        match self.is_live {
-            true => self.draw(&message),
-            false if is_due && !is_late => tracing::info!("{message}"),
-            false => {}
+        // Half of a narrow line is the holder's.
+        let columns = self.columns();
+        let room = columns - width(&full).min(columns / 2);
+        let own = owns.iter().find(|own| width(own) <= room).unwrap_or(&owns[2]);
+        let own = cut(own, room);
+        let message = held(holders, columns - width(&own));
+        let message = own + &message;
+        if self.is_live {
+            self.draw(&message);
+        } else if !is_late {
+            tracing::info!("{message}");
         }
         self.warn_of_deadlock(holders);
     }
@@ -198,8 +193,9 @@ impl Observer for Progress {
         if !self.is_due(error.to_string()) {
             return;
         }
-        let message = format!("{}store unreachable, retrying: {error}", self.own(None, attempt));
-        match &error.hint {
+        let [own, ..] = self.own(None, attempt);
+        let message = format!("{own}store unreachable, retrying: {error}");
+        match error.hint.as_deref().map(logging::hint) {
             _ if self.is_live => self.draw(&message),
             Some(hint) => tracing::warn!("{message} (hint: {hint})"),
             None if self.waiting.timeout.is_none() && self.waiting.max_attempts.is_none() => {

@@ -18,17 +18,7 @@ use crate::sys::process::{self, FIRST_PID_NAMESPACE, Process};
 use crate::sys::text::{self, SHELLS};
 
 /// Programs that adopt orphans, or are service managers.
-const ADOPTERS: [&str; 9] = [
-    "systemd",
-    "init",
-    "tini",
-    "docker-init",
-    "dumb-init",
-    "catatonit",
-    "s6-svscan",
-    "runit",
-    "pause",
-];
+const ADOPTERS: &str = "systemd init tini docker-init dumb-init catatonit s6-svscan runit pause";
 
 /// The subcommands of Meltano that start plugins.
 const SUBCOMMANDS: [&str; 5] = ["invoke", "run", "job", "el", "elt"];
@@ -41,7 +31,7 @@ const NAME_ANOTHER: &str = "`serializer run -- COMMAND` holds it for one command
 #[derive(Debug)]
 pub struct ProcessRequester {
     owner: Result<Owner, Error>,
-    command: String,
+    command: Option<String>,
     run: Option<String>,
     /// Why it wants the lock, in the user's words.
     pub reason: Option<String>,
@@ -68,28 +58,29 @@ impl ProcessRequester {
         let pid = owner_pid.or(parent);
         let arguments = pid.map(process::arguments).unwrap_or_default();
         let process = watched.iter().find(|process| Some(process.pid()) == pid);
+        let identified = |process| {
+            let owner = Owner::new(process, here).identified();
+            owner.map_err(|error| Error::usage(error.to_string()))
+        };
         let owner = match (pid, process) {
-            (None, _) => Err(unfit(
-                "the parent process is in another container (PID namespace), so it cannot own a \
-                 lock",
-            )),
+            (None, _) => {
+                let place = "in another container (PID namespace)";
+                Err(unfit(format!("the parent process is {place}, so it cannot own a lock")))
+            }
+            (Some(_), Some(process)) if owner_pid.is_some() => identified(process),
             (Some(pid), None) if owner_pid.is_some() => {
                 let hint = "check `--owner-pid` or `SERIALIZER_OWNER_PID`";
                 Err(Error::usage(format!("no such process: {pid}")).with_hint(hint))
             }
-            (Some(pid), Some(process)) if owner_pid.is_some() || !parent_ended => {
-                let checked =
-                    if owner_pid.is_some() { Ok(()) } else { check_parent(here, pid, &arguments) };
-                let unidentifiable = |error: io::Error| Error::usage(error.to_string());
-                checked
-                    .and_then(|()| Owner::new(process, here).identified().map_err(unidentifiable))
+            (Some(pid), Some(process)) if !parent_ended => {
+                check_parent(here, pid, &arguments).and_then(|()| identified(process))
             }
             // Nothing is wrong with the command line.
             _ => Err(Error::failed("the parent process has ended").with_hint(NAME_ANOTHER)),
         };
         Self {
             owner,
-            command: text::command_line(&arguments),
+            command: Some(text::command_line(&arguments)).filter(|command| !command.is_empty()),
             run: std::env::var(RUN_VARIABLE).ok().filter(|run| !run.is_empty()),
             reason: None,
             parent,
@@ -100,14 +91,11 @@ impl ProcessRequester {
         }
     }
 
-    /// The owner's PID and command, for messages.
     pub fn describe(&self) -> Result<String, Error> {
         let pid = self.owner.as_ref().map_err(Clone::clone)?.pid;
-        Ok(if self.command.is_empty() {
-            format!("pid {pid}")
-        } else {
-            format!("pid {pid} ({})", self.command)
-        })
+        let command =
+            self.command.as_ref().map(|command| format!(" ({command})")).unwrap_or_default();
+        Ok(format!("pid {pid}{command}"))
     }
 
     /// The process that keeps the lease, started if need be. It ends if it is dropped without
@@ -119,7 +107,6 @@ impl ProcessRequester {
         self.keeper.get().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Whether this keeper was started here.
     pub fn has_started(&self, keeper: (Pid, ProcessIdentity)) -> bool {
         self.keeper.get().is_some_and(|own| own.identity == keeper)
     }
@@ -127,11 +114,9 @@ impl ProcessRequester {
 
 /// The process that is to own a lock, unless it is this one.
 pub fn other_than_us(owner: Option<Pid>) -> Result<Option<Pid>, Error> {
-    let ours = owner.filter(|pid| *pid == getpid());
-    let why = |pid| {
-        unfit(format!("cannot lock for pid {pid}: it is this very command, which exits at once"))
-    };
-    ours.map_or(Ok(owner), |pid| Err(why(pid)))
+    let Some(pid) = owner.filter(|pid| *pid == getpid()) else { return Ok(owner) };
+    let why = "it is this very command, which exits at once";
+    Err(unfit(format!("cannot lock for pid {pid}: {why}")))
 }
 
 fn unfit(why: impl Into<String>) -> Error {
@@ -145,7 +130,8 @@ fn check_parent(here: &HostIdentity, pid: Pid, arguments: &[String]) -> Result<(
     let program =
         arguments.first().and_then(|program| program.split(' ').next()).map_or("", text::base_name);
     let never_ends = pid.is_init() && here.pid_namespace == Some(FIRST_PID_NAMESPACE);
-    if never_ends || (ADOPTERS.contains(&program) && (pid.is_init() || program == "systemd")) {
+    let adopts = ADOPTERS.split(' ').any(|adopter| adopter == program);
+    if never_ends || adopts && (pid.is_init() || program == "systemd") {
         let why = "never exits, so the lock would never be released";
         return Err(unfit(format!("the parent process, pid {pid} ({command}), {why}")));
     }
@@ -156,19 +142,15 @@ fn check_parent(here: &HostIdentity, pid: Pid, arguments: &[String]) -> Result<(
         return Err(unfit(format!("the parent process (`{command}`) {why}")));
     }
     let is_subcommand = |argument: &&String| SUBCOMMANDS.contains(&argument.as_str());
-    if of_meltano(arguments)
-        .and_then(|arguments| arguments.iter().find(is_subcommand))
-        .is_some_and(|it| it == "invoke")
-    {
-        let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), \
-                    or name another owner: in a script, `SERIALIZER_OWNER_PID=$$ meltano invoke \
-                    dbtmutex:lock`";
-        return Err(Error::usage(
-            "`meltano invoke` exits immediately, which would release the lock",
-        )
-        .with_hint(hint));
+    let subcommand = of_meltano(arguments).and_then(|all| all.iter().find(is_subcommand));
+    if subcommand.is_none_or(|it| it != "invoke") {
+        return Ok(());
     }
-    Ok(())
+    let why = "`meltano invoke` exits immediately, which would release the lock";
+    let hint = "lock within one run (`meltano run … dbtmutex:lock dbt:run dbtmutex:unlock`), or \
+                name another owner: in a script, `SERIALIZER_OWNER_PID=$$ meltano invoke \
+                dbtmutex:lock`";
+    Err(Error::usage(why).with_hint(hint))
 }
 
 /// The arguments of Meltano, which a launcher and one more word may precede.
@@ -191,35 +173,24 @@ fn is_wrapper(parent: &[String], ours: &[String]) -> bool {
             script.split_whitespace().filter(|word| *word != "exec" && !word.contains(['<', '>']));
         words.next().is_some_and(is_program) && words.eq(arguments.iter())
     };
-    if parent
-        .iter()
-        .skip(1)
-        .any(|argument| argument.contains(char::is_whitespace) && is_ours(argument))
-    {
+    let is_script = |word: &String| word.contains(char::is_whitespace) && is_ours(word);
+    if parent.iter().skip(1).any(is_script) {
         return true;
     }
     // A shell runs a script, whatever arguments it gets.
-    if parent
-        .first()
-        .is_some_and(|shell| SHELLS.contains(&text::base_name(shell).trim_start_matches('-')))
-    {
-        return false;
-    }
-    let Some(split) = parent.len().checked_sub(ours.len()) else { return false };
-    split > 0 && is_program(&parent[split]) && parent[split + 1..] == *arguments
+    let is_shell = |word: &String| SHELLS.contains(&text::base_name(word).trim_start_matches('-'));
+    let split = parent.len().saturating_sub(ours.len());
+    let is_ours = || is_program(&parent[split]) && parent[split + 1..] == *arguments;
+    split > 0 && !parent.first().is_some_and(is_shell) && is_ours()
 }
 
 impl Requester for ProcessRequester {
     fn entry(&self) -> io::Result<Entry> {
-        let command = Some(self.command.clone()).filter(|command| !command.is_empty());
-        let keeper =
-            self.needs_keeper.then(|| self.keeper()).transpose()?.map(|keeper| keeper.identity);
-        let reason = self.reason.clone();
-        Ok(Entry {
-            keeper,
-            reason,
-            ..Entry::new(self.owner.clone().map_err(io::Error::other)?, self.run.clone(), command)?
-        })
+        let keeper = self.needs_keeper.then(|| self.keeper()).transpose()?;
+        let owner = self.owner.clone().map_err(io::Error::other)?;
+        let entry = Entry::new(owner, self.run.clone(), self.command.clone())?;
+        let keeper = keeper.map(|keeper| keeper.identity);
+        Ok(Entry { keeper, reason: self.reason.clone(), ..entry })
     }
 
     fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
@@ -227,12 +198,13 @@ impl Requester for ProcessRequester {
         let itself = (self.is_itself_an_owner && entry.owner.pid == getpid())
             .then(|| Owner::of(getpid(), &HostIdentity::here()));
         let itself = itself.and_then(Result::ok);
-        self.owner.iter().chain(&itself).any(|owner| match stored.is_legacy() {
-            true => {
-                owner.pid == entry.owner.pid && !started_after(owner.instance, stored.state.written)
-            }
-            false => owner.is(&entry.owner),
-        })
+        let has_pid = |owner: &Owner| {
+            owner.pid == entry.owner.pid && !started_after(owner.instance, stored.state.written)
+        };
+        let is = |owner: &Owner| {
+            if stored.is_legacy() { has_pid(owner) } else { owner.is(&entry.owner) }
+        };
+        self.owner.iter().chain(&itself).any(is)
     }
 
     fn is_alive(&self) -> bool {

@@ -1,32 +1,32 @@
 //! `serializer run`
 
-mod begin;
-
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use rustix::process::getpid;
 use serde_json::json;
 
-use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, not_released, outcome, say};
-use super::job::{Job, command_of};
-use super::report::conclude;
+use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, locked, say, settle};
+use super::job::{Job, command_of, conclude};
+use super::progress::Progress;
 use crate::cli::RunArgs;
-use crate::command::ended::unlocked;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::events::emit;
-use crate::exit_code::{BUSY, DONE, LOST};
-use crate::lease::OnLost;
+use crate::exit_code::{BUSY, DONE};
 use crate::lease::thread::Renewing;
+use crate::lease::{LeaseGrant, OnLost};
 use crate::lock::once::Ending;
+use crate::lock::requester::Requester;
 use crate::lock::staleness::LocalLiveness;
-use crate::lock::{self, Mutex, Released, Request};
+use crate::lock::{self, Acquired, Grant, Mutex, Released, Request};
 use crate::record::Outcome;
 use crate::record::mode::Mode;
 use crate::run::lookup::{cannot_run, look_up};
 use crate::run::requester::CommandRequester;
+use crate::run::termination::end_tree;
 use crate::run::{self, Child, Lease, Signals};
 use crate::sys::clock::since_boot;
 use crate::sys::text;
@@ -75,19 +75,6 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
     run.wait(child, renewing).map(|ran| Some(Ran { number: grant.run, ..ran }))
 }
 
-/// What was seen of a command until its end.
-struct Watched {
-    /// The inner error says why it never began.
-    end: io::Result<run::End>,
-    /// How it was ended because its lock was lost, and why that was.
-    lost: Option<(&'static str, String)>,
-    /// Of a lease: it had not expired.
-    was_good: Option<bool>,
-    /// The store did not answer the last renewal.
-    is_unanswered: bool,
-}
-
-/// A job that is being done.
 struct Run<'a> {
     job: &'a Job,
     program: &'a Path,
@@ -98,18 +85,135 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Acquires the lock, unless it is not needed.
+    fn acquire(&mut self) -> Result<Option<Grant>, Error> {
+        let (job, name) = (self.job, self.job.lock.name());
+        if let Some((grant, ..)) = &job.handed_over {
+            return Ok(Some(self.requester.adopt(grant)));
+        }
+        let is_silent = job.is_flock && !job.is_verbose;
+        let mut progress = Progress::new(&job.lock, &job.waiting, is_silent);
+        let begun = Instant::now();
+        let acquired =
+            self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
+        let waited_for = progress.end();
+        let is_said = job.is_verbose || waited_for.is_some();
+        let at_once = format!(" after {:.1?}", begun.elapsed());
+        let at_once = Some(at_once).filter(|_| job.is_flock && job.is_verbose);
+        let after = waited_for.or(at_once).unwrap_or_default();
+        let command = self.requester.describe();
+        match acquired {
+            Ok(Acquired::NotNeeded(_)) if job.request.claim.is_some() => {
+                tracing::debug!("another scheduler was faster");
+                Ok(None)
+            }
+            Ok(Acquired::NotNeeded(run)) => {
+                let other = || format!("another process has just completed it under `{name}`");
+                let why = run.map_or_else(other, |run| run.is_done());
+                tracing::info!("skipped `{command}`: {why}");
+                Ok(None)
+            }
+            Ok(acquired) => {
+                // The command's process is new.
+                let held = || Error::failed(format!("cannot lock `{name}`: it is locked already"));
+                let (grant, from) = acquired.granted().ok_or_else(held)?;
+                let line = locked(&job.lock, &format!("`{command}`"), (begun, &after), from);
+                say(is_said || from.is_some() && !job.is_flock, &line);
+                Ok(Some(grant.clone()))
+            }
+            Err(lock::Error::Absent) => Err(self.give_up()),
+            Err(lock::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
+            Err(error) => Err(Error::mutex("lock", &job.lock, error)),
+        }
+    }
+
+    /// Begins to renew the lease, if there is one.
+    fn renew(&mut self, grant: &mut Grant) -> Result<Option<Renewing>, Error> {
+        let Some(lease) = self.job.request.lease else { return Ok(None) };
+        let not_started = format!("did not start `{}`", self.shown);
+        self.mutex
+            .refresh(grant, lease)
+            .map_err(|error| Error::mutex("keep", &self.job.lock, error).during(&not_started))?;
+        let is_bound = self.job.descendants.end_with_the_lock;
+        let at_worst = move || drop(is_bound.then(|| end_tree(getpid(), 0)));
+        let charge =
+            LeaseGrant { grant: grant.clone(), lease, is_unnamed: self.job.handed_over.is_some() };
+        let idle = Some(self.mutex.connection());
+        match Renewing::start(&self.job.lock, charge, idle, self.job.on_lost, Box::new(at_worst)) {
+            Ok(renewing) => Ok(Some(renewing)),
+            Err(error) => {
+                self.give_back()?;
+                let cannot = format!("cannot keep the lease of `{}`", self.job.lock.name());
+                Err(Error::io(cannot, &error))
+            }
+        }
+    }
+
+    fn start(&mut self, grant: &Grant, renewing: Option<&Renewing>) -> Result<Child, Error> {
+        // If this process was stopped meanwhile, it has not renewed anything.
+        if renewing.is_some_and(Renewing::is_given_up) {
+            drop(self.requester.take());
+            self.mutex.patience = Duration::ZERO;
+            let _ = self.release(Outcome::Unknown.into());
+            let lost =
+                Error::lost(&self.job.lock, "its lease expired before it could be renewed", &[]);
+            return Err(lost.during(&format!("did not start `{}`", self.shown)).with_hint(LONGER));
+        }
+        if self.requester.is_alive()
+            && let Some(mut child) = self.requester.take()
+        {
+            match child.start(self.variables(grant)) {
+                Ok(()) => return Ok(child),
+                Err(error) => tracing::debug!("cannot start it: {error}"),
+            }
+        }
+        self.give_back()?;
+        Err(self.give_up())
+    }
+
+    fn variables(&self, grant: &Grant) -> Vec<(String, String)> {
+        let key = || self.job.lock.key().name.to_string_lossy().into_owned();
+        let all = [
+            ("FENCING_TOKEN", grant.fencing.map(|number| number.to_string())),
+            ("TRY", grant.run.map(|number| number.to_string())),
+            ("ONCE_KEY", grant.run.map(|_| key())),
+        ];
+        let set = all.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        set.map(|(name, value)| (format!("SERIALIZER_{name}"), value)).collect()
+    }
+
     /// Waits for the command's end, releases the lock, and returns the result.
     fn wait(&mut self, child: Child, renewing: Option<Renewing>) -> Result<Ran, Error> {
-        let Watched { end, lost, was_good, is_unanswered } = self.watch(child, renewing)?;
+        let (end, lost) = self.watch(child, renewing.as_ref());
+        let was_good = renewing.as_ref().map(Renewing::is_good);
+        let is_unanswered = renewing.as_ref().is_some_and(Renewing::is_unanswered);
+        drop(renewing);
+        // A lost lease ends by itself: one request frees it earlier, but an absent store is not
+        // waited for.
+        if lost.is_some() || was_good == Some(false) {
+            self.mutex.patience = Duration::ZERO;
+        }
+        // The command may still run, so the lock is left to end with it.
+        let untold = format!("cannot read the exit code of `{}`", self.shown);
+        let end = end.map_err(|error| Error::io(untold, &error))?;
         let code =
             end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
         let request = &self.job.request;
         let is_stopped = end.as_ref().is_ok_and(|end| end.is_stopped);
-        let how = if is_stopped { self.why_stopped() } else { format!("ended with {code}") };
-        let (is_lost, counts) = (lost.is_some(), lost.is_none() && !is_stopped);
-        let outcome =
-            if is_lost { Outcome::Unknown } else { outcome(request, code, is_stopped, &how) };
-        let ending = Ending { outcome, how: &how, code: Some(code).filter(|_| counts) };
+        let how = format!("ended with {code}");
+        let how = if is_stopped { self.why_stopped().to_owned() } else { how };
+        let is_lost = lost.is_some();
+        let outcome = match code {
+            // Another scheduler runs it again.
+            _ if is_lost || how == INTERRUPTED => Outcome::Unknown,
+            // A stopped command may still exit with 0.
+            DONE if is_stopped => Outcome::Failed,
+            DONE if request.skip_if_done || request.once.is_some() => Outcome::Succeeded,
+            _ if request.once.is_some() => Outcome::Failed,
+            _ => Outcome::Unknown,
+        };
+        let ending =
+            Ending { outcome, how: &how, code: Some(code).filter(|_| !is_lost && !is_stopped) };
         let released = if is_lost && is_unanswered { Ok(None) } else { self.release(ending) };
         let (command, lock) = (&self.shown, &self.job.lock);
         // Nothing has run then, so a lost lock has done no harm.
@@ -123,24 +227,7 @@ impl Run<'_> {
             let lost = Error::lost(lock, why, &[]).during(&format!("{ended} `{command}`"));
             return Err(if is_unanswered { lost.with_hint(LONGER) } else { lost });
         }
-        match released {
-            Ok(stays) => {
-                emit("release", lock, json!({ "command": command, "exit_code": code }));
-                say(self.job.is_verbose, &unlocked(lock, stays));
-            }
-            Err(error) => {
-                let (is_harmless, error) = not_released(lock, command, error, was_good);
-                if end.code == DONE && error.code != LOST && request.once.is_some() {
-                    return Err(
-                        error.during(&format!("`{command}` has succeeded, but may run again"))
-                    );
-                }
-                if end.code == DONE && !is_harmless {
-                    return Err(error);
-                }
-                tracing::warn!("{error}");
-            }
-        }
+        settle(self.job, command, end.code, released, was_good)?;
         // A shell ends its script only if its child has died of Ctrl-C.
         if let Some(signals) = self.requester.signals().filter(|_| end.is_interrupted) {
             signals.die_of(Signal::SIGINT);
@@ -149,11 +236,16 @@ impl Run<'_> {
         Ok(Ran { code, how, number: None })
     }
 
-    /// Waits for the command's end, and ends it if its lock is lost.
-    fn watch(&mut self, child: Child, renewing: Option<Renewing>) -> Result<Watched, Error> {
-        let ends_with_it = renewing.as_ref().filter(|_| self.job.on_lost == OnLost::Terminate);
+    /// Waits for the command's end, and ends it if its lock is lost. The inner error says why it
+    /// never began; the second value how it was ended because its lock was lost, and why that was.
+    fn watch(
+        &self,
+        child: Child,
+        renewing: Option<&Renewing>,
+    ) -> (io::Result<io::Result<run::End>>, Option<(&'static str, String)>) {
+        let ends_with_it = renewing.filter(|_| self.job.on_lost == OnLost::Terminate);
         let mut lost = None;
-        let kill_at = || renewing.as_ref().map_or(u64::MAX, Renewing::kill_at);
+        let kill_at = || renewing.map_or(u64::MAX, Renewing::kill_at);
         let mut on_loss = || {
             let why = ends_with_it.map(Renewing::why).unwrap_or_default();
             emit("loss", &self.job.lock, json!({ "why": why }));
@@ -161,30 +253,16 @@ impl Run<'_> {
         };
         let lost_fd = ends_with_it.map(Renewing::lost_fd);
         let end = child.wait(Lease { lost: lost_fd, kill_at: &kill_at, on_loss: &mut on_loss });
-        let was_good = renewing.as_ref().map(Renewing::is_good);
-        let is_unanswered = renewing.as_ref().is_some_and(Renewing::is_unanswered);
-        // A lost lease ends by itself: one request frees it earlier, but an absent store is not
-        // waited for.
-        if lost.is_some() || was_good == Some(false) {
-            self.mutex.patience = Duration::ZERO;
-        }
-        // Then it may still run, so the lock is left to end with it.
-        let untold =
-            |error| Error::io(format!("cannot read the exit code of `{}`", self.shown), &error);
-        Ok(Watched { end: end.map_err(untold)?, lost, was_good, is_unanswered })
+        (end, lost)
     }
 
     /// Why the run of a task was stopped by a signal.
-    fn why_stopped(&mut self) -> String {
-        let is_late = self.job.task_ends_at.is_some_and(|at| at <= since_boot());
-        let state = if is_late { None } else { self.mutex.inspect().ok().flatten() };
-        let is_asked_for = state.and_then(|key| key.run.task).is_some_and(|task| task.is_stopped);
-        let why = match (is_late, is_asked_for) {
-            (true, _) => "timed out",
-            (false, true) => "stopped",
-            (false, false) => INTERRUPTED,
-        };
-        why.to_owned()
+    fn why_stopped(&mut self) -> &'static str {
+        if self.job.task_ends_at.is_some_and(|at| at <= since_boot()) {
+            return "timed out";
+        }
+        let task = self.mutex.inspect().ok().flatten().and_then(|key| key.run.task);
+        if task.is_some_and(|task| task.is_stopped) { "stopped" } else { INTERRUPTED }
     }
 
     /// Releases the lock, if it is still the command's; returns for how long it stays reserved.
@@ -195,7 +273,6 @@ impl Run<'_> {
         }
     }
 
-    /// Gives back what nothing has run under.
     fn give_back(&mut self) -> Result<(), Error> {
         let released = self.release(Outcome::Unknown.into());
         released.map(drop).map_err(|error| Error::mutex("unlock", &self.job.lock, error))

@@ -32,6 +32,7 @@ const UNREAD: u8 = 4;
 
 /// How locks or keys are shown: everything is made from the JSON of each.
 struct View {
+    kind: Kind,
     /// The name of their list.
     all: &'static str,
     /// The JSON of one; `None` if a list of all does not have it.
@@ -44,181 +45,159 @@ struct View {
 
 /// The requested locks or keys, and the first error of those that cannot be read.
 struct Report<'a> {
-    view: &'a View,
+    args: &'a StatusArgs,
+    environment: &'a Environment,
+    view: &'static View,
     rows: Vec<Value>,
-    /// Where they are.
-    heading: String,
+    /// Where they are, if all are at the same place.
+    heading: Option<String>,
     is_in_full: bool,
     failure: Option<Error>,
 }
 
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
-    let view = if args.once { &keys::VIEW } else { &locks::VIEW };
-    if args.watch && args.json {
-        return watch::changes(&|| Ok(look(view, args, environment)?.json())).map(|()| DONE);
-    } else if args.watch {
-        return watch(&mut || Ok(look(view, args, environment)?.text())).map(|()| DONE);
+    if args.watch {
+        let text = |report: Report<'_>| {
+            if args.json { format!("{}\n", report.json()) } else { report.text() }
+        };
+        return watch(args.json, &mut || look(args, environment).map(text)).map(|()| DONE);
     }
-    let report = look(view, args, environment)?;
-    if let ([_], Some(failure)) = (report.rows.as_slice(), &report.failure)
-        && !args.exit_code
-    {
-        return Err(failure.clone());
+    let report = look(args, environment)?;
+    let mut failure = report.failure.clone();
+    failure.iter_mut().filter(|_| args.exit_code).for_each(|failure| failure.code = UNREAD);
+    match &failure {
+        Some(failure) if report.rows.len() == 1 => return Err(failure.clone()),
+        _ if args.metrics => {
+            print(metrics::text(report.view.all, &report.rows, report.view.metrics))?;
+        }
+        _ if args.json => print(to_json(&report.json())?)?,
+        None if report.rows.is_empty() => tracing::info!("{}", report.text().trim_end()),
+        _ if report.rows.is_empty() => {}
+        _ => print(report.text())?,
     }
-    if args.metrics {
-        print(metrics::text(view.all, &report.rows, view.metrics).as_bytes())?;
-    } else if args.json {
-        print(to_json(&report.json())?.as_bytes())?;
-    } else if !report.rows.is_empty() {
-        print(report.text().as_bytes())?;
-    } else if report.failure.is_none() {
-        tracing::info!("{}", report.text().trim_end());
-    }
-    if !args.json && !args.metrics && !args.names.is_empty() {
-        tell_names(&report, args, environment)?;
+    if !args.json && !args.metrics {
+        report.tell_names()?;
     }
     let codes = report.rows.iter().map(|row| match row["state"].as_str() {
-        Some("held") => 1,
-        Some("unknown") => 3,
+        Some("held") if args.exit_code => 1,
+        Some("unknown") if args.exit_code => 3,
         _ => DONE,
     });
-    match report.failure {
-        Some(failure) if args.exit_code => Err(failure.clone().or_if(failure.code, UNREAD)),
-        Some(failure) => Err(failure),
-        None if args.exit_code => Ok(codes.max().unwrap_or(DONE)),
-        None => Ok(DONE),
-    }
+    failure.map_or(Ok(codes.max().unwrap_or(DONE)), Err)
 }
 
-/// Says which other names there are, if nothing was ever stored under a requested one.
-fn tell_names(
-    report: &Report<'_>,
-    args: &StatusArgs,
-    environment: &Environment,
-) -> Result<(), Error> {
-    let is_unused = |row: &&Value| row["state"].is_null() || row["is_used"] == false;
-    let Some(unused) = report.rows.iter().find(is_unused) else { return Ok(()) };
-    let all = environment.all(kind(args), &args.file.place).unwrap_or_default();
-    let (rows, _) = rows(report.view, &all, &[], &judge(args, environment)?)?;
-    let names: Vec<_> =
-        rows.iter().filter_map(|row| Some(format!("`{}`", row["name"].as_str()?))).collect();
-    if let (false, Some(name)) = (names.is_empty(), unused["name"].as_str()) {
-        tracing::info!("`{name}` is not in use; {} in use: {}", report.view.all, names.join(", "));
-    }
-    Ok(())
-}
-
-fn kind(args: &StatusArgs) -> Kind {
-    if args.once { Kind::Once } else { Kind::Lock }
-}
-
-fn judge(args: &StatusArgs, environment: &Environment) -> Result<LocalLiveness, Error> {
-    Ok(LocalLiveness::here(environment.orphans(args.orphans)?))
-}
-
-fn look<'a>(
-    view: &'a View,
-    args: &StatusArgs,
-    environment: &Environment,
-) -> Result<Report<'a>, Error> {
-    let (kind, place) = (kind(args), &args.file.place);
+fn look<'a>(args: &'a StatusArgs, environment: &'a Environment) -> Result<Report<'a>, Error> {
+    let view = if args.once { &keys::VIEW } else { &locks::VIEW };
+    let (kind, place) = (view.kind, &args.file.place);
     let key = |name: &PathBuf| environment.key(kind, place, &name.to_string_lossy());
     let named: Vec<Location> = match kind {
         Kind::Once => args.names.iter().map(key).collect::<Result<_, _>>()?,
         _ if args.all => Vec::new(),
         _ => environment.locks(&args.file, &args.names)?,
     };
-    let is_in_full = !args.names.is_empty()
-        || kind == Kind::Lock
-            && !args.all
-            && (args.file.file_name.is_some() || environment.is_set("FILE_NAME"));
+    let is_set = || args.file.file_name.is_some() || environment.is_set("FILE_NAME");
+    let is_in_full = !args.names.is_empty() || kind == Kind::Lock && !args.all && is_set();
+    let is_nowhere =
+        |it: &Location| matches!(it, Location::File(directory, _) if !directory.is_dir());
     // The lock that is set up stands first, also if it is free.
     let (mut all, mut failure) = (named.clone(), None);
     if !is_in_full {
         match environment.all(kind, place) {
             Ok(found) => all.extend(found.into_iter().filter(|location| !named.contains(location))),
             Err(error) if named.is_empty() => return Err(error),
-            // Of a directory that does not exist, the lock tells.
-            Err(error) => {
-                failure = Some(error)
-                    .filter(|_| named.iter().all(|location| !locks::is_nowhere(location)))
-            }
+            // Of a place that is not a directory, the lock tells.
+            Err(error) => failure = Some(error).filter(|_| !named.iter().any(is_nowhere)),
         }
     }
-    let heading = match all.as_slice() {
-        [] => environment.key(kind, place, ANY)?.shown_place(),
-        [first, others @ ..] if others.iter().all(|it| it.shown_place() == first.shown_place()) => {
-            first.shown_place()
-        }
-        _ => String::new(),
-    };
-    let (rows, unread) = rows(view, &all, &named, &judge(args, environment)?)?;
-    Ok(Report { view, rows, heading, is_in_full, failure: failure.or(unread) })
+    let any = environment.key(kind, place, ANY);
+    let heading = all.first().map_or_else(|| any, |first| Ok(first.clone()))?.shown_place();
+    let heading =
+        Some(heading).filter(|it| all.iter().all(|location| location.shown_place() == *it));
+    let mut report =
+        Report { args, environment, view, rows: Vec::new(), heading, is_in_full, failure: None };
+    report.add(&all, &named)?;
+    report.failure = failure.or(report.failure);
+    Ok(report)
 }
 
-/// What is shown of these, and the first error of those that cannot be read.
-fn rows(
-    view: &View,
-    all: &[Location],
-    named: &[Location],
-    judge: &LocalLiveness,
-) -> Result<(Vec<Value>, Option<Error>), Error> {
-    let (mut rows, mut failure) = (Vec::new(), None);
-    for location in all {
-        match (view.look)(location, &mut Mutex::open(location, judge)?, named.contains(location)) {
-            Ok(row) => rows.extend(row),
-            // It must not hide the others.
-            Err(error) => {
-                rows.push(identity(
-                    location,
-                    &json!({ "state": "error", "why": error.to_string() }),
-                ));
-                failure = failure.or(Some(error.into()));
-            }
+/// Refuses a lock in a directory that does not exist, which may be mistyped. Keys make theirs.
+fn exists(location: &Location) -> Result<(), Error> {
+    match location {
+        Location::File(directory, key) if key.kind == Kind::Lock && !directory.exists() => {
+            let why = format!("the lock directory `{}` does not exist", text::path(directory));
+            let hint = "`serializer initialize` creates it; or check `--dir` and `SERIALIZER_DIR`";
+            Err(Error::failed(why).with_hint(hint))
         }
+        _ => Ok(()),
     }
-    Ok((rows, failure))
 }
 
 /// Adds to the JSON of a register what it is called and where it is.
-fn identity(location: &Location, more: &Value) -> Value {
-    let (path, store) = match location {
-        // The file of a key has another name.
-        Location::File(directory, key) if key.kind != Kind::Lock => {
-            (Some(text::path(directory)), None)
-        }
-        Location::File(..) => (Some(location.printable()), None),
-        Location::Store(settings, _) => (None, Some(settings.url.to_string())),
-    };
-    let mut row = json!({ "name": location.name(), "path": path, "store": store });
-    if let (Value::Object(row), Value::Object(more)) = (&mut row, more) {
-        row.extend(more.clone());
-    }
-    if location.key().kind == Kind::Once && row["key"].is_null() {
+fn identified(location: &Location, mut row: Value) -> Value {
+    let kind = location.key().kind;
+    let store = location.is_shared().then(|| location.shown_place());
+    // The file of a key has another name.
+    let path = if kind == Kind::Lock { location.printable() } else { location.shown_place() };
+    row["name"] = location.name().into();
+    row["path"] = Some(path).filter(|_| store.is_none()).into();
+    row["store"] = store.into();
+    if kind == Kind::Once && row["key"].is_null() {
         row["key"] = row["name"].clone();
     }
     row
 }
 
 impl Report<'_> {
+    /// Adds what is shown of these, and the first error of those that cannot be read.
+    fn add(&mut self, all: &[Location], named: &[Location]) -> Result<(), Error> {
+        let judge = LocalLiveness::here(self.environment.orphans(self.args.orphans)?);
+        for location in all {
+            let mut mutex = Mutex::open(location, &judge)?;
+            let look = |()| Ok((self.view.look)(location, &mut mutex, named.contains(location))?);
+            let row = exists(location).and_then(look).unwrap_or_else(|error| {
+                // It must not hide the others.
+                let row = json!({ "state": "error", "why": error.to_string() });
+                self.failure.get_or_insert(error);
+                Some(row)
+            });
+            self.rows.extend(row.map(|row| identified(location, row)));
+        }
+        Ok(())
+    }
+
+    /// Says which other names there are, if nothing was ever stored under a requested one.
+    fn tell_names(&self) -> Result<(), Error> {
+        let is_unused = |row: &&Value| row["state"].is_null() || row["is_used"] == false;
+        let unused = self.rows.iter().find(is_unused).filter(|_| !self.args.names.is_empty());
+        let Some(unused) = unused else { return Ok(()) };
+        let all = self.environment.all(self.view.kind, &self.args.file.place).unwrap_or_default();
+        let mut used = Report { rows: Vec::new(), failure: None, heading: None, ..*self };
+        used.add(&all, &[])?;
+        let names: Vec<_> = used.rows.iter().filter_map(|row| row["name"].as_str()).collect();
+        if let (false, Some(name)) = (names.is_empty(), unused["name"].as_str()) {
+            let (all, names) = (self.view.all, names.join("`, `"));
+            tracing::info!("`{name}` is not in use; {all} in use: `{names}`");
+        }
+        Ok(())
+    }
+
     fn json(&self) -> Value {
         json!({ "schema": SCHEMA, self.view.all: self.rows })
     }
 
     fn text(&self) -> String {
+        let heading = self.heading.as_deref().unwrap_or_default();
         if self.rows.is_empty() {
-            return format!("no {} in `{}`\n", self.view.all, self.heading);
+            return format!("no {} in `{heading}`\n", self.view.all);
         }
-        let mut rows = self.rows.clone();
-        for row in rows.iter_mut().filter(|_| self.heading.is_empty()) {
-            row["name"] = row["path"].clone();
-        }
-        let heading =
-            if self.heading.is_empty() { String::new() } else { self.heading.clone() + "\n" };
-        heading
-            + &table(
-                self.view.header,
-                rows.iter().flat_map(|row| (self.view.lines)(row, self.is_in_full)),
-            )
+        let lines = self.rows.iter().flat_map(|row| {
+            let mut row = row.clone();
+            if self.heading.is_none() {
+                row["name"] = row["path"].clone();
+            }
+            (self.view.lines)(&row, self.is_in_full)
+        });
+        let table = table(self.view.header, lines);
+        if self.heading.is_some() { format!("{heading}\n{table}") } else { table }
     }
 }

@@ -3,7 +3,6 @@
 use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::Path;
 
-use rustix::process::Pid;
 use serde_json::json;
 
 use super::once;
@@ -14,25 +13,48 @@ use crate::config::Environment;
 use crate::error::{Error, breaking};
 use crate::events::emit;
 use crate::exit_code::REFUSED;
-use crate::lease;
+use crate::lease::{self, TokenHolder};
 use crate::lock::Error::NotLocked;
-use crate::lock::staleness::{LocalLiveness, Orphans};
-use crate::lock::{Mutex, ReleaseScope, Released};
+use crate::lock::once::Ending;
+use crate::lock::staleness::LocalLiveness;
+use crate::lock::{self, Mutex, ReleaseScope, Released};
 use crate::record::Outcome;
 use crate::store::Location;
 use crate::store::seam::Kind;
+use crate::sys::text;
 
 /// The longest answer to a question, in bytes.
 const MAX_ANSWER: u64 = 100;
 
 pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
-    if let Some(key) = &args.once {
-        return once::unlock(args, key, environment);
-    }
-    let lock = environment.lock(&args.lock.file, args.lock.name.as_deref())?;
+    let lock = match &args.once {
+        Some(key) => once::open(environment, &args.lock.file.place, key)?,
+        None => environment.lock(&args.lock.file, args.lock.name.as_deref())?,
+    };
+    let (scope, outcome, usual, is) = match args.once {
+        Some(_) if args.failed => {
+            (ReleaseScope::Own, Outcome::Failed, "failed", ", which has failed")
+        }
+        Some(_) => (ReleaseScope::Own, Outcome::Succeeded, "done", ", which is done"),
+        None if args.force => (ReleaseScope::Force, Outcome::Unknown, "interrupted", ""),
+        None => (ReleaseScope::OwnOrStale, Outcome::Unknown, "interrupted", ""),
+    };
+    let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
+    let ending = Ending { outcome, how: &how, code: None };
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
-    let scope = if args.force { ReleaseScope::Force } else { ReleaseScope::OwnOrStale };
-    release("unlock", &lock, owner_pid, environment.orphans(args.owner.orphans)?, scope)
+    let judge = LocalLiveness::here(environment.orphans(args.owner.orphans)?);
+    let mut mutex = Mutex::open(&lock, &judge)?;
+    let released = match &args.token {
+        Some(token) => mutex.end_run(&TokenHolder(token), token, ending),
+        None => mutex.release(&ProcessRequester::discover(owner_pid, false), scope, ending),
+    };
+    match released {
+        Err(NotLocked) if args.once.is_some() => {
+            let why = "no run of the key is under way";
+            Err(Error::failed(format!("cannot unlock `{}`: {why}", lock.printable())))
+        }
+        released => tell("unlock", &lock, released, is),
+    }
 }
 
 pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Error> {
@@ -43,27 +65,26 @@ pub fn run_break(args: &BreakArgs, environment: &Environment) -> Result<(), Erro
         Some(name) if args.task => key(Kind::Schedule, name),
         name => environment.lock(&args.lock.file, name.as_deref()),
     }?;
-    let orphans = environment.orphans(None)?;
-    let token = args.token.clone().map_or_else(|| choose(&lock, orphans), Ok)?;
+    let judge = LocalLiveness::here(environment.orphans(None)?);
+    let token = args.token.clone().map_or_else(|| choose(&lock, &judge), Ok)?;
     // Only the token counts, for a lock of this process as well.
-    let released = release("break", &lock, None, orphans, ReleaseScope::Token(&token));
+    let (scope, requester) = (ReleaseScope::Token(&token), ProcessRequester::discover(None, false));
+    let released = Mutex::open(&lock, &judge)?.release(&requester, scope, Outcome::Unknown);
     let hint = "the lock may have changed hands, or this is a fencing token; `serializer status \
                 --json` shows both";
-    released.map_err(|error| if error.code == REFUSED { error.with_hint(hint) } else { error })
+    let told = tell("break", &lock, released, "");
+    told.map_err(|error| if error.code == REFUSED { error.with_hint(hint) } else { error })
 }
 
 /// Shows the holders on a terminal, and asks which one to break. Returns its token.
-fn choose(lock: &Location, orphans: Orphans) -> Result<String, Error> {
+fn choose(lock: &Location, judge: &LocalLiveness) -> Result<String, Error> {
     let (name, location) = (lock.name(), lock.printable());
     let cannot = |why: &str| Error::usage(format!("cannot break `{location}`: {why}"));
-    let held = Mutex::open(lock, &LocalLiveness::here(orphans))?.holders()?;
+    let held = Mutex::open(lock, judge)?.holders()?;
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-        let error = cannot("without a terminal, `--token` is required");
-        return Err(if held.is_empty() {
-            error
-        } else {
-            error.with_hint(breaking(held.first(), lock))
-        });
+        let mut error = cannot("without a terminal, `--token` is required");
+        error.hint = held.first().map(|holder| breaking(Some(holder), lock));
+        return Err(error);
     }
     let [first, others @ ..] = held.as_slice() else {
         return Err(Error::mutex("break", lock, NotLocked));
@@ -75,35 +96,29 @@ fn choose(lock: &Location, orphans: Orphans) -> Result<String, Error> {
     eprint!("Break it? [{}] ", if others.is_empty() { "y/N" } else { "number/N" });
     let mut answer = String::new();
     let _ = io::stdin().lock().take(MAX_ANSWER).read_line(&mut answer);
-    let chosen = match answer.trim() {
-        "y" | "yes" if others.is_empty() => Some(first),
-        number => number
-            .parse::<usize>()
-            .ok()
-            .filter(|_| !others.is_empty())
-            .and_then(|number| held.get(number.checked_sub(1)?)),
+    let chosen = match (answer.trim(), others) {
+        ("y" | "yes", []) => Some(first),
+        (_, []) => None,
+        (number, _) => number.parse::<usize>().ok().and_then(|it| held.get(it.checked_sub(1)?)),
     };
     let chosen = chosen.ok_or_else(|| Error::failed(format!("did not break `{location}`")))?;
     let token = chosen.entry.as_ref().and_then(|entry| entry.token.clone());
     token.ok_or_else(|| cannot("its record has no token").with_hint("`serializer unlock --force`"))
 }
 
-fn release(
+/// Reports how a lock was released.
+fn tell(
     verb: &str,
     lock: &Location,
-    owner_pid: Option<Pid>,
-    orphans: Orphans,
-    scope: ReleaseScope<'_>,
+    released: Result<Released, lock::Error>,
+    is: &str,
 ) -> Result<(), Error> {
-    let requester = ProcessRequester::discover(owner_pid, false);
-    let judge = LocalLiveness::here(orphans);
     let name = lock.name();
-    let released = Mutex::open(lock, &judge)?.release(&requester, scope, Outcome::Unknown);
     match released.map_err(|error| Error::mutex(verb, lock, error))? {
         Released::Own { stays, was } => {
             was.iter().for_each(lease::process::dismiss);
             emit("release", lock, json!({}));
-            tracing::info!("{}", unlocked(lock, stays));
+            tracing::info!("{}{is}", unlocked(lock, stays));
         }
         // Perhaps its owner ended too early.
         Released::Stale(former) => {

@@ -15,13 +15,13 @@ use crate::lock::waiting::Waiting;
 use crate::run::Signals;
 
 pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
+    let waited = if args.once { once::wait(args, environment) } else { wait(args, environment) };
+    waited.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
+}
+
+fn wait(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
-    let orphans = environment.orphans(args.orphans)?;
-    if args.once {
-        let waited = once::wait(environment, &args.file.place, &args.names, &waiting, orphans);
-        return waited.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code));
-    }
-    let judge = LocalLiveness::here(orphans);
+    let judge = LocalLiveness::here(environment.orphans(None)?);
     let signals = Signals::hold_as_init();
     let started = std::time::Instant::now();
     for location in environment.locks(&args.file, &args.names)? {
@@ -33,8 +33,7 @@ pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
         let free = mutex.wait_until_free(&signals, &waiting, &mut progress);
         let after = progress.end();
         signals.iter().for_each(Signals::die);
-        let code = args.waiting.conflict_exit_code;
-        free.map_err(|error| Error::mutex("wait for", &location, error).or_if(BUSY, code))?;
+        free.map_err(|error| Error::mutex("wait for", &location, error))?;
         after.iter().for_each(|after| tracing::info!("`{}` is free{after}", location.name()));
     }
     Ok(())

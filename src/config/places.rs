@@ -22,14 +22,11 @@ impl Environment {
     /// The lock `name`, or the configured one.
     pub fn lock(&self, args: &LockFileArgs, name: Option<&Path>) -> Result<Location, Error> {
         let name = name.map(Path::to_owned).or_else(|| args.file_name.clone());
-        let name = self
-            .resolve(name, "FILE_NAME", |text| Ok(text.into()))?
-            .unwrap_or_else(|| "serializer.lck".into());
+        let name = self.resolve(name, "FILE_NAME", |text| Ok(text.into()))?;
+        let name = name.unwrap_or_else(|| "serializer.lck".into());
         let Some(store) = self.store(Kind::Lock, &args.place, Some(&name))? else {
-            return Ok(Location::file(&lock_path(
-                self.directory(Kind::Lock, &args.place)?.join(&name),
-                &name,
-            )?));
+            let path = self.directory(Kind::Lock, &args.place)?.join(&name);
+            return Ok(Location::file(&lock_path(path, &name)?));
         };
         let Some(directory) = store.url.directory() else {
             return Ok(Location::store(store, lock_path(name.clone(), &name)?.as_os_str()));
@@ -42,9 +39,10 @@ impl Environment {
 
     /// The locks `names`, or the configured one without names.
     pub fn locks(&self, args: &LockFileArgs, names: &[PathBuf]) -> Result<Vec<Location>, Error> {
-        let names =
-            names.iter().map(|name| Some(name.as_path())).chain(names.is_empty().then_some(None));
-        names.map(|name| self.lock(args, name)).collect()
+        match names {
+            [] => self.lock(args, None).map(|lock| vec![lock]),
+            names => names.iter().map(|name| self.lock(args, Some(name))).collect(),
+        }
     }
 
     /// All locks or keys of a directory or store.
@@ -75,31 +73,26 @@ impl Environment {
     ) -> Result<Option<StoreSettings>, Error> {
         // `SERIALIZER_STORE=$UNSET` must not become a local lock.
         if self.get("STORE") == Some("") && args.store.is_none() && args.dir.is_none() {
+            let error = Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty"));
             let hint = "set it to an address, or unset it for locks of this machine alone";
-            return Err(
-                Error::usage(format!("cannot use `{PREFIX}STORE`: it is empty")).with_hint(hint)
-            );
+            return Err(error.with_hint(hint));
         }
-        let url = if args.dir.is_none() && (args.store.is_some() || self.is_set("STORE")) {
-            let source = if args.store.is_some() { "--store" } else { "SERIALIZER_STORE" };
-            let url = self
-                .resolve(args.store.clone(), "STORE", |text| Ok(StoreUrl::parse(text)))?
-                .transpose();
-            url.map_err(|expected| Error::usage(format!("cannot use `{source}`: {expected}")))?
+        let (has_flag, has_lease_flag) = (args.store.is_some(), args.lease_seconds.is_some());
+        let url = if args.dir.is_none() && (has_flag || self.is_set("STORE")) {
+            let source = if has_flag { "--store" } else { "SERIALIZER_STORE" };
+            let url =
+                self.resolve(args.store.clone(), "STORE", |text| Ok(StoreUrl::parse(text)))?;
+            let cannot = |expected| Error::usage(format!("cannot use `{source}`: {expected}"));
+            url.transpose().map_err(cannot)?
         } else {
             // A directory and a lease say that hosts share it; the lease alone does so as a flag.
-            let is_lease_enough = args.lease_seconds.is_some() && kind == Kind::Lock;
             let is_named = args.dir.is_some()
-                || is_lease_enough
+                || has_lease_flag && kind == Kind::Lock
                 || self.is_set("DIR")
                 || name.is_some_and(Path::is_absolute);
-            let has_lease = args.lease_seconds.is_some() || self.is_set("LEASE_SECONDS");
-            let is_shared = is_named && has_lease;
-            is_shared
-                .then(|| self.directory(kind, args))
-                .transpose()?
-                .as_deref()
-                .map(StoreUrl::of_directory)
+            let is_shared = is_named && (has_lease_flag || self.is_set("LEASE_SECONDS"));
+            let directory = is_shared.then(|| self.directory(kind, args)).transpose()?;
+            directory.as_deref().map(StoreUrl::of_directory)
         };
         let Some(url) = url else { return Ok(None) };
         let password_file = self.resolve(None, "PASSWORD_FILE", |text| Ok(text.into()))?;
@@ -108,13 +101,11 @@ impl Environment {
         Ok(Some(StoreSettings { url, password_file, timeout }))
     }
 
-    /// The duration of leases.
     pub fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
         let lease = self.resolve(args.lease_seconds, "LEASE_SECONDS", parse_lease_seconds)?;
         Ok(lease.unwrap_or(Duration::from_secs(30)))
     }
 
-    /// The directory of files.
     pub fn directory(&self, kind: Kind, args: &PlaceArgs) -> Result<PathBuf, Error> {
         let directory = self.resolve(args.dir.clone(), "DIR", |text| Ok(text.into()))?;
         if directory.is_none() && kind != Kind::Lock {

@@ -37,7 +37,7 @@ impl<V> Judged<V> {
 
 impl<V> fmt::Display for Judged<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.named(self.command().as_deref()))?;
+        f.write_str(&self.named(self.command().as_deref(), self.host()))?;
         if let Some(since) = self.since() {
             write!(f, ", since {}", local_time(since))?;
         }
@@ -49,13 +49,16 @@ impl<V> fmt::Display for Judged<V> {
 }
 
 impl<V> Judged<V> {
-    fn named(&self, command: Option<&str>) -> String {
+    fn host(&self) -> Option<&String> {
+        self.entry.as_ref()?.owner.place.host.as_ref()
+    }
+
+    fn named(&self, command: Option<&str>, host: Option<&String>) -> String {
         let Some(entry) = &self.entry else {
             return "an unknown process (the file is empty)".to_owned();
         };
         let command = command.map(|command| format!(" ({command})")).unwrap_or_default();
-        let host =
-            entry.owner.place.host.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
+        let host = host.map(|host| format!(" on {host}")).unwrap_or_default();
         format!("pid {}{command}{host}", entry.owner.pid)
     }
 
@@ -81,22 +84,28 @@ pub fn listed(holders: &[Holding]) -> String {
         return "several processes in turn".to_owned();
     };
     let time = first.held_for().map(|time| format!(", which has had it for {}", short(time)));
-    let (name, time) = (first.named(first.command().as_deref()), time.unwrap_or_default());
+    let name = first.named(first.command().as_deref(), first.host());
+    let time = time.unwrap_or_default();
     format!("{name}{time}{}{}", first.reason(), rest(first, others))
 }
 
-/// What a waiter waits for, in so many columns: the command is cut first.
+/// What a waiter waits for, in so many columns: the host is left out first, then the command cut.
 pub fn held(holders: &[Holding], columns: usize) -> String {
     let Some((first, others)) = holders.split_first() else {
         return "held by several processes in turn".to_owned();
     };
     let time = first.held_for().map(|time| format!(" for {}", short(time))).unwrap_or_default();
-    let text = |command: Option<&str>| {
-        format!("held{time} by {}{}{}", first.named(command), first.reason(), rest(first, others))
+    let text = |command: Option<&str>, host| {
+        let named = first.named(command, host);
+        format!("held{time} by {named}{}{}", first.reason(), rest(first, others))
     };
-    let command = first.command();
+    let (command, host) = (first.command(), first.host());
+    let full = text(command.as_deref(), host);
+    if text::width(&full) <= columns {
+        return full;
+    }
     let room = (columns + command.as_deref().map_or(0, text::width))
-        .saturating_sub(text::width(&text(command.as_deref())));
+        .saturating_sub(text::width(&text(command.as_deref(), None)));
     let command = command.map(|command| text::cut(&command, room.max(1)));
-    text::cut(&text(command.as_deref()), columns)
+    text::cut(&text(command.as_deref(), None), columns)
 }

@@ -317,6 +317,10 @@ fn a_directory_that_is_not_there_is_not_made_by_the_way() {
         ],
     );
     refused(&run(&locks, &["unlock", "--dir", dir]), 1, &["it is not locked"]);
+    for (args, code) in [(&[][..], 1), (&["x.lck"], 1), (&["--exit-code"], 4)] {
+        let ended = run(&locks, &[&["status", "--dir", dir], args].concat());
+        refused(&ended, code, &["deeper` does not exist", "initialize` creates it"]);
+    }
     refused(
         &run(&locks, &["status", "--all", "--dir", dir]),
         1,
@@ -960,6 +964,9 @@ fn a_wrong_command_line_is_told_in_one_line() {
         (&["status", "a", "--file-name", "b"], "--name"),
         (&["describe", "--format", "xml"], "xml"),
         (&["completions"], "<SHELL>"),
+        (&["once", "--", "true"], "<KEY>"),
+        (&["once", "--per", "day", "--", "echo", "hello"], "<KEY>"),
+        (&["once", "key", "--"], "<CMD>"),
         (&["completions", "command.com"], "command.com"),
         (&["man", "nonsense"], "nonsense"),
         (&["lock", "--\x1b[2Jx\ny"], "unexpected argument"),

@@ -50,9 +50,12 @@ fn json(ended: &Ended) -> Value {
         .unwrap_or_else(|error| panic!("JSON, not {error}: {ended:?}"))
 }
 
-/// Where the program looks for its lock.
+/// Where the program looks for its lock, also if the directory does not exist.
 fn path_of(command: &mut Command) -> String {
-    json(&ended(command))["locks"][0]["path"].as_str().expect("a path").to_owned()
+    let report: Value = serde_json::from_str(&ended(command).stdout).expect("JSON");
+    let checks = report["checks"].as_array().expect("checks");
+    let lock = checks.iter().find(|check| check["what"] == "lock").expect("a lock");
+    lock["value"].as_str().expect("a path").to_owned()
 }
 
 fn text(path: &Path) -> &str {
@@ -65,7 +68,7 @@ fn text(path: &Path) -> &str {
 fn the_defaults_are_those_of_the_python_plugin() {
     let locks = Locks::new();
     assert_eq!(
-        path_of(locks.serializer(&["status", "--json"]).env_remove("SERIALIZER_DIR")),
+        path_of(locks.serializer(&["doctor", "--json"]).env_remove("SERIALIZER_DIR")),
         "/tmp/serializer.lck"
     );
 
@@ -130,7 +133,7 @@ fn the_python_plugins_option_names_are_not_advertised() {
 fn a_flag_beats_its_variable() {
     let locks = Locks::new();
     let mut command =
-        locks.serializer(&["status", "--json", "--dir", "/flag", "--file-name", "flag.lck"]);
+        locks.serializer(&["doctor", "--json", "--dir", "/flag", "--file-name", "flag.lck"]);
     assert_eq!(
         path_of(
             command.env("SERIALIZER_DIR", "/variable").env("SERIALIZER_FILE_NAME", "variable.lck")
@@ -142,17 +145,17 @@ fn a_flag_beats_its_variable() {
 #[test]
 fn an_absolute_file_name_overrides_the_directory() {
     let locks = Locks::new();
-    let mut command = locks.serializer(&["status", "--json"]);
+    let mut command = locks.serializer(&["doctor", "--json"]);
     assert_eq!(
         path_of(command.env("SERIALIZER_FILE_NAME", "/elsewhere/x.lck")),
         "/elsewhere/x.lck"
     );
     assert_eq!(
-        path_of(&mut locks.serializer(&["status", "--json", "--file-name", "/elsewhere/x.lck"])),
+        path_of(&mut locks.serializer(&["doctor", "--json", "--file-name", "/elsewhere/x.lck"])),
         "/elsewhere/x.lck"
     );
     assert_eq!(
-        path_of(&mut locks.serializer(&["status", "--json", "/elsewhere/x.lck"])),
+        path_of(&mut locks.serializer(&["doctor", "--json", "/elsewhere/x.lck"])),
         "/elsewhere/x.lck"
     );
 }
@@ -176,22 +179,22 @@ fn a_relative_directory_starts_at_the_meltano_project() {
     assert_eq!(locks.names(), [""; 0]);
 
     // The flag is a setting like the variable.
-    let mut by_flag = locks.serializer(&["status", "--json", "--dir", "output/locks"]);
+    let mut by_flag = locks.serializer(&["doctor", "--json", "--dir", "output/locks"]);
     assert_eq!(
         Path::new(&path_of(by_flag.env("MELTANO_PROJECT_ROOT", project.dir()))),
         expected.join("serializer.lck")
     );
     // Nothing else to start at than the working directory.
     let here = locks.dir().join("output/locks/serializer.lck");
-    assert_eq!(Path::new(&path_of(&mut relative(&["status", "--json"]))), here);
+    assert_eq!(Path::new(&path_of(&mut relative(&["doctor", "--json"]))), here);
     assert_eq!(
         Path::new(&path_of(
-            relative(&["status", "--json"]).env("MELTANO_PROJECT_ROOT", "not/absolute")
+            relative(&["doctor", "--json"]).env("MELTANO_PROJECT_ROOT", "not/absolute")
         )),
         here
     );
     // An absolute one stays what it is.
-    let mut absolute = locks.serializer(&["status", "--json"]);
+    let mut absolute = locks.serializer(&["doctor", "--json"]);
     assert_eq!(
         Path::new(&path_of(absolute.env("MELTANO_PROJECT_ROOT", project.dir()))),
         locks.file()
@@ -824,7 +827,9 @@ fn status_shows_the_locks_that_are_named() {
     let locks = Locks::new();
     let mut holder = Shell::start(&locks);
     assert_eq!(holder.run(r#""$S" lock --file-name b.lck 2>/dev/null"#), 0);
-    let report = json(&locks.run(&["status", "--json", "b.lck", "a.lck", "/elsewhere/c.lck"]));
+    let other = Locks::new();
+    let elsewhere = other.dir().join("c.lck");
+    let report = json(&locks.run(&["status", "--json", "b.lck", "a.lck", text(&elsewhere)]));
     let found: Vec<_> = report["locks"]
         .as_array()
         .expect("a list")
@@ -835,11 +840,7 @@ fn status_shows_the_locks_that_are_named() {
     let (held, free) = (Value::from("held"), Value::from("free"));
     assert_eq!(
         found,
-        [
-            (&path("b.lck"), &held),
-            (&path("a.lck"), &free),
-            (&Value::from("/elsewhere/c.lck"), &free)
-        ]
+        [(&path("b.lck"), &held), (&path("a.lck"), &free), (&Value::from(text(&elsewhere)), &free)]
     );
 }
 
@@ -945,6 +946,13 @@ fn messages_name_the_program_except_to_meltano() {
         let failed = by_meltano(args);
         assert!(failed.code != 0 && !failed.stderr.contains("serializer: "), "{failed:?}");
     }
+    let missing = |command| by_meltano(&[command, "--dir", "/nowhere/at/all"]).stderr;
+    for command in ["lock", "status"] {
+        let stderr = missing(command);
+        assert!(stderr.contains("`meltano invoke dbtmutex:initialize`"), "{stderr}");
+    }
+    let mistyped = by_meltano(&["lock", "--bogus"]).stderr;
+    assert!(mistyped.contains("`serializer lock --help`"), "{mistyped}");
     // Without a project it is not Meltano that calls.
     assert!(
         ended(locks.serializer(&["unlock"]).env("MELTANO_PROJECT_ROOT", ""))

@@ -118,7 +118,7 @@ const MESSAGES: &[(&str, &str, &str)] = &[
     ),
     ("A stale lock", "bash -c 's lock; true'", "s lock"),
     ("A program's file", "echo hello > notes.txt", "s lock --file-name notes.txt"),
-    ("A directory that does not exist", "", "s lock --dir missing"),
+    ("A directory that does not exist", "", "s lock --dir missing; s status --dir missing"),
     ("A process that does not exist", "", "s lock --owner-pid 2147483647"),
     ("Options of stores", "", "s lock --print-token"),
     ("Unlocking", "", ""),

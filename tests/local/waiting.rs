@@ -265,13 +265,20 @@ fn a_terminal_shows_live_what_it_waits_for() {
     let mut terminal = locks.command("script");
     terminal.env("TERM", "xterm").args([
         "-qefc",
-        r#""$S" lock --max-attempts 2 --sleep-seconds 1.5"#,
+        r#"stty cols 80; "$S" lock --max-attempts 2 --sleep-seconds 1.5"#,
         "/dev/null",
     ]);
     let ended = support::ended(&mut terminal);
     assert_eq!(ended.code, 75, "{ended:?}");
-    let drawn = ended.stdout.matches("\r\x1b[Kwaiting for `serializer.lck`: 1st in line, ").count();
-    assert!(drawn >= 2, "drawn again while it waits: {ended:?}");
+    let lines: Vec<_> = ended.stdout.split("\r\x1b[K").collect();
+    let holder = format!("s by pid {} (bash -c whi", holder.pid());
+    let is_live = |line: &&&str| line.starts_with("waiting for `serializer.lck`: ");
+    let live: Vec<_> = lines.iter().filter(is_live).collect();
+    assert!(live.len() >= 2, "drawn again while it waits: {ended:?}");
+    assert!(
+        live.iter().all(|line| line.contains(&holder) && line.chars().count() <= 77),
+        "a narrow line shows the holder: {live:?}"
+    );
     assert!(
         ended.stdout.contains("\r\x1b[Kserializer: cannot lock"),
         "the live line makes room for the message: {ended:?}"

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 
-use crate::command::report::{Report, receive_end};
+use crate::command::job::{Report, receive_end};
 use crate::run::reap_orphans;
 use crate::sys::clock::{millis, since_boot};
 use crate::sys::poll::is_readable;

@@ -82,8 +82,8 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     let (catalog, mutexes) = Default::default();
     let mut tasks = Tasks { args, place, judge: &judge, catalog, mutexes, is_unproved: false };
     if args.watch {
-        return watch(&mut || Ok(tasks.look()?.0).map(|rows| text(&rows, &tasks.catalog)))
-            .map(|()| DONE);
+        let mut table = || Ok(text(&tasks.look()?.0, &tasks.catalog));
+        return watch(false, &mut table).map(|()| DONE);
     }
     let (mut rows, mut failure) = tasks.look()?;
     if args.check && tasks.is_unproved {

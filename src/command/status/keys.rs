@@ -4,17 +4,19 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{View, identity};
+use super::View;
 use crate::command::metrics::{is, seconds};
 use crate::lock::Mutex;
 use crate::lock::once::{State, shown};
 use crate::record::run::Run;
+use crate::store::seam::Kind;
 use crate::store::{self, Location};
 use crate::sys::clock::since_1970;
 use crate::sys::local_time::short;
 use crate::sys::text;
 
 pub const VIEW: View = View {
+    kind: Kind::Once,
     all: "keys",
     look,
     header: &["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END", "WHY"],
@@ -32,7 +34,7 @@ pub const VIEW: View = View {
 
 /// The last run of a key and its process. Times are in milliseconds since 1970.
 fn look(
-    location: &Location,
+    _location: &Location,
     mutex: &mut Mutex<'_>,
     is_named: bool,
 ) -> Result<Option<Value>, store::Error> {
@@ -47,7 +49,7 @@ fn look(
     let end = run.and_then(Run::end);
     let until = end.map(|end| end.at).or((state == Some(State::Running)).then(since_1970));
     let took = run.zip(until).map(|(run, until)| until.saturating_sub(run.began));
-    let row = json!({
+    Ok(Some(json!({
         // A store may shorten names.
         "key": run.map(|run| &run.key),
         "state": state,
@@ -62,8 +64,7 @@ fn look(
         "token": entry.and_then(|entry| entry.token.as_ref()),
         "fencing_token": entry.and_then(|entry| entry.fencing),
         "ends": run.map(|run| run.ends.as_slice()).unwrap_or_default(),
-    });
-    Ok(Some(identity(location, &row)))
+    })))
 }
 
 fn lines(row: &Value, _is_in_full: bool) -> Vec<Vec<Option<String>>> {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use rustix::process::Pid;
 use serde_json::{Value, json};
 
-use super::{View, identity};
+use super::View;
 use crate::cli::{Cli, Command};
 use crate::command::metrics::is;
 use crate::command::progress::ordinal;
@@ -18,6 +18,7 @@ use crate::lock::staleness::{Held, Judged, Stale, Verdict};
 use crate::lock::stored::Stored;
 use crate::record::Entry;
 use crate::record::mode::Mode;
+use crate::store::seam::Kind;
 use crate::store::waiter::Waiter;
 use crate::store::{self, Cause, Location};
 use crate::sys::identity::HostIdentity;
@@ -28,6 +29,7 @@ use crate::sys::process;
 const RUNNING: &str = "its process is running";
 
 pub const VIEW: View = View {
+    kind: Kind::Lock,
     all: "locks",
     look,
     header: &["LOCK", "STATE", "FOR", "PID", "HOST", "WAITING", "COMMAND", "WHY"],
@@ -64,34 +66,23 @@ pub fn is_lock(location: &Location) -> bool {
     is_named_as_lock(location) || load().is_ok_and(|stored| stored.is_some_and(is_record))
 }
 
-/// Whether its directory is missing: it may be mistyped.
-pub fn is_nowhere(location: &Location) -> bool {
-    matches!(location, Location::File(directory, _) if !directory.is_dir())
-}
-
 fn look(
     location: &Location,
     mutex: &mut Mutex<'_>,
     is_named: bool,
 ) -> Result<Option<Value>, store::Error> {
+    // Other programs keep files of any name, many begin with a PID, and flock(1) leaves empty ones.
+    let is_odd = !is_named && !is_named_as_lock(location);
     let looked = match mutex.look() {
-        // Other programs keep files of any name, and flock(1) leaves empty ones.
-        Err(error)
-            if !is_named && (error.cause == Cause::NotALock || !is_named_as_lock(location)) =>
-        {
-            return Ok(None);
-        }
+        Err(error) if is_odd || !is_named && error.cause == Cause::NotALock => return Ok(None),
         looked => looked?,
     };
     let is_used = looked.is_some() || mutex.was_used();
     let (stored, mut holders) = looked.unwrap_or_default();
-    // Many files begin with a PID.
-    if !is_named && (stored.record.is_none() || stored.is_legacy() && !is_named_as_lock(location)) {
-        return Ok(None);
-    }
     // A notice of a release is not a holder.
     holders.retain(|judged| !matches!(judged.verdict, Verdict::Stale(Stale::Released)));
-    if !is_named && holders.is_empty() && !is_named_as_lock(location) {
+    if !is_named && stored.record.is_none() || is_odd && (stored.is_legacy() || holders.is_empty())
+    {
         return Ok(None);
     }
     let now = mutex.time();
@@ -101,21 +92,16 @@ fn look(
         ["held", "unknown", "stale"].iter().position(|it| holder["state"] == **it)
     };
     let counts = holders.iter().min_by_key(order);
-    let waiters =
-        (1..).zip(mutex.waiters()).map(|(position, it)| waiter(position, &it)).collect::<Vec<_>>();
-    Ok(Some(identity(
-        location,
-        &json!({
-            "state": counts.map_or(&json!("free"), |holder| &holder["state"]),
-            "why": counts.map_or(&json!(is_nowhere(location).then_some("its directory does not \
-                exist")), |holder| &holder["why"]),
-            "is_used": is_used,
-            // The one that counts, for programs that know plain mutexes only.
-            "holder": counts,
-            "holders": holders,
-            "waiters": waiters,
-        }),
-    )))
+    let waiters = (1..).zip(mutex.waiters()).map(|(position, it)| waiter(position, &it));
+    Ok(Some(json!({
+        "state": counts.map_or(&json!("free"), |holder| &holder["state"]),
+        "why": counts.map(|holder| &holder["why"]),
+        "is_used": is_used,
+        // The one that counts, for programs that know plain mutexes only.
+        "holder": counts,
+        "holders": holders,
+        "waiters": waiters.collect::<Vec<_>>(),
+    })))
 }
 
 fn holder(holder: &Judged<Verdict>, now: u64) -> Value {
@@ -223,15 +209,14 @@ fn line(lock: &Value, row: &Value, more: usize, waiting: usize) -> Vec<Option<St
 /// A line for the lock; in full, one for each holder and for each waiter.
 fn lines(lock: &Value, is_in_full: bool) -> Vec<Vec<Option<String>>> {
     let list = |field: &str| lock[field].as_array().map(Vec::as_slice).unwrap_or_default();
-    match (list("holders"), list("waiters")) {
-        ([], waiters) if !is_in_full => vec![line(lock, lock, 0, waiters.len())],
-        (holders, waiters) if !is_in_full => {
-            vec![line(lock, &lock["holder"], holders.len() - 1, waiters.len())]
+    let (holders, waiters) = (list("holders"), list("waiters"));
+    let first = match holders {
+        [] => Some(line(lock, lock, 0, waiters.len())),
+        [_, others @ ..] if !is_in_full => {
+            Some(line(lock, &lock["holder"], others.len(), waiters.len()))
         }
-        (holders, waiters) => {
-            let free = holders.is_empty().then(|| line(lock, lock, 0, waiters.len()));
-            let all = holders.iter().chain(waiters).map(|row| line(lock, row, 0, 0));
-            free.into_iter().chain(all).collect()
-        }
-    }
+        _ => None,
+    };
+    let all = holders.iter().chain(waiters).filter(|_| is_in_full);
+    first.into_iter().chain(all.map(|row| line(lock, row, 0, 0))).collect()
 }

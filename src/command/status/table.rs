@@ -25,29 +25,22 @@ fn colour(state: &str) -> Option<&'static str> {
 /// Rows under a header, without the columns that are empty in all of them. On a terminal, each is
 /// one line.
 pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<Option<String>>>) -> String {
-    let rows: Vec<_> = rows.collect();
-    let is_shown: Vec<_> =
-        (0..header.len()).map(|column| rows.iter().any(|row| row[column].is_some())).collect();
-    let shown = |column: &usize| is_shown[*column];
-    let header: Vec<_> = (0..header.len()).filter(shown).map(|column| header[column]).collect();
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(&header);
+    let (rows, terminal): (Vec<_>, _) = (rows.collect(), terminal());
+    let mut table = empty(header);
     table.set_truncation_indicator("…");
+    match terminal {
+        Some((columns, _)) => table.set_width(columns),
+        None => table.set_content_arrangement(ContentArrangement::Disabled),
+    };
     for row in &rows {
-        let cells =
-            (0..row.len()).filter(shown).map(|column| row[column].as_deref().unwrap_or("-"));
-        let mut row = Row::from(cells.collect::<Vec<_>>());
+        let mut row = Row::from(row.iter().map(|cell| cell.as_deref().unwrap_or("-")));
         row.max_height(1);
         table.add_row(row);
     }
-    if let Some((columns, _)) = terminal() {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
-        for (column, _) in
-            table.column_iter_mut().zip(&header).filter(|(_, name)| !CUT.contains(name))
-        {
+    for (number, column) in table.column_iter_mut().enumerate() {
+        if rows.iter().all(|row| row[number].is_none()) {
+            column.set_constraint(ColumnConstraint::Hidden);
+        } else if terminal.is_some() && !CUT.contains(&header[number]) {
             column.set_constraint(ColumnConstraint::ContentWidth);
         }
     }
@@ -56,26 +49,35 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<Option<String>>>) -
 
 /// The same with wrapped texts, even without a terminal.
 pub fn wrapped(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    let columns = terminal().map_or(80, |(columns, _)| columns.min(80));
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(columns)
-        .set_header(header)
-        .add_rows(rows);
+    let mut table = empty(header);
+    table.set_width(terminal().map_or(80, |(columns, _)| columns.min(80))).add_rows(rows);
     finished(&table)
 }
 
+fn empty(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(header);
+    table
+}
+
+/// Its lines, with coloured states.
 fn finished(table: &Table) -> String {
     // The style puts a space before the first column, too.
     let lines: Vec<_> = table
         .lines()
         .map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned())
         .collect();
-    let states =
-        lines.first().and_then(|header| header.find("STATE").or_else(|| header.find("STATUS")));
-    lines.iter().map(|line| coloured(line, states.filter(|_| is_coloured())) + "\n").collect()
+    let header = lines.first().filter(|_| is_coloured());
+    let at = header.and_then(|header| header.find("STATE").or_else(|| header.find("STATUS")));
+    lines.iter().map(|line| coloured(line, at).unwrap_or_else(|| line.clone()) + "\n").collect()
+}
+
+/// The line with the state at this character in its colour.
+fn coloured(line: &str, at: Option<usize>) -> Option<String> {
+    let (before, rest) = line.split_at(line.char_indices().nth(at?)?.0);
+    let state = rest.split("  ").next()?;
+    Some(format!("{before}\x1b[{}m{state}\x1b[0m{}", colour(state)?, &rest[state.len()..]))
 }
 
 /// The size of the terminal on stdout, in columns and rows.
@@ -83,16 +85,4 @@ pub fn terminal() -> Option<(u16, u16)> {
     let stdout = std::io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())??;
     (size.ws_col > 0).then_some((size.ws_col, size.ws_row))
-}
-
-/// The line with the state at this character in its colour.
-fn coloured(line: &str, at: Option<usize>) -> String {
-    let start = at.and_then(|at| line.char_indices().nth(at)).map(|(start, _)| start);
-    let Some((before, rest)) = start.map(|start| line.split_at(start)) else {
-        return line.to_owned();
-    };
-    let state = rest.split("  ").next().unwrap_or_default();
-    colour(state).map_or(line.to_owned(), |colour| {
-        format!("{before}\x1b[{colour}m{state}\x1b[0m{}", &rest[state.len()..])
-    })
 }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::table::terminal;
 use crate::command::output::{is_read, print};
 use crate::error::Error;
@@ -11,11 +9,11 @@ use crate::run::Signals;
 use crate::sys::poll;
 use crate::sys::text::cut;
 
-/// The poll interval.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// What differs in each look, and is not a change.
-const VOLATILE: [&str; 4] = ["held_seconds", "lease_left_seconds", "lease_renewals", "seconds"];
+/// The fields that differ in each look, which is not a change.
+const VOLATILE: [&str; 4] =
+    [r#""held_seconds""#, r#""lease_left_seconds""#, r#""lease_renewals""#, r#""seconds""#];
 
 /// The alternate screen of a terminal, without a cursor, which ends when this is dropped.
 struct Screen;
@@ -32,37 +30,21 @@ impl Drop for Screen {
     }
 }
 
-/// Shows a text; on a terminal in place, as much of it as there is room.
-pub fn watch(look: &mut dyn FnMut() -> Result<String, Error>) -> Result<(), Error> {
-    show(false, &mut || look().map(|text| (text.clone(), text)))
-}
-
-/// Prints a line of JSON for each change.
-pub fn changes(look: &dyn Fn() -> Result<Value, Error>) -> Result<(), Error> {
-    show(true, &mut || {
-        let report = look()?;
-        let mut steady = report.clone();
-        forget_volatile(&mut steady);
-        Ok((steady.to_string(), format!("{report}\n")))
-    })
-}
-
-/// Shows what `look` finds: what counts as a change, and a text.
-fn show(
-    is_json: bool,
-    look: &mut dyn FnMut() -> Result<(String, String), Error>,
-) -> Result<(), Error> {
+/// Shows a text; on a terminal in place, as much of it as there is room. Prints a line of JSON for
+/// each change.
+pub fn watch(is_json: bool, look: &mut dyn FnMut() -> Result<String, Error>) -> Result<(), Error> {
     let (mut next, mut shown) = (Some(look()?), String::new());
     // Signals wait until the terminal is as it was.
     let signals = terminal().filter(|_| !is_json).and_then(|_| Signals::hold().ok());
     let screen = signals.as_ref().map(|_| Screen::new()).transpose()?;
     loop {
-        if let Some((state, text)) = next.filter(|(state, _)| screen.is_some() || *state != shown) {
+        let is_new = |text: &String| screen.is_some() || steady(text, is_json) != shown;
+        if let Some(text) = next.filter(is_new) {
             let size = terminal().filter(|_| screen.is_some());
             if !is_read(size.map_or(text.clone(), |size| frame(&text, size)).as_bytes())? {
                 return Ok(());
             }
-            shown = state;
+            shown = steady(&text, is_json);
         }
         let fds = signals.as_ref().map(Signals::fds);
         poll::sleep(REFRESH, fds.as_ref().map(<[_; 4]>::as_slice).unwrap_or_default())
@@ -75,7 +57,7 @@ fn show(
         // An error may be temporary.
         next = match look() {
             Err(_) if is_json => None,
-            looked => Some(looked.unwrap_or_else(|why| (why.to_string(), format!("{why}\n")))),
+            looked => Some(looked.unwrap_or_else(|why| format!("{why}\n"))),
         };
     }
 }
@@ -90,27 +72,17 @@ fn frame(text: &str, (columns, rows): (u16, u16)) -> String {
         lines.push(format!("+{more} more"));
     }
     // Lines with colours are parts of a table, which fits.
-    let fitting = |line: &String| {
-        if line.contains('\x1b') { line.clone() } else { cut(line, usize::from(columns)) }
-    };
-    let lines: Vec<_> = lines.iter().map(fitting).collect();
+    for line in lines.iter_mut().filter(|line| !line.contains('\x1b')) {
+        *line = cut(line, usize::from(columns));
+    }
     format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n"))
 }
 
-fn forget_volatile(value: &mut Value) {
-    match value {
-        Value::Array(all) => all.iter_mut().for_each(forget_volatile),
-        Value::Object(fields) => {
-            fields.retain(|name, _| !VOLATILE.contains(&name.as_str()));
-            // `free in 12s unless its lease is renewed`
-            if let Some(Value::String(why)) = fields.get_mut("why") {
-                *why = why
-                    .split(' ')
-                    .filter(|word| !word.starts_with(|c: char| c.is_ascii_digit()))
-                    .collect();
-            }
-            fields.values_mut().for_each(forget_volatile);
-        }
-        _ => {}
-    }
+/// What counts as a change. `free in 12s unless its lease is renewed` remains the same.
+fn steady(text: &str, is_json: bool) -> String {
+    let is_steady = |field: &&str| !VOLATILE.iter().any(|name| field.starts_with(name));
+    let is_number = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit());
+    let fields = text.split(',').filter(|field| !is_json || is_steady(field));
+    let words = fields.flat_map(|field| field.split(' '));
+    words.filter(|word| !is_json || !is_number(word)).collect()
 }

@@ -9,8 +9,8 @@ use rustix::fs::{Access, access};
 
 use super::{FULL, Node};
 use crate::command::ended::{locked, say};
+use crate::command::job::confirm_end;
 use crate::command::progress::Progress;
-use crate::command::report::confirm_end;
 use crate::command::schedule::task::Tracked;
 use crate::command::schedule::work::{ATTEMPT, Work, runner, why_not_started};
 use crate::lease::TokenHolder;
