@@ -33,9 +33,9 @@ use crate::lock::staleness::{
     Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, judge_all,
 };
 use crate::lock::stored::Stored;
+use crate::record::Entry;
 use crate::record::mode::Mode;
 use crate::record::run::{Rule, Run};
-use crate::record::{Entry, Outcome};
 use crate::store::waiter::Waiter;
 use crate::store::{self, Location};
 use crate::sys::text::io_message;
@@ -59,10 +59,13 @@ pub struct Mutex<'a> {
     /// Acquisitions with lost answers. If one of these tokens is stored, the lock is ours.
     unconfirmed: Vec<Grant>,
     /// The free state that was left to earlier waiters, and since when.
-    left_to_others: Option<(Option<Vec<u8>>, Instant)>,
+    left_to_others: Option<Left>,
     /// The requester lost the lock before, and has not been told yet.
     was_lost: bool,
 }
+
+/// A version of the register, and since when it is known.
+type Left = (Option<Vec<u8>>, Instant);
 
 /// What is stored, and the verdict on each holder.
 pub type Looked = (Stored, Vec<Judged<Verdict>>);
@@ -98,6 +101,20 @@ pub struct Grant {
     /// Whether the run of a task is to be ended.
     #[serde(default)]
     pub is_stopped: bool,
+}
+
+impl Grant {
+    fn of(entry: &Entry, leased_at: u64) -> Self {
+        let run = entry.once.as_ref();
+        let task = run.and_then(|run| run.task.as_ref());
+        Self {
+            token: entry.token.clone().unwrap_or_default(),
+            fencing: entry.fencing,
+            leased_at,
+            run: run.map(|run| run.number),
+            is_stopped: task.is_some_and(|task| task.is_stopped),
+        }
+    }
 }
 
 /// How a lock was acquired.
@@ -206,11 +223,11 @@ impl<'a> Mutex<'a> {
 
     /// The known waiters, in their order.
     pub fn waiters(&mut self) -> Vec<Waiter> {
-        self.register.queue(|queue, key| queue.waiters(key)).unwrap_or_default()
+        self.register.queue(|queue, key| queue.waiters(key))
     }
 
     fn has_waiters(&mut self) -> bool {
-        self.register.queue(|queue, key| queue.has_waiters(key)).unwrap_or(true)
+        self.register.queue(|queue, key| queue.has_waiters(key))
     }
 
     /// The connection, which is opened again when it is used.
@@ -261,18 +278,16 @@ impl Seen {
     fn new(judged: Vec<Judged<Verdict>>, owns: impl Fn(&Entry) -> bool) -> Self {
         let mut seen = Self::default();
         for Judged { entry, written, verdict } in judged {
-            let released = entry.as_ref().and_then(|entry| entry.released);
             let is_lost = match &verdict {
                 Verdict::Stale(Stale::Expired) => true,
-                Verdict::Stale(_) => released == Some(Outcome::Lost),
+                Verdict::Stale(_) => entry.as_ref().is_some_and(Entry::is_mark),
                 Verdict::Held(_) => false,
             };
             let own = entry.as_ref().filter(|entry| owns(entry));
             seen.lost.extend(own.filter(|_| is_lost).cloned());
+            let is_own = own.is_some_and(|own| !is_lost && own.released.is_none());
             match verdict {
-                verdict if own.is_some() && !is_lost && released.is_none() => {
-                    seen.own.push(Judged { entry, written, verdict })
-                }
+                verdict if is_own => seen.own.push(Judged { entry, written, verdict }),
                 Verdict::Held(verdict) => seen.held.push(Judged { entry, written, verdict }),
                 Verdict::Stale(verdict) => seen.former.push(Judged { entry, written, verdict }),
             }

@@ -60,7 +60,7 @@ impl Record {
 
     /// The entry of the last run of a key that runs once, and the run.
     pub fn last_run(&self) -> Option<(&Entry, &Run)> {
-        let entry = self.entries.iter().rfind(|entry| entry.released != Some(Outcome::Lost))?;
+        let entry = self.entries.iter().rfind(|entry| !entry.is_mark())?;
         Some((entry, entry.once.as_ref()?))
     }
 

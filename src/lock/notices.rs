@@ -10,7 +10,7 @@ use super::MAX_ROUNDS;
 use super::register::{Register, Write};
 use crate::lock::requester::Requester;
 use crate::lock::stored::Stored;
-use crate::record::{Entry, Outcome, Record};
+use crate::record::{Entry, Record};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process;
 
@@ -55,7 +55,7 @@ fn change(
         };
         let present = stored.as_ref().map(Stored::entries).unwrap_or_default();
         // A lock of this name.
-        if present.iter().any(|entry| entry.released != Some(Outcome::Lost)) {
+        if !present.iter().all(Entry::is_mark) {
             return None;
         }
         let (own, others): (Vec<_>, Vec<_>) = present.iter().partition(is_own);

@@ -77,11 +77,7 @@ impl Mutex<'_> {
             let record = Record::of(all.cloned().collect())
                 .ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
             if self.register.put(Some(&stored), Some(&record))? == Write::Done {
-                let run = entry.once.as_ref();
-                let is_stopped =
-                    run.and_then(|run| run.task.as_ref()).is_some_and(|task| task.is_stopped);
-                let (token, run) = (token.to_owned(), run.map(|run| run.number));
-                return Ok(Grant { token, fencing: entry.fencing, leased_at, run, is_stopped });
+                return Ok(Grant::of(entry, leased_at));
             }
         }
         Err(Error::NotOurs(Vec::new()))
@@ -114,8 +110,7 @@ impl Mutex<'_> {
             .iter()
             .filter_map(|former| {
                 let entry = former.entry.as_ref()?;
-                let is_lost =
-                    entry.released == Some(Outcome::Lost) || former.verdict == Stale::Expired;
+                let is_lost = entry.is_mark() || former.verdict == Stale::Expired;
                 let expired = entry.lease.and_then(|lease| lease.expires);
                 let is_recent = now
                     .zip(expired)

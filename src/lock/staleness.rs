@@ -38,6 +38,21 @@ pub struct Judged<V> {
     pub verdict: V,
 }
 
+impl<V> Judged<V> {
+    /// The same holder with another verdict.
+    pub(super) fn map<W>(self, verdict: impl FnOnce(V) -> W) -> Judged<W> {
+        let Self { entry, written, verdict: own } = self;
+        Judged { entry, written, verdict: verdict(own) }
+    }
+}
+
+/// The parts of these holders.
+pub(super) fn entries<V>(
+    holders: &[Judged<V>],
+) -> impl DoubleEndedIterator<Item = &Entry> + Clone + use<'_, V> {
+    holders.iter().filter_map(|holder| holder.entry.as_ref())
+}
+
 /// A holder of a lock, and why it counts as one.
 pub type Holding = Judged<Held>;
 

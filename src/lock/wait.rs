@@ -100,8 +100,7 @@ impl Mutex<'_> {
             let in_line = attempts.last().map_or(next_poll, |last| last.min(next_poll));
             let alone = attempts.next().min(looked + observer.interval());
             let was_queued = self.is_queued();
-            was_patient =
-                was_queued || self.register.queue(|queue, _| queue.is_turned_away()) == Some(true);
+            was_patient = was_queued || self.register.queue(|queue, _| queue.is_turned_away());
             self.sleep_until(if was_patient { in_line } else { alone }, is_beside, &holders, &fds)?;
             if !was_queued && self.is_queued() {
                 was_patient = true;
@@ -135,19 +134,20 @@ impl Mutex<'_> {
     /// The place of this process among the waiters, or behind them before it queues; `None` if that
     /// is unknown, or if it `is_beside` the queue.
     fn place_in_line(&mut self, is_beside: bool) -> Option<usize> {
-        let waiters =
-            self.register.queue(|queue, key| queue.waiters(key)).filter(|_| !is_beside)?;
+        if is_beside || self.register.store().queue().is_none() {
+            return None;
+        }
+        let waiters = self.waiters();
         let (pid, here) = (Some(getpid().as_raw_pid()), HostIdentity::here().host);
         let is_own =
             |waiter: &Waiter| waiter.pid == pid && (waiter.host.is_none() || waiter.host == here);
         let place = waiters.iter().position(is_own);
-        let is_new = !self.is_queued()
-            && self.register.queue(|queue, _| queue.is_turned_away()) != Some(true);
+        let is_new = !self.is_queued() && !self.register.queue(|queue, _| queue.is_turned_away());
         place.or(is_new.then_some(waiters.len())).map(|place| place + 1)
     }
 
     fn is_queued(&mut self) -> bool {
-        self.register.queue(|queue, key| queue.is_queued(key)) == Some(true)
+        self.register.queue(|queue, key| queue.is_queued(key))
     }
 
     /// When to look again at a holder, because nothing else may tell; `None` if something will.

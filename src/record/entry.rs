@@ -121,6 +121,11 @@ impl Entry {
             || self.fencing.is_some_and(|number| number.to_string() == token)
     }
 
+    /// Whether it only tells its process that the lock was lost.
+    pub fn is_mark(&self) -> bool {
+        self.released == Some(Outcome::Lost)
+    }
+
     /// Whether a program that knows plain mutexes only would understand it.
     pub(super) fn is_plain(&self) -> bool {
         self.mode == Mode::EXCLUSIVE
