@@ -25,12 +25,12 @@ pub use renew::Lost;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use register::{Connection, Register};
+use register::Register;
 use serde::{Deserialize, Serialize};
 
 use crate::lock::once::Claim;
 use crate::lock::staleness::{
-    Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, judge_all,
+    Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, Watched, judge_all,
 };
 use crate::lock::stored::Stored;
 use crate::record::Entry;
@@ -52,10 +52,11 @@ pub struct Mutex<'a> {
     /// How long a release waits for a store that does not answer. After that, the lease ends with
     /// its owner.
     pub patience: Duration,
-    register: Register,
+    /// Where the record of the lock is.
+    pub register: Register,
     judge: &'a dyn LivenessCheck,
-    /// By token, or `None` for an empty file: the last state, and since when it has not changed.
-    watched: HashMap<Option<String>, (Vec<u8>, Instant)>,
+    /// Of each lease, and of an empty file: since when its state has not changed.
+    watched: HashMap<Watched, Instant>,
     /// Acquisitions with lost answers. If one of these tokens is stored, the lock is ours.
     unconfirmed: Vec<Grant>,
     /// The free state that was left to earlier waiters, and since when.
@@ -230,19 +231,9 @@ impl<'a> Mutex<'a> {
         self.register.queue(|queue, key| queue.has_waiters(key))
     }
 
-    /// The connection, which is opened again when it is used.
-    pub fn connection(&self) -> Connection {
-        self.register.connection()
-    }
-
     /// The present holders.
     pub fn holders(&mut self) -> Result<Vec<Holding>, store::Error> {
         Ok(self.look()?.map(|(_, judged)| Seen::held(judged)).unwrap_or_default())
-    }
-
-    /// Whether something was stored in the register once, as far as the store remembers.
-    pub fn was_used(&self) -> bool {
-        self.register.version().is_some()
     }
 
     /// What is stored, and the verdict on each holder.
@@ -251,10 +242,9 @@ impl<'a> Mutex<'a> {
         let asked = Instant::now();
         let Some(stored) = self.register.load()? else { return Ok(None) };
         let mut watched = HashMap::new();
-        let judged = judge_all(self.judge, &stored, &mut |token, state| {
-            let seen = self.watched.remove(&token).filter(|(seen, _)| *seen == state);
-            let (state, since) = seen.unwrap_or_else(|| (state, Instant::now()));
-            watched.insert(token, (state, since));
+        let judged = judge_all(self.judge, &stored, &mut |state| {
+            let since = self.watched.get(&state).copied().unwrap_or_else(Instant::now);
+            watched.insert(state, since);
             asked.saturating_duration_since(since)
         });
         self.watched = watched;

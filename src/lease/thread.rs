@@ -231,7 +231,7 @@ impl Renewal {
                 }
             }
             // The store's connections are for others until the next renewal.
-            mutex.connection().close();
+            mutex.register.connection().close();
         }
     }
 }

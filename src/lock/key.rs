@@ -9,7 +9,7 @@ use crate::lock::requester::Requester;
 use crate::lock::staleness::{Held, Judged, Verdict};
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};
-use crate::store::{self, seam};
+use crate::store;
 
 /// A snapshot of a key that was run.
 #[derive(Debug)]
@@ -112,11 +112,6 @@ impl Mutex<'_> {
             }
         }
         Err(Error::NotOurs(Vec::new()))
-    }
-
-    /// What the next look finds, if it was read with others; `None` if the next look is to ask.
-    pub fn offer(&mut self, state: Option<(seam::State, u64)>) {
-        self.register.offered = state;
     }
 
     /// Lets the next look find what the last one has found, without a request.

@@ -23,19 +23,25 @@ const MAX_NOTICES: usize = 8;
 impl Register {
     /// Leaves notices for these entries. Best effort.
     pub fn leave_notices(&mut self, broken: &[Entry]) {
-        if !self.is_numbered() && !broken.is_empty() {
-            self.beside(SUFFIX, |notices| change(notices, broken, None));
-        }
+        self.change_notices(broken, None);
     }
 
     /// Removes the notices for `requester`; `None` if there were none. Returns whether it could: in
     /// a sticky directory, the file may be another user's.
     pub fn take_notices(&mut self, requester: &dyn Requester) -> Option<bool> {
-        if self.is_numbered() {
-            None
-        } else {
-            self.beside(SUFFIX, |notices| change(notices, &[], Some(requester)))
+        self.change_notices(&[], Some(requester))
+    }
+
+    fn change_notices(&mut self, new: &[Entry], of: Option<&dyn Requester>) -> Option<bool> {
+        if self.store().counts() || (new.is_empty() && of.is_none()) {
+            return None;
         }
+        let mut key = self.key.clone();
+        key.name.push(SUFFIX);
+        let here = (std::mem::replace(&mut self.key, key), self.last.take());
+        let changed = change(self, new, of);
+        (self.key, self.last) = here;
+        changed
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Register {
     location: String,
     pub(super) backoff: PollBackoff,
     pub(super) last: Option<Last>,
-    /// A state that was read with others, and when it was asked for, for the next read.
+    /// A state that was read with others, and when it was asked for: what the next read finds.
     pub offered: Option<(State, u64)>,
 }
 
@@ -172,21 +172,6 @@ impl Register {
     /// The name and the version of the store's server, if known.
     pub fn server(&self) -> Option<String> {
         self.store().server()
-    }
-
-    /// Whether its states have numbers.
-    pub fn is_numbered(&self) -> bool {
-        self.store().counts()
-    }
-
-    /// Runs `work` on another register of the same store, which has this one's name with `suffix`.
-    pub fn beside<T>(&mut self, suffix: &str, work: impl FnOnce(&mut Self) -> T) -> T {
-        let mut key = self.key.clone();
-        key.name.push(suffix);
-        let here = (std::mem::replace(&mut self.key, key), self.last.take());
-        let done = work(self);
-        (self.key, self.last) = here;
-        done
     }
 
     pub(super) fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {

@@ -174,18 +174,23 @@ pub trait LivenessCheck {
     }
 }
 
+/// A lease in one state: its token, and the number of its renewals. Or an empty file: no token, and
+/// its version.
+pub type Watched = (Option<String>, Vec<u8>);
+
 /// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has
-/// seen the lease of a token, or with `None` the whole register, in the same state.
+/// seen a state.
 pub fn judge_all(
     judge: &dyn LivenessCheck,
     stored: &Stored,
-    unchanged_for: &mut dyn FnMut(Option<String>, Vec<u8>) -> Duration,
+    unchanged_for: &mut dyn FnMut(Watched) -> Duration,
 ) -> Vec<Judged<Verdict>> {
     let written = stored.state.written;
     let Some(record) = &stored.record else {
         // A file from the future has no age; then only having watched it counts.
         let age = written.and_then(|written| written.elapsed().ok()).unwrap_or_default();
-        let age = age.max(unchanged_for(None, stored.state.version.clone().unwrap_or_default()));
+        let version = stored.state.version.clone().unwrap_or_default();
+        let age = age.max(unchanged_for((None, version)));
         let verdict = if age >= judge.being_written() {
             Verdict::Stale(Stale::Abandoned)
         } else {
@@ -196,9 +201,8 @@ pub fn judge_all(
     let verdict = |entry: &Entry| match entry.lease {
         _ if record.is_newer() => Verdict::Held(Held::Unknown(Unknown::NewerVersion)),
         Some(lease) => {
-            let unchanged_for =
-                unchanged_for(entry.token.clone(), lease.renewals.to_be_bytes().to_vec());
-            judge_lease(judge, stored, entry, lease, unchanged_for)
+            let state = (entry.token.clone(), lease.renewals.to_be_bytes().to_vec());
+            judge_lease(judge, stored, entry, lease, unchanged_for(state))
         }
         None => judge.judge(stored, entry),
     };
@@ -216,18 +220,17 @@ fn judge_lease(
     lease: Lease,
     unchanged_for: Duration,
 ) -> Verdict {
-    let time_to =
-        |end: u64| stored.state.now.map(|now| Duration::from_millis(end.saturating_sub(now)));
-    let at_least = entry.until.and_then(time_to).filter(|remaining| !remaining.is_zero());
+    let now = stored.state.now;
     let stale = |why: Stale| {
-        at_least.map_or(Verdict::Stale(why), |remaining| Verdict::Held(Held::AtLeast(remaining)))
+        let at_least =
+            entry.remaining(now).map(|remaining| Verdict::Held(Held::AtLeast(remaining)));
+        at_least.unwrap_or(Verdict::Stale(why))
     };
     if entry.released.is_some() {
         return stale(Stale::Released);
     }
     let by_watching = lease.duration.saturating_sub(unchanged_for);
-    let remaining =
-        lease.expires.and_then(time_to).map_or(by_watching, |by_clock| by_clock.min(by_watching));
+    let remaining = lease.left(now).map_or(by_watching, |by_clock| by_clock.min(by_watching));
     if remaining.is_zero() {
         return stale(Stale::Expired);
     }

@@ -153,11 +153,8 @@ impl Mutex<'_> {
     /// When to look again at a holder, because nothing else may tell; `None` if something will.
     pub(super) fn look_again_in(&self, entry: Option<&Entry>, held: &Held) -> Option<Duration> {
         let lease = entry.and_then(|entry| entry.lease);
-        let remaining = lease.map(|lease| match lease.expires.zip(self.register.now()) {
-            Some((expires, now)) => {
-                Duration::from_millis(expires.saturating_sub(now)).min(lease.duration)
-            }
-            None => lease.duration,
+        let remaining = lease.map(|lease| {
+            lease.left(self.register.now()).unwrap_or(lease.duration).min(lease.duration)
         });
         remaining.into_iter().chain(held.look_again_in()).min()
     }

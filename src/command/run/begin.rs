@@ -79,7 +79,7 @@ impl Run<'_> {
         let at_worst = move || drop(is_bound.then(|| end_tree(getpid(), 0)));
         let charge =
             LeaseGrant { grant: grant.clone(), lease, is_unnamed: self.job.handed_over.is_some() };
-        let idle = Some(self.mutex.connection());
+        let idle = Some(self.mutex.register.connection());
         match Renewing::start(&self.job.lock, charge, idle, self.job.on_lost, Box::new(at_worst)) {
             Ok(renewing) => Ok(Some(renewing)),
             Err(error) => {

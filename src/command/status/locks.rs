@@ -83,7 +83,7 @@ fn look(
         }
         looked => looked?,
     };
-    let is_used = looked.is_some() || mutex.was_used();
+    let is_used = looked.is_some() || mutex.register.version().is_some();
     let (stored, mut holders) = looked.unwrap_or_default();
     // Many files begin with a PID.
     if !is_named && (stored.record.is_none() || stored.is_legacy() && !is_named_as_lock(location)) {

@@ -12,7 +12,7 @@ use crate::lock::stored::Stored;
 use crate::record::{BEING_WRITTEN, Entry};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process::{self, Absence, Process};
-use crate::sys::{clock, text};
+use crate::sys::text;
 
 /// Judges by looking at this machine's processes.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl LivenessCheck for LocalLiveness {
         match owner {
             Ok(process) => Verdict::Held(Held::Alive(Some(process))),
             // What outlived its owner did not outlive a reboot.
-            Err(Verdict::Stale(stale)) if stale != Stale::Rebooted => match remaining(entry) {
+            Err(Verdict::Stale(stale)) if stale != Stale::Rebooted => match entry.remaining(None) {
                 Some(remaining) => Verdict::Held(Held::AtLeast(remaining)),
                 None if stale == Stale::Released => Verdict::Stale(stale),
                 None => self.look_for_orphans(entry, stale),
@@ -67,14 +67,6 @@ impl LivenessCheck for LocalLiveness {
             Err(verdict) => verdict,
         }
     }
-}
-
-/// How long a lock that was acquired in this boot is still to be held.
-fn remaining(entry: &Entry) -> Option<Duration> {
-    // With a lease, another clock counts.
-    let until = entry.until.filter(|_| entry.lease.is_none())?;
-    let remaining = until.checked_sub(clock::since_boot())?;
-    (remaining > 0).then(|| Duration::from_millis(remaining))
 }
 
 impl LocalLiveness {

@@ -31,7 +31,7 @@ impl Node<'_> {
         if due.len() >= MANY {
             for (name, state) in self.any.list(Kind::Schedule).unwrap_or_default() {
                 if let Some(task) = name.to_str().and_then(|name| self.tasks.get_mut(name)) {
-                    task.mutex.offer(Some((state, asked)));
+                    task.mutex.register.offered = Some((state, asked));
                 }
             }
         }
@@ -46,7 +46,7 @@ impl Node<'_> {
         self.tasks
             .values_mut()
             .filter(|_| due.len() >= MANY)
-            .for_each(|task| task.mutex.offer(None));
+            .for_each(|task| task.mutex.register.offered = None);
         Ok(())
     }
 
