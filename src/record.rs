@@ -102,14 +102,8 @@ impl Record {
             return Err("its second line is not a time");
         }
         // A plain record has one entry, whatever its other lines are.
-        let begins_entry =
-            |line: usize| line == 0 || (version > Some(PLAIN) && parse_pid(lines[line]).is_some());
-        let mut starts: Vec<usize> = (0..lines.len()).filter(|line| begins_entry(*line)).collect();
-        starts.push(lines.len());
-        let entries = starts
-            .windows(2)
-            .filter_map(|range| Entry::parse(&lines[range[0]..range[1]]))
-            .collect();
+        let is_same = |_: &&str, next: &&str| version <= Some(PLAIN) || parse_pid(next).is_none();
+        let entries = lines.chunk_by(is_same).filter_map(Entry::parse).collect();
         Ok(Self { version, entries })
     }
 

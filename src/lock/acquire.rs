@@ -47,11 +47,10 @@ impl Mutex<'_> {
         (bid.unconfirmed, bid.was_lost) = (take(&mut self.unconfirmed), self.was_lost);
         let acquired = self.wait_for(requester, request.skip_if_done, waiting, observer, |mutex| {
             let attempt = mutex.attempt(&mut bid)?;
-            if let Attempt::Busy(holders) = &attempt
-                && request.skip_if_done
-            {
+            if let Attempt::Busy(holders) = &attempt {
+                let first = holders.first().and_then(|holding| holding.entry.as_ref());
                 bid.awaited =
-                    holders.first().and_then(|holding| holding.entry.as_ref()?.token.clone());
+                    first.filter(|_| request.skip_if_done).and_then(|it| it.token.clone());
             }
             Ok(attempt)
         });
@@ -76,9 +75,9 @@ impl Mutex<'_> {
                 return Err(Error::Absent);
             }
             let (stored, judged) = self.look()?.unzip();
-            let has_no_clock =
-                self.register.now().is_none() && self.register.next_number().is_some();
-            if request.at_least.is_some() && request.lease.is_some() && has_no_clock {
+            let needs_clock = request.at_least.is_some() && request.lease.is_some();
+            if needs_clock && self.register.now().is_none() && self.register.next_number().is_some()
+            {
                 return Err(Error::NoClock);
             }
             if let Some(rule) = request.once {
@@ -153,10 +152,9 @@ impl Mutex<'_> {
             }
             // Nothing was changed, and what the other process is doing is unknown.
             Err(error) if error.cause == store::Cause::Contended => {
-                let busy = |former: StaleHolder| former.map(|_| Held::Unknown(Unknown::Contended));
-                Ok(Some(Attempt::Busy(
-                    held.into_iter().chain(former.into_iter().map(busy)).collect(),
-                )))
+                let former = former.into_iter();
+                let busy = former.map(|former| former.map(|_| Held::Unknown(Unknown::Contended)));
+                Ok(Some(Attempt::Busy(held.into_iter().chain(busy).collect())))
             }
             // It may be done, even after a conflict, which is the second answer if a proxy has sent
             // the write twice. The next look tells, by the token.

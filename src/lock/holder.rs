@@ -33,22 +33,7 @@ impl<V> Judged<V> {
             entry.command.clone()
         }
     }
-}
 
-impl<V> fmt::Display for Judged<V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.named(self.command().as_deref()))?;
-        if let Some(since) = self.since() {
-            write!(f, ", since {}", local_time(since))?;
-        }
-        if let Some(duration) = self.held_for() {
-            write!(f, ", held for {}", short(duration))?;
-        }
-        f.write_str(&self.reason())
-    }
-}
-
-impl<V> Judged<V> {
     fn named(&self, command: Option<&str>) -> String {
         let Some(entry) = &self.entry else {
             return "an unknown process (the file is empty)".to_owned();
@@ -63,6 +48,19 @@ impl<V> Judged<V> {
     fn reason(&self) -> String {
         let reason = self.entry.as_ref().and_then(|entry| entry.reason.as_ref());
         reason.map(|reason| format!(", reason: \"{reason}\"")).unwrap_or_default()
+    }
+}
+
+impl<V> fmt::Display for Judged<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.named(self.command().as_deref()))?;
+        if let Some(since) = self.since() {
+            write!(f, ", since {}", local_time(since))?;
+        }
+        if let Some(duration) = self.held_for() {
+            write!(f, ", held for {}", short(duration))?;
+        }
+        f.write_str(&self.reason())
     }
 }
 

@@ -76,8 +76,9 @@ impl Mutex<'_> {
                 Err(Error::Store(error)) if error.cause.passes() && !attempts.are_over() => {
                     observer.failing(&error, attempts.made());
                     let is_full = error.cause == store::Cause::Full;
-                    let until = attempts.after_failure(is_full, observer.interval());
-                    pause(until, &requester.exit_fds())?;
+                    let pause = attempts.after_failure(is_full, observer.interval());
+                    poll::sleep(pause, &requester.exit_fds())
+                        .map_err(|error| Error::Entry(error.into()))?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -158,10 +159,4 @@ impl Mutex<'_> {
         });
         remaining.into_iter().chain(held.look_again_in()).min()
     }
-}
-
-/// Sleeps until this time, or until one of `fds` is readable.
-fn pause(until: Instant, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-    let left = until.saturating_duration_since(Instant::now());
-    poll::sleep(left, fds).map_err(|error| Error::Entry(error.into()))
 }

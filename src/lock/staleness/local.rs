@@ -19,7 +19,8 @@ use crate::sys::text;
 pub struct LocalLiveness {
     here: HostIdentity,
     orphans: Orphans,
-    being_written: Duration,
+    /// How long an empty file counts as being written.
+    pub being_written: Duration,
     /// Processes of other PID namespaces that were seen, by the inode numbers of their pidfds.
     seen: RefCell<HashMap<u64, Process>>,
 }
@@ -33,12 +34,6 @@ impl LocalLiveness {
     /// Judges from `here`; `orphans` tells whether those of a dead owner count.
     pub fn new(here: HostIdentity, orphans: Orphans) -> Self {
         Self { here, orphans, being_written: BEING_WRITTEN, seen: RefCell::default() }
-    }
-
-    /// For `serializer flock`, an empty file is free at once.
-    pub fn of_flock(self, is_flock: bool) -> Self {
-        let being_written = if is_flock { Duration::ZERO } else { self.being_written };
-        Self { being_written, ..self }
     }
 }
 
@@ -106,10 +101,9 @@ impl LocalLiveness {
     /// same everywhere, and unique until reboot.
     fn look_into_container(&self, entry: &Entry) -> Result<Process, Verdict> {
         let mut is_gone = true;
-        for pidfd in
-            entry.keeper.iter().map(|(_, keeper)| keeper.pidfd).chain([entry.owner.instance.pidfd])
-        {
-            match pidfd.map(|inode| self.find_outside(inode)) {
+        let keeper = entry.keeper.map(|(_, keeper)| keeper);
+        for instance in keeper.into_iter().chain([entry.owner.instance]) {
+            match instance.pidfd.map(|inode| self.find_outside(inode)) {
                 Some(Ok(Some(process))) => return Ok(process),
                 found => is_gone &= matches!(found, Some(Ok(None))),
             }
