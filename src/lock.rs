@@ -36,7 +36,6 @@ use crate::lock::stored::Stored;
 use crate::record::Entry;
 use crate::record::mode::Mode;
 use crate::record::run::{Rule, Run};
-use crate::store::waiter::Waiter;
 use crate::store::{self, Location};
 use crate::sys::text::io_message;
 
@@ -121,10 +120,8 @@ impl Grant {
 /// How a lock was acquired.
 #[derive(Debug)]
 pub enum Acquired {
-    /// It was free, or open to more holders.
-    Free(Grant),
-    /// It was taken from a holder that is proved gone.
-    TakenOver(Grant, Box<StaleHolder>),
+    /// It was free, open to more holders, or taken from a holder that is proved gone.
+    Granted(Grant, Option<Box<StaleHolder>>),
     /// The requester held it before.
     AlreadyHeld(Box<Judged<Verdict>>),
     /// It was not acquired: another process has done the work. With the run of a key that is done.
@@ -135,8 +132,7 @@ impl Acquired {
     /// The new acquisition, and the former holder of the stale lock.
     pub fn granted(&self) -> Option<(&Grant, Option<&StaleHolder>)> {
         match self {
-            Self::Free(grant) => Some((grant, None)),
-            Self::TakenOver(grant, from) => Some((grant, Some(from))),
+            Self::Granted(grant, from) => Some((grant, from.as_deref())),
             Self::AlreadyHeld(_) | Self::NotNeeded(_) => None,
         }
     }
@@ -220,11 +216,6 @@ impl<'a> Mutex<'a> {
             left_to_others: None,
             was_lost: false,
         }
-    }
-
-    /// The known waiters, in their order.
-    pub fn waiters(&mut self) -> Vec<Waiter> {
-        self.register.queue(|queue, key| queue.waiters(key))
     }
 
     fn has_waiters(&mut self) -> bool {

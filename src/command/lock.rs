@@ -83,9 +83,8 @@ fn tell(
 ) -> Result<Option<u64>, Error> {
     let name = lock.name();
     Ok(match acquired {
-        Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
-            let from = acquired.granted().and_then(|(_, from)| from);
-            tracing::info!("{}", locked(lock, owner, time, from));
+        Acquired::Granted(grant, from) => {
+            tracing::info!("{}", locked(lock, owner, time, from.as_deref()));
             grant.fencing
         }
         Acquired::AlreadyHeld(held) => {
@@ -116,7 +115,7 @@ fn unkept(
     acquired: &Acquired,
 ) -> Result<Option<(Grant, Entry)>, lock::Error> {
     let held = match acquired {
-        Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
+        Acquired::Granted(grant, _) => {
             return Ok(Some((grant.clone(), requester.entry().map_err(lock::Error::Entry)?)));
         }
         Acquired::AlreadyHeld(held) => held.entry.as_ref().filter(|entry| entry.lease.is_some()),

@@ -55,7 +55,7 @@ impl Mutex<'_> {
             Ok(attempt)
         });
         // An acquisition is found once: the requester may hand it over.
-        let is_told = matches!(acquired, Ok(Acquired::Free(_) | Acquired::TakenOver(..)));
+        let is_told = matches!(acquired, Ok(Acquired::Granted(..)));
         self.unconfirmed = if is_told { Vec::new() } else { bid.unconfirmed };
         self.was_lost = bid.was_lost;
         self.register.queue(|queue, key| queue.leave(key));
@@ -140,10 +140,7 @@ impl Mutex<'_> {
         match self.register.put(stored, Some(&record)) {
             Ok(Write::Done) if requester.is_alive() => {
                 let from = former.into_iter().find(|former| former.verdict != Stale::Released);
-                Ok(Some(Attempt::Done(match from {
-                    Some(from) => Acquired::TakenOver(grant, Box::new(from)),
-                    None => Acquired::Free(grant),
-                })))
+                Ok(Some(Attempt::Done(Acquired::Granted(grant, from.map(Box::new)))))
             }
             // The requester has ended meanwhile.
             Ok(Write::Done) => {

@@ -105,7 +105,7 @@ impl<'b> Bid<'b> {
         let mode = entry.map_or(self.request.mode, |entry| entry.mode);
         let began = entry.and_then(|entry| Some(entry.once.as_ref()?.began));
         match entry.and_then(|entry| self.unconfirmed(entry)) {
-            Some(grant) => Ok(Decision::Done(Acquired::Free(grant.clone()))),
+            Some(grant) => Ok(Decision::Done(Acquired::Granted(grant.clone(), None))),
             None if mode != self.request.mode => Err(Error::HeldOtherwise(mode)),
             // It runs the key for an earlier period: it would wait for itself.
             None if began.is_some() && began < self.since => {

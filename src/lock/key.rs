@@ -120,11 +120,6 @@ impl Mutex<'_> {
         self.register.offered = last.map(|last| (last.state.clone(), last.asked));
     }
 
-    /// The time of the store, or else of the host, in milliseconds since 1970.
-    pub fn time(&self) -> u64 {
-        self.register.time()
-    }
-
     /// Sleeps at most `limit`, until the key may be in another state than `seen`.
     pub fn watch(
         &mut self,

@@ -11,7 +11,6 @@ use super::staleness::Held;
 use super::stored::Stored;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released};
 use crate::record::{Entry, KEPT, Outcome, Record};
-use crate::store;
 use crate::sys::poll;
 
 /// Between two such tries.
@@ -138,18 +137,14 @@ impl Mutex<'_> {
     }
 
     /// Leaves these entries, or nothing if there are none, and wakes a waiter.
-    pub(super) fn store(
-        &mut self,
-        seen: &Stored,
-        mut entries: Vec<Entry>,
-    ) -> Result<Write, store::Error> {
-        let record = Record::of(entries.clone()).or_else(|| {
+    pub(super) fn store(&mut self, seen: &Stored, mut left: Vec<Entry>) -> Result<Write, Error> {
+        let record = Record::of(left.clone()).or_else(|| {
             // What is added to a released entry may be too much for a full record. It can be left
             // out: nothing holds by it.
-            entries.retain(|entry| entry.released.is_none());
-            Record::of(entries.clone())
+            left.retain(|entry| entry.released.is_none());
+            Record::of(left.clone())
         });
-        if record.is_none() && !entries.is_empty() {
+        if record.is_none() && !left.is_empty() {
             return Ok(Write::Conflict);
         }
         let write = self.register.put(Some(seen), record.as_ref())?;
@@ -167,18 +162,18 @@ impl Mutex<'_> {
             Entry::of_this_process(Some("serializer unlock".to_owned())).map_err(Error::Entry)?;
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
         match self.register.put(Some(stale), Some(&record))? {
-            Write::Done => Ok(self.withdraw(&entry)?),
+            Write::Done => self.withdraw(&entry),
             write => Ok(write),
         }
     }
 
     /// Removes an entry that was just written; a conflict means that another process has taken it
     /// over.
-    pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, store::Error> {
+    pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some(stored) = self.register.load()? else { return Ok(Write::Conflict) };
-            let (own, mut rest): (Vec<_>, Vec<_>) =
-                stored.entries().iter().cloned().partition(|other| other.token == entry.token);
+            let mut rest = stored.entries().to_vec();
+            let own: Vec<_> = rest.extract_if(.., |other| other.token == entry.token).collect();
             let [own] = own.as_slice() else { return Ok(Write::Conflict) };
             // A key remembers that it was begun.
             rest.extend(own.once.as_ref().map(|_| self.ended(own, Outcome::Unknown.into())));

@@ -83,7 +83,8 @@ impl Mutex<'_> {
         let is_forced = scope == ReleaseScope::Force && held.is_empty();
         if !own.is_empty() && (scope.is_own() || is_forced) {
             let own = own.into_iter().filter_map(|own| own.entry).collect();
-            return Ok(self.plan_own(own, held, marks, removal.ending));
+            let others = entries(&held).cloned().chain(marks).collect();
+            return Ok(self.plan_own(own, others, removal.ending));
         }
         if own.is_empty() && held.is_empty() {
             let mut stale = former.into_iter().filter(|former| former.verdict != Stale::Released);
@@ -122,18 +123,12 @@ impl Mutex<'_> {
     }
 
     /// The requester's entries go, but for what is to stay for a time, or tells how it ended.
-    fn plan_own(
-        &self,
-        was: Vec<Entry>,
-        held: Vec<Holding>,
-        marks: Vec<Entry>,
-        ending: Ending<'_>,
-    ) -> Plan {
+    fn plan_own(&self, was: Vec<Entry>, others: Vec<Entry>, ending: Ending<'_>) -> Plan {
         let remaining = |entry: &Entry| entry.remaining(self.register.now());
         let is_told = |entry: &Entry| entry.once.is_some() || ending.outcome == Outcome::Succeeded;
         let staying = was.iter().filter(|entry| remaining(entry).is_some() || is_told(entry));
         let staying = staying.map(|entry| self.ended(entry, ending));
-        let left = entries(&held).cloned().chain(marks).chain(staying).collect();
+        let left = others.into_iter().chain(staying).collect();
         let stays = was.iter().filter_map(remaining).max();
         (left, Ok(Released::Own { stays, was }))
     }

@@ -6,7 +6,7 @@ use rustix::process::Pid;
 
 use super::register::Write;
 use super::{Error, Grant, MAX_ROUNDS, Mutex, Seen};
-use crate::lock::staleness::{Stale, StaleHolder, Verdict};
+use crate::lock::staleness::{Judged, Stale, StaleHolder, Verdict};
 use crate::record::{Entry, Lease, Outcome, Record};
 use crate::sys::clock::since_boot;
 use crate::sys::identity::ProcessIdentity;
@@ -42,33 +42,26 @@ impl Mutex<'_> {
     ) -> Result<Grant, Error> {
         for _ in 0..MAX_ROUNDS {
             let (stored, judged) = self.look()?.unwrap_or_default();
-            let own = judged.iter().find_map(|judged| {
-                let entry =
-                    judged.entry.as_ref().filter(|entry| entry.token.as_deref() == Some(token))?;
-                Some((entry, entry.lease?, &judged.verdict))
+            let own = judged.iter().find_map(|Judged { entry, verdict, .. }| {
+                let own = entry.as_ref().filter(|entry| entry.token.as_deref() == Some(token))?;
+                Some((own, own.lease?, verdict))
             });
             let Some((entry, lease, verdict)) = own else {
                 return Err(Error::Lost(Lost::Gone, Seen::held(judged)));
             };
-            let lost = match (entry.released, verdict) {
-                (Some(Outcome::Lost), _) => Some(Lost::TakenOver),
+            let lost = |how| Err(Error::Lost(how, Vec::new()));
+            match (entry.released, verdict) {
+                (Some(Outcome::Lost), _) => return lost(Lost::TakenOver),
                 // Released, and held for a time yet.
-                (Some(_), _) => Some(Lost::Gone),
-                (None, Verdict::Stale(Stale::Expired)) => Some(Lost::Expired),
-                (None, _) => None,
-            };
-            if let Some(how) = lost {
-                return Err(Error::Lost(how, Vec::new()));
+                (Some(_), _) => return lost(Lost::Gone),
+                (None, Verdict::Stale(Stale::Expired)) => return lost(Lost::Expired),
+                (None, _) => {}
             }
             // Before the end of the lease is computed, and before it is sent.
             let leased_at = since_boot();
-            let renewed = Lease {
-                expires: self.expiry(lease.duration),
-                renewals: lease.renewals + 1,
-                ..lease
-            };
-            let renewed =
-                Entry { lease: Some(renewed), keeper: keeper.or(entry.keeper), ..entry.clone() };
+            let (expires, renewals) = (self.expiry(lease.duration), lease.renewals + 1);
+            let lease = Some(Lease { expires, renewals, ..lease });
+            let renewed = Entry { lease, keeper: keeper.or(entry.keeper), ..entry.clone() };
             let all =
                 stored.entries().iter().map(|other| if other == entry { &renewed } else { other });
             // A renewal takes as much room as the one before, but another keeper may not.

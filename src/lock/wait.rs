@@ -138,7 +138,7 @@ impl Mutex<'_> {
         if is_beside || self.register.store().queue().is_none() {
             return None;
         }
-        let waiters = self.waiters();
+        let waiters = self.register.queue(|queue, key| queue.waiters(key));
         let (pid, here) = (Some(getpid().as_raw_pid()), HostIdentity::here().host);
         let is_own =
             |waiter: &Waiter| waiter.pid == pid && (waiter.host.is_none() || waiter.host == here);

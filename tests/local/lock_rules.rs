@@ -86,7 +86,7 @@ fn decide(stored: Vec<(Entry, Verdict)>, bid: &Bid<'_>) -> String {
         Err(Error::Busy(..)) => "of an earlier period".to_owned(),
         Err(Error::GivenUp(_)) => "given up".to_owned(),
         Err(error) => format!("{error:?}"),
-        Ok(Decision::Done(Acquired::Free(grant))) => format!("confirmed {}", grant.token),
+        Ok(Decision::Done(Acquired::Granted(grant, None))) => format!("confirmed {}", grant.token),
         Ok(Decision::Done(Acquired::AlreadyHeld(_))) => "already held".to_owned(),
         Ok(Decision::Done(Acquired::NotNeeded(run))) => {
             format!("not needed{}", run.map_or("", |_| ": done"))

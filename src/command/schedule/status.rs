@@ -127,7 +127,7 @@ impl Tasks<'_> {
                 Ok(seen) => {
                     self.is_unproved |=
                         seen.as_ref().is_some_and(|seen| seen.unproved_lease().is_some());
-                    rows.push(row(&name, catalog.tasks.get(&name), seen, mutex.time()));
+                    rows.push(row(&name, catalog.tasks.get(&name), seen, mutex.register.time()));
                 }
                 // One damaged record does not hide the other tasks.
                 Err(error) if !error.cause.passes() => failure = failure.or(Some(error)),

@@ -94,15 +94,17 @@ fn look(
     if !is_named && holders.is_empty() && !is_named_as_lock(location) {
         return Ok(None);
     }
-    let now = mutex.time();
+    let now = mutex.register.time();
     let holders: Vec<_> = holders.iter().map(|judged| holder(judged, now)).collect();
     // A live holder counts, wherever in the record it stands.
     let order = |holder: &&Value| {
         ["held", "unknown", "stale"].iter().position(|it| holder["state"] == **it)
     };
     let counts = holders.iter().min_by_key(order);
-    let waiters =
-        (1..).zip(mutex.waiters()).map(|(position, it)| waiter(position, &it)).collect::<Vec<_>>();
+    let waiters = (1..)
+        .zip(mutex.register.queue(|queue, key| queue.waiters(key)))
+        .map(|(position, it)| waiter(position, &it))
+        .collect::<Vec<_>>();
     Ok(Some(identity(
         location,
         &json!({
