@@ -246,7 +246,6 @@ impl<'a> Mutex<'a> {
 /// What is stored, as one requester sees it.
 #[derive(Default)]
 struct Seen {
-    /// Its own entries.
     own: Vec<Judged<Verdict>>,
     /// Its entries by which it does not hold the lock any more, although it has not released it.
     lost: Vec<Entry>,

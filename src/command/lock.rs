@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::getpid;
+use rustix::process::{Signal, getpid};
 
 use super::ended::{LONGER, locked};
 use super::once;
@@ -14,7 +14,7 @@ use crate::command::requester::other_than_us;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::{ALREADY_DONE, BUSY};
-use crate::lease::process::kill;
+use crate::lease::process::send_signal;
 use crate::lease::{LeaseGrant, OnLost, TokenHolder};
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{LocalLiveness, Orphans};
@@ -166,7 +166,7 @@ fn keep(
         Err(error) => Error::io(format!("cannot keep the lease of `{}`", lock.name()), &error),
     };
     // The keeper may have started nevertheless.
-    let _ = requester.keeper().map(|keeper| kill(keeper.identity));
+    let _ = requester.keeper().map(|keeper| send_signal(keeper.identity, Signal::KILL));
     let _ = mutex.release(&TokenHolder(&charge.grant.token), ReleaseScope::Own, Outcome::Unknown);
     Err(error)
 }

@@ -40,7 +40,6 @@ const MAX_MESSAGE: usize = 64 * 1024;
 /// What the keeper answers when it has begun; anything else is why it cannot.
 const BEGUN: &[u8] = b"+";
 
-/// The longest answer.
 const MAX_ANSWER: usize = 4096;
 
 /// How long to wait for the answer. The keeper only has to start.
@@ -107,14 +106,8 @@ fn has_ended() -> io::Error {
     io::Error::other("the process that keeps the lease has ended")
 }
 
-/// Kills a keeper.
-pub fn kill(keeper: (Pid, ProcessIdentity)) {
-    // Not by SIGTERM, which a script may ignore, and its keeper with it.
-    send_signal(keeper, Signal::KILL);
-}
-
-/// Not by the PID alone, which may have become another process's.
-fn send_signal((pid, instance): (Pid, ProcessIdentity), signal: Signal) {
+/// Signals a process; not by the PID alone, which may have become another process's.
+pub fn send_signal((pid, instance): (Pid, ProcessIdentity), signal: Signal) {
     if let Some(process) = process::running(pid)
         && instance.same_as(process.instance) == Some(true)
     {
@@ -123,7 +116,7 @@ fn send_signal((pid, instance): (Pid, ProcessIdentity), signal: Signal) {
 }
 
 /// Ends the keeper of a released lock, if it is a process of this place. By itself, it would notice
-/// the release only at its next renewal.
+/// the release only at its next renewal. SIGTERM may be ignored by a script, and so by its keeper.
 pub fn dismiss(entry: &Entry) {
     if entry.lease.is_some() {
         signal_keeper(entry, NAME, Signal::KILL);
@@ -134,12 +127,10 @@ pub fn dismiss(entry: &Entry) {
 /// the argument `name`.
 pub fn signal_keeper(entry: &Entry, name: &str, signal: Signal) {
     // Hosts are renamed, and that does not matter here.
-    let here = HostIdentity::here();
-    let is_here = |place: &HostIdentity| {
-        place.boot.is_some()
-            && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace)
-    };
-    let Some(keeper) = entry.keeper.filter(|_| is_here(&entry.owner.place)) else { return };
+    let (place, here) = (&entry.owner.place, HostIdentity::here());
+    let is_here = place.boot.is_some()
+        && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace);
+    let Some(keeper) = entry.keeper.filter(|_| is_here) else { return };
     // The record may name any process.
     if process::arguments(keeper.0).get(1).is_some_and(|argument| argument == name) {
         send_signal(keeper, signal);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::decision::{Bid, Decision};
 use super::register::Write;
 use super::requester::Requester;
-use super::staleness::{Held, Holding, Stale, StaleHolder, Unknown, entries};
+use super::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown, entries};
 use super::stored::Stored;
 use super::wait::{Attempt, PATIENCE};
 use super::waiting::{Observer, Waiting};
@@ -149,8 +149,11 @@ impl Mutex<'_> {
             }
             // Nothing was changed, and what the other process is doing is unknown.
             Err(error) if error.cause == store::Cause::Contended => {
-                let former = former.into_iter();
-                let busy = former.map(|former| former.map(|_| Held::Unknown(Unknown::Contended)));
+                let busy = former.into_iter().map(|Judged { entry, written, .. }| Judged {
+                    entry,
+                    written,
+                    verdict: Held::Unknown(Unknown::Contended),
+                });
                 Ok(Some(Attempt::Busy(held.into_iter().chain(busy).collect())))
             }
             // It may be done, even after a conflict, which is the second answer if a proxy has sent
@@ -163,7 +166,6 @@ impl Mutex<'_> {
         }
     }
 
-    /// The entry of a new acquisition.
     fn entry(
         &self,
         bid: &Bid<'_>,

@@ -8,7 +8,6 @@ use super::register::Register;
 use crate::store::failure::Error;
 use crate::store::seam::{Key, Queue, Store};
 
-/// The store of a register.
 pub(super) type Shared = Mutex<Box<dyn Store>>;
 
 /// The connection of a register.

@@ -44,7 +44,6 @@ impl<V> Judged<V> {
         format!("pid {}{command}{host}", entry.owner.pid)
     }
 
-    /// What the user says that it is held for.
     fn reason(&self) -> String {
         let reason = self.entry.as_ref().and_then(|entry| entry.reason.as_ref());
         reason.map(|reason| format!(", reason: \"{reason}\"")).unwrap_or_default()

@@ -128,6 +128,6 @@ impl Mutex<'_> {
         requester: &dyn Requester,
     ) -> Result<(), store::Error> {
         let held = seen.map(|seen| Seen::held(vec![seen.process])).unwrap_or_default();
-        self.sleep_until(Instant::now() + limit, true, &held, &requester.exit_fds())
+        self.sleep_until(Instant::now() + limit, true, &held, requester)
     }
 }

@@ -17,7 +17,6 @@ use crate::record::{Entry, Outcome};
 use crate::sys::local_time::local_time;
 use crate::sys::text;
 
-/// How many ends of runs are remembered.
 const MAX_ENDS: usize = 5;
 
 /// The longest text about an end, in characters.

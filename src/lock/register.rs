@@ -36,13 +36,11 @@ pub struct Register {
     pub offered: Option<(State, u64)>,
 }
 
-/// The state that was read last.
 pub(super) struct Last {
     pub(super) state: State,
     /// When the state was asked for, in milliseconds since boot. The store's clock was not later
     /// then than its answer.
     pub(super) asked: u64,
-    /// The number of the next write.
     next: u64,
     pub(super) is_prepared: bool,
 }
@@ -200,20 +198,19 @@ impl Register {
         })
     }
 
-    /// The state, read anew.
     fn read(&mut self) -> Result<&Last, Error> {
-        let (offered, mut asked) = self.offered.take().unzip();
-        let read = match offered {
-            Some(state) => Ok(state),
+        let read = match self.offered.take() {
+            Some(offered) => Ok(offered),
             None => self.ask(|store, key| {
-                asked = Some(since_boot());
-                store.get(key)
+                let asked = since_boot();
+                Ok((store.get(key)?, asked))
             }),
         };
-        let asked = asked.unwrap_or_default();
-        let (state, is_prepared) = match read {
-            Ok(state) => (state, true),
-            Err(Failure { cause: Cause::NotPrepared, .. }) => (State::default(), false),
+        let ((state, asked), is_prepared) = match read {
+            Ok(read) => (read, true),
+            Err(Failure { cause: Cause::NotPrepared, .. }) => {
+                ((State::default(), since_boot()), false)
+            }
             Err(failure) => return Err(self.error("read the lock", failure)),
         };
         let next = number_after(&state)
@@ -221,7 +218,6 @@ impl Register {
         Ok(self.last.insert(Last { state, asked, next, is_prepared }))
     }
 
-    /// Writes if the state is still `last`.
     fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Failure> {
         let text = record.map(Record::to_text);
         let keep = record.map_or(Some(KEPT), Record::keep);

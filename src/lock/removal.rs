@@ -24,7 +24,6 @@ pub(super) struct Removal<'r> {
 }
 
 impl<'r> Removal<'r> {
-    /// Nothing was tried yet.
     pub fn new(requester: &'r dyn Requester, scope: ReleaseScope<'r>, ending: Ending<'r>) -> Self {
         let answer = Err(Error::NotLocked);
         Self { requester, scope, ending, answer, may_be_done: false, targets: None }
@@ -133,7 +132,6 @@ impl Mutex<'_> {
         (left, Ok(Released::Own { stays, was }))
     }
 
-    /// The entry once it is released.
     pub(super) fn ended(&self, entry: &Entry, Ending { outcome, how, code }: Ending<'_>) -> Entry {
         let once = entry.once.as_ref().map(|run| run.with_end(self.register.time(), how, code));
         Entry { released: Some(outcome), once, ..entry.clone() }

@@ -113,7 +113,6 @@ impl Mutex<'_> {
     }
 }
 
-/// The entry of a holder that has lost its lock.
 pub(super) fn mark_lost(entry: &Entry) -> Entry {
     Entry { released: Some(Outcome::Lost), until: None, once: None, ..entry.clone() }
 }

@@ -38,18 +38,8 @@ pub struct Judged<V> {
     pub verdict: V,
 }
 
-impl<V> Judged<V> {
-    /// The same holder with another verdict.
-    pub(super) fn map<W>(self, verdict: impl FnOnce(V) -> W) -> Judged<W> {
-        let Self { entry, written, verdict: own } = self;
-        Judged { entry, written, verdict: verdict(own) }
-    }
-}
-
 /// The parts of these holders.
-pub(super) fn entries<V>(
-    holders: &[Judged<V>],
-) -> impl DoubleEndedIterator<Item = &Entry> + Clone + use<'_, V> {
+pub(super) fn entries<V>(holders: &[Judged<V>]) -> impl Iterator<Item = &Entry> {
     holders.iter().filter_map(|holder| holder.entry.as_ref())
 }
 
@@ -66,6 +56,18 @@ pub enum Verdict {
     Held(Held),
     /// Its owner is proved gone.
     Stale(Stale),
+}
+
+impl<T: Into<Held>> From<T> for Verdict {
+    fn from(held: T) -> Self {
+        Self::Held(held.into())
+    }
+}
+
+impl From<Stale> for Verdict {
+    fn from(stale: Stale) -> Self {
+        Self::Stale(stale)
+    }
 }
 
 /// Why a lock counts as held.
@@ -86,7 +88,7 @@ pub enum Held {
     #[error("free in {} unless its lease is renewed", rounded_up(.0))]
     Leased(Duration),
     #[error(transparent)]
-    Unknown(Unknown),
+    Unknown(#[from] Unknown),
 }
 
 /// Why it cannot be told whether an owner lives.
@@ -191,15 +193,13 @@ pub fn judge_all(
         let age = written.and_then(|written| written.elapsed().ok()).unwrap_or_default();
         let version = stored.state.version.clone().unwrap_or_default();
         let age = age.max(unchanged_for((None, version)));
-        let verdict = if age >= judge.being_written() {
-            Verdict::Stale(Stale::Abandoned)
-        } else {
-            Verdict::Held(Held::Unknown(Unknown::BeingWritten))
-        };
+        let is_abandoned = age >= judge.being_written();
+        let verdict =
+            if is_abandoned { Stale::Abandoned.into() } else { Unknown::BeingWritten.into() };
         return vec![Judged { entry: None, written, verdict }];
     };
     let verdict = |entry: &Entry| match entry.lease {
-        _ if record.is_newer() => Verdict::Held(Held::Unknown(Unknown::NewerVersion)),
+        _ if record.is_newer() => Unknown::NewerVersion.into(),
         Some(lease) => {
             let state = (entry.token.clone(), lease.renewals.to_be_bytes().to_vec());
             judge_lease(judge, stored, entry, lease, unchanged_for(state))
@@ -221,11 +221,7 @@ fn judge_lease(
     unchanged_for: Duration,
 ) -> Verdict {
     let now = stored.state.now;
-    let stale = |why: Stale| {
-        let at_least =
-            entry.remaining(now).map(|remaining| Verdict::Held(Held::AtLeast(remaining)));
-        at_least.unwrap_or(Verdict::Stale(why))
-    };
+    let stale = |why: Stale| entry.remaining(now).map_or(why.into(), |it| Held::AtLeast(it).into());
     if entry.released.is_some() {
         return stale(Stale::Released);
     }
@@ -238,7 +234,7 @@ fn judge_lease(
         // What is seen here proves nothing there: another machine may have the same name, ids and
         // boot id (containers of one image). The keeper releases the lock, or the lease ends.
         Verdict::Stale(_) | Verdict::Held(Held::Unknown(_) | Held::AtLeast(_)) => {
-            Verdict::Held(Held::Leased(remaining))
+            Held::Leased(remaining).into()
         }
         held => held,
     }

@@ -1,6 +1,5 @@
 //! The only loop that waits for a lock.
 
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::getpid;
@@ -90,23 +89,23 @@ impl Mutex<'_> {
             let Some(holders) = holders else {
                 deferrals += 1;
                 let until = looked + if is_beside { BESIDE } else { PATIENCE };
-                self.sleep_until(until, is_beside, &[], &requester.exit_fds())?;
+                self.sleep_until(until, is_beside, &[], requester)?;
                 continue;
             };
             let rest = attempts.rest(looked.elapsed());
             observer.waiting(&holders, attempts.made(), &mut || self.place_in_line(is_beside));
-            let fds = requester.exit_fds();
             let next_poll = looked + IN_LINE.min(observer.interval());
             // The first waiter is woken by whatever happens, the others when it leaves.
             let in_line = attempts.last().map_or(next_poll, |last| last.min(next_poll));
             let alone = attempts.next().min(looked + observer.interval());
             let was_queued = self.is_queued();
             was_patient = was_queued || self.register.queue(|queue, _| queue.is_turned_away());
-            self.sleep_until(if was_patient { in_line } else { alone }, is_beside, &holders, &fds)?;
+            let until = if was_patient { in_line } else { alone };
+            self.sleep_until(until, is_beside, &holders, requester)?;
             if !was_queued && self.is_queued() {
                 was_patient = true;
                 // It has just queued. What the holder does must not wake all waiters.
-                self.sleep_until(in_line, is_beside, &holders, &fds)?;
+                self.sleep_until(in_line, is_beside, &holders, requester)?;
             }
             // This limits how often it looks, and must not delay the first look after a long sleep.
             std::thread::sleep(rest.saturating_sub(looked.elapsed()));
@@ -118,10 +117,10 @@ impl Mutex<'_> {
         until: Instant,
         is_beside: bool,
         holders: &[Holding],
-        fds: &[BorrowedFd<'_>],
+        requester: &dyn Requester,
     ) -> Result<(), store::Error> {
         let mut limit = until.saturating_duration_since(Instant::now());
-        let mut fds = fds.to_vec();
+        let mut fds = requester.exit_fds();
         // What becomes of the holders concerns the first waiter.
         if !self.is_queued() {
             let again =

@@ -1,6 +1,7 @@
 //! One holder's part of a lock record.
 
 use std::fmt::{self, Write as _};
+use std::io;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
@@ -85,16 +86,12 @@ pub enum Outcome {
 
 impl Entry {
     /// The entry of a new acquisition of a plain mutex by this very process.
-    pub fn of_this_process(command: Option<String>) -> std::io::Result<Self> {
+    pub fn of_this_process(command: Option<String>) -> io::Result<Self> {
         Self::new(Owner::of(getpid(), &HostIdentity::here())?, None, command)
     }
 
     /// The entry of a new acquisition of a plain mutex.
-    pub fn new(
-        owner: Owner,
-        run: Option<String>,
-        command: Option<String>,
-    ) -> std::io::Result<Self> {
+    pub fn new(owner: Owner, run: Option<String>, command: Option<String>) -> io::Result<Self> {
         let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
         Ok(Self { since, token, run, command, ..Self::with(owner, &Fields(Vec::new())) })
     }
