@@ -218,10 +218,6 @@ impl<'a> Mutex<'a> {
         }
     }
 
-    fn has_waiters(&mut self) -> bool {
-        self.register.queue(|queue, key| queue.has_waiters(key))
-    }
-
     /// The present holders.
     pub fn holders(&mut self) -> Result<Vec<Holding>, store::Error> {
         Ok(self.look()?.map(|(_, judged)| Seen::held(judged)).unwrap_or_default())

@@ -11,6 +11,7 @@ pub mod run;
 use std::time::Duration;
 
 pub use entry::{Entry, Lease, Outcome};
+use jiff::civil::DateTime;
 
 use crate::record::run::Run;
 use crate::sys::process::parse_pid;
@@ -94,11 +95,10 @@ impl Record {
         if lines.first().is_none_or(|line| parse_pid(line).is_none()) {
             return Err("its first line is not a process id");
         }
-        let local_time = lines.get(1).copied().unwrap_or("");
-        if version.is_none()
-            && !(lines.iter().skip(2).all(|line| line.is_empty())
-                && is_local_time_or_empty(local_time))
-        {
+        let is_time = |line: &&str| DateTime::strptime("%Y-%m-%d %H:%M:%S", line).is_ok();
+        let mut rest = lines.iter().enumerate().skip(1);
+        let is_legacy = rest.all(|(at, line)| line.is_empty() || (at == 1 && is_time(line)));
+        if version.is_none() && !is_legacy {
             return Err("its second line is not a time");
         }
         // A plain record has one entry, whatever its other lines are.
@@ -115,10 +115,6 @@ impl Record {
         }
         text
     }
-}
-
-fn is_local_time_or_empty(line: &str) -> bool {
-    line.is_empty() || jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", line).is_ok()
 }
 
 /// How long an empty file counts as being written: the Python plugin leaves one between open and

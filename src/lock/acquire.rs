@@ -60,7 +60,7 @@ impl Mutex<'_> {
         self.was_lost = bid.was_lost;
         self.register.queue(|queue, key| queue.leave(key));
         let is_skipped = request.skip_if_done && matches!(acquired, Ok(Acquired::NotNeeded(_)));
-        if is_skipped && !self.has_waiters() {
+        if is_skipped && !self.register.queue(|queue, key| queue.has_waiters(key)) {
             // If this fails, the next holder does it.
             let _ = self.forget_outcome();
         }
@@ -84,7 +84,7 @@ impl Mutex<'_> {
                 bid.since.get_or_insert_with(|| rule.since(self.register.time()));
             }
             let key = (&*self.register.name(), self.register.time());
-            let left = self.left_to_others.take();
+            let left_since = self.left_to_others.take();
             let (held, former, run) =
                 match bid.decide(stored.as_ref(), judged.unwrap_or_default(), key)? {
                     Decision::Done(acquired) => return Ok(Attempt::Done(acquired)),
@@ -103,7 +103,7 @@ impl Mutex<'_> {
                     }
                 };
             if !self.register.queue(|queue, key| queue.is_first(key)) {
-                if self.left_for(left) < PATIENCE {
+                if self.left_for(left_since) < PATIENCE {
                     return Ok(Attempt::LeftToOthers);
                 }
                 if !may_overtake(request.mode, &held) {

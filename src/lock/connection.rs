@@ -41,11 +41,6 @@ impl Register {
             .map_err(|failure| self.error("wait for the lock", failure))
     }
 
-    /// Wakes the next waiter, because a holder has left.
-    pub fn notify(&mut self) {
-        self.queue(|queue, key| queue.notify(key));
-    }
-
     /// The connection, which is opened again when it is used.
     pub fn connection(&self) -> Connection {
         Connection(Arc::downgrade(&self.store))

@@ -25,13 +25,11 @@ impl<V> Judged<V> {
     /// The owner's command. The Python plugin writes only a PID, so the process is asked.
     pub fn command(&self) -> Option<String> {
         let entry = self.entry.as_ref()?;
-        let is_legacy = entry.token.is_none() && entry.owner.place.boot.is_none();
-        let asked = || text::command_line(&process::arguments(entry.owner.pid));
-        if is_legacy {
-            Some(asked()).filter(|command| !command.is_empty())
-        } else {
-            entry.command.clone()
+        if entry.token.is_some() || entry.owner.place.boot.is_some() {
+            return entry.command.clone();
         }
+        let asked = text::command_line(&process::arguments(entry.owner.pid));
+        Some(asked).filter(|command| !command.is_empty())
     }
 
     fn named(&self, command: Option<&str>) -> String {

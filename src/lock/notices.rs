@@ -10,6 +10,7 @@ use super::MAX_ROUNDS;
 use super::register::{Register, Write};
 use crate::lock::requester::Requester;
 use crate::lock::stored::Stored;
+use crate::record::owner::Owner;
 use crate::record::{Entry, Record};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process;
@@ -69,9 +70,16 @@ fn change(
             return had_any;
         }
         had_any = had_any.or((!own.is_empty()).then_some(false));
+        // Owners that may still be running.
         let here = HostIdentity::here();
+        let may_ask = |entry: &&Entry| {
+            let Owner { pid, place, instance, .. } = &entry.owner;
+            let is_of_this_boot = place.boot.is_some() && place.boot == here.boot;
+            let is_seen = place.pid_namespace == here.pid_namespace;
+            is_of_this_boot && (!is_seen || process::is_running((*pid, *instance)))
+        };
         let mut entries: Vec<Entry> =
-            others.into_iter().chain(new).filter(|entry| may_ask(entry, &here)).cloned().collect();
+            others.into_iter().chain(new).filter(may_ask).cloned().collect();
         entries.drain(..entries.len().saturating_sub(MAX_NOTICES));
         let record = Record::of(entries);
         if stored.is_none() && record.is_none() {
@@ -84,12 +92,4 @@ fn change(
         }
     }
     had_any
-}
-
-/// Whether the owner may still be running.
-fn may_ask(entry: &Entry, here: &HostIdentity) -> bool {
-    let owner = &entry.owner;
-    let is_of_this_boot = owner.place.boot.is_some() && owner.place.boot == here.boot;
-    let is_seen = owner.place.pid_namespace == here.pid_namespace;
-    is_of_this_boot && (!is_seen || process::is_running((owner.pid, owner.instance)))
 }

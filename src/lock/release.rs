@@ -119,7 +119,7 @@ impl Mutex<'_> {
                 if removal.ending.outcome == Outcome::Succeeded =>
             {
                 if let Some(told) = was.first().filter(|own| own.once.is_none())
-                    && !self.has_waiters()
+                    && !self.register.queue(|queue, key| queue.has_waiters(key))
                 {
                     let _ = self.withdraw(told);
                 }
@@ -149,7 +149,7 @@ impl Mutex<'_> {
         }
         let write = self.register.put(Some(seen), record.as_ref())?;
         if write == Write::Done {
-            self.register.notify();
+            self.register.queue(|queue, key| queue.notify(key));
         }
         Ok(write)
     }

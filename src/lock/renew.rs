@@ -97,18 +97,14 @@ impl Mutex<'_> {
     /// last.
     pub(super) fn lost_marks(&self, former: &[StaleHolder]) -> Vec<Entry> {
         let now = self.register.now();
-        let mut lost: Vec<_> = former
-            .iter()
-            .filter_map(|former| {
-                let entry = former.entry.as_ref()?;
-                let is_lost = entry.is_mark() || former.verdict == Stale::Expired;
-                let expired = entry.lease.and_then(|lease| lease.expires);
-                let is_recent = now
-                    .zip(expired)
-                    .is_none_or(|(now, expired)| now.saturating_sub(expired) < REMEMBERED);
-                (is_lost && is_recent).then(|| mark_lost(entry))
-            })
-            .collect();
+        let mark = |former: &StaleHolder| {
+            let entry = former.entry.as_ref()?;
+            let expired = entry.lease.and_then(|lease| lease.expires);
+            let age = now.zip(expired).map_or(0, |(now, expired)| now.saturating_sub(expired));
+            let is_lost = entry.is_mark() || former.verdict == Stale::Expired;
+            (is_lost && age < REMEMBERED).then(|| mark_lost(entry))
+        };
+        let mut lost: Vec<_> = former.iter().filter_map(mark).collect();
         lost.split_off(lost.len().saturating_sub(MAX_LOST))
     }
 }
