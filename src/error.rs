@@ -86,12 +86,8 @@ impl Error {
                 Self { hint: hint_for(&holders), ..cannot(BUSY, &why) }
             }
             E::NotOurs(holders) => {
-                let owner = || {
-                    format!(
-                        "only its owner can {verb} it; to break it: {}",
-                        breaking(holders.first(), lock)
-                    )
-                };
+                let breaking = breaking(holders.first(), lock);
+                let owner = || format!("only its owner can {verb} it; to break it: {breaking}");
                 let hint = hint_for(&holders).unwrap_or_else(owner);
                 cannot(REFUSED, &format!("held by {}", listed(&holders))).with_hint(hint)
             }
@@ -147,17 +143,13 @@ impl From<store::Error> for Error {
 
 /// The command that breaks the lock of this holder, and of no other one.
 pub fn breaking(holder: Option<&Holding>, lock: &Location) -> String {
-    let name = match (lock, lock.key().kind) {
+    let (kind, name) = (lock.key().kind, quoted(&lock.name()));
+    let option = if kind == Kind::Once { "--once" } else { "--task" };
+    let name = match (lock, kind) {
         (Location::File(..), Kind::Lock) => quoted(&lock.printable()),
-        (Location::Store(..), Kind::Lock) => quoted(&lock.name()),
-        (_, kind) => {
-            let directory = Some(lock.shown_place()).filter(|_| !lock.is_shared());
-            let directory = directory
-                .map(|directory| format!("--dir {} ", quoted(&directory)))
-                .unwrap_or_default();
-            let option = if kind == Kind::Once { "--once" } else { "--task" };
-            format!("{directory}{option} {}", quoted(&lock.name()))
-        }
+        (Location::Store(..), Kind::Lock) => name,
+        (Location::File(..), _) => format!("--dir {} {option} {name}", quoted(&lock.shown_place())),
+        (Location::Store(..), _) => format!("{option} {name}"),
     };
     match holder.and_then(|holder| holder.entry.as_ref()?.token.as_ref()) {
         Some(token) => format!("`serializer break {name} --token {token}`"),

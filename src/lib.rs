@@ -17,7 +17,7 @@ mod config;
 mod error;
 mod events;
 mod exit_code;
-mod lease;
+pub mod lease;
 pub mod lock;
 mod logging;
 pub mod panics;

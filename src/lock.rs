@@ -25,18 +25,17 @@ pub use renew::Lost;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use register::{Connection, Register};
+use register::Register;
 use serde::{Deserialize, Serialize};
 
 use crate::lock::once::Claim;
 use crate::lock::staleness::{
-    Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, judge_all,
+    Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, Watched, judge_all,
 };
 use crate::lock::stored::Stored;
+use crate::record::Entry;
 use crate::record::mode::Mode;
 use crate::record::run::{Rule, Run};
-use crate::record::{Entry, Outcome};
-use crate::store::waiter::Waiter;
 use crate::store::{self, Location};
 use crate::sys::text::io_message;
 
@@ -52,17 +51,21 @@ pub struct Mutex<'a> {
     /// How long a release waits for a store that does not answer. After that, the lease ends with
     /// its owner.
     pub patience: Duration,
-    register: Register,
+    /// Where the record of the lock is.
+    pub register: Register,
     judge: &'a dyn LivenessCheck,
-    /// By token, or `None` for an empty file: the last state, and since when it has not changed.
-    watched: HashMap<Option<String>, (Vec<u8>, Instant)>,
+    /// Of each lease, and of an empty file: since when its state has not changed.
+    watched: HashMap<Watched, Instant>,
     /// Acquisitions with lost answers. If one of these tokens is stored, the lock is ours.
     unconfirmed: Vec<Grant>,
     /// The free state that was left to earlier waiters, and since when.
-    left_to_others: Option<(Option<Vec<u8>>, Instant)>,
+    left_to_others: Option<Left>,
     /// The requester lost the lock before, and has not been told yet.
     was_lost: bool,
 }
+
+/// A version of the register, and since when it is known.
+type Left = (Option<Vec<u8>>, Instant);
 
 /// What is stored, and the verdict on each holder.
 pub type Looked = (Stored, Vec<Judged<Verdict>>);
@@ -100,13 +103,25 @@ pub struct Grant {
     pub is_stopped: bool,
 }
 
+impl Grant {
+    fn of(entry: &Entry, leased_at: u64) -> Self {
+        let run = entry.once.as_ref();
+        let task = run.and_then(|run| run.task.as_ref());
+        Self {
+            token: entry.token.clone().unwrap_or_default(),
+            fencing: entry.fencing,
+            leased_at,
+            run: run.map(|run| run.number),
+            is_stopped: task.is_some_and(|task| task.is_stopped),
+        }
+    }
+}
+
 /// How a lock was acquired.
 #[derive(Debug)]
 pub enum Acquired {
-    /// It was free, or open to more holders.
-    Free(Grant),
-    /// It was taken from a holder that is proved gone.
-    TakenOver(Grant, Box<StaleHolder>),
+    /// It was free, open to more holders, or taken from a holder that is proved gone.
+    Granted(Grant, Option<Box<StaleHolder>>),
     /// The requester held it before.
     AlreadyHeld(Box<Judged<Verdict>>),
     /// It was not acquired: another process has done the work. With the run of a key that is done.
@@ -117,8 +132,7 @@ impl Acquired {
     /// The new acquisition, and the former holder of the stale lock.
     pub fn granted(&self) -> Option<(&Grant, Option<&StaleHolder>)> {
         match self {
-            Self::Free(grant) => Some((grant, None)),
-            Self::TakenOver(grant, from) => Some((grant, Some(from))),
+            Self::Granted(grant, from) => Some((grant, from.as_deref())),
             Self::AlreadyHeld(_) | Self::NotNeeded(_) => None,
         }
     }
@@ -204,28 +218,9 @@ impl<'a> Mutex<'a> {
         }
     }
 
-    /// The known waiters, in their order.
-    pub fn waiters(&mut self) -> Vec<Waiter> {
-        self.register.queue(|queue, key| queue.waiters(key)).unwrap_or_default()
-    }
-
-    fn has_waiters(&mut self) -> bool {
-        self.register.queue(|queue, key| queue.has_waiters(key)).unwrap_or(true)
-    }
-
-    /// The connection, which is opened again when it is used.
-    pub fn connection(&self) -> Connection {
-        self.register.connection()
-    }
-
     /// The present holders.
     pub fn holders(&mut self) -> Result<Vec<Holding>, store::Error> {
         Ok(self.look()?.map(|(_, judged)| Seen::held(judged)).unwrap_or_default())
-    }
-
-    /// Whether something was stored in the register once, as far as the store remembers.
-    pub fn was_used(&self) -> bool {
-        self.register.version().is_some()
     }
 
     /// What is stored, and the verdict on each holder.
@@ -234,10 +229,9 @@ impl<'a> Mutex<'a> {
         let asked = Instant::now();
         let Some(stored) = self.register.load()? else { return Ok(None) };
         let mut watched = HashMap::new();
-        let judged = judge_all(self.judge, &stored, &mut |token, state| {
-            let seen = self.watched.remove(&token).filter(|(seen, _)| *seen == state);
-            let (state, since) = seen.unwrap_or_else(|| (state, Instant::now()));
-            watched.insert(token, (state, since));
+        let judged = judge_all(self.judge, &stored, &mut |state| {
+            let since = self.watched.get(&state).copied().unwrap_or_else(Instant::now);
+            watched.insert(state, since);
             asked.saturating_duration_since(since)
         });
         self.watched = watched;
@@ -248,7 +242,6 @@ impl<'a> Mutex<'a> {
 /// What is stored, as one requester sees it.
 #[derive(Default)]
 struct Seen {
-    /// Its own entries.
     own: Vec<Judged<Verdict>>,
     /// Its entries by which it does not hold the lock any more, although it has not released it.
     lost: Vec<Entry>,
@@ -261,18 +254,16 @@ impl Seen {
     fn new(judged: Vec<Judged<Verdict>>, owns: impl Fn(&Entry) -> bool) -> Self {
         let mut seen = Self::default();
         for Judged { entry, written, verdict } in judged {
-            let released = entry.as_ref().and_then(|entry| entry.released);
             let is_lost = match &verdict {
                 Verdict::Stale(Stale::Expired) => true,
-                Verdict::Stale(_) => released == Some(Outcome::Lost),
+                Verdict::Stale(_) => entry.as_ref().is_some_and(Entry::is_mark),
                 Verdict::Held(_) => false,
             };
             let own = entry.as_ref().filter(|entry| owns(entry));
             seen.lost.extend(own.filter(|_| is_lost).cloned());
+            let is_own = own.is_some_and(|own| !is_lost && own.released.is_none());
             match verdict {
-                verdict if own.is_some() && !is_lost && released.is_none() => {
-                    seen.own.push(Judged { entry, written, verdict })
-                }
+                verdict if is_own => seen.own.push(Judged { entry, written, verdict }),
                 Verdict::Held(verdict) => seen.held.push(Judged { entry, written, verdict }),
                 Verdict::Stale(verdict) => seen.former.push(Judged { entry, written, verdict }),
             }

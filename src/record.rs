@@ -11,6 +11,7 @@ pub mod run;
 use std::time::Duration;
 
 pub use entry::{Entry, Lease, Outcome};
+use jiff::civil::DateTime;
 
 use crate::record::run::Run;
 use crate::sys::process::parse_pid;
@@ -60,7 +61,7 @@ impl Record {
 
     /// The entry of the last run of a key that runs once, and the run.
     pub fn last_run(&self) -> Option<(&Entry, &Run)> {
-        let entry = self.entries.iter().rfind(|entry| entry.released != Some(Outcome::Lost))?;
+        let entry = self.entries.iter().rfind(|entry| !entry.is_mark())?;
         Some((entry, entry.once.as_ref()?))
     }
 
@@ -94,22 +95,15 @@ impl Record {
         if lines.first().is_none_or(|line| parse_pid(line).is_none()) {
             return Err("its first line is not a process id");
         }
-        let local_time = lines.get(1).copied().unwrap_or("");
-        if version.is_none()
-            && !(lines.iter().skip(2).all(|line| line.is_empty())
-                && is_local_time_or_empty(local_time))
-        {
+        let is_time = |line: &&str| DateTime::strptime("%Y-%m-%d %H:%M:%S", line).is_ok();
+        let mut rest = lines.iter().enumerate().skip(1);
+        let is_legacy = rest.all(|(at, line)| line.is_empty() || (at == 1 && is_time(line)));
+        if version.is_none() && !is_legacy {
             return Err("its second line is not a time");
         }
         // A plain record has one entry, whatever its other lines are.
-        let begins_entry =
-            |line: usize| line == 0 || (version > Some(PLAIN) && parse_pid(lines[line]).is_some());
-        let mut starts: Vec<usize> = (0..lines.len()).filter(|line| begins_entry(*line)).collect();
-        starts.push(lines.len());
-        let entries = starts
-            .windows(2)
-            .filter_map(|range| Entry::parse(&lines[range[0]..range[1]]))
-            .collect();
+        let is_same = |_: &&str, next: &&str| version <= Some(PLAIN) || parse_pid(next).is_none();
+        let entries = lines.chunk_by(is_same).filter_map(Entry::parse).collect();
         Ok(Self { version, entries })
     }
 
@@ -121,10 +115,6 @@ impl Record {
         }
         text
     }
-}
-
-fn is_local_time_or_empty(line: &str) -> bool {
-    line.is_empty() || jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", line).is_ok()
 }
 
 /// How long an empty file counts as being written: the Python plugin leaves one between open and

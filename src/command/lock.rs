@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::getpid;
+use rustix::process::{Signal, getpid};
 
 use super::ended::{LONGER, locked};
 use super::once;
@@ -13,7 +13,7 @@ use crate::command::requester::{ProcessRequester, other_than_us};
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::{ALREADY_DONE, BUSY};
-use crate::lease::process::{Keeper, kill};
+use crate::lease::process::{Keeper, send_signal};
 use crate::lease::{LeaseGrant, OnLost, TokenHolder};
 use crate::lock::requester::Requester;
 use crate::lock::staleness::{LocalLiveness, Orphans};
@@ -85,9 +85,8 @@ fn tell(
 ) -> Result<Option<u64>, Error> {
     let name = lock.name();
     match acquired {
-        Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
-            let from = acquired.granted().and_then(|(_, from)| from);
-            tracing::info!("{}", locked(lock, owner, time, from));
+        Acquired::Granted(grant, from) => {
+            tracing::info!("{}", locked(lock, owner, time, from.as_deref()));
             Ok(grant.fencing)
         }
         Acquired::AlreadyHeld(held) => {
@@ -105,7 +104,7 @@ impl Locking<'_> {
     /// The grant and its entry, if it has a lease without a keeper.
     fn unkept(&mut self, acquired: &Acquired) -> Result<Option<(Grant, Entry)>, lock::Error> {
         let held = match acquired {
-            Acquired::Free(grant) | Acquired::TakenOver(grant, _) => {
+            Acquired::Granted(grant, _) => {
                 let entry = self.requester.entry().map_err(lock::Error::Entry)?;
                 return Ok(Some((grant.clone(), entry)));
             }
@@ -148,7 +147,7 @@ impl Locking<'_> {
             Err(error) => Error::io(format!("cannot keep the lease of `{}`", lock.name()), &error),
         };
         // The keeper may have started nevertheless.
-        let _ = requester.keeper().map(|keeper| kill(keeper.identity));
+        let _ = requester.keeper().map(|keeper| send_signal(keeper.identity, Signal::KILL));
         let holder = TokenHolder(&charge.grant.token);
         let _ = mutex.release(&holder, ReleaseScope::Own, Outcome::Unknown);
         Err(error)

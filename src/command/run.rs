@@ -64,7 +64,11 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
         );
         return Err(Error::failed(why).with_hint("`env --default-signal=CHLD serializer run …`"));
     }
-    let judge = LocalLiveness::here(job.orphans).of_flock(job.is_flock);
+    let mut judge = LocalLiveness::here(job.orphans);
+    if job.is_flock {
+        // An empty file is free at once.
+        judge.being_written = Duration::ZERO;
+    }
     let mutex = Mutex::open(&job.lock, &judge)?;
     let mut requester = CommandRequester::new(job.program.clone(), job.descendants);
     requester.reason.clone_from(&job.reason);
@@ -138,7 +142,7 @@ impl Run<'_> {
         let at_worst = move || drop(is_bound.then(|| end_tree(getpid(), 0)));
         let charge =
             LeaseGrant { grant: grant.clone(), lease, is_unnamed: self.job.handed_over.is_some() };
-        let idle = Some(self.mutex.connection());
+        let idle = Some(self.mutex.register.connection());
         match Renewing::start(&self.job.lock, charge, idle, self.job.on_lost, Box::new(at_worst)) {
             Ok(renewing) => Ok(Some(renewing)),
             Err(error) => {

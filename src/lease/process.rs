@@ -21,7 +21,6 @@ use crate::lock::register::Register;
 use crate::lock::staleness::{Held, LivenessCheck, LocalLiveness, Orphans, Verdict};
 use crate::lock::stored::Stored;
 use crate::lock::{Mutex, ReleaseScope};
-use crate::record::owner::Owner;
 use crate::record::{Entry, Outcome, Record};
 use crate::run::helper;
 use crate::run::termination::end_tree;
@@ -41,7 +40,6 @@ const MAX_MESSAGE: usize = 64 * 1024;
 /// What the keeper answers when it has begun; anything else is why it cannot.
 const BEGUN: &[u8] = b"+";
 
-/// The longest answer.
 const MAX_ANSWER: usize = 4096;
 
 /// How long to wait for the answer. The keeper only has to start.
@@ -87,15 +85,10 @@ impl Keeper {
         on_lost: OnLost,
     ) -> io::Result<()> {
         let record = Record::of(vec![entry.clone()]).ok_or(io::ErrorKind::FileTooLarge)?.to_text();
-        let kept = KeptLock {
-            location: location.clone(),
-            record,
-            charge: charge.clone(),
-            orphans,
-            on_lost,
-        };
+        let (location, charge) = (location.clone(), charge.clone());
+        let kept = KeptLock { location, record, charge, orphans, on_lost };
         channel::send(&self.channel, &serde_json::to_vec(&kept)?)?;
-        let rest = Duration::from_millis(charge.given_up().saturating_sub(since_boot()));
+        let rest = Duration::from_millis(kept.charge.given_up().saturating_sub(since_boot()));
         poll::sleep(START.min(rest), &[self.channel.as_fd()])?;
         match channel::receive_now(&self.channel, MAX_ANSWER) {
             Ok(answer) if answer.is_empty() => Err(has_ended()),
@@ -113,14 +106,8 @@ fn has_ended() -> io::Error {
     io::Error::other("the process that keeps the lease has ended")
 }
 
-/// Kills a keeper.
-pub fn kill(keeper: (Pid, ProcessIdentity)) {
-    // Not by SIGTERM, which a script may ignore, and its keeper with it.
-    send_signal(keeper, Signal::KILL);
-}
-
-/// Not by the PID alone, which may have become another process's.
-fn send_signal((pid, instance): (Pid, ProcessIdentity), signal: Signal) {
+/// Signals a process; not by the PID alone, which may have become another process's.
+pub fn send_signal((pid, instance): (Pid, ProcessIdentity), signal: Signal) {
     if let Some(process) = process::running(pid)
         && instance.same_as(process.instance) == Some(true)
     {
@@ -129,7 +116,7 @@ fn send_signal((pid, instance): (Pid, ProcessIdentity), signal: Signal) {
 }
 
 /// Ends the keeper of a released lock, if it is a process of this place. By itself, it would notice
-/// the release only at its next renewal.
+/// the release only at its next renewal. SIGTERM may be ignored by a script, and so by its keeper.
 pub fn dismiss(entry: &Entry) {
     if entry.lease.is_some() {
         signal_keeper(entry, NAME, Signal::KILL);
@@ -140,12 +127,10 @@ pub fn dismiss(entry: &Entry) {
 /// the argument `name`.
 pub fn signal_keeper(entry: &Entry, name: &str, signal: Signal) {
     // Hosts are renamed, and that does not matter here.
-    let here = HostIdentity::here();
-    let is_here = |place: &HostIdentity| {
-        place.boot.is_some()
-            && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace)
-    };
-    let Some(keeper) = entry.keeper.filter(|_| is_here(&entry.owner.place)) else { return };
+    let (place, here) = (&entry.owner.place, HostIdentity::here());
+    let is_here = place.boot.is_some()
+        && (&place.boot, place.pid_namespace) == (&here.boot, here.pid_namespace);
+    let Some(keeper) = entry.keeper.filter(|_| is_here) else { return };
     // The record may name any process.
     if process::arguments(keeper.0).get(1).is_some_and(|argument| argument == name) {
         send_signal(keeper, signal);
@@ -193,26 +178,26 @@ impl KeptLock {
 
     fn keep(self, entry: &Entry) -> io::Result<()> {
         let judge = LocalLiveness::here(self.orphans);
-        let renewing = Renewing::start(
-            &self.location,
-            self.charge.clone(),
-            None,
-            self.on_lost,
-            self.at_worst(entry.owner.clone()),
-        )?;
-        let here =
-            Stored { state: State { is_local: true, ..State::default() }, ..Stored::default() };
+        let (owner, grace) = (entry.owner.clone(), self.charge.grace());
+        let ends_owner = self.on_lost == OnLost::Terminate;
+        // When this process cannot continue.
+        let at_worst = Box::new(move || {
+            if ends_owner && process::is_running((owner.pid, owner.instance)) {
+                let _ = end_tree(owner.pid, since_boot() + grace);
+            }
+        });
+        let charge = self.charge.clone();
+        let renewing = Renewing::start(&self.location, charge, None, self.on_lost, at_worst)?;
+        let state = State { is_local: true, ..State::default() };
+        let here = Stored { record: None, state };
         // Ends with the owner, or with the lease.
         loop {
             let Verdict::Held(held) = judge.judge(&here, entry) else {
                 drop(renewing);
                 let mut mutex = Mutex::open(&self.location, &judge).map_err(io::Error::other)?;
+                let holder = TokenHolder(&self.charge.grant.token);
                 // If this fails, the lease expires.
-                let _ = mutex.release(
-                    &TokenHolder(&self.charge.grant.token),
-                    ReleaseScope::Own,
-                    Outcome::Unknown,
-                );
+                let _ = mutex.release(&holder, ReleaseScope::Own, Outcome::Unknown);
                 return Ok(());
             };
             let lost = renewing.lost_fd();
@@ -233,15 +218,5 @@ impl KeptLock {
                 return Ok(());
             }
         }
-    }
-
-    /// What to do about the owner when this process cannot continue.
-    fn at_worst(&self, owner: Owner) -> Box<dyn Fn() + Send + Sync> {
-        let (grace, ends_owner) = (self.charge.grace(), self.on_lost == OnLost::Terminate);
-        Box::new(move || {
-            if ends_owner && process::is_running((owner.pid, owner.instance)) {
-                let _ = end_tree(owner.pid, since_boot() + grace);
-            }
-        })
     }
 }

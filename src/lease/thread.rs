@@ -130,10 +130,10 @@ impl Renewing {
     pub fn why(&self) -> String {
         match &*self.renewal.status() {
             Status { lost: Some((why, _)), .. } => why.clone(),
-            Status { trouble: Some(why), .. } => {
-                format!("its lease could not be renewed in time: {why}")
+            Status { trouble, .. } => {
+                let why = trouble.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+                format!("its lease could not be renewed in time{why}")
             }
-            _ => "its lease could not be renewed in time".to_owned(),
         }
     }
 
@@ -231,45 +231,7 @@ impl Renewal {
                 }
             }
             // The store's connections are for others until the next renewal.
-            mutex.connection().close();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::{Kept, OnLost, Renewing};
-    use crate::lease::LeaseGrant;
-    use crate::lock::Grant;
-    use crate::store::Location;
-    use crate::sys::clock::since_boot;
-    use crate::sys::poll::is_readable;
-
-    /// A lease of `lease` seconds, `age` seconds after its last renewal.
-    fn renewing(age: u64, lease: u64, on_lost: OnLost) -> Renewing {
-        let (token, leased_at) = ("t".to_owned(), since_boot() - age * 1000);
-        let grant = Grant { token, fencing: None, leased_at, run: None, is_stopped: false };
-        let charge = LeaseGrant { grant, lease: Duration::from_secs(lease), is_unnamed: false };
-        let location = Location::file("/nonexistent".as_ref());
-        Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread")
-    }
-
-    #[test]
-    fn a_twelfth_of_the_lease_is_left_when_a_command_is_killed() {
-        assert!(renewing(11, 12, OnLost::Terminate).kill_at() <= since_boot());
-    }
-
-    #[test]
-    fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
-        for on_lost in [OnLost::Terminate, OnLost::Warn] {
-            let renewing = renewing(0, 3600, on_lost);
-            assert!(!renewing.is_given_up() && !renewing.is_unanswered());
-            renewing.renewal.lose("internal error");
-            assert!(renewing.is_given_up() && is_readable(&renewing.lost_fd()));
-            assert!(renewing.is_unanswered() && !renewing.is_released());
-            assert_eq!(renewing.why(), "internal error");
+            mutex.register.connection().close();
         }
     }
 }

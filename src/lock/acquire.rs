@@ -4,13 +4,13 @@ use std::mem::take;
 use std::time::{Duration, Instant};
 
 use super::decision::{Bid, Decision};
-use super::register::{Register, Write};
+use super::register::Write;
 use super::requester::Requester;
-use super::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown};
+use super::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown, entries};
 use super::stored::Stored;
 use super::wait::{Attempt, PATIENCE};
 use super::waiting::{Observer, Waiting};
-use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request};
+use super::{Acquired, Error, Grant, Left, Lost, MAX_ROUNDS, Mutex, Request};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Lease, Outcome, Record};
@@ -47,23 +47,20 @@ impl Mutex<'_> {
         (bid.unconfirmed, bid.was_lost) = (take(&mut self.unconfirmed), self.was_lost);
         let acquired = self.wait_for(requester, request.skip_if_done, waiting, observer, |mutex| {
             let attempt = mutex.attempt(&mut bid)?;
-            if let Attempt::Busy(holders) = &attempt
-                && request.skip_if_done
-            {
+            if let Attempt::Busy(holders) = &attempt {
+                let first = holders.first().and_then(|holding| holding.entry.as_ref());
                 bid.awaited =
-                    holders.first().and_then(|holding| holding.entry.as_ref()?.token.clone());
+                    first.filter(|_| request.skip_if_done).and_then(|it| it.token.clone());
             }
             Ok(attempt)
         });
         // An acquisition is found once: the requester may hand it over.
-        let is_told = matches!(acquired, Ok(Acquired::Free(_) | Acquired::TakenOver(..)));
+        let is_told = matches!(acquired, Ok(Acquired::Granted(..)));
         self.unconfirmed = if is_told { Vec::new() } else { bid.unconfirmed };
         self.was_lost = bid.was_lost;
-        self.register.leave_queue();
-        if request.skip_if_done
-            && matches!(acquired, Ok(Acquired::NotNeeded(_)))
-            && !self.has_waiters()
-        {
+        self.register.queue(|queue, key| queue.leave(key));
+        let is_skipped = request.skip_if_done && matches!(acquired, Ok(Acquired::NotNeeded(_)));
+        if is_skipped && !self.register.queue(|queue, key| queue.has_waiters(key)) {
             // If this fails, the next holder does it.
             let _ = self.forget_outcome();
         }
@@ -77,38 +74,36 @@ impl Mutex<'_> {
             if !requester.is_alive() {
                 return Err(Error::Absent);
             }
-            let (stored, judged) =
-                self.look()?.map_or((None, Vec::new()), |(stored, judged)| (Some(stored), judged));
-            let has_no_clock =
-                self.register.now().is_none() && self.register.next_number().is_some();
-            if request.at_least.is_some() && request.lease.is_some() && has_no_clock {
+            let (stored, judged) = self.look()?.unzip();
+            let needs_clock = request.at_least.is_some() && request.lease.is_some();
+            if needs_clock && self.register.now().is_none() && self.register.next_number().is_some()
+            {
                 return Err(Error::NoClock);
             }
             if let Some(rule) = request.once {
                 bid.since.get_or_insert_with(|| rule.since(self.register.time()));
             }
             let key = (&*self.register.name(), self.register.time());
-            let decision = bid.decide(stored.as_ref(), judged, key);
-            if !matches!(decision, Decision::Lost(..) | Decision::Free(..)) {
-                self.left_to_others = None;
-            }
-            let (held, former, run) = match decision {
-                Decision::Free(held, former, run) => (held, former, run),
-                Decision::Lost(left, held) => {
-                    // Until it is told: the write may be done although its answer is lost.
-                    bid.was_lost = true;
-                    if let Some(stored) = stored.as_ref().filter(|it| it.entries() != left)
-                        && self.store(stored, left)? != Write::Done
-                    {
-                        continue;
+            let left_since = self.left_to_others.take();
+            let (held, former, run) =
+                match bid.decide(stored.as_ref(), judged.unwrap_or_default(), key)? {
+                    Decision::Done(acquired) => return Ok(Attempt::Done(acquired)),
+                    Decision::Busy(held) => return Ok(Attempt::Busy(held)),
+                    Decision::Free(held, former, run) => (held, former, run),
+                    Decision::Lost(left, held) => {
+                        // Until it is told: the write may be done although its answer is lost.
+                        bid.was_lost = true;
+                        if let Some(stored) = stored.as_ref().filter(|it| it.entries() != left)
+                            && self.store(stored, left)? != Write::Done
+                        {
+                            continue;
+                        }
+                        bid.was_lost = false;
+                        return Err(Error::Lost(Lost::TakenOver, held));
                     }
-                    bid.was_lost = false;
-                    return Err(Error::Lost(Lost::TakenOver, held));
-                }
-                decision => return answer(decision, &self.register),
-            };
-            if !self.register.queue(|queue, key| queue.is_first(key)).unwrap_or(true) {
-                if self.left_for() < PATIENCE {
+                };
+            if !self.register.queue(|queue, key| queue.is_first(key)) {
+                if self.left_for(left_since) < PATIENCE {
                     return Ok(Attempt::LeftToOthers);
                 }
                 if !may_overtake(request.mode, &held) {
@@ -137,20 +132,15 @@ impl Mutex<'_> {
         let entry = self.entry(bid, &former, run)?;
         let was_own = |entry: &Entry| stored.is_some_and(|stored| requester.owns(stored, entry));
         let marks = self.lost_marks(&former).into_iter().filter(|mark| !was_own(mark));
-        let kept = held.iter().filter_map(|held| held.entry.clone()).chain(marks);
-        let Some(record) = Record::of(kept.chain([entry.clone()]).collect()) else {
+        let kept = entries(&held).cloned().chain(marks).chain([entry.clone()]);
+        let Some(record) = Record::of(kept.collect()) else {
             return Ok(Some(Attempt::Busy(held)));
         };
-        let token = entry.token.clone().unwrap_or_default();
-        let run = entry.once.as_ref().map(|run| run.number);
-        let grant = Grant { token, fencing: entry.fencing, leased_at, run, is_stopped: false };
+        let grant = Grant::of(&entry, leased_at);
         match self.register.put(stored, Some(&record)) {
             Ok(Write::Done) if requester.is_alive() => {
                 let from = former.into_iter().find(|former| former.verdict != Stale::Released);
-                Ok(Some(Attempt::Done(match from {
-                    Some(from) => Acquired::TakenOver(grant, Box::new(from)),
-                    None => Acquired::Free(grant),
-                })))
+                Ok(Some(Attempt::Done(Acquired::Granted(grant, from.map(Box::new)))))
             }
             // The requester has ended meanwhile.
             Ok(Write::Done) => {
@@ -159,13 +149,12 @@ impl Mutex<'_> {
             }
             // Nothing was changed, and what the other process is doing is unknown.
             Err(error) if error.cause == store::Cause::Contended => {
-                let verdict = || Held::Unknown(Unknown::Contended);
-                let former = former.into_iter().map(|Judged { entry, written, .. }| Judged {
+                let busy = former.into_iter().map(|Judged { entry, written, .. }| Judged {
                     entry,
                     written,
-                    verdict: verdict(),
+                    verdict: Held::Unknown(Unknown::Contended),
                 });
-                Ok(Some(Attempt::Busy(held.into_iter().chain(former).collect())))
+                Ok(Some(Attempt::Busy(held.into_iter().chain(busy).collect())))
             }
             // It may be done, even after a conflict, which is the second answer if a proxy has sent
             // the write twice. The next look tells, by the token.
@@ -177,7 +166,6 @@ impl Mutex<'_> {
         }
     }
 
-    /// The entry of a new acquisition.
     fn entry(
         &self,
         bid: &Bid<'_>,
@@ -190,16 +178,16 @@ impl Mutex<'_> {
         let end = |at_least: Duration| {
             Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)))
         };
-        let mut entries = former.iter().filter_map(|former| former.entry.as_ref());
-        let succeeded = entries
-            .find(|entry| entry.released == Some(Outcome::Succeeded) && entry.token.is_some());
-        let expires = |duration| self.expiry(duration);
-        let lease = |duration| Lease { duration, expires: expires(duration), renewals: 0 };
+        let mut entries = entries(former);
+        let previous = entries.find_map(|entry| {
+            entry.token.clone().filter(|_| entry.released == Some(Outcome::Succeeded))
+        });
+        let lease = |duration| Lease { duration, expires: self.expiry(duration), renewals: 0 };
         Ok(Entry {
             mode: request.mode,
             once: run,
             until: request.at_least.and_then(end),
-            previous: succeeded.and_then(|entry| entry.token.clone()),
+            previous,
             lease: request.lease.map(lease),
             fencing: request.lease.and_then(|_| self.register.next_number()),
             ..entry
@@ -207,14 +195,12 @@ impl Mutex<'_> {
     }
 
     /// How long earlier waiters have left the lock free, in one and the same state.
-    fn left_for(&mut self) -> Duration {
+    fn left_for(&mut self, left: Option<Left>) -> Duration {
         // A freed register has a version, too: two hand-offs between two polls leave it free each
         // time.
         let seen = self.register.version().map(<[u8]>::to_vec);
-        if self.left_to_others.as_ref().is_none_or(|(version, _)| *version != seen) {
-            self.left_to_others = Some((seen, Instant::now()));
-        }
-        self.left_to_others.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed())
+        let left = left.filter(|(version, _)| *version == seen);
+        self.left_to_others.insert(left.unwrap_or_else(|| (seen, Instant::now()))).1.elapsed()
     }
 
     /// Removes what tells how an acquisition went, if there is nothing else.
@@ -228,24 +214,6 @@ impl Mutex<'_> {
         }
         Ok(())
     }
-}
-
-/// The answer to a decision by which nothing is written.
-fn answer(decision: Decision, register: &Register) -> Result<Attempt<Acquired>, Error> {
-    Ok(match decision {
-        Decision::Busy(held) => Attempt::Busy(held),
-        Decision::Confirmed(grant) => Attempt::Done(Acquired::Free(grant)),
-        Decision::AlreadyHeld(own) => Attempt::Done(Acquired::AlreadyHeld(own)),
-        Decision::NotNeeded(run) => Attempt::Done(Acquired::NotNeeded(run)),
-        Decision::OfEarlierPeriod(held) => return Err(Error::Busy(Duration::ZERO, held)),
-        Decision::HeldOtherwise(mode) => return Err(Error::HeldOtherwise(mode)),
-        Decision::GivenUp(why) => return Err(Error::GivenUp(why)),
-        Decision::Foreign => {
-            return Err(register.is_foreign("it does not tell of a run").into());
-        }
-        Decision::Lost(_, held) => return Err(Error::Lost(Lost::TakenOver, held)),
-        Decision::Free(held, ..) => Attempt::Busy(held),
-    })
 }
 
 /// Whether to overtake earlier waiters that do not take what this one could have: not if they may

@@ -8,7 +8,6 @@ use super::register::Register;
 use crate::store::failure::Error;
 use crate::store::seam::{Key, Queue, Store};
 
-/// The store of a register.
 pub(super) type Shared = Mutex<Box<dyn Store>>;
 
 /// The connection of a register.
@@ -38,36 +37,18 @@ impl Register {
         limit: Duration,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
-        let Self { store, key, backoff, .. } = self;
-        let mut store = lock(store);
-        let slept = match store.queue() {
-            Some(queue) => queue.wait(key, is_beside, limit, fds),
-            None => backoff.sleep(limit, fds),
-        };
-        drop(store);
-        slept.map_err(|failure| self.error("wait for the lock", failure))
+        self.queue(|queue, key| queue.wait(key, is_beside, limit, fds))
+            .map_err(|failure| self.error("wait for the lock", failure))
     }
 
-    /// Wakes the next waiter, because a holder has left.
-    pub fn notify(&mut self) {
-        self.queue(|queue, key| queue.notify(key));
-    }
-
-    /// The connection.
+    /// The connection, which is opened again when it is used.
     pub fn connection(&self) -> Connection {
         Connection(Arc::downgrade(&self.store))
     }
 
-    /// Asks the queue, in a store that has one.
-    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> Option<T> {
-        let Self { store, key, .. } = self;
-        let mut store = lock(store);
-        store.queue().map(|queue| ask(queue, key))
-    }
-
-    /// Stops waiting, and lets the next waiter proceed.
-    pub fn leave_queue(&mut self) {
-        self.backoff.end();
-        self.queue(|queue, key| queue.leave(key));
+    /// Asks the queue of the store. Without one, waiters poll, and do not know of each other.
+    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> T {
+        let Self { store, key, backoff, .. } = self;
+        ask(lock(store).queue().unwrap_or(backoff), key)
     }
 }

@@ -11,11 +11,13 @@
 //! | a key that is done, or given up | not needed, or given up |
 //! | anything else | free, in place of what is stale |
 
+use std::time::Duration;
+
 use super::once::{Ended, Next};
 use super::requester::Requester;
 use super::staleness::{Held, Holding, Judged, StaleHolder, Unknown, Verdict};
 use super::stored::Stored;
-use super::{Grant, Request, Seen};
+use super::{Acquired, Error, Grant, Request, Seen};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};
@@ -39,24 +41,12 @@ pub struct Bid<'b> {
 /// What to do about what is stored.
 #[derive(Debug)]
 pub enum Decision {
-    /// The requester has acquired it.
-    Confirmed(Grant),
-    /// The requester holds it already.
-    AlreadyHeld(Box<Judged<Verdict>>),
-    /// The requester lost it before, which it must be told. These entries stay.
-    Lost(Vec<Entry>, Vec<Holding>),
-    /// The work is done; with the run of a key.
-    NotNeeded(Option<Box<Run>>),
+    /// Nothing needs to be written.
+    Done(Acquired),
     /// The requester may not join these holders.
     Busy(Vec<Holding>),
-    /// The requester holds it otherwise than it asks for.
-    HeldOtherwise(Mode),
-    /// The requester runs the key for an earlier period: it would wait for itself.
-    OfEarlierPeriod(Vec<Holding>),
-    /// The key is given up, for this reason.
-    GivenUp(String),
-    /// The last run is of a newer format, or another program's.
-    Foreign,
+    /// The requester lost it before, which it must be told. These entries stay.
+    Lost(Vec<Entry>, Vec<Holding>),
     /// The requester may join these holders, in place of the former ones; with this run of a key.
     Free(Vec<Holding>, Vec<StaleHolder>, Option<Run>),
 }
@@ -75,7 +65,7 @@ impl<'b> Bid<'b> {
         stored: Option<&Stored>,
         judged: Vec<Judged<Verdict>>,
         (key, now): (&str, u64),
-    ) -> Decision {
+    ) -> Result<Decision, Error> {
         let entries = stored.map(Stored::entries).unwrap_or_default();
         let Seen { own, lost, held, former } = Seen::new(judged, |entry| self.owns(stored, entry));
         if let Some(own) = own.into_iter().next() {
@@ -83,18 +73,16 @@ impl<'b> Bid<'b> {
         }
         // The owner may not have noticed that it lost the lock, and that others have had it since.
         // It never relied on an acquisition with a lost answer.
-        let is_mark = |entry: &Entry| {
-            entry.released == Some(Outcome::Lost) && self.unconfirmed(entry).is_none()
-        };
+        let is_mark = |entry: &Entry| entry.is_mark() && self.unconfirmed(entry).is_none();
         if self.was_lost || lost.iter().any(is_mark) {
             let stays = |entry: &&Entry| !(lost.contains(entry) && is_mark(entry));
-            return Decision::Lost(entries.iter().filter(stays).cloned().collect(), held);
+            return Ok(Decision::Lost(entries.iter().filter(stays).cloned().collect(), held));
         }
         if self.is_done(entries, &held) {
-            return Decision::NotNeeded(None);
+            return Ok(Decision::Done(Acquired::NotNeeded(None)));
         }
         if !joins(self.request.mode, &held) {
-            return Decision::Busy(held);
+            return Ok(Decision::Busy(held));
         }
         self.decide_key(held, former, (key, now))
     }
@@ -112,16 +100,18 @@ impl<'b> Bid<'b> {
     }
 
     /// The decision about an entry by which the requester holds the lock.
-    fn holds(&self, own: Judged<Verdict>) -> Decision {
-        let Some(entry) = &own.entry else { return Decision::AlreadyHeld(Box::new(own)) };
-        let began = entry.once.as_ref().map(|run| run.began);
-        match self.unconfirmed(entry) {
-            Some(grant) => Decision::Confirmed(grant.clone()),
-            None if entry.mode != self.request.mode => Decision::HeldOtherwise(entry.mode),
+    fn holds(&self, own: Judged<Verdict>) -> Result<Decision, Error> {
+        let entry = own.entry.as_ref();
+        let mode = entry.map_or(self.request.mode, |entry| entry.mode);
+        let began = entry.and_then(|entry| Some(entry.once.as_ref()?.began));
+        match entry.and_then(|entry| self.unconfirmed(entry)) {
+            Some(grant) => Ok(Decision::Done(Acquired::Granted(grant.clone(), None))),
+            None if mode != self.request.mode => Err(Error::HeldOtherwise(mode)),
+            // It runs the key for an earlier period: it would wait for itself.
             None if began.is_some() && began < self.since => {
-                Decision::OfEarlierPeriod(Seen::held(vec![own]))
+                Err(Error::Busy(Duration::ZERO, Seen::held(vec![own])))
             }
-            None => Decision::AlreadyHeld(Box::new(own)),
+            None => Ok(Decision::Done(Acquired::AlreadyHeld(Box::new(own)))),
         }
     }
 
@@ -144,26 +134,23 @@ impl<'b> Bid<'b> {
         held: Vec<Holding>,
         former: Vec<StaleHolder>,
         (key, now): (&str, u64),
-    ) -> Decision {
-        let Some(rule) = self.request.once else { return Decision::Free(held, former, None) };
-        let mut entries =
-            former.iter().filter_map(|former| Some((former.entry.as_ref()?, former.verdict)));
-        let last = entries.rfind(|(entry, _)| entry.released != Some(Outcome::Lost));
-        let last = last.map(|(entry, why)| {
-            Some((entry.once.as_ref()?, Ended::of(entry, &Verdict::Stale(why))?))
+    ) -> Result<Decision, Error> {
+        let Some(rule) = self.request.once else { return Ok(Decision::Free(held, former, None)) };
+        let last = former.iter().rev().find_map(|former| {
+            let entry = former.entry.as_ref()?;
+            Some((entry.once.as_ref()?, Ended::of(entry, &Verdict::Stale(former.verdict))?))
         });
-        let last = match last {
-            Some(None) => return Decision::Foreign,
-            last => last.flatten(),
-        };
         let next = match self.request.claim {
             Some(claim) => claim.next(key, rule, last, now),
             None => rule.next(key, last, self.since.unwrap_or_default(), now),
         };
         match next {
-            Next::Skip => Decision::NotNeeded(last.map(|(run, _)| Box::new(run.clone()))),
-            Next::GiveUp(why) => Decision::GivenUp(why),
-            Next::Run(run) => Decision::Free(held, former, Some(run)),
+            Next::Skip => {
+                let done = last.map(|(run, _)| Box::new(run.clone()));
+                Ok(Decision::Done(Acquired::NotNeeded(done)))
+            }
+            Next::GiveUp(why) => Err(Error::GivenUp(why)),
+            Next::Run(run) => Ok(Decision::Free(held, former, Some(run))),
         }
     }
 }

@@ -25,30 +25,13 @@ impl<V> Judged<V> {
     /// The owner's command. The Python plugin writes only a PID, so the process is asked.
     pub fn command(&self) -> Option<String> {
         let entry = self.entry.as_ref()?;
-        let is_legacy = entry.token.is_none() && entry.owner.place.boot.is_none();
-        let asked = || text::command_line(&process::arguments(entry.owner.pid));
-        if is_legacy {
-            Some(asked()).filter(|command| !command.is_empty())
-        } else {
-            entry.command.clone()
+        if entry.token.is_some() || entry.owner.place.boot.is_some() {
+            return entry.command.clone();
         }
+        let asked = text::command_line(&process::arguments(entry.owner.pid));
+        Some(asked).filter(|command| !command.is_empty())
     }
-}
 
-impl<V> fmt::Display for Judged<V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.named(self.command().as_deref(), self.host()))?;
-        if let Some(since) = self.since() {
-            write!(f, ", since {}", local_time(since))?;
-        }
-        if let Some(duration) = self.held_for() {
-            write!(f, ", held for {}", short(duration))?;
-        }
-        f.write_str(&self.reason())
-    }
-}
-
-impl<V> Judged<V> {
     fn host(&self) -> Option<&String> {
         self.entry.as_ref()?.owner.place.host.as_ref()
     }
@@ -62,10 +45,22 @@ impl<V> Judged<V> {
         format!("pid {}{command}{host}", entry.owner.pid)
     }
 
-    /// What the user says that it is held for.
     fn reason(&self) -> String {
         let reason = self.entry.as_ref().and_then(|entry| entry.reason.as_ref());
         reason.map(|reason| format!(", reason: \"{reason}\"")).unwrap_or_default()
+    }
+}
+
+impl<V> fmt::Display for Judged<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.named(self.command().as_deref(), self.host()))?;
+        if let Some(since) = self.since() {
+            write!(f, ", since {}", local_time(since))?;
+        }
+        if let Some(duration) = self.held_for() {
+            write!(f, ", held for {}", short(duration))?;
+        }
+        f.write_str(&self.reason())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::lock::requester::Requester;
 use crate::lock::staleness::{Held, Judged, Verdict};
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};
-use crate::store::{self, seam};
+use crate::store;
 
 /// A snapshot of a key that was run.
 #[derive(Debug)]
@@ -57,17 +57,16 @@ impl Mutex<'_> {
     /// The state of the key; `None` if it was never run, or is forgotten.
     pub fn inspect(&mut self) -> Result<Option<Inspected>, store::Error> {
         let Some((stored, judged)) = self.look()? else { return Ok(None) };
-        let is_last = |judged: &Judged<Verdict>| {
-            judged.entry.as_ref().is_some_and(|it| it.released != Some(Outcome::Lost))
-        };
+        let is_last = |it: &Judged<_>| it.entry.as_ref().is_some_and(|entry| !entry.is_mark());
         let Some(process) = judged.into_iter().rfind(is_last) else { return Ok(None) };
         let last = stored.record.as_ref().and_then(Record::last_run);
+        // Of a newer format.
         let Some((entry, run)) = last else {
             return Err(self.register.is_foreign("it does not tell of a run"));
         };
         let state = run.state(Ended::of(entry, &process.verdict), self.register.time());
         let look_again_in = match &process.verdict {
-            Verdict::Held(held) => self.look_again_in(process.entry.as_ref(), held),
+            Verdict::Held(held) => self.look_again_in(Some(entry), held),
             Verdict::Stale(_) => None,
         };
         Ok(Some(Inspected { run: run.clone(), state, process, look_again_in }))
@@ -76,16 +75,12 @@ impl Mutex<'_> {
     /// Removes the stored state of the key; `false` if there was none. Refuses a key that runs, or
     /// has run since it was `seen`.
     pub fn forget(&mut self, seen: &Inspected) -> Result<bool, Error> {
-        let token = |entry: &Entry| entry.token.clone();
+        let seen = seen.process.entry.as_ref().and_then(|entry| entry.token.as_ref());
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Ok(false) };
             let held = Seen::held(judged);
-            let last = stored
-                .record
-                .as_ref()
-                .and_then(Record::last_run)
-                .and_then(|(entry, _)| token(entry));
-            if !held.is_empty() || last != seen.process.entry.as_ref().and_then(token) {
+            let last = stored.record.as_ref().and_then(Record::last_run);
+            if !held.is_empty() || last.and_then(|(entry, _)| entry.token.as_ref()) != seen {
                 return Err(Error::NotOurs(held));
             }
             if self.register.put(Some(&stored), None)? == Write::Done {
@@ -102,19 +97,14 @@ impl Mutex<'_> {
             let stored = self.register.load()?;
             let mut entries =
                 stored.as_ref().map(|stored| stored.entries().to_vec()).unwrap_or_default();
-            match entries.iter_mut().rfind(|entry| entry.released != Some(Outcome::Lost)) {
-                Some(Entry { once: None, .. }) => {
-                    return Err(self.register.is_foreign("it does not tell of a task").into());
-                }
-                Some(Entry { once, .. }) => {
-                    let Some(changed) = change(once.as_ref()) else { return Ok(false) };
-                    *once = Some(changed);
-                }
+            let last = entries.iter_mut().rfind(|entry| !entry.is_mark());
+            let run = last.as_ref().and_then(|last| last.once.as_ref());
+            let Some(once) = change(run).map(Some) else { return Ok(false) };
+            match last {
+                Some(last) => last.once = once,
                 None => {
-                    let Some(once) = change(None) else { return Ok(false) };
                     let entry = Entry::of_this_process(None).map_err(Error::Entry)?;
-                    let released = Some(Outcome::Succeeded);
-                    entries.push(Entry { released, once: Some(once), ..entry });
+                    entries.push(Entry { released: Some(Outcome::Succeeded), once, ..entry });
                 }
             }
             if self.register.put(stored.as_ref(), Record::of(entries).as_ref())? == Write::Done {
@@ -124,20 +114,10 @@ impl Mutex<'_> {
         Err(Error::NotOurs(Vec::new()))
     }
 
-    /// What the next look finds, if it was read with others; `None` if the next look is to ask.
-    pub fn offer(&mut self, state: Option<(seam::State, u64)>) {
-        self.register.offered = state;
-    }
-
     /// Lets the next look find what the last one has found, without a request.
     pub fn reuse(&mut self) {
         let last = self.register.last.as_ref().filter(|last| last.is_prepared);
         self.register.offered = last.map(|last| (last.state.clone(), last.asked));
-    }
-
-    /// The time of the store, or else of the host, in milliseconds since 1970.
-    pub fn time(&self) -> u64 {
-        self.register.time()
     }
 
     /// Sleeps at most `limit`, until the key may be in another state than `seen`.
@@ -148,6 +128,6 @@ impl Mutex<'_> {
         requester: &dyn Requester,
     ) -> Result<(), store::Error> {
         let held = seen.map(|seen| Seen::held(vec![seen.process])).unwrap_or_default();
-        self.sleep_until(Instant::now() + limit, true, &held, &requester.exit_fds())
+        self.sleep_until(Instant::now() + limit, true, &held, requester)
     }
 }

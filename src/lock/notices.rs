@@ -10,7 +10,8 @@ use super::MAX_ROUNDS;
 use super::register::{Register, Write};
 use crate::lock::requester::Requester;
 use crate::lock::stored::Stored;
-use crate::record::{Entry, Outcome, Record};
+use crate::record::owner::Owner;
+use crate::record::{Entry, Record};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process;
 
@@ -23,19 +24,25 @@ const MAX_NOTICES: usize = 8;
 impl Register {
     /// Leaves notices for these entries. Best effort.
     pub fn leave_notices(&mut self, broken: &[Entry]) {
-        if !self.is_numbered() && !broken.is_empty() {
-            self.beside(SUFFIX, |notices| change(notices, broken, None));
-        }
+        self.change_notices(broken, None);
     }
 
     /// Removes the notices for `requester`; `None` if there were none. Returns whether it could: in
     /// a sticky directory, the file may be another user's.
     pub fn take_notices(&mut self, requester: &dyn Requester) -> Option<bool> {
-        if self.is_numbered() {
-            None
-        } else {
-            self.beside(SUFFIX, |notices| change(notices, &[], Some(requester)))
+        self.change_notices(&[], Some(requester))
+    }
+
+    fn change_notices(&mut self, new: &[Entry], of: Option<&dyn Requester>) -> Option<bool> {
+        if self.store().counts() || (new.is_empty() && of.is_none()) {
+            return None;
         }
+        let mut key = self.key.clone();
+        key.name.push(SUFFIX);
+        let here = (std::mem::replace(&mut self.key, key), self.last.take());
+        let changed = change(self, new, of);
+        (self.key, self.last) = here;
+        changed
     }
 }
 
@@ -55,7 +62,7 @@ fn change(
         };
         let present = stored.as_ref().map(Stored::entries).unwrap_or_default();
         // A lock of this name.
-        if present.iter().any(|entry| entry.released != Some(Outcome::Lost)) {
+        if !present.iter().all(Entry::is_mark) {
             return None;
         }
         let (own, others): (Vec<_>, Vec<_>) = present.iter().partition(is_own);
@@ -63,9 +70,16 @@ fn change(
             return had_any;
         }
         had_any = had_any.or((!own.is_empty()).then_some(false));
+        // Owners that may still be running.
         let here = HostIdentity::here();
+        let may_ask = |entry: &&Entry| {
+            let Owner { pid, place, instance, .. } = &entry.owner;
+            let is_of_this_boot = place.boot.is_some() && place.boot == here.boot;
+            let is_seen = place.pid_namespace == here.pid_namespace;
+            is_of_this_boot && (!is_seen || process::is_running((*pid, *instance)))
+        };
         let mut entries: Vec<Entry> =
-            others.into_iter().chain(new).filter(|entry| may_ask(entry, &here)).cloned().collect();
+            others.into_iter().chain(new).filter(may_ask).cloned().collect();
         entries.drain(..entries.len().saturating_sub(MAX_NOTICES));
         let record = Record::of(entries);
         if stored.is_none() && record.is_none() {
@@ -78,12 +92,4 @@ fn change(
         }
     }
     had_any
-}
-
-/// Whether the owner may still be running.
-fn may_ask(entry: &Entry, here: &HostIdentity) -> bool {
-    let owner = &entry.owner;
-    let is_of_this_boot = owner.place.boot.is_some() && owner.place.boot == here.boot;
-    let is_seen = owner.place.pid_namespace == here.pid_namespace;
-    is_of_this_boot && (!is_seen || process::is_running((owner.pid, owner.instance)))
 }

@@ -4,6 +4,7 @@
 mod slot;
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,7 +17,6 @@ use crate::record::{Entry, Outcome};
 use crate::sys::local_time::local_time;
 use crate::sys::text;
 
-/// How many ends of runs are remembered.
 const MAX_ENDS: usize = 5;
 
 /// The longest text about an end, in characters.
@@ -58,18 +58,16 @@ pub enum State {
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            ["running", "done", "failed", "interrupted", "given up", "expired"][*self as usize],
-        )
+        let all = ["running", "done", "failed", "interrupted", "given up", "expired"];
+        f.write_str(all[*self as usize])
     }
 }
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum Ended {
-    /// It has succeeded.
     Succeeded,
-    /// It has failed.
     Failed,
     /// Its end was not reported; the lock is stale for this reason.
     Interrupted(Stale),
@@ -126,13 +124,13 @@ impl Run {
         Self { ends, ..self.clone() }
     }
 
-    /// This run with an end, also if that was not reported.
-    fn with_interruption(&self, ended: Ended, now: u64) -> Self {
+    /// The ends of runs with that of this one, also if that was not reported.
+    fn ends_with(&self, ended: Ended, now: u64) -> Vec<End> {
         match ended {
             Ended::Interrupted(why) if self.end().is_none() => {
-                self.with_end(now, &format!("interrupted: {why}"), None)
+                self.with_end(now, &format!("interrupted: {why}"), None).ends
             }
-            _ => self.clone(),
+            _ => self.ends.clone(),
         }
     }
 
@@ -141,8 +139,7 @@ impl Run {
     pub fn has_failed_before(&self, slot: u64) -> bool {
         let has_ended = slot > self.of_slot().0
             || self.rule.tries.is_some_and(|tries| self.number >= tries.get());
-        let of_this_slot =
-            if has_ended { 0 } else { usize::try_from(self.number).unwrap_or(MAX_ENDS) };
+        let of_this_slot = if has_ended { 0 } else { self.number as usize };
         self.ends.iter().rev().nth(of_this_slot).is_some_and(|end| end.code != Some(0))
     }
 
@@ -150,24 +147,19 @@ impl Run {
     fn given_up(&self, ended: Ended, rule: &Rule) -> Option<String> {
         let last = self.end();
         let at = last.map(|end| format!(" at {}", shown(end.at))).unwrap_or_default();
-        let how = match ended {
+        let (how, is_interrupted) = match ended {
             Ended::Succeeded => return None,
-            Ended::Interrupted(why) => format!("was interrupted{at}: {why}"),
-            Ended::Failed => format!("{}{at}", last.map_or("failed", |end| &end.how)),
+            Ended::Interrupted(why) => (format!("was interrupted{at}: {why}"), true),
+            Ended::Failed => (format!("{}{at}", last.map_or("failed", |end| &end.how)), false),
         };
-        let is_stopped = matches!(ended, Ended::Interrupted(_))
-            && rule.interrupted == Interrupted::Stop
+        let is_stopped = is_interrupted && rule.interrupted == Interrupted::Stop
             || self.task.as_ref().is_some_and(|task| task.is_stopped);
+        let more = if is_interrupted && self.task.is_some() { INTERRUPTIONS } else { 0 };
+        let has_tried = |tries: NonZeroU32| self.number >= tries.saturating_add(more).get();
         let times =
             if self.number == 1 { "once".to_owned() } else { format!("{} times", self.number) };
-        let more = if self.task.is_some() && matches!(ended, Ended::Interrupted(_)) {
-            INTERRUPTIONS
-        } else {
-            0
-        };
-        let is_over = is_stopped
-            || rule.tries.is_some_and(|tries| self.number >= tries.saturating_add(more).get());
-        is_over.then(|| format!("tried {times}; the last run {how}"))
+        (is_stopped || rule.tries.is_some_and(has_tried))
+            .then(|| format!("tried {times}; the last run {how}"))
     }
 
     /// The state of the key, by the run's own rule.
@@ -205,8 +197,7 @@ impl Rule {
                 None => run.number.saturating_add(1),
             },
         };
-        let ends =
-            last.map(|(run, ended)| run.with_interruption(ended, now).ends).unwrap_or_default();
+        let ends = last.map(|(run, ended)| run.ends_with(ended, now)).unwrap_or_default();
         Next::Run(Run { key: key.to_owned(), number, began: now, rule: *self, ends, task: None })
     }
 }

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::lock::stored::Stored;
-use crate::record::{KEPT, Record};
+use crate::record::{Entry, KEPT, Record};
 use crate::store::backoff::PollBackoff;
 use crate::store::failure::{Cause, Error, Failure};
 use crate::store::retry::retry;
@@ -32,17 +32,15 @@ pub struct Register {
     location: String,
     pub(super) backoff: PollBackoff,
     pub(super) last: Option<Last>,
-    /// A state that was read with others, and when it was asked for, for the next read.
+    /// A state that was read with others, and when it was asked for: what the next read finds.
     pub offered: Option<(State, u64)>,
 }
 
-/// The state that was read last.
 pub(super) struct Last {
     pub(super) state: State,
     /// When the state was asked for, in milliseconds since boot. The store's clock was not later
     /// then than its answer.
     pub(super) asked: u64,
-    /// The number of the next write.
     next: u64,
     pub(super) is_prepared: bool,
 }
@@ -62,9 +60,8 @@ impl Register {
 
     /// Another register of the same store, over the same connection.
     pub fn sibling(&self, location: &Location) -> Self {
-        let (first, last) = self.store().poll_interval();
-        let (key, backoff) = (location.key().clone(), PollBackoff::new(first, last));
-        let (store, location) = (self.store.clone(), location.printable());
+        let (store, key) = (self.store.clone(), location.key().clone());
+        let (location, backoff) = (location.printable(), self.backoff.clone());
         Self { store, key, location, backoff, last: None, offered: None }
     }
 
@@ -88,14 +85,21 @@ impl Register {
         if value.is_empty() && !self.store().counts() {
             return Ok(Some(Stored { record: None, state }));
         }
-        let record = Record::parse(value.as_bytes());
-        let record = record.map_err(|why| self.is_foreign(why))?;
-        // A lock of one machine may be named as the file of a key.
-        if self.key.kind == Kind::Lock && record.entries().iter().any(|entry| entry.once.is_some())
-        {
-            return Err(self.is_foreign("it tells of the run of a key"));
+        let record = Record::parse(value.as_bytes()).map_err(|why| self.is_foreign(why))?;
+        let is_run = |entry: &Entry| entry.once.is_some();
+        let last = record.entries().iter().rfind(|entry| !entry.is_mark());
+        match self.key.kind {
+            // A lock of one machine may be named as the file of a key.
+            Kind::Lock if record.entries().iter().any(is_run) => {
+                Err(self.is_foreign("it tells of the run of a key"))
+            }
+            Kind::Once | Kind::Schedule
+                if !record.is_newer() && last.is_some_and(|last| !is_run(last)) =>
+            {
+                Err(self.is_foreign("it does not tell of a run"))
+            }
+            _ => Ok(Some(Stored { record: Some(record), state })),
         }
-        Ok(Some(Stored { record: Some(record), state }))
     }
 
     /// Stores `record`, or removes what is stored, only if `seen` is still stored.
@@ -168,21 +172,6 @@ impl Register {
         self.store().server()
     }
 
-    /// Whether its states have numbers.
-    pub fn is_numbered(&self) -> bool {
-        self.store().counts()
-    }
-
-    /// Runs `work` on another register of the same store, which has this one's name with `suffix`.
-    pub fn beside<T>(&mut self, suffix: &str, work: impl FnOnce(&mut Self) -> T) -> T {
-        let mut key = self.key.clone();
-        key.name.push(suffix);
-        let here = (std::mem::replace(&mut self.key, key), self.last.take());
-        let done = work(self);
-        (self.key, self.last) = here;
-        done
-    }
-
     pub(super) fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
         lock(&self.store)
     }
@@ -209,20 +198,19 @@ impl Register {
         })
     }
 
-    /// The state, read anew.
     fn read(&mut self) -> Result<&Last, Error> {
-        let (offered, mut asked) = self.offered.take().unzip();
-        let read = match offered {
-            Some(state) => Ok(state),
+        let read = match self.offered.take() {
+            Some(offered) => Ok(offered),
             None => self.ask(|store, key| {
-                asked = Some(since_boot());
-                store.get(key)
+                let asked = since_boot();
+                Ok((store.get(key)?, asked))
             }),
         };
-        let asked = asked.unwrap_or_default();
-        let (state, is_prepared) = match read {
-            Ok(state) => (state, true),
-            Err(Failure { cause: Cause::NotPrepared, .. }) => (State::default(), false),
+        let ((state, asked), is_prepared) = match read {
+            Ok(read) => (read, true),
+            Err(Failure { cause: Cause::NotPrepared, .. }) => {
+                ((State::default(), since_boot()), false)
+            }
             Err(failure) => return Err(self.error("read the lock", failure)),
         };
         let next = number_after(&state)
@@ -230,38 +218,25 @@ impl Register {
         Ok(self.last.insert(Last { state, asked, next, is_prepared }))
     }
 
-    /// Writes if the state is still `last`.
     fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Failure> {
         let text = record.map(Record::to_text);
-        let value = text.as_deref();
         let keep = record.map_or(Some(KEPT), Record::keep);
+        let next = Next { number: last.next, value: text.as_deref(), keep };
         let mut is_indefinite = false;
         let write = self.ask(|store, key| {
-            let next = Next { number: last.next, value, keep };
-            store
-                .put(key, &last.state, &next)
-                .inspect_err(|failure| is_indefinite |= failure.is_indefinite)
+            let write = store.put(key, &last.state, &next);
+            write.inspect_err(|failure| is_indefinite |= failure.is_indefinite)
         });
-        match write {
-            Ok(Write::Conflict) if self.store().counts() => {
-                self.resolve_conflict(value, is_indefinite)
-            }
-            Err(failure) if is_indefinite => Err(failure.indefinite()),
-            write => write,
-        }
-    }
-
-    /// Finds out whether the write that caused a conflict was ours. Also if no answer was lost: a
-    /// proxy may have sent it twice.
-    fn resolve_conflict(
-        &mut self,
-        value: Option<&str>,
-        is_indefinite: bool,
-    ) -> Result<Write, Failure> {
-        match self.ask(|store, key| store.get(key)) {
+        let found = match write {
+            // It may be by a write of ours: an answer was lost, or a proxy has sent it twice.
+            Ok(Write::Conflict) if self.store().counts() => self.ask(|store, key| store.get(key)),
+            Err(failure) if is_indefinite => return Err(failure.indefinite()),
+            write => return write,
+        };
+        match found {
             // If nothing is stored, as intended, another process may have intended the same.
-            Ok(state) if state.value.as_deref() == value => {
-                Ok(if value.is_some() || is_indefinite { Write::Done } else { Write::Unknown })
+            Ok(state) if state.value.as_deref() == next.value => {
+                Ok(if next.value.is_some() || is_indefinite { Write::Done } else { Write::Unknown })
             }
             Ok(_) => Ok(if is_indefinite { Write::Unknown } else { Write::Conflict }),
             Err(failure) if is_indefinite => Err(failure.indefinite()),

@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use super::once::Ending;
 use super::register::Write;
-use super::removal::{Plan, Removal};
+use super::removal::Removal;
 use super::renew::mark_lost;
 use super::requester::Requester;
-use super::staleness::{Held, Holding};
+use super::staleness::Held;
 use super::stored::Stored;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released};
 use crate::record::{Entry, KEPT, Outcome, Record};
-use crate::store;
 use crate::sys::poll;
 
 /// Between two such tries.
@@ -29,17 +28,9 @@ impl Mutex<'_> {
         let begun = Instant::now();
         let mut tried = Removal::new(requester, scope, ending.into());
         // Ends with the patience.
-        let error = loop {
+        loop {
             match self.try_to_release(&mut tried) {
-                Ok(()) => {
-                    if tried.answer.is_ok()
-                        && !self.patience.is_zero()
-                        && self.register.is_sweep_due()
-                    {
-                        self.register.remove_unused(KEPT);
-                    }
-                    return tried.answer;
-                }
+                Ok(()) => break,
                 Err(Error::Store(error))
                     if error.cause.passes() && begun.elapsed() < self.patience =>
                 {
@@ -47,57 +38,54 @@ impl Mutex<'_> {
                     tracing::debug!("{error}; trying again");
                     poll::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
                 }
-                Err(error) => break error,
+                Err(absent @ (Error::NotLocked | Error::NotOurs(_))) => {
+                    return self.resolve(tried, absent);
+                }
+                Err(error) => return Err(error),
             }
-        };
-        match error {
-            Error::NotLocked => self.resolve(tried, None),
-            Error::NotOurs(holders) => self.resolve(tried, Some(holders)),
-            error => Err(error),
         }
+        if tried.answer.is_ok() && !self.patience.is_zero() && self.register.is_sweep_due() {
+            self.register.remove_unused(KEPT);
+        }
+        tried.answer
     }
 
-    /// The answer when the requester's entry is not stored, but maybe these holders' are: whether
-    /// an earlier write of this release has removed it.
-    fn resolve(
-        &mut self,
-        tried: Removal<'_>,
-        holders: Option<Vec<Holding>>,
-    ) -> Result<Released, Error> {
-        let not_ours = |holders: Option<_>| holders.map_or(Error::NotLocked, Error::NotOurs);
-        let lost = |how, holders: Option<_>| Err(Error::Lost(how, holders.unwrap_or_default()));
+    /// The answer when the requester's entry is not stored, which `absent` tells: whether an
+    /// earlier write of this release has removed it.
+    fn resolve(&mut self, tried: Removal<'_>, absent: Error) -> Result<Released, Error> {
         let Removal { requester, scope, ending, may_be_done, .. } = tried;
-        match tried.answer {
+        let how = match tried.answer {
             // The run of a key does not vanish when it ends: what is remembered of it counts.
             Ok(Released::Own { was, .. }) if was.iter().any(|entry| entry.once.is_some()) => {
-                let stored = self.register.load()?;
-                let is_it = stored.as_ref().is_some_and(|stored| {
-                    let last = stored.record.as_ref().and_then(Record::last_run);
-                    last.is_some_and(|(entry, _)| {
-                        requester.owns(stored, entry) && entry.released == Some(ending.outcome)
-                    })
-                });
-                let released = Ok(Released::Own { stays: None, was });
-                if is_it { released } else { lost(Lost::Gone, holders) }
+                let stored = self.register.load()?.unwrap_or_default();
+                let last = stored.record.as_ref().and_then(Record::last_run);
+                if last.is_some_and(|(entry, _)| {
+                    requester.owns(&stored, entry) && entry.released == Some(ending.outcome)
+                }) {
+                    return Ok(Released::Own { stays: None, was });
+                }
+                Lost::Gone
             }
             // What was found before is gone, as was intended.
-            Ok(Released::Own { was, .. }) if may_be_done => Ok(Released::Own { stays: None, was }),
-            Err(Error::Lost(how, _)) if may_be_done => lost(how, holders),
-            answer if may_be_done => answer,
-            _ if scope.is_own() && self.register.take_notices(requester).is_some() => {
-                lost(Lost::Broken, holders)
+            Ok(Released::Own { was, .. }) if may_be_done => {
+                return Ok(Released::Own { stays: None, was });
             }
-            _ => Err(not_ours(holders)),
-        }
+            Err(Error::Lost(how, _)) if may_be_done => how,
+            answer if may_be_done => return answer,
+            _ if scope.is_own() && self.register.take_notices(requester).is_some() => Lost::Broken,
+            _ => return Err(absent),
+        };
+        let holders = if let Error::NotOurs(holders) = absent { holders } else { Vec::new() };
+        Err(Error::Lost(how, holders))
     }
 
     /// One try. The answer is in `removal`.
     fn try_to_release(&mut self, removal: &mut Removal<'_>) -> Result<(), Error> {
+        let has_lease = |entry: &Entry| entry.lease.is_some();
         for _ in 0..MAX_ROUNDS {
             let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
-            let Plan { left, answer } = self.plan(removal, &stored, judged)?;
+            let (left, answer) = self.plan(removal, &stored, judged)?;
             removal.answer = answer;
-            let has_lease = |entry: &Entry| entry.lease.is_some();
             let write = match &removal.answer {
                 // What is broken by force is deleted at once, also where no stale lock can be taken
                 // over (NFS).
@@ -108,62 +96,60 @@ impl Mutex<'_> {
                 }
                 _ => self.store(&stored, left)?,
             };
-            match &removal.answer {
+            removal.may_be_done |= match (write, &removal.answer) {
+                (Write::Done, _) => {
+                    self.tell(removal, &stored);
+                    return Ok(());
+                }
                 // A leased entry cannot vanish by another process without a mark, so a write of
                 // ours was sent twice by a proxy.
-                Ok(Released::Own { was, .. }) if write == Write::Conflict => {
-                    removal.may_be_done |= was.iter().all(has_lease);
-                }
-                // Asked only now: a process that comes later sees that the command has ended, and
-                // does not wait.
-                Ok(Released::Own { stays: None, was })
-                    if write == Write::Done && removal.ending.outcome == Outcome::Succeeded =>
-                {
-                    if let Some(told) =
-                        was.first().filter(|own| own.once.is_none() && !self.has_waiters())
-                    {
-                        // The lock is released in any case.
-                        let _ = self.withdraw(told);
-                    }
-                }
-                // An owner without a lease finds no mark in the record, and asks only if it runs.
-                Ok(Released::Forced(taken)) if write == Write::Done => {
-                    let seen =
-                        taken.iter().filter(|holding| matches!(holding.verdict, Held::Alive(_)));
-                    let entries = seen.filter_map(|holding| holding.entry.as_ref());
-                    let told = entries
-                        .filter(|entry| !has_lease(entry) && !removal.is_known(&stored, entry));
-                    self.register.leave_notices(&told.map(mark_lost).collect::<Vec<_>>());
-                }
-                _ => {}
-            }
-            if write == Write::Done {
-                return Ok(());
-            }
-            removal.may_be_done |= write == Write::Unknown;
+                (Write::Conflict, Ok(Released::Own { was, .. })) => was.iter().all(has_lease),
+                (write, _) => write == Write::Unknown,
+            };
         }
         Err(Error::NotOurs(Vec::new()))
     }
 
+    /// What follows a release, best effort.
+    fn tell(&mut self, removal: &Removal<'_>, stored: &Stored) {
+        match &removal.answer {
+            // A success is told to waiters only. They are asked for only now: a process that comes
+            // later sees that the command has ended, and does not wait.
+            Ok(Released::Own { stays: None, was })
+                if removal.ending.outcome == Outcome::Succeeded =>
+            {
+                if let Some(told) = was.first().filter(|own| own.once.is_none())
+                    && !self.register.queue(|queue, key| queue.has_waiters(key))
+                {
+                    let _ = self.withdraw(told);
+                }
+            }
+            // An owner without a lease finds no mark in the record, and asks only if it runs.
+            Ok(Released::Forced(taken)) => {
+                let seen = taken.iter().filter(|holding| matches!(holding.verdict, Held::Alive(_)));
+                let told = seen
+                    .filter_map(|holding| holding.entry.as_ref())
+                    .filter(|entry| entry.lease.is_none() && !removal.is_known(stored, entry));
+                self.register.leave_notices(&told.map(mark_lost).collect::<Vec<_>>());
+            }
+            _ => {}
+        }
+    }
+
     /// Leaves these entries, or nothing if there are none, and wakes a waiter.
-    pub(super) fn store(
-        &mut self,
-        seen: &Stored,
-        mut entries: Vec<Entry>,
-    ) -> Result<Write, store::Error> {
-        let mut record = Record::of(entries.clone());
-        if record.is_none() {
+    pub(super) fn store(&mut self, seen: &Stored, mut left: Vec<Entry>) -> Result<Write, Error> {
+        let record = Record::of(left.clone()).or_else(|| {
             // What is added to a released entry may be too much for a full record. It can be left
             // out: nothing holds by it.
-            entries.retain(|entry| entry.released.is_none());
-            record = Record::of(entries.clone());
-        }
-        if record.is_none() && !entries.is_empty() {
+            left.retain(|entry| entry.released.is_none());
+            Record::of(left.clone())
+        });
+        if record.is_none() && !left.is_empty() {
             return Ok(Write::Conflict);
         }
         let write = self.register.put(Some(seen), record.as_ref())?;
         if write == Write::Done {
-            self.register.notify();
+            self.register.queue(|queue, key| queue.notify(key));
         }
         Ok(write)
     }
@@ -172,22 +158,22 @@ impl Mutex<'_> {
     /// process takes it over, too. It is taken in the name of this process: if that is killed in
     /// between, the record is stale again.
     fn delete_stale(&mut self, stale: &Stored) -> Result<Write, Error> {
-        let entry = Entry::of_this_process(Some("serializer unlock".to_owned()));
-        let entry = entry.map_err(Error::Entry)?;
+        let entry =
+            Entry::of_this_process(Some("serializer unlock".to_owned())).map_err(Error::Entry)?;
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
         match self.register.put(Some(stale), Some(&record))? {
-            Write::Done => Ok(self.withdraw(&entry)?),
+            Write::Done => self.withdraw(&entry),
             write => Ok(write),
         }
     }
 
     /// Removes an entry that was just written; a conflict means that another process has taken it
     /// over.
-    pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, store::Error> {
+    pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some(stored) = self.register.load()? else { return Ok(Write::Conflict) };
-            let (own, mut rest): (Vec<_>, Vec<_>) =
-                stored.entries().iter().cloned().partition(|other| other.token == entry.token);
+            let mut rest = stored.entries().to_vec();
+            let own: Vec<_> = rest.extract_if(.., |other| other.token == entry.token).collect();
             let [own] = own.as_slice() else { return Ok(Write::Conflict) };
             // A key remembers that it was begun.
             rest.extend(own.once.as_ref().map(|_| self.ended(own, Outcome::Unknown.into())));

@@ -1,17 +1,14 @@
 //! What a release removes, by what is stored alone.
 
-use std::time::Duration;
-
 use rustix::process::Pid;
 
 use super::once::Ending;
 use super::renew::mark_lost;
 use super::requester::Requester;
-use super::staleness::{Holding, Judged, Stale, Verdict};
+use super::staleness::{Holding, Judged, Stale, Verdict, entries};
 use super::stored::Stored;
 use super::{Error, Lost, Mutex, ReleaseScope, Released, Seen};
 use crate::record::{Entry, Outcome};
-use crate::sys::clock::since_boot;
 
 /// What to release, and what was tried so far.
 pub(super) struct Removal<'r> {
@@ -27,7 +24,6 @@ pub(super) struct Removal<'r> {
 }
 
 impl<'r> Removal<'r> {
-    /// Nothing was tried yet.
     pub fn new(requester: &'r dyn Requester, scope: ReleaseScope<'r>, ending: Ending<'r>) -> Self {
         let answer = Err(Error::NotLocked);
         Self { requester, scope, ending, answer, may_be_done: false, targets: None }
@@ -36,7 +32,8 @@ impl<'r> Removal<'r> {
     /// Whether an entry of another process is to be removed, which may be stale.
     fn is_meant(&self, entry: Option<&Entry>, is_stale: bool) -> bool {
         match self.scope {
-            ReleaseScope::OwnOrStale | ReleaseScope::Own => is_stale,
+            ReleaseScope::Own => false,
+            ReleaseScope::OwnOrStale => is_stale,
             ReleaseScope::Token(token) => {
                 entry.is_some_and(|entry| entry.token.as_deref() == Some(token))
             }
@@ -60,13 +57,8 @@ fn identity(entry: Option<&Entry>) -> Identity {
     (entry.map(|entry| entry.owner.pid), entry.and_then(|entry| entry.token.clone()))
 }
 
-/// What a release does.
-pub(super) struct Plan {
-    /// The entries that stay.
-    pub left: Vec<Entry>,
-    /// The answer once that is written.
-    pub answer: Result<Released, Error>,
-}
+/// The entries that stay, and the answer once that is written.
+type Plan = (Vec<Entry>, Result<Released, Error>);
 
 impl Mutex<'_> {
     /// Decides by what is stored alone.
@@ -79,8 +71,8 @@ impl Mutex<'_> {
         let scope = removal.scope;
         let Seen { own, lost, held, former } =
             Seen::new(judged, |entry| removal.requester.owns(stored, entry));
-        let own_entries = own.iter().map(|own| own.entry.as_ref());
-        let present = own_entries.chain(held.iter().map(|holding| holding.entry.as_ref()));
+        let present = own.iter().map(|own| own.entry.as_ref());
+        let present = present.chain(held.iter().map(|holding| holding.entry.as_ref()));
         removal.targets.get_or_insert_with(|| present.map(identity).collect());
         if own.is_empty() && scope.is_own() && !lost.is_empty() {
             return Ok(self.plan_lost(stored, &lost, held));
@@ -90,15 +82,14 @@ impl Mutex<'_> {
         let is_forced = scope == ReleaseScope::Force && held.is_empty();
         if !own.is_empty() && (scope.is_own() || is_forced) {
             let own = own.into_iter().filter_map(|own| own.entry).collect();
-            return Ok(self.plan_own(own, held, marks, removal.ending));
+            let others = entries(&held).cloned().chain(marks).collect();
+            return Ok(self.plan_own(own, others, removal.ending));
         }
         if own.is_empty() && held.is_empty() {
             let mut stale = former.into_iter().filter(|former| former.verdict != Stale::Released);
-            let stale = stale.find(|former| {
-                scope != ReleaseScope::Own && removal.is_meant(former.entry.as_ref(), true)
-            });
-            let answer = Ok(Released::Stale(Box::new(stale.ok_or(Error::NotLocked)?)));
-            return Ok(Plan { left: marks, answer });
+            let stale = stale.find(|former| removal.is_meant(former.entry.as_ref(), true));
+            let stale = stale.ok_or(Error::NotLocked)?;
+            return Ok((marks, Ok(Released::Stale(Box::new(stale)))));
         }
         let mut holders: Vec<_> = Seen::held(own).into_iter().chain(held).collect();
         let taken: Vec<_> = holders
@@ -107,17 +98,17 @@ impl Mutex<'_> {
         if taken.is_empty() {
             return Err(Error::NotOurs(holders));
         }
-        let entries = taken.iter().filter_map(|holding| holding.entry.as_ref());
-        let told = entries.clone();
-        let told = told.filter(|entry| entry.lease.is_some() && entry.released.is_none());
-        let told = told.filter(|entry| !removal.is_known(stored, entry)).map(mark_lost);
+        let told = entries(&taken).filter(|entry| {
+            entry.lease.is_some() && entry.released.is_none() && !removal.is_known(stored, entry)
+        });
+        let told = told.map(mark_lost);
         // Behind the mark, which its process finds first. Only force forgets a key.
-        let broken = entries.filter(|entry| entry.once.is_some() && scope != ReleaseScope::Force);
+        let broken =
+            entries(&taken).filter(|entry| entry.once.is_some() && scope != ReleaseScope::Force);
         let interrupted = Ending { how: "interrupted: broken", ..Outcome::Unknown.into() };
         let broken = broken.map(|entry| self.ended(entry, interrupted));
-        let left = holders.into_iter().filter_map(|holding| holding.entry);
-        let left = left.chain(marks).chain(told).chain(broken).collect();
-        Ok(Plan { left, answer: Ok(Released::Forced(taken)) })
+        let left = entries(&holders).cloned().chain(marks).chain(told).chain(broken).collect();
+        Ok((left, Ok(Released::Forced(taken))))
     }
 
     /// The requester has lost the lock. A run of a key that it had begun is interrupted.
@@ -126,37 +117,21 @@ impl Mutex<'_> {
         let how = if is_expired { Lost::Expired } else { Lost::TakenOver };
         let began = lost.iter().filter(|entry| entry.released.is_none() && entry.once.is_some());
         let interrupted = began.map(|entry| self.ended(entry, Outcome::Unknown.into()));
-        let left = stored.without(lost).into_iter().chain(interrupted).collect();
-        Plan { left, answer: Err(Error::Lost(how, held)) }
+        let left = stored.entries().iter().filter(|entry| !lost.contains(entry)).cloned();
+        (left.chain(interrupted).collect(), Err(Error::Lost(how, held)))
     }
 
     /// The requester's entries go, but for what is to stay for a time, or tells how it ended.
-    fn plan_own(
-        &self,
-        was: Vec<Entry>,
-        held: Vec<Holding>,
-        marks: Vec<Entry>,
-        ending: Ending<'_>,
-    ) -> Plan {
-        let now = |entry: &Entry| {
-            if entry.lease.is_some() { self.register.now() } else { Some(since_boot()) }
-        };
-        let remaining = |entry: &Entry| {
-            let remaining = entry.until?.checked_sub(now(entry)?)?;
-            (remaining > 0).then(|| Duration::from_millis(remaining))
-        };
+    fn plan_own(&self, was: Vec<Entry>, others: Vec<Entry>, ending: Ending<'_>) -> Plan {
+        let remaining = |entry: &Entry| entry.remaining(self.register.now());
         let is_told = |entry: &Entry| entry.once.is_some() || ending.outcome == Outcome::Succeeded;
         let staying = was.iter().filter(|entry| remaining(entry).is_some() || is_told(entry));
         let staying = staying.map(|entry| self.ended(entry, ending));
-        let held = held.into_iter().filter_map(|holding| holding.entry);
-        let left = held.chain(marks).chain(staying).collect();
-        Plan {
-            left,
-            answer: Ok(Released::Own { stays: was.iter().filter_map(remaining).max(), was }),
-        }
+        let left = others.into_iter().chain(staying).collect();
+        let stays = was.iter().filter_map(remaining).max();
+        (left, Ok(Released::Own { stays, was }))
     }
 
-    /// The entry once it is released.
     pub(super) fn ended(&self, entry: &Entry, Ending { outcome, how, code }: Ending<'_>) -> Entry {
         let once = entry.once.as_ref().map(|run| run.with_end(self.register.time(), how, code));
         Entry { released: Some(outcome), once, ..entry.clone() }

@@ -6,7 +6,7 @@ use rustix::process::Pid;
 
 use super::register::Write;
 use super::{Error, Grant, MAX_ROUNDS, Mutex, Seen};
-use crate::lock::staleness::{Stale, StaleHolder, Verdict};
+use crate::lock::staleness::{Judged, Stale, StaleHolder, Verdict};
 use crate::record::{Entry, Lease, Outcome, Record};
 use crate::sys::clock::since_boot;
 use crate::sys::identity::ProcessIdentity;
@@ -41,47 +41,34 @@ impl Mutex<'_> {
         keeper: Option<(Pid, ProcessIdentity)>,
     ) -> Result<Grant, Error> {
         for _ in 0..MAX_ROUNDS {
-            let Some((stored, judged)) = self.look()? else {
-                return Err(Error::Lost(Lost::Gone, Vec::new()));
-            };
-            let own = judged.iter().find_map(|judged| {
-                let entry =
-                    judged.entry.as_ref().filter(|entry| entry.token.as_deref() == Some(token))?;
-                Some((entry, entry.lease?, &judged.verdict))
+            let (stored, judged) = self.look()?.unwrap_or_default();
+            let own = judged.iter().find_map(|Judged { entry, verdict, .. }| {
+                let own = entry.as_ref().filter(|entry| entry.token.as_deref() == Some(token))?;
+                Some((own, own.lease?, verdict))
             });
             let Some((entry, lease, verdict)) = own else {
                 return Err(Error::Lost(Lost::Gone, Seen::held(judged)));
             };
-            let lost = match (entry.released, verdict) {
-                (Some(Outcome::Lost), _) => Some(Lost::TakenOver),
+            let lost = |how| Err(Error::Lost(how, Vec::new()));
+            match (entry.released, verdict) {
+                (Some(Outcome::Lost), _) => return lost(Lost::TakenOver),
                 // Released, and held for a time yet.
-                (Some(_), _) => Some(Lost::Gone),
-                (None, Verdict::Stale(Stale::Expired)) => Some(Lost::Expired),
-                (None, _) => None,
-            };
-            if let Some(how) = lost {
-                return Err(Error::Lost(how, Vec::new()));
+                (Some(_), _) => return lost(Lost::Gone),
+                (None, Verdict::Stale(Stale::Expired)) => return lost(Lost::Expired),
+                (None, _) => {}
             }
             // Before the end of the lease is computed, and before it is sent.
             let leased_at = since_boot();
-            let renewed = Lease {
-                expires: self.expiry(lease.duration),
-                renewals: lease.renewals + 1,
-                ..lease
-            };
-            let renewed =
-                Entry { lease: Some(renewed), keeper: keeper.or(entry.keeper), ..entry.clone() };
+            let (expires, renewals) = (self.expiry(lease.duration), lease.renewals + 1);
+            let lease = Some(Lease { expires, renewals, ..lease });
+            let renewed = Entry { lease, keeper: keeper.or(entry.keeper), ..entry.clone() };
             let all =
                 stored.entries().iter().map(|other| if other == entry { &renewed } else { other });
             // A renewal takes as much room as the one before, but another keeper may not.
             let record = Record::of(all.cloned().collect())
                 .ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
             if self.register.put(Some(&stored), Some(&record))? == Write::Done {
-                let run = entry.once.as_ref();
-                let is_stopped =
-                    run.and_then(|run| run.task.as_ref()).is_some_and(|task| task.is_stopped);
-                let (token, run) = (token.to_owned(), run.map(|run| run.number));
-                return Ok(Grant { token, fencing: entry.fencing, leased_at, run, is_stopped });
+                return Ok(Grant::of(entry, leased_at));
             }
         }
         Err(Error::NotOurs(Vec::new()))
@@ -110,24 +97,18 @@ impl Mutex<'_> {
     /// last.
     pub(super) fn lost_marks(&self, former: &[StaleHolder]) -> Vec<Entry> {
         let now = self.register.now();
-        let mut lost: Vec<_> = former
-            .iter()
-            .filter_map(|former| {
-                let entry = former.entry.as_ref()?;
-                let is_lost =
-                    entry.released == Some(Outcome::Lost) || former.verdict == Stale::Expired;
-                let expired = entry.lease.and_then(|lease| lease.expires);
-                let is_recent = now
-                    .zip(expired)
-                    .is_none_or(|(now, expired)| now.saturating_sub(expired) < REMEMBERED);
-                (is_lost && is_recent).then(|| mark_lost(entry))
-            })
-            .collect();
+        let mark = |former: &StaleHolder| {
+            let entry = former.entry.as_ref()?;
+            let expired = entry.lease.and_then(|lease| lease.expires);
+            let age = now.zip(expired).map_or(0, |(now, expired)| now.saturating_sub(expired));
+            let is_lost = entry.is_mark() || former.verdict == Stale::Expired;
+            (is_lost && age < REMEMBERED).then(|| mark_lost(entry))
+        };
+        let mut lost: Vec<_> = former.iter().filter_map(mark).collect();
         lost.split_off(lost.len().saturating_sub(MAX_LOST))
     }
 }
 
-/// The entry of a holder that has lost its lock.
 pub(super) fn mark_lost(entry: &Entry) -> Entry {
     Entry { released: Some(Outcome::Lost), until: None, once: None, ..entry.clone() }
 }

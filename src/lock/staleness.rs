@@ -38,6 +38,11 @@ pub struct Judged<V> {
     pub verdict: V,
 }
 
+/// The parts of these holders.
+pub(super) fn entries<V>(holders: &[Judged<V>]) -> impl Iterator<Item = &Entry> {
+    holders.iter().filter_map(|holder| holder.entry.as_ref())
+}
+
 /// A holder of a lock, and why it counts as one.
 pub type Holding = Judged<Held>;
 
@@ -51,6 +56,18 @@ pub enum Verdict {
     Held(Held),
     /// Its owner is proved gone.
     Stale(Stale),
+}
+
+impl<T: Into<Held>> From<T> for Verdict {
+    fn from(held: T) -> Self {
+        Self::Held(held.into())
+    }
+}
+
+impl From<Stale> for Verdict {
+    fn from(stale: Stale) -> Self {
+        Self::Stale(stale)
+    }
 }
 
 /// Why a lock counts as held.
@@ -71,7 +88,7 @@ pub enum Held {
     #[error("free in {} unless its lease is renewed", rounded_up(.0))]
     Leased(Duration),
     #[error(transparent)]
-    Unknown(Unknown),
+    Unknown(#[from] Unknown),
 }
 
 /// Why it cannot be told whether an owner lives.
@@ -159,31 +176,33 @@ pub trait LivenessCheck {
     }
 }
 
+/// A lease in one state: its token, and the number of its renewals. Or an empty file: no token, and
+/// its version.
+pub type Watched = (Option<String>, Vec<u8>);
+
 /// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has
-/// seen the lease of a token, or with `None` the whole register, in the same state.
+/// seen a state.
 pub fn judge_all(
     judge: &dyn LivenessCheck,
     stored: &Stored,
-    unchanged_for: &mut dyn FnMut(Option<String>, Vec<u8>) -> Duration,
+    unchanged_for: &mut dyn FnMut(Watched) -> Duration,
 ) -> Vec<Judged<Verdict>> {
     let written = stored.state.written;
     let Some(record) = &stored.record else {
         // A file from the future has no age; then only having watched it counts.
         let age = written.and_then(|written| written.elapsed().ok()).unwrap_or_default();
-        let age = age.max(unchanged_for(None, stored.state.version.clone().unwrap_or_default()));
-        let verdict = if age >= judge.being_written() {
-            Verdict::Stale(Stale::Abandoned)
-        } else {
-            Verdict::Held(Held::Unknown(Unknown::BeingWritten))
-        };
+        let version = stored.state.version.clone().unwrap_or_default();
+        let age = age.max(unchanged_for((None, version)));
+        let is_abandoned = age >= judge.being_written();
+        let verdict =
+            if is_abandoned { Stale::Abandoned.into() } else { Unknown::BeingWritten.into() };
         return vec![Judged { entry: None, written, verdict }];
     };
     let verdict = |entry: &Entry| match entry.lease {
-        _ if record.is_newer() => Verdict::Held(Held::Unknown(Unknown::NewerVersion)),
+        _ if record.is_newer() => Unknown::NewerVersion.into(),
         Some(lease) => {
-            let unchanged_for =
-                unchanged_for(entry.token.clone(), lease.renewals.to_be_bytes().to_vec());
-            judge_lease(judge, stored, entry, lease, unchanged_for)
+            let state = (entry.token.clone(), lease.renewals.to_be_bytes().to_vec());
+            judge_lease(judge, stored, entry, lease, unchanged_for(state))
         }
         None => judge.judge(stored, entry),
     };
@@ -201,18 +220,13 @@ fn judge_lease(
     lease: Lease,
     unchanged_for: Duration,
 ) -> Verdict {
-    let time_to =
-        |end: u64| stored.state.now.map(|now| Duration::from_millis(end.saturating_sub(now)));
-    let at_least = entry.until.and_then(time_to).filter(|remaining| !remaining.is_zero());
-    let stale = |why: Stale| {
-        at_least.map_or(Verdict::Stale(why), |remaining| Verdict::Held(Held::AtLeast(remaining)))
-    };
+    let now = stored.state.now;
+    let stale = |why: Stale| entry.remaining(now).map_or(why.into(), |it| Held::AtLeast(it).into());
     if entry.released.is_some() {
         return stale(Stale::Released);
     }
     let by_watching = lease.duration.saturating_sub(unchanged_for);
-    let remaining =
-        lease.expires.and_then(time_to).map_or(by_watching, |by_clock| by_clock.min(by_watching));
+    let remaining = lease.left(now).map_or(by_watching, |by_clock| by_clock.min(by_watching));
     if remaining.is_zero() {
         return stale(Stale::Expired);
     }
@@ -220,7 +234,7 @@ fn judge_lease(
         // What is seen here proves nothing there: another machine may have the same name, ids and
         // boot id (containers of one image). The keeper releases the lock, or the lease ends.
         Verdict::Stale(_) | Verdict::Held(Held::Unknown(_) | Held::AtLeast(_)) => {
-            Verdict::Held(Held::Leased(remaining))
+            Held::Leased(remaining).into()
         }
         held => held,
     }

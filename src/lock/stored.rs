@@ -18,11 +18,6 @@ impl Stored {
         self.record.as_ref().map(Record::entries).unwrap_or_default()
     }
 
-    /// The entries but for these.
-    pub(super) fn without(&self, removed: &[Entry]) -> Vec<Entry> {
-        self.entries().iter().filter(|entry| !removed.contains(entry)).cloned().collect()
-    }
-
     /// Whether the Python plugin stored it.
     pub fn is_legacy(&self) -> bool {
         self.record.as_ref().is_some_and(Record::is_legacy)

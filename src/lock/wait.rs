@@ -1,6 +1,5 @@
 //! The only loop that waits for a lock.
 
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::getpid;
@@ -76,8 +75,9 @@ impl Mutex<'_> {
                 Err(Error::Store(error)) if error.cause.passes() && !attempts.are_over() => {
                     observer.failing(&error, attempts.made());
                     let is_full = error.cause == store::Cause::Full;
-                    let until = attempts.after_failure(is_full, observer.interval());
-                    pause(until, &requester.exit_fds())?;
+                    let pause = attempts.after_failure(is_full, observer.interval());
+                    poll::sleep(pause, &requester.exit_fds())
+                        .map_err(|error| Error::Entry(error.into()))?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -89,24 +89,23 @@ impl Mutex<'_> {
             let Some(holders) = holders else {
                 deferrals += 1;
                 let until = looked + if is_beside { BESIDE } else { PATIENCE };
-                self.sleep_until(until, is_beside, &[], &requester.exit_fds())?;
+                self.sleep_until(until, is_beside, &[], requester)?;
                 continue;
             };
             let rest = attempts.rest(looked.elapsed());
             observer.waiting(&holders, attempts.made(), &mut || self.place_in_line(is_beside));
-            let fds = requester.exit_fds();
             let next_poll = looked + IN_LINE.min(observer.interval());
             // The first waiter is woken by whatever happens, the others when it leaves.
             let in_line = attempts.last().map_or(next_poll, |last| last.min(next_poll));
             let alone = attempts.next().min(looked + observer.interval());
             let was_queued = self.is_queued();
-            was_patient =
-                was_queued || self.register.queue(|queue, _| queue.is_turned_away()) == Some(true);
-            self.sleep_until(if was_patient { in_line } else { alone }, is_beside, &holders, &fds)?;
+            was_patient = was_queued || self.register.queue(|queue, _| queue.is_turned_away());
+            let until = if was_patient { in_line } else { alone };
+            self.sleep_until(until, is_beside, &holders, requester)?;
             if !was_queued && self.is_queued() {
                 was_patient = true;
                 // It has just queued. What the holder does must not wake all waiters.
-                self.sleep_until(in_line, is_beside, &holders, &fds)?;
+                self.sleep_until(in_line, is_beside, &holders, requester)?;
             }
             // This limits how often it looks, and must not delay the first look after a long sleep.
             std::thread::sleep(rest.saturating_sub(looked.elapsed()));
@@ -118,10 +117,10 @@ impl Mutex<'_> {
         until: Instant,
         is_beside: bool,
         holders: &[Holding],
-        fds: &[BorrowedFd<'_>],
+        requester: &dyn Requester,
     ) -> Result<(), store::Error> {
         let mut limit = until.saturating_duration_since(Instant::now());
-        let mut fds = fds.to_vec();
+        let mut fds = requester.exit_fds();
         // What becomes of the holders concerns the first waiter.
         if !self.is_queued() {
             let again =
@@ -135,36 +134,28 @@ impl Mutex<'_> {
     /// The place of this process among the waiters, or behind them before it queues; `None` if that
     /// is unknown, or if it `is_beside` the queue.
     fn place_in_line(&mut self, is_beside: bool) -> Option<usize> {
-        let waiters =
-            self.register.queue(|queue, key| queue.waiters(key)).filter(|_| !is_beside)?;
+        if is_beside || self.register.store().queue().is_none() {
+            return None;
+        }
+        let waiters = self.register.queue(|queue, key| queue.waiters(key));
         let (pid, here) = (Some(getpid().as_raw_pid()), HostIdentity::here().host);
         let is_own =
             |waiter: &Waiter| waiter.pid == pid && (waiter.host.is_none() || waiter.host == here);
         let place = waiters.iter().position(is_own);
-        let is_new = !self.is_queued()
-            && self.register.queue(|queue, _| queue.is_turned_away()) != Some(true);
+        let is_new = !self.is_queued() && !self.register.queue(|queue, _| queue.is_turned_away());
         place.or(is_new.then_some(waiters.len())).map(|place| place + 1)
     }
 
     fn is_queued(&mut self) -> bool {
-        self.register.queue(|queue, key| queue.is_queued(key)) == Some(true)
+        self.register.queue(|queue, key| queue.is_queued(key))
     }
 
     /// When to look again at a holder, because nothing else may tell; `None` if something will.
     pub(super) fn look_again_in(&self, entry: Option<&Entry>, held: &Held) -> Option<Duration> {
         let lease = entry.and_then(|entry| entry.lease);
-        let remaining = lease.map(|lease| match lease.expires.zip(self.register.now()) {
-            Some((expires, now)) => {
-                Duration::from_millis(expires.saturating_sub(now)).min(lease.duration)
-            }
-            None => lease.duration,
+        let remaining = lease.map(|lease| {
+            lease.left(self.register.now()).unwrap_or(lease.duration).min(lease.duration)
         });
         remaining.into_iter().chain(held.look_again_in()).min()
     }
-}
-
-/// Sleeps until this time, or until one of `fds` is readable.
-fn pause(until: Instant, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-    let left = until.saturating_duration_since(Instant::now());
-    poll::sleep(left, fds).map_err(|error| Error::Entry(error.into()))
 }

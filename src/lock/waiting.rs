@@ -63,11 +63,10 @@ impl<'a> Attempts<'a> {
             return;
         }
         let slept = if was_queued { now - self.next } else { Duration::ZERO };
-        let missed = slept.as_nanos().checked_div(self.waiting.sleep.as_nanos());
-        let missed = missed.and_then(|missed| u32::try_from(missed).ok()).unwrap_or(0);
-        let made = self.made.saturating_add(missed).saturating_add(1);
+        let missed = slept.as_nanos().checked_div(self.waiting.sleep.as_nanos()).unwrap_or(0);
+        let made = self.made.saturating_add(u32::try_from(missed).unwrap_or(0)).saturating_add(1);
         // Polls after the last attempt, which leave others the time to take it, do not count.
-        self.made = self.waiting.max_attempts.map_or(made, |max| made.min(max.get()));
+        self.made = made.min(self.waiting.max_attempts.map_or(u32::MAX, NonZeroU32::get));
         self.next = now + self.waiting.sleep;
     }
 
@@ -96,30 +95,26 @@ impl<'a> Attempts<'a> {
 
     /// When to make the last one; `None` when there is none.
     pub fn last(&self) -> Option<Instant> {
-        let more = self
-            .waiting
-            .max_attempts
-            .map(|max| max.get().saturating_sub(self.made).saturating_sub(1));
-        let last =
-            more.and_then(|more| self.next.checked_add(self.waiting.sleep.checked_mul(more)?));
+        let last = self.waiting.max_attempts.and_then(|max| {
+            let more = max.get().saturating_sub(self.made).saturating_sub(1);
+            self.next.checked_add(self.waiting.sleep.checked_mul(more)?)
+        });
         last.into_iter().chain(self.deadline).min()
     }
 
     /// How long to rest after a poll of this duration.
     pub fn rest(&mut self, poll: Duration) -> Duration {
-        let (since, polls) = self.polls;
         let second = Duration::from_secs(1);
-        self.polls =
-            if since.elapsed() >= second { (Instant::now(), 1) } else { (since, polls + 1) };
-        if self.polls.1 <= BURST && poll < REST {
-            Duration::ZERO
-        } else {
-            (poll * REST_FACTOR).clamp(REST, second)
+        if self.polls.0.elapsed() >= second {
+            self.polls = (Instant::now(), 0);
         }
+        self.polls.1 += 1;
+        let is_burst = self.polls.1 <= BURST && poll < REST;
+        if is_burst { Duration::ZERO } else { (poll * REST_FACTOR).clamp(REST, second) }
     }
 
-    /// When to ask a store again that fails; `interval` is the observer's.
-    pub fn after_failure(&mut self, is_full: bool, interval: Duration) -> Instant {
+    /// How long to pause before a store that fails is asked again; `interval` is the observer's.
+    pub fn after_failure(&mut self, is_full: bool, interval: Duration) -> Duration {
         let now = Instant::now();
         // After a stop in the middle of a request, the next attempt would be too late.
         let mut until = self.next().min(now + interval.min(PAUSES.1)).max(now + MIN_OUTAGE);
@@ -129,7 +124,7 @@ impl<'a> Attempts<'a> {
         } else {
             self.full_since = None;
         }
-        self.deadline.map_or(until, |deadline| until.min(deadline))
+        self.deadline.map_or(until, |deadline| until.min(deadline)) - now
     }
 
     /// The store has answered.

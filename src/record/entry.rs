@@ -1,6 +1,7 @@
 //! One holder's part of a lock record.
 
 use std::fmt::{self, Write as _};
+use std::io;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::record::mode::Mode;
 use crate::record::owner::Owner;
 use crate::record::run::Run;
+use crate::sys::clock::since_boot;
 use crate::sys::identity::{HostIdentity, ProcessIdentity};
 use crate::sys::local_time::local_time;
 use crate::sys::process::parse_pid;
@@ -84,41 +86,32 @@ pub enum Outcome {
 
 impl Entry {
     /// The entry of a new acquisition of a plain mutex by this very process.
-    pub fn of_this_process(command: Option<String>) -> std::io::Result<Self> {
+    pub fn of_this_process(command: Option<String>) -> io::Result<Self> {
         Self::new(Owner::of(getpid(), &HostIdentity::here())?, None, command)
     }
 
     /// The entry of a new acquisition of a plain mutex.
-    pub fn new(
-        owner: Owner,
-        run: Option<String>,
-        command: Option<String>,
-    ) -> std::io::Result<Self> {
+    pub fn new(owner: Owner, run: Option<String>, command: Option<String>) -> io::Result<Self> {
         let (since, token) = (Some(Timestamp::now()), Some(random_token()?));
-        let (reason, keeper, until, lease, fencing, released, previous, once) = Default::default();
-        let mode = Mode::EXCLUSIVE;
-        Ok(Self {
-            owner,
-            mode,
-            since,
-            token,
-            run,
-            command,
-            reason,
-            keeper,
-            until,
-            lease,
-            fencing,
-            released,
-            previous,
-            once,
-        })
+        Ok(Self { since, token, run, command, ..Self::with(owner, &Fields(Vec::new())) })
     }
 
     /// Whether it has this token, or this fencing token.
     pub fn has_token(&self, token: &str) -> bool {
         self.token.as_deref() == Some(token)
             || self.fencing.is_some_and(|number| number.to_string() == token)
+    }
+
+    /// How long it is to be held at least: with a lease, by the store's clock, which shows `now`.
+    pub fn remaining(&self, now: Option<u64>) -> Option<Duration> {
+        let now = if self.lease.is_some() { now? } else { since_boot() };
+        let remaining = self.until?.checked_sub(now)?;
+        (remaining > 0).then(|| Duration::from_millis(remaining))
+    }
+
+    /// Whether it only tells its process that the lock was lost.
+    pub fn is_mark(&self) -> bool {
+        self.released == Some(Outcome::Lost)
     }
 
     /// Whether a program that knows plain mutexes only would understand it.
@@ -131,25 +124,26 @@ impl Entry {
 
     pub(super) fn parse(lines: &[&str]) -> Option<Self> {
         let fields = Fields::of(lines);
+        let place = HostIdentity {
+            host: fields.text("host"),
+            machine: fields.text("machine"),
+            boot: fields.text("boot"),
+            pid_namespace: fields.number("pidns"),
+        };
+        let instance =
+            ProcessIdentity { start: fields.number("start"), pidfd: fields.number("pidfd") };
+        let (pid, uid) = (parse_pid(lines.first()?)?, fields.number("uid"));
+        Some(Self::with(Owner { pid, uid, place, instance }, &fields))
+    }
+
+    /// The entry of this owner, with what the other fields tell.
+    fn with(owner: Owner, fields: &Fields<'_>) -> Self {
         let mode = match fields.text("mode").as_deref() {
             Some("shared") => Mode::Shared,
             _ => Mode::Slots(fields.number("slots").unwrap_or(NonZeroU32::MIN)),
         };
-        Some(Self {
-            owner: Owner {
-                pid: parse_pid(lines.first()?)?,
-                uid: fields.number("uid"),
-                place: HostIdentity {
-                    host: fields.text("host"),
-                    machine: fields.text("machine"),
-                    boot: fields.text("boot"),
-                    pid_namespace: fields.number("pidns"),
-                },
-                instance: ProcessIdentity {
-                    start: fields.number("start"),
-                    pidfd: fields.number("pidfd"),
-                },
-            },
+        Self {
+            owner,
             mode,
             since: fields.text("since").and_then(|time| time.parse().ok()),
             token: fields.text("token"),
@@ -160,17 +154,12 @@ impl Entry {
             until: fields.number("until"),
             lease: fields.text("lease").and_then(|text| Lease::parse(&text)),
             fencing: fields.number("fencing"),
-            released: fields.text("released").map(|word| match word.as_str() {
-                "succeeded" => Outcome::Succeeded,
-                "failed" => Outcome::Failed,
-                "lost" => Outcome::Lost,
-                _ => Outcome::Unknown,
-            }),
+            released: fields.text("released").map(|word| Outcome::of(&word)),
             previous: fields
                 .text("previous")
                 .and_then(|text| Some(text.strip_suffix(SUCCEEDED)?.to_owned())),
             once: fields.find("once").and_then(|text| serde_json::from_str(text).ok()),
-        })
+        }
     }
 
     pub(super) fn write(&self, text: &mut String, version: Option<u32>) {
@@ -212,6 +201,11 @@ impl Entry {
 }
 
 impl Lease {
+    /// The rest, by the store's clock, which shows `now`; `None` without one.
+    pub fn left(&self, now: Option<u64>) -> Option<Duration> {
+        Some(Duration::from_millis(self.expires?.saturating_sub(now?)))
+    }
+
     /// Duration and end in milliseconds, and the number of renewals.
     fn text(self) -> String {
         // As long after each renewal, so that a full record still has room for it.
@@ -227,12 +221,12 @@ impl Lease {
 
 impl Outcome {
     fn word(self) -> &'static str {
-        match self {
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Lost => "lost",
-            Self::Unknown => "unknown",
-        }
+        ["succeeded", "failed", "lost", "unknown"][self as usize]
+    }
+
+    fn of(word: &str) -> Self {
+        let all = [Self::Succeeded, Self::Failed, Self::Lost];
+        all.into_iter().find(|outcome| outcome.word() == word).unwrap_or(Self::Unknown)
     }
 }
 

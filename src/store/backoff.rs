@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::failure::Failure;
+use super::seam::{Fds, Key, Queue};
 use crate::sys::random::jittered;
 
 /// A waiter has waited for so many times as long as there is between two polls.
@@ -11,6 +12,7 @@ const GROW: u32 = 10;
 
 /// The polls of a waiter, in a store without a queue. The time waited alone decides: a holder that
 /// renews its lease changes what is stored, but not how long others have to wait.
+#[derive(Clone)]
 pub struct PollBackoff {
     first: Duration,
     last: Duration,
@@ -39,6 +41,16 @@ impl PollBackoff {
         let pause = (waited / GROW).clamp(self.first, self.last);
         // A poll just before one that is due anyway would be one too many.
         if limit <= pause * 5 / 4 { limit } else { jittered(pause) }
+    }
+}
+
+impl Queue for PollBackoff {
+    fn wait(&mut self, _: &Key, _: bool, limit: Duration, fds: Fds<'_>) -> Result<(), Failure> {
+        self.sleep(limit, fds)
+    }
+
+    fn leave(&mut self, _: &Key) {
+        self.end();
     }
 }
 

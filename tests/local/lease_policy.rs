@@ -330,7 +330,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, noted: &Atomic
     match order {
         Order::Lock(mode) => {
             match mutex.acquire(process, &request(*mode), &attempts(3), &mut Silent) {
-                Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => {
+                Ok(Acquired::Granted(grant, _)) => {
                     let since = process.store.lock().made[&grant.token];
                     Ended::Locked { grant, since, was_held: false }
                 }
@@ -421,7 +421,7 @@ fn those_that_rely_on_a_lock_of_several_may_hold_it_together_whatever_the_store_
 fn acquire(memory: &Memory, process: &Process) -> Grant {
     let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
     match mutex.acquire(process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent) {
-        Ok(Acquired::Free(grant)) => grant,
+        Ok(Acquired::Granted(grant, None)) => grant,
         other => panic!("{other:?}"),
     }
 }
@@ -518,7 +518,7 @@ fn the_word_of_a_loss_takes_no_other_word_with_it() {
     let tokens =
         |entries: &[Entry]| entries.iter().map(|entry| entry.token.clone()).collect::<HashSet<_>>();
     assert_eq!(tokens(&entries(&memory)), tokens(&others));
-    assert!(matches!(lock(), Ok(Acquired::Free(_))));
+    assert!(matches!(lock(), Ok(Acquired::Granted(_, None))));
 }
 
 #[test]
@@ -529,7 +529,7 @@ fn one_of_several_holders_that_takes_the_lock_away_from_all_has_lost_nothing_its
         let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
         let acquired =
             mutex.acquire(&world.process(pid), &request(SLOTS), &attempts(1), &mut Silent);
-        assert!(matches!(acquired, Ok(Acquired::Free(_))), "{acquired:?}");
+        assert!(matches!(acquired, Ok(Acquired::Granted(_, None))), "{acquired:?}");
     }
     let mut mutex = Mutex::new(register(memory.clone()), &BLIND);
     let forced = mutex.release(&world.process(2), ReleaseScope::Force, Outcome::Unknown);
@@ -550,7 +550,7 @@ fn what_was_released_and_is_held_for_a_time_yet_is_not_lost() {
     let mut mutex = Mutex::new(register(memory), &BLIND);
     let request = Request { at_least: Some(Duration::from_secs(600)), ..request(Mode::EXCLUSIVE) };
     let acquired = mutex.acquire(&world.process(2), &request, &attempts(1), &mut Silent);
-    let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };
+    let Ok(Acquired::Granted(grant, None)) = acquired else { panic!("{acquired:?}") };
     let released = mutex.release(&world.process(2), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(released, Ok(Released::Own { stays: Some(_), .. })), "{released:?}");
     let renewed = mutex.renew(&grant.token, None);
@@ -574,7 +574,7 @@ fn a_lease_counts_from_before_it_was_asked_for() {
     let mut mutex = Mutex::new(register(Before::new(Memory::shared(), happens)), &BLIND);
     let process = World::new().process(2);
     let acquired = mutex.acquire(&process, &request(Mode::EXCLUSIVE), &attempts(1), &mut Silent);
-    let Ok(Acquired::Free(grant)) = acquired else { panic!("{acquired:?}") };
+    let Ok(Acquired::Granted(grant, None)) = acquired else { panic!("{acquired:?}") };
     assert!(grant.leased_at <= asked.load(Ordering::Relaxed));
     let renewed = mutex.renew(&grant.token, None).expect("it is held");
     assert!(

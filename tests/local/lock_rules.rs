@@ -7,14 +7,17 @@ use serializer::lock::decision::{Bid, Decision};
 use serializer::lock::requester::Requester;
 use serializer::lock::staleness::{Held, Judged, Stale, Unknown, Verdict};
 use serializer::lock::stored::Stored;
-use serializer::lock::{Grant, Request};
+use serializer::lock::{Acquired, Error, Grant, Request};
 use serializer::record::mode::Mode;
 use serializer::record::owner::Owner;
 use serializer::record::run::{Rule, Run};
 use serializer::record::{Entry, Outcome, Record};
-use serializer::store::seam::State;
+use serializer::store::seam::{Key, Kind, Next, State, Store};
 use serializer::sys::identity::{HostIdentity, ProcessIdentity};
 use serializer::sys::process::parse_pid;
+
+use crate::support::memory::Memory;
+use crate::support::simulated::register;
 
 const OURS: &str = "10";
 const ANOTHER: &str = "20";
@@ -79,16 +82,19 @@ fn decide(stored: Vec<(Entry, Verdict)>, bid: &Bid<'_>) -> String {
         judged.map(|(entry, verdict)| Judged { entry: Some(entry), written: None, verdict });
     let stored = Stored { record: Record::of(entries.clone()), state: State::default() };
     match bid.decide(Some(&stored), judged.collect(), ("key", 3000)) {
-        Decision::Confirmed(grant) => format!("confirmed {}", grant.token),
-        Decision::AlreadyHeld(_) => "already held".to_owned(),
-        Decision::Lost(left, held) => format!("lost, {} stay, {} hold", left.len(), held.len()),
-        Decision::NotNeeded(run) => format!("not needed{}", run.map_or("", |_| ": done")),
-        Decision::Busy(holders) => format!("busy with {}", holders.len()),
-        Decision::HeldOtherwise(mode) => format!("held otherwise: {mode}"),
-        Decision::OfEarlierPeriod(_) => "of an earlier period".to_owned(),
-        Decision::GivenUp(_) => "given up".to_owned(),
-        Decision::Foreign => "foreign".to_owned(),
-        Decision::Free(held, former, run) => {
+        Err(Error::HeldOtherwise(mode)) => format!("held otherwise: {mode}"),
+        Err(Error::Busy(..)) => "of an earlier period".to_owned(),
+        Err(Error::GivenUp(_)) => "given up".to_owned(),
+        Err(error) => format!("{error:?}"),
+        Ok(Decision::Done(Acquired::Granted(grant, None))) => format!("confirmed {}", grant.token),
+        Ok(Decision::Done(Acquired::AlreadyHeld(_))) => "already held".to_owned(),
+        Ok(Decision::Done(Acquired::NotNeeded(run))) => {
+            format!("not needed{}", run.map_or("", |_| ": done"))
+        }
+        Ok(Decision::Done(acquired)) => format!("{acquired:?}"),
+        Ok(Decision::Lost(left, held)) => format!("lost, {} stay, {} hold", left.len(), held.len()),
+        Ok(Decision::Busy(holders)) => format!("busy with {}", holders.len()),
+        Ok(Decision::Free(held, former, run)) => {
             let run = run.map(|run| format!(", run {}", run.number)).unwrap_or_default();
             format!("free beside {}, for {}{run}", held.len(), former.len())
         }
@@ -186,9 +192,18 @@ fn a_key_runs_by_how_its_last_run_ended() {
     let lost = || (released(ANOTHER, Outcome::Lost), stale());
     let done = (run("30", Some(Outcome::Succeeded)), stale());
     assert_eq!(at_first(&request, vec![done, lost()]), "not needed: done");
-    assert_eq!(at_first(&request, vec![(entry(ANOTHER), stale())]), "foreign");
     // A run for an earlier period would wait for itself.
     let mut bid = Bid::new(&Us, &request);
     bid.since = Some(1500);
     assert_eq!(decide(vec![(run(OURS, None), held())], &bid), "of an earlier period");
+}
+
+#[test]
+fn a_record_without_a_run_is_not_that_of_a_key() {
+    let (key, mut store) = (Key { kind: Kind::Once, name: "key".into() }, Memory::default());
+    let text = Record::of(vec![entry(ANOTHER)]).expect("a record").to_text();
+    let next = Next { number: 1, value: Some(&text), keep: None };
+    store.put(&key, &State::default(), &next).expect("memory");
+    let refused = register(store, key).load().expect_err("no run").to_string();
+    assert!(refused.ends_with("it does not tell of a run"), "{refused}");
 }

@@ -456,7 +456,7 @@ fn do_it(mutex: &mut Mutex<'_>, process: &Process, order: &Order, is_shared: boo
             let lease = is_shared.then(|| Duration::from_millis(LEASE));
             let request = Request { lease, once: Some(*rule), ..Request::default() };
             match mutex.acquire(process, &request, &waiting, &mut Silent) {
-                Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => Ended::Begun(grant),
+                Ok(Acquired::Granted(grant, _)) => Ended::Begun(grant),
                 Ok(Acquired::NotNeeded(_)) => Ended::Skipped,
                 Err(lock::Error::GivenUp(_)) => Ended::GivenUp,
                 // Its command was killed before. The keeper is gone, so the lease is renewed at

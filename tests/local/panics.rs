@@ -7,8 +7,15 @@ use std::os::fd::AsFd;
 use std::process::{Command, Output, exit};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
+use serializer::lease::thread::Renewing;
+use serializer::lease::{LeaseGrant, OnLost};
+use serializer::lock::Grant;
 use serializer::panics::{self, Kept, Registration};
+use serializer::store::Location;
+use serializer::sys::clock::since_boot;
+use serializer::sys::poll::{is_readable, sleep};
 
 /// What the second program is to do.
 const PART: &str = "SERIALIZER_TEST_PANIC";
@@ -120,4 +127,37 @@ fn a_panic_after_a_lease_was_kept_is_no_loss() {
     });
     let (code, said) = told(&output);
     assert!(code == Some(1) && is_told_in_one_line(&said), "{output:?}");
+}
+
+#[test]
+fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() {
+    let test = "a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again";
+    let output = as_part(test, || {
+        let is_right = [OnLost::Terminate, OnLost::Warn].into_iter().all(|on_lost| {
+            let renewing = renewing(0, 3600, on_lost);
+            let was_good = !renewing.is_given_up() && !renewing.is_unanswered();
+            thread::spawn(|| panic!("hunter2"));
+            sleep(Duration::from_secs(60), &[renewing.lost_fd()]).expect("it is lost");
+            let is_lost = is_readable(&renewing.lost_fd()) && renewing.is_given_up();
+            let is_ours = renewing.is_unanswered() && !renewing.is_released();
+            was_good && is_lost && is_ours && renewing.why().starts_with("internal error at")
+        });
+        exit(if is_right { 3 } else { WRONG });
+    });
+    let (code, said) = told(&output);
+    assert!(code == Some(3) && said.lines().count() == 2, "{output:?}");
+}
+
+/// A lease of `lease` seconds, `age` seconds after its last renewal.
+fn renewing(age: u64, lease: u64, on_lost: OnLost) -> Renewing {
+    let (token, leased_at) = ("t".to_owned(), since_boot() - age * 1000);
+    let grant = Grant { token, fencing: None, leased_at, run: None, is_stopped: false };
+    let charge = LeaseGrant { grant, lease: Duration::from_secs(lease), is_unnamed: false };
+    let location = Location::file("/nonexistent".as_ref());
+    Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread")
+}
+
+#[test]
+fn a_twelfth_of_the_lease_is_left_when_a_command_is_killed() {
+    assert!(renewing(11, 12, OnLost::Terminate).kill_at() <= since_boot());
 }

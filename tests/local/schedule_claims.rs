@@ -88,7 +88,7 @@ fn an_acquisition_with_a_lost_answer_is_found_once_and_then_excludes_its_request
         };
         [(); 3].map(|()| {
             let acquired = mutex.acquire(&scheduler, &request, &waiting, &mut Silent);
-            matches!(acquired, Ok(Acquired::Free(_)))
+            matches!(acquired, Ok(Acquired::Granted(_, None)))
         })
     });
     let (mut place, mut ended) = (Some(command), None);

@@ -47,7 +47,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let mut mutex = Mutex::open(&location, &judge)?;
     let mut seen = mutex.inspect()?;
     if seen.is_none() {
-        let now = mutex.time();
+        let now = mutex.register.time();
         let amended = mutex.amend(&|run| introduced(run, &args.task, now));
         amended.map_err(|error| Error::mutex("run", &location, error))?;
         seen = mutex.inspect()?;
@@ -66,7 +66,7 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
             return Err(cannot(FAILED, &format!(" for another slot: {last} is unfinished")));
         }
         None if !is_over => last,
-        slot => slot.unwrap_or_else(|| mutex.time()),
+        slot => slot.unwrap_or_else(|| mutex.register.time()),
     };
     let claim = Claim {
         seen: seen.run.seen(seen.state),
@@ -110,7 +110,7 @@ fn amend_all(
     change: &dyn Fn(&mut Run, &mut Task, u64),
 ) -> Result<(), Error> {
     for_all(args, environment, |mutex, (name, location), _| {
-        let now = mutex.time();
+        let now = mutex.register.time();
         let changed = |run: Option<&Run>| {
             let mut run = run.cloned().or_else(|| introduced(None, name, now))?;
             let mut task = run.task.take()?;

@@ -126,7 +126,12 @@ impl Tasks<'_> {
                 Ok(seen) => {
                     self.is_unproved |=
                         seen.as_ref().is_some_and(|seen| seen.unproved_lease().is_some());
-                    rows.push(row(&name, self.catalog.tasks.get(&name), seen, mutex.time()));
+                    rows.push(row(
+                        &name,
+                        self.catalog.tasks.get(&name),
+                        seen,
+                        mutex.register.time(),
+                    ));
                 }
                 Err(error) if error.cause.passes() => return Err(error.into()),
                 // One damaged record does not hide the other tasks.

@@ -71,7 +71,7 @@ impl<'a> Tracked<'a> {
         up_since: u64,
     ) -> Result<(Plan, Option<Run>, u64), store::Error> {
         let seen = self.mutex.inspect()?;
-        let now = self.mutex.time();
+        let now = self.mutex.register.time();
         let seen = seen.map(|key| Seen::new(key, now));
         let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref());
         let stored = stored.map_or(0, |stored| stored.definition);

@@ -77,7 +77,7 @@ fn look(
         Err(error) if is_odd || !is_named && error.cause == Cause::NotALock => return Ok(None),
         looked => looked?,
     };
-    let is_used = looked.is_some() || mutex.was_used();
+    let is_used = looked.is_some() || mutex.register.version().is_some();
     let (stored, mut holders) = looked.unwrap_or_default();
     // A notice of a release is not a holder.
     holders.retain(|judged| !matches!(judged.verdict, Verdict::Stale(Stale::Released)));
@@ -85,14 +85,16 @@ fn look(
     {
         return Ok(None);
     }
-    let now = mutex.time();
+    let now = mutex.register.time();
     let holders: Vec<_> = holders.iter().map(|judged| holder(judged, now)).collect();
     // A live holder counts, wherever in the record it stands.
     let order = |holder: &&Value| {
         ["held", "unknown", "stale"].iter().position(|it| holder["state"] == **it)
     };
     let counts = holders.iter().min_by_key(order);
-    let waiters = (1..).zip(mutex.waiters()).map(|(position, it)| waiter(position, &it));
+    let waiters = (1..)
+        .zip(mutex.register.queue(|queue, key| queue.waiters(key)))
+        .map(|(position, it)| waiter(position, &it));
     Ok(Some(json!({
         "state": counts.map_or(&json!("free"), |holder| &holder["state"]),
         "why": counts.map(|holder| &holder["why"]),

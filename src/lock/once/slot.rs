@@ -51,14 +51,9 @@ impl Claim {
         // So that no two runs have the same slot and number.
         let number = if slot == task.slot { run.number.saturating_add(1) } else { 1 };
         let skipped = task.skipped.saturating_add(self.skipped);
-        let task = Task {
-            slot,
-            skipped,
-            is_stopped: false,
-            definition: self.definition,
-            paused: task.paused,
-        };
-        let (key, ends) = (key.to_owned(), run.with_interruption(ended, now).ends);
+        let (definition, paused) = (self.definition, task.paused);
+        let task = Task { slot, skipped, is_stopped: false, definition, paused };
+        let (key, ends) = (key.to_owned(), run.ends_with(ended, now));
         Next::Run(Run { key, number, began: now, rule, ends, task: Some(task) })
     }
 }

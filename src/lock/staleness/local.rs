@@ -12,14 +12,15 @@ use crate::lock::stored::Stored;
 use crate::record::{BEING_WRITTEN, Entry};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process::{self, Absence, Process};
-use crate::sys::{clock, text};
+use crate::sys::text;
 
 /// Judges by looking at this machine's processes.
 #[derive(Debug)]
 pub struct LocalLiveness {
     here: HostIdentity,
     orphans: Orphans,
-    being_written: Duration,
+    /// How long an empty file counts as being written.
+    pub being_written: Duration,
     /// Processes of other PID namespaces that were seen, by the inode numbers of their pidfds.
     seen: RefCell<HashMap<u64, Process>>,
 }
@@ -34,12 +35,6 @@ impl LocalLiveness {
     pub fn new(here: HostIdentity, orphans: Orphans) -> Self {
         Self { here, orphans, being_written: BEING_WRITTEN, seen: RefCell::default() }
     }
-
-    /// For `serializer flock`, an empty file is free at once.
-    pub fn of_flock(self, is_flock: bool) -> Self {
-        let being_written = if is_flock { Duration::ZERO } else { self.being_written };
-        Self { being_written, ..self }
-    }
 }
 
 impl LivenessCheck for LocalLiveness {
@@ -51,30 +46,22 @@ impl LivenessCheck for LocalLiveness {
         let owner = match entry.released {
             None => self.look(stored, entry),
             // Containers of one boot share its clock.
-            Some(_) if entry.until.is_some() => self
-                .check_boot(stored, &entry.owner.place)
-                .and(Err(Verdict::Stale(Stale::Released))),
-            Some(_) => return Verdict::Stale(Stale::Released),
+            Some(_) if entry.until.is_some() => {
+                self.check_boot(stored, &entry.owner.place).and(Err(Stale::Released.into()))
+            }
+            Some(_) => return Stale::Released.into(),
         };
         match owner {
-            Ok(process) => Verdict::Held(Held::Alive(Some(process))),
+            Ok(process) => Held::Alive(Some(process)).into(),
             // What outlived its owner did not outlive a reboot.
-            Err(Verdict::Stale(stale)) if stale != Stale::Rebooted => match remaining(entry) {
-                Some(remaining) => Verdict::Held(Held::AtLeast(remaining)),
-                None if stale == Stale::Released => Verdict::Stale(stale),
+            Err(Verdict::Stale(stale)) if stale != Stale::Rebooted => match entry.remaining(None) {
+                Some(remaining) => Held::AtLeast(remaining).into(),
+                None if stale == Stale::Released => stale.into(),
                 None => self.look_for_orphans(entry, stale),
             },
             Err(verdict) => verdict,
         }
     }
-}
-
-/// How long a lock that was acquired in this boot is still to be held.
-fn remaining(entry: &Entry) -> Option<Duration> {
-    // With a lease, another clock counts.
-    let until = entry.until.filter(|_| entry.lease.is_none())?;
-    let remaining = until.checked_sub(clock::since_boot())?;
-    (remaining > 0).then(|| Duration::from_millis(remaining))
 }
 
 impl LocalLiveness {
@@ -83,9 +70,8 @@ impl LocalLiveness {
         let owner = &entry.owner;
         if !stored.is_legacy() {
             self.check_boot(stored, &owner.place)?;
-            if owner.place.pid_namespace.is_none()
-                || owner.place.pid_namespace != self.here.pid_namespace
-            {
+            let namespace = owner.place.pid_namespace;
+            if namespace.is_none() || namespace != self.here.pid_namespace {
                 return self.look_into_container(entry);
             }
         }
@@ -96,37 +82,32 @@ impl LocalLiveness {
             return match process::observe(owner.pid) {
                 // The end of the keeper is that of both.
                 Ok(_) => Ok(keeper),
-                Err(_) => Err(Verdict::Held(Held::Kept(keeper))),
+                Err(_) => Err(Held::Kept(keeper).into()),
             };
         }
-        let process =
-            process::observe(owner.pid).map_err(|why| Verdict::Stale(Stale::Absent(why)))?;
+        let process = process::observe(owner.pid).map_err(Stale::Absent)?;
         let is_reused = if stored.is_legacy() {
             // A clock that was set forward must not cost a live process its lock.
             started_after(process.instance, stored.state.written) && !is_meltano(owner.pid)
         } else {
             owner.instance.same_as(process.instance) == Some(false)
         };
-        if is_reused { Err(Verdict::Stale(Stale::Reused)) } else { Ok(process) }
+        if is_reused { Err(Stale::Reused.into()) } else { Ok(process) }
     }
 
     /// From outside, a process in a container has another PID. The inode number of its pidfd is the
     /// same everywhere, and unique until reboot.
     fn look_into_container(&self, entry: &Entry) -> Result<Process, Verdict> {
         let mut is_gone = true;
-        for pidfd in
-            entry.keeper.iter().map(|(_, keeper)| keeper.pidfd).chain([entry.owner.instance.pidfd])
-        {
-            match pidfd.map(|inode| self.find_outside(inode)) {
+        let keeper = entry.keeper.map(|(_, keeper)| keeper);
+        for instance in keeper.into_iter().chain([entry.owner.instance]) {
+            match instance.pidfd.map(|inode| self.find_outside(inode)) {
                 Some(Ok(Some(process))) => return Ok(process),
                 found => is_gone &= matches!(found, Some(Ok(None))),
             }
         }
-        Err(if is_gone {
-            Verdict::Stale(Stale::Absent(Absence::Gone))
-        } else {
-            Verdict::Held(Held::Unknown(Unknown::OtherPidNamespace))
-        })
+        let gone = Stale::Absent(Absence::Gone);
+        Err(if is_gone { gone.into() } else { Unknown::OtherPidNamespace.into() })
     }
 
     /// A process of another PID namespace; `None` if it is proved gone.
@@ -152,7 +133,7 @@ impl LocalLiveness {
             one.is_some() && two.is_some() && one != two
         };
         if differ(&place.machine, &self.here.machine) || differ(&place.host, &self.here.host) {
-            return Err(Verdict::Held(Held::Unknown(Unknown::OtherHost)));
+            return Err(Unknown::OtherHost.into());
         }
         // Host names repeat, so only the machine id proves a reboot of this machine.
         let is_same_machine = place.machine.is_some()
@@ -161,24 +142,24 @@ impl LocalLiveness {
         if is_same_boot {
             Ok(())
         } else if is_same_machine && place.boot.is_some() && self.here.boot.is_some() {
-            Err(Verdict::Stale(Stale::Rebooted))
+            Err(Stale::Rebooted.into())
         } else {
-            Err(Verdict::Held(Held::Unknown(Unknown::OtherBoot)))
+            Err(Unknown::OtherBoot.into())
         }
     }
 
     fn look_for_orphans(&self, entry: &Entry, owner: Stale) -> Verdict {
         let (Orphans::Wait, Some(run), Some(uid)) = (self.orphans, &entry.run, entry.owner.uid)
         else {
-            return Verdict::Stale(owner);
+            return owner.into();
         };
         match process::find_by_environment(RUN_VARIABLE, run, uid) {
             Ok(Some(process)) => {
                 let command = text::command_line(&process::arguments(process.pid()));
-                Verdict::Held(Held::RunGoesOn { owner, process, command })
+                Held::RunGoesOn { owner, process, command }.into()
             }
-            Ok(None) => Verdict::Stale(owner),
-            Err(_) => Verdict::Held(Held::Unknown(Unknown::NoProcessTable)),
+            Ok(None) => owner.into(),
+            Err(_) => Unknown::NoProcessTable.into(),
         }
     }
 }

@@ -54,7 +54,7 @@ pub fn do_it(
     match order {
         Order::Look { up_since } => {
             let Ok(seen) = mutex.inspect() else { return Ended::Otherwise };
-            let now = mutex.time();
+            let now = mutex.register.time();
             let seen = seen.map(|key| Seen::new(key, now));
             let plan = definition.plan(NAME, seen.as_ref(), now, up_since);
             if plan == Plan::Introduce {
@@ -68,13 +68,13 @@ pub fn do_it(
                 return Ended::Otherwise;
             }
             let slot = earlier.map_or_else(
-                || mutex.time(),
+                || mutex.register.time(),
                 |earlier| seen.run.of_slot().0.saturating_sub(earlier),
             );
             let ((slot_seen, number), definition) = (seen.run.of_slot(), definition.number());
             let seen = (slot_seen, number, seen.state);
             let claim = Claim { seen, slot, skipped: 0, definition, is_forced: true };
-            Ended::Planned(Plan::Run(claim), None, mutex.time())
+            Ended::Planned(Plan::Run(claim), None, mutex.register.time())
         }
         Order::Begin(claim) => {
             let rule = Rule {
@@ -92,7 +92,7 @@ pub fn do_it(
                 warn_after: None,
             };
             match mutex.acquire(process, &request, &waiting, &mut Silent) {
-                Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => Ended::Begun(grant),
+                Ok(Acquired::Granted(grant, _)) => Ended::Begun(grant),
                 Ok(_) | Err(_) => Ended::Otherwise,
             }
         }

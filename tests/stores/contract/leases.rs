@@ -87,7 +87,7 @@ fn once() -> Waiting {
 
 fn granted(acquired: Result<Acquired, Error>) -> Grant {
     match acquired {
-        Ok(Acquired::Free(grant) | Acquired::TakenOver(grant, _)) => grant,
+        Ok(Acquired::Granted(grant, _)) => grant,
         other => panic!("not granted: {other:?}"),
     }
 }
@@ -157,7 +157,7 @@ pub fn a_lease_that_is_not_renewed_expires(subject: &Subject) {
         warn_after: None,
     };
     match other.acquire(&Stranger(2), &for_so_long(LONG), &waiting, &mut Silent) {
-        Ok(Acquired::TakenOver(grant, former)) => {
+        Ok(Acquired::Granted(grant, Some(former))) => {
             assert_eq!(former.verdict, Stale::Expired);
             assert!(grant.fencing >= lost.fencing);
             assert!(grant.fencing > lost.fencing || !subject.has_numbers());
@@ -232,7 +232,7 @@ pub fn a_process_that_has_let_it_expire_is_told(subject: &Subject) {
     let released = mutex.release(&Stranger(1), ReleaseScope::OwnOrStale, Outcome::Unknown);
     assert!(matches!(released, Err(Error::Lost(Lost::Expired, _))), "{released:?}");
     let acquired = acquire(&mut mutex, 2, &for_so_long(LONG));
-    assert!(matches!(acquired, Ok(Acquired::Free(_))), "{acquired:?}");
+    assert!(matches!(acquired, Ok(Acquired::Granted(_, None))), "{acquired:?}");
 }
 
 pub fn what_is_to_be_held_at_least_stays_held(subject: &Subject) {

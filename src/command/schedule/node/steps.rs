@@ -26,7 +26,7 @@ impl<'a> Node<'a> {
         if are_many {
             for (name, state) in self.any.list(Kind::Schedule).unwrap_or_default() {
                 if let Some(task) = name.to_str().and_then(|name| self.tasks.get_mut(name)) {
-                    task.mutex.offer(Some((state, asked)));
+                    task.mutex.register.offered = Some((state, asked));
                 }
             }
         }
@@ -42,7 +42,7 @@ impl<'a> Node<'a> {
         self.has_begun = true;
         if are_many {
             // Unused readings would grow old.
-            self.tasks.values_mut().for_each(|task| task.mutex.offer(None));
+            self.tasks.values_mut().for_each(|task| task.mutex.register.offered = None);
         }
         Ok(())
     }
