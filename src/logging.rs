@@ -42,7 +42,7 @@ pub fn is_coloured() -> bool {
     }
 }
 
-/// A hint that names commands as Meltano runs them, whose plugin need not be on the PATH.
+/// A hint that names commands as Meltano runs them: its plugin need not be on the PATH.
 pub fn hint(hint: &str) -> String {
     let plugin = include_str!("../dbtmutex.yml").lines();
     // Meltano answers `--help` itself.
