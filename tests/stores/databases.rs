@@ -158,10 +158,8 @@ fn a_server_without_tls_is_not_used_where_tls_is_asked_for_in_any_spelling() {
         ["ssl_capath=/etc/ssl", "ssl_ca=/nonexistent/ca.pem", "sslmod=x", "tls=true", "useSSL=true"]
     {
         let run = of(&mariadb, query);
-        assert!(
-            run.code == 2 && run.stderr.contains(query.split(['=', '?']).next().expect("a name")),
-            "{query}: {run:?}"
-        );
+        let name = query.split('=').next().expect("a name").to_ascii_lowercase();
+        assert!(run.code == 2 && run.stderr.contains(&name), "{query}: {run:?}");
     }
 }
 
