@@ -249,6 +249,8 @@ impl Disk<'_> {
     /// What is on the device after a power cut now: the state of the key, and the names in its
     /// directory.
     fn after_power_cut(&self, locks: &Locks) -> (Value, Vec<String>) {
+        // A new file: a loop device that is still detaching would show the old one's blocks.
+        let _ = fs::remove_file(self.dir.join("copy"));
         fs::copy(self.dir.join("disk"), self.dir.join("copy")).expect("it can be copied");
         assert!(self.mount("copy"), "what is left can be mounted");
         let dir = self.dir.join("copy.mounted/keys");
