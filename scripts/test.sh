@@ -166,14 +166,16 @@ while read -r name program; do program_of[$name]=$program; done < <(jq -r \
     'select(.profile.test and .executable) | "\(if .target.kind[0] == "test" then .target.name else .target.kind[0] end) \(.executable)"' \
     "$logs/programs.json")
 
-# Without the stores, other code is unused. The tests are compiled with all of them, once.
+# Without the stores, other code is unused.
 lint() { quietly clippy-without-stores nice -n 10 cargo clippy -- -D warnings; }
 # Each kind of Mac takes two minutes of a processor; no code differs between them.
 macos() { quietly macos nice -n 10 env TARGETS=aarch64-apple-darwin scripts/check-macos.sh; }
-# Tests locking with the implementation for macOS, on Linux.
+# Lints the program without the stores, where other code is unused, with the implementation for
+# macOS, and tests locking with that, on Linux.
 portable() (
     renice -n 10 "$BASHPID" >"$logs/renice.log"
-    quietly build-portable env RUSTFLAGS='--cfg serializer_portable' CARGO_TARGET_DIR=target/portable cargo test --test local --no-run --message-format=json-render-diagnostics || return
+    quietly build-portable "${by_clippy[@]}" RUSTFLAGS='--cfg serializer_portable' CARGO_TARGET_DIR=target/portable \
+        cargo test --test local --no-run --message-format=json-render-diagnostics || return
     program_of[portable]=$(grep '^{' "$logs/build-portable.log" |
         jq -r 'select(.profile.test and .executable) | .executable')
     tests portable 2 verdicts:: takeover:: mutual_exclusion:: wait_and_break:: run:: once::
@@ -198,15 +200,15 @@ quietly build build || { failed_steps+=("the compiler") && exit 1; }
 # These tests of the stores compute; the others wait for leases and servers.
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
-announce "clippy without the stores, the documentation, macOS and all tests (ten minutes)"
+announce "the documentation, macOS and all tests (ten minutes)"
 # One after another, beside the tests, which mostly wait.
 beside() {
     local code=0
-    for part in lint document portable macos; do "$part" || code=$?; done
+    for part in portable document macos; do "$part" || code=$?; done
     return "$code"
 }
 beside &
-running=("clippy, the documentation, or what is for macOS" $!)
+running=("the documentation, or what is for macOS" $!)
 # Three lanes of about the same length, each of which goes on after a failure. The kernels of NFS's
 # hosts have a processor each: two at a time. The other tests of that program run alone.
 of_one_host() {
