@@ -148,6 +148,18 @@ fn what_is_piped_in_and_out_is_the_commands() {
     // Unless it was started so that it is told instead, as by a service manager.
     let ended = locks.script(r#"trap '' PIPE; "$S" run yes | head -n 1; echo "${PIPESTATUS[@]}""#);
     assert_eq!(ended.stdout, "y\n1 0\n", "{ended:?}");
+    // Where a user's many groups stand before them in /proc/self/status.
+    let script = r#"trap '' PIPE; "$S" run yes | head -n 1; echo "${PIPESTATUS[@]}""#;
+    fs::write(locks.dir().join("grouped"), script).expect("it can be written");
+    let grouped = r#"python3 -c 'import os
+try: os.setgroups(range(10 ** 9, 10 ** 9 + 1000))
+except PermissionError: os._exit(9)
+os.execvp("bash", ["bash", os.environ["SERIALIZER_DIR"] + "/grouped"])'"#;
+    let ended = locks.script(grouped);
+    if ended.code == 9 {
+        return support::skipped("groups cannot be set");
+    }
+    assert_eq!(ended.stdout, "y\n1 0\n", "{ended:?}");
 }
 
 #[test]

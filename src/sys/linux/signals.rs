@@ -62,10 +62,11 @@ static IGNORED: OnceLock<u64> = OnceLock::new();
 
 /// Must run before Rust's runtime starts, which ignores SIGPIPE.
 pub extern "C" fn note_ignored_signals() {
-    // In one read; the field is in the first half.
-    let mut status = [0; 4096];
-    let size = File::open("/proc/self/status").and_then(|mut file| file.read(&mut status));
-    let status = String::from_utf8_lossy(&status[..size.unwrap_or(0)]);
+    // Usually in one read; groups may make it longer.
+    let mut status = Vec::with_capacity(4096);
+    let file = File::open("/proc/self/status");
+    let _ = file.and_then(|file| file.take(u64::MAX).read_to_end(&mut status));
+    let status = String::from_utf8_lossy(&status);
     let bits = status
         .lines()
         .find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
