@@ -85,11 +85,18 @@ impl Mutex<'_> {
             let others = entries(&held).cloned().chain(marks).collect();
             return Ok(self.plan_own(own, others, removal.ending));
         }
+        // Only force forgets a key.
+        let interrupted = |broken: &mut dyn Iterator<Item = &Entry>| -> Vec<Entry> {
+            let broken = broken.filter(|it| it.once.is_some() && scope != ReleaseScope::Force);
+            let how = Ending { how: "interrupted: broken", ..Outcome::Unknown.into() };
+            broken.map(|entry| self.ended(entry, how)).collect()
+        };
         if own.is_empty() && held.is_empty() {
             let mut stale = former.into_iter().filter(|former| former.verdict != Stale::Released);
             let stale = stale.find(|former| removal.is_meant(former.entry.as_ref(), true));
             let stale = stale.ok_or(Error::NotLocked)?;
-            return Ok((marks, Ok(Released::Stale(Box::new(stale)))));
+            let left = marks.into_iter().chain(interrupted(&mut stale.entry.iter()));
+            return Ok((left.collect(), Ok(Released::Stale(Box::new(stale)))));
         }
         let mut holders: Vec<_> = Seen::held(own).into_iter().chain(held).collect();
         let taken: Vec<_> = holders
@@ -102,11 +109,8 @@ impl Mutex<'_> {
             entry.lease.is_some() && entry.released.is_none() && !removal.is_known(stored, entry)
         });
         let told = told.map(mark_lost);
-        // Behind the mark, which its process finds first. Only force forgets a key.
-        let broken =
-            entries(&taken).filter(|entry| entry.once.is_some() && scope != ReleaseScope::Force);
-        let interrupted = Ending { how: "interrupted: broken", ..Outcome::Unknown.into() };
-        let broken = broken.map(|entry| self.ended(entry, interrupted));
+        // Behind the mark, which its process finds first.
+        let broken = interrupted(&mut entries(&taken));
         let left = entries(&holders).cloned().chain(marks).chain(told).chain(broken).collect();
         Ok((left, Ok(Released::Forced(taken))))
     }

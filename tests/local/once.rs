@@ -512,6 +512,27 @@ fn a_run_that_is_broken_is_interrupted_and_its_success_does_not_count() {
     }
 }
 
+#[test]
+fn an_interrupted_run_that_is_broken_stays_interrupted() {
+    let Scene { keys: Keys(locks), mut shell } = Scene::new();
+    let keys = |args: &[&str]| ended(&mut locks.serializer(args));
+    assert_eq!(shell.run(r#""$S" lock --once load --interrupted stop 2> /dev/null"#), 0);
+    drop(shell);
+    let row = || {
+        let status = keys(&["status", "--once", "--json", "load"]);
+        serde_json::from_str::<Value>(&status.stdout).expect("JSON")["keys"][0].clone()
+    };
+    until("its owner ends", || row()["state"] != "running");
+    let token = row()["token"].as_str().expect("a token").to_owned();
+    let once = ["once", "--interrupted", "stop", "load", "--", "true"];
+    assert_eq!(keys(&once).code, 80);
+    assert_eq!(keys(&["break", "--once", "load", "--token", &token]).code, 0);
+    let again = keys(&once);
+    assert!(again.code == 80 && row()["ends"][0]["how"] == "interrupted: broken", "{again:?}");
+    assert_eq!(keys(&["forget", "load"]).code, 0);
+    assert_eq!(keys(&once).code, 0, "only that forgets it");
+}
+
 // Waiting.
 
 #[test]
