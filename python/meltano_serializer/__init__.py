@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import json
 import os
 import shutil
@@ -48,6 +49,7 @@ class GivenUp(SerializerError):
     """The key has used up its tries, so the block did not run."""
 
 
+_LAZY = "write `with` in the body of a coroutine or of a generator"
 _ERRORS = {75: Held, 76: Lost, 77: Lost, 79: AlreadyDone, 80: GivenUp}
 
 
@@ -163,6 +165,11 @@ class _Block:
             print("serializer:", why, file=sys.stderr, flush=True)
 
     def _wrap(self, function: Callable[..., _R], *skip: type[BaseException]) -> Callable[..., Any]:
+        if any(is_lazy(function) for is_lazy in (
+                inspect.iscoroutinefunction, inspect.isgeneratorfunction,
+                inspect.isasyncgenfunction)):
+            raise TypeError(_LAZY)
+
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> _R | None:
             with contextlib.ExitStack() as stack:
@@ -173,7 +180,7 @@ class _Block:
                 result = function(*args, **kwargs)
                 # Its body would run after the block.
                 if isinstance(result, (Coroutine, Generator, AsyncGenerator)):
-                    raise TypeError("write `with` in the body of a coroutine or of a generator")
+                    raise TypeError(_LAZY)
                 return result
         return wrapper
 
