@@ -179,7 +179,7 @@ impl Observer for Progress {
         let room = columns - width(&full).min(columns / 2);
         let own = owns.iter().find(|own| width(own) <= room).unwrap_or(&owns[2]);
         let own = cut(own, room);
-        let message = held(holders, columns - width(&own));
+        let message = held(holders, columns.saturating_sub(width(&own)));
         let message = own + &message;
         if self.is_live {
             self.draw(&message);

@@ -1,7 +1,8 @@
 //! What stores that are reached over a network share: addresses, certificates, and what errors say.
 
 use std::error::Error;
-use std::io::{self, ErrorKind};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 use percent_encoding::percent_decode_str;
@@ -13,6 +14,9 @@ use super::failure::{Failure, Result};
 use crate::store::address::StoreSettings;
 pub use crate::sys::text::sentence;
 use crate::sys::text::{self, io_message};
+
+/// A larger password file holds something else.
+const MAX_FILE: u64 = 1 << 20;
 
 /// An address `scheme://user:password@hosts/path?option=value`, decoded. Empty parts count as left
 /// out. Not `Debug`: it holds secrets.
@@ -103,7 +107,9 @@ pub fn secret(given: Option<String>, settings: &StoreSettings) -> Result<Option<
     let (None, Some(path)) = (&given, &settings.password_file) else { return Ok(given) };
     let shown = text::path(path);
     let cannot = |error| format!("cannot read the password file `{shown}`: {}", io_message(&error));
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::permanent(cannot(error)))?;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
+    read.map_err(|error| Failure::permanent(cannot(error)))?;
     Ok(Some(text.lines().next().unwrap_or("").to_owned()))
 }
 

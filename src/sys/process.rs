@@ -1,5 +1,6 @@
 //! Reliable inspection of processes: the mechanism under [`crate::lock::staleness`].
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::io;
 
@@ -28,12 +29,19 @@ pub enum Absence {
 }
 
 thread_local! {
-    static OWN: Option<Process> = observe(getpid()).ok();
+    static OWN: OnceCell<Process> = const { OnceCell::new() };
 }
 
-/// The process `pid`, unless it is proved not to run. This one is observed once.
+/// The process `pid`, unless it is proved not to run. This one is identified once.
 pub fn running(pid: Pid) -> Option<Process> {
-    if pid == getpid() { OWN.with(Clone::clone) } else { observe(pid).ok() }
+    if pid != getpid() {
+        return observe(pid).ok();
+    }
+    let own = OWN.with(|own| own.get().cloned()).or_else(|| observe(pid).ok())?;
+    if own.instance.start.is_some() {
+        OWN.with(|kept| drop(kept.set(own.clone())));
+    }
+    Some(own)
 }
 
 /// Whether exactly this process certainly runs.

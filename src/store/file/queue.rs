@@ -19,11 +19,10 @@ use std::time::Duration;
 use fs4::{FileExt, TryLockError};
 use rustix::fs::{CWD, FlockOperation, OFlags, fcntl_lock, openat};
 use rustix::io::Errno;
-use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk, getpid};
+use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk};
 
 use super::publish::{MODE, leads_to, open, unlink};
 use crate::sys::files::{KEEPS_ORDER, flock_waiters};
-use crate::sys::process;
 use crate::sys::quietly;
 
 /// How often to ask again at a new file. Each time means that it was just made, or that all waiters
@@ -171,12 +170,10 @@ impl Queue {
         }
     }
 
-    /// The visible waiters in order: processes of this program with a flock on the queue file.
+    /// The visible waiters in order: processes with a flock on the queue file.
     pub fn waiters(&self) -> Vec<Pid> {
-        let Ok(there) = fs::symlink_metadata(&self.path) else { return Vec::new() };
-        let ours = process::name(getpid());
-        let is_ours = |pid: &Pid| ours.is_some() && process::name(*pid) == ours;
-        flock_waiters(there.ino()).into_iter().filter(is_ours).collect()
+        let there = fs::symlink_metadata(&self.path);
+        there.map(|there| flock_waiters(there.ino())).unwrap_or_default()
     }
 
     /// Becomes the first one, if there is none. `false` if there is one.
