@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::directory::{listed, name_of, stored_name};
 use super::failure::{Cause, Error, Failure};
@@ -224,7 +225,8 @@ impl Queue for Files {
     }
 
     fn waiters(&mut self, key: &Key) -> Vec<Waiter> {
-        self.file(key).queue.waiters().into_iter().map(Waiter::of).collect()
+        let waiter = |pid: Pid| Waiter { pid: Some(pid.as_raw_pid()), ..Waiter::default() };
+        self.file(key).queue.waiters().into_iter().map(waiter).collect()
     }
 }
 
