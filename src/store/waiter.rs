@@ -49,8 +49,8 @@ impl Waiter {
         Self { pid, command, since, ..Self::default() }
     }
 
-    /// With what is known of a process of this machine. It costs four files of `/proc`, too much for
-    /// each of many waiters that counts the others.
+    /// With what is known of a process of this machine. It costs four files of `/proc`: too much
+    /// for each of many waiters that counts the others.
     pub fn described(self) -> Self {
         let pid = self.pid.filter(|_| self.command.is_none() && self.host.is_none());
         pid.and_then(Pid::from_raw).map_or(self, Self::of)
