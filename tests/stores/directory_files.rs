@@ -25,7 +25,9 @@ impl Directory {
         let locks = Locks::new();
         locks.is_shared();
         let url = StoreUrl::of_directory(locks.dir());
-        let settings = StoreSettings { url, password_file: None, timeout: Duration::ZERO };
+        // A process that another test starts has all open files, with their flocks, for a moment.
+        let timeout = Duration::from_secs(30);
+        let settings = StoreSettings { url, password_file: None, timeout };
         Self { store: open_store(&settings).expect("a directory"), locks }
     }
 
@@ -97,7 +99,10 @@ fn each_register_has_a_file_of_its_own_that_leads_back_to_it() {
         assert_eq!(page.entries.len(), names.len(), "{kind:?}: {page:?}");
         let mut found = HashSet::new();
         for (listed, state) in page.entries {
-            let at: usize = state.value.as_deref().expect("a value").parse().expect("a number");
+            let read = directory.store.get(&Key { kind, name: listed.clone() }).expect("readable");
+            let at: usize = read.value.as_deref().expect("a value").parse().expect("a number");
+            // A list does not wait for a flock: such a register is listed without its state.
+            assert!(state == read || state.version.is_none(), "{state:?} {read:?}");
             let (_, name) = all.clone().nth(at).expect("one of these");
             assert!(found.insert(at), "{listed:?}");
             // A name that is too long for a file is listed as a shorter one, for the same register.
@@ -105,8 +110,6 @@ fn each_register_has_a_file_of_its_own_that_leads_back_to_it() {
                 || name.is_empty()
                 || kind == Kind::Lock && Kind::is_reserved(name);
             assert!(is_short || listed == name, "{listed:?} {name:?}");
-            let again = directory.store.get(&Key { kind, name: listed }).expect("readable");
-            assert_eq!(again, state);
         }
     }
     // Usual names stay what they are.
