@@ -31,7 +31,7 @@ enum Kind {
 
 fn settings(url: &str) -> StoreSettings {
     let url = StoreUrl::parse(url).expect("an address");
-    StoreSettings { url, password_file: None, timeout: Duration::from_secs(5) }
+    StoreSettings { url, password_file: None, timeout: Duration::from_secs(30) }
 }
 
 impl Subject {
