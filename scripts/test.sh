@@ -174,7 +174,9 @@ macos() { quietly macos nice -n 10 env TARGETS=aarch64-apple-darwin scripts/chec
 # macOS, and tests locking with that, on Linux.
 portable() (
     renice -n 10 "$BASHPID" >"$logs/renice.log"
-    quietly build-portable "${by_clippy[@]}" RUSTFLAGS='--cfg serializer_portable' CARGO_TARGET_DIR=target/portable \
+    # The setting is for this crate alone, which shares the libraries of the other builds.
+    quietly build-portable "${by_clippy[@]}" CARGO_BUILD_BUILD_DIR=target CARGO_TARGET_DIR=target/portable \
+        CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__--cfg__CLIPPY_HACKERY__serializer_portable__CLIPPY_HACKERY__ \
         cargo test --test local --no-run --message-format=json-render-diagnostics || return
     program_of[portable]=$(grep '^{' "$logs/build-portable.log" |
         jq -r 'select(.profile.test and .executable) | .executable')
