@@ -137,26 +137,45 @@ pub fn certificates(path: &Path) -> Result<Vec<u8>> {
     }
     match added {
         _ if !store.is_empty() => Ok(bytes),
-        Ok(()) => Err(Failure::permanent(format!("no certificate found in `{shown}`"))),
+        Ok(()) => {
+            Err(Failure::permanent(format!("no certificate found in `{shown}`: it must be PEM")))
+        }
         Err(error) => Err(cannot(sentence(&error.to_string()))),
     }
 }
 
+/// What errors of TLS mean, by a part of their names.
+const MEANINGS: [(&str, &str); 11] = [
+    ("UnknownIssuer", "its issuer is not trusted"),
+    (
+        "CaUsedAsEndEntity",
+        "it is one of an authority; a server's own has `basicConstraints=CA:FALSE`",
+    ),
+    ("presented: []", "it has no `subjectAltName`, and a name in its `CN` does not count"),
+    ("CertVersion", "it is of X.509 version 1, and version 3 is required"),
+    ("BadEncoding", "it cannot be parsed"),
+    ("BadSignature", "the signature is wrong, or by an RSA key of fewer than 2048 bits"),
+    ("UnsupportedSignatureAlgorithm", "it is signed with SHA-1, or by a key such as P-521"),
+    // A server with only a key of another kind sends an alert.
+    ("HandshakeFailure", "P-256, P-384 and RSA keys can be verified here, P-521 cannot"),
+    ("PeerIncompatible", "P-256, P-384 and RSA keys can be verified here, P-521 cannot"),
+    ("KeyMismatch", "they do not belong together"),
+    ("parse private key", "the key is damaged, or of another kind than RSA, P-256 and P-384"),
+];
+
+/// What an error of TLS means, beside its own text.
+pub fn tls_meaning(error: &rustls::Error) -> Option<&'static str> {
+    let name = format!("{error:?}");
+    MEANINGS.iter().find(|(word, _)| name.contains(word)).map(|(_, meaning)| *meaning)
+}
+
 /// What is wrong with a connection that TLS did not accept.
 pub fn tls_problem(error: &rustls::Error) -> String {
-    let name = format!("{error:?}");
-    let is = |words: &[&str]| words.iter().any(|word| name.contains(word));
-    let more = if is(&["UnknownIssuer"]) {
-        ": its issuer is not trusted"
-    } else if is(&["CaUsedAsEndEntity"]) {
-        ": it is one of an authority; a server's own has `basicConstraints=CA:FALSE`"
-    } else if is(&["HandshakeFailure", "PeerIncompatible", "UnsupportedSignatureAlgorithm"]) {
-        // A server with only a key of another kind sends an alert.
-        ": P-256, P-384 and RSA keys can be verified here, P-521 cannot"
-    } else {
-        ""
-    };
-    format!("the connection cannot be encrypted: {}{more}", sentence(&error.to_string()))
+    let more = tls_meaning(error).map(|meaning| format!(": {meaning}")).unwrap_or_default();
+    let text = error.to_string();
+    // What follows are numbers.
+    let text = text.split(" {").next().unwrap_or("");
+    format!("the connection cannot be encrypted: {}{more}", sentence(text))
 }
 
 /// An error and its causes. What an `io::Error` wraps is not among its sources.

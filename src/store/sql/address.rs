@@ -7,15 +7,18 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rustls::crypto::ring::sign::any_supported_type;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 
 use self::TlsMode::{Disable, Prefer, Require, Verify};
 use super::engine::Engine;
 use crate::store::address::StoreSettings;
 use crate::store::failure::{Failure, Result};
-use crate::store::network::{Address as Given, certificates, decoded, secret, sentence, variable};
+use crate::store::network::{
+    Address as Given, certificates, decoded, secret, sentence, tls_meaning, variable,
+};
 use crate::sys::text;
 
 /// Options that are accepted, beside those of TLS and of one engine: those that are honoured;
@@ -235,18 +238,24 @@ impl Tls {
         let key = given.option("sslkey").or_else(|| in_home("postgresql.key"));
         let own = certificate.map(|own| (own.clone(), key.unwrap_or(own)));
         if let Some((certificate, key)) = &own {
-            certificates(certificate.as_ref())?;
-            check_key(key.as_ref())?;
+            check_own(certificate.as_ref(), key.as_ref())?;
         }
         Ok(Self { mode: if is_off { Disable } else { mode }, roots, own })
     }
 }
 
-fn check_key(path: &Path) -> Result<()> {
-    let none = |error: pem::Error| format!("it holds no key in PEM without a passphrase ({error})");
-    let usable = PrivateKeyDer::from_pem_file(path)
-        .map_err(none)
-        .and_then(|key| any_supported_type(&key).map_err(|error| sentence(&error.to_string())));
-    let cannot = |why| format!("cannot use the key `{}`: {why}", text::path(path));
-    usable.map(drop).map_err(|why| Failure::permanent(cannot(why)))
+/// Checks that the client's certificate and key can be used together.
+fn check_own(certificate: &Path, key: &Path) -> Result<()> {
+    let chain = certificates(certificate)?;
+    let chain = CertificateDer::pem_slice_iter(&chain).flatten().map(CertificateDer::into_owned);
+    let (shown, of) = (text::path(key), text::path(certificate));
+    let found = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+        let why = format!("it holds no key in PEM without a passphrase ({error})");
+        Failure::permanent(format!("cannot use the key `{shown}`: {why}"))
+    });
+    let used = CertifiedKey::from_der(chain.collect(), found?, &default_provider());
+    used.map(drop).map_err(|error| {
+        let why = tls_meaning(&error).map_or_else(|| sentence(&error.to_string()), str::to_owned);
+        Failure::permanent(format!("cannot use the key `{shown}` of the certificate `{of}`: {why}"))
+    })
 }

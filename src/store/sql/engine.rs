@@ -150,7 +150,11 @@ pub fn of<E: Engine>(error: &Error, phase: Phase, server: &str) -> Failure {
     let failure = match error {
         Error::Database(error) => return refusal::<E>(&**error, phase),
         _ if let Some(error) = tls_error(error) => {
-            let is_about_trust = matches!(error, rustls::Error::InvalidCertificate(_));
+            // Others are refused although their issuer does not matter.
+            let is_about_trust = matches!(error, rustls::Error::InvalidCertificate(of)
+                if !["CertVersion", "BadEncoding", "BadSignature", "CriticalExtension"]
+                    .iter()
+                    .any(|word| format!("{of:?}").contains(word)));
             let hint = if is_about_trust { ROOTS_HINT } else { PLAIN_HINT };
             Failure::refused(tls_problem(error), hint)
         }
