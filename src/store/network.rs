@@ -18,6 +18,17 @@ use crate::sys::text::{self, io_message};
 /// A larger password file holds something else.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Other names of options. A socket stands where a host does.
+const SYNONYMS: [(&str, &str); 7] = [
+    ("dbname", "database"),
+    ("db", "database"),
+    ("socket", "host"),
+    ("unix_socket", "host"),
+    ("ssl_ca", "sslrootcert"),
+    ("ssl_cert", "sslcert"),
+    ("ssl_key", "sslkey"),
+];
+
 /// An address `scheme://user:password@hosts/path?option=value`, decoded. Empty parts count as left
 /// out. Not `Debug`: it holds secrets.
 pub struct Address {
@@ -34,9 +45,8 @@ pub struct Address {
 }
 
 impl Address {
-    /// Takes the address apart. `synonyms` are other names of options. The option `host` may be
-    /// given several times.
-    pub fn parse(settings: &StoreSettings, synonyms: &[(&str, &str)]) -> Result<Self> {
+    /// Takes the address apart. The option `host` may be given several times.
+    pub fn parse(settings: &StoreSettings) -> Result<Self> {
         // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@`
         // before the options.
         let text = settings.url.place();
@@ -58,7 +68,7 @@ impl Address {
         for option in query.split('&') {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             let name = decoded(name)?.to_ascii_lowercase().replace('-', "_");
-            let synonym = synonyms.iter().find(|(other, _)| *other == name);
+            let synonym = SYNONYMS.iter().find(|(other, _)| *other == name);
             let name = synonym.map_or(name, |(_, name)| (*name).to_owned());
             if name != "host" && address.options.iter().any(|(other, _)| *other == name) {
                 return Err(address.refused(&name, "stands twice"));
@@ -77,10 +87,13 @@ impl Address {
         Some(value.clone()).filter(|value| !value.is_empty())
     }
 
-    /// Refuses options by name that are not known, or not with their values.
-    pub fn refuse_unknown(&self, known: impl Fn(&str, &str) -> bool, hint: &str) -> Result<()> {
-        let unknown = self.options.iter().find(|(name, value)| !known(name, value));
-        let Some((name, _)) = unknown else { return Ok(()) };
+    /// Refuses other options than the words of `known`, which may be `name=value`.
+    pub fn refuse_unknown(&self, known: &str, hint: &str) -> Result<()> {
+        let is = |word: &str, (name, value): &(String, String)| {
+            word == name || word.split_once('=') == Some((name, value))
+        };
+        let unknown = |option: &&_| !known.split(' ').any(|word| is(word, option));
+        let Some((name, _)) = self.options.iter().find(unknown) else { return Ok(()) };
         let failure = self.refused(name, "is not supported");
         Err(Failure { hint: failure.hint.or(Some(hint.to_owned())), ..failure })
     }
