@@ -1,6 +1,5 @@
 //! When to ask a store again: after a hiccup, and while waiting.
 
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use super::failure::{Cause, Failure};
@@ -51,14 +50,9 @@ impl PollBackoff {
     }
 
     /// Sleeps until the next poll, at most `limit`, or until one of `fds` is readable.
-    pub fn sleep(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    pub fn sleep(&mut self, limit: Duration, fds: Fds<'_>) -> Result<(), Failure> {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
         super::pause(self.pause_after(waited, limit), fds)
-    }
-
-    /// Waits no more.
-    pub fn end(&mut self) {
-        self.since = None;
     }
 
     /// How long to sleep after having waited for so long, `limit` before the next attempt.
@@ -75,7 +69,7 @@ impl Queue for PollBackoff {
     }
 
     fn leave(&mut self, _: &Key) {
-        self.end();
+        self.since = None;
     }
 }
 

@@ -49,7 +49,7 @@ impl Address {
     pub fn parse(settings: &StoreSettings) -> Result<Self> {
         // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@`
         // before the options.
-        let text = settings.url.place();
+        let text = settings.url.rest.as_str();
         let name = |at: &usize| text[at + 1..].split(['=', '&']).next().unwrap_or("");
         let question = text.match_indices('?').map(|(at, _)| at).find(|at| !name(at).contains('@'));
         let (text, query) = question.map_or((text, ""), |at| (&text[..at], &text[at + 1..]));
@@ -120,9 +120,8 @@ pub fn secret(given: Option<String>, settings: &StoreSettings) -> Result<Option<
     let (None, Some(path)) = (&given, &settings.password_file) else { return Ok(given) };
     let shown = text::path(path);
     let cannot = |error| format!("cannot read the password file `{shown}`: {}", io_message(&error));
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
-    read.map_err(|error| Failure::permanent(cannot(error)))?;
+    let read = File::open(path).and_then(|file| io::read_to_string(file.take(MAX_FILE)));
+    let text = read.map_err(|error| Failure::permanent(cannot(error)))?;
     Ok(Some(text.lines().next().unwrap_or("").to_owned()))
 }
 
