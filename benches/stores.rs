@@ -239,9 +239,11 @@ fn waiting(engine: &Engine) {
     let mut owner = owner(engine);
     let start = |_| engine.ours(&["run", "--", "true"]).spawn().expect("it starts");
     let mut waiting: Vec<Child> = (0..waiters).map(start).collect();
-    std::thread::sleep(Duration::from_secs(8));
+    // PostgreSQL counts the statements of an idle session ten seconds late.
+    std::thread::sleep(Duration::from_secs(30));
     let before = (engine.statements)();
-    let seconds = 20;
+    // As often as a waiter reports.
+    let seconds = 30;
     std::thread::sleep(Duration::from_secs(seconds));
     // What counts counts as well.
     let asked = (engine.statements)().saturating_sub(before + 1);

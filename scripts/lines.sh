@@ -20,7 +20,7 @@ find src -name '*.rs' -print0 | LC_ALL=C sort -z | xargs -0 awk '
         put("lock", "lock record schedule")
         put("lease", "lease")
         put("run", "run")
-        put("store", "store store/address store/backoff store/engines store/failure store/key store/network store/retry")
+        put("store", "store store/address store/backoff store/engines store/failure store/key store/network")
         put("store", "store/seam store/waiter")
         put("file", "store/file")
         put("directory", "store/directory")

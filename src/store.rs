@@ -23,7 +23,6 @@ mod network;
 mod object;
 #[cfg(feature = "postgres")]
 mod postgres;
-pub mod retry;
 #[cfg(feature = "network")]
 mod runtime;
 pub mod seam;
@@ -80,12 +79,17 @@ impl Location {
         }
     }
 
-    /// All registers of a kind at the same place that have a value.
+    /// All registers of a kind at the same place that have a value, in the order of their names.
     pub fn all(&self, kind: Kind) -> Result<Vec<Self>, Error> {
-        match self {
-            Self::File(directory, _) => file::all_in(directory, kind),
-            Self::Store(settings, _) => all_in(settings, kind),
-        }
+        let settings = match self {
+            Self::File(directory, _) => return file::all_in(directory, kind),
+            Self::Store(settings, _) => settings,
+        };
+        let all = list_all(&mut *open_store(settings)?, kind).map_err(|failure| {
+            failure.during(&format!("list {}s of", kind.noun()), self.shown_place())
+        })?;
+        let held = all.into_iter().filter(|(_, state)| state.value.is_some());
+        Ok(held.map(|(name, _)| self.sibling(Key { kind, name })).collect())
     }
 
     /// Which register.
@@ -143,16 +147,6 @@ pub fn open_store(settings: &StoreSettings) -> Result<Box<dyn Store>, Error> {
 
 /// A table with more pages of locks is not for locks alone, and going through it costs money.
 const MAX_PAGES: usize = 1000;
-
-/// All registers of a kind in a store that have a value, in the order of their names.
-pub fn all_in(settings: &StoreSettings, kind: Kind) -> Result<Vec<Location>, Error> {
-    let cannot = |failure: Failure| {
-        failure.during(&format!("list {}s of", kind.noun()), settings.url.to_string())
-    };
-    let all = list_all(&mut *open_store(settings)?, kind).map_err(cannot)?;
-    let held = all.into_iter().filter(|(_, state)| state.value.is_some());
-    Ok(held.map(|(name, _)| Location::Store(settings.clone(), Key { kind, name })).collect())
-}
 
 /// All registers of a kind in a store, with their states as [`Store::list`] gives them.
 pub fn list_all(store: &mut dyn Store, kind: Kind) -> Result<Vec<(OsString, State)>> {

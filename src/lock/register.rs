@@ -10,9 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::lock::stored::Stored;
 use crate::record::{Entry, KEPT, Record};
-use crate::store::backoff::PollBackoff;
+use crate::store::backoff::{PollBackoff, retry};
 use crate::store::failure::{Cause, Error, Failure};
-use crate::store::retry::retry;
 use crate::store::seam::{Key, Kind, Next, State, Store};
 use crate::store::{self, Location};
 use crate::sys::clock::{since_1970, since_boot};

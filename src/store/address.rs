@@ -64,9 +64,10 @@ pub struct StoreSettings {
 /// The address of a store.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreUrl {
-    scheme: Scheme,
+    /// Which kind of store it is.
+    pub scheme: Scheme,
     /// What stands behind `://`.
-    rest: String,
+    pub rest: String,
 }
 
 impl StoreUrl {
@@ -113,16 +114,6 @@ impl StoreUrl {
         let options = self.rest.find('?').map_or("", |at| &self.rest[at..]);
         let Self { scheme, rest } = Self::of_directory(path);
         Self { scheme, rest: rest + options }
-    }
-
-    /// Which kind of store it is.
-    pub fn scheme(&self) -> Scheme {
-        self.scheme
-    }
-
-    /// What stands behind `://`.
-    pub fn place(&self) -> &str {
-        &self.rest
     }
 }
 

@@ -1,11 +1,35 @@
-//! How often a waiter polls a store without a queue.
+//! When to ask a store again: after a hiccup, and while waiting.
 
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use super::failure::Failure;
+use super::failure::{Cause, Failure};
 use super::seam::{Fds, Key, Queue};
 use crate::sys::random::jittered;
+
+/// How often a store is asked when the connection breaks or the store is busy: for a hiccup, not
+/// for an outage.
+const MAX_TRIES: u32 = 4;
+
+/// When to stop: a holder that renews its lease must give up in time.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// The pause before the second try; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(40);
+
+/// Asks again after a transient failure.
+pub fn retry<T>(mut ask: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let begun = Instant::now();
+    for tries in 0..MAX_TRIES - 1 {
+        match ask() {
+            Err(failure) if failure.cause == Cause::Transient && begun.elapsed() < LIMIT => {
+                tracing::debug!("retrying: {}", failure.why);
+                std::thread::sleep(jittered(FIRST_PAUSE * 2_u32.pow(tries)));
+            }
+            answer => return answer,
+        }
+    }
+    ask()
+}
 
 /// A waiter has waited for so many times as long as there is between two polls.
 const GROW: u32 = 10;
@@ -26,14 +50,9 @@ impl PollBackoff {
     }
 
     /// Sleeps until the next poll, at most `limit`, or until one of `fds` is readable.
-    pub fn sleep(&mut self, limit: Duration, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    pub fn sleep(&mut self, limit: Duration, fds: Fds<'_>) -> Result<(), Failure> {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
         super::pause(self.pause_after(waited, limit), fds)
-    }
-
-    /// Waits no more.
-    pub fn end(&mut self) {
-        self.since = None;
     }
 
     /// How long to sleep after having waited for so long, `limit` before the next attempt.
@@ -50,7 +69,7 @@ impl Queue for PollBackoff {
     }
 
     fn leave(&mut self, _: &Key) {
-        self.end();
+        self.since = None;
     }
 }
 

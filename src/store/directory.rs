@@ -40,7 +40,7 @@ impl Directory {
     /// The directory of an address. Touches nothing yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
         let directory = settings.url.directory().unwrap_or_default();
-        let (why, hint) = if settings.url.place().contains('?') {
+        let (why, hint) = if settings.url.rest.contains('?') {
             let hint =
                 "instead of `nfs=3`, run `serializer initialize` once; `%3F` is a `?` in a name";
             ("the address of a directory has no options", hint)

@@ -30,7 +30,7 @@ pub fn version() -> &'static str {
 /// The store of an address, without connecting to it. Fails if this program was built without that
 /// store, or if a setting is invalid.
 pub fn open(settings: &StoreSettings) -> Result<Box<dyn Store>> {
-    Ok(match settings.url.scheme() {
+    Ok(match settings.url.scheme {
         Scheme::Directory => Box::new(super::directory::Directory::new(settings)?),
         #[cfg(feature = "postgres")]
         Scheme::Postgres => Box::new(super::sql::Sql::<super::postgres::Postgres>::new(settings)?),

@@ -1,6 +1,5 @@
 //! Keys and order in MySQL and MariaDB: docs/protocol.md, "Databases".
 
-use std::mem;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use super::backoff::PollBackoff;
 use super::failure::{Cause, Failure, Result};
 use super::seam::Fds;
 use super::sql::address::{Address, Server};
-use super::sql::engine::{Answer, Asked, Connected, Engine, Phase, of, send};
+use super::sql::engine::{Answer, Asked, Engine, Phase, of, send};
 use super::sql::{Sql, hex};
 use crate::store::waiter::Waiter;
 
@@ -33,12 +32,7 @@ const ROOM: &str = "SHOW GLOBAL STATUS LIKE 'Threads_connected'; SELECT @@max_co
                     @@max_user_connections, COUNT(*) FROM information_schema.processlist WHERE \
                     user = SUBSTRING_INDEX(USER(), '@', 1)";
 
-/// MySQL or MariaDB, as one process uses it.
-pub struct MySql {
-    /// Names are part of it.
-    database: String,
-    place: Position,
-}
+pub struct MySql;
 
 pub struct Session {
     connection: MySqlConnection,
@@ -47,8 +41,7 @@ pub struct Session {
 }
 
 /// A waiter's place in the queue.
-enum Position {
-    None,
+pub enum Place {
     /// A statement that waits, in a session that comes back with its answer.
     Queued(Pin<Box<dyn Future<Output = (Session, Asked)> + Send>>),
     /// The store's session has the server's lock.
@@ -57,6 +50,7 @@ enum Position {
 
 impl Engine for MySql {
     type Session = Session;
+    type Place = Place;
 
     const PORT: u16 = 3306;
     const HOST: &'static str = "localhost";
@@ -99,23 +93,23 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         format!("X'{}'", hex(text.as_bytes()))
     }
 
-    fn new(address: &Address) -> Result<Self> {
-        let (count, place) = (address.servers.len(), Position::None);
+    fn check(address: &Address) -> Result<()> {
         let refused = |why: &str, hint| Err(Failure::refused(why, hint));
-        match address.database.clone() {
-            _ if count > 1 => refused("the address names several servers", "name one, or a proxy"),
-            None => refused("the address names no database", Self::EXAMPLE),
-            Some(database) => Ok(Self { database, place }),
+        match (address.servers.as_slice(), &address.database) {
+            ([_, _, ..], _) => refused("the address names several servers", "name one, or a proxy"),
+            (_, None) => refused("the address names no database", Self::EXAMPLE),
+            _ => Ok(()),
         }
     }
 
-    async fn connect(&self, at: &Address, server: &Server, _is_own: bool) -> Connected<Self> {
+    async fn connect(at: &Address, server: &Server, _is_own: bool) -> Result<Session, Error> {
         use MySqlSslMode::{Disabled, Preferred, Required, VerifyIdentity};
         let ((host, port), is_socket) = (server, server.0.starts_with('/'));
         // A socket of this machine is as good as encryption that is only preferred.
         let preferred = if is_socket { Disabled } else { Preferred };
         let modes = [Disabled, preferred, Required, VerifyIdentity];
-        let mut options = MySqlConnectOptions::new().username(&at.user).database(&self.database);
+        let mut options = MySqlConnectOptions::new().username(&at.user);
+        options = options.database(at.database.as_deref().unwrap_or_default());
         options = options.ssl_mode(modes[at.tls.mode as usize]);
         // Without the statement that sqlx sends after each login.
         options = options.pipes_as_concat(false).no_engine_substitution(false).timezone(None);
@@ -174,71 +168,61 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         }
     }
 
-    fn forget(&mut self) {
-        self.place = Position::None;
-    }
-
     fn are_others_first(sql: &Sql<Self>, name: &str) -> String {
-        format!("IS_USED_LOCK('{}') <> CONNECTION_ID()", sql.engine.queue_name(name))
+        format!("IS_USED_LOCK('{}') <> CONNECTION_ID()", queue_name(sql, name))
     }
 
-    fn is_in_line(sql: &Sql<Self>) -> bool {
-        !matches!(sql.engine.place, Position::None)
-    }
-
-    fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<bool> {
+    fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<Option<Place>> {
         if !has_room(&sql.ask(ROOM, Phase::Read)?) {
-            return Ok(false);
+            return Ok(None);
         }
-        let Some(mut session) = sql.session.take() else { return Ok(false) };
+        let Some(mut session) = sql.session.take() else { return Ok(None) };
         // The list of processes shows the label to others.
-        let (taken, label) = (sql.engine.queue_name(name), Waiter::label(MAX_LABEL));
+        let (taken, label) = (queue_name(sql, name), Waiter::label(MAX_LABEL));
         let statement = format!("SELECT GET_LOCK('{taken}', {STANDING}) /* {label} */");
         let limit = sql.settings.timeout;
-        sql.engine.place = Position::Queued(Box::pin(async move {
-            let answer = MySql::ask(&mut session, statement, Phase::Read, limit).await;
-            (session, answer)
-        }));
         // Until the answer.
         sql.are_others_first = true;
-        Ok(true)
+        Ok(Some(Place::Queued(Box::pin(async move {
+            let answer = MySql::ask(&mut session, statement, Phase::Read, limit).await;
+            (session, answer)
+        }))))
     }
 
     fn wait_in_line(sql: &mut Sql<Self>, limit: Duration, fds: Fds<'_>) -> Result<()> {
         // A queued waiter reads the row over another session, which it does not keep.
-        if matches!(sql.engine.place, Position::Queued(_)) {
+        if matches!(sql.place, Some(Place::Queued(_))) {
             sql.close_session();
         }
-        let answer = match &mut sql.engine.place {
-            Position::None => return Ok(()),
-            Position::First(polls) => return polls.sleep(limit, fds),
-            Position::Queued(standing) => sql.runtime.wait(standing, limit, fds)?,
+        let answer = match &mut sql.place {
+            None => return Ok(()),
+            Some(Place::First(polls)) => return polls.sleep(limit, fds),
+            Some(Place::Queued(standing)) => sql.runtime.wait(standing, limit, fds)?,
         };
         let Some((session, answer)) = answer else { return Ok(()) };
         sql.session = Some(session);
         sql.are_others_first = !answer.as_ref().is_ok_and(|answer| answer.is_true(0, 0));
-        sql.engine.place = Position::First(PollBackoff::new(POLLS.0, POLLS.1));
+        sql.place = Some(Place::First(PollBackoff::new(POLLS.0, POLLS.1)));
         if let Err(error) = answer {
             let failure = of::<Self>(&error, Phase::Read, "the server");
             // Without such locks, others have no order, either.
             sql.has_queue = failure.cause.passes();
             sql.end();
         } else if sql.are_others_first {
-            sql.engine.place = Position::None;
+            sql.place = None;
         }
         Ok(())
     }
 
-    fn leave(sql: &mut Sql<Self>, name: &str) -> Option<String> {
+    fn leave(sql: &Sql<Self>, place: Place, name: &str) -> Option<String> {
         // The end of a queued connection ends its place.
-        let place = mem::replace(&mut sql.engine.place, Position::None);
-        let taken = sql.engine.queue_name(name);
-        matches!(place, Position::First(_)).then(|| format!("DO RELEASE_LOCK('{taken}')"))
+        let taken = queue_name(sql, name);
+        matches!(place, Place::First(_)).then(|| format!("DO RELEASE_LOCK('{taken}')"))
     }
 
     /// The statements of waiters end with their labels as comments.
-    fn waiters(&self, name: &str) -> String {
-        let taken = self.queue_name(name);
+    fn waiters(sql: &Sql<Self>, name: &str) -> String {
+        let taken = queue_name(sql, name);
         let first = format!("id = IS_USED_LOCK('{taken}')");
         format!(
             "SELECT SUBSTRING_INDEX(SUBSTRING_INDEX(info, '/* ', -1), ' */', 1), \
@@ -248,12 +232,10 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     }
 }
 
-impl MySql {
-    /// The server's lock: at most 64 characters, and the same for all databases of a server.
-    fn queue_name(&self, key: &str) -> String {
-        let hash = Sha256::digest(format!("{}\0{key}", self.database));
-        format!("serializer:{}", hex(&hash[..16]))
-    }
+/// The server's lock: at most 64 characters, and the same for all databases of a server.
+fn queue_name(sql: &Sql<MySql>, key: &str) -> String {
+    let hash = Sha256::digest(format!("{}\0{key}", sql.database));
+    format!("serializer:{}", hex(&hash[..16]))
 }
 
 /// Whether there is room for one more waiter: they use three quarters of the connections, and

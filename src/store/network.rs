@@ -18,6 +18,17 @@ use crate::sys::text::{self, io_message};
 /// A larger password file holds something else.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Other names of options. A socket stands where a host does.
+const SYNONYMS: [(&str, &str); 7] = [
+    ("dbname", "database"),
+    ("db", "database"),
+    ("socket", "host"),
+    ("unix_socket", "host"),
+    ("ssl_ca", "sslrootcert"),
+    ("ssl_cert", "sslcert"),
+    ("ssl_key", "sslkey"),
+];
+
 /// An address `scheme://user:password@hosts/path?option=value`, decoded. Empty parts count as left
 /// out. Not `Debug`: it holds secrets.
 pub struct Address {
@@ -34,12 +45,11 @@ pub struct Address {
 }
 
 impl Address {
-    /// Takes the address apart. `synonyms` are other names of options. The option `host` may be
-    /// given several times.
-    pub fn parse(settings: &StoreSettings, synonyms: &[(&str, &str)]) -> Result<Self> {
+    /// Takes the address apart. The option `host` may be given several times.
+    pub fn parse(settings: &StoreSettings) -> Result<Self> {
         // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@`
         // before the options.
-        let text = settings.url.place();
+        let text = settings.url.rest.as_str();
         let name = |at: &usize| text[at + 1..].split(['=', '&']).next().unwrap_or("");
         let question = text.match_indices('?').map(|(at, _)| at).find(|at| !name(at).contains('@'));
         let (text, query) = question.map_or((text, ""), |at| (&text[..at], &text[at + 1..]));
@@ -58,7 +68,7 @@ impl Address {
         for option in query.split('&') {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             let name = decoded(name)?.to_ascii_lowercase().replace('-', "_");
-            let synonym = synonyms.iter().find(|(other, _)| *other == name);
+            let synonym = SYNONYMS.iter().find(|(other, _)| *other == name);
             let name = synonym.map_or(name, |(_, name)| (*name).to_owned());
             if name != "host" && address.options.iter().any(|(other, _)| *other == name) {
                 return Err(address.refused(&name, "stands twice"));
@@ -77,10 +87,13 @@ impl Address {
         Some(value.clone()).filter(|value| !value.is_empty())
     }
 
-    /// Refuses options by name that are not known, or not with their values.
-    pub fn refuse_unknown(&self, known: impl Fn(&str, &str) -> bool, hint: &str) -> Result<()> {
-        let unknown = self.options.iter().find(|(name, value)| !known(name, value));
-        let Some((name, _)) = unknown else { return Ok(()) };
+    /// Refuses other options than the words of `known`, which may be `name=value`.
+    pub fn refuse_unknown(&self, known: &str, hint: &str) -> Result<()> {
+        let is = |word: &str, (name, value): &(String, String)| {
+            word == name || word.split_once('=') == Some((name, value))
+        };
+        let unknown = |option: &&_| !known.split(' ').any(|word| is(word, option));
+        let Some((name, _)) = self.options.iter().find(unknown) else { return Ok(()) };
         let failure = self.refused(name, "is not supported");
         Err(Failure { hint: failure.hint.or(Some(hint.to_owned())), ..failure })
     }
@@ -107,9 +120,8 @@ pub fn secret(given: Option<String>, settings: &StoreSettings) -> Result<Option<
     let (None, Some(path)) = (&given, &settings.password_file) else { return Ok(given) };
     let shown = text::path(path);
     let cannot = |error| format!("cannot read the password file `{shown}`: {}", io_message(&error));
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
-    read.map_err(|error| Failure::permanent(cannot(error)))?;
+    let read = File::open(path).and_then(|file| io::read_to_string(file.take(MAX_FILE)));
+    let text = read.map_err(|error| Failure::permanent(cannot(error)))?;
     Ok(Some(text.lines().next().unwrap_or("").to_owned()))
 }
 
@@ -137,26 +149,45 @@ pub fn certificates(path: &Path) -> Result<Vec<u8>> {
     }
     match added {
         _ if !store.is_empty() => Ok(bytes),
-        Ok(()) => Err(Failure::permanent(format!("no certificate found in `{shown}`"))),
+        Ok(()) => {
+            Err(Failure::permanent(format!("no certificate found in `{shown}`: it must be PEM")))
+        }
         Err(error) => Err(cannot(sentence(&error.to_string()))),
     }
 }
 
+/// What errors of TLS mean, by a part of their names.
+const MEANINGS: [(&str, &str); 11] = [
+    ("UnknownIssuer", "its issuer is not trusted"),
+    (
+        "CaUsedAsEndEntity",
+        "it is one of an authority; a server's own has `basicConstraints=CA:FALSE`",
+    ),
+    ("presented: []", "it has no `subjectAltName`, and a name in its `CN` does not count"),
+    ("CertVersion", "it is of X.509 version 1, and version 3 is required"),
+    ("BadEncoding", "it cannot be parsed"),
+    ("BadSignature", "the signature is wrong, or by an RSA key of fewer than 2048 bits"),
+    ("UnsupportedSignatureAlgorithm", "it is signed with SHA-1, or by a key such as P-521"),
+    // A server with only a key of another kind sends an alert.
+    ("HandshakeFailure", "P-256, P-384 and RSA keys can be verified here, P-521 cannot"),
+    ("PeerIncompatible", "P-256, P-384 and RSA keys can be verified here, P-521 cannot"),
+    ("KeyMismatch", "they do not belong together"),
+    ("parse private key", "the key is damaged, or of another kind than RSA, P-256 and P-384"),
+];
+
+/// What an error of TLS means, beside its own text.
+pub fn tls_meaning(error: &rustls::Error) -> Option<&'static str> {
+    let name = format!("{error:?}");
+    MEANINGS.iter().find(|(word, _)| name.contains(word)).map(|(_, meaning)| *meaning)
+}
+
 /// What is wrong with a connection that TLS did not accept.
 pub fn tls_problem(error: &rustls::Error) -> String {
-    let name = format!("{error:?}");
-    let is = |words: &[&str]| words.iter().any(|word| name.contains(word));
-    let more = if is(&["UnknownIssuer"]) {
-        ": its issuer is not trusted"
-    } else if is(&["CaUsedAsEndEntity"]) {
-        ": it is one of an authority; a server's own has `basicConstraints=CA:FALSE`"
-    } else if is(&["HandshakeFailure", "PeerIncompatible", "UnsupportedSignatureAlgorithm"]) {
-        // A server with only a key of another kind sends an alert.
-        ": P-256, P-384 and RSA keys can be verified here, P-521 cannot"
-    } else {
-        ""
-    };
-    format!("the connection cannot be encrypted: {}{more}", sentence(&error.to_string()))
+    let more = tls_meaning(error).map(|meaning| format!(": {meaning}")).unwrap_or_default();
+    let text = error.to_string();
+    // What follows are numbers.
+    let text = text.split(" {").next().unwrap_or("");
+    format!("the connection cannot be encrypted: {}{more}", sentence(text))
 }
 
 /// An error and its causes. What an `io::Error` wraps is not among its sources.

@@ -14,7 +14,7 @@ use super::failure::{Cause, Result};
 use super::network::variable;
 use super::seam::{Fds, Kind};
 use super::sql::address::{Address, Server};
-use super::sql::engine::{Asked, Connected, Engine, Phase, READ_ONLY, send};
+use super::sql::engine::{Asked, Engine, Phase, READ_ONLY, send};
 use super::sql::{Sql, hex};
 use crate::store::waiter::Waiter;
 use crate::sys::random::{jittered, random_token};
@@ -38,16 +38,14 @@ pub struct Postgres;
 
 pub enum Session {
     Plain(PgConnection),
-    /// One that also gets notifications, and its place in the queue.
-    Own {
-        listener: PgListener,
-        pool: PgPool,
-        ticket: Option<u32>,
-    },
+    /// One that also gets notifications.
+    Own(PgListener, PgPool),
 }
 
 impl Engine for Postgres {
     type Session = Session;
+    /// A ticket, which the session holds.
+    type Place = u32;
 
     const PORT: u16 = 5432;
     // The directory of its socket.
@@ -91,11 +89,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex(text.as_bytes()))
     }
 
-    fn new(_address: &Address) -> Result<Self> {
-        Ok(Self)
-    }
-
-    async fn connect(&self, at: &Address, server: &Server, is_own: bool) -> Connected<Self> {
+    async fn connect(at: &Address, server: &Server, is_own: bool) -> Result<Session, Error> {
         // Behind a pooler, each change of it costs a statement. A server cuts off a longer one.
         let label = if is_own { Waiter::label(63) } else { "serializer".to_owned() };
         let options = for_sqlx(at, server, label)?;
@@ -127,14 +121,14 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         let text = |row: &PgRow, column| row.try_get_unchecked(column);
         match on {
             Session::Plain(connection) => send(connection, sql, phase, changed, text).await,
-            Session::Own { listener, .. } => send(listener, sql, phase, changed, text).await,
+            Session::Own(listener, _) => send(listener, sql, phase, changed, text).await,
         }
     }
 
     async fn close(session: Session) {
         match session {
             Session::Plain(connection) => drop(connection.close().await),
-            Session::Own { listener, pool, .. } => {
+            Session::Own(listener, pool) => {
                 drop(listener);
                 pool.close().await;
             }
@@ -148,18 +142,14 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
 
     /// Whether tickets before this one are taken; before a new one, where it is none.
     fn are_others_first(sql: &Sql<Self>, name: &str) -> String {
-        let ticket = ticket(sql).map_or(i64::MAX, i64::from);
+        let ticket = sql.place.map_or(i64::MAX, i64::from);
         format!("EXISTS (SELECT FROM {} AND taken.objid::bigint < {ticket})", tickets(name))
     }
 
-    fn is_in_line(sql: &Sql<Self>) -> bool {
-        ticket(sql).is_some()
-    }
-
-    fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<bool> {
+    fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<Option<u32>> {
         // Before it opens a session, so that looking for room takes none.
         if !sql.ask(format!("SELECT {ROOM}"), Phase::Read)?.is_true(0, 0) {
-            return Ok(false);
+            return Ok(None);
         }
         // The other session makes room for it.
         sql.close_session();
@@ -173,35 +163,31 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
             line(name)
         );
         let taken = sql.ask(take, Phase::Read)?;
-        let Some((number, pid)) = taken.text(0, 0).zip(taken.text(0, 1)) else { return Ok(false) };
+        let Some((number, pid)) = taken.text(0, 0).zip(taken.text(0, 1)) else { return Ok(None) };
         sql.ask(format!("LISTEN serializer_{pid}"), Phase::Read)?;
-        if let Some(Session::Own { ticket, .. }) = &mut sql.session {
-            *ticket = number.parse().ok();
-        }
         // The row is to be read once more before it sleeps: a release before was told to others.
         sql.are_others_first = false;
-        Ok(true)
+        Ok(number.parse().ok())
     }
 
     fn wait_in_line(sql: &mut Sql<Self>, limit: Duration, fds: Fds<'_>) -> Result<()> {
         let limit = if sql.are_others_first { limit } else { limit.min(jittered(FIRST_POLL)) };
-        let Some(Session::Own { listener, .. }) = &mut sql.session else { return Ok(()) };
+        let Some(Session::Own(listener, _)) = &mut sql.session else { return Ok(()) };
         let told = sql.runtime.wait(listener.try_recv(), limit, fds)?;
         if matches!(told, Some(Ok(None) | Err(_))) {
             tracing::debug!("the place in the queue is lost");
+            sql.place = None;
             sql.close_session();
         }
         Ok(())
     }
 
-    fn leave(sql: &mut Sql<Self>, name: &str) -> Option<String> {
-        let Some(Session::Own { ticket, .. }) = &mut sql.session else { return None };
-        let number = ticket.take()?;
-        let unlock = format!("SELECT pg_advisory_unlock({}, {number})", line(name));
+    fn leave(_: &Sql<Self>, ticket: u32, name: &str) -> Option<String> {
+        let unlock = format!("SELECT pg_advisory_unlock({}, {ticket})", line(name));
         Some(format!("{unlock}; {}", Self::wake(name)?))
     }
 
-    fn waiters(&self, name: &str) -> String {
+    fn waiters(_: &Sql<Self>, name: &str) -> String {
         format!(
             "SELECT client.application_name, host(client.client_addr) FROM (SELECT taken.pid, \
              taken.objid::bigint FROM {}) AS taken LEFT JOIN pg_catalog.pg_stat_activity AS client \
@@ -235,11 +221,6 @@ fn tickets(name: &str) -> String {
          current_database())",
         line(name)
     )
-}
-
-fn ticket(sql: &Sql<Postgres>) -> Option<u32> {
-    let Some(Session::Own { ticket, .. }) = &sql.session else { return None };
-    *ticket
 }
 
 /// The address as sqlx reads it. Nothing is left to its own defaults but the password.
@@ -289,7 +270,7 @@ async fn own(options: PgConnectOptions, limit: Duration) -> Result<Session, Erro
     // Another session would not have the ticket.
     listener.eager_reconnect(false);
     listener.ignore_pool_close_event(true);
-    let mut session = Session::Own { listener, pool, ticket: None };
+    let mut session = Session::Own(listener, pool);
     let asked = format!("SELECT current_setting('serializer.session', true) = '{word}'");
     if Postgres::ask(&mut session, asked, Phase::Read, limit).await?.is_true(0, 0) {
         return Ok(session);

@@ -32,9 +32,10 @@ pub struct Sql<E: Engine> {
     /// For the first connection: a password file may be a pipe. Later ones read it anew, because
     /// passwords change.
     address: Option<Address>,
-    /// The engine, and its queue as this process sees it.
-    pub engine: E,
+    pub database: String,
     pub session: Option<E::Session>,
+    /// The place in the queue.
+    pub place: Option<E::Place>,
     /// Whether the server has what the queue needs.
     pub has_queue: bool,
     /// Whether others were queued before this process when the row was read.
@@ -50,11 +51,13 @@ impl<E: Engine> Sql<E> {
     /// Does not connect yet.
     pub fn new(settings: &StoreSettings) -> Result<Self> {
         let address = Address::read::<E>(settings)?;
+        E::check(&address)?;
         Ok(Self {
-            engine: E::new(&address)?,
             settings: settings.clone(),
+            database: address.database.clone().unwrap_or_default(),
             address: Some(address),
             session: None,
+            place: None,
             has_queue: true,
             are_others_first: false,
             full_since: None,

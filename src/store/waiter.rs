@@ -36,10 +36,9 @@ impl Waiter {
     /// A process of this machine.
     pub fn of(pid: Pid) -> Self {
         let arguments = process::arguments(pid);
-        let started =
-            process::running(pid).and_then(|process| clock::wall_clock(process.instance.start?));
-        let since =
-            started.and_then(|started| Some(started.duration_since(UNIX_EPOCH).ok()?.as_secs()));
+        let started = process::running(pid).and_then(|process| process.instance.start);
+        let since = started.and_then(clock::wall_clock);
+        let since = since.and_then(|since| Some(since.duration_since(UNIX_EPOCH).ok()?.as_secs()));
         // `serializer lock` waits for its parent, and that is what people know.
         let word = arguments.iter().skip(1).find(|argument| !argument.starts_with('-'));
         let is_lock = word.is_some_and(|word| word == "lock");

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serializer::store::address::{StoreSettings, StoreUrl};
@@ -146,12 +147,25 @@ fn a_file_for_tls_that_cannot_be_used_is_named() {
     let broken = file("broken", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n");
     let key = file("key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
     let (empty, none) = (file("empty", ""), file("none", ""));
+    let v1 = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/version-1.pem");
+    let script = format!(
+        "for key in prime256v1 secp521r1; do openssl ecparam -genkey -noout -name $key -out $key; \
+         done; openssl x509 -in '{v1}' -outform DER -out der"
+    );
+    let made = ended(Command::new("bash").args(["-ec", &script]).current_dir(dir.path()));
+    assert_eq!(made.code, 0, "{made:?}");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (der, p256, p521) = (path("der"), path("prime256v1"), path("secp521r1"));
     for (options, why) in [
         (format!("sslrootcert={empty}"), "no certificate found in"),
         (format!("sslrootcert={broken}"), "broken`: it is not PEM"),
         (format!("sslrootcert={garbage}"), "garbage`"),
         (format!("sslcert={authority}&sslkey={none}"), "none`: it holds no key"),
-        (format!("sslcert={authority}&sslkey={key}"), "cannot use the key"),
+        (format!("sslcert={authority}&sslkey={key}"), "the key is damaged"),
+        (format!("sslrootcert={der}"), "it must be PEM"),
+        (format!("sslcert={authority}&sslkey={p521}"), "or of another kind than RSA, P-256"),
+        (format!("sslcert={authority}&sslkey={p256}"), "they do not belong together"),
+        (format!("sslcert={v1}"), "it is of X.509 version 1"),
     ] {
         let error =
             refusal(&format!("postgres://u@h/db?sslmode=require&{options}"), None).expect(why);
@@ -238,7 +252,7 @@ fn the_spellings_of_sqlalchemy_are_understood() {
         ("file", "file"),
     ] {
         let url = StoreUrl::parse(&format!("{text}://db/x")).expect(text);
-        assert_eq!((url.scheme().name(), url.to_string()), (shown, format!("{shown}://db/x")));
+        assert_eq!((url.scheme.name(), url.to_string()), (shown, format!("{shown}://db/x")));
     }
 }
 

@@ -4,6 +4,8 @@
 use std::any::Any;
 use std::fs;
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use crate::support::faults::{Logged, Server, renewals, until_renewed};
 use crate::support::servers::{Options, PgBouncer, shared_postgres};
 use crate::support::session::{Session, session_at};
 use crate::support::stores::Store;
-use crate::support::{servers, stores, until};
+use crate::support::{ended, servers, stores, until};
 
 /// Does not end while a test runs.
 const LONG: Duration = Duration::from_secs(600);
@@ -268,6 +270,43 @@ fn a_server_that_wants_tls_gets_it_from_a_client_that_knows_it() {
             query.split(' ').for_each(|query| assert!(is_verified(query), "{query}"));
         }
         assert_eq!(store.state(), "free");
+    }
+    servers.iter().for_each(is_told_what_is_wrong_with_a_certificate);
+}
+
+/// Curves and extensions of certificates by the authority that is trusted, or the name of another
+/// one; why they are refused, and what helps.
+const CERTIFICATES: [[&str; 4]; 4] = [
+    ["secp521r1", "subjectAltName=IP:127.0.0.1", "P-521 cannot", "sslmode=disable"],
+    ["prime256v1", "basicConstraints=CA:FALSE", "it has no `subjectAltName`", "sslmode=require"],
+    ["version-1.pem", "", "it is of X.509 version 1", "sslmode=disable"],
+    ["prime256v1", "subjectAltName=DNS:a.example", "only valid for", "sslmode=require"],
+];
+
+fn is_told_what_is_wrong_with_a_certificate(server: &Server) {
+    let (store, authority) = (server.store(LONG), server.certificate());
+    let at = store.through(&format!("{}?sslrootcert={authority}", store.url));
+    for [curve, extensions, why, hint] in CERTIFICATES {
+        let script = if extensions.is_empty() {
+            let file = format!("{}/tests/support/{curve}", env!("CARGO_MANIFEST_DIR"));
+            format!("cat '{file}' > server.crt; cat '{file}' > server.key")
+        } else {
+            format!(
+                "openssl req -newkey ec -pkeyopt ec_paramgen_curve:{curve} -nodes -subj \
+                 /CN=127.0.0.1 -keyout server.key -out server.csr; echo {extensions} > names; \
+                 openssl x509 -req -in server.csr -CA authority.crt -CAkey authority.key -days 2 \
+                 -extfile names -out server.crt"
+            )
+        };
+        let mut made = Command::new("bash");
+        made.args(["-ec", &script]).current_dir(Path::new(&authority).parent().expect("a file"));
+        assert_eq!(ended(&mut made).code, 0, "{script}");
+        server.sql(match server {
+            Server::Postgres(_) => "SELECT pg_reload_conf()",
+            _ => "FLUSH SSL",
+        });
+        until(why, || at.run(&["status"]).stderr.contains(why));
+        is_refused(&at, &["status"], hint);
     }
 }
 

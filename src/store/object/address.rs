@@ -96,7 +96,7 @@ impl Client {
 /// Reads the address and the environment; does not connect yet. Values are not repeated: they may
 /// be parts of a secret.
 pub fn read(settings: &StoreSettings) -> Result<Objects, Failure> {
-    let (scheme, timeout) = (settings.url.scheme(), settings.timeout);
+    let (scheme, timeout) = (settings.url.scheme, settings.timeout);
     let (kind, client): (_, fn(&_, &_, _) -> _) = match scheme {
         Scheme::Azure => (&AZURE, azure::client),
         Scheme::Gcs => (&GCS, google),

@@ -7,21 +7,25 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rustls::crypto::ring::sign::any_supported_type;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 
 use self::TlsMode::{Disable, Prefer, Require, Verify};
 use super::engine::Engine;
 use crate::store::address::StoreSettings;
 use crate::store::failure::{Failure, Result};
-use crate::store::network::{Address as Given, certificates, decoded, secret, sentence, variable};
+use crate::store::network::{
+    Address as Given, certificates, decoded, secret, sentence, tls_meaning, variable,
+};
 use crate::sys::text;
 
-/// Options that are accepted, beside those of TLS and of one engine: those that are honoured;
-/// those that change nothing here with these values; and those of drivers and pools on which
-/// nothing depends, since all waiting has the program's own limit.
-const ACCEPTED: &str = "host port user password database sslrootcert sslcert sslkey \
+/// Options that are accepted, beside those of one engine: those that are honoured; those that
+/// change nothing here with these values; and those of drivers and pools on which nothing depends,
+/// since all waiting has the program's own limit.
+const ACCEPTED: &str = "host port user password database sslrootcert sslcert sslkey ssl sslmode \
+                        ssl_mode requiressl ssl_disabled ssl_verify_cert ssl_verify_identity \
                         channel_binding=prefer channel_binding=disable gssencmode=prefer \
                         gssencmode=disable ssl_min_protocol_version=TLSv1.2 \
                         target_session_attrs=any target_session_attrs=read-write \
@@ -33,17 +37,6 @@ const ACCEPTED: &str = "host port user password database sslrootcert sslcert ssl
                         prepared_statement_name_func raise_on_warnings read_timeout \
                         sslcompression sslsni statement_cache_size tcp_user_timeout use_pure \
                         use_unicode write_timeout";
-
-/// Other names of an option. A socket stands where a host does.
-const SYNONYMS: [(&str, &str); 7] = [
-    ("dbname", "database"),
-    ("db", "database"),
-    ("socket", "host"),
-    ("unix_socket", "host"),
-    ("ssl_ca", "sslrootcert"),
-    ("ssl_cert", "sslcert"),
-    ("ssl_key", "sslkey"),
-];
 
 /// A server's name or address, or the path of its socket; and its port.
 pub type Server = (String, u16);
@@ -67,7 +60,7 @@ type Host = (String, Option<u16>);
 impl Address {
     /// Reads the address of `settings`, and what it leaves out from the environment.
     pub fn read<E: Engine>(settings: &StoreSettings) -> Result<Self> {
-        let mut given = Given::parse(settings, &SYNONYMS)?;
+        let mut given = Given::parse(settings)?;
         let own = hosts(&given.hosts)?;
         for option in E::VARIABLES.split_whitespace() {
             let mode = given.option("sslmode").unwrap_or_default();
@@ -82,14 +75,9 @@ impl Address {
                 given.options.extend(variable(&name).map(|value| (option.to_owned(), value)));
             }
         }
-        let is_known = |name: &str, value: &str| {
-            let mut known = ACCEPTED.split(' ').chain(E::OPTIONS.split(' '));
-            let is = |word: &str| word == name || word.split_once('=') == Some((name, value));
-            is_option(name) || known.any(is)
-        };
         let hint =
             "leave it out, or unset its variable; docs/stores.md lists the supported options";
-        given.refuse_unknown(is_known, hint)?;
+        given.refuse_unknown(&format!("{ACCEPTED} {}", E::OPTIONS), hint)?;
         let or_option = |text: Option<String>, name| text.or_else(|| given.option(name));
         let user = or_option(given.user.clone(), "user").or_else(|| variable("USER"));
         let no_user = || Failure::refused("the address names no user", E::EXAMPLE);
@@ -171,36 +159,27 @@ pub struct Tls {
     pub own: Option<(String, String)>,
 }
 
-/// The options that have a word as their value.
-const WORDS: [&str; 3] = ["ssl", "ssl_mode", "sslmode"];
-
-/// Options that are true or false, and what they ask for then: those of libpq, asyncpg, PyMySQL,
-/// mysqlclient, and MariaDB's and Oracle's connectors.
-const FLAGS: [(&str, TlsMode, TlsMode); 5] = [
-    ("requiressl", Require, Prefer),
-    ("ssl", Require, Disable),
-    ("ssl_disabled", Disable, Prefer),
-    ("ssl_verify_cert", Verify, Prefer),
-    ("ssl_verify_identity", Verify, Prefer),
-];
-
-/// Whether it is an option of these.
-fn is_option(name: &str) -> bool {
-    WORDS.contains(&name) || FLAGS.iter().any(|(flag, ..)| *flag == name)
-}
-
-/// What an option with this value asks for; `None` if that is unknown.
-fn meaning(name: &str, value: &str) -> Option<TlsMode> {
-    let flag = FLAGS.iter().find(|(flag, ..)| *flag == name);
-    Some(match value.to_ascii_lowercase().replace('_', "-").as_str() {
-        "1" | "true" | "yes" | "on" => flag?.1,
-        "0" | "false" | "no" | "off" => flag?.2,
-        _ if !WORDS.contains(&name) => return None,
-        "disable" | "disabled" => Disable,
-        "allow" | "prefer" | "preferred" => Prefer,
-        "require" | "required" => Require,
-        "verify-ca" | "verify-full" | "verify-identity" => Verify,
+/// What an option about TLS with this value asks for, `Some(None)` if that is unknown. Beside words,
+/// values are true or false: in libpq, asyncpg, PyMySQL, mysqlclient, and MariaDB's and Oracle's
+/// connectors.
+fn meaning(name: &str, value: &str) -> Option<Option<TlsMode>> {
+    let ((yes, no), has_words) = match name {
+        "ssl" => ((Some(Require), Some(Disable)), true),
+        "sslmode" | "ssl_mode" => ((None, None), true),
+        "requiressl" => ((Some(Require), Some(Prefer)), false),
+        "ssl_disabled" => ((Some(Disable), Some(Prefer)), false),
+        "ssl_verify_cert" | "ssl_verify_identity" => ((Some(Verify), Some(Prefer)), false),
         _ => return None,
+    };
+    Some(match value.to_ascii_lowercase().replace('_', "-").as_str() {
+        "1" | "true" | "yes" | "on" => yes,
+        "0" | "false" | "no" | "off" => no,
+        _ if !has_words => None,
+        "disable" | "disabled" => Some(Disable),
+        "allow" | "prefer" | "preferred" => Some(Prefer),
+        "require" | "required" => Some(Require),
+        "verify-ca" | "verify-full" | "verify-identity" => Some(Verify),
+        _ => None,
     })
 }
 
@@ -209,9 +188,10 @@ impl Tls {
     /// `home`, the user may have some. The strictest option counts.
     fn read(given: &Given, home: Option<&str>) -> Result<Self> {
         let mut asked = vec![Prefer];
-        for (name, value) in given.options.iter().filter(|(name, _)| is_option(name)) {
+        for (name, value) in &given.options {
             let unknown = format!("the value of the address's option `{name}` is not supported");
-            asked.push(meaning(name, value).ok_or_else(|| Failure::permanent(unknown))?);
+            let mode = meaning(name, value).map(|mode| mode.ok_or(Failure::permanent(unknown)));
+            asked.extend(mode.transpose()?);
         }
         let (roots, certificate) = (given.option("sslrootcert"), given.option("sslcert"));
         asked.extend(roots.as_ref().map(|_| Verify));
@@ -235,18 +215,24 @@ impl Tls {
         let key = given.option("sslkey").or_else(|| in_home("postgresql.key"));
         let own = certificate.map(|own| (own.clone(), key.unwrap_or(own)));
         if let Some((certificate, key)) = &own {
-            certificates(certificate.as_ref())?;
-            check_key(key.as_ref())?;
+            check_own(certificate.as_ref(), key.as_ref())?;
         }
         Ok(Self { mode: if is_off { Disable } else { mode }, roots, own })
     }
 }
 
-fn check_key(path: &Path) -> Result<()> {
-    let none = |error: pem::Error| format!("it holds no key in PEM without a passphrase ({error})");
-    let usable = PrivateKeyDer::from_pem_file(path)
-        .map_err(none)
-        .and_then(|key| any_supported_type(&key).map_err(|error| sentence(&error.to_string())));
-    let cannot = |why| format!("cannot use the key `{}`: {why}", text::path(path));
-    usable.map(drop).map_err(|why| Failure::permanent(cannot(why)))
+/// Checks that the client's certificate and key can be used together.
+fn check_own(certificate: &Path, key: &Path) -> Result<()> {
+    let chain = certificates(certificate)?;
+    let chain = CertificateDer::pem_slice_iter(&chain).flatten().map(CertificateDer::into_owned);
+    let (shown, of) = (text::path(key), text::path(certificate));
+    let found = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+        let why = format!("it holds no key in PEM without a passphrase ({error})");
+        Failure::permanent(format!("cannot use the key `{shown}`: {why}"))
+    });
+    let used = CertifiedKey::from_der(chain.collect(), found?, &default_provider());
+    used.map(drop).map_err(|error| {
+        let why = tls_meaning(&error).map_or_else(|| sentence(&error.to_string()), str::to_owned);
+        Failure::permanent(format!("cannot use the key `{shown}` of the certificate `{of}`: {why}"))
+    })
 }

@@ -28,6 +28,7 @@ impl Answer {
 /// A kind of database.
 pub trait Engine: Sized + Send {
     type Session: Send;
+    type Place: Send;
 
     /// The port and the host of an address that names none.
     const PORT: u16;
@@ -50,11 +51,13 @@ pub trait Engine: Sized + Send {
     /// A text as a literal, in which nothing is escaped.
     fn literal(text: &str) -> String;
 
-    /// Reads the options of this engine.
-    fn new(address: &Address) -> Result<Self>;
+    /// Refuses an address of which this engine needs more, or less.
+    fn check(_: &Address) -> Result<()> {
+        Ok(())
+    }
 
     /// Connects and logs in. A session to queue with `is_own`: no pooler lends it out.
-    async fn connect(&self, at: &Address, server: &Server, is_own: bool) -> Connected<Self>;
+    async fn connect(at: &Address, server: &Server, is_own: bool) -> Result<Self::Session, Error>;
 
     /// Sends statements, and waits for the answer for at most `limit`.
     async fn ask(on: &mut Self::Session, sql: String, phase: Phase, limit: Duration) -> Asked;
@@ -68,26 +71,20 @@ pub trait Engine: Sized + Send {
     /// Warns of settings by which the server forgets what it has acknowledged.
     fn warn(_: &mut Sql<Self>) {}
 
-    /// Forgets a place in the queue that is not the store's session's.
-    fn forget(&mut self) {}
-
     /// A column: whether others were queued before this process, or before a newcomer.
     fn are_others_first(sql: &Sql<Self>, name: &str) -> String;
 
-    /// Whether this process has a place in the queue.
-    fn is_in_line(sql: &Sql<Self>) -> bool;
-
-    /// Takes a place in the queue; `false` if the server has no room for another waiter.
-    fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<bool>;
+    /// Takes a place in the queue, unless the server has no room for another waiter.
+    fn enqueue(sql: &mut Sql<Self>, name: &str) -> Result<Option<Self::Place>>;
 
     /// Sleeps in the queue as [`Queue::wait`](crate::store::seam::Queue::wait) does.
     fn wait_in_line(sql: &mut Sql<Self>, limit: Duration, fds: Fds<'_>) -> Result<()>;
 
-    /// Forgets the place in the queue. The statement that gives it up, if it needs one.
-    fn leave(sql: &mut Sql<Self>, name: &str) -> Option<String>;
+    /// The statement that gives up a place in the queue, if it needs one.
+    fn leave(sql: &Sql<Self>, place: Self::Place, name: &str) -> Option<String>;
 
     /// Lists the waiters by label and address, in their order.
-    fn waiters(&self, name: &str) -> String;
+    fn waiters(sql: &Sql<Self>, name: &str) -> String;
 
     /// The statement that wakes waiters, in a server that can.
     fn wake(_name: &str) -> Option<String> {
@@ -95,7 +92,6 @@ pub trait Engine: Sized + Send {
     }
 }
 
-pub type Connected<E> = Result<<E as Engine>::Session, Error>;
 pub type Asked = Result<Answer, Error>;
 
 /// Sends statements. `changed` counts rows; `text` reads a column, which the protocol of simple
@@ -150,7 +146,11 @@ pub fn of<E: Engine>(error: &Error, phase: Phase, server: &str) -> Failure {
     let failure = match error {
         Error::Database(error) => return refusal::<E>(&**error, phase),
         _ if let Some(error) = tls_error(error) => {
-            let is_about_trust = matches!(error, rustls::Error::InvalidCertificate(_));
+            // Others are refused although their issuer does not matter.
+            let is_about_trust = matches!(error, rustls::Error::InvalidCertificate(of)
+                if !["CertVersion", "BadEncoding", "BadSignature", "CriticalExtension"]
+                    .iter()
+                    .any(|word| format!("{of:?}").contains(word)));
             let hint = if is_about_trust { ROOTS_HINT } else { PLAIN_HINT };
             Failure::refused(tls_problem(error), hint)
         }

@@ -39,7 +39,7 @@ impl<E: Engine> Sql<E> {
         let share = address.timeout / u32::try_from(address.servers.len()).unwrap_or(1).max(1);
         let mut failure: Option<Failure> = None;
         for server in &address.servers {
-            let connecting = self.engine.connect(&address, server, is_own);
+            let connecting = E::connect(&address, server, is_own);
             let next = match self.runtime.block_on(async { timeout(share, connecting).await })? {
                 Ok(Ok(session)) => return Ok(session),
                 Ok(Err(error)) => {
@@ -71,6 +71,7 @@ impl<E: Engine> Sql<E> {
             Ok(Err(error)) => of::<E>(&error, phase, "the server"),
             Err(_) => no_answer(phase),
         };
+        self.place = None;
         self.close_session();
         Err(failure)
     }
@@ -86,7 +87,7 @@ impl<E: Engine> Sql<E> {
 
     /// Closes all sessions.
     pub fn end(&mut self) {
-        self.engine.forget();
+        self.place = None;
         self.close_session();
         // A pool returns a session in a task of the runtime.
         self.runtime.shut_down();
@@ -97,13 +98,13 @@ impl<E: Engine> Queue for Sql<E> {
     fn wait(&mut self, key: &Key, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<()> {
         if beside {
             return pause(limit.min(jittered(WATCHED)), fds);
-        } else if E::is_in_line(self) {
+        } else if self.place.is_some() {
             return E::wait_in_line(self, limit, fds);
         }
         let enqueued = self.has_queue.then(|| E::enqueue(self, &key.stored_name()));
         match enqueued {
-            Some(Ok(true)) => {
-                self.full_since = None;
+            Some(Ok(Some(place))) => {
+                (self.place, self.full_since) = (Some(place), None);
                 return Ok(());
             }
             Some(Err(failure)) if !failure.cause.passes() => {
@@ -133,7 +134,7 @@ impl<E: Engine> Queue for Sql<E> {
     }
 
     fn is_queued(&mut self, _key: &Key) -> bool {
-        E::is_in_line(self) && self.are_others_first
+        self.place.is_some() && self.are_others_first
     }
 
     fn is_turned_away(&mut self) -> bool {
@@ -142,14 +143,16 @@ impl<E: Engine> Queue for Sql<E> {
     }
 
     fn leave(&mut self, key: &Key) {
-        if let Some(statement) = E::leave(self, &key.stored_name()) {
+        if let Some(place) = self.place.take()
+            && let Some(statement) = E::leave(self, place, &key.stored_name())
+        {
             // A failure ends the session, and the place with it.
             let _ = self.ask(statement, Phase::Read);
         }
     }
 
     fn waiters(&mut self, key: &Key) -> Vec<Waiter> {
-        let asked = self.ask(self.engine.waiters(&key.stored_name()), Phase::Read);
+        let asked = self.ask(E::waiters(self, &key.stored_name()), Phase::Read);
         let waiter = |row: Vec<Option<String>>| {
             let [label, host] = row.try_into().unwrap_or_default();
             // The label of another role's session may be hidden.
