@@ -46,7 +46,7 @@ pub fn run_each_key_once(
             scope.spawn(move || {
                 (first..callers)
                     .step_by(TOGETHER)
-                    .for_each(|caller| call(caller, caller % KILLED == 3))
+                    .for_each(|caller| call(caller, (caller + caller / keys.len()) % KILLED == 3))
             });
         }
     });
@@ -69,6 +69,12 @@ pub fn run_each_key_once(
         assert!(begun <= runs, "{key}: {begun} of {runs} runs: {log}");
         interruptions += runs - 1;
     }
+    println!(
+        "{callers} callers, {} keys: {} of {} runs begun, {interruptions} interrupted",
+        keys.len(),
+        seen.len(),
+        keys.len() as u64 + interruptions
+    );
     assert!(
         interruptions <= callers.div_ceil(KILLED) as u64,
         "{interruptions} runs more than keys: {log}"
