@@ -59,26 +59,23 @@ fn is_in_meltano() -> bool {
     variable("MELTANO_PROJECT_ROOT").is_some()
 }
 
-/// The flags, with the variables in their place.
-struct Lines(LogArgs);
-
 pub fn start(args: &LogArgs) {
     let _ = ARGS.set(args.clone());
     let named = args.quiet.then(|| "warning".to_owned()).or_else(|| args.log_level.clone());
     let level = parse_level(&named.or_else(|| variable("LOG_LEVEL")).unwrap_or_default());
-    let lines = Lines(LogArgs {
+    let format = LogArgs {
         meltano_log_json: args.meltano_log_json || is_on("MELTANO_LOG_JSON"),
         log_timestamps: args.log_timestamps || is_on("LOG_TIMESTAMPS"),
         log_levels: args.log_levels || is_on("LOG_LEVELS"),
         ..LogArgs::default()
-    });
+    };
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         // If stderr does not work, reporting that there would panic; the lock matters more.
         .log_internal_errors(false)
-        .event_format(lines)
+        .event_format(format)
         .finish()
         // The reports of libraries are for their developers, and may hold secrets.
         .with(
@@ -135,7 +132,7 @@ fn parse_level(level: &str) -> LevelFilter {
     }
 }
 
-impl<S, N> FormatEvent<S, N> for Lines
+impl<S, N> FormatEvent<S, N> for LogArgs
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -154,17 +151,17 @@ where
             Level::WARN => "warning",
             Level::ERROR => "error",
         };
-        let (Self(args), now) = (self, Timestamp::now());
-        if args.meltano_log_json {
+        let now = Timestamp::now();
+        if self.meltano_log_json {
             let line = json!({ "timestamp": now.to_string(), "level": level, "event": message });
             return writeln!(out, "{line}");
         }
-        if args.log_timestamps {
+        if self.log_timestamps {
             write!(out, "{} ", local_time(now))?;
         }
         // Meltano begins each line with the plugin's name itself.
         out.write_str(if is_in_meltano() { "" } else { "serializer: " })?;
-        if args.log_levels || level == "warning" {
+        if self.log_levels || level == "warning" {
             write!(out, "{level}: ")?;
         }
         writeln!(out, "{message}")

@@ -5,41 +5,12 @@
 use std::io::Write;
 use std::panic::{Location, PanicHookInfo};
 use std::process;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
 use crate::error::Error;
 use crate::exit_code;
+use crate::lease::thread::Renewal;
 use crate::logging;
-
-/// A lease that is kept by this process.
-pub trait Kept: Send + Sync {
-    /// Marks the lease as lost: a thread that renews it has panicked. The main thread continues.
-    fn lose(&self, why: &str);
-
-    /// Ends the command that runs under the lock: the main thread has panicked.
-    fn end(&self);
-}
-
-static KEPT: Mutex<Option<Arc<dyn Kept>>> = Mutex::new(None);
-
-/// The lease counts as kept as long as this value lives.
-#[derive(Debug)]
-pub struct Registration(());
-
-impl Registration {
-    /// Registers a lease; there is one at a time.
-    pub fn of(kept: Arc<dyn Kept>) -> Self {
-        *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
-        Self(())
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
 
 /// From now on, a panic ends this process. The main thread must call this.
 pub fn end_the_process() {
@@ -60,17 +31,17 @@ fn end(panic: &PanicHookInfo<'_>, main: ThreadId) {
         // If this write fails, nothing else can report it.
         let _ = writeln!(std::io::stderr(), "serializer: {what}");
     }
-    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    match kept {
+    match Renewal::current() {
+        // The main thread goes on, and ends the command.
         Some(kept) if thread::current().id() != main => {
-            kept.lose(&what);
+            kept.lose(what);
             // Without end: returning would abort, or unwind into a library in an unknown state.
             loop {
                 thread::park();
             }
         }
         Some(kept) => {
-            kept.end();
+            (kept.at_worst)();
             process::exit(exit_code::LOST.into())
         }
         None => process::exit(exit_code::FAILED.into()),

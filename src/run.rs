@@ -5,10 +5,9 @@
 //! [`Child::wait`] passes signals on, stops when the command stops, and ends it if its lock is
 //! lost.
 
-pub mod helper;
 pub mod lookup;
 pub mod requester;
-mod shim;
+pub mod shim;
 mod signals;
 pub mod termination;
 
@@ -16,6 +15,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -58,6 +58,7 @@ impl Descendants {
 }
 
 /// How a command ended.
+#[derive(Clone, Copy, Default)]
 pub struct End {
     pub code: u8,
     /// Whether SIGINT has ended it, which we have got as well: Ctrl-C.
@@ -77,9 +78,12 @@ pub struct Lease<'a> {
 }
 
 /// If this process was started to become a command, does so.
-pub fn help() -> Option<std::process::ExitCode> {
+pub fn help() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    (arguments.next()? == shim::NAME).then(|| shim::main(arguments))
+    (arguments.next()? == shim::NAME).then(|| {
+        shim::main(arguments);
+        ExitCode::FAILURE
+    })
 }
 
 /// What is to run.
@@ -99,8 +103,7 @@ pub struct Child {
     signals: Rc<Signals>,
     descendants: Descendants,
     is_started: bool,
-    is_interrupted: bool,
-    is_stopped: bool,
+    end: End,
 }
 
 impl Child {
@@ -115,15 +118,14 @@ impl Child {
             process::adopt_orphans(descendants.are_awaited)?;
         }
         let (pid, channel) =
-            helper::spawn(shim::NAME, |shim| shim.args(&program.command).envs(&program.env))?;
+            shim::spawn(shim::NAME, |shim| shim.args(&program.command).envs(&program.env))?;
         Ok(Self {
             pid: Some(pid),
             channel,
             signals,
             descendants,
             is_started: false,
-            is_interrupted: false,
-            is_stopped: false,
+            end: End::default(),
         })
     }
 
@@ -156,17 +158,17 @@ impl Child {
         let status = self.wait_for_one(&mut lease)?.ok_or(Errno::CHILD)?;
         self.pid = None;
         // What has ended the command may have come to us, too.
-        self.is_interrupted |=
-            self.signals.receive().iter().any(|received| received.signal == Signal::SIGINT);
+        let mut all = self.signals.receive().into_iter();
+        self.end.is_interrupted |= all.any(|received| received.signal == Signal::SIGINT);
         while self.descendants.are_awaited && self.wait_for_one(&mut lease)?.is_some() {}
         if let Some(error) = shim::failure(&self.channel) {
             return Ok(Err(error));
         }
         let signal = status.terminating_signal();
         let code = status.exit_status().or(signal.map(|signal| 128 + signal));
-        let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
-        let is_interrupted = self.is_interrupted && signal == Some(Signal::SIGINT as i32);
-        Ok(Ok(End { code, is_interrupted, is_stopped: self.is_stopped }))
+        self.end.code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
+        self.end.is_interrupted &= signal == Some(Signal::SIGINT as i32);
+        Ok(Ok(self.end))
     }
 
     /// The command, or else all that it has left behind.
@@ -217,14 +219,14 @@ impl Child {
                 continue;
             }
             if self.descendants.end_by_signals && signal != Signal::SIGCONT {
-                self.is_stopped = true;
+                self.end.is_stopped = true;
                 end_tree(
                     self.pid.unwrap_or_else(getpid),
                     (since_boot() + GRACE).min((lease.kill_at)()),
                 )?;
                 continue;
             }
-            self.is_interrupted |= signal == Signal::SIGINT;
+            self.end.is_interrupted |= signal == Signal::SIGINT;
             let receivers = self.pid.map_or_else(process::children, |pid| vec![pid]);
             for pid in receivers.into_iter().map(nix_pid).filter(|pid| !has_reached(*pid, received))
             {
@@ -243,8 +245,7 @@ impl Child {
         if signal == Signal::SIGSTOP && getpgrp() != nix_pid(getpid()) {
             return;
         }
-        // SIGSTOP cannot be taken back, and would stop us even where no shell lets us go
-        // on.
+        // SIGSTOP cannot be taken back, and would stop us even where no shell lets us go on.
         let signal = if signal == Signal::SIGSTOP { Signal::SIGTSTP } else { signal };
         // While we are stopped, the lease is not renewed. What has left our group must not go on
         // either.

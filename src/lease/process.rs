@@ -22,7 +22,7 @@ use crate::lock::staleness::{Held, LivenessCheck, LocalLiveness, Orphans, Verdic
 use crate::lock::stored::Stored;
 use crate::lock::{Mutex, ReleaseScope};
 use crate::record::{Entry, Outcome, Record};
-use crate::run::helper;
+use crate::run::shim::spawn;
 use crate::run::termination::end_tree;
 use crate::store::Location;
 use crate::store::seam::State;
@@ -70,7 +70,7 @@ impl Keeper {
         // Inherited files must not stay open as long as the owner lives.
         close_fds::set_fds_cloexec(3, &[]);
         let (pid, channel) =
-            helper::spawn(NAME, |command| command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+            spawn(NAME, |command| command.stdout(Stdio::null()).stderr(Stdio::null()))?;
         let instance = process::running(pid).ok_or_else(has_ended)?.instance;
         Ok(Self { identity: (pid, instance), channel })
     }

@@ -13,7 +13,6 @@ use crate::lease::OnLost;
 use crate::lock::register::Connection;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Error, Lost, Mutex};
-use crate::panics::{Kept, Registration};
 use crate::store::Location;
 use crate::sys::clock::since_boot;
 use crate::sys::identity::HostIdentity;
@@ -30,21 +29,30 @@ const IDLE: Duration = Duration::from_secs(1);
 /// one's acquisition.
 const NAMED: u64 = 1000;
 
+/// The lease that this process keeps; there is one at a time.
+static CURRENT: StdMutex<Option<Arc<Renewal>>> = StdMutex::new(None);
+
 /// A lease that is renewed as long as this value lives.
 pub struct Renewing {
     renewal: Arc<Renewal>,
     _stop: PipeWriter,
-    _panics: Registration,
+}
+
+impl Drop for Renewing {
+    fn drop(&mut self) {
+        *locked(&CURRENT) = None;
+    }
 }
 
 /// What the thread works with, and what it reports.
-struct Renewal {
+pub(crate) struct Renewal {
     location: Location,
     on_lost: OnLost,
     /// Expires when the lease is lost; with `OnLost::Terminate`, already when it is given up.
     timer: Timer,
     status: StdMutex<Status>,
-    at_worst: Box<dyn Fn() + Send + Sync>,
+    /// Ends what runs under the lock.
+    pub at_worst: Box<dyn Fn() + Send + Sync>,
 }
 
 struct Status {
@@ -52,18 +60,6 @@ struct Status {
     /// Why the last renewal failed.
     trouble: Option<String>,
     lost: Option<(String, Option<Lost>)>,
-}
-
-impl Kept for Renewal {
-    fn lose(&self, why: &str) {
-        // The store is not asked again to release the lock.
-        self.status().trouble = Some(why.to_owned());
-        self.set_lost(why.to_owned(), None);
-    }
-
-    fn end(&self) {
-        (self.at_worst)();
-    }
 }
 
 impl Renewing {
@@ -87,8 +83,8 @@ impl Renewing {
             at_worst,
         });
         renewal.set_charge(charge)?;
-        let panics = Registration::of(renewal.clone());
-        let renewing = Self { renewal: renewal.clone(), _stop: stop, _panics: panics };
+        let renewing = Self { renewal: renewal.clone(), _stop: stop };
+        *locked(&CURRENT) = Some(renewal.clone());
         // Not joined in the end: it holds nothing, and its last write is conditional on the lock
         // being held.
         thread::Builder::new()
@@ -143,9 +139,24 @@ impl Renewing {
     }
 }
 
+fn locked<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Renewal {
+    /// That of this process, if it keeps a lease.
+    pub fn current() -> Option<Arc<Self>> {
+        locked(&CURRENT).clone()
+    }
+
+    /// The lease counts as lost. The store is not asked again to release the lock.
+    pub fn lose(&self, why: String) {
+        self.status().trouble = Some(why.clone());
+        self.set_lost(why, None);
+    }
+
     fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.status)
     }
 
     fn set_lost(&self, why: String, how: Option<Lost>) {

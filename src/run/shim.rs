@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use nix::sys::signal::{SigSet, Signal};
 use rustix::process::{Pid, getpid};
@@ -29,6 +29,24 @@ struct Go {
     /// The process that takes the command with it when it ends, if one does.
     bound_to: Option<i32>,
     ignores_pipe: bool,
+}
+
+/// Starts this program again, with a connection as its stdin, to do a small part of the work.
+pub fn spawn(
+    name: &str,
+    adapt: impl FnOnce(&mut Command) -> &mut Command,
+) -> io::Result<(Pid, OwnedFd)> {
+    let (ours, theirs) = channel::connection()?;
+    let mut command = Command::new(process::this_program());
+    command.arg0("serializer").arg(name).stdin(theirs);
+    // Then this program is not found, and not the one that it is to run.
+    let child = adapt(&mut command).spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            io::Error::other("/proc is not mounted, or its file was removed")
+        }
+        _ => error,
+    })?;
+    Ok((Pid::from_child(&child), ours))
 }
 
 /// Sends the go message, with our stdin. A command that `is_bound` is killed when this process
@@ -54,20 +72,17 @@ pub fn failure(channel: &OwnedFd) -> Option<io::Error> {
     Some(io::Error::from_raw_os_error(i32::from_ne_bytes(code.try_into().ok()?)))
 }
 
-/// The shim itself.
-pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
+/// The shim itself. Returns only if it cannot become the command.
+pub fn main(mut command: impl Iterator<Item = OsString>) -> Option<()> {
     // Its file is called `/proc/self/exe`. By this name, it does not count as work that goes on.
     process::set_name(c"serializer");
     // A copy, because the command's stdin takes the place of this one. The exec closes it.
-    let channel = io::stdin().as_fd().try_clone_to_owned();
-    let (Ok(channel), Some(program)) = (channel, command.next()) else { return ExitCode::FAILURE };
-    let Ok((go, stdin)) = channel::receive_with_file(&channel) else { return ExitCode::FAILURE };
-    let Ok(go) = serde_json::from_slice::<Go>(&go) else { return ExitCode::FAILURE };
+    let channel = io::stdin().as_fd().try_clone_to_owned().ok()?;
+    let program = command.next()?;
+    let (go, stdin) = channel::receive_with_file(&channel).ok()?;
+    let go: Go = serde_json::from_slice(&go).ok()?;
     if let Some(parent) = go.bound_to {
-        let Some(parent) = Pid::from_raw(parent) else { return ExitCode::FAILURE };
-        if process::end_with_parent(parent).is_err() {
-            return ExitCode::FAILURE;
-        }
+        process::end_with_parent(Pid::from_raw(parent)?).ok()?;
     }
     let unblocked: SigSet =
         go.unblocked.iter().filter_map(|signal| Signal::try_from(*signal).ok()).collect();
@@ -78,6 +93,5 @@ pub fn main(mut command: impl Iterator<Item = OsString>) -> ExitCode {
         Command::new(program).args(command).envs(go.variables).stdin(stdin).exec()
     };
     let code = error.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error());
-    let _ = channel::send(&channel, &code.to_ne_bytes());
-    ExitCode::FAILURE
+    channel::send(&channel, &code.to_ne_bytes()).ok()
 }

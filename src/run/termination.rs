@@ -75,9 +75,7 @@ fn add_descendants(all: &mut Vec<Process>) -> bool {
 
 fn signal_all(all: &[Process], signal: Signal) {
     for process in all {
-        // It may have ended.
-        // Without pidfds: the PID of a child that was not reaped is not another
-        // process's.
+        // It may have ended. Without pidfds: the PID of a child that was not reaped is its own.
         let is_child = || {
             waitid(
                 WaitId::Pid(process.pid()),

@@ -128,18 +128,16 @@ impl Settings {
             return Ok(self.profile.clone());
         }
         let profile = variable("AWS_PROFILE");
-        let other = variable("AWS_DEFAULT_PROFILE").filter(|other| profile.as_ref() != Some(other));
-        let [id, secret] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(variable);
-        let (why, hint) = if other.is_some() {
+        if variable("AWS_DEFAULT_PROFILE").is_some_and(|other| profile.as_ref() != Some(&other)) {
             let why = "`AWS_DEFAULT_PROFILE` names another profile than `AWS_PROFILE`";
-            (why, "set `AWS_PROFILE` alone")
-        } else if id.is_some() != secret.is_some() {
+            return Err(Failure::refused(why, "set `AWS_PROFILE` alone"));
+        }
+        let [id, secret] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(variable);
+        if id.is_some() != secret.is_some() {
             let why = "of `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, only one is set";
-            (why, "set both, or neither to use a profile or a role")
-        } else {
-            return Ok(profile);
-        };
-        Err(Failure::refused(why, hint))
+            return Err(Failure::refused(why, "set both, or neither to use a profile or a role"));
+        }
+        Ok(profile)
     }
 
     async fn credentials(&self, config: &SdkConfig) -> Result<Credentials, Failure> {
@@ -165,8 +163,8 @@ impl Settings {
         if let Some(name) = name.filter(is_missing) {
             return Err(wrong(format!("the profile `{}` does not exist", text::field(&name))));
         }
-        let region = self.region.take().or_else(|| variable("AWS_REGION"));
-        let region = region.or_else(|| variable("AWS_DEFAULT_REGION"));
+        let variables = || ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(variable);
+        let region = self.region.take().or_else(variables);
         self.region = region.or_else(|| profiles.get("region").map(str::to_owned));
         self.region.iter().try_for_each(|region| checks::word(region, "region"))?;
         // Certificates take milliseconds to read.

@@ -50,7 +50,7 @@ pub struct Objects {
 }
 
 /// An object as it was read, and its version.
-type Seen<T> = (T, Vec<u8>);
+type Seen = (Body, Vec<u8>);
 
 impl Objects {
     /// Asks the store to `verb`, with credentials that are good for a while; `None` if the object
@@ -80,18 +80,13 @@ impl Objects {
         Path::parse(format!("{}/{}", self.prefix, encode(&key.stored_name()))).map_err(cannot)
     }
 
-    /// The bytes of an object.
-    fn fetch(&mut self, path: &Path) -> Result<Option<Seen<Vec<u8>>>, Failure> {
+    /// Reads an object. The inner failure says that it is another program's.
+    fn read(&mut self, path: &Path) -> Result<Option<Result<Seen, Failure>>, Failure> {
         self.ask("read", async |store| {
             let got = store.get(path).await?;
             let seen = version(got.meta.e_tag.clone(), got.meta.version.clone());
-            Ok((got.bytes().await?.into(), seen))
+            Ok(Body::parse(&got.bytes().await?).map(|body| (body, seen)))
         })
-    }
-
-    fn read(&mut self, path: &Path) -> Result<Option<Seen<Body>>, Failure> {
-        let Some((bytes, seen)) = self.fetch(path)? else { return Ok(None) };
-        Ok(Some((Body::parse(&bytes)?, seen)))
     }
 
     /// Writes under a condition, and returns the new version; `None` if the condition does not
@@ -106,14 +101,14 @@ impl Objects {
         let payload = PutPayload::from(body.to_text(&random_token().map_err(cannot)?));
         let mode = seen.map_or(PutMode::Create, |seen| {
             let seen = String::from_utf8_lossy(seen);
+            let parts = seen.split_once('\n').unwrap_or_default();
             let there = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-            let mut parts = seen.split('\n').map(there);
-            let [e_tag, version] = [parts.next(), parts.next()].map(Option::flatten);
-            PutMode::Update(UpdateVersion { e_tag, version })
+            PutMode::Update(UpdateVersion { e_tag: there(parts.0), version: there(parts.1) })
         });
-        let put =
-            self.ask("write", async |store| store.put_opts(path, payload, mode.into()).await)?;
-        Ok(put.map(|put| version(put.e_tag, put.version)))
+        self.ask("write", async |store| {
+            let put = store.put_opts(path, payload, mode.into()).await?;
+            Ok(version(put.e_tag, put.version))
+        })
     }
 
     /// Checks that the store refuses two writes on false conditions. If it does not, only
@@ -134,7 +129,7 @@ impl Objects {
 impl Store for Objects {
     fn get(&mut self, key: &Key) -> Result<State, Failure> {
         let path = self.path(key)?;
-        let found = self.read(&path)?.and_then(state);
+        let found = self.read(&path)?.transpose()?.and_then(state);
         let none = Failure::transient("the lock's object does not exist yet");
         found.ok_or(Failure { cause: Cause::NotPrepared, ..none })
     }
@@ -151,19 +146,19 @@ impl Store for Objects {
         let prefix = self.prefix.clone();
         let listed =
             self.ask("list", async |store| store.list_with_delimiter(Some(&prefix)).await)?;
-        let listed = listed.into_iter().flat_map(|listed| listed.objects).filter_map(|object| {
-            let stored = decode(object.location.filename()?)?;
-            Some((name_after(&stored, kind, after)?, object.location))
-        });
-        let mut listed: Vec<_> = listed.collect();
+        let ours = |path: Path| {
+            let stored = decode(path.filename()?)?;
+            Some((name_after(&stored, kind, after)?, path))
+        };
+        let listed = listed.into_iter().flat_map(|listed| listed.objects);
+        let mut listed: Vec<_> = listed.filter_map(|object| ours(object.location)).collect();
         listed.sort();
         let next = listed.get(PAGE).map(|_| listed[PAGE - 1].0.clone());
         let mut entries = Vec::new();
         for (name, path) in listed.into_iter().take(PAGE) {
-            let Some((bytes, seen)) = self.fetch(&path)? else { continue };
             // An object of another program is not worth to fail for.
-            let Ok(body) = Body::parse(&bytes) else { continue };
-            entries.extend(state((body, seen)).map(|state| (name, state)));
+            let found = self.read(&path)?.and_then(Result::ok).and_then(state);
+            entries.extend(found.map(|state| (name, state)));
         }
         Ok(Page { entries, next })
     }
@@ -173,7 +168,7 @@ impl Store for Objects {
     fn create_schema(&mut self, key: &Key) -> Result<(), Failure> {
         let path = self.path(key)?;
         let new = Body { number: since_1970(), value: None, is_verified: false };
-        let found = match self.read(&path)? {
+        let found = match self.read(&path)?.transpose()? {
             None => self.write(&path, None, &new)?.map(|seen| (new, seen)),
             found => found.filter(|(body, _)| !body.is_verified),
         };
@@ -186,7 +181,7 @@ impl Store for Objects {
 
     fn verify_conditional_writes(&mut self, key: &Key) -> Result<(), Failure> {
         let path = self.path(key)?;
-        match self.read(&path)? {
+        match self.read(&path)?.transpose()? {
             Some((body, _)) if body.value.is_none() => self.verify(&path, &body),
             _ => Ok(()),
         }
@@ -213,6 +208,6 @@ fn version(e_tag: Option<String>, generation: Option<String>) -> Vec<u8> {
 }
 
 /// The state that an object is in, unless it is not verified yet.
-fn state((Body { number, value, is_verified }, version): Seen<Body>) -> Option<State> {
+fn state((Body { number, value, is_verified }, version): Seen) -> Option<State> {
     is_verified.then(|| State { version: Some(version), number, value, ..State::default() })
 }

@@ -369,7 +369,7 @@ fn many_callers_run_each_key_once_although_some_are_killed() {
     let keys = Keys::new();
     let names: Vec<String> = (0..rounds(4)).map(|number| number.to_string()).collect();
     run_each_key_once(&names, 100, keys.0.dir(), &|args| keys.0.serializer(args), &|key| {
-        keys.state(key)
+        keys.status(key)
     });
 }
 

@@ -3,16 +3,14 @@
 //!
 //! Each test starts this program again, which takes the part of the program that panics.
 
-use std::os::fd::AsFd;
 use std::process::{Command, Output, exit};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use serializer::lease::thread::Renewing;
 use serializer::lease::{LeaseGrant, OnLost};
 use serializer::lock::Grant;
-use serializer::panics::{self, Kept, Registration};
+use serializer::panics;
 use serializer::store::Location;
 use serializer::sys::clock::since_boot;
 use serializer::sys::poll::{is_readable, sleep};
@@ -24,20 +22,6 @@ const PART: &str = "SERIALIZER_TEST_PANIC";
 const WRONG: i32 = 99;
 
 const ENDED: &str = "ended what ran";
-
-/// Tells by a pipe that it is lost.
-struct Lease(std::io::PipeWriter);
-
-impl Kept for Lease {
-    fn lose(&self, why: &str) {
-        use std::io::Write;
-        (&self.0).write_all(why.as_bytes()).expect("it is read");
-    }
-
-    fn end(&self) {
-        println!("{ENDED}");
-    }
-}
 
 /// The output of this program as `part`, a function that the test of this name calls at once when
 /// it is that.
@@ -88,29 +72,10 @@ fn a_panic_of_another_thread_ends_the_program_too() {
 }
 
 #[test]
-fn a_panic_while_a_lease_is_kept_is_its_loss_and_the_main_thread_goes_on() {
-    let output =
-        as_part("a_panic_while_a_lease_is_kept_is_its_loss_and_the_main_thread_goes_on", || {
-            let (mut lost, tell) = std::io::pipe().expect("a pipe");
-            let _registration = Registration::of(Arc::new(Lease(tell)));
-            thread::spawn(|| panic!("hunter2"));
-            let mut why = [0; 512];
-            let length = std::io::Read::read(&mut lost, &mut why).expect("it is told");
-            let is_why = String::from_utf8_lossy(&why[..length])
-                .starts_with("internal error at `tests/local/panics.rs:");
-            exit(if is_why { 3 } else { WRONG });
-        });
-    let (code, said) = told(&output);
-    assert!(code == Some(3) && is_told_in_one_line(&said), "{output:?}");
-}
-
-#[test]
 fn a_panic_of_the_main_thread_while_a_lease_is_kept_ends_what_runs_under_it() {
     let output =
         as_part("a_panic_of_the_main_thread_while_a_lease_is_kept_ends_what_runs_under_it", || {
-            let (lost, tell) = std::io::pipe().expect("a pipe");
-            let _registration = Registration::of(Arc::new(Lease(tell)));
-            let _ = lost.as_fd();
+            let _renewing = renewing(0, 3600, OnLost::Terminate);
             panic!("hunter2");
         });
     let (code, said) = told(&output);
@@ -121,12 +86,12 @@ fn a_panic_of_the_main_thread_while_a_lease_is_kept_ends_what_runs_under_it() {
 #[test]
 fn a_panic_after_a_lease_was_kept_is_no_loss() {
     let output = as_part("a_panic_after_a_lease_was_kept_is_no_loss", || {
-        let (_lost, tell) = std::io::pipe().expect("a pipe");
-        drop(Registration::of(Arc::new(Lease(tell))));
+        drop(renewing(0, 3600, OnLost::Terminate));
         panic!("hunter2");
     });
     let (code, said) = told(&output);
     assert!(code == Some(1) && is_told_in_one_line(&said), "{output:?}");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains(ENDED), "{output:?}");
 }
 
 #[test]
@@ -140,7 +105,8 @@ fn a_lease_whose_thread_has_panicked_is_lost_and_the_store_is_not_asked_again() 
             sleep(Duration::from_secs(60), &[renewing.lost_fd()]).expect("it is lost");
             let is_lost = is_readable(&renewing.lost_fd()) && renewing.is_given_up();
             let is_ours = renewing.is_unanswered() && !renewing.is_released();
-            was_good && is_lost && is_ours && renewing.why().starts_with("internal error at")
+            let is_why = renewing.why().starts_with("internal error at `tests/local/panics.rs:");
+            was_good && is_lost && is_ours && is_why
         });
         exit(if is_right { 3 } else { WRONG });
     });
@@ -154,7 +120,8 @@ fn renewing(age: u64, lease: u64, on_lost: OnLost) -> Renewing {
     let grant = Grant { token, fencing: None, leased_at, run: None, is_stopped: false };
     let charge = LeaseGrant { grant, lease: Duration::from_secs(lease), is_unnamed: false };
     let location = Location::file("/nonexistent".as_ref());
-    Renewing::start(&location, charge, None, on_lost, Box::new(|| {})).expect("a thread")
+    let at_worst = Box::new(|| println!("{ENDED}"));
+    Renewing::start(&location, charge, None, on_lost, at_worst).expect("a thread")
 }
 
 #[test]

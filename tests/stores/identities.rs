@@ -1,11 +1,12 @@
 //! Which identity DynamoDB and object stores are used with, and what is said when there is none, or
 //! none that a server accepts.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::support::injector::{Injector, dynamodb_error, error};
+use crate::support::servers::Port;
 use crate::support::servers::buckets::{ACCOUNT, BUCKET, s3_url_at, shared_azure, shared_s3};
 use crate::support::servers::emulators::shared_dynalite;
 use crate::support::stores::Store;
@@ -240,9 +241,8 @@ fn a_certificate_that_is_not_accepted_is_told_with_what_is_wrong_with_it() {
         ([&usual[..], &san].concat(), "it is one of an authority"),
     ] {
         let store = Store::at("s3://b");
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let number = free.local_addr().expect("an address").port();
-        drop(free);
+        let port = Port::reserve();
+        let number = port.number();
         let _greeter = greeter(store.locks.dir(), number, &options);
         let url = format!(
             "s3://b?{keys}&endpoint=https://127.0.0.1:{number}&ca={}/ca.pem",

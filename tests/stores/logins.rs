@@ -15,6 +15,7 @@ use serializer::store::open_store;
 use serializer::store::seam::Key;
 
 use crate::support::ended;
+use crate::support::servers::Port;
 use crate::support::stores::Store;
 
 /// What a client has asked for.
@@ -30,17 +31,15 @@ struct Login {
 struct Notary {
     port: u16,
     /// A port at which no server listens.
-    closed: u16,
+    closed: Port,
     directory: tempfile::TempDir,
     logins: Receiver<Login>,
 }
 
 impl Notary {
     fn start() -> Self {
-        let free = || TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let (tcp, other) = (free(), free());
-        let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
-        let (port, closed) = (port(&tcp), port(&other));
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let (port, closed) = (tcp.local_addr().expect("an address").port(), Port::reserve());
         let directory = tempfile::tempdir().expect("a directory");
         let socket = UnixListener::bind(directory.path().join(format!(".s.PGSQL.{port}")));
         let (socket, (sender, logins)) = (socket.expect("a socket"), channel());
@@ -55,7 +54,7 @@ impl Notary {
         let directory = self.directory.path().display().to_string();
         let url = url.replace("PORT", &self.port.to_string());
         let url = url.replace("DIR", &directory.replace('/', "%2F"));
-        url.replace("CLOSED", &self.closed.to_string())
+        url.replace("CLOSED", &self.closed.number().to_string())
     }
 
     /// The login of this program with an address. `None` if it does not log in, and why.

@@ -244,8 +244,8 @@ fn many_callers_run_each_key_once_although_some_are_killed(kind: Kind) {
     let keys: Vec<String> =
         (0..rounds(2)).map(|number| format!("{}-{number}", store.name)).collect();
     let each = if keys.len() > 2 { 100 } else { 10 };
-    let state = |key: &str| state(&Store { name: key.to_owned(), ..store.through(&store.url) });
-    run_each_key_once(&keys, each, store.locks.dir(), &|args| store.serializer(args), &state);
+    let status = |key: &str| status(&Store { name: key.to_owned(), ..store.through(&store.url) });
+    run_each_key_once(&keys, each, store.locks.dir(), &|args| store.serializer(args), &status);
 }
 
 /// Returns when the command of a key says that it has begun; it ends with what it is told.

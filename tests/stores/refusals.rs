@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::logins::answer;
 use crate::support::faults::{Logged, Server, renewals, until_renewed};
-use crate::support::servers::{Options, PgBouncer, shared_postgres};
+use crate::support::servers::{Options, PgBouncer, Port, shared_postgres};
 use crate::support::session::{Session, session_at};
 use crate::support::stores::Store;
 use crate::support::{ended, servers, stores, until};
@@ -115,13 +115,11 @@ fn a_process_that_is_not_let_in_is_told_at_once_however_long_it_would_wait() {
 fn a_process_that_names_a_server_that_is_not_there_is_told_so() {
     for store in Store::over_networks(LONG) {
         let address = store.address();
-        // A port where a listener has just stopped.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a port");
+        // No process listens there.
+        let port = Port::reserve();
         for (elsewhere, why) in [
             ("no-such-host.invalid", "no-such-host.invalid"),
-            (&port.to_string(), "connection refused"),
+            (&format!("127.0.0.1:{}", port.number()), "connection refused"),
         ] {
             let elsewhere = with(&store, &address, elsewhere);
             for args in [

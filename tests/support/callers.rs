@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
+
 /// How many call at a time.
 const TOGETHER: usize = 6;
 
@@ -19,13 +21,13 @@ const SCRIPT: &str = r#"exec 8> "lock.$SERIALIZER_ONCE_KEY"; flock -n 8 || echo 
     echo "$SERIALIZER_ONCE_KEY $SERIALIZER_TRY" >> log; sleep 0.02"#;
 
 /// So many callers for each of the keys. `command` is given the arguments of `serializer`, and
-/// `state` tells of a key its state and the number of its last run.
+/// `status` shows a key.
 pub fn run_each_key_once(
     keys: &[String],
     each: usize,
     dir: &Path,
     command: &(dyn Fn(&[&str]) -> Command + Sync),
-    state: &dyn Fn(&str) -> (String, u64),
+    status: &dyn Fn(&str) -> Value,
 ) {
     let callers = each * keys.len();
     let call = &|caller: usize, is_killed: bool| {
@@ -46,7 +48,7 @@ pub fn run_each_key_once(
             scope.spawn(move || {
                 (first..callers)
                     .step_by(TOGETHER)
-                    .for_each(|caller| call(caller, caller % KILLED == 3))
+                    .for_each(|caller| call(caller, (caller + caller / keys.len()) % KILLED == 3))
             });
         }
     });
@@ -59,8 +61,18 @@ pub fn run_each_key_once(
     }
     let mut interruptions = 0;
     for key in keys {
-        let (state, runs) = state(key);
-        assert_eq!(state, "done", "{key}: {log}");
+        let status = status(key);
+        let runs = status["try"].as_u64().unwrap_or(0);
+        // Nothing but an interruption has led to another run.
+        let ends = status["ends"].as_array().map_or(&[][..], Vec::as_slice);
+        let is_interrupted =
+            |end: &Value| end["how"].as_str().is_some_and(|how| how.starts_with("interrupted: "));
+        let is_right = ends.split_last().is_some_and(|(last, earlier)| {
+            (&last["try"], &last["code"]) == (&runs.into(), &0.into())
+                && earlier.len() as u64 == (runs - 1).min(4)
+                && earlier.iter().all(is_interrupted)
+        });
+        assert!(status["state"] == "done" && is_right, "{key}: {status} {log}");
         assert!(
             seen.contains(&*format!("{key} {runs}")),
             "{key}: its last run, {runs}, has not run: {log}"
@@ -69,6 +81,12 @@ pub fn run_each_key_once(
         assert!(begun <= runs, "{key}: {begun} of {runs} runs: {log}");
         interruptions += runs - 1;
     }
+    println!(
+        "{callers} callers, {} keys: {} of {} runs begun, {interruptions} interrupted",
+        keys.len(),
+        seen.len(),
+        keys.len() as u64 + interruptions
+    );
     assert!(
         interruptions <= callers.div_ceil(KILLED) as u64,
         "{interruptions} runs more than keys: {log}"

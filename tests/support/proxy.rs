@@ -35,6 +35,8 @@ enum Mode {
     SwallowAnswers,
     /// The client's bytes to wait for, and whether they are to arrive.
     CutAt(Vec<u8>, bool),
+    /// The client's bytes from which on nothing passes.
+    HoldFrom(Vec<u8>),
     /// The client's bytes from which on no answer comes back.
     SwallowFrom(Vec<u8>),
     /// The same, but for one answer, which is this one.
@@ -129,6 +131,12 @@ impl Proxy {
         self.set(Mode::CutAt(marker.to_owned(), false));
     }
 
+    /// Lets everything pass until a client sends `marker`: from then on, nothing passes until
+    /// [`mend`](Self::mend). Other processes have time to act before that arrives.
+    pub fn hold_from(&self, marker: &[u8]) {
+        self.set(Mode::HoldFrom(marker.to_owned()));
+    }
+
     /// Lets everything pass until a client has sent `marker`, and swallows all answers from then
     /// on, as [`swallow_answers`](Self::swallow_answers) does: other processes have time to act
     /// before the client asks again.
@@ -142,7 +150,7 @@ impl Proxy {
         self.set(Mode::AnswerFrom(marker.to_owned(), answer.to_owned()));
     }
 
-    /// Returns when the connection with the marker has been reset, or its answers are swallowed.
+    /// Returns when the marker has come, and has had its effect.
     pub fn wait_until_hit(&self) {
         let is_missing = |state: &mut State| !state.is_hit;
         let waited = self.shared.changed.wait_timeout_while(
@@ -184,8 +192,10 @@ impl Proxy {
         } else if is_over(&state.mode) && !is_over(&mode) {
             rustix::net::listen(&self.shared.listener, 128).expect("it can listen again");
         }
-        state.is_hit &=
-            !matches!(mode, Mode::CutAt(..) | Mode::SwallowFrom(_) | Mode::AnswerFrom(..));
+        state.is_hit &= matches!(
+            mode,
+            Mode::Pass | Mode::Cut | Mode::BlackHole | Mode::SwallowAnswers | Mode::End
+        );
         state.mode = mode;
         self.shared.changed.notify_all();
         for waker in state.connections.values() {
@@ -415,6 +425,7 @@ impl Connection {
             self.tail.extend(&bytes);
             match &state.mode {
                 Mode::CutAt(marker, _)
+                | Mode::HoldFrom(marker)
                 | Mode::SwallowFrom(marker)
                 | Mode::AnswerFrom(marker, _)
                     if !self.tail.windows(marker.len()).any(|window| window == marker) =>
@@ -428,17 +439,21 @@ impl Connection {
                         return Err(End::Hit);
                     }
                 }
-                Mode::SwallowFrom(_) | Mode::AnswerFrom(..) => {
+                Mode::HoldFrom(_) | Mode::SwallowFrom(_) | Mode::AnswerFrom(..) => {
                     if let Mode::AnswerFrom(_, answer) = &state.mode {
                         self.instead = Some(answer.clone());
                     }
-                    state.mode = Mode::SwallowAnswers;
+                    let holds = matches!(state.mode, Mode::HoldFrom(_));
+                    state.mode = if holds { Mode::BlackHole } else { Mode::SwallowAnswers };
                     state.is_hit = true;
                     shared.changed.notify_all();
                 }
                 _ => self.tail.clear(),
             }
             self.requests.queue.push_back((due, bytes));
+        }
+        if state.mode == Mode::BlackHole {
+            return Ok(false);
         }
         self.requests.write(server)?;
         while let Some(bytes) = self.answers.read(server)? {

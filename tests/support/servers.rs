@@ -15,7 +15,8 @@ use std::sync::OnceLock;
 use rustix::process::Signal;
 
 use crate::support::ended;
-use keeper::{Keeper, Port, Server, copy_template, find_program, make_template};
+pub use keeper::Port;
+use keeper::{Keeper, Server, copy_template, find_program, make_template};
 
 /// With characters that have to be encoded.
 pub const PASSWORD: &str = "hunter2 /@:x";

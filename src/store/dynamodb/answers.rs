@@ -4,8 +4,6 @@
 //! was written. Nor was it without a connection. All else leaves it open: no answer, a broken
 //! connection, 5xx, the answer of a proxy.
 
-use std::error::Error;
-
 use aws_sdk_dynamodb::config::http::HttpResponse;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
@@ -25,15 +23,13 @@ const THROTTLED: [&str; 4] = ["Throughput", "Throttl", "LimitExceeded", "TooMany
 /// A request that failed.
 type Failed<E> = SdkError<E, HttpResponse>;
 
-type Written = Result<Write, Failure>;
-
-/// What DynamoDB said.
-pub trait Said: ProvideErrorMetadata + Error + 'static {}
-impl<E: ProvideErrorMetadata + Error + 'static> Said for E {}
-
 impl Table {
     /// How a conditional write ended.
-    pub fn done<T>(&self, sent: Result<T, Failed<impl Said>>, action: &str) -> Written {
+    pub fn done<T, E: ProvideErrorMetadata>(
+        &self,
+        sent: Result<T, Failed<E>>,
+        action: &str,
+    ) -> Result<Write, Failure> {
         let Err(error) = sent else { return Ok(Write::Done) };
         match error.code() {
             Some("ConditionalCheckFailedException") => Ok(Write::Conflict),
@@ -42,11 +38,11 @@ impl Table {
     }
 
     /// Why `action` has failed, which changes no item.
-    pub fn failure(&self, error: &Failed<impl Said>, action: &str) -> Failure {
+    pub fn failure(&self, error: &Failed<impl ProvideErrorMetadata>, action: &str) -> Failure {
         Failure { is_indefinite: false, ..self.failure_of_write(error, action) }
     }
 
-    fn failure_of_write(&self, error: &Failed<impl Said>, action: &str) -> Failure {
+    fn failure_of_write(&self, error: &Failed<impl ProvideErrorMetadata>, action: &str) -> Failure {
         let server = &self.server;
         let open = |why: &str| Failure::transient(format!("{server} {why}")).indefinite();
         match error {

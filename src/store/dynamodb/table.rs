@@ -142,14 +142,16 @@ impl Table {
 
     /// What the placeholders in an expression stand for.
     pub fn placeholders(&self, expression: &str) -> HashMap<String, String> {
-        let words = ["#key", "#ttl", "#version", "#format", "#changed", "#record"];
-        let used = words.into_iter().filter(|word| expression.contains(word));
-        let name = |word: &str| match word {
-            "#key" => self.names.key.clone(),
-            "#ttl" => self.names.ttl.clone(),
-            word => word[1..].to_owned(),
-        };
-        used.map(|word| (word.to_owned(), name(word))).collect()
+        let all = [
+            ("#key", self.names.key.as_str()),
+            ("#ttl", &self.names.ttl),
+            ("#version", "version"),
+            ("#format", "format"),
+            ("#changed", "changed"),
+            ("#record", "record"),
+        ];
+        let used = all.into_iter().filter(|(word, _)| expression.contains(word));
+        used.map(|(word, name)| (word.to_owned(), name.to_owned())).collect()
     }
 
     /// All items that are ours, with their stored names, in the order of these.
@@ -188,10 +190,8 @@ impl Table {
                 return Err(failure);
             }
             if begun.elapsed() >= LIMIT {
-                return Err(Failure::transient(format!(
-                    "{} is not ready: {}",
-                    self.name, failure.why
-                )));
+                let why = format!("{} is not ready: {}", self.name, failure.why);
+                return Err(Failure::transient(why));
             }
             if !is_ours {
                 match request.clone().send().await {

@@ -69,20 +69,16 @@ pub enum Client {
 impl Client {
     /// The client, once it has credentials.
     pub async fn ready(&mut self, kind: &Kind) -> Result<&dyn ObjectStore, Failure> {
-        let none = |error| without_credentials(kind, &error);
-        match self {
+        let (store, credentials): (&dyn ObjectStore, _) = match self {
             Self::S3(account, builder, host) => {
                 let client =
                     account.client(|settings, _, keys| connect(settings, keys, builder, host));
-                client.await.map(|store| store as _)
+                return client.await.map(|store| store as _);
             }
-            Self::Azure(store) => {
-                store.credentials().get_credential().await.map(|_| store as _).map_err(none)
-            }
-            Self::Gcs(store) => {
-                store.credentials().get_credential().await.map(|_| store as _).map_err(none)
-            }
-        }
+            Self::Azure(store) => (store, store.credentials().get_credential().await.map(drop)),
+            Self::Gcs(store) => (store, store.credentials().get_credential().await.map(drop)),
+        };
+        credentials.map(|()| store).map_err(|error| without_credentials(kind, &error))
     }
 
     /// See [`Account::forget`].
