@@ -3,7 +3,6 @@
 //! `docs/protocol.md` argues why two processes never both hold a lock.
 
 mod acquire;
-mod connection;
 pub mod decision;
 pub(crate) mod holder;
 pub mod key;
