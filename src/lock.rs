@@ -16,7 +16,6 @@ pub mod requester;
 pub mod staleness;
 pub mod stored;
 mod sweep;
-mod wait;
 pub mod waiting;
 
 pub use renew::Lost;
