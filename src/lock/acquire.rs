@@ -35,7 +35,7 @@ impl Mutex<'_> {
     ) -> Result<Acquired, Error> {
         let _ = waiter::WANTED.set(request.mode);
         // Only if it is told once: it would never get the lock again.
-        if self.register.take_notices(requester) == Some(true) {
+        if self.register.change_notices(&[], Some(requester)) == Some(true) {
             return Err(Error::Lost(Lost::Broken, self.holders().unwrap_or_default()));
         }
         if request.skip_if_done {

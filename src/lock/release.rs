@@ -72,7 +72,9 @@ impl Mutex<'_> {
             }
             Err(Error::Lost(how, _)) if may_be_done => how,
             answer if may_be_done => return answer,
-            _ if scope.is_own() && self.register.take_notices(requester).is_some() => Lost::Broken,
+            _ if scope.is_own() && self.register.change_notices(&[], Some(requester)).is_some() => {
+                Lost::Broken
+            }
             _ => return Err(absent),
         };
         let holders = if let Error::NotOurs(holders) = absent { holders } else { Vec::new() };
@@ -130,7 +132,7 @@ impl Mutex<'_> {
                 let told = seen
                     .filter_map(|holding| holding.entry.as_ref())
                     .filter(|entry| entry.lease.is_none() && !removal.is_known(stored, entry));
-                self.register.leave_notices(&told.map(mark_lost).collect::<Vec<_>>());
+                self.register.change_notices(&told.map(mark_lost).collect::<Vec<_>>(), None);
             }
             _ => {}
         }
