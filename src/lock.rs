@@ -56,17 +56,11 @@ pub struct Mutex<'a> {
     watched: HashMap<Watched, Instant>,
     /// Acquisitions with lost answers. If one of these tokens is stored, the lock is ours.
     unconfirmed: Vec<Grant>,
-    /// The free state that was left to earlier waiters, and since when.
-    left_to_others: Option<Left>,
+    /// The version of the free state that was left to earlier waiters, and since when.
+    left_to_others: Option<(Option<Vec<u8>>, Instant)>,
     /// The requester lost the lock before, and has not been told yet.
     was_lost: bool,
 }
-
-/// A version of the register, and since when it is known.
-type Left = (Option<Vec<u8>>, Instant);
-
-/// What is stored, and the verdict on each holder.
-pub type Looked = (Stored, Vec<Judged<Verdict>>);
 
 /// What a requester asks for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -222,7 +216,7 @@ impl<'a> Mutex<'a> {
     }
 
     /// What is stored, and the verdict on each holder.
-    pub fn look(&mut self) -> Result<Option<Looked>, store::Error> {
+    pub fn look(&mut self) -> Result<Option<(Stored, Vec<Judged<Verdict>>)>, store::Error> {
         // What the answer says may be older than the answer, but not than the question.
         let asked = Instant::now();
         let Some(stored) = self.register.load()? else { return Ok(None) };
@@ -252,11 +246,9 @@ impl Seen {
     fn new(judged: Vec<Judged<Verdict>>, owns: impl Fn(&Entry) -> bool) -> Self {
         let mut seen = Self::default();
         for Judged { entry, written, verdict } in judged {
-            let is_lost = match &verdict {
-                Verdict::Stale(Stale::Expired) => true,
-                Verdict::Stale(_) => entry.as_ref().is_some_and(Entry::is_mark),
-                Verdict::Held(_) => false,
-            };
+            let is_mark = entry.as_ref().is_some_and(Entry::is_mark);
+            let is_lost =
+                matches!(verdict, Verdict::Stale(why) if is_mark || why == Stale::Expired);
             let own = entry.as_ref().filter(|entry| owns(entry));
             seen.lost.extend(own.filter(|_| is_lost).cloned());
             let is_own = own.is_some_and(|own| !is_lost && own.released.is_none());

@@ -1,7 +1,7 @@
 //! Acquiring a lock.
 
 use std::mem::take;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::decision::{Bid, Decision};
 use super::register::Write;
@@ -9,12 +9,12 @@ use super::requester::Requester;
 use super::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown, entries};
 use super::stored::Stored;
 use super::waiting::{Attempt, Observer, PATIENCE, Waiting};
-use super::{Acquired, Error, Grant, Left, Lost, MAX_ROUNDS, Mutex, Request};
+use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Lease, Outcome, Record};
 use crate::store::{self, waiter};
-use crate::sys::clock::since_boot;
+use crate::sys::clock::{millis, since_boot};
 
 /// How many acquisitions with lost answers are remembered. If a store breaks all the time, it made
 /// the last ones, if any.
@@ -42,8 +42,8 @@ impl Mutex<'_> {
             // Before the first look: a holder that is seen must know of this waiter.
             self.register.queue(|queue, key| queue.observe(key));
         }
-        let mut bid = Bid::new(requester, request);
-        (bid.unconfirmed, bid.was_lost) = (take(&mut self.unconfirmed), self.was_lost);
+        let (unconfirmed, was_lost) = (take(&mut self.unconfirmed), self.was_lost);
+        let mut bid = Bid { unconfirmed, was_lost, ..Bid::new(requester, request) };
         let acquired = self.wait_for(requester, request.skip_if_done, waiting, observer, |mutex| {
             let attempt = mutex.attempt(&mut bid)?;
             if let Attempt::Busy(holders) = &attempt {
@@ -83,7 +83,7 @@ impl Mutex<'_> {
                 bid.since.get_or_insert_with(|| rule.since(self.register.time()));
             }
             let key = (&*self.register.name(), self.register.time());
-            let left_since = self.left_to_others.take();
+            let left = self.left_to_others.take();
             let (held, former, run) =
                 match bid.decide(stored.as_ref(), judged.unwrap_or_default(), key)? {
                     Decision::Done(acquired) => return Ok(Attempt::Done(acquired)),
@@ -102,7 +102,12 @@ impl Mutex<'_> {
                     }
                 };
             if !self.register.queue(|queue, key| queue.is_first(key)) {
-                if self.left_for(left_since) < PATIENCE {
+                // A freed register has a version, too: two hand-offs between two polls leave it
+                // free each time.
+                let seen = self.register.version().map(<[u8]>::to_vec);
+                let left = left.filter(|(version, _)| *version == seen);
+                let left = left.unwrap_or_else(|| (seen, Instant::now()));
+                if self.left_to_others.insert(left).1.elapsed() < PATIENCE {
                     return Ok(Attempt::LeftToOthers);
                 }
                 if !may_overtake(request.mode, &held) {
@@ -174,32 +179,19 @@ impl Mutex<'_> {
         let request = bid.request;
         let entry = bid.requester.entry().map_err(Error::Entry)?;
         let clock = if request.lease.is_some() { self.register.now() } else { Some(since_boot()) };
-        let end = |at_least: Duration| {
-            Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)))
-        };
-        let mut entries = entries(former);
-        let previous = entries.find_map(|entry| {
-            entry.token.clone().filter(|_| entry.released == Some(Outcome::Succeeded))
-        });
+        let end = |at_least| Some(clock?.saturating_add(millis(at_least)));
+        let succeeded = |entry: &&Entry| entry.released == Some(Outcome::Succeeded);
+        let mut previous = entries(former).filter(succeeded);
         let lease = |duration| Lease { duration, expires: self.expiry(duration), renewals: 0 };
         Ok(Entry {
             mode: request.mode,
             once: run,
             until: request.at_least.and_then(end),
-            previous,
+            previous: previous.find_map(|entry| entry.token.clone()),
             lease: request.lease.map(lease),
             fencing: request.lease.and_then(|_| self.register.next_number()),
             ..entry
         })
-    }
-
-    /// How long earlier waiters have left the lock free, in one and the same state.
-    fn left_for(&mut self, left: Option<Left>) -> Duration {
-        // A freed register has a version, too: two hand-offs between two polls leave it free each
-        // time.
-        let seen = self.register.version().map(<[u8]>::to_vec);
-        let left = left.filter(|(version, _)| *version == seen);
-        self.left_to_others.insert(left.unwrap_or_else(|| (seen, Instant::now()))).1.elapsed()
     }
 
     /// Removes what tells how an acquisition went, if there is nothing else.

@@ -8,7 +8,7 @@ use super::register::Write;
 use super::{Error, Grant, MAX_ROUNDS, Mutex, Seen};
 use crate::lock::staleness::{Judged, Stale, StaleHolder, Verdict};
 use crate::record::{Entry, Lease, Outcome, Record};
-use crate::sys::clock::since_boot;
+use crate::sys::clock::{millis, since_boot};
 use crate::sys::identity::ProcessIdentity;
 
 /// The most marks of lost holders in a record, which has to stay small.
@@ -90,7 +90,7 @@ impl Mutex<'_> {
 
     /// When a lease that begins now ends by the store's clock: never earlier than by ours.
     pub(super) fn expiry(&self, duration: Duration) -> Option<u64> {
-        Some(self.register.now()? + u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2))
+        Some(self.register.now()? + millis(duration))
     }
 
     /// The marks for holders that have lost the lock, which find them when they ask. The newest are
