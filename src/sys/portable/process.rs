@@ -1,15 +1,10 @@
-//! Processes by `kill(0)` and sysinfo, and threads that poll for their end.
+//! Processes by `kill(0)` and sysinfo.
 
-use std::cell::OnceCell;
 use std::ffi::CStr;
-use std::io::{self, PipeReader};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::rc::Rc;
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, setsid, test_kill_process};
@@ -17,26 +12,18 @@ use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, UpdateKind};
 
 use crate::sys::identity::ProcessIdentity;
 use crate::sys::process::{Absence, parse_pid, table};
-use crate::sys::{channel, quietly, text};
+use crate::sys::{channel, text};
 
 /// The only namespace, of all processes. Linux never uses this number.
 pub const FIRST_PID_NAMESPACE: u64 = 0;
 
-/// The interval between two checks whether a process has ended.
-const POLL: Duration = Duration::from_millis(25);
-
 /// The argument that makes this program end its parent.
 const GUARD: &str = "end-with-parent";
-
-/// A pipe that a thread closes when a process has ended; the thread runs while the `Arc` lives.
-type Watch = (PipeReader, Arc<()>);
 
 /// A process that runs.
 #[derive(Clone, Debug)]
 pub struct Process {
     pid: Pid,
-    /// Readable when it has ended. The polling thread ends with the last clone.
-    watch: Rc<OnceCell<Option<Watch>>>,
     /// Distinguishes the processes with that PID.
     pub instance: ProcessIdentity,
 }
@@ -47,26 +34,14 @@ impl Process {
         self.pid
     }
 
-    /// Readable when the process has ended; `None` if a thread cannot be started.
+    /// `None`: only polling shows that a process has ended.
     pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
-        let (pid, instance) = (self.pid, self.instance);
-        let watch = || {
-            let ((reader, writer), is_watched) = (io::pipe().ok()?, Arc::new(()));
-            let weak = Arc::downgrade(&is_watched);
-            let watch = move || {
-                while weak.strong_count() > 0 && !has_ended(pid, instance) {
-                    thread::sleep(POLL);
-                }
-                drop(writer);
-            };
-            quietly("watch", watch).ok().map(|()| (reader, is_watched))
-        };
-        self.watch.get_or_init(watch).as_ref().map(|(reader, _)| reader.as_fd())
+        None
     }
 
     /// Whether it has ended since it was observed; `false` if unknown.
     pub fn has_ended(&self) -> bool {
-        has_ended(self.pid, self.instance)
+        !start(self.pid).is_ok_and(|start| self.instance.same_as(start) != Some(false))
     }
 
     /// Sends a signal to this process, unless its PID is reused between the check and the signal.
@@ -76,13 +51,9 @@ impl Process {
     }
 }
 
-fn has_ended(pid: Pid, instance: ProcessIdentity) -> bool {
-    !start(pid).is_ok_and(|start| instance.same_as(start) != Some(false))
-}
-
 /// Inspects `pid`. A zombie has ended; an unreadable process counts as running.
 pub fn observe(pid: Pid) -> Result<Process, Absence> {
-    Ok(Process { pid, watch: Rc::default(), instance: start(pid)? })
+    Ok(Process { pid, instance: start(pid)? })
 }
 
 /// Identifies the process that has the PID.
