@@ -85,12 +85,11 @@ impl Ended {
 
 /// The next step for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum Next {
-    /// It is done.
     Skip,
-    /// Run it, as this run.
     Run(Run),
-    /// It is given up, for this reason.
+    /// For this reason.
     GiveUp(String),
 }
 
@@ -123,12 +122,12 @@ impl Run {
     /// This run with one more end.
     pub fn with_end(&self, at: u64, how: &str, code: Option<u8>) -> Self {
         let how = how.chars().take(MAX_HOW).collect();
-        let mut ends = self.ends.clone();
         // Another host's clock may be behind, and a store's answer is slightly old.
         let at = at.max(self.began);
-        ends.push(End { at, number: self.number, how, code });
-        ends.drain(..ends.len().saturating_sub(MAX_ENDS));
-        Self { ends, ..self.clone() }
+        let mut run = self.clone();
+        run.ends.push(End { at, number: self.number, how, code });
+        run.ends.drain(..run.ends.len().saturating_sub(MAX_ENDS));
+        run
     }
 
     /// The ends of runs with that of this one, also if that was not reported.
@@ -163,10 +162,12 @@ impl Run {
             || self.task.as_ref().is_some_and(|task| task.is_stopped);
         let more = if is_interrupted && self.task.is_some() { INTERRUPTIONS } else { 0 };
         let has_tried = |tries: NonZeroU32| self.number >= tries.saturating_add(more).get();
-        let times =
-            if self.number == 1 { "once".to_owned() } else { format!("{} times", self.number) };
-        (is_stopped || rule.tries.is_some_and(has_tried))
-            .then(|| format!("tried {times}; the last run {how}"))
+        let times = match self.number {
+            1 => "once".to_owned(),
+            number => format!("{number} times"),
+        };
+        let is_over = is_stopped || rule.tries.is_some_and(has_tried);
+        is_over.then(|| format!("tried {times}; the last run {how}"))
     }
 
     /// The state of the key, by the run's own rule.

@@ -7,7 +7,7 @@ use super::register::Write;
 use super::removal::Removal;
 use super::renew::mark_lost;
 use super::requester::Requester;
-use super::staleness::Held;
+use super::staleness::{Held, Holding};
 use super::stored::Stored;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released};
 use crate::record::{Entry, KEPT, Outcome, Record};
@@ -118,20 +118,17 @@ impl Mutex<'_> {
             // A success is told to waiters only. They are asked for only now: a process that comes
             // later sees that the command has ended, and does not wait.
             Ok(Released::Own { stays: None, was })
-                if removal.ending.outcome == Outcome::Succeeded =>
+                if removal.ending.outcome == Outcome::Succeeded
+                    && was.first().is_some_and(|own| own.once.is_none())
+                    && !self.register.queue(|queue, key| queue.has_waiters(key)) =>
             {
-                if let Some(told) = was.first().filter(|own| own.once.is_none())
-                    && !self.register.queue(|queue, key| queue.has_waiters(key))
-                {
-                    let _ = self.withdraw(told);
-                }
+                let _ = self.withdraw(&was[0]);
             }
             // An owner without a lease finds no mark in the record, and asks only if it runs.
             Ok(Released::Forced(taken)) => {
-                let seen = taken.iter().filter(|holding| matches!(holding.verdict, Held::Alive(_)));
-                let told = seen
-                    .filter_map(|holding| holding.entry.as_ref())
-                    .filter(|entry| entry.lease.is_none() && !removal.is_known(stored, entry));
+                let is_alive = |it: &&Holding| matches!(it.verdict, Held::Alive(_));
+                let told = taken.iter().filter(is_alive).filter_map(|it| it.entry.as_ref());
+                let told = told.filter(|it| it.lease.is_none() && !removal.is_known(stored, it));
                 self.register.change_notices(&told.map(mark_lost).collect::<Vec<_>>(), None);
             }
             _ => {}
@@ -140,12 +137,13 @@ impl Mutex<'_> {
 
     /// Leaves these entries, or nothing if there are none, and wakes a waiter.
     pub(super) fn store(&mut self, seen: &Stored, mut left: Vec<Entry>) -> Result<Write, Error> {
-        let record = Record::of(left.clone()).or_else(|| {
+        let mut record = Record::of(left.clone());
+        if record.is_none() {
             // What is added to a released entry may be too much for a full record. It can be left
             // out: nothing holds by it.
             left.retain(|entry| entry.released.is_none());
-            Record::of(left.clone())
-        });
+            record = Record::of(left.clone());
+        }
         if record.is_none() && !left.is_empty() {
             return Ok(Write::Conflict);
         }
