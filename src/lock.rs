@@ -46,8 +46,7 @@ const OUTAGE: Duration = Duration::from_secs(15);
 
 /// A lock as one requester sees it.
 pub struct Mutex<'a> {
-    /// How long a release waits for a store that does not answer. After that, the lease ends with
-    /// its owner.
+    /// How long a release waits for a store that does not answer.
     pub patience: Duration,
     /// Where the record of the lock is.
     pub register: Register,

@@ -16,16 +16,14 @@ use crate::record::{Entry, Lease, Outcome, Record};
 use crate::store::{self, waiter};
 use crate::sys::clock::{millis, since_boot};
 
-/// How many acquisitions with lost answers are remembered. If a store breaks all the time, it made
-/// the last ones, if any.
+/// How many acquisitions with lost answers are remembered: of more, the last ones count.
 const MAX_UNCONFIRMED: usize = 256;
 
 impl Mutex<'_> {
     /// Acquires the lock, waiting for it within `waiting`.
     ///
-    /// With `skip_if_done`, it waits without a place in the queue for the present holder. If that
-    /// reports success, nothing is acquired; otherwise it tries again. Nothing is held after an
-    /// error.
+    /// With `skip_if_done`, it waits beside the queue for the present holder. If that reports
+    /// success, nothing is acquired; otherwise it tries again. Nothing is held after an error.
     pub fn acquire(
         &mut self,
         requester: &dyn Requester,
@@ -102,8 +100,7 @@ impl Mutex<'_> {
                     }
                 };
             if !self.register.queue(|queue, key| queue.is_first(key)) {
-                // A freed register has a version, too: two hand-offs between two polls leave it
-                // free each time.
+                // A freed register has a version, too: it may be free again, by another hand-off.
                 let seen = self.register.version().map(<[u8]>::to_vec);
                 let left = left.filter(|(version, _)| *version == seen);
                 let left = left.unwrap_or_else(|| (seen, Instant::now()));
@@ -208,9 +205,8 @@ impl Mutex<'_> {
 }
 
 /// Whether to overtake earlier waiters that do not take what this one could have: not if they may
-/// be waiting for the very holders that it would join. Sharers in succession would keep out an
-/// exclusive waiter for ever. A requester of one of several slots, as all holders were, can expect
-/// that the waiters want one, too.
+/// wait for the holders that it would join. Sharers in succession would keep out an exclusive
+/// waiter. The waiters for one of several slots, as all holders have, want one, too.
 fn may_overtake(mode: Mode, holders: &[Holding]) -> bool {
     let is_alike =
         |holding: &Holding| holding.entry.as_ref().is_some_and(|entry| entry.mode == mode);

@@ -1,5 +1,4 @@
-//! What a requester does about a lock, by what is stored alone. The first rule that applies
-//! decides:
+//! What a requester does about a lock, by what is stored. The first rule that applies decides:
 //!
 //! | what is stored | decision |
 //! | --- | --- |
@@ -88,8 +87,7 @@ impl<'b> Bid<'b> {
     }
 
     fn owns(&self, stored: Option<&Stored>, entry: &Entry) -> bool {
-        // The PID in a legacy record may be another container's: reason enough to unlock, but not
-        // to lock.
+        // A legacy record may name a PID of another container: enough to unlock, but not to lock.
         let is_own = |stored: &Stored| !stored.is_legacy() && self.requester.owns(stored, entry);
         stored.is_some_and(is_own) || self.unconfirmed(entry).is_some()
     }
@@ -155,8 +153,7 @@ impl<'b> Bid<'b> {
     }
 }
 
-/// Whether a requester may join these holders; not where they may mean something that is not
-/// understood here.
+/// Whether a requester may join these holders, of which all must be understood here.
 fn joins(mode: Mode, holders: &[Holding]) -> bool {
     let modes = holders.iter().map(|holding| match holding.verdict {
         Held::Unknown(Unknown::NewerVersion | Unknown::BeingWritten) => None,

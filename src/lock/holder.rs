@@ -61,8 +61,7 @@ impl<V> fmt::Display for Judged<V> {
     }
 }
 
-/// The reason of the first one, why it counts as a holder, if that is not plain, and how many more
-/// there are.
+/// The first one's reason, why it is a holder if that is not plain, and how many more there are.
 fn rest(first: &Holding, others: &[Holding]) -> String {
     let reason = first.reason();
     let why = match &first.verdict {

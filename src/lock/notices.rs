@@ -1,10 +1,8 @@
-//! Notices for owners of broken lock files, in a file beside the lock: an entry for each such
-//! acquisition.
+//! Notices for owners of broken lock files, in a file beside the lock.
 //!
 //! The lock file cannot hold them: only its user may replace it in a sticky directory, and other
-//! programs would take it for held. A notice decides nothing about the lock. It only changes the
-//! answer to an owner that does not hold it any more. A store needs no notices: it keeps the mark
-//! in the record.
+//! programs would take it for held. A notice decides nothing about the lock: it only changes the
+//! answer to an owner that does not hold it any more. A store keeps the mark in the record instead.
 
 use std::mem::replace;
 
@@ -24,8 +22,8 @@ const MAX_NOTICES: usize = 8;
 
 impl Register {
     /// Leaves notices for the entries `new`, and removes those for `requester`, best effort.
-    /// Returns whether it could, if there were any for `requester`: in a sticky directory, the file
-    /// may be another user's.
+    /// Returns whether it could, if there were any: in a sticky directory, the file may be another
+    /// user's.
     pub(super) fn change_notices(
         &mut self,
         new: &[Entry],

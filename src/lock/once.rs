@@ -19,8 +19,7 @@ const MAX_ENDS: usize = 5;
 /// The longest text about an end, in characters.
 const MAX_HOW: usize = 80;
 
-/// How often a slot of a task is run after interruptions, beside its tries: it may be what brings
-/// hosts down.
+/// How often a slot is run after interruptions, beside its tries: it may bring hosts down.
 const INTERRUPTIONS: u32 = 10;
 
 /// The report of a run's end.
@@ -140,8 +139,7 @@ impl Run {
         }
     }
 
-    /// Whether the slot before `slot` has failed, or all tries of `slot` have, as far as it is
-    /// remembered.
+    /// Whether the slot before `slot`, or all remembered tries of `slot`, have failed.
     pub fn has_failed_before(&self, slot: u64) -> bool {
         let has_ended = slot > self.of_slot().0
             || self.rule.tries.is_some_and(|tries| self.number >= tries.get());
@@ -226,9 +224,9 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The next step of a scheduler for the task `key`, which does not run: the wanted run, if the
-    /// last run is still the one that was seen, in the same state: a success that was on its way
-    /// may have been stored since.
+    /// The next step of a scheduler for the task `key`, which does not run: the wanted run, unless
+    /// the last run, or its state, is not the one that was seen: a success may have been stored
+    /// since.
     pub fn next(&self, key: &str, rule: Rule, last: Option<(&Run, Ended)>, now: u64) -> Next {
         let Some((run, ended, task)) =
             last.and_then(|(run, ended)| Some((run, ended, run.task.as_ref()?)))

@@ -37,8 +37,7 @@ pub struct Register {
 
 pub(super) struct Last {
     pub(super) state: State,
-    /// When the state was asked for, in milliseconds since boot. The store's clock was not later
-    /// then than its answer.
+    /// When the state was asked for, in milliseconds since boot: before the store read its clock.
     pub(super) asked: u64,
     next: u64,
     pub(super) is_prepared: bool,
@@ -84,8 +83,7 @@ impl Register {
         Self { store, key, location, backoff, last: None, offered: None }
     }
 
-    /// All registers of a kind in the store, with their states where the store gives them with the
-    /// time.
+    /// All registers of a kind, with their states where the store gives those with the time.
     pub fn list(&mut self, kind: Kind) -> Result<Vec<(OsString, State)>, Error> {
         let all = self.ask(|store, _| store::list_all(store, kind));
         let all = all.map_err(|failure| self.error("list the tasks beside", failure))?;
@@ -139,8 +137,7 @@ impl Register {
         written.map_err(|failure| self.error("write the lock", failure))
     }
 
-    /// Checks that the store refuses a write on a false condition. The lock must not be in
-    /// use meanwhile.
+    /// Checks that the store refuses a write on a false condition, on a lock that is not in use.
     pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
         self.ask(|store, key| store.verify_conditional_writes(key))
             .map_err(|failure| self.error("use the lock", failure))
@@ -151,8 +148,7 @@ impl Register {
         self.last.as_ref()?.state.version.as_deref()
     }
 
-    /// The store's clock now, in milliseconds, or a little later, computed from the last read.
-    /// `None` without a clock.
+    /// The store's clock now, in milliseconds, or a little later; `None` without a clock.
     pub fn now(&self) -> Option<u64> {
         let Last { state, asked, .. } = self.last.as_ref()?;
         Some(state.now? + since_boot().saturating_sub(*asked))

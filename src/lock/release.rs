@@ -89,8 +89,7 @@ impl Mutex<'_> {
             let (left, answer) = self.plan(removal, &stored, judged)?;
             removal.answer = answer;
             let write = match &removal.answer {
-                // What is broken by force is deleted at once, also where no stale lock can be taken
-                // over (NFS).
+                // Force deletes at once, also where no stale lock can be taken over (NFS).
                 Ok(Released::Stale(former))
                     if removal.scope.is_own() && !former.entry.as_ref().is_some_and(has_lease) =>
                 {
@@ -103,8 +102,7 @@ impl Mutex<'_> {
                     self.tell(removal, &stored);
                     return Ok(());
                 }
-                // A leased entry cannot vanish by another process without a mark, so a write of
-                // ours was sent twice by a proxy.
+                // A leased entry leaves a mark, unless a proxy has sent our write twice.
                 (Write::Conflict, Ok(Released::Own { was, .. })) => was.iter().all(has_lease),
                 (write, _) => write == Write::Unknown,
             };
@@ -139,8 +137,8 @@ impl Mutex<'_> {
     pub(super) fn store(&mut self, seen: &Stored, mut left: Vec<Entry>) -> Result<Write, Error> {
         let mut record = Record::of(left.clone());
         if record.is_none() {
-            // What is added to a released entry may be too much for a full record. It can be left
-            // out: nothing holds by it.
+            // A full record may lack the room for what is added to released entries. Nothing holds
+            // by it.
             left.retain(|entry| entry.released.is_none());
             record = Record::of(left.clone());
         }
@@ -167,8 +165,7 @@ impl Mutex<'_> {
         }
     }
 
-    /// Removes an entry that was just written; a conflict means that another process has taken it
-    /// over.
+    /// Removes an entry that was just written, unless another process has taken it over.
     pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some(stored) = self.register.load()? else { return Ok(Write::Conflict) };

@@ -43,8 +43,7 @@ impl<'r> Removal<'r> {
         }
     }
 
-    /// Whether the owner of a broken lock knows, because it is the requester, which breaks the lock
-    /// of all holders.
+    /// Whether the owner knows of it: the requester itself breaks the lock of all holders.
     pub fn is_known(&self, stored: &Stored, entry: &Entry) -> bool {
         self.scope == ReleaseScope::Force && self.requester.owns(stored, entry)
     }

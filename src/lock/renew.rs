@@ -93,8 +93,7 @@ impl Mutex<'_> {
         Some(self.register.now()? + millis(duration))
     }
 
-    /// The marks for holders that have lost the lock, which find them when they ask. The newest are
-    /// last.
+    /// The marks by which holders find out that they have lost the lock. The newest are last.
     pub(super) fn lost_marks(&self, former: &[StaleHolder]) -> Vec<Entry> {
         let now = self.register.now();
         let mark = |former: &StaleHolder| {

@@ -176,12 +176,10 @@ pub trait LivenessCheck {
     }
 }
 
-/// A lease in one state: its token, and the number of its renewals. Or an empty file: no token, and
-/// its version.
+/// A state of a lease: its token, and the number of its renewals. Of an empty file: its version.
 pub type Watched = (Option<String>, Vec<u8>);
 
-/// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has
-/// seen a state.
+/// Judges all that is stored. `unchanged_for` tells how long the caller has seen a state.
 pub fn judge_all(
     judge: &dyn LivenessCheck,
     stored: &Stored,

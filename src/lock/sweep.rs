@@ -19,8 +19,7 @@ impl Register {
         if store.expires() {
             return;
         }
-        // The page behind this name, and the first page: names often begin with a date, and go out
-        // of use in that order.
+        // The page behind this name, and the first one: names with a date go out of use in order.
         for after in [Some(&*self.key.name), None] {
             let Ok(page) = store.list(kind, after) else { return };
             let is_unused = |state: &State| {

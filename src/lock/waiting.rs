@@ -16,15 +16,13 @@ use crate::store::waiter::Waiter;
 use crate::sys::identity::HostIdentity;
 use crate::sys::poll;
 
-/// How long a free lock is left to earlier waiters. They need milliseconds; one that is stopped
-/// must not stop all others.
+/// How long a free lock is left to earlier waiters, which need milliseconds, but may be stopped.
 pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 
 /// The poll interval of a queued waiter, in case the earlier ones do not take a free lock.
 const IN_LINE: Duration = Duration::from_secs(60);
 
-/// The poll interval of a waiter that is not queued, while the lock is free and earlier waiters are
-/// about to take it.
+/// The poll interval beside the queue, while earlier waiters are about to take a free lock.
 const BESIDE: Duration = Duration::from_millis(5);
 
 /// How often a requester without attempts left leaves a free lock to others before it gives up:
@@ -225,9 +223,8 @@ impl<'a> Attempts<'a> {
         Self { waiting, begun: next, made: 0, next, deadline, polls, full_since: None }
     }
 
-    /// Counts a poll that is due. A poll before that, after a wake-up, is not an attempt.
-    /// `was_queued` says that the waiter has slept in its queue, which stands for the attempts
-    /// meanwhile.
+    /// Counts a poll that is due. A poll before that, after a wake-up, is not an attempt. A sleep
+    /// in the queue (`was_queued`) stands for the attempts meanwhile.
     pub fn count(&mut self, now: Instant, was_queued: bool) {
         if now < self.next {
             return;

@@ -124,8 +124,7 @@ fn unusable(directory: &Path, error: impl Into<io::Error>) -> Failure {
     Failure::refused(why, hint.to_owned() + on_one_machine(directory))
 }
 
-/// A further hint for one machine: the address may be copied from Meltano's state backend, as is
-/// right for buckets.
+/// A further hint for one machine: the address may be copied from Meltano's state backend.
 fn on_one_machine(directory: &Path) -> &'static str {
     let is_meltanos = directory.iter().any(|part| part == ".meltano");
     let hint =

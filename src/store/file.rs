@@ -83,8 +83,7 @@ pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
     Ok(names.into_iter().map(location).collect())
 }
 
-/// Why a directory does not keep what must outlive a crash of the machine, or of a host that shares
-/// it.
+/// Why a directory does not keep what must outlive a crash of the machine.
 pub fn forgets(path: &Path) -> Option<String> {
     if [Path::new("/tmp"), Path::new("/var/tmp")].contains(&path) {
         return Some("old files are removed there".to_owned());

@@ -49,8 +49,7 @@ pub fn is_running((pid, instance): (Pid, ProcessIdentity)) -> bool {
     running(pid).is_some_and(|process| instance.same_as(process.instance) == Some(true))
 }
 
-/// Whether a parent has certainly adopted this process: a child is in its parent's session, unless
-/// it has started its own.
+/// Whether a parent has adopted this process: its session is another one, and not ours alone.
 pub fn has_adopted_us(parent: Pid) -> bool {
     // Not by rustix, which panics if the session is of another PID namespace (0).
     let ours = getsid(None).ok().filter(|session| *session != nix::unistd::getpid());
@@ -87,9 +86,8 @@ pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
     found.split_off(pids.len())
 }
 
-/// Whether a process runs, or may run, the Python script `script`. Reads every process's name (5 µs
-/// each), but arguments only of candidates: a hanging process blocks that read. Fails if the
-/// processes cannot be listed.
+/// Whether a process runs, or may run, a Python script. Reads the names of all processes (5 µs
+/// each), but arguments only of candidates: a hanging process blocks that read.
 pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
     check_listable()?;
     // The kernel names a process after the script, or after the interpreter.
@@ -119,10 +117,9 @@ pub(super) fn table(which: ProcessesToUpdate<'_>, what: ProcessRefreshKind) -> i
     Ok(system)
 }
 
-/// Finds the oldest process that runs as `uid` with `variable=value` in its environment. Ignores
-/// ancestors of this process and other `serializer` processes, which would wait for each other.
-/// Reads the whole process table (milliseconds). Fails if the table is unreadable, or belongs to
-/// another PID namespace.
+/// Finds the oldest process that runs as `uid` with `variable=value` in its environment, but no
+/// ancestor and no other `serializer`, which would wait for each other. Reads the whole process
+/// table (milliseconds). Fails if that is unreadable, or another PID namespace's.
 pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<Option<Process>> {
     check_listable()?;
     let what = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always);

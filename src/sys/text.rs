@@ -143,8 +143,7 @@ pub fn program(arguments: &[String]) -> Option<(&str, &[String])> {
     Some(is_python.then(|| python_script(rest)).flatten().unwrap_or((name, rest)))
 }
 
-/// The script or module of an interpreter, and its arguments; `None` for code on the command line
-/// or on stdin.
+/// The script or module of an interpreter, and its arguments; `None` for code or stdin.
 fn python_script(mut arguments: &[String]) -> Option<(&str, &[String])> {
     // Each round takes an argument.
     while let Some((word, rest)) = arguments.split_first() {

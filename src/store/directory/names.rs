@@ -29,8 +29,7 @@ pub fn name_of(kind: Kind, file: &OsStr) -> Option<OsString> {
     (!is_foreign && file_name(&name) == rest).then_some(name)
 }
 
-/// The regular files in a directory with a name that belongs to a register, after `after`: the
-/// register's name, and the file's.
+/// The registers of regular files in a directory, after `after`, and the names of the files.
 pub fn listed(
     directory: &Path,
     after: Option<&OsStr>,

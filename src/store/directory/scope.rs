@@ -1,5 +1,4 @@
-//! Which hosts see the flocks of a file. Some file systems grant a flock to every host at once,
-//! always or with some mount options.
+//! Which hosts see the flocks of a file: some file systems grant a flock to every host at once.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -89,9 +89,8 @@ impl SharedFile {
         Ok(Write::Done)
     }
 
-    /// Removes the file if the state is still `expected`. Only where a flock cannot be lost while
-    /// its process lives: over NFS, a delayed removal could arrive when another host holds the
-    /// lock.
+    /// Removes the file if the state is still `expected`. Not over NFS, where a delayed removal
+    /// could arrive when another host holds the lock.
     pub fn remove(&mut self, expected: &State) -> Result<Write, Failure> {
         let is_written = |found: &Flocked| found.slot.identity().is_some();
         let found = self.open(true)?.filter(|found| found.has_records && is_written(found));
@@ -122,16 +121,14 @@ impl SharedFile {
         look_anew(directory).map_err(|error| unusable(directory, error))
     }
 
-    /// Opens and flocks the file, which must be regular and on a file system with flocks that all
-    /// hosts see: to read it beside other readers, or else checking that the name still leads to
-    /// it. `None` when no file exists.
+    /// Opens and flocks the file, if it exists, where all hosts see flocks: to read it beside other
+    /// readers, or else checking that the name still leads to it.
     fn open(&self, to_write: bool) -> Result<Option<Flocked>, Failure> {
         self.look_anew()?;
         let directory = directory(&self.path);
         let access = if to_write { OFlags::RDWR } else { OFlags::RDONLY };
         let Some(file) = open(&self.path, access).map_err(trouble)? else {
-            // The directory is on the same file system. Where locks cannot be kept, waiting for one
-            // is useless.
+            // The directory is on the same file system.
             return scope::check(directory, &opened(directory)?).map(|_| None);
         };
         let has_records = scope::check(directory, &file)?;

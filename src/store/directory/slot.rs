@@ -5,10 +5,9 @@
 //! offset 128 KiB  the same, of another state
 //! ```
 //!
-//! A state counts only if its hash is that of the rest. The state with the larger number is the
-//! present one. `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was
-//! removed and made again never has the same state twice. It begins with `w`, and with `wn` in the
-//! initial state.
+//! A state counts only if its hash is right. The one with the larger number is the present one.
+//! `LENGTH` is `-` where nothing is stored. The nonce is random: no file has the same state twice.
+//! It begins with `w`, and with `wn` in the initial state.
 
 use std::fs::File;
 use std::io;
@@ -97,9 +96,8 @@ fn offset(place: usize) -> u64 {
     place as u64 * DISTANCE
 }
 
-/// The present state of a flocked file, and its place; or why there is none. One state is always
-/// whole: a file is made with one, and the state before the present one stays until the next is
-/// written.
+/// The present state of a flocked file, and its place. One state is always whole: the state before
+/// the present one stays until the next is written.
 pub fn present(file: &File) -> Result<(Slot, usize), Failure> {
     let length = file.metadata().map_err(trouble)?.len();
     let mut present: Option<(Slot, usize)> = None;

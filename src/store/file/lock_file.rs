@@ -22,16 +22,13 @@ use crate::store::failure::Failure;
 use crate::store::seam::{Next, State, Write};
 use crate::sys::{filesystem, text};
 
-/// How often to open a path while its file is exchanged. Each exchange means that another
-/// process succeeded.
+/// How often to open a path. Each exchange of its file means that another process succeeded.
 const MAX_OPENS: usize = 16;
 
-/// What a umask does not take from a record, which says no more of its holder than the process
-/// table does.
+/// What a umask does not take from a record, which says no more than the process table does.
 const READABLE: RawMode = 0o444;
 
-/// After this time, a file system has written a new name to its disk by itself: most do within 30
-/// seconds.
+/// After this time, a new name is on the disk: most file systems write within 30 seconds.
 const SETTLED: Duration = Duration::from_secs(300);
 
 /// The lock file at a path.
@@ -157,8 +154,7 @@ impl LockFile {
             // The caller will report that nothing was changed, so no lock of ours may remain.
             Err(_) if !leads_to(&self.path, &new).unwrap_or(false) => {}
             Err(_) if legacy::has_one_holder(seen_text) => unlink(&self.path),
-            // Other holders may remain. If this fails, an extra entry is a lesser evil than a lost
-            // one.
+            // Other holders may remain. If this fails, an extra entry is better than a lost one.
             Err(_) => drop(fill(seen_text.as_bytes())),
         }
         // A waiter has seen our record, and watches our owner.
@@ -179,8 +175,7 @@ impl LockFile {
         }
     }
 
-    /// Opens the file and flocks it against all other writers of this program; `None` if it is not
-    /// in the state `seen` any more.
+    /// Opens and flocks the file; `None` if it is not in the state `seen` any more.
     fn open_flocked(&self, action: &'static str, seen: &[u8]) -> Result<Option<File>, Failure> {
         for _ in 0..MAX_OPENS {
             let Some(file) = self.open(action, OFlags::RDWR)? else { return Ok(None) };
@@ -204,8 +199,7 @@ impl LockFile {
 
     fn open(&self, action: &'static str, access: OFlags) -> Result<Option<File>, Failure> {
         let opened = match open(&self.path, access) {
-            // To rename and unlink needs no right to write to the file; the flock needs it on NFS
-            // only.
+            // To rename and unlink needs no right to write to the file; a flock on NFS does.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 open(&self.path, OFlags::RDONLY)
             }
@@ -220,8 +214,7 @@ impl LockFile {
         move |error| io_failure(&self.path, action, &error)
     }
 
-    /// The failure for a file system on which two hosts could change the lock at the same time. The
-    /// lock itself may be changed.
+    /// The failure for a file system on which two hosts could change the lock at the same time.
     fn without_exchange(&self, file_system: &str) -> Failure {
         let path = text::path(&self.path);
         let why = format!(
@@ -259,8 +252,7 @@ fn is_settled(file: &File) -> io::Result<bool> {
     Ok(now.checked_sub(changed).is_some_and(|age| age > SETTLED))
 }
 
-/// A file may be removed while it is open: NFS tells by ESTALE, sshfs, which goes by names, by
-/// ENOENT.
+/// A file may be removed while it is open: NFS tells by ESTALE, sshfs by ENOENT.
 fn is_gone(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::STALE | Errno::NOENT))
 }

@@ -1,5 +1,4 @@
-//! Makes a file that is complete and flocked before it has its name: a free name, or that of the
-//! file that it replaces.
+//! Makes a file that is complete and flocked before it has its name, which may be another file's.
 
 use std::fs::{self, File};
 use std::io;
@@ -94,16 +93,14 @@ pub fn rename_over(path: &Path, fill: Fill<'_>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes a file without hard links (FAT, some FUSE file systems): it is empty for a
-/// moment.
+/// Makes a file that is empty for a moment, without hard links (FAT, some FUSE file systems).
 pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
     let file = match openat(CWD, path, NEW, MODE) {
         Ok(fd) => File::from(fd),
         Err(Errno::EXIST) => return Ok(Write::Conflict),
         Err(error) => return Err(error.into()),
     };
-    // After a long sleep here, others may have taken the empty file for abandoned: they hold the
-    // flock then, or have written.
+    // After a long sleep here, others may have taken the empty file for abandoned.
     flock(&file)?;
     if file.metadata()?.len() > 0 || !leads_to(path, &file)? {
         return Ok(Write::Conflict);
@@ -153,8 +150,7 @@ pub fn unlink(path: &Path) {
     let _ = unlinkat(CWD, path, AtFlags::empty());
 }
 
-/// Removes files that kills have left: those with a temporary name that are old, and that no
-/// process has flocked.
+/// Removes temporary files that kills have left: old ones that no process has flocked.
 pub fn sweep(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {

@@ -21,8 +21,7 @@ use crate::sys::process;
 /// The poll interval of the first waiter for a lock file while it cannot receive wake-ups.
 pub const UNHEARD: Duration = Duration::from_secs(1);
 
-/// Whether waiters for a lock file can queue: flocks are granted in order, and record locks are
-/// independent of them.
+/// Whether waiters for a lock file can queue: flocks are granted in the order of requests.
 pub const KEEPS_ORDER: bool = true;
 
 /// Fills the whole buffer with random bytes.

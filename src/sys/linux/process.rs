@@ -1,7 +1,6 @@
 //! Processes by pidfds and `/proc`.
 //!
-//! A pidfd comes first (2 µs, reliable for zombies and thread ids, not hidden by `hidepid`), then
-//! `/proc`.
+//! A pidfd comes first: 2 µs, right for zombies and thread ids, not hidden by `hidepid`.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -62,8 +61,7 @@ impl Process {
     }
 }
 
-/// Inspects `pid` in this PID namespace. A zombie has ended; an unreadable process counts as
-/// running.
+/// Inspects `pid`. A zombie has ended; an unreadable process counts as running.
 pub fn observe(pid: Pid) -> Result<Process, Absence> {
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) if is_readable(&pidfd) => return Err(Absence::Ended),
@@ -198,9 +196,8 @@ pub fn this_program() -> PathBuf {
     "/proc/self/exe".into()
 }
 
-/// Finds the process by the inode number of its pidfd, by opening a pidfd for every process (some
-/// microseconds each). `None` only if it is certain that it does not exist, because all processes
-/// of the machine are seen from here.
+/// Finds the process by the inode number of its pidfd (some microseconds for each process). `None`
+/// only if it is certain that it does not exist: all processes are seen from here.
 pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
     // `/proc` shows the first PID namespace, and with `hidepid` would hide PID 1, which is root's.
     let is_first = fs::metadata("/proc/self/ns/pid")

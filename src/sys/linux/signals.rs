@@ -80,8 +80,7 @@ pub fn was_ignored(signal: Signal) -> bool {
     IGNORED.get().is_some_and(|ignored| ignored >> (signal as i32 - 1) & 1 == 1)
 }
 
-/// Becomes the command, with SIGPIPE ignored as in this process. std's `exec` always resets
-/// SIGPIPE.
+/// Becomes the command, with SIGPIPE ignored, which std's `exec` resets.
 pub fn exec_as_it_is(
     program: OsString,
     arguments: impl Iterator<Item = OsString>,

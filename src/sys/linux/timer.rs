@@ -19,8 +19,7 @@ impl Timer {
         Self::of(TimerfdClockId::Boottime, TimerfdTimerFlags::ABSTIME)
     }
 
-    /// The same by the clock that can be set, in milliseconds since 1970. Readable also when that
-    /// clock is set.
+    /// The same by the clock of milliseconds since 1970. Readable also when that is set.
     pub fn of_wall_clock() -> io::Result<Self> {
         Self::of(
             TimerfdClockId::Realtime,
@@ -32,8 +31,7 @@ impl Timer {
         Ok(Self(timerfd_create(clock, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?, flags))
     }
 
-    /// Readable from `when` on, in milliseconds since boot, and not before; at once if that has
-    /// passed.
+    /// Readable from `when` on, in milliseconds since boot; at once if that has passed.
     pub fn set(&self, when: u64) -> io::Result<()> {
         // Zero would mean never.
         let when =

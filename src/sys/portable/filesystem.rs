@@ -21,15 +21,13 @@ pub fn is_local(file: &File) -> bool {
     kind(file).is_some_and(|kind| LOCAL.contains(&kind.as_str()))
 }
 
-/// The name of a file system on which hosts may disagree about a replaced file: any that is not
-/// local.
+/// The name of a file system that hosts may share: any that is not local.
 pub fn without_exchange(file: &File) -> Option<String> {
     let kind = kind(file).unwrap_or_else(|| "of an unknown kind".to_owned());
     (!LOCAL.contains(&kind.as_str())).then_some(kind)
 }
 
-/// A name for the file's file system, other than Linux's names: only of those is it known whether
-/// other hosts see flocks.
+/// A name that is not one of Linux's: only of those is it known whether other hosts see flocks.
 pub fn mount(file: &File) -> Option<(String, String)> {
     Some((format!("{} of this system", kind(file)?), String::new()))
 }

@@ -27,9 +27,8 @@ pub fn machine() -> Option<String> {
     fs::read_to_string("/etc/machine-id").ok().or_else(|| sysinfo::Product::uuid().ok())
 }
 
-/// The random id of this boot, on macOS or Linux. Not the boot time: it changes when the clock is
-/// set, and each holder would then seem to be from an earlier boot. A call instead of a program
-/// would be unsafe code.
+/// The random id of this boot. Its time would change when the clock is set, and make each holder
+/// one of an earlier boot. A call instead of a program would be unsafe code.
 pub fn boot() -> Option<String> {
     ["kern.bootsessionuuid", "kernel.random.boot_id"]
         .iter()

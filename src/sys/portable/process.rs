@@ -44,8 +44,7 @@ impl Process {
         !start(self.pid).is_ok_and(|start| self.instance.same_as(start) != Some(false))
     }
 
-    /// Sends a signal to this process, unless its PID is reused between the check and the signal.
-    /// Returns whether it was sent.
+    /// Sends a signal to this process, unless its PID is reused just now. Returns whether it did.
     pub fn signal(&self, signal: Signal) -> bool {
         !self.has_ended() && kill_process(self.pid, signal).is_ok()
     }

@@ -62,8 +62,7 @@ impl AsFd for SignalQueue {
     }
 }
 
-/// BSD drops a SIGCHLD without a handler, so this reports one at intervals, which grow with the
-/// duration of the command.
+/// BSD drops a SIGCHLD without a handler, so this reports one at growing intervals.
 fn tick(writer: PipeWriter) {
     let begun = Instant::now();
     while tell(&writer, Signal::SIGCHLD) {

@@ -46,8 +46,7 @@ impl Timer {
         Ok(Self(reader, when))
     }
 
-    /// Makes the timer readable at `when`, in milliseconds since boot, and not before; soon if that
-    /// has passed.
+    /// Makes the timer readable at `when`, in milliseconds since boot; soon if that has passed.
     pub fn set(&self, when: u64) -> io::Result<()> {
         let mut pending = lock(&self.1);
         *pending = Some(when);
