@@ -37,8 +37,7 @@ use crate::record::run::{Rule, Run};
 use crate::store::{self, Location};
 use crate::sys::text::io_message;
 
-/// Bounds an attempt: each further round means that another process has changed the register, so
-/// "held by another process" is a true answer in the end.
+/// Bounds an attempt: each further round means that another process has changed the register.
 const MAX_ROUNDS: usize = 16;
 
 /// How long a release waits for a store that does not answer: it may be starting again.

@@ -157,8 +157,7 @@ impl Mutex<'_> {
                 });
                 Ok(Some(Attempt::Busy(held.into_iter().chain(busy).collect())))
             }
-            // It may be done, even after a conflict, which is the second answer if a proxy has sent
-            // the write twice. The next look tells, by the token.
+            // It may be done, also after a conflict, if a proxy sent it twice: the next look tells.
             write => {
                 bid.unconfirmed.truncate(MAX_UNCONFIRMED - 1);
                 bid.unconfirmed.insert(0, grant);

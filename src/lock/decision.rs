@@ -57,8 +57,7 @@ impl<'b> Bid<'b> {
         Self { requester, request, awaited, since, unconfirmed, was_lost }
     }
 
-    /// Decides by what is stored, and a verdict on each entry. `key` is the name of the register,
-    /// and `now` the time, for keys that run once.
+    /// Decides by what is stored. A key that runs once needs its name, and the time.
     pub fn decide(
         &self,
         stored: Option<&Stored>,

@@ -50,8 +50,7 @@ impl Mutex<'_> {
         tried.answer
     }
 
-    /// The answer when the requester's entry is not stored, which `absent` tells: whether an
-    /// earlier write of this release has removed it.
+    /// The answer when the requester's entry is `absent`: an earlier write may have removed it.
     fn resolve(&mut self, tried: Removal<'_>, absent: Error) -> Result<Released, Error> {
         let Removal { requester, scope, ending, may_be_done, .. } = tried;
         let how = match tried.answer {
@@ -113,8 +112,7 @@ impl Mutex<'_> {
     /// What follows a release, best effort.
     fn tell(&mut self, removal: &Removal<'_>, stored: &Stored) {
         match &removal.answer {
-            // A success is told to waiters only. They are asked for only now: a process that comes
-            // later sees that the command has ended, and does not wait.
+            // A success is told to waiters only: a process that comes later does not wait.
             Ok(Released::Own { stays: None, was })
                 if removal.ending.outcome == Outcome::Succeeded
                     && was.first().is_some_and(|own| own.once.is_none())
@@ -137,8 +135,7 @@ impl Mutex<'_> {
     pub(super) fn store(&mut self, seen: &Stored, mut left: Vec<Entry>) -> Result<Write, Error> {
         let mut record = Record::of(left.clone());
         if record.is_none() {
-            // A full record may lack the room for what is added to released entries. Nothing holds
-            // by it.
+            // A full record may lack room for what is added to released entries.
             left.retain(|entry| entry.released.is_none());
             record = Record::of(left.clone());
         }

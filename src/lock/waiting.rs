@@ -25,8 +25,7 @@ const IN_LINE: Duration = Duration::from_secs(60);
 /// The poll interval beside the queue, while earlier waiters are about to take a free lock.
 const BESIDE: Duration = Duration::from_millis(5);
 
-/// How often a requester without attempts left leaves a free lock to others before it gives up:
-/// each time, another process has had it.
+/// How often a free lock is left to others without an attempt left: each time, one has had it.
 const MAX_DEFERRALS: usize = 50;
 
 /// How many polls may follow each other within a second without a rest: hand-offs come in bursts.
@@ -56,8 +55,7 @@ pub struct Waiting {
 
 /// Receives reports during a wait for a lock.
 pub trait Observer {
-    /// The lock is held after `attempt` attempts. Without holders if they changed all the time.
-    /// `place` asks for the place in line.
+    /// The lock is held after `attempt` attempts. `place` asks for the place in line.
     fn waiting(
         &mut self,
         holders: &[Holding],
@@ -172,8 +170,7 @@ impl Mutex<'_> {
         self.register.wait(is_beside, limit, &fds)
     }
 
-    /// The place of this process among the waiters, or behind them before it queues; `None` if that
-    /// is unknown, or if it `is_beside` the queue.
+    /// The place of this process among the waiters, or behind them before it queues, if known.
     fn place_in_line(&mut self, is_beside: bool) -> Option<usize> {
         if is_beside || self.register.store().queue().is_none() {
             return None;

@@ -48,8 +48,7 @@ pub fn listed(
     Ok(files)
 }
 
-/// The name of a lock's file: that of the lock or, if that is too long, its beginning and a hash.
-/// The short name leads to the same file.
+/// The name of a lock's file: that of the lock or, if that is too long, with a hash.
 fn file_name(name: &OsStr) -> Vec<u8> {
     let encoded = encoded(name.as_bytes());
     if encoded.is_empty() || encoded.len() > MAX_NAME { hashed(name) } else { encoded }

@@ -114,8 +114,7 @@ impl SharedFile {
         opened(directory(&self.path))?.sync_all().map_err(trouble)
     }
 
-    /// Asks the server whether names in the directory lead elsewhere now. Otherwise, another host's
-    /// change of a name might be seen seconds late.
+    /// Asks the server whether names lead elsewhere now, which might be seen seconds late.
     fn look_anew(&self) -> Result<(), Failure> {
         let directory = directory(&self.path);
         look_anew(directory).map_err(|error| unusable(directory, error))

@@ -228,8 +228,7 @@ impl LockFile {
     }
 }
 
-/// The content of a file, at most one byte more than a record can have; its version, which
-/// identifies this state of this file; and when it was written.
+/// The content of a file, or its beginning; the version of this state; and when it was written.
 pub(super) fn read(file: &File) -> io::Result<(Vec<u8>, Vec<u8>, Option<SystemTime>)> {
     let metadata = file.metadata()?;
     // One byte more than its length shows that the file has grown meanwhile.

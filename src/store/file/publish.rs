@@ -25,8 +25,7 @@ const NEW: OFlags = OFlags::CREATE
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// How long to try for a flock. Its holders make a handful of system calls, or settle. A process
-/// that keeps it longer is stopped or hostile.
+/// How long to try for a flock. A process that keeps it longer is stopped or hostile.
 const FLOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// The pause between two tries: about as long as holders need.

@@ -31,8 +31,8 @@ pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates a file without a name, lets `complete` write it, and names it `path`. `false` if the
-/// name is taken; `None` if files without names are unsupported.
+/// Completes a file without a name, and names it `path`: `false` if that exists, `None` without
+/// such files.
 pub fn link_unnamed(
     directory: &Path,
     path: &Path,

@@ -99,8 +99,7 @@ pub fn listed() -> io::Result<Vec<Pid>> {
     fs::read_dir("/proc")?.filter_map(|entry| entry.map(pid).transpose()).collect()
 }
 
-/// A file of `/proc/PID`. `None` if `/proc` is mounted for another PID namespace (`unshare --pid`
-/// alone), in which the number is another process's.
+/// A file of `/proc/PID`. `None` if `/proc` has the numbers of another PID namespace.
 fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
     static COUNTS_AS_WE_DO: LazyLock<bool> = LazyLock::new(|| {
         fs::read_link("/proc/self")
@@ -163,8 +162,7 @@ pub fn children() -> Vec<Pid> {
     children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
-/// Whether it may be related although its environment does not show that: never here, where the
-/// environment of a user's own processes can be read.
+/// Never: the environment of a user's own processes can be read here.
 pub fn may_hide_its_environment(_process: &sysinfo::Process) -> bool {
     false
 }

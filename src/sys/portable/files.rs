@@ -15,8 +15,7 @@ use crate::sys::random::random_token;
 /// The poll interval of a waiter for a lock file, which receives no wake-ups here.
 pub const UNHEARD: Duration = Duration::from_millis(100);
 
-/// Whether waiters for a lock file can queue. Not on BSD and macOS, where a record lock and a flock
-/// exclude each other, and flocks have no order.
+/// Not on BSD and macOS: a record lock and a flock exclude each other, and flocks have no order.
 pub const KEEPS_ORDER: bool = false;
 
 /// Fills the whole buffer with random bytes.
