@@ -40,16 +40,16 @@ impl Directory {
     /// The directory of an address. Touches nothing yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
         let directory = settings.url.directory().unwrap_or_default();
-        let (why, hint) = if settings.url.place().contains('?') {
+        if settings.url.place().contains('?') {
             let hint =
                 "instead of `nfs=3`, run `serializer initialize` once; `%3F` is a `?` in a name";
-            ("the address of a directory has no options", hint)
-        } else if !directory.is_absolute() {
-            ("its address has no absolute path", "it looks like `file:///mnt/shared/locks`")
-        } else {
-            return Ok(Self { directory, timeout: settings.timeout, open: BTreeMap::new() });
-        };
-        Err(Failure::refused(why, hint))
+            return Err(Failure::refused("the address of a directory has no options", hint));
+        }
+        if !directory.is_absolute() {
+            let hint = "it looks like `file:///mnt/shared/locks`";
+            return Err(Failure::refused("its address has no absolute path", hint));
+        }
+        Ok(Self { directory, timeout: settings.timeout, open: BTreeMap::new() })
     }
 
     fn file(&mut self, key: &Key) -> &mut SharedFile {
@@ -127,9 +127,10 @@ fn unusable(directory: &Path, error: impl Into<io::Error>) -> Failure {
 /// A further hint for one machine: the address may be copied from Meltano's state backend.
 fn on_one_machine(directory: &Path) -> &'static str {
     let is_meltanos = directory.iter().any(|part| part == ".meltano");
-    let hint =
-        "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`";
-    if is_meltanos { hint } else { "" }
+    if !is_meltanos {
+        return "";
+    }
+    "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`"
 }
 
 /// The failure for an error of the operating system.

@@ -35,7 +35,6 @@ const CREATE: &str = "create the lock file";
 const READ: &str = "read the lock file";
 const CHANGE: &str = "take over the lock file";
 const REMOVE: &str = "remove the lock file";
-const LOCKED: &str = "another process keeps it locked (flock)";
 
 /// A directory with lock files.
 #[derive(Debug)]
@@ -249,30 +248,30 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
         return Failure { why, ..failure }
             .with_hint("name a directory on another file system with `SERIALIZER_DIR`");
     }
-    match error.kind() {
+    let hint = match error.kind() {
         // There is something else than a regular file.
-        ErrorKind::InvalidData => not_a_lock(&error.to_string()),
-        ErrorKind::NotFound => failure.with_hint(
-            "create the directory with `serializer initialize`, or name another one with \
-             `SERIALIZER_DIR`",
-        ),
-        ErrorKind::PermissionDenied if action == CREATE => {
-            failure.with_hint("name a directory that you can write to with `SERIALIZER_DIR`")
-        }
-        ErrorKind::PermissionDenied if action == CHANGE => failure.with_hint(
-            "in a directory with the sticky bit, only the file's owner, or root, can replace it; \
-             for several users, name a directory without that bit with `SERIALIZER_DIR`",
-        ),
-        ErrorKind::PermissionDenied => {
-            failure.with_hint(format!("`ls -l {shown}` shows the file's owner"))
-        }
-        ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            failure.with_hint("name another directory with `SERIALIZER_DIR`")
-        }
+        ErrorKind::InvalidData => return not_a_lock(&error.to_string()),
         ErrorKind::WouldBlock => {
-            Failure { cause: Cause::Contended, why: LOCKED.to_owned(), ..failure }
-                .with_hint(format!("`fuser -v {shown}` shows the processes that have it open"))
+            let hint = format!("`fuser -v {shown}` shows the processes that have it open");
+            let why = "another process keeps it locked (flock)".to_owned();
+            return Failure { cause: Cause::Contended, why, ..failure }.with_hint(hint);
         }
-        _ => failure,
-    }
+        ErrorKind::NotFound => {
+            "create the directory with `serializer initialize`, or name another one with \
+             `SERIALIZER_DIR`"
+        }
+        ErrorKind::PermissionDenied if action == CREATE => {
+            "name a directory that you can write to with `SERIALIZER_DIR`"
+        }
+        ErrorKind::PermissionDenied if action == CHANGE => {
+            "in a directory with the sticky bit, only the file's owner, or root, can replace it; \
+             for several users, name a directory without that bit with `SERIALIZER_DIR`"
+        }
+        ErrorKind::PermissionDenied => &format!("`ls -l {shown}` shows the file's owner"),
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "name another directory with `SERIALIZER_DIR`"
+        }
+        _ => return failure,
+    };
+    failure.with_hint(hint)
 }

@@ -3,8 +3,9 @@
 //! disk (*secured*). docs/protocol.md, "The file in a shared directory", has the argument.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fs4::{FileExt, TryLockError};
 use rustix::fs::OFlags;
@@ -12,7 +13,7 @@ use rustix::fs::OFlags;
 use super::slot::{self, Slot};
 use super::{opened, scope, trouble, unusable};
 use crate::store::failure::Failure;
-use crate::store::file::publish::{directory, leads_to, link_new, open};
+use crate::store::file::publish::{directory, flock_within, leads_to, link_new, open};
 use crate::store::seam::{Next, State, Write};
 use crate::sys::files::{lock_records, look_anew};
 use crate::sys::random::jittered;
@@ -144,30 +145,22 @@ impl SharedFile {
 
     /// Flocks the file, exclusively or shared with other readers, and takes record locks as well.
     fn flock(&self, file: &File, exclusively: bool, has_records: bool) -> Result<(), Failure> {
-        let begun = Instant::now();
-        // Bounded by the timeout.
-        loop {
-            match if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) }
-            {
-                Ok(()) if !has_records || lock_records(file, exclusively).map_err(trouble)? => {
-                    return Ok(());
-                }
-                // A client of this file server, which takes no flock here, has the record lock.
-                Ok(()) | Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => {
-                    let failure = trouble(error);
-                    let why = format!("flock does not work there: {}", failure.why);
-                    return Err(Failure { why, ..failure });
-                }
-            }
-            if begun.elapsed() >= self.timeout {
-                let failure = Failure::transient("another process keeps it locked (flock)");
+        let try_lock = || {
+            if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) }?;
+            // A client of this file server, which takes no flock here, may have the record lock.
+            let is_locked = !has_records || lock_records(file, exclusively)?;
+            if is_locked { Ok(()) } else { Err(TryLockError::WouldBlock) }
+        };
+        flock_within(self.timeout, || jittered(FLOCK_PAUSE), try_lock).map_err(|error| {
+            if error.kind() == io::ErrorKind::WouldBlock {
                 let hint = "`fuser -v` shows the processes of this host that have it open; NFS \
                             version 4 drops a disconnected host's locks after some 90 s";
-                return Err(failure.with_hint(hint));
+                let why = "another process keeps it locked (flock)";
+                return Failure::transient(why).with_hint(hint);
             }
-            std::thread::sleep(jittered(FLOCK_PAUSE));
-        }
+            let failure = trouble(error);
+            Failure { why: format!("flock does not work there: {}", failure.why), ..failure }
+        })
     }
 
     /// Makes sure that the present state is on the server's disk. Of an initial state, only the

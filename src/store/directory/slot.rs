@@ -80,11 +80,11 @@ impl Slot {
         let end = bytes.iter().take(MAX_HEADER).position(|byte| *byte == b'\n')?;
         let mut words = std::str::from_utf8(&bytes[..end]).ok()?.strip_prefix(FORMAT)?.split(' ');
         let (number, nonce) = (words.next()?.parse().ok()?, words.next()?.to_owned());
-        let length = words.next().filter(|length| *length != "-").map(|length| length.parse().ok());
-        let text = match length {
-            None => None,
-            Some(length) => {
-                Some(String::from_utf8(bytes[end + 1..].get(..length?)?.to_vec()).ok()?)
+        let text = match words.next()? {
+            "-" => None,
+            length => {
+                let text = bytes[end + 1..].get(..length.parse().ok()?)?;
+                Some(String::from_utf8(text.to_vec()).ok()?)
             }
         };
         let slot = Self { number, nonce, text };

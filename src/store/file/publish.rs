@@ -110,11 +110,19 @@ pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
 
 /// Flocks a file against all other writers of this program.
 pub fn flock(file: &File) -> io::Result<()> {
-    let give_up = Instant::now() + FLOCK_LIMIT;
-    // A blocking flock could be ended only by a signal or with a thread.
+    flock_within(FLOCK_LIMIT, || FLOCK_PAUSE, || FileExt::try_lock(file))
+}
+
+/// Tries for so long to flock. A blocking flock could be ended only by a signal or with a thread.
+pub fn flock_within(
+    limit: Duration,
+    pause: impl Fn() -> Duration,
+    try_lock: impl Fn() -> Result<(), TryLockError>,
+) -> io::Result<()> {
+    let give_up = Instant::now() + limit;
     loop {
-        match FileExt::try_lock(file) {
-            Err(TryLockError::WouldBlock) if Instant::now() < give_up => thread::sleep(FLOCK_PAUSE),
+        match try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up => thread::sleep(pause()),
             flocked => return Ok(flocked?),
         }
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use fs4::{FileExt, TryLockError};
 use rustix::fs::{CWD, FlockOperation, OFlags, fcntl_lock, openat};
 use rustix::io::Errno;
-use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk};
+use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
 
 use super::publish::{MODE, leads_to, open, unlink};
 use crate::sys::files::{KEEPS_ORDER, flock_waiters};
@@ -75,22 +75,16 @@ impl Queue {
             },
             // Through its own file: closing another one would drop its record lock (fcntl(2)).
             // Shared, so that observers do not take each other for waiters.
-            Position::Observer(file) => {
-                match FileExt::try_lock_shared(file).map_err(io::Error::from) {
-                    Ok(()) => FileExt::unlock(file).is_ok(),
-                    Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-                }
-            }
+            Position::Observer(file) => match FileExt::try_lock_shared(file) {
+                Ok(()) => FileExt::unlock(file).is_ok(),
+                Err(error) => !matches!(error, TryLockError::WouldBlock),
+            },
             // Nothing waits: the usual case, and its only cost.
-            Position::Outside
-                if self
-                    .path
-                    .symlink_metadata()
-                    .is_err_and(|error| error.kind() == io::ErrorKind::NotFound) =>
-            {
-                true
+            Position::Outside => {
+                let there = self.path.symlink_metadata();
+                there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+                    || self.try_first()
             }
-            Position::Outside => self.try_first(),
         }
     }
 
@@ -237,14 +231,7 @@ fn open_existing(path: &Path) -> io::Result<Option<File>> {
 
 /// Whether another process has a record lock on it.
 fn others_are_at(file: &File) -> bool {
-    let everything = Flock {
-        start: 0,
-        length: 0,
-        pid: None,
-        typ: FlockType::WriteLock,
-        offset_type: FlockOffsetType::Set,
-    };
-    matches!(fcntl_getlk(file, &everything), Ok(Some(_)))
+    matches!(fcntl_getlk(file, &Flock::from(FlockType::WriteLock)), Ok(Some(_)))
 }
 
 /// Removes the file, if nothing else is there. The caller has its flock, or no process can have it.
