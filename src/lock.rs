@@ -245,8 +245,7 @@ impl Seen {
         let mut seen = Self::default();
         for Judged { entry, written, verdict } in judged {
             let is_mark = entry.as_ref().is_some_and(Entry::is_mark);
-            let is_lost =
-                matches!(verdict, Verdict::Stale(why) if is_mark || why == Stale::Expired);
+            let is_lost = matches!(verdict, Verdict::Stale(it) if is_mark || it == Stale::Expired);
             let own = entry.as_ref().filter(|entry| owns(entry));
             seen.lost.extend(own.filter(|_| is_lost).cloned());
             let is_own = own.is_some_and(|own| !is_lost && own.released.is_none());

@@ -46,8 +46,8 @@ impl Mutex<'_> {
             let attempt = mutex.attempt(&mut bid)?;
             if let Attempt::Busy(holders) = &attempt {
                 let first = holders.first().and_then(|holding| holding.entry.as_ref());
-                bid.awaited =
-                    first.filter(|_| request.skip_if_done).and_then(|it| it.token.clone());
+                let first = first.filter(|_| request.skip_if_done);
+                bid.awaited = first.and_then(|it| it.token.clone());
             }
             Ok(attempt)
         });
@@ -193,8 +193,7 @@ impl Mutex<'_> {
     /// Removes what tells how an acquisition went, if there is nothing else.
     fn forget_outcome(&mut self) -> Result<(), Error> {
         let Some(stored) = self.register.load()? else { return Ok(()) };
-        let tells_only =
-            |entry: &Entry| entry.released == Some(Outcome::Succeeded) && entry.until.is_none();
+        let tells_only = |it: &Entry| it.released == Some(Outcome::Succeeded) && it.until.is_none();
         if !stored.entries().is_empty() && stored.entries().iter().all(tells_only) {
             // After a conflict, another process makes use of it.
             self.register.put(Some(&stored), None)?;
@@ -207,7 +206,6 @@ impl Mutex<'_> {
 /// wait for the holders that it would join. Sharers in succession would keep out an exclusive
 /// waiter. The waiters for one of several slots, as all holders have, want one, too.
 fn may_overtake(mode: Mode, holders: &[Holding]) -> bool {
-    let is_alike =
-        |holding: &Holding| holding.entry.as_ref().is_some_and(|entry| entry.mode == mode);
+    let is_alike = |it: &Holding| it.entry.as_ref().is_some_and(|entry| entry.mode == mode);
     holders.is_empty() || (mode != Mode::Shared && holders.iter().all(is_alike))
 }

@@ -46,10 +46,9 @@ impl Mutex<'_> {
             released => return released,
         }
         let last = self.inspect()?.and_then(|key| key.process.entry);
-        let has_ended =
-            last.is_some_and(|it| it.has_token(token) && it.released == Some(ending.outcome));
+        let is_it = |it: &Entry| it.has_token(token) && it.released == Some(ending.outcome);
         let released = Released::Own { stays: None, was: Vec::new() };
-        has_ended.then_some(released).ok_or(Error::NotLocked)
+        last.filter(is_it).map(|_| released).ok_or(Error::NotLocked)
     }
 
     /// The state of the key; `None` if it was never run, or is forgotten.
@@ -92,8 +91,7 @@ impl Mutex<'_> {
     pub fn amend(&mut self, change: &dyn Fn(Option<&Run>) -> Option<Run>) -> Result<bool, Error> {
         for _ in 0..MAX_ROUNDS {
             let stored = self.register.load()?;
-            let mut entries =
-                stored.as_ref().map(|stored| stored.entries().to_vec()).unwrap_or_default();
+            let mut entries = stored.as_ref().map_or(Vec::new(), |it| it.entries().to_vec());
             let last = entries.iter_mut().rfind(|entry| !entry.is_mark());
             let run = last.as_ref().and_then(|last| last.once.as_ref());
             let Some(once) = change(run).map(Some) else { return Ok(false) };

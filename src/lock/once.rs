@@ -251,7 +251,7 @@ impl Claim {
 
 /// A time in milliseconds since 1970, for people.
 pub fn shown(milliseconds: u64) -> String {
-    let time =
-        i64::try_from(milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
+    let time = i64::try_from(milliseconds).ok();
+    let time = time.and_then(|time| Timestamp::from_millisecond(time).ok());
     time.map_or_else(|| "an unknown time".to_owned(), |time| local_time(time).to_string())
 }

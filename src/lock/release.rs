@@ -153,8 +153,8 @@ impl Mutex<'_> {
     /// process takes it over, too. It is taken in the name of this process: if that is killed in
     /// between, the record is stale again.
     fn delete_stale(&mut self, stale: &Stored) -> Result<Write, Error> {
-        let entry =
-            Entry::of_this_process(Some("serializer unlock".to_owned())).map_err(Error::Entry)?;
+        let command = Some("serializer unlock".to_owned());
+        let entry = Entry::of_this_process(command).map_err(Error::Entry)?;
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
         match self.register.put(Some(stale), Some(&record))? {
             Write::Done => self.withdraw(&entry),

@@ -68,8 +68,8 @@ impl Mutex<'_> {
         judged: Vec<Judged<Verdict>>,
     ) -> Result<Plan, Error> {
         let scope = removal.scope;
-        let Seen { own, lost, held, former } =
-            Seen::new(judged, |entry| removal.requester.owns(stored, entry));
+        let owns = |entry: &Entry| removal.requester.owns(stored, entry);
+        let Seen { own, lost, held, former } = Seen::new(judged, owns);
         let present = own.iter().map(|own| own.entry.as_ref());
         let present = present.chain(held.iter().map(|holding| holding.entry.as_ref()));
         removal.targets.get_or_insert_with(|| present.map(identity).collect());

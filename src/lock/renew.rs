@@ -62,8 +62,8 @@ impl Mutex<'_> {
             let (expires, renewals) = (self.expiry(lease.duration), lease.renewals + 1);
             let lease = Some(Lease { expires, renewals, ..lease });
             let renewed = Entry { lease, keeper: keeper.or(entry.keeper), ..entry.clone() };
-            let all =
-                stored.entries().iter().map(|other| if other == entry { &renewed } else { other });
+            let all = stored.entries().iter();
+            let all = all.map(|other| if other == entry { &renewed } else { other });
             // A renewal takes as much room as the one before, but another keeper may not.
             let record = Record::of(all.cloned().collect())
                 .ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;

@@ -191,9 +191,9 @@ pub fn judge_all(
         let age = written.and_then(|written| written.elapsed().ok()).unwrap_or_default();
         let version = stored.state.version.clone().unwrap_or_default();
         let age = age.max(unchanged_for((None, version)));
-        let is_abandoned = age >= judge.being_written();
+        let is_written = age < judge.being_written();
         let verdict =
-            if is_abandoned { Stale::Abandoned.into() } else { Unknown::BeingWritten.into() };
+            if is_written { Unknown::BeingWritten.into() } else { Stale::Abandoned.into() };
         return vec![Judged { entry: None, written, verdict }];
     };
     let verdict = |entry: &Entry| match entry.lease {

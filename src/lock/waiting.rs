@@ -116,8 +116,8 @@ impl Mutex<'_> {
                 Err(Error::Store(error)) if error.cause.passes() && !attempts.are_over() => {
                     observer.failing(&error, attempts.made());
                     let pause = attempts.after_failure(error.cause, observer.interval());
-                    poll::sleep(pause, &requester.exit_fds())
-                        .map_err(|error| Error::Entry(error.into()))?;
+                    let slept = poll::sleep(pause, &requester.exit_fds());
+                    slept.map_err(|error| Error::Entry(error.into()))?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -162,8 +162,7 @@ impl Mutex<'_> {
         let mut fds = requester.exit_fds();
         // What becomes of the holders concerns the first waiter.
         if !self.is_queued() {
-            let again =
-                |holding: &Holding| self.look_again_in(holding.entry.as_ref(), &holding.verdict);
+            let again = |it: &Holding| self.look_again_in(it.entry.as_ref(), &it.verdict);
             limit = holders.iter().filter_map(again).fold(limit, Duration::min);
             fds.extend(holders.iter().filter_map(|holding| holding.verdict.ended_fd()));
         }
@@ -177,8 +176,7 @@ impl Mutex<'_> {
         }
         let waiters = self.register.queue(|queue, key| queue.waiters(key));
         let (pid, here) = (Some(getpid().as_raw_pid()), HostIdentity::here().host);
-        let is_own =
-            |waiter: &Waiter| waiter.pid == pid && (waiter.host.is_none() || waiter.host == here);
+        let is_own = |it: &Waiter| it.pid == pid && (it.host.is_none() || it.host == here);
         let place = waiters.iter().position(is_own);
         let is_new = !self.is_queued() && !self.register.queue(|queue, _| queue.is_turned_away());
         place.or(is_new.then_some(waiters.len())).map(|place| place + 1)

@@ -71,8 +71,8 @@ impl Store for Directory {
     /// All registers with a file that was begun, including those that cannot be read now.
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         scope::check(&self.directory, &opened(&self.directory)?)?;
-        let mut files =
-            listed(&self.directory, after, |file| name_of(kind, file)).map_err(trouble)?;
+        let files = listed(&self.directory, after, |file| name_of(kind, file));
+        let mut files = files.map_err(trouble)?;
         let next = files.get(PAGE).map(|_| files[PAGE - 1].0.clone());
         files.truncate(PAGE);
         let unreadable = |_| State { value: Some(String::new()), ..State::default() };

@@ -72,16 +72,15 @@ pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
 
 /// All descendants of `pids`, as far as the system shows them. Reads the whole process table.
 pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
-    let mut all: Vec<_> =
-        listed().unwrap_or_default().into_iter().map(|pid| (pid, parent(pid))).collect();
+    let all = listed().unwrap_or_default().into_iter();
+    let mut all: Vec<_> = all.map(|pid| (pid, parent(pid))).collect();
     let mut found = pids.to_vec();
     let mut seen = 0;
     // Each round finds the children of one process, and no process is found twice.
     while let Some(ancestor) = found.get(seen).copied() {
         seen += 1;
-        found.extend(
-            all.extract_if(.., |(_, parent)| *parent == Some(ancestor)).map(|(pid, _)| pid),
-        );
+        let children = all.extract_if(.., |(_, parent)| *parent == Some(ancestor));
+        found.extend(children.map(|(pid, _)| pid));
     }
     found.split_off(pids.len())
 }

@@ -104,8 +104,7 @@ impl LockFile {
     /// A write that was done, once a crash cannot undo it.
     fn secured(&self, write: Write, action: &'static str) -> Result<Write, Failure> {
         if self.is_durable && write == Write::Done {
-            let synced =
-                File::open(directory(&self.path)).and_then(|directory| directory.sync_all());
+            let synced = File::open(directory(&self.path)).and_then(|it| it.sync_all());
             synced.map_err(|error| self.failure(action)(error).indefinite())?;
         }
         Ok(write)

@@ -34,8 +34,8 @@ impl Timer {
     /// Readable from `when` on, in milliseconds since boot; at once if that has passed.
     pub fn set(&self, when: u64) -> io::Result<()> {
         // Zero would mean never.
-        let when =
-            Timespec::try_from(Duration::from_millis(when.max(1))).map_err(io::Error::other)?;
+        let when = Duration::from_millis(when.max(1));
+        let when = Timespec::try_from(when).map_err(io::Error::other)?;
         let never = Timespec { tv_sec: 0, tv_nsec: 0 };
         timerfd_settime(&self.0, self.1, &Itimerspec { it_interval: never, it_value: when })?;
         Ok(())
