@@ -64,7 +64,6 @@ impl Mutex<'_> {
         acquired
     }
 
-    /// One attempt, which never waits.
     fn attempt(&mut self, bid: &mut Bid<'_>) -> Result<Attempt<Acquired>, Error> {
         let Bid { requester, request, .. } = *bid;
         for _ in 0..MAX_ROUNDS {

@@ -91,12 +91,10 @@ impl<'b> Bid<'b> {
         stored.is_some_and(is_own) || self.unconfirmed(entry).is_some()
     }
 
-    /// The acquisition of this entry, if its answer was lost.
     fn unconfirmed(&self, entry: &Entry) -> Option<&Grant> {
         self.unconfirmed.iter().find(|grant| Some(&grant.token) == entry.token.as_ref())
     }
 
-    /// The decision about an entry by which the requester holds the lock.
     fn holds(&self, own: Judged<Verdict>) -> Result<Decision, Error> {
         let entry = own.entry.as_ref();
         let mode = entry.map_or(self.request.mode, |entry| entry.mode);
@@ -125,7 +123,6 @@ impl<'b> Bid<'b> {
         entries.iter().any(is_awaited) || (self.request.skip_if_done && held.iter().any(stays))
     }
 
-    /// Decides by the last run of a key, which has no holder.
     fn decide_key(
         &self,
         held: Vec<Holding>,

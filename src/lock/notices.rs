@@ -14,7 +14,6 @@ use crate::record::{Entry, Record};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process;
 
-/// Follows the lock's name in the name of the file.
 const SUFFIX: &str = ".broken";
 
 /// How many notices are kept, the newest ones: few owners lose a lock and continue.
@@ -70,7 +69,6 @@ impl Register {
     }
 }
 
-/// Whether the owner may still be running.
 fn may_ask(entry: &Entry) -> bool {
     let (owner, here) = (&entry.owner, HostIdentity::here());
     let is_of_this_boot = owner.place.boot.is_some() && owner.place.boot == here.boot;

@@ -13,7 +13,6 @@ use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released};
 use crate::record::{Entry, KEPT, Outcome, Record};
 use crate::sys::poll;
 
-/// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl Mutex<'_> {
@@ -80,7 +79,6 @@ impl Mutex<'_> {
         Err(Error::Lost(how, holders))
     }
 
-    /// One try. The answer is in `removal`.
     fn try_to_release(&mut self, removal: &mut Removal<'_>) -> Result<(), Error> {
         let has_lease = |entry: &Entry| entry.lease.is_some();
         for _ in 0..MAX_ROUNDS {

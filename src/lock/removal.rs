@@ -10,7 +10,6 @@ use super::stored::Stored;
 use super::{Error, Lost, Mutex, ReleaseScope, Released, Seen};
 use crate::record::{Entry, Outcome};
 
-/// What to release, and what was tried so far.
 pub(super) struct Removal<'r> {
     pub requester: &'r dyn Requester,
     pub scope: ReleaseScope<'r>,
@@ -60,7 +59,6 @@ fn identity(entry: Option<&Entry>) -> Identity {
 type Plan = (Vec<Entry>, Result<Released, Error>);
 
 impl Mutex<'_> {
-    /// Decides by what is stored alone.
     pub(super) fn plan(
         &self,
         removal: &mut Removal<'_>,

@@ -70,7 +70,6 @@ pub trait Observer {
     fn interval(&self) -> Duration;
 }
 
-/// How an attempt ended.
 pub(super) enum Attempt<T> {
     Done(T),
     Busy(Vec<Holding>),
@@ -203,7 +202,6 @@ pub struct Attempts<'a> {
     made: u32,
     next: Instant,
     deadline: Option<Instant>,
-    /// The polls since then.
     polls: (Instant, u32),
     /// Since when the store has had no connection for this waiter.
     full_since: Option<Instant>,
@@ -255,7 +253,6 @@ impl<'a> Attempts<'a> {
         self.deadline.map_or(self.next, |deadline| self.next.min(deadline))
     }
 
-    /// When to make the last one; `None` when there is none.
     fn last(&self) -> Option<Instant> {
         let last = self.waiting.max_attempts.and_then(|max| {
             let more = max.get().saturating_sub(self.made).saturating_sub(1);

@@ -24,15 +24,12 @@ pub(super) use names::{listed, name_of, stored_name};
 use shared_file::SharedFile;
 pub(super) use slot::MAGIC;
 
-/// How many files are read for a page.
 const PAGE: usize = 100;
 
 /// A directory with a file for each register.
 pub struct Directory {
     directory: PathBuf,
-    /// How long to try for a flock.
     timeout: Duration,
-    /// The files that were used.
     open: BTreeMap<Key, SharedFile>,
 }
 
@@ -107,12 +104,10 @@ impl Store for Directory {
     }
 }
 
-/// The directory, which must exist.
 fn opened(directory: &Path) -> Result<File, Failure> {
     File::open(directory).map_err(|error| unusable(directory, error))
 }
 
-/// The failure for an error of the directory itself.
 fn unusable(directory: &Path, error: impl Into<io::Error>) -> Failure {
     let error = error.into();
     if error.kind() != io::ErrorKind::NotFound {
@@ -133,7 +128,6 @@ fn on_one_machine(directory: &Path) -> &'static str {
     "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`"
 }
 
-/// The failure for an error of the operating system.
 fn trouble(error: impl Into<io::Error>) -> Failure {
     use Errno as E;
     let error = error.into();

@@ -40,7 +40,6 @@ const REMOVE: &str = "remove the lock file";
 #[derive(Debug)]
 pub struct Files {
     directory: PathBuf,
-    /// The lock files that were used, with their queues.
     open: BTreeMap<Key, LockFile>,
 }
 
@@ -63,7 +62,6 @@ pub(super) fn file_name(key: &Key) -> OsString {
     if key.kind == Kind::Lock { key.name.clone() } else { stored_name(key) }
 }
 
-/// The name of the register to which a file belongs.
 fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
     if kind == Kind::Lock { Some(file.to_owned()) } else { name_of(kind, file) }
 }
@@ -228,7 +226,6 @@ impl Queue for Files {
     }
 }
 
-/// The failure of a path that leads to something else.
 fn not_a_lock(why: &str) -> Failure {
     let hint = "check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed";
     Failure { cause: Cause::NotALock, ..Failure::permanent(why) }.with_hint(hint)

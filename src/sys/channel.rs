@@ -17,7 +17,6 @@ use crate::sys::poll::is_readable;
 /// Larger than any message with a file.
 const MAX_MESSAGE: usize = 8 * 1024;
 
-/// The length before each message.
 const LENGTH: usize = size_of::<u32>();
 
 /// Two ends of a connection that preserves the boundaries of messages.

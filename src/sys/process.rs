@@ -109,7 +109,6 @@ fn check_listable() -> io::Result<()> {
     name(getpid()).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// What sysinfo tells of processes.
 pub(super) fn table(which: ProcessesToUpdate<'_>, what: ProcessRefreshKind) -> io::Result<System> {
     let mut system = System::new().map_err(io::Error::other)?;
     system.refresh_processes_specifics(which, true, what.without_tasks());

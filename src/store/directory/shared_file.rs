@@ -25,7 +25,6 @@ const FLOCK_PAUSE: Duration = Duration::from_millis(4);
 #[derive(Debug)]
 pub struct SharedFile {
     path: PathBuf,
-    /// How long to try for the flock.
     timeout: Duration,
     /// The identity of the state that was written last without an answer.
     tried: Option<Vec<u8>>,
@@ -33,7 +32,6 @@ pub struct SharedFile {
     secured: Option<Vec<u8>>,
 }
 
-/// The file while it is flocked.
 struct Flocked {
     file: File,
     /// The present state, and the place of its slot.
@@ -44,7 +42,6 @@ struct Flocked {
 }
 
 impl SharedFile {
-    /// Touches nothing yet.
     pub fn new(path: PathBuf, timeout: Duration) -> Self {
         Self { path, timeout, tried: None, secured: None }
     }

@@ -20,18 +20,12 @@ use crate::store::failure::Failure;
 use crate::store::file::publish::read_at;
 use crate::sys::random::random_token;
 
-/// The distance between the slots: twice what is needed.
 const DISTANCE: u64 = 128 * 1024;
-
-/// The length of a file with both slots.
 const WHOLE: u64 = 2 * DISTANCE;
 
 /// The beginning of each slot, before the number of the format.
 pub const MAGIC: &str = "serializer-lock ";
-
 const FORMAT: &str = "serializer-lock 1 ";
-
-/// A header is shorter than this, in bytes.
 const MAX_HEADER: usize = 256;
 
 /// How many bytes are read first, nearly always all of them.

@@ -31,7 +31,6 @@ const READABLE: RawMode = 0o444;
 /// After this time, a new name is on the disk: most file systems write within 30 seconds.
 const SETTLED: Duration = Duration::from_secs(300);
 
-/// The lock file at a path.
 #[derive(Debug)]
 pub struct LockFile {
     pub(super) path: PathBuf,
@@ -43,12 +42,10 @@ pub struct LockFile {
 }
 
 impl LockFile {
-    /// Does not touch the file system yet.
     pub fn new(path: PathBuf, is_durable: bool) -> Self {
         Self { queue: Queue::new(&path), path, socket: None, is_durable }
     }
 
-    /// The stored state: the text, and its version.
     pub(super) fn load(&self) -> Result<State, Failure> {
         for _ in 0..MAX_OPENS {
             let Some(file) = self.open(READ, OFlags::RDONLY)? else { return Ok(State::default()) };
@@ -79,7 +76,6 @@ impl LockFile {
         Err(self.failure(READ)(Errno::STALE.into()))
     }
 
-    /// Stores a text where no file exists.
     pub(super) fn create(&self, text: &str) -> Result<Write, Failure> {
         let fill = |file: &File| self.fill(file, text.as_bytes());
         let created = link_new(&self.path, &fill);

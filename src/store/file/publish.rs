@@ -37,7 +37,6 @@ const TEMPORARY: (&str, &str) = (".serializer.", ".tmp");
 /// The age at which a temporary name is not in use: it lasts for some system calls.
 const LEFT: Duration = Duration::from_secs(60);
 
-/// Writes a file.
 pub type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
 
 /// Opens a regular file; `None` when no file exists. Never creates a file, follows a symbolic
@@ -177,7 +176,6 @@ pub fn sweep(directory: &Path) {
     }
 }
 
-/// A complete file with a temporary name.
 fn write_temporary(path: &Path, fill: Fill<'_>) -> io::Result<(File, PathBuf)> {
     let (begin, end) = TEMPORARY;
     let temporary = directory(path).join(format!("{begin}{}{end}", random_token()?));

@@ -29,8 +29,6 @@ const MAX_FILES: usize = 100;
 
 /// How often to try to sweep. Others need microseconds; a file that is left costs nothing.
 const MAX_SWEEPS: usize = 10;
-
-/// The pause between two such tries.
 const SWEEP_PAUSE: Duration = Duration::from_millis(1);
 
 /// The place of this process among the waiters.

@@ -4,7 +4,6 @@ use std::fs::File;
 
 use nix::sys::statfs::fstatfs;
 
-/// File systems of a single machine.
 const LOCAL: [&str; 5] = ["apfs", "hfs", "tmpfs", "exfat", "msdos"];
 
 fn kind(file: &File) -> Option<String> {

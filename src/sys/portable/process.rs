@@ -55,7 +55,6 @@ pub fn observe(pid: Pid) -> Result<Process, Absence> {
     Ok(Process { pid, instance: start(pid)? })
 }
 
-/// Identifies the process that has the PID.
 fn start(pid: Pid) -> Result<ProcessIdentity, Absence> {
     let is_gone = || test_kill_process(pid) == Err(Errno::SRCH);
     if is_gone() {
@@ -74,7 +73,6 @@ fn start(pid: Pid) -> Result<ProcessIdentity, Absence> {
     }
 }
 
-/// A fact about one process, from sysinfo.
 fn of<T>(pid: Pid, what: ProcessRefreshKind, look: impl Fn(&sysinfo::Process) -> T) -> Option<T> {
     let pid = sysinfo::Pid::from_u32(pid.as_raw_pid().unsigned_abs());
     let system = table(ProcessesToUpdate::Some(&[pid]), what).ok()?;
