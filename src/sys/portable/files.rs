@@ -18,7 +18,6 @@ pub const UNHEARD: Duration = Duration::from_millis(100);
 /// Not on BSD and macOS: a record lock and a flock exclude each other, and flocks have no order.
 pub const KEEPS_ORDER: bool = false;
 
-/// Fills the whole buffer with random bytes.
 pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     File::open("/dev/urandom")?.read_exact(bytes)
 }
@@ -33,7 +32,6 @@ pub fn link_unnamed(
     Ok(None)
 }
 
-/// A file that disappears when it is closed.
 pub fn anonymous_file() -> io::Result<File> {
     let path = std::env::temp_dir().join(format!("serializer-{}", random_token()?));
     let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;

@@ -10,12 +10,10 @@ fn kind(file: &File) -> Option<String> {
     fstatfs(file).ok().map(|found| found.filesystem_type_name().to_owned())
 }
 
-/// Whether the file is gone after a reboot.
 pub fn is_in_memory(file: &File) -> bool {
     kind(file).is_some_and(|kind| kind == "tmpfs")
 }
 
-/// Whether the file is certainly seen by this machine alone.
 pub fn is_local(file: &File) -> bool {
     kind(file).is_some_and(|kind| LOCAL.contains(&kind.as_str()))
 }

@@ -17,19 +17,15 @@ use crate::sys::{channel, text};
 /// The only namespace, of all processes. Linux never uses this number.
 pub const FIRST_PID_NAMESPACE: u64 = 0;
 
-/// The argument that makes this program end its parent.
 const GUARD: &str = "end-with-parent";
 
-/// A process that runs.
 #[derive(Clone, Debug)]
 pub struct Process {
     pid: Pid,
-    /// Distinguishes the processes with that PID.
     pub instance: ProcessIdentity,
 }
 
 impl Process {
-    /// Its number, which another process may get once this one is reaped.
     pub fn pid(&self) -> Pid {
         self.pid
     }
@@ -39,7 +35,6 @@ impl Process {
         None
     }
 
-    /// Whether it has ended since it was observed; `false` if unknown.
     pub fn has_ended(&self) -> bool {
         !start(self.pid).is_ok_and(|start| self.instance.same_as(start) != Some(false))
     }
@@ -50,7 +45,6 @@ impl Process {
     }
 }
 
-/// Inspects `pid`. A zombie has ended; an unreadable process counts as running.
 pub fn observe(pid: Pid) -> Result<Process, Absence> {
     Ok(Process { pid, instance: start(pid)? })
 }
@@ -83,28 +77,23 @@ fn pid_of(pid: sysinfo::Pid) -> Option<Pid> {
     Pid::from_raw(i32::try_from(pid.as_u32()).ok()?)
 }
 
-/// Why a process cannot be identified.
 pub fn why_unidentifiable() -> io::Error {
     io::Error::other("the system shows neither its start time nor the id of this boot")
 }
 
-/// All processes.
 pub fn listed() -> io::Result<Vec<Pid>> {
     let system = table(ProcessesToUpdate::All, ProcessRefreshKind::nothing())?;
     Ok(system.processes().keys().copied().filter_map(pid_of).collect())
 }
 
-/// The parent of a process.
 pub fn parent(pid: Pid) -> Option<Pid> {
     of(pid, ProcessRefreshKind::nothing(), sysinfo::Process::parent)?.and_then(pid_of)
 }
 
-/// The short name of a process.
 pub fn name(pid: Pid) -> Option<Vec<u8>> {
     of(pid, ProcessRefreshKind::nothing(), |one| one.name().as_encoded_bytes().to_vec())
 }
 
-/// The arguments of a process, or an empty list if they cannot be read.
 pub fn arguments(pid: Pid) -> Vec<String> {
     let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always);
     let words = |one: &sysinfo::Process| {
@@ -150,7 +139,6 @@ pub fn end_with_parent(parent: Pid) -> io::Result<()> {
     if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
-/// Acts as the process that ends its parent, if started as such.
 pub fn help() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let guarded = (arguments.next()? == GUARD).then(|| arguments.next())??;
@@ -167,7 +155,6 @@ pub fn help() -> Option<ExitCode> {
     Some(ExitCode::SUCCESS)
 }
 
-/// Does nothing: processes are named after their files.
 pub fn set_name(_name: &CStr) {}
 
 /// The file of this program, or what it was started as.
