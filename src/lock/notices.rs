@@ -20,9 +20,8 @@ const SUFFIX: &str = ".broken";
 const MAX_NOTICES: usize = 8;
 
 impl Register {
-    /// Leaves notices for the entries `new`, and removes those for `requester`, best effort.
-    /// Returns whether it could, if there were any: in a sticky directory, the file may be another
-    /// user's.
+    /// Leaves notices for the entries `new`, and removes those for `requester`, if there are any.
+    /// Returns whether it could do that: in a sticky directory, the file may be another user's.
     pub(super) fn change_notices(
         &mut self,
         new: &[Entry],

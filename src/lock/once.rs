@@ -224,9 +224,8 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The next step of a scheduler for the task `key`, which does not run: the wanted run, unless
-    /// the last run, or its state, is not the one that was seen: a success may have been stored
-    /// since.
+    /// The next step of a scheduler for the task `key`, which does not run: the wanted run, if the
+    /// last run and its state are those that were seen. A success may have been stored since.
     pub fn next(&self, key: &str, rule: Rule, last: Option<(&Run, Ended)>, now: u64) -> Next {
         let Some((run, ended, task)) =
             last.and_then(|(run, ended)| Some((run, ended, run.task.as_ref()?)))

@@ -16,8 +16,7 @@ use crate::sys::poll;
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl Mutex<'_> {
-    /// Releases the lock within `scope`. `ending` is the result of a key's run, and is reported to
-    /// waiters. Retries for some time if the store does not answer.
+    /// Releases the lock within `scope`. `ending` is told to waiters. Tries again in an outage.
     pub fn release<'r>(
         &mut self,
         requester: &'r dyn Requester,

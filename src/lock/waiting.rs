@@ -216,8 +216,8 @@ impl<'a> Attempts<'a> {
         Self { waiting, begun: next, made: 0, next, deadline, polls, full_since: None }
     }
 
-    /// Counts a poll that is due. A poll before that, after a wake-up, is not an attempt. A sleep
-    /// in the queue (`was_queued`) stands for the attempts meanwhile.
+    /// Counts a poll that is due; none after a wake-up before that. A sleep in the queue
+    /// (`was_queued`) stands for the attempts meanwhile.
     pub fn count(&mut self, now: Instant, was_queued: bool) {
         if now < self.next {
             return;

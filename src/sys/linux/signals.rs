@@ -34,8 +34,7 @@ impl SignalQueue {
         Some(Received { signal, is_from_kernel: information.ssi_code == SI_KERNEL })
     }
 
-    /// Sends this process `signal`, one of the queue's, which stays pending; takes it back if
-    /// `is_over`. Returns whether it is pending.
+    /// Makes `signal`, one of the queue's, pending, unless `is_over` then. Returns whether it is.
     pub fn raise_unless(&self, signal: Signal, is_over: impl FnOnce() -> bool) -> bool {
         if raise(signal).is_err() {
             return false;

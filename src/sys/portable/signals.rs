@@ -45,8 +45,7 @@ impl SignalQueue {
         Some(Received { signal, is_from_kernel: is_of_terminal(signal) })
     }
 
-    /// Sends this process `signal`, one of the queue's, which stays pending, unless `is_over`.
-    /// Returns whether it is pending. A SIGCONT in between goes unnoticed.
+    /// A SIGCONT between the check and the signal goes unnoticed.
     pub fn raise_unless(&self, signal: Signal, is_over: impl FnOnce() -> bool) -> bool {
         !is_over() && raise(signal).is_ok()
     }
