@@ -24,7 +24,6 @@ pub const UNHEARD: Duration = Duration::from_secs(1);
 /// Whether waiters for a lock file can queue: flocks are granted in the order of requests.
 pub const KEEPS_ORDER: bool = true;
 
-/// Fills the whole buffer with random bytes.
 pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     // A request for so few bytes is never filled in part.
     getrandom(bytes, GetRandomFlags::empty())?;

@@ -30,12 +30,10 @@ const PIDFS_MAGIC: FsWord = 0x5049_4446;
 /// The inode number of the first PID namespace (`PROC_PID_INIT_INO`), where PID 1 never ends.
 pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// A process that runs.
 #[derive(Clone, Debug)]
 pub struct Process {
     pid: Pid,
     pidfd: Option<Rc<OwnedFd>>,
-    /// Distinguishes the processes with that PID.
     pub instance: ProcessIdentity,
 }
 
@@ -130,7 +128,6 @@ fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     rest.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
-/// Why a process cannot be identified.
 pub fn why_unidentifiable() -> io::Error {
     fs::read("/proc/self/stat")
         .err()
@@ -138,7 +135,6 @@ pub fn why_unidentifiable() -> io::Error {
         .unwrap_or_else(|| io::Error::other("/proc is not mounted or not readable"))
 }
 
-/// The parent of a process.
 pub fn parent(pid: Pid) -> Option<Pid> {
     stat_field(pid, 4).and_then(Pid::from_raw)
 }

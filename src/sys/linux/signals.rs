@@ -27,7 +27,6 @@ impl SignalQueue {
         Ok(Self(SignalFd::with_flags(&signals.iter().copied().collect(), flags)?))
     }
 
-    /// The next received signal.
     pub fn next(&self) -> Option<Received> {
         let information = self.0.read_signal().ok()??;
         let signal = Signal::try_from(i32::try_from(information.ssi_signo).ok()?).ok()?;

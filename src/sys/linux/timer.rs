@@ -14,7 +14,6 @@ use rustix::time::{
 pub struct Timer(OwnedFd, TimerfdTimerFlags);
 
 impl Timer {
-    /// Not readable yet.
     pub fn new() -> io::Result<Self> {
         Self::of(TimerfdClockId::Boottime, TimerfdTimerFlags::ABSTIME)
     }
@@ -41,7 +40,6 @@ impl Timer {
         Ok(())
     }
 
-    /// Becomes readable then.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
