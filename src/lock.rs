@@ -60,6 +60,9 @@ pub struct Mutex<'a> {
     was_lost: bool,
 }
 
+/// What is stored, and the verdict on each holder.
+pub type Looked = (Stored, Vec<Judged<Verdict>>);
+
 /// What a requester asks for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Request {
@@ -214,7 +217,7 @@ impl<'a> Mutex<'a> {
     }
 
     /// What is stored, and the verdict on each holder.
-    pub fn look(&mut self) -> Result<Option<(Stored, Vec<Judged<Verdict>>)>, store::Error> {
+    pub fn look(&mut self) -> Result<Option<Looked>, store::Error> {
         // What the answer says may be older than the answer, but not than the question.
         let asked = Instant::now();
         let Some(stored) = self.register.load()? else { return Ok(None) };
