@@ -3,7 +3,6 @@
 //! `docs/protocol.md` argues why two processes never both hold a lock.
 
 mod acquire;
-mod connection;
 pub mod decision;
 pub(crate) mod holder;
 pub mod key;
@@ -17,7 +16,6 @@ pub mod requester;
 pub mod staleness;
 pub mod stored;
 mod sweep;
-mod wait;
 pub mod waiting;
 
 pub use renew::Lost;
@@ -39,8 +37,7 @@ use crate::record::run::{Rule, Run};
 use crate::store::{self, Location};
 use crate::sys::text::io_message;
 
-/// Bounds an attempt: each further round means that another process has changed the register, so
-/// "held by another process" is a true answer in the end.
+/// Bounds an attempt: each further round means that another process has changed the register.
 const MAX_ROUNDS: usize = 16;
 
 /// How long a release waits for a store that does not answer: it may be starting again.
@@ -48,8 +45,7 @@ const OUTAGE: Duration = Duration::from_secs(15);
 
 /// A lock as one requester sees it.
 pub struct Mutex<'a> {
-    /// How long a release waits for a store that does not answer. After that, the lease ends with
-    /// its owner.
+    /// How long a release waits for a store that does not answer.
     pub patience: Duration,
     /// Where the record of the lock is.
     pub register: Register,
@@ -58,14 +54,11 @@ pub struct Mutex<'a> {
     watched: HashMap<Watched, Instant>,
     /// Acquisitions with lost answers. If one of these tokens is stored, the lock is ours.
     unconfirmed: Vec<Grant>,
-    /// The free state that was left to earlier waiters, and since when.
-    left_to_others: Option<Left>,
+    /// The version of the free state that was left to earlier waiters, and since when.
+    left_to_others: Option<(Option<Vec<u8>>, Instant)>,
     /// The requester lost the lock before, and has not been told yet.
     was_lost: bool,
 }
-
-/// A version of the register, and since when it is known.
-type Left = (Option<Vec<u8>>, Instant);
 
 /// What is stored, and the verdict on each holder.
 pub type Looked = (Stored, Vec<Judged<Verdict>>);
@@ -254,11 +247,8 @@ impl Seen {
     fn new(judged: Vec<Judged<Verdict>>, owns: impl Fn(&Entry) -> bool) -> Self {
         let mut seen = Self::default();
         for Judged { entry, written, verdict } in judged {
-            let is_lost = match &verdict {
-                Verdict::Stale(Stale::Expired) => true,
-                Verdict::Stale(_) => entry.as_ref().is_some_and(Entry::is_mark),
-                Verdict::Held(_) => false,
-            };
+            let is_mark = entry.as_ref().is_some_and(Entry::is_mark);
+            let is_lost = matches!(verdict, Verdict::Stale(it) if is_mark || it == Stale::Expired);
             let own = entry.as_ref().filter(|entry| owns(entry));
             seen.lost.extend(own.filter(|_| is_lost).cloned());
             let is_own = own.is_some_and(|own| !is_lost && own.released.is_none());

@@ -4,12 +4,14 @@
 
 #[cfg_attr(all(target_os = "linux", not(serializer_portable)), path = "sys/linux/mod.rs")]
 #[cfg_attr(not(all(target_os = "linux", not(serializer_portable))), path = "sys/portable/mod.rs")]
+#[allow(missing_docs, reason = "`linux` documents what the names do not say")]
 mod platform;
 
 pub mod channel;
 pub mod clock;
 #[cfg_attr(target_os = "linux", path = "sys/linux/filesystem.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "sys/portable/filesystem.rs")]
+#[allow(missing_docs, reason = "`linux` documents what the names do not say")]
 pub mod filesystem;
 pub mod identity;
 pub mod local_time;

@@ -1,32 +1,29 @@
 //! Acquiring a lock.
 
 use std::mem::take;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::decision::{Bid, Decision};
 use super::register::Write;
 use super::requester::Requester;
 use super::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown, entries};
 use super::stored::Stored;
-use super::wait::{Attempt, PATIENCE};
-use super::waiting::{Observer, Waiting};
-use super::{Acquired, Error, Grant, Left, Lost, MAX_ROUNDS, Mutex, Request};
+use super::waiting::{Attempt, Observer, PATIENCE, Waiting};
+use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Lease, Outcome, Record};
 use crate::store::{self, waiter};
-use crate::sys::clock::since_boot;
+use crate::sys::clock::{millis, since_boot};
 
-/// How many acquisitions with lost answers are remembered. If a store breaks all the time, it made
-/// the last ones, if any.
+/// How many acquisitions with lost answers are remembered: of more, the last ones count.
 const MAX_UNCONFIRMED: usize = 256;
 
 impl Mutex<'_> {
     /// Acquires the lock, waiting for it within `waiting`.
     ///
-    /// With `skip_if_done`, it waits without a place in the queue for the present holder. If that
-    /// reports success, nothing is acquired; otherwise it tries again. Nothing is held after an
-    /// error.
+    /// With `skip_if_done`, it waits beside the queue for the present holder. If that reports
+    /// success, nothing is acquired; otherwise it tries again. Nothing is held after an error.
     pub fn acquire(
         &mut self,
         requester: &dyn Requester,
@@ -36,21 +33,21 @@ impl Mutex<'_> {
     ) -> Result<Acquired, Error> {
         let _ = waiter::WANTED.set(request.mode);
         // Only if it is told once: it would never get the lock again.
-        if self.register.take_notices(requester) == Some(true) {
+        if self.register.change_notices(&[], Some(requester)) == Some(true) {
             return Err(Error::Lost(Lost::Broken, self.holders().unwrap_or_default()));
         }
         if request.skip_if_done {
             // Before the first look: a holder that is seen must know of this waiter.
             self.register.queue(|queue, key| queue.observe(key));
         }
-        let mut bid = Bid::new(requester, request);
-        (bid.unconfirmed, bid.was_lost) = (take(&mut self.unconfirmed), self.was_lost);
+        let (unconfirmed, was_lost) = (take(&mut self.unconfirmed), self.was_lost);
+        let mut bid = Bid { unconfirmed, was_lost, ..Bid::new(requester, request) };
         let acquired = self.wait_for(requester, request.skip_if_done, waiting, observer, |mutex| {
             let attempt = mutex.attempt(&mut bid)?;
             if let Attempt::Busy(holders) = &attempt {
                 let first = holders.first().and_then(|holding| holding.entry.as_ref());
-                bid.awaited =
-                    first.filter(|_| request.skip_if_done).and_then(|it| it.token.clone());
+                let first = first.filter(|_| request.skip_if_done);
+                bid.awaited = first.and_then(|it| it.token.clone());
             }
             Ok(attempt)
         });
@@ -67,7 +64,6 @@ impl Mutex<'_> {
         acquired
     }
 
-    /// One attempt, which never waits.
     fn attempt(&mut self, bid: &mut Bid<'_>) -> Result<Attempt<Acquired>, Error> {
         let Bid { requester, request, .. } = *bid;
         for _ in 0..MAX_ROUNDS {
@@ -84,7 +80,7 @@ impl Mutex<'_> {
                 bid.since.get_or_insert_with(|| rule.since(self.register.time()));
             }
             let key = (&*self.register.name(), self.register.time());
-            let left_since = self.left_to_others.take();
+            let left = self.left_to_others.take();
             let (held, former, run) =
                 match bid.decide(stored.as_ref(), judged.unwrap_or_default(), key)? {
                     Decision::Done(acquired) => return Ok(Attempt::Done(acquired)),
@@ -103,7 +99,11 @@ impl Mutex<'_> {
                     }
                 };
             if !self.register.queue(|queue, key| queue.is_first(key)) {
-                if self.left_for(left_since) < PATIENCE {
+                // A freed register has a version, too: it may be free again, by another hand-off.
+                let seen = self.register.version().map(<[u8]>::to_vec);
+                let left = left.filter(|(version, _)| *version == seen);
+                let left = left.unwrap_or_else(|| (seen, Instant::now()));
+                if self.left_to_others.insert(left).1.elapsed() < PATIENCE {
                     return Ok(Attempt::LeftToOthers);
                 }
                 if !may_overtake(request.mode, &held) {
@@ -156,8 +156,7 @@ impl Mutex<'_> {
                 });
                 Ok(Some(Attempt::Busy(held.into_iter().chain(busy).collect())))
             }
-            // It may be done, even after a conflict, which is the second answer if a proxy has sent
-            // the write twice. The next look tells, by the token.
+            // It may be done, also after a conflict, if a proxy sent it twice: the next look tells.
             write => {
                 bid.unconfirmed.truncate(MAX_UNCONFIRMED - 1);
                 bid.unconfirmed.insert(0, grant);
@@ -175,39 +174,25 @@ impl Mutex<'_> {
         let request = bid.request;
         let entry = bid.requester.entry().map_err(Error::Entry)?;
         let clock = if request.lease.is_some() { self.register.now() } else { Some(since_boot()) };
-        let end = |at_least: Duration| {
-            Some(clock?.saturating_add(u64::try_from(at_least.as_millis()).unwrap_or(u64::MAX / 2)))
-        };
-        let mut entries = entries(former);
-        let previous = entries.find_map(|entry| {
-            entry.token.clone().filter(|_| entry.released == Some(Outcome::Succeeded))
-        });
+        let end = |at_least| Some(clock?.saturating_add(millis(at_least)));
+        let succeeded = |entry: &&Entry| entry.released == Some(Outcome::Succeeded);
+        let mut previous = entries(former).filter(succeeded);
         let lease = |duration| Lease { duration, expires: self.expiry(duration), renewals: 0 };
         Ok(Entry {
             mode: request.mode,
             once: run,
             until: request.at_least.and_then(end),
-            previous,
+            previous: previous.find_map(|entry| entry.token.clone()),
             lease: request.lease.map(lease),
             fencing: request.lease.and_then(|_| self.register.next_number()),
             ..entry
         })
     }
 
-    /// How long earlier waiters have left the lock free, in one and the same state.
-    fn left_for(&mut self, left: Option<Left>) -> Duration {
-        // A freed register has a version, too: two hand-offs between two polls leave it free each
-        // time.
-        let seen = self.register.version().map(<[u8]>::to_vec);
-        let left = left.filter(|(version, _)| *version == seen);
-        self.left_to_others.insert(left.unwrap_or_else(|| (seen, Instant::now()))).1.elapsed()
-    }
-
     /// Removes what tells how an acquisition went, if there is nothing else.
     fn forget_outcome(&mut self) -> Result<(), Error> {
         let Some(stored) = self.register.load()? else { return Ok(()) };
-        let tells_only =
-            |entry: &Entry| entry.released == Some(Outcome::Succeeded) && entry.until.is_none();
+        let tells_only = |it: &Entry| it.released == Some(Outcome::Succeeded) && it.until.is_none();
         if !stored.entries().is_empty() && stored.entries().iter().all(tells_only) {
             // After a conflict, another process makes use of it.
             self.register.put(Some(&stored), None)?;
@@ -217,11 +202,9 @@ impl Mutex<'_> {
 }
 
 /// Whether to overtake earlier waiters that do not take what this one could have: not if they may
-/// be waiting for the very holders that it would join. Sharers in succession would keep out an
-/// exclusive waiter for ever. A requester of one of several slots, as all holders were, can expect
-/// that the waiters want one, too.
+/// wait for the holders that it would join. Sharers in succession would keep out an exclusive
+/// waiter. The waiters for one of several slots, as all holders have, want one, too.
 fn may_overtake(mode: Mode, holders: &[Holding]) -> bool {
-    let is_alike =
-        |holding: &Holding| holding.entry.as_ref().is_some_and(|entry| entry.mode == mode);
+    let is_alike = |it: &Holding| it.entry.as_ref().is_some_and(|entry| entry.mode == mode);
     holders.is_empty() || (mode != Mode::Shared && holders.iter().all(is_alike))
 }

@@ -1,5 +1,4 @@
-//! What a requester does about a lock, by what is stored alone. The first rule that applies
-//! decides:
+//! What a requester does about a lock, by what is stored. The first rule that applies decides:
 //!
 //! | what is stored | decision |
 //! | --- | --- |
@@ -58,8 +57,7 @@ impl<'b> Bid<'b> {
         Self { requester, request, awaited, since, unconfirmed, was_lost }
     }
 
-    /// Decides by what is stored, and a verdict on each entry. `key` is the name of the register,
-    /// and `now` the time, for keys that run once.
+    /// Decides by what is stored. A key that runs once needs its name, and the time.
     pub fn decide(
         &self,
         stored: Option<&Stored>,
@@ -88,18 +86,15 @@ impl<'b> Bid<'b> {
     }
 
     fn owns(&self, stored: Option<&Stored>, entry: &Entry) -> bool {
-        // The PID in a legacy record may be another container's: reason enough to unlock, but not
-        // to lock.
+        // A legacy record may name a PID of another container: enough to unlock, but not to lock.
         let is_own = |stored: &Stored| !stored.is_legacy() && self.requester.owns(stored, entry);
         stored.is_some_and(is_own) || self.unconfirmed(entry).is_some()
     }
 
-    /// The acquisition of this entry, if its answer was lost.
     fn unconfirmed(&self, entry: &Entry) -> Option<&Grant> {
         self.unconfirmed.iter().find(|grant| Some(&grant.token) == entry.token.as_ref())
     }
 
-    /// The decision about an entry by which the requester holds the lock.
     fn holds(&self, own: Judged<Verdict>) -> Result<Decision, Error> {
         let entry = own.entry.as_ref();
         let mode = entry.map_or(self.request.mode, |entry| entry.mode);
@@ -128,7 +123,6 @@ impl<'b> Bid<'b> {
         entries.iter().any(is_awaited) || (self.request.skip_if_done && held.iter().any(stays))
     }
 
-    /// Decides by the last run of a key, which has no holder.
     fn decide_key(
         &self,
         held: Vec<Holding>,
@@ -155,8 +149,7 @@ impl<'b> Bid<'b> {
     }
 }
 
-/// Whether a requester may join these holders; not where they may mean something that is not
-/// understood here.
+/// Whether a requester may join these holders, of which all must be understood here.
 fn joins(mode: Mode, holders: &[Holding]) -> bool {
     let modes = holders.iter().map(|holding| match holding.verdict {
         Held::Unknown(Unknown::NewerVersion | Unknown::BeingWritten) => None,

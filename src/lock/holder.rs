@@ -32,15 +32,12 @@ impl<V> Judged<V> {
         Some(asked).filter(|command| !command.is_empty())
     }
 
-    fn host(&self) -> Option<&String> {
-        self.entry.as_ref()?.owner.place.host.as_ref()
-    }
-
-    fn named(&self, command: Option<&str>, host: Option<&String>) -> String {
+    fn named(&self, command: Option<&str>, with_host: bool) -> String {
         let Some(entry) = &self.entry else {
             return "an unknown process (the file is empty)".to_owned();
         };
         let command = command.map(|command| format!(" ({command})")).unwrap_or_default();
+        let host = entry.owner.place.host.as_ref().filter(|_| with_host);
         let host = host.map(|host| format!(" on {host}")).unwrap_or_default();
         format!("pid {}{command}{host}", entry.owner.pid)
     }
@@ -53,7 +50,7 @@ impl<V> Judged<V> {
 
 impl<V> fmt::Display for Judged<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.named(self.command().as_deref(), self.host()))?;
+        f.write_str(&self.named(self.command().as_deref(), true))?;
         if let Some(since) = self.since() {
             write!(f, ", since {}", local_time(since))?;
         }
@@ -64,11 +61,12 @@ impl<V> fmt::Display for Judged<V> {
     }
 }
 
-/// Why the first one counts as a holder, if that is not plain, and how many more there are.
+/// The first one's reason, why it is a holder if that is not plain, and how many more there are.
 fn rest(first: &Holding, others: &[Holding]) -> String {
+    let reason = first.reason();
     let why = match &first.verdict {
-        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => String::new(),
-        held => format!("; {held}"),
+        Held::Alive(_) | Held::Unknown(Unknown::BeingWritten) => reason,
+        held => format!("{reason}; {held}"),
     };
     if others.is_empty() { why } else { format!("{why}, and {} more", others.len()) }
 }
@@ -79,9 +77,8 @@ pub fn listed(holders: &[Holding]) -> String {
         return "several processes in turn".to_owned();
     };
     let time = first.held_for().map(|time| format!(", which has had it for {}", short(time)));
-    let name = first.named(first.command().as_deref(), first.host());
-    let time = time.unwrap_or_default();
-    format!("{name}{time}{}{}", first.reason(), rest(first, others))
+    let name = first.named(first.command().as_deref(), true);
+    format!("{name}{}{}", time.unwrap_or_default(), rest(first, others))
 }
 
 /// What a waiter waits for, in so many columns: the host is left out first, then the command cut.
@@ -90,17 +87,17 @@ pub fn held(holders: &[Holding], columns: usize) -> String {
         return "held by several processes in turn".to_owned();
     };
     let time = first.held_for().map(|time| format!(" for {}", short(time))).unwrap_or_default();
-    let text = |command: Option<&str>, host| {
-        let named = first.named(command, host);
-        format!("held{time} by {named}{}{}", first.reason(), rest(first, others))
+    let rest = rest(first, others);
+    let line = |command: &str, with_host| {
+        let command = Some(command).filter(|command| !command.is_empty());
+        format!("held{time} by {}{rest}", first.named(command, with_host))
     };
-    let (command, host) = (first.command(), first.host());
-    let full = text(command.as_deref(), host);
+    let command = first.command().unwrap_or_default();
+    let full = line(&command, true);
     if text::width(&full) <= columns {
         return full;
     }
-    let room = (columns + command.as_deref().map_or(0, text::width))
-        .saturating_sub(text::width(&text(command.as_deref(), None)));
-    let command = command.map(|command| text::cut(&command, room.max(1)));
-    text::cut(&text(command.as_deref(), None), columns)
+    let room = columns + text::width(&command);
+    let room = room.saturating_sub(text::width(&line(&command, false)));
+    text::cut(&line(&text::cut(&command, room.max(1)), false), columns)
 }

@@ -25,8 +25,7 @@ pub struct Inspected {
 }
 
 impl Inspected {
-    /// Renewals and duration of the lease of its run, if only watching it for so long shows whether
-    /// it has expired.
+    /// Renewals and duration of its lease, if only watching shows whether that has expired.
     pub fn unproved_lease(&self) -> Option<(u64, Duration)> {
         let lease = self.process.entry.as_ref()?.lease.filter(|lease| lease.expires.is_none())?;
         let is_leased = matches!(self.process.verdict, Verdict::Held(Held::Leased(_)));
@@ -35,8 +34,7 @@ impl Inspected {
 }
 
 impl Mutex<'_> {
-    /// Ends the run with this token. If the run has already ended in this way, the step was
-    /// repeated, or its answer was lost.
+    /// Ends the run with this token. It may have ended in this way already: an answer was lost.
     pub fn end_run(
         &mut self,
         requester: &dyn Requester,
@@ -48,10 +46,9 @@ impl Mutex<'_> {
             released => return released,
         }
         let last = self.inspect()?.and_then(|key| key.process.entry);
-        let has_ended =
-            last.is_some_and(|it| it.has_token(token) && it.released == Some(ending.outcome));
+        let is_it = |it: &Entry| it.has_token(token) && it.released == Some(ending.outcome);
         let released = Released::Own { stays: None, was: Vec::new() };
-        has_ended.then_some(released).ok_or(Error::NotLocked)
+        last.filter(is_it).map(|_| released).ok_or(Error::NotLocked)
     }
 
     /// The state of the key; `None` if it was never run, or is forgotten.
@@ -72,8 +69,7 @@ impl Mutex<'_> {
         Ok(Some(Inspected { run: run.clone(), state, process, look_again_in }))
     }
 
-    /// Removes the stored state of the key; `false` if there was none. Refuses a key that runs, or
-    /// has run since it was `seen`.
+    /// Removes the state of the key, unless it runs or has run since `seen`; `false` without one.
     pub fn forget(&mut self, seen: &Inspected) -> Result<bool, Error> {
         let seen = seen.process.entry.as_ref().and_then(|entry| entry.token.as_ref());
         for _ in 0..MAX_ROUNDS {
@@ -95,8 +91,7 @@ impl Mutex<'_> {
     pub fn amend(&mut self, change: &dyn Fn(Option<&Run>) -> Option<Run>) -> Result<bool, Error> {
         for _ in 0..MAX_ROUNDS {
             let stored = self.register.load()?;
-            let mut entries =
-                stored.as_ref().map(|stored| stored.entries().to_vec()).unwrap_or_default();
+            let mut entries = stored.as_ref().map_or(Vec::new(), |it| it.entries().to_vec());
             let last = entries.iter_mut().rfind(|entry| !entry.is_mark());
             let run = last.as_ref().and_then(|last| last.once.as_ref());
             let Some(once) = change(run).map(Some) else { return Ok(false) };

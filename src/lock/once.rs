@@ -1,8 +1,6 @@
 //! A key that runs once: a lock that remembers how its last run ended. This module has the rules of
 //! `once`; the lock does the rest. `docs/protocol.md`, "A key that runs once", has the argument.
 
-mod slot;
-
 use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -10,9 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::slot::Claim;
 use crate::lock::staleness::{Stale, Verdict};
-use crate::record::run::{End, Interrupted, Rule, Run};
+use crate::record::run::{End, Interrupted, Rule, Run, Task};
 use crate::record::{Entry, Outcome};
 use crate::sys::local_time::local_time;
 use crate::sys::text;
@@ -22,8 +19,7 @@ const MAX_ENDS: usize = 5;
 /// The longest text about an end, in characters.
 const MAX_HOW: usize = 80;
 
-/// How often a slot of a task is run after interruptions, beside its tries: it may be what brings
-/// hosts down.
+/// How often a slot is run after interruptions, beside its tries: it may bring hosts down.
 const INTERRUPTIONS: u32 = 10;
 
 /// The report of a run's end.
@@ -88,16 +84,25 @@ impl Ended {
 
 /// The next step for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum Next {
-    /// It is done.
     Skip,
-    /// Run it, as this run.
     Run(Run),
-    /// It is given up, for this reason.
+    /// For this reason.
     GiveUp(String),
 }
 
 impl Run {
+    /// The slot and the number of this run.
+    pub fn of_slot(&self) -> (u64, u32) {
+        (self.task.as_ref().map_or(0, |task| task.slot), self.number)
+    }
+
+    /// What a claim names of this run, which is in this state.
+    pub fn seen(&self, state: State) -> (u64, u32, State) {
+        (self.of_slot().0, self.number, state)
+    }
+
     /// The time of the last end; 0 before the first one.
     pub fn ended(&self) -> u64 {
         self.ends.last().map_or(0, |end| end.at)
@@ -116,12 +121,12 @@ impl Run {
     /// This run with one more end.
     pub fn with_end(&self, at: u64, how: &str, code: Option<u8>) -> Self {
         let how = how.chars().take(MAX_HOW).collect();
-        let mut ends = self.ends.clone();
         // Another host's clock may be behind, and a store's answer is slightly old.
         let at = at.max(self.began);
-        ends.push(End { at, number: self.number, how, code });
-        ends.drain(..ends.len().saturating_sub(MAX_ENDS));
-        Self { ends, ..self.clone() }
+        let mut run = self.clone();
+        run.ends.push(End { at, number: self.number, how, code });
+        run.ends.drain(..run.ends.len().saturating_sub(MAX_ENDS));
+        run
     }
 
     /// The ends of runs with that of this one, also if that was not reported.
@@ -134,8 +139,7 @@ impl Run {
         }
     }
 
-    /// Whether the slot before `slot` has failed, or all tries of `slot` have, as far as it is
-    /// remembered.
+    /// Whether the slot before `slot`, or all remembered tries of `slot`, have failed.
     pub fn has_failed_before(&self, slot: u64) -> bool {
         let has_ended = slot > self.of_slot().0
             || self.rule.tries.is_some_and(|tries| self.number >= tries.get());
@@ -156,10 +160,12 @@ impl Run {
             || self.task.as_ref().is_some_and(|task| task.is_stopped);
         let more = if is_interrupted && self.task.is_some() { INTERRUPTIONS } else { 0 };
         let has_tried = |tries: NonZeroU32| self.number >= tries.saturating_add(more).get();
-        let times =
-            if self.number == 1 { "once".to_owned() } else { format!("{} times", self.number) };
-        (is_stopped || rule.tries.is_some_and(has_tried))
-            .then(|| format!("tried {times}; the last run {how}"))
+        let times = match self.number {
+            1 => "once".to_owned(),
+            number => format!("{number} times"),
+        };
+        let is_over = is_stopped || rule.tries.is_some_and(has_tried);
+        is_over.then(|| format!("tried {times}; the last run {how}"))
     }
 
     /// The state of the key, by the run's own rule.
@@ -202,9 +208,49 @@ impl Rule {
     }
 }
 
+/// What a scheduler wants to run, and what it has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The slot and the number of the last run, and its state, as they were seen.
+    pub seen: (u64, u32, State),
+    /// The slot to run; that of the last run for another try.
+    pub slot: u64,
+    /// The number of slots before this one that are not run.
+    pub skipped: u64,
+    /// The hash of the definition.
+    pub definition: u32,
+    /// Whether a user asks for this run: a pause is ignored, and the stored slot stays.
+    pub is_forced: bool,
+}
+
+impl Claim {
+    /// The next step of a scheduler for the task `key`, which does not run: the wanted run, if the
+    /// last run and its state are those that were seen. A success may have been stored since.
+    pub fn next(&self, key: &str, rule: Rule, last: Option<(&Run, Ended)>, now: u64) -> Next {
+        let Some((run, ended, task)) =
+            last.and_then(|(run, ended)| Some((run, ended, run.task.as_ref()?)))
+        else {
+            return Next::Skip;
+        };
+        let is_paused = task.paused > now && !self.is_forced;
+        if is_paused || run.seen(run.state(Some(ended), now)) != self.seen {
+            return Next::Skip;
+        }
+        // A run on request leaves the schedule as it is.
+        let slot = if self.is_forced { task.slot } else { self.slot.max(task.slot) };
+        // So that no two runs have the same slot and number.
+        let number = if slot == task.slot { run.number.saturating_add(1) } else { 1 };
+        let skipped = task.skipped.saturating_add(self.skipped);
+        let (definition, paused) = (self.definition, task.paused);
+        let task = Task { slot, skipped, is_stopped: false, definition, paused };
+        let (key, ends) = (key.to_owned(), run.ends_with(ended, now));
+        Next::Run(Run { key, number, began: now, rule, ends, task: Some(task) })
+    }
+}
+
 /// A time in milliseconds since 1970, for people.
 pub fn shown(milliseconds: u64) -> String {
-    let time =
-        i64::try_from(milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
+    let time = i64::try_from(milliseconds).ok();
+    let time = time.and_then(|time| Timestamp::from_millisecond(time).ok());
     time.map_or_else(|| "an unknown time".to_owned(), |time| local_time(time).to_string())
 }

@@ -6,19 +6,18 @@
 
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use crate::lock::stored::Stored;
 use crate::record::{Entry, KEPT, Record};
 use crate::store::backoff::{PollBackoff, retry};
 use crate::store::failure::{Cause, Error, Failure};
-use crate::store::seam::{Key, Kind, Next, State, Store};
+pub use crate::store::seam::Write;
+use crate::store::seam::{Key, Kind, Next, Queue, State, Store};
 use crate::store::{self, Location};
 use crate::sys::clock::{since_1970, since_boot};
-
-pub use super::connection::Connection;
-pub(super) use super::connection::{Shared, lock};
-pub use crate::store::seam::Write;
 
 /// The age, in milliseconds, from which a state is read again before a write. The number of the
 /// write must not be below the numbers of a register that was made, used and purged meanwhile.
@@ -29,7 +28,7 @@ pub struct Register {
     pub(super) store: Arc<Shared>,
     pub(super) key: Key,
     location: String,
-    pub(super) backoff: PollBackoff,
+    backoff: PollBackoff,
     pub(super) last: Option<Last>,
     /// A state that was read with others, and when it was asked for: what the next read finds.
     pub offered: Option<(State, u64)>,
@@ -37,11 +36,30 @@ pub struct Register {
 
 pub(super) struct Last {
     pub(super) state: State,
-    /// When the state was asked for, in milliseconds since boot. The store's clock was not later
-    /// then than its answer.
+    /// When the state was asked for, in milliseconds since boot: before the store read its clock.
     pub(super) asked: u64,
     next: u64,
     pub(super) is_prepared: bool,
+}
+
+pub(super) type Shared = Mutex<Box<dyn Store>>;
+
+/// The connection of a register, which another thread may close.
+pub struct Connection(Weak<Shared>);
+
+impl Connection {
+    /// Closes it, until the register is used again. Does nothing while another thread uses it.
+    pub fn close(&self) {
+        if let Some(store) = self.0.upgrade()
+            && let Ok(mut store) = store.try_lock()
+        {
+            store.disconnect();
+        }
+    }
+}
+
+pub(super) fn lock(store: &Shared) -> MutexGuard<'_, Box<dyn Store>> {
+    store.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Register {
@@ -59,13 +77,12 @@ impl Register {
 
     /// Another register of the same store, over the same connection.
     pub fn sibling(&self, location: &Location) -> Self {
-        let (store, key) = (self.store.clone(), location.key().clone());
-        let (location, backoff) = (location.printable(), self.backoff.clone());
+        let (key, location) = (location.key().clone(), location.printable());
+        let (store, backoff) = (self.store.clone(), self.backoff.clone());
         Self { store, key, location, backoff, last: None, offered: None }
     }
 
-    /// All registers of a kind in the store, with their states where the store gives them with the
-    /// time.
+    /// All registers of a kind, with their states where the store gives those with the time.
     pub fn list(&mut self, kind: Kind) -> Result<Vec<(OsString, State)>, Error> {
         let all = self.ask(|store, _| store::list_all(store, kind));
         let all = all.map_err(|failure| self.error("list the tasks beside", failure))?;
@@ -79,7 +96,8 @@ impl Register {
 
     /// The stored state; `None` when nothing is stored.
     pub fn load(&mut self) -> Result<Option<Stored>, Error> {
-        let state = self.read()?.state.clone();
+        let last = self.read()?;
+        let state = self.last.insert(last).state.clone();
         let (Some(value), Some(_)) = (&state.value, &state.version) else { return Ok(None) };
         if value.is_empty() && !self.store().counts() {
             return Ok(Some(Stored { record: None, state }));
@@ -87,31 +105,23 @@ impl Register {
         let record = Record::parse(value.as_bytes()).map_err(|why| self.is_foreign(why))?;
         let is_run = |entry: &Entry| entry.once.is_some();
         let last = record.entries().iter().rfind(|entry| !entry.is_mark());
-        match self.key.kind {
+        let is_plain = !record.is_newer() && last.is_some_and(|last| !is_run(last));
+        let why = match self.key.kind {
             // A lock of one machine may be named as the file of a key.
-            Kind::Lock if record.entries().iter().any(is_run) => {
-                Err(self.is_foreign("it tells of the run of a key"))
-            }
-            Kind::Once | Kind::Schedule
-                if !record.is_newer() && last.is_some_and(|last| !is_run(last)) =>
-            {
-                Err(self.is_foreign("it does not tell of a run"))
-            }
-            _ => Ok(Some(Stored { record: Some(record), state })),
-        }
+            Kind::Lock if record.entries().iter().any(is_run) => "it tells of the run of a key",
+            Kind::Once | Kind::Schedule if is_plain => "it does not tell of a run",
+            _ => return Ok(Some(Stored { record: Some(record), state })),
+        };
+        Err(self.is_foreign(why))
     }
 
     /// Stores `record`, or removes what is stored, only if `seen` is still stored.
     pub fn put(&mut self, seen: Option<&Stored>, record: Option<&Record>) -> Result<Write, Error> {
-        if record.is_some()
-            && seen.and_then(|seen| seen.record.as_ref()).is_some_and(Record::is_newer)
-        {
+        let is_newer = seen.and_then(|seen| seen.record.as_ref()).is_some_and(Record::is_newer);
+        if record.is_some() && is_newer {
             return Err(self.error("change the lock", Failure::of_newer_version()));
         }
-        if self.last.is_none() {
-            self.read()?;
-        }
-        let Some(last) = self.last.take() else { return Ok(Write::Conflict) };
+        let last = self.last.take().map_or_else(|| self.read(), Ok)?;
         let version = last.state.value.as_ref().and(last.state.version.as_ref());
         let is_old = since_boot().saturating_sub(last.asked) > MAX_AGE;
         if version != seen.and_then(|seen| seen.state.version.as_ref()) || is_old {
@@ -126,8 +136,7 @@ impl Register {
         written.map_err(|failure| self.error("write the lock", failure))
     }
 
-    /// Checks that the store refuses a write on a false condition. The lock must not be in
-    /// use meanwhile.
+    /// Checks that the store refuses a write on a false condition, on a lock that is not in use.
     pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
         self.ask(|store, key| store.verify_conditional_writes(key))
             .map_err(|failure| self.error("use the lock", failure))
@@ -138,8 +147,7 @@ impl Register {
         self.last.as_ref()?.state.version.as_deref()
     }
 
-    /// The store's clock now, in milliseconds, or a little later, computed from the last read.
-    /// `None` without a clock.
+    /// The store's clock now, in milliseconds, or a little later; `None` without a clock.
     pub fn now(&self) -> Option<u64> {
         let Last { state, asked, .. } = self.last.as_ref()?;
         Some(state.now? + since_boot().saturating_sub(*asked))
@@ -171,6 +179,28 @@ impl Register {
         self.store().server()
     }
 
+    /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
+    /// changed. Without `is_beside`, takes a place in the queue, and sleeps until its turn.
+    pub fn wait(
+        &mut self,
+        is_beside: bool,
+        limit: Duration,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Error> {
+        self.queue(|queue, key| queue.wait(key, is_beside, limit, fds))
+            .map_err(|failure| self.error("wait for the lock", failure))
+    }
+
+    /// The connection, which is opened again when it is used.
+    pub fn connection(&self) -> Connection {
+        Connection(Arc::downgrade(&self.store))
+    }
+
+    /// Asks the queue of the store. Without one, waiters poll, and do not know of each other.
+    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> T {
+        ask(lock(&self.store).queue().unwrap_or(&mut self.backoff), &self.key)
+    }
+
     pub(super) fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
         lock(&self.store)
     }
@@ -197,7 +227,7 @@ impl Register {
         })
     }
 
-    fn read(&mut self) -> Result<&Last, Error> {
+    fn read(&mut self) -> Result<Last, Error> {
         let read = match self.offered.take() {
             Some(offered) => Ok(offered),
             None => self.ask(|store, key| {
@@ -214,7 +244,7 @@ impl Register {
         };
         let next = number_after(&state)
             .ok_or_else(|| self.is_foreign("its number is the largest possible one"))?;
-        Ok(self.last.insert(Last { state, asked, next, is_prepared }))
+        Ok(Last { state, asked, next, is_prepared })
     }
 
     fn write(&mut self, last: &Last, record: Option<&Record>) -> Result<Write, Failure> {

@@ -7,18 +7,16 @@ use super::register::Write;
 use super::removal::Removal;
 use super::renew::mark_lost;
 use super::requester::Requester;
-use super::staleness::Held;
+use super::staleness::{Held, Holding};
 use super::stored::Stored;
 use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released};
 use crate::record::{Entry, KEPT, Outcome, Record};
 use crate::sys::poll;
 
-/// Between two such tries.
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl Mutex<'_> {
-    /// Releases the lock within `scope`. `ending` is the result of a key's run, and is reported to
-    /// waiters. Retries for some time if the store does not answer.
+    /// Releases the lock within `scope`. `ending` is told to waiters. Tries again in an outage.
     pub fn release<'r>(
         &mut self,
         requester: &'r dyn Requester,
@@ -50,8 +48,7 @@ impl Mutex<'_> {
         tried.answer
     }
 
-    /// The answer when the requester's entry is not stored, which `absent` tells: whether an
-    /// earlier write of this release has removed it.
+    /// The answer when the requester's entry is `absent`: an earlier write may have removed it.
     fn resolve(&mut self, tried: Removal<'_>, absent: Error) -> Result<Released, Error> {
         let Removal { requester, scope, ending, may_be_done, .. } = tried;
         let how = match tried.answer {
@@ -72,14 +69,15 @@ impl Mutex<'_> {
             }
             Err(Error::Lost(how, _)) if may_be_done => how,
             answer if may_be_done => return answer,
-            _ if scope.is_own() && self.register.take_notices(requester).is_some() => Lost::Broken,
+            _ if scope.is_own() && self.register.change_notices(&[], Some(requester)).is_some() => {
+                Lost::Broken
+            }
             _ => return Err(absent),
         };
         let holders = if let Error::NotOurs(holders) = absent { holders } else { Vec::new() };
         Err(Error::Lost(how, holders))
     }
 
-    /// One try. The answer is in `removal`.
     fn try_to_release(&mut self, removal: &mut Removal<'_>) -> Result<(), Error> {
         let has_lease = |entry: &Entry| entry.lease.is_some();
         for _ in 0..MAX_ROUNDS {
@@ -87,8 +85,7 @@ impl Mutex<'_> {
             let (left, answer) = self.plan(removal, &stored, judged)?;
             removal.answer = answer;
             let write = match &removal.answer {
-                // What is broken by force is deleted at once, also where no stale lock can be taken
-                // over (NFS).
+                // Force deletes at once, also where no stale lock can be taken over (NFS).
                 Ok(Released::Stale(former))
                     if removal.scope.is_own() && !former.entry.as_ref().is_some_and(has_lease) =>
                 {
@@ -101,8 +98,7 @@ impl Mutex<'_> {
                     self.tell(removal, &stored);
                     return Ok(());
                 }
-                // A leased entry cannot vanish by another process without a mark, so a write of
-                // ours was sent twice by a proxy.
+                // A leased entry leaves a mark, unless a proxy has sent our write twice.
                 (Write::Conflict, Ok(Released::Own { was, .. })) => was.iter().all(has_lease),
                 (write, _) => write == Write::Unknown,
             };
@@ -113,24 +109,20 @@ impl Mutex<'_> {
     /// What follows a release, best effort.
     fn tell(&mut self, removal: &Removal<'_>, stored: &Stored) {
         match &removal.answer {
-            // A success is told to waiters only. They are asked for only now: a process that comes
-            // later sees that the command has ended, and does not wait.
+            // A success is told to waiters only: a process that comes later does not wait.
             Ok(Released::Own { stays: None, was })
-                if removal.ending.outcome == Outcome::Succeeded =>
+                if removal.ending.outcome == Outcome::Succeeded
+                    && was.first().is_some_and(|own| own.once.is_none())
+                    && !self.register.queue(|queue, key| queue.has_waiters(key)) =>
             {
-                if let Some(told) = was.first().filter(|own| own.once.is_none())
-                    && !self.register.queue(|queue, key| queue.has_waiters(key))
-                {
-                    let _ = self.withdraw(told);
-                }
+                let _ = self.withdraw(&was[0]);
             }
             // An owner without a lease finds no mark in the record, and asks only if it runs.
             Ok(Released::Forced(taken)) => {
-                let seen = taken.iter().filter(|holding| matches!(holding.verdict, Held::Alive(_)));
-                let told = seen
-                    .filter_map(|holding| holding.entry.as_ref())
-                    .filter(|entry| entry.lease.is_none() && !removal.is_known(stored, entry));
-                self.register.leave_notices(&told.map(mark_lost).collect::<Vec<_>>());
+                let is_alive = |it: &&Holding| matches!(it.verdict, Held::Alive(_));
+                let told = taken.iter().filter(is_alive).filter_map(|it| it.entry.as_ref());
+                let told = told.filter(|it| it.lease.is_none() && !removal.is_known(stored, it));
+                self.register.change_notices(&told.map(mark_lost).collect::<Vec<_>>(), None);
             }
             _ => {}
         }
@@ -138,12 +130,12 @@ impl Mutex<'_> {
 
     /// Leaves these entries, or nothing if there are none, and wakes a waiter.
     pub(super) fn store(&mut self, seen: &Stored, mut left: Vec<Entry>) -> Result<Write, Error> {
-        let record = Record::of(left.clone()).or_else(|| {
-            // What is added to a released entry may be too much for a full record. It can be left
-            // out: nothing holds by it.
+        let mut record = Record::of(left.clone());
+        if record.is_none() {
+            // A full record may lack room for what is added to released entries.
             left.retain(|entry| entry.released.is_none());
-            Record::of(left.clone())
-        });
+            record = Record::of(left.clone());
+        }
         if record.is_none() && !left.is_empty() {
             return Ok(Write::Conflict);
         }
@@ -158,8 +150,8 @@ impl Mutex<'_> {
     /// process takes it over, too. It is taken in the name of this process: if that is killed in
     /// between, the record is stale again.
     fn delete_stale(&mut self, stale: &Stored) -> Result<Write, Error> {
-        let entry =
-            Entry::of_this_process(Some("serializer unlock".to_owned())).map_err(Error::Entry)?;
+        let command = Some("serializer unlock".to_owned());
+        let entry = Entry::of_this_process(command).map_err(Error::Entry)?;
         let Some(record) = Record::of(vec![entry.clone()]) else { return Ok(Write::Conflict) };
         match self.register.put(Some(stale), Some(&record))? {
             Write::Done => self.withdraw(&entry),
@@ -167,8 +159,7 @@ impl Mutex<'_> {
         }
     }
 
-    /// Removes an entry that was just written; a conflict means that another process has taken it
-    /// over.
+    /// Removes an entry that was just written, unless another process has taken it over.
     pub(super) fn withdraw(&mut self, entry: &Entry) -> Result<Write, Error> {
         for _ in 0..MAX_ROUNDS {
             let Some(stored) = self.register.load()? else { return Ok(Write::Conflict) };

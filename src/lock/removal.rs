@@ -10,7 +10,6 @@ use super::stored::Stored;
 use super::{Error, Lost, Mutex, ReleaseScope, Released, Seen};
 use crate::record::{Entry, Outcome};
 
-/// What to release, and what was tried so far.
 pub(super) struct Removal<'r> {
     pub requester: &'r dyn Requester,
     pub scope: ReleaseScope<'r>,
@@ -43,8 +42,7 @@ impl<'r> Removal<'r> {
         }
     }
 
-    /// Whether the owner of a broken lock knows, because it is the requester, which breaks the lock
-    /// of all holders.
+    /// Whether the owner knows of it: the requester itself breaks the lock of all holders.
     pub fn is_known(&self, stored: &Stored, entry: &Entry) -> bool {
         self.scope == ReleaseScope::Force && self.requester.owns(stored, entry)
     }
@@ -61,7 +59,6 @@ fn identity(entry: Option<&Entry>) -> Identity {
 type Plan = (Vec<Entry>, Result<Released, Error>);
 
 impl Mutex<'_> {
-    /// Decides by what is stored alone.
     pub(super) fn plan(
         &self,
         removal: &mut Removal<'_>,
@@ -69,8 +66,8 @@ impl Mutex<'_> {
         judged: Vec<Judged<Verdict>>,
     ) -> Result<Plan, Error> {
         let scope = removal.scope;
-        let Seen { own, lost, held, former } =
-            Seen::new(judged, |entry| removal.requester.owns(stored, entry));
+        let owns = |entry: &Entry| removal.requester.owns(stored, entry);
+        let Seen { own, lost, held, former } = Seen::new(judged, owns);
         let present = own.iter().map(|own| own.entry.as_ref());
         let present = present.chain(held.iter().map(|holding| holding.entry.as_ref()));
         removal.targets.get_or_insert_with(|| present.map(identity).collect());

@@ -8,7 +8,7 @@ use super::register::Write;
 use super::{Error, Grant, MAX_ROUNDS, Mutex, Seen};
 use crate::lock::staleness::{Judged, Stale, StaleHolder, Verdict};
 use crate::record::{Entry, Lease, Outcome, Record};
-use crate::sys::clock::since_boot;
+use crate::sys::clock::{millis, since_boot};
 use crate::sys::identity::ProcessIdentity;
 
 /// The most marks of lost holders in a record, which has to stay small.
@@ -62,8 +62,8 @@ impl Mutex<'_> {
             let (expires, renewals) = (self.expiry(lease.duration), lease.renewals + 1);
             let lease = Some(Lease { expires, renewals, ..lease });
             let renewed = Entry { lease, keeper: keeper.or(entry.keeper), ..entry.clone() };
-            let all =
-                stored.entries().iter().map(|other| if other == entry { &renewed } else { other });
+            let all = stored.entries().iter();
+            let all = all.map(|other| if other == entry { &renewed } else { other });
             // A renewal takes as much room as the one before, but another keeper may not.
             let record = Record::of(all.cloned().collect())
                 .ok_or_else(|| Error::Entry(std::io::ErrorKind::FileTooLarge.into()))?;
@@ -90,11 +90,10 @@ impl Mutex<'_> {
 
     /// When a lease that begins now ends by the store's clock: never earlier than by ours.
     pub(super) fn expiry(&self, duration: Duration) -> Option<u64> {
-        Some(self.register.now()? + u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2))
+        Some(self.register.now()? + millis(duration))
     }
 
-    /// The marks for holders that have lost the lock, which find them when they ask. The newest are
-    /// last.
+    /// The marks by which holders find out that they have lost the lock. The newest are last.
     pub(super) fn lost_marks(&self, former: &[StaleHolder]) -> Vec<Entry> {
         let now = self.register.now();
         let mark = |former: &StaleHolder| {

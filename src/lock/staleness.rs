@@ -176,12 +176,10 @@ pub trait LivenessCheck {
     }
 }
 
-/// A lease in one state: its token, and the number of its renewals. Or an empty file: no token, and
-/// its version.
+/// A state of a lease: its token, and the number of its renewals. Of an empty file: its version.
 pub type Watched = (Option<String>, Vec<u8>);
 
-/// Judges all that is stored: one verdict or more. `unchanged_for` tells how long the caller has
-/// seen a state.
+/// Judges all that is stored. `unchanged_for` tells how long the caller has seen a state.
 pub fn judge_all(
     judge: &dyn LivenessCheck,
     stored: &Stored,
@@ -193,9 +191,9 @@ pub fn judge_all(
         let age = written.and_then(|written| written.elapsed().ok()).unwrap_or_default();
         let version = stored.state.version.clone().unwrap_or_default();
         let age = age.max(unchanged_for((None, version)));
-        let is_abandoned = age >= judge.being_written();
+        let is_written = age < judge.being_written();
         let verdict =
-            if is_abandoned { Stale::Abandoned.into() } else { Unknown::BeingWritten.into() };
+            if is_written { Unknown::BeingWritten.into() } else { Stale::Abandoned.into() };
         return vec![Judged { entry: None, written, verdict }];
     };
     let verdict = |entry: &Entry| match entry.lease {

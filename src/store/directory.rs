@@ -24,15 +24,12 @@ pub(super) use names::{listed, name_of, stored_name};
 use shared_file::SharedFile;
 pub(super) use slot::MAGIC;
 
-/// How many files are read for a page.
 const PAGE: usize = 100;
 
 /// A directory with a file for each register.
 pub struct Directory {
     directory: PathBuf,
-    /// How long to try for a flock.
     timeout: Duration,
-    /// The files that were used.
     open: BTreeMap<Key, SharedFile>,
 }
 
@@ -40,16 +37,16 @@ impl Directory {
     /// The directory of an address. Touches nothing yet.
     pub fn new(settings: &StoreSettings) -> Result<Self, Failure> {
         let directory = settings.url.directory().unwrap_or_default();
-        let (why, hint) = if settings.url.rest.contains('?') {
+        if settings.url.rest.contains('?') {
             let hint =
                 "instead of `nfs=3`, run `serializer initialize` once; `%3F` is a `?` in a name";
-            ("the address of a directory has no options", hint)
-        } else if !directory.is_absolute() {
-            ("its address has no absolute path", "it looks like `file:///mnt/shared/locks`")
-        } else {
-            return Ok(Self { directory, timeout: settings.timeout, open: BTreeMap::new() });
-        };
-        Err(Failure::refused(why, hint))
+            return Err(Failure::refused("the address of a directory has no options", hint));
+        }
+        if !directory.is_absolute() {
+            let hint = "it looks like `file:///mnt/shared/locks`";
+            return Err(Failure::refused("its address has no absolute path", hint));
+        }
+        Ok(Self { directory, timeout: settings.timeout, open: BTreeMap::new() })
     }
 
     fn file(&mut self, key: &Key) -> &mut SharedFile {
@@ -71,8 +68,8 @@ impl Store for Directory {
     /// All registers with a file that was begun, including those that cannot be read now.
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
         scope::check(&self.directory, &opened(&self.directory)?)?;
-        let mut files =
-            listed(&self.directory, after, |file| name_of(kind, file)).map_err(trouble)?;
+        let files = listed(&self.directory, after, |file| name_of(kind, file));
+        let mut files = files.map_err(trouble)?;
         let next = files.get(PAGE).map(|_| files[PAGE - 1].0.clone());
         files.truncate(PAGE);
         let unreadable = |_| State { value: Some(String::new()), ..State::default() };
@@ -107,12 +104,10 @@ impl Store for Directory {
     }
 }
 
-/// The directory, which must exist.
 fn opened(directory: &Path) -> Result<File, Failure> {
     File::open(directory).map_err(|error| unusable(directory, error))
 }
 
-/// The failure for an error of the directory itself.
 fn unusable(directory: &Path, error: impl Into<io::Error>) -> Failure {
     let error = error.into();
     if error.kind() != io::ErrorKind::NotFound {
@@ -124,16 +119,15 @@ fn unusable(directory: &Path, error: impl Into<io::Error>) -> Failure {
     Failure::refused(why, hint.to_owned() + on_one_machine(directory))
 }
 
-/// A further hint for one machine: the address may be copied from Meltano's state backend, as is
-/// right for buckets.
+/// A further hint for one machine: the address may be copied from Meltano's state backend.
 fn on_one_machine(directory: &Path) -> &'static str {
     let is_meltanos = directory.iter().any(|part| part == ".meltano");
-    let hint =
-        "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`";
-    if is_meltanos { hint } else { "" }
+    if !is_meltanos {
+        return "";
+    }
+    "; for Meltano on one machine, leave the store out, and set `SERIALIZER_DIR=.meltano`"
 }
 
-/// The failure for an error of the operating system.
 fn trouble(error: impl Into<io::Error>) -> Failure {
     use Errno as E;
     let error = error.into();

@@ -35,13 +35,11 @@ const CREATE: &str = "create the lock file";
 const READ: &str = "read the lock file";
 const CHANGE: &str = "take over the lock file";
 const REMOVE: &str = "remove the lock file";
-const LOCKED: &str = "another process keeps it locked (flock)";
 
 /// A directory with lock files.
 #[derive(Debug)]
 pub struct Files {
     directory: PathBuf,
-    /// The lock files that were used, with their queues.
     open: BTreeMap<Key, LockFile>,
 }
 
@@ -64,7 +62,6 @@ pub(super) fn file_name(key: &Key) -> OsString {
     if key.kind == Kind::Lock { key.name.clone() } else { stored_name(key) }
 }
 
-/// The name of the register to which a file belongs.
 fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
     if kind == Kind::Lock { Some(file.to_owned()) } else { name_of(kind, file) }
 }
@@ -83,8 +80,7 @@ pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
     Ok(names.into_iter().map(location).collect())
 }
 
-/// Why a directory does not keep what must outlive a crash of the machine, or of a host that shares
-/// it.
+/// Why a directory does not keep what must outlive a crash of the machine.
 pub fn forgets(path: &Path) -> Option<String> {
     if [Path::new("/tmp"), Path::new("/var/tmp")].contains(&path) {
         return Some("old files are removed there".to_owned());
@@ -230,7 +226,6 @@ impl Queue for Files {
     }
 }
 
-/// The failure of a path that leads to something else.
 fn not_a_lock(why: &str) -> Failure {
     let hint = "check `SERIALIZER_FILE_NAME` and `SERIALIZER_DIR`; the file was not changed";
     Failure { cause: Cause::NotALock, ..Failure::permanent(why) }.with_hint(hint)
@@ -250,30 +245,30 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
         return Failure { why, ..failure }
             .with_hint("name a directory on another file system with `SERIALIZER_DIR`");
     }
-    match error.kind() {
+    let hint = match error.kind() {
         // There is something else than a regular file.
-        ErrorKind::InvalidData => not_a_lock(&error.to_string()),
-        ErrorKind::NotFound => failure.with_hint(
-            "create the directory with `serializer initialize`, or name another one with \
-             `SERIALIZER_DIR`",
-        ),
-        ErrorKind::PermissionDenied if action == CREATE => {
-            failure.with_hint("name a directory that you can write to with `SERIALIZER_DIR`")
-        }
-        ErrorKind::PermissionDenied if action == CHANGE => failure.with_hint(
-            "in a directory with the sticky bit, only the file's owner, or root, can replace it; \
-             for several users, name a directory without that bit with `SERIALIZER_DIR`",
-        ),
-        ErrorKind::PermissionDenied => {
-            failure.with_hint(format!("`ls -l {shown}` shows the file's owner"))
-        }
-        ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            failure.with_hint("name another directory with `SERIALIZER_DIR`")
-        }
+        ErrorKind::InvalidData => return not_a_lock(&error.to_string()),
         ErrorKind::WouldBlock => {
-            Failure { cause: Cause::Contended, why: LOCKED.to_owned(), ..failure }
-                .with_hint(format!("`fuser -v {shown}` shows the processes that have it open"))
+            let hint = format!("`fuser -v {shown}` shows the processes that have it open");
+            let why = "another process keeps it locked (flock)".to_owned();
+            return Failure { cause: Cause::Contended, why, ..failure }.with_hint(hint);
         }
-        _ => failure,
-    }
+        ErrorKind::NotFound => {
+            "create the directory with `serializer initialize`, or name another one with \
+             `SERIALIZER_DIR`"
+        }
+        ErrorKind::PermissionDenied if action == CREATE => {
+            "name a directory that you can write to with `SERIALIZER_DIR`"
+        }
+        ErrorKind::PermissionDenied if action == CHANGE => {
+            "in a directory with the sticky bit, only the file's owner, or root, can replace it; \
+             for several users, name a directory without that bit with `SERIALIZER_DIR`"
+        }
+        ErrorKind::PermissionDenied => &format!("`ls -l {shown}` shows the file's owner"),
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "name another directory with `SERIALIZER_DIR`"
+        }
+        _ => return failure,
+    };
+    failure.with_hint(hint)
 }

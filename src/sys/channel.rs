@@ -17,7 +17,6 @@ use crate::sys::poll::is_readable;
 /// Larger than any message with a file.
 const MAX_MESSAGE: usize = 8 * 1024;
 
-/// The length before each message.
 const LENGTH: usize = size_of::<u32>();
 
 /// Two ends of a connection that preserves the boundaries of messages.
@@ -68,8 +67,8 @@ fn receive_any(channel: &OwnedFd, most: usize) -> io::Result<(Vec<u8>, Option<Ow
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut length = [0; LENGTH];
     let buffers = &mut [IoSliceMut::new(&mut length)];
-    let received =
-        retry_on_intr(|| recvmsg(channel, buffers, &mut control, RecvFlags::empty()))?.bytes;
+    let receive = || recvmsg(channel, buffers, &mut control, RecvFlags::empty());
+    let received = retry_on_intr(receive)?.bytes;
     // A file comes with the first byte.
     let file = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut files) => files.next(),

@@ -49,8 +49,7 @@ pub fn is_running((pid, instance): (Pid, ProcessIdentity)) -> bool {
     running(pid).is_some_and(|process| instance.same_as(process.instance) == Some(true))
 }
 
-/// Whether a parent has certainly adopted this process: a child is in its parent's session, unless
-/// it has started its own.
+/// Whether a parent has adopted this process: its session is another one, and not ours alone.
 pub fn has_adopted_us(parent: Pid) -> bool {
     // Not by rustix, which panics if the session is of another PID namespace (0).
     let ours = getsid(None).ok().filter(|session| *session != nix::unistd::getpid());
@@ -73,23 +72,21 @@ pub fn has_ancestor_among(pid: Pid, wanted: &HashSet<Pid>) -> bool {
 
 /// All descendants of `pids`, as far as the system shows them. Reads the whole process table.
 pub fn descendants_of_all(pids: &[Pid]) -> Vec<Pid> {
-    let mut all: Vec<_> =
-        listed().unwrap_or_default().into_iter().map(|pid| (pid, parent(pid))).collect();
+    let all = listed().unwrap_or_default().into_iter();
+    let mut all: Vec<_> = all.map(|pid| (pid, parent(pid))).collect();
     let mut found = pids.to_vec();
     let mut seen = 0;
     // Each round finds the children of one process, and no process is found twice.
     while let Some(ancestor) = found.get(seen).copied() {
         seen += 1;
-        found.extend(
-            all.extract_if(.., |(_, parent)| *parent == Some(ancestor)).map(|(pid, _)| pid),
-        );
+        let children = all.extract_if(.., |(_, parent)| *parent == Some(ancestor));
+        found.extend(children.map(|(pid, _)| pid));
     }
     found.split_off(pids.len())
 }
 
-/// Whether a process runs, or may run, the Python script `script`. Reads every process's name (5 µs
-/// each), but arguments only of candidates: a hanging process blocks that read. Fails if the
-/// processes cannot be listed.
+/// Whether a process runs, or may run, a Python script. Reads the names of all processes (5 µs
+/// each), but arguments only of candidates: a hanging process blocks that read.
 pub fn any_runs_python_script(script: &str) -> io::Result<bool> {
     check_listable()?;
     // The kernel names a process after the script, or after the interpreter.
@@ -112,17 +109,15 @@ fn check_listable() -> io::Result<()> {
     name(getpid()).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// What sysinfo tells of processes.
 pub(super) fn table(which: ProcessesToUpdate<'_>, what: ProcessRefreshKind) -> io::Result<System> {
     let mut system = System::new().map_err(io::Error::other)?;
     system.refresh_processes_specifics(which, true, what.without_tasks());
     Ok(system)
 }
 
-/// Finds the oldest process that runs as `uid` with `variable=value` in its environment. Ignores
-/// ancestors of this process and other `serializer` processes, which would wait for each other.
-/// Reads the whole process table (milliseconds). Fails if the table is unreadable, or belongs to
-/// another PID namespace.
+/// Finds the oldest process that runs as `uid` with `variable=value` in its environment, but no
+/// ancestor and no other `serializer`, which would wait for each other. Reads the whole process
+/// table (milliseconds). Fails if that is unreadable, or another PID namespace's.
 pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<Option<Process>> {
     check_listable()?;
     let what = ProcessRefreshKind::nothing().with_environ(UpdateKind::Always);

@@ -12,7 +12,6 @@ const MAX_FIELD: usize = 120;
 /// The longest reason, in characters.
 const MAX_REASON: usize = 80;
 
-/// Stands for what is not shown.
 const HIDDEN: &str = "…";
 
 /// The programs of which only the values of options may hold secrets.
@@ -143,8 +142,7 @@ pub fn program(arguments: &[String]) -> Option<(&str, &[String])> {
     Some(is_python.then(|| python_script(rest)).flatten().unwrap_or((name, rest)))
 }
 
-/// The script or module of an interpreter, and its arguments; `None` for code on the command line
-/// or on stdin.
+/// The script or module of an interpreter, and its arguments; `None` for code or stdin.
 fn python_script(mut arguments: &[String]) -> Option<(&str, &[String])> {
     // Each round takes an argument.
     while let Some((word, rest)) = arguments.split_first() {
@@ -184,7 +182,6 @@ pub fn io_message(error: &std::io::Error) -> String {
     sentence(&error.to_string())
 }
 
-/// The longest message of another program that is repeated, in characters.
 const MAX_TEXT: usize = 300;
 
 /// Another program's words as part of a sentence: on one line, lower case where it is a word,

@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 use nix::unistd::dup2_stdin;
@@ -188,8 +188,11 @@ impl Work {
         command.env("SERIALIZER_HOST", HostIdentity::here().host.unwrap_or_default());
         match command.spawn() {
             Ok(child) => {
+                let begun = Instant::now();
                 if let Some(told) = running(Pid::from_child(&child)) {
-                    let _ = poll::sleep(NOTIFYING, told.ended_fd().as_slice());
+                    while !told.has_ended() && begun.elapsed() < NOTIFYING {
+                        let _ = poll::sleep(PATIENCE, told.ended_fd().as_slice());
+                    }
                 }
             }
             Err(error) => {

@@ -164,7 +164,6 @@ impl LocalLiveness {
     }
 }
 
-/// Whether a process may own a legacy lock.
 fn is_meltano(pid: Pid) -> bool {
     process::arguments(pid).iter().any(|argument| text::base_name(argument) == "meltano")
 }

@@ -29,8 +29,7 @@ pub fn name_of(kind: Kind, file: &OsStr) -> Option<OsString> {
     (!is_foreign && file_name(&name) == rest).then_some(name)
 }
 
-/// The regular files in a directory with a name that belongs to a register, after `after`: the
-/// register's name, and the file's.
+/// The registers of regular files in a directory, after `after`, and the names of the files.
 pub fn listed(
     directory: &Path,
     after: Option<&OsStr>,
@@ -49,8 +48,7 @@ pub fn listed(
     Ok(files)
 }
 
-/// The name of a lock's file: that of the lock or, if that is too long, its beginning and a hash.
-/// The short name leads to the same file.
+/// The name of a lock's file: that of the lock or, if that is too long, with a hash.
 fn file_name(name: &OsStr) -> Vec<u8> {
     let encoded = encoded(name.as_bytes());
     if encoded.is_empty() || encoded.len() > MAX_NAME { hashed(name) } else { encoded }

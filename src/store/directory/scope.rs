@@ -1,5 +1,4 @@
-//! Which hosts see the flocks of a file. Some file systems grant a flock to every host at once,
-//! always or with some mount options.
+//! Which hosts see the flocks of a file: some file systems grant a flock to every host at once.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,8 +13,7 @@ use crate::sys::text;
 const LOCAL_FLOCKS: [&str; 5] =
     ["nolock", "local_lock=all", "local_lock=flock", "localflocks", "lockproto=lock_nolock"];
 
-/// The file that confirms that a directory is the right one: a line for each kind of file system.
-/// The name of a register's file never begins with a dot.
+/// The file that confirms that a directory is right: a line for each kind of file system.
 const MARKER: &str = ".serializer-shared";
 
 /// The marker's line for a directory of one machine.

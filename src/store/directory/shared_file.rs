@@ -3,8 +3,9 @@
 //! disk (*secured*). docs/protocol.md, "The file in a shared directory", has the argument.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fs4::{FileExt, TryLockError};
 use rustix::fs::OFlags;
@@ -12,7 +13,7 @@ use rustix::fs::OFlags;
 use super::slot::{self, Slot};
 use super::{opened, scope, trouble, unusable};
 use crate::store::failure::Failure;
-use crate::store::file::publish::{directory, leads_to, link_new, open};
+use crate::store::file::publish::{directory, flock_within, leads_to, link_new, open};
 use crate::store::seam::{Next, State, Write};
 use crate::sys::files::{lock_records, look_anew};
 use crate::sys::random::jittered;
@@ -24,7 +25,6 @@ const FLOCK_PAUSE: Duration = Duration::from_millis(4);
 #[derive(Debug)]
 pub struct SharedFile {
     path: PathBuf,
-    /// How long to try for the flock.
     timeout: Duration,
     /// The identity of the state that was written last without an answer.
     tried: Option<Vec<u8>>,
@@ -32,7 +32,6 @@ pub struct SharedFile {
     secured: Option<Vec<u8>>,
 }
 
-/// The file while it is flocked.
 struct Flocked {
     file: File,
     /// The present state, and the place of its slot.
@@ -43,7 +42,6 @@ struct Flocked {
 }
 
 impl SharedFile {
-    /// Touches nothing yet.
     pub fn new(path: PathBuf, timeout: Duration) -> Self {
         Self { path, timeout, tried: None, secured: None }
     }
@@ -89,9 +87,8 @@ impl SharedFile {
         Ok(Write::Done)
     }
 
-    /// Removes the file if the state is still `expected`. Only where a flock cannot be lost while
-    /// its process lives: over NFS, a delayed removal could arrive when another host holds the
-    /// lock.
+    /// Removes the file if the state is still `expected`. Not over NFS, where a delayed removal
+    /// could arrive when another host holds the lock.
     pub fn remove(&mut self, expected: &State) -> Result<Write, Failure> {
         let is_written = |found: &Flocked| found.slot.identity().is_some();
         let found = self.open(true)?.filter(|found| found.has_records && is_written(found));
@@ -115,23 +112,20 @@ impl SharedFile {
         opened(directory(&self.path))?.sync_all().map_err(trouble)
     }
 
-    /// Asks the server whether names in the directory lead elsewhere now. Otherwise, another host's
-    /// change of a name might be seen seconds late.
+    /// Asks the server whether names lead elsewhere now, which might be seen seconds late.
     fn look_anew(&self) -> Result<(), Failure> {
         let directory = directory(&self.path);
         look_anew(directory).map_err(|error| unusable(directory, error))
     }
 
-    /// Opens and flocks the file, which must be regular and on a file system with flocks that all
-    /// hosts see: to read it beside other readers, or else checking that the name still leads to
-    /// it. `None` when no file exists.
+    /// Opens and flocks the file, if it exists, where all hosts see flocks: to read it beside other
+    /// readers, or else checking that the name still leads to it.
     fn open(&self, to_write: bool) -> Result<Option<Flocked>, Failure> {
         self.look_anew()?;
         let directory = directory(&self.path);
         let access = if to_write { OFlags::RDWR } else { OFlags::RDONLY };
         let Some(file) = open(&self.path, access).map_err(trouble)? else {
-            // The directory is on the same file system. Where locks cannot be kept, waiting for one
-            // is useless.
+            // The directory is on the same file system.
             return scope::check(directory, &opened(directory)?).map(|_| None);
         };
         let has_records = scope::check(directory, &file)?;
@@ -148,30 +142,22 @@ impl SharedFile {
 
     /// Flocks the file, exclusively or shared with other readers, and takes record locks as well.
     fn flock(&self, file: &File, exclusively: bool, has_records: bool) -> Result<(), Failure> {
-        let begun = Instant::now();
-        // Bounded by the timeout.
-        loop {
-            match if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) }
-            {
-                Ok(()) if !has_records || lock_records(file, exclusively).map_err(trouble)? => {
-                    return Ok(());
-                }
-                // A client of this file server, which takes no flock here, has the record lock.
-                Ok(()) | Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => {
-                    let failure = trouble(error);
-                    let why = format!("flock does not work there: {}", failure.why);
-                    return Err(Failure { why, ..failure });
-                }
-            }
-            if begun.elapsed() >= self.timeout {
-                let failure = Failure::transient("another process keeps it locked (flock)");
+        let try_lock = || {
+            if exclusively { FileExt::try_lock(file) } else { FileExt::try_lock_shared(file) }?;
+            // A client of this file server, which takes no flock here, may have the record lock.
+            let is_locked = !has_records || lock_records(file, exclusively)?;
+            if is_locked { Ok(()) } else { Err(TryLockError::WouldBlock) }
+        };
+        flock_within(self.timeout, || jittered(FLOCK_PAUSE), try_lock).map_err(|error| {
+            if error.kind() == io::ErrorKind::WouldBlock {
                 let hint = "`fuser -v` shows the processes of this host that have it open; NFS \
                             version 4 drops a disconnected host's locks after some 90 s";
-                return Err(failure.with_hint(hint));
+                let why = "another process keeps it locked (flock)";
+                return Failure::transient(why).with_hint(hint);
             }
-            std::thread::sleep(jittered(FLOCK_PAUSE));
-        }
+            let failure = trouble(error);
+            Failure { why: format!("flock does not work there: {}", failure.why), ..failure }
+        })
     }
 
     /// Makes sure that the present state is on the server's disk. Of an initial state, only the

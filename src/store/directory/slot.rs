@@ -5,10 +5,9 @@
 //! offset 128 KiB  the same, of another state
 //! ```
 //!
-//! A state counts only if its hash is that of the rest. The state with the larger number is the
-//! present one. `LENGTH` is `-` where nothing is stored. The nonce is random: a file that was
-//! removed and made again never has the same state twice. It begins with `w`, and with `wn` in the
-//! initial state.
+//! A state counts only if its hash is right. The one with the larger number is the present one.
+//! `LENGTH` is `-` where nothing is stored. The nonce is random: no file has the same state twice.
+//! It begins with `w`, and with `wn` in the initial state.
 
 use std::fs::File;
 use std::io;
@@ -21,18 +20,12 @@ use crate::store::failure::Failure;
 use crate::store::file::publish::read_at;
 use crate::sys::random::random_token;
 
-/// The distance between the slots: twice what is needed.
 const DISTANCE: u64 = 128 * 1024;
-
-/// The length of a file with both slots.
 const WHOLE: u64 = 2 * DISTANCE;
 
 /// The beginning of each slot, before the number of the format.
 pub const MAGIC: &str = "serializer-lock ";
-
 const FORMAT: &str = "serializer-lock 1 ";
-
-/// A header is shorter than this, in bytes.
 const MAX_HEADER: usize = 256;
 
 /// How many bytes are read first, nearly always all of them.
@@ -81,11 +74,11 @@ impl Slot {
         let end = bytes.iter().take(MAX_HEADER).position(|byte| *byte == b'\n')?;
         let mut words = std::str::from_utf8(&bytes[..end]).ok()?.strip_prefix(FORMAT)?.split(' ');
         let (number, nonce) = (words.next()?.parse().ok()?, words.next()?.to_owned());
-        let length = words.next().filter(|length| *length != "-").map(|length| length.parse().ok());
-        let text = match length {
-            None => None,
-            Some(length) => {
-                Some(String::from_utf8(bytes[end + 1..].get(..length?)?.to_vec()).ok()?)
+        let text = match words.next()? {
+            "-" => None,
+            length => {
+                let text = bytes[end + 1..].get(..length.parse().ok()?)?;
+                Some(String::from_utf8(text.to_vec()).ok()?)
             }
         };
         let slot = Self { number, nonce, text };
@@ -97,9 +90,8 @@ fn offset(place: usize) -> u64 {
     place as u64 * DISTANCE
 }
 
-/// The present state of a flocked file, and its place; or why there is none. One state is always
-/// whole: a file is made with one, and the state before the present one stays until the next is
-/// written.
+/// The present state of a flocked file, and its place. One state is always whole: the state before
+/// the present one stays until the next is written.
 pub fn present(file: &File) -> Result<(Slot, usize), Failure> {
     let length = file.metadata().map_err(trouble)?.len();
     let mut present: Option<(Slot, usize)> = None;

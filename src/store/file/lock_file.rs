@@ -22,19 +22,15 @@ use crate::store::failure::Failure;
 use crate::store::seam::{Next, State, Write};
 use crate::sys::{filesystem, text};
 
-/// How often to open a path while its file is exchanged. Each exchange means that another
-/// process succeeded.
+/// How often to open a path. Each exchange of its file means that another process succeeded.
 const MAX_OPENS: usize = 16;
 
-/// What a umask does not take from a record, which says no more of its holder than the process
-/// table does.
+/// What a umask does not take from a record, which says no more than the process table does.
 const READABLE: RawMode = 0o444;
 
-/// After this time, a file system has written a new name to its disk by itself: most do within 30
-/// seconds.
+/// After this time, a new name is on the disk: most file systems write within 30 seconds.
 const SETTLED: Duration = Duration::from_secs(300);
 
-/// The lock file at a path.
 #[derive(Debug)]
 pub struct LockFile {
     pub(super) path: PathBuf,
@@ -46,12 +42,10 @@ pub struct LockFile {
 }
 
 impl LockFile {
-    /// Does not touch the file system yet.
     pub fn new(path: PathBuf, is_durable: bool) -> Self {
         Self { queue: Queue::new(&path), path, socket: None, is_durable }
     }
 
-    /// The stored state: the text, and its version.
     pub(super) fn load(&self) -> Result<State, Failure> {
         for _ in 0..MAX_OPENS {
             let Some(file) = self.open(READ, OFlags::RDONLY)? else { return Ok(State::default()) };
@@ -82,7 +76,6 @@ impl LockFile {
         Err(self.failure(READ)(Errno::STALE.into()))
     }
 
-    /// Stores a text where no file exists.
     pub(super) fn create(&self, text: &str) -> Result<Write, Failure> {
         let fill = |file: &File| self.fill(file, text.as_bytes());
         let created = link_new(&self.path, &fill);
@@ -107,8 +100,7 @@ impl LockFile {
     /// A write that was done, once a crash cannot undo it.
     fn secured(&self, write: Write, action: &'static str) -> Result<Write, Failure> {
         if self.is_durable && write == Write::Done {
-            let synced =
-                File::open(directory(&self.path)).and_then(|directory| directory.sync_all());
+            let synced = File::open(directory(&self.path)).and_then(|it| it.sync_all());
             synced.map_err(|error| self.failure(action)(error).indefinite())?;
         }
         Ok(write)
@@ -157,8 +149,7 @@ impl LockFile {
             // The caller will report that nothing was changed, so no lock of ours may remain.
             Err(_) if !leads_to(&self.path, &new).unwrap_or(false) => {}
             Err(_) if legacy::has_one_holder(seen_text) => unlink(&self.path),
-            // Other holders may remain. If this fails, an extra entry is a lesser evil than a lost
-            // one.
+            // Other holders may remain. If this fails, an extra entry is better than a lost one.
             Err(_) => drop(fill(seen_text.as_bytes())),
         }
         // A waiter has seen our record, and watches our owner.
@@ -179,8 +170,7 @@ impl LockFile {
         }
     }
 
-    /// Opens the file and flocks it against all other writers of this program; `None` if it is not
-    /// in the state `seen` any more.
+    /// Opens and flocks the file; `None` if it is not in the state `seen` any more.
     fn open_flocked(&self, action: &'static str, seen: &[u8]) -> Result<Option<File>, Failure> {
         for _ in 0..MAX_OPENS {
             let Some(file) = self.open(action, OFlags::RDWR)? else { return Ok(None) };
@@ -204,8 +194,7 @@ impl LockFile {
 
     fn open(&self, action: &'static str, access: OFlags) -> Result<Option<File>, Failure> {
         let opened = match open(&self.path, access) {
-            // To rename and unlink needs no right to write to the file; the flock needs it on NFS
-            // only.
+            // To rename and unlink needs no right to write to the file; a flock on NFS does.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 open(&self.path, OFlags::RDONLY)
             }
@@ -220,8 +209,7 @@ impl LockFile {
         move |error| io_failure(&self.path, action, &error)
     }
 
-    /// The failure for a file system on which two hosts could change the lock at the same time. The
-    /// lock itself may be changed.
+    /// The failure for a file system on which two hosts could change the lock at the same time.
     fn without_exchange(&self, file_system: &str) -> Failure {
         let path = text::path(&self.path);
         let why = format!(
@@ -235,8 +223,7 @@ impl LockFile {
     }
 }
 
-/// The content of a file, at most one byte more than a record can have; its version, which
-/// identifies this state of this file; and when it was written.
+/// The content of a file, or its beginning; the version of this state; and when it was written.
 pub(super) fn read(file: &File) -> io::Result<(Vec<u8>, Vec<u8>, Option<SystemTime>)> {
     let metadata = file.metadata()?;
     // One byte more than its length shows that the file has grown meanwhile.
@@ -259,8 +246,7 @@ fn is_settled(file: &File) -> io::Result<bool> {
     Ok(now.checked_sub(changed).is_some_and(|age| age > SETTLED))
 }
 
-/// A file may be removed while it is open: NFS tells by ESTALE, sshfs, which goes by names, by
-/// ENOENT.
+/// A file may be removed while it is open: NFS tells by ESTALE, sshfs by ENOENT.
 fn is_gone(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::STALE | Errno::NOENT))
 }

@@ -1,5 +1,4 @@
-//! Makes a file that is complete and flocked before it has its name: a free name, or that of the
-//! file that it replaces.
+//! Makes a file that is complete and flocked before it has its name, which may be another file's.
 
 use std::fs::{self, File};
 use std::io;
@@ -26,8 +25,7 @@ const NEW: OFlags = OFlags::CREATE
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// How long to try for a flock. Its holders make a handful of system calls, or settle. A process
-/// that keeps it longer is stopped or hostile.
+/// How long to try for a flock. A process that keeps it longer is stopped or hostile.
 const FLOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// The pause between two tries: about as long as holders need.
@@ -39,7 +37,6 @@ const TEMPORARY: (&str, &str) = (".serializer.", ".tmp");
 /// The age at which a temporary name is not in use: it lasts for some system calls.
 const LEFT: Duration = Duration::from_secs(60);
 
-/// Writes a file.
 pub type Fill<'a> = &'a dyn Fn(&File) -> io::Result<()>;
 
 /// Opens a regular file; `None` when no file exists. Never creates a file, follows a symbolic
@@ -94,16 +91,14 @@ pub fn rename_over(path: &Path, fill: Fill<'_>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes a file without hard links (FAT, some FUSE file systems): it is empty for a
-/// moment.
+/// Makes a file that is empty for a moment, without hard links (FAT, some FUSE file systems).
 pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
     let file = match openat(CWD, path, NEW, MODE) {
         Ok(fd) => File::from(fd),
         Err(Errno::EXIST) => return Ok(Write::Conflict),
         Err(error) => return Err(error.into()),
     };
-    // After a long sleep here, others may have taken the empty file for abandoned: they hold the
-    // flock then, or have written.
+    // After a long sleep here, others may have taken the empty file for abandoned.
     flock(&file)?;
     if file.metadata()?.len() > 0 || !leads_to(path, &file)? {
         return Ok(Write::Conflict);
@@ -114,11 +109,19 @@ pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
 
 /// Flocks a file against all other writers of this program.
 pub fn flock(file: &File) -> io::Result<()> {
-    let give_up = Instant::now() + FLOCK_LIMIT;
-    // A blocking flock could be ended only by a signal or with a thread.
+    flock_within(FLOCK_LIMIT, || FLOCK_PAUSE, || FileExt::try_lock(file))
+}
+
+/// Tries for so long to flock. A blocking flock could be ended only by a signal or with a thread.
+pub fn flock_within(
+    limit: Duration,
+    pause: impl Fn() -> Duration,
+    try_lock: impl Fn() -> Result<(), TryLockError>,
+) -> io::Result<()> {
+    let give_up = Instant::now() + limit;
     loop {
-        match FileExt::try_lock(file) {
-            Err(TryLockError::WouldBlock) if Instant::now() < give_up => thread::sleep(FLOCK_PAUSE),
+        match try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up => thread::sleep(pause()),
             flocked => return Ok(flocked?),
         }
     }
@@ -153,8 +156,7 @@ pub fn unlink(path: &Path) {
     let _ = unlinkat(CWD, path, AtFlags::empty());
 }
 
-/// Removes files that kills have left: those with a temporary name that are old, and that no
-/// process has flocked.
+/// Removes temporary files that kills have left: old ones that no process has flocked.
 pub fn sweep(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
@@ -174,7 +176,6 @@ pub fn sweep(directory: &Path) {
     }
 }
 
-/// A complete file with a temporary name.
 fn write_temporary(path: &Path, fill: Fill<'_>) -> io::Result<(File, PathBuf)> {
     let (begin, end) = TEMPORARY;
     let temporary = directory(path).join(format!("{begin}{}{end}", random_token()?));

@@ -1,7 +1,6 @@
 //! Waiting in turn: the waiters for one lock flock a queue file beside it. The kernel grants that
-//! in the order of the requests, and wakes no other waiter. The first waiter, which has the flock,
-//! is the only one that watches the lock. Closing the file, also by its death, lets the next one
-//! come.
+//! in the order of the requests. The first waiter, which has the flock, is the only one that
+//! watches the lock. Closing the file, also by its death, lets the next one come.
 //!
 //! Each waiter also has a shared record lock (fcntl), which blocks nothing and shows whether there
 //! are others: the last one removes the file. A wrong guess costs an order, never exclusion: a
@@ -19,21 +18,17 @@ use std::time::Duration;
 use fs4::{FileExt, TryLockError};
 use rustix::fs::{CWD, FlockOperation, OFlags, fcntl_lock, openat};
 use rustix::io::Errno;
-use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk};
+use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
 
 use super::publish::{MODE, leads_to, open, unlink};
 use crate::sys::files::{KEEPS_ORDER, flock_waiters};
 use crate::sys::quietly;
 
-/// How often to ask again at a new file. Each time means that it was just made, or that all waiters
-/// at the old one have left.
+/// How often to ask again at a new file: it was just made, or all waiters at the old one left.
 const MAX_FILES: usize = 100;
 
-/// How often to try to sweep. Other processes that sweep need microseconds; a file that is left
-/// costs nothing.
+/// How often to try to sweep. Others need microseconds; a file that is left costs nothing.
 const MAX_SWEEPS: usize = 10;
-
-/// The pause between two such tries.
 const SWEEP_PAUSE: Duration = Duration::from_millis(1);
 
 /// The place of this process among the waiters.
@@ -78,22 +73,16 @@ impl Queue {
             },
             // Through its own file: closing another one would drop its record lock (fcntl(2)).
             // Shared, so that observers do not take each other for waiters.
-            Position::Observer(file) => {
-                match FileExt::try_lock_shared(file).map_err(io::Error::from) {
-                    Ok(()) => FileExt::unlock(file).is_ok(),
-                    Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-                }
-            }
+            Position::Observer(file) => match FileExt::try_lock_shared(file) {
+                Ok(()) => FileExt::unlock(file).is_ok(),
+                Err(error) => !matches!(error, TryLockError::WouldBlock),
+            },
             // Nothing waits: the usual case, and its only cost.
-            Position::Outside
-                if self
-                    .path
-                    .symlink_metadata()
-                    .is_err_and(|error| error.kind() == io::ErrorKind::NotFound) =>
-            {
-                true
+            Position::Outside => {
+                let there = self.path.symlink_metadata();
+                there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+                    || self.try_first()
             }
-            Position::Outside => self.try_first(),
         }
     }
 
@@ -200,8 +189,7 @@ fn wait_in_thread(path: PathBuf) -> io::Result<Position> {
     Ok(Position::Queued(receiver, turn))
 }
 
-/// Opens and locks the file that has the queue's name, which is made if need be. It is seen there
-/// by other processes.
+/// Opens and locks the file that has the queue's name, which is made if need be.
 fn join(path: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
     if !KEEPS_ORDER {
         return Err(io::ErrorKind::Unsupported.into());
@@ -231,8 +219,7 @@ fn join(path: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<File>
     Err(io::ErrorKind::ResourceBusy.into())
 }
 
-/// Opens a queue file; `None` where there is none. An error where it is something else, which must
-/// not be removed.
+/// Opens a queue file, if there is one. Fails on anything else, which must not be removed.
 fn open_existing(path: &Path) -> io::Result<Option<File>> {
     match open(path, OFlags::RDONLY)? {
         Some(file) if file.metadata()?.len() > 0 => Err(io::ErrorKind::InvalidData.into()),
@@ -242,14 +229,7 @@ fn open_existing(path: &Path) -> io::Result<Option<File>> {
 
 /// Whether another process has a record lock on it.
 fn others_are_at(file: &File) -> bool {
-    let everything = Flock {
-        start: 0,
-        length: 0,
-        pid: None,
-        typ: FlockType::WriteLock,
-        offset_type: FlockOffsetType::Set,
-    };
-    matches!(fcntl_getlk(file, &everything), Ok(Some(_)))
+    matches!(fcntl_getlk(file, &Flock::from(FlockType::WriteLock)), Ok(Some(_)))
 }
 
 /// Removes the file, if nothing else is there. The caller has its flock, or no process can have it.

@@ -19,8 +19,7 @@ const MAX_NAME: usize = 40;
 /// How many wake-ups to read at once: more than a socket's queue usually holds.
 const MAX_DATAGRAMS: usize = 64;
 
-/// Directory and file name, so that all spellings of a path meet; the lock's own inode changes with
-/// each holder.
+/// Directory and file name, so that all spellings of a path meet.
 fn address(path: &Path) -> Option<SocketAddr> {
     let directory = fs::metadata(directory(path)).ok()?;
     let file = path.file_name()?.as_bytes();

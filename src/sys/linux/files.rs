@@ -21,19 +21,17 @@ use crate::sys::process;
 /// The poll interval of the first waiter for a lock file while it cannot receive wake-ups.
 pub const UNHEARD: Duration = Duration::from_secs(1);
 
-/// Whether waiters for a lock file can queue: flocks are granted in order, and record locks are
-/// independent of them.
+/// Whether waiters for a lock file can queue: flocks are granted in the order of requests.
 pub const KEEPS_ORDER: bool = true;
 
-/// Fills the whole buffer with random bytes.
 pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     // A request for so few bytes is never filled in part.
     getrandom(bytes, GetRandomFlags::empty())?;
     Ok(())
 }
 
-/// Creates a file without a name, lets `complete` write it, and names it `path`. `false` if the
-/// name is taken; `None` if files without names are unsupported.
+/// Completes a file without a name, and names it `path`: `false` if that exists, `None` without
+/// such files.
 pub fn link_unnamed(
     directory: &Path,
     path: &Path,

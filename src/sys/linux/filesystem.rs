@@ -25,9 +25,8 @@ pub fn is_local(file: &File) -> bool {
     fstatfs(file).is_ok_and(|file_system| LOCAL.contains(&file_system.f_type))
 }
 
-/// The name of a file system on which hosts do not agree that a file was exchanged: over NFS, a
-/// host may be told late, and an open file is moved away before another one gets its name; sshfs
-/// keeps flocks to itself.
+/// The name of a file system on which hosts do not agree that a file was exchanged: NFS may tell
+/// late, and moves an open file away before another one gets its name; sshfs keeps flocks.
 pub fn without_exchange(file: &File) -> Option<String> {
     let kind = fstatfs(file).ok()?.f_type;
     match kind {

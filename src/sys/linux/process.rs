@@ -1,7 +1,6 @@
 //! Processes by pidfds and `/proc`.
 //!
-//! A pidfd comes first (2 µs, reliable for zombies and thread ids, not hidden by `hidepid`), then
-//! `/proc`.
+//! A pidfd comes first: 2 µs, right for zombies and thread ids, not hidden by `hidepid`.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -31,12 +30,10 @@ const PIDFS_MAGIC: FsWord = 0x5049_4446;
 /// The inode number of the first PID namespace (`PROC_PID_INIT_INO`), where PID 1 never ends.
 pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// A process that runs.
 #[derive(Clone, Debug)]
 pub struct Process {
     pid: Pid,
     pidfd: Option<Rc<OwnedFd>>,
-    /// Distinguishes the processes with that PID.
     pub instance: ProcessIdentity,
 }
 
@@ -62,8 +59,7 @@ impl Process {
     }
 }
 
-/// Inspects `pid` in this PID namespace. A zombie has ended; an unreadable process counts as
-/// running.
+/// Inspects `pid`. A zombie has ended; an unreadable process counts as running.
 pub fn observe(pid: Pid) -> Result<Process, Absence> {
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) if is_readable(&pidfd) => return Err(Absence::Ended),
@@ -101,8 +97,7 @@ pub fn listed() -> io::Result<Vec<Pid>> {
     fs::read_dir("/proc")?.filter_map(|entry| entry.map(pid).transpose()).collect()
 }
 
-/// A file of `/proc/PID`. `None` if `/proc` is mounted for another PID namespace (`unshare --pid`
-/// alone), in which the number is another process's.
+/// A file of `/proc/PID`. `None` if `/proc` has the numbers of another PID namespace.
 fn read_proc(pid: Pid, name: &str) -> Option<Vec<u8>> {
     static COUNTS_AS_WE_DO: LazyLock<bool> = LazyLock::new(|| {
         fs::read_link("/proc/self")
@@ -133,7 +128,6 @@ fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     rest.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
-/// Why a process cannot be identified.
 pub fn why_unidentifiable() -> io::Error {
     fs::read("/proc/self/stat")
         .err()
@@ -141,7 +135,6 @@ pub fn why_unidentifiable() -> io::Error {
         .unwrap_or_else(|| io::Error::other("/proc is not mounted or not readable"))
 }
 
-/// The parent of a process.
 pub fn parent(pid: Pid) -> Option<Pid> {
     stat_field(pid, 4).and_then(Pid::from_raw)
 }
@@ -165,8 +158,7 @@ pub fn children() -> Vec<Pid> {
     children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
-/// Whether it may be related although its environment does not show that: never here, where the
-/// environment of a user's own processes can be read.
+/// Never: the environment of a user's own processes can be read here.
 pub fn may_hide_its_environment(_process: &sysinfo::Process) -> bool {
     false
 }
@@ -198,9 +190,8 @@ pub fn this_program() -> PathBuf {
     "/proc/self/exe".into()
 }
 
-/// Finds the process by the inode number of its pidfd, by opening a pidfd for every process (some
-/// microseconds each). `None` only if it is certain that it does not exist, because all processes
-/// of the machine are seen from here.
+/// Finds the process by the inode number of its pidfd (some microseconds for each process). `None`
+/// only if it is certain that it does not exist: all processes are seen from here.
 pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
     // `/proc` shows the first PID namespace, and with `hidepid` would hide PID 1, which is root's.
     let is_first = fs::metadata("/proc/self/ns/pid")

@@ -27,15 +27,13 @@ impl SignalQueue {
         Ok(Self(SignalFd::with_flags(&signals.iter().copied().collect(), flags)?))
     }
 
-    /// The next received signal.
     pub fn next(&self) -> Option<Received> {
         let information = self.0.read_signal().ok()??;
         let signal = Signal::try_from(i32::try_from(information.ssi_signo).ok()?).ok()?;
         Some(Received { signal, is_from_kernel: information.ssi_code == SI_KERNEL })
     }
 
-    /// Sends this process `signal`, one of the queue's, which stays pending; takes it back if
-    /// `is_over`. Returns whether it is pending.
+    /// Makes `signal`, one of the queue's, pending, unless `is_over` then. Returns whether it is.
     pub fn raise_unless(&self, signal: Signal, is_over: impl FnOnce() -> bool) -> bool {
         if raise(signal).is_err() {
             return false;
@@ -80,8 +78,7 @@ pub fn was_ignored(signal: Signal) -> bool {
     IGNORED.get().is_some_and(|ignored| ignored >> (signal as i32 - 1) & 1 == 1)
 }
 
-/// Becomes the command, with SIGPIPE ignored as in this process. std's `exec` always resets
-/// SIGPIPE.
+/// Becomes the command, with SIGPIPE ignored, which std's `exec` resets.
 pub fn exec_as_it_is(
     program: OsString,
     arguments: impl Iterator<Item = OsString>,

@@ -14,13 +14,11 @@ use rustix::time::{
 pub struct Timer(OwnedFd, TimerfdTimerFlags);
 
 impl Timer {
-    /// Not readable yet.
     pub fn new() -> io::Result<Self> {
         Self::of(TimerfdClockId::Boottime, TimerfdTimerFlags::ABSTIME)
     }
 
-    /// The same by the clock that can be set, in milliseconds since 1970. Readable also when that
-    /// clock is set.
+    /// The same by the clock of milliseconds since 1970. Readable also when that is set.
     pub fn of_wall_clock() -> io::Result<Self> {
         Self::of(
             TimerfdClockId::Realtime,
@@ -32,18 +30,16 @@ impl Timer {
         Ok(Self(timerfd_create(clock, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?, flags))
     }
 
-    /// Readable from `when` on, in milliseconds since boot, and not before; at once if that has
-    /// passed.
+    /// Readable from `when` on, in milliseconds since boot; at once if that has passed.
     pub fn set(&self, when: u64) -> io::Result<()> {
         // Zero would mean never.
-        let when =
-            Timespec::try_from(Duration::from_millis(when.max(1))).map_err(io::Error::other)?;
+        let when = Duration::from_millis(when.max(1));
+        let when = Timespec::try_from(when).map_err(io::Error::other)?;
         let never = Timespec { tv_sec: 0, tv_nsec: 0 };
         timerfd_settime(&self.0, self.1, &Itimerspec { it_interval: never, it_value: when })?;
         Ok(())
     }
 
-    /// Becomes readable then.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -15,11 +15,9 @@ use crate::sys::random::random_token;
 /// The poll interval of a waiter for a lock file, which receives no wake-ups here.
 pub const UNHEARD: Duration = Duration::from_millis(100);
 
-/// Whether waiters for a lock file can queue. Not on BSD and macOS, where a record lock and a flock
-/// exclude each other, and flocks have no order.
+/// Not on BSD and macOS: a record lock and a flock exclude each other, and flocks have no order.
 pub const KEEPS_ORDER: bool = false;
 
-/// Fills the whole buffer with random bytes.
 pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     File::open("/dev/urandom")?.read_exact(bytes)
 }
@@ -34,7 +32,6 @@ pub fn link_unnamed(
     Ok(None)
 }
 
-/// A file that disappears when it is closed.
 pub fn anonymous_file() -> io::Result<File> {
     let path = std::env::temp_dir().join(format!("serializer-{}", random_token()?));
     let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;

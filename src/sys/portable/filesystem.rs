@@ -4,32 +4,27 @@ use std::fs::File;
 
 use nix::sys::statfs::fstatfs;
 
-/// File systems of a single machine.
 const LOCAL: [&str; 5] = ["apfs", "hfs", "tmpfs", "exfat", "msdos"];
 
 fn kind(file: &File) -> Option<String> {
     fstatfs(file).ok().map(|found| found.filesystem_type_name().to_owned())
 }
 
-/// Whether the file is gone after a reboot.
 pub fn is_in_memory(file: &File) -> bool {
     kind(file).is_some_and(|kind| kind == "tmpfs")
 }
 
-/// Whether the file is certainly seen by this machine alone.
 pub fn is_local(file: &File) -> bool {
     kind(file).is_some_and(|kind| LOCAL.contains(&kind.as_str()))
 }
 
-/// The name of a file system on which hosts may disagree about a replaced file: any that is not
-/// local.
+/// The name of a file system that hosts may share: any that is not local.
 pub fn without_exchange(file: &File) -> Option<String> {
     let kind = kind(file).unwrap_or_else(|| "of an unknown kind".to_owned());
     (!LOCAL.contains(&kind.as_str())).then_some(kind)
 }
 
-/// A name for the file's file system, other than Linux's names: only of those is it known whether
-/// other hosts see flocks.
+/// A name that is not one of Linux's: only of those is it known whether other hosts see flocks.
 pub fn mount(file: &File) -> Option<(String, String)> {
     Some((format!("{} of this system", kind(file)?), String::new()))
 }

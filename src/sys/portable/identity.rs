@@ -12,12 +12,10 @@ const START_MARGIN: u64 = 2;
 /// The length of an id of a boot. Any other answer would make each holder one of an earlier boot.
 const UUID: usize = 36;
 
-/// Whether a process that started at one of these times may have started at the other one.
 pub fn is_same_start(one: u64, two: u64) -> bool {
     one.abs_diff(two) <= START_MARGIN
 }
 
-/// The wall-clock time of a start time.
 pub fn wall_clock(start: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(start))
 }
@@ -27,9 +25,8 @@ pub fn machine() -> Option<String> {
     fs::read_to_string("/etc/machine-id").ok().or_else(|| sysinfo::Product::uuid().ok())
 }
 
-/// The random id of this boot, on macOS or Linux. Not the boot time: it changes when the clock is
-/// set, and each holder would then seem to be from an earlier boot. A call instead of a program
-/// would be unsafe code.
+/// The random id of this boot. Its time would change when the clock is set, and make each holder
+/// one of an earlier boot. A call instead of a program would be unsafe code.
 pub fn boot() -> Option<String> {
     ["kern.bootsessionuuid", "kernel.random.boot_id"]
         .iter()

@@ -1,5 +1,5 @@
 //! macOS and other Unix systems: `kill(0)` and sysinfo for processes, sigwait, pipes, and threads
-//! that poll. If the system shows too little, a lock counts as held.
+//! that poll. If the system shows too little, a lock counts as held. `linux` documents the rest.
 
 pub mod files;
 pub mod identity;

@@ -1,15 +1,10 @@
-//! Processes by `kill(0)` and sysinfo, and threads that poll for their end.
+//! Processes by `kill(0)` and sysinfo.
 
-use std::cell::OnceCell;
 use std::ffi::CStr;
-use std::io::{self, PipeReader};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::rc::Rc;
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process, setsid, test_kill_process};
@@ -17,75 +12,43 @@ use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, UpdateKind};
 
 use crate::sys::identity::ProcessIdentity;
 use crate::sys::process::{Absence, parse_pid, table};
-use crate::sys::{channel, quietly, text};
+use crate::sys::{channel, text};
 
 /// The only namespace, of all processes. Linux never uses this number.
 pub const FIRST_PID_NAMESPACE: u64 = 0;
 
-/// The interval between two checks whether a process has ended.
-const POLL: Duration = Duration::from_millis(25);
-
-/// The argument that makes this program end its parent.
 const GUARD: &str = "end-with-parent";
 
-/// A pipe that a thread closes when a process has ended; the thread runs while the `Arc` lives.
-type Watch = (PipeReader, Arc<()>);
-
-/// A process that runs.
 #[derive(Clone, Debug)]
 pub struct Process {
     pid: Pid,
-    /// Readable when it has ended. The polling thread ends with the last clone.
-    watch: Rc<OnceCell<Option<Watch>>>,
-    /// Distinguishes the processes with that PID.
     pub instance: ProcessIdentity,
 }
 
 impl Process {
-    /// Its number, which another process may get once this one is reaped.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Readable when the process has ended; `None` if a thread cannot be started.
+    /// `None`: only polling shows that a process has ended.
     pub fn ended_fd(&self) -> Option<BorrowedFd<'_>> {
-        let (pid, instance) = (self.pid, self.instance);
-        let watch = || {
-            let ((reader, writer), is_watched) = (io::pipe().ok()?, Arc::new(()));
-            let weak = Arc::downgrade(&is_watched);
-            let watch = move || {
-                while weak.strong_count() > 0 && !has_ended(pid, instance) {
-                    thread::sleep(POLL);
-                }
-                drop(writer);
-            };
-            quietly("watch", watch).ok().map(|()| (reader, is_watched))
-        };
-        self.watch.get_or_init(watch).as_ref().map(|(reader, _)| reader.as_fd())
+        None
     }
 
-    /// Whether it has ended since it was observed; `false` if unknown.
     pub fn has_ended(&self) -> bool {
-        has_ended(self.pid, self.instance)
+        !start(self.pid).is_ok_and(|start| self.instance.same_as(start) != Some(false))
     }
 
-    /// Sends a signal to this process, unless its PID is reused between the check and the signal.
-    /// Returns whether it was sent.
+    /// Sends a signal to this process, unless its PID is reused just now. Returns whether it did.
     pub fn signal(&self, signal: Signal) -> bool {
         !self.has_ended() && kill_process(self.pid, signal).is_ok()
     }
 }
 
-fn has_ended(pid: Pid, instance: ProcessIdentity) -> bool {
-    !start(pid).is_ok_and(|start| instance.same_as(start) != Some(false))
-}
-
-/// Inspects `pid`. A zombie has ended; an unreadable process counts as running.
 pub fn observe(pid: Pid) -> Result<Process, Absence> {
-    Ok(Process { pid, watch: Rc::default(), instance: start(pid)? })
+    Ok(Process { pid, instance: start(pid)? })
 }
 
-/// Identifies the process that has the PID.
 fn start(pid: Pid) -> Result<ProcessIdentity, Absence> {
     let is_gone = || test_kill_process(pid) == Err(Errno::SRCH);
     if is_gone() {
@@ -104,7 +67,6 @@ fn start(pid: Pid) -> Result<ProcessIdentity, Absence> {
     }
 }
 
-/// A fact about one process, from sysinfo.
 fn of<T>(pid: Pid, what: ProcessRefreshKind, look: impl Fn(&sysinfo::Process) -> T) -> Option<T> {
     let pid = sysinfo::Pid::from_u32(pid.as_raw_pid().unsigned_abs());
     let system = table(ProcessesToUpdate::Some(&[pid]), what).ok()?;
@@ -115,28 +77,23 @@ fn pid_of(pid: sysinfo::Pid) -> Option<Pid> {
     Pid::from_raw(i32::try_from(pid.as_u32()).ok()?)
 }
 
-/// Why a process cannot be identified.
 pub fn why_unidentifiable() -> io::Error {
     io::Error::other("the system shows neither its start time nor the id of this boot")
 }
 
-/// All processes.
 pub fn listed() -> io::Result<Vec<Pid>> {
     let system = table(ProcessesToUpdate::All, ProcessRefreshKind::nothing())?;
     Ok(system.processes().keys().copied().filter_map(pid_of).collect())
 }
 
-/// The parent of a process.
 pub fn parent(pid: Pid) -> Option<Pid> {
     of(pid, ProcessRefreshKind::nothing(), sysinfo::Process::parent)?.and_then(pid_of)
 }
 
-/// The short name of a process.
 pub fn name(pid: Pid) -> Option<Vec<u8>> {
     of(pid, ProcessRefreshKind::nothing(), |one| one.name().as_encoded_bytes().to_vec())
 }
 
-/// The arguments of a process, or an empty list if they cannot be read.
 pub fn arguments(pid: Pid) -> Vec<String> {
     let what = ProcessRefreshKind::nothing().with_cmd(UpdateKind::Always);
     let words = |one: &sysinfo::Process| {
@@ -182,7 +139,6 @@ pub fn end_with_parent(parent: Pid) -> io::Result<()> {
     if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
-/// Acts as the process that ends its parent, if started as such.
 pub fn help() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let guarded = (arguments.next()? == GUARD).then(|| arguments.next())??;
@@ -199,7 +155,6 @@ pub fn help() -> Option<ExitCode> {
     Some(ExitCode::SUCCESS)
 }
 
-/// Does nothing: processes are named after their files.
 pub fn set_name(_name: &CStr) {}
 
 /// The file of this program, or what it was started as.

@@ -15,14 +15,11 @@ use crate::sys::poll::is_readable;
 use crate::sys::quietly;
 use crate::sys::signals::Received;
 
-/// The longest interval between two checks of children.
 const LONGEST: Duration = Duration::from_millis(200);
 
-/// A queue of blocked signals; readable when a signal has arrived. A thread consumes the signals.
 pub struct SignalQueue(PipeReader);
 
 impl SignalQueue {
-    /// Does not block them.
     pub fn of(signals: &[Signal]) -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
         // A full pipe must not block: its content is enough to wake the reader.
@@ -41,7 +38,6 @@ impl SignalQueue {
         Ok(Self(reader))
     }
 
-    /// The next received signal.
     pub fn next(&self) -> Option<Received> {
         let mut byte = [0];
         (is_readable(&self.0) && (&self.0).read_exact(&mut byte).is_ok()).then_some(())?;
@@ -49,8 +45,7 @@ impl SignalQueue {
         Some(Received { signal, is_from_kernel: is_of_terminal(signal) })
     }
 
-    /// Sends this process `signal`, one of the queue's, which stays pending, unless `is_over`.
-    /// Returns whether it is pending. A SIGCONT in between goes unnoticed.
+    /// A SIGCONT between the check and the signal goes unnoticed.
     pub fn raise_unless(&self, signal: Signal, is_over: impl FnOnce() -> bool) -> bool {
         !is_over() && raise(signal).is_ok()
     }
@@ -62,8 +57,7 @@ impl AsFd for SignalQueue {
     }
 }
 
-/// BSD drops a SIGCHLD without a handler, so this reports one at intervals, which grow with the
-/// duration of the command.
+/// BSD drops a SIGCHLD without a handler, so this reports one at growing intervals.
 fn tick(writer: PipeWriter) {
     let begun = Instant::now();
     while tell(&writer, Signal::SIGCHLD) {
@@ -71,7 +65,6 @@ fn tick(writer: PipeWriter) {
     }
 }
 
-/// Whether the queue still has a reader.
 fn tell(mut writer: &PipeWriter, signal: Signal) -> bool {
     let told = writer.write_all(&[signal as u8]);
     told.is_ok() || told.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
@@ -93,10 +86,8 @@ pub fn check_ignored() -> io::Result<()> {
     Ok(())
 }
 
-/// See [`check_ignored`].
 pub extern "C" fn note_ignored_signals() {}
 
-/// See [`check_ignored`].
 pub fn was_ignored(_signal: Signal) -> bool {
     false
 }

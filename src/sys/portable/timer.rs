@@ -13,17 +13,14 @@ use crate::sys::quietly;
 /// The poll interval: the clock may be set, and may continue while the host sleeps.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Becomes readable at a given time.
 #[derive(Debug)]
 pub struct Timer(PipeReader, Arc<Mutex<Option<u64>>>);
 
 impl Timer {
-    /// Not readable yet.
     pub fn new() -> io::Result<Self> {
         Self::of(since_boot)
     }
 
-    /// The same by the clock that can be set, in milliseconds since 1970.
     pub fn of_wall_clock() -> io::Result<Self> {
         Self::of(since_1970)
     }
@@ -46,8 +43,6 @@ impl Timer {
         Ok(Self(reader, when))
     }
 
-    /// Makes the timer readable at `when`, in milliseconds since boot, and not before; soon if that
-    /// has passed.
     pub fn set(&self, when: u64) -> io::Result<()> {
         let mut pending = lock(&self.1);
         *pending = Some(when);
@@ -55,7 +50,6 @@ impl Timer {
         if is_readable(&self.0) { (&self.0).read_exact(&mut [0]) } else { Ok(()) }
     }
 
-    /// Becomes readable at the set time.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
