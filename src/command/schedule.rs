@@ -6,7 +6,6 @@ mod events;
 mod node;
 mod relay;
 pub mod runner;
-mod runners;
 mod status;
 mod task;
 mod work;

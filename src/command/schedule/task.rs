@@ -1,5 +1,7 @@
 //! A task as a scheduler tracks it.
 
+use std::os::fd::OwnedFd;
+use std::process::Child;
 use std::time::Duration;
 
 use super::work::shown_slot;
@@ -26,6 +28,10 @@ pub struct Tracked<'a> {
     /// When the next step became due.
     pub due_at: u64,
     pub needs_room: bool,
+    /// Whether the file still has it.
+    pub is_defined: bool,
+    /// Its run on this host.
+    pub runner: Option<Runner>,
     /// Whether its last runner here was killed.
     pub was_killed: bool,
     pub last_claim: Option<Claim>,
@@ -34,6 +40,13 @@ pub struct Tracked<'a> {
     pub failures: u32,
     /// The other definition, and the slot that was given up, of which warnings have told.
     other: (u32, u64),
+}
+
+/// The process of a run that this scheduler has started.
+pub struct Runner {
+    pub process: Child,
+    /// The connection to it, until it has reported its end.
+    pub channel: Option<OwnedFd>,
 }
 
 impl<'a> Tracked<'a> {
@@ -45,6 +58,8 @@ impl<'a> Tracked<'a> {
             check_at: 0,
             due_at: 0,
             needs_room: false,
+            is_defined: true,
+            runner: None,
             was_killed: false,
             last_claim: None,
             unanswered: None,

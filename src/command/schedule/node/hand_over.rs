@@ -9,9 +9,9 @@ use rustix::fs::{Access, access};
 
 use super::{FULL, Node};
 use crate::command::ended::{locked, say};
-use crate::command::job::confirm_end;
+use crate::command::job::{confirm_end, receive_end};
 use crate::command::progress::Progress;
-use crate::command::schedule::task::Tracked;
+use crate::command::schedule::task::{Runner, Tracked};
 use crate::command::schedule::work::{ATTEMPT, Work, runner, why_not_started};
 use crate::lease::TokenHolder;
 use crate::lock::once::{Claim, Ending};
@@ -21,6 +21,7 @@ use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};
 use crate::store;
+use crate::sys::poll::is_readable;
 use crate::sys::text;
 
 /// A scheduler that claims a slot for a runner that starts afterwards. Its lease alone tells
@@ -81,7 +82,9 @@ impl<'a> Node<'a> {
             Ok((runner.process_group(0).spawn()?, channel))
         });
         match started {
-            Ok(runner) => self.runners.add(name, runner),
+            Ok((process, channel)) => {
+                task.runner = Some(Runner { process, channel: Some(channel) });
+            }
             Err(error) => {
                 // Gives the slot back; if that fails, its lease expires.
                 if let Some(grant) = &work.granted {
@@ -99,7 +102,13 @@ impl<'a> Node<'a> {
     /// Stores the ends that runners have reported. If the store fails, each runner tries by itself.
     pub(super) fn store_ends(&mut self) {
         let mut is_down = self.now() < self.retry_at;
-        for (task, (token, outcome, how, code), runner) in self.runners.reports() {
+        // A runner that finds its connection closed stores its end itself.
+        let reported = |(name, task): (&String, &mut Tracked<'a>)| {
+            let channel = task.runner.as_mut()?.channel.take_if(|channel| is_readable(channel))?;
+            Some((name.clone(), receive_end(&channel)?, channel))
+        };
+        let reports: Vec<_> = self.tasks.iter_mut().filter_map(reported).collect();
+        for (task, (token, outcome, how, code), runner) in reports {
             if is_down {
                 break;
             }

@@ -13,13 +13,13 @@ use crate::sys::text;
 impl<'a> Node<'a> {
     /// Inspects the tasks that may be due, the longest waiting first.
     pub(super) fn work(&mut self) -> Result<(), Error> {
-        let now = self.now();
-        let ready = self.tasks.iter().filter(|(_, task)| self.ready_at(task) <= now);
+        let (now, running) = (self.now(), self.running());
+        let ready = self.tasks.iter().filter(|(_, task)| self.ready_at(task, running) <= now);
         let mut due: Vec<_> = ready.collect();
         // In another order than on other hosts.
-        due.sort_by_cached_key(|(name, task)| (task.due_at, hash(&[&self.host, name])));
+        due.sort_by_cached_key(|(name, task)| (task.due_at, self.hash(name)));
         // Without room, none is read.
-        let room = self.jobs.saturating_sub(self.runners.len());
+        let room = self.jobs.saturating_sub(running);
         let most = if room > 0 && self.has_begun { room } else { usize::MAX };
         let due: Vec<_> = due.into_iter().take(most).map(|(name, _)| name.clone()).collect();
         let (asked, are_many) = (since_boot(), due.len() >= MANY);
@@ -49,20 +49,24 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
+    /// A number that differs for each host and task.
+    fn hash(&self, name: &str) -> u64 {
+        hash(&[self.owner.place.host.as_deref().unwrap_or_default(), name])
+    }
+
     /// When to inspect a task: later if this scheduler is busy, and not while the store fails.
-    pub(super) fn ready_at(&self, task: &Tracked<'_>) -> u64 {
-        let running = self.runners.len().min(MOST_RUNNING) as u64;
-        let yielded = task.due_at.saturating_add(PER_RUNNING * running);
+    pub(super) fn ready_at(&self, task: &Tracked<'_>, running: usize) -> u64 {
+        let yielded = task.due_at.saturating_add(PER_RUNNING * running.min(MOST_RUNNING) as u64);
         task.check_at.max(yielded).max(self.retry_at)
     }
 
     fn step(&mut self, name: &str, task: &mut Tracked<'a>) -> Result<(), Error> {
-        let (now, is_running) = (self.now(), self.runners.has(name));
+        let (now, running, is_running) = (self.now(), self.running(), task.runner.is_some());
         // Earlier steps made this scheduler busier, or the store has failed.
-        if self.ready_at(task) > now {
+        if self.ready_at(task, running) > now {
             return Ok(());
         }
-        if is_running || self.runners.len() >= self.jobs {
+        if is_running || running >= self.jobs {
             (task.needs_room, task.check_at) = (!is_running, u64::MAX);
             return Ok(());
         }
@@ -102,7 +106,7 @@ impl<'a> Node<'a> {
         match (plan, last) {
             (Plan::Wait(at), _) => {
                 let at = at.unwrap_or(u64::MAX);
-                let first = hash(&[&self.host, name]) % SPREAD;
+                let first = self.hash(name) % SPREAD;
                 (task.due_at, task.check_at, task.failures) = (at, at.saturating_add(first), 0);
             }
             // A tick leaves to the next one what has come due since: it would never end if its
