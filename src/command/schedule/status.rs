@@ -37,30 +37,27 @@ const HEADER: [&str; 8] =
     ["TASK", "SCHEDULE", "ENABLED", "STATUS", "LAST RUN", "RESULT", "NEXT", "HOST"];
 
 const METRICS: [Metric; 9] = [
-    ("running", "gauge", "Whether the task is running.", |row| is(row, "status", &["running"])),
-    ("paused", "gauge", "Whether the task is paused.", |row| {
+    ("running", "Whether the task is running.", |row| is(row, "status", &["running"])),
+    ("paused", "Whether the task is paused.", |row| {
         Some(f64::from(!row["paused_until"].is_null()))
     }),
-    ("overdue", "gauge", "Whether a slot has been due for a minute, and has not started.", |row| {
+    ("overdue", "Whether a slot has been due for a minute, and has not started.", |row| {
         is(row, "status", &["overdue"])
     }),
-    ("failed", "gauge", "Whether the last run failed or was interrupted.", |row| {
+    ("failed", "Whether the last run failed or was interrupted.", |row| {
         is(row, "status", &BAD[..2])
     }),
-    ("last_run_timestamp_seconds", "gauge", "Start of the last run.", |row| {
-        seconds(row, "last_run")
-    }),
-    ("last_success_timestamp_seconds", "gauge", "End of the last successful run.", |row| {
+    ("last_run_timestamp_seconds", "Start of the last run.", |row| seconds(row, "last_run")),
+    ("last_success_timestamp_seconds", "End of the last successful run.", |row| {
         seconds(row, "last_success")
     }),
     (
         "last_duration_seconds",
-        "gauge",
         "Duration of the last run, in seconds; so far, if it is running.",
         |row| row["seconds"].as_f64(),
     ),
-    ("next_timestamp_seconds", "gauge", "Start of the next run.", |row| seconds(row, "next")),
-    ("skipped_total", "counter", "Number of skipped slots.", |row| row["skipped"].as_f64()),
+    ("next_timestamp_seconds", "Start of the next run.", |row| seconds(row, "next")),
+    ("skipped_total", "Number of skipped slots.", |row| row["skipped"].as_f64()),
 ];
 
 /// The tasks that are defined in this host's file or stored.
