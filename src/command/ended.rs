@@ -33,13 +33,12 @@ pub const STOPPED: u8 = 143;
 /// Reports the release of a lock after its command has ended with `code`. Fails if the command has
 /// succeeded, but perhaps not alone. `was_good`, of a lease, says that it had not expired then.
 pub fn settle(
-    job: &Job,
+    (lock, job): (&Location, &Job),
     command: &str,
     code: u8,
     released: Result<Option<Duration>, lock::Error>,
     was_good: Option<bool>,
 ) -> Result<(), Error> {
-    let lock = &job.lock;
     let lost = |why: &str, holders: &[Holding]| (false, Error::lost(lock, why, holders));
     let gone = format!("it was not held any more when `{command}` ended");
     let (is_harmless, error) = match released {
@@ -69,6 +68,11 @@ pub fn settle(
     }
     tracing::warn!("{error}");
     Ok(())
+}
+
+/// The loss of a lease that was not renewed in time.
+pub fn expired(lock: &Location) -> Error {
+    Error::lost(lock, "its lease expired before it could be renewed", &[]).with_hint(LONGER)
 }
 
 /// Logs a message that only `--verbose` shows.

@@ -43,18 +43,18 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     }
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
     let mode = if args.shared { Mode::Shared } else { Mode::EXCLUSIVE };
-    let request = Request { mode, ..Request::default() };
-    let waiting = Waiting { max_attempts: None, sleep: SLEEP, timeout, warn_after: None };
-    let program = Program { command, ..Program::default() };
     let job = Job {
+        request: Request { mode, ..Request::default() },
+        waiting: Waiting { sleep: SLEEP, timeout, ..Waiting::default() },
+        program: Program { command, ..Program::default() },
         orphans: environment.orphans(None)?,
         is_verbose: args.verbose,
         is_flock: true,
         reason: environment.reason(None)?,
-        ..Job::of(lock_file_at(&file)?, request, waiting, program)
+        ..Job::default()
     };
     let code = args.conflict_exit_code;
-    match execute(&job) {
+    match execute(&lock_file_at(&file)?, &job) {
         // As flock(1): a crontab that was switched must not begin to send mail.
         Err(error) if !args.verbose && error.code == BUSY => {
             tracing::debug!("{error}");

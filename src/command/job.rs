@@ -11,17 +11,15 @@ use crate::config::Environment;
 use crate::error::Error;
 use crate::lease::OnLost;
 use crate::lock::once::Ending;
-use crate::lock::requester::Requester;
 use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
-use crate::lock::{self, Grant, Mutex, ReleaseScope, Released, Request};
+use crate::lock::{Grant, Request};
 use crate::record::Outcome;
 use crate::run::{Descendants, Program};
-use crate::store::Location;
 use crate::sys::{channel, poll};
 
+#[derive(Default)]
 pub struct Job {
-    pub lock: Location,
     pub request: Request,
     pub waiting: Waiting,
     pub orphans: Orphans,
@@ -40,42 +38,30 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job without options.
-    pub fn of(lock: Location, request: Request, waiting: Waiting, program: Program) -> Self {
-        Self {
-            lock,
-            request,
-            waiting,
-            orphans: Orphans::default(),
-            program,
-            descendants: Descendants::default(),
-            on_lost: OnLost::Terminate,
-            skipped_exit_code: 0,
-            is_verbose: false,
-            is_flock: false,
-            reason: None,
-            task_ends_at: None,
-            handed_over: None,
-        }
-    }
-
     /// A job as the options say.
     pub fn new(
         (args, waiting, on_lost): (&CommandArgs, &WaitingArgs, Option<OnLost>),
         reason: Option<&str>,
         environment: &Environment,
-        lock: Location,
         request: Request,
     ) -> Result<Self, Error> {
-        let program = Program { command: command_of(args), ..Program::default() };
-        let mut job = Self::of(lock, request, environment.waiting(waiting)?, program);
-        job.on_lost = environment.on_lost(on_lost, OnLost::Terminate)?;
-        job.descendants.are_awaited = args.until_children_exit;
-        job.descendants.end_with_the_lock =
-            job.on_lost == OnLost::Terminate && job.lock.is_shared();
-        job.orphans = environment.orphans(args.orphans)?;
-        job.reason = environment.reason(reason)?;
-        Ok(Self { is_verbose: args.verbose, ..job })
+        let on_lost = environment.on_lost(on_lost, OnLost::Terminate)?;
+        let descendants = Descendants {
+            are_awaited: args.until_children_exit,
+            end_with_the_lock: on_lost == OnLost::Terminate && request.lease.is_some(),
+            ..Descendants::default()
+        };
+        Ok(Self {
+            request,
+            waiting: environment.waiting(waiting)?,
+            orphans: environment.orphans(args.orphans)?,
+            program: Program { command: command_of(args), ..Program::default() },
+            descendants,
+            on_lost,
+            is_verbose: args.verbose,
+            reason: environment.reason(reason)?,
+            ..Self::default()
+        })
     }
 }
 
@@ -107,26 +93,8 @@ pub type Report = (String, Outcome, String, Option<u8>);
 /// to the scheduler.
 pub type HandedOver = (Grant, Duration, OwnedFd);
 
-/// Stores the end of a run, or lets its scheduler do it over its own connection: a login costs more
-/// than many a command.
-pub fn conclude(
-    mutex: &mut Mutex<'_>,
-    requester: &dyn Requester,
-    handed_over: Option<&HandedOver>,
-    ending: Ending<'_>,
-) -> Result<Released, lock::Error> {
-    let Some((grant, lease, scheduler)) = handed_over else {
-        return mutex.release(requester, ReleaseScope::Own, ending);
-    };
-    if is_stored(scheduler, &grant.token, ending, *lease).unwrap_or(false) {
-        return Ok(Released::Own { stays: None, was: Vec::new() });
-    }
-    // The scheduler may have stored the end, and its confirmation was lost.
-    mutex.end_run(requester, &grant.token, ending)
-}
-
 /// Whether the scheduler confirms that it has stored the end.
-fn is_stored(
+pub fn is_stored(
     scheduler: &OwnedFd,
     token: &str,
     ending: Ending<'_>,

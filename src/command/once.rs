@@ -40,8 +40,8 @@ pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
     let key = open(environment, &args.place, &args.key)?;
     let request = environment.once(&args.rule, &args.place, &key)?;
     let (options, reason) = ((&args.command, &args.waiting, args.on_lost), args.reason.as_deref());
-    let job = Job::new(options, reason, environment, key, request)?;
-    let ended = execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job });
+    let job = Job::new(options, reason, environment, request)?;
+    let ended = execute(&key, &Job { skipped_exit_code: args.skipped_exit_code, ..job });
     ended.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 

@@ -8,7 +8,7 @@ use crate::store;
 use crate::store::backoff::{PAUSES, pause_outside};
 
 /// How often and how far apart to try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
     /// How many attempts to make; `None` for any number.
     pub max_attempts: Option<NonZeroU32>,

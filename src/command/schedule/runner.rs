@@ -30,8 +30,7 @@ use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
 use crate::logging::{self, LogArgs};
 use crate::record::mode::Mode;
-use crate::run::Program;
-use crate::store::Location;
+use crate::run::{Descendants, Program};
 use crate::sys::channel::receive_with_file;
 use crate::sys::clock::{millis, since_1970, since_boot};
 use crate::sys::files::anonymous_file;
@@ -84,23 +83,25 @@ fn run_limited() -> Result<u8, Error> {
     let file = io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?;
     let Limited { lock, slots, lease } = orders(file)?;
     let request = Request { mode: Mode::Slots(slots), lease, ..Request::default() };
-    let waiting = Waiting { max_attempts: None, sleep: PATIENCE, timeout: None, warn_after: None };
+    let waiting = Waiting { sleep: PATIENCE, ..Waiting::default() };
     let program = Program { command: std::env::args_os().skip(2).collect(), ..Program::default() };
-    let mut job = job(lock, request, waiting, program);
     // This process holds the lock of the task.
-    job.descendants.end_with_the_lock = true;
-    execute(&job)
+    execute(&lock, &job(request, waiting, program, true))
 }
 
 fn cannot(error: io::Error) -> Error {
     Error::io("cannot run a task", &error)
 }
 
-fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> Job {
-    let mut job = Job::of(lock, request, waiting, program);
-    job.descendants.end_with_the_lock = job.lock.is_shared();
-    job.descendants.end_by_signals = true;
-    Job { orphans: Orphans::Ignore, skipped_exit_code: BUSY, ..job }
+/// What a job of a task has, whose command ends by signals, and `with_the_lock`.
+fn job(request: Request, waiting: Waiting, program: Program, with_the_lock: bool) -> Job {
+    let descendants = Descendants {
+        end_with_the_lock: with_the_lock,
+        end_by_signals: true,
+        ..Descendants::default()
+    };
+    let (orphans, skipped_exit_code) = (Orphans::Ignore, BUSY);
+    Job { request, waiting, program, descendants, orphans, skipped_exit_code, ..Job::default() }
 }
 
 /// Reads the first line of the file. The rest becomes stdin, in another file: the orders hold the
@@ -127,7 +128,7 @@ impl Work {
     fn run(&self, scheduler: OwnedFd) -> Result<u8, Error> {
         let command = self.command.iter().map(OsString::from).collect();
         let program = Program { command, env: self.env.clone() };
-        let mut job = job(self.location.clone(), self.request(), ATTEMPT, program);
+        let mut job = job(self.request(), ATTEMPT, program, self.lease.is_some());
         job.handed_over =
             self.granted.clone().zip(self.lease).map(|(grant, lease)| (grant, lease, scheduler));
         job.task_ends_at = self.timeout.map(|limit| since_boot().saturating_add(millis(limit)));
@@ -140,7 +141,7 @@ impl Work {
         // From now on, they reach this thread alone.
         let _ = SigSet::all().thread_unblock();
         let begun = since_boot();
-        let ran = match perform(&job) {
+        let ran = match perform(&self.location, &job) {
             Ok(Some(ran)) => ran,
             Err(error) if error.code != BUSY => return Err(error),
             // Another scheduler was faster.
