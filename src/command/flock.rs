@@ -4,10 +4,9 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use super::job::Job;
+use super::job::{Job, script_of_shell};
 use super::run::execute;
 use crate::cli::FlockArgs;
-use crate::command::job::script_of_shell;
 use crate::config::{Environment, lock_file_at};
 use crate::error::Error;
 use crate::exit_code::{BUSY, FAILED};

@@ -1,21 +1,26 @@
-//! What `run`, `once` and `flock` are to run, how to lock for it, and how the runner of a task
-//! reports the end to its scheduler.
+//! What `run`, `once` and `flock` are to run, how to lock for it, and what its end means for the
+//! lock. The runner of a task reports the end to its scheduler.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
 
 use crate::cli::{CommandArgs, WaitingArgs};
 use crate::config::Environment;
 use crate::error::Error;
+use crate::events::emit;
+use crate::exit_code::{DONE, LOST};
 use crate::lease::OnLost;
 use crate::lock::once::Ending;
-use crate::lock::staleness::Orphans;
+use crate::lock::staleness::{Holding, Orphans, StaleHolder, rounded_up};
 use crate::lock::waiting::Waiting;
-use crate::lock::{Grant, Request};
+use crate::lock::{self, Grant, Lost, Request};
 use crate::record::Outcome;
 use crate::run::{Descendants, Program};
+use crate::store::Location;
 use crate::sys::{channel, poll};
 
 #[derive(Default)]
@@ -75,6 +80,99 @@ pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
         .filter(|shell| !shell.is_empty())
         .unwrap_or_else(|| "/bin/sh".into());
     vec![shell, "-c".into(), script.to_owned()]
+}
+
+/// The hint after a loss that an outage has caused.
+pub const LONGER: &str = "a longer `SERIALIZER_LEASE_SECONDS` survives longer outages";
+
+/// How a command ended.
+pub struct Ran {
+    pub code: u8,
+    pub how: String,
+    /// The number of the run of a key.
+    pub number: Option<u32>,
+}
+
+/// How the run of a task ended that its scheduler ended.
+pub const INTERRUPTED: &str = "interrupted: its scheduler has ended";
+
+/// The exit code of a command that was stopped and says that all is well: 128 + SIGTERM.
+pub const STOPPED: u8 = 143;
+
+/// Reports the release of a lock after its command has ended with `code`. Fails if the command has
+/// succeeded, but perhaps not alone. `was_good`, of a lease, says that it had not expired then.
+pub fn settle(
+    (lock, job): (&Location, &Job),
+    command: &str,
+    code: u8,
+    released: Result<Option<Duration>, lock::Error>,
+    was_good: Option<bool>,
+) -> Result<(), Error> {
+    let lost = |why: &str, holders: &[Holding]| (false, Error::lost(lock, why, holders));
+    let gone = format!("it was not held any more when `{command}` ended");
+    let (is_harmless, error) = match released {
+        Ok(stays) => {
+            emit("release", lock, json!({ "command": command, "exit_code": code }));
+            say(job.is_verbose, &unlocked(lock, stays));
+            return Ok(());
+        }
+        Err(lock::Error::NotLocked) => lost(&gone, &[]),
+        Err(lock::Error::Lost(how, holders)) if how != Lost::Expired => {
+            lost(&how.to_string(), &holders)
+        }
+        // Without holders, the lock kept changing.
+        Err(lock::Error::NotOurs(holders)) if !holders.is_empty() => lost(&gone, &holders),
+        Err(error) if was_good == Some(false) => {
+            lost(&format!("its lease expired before `{command}` ended: {error}"), &[])
+        }
+        // A lease that is not renewed expires.
+        Err(error) => (was_good.is_some(), Error::mutex("unlock", lock, error)),
+    };
+    if code == DONE && error.code != LOST && job.request.once.is_some() {
+        let again = format!("`{command}` has succeeded, but may run again");
+        return Err(error.during(&again));
+    }
+    if code == DONE && !is_harmless {
+        return Err(error);
+    }
+    tracing::warn!("{error}");
+    Ok(())
+}
+
+/// The loss of a lease that was not renewed in time.
+pub fn expired(lock: &Location) -> Error {
+    Error::lost(lock, "its lease expired before it could be renewed", &[]).with_hint(LONGER)
+}
+
+/// Logs a message that only `--verbose` shows.
+pub fn say(is_verbose: bool, message: &str) {
+    match is_verbose {
+        true => tracing::info!("{message}"),
+        false => tracing::debug!("{message}"),
+    }
+}
+
+/// The message about a lock that was acquired for `owner`, perhaps after a wait or from a former
+/// holder. Also writes the event.
+pub fn locked(
+    lock: &Location,
+    owner: &str,
+    (begun, after): (Instant, &str),
+    from: Option<&StaleHolder>,
+) -> String {
+    let (event, from) = match from {
+        Some(from) => ("takeover", format!(", taken over from {from}: {}", from.verdict)),
+        None => ("acquire", String::new()),
+    };
+    emit(event, lock, json!({ "waited_seconds": begun.elapsed().as_secs_f64() }));
+    format!("locked `{}` for {owner}{after}{from}", lock.name())
+}
+
+/// The message about an own lock that was released.
+pub fn unlocked(lock: &Location, stays: Option<Duration>) -> String {
+    let rest = stays
+        .map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));
+    format!("unlocked `{}`{}", lock.name(), rest.unwrap_or_default())
 }
 
 /// The answer of a scheduler that has stored the end.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, getpid};
 
-use super::ended::{expired, locked};
+use super::job::{expired, locked};
 use super::once;
 use super::progress::Progress;
 use crate::cli::LockArgs;

@@ -8,8 +8,9 @@ use nix::sys::signal::Signal;
 use rustix::process::getpid;
 use serde_json::json;
 
-use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, expired, locked, say, settle};
-use super::job::{Job, command_of, is_stored};
+use super::job::{
+    INTERRUPTED, Job, LONGER, Ran, STOPPED, command_of, expired, is_stored, locked, say, settle,
+};
 use super::progress::Progress;
 use crate::cli::RunArgs;
 use crate::config::Environment;

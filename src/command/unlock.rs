@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::once;
 use crate::cli::{BreakArgs, UnlockArgs};
-use crate::command::ended::unlocked;
+use crate::command::job::unlocked;
 use crate::command::requester::ProcessRequester;
 use crate::config::Environment;
 use crate::error::{Error, breaking};

@@ -19,8 +19,7 @@ use serde_json::json;
 
 use super::relay::Relay;
 use super::work::{ATTEMPT, LIMITED, Limited, NAME, Work, shown_slot};
-use crate::command::ended::{INTERRUPTED, Ran};
-use crate::command::job::Job;
+use crate::command::job::{INTERRUPTED, Job, Ran};
 use crate::command::run::{execute, perform};
 use crate::error::Error;
 use crate::events::{self, emit};

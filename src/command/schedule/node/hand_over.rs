@@ -8,8 +8,7 @@ use std::time::Instant;
 use rustix::fs::{Access, access};
 
 use super::{FULL, Node};
-use crate::command::ended::{locked, say};
-use crate::command::job::{confirm_end, receive_end};
+use crate::command::job::{confirm_end, locked, receive_end, say};
 use crate::command::progress::Progress;
 use crate::command::schedule::task::{Runner, Tracked};
 use crate::command::schedule::work::{ATTEMPT, Work, runner, why_not_started};
