@@ -4,7 +4,6 @@ mod catalog;
 mod control;
 mod events;
 mod node;
-mod relay;
 pub mod runner;
 mod status;
 mod task;

@@ -4,20 +4,21 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use nix::sys::signal::SigSet;
-use nix::unistd::dup2_stdin;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::relay::Relay;
 use super::work::{ATTEMPT, LIMITED, Limited, NAME, Work, shown_slot};
 use crate::command::job::{INTERRUPTED, Job, Ran};
 use crate::command::run::{execute, perform};
@@ -44,6 +45,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long to wait for a program of `notify`.
 const NOTIFYING: Duration = Duration::from_secs(60);
+
+/// Ends the last line of a command's output, unless it is complete.
+const END_OF_LINE: &[u8] = b"\0\n";
+
+/// The longest part of a line that is written at a time.
+const MAX_LINE: u64 = 8 * 1024;
+
+/// How long to wait for output of processes that outlive a task.
+const LINGERING: Duration = Duration::from_secs(1);
 
 /// Acts as a runner, if this process was started as one.
 pub fn help() -> Option<ExitCode> {
@@ -197,5 +207,64 @@ impl Work {
                 tracing::warn!("{}", Error::io(cannot, &error));
             }
         }
+    }
+}
+
+/// Takes the place of stdout and stderr, and writes each line to stdout with the task's name.
+pub struct Relay {
+    output: io::PipeWriter,
+    done: mpsc::Receiver<()>,
+    before: (OwnedFd, OwnedFd),
+}
+
+impl Relay {
+    /// Begins to relay. With `slot`, lines are JSON.
+    pub fn start(task: &str, slot: Option<String>) -> io::Result<Self> {
+        let (lines, output) = io::pipe()?;
+        let before = (
+            io::stdout().as_fd().try_clone_to_owned()?,
+            io::stderr().as_fd().try_clone_to_owned()?,
+        );
+        let mut to = io::PipeWriter::from(before.0.try_clone()?);
+        let (sender, done) = mpsc::channel();
+        let name = task.to_owned();
+        thread::Builder::new().spawn(move || {
+            let (mut lines, mut line) = (BufReader::new(lines), Vec::new());
+            // The loop ends with the processes that may write.
+            while let Ok(1..) = lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+                let part =
+                    line.strip_suffix(END_OF_LINE).or(line.strip_suffix(b"\n")).unwrap_or(&line);
+                let text = String::from_utf8_lossy(part);
+                let whole = match &slot {
+                    Some(slot) => {
+                        let time = Timestamp::now().to_string();
+                        json!({ "timestamp": time, "task": name, "slot": slot, "line": text })
+                            .to_string()
+                    }
+                    None => format!("{name} | {text}"),
+                };
+                if line != END_OF_LINE {
+                    // Unread output blocks a task. Without a reader, the task goes on.
+                    let _ = to.write_all((whole + "\n").as_bytes());
+                }
+                line.clear();
+            }
+            drop(sender);
+        })?;
+        dup2_stdout(&output)?;
+        dup2_stderr(&output)?;
+        Ok(Self { output, done, before })
+    }
+
+    /// Begins a new line for what comes after the output of the command.
+    pub fn end_line() {
+        let _ = io::stdout().write_all(END_OF_LINE).and_then(|()| io::stdout().flush());
+    }
+
+    /// Waits for what the task has written.
+    pub fn end(self) {
+        let _ = dup2_stdout(&self.before.0).and_then(|_| dup2_stderr(&self.before.1));
+        drop(self.output);
+        let _ = self.done.recv_timeout(LINGERING);
     }
 }
