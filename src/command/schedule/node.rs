@@ -241,21 +241,19 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Schedules a check of the tasks of ended runners, and of tasks that waited for room.
+    /// Schedules a check of the tasks of ended runners.
     fn reap(&mut self) {
-        let (now, mut has_room) = (self.now(), false);
+        let now = self.now();
         for task in self.tasks.values_mut() {
             let has_ended = |runner: &mut Runner| !matches!(runner.process.try_wait(), Ok(None));
-            if let Some(mut runner) = task.runner.take_if(has_ended) {
-                let status = runner.process.wait();
-                task.was_killed = status.is_ok_and(|status| status.signal().is_some());
-                (task.check_at, has_room) = (now, true);
+            let Some(mut runner) = task.runner.take_if(has_ended) else { continue };
+            task.check_at = now;
+            if runner.process.wait().is_ok_and(|status| status.signal().is_some()) {
+                // Perhaps by what it does.
+                task.pause(now);
             }
         }
         self.tasks.retain(|_, task| task.is_defined || task.runner.is_some());
-        for task in self.tasks.values_mut().filter(|task| has_room && task.needs_room) {
-            (task.check_at, task.needs_room) = (now, false);
-        }
         if getpid().is_init() {
             let own: Vec<_> =
                 self.runners().map(|runner| Pid::from_child(&runner.process)).collect();

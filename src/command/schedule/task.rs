@@ -27,13 +27,10 @@ pub struct Tracked<'a> {
     pub check_at: u64,
     /// When the next step became due.
     pub due_at: u64,
-    pub needs_room: bool,
     /// Whether the file still has it.
     pub is_defined: bool,
     /// Its run on this host.
     pub runner: Option<Runner>,
-    /// Whether its last runner here was killed.
-    pub was_killed: bool,
     pub last_claim: Option<Claim>,
     /// The claim for which the store may have granted the slot: its answer was lost.
     pub unanswered: Option<Claim>,
@@ -57,10 +54,8 @@ impl<'a> Tracked<'a> {
             mutex,
             check_at: 0,
             due_at: 0,
-            needs_room: false,
             is_defined: true,
             runner: None,
-            was_killed: false,
             last_claim: None,
             unanswered: None,
             failures: 0,

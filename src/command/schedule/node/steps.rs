@@ -18,9 +18,7 @@ impl<'a> Node<'a> {
         let mut due: Vec<_> = ready.collect();
         // In another order than on other hosts.
         due.sort_by_cached_key(|(name, task)| (task.due_at, self.hash(name)));
-        // Without room, none is read.
-        let room = self.jobs.saturating_sub(running);
-        let most = if room > 0 && self.has_begun { room } else { usize::MAX };
+        let most = if self.has_begun { self.jobs.saturating_sub(running) } else { usize::MAX };
         let due: Vec<_> = due.into_iter().take(most).map(|(name, _)| name.clone()).collect();
         let (asked, are_many) = (since_boot(), due.len() >= MANY);
         if are_many {
@@ -54,20 +52,24 @@ impl<'a> Node<'a> {
         hash(&[self.owner.place.host.as_deref().unwrap_or_default(), name])
     }
 
-    /// When to inspect a task: later if this scheduler is busy, and not while the store fails.
+    /// When to inspect a task: later if this scheduler is busy, and not while it has no room or
+    /// the store fails.
     pub(super) fn ready_at(&self, task: &Tracked<'_>, running: usize) -> u64 {
+        if running >= self.jobs {
+            return u64::MAX;
+        }
         let yielded = task.due_at.saturating_add(PER_RUNNING * running.min(MOST_RUNNING) as u64);
         task.check_at.max(yielded).max(self.retry_at)
     }
 
     fn step(&mut self, name: &str, task: &mut Tracked<'a>) -> Result<(), Error> {
-        let (now, running, is_running) = (self.now(), self.running(), task.runner.is_some());
+        let now = self.now();
         // Earlier steps made this scheduler busier, or the store has failed.
-        if self.ready_at(task, running) > now {
+        if self.ready_at(task, self.running()) > now {
             return Ok(());
         }
-        if is_running || running >= self.jobs {
-            (task.needs_room, task.check_at) = (!is_running, u64::MAX);
+        if task.runner.is_some() {
+            task.check_at = u64::MAX;
             return Ok(());
         }
         let Err(error) = self.inspect(name, task) else { return Ok(()) };
@@ -114,12 +116,8 @@ impl<'a> Node<'a> {
             (Plan::Run(claim), _) if self.is_tick() && claim.slot > began => {
                 task.check_at = u64::MAX
             }
-            // Its last runner stored nothing, and reported the reason; or it was killed, perhaps by
-            // what it does.
-            (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) || task.was_killed => {
-                task.was_killed = false;
-                task.pause(now);
-            }
+            // Its last runner stored nothing, and reported the reason.
+            (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) => task.pause(now),
             (Plan::Run(claim), Some(last)) => return self.begin(name, task, claim, &last, now),
             // The next step inspects it again.
             (Plan::Introduce | Plan::Run(_), _) => {}
