@@ -15,13 +15,11 @@ use rustix::process::{self, Pid, getpid, kill_process, kill_process_group};
 use super::catalog::Source;
 use super::events::Events;
 use super::task::{Runner, Tracked};
-use super::task_at;
-use super::work::Order;
+use super::work::TaskStore;
 use crate::cli::TickArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::lock::Mutex;
-use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::record::owner::Owner;
 use crate::run::{reap_orphans, was_ignored};
@@ -56,7 +54,9 @@ const ENDING: u64 = 20_000;
 
 struct Node<'a> {
     source: Source,
-    order: Order,
+    store: TaskStore<'a>,
+    /// Whether the output of tasks is JSON.
+    is_json: bool,
     /// How many tasks run at a time.
     jobs: usize,
     /// How long to wait for tasks after SIGTERM; `None` for a tick, which exits when nothing is
@@ -66,8 +66,6 @@ struct Node<'a> {
     /// When to end the runners, in milliseconds since boot; after that, when to kill them.
     stop_at: Option<u64>,
     is_ending: bool,
-    judge: &'a LocalLiveness,
-    any: Register,
     owner: Owner,
     up_since: u64,
     /// The store's clock minus the host's.
@@ -88,13 +86,13 @@ pub fn run(
 ) -> Result<(), Error> {
     let mut source = Source::new(&args.catalog);
     let catalog = source.read()?;
-    let order = Order::new(&args.catalog, args.json, environment)?;
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = args.jobs.map_or_else(processors, usize::from);
     let here = HostIdentity::here();
     let cannot = |error| Error::io("cannot schedule tasks", &error);
     let owner = Owner::of(getpid(), &here).map_err(cannot)?;
     let judge = LocalLiveness::new(here, Orphans::Ignore);
+    let store = TaskStore::open(&args.catalog, environment, &judge)?;
     if was_ignored(Signal::SIGCHLD) {
         // Its runners would claim slots, and then refuse to run.
         let why = "cannot schedule tasks: SIGCHLD is ignored, so their exit codes would be lost";
@@ -102,19 +100,18 @@ pub fn run(
         return Err(Error::failed(why).with_hint(hint));
     }
     if stop_timeout.is_some() {
-        let (tasks, shown) = (catalog.tasks.len(), order.place.shown_place());
+        let (tasks, shown) = (catalog.tasks.len(), store.place.shown_place());
         tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");
     }
     let mut node = Node {
         source,
-        any: Register::open(&order.place)?,
-        order,
+        store,
+        is_json: args.json,
         jobs,
         stop_timeout,
         tasks: BTreeMap::new(),
         stop_at: None,
         is_ending: false,
-        judge: &judge,
         owner,
         up_since: since_1970().saturating_sub(if stop_timeout.is_none() { TICK } else { 0 }),
         offset: 0,
@@ -221,8 +218,7 @@ impl<'a> Node<'a> {
 
     /// The lock of a task. A store that is down makes neither the other tasks nor a runner wait.
     fn mutex(&self, task: &str) -> Mutex<'a> {
-        let register = self.any.sibling(&task_at(&self.order.place, task));
-        let mut mutex = Mutex::new(register, self.judge);
+        let mut mutex = self.store.mutex(task);
         mutex.patience = Duration::ZERO;
         mutex
     }

@@ -48,8 +48,9 @@ impl<'a> Node<'a> {
         last: &Run,
         now: u64,
     ) -> Result<(), store::Error> {
-        let mut work = self.order.work(name, &task.definition, claim, last);
-        if work.limited.as_ref().is_some_and(|limited| limited.is_full(&self.any, self.judge)) {
+        let mut work = self.store.work(name, &task.definition, claim, last);
+        work.is_json = self.is_json;
+        if work.limited.as_ref().is_some_and(|limited| limited.is_full(&self.store)) {
             (task.due_at, task.check_at) = (task.due_at.min(now), now + FULL);
             return Ok(());
         }

@@ -22,7 +22,7 @@ impl<'a> Node<'a> {
         let due: Vec<_> = due.into_iter().take(most).map(|(name, _)| name.clone()).collect();
         let (asked, are_many) = (since_boot(), due.len() >= MANY);
         if are_many {
-            let listed = self.any.list(Kind::Schedule).unwrap_or_default();
+            let listed = self.store.any.list(Kind::Schedule).unwrap_or_default();
             // Without a version, a state could not be read now.
             for (name, state) in listed.into_iter().filter(|(_, state)| state.version.is_some()) {
                 if let Some(task) = name.to_str().and_then(|name| self.tasks.get_mut(name)) {
