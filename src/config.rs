@@ -137,12 +137,10 @@ impl Environment {
         Ok(Request { lease, once: Some(rule), ..Request::default() })
     }
 
-    /// The process that is to own the lock; `None` for the parent.
     pub fn owner_pid(&self, flag: Option<Pid>) -> Result<Option<Pid>, Error> {
         self.resolve(flag, "OWNER_PID", parse_owner_pid)
     }
 
-    /// Whether to wait for what outlives a holder.
     pub fn orphans(&self, flag: Option<Orphans>) -> Result<Orphans, Error> {
         Ok(self.resolve(flag, "ORPHANS", parse_word)?.unwrap_or_default())
     }
@@ -157,7 +155,6 @@ impl Environment {
         Ok(reason.map(|reason| text::reason(&reason)).filter(|reason| !reason.is_empty()))
     }
 
-    /// Whether a variable has a value, good or bad.
     pub fn is_set(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| !value.is_empty())
     }

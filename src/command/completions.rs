@@ -12,14 +12,12 @@ use crate::config::Environment;
 use crate::error::Error;
 use crate::store::seam::Kind;
 
-/// clap's script for bash knows options only.
 const BASH: &str = include_str!("completions/serializer.bash");
 
 /// clap's script for zsh calls this in the place of its own function for names of hosts. The script
 /// begins with a comment, which must stay first, and ends by calling its function.
 const ZSH: &str = include_str!("completions/serializer.zsh");
 
-/// clap's script for fish knows options only.
 const FISH: &str = include_str!("completions/serializer.fish");
 
 pub fn script_of(shell: Shell) -> Result<(), Error> {

@@ -43,7 +43,6 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job as the options say.
     pub fn new(
         (args, waiting, on_lost): (&CommandArgs, &WaitingArgs, Option<OnLost>),
         reason: Option<&str>,
@@ -85,7 +84,6 @@ pub fn script_of_shell(script: &OsStr) -> Vec<OsString> {
 /// The hint after a loss that an outage has caused.
 pub const LONGER: &str = "a longer `SERIALIZER_LEASE_SECONDS` survives longer outages";
 
-/// How a command ended.
 pub struct Ran {
     pub code: u8,
     pub how: String,
@@ -139,7 +137,6 @@ pub fn settle(
     Ok(())
 }
 
-/// The loss of a lease that was not renewed in time.
 pub fn expired(lock: &Location) -> Error {
     Error::lost(lock, "its lease expired before it could be renewed", &[]).with_hint(LONGER)
 }
@@ -168,7 +165,6 @@ pub fn locked(
     format!("locked `{}` for {owner}{after}{from}", lock.name())
 }
 
-/// The message about an own lock that was released.
 pub fn unlocked(lock: &Location, stays: Option<Duration>) -> String {
     let rest = stays
         .map(|stays| format!("; it stays reserved for {} (`--hold-at-least`)", rounded_up(&stays)));
@@ -210,7 +206,6 @@ pub fn receive_end(runner: &OwnedFd) -> Option<Report> {
     serde_json::from_slice(&channel::receive_now(runner, MAX_REPORT).ok()?).ok()
 }
 
-/// Tells the runner that its end is stored.
 pub fn confirm_end(runner: &OwnedFd) {
     let _ = channel::send(runner, STORED);
 }

@@ -21,7 +21,6 @@ use crate::store::{Location, file};
 use crate::sys::clock;
 use crate::sys::text;
 
-/// The hint for a key that runs.
 const FORGET: &str =
     "`serializer forget --force KEY` forgets the running key; its run counts as lost";
 
@@ -44,7 +43,6 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
     made(environment.key(Kind::Once, args, key)?)
 }
 
-/// The location. Its directory exists.
 pub fn made(location: Location) -> Result<Location, Error> {
     let Location::File(directory, _) = &location else { return Ok(location) };
     let (shown, is_usual) =

@@ -52,7 +52,6 @@ pub fn execute(lock: &Location, job: &Job) -> Result<u8, Error> {
     perform(lock, job).map(|ran| ran.map_or(job.skipped_exit_code, |ran| ran.code))
 }
 
-/// Runs a job, unless it is not needed.
 pub fn perform(lock: &Location, job: &Job) -> Result<Option<Ran>, Error> {
     let program = job.program.command.first().map_or(Path::new(""), Path::new);
     // A mistyped command must fail before the wait. The run of a task reports it at its end.
@@ -85,14 +84,12 @@ struct Run<'a> {
     lock: &'a Location,
     job: &'a Job,
     program: &'a Path,
-    /// The program, as people read it.
     shown: String,
     mutex: Mutex<'a>,
     requester: CommandRequester,
 }
 
 impl Run<'_> {
-    /// Acquires the lock, unless it is not needed.
     fn acquire(&mut self) -> Result<Option<Grant>, Error> {
         let (job, name) = (self.job, self.lock.name());
         if let Some((grant, ..)) = &job.handed_over {
@@ -131,7 +128,6 @@ impl Run<'_> {
         }
     }
 
-    /// Begins to renew the lease, if there is one.
     fn renew(&mut self, grant: &mut Grant) -> Result<Option<Renewing>, Error> {
         let Some(lease) = self.job.request.lease else { return Ok(None) };
         let not_started = format!("did not start `{}`", self.shown);
@@ -258,7 +254,6 @@ impl Run<'_> {
         (end, lost)
     }
 
-    /// Why the run of a task was stopped by a signal.
     fn why_stopped(&mut self) -> &'static str {
         if self.job.task_ends_at.is_some_and(|at| at <= since_boot()) {
             return "timed out";

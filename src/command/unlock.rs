@@ -106,7 +106,6 @@ fn choose(lock: &Location, judge: &LocalLiveness) -> Result<String, Error> {
     token.ok_or_else(|| cannot("its record has no token").with_hint("`serializer unlock --force`"))
 }
 
-/// Reports how a lock was released.
 fn tell(
     verb: &str,
     lock: &Location,

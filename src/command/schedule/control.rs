@@ -29,7 +29,6 @@ use crate::sys::text;
 /// How much longer than a lease the end of a run may take.
 const ENDING: Duration = Duration::from_secs(15);
 
-/// Poll interval while a run ends.
 const WATCHED: Duration = Duration::from_millis(500);
 
 pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {

@@ -55,9 +55,7 @@ const ENDING: u64 = 20_000;
 struct Node<'a> {
     source: Source,
     store: TaskStore<'a>,
-    /// Whether the output of tasks is JSON.
     is_json: bool,
-    /// How many tasks run at a time.
     jobs: usize,
     /// How long to wait for tasks after SIGTERM; `None` for a tick, which exits when nothing is
     /// due.
@@ -124,7 +122,6 @@ pub fn run(
 }
 
 impl<'a> Node<'a> {
-    /// Whether it exits when nothing is due.
     fn is_tick(&self) -> bool {
         self.stop_timeout.is_none()
     }
@@ -237,7 +234,6 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Schedules a check of the tasks of ended runners.
     fn reap(&mut self) {
         let now = self.now();
         for task in self.tasks.values_mut() {

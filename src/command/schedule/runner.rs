@@ -43,7 +43,6 @@ use crate::sys::text;
 /// Poll interval for a full limit.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long to wait for a program of `notify`.
 const NOTIFYING: Duration = Duration::from_secs(60);
 
 /// Ends the last line of a command's output, unless it is complete.

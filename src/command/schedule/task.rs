@@ -47,7 +47,6 @@ pub struct Runner {
 }
 
 impl<'a> Tracked<'a> {
-    /// A task that was not looked at yet.
     pub fn new(definition: Definition, mutex: Mutex<'a>) -> Self {
         Self {
             definition,
@@ -63,7 +62,6 @@ impl<'a> Tracked<'a> {
         }
     }
 
-    /// Uses this definition from now on.
     pub fn adopt(&mut self, definition: Definition) {
         self.other.0 = self.definition.number();
         self.definition = definition;
@@ -111,7 +109,6 @@ impl<'a> Tracked<'a> {
         Ok((plan, seen.map(|seen| seen.run), now))
     }
 
-    /// Tries again later.
     pub fn pause(&mut self, now: u64) {
         self.check_at = now + pause(&mut self.failures);
     }

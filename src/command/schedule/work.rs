@@ -50,7 +50,6 @@ pub struct TaskStore<'a> {
     lease: Option<Duration>,
 }
 
-/// One run of a task.
 #[derive(Serialize, Deserialize)]
 pub struct Work {
     pub task: String,
@@ -159,7 +158,6 @@ impl<'a> TaskStore<'a> {
 }
 
 impl Work {
-    /// What claims the slot.
     pub fn request(&self) -> Request {
         Request {
             lease: self.lease,

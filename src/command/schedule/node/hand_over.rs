@@ -27,7 +27,6 @@ use crate::sys::text;
 /// whether the run goes on.
 struct Scheduler<'a> {
     owner: &'a Owner,
-    /// The command of the run.
     command: String,
 }
 

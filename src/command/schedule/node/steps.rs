@@ -93,7 +93,6 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Takes the next step for a task.
     fn inspect(&mut self, name: &str, task: &mut Tracked<'a>) -> Result<(), store::Error> {
         let (plan, last, now) = task.plan(name, self.up_since)?;
         if plan == Plan::Introduce
