@@ -42,8 +42,9 @@ const PASS: u64 = 20;
 /// Poll interval for a full limit, in milliseconds.
 const FULL: u64 = 1000;
 
-/// From this number of tasks on, a database reads all of them at once.
+/// From this number of due tasks on, and from this part of all, a database reads all at once.
 const MANY: usize = 4;
+const SHARE: usize = 8;
 
 /// How old a slot may be for a tick without catching up, in milliseconds: a crontab starts it
 /// once a minute.

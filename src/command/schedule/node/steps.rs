@@ -1,6 +1,6 @@
 //! What a scheduler does about the tasks that may be due.
 
-use super::{MANY, MOST_RUNNING, Node, PASS, PER_RUNNING, SPREAD, TICK};
+use super::{MANY, MOST_RUNNING, Node, PASS, PER_RUNNING, SHARE, SPREAD, TICK};
 use crate::command::schedule::task::{Tracked, pause};
 use crate::error::Error;
 use crate::lock;
@@ -20,7 +20,7 @@ impl<'a> Node<'a> {
         due.sort_by_cached_key(|(name, task)| (task.due_at, self.hash(name)));
         let most = if self.has_begun { self.jobs.saturating_sub(running) } else { usize::MAX };
         let due: Vec<_> = due.into_iter().take(most).map(|(name, _)| name.clone()).collect();
-        let (asked, are_many) = (since_boot(), due.len() >= MANY);
+        let (asked, are_many) = (since_boot(), due.len() >= MANY.max(self.tasks.len() / SHARE));
         if are_many {
             let listed = self.store.any.list(Kind::Schedule).unwrap_or_default();
             // Without a version, a state could not be read now.
