@@ -38,8 +38,8 @@ pub struct Job {
     pub reason: Option<String>,
     /// Of a task on a schedule: when its time is over, in milliseconds since boot.
     pub task_ends_at: Option<u64>,
-    /// Of a task on a schedule: what its scheduler has acquired for it.
-    pub handed_over: Option<HandedOver>,
+    /// Of a task on a schedule: what its scheduler has acquired, and the connection to that.
+    pub handed_over: Option<(Grant, OwnedFd)>,
 }
 
 impl Job {
@@ -183,20 +183,15 @@ const MAX_REPORT: usize = 4096;
 /// The token of the run, and the fields of its [`Ending`].
 pub type Report = (String, Outcome, String, Option<u8>);
 
-/// What a scheduler has handed over: the acquisition, the duration of its lease, and the connection
-/// to the scheduler.
-pub type HandedOver = (Grant, Duration, OwnedFd);
-
 /// Whether the scheduler confirms that it has stored the end.
 pub fn is_stored(
-    scheduler: &OwnedFd,
-    token: &str,
+    (grant, scheduler): &(Grant, OwnedFd),
     ending: Ending<'_>,
     lease: Duration,
 ) -> io::Result<bool> {
     let Ending { outcome, how, code } = ending;
     // Nothing else was sent, so this does not wait.
-    channel::send(scheduler, &serde_json::to_vec(&(token, outcome, how, code))?)?;
+    channel::send(scheduler, &serde_json::to_vec(&(&grant.token, outcome, how, code))?)?;
     poll::sleep(PATIENCE.min(lease / PART), &[scheduler.as_fd()])?;
     Ok(channel::receive_now(scheduler, STORED.len())? == STORED)
 }

@@ -92,7 +92,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn acquire(&mut self) -> Result<Option<Grant>, Error> {
         let (job, name) = (self.job, self.lock.name());
-        if let Some((grant, ..)) = &job.handed_over {
+        if let Some((grant, _)) = &job.handed_over {
             return Ok(Some(self.requester.adopt(grant)));
         }
         let is_silent = job.is_flock && !job.is_verbose;
@@ -267,12 +267,13 @@ impl Run<'_> {
     fn release(&mut self, ending: Ending<'_>) -> Result<Option<Duration>, lock::Error> {
         let released = match &self.job.handed_over {
             None => self.mutex.release(&self.requester, ReleaseScope::Own, ending)?,
-            Some((grant, lease, scheduler)) => {
-                if is_stored(scheduler, &grant.token, ending, *lease).unwrap_or(false) {
+            Some(handed_over) => {
+                let lease = self.job.request.lease.unwrap_or_default();
+                if is_stored(handed_over, ending, lease).unwrap_or(false) {
                     return Ok(None);
                 }
                 // The scheduler may have stored the end, and its confirmation was lost.
-                self.mutex.end_run(&self.requester, &grant.token, ending)?
+                self.mutex.end_run(&self.requester, &handed_over.0.token, ending)?
             }
         };
         match released {

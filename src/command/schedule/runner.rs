@@ -137,8 +137,7 @@ impl Work {
         let command = self.command.iter().map(OsString::from).collect();
         let program = Program { command, env: self.env.clone() };
         let mut job = job(self.request(), ATTEMPT, program, self.lease.is_some());
-        job.handed_over =
-            self.granted.clone().zip(self.lease).map(|(grant, lease)| (grant, lease, scheduler));
+        job.handed_over = self.granted.clone().map(|grant| (grant, scheduler));
         job.task_ends_at = self.timeout.map(|limit| since_boot().saturating_add(millis(limit)));
         if let Some(timeout) = self.timeout {
             thread::spawn(move || {
