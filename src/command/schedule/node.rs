@@ -152,14 +152,7 @@ impl<'a> Node<'a> {
             }
             self.store_ends();
             self.reap();
-            let running = self.running();
-            let mut next = None;
-            if self.stop_at.is_some() {
-                if running == 0 {
-                    return Ok(());
-                }
-                self.end();
-            } else {
+            if self.stop_at.is_none() {
                 if self.events.clock_was_set() {
                     self.retry_at = 0;
                     self.tasks.values_mut().for_each(Tracked::check_now);
@@ -169,16 +162,16 @@ impl<'a> Node<'a> {
                     self.adopt(catalog);
                 }
                 self.work()?;
-                let (now, running) = (self.now(), self.running());
-                if self.is_tick()
-                    && running == 0
-                    && self.tasks.values().all(|task| task.check_at > now)
-                {
-                    return Ok(());
-                }
-                next = self.tasks.values().map(|task| self.ready_at(task, running)).min();
             }
-            let next = next.unwrap_or(u64::MAX).saturating_add_signed(-self.offset);
+            self.end();
+            let (now, running) = (self.now(), self.running());
+            let is_idle = || self.is_tick() && self.tasks.values().all(|task| task.check_at > now);
+            if running == 0 && (self.stop_at.is_some() || is_idle()) {
+                return Ok(());
+            }
+            let next = self.tasks.values().map(|task| self.ready_at(task, running)).min();
+            let next = next.filter(|_| self.stop_at.is_none()).unwrap_or(u64::MAX);
+            let next = next.saturating_add_signed(-self.offset);
             let channels =
                 self.runners().filter_map(|runner| Some(runner.channel.as_ref()?.as_fd()));
             let slept = self.events.sleep(next, self.stop_at, &channels.collect::<Vec<_>>());
@@ -246,7 +239,6 @@ impl<'a> Node<'a> {
                 task.pause(now);
             }
         }
-        self.tasks.retain(|_, task| task.is_defined || task.runner.is_some());
         if getpid().is_init() {
             let own: Vec<_> =
                 self.runners().map(|runner| Pid::from_child(&runner.process)).collect();

@@ -13,6 +13,7 @@ use crate::sys::text;
 impl<'a> Node<'a> {
     /// Inspects the tasks that may be due, the longest waiting first.
     pub(super) fn work(&mut self) -> Result<(), Error> {
+        self.tasks.retain(|_, task| task.is_defined || task.runner.is_some());
         let (now, running) = (self.now(), self.running());
         let ready = self.tasks.iter().filter(|(_, task)| self.ready_at(task, running) <= now);
         let mut due: Vec<_> = ready.collect();
