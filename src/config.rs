@@ -93,7 +93,7 @@ impl Environment {
         };
         let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", parse_sleep_seconds)?;
         let (max_attempts, warn_after) = (max.and_then(NonZeroU32::new), args.warn_after);
-        let sleep = sleep.unwrap_or(Duration::from_secs(1));
+        let sleep = sleep.unwrap_or(Waiting::default().sleep);
         Ok(Waiting { max_attempts, sleep, timeout, warn_after })
     }
 

@@ -20,9 +20,6 @@ use crate::sys::text;
 /// locked.
 const NO_INPUT: u8 = 66;
 
-/// From one look to the next where nothing wakes us; flock has no such setting.
-const SLEEP: Duration = Duration::from_secs(1);
-
 pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let command = command_of(args)?;
     if args.file.is_dir() {
@@ -44,7 +41,7 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let mode = if args.shared { Mode::Shared } else { Mode::EXCLUSIVE };
     let job = Job {
         request: Request { mode, ..Request::default() },
-        waiting: Waiting { sleep: SLEEP, timeout, ..Waiting::default() },
+        waiting: Waiting { timeout, ..Waiting::default() },
         program: Program { command, ..Program::default() },
         orphans: environment.orphans(None)?,
         is_verbose: args.verbose,

@@ -8,7 +8,7 @@ use crate::store;
 use crate::store::backoff::{PAUSES, pause_outside};
 
 /// How often and how far apart to try.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     /// How many attempts to make; `None` for any number.
     pub max_attempts: Option<NonZeroU32>,
@@ -18,6 +18,13 @@ pub struct Waiting {
     pub timeout: Option<Duration>,
     /// After which time to warn that it still waits.
     pub warn_after: Option<Duration>,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        let sleep = Duration::from_secs(1);
+        Self { max_attempts: None, sleep, timeout: None, warn_after: None }
+    }
 }
 
 /// How many polls may follow each other within a second without a rest: hand-offs come in bursts.

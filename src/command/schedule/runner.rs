@@ -40,9 +40,6 @@ use crate::sys::poll;
 use crate::sys::process::running;
 use crate::sys::text;
 
-/// Poll interval for a full limit.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 const NOTIFYING: Duration = Duration::from_secs(60);
 
 /// Ends the last line of a command's output, unless it is complete.
@@ -91,10 +88,9 @@ fn run_limited() -> Result<u8, Error> {
     let file = io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?;
     let Limited { lock, slots, lease } = orders(file)?;
     let request = Request { mode: Mode::Slots(slots), lease, ..Request::default() };
-    let waiting = Waiting { sleep: PATIENCE, ..Waiting::default() };
     let program = Program { command: std::env::args_os().skip(2).collect(), ..Program::default() };
     // This process holds the lock of the task.
-    execute(&lock, &job(request, waiting, program, true))
+    execute(&lock, &job(request, Waiting::default(), program, true))
 }
 
 fn cannot(error: io::Error) -> Error {
