@@ -139,8 +139,7 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         emit("stop", location, json!({ "host": host }));
         // On another host, the runner finds the mark when it renews the lease.
         entry.iter().for_each(|entry| signal_keeper(entry, NAME, Signal::TERM));
-        let lease = entry.and_then(|entry| entry.lease);
-        let lease = lease.map(|lease| lease.duration).unwrap_or_default();
+        let lease = entry.and_then(|entry| Some(entry.lease?.duration)).unwrap_or_default();
         let ended = |now: &Inspected| now.state != State::Running || now.run.of_slot() != run;
         if watch(mutex, lease + ENDING, ended)?.is_none_or(|now| ended(&now)) {
             tracing::info!("stopped `{shown}`");

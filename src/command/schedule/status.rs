@@ -113,21 +113,17 @@ impl Tasks<'_> {
         for name in names {
             let new = || self.store.mutex(&name);
             let mutex = self.mutexes.entry(name.clone()).or_insert_with(new);
-            match mutex.inspect() {
-                Ok(seen) => {
-                    self.is_unproved |=
-                        seen.as_ref().is_some_and(|seen| seen.unproved_lease().is_some());
-                    rows.push(row(
-                        &name,
-                        self.catalog.tasks.get(&name),
-                        seen,
-                        mutex.register.time(),
-                    ));
-                }
-                Err(error) if error.cause.passes() => return Err(error.into()),
+            let seen = match mutex.inspect() {
                 // One damaged record does not hide the other tasks.
-                Err(error) => failure = failure.or(Some(error.into())),
-            }
+                Err(error) if !error.cause.passes() => {
+                    failure = failure.or(Some(error.into()));
+                    continue;
+                }
+                seen => seen?,
+            };
+            self.is_unproved |= seen.as_ref().and_then(Inspected::unproved_lease).is_some();
+            let (definition, now) = (self.catalog.tasks.get(&name), mutex.register.time());
+            rows.push(row(&name, definition, seen, now));
         }
         Ok((rows, failure))
     }

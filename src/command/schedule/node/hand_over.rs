@@ -78,12 +78,11 @@ impl<'a> Node<'a> {
         let started = can_start.map_err(io::Error::from).and_then(|()| {
             let (mut runner, channel) = runner(&work, &task.definition)?;
             // Ctrl-C is for the scheduler alone.
-            Ok((runner.process_group(0).spawn()?, channel))
+            let process = runner.process_group(0).spawn()?;
+            Ok(Runner { process, channel: Some(channel) })
         });
         match started {
-            Ok((process, channel)) => {
-                task.runner = Some(Runner { process, channel: Some(channel) });
-            }
+            Ok(runner) => task.runner = Some(runner),
             Err(error) => {
                 // Gives the slot back; if that fails, its lease expires.
                 if let Some(grant) = &work.granted {
