@@ -2,7 +2,6 @@
 
 mod completions;
 mod doctor;
-mod ended;
 mod flock;
 mod initialize;
 mod job;

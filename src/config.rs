@@ -93,7 +93,7 @@ impl Environment {
         };
         let sleep = self.resolve(args.sleep_seconds, "SLEEP_SECONDS", parse_sleep_seconds)?;
         let (max_attempts, warn_after) = (max.and_then(NonZeroU32::new), args.warn_after);
-        let sleep = sleep.unwrap_or(Duration::from_secs(1));
+        let sleep = sleep.unwrap_or(Waiting::default().sleep);
         Ok(Waiting { max_attempts, sleep, timeout, warn_after })
     }
 
@@ -137,12 +137,10 @@ impl Environment {
         Ok(Request { lease, once: Some(rule), ..Request::default() })
     }
 
-    /// The process that is to own the lock; `None` for the parent.
     pub fn owner_pid(&self, flag: Option<Pid>) -> Result<Option<Pid>, Error> {
         self.resolve(flag, "OWNER_PID", parse_owner_pid)
     }
 
-    /// Whether to wait for what outlives a holder.
     pub fn orphans(&self, flag: Option<Orphans>) -> Result<Orphans, Error> {
         Ok(self.resolve(flag, "ORPHANS", parse_word)?.unwrap_or_default())
     }
@@ -157,7 +155,6 @@ impl Environment {
         Ok(reason.map(|reason| text::reason(&reason)).filter(|reason| !reason.is_empty()))
     }
 
-    /// Whether a variable has a value, good or bad.
     pub fn is_set(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| !value.is_empty())
     }

@@ -81,9 +81,10 @@ impl Requester for TokenHolder<'_> {
 }
 
 /// What to do when a lock is lost while it is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum OnLost {
     /// End what runs under it.
+    #[default]
     Terminate,
     /// Say so, and leave it alone.
     Warn,

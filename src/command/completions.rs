@@ -12,47 +12,13 @@ use crate::config::Environment;
 use crate::error::Error;
 use crate::store::seam::Kind;
 
-/// clap's script for bash knows options only.
-const BASH: &str = r#"
-_serializer_words() {
-    local i command=
-    for ((i = 1; i < COMP_CWORD; i++)); do
-        case ${COMP_WORDS[i]} in
-            --) break ;;
-            -*) ;;
-            *) command=${command:-${COMP_WORDS[i]}} ;;
-        esac
-    done
-    if [[ $i -lt $COMP_CWORD ]] && declare -F _command_offset > /dev/null; then
-        _command_offset $((i + 1))
-    elif [[ $i -lt $COMP_CWORD ]]; then
-        COMPREPLY=($(compgen -c -- "$2"))
-    elif [[ $3 = --name ||
-        $2 != -* && $command =~ ^(lock|unlock|wait|break|status)$ && $3 != -* ]]; then
-        COMPREPLY=($(compgen -W "$(serializer completions --names 2> /dev/null)" -- "$2"))
-    else
-        _serializer "$@"
-    fi
-}
-complete -F _serializer_words -o bashdefault -o default serializer
-"#;
+const BASH: &str = include_str!("completions/serializer.bash");
 
 /// clap's script for zsh calls this in the place of its own function for names of hosts. The script
 /// begins with a comment, which must stay first, and ends by calling its function.
-const ZSH: &str = r#"
-_serializer_locks() {
-    compadd -- ${(f)"$(serializer completions --names 2> /dev/null)"}
-}
+const ZSH: &str = include_str!("completions/serializer.zsh");
 
-_serializer() {"#;
-
-/// clap's script for fish knows options only.
-const FISH: &str = r#"
-complete -c serializer -n "__fish_seen_subcommand_from lock unlock wait break status" \
-    -f -a "(serializer completions --names 2> /dev/null)"
-complete -c serializer -f -a "(__fish_complete_command)" \
-    -n "__fish_seen_subcommand_from run once; and contains -- -- (commandline -opc)"
-"#;
+const FISH: &str = include_str!("completions/serializer.fish");
 
 pub fn script_of(shell: Shell) -> Result<(), Error> {
     let mut script = Vec::new();

@@ -4,10 +4,9 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use super::job::Job;
+use super::job::{Job, script_of_shell};
 use super::run::execute;
 use crate::cli::FlockArgs;
-use crate::command::job::script_of_shell;
 use crate::config::{Environment, lock_file_at};
 use crate::error::Error;
 use crate::exit_code::{BUSY, FAILED};
@@ -20,9 +19,6 @@ use crate::sys::text;
 /// `EX_NOINPUT` of sysexits.h, by which flock tells a file that cannot be used from one that is
 /// locked.
 const NO_INPUT: u8 = 66;
-
-/// From one look to the next where nothing wakes us; flock has no such setting.
-const SLEEP: Duration = Duration::from_secs(1);
 
 pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     let command = command_of(args)?;
@@ -43,18 +39,18 @@ pub fn run(args: &FlockArgs, environment: &Environment) -> Result<u8, Error> {
     }
     let timeout = args.timeout.or(args.nonblock.then_some(Duration::ZERO));
     let mode = if args.shared { Mode::Shared } else { Mode::EXCLUSIVE };
-    let request = Request { mode, ..Request::default() };
-    let waiting = Waiting { max_attempts: None, sleep: SLEEP, timeout, warn_after: None };
-    let program = Program { command, ..Program::default() };
     let job = Job {
+        request: Request { mode, ..Request::default() },
+        waiting: Waiting { timeout, ..Waiting::default() },
+        program: Program { command, ..Program::default() },
         orphans: environment.orphans(None)?,
         is_verbose: args.verbose,
         is_flock: true,
         reason: environment.reason(None)?,
-        ..Job::of(lock_file_at(&file)?, request, waiting, program)
+        ..Job::default()
     };
     let code = args.conflict_exit_code;
-    match execute(&job) {
+    match execute(&lock_file_at(&file)?, &job) {
         // As flock(1): a crontab that was switched must not begin to send mail.
         Err(error) if !args.verbose && error.code == BUSY => {
             tracing::debug!("{error}");

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, getpid};
 
-use super::ended::{LONGER, locked};
+use super::job::{expired, locked};
 use super::once;
 use super::progress::Progress;
 use crate::cli::LockArgs;
@@ -140,10 +140,7 @@ impl Locking<'_> {
                 Err(error) => cannot(error),
             },
             Ok(()) => return Ok(()),
-            Err(_) if charge.is_given_up() => {
-                let why = "its lease expired before it could be renewed";
-                Error::lost(lock, why, &[]).with_hint(LONGER)
-            }
+            Err(_) if charge.is_given_up() => expired(lock),
             Err(error) => Error::io(format!("cannot keep the lease of `{}`", lock.name()), &error),
         };
         // The keeper may have started nevertheless.

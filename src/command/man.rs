@@ -19,7 +19,6 @@ const SECTIONS: [(&str, &str, bool); 4] = [
     ("Files:", "FILES", true),
 ];
 
-/// Prints the page of a command; of the whole program without one.
 pub fn page_of(words: &[String]) -> Result<(), Error> {
     // `help` has a page of its own nowhere.
     let mut program = Cli::command().disable_help_subcommand(true);
@@ -80,7 +79,6 @@ fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<
     Ok(page)
 }
 
-/// What the help of a command says behind the options.
 fn paragraphs(command: &Command) -> Vec<String> {
     let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     help.split("\n\n").map(str::to_owned).collect()

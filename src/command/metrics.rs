@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// Name, type, help, and the value of a row.
-pub type Metric = (&'static str, &'static str, &'static str, fn(&Value) -> Option<f64>);
+/// Name, help, and the value of a row.
+pub type Metric = (&'static str, &'static str, fn(&Value) -> Option<f64>);
 
 /// The metrics of these `locks`, `keys` or `tasks`.
 pub fn text(all: &str, rows: &[Value], metrics: &[Metric]) -> String {
@@ -18,15 +18,14 @@ pub fn text(all: &str, rows: &[Value], metrics: &[Metric]) -> String {
         own.unwrap_or_else(|| format!("{store}#{name}"))
     };
     let mut text = String::new();
-    for (name, unit, help, value) in metrics {
-        let _ = writeln!(
-            text,
-            "# HELP serializer_{kind}_{name} {help}\n# TYPE serializer_{kind}_{name} {unit}"
-        );
+    for (name, help, value) in metrics {
+        let unit = if name.ends_with("_total") { "counter" } else { "gauge" };
+        let name = format!("serializer_{kind}_{name}");
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {unit}");
         for row in rows {
             let Some(value) = value(row) else { continue };
             let of = of(row).replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = writeln!(text, "serializer_{kind}_{name}{{{kind}=\"{of}\"}} {value}");
+            let _ = writeln!(text, "{name}{{{kind}=\"{of}\"}} {value}");
         }
     }
     text

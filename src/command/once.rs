@@ -1,35 +1,28 @@
-//! `serializer once` and `serializer forget`, and keys in `wait`.
+//! `serializer once` and `serializer forget`.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::job::Job;
-use super::progress::Progress;
 use super::run::execute;
-use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, WaitArgs, words_after_dashes};
+use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, words_after_dashes};
 use crate::config::{Environment, state_directory};
 use crate::error::{Error, for_each};
 use crate::exit_code::BUSY;
 use crate::lease::TokenHolder;
 use crate::lock::once::State;
 use crate::lock::staleness::LocalLiveness;
-use crate::lock::waiting::{Attempts, Observer};
 use crate::lock::{Mutex, ReleaseScope};
 use crate::record::Outcome;
-use crate::run::Signals;
 use crate::store::seam::Kind;
 use crate::store::{Location, file};
 use crate::sys::clock;
 use crate::sys::text;
 
-/// The hint for a key that runs.
 const FORGET: &str =
     "`serializer forget --force KEY` forgets the running key; its run counts as lost";
-
-/// Poll interval of `wait --once` for keys without a wake-up.
-const WATCHED: Duration = Duration::from_secs(1);
 
 pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
     // `once -- CMD ARG`
@@ -40,8 +33,8 @@ pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
     let key = open(environment, &args.place, &args.key)?;
     let request = environment.once(&args.rule, &args.place, &key)?;
     let (options, reason) = ((&args.command, &args.waiting, args.on_lost), args.reason.as_deref());
-    let job = Job::new(options, reason, environment, key, request)?;
-    let ended = execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job });
+    let job = Job::new(options, reason, environment, request)?;
+    let ended = execute(&key, &Job { skipped_exit_code: args.skipped_exit_code, ..job });
     ended.map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
@@ -50,7 +43,6 @@ pub fn open(environment: &Environment, args: &PlaceArgs, key: &str) -> Result<Lo
     made(environment.key(Kind::Once, args, key)?)
 }
 
-/// The location. Its directory exists.
 pub fn made(location: Location) -> Result<Location, Error> {
     let Location::File(directory, _) = &location else { return Ok(location) };
     let (shown, is_usual) =
@@ -71,53 +63,6 @@ fn make(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut parents = missing.into_iter().filter_map(Path::parent);
     parents.try_for_each(|parent| File::open(parent)?.sync_all())
-}
-
-/// `serializer wait --once`: until all keys are done, or one is given up.
-pub fn wait(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
-    let waiting = &environment.waiting(&args.waiting)?;
-    let judge = LocalLiveness::here(environment.orphans(None)?);
-    let mut all = Vec::new();
-    for key in &args.names {
-        let location = open(environment, &args.file.place, key.to_str().unwrap_or(""))?;
-        let mutex = Mutex::open(&location, &judge)?;
-        all.push((location, mutex));
-    }
-    let mut attempts = Attempts::new(waiting);
-    let mut progress = all.first().map(|(key, _)| Progress::new(key, waiting, false));
-    let signals = Signals::hold_as_init();
-    // Ends with the attempts or, without a limit, with the runs.
-    loop {
-        attempts.count(Instant::now(), false);
-        let (mut pending, mut failure) = (None, None);
-        for (key, mutex) in &mut all {
-            let inspected = match mutex.inspect() {
-                Err(error) if error.cause.passes() => {
-                    let made = attempts.made();
-                    progress.iter_mut().for_each(|progress| progress.failing(&error, made));
-                    failure = Some(error);
-                    None
-                }
-                inspected => inspected?,
-            };
-            match inspected.as_ref().map(|key| key.state) {
-                Some(State::Done) => {}
-                Some(State::GivenUp) => {
-                    return Err(Error::failed(format!("`{}` is given up", key.printable())));
-                }
-                _ => pending = pending.or(Some((mutex, inspected, &*key))),
-            }
-        }
-        let Some((mutex, inspected, key)) = pending else { return Ok(()) };
-        signals.iter().filter(|signals| signals.is_ending()).for_each(Signals::die);
-        if attempts.are_over() {
-            let state = inspected.map_or("never run".to_owned(), |key| key.state.to_string());
-            let why = format!("`{}` is not done yet: {state}", key.printable());
-            return Err(failure.map_or_else(|| Error::new(BUSY, why), Error::from));
-        }
-        let limit = attempts.next().saturating_duration_since(Instant::now()).min(WATCHED);
-        mutex.watch(inspected, limit, &signals)?;
-    }
 }
 
 pub fn forget(args: &ForgetArgs, environment: &Environment) -> Result<(), Error> {

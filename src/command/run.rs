@@ -8,8 +8,9 @@ use nix::sys::signal::Signal;
 use rustix::process::getpid;
 use serde_json::json;
 
-use super::ended::{INTERRUPTED, LONGER, Ran, STOPPED, locked, say, settle};
-use super::job::{Job, command_of, conclude};
+use super::job::{
+    INTERRUPTED, Job, LONGER, Ran, STOPPED, command_of, expired, is_stored, locked, say, settle,
+};
 use super::progress::Progress;
 use crate::cli::RunArgs;
 use crate::config::Environment;
@@ -21,13 +22,14 @@ use crate::lease::{LeaseGrant, OnLost};
 use crate::lock::once::Ending;
 use crate::lock::requester::Requester;
 use crate::lock::staleness::LocalLiveness;
-use crate::lock::{self, Acquired, Grant, Mutex, Released, Request};
+use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request};
 use crate::record::Outcome;
 use crate::record::mode::Mode;
 use crate::run::lookup::{cannot_run, look_up};
 use crate::run::requester::CommandRequester;
 use crate::run::termination::end_tree;
 use crate::run::{self, Child, Lease, Signals};
+use crate::store::Location;
 use crate::sys::clock::since_boot;
 use crate::sys::text;
 use crate::values::name_from_command;
@@ -40,18 +42,17 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let mode = if args.exclusive || args.wait_and_skip { Mode::EXCLUSIVE } else { request.mode };
     let request = Request { mode, skip_if_done: args.wait_and_skip, ..request };
     let options = (&args.command, &args.waiting, args.request.on_lost);
-    let job = Job::new(options, args.request.reason.as_deref(), environment, lock, request)?;
-    execute(&Job { skipped_exit_code: args.skipped_exit_code, ..job })
+    let job = Job::new(options, args.request.reason.as_deref(), environment, request)?;
+    execute(&lock, &Job { skipped_exit_code: args.skipped_exit_code, ..job })
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
-/// Runs a job; returns its exit code.
-pub fn execute(job: &Job) -> Result<u8, Error> {
-    perform(job).map(|ran| ran.map_or(job.skipped_exit_code, |ran| ran.code))
+/// Returns the exit code.
+pub fn execute(lock: &Location, job: &Job) -> Result<u8, Error> {
+    perform(lock, job).map(|ran| ran.map_or(job.skipped_exit_code, |ran| ran.code))
 }
 
-/// Runs a job, unless it is not needed.
-pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
+pub fn perform(lock: &Location, job: &Job) -> Result<Option<Ran>, Error> {
     let program = job.program.command.first().map_or(Path::new(""), Path::new);
     // A mistyped command must fail before the wait. The run of a task reports it at its end.
     if job.request.claim.is_none() {
@@ -69,10 +70,10 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
         // An empty file is free at once.
         judge.being_written = Duration::ZERO;
     }
-    let mutex = Mutex::open(&job.lock, &judge)?;
+    let mutex = Mutex::open(lock, &judge)?;
     let mut requester = CommandRequester::new(job.program.clone(), job.descendants);
     requester.reason.clone_from(&job.reason);
-    let mut run = Run { job, program, shown: text::path(program), mutex, requester };
+    let mut run = Run { lock, job, program, shown: text::path(program), mutex, requester };
     let Some(mut grant) = run.acquire()? else { return Ok(None) };
     let renewing = run.renew(&mut grant)?;
     let child = run.start(&grant, renewing.as_ref())?;
@@ -80,23 +81,22 @@ pub fn perform(job: &Job) -> Result<Option<Ran>, Error> {
 }
 
 struct Run<'a> {
+    lock: &'a Location,
     job: &'a Job,
     program: &'a Path,
-    /// The program, as people read it.
     shown: String,
     mutex: Mutex<'a>,
     requester: CommandRequester,
 }
 
 impl Run<'_> {
-    /// Acquires the lock, unless it is not needed.
     fn acquire(&mut self) -> Result<Option<Grant>, Error> {
-        let (job, name) = (self.job, self.job.lock.name());
-        if let Some((grant, ..)) = &job.handed_over {
+        let (job, name) = (self.job, self.lock.name());
+        if let Some((grant, _)) = &job.handed_over {
             return Ok(Some(self.requester.adopt(grant)));
         }
         let is_silent = job.is_flock && !job.is_verbose;
-        let mut progress = Progress::new(&job.lock, &job.waiting, is_silent);
+        let mut progress = Progress::new(self.lock, &job.waiting, is_silent);
         let begun = Instant::now();
         let acquired =
             self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
@@ -107,10 +107,7 @@ impl Run<'_> {
         let after = waited_for.or(at_once).unwrap_or_default();
         let command = self.requester.describe();
         match acquired {
-            Ok(Acquired::NotNeeded(_)) if job.request.claim.is_some() => {
-                tracing::debug!("another scheduler was faster");
-                Ok(None)
-            }
+            Ok(Acquired::NotNeeded(_)) if job.request.claim.is_some() => Ok(None),
             Ok(Acquired::NotNeeded(run)) => {
                 let other = || format!("another process has just completed it under `{name}`");
                 let why = run.map_or_else(other, |run| run.is_done());
@@ -121,33 +118,32 @@ impl Run<'_> {
                 // The command's process is new.
                 let held = || Error::failed(format!("cannot lock `{name}`: it is locked already"));
                 let (grant, from) = acquired.granted().ok_or_else(held)?;
-                let line = locked(&job.lock, &format!("`{command}`"), (begun, &after), from);
+                let line = locked(self.lock, &format!("`{command}`"), (begun, &after), from);
                 say(is_said || from.is_some() && !job.is_flock, &line);
                 Ok(Some(grant.clone()))
             }
             Err(lock::Error::Absent) => Err(self.give_up()),
             Err(lock::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
-            Err(error) => Err(Error::mutex("lock", &job.lock, error)),
+            Err(error) => Err(Error::mutex("lock", self.lock, error)),
         }
     }
 
-    /// Begins to renew the lease, if there is one.
     fn renew(&mut self, grant: &mut Grant) -> Result<Option<Renewing>, Error> {
         let Some(lease) = self.job.request.lease else { return Ok(None) };
         let not_started = format!("did not start `{}`", self.shown);
         self.mutex
             .refresh(grant, lease)
-            .map_err(|error| Error::mutex("keep", &self.job.lock, error).during(&not_started))?;
+            .map_err(|error| Error::mutex("keep", self.lock, error).during(&not_started))?;
         let is_bound = self.job.descendants.end_with_the_lock;
         let at_worst = move || drop(is_bound.then(|| end_tree(getpid(), 0)));
         let charge =
             LeaseGrant { grant: grant.clone(), lease, is_unnamed: self.job.handed_over.is_some() };
         let idle = Some(self.mutex.register.connection());
-        match Renewing::start(&self.job.lock, charge, idle, self.job.on_lost, Box::new(at_worst)) {
+        match Renewing::start(self.lock, charge, idle, self.job.on_lost, Box::new(at_worst)) {
             Ok(renewing) => Ok(Some(renewing)),
             Err(error) => {
                 self.give_back()?;
-                let cannot = format!("cannot keep the lease of `{}`", self.job.lock.name());
+                let cannot = format!("cannot keep the lease of `{}`", self.lock.name());
                 Err(Error::io(cannot, &error))
             }
         }
@@ -159,9 +155,7 @@ impl Run<'_> {
             drop(self.requester.take());
             self.mutex.patience = Duration::ZERO;
             let _ = self.release(Outcome::Unknown.into());
-            let lost =
-                Error::lost(&self.job.lock, "its lease expired before it could be renewed", &[]);
-            return Err(lost.during(&format!("did not start `{}`", self.shown)).with_hint(LONGER));
+            return Err(expired(self.lock).during(&format!("did not start `{}`", self.shown)));
         }
         if self.requester.is_alive()
             && let Some(mut child) = self.requester.take()
@@ -176,7 +170,7 @@ impl Run<'_> {
     }
 
     fn variables(&self, grant: &Grant) -> Vec<(String, String)> {
-        let key = || self.job.lock.key().name.to_string_lossy().into_owned();
+        let key = || self.lock.key().name.to_string_lossy().into_owned();
         let all = [
             ("FENCING_TOKEN", grant.fencing.map(|number| number.to_string())),
             ("TRY", grant.run.map(|number| number.to_string())),
@@ -219,7 +213,7 @@ impl Run<'_> {
         let ending =
             Ending { outcome, how: &how, code: Some(code).filter(|_| !is_lost && !is_stopped) };
         let released = if is_lost && is_unanswered { Ok(None) } else { self.release(ending) };
-        let (command, lock) = (&self.shown, &self.job.lock);
+        let (command, lock) = (&self.shown, self.lock);
         // Nothing has run then, so a lost lock has done no harm.
         let end = match end.map_err(|error| cannot_run(self.program, &error)) {
             Err(error) if request.claim.is_some() => {
@@ -231,7 +225,7 @@ impl Run<'_> {
             let lost = Error::lost(lock, why, &[]).during(&format!("{ended} `{command}`"));
             return Err(if is_unanswered { lost.with_hint(LONGER) } else { lost });
         }
-        settle(self.job, command, end.code, released, was_good)?;
+        settle((lock, self.job), command, end.code, released, was_good)?;
         // A shell ends its script only if its child has died of Ctrl-C.
         if let Some(signals) = self.requester.signals().filter(|_| end.is_interrupted) {
             signals.die_of(Signal::SIGINT);
@@ -252,7 +246,7 @@ impl Run<'_> {
         let kill_at = || renewing.map_or(u64::MAX, Renewing::kill_at);
         let mut on_loss = || {
             let why = ends_with_it.map(Renewing::why).unwrap_or_default();
-            emit("loss", &self.job.lock, json!({ "why": why }));
+            emit("loss", self.lock, json!({ "why": why }));
             lost = Some((if kill_at() > since_boot() { "stopped" } else { "killed" }, why));
         };
         let lost_fd = ends_with_it.map(Renewing::lost_fd);
@@ -260,7 +254,6 @@ impl Run<'_> {
         (end, lost)
     }
 
-    /// Why the run of a task was stopped by a signal.
     fn why_stopped(&mut self) -> &'static str {
         if self.job.task_ends_at.is_some_and(|at| at <= since_boot()) {
             return "timed out";
@@ -269,9 +262,21 @@ impl Run<'_> {
         if task.is_some_and(|task| task.is_stopped) { "stopped" } else { INTERRUPTED }
     }
 
-    /// Releases the lock, if it is still the command's; returns for how long it stays reserved.
+    /// Releases the lock, if it is still the command's; returns for how long it stays reserved. A
+    /// scheduler stores the end over its own connection: a login costs more than many a command.
     fn release(&mut self, ending: Ending<'_>) -> Result<Option<Duration>, lock::Error> {
-        match conclude(&mut self.mutex, &self.requester, self.job.handed_over.as_ref(), ending)? {
+        let released = match &self.job.handed_over {
+            None => self.mutex.release(&self.requester, ReleaseScope::Own, ending)?,
+            Some(handed_over) => {
+                let lease = self.job.request.lease.unwrap_or_default();
+                if is_stored(handed_over, ending, lease).unwrap_or(false) {
+                    return Ok(None);
+                }
+                // The scheduler may have stored the end, and its confirmation was lost.
+                self.mutex.end_run(&self.requester, &handed_over.0.token, ending)?
+            }
+        };
+        match released {
             Released::Own { stays, .. } => Ok(stays),
             Released::Stale(_) | Released::Forced(_) => Err(lock::Error::NotLocked),
         }
@@ -279,16 +284,14 @@ impl Run<'_> {
 
     fn give_back(&mut self) -> Result<(), Error> {
         let released = self.release(Outcome::Unknown.into());
-        released.map(drop).map_err(|error| Error::mutex("unlock", &self.job.lock, error))
+        released.map(drop).map_err(|error| Error::mutex("unlock", self.lock, error))
     }
 
     /// A signal has come, or what was to be the command was killed. Nothing is held any more.
     fn give_up(&mut self) -> Error {
         drop(self.requester.take());
         self.requester.signals().into_iter().for_each(Signals::die);
-        Error::failed(format!(
-            "cannot run `{}`: its process was killed before it began",
-            self.shown
-        ))
+        let why = "its process was killed before it began";
+        Error::failed(format!("cannot run `{}`: {why}", self.shown))
     }
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::once;
 use crate::cli::{BreakArgs, UnlockArgs};
-use crate::command::ended::unlocked;
+use crate::command::job::unlocked;
 use crate::command::requester::ProcessRequester;
 use crate::config::Environment;
 use crate::error::{Error, breaking};
@@ -106,7 +106,6 @@ fn choose(lock: &Location, judge: &LocalLiveness) -> Result<String, Error> {
     token.ok_or_else(|| cannot("its record has no token").with_hint("`serializer unlock --force`"))
 }
 
-/// Reports how a lock was released.
 fn tell(
     verb: &str,
     lock: &Location,

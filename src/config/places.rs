@@ -37,7 +37,6 @@ impl Environment {
         Ok(Location::store(StoreSettings { url, ..store }, path.file_name().unwrap_or_default()))
     }
 
-    /// The locks `names`, or the configured one without names.
     pub fn locks(&self, args: &LockFileArgs, names: &[PathBuf]) -> Result<Vec<Location>, Error> {
         match names {
             [] => self.lock(args, None).map(|lock| vec![lock]),
@@ -125,7 +124,6 @@ pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     Ok(Location::file(&lock_path(absolute, path)?))
 }
 
-/// The variable, if it is an absolute path.
 fn named(name: &str) -> Option<PathBuf> {
     var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }

@@ -53,6 +53,13 @@ pub struct Waiting {
     pub warn_after: Option<Duration>,
 }
 
+impl Default for Waiting {
+    fn default() -> Self {
+        let sleep = Duration::from_secs(1);
+        Self { max_attempts: None, sleep, timeout: None, warn_after: None }
+    }
+}
+
 /// Receives reports during a wait for a lock.
 pub trait Observer {
     /// The lock is held after `attempt` attempts. `place` asks for the place in line.

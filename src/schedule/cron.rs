@@ -77,7 +77,6 @@ impl Cron {
     }
 }
 
-/// The fields that an alias stands for.
 fn alias(text: &str) -> Result<&'static str, String> {
     Ok(match text.to_ascii_lowercase().as_str() {
         "@hourly" => "0 * * * *",
@@ -95,12 +94,10 @@ fn alias(text: &str) -> Result<&'static str, String> {
     })
 }
 
-/// Whether a set has a member.
 fn has(set: u64, member: i64) -> bool {
     set >> member & 1 == 1
 }
 
-/// What a field may contain.
 struct Field {
     /// A value, for people.
     value: &'static str,
@@ -124,7 +121,6 @@ const MONTHS: [&str; 12] =
 const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
 impl Field {
-    /// The set of values of a list.
     fn read(&self, list: &str) -> Result<u64, String> {
         if list.split([',', '-', '/']).any(str::is_empty) {
             return Err(format!("`{}` lacks a value", text::field(list)));

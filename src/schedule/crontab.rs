@@ -46,7 +46,6 @@ pub fn parse(
 }
 
 impl Table<'_> {
-    /// Reads a line.
     fn read(&mut self, line: &str, number: usize) -> Result<(), String> {
         let name = self.name.take();
         let is_task = !line.is_empty() && !line.starts_with('#') && assignment(line).is_none();
@@ -113,7 +112,6 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
     is_assignment.then_some((name, value))
 }
 
-/// What is between quotes at the begin of `text`, and what is behind them.
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let quote = text.chars().next().filter(|c| QUOTES.contains(c))?;
     text[1..].split_once(quote)

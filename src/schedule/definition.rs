@@ -194,7 +194,6 @@ pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clo
     }
 }
 
-/// Checks the name of a task or a limit.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
     let is_valid = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if (1..=100).contains(&name.len()) && name.chars().all(is_valid) {

@@ -13,10 +13,8 @@ use super::timetable::Timetable;
 use crate::run::lookup::look_up;
 use crate::sys::text;
 
-/// Aliases without a time.
 const NEVER: [&str; 3] = ["@once", "@manual", "@none"];
 
-/// Schedules, by their kind: `job` or `elt`.
 #[derive(Deserialize)]
 struct Output {
     schedules: BTreeMap<String, Vec<Value>>,

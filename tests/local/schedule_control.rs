@@ -257,6 +257,21 @@ fn a_changed_file_is_read_again_and_a_bad_one_changes_nothing() {
 }
 
 #[test]
+fn the_run_of_a_removed_task_ends_and_is_its_last_one() {
+    let tasks = tasks(&format!("[tasks.a]\n{EACH}{GATE}"));
+    let scheduler = tasks.start(0, &["--jobs", "2"]);
+    tasks.until_lines("a", 0, 1);
+    tasks.define(PLAIN);
+    scheduler.signal(Signal::HUP);
+    tasks.until_lines("b", 0, 1);
+    tasks.go("0");
+    until("its end is not stored", || tasks.state("a").1 == "ended with 0");
+    tasks.until_more("b", 2);
+    assert_eq!(tasks.lines("a").len(), 1);
+    stop(scheduler);
+}
+
+#[test]
 fn a_slot_is_tried_again_as_often_as_its_task_says_and_then_notified() {
     let file = |code| {
         format!(

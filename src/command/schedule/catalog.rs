@@ -13,12 +13,10 @@ use crate::schedule::{crontab, meltano, toml_file};
 use crate::sys::local_time;
 use crate::sys::text::{self, io_message};
 
-/// How often the schedules of Meltano are read.
 const ASK_MELTANO: Duration = Duration::from_secs(300);
 
 const USUAL: &str = "serializer.toml";
 
-/// A file, and the reader of its text.
 type Table = (PathBuf, fn(&str, &Path) -> Result<Catalog, String>);
 
 pub struct Source {
@@ -52,13 +50,11 @@ impl Source {
         if is_there { Self::new(args).read() } else { Ok(Catalog::default()) }
     }
 
-    /// Reads the definitions.
     pub fn read(&mut self) -> Result<Catalog, Error> {
         self.fingerprint = self.fingerprint();
         read(self.table.as_ref()).map_err(Error::usage)
     }
 
-    /// Reads them again as soon as possible.
     pub fn reload(&mut self) {
         self.read_at = None;
     }

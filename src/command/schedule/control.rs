@@ -8,8 +8,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use super::catalog::Source;
-use super::work::{self, NAME, Order};
-use super::{place_of, task_at};
+use super::work::{self, NAME, TaskStore};
 use crate::cli::{PauseArgs, RunTaskArgs, TasksArgs};
 use crate::config::Environment;
 use crate::error::{Error, for_each};
@@ -30,7 +29,6 @@ use crate::sys::text;
 /// How much longer than a lease the end of a run may take.
 const ENDING: Duration = Duration::from_secs(15);
 
-/// Poll interval while a run ends.
 const WATCHED: Duration = Duration::from_millis(500);
 
 pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
@@ -41,15 +39,14 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     }
     let shown = text::field(&args.task);
     let cannot = |code, why: &str| Error::new(code, format!("cannot run `{shown}`{why}"));
-    let order = Order::new(&args.catalog, false, environment)?;
-    let location = task_at(&order.place, &args.task);
     let judge = LocalLiveness::here(Orphans::Ignore);
-    let mut mutex = Mutex::open(&location, &judge)?;
+    let store = TaskStore::open(&args.catalog, environment, &judge)?;
+    let mut mutex = store.mutex(&args.task);
     let mut seen = mutex.inspect()?;
     if seen.is_none() {
         let now = mutex.register.time();
         let amended = mutex.amend(&|run| introduced(run, &args.task, now));
-        amended.map_err(|error| Error::mutex("run", &location, error))?;
+        amended.map_err(|error| Error::mutex("run", &store.location(&args.task), error))?;
         seen = mutex.inspect()?;
     }
     let seen = seen.ok_or_else(|| cannot(FAILED, ": its state was removed"))?;
@@ -75,9 +72,9 @@ pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
         definition: definition.number(),
         is_forced: true,
     };
-    let work = order.work(&args.task, definition, claim, &seen.run);
+    let work = store.work(&args.task, definition, claim, &seen.run);
     // Becomes the runner, which has a connection of its own.
-    drop(mutex);
+    drop((mutex, store));
     let failed = work::runner(&work, definition)
         .map_or_else(|error| error, |(mut runner, _scheduler)| runner.exec());
     Err(cannot(FAILED, &work::why_not_started(definition, &failed)))
@@ -142,8 +139,7 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         emit("stop", location, json!({ "host": host }));
         // On another host, the runner finds the mark when it renews the lease.
         entry.iter().for_each(|entry| signal_keeper(entry, NAME, Signal::TERM));
-        let lease = entry.and_then(|entry| entry.lease);
-        let lease = lease.map(|lease| lease.duration).unwrap_or_default();
+        let lease = entry.and_then(|entry| Some(entry.lease?.duration)).unwrap_or_default();
         let ended = |now: &Inspected| now.state != State::Running || now.run.of_slot() != run;
         if watch(mutex, lease + ENDING, ended)?.is_none_or(|now| ended(&now)) {
             tracing::info!("stopped `{shown}`");
@@ -208,17 +204,16 @@ fn for_all(
     environment: &Environment,
     mut work: impl FnMut(&mut Mutex<'_>, (&str, &Location), Option<Inspected>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let place = place_of(environment, &args.catalog)?;
     let judge = LocalLiveness::here(Orphans::Ignore);
+    let store = TaskStore::open(&args.catalog, environment, &judge)?;
     for_each(&args.tasks, |name| {
-        let location = task_at(&place, name);
-        let mut mutex = Mutex::open(&location, &judge)?;
+        let mut mutex = store.mutex(name);
         let seen = mutex.inspect()?;
         if seen.is_none() {
             let hint = "`serializer schedule status` shows the stored tasks";
             let defined = Source::read_if_any(&args.catalog)?;
             defined.find(name).map_err(|why| Error::failed(why).with_hint(hint))?;
         }
-        work(&mut mutex, (name, &location), seen)
+        work(&mut mutex, (name, &store.location(name)), seen)
     })
 }

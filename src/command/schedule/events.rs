@@ -17,7 +17,6 @@ const REFRESH: Duration = Duration::from_secs(10);
 /// A wall clock that drifts from the boot clock by this many milliseconds was set.
 const LEAP: u64 = 500;
 
-/// The most signals to read at a time.
 const MAX_SIGNALS: usize = 64;
 
 pub struct Events {
@@ -36,13 +35,11 @@ impl Events {
         Ok(Self { signals: SignalQueue::of(&all)?, timer: Timer::of_wall_clock()?, drift: drift() })
     }
 
-    /// The signals that have arrived.
     pub fn receive(&self) -> Vec<Signal> {
         let received = (0..MAX_SIGNALS).map_while(|_| self.signals.next());
         received.map(|received| received.signal).collect()
     }
 
-    /// Whether the host's clock was set since the last call.
     pub fn clock_was_set(&mut self) -> bool {
         let now = drift();
         now.abs_diff(std::mem::replace(&mut self.drift, now)) > LEAP

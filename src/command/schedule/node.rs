@@ -5,27 +5,26 @@ mod hand_over;
 mod steps;
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use rustix::process::getpid;
+use rustix::process::{self, Pid, getpid, kill_process, kill_process_group};
 
 use super::catalog::Source;
 use super::events::Events;
-use super::runners::Runners;
-use super::task::Tracked;
-use super::task_at;
-use super::work::Order;
+use super::task::{Runner, Tracked};
+use super::work::TaskStore;
 use crate::cli::TickArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::lock::Mutex;
-use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::record::owner::Owner;
-use crate::run::was_ignored;
+use crate::run::{reap_orphans, was_ignored};
 use crate::schedule::definition::Catalog;
-use crate::sys::clock::since_1970;
+use crate::sys::clock::{millis, since_1970, since_boot};
 use crate::sys::identity::HostIdentity;
 
 /// For each running task, how much later than its time a task is inspected, in milliseconds, and
@@ -43,27 +42,30 @@ const PASS: u64 = 20;
 /// Poll interval for a full limit, in milliseconds.
 const FULL: u64 = 1000;
 
-/// From this number of tasks on, a database reads all of them at once.
+/// From this number of due tasks on, and from this part of all, a database reads all at once.
 const MANY: usize = 4;
+const SHARE: usize = 8;
 
 /// How old a slot may be for a tick without catching up, in milliseconds: a crontab starts it
 /// once a minute.
 const TICK: u64 = 60_000;
 
+/// Time for runners to end after SIGTERM, in milliseconds: their commands have ten seconds.
+const ENDING: u64 = 20_000;
+
 struct Node<'a> {
     source: Source,
-    order: Order,
-    /// How many tasks run at a time.
+    store: TaskStore<'a>,
+    is_json: bool,
     jobs: usize,
     /// How long to wait for tasks after SIGTERM; `None` for a tick, which exits when nothing is
     /// due.
     stop_timeout: Option<Duration>,
     tasks: BTreeMap<String, Tracked<'a>>,
-    runners: Runners,
-    judge: &'a LocalLiveness,
-    any: Register,
+    /// When to end the runners, in milliseconds since boot; after that, when to kill them.
+    stop_at: Option<u64>,
+    is_ending: bool,
     owner: Owner,
-    host: String,
     up_since: u64,
     /// The store's clock minus the host's.
     offset: i64,
@@ -83,14 +85,13 @@ pub fn run(
 ) -> Result<(), Error> {
     let mut source = Source::new(&args.catalog);
     let catalog = source.read()?;
-    let order = Order::new(&args.catalog, args.json, environment)?;
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = args.jobs.map_or_else(processors, usize::from);
     let here = HostIdentity::here();
-    let host = here.host.clone().unwrap_or_default();
     let cannot = |error| Error::io("cannot schedule tasks", &error);
     let owner = Owner::of(getpid(), &here).map_err(cannot)?;
     let judge = LocalLiveness::new(here, Orphans::Ignore);
+    let store = TaskStore::open(&args.catalog, environment, &judge)?;
     if was_ignored(Signal::SIGCHLD) {
         // Its runners would claim slots, and then refuse to run.
         let why = "cannot schedule tasks: SIGCHLD is ignored, so their exit codes would be lost";
@@ -98,20 +99,19 @@ pub fn run(
         return Err(Error::failed(why).with_hint(hint));
     }
     if stop_timeout.is_some() {
-        let (tasks, shown) = (catalog.tasks.len(), order.place.shown_place());
+        let (tasks, shown) = (catalog.tasks.len(), store.place.shown_place());
         tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");
     }
     let mut node = Node {
         source,
-        any: Register::open(&order.place)?,
-        order,
+        store,
+        is_json: args.json,
         jobs,
         stop_timeout,
         tasks: BTreeMap::new(),
-        runners: Runners::default(),
-        judge: &judge,
+        stop_at: None,
+        is_ending: false,
         owner,
-        host,
         up_since: since_1970().saturating_sub(if stop_timeout.is_none() { TICK } else { 0 }),
         offset: 0,
         events: Events::new().map_err(cannot)?,
@@ -123,7 +123,6 @@ pub fn run(
 }
 
 impl<'a> Node<'a> {
-    /// Whether it exits when nothing is due.
     fn is_tick(&self) -> bool {
         self.stop_timeout.is_none()
     }
@@ -131,6 +130,14 @@ impl<'a> Node<'a> {
     /// The estimated time of the store.
     fn now(&self) -> u64 {
         since_1970().saturating_add_signed(self.offset)
+    }
+
+    fn running(&self) -> usize {
+        self.runners().count()
+    }
+
+    fn runners(&self) -> impl Iterator<Item = &Runner> {
+        self.tasks.values().filter_map(|task| task.runner.as_ref())
     }
 
     fn run(&mut self, catalog: Catalog) -> Result<(), Error> {
@@ -141,17 +148,11 @@ impl<'a> Node<'a> {
                 self.source.reload();
             }
             if signals.iter().any(|signal| [Signal::SIGTERM, Signal::SIGINT].contains(signal)) {
-                self.runners.stop(self.stop_timeout.unwrap_or_default());
+                self.stop();
             }
             self.store_ends();
             self.reap();
-            let stop_at = self.runners.stop_at();
-            if stop_at.is_some() {
-                if self.runners.len() == 0 {
-                    return Ok(());
-                }
-                self.runners.end();
-            } else {
+            if self.stop_at.is_none() {
                 if self.events.clock_was_set() {
                     self.retry_at = 0;
                     self.tasks.values_mut().for_each(Tracked::check_now);
@@ -161,50 +162,87 @@ impl<'a> Node<'a> {
                     self.adopt(catalog);
                 }
                 self.work()?;
-                let is_idle = self.is_tick() && self.runners.len() == 0;
-                if is_idle && self.tasks.values().all(|task| task.check_at > self.now()) {
-                    return Ok(());
-                }
             }
-            let next = self.tasks.values().map(|task| self.ready_at(task)).min();
-            let next = next.filter(|_| stop_at.is_none()).unwrap_or(u64::MAX);
+            self.end();
+            let (now, running) = (self.now(), self.running());
+            let is_idle = || self.is_tick() && self.tasks.values().all(|task| task.check_at > now);
+            if running == 0 && (self.stop_at.is_some() || is_idle()) {
+                return Ok(());
+            }
+            let next = self.tasks.values().map(|task| self.ready_at(task, running)).min();
+            let next = next.filter(|_| self.stop_at.is_none()).unwrap_or(u64::MAX);
             let next = next.saturating_add_signed(-self.offset);
-            let slept = self.events.sleep(next, self.runners.stop_at(), &self.runners.fds());
+            let channels =
+                self.runners().filter_map(|runner| Some(runner.channel.as_ref()?.as_fd()));
+            let slept = self.events.sleep(next, self.stop_at, &channels.collect::<Vec<_>>());
             slept.map_err(|error| Error::io("cannot wait", &error))?;
         }
     }
 
+    /// Ends the runs after some time; at once on a second call.
+    fn stop(&mut self) {
+        let timeout = if self.stop_at.is_some() { None } else { self.stop_timeout };
+        if !self.is_ending {
+            self.stop_at = Some(since_boot().saturating_add(timeout.map_or(0, millis)));
+        }
+        let running = self.running();
+        if running > 0 {
+            tracing::info!("stopping: tasks still running: {running}");
+        }
+    }
+
+    /// Ends the runs if it is time. Another scheduler may rerun their tasks at once.
+    fn end(&mut self) {
+        if self.stop_at.is_none_or(|stop_at| since_boot() < stop_at) {
+            return;
+        }
+        for pid in self.runners().map(|runner| Pid::from_child(&runner.process)) {
+            // The whole group: where there is a lease, the command has to end with its runner.
+            let _ = if self.is_ending {
+                kill_process_group(pid, process::Signal::KILL)
+            } else {
+                kill_process(pid, process::Signal::TERM)
+            };
+        }
+        (self.is_ending, self.stop_at) = (true, Some(since_boot() + ENDING));
+    }
+
     /// The lock of a task. A store that is down makes neither the other tasks nor a runner wait.
     fn mutex(&self, task: &str) -> Mutex<'a> {
-        let register = self.any.sibling(&task_at(&self.order.place, task));
-        let mut mutex = Mutex::new(register, self.judge);
+        let mut mutex = self.store.mutex(task);
         mutex.patience = Duration::ZERO;
         mutex
     }
 
-    /// Works by these definitions from now on.
-    fn adopt(&mut self, catalog: Catalog) {
+    /// Works by these definitions from now on. A task that runs is left out when it has ended.
+    fn adopt(&mut self, mut catalog: Catalog) {
         catalog.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        self.tasks.retain(|name, _| catalog.tasks.contains_key(name));
+        for (name, task) in &mut self.tasks {
+            let definition = catalog.tasks.remove(name);
+            task.is_defined = definition.is_some();
+            definition.into_iter().for_each(|definition| task.adopt(definition));
+        }
         for (name, definition) in catalog.tasks {
-            if let Some(task) = self.tasks.get_mut(&name) {
-                task.adopt(definition);
-                continue;
-            }
             let mutex = self.mutex(&name);
             self.tasks.insert(name, Tracked::new(definition, mutex));
         }
     }
 
-    /// Schedules a check of the tasks of ended runners, and of tasks that waited for room.
     fn reap(&mut self) {
-        let (now, ended) = (self.now(), self.runners.reap());
-        for (name, task) in &mut self.tasks {
-            if let Some(was_killed) = ended.get(name) {
-                (task.check_at, task.was_killed) = (now, *was_killed);
-            } else if task.needs_room && !ended.is_empty() {
-                (task.check_at, task.needs_room) = (now, false);
+        let now = self.now();
+        for task in self.tasks.values_mut() {
+            let has_ended = |runner: &mut Runner| !matches!(runner.process.try_wait(), Ok(None));
+            let Some(mut runner) = task.runner.take_if(has_ended) else { continue };
+            task.check_at = now;
+            if runner.process.wait().is_ok_and(|status| status.signal().is_some()) {
+                // Perhaps by what it does.
+                task.pause(now);
             }
+        }
+        if getpid().is_init() {
+            let own: Vec<_> =
+                self.runners().map(|runner| Pid::from_child(&runner.process)).collect();
+            reap_orphans(&own);
         }
     }
 }

@@ -4,23 +4,23 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use nix::sys::signal::SigSet;
-use nix::unistd::dup2_stdin;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::relay::Relay;
 use super::work::{ATTEMPT, LIMITED, Limited, NAME, Work, shown_slot};
-use crate::command::ended::{INTERRUPTED, Ran};
-use crate::command::job::Job;
+use crate::command::job::{INTERRUPTED, Job, Ran};
 use crate::command::run::{execute, perform};
 use crate::error::Error;
 use crate::events::{self, emit};
@@ -30,8 +30,7 @@ use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
 use crate::logging::{self, LogArgs};
 use crate::record::mode::Mode;
-use crate::run::Program;
-use crate::store::Location;
+use crate::run::{Descendants, Program};
 use crate::sys::channel::receive_with_file;
 use crate::sys::clock::{millis, since_1970, since_boot};
 use crate::sys::files::anonymous_file;
@@ -41,11 +40,16 @@ use crate::sys::poll;
 use crate::sys::process::running;
 use crate::sys::text;
 
-/// Poll interval for a full limit.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How long to wait for a program of `notify`.
 const NOTIFYING: Duration = Duration::from_secs(60);
+
+/// Ends the last line of a command's output, unless it is complete.
+const END_OF_LINE: &[u8] = b"\0\n";
+
+/// The longest part of a line that is written at a time.
+const MAX_LINE: u64 = 8 * 1024;
+
+/// How long to wait for output of processes that outlive a task.
+const LINGERING: Duration = Duration::from_secs(1);
 
 /// Acts as a runner, if this process was started as one.
 pub fn help() -> Option<ExitCode> {
@@ -84,23 +88,24 @@ fn run_limited() -> Result<u8, Error> {
     let file = io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?;
     let Limited { lock, slots, lease } = orders(file)?;
     let request = Request { mode: Mode::Slots(slots), lease, ..Request::default() };
-    let waiting = Waiting { max_attempts: None, sleep: PATIENCE, timeout: None, warn_after: None };
     let program = Program { command: std::env::args_os().skip(2).collect(), ..Program::default() };
-    let mut job = job(lock, request, waiting, program);
     // This process holds the lock of the task.
-    job.descendants.end_with_the_lock = true;
-    execute(&job)
+    execute(&lock, &job(request, Waiting::default(), program, true))
 }
 
 fn cannot(error: io::Error) -> Error {
     Error::io("cannot run a task", &error)
 }
 
-fn job(lock: Location, request: Request, waiting: Waiting, program: Program) -> Job {
-    let mut job = Job::of(lock, request, waiting, program);
-    job.descendants.end_with_the_lock = job.lock.is_shared();
-    job.descendants.end_by_signals = true;
-    Job { orphans: Orphans::Ignore, skipped_exit_code: BUSY, ..job }
+/// What a job of a task has, whose command ends by signals, and `with_the_lock`.
+fn job(request: Request, waiting: Waiting, program: Program, with_the_lock: bool) -> Job {
+    let descendants = Descendants {
+        end_with_the_lock: with_the_lock,
+        end_by_signals: true,
+        ..Descendants::default()
+    };
+    let (orphans, skipped_exit_code) = (Orphans::Ignore, BUSY);
+    Job { request, waiting, program, descendants, orphans, skipped_exit_code, ..Job::default() }
 }
 
 /// Reads the first line of the file. The rest becomes stdin, in another file: the orders hold the
@@ -127,9 +132,8 @@ impl Work {
     fn run(&self, scheduler: OwnedFd) -> Result<u8, Error> {
         let command = self.command.iter().map(OsString::from).collect();
         let program = Program { command, env: self.env.clone() };
-        let mut job = job(self.location.clone(), self.request(), ATTEMPT, program);
-        job.handed_over =
-            self.granted.clone().zip(self.lease).map(|(grant, lease)| (grant, lease, scheduler));
+        let mut job = job(self.request(), ATTEMPT, program, self.lease.is_some());
+        job.handed_over = self.granted.clone().map(|grant| (grant, scheduler));
         job.task_ends_at = self.timeout.map(|limit| since_boot().saturating_add(millis(limit)));
         if let Some(timeout) = self.timeout {
             thread::spawn(move || {
@@ -140,7 +144,7 @@ impl Work {
         // From now on, they reach this thread alone.
         let _ = SigSet::all().thread_unblock();
         let begun = since_boot();
-        let ran = match perform(&job) {
+        let ran = match perform(&self.location, &job) {
             Ok(Some(ran)) => ran,
             Err(error) if error.code != BUSY => return Err(error),
             // Another scheduler was faster.
@@ -200,5 +204,64 @@ impl Work {
                 tracing::warn!("{}", Error::io(cannot, &error));
             }
         }
+    }
+}
+
+/// Takes the place of stdout and stderr, and writes each line to stdout with the task's name.
+pub struct Relay {
+    output: io::PipeWriter,
+    done: mpsc::Receiver<()>,
+    before: (OwnedFd, OwnedFd),
+}
+
+impl Relay {
+    /// Begins to relay. With `slot`, lines are JSON.
+    pub fn start(task: &str, slot: Option<String>) -> io::Result<Self> {
+        let (lines, output) = io::pipe()?;
+        let before = (
+            io::stdout().as_fd().try_clone_to_owned()?,
+            io::stderr().as_fd().try_clone_to_owned()?,
+        );
+        let mut to = io::PipeWriter::from(before.0.try_clone()?);
+        let (sender, done) = mpsc::channel();
+        let name = task.to_owned();
+        thread::Builder::new().spawn(move || {
+            let (mut lines, mut line) = (BufReader::new(lines), Vec::new());
+            // The loop ends with the processes that may write.
+            while let Ok(1..) = lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+                let part =
+                    line.strip_suffix(END_OF_LINE).or(line.strip_suffix(b"\n")).unwrap_or(&line);
+                let text = String::from_utf8_lossy(part);
+                let whole = match &slot {
+                    Some(slot) => {
+                        let time = Timestamp::now().to_string();
+                        json!({ "timestamp": time, "task": name, "slot": slot, "line": text })
+                            .to_string()
+                    }
+                    None => format!("{name} | {text}"),
+                };
+                if line != END_OF_LINE {
+                    // Unread output blocks a task. Without a reader, the task goes on.
+                    let _ = to.write_all((whole + "\n").as_bytes());
+                }
+                line.clear();
+            }
+            drop(sender);
+        })?;
+        dup2_stdout(&output)?;
+        dup2_stderr(&output)?;
+        Ok(Self { output, done, before })
+    }
+
+    /// Begins a new line for what comes after the output of the command.
+    pub fn end_line() {
+        let _ = io::stdout().write_all(END_OF_LINE).and_then(|()| io::stdout().flush());
+    }
+
+    /// Waits for what the task has written.
+    pub fn end(self) {
+        let _ = dup2_stdout(&self.before.0).and_then(|_| dup2_stderr(&self.before.1));
+        drop(self.output);
+        let _ = self.done.recv_timeout(LINGERING);
     }
 }

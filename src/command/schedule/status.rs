@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Source;
 use super::control::{milliseconds, prove};
-use super::work::{OVERDUE, shown_slot, time_of};
-use super::{place_of, task_at};
+use super::work::{OVERDUE, TaskStore, shown_slot, time_of};
 use crate::cli::{NextArgs, ScheduleStatusArgs};
 use crate::command::metrics::{self, Metric, is, seconds};
 use crate::command::output::{print, to_json};
@@ -21,12 +20,10 @@ use crate::exit_code::{DONE, FAILED};
 use crate::lock::Mutex;
 use crate::lock::key::Inspected;
 use crate::lock::once::State;
-use crate::lock::register::Register;
 use crate::lock::staleness::{LocalLiveness, Orphans, Verdict};
 use crate::record::run::Run;
 use crate::schedule::definition::{Catalog, Definition};
 use crate::schedule::plan::{Plan, Seen};
-use crate::store::Location;
 use crate::store::seam::Kind;
 use crate::sys::{local_time, text};
 
@@ -37,37 +34,33 @@ const HEADER: [&str; 8] =
     ["TASK", "SCHEDULE", "ENABLED", "STATUS", "LAST RUN", "RESULT", "NEXT", "HOST"];
 
 const METRICS: [Metric; 9] = [
-    ("running", "gauge", "Whether the task is running.", |row| is(row, "status", &["running"])),
-    ("paused", "gauge", "Whether the task is paused.", |row| {
+    ("running", "Whether the task is running.", |row| is(row, "status", &["running"])),
+    ("paused", "Whether the task is paused.", |row| {
         Some(f64::from(!row["paused_until"].is_null()))
     }),
-    ("overdue", "gauge", "Whether a slot has been due for a minute, and has not started.", |row| {
+    ("overdue", "Whether a slot has been due for a minute, and has not started.", |row| {
         is(row, "status", &["overdue"])
     }),
-    ("failed", "gauge", "Whether the last run failed or was interrupted.", |row| {
+    ("failed", "Whether the last run failed or was interrupted.", |row| {
         is(row, "status", &BAD[..2])
     }),
-    ("last_run_timestamp_seconds", "gauge", "Start of the last run.", |row| {
-        seconds(row, "last_run")
-    }),
-    ("last_success_timestamp_seconds", "gauge", "End of the last successful run.", |row| {
+    ("last_run_timestamp_seconds", "Start of the last run.", |row| seconds(row, "last_run")),
+    ("last_success_timestamp_seconds", "End of the last successful run.", |row| {
         seconds(row, "last_success")
     }),
     (
         "last_duration_seconds",
-        "gauge",
         "Duration of the last run, in seconds; so far, if it is running.",
         |row| row["seconds"].as_f64(),
     ),
-    ("next_timestamp_seconds", "gauge", "Start of the next run.", |row| seconds(row, "next")),
-    ("skipped_total", "counter", "Number of skipped slots.", |row| row["skipped"].as_f64()),
+    ("next_timestamp_seconds", "Start of the next run.", |row| seconds(row, "next")),
+    ("skipped_total", "Number of skipped slots.", |row| row["skipped"].as_f64()),
 ];
 
 /// The tasks that are defined in this host's file or stored.
 struct Tasks<'a> {
     args: &'a ScheduleStatusArgs,
-    place: Location,
-    judge: &'a LocalLiveness,
+    store: TaskStore<'a>,
     /// As this host's file defines them.
     catalog: Catalog,
     /// They know what they saw before.
@@ -78,9 +71,9 @@ struct Tasks<'a> {
 
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
     let judge = LocalLiveness::here(Orphans::Ignore);
-    let place = place_of(environment, &args.catalog)?;
+    let store = TaskStore::open(&args.catalog, environment, &judge)?;
     let (catalog, mutexes) = Default::default();
-    let mut tasks = Tasks { args, place, judge: &judge, catalog, mutexes, is_unproved: false };
+    let mut tasks = Tasks { args, store, catalog, mutexes, is_unproved: false };
     if args.watch {
         let mut table = || Ok(text(&tasks.look()?.0, &tasks.catalog));
         return watch(false, &mut table).map(|()| DONE);
@@ -111,32 +104,26 @@ impl Tasks<'_> {
     /// A row for each task, for programs, and the first error.
     fn look(&mut self) -> Result<(Vec<Value>, Option<Error>), Error> {
         self.catalog = Source::read_if_any(&self.args.catalog)?;
-        let any = Register::open(&self.place)?;
-        let stored = self.place.all(Kind::Schedule)?;
+        let stored = self.store.place.all(Kind::Schedule)?;
         let stored =
             stored.iter().map(|location| location.key().name.to_string_lossy().into_owned());
         let names: BTreeSet<String> = self.catalog.tasks.keys().cloned().chain(stored).collect();
         let (mut rows, mut failure) = (Vec::new(), None);
         self.is_unproved = false;
         for name in names {
-            let location = task_at(&self.place, &name);
-            let new = || Mutex::new(any.sibling(&location), self.judge);
+            let new = || self.store.mutex(&name);
             let mutex = self.mutexes.entry(name.clone()).or_insert_with(new);
-            match mutex.inspect() {
-                Ok(seen) => {
-                    self.is_unproved |=
-                        seen.as_ref().is_some_and(|seen| seen.unproved_lease().is_some());
-                    rows.push(row(
-                        &name,
-                        self.catalog.tasks.get(&name),
-                        seen,
-                        mutex.register.time(),
-                    ));
-                }
-                Err(error) if error.cause.passes() => return Err(error.into()),
+            let seen = match mutex.inspect() {
                 // One damaged record does not hide the other tasks.
-                Err(error) => failure = failure.or(Some(error.into())),
-            }
+                Err(error) if !error.cause.passes() => {
+                    failure = failure.or(Some(error.into()));
+                    continue;
+                }
+                seen => seen?,
+            };
+            self.is_unproved |= seen.as_ref().and_then(Inspected::unproved_lease).is_some();
+            let (definition, now) = (self.catalog.tasks.get(&name), mutex.register.time());
+            rows.push(row(&name, definition, seen, now));
         }
         Ok((rows, failure))
     }

@@ -1,5 +1,7 @@
 //! A task as a scheduler tracks it.
 
+use std::os::fd::OwnedFd;
+use std::process::Child;
 use std::time::Duration;
 
 use super::work::shown_slot;
@@ -25,9 +27,10 @@ pub struct Tracked<'a> {
     pub check_at: u64,
     /// When the next step became due.
     pub due_at: u64,
-    pub needs_room: bool,
-    /// Whether its last runner here was killed.
-    pub was_killed: bool,
+    /// Whether the file still has it.
+    pub is_defined: bool,
+    /// Its run on this host.
+    pub runner: Option<Runner>,
     pub last_claim: Option<Claim>,
     /// The claim for which the store may have granted the slot: its answer was lost.
     pub unanswered: Option<Claim>,
@@ -36,16 +39,22 @@ pub struct Tracked<'a> {
     other: (u32, u64),
 }
 
+/// The process of a run that this scheduler has started.
+pub struct Runner {
+    pub process: Child,
+    /// The connection to it, until it has reported its end.
+    pub channel: Option<OwnedFd>,
+}
+
 impl<'a> Tracked<'a> {
-    /// A task that was not looked at yet.
     pub fn new(definition: Definition, mutex: Mutex<'a>) -> Self {
         Self {
             definition,
             mutex,
             check_at: 0,
             due_at: 0,
-            needs_room: false,
-            was_killed: false,
+            is_defined: true,
+            runner: None,
             last_claim: None,
             unanswered: None,
             failures: 0,
@@ -53,7 +62,6 @@ impl<'a> Tracked<'a> {
         }
     }
 
-    /// Uses this definition from now on.
     pub fn adopt(&mut self, definition: Definition) {
         self.other.0 = self.definition.number();
         self.definition = definition;
@@ -101,7 +109,6 @@ impl<'a> Tracked<'a> {
         Ok((plan, seen.map(|seen| seen.run), now))
     }
 
-    /// Tries again later.
     pub fn pause(&mut self, now: u64) {
         self.check_at = now + pause(&mut self.failures);
     }

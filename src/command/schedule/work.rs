@@ -11,9 +11,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{place_of, task_at};
-use crate::cli::CatalogArgs;
-use crate::config::Environment;
+use crate::cli::{CatalogArgs, PlaceArgs};
+use crate::command::once::made;
+use crate::config::{ANY, Environment};
 use crate::error::Error;
 use crate::lock::once::Claim;
 use crate::lock::register::Register;
@@ -24,7 +24,8 @@ use crate::logging;
 use crate::record::run::{Interrupted, Rule, Run};
 use crate::schedule::definition::Definition;
 use crate::store::Location;
-use crate::store::seam::Key;
+use crate::store::address::StoreUrl;
+use crate::store::seam::{Key, Kind};
 use crate::sys::channel;
 use crate::sys::files::anonymous_file;
 use crate::sys::process::this_program;
@@ -39,15 +40,16 @@ pub const LIMITED: &str = "run-limited";
 /// A slot that has not started after this time is overdue, in milliseconds.
 pub const OVERDUE: u64 = 60_000;
 
-/// What all runs of tasks have in common.
-pub struct Order {
+/// Where the state of tasks is.
+pub struct TaskStore<'a> {
     /// The location of any task.
     pub place: Location,
+    /// The register of any task; all use one connection.
+    pub any: Register,
+    pub judge: &'a LocalLiveness,
     lease: Option<Duration>,
-    is_json: bool,
 }
 
-/// One run of a task.
 #[derive(Serialize, Deserialize)]
 pub struct Work {
     pub task: String,
@@ -81,8 +83,8 @@ pub struct Limited {
 
 impl Limited {
     /// Whether all of its slots seem to be held.
-    pub fn is_full(&self, store: &Register, judge: &LocalLiveness) -> bool {
-        let looked = Mutex::new(store.sibling(&self.lock), judge).look().ok().flatten();
+    pub fn is_full(&self, tasks: &TaskStore<'_>) -> bool {
+        let looked = Mutex::new(tasks.any.sibling(&self.lock), tasks.judge).look().ok().flatten();
         let is_held = |judged: &&Judged<Verdict>| matches!(judged.verdict, Verdict::Held(_));
         looked.is_some_and(|(_, judged)| {
             judged.iter().filter(is_held).count() >= self.slots.get() as usize
@@ -90,15 +92,31 @@ impl Limited {
     }
 }
 
-impl Order {
-    pub fn new(
+impl<'a> TaskStore<'a> {
+    pub fn open(
         args: &CatalogArgs,
-        is_json: bool,
         environment: &Environment,
+        judge: &'a LocalLiveness,
     ) -> Result<Self, Error> {
-        let place = place_of(environment, args)?;
-        let lease = place.is_shared().then(|| environment.lease(&args.place)).transpose()?;
-        Ok(Self { place, lease, is_json })
+        let PlaceArgs { store, dir, .. } = &args.place;
+        let is_open = store.is_none() && dir.is_none() && !environment.is_set("STORE");
+        // With its state in SQLite, a project has one host.
+        let meltano =
+            std::env::var("MELTANO_DATABASE_URI").ok().filter(|_| args.meltano && is_open);
+        let meltano = meltano.filter(|uri| !uri.is_empty() && !uri.starts_with("sqlite"));
+        let store = meltano.as_deref().map(StoreUrl::parse).or(store.clone());
+        let args = PlaceArgs { store, ..args.place.clone() };
+        let place = made(environment.key(Kind::Schedule, &args, ANY)?)?;
+        let lease = place.is_shared().then(|| environment.lease(&args)).transpose()?;
+        Ok(Self { any: Register::open(&place)?, place, judge, lease })
+    }
+
+    pub fn location(&self, task: &str) -> Location {
+        self.place.sibling(Key { kind: Kind::Schedule, name: task.into() })
+    }
+
+    pub fn mutex(&self, task: &str) -> Mutex<'a> {
+        Mutex::new(self.any.sibling(&self.location(task)), self.judge)
     }
 
     /// The run of this task that `claim` asks for.
@@ -122,7 +140,7 @@ impl Order {
         env.insert("SERIALIZER_SLOT".to_owned(), shown_slot(claim.slot));
         Work {
             task: name.to_owned(),
-            location: task_at(&self.place, name),
+            location: self.location(name),
             lease: self.lease,
             rule: Rule { tries: Some(tries), interrupted, ..Rule::default() },
             claim,
@@ -134,13 +152,12 @@ impl Order {
             timeout: definition.timeout,
             had_failed: last.has_failed_before(claim.slot),
             notify: definition.notify.clone(),
-            is_json: self.is_json,
+            is_json: false,
         }
     }
 }
 
 impl Work {
-    /// What claims the slot.
     pub fn request(&self) -> Request {
         Request {
             lease: self.lease,

@@ -22,11 +22,11 @@ pub const VIEW: View = View {
     header: &["KEY", "STATE", "TRY", "SINCE", "FOR", "HOST", "LAST END", "WHY"],
     lines,
     metrics: &[
-        ("running", "gauge", "Whether the key is running.", |row| is(row, "state", &["running"])),
-        ("failed", "gauge", "Whether its last run has failed or was interrupted.", |row| {
+        ("running", "Whether the key is running.", |row| is(row, "state", &["running"])),
+        ("failed", "Whether its last run has failed or was interrupted.", |row| {
             is(row, "state", &["failed", "interrupted", "given-up"])
         }),
-        ("last_success_timestamp_seconds", "gauge", "When it last succeeded.", |row| {
+        ("last_success_timestamp_seconds", "When it last succeeded.", |row| {
             seconds(row["ends"].as_array()?.iter().rfind(|end| end["code"] == 0)?, "at")
         }),
     ],

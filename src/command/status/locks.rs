@@ -35,19 +35,17 @@ pub const VIEW: View = View {
     header: &["LOCK", "STATE", "FOR", "PID", "HOST", "WAITING", "COMMAND", "WHY"],
     lines,
     metrics: &[
-        ("held", "gauge", "Whether the lock is held.", |row| {
-            is(row, "state", &["held", "unknown"])
-        }),
-        ("held_seconds", "gauge", "For how long it has been held.", |row| {
+        ("held", "Whether the lock is held.", |row| is(row, "state", &["held", "unknown"])),
+        ("held_seconds", "For how long it has been held.", |row| {
             row["holder"]["held_seconds"].as_f64()
         }),
-        ("holders", "gauge", "How many processes hold it.", |row| {
+        ("holders", "How many processes hold it.", |row| {
             Some(row["holders"].as_array()?.len() as f64)
         }),
-        ("waiters", "gauge", "How many processes wait for it.", |row| {
+        ("waiters", "How many processes wait for it.", |row| {
             Some(row["waiters"].as_array()?.len() as f64)
         }),
-        ("lease_left_seconds", "gauge", "The rest of its lease.", |row| {
+        ("lease_left_seconds", "The rest of its lease.", |row| {
             row["holder"]["lease_left_seconds"].as_f64()
         }),
     ],

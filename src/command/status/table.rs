@@ -9,7 +9,6 @@ use crate::logging::is_coloured;
 /// The columns that are cut in a narrow terminal. The others are read column by column.
 const CUT: [&str; 8] = ["LOCK", "KEY", "COMMAND", "WHY", "LAST END", "TASK", "SCHEDULE", "RESULT"];
 
-/// The colour of a state (ECMA-48).
 fn colour(state: &str) -> Option<&'static str> {
     Some(match state {
         "free" | "done" | "ok" => "32",
@@ -61,7 +60,6 @@ fn empty(header: &[&str]) -> Table {
     table
 }
 
-/// Its lines, with coloured states.
 fn finished(table: &Table) -> String {
     // The style puts a space before the first column, too.
     let lines: Vec<_> = table
@@ -80,7 +78,6 @@ fn coloured(line: &str, at: Option<usize>) -> Option<String> {
     Some(format!("{before}\x1b[{}m{state}\x1b[0m{}", colour(state)?, &rest[state.len()..]))
 }
 
-/// The size of the terminal on stdout, in columns and rows.
 pub fn terminal() -> Option<(u16, u16)> {
     let stdout = std::io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())??;

@@ -8,10 +8,9 @@ use std::time::Instant;
 use rustix::fs::{Access, access};
 
 use super::{FULL, Node};
-use crate::command::ended::{locked, say};
-use crate::command::job::confirm_end;
+use crate::command::job::{confirm_end, locked, receive_end, say};
 use crate::command::progress::Progress;
-use crate::command::schedule::task::Tracked;
+use crate::command::schedule::task::{Runner, Tracked};
 use crate::command::schedule::work::{ATTEMPT, Work, runner, why_not_started};
 use crate::lease::TokenHolder;
 use crate::lock::once::{Claim, Ending};
@@ -21,13 +20,13 @@ use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};
 use crate::store;
+use crate::sys::poll::is_readable;
 use crate::sys::text;
 
 /// A scheduler that claims a slot for a runner that starts afterwards. Its lease alone tells
 /// whether the run goes on.
 struct Scheduler<'a> {
     owner: &'a Owner,
-    /// The command of the run.
     command: String,
 }
 
@@ -48,8 +47,9 @@ impl<'a> Node<'a> {
         last: &Run,
         now: u64,
     ) -> Result<(), store::Error> {
-        let mut work = self.order.work(name, &task.definition, claim, last);
-        if work.limited.as_ref().is_some_and(|limited| limited.is_full(&self.any, self.judge)) {
+        let mut work = self.store.work(name, &task.definition, claim, last);
+        work.is_json = self.is_json;
+        if work.limited.as_ref().is_some_and(|limited| limited.is_full(&self.store)) {
             (task.due_at, task.check_at) = (task.due_at.min(now), now + FULL);
             return Ok(());
         }
@@ -78,10 +78,11 @@ impl<'a> Node<'a> {
         let started = can_start.map_err(io::Error::from).and_then(|()| {
             let (mut runner, channel) = runner(&work, &task.definition)?;
             // Ctrl-C is for the scheduler alone.
-            Ok((runner.process_group(0).spawn()?, channel))
+            let process = runner.process_group(0).spawn()?;
+            Ok(Runner { process, channel: Some(channel) })
         });
         match started {
-            Ok(runner) => self.runners.add(name, runner),
+            Ok(runner) => task.runner = Some(runner),
             Err(error) => {
                 // Gives the slot back; if that fails, its lease expires.
                 if let Some(grant) = &work.granted {
@@ -99,7 +100,13 @@ impl<'a> Node<'a> {
     /// Stores the ends that runners have reported. If the store fails, each runner tries by itself.
     pub(super) fn store_ends(&mut self) {
         let mut is_down = self.now() < self.retry_at;
-        for (task, (token, outcome, how, code), runner) in self.runners.reports() {
+        // A runner that finds its connection closed stores its end itself.
+        let reported = |(name, task): (&String, &mut Tracked<'a>)| {
+            let channel = task.runner.as_mut()?.channel.take_if(|channel| is_readable(channel))?;
+            Some((name.clone(), receive_end(&channel)?, channel))
+        };
+        let reports: Vec<_> = self.tasks.iter_mut().filter_map(reported).collect();
+        for (task, (token, outcome, how, code), runner) in reports {
             if is_down {
                 break;
             }

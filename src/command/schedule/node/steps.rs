@@ -1,6 +1,6 @@
 //! What a scheduler does about the tasks that may be due.
 
-use super::{MANY, MOST_RUNNING, Node, PASS, PER_RUNNING, SPREAD, TICK};
+use super::{MANY, MOST_RUNNING, Node, PASS, PER_RUNNING, SHARE, SPREAD, TICK};
 use crate::command::schedule::task::{Tracked, pause};
 use crate::error::Error;
 use crate::lock;
@@ -13,18 +13,17 @@ use crate::sys::text;
 impl<'a> Node<'a> {
     /// Inspects the tasks that may be due, the longest waiting first.
     pub(super) fn work(&mut self) -> Result<(), Error> {
-        let now = self.now();
-        let ready = self.tasks.iter().filter(|(_, task)| self.ready_at(task) <= now);
+        self.tasks.retain(|_, task| task.is_defined || task.runner.is_some());
+        let (now, running) = (self.now(), self.running());
+        let ready = self.tasks.iter().filter(|(_, task)| self.ready_at(task, running) <= now);
         let mut due: Vec<_> = ready.collect();
         // In another order than on other hosts.
-        due.sort_by_cached_key(|(name, task)| (task.due_at, hash(&[&self.host, name])));
-        // Without room, none is read.
-        let room = self.jobs.saturating_sub(self.runners.len());
-        let most = if room > 0 && self.has_begun { room } else { usize::MAX };
+        due.sort_by_cached_key(|(name, task)| (task.due_at, self.hash(name)));
+        let most = if self.has_begun { self.jobs.saturating_sub(running) } else { usize::MAX };
         let due: Vec<_> = due.into_iter().take(most).map(|(name, _)| name.clone()).collect();
-        let (asked, are_many) = (since_boot(), due.len() >= MANY);
+        let (asked, are_many) = (since_boot(), due.len() >= MANY.max(self.tasks.len() / SHARE));
         if are_many {
-            let listed = self.any.list(Kind::Schedule).unwrap_or_default();
+            let listed = self.store.any.list(Kind::Schedule).unwrap_or_default();
             // Without a version, a state could not be read now.
             for (name, state) in listed.into_iter().filter(|(_, state)| state.version.is_some()) {
                 if let Some(task) = name.to_str().and_then(|name| self.tasks.get_mut(name)) {
@@ -49,21 +48,29 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// When to inspect a task: later if this scheduler is busy, and not while the store fails.
-    pub(super) fn ready_at(&self, task: &Tracked<'_>) -> u64 {
-        let running = self.runners.len().min(MOST_RUNNING) as u64;
-        let yielded = task.due_at.saturating_add(PER_RUNNING * running);
+    /// A number that differs for each host and task.
+    fn hash(&self, name: &str) -> u64 {
+        hash(&[self.owner.place.host.as_deref().unwrap_or_default(), name])
+    }
+
+    /// When to inspect a task: later if this scheduler is busy, and not while it has no room or
+    /// the store fails.
+    pub(super) fn ready_at(&self, task: &Tracked<'_>, running: usize) -> u64 {
+        if running >= self.jobs {
+            return u64::MAX;
+        }
+        let yielded = task.due_at.saturating_add(PER_RUNNING * running.min(MOST_RUNNING) as u64);
         task.check_at.max(yielded).max(self.retry_at)
     }
 
     fn step(&mut self, name: &str, task: &mut Tracked<'a>) -> Result<(), Error> {
-        let (now, is_running) = (self.now(), self.runners.has(name));
+        let now = self.now();
         // Earlier steps made this scheduler busier, or the store has failed.
-        if self.ready_at(task) > now {
+        if self.ready_at(task, self.running()) > now {
             return Ok(());
         }
-        if is_running || self.runners.len() >= self.jobs {
-            (task.needs_room, task.check_at) = (!is_running, u64::MAX);
+        if task.runner.is_some() {
+            task.check_at = u64::MAX;
             return Ok(());
         }
         let Err(error) = self.inspect(name, task) else { return Ok(()) };
@@ -87,7 +94,6 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// Takes the next step for a task.
     fn inspect(&mut self, name: &str, task: &mut Tracked<'a>) -> Result<(), store::Error> {
         let (plan, last, now) = task.plan(name, self.up_since)?;
         if plan == Plan::Introduce
@@ -102,7 +108,7 @@ impl<'a> Node<'a> {
         match (plan, last) {
             (Plan::Wait(at), _) => {
                 let at = at.unwrap_or(u64::MAX);
-                let first = hash(&[&self.host, name]) % SPREAD;
+                let first = self.hash(name) % SPREAD;
                 (task.due_at, task.check_at, task.failures) = (at, at.saturating_add(first), 0);
             }
             // A tick leaves to the next one what has come due since: it would never end if its
@@ -110,12 +116,8 @@ impl<'a> Node<'a> {
             (Plan::Run(claim), _) if self.is_tick() && claim.slot > began => {
                 task.check_at = u64::MAX
             }
-            // Its last runner stored nothing, and reported the reason; or it was killed, perhaps by
-            // what it does.
-            (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) || task.was_killed => {
-                task.was_killed = false;
-                task.pause(now);
-            }
+            // Its last runner stored nothing, and reported the reason.
+            (Plan::Run(claim), _) if task.last_claim.take() == Some(claim) => task.pause(now),
             (Plan::Run(claim), Some(last)) => return self.begin(name, task, claim, &last, now),
             // The next step inspects it again.
             (Plan::Introduce | Plan::Run(_), _) => {}

@@ -1,0 +1,6 @@
+
+_serializer_locks() {
+    compadd -- ${(f)"$(serializer completions --names 2> /dev/null)"}
+}
+
+_serializer() {
