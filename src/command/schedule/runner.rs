@@ -195,7 +195,7 @@ impl Work {
                 let begun = Instant::now();
                 if let Some(told) = running(Pid::from_child(&child)) {
                     while !told.has_ended() && begun.elapsed() < NOTIFYING {
-                        let _ = poll::sleep(PATIENCE, told.ended_fd().as_slice());
+                        let _ = poll::sleep(Duration::from_secs(1), told.ended_fd().as_slice());
                     }
                 }
             }
