@@ -32,6 +32,7 @@ pub struct Sql<E: Engine> {
     /// For the first connection: a password file may be a pipe. Later ones read it anew, because
     /// passwords change.
     address: Option<Address>,
+    #[cfg_attr(not(feature = "mysql"), expect(dead_code, reason = "for names of MySQL's locks"))]
     pub database: String,
     pub session: Option<E::Session>,
     /// The place in the queue.
