@@ -158,12 +158,12 @@ declare -A program_of
 # compiled once.
 by_clippy=(env CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__ RUSTC_WORKSPACE_WRAPPER=clippy-driver)
 build() {
-    "${by_clippy[@]}" cargo test --all-features --lib --test '*' --bench '*' --no-run --message-format=json-render-diagnostics \
+    "${by_clippy[@]}" cargo test --all-features --test '*' --bench '*' --no-run --message-format=json-render-diagnostics \
         >"$logs/programs.json"
 }
 quietly build build || { failed_steps+=("the compiler") && exit 1; }
 while read -r name program; do program_of[$name]=$program; done < <(jq -r \
-    'select(.profile.test and .executable) | "\(if .target.kind[0] == "test" then .target.name else .target.kind[0] end) \(.executable)"' \
+    'select(.target.kind[0] == "test" and .executable) | "\(.target.name) \(.executable)"' \
     "$logs/programs.json")
 
 # Without the stores, other code is unused.
@@ -188,8 +188,6 @@ if [ "$quick" ]; then
     announce "clippy without the stores, and the tests of one host (two minutes)"
     lint &
     running=(clippy $!)
-    tests lib 1 &
-    running+=("the library's tests" $!)
     tests local 4 &
     await "${running[@]}" local $!
     exit 0
@@ -223,7 +221,6 @@ waiting() {
     local code=0
     tests stores-waiting 8 "${busy[@]/#/--skip=}" || code=$?
     tests meltano 2 || code=$?
-    tests lib 2 || code=$?
     return "$code"
 }
 computing() {
@@ -235,7 +232,7 @@ computing() {
 of_one_host &
 running+=("the tests of one host, or that are alone" $!)
 waiting &
-running+=("the tests of stores that wait, of Meltano, or of the library" $!)
+running+=("the tests of stores that wait, or of Meltano" $!)
 computing &
 running+=("the tests over NFS, or of stores that compute" $!)
 await "${running[@]}"

@@ -7,7 +7,7 @@ mod aws;
 pub mod backoff;
 #[cfg(any(feature = "dynamodb", feature = "object-store"))]
 mod checks;
-mod directory;
+pub mod directory;
 #[cfg(feature = "dynamodb")]
 mod dynamodb;
 pub(crate) mod engines;

@@ -1,7 +1,7 @@
 //! Locks in a directory that hosts share, over NFS above all: a file for each.
 
 pub(super) mod names;
-mod scope;
+pub mod scope;
 mod shared_file;
 mod slot;
 

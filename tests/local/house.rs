@@ -19,6 +19,7 @@ fn read(directory: &Path, room: Option<&str>, begins: &[&str], rooms: &mut Rooms
             continue;
         }
         let text = fs::read_to_string(&path).expect("source text");
+        assert!(!text.contains("[test]"), "{}: tests here are not run", path.display());
         let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
         let uses = rooms.entry(room.to_owned()).or_default();
         let parts = |begin| code.clone().flat_map(move |line| line.split(begin).skip(1));

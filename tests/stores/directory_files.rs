@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serializer::record::MAX_BYTES;
 use serializer::store::address::{StoreSettings, StoreUrl};
+use serializer::store::directory::scope::{LOCAL_FLOCKS, as_mounted};
 use serializer::store::open_store;
 use serializer::store::seam::{Key, Kind, Next, State, Store, Write};
 
@@ -172,5 +173,25 @@ fn what_others_have_written_is_left_alone() {
         let listed = directory.store.list(Kind::Lock, None).expect("listed").entries;
         assert_eq!(listed.is_empty(), why != "newer", "{listed:?}");
         assert_eq!(fs::read(directory.file()).expect("readable"), text.as_bytes());
+    }
+}
+
+#[test]
+fn a_mount_that_keeps_flocks_to_itself_is_never_taken_for_a_shared_one() {
+    let line = |name, options: &str| as_mounted(name, options).map_err(|failure| failure.why);
+    for (name, options, expected) in [
+        ("nfs4", "rw,vers=4.2,local_lock=none", Some(None)),
+        ("ceph", "rw", Some(None)),
+        ("nfs", "rw,vers=3,local_lock=none", Some(Some("nfs"))),
+        ("gfs2", "rw", Some(Some("gfs2"))),
+        ("ocfs2", "rw,heartbeat=local", Some(Some("ocfs2"))),
+        ("fuse.sshfs", "rw", None),
+    ] {
+        let found = line(name, options);
+        assert_eq!(found.as_ref().ok().map(Option::as_deref), expected, "{found:?}");
+        for option in LOCAL_FLOCKS {
+            let refused = line(name, &format!("rw,{option},addr=192.0.2.1"));
+            assert!(refused.is_err_and(|why| why.contains(option)), "{name} {option}");
+        }
     }
 }
