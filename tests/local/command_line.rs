@@ -768,8 +768,7 @@ fn a_watched_status_fits_its_screen_and_leaves_the_terminal_as_it_was() {
     for name in ["a.lck", "b.lck", "c.lck", "d.lck", "e.lck"] {
         assert_eq!(holder.run(&format!(r#""$S" lock --file-name {name} 2>/dev/null"#)), 0);
     }
-    let script =
-        r#"stty rows 5 cols 60; echo $$ > "$SERIALIZER_DIR/pid"; exec "$S" status --watch"#;
+    let script = r#"stty rows 5 cols 60; echo $$ > "$SERIALIZER_DIR/pid"; exec env --default-signal=INT "$S" status --watch"#;
     let mut terminal = locks.command("script");
     terminal
         .env("TERM", "xterm")
