@@ -97,7 +97,7 @@ fn cannot(error: io::Error) -> Error {
     Error::io("cannot run a task", &error)
 }
 
-/// What a job of a task has, whose command ends by signals, and `with_the_lock`.
+/// A job with a task's command, which signals end; so does the loss of the lock (`with_the_lock`).
 fn job(request: Request, waiting: Waiting, program: Program, with_the_lock: bool) -> Job {
     let descendants = Descendants {
         end_with_the_lock: with_the_lock,

@@ -159,9 +159,9 @@ pub struct Tls {
     pub own: Option<(String, String)>,
 }
 
-/// What an option about TLS with this value asks for, `Some(None)` if that is unknown. Beside words,
-/// values are true or false: in libpq, asyncpg, PyMySQL, mysqlclient, and MariaDB's and Oracle's
-/// connectors.
+/// What an option about TLS with this value asks for; `Some(None)` if that is unknown. Beside
+/// words, values are true or false: in libpq, asyncpg, PyMySQL, mysqlclient, and MariaDB's and
+/// Oracle's connectors.
 fn meaning(name: &str, value: &str) -> Option<Option<TlsMode>> {
     let ((yes, no), has_words) = match name {
         "ssl" => ((Some(Require), Some(Disable)), true),
