@@ -174,13 +174,13 @@ macos() { quietly macos nice -n 10 env TARGETS=aarch64-apple-darwin scripts/chec
 # macOS, and tests locking with that, on Linux.
 portable() (
     renice -n 10 "$BASHPID" >"$logs/renice.log"
-    # The setting is for this crate alone, which shares the libraries of the other builds.
+    # `--cfg` is for this crate alone, which shares the libraries of the other builds.
     quietly build-portable "${by_clippy[@]}" CARGO_BUILD_BUILD_DIR=target CARGO_TARGET_DIR=target/portable \
         CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__--cfg__CLIPPY_HACKERY__serializer_portable__CLIPPY_HACKERY__ \
         cargo test --test local --no-run --message-format=json-render-diagnostics || return
     program_of[portable]=$(grep '^{' "$logs/build-portable.log" |
         jq -r 'select(.profile.test and .executable) | .executable')
-    tests portable 2 verdicts:: takeover:: mutual_exclusion:: wait_and_break:: run:: once::
+    SERIALIZER_TEST_PORTABLE=1 tests portable 2 verdicts:: takeover:: mutual_exclusion:: wait_and_break:: run:: once::
 )
 document() { quietly doc nice -n 10 "${by_clippy[@]}" RUSTDOC="$PWD/scripts/rustdoc.sh" cargo test --all-features --doc; }
 

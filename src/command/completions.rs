@@ -12,6 +12,7 @@ use crate::config::Environment;
 use crate::error::Error;
 use crate::store::seam::Kind;
 
+/// clap's scripts for bash and fish know options only.
 const BASH: &str = include_str!("completions/serializer.bash");
 
 /// clap's script for zsh calls this in the place of its own function for names of hosts. The script

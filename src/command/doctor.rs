@@ -217,6 +217,7 @@ fn kernel() -> [Value; 4] {
     let this = this.map(|this| this.instance).unwrap_or_default();
     let mount = "mount the /proc of this PID namespace";
     let processes = match (has_pidfd, this.pidfd) {
+        (false, _) if !process::HAS_PIDFDS => ("ok", "polled for their end", ""),
         (false, _) => {
             ("warning", "no pidfd", "use Linux 5.3 or newer, or allow `pidfd_open` in seccomp")
         }

@@ -107,7 +107,10 @@ impl Run<'_> {
         let after = waited_for.or(at_once).unwrap_or_default();
         let command = self.requester.describe();
         match acquired {
-            Ok(Acquired::NotNeeded(_)) if job.request.claim.is_some() => Ok(None),
+            Ok(Acquired::NotNeeded(_)) if job.request.claim.is_some() => {
+                tracing::debug!("another scheduler was faster");
+                Ok(None)
+            }
             Ok(Acquired::NotNeeded(run)) => {
                 let other = || format!("another process has just completed it under `{name}`");
                 let why = run.map_or_else(other, |run| run.is_done());

@@ -212,6 +212,7 @@ impl KeptLock {
                 if self.on_lost == OnLost::Terminate
                     && !renewing.is_released()
                     && let Held::Alive(Some(process)) | Held::RunGoesOn { process, .. } = &held
+                    && !process.has_ended()
                 {
                     end_tree(process.pid(), renewing.kill_at())?;
                 }

@@ -21,7 +21,7 @@ pub fn endpoint_of(address: &Address) -> Result<Option<String>, Failure> {
 /// Takes an address apart. `known` are its options, a word each. Where it has a user, the
 /// password may be in a file.
 pub fn address(settings: &StoreSettings, known: &str) -> Result<Address, Failure> {
-    let mut address = Address::parse(settings)?;
+    let mut address = Address::parse(settings, &[])?;
     address.refuse_unknown(known, &format!("options are {}", known.replace(' ', ", ")))?;
     if address.user.is_some() {
         address.password = secret(address.password, settings)?;

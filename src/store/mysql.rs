@@ -214,6 +214,10 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         Ok(())
     }
 
+    fn ends_with_session(place: &Place) -> bool {
+        matches!(place, Place::First(_))
+    }
+
     fn leave(sql: &Sql<Self>, place: Place, name: &str) -> Option<String> {
         // The end of a queued connection ends its place.
         let taken = queue_name(sql, name);
@@ -224,8 +228,11 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     fn waiters(sql: &Sql<Self>, name: &str) -> String {
         let taken = queue_name(sql, name);
         let first = format!("id = IS_USED_LOCK('{taken}')");
+        // The first waiter's own statement, when it asks, is this one.
+        let label = Waiter::label(MAX_LABEL);
+        let own = format!("CONCAT('/* ', IF(id = CONNECTION_ID(), '{label} */', info))");
         format!(
-            "SELECT SUBSTRING_INDEX(SUBSTRING_INDEX(info, '/* ', -1), ' */', 1), \
+            "SELECT SUBSTRING_INDEX(SUBSTRING_INDEX({own}, '/* ', -1), ' */', 1), \
              SUBSTRING_INDEX(host, ':', 1) FROM information_schema.processlist WHERE {first} OR \
              info LIKE 'SELECT GET_LOCK(''{taken}'', %' ORDER BY {first} DESC, time DESC, id"
         )

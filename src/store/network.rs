@@ -18,17 +18,6 @@ use crate::sys::text::{self, io_message};
 /// A larger password file holds something else.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Other names of options. A socket stands where a host does.
-const SYNONYMS: [(&str, &str); 7] = [
-    ("dbname", "database"),
-    ("db", "database"),
-    ("socket", "host"),
-    ("unix_socket", "host"),
-    ("ssl_ca", "sslrootcert"),
-    ("ssl_cert", "sslcert"),
-    ("ssl_key", "sslkey"),
-];
-
 /// An address `scheme://user:password@hosts/path?option=value`, decoded. Empty parts count as left
 /// out. Not `Debug`: it holds secrets.
 pub struct Address {
@@ -45,8 +34,9 @@ pub struct Address {
 }
 
 impl Address {
-    /// Takes the address apart. The option `host` may be given several times.
-    pub fn parse(settings: &StoreSettings) -> Result<Self> {
+    /// Takes the address apart. `synonyms` are other names of options. The option `host` may be
+    /// given several times.
+    pub fn parse(settings: &StoreSettings, synonyms: &[(&str, &str)]) -> Result<Self> {
         // A password may hold `/`, `?` and `@` although it should not: it ends at the last `@`
         // before the options.
         let text = settings.url.rest.as_str();
@@ -68,7 +58,7 @@ impl Address {
         for option in query.split('&') {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
             let name = decoded(name)?.to_ascii_lowercase().replace('-', "_");
-            let synonym = SYNONYMS.iter().find(|(other, _)| *other == name);
+            let synonym = synonyms.iter().find(|(other, _)| *other == name);
             let name = synonym.map_or(name, |(_, name)| (*name).to_owned());
             if name != "host" && address.options.iter().any(|(other, _)| *other == name) {
                 return Err(address.refused(&name, "stands twice"));
@@ -166,7 +156,10 @@ const MEANINGS: [(&str, &str); 11] = [
     ("presented: []", "it has no `subjectAltName`, and a name in its `CN` does not count"),
     ("CertVersion", "it is of X.509 version 1, and version 3 is required"),
     ("BadEncoding", "it cannot be parsed"),
-    ("BadSignature", "the signature is wrong, or by an RSA key of fewer than 2048 bits"),
+    (
+        "BadSignature",
+        "the authority is another one of this name, or has an RSA key of under 2048 bits",
+    ),
     ("UnsupportedSignatureAlgorithm", "it is signed with SHA-1, or by a key such as P-521"),
     // A server with only a key of another kind sends an alert.
     ("HandshakeFailure", "P-256, P-384 and RSA keys can be verified here, P-521 cannot"),

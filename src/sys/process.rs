@@ -10,7 +10,7 @@ use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
 use crate::sys::identity::ProcessIdentity;
 pub use crate::sys::platform::process::{
-    FIRST_PID_NAMESPACE, Process, adopt_orphans, arguments, children, end_with_parent,
+    FIRST_PID_NAMESPACE, HAS_PIDFDS, Process, adopt_orphans, arguments, children, end_with_parent,
     find_by_inode, help, name, observe, parent, set_name, this_program, why_unidentifiable,
 };
 use crate::sys::platform::process::{listed, may_hide_its_environment};

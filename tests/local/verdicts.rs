@@ -14,6 +14,15 @@ use serde_json::Value;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// scripts/test.sh sets the variable where these tests are for the portable implementation.
+#[test]
+fn the_program_has_the_implementation_that_is_to_be_tested() {
+    let is_portable = cfg!(serializer_portable);
+    assert!(is_portable || std::env::var_os("SERIALIZER_TEST_PORTABLE").is_none());
+    let doctor = Locks::new().run(&["doctor", "--json"]);
+    assert_eq!(doctor.stdout.contains("polled for their end"), is_portable, "{doctor:?}");
+}
+
 // What is expected of a record.
 
 /// The lock counts as held for every user, and the file stays as it is. `state` is `held` or

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support::proxy::Proxy;
 use crate::support::servers::{PgBouncer, shared_mariadb, shared_postgres};
 use crate::support::stores::Store;
 use crate::support::{Shell, until};
@@ -249,6 +250,48 @@ fn is_queued(register: &mut Register) -> bool {
     register.queue(|queue, key| queue.is_queued(key))
 }
 
+/// Reads the record, sleeps in the queue, and reads it again.
+fn step(register: &mut Register) {
+    register.load().expect("an answer");
+    register.wait(false, Duration::from_millis(10), &[]).expect("it sleeps");
+    register.load().expect("an answer");
+}
+
+#[test]
+fn a_waiter_in_mysql_keeps_its_place_when_it_cannot_list_the_others() {
+    let mut lined = Lined::mysql();
+    lined.holder().unlock();
+    let mut first = lined.open();
+    until("it is first", || {
+        step(&mut first);
+        !is_queued(&mut first) && (lined.count)() == 1
+    });
+    let listed = |register: &mut Register| -> Vec<_> {
+        let waiters = register.queue(|queue, key| queue.waiters(key));
+        waiters.into_iter().map(|waiter| waiter.pid).collect()
+    };
+    let own = i32::try_from(std::process::id()).ok();
+    assert_eq!(listed(&mut first), [own]);
+    let server = shared_mariadb();
+    let proxy = Proxy::to(server.address());
+    lined.store.url = lined.store.url.replace(&server.host_port(), &proxy.addr().to_string());
+    let mut second = lined.open();
+    until("it is in line", || {
+        step(&mut second);
+        is_queued(&mut second) && (lined.count)() == 2
+    });
+    // The first one sleeps now, and its label went with its statement.
+    assert_eq!(listed(&mut second), [None, own]);
+    proxy.cut_before(b"SUBSTRING_INDEX");
+    assert_eq!(listed(&mut second), []);
+    assert!(is_queued(&mut second) && (lined.count)() == 2);
+    first.queue(|queue, key| queue.leave(key));
+    until("it is its turn", || {
+        step(&mut second);
+        is_first(&mut second)
+    });
+}
+
 fn a_newcomer_sees_waiters_until_they_have_left(lined: &Lined) {
     // Makes the table.
     lined.holder().unlock();
@@ -258,11 +301,6 @@ fn a_newcomer_sees_waiters_until_they_have_left(lined: &Lined) {
         is_first(&mut newcomer)
     };
     assert!(newcomer_is_first());
-    let step = |backend: &mut Register| {
-        backend.load().expect("an answer");
-        backend.wait(false, Duration::from_millis(10), &[]).expect("it sleeps");
-        backend.load().expect("an answer");
-    };
     until("it is first", || {
         step(&mut first);
         !is_queued(&mut first) && (lined.count)() == 1

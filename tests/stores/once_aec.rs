@@ -421,7 +421,7 @@ fn a_takeover_is_one_write_that_another_run_of_the_library_forestalls_and_a_lost
     };
     both.make("gate");
     both.ask("put('forestalled', 'IN_PROGRESS', 1201)");
-    // It has looked, and what it writes does not arrive yet.
+    // It has read the item; its write is held back.
     proxy.hold_from(b"attribute_not_exists(#format) AND");
     let late = run(&both, "forestalled");
     proxy.wait_until_hit();

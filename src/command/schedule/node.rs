@@ -235,7 +235,7 @@ impl<'a> Node<'a> {
             let Some(mut runner) = task.runner.take_if(has_ended) else { continue };
             task.check_at = now;
             if runner.process.wait().is_ok_and(|status| status.signal().is_some()) {
-                // Perhaps by what it does.
+                // The task itself may have killed it.
                 task.pause(now);
             }
         }

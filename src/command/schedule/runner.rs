@@ -37,7 +37,7 @@ use crate::sys::files::anonymous_file;
 use crate::sys::identity::HostIdentity;
 use crate::sys::local_time::short;
 use crate::sys::poll;
-use crate::sys::process::running;
+use crate::sys::process::{Process, running};
 use crate::sys::text;
 
 const NOTIFYING: Duration = Duration::from_secs(60);
@@ -191,12 +191,11 @@ impl Work {
         command.env("SERIALIZER_SKIPPED", self.claim.skipped.to_string());
         command.env("SERIALIZER_HOST", HostIdentity::here().host.unwrap_or_default());
         match command.spawn() {
-            Ok(child) => {
-                let begun = Instant::now();
-                if let Some(told) = running(Pid::from_child(&child)) {
-                    while !told.has_ended() && begun.elapsed() < NOTIFYING {
-                        let _ = poll::sleep(Duration::from_secs(1), told.ended_fd().as_slice());
-                    }
+            Ok(mut child) => {
+                let (begun, told) = (Instant::now(), running(Pid::from_child(&child)));
+                let ended = told.as_ref().and_then(Process::ended_fd);
+                while matches!(child.try_wait(), Ok(None)) && begun.elapsed() < NOTIFYING {
+                    let _ = poll::sleep(Duration::from_secs(1), ended.as_slice());
                 }
             }
             Err(error) => {

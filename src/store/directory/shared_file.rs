@@ -156,7 +156,7 @@ impl SharedFile {
                 return Failure::transient(why).with_hint(hint);
             }
             let failure = trouble(error);
-            Failure { why: format!("flock does not work there: {}", failure.why), ..failure }
+            Failure { why: format!("locking does not work there: {}", failure.why), ..failure }
         })
     }
 

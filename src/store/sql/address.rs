@@ -57,10 +57,21 @@ pub struct Address {
 /// A host, and its own port.
 type Host = (String, Option<u16>);
 
+/// Other names of options. A socket stands where a host does.
+const SYNONYMS: [(&str, &str); 7] = [
+    ("dbname", "database"),
+    ("db", "database"),
+    ("socket", "host"),
+    ("unix_socket", "host"),
+    ("ssl_ca", "sslrootcert"),
+    ("ssl_cert", "sslcert"),
+    ("ssl_key", "sslkey"),
+];
+
 impl Address {
     /// Reads the address of `settings`, and what it leaves out from the environment.
     pub fn read<E: Engine>(settings: &StoreSettings) -> Result<Self> {
-        let mut given = Given::parse(settings)?;
+        let mut given = Given::parse(settings, &SYNONYMS)?;
         let own = hosts(&given.hosts)?;
         for option in E::VARIABLES.split_whitespace() {
             let mode = given.option("sslmode").unwrap_or_default();
@@ -214,7 +225,8 @@ impl Tls {
         // Both may be in one file.
         let key = given.option("sslkey").or_else(|| in_home("postgresql.key"));
         let own = certificate.map(|own| (own.clone(), key.unwrap_or(own)));
-        if let Some((certificate, key)) = &own {
+        // Where encryption is only preferred, those in `home` may never be used.
+        if let Some((certificate, key)) = own.as_ref().filter(|_| mode >= Require) {
             check_own(certificate.as_ref(), key.as_ref())?;
         }
         Ok(Self { mode: if is_off { Disable } else { mode }, roots, own })

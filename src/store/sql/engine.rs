@@ -80,6 +80,11 @@ pub trait Engine: Sized + Send {
     /// Sleeps in the queue as [`Queue::wait`](crate::store::seam::Queue::wait) does.
     fn wait_in_line(sql: &mut Sql<Self>, limit: Duration, fds: Fds<'_>) -> Result<()>;
 
+    /// Whether the end of the store's session ends a place in the queue.
+    fn ends_with_session(_: &Self::Place) -> bool {
+        true
+    }
+
     /// The statement that gives up a place in the queue, if it needs one.
     fn leave(sql: &Sql<Self>, place: Self::Place, name: &str) -> Option<String>;
 
@@ -148,7 +153,7 @@ pub fn of<E: Engine>(error: &Error, phase: Phase, server: &str) -> Failure {
         _ if let Some(error) = tls_error(error) => {
             // Others are refused although their issuer does not matter.
             let is_about_trust = matches!(error, rustls::Error::InvalidCertificate(of)
-                if !["CertVersion", "BadEncoding", "BadSignature", "CriticalExtension"]
+                if !["CertVersion", "BadEncoding", "CriticalExtension"]
                     .iter()
                     .any(|word| format!("{of:?}").contains(word)));
             let hint = if is_about_trust { ROOTS_HINT } else { PLAIN_HINT };

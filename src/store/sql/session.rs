@@ -71,7 +71,7 @@ impl<E: Engine> Sql<E> {
             Ok(Err(error)) => of::<E>(&error, phase, "the server"),
             Err(_) => no_answer(phase),
         };
-        self.place = None;
+        self.place.take_if(|place| E::ends_with_session(place));
         self.close_session();
         Err(failure)
     }

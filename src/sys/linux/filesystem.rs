@@ -26,7 +26,8 @@ pub fn is_local(file: &File) -> bool {
 }
 
 /// The name of a file system on which hosts do not agree that a file was exchanged: NFS may tell
-/// late, and moves an open file away before another one gets its name; sshfs keeps flocks.
+/// late, and moves an open file away before another one gets its name; sshfs keeps flocks to
+/// its host.
 pub fn without_exchange(file: &File) -> Option<String> {
     let kind = fstatfs(file).ok()?.f_type;
     match kind {

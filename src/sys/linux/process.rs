@@ -30,6 +30,9 @@ const PIDFS_MAGIC: FsWord = 0x5049_4446;
 /// The inode number of the first PID namespace (`PROC_PID_INIT_INO`), where PID 1 never ends.
 pub const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
+/// Whether a descriptor can tell that a process has ended.
+pub const HAS_PIDFDS: bool = true;
+
 #[derive(Clone, Debug)]
 pub struct Process {
     pid: Pid,

@@ -17,6 +17,8 @@ use crate::sys::{channel, text};
 /// The only namespace, of all processes. Linux never uses this number.
 pub const FIRST_PID_NAMESPACE: u64 = 0;
 
+pub const HAS_PIDFDS: bool = false;
+
 const GUARD: &str = "end-with-parent";
 
 #[derive(Clone, Debug)]
