@@ -31,7 +31,7 @@ const PREFIX: &str = "SERIALIZER_";
 /// The rest of the names of all variables that are read, or that commands find.
 const KNOWN: &str = "FILE_NAME DIR STORE PASSWORD_FILE LEASE_SECONDS ON_LOST OWNER_PID ORPHANS \
                      REASON SLOTS MAX_ATTEMPTS SLEEP_SECONDS TIMEOUT EVENTS PIP_URL FENCING_TOKEN \
-                     TRY ONCE_KEY";
+                     TRY ONCE_KEY TASK SLOT EVENT EXIT_CODE SKIPPED HOST";
 
 const MAX_KEY: usize = 1000;
 

@@ -60,7 +60,7 @@ impl Engine for MySql {
 
     const SCHEMA: &'static str = "\
 -- Locks of `serializer`: a row for each name. Rows stay when a lock is released.
--- Its users need (with the database's and the user's name):
+-- Its users need this (DELETE is for names that go out of use):
 --   GRANT SELECT, INSERT, UPDATE, DELETE ON my_database.serializer_locks TO 'my_user'@'%';
 CREATE TABLE IF NOT EXISTS serializer_locks (
   name VARBINARY(255) NOT NULL PRIMARY KEY,

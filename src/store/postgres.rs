@@ -68,9 +68,8 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     changed timestamptz NOT NULL DEFAULT clock_timestamp(),  -- for people
     format  smallint NOT NULL DEFAULT 1 CHECK (format = 1)   -- what the columns mean
 );
--- For each role that is to use it:
+-- For each role that is to use it (DELETE is for names that go out of use):
 -- GRANT SELECT, INSERT, UPDATE, DELETE ON serializer_locks TO ...;
--- COMMENT ON TABLE serializer_locks IS 'locks of serializer, one row for each name';
 ";
 
     const NOW: &'static str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";

@@ -140,9 +140,9 @@ impl<E: Engine> Store for Sql<E> {
                  AS always LEFT JOIN serializer_locks ON name = {literal}"
             )
         };
-        let queue = self.has_queue.then(|| E::are_others_first(self, &name));
+        let queue = self.queues(key).then(|| E::are_others_first(self, &name));
         let mut answer = self.ask(read(queue.as_deref().unwrap_or("NULL")), Phase::Read);
-        if matches!(&answer, Err(failure) if failure.cause == Cause::Permanent && self.has_queue) {
+        if matches!(&answer, Err(failure) if failure.cause == Cause::Permanent && queue.is_some()) {
             // Perhaps a proxy or another product, which only speaks like the engine.
             answer = self.ask(read("NULL"), Phase::Read);
             self.has_queue = answer.is_err();

@@ -397,9 +397,15 @@ fn an_unknown_variable_is_warned_of_if_it_is_one_typo_away_from_a_known_one() {
         );
         assert_eq!((ended.code, ended.stderr), (0, warning));
     }
-    for name in
-        ["SERIALIZER_TIMEOUT", "SERIALIZER_FOO", "SERIALIZER_SERIALIZER_DIR", "SERIALIZER_PIP_URL"]
-    {
+    for name in [
+        "SERIALIZER_TIMEOUT",
+        "SERIALIZER_FOO",
+        "SERIALIZER_SERIALIZER_DIR",
+        "SERIALIZER_PIP_URL",
+        // Tasks and notifications have these.
+        "SERIALIZER_SLOT",
+        "SERIALIZER_EVENT",
+    ] {
         assert_eq!(ended(locks.serializer(&["status"]).env(name, "3")).stderr, "", "{name}");
     }
 }

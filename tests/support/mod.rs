@@ -486,8 +486,8 @@ pub fn until(what: &str, mut has_come: impl FnMut() -> bool) {
     }
 }
 
-/// A command that tells which signals it gets, a line each, until its stdin ends. Its state in /proc
-/// is that of the thread that waits for signals: it sleeps when all are told.
+/// A command that tells which signals it gets, a line each, until its stdin ends. Its state in
+/// /proc is that of the thread that waits for signals: it sleeps when all are told.
 pub const TELLER: &str = r#"
 import os, signal, sys, threading
 names = ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT"]

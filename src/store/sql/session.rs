@@ -16,7 +16,7 @@ use crate::store::backoff::pause_outside;
 use crate::store::failure::{Failure, Result};
 use crate::store::pause;
 use crate::store::runtime::PrivateRuntime;
-use crate::store::seam::{Fds, Key, Queue};
+use crate::store::seam::{Fds, Key, Kind, Queue};
 use crate::store::waiter::Waiter;
 use crate::sys::random::jittered;
 use crate::sys::text::{self, io_message};
@@ -31,6 +31,11 @@ const WATCHED: Duration = Duration::from_secs(1);
 const UNQUEUED: Duration = Duration::from_secs(3);
 
 impl<E: Engine> Sql<E> {
+    /// Whether processes may wait for it in a queue. None does for a task on a schedule.
+    pub fn queues(&self, key: &Key) -> bool {
+        self.has_queue && key.kind != Kind::Schedule
+    }
+
     /// Opens a session with the first server that grants one. After a failure, nothing was sent.
     pub fn connect(&mut self, is_own: bool) -> Result<E::Session> {
         let read = || Address::read::<E>(&self.settings);
@@ -101,7 +106,7 @@ impl<E: Engine> Queue for Sql<E> {
         } else if self.place.is_some() {
             return E::wait_in_line(self, limit, fds);
         }
-        let enqueued = self.has_queue.then(|| E::enqueue(self, &key.stored_name()));
+        let enqueued = self.queues(key).then(|| E::enqueue(self, &key.stored_name()));
         match enqueued {
             Some(Ok(Some(place))) => {
                 (self.place, self.full_since) = (Some(place), None);
@@ -122,6 +127,7 @@ impl<E: Engine> Queue for Sql<E> {
 
     fn notify(&mut self, key: &Key) {
         if self.session.is_some()
+            && self.queues(key)
             && let Some(statement) = E::wake(&key.stored_name())
         {
             // Waiters poll, too.
@@ -129,8 +135,8 @@ impl<E: Engine> Queue for Sql<E> {
         }
     }
 
-    fn is_first(&mut self, _key: &Key) -> bool {
-        !self.are_others_first
+    fn is_first(&mut self, key: &Key) -> bool {
+        !(self.queues(key) && self.are_others_first)
     }
 
     fn is_queued(&mut self, _key: &Key) -> bool {
