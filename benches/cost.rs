@@ -32,10 +32,10 @@ fn main() {
     ];
     parts.iter().filter(|(name, _)| is_wanted(name)).for_each(|(_, part)| part(dir.path()));
     if is_wanted("rates") {
-        for waiters in [2, 20, 200] {
+        for waiters in [2, 20, 200, 500] {
             rates(waiters, 1);
         }
-        for waiters in [2, 20, 200] {
+        for waiters in [2, 20, 200, 500] {
             rates(waiters, HAND_OFFS / waiters);
         }
     }
