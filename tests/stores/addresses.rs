@@ -171,6 +171,17 @@ fn a_file_for_tls_that_cannot_be_used_is_named() {
             refusal(&format!("postgres://u@h/db?sslmode=require&{options}"), None).expect(why);
         assert!(error.why.contains(why), "{error}");
     }
+    // Those in the home directory count where the address asks for encryption.
+    let home = dir.path().join(".postgresql");
+    std::fs::create_dir(&home).expect("a directory");
+    std::fs::copy(authority, home.join("postgresql.crt")).expect("copied");
+    std::fs::copy(p256, home.join("postgresql.key")).expect("copied");
+    for (options, is_named) in [("?sslmode=require", true), ("", false)] {
+        let store = Store::at(&format!("postgres://u@127.0.0.1:1/db{options}"));
+        let said = ended(store.serializer(&["status"]).env("HOME", dir.path()));
+        assert_eq!(said.stderr.contains("do not belong together"), is_named, "{said:?}");
+        assert_ne!(said.code, 0, "{said:?}");
+    }
 }
 
 /// Libraries panic at such.

@@ -272,13 +272,14 @@ fn a_server_that_wants_tls_gets_it_from_a_client_that_knows_it() {
     servers.iter().for_each(is_told_what_is_wrong_with_a_certificate);
 }
 
-/// Curves and extensions of certificates by the authority that is trusted, or the name of another
-/// one; why they are refused, and what helps.
-const CERTIFICATES: [[&str; 4]; 4] = [
+/// Curves and extensions of certificates by the authority that is trusted, or by another one of its
+/// name, or the name of a file; why they are refused, and what helps.
+const CERTIFICATES: [[&str; 4]; 5] = [
     ["secp521r1", "subjectAltName=IP:127.0.0.1", "P-521 cannot", "sslmode=disable"],
     ["prime256v1", "basicConstraints=CA:FALSE", "it has no `subjectAltName`", "sslmode=require"],
     ["version-1.pem", "", "it is of X.509 version 1", "sslmode=disable"],
     ["prime256v1", "subjectAltName=DNS:a.example", "only valid for", "sslmode=require"],
+    ["impostor", "subjectAltName=IP:127.0.0.1", "another one of this name", "sslrootcert"],
 ];
 
 fn is_told_what_is_wrong_with_a_certificate(server: &Server) {
@@ -289,10 +290,15 @@ fn is_told_what_is_wrong_with_a_certificate(server: &Server) {
             let file = format!("{}/tests/support/{curve}", env!("CARGO_MANIFEST_DIR"));
             format!("cat '{file}' > server.crt; cat '{file}' > server.key")
         } else {
+            let is_other = curve == "impostor";
+            let (curve, by) =
+                if is_other { ("prime256v1", "impostor") } else { (curve, "authority") };
             format!(
-                "openssl req -newkey ec -pkeyopt ec_paramgen_curve:{curve} -nodes -subj \
+                "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj \
+                 '/CN=test authority' -keyout impostor.key -out impostor.crt; \
+                 openssl req -newkey ec -pkeyopt ec_paramgen_curve:{curve} -nodes -subj \
                  /CN=127.0.0.1 -keyout server.key -out server.csr; echo {extensions} > names; \
-                 openssl x509 -req -in server.csr -CA authority.crt -CAkey authority.key -days 2 \
+                 openssl x509 -req -in server.csr -CA {by}.crt -CAkey {by}.key -days 2 \
                  -extfile names -out server.crt"
             )
         };
