@@ -95,7 +95,9 @@ pub fn rename_over(path: &Path, fill: Fill<'_>) -> io::Result<File> {
 pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
     let file = match openat(CWD, path, NEW, MODE) {
         Ok(fd) => File::from(fd),
-        Err(Errno::EXIST) => return Ok(Write::Conflict),
+        // SFTP servers do not tell that a file exists. One that made the temporary file a moment
+        // ago has no other reason.
+        Err(Errno::EXIST | Errno::PERM) => return Ok(Write::Conflict),
         Err(error) => return Err(error.into()),
     };
     // After a long sleep here, others may have taken the empty file for abandoned.
