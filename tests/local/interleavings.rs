@@ -370,6 +370,25 @@ fn a_process_that_slept_between_creating_a_file_and_writing_to_it_has_lost_it() 
 }
 
 #[test]
+fn a_file_that_an_sftp_server_refuses_to_create_is_waited_for() {
+    let locks = Locks::new();
+    // sshfs: no hard link, and EPERM for a file that has come to exist since it was looked for.
+    let inject = format!(
+        "-P {} -e inject=linkat:error=EPERM -e inject=openat:error=EPERM:signal=STOP:when=2",
+        locks.file().display()
+    );
+    let mut creator =
+        Stopped::start_with(&locks, "linkat,openat", &inject, "lock --max-attempts 1");
+    let mut holder = Shell::start(&locks);
+    holder.lock();
+    let record = locks.read();
+    creator.go_on();
+    assert_eq!(creator.shell.answer().0, 75);
+    assert_eq!(locks.read(), record);
+    holder.unlock();
+}
+
+#[test]
 fn a_takeover_that_cannot_see_whether_it_succeeded_leaves_no_lock() {
     let locks = Locks::new();
     locks.write(legacy_record_of_a_dead_holder(&locks));
