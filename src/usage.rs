@@ -35,9 +35,9 @@ fn one_line(error: &clap::Error) -> Error {
     // An option that was meant as a value is the rarest mistake.
     let tip = tips.map(str::to_owned).find(|tip| !tip.starts_with("to pass "));
     let (mut command, mut known) = (String::new(), Cli::command());
-    for word in std::env::args().skip(1) {
+    for word in std::env::args_os().skip(1) {
         match known.find_subcommand(&word).cloned() {
-            Some(found) => (command, known) = (command + &word + " ", found),
+            Some(found) => (command, known) = (command + found.get_name() + " ", found),
             // Options of all commands stand before the first one.
             None if command.is_empty() => {}
             None => break,
