@@ -31,7 +31,10 @@ const PREFIX: &str = "SERIALIZER_";
 /// The rest of the names of all variables that are read, or that commands find.
 const KNOWN: &str = "FILE_NAME DIR STORE PASSWORD_FILE LEASE_SECONDS ON_LOST OWNER_PID ORPHANS \
                      REASON SLOTS MAX_ATTEMPTS SLEEP_SECONDS TIMEOUT EVENTS PIP_URL FENCING_TOKEN \
-                     TRY ONCE_KEY TASK SLOT EVENT EXIT_CODE SKIPPED HOST";
+                     TRY ONCE_KEY TASK";
+
+/// Those of tasks, and of programs that are told of their events.
+const OF_TASKS: &str = "SLOT EVENT EXIT_CODE SKIPPED HOST";
 
 const MAX_KEY: usize = 1000;
 
@@ -57,7 +60,10 @@ impl Environment {
 
     /// Unknown variables, one typo away from a known one, and without effect; each with a hint.
     pub fn typos(&self) -> Vec<Error> {
-        let is_known = |name: &String| KNOWN.split(' ').any(|known| known == name);
+        let is_of_task = |name: &String| OF_TASKS.split(' ').any(|known| known == name);
+        let is_known = |name: &String| {
+            KNOWN.split(' ').any(|known| known == name) || self.is_set("TASK") && is_of_task(name)
+        };
         let names = self.0.keys().map(|name| name.to_ascii_uppercase());
         let typo = |name: String| {
             let known = KNOWN.split(' ').find(|it| strsim::osa_distance(&name, it) == 1)?;

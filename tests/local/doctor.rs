@@ -142,6 +142,12 @@ fn an_unusable_lock_is_an_error_with_advice() {
         (code, &*line(&report, "variable")),
         (0, "warning unknown variable `SERIALIZER_SLTOS` has no effect → `SERIALIZER_SLOTS`")
     );
+    // Only a task has a slot.
+    let (_, report) = examined(doctor(&locks).env("SERIALIZER_SLOT", "3"));
+    assert!(line(&report, "variable").contains("`SERIALIZER_SLOT` has no effect"), "{report:#}");
+    let of_task = [("SERIALIZER_SLOT", "3"), ("SERIALIZER_TASK", "load")];
+    let (_, report) = examined(doctor(&locks).envs(of_task));
+    assert!(!report.to_string().contains("has no effect"), "{report:#}");
     assert_eq!(locks.names(), ["notes.txt"]);
 }
 
