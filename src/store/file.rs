@@ -26,7 +26,7 @@ use crate::sys::files::UNHEARD;
 use crate::sys::filesystem;
 use crate::sys::text::{self, io_message};
 use lock_file::LockFile;
-pub use publish::sweep;
+pub use publish::{RESERVED, sweep};
 
 /// The interval between two polls of a waiter that does not queue, and hears none.
 const WATCH: Duration = Duration::from_millis(50);
@@ -63,7 +63,8 @@ pub(super) fn file_name(key: &Key) -> OsString {
 }
 
 fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
-    if kind == Kind::Lock { Some(file.to_owned()) } else { name_of(kind, file) }
+    let is_lock = !file.as_encoded_bytes().starts_with(RESERVED.as_bytes());
+    if kind == Kind::Lock { is_lock.then(|| file.to_owned()) } else { name_of(kind, file) }
 }
 
 /// All registers of a kind in a directory, as far as names of files tell: any file may be a lock.
@@ -265,8 +266,9 @@ fn io_failure(path: &Path, action: &'static str, error: &io::Error) -> Failure {
              for several users, name a directory without that bit with `SERIALIZER_DIR`"
         }
         ErrorKind::PermissionDenied => &format!("`ls -l {shown}` shows the file's owner"),
-        ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            "name another directory with `SERIALIZER_DIR`"
+        ErrorKind::ReadOnlyFilesystem => "name another directory with `SERIALIZER_DIR`",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "make room there: another directory would have other locks"
         }
         _ => return failure,
     };

@@ -34,6 +34,17 @@ fn where_there_are_no_hard_links_the_file_is_created_in_place() {
 }
 
 #[test]
+fn a_name_that_a_file_server_refuses_is_not_waited_for() {
+    let locks = Locks::new();
+    let only = format!("linkat:error=EPERM -P {}", locks.file().display());
+    let ended = with_failing(&locks, &[&only, "openat:error=EPERM:when=2+"]);
+    let why = "cannot create the lock file";
+    assert!(ended.code == 1 && ended.last_line().contains(why), "{ended:?}");
+    assert!(ended.last_line().contains("operation not permitted"), "{ended:?}");
+    assert_eq!(locks.names(), Vec::<String>::new(), "nothing is left behind");
+}
+
+#[test]
 fn where_flock_does_not_work_nothing_is_locked() {
     for error in ["ENOLCK", "ENOSYS", "EOPNOTSUPP"] {
         let locks = Locks::new();

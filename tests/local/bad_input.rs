@@ -497,7 +497,7 @@ fn a_full_disk_is_named_and_nothing_is_left_on_it() {
     let fill = r#": > "$SERIALIZER_DIR"/empty && ! head -c 1M /dev/zero 2>/dev/null > "$SERIALIZER_DIR"/full 2>/dev/null"#;
     assert_eq!(shell.run(fill), 0, "the disk is full");
     let before = snapshot_in(&mut shell);
-    let why = "no space left on device (hint: name another directory with `SERIALIZER_DIR`)";
+    let why = "no space left on device (hint: make room there: another directory would have";
     refused(
         &in_shell(&mut shell, "lock --max-attempts 1"),
         1,
@@ -585,10 +585,7 @@ fn a_stale_lock_on_a_full_disk_stays_until_there_is_room() {
     refused(
         &ended,
         1,
-        &[
-            "cannot take over the lock file",
-            "no space left on device (hint: name another directory",
-        ],
+        &["cannot take over the lock file", "no space left on device (hint: make room there"],
     );
     assert_eq!(snapshot_in(&mut shell), before);
     assert_eq!(shell.run(r#"rm "$SERIALIZER_DIR"/full"#), 0);
@@ -640,6 +637,24 @@ fn a_file_name_that_names_a_directory_is_refused() {
 }
 
 #[test]
+fn a_name_of_our_own_files_is_refused() {
+    let locks = Locks::new();
+    let temporary = ".serializer.0.tmp";
+    for command in ALL {
+        for name in [temporary, ".serializer.probe", "sub/.serializer.x"] {
+            let ended = run(&locks, &[command, &["--file-name", name]].concat());
+            refused(&ended, 2, &["as a lock file: this program's own files have such names"]);
+        }
+    }
+    // A kill has left one with a record.
+    let mut shell = Shell::start(&locks);
+    shell.lock();
+    std::fs::copy(locks.file(), locks.dir().join(temporary)).expect("copied");
+    let (_, listed) = shell.output(r#""$S" status"#);
+    assert!(listed.contains("serializer.lck") && !listed.contains(temporary), "{listed}");
+}
+
+#[test]
 fn a_file_name_that_is_too_long_is_refused() {
     let locks = Locks::new();
     let name = "x".repeat(300);
@@ -669,6 +684,16 @@ fn an_unusual_file_name_is_none_of_our_business() {
             "{name}"
         );
         assert_eq!(locks.names(), [""; 0]);
+    }
+}
+
+#[test]
+fn an_argument_that_is_not_utf_8_is_refused_in_one_line() {
+    let locks = Locks::new();
+    let odd = OsStr::from_bytes(b"\xff");
+    for command in [&["once"][..], &["forget"], &["schedule", "run"], &["lock", "--slots"]] {
+        let mut command = limited(&locks, command);
+        refused(&ended(command.arg(odd)), 2, &["invalid"]);
     }
 }
 

@@ -31,8 +31,11 @@ const FLOCK_LIMIT: Duration = Duration::from_secs(2);
 /// The pause between two tries: about as long as holders need.
 const FLOCK_PAUSE: Duration = Duration::from_micros(500);
 
+/// How names begin that no lock may have.
+pub const RESERVED: &str = ".serializer.";
+
 /// How temporary names begin and end.
-const TEMPORARY: (&str, &str) = (".serializer.", ".tmp");
+const TEMPORARY: (&str, &str) = (RESERVED, ".tmp");
 
 /// The age at which a temporary name is not in use: it lasts for some system calls.
 const LEFT: Duration = Duration::from_secs(60);
@@ -93,11 +96,14 @@ pub fn rename_over(path: &Path, fill: Fill<'_>) -> io::Result<File> {
 
 /// Makes a file that is empty for a moment, without hard links (FAT, some FUSE file systems).
 pub fn create_in_place(path: &Path, fill: Fill<'_>) -> io::Result<Write> {
-    let file = match openat(CWD, path, NEW, MODE) {
+    // sshfs says EPERM for a file that exists. If that is gone, the second time is a refusal.
+    let create = || match openat(CWD, path, NEW, MODE) {
+        Err(Errno::PERM) if lstat(path).is_ok() => Err(Errno::EXIST),
+        created => created,
+    };
+    let file = match create().or_else(|it| if it == Errno::PERM { create() } else { Err(it) }) {
         Ok(fd) => File::from(fd),
-        // SFTP servers do not tell that a file exists. One that made the temporary file a moment
-        // ago has no other reason.
-        Err(Errno::EXIST | Errno::PERM) => return Ok(Write::Conflict),
+        Err(Errno::EXIST) => return Ok(Write::Conflict),
         Err(error) => return Err(error.into()),
     };
     // After a long sleep here, others may have taken the empty file for abandoned.
