@@ -147,9 +147,10 @@ else
     # These mostly wait for the network.
     quietly emulators scripts/emulators.sh &
     setting_up=(emulators $!)
-    # Meltano's build shares compiled libraries with the test programs.
-    quietly meltano env MATURIN_PEP517_ARGS='--profile dev' examples/meltano/setup.sh &
-    setting_up+=(meltano $!)
+    # Meltano's build shares compiled libraries with the test programs, and replaces none of them.
+    quietly meltano env MATURIN_PEP517_ARGS='--profile dev' CARGO_BUILD_BUILD_DIR="$PWD/target" \
+        CARGO_TARGET_DIR="$PWD/target/meltano/build" examples/meltano/setup.sh &
+    meltano=$!
     quietly foreign-root scripts/foreign-root.sh &
     setting_up+=(foreign-root $!)
 fi
@@ -194,21 +195,15 @@ if [ "$quick" ]; then
 fi
 
 await "${setting_up[@]}"
-# Meltano's program, without stores, may have replaced that of the tests. The build is cached; this
-# puts it back.
-quietly build build || { failed_steps+=("the compiler") && exit 1; }
 # These tests of the stores compute; the others wait for leases and servers.
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
 announce "the documentation, macOS and all tests (ten minutes)"
-# One after another, beside the tests, which mostly wait.
-beside() {
-    local code=0
-    for part in portable document macos; do "$part" || code=$?; done
-    return "$code"
-}
-beside &
-running=("the documentation, or what is for macOS" $!)
+# These begin at once: at the end, they would leave a processor idle.
+macos &
+running=("what is for macOS" $!)
+{ portable && document; } &
+running+=("the documentation, or the portable program" $!)
 # Three lanes of about the same length, each of which goes on after a failure. The kernels of NFS's
 # hosts have a processor each: two at a time. The other tests of that program run alone.
 of_one_host() {
@@ -217,22 +212,23 @@ of_one_host() {
     tests local 3 || code=$?
     return "$code"
 }
-waiting() {
-    local code=0
-    tests stores-waiting 8 "${busy[@]/#/--skip=}" || code=$?
-    tests meltano 2 || code=$?
-    return "$code"
-}
 computing() {
     local code=0
     tests alone-nfs 2 nfs:: || code=$?
     tests stores-busy 4 "${busy[@]}" || code=$?
     return "$code"
 }
+waiting() {
+    local code=0
+    tests meltano 2 || code=$?
+    tests stores-waiting 8 "${busy[@]/#/--skip=}" || code=$?
+    return "$code"
+}
 of_one_host &
 running+=("the tests of one host, or that are alone" $!)
-waiting &
-running+=("the tests of stores that wait, or of Meltano" $!)
 computing &
 running+=("the tests over NFS, or of stores that compute" $!)
+await meltano "$meltano"
+waiting &
+running+=("the tests of stores that wait, or of Meltano" $!)
 await "${running[@]}"
