@@ -140,7 +140,7 @@ impl Mutex<'_> {
             };
             let rest = attempts.rest(looked.elapsed());
             observer.waiting(&holders, attempts.made(), &mut || self.place_in_line(is_beside));
-            let report = looked + observer.interval();
+            let report = Instant::now() + observer.interval();
             // The first waiter is woken by whatever happens, the others when it leaves.
             let in_line = attempts.last().unwrap_or(report).min(report).min(looked + IN_LINE);
             let was_queued = self.is_queued();
