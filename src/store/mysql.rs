@@ -54,8 +54,6 @@ impl Engine for MySql {
 
     const PORT: u16 = 3306;
     const HOST: &'static str = "localhost";
-    const OPTIONS: &'static str = "";
-    const VARIABLES: &'static str = "";
     const EXAMPLE: &'static str = "`mysql://USER@HOST/DATABASE`";
 
     const SCHEMA: &'static str = "\
@@ -75,7 +73,6 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     /// From UTC, because `UNIX_TIMESTAMP` of a local time repeats itself when summer time ends.
     const NOW: &'static str =
         "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000";
-    const UNLESS_EXISTS: &'static str = "";
 
     const REFUSALS: &'static [(Cause, &'static str)] = &[
         (Cause::NotPrepared, "1146"),

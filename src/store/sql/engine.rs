@@ -34,16 +34,16 @@ pub trait Engine: Sized + Send {
     const PORT: u16;
     const HOST: &'static str;
     /// The options of addresses that only this engine has.
-    const OPTIONS: &'static str;
+    const OPTIONS: &'static str = "";
     /// Options with variables that give their values where the address leaves them out.
-    const VARIABLES: &'static str;
+    const VARIABLES: &'static str = "";
     const EXAMPLE: &'static str;
     /// The statements that create the table.
     const SCHEMA: &'static str;
     /// The server's clock in milliseconds, read before the row.
     const NOW: &'static str;
     /// The end of an INSERT that does nothing if the row exists.
-    const UNLESS_EXISTS: &'static str;
+    const UNLESS_EXISTS: &'static str = "";
     /// What refusals mean, by the beginnings of their codes. The first that fits counts; others
     /// are permanent. With `?`, a write may have been done.
     const REFUSALS: &'static [(Cause, &'static str)];
