@@ -129,6 +129,7 @@ const HINTS: &str = "\
     for PostgreSQL `PGPASSWORD` or `~/.pgpass`
 28000: check the user's name; the server's `pg_hba.conf` says which users may connect from where, \
     and whether encrypted (`?sslmode=require`) or not (`?sslmode=disable`)
+3159: leave `ssl_mode=DISABLED` out of the address
 3D000 1044 1049: create the database, and let the user in; or name another one in the address
 42501 1142 1143 1227: `serializer initialize --print-sql` prints the statements for an \
     administrator, with the rights that a user needs
