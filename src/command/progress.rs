@@ -18,8 +18,10 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// How long a log says nothing new about the same holder.
 const REPEAT: Duration = Duration::from_secs(30);
 
-/// How often a silent waiter is asked for news.
-const NEVER: Duration = Duration::from_secs(3600);
+/// The same further back in line than at place [`NEAR`] of a store, where each line costs
+/// statements; and the poll interval of a queued waiter without a log.
+const LONGEST: Duration = Duration::from_secs(60);
+const NEAR: usize = 10;
 
 /// The end of a line may be cut off in a log, but not the explanation.
 const UNLIMITED: usize = 1000;
@@ -36,6 +38,9 @@ pub struct Progress {
     warn_at: Option<Instant>,
     /// What the last line in a log was about, and when it was written.
     told: Option<(String, Instant)>,
+    is_shared: bool,
+    /// After which time a log repeats itself.
+    repeat: Duration,
 }
 
 impl Progress {
@@ -59,6 +64,8 @@ impl Progress {
             has_looked_for_itself: false,
             warn_at: waiting.warn_after.map(|after| begun + after),
             told: None,
+            is_shared: lock.is_shared(),
+            repeat: REPEAT,
         }
     }
 
@@ -120,8 +127,8 @@ impl Progress {
     }
 
     fn is_due(&mut self, news: String) -> bool {
-        let is_old =
-            self.told.as_ref().is_some_and(|(told, when)| *told == news && when.elapsed() < REPEAT);
+        let told = self.told.as_ref();
+        let is_old = told.is_some_and(|(told, at)| *told == news && at.elapsed() < self.repeat);
         if !is_old {
             self.told = Some((news, Instant::now()));
         }
@@ -169,7 +176,10 @@ impl Observer for Progress {
         if !is_due && !is_late {
             return;
         }
-        let (owns, full) = (self.own(place(), attempt), held(holders, UNLIMITED));
+        let place = place();
+        let is_far = self.is_shared && place > Some(NEAR);
+        self.repeat = if is_far { LONGEST } else { REPEAT };
+        let (owns, full) = (self.own(place, attempt), held(holders, UNLIMITED));
         if is_late {
             self.clear();
             tracing::warn!("still {}{full}", owns[0]);
@@ -206,9 +216,10 @@ impl Observer for Progress {
     }
 
     fn interval(&self) -> Duration {
-        let told = self.told.as_ref().filter(|_| !self.is_silent).map(|(_, when)| *when + REPEAT);
+        let tells = !self.is_silent && tracing::enabled!(tracing::Level::INFO);
+        let told = self.told.as_ref().filter(|_| tells).map(|(_, when)| *when + self.repeat);
         let usual = if self.is_live { Some(Instant::now() + REFRESH) } else { told };
         let next = usual.into_iter().chain(self.warn_at).min();
-        next.map_or(NEVER, |at| at.saturating_duration_since(Instant::now()))
+        next.map_or(LONGEST, |at| at.saturating_duration_since(Instant::now()).min(LONGEST))
     }
 }

@@ -19,9 +19,6 @@ use crate::sys::poll;
 /// How long a free lock is left to earlier waiters, which need milliseconds, but may be stopped.
 pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 
-/// The poll interval of a queued waiter, in case the earlier ones do not take a free lock.
-const IN_LINE: Duration = Duration::from_secs(60);
-
 /// The poll interval beside the queue, while earlier waiters are about to take a free lock.
 const BESIDE: Duration = Duration::from_millis(5);
 
@@ -73,7 +70,8 @@ pub trait Observer {
     /// The store does not tell whether the lock is held, and will be asked again.
     fn failing(&mut self, _error: &store::Error, _attempt: u32) {}
 
-    /// The longest interval between two reports.
+    /// The time until the next report. A queued waiter polls as often, in case the earlier ones do
+    /// not take a free lock.
     fn interval(&self) -> Duration;
 }
 
@@ -140,9 +138,9 @@ impl Mutex<'_> {
             };
             let rest = attempts.rest(looked.elapsed());
             observer.waiting(&holders, attempts.made(), &mut || self.place_in_line(is_beside));
-            let report = looked + observer.interval();
+            let report = Instant::now() + observer.interval();
             // The first waiter is woken by whatever happens, the others when it leaves.
-            let in_line = attempts.last().unwrap_or(report).min(report).min(looked + IN_LINE);
+            let in_line = attempts.last().unwrap_or(report).min(report);
             let was_queued = self.is_queued();
             was_patient = was_queued || self.register.queue(|queue, _| queue.is_turned_away());
             let until = if was_patient { in_line } else { attempts.next().min(report) };

@@ -54,8 +54,6 @@ impl Engine for MySql {
 
     const PORT: u16 = 3306;
     const HOST: &'static str = "localhost";
-    const OPTIONS: &'static str = "";
-    const VARIABLES: &'static str = "";
     const EXAMPLE: &'static str = "`mysql://USER@HOST/DATABASE`";
 
     const SCHEMA: &'static str = "\
@@ -75,7 +73,6 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     /// From UTC, because `UNIX_TIMESTAMP` of a local time repeats itself when summer time ends.
     const NOW: &'static str =
         "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000";
-    const UNLESS_EXISTS: &'static str = "";
 
     const REFUSALS: &'static [(Cause, &'static str)] = &[
         (Cause::NotPrepared, "1146"),
@@ -105,9 +102,9 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     async fn connect(at: &Address, server: &Server, _is_own: bool) -> Result<Session, Error> {
         use MySqlSslMode::{Disabled, Preferred, Required, VerifyIdentity};
         let ((host, port), is_socket) = (server, server.0.starts_with('/'));
-        // A socket of this machine is as good as encryption that is only preferred.
-        let preferred = if is_socket { Disabled } else { Preferred };
-        let modes = [Disabled, preferred, Required, VerifyIdentity];
+        // A socket is encrypted, too: sqlx sends a password as MySQL expects it over an encrypted
+        // connection or over TCP, but not over a plain socket.
+        let modes = [Disabled, Preferred, Required, VerifyIdentity];
         let mut options = MySqlConnectOptions::new().username(&at.user);
         options = options.database(at.database.as_deref().unwrap_or_default());
         options = options.ssl_mode(modes[at.tls.mode as usize]);

@@ -13,13 +13,14 @@ use std::ffi::OsStr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::{collection, sample};
 use serializer::lock::register::Register;
 use serializer::lock::requester::Requester;
-use serializer::lock::waiting::Waiting;
+use serializer::lock::staleness::Holding;
+use serializer::lock::waiting::{Observer, Waiting};
 use serializer::lock::{self, Acquired, Grant, Lost, Mutex, ReleaseScope, Released, Request};
 use serializer::record::mode::Mode;
 use serializer::record::{Entry, Lease, Outcome, Record};
@@ -580,4 +581,45 @@ fn a_lease_counts_from_before_it_was_asked_for() {
     assert!(
         grant.leased_at < renewed.leased_at && renewed.leased_at <= asked.load(Ordering::Relaxed)
     );
+}
+
+/// Takes its time for each report, as a question to a store does, and is told of no other.
+struct Reports<'a> {
+    due: Instant,
+    made: u32,
+    ends: &'a dyn Fn(),
+}
+
+impl Observer for Reports<'_> {
+    fn waiting(
+        &mut self,
+        _holders: &[Holding],
+        _attempt: u32,
+        _place: &mut dyn FnMut() -> Option<usize>,
+    ) {
+        assert!(Instant::now() >= self.due, "a poll before report {}", self.made);
+        self.due = Instant::now() + Duration::from_millis(40);
+        self.made += 1;
+        std::thread::sleep(Duration::from_millis(20));
+        if self.made == 3 {
+            (self.ends)();
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        self.due.saturating_duration_since(Instant::now())
+    }
+}
+
+#[test]
+fn a_waiter_polls_once_for_each_report_however_long_that_takes() {
+    let world = World::new();
+    let memory = Memory::shared();
+    acquire(&memory, &world.process(2));
+    let waiter = world.process(3);
+    let waiting = Waiting { sleep: Duration::from_secs(3600), ..Waiting::default() };
+    let mut reports = Reports { due: Instant::now(), made: 0, ends: &|| waiter.store.die(3) };
+    let mut mutex = Mutex::new(register(memory), &BLIND);
+    let waited = mutex.acquire(&waiter, &request(Mode::EXCLUSIVE), &waiting, &mut reports);
+    assert!(matches!(waited, Err(lock::Error::Absent)), "{waited:?}");
 }

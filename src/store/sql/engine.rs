@@ -34,16 +34,16 @@ pub trait Engine: Sized + Send {
     const PORT: u16;
     const HOST: &'static str;
     /// The options of addresses that only this engine has.
-    const OPTIONS: &'static str;
+    const OPTIONS: &'static str = "";
     /// Options with variables that give their values where the address leaves them out.
-    const VARIABLES: &'static str;
+    const VARIABLES: &'static str = "";
     const EXAMPLE: &'static str;
     /// The statements that create the table.
     const SCHEMA: &'static str;
     /// The server's clock in milliseconds, read before the row.
     const NOW: &'static str;
     /// The end of an INSERT that does nothing if the row exists.
-    const UNLESS_EXISTS: &'static str;
+    const UNLESS_EXISTS: &'static str = "";
     /// What refusals mean, by the beginnings of their codes. The first that fits counts; others
     /// are permanent. With `?`, a write may have been done.
     const REFUSALS: &'static [(Cause, &'static str)];
@@ -129,6 +129,7 @@ const HINTS: &str = "\
     for PostgreSQL `PGPASSWORD` or `~/.pgpass`
 28000: check the user's name; the server's `pg_hba.conf` says which users may connect from where, \
     and whether encrypted (`?sslmode=require`) or not (`?sslmode=disable`)
+3159: leave `ssl_mode=DISABLED` out of the address
 3D000 1044 1049: create the database, and let the user in; or name another one in the address
 42501 1142 1143 1227: `serializer initialize --print-sql` prints the statements for an \
     administrator, with the rights that a user needs
