@@ -224,10 +224,16 @@ impl Tls {
         let certificate = certificate.or_else(|| in_home("postgresql.crt"));
         // Both may be in one file.
         let key = given.option("sslkey").or_else(|| in_home("postgresql.key"));
-        let own = certificate.map(|own| (own.clone(), key.unwrap_or(own)));
-        // Where encryption is only preferred, those in `home` may never be used.
-        if let Some((certificate, key)) = own.as_ref().filter(|_| mode >= Require) {
-            check_own(certificate.as_ref(), key.as_ref())?;
+        let mut own = certificate.map(|own| (own.clone(), key.unwrap_or(own)));
+        if let Some((certificate, key)) = &own
+            && let Err(failure) = check_own(certificate.as_ref(), key.as_ref())
+        {
+            if mode >= Require {
+                return Err(failure);
+            }
+            // Those in `home` may be of no use where encryption is only preferred.
+            tracing::debug!("{}", failure.why);
+            own = None;
         }
         Ok(Self { mode: if is_off { Disable } else { mode }, roots, own })
     }
