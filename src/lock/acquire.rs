@@ -38,7 +38,7 @@ impl Mutex<'_> {
         }
         if request.skip_if_done {
             // Before the first look: a holder that is seen must know of this waiter.
-            self.register.queue(|queue, key| queue.observe(key));
+            self.register.queue(|queue| queue.observe());
         }
         let (unconfirmed, was_lost) = (take(&mut self.unconfirmed), self.was_lost);
         let mut bid = Bid { unconfirmed, was_lost, ..Bid::new(requester, request) };
@@ -55,9 +55,9 @@ impl Mutex<'_> {
         let is_told = matches!(acquired, Ok(Acquired::Granted(..)));
         self.unconfirmed = if is_told { Vec::new() } else { bid.unconfirmed };
         self.was_lost = bid.was_lost;
-        self.register.queue(|queue, key| queue.leave(key));
+        self.register.queue(|queue| queue.leave());
         let is_skipped = request.skip_if_done && matches!(acquired, Ok(Acquired::NotNeeded(_)));
-        if is_skipped && !self.register.queue(|queue, key| queue.has_waiters(key)) {
+        if is_skipped && !self.register.queue(|queue| queue.has_waiters()) {
             // If this fails, the next holder does it.
             let _ = self.forget_outcome();
         }
@@ -98,7 +98,7 @@ impl Mutex<'_> {
                         return Err(Error::Lost(Lost::TakenOver, held));
                     }
                 };
-            if !self.register.queue(|queue, key| queue.is_first(key)) {
+            if !self.register.queue(|queue| queue.is_first()) {
                 // A freed register has a version, too: it may be free again, by another hand-off.
                 let seen = self.register.version().map(<[u8]>::to_vec);
                 let left = left.filter(|(version, _)| *version == seen);

@@ -113,7 +113,7 @@ impl Mutex<'_> {
             Ok(Released::Own { stays: None, was })
                 if removal.ending.outcome == Outcome::Succeeded
                     && was.first().is_some_and(|own| own.once.is_none())
-                    && !self.register.queue(|queue, key| queue.has_waiters(key)) =>
+                    && !self.register.queue(|queue| queue.has_waiters()) =>
             {
                 let _ = self.withdraw(&was[0]);
             }
@@ -141,7 +141,7 @@ impl Mutex<'_> {
         }
         let write = self.register.put(Some(seen), record.as_ref())?;
         if write == Write::Done {
-            self.register.queue(|queue, key| queue.notify(key));
+            self.register.queue(|queue| queue.notify());
         }
         Ok(write)
     }

@@ -168,7 +168,7 @@ impl Store for Gated {
         self.store.counts()
     }
 
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
+    fn queue(&mut self, _key: &Key) -> Option<&mut dyn Queue> {
         Some(self)
     }
 }
@@ -176,7 +176,6 @@ impl Store for Gated {
 impl Queue for Gated {
     fn wait(
         &mut self,
-        _key: &Key,
         _beside: bool,
         _limit: Duration,
         _fds: &[BorrowedFd<'_>],

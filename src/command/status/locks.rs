@@ -91,7 +91,7 @@ fn look(
     };
     let counts = holders.iter().min_by_key(order);
     let waiters = (1..)
-        .zip(mutex.register.queue(|queue, key| queue.waiters(key)))
+        .zip(mutex.register.queue(|queue| queue.waiters()))
         .map(|(position, it)| waiter(position, &it.described()));
     Ok(Some(json!({
         "state": counts.map_or(&json!("free"), |holder| &holder["state"]),
