@@ -60,7 +60,7 @@ pub struct Mutex<'a> {
     was_lost: bool,
 }
 
-/// What is stored, and the verdict on each holder.
+/// What is stored, or the default for a free register, and the verdict on each holder.
 pub type Looked = (Stored, Vec<Judged<Verdict>>);
 
 /// What a requester asks for.
@@ -213,14 +213,14 @@ impl<'a> Mutex<'a> {
 
     /// The present holders.
     pub fn holders(&mut self) -> Result<Vec<Holding>, store::Error> {
-        Ok(self.look()?.map(|(_, judged)| Seen::held(judged)).unwrap_or_default())
+        Ok(Seen::held(self.look()?.1))
     }
 
     /// What is stored, and the verdict on each holder.
-    pub fn look(&mut self) -> Result<Option<Looked>, store::Error> {
+    pub fn look(&mut self) -> Result<Looked, store::Error> {
         // What the answer says may be older than the answer, but not than the question.
         let asked = Instant::now();
-        let Some(stored) = self.register.load()? else { return Ok(None) };
+        let Some(stored) = self.register.load()? else { return Ok(Looked::default()) };
         let mut watched = HashMap::new();
         let judged = judge_all(self.judge, &stored, &mut |state| {
             let since = self.watched.get(&state).copied().unwrap_or_else(Instant::now);
@@ -228,7 +228,7 @@ impl<'a> Mutex<'a> {
             asked.saturating_duration_since(since)
         });
         self.watched = watched;
-        Ok(Some((stored, judged)))
+        Ok((stored, judged))
     }
 }
 

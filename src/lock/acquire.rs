@@ -70,7 +70,7 @@ impl Mutex<'_> {
             if !requester.is_alive() {
                 return Err(Error::Absent);
             }
-            let (stored, judged) = self.look()?.unzip();
+            let (stored, judged) = self.look()?;
             let needs_clock = request.at_least.is_some() && request.lease.is_some();
             if needs_clock && self.register.now().is_none() && self.register.next_number().is_some()
             {
@@ -81,23 +81,20 @@ impl Mutex<'_> {
             }
             let key = (&*self.register.name(), self.register.time());
             let left = self.left_to_others.take();
-            let (held, former, run) =
-                match bid.decide(stored.as_ref(), judged.unwrap_or_default(), key)? {
-                    Decision::Done(acquired) => return Ok(Attempt::Done(acquired)),
-                    Decision::Busy(held) => return Ok(Attempt::Busy(held)),
-                    Decision::Free(held, former, run) => (held, former, run),
-                    Decision::Lost(left, held) => {
-                        // Until it is told: the write may be done although its answer is lost.
-                        bid.was_lost = true;
-                        if let Some(stored) = stored.as_ref().filter(|it| it.entries() != left)
-                            && self.store(stored, left)? != Write::Done
-                        {
-                            continue;
-                        }
-                        bid.was_lost = false;
-                        return Err(Error::Lost(Lost::TakenOver, held));
+            let (held, former, run) = match bid.decide(&stored, judged, key)? {
+                Decision::Done(acquired) => return Ok(Attempt::Done(acquired)),
+                Decision::Busy(held) => return Ok(Attempt::Busy(held)),
+                Decision::Free(held, former, run) => (held, former, run),
+                Decision::Lost(left, held) => {
+                    // Until it is told: the write may be done although its answer is lost.
+                    bid.was_lost = true;
+                    if stored.entries() != left && self.store(&stored, left)? != Write::Done {
+                        continue;
                     }
-                };
+                    bid.was_lost = false;
+                    return Err(Error::Lost(Lost::TakenOver, held));
+                }
+            };
             if !self.register.queue(|queue| queue.is_first()) {
                 // A freed register has a version, too: it may be free again, by another hand-off.
                 let seen = self.register.version().map(<[u8]>::to_vec);
@@ -110,7 +107,7 @@ impl Mutex<'_> {
                     return Ok(Attempt::Busy(held));
                 }
             }
-            if let Some(attempt) = self.take(bid, stored.as_ref(), held, former, run)? {
+            if let Some(attempt) = self.take(bid, &stored, held, former, run)? {
                 return Ok(attempt);
             }
         }
@@ -121,7 +118,7 @@ impl Mutex<'_> {
     fn take(
         &mut self,
         bid: &mut Bid<'_>,
-        stored: Option<&Stored>,
+        stored: &Stored,
         held: Vec<Holding>,
         former: Vec<StaleHolder>,
         run: Option<Run>,
@@ -130,14 +127,14 @@ impl Mutex<'_> {
         // Before the end of the lease is computed, and before it is sent.
         let leased_at = since_boot();
         let entry = self.entry(bid, &former, run)?;
-        let was_own = |entry: &Entry| stored.is_some_and(|stored| requester.owns(stored, entry));
+        let was_own = |entry: &Entry| requester.owns(stored, entry);
         let marks = self.lost_marks(&former).into_iter().filter(|mark| !was_own(mark));
         let kept = entries(&held).cloned().chain(marks).chain([entry.clone()]);
         let Some(record) = Record::of(kept.collect()) else {
             return Ok(Some(Attempt::Busy(held)));
         };
         let grant = Grant::of(&entry, leased_at);
-        match self.register.put(stored, Some(&record)) {
+        match self.register.put(Some(stored), Some(&record)) {
             Ok(Write::Done) if requester.is_alive() => {
                 let from = former.into_iter().find(|former| former.verdict != Stale::Released);
                 Ok(Some(Attempt::Done(Acquired::Granted(grant, from.map(Box::new)))))

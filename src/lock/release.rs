@@ -81,7 +81,7 @@ impl Mutex<'_> {
     fn try_to_release(&mut self, removal: &mut Removal<'_>) -> Result<(), Error> {
         let has_lease = |entry: &Entry| entry.lease.is_some();
         for _ in 0..MAX_ROUNDS {
-            let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
+            let (stored, judged) = self.look()?;
             let (left, answer) = self.plan(removal, &stored, judged)?;
             removal.answer = answer;
             let write = match &removal.answer {

@@ -81,7 +81,7 @@ fn decide(stored: Vec<(Entry, Verdict)>, bid: &Bid<'_>) -> String {
     let judged =
         judged.map(|(entry, verdict)| Judged { entry: Some(entry), written: None, verdict });
     let stored = Stored { record: Record::of(entries.clone()), state: State::default() };
-    match bid.decide(Some(&stored), judged.collect(), ("key", 3000)) {
+    match bid.decide(&stored, judged.collect(), ("key", 3000)) {
         Err(Error::HeldOtherwise(mode)) => format!("held otherwise: {mode}"),
         Err(Error::Busy(..)) => "of an earlier period".to_owned(),
         Err(Error::GivenUp(_)) => "given up".to_owned(),

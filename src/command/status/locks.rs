@@ -71,12 +71,11 @@ fn look(
 ) -> Result<Option<Value>, store::Error> {
     // Other programs keep files of any name, many begin with a PID, and flock(1) leaves empty ones.
     let is_odd = !is_named && !is_named_as_lock(location);
-    let looked = match mutex.look() {
+    let (stored, mut holders) = match mutex.look() {
         Err(error) if is_odd || !is_named && error.cause == Cause::NotALock => return Ok(None),
         looked => looked?,
     };
-    let is_used = looked.is_some() || mutex.register.version().is_some();
-    let (stored, mut holders) = looked.unwrap_or_default();
+    let is_used = mutex.register.version().is_some();
     // A notice of a release is not a holder.
     holders.retain(|judged| !matches!(judged.verdict, Verdict::Stale(Stale::Released)));
     if !is_named && stored.record.is_none() || is_odd && (stored.is_legacy() || holders.is_empty())

@@ -97,7 +97,7 @@ fn acquire(mutex: &mut Mutex<'_>, who: i32, request: &Request) -> Result<Acquire
 }
 
 fn is_expired(mutex: &mut Mutex<'_>) -> bool {
-    let (_, judged) = mutex.look().expect("an answer").expect("something is stored");
+    let (_, judged) = mutex.look().expect("an answer");
     matches!(judged[0].verdict, Verdict::Stale(Stale::Expired))
 }
 
