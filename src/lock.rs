@@ -121,16 +121,6 @@ pub enum Acquired {
     NotNeeded(Option<Box<Run>>),
 }
 
-impl Acquired {
-    /// The new acquisition, and the former holder of the stale lock.
-    pub fn granted(&self) -> Option<(&Grant, Option<&StaleHolder>)> {
-        match self {
-            Self::Granted(grant, from) => Some((grant, from.as_deref())),
-            Self::AlreadyHeld(_) | Self::NotNeeded(_) => None,
-        }
-    }
-}
-
 /// Which entries a release removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseScope<'a> {

@@ -117,13 +117,15 @@ impl Run<'_> {
                 tracing::info!("skipped `{command}`: {why}");
                 Ok(None)
             }
-            Ok(acquired) => {
-                // The command's process is new.
-                let held = || Error::failed(format!("cannot lock `{name}`: it is locked already"));
-                let (grant, from) = acquired.granted().ok_or_else(held)?;
-                let line = locked(self.lock, &format!("`{command}`"), (begun, &after), from);
+            Ok(Acquired::Granted(grant, from)) => {
+                let (owner, from) = (format!("`{command}`"), from.as_deref());
+                let line = locked(self.lock, &owner, (begun, &after), from);
                 say(is_said || from.is_some() && !job.is_flock, &line);
-                Ok(Some(grant.clone()))
+                Ok(Some(grant))
+            }
+            // The command's process is new.
+            Ok(Acquired::AlreadyHeld(_)) => {
+                Err(Error::failed(format!("cannot lock `{name}`: it is locked already")))
             }
             Err(lock::Error::Absent) => Err(self.give_up()),
             Err(lock::Error::Entry(error)) => Err(cannot_run(self.program, &error)),
