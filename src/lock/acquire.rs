@@ -44,10 +44,10 @@ impl Mutex<'_> {
         let mut bid = Bid { unconfirmed, was_lost, ..Bid::new(requester, request) };
         let acquired = self.wait_for(requester, request.skip_if_done, waiting, observer, |mutex| {
             let attempt = mutex.attempt(&mut bid)?;
-            if let Attempt::Busy(holders) = &attempt {
-                let first = holders.first().and_then(|holding| holding.entry.as_ref());
-                let first = first.filter(|_| request.skip_if_done);
-                bid.awaited = first.and_then(|it| it.token.clone());
+            if request.skip_if_done
+                && let Attempt::Busy(holders) = &attempt
+            {
+                bid.awaited = holders.first().and_then(|it| it.entry.as_ref()?.token.clone());
             }
             Ok(attempt)
         });

@@ -130,12 +130,11 @@ impl Mutex<'_> {
 
     /// Leaves these entries, or nothing if there are none, and wakes a waiter.
     pub(super) fn store(&mut self, seen: &Stored, mut left: Vec<Entry>) -> Result<Write, Error> {
-        let mut record = Record::of(left.clone());
-        if record.is_none() {
+        let record = Record::of(left.clone()).or_else(|| {
             // A full record may lack room for what is added to released entries.
             left.retain(|entry| entry.released.is_none());
-            record = Record::of(left.clone());
-        }
+            Record::of(left.clone())
+        });
         if record.is_none() && !left.is_empty() {
             return Ok(Write::Conflict);
         }
