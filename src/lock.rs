@@ -1,5 +1,5 @@
 //! The policy of a lock: judge what is stored, decide, write, wait. Works on a [`Register`], by a
-//! [`LivenessCheck`] of the holders, for a [`Requester`](crate::lock::requester::Requester).
+//! [`LivenessCheck`] of the holders, for a [`Requester`].
 //! `docs/protocol.md` argues why two processes never both hold a lock.
 
 mod acquire;
@@ -12,13 +12,13 @@ pub mod register;
 mod release;
 mod removal;
 mod renew;
-pub mod requester;
+mod requester;
 pub mod staleness;
-pub mod stored;
 mod sweep;
 pub mod waiting;
 
 pub use renew::Lost;
+pub use requester::Requester;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -30,10 +30,10 @@ use crate::lock::once::Claim;
 use crate::lock::staleness::{
     Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, Watched, judge_all,
 };
-use crate::lock::stored::Stored;
-use crate::record::Entry;
 use crate::record::mode::Mode;
 use crate::record::run::{Rule, Run};
+use crate::record::{Entry, Record};
+use crate::store::seam::State;
 use crate::store::{self, Location};
 use crate::sys::text::io_message;
 
@@ -58,6 +58,27 @@ pub struct Mutex<'a> {
     left_to_others: Option<(Option<Vec<u8>>, Instant)>,
     /// The requester lost the lock before, and has not been told yet.
     was_lost: bool,
+}
+
+/// The content of a register, as of one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The record; `None` for a file that is being made.
+    pub record: Option<Record>,
+    /// The state of the register. Its text is that of the record.
+    pub state: State,
+}
+
+impl Stored {
+    /// The entries of the record.
+    pub fn entries(&self) -> &[Entry] {
+        self.record.as_ref().map(Record::entries).unwrap_or_default()
+    }
+
+    /// Whether the Python plugin stored it.
+    pub fn is_legacy(&self) -> bool {
+        self.record.as_ref().is_some_and(Record::is_legacy)
+    }
 }
 
 /// What is stored, or the default for a free register, and the verdict on each holder.

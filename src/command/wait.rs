@@ -10,11 +10,10 @@ use crate::cli::WaitArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::BUSY;
-use crate::lock::Mutex;
 use crate::lock::once::State;
-use crate::lock::requester::Requester;
 use crate::lock::staleness::LocalLiveness;
 use crate::lock::waiting::{Attempts, Observer, Waiting};
+use crate::lock::{Mutex, Requester};
 use crate::run::Signals;
 use crate::store::Location;
 

@@ -5,11 +5,9 @@ use std::time::Instant;
 
 use super::decision::{Bid, Decision};
 use super::register::Write;
-use super::requester::Requester;
 use super::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown, entries};
-use super::stored::Stored;
 use super::waiting::{Attempt, Observer, PATIENCE, Waiting};
-use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request};
+use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, Requester, Stored};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Lease, Outcome, Record};

@@ -13,10 +13,8 @@
 use std::time::Duration;
 
 use super::once::{Ended, Next};
-use super::requester::Requester;
 use super::staleness::{Held, Holding, Judged, StaleHolder, Unknown, Verdict};
-use super::stored::Stored;
-use super::{Acquired, Error, Grant, Request, Seen};
+use super::{Acquired, Error, Grant, Request, Requester, Seen, Stored};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};

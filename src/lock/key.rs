@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::register::Write;
-use super::{Error, MAX_ROUNDS, Mutex, ReleaseScope, Released, Seen};
+use super::{Error, MAX_ROUNDS, Mutex, ReleaseScope, Released, Requester, Seen};
 use crate::lock::once::{Ended, Ending, State};
-use crate::lock::requester::Requester;
 use crate::lock::staleness::{Held, Judged, Verdict};
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};

@@ -6,9 +6,8 @@
 
 use std::mem::replace;
 
-use super::MAX_ROUNDS;
 use super::register::{Register, Write};
-use crate::lock::requester::Requester;
+use super::{MAX_ROUNDS, Requester};
 use crate::record::{Entry, Record};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process;

@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::lock::stored::Stored;
+use super::Stored;
 use crate::record::{Entry, KEPT, Record};
 use crate::store::backoff::{PollBackoff, retry};
 use crate::store::failure::{Cause, Error, Failure};

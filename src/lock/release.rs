@@ -6,10 +6,8 @@ use super::once::Ending;
 use super::register::Write;
 use super::removal::Removal;
 use super::renew::mark_lost;
-use super::requester::Requester;
 use super::staleness::{Held, Holding};
-use super::stored::Stored;
-use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released};
+use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released, Requester, Stored};
 use crate::record::{Entry, KEPT, Outcome, Record};
 use crate::sys::poll;
 

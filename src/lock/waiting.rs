@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::getpid;
 
-use super::{Error, Mutex};
-use crate::lock::requester::Requester;
+use super::{Error, Mutex, Requester};
 use crate::lock::staleness::{Held, Holding};
 use crate::record::Entry;
 use crate::store;

@@ -185,8 +185,8 @@ pub trait Store: Send {
 /// What ends a sleep by becoming readable.
 pub type Fds<'a> = &'a [BorrowedFd<'a>];
 
-/// Wakes the waiters for a register, and serves them in the order of their arrival. A courtesy: exclusion never
-/// depends on it.
+/// Wakes the waiters for a register, and serves them in the order of their arrival. A courtesy:
+/// exclusion never depends on it.
 pub trait Queue {
     /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
     /// changed. Takes a place in the queue, unless the caller waits `beside` it, and sleeps until

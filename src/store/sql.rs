@@ -35,7 +35,7 @@ pub struct Sql<E: Engine> {
     #[cfg_attr(not(feature = "mysql"), expect(dead_code, reason = "for names of MySQL's locks"))]
     pub database: String,
     pub session: Option<E::Session>,
-    /// The stored name of the register whose queue is used.
+    /// The stored name of the register with the queue in use.
     pub name: String,
     /// The place in the queue.
     pub place: Option<E::Place>,

@@ -4,10 +4,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serializer::lock::decision::{Bid, Decision};
-use serializer::lock::requester::Requester;
 use serializer::lock::staleness::{Held, Judged, Stale, Unknown, Verdict};
-use serializer::lock::stored::Stored;
-use serializer::lock::{Acquired, Error, Grant, Request};
+use serializer::lock::{Acquired, Error, Grant, Request, Requester, Stored};
 use serializer::record::mode::Mode;
 use serializer::record::owner::Owner;
 use serializer::record::run::{Rule, Run};

@@ -3,11 +3,11 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serializer::lock::requester::Requester;
 use serializer::lock::staleness::{Held, Holding, LocalLiveness, Orphans, Stale, Verdict};
-use serializer::lock::stored::Stored;
 use serializer::lock::waiting::{Observer, Waiting};
-use serializer::lock::{Acquired, Error, Grant, Lost, Mutex, ReleaseScope, Released, Request};
+use serializer::lock::{
+    Acquired, Error, Grant, Lost, Mutex, ReleaseScope, Released, Request, Requester, Stored,
+};
 use serializer::record::mode::Mode;
 use serializer::record::owner::Owner;
 use serializer::record::{Entry, Outcome};
