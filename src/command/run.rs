@@ -94,8 +94,7 @@ impl Run<'_> {
         if let Some((grant, _)) = &job.handed_over {
             return Ok(Some(self.requester.adopt(grant)));
         }
-        let is_silent = job.is_flock && !job.is_verbose;
-        let mut progress = Progress::new(self.lock, &job.waiting, is_silent);
+        let mut progress = Progress::new(self.lock, &job.waiting, job.is_flock && !job.is_verbose);
         let begun = Instant::now();
         let acquired =
             self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
