@@ -21,9 +21,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lock::Grant;
-use crate::lock::requester::Requester;
-use crate::lock::stored::Stored;
+use crate::lock::{Grant, Requester, Stored};
 use crate::record::Entry;
 use crate::sys::clock::since_boot;
 

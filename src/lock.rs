@@ -1,5 +1,5 @@
 //! The policy of a lock: judge what is stored, decide, write, wait. Works on a [`Register`], by a
-//! [`LivenessCheck`] of the holders, for a [`Requester`](crate::lock::requester::Requester).
+//! [`LivenessCheck`] of the holders, for a [`Requester`].
 //! `docs/protocol.md` argues why two processes never both hold a lock.
 
 mod acquire;
@@ -12,13 +12,13 @@ pub mod register;
 mod release;
 mod removal;
 mod renew;
-pub mod requester;
+mod requester;
 pub mod staleness;
-pub mod stored;
 mod sweep;
 pub mod waiting;
 
 pub use renew::Lost;
+pub use requester::Requester;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -30,10 +30,10 @@ use crate::lock::once::Claim;
 use crate::lock::staleness::{
     Holding, Judged, LivenessCheck, Stale, StaleHolder, Verdict, Watched, judge_all,
 };
-use crate::lock::stored::Stored;
-use crate::record::Entry;
 use crate::record::mode::Mode;
 use crate::record::run::{Rule, Run};
+use crate::record::{Entry, Record};
+use crate::store::seam::State;
 use crate::store::{self, Location};
 use crate::sys::text::io_message;
 
@@ -60,7 +60,28 @@ pub struct Mutex<'a> {
     was_lost: bool,
 }
 
-/// What is stored, and the verdict on each holder.
+/// The content of a register, as of one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The record; `None` for a file that is being made.
+    pub record: Option<Record>,
+    /// The state of the register. Its text is that of the record.
+    pub state: State,
+}
+
+impl Stored {
+    /// The entries of the record.
+    pub fn entries(&self) -> &[Entry] {
+        self.record.as_ref().map(Record::entries).unwrap_or_default()
+    }
+
+    /// Whether the Python plugin stored it.
+    pub fn is_legacy(&self) -> bool {
+        self.record.as_ref().is_some_and(Record::is_legacy)
+    }
+}
+
+/// What is stored, or the default for a free register, and the verdict on each holder.
 pub type Looked = (Stored, Vec<Judged<Verdict>>);
 
 /// What a requester asks for.
@@ -119,16 +140,6 @@ pub enum Acquired {
     AlreadyHeld(Box<Judged<Verdict>>),
     /// It was not acquired: another process has done the work. With the run of a key that is done.
     NotNeeded(Option<Box<Run>>),
-}
-
-impl Acquired {
-    /// The new acquisition, and the former holder of the stale lock.
-    pub fn granted(&self) -> Option<(&Grant, Option<&StaleHolder>)> {
-        match self {
-            Self::Granted(grant, from) => Some((grant, from.as_deref())),
-            Self::AlreadyHeld(_) | Self::NotNeeded(_) => None,
-        }
-    }
 }
 
 /// Which entries a release removes.
@@ -213,14 +224,14 @@ impl<'a> Mutex<'a> {
 
     /// The present holders.
     pub fn holders(&mut self) -> Result<Vec<Holding>, store::Error> {
-        Ok(self.look()?.map(|(_, judged)| Seen::held(judged)).unwrap_or_default())
+        Ok(Seen::held(self.look()?.1))
     }
 
     /// What is stored, and the verdict on each holder.
-    pub fn look(&mut self) -> Result<Option<Looked>, store::Error> {
+    pub fn look(&mut self) -> Result<Looked, store::Error> {
         // What the answer says may be older than the answer, but not than the question.
         let asked = Instant::now();
-        let Some(stored) = self.register.load()? else { return Ok(None) };
+        let Some(stored) = self.register.load()? else { return Ok(Looked::default()) };
         let mut watched = HashMap::new();
         let judged = judge_all(self.judge, &stored, &mut |state| {
             let since = self.watched.get(&state).copied().unwrap_or_else(Instant::now);
@@ -228,7 +239,7 @@ impl<'a> Mutex<'a> {
             asked.saturating_duration_since(since)
         });
         self.watched = watched;
-        Ok(Some((stored, judged)))
+        Ok((stored, judged))
     }
 }
 

@@ -8,9 +8,8 @@ use rustix::process::{Pid, getpid, getppid};
 
 use crate::error::Error;
 use crate::lease::process::Keeper;
-use crate::lock::requester::Requester;
 use crate::lock::staleness::{RUN_VARIABLE, started_after};
-use crate::lock::stored::Stored;
+use crate::lock::{Requester, Stored};
 use crate::record::Entry;
 use crate::record::owner::Owner;
 use crate::sys::identity::{HostIdentity, ProcessIdentity};

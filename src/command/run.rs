@@ -20,9 +20,8 @@ use crate::exit_code::{BUSY, DONE};
 use crate::lease::thread::Renewing;
 use crate::lease::{LeaseGrant, OnLost};
 use crate::lock::once::Ending;
-use crate::lock::requester::Requester;
 use crate::lock::staleness::LocalLiveness;
-use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request};
+use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Request, Requester};
 use crate::record::Outcome;
 use crate::record::mode::Mode;
 use crate::run::lookup::{cannot_run, look_up};
@@ -95,8 +94,7 @@ impl Run<'_> {
         if let Some((grant, _)) = &job.handed_over {
             return Ok(Some(self.requester.adopt(grant)));
         }
-        let is_silent = job.is_flock && !job.is_verbose;
-        let mut progress = Progress::new(self.lock, &job.waiting, is_silent);
+        let mut progress = Progress::new(self.lock, &job.waiting, job.is_flock && !job.is_verbose);
         let begun = Instant::now();
         let acquired =
             self.mutex.acquire(&self.requester, &job.request, &job.waiting, &mut progress);
@@ -117,13 +115,15 @@ impl Run<'_> {
                 tracing::info!("skipped `{command}`: {why}");
                 Ok(None)
             }
-            Ok(acquired) => {
-                // The command's process is new.
-                let held = || Error::failed(format!("cannot lock `{name}`: it is locked already"));
-                let (grant, from) = acquired.granted().ok_or_else(held)?;
-                let line = locked(self.lock, &format!("`{command}`"), (begun, &after), from);
+            Ok(Acquired::Granted(grant, from)) => {
+                let (owner, from) = (format!("`{command}`"), from.as_deref());
+                let line = locked(self.lock, &owner, (begun, &after), from);
                 say(is_said || from.is_some() && !job.is_flock, &line);
-                Ok(Some(grant.clone()))
+                Ok(Some(grant))
+            }
+            // The command's process is new.
+            Ok(Acquired::AlreadyHeld(_)) => {
+                Err(Error::failed(format!("cannot lock `{name}`: it is locked already")))
             }
             Err(lock::Error::Absent) => Err(self.give_up()),
             Err(lock::Error::Entry(error)) => Err(cannot_run(self.program, &error)),

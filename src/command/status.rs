@@ -121,7 +121,7 @@ fn look<'a>(args: &'a StatusArgs, environment: &'a Environment) -> Result<Report
 }
 
 /// Refuses a lock in a directory that does not exist, which may be mistyped. Keys make theirs.
-fn exists(location: &Location) -> Result<(), Error> {
+pub fn exists(location: &Location) -> Result<(), Error> {
     match location {
         Location::File(directory, key) if key.kind == Kind::Lock && !directory.exists() => {
             let why = format!("the lock directory `{}` does not exist", text::path(directory));

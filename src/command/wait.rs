@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use super::once;
 use super::progress::Progress;
+use super::status::exists;
 use crate::cli::WaitArgs;
 use crate::config::Environment;
 use crate::error::Error;
 use crate::exit_code::BUSY;
-use crate::lock::Mutex;
 use crate::lock::once::State;
-use crate::lock::requester::Requester;
 use crate::lock::staleness::LocalLiveness;
 use crate::lock::waiting::{Attempts, Observer, Waiting};
+use crate::lock::{Mutex, Requester};
 use crate::run::Signals;
 use crate::store::Location;
 
@@ -23,7 +23,10 @@ const WATCHED: Duration = Duration::from_secs(1);
 pub fn run(args: &WaitArgs, environment: &Environment) -> Result<(), Error> {
     let waiting = environment.waiting(&args.waiting)?;
     let judge = LocalLiveness::here(environment.orphans(None)?);
-    let open = |location: Location| Ok((Mutex::open(&location, &judge)?, location));
+    let open = |location: Location| {
+        exists(&location)?;
+        Ok((Mutex::open(&location, &judge)?, location))
+    };
     let waited = if args.once {
         let key = |name| once::open(environment, &args.file.place, name);
         let all = args.names.iter().map(|name| open(key(name.to_str().unwrap_or(""))?));

@@ -5,11 +5,9 @@ use std::time::Instant;
 
 use super::decision::{Bid, Decision};
 use super::register::Write;
-use super::requester::Requester;
 use super::staleness::{Held, Holding, Judged, Stale, StaleHolder, Unknown, entries};
-use super::stored::Stored;
 use super::waiting::{Attempt, Observer, PATIENCE, Waiting};
-use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request};
+use super::{Acquired, Error, Grant, Lost, MAX_ROUNDS, Mutex, Request, Requester, Stored};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Lease, Outcome, Record};
@@ -38,16 +36,16 @@ impl Mutex<'_> {
         }
         if request.skip_if_done {
             // Before the first look: a holder that is seen must know of this waiter.
-            self.register.queue(|queue, key| queue.observe(key));
+            self.register.queue(|queue| queue.observe());
         }
         let (unconfirmed, was_lost) = (take(&mut self.unconfirmed), self.was_lost);
         let mut bid = Bid { unconfirmed, was_lost, ..Bid::new(requester, request) };
         let acquired = self.wait_for(requester, request.skip_if_done, waiting, observer, |mutex| {
             let attempt = mutex.attempt(&mut bid)?;
-            if let Attempt::Busy(holders) = &attempt {
-                let first = holders.first().and_then(|holding| holding.entry.as_ref());
-                let first = first.filter(|_| request.skip_if_done);
-                bid.awaited = first.and_then(|it| it.token.clone());
+            if request.skip_if_done
+                && let Attempt::Busy(holders) = &attempt
+            {
+                bid.awaited = holders.first().and_then(|it| it.entry.as_ref()?.token.clone());
             }
             Ok(attempt)
         });
@@ -55,9 +53,9 @@ impl Mutex<'_> {
         let is_told = matches!(acquired, Ok(Acquired::Granted(..)));
         self.unconfirmed = if is_told { Vec::new() } else { bid.unconfirmed };
         self.was_lost = bid.was_lost;
-        self.register.queue(|queue, key| queue.leave(key));
+        self.register.queue(|queue| queue.leave());
         let is_skipped = request.skip_if_done && matches!(acquired, Ok(Acquired::NotNeeded(_)));
-        if is_skipped && !self.register.queue(|queue, key| queue.has_waiters(key)) {
+        if is_skipped && !self.register.queue(|queue| queue.has_waiters()) {
             // If this fails, the next holder does it.
             let _ = self.forget_outcome();
         }
@@ -70,7 +68,7 @@ impl Mutex<'_> {
             if !requester.is_alive() {
                 return Err(Error::Absent);
             }
-            let (stored, judged) = self.look()?.unzip();
+            let (stored, judged) = self.look()?;
             let needs_clock = request.at_least.is_some() && request.lease.is_some();
             if needs_clock && self.register.now().is_none() && self.register.next_number().is_some()
             {
@@ -81,24 +79,21 @@ impl Mutex<'_> {
             }
             let key = (&*self.register.name(), self.register.time());
             let left = self.left_to_others.take();
-            let (held, former, run) =
-                match bid.decide(stored.as_ref(), judged.unwrap_or_default(), key)? {
-                    Decision::Done(acquired) => return Ok(Attempt::Done(acquired)),
-                    Decision::Busy(held) => return Ok(Attempt::Busy(held)),
-                    Decision::Free(held, former, run) => (held, former, run),
-                    Decision::Lost(left, held) => {
-                        // Until it is told: the write may be done although its answer is lost.
-                        bid.was_lost = true;
-                        if let Some(stored) = stored.as_ref().filter(|it| it.entries() != left)
-                            && self.store(stored, left)? != Write::Done
-                        {
-                            continue;
-                        }
-                        bid.was_lost = false;
-                        return Err(Error::Lost(Lost::TakenOver, held));
+            let (held, former, run) = match bid.decide(&stored, judged, key)? {
+                Decision::Done(acquired) => return Ok(Attempt::Done(acquired)),
+                Decision::Busy(held) => return Ok(Attempt::Busy(held)),
+                Decision::Free(held, former, run) => (held, former, run),
+                Decision::Lost(left, held) => {
+                    // Until it is told: the write may be done although its answer is lost.
+                    bid.was_lost = true;
+                    if stored.entries() != left && self.store(&stored, left)? != Write::Done {
+                        continue;
                     }
-                };
-            if !self.register.queue(|queue, key| queue.is_first(key)) {
+                    bid.was_lost = false;
+                    return Err(Error::Lost(Lost::TakenOver, held));
+                }
+            };
+            if !self.register.queue(|queue| queue.is_first()) {
                 // A freed register has a version, too: it may be free again, by another hand-off.
                 let seen = self.register.version().map(<[u8]>::to_vec);
                 let left = left.filter(|(version, _)| *version == seen);
@@ -110,7 +105,7 @@ impl Mutex<'_> {
                     return Ok(Attempt::Busy(held));
                 }
             }
-            if let Some(attempt) = self.take(bid, stored.as_ref(), held, former, run)? {
+            if let Some(attempt) = self.take(bid, &stored, held, former, run)? {
                 return Ok(attempt);
             }
         }
@@ -121,7 +116,7 @@ impl Mutex<'_> {
     fn take(
         &mut self,
         bid: &mut Bid<'_>,
-        stored: Option<&Stored>,
+        stored: &Stored,
         held: Vec<Holding>,
         former: Vec<StaleHolder>,
         run: Option<Run>,
@@ -130,14 +125,14 @@ impl Mutex<'_> {
         // Before the end of the lease is computed, and before it is sent.
         let leased_at = since_boot();
         let entry = self.entry(bid, &former, run)?;
-        let was_own = |entry: &Entry| stored.is_some_and(|stored| requester.owns(stored, entry));
+        let was_own = |entry: &Entry| requester.owns(stored, entry);
         let marks = self.lost_marks(&former).into_iter().filter(|mark| !was_own(mark));
         let kept = entries(&held).cloned().chain(marks).chain([entry.clone()]);
         let Some(record) = Record::of(kept.collect()) else {
             return Ok(Some(Attempt::Busy(held)));
         };
         let grant = Grant::of(&entry, leased_at);
-        match self.register.put(stored, Some(&record)) {
+        match self.register.put(Some(stored), Some(&record)) {
             Ok(Write::Done) if requester.is_alive() => {
                 let from = former.into_iter().find(|former| former.verdict != Stale::Released);
                 Ok(Some(Attempt::Done(Acquired::Granted(grant, from.map(Box::new)))))

@@ -13,10 +13,8 @@
 use std::time::Duration;
 
 use super::once::{Ended, Next};
-use super::requester::Requester;
 use super::staleness::{Held, Holding, Judged, StaleHolder, Unknown, Verdict};
-use super::stored::Stored;
-use super::{Acquired, Error, Grant, Request, Seen};
+use super::{Acquired, Error, Grant, Request, Requester, Seen, Stored};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};
@@ -60,11 +58,10 @@ impl<'b> Bid<'b> {
     /// Decides by what is stored. A key that runs once needs its name, and the time.
     pub fn decide(
         &self,
-        stored: Option<&Stored>,
+        stored: &Stored,
         judged: Vec<Judged<Verdict>>,
         (key, now): (&str, u64),
     ) -> Result<Decision, Error> {
-        let entries = stored.map(Stored::entries).unwrap_or_default();
         let Seen { own, lost, held, former } = Seen::new(judged, |entry| self.owns(stored, entry));
         if let Some(own) = own.into_iter().next() {
             return self.holds(own);
@@ -74,9 +71,10 @@ impl<'b> Bid<'b> {
         let is_mark = |entry: &Entry| entry.is_mark() && self.unconfirmed(entry).is_none();
         if self.was_lost || lost.iter().any(is_mark) {
             let stays = |entry: &&Entry| !(lost.contains(entry) && is_mark(entry));
-            return Ok(Decision::Lost(entries.iter().filter(stays).cloned().collect(), held));
+            let left = stored.entries().iter().filter(stays).cloned().collect();
+            return Ok(Decision::Lost(left, held));
         }
-        if self.is_done(entries, &held) {
+        if self.is_done(stored.entries(), &held) {
             return Ok(Decision::Done(Acquired::NotNeeded(None)));
         }
         if !joins(self.request.mode, &held) {
@@ -85,10 +83,10 @@ impl<'b> Bid<'b> {
         self.decide_key(held, former, (key, now))
     }
 
-    fn owns(&self, stored: Option<&Stored>, entry: &Entry) -> bool {
+    fn owns(&self, stored: &Stored, entry: &Entry) -> bool {
         // A legacy record may name a PID of another container: enough to unlock, but not to lock.
-        let is_own = |stored: &Stored| !stored.is_legacy() && self.requester.owns(stored, entry);
-        stored.is_some_and(is_own) || self.unconfirmed(entry).is_some()
+        let is_own = !stored.is_legacy() && self.requester.owns(stored, entry);
+        is_own || self.unconfirmed(entry).is_some()
     }
 
     fn unconfirmed(&self, entry: &Entry) -> Option<&Grant> {

@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::register::Write;
-use super::{Error, MAX_ROUNDS, Mutex, ReleaseScope, Released, Seen};
+use super::{Error, MAX_ROUNDS, Mutex, ReleaseScope, Released, Requester, Seen};
 use crate::lock::once::{Ended, Ending, State};
-use crate::lock::requester::Requester;
 use crate::lock::staleness::{Held, Judged, Verdict};
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};
@@ -53,7 +52,7 @@ impl Mutex<'_> {
 
     /// The state of the key; `None` if it was never run, or is forgotten.
     pub fn inspect(&mut self) -> Result<Option<Inspected>, store::Error> {
-        let Some((stored, judged)) = self.look()? else { return Ok(None) };
+        let (stored, judged) = self.look()?;
         let is_last = |it: &Judged<_>| it.entry.as_ref().is_some_and(|entry| !entry.is_mark());
         let Some(process) = judged.into_iter().rfind(is_last) else { return Ok(None) };
         let last = stored.record.as_ref().and_then(Record::last_run);
@@ -73,7 +72,10 @@ impl Mutex<'_> {
     pub fn forget(&mut self, seen: &Inspected) -> Result<bool, Error> {
         let seen = seen.process.entry.as_ref().and_then(|entry| entry.token.as_ref());
         for _ in 0..MAX_ROUNDS {
-            let Some((stored, judged)) = self.look()? else { return Ok(false) };
+            let (stored, judged) = self.look()?;
+            if stored.state.version.is_none() {
+                return Ok(false);
+            }
             let held = Seen::held(judged);
             let last = stored.record.as_ref().and_then(Record::last_run);
             if !held.is_empty() || last.and_then(|(entry, _)| entry.token.as_ref()) != seen {
@@ -90,8 +92,8 @@ impl Mutex<'_> {
     /// first run; `false` if there is nothing to change. A run that is under way continues.
     pub fn amend(&mut self, change: &dyn Fn(Option<&Run>) -> Option<Run>) -> Result<bool, Error> {
         for _ in 0..MAX_ROUNDS {
-            let stored = self.register.load()?;
-            let mut entries = stored.as_ref().map_or(Vec::new(), |it| it.entries().to_vec());
+            let stored = self.register.load()?.unwrap_or_default();
+            let mut entries = stored.entries().to_vec();
             let last = entries.iter_mut().rfind(|entry| !entry.is_mark());
             let run = last.as_ref().and_then(|last| last.once.as_ref());
             let Some(once) = change(run).map(Some) else { return Ok(false) };
@@ -102,7 +104,7 @@ impl Mutex<'_> {
                     entries.push(Entry { released: Some(Outcome::Succeeded), once, ..entry });
                 }
             }
-            if self.register.put(stored.as_ref(), Record::of(entries).as_ref())? == Write::Done {
+            if self.register.put(Some(&stored), Record::of(entries).as_ref())? == Write::Done {
                 return Ok(true);
             }
         }

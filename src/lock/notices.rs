@@ -6,10 +6,8 @@
 
 use std::mem::replace;
 
-use super::MAX_ROUNDS;
 use super::register::{Register, Write};
-use crate::lock::requester::Requester;
-use crate::lock::stored::Stored;
+use super::{MAX_ROUNDS, Requester};
 use crate::record::{Entry, Record};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process;
@@ -36,11 +34,9 @@ impl Register {
         let mut had_any = None;
         // Bounded: each further round means that another process has changed the file.
         for _ in 0..MAX_ROUNDS {
-            let Ok(stored) = self.load() else { break };
-            let mut all = stored.as_ref().map(Stored::entries).unwrap_or_default().to_vec();
-            let is_own = |entry: &mut Entry| {
-                requester.zip(stored.as_ref()).is_some_and(|(it, stored)| it.owns(stored, entry))
-            };
+            let Ok(stored) = self.load().map(Option::unwrap_or_default) else { break };
+            let mut all = stored.entries().to_vec();
+            let is_own = |entry: &mut Entry| requester.is_some_and(|it| it.owns(&stored, entry));
             // Otherwise it is a lock of this name.
             let are_notices = all.iter().all(Entry::is_mark);
             let has_own = all.extract_if(.., is_own).count() > 0;
@@ -52,10 +48,10 @@ impl Register {
             all.retain(may_ask);
             all.drain(..all.len().saturating_sub(MAX_NOTICES));
             let record = Record::of(all);
-            if stored.is_none() && record.is_none() {
+            if stored.state.version.is_none() && record.is_none() {
                 break;
             }
-            match self.put(stored.as_ref(), record.as_ref()) {
+            match self.put(Some(&stored), record.as_ref()) {
                 Ok(Write::Conflict | Write::Unknown) => {}
                 done => {
                     had_any = had_any.map(|_| done.is_ok());

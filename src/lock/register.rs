@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::lock::stored::Stored;
+use super::Stored;
 use crate::record::{Entry, KEPT, Record};
 use crate::store::backoff::{PollBackoff, retry};
 use crate::store::failure::{Cause, Error, Failure};
@@ -187,7 +187,7 @@ impl Register {
         limit: Duration,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
-        self.queue(|queue, key| queue.wait(key, is_beside, limit, fds))
+        self.queue(|queue| queue.wait(is_beside, limit, fds))
             .map_err(|failure| self.error("wait for the lock", failure))
     }
 
@@ -197,8 +197,8 @@ impl Register {
     }
 
     /// Asks the queue of the store. Without one, waiters poll, and do not know of each other.
-    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue, &Key) -> T) -> T {
-        ask(lock(&self.store).queue().unwrap_or(&mut self.backoff), &self.key)
+    pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue) -> T) -> T {
+        ask(lock(&self.store).queue(&self.key).unwrap_or(&mut self.backoff))
     }
 
     pub(super) fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {

@@ -6,10 +6,8 @@ use super::once::Ending;
 use super::register::Write;
 use super::removal::Removal;
 use super::renew::mark_lost;
-use super::requester::Requester;
 use super::staleness::{Held, Holding};
-use super::stored::Stored;
-use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released};
+use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released, Requester, Stored};
 use crate::record::{Entry, KEPT, Outcome, Record};
 use crate::sys::poll;
 
@@ -81,7 +79,7 @@ impl Mutex<'_> {
     fn try_to_release(&mut self, removal: &mut Removal<'_>) -> Result<(), Error> {
         let has_lease = |entry: &Entry| entry.lease.is_some();
         for _ in 0..MAX_ROUNDS {
-            let Some((stored, judged)) = self.look()? else { return Err(Error::NotLocked) };
+            let (stored, judged) = self.look()?;
             let (left, answer) = self.plan(removal, &stored, judged)?;
             removal.answer = answer;
             let write = match &removal.answer {
@@ -113,7 +111,7 @@ impl Mutex<'_> {
             Ok(Released::Own { stays: None, was })
                 if removal.ending.outcome == Outcome::Succeeded
                     && was.first().is_some_and(|own| own.once.is_none())
-                    && !self.register.queue(|queue, key| queue.has_waiters(key)) =>
+                    && !self.register.queue(|queue| queue.has_waiters()) =>
             {
                 let _ = self.withdraw(&was[0]);
             }
@@ -130,18 +128,17 @@ impl Mutex<'_> {
 
     /// Leaves these entries, or nothing if there are none, and wakes a waiter.
     pub(super) fn store(&mut self, seen: &Stored, mut left: Vec<Entry>) -> Result<Write, Error> {
-        let mut record = Record::of(left.clone());
-        if record.is_none() {
+        let record = Record::of(left.clone()).or_else(|| {
             // A full record may lack room for what is added to released entries.
             left.retain(|entry| entry.released.is_none());
-            record = Record::of(left.clone());
-        }
+            Record::of(left.clone())
+        });
         if record.is_none() && !left.is_empty() {
             return Ok(Write::Conflict);
         }
         let write = self.register.put(Some(seen), record.as_ref())?;
         if write == Write::Done {
-            self.register.queue(|queue, key| queue.notify(key));
+            self.register.queue(|queue| queue.notify());
         }
         Ok(write)
     }

@@ -4,10 +4,8 @@ use rustix::process::Pid;
 
 use super::once::Ending;
 use super::renew::mark_lost;
-use super::requester::Requester;
 use super::staleness::{Holding, Judged, Stale, Verdict, entries};
-use super::stored::Stored;
-use super::{Error, Lost, Mutex, ReleaseScope, Released, Seen};
+use super::{Error, Lost, Mutex, ReleaseScope, Released, Requester, Seen, Stored};
 use crate::record::{Entry, Outcome};
 
 pub(super) struct Removal<'r> {

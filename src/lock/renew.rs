@@ -41,7 +41,7 @@ impl Mutex<'_> {
         keeper: Option<(Pid, ProcessIdentity)>,
     ) -> Result<Grant, Error> {
         for _ in 0..MAX_ROUNDS {
-            let (stored, judged) = self.look()?.unwrap_or_default();
+            let (stored, judged) = self.look()?;
             let own = judged.iter().find_map(|Judged { entry, verdict, .. }| {
                 let own = entry.as_ref().filter(|entry| entry.token.as_deref() == Some(token))?;
                 Some((own, own.lease?, verdict))

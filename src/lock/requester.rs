@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::lock::stored::Stored;
+use super::Stored;
 use crate::record::Entry;
 
 /// A requester of a lock.

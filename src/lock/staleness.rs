@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lock::stored::Stored;
+use super::Stored;
 use crate::record::{BEING_WRITTEN, Entry, Lease};
 use crate::sys::clock;
 use crate::sys::identity::ProcessIdentity;

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::getpid;
 
-use super::{Error, Mutex};
-use crate::lock::requester::Requester;
+use super::{Error, Mutex, Requester};
 use crate::lock::staleness::{Held, Holding};
 use crate::record::Entry;
 use crate::store;
@@ -142,7 +141,7 @@ impl Mutex<'_> {
             // The first waiter is woken by whatever happens, the others when it leaves.
             let in_line = attempts.last().unwrap_or(report).min(report);
             let was_queued = self.is_queued();
-            was_patient = was_queued || self.register.queue(|queue, _| queue.is_turned_away());
+            was_patient = was_queued || self.register.queue(|queue| queue.is_turned_away());
             let until = if was_patient { in_line } else { attempts.next().min(report) };
             self.sleep_until(until, is_beside, &holders, requester)?;
             if !was_queued && self.is_queued() {
@@ -175,19 +174,19 @@ impl Mutex<'_> {
 
     /// The place of this process among the waiters, or behind them before it queues, if known.
     fn place_in_line(&mut self, is_beside: bool) -> Option<usize> {
-        if is_beside || self.register.store().queue().is_none() {
+        if is_beside || self.register.store().queue(&self.register.key).is_none() {
             return None;
         }
-        let waiters = self.register.queue(|queue, key| queue.waiters(key));
+        let waiters = self.register.queue(|queue| queue.waiters());
         let (pid, here) = (Some(getpid().as_raw_pid()), HostIdentity::here().host);
         let is_own = |it: &Waiter| it.pid == pid && (it.host.is_none() || it.host == here);
         let place = waiters.iter().position(is_own);
-        let is_new = !self.is_queued() && !self.register.queue(|queue, _| queue.is_turned_away());
+        let is_new = !self.is_queued() && !self.register.queue(|queue| queue.is_turned_away());
         place.or(is_new.then_some(waiters.len())).map(|place| place + 1)
     }
 
     fn is_queued(&mut self) -> bool {
-        self.register.queue(|queue, key| queue.is_queued(key))
+        self.register.queue(|queue| queue.is_queued())
     }
 
     /// When to look again at a holder, because nothing else may tell; `None` if something will.

@@ -8,10 +8,8 @@ use std::rc::Rc;
 use rustix::process::getpid;
 
 use super::{Child, Descendants, Program, Signals};
-use crate::lock::Grant;
-use crate::lock::requester::Requester;
 use crate::lock::staleness::RUN_VARIABLE;
-use crate::lock::stored::Stored;
+use crate::lock::{Grant, Requester, Stored};
 use crate::record::Entry;
 use crate::record::owner::Owner;
 use crate::sys::identity::HostIdentity;

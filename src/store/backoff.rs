@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::failure::{Cause, Failure};
-use super::seam::{Fds, Key, Queue};
+use super::seam::{Fds, Queue};
 use crate::sys::random::jittered;
 
 /// How often a store is asked when the connection breaks or the store is busy: for a hiccup, not
@@ -64,11 +64,11 @@ impl PollBackoff {
 }
 
 impl Queue for PollBackoff {
-    fn wait(&mut self, _: &Key, _: bool, limit: Duration, fds: Fds<'_>) -> Result<(), Failure> {
+    fn wait(&mut self, _: bool, limit: Duration, fds: Fds<'_>) -> Result<(), Failure> {
         self.sleep(limit, fds)
     }
 
-    fn leave(&mut self, _: &Key) {
+    fn leave(&mut self) {
         self.since = None;
     }
 }

@@ -10,26 +10,18 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::Pid;
 
+use super::Location;
 use super::directory::{listed, name_of, stored_name};
 use super::failure::{Cause, Error, Failure};
 use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
-use super::{Location, pause};
-use crate::store::waiter::Waiter;
-use crate::sys::files::UNHEARD;
 use crate::sys::filesystem;
 use crate::sys::text::{self, io_message};
 use lock_file::LockFile;
 pub use publish::{RESERVED, sweep};
-
-/// The interval between two polls of a waiter that does not queue, and hears none.
-const WATCH: Duration = Duration::from_millis(50);
 
 const CREATE: &str = "create the lock file";
 const READ: &str = "read the lock file";
@@ -155,75 +147,8 @@ impl Store for Files {
         not_a_lock(why)
     }
 
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
-        Some(self)
-    }
-}
-
-impl Queue for Files {
-    fn wait(
-        &mut self,
-        key: &Key,
-        beside: bool,
-        limit: Duration,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(), Failure> {
-        if beside {
-            return pause(limit.min(WATCH), fds);
-        }
-        let file = self.file(key);
-        let is_new = file.queue.join();
-        let is_first = file.queue.is_first();
-        if is_first && file.socket.is_none() {
-            file.socket = wakeup::bind(&file.path);
-            // A release before that was not heard.
-            if file.socket.is_some() {
-                return Ok(());
-            }
-        }
-        if is_new {
-            return Ok(());
-        }
-        // Another process has the socket's name, or the system has no such sockets.
-        let limit = if is_first && file.socket.is_none() { limit.min(UNHEARD) } else { limit };
-        let woken = file.queue.turn_fd().into_iter().chain(file.socket.as_ref().map(AsFd::as_fd));
-        pause(limit, &fds.iter().copied().chain(woken).collect::<Vec<_>>())?;
-        file.socket.iter().for_each(wakeup::drain);
-        Ok(())
-    }
-
-    fn notify(&mut self, key: &Key) {
-        let file = self.file(key);
-        wakeup::send(&file.path);
-        file.queue.sweep();
-    }
-
-    fn is_first(&mut self, key: &Key) -> bool {
-        self.file(key).queue.is_first()
-    }
-
-    fn is_queued(&mut self, key: &Key) -> bool {
-        self.file(key).queue.is_queued()
-    }
-
-    fn leave(&mut self, key: &Key) {
-        let file = self.file(key);
-        // The next waiter must find the socket's name free.
-        file.socket = None;
-        file.queue.leave();
-    }
-
-    fn observe(&mut self, key: &Key) {
-        self.file(key).queue.observe();
-    }
-
-    fn has_waiters(&mut self, key: &Key) -> bool {
-        self.file(key).queue.has_others()
-    }
-
-    fn waiters(&mut self, key: &Key) -> Vec<Waiter> {
-        let waiter = |pid: Pid| Waiter { pid: Some(pid.as_raw_pid()), ..Waiter::default() };
-        self.file(key).queue.waiters().into_iter().map(waiter).collect()
+    fn queue(&mut self, key: &Key) -> Option<&mut dyn Queue> {
+        Some(&mut self.file(key).queue)
     }
 }
 

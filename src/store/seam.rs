@@ -176,8 +176,8 @@ pub trait Store: Send {
         (Duration::from_millis(100), Duration::from_secs(10))
     }
 
-    /// Wake-ups and order, if the store has them; otherwise it is polled.
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
+    /// The queue before a register, if the store wakes or orders waiters; otherwise it is polled.
+    fn queue(&mut self, _key: &Key) -> Option<&mut dyn Queue> {
         None
     }
 }
@@ -185,24 +185,24 @@ pub trait Store: Send {
 /// What ends a sleep by becoming readable.
 pub type Fds<'a> = &'a [BorrowedFd<'a>];
 
-/// Wakes waiters, and serves them in the order of their arrival. A courtesy: exclusion never
-/// depends on it.
+/// Wakes the waiters for a register, and serves them in the order of their arrival. A courtesy:
+/// exclusion never depends on it.
 pub trait Queue {
     /// Sleeps at most `limit`, until one of `fds` is readable, or until the register may have
     /// changed. Takes a place in the queue, unless the caller waits `beside` it, and sleeps until
     /// it may be the caller's turn. Where a wake-up can be lost, it sleeps for a poll interval.
-    fn wait(&mut self, key: &Key, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<()>;
+    fn wait(&mut self, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<()>;
 
     /// Wakes waiters, best effort, because a holder has left.
-    fn notify(&mut self, _key: &Key) {}
+    fn notify(&mut self) {}
 
     /// Whether no earlier waiter is known, as of the last [`Store::get`].
-    fn is_first(&mut self, _key: &Key) -> bool {
+    fn is_first(&mut self) -> bool {
         true
     }
 
     /// Whether the caller is queued behind another waiter, which wakes it by leaving.
-    fn is_queued(&mut self, _key: &Key) -> bool {
+    fn is_queued(&mut self) -> bool {
         false
     }
 
@@ -212,18 +212,18 @@ pub trait Queue {
     }
 
     /// Gives up the place in the queue.
-    fn leave(&mut self, _key: &Key) {}
+    fn leave(&mut self) {}
 
     /// Shows holders that the caller waits, without a place in the queue.
-    fn observe(&mut self, _key: &Key) {}
+    fn observe(&mut self) {}
 
     /// Whether there are other waiters; `true` where the store cannot tell.
-    fn has_waiters(&mut self, _key: &Key) -> bool {
+    fn has_waiters(&mut self) -> bool {
         true
     }
 
     /// The known waiters, in their order.
-    fn waiters(&mut self, _key: &Key) -> Vec<Waiter> {
+    fn waiters(&mut self) -> Vec<Waiter> {
         Vec::new()
     }
 }

@@ -35,6 +35,8 @@ pub struct Sql<E: Engine> {
     #[cfg_attr(not(feature = "mysql"), expect(dead_code, reason = "for names of MySQL's locks"))]
     pub database: String,
     pub session: Option<E::Session>,
+    /// The stored name of the register with the queue in use.
+    pub name: String,
     /// The place in the queue.
     pub place: Option<E::Place>,
     /// Whether the server has what the queue needs.
@@ -58,6 +60,7 @@ impl<E: Engine> Sql<E> {
             database: address.database.clone().unwrap_or_default(),
             address: Some(address),
             session: None,
+            name: String::new(),
             place: None,
             has_queue: true,
             are_others_first: false,
@@ -140,7 +143,7 @@ impl<E: Engine> Store for Sql<E> {
                  AS always LEFT JOIN serializer_locks ON name = {literal}"
             )
         };
-        let queue = self.queues(key).then(|| E::are_others_first(self, &name));
+        let queue = self.queues(&name).then(|| E::are_others_first(self, &name));
         let mut answer = self.ask(read(queue.as_deref().unwrap_or("NULL")), Phase::Read);
         if matches!(&answer, Err(failure) if failure.cause == Cause::Permanent && queue.is_some()) {
             // Perhaps a proxy or another product, which only speaks like the engine.
@@ -220,7 +223,8 @@ impl<E: Engine> Store for Sql<E> {
         "setting `record` to NULL in its row"
     }
 
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
+    fn queue(&mut self, key: &Key) -> Option<&mut dyn Queue> {
+        self.name = key.stored_name();
         Some(self)
     }
 }

@@ -317,8 +317,10 @@ fn a_directory_that_is_not_there_is_not_made_by_the_way() {
         ],
     );
     refused(&run(&locks, &["unlock", "--dir", dir]), 1, &["it is not locked"]);
-    for (args, code) in [(&[][..], 1), (&["x.lck"], 1), (&["--exit-code"], 4)] {
-        let ended = run(&locks, &[&["status", "--dir", dir], args].concat());
+    let (listed, named, judged) =
+        (&["status"][..], &["status", "x.lck"], &["status", "--exit-code"]);
+    for (args, code) in [(listed, 1), (named, 1), (judged, 4), (&["wait", "-n"], 1)] {
+        let ended = run(&locks, &[args, &["--dir", dir]].concat());
         refused(&ended, code, &["deeper` does not exist", "initialize` creates it"]);
     }
     refused(

@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use proptest::prelude::{Just, Strategy, prop_oneof};
 use proptest::{collection, sample};
 use serializer::lock::register::Register;
-use serializer::lock::requester::Requester;
 use serializer::lock::staleness::Holding;
 use serializer::lock::waiting::{Observer, Waiting};
-use serializer::lock::{self, Acquired, Grant, Lost, Mutex, ReleaseScope, Released, Request};
+use serializer::lock::{
+    self, Acquired, Grant, Lost, Mutex, ReleaseScope, Released, Request, Requester,
+};
 use serializer::record::mode::Mode;
 use serializer::record::{Entry, Lease, Outcome, Record};
 use serializer::store::Failure;

@@ -4,10 +4,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serializer::lock::decision::{Bid, Decision};
-use serializer::lock::requester::Requester;
 use serializer::lock::staleness::{Held, Judged, Stale, Unknown, Verdict};
-use serializer::lock::stored::Stored;
-use serializer::lock::{Acquired, Error, Grant, Request};
+use serializer::lock::{Acquired, Error, Grant, Request, Requester, Stored};
 use serializer::record::mode::Mode;
 use serializer::record::owner::Owner;
 use serializer::record::run::{Rule, Run};
@@ -81,7 +79,7 @@ fn decide(stored: Vec<(Entry, Verdict)>, bid: &Bid<'_>) -> String {
     let judged =
         judged.map(|(entry, verdict)| Judged { entry: Some(entry), written: None, verdict });
     let stored = Stored { record: Record::of(entries.clone()), state: State::default() };
-    match bid.decide(Some(&stored), judged.collect(), ("key", 3000)) {
+    match bid.decide(&stored, judged.collect(), ("key", 3000)) {
         Err(Error::HeldOtherwise(mode)) => format!("held otherwise: {mode}"),
         Err(Error::Busy(..)) => "of an earlier period".to_owned(),
         Err(Error::GivenUp(_)) => "given up".to_owned(),

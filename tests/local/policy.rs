@@ -15,11 +15,9 @@ use std::time::Duration;
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
 use proptest::{collection, prop_assert};
 use serializer::lock::register::Register;
-use serializer::lock::requester::Requester;
 use serializer::lock::staleness::{Held, Holding, LivenessCheck, Stale, Verdict};
-use serializer::lock::stored::Stored;
 use serializer::lock::waiting::{Observer, Waiting};
-use serializer::lock::{Mutex, ReleaseScope, Released, Request};
+use serializer::lock::{Mutex, ReleaseScope, Released, Request, Requester, Stored};
 use serializer::record::mode::Mode;
 use serializer::record::owner::Owner;
 use serializer::record::{Entry, Outcome, Record};
@@ -168,7 +166,7 @@ impl Store for Gated {
         self.store.counts()
     }
 
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
+    fn queue(&mut self, _key: &Key) -> Option<&mut dyn Queue> {
         Some(self)
     }
 }
@@ -176,7 +174,6 @@ impl Store for Gated {
 impl Queue for Gated {
     fn wait(
         &mut self,
-        _key: &Key,
         _beside: bool,
         _limit: Duration,
         _fds: &[BorrowedFd<'_>],

@@ -5,9 +5,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serializer::lock::once::{Claim, Ended, Next, State};
-use serializer::lock::requester::Requester;
 use serializer::lock::waiting::Waiting;
-use serializer::lock::{Acquired, Mutex, Request};
+use serializer::lock::{Acquired, Mutex, Request, Requester};
 use serializer::record::Entry;
 use serializer::record::run::{End, Rule, Run, Task};
 use serializer::store::Cause;

@@ -243,11 +243,11 @@ fn waiters_that_are_killed_make_room_and_change_no_order(lined: &Lined) {
 }
 
 fn is_first(register: &mut Register) -> bool {
-    register.queue(|queue, key| queue.is_first(key))
+    register.queue(|queue| queue.is_first())
 }
 
 fn is_queued(register: &mut Register) -> bool {
-    register.queue(|queue, key| queue.is_queued(key))
+    register.queue(|queue| queue.is_queued())
 }
 
 /// Reads the record, sleeps in the queue, and reads it again.
@@ -267,7 +267,7 @@ fn a_waiter_in_mysql_keeps_its_place_when_it_cannot_list_the_others() {
         !is_queued(&mut first) && (lined.count)() == 1
     });
     let listed = |register: &mut Register| -> Vec<_> {
-        let waiters = register.queue(|queue, key| queue.waiters(key));
+        let waiters = register.queue(|queue| queue.waiters());
         waiters.into_iter().map(|waiter| waiter.pid).collect()
     };
     let own = i32::try_from(std::process::id()).ok();
@@ -285,7 +285,7 @@ fn a_waiter_in_mysql_keeps_its_place_when_it_cannot_list_the_others() {
     proxy.cut_before(b"SUBSTRING_INDEX");
     assert_eq!(listed(&mut second), []);
     assert!(is_queued(&mut second) && (lined.count)() == 2);
-    first.queue(|queue, key| queue.leave(key));
+    first.queue(|queue| queue.leave());
     until("it is its turn", || {
         step(&mut second);
         is_first(&mut second)
@@ -312,7 +312,7 @@ fn a_newcomer_sees_waiters_until_they_have_left(lined: &Lined) {
     });
     assert!(!is_first(&mut second));
     assert!(!newcomer_is_first());
-    first.queue(|queue, key| queue.leave(key));
+    first.queue(|queue| queue.leave());
     until("it is its turn", || {
         step(&mut second);
         !is_queued(&mut second)
@@ -321,7 +321,7 @@ fn a_newcomer_sees_waiters_until_they_have_left(lined: &Lined) {
     assert!(!newcomer_is_first());
     first.load().expect("an answer");
     assert!(!is_first(&mut first), "who has left is a newcomer");
-    second.queue(|queue, key| queue.leave(key));
+    second.queue(|queue| queue.leave());
     assert!(newcomer_is_first());
 }
 

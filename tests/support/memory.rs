@@ -105,7 +105,7 @@ impl Store for Memory {
         self.registers().ahead.is_some()
     }
 
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
+    fn queue(&mut self, _key: &Key) -> Option<&mut dyn Queue> {
         Some(self)
     }
 }
@@ -113,7 +113,6 @@ impl Store for Memory {
 impl Queue for Memory {
     fn wait(
         &mut self,
-        _key: &Key,
         _beside: bool,
         limit: Duration,
         fds: &[BorrowedFd<'_>],

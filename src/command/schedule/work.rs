@@ -84,9 +84,9 @@ pub struct Limited {
 impl Limited {
     /// Whether all of its slots seem to be held.
     pub fn is_full(&self, tasks: &TaskStore<'_>) -> bool {
-        let looked = Mutex::new(tasks.any.sibling(&self.lock), tasks.judge).look().ok().flatten();
+        let looked = Mutex::new(tasks.any.sibling(&self.lock), tasks.judge).look();
         let is_held = |judged: &&Judged<Verdict>| matches!(judged.verdict, Verdict::Held(_));
-        looked.is_some_and(|(_, judged)| {
+        looked.is_ok_and(|(_, judged)| {
             judged.iter().filter(is_held).count() >= self.slots.get() as usize
         })
     }

@@ -12,10 +12,9 @@ use super::View;
 use crate::cli::{Cli, Command};
 use crate::command::metrics::is;
 use crate::command::progress::ordinal;
-use crate::lock::Mutex;
 use crate::lock::register::Register;
 use crate::lock::staleness::{Held, Judged, Stale, Verdict};
-use crate::lock::stored::Stored;
+use crate::lock::{Mutex, Stored};
 use crate::record::Entry;
 use crate::record::mode::Mode;
 use crate::store::seam::Kind;
@@ -71,12 +70,11 @@ fn look(
 ) -> Result<Option<Value>, store::Error> {
     // Other programs keep files of any name, many begin with a PID, and flock(1) leaves empty ones.
     let is_odd = !is_named && !is_named_as_lock(location);
-    let looked = match mutex.look() {
+    let (stored, mut holders) = match mutex.look() {
         Err(error) if is_odd || !is_named && error.cause == Cause::NotALock => return Ok(None),
         looked => looked?,
     };
-    let is_used = looked.is_some() || mutex.register.version().is_some();
-    let (stored, mut holders) = looked.unwrap_or_default();
+    let is_used = mutex.register.version().is_some();
     // A notice of a release is not a holder.
     holders.retain(|judged| !matches!(judged.verdict, Verdict::Stale(Stale::Released)));
     if !is_named && stored.record.is_none() || is_odd && (stored.is_legacy() || holders.is_empty())
@@ -91,7 +89,7 @@ fn look(
     };
     let counts = holders.iter().min_by_key(order);
     let waiters = (1..)
-        .zip(mutex.register.queue(|queue, key| queue.waiters(key)))
+        .zip(mutex.register.queue(|queue| queue.waiters()))
         .map(|(position, it)| waiter(position, &it.described()));
     Ok(Some(json!({
         "state": counts.map_or(&json!("free"), |holder| &holder["state"]),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use super::{Held, LivenessCheck, Orphans, RUN_VARIABLE, Stale, Unknown, Verdict, started_after};
-use crate::lock::stored::Stored;
+use crate::lock::Stored;
 use crate::record::{BEING_WRITTEN, Entry};
 use crate::sys::identity::HostIdentity;
 use crate::sys::process::{self, Absence, Process};

@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +13,7 @@ use rustix::io::Errno;
 use super::publish::{
     create_in_place, directory, flock, leads_to, link_new, open, read_at, rename_over, unlink,
 };
-use super::queue::Queue;
+use super::queue::FileQueue;
 use super::{CHANGE, CREATE, READ, REMOVE, io_failure, legacy, wakeup};
 use crate::record::MAX_BYTES;
 use crate::store::directory::MAGIC;
@@ -33,17 +32,15 @@ const SETTLED: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
 pub struct LockFile {
-    pub(super) path: PathBuf,
-    pub(super) queue: Queue,
-    /// Hears wake-ups, while this process is the first waiter.
-    pub(super) socket: Option<UnixDatagram>,
+    path: PathBuf,
+    pub(super) queue: FileQueue,
     /// Whether it must outlive a crash of the machine. A lock need not: a reboot makes it stale.
     is_durable: bool,
 }
 
 impl LockFile {
     pub fn new(path: PathBuf, is_durable: bool) -> Self {
-        Self { queue: Queue::new(&path), path, socket: None, is_durable }
+        Self { queue: FileQueue::new(&path), path, is_durable }
     }
 
     pub(super) fn load(&self) -> Result<State, Failure> {

@@ -8,8 +8,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, PipeReader};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
@@ -21,7 +22,12 @@ use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
 
 use super::publish::{MODE, leads_to, open, unlink};
-use crate::sys::files::{KEEPS_ORDER, flock_waiters};
+use super::wakeup;
+use crate::store::failure::Failure;
+use crate::store::pause;
+use crate::store::seam::{Fds, Queue};
+use crate::store::waiter::Waiter;
+use crate::sys::files::{KEEPS_ORDER, UNHEARD, flock_waiters};
 use crate::sys::quietly;
 
 /// How often to ask again at a new file: it was just made, or all waiters at the old one left.
@@ -31,11 +37,17 @@ const MAX_FILES: usize = 100;
 const MAX_SWEEPS: usize = 10;
 const SWEEP_PAUSE: Duration = Duration::from_millis(1);
 
-/// The place of this process among the waiters.
+/// The interval between two polls of a waiter that does not queue, and hears none.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// The place of this process among the waiters for a lock.
 #[derive(Debug)]
-pub struct Queue {
+pub struct FileQueue {
+    lock: PathBuf,
     path: PathBuf,
     place: Position,
+    /// Hears wake-ups, while this process is the first waiter.
+    socket: Option<UnixDatagram>,
 }
 
 #[derive(Debug)]
@@ -51,16 +63,88 @@ enum Position {
     Unkept,
 }
 
-impl Queue {
+impl FileQueue {
     /// Of the lock at `path`. Does not touch the file system yet.
     pub fn new(path: &Path) -> Self {
         let mut name = path.as_os_str().to_owned();
         name.push(".queue");
-        Self { path: name.into(), place: Position::Outside }
+        Self { lock: path.to_owned(), path: name.into(), place: Position::Outside, socket: None }
     }
 
-    /// Whether no earlier waiter is known, or no order is kept.
-    pub fn is_first(&mut self) -> bool {
+    /// Takes a place at the end of the queue, unless it has one. Returns whether it is new.
+    fn join(&mut self) -> bool {
+        if !matches!(self.place, Position::Outside) {
+            return false;
+        }
+        if !self.try_first() {
+            self.place = wait_in_thread(self.path.clone()).unwrap_or(Position::Unkept);
+        }
+        true
+    }
+
+    /// Removes a queue file that a killed waiter has left.
+    fn sweep(&self) {
+        for _ in 0..MAX_SWEEPS {
+            // A waiter sweeps when it leaves.
+            let Position::Outside = self.place else { return };
+            let Ok(Some(file)) = open_existing(&self.path) else { return };
+            if others_are_at(&file) {
+                return;
+            }
+            match FileExt::try_lock(&file) {
+                // Another process sweeps, and may have seen us there.
+                Err(TryLockError::WouldBlock) => thread::sleep(SWEEP_PAUSE),
+                Err(TryLockError::Error(_)) => return,
+                Ok(()) => return remove_if_alone(&self.path, &file),
+            }
+        }
+    }
+
+    /// Becomes the first one, if there is none. `false` if there is one.
+    fn try_first(&mut self) -> bool {
+        self.place = match join(&self.path, |file| Ok(FileExt::try_lock(file)?)) {
+            Ok(file) => Position::First(file),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(_) => Position::Unkept,
+        };
+        true
+    }
+}
+
+impl Queue for FileQueue {
+    fn wait(&mut self, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<(), Failure> {
+        if beside {
+            return pause(limit.min(WATCH), fds);
+        }
+        let is_new = self.join();
+        let is_first = self.is_first();
+        if is_first && self.socket.is_none() {
+            self.socket = wakeup::bind(&self.lock);
+            // A release before that was not heard.
+            if self.socket.is_some() {
+                return Ok(());
+            }
+        }
+        if is_new {
+            return Ok(());
+        }
+        // Another process has the socket's name, or the system has no such sockets.
+        let limit = if is_first && self.socket.is_none() { limit.min(UNHEARD) } else { limit };
+        // The pipe becomes readable when its turn has come.
+        let turn =
+            if let Position::Queued(_, turn) = &self.place { Some(turn.as_fd()) } else { None };
+        let woken = turn.into_iter().chain(self.socket.as_ref().map(AsFd::as_fd));
+        pause(limit, &fds.iter().copied().chain(woken).collect::<Vec<_>>())?;
+        self.socket.iter().for_each(wakeup::drain);
+        Ok(())
+    }
+
+    fn notify(&mut self) {
+        wakeup::send(&self.lock);
+        self.sweep();
+    }
+
+    fn is_first(&mut self) -> bool {
         match &self.place {
             Position::First(_) | Position::Unkept => true,
             Position::Queued(turn, _) => match turn.try_recv() {
@@ -86,36 +170,13 @@ impl Queue {
         }
     }
 
-    /// Whether this process is queued behind another one.
-    pub fn is_queued(&mut self) -> bool {
+    fn is_queued(&mut self) -> bool {
         matches!(self.place, Position::Queued(..)) && !self.is_first()
     }
 
-    /// Takes a place at the end of the queue, unless it has one. Returns whether it is new.
-    pub fn join(&mut self) -> bool {
-        if !matches!(self.place, Position::Outside) {
-            return false;
-        }
-        if !self.try_first() {
-            self.place = wait_in_thread(self.path.clone()).unwrap_or(Position::Unkept);
-        }
-        true
-    }
-
-    /// Is seen by [`Queue::has_others`], without a place in the queue.
-    pub fn observe(&mut self) {
-        if matches!(self.place, Position::Outside) {
-            self.place = join(&self.path, |_| Ok(())).map_or(Position::Unkept, Position::Observer);
-        }
-    }
-
-    /// Becomes readable when its turn has come.
-    pub fn turn_fd(&self) -> Option<BorrowedFd<'_>> {
-        if let Position::Queued(_, turn) = &self.place { Some(turn.as_fd()) } else { None }
-    }
-
-    /// Lets the next one come. The last one leaves nothing behind.
-    pub fn leave(&mut self) {
+    fn leave(&mut self) {
+        // The next waiter must find the socket's name free.
+        self.socket = None;
         match std::mem::replace(&mut self.place, Position::Outside) {
             Position::First(file) => {
                 remove_if_alone(&self.path, &file);
@@ -132,26 +193,13 @@ impl Queue {
         }
     }
 
-    /// Removes a queue file that a killed waiter has left.
-    pub fn sweep(&self) {
-        for _ in 0..MAX_SWEEPS {
-            // A waiter sweeps when it leaves.
-            let Position::Outside = self.place else { return };
-            let Ok(Some(file)) = open_existing(&self.path) else { return };
-            if others_are_at(&file) {
-                return;
-            }
-            match FileExt::try_lock(&file) {
-                // Another process sweeps, and may have seen us there.
-                Err(TryLockError::WouldBlock) => thread::sleep(SWEEP_PAUSE),
-                Err(TryLockError::Error(_)) => return,
-                Ok(()) => return remove_if_alone(&self.path, &file),
-            }
+    fn observe(&mut self) {
+        if matches!(self.place, Position::Outside) {
+            self.place = join(&self.path, |_| Ok(())).map_or(Position::Unkept, Position::Observer);
         }
     }
 
-    /// Whether another process waits or observes.
-    pub fn has_others(&self) -> bool {
+    fn has_waiters(&mut self) -> bool {
         match &self.place {
             Position::First(file) | Position::Observer(file) => others_are_at(file),
             _ => open_existing(&self.path)
@@ -159,20 +207,12 @@ impl Queue {
         }
     }
 
-    /// The visible waiters in order: processes with a flock on the queue file.
-    pub fn waiters(&self) -> Vec<Pid> {
+    /// Processes with a flock on the queue file.
+    fn waiters(&mut self) -> Vec<Waiter> {
         let there = fs::symlink_metadata(&self.path);
-        there.map(|there| flock_waiters(there.ino())).unwrap_or_default()
-    }
-
-    /// Becomes the first one, if there is none. `false` if there is one.
-    fn try_first(&mut self) -> bool {
-        self.place = match join(&self.path, |file| Ok(FileExt::try_lock(file)?)) {
-            Ok(file) => Position::First(file),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(_) => Position::Unkept,
-        };
-        true
+        let pids = there.map(|there| flock_waiters(there.ino())).unwrap_or_default();
+        let waiter = |pid: Pid| Waiter { pid: Some(pid.as_raw_pid()), ..Waiter::default() };
+        pids.into_iter().map(waiter).collect()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::store::backoff::pause_outside;
 use crate::store::failure::{Failure, Result};
 use crate::store::pause;
 use crate::store::runtime::PrivateRuntime;
-use crate::store::seam::{Fds, Key, Kind, Queue};
+use crate::store::seam::{Fds, Kind, Queue};
 use crate::store::waiter::Waiter;
 use crate::sys::random::jittered;
 use crate::sys::text::{self, io_message};
@@ -32,8 +32,8 @@ const UNQUEUED: Duration = Duration::from_secs(3);
 
 impl<E: Engine> Sql<E> {
     /// Whether processes may wait for it in a queue. None does for a task on a schedule.
-    pub fn queues(&self, key: &Key) -> bool {
-        self.has_queue && key.kind != Kind::Schedule
+    pub fn queues(&self, name: &str) -> bool {
+        self.has_queue && !name.starts_with(Kind::Schedule.prefix())
     }
 
     /// Opens a session with the first server that grants one. After a failure, nothing was sent.
@@ -100,14 +100,14 @@ impl<E: Engine> Sql<E> {
 }
 
 impl<E: Engine> Queue for Sql<E> {
-    fn wait(&mut self, key: &Key, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<()> {
+    fn wait(&mut self, beside: bool, limit: Duration, fds: Fds<'_>) -> Result<()> {
         if beside {
             return pause(limit.min(jittered(WATCHED)), fds);
         } else if self.place.is_some() {
             return E::wait_in_line(self, limit, fds);
         }
-        let enqueued = self.queues(key).then(|| E::enqueue(self, &key.stored_name()));
-        match enqueued {
+        let name = self.name.clone();
+        match self.queues(&name).then(|| E::enqueue(self, &name)) {
             Some(Ok(Some(place))) => {
                 (self.place, self.full_since) = (Some(place), None);
                 return Ok(());
@@ -125,21 +125,21 @@ impl<E: Engine> Queue for Sql<E> {
         pause(limit.min(jittered(UNQUEUED)), fds)
     }
 
-    fn notify(&mut self, key: &Key) {
+    fn notify(&mut self) {
         if self.session.is_some()
-            && self.queues(key)
-            && let Some(statement) = E::wake(&key.stored_name())
+            && self.queues(&self.name)
+            && let Some(statement) = E::wake(&self.name)
         {
             // Waiters poll, too.
             let _ = self.ask(statement, Phase::Read);
         }
     }
 
-    fn is_first(&mut self, key: &Key) -> bool {
-        !(self.queues(key) && self.are_others_first)
+    fn is_first(&mut self) -> bool {
+        !(self.queues(&self.name) && self.are_others_first)
     }
 
-    fn is_queued(&mut self, _key: &Key) -> bool {
+    fn is_queued(&mut self) -> bool {
         self.place.is_some() && self.are_others_first
     }
 
@@ -148,17 +148,17 @@ impl<E: Engine> Queue for Sql<E> {
         self.full_since.is_some() || !self.has_queue
     }
 
-    fn leave(&mut self, key: &Key) {
+    fn leave(&mut self) {
         if let Some(place) = self.place.take()
-            && let Some(statement) = E::leave(self, place, &key.stored_name())
+            && let Some(statement) = E::leave(self, place, &self.name)
         {
             // A failure ends the session, and the place with it.
             let _ = self.ask(statement, Phase::Read);
         }
     }
 
-    fn waiters(&mut self, key: &Key) -> Vec<Waiter> {
-        let asked = self.ask(E::waiters(self, &key.stored_name()), Phase::Read);
+    fn waiters(&mut self) -> Vec<Waiter> {
+        let asked = self.ask(E::waiters(self, &self.name), Phase::Read);
         let waiter = |row: Vec<Option<String>>| {
             let [label, host] = row.try_into().unwrap_or_default();
             // The label of another role's session may be hidden.

@@ -3,11 +3,11 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serializer::lock::requester::Requester;
 use serializer::lock::staleness::{Held, Holding, LocalLiveness, Orphans, Stale, Verdict};
-use serializer::lock::stored::Stored;
 use serializer::lock::waiting::{Observer, Waiting};
-use serializer::lock::{Acquired, Error, Grant, Lost, Mutex, ReleaseScope, Released, Request};
+use serializer::lock::{
+    Acquired, Error, Grant, Lost, Mutex, ReleaseScope, Released, Request, Requester, Stored,
+};
 use serializer::record::mode::Mode;
 use serializer::record::owner::Owner;
 use serializer::record::{Entry, Outcome};
@@ -97,7 +97,7 @@ fn acquire(mutex: &mut Mutex<'_>, who: i32, request: &Request) -> Result<Acquire
 }
 
 fn is_expired(mutex: &mut Mutex<'_>) -> bool {
-    let (_, judged) = mutex.look().expect("an answer").expect("something is stored");
+    let (_, judged) = mutex.look().expect("an answer");
     matches!(judged[0].verdict, Verdict::Stale(Stale::Expired))
 }
 

@@ -7,8 +7,8 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
+use serializer::lock::Stored;
 use serializer::lock::register::{Register, Write};
-use serializer::lock::stored::Stored;
 use serializer::record::owner::Owner;
 use serializer::record::{Entry, MAX_BYTES, Record};
 use serializer::sys::identity::{HostIdentity, ProcessIdentity};

@@ -14,8 +14,7 @@ use crate::command::schedule::task::{Runner, Tracked};
 use crate::command::schedule::work::{ATTEMPT, Work, runner, why_not_started};
 use crate::lease::TokenHolder;
 use crate::lock::once::{Claim, Ending};
-use crate::lock::requester::Requester;
-use crate::lock::{self, Grant, Mutex, ReleaseScope, Released};
+use crate::lock::{self, Acquired, Grant, Mutex, ReleaseScope, Released, Requester};
 use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};
@@ -132,11 +131,11 @@ fn acquire(
     let scheduler = Scheduler { owner, command: text::command_line(&work.command) };
     let mut silent = Progress::new(&work.location, &ATTEMPT, true);
     match mutex.acquire(&scheduler, &work.request(), &ATTEMPT, &mut silent) {
-        Ok(acquired) => Ok(acquired.granted().map(|(grant, from)| {
-            say(from.is_some(), &locked(&work.location, "its run", (begun, ""), from));
-            grant.clone()
-        })),
-        Err(lock::Error::Busy(..)) => Ok(None),
+        Ok(Acquired::Granted(grant, from)) => {
+            say(from.is_some(), &locked(&work.location, "its run", (begun, ""), from.as_deref()));
+            Ok(Some(grant))
+        }
+        Ok(_) | Err(lock::Error::Busy(..)) => Ok(None),
         Err(error) => Err(error),
     }
 }
