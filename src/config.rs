@@ -15,13 +15,13 @@ use crate::lease::OnLost;
 use crate::lock::Request;
 use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
-use crate::record::mode::Mode;
+use crate::record::mode::{MAX_SLOTS, Mode};
 use crate::record::run::Rule;
 use crate::store::Location;
 use crate::sys::local_time::named_zone;
 use crate::sys::text;
 use crate::values::{
-    parse_duration, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots,
+    parse_duration, parse_max_attempts, parse_owner_pid, parse_positive, parse_sleep_seconds,
     parse_word,
 };
 pub use places::{ANY, lock_file_at, project, state_directory};
@@ -42,29 +42,25 @@ const MAX_ANSWER: Duration = Duration::from_secs(5);
 pub struct Environment(HashMap<String, String>);
 
 impl Environment {
-    pub fn read() -> Result<Self, Error> {
-        // Not `envy::prefixed`: it panics on variables that are not UTF-8, ignores case, and strips
-        // the prefix repeatedly; Meltano exports `SERIALIZER_SERIALIZER_DIR`, which is not ours.
+    /// Those of this process. A name with small letters is not one of ours.
+    pub fn read() -> Self {
         let ours = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.to_str()?.strip_prefix(PREFIX)?.to_owned();
             let is_ours = !name.chars().any(char::is_lowercase);
             is_ours.then(|| (name, value.to_string_lossy().into_owned()))
         });
-        let cannot =
-            |error| Error::usage(format!("cannot read the `{PREFIX}*` variables: {error}"));
-        envy::from_iter(ours).map(Self).map_err(cannot)
+        Self(ours.collect())
     }
 
     /// Unknown variables, one typo away from a known one, and without effect; each with a hint.
     pub fn typos(&self) -> Vec<Error> {
-        let is_known = |name: &String| KNOWN.split(' ').any(|known| known == name);
-        let names = self.0.keys().map(|name| name.to_ascii_uppercase());
-        let typo = |name: String| {
-            let known = KNOWN.split(' ').find(|it| strsim::osa_distance(&name, it) == 1)?;
-            let why = format!("unknown variable `{PREFIX}{}` has no effect", text::field(&name));
+        let is_known = |name: &str| KNOWN.split(' ').any(|known| known == name);
+        let typo = |name: &String| {
+            let known = KNOWN.split(' ').find(|it| strsim::osa_distance(name, it) == 1)?;
+            let why = format!("unknown variable `{PREFIX}{}` has no effect", text::field(name));
             Some(Error::usage(why).with_hint(format!("`{PREFIX}{known}`")))
         };
-        names.filter(|name| !is_known(name)).filter_map(typo).collect()
+        self.0.keys().filter(|name| !is_known(name)).filter_map(typo).collect()
     }
 
     /// Errors in variables, except those of the place.
@@ -73,7 +69,7 @@ impl Environment {
             self.resolve(None, "MAX_ATTEMPTS", parse_max_attempts).map(drop),
             self.resolve(None, "SLEEP_SECONDS", parse_sleep_seconds).map(drop),
             self.resolve(None, "TIMEOUT", parse_duration).map(drop),
-            self.resolve(None, "SLOTS", parse_slots).map(drop),
+            self.resolve(None, "SLOTS", parse_positive::<MAX_SLOTS>).map(drop),
             self.owner_pid(None).map(drop),
             self.orphans(None).map(drop),
             self.on_lost(None, OnLost::Warn).map(drop),
@@ -106,7 +102,8 @@ impl Environment {
         let mode = if args.shared {
             Mode::Shared
         } else {
-            self.resolve(args.slots, "SLOTS", parse_slots)?.map_or(Mode::EXCLUSIVE, Mode::Slots)
+            self.resolve(args.slots, "SLOTS", parse_positive::<MAX_SLOTS>)?
+                .map_or(Mode::EXCLUSIVE, Mode::Slots)
         };
         let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
         if lease.is_none() && self.is_set("LEASE_SECONDS") {
@@ -160,7 +157,7 @@ impl Environment {
     }
 
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(&name.to_ascii_lowercase()).map(String::as_str)
+        self.0.get(name).map(String::as_str)
     }
 
     /// The flag, or else the variable.

@@ -256,10 +256,9 @@ fn meltano(environment: &Environment) -> Vec<Value> {
     all.push(match read(&file).map(|text| text.contains("name: dbtmutex")) {
         Err(error) => unreadable(&file, error),
         Ok(has_plugin) => {
-            let is_in_meltano = var_os("MELTANO_PROJECT_ROOT").is_some();
             let (with, more, hint) = match has_plugin {
                 false => ("without", "", "`serializer plugin` prints its definition"),
-                true if is_in_meltano => ("with", "", ""),
+                true if logging::is_in_meltano() => ("with", "", ""),
                 true => {
                     let hint = "`meltano invoke dbtmutex:doctor` sees them";
                     ("with", "; its settings are not seen here", hint)
